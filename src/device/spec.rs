@@ -1,0 +1,90 @@
+//! What a planner needs to know of a device. Made by `gpu` and `platform`, or read from a file; never looks at a machine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Device;
+use crate::units::{Bytes, BytesPerSec};
+
+/// Plain data about one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// How it is addressed.
+    pub device: Device,
+    /// What its maker calls it.
+    pub name: String,
+    /// Driver and API, for people.
+    pub driver: String,
+    /// What kind of adapter it is; `None` for `cpu` and `disk`.
+    pub kind: Option<AdapterKind>,
+    /// Memory that a plan may use when no budget is given, margin already taken off; `None` for a disk.
+    pub capacity: Option<Bytes>,
+    /// Where `capacity` comes from and which margin was taken off, for people.
+    pub capacity_source: String,
+    /// Limits of the adapter; `None` for `cpu` and `disk`.
+    pub limits: Option<GpuLimits>,
+    /// Measured rates; empty until measured.
+    pub rates: Rates,
+}
+
+/// The kinds of adapter that wgpu tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// Own memory, behind a link.
+    Discrete,
+    /// Shares the host's memory.
+    Integrated,
+    /// Behind a hypervisor.
+    Virtual,
+    /// Software that runs on the host's cores.
+    Software,
+    /// The driver does not say.
+    Other,
+}
+
+impl AdapterKind {
+    /// Whether the adapter's memory *is* host memory, so that both budgets draw on one pool.
+    pub fn shares_host_memory(self) -> bool {
+        matches!(self, AdapterKind::Integrated | AdapterKind::Software)
+    }
+}
+
+/// The adapter limits that decide how weights are cut. WebGPU guarantees the values of [`GpuLimits::default`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuLimits {
+    /// Largest buffer.
+    pub max_buffer_bytes: Bytes,
+    /// Largest part of a buffer that one storage binding shows to a shader.
+    pub max_binding_bytes: Bytes,
+    /// Offsets of storage bindings are multiples of this.
+    pub storage_alignment: u32,
+    /// Largest workgroup count in one dimension of a dispatch.
+    pub max_workgroups: u32,
+}
+
+impl Default for GpuLimits {
+    fn default() -> GpuLimits {
+        GpuLimits { max_buffer_bytes: Bytes::mib(256), max_binding_bytes: Bytes::mib(128), storage_alignment: 256, max_workgroups: 65_535 }
+    }
+}
+
+/// Measured rates of a device. A field is `None` until it is measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Sequential reads of at least 1 MiB from the model's disk, page cache bypassed.
+    pub disk_read: Option<BytesPerSec>,
+    /// Host memory to host memory, one thread.
+    pub host_copy: Option<BytesPerSec>,
+    /// Host to GPU through slots that the host maps.
+    pub upload_mapped: Option<BytesPerSec>,
+    /// Host to GPU through a staging ring and a copy on the queue.
+    pub upload_staged: Option<BytesPerSec>,
+    /// GPU to host.
+    pub readback: Option<BytesPerSec>,
+    /// Weight bytes per second of a matrix × vector product.
+    pub matvec: Option<BytesPerSec>,
+    /// Operations per second of a matrix × matrix product.
+    pub matmul_flops_per_sec: Option<f64>,
+    /// One empty submission, in seconds.
+    pub submit_secs: Option<f64>,
+}

@@ -1,0 +1,163 @@
+//! Byte counts, rates and how they print. Knows no device and no file.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// Zero bytes.
+    pub const ZERO: Bytes = Bytes(0);
+
+    /// `count` KiB.
+    pub const fn kib(count: u64) -> Bytes {
+        Bytes(count << 10)
+    }
+
+    /// `count` MiB.
+    pub const fn mib(count: u64) -> Bytes {
+        Bytes(count << 20)
+    }
+
+    /// `count` GiB.
+    pub const fn gib(count: u64) -> Bytes {
+        Bytes(count << 30)
+    }
+
+    /// The difference, or zero where `other` is the larger.
+    #[must_use]
+    pub fn saturating_sub(self, other: Bytes) -> Bytes {
+        Bytes(self.0.saturating_sub(other.0))
+    }
+
+    /// The next multiple of `alignment`, which must not be zero.
+    #[must_use]
+    pub fn align_up(self, alignment: u64) -> Bytes {
+        Bytes(self.0.next_multiple_of(alignment))
+    }
+}
+
+impl std::ops::Add for Bytes {
+    type Output = Bytes;
+    fn add(self, other: Bytes) -> Bytes {
+        Bytes(self.0 + other.0)
+    }
+}
+
+impl std::ops::AddAssign for Bytes {
+    fn add_assign(&mut self, other: Bytes) {
+        self.0 += other.0;
+    }
+}
+
+impl std::iter::Sum for Bytes {
+    fn sum<I: Iterator<Item = Bytes>>(iter: I) -> Bytes {
+        Bytes(iter.map(|bytes| bytes.0).sum())
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        let text = match UNITS.iter().find(|(size, _)| self.0 >= *size) {
+            Some((size, unit)) => format!("{:.1} {unit}", self.0 as f64 / *size as f64),
+            None => format!("{} B", self.0),
+        };
+        f.pad(&text)
+    }
+}
+
+/// Reads a size as Accelerate writes it: `40MiB`, `10GB`, `1.5GiB`, `512 KiB`, or plain bytes.
+impl FromStr for Bytes {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Bytes> {
+        const UNITS: [(&str, u64); 8] = [
+            ("tib", 1 << 40),
+            ("gib", 1 << 30),
+            ("mib", 1 << 20),
+            ("kib", 1 << 10),
+            ("tb", 1_000_000_000_000),
+            ("gb", 1_000_000_000),
+            ("mb", 1_000_000),
+            ("kb", 1_000),
+        ];
+        let invalid = || Error::InvalidArgument {
+            option: "size".into(),
+            fault: format!("`{text}` is not a size; write bytes, or a number with KiB, MiB, GiB, TiB, KB, MB, GB or TB (40MiB, 1.5GB)"),
+        };
+        let lower = text.trim().to_ascii_lowercase();
+        let (number, scale) = match UNITS.iter().find_map(|(unit, scale)| Some((lower.strip_suffix(unit)?, *scale))) {
+            Some(found) => found,
+            None => return lower.parse().map(Bytes).map_err(|_| invalid()),
+        };
+        let number: f64 = number.trim().parse().map_err(|_| invalid())?;
+        let bytes = number * scale as f64;
+        if !bytes.is_finite() || bytes < 0.0 || bytes > (1u64 << 62) as f64 {
+            return Err(invalid());
+        }
+        Ok(Bytes(bytes as u64))
+    }
+}
+
+/// A transfer rate. Prints in decimal units (`5.2 GB/s`), as links and disks are sold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BytesPerSec(pub f64);
+
+impl BytesPerSec {
+    /// The rate at which `bytes` passed in `seconds`; zero where no time passed.
+    pub fn from_transfer(bytes: Bytes, seconds: f64) -> BytesPerSec {
+        BytesPerSec(if seconds > 0.0 { bytes.0 as f64 / seconds } else { 0.0 })
+    }
+
+    /// Seconds that `bytes` take at this rate.
+    pub fn secs(self, bytes: Bytes) -> f64 {
+        if self.0 > 0.0 { bytes.0 as f64 / self.0 } else { 0.0 }
+    }
+}
+
+impl fmt::Display for BytesPerSec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (value, unit) = if self.0 >= 1e9 { (self.0 / 1e9, "GB/s") } else { (self.0 / 1e6, "MB/s") };
+        f.pad(&format!("{value:.1} {unit}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_parse_as_accelerate_writes_them() {
+        for (text, expected) in [
+            ("40MiB", 40 << 20),
+            ("20GB", 20_000_000_000),
+            ("1.5GiB", 3 << 29),
+            ("512 KiB", 512 << 10),
+            ("1e3KB", 1_000_000),
+            ("0MB", 0),
+            ("123456", 123_456),
+            (" 2mib", 2 << 20),
+        ] {
+            assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(expected), "{text}");
+        }
+        for text in ["", "GB", "-1GB", "5MBB", "nanGB", "infGB", "1e300GB", "-5", "1.5"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text} must be refused");
+        }
+    }
+
+    #[test]
+    fn sizes_print_in_binary_units() {
+        assert_eq!(Bytes(1023).to_string(), "1023 B");
+        assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
+        assert_eq!(format!("{:>10}", Bytes::mib(40)), "  40.0 MiB");
+    }
+}

@@ -1,0 +1,153 @@
+//! What a model's config says, in our words. The readers of `config.json` and of GGUF metadata make it; nothing here reads files.
+
+use serde::Serialize;
+
+/// Architectures that tierflow runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// Llama and what is built like it (Mistral, SmolLM2, TinyLlama, ...).
+    Llama,
+}
+
+/// The sizes and settings of a model, validated: no zero sizes, heads divide, everything below sane limits.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// Which list of operations a layer becomes.
+    pub architecture: Architecture,
+    /// What the model calls itself, for people.
+    pub name: String,
+    /// Tokens in the vocabulary; rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward part.
+    pub ffn_size: usize,
+    /// Transformer layers.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Values per head; even.
+    pub head_size: usize,
+    /// Positions the model was trained for.
+    pub context_length: usize,
+    /// Epsilon of the RMS norms.
+    pub rms_norm_epsilon: f32,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// Attention sees this many latest positions, itself included; `None` sees all.
+    pub sliding_window: Option<usize>,
+    /// q, k, v have biases.
+    pub attention_bias: bool,
+    /// The attention output has a bias.
+    pub attention_output_bias: bool,
+    /// gate, up, down have biases.
+    pub ffn_bias: bool,
+    /// The head is the embedding matrix.
+    pub tied_embeddings: bool,
+}
+
+impl ModelConfig {
+    /// Width of all query heads together.
+    pub fn query_size(&self) -> usize {
+        self.n_heads * self.head_size
+    }
+
+    /// Width of all key (or value) heads together.
+    pub fn kv_size(&self) -> usize {
+        self.n_kv_heads * self.head_size
+    }
+}
+
+/// Which values of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopePairs {
+    /// `(i, i + head_size/2)`, as Hugging Face checkpoints have it.
+    Halves,
+    /// `(2i, 2i + 1)`, as GGUF files of the Llama architecture have it (their q and k rows are permuted).
+    Neighbours,
+}
+
+/// Rotary embedding: everything that its frequency table needs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Which values are rotated together.
+    pub pairs: RopePairs,
+    /// How frequencies are stretched for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched for longer contexts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's: low frequencies divided, high ones kept, a ramp between
+    /// (`_compute_llama3_parameters` of transformers, `modeling_rope_utils.py`).
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_context_length / low_freq_factor` are low frequencies.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_context_length / high_freq_factor` are high frequencies.
+        high_freq_factor: f64,
+        /// Context before stretching.
+        original_context_length: f64,
+    },
+    /// One divisor per pair, as GGUF's tensor `rope_freqs.weight` stores it.
+    Divisors {
+        /// `head_size / 2` of them.
+        divisors: Vec<f32>,
+    },
+}
+
+impl RopeConfig {
+    /// The angle per position of each pair: `theta^(-2i/head_size)`, stretched. Length `head_size / 2`.
+    pub fn inverse_frequencies(&self, head_size: usize) -> Vec<f32> {
+        let base = (0..head_size / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_size as f64));
+        let stretched = base.enumerate().map(|(i, frequency)| match &self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor,
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length } => {
+                let wavelength = std::f64::consts::TAU / frequency;
+                if wavelength > original_context_length / low_freq_factor {
+                    frequency / factor
+                } else if wavelength < original_context_length / high_freq_factor {
+                    frequency
+                } else {
+                    let smooth = (original_context_length / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+            RopeScaling::Divisors { divisors } => frequency / f64::from(divisors.get(i).copied().unwrap_or(1.0)),
+        });
+        stretched.map(|frequency| frequency as f32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_scaling_keeps_high_and_divides_low_frequencies() {
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 8192.0 };
+        let plain = RopeConfig { theta: 500_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None };
+        let scaled = RopeConfig { scaling, ..plain.clone() };
+        let (plain, scaled) = (plain.inverse_frequencies(128), scaled.inverse_frequencies(128));
+        assert_eq!(plain[0], scaled[0]);
+        assert!((plain[63] / scaled[63] - 8.0).abs() < 1e-4, "lowest frequency is divided by the factor");
+        assert!(scaled.windows(2).all(|pair| pair[0] >= pair[1]), "order is kept");
+    }
+}

@@ -1,0 +1,1 @@
+//! What the development tasks and the tests share.
