@@ -2,5 +2,7 @@
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod model;
+pub mod plan;
 pub mod units;
 pub mod weights;

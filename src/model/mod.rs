@@ -1,0 +1,101 @@
+//! Architectures as data: a config becomes units, a unit becomes a list of operations.
+//! Knows neither tiers nor budgets: a model does not know where it lives.
+
+mod llama;
+mod op;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::weights::{Architecture, ModelConfig, TensorId};
+pub use op::{Activation, Op};
+
+/// A whole model: its units in the order of the computation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Model {
+    /// Sizes and settings.
+    pub config: ModelConfig,
+    /// The units: embedding first, then attention and feed-forward of every layer, the head last.
+    pub units: Vec<Unit>,
+}
+
+/// The smallest thing that is placed and executed whole.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Unit {
+    /// The module's name in a Hugging Face checkpoint (`model.layers.0.self_attn`), as device maps write it.
+    pub name: String,
+    /// Which part of the model it is.
+    pub kind: UnitKind,
+    /// What it computes, in order.
+    pub ops: Vec<Op>,
+}
+
+/// The parts a model is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitKind {
+    /// Token ids become vectors; rows are gathered on the host.
+    Embedding,
+    /// Norm, projections, attention over the cache, residual.
+    Attention {
+        /// Which layer.
+        layer: usize,
+    },
+    /// Norm, gated feed-forward, residual.
+    FeedForward {
+        /// Which layer.
+        layer: usize,
+    },
+    /// Last norm and the scores of all tokens.
+    Head,
+}
+
+impl UnitKind {
+    /// The layer it belongs to, if any.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            UnitKind::Attention { layer } | UnitKind::FeedForward { layer } => Some(layer),
+            UnitKind::Embedding | UnitKind::Head => None,
+        }
+    }
+}
+
+impl Model {
+    /// Lists the units of `config`'s architecture. `tensor(name, shape)` finds a tensor or says what is wrong with it.
+    ///
+    /// # Errors
+    /// Those of `tensor`: a tensor is missing or has another shape than the config demands.
+    pub fn new(config: &ModelConfig, tensor: &dyn Fn(&str, &[u64]) -> Result<TensorId>) -> Result<Model> {
+        let units = match config.architecture {
+            Architecture::Llama => llama::units(config, tensor)?,
+        };
+        Ok(Model { config: config.clone(), units })
+    }
+
+    /// The embedding matrix, `[vocab_size, hidden_size]`.
+    pub fn embedding(&self) -> Option<TensorId> {
+        self.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
+            Op::Embed { table } => Some(*table),
+            _ => None,
+        })
+    }
+}
+
+impl Unit {
+    /// The matrices whose rows may be sliced and streamed, in the order of their use.
+    pub fn matrices(&self) -> impl Iterator<Item = TensorId> + '_ {
+        self.ops.iter().filter_map(|op| match op {
+            Op::MatMul { weight, .. } => Some(*weight),
+            _ => None,
+        })
+    }
+
+    /// Norm weights and biases: small, always resident where the unit is executed.
+    pub fn vectors(&self) -> impl Iterator<Item = TensorId> + '_ {
+        self.ops.iter().filter_map(|op| match op {
+            Op::RmsNorm { weight, .. } => Some(*weight),
+            Op::AddBias { bias, .. } => Some(*bias),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! The operations a layer asks for, as data. Who runs them, and on what memory, is not known here.
+
+use serde::Serialize;
+
+use crate::weights::{ModelConfig, TensorId};
+
+/// A named intermediate value of a forward; each row belongs to one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// The residual stream. `[n_tokens, hidden_size]`
+    Hidden,
+    /// The residual stream after a norm. `[n_tokens, hidden_size]`
+    Normed,
+    /// Queries. `[n_tokens, n_heads, head_size]`
+    Query,
+    /// Keys of this forward's tokens. `[n_tokens, n_kv_heads, head_size]`
+    Key,
+    /// Values of this forward's tokens. `[n_tokens, n_kv_heads, head_size]`
+    Value,
+    /// What attention mixed. `[n_tokens, n_heads, head_size]`
+    Mixed,
+    /// The gate of the feed-forward part; then its product with `Up`. `[n_tokens, ffn_size]`
+    Gate,
+    /// `[n_tokens, ffn_size]`
+    Up,
+    /// What a unit adds to the residual stream. `[n_tokens, hidden_size]`
+    Delta,
+    /// The rows of `Hidden` whose logits are asked for. `[n_rows, hidden_size]`
+    Picked,
+    /// Scores of all tokens. `[n_rows, vocab_size]`
+    Logits,
+}
+
+impl Activation {
+    /// All of them, in the order of their first use.
+    pub const ALL: [Activation; 11] = [
+        Activation::Hidden,
+        Activation::Normed,
+        Activation::Query,
+        Activation::Key,
+        Activation::Value,
+        Activation::Mixed,
+        Activation::Gate,
+        Activation::Up,
+        Activation::Delta,
+        Activation::Picked,
+        Activation::Logits,
+    ];
+
+    /// Values in one row.
+    pub fn width(self, config: &ModelConfig) -> usize {
+        match self {
+            Activation::Hidden | Activation::Normed | Activation::Delta | Activation::Picked => config.hidden_size,
+            Activation::Query | Activation::Mixed => config.query_size(),
+            Activation::Key | Activation::Value => config.kv_size(),
+            Activation::Gate | Activation::Up => config.ffn_size,
+            Activation::Logits => config.vocab_size,
+        }
+    }
+
+    /// Rows it has: one per token, or one per position whose logits are asked for.
+    pub fn n_rows(self, n_tokens: usize, n_logit_rows: usize) -> usize {
+        match self {
+            Activation::Picked | Activation::Logits => n_logit_rows,
+            _ => n_tokens,
+        }
+    }
+}
+
+/// One operation. Formulas stand in the kernel of the same name.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "op")]
+pub enum Op {
+    /// `Hidden` = the rows of `table` that the token ids name.
+    Embed {
+        /// `[vocab_size, hidden_size]`
+        table: TensorId,
+    },
+    /// `output` = `input` over its root mean square, times `weight`.
+    RmsNorm {
+        /// What is normalised.
+        input: Activation,
+        /// `[width]`
+        weight: TensorId,
+        /// The result.
+        output: Activation,
+    },
+    /// `output[t, r]` = Σₖ `weight[r, k]` · `input[t, k]`.
+    MatMul {
+        /// `[n_tokens, n_columns]`
+        input: Activation,
+        /// `[n_rows, n_columns]`
+        weight: TensorId,
+        /// `[n_tokens, n_rows]`
+        output: Activation,
+    },
+    /// `target[t, i]` += `bias[i]`.
+    AddBias {
+        /// `[width]`
+        bias: TensorId,
+        /// What it is added to.
+        target: Activation,
+    },
+    /// Rotates the heads of `target` by their positions.
+    Rope {
+        /// `Query` or `Key`.
+        target: Activation,
+    },
+    /// `Key` and `Value` go to the cache of `layer`.
+    StoreKv {
+        /// Which layer's cache.
+        layer: usize,
+    },
+    /// `Mixed` = attention of `Query` over the cache of `layer`.
+    Attention {
+        /// Which layer's cache.
+        layer: usize,
+    },
+    /// `Gate` = silu(`Gate`) · `Up`.
+    SwiGlu,
+    /// `Hidden` += `Delta`.
+    AddResidual,
+    /// `Picked` = the rows of `Hidden` whose logits are asked for.
+    PickRows,
+}

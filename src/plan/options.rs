@@ -1,0 +1,129 @@
+//! What may be asked of a plan. Plain data.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+
+/// How the KV cache stores its numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDType {
+    /// IEEE single.
+    #[default]
+    F32,
+    /// IEEE half: half the memory, rounded.
+    F16,
+}
+
+impl KvDType {
+    /// Bytes of one number.
+    pub fn size_bytes(self) -> u64 {
+        match self {
+            KvDType::F32 => 4,
+            KvDType::F16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for KvDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            KvDType::F32 => "f32",
+            KvDType::F16 => "f16",
+        })
+    }
+}
+
+impl FromStr for KvDType {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<KvDType> {
+        match text {
+            "f32" => Ok(KvDType::F32),
+            "f16" => Ok(KvDType::F16),
+            _ => Err(Error::InvalidArgument { option: "--kv-dtype".into(), fault: format!("`{text}` is neither f32 nor f16") }),
+        }
+    }
+}
+
+/// How weights reach a slot on the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UploadPath {
+    /// The host maps the slot itself and writes into it: no copy on the GPU's queue.
+    Mapped,
+    /// The host writes into staging memory; the queue copies it into a device-local slot.
+    Staged,
+}
+
+impl fmt::Display for UploadPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            UploadPath::Mapped => "mapped slots",
+            UploadPath::Staged => "staging ring",
+        })
+    }
+}
+
+/// How many layers may be resident on the executing device (`-ngl`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResidentLayers {
+    /// As many as fit.
+    #[default]
+    Auto,
+    /// At most so many; the head counts as one more after the last layer.
+    AtMost(usize),
+    /// All of them and the head, or the plan is refused.
+    All,
+}
+
+/// What may be asked of a plan. `None` leaves the choice to the planner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanOptions {
+    /// Who computes: an adapter, or the host.
+    pub execute_on: Device,
+    /// Budgets (`--max-memory`); a device that is absent offers its capacity.
+    pub max_memory: BTreeMap<Device, Bytes>,
+    /// Positions per sequence (`--ctx-size`).
+    pub ctx_size: Option<usize>,
+    /// Sequences that the KV cache holds side by side.
+    pub n_seqs: usize,
+    /// Tokens that one forward takes at most (`--ubatch-size`).
+    pub ubatch_size: Option<usize>,
+    /// Positions of one forward whose logits may be asked for.
+    pub logit_rows: usize,
+    /// How the KV cache stores its numbers (`--kv-dtype`).
+    pub kv_dtype: KvDType,
+    /// How many layers may be resident (`-ngl`).
+    pub resident_layers: ResidentLayers,
+    /// Slots of the ring (`--slots`).
+    pub n_slots: Option<usize>,
+    /// How many pieces ahead of the computation uploads are started (`--lookahead`).
+    pub lookahead: Option<usize>,
+    /// How weights reach a slot (`--upload`).
+    pub upload: Option<UploadPath>,
+}
+
+impl Default for PlanOptions {
+    fn default() -> PlanOptions {
+        PlanOptions {
+            execute_on: Device::Gpu(0),
+            max_memory: BTreeMap::new(),
+            ctx_size: None,
+            n_seqs: 1,
+            ubatch_size: None,
+            logit_rows: 1,
+            kv_dtype: KvDType::F32,
+            resident_layers: ResidentLayers::Auto,
+            n_slots: None,
+            lookahead: None,
+            upload: None,
+        }
+    }
+}

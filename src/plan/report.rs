@@ -1,0 +1,122 @@
+//! How plans and schedules print: what users read before anything is loaded.
+
+use std::fmt;
+
+use crate::plan::{DevicePlan, Plan, Schedule, Step};
+use crate::units::Bytes;
+
+const BAR_WIDTH: usize = 24;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ctx {}", self.ctx_size)?;
+        if self.ctx_size < self.ctx_size_model {
+            write!(f, " of {}", self.ctx_size_model)?;
+        }
+        writeln!(
+            f,
+            "  ·  KV cache {}  ·  {} tokens per forward  ·  {} computes",
+            self.kv_dtype, self.forward.n_tokens, self.execute_on
+        )?;
+        for device in &self.devices {
+            self.write_device(f, device)?;
+        }
+        match &self.ring {
+            Some(ring) => writeln!(
+                f,
+                "  ring   {} slots of {} ({}), lookahead {}; {} stream per forward",
+                ring.n_slots,
+                ring.slot_bytes,
+                ring.upload,
+                ring.lookahead,
+                self.streamed_bytes()
+            ),
+            None => writeln!(f, "  nothing streams: every weight that {} computes with is resident", self.execute_on),
+        }
+    }
+}
+
+impl Plan {
+    fn write_device(&self, f: &mut fmt::Formatter<'_>, device: &DevicePlan) -> fmt::Result {
+        write!(f, "  {:<6} ", device.device)?;
+        let used = device.used.total();
+        match device.budget {
+            Some(budget) => {
+                let share = if budget.0 == 0 { 0.0 } else { used.0 as f64 / budget.0 as f64 };
+                let filled = ((share * BAR_WIDTH as f64).ceil() as usize).min(BAR_WIDTH);
+                write!(f, "{}{} {used:>10} / {budget:<10} ", "█".repeat(filled), "░".repeat(BAR_WIDTH - filled))?;
+            }
+            None => write!(f, "{:BAR_WIDTH$} {used:>10}   {:<10} ", "", "")?,
+        }
+        writeln!(f, " {} ({})", device.name, if device.budget_source.is_empty() { "no budget" } else { &device.budget_source })?;
+        let range = self.unit_range(device);
+        if !range.is_empty() {
+            writeln!(f, "         {range}")?;
+        }
+        let parts = [
+            ("weights", device.used.weights),
+            ("KV", device.used.kv_cache),
+            ("activations", device.used.activations),
+            ("slots", device.used.slots),
+            ("staging", device.used.staging),
+        ];
+        let parts: Vec<String> = parts.iter().filter(|(_, bytes)| bytes.0 > 0).map(|(name, bytes)| format!("{name} {bytes}")).collect();
+        if !parts.is_empty() {
+            writeln!(f, "         {}", parts.join(" · "))?;
+        }
+        if device.streamed_bytes > Bytes::ZERO {
+            writeln!(f, "         {} leave it per forward", device.streamed_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// `37 units: model.layers.12.mlp … lm_head`, or nothing.
+    fn unit_range(&self, device: &DevicePlan) -> String {
+        let mut names = self.units.iter().filter(|unit| unit.home == device.device).map(|unit| unit.name.as_str());
+        match (names.next(), names.next_back()) {
+            (None, _) => String::new(),
+            (Some(only), None) => format!("1 unit: {only}"),
+            (Some(first), Some(last)) => format!("{} units: {first} … {last}", device.n_units),
+        }
+    }
+}
+
+/// A schedule with its plan, for printing.
+pub struct ScheduleReport<'a>(pub &'a Schedule, pub &'a Plan);
+
+impl Schedule {
+    /// The schedule with names and sizes, one step a line.
+    pub fn report<'a>(&'a self, plan: &'a Plan) -> ScheduleReport<'a> {
+        ScheduleReport(self, plan)
+    }
+}
+
+impl fmt::Display for ScheduleReport<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ScheduleReport(schedule, plan) = self;
+        let name = |piece: usize| {
+            let unit = plan.pieces[piece].unit;
+            let pieces = &plan.units[unit].pieces;
+            match pieces.len() {
+                1 => plan.units[unit].name.clone(),
+                n_pieces => format!("{} ({}/{n_pieces})", plan.units[unit].name, piece - pieces.start + 1),
+            }
+        };
+        let steps = schedule.prologue.iter().map(|step| ("once", step)).chain(schedule.steps.iter().map(|step| ("", step)));
+        for (when, step) in steps {
+            let (verb, piece) = match *step {
+                Step::Embed => ("embed", None),
+                Step::FetchUpload(piece) => ("fetch+upload", Some(piece)),
+                Step::Upload(piece) => ("upload", Some(piece)),
+                Step::ComputeResident(piece) => ("compute", Some(piece)),
+                Step::ComputeStreamed(piece) => ("compute slot", Some(piece)),
+                Step::Readback => ("readback", None),
+            };
+            match piece {
+                Some(piece) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", name(piece), plan.pieces[piece].size_bytes)?,
+                None => writeln!(f, "{when:>5} {verb}")?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Bytes that a forward needs besides weights. The executors allocate exactly what stands here.
+
+use serde::Serialize;
+
+use crate::model::Activation;
+use crate::plan::KvDType;
+use crate::units::Bytes;
+use crate::weights::ModelConfig;
+
+/// Most tokens that a GPU-side selection returns per row; the kernel's bound.
+pub const TOP_K_MAX: usize = 64;
+/// Segments that the selection cuts a row of logits into.
+pub const TOP_K_SEGMENTS: usize = 64;
+
+/// A buffer that a forward works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkingBuffer {
+    /// An intermediate value.
+    Activation(Activation),
+    /// Sequence, position and length of every token: `[n_tokens, 4]` u32.
+    Tokens,
+    /// Cosine and sine of every token's rotary angles: `[n_tokens, head_size/2, 2]` f32.
+    CosSin,
+    /// Which rows' logits are asked for: `[n_rows]` u32.
+    PickedRows,
+    /// Candidates of the top-k selection: `[n_rows, segments, k, 2]` u32.
+    TopK,
+    /// Host-visible memory that results are read through.
+    Readback,
+}
+
+/// What one forward may ask for at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ForwardSize {
+    /// Tokens of one forward.
+    pub n_tokens: usize,
+    /// Positions whose logits may be asked for.
+    pub n_logit_rows: usize,
+}
+
+/// Every working buffer of a forward with its bytes.
+pub fn working_set(config: &ModelConfig, size: ForwardSize) -> Vec<(WorkingBuffer, Bytes)> {
+    let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
+    let top_k = n_rows * (TOP_K_SEGMENTS * TOP_K_MAX * 8) as u64;
+    let logits = n_rows * config.vocab_size as u64 * 4;
+    let mut buffers: Vec<_> = Activation::ALL
+        .iter()
+        .map(|&activation| {
+            let n_values = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64 * activation.width(config) as u64;
+            (WorkingBuffer::Activation(activation), Bytes(n_values * 4))
+        })
+        .collect();
+    buffers.push((WorkingBuffer::Tokens, Bytes(n_tokens * 16)));
+    buffers.push((WorkingBuffer::CosSin, Bytes(n_tokens * config.head_size as u64 * 4)));
+    buffers.push((WorkingBuffer::PickedRows, Bytes(n_rows * 4)));
+    buffers.push((WorkingBuffer::TopK, Bytes(top_k)));
+    buffers.push((WorkingBuffer::Readback, Bytes(logits.max(top_k))));
+    for (_, bytes) in &mut buffers {
+        *bytes = bytes.align_up(256);
+    }
+    buffers
+}
+
+/// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
+pub fn kv_buffer_bytes(config: &ModelConfig, kv_dtype: KvDType, n_seqs: usize, ctx_size: usize) -> Bytes {
+    Bytes(n_seqs as u64 * ctx_size as u64 * config.kv_size() as u64 * kv_dtype.size_bytes()).align_up(256)
+}
+
+/// Bytes of all K and V caches per position of one sequence.
+pub fn kv_bytes_per_position(config: &ModelConfig, kv_dtype: KvDType) -> Bytes {
+    Bytes(2 * config.n_layers as u64 * config.kv_size() as u64 * kv_dtype.size_bytes())
+}
