@@ -144,6 +144,11 @@ impl Plan {
         self.streamed_pieces().map(|piece| self.pieces[piece].size_bytes).sum()
     }
 
+    /// Dispatches of one forward at most; each needs a set of parameters.
+    pub fn n_dispatches(&self) -> usize {
+        placement::n_dispatches_of(&self.pieces)
+    }
+
     /// What is planned for `device`.
     pub fn device(&self, device: Device) -> Option<&DevicePlan> {
         self.devices.iter().find(|plan| plan.device == device)

@@ -5,7 +5,7 @@ use crate::device::{Device, DeviceSpec, GpuLimits};
 use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Piece, SLICE_ALIGNMENT, cut};
-use crate::plan::sizes::{ForwardSize, kv_buffer_bytes, kv_bytes_per_position, working_set};
+use crate::plan::sizes::{ForwardSize, N_PARAMS_SETS, PARAMS_BYTES, kv_buffer_bytes, kv_bytes_per_position, working_set};
 use crate::plan::{DevicePlan, Plan, PlanOptions, ResidentLayers, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -15,10 +15,6 @@ use crate::weights::Catalog;
 const N_SLOTS: usize = 3;
 /// Tokens per forward unless told otherwise or memory is short.
 const UBATCH_SIZE: usize = 512;
-/// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
-const PARAMS_BYTES: u64 = 256;
-/// Sets of parameters kept at a time: one for prompts, one for decoding.
-const N_PARAMS_SETS: u64 = 2;
 /// A slot smaller than this is not worth its overhead; it is gone below only where nothing else fits.
 const SLOT_BYTES_MIN: u64 = 64 << 10;
 
@@ -149,14 +145,14 @@ impl<'a> Site<'a> {
         let config = &self.model.config;
         let kv_buffer = kv_buffer_bytes(config, self.options.kv_dtype, self.options.n_seqs, shape.ctx_size);
         let kv_cache = Bytes(kv_buffer.0 * 2 * config.n_layers as u64);
-        let mut n_dispatches = self.model.units.iter().map(|unit| unit.ops.len() as u64).sum::<u64>();
+        let mut n_dispatches = self.model.units.iter().map(|unit| unit.ops.len() as u64).sum::<u64>() + 1;
         // Cutting units into pieces adds dispatches, whose parameters take memory, which may cut more: settle in a few rounds.
         loop {
             let params = if self.executes_on_gpu() { Bytes(n_dispatches * PARAMS_BYTES * N_PARAMS_SETS) } else { Bytes::ZERO };
             let activations = working_bytes(self, shape.forward) + params;
             let fixed = Usage { weights: self.vector_bytes, kv_cache, activations, ..Usage::default() };
             let homes = self.choose_homes(shape, fixed)?;
-            let needed = homes.pieces.iter().map(|piece| piece.work.len() as u64).sum::<u64>();
+            let needed = n_dispatches_of(&homes.pieces) as u64;
             if needed <= n_dispatches {
                 return self.finish(shape, homes, fixed);
             }
@@ -417,6 +413,11 @@ struct Homes {
     ranges: Vec<std::ops::Range<usize>>,
     pieces: Vec<Piece>,
     ring: Option<RingPlan>,
+}
+
+/// Dispatches of one forward: one per piece of work, and the selection of the best tokens.
+pub(super) fn n_dispatches_of(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.work.len()).sum::<usize>() + 1
 }
 
 fn working_bytes(site: &Site<'_>, forward: ForwardSize) -> Bytes {

@@ -12,6 +12,11 @@ pub const TOP_K_MAX: usize = 64;
 /// Segments that the selection cuts a row of logits into.
 pub const TOP_K_SEGMENTS: usize = 64;
 
+/// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
+pub const PARAMS_BYTES: u64 = 256;
+/// Sets of parameters kept at a time: one for prompts, one for decoding.
+pub const N_PARAMS_SETS: u64 = 2;
+
 /// A buffer that a forward works with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

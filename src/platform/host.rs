@@ -1,0 +1,94 @@
+//! What the operating system says of the host: memory, cores, folders; and files that are written whole or not at all.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+
+/// The host's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostMemory {
+    /// What is built in, or what a container grants.
+    pub total: Bytes,
+    /// What could be used now without swapping.
+    pub available: Bytes,
+}
+
+/// Memory of the host, the limits of a container (cgroup) included.
+pub fn host_memory() -> HostMemory {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let mut memory = HostMemory { total: Bytes(system.total_memory()), available: Bytes(system.available_memory()) };
+    if let Some(limits) = system.cgroup_limits() {
+        memory.total = memory.total.min(Bytes(limits.total_memory));
+        memory.available = memory.available.min(Bytes(limits.free_memory));
+    }
+    memory
+}
+
+/// The most host memory that this process ever had resident, where the system tells (Linux).
+pub fn peak_resident_memory() -> Option<Bytes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes::kib(kib))
+}
+
+/// What the maker calls the processor.
+pub fn cpu_name() -> String {
+    let mut system = sysinfo::System::new();
+    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    let brand = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default();
+    if brand.is_empty() { std::env::consts::ARCH.to_owned() } else { brand }
+}
+
+/// Threads that run at once.
+pub fn n_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Where measured rates are kept: `$TIERFLOW_CACHE`, else `tierflow` in the user's cache folder.
+pub fn cache_folder() -> Option<PathBuf> {
+    match std::env::var_os("TIERFLOW_CACHE") {
+        Some(folder) if !folder.is_empty() => Some(folder.into()),
+        _ => Some(dirs::cache_dir()?.join("tierflow")),
+    }
+}
+
+/// Writes a file under a temporary name beside `path` and renames it, so that nobody ever sees half of it.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |source| Error::io("write", path.display(), source);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub").join("file.json");
+        write_atomically(&path, b"one").unwrap();
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn the_host_has_memory_and_threads() {
+        let memory = host_memory();
+        assert!(memory.total >= memory.available && memory.available > Bytes::ZERO, "{memory:?}");
+        assert!(n_threads() > 0);
+    }
+}

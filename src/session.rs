@@ -1,0 +1,229 @@
+//! One sequence on an engine: prompts in, tokens out.
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::stream::{Batch, BatchToken, Scores, Want};
+use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
+
+/// A sequence and its place in the KV cache.
+pub struct Session<'a> {
+    engine: &'a mut Engine,
+    tokens: Vec<u32>,
+}
+
+/// When a generation ends by itself.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateOptions {
+    /// Most tokens to generate; `None` until the model ends or the context is full.
+    pub max_tokens: Option<usize>,
+    /// Go on after the model's end tokens.
+    pub ignore_eos: bool,
+    /// Texts that end the generation; they are not part of its text.
+    pub stop: Vec<String>,
+}
+
+/// Why a generation ended, in the words of the OpenAI API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model's own end, or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// One step of a generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// The token.
+    pub token: u32,
+    /// Text that is complete with it; often a word, sometimes empty.
+    pub text: String,
+}
+
+/// Tokens as they come: call [`Generation::next`] until it yields `None`.
+pub struct Generation<'s, 'a> {
+    session: &'s mut Session<'a>,
+    sampler: Sampler,
+    options: GenerateOptions,
+    detokenizer: Option<Detokenizer>,
+    stop: StopStrings,
+    scores: Scores,
+    /// The token generated last; it is computed only when what follows it is asked for.
+    last: Option<u32>,
+    n_generated: usize,
+    finish: Option<FinishReason>,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(engine: &'a mut Engine) -> Session<'a> {
+        Session { engine, tokens: Vec::new() }
+    }
+
+    /// The engine it runs on.
+    pub fn engine(&self) -> &Engine {
+        self.engine
+    }
+
+    /// The tokens whose keys and values are in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Forgets everything from position `n_tokens` on.
+    pub fn truncate(&mut self, n_tokens: usize) {
+        self.tokens.truncate(n_tokens);
+    }
+
+    /// Appends `tokens` and yields the scores of what follows the last one. Long prompts go in as many forwards as the
+    /// plan's forward size demands.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] before anything is computed; those of [`Engine::forward`].
+    pub async fn append(&mut self, tokens: &[u32], want: Want) -> Result<Scores> {
+        let needed = self.tokens.len() + tokens.len();
+        let available = self.engine.plan().ctx_size;
+        if needed > available {
+            return Err(Error::ContextFull { needed, available });
+        }
+        let n_tokens_max = self.engine.plan().forward.n_tokens;
+        let mut scores = None;
+        for part in tokens.chunks(n_tokens_max) {
+            let first = self.tokens.len() as u32;
+            let batch = Batch {
+                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect(),
+                logits_for: vec![part.len() as u32 - 1],
+                want,
+            };
+            scores = self.engine.forward(&batch).await?.into_iter().next();
+            self.tokens.extend_from_slice(part);
+        }
+        scores.ok_or_else(|| Error::InvalidArgument { option: "--prompt".into(), fault: "is empty; there is nothing to continue".into() })
+    }
+
+    /// The scores of every position of `tokens`, one after the other, to `each`.
+    ///
+    /// # Errors
+    /// As of [`Session::append`].
+    pub async fn append_scoring_all(&mut self, tokens: &[u32], mut each: impl FnMut(Vec<f32>)) -> Result<()> {
+        let n_rows_max = self.engine.plan().forward.n_logit_rows.min(self.engine.plan().forward.n_tokens);
+        for part in tokens.chunks(n_rows_max) {
+            let first = self.tokens.len() as u32;
+            let batch = Batch {
+                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect(),
+                logits_for: (0..part.len() as u32).collect(),
+                want: Want::Logits,
+            };
+            for scores in self.engine.forward(&batch).await? {
+                if let Scores::All(logits) = scores {
+                    each(logits);
+                }
+            }
+            self.tokens.extend_from_slice(part);
+        }
+        Ok(())
+    }
+
+    /// Reads the prompt and begins to generate. What the cache already holds of it is not computed again.
+    ///
+    /// # Errors
+    /// As of [`Session::append`].
+    pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
+        // The last token is always computed: its scores are what is asked for.
+        let n_known = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len().saturating_sub(1));
+        self.truncate(n_known);
+        let scores = self.append(&prompt[n_known..], want(&sampler)).await?;
+        Ok(Generation {
+            detokenizer: self.engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
+            stop: StopStrings::new(options.stop.clone()),
+            session: self,
+            sampler,
+            options,
+            scores,
+            last: None,
+            n_generated: 0,
+            finish: None,
+        })
+    }
+}
+
+fn want(sampler: &Sampler) -> Want {
+    match sampler.needs() {
+        LogitsNeeded::Greedy => Want::TopK(1),
+        LogitsNeeded::TopK(k) if k as usize <= crate::plan::sizes::TOP_K_MAX => Want::TopK(k as usize),
+        LogitsNeeded::TopK(_) | LogitsNeeded::All => Want::Logits,
+    }
+}
+
+impl Generation<'_, '_> {
+    /// The next token, or `None` at the end. The last one carries the text that was held back.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for broken weights; those of [`Engine::forward`].
+    pub async fn next(&mut self) -> Result<Option<Generated>> {
+        if self.finish.is_some() {
+            return Ok(None);
+        }
+        if let Some(last) = self.last {
+            self.scores = self.session.append(&[last], want(&self.sampler)).await?;
+        }
+        let mut candidates = candidates(&self.scores)?;
+        let token = self.sampler.sample(&mut candidates)?;
+        self.sampler.accept(token);
+        self.last = Some(token);
+        self.n_generated += 1;
+        let is_end = self.session.engine.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));
+        let mut text = String::new();
+        if is_end && !self.options.ignore_eos {
+            self.finish = Some(FinishReason::Stop);
+        } else {
+            let complete = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
+            let outcome = self.stop.push(&complete);
+            text = outcome.text;
+            if outcome.stopped {
+                self.finish = Some(FinishReason::Stop);
+                return Ok(Some(Generated { token, text }));
+            }
+            let context_is_full = self.session.tokens.len() >= self.session.engine.plan().ctx_size;
+            if context_is_full || self.options.max_tokens.is_some_and(|most| self.n_generated >= most) {
+                self.finish = Some(FinishReason::Length);
+            }
+        }
+        if self.finish.is_some() {
+            text.push_str(&self.held_back());
+        }
+        Ok(Some(Generated { token, text }))
+    }
+
+    /// Why it ended; `None` while it has not.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// Tokens generated so far, an end token included.
+    pub fn n_generated(&self) -> usize {
+        self.n_generated
+    }
+
+    /// Text that waited for the rest of a character or of a stop string, neither of which came.
+    fn held_back(&mut self) -> String {
+        let rest = self.detokenizer.as_mut().map(Detokenizer::finish).unwrap_or_default();
+        let outcome = self.stop.push(&rest);
+        let mut text = outcome.text;
+        if !outcome.stopped {
+            text.push_str(&self.stop.finish());
+        }
+        text
+    }
+}
+
+fn candidates(scores: &Scores) -> Result<Vec<Candidate>> {
+    let candidates: Vec<Candidate> = match scores {
+        Scores::All(logits) => (0..).zip(logits).map(|(token, &logit)| Candidate { token, logit }).collect(),
+        Scores::Top(best) => best.iter().map(|&(token, logit)| Candidate { token, logit }).collect(),
+    };
+    match candidates.iter().find(|candidate| !candidate.logit.is_finite()) {
+        Some(broken) => Err(Error::NotFinite { token: broken.token as usize, value: broken.logit }),
+        None => Ok(candidates),
+    }
+}

@@ -1,0 +1,93 @@
+//! What goes into a forward and what comes out.
+
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::weights::ModelConfig;
+
+/// One forward's input: tokens of one or several sequences, each at its position.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The tokens. Tokens of one sequence stand in ascending position, and all earlier positions are in the cache or in the batch.
+    pub tokens: Vec<BatchToken>,
+    /// Indices into `tokens`: the positions whose scores are asked for.
+    pub logits_for: Vec<u32>,
+    /// How much of the scores must reach the host.
+    pub want: Want,
+}
+
+/// One token of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchToken {
+    /// Its id.
+    pub token: u32,
+    /// Which sequence of the KV cache it belongs to.
+    pub sequence: u32,
+    /// Its position in that sequence.
+    pub position: u32,
+}
+
+/// How much of the scores must reach the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Want {
+    /// All of them.
+    #[default]
+    Logits,
+    /// The so many best of each row, at most [`crate::plan::sizes::TOP_K_MAX`].
+    TopK(usize),
+}
+
+/// Scores of one position.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scores {
+    /// Every token's. `[vocab_size]`
+    All(Vec<f32>),
+    /// The best tokens with their scores, best first; ties in order of the token's id.
+    Top(Vec<(u32, f32)>),
+}
+
+impl Batch {
+    /// Checks the batch against what the plan provides for.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`].
+    pub fn check(&self, config: &ModelConfig, plan: &Plan) -> Result<()> {
+        let over = |what: &str, n: usize, most: usize| Error::InvalidArgument {
+            option: "batch".into(),
+            fault: format!("{n} {what}, where the plan provides for 1 to {most}"),
+        };
+        if self.tokens.is_empty() || self.tokens.len() > plan.forward.n_tokens {
+            return Err(over("tokens", self.tokens.len(), plan.forward.n_tokens));
+        }
+        if self.logits_for.is_empty() || self.logits_for.len() > plan.forward.n_logit_rows {
+            return Err(over("rows of logits", self.logits_for.len(), plan.forward.n_logit_rows));
+        }
+        if let Some(&row) = self.logits_for.iter().find(|row| **row as usize >= self.tokens.len()) {
+            return Err(over("as an index of a token", row as usize, self.tokens.len()));
+        }
+        for token in &self.tokens {
+            if token.token as usize >= config.vocab_size {
+                return Err(Error::TokenOutOfVocabulary { token: token.token, vocab_size: config.vocab_size });
+            }
+            if token.position as usize >= plan.ctx_size {
+                return Err(Error::ContextFull { needed: token.position as usize + 1, available: plan.ctx_size });
+            }
+            if token.sequence as usize >= plan.n_seqs {
+                return Err(over("as a sequence", token.sequence as usize, plan.n_seqs));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cosine and sine of each token's rotary angles: `[n_tokens, head_size/2, 2]`. Made on the host in double precision,
+/// so that every executor rotates by the same numbers and far positions lose nothing.
+pub(super) fn cos_sin(batch: &Batch, inverse_frequencies: &[f32]) -> Vec<f32> {
+    let mut table = Vec::with_capacity(batch.tokens.len() * inverse_frequencies.len() * 2);
+    for token in &batch.tokens {
+        for &frequency in inverse_frequencies {
+            let angle = f64::from(token.position) * f64::from(frequency);
+            table.extend([angle.cos() as f32, angle.sin() as f32]);
+        }
+    }
+    table
+}

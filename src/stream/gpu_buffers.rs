@@ -1,0 +1,181 @@
+//! Everything that the GPU executor holds on the adapter besides the ring: resident pieces, vectors, KV caches,
+//! working buffers and parameters. All of it is allocated here, once.
+
+use std::collections::HashMap;
+
+use futures_channel::oneshot;
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use crate::error::Result;
+use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
+use crate::model::Model;
+use crate::plan::sizes::{N_PARAMS_SETS, kv_buffer_bytes, working_set};
+use crate::plan::{Plan, WorkingBuffer};
+use crate::stream::Store;
+use crate::stream::store::read_vector;
+use crate::units::Bytes;
+use crate::weights::TensorId;
+
+/// Bytes that one step of loading moves: large enough for a link's full speed, small beside any budget.
+const LOAD_STEP_BYTES: u64 = 4 << 20;
+/// Steps that are read at once.
+const LOAD_STEPS_AT_ONCE: usize = 4;
+
+/// What is allocated on the adapter for as long as the executor lives.
+pub(super) struct Buffers {
+    /// One per piece; `None` where the piece streams.
+    resident: Vec<Option<Buffer>>,
+    vectors: HashMap<TensorId, Buffer>,
+    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
+    kv_caches: Vec<(Buffer, Buffer)>,
+    working: Vec<(WorkingBuffer, Buffer)>,
+    arenas: Vec<ParamsArena>,
+}
+
+/// Consecutive bytes of a tensor and where they go.
+struct LoadStep {
+    piece: usize,
+    block_offset: u64,
+    tensor: TensorId,
+    tensor_offset: u64,
+    len: u64,
+}
+
+impl Buffers {
+    /// Allocates, and uploads what is resident.
+    pub(super) async fn load(gpu: &Gpu, model: &Model, plan: &Plan, store: &Store, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Buffers> {
+        let resident = load_resident(gpu, plan, store, progress).await?;
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let mut vectors = HashMap::new();
+        for id in model.units.iter().flat_map(|unit| unit.vectors()) {
+            if vectors.contains_key(&id) {
+                continue;
+            }
+            let values = read_vector(store.checkpoint(), id)?;
+            let size = Bytes(values.len() as u64 * 4).align_up(256);
+            let buffer = gpu.buffer(&store.checkpoint().catalog[id].name, size, storage, Purpose::Weights).await?;
+            gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&values));
+            vectors.insert(id, buffer);
+        }
+        let kv_bytes = kv_buffer_bytes(&model.config, plan.kv_dtype, plan.n_seqs, plan.ctx_size);
+        let mut kv_caches = Vec::with_capacity(model.config.n_layers);
+        for layer in 0..model.config.n_layers {
+            let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
+            let values = gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
+            kv_caches.push((keys, values));
+        }
+        let mut working = Vec::new();
+        for (name, size) in working_set(&model.config, plan.forward) {
+            // The readback buffer is made by the readback itself.
+            if name != WorkingBuffer::Readback {
+                let usage = storage | wgpu::BufferUsages::COPY_SRC;
+                working.push((name, gpu.buffer(&format!("{name:?}"), size, usage, Purpose::Activations).await?));
+            }
+        }
+        let n_dispatches = plan.n_dispatches();
+        let mut arenas = Vec::new();
+        for _ in 0..N_PARAMS_SETS {
+            arenas.push(ParamsArena::new(gpu, n_dispatches).await?);
+        }
+        Ok(Buffers { resident, vectors, kv_caches, working, arenas })
+    }
+
+    /// A set of parameters that nobody uses yet.
+    pub(super) fn take_arena(&mut self) -> Option<ParamsArena> {
+        self.arenas.pop()
+    }
+
+    /// The buffer of a resident piece.
+    pub(super) fn resident(&self, piece: usize) -> Option<&Buffer> {
+        self.resident[piece].as_ref()
+    }
+
+    /// A norm weight or a bias.
+    pub(super) fn vector(&self, id: TensorId) -> Option<&Buffer> {
+        self.vectors.get(&id)
+    }
+
+    /// K and V of a layer.
+    pub(super) fn kv_cache(&self, layer: usize) -> (&Buffer, &Buffer) {
+        let (keys, values) = &self.kv_caches[layer];
+        (keys, values)
+    }
+
+    /// Writes the beginning of a working buffer; the queue keeps the order.
+    pub(super) fn write(&self, gpu: &Gpu, name: WorkingBuffer, bytes: &[u8]) -> Result<()> {
+        gpu.queue.write_buffer(self.working(gpu, name)?, 0, bytes);
+        Ok(())
+    }
+
+    /// A working buffer.
+    pub(super) fn working(&self, gpu: &Gpu, name: WorkingBuffer) -> Result<&Buffer> {
+        let found = self.working.iter().find(|(candidate, _)| *candidate == name);
+        found.map(|(_, buffer)| buffer).ok_or_else(|| gpu.fault(format!("there is no buffer for {name:?}")))
+    }
+}
+
+async fn load_resident(gpu: &Gpu, plan: &Plan, store: &Store, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Vec<Option<Buffer>>> {
+    // What is allocated later leaves room now: staging must not be what breaks the budget.
+    let room = plan.devices.first().map_or(0, |device| device.used.total().saturating_sub(device.used.weights).0);
+    let step_bytes = LOAD_STEP_BYTES.min(room / 256 * 256).max(256);
+    let mut resident = Vec::with_capacity(plan.pieces.len());
+    let mut steps = Vec::new();
+    for (index, piece) in plan.pieces.iter().enumerate() {
+        if !plan.is_resident(index) || piece.slices.is_empty() {
+            resident.push(None);
+            continue;
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        resident.push(Some(gpu.buffer(&plan.units[piece.unit].name, piece.size_bytes, usage, Purpose::Weights).await?));
+        for slice in &piece.slices {
+            let begin = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
+            steps.extend((0..slice.size_bytes).step_by(step_bytes as usize).map(|done| LoadStep {
+                piece: index,
+                block_offset: slice.offset + done,
+                tensor: slice.tensor,
+                tensor_offset: begin + done,
+                len: step_bytes.min(slice.size_bytes - done),
+            }));
+        }
+    }
+    let Some(largest) = steps.iter().map(|step| step.len).max() else { return Ok(resident) };
+    let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+    let staging = gpu.buffer("load staging", Bytes(largest).align_up(256), usage, Purpose::Staging).await?;
+    for group in steps.chunks(LOAD_STEPS_AT_ONCE) {
+        let read = |step: &LoadStep| {
+            let mut bytes = vec![0u8; step.len as usize];
+            store.checkpoint().read(step.tensor, step.tensor_offset, &mut bytes)?;
+            Ok(bytes)
+        };
+        let parts: Vec<Vec<u8>> = group.par_iter().map(read).collect::<Result<_>>()?;
+        for (step, bytes) in group.iter().zip(&parts) {
+            if let Some(block) = &resident[step.piece] {
+                copy_through(gpu, &staging, bytes, block, step.block_offset).await?;
+            }
+            progress(Bytes(step.len));
+        }
+    }
+    gpu.wait(None)?;
+    Ok(resident)
+}
+
+/// Brings `bytes` to `offset` of `target` through `staging`.
+async fn copy_through(gpu: &Gpu, staging: &Buffer, bytes: &[u8], target: &Buffer, offset: u64) -> Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    staging.slice(..).map_async(wgpu::MapMode::Write, move |mapped| drop(sender.send(mapped)));
+    gpu.wait(None)?;
+    let mapped = receiver.await.map_err(|_| gpu.fault("mapping the load staging was never answered"))?;
+    mapped.map_err(|fault| gpu.fault(format!("cannot map the load staging: {fault}")))?;
+    // Copies are multiples of 4 bytes; blocks are padded to 256, so the tail stays inside the block.
+    let padded = (bytes.len() as u64).next_multiple_of(4);
+    {
+        let view = staging.slice(..padded).get_mapped_range_mut();
+        let mut view = view.map_err(|fault| gpu.fault(format!("cannot write to the load staging: {fault}")))?;
+        view.slice(..bytes.len()).copy_from_slice(bytes);
+    }
+    staging.unmap();
+    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("load") });
+    encoder.copy_buffer_to_buffer(staging, 0, target, offset, padded);
+    gpu.queue.submit([encoder.finish()]);
+    Ok(())
+}

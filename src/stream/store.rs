@@ -1,0 +1,156 @@
+//! The host's side of the weights: pieces whose home is host memory, read once; the rest is read from disk when due.
+
+use std::sync::Arc;
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::model::{Model, UnitKind};
+use crate::plan::{Piece, Plan, Slice};
+use crate::units::Bytes;
+use crate::weights::{Checkpoint, TensorId};
+
+/// Bytes of a plan's pieces, wherever their home is.
+#[derive(Debug)]
+pub struct Store {
+    checkpoint: Arc<Checkpoint>,
+    plan: Arc<Plan>,
+    /// One per piece; `None` where the piece is not held in host memory of our own.
+    held: Vec<Option<Box<[u8]>>>,
+    embedding: Embedding,
+}
+
+/// Where the embedding's rows are read.
+#[derive(Debug)]
+enum Embedding {
+    /// In host memory, all rows.
+    Held(TensorId, Box<[u8]>),
+    /// In pieces of the tied head that are held or mapped, or in the file.
+    Elsewhere(TensorId),
+}
+
+impl Store {
+    /// Reads every piece whose home is host memory, several at a time. With a mapped checkpoint nothing is copied:
+    /// pages come in here and stay as long as the system lets them.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn load(checkpoint: Arc<Checkpoint>, model: &Model, plan: Arc<Plan>, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Store> {
+        let held = (0..plan.pieces.len()).into_par_iter().map(|index| {
+            // What the host itself computes with is held as well.
+            if plan.home(index) != Device::Cpu || is_mapped(&checkpoint, &plan.pieces[index]) {
+                return Ok(None);
+            }
+            let piece = &plan.pieces[index];
+            let mut block = vec![0u8; piece.size_bytes.0 as usize].into_boxed_slice();
+            read_slices(&checkpoint, piece, &mut block)?;
+            progress(piece.size_bytes);
+            Ok(Some(block))
+        });
+        let held = held.collect::<Result<Vec<_>>>()?;
+        let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
+        Ok(Store { checkpoint, plan, held, embedding })
+    }
+
+    /// The checkpoint whose bytes these are.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The bytes of a held piece, laid out as its slices say.
+    pub fn held(&self, piece: usize) -> Option<&[u8]> {
+        self.held[piece].as_deref()
+    }
+
+    /// The bytes of one slice where the checkpoint is mapped, unchanged, and the piece's home is host memory.
+    pub fn mapped(&self, piece: usize, slice: &Slice) -> Option<&[u8]> {
+        if self.plan.home(piece) != Device::Cpu {
+            return None;
+        }
+        let row_bytes = self.checkpoint.catalog[slice.tensor].row_bytes();
+        self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
+    }
+
+    /// Reads a piece into `block`, laid out as its slices say. What is read from disk at every forward is dropped from
+    /// the page cache behind the read, so that the disk tier does not silently become host memory.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn read(&self, piece: usize, block: &mut [u8]) -> Result<()> {
+        read_slices(&self.checkpoint, &self.plan.pieces[piece], block)?;
+        if self.plan.home(piece) == Device::Disk {
+            for slice in &self.plan.pieces[piece].slices {
+                let row_bytes = self.checkpoint.catalog[slice.tensor].row_bytes();
+                self.checkpoint.drop_behind(slice.tensor, slice.first_row * row_bytes, slice.size_bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// Those of reading; [`Error::TokenOutOfVocabulary`].
+    pub fn embed(&self, tokens: impl ExactSizeIterator<Item = u32>, output: &mut [f32]) -> Result<()> {
+        let id = match &self.embedding {
+            Embedding::Held(id, _) | Embedding::Elsewhere(id) => *id,
+        };
+        let tensor = &self.checkpoint.catalog[id];
+        let (row_bytes, width) = (tensor.row_bytes() as usize, tensor.n_columns() as usize);
+        let mut row = vec![0u8; row_bytes];
+        for (token, values) in tokens.zip(output.chunks_exact_mut(width)) {
+            if u64::from(token) >= tensor.n_rows() {
+                return Err(Error::TokenOutOfVocabulary { token, vocab_size: tensor.n_rows() as usize });
+            }
+            let begin = token as usize * row_bytes;
+            match &self.embedding {
+                Embedding::Held(_, bytes) => tensor.dtype.decode(&bytes[begin..begin + row_bytes], values),
+                Embedding::Elsewhere(_) => {
+                    self.checkpoint.read(id, begin as u64, &mut row)?;
+                    tensor.dtype.decode(&row, values);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a norm weight or a bias, decoded.
+///
+/// # Errors
+/// Those of reading.
+pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>> {
+    let tensor = &checkpoint.catalog[id];
+    let mut bytes = vec![0u8; tensor.size_bytes.0 as usize];
+    checkpoint.read(id, 0, &mut bytes)?;
+    let mut values = vec![0.0; tensor.n_values() as usize];
+    tensor.dtype.decode(&bytes, &mut values);
+    Ok(values)
+}
+
+fn read_slices(checkpoint: &Checkpoint, piece: &Piece, block: &mut [u8]) -> Result<()> {
+    for slice in &piece.slices {
+        let row_bytes = checkpoint.catalog[slice.tensor].row_bytes();
+        let range = slice.offset as usize..(slice.offset + slice.size_bytes) as usize;
+        checkpoint.read(slice.tensor, slice.first_row * row_bytes, &mut block[range])?;
+    }
+    Ok(())
+}
+
+fn is_mapped(checkpoint: &Checkpoint, piece: &Piece) -> bool {
+    piece.slices.iter().all(|slice| checkpoint.view(slice.tensor, 0, 1).is_some())
+}
+
+fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress: &dyn Fn(Bytes)) -> Result<Embedding> {
+    let id = model.embedding().ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: "model.embed_tokens.weight".into() })?;
+    let home = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.home);
+    let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.home == Device::Cpu);
+    if home != Some(Device::Cpu) || tied_head_is_held || checkpoint.view(id, 0, 1).is_some() {
+        return Ok(Embedding::Elsewhere(id));
+    }
+    let mut bytes = vec![0u8; checkpoint.catalog[id].size_bytes.0 as usize].into_boxed_slice();
+    checkpoint.read(id, 0, &mut bytes)?;
+    progress(checkpoint.catalog[id].size_bytes);
+    Ok(Embedding::Held(id, bytes))
+}
