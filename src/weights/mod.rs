@@ -2,6 +2,8 @@
 
 mod catalog;
 mod config;
+mod gguf;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
 pub use config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+pub use gguf::{MetaValue, Metadata};
