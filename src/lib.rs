@@ -2,5 +2,6 @@
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod platform;
 pub mod units;
 pub mod weights;
