@@ -4,5 +4,6 @@ pub mod dtype;
 pub mod error;
 pub mod model;
 pub mod plan;
+pub mod platform;
 pub mod units;
 pub mod weights;
