@@ -2,8 +2,12 @@
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod gpu;
+pub mod host;
+pub mod kernels;
 pub mod model;
 pub mod plan;
 pub mod platform;
+pub mod stream;
 pub mod units;
 pub mod weights;

@@ -23,8 +23,8 @@ pub(super) fn units(config: &ModelConfig, tensor: &dyn Fn(&str, &[u64]) -> Resul
         kind: UnitKind::Head,
         ops: vec![
             Op::PickRows,
-            norm(tensor("model.norm.weight", &[hidden_size])?, Activation::Picked),
-            Op::MatMul { input: Activation::Normed, weight: head, output: Activation::Logits },
+            Op::RmsNorm { input: Activation::Picked, weight: tensor("model.norm.weight", &[hidden_size])?, output: Activation::Final },
+            Op::MatMul { input: Activation::Final, weight: head, output: Activation::Logits },
         ],
     });
     Ok(units)
@@ -34,7 +34,7 @@ fn attention(config: &ModelConfig, layer: usize, tensor: &dyn Fn(&str, &[u64]) -
     let (hidden_size, query_size, kv_size) = (config.hidden_size as u64, config.query_size() as u64, config.kv_size() as u64);
     let name = format!("model.layers.{layer}.self_attn");
     let norm_weight = tensor(&format!("model.layers.{layer}.input_layernorm.weight"), &[hidden_size])?;
-    let mut ops = vec![norm(norm_weight, Activation::Hidden)];
+    let mut ops = vec![norm(norm_weight)];
     for (part, n_rows, output) in
         [("q_proj", query_size, Activation::Query), ("k_proj", kv_size, Activation::Key), ("v_proj", kv_size, Activation::Value)]
     {
@@ -68,15 +68,15 @@ fn feed_forward(config: &ModelConfig, layer: usize, tensor: &dyn Fn(&str, &[u64]
         Ok(())
     };
     let norm_weight = tensor(&format!("model.layers.{layer}.post_attention_layernorm.weight"), &[hidden_size])?;
-    let mut ops = vec![norm(norm_weight, Activation::Hidden)];
+    let mut ops = vec![norm(norm_weight)];
     matrix(&mut ops, "gate_proj", [ffn_size, hidden_size], Activation::Normed, Activation::Gate)?;
     matrix(&mut ops, "up_proj", [ffn_size, hidden_size], Activation::Normed, Activation::Up)?;
     ops.push(Op::SwiGlu);
-    matrix(&mut ops, "down_proj", [hidden_size, ffn_size], Activation::Gate, Activation::Delta)?;
+    matrix(&mut ops, "down_proj", [hidden_size, ffn_size], Activation::Gated, Activation::Delta)?;
     ops.push(Op::AddResidual);
     Ok(Unit { name, kind: UnitKind::FeedForward { layer }, ops })
 }
 
-fn norm(weight: TensorId, input: Activation) -> Op {
-    Op::RmsNorm { input, weight, output: Activation::Normed }
+fn norm(weight: TensorId) -> Op {
+    Op::RmsNorm { input: Activation::Hidden, weight, output: Activation::Normed }
 }

@@ -20,21 +20,25 @@ pub enum Activation {
     Value,
     /// What attention mixed. `[n_tokens, n_heads, head_size]`
     Mixed,
-    /// The gate of the feed-forward part; then its product with `Up`. `[n_tokens, ffn_size]`
+    /// The gate of the feed-forward part. `[n_tokens, ffn_size]`
     Gate,
-    /// `[n_tokens, ffn_size]`
+    /// What the gate lets through. `[n_tokens, ffn_size]`
     Up,
+    /// What came through. `[n_tokens, ffn_size]`
+    Gated,
     /// What a unit adds to the residual stream. `[n_tokens, hidden_size]`
     Delta,
     /// The rows of `Hidden` whose logits are asked for. `[n_rows, hidden_size]`
     Picked,
+    /// `Picked` after the last norm. `[n_rows, hidden_size]`
+    Final,
     /// Scores of all tokens. `[n_rows, vocab_size]`
     Logits,
 }
 
 impl Activation {
     /// All of them, in the order of their first use.
-    pub const ALL: [Activation; 11] = [
+    pub const ALL: [Activation; 13] = [
         Activation::Hidden,
         Activation::Normed,
         Activation::Query,
@@ -43,18 +47,20 @@ impl Activation {
         Activation::Mixed,
         Activation::Gate,
         Activation::Up,
+        Activation::Gated,
         Activation::Delta,
         Activation::Picked,
+        Activation::Final,
         Activation::Logits,
     ];
 
     /// Values in one row.
     pub fn width(self, config: &ModelConfig) -> usize {
         match self {
-            Activation::Hidden | Activation::Normed | Activation::Delta | Activation::Picked => config.hidden_size,
+            Activation::Hidden | Activation::Normed | Activation::Delta | Activation::Picked | Activation::Final => config.hidden_size,
             Activation::Query | Activation::Mixed => config.query_size(),
             Activation::Key | Activation::Value => config.kv_size(),
-            Activation::Gate | Activation::Up => config.ffn_size,
+            Activation::Gate | Activation::Up | Activation::Gated => config.ffn_size,
             Activation::Logits => config.vocab_size,
         }
     }
@@ -62,7 +68,7 @@ impl Activation {
     /// Rows it has: one per token, or one per position whose logits are asked for.
     pub fn n_rows(self, n_tokens: usize, n_logit_rows: usize) -> usize {
         match self {
-            Activation::Picked | Activation::Logits => n_logit_rows,
+            Activation::Picked | Activation::Final | Activation::Logits => n_logit_rows,
             _ => n_tokens,
         }
     }
@@ -117,7 +123,7 @@ pub enum Op {
         /// Which layer's cache.
         layer: usize,
     },
-    /// `Gate` = silu(`Gate`) · `Up`.
+    /// `Gated` = silu(`Gate`) · `Up`.
     SwiGlu,
     /// `Hidden` += `Delta`.
     AddResidual,

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Piece, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{ForwardSize, N_PARAMS_SETS, PARAMS_BYTES, kv_buffer_bytes, kv_bytes_per_position, working_set};
-use crate::plan::{DevicePlan, Plan, PlanOptions, ResidentLayers, RingPlan, UnitPlan, UploadPath, Usage};
+use crate::plan::{DevicePlan, KvDType, Plan, PlanOptions, ResidentLayers, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -20,6 +20,14 @@ const SLOT_BYTES_MIN: u64 = 64 << 10;
 
 /// Makes the plan, shrinking what the user left open until it fits.
 pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
+    // The host's caches are f32: there, half the memory would cost more time than it saves.
+    let host_options;
+    let options = if options.execute_on == Device::Cpu {
+        host_options = PlanOptions { kv_dtype: KvDType::F32, ..options.clone() };
+        &host_options
+    } else {
+        options
+    };
     let site = Site::new(catalog, model, devices, options)?;
     let mut first_error = None;
     for shape in site.shapes() {

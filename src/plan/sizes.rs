@@ -9,8 +9,8 @@ use crate::weights::ModelConfig;
 
 /// Most tokens that a GPU-side selection returns per row; the kernel's bound.
 pub const TOP_K_MAX: usize = 64;
-/// Segments that the selection cuts a row of logits into.
-pub const TOP_K_SEGMENTS: usize = 64;
+/// Logits of a row that one workgroup selects from; the kernel's segment.
+pub const TOP_K_SEGMENT: usize = 2048;
 
 /// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
 pub const PARAMS_BYTES: u64 = 256;
@@ -47,7 +47,7 @@ pub struct ForwardSize {
 /// Every working buffer of a forward with its bytes.
 pub fn working_set(config: &ModelConfig, size: ForwardSize) -> Vec<(WorkingBuffer, Bytes)> {
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
-    let top_k = n_rows * (TOP_K_SEGMENTS * TOP_K_MAX * 8) as u64;
+    let top_k = n_rows * (config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64;
     let logits = n_rows * config.vocab_size as u64 * 4;
     let mut buffers: Vec<_> = Activation::ALL
         .iter()

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_channel::oneshot;
 
-use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Gpu, Purpose};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::kernels::top_k;
 use crate::model::{Activation, Model};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::stream::feeder::{Feeder, workers_gone};
-use crate::stream::gpu_forward::{Buffers, ForwardShape, Prepared};
+use crate::stream::gpu_buffers::Buffers;
+use crate::stream::gpu_forward::{ForwardShape, Prepared};
 use crate::stream::gpu_ring::{MappedSlot, Poller, Ring};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -113,7 +115,9 @@ impl GpuExecutor {
                 // The buffers of a dropped shape live on until the GPU is done with them; wgpu sees to that.
                 let arena = if self.shapes.len() < N_SHAPES { self.buffers.take_arena() } else { self.shapes.pop_front().map(|old| old.arena) };
                 let arena = arena.ok_or_else(|| self.gpu.fault("no parameters are left for another shape of forward"))?;
-                self.shapes.push_back(Prepared::new(&self.gpu, &self.model, &self.plan, &self.buffers, self.ring.as_ref(), arena, shape)?);
+                let ring = self.ring.as_ref();
+                let prepared = Prepared::new(&self.gpu, &self.model, &self.plan, &self.store, &self.buffers, ring, arena, shape)?;
+                self.shapes.push_back(prepared);
             }
         }
         Ok(())
@@ -134,24 +138,28 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Submits what is recorded; its span is added once the GPU is done with it.
-    fn submit(&mut self) -> Result<Option<wgpu::SubmissionIndex>> {
-        let Some(encoder) = self.recording.encoder.take() else { return Ok(None) };
+    /// Submits what is recorded; its span is added once the GPU is done with it. `freed` is a slot that it is the last to use.
+    fn submit(&mut self, freed: Option<usize>) -> Result<()> {
+        let Some(encoder) = self.recording.encoder.take() else { return Ok(()) };
         let pieces = std::mem::take(&mut self.recording.pieces);
         let submitted_secs = self.trace.now();
         let submission = self.gpu.queue.submit([encoder.finish()]);
         self.gpu.check()?;
+        if let (Some(ring), Some(slot)) = (&self.ring, freed) {
+            // Asked before the submission is waited for: waiting is what answers it.
+            ring.release(&self.gpu, slot);
+        }
         let (trace, forward, last_end) = (self.trace.clone(), self.n_forwards, Arc::clone(&self.last_compute_end));
         let size_bytes = pieces.iter().map(|&piece| self.plan.pieces[piece].size_bytes).sum();
         let piece = pieces.last().copied();
-        self.poller.watch(submission.clone(), move |end_secs| {
+        self.poller.watch(submission, move |end_secs| {
             // The queue runs submissions one after the other: this one began when the one before it ended.
             let mut last_end = last_end.lock().unwrap_or_else(PoisonError::into_inner);
             let start_secs = submitted_secs.max(*last_end);
             *last_end = end_secs;
             trace.add(Span { lane: Lane::Compute, piece, forward, start_secs, end_secs, size_bytes });
         });
-        Ok(Some(submission))
+        Ok(())
     }
 
     async fn scores(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
@@ -159,12 +167,18 @@ impl GpuExecutor {
         let n_rows = batch.logits_for.len();
         match batch.want {
             Want::Logits => {
-                let logits = &self.buffers[WorkingBuffer::Activation(Activation::Logits)];
+                let logits = self.buffers.working(&self.gpu, WorkingBuffer::Activation(Activation::Logits))?;
                 let bytes = crate::gpu::read(&self.gpu, logits, 0, (n_rows * vocab_size * 4) as u64).await?;
                 let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
                 Ok(values.chunks_exact(vocab_size).map(|row| Scores::All(row.to_vec())).collect())
             }
-            Want::TopK(k) => self.buffers.read_top_k(&self.gpu, n_rows, vocab_size, k).await,
+            Want::TopK(k) => {
+                let params = top_k::Params::new(n_rows as u32, vocab_size as u32, k as u32);
+                let candidates = self.buffers.working(&self.gpu, WorkingBuffer::TopK)?;
+                let bytes = crate::gpu::read(&self.gpu, candidates, 0, params.candidates_bytes()).await?;
+                let rows = top_k::merge(&params, &bytes).into_iter();
+                Ok(rows.map(|row| Scores::Top(row.into_iter().map(|best| (best.token, best.logit)).collect())).collect())
+            }
         }
     }
 }
@@ -182,10 +196,10 @@ impl Executor for GpuExecutor {
         self.store.embed(batch.tokens.iter().map(|token| token.token), &mut hidden)?;
         let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
         let cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
-        self.buffers.write(&self.gpu, WorkingBuffer::Activation(Activation::Hidden), bytemuck::cast_slice(&hidden));
-        self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens));
-        self.buffers.write(&self.gpu, WorkingBuffer::CosSin, bytemuck::cast_slice(&cos_sin));
-        self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for));
+        self.buffers.write(&self.gpu, WorkingBuffer::Activation(Activation::Hidden), bytemuck::cast_slice(&hidden))?;
+        self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;
+        self.buffers.write(&self.gpu, WorkingBuffer::CosSin, bytemuck::cast_slice(&cos_sin))?;
+        self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for))?;
         Ok(())
     }
 
@@ -200,7 +214,7 @@ impl Executor for GpuExecutor {
     fn compute_resident(&mut self, piece: usize) -> Result<()> {
         self.record(piece, None)?;
         if self.recording.pieces.len() >= PIECES_PER_SUBMIT {
-            self.submit()?;
+            self.submit(None)?;
         }
         Ok(())
     }
@@ -212,7 +226,7 @@ impl Executor for GpuExecutor {
             Ok(Some(slot)) => slot?,
             _ => {
                 // What is recorded keeps the GPU busy while the upload is awaited.
-                self.submit()?;
+                self.submit(None)?;
                 let start_secs = self.trace.now();
                 let slot = filled.await.map_err(|_| self.gpu.check().err().unwrap_or_else(workers_gone))??;
                 let end_secs = self.trace.now();
@@ -222,13 +236,7 @@ impl Executor for GpuExecutor {
             }
         };
         self.record(piece, Some(slot.index))?;
-        self.submit()?;
-        if let Some(ring) = &self.ring {
-            ring.release(&self.gpu, slot.index);
-        }
-        // The slot is mapped again while a submission is waited for that comes after the request.
-        self.poller.watch(self.gpu.queue.submit([]), |_| {});
-        Ok(())
+        self.submit(Some(slot.index))
     }
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
@@ -237,7 +245,7 @@ impl Executor for GpuExecutor {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             dispatch.0.encode(&mut pass, dispatch.1);
         }
-        self.submit()?;
+        self.submit(None)?;
         let start_secs = self.trace.now();
         let scores = self.scores(batch).await?;
         let end_secs = self.trace.now();

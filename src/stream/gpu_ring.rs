@@ -56,6 +56,11 @@ impl Ring {
         Ok(ring)
     }
 
+    /// How many slots.
+    pub(super) fn n_slots(&self) -> usize {
+        self.slots.len()
+    }
+
     /// What kernels bind for slot `index`.
     pub(super) fn block(&self, index: usize) -> &wgpu::Buffer {
         &self.slots[index].block

@@ -3,6 +3,7 @@
 mod batch;
 mod dry_run;
 mod feeder;
+mod gpu_buffers;
 mod gpu_executor;
 mod gpu_forward;
 mod gpu_ring;
@@ -13,7 +14,7 @@ mod trace;
 use crate::error::Result;
 use crate::plan::{Schedule, Step};
 pub use batch::{Batch, BatchToken, Scores, Want};
-pub use dry_run::{DryRun, predict};
+pub use dry_run::{DryRun, Prediction, predict};
 pub use gpu_executor::GpuExecutor;
 pub use host_executor::HostExecutor;
 pub use store::Store;

@@ -58,6 +58,15 @@ impl Store {
         &self.checkpoint
     }
 
+    /// Bytes held in host memory of our own.
+    pub fn held_bytes(&self) -> Bytes {
+        let embedding = match &self.embedding {
+            Embedding::Held(_, bytes) => bytes.len(),
+            Embedding::Elsewhere(_) => 0,
+        };
+        Bytes((self.held.iter().flatten().map(|block| block.len()).sum::<usize>() + embedding) as u64)
+    }
+
     /// The bytes of a held piece, laid out as its slices say.
     pub fn held(&self, piece: usize) -> Option<&[u8]> {
         self.held[piece].as_deref()

@@ -1,0 +1,296 @@
+//! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
+
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu, ParamsArena};
+use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
+use crate::model::{Activation, Model, Op};
+use crate::plan::{KvDType, Piece, Plan, Slice, WorkingBuffer, Work};
+use crate::stream::Store;
+use crate::stream::gpu_buffers::Buffers;
+use crate::stream::gpu_ring::Ring;
+use crate::weights::{RopePairs, TensorId};
+
+/// What the dispatches of a forward depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ForwardShape {
+    /// Tokens of the batch.
+    pub(super) n_tokens: usize,
+    /// Positions whose logits are asked for.
+    pub(super) n_rows: usize,
+    /// Best tokens to select per row; 0 selects nothing.
+    pub(super) top_k: usize,
+}
+
+/// A dispatch and where its params lie in the arena.
+pub(super) type Prepared1 = (Dispatch, u32);
+
+/// All dispatches of one shape.
+pub(super) struct Prepared {
+    pub(super) shape: ForwardShape,
+    pub(super) arena: ParamsArena,
+    /// Per piece, per place that it can be computed from: its own buffer, or each slot of the ring.
+    pieces: Vec<Vec<Vec<Prepared1>>>,
+    top_k: Option<Prepared1>,
+}
+
+/// What stays the same while dispatches are made.
+struct Maker<'a> {
+    gpu: &'a Gpu,
+    model: &'a Model,
+    plan: &'a Plan,
+    store: &'a Store,
+    buffers: &'a Buffers,
+    shape: ForwardShape,
+}
+
+impl Prepared {
+    /// Makes all dispatches and uploads their params.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the executor, which cannot be borrowed whole here")]
+    pub(super) fn new(
+        gpu: &Gpu,
+        model: &Model,
+        plan: &Plan,
+        store: &Store,
+        buffers: &Buffers,
+        ring: Option<&Ring>,
+        mut arena: ParamsArena,
+        shape: ForwardShape,
+    ) -> Result<Prepared> {
+        arena.clear();
+        let maker = Maker { gpu, model, plan, store, buffers, shape };
+        let mut pieces = Vec::with_capacity(plan.pieces.len());
+        for (index, piece) in plan.pieces.iter().enumerate() {
+            let blocks: Vec<Option<&wgpu::Buffer>> = match ring {
+                _ if plan.is_resident(index) => vec![buffers.resident(index).map(|buffer| &**buffer)],
+                Some(ring) => (0..ring.n_slots()).map(|slot| Some(ring.block(slot))).collect(),
+                None => vec![None],
+            };
+            let mut places: Vec<Vec<Prepared1>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
+            for work in &piece.work {
+                // The params are the same for every slot; what is bound is not.
+                let call = maker.call(piece, *work)?;
+                let offset = call.push(gpu, &mut arena)?;
+                for (place, block) in places.iter_mut().zip(&blocks) {
+                    place.push((call.prepare(gpu, arena.buffer(), *block)?, offset));
+                }
+            }
+            pieces.push(places);
+        }
+        let top_k = match shape.top_k {
+            0 => None,
+            k => {
+                let call = maker.top_k(k)?;
+                let offset = call.push(gpu, &mut arena)?;
+                Some((call.prepare(gpu, arena.buffer(), None)?, offset))
+            }
+        };
+        arena.upload(gpu);
+        Ok(Prepared { shape, arena, pieces, top_k })
+    }
+
+    /// What to encode for a piece, computed from a slot or from its own buffer.
+    pub(super) fn dispatches(&self, piece: usize, slot: Option<usize>) -> &[Prepared1] {
+        &self.pieces[piece][slot.unwrap_or(0)]
+    }
+
+    /// The selection of the best tokens, if the shape asks for it.
+    pub(super) fn top_k(&self) -> Option<&Prepared1> {
+        self.top_k.as_ref()
+    }
+}
+
+/// A kernel with its params and all it binds, except the block that a matrix slice lies in.
+enum Call<'a> {
+    Add(add::Params, add::Bindings<'a>),
+    AddBias(add_bias::Params, add_bias::Bindings<'a>),
+    Attention(attention::Params, attention::Bindings<'a>),
+    GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
+    KvStore(kv_store::Params, kv_store::Bindings<'a>),
+    MatMul { params: matmul::Params, slice: Slice, input: Binding<'a>, output: Binding<'a> },
+    RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
+    Rope(rope::Params, rope::Bindings<'a>),
+    SwiGlu(swiglu::Params, swiglu::Bindings<'a>),
+    TopK(top_k::Params, top_k::Bindings<'a>),
+}
+
+impl Call<'_> {
+    fn push(&self, gpu: &Gpu, arena: &mut ParamsArena) -> Result<u32> {
+        match self {
+            Call::Add(params, _) => arena.push(gpu, params),
+            Call::AddBias(params, _) => arena.push(gpu, params),
+            Call::Attention(params, _) => arena.push(gpu, params),
+            Call::GatherRows(params, _) => arena.push(gpu, params),
+            Call::KvStore(params, _) => arena.push(gpu, params),
+            Call::MatMul { params, .. } => arena.push(gpu, params),
+            Call::RmsNorm(params, _) => arena.push(gpu, params),
+            Call::Rope(params, _) => arena.push(gpu, params),
+            Call::SwiGlu(params, _) => arena.push(gpu, params),
+            Call::TopK(params, _) => arena.push(gpu, params),
+        }
+    }
+
+    fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Dispatch> {
+        match self {
+            Call::Add(params, bindings) => add::prepare(gpu, arena, params, *bindings),
+            Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
+            Call::Attention(params, bindings) => attention::prepare(gpu, arena, params, *bindings),
+            Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
+            Call::KvStore(params, bindings) => kv_store::prepare(gpu, arena, params, *bindings),
+            Call::MatMul { params, slice, input, output } => {
+                let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
+                let weight = Binding::part(block, slice.offset, slice.size_bytes);
+                matmul::prepare(gpu, arena, params, matmul::Bindings { weight, input: *input, output: *output })
+            }
+            Call::RmsNorm(params, bindings) => rms_norm::prepare(gpu, arena, params, *bindings),
+            Call::Rope(params, bindings) => rope::prepare(gpu, arena, params, *bindings),
+            Call::SwiGlu(params, bindings) => swiglu::prepare(gpu, arena, params, *bindings),
+            Call::TopK(params, bindings) => top_k::prepare(gpu, arena, params, *bindings),
+        }
+    }
+}
+
+impl<'a> Maker<'a> {
+    fn call(&self, piece: &Piece, work: Work) -> Result<Call<'a>> {
+        let ops = &self.model.units[piece.unit].ops;
+        match work {
+            Work::Op(op) => self.op(&ops[op]),
+            Work::Rows { op, slice } => match &ops[op] {
+                Op::MatMul { input, weight, output } => self.matmul(*input, *weight, *output, piece.slices[slice]),
+                _ => Err(self.gpu.fault("a slice of something that is no matrix product")),
+            },
+        }
+    }
+
+    fn op(&self, op: &Op) -> Result<Call<'a>> {
+        let config = &self.model.config;
+        let n_tokens = self.shape.n_tokens as u32;
+        Ok(match *op {
+            Op::RmsNorm { input, weight, output } => {
+                let n_rows = self.rows(input);
+                let params = rms_norm::Params { n_rows, hidden_size: config.hidden_size as u32, epsilon: config.rms_norm_epsilon };
+                let bindings =
+                    rms_norm::Bindings { input: self.activation(input)?, weight: self.vector(weight)?, output: self.activation(output)? };
+                Call::RmsNorm(params, bindings)
+            }
+            Op::AddBias { bias, target } => {
+                let params = add_bias::Params { n_tokens: self.rows(target), width: target.width(config) as u32 };
+                Call::AddBias(params, add_bias::Bindings { bias: self.vector(bias)?, target_values: self.activation(target)? })
+            }
+            Op::Rope { target } => {
+                let n_heads = (target.width(config) / config.head_size) as u32;
+                let pairing = match config.rope.pairs {
+                    RopePairs::Halves => rope::Pairing::Halves,
+                    RopePairs::Neighbours => rope::Pairing::Neighbours,
+                };
+                let params = rope::Params { n_tokens, n_heads, head_size: config.head_size as u32, pairing: pairing as u32 };
+                let bindings = rope::Bindings { cos_sin: self.working(WorkingBuffer::CosSin)?, values: self.activation(target)? };
+                Call::Rope(params, bindings)
+            }
+            Op::StoreKv { layer } => self.store_kv(layer)?,
+            Op::Attention { layer } => self.attention(layer)?,
+            Op::SwiGlu => Call::SwiGlu(
+                swiglu::Params { n_values: n_tokens * config.ffn_size as u32 },
+                swiglu::Bindings {
+                    gate: self.activation(Activation::Gate)?,
+                    up: self.activation(Activation::Up)?,
+                    output: self.activation(Activation::Gated)?,
+                },
+            ),
+            Op::AddResidual => Call::Add(
+                add::Params { n_values: n_tokens * config.hidden_size as u32 },
+                add::Bindings { input: self.activation(Activation::Delta)?, target_values: self.activation(Activation::Hidden)? },
+            ),
+            Op::PickRows => Call::GatherRows(
+                gather_rows::Params { n_rows: self.shape.n_rows as u32, n_input_rows: n_tokens, width: config.hidden_size as u32 },
+                gather_rows::Bindings {
+                    input: self.activation(Activation::Hidden)?,
+                    row_indices: self.working(WorkingBuffer::PickedRows)?,
+                    output: self.activation(Activation::Picked)?,
+                },
+            ),
+            Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.fault("an operation stands where it is not computed")),
+        })
+    }
+
+    fn matmul(&self, input: Activation, weight: TensorId, output: Activation, slice: Slice) -> Result<Call<'a>> {
+        let tensor = &self.store.checkpoint().catalog[weight];
+        let whole = matmul::Params::new(tensor.dtype, tensor.n_rows() as u32, tensor.n_columns() as u32, self.rows(input));
+        let params = whole.slice(slice.first_row as u32, slice.n_rows as u32);
+        Ok(Call::MatMul { params, slice, input: self.activation(input)?, output: self.activation(output)? })
+    }
+
+    fn store_kv(&self, layer: usize) -> Result<Call<'a>> {
+        let config = &self.model.config;
+        let (keys, values) = self.buffers.kv_cache(layer);
+        let params = kv_store::Params {
+            n_tokens: self.shape.n_tokens as u32,
+            n_kv_heads: config.n_kv_heads as u32,
+            head_size: config.head_size as u32,
+            n_seqs: self.plan.n_seqs as u32,
+            kv_capacity: self.plan.ctx_size as u32,
+            kv_dtype: self.kv_dtype(),
+        };
+        let bindings = kv_store::Bindings {
+            key: self.activation(Activation::Key)?,
+            value: self.activation(Activation::Value)?,
+            tokens: self.working(WorkingBuffer::Tokens)?,
+            key_cache: Binding::whole(keys),
+            value_cache: Binding::whole(values),
+        };
+        Ok(Call::KvStore(params, bindings))
+    }
+
+    fn attention(&self, layer: usize) -> Result<Call<'a>> {
+        let config = &self.model.config;
+        let (keys, values) = self.buffers.kv_cache(layer);
+        let params = attention::Params {
+            n_tokens: self.shape.n_tokens as u32,
+            n_heads: config.n_heads as u32,
+            n_kv_heads: config.n_kv_heads as u32,
+            head_size: config.head_size as u32,
+            n_seqs: self.plan.n_seqs as u32,
+            kv_capacity: self.plan.ctx_size as u32,
+            window: config.sliding_window.unwrap_or(0) as u32,
+            scale: 1.0 / (config.head_size as f32).sqrt(),
+            kv_dtype: self.kv_dtype(),
+        };
+        let bindings = attention::Bindings {
+            query: self.activation(Activation::Query)?,
+            tokens: self.working(WorkingBuffer::Tokens)?,
+            key_cache: Binding::whole(keys),
+            value_cache: Binding::whole(values),
+            mixed: self.activation(Activation::Mixed)?,
+        };
+        Ok(Call::Attention(params, bindings))
+    }
+
+    fn top_k(&self, k: usize) -> Result<Call<'a>> {
+        let params = top_k::Params::new(self.shape.n_rows as u32, self.model.config.vocab_size as u32, k as u32);
+        let bindings = top_k::Bindings { logits: self.activation(Activation::Logits)?, candidates: self.working(WorkingBuffer::TopK)? };
+        Ok(Call::TopK(params, bindings))
+    }
+
+    fn kv_dtype(&self) -> u32 {
+        match self.plan.kv_dtype {
+            KvDType::F32 => kv_store::KvDType::F32 as u32,
+            KvDType::F16 => kv_store::KvDType::F16 as u32,
+        }
+    }
+
+    fn rows(&self, activation: Activation) -> u32 {
+        activation.n_rows(self.shape.n_tokens, self.shape.n_rows) as u32
+    }
+
+    fn activation(&self, activation: Activation) -> Result<Binding<'a>> {
+        self.working(WorkingBuffer::Activation(activation))
+    }
+
+    fn working(&self, name: WorkingBuffer) -> Result<Binding<'a>> {
+        Ok(Binding::whole(self.buffers.working(self.gpu, name)?))
+    }
+
+    fn vector(&self, id: TensorId) -> Result<Binding<'a>> {
+        let buffer = self.buffers.vector(id).ok_or_else(|| self.gpu.fault("a norm weight or bias was not loaded"))?;
+        Ok(Binding::whole(buffer))
+    }
+}

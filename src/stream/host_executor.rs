@@ -1,0 +1,346 @@
+//! The host executor: the same schedule without any adapter. It is the check on the GPU, and what runs where there is none.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use futures_channel::oneshot;
+
+use crate::error::Result;
+use crate::host;
+use crate::kernels::kv_store::Token;
+use crate::kernels::{add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
+use crate::model::{Activation, Model, Op};
+use crate::plan::sizes::kv_buffer_bytes;
+use crate::plan::{KvDType, Piece, Plan, Slice, Work};
+use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, workers_gone};
+use crate::stream::store::read_vector;
+use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
+use crate::units::Bytes;
+use crate::weights::{ModelConfig, RopePairs, TensorId};
+
+/// Computes on the host's cores.
+pub struct HostExecutor {
+    model: Arc<Model>,
+    plan: Arc<Plan>,
+    store: Arc<Store>,
+    trace: Trace,
+    values: Values,
+    vectors: HashMap<TensorId, Vec<f32>>,
+    inverse_frequencies: Vec<f32>,
+    /// Pieces on their way from disk, oldest first.
+    under_way: VecDeque<(usize, oneshot::Receiver<Result<HostSlot>>)>,
+    feeder: Option<(Feeder<HostSlot>, FreeSlots<HostSlot>)>,
+    n_uploads_begun: usize,
+    n_forwards: usize,
+}
+
+/// Everything that changes during a forward.
+struct Values {
+    config: ModelConfig,
+    activations: HashMap<Activation, Vec<f32>>,
+    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
+    kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
+    tokens: Vec<Token>,
+    cos_sin: Vec<f32>,
+    picked_rows: Vec<u32>,
+    n_seqs: u32,
+    ctx_size: u32,
+}
+
+/// A slot of the host's ring: what is streamed from disk is read into it.
+struct HostSlot(Vec<u8>);
+
+impl SlotMemory for HostSlot {
+    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        Some(&mut self.0)
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.0[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl HostExecutor {
+    /// Allocates caches and slots and reads the vectors; the pieces are held by `store`.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn new(model: &Model, plan: Arc<Plan>, store: Arc<Store>, trace: Trace) -> Result<HostExecutor> {
+        let config = &model.config;
+        let mut vectors = HashMap::new();
+        for id in model.units.iter().flat_map(|unit| unit.vectors()) {
+            vectors.insert(id, read_vector(store.checkpoint(), id)?);
+        }
+        let kv_values = (kv_buffer_bytes(config, KvDType::F32, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
+        let kv_caches = (0..config.n_layers).map(|_| (vec![0.0; kv_values], vec![0.0; kv_values])).collect();
+        let feeder = match &plan.ring {
+            Some(ring) => {
+                let (feeder, free) = Feeder::start(&store, &plan, &trace)?;
+                for _ in 0..ring.n_slots {
+                    let _ = free.send(Some(HostSlot(vec![0; ring.slot_bytes.0 as usize])));
+                }
+                Some((feeder, free))
+            }
+            None => None,
+        };
+        let values = Values {
+            config: config.clone(),
+            activations: HashMap::new(),
+            kv_caches,
+            tokens: Vec::new(),
+            cos_sin: Vec::new(),
+            picked_rows: Vec::new(),
+            n_seqs: plan.n_seqs as u32,
+            ctx_size: plan.ctx_size as u32,
+        };
+        Ok(HostExecutor {
+            inverse_frequencies: config.rope.inverse_frequencies(config.head_size),
+            model: Arc::new(model.clone()),
+            plan,
+            store,
+            trace,
+            values,
+            vectors,
+            under_way: VecDeque::new(),
+            feeder,
+            n_uploads_begun: 0,
+            n_forwards: 0,
+        })
+    }
+
+    fn compute(&mut self, index: usize, slot: Option<&HostSlot>) -> Result<()> {
+        let start_secs = self.trace.now();
+        let (plan, model, store) = (Arc::clone(&self.plan), Arc::clone(&self.model), Arc::clone(&self.store));
+        let piece = &plan.pieces[index];
+        let ops = &model.units[piece.unit].ops;
+        for work in &piece.work {
+            match *work {
+                Work::Op(op) => self.values.run(&ops[op], &self.vectors),
+                Work::Rows { op, slice } => {
+                    let slice = &piece.slices[slice];
+                    let rows = match slot {
+                        Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
+                        None => rows(&store, &plan, index, slice)?,
+                    };
+                    if let Op::MatMul { input, output, .. } = ops[op] {
+                        let tensor = &store.checkpoint().catalog[slice.tensor];
+                        let n_tokens = self.values.n_rows(input) as u32;
+                        let whole = matmul::Params::new(tensor.dtype, tensor.n_rows() as u32, tensor.n_columns() as u32, n_tokens);
+                        let params = whole.slice(slice.first_row as u32, slice.n_rows as u32);
+                        self.values.matmul(&params, rows, input, output);
+                    }
+                }
+            }
+        }
+        self.span(Lane::Compute, index, piece, start_secs);
+        Ok(())
+    }
+
+    fn span(&self, lane: Lane, index: usize, piece: &Piece, start_secs: f64) {
+        let end_secs = self.trace.now();
+        self.trace.add(Span { lane, piece: Some(index), forward: self.n_forwards, start_secs, end_secs, size_bytes: piece.size_bytes });
+    }
+
+    /// Bytes of what this executor holds, by its own counting: what the plan promised.
+    pub fn peak(&self) -> Bytes {
+        let values = |values: &[f32]| Bytes(values.len() as u64 * 4);
+        let caches: Bytes = self.values.kv_caches.iter().map(|(keys, cached)| values(keys) + values(cached)).sum();
+        let activations: Bytes = self.values.activations.values().map(|activation| values(activation)).sum();
+        let vectors: Bytes = self.vectors.values().map(|vector| values(vector)).sum();
+        let ring = self.plan.ring.map_or(Bytes::ZERO, |ring| Bytes(ring.slot_bytes.0 * ring.n_slots as u64));
+        self.store.held_bytes() + caches + activations + vectors + ring
+    }
+}
+
+impl Executor for HostExecutor {
+    type Output = Vec<Scores>;
+
+    fn embed(&mut self, batch: &Batch) -> Result<()> {
+        let config = &self.values.config;
+        let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
+        for activation in Activation::ALL {
+            let len = activation.n_rows(n_tokens, n_rows) * activation.width(config);
+            self.values.activations.entry(activation).or_default().resize(len, 0.0);
+        }
+        self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
+        self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
+        self.values.picked_rows.clone_from(&batch.logits_for);
+        let hidden = self.values.activations.entry(Activation::Hidden).or_default();
+        self.store.embed(batch.tokens.iter().map(|token| token.token), hidden)
+    }
+
+    fn upload(&mut self, piece: usize) -> Result<()> {
+        let n_streamed = self.plan.streamed_pieces().count().max(1);
+        let (feeder, _) = self.feeder.as_ref().ok_or_else(workers_gone)?;
+        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / n_streamed)?));
+        self.n_uploads_begun += 1;
+        Ok(())
+    }
+
+    fn compute_resident(&mut self, piece: usize) -> Result<()> {
+        self.compute(piece, None)
+    }
+
+    async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
+        let (_, filled) = self.under_way.pop_front().ok_or_else(workers_gone)?;
+        let start_secs = self.trace.now();
+        let slot = filled.await.map_err(|_| workers_gone())??;
+        self.span(Lane::Stall, piece, &Piece { size_bytes: Bytes::ZERO, ..self.plan.pieces[piece].clone() }, start_secs);
+        self.compute(piece, Some(&slot))?;
+        if let Some((_, free)) = &self.feeder {
+            let _ = free.send(Some(slot));
+        }
+        Ok(())
+    }
+
+    async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+        self.n_forwards += 1;
+        let vocab_size = self.values.config.vocab_size;
+        let logits = self.values.activations.get(&Activation::Logits).map(Vec::as_slice).unwrap_or_default();
+        Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.want)).collect())
+    }
+}
+
+/// The stored bytes of a slice that is held or mapped.
+fn rows<'a>(store: &'a Store, plan: &Plan, piece: usize, slice: &Slice) -> Result<&'a [u8]> {
+    if let Some(block) = store.held(piece) {
+        return Ok(&block[slice.offset as usize..][..slice.size_bytes as usize]);
+    }
+    if let Some(rows) = store.mapped(piece, slice) {
+        return Ok(rows);
+    }
+    // A mapped file that changed is not shown any more; reading it says why.
+    store.read(piece, &mut vec![0; plan.pieces[piece].size_bytes.0 as usize])?;
+    Err(workers_gone())
+}
+
+/// All scores of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.
+fn select(row: &[f32], want: Want) -> Scores {
+    let Want::TopK(k) = want else { return Scores::All(row.to_vec()) };
+    let mut scored: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+    let rank = |score: f32| if score.is_nan() { f32::INFINITY } else { score };
+    let better = |a: &(u32, f32), b: &(u32, f32)| rank(b.1).total_cmp(&rank(a.1)).then(a.0.cmp(&b.0));
+    if k < scored.len() && k > 0 {
+        scored.select_nth_unstable_by(k - 1, better);
+        scored.truncate(k);
+    }
+    scored.sort_by(better);
+    Scores::Top(scored)
+}
+
+impl Values {
+    fn n_rows(&self, activation: Activation) -> usize {
+        activation.n_rows(self.tokens.len(), self.picked_rows.len())
+    }
+
+    /// Takes an activation out so that others can be read beside it.
+    fn take(&mut self, activation: Activation) -> Vec<f32> {
+        self.activations.get_mut(&activation).map(std::mem::take).unwrap_or_default()
+    }
+
+    fn put(&mut self, activation: Activation, values: Vec<f32>) {
+        self.activations.insert(activation, values);
+    }
+
+    fn get(&self, activation: Activation) -> &[f32] {
+        self.activations.get(&activation).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn matmul(&mut self, params: &matmul::Params, rows: &[u8], input: Activation, output: Activation) {
+        let mut result = self.take(output);
+        host::matmul(params, rows, self.get(input), &mut result);
+        self.put(output, result);
+    }
+
+    fn run(&mut self, op: &Op, vectors: &HashMap<TensorId, Vec<f32>>) {
+        let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let n_tokens = self.tokens.len() as u32;
+        let (hidden_size, ffn_size, head_size) =
+            (self.config.hidden_size as u32, self.config.ffn_size as u32, self.config.head_size as u32);
+        match *op {
+            Op::RmsNorm { input, weight, output } => {
+                let params = rms_norm::Params { n_rows: self.n_rows(input) as u32, hidden_size, epsilon: self.config.rms_norm_epsilon };
+                let mut result = self.take(output);
+                rms_norm::reference(&params, self.get(input), vector(weight), &mut result);
+                self.put(output, result);
+            }
+            Op::AddBias { bias, target } => {
+                let params = add_bias::Params { n_tokens: self.n_rows(target) as u32, width: target.width(&self.config) as u32 };
+                let mut result = self.take(target);
+                add_bias::reference(&params, vector(bias), &mut result);
+                self.put(target, result);
+            }
+            Op::Rope { target } => {
+                let pairing = match self.config.rope.pairs {
+                    RopePairs::Halves => rope::Pairing::Halves,
+                    RopePairs::Neighbours => rope::Pairing::Neighbours,
+                };
+                let n_heads = target.width(&self.config) as u32 / head_size;
+                let params = rope::Params { n_tokens, n_heads, head_size, pairing: pairing as u32 };
+                let mut result = self.take(target);
+                rope::reference(&params, &self.cos_sin, &mut result);
+                self.put(target, result);
+            }
+            Op::StoreKv { layer } => self.store_kv(layer),
+            Op::Attention { layer } => self.attention(layer),
+            Op::SwiGlu => {
+                let mut result = self.take(Activation::Gated);
+                let params = swiglu::Params { n_values: n_tokens * ffn_size };
+                swiglu::reference(&params, self.get(Activation::Gate), self.get(Activation::Up), &mut result);
+                self.put(Activation::Gated, result);
+            }
+            Op::AddResidual => {
+                let mut hidden = self.take(Activation::Hidden);
+                add::reference(&add::Params { n_values: n_tokens * hidden_size }, self.get(Activation::Delta), &mut hidden);
+                self.put(Activation::Hidden, hidden);
+            }
+            Op::PickRows => {
+                let mut result = self.take(Activation::Picked);
+                let params = gather_rows::Params { n_rows: self.picked_rows.len() as u32, n_input_rows: n_tokens, width: hidden_size };
+                gather_rows::reference(&params, self.get(Activation::Hidden), &self.picked_rows, &mut result);
+                self.put(Activation::Picked, result);
+            }
+            // The embedding is the schedule's own step, and products come with their rows.
+            Op::Embed { .. } | Op::MatMul { .. } => {}
+        }
+    }
+
+    fn store_kv(&mut self, layer: usize) {
+        let params = kv_store::Params {
+            n_tokens: self.tokens.len() as u32,
+            n_kv_heads: self.config.n_kv_heads as u32,
+            head_size: self.config.head_size as u32,
+            n_seqs: self.n_seqs,
+            kv_capacity: self.ctx_size,
+            kv_dtype: kv_store::KvDType::F32 as u32,
+        };
+        let (key, value) = (self.take(Activation::Key), self.take(Activation::Value));
+        let (keys, values) = &mut self.kv_caches[layer];
+        kv_store::reference(&params, &key, &value, &self.tokens, keys, values);
+        self.put(Activation::Key, key);
+        self.put(Activation::Value, value);
+    }
+
+    fn attention(&mut self, layer: usize) {
+        let params = attention::Params {
+            n_tokens: self.tokens.len() as u32,
+            n_heads: self.config.n_heads as u32,
+            n_kv_heads: self.config.n_kv_heads as u32,
+            head_size: self.config.head_size as u32,
+            n_seqs: self.n_seqs,
+            kv_capacity: self.ctx_size,
+            window: self.config.sliding_window.unwrap_or(0) as u32,
+            scale: 1.0 / (self.config.head_size as f32).sqrt(),
+            kv_dtype: kv_store::KvDType::F32 as u32,
+        };
+        let mut mixed = self.take(Activation::Mixed);
+        let (keys, values) = &self.kv_caches[layer];
+        host::attention(&params, self.get(Activation::Query), &self.tokens, (keys, values), &mut mixed);
+        self.put(Activation::Mixed, mixed);
+    }
+}
