@@ -227,7 +227,7 @@ fn a_snapshot_of_the_hub_cache_opens() {
         std::os::unix::fs::symlink(Path::new("../../blobs").join(&name), &path).unwrap();
     }
     let checkpoint = Checkpoint::open(&snapshot, IoMode::Mmap).unwrap();
-    assert_eq!(checkpoint.catalog.shards.len(), 2);
+    assert_eq!((checkpoint.catalog.shards.len(), checkpoint.config.name.as_str()), (2, "some/model"));
 }
 
 #[test]
