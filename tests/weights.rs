@@ -192,6 +192,24 @@ fn what_a_model_lacks_is_named() {
     assert!(fault.contains("`model.norm.weight` is stored as F8_E4M3"), "{fault}");
 }
 
+/// The makers' vocabulary is the same in both formats, and its tokenizer file is one that the `tokenizers` crate takes.
+#[test]
+fn the_made_tokenizer_works() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = folder_model(root.path(), &LlamaShape::tiny(), Stored::BF16, 1);
+    let tokenizer = tokenizers::Tokenizer::from_file(Path::new(&folder.path).join("tokenizer.json")).unwrap();
+    let text = "the cat and\nä 42<|im_end|>";
+    let encoding = tokenizer.encode(text, false).unwrap();
+    assert_eq!(encoding.get_tokens()[..2], ["the", "Ġc"], "merges are used");
+    assert_eq!(tokenizer.decode(encoding.get_ids(), false).unwrap(), text);
+    let gguf = gguf_model(root.path(), &LlamaShape::tiny(), GgufType::F32);
+    let tokens = gguf.metadata.as_ref().unwrap().strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    assert_eq!(tokens.len(), 320);
+    for (id, token) in encoding.get_ids().iter().zip(encoding.get_tokens()) {
+        assert_eq!(&tokens[*id as usize], token);
+    }
+}
+
 /// The real model, where the environment variable names it.
 #[test]
 fn smollm2_opens() {

@@ -120,6 +120,7 @@ impl ByteSource for FileSource {
 
 /// A range to drop, and some of what lies before it. The page cache holds files in folios and keeps one that is only partly in the range;
 /// a forward drops what it has passed piece by piece, so that reaching back frees the folio that straddles two pieces.
+#[cfg(unix)]
 pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
     const LARGEST_FOLIO: u64 = 2 << 20;
     let reach = LARGEST_FOLIO.min(offset);
