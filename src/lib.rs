@@ -3,5 +3,6 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod platform;
+pub mod text;
 pub mod units;
 pub mod weights;

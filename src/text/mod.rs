@@ -9,11 +9,14 @@ mod pieces;
 mod pre_tokenizer;
 mod sampler;
 mod sampling;
+mod sentence_piece;
 mod stop;
 mod template_environment;
+mod template_functions;
 mod template_source;
 mod tokenizer;
 mod tokenizer_json;
+mod tokenizer_json_checks;
 
 pub use chat_template::{ChatMessage, ChatTemplate, GenerationPrompt};
 pub use defaults::ModelDefaults;
