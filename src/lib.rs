@@ -1,13 +1,19 @@
 //! tierflow runs language models that are larger than the GPU's memory.
+pub mod cli;
 pub mod device;
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod gpu;
 pub mod host;
+pub mod hub;
 pub mod kernels;
+pub mod machine;
 pub mod model;
 pub mod plan;
 pub mod platform;
+pub mod session;
 pub mod stream;
+pub mod text;
 pub mod units;
 pub mod weights;

@@ -1,0 +1,178 @@
+//! Chat templates: messages become the text that the model was trained on. Knows no tokens but the texts of BOS and EOS.
+
+use std::path::Path;
+
+use minijinja::{Value, context};
+use serde::{Deserialize, Serialize};
+
+use super::files::{self, MAX_TOKENIZER_CONFIG_BYTES, text_error};
+use super::template_environment::{self, TIME_LIMIT};
+use super::template_functions::Capped;
+use super::template_source::{self, MAX_SOURCE_BYTES};
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use crate::platform::limited::{Unfinished, run_limited};
+use crate::weights::{Checkpoint, Format, Metadata};
+
+/// A model's chat template. It comes from a stranger: rendering is limited in time, memory and length.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    /// Where it came from, for messages.
+    path: String,
+    source: String,
+    bos: String,
+    eos: String,
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`; templates may know more.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> ChatMessage {
+        ChatMessage { role: role.into(), content: content.into() }
+    }
+}
+
+/// Whether the text ends with the words that make the model answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GenerationPrompt {
+    /// It does: the model's turn is next.
+    Add,
+    /// It does not.
+    Leave,
+}
+
+/// Bytes that a rendering may have.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// Enough for the deepest syntax tree that the limits on sources allow; only what is used of it is real memory.
+const STACK_BYTES: usize = 64 << 20;
+
+impl ChatTemplate {
+    /// The template of `checkpoint`, if it has one: `chat_template.jinja`, `chat_template` of `tokenizer_config.json`, or
+    /// `tokenizer.chat_template` of a GGUF file. Refuses one that does not compile.
+    pub fn open(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        match (&checkpoint.format, &checkpoint.metadata) {
+            (Format::HuggingFace { folder }, _) => ChatTemplate::from_folder(folder, tokenizer),
+            (Format::Gguf, Some(metadata)) => ChatTemplate::from_metadata(metadata, tokenizer),
+            (Format::Gguf, None) => Ok(None),
+        }
+    }
+
+    /// The template in a Hugging Face folder.
+    pub fn from_folder(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let path = folder.join("chat_template.jinja");
+        if let Some(bytes) = files::read_optional(&path, MAX_SOURCE_BYTES as u64)? {
+            let source = String::from_utf8(bytes).map_err(|_| text_error(path.display(), "is not UTF-8"))?;
+            return ChatTemplate::new(path.display().to_string(), source, tokenizer).map(Some);
+        }
+        let path = folder.join("tokenizer_config.json");
+        let config: Option<TemplateEntry> = files::read_json(&path, MAX_TOKENIZER_CONFIG_BYTES)?;
+        let source = match config.and_then(|config| config.chat_template) {
+            None => return Ok(None),
+            Some(Templates::One(source)) => source,
+            Some(Templates::Named(named)) => match named.into_iter().find(|template| template.name == "default") {
+                None => return Ok(None),
+                Some(template) => template.template,
+            },
+        };
+        ChatTemplate::new(path.display().to_string(), source, tokenizer).map(Some)
+    }
+
+    /// The template in a GGUF file's metadata.
+    pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let Some(source) = metadata.string("tokenizer.chat_template")? else { return Ok(None) };
+        ChatTemplate::new(metadata.path.clone(), source.to_owned(), tokenizer).map(Some)
+    }
+
+    /// A template given as text; `path` says in messages where it came from. Refuses one that does not compile.
+    pub fn new(path: String, source: String, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let bos = text(tokenizer.bos_token());
+        let eos = text(tokenizer.eos_tokens().first().copied());
+        let template = ChatTemplate { path, source, bos, eos };
+        let source = template.source.clone();
+        template.limited(move || template_source::prepare(&source).and_then(|prepared| compile(prepared).map(|_| ())))?;
+        Ok(template)
+    }
+
+    /// The text of `messages`. It carries BOS where the template has one: encode it with [`super::Special::Leave`].
+    pub fn render(&self, messages: &[ChatMessage], prompt: GenerationPrompt) -> Result<String> {
+        let context = context! {
+            messages => Value::from_serialize(messages),
+            add_generation_prompt => prompt == GenerationPrompt::Add,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+            // transformers passes these always, and templates ask whether they are none.
+            tools => (),
+            documents => (),
+        };
+        let source = self.source.clone();
+        self.limited(move || {
+            let environment = compile(template_source::prepare(&source)?)?;
+            let template = environment.get_template("chat").map_err(|error| describe(&error))?;
+            let mut output = Capped::new(MAX_OUTPUT_BYTES);
+            template.render_captured_to(context, &mut output).map_err(|error| describe(&error))?;
+            String::from_utf8(output.bytes).map_err(|error| error.to_string())
+        })
+    }
+
+    /// Does `work` on a thread with limits.
+    fn limited<T: Send + 'static>(&self, work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static) -> Result<T> {
+        // The rendering ends itself at its limit; this is for what it cannot interrupt.
+        let done = run_limited("chat-template", STACK_BYTES, TIME_LIMIT * 2, work);
+        let fault = match done {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(fault)) => fault,
+            Err(Unfinished::TimedOut) => "it takes too long".to_owned(),
+            Err(Unfinished::Panicked) => "the template engine panicked".to_owned(),
+            Err(Unfinished::NotStarted) => "no thread could be started for it".to_owned(),
+        };
+        Err(self.fault(&fault))
+    }
+
+    fn fault(&self, fault: &str) -> Error {
+        text_error(&self.path, format!("its chat template cannot be used: {fault} (--raw does without it)"))
+    }
+}
+
+fn compile(prepared: template_source::Prepared) -> std::result::Result<minijinja::Environment<'static>, String> {
+    template_environment::environment(prepared).map_err(|error| describe(&error))
+}
+
+/// The engine's error on one line, with what caused it.
+fn describe(error: &minijinja::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
+}
+
+#[derive(Debug, Deserialize)]
+struct TemplateEntry {
+    #[serde(default)]
+    chat_template: Option<Templates>,
+}
+
+/// One template, or several by name.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}

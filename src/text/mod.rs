@@ -1,0 +1,27 @@
+//! Text in, text out: tokenizer, chat template, sampling, stop strings. Knows no device and computes no logits.
+
+mod chat_template;
+mod defaults;
+mod detokenizer;
+mod files;
+mod gguf_vocabulary;
+mod pieces;
+mod pre_tokenizer;
+mod sampler;
+mod sampling;
+mod sentence_piece;
+mod stop;
+mod template_environment;
+mod template_functions;
+mod template_source;
+mod tokenizer;
+mod tokenizer_json;
+mod tokenizer_json_checks;
+
+pub use chat_template::{ChatMessage, ChatTemplate, GenerationPrompt};
+pub use defaults::ModelDefaults;
+pub use detokenizer::Detokenizer;
+pub use sampler::{Candidate, Sampler};
+pub use sampling::{LogitsNeeded, SamplingFlags, SamplingSettings, fresh_seed};
+pub use stop::{StopOutcome, StopStrings};
+pub use tokenizer::{Special, Tokenizer};

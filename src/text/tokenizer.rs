@@ -1,0 +1,148 @@
+//! The tokenizer of a model: text to ids, and what a run must know of the ids. Knows not where its vocabulary was stored.
+
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::detokenizer::Detokenizer;
+use super::files::text_error;
+use super::gguf_vocabulary;
+use super::pieces::{Pieces, Spelling};
+use super::tokenizer_json;
+use crate::error::{Error, Result};
+use crate::weights::{Checkpoint, Format, Metadata};
+
+/// Turns text into token ids as the model was trained to see it.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    path: String,
+    inner: Arc<tokenizers::Tokenizer>,
+    pieces: Arc<Pieces>,
+    vocab_size: usize,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    frame: Frame,
+}
+
+/// Whether the tokens that begin and end a text are put around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    /// As the model wants it for plain text: most want BOS before it.
+    Add,
+    /// Not at all: the text has them already, as text from a chat template has.
+    Leave,
+}
+
+/// What a reader found in a model's files.
+#[derive(Debug)]
+pub(super) struct Vocabulary {
+    /// The file, for messages.
+    pub path: String,
+    pub inner: tokenizers::Tokenizer,
+    pub spelling: Spelling,
+    pub bos: Option<u32>,
+    /// The first is the model's EOS proper.
+    pub eos: Vec<u32>,
+    pub frame: Frame,
+}
+
+/// Who puts BOS and EOS around a plain text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// The tokenizer's own post-processor.
+    PostProcessor,
+    /// Its settings.
+    Settings { add_bos: bool, add_eos: bool },
+}
+
+impl Tokenizer {
+    /// The tokenizer of `checkpoint`: the folder's `tokenizer.json`, or the vocabulary in the GGUF file's metadata.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+        let vocab_size = checkpoint.config.vocab_size;
+        match (&checkpoint.format, &checkpoint.metadata) {
+            (Format::HuggingFace { folder }, _) => Tokenizer::from_folder(folder, vocab_size),
+            (Format::Gguf, Some(metadata)) => Tokenizer::from_metadata(metadata, vocab_size),
+            (Format::Gguf, None) => Err(text_error(&checkpoint.path, "has no metadata and so no tokenizer")),
+        }
+    }
+
+    /// The tokenizer in a Hugging Face folder, for a model of `vocab_size` embedding rows.
+    pub fn from_folder(folder: &Path, vocab_size: usize) -> Result<Tokenizer> {
+        Tokenizer::new(tokenizer_json::read(folder)?, vocab_size)
+    }
+
+    /// The tokenizer in a GGUF file's metadata, for a model of `vocab_size` embedding rows.
+    pub fn from_metadata(metadata: &Metadata, vocab_size: usize) -> Result<Tokenizer> {
+        Tokenizer::new(gguf_vocabulary::read(metadata)?, vocab_size)
+    }
+
+    fn new(vocabulary: Vocabulary, vocab_size: usize) -> Result<Tokenizer> {
+        let Vocabulary { path, inner, spelling, bos, eos, frame } = vocabulary;
+        if let Some(outside) = bos.iter().chain(&eos).find(|&&id| id as usize >= vocab_size) {
+            let fault = format!("names {outside} as the token that begins or ends a text, but the model's vocabulary has {vocab_size}");
+            return Err(text_error(path, fault));
+        }
+        let inner = Arc::new(inner);
+        let pieces = Arc::new(Pieces::new(&inner, spelling, vocab_size));
+        Ok(Tokenizer { path, inner, pieces, vocab_size, bos, eos, frame })
+    }
+
+    /// The ids of `text`. Special tokens written out in the text (`<|im_start|>`) become their ids.
+    /// Refuses ids that the model has no embedding for.
+    pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
+        let by_post_processor = special == Special::Add && self.frame == Frame::PostProcessor;
+        let failed = |fault: String| text_error(&self.path, format!("its tokenizer fails on this text: {fault}"));
+        let encoding = std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, by_post_processor)))
+            .map_err(|_| failed("it panicked".into()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let (Special::Add, Frame::Settings { add_bos, add_eos }) = (special, self.frame) {
+            if let Some(bos) = self.bos.filter(|&bos| add_bos && ids.first() != Some(&bos)) {
+                ids.insert(0, bos);
+            }
+            ids.extend(self.eos.first().filter(|_| add_eos));
+        }
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            Some(&token) => Err(Error::TokenOutOfVocabulary { token, vocab_size: self.vocab_size }),
+            None => Ok(ids),
+        }
+    }
+
+    /// The text of `tokens`, special ones left out.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        let mut detokenizer = self.detokenizer();
+        let mut text: String = tokens.iter().map(|&token| detokenizer.push(token)).collect();
+        text.push_str(&detokenizer.finish());
+        text
+    }
+
+    /// A detokenizer at the beginning of a text.
+    pub fn detokenizer(&self) -> Detokenizer {
+        Detokenizer::new(Arc::clone(&self.pieces))
+    }
+
+    /// Rows of the model's embedding: ids at or above it are refused. Some below it may have no token.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`, `<|im_end|>`).
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token as the vocabulary writes it.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
+    /// Tokens that end an answer, the model's EOS first.
+    pub fn eos_tokens(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The token that begins a text.
+    pub fn bos_token(&self) -> Option<u32> {
+        self.bos
+    }
+}
