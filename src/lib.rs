@@ -2,5 +2,7 @@
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod gpu;
+pub mod kernels;
 pub mod units;
 pub mod weights;
