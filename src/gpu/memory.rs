@@ -140,7 +140,10 @@ impl Gpu {
             advice: advice.to_owned(),
         };
         if size > self.limits.max_buffer_bytes {
-            return Err(does_not_fit(self.limits.max_buffer_bytes, "this is the adapter's largest buffer: the tensor must be cut into slices"));
+            return Err(does_not_fit(
+                self.limits.max_buffer_bytes,
+                "this is the adapter's largest buffer: the tensor must be cut into slices",
+            ));
         }
         self.ledger
             .take(size, purpose)

@@ -3,10 +3,19 @@
 //! All activations are f32, row-major. `prepare` checks every binding against the params, so a shader never leaves a buffer;
 //! the shaders themselves run without bounds checks.
 
+pub mod add;
+pub mod add_bias;
+pub mod attention;
+pub mod gather_rows;
+pub mod kv_store;
 pub mod matmul;
 pub mod matmul_odd;
+pub mod matmul_tile;
 pub mod matmul_vec;
 pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+pub mod top_k;
 
 use crate::device::AdapterKind;
 use crate::error::Result;
@@ -38,9 +47,8 @@ impl<'a> Binding<'a> {
 
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
-pub static KERNELS: [&KernelSource; 3] = [&MATMUL_VEC, &MATMUL_ODD, &RMS_NORM];
-
-const MATMUL_BINDINGS: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
+pub static KERNELS: [&KernelSource; 12] =
+    [&MATMUL_VEC, &MATMUL_TILE, &MATMUL_ODD, &RMS_NORM, &ROPE, &KV_STORE, &ATTENTION, &SWIGLU, &ADD, &ADD_BIAS, &GATHER_ROWS, &TOP_K];
 
 /// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
 macro_rules! wgsl {
@@ -49,10 +57,29 @@ macro_rules! wgsl {
     };
 }
 
-static MATMUL_VEC: KernelSource = row::<matmul::Params>("matmul_vec", wgsl!("matmul_vec", "decode"), MATMUL_BINDINGS);
-static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode"), MATMUL_BINDINGS);
+const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
+static MATMUL_VEC: KernelSource = row::<matmul::Params>("matmul_vec", wgsl!("matmul_vec", "decode"), MATMUL);
+static MATMUL_TILE: KernelSource = row::<matmul::Params>("matmul_tile", wgsl!("matmul_tile", "decode"), MATMUL);
+static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
+static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("values", Write)]);
+static KV_STORE: KernelSource = row::<kv_store::Params>(
+    "kv_store",
+    wgsl!("kv_store"),
+    &[("key", Read), ("value", Read), ("tokens", Read), ("key_cache", Write), ("value_cache", Write)],
+);
+static ATTENTION: KernelSource = row::<attention::Params>(
+    "attention",
+    wgsl!("attention"),
+    &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)],
+);
+static SWIGLU: KernelSource = row::<swiglu::Params>("swiglu", wgsl!("swiglu"), &[("gate", Read), ("up", Read), ("output", Write)]);
+static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
+static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);
+static GATHER_ROWS: KernelSource =
+    row::<gather_rows::Params>("gather_rows", wgsl!("gather_rows"), &[("input", Read), ("row_indices", Read), ("output", Write)]);
+static TOP_K: KernelSource = row::<top_k::Params>("top_k", wgsl!("top_k"), &[("logits", Read), ("candidates", Write)]);
 
 const fn row<P>(stem: &'static str, wgsl: &'static str, bindings: &'static [(&'static str, Access)]) -> KernelSource {
     KernelSource { stem, wgsl, params_bytes: size_of::<P>() as u64, bindings }
@@ -75,7 +102,8 @@ fn dispatch(
     bindings: &[Needed<'_>],
     workgroups: [u32; 3],
 ) -> Result<Dispatch> {
-    let binding = |buffer, offset, size| wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) });
+    let binding =
+        |buffer, offset, size| wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) });
     let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: binding(params_buffer, 0, kernel.params_bytes) }];
     for (index, (&(bound, needed), &(name, _))) in bindings.iter().zip(kernel.bindings).enumerate() {
         let size = checked_size(gpu, kernel.stem, name, bound, needed)?;
@@ -115,6 +143,13 @@ fn fold(gpu: &Gpu, stem: &str, count: u64, z: u32) -> Result<[u32; 3]> {
 /// Bytes of `shape` as f32 (or any four-byte type); saturates, so that an absurd shape fails the size check.
 fn f32_bytes(shape: &[u32]) -> u64 {
     shape.iter().fold(4u64, |bytes, &n| bytes.saturating_mul(u64::from(n)))
+}
+
+/// Workgroups of a kernel with one invocation per item, whose `@workgroup_size` is 64.
+fn fold_items(gpu: &Gpu, stem: &str, shape: &[u32]) -> Result<[u32; 3]> {
+    let items = f32_bytes(shape) / 4;
+    require(gpu, stem, items > 0 && items <= u64::from(u32::MAX), "it is empty, or has more values than u32 counts")?;
+    fold(gpu, stem, items.div_ceil(64), 1)
 }
 
 /// Refuses params that no shader was written for.
