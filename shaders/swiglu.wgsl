@@ -1,0 +1,30 @@
+// output[i] = silu(gate[i]) * up[i], where silu(x) = x / (1 + exp(-x)).
+//
+// params  one per dispatch
+// gate    [n_values] f32
+// up      [n_values] f32
+// output  [n_values] f32
+//
+// One invocation per value.
+
+struct Params {
+    n_values: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> gate: array<f32>;
+@group(0) @binding(2) var<storage, read> up: array<f32>;
+@group(0) @binding(3) var<storage, read_write> output: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    if index >= params.n_values {
+        return;
+    }
+    output[index] = gate[index] / (1.0 + exp(-gate[index])) * up[index];
+}

@@ -1,0 +1,174 @@
+//! Which adapters there are, as device specs. Opens none of them.
+
+use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
+use crate::error::Result;
+use crate::units::Bytes;
+
+/// An adapter that can be opened with [`crate::gpu::Gpu::open`].
+#[derive(Debug, Clone)]
+pub struct AdapterFound {
+    /// What the planner needs to know.
+    pub spec: DeviceSpec,
+    /// wgpu's handle.
+    pub adapter: wgpu::Adapter,
+    /// The API that reaches it.
+    pub backend: wgpu::Backend,
+    /// Features that kernels or uploads could use, by wgpu's names.
+    pub features: Vec<String>,
+}
+
+/// Share of the memory that is left to others when no budget is given.
+const MARGIN_PERCENT: u64 = 10;
+
+/// Drivers refuse new buffers above this share of what the system lets the process have, instead of spilling silently.
+const RESOURCE_BUDGET_PERCENT: u8 = 95;
+
+/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per piece of hardware.
+///
+/// # Errors
+/// None now; an empty list where there is no adapter.
+pub async fn list() -> Result<Vec<AdapterFound>> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    descriptor.memory_budget_thresholds.for_resource_creation = Some(RESOURCE_BUDGET_PERCENT);
+    let instance = wgpu::Instance::new(descriptor);
+    let mut adapters: Vec<(wgpu::AdapterInfo, wgpu::Adapter)> =
+        instance.enumerate_adapters(backends).await.into_iter().map(|adapter| (adapter.get_info(), adapter)).collect();
+    // Stable: adapters of one kind keep the driver's order, so the numbers do not change from run to run.
+    adapters.sort_by_key(|(info, _)| (rank_of_kind(kind_of(info.device_type)), rank_of_backend(info.backend)));
+    let mut seen: Vec<(u32, u32, wgpu::Backend)> = Vec::new();
+    let mut found = Vec::new();
+    for (info, adapter) in adapters {
+        // The same hardware behind a second API is no second GPU; two equal cards behind one API are.
+        if seen.iter().any(|&(vendor, device, backend)| (vendor, device) == (info.vendor, info.device) && backend != info.backend) {
+            continue;
+        }
+        seen.push((info.vendor, info.device, info.backend));
+        let index = u32::try_from(found.len()).unwrap_or(u32::MAX);
+        found.push(describe(index, &info, adapter));
+    }
+    Ok(found)
+}
+
+fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> AdapterFound {
+    let limits = limits_in_force(&adapter.limits());
+    let kind = kind_of(info.device_type);
+    let (capacity, capacity_source) = capacity(&adapter, kind, &limits);
+    let driver = [info.backend.to_str(), &info.driver, &info.driver_info];
+    let spec = DeviceSpec {
+        device: Device::Gpu(index),
+        name: info.name.clone(),
+        driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
+        kind: Some(kind),
+        capacity: Some(capacity),
+        capacity_source,
+        limits: Some(limits),
+        rates: Rates::default(),
+    };
+    let wanted =
+        wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+    let features = (adapter.features() & wanted).iter_names().map(|(name, _)| name.to_owned()).collect();
+    AdapterFound { spec, backend: info.backend, features, adapter }
+}
+
+/// Memory to plan with when no budget is given, and where the number comes from.
+fn capacity(adapter: &wgpu::Adapter, kind: AdapterKind, limits: &GpuLimits) -> (Bytes, String) {
+    let (whole, mut source) = match heap(adapter) {
+        Some(Heap { size, free: Some(free) }) => (free, format!("{free} free of {size} by the driver's budget")),
+        Some(Heap { size, free: None }) => (size, format!("{size} heap by the driver, use by others unknown")),
+        None => (limits.max_buffer_bytes, "no report: taken as large as the largest buffer; give --max-memory".to_owned()),
+    };
+    source.push_str(&format!(", less {MARGIN_PERCENT} %"));
+    if kind.shares_host_memory() {
+        source.push_str("; this is host memory, shared with the cpu budget");
+    }
+    (Bytes(whole.0 / 100 * (100 - MARGIN_PERCENT)), source)
+}
+
+/// The largest memory heap that is local to the adapter.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heap {
+    /// Its size.
+    pub size: Bytes,
+    /// What the system lets this process still have, where the driver tells.
+    pub free: Option<Bytes>,
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
+fn heap(adapter: &wgpu::Adapter) -> Option<Heap> {
+    super::vulkan_memory::largest_local_heap(adapter)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "windows")))]
+fn heap(_adapter: &wgpu::Adapter) -> Option<Heap> {
+    None
+}
+
+/// The wgpu limits to ask for: all that the adapter has, or WebGPU's defaults with `wanted` in place of the four that matter.
+pub(super) fn required_limits(available: &wgpu::Limits, wanted: Option<GpuLimits>) -> wgpu::Limits {
+    let Some(wanted) = wanted else { return available.clone() };
+    let mut required = wgpu::Limits::default().or_worse_values_from(available);
+    required.max_buffer_size = wanted.max_buffer_bytes.0.min(available.max_buffer_size);
+    required.max_storage_buffer_binding_size = wanted.max_binding_bytes.0.min(available.max_storage_buffer_binding_size);
+    required.min_storage_buffer_offset_alignment = wanted.storage_alignment.max(available.min_storage_buffer_offset_alignment);
+    required.max_compute_workgroups_per_dimension = wanted.max_workgroups.min(available.max_compute_workgroups_per_dimension);
+    required
+}
+
+/// The four limits that decide how weights are cut and kernels dispatched.
+pub(super) fn limits_in_force(limits: &wgpu::Limits) -> GpuLimits {
+    GpuLimits {
+        max_buffer_bytes: Bytes(limits.max_buffer_size),
+        max_binding_bytes: Bytes(limits.max_storage_buffer_binding_size),
+        storage_alignment: limits.min_storage_buffer_offset_alignment,
+        max_workgroups: limits.max_compute_workgroups_per_dimension,
+    }
+}
+
+fn kind_of(device_type: wgpu::DeviceType) -> AdapterKind {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
+        wgpu::DeviceType::Cpu => AdapterKind::Software,
+        wgpu::DeviceType::Other => AdapterKind::Other,
+    }
+}
+
+fn rank_of_kind(kind: AdapterKind) -> u32 {
+    match kind {
+        AdapterKind::Discrete => 0,
+        AdapterKind::Integrated => 1,
+        AdapterKind::Virtual => 2,
+        AdapterKind::Other => 3,
+        AdapterKind::Software => 4,
+    }
+}
+
+/// Vulkan before DX12: only there a mapped buffer can lie in the GPU's own memory.
+fn rank_of_backend(backend: wgpu::Backend) -> u32 {
+    match backend {
+        wgpu::Backend::Vulkan => 0,
+        wgpu::Backend::Metal => 1,
+        wgpu::Backend::Dx12 => 2,
+        wgpu::Backend::BrowserWebGpu => 3,
+        wgpu::Backend::Gl | wgpu::Backend::Noop => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asked_limits_replace_larger_ones_and_never_exceed_the_adapter() {
+        let available = wgpu::Limits { max_buffer_size: 1 << 31, min_storage_buffer_offset_alignment: 32, ..wgpu::Limits::default() };
+        let wanted = GpuLimits { max_buffer_bytes: Bytes::mib(16), max_binding_bytes: Bytes::gib(64), ..GpuLimits::default() };
+        let limits = limits_in_force(&required_limits(&available, Some(wanted)));
+        assert_eq!(limits.max_buffer_bytes, Bytes::mib(16));
+        assert_eq!(limits.max_binding_bytes, Bytes::mib(128));
+        assert_eq!(limits.storage_alignment, 256);
+        assert_eq!(limits_in_force(&required_limits(&available, None)).max_buffer_bytes, Bytes::gib(2));
+    }
+}

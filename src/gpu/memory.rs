@@ -1,0 +1,184 @@
+//! Buffers with accounting: the budget is kept here, since drivers would rather spill than refuse. Knows no tensors.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Gpu;
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+
+/// A buffer whose bytes are counted for as long as it lives.
+#[derive(Debug)]
+pub struct Buffer {
+    buffer: wgpu::Buffer,
+    purpose: Purpose,
+    ledger: Arc<Ledger>,
+}
+
+impl Deref for Buffer {
+    type Target = wgpu::Buffer;
+
+    fn deref(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.ledger.give_back(Bytes(self.buffer.size()), self.purpose);
+    }
+}
+
+/// What a buffer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Resident weights.
+    Weights,
+    /// Slots of the ring that streamed units pass through.
+    Slots,
+    /// Memory that copies go through, both ways.
+    Staging,
+    /// Keys and values of past positions.
+    KvCache,
+    /// Values between operations.
+    Activations,
+    /// Params and the rest.
+    Other,
+}
+
+impl Purpose {
+    /// All of them, for tables.
+    pub const ALL: [Purpose; 6] =
+        [Purpose::Weights, Purpose::Slots, Purpose::Staging, Purpose::KvCache, Purpose::Activations, Purpose::Other];
+}
+
+/// Bytes in use, and the most that ever were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Now.
+    pub in_use: Bytes,
+    /// The most at any time.
+    pub peak: Bytes,
+}
+
+/// The account of one device's memory.
+#[derive(Debug)]
+pub struct Ledger {
+    budget: Bytes,
+    total: Counter,
+    by_purpose: [Counter; Purpose::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    in_use: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Counter {
+    fn usage(&self) -> Usage {
+        Usage { in_use: Bytes(self.in_use.load(Ordering::Relaxed)), peak: Bytes(self.peak.load(Ordering::Relaxed)) }
+    }
+}
+
+impl Ledger {
+    /// An empty account over `budget` bytes.
+    pub fn new(budget: Bytes) -> Ledger {
+        Ledger { budget, total: Counter::default(), by_purpose: Default::default() }
+    }
+
+    /// The bytes that may be in use at once.
+    pub fn budget(&self) -> Bytes {
+        self.budget
+    }
+
+    /// All purposes together. The peak is the promise that is checked against the budget.
+    pub fn total(&self) -> Usage {
+        self.total.usage()
+    }
+
+    /// One purpose.
+    pub fn of(&self, purpose: Purpose) -> Usage {
+        self.by_purpose[purpose as usize].usage()
+    }
+
+    /// Takes `size` out of the budget, or says how much is left.
+    fn take(&self, size: Bytes, purpose: Purpose) -> std::result::Result<(), Bytes> {
+        let budget = self.budget.0;
+        let taken = self
+            .total
+            .in_use
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |in_use| in_use.checked_add(size.0).filter(|&sum| sum <= budget));
+        match taken {
+            Ok(before) => self.total.peak.fetch_max(before + size.0, Ordering::AcqRel),
+            Err(in_use) => return Err(Bytes(budget.saturating_sub(in_use))),
+        };
+        let counter = &self.by_purpose[purpose as usize];
+        let before = counter.in_use.fetch_add(size.0, Ordering::AcqRel);
+        counter.peak.fetch_max(before + size.0, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn give_back(&self, size: Bytes, purpose: Purpose) {
+        self.by_purpose[purpose as usize].in_use.fetch_sub(size.0, Ordering::AcqRel);
+        self.total.in_use.fetch_sub(size.0, Ordering::AcqRel);
+    }
+}
+
+impl Gpu {
+    /// Makes a buffer of `size` bytes (rounded up to 4, which copies and bindings demand) and counts it.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] over the budget, over the adapter's largest buffer, or where the driver has no memory left.
+    pub async fn buffer(&self, label: &str, size: Bytes, usage: wgpu::BufferUsages, purpose: Purpose) -> Result<Buffer> {
+        let size = size.align_up(wgpu::COPY_BUFFER_ALIGNMENT).max(Bytes(wgpu::COPY_BUFFER_ALIGNMENT));
+        let does_not_fit = |available, advice: &str| Error::DoesNotFit {
+            device: format!("{} ({label})", self.spec.device),
+            needed: size,
+            available,
+            advice: advice.to_owned(),
+        };
+        if size > self.limits.max_buffer_bytes {
+            return Err(does_not_fit(
+                self.limits.max_buffer_bytes,
+                "this is the adapter's largest buffer: the tensor must be cut into slices",
+            ));
+        }
+        self.ledger
+            .take(size, purpose)
+            .map_err(|left| does_not_fit(left, "raise --max-memory for this GPU, or lower --ctx-size or --lookahead"))?;
+        // Scopes nest: the inner one is popped first. Both are popped before the await, since a scope belongs to its thread.
+        let memory_scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation_scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: size.0, usage, mapped_at_creation: false };
+        let buffer = Buffer { buffer: self.device.create_buffer(&descriptor), purpose, ledger: Arc::clone(&self.ledger) };
+        let (invalid, out_of_memory) = (validation_scope.pop(), memory_scope.pop());
+        if let Some(error) = invalid.await {
+            return Err(self.fault(format!("buffer `{label}` of {size}: {error}")));
+        }
+        if out_of_memory.await.is_some() {
+            let free = self.ledger.budget().saturating_sub(self.ledger.total().in_use) + size;
+            return Err(does_not_fit(free, "the budget has room but the driver has not: lower --max-memory, or close other programs"));
+        }
+        Ok(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ledger_refuses_over_budget_and_remembers_the_peak() {
+        let ledger = Ledger::new(Bytes(100));
+        assert_eq!(ledger.take(Bytes(60), Purpose::Weights), Ok(()));
+        assert_eq!(ledger.take(Bytes(41), Purpose::Slots), Err(Bytes(40)));
+        assert_eq!(ledger.take(Bytes(40), Purpose::Slots), Ok(()));
+        assert_eq!(ledger.take(Bytes(u64::MAX), Purpose::Other), Err(Bytes(0)));
+        ledger.give_back(Bytes(60), Purpose::Weights);
+        assert_eq!(ledger.total(), Usage { in_use: Bytes(40), peak: Bytes(100) });
+        assert_eq!(ledger.of(Purpose::Weights), Usage { in_use: Bytes(0), peak: Bytes(60) });
+        assert_eq!(ledger.of(Purpose::Other), Usage::default());
+    }
+}

@@ -1,0 +1,52 @@
+//! GPU → host, for logits and tests. Knows no shapes.
+
+use futures_channel::oneshot;
+
+use super::{Buffer, Gpu, Purpose};
+use crate::error::Result;
+use crate::units::Bytes;
+
+/// Copies `len` bytes at `offset` of `buffer` (which needs `COPY_SRC`) to the host, after all work submitted so far.
+/// `offset` and `len` are multiples of 4.
+///
+/// # Errors
+/// Those of [`Gpu::buffer`] for the staging buffer, which is kept for the next call; a fault of the device.
+pub async fn read(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    if offset.checked_add(len).is_none_or(|end| end > buffer.size()) || !(offset | len).is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT) {
+        return Err(gpu.fault(format!("readback of {len} bytes at {offset} of a buffer of {} bytes", buffer.size())));
+    }
+    let staging = take_staging(gpu, Bytes(len)).await?;
+    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("readback") });
+    encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, len);
+    gpu.queue.submit([encoder.finish()]);
+    let (sender, receiver) = oneshot::channel();
+    staging.slice(..len).map_async(wgpu::MapMode::Read, move |mapped| {
+        // Nobody listens any more where the caller was dropped.
+        let _ = sender.send(mapped);
+    });
+    gpu.wait(None)?;
+    let mapped = receiver.await.map_err(|_| gpu.fault("the readback was never answered"))?;
+    mapped.map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
+    let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
+    let bytes = view.to_vec();
+    drop(view);
+    staging.unmap();
+    *gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(staging);
+    Ok(bytes)
+}
+
+/// The kept staging buffer where it is large enough, else a new one. Two readbacks at once simply use two.
+async fn take_staging(gpu: &Gpu, size: Bytes) -> Result<Buffer> {
+    let kept = gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    match kept {
+        Some(staging) if staging.size() >= size.0 => Ok(staging),
+        // The small one goes first, so that both never count at once.
+        kept => {
+            drop(kept);
+            gpu.buffer("readback", size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, Purpose::Staging).await
+        }
+    }
+}

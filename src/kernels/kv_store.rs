@@ -1,0 +1,128 @@
+//! Writes the keys and values of new tokens into the caches. Defines the cache's layout, which `attention` reads.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Binding, KV_STORE, dispatch, f32_bytes, fold_items, require};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+
+/// How a cache stores its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum KvDType {
+    /// Four bytes a value.
+    F32 = 0,
+    /// Two bytes a value; `head_size` must be even.
+    F16 = 1,
+}
+
+impl KvDType {
+    /// Bytes of one value.
+    pub const fn size_bytes(self) -> u64 {
+        match self {
+            KvDType::F32 => 4,
+            KvDType::F16 => 2,
+        }
+    }
+}
+
+/// One token's place, as the kernels read it. Four words each: WGSL aligns so.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Token {
+    /// The sequence, an index into the caches.
+    pub seq: u32,
+    /// Its position in the sequence.
+    pub position: u32,
+    /// Positions of the sequence that the caches hold once this forward has stored its own.
+    pub kv_len: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+impl Token {
+    /// The token at `position` of `seq`, of which `kv_len` positions are in the caches.
+    pub fn new(seq: u32, position: u32, kv_len: u32) -> Token {
+        Token { seq, position, kv_len, padding: 0 }
+    }
+}
+
+/// Params of the shader.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct Params {
+    /// Rows of keys and values.
+    pub n_tokens: u32,
+    /// Heads of a row.
+    pub n_kv_heads: u32,
+    /// Values of a head.
+    pub head_size: u32,
+    /// Sequences in the caches.
+    pub n_seqs: u32,
+    /// Positions of a sequence in the caches.
+    pub kv_capacity: u32,
+    /// A [`KvDType`] as a number.
+    pub kv_dtype: u32,
+}
+
+/// Buffers of the shader.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_tokens, n_kv_heads, head_size]`.
+    pub key: Binding<'a>,
+    /// As `key`.
+    pub value: Binding<'a>,
+    /// `[n_tokens]` of [`Token`].
+    pub tokens: Binding<'a>,
+    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`KvDType`].
+    pub key_cache: Binding<'a>,
+    /// As `key_cache`.
+    pub value_cache: Binding<'a>,
+}
+
+/// Makes the dispatch.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or two f16 of a head do not make whole words.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    let Params { n_tokens, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype } = *params;
+    let halved = checked_dtype(gpu, KV_STORE.stem, kv_dtype, head_size)?;
+    let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
+    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / halved]);
+    let needed = [
+        (bindings.key, rows),
+        (bindings.value, rows),
+        (bindings.tokens, f32_bytes(&[n_tokens, 4])),
+        (bindings.key_cache, cache),
+        (bindings.value_cache, cache),
+    ];
+    let workgroups = fold_items(gpu, KV_STORE.stem, &[n_tokens, n_kv_heads, head_size / halved])?;
+    dispatch(gpu, &KV_STORE, &[("KV_F16", f64::from(kv_dtype))], params_buffer, &needed, workgroups)
+}
+
+/// Values in a word of the cache.
+pub(super) fn checked_dtype(gpu: &Gpu, stem: &str, kv_dtype: u32, head_size: u32) -> Result<u32> {
+    require(gpu, stem, kv_dtype <= KvDType::F16 as u32, "the cache's dtype is unknown")?;
+    let in_word = kv_dtype + 1;
+    require(gpu, stem, head_size.is_multiple_of(in_word), "head_size is odd, which an f16 cache cannot hold")?;
+    Ok(in_word)
+}
+
+/// CPU twin of `shaders/kv_store.wgsl`. Caches are f32 here; an f16 cache's values are rounded as the shader rounds them.
+pub fn reference(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], key_cache: &mut [f32], value_cache: &mut [f32]) {
+    let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
+    let stored = |x: f32| if params.kv_dtype == KvDType::F16 as u32 { half::f16::from_f32(x).to_f32() } else { x };
+    for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
+        if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
+            continue;
+        }
+        for head in 0..n_kv_heads {
+            let cached = ((token.seq as usize * n_kv_heads + head) * capacity + token.position as usize) * head_size;
+            let row = (t * n_kv_heads + head) * head_size;
+            for i in 0..head_size {
+                key_cache[cached + i] = stored(key[row + i]);
+                value_cache[cached + i] = stored(value[row + i]);
+            }
+        }
+    }
+}

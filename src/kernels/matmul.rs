@@ -1,0 +1,142 @@
+//! Matrix products: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
+//! Chooses the kernel by the number of tokens; holds the one reference of all forms.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Binding, Needed, f32_bytes, matmul_odd, matmul_tile, matmul_vec, require};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+
+/// Most tokens for which [`matmul_vec`] is used: beyond, decoding the weights for each four of them costs more than tiles do.
+pub const MAX_VEC_TOKENS: u32 = 8;
+
+/// Params of every form.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Params {
+    /// Rows of the weight (of this slice of it).
+    pub n_rows: u32,
+    /// Columns of the weight; values of a token.
+    pub n_columns: u32,
+    /// Rows of the input.
+    pub n_tokens: u32,
+    /// Values between two tokens of the output: the rows of the whole weight.
+    pub output_stride: u32,
+    /// Where this slice's first row goes in each token's output.
+    pub output_row_begin: u32,
+    /// [`dtype_code`] of the weight.
+    pub dtype: u32,
+}
+
+impl Params {
+    /// A whole weight, of `n_rows` rows.
+    pub fn new(dtype: DType, n_rows: u32, n_columns: u32, n_tokens: u32) -> Params {
+        Params { n_rows, n_columns, n_tokens, output_stride: n_rows, output_row_begin: 0, dtype: dtype_code(dtype) }
+    }
+
+    /// The slice of `n_rows` rows from `row_begin` on of the weight that `self` describes.
+    #[must_use]
+    pub fn slice(self, row_begin: u32, n_rows: u32) -> Params {
+        Params { n_rows, output_row_begin: self.output_row_begin + row_begin, ..self }
+    }
+
+    /// The weight's dtype; `None` where the code is none.
+    pub fn dtype(&self) -> Option<DType> {
+        DType::ALL.into_iter().find(|&dtype| dtype_code(dtype) == self.dtype)
+    }
+
+    /// Bytes of one row, or `None` where it is no whole number of blocks.
+    pub fn row_bytes(&self) -> Option<u64> {
+        self.dtype()?.size_bytes(u64::from(self.n_columns))
+    }
+}
+
+/// Buffers of every form.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_rows, n_columns]` as stored.
+    pub weight: Binding<'a>,
+    /// `[n_tokens, n_columns]`.
+    pub input: Binding<'a>,
+    /// `[n_tokens, output_stride]`.
+    pub output: Binding<'a>,
+}
+
+/// The number that stands for `dtype` in params and shaders.
+pub const fn dtype_code(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::BF16 => 2,
+        DType::Q8_0 => 3,
+        DType::Q4_0 => 4,
+        DType::Q4_1 => 5,
+    }
+}
+
+/// Makes the dispatch of the form that suits `params`. The choice sees tokens, columns and dtype, never the rows:
+/// slices of one weight must run the same arithmetic.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    if !params.n_columns.is_multiple_of(4) {
+        matmul_odd::prepare(gpu, params_buffer, params, bindings)
+    } else if params.n_tokens > MAX_VEC_TOKENS {
+        matmul_tile::prepare(gpu, params_buffer, params, bindings)
+    } else {
+        matmul_vec::prepare(gpu, params_buffer, params, bindings)
+    }
+}
+
+/// The bindings of `params` with the bytes that they demand.
+pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>) -> Result<[Needed<'a>; 3]> {
+    let row_bytes = params.row_bytes().unwrap_or(0);
+    require(gpu, stem, row_bytes > 0 && params.n_rows > 0 && params.n_tokens > 0, "empty, or its rows are no whole number of blocks")?;
+    let row_end = params.output_row_begin.checked_add(params.n_rows);
+    require(gpu, stem, row_end.is_some_and(|end| end <= params.output_stride), "its rows leave the output")?;
+    Ok([
+        (bindings.weight, row_bytes.saturating_mul(u64::from(params.n_rows))),
+        (bindings.input, f32_bytes(&[params.n_tokens, params.n_columns])),
+        (bindings.output, f32_bytes(&[params.n_tokens, params.output_stride])),
+    ])
+}
+
+/// CPU twin of all forms. `weight`: the rows' bytes; `input` `[n_tokens, n_columns]`; `output` `[n_tokens, output_stride]`.
+///
+/// # Panics
+/// Where the slices are shorter than `params` say, or its dtype is none: a fault of the caller.
+pub fn reference(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
+    let dtype = params.dtype().expect("a dtype code");
+    let row_bytes = params.row_bytes().expect("whole blocks") as usize;
+    let [n_columns, stride] = [params.n_columns, params.output_stride].map(|n| n as usize);
+    let mut scratch = vec![0.0; n_columns];
+    for row in 0..params.n_rows as usize {
+        let bytes = &weight[row * row_bytes..][..row_bytes];
+        for token in 0..params.n_tokens as usize {
+            let value = reference_row(dtype, bytes, &input[token * n_columns..][..n_columns], &mut scratch);
+            output[token * stride + params.output_row_begin as usize + row] = value;
+        }
+    }
+}
+
+/// One row times one token. `scratch` holds a decoded row: `input.len()` values.
+pub fn reference_row(dtype: DType, row_bytes: &[u8], input: &[f32], scratch: &mut [f32]) -> f32 {
+    dtype.decode(row_bytes, scratch);
+    dot(scratch, input)
+}
+
+/// `Σ a·b`, in sixteen partial sums: compilers turn them into vector lanes, and the error grows more slowly than in one.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_lanes, a_rest) = a.as_chunks::<16>();
+    let (b_lanes, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0f32; 16];
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for lane in 0..16 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}

@@ -1,0 +1,45 @@
+//! Matrix × few vectors: reads each weight once for up to four tokens. Params, bindings and reference are in `matmul`.
+
+use super::matmul::{self, Bindings, Params};
+use super::{MATMUL_VEC, dispatch, fold, is_software, require};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+
+/// Most tokens that one invocation serves.
+const MAX_TOKENS: u32 = 4;
+
+/// How the work is spread; the tunables of the shader.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    lanes: u32,
+    workgroup: u32,
+    rows: u32,
+}
+
+/// One lane per row and no barrier: a software adapter loads for each lane alone, so neighbours gain nothing.
+const SOFTWARE: Shape = Shape { lanes: 1, workgroup: 16, rows: 4 };
+
+/// A row's blocks are read side by side by the lanes of half a hardware wave or more.
+const HARDWARE: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
+
+/// Makes the dispatch; `n_columns` must be a multiple of 4.
+///
+/// # Errors
+/// As [`matmul::prepare`].
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    let needed = matmul::needed(gpu, MATMUL_VEC.stem, params, bindings)?;
+    require(gpu, MATMUL_VEC.stem, params.n_columns.is_multiple_of(4), "n_columns is no multiple of 4")?;
+    let shape = if is_software(gpu) { SOFTWARE } else { HARDWARE };
+    let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
+    let constants = [
+        ("DTYPE", f64::from(params.dtype)),
+        ("LANES", f64::from(shape.lanes)),
+        ("WORKGROUP", f64::from(shape.workgroup)),
+        ("ROWS", f64::from(shape.rows)),
+        ("TOKENS", f64::from(tokens)),
+    ];
+    let rows_per_workgroup = shape.workgroup / shape.lanes * shape.rows;
+    let count = params.n_rows.div_ceil(rows_per_workgroup);
+    let workgroups = fold(gpu, MATMUL_VEC.stem, u64::from(count), params.n_tokens.div_ceil(tokens))?;
+    dispatch(gpu, &MATMUL_VEC, &constants, params_buffer, &needed, workgroups)
+}

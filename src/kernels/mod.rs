@@ -1,0 +1,158 @@
+//! The operations on a GPU, one a file: params, bindings, `prepare`, and a plain CPU `reference`. Knows no layers and no tiers.
+//!
+//! All activations are f32, row-major. `prepare` checks every binding against the params, so a shader never leaves a buffer;
+//! the shaders themselves run without bounds checks.
+
+pub mod add;
+pub mod add_bias;
+pub mod attention;
+pub mod gather_rows;
+pub mod kv_store;
+pub mod matmul;
+pub mod matmul_odd;
+pub mod matmul_tile;
+pub mod matmul_vec;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+pub mod top_k;
+
+use crate::device::AdapterKind;
+use crate::error::Result;
+use crate::gpu::Access::{Read, Write};
+use crate::gpu::{Access, Dispatch, Gpu, KernelSource};
+
+/// A part of a buffer that a kernel reads or writes. A buffer that is written may not be read by the same dispatch.
+#[derive(Debug, Clone, Copy)]
+pub struct Binding<'a> {
+    /// The buffer, with usage `STORAGE`.
+    pub buffer: &'a wgpu::Buffer,
+    /// Where it begins, in bytes; a multiple of the adapter's storage alignment (256 is always right).
+    pub offset: u64,
+    /// Its size in bytes; may be larger than what the kernel needs.
+    pub size: u64,
+}
+
+impl<'a> Binding<'a> {
+    /// The whole of `buffer`.
+    pub fn whole(buffer: &'a wgpu::Buffer) -> Binding<'a> {
+        Binding { buffer, offset: 0, size: buffer.size() }
+    }
+
+    /// `size` bytes at `offset`.
+    pub fn part(buffer: &'a wgpu::Buffer, offset: u64, size: u64) -> Binding<'a> {
+        Binding { buffer, offset, size }
+    }
+}
+
+/// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
+/// WebGPU guarantees 8 storage buffers per stage: no row may have more.
+pub static KERNELS: [&KernelSource; 12] =
+    [&MATMUL_VEC, &MATMUL_TILE, &MATMUL_ODD, &RMS_NORM, &ROPE, &KV_STORE, &ATTENTION, &SWIGLU, &ADD, &ADD_BIAS, &GATHER_ROWS, &TOP_K];
+
+/// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
+macro_rules! wgsl {
+    ($stem:literal $(, $shared:literal)*) => {
+        concat!(include_str!(concat!("../../shaders/", $stem, ".wgsl")) $(, include_str!(concat!("../../shaders/shared/", $shared, ".wgsl")))*)
+    };
+}
+
+const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
+static MATMUL_VEC: KernelSource = row::<matmul::Params>("matmul_vec", wgsl!("matmul_vec", "decode"), MATMUL);
+static MATMUL_TILE: KernelSource = row::<matmul::Params>("matmul_tile", wgsl!("matmul_tile", "decode"), MATMUL);
+static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode"), MATMUL);
+static RMS_NORM: KernelSource =
+    row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
+static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("values", Write)]);
+static KV_STORE: KernelSource = row::<kv_store::Params>(
+    "kv_store",
+    wgsl!("kv_store"),
+    &[("key", Read), ("value", Read), ("tokens", Read), ("key_cache", Write), ("value_cache", Write)],
+);
+static ATTENTION: KernelSource = row::<attention::Params>(
+    "attention",
+    wgsl!("attention"),
+    &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)],
+);
+static SWIGLU: KernelSource = row::<swiglu::Params>("swiglu", wgsl!("swiglu"), &[("gate", Read), ("up", Read), ("output", Write)]);
+static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
+static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);
+static GATHER_ROWS: KernelSource =
+    row::<gather_rows::Params>("gather_rows", wgsl!("gather_rows"), &[("input", Read), ("row_indices", Read), ("output", Write)]);
+static TOP_K: KernelSource = row::<top_k::Params>("top_k", wgsl!("top_k"), &[("logits", Read), ("candidates", Write)]);
+
+const fn row<P>(stem: &'static str, wgsl: &'static str, bindings: &'static [(&'static str, Access)]) -> KernelSource {
+    KernelSource { stem, wgsl, params_bytes: size_of::<P>() as u64, bindings }
+}
+
+/// Whether the adapter is software, where few lanes with much work each beat many lanes that meet at barriers.
+fn is_software(gpu: &Gpu) -> bool {
+    gpu.spec.kind == Some(AdapterKind::Software)
+}
+
+/// A binding and the bytes of it that the params demand.
+type Needed<'a> = (Binding<'a>, u64);
+
+/// Checks the bindings and makes the dispatch: the common end of every `prepare`.
+fn dispatch(
+    gpu: &Gpu,
+    kernel: &'static KernelSource,
+    constants: &[(&'static str, f64)],
+    params_buffer: &wgpu::Buffer,
+    bindings: &[Needed<'_>],
+    workgroups: [u32; 3],
+) -> Result<Dispatch> {
+    let binding =
+        |buffer, offset, size| wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) });
+    let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: binding(params_buffer, 0, kernel.params_bytes) }];
+    for (index, (&(bound, needed), &(name, _))) in bindings.iter().zip(kernel.bindings).enumerate() {
+        let size = checked_size(gpu, kernel.stem, name, bound, needed)?;
+        entries.push(wgpu::BindGroupEntry { binding: index as u32 + 1, resource: binding(bound.buffer, bound.offset, size) });
+    }
+    let pipeline = gpu.pipeline(kernel, constants);
+    let descriptor = wgpu::BindGroupDescriptor { label: Some(kernel.stem), layout: &pipeline.layout, entries: &entries };
+    Ok(Dispatch { bind_group: gpu.device.create_bind_group(&descriptor), pipeline, workgroups })
+}
+
+/// The size to bind: what is needed, in whole words. The words' padding may reach past the binding, not past the buffer.
+fn checked_size(gpu: &Gpu, stem: &str, name: &str, bound: Binding<'_>, needed: u64) -> Result<u64> {
+    let size = needed.next_multiple_of(4).max(4);
+    let fault = if needed > bound.size || bound.offset.checked_add(size).is_none_or(|end| end > bound.buffer.size()) {
+        format!("needs {needed} bytes, has {} of a buffer of {}", bound.size, bound.buffer.size())
+    } else if size > gpu.limits.max_binding_bytes.0 || size > u64::from(u32::MAX) {
+        format!("needs {needed} bytes, the adapter binds {} at most: cut it into slices", gpu.limits.max_binding_bytes)
+    } else if !bound.offset.is_multiple_of(u64::from(gpu.limits.storage_alignment)) {
+        format!("begins at byte {}, no multiple of {}", bound.offset, gpu.limits.storage_alignment)
+    } else {
+        return Ok(size);
+    };
+    Err(gpu.fault(format!("kernel {stem}, binding `{name}`: {fault}")))
+}
+
+/// `count` workgroups as x and y, where x alone has a limit; the shader drops the few too many.
+fn fold(gpu: &Gpu, stem: &str, count: u64, z: u32) -> Result<[u32; 3]> {
+    let max = u64::from(gpu.limits.max_workgroups);
+    let x = count.clamp(1, max);
+    let y = count.div_ceil(x).max(1);
+    if y > max || u64::from(z) > max {
+        return Err(gpu.fault(format!("kernel {stem}: {count} × {z} workgroups exceed the adapter's {max} per dimension")));
+    }
+    Ok([x as u32, y as u32, z.max(1)])
+}
+
+/// Bytes of `shape` as f32 (or any four-byte type); saturates, so that an absurd shape fails the size check.
+fn f32_bytes(shape: &[u32]) -> u64 {
+    shape.iter().fold(4u64, |bytes, &n| bytes.saturating_mul(u64::from(n)))
+}
+
+/// Workgroups of a kernel with one invocation per item, whose `@workgroup_size` is 64.
+fn fold_items(gpu: &Gpu, stem: &str, shape: &[u32]) -> Result<[u32; 3]> {
+    let items = f32_bytes(shape) / 4;
+    require(gpu, stem, items > 0 && items <= u64::from(u32::MAX), "it is empty, or has more values than u32 counts")?;
+    fold(gpu, stem, items.div_ceil(64), 1)
+}
+
+/// Refuses params that no shader was written for.
+fn require(gpu: &Gpu, stem: &str, holds: bool, fault: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(gpu.fault(format!("kernel {stem}: {fault}"))) }
+}

@@ -1,0 +1,55 @@
+//! Root-mean-square norm: `output[r, i] = input[r, i] / sqrt(mean_j input[r, j]² + epsilon) · weight[i]`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Binding, RMS_NORM, dispatch, f32_bytes, fold, is_software, require};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+
+/// Params of the shader.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct Params {
+    /// Rows, each normed for itself: tokens, or heads of tokens.
+    pub n_rows: u32,
+    /// Values of a row.
+    pub hidden_size: u32,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// Buffers of the shader.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_rows, hidden_size]`.
+    pub input: Binding<'a>,
+    /// `[hidden_size]`, f32.
+    pub weight: Binding<'a>,
+    /// `[n_rows, hidden_size]`.
+    pub output: Binding<'a>,
+}
+
+/// Makes the dispatch.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    require(gpu, RMS_NORM.stem, params.n_rows > 0 && params.hidden_size > 0, "it is empty")?;
+    let rows = f32_bytes(&[params.n_rows, params.hidden_size]);
+    let needed = [(bindings.input, rows), (bindings.weight, f32_bytes(&[params.hidden_size])), (bindings.output, rows)];
+    let lanes = if is_software(gpu) { 8.0 } else { 64.0 };
+    let workgroups = fold(gpu, RMS_NORM.stem, u64::from(params.n_rows), 1)?;
+    dispatch(gpu, &RMS_NORM, &[("LANES", lanes)], params_buffer, &needed, workgroups)
+}
+
+/// CPU twin of `shaders/rms_norm.wgsl`.
+pub fn reference(params: &Params, input: &[f32], weight: &[f32], output: &mut [f32]) {
+    let hidden_size = params.hidden_size as usize;
+    for (input, output) in input.chunks_exact(hidden_size).zip(output.chunks_exact_mut(hidden_size)).take(params.n_rows as usize) {
+        let sum: f32 = input.iter().map(|x| x * x).sum();
+        let scale = 1.0 / (sum / hidden_size as f32 + params.epsilon).sqrt();
+        for i in 0..hidden_size {
+            output[i] = input[i] * scale * weight[i];
+        }
+    }
+}
