@@ -1,5 +1,7 @@
 //! Devices as plain data: what they are called, what they can hold and how fast they are. Knows no wgpu.
 
+mod choice;
+mod max_memory;
 mod spec;
 
 use std::fmt;
@@ -8,6 +10,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+pub use choice::DeviceChoice;
+pub use max_memory::MaxMemory;
 pub use spec::{AdapterKind, DeviceSpec, GpuLimits, Rates};
 
 /// The kind of a device, fast to slow.

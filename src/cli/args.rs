@@ -1,0 +1,311 @@
+//! The arguments of every subcommand, as clap reads them. Each flag has a twin in the environment: `--ctx-size` is
+//! `TIERFLOW_CTX_SIZE`. Flags and defaults are llama.cpp's where it has them. Knows what can be said, not what it does.
+
+mod generation;
+mod model;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::builder::FalseyValueParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::cli::short_flags;
+use crate::error::Error;
+pub use generation::{GenerationArgs, RunArgs};
+pub use model::{GpuLayers, IoArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "tierflow", version, about, max_term_width = 120, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch a model from a Hugging Face hub into its standard cache
+    Pull(PullArgs),
+    /// List the models in the cache
+    Ls(LsArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+impl Cli {
+    /// Reads the arguments, program name first. Prints and ends the process on bad usage (2) and `--help` (0).
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Cli {
+        let mut command = with_switches_from_env(Cli::command());
+        let matches = command.try_get_matches_from_mut(short_flags::expand(arguments)).unwrap_or_else(|error| error.exit());
+        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
+/// Lets every switch be set from the environment by any word but an empty one, `0`, `no`, `off` and `false`.
+pub fn with_switches_from_env(command: clap::Command) -> clap::Command {
+    let is_switch = |arg: &clap::Arg| matches!(arg.get_action(), clap::ArgAction::SetTrue);
+    command
+        .mut_args(|arg| if is_switch(&arg) { arg.value_parser(FalseyValueParser::new()) } else { arg })
+        .mut_subcommands(with_switches_from_env)
+}
+
+/// `tierflow pull`
+#[derive(Debug, Clone, Args)]
+pub struct PullArgs {
+    /// Model on the hub; of several .gguf files, name one or its quantisation
+    #[arg(value_name = "ORG/NAME[:QUANT|:FILE]")]
+    pub model: String,
+    /// Branch, tag or commit
+    #[arg(long, env = "TIERFLOW_REVISION", default_value = "main")]
+    pub revision: String,
+    /// No progress bar
+    #[arg(short, long, env = "TIERFLOW_QUIET")]
+    pub quiet: bool,
+    /// Print the result as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+}
+
+/// `tierflow ls`
+#[derive(Debug, Clone, Args)]
+pub struct LsArgs {
+    /// Print the list as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+}
+
+/// `tierflow completions`
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// Shell to write for
+    pub shell: clap_complete::Shell,
+}
+
+/// `tierflow devices`
+#[derive(Debug, Clone, Args)]
+pub struct DevicesArgs {
+    /// Measure upload, copy, compute and disk rates (takes a few seconds) and keep them for later plans
+    #[arg(long, env = "TIERFLOW_MEASURE")]
+    pub measure: bool,
+    /// Print the devices as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+}
+
+/// `tierflow doctor`
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Print the report as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+}
+
+/// `tierflow inspect`
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Print the report as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+}
+
+/// `tierflow plan`
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where it goes.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Print plan and schedule as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+}
+
+/// `tierflow bench`
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where it goes.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Prompt tokens of a prefill run; 0 for none
+    #[arg(short = 'p', long, env = "TIERFLOW_N_PROMPT", default_value_t = 128)]
+    pub n_prompt: u32,
+    /// Tokens of a decode run; 0 for none
+    #[arg(short = 'n', long, env = "TIERFLOW_N_GEN", default_value_t = 32)]
+    pub n_gen: u32,
+    /// Runs of each, after one that warms up
+    #[arg(short, long, env = "TIERFLOW_REPETITIONS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+    /// Form of the report
+    #[arg(short, long, env = "TIERFLOW_OUTPUT", default_value = "md")]
+    pub output: BenchOutput,
+    /// The report as JSON, as with `-o json`
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+    /// Write a Chrome/Perfetto trace of the last run
+    #[arg(long, env = "TIERFLOW_TRACE", value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+/// Forms of a bench report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchOutput {
+    /// A markdown table, as llama-bench prints.
+    Md,
+    /// JSON with llama-bench's field names.
+    Json,
+}
+
+/// `tierflow logits`
+#[derive(Debug, Clone, Args)]
+pub struct LogitsArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where it goes.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Token ids of the prompt
+    #[arg(long, env = "TIERFLOW_TOKENS", value_name = "ID,ID,…", value_delimiter = ',', required = true)]
+    pub tokens: Vec<u32>,
+    /// The scores of every position, not the last alone
+    #[arg(long, env = "TIERFLOW_ALL")]
+    pub all: bool,
+    /// Only the K highest scores of a position
+    #[arg(long, env = "TIERFLOW_TOP", value_name = "K")]
+    pub top: Option<usize>,
+    /// Print the scores as JSON
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+    /// Write the scores as a tensor `logits` [n_tokens, vocab_size] in F32
+    #[arg(long, env = "TIERFLOW_OUT", value_name = "FILE.safetensors")]
+    pub out: Option<PathBuf>,
+}
+
+/// Reads a value by its own `FromStr`; clap names the option, so the error's own name for it is left out.
+fn parse_value<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error| match error {
+        Error::InvalidArgument { fault, .. } => fault,
+        other => other.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every argument struct as a subcommand, whether or not the program offers it yet.
+    #[derive(Debug, Parser)]
+    enum Surface {
+        Devices(DevicesArgs),
+        Doctor(DoctorArgs),
+        Inspect(InspectArgs),
+        Plan(PlanArgs),
+        Run(Box<RunArgs>),
+        Bench(BenchArgs),
+        Logits(LogitsArgs),
+        Pull(PullArgs),
+        Ls(LsArgs),
+        Completions(CompletionsArgs),
+    }
+
+    fn read(line: &str) -> Result<Surface, clap::Error> {
+        let arguments = ["tierflow"].into_iter().chain(line.split_whitespace()).map(OsString::from);
+        let matches = with_switches_from_env(Surface::command()).try_get_matches_from(short_flags::expand(arguments))?;
+        Surface::from_arg_matches(&matches)
+    }
+
+    fn run(line: &str) -> RunArgs {
+        match read(&format!("run {line}")) {
+            Ok(Surface::Run(args)) => *args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_surface_is_well_formed() {
+        Surface::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_twin_in_the_environment() {
+        for command in Surface::command().get_subcommands() {
+            for arg in command.get_arguments() {
+                let Some(long) = arg.get_long().filter(|long| *long != "help") else { continue };
+                let twin = format!("TIERFLOW_{}", long.to_uppercase().replace('-', "_"));
+                let env = arg.get_env().map(|env| env.to_string_lossy().into_owned());
+                assert_eq!(env, Some(twin), "{} --{long}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_llama_cli_line_is_read() {
+        let args = run(
+            "-m model.gguf -ngl 20 -c 4096 -n -1 -s -1 --temp 0 -fa on -ctk f16 -ctv f16 -ub 256 -b 512 -t 4 -p hi --jinja --mlock --no-warmup",
+        );
+        assert_eq!(args.model.source().unwrap(), ModelSource::Named("model.gguf".into()));
+        assert_eq!(args.placement.n_gpu_layers, GpuLayers::Count(20));
+        assert_eq!((args.placement.ctx_size, args.generation.predict, args.generation.seed), (4096, -1, -1));
+        assert_eq!((args.placement.ubatch_size, args.placement.batch_size, args.placement.threads), (Some(256), Some(512), Some(4)));
+        assert_eq!(args.placement.kv_dtype().unwrap(), Some(KvDtypeArg::F16));
+        assert_eq!((args.generation.temp, args.generation.prompt.as_deref()), (Some(0.0), Some("hi")));
+    }
+
+    #[test]
+    fn negative_numbers_and_texts_with_dashes_are_values() {
+        let args = run("m -n -1 -s -1 -p -ngl --stop --- --stop END");
+        assert_eq!((args.generation.predict, args.generation.seed), (-1, -1));
+        assert_eq!(args.generation.prompt.as_deref(), Some("-ngl"));
+        assert_eq!(args.generation.stop, ["---", "END"]);
+        assert!(read("run m -n -x").is_err());
+    }
+
+    #[test]
+    fn a_model_is_named_in_one_way() {
+        assert_eq!(run("model").model.source().unwrap(), ModelSource::Named("model".into()));
+        let hub = run("-hf org/name:Q4_0 -p x").model.source().unwrap();
+        assert!(matches!(hub, ModelSource::Hub(model) if model.wanted.as_deref() == Some("Q4_0")));
+        assert_eq!(run("").model.source().unwrap_err().exit_code(), 2);
+        let Ok(Surface::Plan(twice)) = read("plan a -m b") else { panic!("clap itself takes both") };
+        assert_eq!(twice.model.source().unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_word_after_the_model_is_the_prompt() {
+        assert_eq!(run("m hello").words(), (Some("m"), Some("hello")));
+        let args = run("-m m hello");
+        assert_eq!(args.words(), (None, Some("hello")));
+        assert_eq!(args.source().unwrap(), ModelSource::Named("m".into()));
+    }
+
+    #[test]
+    fn budgets_devices_and_sizes_are_read_by_their_own_rules() {
+        let args = run("m --max-memory gpu:0=40MiB,cpu=64MiB --device gpu:1 --limit-buffer 16MiB -ngl all");
+        assert_eq!(args.placement.max_memory.unwrap().to_string(), "gpu:0=41943040,cpu=67108864");
+        assert_eq!(args.placement.device.to_string(), "gpu:1");
+        assert_eq!((args.placement.limit_buffer, args.placement.n_gpu_layers), (Some(crate::units::Bytes::mib(16)), GpuLayers::All));
+        let error = read("run m --max-memory tpu=1GiB").unwrap_err().to_string();
+        assert!(error.contains("`tpu` is no device") && error.matches("--max-memory").count() <= 2, "{error}");
+    }
+
+    #[test]
+    fn tokens_are_a_list() {
+        let Ok(Surface::Logits(args)) = read("logits m --tokens 1,2,3 --top 5") else { panic!("refused") };
+        assert_eq!((args.tokens, args.top), (vec![1, 2, 3], Some(5)));
+        assert!(read("logits m --tokens 1,-2").is_err());
+        assert!(read("logits m").is_err());
+    }
+}

@@ -1,0 +1,189 @@
+//! Which model, and where it goes: the options that every subcommand with a model shares.
+
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::parse_value;
+use crate::device::{DeviceChoice, MaxMemory};
+use crate::error::{Error, Result};
+use crate::hub::{ModelRef, parse_model_ref};
+use crate::units::Bytes;
+
+/// Which model.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Folder, .gguf file, or ORG/NAME[:QUANT] in the Hugging Face cache
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+    /// The same as MODEL
+    #[arg(id = "model_flag", short = 'm', long = "model", env = "TIERFLOW_MODEL", value_name = "MODEL")]
+    pub model_flag: Option<String>,
+    /// Model on a Hugging Face hub, fetched where it is not in the cache (-hf)
+    #[arg(long, env = "TIERFLOW_HF_REPO", value_name = "ORG/NAME[:QUANT]")]
+    pub hf_repo: Option<String>,
+    /// File of --hf-repo (-hff)
+    #[arg(long, env = "TIERFLOW_HF_FILE", value_name = "FILE", requires = "hf_repo")]
+    pub hf_file: Option<String>,
+}
+
+/// Where a model comes from, before anything has been looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A folder or file if there is one of that name, else a model in the hub's cache.
+    Named(String),
+    /// A model on the hub, to be fetched where the cache lacks it.
+    Hub(ModelRef),
+}
+
+impl ModelArgs {
+    /// The one model that is named.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where none is named, or two.
+    pub fn source(&self) -> Result<ModelSource> {
+        choose_source(self, self.model.as_deref())
+    }
+}
+
+/// The model among the flags of `args` and the word `positional`.
+pub(super) fn choose_source(args: &ModelArgs, positional: Option<&str>) -> Result<ModelSource> {
+    let invalid = |fault: &str| Error::InvalidArgument { option: "MODEL".into(), fault: fault.into() };
+    match (positional, args.model_flag.as_deref(), args.hf_repo.as_deref()) {
+        (Some(named), None, None) | (None, Some(named), None) => Ok(ModelSource::Named(named.to_owned())),
+        (None, None, Some(repo)) => {
+            let mut model = parse_model_ref(repo)?;
+            if let Some(file) = &args.hf_file {
+                model = parse_model_ref(&format!("{}:{file}", model.repo))?;
+            }
+            Ok(ModelSource::Hub(model))
+        }
+        (None, None, None) => Err(invalid("no model is named; give a folder, a .gguf file, or -hf ORG/NAME:QUANT")),
+        _ => Err(invalid("the model is named twice; give MODEL, -m or -hf, and only one of them (TIERFLOW_MODEL counts as -m)")),
+    }
+}
+
+/// Where the model goes and how it gets there.
+#[derive(Debug, Clone, Args)]
+pub struct PlacementArgs {
+    /// Memory that may be used of each device, as gpu:0=40MiB,cpu=64MiB; a device not named is used as far as it goes
+    #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "DEVICE=SIZE,…", value_parser = parse_value::<MaxMemory>)]
+    pub max_memory: Option<MaxMemory>,
+    /// What computes: auto, gpu, gpu:N or cpu (-dev)
+    #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
+    pub device: DeviceChoice,
+    /// Positions of the context; 0 takes the model's, less where the budgets demand it
+    #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
+    pub ctx_size: u32,
+    /// Most layers that are resident on GPUs: a number, auto or all (-ngl)
+    #[arg(long, env = "TIERFLOW_N_GPU_LAYERS", default_value = "auto", value_name = "N", value_parser = parse_value::<GpuLayers>)]
+    pub n_gpu_layers: GpuLayers,
+    /// Most prompt tokens in one forward
+    #[arg(short, long, env = "TIERFLOW_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+    /// Most prompt tokens that a kernel sees at once (-ub)
+    #[arg(long, env = "TIERFLOW_UBATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ubatch_size: Option<u32>,
+    /// Storage form of the KV cache (-ctk, -ctv)
+    #[arg(long, env = "TIERFLOW_KV_DTYPE", value_name = "DTYPE")]
+    pub kv_dtype: Option<KvDtypeArg>,
+    /// llama.cpp's two halves of --kv-dtype, which must agree.
+    #[arg(long, env = "TIERFLOW_CACHE_TYPE_K", hide = true)]
+    pub cache_type_k: Option<KvDtypeArg>,
+    /// The other half.
+    #[arg(long, env = "TIERFLOW_CACHE_TYPE_V", hide = true)]
+    pub cache_type_v: Option<KvDtypeArg>,
+    /// How weights are read from files
+    #[arg(long, env = "TIERFLOW_IO", value_name = "MODE")]
+    pub io: Option<IoArg>,
+    /// Units fetched and uploaded ahead of the one that computes
+    #[arg(long, env = "TIERFLOW_LOOKAHEAD", value_name = "N")]
+    pub lookahead: Option<u32>,
+    /// Slots of the ring on the GPU
+    #[arg(long, env = "TIERFLOW_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub slots: Option<u32>,
+    /// Way of weights to the GPU; auto measures and takes the faster
+    #[arg(long, env = "TIERFLOW_UPLOAD", value_name = "PATH", default_value = "auto")]
+    pub upload: UploadArg,
+    /// Threads of the host
+    #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
+    /// Pretend that the adapter allows no larger buffer.
+    #[arg(long, env = "TIERFLOW_LIMIT_BUFFER", hide = true, value_parser = parse_value::<Bytes>)]
+    pub limit_buffer: Option<Bytes>,
+    /// Pretend that the adapter allows no larger storage binding.
+    #[arg(long, env = "TIERFLOW_LIMIT_BINDING", hide = true, value_parser = parse_value::<Bytes>)]
+    pub limit_binding: Option<Bytes>,
+}
+
+impl PlacementArgs {
+    /// Storage form of the KV cache, where one was asked for.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where keys and values are asked for in different forms.
+    pub fn kv_dtype(&self) -> Result<Option<KvDtypeArg>> {
+        let asked: Vec<KvDtypeArg> = [self.kv_dtype, self.cache_type_k, self.cache_type_v].into_iter().flatten().collect();
+        if asked.windows(2).any(|pair| pair[0] != pair[1]) {
+            return Err(Error::InvalidArgument {
+                option: "--kv-dtype".into(),
+                fault: "keys and values are kept in one form; give -ctk and -ctv the same".into(),
+            });
+        }
+        Ok(asked.first().copied())
+    }
+}
+
+/// How many layers may be resident on GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuLayers {
+    /// As many as the budgets allow.
+    Auto,
+    /// All of them, or it is an error.
+    All,
+    /// No more than this.
+    Count(u32),
+}
+
+impl FromStr for GpuLayers {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<GpuLayers> {
+        match text {
+            "auto" => Ok(GpuLayers::Auto),
+            "all" => Ok(GpuLayers::All),
+            _ => text.parse().map(GpuLayers::Count).map_err(|_| Error::InvalidArgument {
+                option: "--n-gpu-layers".into(),
+                fault: format!("`{text}` is no number of layers; write a number, auto or all"),
+            }),
+        }
+    }
+}
+
+/// Storage forms of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvDtypeArg {
+    /// 4 bytes a number.
+    F32,
+    /// 2 bytes a number.
+    F16,
+}
+
+/// Ways to read weights from files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IoArg {
+    /// Through maps, which are checked.
+    Mmap,
+    /// Through reads at positions.
+    Pread,
+}
+
+/// Ways of weights to the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UploadArg {
+    /// The one that measured faster.
+    Auto,
+    /// Slots that the host maps.
+    Mapped,
+    /// A staging ring and a copy on the queue.
+    Staged,
+}

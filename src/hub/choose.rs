@@ -1,0 +1,224 @@
+//! Which files of a repository make up the model asked for. Knows names only.
+
+use std::path::{Path, PathBuf};
+
+use super::model_ref::{ModelRef, is_safe_file_name};
+use crate::error::{Error, Result};
+
+/// The quantisations that run, the one taken first where none is asked for.
+const RUNNABLE: [&str; 6] = ["Q8_0", "Q4_1", "Q4_0", "F16", "BF16", "F32"];
+
+/// The small files that belong to a safetensors model.
+const COMPANIONS: [&str; 11] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// The index of a model in several shards.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The files of one model.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    /// Their names in the repository, small ones first.
+    pub files: Vec<String>,
+    /// What to open, relative to the snapshot: a `.gguf`, or the empty name for the folder itself.
+    pub open: String,
+}
+
+impl Chosen {
+    fn gguf(name: &str) -> Chosen {
+        Chosen { files: vec![name.to_owned()], open: name.to_owned() }
+    }
+
+    /// What to open, in the folder `snapshot`.
+    pub fn path_in(&self, snapshot: &Path) -> PathBuf {
+        if self.open.is_empty() { snapshot.to_owned() } else { snapshot.join(&self.open) }
+    }
+
+    /// Whether all shards that the names promise (`…-00001-of-00003…`) are among the files. Of a repository always
+    /// true; of a cache false while a fetch is under way.
+    pub fn is_complete(&self) -> bool {
+        let shards: Vec<(u32, u32)> = self.files.iter().filter_map(|name| shard_of(name)).collect();
+        shards.iter().all(|&(_, total)| (1..=total).all(|index| shards.contains(&(index, total))))
+            && (self.files.iter().all(|name| name != INDEX) || !shards.is_empty())
+    }
+}
+
+/// Chooses among the names in a repository: the file asked for; else the `.gguf` of the quantisation asked for; else
+/// the first runnable `.gguf`; else the safetensors at the top with what belongs to them.
+pub(super) fn choose_files(model: &ModelRef, names: &[String]) -> Result<Chosen> {
+    let chosen = match &model.wanted {
+        Some(wanted) => choose_wanted(model, wanted, names)?,
+        None => choose_default(model, names)?,
+    };
+    match chosen.files.iter().find(|name| !is_safe_file_name(name)) {
+        Some(name) => Err(refusal(model, &format!("the repository has a file {name:?}, which leads out of the cache; do not trust it"))),
+        None => Ok(chosen),
+    }
+}
+
+/// Whether nothing among `names` could be meant by `model`: a cache in which it is not (yet).
+pub(super) fn holds_no_candidate(model: &ModelRef, names: &[String]) -> bool {
+    match &model.wanted {
+        Some(wanted) => !names.contains(wanted) && names_with_tag(names, wanted).is_empty(),
+        None => safetensors(names).is_none() && ggufs(names).is_empty(),
+    }
+}
+
+fn choose_wanted(model: &ModelRef, wanted: &str, names: &[String]) -> Result<Chosen> {
+    if let Some(name) = names.iter().find(|name| *name == wanted) {
+        let is_weights = name.ends_with(".gguf") && shard_of(name).is_none();
+        return if is_weights { Ok(Chosen::gguf(name)) } else { Err(refusal(model, &format!("{name} is no model in one .gguf"))) };
+    }
+    match names_with_tag(names, wanted).as_slice() {
+        [name] => Ok(Chosen::gguf(name)),
+        [] => Err(refusal(model, &format!("the repository has no {wanted}; {}", listing(names)))),
+        several => Err(refusal(model, &format!("{wanted} may be {}; name the file", several.join(" or ")))),
+    }
+}
+
+fn choose_default(model: &ModelRef, names: &[String]) -> Result<Chosen> {
+    for tag in RUNNABLE {
+        match names_with_tag(names, tag).as_slice() {
+            [] => {}
+            [name] => return Ok(Chosen::gguf(name)),
+            several => return Err(refusal(model, &format!("it may be {}; name the file", several.join(" or ")))),
+        }
+    }
+    if let Some(chosen) = safetensors(names) {
+        return Ok(chosen);
+    }
+    match ggufs(names).as_slice() {
+        // A name without a quantisation says nothing against it; the header will tell.
+        [name] => Ok(Chosen::gguf(name)),
+        _ => Err(refusal(model, &format!("none of its files runs here: {}", listing(names)))),
+    }
+}
+
+/// The whole model files in GGUF form: no parts of a split one, no vision projectors.
+fn ggufs(names: &[String]) -> Vec<&str> {
+    let is_model = |name: &&str| name.ends_with(".gguf") && shard_of(name).is_none() && !name.contains("mmproj");
+    names.iter().map(String::as_str).filter(is_model).collect()
+}
+
+/// Those whose name ends in the quantisation `tag`, in any case: `model-q4_0.gguf`, `Model.Q4_0.gguf`, `Q4_0/model.gguf`.
+fn names_with_tag<'a>(names: &'a [String], tag: &str) -> Vec<&'a str> {
+    let tag = tag.to_ascii_lowercase();
+    let has_tag = |name: &&str| {
+        let stem = name.strip_suffix(".gguf").unwrap_or(name).to_ascii_lowercase();
+        let ends = stem.strip_suffix(tag.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '_', '/']));
+        ends || stem.split('/').rev().skip(1).any(|folder| folder == tag)
+    };
+    ggufs(names).into_iter().filter(has_tag).collect()
+}
+
+fn safetensors(names: &[String]) -> Option<Chosen> {
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    let weights: Vec<&String> = if has(INDEX) {
+        let is_part = |name: &&String| name.as_str() == INDEX || (name.starts_with("model-") && is_top_safetensors(name));
+        names.iter().filter(is_part).collect()
+    } else if has("model.safetensors") {
+        names.iter().filter(|name| *name == "model.safetensors").collect()
+    } else {
+        let all: Vec<&String> = names.iter().filter(|name| is_top_safetensors(name)).collect();
+        if all.len() == 1 { all } else { Vec::new() }
+    };
+    if weights.is_empty() || !has("config.json") {
+        return None;
+    }
+    let companions = COMPANIONS.iter().filter(|name| has(name)).map(|name| (*name).to_owned());
+    Some(Chosen { files: companions.chain(weights.into_iter().cloned()).collect(), open: String::new() })
+}
+
+fn is_top_safetensors(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains('/')
+}
+
+/// `(index, total)` of a name such as `model-00001-of-00003.safetensors`.
+fn shard_of(name: &str) -> Option<(u32, u32)> {
+    let (stem, _) = name.rsplit_once('.')?;
+    let (rest, total) = stem.rsplit_once("-of-")?;
+    let (_, index) = rest.rsplit_once('-')?;
+    let total: u32 = total.parse().ok()?;
+    // No model has more shards; a larger number is a name that means to waste time.
+    Some((index.parse().ok()?, total)).filter(|_| total <= 10_000)
+}
+
+fn listing(names: &[String]) -> String {
+    let weights: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf") || name.ends_with(".safetensors")).collect();
+    if weights.is_empty() {
+        return "it has neither .gguf nor .safetensors files".into();
+    }
+    let shown = weights.iter().take(30).copied().collect::<Vec<_>>().join(", ");
+    let more = if weights.len() > 30 { format!(" and {} more", weights.len() - 30) } else { String::new() };
+    format!("it has {shown}{more}; tierflow runs {} and safetensors", RUNNABLE.join(", "))
+}
+
+fn refusal(model: &ModelRef, fault: &str) -> Error {
+    Error::InvalidArgument { option: model.to_string(), fault: fault.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model_ref::parse_model_ref;
+    use super::*;
+
+    fn choose(model: &str, names: &[&str]) -> Result<Chosen> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        choose_files(&parse_model_ref(model).unwrap(), &names)
+    }
+
+    #[test]
+    fn a_quantisation_names_one_file() {
+        let names = ["m-Q4_K_M.gguf", "m-q4_0.gguf", "m.Q8_0.gguf", "m-BF16.gguf", "mmproj-F16.gguf"];
+        assert_eq!(choose("o/n:Q4_0", &names).unwrap().open, "m-q4_0.gguf");
+        assert_eq!(choose("o/n:m-Q4_K_M.gguf", &names).unwrap().open, "m-Q4_K_M.gguf");
+        assert_eq!(choose("o/n", &names).unwrap().open, "m.Q8_0.gguf");
+        let error = choose("o/n:Q5_0", &names).unwrap_err().to_string();
+        assert!(error.contains("m-q4_0.gguf"), "{error}");
+        assert!(choose("o/n:F16", &names).is_err(), "BF16 is not F16 and a projector is no model");
+    }
+
+    #[test]
+    fn two_files_of_one_quantisation_are_ambiguous() {
+        let error = choose("o/n:q8_0", &["a-Q8_0.gguf", "b-Q8_0.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("a-Q8_0.gguf or b-Q8_0.gguf"), "{error}");
+    }
+
+    #[test]
+    fn safetensors_come_with_what_belongs_to_them() {
+        let names = ["README.md", "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX];
+        let chosen = choose("o/n", &names).unwrap();
+        assert_eq!(chosen.files, ["config.json", names[2], names[3], INDEX]);
+        assert_eq!(chosen.open, "");
+        assert!(chosen.is_complete());
+        let partial = choose("o/n", &["config.json", names[3], INDEX]).unwrap();
+        assert!(!partial.is_complete());
+        let chosen = choose("o/n", &["onnx/x.safetensors", "tokenizer.json", "config.json", "model.safetensors"]).unwrap();
+        assert_eq!(chosen.files, ["config.json", "tokenizer.json", "model.safetensors"]);
+    }
+
+    #[test]
+    fn a_repository_without_a_model_says_what_it_has() {
+        let error = choose("o/n", &["a-Q2_K.gguf", "b-Q3_K.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("a-Q2_K.gguf, b-Q3_K.gguf") && error.contains("Q8_0"), "{error}");
+        assert!(choose("o/n", &["README.md"]).unwrap_err().to_string().contains("neither"));
+    }
+
+    #[test]
+    fn names_that_lead_out_of_the_cache_are_refused() {
+        let error = choose("o/n", &["../../x-Q8_0.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("leads out"), "{error}");
+    }
+}

@@ -1,0 +1,124 @@
+//! Where the hub is, where its cache lies and with which token: the environment variables of `huggingface_hub`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// The hub that is asked where `HF_ENDPOINT` names no other.
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// Which hub, which cache, which rights.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// Scheme and host of the hub, no slash at the end.
+    pub endpoint: String,
+    /// The folder that holds `models--ORG--NAME`.
+    pub cache_dir: PathBuf,
+    /// Sent to the endpoint, and to no other host.
+    pub token: Option<Token>,
+    /// Never asks the network.
+    pub offline: bool,
+    /// Wait before the first repetition of a failed request; doubles with each.
+    pub retry_delay: Duration,
+}
+
+/// An access token. Prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl HubConfig {
+    /// Reads `HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_TOKEN HF_TOKEN_PATH HF_HUB_OFFLINE` (and `XDG_CACHE_HOME`) as Python's
+    /// `huggingface_hub` does.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where there is no home folder, or the endpoint is no http address.
+    pub fn from_env() -> Result<HubConfig> {
+        HubConfig::from_variables(&|name| std::env::var(name).ok(), dirs::home_dir())
+    }
+
+    fn from_variables(variable: &dyn Fn(&str) -> Option<String>, user_home: Option<PathBuf>) -> Result<HubConfig> {
+        let get = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let folder = |name: &str| get(name).map(|text| expand_home(&text, user_home.as_ref()));
+        let hf_home = folder("HF_HOME")
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+            .or_else(|| user_home.as_ref().map(|home| home.join(".cache").join("huggingface")))
+            .ok_or_else(|| Error::InvalidArgument {
+                option: "HF_HOME".into(),
+                fault: "there is no home folder to keep models in; set HF_HOME to a folder".into(),
+            })?;
+        let endpoint = get("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()).trim_end_matches('/').to_owned();
+        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+            return Err(Error::InvalidArgument {
+                option: "HF_ENDPOINT".into(),
+                fault: format!("`{endpoint}` is no address; write https://HOST"),
+            });
+        }
+        let token_path = folder("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+        let token = get("HF_TOKEN").or_else(|| std::fs::read_to_string(token_path).ok().map(|text| text.trim().to_owned()));
+        Ok(HubConfig {
+            endpoint,
+            cache_dir: folder("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub")),
+            token: token.filter(|text| !text.is_empty()).map(Token),
+            offline: get("HF_HUB_OFFLINE").is_some_and(|text| is_true(&text)),
+            retry_delay: Duration::from_millis(500),
+        })
+    }
+}
+
+fn is_true(text: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&text.to_ascii_lowercase().as_str())
+}
+
+fn expand_home(text: &str, user_home: Option<&PathBuf>) -> PathBuf {
+    match (text.strip_prefix("~/"), user_home) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Result<HubConfig> {
+        let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        HubConfig::from_variables(&get, Some(PathBuf::from("/nowhere/user")))
+    }
+
+    #[test]
+    fn folders_follow_the_variables_in_pythons_order() {
+        let cache = |variables: &[(&str, &str)]| config(variables).unwrap().cache_dir;
+        assert_eq!(cache(&[]), PathBuf::from("/nowhere/user/.cache/huggingface/hub"));
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")]), PathBuf::from("/x/huggingface/hub"));
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/h")]), PathBuf::from("/nowhere/user/h/hub"));
+        assert_eq!(cache(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")]), PathBuf::from("/c"));
+    }
+
+    #[test]
+    fn token_endpoint_and_offline_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "hf_file\n").unwrap();
+        let path = path.to_str().unwrap();
+        assert_eq!(config(&[("HF_TOKEN_PATH", path)]).unwrap().token, Some(Token("hf_file".into())));
+        let read = config(&[("HF_TOKEN_PATH", path), ("HF_TOKEN", " hf_env "), ("HF_ENDPOINT", "http://h/"), ("HF_HUB_OFFLINE", "YES")]);
+        let read = read.unwrap();
+        assert_eq!((read.token, read.endpoint.as_str(), read.offline), (Some(Token("hf_env".into())), "http://h", true));
+        assert!(!config(&[("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+        assert!(config(&[("HF_ENDPOINT", "ftp://h")]).is_err());
+    }
+
+    #[test]
+    fn a_token_does_not_print() {
+        let read = config(&[("HF_TOKEN", "hf_secret")]).unwrap();
+        assert!(!format!("{read:?}").contains("hf_secret"));
+    }
+}
