@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::device::{Device, DeviceSpec, GpuLimits};
+use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterFound, Gpu};
 use crate::machine;
@@ -16,16 +16,6 @@ use crate::stream::{self, Batch, GpuExecutor, HostExecutor, Prediction, Scores, 
 use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
-
-/// Who shall compute.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The adapter that a budget names, else the first real GPU, else the host.
-    #[default]
-    Auto,
-    /// This one, or an error.
-    Only(Device),
-}
 
 /// What to open and how. Made by [`Engine::builder`].
 #[derive(Debug, Clone)]
@@ -170,18 +160,25 @@ fn choose_device(choice: DeviceChoice, budgets: &BTreeMap<Device, Bytes>, adapte
         let names: Vec<String> = adapters.iter().map(|found| format!("{} ({})", found.spec.device, found.spec.name)).collect();
         if names.is_empty() { "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into() } else { format!("there is {}", names.join(", ")) }
     };
+    let budgeted = budgets.keys().find(|device| matches!(device, Device::Gpu(_))).copied();
     let demanded = match choice {
-        DeviceChoice::Only(device) => Some(device),
-        DeviceChoice::Auto => budgets.keys().find(|device| matches!(device, Device::Gpu(_))).copied(),
+        DeviceChoice::Cpu => return Ok(Device::Cpu),
+        DeviceChoice::GpuAt(index) => Some(Device::Gpu(index)),
+        DeviceChoice::Gpu => Some(budgeted.unwrap_or(Device::Gpu(0))),
+        DeviceChoice::Auto => budgeted,
     };
     match demanded {
         Some(Device::Gpu(index)) if index as usize >= adapters.len() => {
             Err(Error::NoGpu { fault: format!("gpu:{index} was asked for; {}", there_is()) })
         }
-        Some(Device::Disk) => Err(Error::InvalidArgument { option: "--device".into(), fault: "a disk cannot compute; write gpu:N or cpu".into() }),
         Some(device) => Ok(device),
-        None => Ok(adapters.iter().find(|found| found.is_hardware()).map_or(Device::Cpu, |found| found.spec.device)),
+        // A software adapter runs on the very cores that the host executor uses better: it is taken only by name.
+        None => Ok(adapters.iter().find(|found| is_hardware(found)).map_or(Device::Cpu, |found| found.spec.device)),
     }
+}
+
+fn is_hardware(found: &AdapterFound) -> bool {
+    found.spec.kind != Some(AdapterKind::Software)
 }
 
 impl Prepared {
