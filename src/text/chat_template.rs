@@ -38,6 +38,10 @@ impl ChatMessage {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> ChatMessage {
         ChatMessage { role: role.into(), content: content.into() }
     }
+
+    fn to_value(&self) -> Value {
+        Value::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
+    }
 }
 
 /// Whether the text ends with the words that make the model answer.
@@ -105,7 +109,7 @@ impl ChatTemplate {
     /// The text of `messages`. It carries BOS where the template has one: encode it with [`super::Special::Leave`].
     pub fn render(&self, messages: &[ChatMessage], prompt: GenerationPrompt) -> Result<String> {
         let context = context! {
-            messages => Value::from_serialize(messages),
+            messages => messages.iter().map(ChatMessage::to_value).collect::<Vec<Value>>(),
             add_generation_prompt => prompt == GenerationPrompt::Add,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),

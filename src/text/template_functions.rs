@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn json_is_spaced_as_python_spaces_it() {
-        let value = Value::from_serialize(serde_json::json!({"a": [1, "<é>"], "b": {"c": null}}));
+        let list = Value::from(vec![Value::from(1), Value::from("<é>")]);
+        let value = Value::from_pairs([("a", list), ("b", Value::from_pairs([("c", ())]))]);
         let text = |options: &[(&str, Value)]| tojson(&value, options.iter().cloned().collect()).unwrap().to_string();
         assert_eq!(text(&[]), r#"{"a": [1, "<é>"], "b": {"c": null}}"#);
         assert!(text(&[("indent", Value::from(2))]).starts_with("{\n  \"a\": [\n    1,"));

@@ -150,9 +150,10 @@ impl<'a> Tag<'a> {
             let lexeme = index.and_then(|index| self.lexemes.get(index));
             lexeme.and_then(|lexeme| lexeme.text.parse::<u64>().ok()).is_some_and(|factor| factor <= MAX_FACTOR)
         };
+        let has_power = self.lexemes.iter().any(|lexeme| lexeme.text == "**");
         match stars.as_slice() {
-            [] => Ok(()),
-            [star] if is_small(star.checked_sub(1)) || is_small(Some(star + 1)) => Ok(()),
+            [] if !has_power => Ok(()),
+            [star] if !has_power && (is_small(star.checked_sub(1)) || is_small(Some(star + 1))) => Ok(()),
             _ => Err(format!("multiplies in a tag by something else than one number up to {MAX_FACTOR}")),
         }
     }
