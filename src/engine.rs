@@ -24,7 +24,18 @@ pub struct EngineBuilder {
     device: DeviceChoice,
     io: IoMode,
     limits: Option<GpuLimits>,
+    text: TextFiles,
     options: PlanOptions,
+}
+
+/// Whether tokenizer and chat template are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TextFiles {
+    /// They are, and must be there.
+    #[default]
+    Read,
+    /// They are not: token ids go in and out.
+    Skip,
 }
 
 /// A model whose headers are read, on a machine whose devices are known: everything that a plan needs.
@@ -43,6 +54,7 @@ pub struct Prepared {
     pub prediction: Option<Prediction>,
     adapter: Option<AdapterFound>,
     limits: Option<GpuLimits>,
+    text: TextFiles,
 }
 
 /// How far loading has come.
@@ -107,6 +119,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether tokenizer and chat template are read; they are unless told otherwise.
+    #[must_use]
+    pub fn text(mut self, text: TextFiles) -> EngineBuilder {
+        self.text = text;
+        self
+    }
+
     /// All options of the planner at once. `execute_on` is overruled by [`EngineBuilder::device`].
     #[must_use]
     pub fn plan_options(mut self, options: PlanOptions) -> EngineBuilder {
@@ -143,7 +162,7 @@ impl EngineBuilder {
             Device::Gpu(index) => adapters.into_iter().nth(index as usize),
             Device::Cpu | Device::Disk => None,
         };
-        Ok(Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, prediction, adapter, limits: self.limits })
+        Ok(Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, prediction, adapter, limits: self.limits, text: self.text })
     }
 
     /// Reads headers, plans and loads.
@@ -187,10 +206,13 @@ impl Prepared {
     /// # Errors
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
     pub async fn load(self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
-        let tokenizer = Tokenizer::open(&self.checkpoint)?;
-        let chat_template = match &tokenizer {
-            Some(tokenizer) => ChatTemplate::open(&self.checkpoint, tokenizer)?,
-            None => None,
+        let (tokenizer, chat_template) = match self.text {
+            TextFiles::Read => {
+                let tokenizer = Tokenizer::open(&self.checkpoint)?;
+                let chat_template = ChatTemplate::open(&self.checkpoint, &tokenizer)?;
+                (Some(tokenizer), chat_template)
+            }
+            TextFiles::Skip => (None, None),
         };
         let defaults = ModelDefaults::open(&self.checkpoint)?;
         let total = self.held_bytes();
@@ -232,6 +254,7 @@ impl Engine {
             device: DeviceChoice::Auto,
             io: IoMode::default(),
             limits: None,
+            text: TextFiles::default(),
             options: PlanOptions::default(),
         }
     }
@@ -251,7 +274,7 @@ impl Engine {
         &self.prepared.model.config
     }
 
-    /// The model's tokenizer, if its files have one.
+    /// The model's tokenizer, unless it was skipped.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
     }

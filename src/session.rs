@@ -135,7 +135,7 @@ impl<'a> Session<'a> {
         let scores = self.append(&prompt[n_known..], want(&sampler)).await?;
         Ok(Generation {
             detokenizer: self.engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
-            stop: StopStrings::new(options.stop.clone()),
+            stop: StopStrings::new(options.stop.clone())?,
             session: self,
             sampler,
             options,
