@@ -1,0 +1,45 @@
+//! `tierflow plan`: the plan and the schedule; nothing is loaded.
+
+use crate::cli::args::PlanArgs;
+use crate::cli::model::{builder, locate};
+use crate::cli::terminal::{Visibility, print, print_json};
+use crate::engine::Prepared;
+use crate::error::Result;
+use crate::plan::PlanOptions;
+
+/// Prints plan and schedule.
+///
+/// # Errors
+/// Those of reading headers; [`crate::error::Error::DoesNotFit`] for a plan that cannot run.
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let path = locate(&args.model.source()?, Visibility::Auto)?;
+    let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
+    if args.json {
+        return print_json(&serde_json::json!({
+            "schema": "tierflow.plan/1",
+            "model": prepared.checkpoint.path,
+            "plan": *prepared.plan,
+            "schedule": prepared.schedule,
+            "prediction": prepared.prediction,
+            "device_specs": prepared.devices,
+        }));
+    }
+    print(&format!("{}\nschedule of one forward\n{}", summary(&prepared), prepared.schedule.report(&prepared.plan)))
+}
+
+/// The model in a line, the plan, and what it is predicted to do.
+pub fn summary(prepared: &Prepared) -> String {
+    let (config, plan) = (&prepared.model.config, &prepared.plan);
+    let name = if config.name.is_empty() { &prepared.checkpoint.path } else { &config.name };
+    let mut text = format!("{name}  {}  {} layers\n{plan}", prepared.checkpoint.catalog.size_bytes(), config.n_layers);
+    if let Some(prediction) = &prepared.prediction {
+        let bound = if prediction.stall_secs > prediction.forward_secs / 2.0 { "uploads" } else { "computation" };
+        text.push_str(&format!(
+            "  predicted {:.1} tokens/s, bound by {bound} ({:.0} ms per token, {:.0} ms of them waiting)\n",
+            1.0 / prediction.forward_secs,
+            prediction.forward_secs * 1e3,
+            prediction.stall_secs * 1e3
+        ));
+    }
+    text
+}

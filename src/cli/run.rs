@@ -1,0 +1,223 @@
+//! `tierflow run`: one prompt, or a chat. stdout carries the answer and nothing else.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::cli::args::{GenerationArgs, RunArgs};
+use crate::cli::model::{builder, load_with_bar, locate};
+use crate::cli::plan::summary;
+use crate::cli::statistics::Statistics;
+use crate::cli::terminal::{Visibility, print_json};
+use crate::cli::{chat, trace_file};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::plan::PlanOptions;
+use crate::session::{FinishReason, GenerateOptions, Session};
+use crate::text::{ChatMessage, GenerationPrompt, Sampler, SamplingFlags, SamplingSettings, Special, fresh_seed};
+
+/// What stays the same for all prompts of a run.
+pub(super) struct Settings {
+    pub(super) sampling: SamplingSettings,
+    pub(super) seed: u64,
+    pub(super) generate: GenerateOptions,
+    pub(super) raw: bool,
+    pub(super) interrupted: Arc<AtomicBool>,
+}
+
+/// One answer.
+pub(super) struct Answer {
+    pub(super) text: String,
+    pub(super) tokens: Vec<u32>,
+    pub(super) finish: Option<FinishReason>,
+    pub(super) statistics: Statistics,
+}
+
+/// Answers one prompt, or chats where there is none and stdin is a terminal.
+///
+/// # Errors
+/// Those of the engine; [`Error::Interrupted`] after Ctrl-C.
+pub fn run(args: &RunArgs) -> Result<()> {
+    let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
+    // A prompt that cannot be read is told before a model is loaded.
+    let prompt = prompt(args)?;
+    let path = locate(&args.source()?, visibility)?;
+    let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
+    if !args.quiet {
+        eprint!("{}", summary(&prepared));
+    }
+    let mut engine = load_with_bar(prepared, visibility)?;
+    let settings = settings(&args.generation, &engine)?;
+    let system = system(&args.generation)?;
+    let Some(prompt) = prompt else {
+        return chat::run(&mut engine, &settings, system.as_deref(), args.quiet);
+    };
+    let tokens = prompt_tokens(&engine, &settings, system.as_deref(), &prompt)?;
+    let mut session = engine.session();
+    let mut stdout = std::io::stdout().lock();
+    let mut write = |text: &str| {
+        if args.json {
+            return Ok(());
+        }
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|source| Error::io("write to", "stdout", source))
+    };
+    let answer = pollster::block_on(answer(&mut session, &settings, &tokens, &mut write))?;
+    if !args.json {
+        write("\n")?;
+    }
+    drop(stdout);
+    if let Some(file) = &args.trace {
+        trace_file::write(file, &engine)?;
+    }
+    if args.json {
+        print_json(&serde_json::json!({
+            "schema": "tierflow.run/1",
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "prompt_tokens": tokens.len(),
+            "finish_reason": answer.finish,
+            "seed": settings.seed,
+            "statistics": answer.statistics,
+            "memory": engine.plan().devices,
+        }))?;
+    } else if !args.quiet {
+        eprintln!("{}", answer.statistics.line(settings.seed));
+        eprint!("{}", answer.statistics.memory_lines());
+    }
+    if settings.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// The prompt, from the first that is given: `-p`, `-f`, the word after the model, a pipe on stdin.
+fn prompt(args: &RunArgs) -> Result<Option<String>> {
+    let stdin = || {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(|source| Error::io("read the prompt from", "stdin", source))?;
+        Ok(Some(text))
+    };
+    match (&args.generation.prompt, &args.generation.file, args.words().1) {
+        (Some(prompt), ..) if prompt == "-" => stdin(),
+        (Some(prompt), ..) => Ok(Some(prompt.clone())),
+        (None, Some(file), _) => read_text(file).map(Some),
+        (None, None, Some(word)) => Ok(Some(word.to_owned())),
+        (None, None, None) if !std::io::stdin().is_terminal() => stdin(),
+        (None, None, None) => Ok(None),
+    }
+}
+
+fn system(args: &GenerationArgs) -> Result<Option<String>> {
+    match (&args.system, &args.system_file) {
+        (Some(text), _) => Ok(Some(text.clone())),
+        (None, Some(file)) => read_text(file).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn read_text(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(|source| Error::io("read", file.display(), source))
+}
+
+/// Defaults, over them the model's own settings, over those the flags.
+fn settings(args: &GenerationArgs, engine: &Engine) -> Result<Settings> {
+    let invalid = |option: &str, fault: String| Error::InvalidArgument { option: option.into(), fault };
+    let unsigned = |option: &str, value: Option<i64>| match value {
+        None => Ok(None),
+        Some(-1) => Ok(Some(u32::MAX)),
+        Some(value) => u32::try_from(value).map(Some).map_err(|_| invalid(option, format!("{value} is out of range; write -1 or more"))),
+    };
+    let top_k = args.top_k.map(|k| u32::try_from(k).map_err(|_| invalid("--top-k", format!("{k} is out of range")))).transpose()?;
+    let flags = SamplingFlags {
+        temperature: args.temp,
+        top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repeat_penalty: args.repeat_penalty,
+        repeat_last_n: unsigned("--repeat-last-n", args.repeat_last_n)?,
+        seed: None,
+    };
+    let sampling = SamplingSettings::merged(engine.defaults(), &flags)?;
+    let seed = match args.seed {
+        -1 => fresh_seed(),
+        seed => u64::try_from(seed).map_err(|_| invalid("--seed", format!("{seed} is out of range; write -1 or more")))?,
+    };
+    let max_tokens = match args.predict {
+        -1 => None,
+        n => Some(usize::try_from(n).map_err(|_| invalid("--predict", format!("{n} is out of range; write -1 or more")))?),
+    };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    let handler = move || {
+        // The first Ctrl-C ends the answer, a second one the program.
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        tracing::debug!("Ctrl-C will end the program at once: {error}");
+    }
+    let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone() };
+    Ok(Settings { sampling, seed, generate, raw: args.raw, interrupted })
+}
+
+/// The prompt's tokens: through the chat template, or as it is with `--raw` or where the model has no template.
+fn prompt_tokens(engine: &Engine, settings: &Settings, system: Option<&str>, prompt: &str) -> Result<Vec<u32>> {
+    let tokenizer = engine.tokenizer().ok_or_else(|| no_tokenizer(engine))?;
+    match engine.chat_template() {
+        Some(template) if !settings.raw => {
+            let mut messages = Vec::new();
+            messages.extend(system.map(|system| ChatMessage::new("system", system)));
+            messages.push(ChatMessage::new("user", prompt));
+            tokenizer.encode(&template.render(&messages, GenerationPrompt::Add)?, Special::Leave)
+        }
+        _ => tokenizer.encode(prompt, Special::Add),
+    }
+}
+
+pub(super) fn no_tokenizer(engine: &Engine) -> Error {
+    Error::Text { path: engine.prepared().checkpoint.path.clone(), fault: "there is no tokenizer".into() }
+}
+
+/// Generates an answer to `tokens`; every complete text goes to `write` at once.
+pub(super) async fn answer(
+    session: &mut Session<'_>,
+    settings: &Settings,
+    tokens: &[u32],
+    write: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<Answer> {
+    session.engine().trace().clear();
+    let begin = Instant::now();
+    let n_cached = session.tokens().len();
+    let sampler = Sampler::new(settings.sampling.clone(), settings.seed);
+    let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
+    let prompt_secs = begin.elapsed().as_secs_f64();
+    let after_prompt = generation.engine().trace().summary();
+    let mut first_token_secs = None;
+    let (mut text, mut generated) = (String::new(), Vec::new());
+    let decode_begin = Instant::now();
+    while let Some(step) = generation.next().await? {
+        first_token_secs.get_or_insert_with(|| begin.elapsed().as_secs_f64());
+        write(&step.text)?;
+        text.push_str(&step.text);
+        generated.push(step.token);
+        if settings.interrupted.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    let decode_secs = decode_begin.elapsed().as_secs_f64();
+    let finish = generation.finish_reason();
+    let engine = generation.engine();
+    let statistics = Statistics {
+        n_prompt: tokens.len() - n_cached.min(tokens.len().saturating_sub(1)),
+        prompt_secs,
+        n_generated: generated.len(),
+        // The first token comes out of the prompt's own forward.
+        n_decoded: generated.len().saturating_sub(1),
+        decode_secs,
+        first_token_secs: first_token_secs.unwrap_or(prompt_secs),
+        prompt: after_prompt,
+        all: engine.trace().summary(),
+        memory: engine.memory_use(),
+    };
+    Ok(Answer { text, tokens: generated, finish, statistics })
+}
