@@ -118,6 +118,15 @@ impl ByteSource for FileSource {
     }
 }
 
+/// A range to drop, and some of what lies before it. The page cache holds files in folios and keeps one that is only partly in the range;
+/// a forward drops what it has passed piece by piece, so that reaching back frees the folio that straddles two pieces.
+#[cfg(unix)]
+pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
+    const LARGEST_FOLIO: u64 = 2 << 20;
+    let reach = LARGEST_FOLIO.min(offset);
+    (offset - reach, len.saturating_add(reach))
+}
+
 /// What the page cache is told.
 #[derive(Clone, Copy)]
 pub(super) enum Advice {
@@ -129,9 +138,12 @@ pub(super) enum Advice {
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 pub(super) fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
-    let advice = match advice {
-        Advice::WillNeed => rustix::fs::Advice::WillNeed,
-        Advice::DontNeed => rustix::fs::Advice::DontNeed,
+    let (offset, len, advice) = match advice {
+        Advice::WillNeed => (offset, len, rustix::fs::Advice::WillNeed),
+        Advice::DontNeed => {
+            let (offset, len) = reach_back(offset, len);
+            (offset, len, rustix::fs::Advice::DontNeed)
+        }
     };
     if let Some(len) = std::num::NonZeroU64::new(len) {
         // Only a hint: a file system that cannot take it loses speed, not correctness.

@@ -2,7 +2,7 @@
 //!
 //! No map of a file that others may write is sound by proof. What is done about it: the file is compared with what was opened before
 //! every view, plain reads never go through the map, and where a file is truncated under a view all the same, the
-//! [guard](guard) ends the process with a message that names the file.
+//! guard ends the process with a message that names the file.
 
 #[cfg(unix)]
 mod guard;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapOptions};
 
+#[cfg(unix)]
+use super::file::reach_back;
 use super::file::{Advice, FileSource, advise};
 use super::source::ByteSource;
 use crate::error::{Error, Result};
@@ -83,7 +85,9 @@ impl ByteSource for MappedFile {
 
     fn drop_behind(&self, offset: u64, len: u64) {
         #[cfg(unix)]
-        if let Some((offset, len)) = self.range(offset, len) {
+        let (from, n_bytes) = reach_back(offset, len);
+        #[cfg(unix)]
+        if let Some((offset, len)) = self.range(from, n_bytes) {
             // SAFETY: the map is shared and read-only, so that pages given up here are read from the file again, with the same bytes.
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
         }

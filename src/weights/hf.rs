@@ -112,10 +112,17 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What the config calls the model, else the hub's name of a cached snapshot, else the folder's name.
 fn model_name(fields: &Fields<'_>, folder: &Path) -> String {
     let given = fields.fields.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let folder_name = || folder.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
-    given.map(str::to_owned).or_else(folder_name).unwrap_or_else(|| "model".to_owned())
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let hub_name = || {
+        // models--ORG--NAME/snapshots/REVISION
+        let repository = folder.parent().and_then(Path::parent)?.file_name()?.to_str()?;
+        Some(repository.strip_prefix("models--")?.replacen("--", "/", 1))
+    };
+    let folder_name = || Some(folder.file_name()?.to_string_lossy().into_owned());
+    given.map(str::to_owned).or_else(hub_name).or_else(folder_name).unwrap_or_else(|| "model".to_owned())
 }
 
 fn sliding_window(fields: &Fields<'_>, family: Family) -> Result<Option<usize>> {

@@ -66,7 +66,7 @@ pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header>
 
 /// Checks that the entries fill the file's data part exactly, and makes them absolute.
 fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start: u64, shard: u32) -> Result<Header, String> {
-    entries.sort_by(|(_, a), (_, b)| a.data_offsets.cmp(&b.data_offsets));
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut header = Header::default();
     let mut expected = 0;
     for (name, entry) in entries {
