@@ -78,6 +78,9 @@ fn limit_growth(environment: &mut Environment<'static>, meter: &Arc<Meter>) {
         let meter = Arc::clone(meter);
         environment.add_filter(name, move |state: &mut State<'_, '_>, arguments: Rest<ValueOrKwargs>| {
             let arguments = arguments.into_values();
+            if name == "format" {
+                check_widths(arguments.first())?;
+            }
             meter.product(&arguments)?;
             filter.call(state, &arguments)
         });
@@ -87,6 +90,9 @@ fn limit_growth(environment: &mut Environment<'static>, meter: &Arc<Meter>) {
         if matches!(method, "replace" | "join" | "format") {
             let all: Vec<Value> = std::iter::once(value).chain(arguments).cloned().collect();
             meter.product(&all)?;
+        }
+        if method == "format" {
+            check_widths(Some(value))?;
         }
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments)
     });
@@ -151,6 +157,13 @@ impl Meter {
     fn in_time(&self) -> Result<(), Error> {
         if self.deadline.has_passed() { Err(too_much("it takes too long")) } else { Ok(()) }
     }
+}
+
+/// A format may not ask for fields of more than three digits' width.
+fn check_widths(format: Option<&Value>) -> Result<(), Error> {
+    let format = format.and_then(Value::as_str).unwrap_or_default();
+    let widths = format.split(|character: char| !character.is_ascii_digit());
+    if widths.map(str::len).max() > Some(3) { Err(too_much("the result of a format would be too large")) } else { Ok(()) }
 }
 
 /// Bytes of `value` and all that is in it; an error above `limit`.
