@@ -1,0 +1,150 @@
+//! What tests on a GPU share: the one adapter, buffers with data, runs of one kernel, comparison.
+
+#![expect(dead_code, reason = "each test binary uses a part")]
+
+use std::sync::{LazyLock, Mutex};
+
+use bytemuck::Pod;
+use tierflow::device::{AdapterKind, GpuLimits};
+use tierflow::dtype::DType;
+use tierflow::error::Result;
+use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
+use tierflow::units::Bytes;
+
+/// The adapter under WebGPU's default limits, which every kernel must do with. `None` where there is none, which
+/// `REQUIRE_GPU=1` turns into a failure; the caller then returns.
+pub fn gpu() -> Option<&'static Gpu> {
+    static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| {
+        let found = pollster::block_on(gpu::list()).expect("listing adapters");
+        // Software first: it is the one that every machine can have, so results are comparable.
+        let chosen = found.iter().find(|found| found.spec.kind == Some(AdapterKind::Software)).or_else(|| found.first())?;
+        Some(pollster::block_on(Gpu::open(chosen, Bytes::gib(4), Some(GpuLimits::default()))).expect("opening the adapter"))
+    });
+    if GPU.is_none() {
+        assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|value| value != "1"), "REQUIRE_GPU=1, but there is no adapter");
+        eprintln!("SKIP: no adapter; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
+    }
+    GPU.as_ref()
+}
+
+/// A value that no kernel computes, to show what was left unwritten.
+pub const POISON: f32 = -7.25e30;
+
+/// A buffer that holds `values`.
+pub fn upload<T: Pod>(gpu: &Gpu, label: &str, values: &[T]) -> Buffer {
+    let mut bytes = bytemuck::cast_slice(values).to_vec();
+    bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let buffer = pollster::block_on(gpu.buffer(label, Bytes(bytes.len() as u64), usage, Purpose::Other)).expect("a buffer");
+    gpu.queue.write_buffer(&buffer, 0, &bytes);
+    buffer
+}
+
+/// A buffer of `len` poisoned values, with as many behind it that nobody may touch.
+pub fn poisoned(gpu: &Gpu, len: usize) -> Buffer {
+    upload(gpu, "output", &vec![POISON; len + GUARD])
+}
+
+/// Values behind every output that must stay poisoned.
+pub const GUARD: usize = 64;
+
+/// Runs one dispatch of `params`.
+pub fn run<P: Pod>(gpu: &Gpu, params: &P, prepare: impl FnOnce(&wgpu::Buffer) -> Result<Dispatch>) {
+    run_all(gpu, &[*params], |buffer, _| vec![prepare(buffer)].into_iter().collect());
+}
+
+/// Runs one dispatch for each of `params`, in one submission.
+pub fn run_all<P: Pod>(gpu: &Gpu, params: &[P], prepare: impl FnOnce(&wgpu::Buffer, &[P]) -> Result<Vec<Dispatch>>) {
+    // One at a time: the tests share a device, and a fault must be laid at the right door.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut arena = pollster::block_on(ParamsArena::new(gpu, params.len())).expect("an arena");
+    let offsets: Vec<u32> = params.iter().map(|params| arena.push(gpu, params).expect("room")).collect();
+    arena.upload(gpu);
+    let dispatches = prepare(arena.buffer(), params).expect("a valid dispatch");
+    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    for (dispatch, offset) in dispatches.iter().zip(offsets) {
+        dispatch.encode(&mut pass, offset);
+    }
+    drop(pass);
+    gpu.queue.submit([encoder.finish()]);
+    gpu.wait(None).expect("no fault");
+}
+
+/// The first `len` values of an output; what lies behind them must be untouched.
+pub fn output(gpu: &Gpu, buffer: &Buffer, len: usize) -> Vec<f32> {
+    let mut values = floats(gpu, buffer);
+    assert!(values[len..].iter().all(|value| value.to_bits() == POISON.to_bits()), "the kernel wrote past its output");
+    values.truncate(len);
+    values
+}
+
+/// All of a buffer as f32.
+pub fn floats(gpu: &Gpu, buffer: &Buffer) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(&pollster::block_on(gpu::read(gpu, buffer, 0, buffer.size())).expect("a readback"))
+}
+
+/// Fails where a value differs by more than `tolerance` times the largest expected magnitude.
+#[track_caller]
+pub fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found - expected).abs();
+        // Written so that a NaN fails.
+        assert!(error <= tolerance * largest, "{what}: value {index} is {found}, expected {expected} (largest {largest})");
+    }
+}
+
+/// The bits of floats, to compare them exactly.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// A small generator of test data, the same on every machine (splitmix64).
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 32 bits.
+    pub fn word(&mut self) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 32) as u32
+    }
+
+    /// A number from −1 to 1.
+    pub fn float(&mut self) -> f32 {
+        self.word() as f32 / (1u64 << 31) as f32 - 1.0
+    }
+
+    /// `len` numbers from −1 to 1.
+    pub fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+
+    /// `n_values` stored weights: random bytes, but sane scales.
+    pub fn weights(&mut self, dtype: DType, n_values: usize) -> Vec<u8> {
+        let half = |value: f32| half::f16::from_f32(value).to_le_bytes();
+        match dtype {
+            DType::F32 => (0..n_values).flat_map(|_| self.float().to_le_bytes()).collect(),
+            DType::F16 => (0..n_values).flat_map(|_| half(self.float())).collect(),
+            DType::BF16 => (0..n_values).flat_map(|_| half::bf16::from_f32(self.float()).to_le_bytes()).collect(),
+            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => {
+                let mut bytes = Vec::new();
+                for _ in 0..n_values / 32 {
+                    let scale = self.float() * if dtype == DType::Q8_0 { 0.008 } else { 0.125 };
+                    bytes.extend(half(scale));
+                    if dtype == DType::Q4_1 {
+                        bytes.extend(half(scale * -8.0 + 0.1 * self.float()));
+                    }
+                    let n_quants = if dtype == DType::Q8_0 { 32 } else { 16 };
+                    bytes.extend((0..n_quants).map(|_| self.word() as u8));
+                }
+                bytes
+            }
+        }
+    }
+}
