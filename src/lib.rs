@@ -6,5 +6,6 @@ pub mod dtype;
 pub mod error;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod hub;
+pub mod platform;
 pub mod units;
 pub mod weights;

@@ -1,7 +1,15 @@
 //! Checkpoints: headers become a [`Catalog`] and a [`ModelConfig`]; tensor bytes are read where they lie. Knows no device.
 
 mod catalog;
+mod checkpoint;
 mod config;
+mod folder;
+mod gguf;
+mod hf;
+mod limits;
+mod safetensors;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
+pub use checkpoint::{Checkpoint, Format};
 pub use config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+pub use gguf::{MetaValue, Metadata};

@@ -1,1 +1,2 @@
 //! What the development tasks and the tests share.
+pub mod models;

@@ -12,6 +12,8 @@ const USAGE: &str = "usage: cargo xtask TASK
 
   demo          show the main job on this machine: find or install an adapter, fetch a model, build, plan, run
   test          format, clippy, docs and all tests; the first failure ends it
+  make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]
+                write a model with seeded random weights
   fetch-model   fetch the small model that demo and test use, and print where it lies
 ";
 
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(),
         ["test"] => test::run(),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
+        ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

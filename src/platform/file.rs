@@ -1,0 +1,250 @@
+//! A file read by position, checked at every read for being the file that was opened.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::source::ByteSource;
+use crate::error::{Error, Result};
+
+/// An open regular file and what it looked like when it was opened.
+#[derive(Debug)]
+pub(super) struct FileSource {
+    file: File,
+    name: String,
+    /// Absolute, so that a later change of the working folder does not look like a replaced file.
+    location: PathBuf,
+    size: u64,
+    modified: Option<SystemTime>,
+    inode: Option<(u64, u64)>,
+}
+
+impl FileSource {
+    /// Opens `path`, which must name a regular file that is not empty.
+    pub(super) fn open(path: &Path) -> Result<FileSource> {
+        let name = path.display().to_string();
+        let file = open_without_blocking(path).map_err(|source| Error::io("open", &name, source))?;
+        let metadata = file.metadata().map_err(|source| Error::io("examine", &name, source))?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() { "is a folder" } else { "is a pipe, device or socket" };
+            return Err(Error::invalid_file(name, format!("{kind}, not a regular file")));
+        }
+        if metadata.len() == 0 {
+            return Err(Error::invalid_file(name, "is empty"));
+        }
+        let location = std::path::absolute(path).map_err(|source| Error::io("locate", &name, source))?;
+        Ok(FileSource { file, name, location, size: metadata.len(), modified: metadata.modified().ok(), inode: inode(&metadata) })
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether this is still the file that was opened: same size and time of writing, and still what its path names.
+    pub(super) fn check(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(|source| Error::io("examine", &self.name, source))?;
+        if now.len() != self.size {
+            return Err(self.changed(format!("it had {} bytes and now has {}", self.size, now.len())));
+        }
+        if now.modified().ok() != self.modified {
+            return Err(self.changed("it was written to"));
+        }
+        match std::fs::metadata(&self.location) {
+            Ok(named) if inode(&named) == self.inode => Ok(()),
+            Ok(_) => Err(self.changed("it was replaced by another file")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.changed("it was deleted or renamed")),
+            Err(source) => Err(Error::io("examine", &self.name, source)),
+        }
+    }
+
+    fn changed(&self, fault: impl Into<String>) -> Error {
+        Error::FileChanged { path: self.name.clone(), fault: fault.into() }
+    }
+
+    fn ended_early(&self, offset: u64, wanted: usize, got: usize) -> Error {
+        let fault = format!("the read of {wanted} bytes at offset {offset} ended after {got}");
+        Error::invalid_file(&self.name, fault)
+    }
+
+    /// Whether the range lies inside the file as it was opened.
+    pub(super) fn contains(&self, offset: u64, len: u64) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.size)
+    }
+}
+
+impl ByteSource for FileSource {
+    fn path(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let wanted = buffer.len();
+        if !self.contains(offset, wanted as u64) {
+            let fault = format!("a read of {wanted} bytes at offset {offset} passes its end at {}", self.size);
+            return Err(Error::invalid_file(&self.name, fault));
+        }
+        let mut got = 0;
+        while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            match read_some(&self.file, rest, offset + got as u64) {
+                Ok(0) => {
+                    self.check()?;
+                    return Err(self.ended_early(offset, wanted, got));
+                }
+                Ok(n) => got += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(Error::io(format!("read {wanted} bytes at offset {offset} of"), &self.name, source)),
+            }
+        }
+        // Checked after the bytes arrived: this also sees a change that happened while they were read.
+        self.check()
+    }
+
+    fn view(&self, _offset: u64, _len: u64) -> Option<&[u8]> {
+        None
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        advise(&self.file, offset, len, Advice::WillNeed);
+    }
+
+    fn drop_behind(&self, offset: u64, len: u64) {
+        advise(&self.file, offset, len, Advice::DontNeed);
+    }
+}
+
+/// A range to drop, and some of what lies before it. The page cache holds files in folios and keeps one that is only partly in the range;
+/// a forward drops what it has passed piece by piece, so that reaching back frees the folio that straddles two pieces.
+#[cfg(unix)]
+pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
+    const LARGEST_FOLIO: u64 = 2 << 20;
+    let reach = LARGEST_FOLIO.min(offset);
+    (offset - reach, len.saturating_add(reach))
+}
+
+/// What the page cache is told.
+#[derive(Clone, Copy)]
+pub(super) enum Advice {
+    /// Read ahead.
+    WillNeed,
+    /// Forget.
+    DontNeed,
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub(super) fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
+    let (offset, len, advice) = match advice {
+        Advice::WillNeed => (offset, len, rustix::fs::Advice::WillNeed),
+        Advice::DontNeed => {
+            let (offset, len) = reach_back(offset, len);
+            (offset, len, rustix::fs::Advice::DontNeed)
+        }
+    };
+    if let Some(len) = std::num::NonZeroU64::new(len) {
+        // Only a hint: a file system that cannot take it loses speed, not correctness.
+        let _ = rustix::fs::fadvise(file, offset, Some(len), advice);
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+pub(super) fn advise(_file: &File, _offset: u64, _len: u64, _advice: Advice) {}
+
+#[cfg(unix)]
+fn open_without_blocking(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // O_NONBLOCK: the opening of a FIFO without a writer would wait for ever. Regular files do not notice it.
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_without_blocking(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).open(path)
+}
+
+#[cfg(unix)]
+fn inode(metadata: &Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+fn inode(_metadata: &Metadata) -> Option<(u64, u64)> {
+    None
+}
+
+#[cfg(unix)]
+fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn file_of(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.bin");
+        std::fs::write(&path, bytes).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn reads_are_exact_and_stay_inside() {
+        let (_folder, path) = file_of(b"0123456789");
+        let source = FileSource::open(&path).unwrap();
+        let mut buffer = [0; 4];
+        source.read_at(6, &mut buffer).unwrap();
+        assert_eq!(&buffer, b"6789");
+        let fault = source.read_at(7, &mut buffer).unwrap_err().to_string();
+        assert!(fault.contains("weights.bin") && fault.contains("offset 7"), "{fault}");
+        assert!(source.read_at(u64::MAX, &mut buffer).is_err());
+    }
+
+    #[test]
+    fn a_truncated_file_is_seen() {
+        let (_folder, path) = file_of(&[1; 10_000]);
+        let source = FileSource::open(&path).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+        for offset in [0, 5000] {
+            let error = source.read_at(offset, &mut [0; 50]).unwrap_err();
+            assert!(matches!(error, Error::FileChanged { .. }), "{error}");
+            assert!(error.to_string().contains("10000 bytes and now has 100"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_replaced_file_is_seen() {
+        let (folder, path) = file_of(&[1; 100]);
+        let source = FileSource::open(&path).unwrap();
+        let other = folder.path().join("other");
+        std::fs::write(&other, [2; 100]).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        let error = source.read_at(0, &mut [0; 50]).unwrap_err();
+        assert!(matches!(error, Error::FileChanged { .. }), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(source.read_at(0, &mut [0; 50]).unwrap_err().to_string().contains("deleted"));
+    }
+
+    #[test]
+    fn a_rewritten_file_is_seen() {
+        let (_folder, path) = file_of(&[1; 100]);
+        let source = FileSource::open(&path).unwrap();
+        // The clock of a file system ticks coarsely: the second writing must fall into another tick.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        OpenOptions::new().write(true).open(&path).unwrap().write_all(&[2; 100]).unwrap();
+        let error = source.read_at(0, &mut [0; 50]).unwrap_err();
+        assert!(matches!(error, Error::FileChanged { .. }), "{error}");
+    }
+}

@@ -1,0 +1,95 @@
+//! Where the bytes of a model come from: the seam, and its opening by path. Knows nothing of what the bytes mean.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Where bytes of a model come from. Offsets are absolute, requests are ranges: a file answers them as well as a server could.
+#[expect(clippy::len_without_is_empty, reason = "an empty file is refused at opening")]
+pub trait ByteSource: Send + Sync + fmt::Debug {
+    /// What the source is called in messages: its path as it was given.
+    fn path(&self) -> &str;
+
+    /// Its size in bytes when it was opened.
+    fn len(&self) -> u64;
+
+    /// Reads exactly `buffer.len()` bytes from `offset` on. A source that was truncated, replaced or rewritten since its opening is
+    /// [`Error::FileChanged`]; a read that fails or ends early is an error with path and offset.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// The bytes themselves, where the source is mapped, the range is inside it and it is unchanged.
+    /// `None` means: read them (and see the error, if there is one).
+    fn view(&self, offset: u64, len: u64) -> Option<&[u8]>;
+
+    /// A hint that the range will be read soon. Never fails.
+    fn will_need(&self, offset: u64, len: u64);
+
+    /// A hint that the range will not be read soon, so that no memory need hold it. Never fails.
+    fn drop_behind(&self, offset: u64, len: u64);
+}
+
+/// How the system is asked for the bytes of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IoMode {
+    /// Positioned reads; the file may also be mapped, and is checked before a view of it is handed out.
+    Mmap,
+    /// Positioned reads only: errors of the disk arrive as errors.
+    #[default]
+    Pread,
+}
+
+impl fmt::Display for IoMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            IoMode::Mmap => "mmap",
+            IoMode::Pread => "pread",
+        })
+    }
+}
+
+impl FromStr for IoMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<IoMode> {
+        match text {
+            "mmap" => Ok(IoMode::Mmap),
+            "pread" => Ok(IoMode::Pread),
+            _ => Err(Error::InvalidArgument { option: "--io".into(), fault: format!("`{text}` is not known; write mmap or pread") }),
+        }
+    }
+}
+
+/// Opens a regular, non-empty file. FIFOs, devices and folders are refused without blocking on them.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn open_source(path: &Path, mode: IoMode) -> Result<Arc<dyn ByteSource>> {
+    let file = super::file::FileSource::open(path)?;
+    match mode {
+        IoMode::Pread => Ok(Arc::new(file)),
+        IoMode::Mmap => super::mapping::map(file),
+    }
+}
+
+/// A browser has no files to open by path.
+#[cfg(target_arch = "wasm32")]
+pub fn open_source(path: &Path, _mode: IoMode) -> Result<Arc<dyn ByteSource>> {
+    Err(Error::io("open", path.display(), std::io::ErrorKind::Unsupported.into()))
+}
+
+/// Reads a whole file of at most `cap` bytes, for configs and other small text. The same kinds of file are refused as by [`open_source`].
+pub(crate) fn read_small_file(path: &Path, cap: u64) -> Result<Vec<u8>> {
+    let source = open_source(path, IoMode::Pread)?;
+    if source.len() > cap {
+        let fault = format!("has {} bytes, more than the {cap} that are allowed for this file", source.len());
+        return Err(Error::invalid_file(path.display(), fault));
+    }
+    let len = usize::try_from(source.len()).map_err(|_| Error::invalid_file(path.display(), "is too large for this machine"))?;
+    let mut bytes = vec![0; len];
+    source.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,175 @@
+//! An opened checkpoint, whatever its format: catalog, config, and its tensors' bytes on demand.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::catalog::{Catalog, TensorId, TensorInfo};
+use super::config::ModelConfig;
+use super::gguf::{self, Metadata};
+use super::safetensors::Unreadable;
+use super::{folder, hf};
+use crate::error::{Error, Result};
+use crate::platform::{ByteSource, IoMode, open_source};
+
+/// The two formats, told apart by their bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Format {
+    /// `config.json` and safetensors files.
+    HuggingFace {
+        /// The folder they are in; tokenizer files lie there too.
+        folder: PathBuf,
+    },
+    /// One `.gguf` file.
+    Gguf,
+}
+
+/// A model on disk, its headers read and checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// What the user named, for messages.
+    pub path: String,
+    /// How it is stored.
+    pub format: Format,
+    /// Its tensors.
+    pub catalog: Catalog,
+    /// Its sizes and settings.
+    pub config: ModelConfig,
+    /// The key-value pairs of a GGUF file.
+    pub metadata: Option<Metadata>,
+    /// One per shard of the catalog.
+    pub sources: Vec<Arc<dyn ByteSource>>,
+    /// Tensors in dtypes that tierflow does not compute with, by name.
+    unreadable: HashMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a folder, a `.gguf` file, or a folder by one of its files (`config.json`, `*.safetensors`, the index). Reads headers only.
+    pub fn open(path: &Path, io: IoMode) -> Result<Checkpoint> {
+        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path.display(), source))?;
+        if !metadata.is_dir() {
+            return Checkpoint::open_file(path, io);
+        }
+        if path.join("config.json").symlink_metadata().is_ok() {
+            return Checkpoint::open_folder(path, io);
+        }
+        match gguf_files(path)?.as_slice() {
+            [only] => Checkpoint::open_file(only, io),
+            [] => Err(Error::invalid_file(path.display(), "holds no config.json and no .gguf file; name a model's folder or file")),
+            [first, ..] => {
+                let fault = format!("holds several .gguf files; name one of them, such as {}", first.display());
+                Err(Error::invalid_file(path.display(), fault))
+            }
+        }
+    }
+
+    fn open_file(path: &Path, io: IoMode) -> Result<Checkpoint> {
+        let source = open_source(path, io)?;
+        let mut magic = [0; 4];
+        let sniffed = source.len() >= 4 && source.read_at(0, &mut magic).map(|()| magic == gguf::MAGIC)?;
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if sniffed || extension == Some("gguf") {
+            let gguf::Head { catalog, metadata, config } = gguf::read_head(source.as_ref())?;
+            let path = source.path().to_owned();
+            let sources = vec![source];
+            return Ok(Checkpoint {
+                path,
+                format: Format::Gguf,
+                catalog,
+                config,
+                metadata: Some(metadata),
+                sources,
+                unreadable: HashMap::new(),
+            });
+        }
+        match extension {
+            Some("safetensors" | "json") => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                Checkpoint::open_folder(parent, io)
+            }
+            _ => Err(Error::invalid_file(path.display(), "is neither a GGUF file nor part of a safetensors folder")),
+        }
+    }
+
+    fn open_folder(folder: &Path, io: IoMode) -> Result<Checkpoint> {
+        let config = hf::read_config(folder)?;
+        let folder::Folder { catalog, sources, unreadable } = folder::open(folder, io)?;
+        Ok(Checkpoint {
+            path: folder.display().to_string(),
+            format: Format::HuggingFace { folder: folder.to_owned() },
+            catalog,
+            config,
+            metadata: None,
+            sources,
+            unreadable: unreadable.into_iter().map(|Unreadable { name, dtype }| (name, dtype)).collect(),
+        })
+    }
+
+    /// The tensor `name`, which the architecture needs in this shape.
+    pub fn expect(&self, name: &str, shape: &[u64]) -> Result<TensorId> {
+        let Some(id) = self.catalog.find(name) else {
+            let Some(dtype) = self.unreadable.get(name) else {
+                return Err(Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() });
+            };
+            let fault = format!("tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16");
+            return Err(Error::UnsupportedModel { path: self.path.clone(), fault });
+        };
+        let found = &self.catalog[id].shape;
+        if found != shape {
+            return Err(Error::WrongShape { tensor: name.to_owned(), expected: shape.to_vec(), found: found.clone() });
+        }
+        Ok(id)
+    }
+
+    /// Fills `buffer` with the tensor's stored bytes from `offset` on.
+    pub fn read(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match self.locate(id, offset, buffer.len() as u64) {
+            Some((source, offset)) => source.read_at(offset, buffer),
+            None => {
+                let fault = format!("{} bytes at {offset} of tensor {} lie outside of it", buffer.len(), id.0);
+                Err(Error::invalid_file(&self.path, fault))
+            }
+        }
+    }
+
+    /// The tensor's stored bytes themselves, where its file is mapped and unchanged. `None` means: [read](Checkpoint::read) them.
+    pub fn view(&self, id: TensorId, offset: u64, len: u64) -> Option<&[u8]> {
+        let (source, offset) = self.locate(id, offset, len)?;
+        source.view(offset, len)
+    }
+
+    /// A hint that these bytes of a tensor will be read soon.
+    pub fn will_need(&self, id: TensorId, offset: u64, len: u64) {
+        if let Some((source, offset)) = self.locate(id, offset, len) {
+            source.will_need(offset, len);
+        }
+    }
+
+    /// A hint that these bytes of a tensor will not be read soon, so that the system need not keep them in memory.
+    pub fn drop_behind(&self, id: TensorId, offset: u64, len: u64) {
+        if let Some((source, offset)) = self.locate(id, offset, len) {
+            source.drop_behind(offset, len);
+        }
+    }
+
+    /// The source and the absolute offset of a range that lies inside the tensor.
+    fn locate(&self, id: TensorId, offset: u64, len: u64) -> Option<(&dyn ByteSource, u64)> {
+        let tensor: &TensorInfo = self.catalog.tensors.get(id.0 as usize)?;
+        offset.checked_add(len).filter(|end| *end <= tensor.size_bytes.0)?;
+        let source = self.sources.get(tensor.shard as usize)?;
+        Some((source.as_ref(), tensor.offset.checked_add(offset)?))
+    }
+}
+
+fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list_error = |source| Error::io("list", folder.display(), source);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(list_error)? {
+        let path = entry.map_err(list_error)?.path();
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,186 @@
+//! The metadata of a GGUF file of the Llama family as a [`ModelConfig`]. Key names are those of ggml's `docs/gguf.md`.
+
+use super::metadata::{MetaValue, Metadata};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::platform::ByteSource;
+use crate::weights::catalog::{Catalog, TensorInfo};
+use crate::weights::config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+use crate::weights::limits::validate;
+
+/// Refuses what is not of the Llama family.
+pub(super) fn check_architecture(metadata: &Metadata) -> Result<()> {
+    let unsupported = |fault: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), fault });
+    match metadata.string("general.architecture")? {
+        Some("llama" | "mistral") => {}
+        Some(other) => return unsupported(format!("architecture `{other}` is not supported; supported are llama and mistral")),
+        None => return Err(Error::invalid_file(&metadata.path, "metadata key `general.architecture` is missing")),
+    }
+    match Keys::new(metadata)?.unsigned("expert_count")? {
+        Some(n) if n > 0 => unsupported(format!("a mixture of {n} experts is not supported")),
+        _ => Ok(()),
+    }
+}
+
+/// The config of a file whose architecture was checked.
+pub(super) fn config_of(metadata: &Metadata, catalog: &Catalog, source: &dyn ByteSource) -> Result<ModelConfig> {
+    let keys = Keys::new(metadata)?;
+    let hidden_size = keys.required("embedding_length")?;
+    let n_heads = keys.required("attention.head_count")?;
+    let head_size = head_size(&keys, hidden_size, n_heads)?;
+    let has = |name: &str| catalog.find(name).is_some();
+    let mut config = ModelConfig {
+        architecture: Architecture::Llama,
+        name: metadata.string("general.name")?.unwrap_or(keys.prefix).to_owned(),
+        vocab_size: vocab_size(&keys, catalog)?,
+        hidden_size,
+        ffn_size: keys.required("feed_forward_length")?,
+        n_layers: keys.required("block_count")?,
+        n_heads,
+        n_kv_heads: keys.unsigned("attention.head_count_kv")?.unwrap_or(n_heads),
+        head_size,
+        context_length: keys.required("context_length")?,
+        rms_norm_epsilon: keys.required_float("attention.layer_norm_rms_epsilon")? as f32,
+        rope: RopeConfig {
+            theta: keys.float("rope.freq_base")?.unwrap_or(10_000.0),
+            pairs: RopePairs::Neighbours,
+            scaling: linear_scaling(&keys)?,
+        },
+        sliding_window: keys.unsigned("attention.sliding_window")?.filter(|window| *window > 0),
+        attention_bias: has("model.layers.0.self_attn.q_proj.bias"),
+        attention_output_bias: has("model.layers.0.self_attn.o_proj.bias"),
+        ffn_bias: has("model.layers.0.mlp.gate_proj.bias"),
+        tied_embeddings: !has("lm_head.weight"),
+    };
+    validate(&config, &metadata.path)?;
+    if let Some(id) = catalog.find("rope_freqs.weight") {
+        let divisors = read_divisors(&catalog[id], head_size, source)?;
+        config.rope.scaling = with_divisors(&config.rope.scaling, divisors);
+        validate(&config, &metadata.path)?;
+    }
+    Ok(config)
+}
+
+fn head_size(keys: &Keys<'_>, hidden_size: usize, n_heads: usize) -> Result<usize> {
+    let head_size = match keys.unsigned("attention.key_length")? {
+        Some(size) => size,
+        None if n_heads > 0 && hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
+        None => return Err(keys.fault(format!("embedding_length {hidden_size} is not divisible by attention.head_count {n_heads}"))),
+    };
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        if let Some(other) = keys.unsigned(key)?.filter(|other| *other != head_size) {
+            let fault = format!("{}.{key} is {other} where a head has {head_size} values; only equal ones are supported", keys.prefix);
+            return Err(Error::UnsupportedModel { path: keys.metadata.path.clone(), fault });
+        }
+    }
+    Ok(head_size)
+}
+
+/// Rows of the embedding. What the metadata says about them must agree.
+fn vocab_size(keys: &Keys<'_>, catalog: &Catalog) -> Result<usize> {
+    let name = "model.embed_tokens.weight";
+    let missing = || Error::MissingTensor { path: keys.metadata.path.clone(), tensor: "token_embd.weight".into() };
+    let embedding = &catalog[catalog.find(name).ok_or_else(missing)?];
+    let rows = usize::try_from(embedding.n_rows()).map_err(|_| keys.fault("its embedding is too large for this machine"))?;
+    if let Some(claimed) = keys.unsigned("vocab_size")?.filter(|claimed| *claimed != rows) {
+        return Err(keys.fault(format!("{}.vocab_size is {claimed}, but token_embd.weight has {rows} rows", keys.prefix)));
+    }
+    let tokens = keys.metadata.strings("tokenizer.ggml.tokens")?.map_or(0, <[String]>::len);
+    if tokens > rows {
+        return Err(keys.fault(format!("its tokenizer has {tokens} tokens, but token_embd.weight has {rows} rows")));
+    }
+    Ok(rows)
+}
+
+fn linear_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
+    let factor = match keys.float("rope.scaling.factor")? {
+        None => keys.float("rope.scale_linear")?,
+        found => found,
+    };
+    match (keys.string("rope.scaling.type")?, factor) {
+        (Some("none"), _) | (None, None) => Ok(RopeScaling::None),
+        // A factor of 0 means that none was set; 1 changes nothing.
+        (None | Some("linear"), Some(factor)) if factor == 0.0 || factor == 1.0 => Ok(RopeScaling::None),
+        (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
+        (Some("linear"), None) => Err(keys.fault("rope scaling `linear` lacks its factor")),
+        (Some(other), _) => Err(Error::UnsupportedModel {
+            path: keys.metadata.path.clone(),
+            fault: format!("rope scaling `{other}` is not supported; supported are none and linear"),
+        }),
+    }
+}
+
+/// `rope_freqs.weight`: one divisor per pair of a head.
+fn read_divisors(tensor: &TensorInfo, head_size: usize, source: &dyn ByteSource) -> Result<Vec<f32>> {
+    let expected = vec![head_size as u64 / 2];
+    if tensor.shape != expected {
+        return Err(Error::WrongShape { tensor: tensor.name.clone(), expected, found: tensor.shape.clone() });
+    }
+    if tensor.dtype != DType::F32 {
+        return Err(Error::invalid_file(source.path(), format!("rope_freqs.weight is stored as {}, it must be F32", tensor.dtype)));
+    }
+    // The head size was validated: at most a few KiB.
+    let mut bytes = vec![0; head_size / 2 * 4];
+    source.read_at(tensor.offset, &mut bytes)?;
+    let mut divisors = vec![0.0; head_size / 2];
+    tensor.dtype.decode(&bytes, &mut divisors);
+    Ok(divisors)
+}
+
+fn with_divisors(scaling: &RopeScaling, mut divisors: Vec<f32>) -> RopeScaling {
+    // llama.cpp applies both where a file has both.
+    if let RopeScaling::Linear { factor } = scaling {
+        divisors.iter_mut().for_each(|divisor| *divisor = (f64::from(*divisor) * factor) as f32);
+    }
+    RopeScaling::Divisors { divisors }
+}
+
+/// The keys under the architecture's prefix.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    prefix: &'a str,
+}
+
+impl<'a> Keys<'a> {
+    fn new(metadata: &'a Metadata) -> Result<Keys<'a>> {
+        Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or("llama") })
+    }
+
+    fn fault(&self, text: impl Into<String>) -> Error {
+        Error::invalid_file(&self.metadata.path, text)
+    }
+
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.prefix)
+    }
+
+    fn unsigned(&self, key: &str) -> Result<Option<usize>> {
+        let full = self.full(key);
+        if let Some(MetaValue::Integers(_)) = self.metadata.get(&full) {
+            let fault = format!("metadata key `{full}` differs from layer to layer, which is not supported");
+            return Err(Error::UnsupportedModel { path: self.metadata.path.clone(), fault });
+        }
+        let value = self.metadata.unsigned(&full)?;
+        value.map(|value| usize::try_from(value).map_err(|_| self.fault(format!("metadata key `{full}` is {value}")))).transpose()
+    }
+
+    fn required(&self, key: &str) -> Result<usize> {
+        self.unsigned(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>> {
+        self.metadata.float(&self.full(key))
+    }
+
+    fn required_float(&self, key: &str) -> Result<f64> {
+        self.float(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    fn string(&self, key: &str) -> Result<Option<&'a str>> {
+        self.metadata.string(&self.full(key))
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        self.fault(format!("metadata key `{}` is missing", self.full(key)))
+    }
+}

@@ -1,0 +1,95 @@
+//! GGUF files, versions 2 and 3: header, metadata and tensor list become a catalog and a config.
+//!
+//! Format: magic `GGUF`, version, number of tensors, number of key-value pairs, the pairs, the tensor list, padding to the alignment,
+//! then the tensors' bytes (`docs/gguf.md` of ggml).
+
+mod config;
+mod metadata;
+mod names;
+mod reader;
+mod tensors;
+
+use std::collections::BTreeMap;
+
+use self::reader::Reader;
+use super::catalog::{Catalog, Shard};
+use super::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::platform::ByteSource;
+use crate::units::Bytes;
+pub use metadata::{MetaValue, Metadata};
+
+/// The first bytes of every GGUF file.
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
+const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_ALIGNMENT: u64 = 1 << 20;
+const MAX_KEY_BYTES: u64 = 65_535;
+/// Least bytes of a pair: length of the key, type, one byte of value.
+const LEAST_PAIR_BYTES: u64 = 8 + 4 + 1;
+
+/// What a GGUF file says about itself.
+pub(super) struct Head {
+    pub catalog: Catalog,
+    pub metadata: Metadata,
+    pub config: ModelConfig,
+}
+
+/// Reads everything but the tensors' bytes.
+pub(super) fn read_head(source: &dyn ByteSource) -> Result<Head> {
+    let mut reader = Reader::new(source);
+    check_version(&mut reader)?;
+    let n_tensors = reader.count(tensors::LEAST_ENTRY_BYTES, "tensors")?;
+    let n_pairs = reader.count(LEAST_PAIR_BYTES, "metadata pairs")?;
+    let metadata = read_metadata(&mut reader, n_pairs)?;
+    if let Some(parts) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
+        let fault = format!("is one of {parts} parts of a split model; join them with `llama-gguf-split --merge`");
+        return Err(Error::UnsupportedModel { path: source.path().to_owned(), fault });
+    }
+    // Before the tensor list, so that a model of another kind is named as such and not by its tensor types.
+    config::check_architecture(&metadata)?;
+    let alignment = alignment(&metadata)?;
+    let mut tensors = tensors::read_entries(&mut reader, n_tensors)?;
+    let data_start = reader.position().next_multiple_of(alignment);
+    tensors::place(&reader, &mut tensors, data_start, alignment)?;
+    let shard = Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) };
+    let catalog = Catalog::new(vec![shard], tensors);
+    let config = config::config_of(&metadata, &catalog, source)?;
+    Ok(Head { catalog, metadata, config })
+}
+
+fn check_version(reader: &mut Reader<'_>) -> Result<()> {
+    if reader.bytes::<4>("the magic")? != MAGIC {
+        return Err(reader.fault("is no GGUF file: its first bytes are not `GGUF`"));
+    }
+    match reader.u32("the version")? {
+        2 | 3 => Ok(()),
+        version if matches!(version.swap_bytes(), 1..=3) => {
+            Err(reader.fault("is a big-endian GGUF file; only little-endian ones can be read"))
+        }
+        version => Err(reader.fault(format!("is a GGUF file of version {version}; versions 2 and 3 can be read"))),
+    }
+}
+
+fn read_metadata(reader: &mut Reader<'_>, n_pairs: u64) -> Result<Metadata> {
+    let mut entries = BTreeMap::new();
+    for index in 0..n_pairs {
+        let key = reader.string(MAX_KEY_BYTES, &format!("the key of metadata pair {index}"))?;
+        let shown: String = key.escape_debug().take(100).collect();
+        let what = format!("metadata key `{shown}`");
+        let kind = reader.u32(&what)?;
+        let value = reader.value(kind, &what)?;
+        if entries.insert(key, value).is_some() {
+            return Err(reader.fault(format!("{what} is there twice")));
+        }
+    }
+    Ok(Metadata::new(reader.path(), entries))
+}
+
+fn alignment(metadata: &Metadata) -> Result<u64> {
+    let alignment = metadata.unsigned("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
+    if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
+        let fault = format!("general.alignment is {alignment}, it must be a power of two up to {MAX_ALIGNMENT}");
+        return Err(Error::invalid_file(&metadata.path, fault));
+    }
+    Ok(alignment)
+}

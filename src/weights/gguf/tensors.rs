@@ -1,0 +1,141 @@
+//! The tensor list of a GGUF file, checked: every tensor aligned, inside the file and apart from the others.
+
+use std::collections::HashSet;
+
+use super::names::translate;
+use super::reader::Reader;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+use crate::weights::catalog::TensorInfo;
+use crate::weights::safetensors::count_values;
+
+/// As in ggml: `GGML_MAX_NAME` counts the closing zero.
+const MAX_NAME_BYTES: u64 = 63;
+const MAX_DIMENSIONS: u32 = 4;
+/// Least bytes of an entry: name length, number of dimensions, type, offset.
+pub(super) const LEAST_ENTRY_BYTES: u64 = 8 + 4 + 4 + 8;
+
+/// Host memory of an entry, generously.
+const HELD_BYTES: u64 = 256;
+
+/// Reads `n` entries; the reader stands after them then. Offsets are still relative to the data part.
+pub(super) fn read_entries(reader: &mut Reader<'_>, n: u64) -> Result<Vec<TensorInfo>> {
+    let mut names = HashSet::new();
+    let mut tensors = Vec::new();
+    for index in 0..n {
+        let tensor = read_entry(reader, index)?;
+        if !names.insert(tensor.name.clone()) {
+            return Err(reader.fault(format!("two tensors are named `{}`", tensor.name)));
+        }
+        tensors.push(tensor);
+    }
+    Ok(tensors)
+}
+
+fn read_entry(reader: &mut Reader<'_>, index: u64) -> Result<TensorInfo> {
+    let what = format!("the entry of tensor {index}");
+    reader.hold(HELD_BYTES, &what)?;
+    let name = reader.string(MAX_NAME_BYTES, &format!("the name of tensor {index}"))?;
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err(reader.fault(format!("tensor {index} has the unusable name `{}`", name.escape_debug())));
+    }
+    let n_dimensions = reader.u32(&what)?;
+    if n_dimensions > MAX_DIMENSIONS {
+        return Err(reader.fault(format!("tensor `{name}` has {n_dimensions} dimensions, more than {MAX_DIMENSIONS}")));
+    }
+    let mut shape = (0..n_dimensions).map(|_| reader.u64(&what)).collect::<Result<Vec<u64>>>()?;
+    // GGUF lists the innermost dimension first.
+    shape.reverse();
+    let dtype = dtype_of(reader, &name)?;
+    let offset = reader.u64(&what)?;
+    let n_values = count_values(&shape).map_err(|fault| reader.fault(format!("tensor `{name}` has {fault}")))?;
+    let row_len = shape.last().copied().unwrap_or(1);
+    if !row_len.is_multiple_of(dtype.block_len()) {
+        let fault = format!("tensor `{name}` has rows of {row_len} values, which are no whole blocks of {dtype}");
+        return Err(reader.fault(fault));
+    }
+    let size = dtype.size_bytes(n_values).ok_or_else(|| reader.fault(format!("tensor `{name}` has the absurd shape {shape:?}")))?;
+    Ok(TensorInfo { name: translate(&name), dtype, shape, shard: 0, offset, size_bytes: Bytes(size) })
+}
+
+fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
+    let code = reader.u32("the type of a tensor")?;
+    // `enum ggml_type` of ggml.h.
+    let known = match code {
+        0 => Some(DType::F32),
+        1 => Some(DType::F16),
+        2 => Some(DType::Q4_0),
+        3 => Some(DType::Q4_1),
+        8 => Some(DType::Q8_0),
+        30 => Some(DType::BF16),
+        _ => None,
+    };
+    known.ok_or_else(|| {
+        let name = unsupported_name(code).map_or_else(|| format!("the unknown type {code}"), |name| format!("the type {name}"));
+        let fault = format!("tensor `{tensor}` has {name}; supported are F32, F16, BF16, Q8_0, Q4_0 and Q4_1");
+        Error::UnsupportedModel { path: reader.path().to_owned(), fault }
+    })
+}
+
+fn unsupported_name(code: u32) -> Option<&'static str> {
+    Some(match code {
+        6 => "Q5_0",
+        7 => "Q5_1",
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        _ => return None,
+    })
+}
+
+/// Makes offsets absolute and puts the tensors in the order of their bytes, which begin at `data_start`.
+pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data_start: u64, alignment: u64) -> Result<()> {
+    let file_size = reader.file_size();
+    for tensor in tensors.iter_mut() {
+        if !tensor.offset.is_multiple_of(alignment) {
+            return Err(reader.fault(format!("tensor `{}` begins at {}, no multiple of {alignment}", tensor.name, tensor.offset)));
+        }
+        let begin = data_start.checked_add(tensor.offset);
+        let end = begin.and_then(|begin| begin.checked_add(tensor.size_bytes.0));
+        match begin.zip(end) {
+            Some((begin, end)) if end <= file_size => tensor.offset = begin,
+            _ => {
+                let fault = format!(
+                    "tensor `{}` ({} bytes at {} of the data part) ends beyond the file's {file_size} bytes",
+                    tensor.name, tensor.size_bytes.0, tensor.offset
+                );
+                return Err(reader.fault(fault));
+            }
+        }
+    }
+    tensors.sort_by_key(|tensor| (tensor.offset, tensor.size_bytes));
+    for (earlier, later) in tensors.iter().zip(tensors.iter().skip(1)) {
+        // Cannot overflow: both ends are inside the file.
+        if earlier.offset + earlier.size_bytes.0 > later.offset {
+            return Err(reader.fault(format!("tensors `{}` and `{}` overlap", earlier.name, later.name)));
+        }
+    }
+    Ok(())
+}

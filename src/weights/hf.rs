@@ -1,0 +1,295 @@
+//! `config.json` of a Hugging Face folder as a [`ModelConfig`]. Defaults are those of transformers' `LlamaConfig` and `MistralConfig`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+use super::limits::validate;
+use crate::error::{Error, Result};
+use crate::platform::read_small_file;
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Reads `folder/config.json`.
+pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let path = folder.join("config.json");
+    let bytes = read_small_file(&path, MAX_CONFIG_BYTES)?;
+    let name = path.display().to_string();
+    let value: Value = serde_json::from_slice(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
+    let Value::Object(fields) = value else {
+        return Err(Error::invalid_file(&name, "is not a JSON object"));
+    };
+    config_of(&Fields { path: &name, fields: &fields }, folder)
+}
+
+/// The two kinds of config; their defaults differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Llama,
+    Mistral,
+}
+
+fn config_of(fields: &Fields<'_>, folder: &Path) -> Result<ModelConfig> {
+    let family = family_of(fields)?;
+    refuse_unsupported(fields)?;
+    let n_heads = fields.required("num_attention_heads")?;
+    let hidden_size = fields.required("hidden_size")?;
+    let default_kv_heads = if family == Family::Mistral { 8 } else { n_heads };
+    let head_size = match fields.unsigned("head_dim")? {
+        Some(size) => size,
+        None if n_heads > 0 && hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
+        None => return Err(fields.fault(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
+    };
+    let default_context = if family == Family::Mistral { 4096 * 32 } else { 2048 };
+    let context_length = fields.unsigned("max_position_embeddings")?.unwrap_or(default_context);
+    let attention_bias = family == Family::Llama && fields.bool("attention_bias")?.unwrap_or(false);
+    let config = ModelConfig {
+        architecture: Architecture::Llama,
+        name: model_name(fields, folder),
+        vocab_size: fields.required("vocab_size")?,
+        hidden_size,
+        ffn_size: fields.required("intermediate_size")?,
+        n_layers: fields.required("num_hidden_layers")?,
+        n_heads,
+        n_kv_heads: fields.unsigned("num_key_value_heads")?.unwrap_or(default_kv_heads),
+        head_size,
+        context_length,
+        rms_norm_epsilon: fields.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rope: rope_of(fields, context_length)?,
+        sliding_window: sliding_window(fields, family)?,
+        attention_bias,
+        attention_output_bias: attention_bias,
+        ffn_bias: family == Family::Llama && fields.bool("mlp_bias")?.unwrap_or(false),
+        tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
+    };
+    validate(&config, fields.path)?;
+    Ok(config)
+}
+
+fn family_of(fields: &Fields<'_>) -> Result<Family> {
+    let classes: Vec<&str> = match fields.fields.get("architectures") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        Some(_) => return Err(fields.fault("architectures is not a list of names")),
+    };
+    let named = fields.string("model_type")?;
+    let by_class = classes.iter().find_map(|class| match *class {
+        "LlamaForCausalLM" | "LLaMAForCausalLM" => Some(Family::Llama),
+        "MistralForCausalLM" => Some(Family::Mistral),
+        _ => None,
+    });
+    let unsupported = |kind: &str, name: &str| Error::UnsupportedModel {
+        path: fields.path.to_owned(),
+        fault: format!("{kind} `{name}` is not supported; supported are llama and mistral language models"),
+    };
+    if let (None, Some(class)) = (by_class, classes.first()) {
+        return Err(unsupported("architecture", class));
+    }
+    match (named, by_class) {
+        (Some("llama"), _) => Ok(Family::Llama),
+        (Some("mistral"), _) => Ok(Family::Mistral),
+        (Some(other), _) => Err(unsupported("model_type", other)),
+        (None, Some(family)) => Ok(family),
+        (None, None) => Err(fields.fault("says neither model_type nor architectures")),
+    }
+}
+
+fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+    let unsupported = |fault: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), fault });
+    if let Some(activation) = fields.string("hidden_act")?.filter(|name| *name != "silu" && *name != "swish") {
+        return unsupported(format!("hidden_act `{activation}` is not supported; supported is silu"));
+    }
+    if let Some(quantization) = fields.fields.get("quantization_config").filter(|value| !value.is_null()) {
+        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+        return unsupported(format!(
+            "weights quantised by `{method}` are not supported; use the original in F32, F16 or BF16, or a GGUF file in Q8_0, Q4_0 or Q4_1"
+        ));
+    }
+    if let Some(factor) = fields.float("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
+        return unsupported(format!("partial_rotary_factor {factor} is not supported"));
+    }
+    Ok(())
+}
+
+/// What the config calls the model, else the hub's name of a cached snapshot, else the folder's name.
+fn model_name(fields: &Fields<'_>, folder: &Path) -> String {
+    let given = fields.fields.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let hub_name = || {
+        // models--ORG--NAME/snapshots/REVISION
+        let repository = folder.parent().and_then(Path::parent)?.file_name()?.to_str()?;
+        Some(repository.strip_prefix("models--")?.replacen("--", "/", 1))
+    };
+    let folder_name = || Some(folder.file_name()?.to_string_lossy().into_owned());
+    given.map(str::to_owned).or_else(hub_name).or_else(folder_name).unwrap_or_else(|| "model".to_owned())
+}
+
+fn sliding_window(fields: &Fields<'_>, family: Family) -> Result<Option<usize>> {
+    match (family, fields.fields.get("sliding_window")) {
+        (Family::Llama, _) | (Family::Mistral, Some(Value::Null)) => Ok(None),
+        // `MistralConfig` assumes 4096 where the key is absent, and sees all where it is null.
+        (Family::Mistral, None) => Ok(Some(4096)),
+        (Family::Mistral, Some(_)) => fields.unsigned("sliding_window"),
+    }
+}
+
+/// Base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` beside `rope_scaling` (before it).
+fn rope_of(fields: &Fields<'_>, context_length: usize) -> Result<RopeConfig> {
+    let scaling = fields.object("rope_scaling")?;
+    let parameters = fields.object("rope_parameters")?;
+    let inner = scaling.or(parameters);
+    let mut theta = None;
+    for object in [scaling, parameters].into_iter().flatten() {
+        theta = theta.or(object.float("rope_theta")?);
+    }
+    let theta = theta.or(fields.float("rope_theta")?).unwrap_or(10_000.0);
+    let scaling = match inner {
+        None => RopeScaling::None,
+        Some(inner) => scaling_of(&inner, fields, context_length)?,
+    };
+    Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling })
+}
+
+fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> Result<RopeScaling> {
+    if let Some(factor) = inner.float("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
+        let fault = format!("partial_rotary_factor {factor} is not supported");
+        return Err(Error::UnsupportedModel { path: inner.path.to_owned(), fault });
+    }
+    let kind = inner.string("rope_type")?.or(inner.string("type")?).unwrap_or("default");
+    let needed = |key: &str| inner.float(key)?.ok_or_else(|| inner.fault(format!("rope scaling `{kind}` lacks `{key}`")));
+    match kind {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: needed("factor")? }),
+        "llama3" => {
+            let key = "original_max_position_embeddings";
+            let original = inner.float(key)?.or(outer.float(key)?).unwrap_or(context_length as f64);
+            Ok(RopeScaling::Llama3 {
+                factor: needed("factor")?,
+                low_freq_factor: needed("low_freq_factor")?,
+                high_freq_factor: needed("high_freq_factor")?,
+                original_context_length: original,
+            })
+        }
+        other => Err(Error::UnsupportedModel {
+            path: inner.path.to_owned(),
+            fault: format!("rope scaling `{other}` is not supported; supported are default, linear and llama3"),
+        }),
+    }
+}
+
+/// A JSON object whose getters answer `None` for absent or null and name the key otherwise.
+#[derive(Clone, Copy)]
+struct Fields<'a> {
+    path: &'a str,
+    fields: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    fn fault(&self, text: impl Into<String>) -> Error {
+        Error::invalid_file(self.path, text)
+    }
+
+    fn typed<T>(&self, key: &str, wanted: &str, parse: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        match self.fields.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => parse(value).map(Some).ok_or_else(|| {
+                let mut shown: String = value.to_string().chars().take(40).collect();
+                if shown.len() < value.to_string().len() {
+                    shown.push('…');
+                }
+                self.fault(format!("`{key}` is {shown}, it must be {wanted}"))
+            }),
+        }
+    }
+
+    fn unsigned(&self, key: &str) -> Result<Option<usize>> {
+        self.typed(key, "a whole number that is not negative", |value| usize::try_from(value.as_u64()?).ok())
+    }
+
+    fn required(&self, key: &str) -> Result<usize> {
+        self.unsigned(key)?.ok_or_else(|| self.fault(format!("`{key}` is missing")))
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a number", Value::as_f64)
+    }
+
+    fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.typed(key, "true or false", Value::as_bool)
+    }
+
+    fn string(&self, key: &str) -> Result<Option<&'a str>> {
+        self.typed(key, "a string", Value::as_str)
+    }
+
+    /// An object with something in it; an empty one counts as absent, as in transformers.
+    fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        let fields = self.typed(key, "an object", Value::as_object)?;
+        Ok(fields.filter(|fields| !fields.is_empty()).map(|fields| Fields { path: self.path, fields }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(changes: &str) -> Result<ModelConfig> {
+        let mut value: Value = serde_json::from_str(
+            r#"{"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":160,
+                "num_hidden_layers":4,"num_attention_heads":4,"vocab_size":320,"max_position_embeddings":512}"#,
+        )
+        .unwrap();
+        let changes: Map<String, Value> = serde_json::from_str(changes).unwrap();
+        value.as_object_mut().unwrap().extend(changes);
+        config_of(&Fields { path: "config.json", fields: value.as_object().unwrap() }, Path::new("/nowhere/tiny"))
+    }
+
+    #[test]
+    fn defaults_are_those_of_transformers() {
+        let config = parse("{}").unwrap();
+        assert_eq!((config.n_kv_heads, config.head_size, config.rms_norm_epsilon), (4, 16, 1e-6));
+        assert_eq!(config.rope, RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None });
+        assert!(!config.tied_embeddings && !config.attention_bias && config.sliding_window.is_none());
+        let mistral = parse(r#"{"model_type":"mistral","architectures":["MistralForCausalLM"],"num_key_value_heads":2}"#).unwrap();
+        assert_eq!(mistral.sliding_window, Some(4096));
+        let all = parse(r#"{"model_type":"mistral","num_key_value_heads":2,"sliding_window":null}"#).unwrap();
+        assert_eq!(all.sliding_window, None);
+    }
+
+    #[test]
+    fn rope_is_read_from_both_places() {
+        let old = parse(r#"{"rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#).unwrap();
+        let new = parse(r#"{"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2.0}}"#).unwrap();
+        assert_eq!(old.rope, new.rope);
+        assert_eq!(new.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+        let llama3 = parse(
+            r#"{"rope_theta":500000.0,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
+                "high_freq_factor":4.0,"original_max_position_embeddings":8192}}"#,
+        );
+        let expected = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 8192.0 };
+        assert_eq!(llama3.unwrap().rope.scaling, expected);
+        let plain = parse(r#"{"rope_theta":7,"rope_parameters":{"rope_type":"default","rope_theta":3.0},"rope_scaling":null}"#).unwrap();
+        assert_eq!((plain.rope.theta, plain.rope.scaling), (3.0, RopeScaling::None));
+    }
+
+    #[test]
+    fn what_cannot_run_is_named() {
+        for (changes, named) in [
+            (r#"{"hidden_act":"gelu"}"#, "gelu"),
+            (r#"{"model_type":"gpt2"}"#, "gpt2"),
+            (r#"{"architectures":["LlamaForSequenceClassification"]}"#, "LlamaForSequenceClassification"),
+            (r#"{"rope_scaling":{"rope_type":"yarn","factor":4.0}}"#, "yarn"),
+            (r#"{"rope_scaling":{"rope_type":"linear"}}"#, "factor"),
+            (r#"{"quantization_config":{"quant_method":"gptq"}}"#, "gptq"),
+            (r#"{"hidden_size":64.5}"#, "hidden_size"),
+            (r#"{"vocab_size":null}"#, "vocab_size"),
+            (r#"{"num_attention_heads":0}"#, "num_attention_heads"),
+            (r#"{"num_key_value_heads":3}"#, "key"),
+            (r#"{"head_dim":15}"#, "head"),
+        ] {
+            let fault = parse(changes).unwrap_err().to_string();
+            assert!(fault.starts_with("config.json") && fault.contains(named), "{changes}: {fault}");
+        }
+    }
+}

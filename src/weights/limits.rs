@@ -1,0 +1,79 @@
+//! What a model's config may say at all. Both readers end here, so that nothing later meets a zero or an overflow.
+
+use super::config::{ModelConfig, RopeScaling};
+use crate::error::{Error, Result};
+
+/// Largest width of anything: hidden, feed-forward, all heads together.
+const MAX_SIZE: usize = 1 << 24;
+const MAX_LAYERS: usize = 1024;
+const MAX_HEADS: usize = 1 << 16;
+const MAX_HEAD_SIZE: usize = 1 << 12;
+/// Positions: above every published context, and small enough for exact f32 angles to be somebody else's question.
+const MAX_CONTEXT: usize = 1 << 28;
+/// Largest float setting (theta, factors).
+const MAX_FACTOR: f64 = 1e15;
+
+/// Checks every size and setting of `config`, which was read from `path`.
+pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
+    let sizes = [
+        ("vocabulary size", config.vocab_size, MAX_SIZE),
+        ("hidden size", config.hidden_size, MAX_SIZE),
+        ("feed-forward size", config.ffn_size, MAX_SIZE),
+        ("number of layers", config.n_layers, MAX_LAYERS),
+        ("number of attention heads", config.n_heads, MAX_HEADS),
+        ("number of key and value heads", config.n_kv_heads, MAX_HEADS),
+        ("head size", config.head_size, MAX_HEAD_SIZE),
+        ("context length", config.context_length, MAX_CONTEXT),
+        ("sliding window", config.sliding_window.unwrap_or(1), usize::MAX),
+    ];
+    for (what, value, limit) in sizes {
+        if value == 0 || value > limit {
+            return Err(Error::invalid_file(path, format!("the {what} is {value}, it must be from 1 to {limit}")));
+        }
+    }
+    // Cannot overflow: both factors are bounded above.
+    if config.query_size() > MAX_SIZE {
+        return Err(Error::invalid_file(path, format!("{} heads of {} values are absurdly wide", config.n_heads, config.head_size)));
+    }
+    if !config.n_heads.is_multiple_of(config.n_kv_heads) {
+        let fault = format!("{} attention heads cannot share {} key and value heads evenly", config.n_heads, config.n_kv_heads);
+        return Err(Error::invalid_file(path, fault));
+    }
+    if !config.head_size.is_multiple_of(2) {
+        return Err(Error::invalid_file(path, format!("the head size is {}, it must be even", config.head_size)));
+    }
+    check_floats(config, path)
+}
+
+fn check_floats(config: &ModelConfig, path: &str) -> Result<()> {
+    let mut floats = vec![
+        ("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0),
+        ("base of the rotary embedding", config.rope.theta, MAX_FACTOR),
+    ];
+    match &config.rope.scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => floats.push(("factor of the rope scaling", *factor, MAX_FACTOR)),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length } => {
+            floats.push(("factor of the rope scaling", *factor, MAX_FACTOR));
+            floats.push(("low_freq_factor of the rope scaling", *low_freq_factor, MAX_FACTOR));
+            floats.push(("high_freq_factor of the rope scaling", *high_freq_factor, MAX_FACTOR));
+            floats.push(("original context of the rope scaling", *original_context_length, MAX_FACTOR));
+            if high_freq_factor <= low_freq_factor {
+                let fault =
+                    format!("the rope scaling's high_freq_factor {high_freq_factor} is not above its low_freq_factor {low_freq_factor}");
+                return Err(Error::invalid_file(path, fault));
+            }
+        }
+        RopeScaling::Divisors { divisors } => {
+            if let Some((i, value)) = divisors.iter().enumerate().find(|(_, value)| !value.is_finite() || **value <= 0.0) {
+                return Err(Error::invalid_file(path, format!("rotary divisor {i} is {value}, it must be finite and above 0")));
+            }
+        }
+    }
+    match floats.into_iter().find(|(_, value, limit)| !value.is_finite() || *value <= 0.0 || value > limit) {
+        Some((what, value, limit)) => {
+            Err(Error::invalid_file(path, format!("the {what} is {value}, it must be above 0 and at most {limit}")))
+        }
+        None => Ok(()),
+    }
+}

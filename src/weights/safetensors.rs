@@ -1,0 +1,203 @@
+//! The header of one safetensors file as tensor entries. Knows no other file and no model.
+//!
+//! Format: eight bytes little-endian header length, that many bytes of JSON (`name → {dtype, shape, data_offsets}` and `__metadata__`),
+//! then the tensors' bytes without holes (<https://github.com/huggingface/safetensors>, "Format").
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::platform::ByteSource;
+use crate::units::Bytes;
+use crate::weights::catalog::TensorInfo;
+
+/// Longest header, as the reference implementation has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Longest dimension and most values of a tensor: far above any model, far below what overflows.
+pub(super) const MAX_DIMENSION: u64 = 1 << 36;
+const MAX_VALUES: u64 = 1 << 48;
+/// Most dimensions of a tensor.
+const MAX_DIMENSIONS: usize = 8;
+
+/// A tensor that is well-formed but stored in a form that tierflow does not compute with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    /// Its name.
+    pub name: String,
+    /// The dtype's own name.
+    pub dtype: String,
+}
+
+/// The tensors of one file, in the order of their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Header {
+    /// Those whose values can be used.
+    pub tensors: Vec<TensorInfo>,
+    /// The others: no fault as long as nobody needs them.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Reads and checks the header of `source`, the file number `shard` of its checkpoint.
+pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header> {
+    let fault = |text: String| Error::invalid_file(source.path(), text);
+    if source.len() < 8 {
+        return Err(fault(format!("has {} bytes, a safetensors file has at least 8", source.len())));
+    }
+    let mut prefix = [0; 8];
+    source.read_at(0, &mut prefix)?;
+    let header_bytes = u64::from_le_bytes(prefix);
+    if header_bytes > MAX_HEADER_BYTES {
+        return Err(fault(format!("claims a header of {header_bytes} bytes, more than the {MAX_HEADER_BYTES} that are allowed")));
+    }
+    // Both are bounded by the limit above, so that neither sum nor conversion can fail.
+    let data_start = 8 + header_bytes;
+    if data_start > source.len() {
+        return Err(fault(format!("claims a header of {header_bytes} bytes, but the file ends at {}", source.len())));
+    }
+    let mut json = vec![0; header_bytes as usize];
+    source.read_at(8, &mut json)?;
+    let entries: Entries =
+        serde_json::from_slice(&json).map_err(|error| fault(format!("the safetensors header is not valid JSON: {error}")))?;
+    place(entries.0, source, data_start, shard).map_err(fault)
+}
+
+/// Checks that the entries fill the file's data part exactly, and makes them absolute.
+fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start: u64, shard: u32) -> Result<Header, String> {
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut header = Header::default();
+    let mut expected = 0;
+    for (name, entry) in entries {
+        let (begin, end) = entry.data_offsets;
+        let stored = Stored::parse(&entry.dtype).ok_or_else(|| format!("tensor `{name}` has the unknown dtype `{}`", entry.dtype))?;
+        let n_values = count_values(&entry.shape).map_err(|fault| format!("tensor `{name}` has {fault}"))?;
+        let size = stored.size_bytes(n_values).ok_or_else(|| format!("tensor `{name}` is no whole number of bytes long"))?;
+        if begin != expected {
+            let what = if begin < expected { "overlaps the tensor before it" } else { "leaves a hole before it" };
+            return Err(format!("tensor `{name}` {what}: it begins at {begin}, the tensor before it ends at {expected}"));
+        }
+        if end.checked_sub(begin) != Some(size) {
+            return Err(format!("tensor `{name}` has offsets {begin}..{end}, but {} of {:?} take {size} bytes", entry.dtype, entry.shape));
+        }
+        expected = end;
+        match stored {
+            Stored::Known(dtype) => {
+                // May pass the file's end here; the comparison after the loop refuses the whole file then.
+                let offset = data_start.checked_add(begin).ok_or_else(|| format!("tensor `{name}` begins beyond any file"))?;
+                header.tensors.push(TensorInfo { name, dtype, shape: entry.shape, shard, offset, size_bytes: Bytes(size) });
+            }
+            Stored::Other { .. } => header.unreadable.push(Unreadable { name, dtype: entry.dtype }),
+        }
+    }
+    let present = source.len() - data_start;
+    if expected != present {
+        return Err(format!("holds {present} bytes of tensor data, but its header describes {expected}"));
+    }
+    Ok(header)
+}
+
+/// Values of a shape, or why it is absurd.
+pub(super) fn count_values(shape: &[u64]) -> Result<u64, String> {
+    if shape.len() > MAX_DIMENSIONS {
+        return Err(format!("{} dimensions, more than {MAX_DIMENSIONS}", shape.len()));
+    }
+    // Zeros count as ones here: an empty tensor must not hide dimensions whose product overflows.
+    let mut bound = 1u64;
+    for &dimension in shape {
+        bound = bound.checked_mul(dimension.max(1)).filter(|_| dimension <= MAX_DIMENSION).unwrap_or(u64::MAX);
+    }
+    if bound > MAX_VALUES {
+        return Err(format!("the absurd shape {shape:?}"));
+    }
+    Ok(shape.iter().product())
+}
+
+/// How the safetensors format stores a value.
+#[derive(Clone, Copy)]
+enum Stored {
+    Known(DType),
+    Other { bits: u64 },
+}
+
+impl Stored {
+    fn parse(name: &str) -> Option<Stored> {
+        Some(match name {
+            "F32" => Stored::Known(DType::F32),
+            "F16" => Stored::Known(DType::F16),
+            "BF16" => Stored::Known(DType::BF16),
+            "F4" => Stored::Other { bits: 4 },
+            "F6_E2M3" | "F6_E3M2" => Stored::Other { bits: 6 },
+            "BOOL" | "U8" | "I8" | "F8_E5M2" | "F8_E4M3" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Stored::Other { bits: 8 },
+            "U16" | "I16" => Stored::Other { bits: 16 },
+            "U32" | "I32" => Stored::Other { bits: 32 },
+            "U64" | "I64" | "F64" | "C64" => Stored::Other { bits: 64 },
+            _ => return None,
+        })
+    }
+
+    fn size_bytes(self, n_values: u64) -> Option<u64> {
+        match self {
+            Stored::Known(dtype) => dtype.size_bytes(n_values),
+            Stored::Other { bits } => n_values.checked_mul(bits).filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8),
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// The header's pairs. A plain map would silently keep the last of two entries of one name.
+struct Entries(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Entries, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+                let mut seen = HashSet::new();
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(A::Error::custom(format_args!("duplicate name `{name}`")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let entry = map.next_value().map_err(|error| A::Error::custom(format_args!("tensor `{name}`: {error}")))?;
+                    entries.push((name, entry));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absurd_shapes_are_counted_without_overflow() {
+        assert_eq!(count_values(&[]), Ok(1));
+        assert_eq!(count_values(&[3, 0, 5]), Ok(0));
+        assert_eq!(count_values(&[128_256, 16_384]), Ok(2_101_346_304));
+        for shape in [&[1 << 40][..], &[u64::MAX, u64::MAX, 0], &[1 << 32, 1 << 32], &[1; 9]] {
+            assert!(count_values(shape).is_err(), "{shape:?}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Model files from strangers: whatever is wrong with them, opening ends within seconds in an error that names the file and the fault.
+
+mod changed;
+mod gguf;
+mod hugging_face;
+mod mutated;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tierflow::platform::IoMode;
+use tierflow::weights::Checkpoint;
+
+/// Opens `path` both ways and collects what is not as it must be: an error that names `file` and says `fault`, soon.
+fn must_refuse(row: &str, path: &Path, file: &str, fault: &str, failures: &mut Vec<String>) {
+    for io in [IoMode::Pread, IoMode::Mmap] {
+        let start = Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| Checkpoint::open(path, io))) {
+            Err(_) => failures.push(format!("{row} ({io}): panicked")),
+            Ok(Ok(_)) => failures.push(format!("{row} ({io}): was accepted")),
+            Ok(Err(error)) => {
+                let text = error.to_string();
+                if !text.contains(file) || !text.contains(fault) {
+                    failures.push(format!("{row} ({io}): `{text}` lacks `{file}` or `{fault}`"));
+                }
+                if error.exit_code() != 1 {
+                    failures.push(format!("{row} ({io}): exit code {}", error.exit_code()));
+                }
+            }
+        }
+        if start.elapsed() > Duration::from_secs(5) {
+            failures.push(format!("{row} ({io}): took {:?}", start.elapsed()));
+        }
+    }
+}

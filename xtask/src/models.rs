@@ -1,0 +1,76 @@
+//! Seeded test models of the Llama family, as a Hugging Face folder or a GGUF file. Knows nothing of tierflow, so that it can check it.
+//!
+//! The weights are a function of seed, tensor and index alone: both formats, all dtypes and any number of shards hold the same model
+//! (rounded to the dtype), and a model of any size is written without being held in memory.
+
+mod encode;
+mod gguf;
+mod hugging_face;
+mod shape;
+mod vocabulary;
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+pub use encode::{GgufType, Stored};
+pub use gguf::write_gguf;
+pub use hugging_face::write_hf;
+pub use shape::{LlamaShape, RopeScaling};
+
+/// `make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]`.
+/// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only.
+pub fn make_model(args: &[String]) -> Result<(), String> {
+    let options = Options::parse(args)?;
+    let shape = match options.preset.as_str() {
+        "tiny" => LlamaShape::tiny(),
+        "1b" => LlamaShape::one_billion(),
+        other => return Err(format!("--preset {other} is not known; write tiny or 1b")),
+    };
+    let written = if options.gguf {
+        let is_file = options.target.extension().is_some_and(|extension| extension == "gguf");
+        let file = if is_file { options.target.clone() } else { options.target.join("model.gguf") };
+        let dtype = options.dtype.parse::<GgufType>()?;
+        write_gguf(&file, &shape, options.seed, dtype).map(|()| file)
+    } else {
+        let dtype = options.dtype.parse::<Stored>()?;
+        write_hf(&options.target, &shape, options.seed, dtype, options.n_shards).map(|()| options.target.clone())
+    };
+    let path = written.map_err(|error| format!("cannot write {}: {error}", options.target.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+struct Options {
+    target: PathBuf,
+    preset: String,
+    dtype: String,
+    seed: u64,
+    n_shards: usize,
+    gguf: bool,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Options, String> {
+        const USAGE: &str =
+            "usage: make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]";
+        let mut target = None;
+        let mut options =
+            Options { target: PathBuf::new(), preset: "tiny".into(), dtype: "bf16".into(), seed: 1, n_shards: 1, gguf: false };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} lacks its value; {USAGE}"));
+            let number = |text: &String| text.parse::<u64>().map_err(|_| format!("{arg} {text} is no number"));
+            match arg.as_str() {
+                "--preset" => options.preset = value()?.clone(),
+                "--dtype" => options.dtype = value()?.to_ascii_lowercase(),
+                "--seed" => options.seed = number(value()?)?,
+                "--shards" => options.n_shards = usize::try_from(number(value()?)?).map_err(|error| error.to_string())?,
+                "--gguf" => options.gguf = true,
+                other if other.starts_with('-') || target.is_some() => return Err(format!("`{other}` is not known; {USAGE}")),
+                other => target = Some(Path::new(other).to_owned()),
+            }
+        }
+        options.target = target.ok_or(USAGE)?;
+        Ok(options)
+    }
+}

@@ -1,0 +1,204 @@
+//! Values as stored bytes: plain numbers, and ggml's blocks by its reference quantisation (`quantize_row_*_ref` of ggml-quants.c).
+
+use std::str::FromStr;
+
+use half::{bf16, f16};
+
+/// How a Hugging Face folder stores its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of an IEEE single.
+    BF16,
+}
+
+/// How a GGUF file stores its matrices. Its vectors are always F32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufType {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of an IEEE single.
+    BF16,
+    /// 32 bytes and a scale.
+    Q8_0,
+    /// 32 nibbles and a scale.
+    Q4_0,
+    /// 32 nibbles, a scale and a minimum.
+    Q4_1,
+}
+
+impl Stored {
+    /// Its name in safetensors headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stored::F32 => "F32",
+            Stored::F16 => "F16",
+            Stored::BF16 => "BF16",
+        }
+    }
+
+    /// As transformers name it in `config.json`.
+    pub(super) fn torch_name(self) -> &'static str {
+        match self {
+            Stored::F32 => "float32",
+            Stored::F16 => "float16",
+            Stored::BF16 => "bfloat16",
+        }
+    }
+
+    pub(super) fn size_bytes(self) -> usize {
+        match self {
+            Stored::F32 => 4,
+            Stored::F16 | Stored::BF16 => 2,
+        }
+    }
+
+    pub(super) fn encode(self, values: &[f32], output: &mut Vec<u8>) {
+        match self {
+            Stored::F32 => output.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Stored::F16 => output.extend(values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes())),
+            Stored::BF16 => output.extend(values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes())),
+        }
+    }
+}
+
+impl FromStr for Stored {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Stored, String> {
+        Ok(match text {
+            "f32" => Stored::F32,
+            "f16" => Stored::F16,
+            "bf16" => Stored::BF16,
+            _ => return Err(format!("--dtype {text} is not known in safetensors; write f32, f16 or bf16, or add --gguf")),
+        })
+    }
+}
+
+impl GgufType {
+    /// Its number in ggml's `enum ggml_type`.
+    pub(super) fn code(self) -> u32 {
+        match self {
+            GgufType::F32 => 0,
+            GgufType::F16 => 1,
+            GgufType::Q4_0 => 2,
+            GgufType::Q4_1 => 3,
+            GgufType::Q8_0 => 8,
+            GgufType::BF16 => 30,
+        }
+    }
+
+    /// Its number in llama.cpp's `enum llama_ftype` (`general.file_type`).
+    pub(super) fn file_type(self) -> u32 {
+        match self {
+            GgufType::F32 => 0,
+            GgufType::F16 => 1,
+            GgufType::Q4_0 => 2,
+            GgufType::Q4_1 => 3,
+            GgufType::Q8_0 => 7,
+            GgufType::BF16 => 32,
+        }
+    }
+
+    /// Values and bytes of a block.
+    pub(super) fn block(self) -> (usize, usize) {
+        match self {
+            GgufType::F32 => (1, 4),
+            GgufType::F16 | GgufType::BF16 => (1, 2),
+            GgufType::Q8_0 => (32, 34),
+            GgufType::Q4_0 => (32, 18),
+            GgufType::Q4_1 => (32, 20),
+        }
+    }
+
+    pub(super) fn encode(self, values: &[f32], output: &mut Vec<u8>) {
+        match self {
+            GgufType::F32 => Stored::F32.encode(values, output),
+            GgufType::F16 => Stored::F16.encode(values, output),
+            GgufType::BF16 => Stored::BF16.encode(values, output),
+            GgufType::Q8_0 => values.chunks_exact(32).for_each(|block| encode_q8_0(block, output)),
+            GgufType::Q4_0 => values.chunks_exact(32).for_each(|block| encode_q4_0(block, output)),
+            GgufType::Q4_1 => values.chunks_exact(32).for_each(|block| encode_q4_1(block, output)),
+        }
+    }
+}
+
+impl FromStr for GgufType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GgufType, String> {
+        Ok(match text {
+            "f32" => GgufType::F32,
+            "f16" => GgufType::F16,
+            "bf16" => GgufType::BF16,
+            "q8_0" => GgufType::Q8_0,
+            "q4_0" => GgufType::Q4_0,
+            "q4_1" => GgufType::Q4_1,
+            _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0 or q4_1")),
+        })
+    }
+}
+
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+fn encode_q8_0(block: &[f32], output: &mut Vec<u8>) {
+    let largest = block.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let d = largest / 127.0;
+    output.extend(f16::from_f32(d).to_le_bytes());
+    output.extend(block.iter().map(|value| ((value * inverse(d)).round() as i8).cast_unsigned()));
+}
+
+fn encode_q4_0(block: &[f32], output: &mut Vec<u8>) {
+    // The value of the largest magnitude, with its sign, becomes -8.
+    let extreme = block.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
+    let d = extreme / -8.0;
+    output.extend(f16::from_f32(d).to_le_bytes());
+    push_nibbles(block, output, |value| value * inverse(d) + 8.5);
+}
+
+fn encode_q4_1(block: &[f32], output: &mut Vec<u8>) {
+    let (low, high) = block.iter().fold((f32::MAX, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
+    let d = (high - low) / 15.0;
+    output.extend(f16::from_f32(d).to_le_bytes());
+    output.extend(f16::from_f32(low).to_le_bytes());
+    push_nibbles(block, output, |value| (value - low) * inverse(d) + 0.5);
+}
+
+/// Value j goes into the low half of byte j, value j + 16 into its high half.
+fn push_nibbles(block: &[f32], output: &mut Vec<u8>, level: impl Fn(f32) -> f32) {
+    let nibble = |value: f32| (level(value) as i8).clamp(0, 15).cast_unsigned();
+    let (low, high) = block.split_at(16);
+    output.extend(low.iter().zip(high).map(|(low, high)| nibble(*low) | nibble(*high) << 4));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_those_of_the_reference() {
+        let values: Vec<f32> = (0..32).map(|i| i as f32 - 16.0).collect();
+        let mut bytes = Vec::new();
+        encode_q4_0(&values, &mut bytes);
+        // d = -16 / -8 = 2; value j = -16 + j becomes j / 2 rounded up at halves, 16 + j becomes 8 + j / 2, at most 15.
+        assert_eq!(bytes[..2], f16::from_f32(2.0).to_le_bytes());
+        assert_eq!(bytes[2], 0x80);
+        assert_eq!(bytes[17], 0xF8);
+        bytes.clear();
+        encode_q8_0(&values, &mut bytes);
+        assert_eq!((bytes.len(), bytes[2].cast_signed(), bytes[18]), (34, -127, 0));
+        bytes.clear();
+        encode_q4_1(&values, &mut bytes);
+        assert_eq!((bytes.len(), bytes[4] & 15, bytes[19] >> 4), (20, 0, 15));
+        bytes.clear();
+        encode_q4_1(&[0.5; 32], &mut bytes);
+        assert_eq!(bytes[4..], [0; 16], "a constant block has scale 0");
+    }
+}

@@ -1,0 +1,149 @@
+//! A test model as a Hugging Face folder: config, tokenizer, and one or many safetensors files.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::encode::Stored;
+use super::shape::{LlamaShape, RopeScaling, Tensor};
+use super::vocabulary;
+use super::weights::Values;
+
+/// Writes the model of `seed` into `folder`, which is made where it is missing. Files appear under their names when they are complete.
+pub fn write_hf(folder: &Path, shape: &LlamaShape, seed: u64, stored: Stored, n_shards: usize) -> io::Result<()> {
+    shape.check()?;
+    fs::create_dir_all(folder)?;
+    let shards = share_out(shape.tensors(), n_shards.max(1));
+    if let [only] = shards.as_slice() {
+        write_shard(&folder.join("model.safetensors"), only, seed, stored)?;
+    } else {
+        let mut weight_map = Map::new();
+        for (number, tensors) in (1..).zip(&shards) {
+            let name = format!("model-{number:05}-of-{:05}.safetensors", shards.len());
+            write_shard(&folder.join(&name), tensors, seed, stored)?;
+            weight_map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), json!(name))));
+        }
+        let n_values: usize = shards.iter().flatten().map(Tensor::n_values).sum();
+        let index = json!({"metadata": {"total_size": n_values * stored.size_bytes()}, "weight_map": weight_map});
+        write_json(&folder.join("model.safetensors.index.json"), &index)?;
+    }
+    write_json(&folder.join("tokenizer.json"), &vocabulary::tokenizer_json())?;
+    write_json(&folder.join("tokenizer_config.json"), &vocabulary::tokenizer_config(shape.context_length))?;
+    let ids = json!({"bos_token_id": vocabulary::end_of_text(), "eos_token_id": vocabulary::end_of_turn()});
+    write_json(&folder.join("generation_config.json"), &ids)?;
+    // Last, so that a folder with a config is a whole model.
+    write_json(&folder.join("config.json"), &config(shape, stored))
+}
+
+fn config(shape: &LlamaShape, stored: Stored) -> Value {
+    let mistral = shape.sliding_window.is_some();
+    let mut config = json!({
+        "architectures": [if mistral { "MistralForCausalLM" } else { "LlamaForCausalLM" }],
+        "model_type": if mistral { "mistral" } else { "llama" },
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.ffn_size,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_kv_heads,
+        "head_dim": shape.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context_length,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": shape.rope_scaling.map(|scaling| scaling_json(&scaling)),
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": vocabulary::end_of_text(),
+        "eos_token_id": vocabulary::end_of_turn(),
+        "torch_dtype": stored.torch_name(),
+    });
+    if let Value::Object(fields) = &mut config {
+        if mistral {
+            fields.insert("sliding_window".into(), json!(shape.sliding_window));
+        } else {
+            fields.insert("attention_bias".into(), json!(shape.attention_bias));
+            fields.insert("mlp_bias".into(), json!(shape.mlp_bias));
+        }
+    }
+    config
+}
+
+fn scaling_json(scaling: &RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_context_length,
+        }),
+    }
+}
+
+/// Cuts the list into at most `n_shards` runs of about the same number of values.
+fn share_out(tensors: Vec<Tensor>, n_shards: usize) -> Vec<Vec<Tensor>> {
+    let total: usize = tensors.iter().map(Tensor::n_values).sum();
+    let mut shards: Vec<Vec<Tensor>> = vec![Vec::new()];
+    let mut before = 0;
+    for tensor in tensors {
+        let full = before * n_shards >= total * shards.len();
+        before += tensor.n_values();
+        match shards.last_mut() {
+            Some(last) if !full || last.is_empty() => last.push(tensor),
+            _ => shards.push(vec![tensor]),
+        }
+    }
+    shards
+}
+
+fn write_shard(path: &Path, tensors: &[Tensor], seed: u64, stored: Stored) -> io::Result<()> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut end = 0;
+    for tensor in tensors {
+        let begin = end;
+        end += tensor.n_values() * stored.size_bytes();
+        let entry = json!({"dtype": stored.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    // Spaces align the data part, as the reference writer does it.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_whole(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.iter().try_for_each(|tensor| write_values(file, tensor, seed, stored))
+    })
+}
+
+fn write_values(file: &mut dyn Write, tensor: &Tensor, seed: u64, stored: Stored) -> io::Result<()> {
+    let values = Values::new(seed, tensor);
+    let mut piece = vec![0.0; 1 << 16];
+    let mut bytes = Vec::new();
+    for start in (0..tensor.n_values()).step_by(piece.len()) {
+        let len = piece.len().min(tensor.n_values() - start);
+        let piece = &mut piece[..len];
+        values.fill(start, piece);
+        bytes.clear();
+        stored.encode(piece, &mut bytes);
+        file.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &Value) -> io::Result<()> {
+    write_whole(path, |file| Ok(serde_json::to_writer_pretty(file, value)?))
+}
+
+/// Writes beside `path` and renames, so that no half-written file ever has the name.
+pub(super) fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let mut file = BufWriter::with_capacity(1 << 20, fs::File::create(&part)?);
+    write(&mut file)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    fs::rename(&part, path)
+}

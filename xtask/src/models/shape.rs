@@ -1,0 +1,212 @@
+//! The sizes of a test model, and the list of its tensors.
+
+use std::io;
+
+/// Rotary scaling of a test model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's; in GGUF it becomes the tensor `rope_freqs.weight`.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Below which multiple of the original context a frequency is low.
+        low_freq_factor: f64,
+        /// Above which it is high.
+        high_freq_factor: f64,
+        /// The context before stretching.
+        original_context_length: u32,
+    },
+}
+
+/// Sizes and settings of a test model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaShape {
+    /// Tokens; at least 272 (bytes, merges, special tokens).
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward part.
+    pub ffn_size: usize,
+    /// Layers.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Values per head.
+    pub head_size: usize,
+    /// Positions.
+    pub context_length: usize,
+    /// The head is the embedding matrix.
+    pub tied: bool,
+    /// With a window the model is a Mistral, which has no biases.
+    pub sliding_window: Option<usize>,
+    /// q, k, v and o have biases.
+    pub attention_bias: bool,
+    /// gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Their stretching.
+    pub rope_scaling: Option<RopeScaling>,
+}
+
+impl LlamaShape {
+    /// Four layers of width 64: every path in milliseconds. All widths are multiples of a quantisation block.
+    pub fn tiny() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 320,
+            hidden_size: 64,
+            ffn_size: 160,
+            n_layers: 4,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_size: 16,
+            context_length: 512,
+            tied: false,
+            sliding_window: None,
+            attention_bias: false,
+            mlp_bias: false,
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+        }
+    }
+
+    /// The sizes of TinyLlama: 1.1 billion parameters, 2.2 GB in bf16.
+    pub fn one_billion() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 32_000,
+            hidden_size: 2048,
+            ffn_size: 5632,
+            n_layers: 22,
+            n_heads: 32,
+            n_kv_heads: 4,
+            head_size: 64,
+            context_length: 2048,
+            ..LlamaShape::tiny()
+        }
+    }
+
+    /// All tensors in the order in which they are written.
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
+        let (hidden, ffn) = (self.hidden_size, self.ffn_size);
+        let (query, kv) = (self.n_heads * self.head_size, self.n_kv_heads * self.head_size);
+        let mut tensors = vec![Tensor::matrix("model.embed_tokens", "token_embd", self.vocab_size, hidden, Role::Plain)];
+        for layer in 0..self.n_layers {
+            let mut linear = |name: &str, gguf: &str, rows, columns, role, bias: bool| {
+                let (name, gguf) = (format!("model.layers.{layer}.{name}"), format!("blk.{layer}.{gguf}"));
+                tensors.push(Tensor::matrix(&name, &gguf, rows, columns, role));
+                if bias {
+                    tensors.push(Tensor::vector(&format!("{name}.bias"), &format!("{gguf}.bias"), rows, Role::bias_of(role)));
+                }
+            };
+            let (attention_bias, mlp_bias) = (self.attention_bias, self.mlp_bias);
+            linear("self_attn.q_proj", "attn_q", query, hidden, Role::Rotated { n_heads: self.n_heads }, attention_bias);
+            linear("self_attn.k_proj", "attn_k", kv, hidden, Role::Rotated { n_heads: self.n_kv_heads }, attention_bias);
+            linear("self_attn.v_proj", "attn_v", kv, hidden, Role::Plain, attention_bias);
+            linear("self_attn.o_proj", "attn_output", hidden, query, Role::Plain, attention_bias);
+            linear("mlp.gate_proj", "ffn_gate", ffn, hidden, Role::Plain, mlp_bias);
+            linear("mlp.up_proj", "ffn_up", ffn, hidden, Role::Plain, mlp_bias);
+            linear("mlp.down_proj", "ffn_down", hidden, ffn, Role::Plain, mlp_bias);
+            for (name, gguf) in [("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")] {
+                let (name, gguf) = (format!("model.layers.{layer}.{name}.weight"), format!("blk.{layer}.{gguf}.weight"));
+                tensors.push(Tensor::vector(&name, &gguf, hidden, Role::Norm));
+            }
+        }
+        tensors.push(Tensor::vector("model.norm.weight", "output_norm.weight", hidden, Role::Norm));
+        if !self.tied {
+            tensors.push(Tensor::matrix("lm_head", "output", self.vocab_size, hidden, Role::Plain));
+        }
+        tensors
+    }
+
+    /// What GGUF stores for Llama 3's scaling: by how much each pair's frequency is divided.
+    pub(super) fn rope_divisors(&self) -> Option<Vec<f32>> {
+        let Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length }) = self.rope_scaling else {
+            return None;
+        };
+        let original = f64::from(original_context_length);
+        let divisor = |pair: usize| {
+            let frequency = self.rope_theta.powf(-2.0 * pair as f64 / self.head_size as f64);
+            let wavelength = std::f64::consts::TAU / frequency;
+            if wavelength < original / high_freq_factor {
+                1.0
+            } else if wavelength > original / low_freq_factor {
+                factor as f32
+            } else {
+                let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+            }
+        };
+        Some((0..self.head_size / 2).map(divisor).collect())
+    }
+
+    /// Refuses sizes that cannot be a model.
+    pub(super) fn check(&self) -> io::Result<()> {
+        let n_tokens = super::vocabulary::n_tokens();
+        let fault = if self.vocab_size < n_tokens {
+            format!("the vocabulary needs at least {n_tokens} tokens")
+        } else if self.n_kv_heads == 0 || !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            "the key and value heads must divide the heads".into()
+        } else if self.sliding_window.is_some() && (self.attention_bias || self.mlp_bias) {
+            "a Mistral (a model with a window) has no biases".into()
+        } else if self.hidden_size == 0 || self.ffn_size == 0 || self.n_layers == 0 || self.head_size == 0 {
+            "no size may be zero".into()
+        } else {
+            return Ok(());
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, fault))
+    }
+}
+
+/// What decides the values of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Role {
+    /// A matrix.
+    Plain,
+    /// Queries or keys: rows are permuted in GGUF.
+    Rotated { n_heads: usize },
+    /// Values near 1.
+    Norm,
+    /// Values near 0, permuted where they belong to queries or keys.
+    Bias { n_heads: Option<usize> },
+}
+
+impl Role {
+    fn bias_of(matrix: Role) -> Role {
+        match matrix {
+            Role::Rotated { n_heads } => Role::Bias { n_heads: Some(n_heads) },
+            _ => Role::Bias { n_heads: None },
+        }
+    }
+}
+
+/// One tensor of a test model.
+#[derive(Debug, Clone)]
+pub(super) struct Tensor {
+    pub name: String,
+    pub gguf_name: String,
+    /// `[rows, columns]`, or `[values]`.
+    pub shape: Vec<usize>,
+    pub role: Role,
+}
+
+impl Tensor {
+    fn matrix(name: &str, gguf: &str, rows: usize, columns: usize, role: Role) -> Tensor {
+        Tensor { name: format!("{name}.weight"), gguf_name: format!("{gguf}.weight"), shape: vec![rows, columns], role }
+    }
+
+    fn vector(name: &str, gguf: &str, len: usize, role: Role) -> Tensor {
+        Tensor { name: name.to_owned(), gguf_name: gguf.to_owned(), shape: vec![len], role }
+    }
+
+    /// Values in all.
+    pub fn n_values(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
