@@ -2,7 +2,9 @@
 
 pub mod args;
 pub mod completions;
+pub mod locate;
 pub mod ls;
+pub mod prompt;
 pub mod pull;
 pub mod short_flags;
 pub mod terminal;
