@@ -77,6 +77,17 @@ pub struct Engine {
     store: Arc<Store>,
 }
 
+/// The most that was ever in use on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryUse {
+    /// Which device.
+    pub device: Device,
+    /// Bytes at the worst moment.
+    pub peak: Bytes,
+    /// What the plan promised not to exceed.
+    pub budget: Option<Bytes>,
+}
+
 /// The executors that compute in earnest.
 enum AnyExecutor {
     Gpu(Box<GpuExecutor>),
@@ -314,13 +325,14 @@ impl Engine {
         Ok(output.unwrap_or_default())
     }
 
-    /// Peak bytes on the executing device, by the accounting of every allocation, and on the host what is held there.
-    pub fn peaks(&self) -> Vec<(Device, Bytes)> {
+    /// Peak bytes per device beside the budgets: by the accounting of every allocation on an adapter, by counting what
+    /// is held on the host.
+    pub fn memory_use(&self) -> Vec<MemoryUse> {
+        let plan = &self.prepared.plan;
+        let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
         match &self.executor {
-            AnyExecutor::Gpu(executor) => {
-                vec![(self.prepared.plan.execute_on, executor.peak()), (Device::Cpu, self.store.held_bytes())]
-            }
-            AnyExecutor::Host(executor) => vec![(Device::Cpu, executor.peak())],
+            AnyExecutor::Gpu(executor) => vec![of(plan.execute_on, executor.peak()), of(Device::Cpu, self.store.held_bytes())],
+            AnyExecutor::Host(executor) => vec![of(Device::Cpu, executor.peak())],
         }
     }
 }

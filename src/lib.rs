@@ -6,6 +6,7 @@ pub mod engine;
 pub mod error;
 pub mod gpu;
 pub mod host;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod hub;
 pub mod kernels;
 pub mod machine;

@@ -1,13 +1,16 @@
 //! The machine as device specs: adapters, host memory, disk; and the rates measured on them, cached per adapter and driver.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::device::{Device, DeviceSpec, Rates};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::{self, AdapterFound, Gpu, Purpose};
-use crate::platform::{self, HostMemory};
+use crate::gpu::{self, AdapterFound, Gpu, ParamsArena, Purpose};
+use crate::kernels::{Binding, matmul};
+use crate::platform::{self, HostMemory, IoMode};
 use crate::units::{Bytes, BytesPerSec};
 
 /// Share of the host's free memory that a plan may use when no budget is given: the rest is for everybody else.
@@ -59,7 +62,7 @@ pub fn disk_spec() -> DeviceSpec {
 /// # Errors
 /// Where the adapter cannot be opened. A cache that cannot be read or written is no error.
 pub async fn upload_rates(found: &AdapterFound) -> Result<Rates> {
-    let key = format!("{} | {}", found.spec.name, found.spec.driver);
+    let key = cache_key(found);
     let mut cache = read_cache();
     if let Some(rates) = cache.get(&key) {
         return Ok(*rates);
@@ -68,6 +71,122 @@ pub async fn upload_rates(found: &AdapterFound) -> Result<Rates> {
     cache.insert(key, rates);
     write_cache(&cache);
     Ok(rates)
+}
+
+/// What is known of an adapter's rates without measuring.
+pub fn known_rates(found: &AdapterFound) -> Rates {
+    read_cache().get(&cache_key(found)).copied().unwrap_or_default()
+}
+
+/// Measures an adapter now and keeps the result for later plans.
+///
+/// # Errors
+/// Where the adapter cannot be opened or a transfer fails.
+pub async fn measure(found: &AdapterFound) -> Result<Rates> {
+    let mut rates = measure_uploads(found).await?;
+    let gpu = Gpu::open(found, Bytes(PROBE_BYTES.0 * 8), None).await?;
+    rates.readback = Some(probe_readback(&gpu).await?);
+    rates.submit_secs = Some(probe_submit(&gpu)?);
+    rates.matvec = Some(probe_matvec(&gpu).await?);
+    let mut cache = read_cache();
+    cache.insert(cache_key(found), rates);
+    write_cache(&cache);
+    Ok(rates)
+}
+
+/// Measures the host's own copies now.
+pub fn measure_host() -> Rates {
+    let source = vec![0x5a_u8; PROBE_BYTES.0 as usize];
+    let mut target = vec![0_u8; source.len()];
+    let secs = median(|| {
+        let begin = Instant::now();
+        target.copy_from_slice(std::hint::black_box(&source));
+        std::hint::black_box(&mut target);
+        Ok(begin.elapsed().as_secs_f64())
+    });
+    Rates { host_copy: secs.ok().map(|secs| BytesPerSec::from_transfer(PROBE_BYTES, secs)), ..Rates::default() }
+}
+
+/// Measures how fast a new file in the temporary folder is read, its pages dropped from the cache first.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be written or read.
+pub fn measure_disk() -> Result<BytesPerSec> {
+    const FILE_BYTES: usize = 64 << 20;
+    let mut file = tempfile::NamedTempFile::new().map_err(|source| Error::io("write", "a temporary file", source))?;
+    let path = file.path().to_owned();
+    let failed = |source| Error::io("write", path.display(), source);
+    let bytes: Vec<u8> = (0..FILE_BYTES).map(|index| (index / 512) as u8).collect();
+    file.write_all(&bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    let source = platform::open_source(&path, IoMode::Pread)?;
+    source.drop_behind(0, FILE_BYTES as u64);
+    let mut buffer = vec![0; 4 << 20];
+    let begin = Instant::now();
+    for offset in (0..FILE_BYTES).step_by(buffer.len()) {
+        source.read_at(offset as u64, &mut buffer)?;
+    }
+    Ok(BytesPerSec::from_transfer(Bytes(FILE_BYTES as u64), begin.elapsed().as_secs_f64()))
+}
+
+async fn probe_readback(gpu: &Gpu) -> Result<BytesPerSec> {
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+    let buffer = gpu.buffer("probe", PROBE_BYTES, usage, Purpose::Activations).await?;
+    let mut secs = Vec::with_capacity(PROBE_RUNS);
+    for _ in 0..PROBE_RUNS {
+        let begin = Instant::now();
+        gpu::read(gpu, &buffer, 0, PROBE_BYTES.0).await?;
+        secs.push(begin.elapsed().as_secs_f64());
+    }
+    secs.sort_by(f64::total_cmp);
+    Ok(BytesPerSec::from_transfer(PROBE_BYTES, secs[PROBE_RUNS / 2]))
+}
+
+/// One empty submission and the wait for it.
+fn probe_submit(gpu: &Gpu) -> Result<f64> {
+    median(|| {
+        let begin = Instant::now();
+        let encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let submission = gpu.queue.submit([encoder.finish()]);
+        gpu.wait(Some(submission))?;
+        Ok(begin.elapsed().as_secs_f64())
+    })
+}
+
+/// Bytes of an f16 matrix that a matrix × vector product reads per second.
+async fn probe_matvec(gpu: &Gpu) -> Result<BytesPerSec> {
+    let (n_rows, n_columns) = ((PROBE_BYTES.0 / 2 / 2048) as u32, 2048_u32);
+    let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let weight = gpu.buffer("probe weight", PROBE_BYTES, storage, Purpose::Weights).await?;
+    let input = gpu.buffer("probe input", Bytes(u64::from(n_columns) * 4), storage, Purpose::Activations).await?;
+    let output = gpu.buffer("probe output", Bytes(u64::from(n_rows) * 4), storage, Purpose::Activations).await?;
+    let mut arena = ParamsArena::new(gpu, 1).await?;
+    let params = matmul::Params::new(DType::F16, n_rows, n_columns, 1);
+    let offset = arena.push(gpu, &params)?;
+    arena.upload(gpu);
+    let bindings = matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&output) };
+    let dispatch = matmul::prepare(gpu, arena.buffer(), &params, bindings)?;
+    let run = || {
+        let begin = Instant::now();
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        dispatch.encode(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()), offset);
+        let submission = gpu.queue.submit([encoder.finish()]);
+        gpu.wait(Some(submission))?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    // The first run compiles.
+    run()?;
+    Ok(BytesPerSec::from_transfer(PROBE_BYTES, median(run)?))
+}
+
+fn median(mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
+    let mut secs = (0..PROBE_RUNS).map(|_| run()).collect::<Result<Vec<_>>>()?;
+    secs.sort_by(f64::total_cmp);
+    Ok(secs[PROBE_RUNS / 2])
+}
+
+fn cache_key(found: &AdapterFound) -> String {
+    format!("{} | {}", found.spec.name, found.spec.driver)
 }
 
 /// Measures both upload paths now.

@@ -195,6 +195,11 @@ impl Generation<'_, '_> {
         Ok(Some(Generated { token, text }))
     }
 
+    /// The engine it runs on.
+    pub fn engine(&self) -> &Engine {
+        self.session.engine
+    }
+
     /// Why it ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish

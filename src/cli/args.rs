@@ -28,6 +28,20 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Answer one prompt, or chat
+    Run(Box<RunArgs>),
+    /// Show where every layer would live and what would stream; loads nothing
+    Plan(PlanArgs),
+    /// List adapters, host memory and disk
+    Devices(DevicesArgs),
+    /// Show what a model is made of and what it needs
+    Inspect(InspectArgs),
+    /// Measure prefill and decode rates
+    Bench(BenchArgs),
+    /// Compute the scores of given tokens, for checks
+    Logits(LogitsArgs),
+    /// Print a report to paste into a bug
+    Doctor(DoctorArgs),
     /// Fetch a model from a Hugging Face hub into its standard cache
     Pull(PullArgs),
     /// List the models in the cache
@@ -205,43 +219,27 @@ fn parse_value<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
 mod tests {
     use super::*;
 
-    /// Every argument struct as a subcommand, whether or not the program offers it yet.
-    #[derive(Debug, Parser)]
-    enum Surface {
-        Devices(DevicesArgs),
-        Doctor(DoctorArgs),
-        Inspect(InspectArgs),
-        Plan(PlanArgs),
-        Run(Box<RunArgs>),
-        Bench(BenchArgs),
-        Logits(LogitsArgs),
-        Pull(PullArgs),
-        Ls(LsArgs),
-        Completions(CompletionsArgs),
-    }
-
-    fn read(line: &str) -> Result<Surface, clap::Error> {
+    fn read(line: &str) -> Result<Command, clap::Error> {
         let arguments = ["tierflow"].into_iter().chain(line.split_whitespace()).map(OsString::from);
-        let matches = with_switches_from_env(Surface::command()).try_get_matches_from(short_flags::expand(arguments))?;
-        Surface::from_arg_matches(&matches)
+        let matches = with_switches_from_env(Cli::command()).try_get_matches_from(short_flags::expand(arguments))?;
+        Cli::from_arg_matches(&matches).map(|cli| cli.command)
     }
 
     fn run(line: &str) -> RunArgs {
         match read(&format!("run {line}")) {
-            Ok(Surface::Run(args)) => *args,
+            Ok(Command::Run(args)) => *args,
             other => panic!("{line}: {other:?}"),
         }
     }
 
     #[test]
     fn the_surface_is_well_formed() {
-        Surface::command().debug_assert();
         Cli::command().debug_assert();
     }
 
     #[test]
     fn every_flag_has_its_twin_in_the_environment() {
-        for command in Surface::command().get_subcommands() {
+        for command in Cli::command().get_subcommands() {
             for arg in command.get_arguments() {
                 let Some(long) = arg.get_long().filter(|long| *long != "help") else { continue };
                 let twin = format!("TIERFLOW_{}", long.to_uppercase().replace('-', "_"));
@@ -279,7 +277,7 @@ mod tests {
         let hub = run("-hf org/name:Q4_0 -p x").model.source().unwrap();
         assert!(matches!(hub, ModelSource::Hub(model) if model.wanted.as_deref() == Some("Q4_0")));
         assert_eq!(run("").model.source().unwrap_err().exit_code(), 2);
-        let Ok(Surface::Plan(twice)) = read("plan a -m b") else { panic!("clap itself takes both") };
+        let Ok(Command::Plan(twice)) = read("plan a -m b") else { panic!("clap itself takes both") };
         assert_eq!(twice.model.source().unwrap_err().exit_code(), 2);
     }
 
@@ -303,7 +301,7 @@ mod tests {
 
     #[test]
     fn tokens_are_a_list() {
-        let Ok(Surface::Logits(args)) = read("logits m --tokens 1,2,3 --top 5") else { panic!("refused") };
+        let Ok(Command::Logits(args)) = read("logits m --tokens 1,2,3 --top 5") else { panic!("refused") };
         assert_eq!((args.tokens, args.top), (vec![1, 2, 3], Some(5)));
         assert!(read("logits m --tokens 1,-2").is_err());
         assert!(read("logits m").is_err());

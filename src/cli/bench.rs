@@ -5,7 +5,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::cli::args::{BenchArgs, BenchOutput};
-use crate::cli::model::{builder, load_with_bar, locate};
+use crate::cli::locate::locate;
+use crate::cli::model::{builder, load_with_bar};
 use crate::cli::plan::summary;
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::cli::trace_file;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::cli::args::InspectArgs;
-use crate::cli::model::locate;
+use crate::cli::locate::locate;
 use crate::cli::terminal::{Align, Visibility, print, print_json, table};
 use crate::dtype::DType;
 use crate::error::Result;

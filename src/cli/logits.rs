@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::cli::args::LogitsArgs;
-use crate::cli::model::{builder, load_with_bar, locate};
+use crate::cli::locate::locate;
+use crate::cli::model::{builder, load_with_bar};
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::engine::TextFiles;
 use crate::error::{Error, Result};

@@ -1,11 +1,24 @@
 //! The command line: one subcommand a file. Prints, and decides nothing that a library user would have to decide again.
 
 pub mod args;
-pub mod completions;
-pub mod ls;
-pub mod pull;
+mod bench;
+mod chat;
+mod completions;
+mod devices;
+mod doctor;
+mod inspect;
+mod locate;
+mod logits;
+mod ls;
+mod model;
+mod plan;
+mod prompt;
+mod pull;
+mod run;
 pub mod short_flags;
-pub mod terminal;
+mod statistics;
+mod terminal;
+mod trace_file;
 
 use std::ffi::OsString;
 
@@ -20,6 +33,13 @@ use args::{Cli, Command};
 /// What the subcommand failed at; [`crate::error::Error::exit_code`] is the process's.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     match Cli::read(arguments).command {
+        Command::Run(args) => run::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Completions(args) => completions::run(&args),

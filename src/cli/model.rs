@@ -1,46 +1,19 @@
-//! From arguments to an engine: which files, which budgets, which options. Shared by every subcommand with a model.
+//! From arguments to an engine: budgets and options. Shared by every subcommand with a model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::cli::args::{GpuLayers, IoArg, KvDtypeArg, ModelSource, PlacementArgs, UploadArg};
-use crate::cli::pull::pull_with_bar;
+use crate::cli::args::{GpuLayers, IoArg, KvDtypeArg, PlacementArgs, UploadArg};
 use crate::cli::terminal::{Progress, Visibility};
 use crate::device::GpuLimits;
 use crate::engine::{Engine, EngineBuilder, Prepared};
-use crate::error::{Error, Result};
-use crate::hub::{self, HubConfig};
+use crate::error::Result;
 use crate::plan::{KvDType, PlanOptions, ResidentLayers, UploadPath};
 use crate::platform::IoMode;
-
-/// The files of a model: a path, a model in the hub's cache, or one that is fetched now.
-///
-/// # Errors
-/// Where nothing of that name is there; those of fetching.
-pub fn locate(source: &ModelSource, visibility: Visibility) -> Result<PathBuf> {
-    match source {
-        ModelSource::Named(name) if Path::new(name).exists() => Ok(name.into()),
-        ModelSource::Named(name) => {
-            let not_there = || Error::InvalidArgument {
-                option: "MODEL".into(),
-                fault: format!("`{name}` is neither a folder nor a file, nor a model in the cache; `tierflow ls` lists those, `tierflow pull ORG/NAME` fetches one"),
-            };
-            let model = hub::parse_model_ref(name).map_err(|_| not_there())?;
-            hub::cached(&HubConfig::from_env()?, &model)?.ok_or_else(not_there)
-        }
-        ModelSource::Hub(model) => {
-            let config = HubConfig::from_env()?;
-            match hub::cached(&config, model)? {
-                Some(path) => Ok(path),
-                None => Ok(pull_with_bar(&config, model, visibility)?.path),
-            }
-        }
-    }
-}
 
 /// An engine builder with all that `placement` says.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for options that contradict each other.
+/// [`crate::error::Error::InvalidArgument`] for options that contradict each other.
 pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) -> Result<EngineBuilder> {
     if let Some(n_threads) = placement.threads {
         // A pool that was made before keeps its size; then this is a no-op.

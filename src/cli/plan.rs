@@ -1,7 +1,8 @@
 //! `tierflow plan`: the plan and the schedule; nothing is loaded.
 
 use crate::cli::args::PlanArgs;
-use crate::cli::model::{builder, locate};
+use crate::cli::locate::locate;
+use crate::cli::model::builder;
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::engine::Prepared;
 use crate::error::Result;

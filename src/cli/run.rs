@@ -1,14 +1,15 @@
 //! `tierflow run`: one prompt, or a chat. stdout carries the answer and nothing else.
 
-use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::cli::args::{GenerationArgs, RunArgs};
-use crate::cli::model::{builder, load_with_bar, locate};
+use crate::cli::locate::locate;
+use crate::cli::model::{builder, load_with_bar};
 use crate::cli::plan::summary;
+use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::Statistics;
 use crate::cli::terminal::{Visibility, print_json};
 use crate::cli::{chat, trace_file};
@@ -42,7 +43,7 @@ pub(super) struct Answer {
 pub fn run(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     // A prompt that cannot be read is told before a model is loaded.
-    let prompt = prompt(args)?;
+    let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     let path = locate(&args.source()?, visibility)?;
     let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
     if !args.quiet {
@@ -50,7 +51,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
     }
     let mut engine = load_with_bar(prepared, visibility)?;
     let settings = settings(&args.generation, &engine)?;
-    let system = system(&args.generation)?;
     let Some(prompt) = prompt else {
         return chat::run(&mut engine, &settings, system.as_deref(), args.quiet);
     };
@@ -87,35 +87,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
         eprint!("{}", answer.statistics.memory_lines());
     }
     if settings.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
-}
-
-/// The prompt, from the first that is given: `-p`, `-f`, the word after the model, a pipe on stdin.
-fn prompt(args: &RunArgs) -> Result<Option<String>> {
-    let stdin = || {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|source| Error::io("read the prompt from", "stdin", source))?;
-        Ok(Some(text))
-    };
-    match (&args.generation.prompt, &args.generation.file, args.words().1) {
-        (Some(prompt), ..) if prompt == "-" => stdin(),
-        (Some(prompt), ..) => Ok(Some(prompt.clone())),
-        (None, Some(file), _) => read_text(file).map(Some),
-        (None, None, Some(word)) => Ok(Some(word.to_owned())),
-        (None, None, None) if !std::io::stdin().is_terminal() => stdin(),
-        (None, None, None) => Ok(None),
-    }
-}
-
-fn system(args: &GenerationArgs) -> Result<Option<String>> {
-    match (&args.system, &args.system_file) {
-        (Some(text), _) => Ok(Some(text.clone())),
-        (None, Some(file)) => read_text(file).map(Some),
-        (None, None) => Ok(None),
-    }
-}
-
-fn read_text(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).map_err(|source| Error::io("read", file.display(), source))
 }
 
 /// Defaults, over them the model's own settings, over those the flags.

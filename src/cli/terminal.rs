@@ -115,7 +115,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Writes `value` to stdout as indented JSON with a line break at its end.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|fault| Error::io("write to", "stdout", fault.into()))?;
     print(&format!("{text}\n"))

@@ -1,1 +1,43 @@
-fn main() {}
+//! `cargo xtask TASK`: what a developer, a newcomer and the checks run. Knows no model and no GPU; starts programs.
+
+mod demo;
+mod machine;
+mod model;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask TASK
+
+  demo          show the main job on this machine: find or install an adapter, fetch a model, build, plan, run
+  test          format, clippy, docs and all tests; the first failure ends it
+  make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]
+                write a model with seeded random weights
+  fetch-model   fetch the small model that demo and test use, and print where it lies
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["demo"] => demo::run(),
+        ["test"] => test::run(),
+        ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
+        ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {}", failure.text);
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::units::Bytes;
 /// Which model.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Folder, .gguf file, or ORG/NAME[:QUANT] in the Hugging Face cache
+    /// Folder, .gguf file, or ORG/NAME:QUANT in the Hugging Face cache
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
     /// The same as MODEL

@@ -1,0 +1,80 @@
+//! From the model that the user names to the folder or file that holds it.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::args::ModelSource;
+use crate::cli::pull::pull_with_bar;
+use crate::cli::terminal::Visibility;
+use crate::error::{Error, Result};
+use crate::hub::{self, HubConfig, ModelRef};
+
+/// Where the model lies. A name is a path first, then a model in the cache; only `-hf` fetches.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where the name is neither; as [`hub::pull`] where the model is fetched.
+pub fn locate(source: &ModelSource, bar: Visibility) -> Result<PathBuf> {
+    locate_in(source, &HubConfig::from_env, bar)
+}
+
+fn locate_in(source: &ModelSource, config: &dyn Fn() -> Result<HubConfig>, bar: Visibility) -> Result<PathBuf> {
+    match source {
+        ModelSource::Named(name) if Path::new(name).exists() => Ok(PathBuf::from(name)),
+        ModelSource::Named(name) if hub::looks_like_model_ref(name) => {
+            let missing = |config: &HubConfig| {
+                let cache = config.cache_dir.display();
+                not_found(name, &format!("is no folder or file, and not (wholly) in {cache}; fetch it with: tierflow pull {name}"))
+            };
+            let (config, model) = (config()?, hub::parse_model_ref(name)?);
+            hub::cached(&config, &model)?.ok_or_else(|| missing(&config))
+        }
+        ModelSource::Named(name) => Err(not_found(name, "is no folder or file; check the path, or name a model of the hub as ORG/NAME")),
+        ModelSource::Hub(model) => cached_or_pulled(&config()?, model, bar),
+    }
+}
+
+fn cached_or_pulled(config: &HubConfig, model: &ModelRef, bar: Visibility) -> Result<PathBuf> {
+    match hub::cached(config, model)? {
+        Some(path) => Ok(path),
+        None => Ok(pull_with_bar(config, model, bar)?.path),
+    }
+}
+
+fn not_found(name: &str, fault: &str) -> Error {
+    Error::InvalidArgument { option: "MODEL".into(), fault: format!("`{name}` {fault}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_path_first_and_then_a_model_in_the_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        let config = || {
+            Ok(HubConfig {
+                endpoint: "http://127.0.0.1:9".into(),
+                cache_dir: cache.path().to_owned(),
+                token: None,
+                offline: true,
+                retry_delay: Duration::ZERO,
+            })
+        };
+        let locate = |name: &str| locate_in(&ModelSource::Named(name.into()), &config, Visibility::Hidden);
+        let here = cache.path().to_str().unwrap();
+        assert_eq!(locate(here).unwrap(), cache.path());
+        assert!(locate("org/name").unwrap_err().to_string().contains("tierflow pull org/name"));
+        assert!(locate("/no/such.gguf").unwrap_err().to_string().contains("check the path"));
+
+        let root = cache.path().join("models--org--name");
+        std::fs::create_dir_all(root.join("snapshots/c0ffee")).unwrap();
+        std::fs::create_dir_all(root.join("refs")).unwrap();
+        std::fs::write(root.join("refs/main"), "c0ffee").unwrap();
+        let file = root.join("snapshots/c0ffee/m-Q4_0.gguf");
+        std::fs::write(&file, "GGUF").unwrap();
+        assert_eq!(locate("org/name").unwrap(), file);
+        let hub = ModelSource::Hub(hub::parse_model_ref("org/name:q4_0").unwrap());
+        assert_eq!(locate_in(&hub, &config, Visibility::Hidden).unwrap(), file);
+    }
+}

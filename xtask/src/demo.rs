@@ -1,0 +1,30 @@
+//! `cargo xtask demo`: from a bare machine to an answer of a model that is larger than its GPU budget.
+
+use std::process::Command;
+
+use crate::steps::{self, Result, announce};
+use crate::{machine, model};
+
+/// Less than half of what the model takes.
+const BUDGET: &str = "gpu:0=40MiB";
+
+/// Finds or installs an adapter, fetches the model, builds, and shows devices, plan and one answer.
+pub fn run() -> Result<()> {
+    machine::ensure_adapter()?;
+    let model = model::ensure()?;
+    steps::run(&mut steps::cargo(&["build", "--release"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| steps::root().join("target"), Into::into);
+    let program = target.join("release").join(format!("tierflow{}", std::env::consts::EXE_SUFFIX));
+    let tierflow = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(arguments);
+        machine::ensure_runtime_folder(&mut command);
+        command
+    };
+    steps::run(&mut tierflow(&["devices"]))?;
+    steps::run(tierflow(&["plan"]).arg(&model).args(["--max-memory", BUDGET]))?;
+    let question = "What is the capital of France?";
+    steps::run(tierflow(&["run"]).arg(&model).args(["--max-memory", BUDGET, "--temp", "0", "-p", question]))?;
+    announce("done: the model answered with less GPU memory than it needs");
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! `cargo xtask test`: everything that must hold before a change is kept.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::steps::{self, Result, announce};
+use crate::{machine, model};
+
+/// Runs the steps in order, fast ones first; the first that fails ends it with its exit code.
+pub fn run() -> Result<()> {
+    let mut summary = Summary::default();
+    let outcome = run_steps(&mut summary);
+    summary.print();
+    outcome
+}
+
+fn run_steps(summary: &mut Summary) -> Result<()> {
+    summary.time("format", || steps::run(&mut steps::cargo(&["fmt", "--all", "--check"])))?;
+    let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    summary.time("clippy", || steps::run(&mut steps::cargo(&clippy)))?;
+    let mut doc = steps::cargo(&["doc", "--release", "--no-deps"]);
+    summary.time("docs", || steps::run(doc.env("RUSTDOCFLAGS", "-D warnings")))?;
+    summary.time("adapter", machine::ensure_adapter)?;
+    let model = summary.time("model", model::ensure)?;
+    summary.time("tests", || steps::run(&mut tests(&model)))
+}
+
+/// All tests, none of which may pass for want of an adapter or the model.
+fn tests(model: &Path) -> Command {
+    let mut command = steps::cargo(&["test", "--release", "--workspace"]);
+    command.env("REQUIRE_GPU", "1").env("TIERFLOW_SMOLLM2", model);
+    machine::ensure_runtime_folder(&mut command);
+    command
+}
+
+/// Steps that have ended, with their times.
+#[derive(Default)]
+struct Summary(Vec<(&'static str, Duration, &'static str)>);
+
+impl Summary {
+    fn time<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let outcome = step();
+        self.0.push((name, start.elapsed(), if outcome.is_ok() { "passed" } else { "FAILED" }));
+        outcome
+    }
+
+    fn print(&self) {
+        announce("summary");
+        for (name, time, outcome) in &self.0 {
+            eprintln!("{name:10} {outcome} {:8.1} s", time.as_secs_f64());
+        }
+    }
+}
