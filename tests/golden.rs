@@ -1,0 +1,143 @@
+//! The real small model against results of transformers in f32, made from the same GGUF file: token for token, and the
+//! logits behind the prompt. Needs `TIERFLOW_SMOLLM2` to name the file; `cargo xtask test` fetches it and sets that.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use tierflow::device::{Device, DeviceChoice, GpuLimits};
+use tierflow::engine::{Engine, EngineBuilder};
+use tierflow::plan::{PlanOptions, UploadPath};
+use tierflow::session::GenerateOptions;
+use tierflow::stream::{Scores, Want};
+use tierflow::text::{ChatMessage, GenerationPrompt, Sampler, SamplingSettings, Special};
+use tierflow::units::Bytes;
+
+/// Logits may differ from the reference by this share of its largest magnitude: f32 sums in another order.
+const LOGITS_TOLERANCE: f32 = 2e-3;
+
+/// One prompt and what transformers made of it.
+struct Golden {
+    prompt: String,
+    templated: String,
+    prompt_ids: Vec<u32>,
+    new_ids: Vec<u32>,
+    /// Behind the prompt. `[vocab_size]`
+    last_logits: Vec<f32>,
+}
+
+fn model() -> Option<PathBuf> {
+    let path = std::env::var_os("TIERFLOW_SMOLLM2").map(PathBuf::from);
+    if path.is_none() {
+        eprintln!("SKIP: TIERFLOW_SMOLLM2 does not name the model; `cargo xtask test` fetches it");
+    }
+    path
+}
+
+fn goldens() -> Vec<Golden> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    let ids = |value: &serde_json::Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let item = |(index, item): (usize, &serde_json::Value)| Golden {
+        prompt: text(&item["prompt"]),
+        templated: text(&item["templated"]),
+        prompt_ids: ids(&item["prompt_ids"]),
+        new_ids: ids(&item["new_ids"]),
+        last_logits: read_npy(&folder.join(format!("logits_last_{index}.npy"))),
+    };
+    json["items"].as_array().unwrap().iter().enumerate().map(item).collect()
+}
+
+/// A one-dimensional little-endian f32 array in numpy's format 1.0: magic, version, header length, header, data.
+fn read_npy(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let header_len = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    assert!(bytes.starts_with(b"\x93NUMPY\x01") && bytes[10..10 + header_len].windows(5).any(|part| part == b"'<f4'"));
+    bytes[10 + header_len..].as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
+}
+
+fn check(builder: EngineBuilder, what: &str) {
+    let mut engine = pollster::block_on(builder.open()).unwrap();
+    for golden in goldens() {
+        let tokenizer = engine.tokenizer().unwrap();
+        let template = engine.chat_template().unwrap();
+        let templated = template.render(&[ChatMessage::new("user", &golden.prompt)], GenerationPrompt::Add).unwrap();
+        assert_eq!(templated, golden.templated);
+        assert_eq!(tokenizer.encode(&templated, Special::Leave).unwrap(), golden.prompt_ids);
+
+        let mut session = engine.session();
+        let Scores::All(logits) = pollster::block_on(session.append(&golden.prompt_ids, Want::Logits)).unwrap() else { panic!("all scores") };
+        common::assert_close(&logits, &golden.last_logits, LOGITS_TOLERANCE, what);
+
+        let options = GenerateOptions { max_tokens: Some(golden.new_ids.len()), ..GenerateOptions::default() };
+        let sampler = Sampler::new(SamplingSettings::greedy(), 0);
+        let mut generation = pollster::block_on(session.generate(&golden.prompt_ids, sampler, options)).unwrap();
+        let mut tokens = Vec::new();
+        while let Some(step) = pollster::block_on(generation.next()).unwrap() {
+            tokens.push(step.token);
+        }
+        assert_eq!(tokens, golden.new_ids, "{what}: {}", golden.prompt);
+    }
+    for memory in engine.memory_use() {
+        assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{what}: {memory:?}");
+    }
+}
+
+const GPU: Device = Device::Gpu(0);
+
+#[test]
+fn host() {
+    let Some(model) = model() else { return };
+    check(Engine::builder(model).device(DeviceChoice::Cpu), "host");
+}
+
+#[test]
+fn gpu_all_resident() {
+    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let builder = Engine::builder(model).device(DeviceChoice::Gpu).ctx_size(256);
+    check(builder, "all resident");
+}
+
+#[test]
+fn gpu_with_40_mib() {
+    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    check(Engine::builder(model).max_memory(GPU, Bytes::mib(40)), "40 MiB");
+}
+
+#[test]
+fn gpu_with_all_from_disk() {
+    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let builder = Engine::builder(model).max_memory(GPU, Bytes::mib(40)).max_memory(Device::Cpu, Bytes::ZERO);
+    check(builder, "from disk");
+}
+
+/// Placement never changes the answer: the same bytes, so the same bits.
+#[test]
+fn logits_are_bit_identical_wherever_the_weights_live() {
+    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let tokens = &goldens()[0].prompt_ids;
+    let logits = |builder: EngineBuilder, streams: bool| {
+        let mut engine = pollster::block_on(builder.open()).unwrap();
+        assert_eq!(engine.plan().ring.is_some(), streams);
+        let mut session = engine.session();
+        let prefill = pollster::block_on(session.append(tokens, Want::Logits)).unwrap();
+        let decode = pollster::block_on(session.append(&[504], Want::Logits)).unwrap();
+        let (Scores::All(prefill), Scores::All(decode)) = (prefill, decode) else { panic!("all scores") };
+        (common::bits(&prefill), common::bits(&decode))
+    };
+    // The same forward size everywhere: another one may take another kernel.
+    let options = |upload| PlanOptions { ctx_size: Some(64), ubatch_size: Some(64), upload, ..PlanOptions::default() };
+    let engine = || Engine::builder(&model).plan_options(options(None)).device(DeviceChoice::Gpu);
+    let resident = logits(engine(), false);
+    let small = Bytes::mib(24);
+    assert!(logits(engine().max_memory(GPU, small), true) == resident, "streamed from the host");
+    assert!(logits(engine().max_memory(GPU, small).max_memory(Device::Cpu, Bytes::ZERO), true) == resident, "streamed from disk");
+    for upload in [UploadPath::Mapped, UploadPath::Staged] {
+        let builder = Engine::builder(&model).plan_options(options(Some(upload))).max_memory(GPU, small);
+        assert!(logits(builder, true) == resident, "{upload}");
+    }
+    let limits = GpuLimits { max_buffer_bytes: Bytes::mib(16), max_binding_bytes: Bytes::mib(8), ..GpuLimits::default() };
+    assert!(logits(engine().limits(Some(limits)), false) == resident, "sliced");
+    assert!(logits(engine().limits(Some(limits)).max_memory(GPU, small), true) == resident, "sliced and streamed");
+}
