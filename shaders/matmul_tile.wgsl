@@ -37,7 +37,7 @@ fn word_at(half: u32) -> u32 {
     let odd = half & 1u;
     let first = weight[half / 2u];
     let second = weight[half / 2u + odd];
-    return select(first, (first >> 16u) | (second << 16u), odd == 1u);
+    return select(first, straddle(first, second), odd == 1u);
 }
 
 fn half_at(half: u32) -> f32 {

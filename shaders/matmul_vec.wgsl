@@ -6,7 +6,6 @@
 // input   [n_tokens, n_columns] f32, read as quads
 // output  [n_tokens, output_stride] f32
 //
-// All loads are of four words: software adapters pay per load and lane, not per byte.
 // LANES lanes share a row and ROWS rows, for TOKENS tokens at a time; z counts the groups of tokens.
 // Which lane adds which products depends on n_columns alone, so a row's result is the same in every slice and every batch.
 
@@ -27,17 +26,21 @@ struct Params {
 override DTYPE: u32 = 0u;
 override LANES: u32 = 32u;     // a power of two
 override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
-override ROWS: u32 = 4u;       // at most 4
+override ROWS: u32 = 4u;       // at most 8
 override TOKENS: u32 = 1u;     // at most 4
 
-const MAX_SUMS: u32 = 16u; // ROWS * TOKENS
+const MAX_SUMS: u32 = 32u; // ROWS * TOKENS
 const MAX_WORKGROUP: u32 = 64u;
 
-var<workgroup> partial: array<f32, 1024>; // MAX_SUMS * MAX_WORKGROUP
+var<workgroup> partial: array<f32, 2048>; // MAX_SUMS * MAX_WORKGROUP
 
-var<private> sums: array<vec4<f32>, MAX_SUMS>;
-var<private> rows: array<u32, 4>;        // the rows of this lane, the last one repeated past the end
+var<private> sums: array<f32, MAX_SUMS>; // [ROWS, TOKENS]
+var<private> rows: array<u32, 8>;        // the rows of this lane, the last one repeated past the end
 var<private> token_quads: array<u32, 4>; // where the tokens of this lane begin in `input`
+
+fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
+    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
+}
 
 fn add_f32(lane: u32) {
     let n_quads = params.n_columns / 4u;
@@ -45,7 +48,7 @@ fn add_f32(lane: u32) {
         for (var i = 0u; i < ROWS; i++) {
             let values = bitcast<vec4<f32>>(weight[rows[i] * n_quads + quad]);
             for (var t = 0u; t < TOKENS; t++) {
-                sums[i * TOKENS + t] = fma(values, input[token_quads[t] + quad], sums[i * TOKENS + t]);
+                sums[i * TOKENS + t] = add_products(values, input[token_quads[t] + quad], sums[i * TOKENS + t]);
             }
         }
     }
@@ -65,109 +68,105 @@ fn add_halves(lane: u32) {
             }
             for (var t = 0u; t < TOKENS; t++) {
                 let quad = token_quads[t] + octet * 2u;
-                sums[i * TOKENS + t] = fma(high, input[quad + 1u], fma(low, input[quad], sums[i * TOKENS + t]));
+                let sum = add_products(low, input[quad], sums[i * TOKENS + t]);
+                sums[i * TOKENS + t] = add_products(high, input[quad + 1u], sum);
             }
         }
     }
 }
 
-// The four words that begin `shift` (0 to 3) words into `first`.
-fn shifted(first: vec4<u32>, second: vec4<u32>, shift: u32) -> vec4<u32> {
-    let by_two = (shift & 2u) != 0u;
-    let low = select(first, vec4<u32>(first.zw, second.xy), by_two);
-    let next = select(second.x, second.z, by_two);
-    return select(low, vec4<u32>(low.yzw, next), (shift & 1u) != 0u);
+// One word alone: blocks begin at any even byte, so that whole quads would load more than they hold.
+fn word_at(word: u32) -> u32 {
+    return weight[word / 4u][word % 4u];
 }
 
 // 34 bytes from an even byte, d * q. The block's sum of q * x is scaled once.
 fn add_q8_0(lane: u32) {
     let n_blocks = params.n_columns / 32u;
     for (var block = lane; block < n_blocks; block += LANES) {
+        var words: array<u32, 8>; // of each row, the one that the next one continues
+        var block_sums: array<f32, MAX_SUMS>;
         for (var i = 0u; i < ROWS; i++) {
-            // Nine words hold the block; its scale is the upper half of the first where it straddles.
-            let half = (rows[i] * n_blocks + block) * 17u;
-            let straddles = (half & 1u) == 1u;
-            let word = half / 2u;
-            let q0 = weight[word / 4u];
-            let q1 = weight[word / 4u + 1u];
-            // The ninth word ends in the third quad, unless the block ends with the second.
-            let q2 = weight[(word + 8u) / 4u];
-            let shift = word & 3u;
-            let words0 = shifted(q0, q1, shift);
-            let words1 = shifted(q1, q2, shift);
-            let last = q2[shift];
-            let scales = decode_f16(words0.x);
-            let d = select(scales.x, scales.y, straddles);
-            let next0 = vec4<u32>(words0.yzw, words1.x);
-            let next1 = vec4<u32>(words1.yzw, last);
-            let quants0 = select(straddle(words0, next0), next0, straddles);
-            let quants1 = select(straddle(words1, next1), next1, straddles);
-            let quad = block * 8u;
+            words[i] = word_at((rows[i] * n_blocks + block) * 17u / 2u);
             for (var t = 0u; t < TOKENS; t++) {
-                let begin = token_quads[t] + quad;
-                var sum = decode_bytes(quants0.x) * input[begin];
-                sum = fma(decode_bytes(quants0.y), input[begin + 1u], sum);
-                sum = fma(decode_bytes(quants0.z), input[begin + 2u], sum);
-                sum = fma(decode_bytes(quants0.w), input[begin + 3u], sum);
-                sum = fma(decode_bytes(quants1.x), input[begin + 4u], sum);
-                sum = fma(decode_bytes(quants1.y), input[begin + 5u], sum);
-                sum = fma(decode_bytes(quants1.z), input[begin + 6u], sum);
-                sum = fma(decode_bytes(quants1.w), input[begin + 7u], sum);
-                sums[i * TOKENS + t] = fma(vec4<f32>(d), sum, sums[i * TOKENS + t]);
+                block_sums[i * TOKENS + t] = 0.0;
+            }
+        }
+        let first_words = words;
+        for (var j = 0u; j < 8u; j++) {
+            for (var i = 0u; i < ROWS; i++) {
+                let half = (rows[i] * n_blocks + block) * 17u;
+                let next = word_at(half / 2u + 1u + j);
+                let values = decode_bytes(select(straddle(words[i], next), next, (half & 1u) == 1u));
+                words[i] = next;
+                for (var t = 0u; t < TOKENS; t++) {
+                    let x = input[token_quads[t] + block * 8u + j];
+                    block_sums[i * TOKENS + t] = add_products(values, x, block_sums[i * TOKENS + t]);
+                }
+            }
+        }
+        for (var i = 0u; i < ROWS; i++) {
+            let scales = decode_f16(first_words[i]);
+            let d = select(scales.x, scales.y, ((rows[i] * n_blocks + block) & 1u) == 1u);
+            for (var t = 0u; t < TOKENS; t++) {
+                sums[i * TOKENS + t] = fma(d, block_sums[i * TOKENS + t], sums[i * TOKENS + t]);
             }
         }
     }
 }
 
-// The sum of q * x over a block of nibbles, whose first token value is quad `begin`.
-fn nibble_products(quants: vec4<u32>, begin: u32) -> vec4<f32> {
-    var sum = decode_low_nibbles(quants.x) * input[begin];
-    sum = fma(decode_low_nibbles(quants.y), input[begin + 1u], sum);
-    sum = fma(decode_low_nibbles(quants.z), input[begin + 2u], sum);
-    sum = fma(decode_low_nibbles(quants.w), input[begin + 3u], sum);
-    sum = fma(decode_high_nibbles(quants.x), input[begin + 4u], sum);
-    sum = fma(decode_high_nibbles(quants.y), input[begin + 5u], sum);
-    sum = fma(decode_high_nibbles(quants.z), input[begin + 6u], sum);
-    return fma(decode_high_nibbles(quants.w), input[begin + 7u], sum);
-}
-
-// The sum of x over a block: what a block's constant part is multiplied with, the same for all rows.
-fn input_sum(begin: u32) -> vec4<f32> {
-    return ((input[begin] + input[begin + 1u]) + (input[begin + 2u] + input[begin + 3u]))
-        + ((input[begin + 4u] + input[begin + 5u]) + (input[begin + 6u] + input[begin + 7u]));
-}
-
-// Q4_0: 18 bytes from an even byte, d * (q - 8). Q4_1: 20 bytes, d * q + m. Either way scale * q + offset.
+// Q4_0: 18 bytes from an even byte, d * (q - 8). Q4_1: 20 bytes, d * q + m. Either way scale * q + offset,
+// and the sum of offset * x is the offset times the sum of x, which all rows share.
 fn add_q4(lane: u32) {
     let n_blocks = params.n_columns / 32u;
+    let halves_per_block = select(10u, 9u, DTYPE == Q4_0);
     for (var block = lane; block < n_blocks; block += LANES) {
-        var input_sums: array<vec4<f32>, 4>;
+        var words: array<u32, 8>; // of each row, the one that the next one continues
+        var block_sums: array<f32, MAX_SUMS>;
+        var input_sums: array<f32, 4>;
         for (var t = 0u; t < TOKENS; t++) {
-            input_sums[t] = input_sum(token_quads[t] + block * 8u);
+            input_sums[t] = 0.0;
         }
         for (var i = 0u; i < ROWS; i++) {
-            let half = (rows[i] * n_blocks + block) * select(10u, 9u, DTYPE == Q4_0);
-            let word = half / 2u;
-            let shift = word & 3u;
-            let first = weight[word / 4u];
-            // The fifth word ends in the next quad, unless the binding ends with this one's.
-            let second = weight[(word + 4u) / 4u];
-            let words = shifted(first, second, shift);
-            let next = vec4<u32>(words.yzw, second[shift]);
-            let halves = decode_f16(words.x);
+            words[i] = word_at((rows[i] * n_blocks + block) * halves_per_block / 2u);
+            for (var t = 0u; t < TOKENS; t++) {
+                block_sums[i * TOKENS + t] = 0.0;
+            }
+        }
+        let first_words = words;
+        for (var j = 0u; j < 4u; j++) {
+            for (var t = 0u; t < TOKENS; t++) {
+                let quad = token_quads[t] + block * 8u + j;
+                input_sums[t] = add_products(vec4<f32>(1.0), input[quad] + input[quad + 4u], input_sums[t]);
+            }
+            for (var i = 0u; i < ROWS; i++) {
+                let half = (rows[i] * n_blocks + block) * halves_per_block;
+                let next = word_at(half / 2u + 1u + j);
+                var quants = next;
+                if DTYPE == Q4_0 {
+                    quants = select(straddle(words[i], next), next, (half & 1u) == 1u);
+                    words[i] = next;
+                }
+                let low = decode_low_nibbles(quants);
+                let high = decode_high_nibbles(quants);
+                for (var t = 0u; t < TOKENS; t++) {
+                    let quad = token_quads[t] + block * 8u + j;
+                    let sum = add_products(low, input[quad], block_sums[i * TOKENS + t]);
+                    block_sums[i * TOKENS + t] = add_products(high, input[quad + 4u], sum);
+                }
+            }
+        }
+        for (var i = 0u; i < ROWS; i++) {
+            let halves = decode_f16(first_words[i]);
             var scale = halves.x;
             var offset = halves.y;
-            var quants = next;
             if DTYPE == Q4_0 {
-                let straddles = (half & 1u) == 1u;
-                scale = select(halves.x, halves.y, straddles);
+                scale = select(halves.x, halves.y, ((rows[i] * n_blocks + block) & 1u) == 1u);
                 offset = -8.0 * scale;
-                quants = select(straddle(words, next), next, straddles);
             }
             for (var t = 0u; t < TOKENS; t++) {
-                let shared_part = fma(vec4<f32>(offset), input_sums[t], sums[i * TOKENS + t]);
-                let products = nibble_products(quants, token_quads[t] + block * 8u);
-                sums[i * TOKENS + t] = fma(vec4<f32>(scale), products, shared_part);
+                let sum = fma(offset, input_sums[t], sums[i * TOKENS + t]);
+                sums[i * TOKENS + t] = fma(scale, block_sums[i * TOKENS + t], sum);
             }
         }
     }
@@ -190,7 +189,7 @@ fn main(
         token_quads[t] = min(token_begin + t, params.n_tokens - 1u) * (params.n_columns / 4u);
     }
     for (var s = 0u; s < ROWS * TOKENS; s++) {
-        sums[s] = vec4<f32>(0.0);
+        sums[s] = 0.0;
     }
 
     if DTYPE == F32 {
@@ -204,7 +203,7 @@ fn main(
     }
 
     for (var s = 0u; s < ROWS * TOKENS; s++) {
-        partial[s * MAX_WORKGROUP + local] = (sums[s].x + sums[s].y) + (sums[s].z + sums[s].w);
+        partial[s * MAX_WORKGROUP + local] = sums[s];
     }
     for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
         workgroupBarrier(); // the partial sums of the level above are written

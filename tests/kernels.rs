@@ -327,8 +327,8 @@ fn attention_matches_its_reference() {
     for gpu in gpus() {
         for kv_dtype in [kv_store::KvDType::F32, kv_store::KvDType::F16] {
             for (heads, head_size, kv_len, n_tokens) in [
-                ([1, 1], 2, 1, 1),
-                ([3, 1], 34, 3, 3),
+                ([1, 1], 8, 1, 1),
+                ([3, 1], 24, 3, 3),
                 ([4, 2], 64, 31, 1),
                 ([9, 3], 64, 33, 5),
                 ([2, 2], 256, 257, 2),
@@ -339,7 +339,7 @@ fn attention_matches_its_reference() {
                 }
             }
         }
-        Attention::of_one_sequence([3, 3], 33, 40, 2, 0).check(gpu, kv_store::KvDType::F32);
+        Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, kv_store::KvDType::F32);
     }
 }
 
@@ -359,10 +359,10 @@ fn attention_serves_tokens_of_several_sequences_at_once() {
 #[test]
 fn attention_lets_a_nan_through() {
     for gpu in gpus() {
-        let attention = Attention::of_one_sequence([1, 1], 4, 20, 1, 0);
-        let mut key = vec![0.5f32; 2 * 23 * 4];
-        key[23 * 4 + 17 * 4] = f32::NAN;
-        let [query, tokens, mixed] = [upload(gpu, "query", &[1f32; 4]), upload(gpu, "tokens", &attention.tokens), poisoned(gpu, 4)];
+        let attention = Attention::of_one_sequence([1, 1], 8, 20, 1, 0);
+        let mut key = vec![0.5f32; 2 * 23 * 8];
+        key[23 * 8 + 17 * 8] = f32::NAN;
+        let [query, tokens, mixed] = [upload(gpu, "query", &[1f32; 8]), upload(gpu, "tokens", &attention.tokens), poisoned(gpu, 8)];
         let [keys, values] = [upload(gpu, "key", &key), upload(gpu, "value", &vec![1f32; key.len()])];
         let bindings = attention::Bindings {
             query: Binding::whole(&query),
@@ -372,7 +372,7 @@ fn attention_lets_a_nan_through() {
             mixed: Binding::whole(&mixed),
         };
         run(gpu, &attention.params, |buffer| attention::prepare(gpu, buffer, &attention.params, bindings));
-        assert!(output(gpu, &mixed, 4).iter().all(|value| value.is_nan()));
+        assert!(output(gpu, &mixed, 8).iter().all(|value| value.is_nan()));
     }
 }
 

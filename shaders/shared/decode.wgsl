@@ -36,7 +36,7 @@ fn decode_high_nibbles(word: u32) -> vec4<f32> {
     return decode_low_nibbles(word >> 4u);
 }
 
-// Four bytes each that begin in the upper half of `first`.
-fn straddle(first: vec4<u32>, second: vec4<u32>) -> vec4<u32> {
-    return (first >> vec4<u32>(16u)) | (second << vec4<u32>(16u));
+// Four bytes that begin in the upper half of `first`.
+fn straddle(first: u32, second: u32) -> u32 {
+    return (first >> 16u) | (second << 16u);
 }

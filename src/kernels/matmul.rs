@@ -3,12 +3,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, Needed, f32_bytes, matmul_odd, matmul_tile, matmul_vec, require};
+use super::{Binding, Needed, f32_bytes, is_software, matmul_odd, matmul_tile, matmul_vec, require};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
-/// Most tokens for which [`matmul_vec`] is used: beyond, decoding the weights for each four of them costs more than tiles do.
+/// Most tokens for which hardware uses [`matmul_vec`]: beyond, decoding the weights for each four of them costs more than tiles do.
+/// Software always uses it: its lanes keep more in registers than a tile would save them.
 pub const MAX_VEC_TOKENS: u32 = 8;
 
 /// Params of every form.
@@ -88,7 +89,7 @@ pub const fn dtype_code(dtype: DType) -> u32 {
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     if !params.has_whole_quads() {
         matmul_odd::prepare(gpu, params_buffer, params, bindings)
-    } else if params.n_tokens > MAX_VEC_TOKENS {
+    } else if params.n_tokens > MAX_VEC_TOKENS && !is_software(gpu) {
         matmul_tile::prepare(gpu, params_buffer, params, bindings)
     } else {
         matmul_vec::prepare(gpu, params_buffer, params, bindings)

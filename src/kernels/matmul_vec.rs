@@ -16,8 +16,9 @@ struct Shape {
     rows: u32,
 }
 
-/// One lane per row and no barrier: a software adapter loads for each lane alone, so neighbours gain nothing.
-const SOFTWARE: Shape = Shape { lanes: 1, workgroup: 16, rows: 4 };
+/// One lane per row and no barrier. A software adapter loads for each lane alone and pays for each load, so neighbours gain
+/// nothing, and a lane uses what it loads for as many rows and tokens as its registers hold. Eight lanes are one of its vectors.
+const SOFTWARE: Shape = Shape { lanes: 1, workgroup: 8, rows: 8 };
 
 /// A row's blocks are read side by side by the lanes of half a hardware wave or more.
 const HARDWARE: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
