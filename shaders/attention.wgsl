@@ -8,8 +8,8 @@
 // value_cache  as key_cache
 // mixed        [n_tokens, n_heads, head_size] f32
 //
-// One workgroup per token and query head. Positions are taken LANES at a time with a running maximum and sum (online softmax),
-// so that no row of scores is ever held.
+// One workgroup per token and HEADS query heads that share a key head. Positions are taken BLOCK at a time with a running maximum
+// and sum (online softmax), so that no row of scores is ever held. Heads are cut into octets of values; head_size is whole octets.
 
 struct Params {
     n_tokens: u32,
@@ -24,56 +24,140 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> query: array<f32>;
+@group(0) @binding(1) var<storage, read> query: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> key_cache: array<u32>;
-@group(0) @binding(4) var<storage, read> value_cache: array<u32>;
-@group(0) @binding(5) var<storage, read_write> mixed: array<f32>;
+@group(0) @binding(3) var<storage, read> key_cache: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read> value_cache: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read_write> mixed: array<vec4<f32>>;
 
 override KV_F16: bool = false;
-override LANES: u32 = 64u; // at most 64
+override LANES: u32 = 64u;    // at most 64
+override HEADS: u32 = 1u;     // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
+override POSITIONS: u32 = 1u; // positions of a lane, at most 4; HEADS * LANES * POSITIONS is at most 256
 
+const MAX_HEADS: u32 = 4u;
+const MAX_SCORES: u32 = 16u; // HEADS * POSITIONS
+const HEAD_QUADS: u32 = 64u; // of the largest head
 const LOWEST: f32 = -3.4e38;
 
-var<workgroup> scaled_query: array<f32, 256>; // [head_size]
-var<workgroup> sums: array<f32, 256>;         // [head_size], each element used by one lane only
-var<workgroup> scores: array<f32, 64>;        // [LANES]
-var<workgroup> shares: array<f32, 64>;        // [LANES], exp(score - maximum)
+var<workgroup> scaled_query: array<vec4<f32>, 256>; // [HEADS, head quads]
+var<workgroup> sums: array<vec4<f32>, 256>;         // [HEADS, parts, head quads], each used by one lane only until the end
+var<workgroup> shares: array<f32, 256>;             // [HEADS, BLOCK], exp(score - maximum)
+var<workgroup> of_lanes: array<f32, 256>;           // [HEADS, LANES], each lane's maximum, at last its total
 
-fn score(row: u32) -> f32 {
-    var sum = 0.0;
-    if KV_F16 {
-        for (var i = 0u; i < params.head_size / 2u; i++) {
-            let pair = unpack2x16float(key_cache[row * (params.head_size / 2u) + i]);
-            sum = fma(pair.y, scaled_query[i * 2u + 1u], fma(pair.x, scaled_query[i * 2u], sum));
-        }
-    } else {
-        for (var i = 0u; i < params.head_size; i++) {
-            sum = fma(bitcast<f32>(key_cache[row * params.head_size + i]), scaled_query[i], sum);
-        }
-    }
-    return sum;
+struct Octet {
+    low: vec4<f32>,
+    high: vec4<f32>,
 }
 
-// Adds the shares of `count` rows from `row` on to the sums, which are first scaled to the new maximum.
-fn add_values(lane: u32, row: u32, count: u32, rescale: f32) {
+fn from_halves(words: vec4<u32>) -> Octet {
+    return Octet(
+        vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
+        vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
+    );
+}
+
+// `index` counts the octets of the whole cache.
+fn key_octet(index: u32) -> Octet {
     if KV_F16 {
-        let head_words = params.head_size / 2u;
-        for (var i = lane; i < head_words; i += LANES) {
-            var sum = rescale * vec2<f32>(sums[i * 2u], sums[i * 2u + 1u]);
-            for (var j = 0u; j < count; j++) {
-                sum = fma(vec2<f32>(shares[j]), unpack2x16float(value_cache[(row + j) * head_words + i]), sum);
+        return from_halves(key_cache[index]);
+    }
+    return Octet(bitcast<vec4<f32>>(key_cache[index * 2u]), bitcast<vec4<f32>>(key_cache[index * 2u + 1u]));
+}
+
+fn value_octet(index: u32) -> Octet {
+    if KV_F16 {
+        return from_halves(value_cache[index]);
+    }
+    return Octet(bitcast<vec4<f32>>(value_cache[index * 2u]), bitcast<vec4<f32>>(value_cache[index * 2u + 1u]));
+}
+
+fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
+    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
+}
+
+// The scores of POSITIONS positions from `first` on, LANES apart; past `count` the last one is repeated.
+fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
+    let n_octets = params.head_size / 8u;
+    var scores: array<f32, MAX_SCORES>;
+    for (var s = 0u; s < HEADS * POSITIONS; s++) {
+        scores[s] = 0.0;
+    }
+    for (var octet = 0u; octet < n_octets; octet++) {
+        for (var p = 0u; p < POSITIONS; p++) {
+            let keys = key_octet((row + min(first + p * LANES, count - 1u)) * n_octets + octet);
+            for (var h = 0u; h < HEADS; h++) {
+                let low = add_products(keys.low, scaled_query[h * HEAD_QUADS + octet * 2u], scores[h * POSITIONS + p]);
+                scores[h * POSITIONS + p] = add_products(keys.high, scaled_query[h * HEAD_QUADS + octet * 2u + 1u], low);
             }
-            sums[i * 2u] = sum.x;
-            sums[i * 2u + 1u] = sum.y;
         }
-    } else {
-        for (var i = lane; i < params.head_size; i += LANES) {
-            var sum = rescale * sums[i];
-            for (var j = 0u; j < count; j++) {
-                sum = fma(shares[j], bitcast<f32>(value_cache[(row + j) * params.head_size + i]), sum);
+    }
+    return scores;
+}
+
+// Adds the shares of `count` rows from `row` on to the sums, which are first scaled to the new maxima.
+// Where there are more lanes than octets, the positions are dealt out to several parts.
+fn add_values(lane: u32, row: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
+    let block = LANES * POSITIONS;
+    let n_octets = params.head_size / 8u;
+    let n_parts = max(LANES / n_octets, 1u);
+    for (var slot = lane; slot < n_octets * n_parts; slot += LANES) {
+        let octet = slot % n_octets;
+        var low: array<vec4<f32>, MAX_HEADS>;
+        var high: array<vec4<f32>, MAX_HEADS>;
+        for (var h = 0u; h < HEADS; h++) {
+            let index = (h * n_octets * n_parts + slot) * 2u;
+            low[h] = rescale[h] * sums[index];
+            high[h] = rescale[h] * sums[index + 1u];
+        }
+        for (var j = slot / n_octets; j < count; j += n_parts) {
+            let values = value_octet((row + j) * n_octets + octet);
+            for (var h = 0u; h < HEADS; h++) {
+                let share = vec4<f32>(shares[h * block + j]);
+                low[h] = fma(share, values.low, low[h]);
+                high[h] = fma(share, values.high, high[h]);
             }
-            sums[i] = sum;
+        }
+        for (var h = 0u; h < HEADS; h++) {
+            let index = (h * n_octets * n_parts + slot) * 2u;
+            sums[index] = low[h];
+            sums[index + 1u] = high[h];
+        }
+    }
+}
+
+// Loads the queries, scaled, and clears the sums that `add_values` gives this lane.
+fn begin_heads(lane: u32, query_begin: u32) {
+    let n_quads = params.head_size / 4u;
+    let n_slots = n_quads / 2u * max(LANES / (n_quads / 2u), 1u);
+    for (var h = 0u; h < HEADS; h++) {
+        for (var quad = lane; quad < n_quads; quad += LANES) {
+            scaled_query[h * HEAD_QUADS + quad] = params.scale * query[query_begin + h * n_quads + quad];
+        }
+        for (var slot = lane; slot < n_slots; slot += LANES) {
+            sums[(h * n_slots + slot) * 2u] = vec4<f32>(0.0);
+            sums[(h * n_slots + slot) * 2u + 1u] = vec4<f32>(0.0);
+        }
+    }
+}
+
+// Adds up lanes and parts and writes the heads.
+fn end_heads(lane: u32, mixed_begin: u32, is_empty: bool) {
+    let n_quads = params.head_size / 4u;
+    let n_parts = max(LANES / (n_quads / 2u), 1u);
+    for (var h = 0u; h < HEADS; h++) {
+        var total = 0.0;
+        for (var i = 0u; i < LANES; i++) {
+            total += of_lanes[h * LANES + i];
+        }
+        // A token that sees nothing mixes nothing.
+        let norm = select(1.0 / total, 0.0, is_empty);
+        for (var quad = lane; quad < n_quads; quad += LANES) {
+            var sum = sums[h * n_quads * n_parts + quad];
+            for (var part = 1u; part < n_parts; part++) {
+                sum += sums[(h * n_parts + part) * n_quads + quad];
+            }
+            mixed[mixed_begin + h * n_quads + quad] = sum * norm;
         }
     }
 }
@@ -85,9 +169,10 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     // Folding may add workgroups past the last head: they repeat it, since none may skip the barriers.
-    let index = min(workgroup.x + workgroup.y * n_workgroups.x, params.n_tokens * params.n_heads - 1u);
-    let token = tokens[index / params.n_heads];
-    let kv_head = index % params.n_heads / (params.n_heads / params.n_kv_heads);
+    let n_groups = params.n_heads / HEADS;
+    let index = min(workgroup.x + workgroup.y * n_workgroups.x, params.n_tokens * n_groups - 1u);
+    let token = tokens[index / n_groups];
+    let kv_head = index % n_groups * HEADS / (params.n_heads / params.n_kv_heads);
     let seq = min(token.x, params.n_seqs - 1u);
     let end = min(min(token.y + 1u, token.z), params.kv_capacity);
     var begin = 0u;
@@ -95,47 +180,51 @@ fn main(
         begin = token.y + 1u - params.window;
     }
     let cache_row = (seq * params.n_kv_heads + kv_head) * params.kv_capacity;
+    let head_quads_begin = index * HEADS * (params.head_size / 4u); // index * HEADS counts the heads of all tokens
 
-    // A lane clears the very sums that `add_values` gives it.
-    let per_word = select(1u, 2u, KV_F16);
-    for (var i = lane; i < params.head_size / per_word; i += LANES) {
-        for (var j = i * per_word; j < i * per_word + per_word; j++) {
-            scaled_query[j] = params.scale * query[index * params.head_size + j];
-            sums[j] = 0.0;
-        }
+    begin_heads(lane, head_quads_begin);
+    var maxima: array<f32, MAX_HEADS>;
+    var totals: array<f32, MAX_HEADS>; // of the positions of this lane
+    for (var h = 0u; h < HEADS; h++) {
+        maxima[h] = LOWEST;
+        totals[h] = 0.0;
     }
-    workgroupBarrier(); // the query is loaded
-
-    var maximum = LOWEST;
-    var total = 0.0;
-    for (var block = begin; block < end; block += LANES) {
-        let count = min(end - block, LANES);
-        if lane < count {
-            scores[lane] = score(cache_row + block + lane);
+    let block = LANES * POSITIONS;
+    for (var position = begin; position < end; position += block) {
+        let count = min(end - position, block);
+        workgroupBarrier(); // the queries are loaded; the shares of the block before are used up
+        let scores = score(lane, cache_row + position, count);
+        for (var h = 0u; h < HEADS; h++) {
+            var maximum = scores[h * POSITIONS];
+            for (var p = 1u; p < POSITIONS; p++) {
+                maximum = max(maximum, scores[h * POSITIONS + p]);
+            }
+            of_lanes[h * LANES + lane] = maximum;
         }
-        workgroupBarrier(); // the scores are written; the shares of the block before are used up
-        var new_maximum = maximum;
-        for (var j = 0u; j < count; j++) {
-            new_maximum = max(new_maximum, scores[j]);
+        workgroupBarrier(); // the maxima of all lanes are written
+        var rescale: array<f32, MAX_HEADS>;
+        for (var h = 0u; h < HEADS; h++) {
+            var maximum = maxima[h];
+            for (var i = 0u; i < LANES; i++) {
+                maximum = max(maximum, of_lanes[h * LANES + i]);
+            }
+            rescale[h] = exp(maxima[h] - maximum);
+            maxima[h] = maximum;
+            totals[h] *= rescale[h];
+            for (var p = 0u; p < POSITIONS; p++) {
+                if lane + p * LANES < count {
+                    let share = exp(scores[h * POSITIONS + p] - maximum);
+                    shares[h * block + lane + p * LANES] = share;
+                    totals[h] += share;
+                }
+            }
         }
-        if lane < count {
-            shares[lane] = exp(scores[lane] - new_maximum);
-        }
-        workgroupBarrier(); // the shares are written; the scores are used up
-        let rescale = exp(maximum - new_maximum);
-        total *= rescale;
-        for (var j = 0u; j < count; j++) {
-            total += shares[j];
-        }
-        add_values(lane, cache_row + block, count, rescale);
-        maximum = new_maximum;
+        workgroupBarrier(); // the shares are written; the maxima of all lanes are used up
+        add_values(lane, cache_row + position, count, rescale);
     }
-
-    // A token that sees nothing mixes nothing.
-    let norm = select(0.0, 1.0 / total, begin < end);
-    for (var i = lane; i < params.head_size / per_word; i += LANES) {
-        for (var j = i * per_word; j < i * per_word + per_word; j++) {
-            mixed[index * params.head_size + j] = sums[j] * norm;
-        }
+    for (var h = 0u; h < HEADS; h++) {
+        of_lanes[h * LANES + lane] = totals[h];
     }
+    workgroupBarrier(); // the sums and the totals of all lanes are written
+    end_heads(lane, head_quads_begin, begin >= end);
 }

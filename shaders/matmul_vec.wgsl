@@ -1,7 +1,8 @@
-// output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for few tokens and n_columns a multiple of 4.
+// output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for few tokens and rows of whole quads of words
+// (n_columns a multiple of 4 for F32, 8 for F16 and BF16, 32 for blocks).
 //
 // params  one per dispatch
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at byte 0, each row at an even byte
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at byte 0, each row at an even byte; read four words at a time
 // input   [n_tokens, n_columns] f32, read as quads
 // output  [n_tokens, output_stride] f32
 //
@@ -18,143 +19,154 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> weight: array<u32>;
+@group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 override DTYPE: u32 = 0u;
 override LANES: u32 = 32u;     // a power of two
 override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
-override ROWS: u32 = 4u;       // at most 4
+override ROWS: u32 = 4u;       // at most 8
 override TOKENS: u32 = 1u;     // at most 4
 
-const MAX_SUMS: u32 = 16u; // ROWS * TOKENS
+const MAX_SUMS: u32 = 32u; // ROWS * TOKENS
 const MAX_WORKGROUP: u32 = 64u;
 
-var<workgroup> partial: array<f32, 1024>; // MAX_SUMS * MAX_WORKGROUP
+var<workgroup> partial: array<f32, 2048>; // MAX_SUMS * MAX_WORKGROUP
 
-var<private> sums: array<vec4<f32>, MAX_SUMS>;
-var<private> rows: array<u32, 4>;        // the rows of this lane, the last one repeated past the end
+var<private> sums: array<f32, MAX_SUMS>; // [ROWS, TOKENS]
+var<private> rows: array<u32, 8>;        // the rows of this lane, the last one repeated past the end
 var<private> token_quads: array<u32, 4>; // where the tokens of this lane begin in `input`
 
-// Four weights of a plain dtype. Rows of n_columns % 4 == 0 values begin at a word.
-fn plain_quad(row: u32, quad: u32) -> vec4<f32> {
-    let index = row * (params.n_columns / 4u) + quad;
-    if DTYPE == F32 {
-        let word = index * 4u;
-        return vec4<f32>(
-            bitcast<f32>(weight[word]),
-            bitcast<f32>(weight[word + 1u]),
-            bitcast<f32>(weight[word + 2u]),
-            bitcast<f32>(weight[word + 3u]),
-        );
-    }
-    let low = weight[index * 2u];
-    let high = weight[index * 2u + 1u];
-    if DTYPE == F16 {
-        return vec4<f32>(decode_f16(low), decode_f16(high));
-    }
-    return vec4<f32>(decode_bf16(low), decode_bf16(high));
+fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
+    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
 }
 
-fn add_plain(lane: u32) {
-    for (var quad = lane; quad < params.n_columns / 4u; quad += LANES) {
+fn add_f32(lane: u32) {
+    let n_quads = params.n_columns / 4u;
+    for (var quad = lane; quad < n_quads; quad += LANES) {
         for (var i = 0u; i < ROWS; i++) {
-            let values = plain_quad(rows[i], quad);
+            let values = bitcast<vec4<f32>>(weight[rows[i] * n_quads + quad]);
             for (var t = 0u; t < TOKENS; t++) {
-                sums[i * TOKENS + t] = fma(values, input[token_quads[t] + quad], sums[i * TOKENS + t]);
+                sums[i * TOKENS + t] = add_products(values, input[token_quads[t] + quad], sums[i * TOKENS + t]);
             }
         }
     }
 }
 
-// d * q: the block's sum of q * x is scaled once.
+// F16 and BF16: eight values to four words.
+fn add_halves(lane: u32) {
+    let n_octets = params.n_columns / 8u;
+    for (var octet = lane; octet < n_octets; octet += LANES) {
+        for (var i = 0u; i < ROWS; i++) {
+            let words = weight[rows[i] * n_octets + octet];
+            var low = vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
+            var high = vec4<f32>(decode_bf16(words.z), decode_bf16(words.w));
+            if DTYPE == F16 {
+                low = vec4<f32>(decode_f16(words.x), decode_f16(words.y));
+                high = vec4<f32>(decode_f16(words.z), decode_f16(words.w));
+            }
+            for (var t = 0u; t < TOKENS; t++) {
+                let quad = token_quads[t] + octet * 2u;
+                let sum = add_products(low, input[quad], sums[i * TOKENS + t]);
+                sums[i * TOKENS + t] = add_products(high, input[quad + 1u], sum);
+            }
+        }
+    }
+}
+
+// One word alone: blocks begin at any even byte, so that whole quads would load more than they hold.
+fn word_at(word: u32) -> u32 {
+    return weight[word / 4u][word % 4u];
+}
+
+// 34 bytes from an even byte, d * q. The block's sum of q * x is scaled once.
 fn add_q8_0(lane: u32) {
     let n_blocks = params.n_columns / 32u;
     for (var block = lane; block < n_blocks; block += LANES) {
+        var words: array<u32, 8>; // of each row, the one that the next one continues
+        var block_sums: array<f32, MAX_SUMS>;
         for (var i = 0u; i < ROWS; i++) {
-            // 34 bytes from an even byte are within 9 words; the scale is in the upper half of the first where the block straddles.
-            let half = (rows[i] * n_blocks + block) * 17u;
-            let word = half / 2u;
-            let straddles = (half & 1u) == 1u;
-            var words: array<u32, 9>;
-            for (var j = 0u; j < 9u; j++) {
-                words[j] = weight[word + j];
-            }
-            let scales = decode_f16(words[0]);
-            let d = select(scales.x, scales.y, straddles);
-            var block_sums = array<vec4<f32>, 4>();
-            for (var j = 0u; j < 8u; j++) {
-                let values = decode_bytes(select(straddle(words[j], words[j + 1u]), words[j + 1u], straddles));
-                for (var t = 0u; t < TOKENS; t++) {
-                    block_sums[t] = fma(values, input[token_quads[t] + block * 8u + j], block_sums[t]);
-                }
-            }
+            words[i] = word_at((rows[i] * n_blocks + block) * 17u / 2u);
             for (var t = 0u; t < TOKENS; t++) {
-                sums[i * TOKENS + t] = fma(vec4<f32>(d), block_sums[t], sums[i * TOKENS + t]);
+                block_sums[i * TOKENS + t] = 0.0;
             }
         }
-    }
-}
-
-// d * (q - 8).
-fn add_q4_0(lane: u32) {
-    let n_blocks = params.n_columns / 32u;
-    for (var block = lane; block < n_blocks; block += LANES) {
-        for (var i = 0u; i < ROWS; i++) {
-            // 18 bytes from an even byte are within 5 words.
-            let half = (rows[i] * n_blocks + block) * 9u;
-            let word = half / 2u;
-            let straddles = (half & 1u) == 1u;
-            var words: array<u32, 5>;
-            for (var j = 0u; j < 5u; j++) {
-                words[j] = weight[word + j];
-            }
-            let scales = decode_f16(words[0]);
-            let d = select(scales.x, scales.y, straddles);
-            var block_sums = array<vec4<f32>, 4>();
-            for (var j = 0u; j < 4u; j++) {
-                let nibbles = select(straddle(words[j], words[j + 1u]), words[j + 1u], straddles);
-                let low = decode_low_nibbles(nibbles) - 8.0;
-                let high = decode_high_nibbles(nibbles) - 8.0;
-                for (var t = 0u; t < TOKENS; t++) {
-                    let quad = token_quads[t] + block * 8u + j;
-                    block_sums[t] = fma(high, input[quad + 4u], fma(low, input[quad], block_sums[t]));
-                }
-            }
-            for (var t = 0u; t < TOKENS; t++) {
-                sums[i * TOKENS + t] = fma(vec4<f32>(d), block_sums[t], sums[i * TOKENS + t]);
-            }
-        }
-    }
-}
-
-// d * q + m: the sum of m * x over a block is m times the sum of x, which all rows share.
-fn add_q4_1(lane: u32) {
-    let n_blocks = params.n_columns / 32u;
-    for (var block = lane; block < n_blocks; block += LANES) {
-        var input_sums = array<vec4<f32>, 4>();
+        let first_words = words;
         for (var j = 0u; j < 8u; j++) {
-            for (var t = 0u; t < TOKENS; t++) {
-                input_sums[t] += input[token_quads[t] + block * 8u + j];
+            for (var i = 0u; i < ROWS; i++) {
+                let half = (rows[i] * n_blocks + block) * 17u;
+                let next = word_at(half / 2u + 1u + j);
+                let values = decode_bytes(select(straddle(words[i], next), next, (half & 1u) == 1u));
+                words[i] = next;
+                for (var t = 0u; t < TOKENS; t++) {
+                    let x = input[token_quads[t] + block * 8u + j];
+                    block_sums[i * TOKENS + t] = add_products(values, x, block_sums[i * TOKENS + t]);
+                }
             }
         }
         for (var i = 0u; i < ROWS; i++) {
-            let word = (rows[i] * n_blocks + block) * 5u; // 20 bytes
-            let scales = decode_f16(weight[word]);
-            var block_sums = array<vec4<f32>, 4>();
-            for (var j = 0u; j < 4u; j++) {
-                let nibbles = weight[word + 1u + j];
-                let low = decode_low_nibbles(nibbles);
-                let high = decode_high_nibbles(nibbles);
+            let scales = decode_f16(first_words[i]);
+            let d = select(scales.x, scales.y, ((rows[i] * n_blocks + block) & 1u) == 1u);
+            for (var t = 0u; t < TOKENS; t++) {
+                sums[i * TOKENS + t] = fma(d, block_sums[i * TOKENS + t], sums[i * TOKENS + t]);
+            }
+        }
+    }
+}
+
+// Q4_0: 18 bytes from an even byte, d * (q - 8). Q4_1: 20 bytes, d * q + m. Either way scale * q + offset,
+// and the sum of offset * x is the offset times the sum of x, which all rows share.
+fn add_q4(lane: u32) {
+    let n_blocks = params.n_columns / 32u;
+    let halves_per_block = select(10u, 9u, DTYPE == Q4_0);
+    for (var block = lane; block < n_blocks; block += LANES) {
+        var words: array<u32, 8>; // of each row, the one that the next one continues
+        var block_sums: array<f32, MAX_SUMS>;
+        var input_sums: array<f32, 4>;
+        for (var t = 0u; t < TOKENS; t++) {
+            input_sums[t] = 0.0;
+        }
+        for (var i = 0u; i < ROWS; i++) {
+            words[i] = word_at((rows[i] * n_blocks + block) * halves_per_block / 2u);
+            for (var t = 0u; t < TOKENS; t++) {
+                block_sums[i * TOKENS + t] = 0.0;
+            }
+        }
+        let first_words = words;
+        for (var j = 0u; j < 4u; j++) {
+            for (var t = 0u; t < TOKENS; t++) {
+                let quad = token_quads[t] + block * 8u + j;
+                input_sums[t] = add_products(vec4<f32>(1.0), input[quad] + input[quad + 4u], input_sums[t]);
+            }
+            for (var i = 0u; i < ROWS; i++) {
+                let half = (rows[i] * n_blocks + block) * halves_per_block;
+                let next = word_at(half / 2u + 1u + j);
+                var quants = next;
+                if DTYPE == Q4_0 {
+                    quants = select(straddle(words[i], next), next, (half & 1u) == 1u);
+                    words[i] = next;
+                }
+                let low = decode_low_nibbles(quants);
+                let high = decode_high_nibbles(quants);
                 for (var t = 0u; t < TOKENS; t++) {
                     let quad = token_quads[t] + block * 8u + j;
-                    block_sums[t] = fma(high, input[quad + 4u], fma(low, input[quad], block_sums[t]));
+                    let sum = add_products(low, input[quad], block_sums[i * TOKENS + t]);
+                    block_sums[i * TOKENS + t] = add_products(high, input[quad + 4u], sum);
                 }
             }
+        }
+        for (var i = 0u; i < ROWS; i++) {
+            let halves = decode_f16(first_words[i]);
+            var scale = halves.x;
+            var offset = halves.y;
+            if DTYPE == Q4_0 {
+                scale = select(halves.x, halves.y, ((rows[i] * n_blocks + block) & 1u) == 1u);
+                offset = -8.0 * scale;
+            }
             for (var t = 0u; t < TOKENS; t++) {
-                let scaled = fma(vec4<f32>(scales.y), input_sums[t], sums[i * TOKENS + t]);
-                sums[i * TOKENS + t] = fma(vec4<f32>(scales.x), block_sums[t], scaled);
+                let sum = fma(offset, input_sums[t], sums[i * TOKENS + t]);
+                sums[i * TOKENS + t] = fma(scale, block_sums[i * TOKENS + t], sum);
             }
         }
     }
@@ -177,21 +189,21 @@ fn main(
         token_quads[t] = min(token_begin + t, params.n_tokens - 1u) * (params.n_columns / 4u);
     }
     for (var s = 0u; s < ROWS * TOKENS; s++) {
-        sums[s] = vec4<f32>(0.0);
+        sums[s] = 0.0;
     }
 
-    if DTYPE == Q8_0 {
+    if DTYPE == F32 {
+        add_f32(lane);
+    } else if DTYPE == Q8_0 {
         add_q8_0(lane);
-    } else if DTYPE == Q4_0 {
-        add_q4_0(lane);
-    } else if DTYPE == Q4_1 {
-        add_q4_1(lane);
+    } else if DTYPE == Q4_0 || DTYPE == Q4_1 {
+        add_q4(lane);
     } else {
-        add_plain(lane);
+        add_halves(lane);
     }
 
     for (var s = 0u; s < ROWS * TOKENS; s++) {
-        partial[s * MAX_WORKGROUP + local] = (sums[s].x + sums[s].y) + (sums[s].z + sums[s].w);
+        partial[s * MAX_WORKGROUP + local] = sums[s];
     }
     for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
         workgroupBarrier(); // the partial sums of the level above are written

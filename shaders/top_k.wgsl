@@ -4,7 +4,8 @@
 // logits      [n_rows, vocab_size] f32, read as bits: a float comparison would lose a NaN
 // candidates  [n_rows, n_segments, k] of (logit bits, token); (0, NO_TOKEN) where a segment has fewer than k
 //
-// One workgroup per segment. Pass by pass, the best that comes after the one before. The host merges the segments.
+// One workgroup per segment. Each lane holds the best of its own logits; pass by pass the best lane gives up its one and looks for its
+// next. The host merges the segments.
 
 struct Params {
     n_rows: u32,
@@ -21,11 +22,11 @@ override LANES: u32 = 64u; // a power of two, at most 64
 
 const SEGMENT: u32 = 2048u;
 const NO_TOKEN: u32 = 0xffffffffu;
+const NO_LAST: u32 = 0xffffffffu; // place of the one before the first
 
 // Rank of a logit: larger numbers for larger floats, both zeros alike, the largest number for every NaN. No rank is 0.
 var<workgroup> ranks: array<u32, SEGMENT>;
-var<workgroup> best_rank: array<u32, 64>;
-var<workgroup> best_token: array<u32, 64>;
+var<workgroup> bests: array<vec2<u32>, 64>; // of each lane: rank and place in the segment
 
 fn rank_of(bits: u32) -> u32 {
     let magnitude = bits & 0x7fffffffu;
@@ -36,6 +37,19 @@ fn rank_of(bits: u32) -> u32 {
         return magnitude | 0x80000000u;
     }
     return ~bits;
+}
+
+// The best of this lane's logits that comes after `last` (rank, place); rank 0 where none is left.
+fn next_best(lane: u32, count: u32, last: vec2<u32>) -> vec2<u32> {
+    var best = vec2<u32>(0u, NO_TOKEN);
+    for (var i = lane; i < count; i += LANES) {
+        let rank = ranks[i];
+        // Places rise within a lane: the first of equals stays.
+        if rank > best.x && (last.y == NO_LAST || rank < last.x || (rank == last.x && i > last.y)) {
+            best = vec2<u32>(rank, i);
+        }
+    }
+    return best;
 }
 
 @compute @workgroup_size(LANES)
@@ -54,43 +68,30 @@ fn main(
     for (var i = lane; i < count; i += LANES) {
         ranks[i] = rank_of(logits[row_begin + segment_begin + i]);
     }
-    var last_rank = 0xffffffffu;
-    var last_token = NO_TOKEN; // of the pass before; none precedes the first
+    var best = next_best(lane, count, vec2<u32>(0xffffffffu, NO_LAST));
     for (var pass_index = 0u; pass_index < params.k; pass_index++) {
-        var rank = 0u;
-        var token = NO_TOKEN;
-        for (var i = lane; i < count; i += LANES) {
-            let is_later = last_token == NO_TOKEN || ranks[i] < last_rank || (ranks[i] == last_rank && segment_begin + i > last_token);
-            // Tokens rise within a lane: the first of equals stays.
-            if is_later && ranks[i] > rank {
-                rank = ranks[i];
-                token = segment_begin + i;
-            }
-        }
-        best_rank[lane] = rank;
-        best_token[lane] = token;
+        bests[lane] = best;
         for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
             workgroupBarrier(); // the bests of the level above are written
             if lane < stride {
-                let other_rank = best_rank[lane + stride];
-                let other_token = best_token[lane + stride];
-                if other_rank > best_rank[lane] || (other_rank == best_rank[lane] && other_token < best_token[lane]) {
-                    best_rank[lane] = other_rank;
-                    best_token[lane] = other_token;
+                let mine = bests[lane];
+                let other = bests[lane + stride];
+                if other.x > mine.x || (other.x == mine.x && other.y < mine.y) {
+                    bests[lane] = other;
                 }
             }
         }
         workgroupBarrier(); // the best of all is written
-        // Where nothing was left, all later passes find nothing either.
-        let found = best_rank[0] > 0u;
-        last_rank = select(0u, best_rank[0], found);
-        last_token = select(NO_TOKEN - 1u, best_token[0], found);
+        let winner = bests[0];
         if lane == 0u {
             var candidate = vec2<u32>(0u, NO_TOKEN);
-            if found {
-                candidate = vec2<u32>(logits[row_begin + last_token], last_token);
+            if winner.x > 0u {
+                candidate = vec2<u32>(logits[row_begin + segment_begin + winner.y], segment_begin + winner.y);
             }
             candidates[index * params.k + pass_index] = candidate;
+        }
+        if winner.x > 0u && winner.y % LANES == lane {
+            best = next_best(lane, count, winner);
         }
         workgroupBarrier(); // the best is read by all lanes, and may be overwritten
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, gpu, run, upload};
+use common::{Random, gpus, run, upload};
 use tierflow::device::{Device, GpuLimits};
 use tierflow::error::Error;
 use tierflow::gpu::{self, Gpu, Purpose};
@@ -12,14 +12,14 @@ use tierflow::units::Bytes;
 const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE;
 
 fn open(budget: Bytes, limits: Option<GpuLimits>) -> Option<Gpu> {
-    gpu()?;
+    gpus().first()?;
     let found = pollster::block_on(gpu::list()).expect("listing adapters");
     Some(pollster::block_on(Gpu::open(found.last()?, budget, limits)).expect("opening the adapter"))
 }
 
 #[test]
 fn adapters_are_numbered_and_say_what_they_can_hold() {
-    if gpu().is_none() {
+    if gpus().is_empty() {
         return;
     }
     let found = pollster::block_on(gpu::list()).expect("listing adapters");
@@ -66,7 +66,7 @@ fn an_invalid_buffer_is_an_error_and_counts_nothing() {
 
 #[test]
 fn readback_returns_the_part_that_was_asked_for() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = gpus().first() else { return };
     let values: Vec<u32> = (0..1000).collect();
     let buffer = upload(gpu, "values", &values);
     let bytes = pollster::block_on(gpu::read(gpu, &buffer, 40, 400)).expect("a readback");
@@ -87,31 +87,32 @@ fn a_fault_out_of_turn_is_reported_at_the_next_check() {
 
 #[test]
 fn top_k_is_exact_across_segments_with_ties_and_nan() {
-    let Some(gpu) = gpu() else { return };
-    for (n_rows, vocab_size) in [(1u32, 1u32), (3, 33), (2, 2048), (1, 2049), (3, 10_007)] {
-        for k in [1u32, 3, 40, 64] {
-            let params = top_k::Params::new(n_rows, vocab_size, k);
-            let mut random = Random(u64::from(vocab_size + k));
-            // Coarse steps, so that there are many ties.
-            let mut logits: Vec<f32> =
-                random.floats((n_rows * vocab_size) as usize).iter().map(|value| (value * 50.0).round() / 4.0).collect();
-            if vocab_size > 100 {
-                let last = logits.len() - 1;
-                logits[last] = f32::NAN;
-                logits[5] = f32::NEG_INFINITY;
-                logits[vocab_size as usize / 2] = f32::INFINITY;
+    for gpu in gpus() {
+        for (n_rows, vocab_size) in [(1u32, 1u32), (3, 33), (2, 2048), (1, 2049), (3, 10_007)] {
+            for k in [1u32, 3, 40, 64] {
+                let params = top_k::Params::new(n_rows, vocab_size, k);
+                let mut random = Random(u64::from(vocab_size + k));
+                // Coarse steps, so that there are many ties.
+                let mut logits: Vec<f32> =
+                    random.floats((n_rows * vocab_size) as usize).iter().map(|value| (value * 50.0).round() / 4.0).collect();
+                if vocab_size > 100 {
+                    let last = logits.len() - 1;
+                    logits[last] = f32::NAN;
+                    logits[5] = f32::NEG_INFINITY;
+                    logits[vocab_size as usize / 2] = f32::INFINITY;
+                }
+                let expected = top_k::reference(&params, &logits);
+                let [logits, candidates] =
+                    [upload(gpu, "logits", &logits), upload(gpu, "candidates", &vec![0xA5u8; params.candidates_bytes() as usize])];
+                let bindings = top_k::Bindings { logits: Binding::whole(&logits), candidates: Binding::whole(&candidates) };
+                run(gpu, &params, |buffer| top_k::prepare(gpu, buffer, &params, bindings));
+                let bytes = pollster::block_on(gpu::read(gpu, &candidates, 0, params.candidates_bytes())).expect("a readback");
+                let found = top_k::merge(&params, &bytes);
+                let words = |rows: &[Vec<top_k::Scored>]| -> Vec<Vec<(u32, u32)>> {
+                    rows.iter().map(|row| row.iter().map(|scored| (scored.token, scored.logit.to_bits())).collect()).collect()
+                };
+                assert_eq!(words(&found), words(&expected), "{k} of {n_rows} × {vocab_size}");
             }
-            let expected = top_k::reference(&params, &logits);
-            let [logits, candidates] =
-                [upload(gpu, "logits", &logits), upload(gpu, "candidates", &vec![0xA5u8; params.candidates_bytes() as usize])];
-            let bindings = top_k::Bindings { logits: Binding::whole(&logits), candidates: Binding::whole(&candidates) };
-            run(gpu, &params, |buffer| top_k::prepare(gpu, buffer, &params, bindings));
-            let bytes = pollster::block_on(gpu::read(gpu, &candidates, 0, params.candidates_bytes())).expect("a readback");
-            let found = top_k::merge(&params, &bytes);
-            let words = |rows: &[Vec<top_k::Scored>]| -> Vec<Vec<(u32, u32)>> {
-                rows.iter().map(|row| row.iter().map(|scored| (scored.token, scored.logit.to_bits())).collect()).collect()
-            };
-            assert_eq!(words(&found), words(&expected), "{k} of {n_rows} × {vocab_size}");
         }
     }
 }

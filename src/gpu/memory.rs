@@ -30,6 +30,9 @@ impl Drop for Buffer {
     }
 }
 
+/// Sizes of buffers are multiples of this: a shader's `vec4<u32>`.
+pub const BUFFER_ALIGNMENT: u64 = 16;
+
 /// What a buffer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -127,12 +130,12 @@ impl Ledger {
 }
 
 impl Gpu {
-    /// Makes a buffer of `size` bytes (rounded up to 4, which copies and bindings demand) and counts it.
+    /// Makes a buffer of `size` bytes (rounded up to 16, since shaders read weights four words at a time) and counts it.
     ///
     /// # Errors
     /// [`Error::DoesNotFit`] over the budget, over the adapter's largest buffer, or where the driver has no memory left.
     pub async fn buffer(&self, label: &str, size: Bytes, usage: wgpu::BufferUsages, purpose: Purpose) -> Result<Buffer> {
-        let size = size.align_up(wgpu::COPY_BUFFER_ALIGNMENT).max(Bytes(wgpu::COPY_BUFFER_ALIGNMENT));
+        let size = Bytes(size.0.max(1)).align_up(BUFFER_ALIGNMENT);
         let does_not_fit = |available, advice: &str| Error::DoesNotFit {
             device: format!("{} ({label})", self.spec.device),
             needed: size,

@@ -16,7 +16,7 @@ use crate::device::{DeviceSpec, GpuLimits};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 pub use adapters::{AdapterFound, list};
-pub use memory::{Buffer, Ledger, Purpose, Usage};
+pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
 pub use readback::read;

@@ -21,7 +21,7 @@ pub struct Params {
     pub n_heads: u32,
     /// Key and value heads; divides `n_heads`.
     pub n_kv_heads: u32,
-    /// Values of a head, at most [`MAX_HEAD_SIZE`].
+    /// Values of a head: a multiple of 8, at most [`MAX_HEAD_SIZE`].
     pub head_size: u32,
     /// Sequences in the caches.
     pub n_seqs: u32,
@@ -56,12 +56,14 @@ pub struct Bindings<'a> {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or the heads do not divide or are too large.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, .. } = *params;
-    let halved = checked_dtype(gpu, ATTENTION.stem, kv_dtype, head_size)?;
-    let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && (1..=MAX_HEAD_SIZE).contains(&head_size);
-    require(gpu, ATTENTION.stem, heads_fit, "n_kv_heads must divide n_heads, and head_size is 1 to 256")?;
+    let in_word = checked_dtype(gpu, ATTENTION.stem, kv_dtype, head_size)?;
+    let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
+    require(gpu, ATTENTION.stem, heads_fit, "n_kv_heads does not divide n_heads")?;
+    let size_fits = (8..=MAX_HEAD_SIZE).contains(&head_size) && head_size.is_multiple_of(8);
+    require(gpu, ATTENTION.stem, size_fits, "head_size must be a multiple of 8, at most 256")?;
     require(gpu, ATTENTION.stem, n_tokens > 0 && n_seqs > 0 && kv_capacity > 0, "it is empty")?;
     let rows = f32_bytes(&[n_tokens, n_heads, head_size]);
-    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / halved]);
+    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);
     let needed = [
         (bindings.query, rows),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
@@ -69,9 +71,32 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.value_cache, cache),
         (bindings.mixed, rows),
     ];
-    let lanes = if is_software(gpu) { 8.0 } else { 64.0 };
-    let workgroups = fold(gpu, ATTENTION.stem, u64::from(n_tokens) * u64::from(n_heads), 1)?;
-    dispatch(gpu, &ATTENTION, &[("KV_F16", f64::from(kv_dtype)), ("LANES", lanes)], params_buffer, &needed, workgroups)
+    let shape = if is_software(gpu) { software(n_heads / n_kv_heads) } else { HARDWARE };
+    let constants = [
+        ("KV_F16", f64::from(kv_dtype)),
+        ("LANES", f64::from(shape.lanes)),
+        ("HEADS", f64::from(shape.heads)),
+        ("POSITIONS", f64::from(shape.positions)),
+    ];
+    let workgroups = fold(gpu, ATTENTION.stem, u64::from(n_tokens) * u64::from(n_heads / shape.heads), 1)?;
+    dispatch(gpu, &ATTENTION, &constants, params_buffer, &needed, workgroups)
+}
+
+/// How the work is spread; the tunables of the shader.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    lanes: u32,
+    heads: u32,
+    positions: u32,
+}
+
+/// A workgroup for each query head, for the most workgroups; their common keys meet in the hardware's cache.
+const HARDWARE: Shape = Shape { lanes: 64, heads: 1, positions: 1 };
+
+/// Each load costs a software adapter dearly: a lane shares the keys it loads among query heads, the queries among positions.
+fn software(group_size: u32) -> Shape {
+    let heads = (1..=4).rev().find(|heads| group_size.is_multiple_of(*heads)).unwrap_or(1);
+    Shape { lanes: 8, heads, positions: 4 }
 }
 
 /// The positions that `token` sees.

@@ -86,9 +86,9 @@ pub struct Bindings<'a> {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or two f16 of a head do not make whole words.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let Params { n_tokens, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype } = *params;
-    let halved = checked_dtype(gpu, KV_STORE.stem, kv_dtype, head_size)?;
+    let in_word = checked_dtype(gpu, KV_STORE.stem, kv_dtype, head_size)?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / halved]);
+    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);
     let needed = [
         (bindings.key, rows),
         (bindings.value, rows),
@@ -96,7 +96,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.key_cache, cache),
         (bindings.value_cache, cache),
     ];
-    let workgroups = fold_items(gpu, KV_STORE.stem, &[n_tokens, n_kv_heads, head_size / halved])?;
+    let workgroups = fold_items(gpu, KV_STORE.stem, &[n_tokens, n_kv_heads, head_size / in_word])?;
     dispatch(gpu, &KV_STORE, &[("KV_F16", f64::from(kv_dtype))], params_buffer, &needed, workgroups)
 }
 

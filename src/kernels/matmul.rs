@@ -3,12 +3,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, Needed, f32_bytes, matmul_odd, matmul_tile, matmul_vec, require};
+use super::{Binding, Needed, f32_bytes, is_software, matmul_odd, matmul_tile, matmul_vec, require};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
-/// Most tokens for which [`matmul_vec`] is used: beyond, decoding the weights for each four of them costs more than tiles do.
+/// Most tokens for which hardware uses [`matmul_vec`]: beyond, decoding the weights for each four of them costs more than tiles do.
+/// Software always uses it: its lanes keep more in registers than a tile would save them.
 pub const MAX_VEC_TOKENS: u32 = 8;
 
 /// Params of every form.
@@ -46,6 +47,11 @@ impl Params {
         DType::ALL.into_iter().find(|&dtype| dtype_code(dtype) == self.dtype)
     }
 
+    /// Whether each row is whole quads of words, or of blocks: what the fast forms read.
+    pub(super) fn has_whole_quads(&self) -> bool {
+        self.dtype().is_some_and(|dtype| dtype.block_len() > 1 || self.row_bytes().is_some_and(|bytes| bytes.is_multiple_of(16)))
+    }
+
     /// Bytes of one row, or `None` where it is no whole number of blocks.
     pub fn row_bytes(&self) -> Option<u64> {
         self.dtype()?.size_bytes(u64::from(self.n_columns))
@@ -81,9 +87,9 @@ pub const fn dtype_code(dtype: DType) -> u32 {
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    if !params.n_columns.is_multiple_of(4) {
+    if !params.has_whole_quads() {
         matmul_odd::prepare(gpu, params_buffer, params, bindings)
-    } else if params.n_tokens > MAX_VEC_TOKENS {
+    } else if params.n_tokens > MAX_VEC_TOKENS && !is_software(gpu) {
         matmul_tile::prepare(gpu, params_buffer, params, bindings)
     } else {
         matmul_vec::prepare(gpu, params_buffer, params, bindings)

@@ -16,19 +16,20 @@ struct Shape {
     rows: u32,
 }
 
-/// One lane per row and no barrier: a software adapter loads for each lane alone, so neighbours gain nothing.
-const SOFTWARE: Shape = Shape { lanes: 1, workgroup: 16, rows: 4 };
+/// One lane per row and no barrier. A software adapter loads for each lane alone and pays for each load, so neighbours gain
+/// nothing, and a lane uses what it loads for as many rows and tokens as its registers hold. Eight lanes are one of its vectors.
+const SOFTWARE: Shape = Shape { lanes: 1, workgroup: 8, rows: 8 };
 
 /// A row's blocks are read side by side by the lanes of half a hardware wave or more.
 const HARDWARE: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
 
-/// Makes the dispatch; `n_columns` must be a multiple of 4.
+/// Makes the dispatch; each row is whole quads of words, or of blocks.
 ///
 /// # Errors
 /// As [`matmul::prepare`].
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let needed = matmul::needed(gpu, MATMUL_VEC.stem, params, bindings)?;
-    require(gpu, MATMUL_VEC.stem, params.n_columns.is_multiple_of(4), "n_columns is no multiple of 4")?;
+    require(gpu, MATMUL_VEC.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
     let shape = if is_software(gpu) { SOFTWARE } else { HARDWARE };
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     let constants = [

@@ -20,7 +20,7 @@ pub mod top_k;
 use crate::device::AdapterKind;
 use crate::error::Result;
 use crate::gpu::Access::{Read, Write};
-use crate::gpu::{Access, Dispatch, Gpu, KernelSource};
+use crate::gpu::{Access, BUFFER_ALIGNMENT, Dispatch, Gpu, KernelSource};
 
 /// A part of a buffer that a kernel reads or writes. A buffer that is written may not be read by the same dispatch.
 #[derive(Debug, Clone, Copy)]
@@ -114,9 +114,10 @@ fn dispatch(
     Ok(Dispatch { bind_group: gpu.device.create_bind_group(&descriptor), pipeline, workgroups })
 }
 
-/// The size to bind: what is needed, in whole words. The words' padding may reach past the binding, not past the buffer.
+/// The size to bind: what is needed, in whole quads of words. The padding may reach past the binding, not past the buffer,
+/// which [`Gpu::buffer`] makes of whole quads.
 fn checked_size(gpu: &Gpu, stem: &str, name: &str, bound: Binding<'_>, needed: u64) -> Result<u64> {
-    let size = needed.next_multiple_of(4).max(4);
+    let size = needed.max(1).next_multiple_of(BUFFER_ALIGNMENT);
     let fault = if needed > bound.size || bound.offset.checked_add(size).is_none_or(|end| end > bound.buffer.size()) {
         format!("needs {needed} bytes, has {} of a buffer of {}", bound.size, bound.buffer.size())
     } else if size > gpu.limits.max_binding_bytes.0 || size > u64::from(u32::MAX) {

@@ -1,6 +1,6 @@
 //! What tests on a GPU share: the one adapter, buffers with data, runs of one kernel, comparison.
 
-#![expect(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, reason = "each test binary uses a part, and one of them all")]
 
 use std::sync::{LazyLock, Mutex};
 
@@ -11,20 +11,28 @@ use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use tierflow::units::Bytes;
 
-/// The adapter under WebGPU's default limits, which every kernel must do with. `None` where there is none, which
-/// `REQUIRE_GPU=1` turns into a failure; the caller then returns.
-pub fn gpu() -> Option<&'static Gpu> {
-    static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| {
+/// The adapter under WebGPU's default limits, which every kernel must do with; once as it is and once as if it were of the
+/// other kind, so that the forms for hardware and for software are both tested. Empty where there is no adapter, which
+/// `REQUIRE_GPU=1` turns into a failure.
+pub fn gpus() -> &'static [Gpu] {
+    static GPUS: LazyLock<Vec<Gpu>> = LazyLock::new(|| {
         let found = pollster::block_on(gpu::list()).expect("listing adapters");
         // Software first: it is the one that every machine can have, so results are comparable.
-        let chosen = found.iter().find(|found| found.spec.kind == Some(AdapterKind::Software)).or_else(|| found.first())?;
-        Some(pollster::block_on(Gpu::open(chosen, Bytes::gib(4), Some(GpuLimits::default()))).expect("opening the adapter"))
+        let Some(chosen) = found.iter().find(|found| found.spec.kind == Some(AdapterKind::Software)).or(found.first()) else {
+            return Vec::new();
+        };
+        let open = |kind| {
+            let mut gpu = pollster::block_on(Gpu::open(chosen, Bytes::gib(2), Some(GpuLimits::default()))).expect("opening the adapter");
+            gpu.spec.kind = Some(kind);
+            gpu
+        };
+        vec![open(AdapterKind::Software), open(AdapterKind::Discrete)]
     });
-    if GPU.is_none() {
+    if GPUS.is_empty() {
         assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|value| value != "1"), "REQUIRE_GPU=1, but there is no adapter");
         eprintln!("SKIP: no adapter; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
     }
-    GPU.as_ref()
+    &GPUS
 }
 
 /// A value that no kernel computes, to show what was left unwritten.
@@ -34,6 +42,10 @@ pub const POISON: f32 = -7.25e30;
 pub fn upload<T: Pod>(gpu: &Gpu, label: &str, values: &[T]) -> Buffer {
     let mut bytes = bytemuck::cast_slice(values).to_vec();
     bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+    // Buffers are of whole quads of words: what no value fills is poisoned too.
+    while !bytes.len().is_multiple_of(gpu::BUFFER_ALIGNMENT as usize) {
+        bytes.extend(POISON.to_le_bytes());
+    }
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
     let buffer = pollster::block_on(gpu.buffer(label, Bytes(bytes.len() as u64), usage, Purpose::Other)).expect("a buffer");
     gpu.queue.write_buffer(&buffer, 0, &bytes);

@@ -1,0 +1,144 @@
+//! Rates of the matrix kernels on every adapter: `cargo bench --bench kernels [-- ADAPTER-NAME-PART]`.
+//! Prints GB/s of stored weights and GFLOP/s per dtype, and µs per dispatch of the small kernels.
+
+use std::time::Instant;
+
+use tierflow::dtype::DType;
+use tierflow::error::Result;
+use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
+use tierflow::kernels::{Binding, attention, kv_store, matmul, rms_norm, swiglu, top_k};
+use tierflow::units::Bytes;
+
+/// Runs per figure; the best is printed, since other work only ever adds time.
+const RUNS: usize = 7;
+
+fn main() -> Result<()> {
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    for found in pollster::block_on(gpu::list())? {
+        if found.spec.name.contains(&wanted) {
+            println!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver);
+            let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(2), None))?;
+            bench_products(&gpu)?;
+            bench_others(&gpu)?;
+        }
+    }
+    Ok(())
+}
+
+fn bench_products(gpu: &Gpu) -> Result<()> {
+    println!("{:<6} {:>12} {:>7} {:>10} {:>8} {:>9}", "dtype", "matrix", "tokens", "ms", "GB/s", "GFLOP/s");
+    for dtype in DType::ALL {
+        for (n_rows, n_columns, n_tokens) in
+            [(576, 576, 1), (1536, 576, 1), (4096, 4096, 1), (4096, 4096, 4), (2048, 2048, 32), (2048, 2048, 256)]
+        {
+            let params = matmul::Params::new(dtype, n_rows, n_columns, n_tokens);
+            let weight_bytes = params.row_bytes().unwrap_or(0) * u64::from(n_rows);
+            let weight = buffer(gpu, weight_bytes)?;
+            let input = buffer(gpu, u64::from(n_tokens * n_columns) * 4)?;
+            let output = buffer(gpu, u64::from(n_tokens * n_rows) * 4)?;
+            let bindings =
+                matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&output) };
+            let mut arena = pollster::block_on(ParamsArena::new(gpu, 1))?;
+            arena.push(gpu, &params)?;
+            let seconds = time(gpu, &arena, &matmul::prepare(gpu, arena.buffer(), &params, bindings)?)?;
+            let operations = 2.0 * f64::from(n_rows) * f64::from(n_columns) * f64::from(n_tokens);
+            println!(
+                "{dtype:<6} {:>12} {n_tokens:>7} {:>10.3} {:>8.2} {:>9.2}",
+                format!("{n_rows}x{n_columns}"),
+                seconds * 1e3,
+                weight_bytes as f64 / seconds / 1e9,
+                operations / seconds / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The small kernels at the sizes of a 135 M model.
+fn bench_others(gpu: &Gpu) -> Result<()> {
+    let big = buffer(gpu, 64 << 20)?;
+    let result = buffer(gpu, 64 << 20)?;
+    let (read, write) = (Binding::whole(&big), Binding::whole(&result));
+    let mut arena = pollster::block_on(ParamsArena::new(gpu, 1))?;
+
+    let params = rms_norm::Params { n_rows: 1, hidden_size: 576, epsilon: 1e-5 };
+    arena.push(gpu, &params)?;
+    let dispatch = rms_norm::prepare(gpu, arena.buffer(), &params, rms_norm::Bindings { input: read, weight: read, output: write })?;
+    report("rms_norm 576", time(gpu, &arena, &dispatch)?);
+
+    arena.clear();
+    let params = swiglu::Params { n_values: 1536 };
+    arena.push(gpu, &params)?;
+    let dispatch = swiglu::prepare(gpu, arena.buffer(), &params, swiglu::Bindings { gate: read, up: read, output: write })?;
+    report("swiglu 1536", time(gpu, &arena, &dispatch)?);
+
+    for (kv_len, n_tokens) in [(256, 1), (2048, 1), (256, 256)] {
+        arena.clear();
+        let params = attention::Params {
+            n_tokens,
+            n_heads: 9,
+            n_kv_heads: 3,
+            head_size: 64,
+            n_seqs: 1,
+            kv_capacity: 2048,
+            window: 0,
+            scale: 0.125,
+            kv_dtype: kv_store::KvDType::F16 as u32,
+        };
+        arena.push(gpu, &params)?;
+        let tokens: Vec<kv_store::Token> = (0..n_tokens).map(|t| kv_store::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();
+        let places = buffer(gpu, n_tokens as u64 * 16)?;
+        gpu.queue.write_buffer(&places, 0, bytemuck::cast_slice(&tokens));
+        let bindings =
+            attention::Bindings { query: read, tokens: Binding::whole(&places), key_cache: read, value_cache: read, mixed: write };
+        report(
+            &format!("attention f16 {n_tokens} at {kv_len}"),
+            time(gpu, &arena, &attention::prepare(gpu, arena.buffer(), &params, bindings)?)?,
+        );
+    }
+
+    for (vocab_size, k) in [(49_152, 1), (49_152, 40), (128_256, 40)] {
+        arena.clear();
+        let params = top_k::Params::new(1, vocab_size, k);
+        arena.push(gpu, &params)?;
+        let dispatch = top_k::prepare(gpu, arena.buffer(), &params, top_k::Bindings { logits: read, candidates: write })?;
+        report(&format!("top_k {k} of {vocab_size}"), time(gpu, &arena, &dispatch)?);
+    }
+    Ok(())
+}
+
+fn report(what: &str, seconds: f64) {
+    println!("{what:<28} {:>10.1} µs", seconds * 1e6);
+}
+
+fn buffer(gpu: &Gpu, size: u64) -> Result<Buffer> {
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let buffer = pollster::block_on(gpu.buffer("bench", Bytes(size), usage, Purpose::Other))?;
+    // Small positive bit patterns: no dtype reads them as NaN or subnormal, which would be slow for the wrong reason.
+    gpu.queue.write_buffer(&buffer, 0, &vec![0x2A; buffer.size() as usize]);
+    Ok(buffer)
+}
+
+/// Seconds per dispatch: the best of several submissions of enough dispatches to hide the submission itself.
+fn time(gpu: &Gpu, arena: &ParamsArena, dispatch: &Dispatch) -> Result<f64> {
+    arena.upload(gpu);
+    let run = |repeats: u32| -> Result<f64> {
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for _ in 0..repeats {
+            dispatch.encode(&mut pass, 0);
+        }
+        drop(pass);
+        let begin = Instant::now();
+        let submission = gpu.queue.submit([encoder.finish()]);
+        gpu.wait(Some(submission))?;
+        Ok(begin.elapsed().as_secs_f64() / f64::from(repeats))
+    };
+    run(1)?;
+    let repeats = (0.02 / run(1)?).clamp(1.0, 100.0) as u32;
+    let mut best = f64::INFINITY;
+    for _ in 0..RUNS {
+        best = best.min(run(repeats)?);
+    }
+    Ok(best)
+}
