@@ -173,7 +173,17 @@ impl EngineBuilder {
             Device::Gpu(index) => adapters.into_iter().nth(index as usize),
             Device::Cpu | Device::Disk => None,
         };
-        Ok(Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, prediction, adapter, limits: self.limits, text: self.text })
+        Ok(Prepared {
+            checkpoint,
+            model,
+            devices,
+            plan: Arc::new(plan),
+            schedule,
+            prediction,
+            adapter,
+            limits: self.limits,
+            text: self.text,
+        })
     }
 
     /// Reads headers, plans and loads.
@@ -188,7 +198,11 @@ impl EngineBuilder {
 fn choose_device(choice: DeviceChoice, budgets: &BTreeMap<Device, Bytes>, adapters: &[AdapterFound]) -> Result<Device> {
     let there_is = || {
         let names: Vec<String> = adapters.iter().map(|found| format!("{} ({})", found.spec.device, found.spec.name)).collect();
-        if names.is_empty() { "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into() } else { format!("there is {}", names.join(", ")) }
+        if names.is_empty() {
+            "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into()
+        } else {
+            format!("there is {}", names.join(", "))
+        }
     };
     let budgeted = budgets.keys().find(|device| matches!(device, Device::Gpu(_))).copied();
     let demanded = match choice {

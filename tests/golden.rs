@@ -34,6 +34,10 @@ fn model() -> Option<PathBuf> {
     path
 }
 
+fn gpu_and_model() -> Option<PathBuf> {
+    model().filter(|_| !common::gpus().is_empty())
+}
+
 fn goldens() -> Vec<Golden> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
@@ -67,7 +71,9 @@ fn check(builder: EngineBuilder, what: &str) {
         assert_eq!(tokenizer.encode(&templated, Special::Leave).unwrap(), golden.prompt_ids);
 
         let mut session = engine.session();
-        let Scores::All(logits) = pollster::block_on(session.append(&golden.prompt_ids, Want::Logits)).unwrap() else { panic!("all scores") };
+        let Scores::All(logits) = pollster::block_on(session.append(&golden.prompt_ids, Want::Logits)).unwrap() else {
+            panic!("all scores")
+        };
         common::assert_close(&logits, &golden.last_logits, LOGITS_TOLERANCE, what);
 
         let options = GenerateOptions { max_tokens: Some(golden.new_ids.len()), ..GenerateOptions::default() };
@@ -94,20 +100,20 @@ fn host() {
 
 #[test]
 fn gpu_all_resident() {
-    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let Some(model) = gpu_and_model() else { return };
     let builder = Engine::builder(model).device(DeviceChoice::Gpu).ctx_size(256);
     check(builder, "all resident");
 }
 
 #[test]
 fn gpu_with_40_mib() {
-    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let Some(model) = gpu_and_model() else { return };
     check(Engine::builder(model).max_memory(GPU, Bytes::mib(40)), "40 MiB");
 }
 
 #[test]
 fn gpu_with_all_from_disk() {
-    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let Some(model) = gpu_and_model() else { return };
     let builder = Engine::builder(model).max_memory(GPU, Bytes::mib(40)).max_memory(Device::Cpu, Bytes::ZERO);
     check(builder, "from disk");
 }
@@ -115,7 +121,7 @@ fn gpu_with_all_from_disk() {
 /// Placement never changes the answer: the same bytes, so the same bits.
 #[test]
 fn logits_are_bit_identical_wherever_the_weights_live() {
-    let (Some(model), Some(_)) = (model(), common::gpu()) else { return };
+    let Some(model) = gpu_and_model() else { return };
     let tokens = &goldens()[0].prompt_ids;
     let logits = |builder: EngineBuilder, streams: bool| {
         let mut engine = pollster::block_on(builder.open()).unwrap();

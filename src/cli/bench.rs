@@ -158,4 +158,3 @@ fn markdown(rows: &[Row]) -> String {
     }
     text
 }
-

@@ -1,0 +1,210 @@
+//! Models with known answers. Every subfolder of `TIERFLOW_TEST_MODELS` that holds an `expected.json` is checked, and so
+//! are folders that this test makes: seeded models in both formats, their answers from a Llama in double precision.
+//!
+//! `expected.json`: `{"cases": [{"prompt": [ids], "last_logits": [floats], "greedy": [ids]}]}`.
+
+mod common;
+#[path = "common/reference.rs"]
+mod reference;
+
+use std::path::Path;
+
+use reference::Reference;
+use tierflow::device::{Device, DeviceChoice, GpuLimits};
+use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::platform::IoMode;
+use tierflow::stream::{Scores, Want};
+use tierflow::units::Bytes;
+use tierflow::weights::Checkpoint;
+use xtask::models::{GgufType, LlamaShape, RopeScaling, Stored, write_gguf, write_hf};
+
+/// Logits may differ by this share of the largest magnitude: f32 against double precision.
+const LOGITS_TOLERANCE: f32 = 2e-3;
+/// Tokens that the made cases continue by.
+const N_GREEDY: usize = 6;
+
+/// One case of an `expected.json`.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Case {
+    prompt: Vec<u32>,
+    last_logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Expected {
+    cases: Vec<Case>,
+}
+
+/// Checks every folder below `root` and says how many there were.
+fn check_folders(root: &Path) -> usize {
+    let mut n_folders = 0;
+    for entry in std::fs::read_dir(root).unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(text) = std::fs::read(folder.join("expected.json")) else { continue };
+        let expected: Expected = serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        n_folders += 1;
+        check(&folder, &expected, "host", |builder| builder.device(DeviceChoice::Cpu));
+        if common::gpus().is_empty() {
+            continue;
+        }
+        check(&folder, &expected, "gpu", |builder| builder.device(DeviceChoice::Gpu));
+        let size = Checkpoint::open(&folder, IoMode::Pread).unwrap().catalog.size_bytes();
+        // Half of the weights at most, and what a forward needs besides: most of it streams, from disk.
+        let budget = Bytes(size.0 / 2 + (8 << 20));
+        check(&folder, &expected, "gpu, streamed from disk", |builder| {
+            builder.max_memory(Device::Gpu(0), budget).max_memory(Device::Cpu, Bytes::ZERO)
+        });
+    }
+    n_folders
+}
+
+fn check(folder: &Path, expected: &Expected, how: &str, place: impl Fn(EngineBuilder) -> EngineBuilder) {
+    let n_positions = expected.cases.iter().map(|case| case.prompt.len() + case.greedy.len()).max().unwrap_or(1);
+    let builder = Engine::builder(folder).text(TextFiles::Skip).ctx_size(n_positions.max(1));
+    let mut engine = pollster::block_on(place(builder).open()).unwrap_or_else(|error| panic!("{} on {how}: {error}", folder.display()));
+    for (index, case) in expected.cases.iter().enumerate() {
+        let what = format!("{} case {index} on {how}", folder.display());
+        let mut session = engine.session();
+        let Scores::All(logits) = pollster::block_on(session.append(&case.prompt, Want::Logits)).unwrap() else { panic!("{what}") };
+        common::assert_close(&logits, &case.last_logits, LOGITS_TOLERANCE, &what);
+        let mut token = best(&logits);
+        let mut greedy = vec![token];
+        while greedy.len() < case.greedy.len() {
+            let Scores::Top(top) = pollster::block_on(session.append(&[token], Want::TopK(1))).unwrap() else { panic!("{what}") };
+            token = top[0].0;
+            greedy.push(token);
+        }
+        greedy.truncate(case.greedy.len());
+        assert_eq!(greedy, case.greedy, "{what}");
+    }
+}
+
+fn best(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.map_or(0, |(token, _)| token as u32)
+}
+
+/// Writes `expected.json` for a model that lies in `folder`.
+fn expect(folder: &Path) {
+    let checkpoint = Checkpoint::open(folder, IoMode::Pread).unwrap();
+    let reference = Reference::new(&checkpoint);
+    let vocab_size = checkpoint.config.vocab_size as u32;
+    let cases = [1u32, 5, 33].map(|len| {
+        let prompt: Vec<u32> = (0..len).map(|i| (i * 37 + len) % vocab_size).collect();
+        let mut tokens = prompt.clone();
+        let mut last_logits = Vec::new();
+        for _ in 0..N_GREEDY {
+            let logits: Vec<f32> = reference.logits(&tokens).pop().unwrap().iter().map(|&x| x as f32).collect();
+            tokens.push(best(&logits));
+            if last_logits.is_empty() {
+                last_logits = logits;
+            }
+        }
+        Case { greedy: tokens.split_off(prompt.len()), prompt, last_logits }
+    });
+    std::fs::write(folder.join("expected.json"), serde_json::to_vec(&Expected { cases: cases.into() }).unwrap()).unwrap();
+}
+
+#[test]
+fn made_models_answer_as_the_reference_does() {
+    let root = tempfile::tempdir().unwrap();
+    let tiny = LlamaShape::tiny();
+    let hf = |name: &str, shape: &LlamaShape, stored: Stored, n_shards: usize| {
+        let folder = root.path().join(name);
+        write_hf(&folder, shape, 7, stored, n_shards).unwrap();
+        expect(&folder);
+    };
+    hf("hf-f32", &tiny, Stored::F32, 1);
+    hf("hf-f16-untied", &LlamaShape { tied: false, ..tiny.clone() }, Stored::F16, 2);
+    hf("hf-bf16-window", &LlamaShape { sliding_window: Some(8), ..tiny.clone() }, Stored::BF16, 3);
+    hf("hf-f32-biases", &LlamaShape { attention_bias: true, mlp_bias: true, ..tiny.clone() }, Stored::F32, 1);
+    let stretched = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 32 };
+    hf("hf-f32-llama3", &LlamaShape { rope_scaling: Some(stretched), ..tiny.clone() }, Stored::F32, 1);
+    hf("hf-f32-linear", &LlamaShape { rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }), ..tiny.clone() }, Stored::F32, 1);
+    // Sizes that are multiples of nothing, and a head wider than the hidden size over the heads.
+    hf(
+        "hf-f16-odd",
+        &LlamaShape { vocab_size: 277, hidden_size: 54, ffn_size: 99, head_size: 24, n_heads: 6, n_kv_heads: 3, ..tiny.clone() },
+        Stored::F16,
+        1,
+    );
+    for (name, dtype) in [
+        ("gguf-f32", GgufType::F32),
+        ("gguf-f16", GgufType::F16),
+        ("gguf-bf16", GgufType::BF16),
+        ("gguf-q8_0", GgufType::Q8_0),
+        ("gguf-q4_0", GgufType::Q4_0),
+        ("gguf-q4_1", GgufType::Q4_1),
+    ] {
+        let folder = root.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        write_gguf(&folder.join("model.gguf"), &tiny, 7, dtype).unwrap();
+        expect(&folder);
+    }
+    assert_eq!(check_folders(root.path()), 13);
+}
+
+#[test]
+fn models_of_others_answer_as_they_say() {
+    let Some(root) = std::env::var_os("TIERFLOW_TEST_MODELS") else { return };
+    assert!(check_folders(Path::new(&root)) > 0, "TIERFLOW_TEST_MODELS holds no folder with an expected.json");
+}
+
+/// Both formats hold the same weights, so they give the same logits, up to the order of sums in the rotary embedding.
+#[test]
+fn both_formats_of_one_model_agree() {
+    let root = tempfile::tempdir().unwrap();
+    write_hf(&root.path().join("hf"), &LlamaShape::tiny(), 3, Stored::F32, 1).unwrap();
+    write_gguf(&root.path().join("m.gguf"), &LlamaShape::tiny(), 3, GgufType::F32).unwrap();
+    let logits = |path: &Path| {
+        let builder = Engine::builder(path).device(DeviceChoice::Cpu).ctx_size(16);
+        let mut engine = pollster::block_on(builder.open()).unwrap();
+        match pollster::block_on(engine.session().append(&[5, 9, 200, 17], Want::Logits)).unwrap() {
+            Scores::All(logits) => logits,
+            Scores::Top(_) => panic!("all scores"),
+        }
+    };
+    common::assert_close(&logits(&root.path().join("hf")), &logits(&root.path().join("m.gguf")), 1e-5, "formats");
+}
+
+/// Placement never changes the answer, on models of every dtype, down to slices of a few rows.
+#[test]
+fn logits_are_bit_identical_wherever_the_weights_live() {
+    if common::gpus().is_empty() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let shape = LlamaShape { vocab_size: 1000, hidden_size: 96, ffn_size: 224, n_layers: 3, tied: false, ..LlamaShape::tiny() };
+    for dtype in [GgufType::F32, GgufType::F16, GgufType::BF16, GgufType::Q8_0, GgufType::Q4_0, GgufType::Q4_1] {
+        let path = root.path().join(format!("{dtype:?}.gguf"));
+        write_gguf(&path, &shape, 11, dtype).unwrap();
+        let logits = |place: &dyn Fn(EngineBuilder) -> EngineBuilder| -> Vec<u32> {
+            let options = tierflow::plan::PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), ..Default::default() };
+            let builder = Engine::builder(&path).plan_options(options).device(DeviceChoice::Gpu).text(TextFiles::Skip);
+            let mut engine = pollster::block_on(place(builder).open()).unwrap();
+            let mut session = engine.session();
+            let mut bits = Vec::new();
+            for part in [&[1u32, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], &[12], &[13]] {
+                let Scores::All(logits) = pollster::block_on(session.append(part, Want::Logits)).unwrap() else { panic!("all scores") };
+                bits.extend(common::bits(&logits));
+            }
+            bits
+        };
+        let resident = logits(&|builder| builder);
+        // The least that works is what a refusal names.
+        let error = pollster::block_on(
+            Engine::builder(&path).ctx_size(32).max_memory(Device::Gpu(0), Bytes::kib(1)).text(TextFiles::Skip).prepare(),
+        );
+        let Err(tierflow::error::Error::DoesNotFit { needed, .. }) = error else { panic!("1 KiB cannot do") };
+        let budget = Bytes(needed.0 + (256 << 10));
+        assert!(logits(&|builder| builder.max_memory(Device::Gpu(0), budget)) == resident, "{dtype:?} from the host");
+        assert!(
+            logits(&|builder| builder.max_memory(Device::Gpu(0), budget).max_memory(Device::Cpu, Bytes::ZERO)) == resident,
+            "{dtype:?} from disk"
+        );
+        assert!(logits(&|builder| builder.max_memory(Device::Gpu(0), budget).io(IoMode::Mmap)) == resident, "{dtype:?} from a map");
+        let limits = GpuLimits { max_buffer_bytes: Bytes::kib(128), max_binding_bytes: Bytes::kib(64), ..GpuLimits::default() };
+        assert!(logits(&|builder| builder.limits(Some(limits))) == resident, "{dtype:?} sliced");
+    }
+}
