@@ -3,9 +3,11 @@
 mod demo;
 mod machine;
 mod model;
+mod picture;
 mod steps;
 mod test;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask TASK
@@ -14,6 +16,8 @@ const USAGE: &str = "usage: cargo xtask TASK
   test          format, clippy, docs and all tests; the first failure ends it
   make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]
                 write a model with seeded random weights
+  picture TRACE.json OUT.svg
+                draw the lanes of one forward of a trace
   fetch-model   fetch the small model that demo and test use, and print where it lies
 ";
 
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
         ["test"] => test::run(),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
         ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
+        ["picture", trace, out] => picture::draw(Path::new(trace), Path::new(out)).map_err(steps::Failure::new),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())
