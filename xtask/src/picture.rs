@@ -89,7 +89,8 @@ fn svg(spans: &[Span]) -> String {
     let axis = TOP + LANES.len() as f64 * LANE_HEIGHT + 16.0;
     for tick in 0..=5 {
         let ms = total_ms * f64::from(tick) / 5.0;
-        let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{axis}\" fill=\"#555\" text-anchor=\"middle\">{ms:.0} ms</text>", x(ms));
+        let anchor = if tick == 5 { "end" } else { "middle" };
+        let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{axis}\" fill=\"#555\" text-anchor=\"{anchor}\">{ms:.0} ms</text>", x(ms));
     }
     svg.push_str("</svg>\n");
     svg
