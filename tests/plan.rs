@@ -38,20 +38,22 @@ impl Case {
 
 fn configs() -> impl Strategy<Value = ModelConfig> {
     let sizes = (1usize..200, 1usize..9, 1usize..300, 1usize..6, 1usize..4, 1usize..4, 1usize..17, 1usize..5000);
-    (sizes, any::<[bool; 4]>()).prop_map(|((vocab, hidden, ffn, n_layers, n_kv_heads, group, half_head, context_length), flags)| ModelConfig {
-        vocab_size: vocab * 13,
-        hidden_size: hidden * 32,
-        ffn_size: ffn,
-        n_layers,
-        n_heads: n_kv_heads * group,
-        n_kv_heads,
-        head_size: half_head * 2,
-        context_length,
-        attention_bias: flags[0],
-        attention_output_bias: flags[1],
-        ffn_bias: flags[2],
-        tied_embeddings: flags[3],
-        ..models::config()
+    (sizes, any::<[bool; 4]>()).prop_map(|((vocab, hidden, ffn, n_layers, n_kv_heads, group, half_head, context_length), flags)| {
+        ModelConfig {
+            vocab_size: vocab * 13,
+            hidden_size: hidden * 32,
+            ffn_size: ffn,
+            n_layers,
+            n_heads: n_kv_heads * group,
+            n_kv_heads,
+            head_size: half_head * 2,
+            context_length,
+            attention_bias: flags[0],
+            attention_output_bias: flags[1],
+            ffn_bias: flags[2],
+            tied_embeddings: flags[3],
+            ..models::config()
+        }
     })
 }
 
@@ -68,7 +70,8 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
         prop_oneof![3 => Just(None), 3 => (0usize..6).prop_map(Some), 1 => Just(Some(1000))],
         prop_oneof![Just(None), Just(Some(UploadPath::Mapped)), Just(Some(UploadPath::Staged))],
     );
-    let layers = prop_oneof![4 => Just(ResidentLayers::Auto), 1 => Just(ResidentLayers::All), 2 => (0usize..8).prop_map(ResidentLayers::AtMost)];
+    let layers =
+        prop_oneof![4 => Just(ResidentLayers::Auto), 1 => Just(ResidentLayers::All), 2 => (0usize..8).prop_map(ResidentLayers::AtMost)];
     (budget.clone(), budget, sizes, ring, layers, any::<[bool; 2]>()).prop_map(|(gpu, cpu, sizes, ring, resident_layers, flags)| {
         let mut max_memory = BTreeMap::new();
         max_memory.extend(gpu.map(|budget| (Device::Gpu(0), budget)));
@@ -114,7 +117,9 @@ fn check(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
     }
     for (index, piece) in made.pieces.iter().enumerate() {
         assert!(made.units[piece.unit].pieces.contains(&index));
-        assert!(piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0 && slice.offset % SLICE_ALIGNMENT == 0));
+        assert!(
+            piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0 && slice.offset % SLICE_ALIGNMENT == 0)
+        );
         if made.execute_on != Device::Cpu {
             assert!(piece.size_bytes <= limits.max_buffer_bytes);
             assert!(piece.slices.iter().all(|slice| slice.size_bytes.next_multiple_of(4) <= limits.max_binding_bytes.0));
@@ -172,7 +177,7 @@ fn check_memory(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
         let host_plan = made.device(Device::Cpu).expect("the host takes part");
         assert!(host <= u128::from(host_plan.budget.expect("the host has a budget").0));
         assert_eq!(host, u128::from(host_plan.used.total().0));
-        let named = case.options.max_memory.len() > 0;
+        let named = !case.options.max_memory.is_empty();
         if !named && case.devices[0].kind == Some(AdapterKind::Integrated) {
             assert!(executor + host <= u128::from(case.devices[1].capacity.expect("known").0), "one pool is promised twice");
         }
@@ -277,7 +282,8 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
     let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
     let made = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap();
     assert_eq!((made.ring, made.ctx_size), (None, 512));
-    let made = plan(&catalog, &model, &devices, &PlanOptions { resident_layers: ResidentLayers::AtMost(0), ..PlanOptions::default() }).unwrap();
+    let made =
+        plan(&catalog, &model, &devices, &PlanOptions { resident_layers: ResidentLayers::AtMost(0), ..PlanOptions::default() }).unwrap();
     assert!(made.units[1..].iter().all(|unit| unit.home == Device::Cpu), "-ngl 0 streams all layers and the head");
 }
 
@@ -293,7 +299,8 @@ fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
 
 #[test]
 fn a_thousand_layers_are_planned_within_a_second() {
-    let config = ModelConfig { n_layers: 1000, hidden_size: 8192, ffn_size: 28_672, n_heads: 64, n_kv_heads: 8, head_size: 128, ..models::config() };
+    let config =
+        ModelConfig { n_layers: 1000, hidden_size: 8192, ffn_size: 28_672, n_heads: 64, n_kv_heads: 8, head_size: 128, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::Q4_0);
     let devices = models::devices(Bytes::gib(24), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(64));
     for budget in [Bytes::gib(24), Bytes::mib(900), Bytes::ZERO] {
@@ -309,13 +316,34 @@ fn a_thousand_layers_are_planned_within_a_second() {
 #[test]
 fn absurd_sizes_neither_panic_nor_hang() {
     let most = 1 << 24;
-    let sizes = [ModelConfig { vocab_size: most, hidden_size: most, ffn_size: most, n_layers: 1024, n_heads: 1 << 16, n_kv_heads: 1 << 16, head_size: 256, context_length: 1 << 28, ..models::config() },
-        ModelConfig { vocab_size: most, hidden_size: 32, ffn_size: most, n_layers: 1024, context_length: 1 << 28, ..models::config() }];
+    let sizes = [
+        ModelConfig {
+            vocab_size: most,
+            hidden_size: most,
+            ffn_size: most,
+            n_layers: 1024,
+            n_heads: 1 << 16,
+            n_kv_heads: 1 << 16,
+            head_size: 256,
+            context_length: 1 << 28,
+            ..models::config()
+        },
+        ModelConfig { vocab_size: most, hidden_size: 32, ffn_size: most, n_layers: 1024, context_length: 1 << 28, ..models::config() },
+    ];
     for config in &sizes {
         let (catalog, model) = models::model(config, |_| DType::F32);
-        for limits in [GpuLimits::default(), GpuLimits { max_buffer_bytes: Bytes(u64::MAX), max_binding_bytes: Bytes(u64::MAX), ..GpuLimits::default() }] {
+        for limits in [
+            GpuLimits::default(),
+            GpuLimits { max_buffer_bytes: Bytes(u64::MAX), max_binding_bytes: Bytes(u64::MAX), ..GpuLimits::default() },
+        ] {
             let devices = models::devices(Bytes::gib(8), AdapterKind::Integrated, limits, Bytes(u64::MAX));
-            for (budget, execute_on) in [(0, Device::Gpu(0)), (u64::MAX, Device::Gpu(0)), (1 << 40, Device::Gpu(0)), (1 << 40, Device::Cpu), (u64::MAX, Device::Cpu)] {
+            for (budget, execute_on) in [
+                (0, Device::Gpu(0)),
+                (u64::MAX, Device::Gpu(0)),
+                (1 << 40, Device::Gpu(0)),
+                (1 << 40, Device::Cpu),
+                (u64::MAX, Device::Cpu),
+            ] {
                 let options = PlanOptions {
                     execute_on,
                     max_memory: [(execute_on, Bytes(budget))].into(),
@@ -329,7 +357,12 @@ fn absurd_sizes_neither_panic_nor_hang() {
                 };
                 let begin = Instant::now();
                 let _ = plan(&catalog, &model, &devices, &options);
-                let _ = plan(&catalog, &model, &devices, &PlanOptions { execute_on, max_memory: options.max_memory.clone(), ..PlanOptions::default() });
+                let _ = plan(
+                    &catalog,
+                    &model,
+                    &devices,
+                    &PlanOptions { execute_on, max_memory: options.max_memory.clone(), ..PlanOptions::default() },
+                );
                 assert!(begin.elapsed().as_secs() < 60, "{budget} on {execute_on}");
             }
         }

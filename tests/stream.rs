@@ -27,7 +27,7 @@ fn test_model(sliding_window: Option<usize>) -> TestModel {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     let shape = LlamaShape { sliding_window, ..LlamaShape::tiny() };
-    write_hf(&path, &shape, 5, Stored::Bf16, 1).unwrap();
+    write_hf(&path, &shape, 5, Stored::BF16, 1).unwrap();
     TestModel { _folder: folder, path }
 }
 
@@ -54,7 +54,13 @@ fn open(model: &TestModel, device: DeviceChoice, options: PlanOptions) -> Result
 }
 
 fn options() -> PlanOptions {
-    PlanOptions { n_seqs: 3, ctx_size: Some(64), ubatch_size: Some(64), resident_layers: ResidentLayers::AtMost(2), ..PlanOptions::default() }
+    PlanOptions {
+        n_seqs: 3,
+        ctx_size: Some(64),
+        ubatch_size: Some(64),
+        resident_layers: ResidentLayers::AtMost(2),
+        ..PlanOptions::default()
+    }
 }
 
 fn tokens(sequence: u32, n_tokens: u32) -> Vec<BatchToken> {
@@ -142,6 +148,8 @@ fn a_prompt_in_parts_is_the_prompt_at_once() {
 #[test]
 fn every_ring_computes_the_same_bits() {
     let model = test_model(None);
+    let adapters = pollster::block_on(gpu::list()).unwrap();
+    let has_mapped_slots = adapters.first().is_some_and(|found| found.features.iter().any(|name| name == "MAPPABLE_PRIMARY_BUFFERS"));
     for device in devices() {
         let prompt = tokens(0, 9);
         let resident = PlanOptions { resident_layers: ResidentLayers::Auto, ..options() };
@@ -158,7 +166,7 @@ fn every_ring_computes_the_same_bits() {
                         n_slots: Some(n_slots),
                         lookahead: Some(lookahead),
                         resident_layers: ResidentLayers::AtMost(1),
-                        upload: (n_slots % 2 == 0).then_some(UploadPath::Staged),
+                        upload: Some(if n_slots % 2 == 0 || !has_mapped_slots { UploadPath::Staged } else { UploadPath::Mapped }),
                         max_memory,
                         ..options()
                     };
@@ -180,7 +188,12 @@ fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
     for device in devices() {
         for n_slots in 1..=4 {
             for lookahead in 1..=n_slots {
-                let ring = PlanOptions { n_slots: Some(n_slots), lookahead: Some(lookahead), resident_layers: ResidentLayers::AtMost(0), ..options() };
+                let ring = PlanOptions {
+                    n_slots: Some(n_slots),
+                    lookahead: Some(lookahead),
+                    resident_layers: ResidentLayers::AtMost(0),
+                    ..options()
+                };
                 let mut engine = open(&model, device, ring).unwrap();
                 within(20, &format!("{n_slots} slots, lookahead {lookahead} on {device}"), move || {
                     let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], want: Want::TopK(3) };

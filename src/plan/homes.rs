@@ -220,6 +220,7 @@ impl Attempt<'_> {
         }
         let source = |spec: &DeviceSpec| match site.options.max_memory.contains_key(&spec.device) {
             true => "--max-memory".to_owned(),
+            false if spec.device == Device::Cpu && site.shares_memory() => format!("{}, less what {execute_on} uses", spec.capacity_source),
             false => spec.capacity_source.clone(),
         };
         let row = |spec: &DeviceSpec, budget: Bytes, used: Usage, streamed_bytes: Bytes| DevicePlan {

@@ -6,9 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::homes::Attempt;
 use crate::plan::pieces::{Piece, SLICE_ALIGNMENT, cut};
-use crate::plan::sizes::{
-    ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, kv_buffer_bytes, kv_bytes_per_position, working_set,
-};
+use crate::plan::sizes::{ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, kv_buffer_bytes, kv_bytes_per_position, working_set};
 use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
@@ -108,8 +106,12 @@ impl<'a> Site<'a> {
             find(device)?;
         }
         let (executor, host) = (find(options.execute_on)?, find(Device::Cpu)?);
-        let host_limits =
-            GpuLimits { max_buffer_bytes: Bytes(u64::MAX), max_binding_bytes: Bytes(u64::MAX), storage_alignment: 1, max_workgroups: u32::MAX };
+        let host_limits = GpuLimits {
+            max_buffer_bytes: Bytes(u64::MAX),
+            max_binding_bytes: Bytes(u64::MAX),
+            storage_alignment: 1,
+            max_workgroups: u32::MAX,
+        };
         let limits = executor.limits.unwrap_or(host_limits);
         check_heads(catalog, model, executor)?;
         let matrices: Vec<TensorId> = model.units.iter().flat_map(|unit| unit.matrices()).collect();
@@ -225,9 +227,14 @@ impl<'a> Site<'a> {
         match (self.options.max_memory.get(&Device::Cpu), self.host.capacity.unwrap_or_default()) {
             (Some(&asked), _) => asked,
             // One pool of memory must not be promised twice.
-            (None, capacity) if shares_memory(self.executor) => capacity.saturating_sub(used),
+            (None, capacity) if self.shares_memory() => capacity.saturating_sub(used),
             (None, capacity) => capacity,
         }
+    }
+
+    /// Whether the executing device's memory is the host's own.
+    pub(super) fn shares_memory(&self) -> bool {
+        shares_memory(self.executor)
     }
 
     /// The refusal, with the least budget that works.
@@ -246,7 +253,9 @@ impl<'a> Site<'a> {
         match self.least_budget() {
             Ok(needed) => Error::DoesNotFit { device: device.to_string(), needed, available: self.budget, advice },
             Err(Refusal::Limit(error)) => error,
-            Err(Refusal::Budget) => Error::DoesNotFit { device: device.to_string(), needed: Bytes(u64::MAX), available: self.budget, advice },
+            Err(Refusal::Budget) => {
+                Error::DoesNotFit { device: device.to_string(), needed: Bytes(u64::MAX), available: self.budget, advice }
+            }
         }
     }
 

@@ -157,7 +157,8 @@ impl<S: SlotMemory> Worker<S> {
             });
         }
         if let Some(memory) = slot.bytes_mut() {
-            return self.span(Lane::Fetch, job, piece.size_bytes, || self.store.read(job.piece, &mut memory[..piece.size_bytes.0 as usize]));
+            return self
+                .span(Lane::Fetch, job, piece.size_bytes, || self.store.read(job.piece, &mut memory[..piece.size_bytes.0 as usize]));
         }
         self.fetch_in_steps(job, slot, bounce)
     }

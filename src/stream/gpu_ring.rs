@@ -100,10 +100,11 @@ impl SlotMemory for MappedSlot {
         // Mapped ranges are multiples of 4 bytes; slices are padded to 256, so the tail stays inside the block.
         let padded = bytes.len().next_multiple_of(4);
         let range = offset as u64..(offset + padded) as u64;
-        let mut view = self.memory.slice(range).get_mapped_range_mut().map_err(|fault| Error::Gpu {
-            adapter: self.adapter.clone(),
-            fault: format!("cannot write to a mapped slot: {fault}"),
-        })?;
+        let mut view = self
+            .memory
+            .slice(range)
+            .get_mapped_range_mut()
+            .map_err(|fault| Error::Gpu { adapter: self.adapter.clone(), fault: format!("cannot write to a mapped slot: {fault}") })?;
         let mut view = view.slice(..bytes.len());
         view.copy_from_slice(bytes);
         Ok(())
@@ -115,16 +116,19 @@ impl SlotMemory for MappedSlot {
     }
 }
 
+/// What waits for a submission: told when it was done, on the trace's clock.
+type Watcher = (wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>);
+
 /// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it was done.
 pub(super) struct Poller {
-    submissions: Option<std::sync::mpsc::Sender<(wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>)>>,
+    submissions: Option<std::sync::mpsc::Sender<Watcher>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Poller {
     /// Starts the thread. `now` is the trace's clock.
     pub(super) fn start(gpu: &Arc<Gpu>, now: impl Fn() -> f64 + Send + 'static) -> Result<Poller> {
-        let (sender, receiver) = std::sync::mpsc::channel::<(wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>)>();
+        let (sender, receiver) = std::sync::mpsc::channel::<Watcher>();
         let device = gpu.device.clone();
         let run = move || {
             for (submission_index, done) in receiver {

@@ -138,9 +138,10 @@ impl Trace {
             (Lane::Readback, "readback (GPU → host)"),
         ];
         let thread = |lane: Lane| LANES.iter().position(|(candidate, _)| *candidate == lane).unwrap_or(0);
-        let names = LANES.iter().enumerate().map(
-            |(tid, (_, title))| serde_json::json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": title}}),
-        );
+        let names = LANES
+            .iter()
+            .enumerate()
+            .map(|(tid, (_, title))| serde_json::json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": title}}));
         let events = self.spans().into_iter().map(|span| {
             serde_json::json!({
                 "ph": "X",

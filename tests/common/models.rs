@@ -1,7 +1,5 @@
 //! Models that exist as headers only: a config becomes a catalog by hand, for tests of the planner.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
