@@ -221,7 +221,7 @@ fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_plan_keeps_its_promises_and_a_refusal_is_true(case in cases()) {
@@ -235,8 +235,9 @@ proptest! {
             }
             Err(Error::DoesNotFit { device, needed, .. }) if device == case.options.execute_on.to_string() => {
                 if needed < Bytes(u64::MAX) {
-                    let made = plan(&catalog, &model, &case.devices, &case.with_budget(needed)).expect("what is needed is enough");
-                    check(&case, &catalog, &model, &made);
+                    let enough = Case { options: case.with_budget(needed), ..case.clone() };
+                    let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
+                    check(&enough, &catalog, &model, &made);
                     let less = plan(&catalog, &model, &case.devices, &case.with_budget(Bytes(needed.0 - 1)));
                     prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
                 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -184,6 +185,7 @@ fn every_ring_computes_the_same_bits() {
 
 #[test]
 fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
+    static STOPPED: AtomicUsize = AtomicUsize::new(0);
     let model = test_model(None);
     for device in devices() {
         for n_slots in 1..=4 {
@@ -201,6 +203,7 @@ fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
                         let mut midway = pin!(engine.forward(&batch));
                         midway.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
                     };
+                    STOPPED.fetch_add(usize::from(stopped), Ordering::Relaxed);
                     let next = pollster::block_on(engine.forward(&batch));
                     match stopped {
                         true => assert!(next.unwrap_err().to_string().contains("load the model again")),
@@ -211,6 +214,7 @@ fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
             }
         }
     }
+    assert!(STOPPED.load(Ordering::Relaxed) > 0, "no forward ever waited for an upload");
 }
 
 #[test]
