@@ -290,6 +290,7 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
 
 #[test]
 fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
+    assert_eq!(sizes::HEAD_SIZE_MAX as u32, tierflow::kernels::attention::MAX_HEAD_SIZE, "the kernel's own bound");
     let config = ModelConfig { head_size: 258, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
