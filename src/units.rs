@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer.
+/// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer. Sums and products stop at
+/// the largest number instead of overflowing: sizes come from files and options, and nothing has so much room.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
@@ -37,29 +38,41 @@ impl Bytes {
         Bytes(self.0.saturating_sub(other.0))
     }
 
-    /// The next multiple of `alignment`, which must not be zero.
+    /// So many times as much, or the largest number.
+    #[must_use]
+    pub const fn times(self, count: u64) -> Bytes {
+        Bytes(self.0.saturating_mul(count))
+    }
+
+    /// The next multiple of `alignment`, which must not be zero; the largest number where there is none.
     #[must_use]
     pub fn align_up(self, alignment: u64) -> Bytes {
-        Bytes(self.0.next_multiple_of(alignment))
+        Bytes(self.0.checked_next_multiple_of(alignment).unwrap_or(u64::MAX))
+    }
+
+    /// The multiple of `alignment`, which must not be zero, at or below.
+    #[must_use]
+    pub fn align_down(self, alignment: u64) -> Bytes {
+        Bytes(self.0 / alignment * alignment)
     }
 }
 
 impl std::ops::Add for Bytes {
     type Output = Bytes;
     fn add(self, other: Bytes) -> Bytes {
-        Bytes(self.0 + other.0)
+        Bytes(self.0.saturating_add(other.0))
     }
 }
 
 impl std::ops::AddAssign for Bytes {
     fn add_assign(&mut self, other: Bytes) {
-        self.0 += other.0;
+        *self = *self + other;
     }
 }
 
 impl std::iter::Sum for Bytes {
     fn sum<I: Iterator<Item = Bytes>>(iter: I) -> Bytes {
-        Bytes(iter.map(|bytes| bytes.0).sum())
+        iter.fold(Bytes::ZERO, |sum, bytes| sum + bytes)
     }
 }
 
@@ -152,6 +165,16 @@ mod tests {
         for text in ["", "GB", "-1GB", "5MBB", "nanGB", "infGB", "1e300GB", "-5", "1.5"] {
             assert!(text.parse::<Bytes>().is_err(), "{text} must be refused");
         }
+    }
+
+    #[test]
+    fn sums_stop_at_the_largest_number() {
+        let most = Bytes(u64::MAX);
+        assert_eq!(most + Bytes(1), most);
+        assert_eq!([most, Bytes(7)].into_iter().sum::<Bytes>(), most);
+        assert_eq!(Bytes(1 << 60).times(16), most);
+        assert_eq!(Bytes(u64::MAX - 3).align_up(256), most);
+        assert_eq!(Bytes(511).align_down(256), Bytes(256));
     }
 
     #[test]

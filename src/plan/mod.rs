@@ -1,6 +1,7 @@
 //! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: the same input gives the same plan,
 //! byte for byte; no files, no clocks, no GPU.
 
+mod homes;
 mod options;
 mod pieces;
 mod placement;
@@ -20,7 +21,9 @@ pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, Work, cut};
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, WorkingBuffer};
 
-/// Where every weight lives, who computes, and what memory that takes.
+/// Where every weight lives, who computes, and what memory that takes. An executor that allocates its vectors, KV
+/// caches, [`sizes::working_set`], parameters of [`Plan::n_dispatches`], resident pieces and ring takes exactly
+/// [`DevicePlan::used`] of the executing device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     /// Version of this form, for programs that read it.
@@ -88,7 +91,8 @@ impl Usage {
     }
 }
 
-/// Where one unit lives.
+/// Where one unit lives. Homes go front to back: the executing device, then host memory, then disk; only the embedding,
+/// whose rows the host gathers, lies in host memory or on disk whatever the others do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UnitPlan {
     /// The unit's name, as device maps write it.
@@ -117,8 +121,9 @@ pub struct RingPlan {
 /// Makes a plan: greedy, front to back, fastest device first.
 ///
 /// # Errors
-/// [`crate::Error::DoesNotFit`] with the least that works, where the budgets are too small;
-/// [`crate::Error::InvalidArgument`] for options that contradict each other.
+/// [`crate::error::Error::DoesNotFit`] with the least budget that works, found by trying, or with the adapter limit in
+/// the way; [`crate::error::Error::UnsupportedModel`] for heads too large for a GPU;
+/// [`crate::error::Error::InvalidArgument`] for a device that is not there.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     placement::place(catalog, model, devices, options)
 }

@@ -77,13 +77,13 @@ pub enum ResidentLayers {
     /// As many as fit.
     #[default]
     Auto,
-    /// At most so many; the head counts as one more after the last layer.
+    /// At most so many, from the first on: with 0 every layer streams. The head counts as one more after the last layer.
     AtMost(usize),
     /// All of them and the head, or the plan is refused.
     All,
 }
 
-/// What may be asked of a plan. `None` leaves the choice to the planner.
+/// What may be asked of a plan. `None` leaves the choice to the planner, and so does a size of 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanOptions {
     /// Who computes: an adapter, or the host.
@@ -102,7 +102,7 @@ pub struct PlanOptions {
     pub kv_dtype: KvDType,
     /// How many layers may be resident (`-ngl`).
     pub resident_layers: ResidentLayers,
-    /// Slots of the ring (`--slots`).
+    /// Slots of the ring (`--slots`); 1 to 64, whatever is asked.
     pub n_slots: Option<usize>,
     /// How many pieces ahead of the computation uploads are started (`--lookahead`).
     pub lookahead: Option<usize>,

@@ -60,7 +60,10 @@ pub enum Work {
 /// # Errors
 /// [`Error::DoesNotFit`] where a single row is larger than a piece or a binding may be.
 pub fn cut(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits, max_piece: Bytes) -> Result<Vec<Piece>> {
-    let max_piece = max_piece.0.min(limits.max_buffer_bytes.0);
+    // Blocks are padded to the alignment, so the largest block is a multiple of it.
+    let max_piece = max_piece.min(limits.max_buffer_bytes.align_down(SLICE_ALIGNMENT)).0;
+    // Bindings are multiples of 4 bytes.
+    let max_slice = limits.max_binding_bytes.align_down(4).0;
     let empty = || Piece { unit: unit_index, slices: Vec::new(), work: Vec::new(), size_bytes: Bytes::ZERO };
     let mut pieces = Vec::new();
     let mut piece = empty();
@@ -73,10 +76,10 @@ pub fn cut(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits
         let (n_rows, row_bytes) = (tensor.n_rows(), tensor.row_bytes());
         let mut first_row = 0;
         while first_row < n_rows {
-            let room = (max_piece - piece.size_bytes.0.min(max_piece)).min(limits.max_binding_bytes.0);
+            let room = max_piece.saturating_sub(piece.size_bytes.0).min(max_slice);
             let fitting_rows = room.checked_div(row_bytes).unwrap_or(n_rows).min(n_rows - first_row);
             if fitting_rows == 0 && piece.slices.is_empty() {
-                return Err(row_too_large(&tensor.name, row_bytes, max_piece.min(limits.max_binding_bytes.0)));
+                return Err(row_too_large(&tensor.name, row_bytes, max_piece.min(max_slice)));
             }
             if fitting_rows == 0 {
                 pieces.push(std::mem::replace(&mut piece, empty()));
@@ -93,12 +96,31 @@ pub fn cut(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits
     Ok(pieces)
 }
 
+/// Cuts `unit` for slots of `slot_bytes`: into as few pieces as that allows, of about the same size, so that no small
+/// copy follows a large one.
+///
+/// # Errors
+/// As of [`cut`].
+pub(super) fn cut_evenly(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits, slot_bytes: Bytes) -> Result<Vec<Piece>> {
+    let pieces = cut(unit_index, unit, catalog, limits, slot_bytes)?;
+    if pieces.len() < 2 {
+        return Ok(pieces);
+    }
+    let size_bytes: Bytes = pieces.iter().map(|piece| piece.size_bytes).sum();
+    let row_bytes = unit.matrices().map(|id| catalog[id].row_bytes()).max().unwrap_or(0);
+    // A piece may end a row early, and pads each of its slices.
+    let n_matrices = unit.matrices().count() as u64;
+    let even = Bytes(size_bytes.0 / pieces.len() as u64) + Bytes(row_bytes + (n_matrices + 1) * SLICE_ALIGNMENT);
+    let evenly = cut(unit_index, unit, catalog, limits, even.min(slot_bytes))?;
+    Ok(if evenly.len() == pieces.len() { evenly } else { pieces })
+}
+
 fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
     Error::DoesNotFit {
-        device: format!("a slot with one row of `{tensor}`"),
+        device: format!("a binding with one row of `{tensor}`"),
         needed: Bytes(row_bytes),
         available: Bytes(limit),
-        advice: "raise --max-memory for the executing device".into(),
+        advice: "this adapter cannot run this model: take another, or --device cpu".into(),
     }
 }
 

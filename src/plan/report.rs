@@ -9,23 +9,26 @@ const BAR_WIDTH: usize = 24;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ctx {}", self.ctx_size)?;
+        write!(f, "{} computes  ·  up to {} tokens per forward  ·  ctx {}", self.execute_on, self.forward.n_tokens, self.ctx_size)?;
         if self.ctx_size < self.ctx_size_model {
-            write!(f, " of {}", self.ctx_size_model)?;
+            let kv_cache = self.device(self.execute_on).map_or(Bytes::ZERO, |device| device.used.kv_cache);
+            write!(f, " of {}: its {} KV cache takes {kv_cache} of the budget; -c changes it", self.ctx_size_model, self.kv_dtype)?;
+        } else {
+            write!(f, "  ·  KV cache {}", self.kv_dtype)?;
         }
-        writeln!(f, "  ·  KV cache {}  ·  {} tokens per forward  ·  {} computes", self.kv_dtype, self.forward.n_tokens, self.execute_on)?;
+        writeln!(f)?;
         for device in &self.devices {
             self.write_device(f, device)?;
         }
         match &self.ring {
             Some(ring) => writeln!(
                 f,
-                "  ring   {} slots of {} ({}), lookahead {}; {} stream per forward",
+                "  ring   {} stream per token, through {} slots of {} ({}), lookahead {}",
+                self.streamed_bytes(),
                 ring.n_slots,
                 ring.slot_bytes,
                 ring.upload,
-                ring.lookahead,
-                self.streamed_bytes()
+                ring.lookahead
             ),
             None => writeln!(f, "  nothing streams: every weight that {} computes with is resident", self.execute_on),
         }
@@ -61,7 +64,7 @@ impl Plan {
             writeln!(f, "         {}", parts.join(" · "))?;
         }
         if device.streamed_bytes > Bytes::ZERO {
-            writeln!(f, "         {} leave it per forward", device.streamed_bytes)?;
+            writeln!(f, "         streams {} to {} per token", device.streamed_bytes, self.execute_on)?;
         }
         Ok(())
     }

@@ -12,6 +12,9 @@ pub const TOP_K_MAX: usize = 64;
 /// Logits of a row that one workgroup selects from; the kernel's segment.
 pub const TOP_K_SEGMENT: usize = 2048;
 
+/// Largest head that the attention kernel holds in workgroup memory; the kernel's bound.
+pub const HEAD_SIZE_MAX: usize = 256;
+
 /// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
 pub const PARAMS_BYTES: u64 = 256;
 /// Sets of parameters kept at a time: one for prompts, one for decoding.
@@ -47,20 +50,20 @@ pub struct ForwardSize {
 /// Every working buffer of a forward with its bytes.
 pub fn working_set(config: &ModelConfig, size: ForwardSize) -> Vec<(WorkingBuffer, Bytes)> {
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
-    let top_k = n_rows * (config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64;
-    let logits = n_rows * config.vocab_size as u64 * 4;
+    let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
+    let logits = Bytes(config.vocab_size as u64 * 4).times(n_rows);
     let mut buffers: Vec<_> = Activation::ALL
         .iter()
         .map(|&activation| {
-            let n_values = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64 * activation.width(config) as u64;
-            (WorkingBuffer::Activation(activation), Bytes(n_values * 4))
+            let n_activation_rows = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64;
+            (WorkingBuffer::Activation(activation), Bytes(activation.width(config) as u64 * 4).times(n_activation_rows))
         })
         .collect();
-    buffers.push((WorkingBuffer::Tokens, Bytes(n_tokens * 16)));
-    buffers.push((WorkingBuffer::CosSin, Bytes(n_tokens * config.head_size as u64 * 4)));
-    buffers.push((WorkingBuffer::PickedRows, Bytes(n_rows * 4)));
-    buffers.push((WorkingBuffer::TopK, Bytes(top_k)));
-    buffers.push((WorkingBuffer::Readback, Bytes(logits.max(top_k))));
+    buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
+    buffers.push((WorkingBuffer::CosSin, Bytes(config.head_size as u64 * 4).times(n_tokens)));
+    buffers.push((WorkingBuffer::PickedRows, Bytes(4).times(n_rows)));
+    buffers.push((WorkingBuffer::TopK, top_k));
+    buffers.push((WorkingBuffer::Readback, logits.max(top_k)));
     for (_, bytes) in &mut buffers {
         *bytes = bytes.align_up(256);
     }
@@ -69,7 +72,7 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize) -> Vec<(WorkingBuffe
 
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
 pub fn kv_buffer_bytes(config: &ModelConfig, kv_dtype: KvDType, n_seqs: usize, ctx_size: usize) -> Bytes {
-    Bytes(n_seqs as u64 * ctx_size as u64 * config.kv_size() as u64 * kv_dtype.size_bytes()).align_up(256)
+    Bytes(config.kv_size() as u64 * kv_dtype.size_bytes()).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
 }
 
 /// Bytes of all K and V caches per position of one sequence.

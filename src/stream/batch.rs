@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::plan::sizes::TOP_K_MAX;
 use crate::weights::ModelConfig;
 
 /// One forward's input: tokens of one or several sequences, each at its position.
@@ -32,7 +33,7 @@ pub enum Want {
     /// All of them.
     #[default]
     Logits,
-    /// The so many best of each row, at most [`crate::plan::sizes::TOP_K_MAX`].
+    /// The so many best of each row, 1 to [`TOP_K_MAX`].
     TopK(usize),
 }
 
@@ -63,6 +64,11 @@ impl Batch {
         }
         if let Some(&row) = self.logits_for.iter().find(|row| **row as usize >= self.tokens.len()) {
             return Err(over("as an index of a token", row as usize, self.tokens.len()));
+        }
+        if let Want::TopK(k) = self.want
+            && !(1..=TOP_K_MAX).contains(&k)
+        {
+            return Err(over("best tokens", k, TOP_K_MAX));
         }
         for token in &self.tokens {
             if token.token as usize >= config.vocab_size {

@@ -47,7 +47,11 @@ struct Worker<S: SlotMemory> {
     trace: Trace,
     jobs: Arc<Mutex<Receiver<Job<S>>>>,
     free: Arc<Mutex<Receiver<Option<S>>>>,
+    give_back: FreeSlots<S>,
 }
+
+/// What is read from disk at once on its way to memory that can only be written: the host holds no more of it than this.
+const FETCH_STEP_BYTES: usize = 4 << 20;
 
 /// Two carry: one reads from disk while the other copies, and a disk sees two requests at a time.
 const N_WORKERS: usize = 2;
@@ -70,6 +74,7 @@ impl<S: SlotMemory> Feeder<S> {
                 trace: trace.clone(),
                 jobs: Arc::clone(&jobs),
                 free: Arc::clone(&free),
+                give_back: free_sender.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("tierflow-feeder-{index}")).spawn(move || worker.run());
             workers.push(thread.map_err(|source| Error::io("start", "a thread that streams weights", source))?);
@@ -108,6 +113,11 @@ pub(super) fn workers_gone() -> Error {
     Error::io("go on with", "the threads that stream weights", std::io::Error::other("they ended early"))
 }
 
+/// What a forward says that begins where an earlier one stopped midway: the ring holds other pieces than it expects.
+pub(super) fn stopped_midway() -> Error {
+    Error::io("begin", "a forward", std::io::Error::other("an earlier one failed or was cut short; load the model again"))
+}
+
 impl<S: SlotMemory> Worker<S> {
     fn run(self) {
         let mut bounce = Vec::new();
@@ -119,21 +129,27 @@ impl<S: SlotMemory> Worker<S> {
                 let Ok(Some(slot)) = self.free.lock().unwrap_or_else(PoisonError::into_inner).recv() else { return };
                 (job, slot)
             };
-            let result = self.fill(&job, &mut slot, &mut bounce).map(|()| slot);
+            let filled = self.fill(&job, &mut slot, &mut bounce);
             // The receiver is gone where the session ended meanwhile.
-            let _ = job.reply.send(result);
+            let _ = match filled {
+                Ok(()) => job.reply.send(Ok(slot)),
+                Err(error) => {
+                    // The slot is not lost: pieces behind this one may wait for it.
+                    let _ = self.give_back.send(Some(slot));
+                    job.reply.send(Err(error))
+                }
+            };
         }
     }
 
     fn fill(&self, job: &Job<S>, slot: &mut S, bounce: &mut Vec<u8>) -> Result<()> {
         let piece = &self.plan.pieces[job.piece];
-        let size = piece.size_bytes.0 as usize;
         if let Some(bytes) = self.store.held(job.piece) {
-            return self.span(Lane::Upload, job, || write_all(slot, bytes));
+            return self.span(Lane::Upload, job, piece.size_bytes, || write_all(slot, bytes));
         }
         let mapped: Option<Vec<&[u8]>> = piece.slices.iter().map(|slice| self.store.mapped(job.piece, slice)).collect();
         if let Some(parts) = mapped.filter(|parts| !parts.is_empty()) {
-            return self.span(Lane::Upload, job, || {
+            return self.span(Lane::Upload, job, piece.size_bytes, || {
                 for (slice, bytes) in piece.slices.iter().zip(parts) {
                     write_at(slot, slice.offset as usize, bytes)?;
                 }
@@ -141,17 +157,31 @@ impl<S: SlotMemory> Worker<S> {
             });
         }
         if let Some(memory) = slot.bytes_mut() {
-            return self.span(Lane::Fetch, job, || self.store.read(job.piece, &mut memory[..size]));
+            return self
+                .span(Lane::Fetch, job, piece.size_bytes, || self.store.read(job.piece, &mut memory[..piece.size_bytes.0 as usize]));
         }
-        bounce.resize(size.max(bounce.len()), 0);
-        self.span(Lane::Fetch, job, || self.store.read(job.piece, &mut bounce[..size]))?;
-        self.span(Lane::Upload, job, || write_all(slot, &bounce[..size]))
+        self.fetch_in_steps(job, slot, bounce)
     }
 
-    fn span(&self, lane: Lane, job: &Job<S>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Disk to memory that can only be written, a few MiB at a time.
+    fn fetch_in_steps(&self, job: &Job<S>, slot: &mut S, bounce: &mut Vec<u8>) -> Result<()> {
+        for slice in &self.plan.pieces[job.piece].slices {
+            let len = slice.size_bytes as usize;
+            for done in (0..len).step_by(FETCH_STEP_BYTES) {
+                let step = done..len.min(done + FETCH_STEP_BYTES);
+                let size_bytes = Bytes(step.len() as u64);
+                bounce.resize(bounce.len().max(step.len()), 0);
+                let bytes = &mut bounce[..step.len()];
+                self.span(Lane::Fetch, job, size_bytes, || self.store.read_part(job.piece, slice, step.start as u64, bytes))?;
+                self.span(Lane::Upload, job, size_bytes, || write_at(slot, slice.offset as usize + step.start, bytes))?;
+            }
+        }
+        slot.finish()
+    }
+
+    fn span(&self, lane: Lane, job: &Job<S>, size_bytes: Bytes, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let start_secs = self.trace.now();
         work()?;
-        let size_bytes: Bytes = self.plan.pieces[job.piece].size_bytes;
         let end_secs = self.trace.now();
         self.trace.add(Span { lane, piece: Some(job.piece), forward: job.forward, start_secs, end_secs, size_bytes });
         Ok(())

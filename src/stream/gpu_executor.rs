@@ -11,7 +11,7 @@ use crate::gpu::Gpu;
 use crate::kernels::top_k;
 use crate::model::{Activation, Model};
 use crate::plan::{Plan, WorkingBuffer};
-use crate::stream::feeder::{Feeder, workers_gone};
+use crate::stream::feeder::{Feeder, stopped_midway, workers_gone};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardShape, Prepared};
 use crate::stream::gpu_ring::{MappedSlot, Poller, Ring};
@@ -37,6 +37,8 @@ pub struct GpuExecutor {
     under_way: VecDeque<(usize, oneshot::Receiver<Result<MappedSlot>>)>,
     n_uploads_begun: usize,
     n_forwards: usize,
+    /// Set while a forward is under way: one that finds it set begins where another stopped.
+    is_midway: bool,
     recording: Recording,
     last_compute_end: Arc<Mutex<f64>>,
     feeder: Option<Feeder<MappedSlot>>,
@@ -89,6 +91,7 @@ impl GpuExecutor {
             under_way: VecDeque::new(),
             n_uploads_begun: 0,
             n_forwards: 0,
+            is_midway: false,
             recording: Recording::default(),
             last_compute_end: Arc::default(),
             feeder,
@@ -188,6 +191,9 @@ impl Executor for GpuExecutor {
     type Output = Vec<Scores>;
 
     fn embed(&mut self, batch: &Batch) -> Result<()> {
+        if self.is_midway {
+            return Err(stopped_midway());
+        }
         let want_k = match batch.want {
             Want::Logits => 0,
             Want::TopK(k) => k,
@@ -201,6 +207,7 @@ impl Executor for GpuExecutor {
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;
         self.buffers.write(&self.gpu, WorkingBuffer::CosSin, bytemuck::cast_slice(&cos_sin))?;
         self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for))?;
+        self.is_midway = true;
         Ok(())
     }
 
@@ -222,7 +229,9 @@ impl Executor for GpuExecutor {
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
         let (due, mut filled) = self.under_way.pop_front().ok_or_else(workers_gone)?;
-        debug_assert_eq!(due, piece, "pieces are computed in the order of their uploads");
+        if due != piece {
+            return Err(stopped_midway());
+        }
         let slot = match filled.try_recv() {
             Ok(Some(slot)) => slot?,
             _ => {
@@ -254,6 +263,7 @@ impl Executor for GpuExecutor {
         self.trace.add(Span { lane: Lane::Readback, piece: None, forward, start_secs, end_secs, size_bytes });
         self.n_forwards += 1;
         self.gpu.check()?;
+        self.is_midway = false;
         Ok(scores)
     }
 }

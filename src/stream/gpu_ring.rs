@@ -116,19 +116,19 @@ impl SlotMemory for MappedSlot {
     }
 }
 
-/// A submission, and whom to tell when it is done.
-type Watched = (wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>);
+/// What waits for a submission: told when it was done, on the trace's clock.
+type Watcher = (wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>);
 
 /// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it was done.
 pub(super) struct Poller {
-    submissions: Option<std::sync::mpsc::Sender<Watched>>,
+    submissions: Option<std::sync::mpsc::Sender<Watcher>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Poller {
     /// Starts the thread. `now` is the trace's clock.
     pub(super) fn start(gpu: &Arc<Gpu>, now: impl Fn() -> f64 + Send + 'static) -> Result<Poller> {
-        let (sender, receiver) = std::sync::mpsc::channel::<Watched>();
+        let (sender, receiver) = std::sync::mpsc::channel::<Watcher>();
         let device = gpu.device.clone();
         let run = move || {
             for (submission_index, done) in receiver {

@@ -12,7 +12,7 @@ use crate::kernels::{add, add_bias, attention, gather_rows, kv_store, matmul, rm
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
 use crate::plan::{KvDType, Piece, Plan, Slice, Work};
-use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, workers_gone};
+use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, stopped_midway, workers_gone};
 use crate::stream::store::read_vector;
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -32,6 +32,8 @@ pub struct HostExecutor {
     feeder: Option<(Feeder<HostSlot>, FreeSlots<HostSlot>)>,
     n_uploads_begun: usize,
     n_forwards: usize,
+    /// Set while a forward is under way: one that finds it set begins where another stopped.
+    is_midway: bool,
 }
 
 /// Everything that changes during a forward.
@@ -110,6 +112,7 @@ impl HostExecutor {
             feeder,
             n_uploads_begun: 0,
             n_forwards: 0,
+            is_midway: false,
         })
     }
 
@@ -161,6 +164,9 @@ impl Executor for HostExecutor {
     type Output = Vec<Scores>;
 
     fn embed(&mut self, batch: &Batch) -> Result<()> {
+        if self.is_midway {
+            return Err(stopped_midway());
+        }
         let config = &self.values.config;
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
         for activation in Activation::ALL {
@@ -171,7 +177,9 @@ impl Executor for HostExecutor {
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.values.picked_rows.clone_from(&batch.logits_for);
         let hidden = self.values.activations.entry(Activation::Hidden).or_default();
-        self.store.embed(batch.tokens.iter().map(|token| token.token), hidden)
+        self.store.embed(batch.tokens.iter().map(|token| token.token), hidden)?;
+        self.is_midway = true;
+        Ok(())
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
@@ -187,7 +195,10 @@ impl Executor for HostExecutor {
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let (_, filled) = self.under_way.pop_front().ok_or_else(workers_gone)?;
+        let (due, filled) = self.under_way.pop_front().ok_or_else(workers_gone)?;
+        if due != piece {
+            return Err(stopped_midway());
+        }
         let start_secs = self.trace.now();
         let slot = filled.await.map_err(|_| workers_gone())??;
         self.span(Lane::Stall, piece, &Piece { size_bytes: Bytes::ZERO, ..self.plan.pieces[piece].clone() }, start_secs);
@@ -200,6 +211,7 @@ impl Executor for HostExecutor {
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
         self.n_forwards += 1;
+        self.is_midway = false;
         let vocab_size = self.values.config.vocab_size;
         let logits = self.values.activations.get(&Activation::Logits).map(Vec::as_slice).unwrap_or_default();
         Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.want)).collect())

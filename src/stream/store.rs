@@ -81,18 +81,28 @@ impl Store {
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
     }
 
-    /// Reads a piece into `block`, laid out as its slices say. What is read from disk at every forward is dropped from
-    /// the page cache behind the read, so that the disk tier does not silently become host memory.
+    /// Reads a piece into `block`, laid out as its slices say.
+    ///
+    /// # Errors
+    /// As of [`Store::read_part`].
+    pub fn read(&self, piece: usize, block: &mut [u8]) -> Result<()> {
+        for slice in &self.plan.pieces[piece].slices {
+            let range = slice.offset as usize..(slice.offset + slice.size_bytes) as usize;
+            self.read_part(piece, slice, 0, &mut block[range])?;
+        }
+        Ok(())
+    }
+
+    /// Reads the bytes of a slice of `piece` that begin at `begin`. What is read from disk at every forward is dropped
+    /// from the page cache behind the read, so that the disk tier does not silently become host memory.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn read(&self, piece: usize, block: &mut [u8]) -> Result<()> {
-        read_slices(&self.checkpoint, &self.plan.pieces[piece], block)?;
+    pub fn read_part(&self, piece: usize, slice: &Slice, begin: u64, bytes: &mut [u8]) -> Result<()> {
+        let offset = slice.first_row * self.checkpoint.catalog[slice.tensor].row_bytes() + begin;
+        self.checkpoint.read(slice.tensor, offset, bytes)?;
         if self.plan.home(piece) == Device::Disk {
-            for slice in &self.plan.pieces[piece].slices {
-                let row_bytes = self.checkpoint.catalog[slice.tensor].row_bytes();
-                self.checkpoint.drop_behind(slice.tensor, slice.first_row * row_bytes, slice.size_bytes);
-            }
+            self.checkpoint.drop_behind(slice.tensor, offset, bytes.len() as u64);
         }
         Ok(())
     }

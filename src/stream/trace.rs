@@ -1,5 +1,6 @@
 //! What happened when: spans on the lanes fetch, upload, compute and readback. Plain data, and its Chrome/Perfetto form.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -40,16 +41,40 @@ pub struct Span {
     pub size_bytes: Bytes,
 }
 
-/// What happened when. Cheap to clone: all clones write into one record, from any thread.
+/// Spans that are kept; older ones are forgotten, so that a long run does not fill the memory.
+const N_SPANS_MAX: usize = 1 << 17;
+
+/// What happened when. Cheap to clone: all clones write into one record, from any thread. The latest 131 072 spans are
+/// kept; the sums of [`Trace::summary`] go on counting all of them.
 #[derive(Debug, Clone)]
 pub struct Trace {
     begin: Instant,
-    spans: Arc<Mutex<Vec<Span>>>,
+    record: Arc<Mutex<Record>>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    spans: VecDeque<Span>,
+    /// Of the spans that were forgotten.
+    forgotten: Sums,
+}
+
+/// What spans add up to, lane by lane; it can be added to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    fetched: Bytes,
+    fetch_secs: f64,
+    uploaded: Bytes,
+    upload_secs: f64,
+    stall_secs: f64,
+    compute_secs: f64,
+    moving_secs: f64,
+    overlapped_secs: f64,
 }
 
 impl Default for Trace {
     fn default() -> Trace {
-        Trace { begin: Instant::now(), spans: Arc::default() }
+        Trace { begin: Instant::now(), record: Arc::default() }
     }
 }
 
@@ -61,42 +86,46 @@ impl Trace {
 
     /// Adds a span.
     pub fn add(&self, span: Span) {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).push(span);
-    }
-
-    /// All spans so far, in the order of their ends.
-    pub fn spans(&self) -> Vec<Span> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Forgets all spans; the clock goes on.
-    pub fn clear(&self) {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    /// What the spans add up to.
-    pub fn summary(&self) -> TraceSummary {
-        let spans = self.spans();
-        let secs = |lane: Lane| -> f64 { spans.iter().filter(|span| span.lane == lane).map(|span| span.end_secs - span.start_secs).sum() };
-        let bytes = |lane: Lane| -> Bytes { spans.iter().filter(|span| span.lane == lane).map(|span| span.size_bytes).sum() };
-        let moves: Vec<(f64, f64)> = spans
-            .iter()
-            .filter(|span| matches!(span.lane, Lane::Fetch | Lane::Upload))
-            .map(|span| (span.start_secs, span.end_secs))
-            .collect();
-        let computes: Vec<(f64, f64)> =
-            spans.iter().filter(|span| span.lane == Lane::Compute).map(|span| (span.start_secs, span.end_secs)).collect();
-        let (moves, computes) = (merged(moves), merged(computes));
-        let moving_secs: f64 = moves.iter().map(|(start, end)| end - start).sum();
-        TraceSummary {
-            fetched: bytes(Lane::Fetch),
-            fetch_secs: secs(Lane::Fetch),
-            uploaded: bytes(Lane::Upload),
-            upload_secs: secs(Lane::Upload),
-            compute_secs: computes.iter().map(|(start, end)| end - start).sum(),
-            stall_secs: secs(Lane::Stall),
-            overlapped: if moving_secs > 0.0 { overlap(&moves, &computes) / moving_secs } else { 0.0 },
+        let mut record = self.record();
+        if record.spans.len() >= N_SPANS_MAX {
+            // Half at once, so that overlap is lost only where the halves meet, and the cost is spread thin.
+            let oldest: Vec<Span> = record.spans.drain(..N_SPANS_MAX / 2).collect();
+            record.forgotten = record.forgotten.plus(Sums::of(&oldest));
         }
+        record.spans.push_back(span);
+    }
+
+    /// The latest spans, in the order of their ends.
+    pub fn spans(&self) -> Vec<Span> {
+        self.record().spans.iter().cloned().collect()
+    }
+
+    /// Forgets all spans and sums; the clock goes on.
+    pub fn clear(&self) {
+        *self.record() = Record::default();
+    }
+
+    /// What all spans add up to.
+    pub fn summary(&self) -> TraceSummary {
+        // Copied out, so that who adds spans does not wait for the sums.
+        let (spans, forgotten) = {
+            let record = self.record();
+            (record.spans.iter().cloned().collect::<Vec<_>>(), record.forgotten)
+        };
+        let sums = forgotten.plus(Sums::of(&spans));
+        TraceSummary {
+            fetched: sums.fetched,
+            fetch_secs: sums.fetch_secs,
+            uploaded: sums.uploaded,
+            upload_secs: sums.upload_secs,
+            compute_secs: sums.compute_secs,
+            stall_secs: sums.stall_secs,
+            overlapped: if sums.moving_secs > 0.0 { sums.overlapped_secs / sums.moving_secs } else { 0.0 },
+        }
+    }
+
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The trace in the Chrome/Perfetto event format, one thread per lane. `name` labels a piece.
@@ -147,6 +176,40 @@ pub struct TraceSummary {
     pub overlapped: f64,
 }
 
+impl Sums {
+    fn of(spans: &[Span]) -> Sums {
+        let of_lane = |lane: Lane| spans.iter().filter(move |span| span.lane == lane);
+        let secs = |lane: Lane| -> f64 { of_lane(lane).map(|span| span.end_secs - span.start_secs).sum() };
+        let bytes = |lane: Lane| -> Bytes { of_lane(lane).map(|span| span.size_bytes).sum() };
+        let ends = |span: &Span| (span.start_secs, span.end_secs);
+        let moves = merged(of_lane(Lane::Fetch).chain(of_lane(Lane::Upload)).map(ends).collect());
+        let computes = merged(of_lane(Lane::Compute).map(ends).collect());
+        Sums {
+            fetched: bytes(Lane::Fetch),
+            fetch_secs: secs(Lane::Fetch),
+            uploaded: bytes(Lane::Upload),
+            upload_secs: secs(Lane::Upload),
+            stall_secs: secs(Lane::Stall),
+            compute_secs: computes.iter().map(|(start, end)| end - start).sum(),
+            moving_secs: moves.iter().map(|(start, end)| end - start).sum(),
+            overlapped_secs: overlap(&moves, &computes),
+        }
+    }
+
+    fn plus(self, other: Sums) -> Sums {
+        Sums {
+            fetched: self.fetched + other.fetched,
+            fetch_secs: self.fetch_secs + other.fetch_secs,
+            uploaded: self.uploaded + other.uploaded,
+            upload_secs: self.upload_secs + other.upload_secs,
+            stall_secs: self.stall_secs + other.stall_secs,
+            compute_secs: self.compute_secs + other.compute_secs,
+            moving_secs: self.moving_secs + other.moving_secs,
+            overlapped_secs: self.overlapped_secs + other.overlapped_secs,
+        }
+    }
+}
+
 /// Sorted, with overlapping spans joined.
 fn merged(mut spans: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     spans.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -188,5 +251,21 @@ mod tests {
         let summary = trace.summary();
         assert!((summary.overlapped - 1.0 / 3.0).abs() < 1e-12, "{summary:?}");
         assert_eq!(summary.uploaded, Bytes(10));
+    }
+
+    #[test]
+    fn old_spans_are_forgotten_and_still_count() {
+        let trace = Trace::default();
+        let n_spans = N_SPANS_MAX * 2 + 5;
+        for index in 0..n_spans {
+            trace.add(span(Lane::Upload, index as f64, index as f64 + 0.5));
+        }
+        assert!(trace.spans().len() <= N_SPANS_MAX);
+        assert_eq!(trace.spans().last().map(|span| span.start_secs), Some((n_spans - 1) as f64));
+        let summary = trace.summary();
+        assert_eq!(summary.uploaded, Bytes(10 * n_spans as u64));
+        assert!((summary.upload_secs - n_spans as f64 / 2.0).abs() < 1e-6);
+        trace.clear();
+        assert_eq!(trace.summary().uploaded, Bytes::ZERO);
     }
 }

@@ -1,0 +1,372 @@
+//! What every plan keeps, over random models, devices, budgets and options; recomputed here from the plan's parts.
+
+#[path = "common/models.rs"]
+mod models;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Tier};
+use tierflow::dtype::DType;
+use tierflow::error::Error;
+use tierflow::model::{Model, Op};
+use tierflow::plan::{KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, UploadPath, Work, plan, sizes};
+use tierflow::units::Bytes;
+use tierflow::weights::{Catalog, ModelConfig};
+
+#[derive(Debug, Clone)]
+struct Case {
+    config: ModelConfig,
+    dtypes: Vec<DType>,
+    devices: Vec<DeviceSpec>,
+    options: PlanOptions,
+}
+
+impl Case {
+    fn model(&self) -> (Catalog, Model) {
+        models::model(&self.config, |name| self.dtypes[name.len() % self.dtypes.len()])
+    }
+
+    /// The same with another budget for the executing device.
+    fn with_budget(&self, budget: Bytes) -> PlanOptions {
+        let mut options = self.options.clone();
+        options.max_memory.insert(options.execute_on, budget);
+        options
+    }
+}
+
+fn configs() -> impl Strategy<Value = ModelConfig> {
+    let sizes = (1usize..200, 1usize..9, 1usize..300, 1usize..6, 1usize..4, 1usize..4, 1usize..17, 1usize..5000);
+    (sizes, any::<[bool; 4]>()).prop_map(|((vocab, hidden, ffn, n_layers, n_kv_heads, group, half_head, context_length), flags)| {
+        ModelConfig {
+            vocab_size: vocab * 13,
+            hidden_size: hidden * 32,
+            ffn_size: ffn,
+            n_layers,
+            n_heads: n_kv_heads * group,
+            n_kv_heads,
+            head_size: half_head * 2,
+            context_length,
+            attention_bias: flags[0],
+            attention_output_bias: flags[1],
+            ffn_bias: flags[2],
+            tied_embeddings: flags[3],
+            ..models::config()
+        }
+    })
+}
+
+fn option_sets() -> impl Strategy<Value = PlanOptions> {
+    let budget = prop_oneof![2 => (0u32..40).prop_map(|bits| Some(Bytes(1 << bits))), 6 => (10_000u64..4_000_000).prop_map(|n| Some(Bytes(n))), 1 => Just(None), 1 => Just(Some(Bytes(u64::MAX)))];
+    let sizes = (
+        prop_oneof![3 => Just(None), 3 => (0usize..600).prop_map(Some), 1 => Just(Some(1 << 31))],
+        prop_oneof![3 => Just(None), 3 => (0usize..64).prop_map(Some), 1 => Just(Some(100_000))],
+        prop_oneof![4 => 0usize..6, 1 => Just(1000)],
+        prop_oneof![4 => 0usize..6, 1 => Just(1000)],
+    );
+    let ring = (
+        prop_oneof![3 => Just(None), 3 => (0usize..6).prop_map(Some), 1 => Just(Some(1000))],
+        prop_oneof![3 => Just(None), 3 => (0usize..6).prop_map(Some), 1 => Just(Some(1000))],
+        prop_oneof![Just(None), Just(Some(UploadPath::Mapped)), Just(Some(UploadPath::Staged))],
+    );
+    let layers =
+        prop_oneof![4 => Just(ResidentLayers::Auto), 1 => Just(ResidentLayers::All), 2 => (0usize..8).prop_map(ResidentLayers::AtMost)];
+    (budget.clone(), budget, sizes, ring, layers, any::<[bool; 2]>()).prop_map(|(gpu, cpu, sizes, ring, resident_layers, flags)| {
+        let mut max_memory = BTreeMap::new();
+        max_memory.extend(gpu.map(|budget| (Device::Gpu(0), budget)));
+        max_memory.extend(cpu.map(|budget| (Device::Cpu, budget)));
+        PlanOptions {
+            execute_on: if flags[0] { Device::Cpu } else { Device::Gpu(0) },
+            max_memory,
+            ctx_size: sizes.0,
+            n_seqs: sizes.2,
+            ubatch_size: sizes.1,
+            logit_rows: sizes.3,
+            kv_dtype: if flags[1] { KvDType::F16 } else { KvDType::F32 },
+            resident_layers,
+            n_slots: ring.0,
+            lookahead: ring.1,
+            upload: ring.2,
+        }
+    })
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let limits = (12u32..28, 0u32..3).prop_map(|(bits, more)| GpuLimits {
+        max_binding_bytes: Bytes((1 << bits) + 12),
+        max_buffer_bytes: Bytes((1 << (bits + more)) + 100),
+        ..GpuLimits::default()
+    });
+    let kinds = prop_oneof![Just(AdapterKind::Discrete), Just(AdapterKind::Integrated)];
+    let devices = (limits, kinds, 10u32..34, 10u32..34)
+        .prop_map(|(limits, kind, gpu, host)| models::devices(Bytes(1 << gpu), kind, limits, Bytes(1 << host)));
+    let dtypes = proptest::collection::vec(proptest::sample::select(DType::ALL.to_vec()), 1..5);
+    (configs(), dtypes, devices, option_sets()).prop_map(|(config, dtypes, devices, options)| Case { config, dtypes, devices, options })
+}
+
+/// Everything that holds of a plan that was made.
+fn check(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
+    check_memory(case, catalog, model, made);
+    check_rows(catalog, model, made);
+    let limits = case.devices[0].limits.expect("an adapter has limits");
+    assert_eq!(made.units.len(), model.units.len());
+    for (index, unit) in made.units.iter().enumerate().skip(1) {
+        assert!(made.units[index - 1].home.tier() <= unit.home.tier() || index == 1, "homes go front to back");
+        assert!(made.execute_on == Device::Cpu || unit.home.tier() >= Tier::Gpu);
+    }
+    for (index, piece) in made.pieces.iter().enumerate() {
+        assert!(made.units[piece.unit].pieces.contains(&index));
+        assert!(
+            piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0 && slice.offset % SLICE_ALIGNMENT == 0)
+        );
+        if made.execute_on != Device::Cpu {
+            assert!(piece.size_bytes <= limits.max_buffer_bytes);
+            assert!(piece.slices.iter().all(|slice| slice.size_bytes.next_multiple_of(4) <= limits.max_binding_bytes.0));
+        }
+        if !made.is_resident(index) {
+            assert!(made.ring.is_some_and(|ring| piece.size_bytes <= ring.slot_bytes), "no slot is too small");
+        }
+    }
+    if let Some(ring) = made.ring {
+        assert!((1..=64).contains(&ring.n_slots) && (1..=ring.n_slots).contains(&ring.lookahead), "{ring:?}");
+        assert!(made.streamed_pieces().next().is_some(), "a ring that nothing passes through");
+    }
+    if let ResidentLayers::AtMost(most) = case.options.resident_layers {
+        let in_layers = model.units.iter().zip(&made.units).filter(|(unit, _)| unit.kind.layer().is_some());
+        let n_resident = in_layers.filter(|(_, planned)| planned.home == made.execute_on).count();
+        assert!(n_resident <= 2 * most, "-ngl {most} and {n_resident} parts of layers resident");
+    }
+}
+
+/// What executors allocate, counted from the pieces; nothing here asks the plan for a sum.
+fn check_memory(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
+    let on_gpu = made.execute_on != Device::Cpu;
+    let mut vectors: Vec<_> = model.units.iter().flat_map(|unit| unit.vectors()).collect();
+    vectors.sort_unstable();
+    vectors.dedup();
+    let padded = |bytes: u64| u128::from(bytes.div_ceil(256) * 256);
+    let mut executor: u128 = vectors.iter().map(|&id| padded(catalog[id].n_values() * 4)).sum();
+    executor += sizes::working_set(&model.config, made.forward).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
+    let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.kv_size() as u128 * u128::from(made.kv_dtype.size_bytes());
+    executor += kv.div_ceil(256) * 256 * 2 * model.config.n_layers as u128;
+    let mut host = 0u128;
+    for (index, piece) in made.pieces.iter().enumerate() {
+        match made.home(index) {
+            home if home == made.execute_on => executor += u128::from(piece.size_bytes.0),
+            Device::Cpu => host += u128::from(piece.size_bytes.0),
+            home => assert_eq!(home, Device::Disk),
+        }
+    }
+    if let Some(ring) = made.ring {
+        let copies = if on_gpu && ring.upload == UploadPath::Staged { 2 } else { 1 };
+        executor += u128::from(ring.slot_bytes.0) * ring.n_slots as u128 * copies;
+    }
+    if on_gpu {
+        executor += 2 * 256 * made.n_dispatches() as u128;
+    }
+    let tied_head_is_held = model.config.tied_embeddings && made.units.last().is_some_and(|head| head.home == Device::Cpu);
+    if made.units[0].home == Device::Cpu && !tied_head_is_held {
+        let embedding = u128::from(made.units[0].size_bytes.0);
+        if on_gpu { host += embedding } else { executor += embedding }
+    }
+    let budget = made.devices[0].budget.expect("the executing device has a budget");
+    assert!(executor <= u128::from(budget.0), "{executor} of {budget:?} on {}", made.execute_on);
+    assert_eq!(executor, u128::from(made.devices[0].used.total().0), "the plan's own sum");
+    if on_gpu {
+        let host_plan = made.device(Device::Cpu).expect("the host takes part");
+        assert!(host <= u128::from(host_plan.budget.expect("the host has a budget").0));
+        assert_eq!(host, u128::from(host_plan.used.total().0));
+        let named = !case.options.max_memory.is_empty();
+        if !named && case.devices[0].kind == Some(AdapterKind::Integrated) {
+            assert!(executor + host <= u128::from(case.devices[1].capacity.expect("known").0), "one pool is promised twice");
+        }
+    }
+}
+
+/// Every row of every matrix stands in one slice, in order, and every operation is computed once, in order.
+fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
+    for (unit, planned) in model.units.iter().zip(&made.units) {
+        let mut expected: Vec<(usize, u64)> = Vec::new();
+        for (op, operation) in unit.ops.iter().enumerate() {
+            match operation {
+                Op::Embed { .. } => {}
+                Op::MatMul { weight, .. } => expected.push((op, catalog[*weight].n_rows())),
+                _ => expected.push((op, 0)),
+            }
+        }
+        let mut found: Vec<(usize, u64)> = Vec::new();
+        for piece in &made.pieces[planned.pieces.clone()] {
+            let mut end = 0;
+            for work in &piece.work {
+                match *work {
+                    Work::Op(op) => found.push((op, 0)),
+                    Work::Rows { op, slice } => {
+                        let slice = piece.slices[slice];
+                        assert!(slice.offset >= end, "slices overlap");
+                        end = slice.offset + slice.size_bytes;
+                        assert_eq!(slice.size_bytes, slice.n_rows * catalog[slice.tensor].row_bytes());
+                        if found.last().is_none_or(|last| last.0 != op) {
+                            found.push((op, 0));
+                        }
+                        let last = found.last_mut().expect("just pushed");
+                        assert_eq!(last.1, slice.first_row);
+                        last.1 += slice.n_rows;
+                    }
+                }
+            }
+        }
+        assert_eq!(found, expected, "{}", planned.name);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_keeps_its_promises_and_a_refusal_is_true(case in cases()) {
+        let (catalog, model) = case.model();
+        match plan(&catalog, &model, &case.devices, &case.options) {
+            Ok(made) => {
+                check(&case, &catalog, &model, &made);
+                let again = plan(&catalog, &model, &case.devices, &case.options).expect("as before");
+                prop_assert_eq!(serde_json::to_string(&made).expect("plain data"), serde_json::to_string(&again).expect("plain data"));
+                prop_assert!(!made.to_string().is_empty());
+            }
+            Err(Error::DoesNotFit { device, needed, .. }) if device == case.options.execute_on.to_string() => {
+                if needed < Bytes(u64::MAX) {
+                    let enough = Case { options: case.with_budget(needed), ..case.clone() };
+                    let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
+                    check(&enough, &catalog, &model, &made);
+                    let less = plan(&catalog, &model, &case.devices, &case.with_budget(Bytes(needed.0 - 1)));
+                    prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
+                }
+            }
+            Err(Error::DoesNotFit { device, needed, available, .. }) => {
+                prop_assert!(device.contains("binding") && needed > available, "{} {:?} {:?}", device, needed, available);
+            }
+            Err(other) => return Err(proptest::test_runner::TestCaseError::fail(other.to_string())),
+        }
+    }
+
+    #[test]
+    fn a_larger_budget_never_streams_more(case in cases(), budgets in proptest::collection::vec(10_000u64..2_000_000, 2..12)) {
+        let (catalog, model) = case.model();
+        let options = PlanOptions { ctx_size: Some(64), ubatch_size: Some(4), n_seqs: 1, logit_rows: 1, n_slots: Some(3), ..case.options.clone() };
+        let case = Case { options, ..case };
+        let mut budgets = budgets;
+        budgets.sort_unstable();
+        let mut streamed_before = None;
+        for budget in budgets {
+            match (plan(&catalog, &model, &case.devices, &case.with_budget(Bytes(budget))), streamed_before) {
+                (Ok(made), before) => {
+                    // Padding at the ends of pieces is no weight.
+                    let streamed: u64 = made.streamed_pieces().flat_map(|piece| &made.pieces[piece].slices).map(|slice| slice.size_bytes).sum();
+                    prop_assert!(before.is_none_or(|before| streamed <= before), "{streamed} after {before:?} with {budget}");
+                    streamed_before = Some(streamed);
+                }
+                (Err(_), None) => {}
+                (Err(error), Some(_)) => return Err(proptest::test_runner::TestCaseError::fail(format!("{budget}: {error}"))),
+            }
+        }
+        // Enough for everything: nothing streams, and there is no ring.
+        let options = PlanOptions { resident_layers: ResidentLayers::Auto, ..case.with_budget(Bytes(1 << 40)) };
+        if let Ok(made) = plan(&catalog, &model, &case.devices, &options) {
+            prop_assert!(made.ring.is_none() && made.streamed_bytes() == Bytes::ZERO);
+        }
+    }
+}
+
+#[test]
+fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
+    let (catalog, model) = models::model(&models::config(), |_| DType::F16);
+    let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+    let made = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap();
+    assert_eq!((made.ring, made.ctx_size), (None, 512));
+    let made =
+        plan(&catalog, &model, &devices, &PlanOptions { resident_layers: ResidentLayers::AtMost(0), ..PlanOptions::default() }).unwrap();
+    assert!(made.units[1..].iter().all(|unit| unit.home == Device::Cpu), "-ngl 0 streams all layers and the head");
+}
+
+#[test]
+fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
+    assert_eq!(sizes::HEAD_SIZE_MAX as u32, tierflow::kernels::attention::MAX_HEAD_SIZE, "the kernel's own bound");
+    let config = ModelConfig { head_size: 258, ..models::config() };
+    let (catalog, model) = models::model(&config, |_| DType::F16);
+    let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+    let error = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedModel { .. }) && error.to_string().contains("258"), "{error}");
+    plan(&catalog, &model, &devices, &PlanOptions { execute_on: Device::Cpu, ..PlanOptions::default() }).unwrap();
+}
+
+#[test]
+fn a_thousand_layers_are_planned_within_a_second() {
+    let config =
+        ModelConfig { n_layers: 1000, hidden_size: 8192, ffn_size: 28_672, n_heads: 64, n_kv_heads: 8, head_size: 128, ..models::config() };
+    let (catalog, model) = models::model(&config, |_| DType::Q4_0);
+    let devices = models::devices(Bytes::gib(24), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(64));
+    for budget in [Bytes::gib(24), Bytes::mib(900), Bytes::ZERO] {
+        let options = PlanOptions { max_memory: [(Device::Gpu(0), budget)].into(), ..PlanOptions::default() };
+        let begin = Instant::now();
+        let planned = plan(&catalog, &model, &devices, &options);
+        let secs = begin.elapsed().as_secs_f64();
+        // A refusal tries many budgets. Both bounds are generous beside what a plan takes (tens of milliseconds).
+        assert!(secs < if planned.is_ok() { 1.0 } else { 10.0 }, "{budget}: {secs} s");
+    }
+}
+
+#[test]
+fn absurd_sizes_neither_panic_nor_hang() {
+    let most = 1 << 24;
+    let sizes = [
+        ModelConfig {
+            vocab_size: most,
+            hidden_size: most,
+            ffn_size: most,
+            n_layers: 1024,
+            n_heads: 1 << 16,
+            n_kv_heads: 1 << 16,
+            head_size: 256,
+            context_length: 1 << 28,
+            ..models::config()
+        },
+        ModelConfig { vocab_size: most, hidden_size: 32, ffn_size: most, n_layers: 1024, context_length: 1 << 28, ..models::config() },
+    ];
+    for config in &sizes {
+        let (catalog, model) = models::model(config, |_| DType::F32);
+        for limits in [
+            GpuLimits::default(),
+            GpuLimits { max_buffer_bytes: Bytes(u64::MAX), max_binding_bytes: Bytes(u64::MAX), ..GpuLimits::default() },
+        ] {
+            let devices = models::devices(Bytes::gib(8), AdapterKind::Integrated, limits, Bytes(u64::MAX));
+            for (budget, execute_on) in [
+                (0, Device::Gpu(0)),
+                (u64::MAX, Device::Gpu(0)),
+                (1 << 40, Device::Gpu(0)),
+                (1 << 40, Device::Cpu),
+                (u64::MAX, Device::Cpu),
+            ] {
+                let options = PlanOptions {
+                    execute_on,
+                    max_memory: [(execute_on, Bytes(budget))].into(),
+                    ctx_size: Some(1 << 31),
+                    n_seqs: 1000,
+                    ubatch_size: Some(usize::MAX),
+                    logit_rows: usize::MAX,
+                    n_slots: Some(1000),
+                    lookahead: Some(1000),
+                    ..PlanOptions::default()
+                };
+                let begin = Instant::now();
+                let _ = plan(&catalog, &model, &devices, &options);
+                let _ = plan(
+                    &catalog,
+                    &model,
+                    &devices,
+                    &PlanOptions { execute_on, max_memory: options.max_memory.clone(), ..PlanOptions::default() },
+                );
+                assert!(begin.elapsed().as_secs() < 60, "{budget} on {execute_on}");
+            }
+        }
+    }
+}

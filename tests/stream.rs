@@ -1,0 +1,242 @@
+//! The executors in earnest, on a tiny model: sequences side by side, prompts in parts, and engines that are dropped midway.
+
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use tierflow::device::{Device, DeviceChoice};
+use tierflow::engine::{Engine, TextFiles};
+use tierflow::error::{Error, Result};
+use tierflow::gpu;
+use tierflow::plan::{PlanOptions, ResidentLayers, UploadPath};
+use tierflow::stream::{Batch, BatchToken, Scores, Want};
+use tierflow::units::Bytes;
+use xtask::models::{LlamaShape, Stored, write_hf};
+
+/// Relative to the largest score: rows are computed by other kernels where a forward has more tokens.
+const TOLERANCE: f32 = 2e-5;
+
+struct TestModel {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn test_model(sliding_window: Option<usize>) -> TestModel {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    let shape = LlamaShape { sliding_window, ..LlamaShape::tiny() };
+    write_hf(&path, &shape, 5, Stored::BF16, 1).unwrap();
+    TestModel { _folder: folder, path }
+}
+
+/// The executors that this machine has: the host always, an adapter where there is one.
+fn devices() -> Vec<DeviceChoice> {
+    let mut devices = vec![DeviceChoice::Cpu];
+    if has_gpu() {
+        devices.push(DeviceChoice::Gpu);
+    }
+    devices
+}
+
+fn has_gpu() -> bool {
+    let found = !pollster::block_on(gpu::list()).unwrap().is_empty();
+    if !found {
+        assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|value| value != "1"), "REQUIRE_GPU=1, but there is no adapter");
+        eprintln!("SKIP: no adapter; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
+    }
+    found
+}
+
+fn open(model: &TestModel, device: DeviceChoice, options: PlanOptions) -> Result<Engine> {
+    pollster::block_on(Engine::builder(&model.path).device(device).text(TextFiles::Skip).plan_options(options).open())
+}
+
+fn options() -> PlanOptions {
+    PlanOptions {
+        n_seqs: 3,
+        ctx_size: Some(64),
+        ubatch_size: Some(64),
+        resident_layers: ResidentLayers::AtMost(2),
+        ..PlanOptions::default()
+    }
+}
+
+fn tokens(sequence: u32, n_tokens: u32) -> Vec<BatchToken> {
+    (0..n_tokens).map(|position| BatchToken { token: (position * 37 + sequence * 11 + 3) % 320, sequence, position }).collect()
+}
+
+/// The scores after the last token of each of `rows`.
+fn forward(engine: &mut Engine, tokens: &[BatchToken], rows: &[usize]) -> Vec<Vec<f32>> {
+    let logits_for = rows.iter().map(|&row| row as u32).collect();
+    let batch = Batch { tokens: tokens.to_vec(), logits_for, want: Want::Logits };
+    let scores = pollster::block_on(engine.forward(&batch)).unwrap();
+    scores.into_iter().map(|scores| if let Scores::All(logits) = scores { logits } else { panic!("all were asked for") }).collect()
+}
+
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    assert!(largest > 0.0 && found.len() == expected.len(), "{what}");
+    for (found, expected) in found.iter().zip(expected) {
+        // Written so that a NaN fails.
+        assert!((found - expected).abs() <= TOLERANCE * largest, "{what}: {found} where {expected} is expected (largest {largest})");
+    }
+}
+
+/// Runs `work` in a thread of its own; a hang fails.
+fn within(secs: u64, what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, finished) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    match finished.recv_timeout(Duration::from_secs(secs)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what} hangs"),
+        _ => thread.join().expect("the work itself"),
+    }
+}
+
+#[test]
+fn sequences_side_by_side_are_what_each_is_alone() {
+    for window in [None, Some(5)] {
+        let model = test_model(window);
+        for device in devices() {
+            let lengths = [7u32, 1, 12];
+            let alone: Vec<Vec<f32>> = (0..3u32)
+                .map(|sequence| {
+                    let mut engine = open(&model, device, PlanOptions { n_seqs: 1, ..options() }).unwrap();
+                    let own: Vec<BatchToken> =
+                        tokens(sequence, lengths[sequence as usize]).iter().map(|token| BatchToken { sequence: 0, ..*token }).collect();
+                    forward(&mut engine, &own, &[own.len() - 1]).remove(0)
+                })
+                .collect();
+            let mut engine = open(&model, device, options()).unwrap();
+            // Interleaved: the first tokens of all sequences, then the second ones.
+            let mut all: Vec<BatchToken> = (0..3).flat_map(|sequence| tokens(sequence, lengths[sequence as usize])).collect();
+            all.sort_by_key(|token| (token.position, token.sequence));
+            let last = |sequence: u32| all.iter().rposition(|token| token.sequence == sequence).unwrap();
+            let together = forward(&mut engine, &all, &[last(0), last(1), last(2)]);
+            for (sequence, (found, expected)) in together.iter().zip(&alone).enumerate() {
+                assert_close(found, expected, &format!("sequence {sequence} on {device}, window {window:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_in_parts_is_the_prompt_at_once() {
+    for window in [None, Some(5)] {
+        let model = test_model(window);
+        for device in devices() {
+            let prompt = tokens(1, 40);
+            let mut engine = open(&model, device, options()).unwrap();
+            let at_once = forward(&mut engine, &prompt, &[39]).remove(0);
+            for part in [1, 7, 39] {
+                let mut engine = open(&model, device, options()).unwrap();
+                let mut scores = Vec::new();
+                for tokens in prompt.chunks(part) {
+                    scores = forward(&mut engine, tokens, &[tokens.len() - 1]).remove(0);
+                }
+                assert_close(&scores, &at_once, &format!("parts of {part} on {device}, window {window:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_ring_computes_the_same_bits() {
+    let model = test_model(None);
+    let adapters = pollster::block_on(gpu::list()).unwrap();
+    let has_mapped_slots = adapters.first().is_some_and(|found| found.features.iter().any(|name| name == "MAPPABLE_PRIMARY_BUFFERS"));
+    for device in devices() {
+        let prompt = tokens(0, 9);
+        let resident = PlanOptions { resident_layers: ResidentLayers::Auto, ..options() };
+        let mut engine = open(&model, device, resident).unwrap();
+        assert!(engine.plan().ring.is_none());
+        let expected: Vec<Vec<f32>> = (0..2).map(|_| forward(&mut engine, &prompt, &[8]).remove(0)).collect();
+        assert_eq!(expected[0], expected[1]);
+        for host in [Bytes::ZERO, Bytes::gib(1)] {
+            for n_slots in 1..=4 {
+                for lookahead in 1..=n_slots {
+                    // A host that computes holds what is resident within its own budget.
+                    let max_memory = if device == DeviceChoice::Cpu { [].into() } else { [(Device::Cpu, host)].into() };
+                    let ring = PlanOptions {
+                        n_slots: Some(n_slots),
+                        lookahead: Some(lookahead),
+                        resident_layers: ResidentLayers::AtMost(1),
+                        upload: Some(if n_slots % 2 == 0 || !has_mapped_slots { UploadPath::Staged } else { UploadPath::Mapped }),
+                        max_memory,
+                        ..options()
+                    };
+                    let mut engine = open(&model, device, ring).unwrap();
+                    assert!(engine.plan().ring.is_some());
+                    for expected in &expected {
+                        let found = forward(&mut engine, &prompt, &[8]).remove(0);
+                        assert!(found == *expected, "{n_slots} slots, lookahead {lookahead}, {host} of host memory on {device}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
+    static STOPPED: AtomicUsize = AtomicUsize::new(0);
+    let model = test_model(None);
+    for device in devices() {
+        for n_slots in 1..=4 {
+            for lookahead in 1..=n_slots {
+                let ring = PlanOptions {
+                    n_slots: Some(n_slots),
+                    lookahead: Some(lookahead),
+                    resident_layers: ResidentLayers::AtMost(0),
+                    ..options()
+                };
+                let mut engine = open(&model, device, ring).unwrap();
+                within(20, &format!("{n_slots} slots, lookahead {lookahead} on {device}"), move || {
+                    let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], want: Want::TopK(3) };
+                    let stopped = {
+                        let mut midway = pin!(engine.forward(&batch));
+                        midway.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+                    };
+                    STOPPED.fetch_add(usize::from(stopped), Ordering::Relaxed);
+                    let next = pollster::block_on(engine.forward(&batch));
+                    match stopped {
+                        true => assert!(next.unwrap_err().to_string().contains("load the model again")),
+                        false => assert_eq!(next.unwrap().len(), 1),
+                    }
+                    drop(engine);
+                });
+            }
+        }
+    }
+    assert!(STOPPED.load(Ordering::Relaxed) > 0, "no forward ever waited for an upload");
+}
+
+#[test]
+fn batches_that_were_not_planned_for_are_refused() {
+    let model = test_model(None);
+    let mut engine = open(&model, DeviceChoice::Cpu, options()).unwrap();
+    let good = Batch { tokens: tokens(0, 3), logits_for: vec![2], want: Want::Logits };
+    let token = good.tokens[0];
+    let bad = [
+        Batch { tokens: vec![], ..good.clone() },
+        Batch { logits_for: vec![], ..good.clone() },
+        Batch { logits_for: vec![3], ..good.clone() },
+        Batch { want: Want::TopK(0), ..good.clone() },
+        Batch { want: Want::TopK(65), ..good.clone() },
+        Batch { tokens: vec![BatchToken { sequence: 3, ..token }; 3], ..good.clone() },
+        Batch { tokens: vec![BatchToken { position: 64, ..token }; 3], ..good.clone() },
+        Batch { tokens: vec![BatchToken { token: 320, ..token }; 3], ..good.clone() },
+        Batch { tokens: vec![token; 65], ..good.clone() },
+    ];
+    for batch in bad {
+        let error = pollster::block_on(engine.forward(&batch)).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. } | Error::ContextFull { .. } | Error::TokenOutOfVocabulary { .. }), "{error}");
+    }
+    assert_eq!(pollster::block_on(engine.forward(&good)).unwrap().len(), 1, "a refusal harms nothing");
+}
