@@ -13,7 +13,7 @@ use crate::plan::{self, Plan, PlanOptions, Schedule};
 use crate::platform::IoMode;
 use crate::session::Session;
 use crate::stream::{self, Batch, GpuExecutor, HostExecutor, Prediction, Scores, Store, Trace};
-use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
+use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
 
@@ -173,7 +173,17 @@ impl EngineBuilder {
             Device::Gpu(index) => adapters.into_iter().nth(index as usize),
             Device::Cpu | Device::Disk => None,
         };
-        Ok(Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, prediction, adapter, limits: self.limits, text: self.text })
+        Ok(Prepared {
+            checkpoint,
+            model,
+            devices,
+            plan: Arc::new(plan),
+            schedule,
+            prediction,
+            adapter,
+            limits: self.limits,
+            text: self.text,
+        })
     }
 
     /// Reads headers, plans and loads.
@@ -188,7 +198,11 @@ impl EngineBuilder {
 fn choose_device(choice: DeviceChoice, budgets: &BTreeMap<Device, Bytes>, adapters: &[AdapterFound]) -> Result<Device> {
     let there_is = || {
         let names: Vec<String> = adapters.iter().map(|found| format!("{} ({})", found.spec.device, found.spec.name)).collect();
-        if names.is_empty() { "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into() } else { format!("there is {}", names.join(", ")) }
+        if names.is_empty() {
+            "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into()
+        } else {
+            format!("there is {}", names.join(", "))
+        }
     };
     let budgeted = budgets.keys().find(|device| matches!(device, Device::Gpu(_))).copied();
     let demanded = match choice {
@@ -293,6 +307,32 @@ impl Engine {
     /// The model's chat template, if its files have one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// The tokens of `text` as it is, with the token before it that the model expects at a beginning.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the tokenizer was skipped or cannot take the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.demand_tokenizer()?.encode(text, Special::Add)
+    }
+
+    /// The tokens of a conversation in the model's chat template, up to where the answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+        let template =
+            self.chat_template().ok_or_else(|| self.text_fault("there is no chat template; give the prompt as it is (--raw)"))?;
+        self.demand_tokenizer()?.encode(&template.render(messages, GenerationPrompt::Add)?, Special::Leave)
+    }
+
+    fn demand_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer().ok_or_else(|| self.text_fault("the tokenizer was not read; open the model with TextFiles::Read"))
+    }
+
+    fn text_fault(&self, fault: &str) -> Error {
+        Error::Text { path: self.prepared.checkpoint.path.clone(), fault: fault.into() }
     }
 
     /// The model's own generation settings.

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// The units of print, largest first.
+const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+
 /// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -37,6 +40,17 @@ impl Bytes {
         Bytes(self.0.saturating_sub(other.0))
     }
 
+    /// As it prints, but rounded up: what is read back from the text is never less.
+    pub fn rounded_up(self) -> String {
+        match UNITS.iter().find(|(size, _)| self.0 >= *size) {
+            Some((size, unit)) => {
+                let tenths = (u128::from(self.0) * 10).div_ceil(u128::from(*size));
+                format!("{}.{} {unit}", tenths / 10, tenths % 10)
+            }
+            None => format!("{} B", self.0),
+        }
+    }
+
     /// The next multiple of `alignment`, which must not be zero.
     #[must_use]
     pub fn align_up(self, alignment: u64) -> Bytes {
@@ -65,7 +79,6 @@ impl std::iter::Sum for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
         let text = match UNITS.iter().find(|(size, _)| self.0 >= *size) {
             Some((size, unit)) => format!("{:.1} {unit}", self.0 as f64 / *size as f64),
             None => format!("{} B", self.0),
@@ -79,7 +92,7 @@ impl FromStr for Bytes {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Bytes> {
-        const UNITS: [(&str, u64); 8] = [
+        const UNITS: [(&str, u64); 9] = [
             ("tib", 1 << 40),
             ("gib", 1 << 30),
             ("mib", 1 << 20),
@@ -88,6 +101,7 @@ impl FromStr for Bytes {
             ("gb", 1_000_000_000),
             ("mb", 1_000_000),
             ("kb", 1_000),
+            ("b", 1),
         ];
         let invalid = || Error::InvalidArgument {
             option: "size".into(),
@@ -146,12 +160,23 @@ mod tests {
             ("0MB", 0),
             ("123456", 123_456),
             (" 2mib", 2 << 20),
+            ("17 B", 17),
         ] {
             assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(expected), "{text}");
         }
-        for text in ["", "GB", "-1GB", "5MBB", "nanGB", "infGB", "1e300GB", "-5", "1.5"] {
+        for text in ["", "GB", "B", "-1GB", "5MBB", "nanGB", "infGB", "1e300GB", "-5", "1.5"] {
             assert!(text.parse::<Bytes>().is_err(), "{text} must be refused");
         }
+    }
+
+    #[test]
+    fn rounded_up_reads_back_as_no_less() {
+        for bytes in [0, 1, 1023, 1024, 1025, 112_230, 1 << 20, (1 << 20) + 1, 42_257_613, (1 << 30) - 1, 5_000_000_001] {
+            let text = Bytes(bytes).rounded_up();
+            let read = text.parse::<Bytes>().unwrap();
+            assert!(read >= Bytes(bytes) && read.0 <= bytes + bytes / 10 + 1, "{bytes} prints as {text}");
+        }
+        assert_eq!(Bytes(112_231).rounded_up(), "109.7 KiB");
     }
 
     #[test]

@@ -78,8 +78,10 @@ fn inspect<'a>(checkpoint: &'a Checkpoint, model: &'a Model) -> Inspection<'a> {
         size_bytes: catalog.size_bytes(),
         n_tensors: catalog.tensors.len(),
         bytes_by_dtype,
-        largest_unit: largest_unit
-            .map_or(Sized { name: String::new(), size_bytes: Bytes::ZERO }, |unit| Sized { name: unit.name.clone(), size_bytes: stored(unit) }),
+        largest_unit: largest_unit.map_or(Sized { name: String::new(), size_bytes: Bytes::ZERO }, |unit| Sized {
+            name: unit.name.clone(),
+            size_bytes: stored(unit),
+        }),
         largest_tensor: largest_tensor.map_or(Sized { name: String::new(), size_bytes: Bytes::ZERO }, |tensor| Sized {
             name: tensor.name.clone(),
             size_bytes: tensor.size_bytes,
@@ -103,7 +105,12 @@ fn at_dtype(catalog: &Catalog, model: &Model, dtype: DType) -> Option<AtDType> {
     let embedding = if config.tied_embeddings { 0 } else { dtype.size_bytes((config.vocab_size * config.hidden_size) as u64)? };
     let resident: Bytes = units.iter().copied().sum();
     let cache = Bytes(kv_bytes_per_position(config, KvDType::F16).0 * 4096);
-    Some(AtDType { dtype, weights: resident + Bytes(embedding), largest_layer: largest_layer.unwrap_or_default(), resident_4k: resident + cache })
+    Some(AtDType {
+        dtype,
+        weights: resident + Bytes(embedding),
+        largest_layer: largest_layer.unwrap_or_default(),
+        resident_4k: resident + cache,
+    })
 }
 
 impl Inspection<'_> {

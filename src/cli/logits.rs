@@ -58,7 +58,9 @@ fn json(args: &LogitsArgs, first: usize, rows: &[Vec<f32>]) -> serde_json::Value
     let positions = rows.iter().enumerate().map(|(index, row)| {
         let mut position = serde_json::json!({ "position": first + index });
         match args.top {
-            Some(k) => position["top"] = top(row, k).iter().map(|(token, logit)| serde_json::json!({"token": token, "logit": logit})).collect(),
+            Some(k) => {
+                position["top"] = top(row, k).iter().map(|(token, logit)| serde_json::json!({"token": token, "logit": logit})).collect()
+            }
             None => position["logits"] = serde_json::json!(row),
         }
         position

@@ -8,11 +8,7 @@ use crate::weights::{ModelConfig, TensorId};
 pub(super) fn units(config: &ModelConfig, tensor: &dyn Fn(&str, &[u64]) -> Result<TensorId>) -> Result<Vec<Unit>> {
     let (vocab_size, hidden_size) = (config.vocab_size as u64, config.hidden_size as u64);
     let embedding = tensor("model.embed_tokens.weight", &[vocab_size, hidden_size])?;
-    let mut units = vec![Unit {
-        name: "model.embed_tokens".into(),
-        kind: UnitKind::Embedding,
-        ops: vec![Op::Embed { table: embedding }],
-    }];
+    let mut units = vec![Unit { name: "model.embed_tokens".into(), kind: UnitKind::Embedding, ops: vec![Op::Embed { table: embedding }] }];
     for layer in 0..config.n_layers {
         units.push(attention(config, layer, tensor)?);
         units.push(feed_forward(config, layer, tensor)?);

@@ -111,14 +111,8 @@ mod tests {
 
     fn catalog(rows: u64, row_values: u64) -> Catalog {
         let size = DType::F16.size_bytes(rows * row_values).unwrap();
-        let tensor = TensorInfo {
-            name: "w".into(),
-            dtype: DType::F16,
-            shape: vec![rows, row_values],
-            shard: 0,
-            offset: 0,
-            size_bytes: Bytes(size),
-        };
+        let tensor =
+            TensorInfo { name: "w".into(), dtype: DType::F16, shape: vec![rows, row_values], shard: 0, offset: 0, size_bytes: Bytes(size) };
         Catalog::new(vec![Shard { path: "x".into(), size_bytes: Bytes(size) }], vec![tensor])
     }
 

@@ -85,8 +85,12 @@ impl<'a> Site<'a> {
             None if shares_memory => budget_of(host).unwrap_or(Bytes::ZERO).saturating_sub(budget),
             None => budget_of(host).unwrap_or(Bytes::ZERO),
         };
-        let host_limits =
-            GpuLimits { max_buffer_bytes: Bytes(u64::MAX), max_binding_bytes: Bytes(u64::MAX), storage_alignment: 1, max_workgroups: u32::MAX };
+        let host_limits = GpuLimits {
+            max_buffer_bytes: Bytes(u64::MAX),
+            max_binding_bytes: Bytes(u64::MAX),
+            storage_alignment: 1,
+            max_workgroups: u32::MAX,
+        };
         let mut vectors: Vec<_> = model.units.iter().flat_map(|unit| unit.vectors()).collect();
         vectors.sort_unstable();
         vectors.dedup();
@@ -113,7 +117,8 @@ impl<'a> Site<'a> {
         let working = |n_tokens| -> Bytes { working_bytes(self, ForwardSize { n_tokens, n_logit_rows: logit_rows }) };
         let ctx_limit = self.options.ctx_size.unwrap_or(config.context_length);
         let mut n_tokens = UBATCH_SIZE.min(ctx_limit.next_power_of_two());
-        while n_tokens > 16 && (working(n_tokens).0 > self.budget.0 / 8 || self.largest_working(n_tokens, logit_rows) > self.limits.max_binding_bytes)
+        while n_tokens > 16
+            && (working(n_tokens).0 > self.budget.0 / 8 || self.largest_working(n_tokens, logit_rows) > self.limits.max_binding_bytes)
         {
             n_tokens /= 2;
         }
@@ -132,7 +137,11 @@ impl<'a> Site<'a> {
     }
 
     fn largest_working(&self, n_tokens: usize, n_logit_rows: usize) -> Bytes {
-        working_set(&self.model.config, ForwardSize { n_tokens, n_logit_rows }).into_iter().map(|(_, bytes)| bytes).max().unwrap_or_default()
+        working_set(&self.model.config, ForwardSize { n_tokens, n_logit_rows })
+            .into_iter()
+            .map(|(_, bytes)| bytes)
+            .max()
+            .unwrap_or_default()
     }
 
     /// The longest context whose cache leaves all weights resident, else one that takes a quarter of the budget.
@@ -140,7 +149,8 @@ impl<'a> Site<'a> {
         let config = &self.model.config;
         let per_position = (kv_bytes_per_position(config, self.options.kv_dtype).0 * self.options.n_seqs as u64).max(1);
         let room = self.budget.saturating_sub(working_bytes(self, forward)).saturating_sub(self.vector_bytes);
-        let weights = self.model.units.iter().flat_map(|unit| unit.matrices()).map(|id| self.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT)).sum();
+        let weights =
+            self.model.units.iter().flat_map(|unit| unit.matrices()).map(|id| self.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT)).sum();
         let fitting = (room.saturating_sub(weights).0.max(room.0 / 4) / per_position) as usize;
         let per_buffer = kv_buffer_bytes(config, self.options.kv_dtype, self.options.n_seqs, 1).0.max(1);
         let bindable = (self.limits.max_binding_bytes.0 / per_buffer) as usize;

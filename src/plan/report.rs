@@ -13,11 +13,7 @@ impl fmt::Display for Plan {
         if self.ctx_size < self.ctx_size_model {
             write!(f, " of {}", self.ctx_size_model)?;
         }
-        writeln!(
-            f,
-            "  ·  KV cache {}  ·  {} tokens per forward  ·  {} computes",
-            self.kv_dtype, self.forward.n_tokens, self.execute_on
-        )?;
+        writeln!(f, "  ·  KV cache {}  ·  {} tokens per forward  ·  {} computes", self.kv_dtype, self.forward.n_tokens, self.execute_on)?;
         for device in &self.devices {
             self.write_device(f, device)?;
         }

@@ -2,9 +2,9 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
-pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod host;
+pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
 mod source;

@@ -69,7 +69,9 @@ pub fn predict(plan: &Plan, schedule: &Schedule, executor: &Rates, disk: &Rates)
     for _ in 0..3 {
         before = (run.compute_free, run.stalled);
         // A dry run never waits, so one poll finishes it.
-        let Poll::Ready(done) = pin!(forward(schedule, &mut run, &batch)).poll(&mut Context::from_waker(Waker::noop())) else { return Ok(None) };
+        let Poll::Ready(done) = pin!(forward(schedule, &mut run, &batch)).poll(&mut Context::from_waker(Waker::noop())) else {
+            return Ok(None);
+        };
         done?;
     }
     Ok(Some(Prediction {

@@ -113,7 +113,8 @@ impl GpuExecutor {
             }
             None => {
                 // The buffers of a dropped shape live on until the GPU is done with them; wgpu sees to that.
-                let arena = if self.shapes.len() < N_SHAPES { self.buffers.take_arena() } else { self.shapes.pop_front().map(|old| old.arena) };
+                let arena =
+                    if self.shapes.len() < N_SHAPES { self.buffers.take_arena() } else { self.shapes.pop_front().map(|old| old.arena) };
                 let arena = arena.ok_or_else(|| self.gpu.fault("no parameters are left for another shape of forward"))?;
                 let ring = self.ring.as_ref();
                 let prepared = Prepared::new(&self.gpu, &self.model, &self.plan, &self.store, &self.buffers, ring, arena, shape)?;
@@ -264,4 +265,3 @@ impl Drop for GpuExecutor {
         self.feeder = None;
     }
 }
-

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{KvDType, Piece, Plan, Slice, WorkingBuffer, Work};
+use crate::plan::{KvDType, Piece, Plan, Slice, Work, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_ring::Ring;

@@ -100,10 +100,11 @@ impl SlotMemory for MappedSlot {
         // Mapped ranges are multiples of 4 bytes; slices are padded to 256, so the tail stays inside the block.
         let padded = bytes.len().next_multiple_of(4);
         let range = offset as u64..(offset + padded) as u64;
-        let mut view = self.memory.slice(range).get_mapped_range_mut().map_err(|fault| Error::Gpu {
-            adapter: self.adapter.clone(),
-            fault: format!("cannot write to a mapped slot: {fault}"),
-        })?;
+        let mut view = self
+            .memory
+            .slice(range)
+            .get_mapped_range_mut()
+            .map_err(|fault| Error::Gpu { adapter: self.adapter.clone(), fault: format!("cannot write to a mapped slot: {fault}") })?;
         let mut view = view.slice(..bytes.len());
         view.copy_from_slice(bytes);
         Ok(())

@@ -152,7 +152,9 @@ fn is_mapped(checkpoint: &Checkpoint, piece: &Piece) -> bool {
 }
 
 fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress: &dyn Fn(Bytes)) -> Result<Embedding> {
-    let id = model.embedding().ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: "model.embed_tokens.weight".into() })?;
+    let id = model
+        .embedding()
+        .ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: "model.embed_tokens.weight".into() })?;
     let home = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.home);
     let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.home == Device::Cpu);
     if home != Some(Device::Cpu) || tied_head_is_held || checkpoint.view(id, 0, 1).is_some() {

@@ -79,8 +79,11 @@ impl Trace {
         let spans = self.spans();
         let secs = |lane: Lane| -> f64 { spans.iter().filter(|span| span.lane == lane).map(|span| span.end_secs - span.start_secs).sum() };
         let bytes = |lane: Lane| -> Bytes { spans.iter().filter(|span| span.lane == lane).map(|span| span.size_bytes).sum() };
-        let moves: Vec<(f64, f64)> =
-            spans.iter().filter(|span| matches!(span.lane, Lane::Fetch | Lane::Upload)).map(|span| (span.start_secs, span.end_secs)).collect();
+        let moves: Vec<(f64, f64)> = spans
+            .iter()
+            .filter(|span| matches!(span.lane, Lane::Fetch | Lane::Upload))
+            .map(|span| (span.start_secs, span.end_secs))
+            .collect();
         let computes: Vec<(f64, f64)> =
             spans.iter().filter(|span| span.lane == Lane::Compute).map(|span| (span.start_secs, span.end_secs)).collect();
         let (moves, computes) = (merged(moves), merged(computes));
@@ -106,9 +109,10 @@ impl Trace {
             (Lane::Readback, "readback (GPU → host)"),
         ];
         let thread = |lane: Lane| LANES.iter().position(|(candidate, _)| *candidate == lane).unwrap_or(0);
-        let names = LANES.iter().enumerate().map(
-            |(tid, (_, title))| serde_json::json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": title}}),
-        );
+        let names = LANES
+            .iter()
+            .enumerate()
+            .map(|(tid, (_, title))| serde_json::json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": title}}));
         let events = self.spans().into_iter().map(|span| {
             serde_json::json!({
                 "ph": "X",
