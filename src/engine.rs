@@ -151,7 +151,10 @@ impl EngineBuilder {
     pub async fn prepare(self) -> Result<Prepared> {
         let checkpoint = Arc::new(Checkpoint::open(&self.model, self.io)?);
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let n_tensors = checkpoint.catalog.tensors.len();
+        tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
         let mut adapters = machine::adapters().await?;
+        adapters.iter().for_each(|found| tracing::debug!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver));
         let execute_on = choose_device(self.device, &self.options.max_memory, &adapters)?;
         if let Device::Gpu(index) = execute_on
             && let Some(found) = adapters.get_mut(index as usize)
@@ -167,6 +170,7 @@ impl EngineBuilder {
         let options = PlanOptions { execute_on, ..self.options };
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
+        tracing::debug!("{} computes; {} pieces in {} steps; {:?}", plan.execute_on, plan.pieces.len(), schedule.steps.len(), plan.ring);
         let rates = |device| devices.iter().find(|spec| spec.device == device).map(|spec| spec.rates).unwrap_or_default();
         let prediction = stream::predict(&plan, &schedule, &rates(execute_on), &rates(Device::Disk))?;
         let adapter = match execute_on {

@@ -2,6 +2,8 @@
 
 #![expect(dead_code, reason = "each test binary uses a part")]
 
+pub mod program;
+
 use std::sync::{LazyLock, Mutex};
 
 use bytemuck::Pod;
