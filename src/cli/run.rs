@@ -49,9 +49,10 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
 fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
-    // A prompt that cannot be read is told before a model is loaded.
+    let source = args.source()?;
+    // A prompt that cannot be read is told before a model is fetched or loaded.
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
-    let path = locate(&args.source()?, visibility)?;
+    let path = locate(&source, visibility)?;
     let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
     if !args.quiet {
         note(&summary(&prepared));

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::process::{Child, Command};
 
-use crate::common::program::{Home, Ran, devices, has_gpu, least, wait};
+use crate::common::program::{Home, Ran, devices, has_gpu, least, wait, wait_after};
 
 /// Starts `arguments` and waits for the first bytes of the answer.
 fn started(home: &Home, arguments: &[&str]) -> (Child, Vec<u8>) {
@@ -59,9 +59,9 @@ fn ctrl_c_keeps_what_was_said() {
     let home = Home::new();
     let model = home.larger_model();
     for device in devices() {
-        let (child, _) = started(&home, &long(&model, &["--device", device]));
+        let (child, first) = started(&home, &long(&model, &["--device", device]));
         interrupt(&child);
-        let ran = wait(child);
+        let ran = wait_after(first, child);
         assert_eq!(ran.code, Some(130), "{}", ran.stderr);
         assert!(ran.stdout.ends_with('\n') && ran.stderr.contains("[ Prompt: "), "{ran:?}");
         assert!(!ran.stderr.contains("error"), "{}", ran.stderr);
@@ -76,10 +76,10 @@ fn interrupt(child: &Child) {
 
 /// Cuts the model in half while it is read at every token.
 fn truncated(home: &Home, model: &str, more: &[&str]) -> Ran {
-    let (child, _) = started(home, &long(model, more));
+    let (child, first) = started(home, &long(model, more));
     let file = OpenOptions::new().write(true).open(model).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-    wait(child)
+    wait_after(first, child)
 }
 
 #[test]

@@ -155,12 +155,21 @@ fn the_drivers_are_quiet_where_there_is_no_desktop() {
 }
 
 #[test]
-fn options_come_from_the_environment_too() {
+fn options_come_from_the_environment_and_lose_to_the_command_line() {
     let home = Home::new();
     let model = home.folder_model();
-    let mut command = home.command(&["run", "-p", "hello"]);
-    command.envs([("TIERFLOW_MODEL", model.as_str()), ("TIERFLOW_DEVICE", "cpu"), ("TIERFLOW_PREDICT", "3"), ("TIERFLOW_JSON", "1")]);
-    let ran = wait(command.spawn().unwrap());
-    let json: Value = serde_json::from_str(&ran.stdout).expect(&ran.stderr);
-    assert_eq!(json["tokens"].as_array().unwrap().len(), 3);
+    let n_tokens = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = home.command(&[&["run"], arguments].concat());
+        command.envs([("TIERFLOW_DEVICE", "cpu"), ("TIERFLOW_PREDICT", "3"), ("TIERFLOW_JSON", "1")]);
+        let ran = wait(command.envs(variables.iter().copied()).spawn().unwrap());
+        assert_eq!(ran.code, Some(0), "{arguments:?} {variables:?}: {}", ran.stderr);
+        serde_json::from_str::<Value>(&ran.stdout).unwrap()["tokens"].as_array().unwrap().len()
+    };
+    let (right, wrong) = (("TIERFLOW_MODEL", model.as_str()), ("TIERFLOW_MODEL", "no-such-model"));
+    assert_eq!(n_tokens(&["-p", "hello"], &[right]), 3);
+    assert_eq!(n_tokens(&["-p", "hello", "-n", "2"], &[right]), 2);
+    assert_eq!(n_tokens(&["hello"], &[right, ("TIERFLOW_PROMPT", "other")]), 3);
+    for arguments in [&["-m", &model, "hello"][..], &[&model, "hello"], &[&model, "-p", "hello"]] {
+        assert_eq!(n_tokens(arguments, &[wrong, ("TIERFLOW_HF_REPO", "no/such"), ("TIERFLOW_PROMPT", "x")]), 3, "{arguments:?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -112,24 +112,21 @@ impl Home {
 /// Waits for `child`, which must end by itself within the time limit.
 #[track_caller]
 pub fn wait(child: Child) -> Ran {
+    wait_after(Vec::new(), child)
+}
+
+/// As [`wait`], for a child of whose stdout `first` was read already.
+#[track_caller]
+pub fn wait_after(mut first: Vec<u8>, child: Child) -> Ran {
     let id = child.id();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let output: Output = receiver.recv_timeout(TIME_LIMIT).unwrap_or_else(|_| panic!("process {id} runs too long")).expect("its output");
+    first.extend(output.stdout);
     Ran {
         code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
+        stdout: String::from_utf8(first).expect("UTF-8 on stdout"),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// Waits until `condition` holds.
-#[track_caller]
-pub fn wait_until(mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < TIME_LIMIT, "waited too long");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
