@@ -13,7 +13,7 @@ use crate::plan::{self, Plan, PlanOptions, Schedule};
 use crate::platform::IoMode;
 use crate::session::Session;
 use crate::stream::{self, Batch, GpuExecutor, HostExecutor, Prediction, Scores, Store, Trace};
-use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
+use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
 
@@ -151,7 +151,10 @@ impl EngineBuilder {
     pub async fn prepare(self) -> Result<Prepared> {
         let checkpoint = Arc::new(Checkpoint::open(&self.model, self.io)?);
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let n_tensors = checkpoint.catalog.tensors.len();
+        tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
         let mut adapters = machine::adapters().await?;
+        adapters.iter().for_each(|found| tracing::debug!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver));
         let execute_on = choose_device(self.device, &self.options.max_memory, &adapters)?;
         if let Device::Gpu(index) = execute_on
             && let Some(found) = adapters.get_mut(index as usize)
@@ -167,6 +170,7 @@ impl EngineBuilder {
         let options = PlanOptions { execute_on, ..self.options };
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
+        tracing::debug!("{} computes; {} pieces in {} steps; {:?}", plan.execute_on, plan.pieces.len(), schedule.steps.len(), plan.ring);
         let rates = |device| devices.iter().find(|spec| spec.device == device).map(|spec| spec.rates).unwrap_or_default();
         let prediction = stream::predict(&plan, &schedule, &rates(execute_on), &rates(Device::Disk))?;
         let adapter = match execute_on {
@@ -307,6 +311,32 @@ impl Engine {
     /// The model's chat template, if its files have one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// The tokens of `text` as it is, with the token before it that the model expects at a beginning.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the tokenizer was skipped or cannot take the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.demand_tokenizer()?.encode(text, Special::Add)
+    }
+
+    /// The tokens of a conversation in the model's chat template, up to where the answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+        let template =
+            self.chat_template().ok_or_else(|| self.text_fault("there is no chat template; give the prompt as it is (--raw)"))?;
+        self.demand_tokenizer()?.encode(&template.render(messages, GenerationPrompt::Add)?, Special::Leave)
+    }
+
+    fn demand_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer().ok_or_else(|| self.text_fault("the tokenizer was not read; open the model with TextFiles::Read"))
+    }
+
+    fn text_fault(&self, fault: &str) -> Error {
+        Error::Text { path: self.prepared.checkpoint.path.clone(), fault: fault.into() }
     }
 
     /// The model's own generation settings.

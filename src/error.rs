@@ -70,7 +70,7 @@ pub enum Error {
         fault: String,
     },
     /// The model, as asked for, does not fit a budget or a limit.
-    #[error("does not fit {device}: needs at least {needed}, has {available}; {advice}")]
+    #[error("does not fit {device}: needs at least {}, has {available}; {advice}", needed.rounded_up())]
     DoesNotFit {
         /// The device whose budget or limit is too small.
         device: String,

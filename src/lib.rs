@@ -1,4 +1,44 @@
-//! tierflow runs language models that are larger than the GPU's memory.
+//! tierflow runs language models that are larger than the GPU's memory, on any vendor's GPU.
+//!
+//! Weights live where there is room, on the GPU, in host memory or on disk. What does not live on the GPU streams through a
+//! small ring of slots, so that the next part of a layer arrives while the present one computes. Where a weight lives never
+//! changes the answer.
+//!
+//! ```no_run
+//! use tierflow::{Bytes, ChatMessage, Device, Engine, GenerateOptions, Sampler, SamplingSettings};
+//!
+//! # async fn example() -> tierflow::Result<()> {
+//! let mut engine = Engine::builder("model.gguf").max_memory(Device::Gpu(0), Bytes::gib(4)).open().await?;
+//! println!("{}", engine.plan());
+//! let prompt = engine.encode_chat(&[ChatMessage::new("user", "Why is the sky blue?")])?;
+//! let mut session = engine.session();
+//! let sampler = Sampler::new(SamplingSettings::greedy(), 0);
+//! let mut generation = session.generate(&prompt, sampler, GenerateOptions::default()).await?;
+//! while let Some(step) = generation.next().await? {
+//!     print!("{}", step.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The library prints nothing. Its functions that wait are `async` and need no particular executor: `pollster::block_on` will do.
+//! The folder `examples/` has five whole programs.
+//!
+//! # A reader's route
+//!
+//! Seven files show how it works, from the outside in:
+//!
+//! 1. [`engine`] opens a model and runs forwards; [`session`] makes tokens of them.
+//! 2. [`plan`] decides from headers and budgets alone where every weight lives.
+//! 3. [`plan::Schedule`] lists the steps of one forward: upload this, compute that.
+//! 4. [`stream`] walks the schedule: its overlap loop starts each upload before the step that needs it.
+//! 5. [`model`] says which operations a unit of a layer is made of.
+//! 6. [`kernels`] holds each operation: its parameters, its dispatch, and a plain reference on the CPU.
+//! 7. `shaders/` holds the WGSL that the kernels dispatch.
+//!
+//! Five values pass along it in one direction, each plain data that can be printed:
+//! [`Catalog`](weights::Catalog) → [`Plan`] → [`Schedule`](plan::Schedule) → an executor → [`Trace`](stream::Trace).
+#[cfg(not(target_arch = "wasm32"))]
 pub mod cli;
 pub mod device;
 pub mod dtype;
@@ -18,3 +58,12 @@ pub mod stream;
 pub mod text;
 pub mod units;
 pub mod weights;
+
+pub use device::{Device, DeviceChoice, DeviceSpec, MaxMemory};
+pub use dtype::DType;
+pub use engine::{Engine, EngineBuilder, LoadProgress, MemoryUse, Prepared, TextFiles};
+pub use error::{Error, Result};
+pub use plan::{KvDType, Plan, PlanOptions};
+pub use session::{FinishReason, GenerateOptions, Generated, Generation, Session};
+pub use text::{ChatMessage, Sampler, SamplingSettings};
+pub use units::Bytes;

@@ -81,11 +81,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::ContextFull`] before anything is computed; those of [`Engine::forward`].
     pub async fn append(&mut self, tokens: &[u32], want: Want) -> Result<Scores> {
-        let needed = self.tokens.len() + tokens.len();
-        let available = self.engine.plan().ctx_size;
-        if needed > available {
-            return Err(Error::ContextFull { needed, available });
-        }
+        self.check_room(tokens.len())?;
         let n_tokens_max = self.engine.plan().forward.n_tokens;
         let mut scores = None;
         for part in tokens.chunks(n_tokens_max) {
@@ -106,6 +102,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As of [`Session::append`].
     pub async fn append_scoring_all(&mut self, tokens: &[u32], mut each: impl FnMut(Vec<f32>)) -> Result<()> {
+        self.check_room(tokens.len())?;
         let n_rows_max = self.engine.plan().forward.n_logit_rows.min(self.engine.plan().forward.n_tokens);
         for part in tokens.chunks(n_rows_max) {
             let first = self.tokens.len() as u32;
@@ -124,25 +121,34 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    fn check_room(&self, n_tokens: usize) -> Result<()> {
+        let (needed, available) = (self.tokens.len() + n_tokens, self.engine.plan().ctx_size);
+        if needed > available { Err(Error::ContextFull { needed, available }) } else { Ok(()) }
+    }
+
     /// Reads the prompt and begins to generate. What the cache already holds of it is not computed again.
     ///
     /// # Errors
     /// As of [`Session::append`].
-    pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
+    pub async fn generate<'s>(&'s mut self, prompt: &[u32], mut sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
+        let stop = StopStrings::new(options.stop.clone())?;
+        let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
         // The last token is always computed: its scores are what is asked for.
         let n_known = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len().saturating_sub(1));
         self.truncate(n_known);
         let scores = self.append(&prompt[n_known..], want(&sampler)).await?;
+        // What the prompt repeats counts as repeated, as in llama.cpp.
+        prompt.iter().for_each(|&token| sampler.accept(token));
         Ok(Generation {
             detokenizer: self.engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
-            stop: StopStrings::new(options.stop.clone())?,
+            stop,
             session: self,
             sampler,
             options,
             scores,
             last: None,
             n_generated: 0,
-            finish: None,
+            finish,
         })
     }
 }

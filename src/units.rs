@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// The units of print, largest first.
+const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+
 /// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer. Sums and products stop at
 /// the largest number instead of overflowing: sizes come from files and options, and nothing has so much room.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,6 +39,17 @@ impl Bytes {
     #[must_use]
     pub fn saturating_sub(self, other: Bytes) -> Bytes {
         Bytes(self.0.saturating_sub(other.0))
+    }
+
+    /// As it prints, but rounded up: what is read back from the text is never less.
+    pub fn rounded_up(self) -> String {
+        match UNITS.iter().find(|(size, _)| self.0 >= *size) {
+            Some((size, unit)) => {
+                let tenths = (u128::from(self.0) * 10).div_ceil(u128::from(*size));
+                format!("{}.{} {unit}", tenths / 10, tenths % 10)
+            }
+            None => format!("{} B", self.0),
+        }
     }
 
     /// So many times as much, or the largest number.
@@ -78,7 +92,6 @@ impl std::iter::Sum for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
         let text = match UNITS.iter().find(|(size, _)| self.0 >= *size) {
             Some((size, unit)) => format!("{:.1} {unit}", self.0 as f64 / *size as f64),
             None => format!("{} B", self.0),
@@ -92,7 +105,7 @@ impl FromStr for Bytes {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Bytes> {
-        const UNITS: [(&str, u64); 8] = [
+        const UNITS: [(&str, u64); 9] = [
             ("tib", 1 << 40),
             ("gib", 1 << 30),
             ("mib", 1 << 20),
@@ -101,6 +114,7 @@ impl FromStr for Bytes {
             ("gb", 1_000_000_000),
             ("mb", 1_000_000),
             ("kb", 1_000),
+            ("b", 1),
         ];
         let invalid = || Error::InvalidArgument {
             option: "size".into(),
@@ -159,10 +173,11 @@ mod tests {
             ("0MB", 0),
             ("123456", 123_456),
             (" 2mib", 2 << 20),
+            ("17 B", 17),
         ] {
             assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(expected), "{text}");
         }
-        for text in ["", "GB", "-1GB", "5MBB", "nanGB", "infGB", "1e300GB", "-5", "1.5"] {
+        for text in ["", "GB", "B", "-1GB", "5MBB", "nanGB", "infGB", "1e300GB", "-5", "1.5"] {
             assert!(text.parse::<Bytes>().is_err(), "{text} must be refused");
         }
     }
@@ -175,6 +190,16 @@ mod tests {
         assert_eq!(Bytes(1 << 60).times(16), most);
         assert_eq!(Bytes(u64::MAX - 3).align_up(256), most);
         assert_eq!(Bytes(511).align_down(256), Bytes(256));
+    }
+
+    #[test]
+    fn rounded_up_reads_back_as_no_less() {
+        for bytes in [0, 1, 1023, 1024, 1025, 112_230, 1 << 20, (1 << 20) + 1, 42_257_613, (1 << 30) - 1, 5_000_000_001] {
+            let text = Bytes(bytes).rounded_up();
+            let read = text.parse::<Bytes>().unwrap();
+            assert!(read >= Bytes(bytes) && read.0 <= bytes + bytes / 10 + 1, "{bytes} prints as {text}");
+        }
+        assert_eq!(Bytes(112_231).rounded_up(), "109.7 KiB");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod generation;
 mod model;
+mod overrule;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -55,7 +56,11 @@ impl Cli {
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Cli {
         let mut command = with_switches_from_env(Cli::command());
         let matches = command.try_get_matches_from_mut(short_flags::expand(arguments)).unwrap_or_else(|error| error.exit());
-        Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+        let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+        if let Some((_, matches)) = matches.subcommand() {
+            overrule::drop_overruled(&mut cli.command, matches);
+        }
+        cli
     }
 }
 
@@ -222,7 +227,9 @@ mod tests {
     fn read(line: &str) -> Result<Command, clap::Error> {
         let arguments = ["tierflow"].into_iter().chain(line.split_whitespace()).map(OsString::from);
         let matches = with_switches_from_env(Cli::command()).try_get_matches_from(short_flags::expand(arguments))?;
-        Cli::from_arg_matches(&matches).map(|cli| cli.command)
+        let mut command = Cli::from_arg_matches(&matches)?.command;
+        overrule::drop_overruled(&mut command, matches.subcommand().expect("a subcommand").1);
+        Ok(command)
     }
 
     fn run(line: &str) -> RunArgs {

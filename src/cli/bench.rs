@@ -8,7 +8,7 @@ use crate::cli::args::{BenchArgs, BenchOutput};
 use crate::cli::locate::locate;
 use crate::cli::model::{builder, load_with_bar};
 use crate::cli::plan::summary;
-use crate::cli::terminal::{Visibility, print, print_json};
+use crate::cli::terminal::{Visibility, note, print, print_json};
 use crate::cli::trace_file;
 use crate::engine::{Engine, TextFiles};
 use crate::error::Result;
@@ -53,7 +53,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         placement.ctx_size = args.n_prompt.max(args.n_gen).max(1).next_multiple_of(64);
     }
     let prepared = pollster::block_on(builder(&path, &placement, PlanOptions::default())?.text(TextFiles::Skip).prepare())?;
-    eprint!("{}", summary(&prepared));
+    note(&summary(&prepared));
     let mut engine = load_with_bar(prepared, Visibility::Auto)?;
     let mut rows = Vec::new();
     if args.n_prompt > 0 {
@@ -70,7 +70,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     print(&markdown(&rows))?;
     for memory in engine.memory_use() {
-        eprintln!("  {} peak {}", memory.device, memory.peak);
+        note(&format!("  {} peak {}\n", memory.device, memory.peak));
     }
     Ok(())
 }

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use rustyline::error::ReadlineError;
 
-use crate::cli::run::{Settings, answer, no_tokenizer};
+use crate::cli::run::{Settings, answer, encode_messages};
 use crate::cli::statistics::Statistics;
+use crate::cli::terminal::note;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::text::{ChatMessage, GenerationPrompt, Special};
+use crate::text::ChatMessage;
 
 const HELP: &str = "/bye ends, /clear forgets the conversation, /stats shows what the last answer cost, /help this; Ctrl-C stops an answer";
 
@@ -23,7 +24,7 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
     let mut last: Option<Statistics> = None;
     let mut session = engine.session();
     if !quiet {
-        eprintln!("{HELP}");
+        note(&format!("{HELP}\n"));
     }
     loop {
         let line = match editor.readline(">>> ") {
@@ -35,13 +36,13 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
         match line.trim() {
             "" => continue,
             "/bye" | "/exit" | "/quit" => return Ok(()),
-            "/help" | "/?" => eprintln!("{HELP}"),
+            "/help" | "/?" => note(&format!("{HELP}\n")),
             "/clear" => history.clear(),
             "/stats" => match &last {
-                Some(statistics) => eprint!("{}\n{}", statistics.line(settings.seed), statistics.memory_lines()),
-                None => eprintln!("nothing was answered yet"),
+                Some(statistics) => note(&format!("{}\n{}", statistics.line(settings.seed), statistics.memory_lines())),
+                None => note("nothing was answered yet\n"),
             },
-            command if command.starts_with('/') => eprintln!("`{command}` is no command; {HELP}"),
+            command if command.starts_with('/') => note(&format!("`{command}` is no command; {HELP}\n")),
             prompt => {
                 let _ = editor.add_history_entry(prompt);
                 history.push(ChatMessage::new("user", prompt));
@@ -60,7 +61,7 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
                     }
                     Err(error @ Error::ContextFull { .. }) => {
                         history.pop();
-                        eprintln!("error: {error}; /clear begins anew");
+                        note(&format!("error: {error}; /clear begins anew\n"));
                     }
                     Err(error) => return Err(error),
                 }
@@ -71,18 +72,9 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
 
 /// The whole conversation as tokens; what the cache holds of it is not computed again.
 fn conversation(engine: &Engine, settings: &Settings, system: Option<&str>, history: &[ChatMessage]) -> Result<Vec<u32>> {
-    let tokenizer = engine.tokenizer().ok_or_else(|| no_tokenizer(engine))?;
-    match engine.chat_template() {
-        Some(template) if !settings.raw => {
-            let system = system.map(|system| ChatMessage::new("system", system));
-            let messages: Vec<ChatMessage> = system.into_iter().chain(history.iter().cloned()).collect();
-            tokenizer.encode(&template.render(&messages, GenerationPrompt::Add)?, Special::Leave)
-        }
-        _ => {
-            let text: Vec<&str> = history.iter().map(|message| message.content.as_str()).collect();
-            tokenizer.encode(&text.join("\n"), Special::Add)
-        }
-    }
+    let system = system.map(|system| ChatMessage::new("system", system));
+    let messages: Vec<ChatMessage> = system.into_iter().chain(history.iter().cloned()).collect();
+    encode_messages(engine, settings, &messages)
 }
 
 fn terminal_failed(error: ReadlineError) -> Error {

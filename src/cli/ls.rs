@@ -1,7 +1,7 @@
 //! `tierflow ls`: the models in the Hugging Face cache.
 
 use crate::cli::args::LsArgs;
-use crate::cli::terminal::{Align, print, print_json, table};
+use crate::cli::terminal::{Align, note, print, print_json, table};
 use crate::error::Result;
 use crate::hub::{CachedModel, HubConfig, list_cached};
 
@@ -16,7 +16,7 @@ pub fn run(args: &LsArgs) -> Result<()> {
         return print_json(&serde_json::json!({ "schema": "tierflow.ls/1", "models": models }));
     }
     if models.is_empty() {
-        eprintln!("no models in {}; fetch one with: tierflow pull ORG/NAME", config.cache_dir.display());
+        note(&format!("no models in {}; fetch one with: tierflow pull ORG/NAME\n", config.cache_dir.display()));
         return Ok(());
     }
     let rows: Vec<Vec<String>> = models.iter().flat_map(rows_of).collect();

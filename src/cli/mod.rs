@@ -8,6 +8,7 @@ mod devices;
 mod doctor;
 mod inspect;
 mod locate;
+mod logging;
 mod logits;
 mod ls;
 mod model;
@@ -24,6 +25,7 @@ use std::ffi::OsString;
 
 use crate::error::Result;
 use args::{Cli, Command};
+use logging::Verbosity;
 
 /// Reads the arguments (program name first) and runs the subcommand they name.
 ///
@@ -32,7 +34,13 @@ use args::{Cli, Command};
 /// # Errors
 /// What the subcommand failed at; [`crate::error::Error::exit_code`] is the process's.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
-    match Cli::read(arguments).command {
+    let command = Cli::read(arguments).command;
+    logging::install(match &command {
+        Command::Run(args) if args.quiet => Verbosity::Quiet,
+        Command::Run(args) if args.verbose => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    });
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Devices(args) => devices::run(&args),

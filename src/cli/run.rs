@@ -11,13 +11,13 @@ use crate::cli::model::{builder, load_with_bar};
 use crate::cli::plan::summary;
 use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::Statistics;
-use crate::cli::terminal::{Visibility, print_json};
+use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
 use crate::cli::{chat, trace_file};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::session::{FinishReason, GenerateOptions, Session};
-use crate::text::{ChatMessage, GenerationPrompt, Sampler, SamplingFlags, SamplingSettings, Special, fresh_seed};
+use crate::text::{ChatMessage, Sampler, SamplingFlags, SamplingSettings, fresh_seed};
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
@@ -39,22 +39,32 @@ pub(super) struct Answer {
 /// Answers one prompt, or chats where there is none and stdin is a terminal.
 ///
 /// # Errors
-/// Those of the engine; [`Error::Interrupted`] after Ctrl-C.
+/// Those of the engine; [`Error::Interrupted`] after Ctrl-C. A reader of stdout that goes away (`| head`) ends the run.
 pub fn run(args: &RunArgs) -> Result<()> {
+    match answer_or_chat(args) {
+        Err(error) if is_closed_stdout(&error) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
-    // A prompt that cannot be read is told before a model is loaded.
+    let source = args.source()?;
+    // A prompt that cannot be read is told before a model is fetched or loaded.
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
-    let path = locate(&args.source()?, visibility)?;
+    let path = locate(&source, visibility)?;
     let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
     if !args.quiet {
-        eprint!("{}", summary(&prepared));
+        note(&summary(&prepared));
     }
     let mut engine = load_with_bar(prepared, visibility)?;
     let settings = settings(&args.generation, &engine)?;
     let Some(prompt) = prompt else {
         return chat::run(&mut engine, &settings, system.as_deref(), args.quiet);
     };
-    let tokens = prompt_tokens(&engine, &settings, system.as_deref(), &prompt)?;
+    let system = system.map(|system| ChatMessage::new("system", system));
+    let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();
+    let tokens = encode_messages(&engine, &settings, &messages)?;
     let mut session = engine.session();
     let mut stdout = std::io::stdout().lock();
     let mut write = |text: &str| {
@@ -80,11 +90,11 @@ pub fn run(args: &RunArgs) -> Result<()> {
             "finish_reason": answer.finish,
             "seed": settings.seed,
             "statistics": answer.statistics,
-            "memory": engine.plan().devices,
+            "memory": engine.memory_use(),
         }))?;
     } else if !args.quiet {
-        eprintln!("{}", answer.statistics.line(settings.seed));
-        eprint!("{}", answer.statistics.memory_lines());
+        note(&format!("{}\n", answer.statistics.line(settings.seed)));
+        note(&answer.statistics.memory_lines());
     }
     if settings.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
@@ -131,22 +141,13 @@ fn settings(args: &GenerationArgs, engine: &Engine) -> Result<Settings> {
     Ok(Settings { sampling, seed, generate, raw: args.raw, interrupted })
 }
 
-/// The prompt's tokens: through the chat template, or as it is with `--raw` or where the model has no template.
-fn prompt_tokens(engine: &Engine, settings: &Settings, system: Option<&str>, prompt: &str) -> Result<Vec<u32>> {
-    let tokenizer = engine.tokenizer().ok_or_else(|| no_tokenizer(engine))?;
-    match engine.chat_template() {
-        Some(template) if !settings.raw => {
-            let mut messages = Vec::new();
-            messages.extend(system.map(|system| ChatMessage::new("system", system)));
-            messages.push(ChatMessage::new("user", prompt));
-            tokenizer.encode(&template.render(&messages, GenerationPrompt::Add)?, Special::Leave)
-        }
-        _ => tokenizer.encode(prompt, Special::Add),
+/// The tokens of a conversation: through the chat template, or as it is with `--raw` or where the model has no template.
+pub(super) fn encode_messages(engine: &Engine, settings: &Settings, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+    if settings.raw || engine.chat_template().is_none() {
+        let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        return engine.encode(&texts.join("\n"));
     }
-}
-
-pub(super) fn no_tokenizer(engine: &Engine) -> Error {
-    Error::Text { path: engine.prepared().checkpoint.path.clone(), fault: "there is no tokenizer".into() }
+    engine.encode_chat(messages)
 }
 
 /// Generates an answer to `tokens`; every complete text goes to `write` at once.

@@ -25,7 +25,8 @@ pub struct Statistics {
     pub prompt: TraceSummary,
     /// What moved and computed in all.
     pub all: TraceSummary,
-    /// Peak bytes per device beside the budgets.
+    /// Peak bytes per device beside the budgets; in JSON it stands beside the statistics.
+    #[serde(skip)]
     pub memory: Vec<MemoryUse>,
 }
 

@@ -112,6 +112,16 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Whether `error` is of a reader of stdout that has gone away, which ends the work and is no failure.
+pub fn is_closed_stdout(error: &Error) -> bool {
+    matches!(error, Error::Io { path, source, .. } if path == "stdout" && source.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Writes `text` to stderr. That nobody reads it is no error.
+pub fn note(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Writes `value` to stdout as indented JSON with a line break at its end.
 ///
 /// # Errors

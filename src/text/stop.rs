@@ -25,7 +25,7 @@ impl StopStrings {
     pub fn new(strings: Vec<String>) -> Result<StopStrings> {
         if strings.iter().any(String::is_empty) {
             let fault = "an empty stop string would end every answer at once; leave the option out".to_owned();
-            return Err(Error::InvalidArgument { option: "--reverse-prompt".into(), fault });
+            return Err(Error::InvalidArgument { option: "--stop".into(), fault });
         }
         Ok(StopStrings { strings, held: String::new(), stopped: false })
     }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part, and one of them all")]
 
+pub mod program;
+
 use std::sync::{LazyLock, Mutex};
 
 use bytemuck::Pod;

@@ -77,19 +77,19 @@ pub struct GenerationArgs {
     #[arg(short, long, env = "TIERFLOW_SEED", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub seed: i64,
     /// Temperature; 0 always takes the likeliest token [default: the model's, else 0.8]
-    #[arg(long, env = "TIERFLOW_TEMP", value_name = "T")]
+    #[arg(long, env = "TIERFLOW_TEMP", value_name = "T", allow_negative_numbers = true)]
     pub temp: Option<f32>,
     /// Sample among the K likeliest tokens; 0 among all [default: the model's, else 40]
     #[arg(long, env = "TIERFLOW_TOP_K", value_name = "K")]
     pub top_k: Option<usize>,
     /// Sample among the likeliest tokens that hold this share of the probability [default: the model's, else 0.95]
-    #[arg(long, env = "TIERFLOW_TOP_P", value_name = "P")]
+    #[arg(long, env = "TIERFLOW_TOP_P", value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Sample among tokens at least this likely, relative to the likeliest [default: the model's, else 0.05]
-    #[arg(long, env = "TIERFLOW_MIN_P", value_name = "P")]
+    #[arg(long, env = "TIERFLOW_MIN_P", value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Divide the scores of repeated tokens by this [default: the model's, else 1]
-    #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X")]
+    #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// How many last tokens count as repeated; 0 none, -1 all [default: 64]
     #[arg(long, env = "TIERFLOW_REPEAT_LAST_N", value_name = "N", allow_negative_numbers = true)]

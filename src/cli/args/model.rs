@@ -59,7 +59,7 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&str>) -> Resul
             Ok(ModelSource::Hub(model))
         }
         (None, None, None) => Err(invalid("no model is named; give a folder, a .gguf file, or -hf ORG/NAME:QUANT")),
-        _ => Err(invalid("the model is named twice; give MODEL, -m or -hf, and only one of them (TIERFLOW_MODEL counts as -m)")),
+        _ => Err(invalid("the model is named twice; give MODEL, -m or -hf, and only one of them")),
     }
 }
 

@@ -1,0 +1,8 @@
+//! The program from a user's side: arguments in; stdout, stderr and exit codes out.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod interruptions;
+mod refusals;
+mod reports;
+mod run;

@@ -1,0 +1,171 @@
+//! What cannot be done is told: the exit code says of which kind it is, the text what and where.
+
+use std::fs;
+use std::path::Path;
+
+use xtask::models::GgufType;
+
+use crate::common::program::{Home, devices, has_gpu, least, text};
+
+#[test]
+fn bad_usage_is_2() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for (arguments, word) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["run"], "no model is named"),
+        (&["run", &model, "-p", "x", "--max-memory", "tpu=1GiB"], "tpu"),
+        (&["run", &model, "-p", "x", "--temp", "-1"], "--temp"),
+        (&["run", &model, "-p", "x", "--top-p", "NaN"], "--top-p"),
+        (&["run", &model, "-p", "x", "-n", "-5"], "--predict"),
+        (&["run", &model, "-p", "x", "--device", "gpu:x"], "gpu:x"),
+        (&["run", &model, "-p", ""], "the prompt is empty"),
+        (&["run", &model, "-p", "x", "--stop", ""], "--stop"),
+        (&["run", "no-such-model", "-p", "x"], "no-such-model"),
+        (&["logits", &model], "--tokens"),
+        (&["completions", "tcsh"], "tcsh"),
+    ] {
+        let refusal = home.refusal(2, arguments);
+        assert!(refusal.contains(word), "{arguments:?}: {refusal}");
+    }
+}
+
+#[test]
+fn a_budget_too_small_is_3_and_the_least_that_it_names_works() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let budgets = if has_gpu() { &[("cpu", ""), ("gpu:0", ""), ("gpu:0", ",cpu=0")][..] } else { &[("cpu", "")] };
+    for (device, more) in budgets {
+        for ctx_size in ["0", "64", "512"] {
+            let run = |size: &str| format!("{device}={size}{more}");
+            let small = run("1KiB");
+            let arguments =
+                |budget| ["run", &model, "-p", "hi", "-n", "3", "--device", &device[..3], "-c", ctx_size, "--max-memory", budget];
+            let refusal = home.refusal(3, &arguments(&small));
+            assert!(refusal.contains(&format!("does not fit {device}")) && refusal.contains("--max-memory"), "{refusal}");
+            home.stdout(&arguments(&run(&least(&refusal))));
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_4() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let refusal = home.refusal(4, &["run", &model, "-p", "x", "--device", "gpu:7"]);
+    assert!(refusal.contains("gpu:7 was asked for"), "{refusal}");
+    home.refusal(4, &["plan", &model, "--max-memory", "gpu:7=1GiB"]);
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let prompt = "word ".repeat(2000);
+    let refusal = home.refusal(1, &["run", &model, "-p", &prompt, "--device", "cpu"]);
+    assert!(refusal.contains("the context holds 512") && refusal.contains("--ctx-size"), "{refusal}");
+    let tokens = vec!["1"; 600].join(",");
+    for more in [&[][..], &["--all"]] {
+        let refusal = home.refusal(1, &[&["logits", &model, "--tokens", &tokens, "--device", "cpu"], more].concat());
+        assert!(refusal.contains("the context holds 512"), "{refusal}");
+    }
+}
+
+#[test]
+fn a_token_out_of_the_vocabulary_is_refused() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for device in devices() {
+        for tokens in ["320", "1,2,4294967295"] {
+            let refusal = home.refusal(1, &["logits", &model, "--tokens", tokens, "--device", device]);
+            assert!(refusal.contains("outside the vocabulary of 320"), "{refusal}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_a_number_are_told() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::F32);
+    // The last row of the last tensor, which is the head: the score of one token alone.
+    let mut bytes = fs::read(&model).unwrap();
+    let row = bytes.len() - 64 * 4;
+    for value in bytes[row..].chunks_exact_mut(4) {
+        value.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    fs::write(&model, bytes).unwrap();
+    for device in devices() {
+        for more in [
+            &["run", &model, "-p", "x", "--temp", "0"][..],
+            &["run", &model, "-p", "x", "--top-k", "0"],
+            &["logits", &model, "--tokens", "1,2"],
+        ] {
+            let refusal = home.refusal(1, &[more, &["--device", device]].concat());
+            assert!(refusal.contains("NaN") && refusal.contains("token 319"), "{more:?} on {device}: {refusal}");
+        }
+    }
+}
+
+/// Replaces the one occurrence of `from` in a file by `to`, which is as long.
+fn replace(file: &Path, from: &str, to: &str) {
+    let mut bytes = fs::read(file).unwrap();
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).expect("the name is in the file");
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let home = Home::new();
+    let gguf = home.gguf_model(GgufType::F32);
+    replace(Path::new(&gguf), "output_norm.weight", "output_nope.weight");
+    let folder = home.folder_model();
+    let index = home.path("folder").join("model.safetensors.index.json");
+    replace(&index, "model.norm.weight", "model.nope.weight");
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let holds = |bytes: &[u8]| bytes.windows(17).any(|window| window == b"model.norm.weight");
+        if path.extension().is_some_and(|extension| extension == "safetensors") && holds(&fs::read(&path).unwrap()) {
+            replace(&path, "model.norm.weight", "model.nope.weight");
+        }
+    }
+    for model in [gguf, folder] {
+        let refusal = home.refusal(1, &["inspect", &model]);
+        assert!(refusal.contains(&model) && refusal.contains("norm.weight` is missing"), "{refusal}");
+        home.refusal(1, &["run", &model, "-p", "x", "--device", "cpu"]);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let shard = home.path("folder").join("model-00002-of-00002.safetensors");
+    // A folder of that name fails to read even for root.
+    fs::remove_file(&shard).unwrap();
+    fs::create_dir(&shard).unwrap();
+    for command in [&["inspect", &model][..], &["run", &model, "-p", "x", "--device", "cpu"]] {
+        assert!(home.refusal(1, command).contains(&text(&shard)));
+    }
+    fs::remove_dir(&shard).unwrap();
+    assert!(home.refusal(1, &["inspect", &model]).contains("model-00002-of-00002.safetensors"));
+    let empty = home.path("empty.gguf");
+    fs::write(&empty, "").unwrap();
+    assert!(home.refusal(1, &["inspect", &text(&empty)]).contains("empty.gguf"));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_named() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let nowhere = text(&home.path("no/such/folder/out"));
+    for command in [
+        &["logits", &model, "--tokens", "1", "--out", &nowhere][..],
+        &["run", &model, "-p", "x", "-n", "1", "--trace", &nowhere],
+        &["bench", &model, "-p", "2", "-n", "1", "-r", "1", "--trace", &nowhere],
+    ] {
+        let ran = home.run(&[command, &["--device", "cpu"]].concat());
+        // The folder is made where that is possible; what is not written is told.
+        assert!(ran.code == Some(0) && Path::new(&nowhere).exists() || ran.stderr.contains("no/such/folder"), "{ran:?}");
+    }
+}

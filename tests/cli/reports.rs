@@ -1,0 +1,204 @@
+//! The subcommands that report: tables for people, JSON for programs, files for other tools.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tierflow::platform::IoMode;
+use tierflow::weights::Checkpoint;
+use xtask::models::GgufType;
+
+use crate::common::program::{Home, devices, has_gpu, text, wait};
+
+#[test]
+fn devices_and_doctor_show_host_and_disk() {
+    let home = Home::new();
+    for (schema, command) in [("tierflow.devices/1", "devices"), ("tierflow.doctor/1", "doctor")] {
+        let names: Vec<Value> =
+            home.json(schema, &[command, "--json"])["devices"].as_array().unwrap().iter().map(|one| one["device"].clone()).collect();
+        assert!(names.contains(&"cpu".into()) && names.contains(&"disk".into()), "{names:?}");
+        let table = home.stdout(&[command]);
+        assert!(table.contains("\ncpu ") && table.contains("\ndisk "), "{table}");
+        assert!(!table.contains('\u{1b}'));
+    }
+}
+
+/// The program on a machine whose Vulkan loader finds no driver.
+fn without_adapters(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = home.command(arguments);
+    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+    command
+}
+
+#[test]
+fn everything_but_gpus_works_without_adapters() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q4_1);
+    let ran = |arguments: &[&str]| wait(without_adapters(&home, arguments).spawn().unwrap());
+    let devices = ran(&["devices"]);
+    if devices.stdout.contains("gpu:0") {
+        return; // Adapters that are no Vulkan drivers cannot be hidden.
+    }
+    assert_eq!(devices.code, Some(0), "{}", devices.stderr);
+    assert!(devices.stdout.contains("No adapter was found") && devices.stdout.contains("--device cpu"), "{}", devices.stdout);
+    for arguments in [&["doctor"][..], &["inspect", &model], &["plan", &model], &["run", &model, "-p", "x", "-n", "2"]] {
+        let ran = ran(arguments);
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.stderr);
+        assert!(!ran.stdout.is_empty());
+    }
+    for more in [&["--device", "gpu"][..], &["--max-memory", "gpu:0=1GiB"]] {
+        let ran = ran(&[&["run", &model, "-p", "x"], more].concat());
+        assert_eq!(ran.code, Some(4), "{}", ran.stderr);
+        assert!(ran.stderr.contains("install a Vulkan driver"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn inspect_counts_what_the_model_holds() {
+    let home = Home::new();
+    // Layer: q 64×64, k and v 32×64, o 64×64, gate, up and down 160×64, two norms of 64. Then embedding, head, last norm.
+    let n_parameters = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64 + 2 * 64) + 2 * 320 * 64 + 64;
+    for (model, head_bytes) in [(home.folder_model(), 320 * 64 * 2), (home.gguf_model(GgufType::Q8_0), 320 * 64 / 32 * 34)] {
+        let json = home.json("tierflow.inspect/1", &["inspect", &model, "--json"]);
+        assert_eq!(json["n_parameters"], n_parameters);
+        assert_eq!(json["kv_bytes_per_token"]["f32"], 4 * 2 * 32 * 4);
+        let largest = &json["largest_unit"];
+        assert_eq!(largest["size_bytes"].as_u64().unwrap(), (3 * 160 * 64 * head_bytes / (320 * 64)).max(head_bytes) as u64);
+        let f32_row = json["at_dtype"].as_array().unwrap().iter().find(|row| row["dtype"] == "F32").unwrap();
+        // Matrices alone: vectors stay as they are, and are small.
+        assert_eq!(f32_row["weights"], 4 * (n_parameters - 9 * 64));
+        assert!(home.stdout(&["inspect", &model]).contains("4 layers, hidden 64, ffn 160"));
+    }
+}
+
+#[test]
+fn a_plan_is_printed_and_nothing_is_loaded() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for device in devices() {
+        let arguments = ["plan", &model, "--device", device, "--max-memory", "cpu=1500KiB", "--json"];
+        let json = home.json("tierflow.plan/1", &arguments);
+        assert_eq!(json["plan"], home.json("tierflow.plan/1", &arguments)["plan"], "the same plan twice");
+        for plan in json["plan"]["devices"].as_array().unwrap() {
+            assert!(plan["budget"].is_null() || plan["device"] != device || plan["budget"].as_u64().is_some(), "{plan}");
+        }
+        assert!(!json["schedule"].is_null());
+        let table = home.stdout(&arguments[..arguments.len() - 1]);
+        assert!(table.contains("schedule of one forward") && table.contains("disk"), "{table}");
+    }
+}
+
+#[test]
+fn bench_prints_rows_as_llama_bench_does() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for device in devices() {
+        let arguments = ["bench", &model, "-p", "8", "-n", "4", "-r", "2", "--device", device];
+        let table = home.stdout(&arguments);
+        assert!(table.contains("| pp8 |") && table.contains("| tg4 |"), "{table}");
+        assert!(table.lines().all(|line| line.starts_with("| ") && line.ends_with(" |")), "{table}");
+        let json = home.json("tierflow.bench/1", &[&arguments[..], &["-o", "json"]].concat());
+        for row in json["rows"].as_array().unwrap() {
+            assert!(row["avg_ts"].as_f64().unwrap() > 0.0 && row["samples_ts"].as_array().unwrap().len() == 2, "{row}");
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_same_in_text_json_and_file() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for device in devices() {
+        let start = ["logits", &model, "--tokens", "1,2,3", "--device", device];
+        let run = |more: &[&str]| home.json("tierflow.logits/1", &[&start[..], more, &["--json"]].concat());
+        let all = run(&["--all"]);
+        let positions = all["positions"].as_array().unwrap();
+        assert_eq!(positions.len(), 3);
+        let rows: Vec<Vec<f32>> = positions.iter().map(|one| serde_json::from_value(one["logits"].clone()).unwrap()).collect();
+        assert!(rows.iter().all(|row| row.len() == 320));
+
+        let last = run(&[]);
+        assert_eq!((last["positions"].as_array().unwrap().len(), &last["positions"][0]["position"]), (1, &Value::from(2)));
+
+        let best = run(&["--all", "--top", "1"])["positions"][2]["top"][0].clone();
+        let highest = rows[2].iter().copied().fold(f32::MIN, f32::max);
+        assert_eq!(rows[2][best["token"].as_u64().unwrap() as usize], highest);
+        let line = home.stdout(&[&start[..], &["--top", "1"]].concat());
+        assert!(line.starts_with(&format!("2\t{}:", best["token"])), "{line}");
+
+        assert_eq!(logits_file(&home, &model, &start), rows.concat(), "{device}");
+    }
+}
+
+/// Writes the scores as safetensors, and reads them with the crate's own reader: as the one shard of a model.
+fn logits_file(home: &Home, model: &str, start: &[&str]) -> Vec<f32> {
+    let folder = home.path("logits");
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(Path::new(model).join("config.json"), folder.join("config.json")).unwrap();
+    let file = text(&folder.join("model.safetensors"));
+    assert_eq!(home.stdout(&[start, &["--all", "--out", &file]].concat()), "");
+    let checkpoint = Checkpoint::open(&folder, IoMode::Pread).unwrap();
+    let id = checkpoint.expect("logits", &[3, 320]).unwrap();
+    let mut bytes = vec![0; 3 * 320 * 4];
+    checkpoint.read(id, 0, &mut bytes).unwrap();
+    bytemuck::pod_collect_to_vec(&bytes)
+}
+
+#[test]
+fn a_trace_shows_uploads_inside_earlier_computation() {
+    if !has_gpu() {
+        return;
+    }
+    let home = Home::new();
+    let model = home.larger_model();
+    let file = home.path("trace.json");
+    let budgets = ["--max-memory", "gpu:0=16MiB,cpu=0", "-c", "512", "--raw"];
+    home.stdout(
+        &[&["run", &model, "-p", &"hello world ".repeat(20), "-n", "8", "--temp", "0", "--trace", &text(&file)], &budgets[..]].concat(),
+    );
+    let trace: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let on = |lane: &str| -> Vec<(f64, f64, u64, u64)> {
+        let spans = events.iter().filter(|event| event["ph"] == "X" && event["args"]["lane"] == lane);
+        let number = |value: &Value| value.as_u64().unwrap_or(u64::MAX);
+        spans
+            .map(|span| {
+                let start = span["ts"].as_f64().unwrap();
+                (start, start + span["dur"].as_f64().unwrap(), number(&span["args"]["piece"]), number(&span["args"]["forward"]))
+            })
+            .collect()
+    };
+    let (fetches, uploads, computes) = (on("fetch"), on("upload"), on("compute"));
+    assert!(!fetches.is_empty() && !uploads.is_empty() && !computes.is_empty());
+    let is_hidden = |move_: &(f64, f64, u64, u64)| {
+        computes.iter().any(|compute| compute.3 == move_.3 && compute.2 < move_.2 && compute.0 <= move_.0 && move_.1 <= compute.1)
+    };
+    assert!(uploads.iter().any(is_hidden), "no upload lies inside the computation of an earlier piece\n{uploads:?}\n{computes:?}");
+    assert!(fetches.iter().any(is_hidden), "no fetch lies inside the computation of an earlier piece\n{fetches:?}\n{computes:?}");
+}
+
+#[test]
+fn the_cache_is_listed() {
+    let home = Home::new();
+    assert_eq!(home.json("tierflow.ls/1", &["ls", "--json"])["models"], serde_json::json!([]));
+    assert_eq!(home.stdout(&["ls"]), "");
+}
+
+#[test]
+fn completions_are_written_for_every_shell() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = home.stdout(&["completions", shell]);
+        assert!(script.contains("tierflow") && script.contains("max-memory"), "{shell}");
+    }
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    let home = Home::new();
+    assert!(home.stdout(&["--version"]).starts_with("tierflow "));
+    for command in ["run", "plan", "devices", "inspect", "bench", "logits", "doctor", "pull", "ls", "completions"] {
+        assert!(home.stdout(&[command, "--help"]).contains("Usage: tierflow"), "{command}");
+    }
+}

@@ -1,0 +1,175 @@
+//! `tierflow run`: what reaches stdout, and what chooses it.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+use xtask::models::GgufType;
+
+use crate::common::program::{Home, Ran, devices, has_gpu, wait};
+
+const GREEDY: [&str; 4] = ["--temp", "0", "-n", "12"];
+
+/// `run MODEL -p hello` with `more`, as JSON.
+fn answer(home: &Home, model: &str, more: &[&str]) -> Value {
+    let arguments: Vec<&str> = ["run", model, "-p", "hello", "--json"].iter().chain(more).copied().collect();
+    home.json("tierflow.run/1", &arguments)
+}
+
+fn with_stdin(home: &Home, arguments: &[&str], input: &str) -> Ran {
+    let mut child = home.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    wait(child)
+}
+
+#[test]
+fn stdout_carries_the_answer_and_nothing_else() {
+    let home = Home::new();
+    for model in [home.folder_model(), home.gguf_model(GgufType::Q8_0)] {
+        for device in devices() {
+            let more = [&GREEDY[..], &["--device", device]].concat();
+            let json = answer(&home, &model, &more);
+            let ran = home.run(&[&["run", &model, "-p", "hello"], &more[..]].concat());
+            assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+            assert_eq!(ran.stdout, format!("{}\n", json["text"].as_str().unwrap()), "{model} on {device}");
+            assert!(ran.stderr.contains("[ Prompt: ") && ran.stderr.contains(" peak "), "{}", ran.stderr);
+            assert_eq!(json["tokens"].as_array().unwrap().len(), 12);
+            assert_eq!(json["finish_reason"], "length");
+            for memory in json["memory"].as_array().unwrap() {
+                assert!(memory["peak"].as_u64() <= memory["budget"].as_u64(), "{memory}");
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_answers_are_the_same_wherever_the_model_lives() {
+    let home = Home::new();
+    for model in [home.folder_model(), home.gguf_model(GgufType::F32)] {
+        let expected = &answer(&home, &model, &[&GREEDY[..], &["--device", "cpu"]].concat())["tokens"];
+        if has_gpu() {
+            for budgets in ["gpu:0=1GiB", "gpu:0=1MiB,cpu=1MiB", "gpu:0=1MiB,cpu=0"] {
+                let found = &answer(&home, &model, &[&GREEDY[..], &["--max-memory", budgets]].concat())["tokens"];
+                assert_eq!(found, expected, "{model} with {budgets}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_seed_decides_what_is_sampled() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for device in devices() {
+        let sampled = |seed: &str| {
+            let json = answer(&home, &model, &["--device", device, "--temp", "1.5", "--top-k", "0", "-n", "24", "-s", seed]);
+            (json["tokens"].clone(), json["seed"].as_u64().unwrap())
+        };
+        assert_eq!(sampled("7"), sampled("7"), "{device}");
+        assert_ne!(sampled("7").0, sampled("8").0, "{device}");
+        // A random seed is told, and told right.
+        let (tokens, seed) = sampled("-1");
+        assert_eq!(sampled(&seed.to_string()).0, tokens, "{device}");
+    }
+}
+
+#[test]
+fn the_prompt_comes_from_a_flag_a_word_a_file_or_a_pipe() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let file = home.path("prompt.txt");
+    std::fs::write(&file, "hello\n").unwrap();
+    let start = ["run", &model, "--device", "cpu", "--temp", "0", "-n", "8"];
+    let run = |more: &[&str]| home.stdout(&[&start[..], more].concat());
+    let expected = run(&["-p", "hello"]);
+    assert_eq!(run(&["hello"]), expected);
+    assert_eq!(run(&["-f", file.to_str().unwrap()]), expected);
+    for more in [&[][..], &["-p", "-"]] {
+        let ran = with_stdin(&home, &[&start[..], more].concat(), "hello\n");
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), expected.as_str()), "{more:?}: {}", ran.stderr);
+    }
+    assert_ne!(run(&["-p", "other words"]), expected);
+}
+
+#[test]
+fn raw_leaves_the_chat_template_out() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q4_0);
+    let n_prompt =
+        |more: &[&str]| answer(&home, &model, &[&["--device", "cpu", "-n", "1"], more].concat())["prompt_tokens"].as_u64().unwrap();
+    let (raw, plain, system) = (n_prompt(&["--raw"]), n_prompt(&[]), n_prompt(&["-sys", "Be brief."]));
+    assert!(raw < plain && plain < system, "{raw} {plain} {system}");
+}
+
+#[test]
+fn a_stop_string_ends_the_answer_and_is_no_part_of_it() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let sampling = ["--device", "cpu", "--temp", "2", "-s", "3", "-n", "40"];
+    let text = answer(&home, &model, &sampling)["text"].as_str().unwrap().to_owned();
+    let (at, stop) = text.char_indices().skip(3).find(|(_, char)| char.is_ascii_graphic()).expect("a letter in the answer");
+    let stop = stop.to_string();
+    let first = text.find(&stop).unwrap().min(at);
+    let stopped = answer(&home, &model, &[&sampling[..], &["--stop", &stop]].concat());
+    assert_eq!((stopped["text"].as_str().unwrap(), &stopped["finish_reason"]), (&text[..first], &Value::from("stop")));
+}
+
+#[test]
+fn nothing_is_generated_where_nothing_is_asked_for() {
+    let home = Home::new();
+    let json = answer(&home, &home.folder_model(), &["--device", "cpu", "-n", "0"]);
+    assert_eq!((json["text"].as_str(), json["tokens"].as_array().map(Vec::len)), (Some(""), Some(0)));
+    assert_eq!(json["finish_reason"], "length");
+}
+
+#[test]
+fn an_answer_ends_where_the_context_does() {
+    let home = Home::new();
+    let json = answer(&home, &home.folder_model(), &["--device", "cpu", "-c", "64", "--ignore-eos", "--temp", "0"]);
+    let n_tokens = json["tokens"].as_array().unwrap().len() as u64;
+    // The last token needs no position: nothing is computed from it.
+    assert_eq!(n_tokens + json["prompt_tokens"].as_u64().unwrap(), 65);
+    assert_eq!(json["finish_reason"], "length");
+}
+
+#[test]
+fn stderr_is_as_loud_as_asked() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let stderr = |more: &[&str]| home.run(&[&["run", &model, "-p", "x", "-n", "2", "--device", "cpu"], more].concat()).stderr;
+    assert_eq!(stderr(&["-q"]), "");
+    assert!(!stderr(&[]).contains("DEBUG"));
+    assert!(stderr(&["-v"]).contains("DEBUG"));
+    assert!(!stderr(&["-v"]).contains('\u{1b}'), "colours off a terminal");
+    let mut command = home.command(&["run", &model, "-p", "x", "-n", "2", "--device", "cpu", "-q"]);
+    assert!(wait(command.env("RUST_LOG", "tierflow=debug").spawn().unwrap()).stderr.contains("DEBUG"));
+}
+
+#[test]
+fn the_drivers_are_quiet_where_there_is_no_desktop() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let mut command = home.command(&["run", &model, "-p", "x", "-n", "2", "-q"]);
+    let ran = wait(command.env_remove("XDG_RUNTIME_DIR").spawn().unwrap());
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn options_come_from_the_environment_and_lose_to_the_command_line() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let n_tokens = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = home.command(&[&["run"], arguments].concat());
+        command.envs([("TIERFLOW_DEVICE", "cpu"), ("TIERFLOW_PREDICT", "3"), ("TIERFLOW_JSON", "1")]);
+        let ran = wait(command.envs(variables.iter().copied()).spawn().unwrap());
+        assert_eq!(ran.code, Some(0), "{arguments:?} {variables:?}: {}", ran.stderr);
+        serde_json::from_str::<Value>(&ran.stdout).unwrap()["tokens"].as_array().unwrap().len()
+    };
+    let (right, wrong) = (("TIERFLOW_MODEL", model.as_str()), ("TIERFLOW_MODEL", "no-such-model"));
+    assert_eq!(n_tokens(&["-p", "hello"], &[right]), 3);
+    assert_eq!(n_tokens(&["-p", "hello", "-n", "2"], &[right]), 2);
+    assert_eq!(n_tokens(&["hello"], &[right, ("TIERFLOW_PROMPT", "other")]), 3);
+    for arguments in [&["-m", &model, "hello"][..], &[&model, "hello"], &[&model, "-p", "hello"]] {
+        assert_eq!(n_tokens(arguments, &[wrong, ("TIERFLOW_HF_REPO", "no/such"), ("TIERFLOW_PROMPT", "x")]), 3, "{arguments:?}");
+    }
+}
