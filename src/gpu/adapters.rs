@@ -2,6 +2,7 @@
 
 use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use crate::error::Result;
+use crate::platform::{Heap, largest_local_heap};
 use crate::units::Bytes;
 
 /// An adapter that can be opened with [`crate::gpu::Gpu::open`].
@@ -74,7 +75,7 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
 
 /// Memory to plan with when no budget is given, and where the number comes from.
 fn capacity(adapter: &wgpu::Adapter, kind: AdapterKind, limits: &GpuLimits) -> (Bytes, String) {
-    let (whole, mut source) = match heap(adapter) {
+    let (whole, mut source) = match largest_local_heap(adapter) {
         Some(Heap { size, free: Some(free) }) => (free, format!("{free} free of {size} by the driver's budget")),
         Some(Heap { size, free: None }) => (size, format!("{size} heap by the driver, use by others unknown")),
         None => (limits.max_buffer_bytes, "no report: taken as large as the largest buffer; give --max-memory".to_owned()),
@@ -84,25 +85,6 @@ fn capacity(adapter: &wgpu::Adapter, kind: AdapterKind, limits: &GpuLimits) -> (
         source.push_str("; this is host memory, shared with the cpu budget");
     }
     (Bytes(whole.0 / 100 * (100 - MARGIN_PERCENT)), source)
-}
-
-/// The largest memory heap that is local to the adapter.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Heap {
-    /// Its size.
-    pub size: Bytes,
-    /// What the system lets this process still have, where the driver tells.
-    pub free: Option<Bytes>,
-}
-
-#[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
-fn heap(adapter: &wgpu::Adapter) -> Option<Heap> {
-    super::vulkan_memory::largest_local_heap(adapter)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "windows")))]
-fn heap(_adapter: &wgpu::Adapter) -> Option<Heap> {
-    None
 }
 
 /// The wgpu limits to ask for: all that the adapter has, or WebGPU's defaults with `wanted` in place of the four that matter.

@@ -6,9 +6,6 @@ mod memory;
 mod params;
 mod pipelines;
 mod readback;
-// The one place that speaks Vulkan past wgpu; there is none of it on Apple's systems and in a browser.
-#[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
-mod vulkan_memory;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -2,13 +2,17 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
+mod gpu_memory;
 #[cfg(not(target_arch = "wasm32"))]
 mod host;
 pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
 mod source;
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
+mod vulkan_memory;
 
+pub use gpu_memory::{Heap, largest_local_heap};
 #[cfg(not(target_arch = "wasm32"))]
 pub use host::{HostMemory, cache_folder, cpu_name, host_memory, n_threads, peak_resident_memory, write_atomically};
 pub(crate) use source::read_small_file;

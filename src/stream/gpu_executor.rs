@@ -58,7 +58,7 @@ impl GpuExecutor {
     /// Uploads what is resident and allocates the rest. `progress` is told of every resident piece.
     ///
     /// # Errors
-    /// Those of reading and of the adapter; [`Error::DoesNotFit`] where an allocation would break the budget.
+    /// Those of reading and of the adapter; [`crate::error::Error::DoesNotFit`] where an allocation would break the budget.
     pub async fn new(
         gpu: Gpu,
         model: &Model,

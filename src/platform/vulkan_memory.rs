@@ -2,7 +2,7 @@
 
 use ash::vk;
 
-use super::adapters::Heap;
+use super::gpu_memory::Heap;
 use crate::units::Bytes;
 
 /// The largest device-local heap of `adapter`, or `None` where it is no Vulkan adapter.
