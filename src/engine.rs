@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{AdapterFound, Gpu};
 use crate::machine;
 use crate::model::Model;
-use crate::plan::{self, Plan, PlanOptions, Schedule};
+use crate::plan::{self, Plan, PlanOptions, Schedule, UploadPath};
 use crate::platform::IoMode;
 use crate::session::Session;
 use crate::stream::{self, Batch, GpuExecutor, HostExecutor, Prediction, Scores, Store, Trace};
@@ -159,10 +159,14 @@ impl EngineBuilder {
         if let Device::Gpu(index) = execute_on
             && let Some(found) = adapters.get_mut(index as usize)
         {
-            if let Some(limits) = self.limits {
-                found.spec.limits = Some(limits);
+            if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
+                found.spec.limits = Some(asked.within(own));
             }
             found.spec.rates = machine::upload_rates(found).await?;
+            if self.options.upload == Some(UploadPath::Mapped) && found.spec.rates.upload_mapped.is_none() {
+                let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
+                return Err(Error::InvalidArgument { option: "--upload".into(), fault });
+            }
         }
         let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
         devices.push(machine::host_spec());

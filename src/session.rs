@@ -1,5 +1,8 @@
 //! One sequence on an engine: prompts in, tokens out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::stream::{Batch, BatchToken, Scores, Want};
@@ -9,6 +12,7 @@ use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
 pub struct Session<'a> {
     engine: &'a mut Engine,
     tokens: Vec<u32>,
+    cancelled: Arc<AtomicBool>,
 }
 
 /// When a generation ends by itself.
@@ -51,13 +55,14 @@ pub struct Generation<'s, 'a> {
     scores: Scores,
     /// The token generated last; it is computed only when what follows it is asked for.
     last: Option<u32>,
+    n_prompt: usize,
     n_generated: usize,
     finish: Option<FinishReason>,
 }
 
 impl<'a> Session<'a> {
     pub(crate) fn new(engine: &'a mut Engine) -> Session<'a> {
-        Session { engine, tokens: Vec::new() }
+        Session { engine, tokens: Vec::new(), cancelled: Arc::default() }
     }
 
     /// The engine it runs on.
@@ -68,6 +73,12 @@ impl<'a> Session<'a> {
     /// The tokens whose keys and values are in the cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// Ends what runs, with [`Error::Interrupted`] before its next forward, once `cancelled` is true. A long prompt is
+    /// many forwards; what was computed of it stays.
+    pub fn cancel_with(&mut self, cancelled: Arc<AtomicBool>) {
+        self.cancelled = cancelled;
     }
 
     /// Forgets everything from position `n_tokens` on.
@@ -85,6 +96,9 @@ impl<'a> Session<'a> {
         let n_tokens_max = self.engine.plan().forward.n_tokens;
         let mut scores = None;
         for part in tokens.chunks(n_tokens_max) {
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
             let first = self.tokens.len() as u32;
             let batch = Batch {
                 tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect(),
@@ -147,6 +161,7 @@ impl<'a> Session<'a> {
             options,
             scores,
             last: None,
+            n_prompt: prompt.len() - n_known,
             n_generated: 0,
             finish,
         })
@@ -209,6 +224,11 @@ impl Generation<'_, '_> {
     /// Why it ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish
+    }
+
+    /// Tokens of the prompt that were computed; the others were in the cache.
+    pub fn n_prompt(&self) -> usize {
+        self.n_prompt
     }
 
     /// Tokens generated so far, an end token included.

@@ -65,7 +65,7 @@ fn custom_budget_holds_its_budgets() {
     let model = home.folder_model();
     assert!(stdout(&home, "custom_budget", &[&model, "cpu=2500KiB"]).contains("cpu peak "));
     if has_gpu() {
-        let lines = stdout(&home, "custom_budget", &[&model, "gpu:0=1MiB,cpu=0"]);
+        let lines = stdout(&home, "custom_budget", &[&model, "gpu:0=400KiB,cpu=0"]);
         assert!(lines.contains("gpu:0 peak ") && !lines.contains("read from disk 0 B"), "{lines}");
     }
     assert_eq!(run(&home, "custom_budget", &[&model, "cpu=1KiB"]).code, Some(1));

@@ -63,6 +63,10 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
                         history.pop();
                         note(&format!("error: {error}; /clear begins anew\n"));
                     }
+                    // Stopped before the first word: the question counts as not asked.
+                    Err(Error::Interrupted) => {
+                        history.pop();
+                    }
                     Err(error) => return Err(error),
                 }
             }

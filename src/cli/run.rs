@@ -158,8 +158,8 @@ pub(super) async fn answer(
     write: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
     session.engine().trace().clear();
+    session.cancel_with(Arc::clone(&settings.interrupted));
     let begin = Instant::now();
-    let n_cached = session.tokens().len();
     let sampler = Sampler::new(settings.sampling.clone(), settings.seed);
     let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
     let prompt_secs = begin.elapsed().as_secs_f64();
@@ -167,7 +167,13 @@ pub(super) async fn answer(
     let mut first_token_secs = None;
     let (mut text, mut generated) = (String::new(), Vec::new());
     let decode_begin = Instant::now();
-    while let Some(step) = generation.next().await? {
+    loop {
+        let step = match generation.next().await {
+            Ok(Some(step)) => step,
+            // What was answered before Ctrl-C stays.
+            Ok(None) | Err(Error::Interrupted) => break,
+            Err(error) => return Err(error),
+        };
         first_token_secs.get_or_insert_with(|| begin.elapsed().as_secs_f64());
         write(&step.text)?;
         text.push_str(&step.text);
@@ -180,7 +186,7 @@ pub(super) async fn answer(
     let finish = generation.finish_reason();
     let engine = generation.engine();
     let statistics = Statistics {
-        n_prompt: tokens.len() - n_cached.min(tokens.len().saturating_sub(1)),
+        n_prompt: generation.n_prompt(),
         prompt_secs,
         n_generated: generated.len(),
         // The first token comes out of the prompt's own forward.

@@ -68,6 +68,19 @@ impl Default for GpuLimits {
     }
 }
 
+impl GpuLimits {
+    /// These limits, where `own` does not allow less.
+    #[must_use]
+    pub fn within(self, own: GpuLimits) -> GpuLimits {
+        GpuLimits {
+            max_buffer_bytes: self.max_buffer_bytes.min(own.max_buffer_bytes),
+            max_binding_bytes: self.max_binding_bytes.min(own.max_binding_bytes),
+            storage_alignment: self.storage_alignment.max(own.storage_alignment),
+            max_workgroups: self.max_workgroups.min(own.max_workgroups),
+        }
+    }
+}
+
 /// Measured rates of a device. A field is `None` until it is measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {

@@ -70,6 +70,12 @@ impl Batch {
         {
             return Err(over("best tokens", k, TOP_K_MAX));
         }
+        let mut places: Vec<(u32, u32)> = self.tokens.iter().map(|token| (token.sequence, token.position)).collect();
+        places.sort_unstable();
+        if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
+            let fault = format!("two tokens stand at position {} of sequence {}", twice[0].1, twice[0].0);
+            return Err(Error::InvalidArgument { option: "batch".into(), fault });
+        }
         for token in &self.tokens {
             if token.token as usize >= config.vocab_size {
                 return Err(Error::TokenOutOfVocabulary { token: token.token, vocab_size: config.vocab_size });
