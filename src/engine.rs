@@ -153,7 +153,8 @@ impl EngineBuilder {
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
         let n_tensors = checkpoint.catalog.tensors.len();
         tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
-        let mut adapters = machine::adapters().await?;
+        // Without need of a GPU, a broken driver is nobody's business.
+        let mut adapters = if self.device == DeviceChoice::Cpu { Vec::new() } else { machine::adapters().await? };
         adapters.iter().for_each(|found| tracing::debug!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver));
         let execute_on = choose_device(self.device, &self.options.max_memory, &adapters)?;
         if let Device::Gpu(index) = execute_on
@@ -171,7 +172,11 @@ impl EngineBuilder {
         let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
         devices.push(machine::host_spec());
         devices.push(machine::disk_spec());
-        let options = PlanOptions { execute_on, ..self.options };
+        let mut options = PlanOptions { execute_on, ..self.options };
+        if execute_on == Device::Cpu {
+            // Where no GPU computes, none has a part in the plan.
+            options.max_memory.retain(|device, _| *device == Device::Cpu);
+        }
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
         tracing::debug!("{} computes; {} pieces in {} steps; {:?}", plan.execute_on, plan.pieces.len(), schedule.steps.len(), plan.ring);
@@ -248,7 +253,7 @@ impl Prepared {
             TextFiles::Skip => (None, None),
         };
         let defaults = ModelDefaults::open(&self.checkpoint)?;
-        let total = self.held_bytes();
+        let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan);
         let done = std::sync::atomic::AtomicU64::new(0);
         let step = |bytes: Bytes| {
             let done = done.fetch_add(bytes.0, std::sync::atomic::Ordering::Relaxed) + bytes.0;
@@ -270,12 +275,6 @@ impl Prepared {
             AnyExecutor::Host(executor) => stream::prologue(&self.schedule, executor.as_mut())?,
         }
         Ok(Engine { prepared: self, executor, trace, tokenizer, chat_template, defaults, store })
-    }
-
-    /// Bytes that loading reads: everything that is resident or held.
-    fn held_bytes(&self) -> Bytes {
-        let pieces = self.plan.pieces.iter().enumerate();
-        pieces.filter(|(index, _)| self.plan.home(*index) != Device::Disk).map(|(_, piece)| piece.size_bytes).sum()
     }
 }
 

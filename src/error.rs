@@ -52,8 +52,10 @@ pub enum Error {
         tensor: String,
     },
     /// A tensor has not the shape that the config demands.
-    #[error("tensor `{tensor}` has shape {found:?} where the config demands {expected:?}")]
+    #[error("{path}: tensor `{tensor}` has shape {found:?} where the config demands {expected:?}")]
     WrongShape {
+        /// The model.
+        path: String,
         /// The tensor's name.
         tensor: String,
         /// What the config demands.
@@ -90,7 +92,7 @@ pub enum Error {
         available: usize,
     },
     /// A token id outside the vocabulary.
-    #[error("token {token} is outside the vocabulary of {vocab_size}")]
+    #[error("token {token} is outside the vocabulary of {vocab_size} tokens; ids go from 0 to one less")]
     TokenOutOfVocabulary {
         /// The token.
         token: u32,

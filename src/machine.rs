@@ -9,12 +9,16 @@ use crate::device::{Device, DeviceSpec, Rates};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound, Gpu, ParamsArena, Purpose};
+use crate::host;
 use crate::kernels::{Binding, matmul};
-use crate::platform::{self, HostMemory, IoMode};
+use crate::platform::{self, DirectBuffer, HostMemory, IoMode};
 use crate::units::{Bytes, BytesPerSec};
 
 /// Share of the host's free memory that a plan may use when no budget is given: the rest is for everybody else.
 const HOST_SHARE: f64 = 0.8;
+/// Under which names the rates of the host and of its disk are kept.
+const HOST_KEY: &str = "cpu";
+const DISK_KEY: &str = "disk";
 /// What one probe of the upload paths moves.
 const PROBE_BYTES: Bytes = Bytes::mib(8);
 /// How often it does so; the median counts.
@@ -39,7 +43,7 @@ pub fn host_spec() -> DeviceSpec {
         capacity: Some(Bytes((available.0 as f64 * HOST_SHARE) as u64)),
         capacity_source: format!("80 % of the {available} that are free, of {total}"),
         limits: None,
-        rates: Rates::default(),
+        rates: kept_rates(HOST_KEY),
     }
 }
 
@@ -53,8 +57,18 @@ pub fn disk_spec() -> DeviceSpec {
         capacity: None,
         capacity_source: String::new(),
         limits: None,
-        rates: Rates::default(),
+        rates: kept_rates(DISK_KEY),
     }
+}
+
+fn kept_rates(key: &str) -> Rates {
+    read_cache().get(key).copied().unwrap_or_default()
+}
+
+fn keep(key: String, rates: Rates) {
+    let mut cache = read_cache();
+    cache.insert(key, rates);
+    write_cache(&cache);
 }
 
 /// The rates of both upload paths of an adapter: from the cache, else measured (a tenth of a second) and cached.
@@ -75,7 +89,7 @@ pub async fn upload_rates(found: &AdapterFound) -> Result<Rates> {
 
 /// What is known of an adapter's rates without measuring.
 pub fn known_rates(found: &AdapterFound) -> Rates {
-    read_cache().get(&cache_key(found)).copied().unwrap_or_default()
+    kept_rates(&cache_key(found))
 }
 
 /// Measures an adapter now and keeps the result for later plans.
@@ -88,13 +102,11 @@ pub async fn measure(found: &AdapterFound) -> Result<Rates> {
     rates.readback = Some(probe_readback(&gpu).await?);
     rates.submit_secs = Some(probe_submit(&gpu)?);
     rates.matvec = Some(probe_matvec(&gpu).await?);
-    let mut cache = read_cache();
-    cache.insert(cache_key(found), rates);
-    write_cache(&cache);
+    keep(cache_key(found), rates);
     Ok(rates)
 }
 
-/// Measures the host's own copies now.
+/// Measures the host's copies and products now and keeps the result for later plans.
 pub fn measure_host() -> Rates {
     let source = vec![0x5a_u8; PROBE_BYTES.0 as usize];
     let mut target = vec![0_u8; source.len()];
@@ -104,10 +116,21 @@ pub fn measure_host() -> Rates {
         std::hint::black_box(&mut target);
         Ok(begin.elapsed().as_secs_f64())
     });
-    Rates { host_copy: secs.ok().map(|secs| BytesPerSec::from_transfer(PROBE_BYTES, secs)), ..Rates::default() }
+    let (n_rows, n_columns) = ((PROBE_BYTES.0 / 2 / 2048) as u32, 2048_u32);
+    let params = matmul::Params::new(DType::F16, n_rows, n_columns, 1);
+    let (input, mut output) = (vec![0.5; n_columns as usize], vec![0.0; n_rows as usize]);
+    let product = median(|| {
+        let begin = Instant::now();
+        host::matmul(&params, &source, &input, std::hint::black_box(&mut output));
+        Ok(begin.elapsed().as_secs_f64())
+    });
+    let rate = |secs: Result<f64>| secs.ok().map(|secs| BytesPerSec::from_transfer(PROBE_BYTES, secs));
+    let rates = Rates { host_copy: rate(secs), matvec: rate(product), ..Rates::default() };
+    keep(HOST_KEY.into(), rates);
+    rates
 }
 
-/// Measures how fast a new file in the temporary folder is read, its pages dropped from the cache first.
+/// Measures how fast a new file in the temporary folder is read past the page cache, and keeps the result for later plans.
 ///
 /// # Errors
 /// [`Error::Io`] where the file cannot be written or read.
@@ -120,13 +143,16 @@ pub fn measure_disk() -> Result<BytesPerSec> {
     file.write_all(&bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     let source = platform::open_source(&path, IoMode::Pread)?;
+    const READ_BYTES: usize = 4 << 20;
     source.drop_behind(0, FILE_BYTES as u64);
-    let mut buffer = vec![0; 4 << 20];
+    let mut buffer = DirectBuffer::default();
     let begin = Instant::now();
-    for offset in (0..FILE_BYTES).step_by(buffer.len()) {
-        source.read_at(offset as u64, &mut buffer)?;
+    for offset in (0..FILE_BYTES).step_by(READ_BYTES) {
+        source.read_passing(offset as u64, READ_BYTES, &mut buffer)?;
     }
-    Ok(BytesPerSec::from_transfer(Bytes(FILE_BYTES as u64), begin.elapsed().as_secs_f64()))
+    let rate = BytesPerSec::from_transfer(Bytes(FILE_BYTES as u64), begin.elapsed().as_secs_f64());
+    keep(DISK_KEY.into(), Rates { disk_read: Some(rate), ..Rates::default() });
+    Ok(rate)
 }
 
 async fn probe_readback(gpu: &Gpu) -> Result<BytesPerSec> {

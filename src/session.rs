@@ -95,7 +95,8 @@ impl<'a> Session<'a> {
         self.check_room(tokens.len())?;
         let n_tokens_max = self.engine.plan().forward.n_tokens;
         let mut scores = None;
-        for part in tokens.chunks(n_tokens_max) {
+        let n_parts = tokens.len().div_ceil(n_tokens_max);
+        for (index, part) in tokens.chunks(n_tokens_max).enumerate() {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
@@ -103,7 +104,8 @@ impl<'a> Session<'a> {
             let batch = Batch {
                 tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect(),
                 logits_for: vec![part.len() as u32 - 1],
-                want,
+                // Only what follows the whole is asked for: all of a part's scores need not cross the link.
+                want: if index + 1 == n_parts { want } else { Want::TopK(1) },
             };
             scores = self.engine.forward(&batch).await?.into_iter().next();
             self.tokens.extend_from_slice(part);

@@ -11,7 +11,7 @@ use crate::cli::plan::summary;
 use crate::cli::terminal::{Visibility, note, print, print_json};
 use crate::cli::trace_file;
 use crate::engine::{Engine, TextFiles};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::stream::{TraceSummary, Want};
 use crate::units::{Bytes, BytesPerSec};
@@ -47,10 +47,15 @@ struct Row {
 /// # Errors
 /// Those of the engine; [`crate::Error::ContextFull`] where the tests need more positions than the plan has.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if args.n_prompt == 0 && args.n_gen == 0 {
+        let fault = "and --n-gen are both 0; there is nothing to measure".into();
+        return Err(Error::InvalidArgument { option: "--n-prompt".into(), fault });
+    }
     let path = locate(&args.model.source()?, Visibility::Auto)?;
     let mut placement = args.placement.clone();
     if placement.ctx_size == 0 {
-        placement.ctx_size = args.n_prompt.max(args.n_gen).max(1).next_multiple_of(64);
+        let n_positions = args.n_prompt.max(args.n_gen).max(1);
+        placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions);
     }
     let prepared = pollster::block_on(builder(&path, &placement, PlanOptions::default())?.text(TextFiles::Skip).prepare())?;
     note(&summary(&prepared));

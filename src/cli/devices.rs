@@ -46,7 +46,11 @@ pub async fn list(measure: bool) -> Result<Vec<DeviceReport>> {
         host.rates = machine::measure_host();
     }
     devices.push(DeviceReport { spec: host, features: Vec::new() });
-    devices.push(DeviceReport { spec: machine::disk_spec(), features: Vec::new() });
+    let mut disk = machine::disk_spec();
+    if measure {
+        disk.rates.disk_read = Some(machine::measure_disk()?);
+    }
+    devices.push(DeviceReport { spec: disk, features: Vec::new() });
     Ok(devices)
 }
 
@@ -95,6 +99,7 @@ fn row(report: &DeviceReport) -> Vec<String> {
         rate("readback", rates.readback),
         rate("matvec", rates.matvec),
         rate("copy", rates.host_copy),
+        rate("read", rates.disk_read),
         rates.submit_secs.map(|secs| format!("submit {:.0} µs", secs * 1e6)),
     ]
     .into_iter()

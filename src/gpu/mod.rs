@@ -58,7 +58,9 @@ impl Gpu {
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|refused| Error::Gpu {
             adapter: found.spec.name.clone(),
-            fault: format!("the driver refused to open it: {refused}; update the driver, choose another --gpu, or use --device cpu"),
+            fault: format!(
+                "the driver refused to open it: {refused}; update the driver, choose another with --device gpu:N, or use --device cpu"
+            ),
         })?;
         let faults = Arc::new(Faults::default());
         faults.listen(&device);

@@ -145,7 +145,10 @@ impl Attempt<'_> {
     /// How many units from the front may be resident (`-ngl` counts layers; each is two units after the embedding).
     fn resident_limit(&self) -> usize {
         match self.site.options.resident_layers {
-            ResidentLayers::AtMost(n_layers) if n_layers <= self.site.model.config.n_layers => 1 + 2 * n_layers,
+            // `-ngl` speaks of GPUs: a host that computes holds what it can.
+            ResidentLayers::AtMost(n_layers) if self.site.executes_on_gpu() && n_layers <= self.site.model.config.n_layers => {
+                1 + 2 * n_layers
+            }
             _ => usize::MAX,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::device::Device;
 use crate::plan::{DevicePlan, Plan, Schedule, Step};
 use crate::units::Bytes;
 
@@ -27,7 +28,7 @@ impl fmt::Display for Plan {
                 self.streamed_bytes(),
                 ring.n_slots,
                 ring.slot_bytes,
-                ring.upload,
+                if self.execute_on == Device::Cpu { "host memory".to_owned() } else { ring.upload.to_string() },
                 ring.lookahead
             ),
             None => writeln!(f, "  nothing streams: every weight that {} computes with is resident", self.execute_on),
@@ -69,13 +70,23 @@ impl Plan {
         Ok(())
     }
 
-    /// `37 units: model.layers.12.mlp … lm_head`, or nothing.
+    /// `38 units: model.embed_tokens, model.layers.12.mlp … lm_head`, or nothing: each run of neighbours by its ends.
     fn unit_range(&self, device: &DevicePlan) -> String {
-        let mut names = self.units.iter().filter(|unit| unit.home == device.device).map(|unit| unit.name.as_str());
-        match (names.next(), names.next_back()) {
-            (None, _) => String::new(),
-            (Some(only), None) => format!("1 unit: {only}"),
-            (Some(first), Some(last)) => format!("{} units: {first} … {last}", device.n_units),
+        let at_home: Vec<bool> = self.units.iter().map(|unit| unit.home == device.device).collect();
+        let mut runs = Vec::new();
+        let mut index = 0;
+        for run in at_home.chunk_by(|a, b| a == b) {
+            let (first, last) = (index, index + run.len() - 1);
+            index += run.len();
+            if run[0] {
+                let name = |unit: usize| self.units[unit].name.as_str();
+                runs.push(if first == last { name(first).to_owned() } else { format!("{} … {}", name(first), name(last)) });
+            }
+        }
+        match device.n_units {
+            0 => String::new(),
+            1 => format!("1 unit: {}", runs.join(", ")),
+            n_units => format!("{n_units} units: {}", runs.join(", ")),
         }
     }
 }

@@ -3,8 +3,10 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use super::direct::{self, DirectBuffer};
 use super::source::ByteSource;
 use crate::error::{Error, Result};
 
@@ -18,6 +20,8 @@ pub(super) struct FileSource {
     size: u64,
     modified: Option<SystemTime>,
     inode: Option<(u64, u64)>,
+    /// The same file, opened for reads past the page cache at the first of them; `None` where there are none.
+    direct: OnceLock<Option<File>>,
 }
 
 impl FileSource {
@@ -34,7 +38,15 @@ impl FileSource {
             return Err(Error::invalid_file(name, "is empty"));
         }
         let location = std::path::absolute(path).map_err(|source| Error::io("locate", &name, source))?;
-        Ok(FileSource { file, name, location, size: metadata.len(), modified: metadata.modified().ok(), inode: inode(&metadata) })
+        Ok(FileSource {
+            file,
+            name,
+            location,
+            size: metadata.len(),
+            modified: metadata.modified().ok(),
+            inode: inode(&metadata),
+            direct: OnceLock::new(),
+        })
     }
 
     /// The open file.
@@ -57,6 +69,12 @@ impl FileSource {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.changed("it was deleted or renamed")),
             Err(source) => Err(Error::io("examine", &self.name, source)),
         }
+    }
+
+    /// The file for reads past the page cache, if it is still the same one.
+    fn direct(&self) -> Option<&File> {
+        let open = || direct::open(&self.location).filter(|file| file.metadata().is_ok_and(|now| inode(&now) == self.inode));
+        self.direct.get_or_init(open).as_ref()
     }
 
     fn changed(&self, fault: impl Into<String>) -> Error {
@@ -103,6 +121,21 @@ impl ByteSource for FileSource {
         }
         // Checked after the bytes arrived: this also sees a change that happened while they were read.
         self.check()
+    }
+
+    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        let range = direct::aligned_range(offset, len).filter(|_| self.contains(offset, len as u64));
+        if let (Some((begin, whole, skip)), Some(file)) = (range, self.direct()) {
+            let needed = skip + len;
+            if direct::read(file, read_some, begin, buffer.aligned(whole), needed).is_some() {
+                self.check()?;
+                return Ok(&buffer.aligned(whole)[skip..needed]);
+            }
+        }
+        // Where that failed, the plain way says why, or succeeds.
+        self.read_at(offset, buffer.aligned(len))?;
+        self.drop_behind(offset, len as u64);
+        Ok(buffer.aligned(len))
     }
 
     fn view(&self, _offset: u64, _len: u64) -> Option<&[u8]> {

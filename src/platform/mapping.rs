@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapOptions};
 
+use super::direct::DirectBuffer;
 #[cfg(unix)]
 use super::file::reach_back;
 use super::file::{Advice, FileSource, advise};
@@ -64,6 +65,10 @@ impl ByteSource for MappedFile {
     /// Reads by position and not from the map: a failing disk is then an error and no signal.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.file.read_at(offset, buffer)
+    }
+
+    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        self.file.read_passing(offset, len, buffer)
     }
 
     fn view(&self, offset: u64, len: u64) -> Option<&[u8]> {

@@ -1,5 +1,6 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
+mod direct;
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
 mod gpu_memory;
@@ -12,6 +13,7 @@ mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
 
+pub use direct::DirectBuffer;
 pub use gpu_memory::{Heap, largest_local_heap};
 #[cfg(not(target_arch = "wasm32"))]
 pub use host::{HostMemory, cache_folder, cpu_name, host_memory, n_threads, peak_resident_memory, write_atomically};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::direct::DirectBuffer;
 use crate::error::{Error, Result};
 
 /// Where bytes of a model come from. Offsets are absolute, requests are ranges: a file answers them as well as a server could.
@@ -21,6 +22,10 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     /// Reads exactly `buffer.len()` bytes from `offset` on. A source that was truncated, replaced or rewritten since its opening is
     /// [`Error::FileChanged`]; a read that fails or ends early is an error with path and offset.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Reads as [`ByteSource::read_at`] does, but leaves nothing behind in the system's memory where that can be had:
+    /// for bytes that will be read again and again and may not be held. They stand in `buffer` until its next use.
+    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]>;
 
     /// The bytes themselves, where the source is mapped, the range is inside it and it is unchanged.
     /// `None` means: read them (and see the error, if there is one).

@@ -9,6 +9,7 @@ use futures_channel::oneshot;
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::platform::DirectBuffer;
 use crate::stream::{Lane, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -120,7 +121,7 @@ pub(super) fn stopped_midway() -> Error {
 
 impl<S: SlotMemory> Worker<S> {
     fn run(self) {
-        let mut bounce = Vec::new();
+        let mut fetched = DirectBuffer::default();
         loop {
             // A job and its slot are taken together, so that slots go to pieces in the order of their use.
             let (job, mut slot) = {
@@ -129,7 +130,7 @@ impl<S: SlotMemory> Worker<S> {
                 let Ok(Some(slot)) = self.free.lock().unwrap_or_else(PoisonError::into_inner).recv() else { return };
                 (job, slot)
             };
-            let filled = self.fill(&job, &mut slot, &mut bounce);
+            let filled = self.fill(&job, &mut slot, &mut fetched);
             // The receiver is gone where the session ended meanwhile.
             let _ = match filled {
                 Ok(()) => job.reply.send(Ok(slot)),
@@ -142,7 +143,7 @@ impl<S: SlotMemory> Worker<S> {
         }
     }
 
-    fn fill(&self, job: &Job<S>, slot: &mut S, bounce: &mut Vec<u8>) -> Result<()> {
+    fn fill(&self, job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
         let piece = &self.plan.pieces[job.piece];
         if let Some(bytes) = self.store.held(job.piece) {
             return self.span(Lane::Upload, job, piece.size_bytes, || write_all(slot, bytes));
@@ -156,23 +157,19 @@ impl<S: SlotMemory> Worker<S> {
                 slot.finish()
             });
         }
-        if let Some(memory) = slot.bytes_mut() {
-            return self
-                .span(Lane::Fetch, job, piece.size_bytes, || self.store.read(job.piece, &mut memory[..piece.size_bytes.0 as usize]));
-        }
-        self.fetch_in_steps(job, slot, bounce)
+        self.fetch_in_steps(job, slot, fetched)
     }
 
-    /// Disk to memory that can only be written, a few MiB at a time.
-    fn fetch_in_steps(&self, job: &Job<S>, slot: &mut S, bounce: &mut Vec<u8>) -> Result<()> {
+    /// Disk to slot, a few MiB at a time.
+    fn fetch_in_steps(&self, job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
         for slice in &self.plan.pieces[job.piece].slices {
             let len = slice.size_bytes as usize;
             for done in (0..len).step_by(FETCH_STEP_BYTES) {
                 let step = done..len.min(done + FETCH_STEP_BYTES);
                 let size_bytes = Bytes(step.len() as u64);
-                bounce.resize(bounce.len().max(step.len()), 0);
-                let bytes = &mut bounce[..step.len()];
-                self.span(Lane::Fetch, job, size_bytes, || self.store.read_part(job.piece, slice, step.start as u64, bytes))?;
+                let start_secs = self.trace.now();
+                let bytes = self.store.read_passing(slice, step.start as u64, step.len(), fetched)?;
+                self.add_span(Lane::Fetch, job, size_bytes, start_secs);
                 self.span(Lane::Upload, job, size_bytes, || write_at(slot, slice.offset as usize + step.start, bytes))?;
             }
         }
@@ -182,9 +179,13 @@ impl<S: SlotMemory> Worker<S> {
     fn span(&self, lane: Lane, job: &Job<S>, size_bytes: Bytes, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let start_secs = self.trace.now();
         work()?;
+        self.add_span(lane, job, size_bytes, start_secs);
+        Ok(())
+    }
+
+    fn add_span(&self, lane: Lane, job: &Job<S>, size_bytes: Bytes, start_secs: f64) {
         let end_secs = self.trace.now();
         self.trace.add(Span { lane, piece: Some(job.piece), forward: job.forward, start_secs, end_secs, size_bytes });
-        Ok(())
     }
 }
 

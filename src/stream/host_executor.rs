@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_channel::oneshot;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::kv_store::Token;
 use crate::kernels::{add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
@@ -227,8 +227,10 @@ fn rows<'a>(store: &'a Store, plan: &Plan, piece: usize, slice: &Slice) -> Resul
         return Ok(rows);
     }
     // A mapped file that changed is not shown any more; reading it says why.
-    store.read(piece, &mut vec![0; plan.pieces[piece].size_bytes.0 as usize])?;
-    Err(workers_gone())
+    let first = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
+    store.checkpoint().read(slice.tensor, first, &mut vec![0; slice.size_bytes as usize])?;
+    let unit = &plan.units[plan.pieces[piece].unit].name;
+    Err(Error::io("show from its map", unit, std::io::Error::other("use --io pread")))
 }
 
 /// All scores of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.

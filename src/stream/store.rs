@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
+use crate::platform::DirectBuffer;
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, TensorId};
 
@@ -45,7 +46,7 @@ impl Store {
             let piece = &plan.pieces[index];
             let mut block = vec![0u8; piece.size_bytes.0 as usize].into_boxed_slice();
             read_slices(&checkpoint, piece, &mut block)?;
-            progress(piece.size_bytes);
+            progress(Bytes(stored_bytes(piece)));
             Ok(Some(block))
         });
         let held = held.collect::<Result<Vec<_>>>()?;
@@ -58,13 +59,28 @@ impl Store {
         &self.checkpoint
     }
 
-    /// Bytes held in host memory of our own.
+    /// Bytes that loading will report: what is resident on an adapter or held by the host, without what is mapped.
+    pub fn bytes_to_load(checkpoint: &Checkpoint, model: &Model, plan: &Plan) -> Bytes {
+        let is_read = |index: &usize| match plan.home(*index) {
+            Device::Gpu(_) => true,
+            Device::Cpu => !is_mapped(checkpoint, &plan.pieces[*index]),
+            Device::Disk => false,
+        };
+        let pieces: u64 = (0..plan.pieces.len()).filter(is_read).map(|index| stored_bytes(&plan.pieces[index])).sum();
+        let embedding = model.embedding().filter(|id| holds_embedding(checkpoint, model, plan, *id));
+        Bytes(pieces) + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
+    }
+
+    /// Bytes held in host memory: read into memory of our own, or mapped for as long as the model is open.
     pub fn held_bytes(&self) -> Bytes {
         let embedding = match &self.embedding {
             Embedding::Held(_, bytes) => bytes.len(),
             Embedding::Elsewhere(_) => 0,
         };
-        Bytes((self.held.iter().flatten().map(|block| block.len()).sum::<usize>() + embedding) as u64)
+        let own: usize = self.held.iter().flatten().map(|block| block.len()).sum();
+        let is_mapped = |index: &usize| self.plan.home(*index) == Device::Cpu && self.held[*index].is_none();
+        let mapped: Bytes = (0..self.held.len()).filter(is_mapped).map(|index| self.plan.pieces[index].size_bytes).sum();
+        Bytes((own + embedding) as u64) + mapped
     }
 
     /// The bytes of a held piece, laid out as its slices say.
@@ -81,30 +97,14 @@ impl Store {
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
     }
 
-    /// Reads a piece into `block`, laid out as its slices say.
-    ///
-    /// # Errors
-    /// As of [`Store::read_part`].
-    pub fn read(&self, piece: usize, block: &mut [u8]) -> Result<()> {
-        for slice in &self.plan.pieces[piece].slices {
-            let range = slice.offset as usize..(slice.offset + slice.size_bytes) as usize;
-            self.read_part(piece, slice, 0, &mut block[range])?;
-        }
-        Ok(())
-    }
-
-    /// Reads the bytes of a slice of `piece` that begin at `begin`. What is read from disk at every forward is dropped
-    /// from the page cache behind the read, so that the disk tier does not silently become host memory.
+    /// Reads `len` bytes of a slice that begin at `begin`, past the page cache: what is read from disk at every forward
+    /// must not silently become host memory.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn read_part(&self, piece: usize, slice: &Slice, begin: u64, bytes: &mut [u8]) -> Result<()> {
+    pub fn read_passing<'b>(&self, slice: &Slice, begin: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
         let offset = slice.first_row * self.checkpoint.catalog[slice.tensor].row_bytes() + begin;
-        self.checkpoint.read(slice.tensor, offset, bytes)?;
-        if self.plan.home(piece) == Device::Disk {
-            self.checkpoint.drop_behind(slice.tensor, offset, bytes.len() as u64);
-        }
-        Ok(())
+        self.checkpoint.read_passing(slice.tensor, offset, len, buffer)
     }
 
     /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`.
@@ -148,6 +148,11 @@ pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f
     Ok(values)
 }
 
+/// Bytes of a piece without the gaps between its slices.
+fn stored_bytes(piece: &Piece) -> u64 {
+    piece.slices.iter().map(|slice| slice.size_bytes).sum()
+}
+
 fn read_slices(checkpoint: &Checkpoint, piece: &Piece, block: &mut [u8]) -> Result<()> {
     for slice in &piece.slices {
         let row_bytes = checkpoint.catalog[slice.tensor].row_bytes();
@@ -155,6 +160,13 @@ fn read_slices(checkpoint: &Checkpoint, piece: &Piece, block: &mut [u8]) -> Resu
         checkpoint.read(slice.tensor, slice.first_row * row_bytes, &mut block[range])?;
     }
     Ok(())
+}
+
+/// Whether the embedding is read whole: its home is host memory, and neither a map nor a tied head that is held shows it.
+fn holds_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, id: TensorId) -> bool {
+    let home = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.home);
+    let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.home == Device::Cpu);
+    home == Some(Device::Cpu) && !tied_head_is_held && checkpoint.view(id, 0, 1).is_none()
 }
 
 fn is_mapped(checkpoint: &Checkpoint, piece: &Piece) -> bool {
@@ -165,9 +177,7 @@ fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress:
     let id = model
         .embedding()
         .ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: "model.embed_tokens.weight".into() })?;
-    let home = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.home);
-    let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.home == Device::Cpu);
-    if home != Some(Device::Cpu) || tied_head_is_held || checkpoint.view(id, 0, 1).is_some() {
+    if !holds_embedding(checkpoint, model, plan, id) {
         return Ok(Embedding::Elsewhere(id));
     }
     let mut bytes = vec![0u8; checkpoint.catalog[id].size_bytes.0 as usize].into_boxed_slice();

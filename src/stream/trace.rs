@@ -162,11 +162,11 @@ impl Trace {
 pub struct TraceSummary {
     /// Bytes read from disk.
     pub fetched: Bytes,
-    /// Thread-seconds spent reading.
+    /// Seconds in which at least one worker read.
     pub fetch_secs: f64,
     /// Bytes brought to the GPU.
     pub uploaded: Bytes,
-    /// Thread-seconds spent copying.
+    /// Seconds in which at least one worker copied.
     pub upload_secs: f64,
     /// Seconds in which the executing device computed.
     pub compute_secs: f64,
@@ -179,9 +179,10 @@ pub struct TraceSummary {
 impl Sums {
     fn of(spans: &[Span]) -> Sums {
         let of_lane = |lane: Lane| spans.iter().filter(move |span| span.lane == lane);
-        let secs = |lane: Lane| -> f64 { of_lane(lane).map(|span| span.end_secs - span.start_secs).sum() };
         let bytes = |lane: Lane| -> Bytes { of_lane(lane).map(|span| span.size_bytes).sum() };
         let ends = |span: &Span| (span.start_secs, span.end_secs);
+        // Two workers that move at once take their time once: bytes over these seconds are the link's rate.
+        let secs = |lane: Lane| length(&merged(of_lane(lane).map(ends).collect()));
         let moves = merged(of_lane(Lane::Fetch).chain(of_lane(Lane::Upload)).map(ends).collect());
         let computes = merged(of_lane(Lane::Compute).map(ends).collect());
         Sums {
@@ -190,8 +191,8 @@ impl Sums {
             uploaded: bytes(Lane::Upload),
             upload_secs: secs(Lane::Upload),
             stall_secs: secs(Lane::Stall),
-            compute_secs: computes.iter().map(|(start, end)| end - start).sum(),
-            moving_secs: moves.iter().map(|(start, end)| end - start).sum(),
+            compute_secs: length(&computes),
+            moving_secs: length(&moves),
             overlapped_secs: overlap(&moves, &computes),
         }
     }
@@ -221,6 +222,11 @@ fn merged(mut spans: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
         }
     }
     joined
+}
+
+/// Seconds that a merged list covers.
+fn length(spans: &[(f64, f64)]) -> f64 {
+    spans.iter().map(|(start, end)| end - start).sum()
 }
 
 /// Seconds that lie in both of two merged lists.

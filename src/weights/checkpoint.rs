@@ -10,7 +10,7 @@ use super::gguf::{self, Metadata};
 use super::safetensors::Unreadable;
 use super::{folder, hf};
 use crate::error::{Error, Result};
-use crate::platform::{ByteSource, IoMode, open_source};
+use crate::platform::{ByteSource, DirectBuffer, IoMode, open_source};
 
 /// The two formats, told apart by their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +116,12 @@ impl Checkpoint {
         };
         let found = &self.catalog[id].shape;
         if found != shape {
-            return Err(Error::WrongShape { tensor: name.to_owned(), expected: shape.to_vec(), found: found.clone() });
+            return Err(Error::WrongShape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+                found: found.clone(),
+            });
         }
         Ok(id)
     }
@@ -125,11 +130,21 @@ impl Checkpoint {
     pub fn read(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self.locate(id, offset, buffer.len() as u64) {
             Some((source, offset)) => source.read_at(offset, buffer),
-            None => {
-                let fault = format!("{} bytes at {offset} of tensor {} lie outside of it", buffer.len(), id.0);
-                Err(Error::invalid_file(&self.path, fault))
-            }
+            None => Err(self.outside(id, offset, buffer.len())),
         }
+    }
+
+    /// The tensor's stored bytes from `offset` on, read without leaving them in the system's memory
+    /// ([`ByteSource::read_passing`]).
+    pub fn read_passing<'b>(&self, id: TensorId, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        match self.locate(id, offset, len as u64) {
+            Some((source, offset)) => source.read_passing(offset, len, buffer),
+            None => Err(self.outside(id, offset, len)),
+        }
+    }
+
+    fn outside(&self, id: TensorId, offset: u64, len: usize) -> Error {
+        Error::invalid_file(&self.path, format!("{len} bytes at {offset} of tensor {} lie outside of it", id.0))
     }
 
     /// The tensor's stored bytes themselves, where its file is mapped and unchanged. `None` means: [read](Checkpoint::read) them.

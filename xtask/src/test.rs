@@ -19,7 +19,7 @@ fn run_steps(summary: &mut Summary) -> Result<()> {
     summary.time("format", || steps::run(&mut steps::cargo(&["fmt", "--all", "--check"])))?;
     let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     summary.time("clippy", || steps::run(&mut steps::cargo(&clippy)))?;
-    let mut doc = steps::cargo(&["doc", "--release", "--no-deps"]);
+    let mut doc = steps::cargo(&["doc", "--release", "--workspace", "--no-deps"]);
     summary.time("docs", || steps::run(doc.env("RUSTDOCFLAGS", "-D warnings")))?;
     summary.time("adapter", machine::ensure_adapter)?;
     let model = summary.time("model", model::ensure)?;

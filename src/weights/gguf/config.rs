@@ -114,7 +114,12 @@ fn linear_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
 fn read_divisors(tensor: &TensorInfo, head_size: usize, source: &dyn ByteSource) -> Result<Vec<f32>> {
     let expected = vec![head_size as u64 / 2];
     if tensor.shape != expected {
-        return Err(Error::WrongShape { tensor: tensor.name.clone(), expected, found: tensor.shape.clone() });
+        return Err(Error::WrongShape {
+            path: source.path().to_owned(),
+            tensor: tensor.name.clone(),
+            expected,
+            found: tensor.shape.clone(),
+        });
     }
     if tensor.dtype != DType::F32 {
         return Err(Error::invalid_file(source.path(), format!("rope_freqs.weight is stored as {}, it must be F32", tensor.dtype)));
