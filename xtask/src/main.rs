@@ -1,4 +1,4 @@
-//! `cargo xtask TASK`: what a developer, a newcomer and the checks run. Knows no model and no GPU; starts programs.
+//! `cargo xtask TASK`: what a developer, a newcomer and the checks run. Starts programs; the engine itself is not linked.
 
 mod demo;
 mod machine;
