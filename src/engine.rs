@@ -163,7 +163,11 @@ impl EngineBuilder {
             if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
                 found.spec.limits = Some(asked.within(own));
             }
-            found.spec.rates = machine::upload_rates(found).await?;
+            // An adapter that cannot be opened says so when it is loaded; a plan needs no more than its specs.
+            found.spec.rates = machine::upload_rates(found).await.unwrap_or_else(|error| {
+                tracing::warn!("the upload paths were not measured: {error}");
+                machine::known_rates(found)
+            });
             if self.options.upload == Some(UploadPath::Mapped) && found.spec.rates.upload_mapped.is_none() {
                 let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
                 return Err(Error::InvalidArgument { option: "--upload".into(), fault });
@@ -176,6 +180,11 @@ impl EngineBuilder {
         if execute_on == Device::Cpu {
             // Where no GPU computes, none has a part in the plan.
             options.max_memory.retain(|device, _| *device == Device::Cpu);
+        }
+        if let Some(idle) = options.max_memory.keys().find(|device| !matches!(device, Device::Cpu) && **device != execute_on) {
+            let fault =
+                format!("{idle} has a budget, but {execute_on} computes, alone; leave {idle} out, or choose it with --device {idle}");
+            return Err(Error::InvalidArgument { option: "--max-memory".into(), fault });
         }
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);

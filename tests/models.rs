@@ -12,6 +12,8 @@ use std::path::Path;
 use reference::Reference;
 use tierflow::device::{Device, DeviceChoice, GpuLimits};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::error::Error;
+use tierflow::plan::PlanOptions;
 use tierflow::platform::IoMode;
 use tierflow::stream::{Scores, Want};
 use tierflow::units::Bytes;
@@ -36,6 +38,13 @@ struct Expected {
     cases: Vec<Case>,
 }
 
+impl Expected {
+    /// Positions that the longest case takes.
+    fn n_positions(&self) -> usize {
+        self.cases.iter().map(|case| case.prompt.len() + case.greedy.len()).max().unwrap_or(0).max(1)
+    }
+}
+
 /// Checks every folder below `root` and says how many there were.
 fn check_folders(root: &Path) -> usize {
     let mut n_folders = 0;
@@ -49,9 +58,7 @@ fn check_folders(root: &Path) -> usize {
             continue;
         }
         check(&folder, &expected, "gpu", |builder| builder.device(DeviceChoice::Gpu));
-        let size = Checkpoint::open(&folder, IoMode::Pread).unwrap().catalog.size_bytes();
-        // Half of the weights at most, and what a forward needs besides: most of it streams, from disk.
-        let budget = Bytes(size.0 / 2 + (8 << 20));
+        let budget = streaming_budget(&folder, &expected);
         check(&folder, &expected, "gpu, streamed from disk", |builder| {
             builder.max_memory(Device::Gpu(0), budget).max_memory(Device::Cpu, Bytes::ZERO)
         });
@@ -59,9 +66,18 @@ fn check_folders(root: &Path) -> usize {
     n_folders
 }
 
+/// Half of the weights, or the least that works where that is more: most of the model streams.
+fn streaming_budget(folder: &Path, expected: &Expected) -> Bytes {
+    let half = Bytes(Checkpoint::open(folder, IoMode::Pread).unwrap().catalog.size_bytes().0 / 2);
+    let builder = Engine::builder(folder).text(TextFiles::Skip).ctx_size(expected.n_positions()).max_memory(Device::Gpu(0), half);
+    match pollster::block_on(builder.prepare()) {
+        Err(Error::DoesNotFit { needed, .. }) => needed,
+        _ => half,
+    }
+}
+
 fn check(folder: &Path, expected: &Expected, how: &str, place: impl Fn(EngineBuilder) -> EngineBuilder) {
-    let n_positions = expected.cases.iter().map(|case| case.prompt.len() + case.greedy.len()).max().unwrap_or(1);
-    let builder = Engine::builder(folder).text(TextFiles::Skip).ctx_size(n_positions.max(1));
+    let builder = Engine::builder(folder).text(TextFiles::Skip).ctx_size(expected.n_positions());
     let mut engine = pollster::block_on(place(builder).open()).unwrap_or_else(|error| panic!("{} on {how}: {error}", folder.display()));
     for (index, case) in expected.cases.iter().enumerate() {
         let what = format!("{} case {index} on {how}", folder.display());
@@ -179,10 +195,10 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     for dtype in [GgufType::F32, GgufType::F16, GgufType::BF16, GgufType::Q8_0, GgufType::Q4_0, GgufType::Q4_1] {
         let path = root.path().join(format!("{dtype:?}.gguf"));
         write_gguf(&path, &shape, 11, dtype).unwrap();
+        let options = PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), ..PlanOptions::default() };
+        let builder = || Engine::builder(&path).plan_options(options.clone()).device(DeviceChoice::Gpu).text(TextFiles::Skip);
         let logits = |place: &dyn Fn(EngineBuilder) -> EngineBuilder| -> Vec<u32> {
-            let options = tierflow::plan::PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), ..Default::default() };
-            let builder = Engine::builder(&path).plan_options(options).device(DeviceChoice::Gpu).text(TextFiles::Skip);
-            let mut engine = pollster::block_on(place(builder).open()).unwrap();
+            let mut engine = pollster::block_on(place(builder()).open()).unwrap();
             let mut session = engine.session();
             let mut bits = Vec::new();
             for part in [&[1u32, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], &[12], &[13]] {
@@ -193,11 +209,8 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
         };
         let resident = logits(&|builder| builder);
         // The least that works is what a refusal names.
-        let error = pollster::block_on(
-            Engine::builder(&path).ctx_size(32).max_memory(Device::Gpu(0), Bytes::kib(1)).text(TextFiles::Skip).prepare(),
-        );
-        let Err(tierflow::error::Error::DoesNotFit { needed, .. }) = error else { panic!("1 KiB cannot do") };
-        let budget = Bytes(needed.0 + (256 << 10));
+        let refused = builder().max_memory(Device::Gpu(0), Bytes::kib(1)).prepare();
+        let Err(Error::DoesNotFit { needed: budget, .. }) = pollster::block_on(refused) else { panic!("1 KiB cannot do") };
         assert!(logits(&|builder| builder.max_memory(Device::Gpu(0), budget)) == resident, "{dtype:?} from the host");
         assert!(
             logits(&|builder| builder.max_memory(Device::Gpu(0), budget).max_memory(Device::Cpu, Bytes::ZERO)) == resident,

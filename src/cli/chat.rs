@@ -47,7 +47,16 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
                 let _ = editor.add_history_entry(prompt);
                 history.push(ChatMessage::new("user", prompt));
                 settings.interrupted.store(false, Ordering::Relaxed);
-                let tokens = conversation(session.engine(), settings, system, &history)?;
+                let tokens = match conversation(session.engine(), settings, system, &history) {
+                    Ok(tokens) => tokens,
+                    // The template or the tokenizer refuses this message; the chat goes on without it.
+                    Err(error @ Error::Text { .. }) => {
+                        history.pop();
+                        note(&format!("error: {error}\n"));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let mut stdout = std::io::stdout().lock();
                 let mut write = |text: &str| {
                     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

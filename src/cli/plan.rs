@@ -6,7 +6,7 @@ use crate::cli::model::builder;
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::engine::Prepared;
 use crate::error::Result;
-use crate::plan::PlanOptions;
+use crate::plan::{PlanOptions, UploadPath};
 
 /// Prints plan and schedule.
 ///
@@ -33,6 +33,14 @@ pub fn summary(prepared: &Prepared) -> String {
     let (config, plan) = (&prepared.model.config, &prepared.plan);
     let name = if config.name.is_empty() { &prepared.checkpoint.path } else { &config.name };
     let mut text = format!("{name}  {}  {} layers\n{plan}", prepared.checkpoint.catalog.size_bytes(), config.n_layers);
+    let executor = prepared.devices.iter().find(|spec| spec.device == plan.execute_on);
+    if let (Some(_), Some(rates)) = (&plan.ring, executor.map(|spec| &spec.rates)) {
+        let paths = [(UploadPath::Mapped, rates.upload_mapped), (UploadPath::Staged, rates.upload_staged)];
+        let measured: Vec<String> = paths.iter().filter_map(|(path, rate)| rate.map(|rate| format!("{path} {rate}"))).collect();
+        if !measured.is_empty() {
+            text.push_str(&format!("  upload {} (measured once per adapter and driver)\n", measured.join(", ")));
+        }
+    }
     if let Some(prediction) = &prepared.prediction {
         let bound = if prediction.stall_secs > prediction.forward_secs / 2.0 { "uploads" } else { "computation" };
         text.push_str(&format!(

@@ -35,6 +35,8 @@ pub struct GpuExecutor {
     shapes: VecDeque<Prepared>,
     /// Pieces on their way, oldest first.
     under_way: VecDeque<(usize, oneshot::Receiver<Result<MappedSlot>>)>,
+    /// Pieces that stream in one forward, at least 1.
+    n_streamed: usize,
     n_uploads_begun: usize,
     n_forwards: usize,
     /// Set while a forward is under way: one that finds it set begins where another stopped.
@@ -80,6 +82,7 @@ impl GpuExecutor {
             poller.watch(gpu.queue.submit([]), |_| {});
         }
         gpu.check()?;
+        let n_streamed = plan.streamed_pieces().count().max(1);
         Ok(GpuExecutor {
             inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
             model: Arc::new(model.clone()),
@@ -89,6 +92,7 @@ impl GpuExecutor {
             buffers,
             shapes: VecDeque::new(),
             under_way: VecDeque::new(),
+            n_streamed,
             n_uploads_begun: 0,
             n_forwards: 0,
             is_midway: false,
@@ -212,9 +216,8 @@ impl Executor for GpuExecutor {
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
-        let n_streamed = self.plan.streamed_pieces().count().max(1);
         let feeder = self.feeder.as_ref().ok_or_else(workers_gone)?;
-        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / n_streamed)?));
+        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / self.n_streamed)?));
         self.n_uploads_begun += 1;
         Ok(())
     }

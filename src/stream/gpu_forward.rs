@@ -4,11 +4,12 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{KvDType, Piece, Plan, Slice, Work, WorkingBuffer};
+use crate::plan::{Piece, Plan, Slice, Work, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_ring::Ring;
-use crate::weights::{RopePairs, TensorId};
+use crate::stream::op_params::OpParams;
+use crate::weights::TensorId;
 
 /// What the dispatches of a forward depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +38,9 @@ pub(super) struct Prepared {
 struct Maker<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
-    plan: &'a Plan,
     store: &'a Store,
     buffers: &'a Buffers,
-    shape: ForwardShape,
+    params: OpParams<'a>,
 }
 
 impl Prepared {
@@ -57,7 +57,15 @@ impl Prepared {
         shape: ForwardShape,
     ) -> Result<Prepared> {
         arena.clear();
-        let maker = Maker { gpu, model, plan, store, buffers, shape };
+        let params = OpParams {
+            config: &model.config,
+            n_tokens: shape.n_tokens,
+            n_rows: shape.n_rows,
+            n_seqs: plan.n_seqs,
+            ctx_size: plan.ctx_size,
+            kv_dtype: plan.kv_dtype,
+        };
+        let maker = Maker { gpu, model, store, buffers, params };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             let blocks: Vec<Option<&wgpu::Buffer>> = match ring {
@@ -162,74 +170,45 @@ impl<'a> Maker<'a> {
     }
 
     fn op(&self, op: &Op) -> Result<Call<'a>> {
-        let config = &self.model.config;
-        let n_tokens = self.shape.n_tokens as u32;
         Ok(match *op {
             Op::RmsNorm { input, weight, output } => {
-                let n_rows = self.rows(input);
-                let params = rms_norm::Params { n_rows, hidden_size: config.hidden_size as u32, epsilon: config.rms_norm_epsilon };
-                let bindings =
-                    rms_norm::Bindings { input: self.activation(input)?, weight: self.vector(weight)?, output: self.activation(output)? };
-                Call::RmsNorm(params, bindings)
+                let (weight, output) = (self.vector(weight)?, self.activation(output)?);
+                Call::RmsNorm(self.params.rms_norm(input), rms_norm::Bindings { input: self.activation(input)?, weight, output })
             }
             Op::AddBias { bias, target } => {
-                let params = add_bias::Params { n_tokens: self.rows(target), width: target.width(config) as u32 };
-                Call::AddBias(params, add_bias::Bindings { bias: self.vector(bias)?, target_values: self.activation(target)? })
+                let bindings = add_bias::Bindings { bias: self.vector(bias)?, target_values: self.activation(target)? };
+                Call::AddBias(self.params.add_bias(target), bindings)
             }
             Op::Rope { target } => {
-                let n_heads = (target.width(config) / config.head_size) as u32;
-                let pairing = match config.rope.pairs {
-                    RopePairs::Halves => rope::Pairing::Halves,
-                    RopePairs::Neighbours => rope::Pairing::Neighbours,
-                };
-                let params = rope::Params { n_tokens, n_heads, head_size: config.head_size as u32, pairing: pairing as u32 };
                 let bindings = rope::Bindings { cos_sin: self.working(WorkingBuffer::CosSin)?, values: self.activation(target)? };
-                Call::Rope(params, bindings)
+                Call::Rope(self.params.rope(target), bindings)
             }
             Op::StoreKv { layer } => self.store_kv(layer)?,
             Op::Attention { layer } => self.attention(layer)?,
-            Op::SwiGlu => Call::SwiGlu(
-                swiglu::Params { n_values: n_tokens * config.ffn_size as u32 },
-                swiglu::Bindings {
-                    gate: self.activation(Activation::Gate)?,
-                    up: self.activation(Activation::Up)?,
-                    output: self.activation(Activation::Gated)?,
-                },
-            ),
-            Op::AddResidual => Call::Add(
-                add::Params { n_values: n_tokens * config.hidden_size as u32 },
-                add::Bindings { input: self.activation(Activation::Delta)?, target_values: self.activation(Activation::Hidden)? },
-            ),
-            Op::PickRows => Call::GatherRows(
-                gather_rows::Params { n_rows: self.shape.n_rows as u32, n_input_rows: n_tokens, width: config.hidden_size as u32 },
-                gather_rows::Bindings {
-                    input: self.activation(Activation::Hidden)?,
-                    row_indices: self.working(WorkingBuffer::PickedRows)?,
-                    output: self.activation(Activation::Picked)?,
-                },
-            ),
+            Op::SwiGlu => {
+                let (gate, up) = (self.activation(Activation::Gate)?, self.activation(Activation::Up)?);
+                Call::SwiGlu(self.params.swiglu(), swiglu::Bindings { gate, up, output: self.activation(Activation::Gated)? })
+            }
+            Op::AddResidual => {
+                let (input, target_values) = (self.activation(Activation::Delta)?, self.activation(Activation::Hidden)?);
+                Call::Add(self.params.add_residual(), add::Bindings { input, target_values })
+            }
+            Op::PickRows => {
+                let (input, output) = (self.activation(Activation::Hidden)?, self.activation(Activation::Picked)?);
+                let row_indices = self.working(WorkingBuffer::PickedRows)?;
+                Call::GatherRows(self.params.pick_rows(), gather_rows::Bindings { input, row_indices, output })
+            }
             Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.fault("an operation stands where it is not computed")),
         })
     }
 
     fn matmul(&self, input: Activation, weight: TensorId, output: Activation, slice: Slice) -> Result<Call<'a>> {
-        let tensor = &self.store.checkpoint().catalog[weight];
-        let whole = matmul::Params::new(tensor.dtype, tensor.n_rows() as u32, tensor.n_columns() as u32, self.rows(input));
-        let params = whole.slice(slice.first_row as u32, slice.n_rows as u32);
+        let params = self.params.matmul(&self.store.checkpoint().catalog[weight], &slice, input);
         Ok(Call::MatMul { params, slice, input: self.activation(input)?, output: self.activation(output)? })
     }
 
     fn store_kv(&self, layer: usize) -> Result<Call<'a>> {
-        let config = &self.model.config;
         let (keys, values) = self.buffers.kv_cache(layer);
-        let params = kv_store::Params {
-            n_tokens: self.shape.n_tokens as u32,
-            n_kv_heads: config.n_kv_heads as u32,
-            head_size: config.head_size as u32,
-            n_seqs: self.plan.n_seqs as u32,
-            kv_capacity: self.plan.ctx_size as u32,
-            kv_dtype: self.kv_dtype(),
-        };
         let bindings = kv_store::Bindings {
             key: self.activation(Activation::Key)?,
             value: self.activation(Activation::Value)?,
@@ -237,23 +216,11 @@ impl<'a> Maker<'a> {
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
         };
-        Ok(Call::KvStore(params, bindings))
+        Ok(Call::KvStore(self.params.kv_store(), bindings))
     }
 
     fn attention(&self, layer: usize) -> Result<Call<'a>> {
-        let config = &self.model.config;
         let (keys, values) = self.buffers.kv_cache(layer);
-        let params = attention::Params {
-            n_tokens: self.shape.n_tokens as u32,
-            n_heads: config.n_heads as u32,
-            n_kv_heads: config.n_kv_heads as u32,
-            head_size: config.head_size as u32,
-            n_seqs: self.plan.n_seqs as u32,
-            kv_capacity: self.plan.ctx_size as u32,
-            window: config.sliding_window.unwrap_or(0) as u32,
-            scale: 1.0 / (config.head_size as f32).sqrt(),
-            kv_dtype: self.kv_dtype(),
-        };
         let bindings = attention::Bindings {
             query: self.activation(Activation::Query)?,
             tokens: self.working(WorkingBuffer::Tokens)?,
@@ -261,24 +228,13 @@ impl<'a> Maker<'a> {
             value_cache: Binding::whole(values),
             mixed: self.activation(Activation::Mixed)?,
         };
-        Ok(Call::Attention(params, bindings))
+        Ok(Call::Attention(self.params.attention(), bindings))
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {
-        let params = top_k::Params::new(self.shape.n_rows as u32, self.model.config.vocab_size as u32, k as u32);
+        let params = top_k::Params::new(self.params.n_rows as u32, self.model.config.vocab_size as u32, k as u32);
         let bindings = top_k::Bindings { logits: self.activation(Activation::Logits)?, candidates: self.working(WorkingBuffer::TopK)? };
         Ok(Call::TopK(params, bindings))
-    }
-
-    fn kv_dtype(&self) -> u32 {
-        match self.plan.kv_dtype {
-            KvDType::F32 => kv_store::KvDType::F32 as u32,
-            KvDType::F16 => kv_store::KvDType::F16 as u32,
-        }
-    }
-
-    fn rows(&self, activation: Activation) -> u32 {
-        activation.n_rows(self.shape.n_tokens, self.shape.n_rows) as u32
     }
 
     fn activation(&self, activation: Activation) -> Result<Binding<'a>> {

@@ -8,15 +8,16 @@ use futures_channel::oneshot;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::kv_store::Token;
-use crate::kernels::{add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
+use crate::kernels::{add, add_bias, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
 use crate::plan::{KvDType, Piece, Plan, Slice, Work};
 use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, stopped_midway, workers_gone};
+use crate::stream::op_params::OpParams;
 use crate::stream::store::read_vector;
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
-use crate::weights::{ModelConfig, RopePairs, TensorId};
+use crate::weights::{ModelConfig, TensorId};
 
 /// Computes on the host's cores.
 pub struct HostExecutor {
@@ -30,8 +31,11 @@ pub struct HostExecutor {
     /// Pieces on their way from disk, oldest first.
     under_way: VecDeque<(usize, oneshot::Receiver<Result<HostSlot>>)>,
     feeder: Option<(Feeder<HostSlot>, FreeSlots<HostSlot>)>,
+    /// Pieces that stream in one forward, at least 1.
+    n_streamed: usize,
     n_uploads_begun: usize,
     n_forwards: usize,
+    activations_peak: Bytes,
     /// Set while a forward is under way: one that finds it set begins where another stopped.
     is_midway: bool,
 }
@@ -45,8 +49,8 @@ struct Values {
     tokens: Vec<Token>,
     cos_sin: Vec<f32>,
     picked_rows: Vec<u32>,
-    n_seqs: u32,
-    ctx_size: u32,
+    n_seqs: usize,
+    ctx_size: usize,
 }
 
 /// A slot of the host's ring: what is streamed from disk is read into it.
@@ -97,9 +101,10 @@ impl HostExecutor {
             tokens: Vec::new(),
             cos_sin: Vec::new(),
             picked_rows: Vec::new(),
-            n_seqs: plan.n_seqs as u32,
-            ctx_size: plan.ctx_size as u32,
+            n_seqs: plan.n_seqs,
+            ctx_size: plan.ctx_size,
         };
+        let n_streamed = plan.streamed_pieces().count().max(1);
         Ok(HostExecutor {
             inverse_frequencies: config.rope.inverse_frequencies(config.head_size),
             model: Arc::new(model.clone()),
@@ -110,8 +115,10 @@ impl HostExecutor {
             vectors,
             under_way: VecDeque::new(),
             feeder,
+            n_streamed,
             n_uploads_begun: 0,
             n_forwards: 0,
+            activations_peak: Bytes::ZERO,
             is_midway: false,
         })
     }
@@ -132,9 +139,7 @@ impl HostExecutor {
                     };
                     if let Op::MatMul { input, output, .. } = ops[op] {
                         let tensor = &store.checkpoint().catalog[slice.tensor];
-                        let n_tokens = self.values.n_rows(input) as u32;
-                        let whole = matmul::Params::new(tensor.dtype, tensor.n_rows() as u32, tensor.n_columns() as u32, n_tokens);
-                        let params = whole.slice(slice.first_row as u32, slice.n_rows as u32);
+                        let params = self.values.params().matmul(tensor, slice, input);
                         self.values.matmul(&params, rows, input, output);
                     }
                 }
@@ -153,10 +158,9 @@ impl HostExecutor {
     pub fn peak(&self) -> Bytes {
         let values = |values: &[f32]| Bytes(values.len() as u64 * 4);
         let caches: Bytes = self.values.kv_caches.iter().map(|(keys, cached)| values(keys) + values(cached)).sum();
-        let activations: Bytes = self.values.activations.values().map(|activation| values(activation)).sum();
         let vectors: Bytes = self.vectors.values().map(|vector| values(vector)).sum();
         let ring = self.plan.ring.map_or(Bytes::ZERO, |ring| Bytes(ring.slot_bytes.0 * ring.n_slots as u64));
-        self.store.held_bytes() + caches + activations + vectors + ring
+        self.store.held_bytes() + caches + self.activations_peak + vectors + ring
     }
 }
 
@@ -169,10 +173,13 @@ impl Executor for HostExecutor {
         }
         let config = &self.values.config;
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
+        let mut n_values = 0;
         for activation in Activation::ALL {
             let len = activation.n_rows(n_tokens, n_rows) * activation.width(config);
             self.values.activations.entry(activation).or_default().resize(len, 0.0);
+            n_values += len as u64;
         }
+        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4));
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.values.picked_rows.clone_from(&batch.logits_for);
@@ -183,9 +190,8 @@ impl Executor for HostExecutor {
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
-        let n_streamed = self.plan.streamed_pieces().count().max(1);
         let (feeder, _) = self.feeder.as_ref().ok_or_else(workers_gone)?;
-        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / n_streamed)?));
+        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / self.n_streamed)?));
         self.n_uploads_begun += 1;
         Ok(())
     }
@@ -248,10 +254,6 @@ fn select(row: &[f32], want: Want) -> Scores {
 }
 
 impl Values {
-    fn n_rows(&self, activation: Activation) -> usize {
-        activation.n_rows(self.tokens.len(), self.picked_rows.len())
-    }
-
     /// Takes an activation out so that others can be read beside it.
     fn take(&mut self, activation: Activation) -> Vec<f32> {
         self.activations.get_mut(&activation).map(std::mem::take).unwrap_or_default()
@@ -271,52 +273,50 @@ impl Values {
         self.put(output, result);
     }
 
+    fn params(&self) -> OpParams<'_> {
+        OpParams {
+            config: &self.config,
+            n_tokens: self.tokens.len(),
+            n_rows: self.picked_rows.len(),
+            n_seqs: self.n_seqs,
+            ctx_size: self.ctx_size,
+            kv_dtype: KvDType::F32,
+        }
+    }
+
     fn run(&mut self, op: &Op, vectors: &HashMap<TensorId, Vec<f32>>) {
         let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
-        let n_tokens = self.tokens.len() as u32;
-        let (hidden_size, ffn_size, head_size) =
-            (self.config.hidden_size as u32, self.config.ffn_size as u32, self.config.head_size as u32);
         match *op {
             Op::RmsNorm { input, weight, output } => {
-                let params = rms_norm::Params { n_rows: self.n_rows(input) as u32, hidden_size, epsilon: self.config.rms_norm_epsilon };
                 let mut result = self.take(output);
-                rms_norm::reference(&params, self.get(input), vector(weight), &mut result);
+                rms_norm::reference(&self.params().rms_norm(input), self.get(input), vector(weight), &mut result);
                 self.put(output, result);
             }
             Op::AddBias { bias, target } => {
-                let params = add_bias::Params { n_tokens: self.n_rows(target) as u32, width: target.width(&self.config) as u32 };
                 let mut result = self.take(target);
-                add_bias::reference(&params, vector(bias), &mut result);
+                add_bias::reference(&self.params().add_bias(target), vector(bias), &mut result);
                 self.put(target, result);
             }
             Op::Rope { target } => {
-                let pairing = match self.config.rope.pairs {
-                    RopePairs::Halves => rope::Pairing::Halves,
-                    RopePairs::Neighbours => rope::Pairing::Neighbours,
-                };
-                let n_heads = target.width(&self.config) as u32 / head_size;
-                let params = rope::Params { n_tokens, n_heads, head_size, pairing: pairing as u32 };
                 let mut result = self.take(target);
-                rope::reference(&params, &self.cos_sin, &mut result);
+                rope::reference(&self.params().rope(target), &self.cos_sin, &mut result);
                 self.put(target, result);
             }
             Op::StoreKv { layer } => self.store_kv(layer),
             Op::Attention { layer } => self.attention(layer),
             Op::SwiGlu => {
                 let mut result = self.take(Activation::Gated);
-                let params = swiglu::Params { n_values: n_tokens * ffn_size };
-                swiglu::reference(&params, self.get(Activation::Gate), self.get(Activation::Up), &mut result);
+                swiglu::reference(&self.params().swiglu(), self.get(Activation::Gate), self.get(Activation::Up), &mut result);
                 self.put(Activation::Gated, result);
             }
             Op::AddResidual => {
                 let mut hidden = self.take(Activation::Hidden);
-                add::reference(&add::Params { n_values: n_tokens * hidden_size }, self.get(Activation::Delta), &mut hidden);
+                add::reference(&self.params().add_residual(), self.get(Activation::Delta), &mut hidden);
                 self.put(Activation::Hidden, hidden);
             }
             Op::PickRows => {
                 let mut result = self.take(Activation::Picked);
-                let params = gather_rows::Params { n_rows: self.picked_rows.len() as u32, n_input_rows: n_tokens, width: hidden_size };
-                gather_rows::reference(&params, self.get(Activation::Hidden), &self.picked_rows, &mut result);
+                gather_rows::reference(&self.params().pick_rows(), self.get(Activation::Hidden), &self.picked_rows, &mut result);
                 self.put(Activation::Picked, result);
             }
             // The embedding is the schedule's own step, and products come with their rows.
@@ -325,14 +325,7 @@ impl Values {
     }
 
     fn store_kv(&mut self, layer: usize) {
-        let params = kv_store::Params {
-            n_tokens: self.tokens.len() as u32,
-            n_kv_heads: self.config.n_kv_heads as u32,
-            head_size: self.config.head_size as u32,
-            n_seqs: self.n_seqs,
-            kv_capacity: self.ctx_size,
-            kv_dtype: kv_store::KvDType::F32 as u32,
-        };
+        let params = self.params().kv_store();
         let (key, value) = (self.take(Activation::Key), self.take(Activation::Value));
         let (keys, values) = &mut self.kv_caches[layer];
         kv_store::reference(&params, &key, &value, &self.tokens, keys, values);
@@ -341,20 +334,9 @@ impl Values {
     }
 
     fn attention(&mut self, layer: usize) {
-        let params = attention::Params {
-            n_tokens: self.tokens.len() as u32,
-            n_heads: self.config.n_heads as u32,
-            n_kv_heads: self.config.n_kv_heads as u32,
-            head_size: self.config.head_size as u32,
-            n_seqs: self.n_seqs,
-            kv_capacity: self.ctx_size,
-            window: self.config.sliding_window.unwrap_or(0) as u32,
-            scale: 1.0 / (self.config.head_size as f32).sqrt(),
-            kv_dtype: kv_store::KvDType::F32 as u32,
-        };
         let mut mixed = self.take(Activation::Mixed);
         let (keys, values) = &self.kv_caches[layer];
-        host::attention(&params, self.get(Activation::Query), &self.tokens, (keys, values), &mut mixed);
+        host::attention(&self.params().attention(), self.get(Activation::Query), &self.tokens, (keys, values), &mut mixed);
         self.put(Activation::Mixed, mixed);
     }
 }

@@ -27,13 +27,13 @@ pub struct Store {
 enum Embedding {
     /// In host memory, all rows.
     Held(TensorId, Box<[u8]>),
-    /// In pieces of the tied head that are held or mapped, or in the file.
+    /// In the file, where a forward reads the few rows that it needs.
     Elsewhere(TensorId),
 }
 
 impl Store {
     /// Reads every piece whose home is host memory, several at a time. With a mapped checkpoint nothing is copied:
-    /// pages come in here and stay as long as the system lets them.
+    /// pages come in when they are first touched and stay as long as the system lets them.
     ///
     /// # Errors
     /// Those of reading.
