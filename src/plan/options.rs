@@ -70,7 +70,7 @@ impl fmt::Display for UploadPath {
     }
 }
 
-/// How many layers may be resident on the executing device (`-ngl`).
+/// How many layers may be resident on the executing adapter (`-ngl`). A host that computes holds what it can.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResidentLayers {
