@@ -27,14 +27,6 @@ pub fn host_memory() -> HostMemory {
     memory
 }
 
-/// The most host memory that this process ever had resident, where the system tells (Linux).
-pub fn peak_resident_memory() -> Option<Bytes> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(Bytes::kib(kib))
-}
-
 /// What the maker calls the processor.
 pub fn cpu_name() -> String {
     let mut system = sysinfo::System::new();

@@ -11,7 +11,7 @@ use crate::kernels::kv_store::Token;
 use crate::kernels::{add, add_bias, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
-use crate::plan::{KvDType, Piece, Plan, Slice, Work};
+use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, stopped_midway, workers_gone};
 use crate::stream::op_params::OpParams;
 use crate::stream::store::read_vector;
@@ -145,13 +145,13 @@ impl HostExecutor {
                 }
             }
         }
-        self.span(Lane::Compute, index, piece, start_secs);
+        self.span(Lane::Compute, index, piece.size_bytes, start_secs);
         Ok(())
     }
 
-    fn span(&self, lane: Lane, index: usize, piece: &Piece, start_secs: f64) {
+    fn span(&self, lane: Lane, piece: usize, size_bytes: Bytes, start_secs: f64) {
         let end_secs = self.trace.now();
-        self.trace.add(Span { lane, piece: Some(index), forward: self.n_forwards, start_secs, end_secs, size_bytes: piece.size_bytes });
+        self.trace.add(Span { lane, piece: Some(piece), forward: self.n_forwards, start_secs, end_secs, size_bytes });
     }
 
     /// Bytes of what this executor holds, by its own counting: what the plan promised.
@@ -207,7 +207,7 @@ impl Executor for HostExecutor {
         }
         let start_secs = self.trace.now();
         let slot = filled.await.map_err(|_| workers_gone())??;
-        self.span(Lane::Stall, piece, &Piece { size_bytes: Bytes::ZERO, ..self.plan.pieces[piece].clone() }, start_secs);
+        self.span(Lane::Stall, piece, Bytes::ZERO, start_secs);
         self.compute(piece, Some(&slot))?;
         if let Some((_, free)) = &self.feeder {
             let _ = free.send(Some(slot));
