@@ -6,18 +6,16 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 
 use crate::error::{Error, Result};
-use crate::host;
 use crate::kernels::kv_store::Token;
-use crate::kernels::{add, add_bias, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, stopped_midway, workers_gone};
-use crate::stream::op_params::OpParams;
+use crate::stream::host_values::Values;
 use crate::stream::store::read_vector;
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
-use crate::weights::{ModelConfig, TensorId};
+use crate::weights::TensorId;
 
 /// Computes on the host's cores.
 pub struct HostExecutor {
@@ -38,19 +36,6 @@ pub struct HostExecutor {
     activations_peak: Bytes,
     /// Set while a forward is under way: one that finds it set begins where another stopped.
     is_midway: bool,
-}
-
-/// Everything that changes during a forward.
-struct Values {
-    config: ModelConfig,
-    activations: HashMap<Activation, Vec<f32>>,
-    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
-    kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
-    tokens: Vec<Token>,
-    cos_sin: Vec<f32>,
-    picked_rows: Vec<u32>,
-    n_seqs: usize,
-    ctx_size: usize,
 }
 
 /// A slot of the host's ring: what is streamed from disk is read into it.
@@ -251,92 +236,4 @@ fn select(row: &[f32], want: Want) -> Scores {
     }
     scored.sort_by(better);
     Scores::Top(scored)
-}
-
-impl Values {
-    /// Takes an activation out so that others can be read beside it.
-    fn take(&mut self, activation: Activation) -> Vec<f32> {
-        self.activations.get_mut(&activation).map(std::mem::take).unwrap_or_default()
-    }
-
-    fn put(&mut self, activation: Activation, values: Vec<f32>) {
-        self.activations.insert(activation, values);
-    }
-
-    fn get(&self, activation: Activation) -> &[f32] {
-        self.activations.get(&activation).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    fn matmul(&mut self, params: &matmul::Params, rows: &[u8], input: Activation, output: Activation) {
-        let mut result = self.take(output);
-        host::matmul(params, rows, self.get(input), &mut result);
-        self.put(output, result);
-    }
-
-    fn params(&self) -> OpParams<'_> {
-        OpParams {
-            config: &self.config,
-            n_tokens: self.tokens.len(),
-            n_rows: self.picked_rows.len(),
-            n_seqs: self.n_seqs,
-            ctx_size: self.ctx_size,
-            kv_dtype: KvDType::F32,
-        }
-    }
-
-    fn run(&mut self, op: &Op, vectors: &HashMap<TensorId, Vec<f32>>) {
-        let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
-        match *op {
-            Op::RmsNorm { input, weight, output } => {
-                let mut result = self.take(output);
-                rms_norm::reference(&self.params().rms_norm(input), self.get(input), vector(weight), &mut result);
-                self.put(output, result);
-            }
-            Op::AddBias { bias, target } => {
-                let mut result = self.take(target);
-                add_bias::reference(&self.params().add_bias(target), vector(bias), &mut result);
-                self.put(target, result);
-            }
-            Op::Rope { target } => {
-                let mut result = self.take(target);
-                rope::reference(&self.params().rope(target), &self.cos_sin, &mut result);
-                self.put(target, result);
-            }
-            Op::StoreKv { layer } => self.store_kv(layer),
-            Op::Attention { layer } => self.attention(layer),
-            Op::SwiGlu => {
-                let mut result = self.take(Activation::Gated);
-                swiglu::reference(&self.params().swiglu(), self.get(Activation::Gate), self.get(Activation::Up), &mut result);
-                self.put(Activation::Gated, result);
-            }
-            Op::AddResidual => {
-                let mut hidden = self.take(Activation::Hidden);
-                add::reference(&self.params().add_residual(), self.get(Activation::Delta), &mut hidden);
-                self.put(Activation::Hidden, hidden);
-            }
-            Op::PickRows => {
-                let mut result = self.take(Activation::Picked);
-                gather_rows::reference(&self.params().pick_rows(), self.get(Activation::Hidden), &self.picked_rows, &mut result);
-                self.put(Activation::Picked, result);
-            }
-            // The embedding is the schedule's own step, and products come with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } => {}
-        }
-    }
-
-    fn store_kv(&mut self, layer: usize) {
-        let params = self.params().kv_store();
-        let (key, value) = (self.take(Activation::Key), self.take(Activation::Value));
-        let (keys, values) = &mut self.kv_caches[layer];
-        kv_store::reference(&params, &key, &value, &self.tokens, keys, values);
-        self.put(Activation::Key, key);
-        self.put(Activation::Value, value);
-    }
-
-    fn attention(&mut self, layer: usize) {
-        let mut mixed = self.take(Activation::Mixed);
-        let (keys, values) = &self.kv_caches[layer];
-        host::attention(&self.params().attention(), self.get(Activation::Query), &self.tokens, (keys, values), &mut mixed);
-        self.put(Activation::Mixed, mixed);
-    }
 }

@@ -8,6 +8,7 @@ mod gpu_executor;
 mod gpu_forward;
 mod gpu_ring;
 mod host_executor;
+mod host_values;
 mod op_params;
 mod store;
 mod trace;
