@@ -65,12 +65,14 @@ impl Activation {
         }
     }
 
+    /// Whether only the head computes with it.
+    pub fn is_of_head(self) -> bool {
+        matches!(self, Activation::Picked | Activation::Final | Activation::Logits)
+    }
+
     /// Rows it has: one per token, or one per position whose logits are asked for.
     pub fn n_rows(self, n_tokens: usize, n_logit_rows: usize) -> usize {
-        match self {
-            Activation::Picked | Activation::Final | Activation::Logits => n_logit_rows,
-            _ => n_tokens,
-        }
+        if self.is_of_head() { n_logit_rows } else { n_tokens }
     }
 }
 

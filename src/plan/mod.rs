@@ -1,12 +1,14 @@
 //! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: the same input gives the same plan,
 //! byte for byte; no files, no clocks, no GPU.
 
-mod homes;
+mod build;
+mod greedy;
 mod options;
 mod pieces;
 mod placement;
 mod report;
 mod schedule;
+mod site;
 pub mod sizes;
 
 use serde::Serialize;
@@ -19,25 +21,21 @@ use crate::weights::Catalog;
 pub use options::{KvDType, PlanOptions, ResidentLayers, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, Work, cut};
 pub use schedule::{Schedule, Step};
-pub use sizes::{ForwardSize, WorkingBuffer};
+pub use sizes::{ForwardSize, Role, WorkingBuffer};
 
-/// Where every weight lives, who computes, and what memory that takes. An executor that allocates its vectors, KV
-/// caches, [`sizes::working_set`], parameters of [`Plan::n_dispatches`], resident pieces and ring takes exactly
-/// [`DevicePlan::used`] of the executing device.
+/// Where every weight lives, who computes with it, and what memory that takes. An executor that allocates the vectors
+/// and KV caches of its units, [`sizes::working_set`] for its [`Plan::role`], parameters of [`Plan::n_dispatches`],
+/// resident pieces and its ring takes exactly [`DevicePlan::used`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     /// Version of this form, for programs that read it.
     pub schema: &'static str,
-    /// Who computes.
-    pub execute_on: Device,
-    /// Every device that takes part: the executing one first, then host memory and disk.
+    /// Every device that takes part: those that compute, in the order of the computation, then host memory and disk.
     pub devices: Vec<DevicePlan>,
-    /// Every unit with its home, in the model's order.
+    /// Every unit with its home and its executor, in the model's order.
     pub units: Vec<UnitPlan>,
     /// The pieces that units are cut into, in the order of the computation.
     pub pieces: Vec<Piece>,
-    /// The ring of slots; `None` where nothing streams.
-    pub ring: Option<RingPlan>,
     /// Positions per sequence.
     pub ctx_size: usize,
     /// Positions that the model was trained for.
@@ -65,7 +63,11 @@ pub struct DevicePlan {
     pub used: Usage,
     /// Units whose home it is.
     pub n_units: usize,
-    /// Bytes that leave it, per forward, to reach the executing device.
+    /// Units that it computes.
+    pub n_executed: usize,
+    /// The ring that its streamed pieces pass through; `None` where nothing streams to it.
+    pub ring: Option<RingPlan>,
+    /// Bytes that leave it, per forward, to reach the devices that compute with them.
     pub streamed_bytes: Bytes,
 }
 
@@ -91,18 +93,29 @@ impl Usage {
     }
 }
 
-/// Where one unit lives. Homes go front to back: the executing device, then host memory, then disk; only the embedding,
-/// whose rows the host gathers, lies in host memory or on disk whatever the others do.
+/// Where one unit lives and who computes it. The embedding, whose rows the host gathers, lies in host memory or on disk
+/// whatever the others do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UnitPlan {
     /// The unit's name, as device maps write it.
     pub name: String,
-    /// Where its matrices live.
+    /// Where its matrices live: the first of them, where a device map cuts inside the unit; each [`Piece`] has its own home.
     pub home: Device,
+    /// Who computes it.
+    pub execute_on: Device,
     /// Bytes of its matrices as stored (0 for a head that is the embedding and was counted there).
     pub size_bytes: Bytes,
     /// Its pieces: a range of [`Plan::pieces`].
     pub pieces: std::ops::Range<usize>,
+}
+
+/// Who computes a unit, and where its matrices live, as it is asked of [`realise`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Placement {
+    /// Who computes the unit. Nobody's choice for the embedding: the host gathers its rows.
+    pub execute_on: Device,
+    /// The home of each of its matrices, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
+    pub homes: Vec<Device>,
 }
 
 /// The ring that streamed pieces pass through.
@@ -118,7 +131,7 @@ pub struct RingPlan {
     pub upload: UploadPath,
 }
 
-/// Makes a plan: greedy, front to back, fastest device first.
+/// Makes a plan.
 ///
 /// # Errors
 /// [`crate::error::Error::DoesNotFit`] with the least budget that works, found by trying, or with the adapter limit in
@@ -129,33 +142,91 @@ pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &
 }
 
 impl Plan {
-    /// Where the unit of `piece` lives.
+    /// Where the matrices of `piece` live.
     pub fn home(&self, piece: usize) -> Device {
-        self.units[self.pieces[piece].unit].home
+        self.pieces[piece].home
     }
 
-    /// Whether `piece` stays on the executing device.
+    /// Who computes `piece`.
+    pub fn executor(&self, piece: usize) -> Device {
+        self.units[self.pieces[piece].unit].execute_on
+    }
+
+    /// The devices that compute, in the order of their first piece.
+    pub fn executors(&self) -> Vec<Device> {
+        let mut executors = Vec::new();
+        for piece in 0..self.pieces.len() {
+            let executor = self.executor(piece);
+            if !executors.contains(&executor) {
+                executors.push(executor);
+            }
+        }
+        executors
+    }
+
+    /// What `device` does in a forward.
+    pub fn role(&self, device: Device) -> Role {
+        let stages = self.stages();
+        Role {
+            computes_head: stages.last().is_some_and(|stage| stage.device == device),
+            passes_on: stages.iter().rev().skip(1).any(|stage| stage.device == device),
+        }
+    }
+
+    /// Runs of pieces that one device computes without a break, in order.
+    pub fn stages(&self) -> Vec<Stage> {
+        let mut stages: Vec<Stage> = Vec::new();
+        for piece in 0..self.pieces.len() {
+            let device = self.executor(piece);
+            match stages.last_mut() {
+                Some(stage) if stage.device == device => stage.pieces.end = piece + 1,
+                _ => stages.push(Stage { device, pieces: piece..piece + 1 }),
+            }
+        }
+        stages
+    }
+
+    /// Whether `piece` stays on the device that computes it.
     pub fn is_resident(&self, piece: usize) -> bool {
-        self.home(piece) == self.execute_on
+        self.home(piece) == self.executor(piece)
     }
 
-    /// The pieces that pass through the ring at every forward, in order.
+    /// The pieces that pass through a ring at every forward, in order.
     pub fn streamed_pieces(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.pieces.len()).filter(|&piece| !self.is_resident(piece))
     }
 
-    /// Bytes that pass through the ring at every forward.
+    /// Of them, those that pass through the ring of `device`.
+    pub fn streamed_to(&self, device: Device) -> impl Iterator<Item = usize> + '_ {
+        self.streamed_pieces().filter(move |&piece| self.executor(piece) == device)
+    }
+
+    /// Bytes that pass through rings at every forward.
     pub fn streamed_bytes(&self) -> Bytes {
         self.streamed_pieces().map(|piece| self.pieces[piece].size_bytes).sum()
     }
 
-    /// Dispatches of one forward at most; each needs a set of parameters.
-    pub fn n_dispatches(&self) -> usize {
-        placement::n_dispatches_of(&self.pieces)
+    /// Dispatches of one forward on `device` at most; each needs a set of parameters.
+    pub fn n_dispatches(&self, device: Device) -> usize {
+        pieces::n_dispatches_of((0..self.pieces.len()).filter(|&piece| self.executor(piece) == device).map(|piece| &self.pieces[piece]))
     }
 
     /// What is planned for `device`.
     pub fn device(&self, device: Device) -> Option<&DevicePlan> {
         self.devices.iter().find(|plan| plan.device == device)
     }
+
+    /// The ring of `device`; `None` where nothing streams to it.
+    pub fn ring(&self, device: Device) -> Option<&RingPlan> {
+        self.device(device).and_then(|plan| plan.ring.as_ref())
+    }
+}
+
+/// Consecutive pieces that one device computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Who computes them.
+    pub device: Device,
+    /// Which they are: a range of [`Plan::pieces`].
+    pub pieces: std::ops::Range<usize>,
 }

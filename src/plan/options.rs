@@ -86,8 +86,8 @@ pub enum ResidentLayers {
 /// What may be asked of a plan. `None` leaves the choice to the planner, and so does a size of 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanOptions {
-    /// Who computes: an adapter, or the host.
-    pub execute_on: Device,
+    /// Who may compute: adapters, the host, or both, in the order in which layers are given to them.
+    pub compute_on: Vec<Device>,
     /// Budgets (`--max-memory`); a device that is absent offers its capacity.
     pub max_memory: BTreeMap<Device, Bytes>,
     /// Positions per sequence (`--ctx-size`).
@@ -113,7 +113,7 @@ pub struct PlanOptions {
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
         PlanOptions {
-            execute_on: Device::Gpu(0),
+            compute_on: vec![Device::Gpu(0)],
             max_memory: BTreeMap::new(),
             ctx_size: None,
             n_seqs: 1,

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::device::GpuLimits;
+use crate::device::{Device, GpuLimits};
 use crate::error::{Error, Result};
 use crate::model::{Op, Unit};
 use crate::units::Bytes;
@@ -17,6 +17,8 @@ pub const SLICE_ALIGNMENT: u64 = 256;
 pub struct Piece {
     /// Index of its unit in the model.
     pub unit: usize,
+    /// Where its matrices live.
+    pub home: Device,
     /// The weights in it, in the order of their offsets.
     pub slices: Vec<Slice>,
     /// What can be computed once it is there, in order.
@@ -55,24 +57,46 @@ pub enum Work {
     },
 }
 
-/// Cuts `unit` into pieces of at most `max_piece` bytes whose slices fit `limits`.
+/// How a unit is to be cut.
+#[derive(Clone, Copy)]
+pub struct Cut<'a> {
+    /// Its matrices' rows are told from here.
+    pub catalog: &'a Catalog,
+    /// No slice and no piece is larger.
+    pub limits: &'a GpuLimits,
+    /// The home of each of its matrices, in the order of [`Unit::matrices`]; a piece has one home.
+    pub homes: &'a [Device],
+    /// Who computes it.
+    pub executor: Device,
+    /// Most bytes of a piece whose home is not `executor`.
+    pub slot_bytes: Bytes,
+}
+
+/// Cuts `unit` into pieces of one home each, whose slices fit the limits; what streams fits a slot.
 ///
 /// # Errors
 /// [`Error::DoesNotFit`] where a single row is larger than a piece or a binding may be.
-pub fn cut(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits, max_piece: Bytes) -> Result<Vec<Piece>> {
+pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Piece>> {
     // Blocks are padded to the alignment, so the largest block is a multiple of it.
-    let max_piece = max_piece.min(limits.max_buffer_bytes.align_down(SLICE_ALIGNMENT)).0;
+    let max_block = how.limits.max_buffer_bytes.align_down(SLICE_ALIGNMENT);
     // Bindings are multiples of 4 bytes.
-    let max_slice = limits.max_binding_bytes.align_down(4).0;
-    let empty = || Piece { unit: unit_index, slices: Vec::new(), work: Vec::new(), size_bytes: Bytes::ZERO };
+    let max_slice = how.limits.max_binding_bytes.align_down(4).0;
+    let empty = |home: Device| Piece { unit: unit_index, home, slices: Vec::new(), work: Vec::new(), size_bytes: Bytes::ZERO };
+    let mut homes = how.homes.iter().copied();
     let mut pieces = Vec::new();
-    let mut piece = empty();
+    let mut piece = empty(how.homes.first().copied().unwrap_or(how.executor));
     for (op_index, op) in unit.ops.iter().enumerate() {
         let Op::MatMul { weight, .. } = op else {
             piece.work.push(Work::Op(op_index));
             continue;
         };
-        let tensor = &catalog[*weight];
+        let home = homes.next().unwrap_or(how.executor);
+        if home != piece.home && !piece.slices.is_empty() {
+            pieces.push(std::mem::replace(&mut piece, empty(home)));
+        }
+        piece.home = home;
+        let max_piece = if home == how.executor { max_block.0 } else { how.slot_bytes.min(max_block).0 };
+        let tensor = &how.catalog[*weight];
         let (n_rows, row_bytes) = (tensor.n_rows(), tensor.row_bytes());
         let mut first_row = 0;
         while first_row < n_rows {
@@ -82,7 +106,7 @@ pub fn cut(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits
                 return Err(row_too_large(&tensor.name, row_bytes, max_piece.min(max_slice)));
             }
             if fitting_rows == 0 {
-                pieces.push(std::mem::replace(&mut piece, empty()));
+                pieces.push(std::mem::replace(&mut piece, empty(home)));
                 continue;
             }
             let size_bytes = fitting_rows * row_bytes;
@@ -96,23 +120,27 @@ pub fn cut(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits
     Ok(pieces)
 }
 
-/// Cuts `unit` for slots of `slot_bytes`: into as few pieces as that allows, of about the same size, so that no small
-/// copy follows a large one.
+/// Cuts `unit` into as few pieces as its slots allow, of about the same size, so that no small copy follows a large one.
 ///
 /// # Errors
 /// As of [`cut`].
-pub(super) fn cut_evenly(unit_index: usize, unit: &Unit, catalog: &Catalog, limits: &GpuLimits, slot_bytes: Bytes) -> Result<Vec<Piece>> {
-    let pieces = cut(unit_index, unit, catalog, limits, slot_bytes)?;
-    if pieces.len() < 2 {
+pub(super) fn cut_evenly(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Piece>> {
+    let pieces = cut(unit_index, unit, how)?;
+    if pieces.len() < 2 || pieces.iter().any(|piece| piece.home != pieces[0].home) {
         return Ok(pieces);
     }
     let size_bytes: Bytes = pieces.iter().map(|piece| piece.size_bytes).sum();
-    let row_bytes = unit.matrices().map(|id| catalog[id].row_bytes()).max().unwrap_or(0);
+    let row_bytes = unit.matrices().map(|id| how.catalog[id].row_bytes()).max().unwrap_or(0);
     // A piece may end a row early, and pads each of its slices.
     let n_matrices = unit.matrices().count() as u64;
     let even = Bytes(size_bytes.0 / pieces.len() as u64) + Bytes(row_bytes + (n_matrices + 1) * SLICE_ALIGNMENT);
-    let evenly = cut(unit_index, unit, catalog, limits, even.min(slot_bytes))?;
+    let evenly = cut(unit_index, unit, &Cut { slot_bytes: even.min(how.slot_bytes), ..*how })?;
     Ok(if evenly.len() == pieces.len() { evenly } else { pieces })
+}
+
+/// Dispatches of one forward: one per piece of work, and the selection of the best tokens.
+pub(super) fn n_dispatches_of<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> usize {
+    pieces.into_iter().map(|piece| piece.work.len()).sum::<usize>() + 1
 }
 
 fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
@@ -143,12 +171,28 @@ mod tests {
         Unit { name: "u".into(), kind: UnitKind::Head, ops: vec![Op::PickRows, product.clone(), Op::SwiGlu, product, Op::AddResidual] }
     }
 
+    fn how<'a>(catalog: &'a Catalog, limits: &'a GpuLimits, slot_bytes: Bytes) -> Cut<'a> {
+        Cut { catalog, limits, homes: &[Device::Cpu; 2], executor: Device::Gpu(0), slot_bytes }
+    }
+
+    #[test]
+    fn a_piece_has_one_home() {
+        let catalog = catalog(77, 33);
+        let limits = GpuLimits::default();
+        let how = Cut { homes: &[Device::Gpu(0), Device::Cpu], ..how(&catalog, &limits, Bytes(1000)) };
+        let pieces = cut(0, &unit(), &how).unwrap();
+        assert_eq!((pieces[0].home, pieces[0].size_bytes), (Device::Gpu(0), Bytes(5120)), "what is resident is not cut");
+        assert!(pieces[1..].len() > 4 && pieces[1..].iter().all(|piece| piece.home == Device::Cpu));
+        let work: Vec<Work> = pieces.iter().flat_map(|piece| piece.work.iter().copied()).collect();
+        assert_eq!((work[0], work[2], work.last()), (Work::Op(0), Work::Op(2), Some(&Work::Op(4))));
+    }
+
     #[test]
     fn every_row_stands_in_one_slice_and_order_is_kept() {
         let catalog = catalog(77, 33);
         for max_piece in [66, 300, 1000, 5082, 1 << 20] {
             let limits = GpuLimits { max_binding_bytes: Bytes(700), ..GpuLimits::default() };
-            let pieces = cut(3, &unit(), &catalog, &limits, Bytes(max_piece)).unwrap();
+            let pieces = cut(3, &unit(), &how(&catalog, &limits, Bytes(max_piece))).unwrap();
             let mut walked = Vec::new();
             for piece in &pieces {
                 for work in &piece.work {
@@ -175,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_row_larger_than_a_piece_is_refused_with_numbers() {
-        let error = cut(0, &unit(), &catalog(2, 33), &GpuLimits::default(), Bytes(65)).unwrap_err();
+        let error = cut(0, &unit(), &how(&catalog(2, 33), &GpuLimits::default(), Bytes(65))).unwrap_err();
         assert!(error.to_string().contains("66 B"), "{error}");
     }
 }

@@ -3,16 +3,20 @@
 use std::fmt;
 
 use crate::device::Device;
-use crate::plan::{DevicePlan, Plan, Schedule, Step};
+use crate::plan::{DevicePlan, Plan, Schedule, Step, UnitPlan};
 use crate::units::Bytes;
 
 const BAR_WIDTH: usize = 24;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} computes  ·  up to {} tokens per forward  ·  ctx {}", self.execute_on, self.forward.n_tokens, self.ctx_size)?;
+        let executors = self.executors();
+        let names: Vec<String> = executors.iter().map(Device::to_string).collect();
+        let verb = if names.len() == 1 { "computes" } else { "compute" };
+        let tokens = if self.forward.n_tokens == 1 { "token" } else { "tokens" };
+        write!(f, "{} {verb}  ·  up to {} {tokens} per forward  ·  ctx {}", names.join(" and "), self.forward.n_tokens, self.ctx_size)?;
         if self.ctx_size < self.ctx_size_model {
-            let kv_cache = self.device(self.execute_on).map_or(Bytes::ZERO, |device| device.used.kv_cache);
+            let kv_cache: Bytes = self.devices.iter().map(|device| device.used.kv_cache).sum();
             write!(f, " of {}: its {} KV cache takes {kv_cache} of the budget; -c changes it", self.ctx_size_model, self.kv_dtype)?;
         } else {
             write!(f, "  ·  KV cache {}", self.kv_dtype)?;
@@ -21,18 +25,11 @@ impl fmt::Display for Plan {
         for device in &self.devices {
             self.write_device(f, device)?;
         }
-        match &self.ring {
-            Some(ring) => writeln!(
-                f,
-                "  ring   {} stream per token, through {} slots of {} ({}), lookahead {}",
-                self.streamed_bytes(),
-                ring.n_slots,
-                ring.slot_bytes,
-                if self.execute_on == Device::Cpu { "host memory".to_owned() } else { ring.upload.to_string() },
-                ring.lookahead
-            ),
-            None => writeln!(f, "  nothing streams: every weight that {} computes with is resident", self.execute_on),
+        if self.streamed_bytes() == Bytes::ZERO {
+            let device = if names.len() == 1 { names.join("") } else { "each device".into() };
+            writeln!(f, "  nothing streams: every weight that {device} computes with is resident")?;
         }
+        Ok(())
     }
 }
 
@@ -49,9 +46,14 @@ impl Plan {
             None => write!(f, "{:BAR_WIDTH$} {used:>10}   {:<10} ", "", "")?,
         }
         writeln!(f, " {} ({})", device.name, if device.budget_source.is_empty() { "no budget" } else { &device.budget_source })?;
-        let range = self.unit_range(device);
-        if !range.is_empty() {
-            writeln!(f, "         {range}")?;
+        let held = self.unit_range(|unit| unit.home == device.device);
+        if !held.is_empty() {
+            writeln!(f, "         holds {held}")?;
+        }
+        let computes = |unit: &UnitPlan| unit.execute_on == device.device && !unit.pieces.is_empty();
+        let differs = |unit: &UnitPlan| !unit.pieces.is_empty() && computes(unit) != (unit.home == device.device);
+        if device.n_executed > 0 && self.units.iter().any(differs) {
+            writeln!(f, "         computes {}", self.unit_range(computes))?;
         }
         let parts = [
             ("weights", device.used.weights),
@@ -64,15 +66,31 @@ impl Plan {
         if !parts.is_empty() {
             writeln!(f, "         {}", parts.join(" · "))?;
         }
-        if device.streamed_bytes > Bytes::ZERO {
-            writeln!(f, "         streams {} to {} per token", device.streamed_bytes, self.execute_on)?;
-        }
-        Ok(())
+        self.write_ring(f, device)
+    }
+
+    /// What streams to a device, where from, and through which ring.
+    fn write_ring(&self, f: &mut fmt::Formatter<'_>, device: &DevicePlan) -> fmt::Result {
+        let Some(ring) = &device.ring else { return Ok(()) };
+        let from = |home: Device| -> Bytes {
+            self.streamed_to(device.device).filter(|&piece| self.home(piece) == home).map(|piece| self.pieces[piece].size_bytes).sum()
+        };
+        let sources = [(Device::Cpu, "host memory"), (Device::Disk, "disk")].map(|(home, name)| (from(home), name));
+        let sources: Vec<String> = sources.iter().filter(|(bytes, _)| bytes.0 > 0).map(|(bytes, name)| format!("{bytes} from {name}")).collect();
+        let through = if device.device == Device::Cpu { "host memory".to_owned() } else { ring.upload.to_string() };
+        writeln!(
+            f,
+            "         streams {} per token, through {} slots of {} ({through}), lookahead {}",
+            sources.join(" and "),
+            ring.n_slots,
+            ring.slot_bytes,
+            ring.lookahead
+        )
     }
 
     /// `38 units: model.embed_tokens, model.layers.12.mlp … lm_head`, or nothing: each run of neighbours by its ends.
-    fn unit_range(&self, device: &DevicePlan) -> String {
-        let at_home: Vec<bool> = self.units.iter().map(|unit| unit.home == device.device).collect();
+    fn unit_range(&self, is_wanted: impl Fn(&UnitPlan) -> bool) -> String {
+        let at_home: Vec<bool> = self.units.iter().map(is_wanted).collect();
         let mut runs = Vec::new();
         let mut index = 0;
         for run in at_home.chunk_by(|a, b| a == b) {
@@ -83,7 +101,7 @@ impl Plan {
                 runs.push(if first == last { name(first).to_owned() } else { format!("{} … {}", name(first), name(last)) });
             }
         }
-        match device.n_units {
+        match at_home.iter().filter(|wanted| **wanted).count() {
             0 => String::new(),
             1 => format!("1 unit: {}", runs.join(", ")),
             n_units => format!("{n_units} units: {}", runs.join(", ")),
@@ -115,6 +133,10 @@ impl fmt::Display for ScheduleReport<'_> {
         let steps = schedule.prologue.iter().map(|step| ("once", step)).chain(schedule.steps.iter().map(|step| ("", step)));
         for (when, step) in steps {
             let (verb, piece) = match *step {
+                Step::Hop { from, to } => {
+                    writeln!(f, "{when:>5} hop           {from} to {to}")?;
+                    continue;
+                }
                 Step::Embed => ("embed", None),
                 Step::FetchUpload(piece) => ("fetch+upload", Some(piece)),
                 Step::Upload(piece) => ("upload", Some(piece)),

@@ -47,23 +47,43 @@ pub struct ForwardSize {
     pub n_logit_rows: usize,
 }
 
-/// Every working buffer of a forward with its bytes.
-pub fn working_set(config: &ModelConfig, size: ForwardSize) -> Vec<(WorkingBuffer, Bytes)> {
+/// What a device does in a forward, as far as its memory depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Role {
+    /// It computes the head, and with it the logits.
+    pub computes_head: bool,
+    /// It passes the residual stream on to another device at least once.
+    pub passes_on: bool,
+}
+
+impl Role {
+    /// The role of a device that computes everything.
+    pub const ALONE: Role = Role { computes_head: true, passes_on: false };
+}
+
+/// Every working buffer of a device's part of a forward, with its bytes.
+pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(WorkingBuffer, Bytes)> {
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
-    let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
-    let logits = Bytes(config.vocab_size as u64 * 4).times(n_rows);
+    let bytes_of = |activation: Activation| {
+        let n_activation_rows = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64;
+        Bytes(activation.width(config) as u64 * 4).times(n_activation_rows)
+    };
+    let is_needed = |activation: &&Activation| role.computes_head || !activation.is_of_head();
     let mut buffers: Vec<_> = Activation::ALL
         .iter()
-        .map(|&activation| {
-            let n_activation_rows = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64;
-            (WorkingBuffer::Activation(activation), Bytes(activation.width(config) as u64 * 4).times(n_activation_rows))
-        })
+        .filter(is_needed)
+        .map(|&activation| (WorkingBuffer::Activation(activation), bytes_of(activation)))
         .collect();
     buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
     buffers.push((WorkingBuffer::CosSin, Bytes(config.head_size as u64 * 4).times(n_tokens)));
-    buffers.push((WorkingBuffer::PickedRows, Bytes(4).times(n_rows)));
-    buffers.push((WorkingBuffer::TopK, top_k));
-    buffers.push((WorkingBuffer::Readback, logits.max(top_k)));
+    let mut readback = if role.passes_on { bytes_of(Activation::Hidden) } else { Bytes::ZERO };
+    if role.computes_head {
+        let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
+        buffers.push((WorkingBuffer::PickedRows, Bytes(4).times(n_rows)));
+        buffers.push((WorkingBuffer::TopK, top_k));
+        readback = readback.max(bytes_of(Activation::Logits)).max(top_k);
+    }
+    buffers.push((WorkingBuffer::Readback, readback));
     for (_, bytes) in &mut buffers {
         *bytes = bytes.align_up(256);
     }

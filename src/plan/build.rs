@@ -1,0 +1,360 @@
+//! From placements to a plan: who computes each unit and where it lives is given; pieces, rings and the exact memory of
+//! every device follow.
+
+use crate::device::{Device, DeviceSpec};
+use crate::error::Error;
+use crate::model::UnitKind;
+use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of};
+use crate::plan::placement::{Refusal, Shape};
+use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
+use crate::plan::sizes::{Role, kv_buffer_bytes};
+use crate::plan::{DevicePlan, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
+use crate::units::Bytes;
+
+/// One try: these budgets, this shape, these placements.
+pub(super) struct Build<'a> {
+    pub(super) site: &'a Site<'a>,
+    pub(super) shape: Shape,
+    /// What each worker may use.
+    pub(super) budgets: &'a [Bytes],
+    /// One per unit.
+    pub(super) placements: &'a [Placement],
+    /// Dispatches whose parameters are set aside, per worker.
+    pub(super) n_dispatches: &'a [usize],
+    /// Slots are no larger, per worker.
+    pub(super) slot_limits: &'a [Bytes],
+}
+
+/// What came of a try.
+pub(super) enum Outcome {
+    Made(Box<Plan>),
+    /// This worker's pieces need so many dispatches, and their parameters were not set aside.
+    NeedsDispatches(usize, usize),
+}
+
+/// What one worker gets.
+struct Part {
+    worker: usize,
+    /// Pieces of the units that it computes, in the model's order.
+    pieces: Vec<(usize, Vec<Piece>)>,
+    ring: Option<RingPlan>,
+    used: Usage,
+}
+
+/// What came of one worker.
+enum PartOutcome {
+    Made(Part),
+    NeedsDispatches(usize),
+}
+
+impl Build<'_> {
+    pub(super) fn plan(&self) -> Result<Outcome, Refusal> {
+        let mut parts = Vec::new();
+        for worker in 0..self.site.workers.len() {
+            let units = self.units_of(worker);
+            if units.is_empty() {
+                continue;
+            }
+            self.check_limits(worker)?;
+            match self.part(worker, &units)? {
+                PartOutcome::Made(part) => parts.push(part),
+                PartOutcome::NeedsDispatches(needed) => return Ok(Outcome::NeedsDispatches(worker, needed)),
+            }
+        }
+        parts.sort_by_key(|part| part.pieces.first().map(|(unit, _)| *unit));
+        self.assemble(parts).map(|plan| Outcome::Made(Box::new(plan)))
+    }
+
+    /// Units that `worker` computes. The embedding is nobody's: the host gathers its rows.
+    fn units_of(&self, worker: usize) -> Vec<usize> {
+        let device = self.site.workers[worker].device;
+        let is_own = |&unit: &usize| {
+            self.placements[unit].execute_on == device && self.site.model.units[unit].kind != UnitKind::Embedding
+        };
+        (0..self.placements.len()).filter(is_own).collect()
+    }
+
+    fn role(&self, units: &[usize]) -> Role {
+        let last = self.placements.len() - 1;
+        let next = |unit: usize| self.placements.get(unit + 1).map(|placement| placement.execute_on);
+        Role {
+            computes_head: units.last() == Some(&last),
+            // Whoever has a unit without having the next one passes the residual stream on.
+            passes_on: units.iter().any(|&unit| next(unit).is_some_and(|next| next != self.placements[unit].execute_on)),
+        }
+    }
+
+    /// What a worker holds besides matrices and the ring.
+    fn fixed(&self, worker: usize, units: &[usize], n_dispatches: usize) -> Usage {
+        let (site, own) = (self.site, &self.site.workers[worker]);
+        let n_caches = units.iter().filter(|&&unit| site.is_attention(unit)).count();
+        Usage {
+            weights: units.iter().map(|&unit| own.vector_bytes[unit]).sum(),
+            kv_cache: site.kv_bytes_of_layer(own, self.shape.ctx_size).times(n_caches as u64),
+            activations: site.working_bytes(self.shape.forward, self.role(units)) + own.params_bytes(n_dispatches),
+            ..Usage::default()
+        }
+    }
+
+    fn check_limits(&self, worker: usize) -> Result<(), Refusal> {
+        let (site, shape, own) = (self.site, self.shape, &self.site.workers[worker]);
+        let limit = own.largest_buffer();
+        let check = |what: &str, needed: Bytes, advice: &str| match needed <= limit {
+            true => Ok(()),
+            false => Err(Refusal::Limit(Error::DoesNotFit {
+                device: format!("a binding of {} with {what}", own.device),
+                needed,
+                available: limit,
+                advice: advice.into(),
+            })),
+        };
+        let kv_buffer = kv_buffer_bytes(&site.model.config, site.kv_dtype(own), site.options.n_seqs, shape.ctx_size);
+        check("the KV cache of one layer", kv_buffer, "lower --ctx-size, or use --kv-dtype f16")?;
+        let role = self.role(&self.units_of(worker));
+        check("the activations of one forward", site.largest_working(shape.forward, role), "lower --ubatch-size")
+    }
+
+    /// Cuts a worker's units and gives it a ring, with parameters for its dispatches set aside.
+    fn part(&self, worker: usize, units: &[usize]) -> Result<PartOutcome, Refusal> {
+        let own = &self.site.workers[worker];
+        let set_aside = self.n_dispatches[worker];
+        let fixed = self.fixed(worker, units, set_aside);
+        let all: Bytes = units.iter().map(|&unit| own.block_bytes[unit]).sum();
+        // Sums stop at the largest number: what reaches it is more than can be counted.
+        if fixed.total() > self.budgets[worker] || fixed.total() + all == Bytes(u64::MAX) {
+            return Err(Refusal::Budget);
+        }
+        let resident: Bytes = units.iter().map(|&unit| self.resident_bytes(own, unit)).sum();
+        let room = self.budgets[worker].saturating_sub(fixed.total());
+        if resident > room {
+            return Err(Refusal::Budget);
+        }
+        let streamed: Vec<usize> = units.iter().copied().filter(|&unit| !self.is_resident(own, unit)).collect();
+        let slot_bytes = self.slot_bytes(worker, &streamed, room.saturating_sub(resident))?;
+        if let Some(slot_bytes) = slot_bytes {
+            let at_least = self.least_dispatches(own, units, &streamed, slot_bytes)?;
+            if at_least > set_aside {
+                return Ok(PartOutcome::NeedsDispatches(at_least));
+            }
+        }
+        let pieces = self.cut(own, units, slot_bytes.unwrap_or_default())?;
+        let needed = n_dispatches_of(pieces.iter().flat_map(|(_, pieces)| pieces));
+        if needed > set_aside {
+            return Ok(PartOutcome::NeedsDispatches(needed));
+        }
+        let in_pieces = |resident: bool| {
+            let of_kind = pieces.iter().flat_map(|(_, pieces)| pieces).filter(move |piece| (piece.home == own.device) == resident);
+            of_kind.map(|piece| piece.size_bytes)
+        };
+        let mut used = self.fixed(worker, units, needed);
+        used.weights += in_pieces(true).sum();
+        let ring = slot_bytes.map(|_| {
+            let n_slots = self.shape.n_slots;
+            let lookahead = self.site.options.lookahead.unwrap_or(n_slots - 1).clamp(1, n_slots);
+            RingPlan { n_slots, slot_bytes: in_pieces(false).max().unwrap_or_default(), lookahead, upload: own.upload }
+        });
+        if let Some(ring) = ring {
+            used.slots = ring.slot_bytes.times(ring.n_slots as u64);
+            if own.is_gpu() && ring.upload == UploadPath::Staged {
+                used.staging = used.slots;
+            }
+        }
+        if used.total() > self.budgets[worker] {
+            return Err(Refusal::Budget);
+        }
+        Ok(PartOutcome::Made(Part { worker, pieces, ring, used }))
+    }
+
+    fn is_resident(&self, own: &Worker<'_>, unit: usize) -> bool {
+        self.placements[unit].homes.iter().all(|&home| home == own.device)
+    }
+
+    /// Bytes of a unit that stay on its device; exact only for a unit that stays whole, and never too few.
+    fn resident_bytes(&self, own: &Worker<'_>, unit: usize) -> Bytes {
+        if self.is_resident(own, unit) {
+            return own.block_bytes[unit];
+        }
+        self.matrices_at(unit, |home| home == own.device).sum()
+    }
+
+    /// Sizes of those matrices of a unit whose home is as asked.
+    fn matrices_at(&self, unit: usize, is_wanted: impl Fn(Device) -> bool) -> impl Iterator<Item = Bytes> {
+        let matrices = self.site.model.units[unit].matrices().zip(&self.placements[unit].homes);
+        matrices.filter(move |(_, home)| is_wanted(**home)).map(|(id, _)| self.site.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT))
+    }
+
+    /// Bytes of a slot: the largest streamed part of a unit whole, so that it is one large copy, where there is room.
+    fn slot_bytes(&self, worker: usize, streamed: &[usize], room: Bytes) -> Result<Option<Bytes>, Refusal> {
+        let own = &self.site.workers[worker];
+        let largest_part = |&unit: &usize| self.matrices_at(unit, |home| home != own.device).sum::<Bytes>();
+        let Some(largest) = streamed.iter().map(largest_part).max() else { return Ok(None) };
+        let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
+        let share = Bytes(room.0 / own.ring_copies(self.shape.n_slots)).align_down(SLICE_ALIGNMENT);
+        let slot_bytes = largest.max(least).min(share).min(self.slot_limits[worker]);
+        if slot_bytes < least { Err(Refusal::Budget) } else { Ok(Some(slot_bytes)) }
+    }
+
+    /// Counting is cheap and cutting is not; slices end early where a slot is full, so there may be more.
+    fn least_dispatches(&self, own: &Worker<'_>, units: &[usize], streamed: &[usize], slot_bytes: Bytes) -> Result<usize, Refusal> {
+        let model = self.site.model;
+        let max_slice = slot_bytes.min(own.limits.max_binding_bytes);
+        let n_slices = n_slices(self.site.catalog, streamed.iter().flat_map(|&unit| model.units[unit].matrices()), max_slice);
+        if n_slices > MAX_WORK {
+            return Err(Refusal::Budget);
+        }
+        let n_ops: usize = streamed.iter().map(|&unit| model.units[unit].ops.len() - model.units[unit].matrices().count()).sum();
+        let resident = units.iter().filter(|&&unit| self.is_resident(own, unit)).flat_map(|&unit| &own.blocks[unit]);
+        Ok(n_dispatches_of(resident) + n_slices as usize + n_ops.saturating_sub(1))
+    }
+
+    fn cut(&self, own: &Worker<'_>, units: &[usize], slot_bytes: Bytes) -> Result<Vec<(usize, Vec<Piece>)>, Refusal> {
+        let mut by_unit = Vec::with_capacity(units.len());
+        for &unit in units {
+            let homes = &self.placements[unit].homes;
+            let how = Cut { catalog: self.site.catalog, limits: &own.limits, homes, executor: own.device, slot_bytes };
+            let pieces = if self.is_resident(own, unit) {
+                own.blocks[unit].clone()
+            } else if homes.contains(&own.device) {
+                cut(unit, &self.site.model.units[unit], &how)?
+            } else {
+                cut_evenly(unit, &self.site.model.units[unit], &how)?
+            };
+            by_unit.push((unit, pieces));
+        }
+        Ok(by_unit)
+    }
+
+    /// Puts the parts together, where the host can hold what it is to hold.
+    fn assemble(&self, parts: Vec<Part>) -> Result<Plan, Refusal> {
+        let site = self.site;
+        let shared = parts.iter().filter(|part| site.workers[part.worker].shares_host_memory()).map(|part| part.used.total()).sum();
+        let host_part = parts.iter().find(|part| site.workers[part.worker].device == Device::Cpu);
+        let host_budget = match host_part {
+            Some(part) => self.budgets[part.worker].min(site.host_budget(shared)),
+            None => site.host_budget(shared),
+        };
+        let held: Bytes = parts.iter().filter(|part| site.workers[part.worker].device != Device::Cpu).map(held_bytes).sum();
+        let mut host_used = host_part.map(|part| part.used).unwrap_or_default();
+        host_used.weights += held;
+        if host_used.total() > host_budget {
+            return Err(Refusal::Budget);
+        }
+        let (embedding_home, embedding_bytes) = self.home_of_embedding(host_budget.saturating_sub(host_used.total()));
+        host_used.weights += embedding_bytes;
+
+        let mut units: Vec<UnitPlan> = Vec::with_capacity(site.model.units.len());
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut by_unit: Vec<Vec<Piece>> = vec![Vec::new(); site.model.units.len()];
+        let rows: Vec<(usize, Option<RingPlan>, Usage)> = parts.iter().map(|part| (part.worker, part.ring, part.used)).collect();
+        for (unit, own) in parts.into_iter().flat_map(|part| part.pieces) {
+            by_unit[unit] = own;
+        }
+        for (index, own) in by_unit.into_iter().enumerate() {
+            let first = pieces.len();
+            pieces.extend(own);
+            let is_embedding = site.model.units[index].kind == UnitKind::Embedding;
+            let home = if is_embedding { Some(embedding_home) } else { pieces[first..].first().map(|piece| piece.home) };
+            units.push(UnitPlan {
+                name: site.model.units[index].name.clone(),
+                home: home.unwrap_or(Device::Cpu),
+                execute_on: if is_embedding { Device::Cpu } else { self.placements[index].execute_on },
+                size_bytes: self.unit_bytes(index),
+                pieces: first..pieces.len(),
+            });
+        }
+        let mut plan = Plan {
+            schema: "tierflow.plan/2",
+            devices: Vec::new(),
+            units,
+            pieces,
+            ctx_size: self.shape.ctx_size,
+            ctx_size_model: site.model.config.context_length,
+            n_seqs: site.options.n_seqs,
+            forward: self.shape.forward,
+            kv_dtype: site.options.kv_dtype,
+        };
+        plan.devices = self.device_rows(&plan, &rows, (host_budget, host_used));
+        Ok(plan)
+    }
+
+    fn device_rows(&self, plan: &Plan, parts: &[(usize, Option<RingPlan>, Usage)], host: (Bytes, Usage)) -> Vec<DevicePlan> {
+        let site = self.site;
+        let n_units = |is_own: &dyn Fn(&UnitPlan) -> bool| plan.units.iter().filter(|unit| is_own(unit)).count();
+        let row = |spec: &DeviceSpec, budget: Option<Bytes>, used: Usage, ring: Option<RingPlan>| DevicePlan {
+            device: spec.device,
+            name: spec.name.clone(),
+            budget,
+            budget_source: if budget.is_some() { self.budget_source(spec) } else { String::new() },
+            used,
+            n_units: n_units(&|unit| unit.home == spec.device),
+            n_executed: n_units(&|unit| unit.execute_on == spec.device && !unit.pieces.is_empty()),
+            ring,
+            streamed_bytes: plan.streamed_pieces().filter(|&piece| plan.home(piece) == spec.device).map(|piece| plan.pieces[piece].size_bytes).sum(),
+        };
+        let mut rows = Vec::new();
+        for &(worker, ring, used) in parts {
+            let own = &site.workers[worker];
+            let (budget, used) = if own.device == Device::Cpu { host } else { (self.budgets[worker], used) };
+            rows.push(row(own.spec, Some(budget), used, ring));
+        }
+        if rows.iter().all(|row| row.device != Device::Cpu) {
+            rows.push(row(site.host, Some(host.0), host.1, None));
+        }
+        match site.devices.iter().find(|spec| spec.device == Device::Disk) {
+            Some(disk) => rows.push(row(disk, None, Usage::default(), None)),
+            None => rows.push(row(&nameless_disk(), None, Usage::default(), None)),
+        }
+        rows
+    }
+
+    fn budget_source(&self, spec: &DeviceSpec) -> String {
+        let shares = || self.site.workers.iter().any(|worker| worker.shares_host_memory());
+        match self.site.options.max_memory.contains_key(&spec.device) {
+            true => "--max-memory".to_owned(),
+            false if spec.device == Device::Cpu && shares() => format!("{}, less what adapters use of it", spec.capacity_source),
+            false => spec.capacity_source.clone(),
+        }
+    }
+
+    fn unit_bytes(&self, unit: usize) -> Bytes {
+        let Site { model, catalog, .. } = self.site;
+        match model.units[unit].kind {
+            UnitKind::Embedding => model.embedding().map(|id| catalog[id].size_bytes).unwrap_or_default(),
+            UnitKind::Head if model.config.tied_embeddings => Bytes::ZERO,
+            _ => model.units[unit].matrices().map(|id| catalog[id].size_bytes).sum(),
+        }
+    }
+
+    /// The embedding's rows are gathered on the host, a few per forward, so it never needs a GPU home, and reading
+    /// them from disk costs next to nothing: it takes host memory only where some is left (`room`), or where a tied head
+    /// lies there anyway. Its home, and the bytes that it takes on the host for itself.
+    fn home_of_embedding(&self, room: Bytes) -> (Device, Bytes) {
+        let Some(embedding) = self.site.model.embedding() else { return (Device::Disk, Bytes::ZERO) };
+        let size_bytes = self.site.catalog[embedding].size_bytes;
+        let head_home = self.placements.last().and_then(|head| head.homes.first());
+        let shared = self.site.model.config.tied_embeddings && head_home == Some(&Device::Cpu);
+        match (shared, size_bytes <= room) {
+            (true, _) => (Device::Cpu, Bytes::ZERO),
+            (false, true) => (Device::Cpu, size_bytes),
+            (false, false) => (Device::Disk, Bytes::ZERO),
+        }
+    }
+}
+
+/// Bytes of a part that the host holds for it.
+fn held_bytes(part: &Part) -> Bytes {
+    part.pieces.iter().flat_map(|(_, pieces)| pieces).filter(|piece| piece.home == Device::Cpu).map(|piece| piece.size_bytes).sum()
+}
+
+fn nameless_disk() -> DeviceSpec {
+    DeviceSpec {
+        device: Device::Disk,
+        name: "the model's files".into(),
+        driver: String::new(),
+        kind: None,
+        capacity: None,
+        capacity_source: String::new(),
+        limits: None,
+        rates: crate::device::Rates::default(),
+    }
+}

@@ -1,0 +1,246 @@
+//! What stays the same while plans for one model on one machine are tried: the devices that may compute, their limits and
+//! budgets, and every unit as it is cut where it is resident.
+
+use crate::device::{Device, DeviceSpec, GpuLimits};
+use crate::error::{Error, Result};
+use crate::model::{Model, UnitKind};
+use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
+use crate::plan::sizes::{ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, working_set};
+use crate::plan::{KvDType, PlanOptions, UploadPath};
+use crate::units::Bytes;
+use crate::weights::{Catalog, TensorId};
+
+/// Most steps of work that a model is cut into: each costs host memory and a dispatch in every forward.
+pub(super) const MAX_WORK: u64 = 1 << 16;
+/// Most values of one buffer on the host: kernels count in u32.
+const HOST_BUFFER_MAX: Bytes = Bytes::gib(16);
+
+/// A model, a machine, and what is asked.
+pub(super) struct Site<'a> {
+    pub(super) catalog: &'a Catalog,
+    pub(super) model: &'a Model,
+    pub(super) options: &'a PlanOptions,
+    pub(super) devices: &'a [DeviceSpec],
+    pub(super) host: &'a DeviceSpec,
+    /// Devices that may compute, in the order in which layers are given to them; at least one.
+    pub(super) workers: Vec<Worker<'a>>,
+    /// The largest row of any matrix.
+    pub(super) row_bytes: Bytes,
+}
+
+/// A device that may compute.
+pub(super) struct Worker<'a> {
+    pub(super) device: Device,
+    pub(super) spec: &'a DeviceSpec,
+    pub(super) limits: GpuLimits,
+    pub(super) upload: UploadPath,
+    /// What it may use.
+    pub(super) budget: Bytes,
+    /// Every unit as it is cut where it is resident; the embedding has no block.
+    pub(super) blocks: Vec<Vec<Piece>>,
+    /// Bytes of each unit's blocks.
+    pub(super) block_bytes: Vec<Bytes>,
+    /// Norms and biases of each unit, which are resident wherever it is computed.
+    pub(super) vector_bytes: Vec<Bytes>,
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn new(catalog: &'a Catalog, model: &'a Model, devices: &'a [DeviceSpec], options: &'a PlanOptions) -> Result<Site<'a>> {
+        for &device in options.max_memory.keys() {
+            find(devices, device)?;
+        }
+        let host = find(devices, Device::Cpu)?;
+        let matrices: Vec<TensorId> = model.units.iter().flat_map(|unit| unit.matrices()).collect();
+        let (mut workers, mut refused) = (Vec::new(), None);
+        for &device in &options.compute_on {
+            match Worker::new(catalog, model, &matrices, find(devices, device)?, host, options) {
+                Ok(worker) => workers.push(worker),
+                // One adapter that cannot run the model is no fault where another device can.
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        if let (true, Some(error)) = (workers.is_empty(), refused) {
+            return Err(error);
+        }
+        if workers.is_empty() {
+            return Err(Error::InvalidArgument { option: "--device".into(), fault: "no device is left to compute".into() });
+        }
+        let row_bytes = Bytes(matrices.iter().map(|&id| catalog[id].row_bytes()).max().unwrap_or(0));
+        Ok(Site { catalog, model, options, devices, host, workers, row_bytes })
+    }
+
+    /// How a worker's caches store their numbers. The host's are f32: there, half the memory would cost more time than it saves.
+    pub(super) fn kv_dtype(&self, worker: &Worker<'_>) -> KvDType {
+        if worker.is_gpu() { self.options.kv_dtype } else { KvDType::F32 }
+    }
+
+    /// Bytes of the K and V caches of one layer.
+    pub(super) fn kv_bytes_of_layer(&self, worker: &Worker<'_>, ctx_size: usize) -> Bytes {
+        kv_buffer_bytes(&self.model.config, self.kv_dtype(worker), self.options.n_seqs, ctx_size).times(2)
+    }
+
+    pub(super) fn working_bytes(&self, forward: ForwardSize, role: Role) -> Bytes {
+        working_set(&self.model.config, forward, role).into_iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    pub(super) fn largest_working(&self, forward: ForwardSize, role: Role) -> Bytes {
+        working_set(&self.model.config, forward, role).into_iter().map(|(_, bytes)| bytes).max().unwrap_or_default()
+    }
+
+    /// What the host may use while devices that share its memory use `shared`.
+    pub(super) fn host_budget(&self, shared: Bytes) -> Bytes {
+        match self.options.max_memory.get(&Device::Cpu) {
+            Some(&asked) => asked,
+            // One pool of memory must not be promised twice.
+            None => self.host.capacity.unwrap_or_default().saturating_sub(shared),
+        }
+    }
+
+    /// Whether a unit has a KV cache.
+    pub(super) fn is_attention(&self, unit: usize) -> bool {
+        matches!(self.model.units[unit].kind, UnitKind::Attention { .. })
+    }
+
+    pub(super) fn worker(&self, device: Device) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.device == device)
+    }
+
+    /// Budgets of all workers, as they are before anything else is tried.
+    pub(super) fn budgets(&self) -> Vec<Bytes> {
+        self.workers.iter().map(|worker| worker.budget).collect()
+    }
+}
+
+fn find(devices: &[DeviceSpec], device: Device) -> Result<&DeviceSpec> {
+    devices.iter().find(|spec| spec.device == device).ok_or_else(|| Error::InvalidArgument {
+        option: "--device".into(),
+        fault: format!("there is no {device}; `tierflow devices` lists what there is"),
+    })
+}
+
+impl<'a> Worker<'a> {
+    fn new(
+        catalog: &Catalog,
+        model: &Model,
+        matrices: &[TensorId],
+        spec: &'a DeviceSpec,
+        host: &DeviceSpec,
+        options: &PlanOptions,
+    ) -> Result<Worker<'a>> {
+        let host_limits = GpuLimits {
+            max_buffer_bytes: Bytes(u64::MAX),
+            max_binding_bytes: Bytes(u64::MAX),
+            storage_alignment: 1,
+            max_workgroups: u32::MAX,
+        };
+        let limits = spec.limits.unwrap_or(host_limits);
+        check_heads(catalog, model, spec)?;
+        check_cuts(catalog, matrices, &limits, spec)?;
+        let blocks = model.units.iter().enumerate().map(|(index, unit)| match unit.kind {
+            // Its rows are gathered on the host.
+            UnitKind::Embedding => Ok(Vec::new()),
+            _ => {
+                let how = Cut { catalog, limits: &limits, homes: &[], executor: spec.device, slot_bytes: Bytes::ZERO };
+                cut(index, unit, &how)
+            }
+        });
+        let blocks: Vec<Vec<Piece>> = blocks.collect::<Result<_>>()?;
+        // Vectors are held decoded, each at a binding's alignment.
+        let vector_bytes = |id: TensorId| Bytes(4).times(catalog[id].n_values()).align_up(SLICE_ALIGNMENT);
+        Ok(Worker {
+            device: spec.device,
+            spec,
+            limits,
+            upload: choose_upload(spec, options),
+            budget: budget(spec, host, options),
+            block_bytes: blocks.iter().map(|pieces| pieces.iter().map(|piece| piece.size_bytes).sum()).collect(),
+            blocks,
+            vector_bytes: model.units.iter().map(|unit| unit.vectors().map(vector_bytes).sum()).collect(),
+        })
+    }
+
+    pub(super) fn is_gpu(&self) -> bool {
+        self.spec.limits.is_some()
+    }
+
+    /// Whether its memory is the host's own.
+    pub(super) fn shares_host_memory(&self) -> bool {
+        self.spec.kind.is_some_and(|kind| kind.shares_host_memory())
+    }
+
+    /// The largest buffer that one binding can show whole.
+    pub(super) fn largest_buffer(&self) -> Bytes {
+        self.limits.max_binding_bytes.min(self.limits.max_buffer_bytes).min(HOST_BUFFER_MAX)
+    }
+
+    /// Parameters of so many dispatches; the host needs none.
+    pub(super) fn params_bytes(&self, n_dispatches: usize) -> Bytes {
+        if self.is_gpu() { Bytes(PARAMS_BYTES * N_PARAMS_SETS).times(n_dispatches as u64) } else { Bytes::ZERO }
+    }
+
+    /// Slots, and staging buffers beside them, that take device memory.
+    pub(super) fn ring_copies(&self, n_slots: usize) -> u64 {
+        let copies = if self.is_gpu() && self.upload == UploadPath::Staged { 2 } else { 1 };
+        n_slots as u64 * copies
+    }
+}
+
+/// Slices of `matrices` where none is larger than `max_slice`.
+pub(super) fn n_slices(catalog: &Catalog, matrices: impl IntoIterator<Item = TensorId>, max_slice: Bytes) -> u64 {
+    let slices = matrices.into_iter().map(|id| {
+        let tensor = &catalog[id];
+        let rows_per_slice = max_slice.0.checked_div(tensor.row_bytes()).unwrap_or(tensor.n_rows());
+        tensor.n_rows().div_ceil(rows_per_slice.max(1))
+    });
+    slices.fold(0, u64::saturating_add)
+}
+
+/// The attention kernel holds a head in workgroup memory.
+fn check_heads(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
+    let head_size = model.config.head_size;
+    if spec.limits.is_none() || head_size <= HEAD_SIZE_MAX {
+        return Ok(());
+    }
+    Err(Error::UnsupportedModel {
+        path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
+        fault: format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}; use --device cpu"),
+    })
+}
+
+fn check_cuts(catalog: &Catalog, matrices: &[TensorId], limits: &GpuLimits, spec: &DeviceSpec) -> Result<()> {
+    let max_slice = limits.max_binding_bytes.min(limits.max_buffer_bytes);
+    let n_slices = n_slices(catalog, matrices.iter().copied(), max_slice);
+    if n_slices <= MAX_WORK {
+        return Ok(());
+    }
+    Err(Error::DoesNotFit {
+        device: format!("{MAX_WORK} bindings of {}", spec.device),
+        needed: catalog.size_bytes(),
+        available: max_slice.times(MAX_WORK),
+        advice: format!("the model would be cut into {n_slices} slices: take an adapter with larger bindings, or --device cpu"),
+    })
+}
+
+/// The budget asked for, or the device's capacity: of memory that the host shares, what the host's own budget leaves.
+fn budget(spec: &DeviceSpec, host: &DeviceSpec, options: &PlanOptions) -> Bytes {
+    let capacity = spec.capacity.unwrap_or_default();
+    let shares = spec.kind.is_some_and(|kind| kind.shares_host_memory());
+    match (options.max_memory.get(&spec.device), host.capacity) {
+        (Some(&asked), _) => asked,
+        (None, Some(pool)) if shares => {
+            let of_host = options.max_memory.get(&Device::Cpu).copied().unwrap_or_default();
+            capacity.min(pool.saturating_sub(of_host))
+        }
+        (None, _) => capacity,
+    }
+}
+
+/// The faster path by measured rates; unmeasured, the one that every adapter has.
+fn choose_upload(spec: &DeviceSpec, options: &PlanOptions) -> UploadPath {
+    let rates = &spec.rates;
+    match (options.upload, rates.upload_mapped, rates.upload_staged) {
+        (Some(asked), ..) => asked,
+        (None, Some(mapped), Some(staged)) if mapped > staged => UploadPath::Mapped,
+        _ => UploadPath::Staged,
+    }
+}
