@@ -129,7 +129,7 @@ impl Greedy<'_> {
             }
             taken <= room && taken < Bytes(u64::MAX)
         };
-        let end = self.site.model.units.len().min(self.resident_limit(own));
+        let end = self.site.model.units.len().min(self.site.resident_limit(own));
         (first..end).take_while(fits).count()
     }
 
@@ -137,15 +137,6 @@ impl Greedy<'_> {
     fn used(&self, worker: usize, first: usize, end: usize) -> Bytes {
         let own = &self.site.workers[worker];
         self.base(worker, Role::ALONE) + (first..end).map(|unit| own.block_bytes[unit] + self.beside(own, unit)).sum()
-    }
-
-    /// How many units from the front may be resident (`-ngl` counts layers; each is two units after the embedding).
-    fn resident_limit(&self, own: &Worker<'_>) -> usize {
-        match self.site.options.resident_layers {
-            // `-ngl` speaks of GPUs: a host that computes holds what it can.
-            ResidentLayers::AtMost(n_layers) if own.is_gpu() && n_layers <= self.site.model.config.n_layers => 1 + 2 * n_layers,
-            _ => usize::MAX,
-        }
     }
 
     /// Divides the room between what stays and the ring. A slot takes the largest layer part whole, so that it is one

@@ -2,12 +2,16 @@
 //! byte for byte; no files, no clocks, no GPU.
 
 mod build;
+mod candidates;
+mod costs;
+mod dry_run;
 mod greedy;
 mod options;
 mod pieces;
 mod placement;
 mod report;
 mod schedule;
+mod search;
 mod site;
 pub mod sizes;
 
@@ -18,7 +22,10 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::units::Bytes;
 use crate::weights::Catalog;
-pub use options::{KvDType, PlanOptions, ResidentLayers, UploadPath};
+pub use candidates::exchange_secs;
+pub use costs::Load;
+pub use dry_run::{Bound, Busy, Prediction, predict};
+pub use options::{KvDType, Mix, Objective, PlanOptions, ResidentLayers, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, Work, cut};
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
@@ -139,6 +146,14 @@ pub struct RingPlan {
 /// [`crate::error::Error::InvalidArgument`] for a device that is not there.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     placement::place(catalog, model, devices, options)
+}
+
+/// Makes a plan with these placements, one per unit of the model; what else is left open is chosen as by [`plan`].
+///
+/// # Errors
+/// As of [`plan`]; [`crate::error::Error::InvalidArgument`] for placements that no schedule can carry out.
+pub fn realise(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions, placements: &[Placement]) -> Result<Plan> {
+    placement::realise(catalog, model, devices, options, placements)
 }
 
 impl Plan {

@@ -83,6 +83,32 @@ pub enum ResidentLayers {
     All,
 }
 
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// One sequence: its prompt, then token by token.
+    #[default]
+    Latency,
+    /// Many sequences side by side: as many tokens per second as the machine can make in all.
+    Throughput,
+}
+
+/// A typical exchange, which a plan is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mix {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Tokens of the answer.
+    pub n_generated: usize,
+}
+
+impl Default for Mix {
+    fn default() -> Mix {
+        Mix { n_prompt: 256, n_generated: 256 }
+    }
+}
+
 /// What may be asked of a plan. `None` leaves the choice to the planner, and so does a size of 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanOptions {
@@ -108,6 +134,10 @@ pub struct PlanOptions {
     pub lookahead: Option<usize>,
     /// How weights reach a slot (`--upload`).
     pub upload: Option<UploadPath>,
+    /// What the plan is made for (`--objective`).
+    pub objective: Objective,
+    /// The exchange that it is made for (`--mix`).
+    pub mix: Mix,
 }
 
 impl Default for PlanOptions {
@@ -124,6 +154,8 @@ impl Default for PlanOptions {
             n_slots: None,
             lookahead: None,
             upload: None,
+            objective: Objective::Latency,
+            mix: Mix::default(),
         }
     }
 }

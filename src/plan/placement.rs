@@ -5,11 +5,12 @@ use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::build::{Build, Outcome};
+use crate::plan::candidates;
 use crate::plan::greedy::Greedy;
 use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
-use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers};
+use crate::plan::{KvDType, Placement, Plan, PlanOptions, ResidentLayers};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -27,11 +28,54 @@ const COMFORTABLE_CTX: usize = 2048;
 pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     let options = settle(options);
     let site = Site::new(catalog, model, devices, &options)?;
-    match site.place(&site.budgets()) {
+    match candidates::best(&site) {
         Ok(plan) => Ok(plan),
         Err(Refusal::Limit(error)) => Err(error),
         Err(Refusal::Budget) => Err(site.too_small()),
     }
+}
+
+/// Makes the plan with these placements, shrinking what else the user left open until it fits.
+pub(super) fn realise(
+    catalog: &Catalog,
+    model: &Model,
+    devices: &[DeviceSpec],
+    options: &PlanOptions,
+    placements: &[Placement],
+) -> Result<Plan> {
+    let options = settle(options);
+    let site = Site::new(catalog, model, devices, &options)?;
+    check_placements(&site, placements)?;
+    let (budgets, chain) = (site.budgets(), site.chain_of(placements));
+    match site.in_some_shape(&chain, &budgets, |shape| site.with(placements, shape, &budgets)) {
+        Ok(plan) => Ok(plan),
+        Err(Refusal::Limit(error)) => Err(error),
+        Err(Refusal::Budget) => {
+            let available = chain.iter().map(|&worker| budgets[worker]).sum();
+            let advice = "raise --max-memory, lower --ctx-size, or let the planner choose the homes (--device-map auto)".into();
+            Err(Error::DoesNotFit { device: "these homes".into(), needed: site.needed(placements), available, advice })
+        }
+    }
+}
+
+fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Result<()> {
+    let invalid = |fault: String| Error::InvalidArgument { option: "--device-map".into(), fault };
+    if placements.len() != site.model.units.len() {
+        return Err(invalid(format!("{} placements for {} units", placements.len(), site.model.units.len())));
+    }
+    for (placement, unit) in placements.iter().zip(&site.model.units).skip(1) {
+        let (name, device) = (&unit.name, placement.execute_on);
+        if site.worker(device).is_none() {
+            return Err(invalid(format!("{name} is to be computed by {device}, which does not compute here")));
+        }
+        if placement.homes.len() != unit.matrices().count() {
+            return Err(invalid(format!("{} homes for the {} matrices of {name}", placement.homes.len(), unit.matrices().count())));
+        }
+        if let Some(home) = placement.homes.iter().find(|home| **home != device && matches!(home, Device::Gpu(_))) {
+            return Err(invalid(format!("a part of {name} lives on {home} and is computed by {device}: it can come from cpu or disk only")));
+        }
+    }
+    Ok(())
 }
 
 /// Why a plan cannot be made.
@@ -64,7 +108,7 @@ fn settle(options: &PlanOptions) -> PlanOptions {
 }
 
 /// Sizes that the planner chooses where the user left them open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) forward: ForwardSize,
     pub(super) ctx_size: usize,
@@ -72,13 +116,17 @@ pub(super) struct Shape {
 }
 
 impl Site<'_> {
-    /// The plan for these budgets of the workers.
-    fn place(&self, budgets: &[Bytes]) -> Result<Plan, Refusal> {
-        let chain: Vec<usize> = (0..self.workers.len()).collect();
+    /// The greedy plan along a chain of workers.
+    pub(super) fn greedy(&self, chain: &[usize], budgets: &[Bytes]) -> Result<(Shape, Plan), Refusal> {
+        self.in_some_shape(chain, budgets, |shape| Ok((shape, self.along(chain, shape, budgets)?)))
+    }
+
+    /// The first shape that works.
+    fn in_some_shape<T>(&self, chain: &[usize], budgets: &[Bytes], mut make: impl FnMut(Shape) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let mut refusal = None;
-        for shape in self.shapes(&chain, budgets) {
-            match (self.along(&chain, shape, budgets), &refusal) {
-                (Ok(plan), _) => return Ok(plan),
+        for shape in self.shapes(chain, budgets) {
+            match (make(shape), &refusal) {
+                (Ok(made), _) => return Ok(made),
                 // A shape that breaks a limit is no reason where another one lacks memory only.
                 (Err(Refusal::Limit(_)), Some(Refusal::Budget)) => {}
                 (Err(other), _) => refusal = Some(other),
@@ -87,18 +135,52 @@ impl Site<'_> {
         Err(refusal.unwrap_or(Refusal::Budget))
     }
 
-    /// The greedy plan along a chain of workers. Cutting units into pieces adds dispatches, whose parameters take memory,
-    /// which may cut more: settled in a few rounds.
+    /// One greedy try. Cutting units into pieces adds dispatches, whose parameters take memory, which may cut more: settled
+    /// in a few rounds.
     fn along(&self, chain: &[usize], shape: Shape, budgets: &[Bytes]) -> Result<Plan, Refusal> {
+        self.settled(|n_dispatches| {
+            let draft = Greedy { site: self, shape, budgets, chain, n_dispatches }.draft()?;
+            let (placements, slot_limits) = (&draft.placements, &draft.slot_limits);
+            Build { site: self, shape, budgets, placements, n_dispatches, slot_limits }.plan()
+        })
+    }
+
+    /// One try with given placements.
+    pub(super) fn with(&self, placements: &[Placement], shape: Shape, budgets: &[Bytes]) -> Result<Plan, Refusal> {
+        let slot_limits = vec![Bytes(u64::MAX); self.workers.len()];
+        self.settled(|n_dispatches| {
+            Build { site: self, shape, budgets, placements, n_dispatches, slot_limits: &slot_limits }.plan()
+        })
+    }
+
+    fn settled(&self, mut build: impl FnMut(&[usize]) -> Result<Outcome, Refusal>) -> Result<Plan, Refusal> {
         let mut n_dispatches: Vec<usize> = self.workers.iter().map(|own| n_dispatches_of(own.blocks.iter().flatten())).collect();
         loop {
-            let draft = Greedy { site: self, shape, budgets, chain, n_dispatches: &n_dispatches }.draft()?;
-            let (placements, slot_limits) = (&draft.placements, &draft.slot_limits);
-            match (Build { site: self, shape, budgets, placements, n_dispatches: &n_dispatches, slot_limits }).plan()? {
+            match build(&n_dispatches)? {
                 Outcome::Made(plan) => return Ok(*plan),
                 Outcome::NeedsDispatches(worker, needed) => n_dispatches[worker] = needed + needed / 8,
             }
         }
+    }
+
+    /// The workers that placements name, in the order of their first unit.
+    fn chain_of(&self, placements: &[Placement]) -> Vec<usize> {
+        let mut chain = Vec::new();
+        for worker in placements.iter().skip(1).filter_map(|placement| self.worker(placement.execute_on)) {
+            if !chain.contains(&worker) {
+                chain.push(worker);
+            }
+        }
+        chain
+    }
+
+    /// Bytes of the matrices that placements keep with those who compute them, for a refusal.
+    fn needed(&self, placements: &[Placement]) -> Bytes {
+        let of_unit = |(unit, placement): (usize, &Placement)| -> Bytes {
+            let matrices = self.model.units[unit].matrices().zip(&placement.homes);
+            matrices.filter(|(_, home)| **home == placement.execute_on).map(|(id, _)| self.catalog[id].size_bytes).sum()
+        };
+        placements.iter().enumerate().map(of_unit).sum()
     }
 
     /// From what one would like to the least that works.
@@ -173,9 +255,10 @@ impl Site<'_> {
     /// The least budget of `worker` above the present one, which is too small: found by trying, so that it is true.
     fn least_budget(&self, worker: usize) -> Result<Bytes, Refusal> {
         let mut budgets = self.budgets();
+        let chain: Vec<usize> = (0..self.workers.len()).collect();
         let mut place = |budget: Bytes| {
             budgets[worker] = budget;
-            self.place(&budgets).map(drop)
+            self.greedy(&chain, &budgets).map(drop)
         };
         let (mut too_small, mut enough) = (self.workers[worker].budget, self.workers[worker].budget.max(Bytes::kib(64)));
         while let Err(refusal) = place(enough) {

@@ -40,20 +40,43 @@ pub enum Step {
     Readback,
 }
 
+/// What a schedule is made from: who computes each piece, where it lives, and the rings.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layout {
+    /// Executor and home of every piece, in the order of the computation.
+    pub(super) pieces: Vec<(Device, Device)>,
+    /// Slots and lookahead of every device that something streams to.
+    pub(super) rings: Vec<(Device, usize, usize)>,
+}
+
+impl Layout {
+    fn of(plan: &Plan) -> Layout {
+        let rings = plan.devices.iter().filter_map(|device| device.ring.map(|ring| (device.device, ring.n_slots, ring.lookahead)));
+        Layout {
+            pieces: (0..plan.pieces.len()).map(|piece| (plan.executor(piece), plan.home(piece))).collect(),
+            rings: rings.collect(),
+        }
+    }
+}
+
 impl Schedule {
-    /// Orders the steps: each upload begins `lookahead` streamed pieces, of the same ring, before its piece is due.
+    /// The schedule of a plan.
     pub fn new(plan: &Plan) -> Schedule {
-        let mut feeds: Vec<Feed> = plan.executors().into_iter().map(|device| Feed::new(plan, device)).collect();
-        let prologue = feeds.iter().flat_map(|feed| (0..feed.lookahead).map(|ordinal| feed.upload(plan, ordinal))).collect();
+        Schedule::of(&Layout::of(plan))
+    }
+
+    /// Orders the steps: each upload begins `lookahead` streamed pieces, of the same ring, before its piece is due.
+    pub(super) fn of(layout: &Layout) -> Schedule {
+        let mut feeds: Vec<Feed> = layout.rings.iter().map(|ring| Feed::new(layout, *ring)).collect();
+        let prologue = feeds.iter().flat_map(|feed| (0..feed.lookahead).map(|ordinal| feed.upload(layout, ordinal))).collect();
         let mut steps = vec![Step::Embed];
         let mut before: Option<Device> = None;
-        for piece in 0..plan.pieces.len() {
-            let device = plan.executor(piece);
-            if let Some(from) = before.replace(device).filter(|&from| from != device) {
-                steps.push(Step::Hop { from, to: device });
+        for (piece, &(executor, home)) in layout.pieces.iter().enumerate() {
+            if let Some(from) = before.replace(executor).filter(|&from| from != executor) {
+                steps.push(Step::Hop { from, to: executor });
             }
-            match feeds.iter_mut().find(|feed| feed.device == device) {
-                Some(feed) if !plan.is_resident(piece) => feed.compute(plan, piece, &mut steps),
+            match feeds.iter_mut().find(|feed| feed.device == executor) {
+                Some(feed) if home != executor => feed.compute(layout, piece, &mut steps),
                 _ => steps.push(Step::ComputeResident(piece)),
             }
         }
@@ -72,21 +95,20 @@ struct Feed {
 }
 
 impl Feed {
-    fn new(plan: &Plan, device: Device) -> Feed {
-        let pieces: Vec<usize> = plan.streamed_to(device).collect();
-        let ring = plan.ring(device);
-        let lookahead = ring.map_or(0, |ring| ring.lookahead.min(pieces.len()));
-        Feed { device, lookahead, n_slots: ring.map_or(0, |ring| ring.n_slots), pieces, n_computed: 0 }
+    fn new(layout: &Layout, (device, n_slots, lookahead): (Device, usize, usize)) -> Feed {
+        let streams = |piece: &usize| layout.pieces[*piece].0 == device && layout.pieces[*piece].1 != device;
+        let pieces: Vec<usize> = (0..layout.pieces.len()).filter(streams).collect();
+        Feed { device, lookahead: lookahead.min(pieces.len()), n_slots, pieces, n_computed: 0 }
     }
 
     /// The upload of the streamed piece that is the `ordinal`-th, counted on across forwards.
-    fn upload(&self, plan: &Plan, ordinal: usize) -> Step {
+    fn upload(&self, layout: &Layout, ordinal: usize) -> Step {
         let piece = self.pieces[ordinal % self.pieces.len()];
-        if plan.home(piece) == Device::Disk { Step::FetchUpload(piece) } else { Step::Upload(piece) }
+        if layout.pieces[piece].1 == Device::Disk { Step::FetchUpload(piece) } else { Step::Upload(piece) }
     }
 
-    fn compute(&mut self, plan: &Plan, piece: usize, steps: &mut Vec<Step>) {
-        let upload = self.upload(plan, self.n_computed + self.lookahead);
+    fn compute(&mut self, layout: &Layout, piece: usize, steps: &mut Vec<Step>) {
+        let upload = self.upload(layout, self.n_computed + self.lookahead);
         // With as many uploads under way as there are slots, the next one needs the slot just computed from.
         let order = if self.lookahead < self.n_slots { [upload, Step::ComputeStreamed(piece)] } else { [Step::ComputeStreamed(piece), upload] };
         steps.extend(order);

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, working_set};
-use crate::plan::{KvDType, PlanOptions, UploadPath};
+use crate::plan::{KvDType, PlanOptions, ResidentLayers, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -101,6 +101,16 @@ impl<'a> Site<'a> {
         matches!(self.model.units[unit].kind, UnitKind::Attention { .. })
     }
 
+    /// How many units from the front may be resident (`-ngl` counts layers; each is two units after the embedding).
+    pub(super) fn resident_limit(&self, own: &Worker<'_>) -> usize {
+        match self.options.resident_layers {
+            // `-ngl` speaks of GPUs: a host that computes holds what it can.
+            ResidentLayers::AtMost(n_layers) if own.is_gpu() && n_layers <= self.model.config.n_layers => 1 + 2 * n_layers,
+            _ => usize::MAX,
+        }
+    }
+
+    /// The index of `device` among the workers.
     pub(super) fn worker(&self, device: Device) -> Option<usize> {
         self.workers.iter().position(|worker| worker.device == device)
     }

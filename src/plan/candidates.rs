@@ -1,0 +1,154 @@
+//! Candidates: greedy plans along every chain of devices that may compute, and what a search makes of them. The one whose
+//! dry run is the fastest for the exchange that the plan is made for is taken.
+
+use crate::device::{Device, DeviceSpec};
+use crate::model::Model;
+use crate::plan::costs::{Load, MachineCosts};
+use crate::plan::dry_run::{hop_bytes, predict};
+use crate::plan::placement::{Refusal, Shape};
+use crate::plan::search::{EFFORT, Phase, Search, Sketch};
+use crate::plan::site::Site;
+use crate::plan::{Objective, Placement, Plan, PlanOptions};
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// A plan that could be taken, and how long the exchange takes with it.
+struct Candidate {
+    plan: Plan,
+    secs: f64,
+    shape: Shape,
+}
+
+/// The best plan for a site.
+pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
+    let budgets = site.budgets();
+    let mut candidates = Vec::new();
+    let mut refusal = None;
+    for chain in chains(site) {
+        match site.greedy(&chain, &budgets) {
+            Ok((shape, plan)) => candidates.push(Candidate { secs: secs_of(site, &plan), plan, shape }),
+            Err(Refusal::Limit(_)) if matches!(refusal, Some(Refusal::Budget)) => {}
+            Err(other) => refusal = Some(other),
+        }
+    }
+    if candidates.is_empty() {
+        return Err(refusal.unwrap_or(Refusal::Budget));
+    }
+    let improved = improve(site, &candidates, &budgets);
+    candidates.extend(improved);
+    choose(site, candidates).ok_or(Refusal::Budget)
+}
+
+/// In which orders layers are given to devices: each alone, all adapters, and adapters before and behind the host.
+fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
+    let all = 0..site.workers.len();
+    let (gpus, hosts): (Vec<usize>, Vec<usize>) = all.clone().partition(|&worker| site.workers[worker].is_gpu());
+    let mut chains: Vec<Vec<usize>> = all.map(|worker| vec![worker]).collect();
+    let behind = gpus.iter().chain(&hosts).copied().collect();
+    let before = hosts.iter().chain(&gpus).copied().collect();
+    for chain in [gpus, behind, before] {
+        if !chain.is_empty() && !chains.contains(&chain) {
+            chains.push(chain);
+        }
+    }
+    chains
+}
+
+/// What a search makes of the candidates, for each shape that one of them has.
+fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
+    let machine = MachineCosts::new(site.devices);
+    let mut shapes: Vec<Shape> = Vec::new();
+    for candidate in candidates {
+        if !shapes.contains(&candidate.shape) {
+            shapes.push(candidate.shape);
+        }
+    }
+    let mut improved = Vec::new();
+    let effort = EFFORT / candidates.len();
+    for shape in shapes {
+        let mut search = Search::new(site, &machine, shape, budgets, phases(site, shape));
+        let own = candidates.iter().filter(|candidate| candidate.shape == shape);
+        let seeds: Vec<Sketch> = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots)).collect();
+        let mut found: Vec<(Sketch, f64)> = seeds.into_iter().filter_map(|seed| search.improve(seed, effort)).collect();
+        found.sort_by(|a, b| a.1.total_cmp(&b.1));
+        // What looks best in a sketch need not be buildable to the byte: the next one then is.
+        let built = found.into_iter().find_map(|(sketch, _)| {
+            let shape = Shape { n_slots: sketch.n_slots, ..shape };
+            let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
+            Some(Candidate { secs: secs_of(site, &plan), plan, shape })
+        });
+        improved.extend(built);
+    }
+    improved
+}
+
+/// The fastest of those that hold the whole exchange, if any does. What fits on the adapters is never spilled.
+fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Plan> {
+    let n_positions = (site.options.mix.n_prompt + site.options.mix.n_generated).min(site.model.config.context_length);
+    let keep = |candidates: &mut Vec<Candidate>, is_wanted: &dyn Fn(&Plan) -> bool| {
+        if candidates.iter().any(|candidate| is_wanted(&candidate.plan)) {
+            candidates.retain(|candidate| is_wanted(&candidate.plan));
+        }
+    };
+    keep(&mut candidates, &|plan| plan.ctx_size >= n_positions);
+    let fits_on_adapters = |plan: &Plan| plan.streamed_bytes() == Bytes::ZERO && !plan.executors().contains(&Device::Cpu);
+    if candidates.iter().any(|candidate| fits_on_adapters(&candidate.plan)) {
+        keep(&mut candidates, &|plan| plan.streamed_bytes() == Bytes::ZERO);
+    }
+    let faster = |best: Candidate, next: Candidate| if next.secs < best.secs * (1.0 - 1e-6) { next } else { best };
+    candidates.into_iter().reduce(faster).map(|candidate| candidate.plan)
+}
+
+/// Who computes each unit of a plan, and where its matrices live.
+pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
+    let of_unit = |unit: &crate::plan::UnitPlan| {
+        let mut homes = Vec::new();
+        let mut last = None;
+        for piece in &plan.pieces[unit.pieces.clone()] {
+            for slice in &piece.slices {
+                // Rows of one matrix follow each other.
+                if last.replace((slice.tensor, slice.first_row + slice.n_rows)) != Some((slice.tensor, slice.first_row)) || slice.first_row == 0 {
+                    homes.push(piece.home);
+                }
+            }
+        }
+        Placement { execute_on: unit.execute_on, homes }
+    };
+    plan.units.iter().map(of_unit).collect()
+}
+
+fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {
+    exchange_secs(plan, site.catalog, site.model, site.devices, site.options)
+}
+
+/// The forwards of the exchange that a plan is made for.
+fn phases(site: &Site<'_>, shape: Shape) -> Vec<Phase> {
+    let phase = |load: Load, times: f64| Phase { load, times, hop_bytes: hop_bytes(site.model, load) };
+    exchange(site.options, shape.forward.n_tokens).into_iter().map(|(load, times)| phase(load, times)).collect()
+}
+
+/// Loads, and how often each occurs per sequence.
+fn exchange(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Load, f64)> {
+    let mix = options.mix;
+    let n_together = match options.objective {
+        Objective::Latency => 1,
+        Objective::Throughput => options.n_seqs.max(1),
+    };
+    let mut loads = Vec::new();
+    if mix.n_prompt > 0 {
+        let n_tokens = mix.n_prompt.min(n_tokens_max).max(1);
+        let load = Load { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2 };
+        loads.push((load, mix.n_prompt as f64 / n_tokens as f64));
+    }
+    if mix.n_generated > 0 || mix.n_prompt == 0 {
+        let load = Load { n_tokens: n_together, n_logit_rows: n_together, position: mix.n_prompt + mix.n_generated / 2 };
+        loads.push((load, mix.n_generated.max(1) as f64 / n_together as f64));
+    }
+    loads
+}
+
+/// Seconds that a sequence of the exchange takes by a plan: what the planner makes least.
+pub fn exchange_secs(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> f64 {
+    let loads = exchange(options, plan.forward.n_tokens).into_iter();
+    loads.map(|(load, times)| times * predict(plan, catalog, model, devices, load).secs).sum()
+}

@@ -1,0 +1,153 @@
+//! What operations cost on each device, by its rates. Knows neither plans nor schedules; they add up what stands here.
+
+use serde::Serialize;
+
+use crate::device::{Device, DeviceSpec, Origin, Rates};
+use crate::model::{Activation, Model, Op, Unit};
+use crate::plan::UploadPath;
+use crate::units::Bytes;
+use crate::weights::{Catalog, ModelConfig, TensorInfo};
+
+/// What one forward is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Load {
+    /// Tokens in all.
+    pub n_tokens: usize,
+    /// Positions whose logits are asked for.
+    pub n_logit_rows: usize,
+    /// Positions that each token looks back on.
+    pub position: usize,
+}
+
+impl Load {
+    /// One new token of one sequence that has `position` positions.
+    pub const fn decode(position: usize) -> Load {
+        Load { n_tokens: 1, n_logit_rows: 1, position }
+    }
+
+    /// `n_tokens` of a prompt at once, from its beginning.
+    pub const fn prefill(n_tokens: usize) -> Load {
+        Load { n_tokens, n_logit_rows: 1, position: n_tokens / 2 }
+    }
+}
+
+/// One device's costs.
+#[derive(Debug, Clone)]
+pub(super) struct DeviceCosts {
+    pub(super) device: Device,
+    rates: Rates,
+}
+
+impl DeviceCosts {
+    /// Rates that were not measured are taken as typical for the kind of device.
+    pub(super) fn new(spec: &DeviceSpec) -> DeviceCosts {
+        let rates = spec.rates.clone().or(&Rates::assumed(spec.device, spec.kind));
+        DeviceCosts { device: spec.device, rates }
+    }
+
+    /// Where the rates come from.
+    pub(super) fn origin(&self) -> Origin {
+        self.rates.origin
+    }
+
+    /// Seconds of one product of `n_rows` rows of `tensor` with `n_tokens` vectors: the weights are read once, and each
+    /// further vector costs its arithmetic.
+    pub(super) fn product_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
+        let bytes = n_rows as f64 * tensor.row_bytes() as f64;
+        let flops = 2.0 * n_rows as f64 * tensor.n_columns() as f64 * (n_tokens - 1) as f64;
+        let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| bytes / rate.0);
+        let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| flops / rate);
+        self.dispatch_secs() + read + multiplied
+    }
+
+    /// Seconds of an operation that reads no matrix.
+    pub(super) fn op_secs(&self, op: &Op, config: &ModelConfig, load: Load) -> f64 {
+        let attention = match op {
+            // Scores and their mixture: two products with every position, at the rate of single precision.
+            Op::Attention { .. } => {
+                let looked_at = load.position.min(config.sliding_window.unwrap_or(usize::MAX)) as f64;
+                let flops = 4.0 * load.n_tokens as f64 * (config.n_heads * config.head_size) as f64 * looked_at;
+                self.rates.matvec_of(crate::dtype::DType::F32).map_or(0.0, |rate| flops / (rate.0 / 2.0))
+            }
+            _ => 0.0,
+        };
+        self.dispatch_secs() + attention
+    }
+
+    /// Seconds of a whole unit.
+    pub(super) fn unit_secs(&self, unit: &Unit, catalog: &Catalog, config: &ModelConfig, load: Load) -> f64 {
+        unit.ops.iter().map(|op| match op {
+            Op::Embed { .. } => 0.0,
+            Op::MatMul { input, weight, .. } => {
+                let tensor = &catalog[*weight];
+                self.product_secs(tensor, tensor.n_rows(), input.n_rows(load.n_tokens, load.n_logit_rows))
+            }
+            other => self.op_secs(other, config, load),
+        }).sum()
+    }
+
+    fn dispatch_secs(&self) -> f64 {
+        self.rates.dispatch_secs.unwrap_or(0.0)
+    }
+
+    /// Seconds that one more submission costs the device.
+    pub(super) fn submit_secs(&self) -> f64 {
+        if self.device == Device::Cpu { 0.0 } else { self.rates.submit_secs.unwrap_or(0.0) }
+    }
+
+    /// Seconds until the host sees that the device is done.
+    pub(super) fn round_trip_secs(&self) -> f64 {
+        if self.device == Device::Cpu { 0.0 } else { self.rates.round_trip_secs.unwrap_or(0.0) }
+    }
+
+    /// Seconds to bring `bytes` from host memory into a slot. A host that computes copies what was read.
+    pub(super) fn upload_secs(&self, bytes: Bytes, path: UploadPath) -> f64 {
+        let rate = match (self.device, path) {
+            (Device::Cpu, _) => self.rates.host_copy,
+            (_, UploadPath::Mapped) => self.rates.upload_mapped.or(self.rates.upload_staged),
+            (_, UploadPath::Staged) => self.rates.upload_staged,
+        };
+        rate.map_or(0.0, |rate| rate.secs(bytes))
+    }
+
+    /// Seconds to bring `bytes` from the device to the host.
+    pub(super) fn readback_secs(&self, bytes: Bytes) -> f64 {
+        if self.device == Device::Cpu { 0.0 } else { self.rates.readback.map_or(0.0, |rate| rate.secs(bytes)) }
+    }
+
+    /// Seconds to read `bytes` of the model's files.
+    pub(super) fn fetch_secs(&self, bytes: Bytes) -> f64 {
+        self.rates.disk_read.map_or(0.0, |rate| rate.secs(bytes))
+    }
+}
+
+/// The costs of every device of a machine.
+#[derive(Debug, Clone)]
+pub(super) struct MachineCosts {
+    devices: Vec<DeviceCosts>,
+    disk: DeviceCosts,
+}
+
+impl MachineCosts {
+    pub(super) fn new(devices: &[DeviceSpec]) -> MachineCosts {
+        let disk = devices.iter().find(|spec| spec.device == Device::Disk).map(DeviceCosts::new);
+        MachineCosts {
+            devices: devices.iter().map(DeviceCosts::new).collect(),
+            disk: disk.unwrap_or_else(|| DeviceCosts { device: Device::Disk, rates: Rates::assumed(Device::Disk, None) }),
+        }
+    }
+
+    /// The costs of `device`; of the disk where there is no such device.
+    pub(super) fn of(&self, device: Device) -> &DeviceCosts {
+        self.devices.iter().find(|costs| costs.device == device).unwrap_or(&self.disk)
+    }
+
+    pub(super) fn disk(&self) -> &DeviceCosts {
+        &self.disk
+    }
+}
+
+/// Bytes of the residual stream of a forward.
+pub(super) fn hidden_bytes(model: &Model, load: Load) -> Bytes {
+    Bytes(Activation::Hidden.width(&model.config) as u64 * 4).times(load.n_tokens as u64)
+}

@@ -1,0 +1,281 @@
+//! The dry run: the schedule that the engine will run, walked on a virtual clock. What the planner compares and what a
+//! user is told beforehand are both computed here.
+
+use std::collections::VecDeque;
+
+use serde::Serialize;
+
+use crate::device::{Device, DeviceSpec, Origin};
+use crate::model::{Model, Op};
+use crate::plan::costs::{Load, MachineCosts, hidden_bytes};
+use crate::plan::schedule::{Schedule, Step};
+use crate::plan::{Piece, Plan, UploadPath, Work};
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// What one forward is predicted to cost, in the steady state.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Prediction {
+    /// What the forward does.
+    pub load: Load,
+    /// Seconds of it.
+    pub secs: f64,
+    /// Seconds of it in which a device that computes waits for an upload.
+    pub stall_secs: f64,
+    /// Seconds in which the residual stream moves between devices and the result to the host.
+    pub hop_secs: f64,
+    /// Bytes that stream in it.
+    pub streamed_bytes: Bytes,
+    /// How long each device that computes is busy.
+    pub devices: Vec<Busy>,
+    /// Seconds in which the disk reads.
+    pub fetch_secs: f64,
+    /// Whether the rates behind it were measured.
+    pub rates: Origin,
+}
+
+/// How long a device is busy in one forward.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Busy {
+    /// Which device.
+    pub device: Device,
+    /// Seconds in which it computes.
+    pub compute_secs: f64,
+    /// Seconds in which weights move to it.
+    pub upload_secs: f64,
+}
+
+/// What takes the time of a forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// The devices compute, one after the other.
+    Compute,
+    /// Weights cross the link to this device.
+    Upload(Device),
+    /// Weights are read from disk.
+    Disk,
+}
+
+impl Prediction {
+    /// Tokens per second.
+    pub fn tokens_per_sec(&self) -> f64 {
+        if self.secs > 0.0 { self.load.n_tokens as f64 / self.secs } else { 0.0 }
+    }
+
+    /// What takes the most time.
+    pub fn bound(&self) -> Bound {
+        let compute = (self.devices.iter().map(|busy| busy.compute_secs).sum::<f64>(), Bound::Compute);
+        let uploads = self.devices.iter().map(|busy| (busy.upload_secs, Bound::Upload(busy.device)));
+        let most = |best: (f64, Bound), next: (f64, Bound)| if next.0 > best.0 { next } else { best };
+        uploads.chain([(self.fetch_secs, Bound::Disk)]).fold(compute, most).1
+    }
+}
+
+/// Predicts one forward of a plan on these devices.
+pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Load) -> Prediction {
+    let machine = MachineCosts::new(devices);
+    let transfers: Vec<Transfer> = plan.pieces.iter().enumerate().map(|(index, piece)| {
+        let costs = machine.of(plan.executor(index));
+        Transfer {
+            compute_secs: piece_secs(piece, &machine, costs.device, catalog, model, load),
+            upload_secs: costs.upload_secs(piece.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
+            fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.size_bytes) } else { 0.0 },
+        }
+    }).collect();
+    let executors = plan.executors();
+    let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
+    let executor = |piece: usize| plan.executor(piece);
+    let pace = DryRun::new(&machine, &transfers, &executor, &rings, hop_bytes(model, load)).run(&Schedule::new(plan));
+    let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
+    if plan.streamed_pieces().any(|piece| plan.home(piece) == Device::Disk) {
+        origins.push(machine.disk().origin());
+    }
+    let busy = |&device: &Device| {
+        let own = || (0..plan.pieces.len()).filter(|&piece| plan.executor(piece) == device);
+        Busy {
+            device,
+            compute_secs: own().map(|piece| transfers[piece].compute_secs).sum(),
+            upload_secs: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| transfers[piece].upload_secs).sum(),
+        }
+    };
+    Prediction {
+        load,
+        secs: pace.secs,
+        stall_secs: pace.stall_secs,
+        hop_secs: pace.hop_secs,
+        streamed_bytes: plan.streamed_bytes(),
+        devices: executors.iter().map(busy).collect(),
+        fetch_secs: transfers.iter().map(|transfer| transfer.fetch_secs).sum(),
+        rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
+    }
+}
+
+fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Load) -> f64 {
+    let (costs, unit) = (machine.of(device), &model.units[piece.unit]);
+    let work = piece.work.iter().map(|work| match *work {
+        Work::Op(op) => costs.op_secs(&unit.ops[op], &model.config, load),
+        Work::Rows { op, slice } => {
+            let slice = &piece.slices[slice];
+            let n_tokens = match &unit.ops[op] {
+                Op::MatMul { input, .. } => input.n_rows(load.n_tokens, load.n_logit_rows),
+                _ => load.n_tokens,
+            };
+            costs.product_secs(&catalog[slice.tensor], slice.n_rows, n_tokens)
+        }
+    });
+    work.sum()
+}
+
+/// Bytes that a hop and the last readback move.
+pub(super) fn hop_bytes(model: &Model, load: Load) -> [Bytes; 2] {
+    // The best tokens are chosen on the device: what comes back of the logits is small.
+    [hidden_bytes(model, load), Bytes(model.config.vocab_size as u64 / 4).times(load.n_logit_rows as u64)]
+}
+
+/// What a piece costs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Transfer {
+    pub(super) compute_secs: f64,
+    pub(super) upload_secs: f64,
+    pub(super) fetch_secs: f64,
+}
+
+/// How a schedule goes in the steady state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pace {
+    pub(super) secs: f64,
+    pub(super) stall_secs: f64,
+    pub(super) hop_secs: f64,
+}
+
+/// A virtual machine: a disk, and per device a link and a processor, each busy until some time.
+pub(super) struct DryRun<'a> {
+    machine: &'a MachineCosts,
+    pieces: &'a [Transfer],
+    executor: &'a dyn Fn(usize) -> Device,
+    /// Bytes of a hop and of the last readback.
+    hop_bytes: [Bytes; 2],
+    devices: Vec<Virtual>,
+    disk_free: f64,
+    /// When the loop that starts steps comes to the next one: a GPU computes beside it, the host does not.
+    now: f64,
+    stall_secs: f64,
+    hop_secs: f64,
+}
+
+/// One device of the virtual machine.
+struct Virtual {
+    device: Device,
+    upload_free: f64,
+    compute_free: f64,
+    /// When each uploaded piece is ready, oldest first.
+    ready: VecDeque<f64>,
+    /// When each free slot became so.
+    free_slots: VecDeque<f64>,
+}
+
+/// Pieces recorded before they are submitted, as the GPU executor does it.
+const PIECES_PER_SUBMIT: usize = 8;
+/// Forwards until the steady state: the first ones fill the rings.
+const N_FORWARDS: usize = 3;
+
+impl<'a> DryRun<'a> {
+    /// `rings` names every device that computes, with its slots.
+    pub(super) fn new(
+        machine: &'a MachineCosts,
+        pieces: &'a [Transfer],
+        executor: &'a dyn Fn(usize) -> Device,
+        rings: &[(Device, usize)],
+        hop_bytes: [Bytes; 2],
+    ) -> DryRun<'a> {
+        let virtual_device = |&(device, n_slots): &(Device, usize)| Virtual {
+            device,
+            upload_free: 0.0,
+            compute_free: 0.0,
+            ready: VecDeque::new(),
+            free_slots: vec![0.0; n_slots].into(),
+        };
+        let devices = rings.iter().map(virtual_device).collect();
+        DryRun { machine, pieces, executor, hop_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, hop_secs: 0.0 }
+    }
+
+    /// The last of a few forwards.
+    pub(super) fn run(mut self, schedule: &Schedule) -> Pace {
+        schedule.prologue.iter().for_each(|step| self.step(*step));
+        let mut before = (0.0, 0.0, 0.0);
+        for _ in 0..N_FORWARDS {
+            before = (self.now, self.stall_secs, self.hop_secs);
+            schedule.steps.iter().for_each(|step| self.step(*step));
+        }
+        Pace { secs: self.now - before.0, stall_secs: self.stall_secs - before.1, hop_secs: self.hop_secs - before.2 }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Embed => {}
+            Step::FetchUpload(piece) | Step::Upload(piece) => self.upload(piece),
+            Step::ComputeResident(piece) => self.compute(piece, 0.0, 1.0 / PIECES_PER_SUBMIT as f64),
+            Step::ComputeStreamed(piece) => self.compute_streamed(piece),
+            Step::Hop { from, to } => self.hop(from, Some(to)),
+            Step::Readback => {
+                if let Some(last) = self.pieces.len().checked_sub(1) {
+                    self.hop((self.executor)(last), None);
+                }
+            }
+        }
+    }
+
+    fn device(&mut self, device: Device) -> Option<&mut Virtual> {
+        self.devices.iter_mut().find(|own| own.device == device)
+    }
+
+    fn upload(&mut self, piece: usize) {
+        let (now, disk_free, cost) = (self.now, self.disk_free, self.pieces[piece]);
+        let Some(own) = self.device((self.executor)(piece)) else { return };
+        let begin = own.free_slots.pop_front().unwrap_or(own.compute_free).max(now);
+        let fetched = if cost.fetch_secs > 0.0 { disk_free.max(begin) + cost.fetch_secs } else { begin };
+        // A piece moves on while it is still being read.
+        let moved = (own.upload_free.max(begin) + cost.upload_secs).max(fetched);
+        own.upload_free = moved;
+        own.ready.push_back(moved);
+        if cost.fetch_secs > 0.0 {
+            self.disk_free = fetched;
+        }
+    }
+
+    fn compute(&mut self, piece: usize, earliest: f64, submits: f64) {
+        let device = (self.executor)(piece);
+        let secs = self.pieces[piece].compute_secs + submits * self.machine.of(device).submit_secs();
+        let now = self.now;
+        let Some(own) = self.device(device) else { return };
+        let end = own.compute_free.max(earliest).max(now) + secs;
+        own.compute_free = end;
+        if device == Device::Cpu {
+            self.now = end;
+        }
+    }
+
+    fn compute_streamed(&mut self, piece: usize) {
+        let device = (self.executor)(piece);
+        let Some(own) = self.device(device) else { return };
+        let ready = own.ready.pop_front().unwrap_or(0.0);
+        let idle_from = own.compute_free.max(self.now);
+        self.stall_secs += (ready - idle_from).max(0.0);
+        self.now = self.now.max(ready);
+        self.compute(piece, ready, 1.0);
+        if let Some(own) = self.device(device) {
+            own.free_slots.push_back(own.compute_free);
+        }
+    }
+
+    /// The residual stream goes from one device to the next, or the result to the host.
+    fn hop(&mut self, from: Device, to: Option<Device>) {
+        let bytes = if to.is_some() { self.hop_bytes[0] } else { self.hop_bytes[1] };
+        let down = self.machine.of(from).round_trip_secs() + self.machine.of(from).readback_secs(bytes);
+        let up = to.filter(|&to| to != Device::Cpu).map_or(0.0, |to| self.machine.of(to).upload_secs(bytes, UploadPath::Staged));
+        let done = self.device(from).map_or(0.0, |own| own.compute_free).max(self.now);
+        self.now = done + down + up;
+        self.hop_secs += down + up;
+    }
+}
