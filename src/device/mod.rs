@@ -1,8 +1,10 @@
 //! Devices as plain data: what they are called, what they can hold and how fast they are. Knows no wgpu.
 
 mod choice;
+pub mod haystack;
 mod max_memory;
 mod spec;
+pub mod vendor;
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
 pub use max_memory::MaxMemory;
-pub use spec::{AdapterKind, DeviceSpec, GpuLimits, Rates};
+pub use spec::{AdapterKind, DeviceSpec, GpuLimits, Rates, adapters_in_words};
 
 /// The kind of a device, fast to slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
