@@ -19,16 +19,15 @@ impl Device {
             DeviceType::Gpu | DeviceType::Mps | DeviceType::Xpu => {}
         }
         let specs: Vec<&DeviceSpec> = specs.into_iter().collect();
-        let place = self.id.unwrap_or(0) as usize;
-        let adapter = specs.iter().filter(|spec| self.device_type.names(spec)).nth(place);
-        adapter.map(|spec| spec.device).ok_or_else(|| {
-            let meaning = match self.device_type {
-                DeviceType::Xpu => "Intel's",
-                DeviceType::Mps => "Apple's",
-                _ => "NVIDIA's or AMD's",
+        let named: Vec<&DeviceSpec> = specs.iter().copied().filter(|spec| self.device_type.names(spec)).collect();
+        named.get(self.id.unwrap_or(0) as usize).map(|spec| spec.device).ok_or_else(|| {
+            let makers = match self.device_type {
+                DeviceType::Xpu => "Intel",
+                DeviceType::Mps => "Apple",
+                _ => "NVIDIA and AMD",
             };
             let there_is = device::adapters_in_words(specs);
-            Error::NoGpu { fault: format!("{self} was asked for, number {place} of {meaning} adapters counted from 0; {there_is}") }
+            Error::NoGpu { fault: format!("{self} was asked for (adapters of {makers}: {}); {there_is}", named.len()) }
         })
     }
 }
@@ -101,7 +100,11 @@ mod tests {
     fn a_missing_adapter_is_reported_with_those_there_are() {
         let error = resolve("cuda:1", &[INTEL, NVIDIA]).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("cuda:1 was asked for") && text.contains("gpu:0 (made by 0x8086), gpu:1 (made by 0x10de)"), "{text}");
+        assert!(
+            text.contains("cuda:1 was asked for (adapters of NVIDIA and AMD: 1)")
+                && text.contains("gpu:0 (made by 0x8086), gpu:1 (made by 0x10de)"),
+            "{text}"
+        );
         assert_eq!(error.exit_code(), 4);
         assert!(resolve("mps", &[]).unwrap_err().to_string().contains("there is no adapter"));
     }
