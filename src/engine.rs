@@ -232,6 +232,10 @@ fn choose_device(choice: DeviceChoice, budgets: &BTreeMap<Device, Bytes>, adapte
         DeviceChoice::GpuAt(index) => Some(Device::Gpu(index)),
         DeviceChoice::Gpu => Some(budgeted.unwrap_or(Device::Gpu(0))),
         DeviceChoice::Auto => budgeted,
+        DeviceChoice::Named(word) => {
+            let device = word.resolve(adapters.iter().map(|found| &found.spec))?;
+            return choose_device(device.try_into()?, budgets, adapters);
+        }
     };
     match demanded {
         Some(Device::Gpu(index)) if index as usize >= adapters.len() => {

@@ -38,6 +38,7 @@ pub fn host_spec() -> DeviceSpec {
     DeviceSpec {
         device: Device::Cpu,
         name: platform::cpu_name(),
+        vendor: 0,
         driver: format!("{} threads", platform::n_threads()),
         kind: None,
         capacity: Some(Bytes((available.0 as f64 * HOST_SHARE) as u64)),
@@ -52,6 +53,7 @@ pub fn disk_spec() -> DeviceSpec {
     DeviceSpec {
         device: Device::Disk,
         name: "the model's files".into(),
+        vendor: 0,
         driver: String::new(),
         kind: None,
         capacity: None,

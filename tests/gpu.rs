@@ -25,6 +25,7 @@ fn adapters_are_numbered_and_say_what_they_can_hold() {
     let found = pollster::block_on(gpu::list()).expect("listing adapters");
     for (index, found) in found.iter().enumerate() {
         assert_eq!(found.spec.device, Device::Gpu(index as u32));
+        assert_ne!(found.spec.vendor, 0, "{:?}", found.spec);
         assert!(found.spec.capacity.is_some_and(|capacity| capacity > Bytes::mib(64)), "{:?}", found.spec);
         assert!(found.spec.capacity_source.contains('%'), "the margin is stated: {}", found.spec.capacity_source);
     }

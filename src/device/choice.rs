@@ -1,11 +1,11 @@
-//! Which device is to compute, as the user writes it: `auto`, `gpu`, `gpu:1`, `cpu`.
+//! Which device is to compute, as the user writes it: `auto`, `gpu`, `gpu:1`, `cpu`, or in Haystack's words `cuda:1`, `mps`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Device;
+use crate::device::{Device, haystack};
 use crate::error::{Error, Result};
 
 /// Which device is to compute.
@@ -21,6 +21,8 @@ pub enum DeviceChoice {
     GpuAt(u32),
     /// The host, whatever adapters there are.
     Cpu,
+    /// The adapter that this word means once the adapters are known ([`haystack::Device::resolve`]); without it, an error.
+    Named(haystack::Device),
 }
 
 impl fmt::Display for DeviceChoice {
@@ -30,6 +32,7 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Gpu => f.pad("gpu"),
             DeviceChoice::GpuAt(index) => f.pad(&Device::Gpu(*index).to_string()),
             DeviceChoice::Cpu => f.pad("cpu"),
+            DeviceChoice::Named(word) => word.fmt(f),
         }
     }
 }
@@ -43,15 +46,43 @@ impl FromStr for DeviceChoice {
             "gpu" => return Ok(DeviceChoice::Gpu),
             _ => {}
         }
-        match text.parse() {
-            Ok(Device::Gpu(index)) => Ok(DeviceChoice::GpuAt(index)),
-            Ok(Device::Cpu) => Ok(DeviceChoice::Cpu),
-            Ok(Device::Disk) | Err(_) => Err(Error::InvalidArgument {
-                option: "--device".into(),
-                fault: format!("`{text}` computes nothing; write auto, gpu, gpu:N or cpu"),
-            }),
+        if let Ok(device) = text.parse::<Device>() {
+            return device.try_into();
+        }
+        match text.parse::<haystack::Device>() {
+            Ok(word) => word.try_into(),
+            Err(_) => Err(computes_nothing(text)),
         }
     }
+}
+
+impl TryFrom<Device> for DeviceChoice {
+    type Error = Error;
+
+    fn try_from(device: Device) -> Result<DeviceChoice> {
+        match device {
+            Device::Gpu(index) => Ok(DeviceChoice::GpuAt(index)),
+            Device::Cpu => Ok(DeviceChoice::Cpu),
+            Device::Disk => Err(computes_nothing(device)),
+        }
+    }
+}
+
+impl TryFrom<haystack::Device> for DeviceChoice {
+    type Error = Error;
+
+    fn try_from(word: haystack::Device) -> Result<DeviceChoice> {
+        match word.device_type {
+            haystack::DeviceType::Cpu => Ok(DeviceChoice::Cpu),
+            haystack::DeviceType::Disk => Err(computes_nothing(word)),
+            haystack::DeviceType::Gpu | haystack::DeviceType::Mps | haystack::DeviceType::Xpu => Ok(DeviceChoice::Named(word)),
+        }
+    }
+}
+
+fn computes_nothing(text: impl fmt::Display) -> Error {
+    let fault = format!("`{text}` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps");
+    Error::InvalidArgument { option: "--device".into(), fault }
 }
 
 impl From<DeviceChoice> for String {
@@ -74,11 +105,12 @@ mod tests {
 
     #[test]
     fn choices_round_trip() {
-        for text in ["auto", "gpu", "gpu:0", "gpu:7", "cpu"] {
+        for text in ["auto", "gpu", "gpu:0", "gpu:7", "cpu", "cuda", "cuda:0", "xpu:1", "mps"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
         assert_eq!("1".parse::<DeviceChoice>().unwrap(), DeviceChoice::GpuAt(1));
-        for text in ["", "disk", "AUTO", "gpu:x"] {
+        assert_eq!("cpu:0".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cpu);
+        for text in ["", "disk", "disk:0", "AUTO", "gpu:x", "cuda:x", "CUDA", "tpu"] {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text} must be refused");
         }
     }

@@ -1,9 +1,11 @@
 //! Devices as plain data: what they are called, what they can hold and how fast they are. Knows no wgpu.
 
 mod choice;
+pub mod haystack;
 mod max_memory;
 mod rates;
 mod spec;
+pub mod vendor;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +16,7 @@ use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
 pub use max_memory::MaxMemory;
 pub use rates::{Origin, Rates};
-pub use spec::{AdapterKind, DeviceSpec, GpuLimits};
+pub use spec::{AdapterKind, DeviceSpec, GpuLimits, adapters_in_words};
 
 /// The kind of a device, fast to slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -12,6 +12,9 @@ pub struct DeviceSpec {
     pub device: Device,
     /// What its maker calls it.
     pub name: String,
+    /// The maker's PCI number, as in [`crate::device::vendor`]; 0 where it is unknown, and for `cpu` and `disk`.
+    #[serde(default)]
+    pub vendor: u32,
     /// Driver and API, for people.
     pub driver: String,
     /// What kind of adapter it is; `None` for `cpu` and `disk`.
@@ -24,6 +27,16 @@ pub struct DeviceSpec {
     pub limits: Option<GpuLimits>,
     /// Measured rates; empty until measured.
     pub rates: Rates,
+}
+
+/// The adapters among `specs` as part of a sentence; without any, what to do about it.
+pub fn adapters_in_words<'a>(specs: impl IntoIterator<Item = &'a DeviceSpec>) -> String {
+    let adapters = specs.into_iter().filter(|spec| matches!(spec.device, Device::Gpu(_)));
+    let names: Vec<String> = adapters.map(|spec| format!("{} ({})", spec.device, spec.name)).collect();
+    if names.is_empty() {
+        return "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into();
+    }
+    format!("there is {}", names.join(", "))
 }
 
 /// The kinds of adapter that wgpu tells apart.

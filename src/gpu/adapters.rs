@@ -1,6 +1,6 @@
 //! Which adapters there are, as device specs. Opens none of them.
 
-use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
+use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates, vendor};
 use crate::error::Result;
 use crate::platform::{Heap, largest_local_heap};
 use crate::units::Bytes;
@@ -60,6 +60,7 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
     let spec = DeviceSpec {
         device: Device::Gpu(index),
         name: info.name.clone(),
+        vendor: vendor_of(info),
         driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
         kind: Some(kind),
         capacity: Some(capacity),
@@ -105,6 +106,14 @@ pub(super) fn limits_in_force(limits: &wgpu::Limits) -> GpuLimits {
         max_binding_bytes: Bytes(limits.max_storage_buffer_binding_size),
         storage_alignment: limits.min_storage_buffer_offset_alignment,
         max_workgroups: limits.max_compute_workgroups_per_dimension,
+    }
+}
+
+/// The maker's PCI number. Metal reports none; what it drives counts as Apple's, as it does for PyTorch's `mps`.
+fn vendor_of(info: &wgpu::AdapterInfo) -> u32 {
+    match (info.vendor, info.backend) {
+        (0, wgpu::Backend::Metal) => vendor::APPLE,
+        (vendor, _) => vendor,
     }
 }
 

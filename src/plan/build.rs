@@ -355,6 +355,7 @@ fn nameless_disk() -> DeviceSpec {
         capacity: None,
         capacity_source: String::new(),
         limits: None,
+        vendor: 0,
         rates: crate::device::Rates::default(),
     }
 }

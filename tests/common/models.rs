@@ -58,6 +58,7 @@ pub fn devices(gpu: Bytes, kind: AdapterKind, limits: GpuLimits, host: Bytes) ->
     let spec = |device: Device, capacity: Option<Bytes>| DeviceSpec {
         device,
         name: format!("test {device}"),
+        vendor: 0,
         driver: String::new(),
         kind: None,
         capacity,

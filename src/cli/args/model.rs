@@ -69,7 +69,7 @@ pub struct PlacementArgs {
     /// Memory that may be used of each device, as gpu:0=40MiB,cpu=64MiB; a device not named is used as far as it goes
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "DEVICE=SIZE,…", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
-    /// What computes: auto, gpu, gpu:N or cpu (-dev)
+    /// What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
     pub device: DeviceChoice,
     /// Positions of the context; 0 takes the model's, less where the budgets demand it
