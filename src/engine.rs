@@ -189,7 +189,7 @@ impl EngineBuilder {
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
         tracing::debug!("{} computes; {} pieces in {} steps; {:?}", plan.execute_on, plan.pieces.len(), schedule.steps.len(), plan.ring);
-        let rates = |device| devices.iter().find(|spec| spec.device == device).map(|spec| spec.rates).unwrap_or_default();
+        let rates = |device| devices.iter().find(|spec| spec.device == device).map(|spec| spec.rates.clone()).unwrap_or_default();
         let prediction = stream::predict(&plan, &schedule, &rates(execute_on), &rates(Device::Disk))?;
         let adapter = match execute_on {
             Device::Gpu(index) => adapters.into_iter().nth(index as usize),

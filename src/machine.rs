@@ -62,7 +62,7 @@ pub fn disk_spec() -> DeviceSpec {
 }
 
 fn kept_rates(key: &str) -> Rates {
-    read_cache().get(key).copied().unwrap_or_default()
+    read_cache().get(key).cloned().unwrap_or_default()
 }
 
 fn keep(key: String, rates: Rates) {
@@ -79,10 +79,10 @@ pub async fn upload_rates(found: &AdapterFound) -> Result<Rates> {
     let key = cache_key(found);
     let mut cache = read_cache();
     if let Some(rates) = cache.get(&key) {
-        return Ok(*rates);
+        return Ok(rates.clone());
     }
     let rates = measure_uploads(found).await?;
-    cache.insert(key, rates);
+    cache.insert(key, rates.clone());
     write_cache(&cache);
     Ok(rates)
 }
@@ -101,8 +101,8 @@ pub async fn measure(found: &AdapterFound) -> Result<Rates> {
     let gpu = Gpu::open(found, Bytes(PROBE_BYTES.0 * 8), None).await?;
     rates.readback = Some(probe_readback(&gpu).await?);
     rates.submit_secs = Some(probe_submit(&gpu)?);
-    rates.matvec = Some(probe_matvec(&gpu).await?);
-    keep(cache_key(found), rates);
+    rates.matvec = [(DType::F16, probe_matvec(&gpu).await?)].into();
+    keep(cache_key(found), rates.clone());
     Ok(rates)
 }
 
@@ -125,8 +125,8 @@ pub fn measure_host() -> Rates {
         Ok(begin.elapsed().as_secs_f64())
     });
     let rate = |secs: Result<f64>| secs.ok().map(|secs| BytesPerSec::from_transfer(PROBE_BYTES, secs));
-    let rates = Rates { host_copy: rate(secs), matvec: rate(product), ..Rates::default() };
-    keep(HOST_KEY.into(), rates);
+    let rates = Rates { host_copy: rate(secs), matvec: rate(product).map(|rate| (DType::F16, rate)).into_iter().collect(), ..Rates::default() };
+    keep(HOST_KEY.into(), rates.clone());
     rates
 }
 

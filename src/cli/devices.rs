@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::cli::args::DevicesArgs;
 use crate::cli::terminal::{Align, print, print_json, table};
 use crate::device::{AdapterKind, Device, DeviceSpec};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::machine;
 use crate::units::BytesPerSec;
@@ -97,7 +98,7 @@ fn row(report: &DeviceReport) -> Vec<String> {
         rate("upload mapped", rates.upload_mapped),
         rate("upload staged", rates.upload_staged),
         rate("readback", rates.readback),
-        rate("matvec", rates.matvec),
+        rate("matvec", rates.matvec_of(DType::F16)),
         rate("copy", rates.host_copy),
         rate("read", rates.disk_read),
         rates.submit_secs.map(|secs| format!("submit {:.0} µs", secs * 1e6)),

@@ -2,6 +2,7 @@
 
 mod choice;
 mod max_memory;
+mod rates;
 mod spec;
 
 use std::fmt;
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
 pub use max_memory::MaxMemory;
-pub use spec::{AdapterKind, DeviceSpec, GpuLimits, Rates};
+pub use rates::{Origin, Rates};
+pub use spec::{AdapterKind, DeviceSpec, GpuLimits};
 
 /// The kind of a device, fast to slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Device;
-use crate::units::{Bytes, BytesPerSec};
+use crate::device::{Device, Rates};
+use crate::units::Bytes;
 
 /// Plain data about one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,25 +79,4 @@ impl GpuLimits {
             max_workgroups: self.max_workgroups.min(own.max_workgroups),
         }
     }
-}
-
-/// Measured rates of a device. A field is `None` until it is measured.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Rates {
-    /// Sequential reads of at least 1 MiB from the model's disk, page cache bypassed.
-    pub disk_read: Option<BytesPerSec>,
-    /// Host memory to host memory, one thread.
-    pub host_copy: Option<BytesPerSec>,
-    /// Host to GPU through slots that the host maps.
-    pub upload_mapped: Option<BytesPerSec>,
-    /// Host to GPU through a staging ring and a copy on the queue.
-    pub upload_staged: Option<BytesPerSec>,
-    /// GPU to host.
-    pub readback: Option<BytesPerSec>,
-    /// Weight bytes per second of a matrix × vector product.
-    pub matvec: Option<BytesPerSec>,
-    /// Operations per second of a matrix × matrix product.
-    pub matmul_flops_per_sec: Option<f64>,
-    /// One empty submission, in seconds.
-    pub submit_secs: Option<f64>,
 }

@@ -1,0 +1,245 @@
+//! How fast a device is: what was measured, how gaps are filled, and what is assumed where nothing was measured.
+//! Knows no clock and measures nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::{AdapterKind, Device};
+use crate::dtype::DType;
+use crate::units::BytesPerSec;
+
+/// Rates of a device. What is absent was not measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rates {
+    /// Sequential reads of the model's disk as streaming does them: two at a time, 4 MiB each, page cache bypassed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_read: Option<BytesPerSec>,
+    /// Host memory to host memory, one thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_copy: Option<BytesPerSec>,
+    /// Host to GPU through slots that the host maps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_mapped: Option<BytesPerSec>,
+    /// Host to GPU through a staging ring and a copy on the queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_staged: Option<BytesPerSec>,
+    /// GPU to host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readback: Option<BytesPerSec>,
+    /// Bytes of stored weights per second of a matrix × vector product, without the fixed cost of an operation: what a large
+    /// matrix comes close to.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub matvec: BTreeMap<DType, BytesPerSec>,
+    /// Floating-point operations per second of a matrix × matrix product with many tokens (two per weight and token).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub matmul: BTreeMap<DType, f64>,
+    /// Fixed cost of one more operation inside a submission, in seconds; on the host, of one more parallel product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dispatch_secs: Option<f64>,
+    /// One more submission that nobody waits for, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submit_secs: Option<f64>,
+    /// An empty submission and the wait for it, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trip_secs: Option<f64>,
+    /// Compiling one pipeline, in seconds: the median of the matrix kernels' forms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shader_compile_secs: Option<f64>,
+    /// When they were measured, in seconds since 1970 (UTC); the oldest where several measurements were merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured_at: Option<u64>,
+    /// Whether the figures were measured.
+    #[serde(skip_serializing_if = "Origin::is_measured")]
+    pub origin: Origin,
+}
+
+/// Where rates come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Measured, or written into a devices file by somebody who knows.
+    #[default]
+    Measured,
+    /// Measured in part; [`Rates::assumed`] fills the gaps.
+    PartlyAssumed,
+    /// Typical figures of such a device.
+    Assumed,
+}
+
+impl Origin {
+    fn is_measured(&self) -> bool {
+        *self == Origin::Measured
+    }
+
+    /// The origin of figures from both.
+    fn and(self, other: Origin) -> Origin {
+        if self == other { self } else { Origin::PartlyAssumed }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Origin::Measured => "measured",
+            Origin::PartlyAssumed => "assumed in part",
+            Origin::Assumed => "assumed, not measured",
+        })
+    }
+}
+
+impl Rates {
+    /// Whether no rate is known.
+    pub fn is_empty(&self) -> bool {
+        let unmeasured = Rates { measured_at: self.measured_at, origin: self.origin, ..Rates::default() };
+        *self == unmeasured
+    }
+
+    /// Weight bytes per second of a matrix × vector product in `dtype`: its own rate, else that of the nearest dtype measured.
+    pub fn matvec_of(&self, dtype: DType) -> Option<BytesPerSec> {
+        nearest(&self.matvec, dtype)
+    }
+
+    /// Operations per second of a matrix × matrix product in `dtype`: its own rate, else that of the nearest dtype measured.
+    pub fn matmul_of(&self, dtype: DType) -> Option<f64> {
+        nearest(&self.matmul, dtype)
+    }
+
+    /// The faster of the two ways to the GPU.
+    pub fn upload(&self) -> Option<BytesPerSec> {
+        [self.upload_mapped, self.upload_staged].into_iter().flatten().max_by(|a, b| a.0.total_cmp(&b.0))
+    }
+
+    /// These rates, and those of `other` where these have none. A map is taken over only where this one is empty: the nearest
+    /// dtype that was measured says more than a figure from elsewhere.
+    #[must_use]
+    pub fn or(self, other: &Rates) -> Rates {
+        if self.is_empty() || other.is_empty() {
+            return if self.is_empty() { other.clone() } else { self };
+        }
+        let own = self.clone();
+        let mut both = Rates {
+            disk_read: self.disk_read.or(other.disk_read),
+            host_copy: self.host_copy.or(other.host_copy),
+            upload_mapped: self.upload_mapped.or(other.upload_mapped),
+            upload_staged: self.upload_staged.or(other.upload_staged),
+            readback: self.readback.or(other.readback),
+            matvec: if self.matvec.is_empty() { other.matvec.clone() } else { self.matvec },
+            matmul: if self.matmul.is_empty() { other.matmul.clone() } else { self.matmul },
+            dispatch_secs: self.dispatch_secs.or(other.dispatch_secs),
+            submit_secs: self.submit_secs.or(other.submit_secs),
+            round_trip_secs: self.round_trip_secs.or(other.round_trip_secs),
+            shader_compile_secs: self.shader_compile_secs.or(other.shader_compile_secs),
+            measured_at: self.measured_at,
+            origin: self.origin,
+        };
+        if both != own {
+            both.origin = self.origin.and(other.origin);
+            both.measured_at = [self.measured_at, other.measured_at].into_iter().flatten().min();
+        }
+        both
+    }
+
+    /// Typical figures of a device of this kind, for plans of what was never measured. They are assumptions: a discrete GPU of
+    /// the middle class behind PCIe 4, an integrated one with two channels of DDR4, a software adapter and a host of a few
+    /// cores, an SSD. `kind` matters for adapters only.
+    pub fn assumed(device: Device, kind: Option<AdapterKind>) -> Rates {
+        let none = Rates { origin: Origin::Assumed, ..Rates::default() };
+        let gpu = |matvec, matmul, upload, dispatch_secs, round_trip_secs| Rates {
+            upload_staged: Some(BytesPerSec(upload)),
+            readback: Some(BytesPerSec(upload)),
+            matvec: BTreeMap::from([(DType::F16, BytesPerSec(matvec))]),
+            matmul: BTreeMap::from([(DType::F16, matmul)]),
+            dispatch_secs: Some(dispatch_secs),
+            submit_secs: Some(round_trip_secs / 2.0),
+            round_trip_secs: Some(round_trip_secs),
+            shader_compile_secs: Some(0.02),
+            ..none.clone()
+        };
+        match (device, kind) {
+            (Device::Disk, _) => Rates { disk_read: Some(BytesPerSec(2e9)), ..none },
+            (Device::Cpu, _) => Rates {
+                host_copy: Some(BytesPerSec(10e9)),
+                matvec: BTreeMap::from([(DType::F16, BytesPerSec(20e9))]),
+                matmul: BTreeMap::from([(DType::F16, 100e9)]),
+                dispatch_secs: Some(10e-6),
+                ..none
+            },
+            (Device::Gpu(_), Some(AdapterKind::Integrated)) => gpu(40e9, 1e12, 10e9, 10e-6, 200e-6),
+            (Device::Gpu(_), Some(AdapterKind::Software)) => gpu(1e9, 5e9, 5e9, 20e-6, 100e-6),
+            (Device::Gpu(_), _) => gpu(300e9, 20e12, 12e9, 5e-6, 100e-6),
+        }
+    }
+}
+
+/// The value at `dtype`, else at the dtype most like it: blocks before plain numbers where it is one of blocks, then by bits.
+fn nearest<T: Copy>(by_dtype: &BTreeMap<DType, T>, dtype: DType) -> Option<T> {
+    let distance = |other: DType| {
+        let other_form = (other.block_len() > 1) != (dtype.block_len() > 1);
+        (other_form, (other.bits() - dtype.bits()).abs())
+    };
+    let by_distance = |a: &(&DType, &T), b: &(&DType, &T)| {
+        let (a, b) = (distance(*a.0), distance(*b.0));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    };
+    by_dtype.iter().min_by(by_distance).map(|(_, value)| *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured() -> Rates {
+        Rates {
+            upload_staged: Some(BytesPerSec(5e9)),
+            matvec: BTreeMap::from([(DType::F32, BytesPerSec(4.0)), (DType::F16, BytesPerSec(2.0)), (DType::Q4_1, BytesPerSec(1.0))]),
+            measured_at: Some(1_700_000_000),
+            ..Rates::default()
+        }
+    }
+
+    #[test]
+    fn the_nearest_dtype_stands_for_one_that_was_not_measured() {
+        let rates = measured();
+        for (dtype, expected) in
+            [(DType::F32, 4.0), (DType::F16, 2.0), (DType::BF16, 2.0), (DType::Q8_0, 1.0), (DType::Q4_0, 1.0), (DType::Q4_1, 1.0)]
+        {
+            assert_eq!(rates.matvec_of(dtype), Some(BytesPerSec(expected)), "{dtype}");
+        }
+        assert_eq!(rates.matmul_of(DType::F16), None);
+    }
+
+    #[test]
+    fn gaps_are_filled_and_the_filling_is_marked() {
+        let assumed = Rates::assumed(Device::Gpu(0), Some(AdapterKind::Discrete));
+        assert_eq!(Rates::default().or(&assumed), assumed);
+        assert_eq!(measured().or(&Rates::default()), measured());
+        let both = measured().or(&assumed);
+        assert_eq!((both.origin, both.upload_staged, both.readback), (Origin::PartlyAssumed, Some(BytesPerSec(5e9)), assumed.readback));
+        assert_eq!((both.matvec_of(DType::BF16), both.measured_at), (Some(BytesPerSec(2.0)), Some(1_700_000_000)));
+        assert_eq!(both.clone().or(&assumed), both, "nothing is left to fill");
+    }
+
+    #[test]
+    fn every_kind_of_device_has_assumptions_and_they_are_marked() {
+        let kinds = [AdapterKind::Discrete, AdapterKind::Integrated, AdapterKind::Virtual, AdapterKind::Software, AdapterKind::Other];
+        for kind in kinds {
+            let rates = Rates::assumed(Device::Gpu(0), Some(kind));
+            assert!(rates.matvec_of(DType::Q4_0).is_some() && rates.upload().is_some() && rates.origin == Origin::Assumed, "{kind:?}");
+        }
+        assert!(Rates::assumed(Device::Cpu, None).matmul_of(DType::Q8_0).is_some());
+        assert!(Rates::assumed(Device::Disk, None).disk_read.is_some());
+        assert!(Rates::default().is_empty() && !Rates::assumed(Device::Disk, None).is_empty());
+    }
+
+    #[test]
+    fn rates_serialise_without_what_is_unknown_and_refuse_unknown_names() {
+        let text = serde_json::to_string(&measured()).unwrap();
+        assert_eq!(text, r#"{"upload_staged":5000000000.0,"matvec":{"F32":4.0,"F16":2.0,"Q4_1":1.0},"measured_at":1700000000}"#);
+        assert_eq!(serde_json::from_str::<Rates>(&text).unwrap(), measured());
+        assert!(serde_json::from_str::<Rates>(r#"{"matvec_f16": 1.0}"#).unwrap_err().to_string().contains("matvec_f16"));
+        assert!(serde_json::from_str::<Rates>(r#"{"matvec": {"Q9": 1.0}}"#).unwrap_err().to_string().contains("Q9"));
+    }
+}
