@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits};
+use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, Rates};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterFound, Gpu};
-use crate::machine;
+use crate::machine::{self, Measure};
 use crate::model::Model;
 use crate::plan::{self, Plan, PlanOptions, Schedule, UploadPath};
 use crate::platform::IoMode;
@@ -164,9 +164,9 @@ impl EngineBuilder {
                 found.spec.limits = Some(asked.within(own));
             }
             // An adapter that cannot be opened says so when it is loaded; a plan needs no more than its specs.
-            found.spec.rates = machine::upload_rates(found).await.unwrap_or_else(|error| {
-                tracing::warn!("the upload paths were not measured: {error}");
-                machine::known_rates(found)
+            found.spec.rates = machine::rates_of(found, Measure::Quick).await.unwrap_or_else(|error| {
+                tracing::warn!("the rates of {} were not measured: {error}", found.spec.name);
+                Rates::default()
             });
             if self.options.upload == Some(UploadPath::Mapped) && found.spec.rates.upload_mapped.is_none() {
                 let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
@@ -189,7 +189,7 @@ impl EngineBuilder {
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
         tracing::debug!("{} computes; {} pieces in {} steps; {:?}", plan.execute_on, plan.pieces.len(), schedule.steps.len(), plan.ring);
-        let rates = |device| devices.iter().find(|spec| spec.device == device).map(|spec| spec.rates).unwrap_or_default();
+        let rates = |device| devices.iter().find(|spec| spec.device == device).map(|spec| spec.rates.clone()).unwrap_or_default();
         let prediction = stream::predict(&plan, &schedule, &rates(execute_on), &rates(Device::Disk))?;
         let adapter = match execute_on {
             Device::Gpu(index) => adapters.into_iter().nth(index as usize),

@@ -10,10 +10,11 @@ use crate::error::{Error, Result};
 /// The units of print, largest first.
 const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
 
-/// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer. Sums and products stop at
-/// the largest number instead of overflowing: sizes come from files and options, and nothing has so much room.
+/// A number of bytes. Prints in binary units (`1.5 GiB`), serialises as a plain integer, is read from that or from a size
+/// as people write it. Sums and products stop at the largest number instead of overflowing: sizes come from files and options,
+/// and nothing has so much room.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(into = "u64", try_from = "NumberOrText")]
 pub struct Bytes(pub u64);
 
 impl Bytes {
@@ -134,6 +135,31 @@ impl FromStr for Bytes {
     }
 }
 
+impl From<Bytes> for u64 {
+    fn from(bytes: Bytes) -> u64 {
+        bytes.0
+    }
+}
+
+/// The two forms of a size in a file: `8589934592` and `"8GiB"`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size: bytes, or a text such as \"8GiB\"")]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<NumberOrText> for Bytes {
+    type Error = Error;
+
+    fn try_from(size: NumberOrText) -> Result<Bytes> {
+        match size {
+            NumberOrText::Number(bytes) => Ok(Bytes(bytes)),
+            NumberOrText::Text(text) => text.parse(),
+        }
+    }
+}
+
 /// A transfer rate. Prints in decimal units (`5.2 GB/s`), as links and disks are sold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -200,6 +226,17 @@ mod tests {
             assert!(read >= Bytes(bytes) && read.0 <= bytes + bytes / 10 + 1, "{bytes} prints as {text}");
         }
         assert_eq!(Bytes(112_231).rounded_up(), "109.7 KiB");
+    }
+
+    #[test]
+    fn sizes_in_files_are_numbers_or_texts() {
+        assert_eq!(serde_json::to_string(&Bytes::gib(8)).unwrap(), "8589934592");
+        for text in ["8589934592", "\"8GiB\"", "\"8589934592\""] {
+            assert_eq!(serde_json::from_str::<Bytes>(text).unwrap(), Bytes::gib(8), "{text}");
+        }
+        for text in ["-1", "1.5", "null", "\"much\"", "[8]"] {
+            assert!(serde_json::from_str::<Bytes>(text).unwrap_err().to_string().contains("size"), "{text}");
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn a_resident_model_has_no_uploads() {
 fn run(plan: &Plan, upload: f64, disk: f64, matvec: f64) -> Prediction {
     let rates = Rates {
         upload_mapped: Some(BytesPerSec(upload)),
-        matvec: Some(BytesPerSec(matvec)),
+        matvec: [(DType::F16, BytesPerSec(matvec))].into(),
         disk_read: Some(BytesPerSec(disk)),
         ..Rates::default()
     };

@@ -110,6 +110,9 @@ pub struct DevicesArgs {
     /// Measure upload, copy, compute and disk rates (takes a few seconds) and keep them for later plans
     #[arg(long, env = "TIERFLOW_MEASURE")]
     pub measure: bool,
+    /// Show the rates of each storage form
+    #[arg(short, long, env = "TIERFLOW_VERBOSE")]
+    pub verbose: bool,
     /// Print the devices as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,

@@ -1,62 +1,59 @@
-//! `tierflow devices`: every adapter, host memory and disk, with the limits that matter and the measured rates.
+//! `tierflow devices`: every adapter, host memory and disk, with the limits that matter and the rates that were measured.
 
-use serde::Serialize;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::DevicesArgs;
 use crate::cli::terminal::{Align, print, print_json, table};
-use crate::device::{AdapterKind, Device, DeviceSpec};
+use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
+use crate::dtype::DType;
 use crate::error::Result;
-use crate::machine;
+use crate::machine::{self, DevicesFile, Measure};
 use crate::units::BytesPerSec;
 
-/// A device with what only adapters have.
-#[derive(Debug, Serialize)]
-pub struct DeviceReport {
-    /// The planner's view.
-    #[serde(flatten)]
-    pub spec: DeviceSpec,
-    /// Features that the adapter offers.
-    pub features: Vec<String>,
+/// How much of the rates is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// A line per device.
+    Summary,
+    /// The products of each dtype as well.
+    PerDType,
 }
 
-/// Prints a table with advice, or JSON.
+/// Prints a table with advice, or the JSON that `--devices` reads.
 ///
 /// # Errors
-/// Those of asking the drivers.
+/// Those of asking the drivers and of measuring.
 pub fn run(args: &DevicesArgs) -> Result<()> {
-    let devices = pollster::block_on(list(args.measure))?;
+    let measure = if args.measure { Measure::Full } else { Measure::Never };
+    let found = pollster::block_on(list(measure))?;
     if args.json {
-        return print_json(&serde_json::json!({ "schema": "tierflow.devices/1", "devices": devices }));
+        return print_json(&found);
     }
-    print(&report(&devices))
+    let detail = if args.measure || args.verbose { Detail::PerDType } else { Detail::Summary };
+    print(&report(&found, detail))
 }
 
-/// Every device of this machine; `measure` measures the rates now, otherwise those known are shown.
+/// Every device of this machine, with its rates.
 ///
 /// # Errors
-/// Those of asking the drivers.
-pub async fn list(measure: bool) -> Result<Vec<DeviceReport>> {
-    let mut devices = Vec::new();
-    for mut found in machine::adapters().await? {
-        found.spec.rates = if measure { machine::measure(&found).await? } else { machine::known_rates(&found) };
-        devices.push(DeviceReport { spec: found.spec, features: found.features });
+/// Those of asking the drivers and of measuring.
+pub(super) async fn list(measure: Measure) -> Result<DevicesFile> {
+    let mut found = DevicesFile::new(Vec::new(), Default::default());
+    for mut adapter in machine::adapters().await? {
+        if measure == Measure::Full {
+            machine::try_memory(&mut adapter).await?;
+        }
+        adapter.spec.rates = machine::rates_of(&adapter, measure).await?;
+        found.features.insert(adapter.spec.device, adapter.features);
+        found.devices.push(adapter.spec);
     }
-    let mut host = machine::host_spec();
-    if measure {
-        host.rates = machine::measure_host();
-    }
-    devices.push(DeviceReport { spec: host, features: Vec::new() });
-    let mut disk = machine::disk_spec();
-    if measure {
-        disk.rates.disk_read = Some(machine::measure_disk()?);
-    }
-    devices.push(DeviceReport { spec: disk, features: Vec::new() });
-    Ok(devices)
+    found.devices.push(DeviceSpec { rates: machine::host_rates(measure), ..machine::host_spec() });
+    found.devices.push(DeviceSpec { rates: machine::disk_rates(None, measure)?, ..machine::disk_spec() });
+    Ok(found)
 }
 
-/// Table and advice.
-pub(super) fn report(devices: &[DeviceReport]) -> String {
-    let rows: Vec<Vec<String>> = devices.iter().map(row).collect();
+/// Table, what each device is and how fast, and advice.
+pub(super) fn report(found: &DevicesFile, detail: Detail) -> String {
     let columns = [
         ("DEVICE", Align::Left),
         ("NAME", Align::Left),
@@ -64,23 +61,26 @@ pub(super) fn report(devices: &[DeviceReport]) -> String {
         ("USABLE", Align::Right),
         ("MAX BUFFER", Align::Right),
         ("MAX BINDING", Align::Right),
-        ("RATES", Align::Left),
     ];
-    let mut text = table(&columns, &rows);
-    for DeviceReport { spec, features } in devices {
+    let mut text = table(&columns, &found.devices.iter().map(row).collect::<Vec<_>>());
+    for spec in &found.devices {
+        let device = spec.device;
         if !spec.capacity_source.is_empty() {
-            text.push_str(&format!("{}: {}; usable is {}\n", spec.device, spec.driver, spec.capacity_source));
+            text.push_str(&format!("{device}: {}; usable is {}\n", spec.driver, spec.capacity_source));
         }
-        if !features.is_empty() {
-            text.push_str(&format!("{}: features {}\n", spec.device, features.join(", ")));
+        if let Some(features) = found.features.get(&device).filter(|features| !features.is_empty()) {
+            text.push_str(&format!("{device}: features {}\n", features.join(", ")));
         }
+        text.push_str(&format!("{device}: {}\n", rates_in_words(&spec.rates)));
     }
-    text.push_str(advice(devices));
+    if detail == Detail::PerDType {
+        text.push_str(&products(&found.devices));
+    }
+    text.push_str(advice(&found.devices));
     text
 }
 
-fn row(report: &DeviceReport) -> Vec<String> {
-    let spec = &report.spec;
+fn row(spec: &DeviceSpec) -> Vec<String> {
     let kind = match (spec.device, spec.kind) {
         (_, Some(AdapterKind::Discrete)) => "discrete GPU",
         (_, Some(AdapterKind::Integrated)) => "integrated GPU",
@@ -91,20 +91,6 @@ fn row(report: &DeviceReport) -> Vec<String> {
         _ => "GPU",
     };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
-    let rate = |name: &str, rate: Option<BytesPerSec>| rate.map(|rate| format!("{name} {rate}"));
-    let rates = &spec.rates;
-    let rates: Vec<String> = [
-        rate("upload mapped", rates.upload_mapped),
-        rate("upload staged", rates.upload_staged),
-        rate("readback", rates.readback),
-        rate("matvec", rates.matvec),
-        rate("copy", rates.host_copy),
-        rate("read", rates.disk_read),
-        rates.submit_secs.map(|secs| format!("submit {:.0} µs", secs * 1e6)),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
     vec![
         spec.device.to_string(),
         spec.name.clone(),
@@ -112,12 +98,65 @@ fn row(report: &DeviceReport) -> Vec<String> {
         or_dash(spec.capacity.map(|bytes| bytes.to_string())),
         or_dash(spec.limits.map(|limits| limits.max_buffer_bytes.to_string())),
         or_dash(spec.limits.map(|limits| limits.max_binding_bytes.to_string())),
-        if rates.is_empty() { "–".into() } else { rates.join(", ") },
     ]
 }
 
-fn advice(devices: &[DeviceReport]) -> &'static str {
-    let adapters = || devices.iter().filter_map(|report| report.spec.kind);
+/// The rates in a line, with the products of one dtype for all.
+fn rates_in_words(rates: &Rates) -> String {
+    if rates.is_empty() {
+        return "rates not measured yet: run `tierflow devices --measure`".into();
+    }
+    let rate = |name: &str, rate: Option<BytesPerSec>| rate.map(|rate| format!("{name} {rate}"));
+    let micros = |name: &str, secs: Option<f64>| secs.map(|secs| format!("{name} {:.1} µs", secs * 1e6));
+    let parts = [
+        rate("upload mapped", rates.upload_mapped),
+        rate("upload staged", rates.upload_staged),
+        rate("readback", rates.readback),
+        rate("copy", rates.host_copy),
+        rate("read", rates.disk_read),
+        rate("matrix × vector", rates.matvec_of(DType::F16)),
+        rates.matmul_of(DType::F16).map(|flops| format!("matrix × matrix {:.1} GFLOP/s (both F16)", flops / 1e9)),
+        micros("operation", rates.dispatch_secs),
+        micros("submission", rates.submit_secs),
+        micros("round trip", rates.round_trip_secs),
+        rates.shader_compile_secs.map(|secs| format!("shader {:.1} ms", secs * 1e3)),
+    ];
+    let since = rates.measured_at.map(|at| format!(" {}", age(at))).unwrap_or_default();
+    format!("{}; {}{since}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "), rates.origin)
+}
+
+/// How long ago a time was, in its largest unit.
+fn age(at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(at, |since| since.as_secs());
+    let secs = now.saturating_sub(at);
+    match [(86_400, "day"), (3600, "hour"), (60, "minute")].into_iter().find(|(unit, _)| secs >= *unit) {
+        Some((unit, name)) => format!("{} {name}{} ago", secs / unit, if secs / unit == 1 { "" } else { "s" }),
+        None => "just now".into(),
+    }
+}
+
+/// The products of each dtype on each device that was measured.
+fn products(devices: &[DeviceSpec]) -> String {
+    let mut rows = Vec::new();
+    for spec in devices {
+        for dtype in DType::ALL {
+            let (matvec, matmul) = (spec.rates.matvec.get(&dtype), spec.rates.matmul.get(&dtype));
+            if matvec.is_some() || matmul.is_some() {
+                let matvec = matvec.map_or_else(|| "–".into(), ToString::to_string);
+                let matmul = matmul.map_or_else(|| "–".into(), |flops| format!("{:.1} GFLOP/s", flops / 1e9));
+                rows.push(vec![spec.device.to_string(), dtype.to_string(), matvec, matmul]);
+            }
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let columns = [("DEVICE", Align::Left), ("WEIGHTS", Align::Left), ("MATRIX × VECTOR", Align::Right), ("MATRIX × MATRIX", Align::Right)];
+    table(&columns, &rows)
+}
+
+fn advice(devices: &[DeviceSpec]) -> &'static str {
+    let adapters = || devices.iter().filter_map(|spec| spec.kind);
     if adapters().next().is_none() {
         "No adapter was found. Models run on the host (--device cpu). For a GPU, install its Vulkan driver \
          (on Debian: mesa-vulkan-drivers; it also brings a software adapter).\n"
@@ -125,5 +164,16 @@ fn advice(devices: &[DeviceReport]) -> &'static str {
         "Only a software adapter was found: it runs on the host's cores and is used only by name (--device gpu, or a budget for gpu:0).\n"
     } else {
         ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_told_in_their_largest_unit() {
+        let ago = |secs: u64| age(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - secs);
+        assert_eq!([ago(1), ago(60), ago(7300), ago(259_300)], ["just now", "1 minute ago", "2 hours ago", "3 days ago"]);
     }
 }

@@ -1,10 +1,10 @@
 //! `tierflow doctor`: a report to paste into a bug.
 
 use crate::cli::args::DoctorArgs;
-use crate::cli::devices;
+use crate::cli::devices::{self, Detail};
 use crate::cli::terminal::{print, print_json};
 use crate::error::Result;
-use crate::machine;
+use crate::machine::Measure;
 use crate::platform::{cache_folder, host_memory, n_threads};
 
 /// Looks at everything and prints it.
@@ -12,9 +12,8 @@ use crate::platform::{cache_folder, host_memory, n_threads};
 /// # Errors
 /// Those of writing to stdout; what cannot be looked at is part of the report.
 pub fn run(args: &DoctorArgs) -> Result<()> {
-    let found = pollster::block_on(devices::list(true));
+    let found = pollster::block_on(devices::list(Measure::Quick));
     let memory = host_memory();
-    let disk = machine::measure_disk();
     let report = serde_json::json!({
         "schema": "tierflow.doctor/1",
         "version": env!("CARGO_PKG_VERSION"),
@@ -24,10 +23,9 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         "threads": n_threads(),
         "memory_total": memory.total,
         "memory_available": memory.available,
-        "disk_read_bytes_per_sec": disk.as_ref().ok(),
-        "disk_fault": disk.as_ref().err().map(ToString::to_string),
         "cache": cache_folder(),
-        "devices": found.as_ref().ok(),
+        "devices": found.as_ref().ok().map(|found| &found.devices),
+        "features": found.as_ref().ok().map(|found| &found.features),
         "devices_fault": found.as_ref().err().map(ToString::to_string),
     });
     if args.json {
@@ -42,12 +40,8 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         memory.available,
         memory.total
     );
-    text.push_str(&match disk {
-        Ok(rate) => format!("disk of the temporary folder reads {rate}, page cache bypassed where the system allows\n"),
-        Err(error) => format!("disk rate: {error}\n"),
-    });
     match found {
-        Ok(found) => text.push_str(&devices::report(&found)),
+        Ok(found) => text.push_str(&devices::report(&found, Detail::Summary)),
         Err(error) => text.push_str(&format!("devices: {error}\n")),
     }
     print(&text)

@@ -94,8 +94,29 @@ impl fmt::Display for Origin {
 impl Rates {
     /// Whether no rate is known.
     pub fn is_empty(&self) -> bool {
-        let unmeasured = Rates { measured_at: self.measured_at, origin: self.origin, ..Rates::default() };
-        *self == unmeasured
+        self.figures().is_empty()
+    }
+
+    /// Every figure with its name in files, for checks and tables: bytes or operations per second, and seconds.
+    pub fn figures(&self) -> Vec<(String, f64)> {
+        let rates = [
+            ("disk_read", self.disk_read),
+            ("host_copy", self.host_copy),
+            ("upload_mapped", self.upload_mapped),
+            ("upload_staged", self.upload_staged),
+            ("readback", self.readback),
+        ];
+        let secs = [
+            ("dispatch_secs", self.dispatch_secs),
+            ("submit_secs", self.submit_secs),
+            ("round_trip_secs", self.round_trip_secs),
+            ("shader_compile_secs", self.shader_compile_secs),
+        ];
+        let rates = rates.into_iter().filter_map(|(name, rate)| Some((name.to_owned(), rate?.0)));
+        let secs = secs.into_iter().filter_map(|(name, secs)| Some((name.to_owned(), secs?)));
+        let matvec = self.matvec.iter().map(|(dtype, rate)| (format!("matvec.{dtype}"), rate.0));
+        let matmul = self.matmul.iter().map(|(dtype, rate)| (format!("matmul.{dtype}"), *rate));
+        rates.chain(secs).chain(matvec).chain(matmul).collect()
     }
 
     /// Weight bytes per second of a matrix × vector product in `dtype`: its own rate, else that of the nearest dtype measured.
@@ -120,7 +141,7 @@ impl Rates {
         if self.is_empty() || other.is_empty() {
             return if self.is_empty() { other.clone() } else { self };
         }
-        let own = self.clone();
+        let n_own = self.figures().len();
         let mut both = Rates {
             disk_read: self.disk_read.or(other.disk_read),
             host_copy: self.host_copy.or(other.host_copy),
@@ -136,7 +157,7 @@ impl Rates {
             measured_at: self.measured_at,
             origin: self.origin,
         };
-        if both != own {
+        if both.figures().len() > n_own {
             both.origin = self.origin.and(other.origin);
             both.measured_at = [self.measured_at, other.measured_at].into_iter().flatten().min();
         }

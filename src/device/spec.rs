@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::device::{Device, Rates};
 use crate::units::Bytes;
 
-/// Plain data about one device.
+/// Plain data about one device. In a file, `driver`, `capacity_source`, `limits` and `rates` may be left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeviceSpec {
     /// How it is addressed.
     pub device: Device,
@@ -16,16 +17,19 @@ pub struct DeviceSpec {
     #[serde(default)]
     pub vendor: u32,
     /// Driver and API, for people.
+    #[serde(default)]
     pub driver: String,
     /// What kind of adapter it is; `None` for `cpu` and `disk`.
     pub kind: Option<AdapterKind>,
     /// Memory that a plan may use when no budget is given, margin already taken off; `None` for a disk.
     pub capacity: Option<Bytes>,
     /// Where `capacity` comes from and which margin was taken off, for people.
+    #[serde(default)]
     pub capacity_source: String,
     /// Limits of the adapter; `None` for `cpu` and `disk`.
     pub limits: Option<GpuLimits>,
-    /// Measured rates; empty until measured.
+    /// How fast it is; empty until measured.
+    #[serde(default)]
     pub rates: Rates,
 }
 
@@ -62,8 +66,10 @@ impl AdapterKind {
     }
 }
 
-/// The adapter limits that decide how weights are cut. WebGPU guarantees the values of [`GpuLimits::default`].
+/// The adapter limits that decide how weights are cut. WebGPU guarantees the values of [`GpuLimits::default`], which stand for
+/// those that a file leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GpuLimits {
     /// Largest buffer.
     pub max_buffer_bytes: Bytes,

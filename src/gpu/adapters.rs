@@ -55,7 +55,7 @@ pub async fn list() -> Result<Vec<AdapterFound>> {
 fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> AdapterFound {
     let limits = limits_in_force(&adapter.limits());
     let kind = kind_of(info.device_type);
-    let (capacity, capacity_source) = capacity(&adapter, kind, &limits);
+    let (whole, source) = memory(&adapter, &limits);
     let driver = [info.backend.to_str(), &info.driver, &info.driver_info];
     let spec = DeviceSpec {
         device: Device::Gpu(index),
@@ -63,29 +63,41 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
         vendor: vendor_of(info),
         driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
         kind: Some(kind),
-        capacity: Some(capacity),
-        capacity_source,
+        capacity: None,
+        capacity_source: String::new(),
         limits: Some(limits),
         rates: Rates::default(),
     };
     let wanted =
         wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
     let features = (adapter.features() & wanted).iter_names().map(|(name, _)| name.to_owned()).collect();
-    AdapterFound { spec, backend: info.backend, features, adapter }
+    let mut found = AdapterFound { spec, backend: info.backend, features, adapter };
+    found.set_memory(whole, &source);
+    found
 }
 
-/// Memory to plan with when no budget is given, and where the number comes from.
-fn capacity(adapter: &wgpu::Adapter, kind: AdapterKind, limits: &GpuLimits) -> (Bytes, String) {
-    let (whole, mut source) = match largest_local_heap(adapter) {
+impl AdapterFound {
+    /// Sets the memory to plan with when no budget is given: `whole`, which `source` says the origin of, less a margin.
+    pub fn set_memory(&mut self, whole: Bytes, source: &str) {
+        let shared = self.spec.kind.is_some_and(AdapterKind::shares_host_memory);
+        let shared = if shared { "; this is host memory, shared with the cpu budget" } else { "" };
+        self.spec.capacity = Some(Bytes(whole.0 / 100 * (100 - MARGIN_PERCENT)));
+        self.spec.capacity_source = format!("{source}, less {MARGIN_PERCENT} %{shared}");
+    }
+
+    /// Whether the driver says how much memory there is; where not, a plan starts from a guess.
+    pub fn reports_memory(&self) -> bool {
+        largest_local_heap(&self.adapter).is_some()
+    }
+}
+
+/// How much memory there is by the driver, and where the number comes from.
+fn memory(adapter: &wgpu::Adapter, limits: &GpuLimits) -> (Bytes, String) {
+    match largest_local_heap(adapter) {
         Some(Heap { size, free: Some(free) }) => (free, format!("{free} free of {size} by the driver's budget")),
         Some(Heap { size, free: None }) => (size, format!("{size} heap by the driver, use by others unknown")),
         None => (limits.max_buffer_bytes, "no report: taken as large as the largest buffer; give --max-memory".to_owned()),
-    };
-    source.push_str(&format!(", less {MARGIN_PERCENT} %"));
-    if kind.shares_host_memory() {
-        source.push_str("; this is host memory, shared with the cpu budget");
     }
-    (Bytes(whole.0 / 100 * (100 - MARGIN_PERCENT)), source)
 }
 
 /// The wgpu limits to ask for: all that the adapter has, or WebGPU's defaults with `wanted` in place of the four that matter.

@@ -48,6 +48,20 @@ pub fn cache_folder() -> Option<PathBuf> {
     }
 }
 
+/// The file system on which `path` lies, by a name that lasts until the machine is started anew; `None` where `path` is nothing.
+#[cfg(unix)]
+pub fn file_system_of(path: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    Some(format!("file system {:x}", std::fs::metadata(path).ok()?.dev()))
+}
+
+/// As above; here it is the drive, or the share of a network.
+#[cfg(not(unix))]
+pub fn file_system_of(path: &Path) -> Option<String> {
+    let whole = std::fs::canonicalize(path).ok()?;
+    Some(format!("file system {}", whole.components().next()?.as_os_str().to_string_lossy()))
+}
+
 /// Writes a file under a temporary name beside `path` and renames it, so that nobody ever sees half of it.
 ///
 /// # Errors

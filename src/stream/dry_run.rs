@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use serde::Serialize;
 
 use crate::device::{Device, Rates};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Plan, Schedule, UploadPath};
 use crate::stream::{Batch, Executor, forward, prologue};
@@ -90,7 +91,7 @@ fn costs(plan: &Plan, executor: &Rates, disk: &Rates) -> Option<Costs> {
     };
     let reads_disk = plan.streamed_pieces().any(|piece| plan.home(piece) == Device::Disk);
     let disk_read = if reads_disk { disk.disk_read?.0 } else { f64::INFINITY };
-    Some(Costs { disk_read, upload, matvec: executor.matvec?.0, submit_secs: executor.submit_secs.unwrap_or(0.0) })
+    Some(Costs { disk_read, upload, matvec: executor.matvec_of(DType::F16)?.0, submit_secs: executor.submit_secs.unwrap_or(0.0) })
 }
 
 impl DryRun<'_> {

@@ -1,0 +1,207 @@
+//! Probes of an adapter: both ways up, the way back, submissions, compilation and products.
+
+use std::time::Instant;
+
+use super::effort::{Effort, middle, time};
+use super::products::{self, weight_bytes};
+use crate::device::{AdapterKind, Rates};
+use crate::error::Result;
+use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
+use crate::kernels::{Binding, matmul};
+use crate::units::{Bytes, BytesPerSec};
+
+/// What one transfer moves: a piece as streaming has them.
+const TRANSFER: Bytes = Bytes::mib(8);
+/// What the products of a run read in turn: more than the caches hold, those of the GPU or, for software, of the host.
+const HARDWARE_POOL: Bytes = Bytes::mib(256);
+const SOFTWARE_POOL: Bytes = Bytes::mib(64);
+/// The pool's largest share of an adapter's memory.
+const POOL_SHARE: u64 = 4;
+/// Different matrices in one run.
+const MAX_PLACES: u64 = 64;
+/// What a matrix in the pool begins at a multiple of: every adapter's storage alignment divides it.
+const WEIGHT_ALIGNMENT: u64 = 256;
+/// Input and output of the products.
+const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
+/// Submissions of which the cost of one is taken.
+const N_SUBMISSIONS: u32 = 16;
+
+/// Measures all rates of an adapter.
+///
+/// # Errors
+/// Where the adapter cannot be opened or a probe fails.
+pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rates> {
+    let pool_size = pool_size(found);
+    let budget = pool_size + VALUES.times(2) + TRANSFER.times(8);
+    let gpu = Gpu::open(found, budget, None).await?;
+    let mut rates = Rates { upload_staged: Some(upload(&gpu, effort, Upload::Staged).await?), ..Rates::default() };
+    if gpu.mappable {
+        rates.upload_mapped = Some(upload(&gpu, effort, Upload::Mapped).await?);
+    }
+    rates.readback = Some(readback(&gpu, effort).await?);
+    rates.round_trip_secs = Some(effort.median(|| round_trip(&gpu))?);
+    rates.submit_secs = Some(effort.median(|| submission(&gpu))?);
+    let mut bench = Bench::new(&gpu, pool_size).await?;
+    rates.shader_compile_secs = Some(bench.compile()?);
+    let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
+    Ok(rates.or(&products::measure(effort, largest, |params, repeats| bench.run(params, repeats))?))
+}
+
+fn pool_size(found: &AdapterFound) -> Bytes {
+    let wanted = if found.spec.kind == Some(AdapterKind::Software) { SOFTWARE_POOL } else { HARDWARE_POOL };
+    let largest_buffer = found.spec.limits.unwrap_or_default().max_buffer_bytes;
+    let share = Bytes(found.spec.capacity.unwrap_or_default().0 / POOL_SHARE);
+    wanted.min(largest_buffer).min(share.max(TRANSFER)).align_down(TRANSFER.0)
+}
+
+/// The two ways to the GPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Upload {
+    /// Memory that the host writes and kernels read.
+    Mapped,
+    /// Memory that the host writes, and a copy on the queue.
+    Staged,
+}
+
+/// One way's rate: host memory to where kernels can read it, waiting for each transfer.
+async fn upload(gpu: &Gpu, effort: &Effort, way: Upload) -> Result<BytesPerSec> {
+    let host_usage = wgpu::BufferUsages::MAP_WRITE
+        | match way {
+            Upload::Mapped => wgpu::BufferUsages::STORAGE,
+            Upload::Staged => wgpu::BufferUsages::COPY_SRC,
+        };
+    let memory = gpu.buffer("probe", TRANSFER, host_usage, Purpose::Staging).await?;
+    let slot_usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let slot = match way {
+        Upload::Mapped => None,
+        Upload::Staged => Some(gpu.buffer("probe slot", TRANSFER, slot_usage, Purpose::Slots).await?),
+    };
+    let bytes = vec![0x2A_u8; TRANSFER.0 as usize];
+    let transfer = || {
+        time(|| {
+            map(gpu, &memory)?;
+            let fault = |fault: wgpu::MapRangeError| gpu.fault(format!("the upload probe failed: {fault}"));
+            memory.slice(..).get_mapped_range_mut().map_err(fault)?.copy_from_slice(&bytes);
+            memory.unmap();
+            if let Some(slot) = &slot {
+                let mut encoder = gpu.device.create_command_encoder(&Default::default());
+                encoder.copy_buffer_to_buffer(&memory, 0, slot, 0, TRANSFER.0);
+                gpu.queue.submit([encoder.finish()]);
+            }
+            gpu.wait(None)
+        })
+    };
+    // The first transfer touches the memory.
+    transfer()?;
+    Ok(BytesPerSec::from_transfer(TRANSFER, effort.median(transfer)?))
+}
+
+/// Maps `memory` for writing, and waits for it.
+fn map(gpu: &Gpu, memory: &Buffer) -> Result<()> {
+    let (sender, mut receiver) = futures_channel::oneshot::channel();
+    memory.slice(..).map_async(wgpu::MapMode::Write, move |result| drop(sender.send(result)));
+    gpu.wait(None)?;
+    match receiver.try_recv() {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Err(fault))) => Err(gpu.fault(format!("the upload probe failed: {fault}"))),
+        Ok(None) | Err(_) => Err(gpu.fault("the upload probe failed: its memory was not mapped")),
+    }
+}
+
+async fn readback(gpu: &Gpu, effort: &Effort) -> Result<BytesPerSec> {
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+    let buffer = gpu.buffer("probe", TRANSFER, usage, Purpose::Activations).await?;
+    let transfer = async || {
+        let begin = Instant::now();
+        gpu::read(gpu, &buffer, 0, TRANSFER.0).await?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    // The first transfer makes the staging memory.
+    transfer().await?;
+    Ok(BytesPerSec::from_transfer(TRANSFER, effort.median_awaited(transfer).await?))
+}
+
+/// An empty submission and the wait for it.
+fn round_trip(gpu: &Gpu) -> Result<f64> {
+    time(|| {
+        submit_nothing(gpu);
+        gpu.wait(None)
+    })
+}
+
+/// One of many empty submissions; the wait for them does not count.
+fn submission(gpu: &Gpu) -> Result<f64> {
+    let secs = time(|| {
+        (0..N_SUBMISSIONS).for_each(|_| submit_nothing(gpu));
+        Ok(())
+    })?;
+    gpu.wait(None)?;
+    Ok(secs / f64::from(N_SUBMISSIONS))
+}
+
+fn submit_nothing(gpu: &Gpu) {
+    let encoder = gpu.device.create_command_encoder(&Default::default());
+    gpu.queue.submit([encoder.finish()]);
+}
+
+/// Buffers for products of any shape.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    /// Matrices, one behind the other.
+    pool: Buffer,
+    input: Buffer,
+    output: Buffer,
+    params: ParamsArena,
+}
+
+impl<'a> Bench<'a> {
+    async fn new(gpu: &'a Gpu, pool_size: Bytes) -> Result<Bench<'a>> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let bench = Bench {
+            gpu,
+            pool: gpu.buffer("probe weights", pool_size, usage, Purpose::Weights).await?,
+            input: gpu.buffer("probe input", VALUES, usage, Purpose::Activations).await?,
+            output: gpu.buffer("probe output", VALUES, usage, Purpose::Activations).await?,
+            params: ParamsArena::new(gpu, 1).await?,
+        };
+        // wgpu clears memory at its first use; that must not fall into a run. Zero is a plain number in every dtype.
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        [&bench.pool, &bench.input, &bench.output].into_iter().for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
+        gpu.queue.submit([encoder.finish()]);
+        gpu.wait(None)?;
+        Ok(bench)
+    }
+
+    /// Compiles every form of the product; the median of the seconds that each took.
+    fn compile(&self) -> Result<f64> {
+        let secs = products::forms().map(|params| time(|| self.dispatch(&params, 0).map(drop)));
+        Ok(middle(secs.collect::<Result<_>>()?))
+    }
+
+    fn dispatch(&self, params: &matmul::Params, weight_begin: u64) -> Result<Dispatch> {
+        let bindings = matmul::Bindings {
+            weight: Binding::part(&self.pool, weight_begin, weight_bytes(params)),
+            input: Binding::whole(&self.input),
+            output: Binding::whole(&self.output),
+        };
+        matmul::prepare(self.gpu, self.params.buffer(), params, bindings)
+    }
+
+    /// Seconds of `repeats` products in one submission, as the engine records and runs them: each waits for the one before.
+    fn run(&mut self, params: &matmul::Params, repeats: usize) -> Result<f64> {
+        self.params.clear();
+        let offset = self.params.push(self.gpu, params)?;
+        self.params.upload(self.gpu);
+        let stride = Bytes(weight_bytes(params)).align_up(WEIGHT_ALIGNMENT).0;
+        let n_places = (self.pool.size() / stride).clamp(1, MAX_PLACES.min(repeats as u64));
+        let dispatches = (0..n_places).map(|place| self.dispatch(params, place * stride)).collect::<Result<Vec<_>>>()?;
+        time(|| {
+            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            dispatches.iter().cycle().take(repeats).for_each(|dispatch| dispatch.encode(&mut pass, offset));
+            drop(pass);
+            self.gpu.queue.submit([encoder.finish()]);
+            self.gpu.wait(None)
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! How fast a disk is read in the way that streaming reads it: two threads, a few MiB at a time, past the page cache.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::effort::Effort;
+use crate::device::Rates;
+use crate::error::{Error, Result};
+use crate::platform::{self, DirectBuffer, IoMode};
+use crate::units::{Bytes, BytesPerSec};
+
+/// Threads that read and bytes that each asks for at once: as the workers of `stream::feeder`.
+const N_READERS: usize = 2;
+const STEP: u64 = 4 << 20;
+/// Size of a file that is made for reading, and of the smallest that can stand for its disk.
+const TEMPORARY: Bytes = Bytes::mib(64);
+const LEAST: Bytes = Bytes::mib(16);
+/// Most bytes that are read, however fast.
+const MOST: Bytes = Bytes::mib(512);
+
+/// What is read.
+#[derive(Debug)]
+pub(super) enum Subject {
+    /// A file of a model.
+    File(PathBuf),
+    /// A file to be made in this folder.
+    NewIn(PathBuf),
+}
+
+impl Subject {
+    /// The file system on which it lies, as a name that stays the same.
+    pub(super) fn file_system(&self) -> String {
+        let (Subject::File(path) | Subject::NewIn(path)) = self;
+        platform::file_system_of(path).unwrap_or_else(|| "default".into())
+    }
+}
+
+/// What stands for the disk of `model`: the file, or the largest file of the folder; where that is too small or there is no
+/// model, a new file beside the user's caches (the temporary folder is memory on many systems).
+pub(super) fn subject(model: Option<&Path>) -> Subject {
+    let own = model.and_then(largest_file).filter(|(_, size)| *size >= LEAST.0);
+    if let Some((path, _)) = own {
+        return Subject::File(path);
+    }
+    let caches = platform::cache_folder().filter(|folder| std::fs::create_dir_all(folder).is_ok());
+    Subject::NewIn(caches.unwrap_or_else(std::env::temp_dir))
+}
+
+/// `path` itself, or the largest file in it, with its size.
+fn largest_file(path: &Path) -> Option<(PathBuf, u64)> {
+    let sized = |path: PathBuf| std::fs::metadata(&path).ok().filter(|it| it.is_file()).map(|it| (path, it.len()));
+    if !path.is_dir() {
+        return sized(path.to_owned());
+    }
+    std::fs::read_dir(path).ok()?.filter_map(|entry| sized(entry.ok()?.path())).max_by_key(|(_, size)| *size)
+}
+
+/// Reads for as long as `effort` allows.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be written or read.
+pub(super) fn measure(subject: &Subject, effort: &Effort) -> Result<Rates> {
+    let rate = match subject {
+        Subject::File(path) => read_rate(path, effort)?,
+        Subject::NewIn(folder) => read_rate(new_file(folder)?.path(), effort)?,
+    };
+    Ok(Rates { disk_read: Some(rate), ..Rates::default() })
+}
+
+/// A file that is on its disk, and removed when it is dropped.
+fn new_file(folder: &Path) -> Result<tempfile::NamedTempFile> {
+    let failed = |source| Error::io("write a file to measure the disk in", folder.display(), source);
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    // Some file systems compress: what is read must not be small on disk.
+    let mut state = 1_u64;
+    let mut block = vec![0_u8; 1 << 20];
+    for _ in 0..TEMPORARY.0 / block.len() as u64 {
+        for word in block.as_chunks_mut::<8>().0 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *word = (state ^ state >> 33).to_le_bytes();
+        }
+        file.write_all(&block).map_err(failed)?;
+    }
+    file.as_file().sync_all().map_err(failed)?;
+    Ok(file)
+}
+
+fn read_rate(path: &Path, effort: &Effort) -> Result<BytesPerSec> {
+    let source = platform::open_source(path, IoMode::Pread)?;
+    source.drop_behind(0, source.len());
+    let n_steps = (source.len().min(MOST.0) / STEP).max(1);
+    let next_step = AtomicU64::new(0);
+    let begin = Instant::now();
+    let in_time = |step| step < n_steps && begin.elapsed().as_secs_f64() < effort.disk_secs;
+    let read = || -> Result<u64> {
+        let mut buffer = DirectBuffer::default();
+        let mut n_bytes = 0;
+        loop {
+            let step = next_step.fetch_add(1, Ordering::Relaxed);
+            if !in_time(step) {
+                return Ok(n_bytes);
+            }
+            let len = STEP.min(source.len() - step * STEP);
+            n_bytes += source.read_passing(step * STEP, len as usize, &mut buffer)?.len() as u64;
+        }
+    };
+    let n_bytes = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..N_READERS).map(|_| scope.spawn(read)).collect();
+        readers.into_iter().try_fold(0, |sum, reader| Ok(sum + reader.join().unwrap_or(Ok(0))?))
+    })?;
+    Ok(BytesPerSec::from_transfer(Bytes(n_bytes), begin.elapsed().as_secs_f64()))
+}

@@ -1,0 +1,81 @@
+//! How long a measurement may take. Knows nothing of what is measured.
+
+use std::time::{Duration, Instant};
+
+use super::Measure;
+use crate::error::Result;
+
+/// The length and number of runs, and the time by which all should be done.
+#[derive(Debug)]
+pub(super) struct Effort {
+    /// What one run should take at least: long enough that clocks and submissions are small beside it.
+    pub(super) secs_per_run: f64,
+    /// What the disk is read for at most.
+    pub(super) disk_secs: f64,
+    /// Runs per figure.
+    n_runs: usize,
+    deadline: Instant,
+}
+
+impl Effort {
+    /// The effort of `measure`; `None` where nothing may be measured.
+    pub(super) fn of(measure: Measure) -> Option<Effort> {
+        let (secs_per_run, disk_secs, n_runs, secs) = match measure {
+            Measure::Never => return None,
+            Measure::Quick => (0.01, 0.25, 3, 0.8),
+            Measure::Full => (0.06, 1.5, 5, 8.0),
+        };
+        Some(Effort { secs_per_run, disk_secs, n_runs, deadline: Instant::now() + Duration::from_secs_f64(secs) })
+    }
+
+    /// The median of what `run` returns, over all runs. Past the deadline one run has to do: a slow machine is measured less
+    /// well, but whole.
+    pub(super) fn median(&self, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
+        let mut values = vec![run()?];
+        while self.wants_more(&values) {
+            values.push(run()?);
+        }
+        Ok(middle(values))
+    }
+
+    /// As [`Effort::median`], of runs that are awaited.
+    pub(super) async fn median_awaited(&self, mut run: impl AsyncFnMut() -> Result<f64>) -> Result<f64> {
+        let mut values = vec![run().await?];
+        while self.wants_more(&values) {
+            values.push(run().await?);
+        }
+        Ok(middle(values))
+    }
+
+    fn wants_more(&self, values: &[f64]) -> bool {
+        values.len() < self.n_runs && Instant::now() < self.deadline
+    }
+}
+
+/// The median of `values`, which are not empty; of an even number, the upper one.
+pub(super) fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Seconds that `work` takes.
+pub(super) fn time(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let begin = Instant::now();
+    work()?;
+    Ok(begin.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_of_all_runs_until_time_is_up() {
+        let mut effort = Effort::of(Measure::Quick).unwrap();
+        let mut values = [3.0, 1.0, 2.0, 9.0].into_iter();
+        assert_eq!(effort.median(|| Ok(values.next().unwrap())).unwrap(), 2.0);
+        effort.deadline = Instant::now();
+        assert_eq!(effort.median(|| Ok(values.next().unwrap())).unwrap(), 9.0);
+        assert!(Effort::of(Measure::Never).is_none());
+    }
+}

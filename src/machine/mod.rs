@@ -1,0 +1,149 @@
+//! The machine as device specs: adapters, host memory, disk; and their rates, measured once and kept.
+//! Also reads the description of a machine that is not here. Decides nothing about placement.
+
+mod adapter;
+mod cache;
+mod devices_file;
+mod disk;
+mod effort;
+mod host;
+mod memory;
+mod products;
+
+use std::path::Path;
+
+use crate::device::{Device, DeviceSpec, Rates};
+use crate::error::Result;
+use crate::gpu::{self, AdapterFound};
+use crate::platform::{self, HostMemory};
+use crate::units::Bytes;
+pub use devices_file::{DevicesFile, read_devices_file};
+use effort::Effort;
+
+/// Share of the host's free memory that a plan may use when no budget is given: the rest is for everybody else.
+const HOST_SHARE: f64 = 0.8;
+
+/// Whether a rate may be measured that is not known, and how well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Only what was measured before.
+    Never,
+    /// What was measured before, else measured now: about a second for an adapter, and half of one for the host and the disk.
+    Quick,
+    /// Measured now, whatever is known: some seconds for each device.
+    Full,
+}
+
+/// All adapters, numbered `gpu:0`, `gpu:1`, ...; real GPUs first. Their rates are not looked up: see [`rates_of`].
+///
+/// # Errors
+/// Those of asking the drivers.
+pub async fn adapters() -> Result<Vec<AdapterFound>> {
+    let mut adapters = gpu::list().await?;
+    for found in adapters.iter_mut().filter(|found| memory::is_worth_trying(found)) {
+        if let Some(size) = cache::find_memory(&key_of(found)) {
+            found.set_memory(size, &tried(size));
+        }
+    }
+    Ok(adapters)
+}
+
+/// Finds out how much memory an adapter gives that reports none, by taking it; keeps the answer for later plans.
+/// Nothing happens where the driver reports, or the adapter is software.
+///
+/// # Errors
+/// Where the adapter cannot be opened or fails otherwise than by refusing.
+pub async fn try_memory(found: &mut AdapterFound) -> Result<()> {
+    if memory::is_worth_trying(found) {
+        let size = memory::take_all(found).await?;
+        cache::keep_memory(key_of(found), size);
+        found.set_memory(size, &tried(size));
+    }
+    Ok(())
+}
+
+fn tried(size: Bytes) -> String {
+    format!("no report: {size} were given when tried (tierflow devices --measure)")
+}
+
+/// By the driver's own name, and anew where the driver changes.
+fn key_of(found: &AdapterFound) -> String {
+    format!("{} | {}", found.adapter.get_info().name, found.spec.driver)
+}
+
+/// Host memory and its cores, with the rates that are known.
+pub fn host_spec() -> DeviceSpec {
+    let HostMemory { total, available } = platform::host_memory();
+    DeviceSpec {
+        device: Device::Cpu,
+        name: platform::cpu_name(),
+        vendor: 0,
+        driver: format!("{} threads", platform::n_threads()),
+        kind: None,
+        capacity: Some(Bytes((available.0 as f64 * HOST_SHARE) as u64)),
+        capacity_source: format!("80 % of the {available} that are free, of {total}"),
+        limits: None,
+        rates: host_rates(Measure::Never),
+    }
+}
+
+/// The disk of the model's files, with the rates that are known of the disk on which this user's caches lie.
+/// For the disk of one model: [`disk_rates`].
+pub fn disk_spec() -> DeviceSpec {
+    // Nothing is measured, so nothing can fail.
+    disk_with(disk_rates(None, Measure::Never).unwrap_or_default())
+}
+
+fn disk_with(rates: Rates) -> DeviceSpec {
+    DeviceSpec {
+        device: Device::Disk,
+        name: "the model's files".into(),
+        vendor: 0,
+        driver: String::new(),
+        kind: None,
+        capacity: None,
+        capacity_source: String::new(),
+        limits: None,
+        rates,
+    }
+}
+
+/// The rates of an adapter, kept per adapter and driver. Empty where they are not known and `measure` forbids to find out.
+///
+/// # Errors
+/// Where the adapter cannot be opened or a probe fails. A cache that cannot be read or written is no error.
+pub async fn rates_of(found: &AdapterFound, measure: Measure) -> Result<Rates> {
+    let key = key_of(found);
+    match (known(&key, measure), Effort::of(measure)) {
+        (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort).await?)),
+        (known, _) => Ok(known.unwrap_or_default()),
+    }
+}
+
+/// The rates of the host's copies and products, kept per processor and number of threads.
+pub fn host_rates(measure: Measure) -> Rates {
+    let key = format!("cpu | {} | {} threads", platform::cpu_name(), platform::n_threads());
+    match (known(&key, measure), Effort::of(measure)) {
+        (None, Some(effort)) => cache::keep(key, host::measure(&effort)),
+        (known, _) => known.unwrap_or_default(),
+    }
+}
+
+/// How fast the disk of `model` is read, kept per file system: `model` is a file, or a folder whose largest file is read.
+/// Without a model, or where its files are too small to tell, a new file beside this user's caches is read instead.
+///
+/// # Errors
+/// [`crate::error::Error::Io`] where a file cannot be written or read.
+pub fn disk_rates(model: Option<&Path>, measure: Measure) -> Result<Rates> {
+    let subject = disk::subject(model);
+    let key = format!("disk | {}", subject.file_system());
+    match (known(&key, measure), Effort::of(measure)) {
+        (None, Some(effort)) => Ok(cache::keep(key, disk::measure(&subject, &effort)?)),
+        (known, _) => Ok(known.unwrap_or_default()),
+    }
+}
+
+/// The rates kept under `key`, unless they are to be measured anew.
+fn known(key: &str, measure: Measure) -> Option<Rates> {
+    if measure == Measure::Full { None } else { cache::find(key) }
+}

@@ -1,0 +1,160 @@
+//! Rates of matrix products on whatever computes them: the same sizes, repetitions and fit for adapters and the host.
+
+use super::effort::{Effort, middle};
+use crate::device::Rates;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::kernels::matmul::Params;
+use crate::units::{Bytes, BytesPerSec};
+
+/// A product so small that its time is the fixed cost of any: rows enough to be spread over threads or workgroups.
+const SMALL: [u32; 3] = [512, 64, 1];
+/// Matrix × vector, each about four times as large as the one before, up to the feed-forward matrices of large models.
+const VECTORS: [[u32; 3]; 4] = [[1024, 1024, 1], [2048, 2048, 1], [4096, 4096, 1], [14_336, 4096, 1]];
+/// Matrix × matrix with the tokens of a prompt, each about eight times as much work as the one before.
+const TOKENS: [[u32; 3]; 5] = [[256, 512, 32], [512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
+/// No product of the above has more values in its input, nor in its output.
+pub(super) const MOST_VALUES: usize = 4096 * 512;
+/// Most products in one run.
+const MAX_REPEATS: usize = 4096;
+
+/// Measures `matvec`, `matmul` and `dispatch_secs`. `run` computes so many products of this shape, each with another matrix
+/// where there is room, and returns the seconds that they took; no matrix is larger than `largest`.
+pub(super) fn measure(effort: &Effort, largest: Bytes, mut run: impl FnMut(&Params, usize) -> Result<f64>) -> Result<Rates> {
+    let mut fixed = Vec::new();
+    let mut rates = Rates::default();
+    for dtype in DType::ALL {
+        let small = params(dtype, SMALL);
+        let large = climb(effort, dtype, &VECTORS, largest, &mut run)?;
+        let line = Line::through([&small, &large], [secs_of_one(effort, &small, &mut run)?, secs_of_one(effort, &large, &mut run)?]);
+        rates.matvec.insert(dtype, line.rate);
+        fixed.push(line.fixed_secs);
+    }
+    let dispatch_secs = middle(fixed);
+    for dtype in DType::ALL {
+        let large = climb(effort, dtype, &TOKENS, largest, &mut run)?;
+        let secs = secs_of_one(effort, &large, &mut run)?;
+        // The fixed cost is known less well than the whole: it never takes more than half away.
+        rates.matmul.insert(dtype, operations(&large) / (secs - dispatch_secs).max(secs / 2.0));
+    }
+    Ok(Rates { dispatch_secs: Some(dispatch_secs), ..rates })
+}
+
+/// Seconds of a product as a line over the bytes of its matrix.
+#[derive(Debug)]
+struct Line {
+    fixed_secs: f64,
+    rate: BytesPerSec,
+}
+
+impl Line {
+    /// The line through a small and a large product; where noise made it senseless, the large one alone says the rate.
+    fn through([small, large]: [&Params; 2], [small_secs, large_secs]: [f64; 2]) -> Line {
+        let (small_bytes, large_bytes) = (weight_bytes(small) as f64, weight_bytes(large) as f64);
+        let secs_per_byte = (large_secs - small_secs) / (large_bytes - small_bytes);
+        let fixed_secs = small_secs - small_bytes * secs_per_byte;
+        if secs_per_byte > 0.0 && fixed_secs > 0.0 {
+            return Line { fixed_secs, rate: BytesPerSec(1.0 / secs_per_byte) };
+        }
+        Line { fixed_secs: small_secs, rate: BytesPerSec(large_bytes / large_secs) }
+    }
+}
+
+/// The largest shape of `ladder` that a run has time for, and whose matrix has room; the first one always.
+fn climb(
+    effort: &Effort,
+    dtype: DType,
+    ladder: &[[u32; 3]],
+    largest: Bytes,
+    run: &mut impl FnMut(&Params, usize) -> Result<f64>,
+) -> Result<Params> {
+    let mut chosen = params(dtype, ladder[0]);
+    for pair in ladder.windows(2) {
+        let next = params(dtype, pair[1]);
+        if weight_bytes(&next) > largest.0 {
+            break;
+        }
+        run(&chosen, 1)?;
+        if run(&chosen, 1)? * operations(&next) / operations(&chosen) > effort.secs_per_run {
+            break;
+        }
+        chosen = next;
+    }
+    Ok(chosen)
+}
+
+/// Seconds of one of many products: their number grows until a run takes its time.
+fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl FnMut(&Params, usize) -> Result<f64>) -> Result<f64> {
+    // The first run compiles and touches memory.
+    run(params, 1)?;
+    let mut repeats = 1;
+    let mut secs = run(params, repeats)?;
+    while secs < effort.secs_per_run * 0.8 && repeats < MAX_REPEATS {
+        let growth = (effort.secs_per_run / secs).clamp(1.5, 16.0);
+        repeats = ((repeats as f64 * growth).ceil() as usize).min(MAX_REPEATS);
+        secs = run(params, repeats)?;
+    }
+    Ok(effort.median(|| run(params, repeats))? / repeats as f64)
+}
+
+fn params(dtype: DType, [n_rows, n_columns, n_tokens]: [u32; 3]) -> Params {
+    Params::new(dtype, n_rows, n_columns, n_tokens)
+}
+
+/// Bytes of the matrix.
+pub(super) fn weight_bytes(params: &Params) -> u64 {
+    params.row_bytes().unwrap_or(0) * u64::from(params.n_rows)
+}
+
+/// A multiplication and an addition per weight and token.
+fn operations(params: &Params) -> f64 {
+    2.0 * f64::from(params.n_rows) * f64::from(params.n_columns) * f64::from(params.n_tokens)
+}
+
+/// The shapes of the kernels' forms, for compiling each of them once: one token, and the tokens of a prompt.
+pub(super) fn forms() -> impl Iterator<Item = Params> {
+    DType::ALL.into_iter().flat_map(|dtype| [params(dtype, SMALL), params(dtype, TOKENS[0])])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Measure;
+
+    /// A device with a fixed cost and a rate, which takes no time to measure.
+    fn simulate(fixed_secs: f64, bytes_per_sec: f64, flops: f64) -> Rates {
+        let effort = Effort::of(Measure::Quick).unwrap();
+        let one = |params: &Params| match params.n_tokens {
+            1 => fixed_secs + weight_bytes(params) as f64 / bytes_per_sec,
+            _ => fixed_secs + operations(params) / flops,
+        };
+        measure(&effort, Bytes::mib(128), |params, repeats| Ok(one(params) * repeats as f64)).unwrap()
+    }
+
+    #[test]
+    fn fixed_cost_and_rates_are_told_apart_on_fast_and_slow_devices() {
+        for (fixed_secs, bytes_per_sec, flops) in [(5e-6, 1e12, 1e14), (20e-6, 1e9, 5e9), (2e-3, 1e8, 1e8)] {
+            let rates = simulate(fixed_secs, bytes_per_sec, flops);
+            assert!(rates.matvec.len() == DType::ALL.len() && rates.matmul.len() == DType::ALL.len());
+            let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-3, "{found} for {expected}");
+            close(rates.dispatch_secs.unwrap(), fixed_secs);
+            rates.matvec.values().for_each(|rate| close(rate.0, bytes_per_sec));
+            rates.matmul.values().for_each(|&rate| close(rate, flops));
+        }
+    }
+
+    #[test]
+    fn no_shape_leaves_the_buffers() {
+        for [n_rows, n_columns, n_tokens] in [SMALL].iter().chain(&VECTORS).chain(&TOKENS) {
+            assert!(n_rows.max(n_columns) * n_tokens <= MOST_VALUES as u32);
+        }
+    }
+
+    #[test]
+    fn a_senseless_line_falls_back_on_the_large_product() {
+        let (small, large) = (params(DType::F16, SMALL), params(DType::F16, VECTORS[0]));
+        let line = Line::through([&small, &large], [2.0, 1.0]);
+        assert_eq!(line.rate, BytesPerSec(weight_bytes(&large) as f64));
+        assert_eq!(line.fixed_secs, 2.0);
+    }
+}
