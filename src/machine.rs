@@ -211,8 +211,9 @@ fn median(mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
     Ok(secs[PROBE_RUNS / 2])
 }
 
+/// By the driver's own name, so that shares of an adapter have its rates.
 fn cache_key(found: &AdapterFound) -> String {
-    format!("{} | {}", found.spec.name, found.spec.driver)
+    format!("{} | {}", found.adapter.get_info().name, found.spec.driver)
 }
 
 /// Measures both upload paths now.
