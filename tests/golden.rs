@@ -125,7 +125,7 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     let tokens = &goldens()[0].prompt_ids;
     let logits = |builder: EngineBuilder, streams: bool| {
         let mut engine = pollster::block_on(builder.open()).unwrap();
-        assert_eq!(engine.plan().ring.is_some(), streams);
+        assert_eq!(engine.plan().ring(GPU).is_some(), streams);
         let mut session = engine.session();
         let prefill = pollster::block_on(session.append(tokens, Want::Logits)).unwrap();
         let decode = pollster::block_on(session.append(&[504], Want::Logits)).unwrap();

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
-use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Tier};
+use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
-use tierflow::model::{Model, Op};
+use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, UploadPath, Work, plan, sizes};
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, ModelConfig};
@@ -28,11 +28,15 @@ impl Case {
         models::model(&self.config, |name| self.dtypes[name.len() % self.dtypes.len()])
     }
 
-    /// The same with another budget for the executing device.
-    fn with_budget(&self, budget: Bytes) -> PlanOptions {
+    /// The same with another budget for `device`.
+    fn with_budget(&self, device: Device, budget: Bytes) -> PlanOptions {
         let mut options = self.options.clone();
-        options.max_memory.insert(options.execute_on, budget);
+        options.max_memory.insert(device, budget);
         options
+    }
+
+    fn spec(&self, device: Device) -> &DeviceSpec {
+        self.devices.iter().find(|spec| spec.device == device).expect("plans name devices that there are")
     }
 }
 
@@ -70,24 +74,34 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
         prop_oneof![3 => Just(None), 3 => (0usize..6).prop_map(Some), 1 => Just(Some(1000))],
         prop_oneof![Just(None), Just(Some(UploadPath::Mapped)), Just(Some(UploadPath::Staged))],
     );
+    let teams = proptest::sample::select(vec![
+        vec![Device::Cpu],
+        vec![Device::Gpu(0)],
+        vec![Device::Gpu(0), Device::Gpu(1)],
+        vec![Device::Gpu(0), Device::Cpu],
+        vec![Device::Gpu(1), Device::Gpu(0), Device::Cpu],
+    ]);
     let layers =
         prop_oneof![4 => Just(ResidentLayers::Auto), 1 => Just(ResidentLayers::All), 2 => (0usize..8).prop_map(ResidentLayers::AtMost)];
-    (budget.clone(), budget, sizes, ring, layers, any::<[bool; 2]>()).prop_map(|(gpu, cpu, sizes, ring, resident_layers, flags)| {
+    let budgets = (budget.clone(), budget.clone(), budget);
+    (budgets, sizes, ring, layers, teams, any::<bool>()).prop_map(|((gpu, second, cpu), sizes, ring, resident_layers, compute_on, half)| {
         let mut max_memory = BTreeMap::new();
         max_memory.extend(gpu.map(|budget| (Device::Gpu(0), budget)));
+        max_memory.extend(second.map(|budget| (Device::Gpu(1), budget)));
         max_memory.extend(cpu.map(|budget| (Device::Cpu, budget)));
         PlanOptions {
-            execute_on: if flags[0] { Device::Cpu } else { Device::Gpu(0) },
+            compute_on,
             max_memory,
             ctx_size: sizes.0,
             n_seqs: sizes.2,
             ubatch_size: sizes.1,
             logit_rows: sizes.3,
-            kv_dtype: if flags[1] { KvDType::F16 } else { KvDType::F32 },
+            kv_dtype: if half { KvDType::F16 } else { KvDType::F32 },
             resident_layers,
             n_slots: ring.0,
             lookahead: ring.1,
             upload: ring.2,
+            ..PlanOptions::default()
         }
     })
 }
@@ -99,8 +113,14 @@ fn cases() -> impl Strategy<Value = Case> {
         ..GpuLimits::default()
     });
     let kinds = prop_oneof![Just(AdapterKind::Discrete), Just(AdapterKind::Integrated)];
-    let devices = (limits, kinds, 10u32..34, 10u32..34)
-        .prop_map(|(limits, kind, gpu, host)| models::devices(Bytes(1 << gpu), kind, limits, Bytes(1 << host)));
+    let devices =
+        ([limits.clone(), limits], [kinds.clone(), kinds], [10u32..34, 10u32..34, 10u32..34]).prop_map(|(limits, kinds, bits)| {
+            let [gpu, second, host] = bits.map(|bits| Bytes(1 << bits));
+            let mut devices = models::devices(gpu, kinds[0], limits[0], host);
+            let second = DeviceSpec { capacity: Some(second), kind: Some(kinds[1]), limits: Some(limits[1]), ..devices[0].clone() };
+            devices.insert(1, DeviceSpec { device: Device::Gpu(1), ..second });
+            devices
+        });
     let dtypes = proptest::collection::vec(proptest::sample::select(DType::ALL.to_vec()), 1..5);
     (configs(), dtypes, devices, option_sets()).prop_map(|(config, dtypes, devices, options)| Case { config, dtypes, devices, options })
 }
@@ -109,82 +129,100 @@ fn cases() -> impl Strategy<Value = Case> {
 fn check(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
     check_memory(case, catalog, model, made);
     check_rows(catalog, model, made);
-    let limits = case.devices[0].limits.expect("an adapter has limits");
     assert_eq!(made.units.len(), model.units.len());
-    for (index, unit) in made.units.iter().enumerate().skip(1) {
-        assert!(made.units[index - 1].home.tier() <= unit.home.tier() || index == 1, "homes go front to back");
-        assert!(made.execute_on == Device::Cpu || unit.home.tier() >= Tier::Gpu);
+    for pair in made.units[1..].windows(2).filter(|pair| pair[0].execute_on == pair[1].execute_on) {
+        assert!(pair[0].home.tier() <= pair[1].home.tier(), "homes go front to back");
     }
     for (index, piece) in made.pieces.iter().enumerate() {
+        let executor = made.executor(index);
+        assert!(case.options.compute_on.contains(&executor), "{executor} was not asked to compute");
+        assert!([executor, Device::Cpu, Device::Disk].contains(&piece.home), "{executor} computes what lies on {}", piece.home);
         assert!(made.units[piece.unit].pieces.contains(&index));
         assert!(
             piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0 && slice.offset % SLICE_ALIGNMENT == 0)
         );
-        if made.execute_on != Device::Cpu {
+        if let Some(limits) = case.spec(executor).limits {
             assert!(piece.size_bytes <= limits.max_buffer_bytes);
             assert!(piece.slices.iter().all(|slice| slice.size_bytes.next_multiple_of(4) <= limits.max_binding_bytes.0));
         }
         if !made.is_resident(index) {
-            assert!(made.ring.is_some_and(|ring| piece.size_bytes <= ring.slot_bytes), "no slot is too small");
+            assert!(made.ring(executor).is_some_and(|ring| piece.size_bytes <= ring.slot_bytes), "no slot is too small");
         }
     }
-    if let Some(ring) = made.ring {
+    for device in &made.devices {
+        let Some(ring) = device.ring else { continue };
         assert!((1..=64).contains(&ring.n_slots) && (1..=ring.n_slots).contains(&ring.lookahead), "{ring:?}");
-        assert!(made.streamed_pieces().next().is_some(), "a ring that nothing passes through");
+        assert!(made.streamed_to(device.device).next().is_some(), "a ring that nothing passes through");
     }
     // -ngl speaks of GPUs; a host that computes holds what it can.
-    if let ResidentLayers::AtMost(most) = case.options.resident_layers
-        && made.execute_on != Device::Cpu
-    {
+    if let ResidentLayers::AtMost(most) = case.options.resident_layers {
         let in_layers = model.units.iter().zip(&made.units).filter(|(unit, _)| unit.kind.layer().is_some());
-        let n_resident = in_layers.filter(|(_, planned)| planned.home == made.execute_on).count();
+        let n_resident = in_layers.filter(|(_, planned)| matches!(planned.home, Device::Gpu(_))).count();
         assert!(n_resident <= 2 * most, "-ngl {most} and {n_resident} parts of layers resident");
     }
 }
 
 /// What executors allocate, counted from the pieces; nothing here asks the plan for a sum.
 fn check_memory(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
-    let on_gpu = made.execute_on != Device::Cpu;
-    let mut vectors: Vec<_> = model.units.iter().flat_map(|unit| unit.vectors()).collect();
-    vectors.sort_unstable();
-    vectors.dedup();
-    let padded = |bytes: u64| u128::from(bytes.div_ceil(256) * 256);
-    let mut executor: u128 = vectors.iter().map(|&id| padded(catalog[id].n_values() * 4)).sum();
-    executor += sizes::working_set(&model.config, made.forward).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
-    let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.kv_size() as u128 * u128::from(made.kv_dtype.size_bytes());
-    executor += kv.div_ceil(256) * 256 * 2 * model.config.n_layers as u128;
-    let mut host = 0u128;
-    for (index, piece) in made.pieces.iter().enumerate() {
-        match made.home(index) {
-            home if home == made.execute_on => executor += u128::from(piece.size_bytes.0),
-            Device::Cpu => host += u128::from(piece.size_bytes.0),
-            home => assert_eq!(home, Device::Disk),
+    let executors = made.executors();
+    let mut host = held_for_others(model, made);
+    let mut pool = 0u128;
+    for &device in &executors {
+        let own = allocated(catalog, model, made, device);
+        if device == Device::Cpu {
+            host += own;
+            continue;
+        }
+        let planned = made.device(device).expect("every executor has its row");
+        assert!(own <= u128::from(planned.budget.expect("an executor has a budget").0), "{own} of {:?} on {device}", planned.budget);
+        assert_eq!(own, u128::from(planned.used.total().0), "the plan's own sum on {device}");
+        if case.spec(device).kind == Some(AdapterKind::Integrated) {
+            pool += own;
         }
     }
-    if let Some(ring) = made.ring {
-        let copies = if on_gpu && ring.upload == UploadPath::Staged { 2 } else { 1 };
-        executor += u128::from(ring.slot_bytes.0) * ring.n_slots as u128 * copies;
+    let planned = made.device(Device::Cpu).expect("the host takes part");
+    assert!(host <= u128::from(planned.budget.expect("the host has a budget").0), "{host} of {:?}", planned.budget);
+    assert_eq!(host, u128::from(planned.used.total().0), "the plan's own sum on the host");
+    if case.options.max_memory.is_empty() && pool > 0 {
+        let capacity = case.spec(Device::Cpu).capacity.expect("known");
+        assert!(pool + host <= u128::from(capacity.0), "one pool is promised twice");
     }
-    if on_gpu {
-        executor += 2 * 256 * made.n_dispatches() as u128;
+}
+
+/// What the executor on `device` allocates for itself.
+fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u128 {
+    let is_gpu = device != Device::Cpu;
+    let padded = |bytes: u128| bytes.div_ceil(256) * 256;
+    let is_own = |unit: usize| made.units[unit].execute_on == device && !made.units[unit].pieces.is_empty();
+    let units: Vec<usize> = (0..model.units.len()).filter(|&unit| is_own(unit)).collect();
+    let vectors = units.iter().flat_map(|&unit| model.units[unit].vectors());
+    let mut sum: u128 = vectors.map(|id| padded(u128::from(catalog[id].n_values()) * 4)).sum();
+    let passes_on = (1..made.units.len() - 1).any(|unit| is_own(unit) && !is_own(unit + 1));
+    let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on };
+    sum += sizes::working_set(&model.config, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
+    let kv_dtype = if is_gpu { made.kv_dtype } else { KvDType::F32 };
+    let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.kv_size() as u128 * u128::from(kv_dtype.size_bytes());
+    let n_caches = units.iter().filter(|&&unit| matches!(model.units[unit].kind, UnitKind::Attention { .. })).count();
+    sum += padded(kv) * 2 * n_caches as u128;
+    let pieces = || made.pieces.iter().filter(|piece| is_own(piece.unit));
+    sum += pieces().filter(|piece| piece.home == device).map(|piece| u128::from(piece.size_bytes.0)).sum::<u128>();
+    if let Some(ring) = made.ring(device) {
+        let copies = if is_gpu && ring.upload == UploadPath::Staged { 2 } else { 1 };
+        sum += u128::from(ring.slot_bytes.0) * ring.n_slots as u128 * copies;
     }
+    if is_gpu {
+        sum += 2 * 256 * (pieces().map(|piece| piece.work.len() as u128).sum::<u128>() + 1);
+    }
+    sum
+}
+
+/// What the host holds besides what it computes with: what streams from it, and the embedding.
+fn held_for_others(model: &Model, made: &Plan) -> u128 {
+    let held = |index: &usize| made.home(*index) == Device::Cpu && made.executor(*index) != Device::Cpu;
+    let pieces: u128 = (0..made.pieces.len()).filter(held).map(|index| u128::from(made.pieces[index].size_bytes.0)).sum();
     let tied_head_is_held = model.config.tied_embeddings && made.units.last().is_some_and(|head| head.home == Device::Cpu);
-    if made.units[0].home == Device::Cpu && !tied_head_is_held {
-        let embedding = u128::from(made.units[0].size_bytes.0);
-        if on_gpu { host += embedding } else { executor += embedding }
-    }
-    let budget = made.devices[0].budget.expect("the executing device has a budget");
-    assert!(executor <= u128::from(budget.0), "{executor} of {budget:?} on {}", made.execute_on);
-    assert_eq!(executor, u128::from(made.devices[0].used.total().0), "the plan's own sum");
-    if on_gpu {
-        let host_plan = made.device(Device::Cpu).expect("the host takes part");
-        assert!(host <= u128::from(host_plan.budget.expect("the host has a budget").0));
-        assert_eq!(host, u128::from(host_plan.used.total().0));
-        let named = !case.options.max_memory.is_empty();
-        if !named && case.devices[0].kind == Some(AdapterKind::Integrated) {
-            assert!(executor + host <= u128::from(case.devices[1].capacity.expect("known").0), "one pool is promised twice");
-        }
-    }
+    let has_embedding = made.units[0].home == Device::Cpu && !tied_head_is_held;
+    pieces + if has_embedding { u128::from(made.units[0].size_bytes.0) } else { 0 }
 }
 
 /// Every row of every matrix stands in one slice, in order, and every operation is computed once, in order.
@@ -236,12 +274,13 @@ proptest! {
                 prop_assert_eq!(serde_json::to_string(&made).expect("plain data"), serde_json::to_string(&again).expect("plain data"));
                 prop_assert!(!made.to_string().is_empty());
             }
-            Err(Error::DoesNotFit { device, needed, .. }) if device == case.options.execute_on.to_string() => {
+            Err(Error::DoesNotFit { device, needed, .. }) if case.options.compute_on.iter().any(|own| own.to_string() == device) => {
+                let device: Device = device.parse().expect("one of those asked");
                 if needed < Bytes(u64::MAX) {
-                    let enough = Case { options: case.with_budget(needed), ..case.clone() };
+                    let enough = Case { options: case.with_budget(device, needed), ..case.clone() };
                     let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
                     check(&enough, &catalog, &model, &made);
-                    let less = plan(&catalog, &model, &case.devices, &case.with_budget(Bytes(needed.0 - 1)));
+                    let less = plan(&catalog, &model, &case.devices, &case.with_budget(device, Bytes(needed.0 - 1)));
                     prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
                 }
             }
@@ -257,11 +296,13 @@ proptest! {
         let (catalog, model) = case.model();
         let options = PlanOptions { ctx_size: Some(64), ubatch_size: Some(4), n_seqs: 1, logit_rows: 1, n_slots: Some(3), ..case.options.clone() };
         let case = Case { options, ..case };
+        // What the others cannot keep goes to the last: its budget decides.
+        let last = *case.options.compute_on.last().expect("somebody computes");
         let mut budgets = budgets;
         budgets.sort_unstable();
         let mut streamed_before = None;
         for budget in budgets {
-            match (plan(&catalog, &model, &case.devices, &case.with_budget(Bytes(budget))), streamed_before) {
+            match (plan(&catalog, &model, &case.devices, &case.with_budget(last, Bytes(budget))), streamed_before) {
                 (Ok(made), before) => {
                     // Padding at the ends of pieces is no weight.
                     let streamed: u64 = made.streamed_pieces().flat_map(|piece| &made.pieces[piece].slices).map(|slice| slice.size_bytes).sum();
@@ -273,9 +314,9 @@ proptest! {
             }
         }
         // Enough for everything: nothing streams, and there is no ring.
-        let options = PlanOptions { resident_layers: ResidentLayers::Auto, ..case.with_budget(Bytes(1 << 40)) };
+        let options = PlanOptions { resident_layers: ResidentLayers::Auto, ..case.with_budget(last, Bytes(1 << 40)) };
         if let Ok(made) = plan(&catalog, &model, &case.devices, &options) {
-            prop_assert!(made.ring.is_none() && made.streamed_bytes() == Bytes::ZERO);
+            prop_assert!(made.devices.iter().all(|device| device.ring.is_none()) && made.streamed_bytes() == Bytes::ZERO);
         }
     }
 }
@@ -285,7 +326,7 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
     let (catalog, model) = models::model(&models::config(), |_| DType::F16);
     let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
     let made = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap();
-    assert_eq!((made.ring, made.ctx_size), (None, 512));
+    assert_eq!((made.ring(Device::Gpu(0)), made.ctx_size), (None, 512));
     let made =
         plan(&catalog, &model, &devices, &PlanOptions { resident_layers: ResidentLayers::AtMost(0), ..PlanOptions::default() }).unwrap();
     assert!(made.units[1..].iter().all(|unit| unit.home == Device::Cpu), "-ngl 0 streams all layers and the head");
@@ -299,7 +340,7 @@ fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
     let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
     let error = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap_err();
     assert!(matches!(error, Error::UnsupportedModel { .. }) && error.to_string().contains("258"), "{error}");
-    plan(&catalog, &model, &devices, &PlanOptions { execute_on: Device::Cpu, ..PlanOptions::default() }).unwrap();
+    plan(&catalog, &model, &devices, &PlanOptions { compute_on: vec![Device::Cpu], ..PlanOptions::default() }).unwrap();
 }
 
 #[test]
@@ -342,16 +383,14 @@ fn absurd_sizes_neither_panic_nor_hang() {
             GpuLimits { max_buffer_bytes: Bytes(u64::MAX), max_binding_bytes: Bytes(u64::MAX), ..GpuLimits::default() },
         ] {
             let devices = models::devices(Bytes::gib(8), AdapterKind::Integrated, limits, Bytes(u64::MAX));
-            for (budget, execute_on) in [
-                (0, Device::Gpu(0)),
-                (u64::MAX, Device::Gpu(0)),
-                (1 << 40, Device::Gpu(0)),
-                (1 << 40, Device::Cpu),
-                (u64::MAX, Device::Cpu),
-            ] {
+            let (gpu, host, both) = (vec![Device::Gpu(0)], vec![Device::Cpu], vec![Device::Gpu(0), Device::Cpu]);
+            for (budget, compute_on) in
+                [(0, &gpu), (u64::MAX, &gpu), (1 << 40, &gpu), (1 << 40, &host), (u64::MAX, &host), (1 << 40, &both), (u64::MAX, &both)]
+            {
+                let max_memory: BTreeMap<Device, Bytes> = compute_on.iter().map(|&device| (device, Bytes(budget))).collect();
                 let options = PlanOptions {
-                    execute_on,
-                    max_memory: [(execute_on, Bytes(budget))].into(),
+                    compute_on: compute_on.clone(),
+                    max_memory: max_memory.clone(),
                     ctx_size: Some(1 << 31),
                     n_seqs: 1000,
                     ubatch_size: Some(usize::MAX),
@@ -362,13 +401,9 @@ fn absurd_sizes_neither_panic_nor_hang() {
                 };
                 let begin = Instant::now();
                 let _ = plan(&catalog, &model, &devices, &options);
-                let _ = plan(
-                    &catalog,
-                    &model,
-                    &devices,
-                    &PlanOptions { execute_on, max_memory: options.max_memory.clone(), ..PlanOptions::default() },
-                );
-                assert!(begin.elapsed().as_secs() < 60, "{budget} on {execute_on}");
+                let open = PlanOptions { compute_on: compute_on.clone(), max_memory, ..PlanOptions::default() };
+                let _ = plan(&catalog, &model, &devices, &open);
+                assert!(begin.elapsed().as_secs() < 60, "{budget} on {compute_on:?}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The schedule on a simulated ring, and the dry run on a virtual clock.
+//! The schedule on simulated rings, and the dry run on a virtual clock.
 
 #[path = "common/models.rs"]
 mod models;
@@ -7,8 +7,7 @@ use std::collections::VecDeque;
 
 use tierflow::device::{AdapterKind, Device, GpuLimits, Rates};
 use tierflow::dtype::DType;
-use tierflow::plan::{Plan, PlanOptions, ResidentLayers, Schedule, Step, UploadPath, plan};
-use tierflow::stream::{Prediction, predict};
+use tierflow::plan::{Bound, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, Step, UploadPath, plan, predict};
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::ModelConfig;
 
@@ -30,7 +29,7 @@ fn streamed_plan(n_layers: usize, n_streamed: usize, n_slots: usize, lookahead: 
 
 /// Walks several forwards on a ring that only counts.
 fn walk(plan: &Plan, schedule: &Schedule) {
-    let n_slots = plan.ring.unwrap().n_slots;
+    let n_slots = plan.ring(Device::Gpu(0)).unwrap().n_slots;
     let streamed: Vec<usize> = plan.streamed_pieces().collect();
     let mut ring = VecDeque::new();
     let mut uploaded = Vec::new();
@@ -64,7 +63,7 @@ fn walk(plan: &Plan, schedule: &Schedule) {
                     assert_eq!(ring.pop_front(), Some(piece), "the oldest upload is another piece");
                     computed.push(piece);
                 }
-                Step::Embed | Step::Readback => panic!("{step:?} in the middle"),
+                Step::Embed | Step::Hop { .. } | Step::Readback => panic!("{step:?} in the middle"),
             }
         }
         assert_eq!(computed, (0..plan.pieces.len()).collect::<Vec<_>>());
@@ -100,14 +99,23 @@ fn a_resident_model_has_no_uploads() {
     assert!(schedule.steps.iter().all(|step| matches!(step, Step::Embed | Step::ComputeResident(_) | Step::Readback)));
 }
 
-fn run(plan: &Plan, upload: f64, disk: f64, matvec: f64) -> Prediction {
-    let rates = Rates {
-        upload_mapped: Some(BytesPerSec(upload)),
-        matvec: [(DType::F16, BytesPerSec(matvec))].into(),
-        disk_read: Some(BytesPerSec(disk)),
-        ..Rates::default()
-    };
-    predict(plan, &Schedule::new(plan), &rates, &rates).unwrap().expect("all rates are known")
+fn run(plan: &Plan, n_layers: usize, upload: f64, disk: f64, matvec: f64) -> Prediction {
+    let (catalog, model) = models::model(&ModelConfig { n_layers, ..models::config() }, |_| DType::F32);
+    let mut devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+    for device in &mut devices {
+        device.rates = Rates {
+            upload_mapped: Some(BytesPerSec(upload)),
+            matvec: [(DType::F32, BytesPerSec(matvec))].into(),
+            matmul: [(DType::F32, 1e12)].into(),
+            disk_read: Some(BytesPerSec(disk)),
+            readback: Some(BytesPerSec(1e12)),
+            dispatch_secs: Some(0.0),
+            submit_secs: Some(0.0),
+            round_trip_secs: Some(0.0),
+            ..Rates::default()
+        };
+    }
+    predict(plan, &catalog, &model, &devices, Load::decode(0))
 }
 
 #[test]
@@ -116,17 +124,20 @@ fn a_dry_run_is_bounded_by_the_link_and_by_the_computation() {
         let mut before = f64::INFINITY;
         for n_slots in 1..=5 {
             let plan = streamed_plan(10, n_streamed, n_slots, n_slots.max(2) - 1, Bytes::gib(1));
+            let run = |upload, disk, matvec| run(&plan, 10, upload, disk, matvec);
             let weights: u64 = plan.pieces.iter().map(|piece| piece.size_bytes.0).sum();
             let streamed = plan.streamed_bytes().0 as f64;
-            assert_eq!(run(&plan, f64::INFINITY, f64::INFINITY, 1e9).stall_secs, 0.0);
+            assert_eq!(run(f64::INFINITY, f64::INFINITY, 1e9).stall_secs, 0.0);
             for (upload, matvec) in [(1e9, 1e9), (1e8, 1e9), (1e9, 1e8), (3e8, 1e9)] {
-                let predicted = run(&plan, upload, 1e6, matvec);
-                assert!(predicted.forward_secs >= streamed / upload * (1.0 - 1e-9), "{n_slots} slots, {n_streamed}: {predicted:?}");
-                assert!(predicted.forward_secs >= weights as f64 / matvec * (1.0 - 1e-9));
-                assert!(predicted.stall_secs <= predicted.forward_secs);
+                let predicted = run(upload, 1e6, matvec);
+                assert!(predicted.secs >= streamed / upload * (1.0 - 1e-9), "{n_slots} slots, {n_streamed}: {predicted:?}");
+                assert!(predicted.secs >= weights as f64 / matvec * (1.0 - 1e-9));
+                assert!(predicted.stall_secs <= predicted.secs);
                 assert_eq!(predicted.streamed_bytes, plan.streamed_bytes());
+                let bound = if streamed / upload > weights as f64 / matvec { Bound::Upload(Device::Gpu(0)) } else { Bound::Compute };
+                assert_eq!(predicted.bound(), bound, "{predicted:?}");
             }
-            let secs = run(&plan, 3e8, 1e6, 1e9).forward_secs;
+            let secs = run(3e8, 1e6, 1e9).secs;
             assert!(secs <= before * (1.0 + 1e-9), "{n_slots} slots take {secs} after {before}");
             before = secs;
         }
@@ -137,8 +148,9 @@ fn a_dry_run_is_bounded_by_the_link_and_by_the_computation() {
 fn what_comes_from_disk_is_bounded_by_the_disk() {
     let plan = streamed_plan(10, 10, 3, 2, Bytes::ZERO);
     assert!(plan.streamed_pieces().all(|piece| plan.home(piece) == Device::Disk));
-    let predicted = run(&plan, 1e9, 1e7, 1e9);
-    assert!(predicted.forward_secs >= plan.streamed_bytes().0 as f64 / 1e7 * (1.0 - 1e-9), "{predicted:?}");
+    let predicted = run(&plan, 10, 1e9, 1e7, 1e9);
+    assert!(predicted.secs >= plan.streamed_bytes().0 as f64 / 1e7 * (1.0 - 1e-9), "{predicted:?}");
+    assert_eq!(predicted.bound(), Bound::Disk);
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn every_ring_computes_the_same_bits() {
         let prompt = tokens(0, 9);
         let resident = PlanOptions { resident_layers: ResidentLayers::Auto, ..options() };
         let mut engine = open(&model, device, resident).unwrap();
-        assert!(engine.plan().ring.is_none());
+        assert!(engine.plan().streamed_pieces().next().is_none());
         let expected: Vec<Vec<f32>> = (0..2).map(|_| forward(&mut engine, &prompt, &[8]).remove(0)).collect();
         assert_eq!(expected[0], expected[1]);
         for host in [Bytes::ZERO, Bytes::gib(1)] {
@@ -177,7 +177,7 @@ fn every_ring_computes_the_same_bits() {
                         opened => opened,
                     };
                     let mut engine = opened.unwrap();
-                    assert!(engine.plan().ring.is_some());
+                    assert!(engine.plan().streamed_pieces().next().is_some());
                     for expected in &expected {
                         let found = forward(&mut engine, &prompt, &[8]).remove(0);
                         assert!(found == *expected, "{n_slots} slots, lookahead {lookahead}, {host} of host memory on {device}");

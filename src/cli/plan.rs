@@ -17,38 +17,29 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
     if args.json {
         return print_json(&serde_json::json!({
-            "schema": "tierflow.plan/1",
+            "schema": "tierflow.plan/2",
             "model": prepared.checkpoint.path,
             "plan": *prepared.plan,
             "schedule": prepared.schedule,
-            "prediction": prepared.prediction,
             "device_specs": prepared.devices,
         }));
     }
     print(&format!("{}\nschedule of one forward\n{}", summary(&prepared), prepared.schedule.report(&prepared.plan)))
 }
 
-/// The model in a line, the plan, and what it is predicted to do.
+/// The model in a line, the plan, and the rates that it rests on.
 pub fn summary(prepared: &Prepared) -> String {
     let (config, plan) = (&prepared.model.config, &prepared.plan);
     let name = if config.name.is_empty() { &prepared.checkpoint.path } else { &config.name };
     let mut text = format!("{name}  {}  {} layers\n{plan}", prepared.checkpoint.catalog.size_bytes(), config.n_layers);
-    let executor = prepared.devices.iter().find(|spec| spec.device == plan.execute_on);
-    if let (Some(_), Some(rates)) = (&plan.ring, executor.map(|spec| &spec.rates)) {
+    for device in plan.devices.iter().filter(|device| device.ring.is_some()) {
+        let spec = prepared.devices.iter().find(|spec| spec.device == device.device);
+        let rates = spec.map(|spec| spec.rates.clone()).unwrap_or_default();
         let paths = [(UploadPath::Mapped, rates.upload_mapped), (UploadPath::Staged, rates.upload_staged)];
         let measured: Vec<String> = paths.iter().filter_map(|(path, rate)| rate.map(|rate| format!("{path} {rate}"))).collect();
         if !measured.is_empty() {
-            text.push_str(&format!("  upload {} (measured once per adapter and driver)\n", measured.join(", ")));
+            text.push_str(&format!("  {}: upload {} (measured once per adapter and driver)\n", device.device, measured.join(", ")));
         }
-    }
-    if let Some(prediction) = &prepared.prediction {
-        let bound = if prediction.stall_secs > prediction.forward_secs / 2.0 { "uploads" } else { "computation" };
-        text.push_str(&format!(
-            "  predicted {:.1} tokens/s, bound by {bound} ({:.0} ms per token, {:.0} ms of them waiting)\n",
-            1.0 / prediction.forward_secs,
-            prediction.forward_secs * 1e3,
-            prediction.stall_secs * 1e3
-        ));
     }
     text
 }

@@ -52,6 +52,23 @@ pub async fn list() -> Result<Vec<AdapterFound>> {
     Ok(found)
 }
 
+/// Every adapter `n` times, each with its share of the memory, renumbered: a rehearsal of several adapters on one.
+pub fn divided(found: Vec<AdapterFound>, n: usize) -> Vec<AdapterFound> {
+    if n <= 1 {
+        return found;
+    }
+    let shares = found.iter().flat_map(|whole| (1..=n).map(move |k| (whole, k)));
+    let share = |(index, (whole, k)): (usize, (&AdapterFound, usize))| {
+        let mut share = whole.clone();
+        share.spec.device = Device::Gpu(u32::try_from(index).unwrap_or(u32::MAX));
+        share.spec.name = format!("{} (virtual {k}/{n})", whole.spec.name);
+        share.spec.capacity = whole.spec.capacity.map(|capacity| Bytes(capacity.0 / n as u64));
+        share.spec.capacity_source = format!("{}, shared by {n}", whole.spec.capacity_source);
+        share
+    };
+    shares.enumerate().map(share).collect()
+}
+
 fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> AdapterFound {
     let limits = limits_in_force(&adapter.limits());
     let kind = kind_of(info.device_type);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::device::{DeviceSpec, GpuLimits};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
-pub use adapters::{AdapterFound, list};
+pub use adapters::{AdapterFound, divided, list};
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};

@@ -1,10 +1,12 @@
 //! Candidates: greedy plans along every chain of devices that may compute, and what a search makes of them. The one whose
 //! dry run is the fastest for the exchange that the plan is made for is taken.
 
+use serde::Serialize;
+
 use crate::device::{Device, DeviceSpec};
 use crate::model::Model;
 use crate::plan::costs::{Load, MachineCosts};
-use crate::plan::dry_run::{hop_bytes, predict};
+use crate::plan::dry_run::{Prediction, hop_bytes, predict};
 use crate::plan::placement::{Refusal, Shape};
 use crate::plan::search::{EFFORT, Phase, Search, Sketch};
 use crate::plan::site::Site;
@@ -68,8 +70,9 @@ fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<
     for shape in shapes {
         let mut search = Search::new(site, &machine, shape, budgets, phases(site, shape));
         let own = candidates.iter().filter(|candidate| candidate.shape == shape);
-        let seeds: Vec<Sketch> = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots)).collect();
-        let mut found: Vec<(Sketch, f64)> = seeds.into_iter().filter_map(|seed| search.improve(seed, effort)).collect();
+        let mut seeds = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots));
+        let all = search.all(shape.n_slots, EFFORT);
+        let mut found = all.unwrap_or_else(|| seeds.by_ref().filter_map(|seed| search.improve(seed, effort)).collect());
         found.sort_by(|a, b| a.1.total_cmp(&b.1));
         // What looks best in a sketch need not be buildable to the byte: the next one then is.
         let built = found.into_iter().find_map(|(sketch, _)| {
@@ -151,4 +154,22 @@ fn exchange(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Load, f64)> {
 pub fn exchange_secs(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> f64 {
     let loads = exchange(options, plan.forward.n_tokens).into_iter();
     loads.map(|(load, times)| times * predict(plan, catalog, model, devices, load).secs).sum()
+}
+
+/// How fast a plan should go.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Forecast {
+    /// One forward of a prompt of the exchange that the plan is made for.
+    pub prefill: Prediction,
+    /// One forward of one token, in the middle of the answer.
+    pub decode: Prediction,
+}
+
+/// Predicts the two kinds of forward that a conversation is made of.
+pub fn forecast(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Forecast {
+    let mix = options.mix;
+    let of = |load: Load| predict(plan, catalog, model, devices, load);
+    let n_prompt = mix.n_prompt.clamp(1, plan.forward.n_tokens);
+    let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size);
+    Forecast { prefill: of(Load::prefill(n_prompt)), decode: of(Load::decode(position)) }
 }

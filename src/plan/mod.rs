@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::units::Bytes;
 use crate::weights::Catalog;
-pub use candidates::exchange_secs;
+pub use candidates::{Forecast, exchange_secs, forecast};
 pub use costs::Load;
 pub use dry_run::{Bound, Busy, Prediction, predict};
 pub use options::{KvDType, Mix, Objective, PlanOptions, ResidentLayers, UploadPath};

@@ -16,6 +16,8 @@ use crate::units::Bytes;
 pub(super) const EFFORT: usize = 2_000_000;
 /// Up to so many units, any three are moved at once.
 const N_UNITS_FEW: usize = 12;
+/// How many of all sketches are remembered.
+const N_BEST: usize = 8;
 /// Units that are shaken at once.
 const N_SHAKEN: usize = 4;
 /// Most slots that are tried.
@@ -250,6 +252,34 @@ impl<'a> Search<'a> {
         let is_streamed = |spot: &Spot| spot.worker == worker && spot.home != SpotHome::Resident;
         let streamed = sketch.spots.iter().zip(&self.units[worker]).filter(|(spot, _)| is_streamed(spot));
         streamed.map(|(_, costs)| (costs.block.0 / slot_bytes.0.max(1)) as usize).sum()
+    }
+
+    /// Every sketch that there is, where that is no more work than a search: the best few with their seconds.
+    pub(super) fn all(&mut self, n_slots: usize, effort: usize) -> Option<Vec<(Sketch, f64)>> {
+        let spots = self.spots();
+        let n_units = self.site.model.units.len() - 1;
+        let slots = match self.site.options.n_slots {
+            Some(_) => n_slots..=n_slots,
+            None => 1..=N_SLOTS_TRIED,
+        };
+        let n_sketches = spots.len().checked_pow(n_units as u32)?;
+        if n_sketches.checked_mul(slots.clone().count() * n_units * 4)? > effort {
+            return None;
+        }
+        let mut best: Vec<(Sketch, f64)> = Vec::new();
+        for code in 0..n_sketches {
+            let spot = |place: usize| spots[code / spots.len().pow(place as u32) % spots.len()];
+            for n_slots in slots.clone() {
+                let sketch = Sketch { spots: (0..n_units).map(spot).collect(), n_slots };
+                let worst = best.last().filter(|_| best.len() >= N_BEST).map_or(f64::INFINITY, |(_, secs)| *secs);
+                if let Some(secs) = self.secs(&sketch).filter(|secs| *secs < worst && self.is_allowed(&sketch)) {
+                    best.truncate(N_BEST - 1);
+                    let place = best.partition_point(|(_, other)| *other <= secs);
+                    best.insert(place, (sketch, secs));
+                }
+            }
+        }
+        Some(best)
     }
 
     /// Improves a sketch; where nothing small helps any more, shakes a few units and goes on from there, until enough was

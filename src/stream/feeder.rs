@@ -1,12 +1,15 @@
-//! Worker threads that bring pieces to slots beside the computation: each takes the next piece and the next free slot,
-//! fetches from disk or takes what the host holds, and writes it into the slot's memory.
+//! One device's ring as its executor sees it: uploads begin, and filled slots come back in that order. Worker threads bring
+//! the pieces to slots beside the computation: each takes the next piece and the next free slot, fetches from disk or takes
+//! what the host holds, and writes it into the slot's memory.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use futures_channel::oneshot;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::platform::DirectBuffer;
@@ -28,11 +31,24 @@ pub(super) trait SlotMemory: Send + 'static {
 /// A slot's way back to the workers; `None` tells a worker to end.
 pub(super) type FreeSlots<S> = std::sync::mpsc::Sender<Option<S>>;
 
-/// Pieces under way, and the threads that carry them.
+/// Pieces under way to one device, and the threads that carry them.
 pub(super) struct Feeder<S: SlotMemory> {
+    device: Device,
+    trace: Trace,
+    /// Oldest first.
+    under_way: VecDeque<UnderWay<S>>,
+    /// Pieces that stream to the device in one forward, at least 1.
+    n_streamed: usize,
+    n_begun: usize,
     jobs: Option<SyncSender<Job<S>>>,
     free: FreeSlots<S>,
     workers: Vec<JoinHandle<()>>,
+}
+
+/// A piece on its way, and where its filled slot arrives.
+struct UnderWay<S> {
+    piece: usize,
+    filled: oneshot::Receiver<Result<S>>,
 }
 
 struct Job<S> {
@@ -43,6 +59,7 @@ struct Job<S> {
 
 /// What a worker needs.
 struct Worker<S: SlotMemory> {
+    device: Device,
     store: Arc<Store>,
     plan: Arc<Plan>,
     trace: Trace,
@@ -62,14 +79,15 @@ impl<S: SlotMemory> Feeder<S> {
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses a thread.
-    pub(super) fn start(store: &Arc<Store>, plan: &Arc<Plan>, trace: &Trace) -> Result<(Feeder<S>, FreeSlots<S>)> {
+    pub(super) fn start(device: Device, store: &Arc<Store>, plan: &Arc<Plan>, trace: &Trace) -> Result<(Feeder<S>, FreeSlots<S>)> {
         let (free_sender, free) = channel();
-        let n_jobs = plan.ring.map_or(1, |ring| ring.n_slots + 1);
+        let n_jobs = plan.ring(device).map_or(1, |ring| ring.n_slots + 1);
         let (jobs_sender, jobs) = sync_channel(n_jobs);
         let (jobs, free) = (Arc::new(Mutex::new(jobs)), Arc::new(Mutex::new(free)));
         let mut workers = Vec::new();
         for index in 0..N_WORKERS {
             let worker = Worker {
+                device,
                 store: Arc::clone(store),
                 plan: Arc::clone(plan),
                 trace: trace.clone(),
@@ -77,23 +95,72 @@ impl<S: SlotMemory> Feeder<S> {
                 free: Arc::clone(&free),
                 give_back: free_sender.clone(),
             };
-            let thread = std::thread::Builder::new().name(format!("tierflow-feeder-{index}")).spawn(move || worker.run());
+            let thread = std::thread::Builder::new().name(format!("tierflow-{device}-{index}")).spawn(move || worker.run());
             workers.push(thread.map_err(|source| Error::io("start", "a thread that streams weights", source))?);
         }
-        Ok((Feeder { jobs: Some(jobs_sender), free: free_sender.clone(), workers }, free_sender))
+        let feeder = Feeder {
+            device,
+            trace: trace.clone(),
+            under_way: VecDeque::new(),
+            n_streamed: plan.streamed_to(device).count().max(1),
+            n_begun: 0,
+            jobs: Some(jobs_sender),
+            free: free_sender.clone(),
+            workers,
+        };
+        Ok((feeder, free_sender))
     }
 
-    /// Queues a piece. The receiver yields its filled slot.
+    /// Begins to bring a piece to the next free slot; does not wait.
     ///
     /// # Errors
     /// [`Error::Io`] where the workers are gone.
-    pub(super) fn begin(&self, piece: usize, forward: usize) -> Result<oneshot::Receiver<Result<S>>> {
-        let (reply, receiver) = oneshot::channel();
-        let job = Job { piece, forward, reply };
+    pub(super) fn upload(&mut self, piece: usize) -> Result<()> {
+        let (reply, filled) = oneshot::channel();
+        let job = Job { piece, forward: self.n_begun / self.n_streamed, reply };
         match self.jobs.as_ref().map(|jobs| jobs.send(job)) {
-            Some(Ok(())) => Ok(receiver),
+            Some(Ok(())) => {
+                self.under_way.push_back(UnderWay { piece, filled });
+                self.n_begun += 1;
+                Ok(())
+            }
             _ => Err(workers_gone()),
         }
+    }
+
+    /// The slot that holds `piece`, the oldest under way, where it is there already.
+    ///
+    /// # Errors
+    /// Those of filling the slot; [`Error::Io`] where another piece is due.
+    pub(super) fn take(&mut self, piece: usize) -> Result<Option<S>> {
+        match self.due(piece)?.filled.try_recv() {
+            Ok(Some(slot)) => {
+                self.under_way.pop_front();
+                slot.map(Some)
+            }
+            // Where the workers are gone, waiting says so.
+            _ => Ok(None),
+        }
+    }
+
+    /// As [`Feeder::take`], waiting for it; the trace of forward `forward` gets the stall.
+    ///
+    /// # Errors
+    /// As of [`Feeder::take`].
+    pub(super) async fn wait_for(&mut self, piece: usize, forward: usize) -> Result<S> {
+        let start_secs = self.trace.now();
+        let slot = (&mut self.due(piece)?.filled).await.map_err(|_| workers_gone())?;
+        self.under_way.pop_front();
+        let (device, end_secs) = (self.device, self.trace.now());
+        self.trace.add(Span { lane: Lane::Stall, device, piece: Some(piece), forward, start_secs, end_secs, size_bytes: Bytes::ZERO });
+        slot
+    }
+
+    fn due(&mut self, piece: usize) -> Result<&mut UnderWay<S>> {
+        self.under_way.front_mut().filter(|due| due.piece == piece).ok_or_else(|| {
+            let fault = std::io::Error::other("another one is due");
+            Error::io("compute with", format!("piece {piece} of the ring of {}", self.device), fault)
+        })
     }
 }
 
@@ -101,6 +168,7 @@ impl<S: SlotMemory> Drop for Feeder<S> {
     /// Ends the workers: one that waits for a job sees the channel closed, one that waits for a slot is told.
     fn drop(&mut self) {
         self.jobs = None;
+        self.under_way.clear();
         for _ in 0..self.workers.len() {
             let _ = self.free.send(None);
         }
@@ -112,11 +180,6 @@ impl<S: SlotMemory> Drop for Feeder<S> {
 
 pub(super) fn workers_gone() -> Error {
     Error::io("go on with", "the threads that stream weights", std::io::Error::other("they ended early"))
-}
-
-/// What a forward says that begins where an earlier one stopped midway: the ring holds other pieces than it expects.
-pub(super) fn stopped_midway() -> Error {
-    Error::io("begin", "a forward", std::io::Error::other("an earlier one failed or was cut short; load the model again"))
 }
 
 impl<S: SlotMemory> Worker<S> {
@@ -185,7 +248,7 @@ impl<S: SlotMemory> Worker<S> {
 
     fn add_span(&self, lane: Lane, job: &Job<S>, size_bytes: Bytes, start_secs: f64) {
         let end_secs = self.trace.now();
-        self.trace.add(Span { lane, piece: Some(job.piece), forward: job.forward, start_secs, end_secs, size_bytes });
+        self.trace.add(Span { lane, device: self.device, piece: Some(job.piece), forward: job.forward, start_secs, end_secs, size_bytes });
     }
 }
 

@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use futures_channel::oneshot;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
+use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
 use crate::model::Model;
 use crate::plan::sizes::{N_PARAMS_SETS, kv_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::stream::Store;
-use crate::stream::store::read_vector;
+use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -23,11 +24,11 @@ const LOAD_STEPS_AT_ONCE: usize = 4;
 
 /// What is allocated on the adapter for as long as the executor lives.
 pub(super) struct Buffers {
-    /// One per piece; `None` where the piece streams.
+    /// One per piece; `None` where the piece streams, or another device computes it.
     resident: Vec<Option<Buffer>>,
     vectors: HashMap<TensorId, Buffer>,
-    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
-    kv_caches: Vec<(Buffer, Buffer)>,
+    /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
+    kv_caches: Vec<Option<(Buffer, Buffer)>>,
     working: Vec<(WorkingBuffer, Buffer)>,
     arenas: Vec<ParamsArena>,
 }
@@ -42,15 +43,19 @@ struct LoadStep {
 }
 
 impl Buffers {
-    /// Allocates, and uploads what is resident.
-    pub(super) async fn load(gpu: &Gpu, model: &Model, plan: &Plan, store: &Store, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Buffers> {
-        let resident = load_resident(gpu, plan, store, progress).await?;
+    /// Allocates what `device` needs for its units, and uploads what is resident.
+    pub(super) async fn load(
+        gpu: &Gpu,
+        device: Device,
+        model: &Model,
+        plan: &Plan,
+        store: &Store,
+        progress: &(dyn Fn(Bytes) + Sync),
+    ) -> Result<Buffers> {
+        let resident = load_resident(gpu, device, plan, store, progress).await?;
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let mut vectors = HashMap::new();
-        for id in model.units.iter().flat_map(|unit| unit.vectors()) {
-            if vectors.contains_key(&id) {
-                continue;
-            }
+        for id in vectors_of(model, plan, device) {
             let values = read_vector(store.checkpoint(), id)?;
             let size = Bytes(values.len() as u64 * 4).align_up(256);
             let buffer = gpu.buffer(&store.checkpoint().catalog[id].name, size, storage, Purpose::Weights).await?;
@@ -59,20 +64,24 @@ impl Buffers {
         }
         let kv_bytes = kv_buffer_bytes(&model.config, plan.kv_dtype, plan.n_seqs, plan.ctx_size);
         let mut kv_caches = Vec::with_capacity(model.config.n_layers);
-        for layer in 0..model.config.n_layers {
+        for (layer, is_own) in caches_of(model, plan, device).into_iter().enumerate() {
+            if !is_own {
+                kv_caches.push(None);
+                continue;
+            }
             let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
             let values = gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
-            kv_caches.push((keys, values));
+            kv_caches.push(Some((keys, values)));
         }
         let mut working = Vec::new();
-        for (name, size) in working_set(&model.config, plan.forward) {
+        for (name, size) in working_set(&model.config, plan.forward, plan.role(device)) {
             // The readback buffer is made by the readback itself.
             if name != WorkingBuffer::Readback {
                 let usage = storage | wgpu::BufferUsages::COPY_SRC;
                 working.push((name, gpu.buffer(&format!("{name:?}"), size, usage, Purpose::Activations).await?));
             }
         }
-        let n_dispatches = plan.n_dispatches();
+        let n_dispatches = plan.n_dispatches(device);
         let mut arenas = Vec::new();
         for _ in 0..N_PARAMS_SETS {
             arenas.push(ParamsArena::new(gpu, n_dispatches).await?);
@@ -83,6 +92,11 @@ impl Buffers {
     /// A set of parameters that nobody uses yet.
     pub(super) fn take_arena(&mut self) -> Option<ParamsArena> {
         self.arenas.pop()
+    }
+
+    /// Takes back a set of parameters that is not used after all.
+    pub(super) fn give_back_arena(&mut self, arena: ParamsArena) {
+        self.arenas.push(arena);
     }
 
     /// The buffer of a resident piece.
@@ -96,9 +110,9 @@ impl Buffers {
     }
 
     /// K and V of a layer.
-    pub(super) fn kv_cache(&self, layer: usize) -> (&Buffer, &Buffer) {
-        let (keys, values) = &self.kv_caches[layer];
-        (keys, values)
+    pub(super) fn kv_cache(&self, gpu: &Gpu, layer: usize) -> Result<(&Buffer, &Buffer)> {
+        let cache = self.kv_caches.get(layer).and_then(Option::as_ref);
+        cache.map(|(keys, values)| (keys, values)).ok_or_else(|| gpu.fault(format!("there is no cache for layer {layer}")))
     }
 
     /// Writes the beginning of a working buffer; the queue keeps the order.
@@ -114,14 +128,20 @@ impl Buffers {
     }
 }
 
-async fn load_resident(gpu: &Gpu, plan: &Plan, store: &Store, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Vec<Option<Buffer>>> {
+async fn load_resident(
+    gpu: &Gpu,
+    device: Device,
+    plan: &Plan,
+    store: &Store,
+    progress: &(dyn Fn(Bytes) + Sync),
+) -> Result<Vec<Option<Buffer>>> {
     // What is allocated later leaves room now: staging must not be what breaks the budget.
-    let room = plan.devices.first().map_or(0, |device| device.used.total().saturating_sub(device.used.weights).0);
+    let room = plan.device(device).map_or(0, |device| device.used.total().saturating_sub(device.used.weights).0);
     let step_bytes = LOAD_STEP_BYTES.min(room / 256 * 256).max(256);
     let mut resident = Vec::with_capacity(plan.pieces.len());
     let mut steps = Vec::new();
     for (index, piece) in plan.pieces.iter().enumerate() {
-        if !plan.is_resident(index) || piece.slices.is_empty() {
+        if piece.home != device || piece.slices.is_empty() {
             resident.push(None);
             continue;
         }

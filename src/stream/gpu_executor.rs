@@ -4,16 +4,15 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_channel::oneshot;
-
+use crate::device::Device;
 use crate::error::Result;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, ParamsArena};
 use crate::kernels::top_k;
 use crate::model::{Activation, Model};
 use crate::plan::{Plan, WorkingBuffer};
-use crate::stream::feeder::{Feeder, stopped_midway, workers_gone};
+use crate::stream::feeder::{Feeder, workers_gone};
 use crate::stream::gpu_buffers::Buffers;
-use crate::stream::gpu_forward::{ForwardShape, Prepared};
+use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
 use crate::stream::gpu_ring::{MappedSlot, Poller, Ring};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -23,8 +22,9 @@ const N_SHAPES: usize = 2;
 /// Pieces recorded before they are submitted: few enough that the GPU starts early, many enough to hide a submit's cost.
 const PIECES_PER_SUBMIT: usize = 8;
 
-/// Computes on one adapter.
+/// Computes its share of a plan on one adapter.
 pub struct GpuExecutor {
+    device: Device,
     model: Arc<Model>,
     plan: Arc<Plan>,
     store: Arc<Store>,
@@ -32,15 +32,9 @@ pub struct GpuExecutor {
     buffers: Buffers,
     inverse_frequencies: Vec<f32>,
     /// Most recently used last.
-    shapes: VecDeque<Prepared>,
-    /// Pieces on their way, oldest first.
-    under_way: VecDeque<(usize, oneshot::Receiver<Result<MappedSlot>>)>,
-    /// Pieces that stream in one forward, at least 1.
-    n_streamed: usize,
-    n_uploads_begun: usize,
-    n_forwards: usize,
-    /// Set while a forward is under way: one that finds it set begins where another stopped.
-    is_midway: bool,
+    shapes: VecDeque<(ForwardDispatches, ParamsArena)>,
+    /// Which forward is under way.
+    forward: usize,
     recording: Recording,
     last_compute_end: Arc<Mutex<f64>>,
     feeder: Option<Feeder<MappedSlot>>,
@@ -57,12 +51,13 @@ struct Recording {
 }
 
 impl GpuExecutor {
-    /// Uploads what is resident and allocates the rest. `progress` is told of every resident piece.
+    /// Uploads what is resident on `device` and allocates the rest. `progress` is told of every resident piece.
     ///
     /// # Errors
     /// Those of reading and of the adapter; [`crate::error::Error::DoesNotFit`] where an allocation would break the budget.
     pub async fn new(
         gpu: Gpu,
+        device: Device,
         model: &Model,
         plan: Arc<Plan>,
         store: Arc<Store>,
@@ -72,18 +67,18 @@ impl GpuExecutor {
         let gpu = Arc::new(gpu);
         let clock = trace.clone();
         let poller = Poller::start(&gpu, move || clock.now())?;
-        let buffers = Buffers::load(&gpu, model, &plan, &store, progress).await?;
+        let buffers = Buffers::load(&gpu, device, model, &plan, &store, progress).await?;
         let (mut feeder, mut ring) = (None, None);
-        if let Some(ring_plan) = &plan.ring {
-            let (started, free) = Feeder::start(&store, &plan, &trace)?;
+        if let Some(ring_plan) = plan.ring(device) {
+            let (started, free) = Feeder::start(device, &store, &plan, &trace)?;
             feeder = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
             // Mapping is answered while a submission is waited for.
             poller.watch(gpu.queue.submit([]), |_| {});
         }
         gpu.check()?;
-        let n_streamed = plan.streamed_pieces().count().max(1);
         Ok(GpuExecutor {
+            device,
             inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
             model: Arc::new(model.clone()),
             plan,
@@ -91,11 +86,7 @@ impl GpuExecutor {
             trace,
             buffers,
             shapes: VecDeque::new(),
-            under_way: VecDeque::new(),
-            n_streamed,
-            n_uploads_begun: 0,
-            n_forwards: 0,
-            is_midway: false,
+            forward: 0,
             recording: Recording::default(),
             last_compute_end: Arc::default(),
             feeder,
@@ -112,33 +103,35 @@ impl GpuExecutor {
 
     /// Makes the dispatches of this batch's shape current.
     fn prepare(&mut self, shape: ForwardShape) -> Result<()> {
-        match self.shapes.iter().position(|prepared| prepared.shape == shape) {
-            Some(index) => {
-                if let Some(prepared) = self.shapes.remove(index) {
-                    self.shapes.push_back(prepared);
-                }
-            }
-            None => {
-                // The buffers of a dropped shape live on until the GPU is done with them; wgpu sees to that.
-                let arena =
-                    if self.shapes.len() < N_SHAPES { self.buffers.take_arena() } else { self.shapes.pop_front().map(|old| old.arena) };
-                let arena = arena.ok_or_else(|| self.gpu.fault("no parameters are left for another shape of forward"))?;
-                let ring = self.ring.as_ref();
-                let prepared = Prepared::new(&self.gpu, &self.model, &self.plan, &self.store, &self.buffers, ring, arena, shape)?;
-                self.shapes.push_back(prepared);
+        if let Some(index) = self.shapes.iter().position(|(made, _)| made.shape == shape) {
+            let made = self.shapes.remove(index);
+            self.shapes.extend(made);
+            return Ok(());
+        }
+        // The buffers of a dropped shape live on until the GPU is done with them; wgpu sees to that.
+        let is_full = self.shapes.len() >= N_SHAPES;
+        let arena = if is_full { self.shapes.pop_front().map(|(_, arena)| arena) } else { self.buffers.take_arena() };
+        let mut arena = arena.ok_or_else(|| self.gpu.fault("no parameters are left for another shape of forward"))?;
+        let (gpu, model, plan, store, buffers) = (&self.gpu, &self.model, &self.plan, &self.store, &self.buffers);
+        let parts = Parts { gpu, device: self.device, model, plan, store, buffers, ring: self.ring.as_ref() };
+        match ForwardDispatches::new(parts, &mut arena, shape) {
+            Ok(made) => self.shapes.push_back((made, arena)),
+            Err(error) => {
+                self.buffers.give_back_arena(arena);
+                return Err(error);
             }
         }
         Ok(())
     }
 
     fn record(&mut self, piece: usize, slot: Option<usize>) -> Result<()> {
-        let prepared = self.shapes.back().ok_or_else(|| self.gpu.fault("a piece was computed before its forward began"))?;
+        let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.fault("a piece was computed before its forward began"))?;
         let encoder = self.recording.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()));
         if let (Some(ring), Some(slot)) = (&self.ring, slot) {
             ring.encode_copy(encoder, slot, self.plan.pieces[piece].size_bytes.0);
         }
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        for (dispatch, params_offset) in prepared.dispatches(piece, slot) {
+        for (dispatch, params_offset) in made.dispatches(piece, slot) {
             dispatch.encode(&mut pass, *params_offset);
         }
         drop(pass);
@@ -157,7 +150,7 @@ impl GpuExecutor {
             // Asked before the submission is waited for: waiting is what answers it.
             ring.release(&self.gpu, slot);
         }
-        let (trace, forward, last_end) = (self.trace.clone(), self.n_forwards, Arc::clone(&self.last_compute_end));
+        let (trace, device, forward, last_end) = (self.trace.clone(), self.device, self.forward, Arc::clone(&self.last_compute_end));
         let size_bytes = pieces.iter().map(|&piece| self.plan.pieces[piece].size_bytes).sum();
         let piece = pieces.last().copied();
         self.poller.watch(submission, move |end_secs| {
@@ -165,7 +158,7 @@ impl GpuExecutor {
             let mut last_end = last_end.lock().unwrap_or_else(PoisonError::into_inner);
             let start_secs = submitted_secs.max(*last_end);
             *last_end = end_secs;
-            trace.add(Span { lane: Lane::Compute, piece, forward, start_secs, end_secs, size_bytes });
+            trace.add(Span { lane: Lane::Compute, device, piece, forward, start_secs, end_secs, size_bytes });
         });
         Ok(())
     }
@@ -192,34 +185,28 @@ impl GpuExecutor {
 }
 
 impl Executor for GpuExecutor {
-    type Output = Vec<Scores>;
-
-    fn embed(&mut self, batch: &Batch) -> Result<()> {
-        if self.is_midway {
-            return Err(stopped_midway());
-        }
-        let want_k = match batch.want {
-            Want::Logits => 0,
-            Want::TopK(k) => k,
-        };
-        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows: batch.logits_for.len(), top_k: want_k })?;
-        let mut hidden = vec![0.0f32; batch.tokens.len() * self.model.config.hidden_size]; // [n_tokens, hidden_size]
-        self.store.embed(batch.tokens.iter().map(|token| token.token), &mut hidden)?;
+    fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
+        let computes_head = self.plan.role(self.device).computes_head;
+        let top_k = if let Want::TopK(k) = batch.want { k } else { 0 };
+        let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
+        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k })?;
         let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
         let cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
-        self.buffers.write(&self.gpu, WorkingBuffer::Activation(Activation::Hidden), bytemuck::cast_slice(&hidden))?;
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;
         self.buffers.write(&self.gpu, WorkingBuffer::CosSin, bytemuck::cast_slice(&cos_sin))?;
-        self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for))?;
-        self.is_midway = true;
+        if computes_head {
+            self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for))?;
+        }
+        self.forward = forward;
         Ok(())
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
-        let feeder = self.feeder.as_ref().ok_or_else(workers_gone)?;
-        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / self.n_streamed)?));
-        self.n_uploads_begun += 1;
-        Ok(())
+        self.feeder.as_mut().ok_or_else(workers_gone)?.upload(piece)
+    }
+
+    fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
+        self.buffers.write(&self.gpu, WorkingBuffer::Activation(Activation::Hidden), bytemuck::cast_slice(hidden))
     }
 
     fn compute_resident(&mut self, piece: usize) -> Result<()> {
@@ -231,42 +218,36 @@ impl Executor for GpuExecutor {
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let (due, mut filled) = self.under_way.pop_front().ok_or_else(workers_gone)?;
-        if due != piece {
-            return Err(stopped_midway());
-        }
-        let slot = match filled.try_recv() {
-            Ok(Some(slot)) => slot?,
-            _ => {
+        let slot = match self.feeder.as_mut().ok_or_else(workers_gone)?.take(piece)? {
+            Some(slot) => slot,
+            None => {
                 // What is recorded keeps the GPU busy while the upload is awaited.
                 self.submit(None)?;
-                let start_secs = self.trace.now();
-                let slot = filled.await.map_err(|_| self.gpu.check().err().unwrap_or_else(workers_gone))??;
-                let end_secs = self.trace.now();
-                let forward = self.n_forwards;
-                self.trace.add(Span { lane: Lane::Stall, piece: Some(piece), forward, start_secs, end_secs, size_bytes: Bytes::ZERO });
-                slot
+                let feeder = self.feeder.as_mut().ok_or_else(workers_gone)?;
+                feeder.wait_for(piece, self.forward).await.map_err(|error| self.gpu.check().err().unwrap_or(error))?
             }
         };
         self.record(piece, Some(slot.index))?;
         self.submit(Some(slot.index))
     }
 
+    async fn read_hidden(&mut self) -> Result<Vec<f32>> {
+        self.submit(None)?;
+        let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);
+        let hidden = self.buffers.working(&self.gpu, WorkingBuffer::Activation(Activation::Hidden))?;
+        let bytes = crate::gpu::read(&self.gpu, hidden, 0, (n_tokens * self.model.config.hidden_size * 4) as u64).await?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
-        if let Some(dispatch) = self.shapes.back().and_then(Prepared::top_k) {
+        if let Some((dispatch, params_offset)) = self.shapes.back().and_then(|(made, _)| made.top_k()) {
             let encoder = self.recording.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()));
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            dispatch.0.encode(&mut pass, dispatch.1);
+            dispatch.encode(&mut pass, *params_offset);
         }
         self.submit(None)?;
-        let start_secs = self.trace.now();
         let scores = self.scores(batch).await?;
-        let end_secs = self.trace.now();
-        let (forward, size_bytes) = (self.n_forwards, Bytes::ZERO);
-        self.trace.add(Span { lane: Lane::Readback, piece: None, forward, start_secs, end_secs, size_bytes });
-        self.n_forwards += 1;
         self.gpu.check()?;
-        self.is_midway = false;
         Ok(scores)
     }
 }
@@ -274,7 +255,6 @@ impl Executor for GpuExecutor {
 impl Drop for GpuExecutor {
     /// The workers end before the ring whose memory they write to.
     fn drop(&mut self) {
-        self.under_way.clear();
         self.feeder = None;
     }
 }

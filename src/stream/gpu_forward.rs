@@ -1,5 +1,6 @@
 //! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
 
+use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
@@ -11,30 +12,42 @@ use crate::stream::gpu_ring::Ring;
 use crate::stream::op_params::OpParams;
 use crate::weights::TensorId;
 
-/// What the dispatches of a forward depend on.
+/// What the dispatches of a device's part of a forward depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ForwardShape {
     /// Tokens of the batch.
     pub(super) n_tokens: usize,
-    /// Positions whose logits are asked for.
+    /// Positions whose logits are asked for; 0 where another device computes the head.
     pub(super) n_rows: usize,
     /// Best tokens to select per row; 0 selects nothing.
     pub(super) top_k: usize,
 }
 
 /// A dispatch and where its params lie in the arena.
-pub(super) type Prepared1 = (Dispatch, u32);
+pub(super) type PlacedDispatch = (Dispatch, u32);
 
 /// All dispatches of one shape.
-pub(super) struct Prepared {
+pub(super) struct ForwardDispatches {
     pub(super) shape: ForwardShape,
-    pub(super) arena: ParamsArena,
-    /// Per piece, per place that it can be computed from: its own buffer, or each slot of the ring.
-    pieces: Vec<Vec<Vec<Prepared1>>>,
-    top_k: Option<Prepared1>,
+    /// Per piece, per place that it can be computed from: its own buffer, or each slot of the ring. None of pieces that
+    /// another device computes.
+    pieces: Vec<Vec<Vec<PlacedDispatch>>>,
+    top_k: Option<PlacedDispatch>,
 }
 
-/// What stays the same while dispatches are made.
+/// What dispatches are made of, whatever their shape.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) device: Device,
+    pub(super) model: &'a Model,
+    pub(super) plan: &'a Plan,
+    pub(super) store: &'a Store,
+    pub(super) buffers: &'a Buffers,
+    pub(super) ring: Option<&'a Ring>,
+}
+
+/// What stays the same while dispatches of one shape are made.
 struct Maker<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
@@ -43,19 +56,10 @@ struct Maker<'a> {
     params: OpParams<'a>,
 }
 
-impl Prepared {
-    /// Makes all dispatches and uploads their params.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the executor, which cannot be borrowed whole here")]
-    pub(super) fn new(
-        gpu: &Gpu,
-        model: &Model,
-        plan: &Plan,
-        store: &Store,
-        buffers: &Buffers,
-        ring: Option<&Ring>,
-        mut arena: ParamsArena,
-        shape: ForwardShape,
-    ) -> Result<Prepared> {
+impl ForwardDispatches {
+    /// Makes all dispatches and uploads their params to `arena`, in place of what it held.
+    pub(super) fn new(parts: Parts<'_>, arena: &mut ParamsArena, shape: ForwardShape) -> Result<ForwardDispatches> {
+        let Parts { gpu, device, model, plan, store, buffers, ring } = parts;
         arena.clear();
         let params = OpParams {
             config: &model.config,
@@ -68,16 +72,20 @@ impl Prepared {
         let maker = Maker { gpu, model, store, buffers, params };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
+            if plan.executor(index) != device {
+                pieces.push(Vec::new());
+                continue;
+            }
             let blocks: Vec<Option<&wgpu::Buffer>> = match ring {
                 _ if plan.is_resident(index) => vec![buffers.resident(index).map(|buffer| &**buffer)],
                 Some(ring) => (0..ring.n_slots()).map(|slot| Some(ring.block(slot))).collect(),
                 None => vec![None],
             };
-            let mut places: Vec<Vec<Prepared1>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
+            let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
             for work in &piece.work {
                 // The params are the same for every slot; what is bound is not.
                 let call = maker.call(piece, *work)?;
-                let offset = call.push(gpu, &mut arena)?;
+                let offset = call.push(gpu, arena)?;
                 for (place, block) in places.iter_mut().zip(&blocks) {
                     place.push((call.prepare(gpu, arena.buffer(), *block)?, offset));
                 }
@@ -88,21 +96,21 @@ impl Prepared {
             0 => None,
             k => {
                 let call = maker.top_k(k)?;
-                let offset = call.push(gpu, &mut arena)?;
+                let offset = call.push(gpu, arena)?;
                 Some((call.prepare(gpu, arena.buffer(), None)?, offset))
             }
         };
         arena.upload(gpu);
-        Ok(Prepared { shape, arena, pieces, top_k })
+        Ok(ForwardDispatches { shape, pieces, top_k })
     }
 
     /// What to encode for a piece, computed from a slot or from its own buffer.
-    pub(super) fn dispatches(&self, piece: usize, slot: Option<usize>) -> &[Prepared1] {
+    pub(super) fn dispatches(&self, piece: usize, slot: Option<usize>) -> &[PlacedDispatch] {
         &self.pieces[piece][slot.unwrap_or(0)]
     }
 
     /// The selection of the best tokens, if the shape asks for it.
-    pub(super) fn top_k(&self) -> Option<&Prepared1> {
+    pub(super) fn top_k(&self) -> Option<&PlacedDispatch> {
         self.top_k.as_ref()
     }
 }
@@ -208,7 +216,7 @@ impl<'a> Maker<'a> {
     }
 
     fn store_kv(&self, layer: usize) -> Result<Call<'a>> {
-        let (keys, values) = self.buffers.kv_cache(layer);
+        let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
         let bindings = kv_store::Bindings {
             key: self.activation(Activation::Key)?,
             value: self.activation(Activation::Value)?,
@@ -220,7 +228,7 @@ impl<'a> Maker<'a> {
     }
 
     fn attention(&self, layer: usize) -> Result<Call<'a>> {
-        let (keys, values) = self.buffers.kv_cache(layer);
+        let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
         let bindings = attention::Bindings {
             query: self.activation(Activation::Query)?,
             tokens: self.working(WorkingBuffer::Tokens)?,

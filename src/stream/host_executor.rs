@@ -1,23 +1,23 @@
-//! The host executor: the same schedule without any adapter. It is the check on the GPU, and what runs where there is none.
+//! The host executor: the same steps without any adapter. It is the check on the GPU, what runs where there is none, and
+//! what computes the layers that lie in host memory beside one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_channel::oneshot;
-
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
 use crate::plan::{KvDType, Plan, Slice, Work};
-use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, stopped_midway, workers_gone};
+use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, workers_gone};
 use crate::stream::host_values::Values;
-use crate::stream::store::read_vector;
+use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
-/// Computes on the host's cores.
+/// Computes its share of a plan on the host's cores.
 pub struct HostExecutor {
     model: Arc<Model>,
     plan: Arc<Plan>,
@@ -26,17 +26,14 @@ pub struct HostExecutor {
     values: Values,
     vectors: HashMap<TensorId, Vec<f32>>,
     inverse_frequencies: Vec<f32>,
-    /// Pieces on their way from disk, oldest first.
-    under_way: VecDeque<(usize, oneshot::Receiver<Result<HostSlot>>)>,
     feeder: Option<(Feeder<HostSlot>, FreeSlots<HostSlot>)>,
-    /// Pieces that stream in one forward, at least 1.
-    n_streamed: usize,
-    n_uploads_begun: usize,
-    n_forwards: usize,
+    /// Which forward is under way.
+    forward: usize,
     activations_peak: Bytes,
-    /// Set while a forward is under way: one that finds it set begins where another stopped.
-    is_midway: bool,
 }
+
+/// Who this executor is in a plan.
+const DEVICE: Device = Device::Cpu;
 
 /// A slot of the host's ring: what is streamed from disk is read into it.
 struct HostSlot(Vec<u8>);
@@ -64,14 +61,15 @@ impl HostExecutor {
     pub fn new(model: &Model, plan: Arc<Plan>, store: Arc<Store>, trace: Trace) -> Result<HostExecutor> {
         let config = &model.config;
         let mut vectors = HashMap::new();
-        for id in model.units.iter().flat_map(|unit| unit.vectors()) {
+        for id in vectors_of(model, &plan, DEVICE) {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
         let kv_values = (kv_buffer_bytes(config, KvDType::F32, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
-        let kv_caches = (0..config.n_layers).map(|_| (vec![0.0; kv_values], vec![0.0; kv_values])).collect();
-        let feeder = match &plan.ring {
+        let cache = |is_own: bool| vec![0.0; if is_own { kv_values } else { 0 }];
+        let kv_caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| (cache(is_own), cache(is_own))).collect();
+        let feeder = match plan.ring(DEVICE) {
             Some(ring) => {
-                let (feeder, free) = Feeder::start(&store, &plan, &trace)?;
+                let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace)?;
                 for _ in 0..ring.n_slots {
                     let _ = free.send(Some(HostSlot(vec![0; ring.slot_bytes.0 as usize])));
                 }
@@ -89,7 +87,6 @@ impl HostExecutor {
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
         };
-        let n_streamed = plan.streamed_pieces().count().max(1);
         Ok(HostExecutor {
             inverse_frequencies: config.rope.inverse_frequencies(config.head_size),
             model: Arc::new(model.clone()),
@@ -98,13 +95,9 @@ impl HostExecutor {
             trace,
             values,
             vectors,
-            under_way: VecDeque::new(),
             feeder,
-            n_streamed,
-            n_uploads_begun: 0,
-            n_forwards: 0,
+            forward: 0,
             activations_peak: Bytes::ZERO,
-            is_midway: false,
         })
     }
 
@@ -130,36 +123,28 @@ impl HostExecutor {
                 }
             }
         }
-        self.span(Lane::Compute, index, piece.size_bytes, start_secs);
+        let (forward, size_bytes, end_secs) = (self.forward, piece.size_bytes, self.trace.now());
+        self.trace.add(Span { lane: Lane::Compute, device: DEVICE, piece: Some(index), forward, start_secs, end_secs, size_bytes });
         Ok(())
     }
 
-    fn span(&self, lane: Lane, piece: usize, size_bytes: Bytes, start_secs: f64) {
-        let end_secs = self.trace.now();
-        self.trace.add(Span { lane, piece: Some(piece), forward: self.n_forwards, start_secs, end_secs, size_bytes });
-    }
-
-    /// Bytes of what this executor holds, by its own counting: what the plan promised.
+    /// Bytes of what this executor holds besides the store, by its own counting: what the plan promised.
     pub fn peak(&self) -> Bytes {
         let values = |values: &[f32]| Bytes(values.len() as u64 * 4);
         let caches: Bytes = self.values.kv_caches.iter().map(|(keys, cached)| values(keys) + values(cached)).sum();
         let vectors: Bytes = self.vectors.values().map(|vector| values(vector)).sum();
-        let ring = self.plan.ring.map_or(Bytes::ZERO, |ring| Bytes(ring.slot_bytes.0 * ring.n_slots as u64));
-        self.store.held_bytes() + caches + self.activations_peak + vectors + ring
+        let ring = self.plan.ring(DEVICE).map_or(Bytes::ZERO, |ring| ring.slot_bytes.times(ring.n_slots as u64));
+        caches + self.activations_peak + vectors + ring
     }
 }
 
 impl Executor for HostExecutor {
-    type Output = Vec<Scores>;
-
-    fn embed(&mut self, batch: &Batch) -> Result<()> {
-        if self.is_midway {
-            return Err(stopped_midway());
-        }
+    fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
         let config = &self.values.config;
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
+        let computes_head = self.plan.role(DEVICE).computes_head;
         let mut n_values = 0;
-        for activation in Activation::ALL {
+        for activation in Activation::ALL.into_iter().filter(|activation| computes_head || !activation.is_of_head()) {
             let len = activation.n_rows(n_tokens, n_rows) * activation.width(config);
             self.values.activations.entry(activation).or_default().resize(len, 0.0);
             n_values += len as u64;
@@ -168,16 +153,19 @@ impl Executor for HostExecutor {
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.values.picked_rows.clone_from(&batch.logits_for);
-        let hidden = self.values.activations.entry(Activation::Hidden).or_default();
-        self.store.embed(batch.tokens.iter().map(|token| token.token), hidden)?;
-        self.is_midway = true;
+        self.forward = forward;
         Ok(())
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
-        let (feeder, _) = self.feeder.as_ref().ok_or_else(workers_gone)?;
-        self.under_way.push_back((piece, feeder.begin(piece, self.n_uploads_begun / self.n_streamed)?));
-        self.n_uploads_begun += 1;
+        let (feeder, _) = self.feeder.as_mut().ok_or_else(workers_gone)?;
+        feeder.upload(piece)
+    }
+
+    fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
+        let own = self.values.activations.entry(Activation::Hidden).or_default();
+        own.clear();
+        own.extend_from_slice(hidden);
         Ok(())
     }
 
@@ -186,13 +174,11 @@ impl Executor for HostExecutor {
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let (due, filled) = self.under_way.pop_front().ok_or_else(workers_gone)?;
-        if due != piece {
-            return Err(stopped_midway());
-        }
-        let start_secs = self.trace.now();
-        let slot = filled.await.map_err(|_| workers_gone())??;
-        self.span(Lane::Stall, piece, Bytes::ZERO, start_secs);
+        let (feeder, _) = self.feeder.as_mut().ok_or_else(workers_gone)?;
+        let slot = match feeder.take(piece)? {
+            Some(slot) => slot,
+            None => feeder.wait_for(piece, self.forward).await?,
+        };
         self.compute(piece, Some(&slot))?;
         if let Some((_, free)) = &self.feeder {
             let _ = free.send(Some(slot));
@@ -200,11 +186,13 @@ impl Executor for HostExecutor {
         Ok(())
     }
 
+    async fn read_hidden(&mut self) -> Result<Vec<f32>> {
+        Ok(self.values.get(Activation::Hidden).to_vec())
+    }
+
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
-        self.n_forwards += 1;
-        self.is_midway = false;
         let vocab_size = self.values.config.vocab_size;
-        let logits = self.values.activations.get(&Activation::Logits).map(Vec::as_slice).unwrap_or_default();
+        let logits = self.values.get(Activation::Logits);
         Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.want)).collect())
     }
 }

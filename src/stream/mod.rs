@@ -1,7 +1,6 @@
-//! Streaming: the overlap loop, and the executors that walk the one schedule.
+//! Streaming: the overlap loop, and the executors that walk the one schedule as a team.
 
 mod batch;
-mod dry_run;
 mod feeder;
 mod gpu_buffers;
 mod gpu_executor;
@@ -11,64 +10,69 @@ mod host_executor;
 mod host_values;
 mod op_params;
 mod store;
+mod team;
 mod trace;
 
 use crate::error::Result;
 use crate::plan::{Schedule, Step};
 pub use batch::{Batch, BatchToken, Scores, Want};
-pub use dry_run::{DryRun, Prediction, predict};
 pub use gpu_executor::GpuExecutor;
 pub use host_executor::HostExecutor;
 pub use store::Store;
+pub use team::{Member, Team};
 pub use trace::{Lane, Span, Trace, TraceSummary};
 
-/// Whoever can walk a schedule: a GPU, the host, or a virtual clock.
+/// What a device that computes does for its share of a schedule.
 pub trait Executor {
-    /// What a forward yields.
-    type Output;
-
-    /// Brings the batch's tokens, as vectors, to the executing device.
-    fn embed(&mut self, batch: &Batch) -> Result<()>;
+    /// Begins a forward, counted from 0: everything that its units need to know of the batch.
+    fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()>;
 
     /// Begins to bring a piece from disk or host memory to the next slot of the ring; does not wait.
     fn upload(&mut self, piece: usize) -> Result<()>;
 
-    /// Computes with a piece that stays on the executing device.
+    /// Takes the residual stream, `[n_tokens, hidden_size]`.
+    fn write_hidden(&mut self, hidden: &[f32]) -> Result<()>;
+
+    /// Computes with a piece that stays on this device.
     fn compute_resident(&mut self, piece: usize) -> Result<()>;
 
     /// Computes with the oldest slot of the ring, which holds `piece`, once it is there, and frees the slot.
     fn compute_streamed(&mut self, piece: usize) -> impl Future<Output = Result<()>>;
 
-    /// Brings the result to the host.
-    fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Self::Output>>;
+    /// Gives the residual stream away, once it is computed. `[n_tokens, hidden_size]`
+    fn read_hidden(&mut self) -> impl Future<Output = Result<Vec<f32>>>;
+
+    /// Brings the scores to the host, in the order in which the batch asks for them.
+    fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Scores>>>;
 }
 
 /// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation.
 ///
 /// # Errors
-/// Those of the executor. After an error the ring is in an unknown state: the executor must not be used again.
-pub async fn forward<E: Executor>(schedule: &Schedule, executor: &mut E, batch: &Batch) -> Result<Option<E::Output>> {
-    let mut output = None;
+/// Those of the executors. After an error the rings are in an unknown state, and every later forward is refused.
+pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch) -> Result<Vec<Scores>> {
+    let mut scores = Vec::new();
     for step in &schedule.steps {
         match *step {
-            Step::Embed => executor.embed(batch)?,
-            Step::FetchUpload(piece) | Step::Upload(piece) => executor.upload(piece)?,
-            Step::ComputeResident(piece) => executor.compute_resident(piece)?,
-            Step::ComputeStreamed(piece) => executor.compute_streamed(piece).await?,
-            Step::Readback => output = Some(executor.readback(batch).await?),
+            Step::Embed => team.embed(batch)?,
+            Step::FetchUpload(piece) | Step::Upload(piece) => team.upload(piece)?,
+            Step::ComputeResident(piece) => team.compute_resident(piece)?,
+            Step::ComputeStreamed(piece) => team.compute_streamed(piece).await?,
+            Step::Hop { from, to } => team.hop(from, to).await?,
+            Step::Readback => scores = team.readback(batch).await?,
         }
     }
-    Ok(output)
+    Ok(scores)
 }
 
-/// Begins the ring's first uploads; once, before the first forward.
+/// Begins the rings' first uploads; once, before the first forward.
 ///
 /// # Errors
-/// Those of the executor.
-pub fn prologue<E: Executor>(schedule: &Schedule, executor: &mut E) -> Result<()> {
+/// Those of the executors.
+pub fn prologue(schedule: &Schedule, team: &mut Team) -> Result<()> {
     for step in &schedule.prologue {
         if let Step::FetchUpload(piece) | Step::Upload(piece) = *step {
-            executor.upload(piece)?;
+            team.upload(piece)?;
         }
     }
     Ok(())

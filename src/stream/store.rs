@@ -1,12 +1,13 @@
 //! The host's side of the weights: pieces whose home is host memory, read once; the rest is read from disk when due.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Model, UnitKind};
+use crate::model::{Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
 use crate::platform::DirectBuffer;
 use crate::units::Bytes;
@@ -39,7 +40,7 @@ impl Store {
     /// Those of reading.
     pub fn load(checkpoint: Arc<Checkpoint>, model: &Model, plan: Arc<Plan>, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Store> {
         let held = (0..plan.pieces.len()).into_par_iter().map(|index| {
-            // What the host itself computes with is held as well.
+            // Whoever computes with it, the host itself included.
             if plan.home(index) != Device::Cpu || is_mapped(&checkpoint, &plan.pieces[index]) {
                 return Ok(None);
             }
@@ -107,16 +108,17 @@ impl Store {
         self.checkpoint.read_passing(slice.tensor, offset, len, buffer)
     }
 
-    /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`.
+    /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`, in place of what was there.
     ///
     /// # Errors
     /// Those of reading; [`Error::TokenOutOfVocabulary`].
-    pub fn embed(&self, tokens: impl ExactSizeIterator<Item = u32>, output: &mut [f32]) -> Result<()> {
+    pub fn embed(&self, tokens: impl ExactSizeIterator<Item = u32>, output: &mut Vec<f32>) -> Result<()> {
         let id = match &self.embedding {
             Embedding::Held(id, _) | Embedding::Elsewhere(id) => *id,
         };
         let tensor = &self.checkpoint.catalog[id];
         let (row_bytes, width) = (tensor.row_bytes() as usize, tensor.n_columns() as usize);
+        output.resize(tokens.len() * width, 0.0);
         let mut row = vec![0u8; row_bytes];
         for (token, values) in tokens.zip(output.chunks_exact_mut(width)) {
             if u64::from(token) >= tensor.n_rows() {
@@ -133,6 +135,26 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Norm weights and biases of the units that `device` computes, each once.
+pub(super) fn vectors_of(model: &Model, plan: &Plan, device: Device) -> BTreeSet<TensorId> {
+    units_of(model, plan, device).flat_map(Unit::vectors).collect()
+}
+
+/// Whether `device` computes the attention of each layer, and so holds its caches.
+pub(super) fn caches_of(model: &Model, plan: &Plan, device: Device) -> Vec<bool> {
+    let mut layers = vec![false; model.config.n_layers];
+    for unit in units_of(model, plan, device) {
+        if let UnitKind::Attention { layer } = unit.kind {
+            layers[layer] = true;
+        }
+    }
+    layers
+}
+
+fn units_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> impl Iterator<Item = &'a Unit> {
+    model.units.iter().zip(&plan.units).filter(move |(_, planned)| planned.execute_on == device).map(|(unit, _)| unit)
 }
 
 /// Reads a norm weight or a bias, decoded.

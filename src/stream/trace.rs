@@ -1,11 +1,12 @@
-//! What happened when: spans on the lanes fetch, upload, compute and readback. Plain data, and its Chrome/Perfetto form.
+//! What happened when: spans on each device's lanes. Plain data, and its Chrome/Perfetto form.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::device::Device;
 use crate::units::Bytes;
 
 /// Where a span belongs.
@@ -16,12 +17,14 @@ pub enum Lane {
     Fetch,
     /// Host to GPU.
     Upload,
-    /// The executing device computes.
+    /// The device computes.
     Compute,
+    /// The device waits for an upload.
+    Stall,
+    /// The residual stream goes on to another device that computes.
+    Hop,
     /// GPU to host.
     Readback,
-    /// The executing device waits for an upload.
-    Stall,
 }
 
 /// Something that took time.
@@ -29,6 +32,8 @@ pub enum Lane {
 pub struct Span {
     /// Where it belongs.
     pub lane: Lane,
+    /// The device that it happens on or for: of a fetch and an upload the one that will compute, of a hop the one that is left.
+    pub device: Device,
     /// The piece of the plan it is about, if any.
     pub piece: Option<usize>,
     /// Which forward it serves, counted from 0.
@@ -128,29 +133,35 @@ impl Trace {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The trace in the Chrome/Perfetto event format, one thread per lane. `name` labels a piece.
+    /// The trace in the Chrome/Perfetto event format: one process per device, one thread per lane. `name` labels a piece.
     pub fn to_chrome_json(&self, name: &dyn Fn(usize) -> String) -> serde_json::Value {
-        const LANES: [(Lane, &str); 5] = [
+        const LANES: [(Lane, &str); 6] = [
             (Lane::Fetch, "fetch (disk → host)"),
             (Lane::Upload, "upload (host → GPU)"),
             (Lane::Compute, "compute"),
             (Lane::Stall, "stall"),
+            (Lane::Hop, "hop (to the next device)"),
             (Lane::Readback, "readback (GPU → host)"),
         ];
+        let spans = self.spans();
+        let devices: Vec<Device> = spans.iter().map(|span| span.device).collect::<BTreeSet<_>>().into_iter().collect();
+        let process = |device: Device| 1 + devices.iter().position(|candidate| *candidate == device).unwrap_or(0);
         let thread = |lane: Lane| LANES.iter().position(|(candidate, _)| *candidate == lane).unwrap_or(0);
-        let names = LANES
-            .iter()
-            .enumerate()
-            .map(|(tid, (_, title))| serde_json::json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": title}}));
-        let events = self.spans().into_iter().map(|span| {
+        let names = devices.iter().flat_map(|&device| {
+            let pid = process(device);
+            let lanes = LANES.iter().enumerate();
+            let lanes = lanes.map(move |(tid, (_, title))| serde_json::json!({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": title}}));
+            std::iter::once(serde_json::json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": device}})).chain(lanes)
+        });
+        let events = spans.iter().map(|span| {
             serde_json::json!({
                 "ph": "X",
-                "pid": 1,
+                "pid": process(span.device),
                 "tid": thread(span.lane),
                 "name": span.piece.map_or_else(|| format!("{:?}", span.lane).to_lowercase(), name),
                 "ts": span.start_secs * 1e6,
                 "dur": (span.end_secs - span.start_secs) * 1e6,
-                "args": {"lane": span.lane, "piece": span.piece, "forward": span.forward, "bytes": span.size_bytes},
+                "args": {"lane": span.lane, "device": span.device, "piece": span.piece, "forward": span.forward, "bytes": span.size_bytes},
             })
         });
         serde_json::json!({"displayTimeUnit": "ms", "traceEvents": names.chain(events).collect::<Vec<_>>()})
@@ -168,9 +179,9 @@ pub struct TraceSummary {
     pub uploaded: Bytes,
     /// Seconds in which at least one worker copied.
     pub upload_secs: f64,
-    /// Seconds in which the executing device computed.
+    /// Seconds in which at least one device computed.
     pub compute_secs: f64,
-    /// Seconds in which it waited for an upload.
+    /// Seconds in which at least one device waited for an upload.
     pub stall_secs: f64,
     /// Share of the time in which weights moved that lay inside computation, 0 to 1.
     pub overlapped: f64,
@@ -244,7 +255,7 @@ mod tests {
     use super::*;
 
     fn span(lane: Lane, start_secs: f64, end_secs: f64) -> Span {
-        Span { lane, piece: Some(1), forward: 0, start_secs, end_secs, size_bytes: Bytes(10) }
+        Span { lane, device: Device::Gpu(0), piece: Some(1), forward: 0, start_secs, end_secs, size_bytes: Bytes(10) }
     }
 
     #[test]

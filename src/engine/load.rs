@@ -1,0 +1,65 @@
+//! From a plan to an engine: every device that computes is opened under its own budget, and weights go to their homes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::device::Device;
+use crate::engine::{Engine, Prepared, TextFiles};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::stream::{self, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
+use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
+use crate::units::Bytes;
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes that are where they belong.
+    pub done: Bytes,
+    /// Bytes in all.
+    pub total: Bytes,
+}
+
+impl Prepared {
+    /// Loads what the plan holds in memory and starts the ring. `progress` is called from several threads.
+    ///
+    /// # Errors
+    /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
+    pub async fn load(self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
+        let (tokenizer, chat_template) = match self.text {
+            TextFiles::Read => {
+                let tokenizer = Tokenizer::open(&self.checkpoint)?;
+                let chat_template = ChatTemplate::open(&self.checkpoint, &tokenizer)?;
+                (Some(tokenizer), chat_template)
+            }
+            TextFiles::Skip => (None, None),
+        };
+        let defaults = ModelDefaults::open(&self.checkpoint)?;
+        let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan);
+        let done = AtomicU64::new(0);
+        let step = |bytes: Bytes| {
+            let done = done.fetch_add(bytes.0, Ordering::Relaxed) + bytes.0;
+            progress(LoadProgress { done: Bytes(done), total });
+        };
+        let trace = Trace::default();
+        let store = Arc::new(Store::load(Arc::clone(&self.checkpoint), &self.model, Arc::clone(&self.plan), &step)?);
+        let mut members = Vec::new();
+        for device in self.plan.executors() {
+            members.push((device, self.open(device, &store, &trace, &step).await?));
+        }
+        let mut team = Team::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), members);
+        stream::prologue(&self.schedule, &mut team)?;
+        Ok(Engine { prepared: self, team, trace, tokenizer, chat_template, defaults, store })
+    }
+
+    /// Opens `device` under its own budget and loads what is resident there.
+    async fn open(&self, device: Device, store: &Arc<Store>, trace: &Trace, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Member> {
+        let (plan, store, trace) = (Arc::clone(&self.plan), Arc::clone(store), trace.clone());
+        let Some(found) = self.adapters.iter().find(|found| found.spec.device == device) else {
+            return Ok(Member::Host(Box::new(HostExecutor::new(&self.model, plan, store, trace)?)));
+        };
+        let budget = plan.device(device).and_then(|device| device.budget).unwrap_or_default();
+        let gpu = Gpu::open(found, budget, self.limits).await?;
+        Ok(Member::Gpu(Box::new(GpuExecutor::new(gpu, device, &self.model, plan, store, trace, progress).await?)))
+    }
+}

@@ -1,0 +1,137 @@
+//! The face: open a model, see the plan, run forwards. Prints nothing and never blocks.
+
+mod load;
+mod prepare;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::session::Session;
+use crate::stream::{self, Batch, Scores, Store, Team, Trace};
+use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer};
+use crate::units::Bytes;
+use crate::weights::ModelConfig;
+pub use load::LoadProgress;
+pub use prepare::{EngineBuilder, Prepared, TextFiles};
+
+/// A loaded model, ready to compute.
+pub struct Engine {
+    prepared: Prepared,
+    team: Team,
+    trace: Trace,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    defaults: ModelDefaults,
+    store: Arc<Store>,
+}
+
+/// The most that was ever in use on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryUse {
+    /// Which device.
+    pub device: Device,
+    /// Bytes at the worst moment.
+    pub peak: Bytes,
+    /// What the plan promised not to exceed.
+    pub budget: Option<Bytes>,
+}
+
+impl Engine {
+    /// Begins to describe how `model` (a folder or a `.gguf` file) shall be opened.
+    pub fn builder(model: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(model.as_ref().to_owned())
+    }
+
+    /// Where everything lives.
+    pub fn plan(&self) -> &Plan {
+        &self.prepared.plan
+    }
+
+    /// What was known before loading: model, devices, schedule.
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
+    /// The model's sizes and settings.
+    pub fn config(&self) -> &ModelConfig {
+        &self.prepared.model.config
+    }
+
+    /// The model's tokenizer, unless it was skipped.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The model's chat template, if its files have one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The tokens of `text` as it is, with the token before it that the model expects at a beginning.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the tokenizer was skipped or cannot take the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.demand_tokenizer()?.encode(text, Special::Add)
+    }
+
+    /// The tokens of a conversation in the model's chat template, up to where the answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+        let template =
+            self.chat_template().ok_or_else(|| self.text_fault("there is no chat template; give the prompt as it is (--raw)"))?;
+        self.demand_tokenizer()?.encode(&template.render(messages, GenerationPrompt::Add)?, Special::Leave)
+    }
+
+    fn demand_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer().ok_or_else(|| self.text_fault("the tokenizer was not read; open the model with TextFiles::Read"))
+    }
+
+    fn text_fault(&self, fault: &str) -> Error {
+        Error::Text { path: self.prepared.checkpoint.path.clone(), fault: fault.into() }
+    }
+
+    /// The model's own generation settings.
+    pub fn defaults(&self) -> &ModelDefaults {
+        &self.defaults
+    }
+
+    /// What happened when.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// A new sequence. There is one KV cache, so a session has the engine to itself.
+    pub fn session(&mut self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// Runs one forward: the scores of the positions that the batch asks for, in its order.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`] for a batch larger than planned;
+    /// [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails.
+    pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+        batch.check(&self.prepared.model.config, &self.prepared.plan)?;
+        stream::forward(&self.prepared.schedule, &mut self.team, batch).await
+    }
+
+    /// Peak bytes per device beside the budgets, those that compute first: by the accounting of every allocation on an
+    /// adapter, by counting what is held on the host.
+    pub fn memory_use(&self) -> Vec<MemoryUse> {
+        let plan = &self.prepared.plan;
+        let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
+        let held = |device: Device| if device == Device::Cpu { self.store.held_bytes() } else { Bytes::ZERO };
+        let mut list: Vec<MemoryUse> =
+            self.team.members().iter().map(|(device, member)| of(*device, member.peak() + held(*device))).collect();
+        if list.iter().all(|memory| memory.device != Device::Cpu) {
+            list.push(of(Device::Cpu, held(Device::Cpu)));
+        }
+        list
+    }
+}

@@ -1,0 +1,279 @@
+//! From a path to a plan: headers are read, the machine is looked at, and who may compute is found. Loads nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, Rates, adapters_in_words};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::gpu::{self, AdapterFound};
+use crate::machine::{self, Measure};
+use crate::model::Model;
+use crate::plan::{self, Forecast, Plan, PlanOptions, Schedule, UploadPath};
+use crate::platform::IoMode;
+use crate::units::Bytes;
+use crate::weights::Checkpoint;
+
+/// What to open and how. Made by [`Engine::builder`].
+#[derive(Debug, Clone)]
+pub struct EngineBuilder {
+    model: PathBuf,
+    device: DeviceChoice,
+    io: IoMode,
+    limits: Option<GpuLimits>,
+    text: TextFiles,
+    options: PlanOptions,
+    compute_on: Option<Vec<Device>>,
+    n_virtual: usize,
+    measure: Measure,
+}
+
+/// Whether tokenizer and chat template are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TextFiles {
+    /// They are, and must be there.
+    #[default]
+    Read,
+    /// They are not: token ids go in and out.
+    Skip,
+}
+
+/// A model whose headers are read, on a machine whose devices are known: everything that a plan needs.
+pub struct Prepared {
+    /// The model's files.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Its units and operations.
+    pub model: Model,
+    /// What the machine has.
+    pub devices: Vec<DeviceSpec>,
+    /// Where everything will live.
+    pub plan: Arc<Plan>,
+    /// The steps of one forward.
+    pub schedule: Schedule,
+    /// How fast it should go.
+    pub forecast: Forecast,
+    /// The adapters that compute.
+    pub(super) adapters: Vec<AdapterFound>,
+    pub(super) limits: Option<GpuLimits>,
+    pub(super) text: TextFiles,
+}
+
+impl EngineBuilder {
+    pub(super) fn new(model: PathBuf) -> EngineBuilder {
+        EngineBuilder {
+            model,
+            device: DeviceChoice::Auto,
+            io: IoMode::default(),
+            limits: None,
+            text: TextFiles::default(),
+            options: PlanOptions::default(),
+            compute_on: None,
+            n_virtual: 1,
+            measure: Measure::Quick,
+        }
+    }
+
+    /// Who shall compute; [`DeviceChoice::Auto`] unless told otherwise.
+    #[must_use]
+    pub fn device(mut self, device: DeviceChoice) -> EngineBuilder {
+        self.device = device;
+        self
+    }
+
+    /// What `device` may use; may be called once per device.
+    #[must_use]
+    pub fn max_memory(mut self, device: Device, budget: Bytes) -> EngineBuilder {
+        self.options.max_memory.insert(device, budget);
+        self
+    }
+
+    /// Positions per sequence; as many as the plan finds room for unless told otherwise.
+    #[must_use]
+    pub fn ctx_size(mut self, ctx_size: usize) -> EngineBuilder {
+        self.options.ctx_size = Some(ctx_size);
+        self
+    }
+
+    /// How the model's files are read; positioned reads unless told otherwise.
+    #[must_use]
+    pub fn io(mut self, io: IoMode) -> EngineBuilder {
+        self.io = io;
+        self
+    }
+
+    /// Artificial, smaller adapter limits: plans and runs as on an adapter that has no more.
+    #[must_use]
+    pub fn limits(mut self, limits: Option<GpuLimits>) -> EngineBuilder {
+        self.limits = limits;
+        self
+    }
+
+    /// Whether tokenizer and chat template are read; they are unless told otherwise.
+    #[must_use]
+    pub fn text(mut self, text: TextFiles) -> EngineBuilder {
+        self.text = text;
+        self
+    }
+
+    /// All options of the planner at once. `compute_on` is overruled by [`EngineBuilder::device`] and [`EngineBuilder::compute_on`].
+    #[must_use]
+    pub fn plan_options(mut self, options: PlanOptions) -> EngineBuilder {
+        self.options = options;
+        self
+    }
+
+    /// Just these devices may compute, in the order in which layers are given to them, whatever [`EngineBuilder::device`] says.
+    #[must_use]
+    pub fn compute_on(mut self, devices: impl IntoIterator<Item = Device>) -> EngineBuilder {
+        self.compute_on = Some(devices.into_iter().collect());
+        self
+    }
+
+    /// Every adapter stands `n` times in the list, each time with its share of the memory and opened on its own: rehearses
+    /// on one adapter what a machine with several does.
+    #[must_use]
+    pub fn virtual_gpus(mut self, n: usize) -> EngineBuilder {
+        self.n_virtual = n;
+        self
+    }
+
+    /// Whether devices whose rates are not known are measured (about a second for each, once); they are unless told otherwise.
+    /// Without, a plan is made with typical rates.
+    #[must_use]
+    pub fn measure(mut self, measure: Measure) -> EngineBuilder {
+        self.measure = measure;
+        self
+    }
+
+    /// Reads headers, looks at the machine and plans. Nothing is loaded.
+    ///
+    /// # Errors
+    /// Those of reading headers, [`Error::NoGpu`] where an adapter is demanded that is not there, [`Error::DoesNotFit`].
+    pub async fn prepare(self) -> Result<Prepared> {
+        let checkpoint = Arc::new(Checkpoint::open(&self.model, self.io)?);
+        let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let n_tensors = checkpoint.catalog.tensors.len();
+        tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
+        let mut adapters = self.adapters().await?;
+        let compute_on = match &self.compute_on {
+            Some(devices) => checked(devices)?,
+            None => candidates(self.device, &self.options.max_memory, &adapters)?,
+        };
+        for found in adapters.iter_mut().filter(|found| compute_on.contains(&found.spec.device)) {
+            self.look_at(found).await?;
+        }
+        let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
+        devices.push(DeviceSpec { rates: machine::host_rates(self.measure), ..machine::host_spec() });
+        devices.push(self.disk());
+        let mut options = PlanOptions { compute_on, ..self.options };
+        if options.compute_on == [Device::Cpu] {
+            // Where no GPU computes, none has a part in the plan.
+            options.max_memory.retain(|device, _| *device == Device::Cpu);
+        }
+        let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
+        let schedule = Schedule::new(&plan);
+        let executors = plan.executors();
+        tracing::debug!("{executors:?} compute; {} pieces in {} steps", plan.pieces.len(), schedule.steps.len());
+        let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
+        adapters.retain(|found| executors.contains(&found.spec.device));
+        let (limits, text) = (self.limits, self.text);
+        Ok(Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, forecast, adapters, limits, text })
+    }
+
+    /// The adapters of this machine. Without need of one, a broken driver is nobody's business, and none is asked for.
+    async fn adapters(&self) -> Result<Vec<AdapterFound>> {
+        let needs_none = match &self.compute_on {
+            Some(devices) => devices.iter().all(|device| *device == Device::Cpu),
+            None => self.device == DeviceChoice::Cpu,
+        };
+        if needs_none {
+            return Ok(Vec::new());
+        }
+        let adapters = gpu::divided(machine::adapters().await?, self.n_virtual);
+        adapters.iter().for_each(|found| tracing::debug!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver));
+        Ok(adapters)
+    }
+
+    /// Completes what is known of an adapter that may compute: the limits in force and the rates of uploads.
+    async fn look_at(&self, found: &mut AdapterFound) -> Result<()> {
+        if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
+            found.spec.limits = Some(asked.within(own));
+        }
+        // An adapter that cannot be opened says so when it is loaded; a plan needs no more than its specs.
+        found.spec.rates = machine::rates_of(found, self.measure).await.unwrap_or_else(|error| {
+            tracing::warn!("the rates of {} were not measured: {error}", found.spec.name);
+            Rates::default()
+        });
+        let cannot_map = !found.spec.rates.is_empty() && found.spec.rates.upload_mapped.is_none();
+        if self.options.upload == Some(UploadPath::Mapped) && cannot_map {
+            let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
+            return Err(Error::InvalidArgument { option: "--upload".into(), fault });
+        }
+        Ok(())
+    }
+
+    /// The disk of the model's files.
+    fn disk(&self) -> DeviceSpec {
+        let rates = machine::disk_rates(Some(&self.model), self.measure).unwrap_or_else(|error| {
+            tracing::warn!("the disk was not measured: {error}");
+            Rates::default()
+        });
+        DeviceSpec { rates, ..machine::disk_spec() }
+    }
+
+    /// Reads headers, plans and loads.
+    ///
+    /// # Errors
+    /// Those of [`EngineBuilder::prepare`] and [`Prepared::load`].
+    pub async fn open(self) -> Result<Engine> {
+        self.prepare().await?.load(&|_| {}).await
+    }
+}
+
+/// The devices that may compute, in the order in which layers are given to them.
+fn candidates(choice: DeviceChoice, budgets: &BTreeMap<Device, Bytes>, adapters: &[AdapterFound]) -> Result<Vec<Device>> {
+    let budgeted: Vec<Device> = budgets.keys().filter(|device| matches!(device, Device::Gpu(_))).copied().collect();
+    let demanded = match choice {
+        DeviceChoice::Cpu => vec![Device::Cpu],
+        DeviceChoice::GpuAt(index) => vec![Device::Gpu(index)],
+        DeviceChoice::Named(word) => {
+            let device = word.resolve(adapters.iter().map(|found| &found.spec))?;
+            return candidates(device.try_into()?, budgets, adapters);
+        }
+        DeviceChoice::Gpu if budgeted.is_empty() => vec![Device::Gpu(0)],
+        DeviceChoice::Gpu => budgeted,
+        // A software adapter runs on the very cores that the host executor uses better: it is taken only by name.
+        DeviceChoice::Auto if budgeted.is_empty() => {
+            let real = adapters.iter().filter(|found| is_hardware(found)).map(|found| found.spec.device);
+            real.chain([Device::Cpu]).collect()
+        }
+        DeviceChoice::Auto => budgeted.into_iter().chain([Device::Cpu]).collect(),
+    };
+    let is_there = |device: &Device| !matches!(device, Device::Gpu(_)) || adapters.iter().any(|found| found.spec.device == *device);
+    match demanded.iter().find(|device| !is_there(device)) {
+        Some(missing) => {
+            let there_is = adapters_in_words(adapters.iter().map(|found| &found.spec));
+            Err(Error::NoGpu { fault: format!("{missing} was asked for; {there_is}") })
+        }
+        None => Ok(demanded),
+    }
+}
+
+fn is_hardware(found: &AdapterFound) -> bool {
+    found.spec.kind != Some(AdapterKind::Software)
+}
+
+/// Devices that were named one by one, each once.
+fn checked(devices: &[Device]) -> Result<Vec<Device>> {
+    if devices.contains(&Device::Disk) {
+        return Err(Error::InvalidArgument { option: "--device".into(), fault: "the disk computes nothing; name gpu:N or cpu".into() });
+    }
+    let mut once: Vec<Device> = Vec::with_capacity(devices.len());
+    for device in devices {
+        if !once.contains(device) {
+            once.push(*device);
+        }
+    }
+    Ok(once)
+}

@@ -1,0 +1,136 @@
+//! The devices that compute, as one: each step of a schedule goes to the device whose piece it is about, and the residual
+//! stream hops from one to the next. Knows neither buffers nor rings.
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Scores, Span, Store, Trace};
+use crate::units::Bytes;
+
+/// Everybody that computes a plan's pieces.
+pub struct Team {
+    plan: Arc<Plan>,
+    store: Arc<Store>,
+    trace: Trace,
+    /// In the order of [`Plan::executors`].
+    members: Vec<(Device, Member)>,
+    /// Embedded rows on their way to the first member; kept from forward to forward.
+    hidden: Vec<f32>,
+    n_forwards: usize,
+    /// Set while a forward is under way: one that finds it set begins where another stopped.
+    is_midway: bool,
+}
+
+/// One that computes.
+pub enum Member {
+    /// On an adapter.
+    Gpu(Box<GpuExecutor>),
+    /// On the host's cores.
+    Host(Box<HostExecutor>),
+}
+
+impl Member {
+    /// Most bytes that it ever held on its device; without what the [`Store`] holds.
+    pub fn peak(&self) -> Bytes {
+        match self {
+            Member::Gpu(gpu) => gpu.peak(),
+            Member::Host(host) => host.peak(),
+        }
+    }
+}
+
+/// Calls the executor that a member is: both have the same steps.
+macro_rules! of_member {
+    ($member:expr, $executor:ident => $step:expr) => {
+        match $member {
+            Member::Gpu($executor) => $step,
+            Member::Host($executor) => $step,
+        }
+    };
+}
+
+impl Team {
+    /// `members` are one for each of [`Plan::executors`], in that order.
+    pub fn new(plan: Arc<Plan>, store: Arc<Store>, trace: Trace, members: Vec<(Device, Member)>) -> Team {
+        Team { plan, store, trace, members, hidden: Vec::new(), n_forwards: 0, is_midway: false }
+    }
+
+    /// Who computes, in the order of their first pieces.
+    pub fn members(&self) -> &[(Device, Member)] {
+        &self.members
+    }
+
+    /// Begins a forward on every member and brings the batch's tokens, as vectors, to the first.
+    pub(super) fn embed(&mut self, batch: &Batch) -> Result<()> {
+        if self.is_midway {
+            return Err(stopped_midway());
+        }
+        let tokens = batch.tokens.iter().map(|token| token.token);
+        self.store.embed(tokens, &mut self.hidden)?;
+        for (_, member) in &mut self.members {
+            of_member!(member, executor => executor.begin(batch, self.n_forwards))?;
+        }
+        if let Some((_, first)) = self.members.first_mut() {
+            of_member!(first, executor => executor.write_hidden(&self.hidden))?;
+        }
+        self.is_midway = true;
+        Ok(())
+    }
+
+    pub(super) fn upload(&mut self, piece: usize) -> Result<()> {
+        of_member!(self.executor_of(piece)?, executor => executor.upload(piece))
+    }
+
+    pub(super) fn compute_resident(&mut self, piece: usize) -> Result<()> {
+        of_member!(self.executor_of(piece)?, executor => executor.compute_resident(piece))
+    }
+
+    pub(super) async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
+        of_member!(self.executor_of(piece)?, executor => executor.compute_streamed(piece).await)
+    }
+
+    /// Brings the residual stream from one member to another, bit by bit as it is.
+    pub(super) async fn hop(&mut self, from: Device, to: Device) -> Result<()> {
+        let start_secs = self.trace.now();
+        let hidden = of_member!(self.member(from)?, executor => executor.read_hidden().await)?;
+        of_member!(self.member(to)?, executor => executor.write_hidden(&hidden))?;
+        self.span(Lane::Hop, from, Bytes(hidden.len() as u64 * 4), start_secs);
+        Ok(())
+    }
+
+    /// Brings the result of the last member to the host and ends the forward.
+    pub(super) async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+        let last = self.plan.pieces.len().saturating_sub(1);
+        let device = self.plan.executor(last);
+        let start_secs = self.trace.now();
+        let scores = of_member!(self.member(device)?, executor => executor.readback(batch).await)?;
+        self.span(Lane::Readback, device, Bytes::ZERO, start_secs);
+        self.n_forwards += 1;
+        self.is_midway = false;
+        Ok(scores)
+    }
+
+    fn executor_of(&mut self, piece: usize) -> Result<&mut Member> {
+        self.member(self.plan.executor(piece))
+    }
+
+    fn member(&mut self, device: Device) -> Result<&mut Member> {
+        let found = self.members.iter_mut().find(|(own, _)| *own == device);
+        found.map(|(_, member)| member).ok_or_else(|| {
+            let fault = std::io::Error::other("the schedule names it, but it was not opened");
+            Error::io("compute on", device, fault)
+        })
+    }
+
+    fn span(&self, lane: Lane, device: Device, size_bytes: Bytes, start_secs: f64) {
+        let end_secs = self.trace.now();
+        self.trace.add(Span { lane, device, piece: None, forward: self.n_forwards, start_secs, end_secs, size_bytes });
+    }
+}
+
+/// What a forward says that begins where an earlier one stopped midway: the rings hold other pieces than it expects.
+fn stopped_midway() -> Error {
+    Error::io("begin", "a forward", std::io::Error::other("an earlier one failed or was cut short; load the model again"))
+}
