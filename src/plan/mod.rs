@@ -1,6 +1,7 @@
 //! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: the same input gives the same plan,
 //! byte for byte; no files, no clocks, no GPU.
 
+pub mod accelerate;
 mod homes;
 mod options;
 mod pieces;
