@@ -46,10 +46,11 @@ fn children<'a>(entries: &[(&'a str, DeviceKey)], group: &Group<'_>) -> Vec<Grou
     let mut children: Vec<Group<'a>> = Vec::new();
     for index in &group.below {
         let name = entries[*index].0;
-        if name.is_empty() {
+        let end = name[start..].find('.').map_or(name.len(), |length| start + length);
+        // The empty name is in no group, and neither is one that begins with a dot: upstream never ends there.
+        if end == 0 {
             continue;
         }
-        let end = name[start..].find('.').map_or(name.len(), |length| start + length);
         let place = *places.entry(&name[..end]).or_insert_with(|| {
             children.push(Group { name: &name[..end], own: None, below: Vec::new() });
             children.len() - 1
@@ -62,4 +63,16 @@ fn children<'a>(entries: &[(&'a str, DeviceKey)], group: &Group<'_>) -> Vec<Grou
         }
     }
     children
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_begin_with_a_dot_stay_as_they_are() {
+        let json = r#"{".a": 0, ".b": 0, "c.d": "cpu", "c.e": "cpu"}"#;
+        let cleaned = clean_device_map(&DeviceMap::from_json(json, "").unwrap());
+        assert_eq!(cleaned, DeviceMap::from_json(r#"{".a": 0, ".b": 0, "c": "cpu"}"#, "").unwrap());
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::plan::accelerate::infer::replace_by_parts;
-use crate::plan::accelerate::ties::Ties;
+use crate::plan::accelerate::ties::size_with_ties;
 use crate::plan::accelerate::{Amount, ModuleSizes, ModuleTree, NodeId};
 
 /// What is searched for: an item of at most `limit`, ties included.
@@ -25,7 +25,7 @@ impl FallbackSearch<'_> {
         }
         let mut search = todo.clone();
         while let Some(item) = search.pop_front() {
-            let tied = Ties::of(self.tree).size_with_ties(self.sizes, item, &search);
+            let tied = size_with_ties(self.tree, self.sizes, item, &search);
             if tied.is_complete && tied.size <= self.limit {
                 return Some(item);
             }

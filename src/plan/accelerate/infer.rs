@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use crate::plan::accelerate::fallback::FallbackSearch;
 use crate::plan::accelerate::sizes::LargestLayer;
-use crate::plan::accelerate::ties::{TiedSize, Ties};
+use crate::plan::accelerate::ties::{TiedSize, size_with_ties};
 use crate::plan::accelerate::{Amount, Budgets, DeviceKey, DeviceMap, ModuleSizes, ModuleTree, NodeId, Notice, Retype, clean_device_map};
 
 /// The options of `infer_auto_device_map`, under its own names.
@@ -131,7 +131,7 @@ impl<'a> Placement<'a> {
         if !self.largest.forget(self.tree, item) {
             self.find_largest_layer();
         }
-        let tied = Ties::of(self.tree).size_with_ties(&self.sizes, item, &self.todo);
+        let tied = size_with_ties(self.tree, &self.sizes, item, &self.todo);
         let device = &self.devices[self.cursor];
         let reserve = if device.keeps_reserve { self.largest.size } else { Amount::ZERO };
         Offer { item, size: self.sizes.of(item), tied, limit: device.budget.map(|budget| budget - reserve), reserve }

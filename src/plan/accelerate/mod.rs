@@ -39,6 +39,7 @@ mod size_strings;
 mod sizes;
 mod ties;
 mod tree;
+mod tree_form;
 
 pub use amount::Amount;
 pub use balanced::{LowZero, get_balanced_memory};
@@ -52,4 +53,5 @@ pub use mode::DeviceMapMode;
 pub use notice::{Notice, NoticeLevel};
 pub use size_strings::{SizeSpec, convert_file_size_to_int};
 pub use sizes::{LargestLayer, MaximumSizes, ModuleSizes, Retype, calculate_maximum_sizes};
-pub use tree::{BufferForm, ModuleForm, ModuleTree, NodeId, NodeKind, ParameterForm, TensorForm, TreeForm};
+pub use tree::{ModuleTree, NodeId, NodeKind, TensorForm};
+pub use tree_form::{BufferForm, ModuleForm, ParameterForm, TreeForm};

@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 use crate::model::{Model, UnitKind};
-use crate::plan::accelerate::ElementType;
-use crate::plan::accelerate::tree::{BufferForm, ModuleForm, ModuleTree, ParameterForm, TreeForm};
+use crate::plan::accelerate::{BufferForm, ElementType, ModuleForm, ModuleTree, ParameterForm, TreeForm};
 use crate::weights::{Architecture, Catalog, ModelConfig, TensorId};
 
 impl ModuleTree {
