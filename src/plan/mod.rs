@@ -1,6 +1,8 @@
 //! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: the same input gives the same plan,
 //! byte for byte; no files, no clocks, no GPU.
 
+pub mod accelerate;
+mod homes;
 mod build;
 mod candidates;
 mod costs;
