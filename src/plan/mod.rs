@@ -2,7 +2,6 @@
 //! byte for byte; no files, no clocks, no GPU.
 
 pub mod accelerate;
-mod homes;
 mod build;
 mod candidates;
 mod costs;
