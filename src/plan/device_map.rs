@@ -1,0 +1,154 @@
+//! Device maps of Accelerate's world as placements of ours, and back. A map says where weights live; who computes is found
+//! here: a unit that has weights on an adapter is computed there, and what lives on the host or on disk is computed by the
+//! host or brought to the first adapter, whichever a dry run finds faster.
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::model::{Model, Unit, UnitKind};
+use crate::plan::accelerate::{Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, clean_device_map};
+use crate::plan::placement::Refusal;
+use crate::plan::site::Site;
+use crate::plan::{Placement, Plan};
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// How often Accelerate is told a smaller budget, until what it places fits beside caches, activations and slots, which it
+/// does not count.
+const N_TRIES: u64 = 32;
+
+/// Who computes what a map leaves to the host or the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offloaded {
+    /// It is brought to the first adapter, as Accelerate does.
+    Streams,
+    /// The host computes it.
+    ComputedByHost,
+}
+
+impl Offloaded {
+    pub(super) const ALL: [Offloaded; 2] = [Offloaded::Streams, Offloaded::ComputedByHost];
+}
+
+/// The placements of a map. Parts of a unit that live on several adapters are brought to the one that has most of it.
+pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded) -> Result<Option<Vec<Placement>>> {
+    let homes = map.homes(site.catalog, site.model)?;
+    for home in &homes {
+        check_is_there(site, home.home)?;
+    }
+    let first_gpu = site.workers.iter().find(|own| own.is_gpu()).map(|own| own.device);
+    let host = site.worker(Device::Cpu).map(|_| Device::Cpu);
+    let of_rest = match offloaded {
+        Offloaded::Streams => first_gpu.or(host),
+        Offloaded::ComputedByHost if first_gpu.is_none() => return Ok(None),
+        Offloaded::ComputedByHost => host,
+    };
+    let Some(of_rest) = of_rest else { return Ok(None) };
+    let placements = site.model.units.iter().enumerate().map(|(index, unit)| {
+        if unit.kind == UnitKind::Embedding {
+            return Placement { execute_on: Device::Cpu, homes: Vec::new() };
+        }
+        let own: Vec<&MatrixHome> = homes.iter().filter(|home| home.unit == index).collect();
+        let execute_on = adapter_with_most(site.catalog, &own).unwrap_or(of_rest);
+        let home = |home: &&MatrixHome| match home.home {
+            Device::Gpu(_) => execute_on,
+            // A host that computes streams from disk only.
+            other => other,
+        };
+        Placement { execute_on, homes: own.iter().map(home).collect() }
+    });
+    Ok(Some(placements.collect()))
+}
+
+/// The adapter on which most of a unit lives, if any.
+fn adapter_with_most(catalog: &Catalog, homes: &[&MatrixHome]) -> Option<Device> {
+    let mut adapters: Vec<(Device, Bytes)> = Vec::new();
+    for home in homes.iter().filter(|home| matches!(home.home, Device::Gpu(_))) {
+        let bytes = catalog[home.tensor].size_bytes;
+        match adapters.iter_mut().find(|(device, _)| *device == home.home) {
+            Some((_, sum)) => *sum += bytes,
+            None => adapters.push((home.home, bytes)),
+        }
+    }
+    adapters.into_iter().reduce(|most, next| if next.1 > most.1 { next } else { most }).map(|(device, _)| device)
+}
+
+fn check_is_there(site: &Site<'_>, home: Device) -> Result<()> {
+    if !matches!(home, Device::Gpu(_)) || site.worker(home).is_some() {
+        return Ok(());
+    }
+    let there_is: Vec<String> = site.workers.iter().map(|own| format!("{} ({})", own.device, own.spec.name)).collect();
+    Err(Error::InvalidArgument {
+        option: "--device-map".into(),
+        fault: format!("it names {home}, which does not compute here; there is {}", there_is.join(", ")),
+    })
+}
+
+/// The first of Accelerate's maps that `realise` can make a plan of: its budgets are lowered until what it does not count fits.
+pub(super) fn along_mode<T>(
+    site: &Site<'_>,
+    mode: DeviceMapMode,
+    mut realise: impl FnMut(&DeviceMap) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let tree = ModuleTree::of_model(site.catalog, site.model)?;
+    // Layers are kept whole, as transformers asks it to.
+    let options = InferOptions { no_split_module_classes: vec!["LlamaDecoderLayer".into()], ..InferOptions::default() };
+    let mut before = None;
+    let mut refusal = None;
+    for lowered in 0..N_TRIES {
+        let map = mode.device_map(&tree, &budgets(site, lowered), &options)?.map;
+        if before.as_ref() == Some(&map) {
+            continue;
+        }
+        match realise(&map) {
+            Ok(made) => return Ok(made),
+            Err(other) => refusal = Some(other),
+        }
+        before = Some(map);
+    }
+    Err(refusal.unwrap_or(Refusal::Budget))
+}
+
+/// What Accelerate is told: every adapter's budget less so many shares of it, and the host's.
+fn budgets(site: &Site<'_>, lowered: u64) -> Budgets {
+    let adapters = site.workers.iter().filter(|own| own.is_gpu());
+    let of_adapter = |budget: Bytes| Amount::Int(i128::from(budget.0 - budget.0 / N_TRIES * lowered));
+    let host = Amount::Int(i128::from(site.host_budget(Bytes::ZERO).0));
+    adapters.map(|own| (DeviceKey::from(own.device), of_adapter(own.budget))).chain([(DeviceKey::Cpu, host)]).collect()
+}
+
+/// The homes of a plan as Accelerate and transformers write them. Norms are where their unit is computed.
+pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap {
+    let mut map = DeviceMap::default();
+    for (unit, planned) in model.units.iter().zip(&plan.units) {
+        let home = DeviceKey::from(planned.home);
+        let executor = DeviceKey::from(planned.execute_on);
+        let pieces = &plan.pieces[planned.pieces.clone()];
+        match unit.kind {
+            UnitKind::Attention { layer } => map.insert(format!("model.layers.{layer}.input_layernorm"), executor),
+            UnitKind::FeedForward { layer } => map.insert(format!("model.layers.{layer}.post_attention_layernorm"), executor),
+            UnitKind::Head => {
+                map.insert("model.norm".into(), executor);
+                map.insert("model.rotary_emb".into(), executor);
+            }
+            UnitKind::Embedding => {}
+        }
+        if pieces.iter().all(|piece| piece.home == planned.home) {
+            map.insert(planned.name.clone(), home);
+        } else {
+            insert_parts(&mut map, unit, plan, catalog, planned.pieces.clone());
+        }
+    }
+    match ModuleTree::of_model(catalog, model) {
+        Ok(tree) => clean_device_map(&map.in_order_of(&tree)),
+        Err(_) => map,
+    }
+}
+
+/// One entry for each matrix of a unit that is cut.
+fn insert_parts(map: &mut DeviceMap, unit: &Unit, plan: &Plan, catalog: &Catalog, pieces: std::ops::Range<usize>) {
+    for id in unit.matrices() {
+        let home = plan.pieces[pieces.clone()].iter().find(|piece| piece.slices.iter().any(|slice| slice.tensor == id));
+        let name = catalog[id].name.trim_end_matches(".weight");
+        map.insert(name.to_owned(), home.map_or(DeviceKey::Disk, |piece| DeviceKey::from(piece.home)));
+    }
+}
