@@ -108,12 +108,17 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
 fn every_command_with_a_model_reads_the_file() {
     let with = Configured::new(Some("device = \"cpu\"\nctx-size = 64\nkv-dtype = \"f16\"\n[max-memory]\ncpu = \"1KiB\"\n"));
     let model = with.home.folder_model();
-    for command in [&["plan", &model][..], &["run", &model, "-p", "x"], &["bench", &model], &["logits", &model, "--tokens", "1"]] {
+    for command in [
+        &["plan", &model][..],
+        &["run", &model, "-p", "x"],
+        &["bench", &model, "-p", "2", "-n", "2", "-r", "1"],
+        &["logits", &model, "--tokens", "1"],
+    ] {
         let ran = with.run_in(&[], command);
         assert_eq!(ran.code, Some(3), "{command:?}: {}", ran.stderr);
         assert!(ran.stderr.contains("does not fit cpu"), "{}", ran.stderr);
         let roomy = [command, &["--max-memory", "cpu=1GiB"]].concat();
-        assert_eq!(with.run_in(&[], &roomy).code, Some(0), "{roomy:?}");
+        with.stdout(&roomy);
         assert_eq!(with.run_in(&[("TIERFLOW_MAX_MEMORY", "cpu=1GiB")], command).code, Some(0), "{command:?}");
     }
     let plan: Value = serde_json::from_str(&with.stdout(&["plan", &model, "--max-memory", "cpu=1GiB", "--json"])).unwrap();

@@ -68,7 +68,7 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&str>) -> Resul
 
 /// Where the model goes and how it gets there. The options that `--help` shows are the settings of the config file.
 #[derive(Debug, Clone, Args)]
-#[command(mut_arg("strict", revocable_switch), mut_arg("fit", revocable_switch), mut_arg("no_measure", revocable_switch))]
+#[command(mut_args(with_revocable_switch))]
 pub struct PlacementArgs {
     /// Memory that may be used of each device, as gpu:0=40MiB,cpu=64MiB; a device not named is used as far as it goes
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "DEVICE=SIZE,…", value_parser = parse_value::<MaxMemory>)]
@@ -76,7 +76,7 @@ pub struct PlacementArgs {
     /// What computes: auto, gpu, gpu:N or cpu (-dev)
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
     pub device: DeviceChoice,
-    /// What the plan is made for: one conversation (latency), or many sequences at once (throughput)
+    /// What the plan is made for
     #[arg(long, env = "TIERFLOW_OBJECTIVE", value_name = "GOAL", default_value = "latency")]
     pub objective: ObjectiveArg,
     /// Rule of placement: auto goes by measured rates; sequential, balanced and balanced_low_0 place as Hugging Face Accelerate
@@ -167,8 +167,14 @@ impl PlacementArgs {
     }
 }
 
-/// A switch that can be taken back where the config file or the environment has set it: `--strict=no`.
-fn revocable_switch(arg: Arg) -> Arg {
+/// The switches that the config file can set.
+const REVOCABLE_SWITCHES: [&str; 3] = ["strict", "fit", "no_measure"];
+
+/// Lets a switch be taken back on the command line that the config file or the environment has set: `--strict=no`.
+fn with_revocable_switch(arg: Arg) -> Arg {
+    if !REVOCABLE_SWITCHES.contains(&arg.get_id().as_str()) {
+        return arg;
+    }
     arg.action(ArgAction::Set)
         .num_args(0..=1)
         .require_equals(true)
@@ -177,6 +183,7 @@ fn revocable_switch(arg: Arg) -> Arg {
         .default_value("false")
         .default_missing_value("true")
         .hide_default_value(true)
+        .hide_possible_values(true)
 }
 
 /// Where tierflow keeps what it has measured.

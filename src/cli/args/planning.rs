@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 /// What a plan is made for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ObjectiveArg {
-    /// One conversation: the time until each token.
+    /// One conversation.
     #[default]
     Latency,
-    /// Many sequences at once: tokens per second of all.
+    /// Many sequences at once.
     Throughput,
 }
 

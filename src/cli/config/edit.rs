@@ -24,7 +24,7 @@ pub(super) struct Change {
 /// The file `text`, changed; an empty one becomes a new file.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where `text` is no TOML, or the working folder, from which relative paths go, is gone.
+/// [`Error::InvalidArgument`] where `text` is no TOML; [`Error::Io`] where the working folder is gone, from which relative paths go.
 pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
     let begun = if text.trim().is_empty() { format!("{HEAD}{VERSION_KEY} = {VERSION}\n") } else { text.to_owned() };
     let mut document: DocumentMut = begun.parse().map_err(|fault: toml_edit::TomlError| Error::InvalidArgument {
@@ -62,8 +62,29 @@ fn set(document: &mut DocumentMut, setting: &Setting, text: &str, here: &Path) {
 fn insert(document: &mut DocumentMut, setting: &Setting, value: Value) {
     document.insert(setting.name(), Item::Value(value));
     if let Some(mut key) = document.key_mut(setting.name()) {
-        key.leaf_decor_mut().set_prefix(format!("\n# {}\n", setting.help().replace('\n', "\n# ")));
+        key.leaf_decor_mut().set_prefix(format!("\n{}", comment(&setting.help())));
     }
+}
+
+/// `text` as lines of a comment, broken between words where they grow long.
+fn comment(text: &str) -> String {
+    const WIDTH: usize = 110;
+    let mut comment = String::new();
+    for line in text.lines() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let mut written = format!("# {indent}");
+        for word in line.split_whitespace() {
+            if written.len() + word.len() > WIDTH {
+                comment.push_str(written.trim_end());
+                written = format!("\n# {indent}");
+            }
+            written.push_str(word);
+            written.push(' ');
+        }
+        comment.push_str(written.trim_end());
+        comment.push('\n');
+    }
+    comment
 }
 
 /// `text` in TOML.
@@ -98,6 +119,14 @@ mod tests {
         assert!(text.contains("\n# What computes: auto, gpu, gpu:N or cpu (-dev)\ndevice = \"gpu:0\"\n"), "{text}");
         assert!(text.contains("\nmax-memory = { \"gpu:0\" = \"6GiB\", cpu = \"12GiB\" }\n"), "{text}");
         assert!(text.ends_with("\n# Slots of the ring on the GPU\nslots = 4\n"), "{text}");
+    }
+
+    #[test]
+    fn comments_are_broken_between_words() {
+        let text = comment(&format!("{}\n  word: meaning", "twelve chars ".repeat(20)));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.len() == 4 && lines.iter().all(|line| line.starts_with("# ") && line.len() <= 110), "{text}");
+        assert_eq!(lines[3], "#   word: meaning");
     }
 
     #[test]

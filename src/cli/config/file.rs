@@ -240,8 +240,9 @@ mod tests {
              [max-memory]\n\"gpu:0\" = \"6GiB\"\ncpu = 1024\n",
         )
         .unwrap();
+        let folder = Path::new("/c").join("rates");
         let expected = [
-            ("cache-dir", if cfg!(windows) { "/c\\rates" } else { "/c/rates" }),
+            ("cache-dir", folder.to_str().unwrap()),
             ("ctx-size", "4096"),
             ("device", "gpu:1"),
             ("max-memory", "gpu:0=6GiB,cpu=1024"),

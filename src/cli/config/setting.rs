@@ -72,15 +72,16 @@ impl Setting {
         self.arg.get_env().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Its meaning, and the words that it may be where there are few.
+    /// Its meaning, and in a line each the words that it may be where there are few.
     pub(super) fn help(&self) -> String {
-        let help = self.arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let words = match self.kind() {
-            Kind::Text => self.arg.get_possible_values(),
-            _ => Vec::new(),
-        };
-        let words: Vec<&str> = words.iter().map(|word| word.get_name()).collect();
-        if words.is_empty() { help } else { format!("{help}: {}", words.join(" or ")) }
+        let mut help = self.arg.get_help().map(ToString::to_string).unwrap_or_default();
+        if self.kind() == Kind::Text {
+            for word in self.arg.get_possible_values() {
+                let meaning = word.get_help().map(ToString::to_string).unwrap_or_default();
+                help.push_str(&format!("\n  {}: {meaning}", word.get_name()));
+            }
+        }
+        help
     }
 
     /// Its value where nobody has said anything.
