@@ -1,21 +1,29 @@
 //! The arguments of every subcommand, as clap reads them. Each flag has a twin in the environment: `--ctx-size` is
-//! `TIERFLOW_CTX_SIZE`. Flags and defaults are llama.cpp's where it has them. Knows what can be said, not what it does.
+//! `TIERFLOW_CTX_SIZE`. Flags and defaults are llama.cpp's where it has them, and a config file may replace the defaults.
+//! Knows what can be said, not what it does.
 
+mod bench;
+mod config;
 mod generation;
 mod model;
 mod overrule;
+mod planning;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::short_flags;
 use crate::error::Error;
+pub use bench::{BenchArgs, BenchOutput};
+pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
-pub use model::{GpuLayers, IoArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
+pub use model::{CacheArgs, GpuLayers, IoArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
+pub use planning::{DeviceMapArg, MixArg, ObjectiveArg};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -47,21 +55,34 @@ pub enum Command {
     Pull(PullArgs),
     /// List the models in the cache
     Ls(LsArgs),
+    /// Write the defaults of all commands to the config file, or show them and where they come from
+    Config(Box<ConfigArgs>),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
 
 impl Cli {
-    /// Reads the arguments, program name first. Prints and ends the process on bad usage (2) and `--help` (0).
-    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Cli {
-        let mut command = with_switches_from_env(Cli::command());
-        let matches = command.try_get_matches_from_mut(short_flags::expand(arguments)).unwrap_or_else(|error| error.exit());
+    /// Reads the arguments, program name first; `defaults` take the place of the program's own, by an option's long name.
+    /// Prints and ends the process on bad usage (2) and `--help` (0). The matches are those of the subcommand.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, String>) -> (Cli, ArgMatches) {
+        let mut command = with_defaults(with_switches_from_env(Cli::command()), defaults);
+        let mut matches = command.try_get_matches_from_mut(short_flags::expand(arguments)).unwrap_or_else(|error| error.exit());
         let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
-        if let Some((_, matches)) = matches.subcommand() {
-            overrule::drop_overruled(&mut cli.command, matches);
-        }
-        cli
+        let matches = matches.remove_subcommand().map(|(_, matches)| matches).unwrap_or_default();
+        overrule::drop_overruled(&mut cli.command, &matches);
+        (cli, matches)
     }
+}
+
+/// Gives the options that `defaults` name these defaults, in every subcommand that has them.
+pub fn with_defaults(command: clap::Command, defaults: &BTreeMap<String, String>) -> clap::Command {
+    let default_of = |arg: &clap::Arg| arg.get_long().and_then(|long| defaults.get(long)).cloned();
+    command
+        .mut_args(|arg| match default_of(&arg) {
+            Some(default) => arg.default_value(default),
+            None => arg,
+        })
+        .mut_subcommands(|command| with_defaults(command, defaults))
 }
 
 /// Lets every switch be set from the environment by any word but an empty one, `0`, `no`, `off` and `false`.
@@ -116,6 +137,9 @@ pub struct DevicesArgs {
     /// Print the devices as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,
+    /// Where measured rates are kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// `tierflow doctor`
@@ -124,6 +148,9 @@ pub struct DoctorArgs {
     /// Print the report as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,
+    /// Where measured rates are kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// `tierflow inspect`
@@ -146,47 +173,15 @@ pub struct PlanArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
+    /// Plan for the machine that FILE describes, as `tierflow devices --json` wrote it, instead of this one
+    #[arg(long, env = "TIERFLOW_DEVICES", value_name = "FILE.json")]
+    pub devices: Option<PathBuf>,
+    /// Write the homes as a device map that Accelerate and transformers read
+    #[arg(long, env = "TIERFLOW_EXPORT_DEVICE_MAP", value_name = "FILE.json")]
+    pub export_device_map: Option<PathBuf>,
     /// Print plan and schedule as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,
-}
-
-/// `tierflow bench`
-#[derive(Debug, Clone, Args)]
-pub struct BenchArgs {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Where it goes.
-    #[command(flatten)]
-    pub placement: PlacementArgs,
-    /// Prompt tokens of a prefill run; 0 for none
-    #[arg(short = 'p', long, env = "TIERFLOW_N_PROMPT", default_value_t = 128)]
-    pub n_prompt: u32,
-    /// Tokens of a decode run; 0 for none
-    #[arg(short = 'n', long, env = "TIERFLOW_N_GEN", default_value_t = 32)]
-    pub n_gen: u32,
-    /// Runs of each, after one that warms up
-    #[arg(short, long, env = "TIERFLOW_REPETITIONS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub repetitions: u32,
-    /// Form of the report
-    #[arg(short, long, env = "TIERFLOW_OUTPUT", default_value = "md")]
-    pub output: BenchOutput,
-    /// The report as JSON, as with `-o json`
-    #[arg(long, env = "TIERFLOW_JSON")]
-    pub json: bool,
-    /// Write a Chrome/Perfetto trace of the last run
-    #[arg(long, env = "TIERFLOW_TRACE", value_name = "FILE")]
-    pub trace: Option<PathBuf>,
-}
-
-/// Forms of a bench report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchOutput {
-    /// A markdown table, as llama-bench prints.
-    Md,
-    /// JSON with llama-bench's field names.
-    Json,
 }
 
 /// `tierflow logits`
@@ -228,8 +223,14 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<Command, clap::Error> {
+        read_with(&[], line)
+    }
+
+    fn read_with(defaults: &[(&str, &str)], line: &str) -> Result<Command, clap::Error> {
         let arguments = ["tierflow"].into_iter().chain(line.split_whitespace()).map(OsString::from);
-        let matches = with_switches_from_env(Cli::command()).try_get_matches_from(short_flags::expand(arguments))?;
+        let defaults = defaults.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let matches =
+            with_defaults(with_switches_from_env(Cli::command()), &defaults).try_get_matches_from(short_flags::expand(arguments))?;
         let mut command = Cli::from_arg_matches(&matches)?.command;
         overrule::drop_overruled(&mut command, matches.subcommand().expect("a subcommand").1);
         Ok(command)
@@ -252,7 +253,12 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             for arg in command.get_arguments() {
                 let Some(long) = arg.get_long().filter(|long| *long != "help") else { continue };
-                let twin = format!("TIERFLOW_{}", long.to_uppercase().replace('-', "_"));
+                let twin = match long {
+                    // What is written is what is typed.
+                    "default" => continue,
+                    "cache-dir" => "TIERFLOW_CACHE".to_owned(),
+                    _ => format!("TIERFLOW_{}", long.to_uppercase().replace('-', "_")),
+                };
                 let env = arg.get_env().map(|env| env.to_string_lossy().into_owned());
                 assert_eq!(env, Some(twin), "{} --{long}", command.get_name());
             }
@@ -315,5 +321,40 @@ mod tests {
         assert_eq!((args.tokens, args.top), (vec![1, 2, 3], Some(5)));
         assert!(read("logits m --tokens 1,-2").is_err());
         assert!(read("logits m").is_err());
+    }
+
+    #[test]
+    fn the_options_of_planning_are_read() {
+        let args =
+            run("m --objective throughput --device-map maps/a.json --strict --mix 64:8 -np 4 --virtual-gpus 8 --no-measure").placement;
+        assert_eq!((args.objective, args.device_map), (ObjectiveArg::Throughput, DeviceMapArg::File("maps/a.json".into())));
+        assert_eq!((args.mix, args.n_seqs, args.virtual_gpus), (MixArg { n_prompt: 64, n_generate: 8 }, Some(4), 8));
+        assert_eq!((args.strict, args.fit, args.no_measure), (true, false, true));
+        let defaults = run("m --parallel 2").placement;
+        assert_eq!((defaults.objective, defaults.device_map, defaults.mix), Default::default());
+        assert_eq!((defaults.n_seqs, defaults.virtual_gpus, defaults.strict), (Some(2), 1, false));
+        let Ok(Command::Plan(plan)) = read("plan m --devices d.json --export-device-map out.json") else { panic!("refused") };
+        assert_eq!((plan.devices, plan.export_device_map), (Some("d.json".into()), Some("out.json".into())));
+        for line in
+            ["--virtual-gpus 0", "--virtual-gpus 9", "-np 0", "--mix 0:0", "--objective fast", "--device-map map", "--devices d.json"]
+        {
+            assert!(read(&format!("run m {line}")).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_replaced_and_lose_to_what_is_typed() {
+        let defaults = [("device", "cpu"), ("max-memory", "cpu=1GiB"), ("strict", "true"), ("kv-dtype", "f16"), ("slots", "3")];
+        let placement = |line: &str| match read_with(&defaults, &format!("plan m {line}")) {
+            Ok(Command::Plan(args)) => args.placement,
+            other => panic!("{line}: {other:?}"),
+        };
+        let args = placement("");
+        assert_eq!((args.device.to_string(), args.strict, args.slots), ("cpu".into(), true, Some(3)));
+        assert_eq!(args.max_memory.unwrap().to_string(), "cpu=1073741824");
+        let args = placement("--device gpu:1 --strict=no -ctk f32 -ctv f32");
+        assert_eq!((args.device.to_string(), args.strict), ("gpu:1".into(), false));
+        assert_eq!(args.kv_dtype().unwrap(), Some(KvDtypeArg::F32));
+        assert_eq!(placement("").kv_dtype().unwrap(), Some(KvDtypeArg::F16));
     }
 }

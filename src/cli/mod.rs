@@ -4,6 +4,7 @@ pub mod args;
 mod bench;
 mod chat;
 mod completions;
+mod config;
 mod devices;
 mod doctor;
 mod inspect;
@@ -21,10 +22,14 @@ mod statistics;
 mod terminal;
 mod trace_file;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use crate::error::Result;
+use crate::platform::choose_cache_folder;
 use args::{Cli, Command};
+use config::ConfigFile;
 use logging::Verbosity;
 
 /// Reads the arguments (program name first) and runs the subcommand they name.
@@ -32,14 +37,20 @@ use logging::Verbosity;
 /// Bad usage and `--help` print and end the process here, with clap's exit codes 2 and 0.
 ///
 /// # Errors
-/// What the subcommand failed at; [`crate::error::Error::exit_code`] is the process's.
+/// What is wrong with the config file, or what the subcommand failed at; [`crate::error::Error::exit_code`] is the process's.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
-    let command = Cli::read(arguments).command;
+    let file = ConfigFile::load();
+    let (Cli { command }, matches) = Cli::read(arguments, file.as_ref().map_or(&BTreeMap::new(), ConfigFile::values));
     logging::install(match &command {
         Command::Run(args) if args.quiet => Verbosity::Quiet,
         Command::Run(args) if args.verbose => Verbosity::Verbose,
         _ => Verbosity::Normal,
     });
+    // `config` is the one command that works on a file that is broken or not there.
+    let file = if matches!(command, Command::Config(_)) { file } else { Ok(file?.demand()?) };
+    if let Ok(Some(folder)) = matches.try_get_one::<PathBuf>("cache_dir") {
+        choose_cache_folder(folder.clone());
+    }
     match command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -50,6 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Ls(args) => ls::run(&args),
+        Command::Config(args) => config::run(&args, file, &matches),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 
 /// The short flags and what they stand for.
-const SHORT_FLAGS: [(&str, &str); 11] = [
+const SHORT_FLAGS: [(&str, &str); 12] = [
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
@@ -13,6 +13,7 @@ const SHORT_FLAGS: [(&str, &str); 11] = [
     ("-hff", "--hf-file"),
     ("-hfr", "--hf-repo"),
     ("-ngl", "--n-gpu-layers"),
+    ("-np", "--n-seqs"),
     ("-sys", "--system"),
     ("-sysf", "--system-file"),
     ("-ub", "--ubatch-size"),

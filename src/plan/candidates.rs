@@ -5,14 +5,19 @@ use serde::Serialize;
 
 use crate::device::{Device, DeviceSpec};
 use crate::model::Model;
+use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::costs::{Load, MachineCosts};
+use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, hop_bytes, predict};
 use crate::plan::placement::{Refusal, Shape};
 use crate::plan::search::{EFFORT, Phase, Search, Sketch};
 use crate::plan::site::Site;
-use crate::plan::{Objective, Placement, Plan, PlanOptions};
+use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
+
+/// Most sequences that the planner puts side by side by itself.
+const N_SEQS_MAX: usize = 256;
 
 /// A plan that could be taken, and how long the exchange takes with it.
 struct Candidate {
@@ -24,21 +29,76 @@ struct Candidate {
 /// The best plan for a site.
 pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     let budgets = site.budgets();
+    let candidates = match &site.options.homes {
+        Homes::Auto => measured(site, &budgets)?,
+        Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
+        Homes::Given(map) => of_map(site, map, &budgets)?,
+    };
+    choose(site, candidates).ok_or(Refusal::Budget)
+}
+
+/// Greedy plans, Accelerate's, and what a search makes of them.
+fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
+    let mut candidates = greedy(site, budgets)?;
+    // Never worse than Accelerate's own map, since that is one of those to choose from.
+    let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, budgets));
+    candidates.extend(sequential.into_iter().flatten());
+    let improved = improve(site, &candidates, budgets);
+    candidates.extend(improved);
+    Ok(candidates)
+}
+
+/// The greedy plans along every chain; at least one.
+fn greedy(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
     let mut candidates = Vec::new();
     let mut refusal = None;
     for chain in chains(site) {
-        match site.greedy(&chain, &budgets) {
+        match site.greedy(&chain, budgets) {
             Ok((shape, plan)) => candidates.push(Candidate { secs: secs_of(site, &plan), plan, shape }),
             Err(Refusal::Limit(_)) if matches!(refusal, Some(Refusal::Budget)) => {}
             Err(other) => refusal = Some(other),
         }
     }
-    if candidates.is_empty() {
-        return Err(refusal.unwrap_or(Refusal::Budget));
+    if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
+}
+
+/// The plans that a device map allows; at least one.
+fn of_map(site: &Site<'_>, map: &DeviceMap, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
+    let mut candidates = Vec::new();
+    let mut refusal = None;
+    for offloaded in Offloaded::ALL {
+        let Some(placements) = device_map::placements(site, map, offloaded)? else { continue };
+        match site.placed(&placements, budgets) {
+            Ok((shape, plan)) => candidates.push(Candidate { secs: secs_of(site, &plan), plan, shape }),
+            Err(other) => refusal = Some(other),
+        }
     }
-    let improved = improve(site, &candidates, &budgets);
-    candidates.extend(improved);
-    choose(site, candidates).ok_or(Refusal::Budget)
+    if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
+}
+
+/// Whether there is a greedy plan.
+pub(super) fn is_possible(site: &Site<'_>) -> bool {
+    greedy(site, &site.budgets()).is_ok()
+}
+
+/// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays.
+pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> usize {
+    let secs = |n_seqs: usize| {
+        let options = PlanOptions { n_seqs, ..options.clone() };
+        let site = Site::new(catalog, model, devices, &options).ok()?;
+        let candidates = greedy(&site, &site.budgets()).ok()?;
+        candidates.into_iter().map(|candidate| candidate.secs).reduce(f64::min)
+    };
+    let mut best = (1, secs(1).unwrap_or(f64::INFINITY));
+    let mut n_seqs = 2;
+    while n_seqs <= N_SEQS_MAX {
+        match secs(n_seqs) {
+            Some(secs) if secs < best.1 => best = (n_seqs, secs),
+            _ => break,
+        }
+        n_seqs *= 2;
+    }
+    best.0
 }
 
 /// In which orders layers are given to devices: each alone, all adapters, and adapters before and behind the host.
@@ -93,6 +153,9 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Plan> {
             candidates.retain(|candidate| is_wanted(&candidate.plan));
         }
     };
+    if site.options.spill == Spill::Refused {
+        candidates.retain(|candidate| site.keeps_within(&candidate.plan));
+    }
     keep(&mut candidates, &|plan| plan.ctx_size >= n_positions);
     let fits_on_adapters = |plan: &Plan| plan.streamed_bytes() == Bytes::ZERO && !plan.executors().contains(&Device::Cpu);
     if candidates.iter().any(|candidate| fits_on_adapters(&candidate.plan)) {

@@ -5,6 +5,7 @@ pub mod accelerate;
 mod build;
 mod candidates;
 mod costs;
+mod device_map;
 mod dry_run;
 mod greedy;
 mod options;
@@ -26,7 +27,7 @@ use crate::weights::Catalog;
 pub use candidates::{Forecast, exchange_secs, forecast};
 pub use costs::Load;
 pub use dry_run::{Bound, Busy, Prediction, predict};
-pub use options::{KvDType, Mix, Objective, PlanOptions, ResidentLayers, UploadPath};
+pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, Work, cut};
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
@@ -225,6 +226,11 @@ impl Plan {
     /// Dispatches of one forward on `device` at most; each needs a set of parameters.
     pub fn n_dispatches(&self, device: Device) -> usize {
         pieces::n_dispatches_of((0..self.pieces.len()).filter(|&piece| self.executor(piece) == device).map(|piece| &self.pieces[piece]))
+    }
+
+    /// The homes as Accelerate and transformers write them; what [`Homes::Given`] reads again.
+    pub fn device_map(&self, catalog: &Catalog, model: &Model) -> accelerate::DeviceMap {
+        device_map::export(self, catalog, model)
     }
 
     /// What is planned for `device`.

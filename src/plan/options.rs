@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::units::Bytes;
 
 /// How the KV cache stores its numbers.
@@ -109,8 +110,41 @@ impl Default for Mix {
     }
 }
 
+/// By which rule weights find their homes (`--device-map`).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Homes {
+    /// By measured rates: the placements whose dry run is the fastest.
+    #[default]
+    Auto,
+    /// As Hugging Face Accelerate places, with budgets that leave room for what it does not count.
+    Accelerate(DeviceMapMode),
+    /// As this map says.
+    Given(DeviceMap),
+}
+
+/// Whether weights may live on devices that were not named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Spill {
+    /// They may: host memory and disk take what fits nowhere else.
+    #[default]
+    Allowed,
+    /// They may not (`--strict`): only the devices with a budget hold weights, or those that compute where none has one. The
+    /// embedding, of which a forward reads a few rows, is exempt.
+    Refused,
+}
+
+/// How long the context is where nobody says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Context {
+    /// As long as is comfortable beside the weights.
+    #[default]
+    Comfortable,
+    /// As long as every weight stays resident (`--fit`); refused where none does.
+    Fit,
+}
+
 /// What may be asked of a plan. `None` leaves the choice to the planner, and so does a size of 0.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PlanOptions {
     /// Who may compute: adapters, the host, or both, in the order in which layers are given to them.
     pub compute_on: Vec<Device>,
@@ -118,7 +152,13 @@ pub struct PlanOptions {
     pub max_memory: BTreeMap<Device, Bytes>,
     /// Positions per sequence (`--ctx-size`).
     pub ctx_size: Option<usize>,
-    /// Sequences that the KV cache holds side by side.
+    /// What the context is where `ctx_size` is open.
+    pub context: Context,
+    /// By which rule weights find their homes.
+    pub homes: Homes,
+    /// Whether weights may live on devices that were not named.
+    pub spill: Spill,
+    /// Sequences that the KV cache holds side by side (`--parallel`); where it is open, one, or for throughput as many as pay.
     pub n_seqs: usize,
     /// Tokens that one forward takes at most (`--ubatch-size`).
     pub ubatch_size: Option<usize>,
@@ -146,7 +186,10 @@ impl Default for PlanOptions {
             compute_on: vec![Device::Gpu(0)],
             max_memory: BTreeMap::new(),
             ctx_size: None,
-            n_seqs: 1,
+            context: Context::Comfortable,
+            homes: Homes::Auto,
+            spill: Spill::Allowed,
+            n_seqs: 0,
             ubatch_size: None,
             logit_rows: 1,
             kv_dtype: KvDType::F32,

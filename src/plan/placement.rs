@@ -10,7 +10,7 @@ use crate::plan::greedy::Greedy;
 use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
-use crate::plan::{KvDType, Placement, Plan, PlanOptions, ResidentLayers};
+use crate::plan::{Context, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -21,18 +21,49 @@ const N_SLOTS: usize = 3;
 const N_SLOTS_MAX: usize = 64;
 /// Tokens per forward unless told otherwise or memory is short.
 const UBATCH_SIZE: usize = 512;
+/// Contexts that are found by trying are multiples of this.
+const CTX_STEP: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
 const COMFORTABLE_CTX: usize = 2048;
 
 /// Makes the plan, shrinking what the user left open until it fits.
 pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
-    let options = settle(options);
+    let mut options = settle(options);
+    if options.n_seqs == 0 {
+        let is_throughput = options.objective == Objective::Throughput;
+        options.n_seqs = if is_throughput { candidates::n_seqs_that_pay(catalog, model, devices, &options) } else { 1 };
+    }
+    if options.context == Context::Fit && options.ctx_size.is_none() {
+        options.resident_layers = ResidentLayers::All;
+        options.ctx_size = Some(largest_resident_ctx(catalog, model, devices, &options)?);
+    }
     let site = Site::new(catalog, model, devices, &options)?;
     match candidates::best(&site) {
         Ok(plan) => Ok(plan),
         Err(Refusal::Limit(error)) => Err(error),
         Err(Refusal::Budget) => Err(site.too_small()),
     }
+}
+
+/// The largest context with which every weight stays resident: a multiple of [`CTX_STEP`], or the model's own.
+fn largest_resident_ctx(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<usize> {
+    let fits = |ctx_size: usize| -> Result<bool> {
+        let options = PlanOptions { ctx_size: Some(ctx_size), ..options.clone() };
+        let site = Site::new(catalog, model, devices, &options)?;
+        Ok(candidates::is_possible(&site))
+    };
+    let most = model.config.context_length;
+    if fits(most)? {
+        return Ok(most);
+    }
+    // In steps: the first too large, the last that fits.
+    let (mut enough, mut too_large) = (0, most.div_ceil(CTX_STEP));
+    while too_large - enough > 1 {
+        let middle = enough + (too_large - enough) / 2;
+        if fits(middle * CTX_STEP)? { enough = middle } else { too_large = middle }
+    }
+    // Where not even the least fits, the refusal says how much is missing.
+    Ok(enough.max(1) * CTX_STEP)
 }
 
 /// Makes the plan with these placements, shrinking what else the user left open until it fits.
@@ -43,12 +74,13 @@ pub(super) fn realise(
     options: &PlanOptions,
     placements: &[Placement],
 ) -> Result<Plan> {
-    let options = settle(options);
+    let settled = settle(options);
+    let options = PlanOptions { n_seqs: settled.n_seqs.max(1), ..settled };
     let site = Site::new(catalog, model, devices, &options)?;
     check_placements(&site, placements)?;
     let (budgets, chain) = (site.budgets(), site.chain_of(placements));
-    match site.in_some_shape(&chain, &budgets, |shape| site.with(placements, shape, &budgets)) {
-        Ok(plan) => Ok(plan),
+    match site.placed(placements, &budgets) {
+        Ok((_, plan)) => Ok(plan),
         Err(Refusal::Limit(error)) => Err(error),
         Err(Refusal::Budget) => {
             let available = chain.iter().map(|&worker| budgets[worker]).sum();
@@ -100,7 +132,6 @@ fn settle(options: &PlanOptions) -> PlanOptions {
         // Positions are u32 in batches and kernels.
         ctx_size: options.ctx_size.filter(|&size| size > 0).map(|size| size.min(u32::MAX as usize)),
         ubatch_size: options.ubatch_size.filter(|&size| size > 0),
-        n_seqs: options.n_seqs.max(1),
         logit_rows: options.logit_rows.max(1),
         n_slots: options.n_slots.map(|n_slots| n_slots.clamp(1, N_SLOTS_MAX)),
         ..options.clone()
@@ -118,7 +149,15 @@ pub(super) struct Shape {
 impl Site<'_> {
     /// The greedy plan along a chain of workers.
     pub(super) fn greedy(&self, chain: &[usize], budgets: &[Bytes]) -> Result<(Shape, Plan), Refusal> {
-        self.in_some_shape(chain, budgets, |shape| Ok((shape, self.along(chain, shape, budgets)?)))
+        self.in_some_shape(chain, budgets, |shape| {
+            let plan = self.along(chain, shape, budgets)?;
+            if self.options.spill == Spill::Refused && !self.keeps_within(&plan) { Err(Refusal::Budget) } else { Ok((shape, plan)) }
+        })
+    }
+
+    /// The plan with given placements.
+    pub(super) fn placed(&self, placements: &[Placement], budgets: &[Bytes]) -> Result<(Shape, Plan), Refusal> {
+        self.in_some_shape(&self.chain_of(placements), budgets, |shape| Ok((shape, self.with(placements, shape, budgets)?)))
     }
 
     /// The first shape that works.
@@ -235,8 +274,13 @@ impl Site<'_> {
         let tried = self.workers.len() - 1;
         let (device, available) = (self.workers[tried].device, self.workers[tried].budget);
         let mut advice = format!("raise --max-memory {device}=…");
-        if self.options.resident_layers == ResidentLayers::All {
-            advice.push_str(", or drop `-ngl all` so that a part streams");
+        match (self.options.context, self.options.resident_layers) {
+            (Context::Fit, _) => advice.push_str(", or drop --fit so that a part streams"),
+            (_, ResidentLayers::All) => advice.push_str(", or drop `-ngl all` so that a part streams"),
+            _ => {}
+        }
+        if self.options.spill == Spill::Refused {
+            advice.push_str(", or drop --strict so that weights may live elsewhere");
         }
         if let Some(ctx_size) = self.options.ctx_size {
             advice.push_str(&format!(", or lower --ctx-size ({ctx_size})"));

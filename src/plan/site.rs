@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, working_set};
-use crate::plan::{KvDType, PlanOptions, ResidentLayers, UploadPath};
+use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -113,6 +113,13 @@ impl<'a> Site<'a> {
     /// The index of `device` among the workers.
     pub(super) fn worker(&self, device: Device) -> Option<usize> {
         self.workers.iter().position(|worker| worker.device == device)
+    }
+
+    /// Whether a plan has weights only where the user named a device. The embedding, of which a forward reads a few rows, is exempt.
+    pub(super) fn keeps_within(&self, plan: &Plan) -> bool {
+        let named = &self.options.max_memory;
+        let is_named = |device: &Device| if named.is_empty() { self.worker(*device).is_some() } else { named.contains_key(device) };
+        plan.pieces.iter().all(|piece| is_named(&piece.home)) && plan.executors().iter().all(is_named)
     }
 
     /// Budgets of all workers, as they are before anything else is tried.

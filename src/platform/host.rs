@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::units::Bytes;
@@ -40,8 +41,21 @@ pub fn n_threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Where measured rates are kept: `$TIERFLOW_CACHE`, else `tierflow` in the user's cache folder.
+/// The folder that the program's user has chosen.
+static CHOSEN_CACHE_FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Makes `folder` the [`cache_folder`] for the rest of the process. The first choice stays; an empty path is none.
+pub fn choose_cache_folder(folder: PathBuf) {
+    if !folder.as_os_str().is_empty() {
+        let _ = CHOSEN_CACHE_FOLDER.set(folder);
+    }
+}
+
+/// Where measured rates are kept: the chosen folder, else `$TIERFLOW_CACHE`, else `tierflow` in the user's cache folder.
 pub fn cache_folder() -> Option<PathBuf> {
+    if let Some(folder) = CHOSEN_CACHE_FOLDER.get() {
+        return Some(folder.clone());
+    }
     match std::env::var_os("TIERFLOW_CACHE") {
         Some(folder) if !folder.is_empty() => Some(folder.into()),
         _ => Some(dirs::cache_dir()?.join("tierflow")),

@@ -16,6 +16,6 @@ mod vulkan_memory;
 pub use direct::DirectBuffer;
 pub use gpu_memory::{Heap, largest_local_heap};
 #[cfg(not(target_arch = "wasm32"))]
-pub use host::{HostMemory, cache_folder, cpu_name, file_system_of, host_memory, n_threads, write_atomically};
+pub use host::{HostMemory, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, write_atomically};
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};

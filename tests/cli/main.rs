@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod config;
 mod interruptions;
 mod refusals;
 mod reports;

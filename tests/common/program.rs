@@ -75,6 +75,7 @@ impl Home {
             }
         }
         command.env("TIERFLOW_CACHE", self.path("cache")).env("HF_HOME", self.path("hub")).env("XDG_RUNTIME_DIR", self.folder.path());
+        command.env("XDG_CONFIG_HOME", self.path("config"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     }
 

@@ -1,10 +1,13 @@
 //! Which model, and where it goes: the options that every subcommand with a model shares.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
+use clap::{Arg, ArgAction, Args, ValueEnum};
 
 use super::parse_value;
+use super::planning::{DeviceMapArg, MixArg, ObjectiveArg};
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
@@ -63,8 +66,9 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&str>) -> Resul
     }
 }
 
-/// Where the model goes and how it gets there.
+/// Where the model goes and how it gets there. The options that `--help` shows are the settings of the config file.
 #[derive(Debug, Clone, Args)]
+#[command(mut_args(with_revocable_switch))]
 pub struct PlacementArgs {
     /// Memory that may be used of each device, as gpu:0=40MiB,cpu=64MiB; a device not named is used as far as it goes
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "DEVICE=SIZE,…", value_parser = parse_value::<MaxMemory>)]
@@ -72,6 +76,25 @@ pub struct PlacementArgs {
     /// What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
     pub device: DeviceChoice,
+    /// What the plan is made for
+    #[arg(long, env = "TIERFLOW_OBJECTIVE", value_name = "GOAL", default_value = "latency")]
+    pub objective: ObjectiveArg,
+    /// Rule of placement: auto goes by measured rates; sequential, balanced and balanced_low_0 place as Hugging Face Accelerate
+    /// does; FILE.json is a map that Accelerate, transformers or `tierflow plan --export-device-map` wrote
+    #[arg(long, env = "TIERFLOW_DEVICE_MAP", value_name = "RULE|FILE.json", default_value_t, value_parser = parse_value::<DeviceMapArg>)]
+    pub device_map: DeviceMapArg,
+    /// Refuse a plan that puts weights anywhere but on the devices named in --max-memory or --device
+    #[arg(long, env = "TIERFLOW_STRICT")]
+    pub strict: bool,
+    /// Take the largest context with which every weight stays resident, or say what must give
+    #[arg(long, env = "TIERFLOW_FIT")]
+    pub fit: bool,
+    /// Prompt and generated tokens of a typical exchange, for which the plan is made
+    #[arg(long, env = "TIERFLOW_MIX", value_name = "PROMPT:GENERATE", default_value_t, value_parser = parse_value::<MixArg>)]
+    pub mix: MixArg,
+    /// Sequences that are generated at once (-np)
+    #[arg(long, visible_alias = "parallel", env = "TIERFLOW_N_SEQS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub n_seqs: Option<u32>,
     /// Positions of the context; 0 takes the model's, less where the budgets demand it
     #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
     pub ctx_size: u32,
@@ -108,6 +131,17 @@ pub struct PlacementArgs {
     /// Threads of the host
     #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: Option<u32>,
+    /// Do not measure a device that is not known yet; plan with typical rates
+    #[arg(long, env = "TIERFLOW_NO_MEASURE")]
+    pub no_measure: bool,
+    /// Open every adapter N times, each as an adapter of its own, for tests and rehearsals
+    #[arg(
+        long, env = "TIERFLOW_VIRTUAL_GPUS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8)
+    )]
+    pub virtual_gpus: u32,
+    /// Where measured rates are kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Pretend that the adapter allows no larger buffer.
     #[arg(long, env = "TIERFLOW_LIMIT_BUFFER", hide = true, value_parser = parse_value::<Bytes>)]
     pub limit_buffer: Option<Bytes>,
@@ -131,6 +165,33 @@ impl PlacementArgs {
         }
         Ok(asked.first().copied())
     }
+}
+
+/// The switches that the config file can set.
+const REVOCABLE_SWITCHES: [&str; 3] = ["strict", "fit", "no_measure"];
+
+/// Lets a switch be taken back on the command line that the config file or the environment has set: `--strict=no`.
+fn with_revocable_switch(arg: Arg) -> Arg {
+    if !REVOCABLE_SWITCHES.contains(&arg.get_id().as_str()) {
+        return arg;
+    }
+    arg.action(ArgAction::Set)
+        .num_args(0..=1)
+        .require_equals(true)
+        .value_name("BOOL")
+        .value_parser(FalseyValueParser::new())
+        .default_value("false")
+        .default_missing_value("true")
+        .hide_default_value(true)
+        .hide_possible_values(true)
+}
+
+/// Where tierflow keeps what it has measured.
+#[derive(Debug, Clone, Args)]
+pub struct CacheArgs {
+    /// Folder of measured rates; without one, tierflow's in the user's cache folder
+    #[arg(long, env = "TIERFLOW_CACHE", value_name = "DIR", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// How many layers may be resident on GPUs.

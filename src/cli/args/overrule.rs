@@ -1,19 +1,42 @@
-//! Where a model or a prompt can be named in several ways, the one on the command line wins over another's twin in the environment.
+//! Where a thing can be named in several ways, the one on the command line wins over another's twin in the environment,
+//! and both over the config file.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-use super::{Command, ModelArgs, RunArgs};
+use super::{Command, KvDtypeArg, ModelArgs, PlacementArgs, RunArgs};
 
-/// Drops from `command` what was set in the environment and is named on the command line in another way.
+/// Drops from `command` what a stronger source names in another way.
 pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) {
-    match command {
-        Command::Run(args) => overrule_run(args, matches),
-        Command::Plan(args) => overrule_model(&mut args.model, matches, args_name_model(matches)),
-        Command::Inspect(args) => overrule_model(&mut args.model, matches, args_name_model(matches)),
-        Command::Bench(args) => overrule_model(&mut args.model, matches, args_name_model(matches)),
-        Command::Logits(args) => overrule_model(&mut args.model, matches, args_name_model(matches)),
-        Command::Devices(_) | Command::Doctor(_) | Command::Pull(_) | Command::Ls(_) | Command::Completions(_) => {}
+    let (model, placement) = match command {
+        Command::Run(args) => {
+            overrule_run(args, matches);
+            return overrule_kv_dtype(&mut args.placement, matches);
+        }
+        Command::Plan(args) => (&mut args.model, Some(&mut args.placement)),
+        Command::Bench(args) => (&mut args.model, Some(&mut args.placement)),
+        Command::Logits(args) => (&mut args.model, Some(&mut args.placement)),
+        Command::Inspect(args) => (&mut args.model, None),
+        Command::Devices(_) | Command::Doctor(_) | Command::Pull(_) | Command::Ls(_) | Command::Config(_) | Command::Completions(_) => {
+            return;
+        }
+    };
+    overrule_model(model, matches, args_name_model(matches));
+    if let Some(placement) = placement {
+        overrule_kv_dtype(placement, matches);
+    }
+}
+
+/// Of `--kv-dtype` and llama.cpp's two halves of it, those count that the strongest source names.
+fn overrule_kv_dtype(args: &mut PlacementArgs, matches: &ArgMatches) {
+    let source = |id| matches.value_source(id);
+    let ids = ["kv_dtype", "cache_type_k", "cache_type_v"];
+    let strongest = ids.into_iter().filter_map(source).max();
+    let values: [&mut Option<KvDtypeArg>; 3] = [&mut args.kv_dtype, &mut args.cache_type_k, &mut args.cache_type_v];
+    for (id, value) in ids.into_iter().zip(values) {
+        if source(id) != strongest {
+            *value = None;
+        }
     }
 }
 

@@ -1,0 +1,94 @@
+//! `tierflow config`: writes the config file, shows every setting and where it comes from, prints the file's path.
+//!
+//! The file holds defaults for the options that every command with a model takes. They are handed to clap as defaults, so that
+//! the command line, the environment and the file are read by one parser. A setting is what [`Setting::all`] finds among the
+//! options; there is no second list of them.
+
+mod ask;
+mod edit;
+mod file;
+mod setting;
+mod show;
+
+use std::io::{self, IsTerminal};
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+use crate::cli::args::{ConfigAction, ConfigArgs};
+use crate::cli::terminal::print;
+use crate::error::{Error, Result};
+use crate::platform::write_atomically;
+use edit::Change;
+pub(super) use file::ConfigFile;
+use file::Location;
+use setting::Setting;
+
+/// Writes, shows or names the config file. `file` is what was read of it, or why it cannot be read; `matches` are those of `args`.
+///
+/// # Errors
+/// A file that cannot be read or written, unless it is to be replaced; [`Error::InvalidArgument`] where there is neither a setting
+/// to write nor a terminal to ask on.
+pub(super) fn run(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> Result<()> {
+    match (&args.action, matches.subcommand()) {
+        (Some(ConfigAction::Path), _) => print(&format!("{}\n", Location::find()?.path.display())),
+        (Some(ConfigAction::Show(show)), Some((_, matches))) => show::run(show, &file?, matches),
+        _ => write(args, file, matches),
+    }
+}
+
+/// Writes what was typed; with `--default` over the defaults in a new file, else over what the file holds.
+fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> Result<()> {
+    let location = Location::find()?;
+    let typed = typed_settings(matches)?;
+    let (text, changes) = if args.default {
+        let defaults = Setting::all().into_iter().filter_map(|setting| {
+            let default = setting.default()?;
+            Some(Change { setting, value: Some(default) })
+        });
+        (String::new(), defaults.chain(typed).collect())
+    } else if typed.is_empty() {
+        let file = file?;
+        let answers = answers(&file)?;
+        (file.text, answers)
+    } else {
+        (file?.text, typed)
+    };
+    // A link stays a link to the file that changes.
+    let target = std::fs::canonicalize(&location.path).unwrap_or(location.path.clone());
+    write_atomically(&target, edit::apply(&text, &changes)?.as_bytes())?;
+    print(&format!("wrote {}\n", location.path.display()))
+}
+
+/// The settings on the command line.
+fn typed_settings(matches: &ArgMatches) -> Result<Vec<Change>> {
+    let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let Some(name) = setting::hidden_options().into_iter().find(|(id, _)| is_typed(id)).map(|(_, name)| name) {
+        return Err(Error::InvalidArgument {
+            option: format!("--{name}"),
+            fault: "is no setting of the config file; give it where it is needed".into(),
+        });
+    }
+    let typed = Setting::all().into_iter().filter(|setting| is_typed(setting.id()));
+    typed
+        .map(|setting| {
+            let value = setting.value_in(matches).ok_or_else(|| Error::InvalidArgument {
+                option: format!("--{}", setting.name()),
+                fault: "is not UTF-8, as the config file must be; choose another name".into(),
+            })?;
+            Ok(Change { setting, value: Some(value) })
+        })
+        .collect()
+}
+
+/// What the user answers on the terminal.
+fn answers(file: &ConfigFile) -> Result<Vec<Change>> {
+    let (stdin, stderr) = (io::stdin(), io::stderr());
+    if !(stdin.is_terminal() && stderr.is_terminal()) {
+        return Err(Error::InvalidArgument {
+            option: "tierflow config".into(),
+            fault: "there is no terminal to ask on; give settings (--device gpu:0), or --default to write the defaults".into(),
+        });
+    }
+    ask::ask(&ask::questions(ask::devices()), file, &mut stdin.lock(), &mut stderr.lock())
+}
