@@ -5,6 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
+use common::program::{Home, wait};
 use tierflow::device::{Device, DeviceChoice, GpuLimits};
 use tierflow::engine::{Engine, EngineBuilder};
 use tierflow::plan::{PlanOptions, UploadPath};
@@ -61,8 +62,10 @@ fn read_npy(path: &Path) -> Vec<f32> {
     bytes[10 + header_len..].as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
 }
 
-fn check(builder: EngineBuilder, what: &str) {
+/// Tokens and logits of every golden, computed by just these devices.
+fn check(builder: EngineBuilder, executors: &[Device], what: &str) {
     let mut engine = pollster::block_on(builder.open()).unwrap();
+    assert_eq!(engine.plan().executors(), executors, "{what}");
     for golden in goldens() {
         let tokenizer = engine.tokenizer().unwrap();
         let template = engine.chat_template().unwrap();
@@ -91,31 +94,74 @@ fn check(builder: EngineBuilder, what: &str) {
 }
 
 const GPU: Device = Device::Gpu(0);
+const OTHER: Device = Device::Gpu(1);
 
 #[test]
 fn host() {
     let Some(model) = model() else { return };
-    check(Engine::builder(model).device(DeviceChoice::Cpu), "host");
+    check(Engine::builder(model).device(DeviceChoice::Cpu), &[Device::Cpu], "host");
 }
 
 #[test]
 fn gpu_all_resident() {
     let Some(model) = gpu_and_model() else { return };
     let builder = Engine::builder(model).device(DeviceChoice::Gpu).ctx_size(256);
-    check(builder, "all resident");
+    check(builder, &[GPU], "all resident");
 }
 
 #[test]
 fn gpu_with_40_mib() {
     let Some(model) = gpu_and_model() else { return };
-    check(Engine::builder(model).max_memory(GPU, Bytes::mib(40)), "40 MiB");
+    check(Engine::builder(model).max_memory(GPU, Bytes::mib(40)), &[GPU], "40 MiB");
 }
 
 #[test]
 fn gpu_with_all_from_disk() {
     let Some(model) = gpu_and_model() else { return };
     let builder = Engine::builder(model).max_memory(GPU, Bytes::mib(40)).max_memory(Device::Cpu, Bytes::ZERO);
-    check(builder, "from disk");
+    check(builder, &[GPU], "from disk");
+}
+
+#[test]
+fn two_gpus_one_of_which_streams() {
+    let Some(model) = gpu_and_model() else { return };
+    let builder = Engine::builder(model).virtual_gpus(2).max_memory(GPU, Bytes::mib(40)).max_memory(OTHER, Bytes::mib(40));
+    check(builder.ctx_size(256), &[GPU, OTHER], "two GPUs");
+}
+
+#[test]
+fn a_gpu_and_the_host() {
+    let Some(model) = gpu_and_model() else { return };
+    let builder = Engine::builder(model).compute_on([GPU, Device::Cpu]).max_memory(GPU, Bytes::mib(40));
+    check(builder.ctx_size(256), &[GPU, Device::Cpu], "a GPU and the host");
+}
+
+/// One adapter behind two APIs is two adapters where both are asked for: as one machine with GPUs of two makers.
+#[test]
+fn vulkan_and_gl_side_by_side() {
+    let Some(model) = gpu_and_model() else { return };
+    let home = Home::new();
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let ran = wait(home.command(arguments).env("TIERFLOW_BACKENDS", "vulkan,gl").spawn().unwrap());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        serde_json::from_str(&ran.stdout).unwrap()
+    };
+    let devices = json(&["devices", "--json"]);
+    let drivers: Vec<&str> = devices["devices"].as_array().unwrap().iter().filter_map(|device| device["driver"].as_str()).collect();
+    if !(drivers[0].starts_with("vulkan") && drivers[1].starts_with("gl")) {
+        eprintln!("SKIP: Vulkan and GL are not both there; on Debian `apt-get install libegl1` gives GL");
+        return;
+    }
+    let model = model.to_str().unwrap();
+    for golden in goldens() {
+        let n_tokens = golden.new_ids.len().to_string();
+        let answer = ["run", model, "-p", &golden.prompt, "-n", &n_tokens, "--temp", "0", "-c", "256", "--json"];
+        let ran = json(&[&answer[..], &["--max-memory", "gpu:0=40MiB,gpu:1=40MiB"]].concat());
+        let tokens: Vec<u32> = serde_json::from_value(ran["tokens"].clone()).unwrap();
+        assert_eq!(tokens, golden.new_ids, "{}", golden.prompt);
+        let peak = |device: usize| ran["memory"][device]["peak"].as_u64().unwrap();
+        assert!(ran["memory"][1]["device"] == "gpu:1" && peak(0) > 0 && peak(1) > 0, "{}", ran["memory"]);
+    }
 }
 
 /// Placement never changes the answer: the same bytes, so the same bits.
@@ -125,7 +171,7 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     let tokens = &goldens()[0].prompt_ids;
     let logits = |builder: EngineBuilder, streams: bool| {
         let mut engine = pollster::block_on(builder.open()).unwrap();
-        assert_eq!(engine.plan().ring(GPU).is_some(), streams);
+        assert_eq!(engine.plan().streamed_pieces().next().is_some(), streams);
         let mut session = engine.session();
         let prefill = pollster::block_on(session.append(tokens, Want::Logits)).unwrap();
         let decode = pollster::block_on(session.append(&[504], Want::Logits)).unwrap();
@@ -146,4 +192,7 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     let limits = GpuLimits { max_buffer_bytes: Bytes::mib(16), max_binding_bytes: Bytes::mib(8), ..GpuLimits::default() };
     assert!(logits(engine().limits(Some(limits)), false) == resident, "sliced");
     assert!(logits(engine().limits(Some(limits)).max_memory(GPU, small), true) == resident, "sliced and streamed");
+    let two = || engine().virtual_gpus(2).max_memory(GPU, Bytes::mib(48));
+    assert!(logits(two().max_memory(OTHER, Bytes::gib(1)), false) == resident, "two GPUs");
+    assert!(logits(two().max_memory(OTHER, small), true) == resident, "two GPUs, the second of which streams");
 }

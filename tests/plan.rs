@@ -280,8 +280,11 @@ proptest! {
                     let enough = Case { options: case.with_budget(device, needed), ..case.clone() };
                     let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
                     check(&enough, &catalog, &model, &made);
-                    let less = plan(&catalog, &model, &case.devices, &case.with_budget(device, Bytes(needed.0 - 1)));
-                    prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
+                    // Of several that compute, another one's share may shrink as this one's budget is named.
+                    if case.options.compute_on.len() == 1 {
+                        let less = plan(&catalog, &model, &case.devices, &case.with_budget(device, Bytes(needed.0 - 1)));
+                        prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
+                    }
                 }
             }
             Err(Error::DoesNotFit { device, needed, available, .. }) => {

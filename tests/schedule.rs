@@ -3,11 +3,11 @@
 #[path = "common/models.rs"]
 mod models;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use tierflow::device::{AdapterKind, Device, GpuLimits, Rates};
 use tierflow::dtype::DType;
-use tierflow::plan::{Bound, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, Step, UploadPath, plan, predict};
+use tierflow::plan::{Bound, DevicePlan, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, Step, UploadPath, plan, predict};
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::ModelConfig;
 
@@ -27,51 +27,89 @@ fn streamed_plan(n_layers: usize, n_streamed: usize, n_slots: usize, lookahead: 
     plan(&catalog, &model, &devices, &options).unwrap()
 }
 
-/// Walks several forwards on a ring that only counts.
-fn walk(plan: &Plan, schedule: &Schedule) {
-    let n_slots = plan.ring(Device::Gpu(0)).unwrap().n_slots;
-    let streamed: Vec<usize> = plan.streamed_pieces().collect();
-    let mut ring = VecDeque::new();
-    let mut uploaded = Vec::new();
-    let mut upload = |ring: &mut VecDeque<usize>, piece: usize| {
-        ring.push_back(piece);
-        uploaded.push(piece);
-        assert!(ring.len() <= n_slots, "{} uploads under way for {n_slots} slots", ring.len());
-    };
-    for step in &schedule.prologue {
-        match *step {
-            Step::FetchUpload(piece) | Step::Upload(piece) => upload(&mut ring, piece),
-            other => panic!("{other:?} before the first forward"),
-        }
-    }
-    for _ in 0..4 {
-        assert_eq!((schedule.steps.first(), schedule.steps.last()), (Some(&Step::Embed), Some(&Step::Readback)));
-        let mut computed = Vec::new();
-        let mut n_uploads = 0;
-        for step in &schedule.steps[1..schedule.steps.len() - 1] {
-            match *step {
-                Step::FetchUpload(piece) | Step::Upload(piece) => {
-                    assert_eq!(matches!(step, Step::FetchUpload(_)), plan.home(piece) == Device::Disk);
-                    upload(&mut ring, piece);
-                    n_uploads += 1;
-                }
-                Step::ComputeResident(piece) => {
-                    assert!(plan.is_resident(piece));
-                    computed.push(piece);
-                }
-                Step::ComputeStreamed(piece) => {
-                    assert_eq!(ring.pop_front(), Some(piece), "the oldest upload is another piece");
-                    computed.push(piece);
-                }
-                Step::Embed | Step::Hop { .. } | Step::Readback => panic!("{step:?} in the middle"),
+/// The same with every unit for which `is_other` says so computed by a second adapter, whose ring is a copy of the first's.
+fn shared(mut plan: Plan, is_other: impl Fn(usize) -> bool) -> Plan {
+    let first = plan.device(Device::Gpu(0)).unwrap().clone();
+    plan.devices.insert(1, DevicePlan { device: Device::Gpu(1), ..first });
+    for unit in (1..plan.units.len()).filter(|&unit| is_other(unit)) {
+        plan.units[unit].execute_on = Device::Gpu(1);
+        for piece in &mut plan.pieces[plan.units[unit].pieces.clone()] {
+            if piece.home == Device::Gpu(0) {
+                piece.home = Device::Gpu(1);
             }
         }
-        assert_eq!(computed, (0..plan.pieces.len()).collect::<Vec<_>>());
-        assert_eq!(n_uploads, streamed.len(), "each streamed piece is uploaded once per forward");
     }
-    assert_eq!(ring.len(), schedule.prologue.len(), "what is under way after a forward is what was before it");
-    let cycle: Vec<usize> = streamed.iter().copied().cycle().take(uploaded.len()).collect();
-    assert_eq!(uploaded, cycle);
+    plan
+}
+
+/// A ring that only counts.
+#[derive(Default)]
+struct Ring {
+    under_way: VecDeque<usize>,
+    uploaded: Vec<usize>,
+}
+
+/// Rings by device, and who has the residual stream.
+struct Walk<'a> {
+    plan: &'a Plan,
+    rings: BTreeMap<Device, Ring>,
+    at: Option<Device>,
+    computed: Vec<usize>,
+}
+
+impl Walk<'_> {
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Embed => self.at = Some(self.plan.executor(0)),
+            Step::FetchUpload(piece) | Step::Upload(piece) => {
+                assert_eq!(matches!(step, Step::FetchUpload(_)), self.plan.home(piece) == Device::Disk);
+                let device = self.plan.executor(piece);
+                let (ring, n_slots) = (self.rings.entry(device).or_default(), self.plan.ring(device).unwrap().n_slots);
+                ring.under_way.push_back(piece);
+                ring.uploaded.push(piece);
+                assert!(ring.under_way.len() <= n_slots, "{} uploads under way for {n_slots} slots", ring.under_way.len());
+            }
+            Step::ComputeResident(piece) => {
+                assert!(self.plan.is_resident(piece));
+                self.compute(piece);
+            }
+            Step::ComputeStreamed(piece) => {
+                let oldest = self.rings.get_mut(&self.plan.executor(piece)).and_then(|ring| ring.under_way.pop_front());
+                assert_eq!(oldest, Some(piece), "the oldest upload is another piece");
+                self.compute(piece);
+            }
+            Step::Hop { from, to } => assert_eq!(self.at.replace(to), Some(from), "who passes the residual stream on has it"),
+            Step::Readback => assert_eq!(self.at.take(), Some(self.plan.executor(self.plan.pieces.len() - 1))),
+        }
+    }
+
+    fn compute(&mut self, piece: usize) {
+        assert_eq!(self.at, Some(self.plan.executor(piece)), "the residual stream is elsewhere");
+        self.computed.push(piece);
+    }
+
+    fn n_under_way(&self) -> usize {
+        self.rings.values().map(|ring| ring.under_way.len()).sum()
+    }
+}
+
+/// Walks several forwards.
+fn walk(plan: &Plan, schedule: &Schedule) {
+    let mut walk = Walk { plan, rings: BTreeMap::new(), at: None, computed: Vec::new() };
+    assert!(schedule.prologue.iter().all(|step| matches!(step, Step::FetchUpload(_) | Step::Upload(_))));
+    schedule.prologue.iter().for_each(|step| walk.step(*step));
+    for _ in 0..4 {
+        assert_eq!((schedule.steps.first(), schedule.steps.last()), (Some(&Step::Embed), Some(&Step::Readback)));
+        schedule.steps.iter().for_each(|step| walk.step(*step));
+        assert_eq!(std::mem::take(&mut walk.computed), (0..plan.pieces.len()).collect::<Vec<_>>());
+        assert_eq!(walk.n_under_way(), schedule.prologue.len(), "what is under way after a forward is what was before it");
+    }
+    for device in plan.executors() {
+        let streamed: Vec<usize> = plan.streamed_to(device).collect();
+        let uploaded = walk.rings.remove(&device).unwrap_or_default().uploaded;
+        assert!(uploaded.len() >= 4 * streamed.len(), "each streamed piece is uploaded once per forward");
+        assert_eq!(uploaded, streamed.iter().copied().cycle().take(uploaded.len()).collect::<Vec<_>>());
+    }
 }
 
 #[test]
@@ -82,6 +120,23 @@ fn the_ring_runs_on_in_order_for_every_size() {
                 let plan = streamed_plan(10, n_streamed, n_slots, lookahead, Bytes::kib(500));
                 assert!((1..=21).contains(&plan.streamed_pieces().count()));
                 walk(&plan, &Schedule::new(&plan));
+            }
+        }
+    }
+}
+
+#[test]
+fn two_rings_run_on_side_by_side() {
+    for (n_slots, lookahead) in [(1, 1), (2, 1), (3, 2), (3, 3), (5, 4)] {
+        for n_streamed in [0, 1, 5, 10] {
+            let plan = streamed_plan(10, n_streamed, n_slots, lookahead, Bytes::kib(500));
+            let halves = shared(plan.clone(), |unit| unit > 10);
+            assert_eq!(halves.stages().len(), 2);
+            walk(&halves, &Schedule::new(&halves));
+            // Back and forth: the first adapter has the last word, or the second.
+            for n_units in [1, 3, 4] {
+                let turns = shared(plan.clone(), |unit| unit / n_units % 2 == 1);
+                walk(&turns, &Schedule::new(&turns));
             }
         }
     }

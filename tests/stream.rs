@@ -2,17 +2,18 @@
 
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tierflow::device::{Device, DeviceChoice};
-use tierflow::engine::{Engine, TextFiles};
+use tierflow::device::Device;
+use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
 use tierflow::gpu;
-use tierflow::plan::{PlanOptions, ResidentLayers, UploadPath};
-use tierflow::stream::{Batch, BatchToken, Scores, Want};
+use tierflow::plan::{PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
+use tierflow::stream::{Batch, BatchToken, Lane, Scores, Want};
 use tierflow::units::Bytes;
 use xtask::models::{LlamaShape, Stored, write_hf};
 
@@ -32,13 +33,17 @@ fn test_model(sliding_window: Option<usize>) -> TestModel {
     TestModel { _folder: folder, path }
 }
 
-/// The executors that this machine has: the host always, an adapter where there is one.
-fn devices() -> Vec<DeviceChoice> {
-    let mut devices = vec![DeviceChoice::Cpu];
+const GPU: Device = Device::Gpu(0);
+/// The other half of the one adapter, opened on its own.
+const OTHER: Device = Device::Gpu(1);
+
+/// Who computes together, the last with what the others cannot keep: the host always, adapters where there is one.
+fn teams() -> Vec<&'static [Device]> {
+    let mut teams: Vec<&[Device]> = vec![&[Device::Cpu]];
     if has_gpu() {
-        devices.push(DeviceChoice::Gpu);
+        teams.extend([&[GPU][..], &[GPU, OTHER], &[GPU, Device::Cpu]]);
     }
-    devices
+    teams
 }
 
 fn has_gpu() -> bool {
@@ -50,8 +55,13 @@ fn has_gpu() -> bool {
     found
 }
 
-fn open(model: &TestModel, device: DeviceChoice, options: PlanOptions) -> Result<Engine> {
-    pollster::block_on(Engine::builder(&model.path).device(device).text(TextFiles::Skip).plan_options(options).open())
+fn builder(model: &TestModel, team: &[Device], options: PlanOptions) -> EngineBuilder {
+    let builder = Engine::builder(&model.path).compute_on(team.iter().copied()).virtual_gpus(2);
+    builder.text(TextFiles::Skip).plan_options(options)
+}
+
+fn open(model: &TestModel, team: &[Device], options: PlanOptions) -> Result<Engine> {
+    pollster::block_on(builder(model, team, options).open())
 }
 
 fn options() -> PlanOptions {
@@ -103,24 +113,24 @@ fn within(secs: u64, what: &str, work: impl FnOnce() + Send + 'static) {
 fn sequences_side_by_side_are_what_each_is_alone() {
     for window in [None, Some(5)] {
         let model = test_model(window);
-        for device in devices() {
+        for team in teams() {
             let lengths = [7u32, 1, 12];
             let alone: Vec<Vec<f32>> = (0..3u32)
                 .map(|sequence| {
-                    let mut engine = open(&model, device, PlanOptions { n_seqs: 1, ..options() }).unwrap();
+                    let mut engine = open(&model, team, PlanOptions { n_seqs: 1, ..options() }).unwrap();
                     let own: Vec<BatchToken> =
                         tokens(sequence, lengths[sequence as usize]).iter().map(|token| BatchToken { sequence: 0, ..*token }).collect();
                     forward(&mut engine, &own, &[own.len() - 1]).remove(0)
                 })
                 .collect();
-            let mut engine = open(&model, device, options()).unwrap();
+            let mut engine = open(&model, team, options()).unwrap();
             // Interleaved: the first tokens of all sequences, then the second ones.
             let mut all: Vec<BatchToken> = (0..3).flat_map(|sequence| tokens(sequence, lengths[sequence as usize])).collect();
             all.sort_by_key(|token| (token.position, token.sequence));
             let last = |sequence: u32| all.iter().rposition(|token| token.sequence == sequence).unwrap();
             let together = forward(&mut engine, &all, &[last(0), last(1), last(2)]);
             for (sequence, (found, expected)) in together.iter().zip(&alone).enumerate() {
-                assert_close(found, expected, &format!("sequence {sequence} on {device}, window {window:?}"));
+                assert_close(found, expected, &format!("sequence {sequence} on {team:?}, window {window:?}"));
             }
         }
     }
@@ -130,17 +140,17 @@ fn sequences_side_by_side_are_what_each_is_alone() {
 fn a_prompt_in_parts_is_the_prompt_at_once() {
     for window in [None, Some(5)] {
         let model = test_model(window);
-        for device in devices() {
+        for team in teams() {
             let prompt = tokens(1, 40);
-            let mut engine = open(&model, device, options()).unwrap();
+            let mut engine = open(&model, team, options()).unwrap();
             let at_once = forward(&mut engine, &prompt, &[39]).remove(0);
             for part in [1, 7, 39] {
-                let mut engine = open(&model, device, options()).unwrap();
+                let mut engine = open(&model, team, options()).unwrap();
                 let mut scores = Vec::new();
                 for tokens in prompt.chunks(part) {
                     scores = forward(&mut engine, tokens, &[tokens.len() - 1]).remove(0);
                 }
-                assert_close(&scores, &at_once, &format!("parts of {part} on {device}, window {window:?}"));
+                assert_close(&scores, &at_once, &format!("parts of {part} on {team:?}, window {window:?}"));
             }
         }
     }
@@ -151,10 +161,12 @@ fn every_ring_computes_the_same_bits() {
     let model = test_model(None);
     let adapters = pollster::block_on(gpu::list()).unwrap();
     let has_mapped_slots = adapters.first().is_some_and(|found| found.features.iter().any(|name| name == "MAPPABLE_PRIMARY_BUFFERS"));
-    for device in devices() {
+    for team in teams() {
         let prompt = tokens(0, 9);
-        let resident = PlanOptions { resident_layers: ResidentLayers::Auto, ..options() };
-        let mut engine = open(&model, device, resident).unwrap();
+        // A host beside an adapter gets layers only where the adapter may not keep them all; two adapters compute what one does.
+        let resident_layers = if team == [GPU, Device::Cpu] { ResidentLayers::AtMost(1) } else { ResidentLayers::Auto };
+        let resident = PlanOptions { resident_layers, ..options() };
+        let mut engine = open(&model, team, resident).unwrap();
         assert!(engine.plan().streamed_pieces().next().is_none());
         let expected: Vec<Vec<f32>> = (0..2).map(|_| forward(&mut engine, &prompt, &[8]).remove(0)).collect();
         assert_eq!(expected[0], expected[1]);
@@ -167,20 +179,21 @@ fn every_ring_computes_the_same_bits() {
                         resident_layers: ResidentLayers::AtMost(1),
                         upload: Some(if n_slots % 2 == 0 || !has_mapped_slots { UploadPath::Staged } else { UploadPath::Mapped }),
                         // What `-ngl` is to an adapter, a budget is to a host that computes: the least that works streams the most.
-                        max_memory: [(Device::Cpu, if device == DeviceChoice::Cpu { Bytes(1) } else { host })].into(),
+                        max_memory: [(Device::Cpu, if team.contains(&Device::Cpu) { Bytes(1) } else { host })].into(),
                         ..options()
                     };
-                    let opened = match open(&model, device, ring.clone()) {
+                    let opened = match open(&model, team, ring.clone()) {
                         Err(Error::DoesNotFit { needed, .. }) => {
-                            open(&model, device, PlanOptions { max_memory: [(Device::Cpu, needed)].into(), ..ring })
+                            open(&model, team, PlanOptions { max_memory: [(Device::Cpu, needed)].into(), ..ring })
                         }
                         opened => opened,
                     };
                     let mut engine = opened.unwrap();
                     assert!(engine.plan().streamed_pieces().next().is_some());
+                    assert_eq!(engine.plan().executors(), team);
                     for expected in &expected {
                         let found = forward(&mut engine, &prompt, &[8]).remove(0);
-                        assert!(found == *expected, "{n_slots} slots, lookahead {lookahead}, {host} of host memory on {device}");
+                        assert!(found == *expected, "{n_slots} slots, lookahead {lookahead}, {host} of host memory on {team:?}");
                     }
                 }
             }
@@ -188,21 +201,69 @@ fn every_ring_computes_the_same_bits() {
     }
 }
 
+/// Every adapter has a ring of its own, whose uploads go on while the other one computes.
+#[test]
+fn two_rings_side_by_side_compute_the_same_bits() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let prompt = tokens(0, 9);
+    let mut engine = open(&model, &[GPU], PlanOptions { resident_layers: ResidentLayers::Auto, ..options() }).unwrap();
+    let expected: Vec<Vec<f32>> = (0..3).map(|_| forward(&mut engine, &prompt, &[8]).remove(0)).collect();
+    for (n_slots, lookahead) in [(1, 1), (2, 1), (3, 3)] {
+        let options = PlanOptions { n_slots: Some(n_slots), lookahead: Some(lookahead), ..options() };
+        let mut prepared = pollster::block_on(builder(&model, &[GPU, OTHER], options).prepare()).unwrap();
+        let mut plan = (*prepared.plan).clone();
+        let own: Vec<usize> = (0..plan.pieces.len()).filter(|&piece| plan.executor(piece) == GPU).collect();
+        own.iter().for_each(|&piece| plan.pieces[piece].home = Device::Cpu);
+        let slot_bytes = own.iter().map(|&piece| plan.pieces[piece].size_bytes).max().unwrap();
+        let ring = RingPlan { slot_bytes, ..*plan.ring(OTHER).unwrap() };
+        plan.devices.iter_mut().find(|device| device.device == GPU).unwrap().ring = Some(ring);
+        prepared.schedule = Schedule::new(&plan);
+        prepared.plan = Arc::new(plan);
+        let mut engine = pollster::block_on(prepared.load(&|_| {})).unwrap();
+        for expected in &expected {
+            assert!(forward(&mut engine, &prompt, &[8]).remove(0) == *expected, "{n_slots} slots, lookahead {lookahead}");
+        }
+        let spans = engine.trace().spans();
+        for device in [GPU, OTHER] {
+            assert!(spans.iter().any(|span| span.device == device && span.lane == Lane::Upload), "nothing streamed to {device}");
+        }
+    }
+}
+
+#[test]
+fn what_each_device_holds_stays_within_its_budget() {
+    for team in teams() {
+        let model = test_model(None);
+        let mut engine = open(&model, team, PlanOptions { resident_layers: ResidentLayers::AtMost(1), ..options() }).unwrap();
+        forward(&mut engine, &tokens(0, 30), &[29]);
+        forward(&mut engine, &tokens(1, 1), &[0]);
+        for memory in engine.memory_use() {
+            let planned = engine.plan().device(memory.device).unwrap();
+            assert!(memory.peak <= planned.used.total(), "{memory:?} where {} is planned", planned.used.total());
+        }
+        assert!(team.iter().all(|device| engine.memory_use().iter().any(|memory| memory.device == *device && memory.peak > Bytes::ZERO)));
+    }
+}
+
 #[test]
 fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
     static STOPPED: AtomicUsize = AtomicUsize::new(0);
     let model = test_model(None);
-    for device in devices() {
+    for team in teams() {
         for n_slots in 1..=4 {
             for lookahead in 1..=n_slots {
                 let ring = PlanOptions {
                     n_slots: Some(n_slots),
                     lookahead: Some(lookahead),
-                    resident_layers: ResidentLayers::AtMost(0),
+                    // Everybody but the last keeps a layer.
+                    resident_layers: ResidentLayers::AtMost(team.len() - 1),
                     ..options()
                 };
-                let mut engine = open(&model, device, ring).unwrap();
-                within(20, &format!("{n_slots} slots, lookahead {lookahead} on {device}"), move || {
+                let mut engine = open(&model, team, ring).unwrap();
+                within(20, &format!("{n_slots} slots, lookahead {lookahead} on {team:?}"), move || {
                     let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], want: Want::TopK(3) };
                     let stopped = {
                         let mut midway = pin!(engine.forward(&batch));
@@ -225,7 +286,7 @@ fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
 #[test]
 fn batches_that_were_not_planned_for_are_refused() {
     let model = test_model(None);
-    let mut engine = open(&model, DeviceChoice::Cpu, options()).unwrap();
+    let mut engine = open(&model, &[Device::Cpu], options()).unwrap();
     let good = Batch { tokens: tokens(0, 3), logits_for: vec![2], want: Want::Logits };
     let token = good.tokens[0];
     let bad = [

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use crate::cli::args::{GpuLayers, IoArg, KvDtypeArg, PlacementArgs, UploadArg};
+use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::terminal::{Progress, Visibility};
 use crate::device::GpuLimits;
 use crate::engine::{Engine, EngineBuilder, Prepared};
-use crate::error::Result;
-use crate::plan::{KvDType, PlanOptions, ResidentLayers, UploadPath};
+use crate::error::{Error, Result};
+use crate::machine::Measure;
+use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
+use crate::plan::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 use crate::platform::IoMode;
 
 /// An engine builder with all that `placement` says.
@@ -31,6 +33,15 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
     let ubatch_size = [placement.batch_size, placement.ubatch_size].into_iter().flatten().min();
     let options = PlanOptions {
         max_memory: placement.max_memory.clone().unwrap_or_default().iter().collect(),
+        homes: homes(&placement.device_map)?,
+        objective: match placement.objective {
+            ObjectiveArg::Latency => Objective::Latency,
+            ObjectiveArg::Throughput => Objective::Throughput,
+        },
+        mix: Mix { n_prompt: placement.mix.n_prompt as usize, n_generated: placement.mix.n_generate as usize },
+        spill: if placement.strict { Spill::Refused } else { Spill::Allowed },
+        context: if placement.fit { Context::Fit } else { Context::Comfortable },
+        n_seqs: placement.n_seqs.map_or(options.n_seqs, |n_seqs| n_seqs as usize),
         ctx_size: (placement.ctx_size > 0).then_some(placement.ctx_size as usize),
         ubatch_size: options.ubatch_size.or(ubatch_size.map(|n_tokens| n_tokens as usize)),
         kv_dtype,
@@ -56,7 +67,23 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
             ..defaults
         }
     });
-    Ok(Engine::builder(model).device(placement.device).io(io).limits(limits).plan_options(options))
+    let measure = if placement.no_measure { Measure::Never } else { Measure::Quick };
+    let builder = Engine::builder(model).device(placement.device).io(io).limits(limits).plan_options(options);
+    Ok(builder.measure(measure).virtual_gpus(placement.virtual_gpus as usize))
+}
+
+/// The rule by which weights find their homes; a map is read from its file.
+fn homes(argument: &DeviceMapArg) -> Result<Homes> {
+    Ok(match argument {
+        DeviceMapArg::Auto => Homes::Auto,
+        DeviceMapArg::Sequential => Homes::Accelerate(DeviceMapMode::Sequential),
+        DeviceMapArg::Balanced => Homes::Accelerate(DeviceMapMode::Balanced),
+        DeviceMapArg::BalancedLow0 => Homes::Accelerate(DeviceMapMode::BalancedLow0),
+        DeviceMapArg::File(path) => {
+            let json = std::fs::read_to_string(path).map_err(|source| Error::io("read", path.display(), source))?;
+            Homes::Given(DeviceMap::from_json(&json, &path.display().to_string())?)
+        }
+    })
 }
 
 /// Loads with a bar on stderr.

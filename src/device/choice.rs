@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum DeviceChoice {
-    /// The best adapter, else the host.
+    /// Every adapter that has a budget; without budgets the best adapter that is hardware, else the host.
     #[default]
     Auto,
-    /// The best adapter; without one, an error.
+    /// Every adapter that has a budget, else the first; without one, an error.
     Gpu,
     /// This adapter; without it, an error.
     GpuAt(u32),

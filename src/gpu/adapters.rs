@@ -1,7 +1,7 @@
 //! Which adapters there are, as device specs. Opens none of them.
 
 use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates, vendor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::platform::{Heap, largest_local_heap};
 use crate::units::Bytes;
 
@@ -24,12 +24,20 @@ const MARGIN_PERCENT: u64 = 10;
 /// Drivers refuse new buffers above this share of what the system lets the process have, instead of spilling silently.
 const RESOURCE_BUDGET_PERCENT: u8 = 95;
 
-/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per piece of hardware.
+/// Names the APIs to ask for adapters, instead of those that a system's GPUs are best reached by: `vulkan,gl`.
+const BACKENDS_VARIABLE: &str = "TIERFLOW_BACKENDS";
+
+/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per piece of hardware,
+/// or per API that `TIERFLOW_BACKENDS` names.
 ///
 /// # Errors
-/// None now; an empty list where there is no adapter.
+/// [`Error::InvalidArgument`] for an API that is unknown; an empty list where there is no adapter.
 pub async fn list() -> Result<Vec<AdapterFound>> {
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
+    let asked = std::env::var(BACKENDS_VARIABLE).ok().filter(|words| !words.is_empty());
+    let backends = match &asked {
+        Some(words) => backends_of(words)?,
+        None => wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU,
+    };
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = backends;
     descriptor.memory_budget_thresholds.for_resource_creation = Some(RESOURCE_BUDGET_PERCENT);
@@ -41,8 +49,11 @@ pub async fn list() -> Result<Vec<AdapterFound>> {
     let mut seen: Vec<(u32, u32, wgpu::Backend)> = Vec::new();
     let mut found = Vec::new();
     for (info, adapter) in adapters {
-        // The same hardware behind a second API is no second GPU; two equal cards behind one API are.
-        if seen.iter().any(|&(vendor, device, backend)| (vendor, device) == (info.vendor, info.device) && backend != info.backend) {
+        // The same hardware behind a second API is no second GPU, unless that API was asked for; two equal cards behind one API are.
+        let is_seen = |&(vendor, device, backend): &(u32, u32, wgpu::Backend)| {
+            (vendor, device) == (info.vendor, info.device) && backend != info.backend
+        };
+        if asked.is_none() && seen.iter().any(is_seen) {
             continue;
         }
         seen.push((info.vendor, info.device, info.backend));
@@ -50,6 +61,20 @@ pub async fn list() -> Result<Vec<AdapterFound>> {
         found.push(describe(index, &info, adapter));
     }
     Ok(found)
+}
+
+/// `vulkan,gl` as wgpu's set of APIs.
+fn backends_of(words: &str) -> Result<wgpu::Backends> {
+    words.split(',').try_fold(wgpu::Backends::empty(), |backends, word| match word.trim() {
+        "vulkan" => Ok(backends | wgpu::Backends::VULKAN),
+        "metal" => Ok(backends | wgpu::Backends::METAL),
+        "dx12" => Ok(backends | wgpu::Backends::DX12),
+        "gl" => Ok(backends | wgpu::Backends::GL),
+        unknown => Err(Error::InvalidArgument {
+            option: BACKENDS_VARIABLE.into(),
+            fault: format!("`{unknown}` is no API that adapters are reached by; write vulkan, metal, dx12 or gl, with commas between them"),
+        }),
+    })
 }
 
 /// Every adapter `n` times, each with its share of the memory, renumbered: a rehearsal of several adapters on one.

@@ -271,6 +271,23 @@ mod tests {
     }
 
     #[test]
+    fn every_device_has_a_process_of_its_own_and_time_of_two_counts_once() {
+        let trace = Trace::default();
+        trace.add(span(Lane::Compute, 0.0, 2.0));
+        trace.add(Span { device: Device::Cpu, ..span(Lane::Compute, 1.0, 3.0) });
+        assert!((trace.summary().compute_secs - 3.0).abs() < 1e-12);
+        let json = trace.to_chrome_json(&|piece| format!("piece {piece}"));
+        let events = json["traceEvents"].as_array().unwrap();
+        let process = |device: &str| {
+            let name = events.iter().find(|event| event["name"] == "process_name" && event["args"]["name"] == device).unwrap();
+            let is_span = |event: &&serde_json::Value| event["ph"] == "X" && event["args"]["device"] == device;
+            assert_eq!(events.iter().find(is_span).unwrap()["pid"], name["pid"]);
+            name["pid"].as_u64()
+        };
+        assert_ne!(process("gpu:0"), process("cpu"));
+    }
+
+    #[test]
     fn old_spans_are_forgotten_and_still_count() {
         let trace = Trace::default();
         let n_spans = N_SPANS_MAX * 2 + 5;
