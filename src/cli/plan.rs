@@ -6,40 +6,43 @@ use crate::cli::model::builder;
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::engine::Prepared;
 use crate::error::Result;
-use crate::plan::{PlanOptions, UploadPath};
+use crate::machine::read_devices_file;
+use crate::plan::PlanOptions;
+use crate::platform::write_atomically;
 
-/// Prints plan and schedule.
+/// Prints plan and schedule, and writes the device map where one is asked for.
 ///
 /// # Errors
 /// Those of reading headers; [`crate::error::Error::DoesNotFit`] for a plan that cannot run.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let path = locate(&args.model.source()?, Visibility::Auto)?;
-    let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
+    let mut builder = builder(&path, &args.placement, PlanOptions::default())?;
+    if let Some(file) = &args.devices {
+        builder = builder.machine(read_devices_file(file)?);
+    }
+    let prepared = pollster::block_on(builder.prepare())?;
+    if let Some(file) = &args.export_device_map {
+        let map = prepared.plan.device_map(&prepared.checkpoint.catalog, &prepared.model);
+        write_atomically(file, map.to_json().as_bytes())?;
+    }
+    let explanation = prepared.explain();
     if args.json {
         return print_json(&serde_json::json!({
             "schema": "tierflow.plan/2",
             "model": prepared.checkpoint.path,
             "plan": *prepared.plan,
+            "explanation": explanation,
             "schedule": prepared.schedule,
             "device_specs": prepared.devices,
         }));
     }
-    print(&format!("{}\nschedule of one forward\n{}", summary(&prepared), prepared.schedule.report(&prepared.plan)))
+    let schedule = prepared.schedule.report(&prepared.plan);
+    print(&format!("{}{explanation}\nschedule of one forward\n{schedule}", summary(&prepared)))
 }
 
-/// The model in a line, the plan, and the rates that it rests on.
+/// The model in a line, and the plan.
 pub fn summary(prepared: &Prepared) -> String {
     let (config, plan) = (&prepared.model.config, &prepared.plan);
     let name = if config.name.is_empty() { &prepared.checkpoint.path } else { &config.name };
-    let mut text = format!("{name}  {}  {} layers\n{plan}", prepared.checkpoint.catalog.size_bytes(), config.n_layers);
-    for device in plan.devices.iter().filter(|device| device.ring.is_some()) {
-        let spec = prepared.devices.iter().find(|spec| spec.device == device.device);
-        let rates = spec.map(|spec| spec.rates.clone()).unwrap_or_default();
-        let paths = [(UploadPath::Mapped, rates.upload_mapped), (UploadPath::Staged, rates.upload_staged)];
-        let measured: Vec<String> = paths.iter().filter_map(|(path, rate)| rate.map(|rate| format!("{path} {rate}"))).collect();
-        if !measured.is_empty() {
-            text.push_str(&format!("  {}: upload {} (measured once per adapter and driver)\n", device.device, measured.join(", ")));
-        }
-    }
-    text
+    format!("{name}  {}  {} layers\n{plan}", prepared.checkpoint.catalog.size_bytes(), config.n_layers)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::Device;
 use crate::engine::{Engine, Prepared, TextFiles};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::stream::{self, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
 use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
@@ -26,6 +26,10 @@ impl Prepared {
     /// # Errors
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
     pub async fn load(self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
+        if !self.is_here {
+            let fault = "the plan is for a machine that is described in a file; leave --devices out to run here".into();
+            return Err(Error::InvalidArgument { option: "--devices".into(), fault });
+        }
         let (tokenizer, chat_template) = match self.text {
             TextFiles::Read => {
                 let tokenizer = Tokenizer::open(&self.checkpoint)?;

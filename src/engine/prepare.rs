@@ -1,6 +1,5 @@
 //! From a path to a plan: headers are read, the machine is looked at, and who may compute is found. Loads nothing.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
 use crate::model::Model;
-use crate::plan::{self, Forecast, Plan, PlanOptions, Schedule, UploadPath};
+use crate::plan::accelerate::ModuleTree;
+use crate::plan::{self, Explanation, Forecast, Homes, Plan, PlanOptions, Schedule, UploadPath};
 use crate::platform::IoMode;
 use crate::units::Bytes;
 use crate::weights::Checkpoint;
@@ -27,6 +27,7 @@ pub struct EngineBuilder {
     compute_on: Option<Vec<Device>>,
     n_virtual: usize,
     measure: Measure,
+    machine: Option<Vec<DeviceSpec>>,
 }
 
 /// Whether tokenizer and chat template are read.
@@ -53,8 +54,12 @@ pub struct Prepared {
     pub schedule: Schedule,
     /// How fast it should go.
     pub forecast: Forecast,
+    /// What was asked of the plan.
+    pub options: PlanOptions,
     /// The adapters that compute.
     pub(super) adapters: Vec<AdapterFound>,
+    /// Whether the machine that the plan is for is this one.
+    pub(super) is_here: bool,
     pub(super) limits: Option<GpuLimits>,
     pub(super) text: TextFiles,
 }
@@ -71,6 +76,7 @@ impl EngineBuilder {
             compute_on: None,
             n_virtual: 1,
             measure: Measure::Quick,
+            machine: None,
         }
     }
 
@@ -146,6 +152,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Plans for this machine, which need not be here (see [`machine::read_devices_file`]); such a plan cannot be loaded.
+    #[must_use]
+    pub fn machine(mut self, devices: Vec<DeviceSpec>) -> EngineBuilder {
+        self.machine = Some(devices);
+        self
+    }
+
     /// Reads headers, looks at the machine and plans. Nothing is loaded.
     ///
     /// # Errors
@@ -156,20 +169,29 @@ impl EngineBuilder {
         let n_tensors = checkpoint.catalog.tensors.len();
         tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
         let mut adapters = self.adapters().await?;
+        let specs: Vec<DeviceSpec> = match &self.machine {
+            Some(devices) => devices.clone(),
+            None => adapters.iter().map(|found| found.spec.clone()).collect(),
+        };
         let compute_on = match &self.compute_on {
             Some(devices) => checked(devices)?,
-            None => candidates(self.device, &self.options.max_memory, &adapters)?,
+            None => candidates(self.device, &named_adapters(&self.options)?, &specs)?,
         };
         for found in adapters.iter_mut().filter(|found| compute_on.contains(&found.spec.device)) {
             self.look_at(found).await?;
         }
-        let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
-        devices.push(DeviceSpec { rates: machine::host_rates(self.measure), ..machine::host_spec() });
-        devices.push(self.disk());
+        let devices = match &self.machine {
+            Some(_) => specs,
+            None => self.with_host_and_disk(&adapters),
+        };
         let mut options = PlanOptions { compute_on, ..self.options };
         if options.compute_on == [Device::Cpu] {
             // Where no GPU computes, none has a part in the plan.
             options.max_memory.retain(|device, _| *device == Device::Cpu);
+        }
+        if let Homes::Given(map) = &options.homes {
+            let tree = ModuleTree::of_model(&checkpoint.catalog, &model)?;
+            map.check(&tree)?.iter().for_each(|notice| tracing::warn!("{notice}"));
         }
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
@@ -177,8 +199,9 @@ impl EngineBuilder {
         tracing::debug!("{executors:?} compute; {} pieces in {} steps", plan.pieces.len(), schedule.steps.len());
         let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
         adapters.retain(|found| executors.contains(&found.spec.device));
-        let (limits, text) = (self.limits, self.text);
-        Ok(Prepared { checkpoint, model, devices, plan: Arc::new(plan), schedule, forecast, adapters, limits, text })
+        let is_here = self.machine.is_none();
+        let (limits, text, plan) = (self.limits, self.text, Arc::new(plan));
+        Ok(Prepared { checkpoint, model, devices, options, plan, schedule, forecast, adapters, is_here, limits, text })
     }
 
     /// The adapters of this machine. Without need of one, a broken driver is nobody's business, and none is asked for.
@@ -187,7 +210,7 @@ impl EngineBuilder {
             Some(devices) => devices.iter().all(|device| *device == Device::Cpu),
             None => self.device == DeviceChoice::Cpu,
         };
-        if needs_none {
+        if needs_none || self.machine.is_some() {
             return Ok(Vec::new());
         }
         let adapters = gpu::divided(machine::adapters().await?, self.n_virtual);
@@ -213,13 +236,16 @@ impl EngineBuilder {
         Ok(())
     }
 
-    /// The disk of the model's files.
-    fn disk(&self) -> DeviceSpec {
+    /// The specs of the adapters, of host memory and of the disk of the model's files.
+    fn with_host_and_disk(&self, adapters: &[AdapterFound]) -> Vec<DeviceSpec> {
+        let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
+        devices.push(DeviceSpec { rates: machine::host_rates(self.measure), ..machine::host_spec() });
         let rates = machine::disk_rates(Some(&self.model), self.measure).unwrap_or_else(|error| {
             tracing::warn!("the disk was not measured: {error}");
             Rates::default()
         });
-        DeviceSpec { rates, ..machine::disk_spec() }
+        devices.push(DeviceSpec { rates, ..machine::disk_spec() });
+        devices
     }
 
     /// Reads headers, plans and loads.
@@ -231,37 +257,50 @@ impl EngineBuilder {
     }
 }
 
+/// The adapters that have a budget, or that a device map names.
+fn named_adapters(options: &PlanOptions) -> Result<Vec<Device>> {
+    let mut named: Vec<Device> = options.max_memory.keys().copied().collect();
+    if let Homes::Given(map) = &options.homes {
+        for (_, key) in map.iter() {
+            named.push(key.try_into()?);
+        }
+    }
+    named.retain(|device| matches!(device, Device::Gpu(_)));
+    named.sort_unstable();
+    named.dedup();
+    Ok(named)
+}
+
 /// The devices that may compute, in the order in which layers are given to them.
-fn candidates(choice: DeviceChoice, budgets: &BTreeMap<Device, Bytes>, adapters: &[AdapterFound]) -> Result<Vec<Device>> {
-    let budgeted: Vec<Device> = budgets.keys().filter(|device| matches!(device, Device::Gpu(_))).copied().collect();
+fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> Result<Vec<Device>> {
     let demanded = match choice {
         DeviceChoice::Cpu => vec![Device::Cpu],
         DeviceChoice::GpuAt(index) => vec![Device::Gpu(index)],
-        DeviceChoice::Named(word) => {
-            let device = word.resolve(adapters.iter().map(|found| &found.spec))?;
-            return candidates(device.try_into()?, budgets, adapters);
-        }
-        DeviceChoice::Gpu if budgeted.is_empty() => vec![Device::Gpu(0)],
-        DeviceChoice::Gpu => budgeted,
+        DeviceChoice::Named(word) => return candidates(word.resolve(specs)?.try_into()?, named, specs),
+        DeviceChoice::Gpu if named.is_empty() => vec![Device::Gpu(0)],
+        DeviceChoice::Gpu => named.to_vec(),
         // A software adapter runs on the very cores that the host executor uses better: it is taken only by name.
-        DeviceChoice::Auto if budgeted.is_empty() => {
-            let real = adapters.iter().filter(|found| is_hardware(found)).map(|found| found.spec.device);
-            real.chain([Device::Cpu]).collect()
+        DeviceChoice::Auto if named.is_empty() => {
+            let real = specs.iter().filter(|spec| spec.limits.is_some() && spec.kind != Some(AdapterKind::Software));
+            real.map(|spec| spec.device).chain([Device::Cpu]).collect()
         }
-        DeviceChoice::Auto => budgeted.into_iter().chain([Device::Cpu]).collect(),
+        DeviceChoice::Auto => named.iter().copied().chain([Device::Cpu]).collect(),
     };
-    let is_there = |device: &Device| !matches!(device, Device::Gpu(_)) || adapters.iter().any(|found| found.spec.device == *device);
+    let is_there = |device: &Device| !matches!(device, Device::Gpu(_)) || specs.iter().any(|spec| spec.device == *device);
     match demanded.iter().find(|device| !is_there(device)) {
         Some(missing) => {
-            let there_is = adapters_in_words(adapters.iter().map(|found| &found.spec));
+            let there_is = adapters_in_words(specs.iter().filter(|spec| spec.limits.is_some()));
             Err(Error::NoGpu { fault: format!("{missing} was asked for; {there_is}") })
         }
         None => Ok(demanded),
     }
 }
 
-fn is_hardware(found: &AdapterFound) -> bool {
-    found.spec.kind != Some(AdapterKind::Software)
+impl Prepared {
+    /// What else could have been done, and what more memory would bring. Takes about as long as the plan did.
+    pub fn explain(&self) -> Explanation {
+        plan::explain(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, &self.options)
+    }
 }
 
 /// Devices that were named one by one, each once.

@@ -43,7 +43,7 @@ fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusa
     // Never worse than Accelerate's own map, since that is one of those to choose from.
     let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, budgets));
     candidates.extend(sequential.into_iter().flatten());
-    let improved = improve(site, &candidates, budgets);
+    let improved = improve(site, &candidates, budgets, EFFORT);
     candidates.extend(improved);
     Ok(candidates)
 }
@@ -74,6 +74,35 @@ fn of_map(site: &Site<'_>, map: &DeviceMap, budgets: &[Bytes]) -> Result<Vec<Can
         }
     }
     if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
+}
+
+/// The plans that need no search, named for people, fastest first.
+pub(super) fn simple(site: &Site<'_>) -> Vec<(String, Plan)> {
+    let budgets = site.budgets();
+    let mut named: Vec<(String, Candidate)> = Vec::new();
+    for chain in chains(site) {
+        let Ok((shape, plan)) = site.greedy(&chain, &budgets) else { continue };
+        let names: Vec<String> = plan.executors().iter().map(Device::to_string).collect();
+        let streamed = plan.streamed_bytes();
+        let streams = if streamed > Bytes::ZERO { format!(", {streamed} streamed") } else { String::new() };
+        let alone = if names.len() == 1 { " alone" } else { "" };
+        named.push((format!("{}{alone}{streams}", names.join(", then ")), Candidate { secs: secs_of(site, &plan), plan, shape }));
+    }
+    let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, &budgets)).unwrap_or_default();
+    named.extend(sequential.into_iter().map(|candidate| ("--device-map sequential".to_owned(), candidate)));
+    named.sort_by(|a, b| a.1.secs.total_cmp(&b.1.secs));
+    named.dedup_by(|a, b| placements_of(&a.1.plan) == placements_of(&b.1.plan));
+    named.into_iter().map(|(name, candidate)| (name, candidate.plan)).collect()
+}
+
+/// A plan that is good enough for a comparison: the best without a long search.
+pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Option<Plan> {
+    let site = Site::new(catalog, model, devices, options).ok()?;
+    let budgets = site.budgets();
+    let mut candidates = greedy(&site, &budgets).ok()?;
+    let improved = improve(&site, &candidates, &budgets, EFFORT / 8);
+    candidates.extend(improved);
+    choose(&site, candidates)
 }
 
 /// Whether there is a greedy plan.
@@ -117,7 +146,7 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
 }
 
 /// What a search makes of the candidates, for each shape that one of them has.
-fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
+fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes], effort: usize) -> Vec<Candidate> {
     let machine = MachineCosts::new(site.devices);
     let mut shapes: Vec<Shape> = Vec::new();
     for candidate in candidates {
@@ -126,13 +155,13 @@ fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<
         }
     }
     let mut improved = Vec::new();
-    let effort = EFFORT / candidates.len();
+    let share = effort / candidates.len();
     for shape in shapes {
         let mut search = Search::new(site, &machine, shape, budgets, phases(site, shape));
         let own = candidates.iter().filter(|candidate| candidate.shape == shape);
         let mut seeds = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots));
-        let all = search.all(shape.n_slots, EFFORT);
-        let mut found = all.unwrap_or_else(|| seeds.by_ref().filter_map(|seed| search.improve(seed, effort)).collect());
+        let all = search.all(shape.n_slots, effort);
+        let mut found = all.unwrap_or_else(|| seeds.by_ref().filter_map(|seed| search.improve(seed, share)).collect());
         found.sort_by(|a, b| a.1.total_cmp(&b.1));
         // What looks best in a sketch need not be buildable to the byte: the next one then is.
         let built = found.into_iter().find_map(|(sketch, _)| {

@@ -30,6 +30,8 @@ pub struct Prediction {
     pub devices: Vec<Busy>,
     /// Seconds in which the disk reads.
     pub fetch_secs: f64,
+    /// Bytes that it reads.
+    pub fetched_bytes: Bytes,
     /// Whether the rates behind it were measured.
     pub rates: Origin,
 }
@@ -43,6 +45,8 @@ pub struct Busy {
     pub compute_secs: f64,
     /// Seconds in which weights move to it.
     pub upload_secs: f64,
+    /// Bytes that they are.
+    pub streamed_bytes: Bytes,
 }
 
 /// What takes the time of a forward.
@@ -97,6 +101,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
             device,
             compute_secs: own().map(|piece| transfers[piece].compute_secs).sum(),
             upload_secs: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| transfers[piece].upload_secs).sum(),
+            streamed_bytes: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| plan.pieces[piece].size_bytes).sum(),
         }
     };
     Prediction {
@@ -107,6 +112,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         streamed_bytes: plan.streamed_bytes(),
         devices: executors.iter().map(busy).collect(),
         fetch_secs: transfers.iter().map(|transfer| transfer.fetch_secs).sum(),
+        fetched_bytes: plan.pieces.iter().filter(|piece| piece.home == Device::Disk).map(|piece| piece.size_bytes).sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
 }

@@ -125,7 +125,7 @@ impl From<Error> for Refusal {
 }
 
 /// Options within their domains: a size of 0 leaves the choice to the planner.
-fn settle(options: &PlanOptions) -> PlanOptions {
+pub(super) fn settle(options: &PlanOptions) -> PlanOptions {
     PlanOptions {
         // The host's caches are f32: there, half the memory would cost more time than it saves.
         kv_dtype: if options.compute_on == [Device::Cpu] { KvDType::F32 } else { options.kv_dtype },
