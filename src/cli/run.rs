@@ -10,7 +10,7 @@ use crate::cli::locate::locate;
 use crate::cli::model::{builder, load_with_bar};
 use crate::cli::plan::summary;
 use crate::cli::prompt::{read_prompt, read_system};
-use crate::cli::statistics::Statistics;
+use crate::cli::statistics::{Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
 use crate::cli::{chat, trace_file};
 use crate::engine::Engine;
@@ -94,6 +94,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         }))?;
     } else if !args.quiet {
         note(&format!("{}\n", answer.statistics.line(settings.seed)));
+        note(&answer.statistics.prediction_line());
         note(&answer.statistics.memory_lines());
     }
     if settings.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
@@ -185,6 +186,7 @@ pub(super) async fn answer(
     let decode_secs = decode_begin.elapsed().as_secs_f64();
     let finish = generation.finish_reason();
     let engine = generation.engine();
+    let n_before = tokens.len() - generation.n_prompt();
     let statistics = Statistics {
         n_prompt: generation.n_prompt(),
         prompt_secs,
@@ -195,6 +197,7 @@ pub(super) async fn answer(
         first_token_secs: first_token_secs.unwrap_or(prompt_secs),
         prompt: after_prompt,
         all: engine.trace().summary(),
+        predicted: Predicted::of(engine.prepared(), n_before, generation.n_prompt(), generated.len()),
         memory: engine.memory_use(),
     };
     Ok(Answer { text, tokens: generated, finish, statistics })

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::engine::MemoryUse;
+use crate::device::Origin;
+use crate::engine::{MemoryUse, Prepared};
+use crate::plan::Load;
 use crate::stream::TraceSummary;
 use crate::units::{Bytes, BytesPerSec};
 
@@ -25,9 +27,32 @@ pub struct Statistics {
     pub prompt: TraceSummary,
     /// What moved and computed in all.
     pub all: TraceSummary,
+    /// What the plan promised for such an answer.
+    pub predicted: Predicted,
     /// Peak bytes per device beside the budgets; in JSON it stands beside the statistics.
     #[serde(skip)]
     pub memory: Vec<MemoryUse>,
+}
+
+/// Rates that were predicted before the run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Predicted {
+    /// Prompt tokens per second.
+    pub prompt_rate: f64,
+    /// Generated tokens per second.
+    pub decode_rate: f64,
+    /// Whether the rates behind them were measured.
+    pub rates: Origin,
+}
+
+impl Predicted {
+    /// What `prepared` promises for a prompt and an answer of these lengths that begin at position `n_before`.
+    pub fn of(prepared: &Prepared, n_before: usize, n_prompt: usize, n_generated: usize) -> Predicted {
+        let n_tokens = n_prompt.clamp(1, prepared.plan.forward.n_tokens);
+        let prefill = prepared.predict(Load { position: n_before + n_prompt / 2, ..Load::prefill(n_tokens) });
+        let decode = prepared.predict(Load::decode(n_before + n_prompt + n_generated / 2));
+        Predicted { prompt_rate: prefill.tokens_per_sec(), decode_rate: decode.tokens_per_sec(), rates: decode.rates }
+    }
 }
 
 impl Statistics {
@@ -65,6 +90,17 @@ impl Statistics {
         }
         line.push_str(&format!(" | seed {seed} ]"));
         line
+    }
+
+    /// Predicted rates beside the measured ones.
+    pub fn prediction_line(&self) -> String {
+        let Predicted { prompt_rate, decode_rate, rates } = self.predicted;
+        let beside = |predicted: f64, measured: f64| match measured > 0.0 {
+            true => format!("{predicted:.1} t/s predicted, {measured:.1} measured ({:+.0} %)", (measured / predicted - 1.0) * 100.0),
+            false => format!("{predicted:.1} t/s predicted"),
+        };
+        let prompt = beside(prompt_rate, self.prompt_rate());
+        format!("  prompt {prompt} · generation {} · rates {rates}\n", beside(decode_rate, self.decode_rate()))
     }
 
     /// One line per device: peak against budget.

@@ -10,7 +10,7 @@ use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
 use crate::model::Model;
 use crate::plan::accelerate::ModuleTree;
-use crate::plan::{self, Explanation, Forecast, Homes, Plan, PlanOptions, Schedule, UploadPath};
+use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, Schedule, UploadPath};
 use crate::platform::IoMode;
 use crate::units::Bytes;
 use crate::weights::Checkpoint;
@@ -297,6 +297,11 @@ fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> R
 }
 
 impl Prepared {
+    /// What one forward should cost.
+    pub fn predict(&self, load: Load) -> Prediction {
+        plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, load)
+    }
+
     /// What else could have been done, and what more memory would bring. Takes about as long as the plan did.
     pub fn explain(&self) -> Explanation {
         plan::explain(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, &self.options)

@@ -14,7 +14,7 @@ use crate::weights::Catalog;
 
 /// How often Accelerate is told a smaller budget, until what it places fits beside caches, activations and slots, which it
 /// does not count.
-const N_TRIES: u64 = 32;
+const N_TRIES: u64 = 16;
 
 /// Who computes what a map leaves to the host or the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

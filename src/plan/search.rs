@@ -20,6 +20,8 @@ const N_UNITS_FEW: usize = 12;
 const N_BEST: usize = 8;
 /// Units that are shaken at once.
 const N_SHAKEN: usize = 4;
+/// After so many shakes that led nowhere a search ends.
+const N_IN_VAIN: usize = 6;
 /// Most slots that are tried.
 const N_SLOTS_TRIED: usize = 4;
 /// A change is worth making where it saves this share of the time: smaller ones only make plans ragged.
@@ -290,13 +292,14 @@ impl<'a> Search<'a> {
         let (mut best, mut best_secs) = (seed.clone(), self.secs(&seed)?);
         self.descend(&mut best, &mut best_secs, stop_at, &spots);
         let mut random = Lcg(1);
-        while self.n_looked_at < stop_at {
+        let mut n_in_vain = 0;
+        while self.n_looked_at < stop_at && n_in_vain < N_IN_VAIN {
+            n_in_vain += 1;
             let mut tried = best.clone();
             for _ in 0..N_SHAKEN {
                 let unit = random.below(tried.spots.len());
                 tried.spots[unit] = spots[random.below(spots.len())];
             }
-            self.n_looked_at += tried.spots.len();
             if !self.is_allowed(&tried) {
                 continue;
             }
@@ -304,6 +307,7 @@ impl<'a> Search<'a> {
             self.descend(&mut tried, &mut secs, stop_at, &spots);
             if secs < best_secs * (1.0 - LEAST_GAIN) {
                 (best, best_secs) = (tried, secs);
+                n_in_vain = 0;
             }
         }
         Some((best, best_secs))

@@ -1,0 +1,96 @@
+//! Predicted against measured: the decode rate of several placements of one model, under budgets from 10 % to 120 % of it.
+//!
+//! `cargo bench --bench placement -- MODEL [N_TOKENS [N_ROUNDS]]` (default 8 tokens and 3 rounds; the model is a folder or a
+//! .gguf file). Medians of single tokens. Each placement is opened, measured and dropped in turn: several copies of a model
+//! may not fit side by side.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tierflow::device::{Device, DeviceChoice};
+use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::plan::accelerate::DeviceMapMode;
+use tierflow::plan::{Homes, Load, PlanOptions, ResidentLayers};
+use tierflow::stream::{Scores, Want};
+use tierflow::units::Bytes;
+
+const GPU: Device = Device::Gpu(0);
+/// Budgets as shares of the model's bytes.
+const SHARES: [f64; 8] = [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.2];
+const PROMPT: [u32; 8] = [1, 504, 28, 253, 30, 2, 198, 9];
+
+/// A way to place a model.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Auto,
+    Sequential,
+    AllOnCpu,
+    AllStreamed,
+}
+
+const WAYS: [(Way, &str); 4] =
+    [(Way::Auto, "auto"), (Way::Sequential, "sequential"), (Way::AllOnCpu, "all on cpu"), (Way::AllStreamed, "all streamed")];
+
+fn main() {
+    // `cargo bench` adds flags of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let Some(model) = arguments.first().map(PathBuf::from) else {
+        println!("placement: name a model: cargo bench --bench placement -- MODEL");
+        return;
+    };
+    let number = |index: usize, default: usize| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (n_tokens, n_rounds) = (number(1, 8), number(2, 3));
+    let size = pollster::block_on(builder(&model, Way::AllOnCpu, Bytes::ZERO).prepare()).expect("a model").checkpoint.catalog.size_bytes();
+    println!("{}: {size}; decode in t/s, predicted → measured\n", model.display());
+    println!("| budget of gpu:0 | {} | auto / best other |", WAYS.map(|(_, name)| name).join(" | "));
+    println!("|---|{}---|", "---|".repeat(WAYS.len()));
+    let mut errors = Vec::new();
+    for share in SHARES {
+        let budget = Bytes((size.0 as f64 * share) as u64);
+        let rates: Vec<Option<(f64, f64)>> = WAYS.map(|(way, _)| measure(&model, way, budget, n_tokens, n_rounds)).into();
+        errors.extend(rates.iter().flatten().map(|(predicted, measured)| (predicted / measured - 1.0).abs()));
+        let cells = rates.iter().map(|rates| rates.map_or("refused".into(), |(predicted, measured)| format!("{predicted:.2} → {measured:.2}")));
+        let others = rates[1..].iter().flatten().map(|(_, measured)| *measured).fold(0.0, f64::max);
+        let auto = rates[0].map_or(0.0, |(_, measured)| measured / others);
+        println!("| {budget} ({:.0} %) | {} | {auto:.2} |", share * 100.0, cells.collect::<Vec<_>>().join(" | "));
+    }
+    errors.sort_by(f64::total_cmp);
+    if let (Some(median), Some(worst)) = (errors.get(errors.len() / 2), errors.last()) {
+        println!("\nerror of the prediction: {:.0} % at the median, {:.0} % at worst", median * 100.0, worst * 100.0);
+    }
+}
+
+fn builder(model: &PathBuf, way: Way, budget: Bytes) -> EngineBuilder {
+    let options = PlanOptions {
+        ctx_size: Some(64),
+        ubatch_size: Some(16),
+        homes: if way == Way::Sequential { Homes::Accelerate(DeviceMapMode::Sequential) } else { Homes::Auto },
+        resident_layers: if way == Way::AllStreamed { ResidentLayers::AtMost(0) } else { ResidentLayers::Auto },
+        ..PlanOptions::default()
+    };
+    let builder = Engine::builder(model).text(TextFiles::Skip).plan_options(options);
+    match way {
+        Way::AllOnCpu => builder.device(DeviceChoice::Cpu),
+        Way::AllStreamed => builder.device(DeviceChoice::GpuAt(0)).max_memory(GPU, budget),
+        Way::Auto | Way::Sequential => builder.device(DeviceChoice::Auto).max_memory(GPU, budget),
+    }
+}
+
+/// Predicted and measured tokens per second; `None` where the budget is too small for any plan.
+fn measure(model: &PathBuf, way: Way, budget: Bytes, n_tokens: usize, n_rounds: usize) -> Option<(f64, f64)> {
+    let mut engine = pollster::block_on(builder(model, way, budget).open()).ok()?;
+    let predicted = engine.prepared().predict(Load::decode(PROMPT.len() + n_tokens / 2)).tokens_per_sec();
+    let mut secs = Vec::new();
+    for _ in 0..n_rounds {
+        let mut session = engine.session();
+        let mut scores = pollster::block_on(session.append(&PROMPT, Want::TopK(1))).expect("a forward");
+        for _ in 0..n_tokens {
+            let Scores::Top(best) = &scores else { unreachable!("the best was asked for") };
+            let begin = Instant::now();
+            scores = pollster::block_on(session.append(&[best[0].0], Want::TopK(1))).expect("a forward");
+            secs.push(begin.elapsed().as_secs_f64());
+        }
+    }
+    secs.sort_by(f64::total_cmp);
+    Some((predicted, 1.0 / secs[secs.len() / 2]))
+}
