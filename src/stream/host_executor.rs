@@ -6,12 +6,13 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 
 use crate::error::{Error, Result};
+use crate::host::HostPrecision;
 use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, stopped_midway, workers_gone};
-use crate::stream::host_values::Values;
+use crate::stream::host_values::{Quantised, Values};
 use crate::stream::store::read_vector;
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -88,6 +89,8 @@ impl HostExecutor {
             picked_rows: Vec::new(),
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
+            precision: HostPrecision::default(),
+            quantised: Quantised::default(),
         };
         let n_streamed = plan.streamed_pieces().count().max(1);
         Ok(HostExecutor {
