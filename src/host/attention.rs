@@ -6,7 +6,6 @@ use rayon::slice::ParallelSliceMut;
 use super::exp::exp;
 use crate::kernels::attention::{Params, visible};
 use crate::kernels::kv_store::Token;
-use crate::platform::n_threads;
 use crate::platform::simd::{Simd, simd};
 
 /// Consecutive tokens that share the loads of keys and values.
@@ -28,7 +27,7 @@ pub fn attention(params: &Params, query: &[f32], tokens: &[Token], caches: (&[f3
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
         attention.mix(0, tokens, 0, mixed, &mut Scratch::default());
-    } else if tokens.len() >= TOKENS_AT_ONCE * n_threads() {
+    } else if tokens.len() >= TOKENS_AT_ONCE * rayon::current_num_threads() {
         mixed.par_chunks_mut(TOKENS_AT_ONCE * token_len).enumerate().for_each_init(Scratch::default, |scratch, (part, mixed)| {
             let first = part * TOKENS_AT_ONCE;
             let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];

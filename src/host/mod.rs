@@ -24,3 +24,9 @@ pub enum HostPrecision {
     /// As they are, in f32.
     Exact,
 }
+
+/// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each
+/// would begin and end with elsewhere, so what is made of many of them should be wrapped in this.
+pub fn among_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}

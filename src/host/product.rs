@@ -9,7 +9,6 @@ use rayon::slice::ParallelSliceMut;
 use super::{HostPrecision, QuantisedInput};
 use crate::dtype::DType;
 use crate::kernels::matmul::Params;
-use crate::platform::n_threads;
 use crate::platform::simd::{self, BLOCK_LEN, Blocks, Floats, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock};
 
 /// Parts of a product for each thread: more than one, so that a thread that other programs hold up is waited for less.
@@ -102,7 +101,7 @@ struct Product<'a> {
 impl Product<'_> {
     /// A multiple of [`PANEL_ROWS`].
     fn rows_per_task(&self) -> usize {
-        let n_tasks = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).clamp(1, n_threads() * TASKS_PER_THREAD);
+        let n_tasks = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).clamp(1, rayon::current_num_threads() * TASKS_PER_THREAD);
         self.n_rows.div_ceil(n_tasks).next_multiple_of(PANEL_ROWS)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 
 use crate::error::{Error, Result};
-use crate::host::HostPrecision;
+use crate::host::{self, HostPrecision};
 use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
@@ -116,23 +116,27 @@ impl HostExecutor {
         let (plan, model, store) = (Arc::clone(&self.plan), Arc::clone(&self.model), Arc::clone(&self.store));
         let piece = &plan.pieces[index];
         let ops = &model.units[piece.unit].ops;
-        for work in &piece.work {
-            match *work {
-                Work::Op(op) => self.values.run(&ops[op], &self.vectors),
-                Work::Rows { op, slice } => {
-                    let slice = &piece.slices[slice];
-                    let rows = match slot {
-                        Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
-                        None => rows(&store, &plan, index, slice)?,
-                    };
-                    if let Op::MatMul { input, output, .. } = ops[op] {
-                        let tensor = &store.checkpoint().catalog[slice.tensor];
-                        let params = self.values.params().matmul(tensor, slice, input);
-                        self.values.matmul(&params, rows, input, output);
+        let (values, vectors) = (&mut self.values, &self.vectors);
+        host::among_threads(|| -> Result<()> {
+            for work in &piece.work {
+                match *work {
+                    Work::Op(op) => values.run(&ops[op], vectors),
+                    Work::Rows { op, slice } => {
+                        let slice = &piece.slices[slice];
+                        let rows = match slot {
+                            Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
+                            None => rows(&store, &plan, index, slice)?,
+                        };
+                        if let Op::MatMul { input, output, .. } = ops[op] {
+                            let tensor = &store.checkpoint().catalog[slice.tensor];
+                            let params = values.params().matmul(tensor, slice, input);
+                            values.matmul(&params, rows, input, output);
+                        }
                     }
                 }
             }
-        }
+            Ok(())
+        })?;
         self.span(Lane::Compute, index, piece.size_bytes, start_secs);
         Ok(())
     }
