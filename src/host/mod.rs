@@ -14,17 +14,6 @@ pub use elementwise::{add, rms_norm, rope, swiglu};
 pub use product::{Operand, matmul, multiply, takes_blocks};
 pub use quantise::QuantisedInput;
 
-/// How products with quantised matrices treat the values that they multiply them with. Plain numbers (F32, F16, BF16) are
-/// multiplied in f32 either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HostPrecision {
-    /// Rounded to 8 bits in blocks of 32, as llama.cpp does: several times faster, and nearly always the same tokens.
-    #[default]
-    Fast,
-    /// As they are, in f32.
-    Exact,
-}
-
 /// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each
 /// would begin and end with elsewhere, so what is made of many of them should be wrapped in this.
 pub fn among_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {

@@ -6,7 +6,7 @@
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::{HostPrecision, QuantisedInput};
+use super::QuantisedInput;
 use crate::dtype::DType;
 use crate::kernels::matmul::Params;
 use crate::platform::simd::{self, BLOCK_LEN, Blocks, Floats, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock};
@@ -23,13 +23,13 @@ const TOKENS_AT_ONCE: usize = 24;
 /// The second factor of a product, `[n_tokens, n_columns]`.
 #[derive(Debug, Clone, Copy)]
 pub enum Operand<'a> {
-    /// As it is.
+    /// As it is, for matrices of plain numbers.
     Floats(&'a [f32]),
-    /// [`QuantisedInput::blocks`]. Only for matrices that are stored in blocks.
+    /// [`QuantisedInput::blocks`], for matrices that are stored in blocks.
     Blocks(&'a [TokenBlock]),
 }
 
-/// The product with `input` `[n_tokens, n_columns]`, at the default precision. `weight` holds the rows as stored, `output` is
+/// The product with `input` `[n_tokens, n_columns]`. `weight` holds the rows as stored, `output` is
 /// `[n_tokens, output_stride]`. Where several matrices read one input, [`multiply`] spares quantising it each time.
 ///
 /// # Panics
@@ -37,7 +37,7 @@ pub enum Operand<'a> {
 pub fn matmul(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
     let mut quantised = QuantisedInput::default();
     let operand = match params.dtype() {
-        Some(dtype) if takes_blocks(dtype, HostPrecision::default()) => {
+        Some(dtype) if takes_blocks(dtype) => {
             quantised.fill(&input[..params.n_tokens as usize * params.n_columns as usize]);
             Operand::Blocks(quantised.blocks())
         }
@@ -46,15 +46,15 @@ pub fn matmul(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32])
     multiply(simd::simd(), params, weight, operand, output);
 }
 
-/// Whether products with `dtype` want a quantised input.
-pub fn takes_blocks(dtype: DType, precision: HostPrecision) -> bool {
-    precision == HostPrecision::Fast && blocks_of(dtype).is_some()
+/// Whether products with `dtype` want [`Operand::Blocks`].
+pub fn takes_blocks(dtype: DType) -> bool {
+    blocks_of(dtype).is_some()
 }
 
 /// The product by `simd`'s instructions. `weight` holds the rows as stored, `output` is `[n_tokens, output_stride]`.
 ///
 /// # Panics
-/// Where the slices are shorter than `params` say, or plain numbers meet a quantised operand: a fault of the caller.
+/// Where the slices are shorter than `params` say, or the operand is not of the matrix' kind: a fault of the caller.
 pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
     let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
     let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
@@ -116,19 +116,13 @@ impl Product<'_> {
 
     /// The rows from `first_row` on times the only token.
     fn one_token(&self, first_row: usize, output: &mut [f32]) {
-        let mut decoded = vec![];
         for (panel, output) in output.chunks_mut(PANEL_ROWS).enumerate() {
             let first = first_row + panel * PANEL_ROWS;
+            let rows = self.panel_rows(first);
             let products = match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
-                (Operand::Blocks(token), Some(form), _) => (self.simd.multiply_rows)(form, &self.panel_rows(first), token),
-                (Operand::Floats(token), _, Some(form)) => (self.simd.dot_rows)(form, &self.panel_rows(first), &token[..self.n_columns]),
-                (Operand::Floats(token), Some(_), _) => {
-                    let mut products = [0.0; PANEL_ROWS];
-                    self.decode_rows(first, output.len(), &mut decoded);
-                    (self.simd.dots)(self.n_columns, &decoded, &token[..self.n_columns], &mut products[..output.len()]);
-                    products
-                }
-                _ => panic!("{} is not multiplied with a quantised input", self.dtype),
+                (Operand::Blocks(token), Some(form), _) => (self.simd.multiply_rows)(form, &rows, token),
+                (Operand::Floats(token), _, Some(form)) => (self.simd.dot_rows)(form, &rows, &token[..self.n_columns]),
+                _ => self.refuse(),
             };
             output.copy_from_slice(&products[..output.len()]);
         }
@@ -136,11 +130,15 @@ impl Product<'_> {
 
     /// The rows from `first_row` on times all tokens. `outputs` has a slice for each token.
     fn many_tokens(&self, first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
-        match (self.operand, blocks_of(self.dtype)) {
-            (Operand::Blocks(tokens), Some(form)) => self.many_blocks(form, tokens, first_row, outputs, scratch),
-            (Operand::Floats(tokens), _) => self.many_floats(tokens, first_row, outputs, scratch),
-            _ => panic!("{} is not multiplied with a quantised input", self.dtype),
+        match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
+            (Operand::Blocks(tokens), Some(form), _) => self.many_blocks(form, tokens, first_row, outputs, scratch),
+            (Operand::Floats(tokens), _, Some(form)) => self.many_floats(form, tokens, first_row, outputs, scratch),
+            _ => self.refuse(),
         }
+    }
+
+    fn refuse(&self) -> ! {
+        panic!("a matrix of {} meets an operand of the other kind", self.dtype)
     }
 
     fn many_blocks(&self, form: Blocks, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
@@ -167,12 +165,15 @@ impl Product<'_> {
         }
     }
 
-    fn many_floats(&self, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+    fn many_floats(&self, form: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         let rows_at_once = (UNPACKED_BYTES / (self.n_columns * 4)).next_multiple_of(PANEL_ROWS);
         let n_rows = outputs.first().map_or(0, |output| output.len());
         for begin in (0..n_rows).step_by(rows_at_once) {
             let rows = begin..n_rows.min(begin + rows_at_once);
-            self.decode_rows(first_row + begin, rows.len(), &mut scratch.rows);
+            scratch.rows.resize(rows.len() * self.n_columns, 0.0);
+            for (decoded, row) in scratch.rows.chunks_exact_mut(self.n_columns).zip(first_row + begin..) {
+                (self.simd.decode)(form, self.row(row), decoded);
+            }
             for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * self.n_columns).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
                 let tokens = &tokens[..outputs.len() * self.n_columns];
                 scratch.products.resize(outputs.len() * rows.len(), 0.0);
@@ -180,17 +181,6 @@ impl Product<'_> {
                 for (output, products) in outputs.iter_mut().zip(scratch.products.chunks_exact(rows.len())) {
                     output[rows.clone()].copy_from_slice(products);
                 }
-            }
-        }
-    }
-
-    /// `n_rows` rows from `first` on in f32.
-    fn decode_rows(&self, first: usize, n_rows: usize, decoded: &mut Vec<f32>) {
-        decoded.resize(n_rows * self.n_columns, 0.0);
-        for (decoded, row) in decoded.chunks_exact_mut(self.n_columns).zip(first..) {
-            match floats_of(self.dtype) {
-                Some(form) => (self.simd.decode)(form, self.row(row), decoded),
-                None => self.dtype.decode(self.row(row), decoded),
             }
         }
     }

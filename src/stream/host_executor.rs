@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_channel::oneshot;
 
 use crate::error::{Error, Result};
-use crate::host::{self, HostPrecision};
+use crate::host;
 use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
@@ -89,7 +89,6 @@ impl HostExecutor {
             picked_rows: Vec::new(),
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
-            precision: HostPrecision::default(),
             quantised: Quantised::default(),
         };
         let n_streamed = plan.streamed_pieces().count().max(1);

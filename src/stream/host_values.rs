@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::host::{self, HostPrecision, Operand, QuantisedInput};
+use crate::host::{self, Operand, QuantisedInput};
 use crate::kernels::kv_store::Token;
 use crate::kernels::{add_bias, gather_rows, kv_store, matmul};
 use crate::model::{Activation, Op};
@@ -23,7 +23,6 @@ pub(super) struct Values {
     pub(super) picked_rows: Vec<u32>,
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
-    pub(super) precision: HostPrecision,
     pub(super) quantised: Quantised,
 }
 
@@ -65,7 +64,7 @@ impl Values {
     pub(super) fn matmul(&mut self, params: &matmul::Params, rows: &[u8], input: Activation, output: Activation) {
         let mut result = self.take(output);
         let values = self.activations.get(&input).map(Vec::as_slice).unwrap_or_default();
-        let takes_blocks = params.dtype().is_some_and(|dtype| host::takes_blocks(dtype, self.precision));
+        let takes_blocks = params.dtype().is_some_and(host::takes_blocks);
         let operand = if takes_blocks { self.quantised.operand(input, values) } else { Operand::Floats(values) };
         host::multiply(simd(), params, rows, operand, &mut result);
         self.put(output, result);

@@ -1,11 +1,14 @@
 //! The processor's vector instructions behind one table of plain functions, chosen once at run time. Knows no models and no threads.
 //!
-//! Two kinds of product stand here. Of blocks, both sides are small integers: each block of 32 columns gives one exact integer,
-//! and the integers are scaled and added block by block, with a rounding after every multiplication and every addition:
+//! Two kinds of product stand here. Of blocks, both sides are integers: weights of 4 or 8 bits as they are stored, and inputs that
+//! were rounded to 16 bits in blocks of 32. Each block gives one exact integer, and the integers are scaled and added block by
+//! block, with a rounding after every multiplication and every addition:
 //!
 //! `sum += (weight.scale · token.scale) · Σ_k q_weight[k] · q_token[k]  [+ weight.minimum · token.scaled_sum]`
 //!
 //! So the result has one value, bit for bit, whatever the instructions, the number of tokens beside, or the rows beside.
+//! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
+//! but change a small model's words.
 //! Of plain numbers, eight partial sums run over the columns and are added at the end. Their roundings may differ
 //! between processors (with or without fused multiplication), but not with the tokens or rows beside.
 
@@ -72,7 +75,7 @@ impl Floats {
     }
 }
 
-/// A token's 32 values as integers: value `k` is about `scale · values[k]`.
+/// A token's 32 values as integers: value `k` is about `scale · values[place(k)]`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenBlock {
@@ -82,8 +85,19 @@ pub struct TokenBlock {
     pub scaled_sum: f32,
     /// Of `values`: corrects for weights that are stored with an offset.
     pub sum: i32,
-    /// Each at least −127: the instructions have no place for a product of two times −128.
-    pub values: [i8; BLOCK_LEN],
+    /// At least −32 767 each, in the order of [`place`].
+    pub values: [i16; BLOCK_LEN],
+}
+
+impl TokenBlock {
+    /// Zeros, to be filled.
+    pub const ZERO: TokenBlock = TokenBlock { scale: 0.0, scaled_sum: 0.0, sum: 0, values: [0; BLOCK_LEN] };
+}
+
+/// Where column `k` of a block stands among its values: of each four columns the first and the third, then the second and the
+/// fourth. So two that stand together are two bytes of even place, or of odd place, which vector instructions separate at once.
+pub const fn place(k: usize) -> usize {
+    k / 4 * 4 + k % 2 * 2 + k / 2 % 2
 }
 
 /// A block of eight rows, a row in each lane, unpacked for many tokens.
@@ -93,13 +107,17 @@ pub struct PanelBlock {
     scales: [f32; PANEL_ROWS],
     /// Zero where the form has none.
     minimums: [f32; PANEL_ROWS],
-    /// `[columns / 4, rows, 4]`; of Q4_0 the nibbles as they are, 8 too large. u8 stands for i8 of Q8_0.
-    values: [[[u8; 4]; PANEL_ROWS]; BLOCK_LEN / 4],
+    /// `[16, rows, 2]`: the columns in pairs, in the order of [`place`]; of Q4_0 the nibbles as they are, 8 too large.
+    values: [[[i16; 2]; PANEL_ROWS]; N_PAIRS],
 }
+
+/// Pairs of columns in a block.
+const N_PAIRS: usize = BLOCK_LEN / 2;
 
 impl PanelBlock {
     /// Zeros, to be filled.
-    pub const ZERO: PanelBlock = PanelBlock { scales: [0.0; 8], minimums: [0.0; 8], values: [[[0; 4]; 8]; 8] };
+    pub const ZERO: PanelBlock =
+        PanelBlock { scales: [0.0; PANEL_ROWS], minimums: [0.0; PANEL_ROWS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
 }
 
 /// Eight rows of a weight as stored.
@@ -140,7 +158,7 @@ pub fn all() -> Vec<&'static Simd> {
     #[cfg(target_arch = "x86_64")]
     found.extend(x86::found());
     #[cfg(target_arch = "aarch64")]
-    found.extend(arm::found());
+    found.push(&arm::SIMD);
     found.push(&portable::SIMD);
     found
 }

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{
-    BLOCK_LEN, Blocks, Floats, LANES, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock, check_matrices, check_rows, check_tokens,
+    BLOCK_LEN, Blocks, Floats, LANES, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock, check_matrices, check_rows, check_tokens, place,
 };
 
 /// The functions of this file.
@@ -38,12 +38,13 @@ fn unpack_block(form: Blocks, rows: &PanelRows<'_>, index: usize) -> PanelBlock 
                 &block[4..]
             }
         };
+        let mut put = |k: usize, value: i16| unpacked.values[place(k) / 2][row][place(k) % 2] = value;
         for (k, &byte) in quantised.iter().enumerate() {
             if form == Blocks::Q8_0 {
-                unpacked.values[k / 4][row][k % 4] = byte;
+                put(k, i16::from(byte.cast_signed()));
             } else {
-                unpacked.values[k / 4][row][k % 4] = byte & 15;
-                unpacked.values[k / 4 + BLOCK_LEN / 8][row][k % 4] = byte >> 4;
+                put(k, i16::from(byte & 15));
+                put(k + BLOCK_LEN / 2, i16::from(byte >> 4));
             }
         }
     }
@@ -64,12 +65,9 @@ fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], pro
 fn add_block(form: Blocks, block: &PanelBlock, token: &TokenBlock, sums: &mut [f32; PANEL_ROWS]) {
     let offset = if form == Blocks::Q4_0 { -8 * token.sum } else { 0 };
     let mut dots = [offset; PANEL_ROWS];
-    for (columns, values) in block.values.iter().zip(token.values.as_chunks::<4>().0) {
-        for (dot, row) in dots.iter_mut().zip(columns) {
-            for (&weight, &value) in row.iter().zip(values) {
-                let weight = if form == Blocks::Q8_0 { i32::from(weight.cast_signed()) } else { i32::from(weight) };
-                *dot += weight * i32::from(value);
-            }
+    for (pairs, values) in block.values.iter().zip(token.values.as_chunks::<2>().0) {
+        for (dot, pair) in dots.iter_mut().zip(pairs) {
+            *dot += i32::from(pair[0]) * i32::from(values[0]) + i32::from(pair[1]) * i32::from(values[1]);
         }
     }
     for (row, sum) in sums.iter_mut().enumerate() {

@@ -1,8 +1,7 @@
-//! x86-64: AVX2 with FMA and F16C (every desktop processor since 2013 or so), and VNNI for the integers where there is one.
+//! x86-64: AVX2 with FMA and F16C, which nearly every processor since 2013 has.
 
 mod blocks;
 mod floats;
-mod vnni;
 
 use super::Simd;
 
@@ -17,12 +16,8 @@ static AVX2: Simd = Simd {
     weighted_sums: floats::weighted_sums,
 };
 
-static VNNI: Simd = Simd { name: "AVX-512 VNNI", multiply_rows: vnni::multiply_rows, multiply_panel: vnni::multiply_panel, ..AVX2 };
-
-/// What this processor can run, the fastest first.
-/// Nobody else reaches the two tables, which is what makes their functions safe to call.
+/// What this processor can run. Nobody else reaches the table, which is what makes its functions safe to call.
 pub(super) fn found() -> impl Iterator<Item = &'static Simd> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-    let vnni = avx2 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl");
-    [(vnni, &VNNI), (avx2, &AVX2)].into_iter().filter(|(is_found, _)| *is_found).map(|(_, simd)| simd)
+    avx2.then_some(&AVX2).into_iter()
 }

@@ -1,17 +1,20 @@
-//! Blocks of small integers with AVX2: eight rows in the eight 32-bit lanes, four columns of a row in each lane.
+//! Blocks of integers with AVX2: eight rows in the eight 32-bit lanes, a pair of columns in each lane.
 
 use std::arch::x86_64::*;
 
-use super::super::{BLOCK_LEN, Blocks, PANEL_ROWS, PanelBlock, PanelRows, Q4_0, Q4_1, Q8_0, TokenBlock, check_rows, check_tokens};
+use super::super::{BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Q4_0, Q4_1, Q8_0, TokenBlock, check_rows, check_tokens};
 
 /// Tokens that share the loads of a panel: as many as leave room for their sums in the sixteen registers.
 const TILE: usize = 6;
 
+/// Bytes that a prefetch brings.
+const CACHE_LINE: usize = 64;
+
 /// A block of eight rows in registers: see [`PanelBlock`].
-pub(super) struct Unpacked {
-    pub(super) scales: __m256,
-    pub(super) minimums: __m256,
-    pub(super) steps: [__m256i; BLOCK_LEN / 4],
+struct Unpacked {
+    scales: __m256,
+    minimums: __m256,
+    pairs: [__m256i; N_PAIRS],
 }
 
 pub(super) fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
@@ -56,12 +59,29 @@ pub(super) fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[Token
 unsafe fn rows_of<const FORM: usize>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     let rows = rows.map(<[u8]>::as_ptr);
     let mut sums = [_mm256_setzero_ps()];
+    let next_panel = rows[0].wrapping_add(PANEL_ROWS * token.len() * FORM);
     for (index, token) in token.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        let block = unsafe { unpack_block::<FORM>(&rows, index) };
-        add_block::<FORM, 1>(block.scales, block.minimums, &block.steps, [token], &mut sums);
+        // SAFETY: the caller's promise; a prefetch may name any address.
+        let block = unsafe {
+            prefetch::<FORM>(next_panel.wrapping_add(index * PANEL_ROWS * FORM));
+            unpack_block::<FORM>(&rows, index)
+        };
+        add_block::<FORM, 1>(block.scales, block.minimums, &block.pairs, [token], &mut sums);
     }
     lanes(sums[0])
+}
+
+/// Asks for a block of each of eight rows that will be needed soon. Rows follow each other in memory, and the processor's own
+/// prefetching loses its way among eight streams that jump after every few hundred bytes.
+///
+/// # Safety
+/// No address makes it fail; older compilers take the instruction for unsafe all the same.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) unsafe fn prefetch<const FORM: usize>(address: *const u8) {
+    for line in (0..PANEL_ROWS * FORM).step_by(CACHE_LINE) {
+        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line).cast());
+    }
 }
 
 /// # Safety
@@ -74,9 +94,9 @@ unsafe fn unpack_of<const FORM: usize>(rows: &PanelRows<'_>, panel: &mut [PanelB
         let unpacked = unsafe { unpack_block::<FORM>(&rows, index) };
         block.scales = lanes(unpacked.scales);
         block.minimums = lanes(unpacked.minimums);
-        for (values, step) in block.values.iter_mut().zip(unpacked.steps) {
-            // SAFETY: a step has 32 bytes, as the values of four columns in eight rows have.
-            unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), step) };
+        for (values, pair) in block.values.iter_mut().zip(unpacked.pairs) {
+            // SAFETY: a vector has 32 bytes, as two i16 of eight rows have.
+            unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), pair) };
         }
     }
 }
@@ -99,17 +119,17 @@ fn tile_of<const FORM: usize, const T: usize>(panel: &[PanelBlock], tokens: &[To
     let tokens: [&[TokenBlock]; T] = std::array::from_fn(|token| &tokens[token * panel.len()..][..panel.len()]);
     let mut sums = [_mm256_setzero_ps(); T];
     for (index, block) in panel.iter().enumerate() {
-        let (scales, minimums, steps) = registers(block);
-        add_block::<FORM, T>(scales, minimums, steps, tokens.map(|token| &token[index]), &mut sums);
+        let (scales, minimums, pairs) = registers(block);
+        add_block::<FORM, T>(scales, minimums, pairs, tokens.map(|token| &token[index]), &mut sums);
     }
     *products = sums.map(|sum| lanes(sum));
 }
 
-/// The block as vectors; its steps stay in memory until they are needed.
+/// The block as vectors; its pairs stay in memory until they are needed.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn registers(block: &PanelBlock) -> (__m256, __m256, &[__m256i; BLOCK_LEN / 4]) {
-    // SAFETY: eight f32 each, and eight times 32 bytes that begin 64 bytes into a block whose alignment is 32.
+fn registers(block: &PanelBlock) -> (__m256, __m256, &[__m256i; N_PAIRS]) {
+    // SAFETY: eight f32 each, and sixteen times 32 bytes that begin 64 bytes into a block whose alignment is 32.
     unsafe {
         let scales = _mm256_loadu_ps(block.scales.as_ptr());
         let minimums = _mm256_loadu_ps(block.minimums.as_ptr());
@@ -132,32 +152,20 @@ pub(super) fn lanes(vector: __m256) -> [f32; PANEL_ROWS] {
 fn add_block<const FORM: usize, const T: usize>(
     scales: __m256,
     minimums: __m256,
-    steps: &[__m256i; BLOCK_LEN / 4],
+    pairs: &[__m256i; N_PAIRS],
     tokens: [&TokenBlock; T],
     sums: &mut [__m256; T],
 ) {
-    let ones = _mm256_set1_epi16(1);
-    let mut dots = [_mm256_setzero_si256(); T];
-    for (weights, columns) in steps.iter().zip((0..BLOCK_LEN).step_by(4)) {
+    let offset = if FORM == Q4_0 { -8 } else { 0 };
+    let mut dots = tokens.map(|token| _mm256_set1_epi32(offset * token.sum));
+    for (weights, columns) in pairs.iter().zip((0..BLOCK_LEN).step_by(2)) {
         for (dot, token) in dots.iter_mut().zip(tokens) {
-            let values = &token.values[columns..];
-            let values = _mm256_set1_epi32(i32::from_le_bytes([values[0], values[1], values[2], values[3]].map(i8::cast_unsigned)));
-            if FORM == Q8_0 {
-                // Two products are at most 2 · 128 · 127, just what i16 holds: each pair is widened before it is added to others.
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*weights), _mm256_sign_epi8(values, *weights));
-                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
-            } else {
-                // 16 products of a nibble are at most 16 · 15 · 127: a whole block fits i16.
-                *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(*weights, values));
-            }
+            let [low, high] = [token.values[columns], token.values[columns + 1]].map(|value| u32::from(value.cast_unsigned()));
+            let values = _mm256_set1_epi32((low | high << 16).cast_signed());
+            *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(*weights, values));
         }
     }
     for ((sum, dot), token) in sums.iter_mut().zip(dots).zip(tokens) {
-        let dot = match FORM {
-            Q8_0 => dot,
-            Q4_0 => _mm256_add_epi32(_mm256_madd_epi16(dot, ones), _mm256_set1_epi32(-8 * token.sum)),
-            _ => _mm256_madd_epi16(dot, ones),
-        };
         *sum = add_scaled::<FORM>(*sum, scales, minimums, dot, token);
     }
 }
@@ -165,7 +173,7 @@ fn add_block<const FORM: usize, const T: usize>(
 /// Adds the scaled integers to the sums, with the roundings that the module's head names: no fused multiplication.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn add_scaled<const FORM: usize>(sum: __m256, scales: __m256, minimums: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
+fn add_scaled<const FORM: usize>(sum: __m256, scales: __m256, minimums: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
     let scaled = _mm256_mul_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.scale)), _mm256_cvtepi32_ps(dot));
     if FORM == Q4_1 {
         _mm256_add_ps(sum, _mm256_add_ps(scaled, _mm256_mul_ps(minimums, _mm256_set1_ps(token.scaled_sum))))
@@ -178,7 +186,7 @@ pub(super) fn add_scaled<const FORM: usize>(sum: __m256, scales: __m256, minimum
 /// Each row holds more than `index` blocks of `FORM` bytes.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
+unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
     // SAFETY: below, no load leaves the block: 2 or 4 bytes at its begin, 16 or 32 behind them.
     let at = |row: usize, offset: usize| unsafe { rows[row].add(index * FORM + offset) };
     if FORM == Q4_1 {
@@ -186,31 +194,42 @@ pub(super) unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_RO
         let (scales, minimums) = unsafe { half_pairs(std::array::from_fn(|row| at(row, 0).cast::<i32>().read_unaligned())) };
         // SAFETY: as above.
         let nibbles = unsafe { columns(std::array::from_fn(|row| at(row, 4))) };
-        return Unpacked { scales, minimums, steps: split(nibbles) };
+        return Unpacked { scales, minimums, pairs: split_nibbles(nibbles) };
     }
     // SAFETY: as above.
     let scales = halves(std::array::from_fn(|row| unsafe { at(row, 0).cast::<i16>().read_unaligned() }));
     // SAFETY: as above.
     let first = unsafe { columns(std::array::from_fn(|row| at(row, 2))) };
-    let steps = if FORM == Q8_0 {
+    let pairs = if FORM == Q8_0 {
         // SAFETY: as above.
-        let [e, f, g, h] = unsafe { columns(std::array::from_fn(|row| at(row, 18))) };
-        let [a, b, c, d] = first;
-        [a, b, c, d, e, f, g, h]
+        let second = unsafe { columns(std::array::from_fn(|row| at(row, 18))) };
+        split_bytes(first, second)
     } else {
-        split(first)
+        split_nibbles(first)
     };
-    Unpacked { scales, minimums: _mm256_setzero_ps(), steps }
+    Unpacked { scales, minimums: _mm256_setzero_ps(), pairs }
 }
 
-/// Low nibbles are columns 0 to 15, high ones 16 to 31.
+/// Bytes of even and of odd place as i16. Low nibbles are columns 0 to 15, high ones 16 to 31.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn split([a, b, c, d]: [__m256i; 4]) -> [__m256i; BLOCK_LEN / 4] {
-    let mask = _mm256_set1_epi8(15);
-    let low = |bytes| _mm256_and_si256(bytes, mask);
-    let high = |bytes| _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask);
-    [low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)]
+fn split_nibbles([a, b, c, d]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
+    let mask = _mm256_set1_epi16(15);
+    let low = |bytes| [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16(bytes, 8), mask)];
+    let high = |bytes| [_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), _mm256_srli_epi16(bytes, 12)];
+    joined([low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)])
+}
+
+/// Bytes of even and of odd place as i16, with their signs.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn split_bytes([a, b, c, d]: [__m256i; 4], [e, f, g, h]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
+    joined([a, b, c, d, e, f, g, h].map(|bytes| [_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)]))
+}
+
+fn joined(pairs: [[__m256i; 2]; N_PAIRS / 2]) -> [__m256i; N_PAIRS] {
+    let [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l], [m, n], [o, p]] = pairs;
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
 /// Sixteen bytes of each of eight rows, turned: vector `i` has bytes `4·i` to `4·i + 3` of row `r` in lane `r`.

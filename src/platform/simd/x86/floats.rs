@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
+use super::blocks::{lanes, prefetch};
 
 /// [`Floats`] as constants, for functions that are generic over the form.
 const F32: u8 = 0;
@@ -102,7 +103,18 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
 ) -> [[f32; T]; R] {
     let mut sums = [[_mm256_setzero_ps(); T]; R];
     let n_whole = n_columns - n_columns % LANES;
+    let next_panel = rows[0].wrapping_add(R * n_columns * size_of_value(FORM));
     for at in (0..n_whole).step_by(LANES) {
+        if R == PANEL_ROWS {
+            // Rows of a panel come from memory, those of smaller tiles from a cache.
+            // SAFETY: a prefetch may name any address.
+            unsafe {
+                match FORM {
+                    F32 => prefetch::<{ LANES * 4 }>(next_panel.wrapping_add(PANEL_ROWS * at * 4)),
+                    _ => prefetch::<{ LANES * 2 }>(next_panel.wrapping_add(PANEL_ROWS * at * 2)),
+                }
+            }
+        }
         // SAFETY: eight values from `at` on are within the columns.
         let values = tokens.map(|token| unsafe { _mm256_loadu_ps(token.add(at)) });
         for (sums, row) in sums.iter_mut().zip(rows) {
@@ -148,7 +160,7 @@ unsafe fn decode_of<const FORM: u8>(bytes: *const u8, values: &mut [f32]) {
             if values.len() == LANES {
                 _mm256_storeu_ps(values.as_mut_ptr(), load::<FORM>(bytes));
             } else {
-                let rest = super::blocks::lanes(load_rest::<FORM>(bytes, values.len()));
+                let rest = lanes(load_rest::<FORM>(bytes, values.len()));
                 values.copy_from_slice(&rest[..values.len()]);
             }
         }
@@ -252,7 +264,7 @@ fn weighted_sums_of_tile<const V: usize, const T: usize>(n_columns: usize, rows:
     }
     for (token, totals) in totals.into_iter().enumerate() {
         for (vector, total) in totals.into_iter().enumerate() {
-            sums[token * n_columns + column + vector * LANES..][..LANES].copy_from_slice(&super::blocks::lanes(total));
+            sums[token * n_columns + column + vector * LANES..][..LANES].copy_from_slice(&lanes(total));
         }
     }
 }
