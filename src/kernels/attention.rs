@@ -100,7 +100,7 @@ fn software(group_size: u32) -> Shape {
 }
 
 /// The positions that `token` sees.
-fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
+pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
     let end = (token.position + 1).min(token.kv_len).min(params.kv_capacity);
     let begin = if params.window > 0 { (token.position + 1).saturating_sub(params.window) } else { 0 };
     begin as usize..end as usize

@@ -9,6 +9,7 @@ mod host;
 pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
+pub mod simd;
 mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::host;
 use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::kv_buffer_bytes;
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, workers_gone};
-use crate::stream::host_values::Values;
+use crate::stream::host_values::{Quantised, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -86,6 +87,7 @@ impl HostExecutor {
             picked_rows: Vec::new(),
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
+            quantised: Quantised::default(),
         };
         Ok(HostExecutor {
             inverse_frequencies: config.rope.inverse_frequencies(config.head_size),
@@ -106,23 +108,27 @@ impl HostExecutor {
         let (plan, model, store) = (Arc::clone(&self.plan), Arc::clone(&self.model), Arc::clone(&self.store));
         let piece = &plan.pieces[index];
         let ops = &model.units[piece.unit].ops;
-        for work in &piece.work {
-            match *work {
-                Work::Op(op) => self.values.run(&ops[op], &self.vectors),
-                Work::Rows { op, slice } => {
-                    let slice = &piece.slices[slice];
-                    let rows = match slot {
-                        Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
-                        None => rows(&store, &plan, index, slice)?,
-                    };
-                    if let Op::MatMul { input, output, .. } = ops[op] {
-                        let tensor = &store.checkpoint().catalog[slice.tensor];
-                        let params = self.values.params().matmul(tensor, slice, input);
-                        self.values.matmul(&params, rows, input, output);
+        let (values, vectors) = (&mut self.values, &self.vectors);
+        host::among_threads(|| -> Result<()> {
+            for work in &piece.work {
+                match *work {
+                    Work::Op(op) => values.run(&ops[op], vectors),
+                    Work::Rows { op, slice } => {
+                        let slice = &piece.slices[slice];
+                        let rows = match slot {
+                            Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
+                            None => rows(&store, &plan, index, slice)?,
+                        };
+                        if let Op::MatMul { input, output, .. } = ops[op] {
+                            let tensor = &store.checkpoint().catalog[slice.tensor];
+                            let params = values.params().matmul(tensor, slice, input);
+                            values.matmul(&params, rows, input, output);
+                        }
                     }
                 }
             }
-        }
+            Ok(())
+        })?;
         let (forward, size_bytes, end_secs) = (self.forward, piece.size_bytes, self.trace.now());
         self.trace.add(Span { lane: Lane::Compute, device: DEVICE, piece: Some(index), forward, start_secs, end_secs, size_bytes });
         Ok(())

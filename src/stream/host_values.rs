@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
-use crate::host;
+use crate::host::{self, Operand, QuantisedInput};
 use crate::kernels::kv_store::Token;
-use crate::kernels::{add, add_bias, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
+use crate::kernels::{add_bias, gather_rows, kv_store, matmul};
 use crate::model::{Activation, Op};
 use crate::plan::KvDType;
+use crate::platform::simd::simd;
 use crate::stream::op_params::OpParams;
 use crate::weights::{ModelConfig, TensorId};
 
@@ -22,6 +23,25 @@ pub(super) struct Values {
     pub(super) picked_rows: Vec<u32>,
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
+    pub(super) quantised: Quantised,
+}
+
+/// The activation that products read last, as integers.
+#[derive(Default)]
+pub(super) struct Quantised {
+    /// Which one; `None` once it has changed.
+    of: Option<Activation>,
+    input: QuantisedInput,
+}
+
+impl Quantised {
+    fn operand(&mut self, activation: Activation, values: &[f32]) -> Operand<'_> {
+        if self.of != Some(activation) {
+            self.input.fill(values);
+            self.of = Some(activation);
+        }
+        Operand::Blocks(self.input.blocks())
+    }
 }
 
 impl Values {
@@ -31,6 +51,9 @@ impl Values {
     }
 
     fn put(&mut self, activation: Activation, values: Vec<f32>) {
+        if self.quantised.of == Some(activation) {
+            self.quantised.of = None;
+        }
         self.activations.insert(activation, values);
     }
 
@@ -40,7 +63,10 @@ impl Values {
 
     pub(super) fn matmul(&mut self, params: &matmul::Params, rows: &[u8], input: Activation, output: Activation) {
         let mut result = self.take(output);
-        host::matmul(params, rows, self.get(input), &mut result);
+        let values = self.activations.get(&input).map(Vec::as_slice).unwrap_or_default();
+        let takes_blocks = params.dtype().is_some_and(host::takes_blocks);
+        let operand = if takes_blocks { self.quantised.operand(input, values) } else { Operand::Floats(values) };
+        host::multiply(simd(), params, rows, operand, &mut result);
         self.put(output, result);
     }
 
@@ -61,7 +87,7 @@ impl Values {
         match *op {
             Op::RmsNorm { input, weight, output } => {
                 let mut result = self.take(output);
-                rms_norm::reference(&self.params().rms_norm(input), self.get(input), vector(weight), &mut result);
+                host::rms_norm(&self.params().rms_norm(input), self.get(input), vector(weight), &mut result);
                 self.put(output, result);
             }
             Op::AddBias { bias, target } => {
@@ -71,19 +97,19 @@ impl Values {
             }
             Op::Rope { target } => {
                 let mut result = self.take(target);
-                rope::reference(&self.params().rope(target), &self.cos_sin, &mut result);
+                host::rope(&self.params().rope(target), &self.cos_sin, &mut result);
                 self.put(target, result);
             }
             Op::StoreKv { layer } => self.store_kv(layer),
             Op::Attention { layer } => self.attention(layer),
             Op::SwiGlu => {
                 let mut result = self.take(Activation::Gated);
-                swiglu::reference(&self.params().swiglu(), self.get(Activation::Gate), self.get(Activation::Up), &mut result);
+                host::swiglu(self.get(Activation::Gate), self.get(Activation::Up), &mut result);
                 self.put(Activation::Gated, result);
             }
             Op::AddResidual => {
                 let mut hidden = self.take(Activation::Hidden);
-                add::reference(&self.params().add_residual(), self.get(Activation::Delta), &mut hidden);
+                host::add(self.get(Activation::Delta), &mut hidden);
                 self.put(Activation::Hidden, hidden);
             }
             Op::PickRows => {

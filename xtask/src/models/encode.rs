@@ -116,7 +116,8 @@ impl GgufType {
         }
     }
 
-    pub(super) fn encode(self, values: &[f32], output: &mut Vec<u8>) {
+    /// Appends `values` as stored, whole blocks.
+    pub fn encode(self, values: &[f32], output: &mut Vec<u8>) {
         match self {
             GgufType::F32 => Stored::F32.encode(values, output),
             GgufType::F16 => Stored::F16.encode(values, output),

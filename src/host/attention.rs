@@ -1,0 +1,145 @@
+//! Attention on all threads: what `kernels::attention` defines, as two products over the cached positions.
+
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::exp::exp;
+use crate::kernels::attention::{Params, visible};
+use crate::kernels::kv_store::Token;
+use crate::platform::simd::{Simd, simd};
+
+/// Consecutive tokens that share the loads of keys and values.
+const TOKENS_AT_ONCE: usize = 8;
+/// Products of query and key below which one thread does all: other threads would take as long to wake.
+const MIN_PARALLEL_PRODUCTS: usize = 16_384;
+/// Partial sums of a softmax.
+const LANES: usize = 8;
+
+/// Attention of every token and head.
+///
+/// `query` and `mixed` are `[n_tokens, n_heads, head_size]`, the caches `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
+pub fn attention(params: &Params, query: &[f32], tokens: &[Token], caches: (&[f32], &[f32]), mixed: &mut [f32]) {
+    let tokens = &tokens[..params.n_tokens as usize];
+    let sizes = Sizes::new(params);
+    let token_len = sizes.n_kv_heads * sizes.group_len();
+    let attention = Attention { simd: simd(), params, sizes, query, caches };
+    let mixed = &mut mixed[..tokens.len() * token_len];
+    let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
+    if n_products <= MIN_PARALLEL_PRODUCTS {
+        attention.mix(0, tokens, 0, mixed, &mut Scratch::default());
+    } else if tokens.len() >= TOKENS_AT_ONCE * rayon::current_num_threads() {
+        mixed.par_chunks_mut(TOKENS_AT_ONCE * token_len).enumerate().for_each_init(Scratch::default, |scratch, (part, mixed)| {
+            let first = part * TOKENS_AT_ONCE;
+            let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
+            attention.mix(first, tokens, 0, mixed, scratch);
+        });
+    } else {
+        mixed.par_chunks_mut(sizes.group_len()).enumerate().for_each_init(Scratch::default, |scratch, (part, mixed)| {
+            let (token, kv_head) = (part / sizes.n_kv_heads, part % sizes.n_kv_heads);
+            attention.mix(token, &tokens[token..=token], kv_head, mixed, scratch);
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    n_kv_heads: usize,
+    /// Query heads that share a key head.
+    n_in_group: usize,
+    head_size: usize,
+}
+
+impl Sizes {
+    fn new(params: &Params) -> Sizes {
+        let [n_heads, n_kv_heads, head_size] = [params.n_heads, params.n_kv_heads, params.head_size].map(|n| n as usize);
+        Sizes { n_kv_heads, n_in_group: n_heads / n_kv_heads, head_size }
+    }
+
+    fn group_len(self) -> usize {
+        self.n_in_group * self.head_size
+    }
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Scratch {
+    /// `[n_tokens, n_in_group, head_size]`
+    query: Vec<f32>,
+    /// `[n_tokens, n_in_group, n_positions]`
+    scores: Vec<f32>,
+    /// As `query`.
+    sums: Vec<f32>,
+}
+
+/// What all threads know.
+struct Attention<'a> {
+    simd: &'a Simd,
+    params: &'a Params,
+    sizes: Sizes,
+    query: &'a [f32],
+    caches: (&'a [f32], &'a [f32]),
+}
+
+impl Attention<'_> {
+    /// `tokens`, of which `first` is the first, with the key heads from `first_kv_head` on that `mixed` has room for.
+    fn mix(&self, first: usize, tokens: &[Token], first_kv_head: usize, mixed: &mut [f32], scratch: &mut Scratch) {
+        let token_len = mixed.len() / tokens.len().max(1);
+        let mut begin = 0;
+        for run in tokens.chunk_by(|a, b| a.seq == b.seq) {
+            let mixed = &mut mixed[begin * token_len..][..run.len() * token_len];
+            for head in 0..token_len / self.sizes.group_len() {
+                self.mix_group(first + begin, run, first_kv_head + head, scratch);
+                let sums = scratch.sums.chunks_exact(self.sizes.group_len());
+                for (mixed, sums) in mixed.chunks_exact_mut(token_len).zip(sums) {
+                    mixed[head * self.sizes.group_len()..][..sums.len()].copy_from_slice(sums);
+                }
+            }
+            begin += run.len();
+        }
+    }
+
+    /// Tokens of one sequence with one key head, into `scratch.sums`.
+    fn mix_group(&self, first: usize, tokens: &[Token], kv_head: usize, scratch: &mut Scratch) {
+        let Sizes { n_kv_heads, n_in_group, head_size } = self.sizes;
+        let group_len = self.sizes.group_len();
+        scratch.query.clear();
+        for token in first..first + tokens.len() {
+            scratch.query.extend_from_slice(&self.query[(token * n_kv_heads + kv_head) * group_len..][..group_len]);
+        }
+        scratch.sums.clear();
+        scratch.sums.resize(scratch.query.len(), 0.0);
+        // Positions that any of the tokens sees; those that one does not see get the weight zero.
+        let ranges = || tokens.iter().map(|token| visible(self.params, token));
+        let begin = ranges().map(|range| range.start).min().unwrap_or(0);
+        let end = ranges().map(|range| range.end).max().unwrap_or(0);
+        if begin >= end {
+            return;
+        }
+        let first_row = tokens.first().map_or(0, |token| token.seq as usize * n_kv_heads + kv_head) * self.params.kv_capacity as usize;
+        let cached = (first_row + begin) * head_size..(first_row + end) * head_size;
+        scratch.scores.resize(tokens.len() * n_in_group * (end - begin), 0.0);
+        (self.simd.dots)(head_size, &self.caches.0[cached.clone()], &scratch.query, &mut scratch.scores);
+        for (scores, range) in scratch.scores.chunks_exact_mut(n_in_group * (end - begin)).zip(ranges()) {
+            for scores in scores.chunks_exact_mut(end - begin) {
+                shares(scores, range.start.max(begin) - begin..range.end.max(begin) - begin, self.params.scale);
+            }
+        }
+        (self.simd.weighted_sums)(head_size, &self.caches.1[cached], &scratch.scores, &mut scratch.sums);
+    }
+}
+
+/// Scores become shares: `softmax(scale · scores)` in the visible range, zero elsewhere.
+fn shares(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f32) {
+    let (before, rest) = scores.split_at_mut(visible.start.min(scores.len()));
+    let (seen, behind) = rest.split_at_mut(visible.len());
+    before.fill(0.0);
+    behind.fill(0.0);
+    let maximum = seen.iter().fold(f32::NEG_INFINITY, |maximum, score| maximum.max(scale * score));
+    seen.iter_mut().for_each(|score| *score = exp(scale * *score - maximum));
+    let mut sums = [0.0; LANES];
+    for seen in seen.chunks(LANES) {
+        sums.iter_mut().zip(seen).for_each(|(sum, share)| *sum += share);
+    }
+    let per_total = 1.0 / sums.iter().sum::<f32>();
+    seen.iter_mut().for_each(|share| *share *= per_total);
+}

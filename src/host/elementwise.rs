@@ -1,0 +1,122 @@
+//! Operations whose rows or values do not meet: each part of a large input goes to a thread of its own.
+
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+use super::exp::exp;
+use crate::kernels::{rms_norm as norm, rope as rotation};
+
+/// Values from which on a second thread pays: waking it takes a few microseconds, about what these take.
+pub(super) const MIN_PARALLEL_VALUES: usize = 16_384;
+/// Partial sums of a norm.
+const LANES: usize = 16;
+
+/// Root-mean-square norm, as [`norm::reference`] has it up to the order of its sum.
+/// `input` and `output` are `[n_rows, hidden_size]`, `weight` `[hidden_size]`.
+pub fn rms_norm(params: &norm::Params, input: &[f32], weight: &[f32], output: &mut [f32]) {
+    let hidden_size = params.hidden_size as usize;
+    let n_values = params.n_rows as usize * hidden_size;
+    in_parts(hidden_size, &mut output[..n_values], &input[..n_values], |output, input| {
+        let scale = 1.0 / (sum_of_squares(input) / hidden_size as f32 + params.epsilon).sqrt();
+        for ((output, input), weight) in output.iter_mut().zip(input).zip(weight) {
+            *output = input * scale * weight;
+        }
+    });
+}
+
+fn sum_of_squares(values: &[f32]) -> f32 {
+    let (lanes, rest) = values.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for values in lanes {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
+}
+
+/// Rotary embedding in place: [`rotation::reference`]. `cos_sin` is `[n_tokens, head_size / 2, 2]`, `values` `[n_tokens, n_heads, head_size]`.
+pub fn rope(params: &rotation::Params, cos_sin: &[f32], values: &mut [f32]) {
+    let (n_tokens, head_size) = (params.n_tokens as usize, params.head_size as usize);
+    let row_len = params.n_heads as usize * head_size;
+    let one = rotation::Params { n_tokens: 1, ..*params };
+    let rows = &mut values[..n_tokens * row_len];
+    if rows.len() <= MIN_PARALLEL_VALUES {
+        return rotation::reference(params, cos_sin, rows);
+    }
+    rows.par_chunks_exact_mut(row_len).zip(cos_sin.par_chunks_exact(head_size)).for_each(|(row, cos_sin)| {
+        rotation::reference(&one, cos_sin, row);
+    });
+}
+
+/// `output[i] = silu(gate[i]) · up[i]`, as `kernels::swiglu::reference` has it up to the roundings of the exponential function.
+pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
+    let part = |output: &mut [f32], gate: &[f32], up: &[f32]| {
+        for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
+            *output = gate / (1.0 + exp(-gate)) * up;
+        }
+    };
+    if output.len() <= MIN_PARALLEL_VALUES {
+        return part(output, gate, up);
+    }
+    let parts = gate.par_chunks(MIN_PARALLEL_VALUES).zip(up.par_chunks(MIN_PARALLEL_VALUES));
+    output.par_chunks_mut(MIN_PARALLEL_VALUES).zip(parts).for_each(|(output, (gate, up))| part(output, gate, up));
+}
+
+/// `target[i] += input[i]`: `kernels::add::reference`.
+pub fn add(input: &[f32], target: &mut [f32]) {
+    in_parts(MIN_PARALLEL_VALUES, target, input, |target, input| target.iter_mut().zip(input).for_each(|(target, input)| *target += input));
+}
+
+/// Calls `part` with each part of `output` and of `input`, on all threads where they are many values.
+fn in_parts(part_len: usize, output: &mut [f32], input: &[f32], part: impl Fn(&mut [f32], &[f32]) + Sync) {
+    if output.len() <= MIN_PARALLEL_VALUES {
+        output.chunks_mut(part_len).zip(input.chunks(part_len)).for_each(|(output, input)| part(output, input));
+    } else {
+        output.par_chunks_mut(part_len).zip(input.par_chunks(part_len)).for_each(|(output, input)| part(output, input));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::swiglu as gated;
+
+    /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
+    const TOLERANCE: f32 = 1e-6;
+
+    fn values(n: usize, step: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * step).sin() * 3.0).collect()
+    }
+
+    fn assert_close(values: &[f32], expected: &[f32]) {
+        let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let worst = values.iter().zip(expected).map(|(value, expected)| (value - expected).abs()).fold(0.0, f32::max);
+        assert!(worst <= TOLERANCE * largest, "{worst} of {largest}");
+    }
+
+    #[test]
+    fn each_equals_its_reference() {
+        for n_rows in [1usize, 3, 300] {
+            let hidden_size = 70;
+            let (input, other) = (values(n_rows * hidden_size, 0.13), values(n_rows * hidden_size, 0.41));
+            let (mut output, mut expected) = (vec![f32::NAN; input.len()], vec![f32::NAN; input.len()]);
+            let params = norm::Params { n_rows: n_rows as u32, hidden_size: hidden_size as u32, epsilon: 1e-5 };
+            rms_norm(&params, &input, &other[..hidden_size], &mut output);
+            norm::reference(&params, &input, &other[..hidden_size], &mut expected);
+            assert_close(&output, &expected);
+
+            swiglu(&input, &other, &mut output);
+            gated::reference(&gated::Params { n_values: input.len() as u32 }, &input, &other, &mut expected);
+            assert_close(&output, &expected);
+
+            let params = rotation::Params { n_tokens: n_rows as u32, n_heads: 7, head_size: 10, pairing: rotation::Pairing::Halves as u32 };
+            output.copy_from_slice(&input);
+            expected.copy_from_slice(&input);
+            rope(&params, &other, &mut output);
+            rotation::reference(&params, &other, &mut expected);
+            assert_eq!(output, expected);
+
+            add(&other, &mut output);
+            assert!(output.iter().zip(&expected).zip(&other).all(|((sum, a), b)| *sum == a + b));
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
+//!
+//! A thread takes a range of rows. For one token, eight rows at a time are read in place. For several, as many rows as stay in a
+//! core's cache are unpacked (or decoded) first and then meet all tokens.
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::QuantisedInput;
+use crate::dtype::DType;
+use crate::kernels::matmul::Params;
+use crate::platform::simd::{self, BLOCK_LEN, Blocks, Floats, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock};
+
+/// Parts of a product for each thread: more than one, so that a thread that other programs hold up is waited for less.
+const TASKS_PER_THREAD: usize = 4;
+/// Stored bytes below which a task is not worth handing to another thread.
+const MIN_TASK_BYTES: usize = 16 << 10;
+/// Unpacked rows that stay in a core's second cache beside the tokens: half of what most cores have.
+const UNPACKED_BYTES: usize = 128 << 10;
+/// Tokens that meet a panel before the next panel is loaded: a few tens of KiB; a multiple of what the instructions take at once.
+const TOKENS_AT_ONCE: usize = 24;
+
+/// The second factor of a product, `[n_tokens, n_columns]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Operand<'a> {
+    /// As it is, for matrices of plain numbers.
+    Floats(&'a [f32]),
+    /// [`QuantisedInput::blocks`], for matrices that are stored in blocks.
+    Blocks(&'a [TokenBlock]),
+}
+
+/// The product with `input` `[n_tokens, n_columns]`. `weight` holds the rows as stored, `output` is
+/// `[n_tokens, output_stride]`. Where several matrices read one input, [`multiply`] spares quantising it each time.
+///
+/// # Panics
+/// As [`multiply`] does.
+pub fn matmul(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
+    let mut quantised = QuantisedInput::default();
+    let operand = match params.dtype() {
+        Some(dtype) if takes_blocks(dtype) => {
+            quantised.fill(&input[..params.n_tokens as usize * params.n_columns as usize]);
+            Operand::Blocks(quantised.blocks())
+        }
+        _ => Operand::Floats(input),
+    };
+    multiply(simd::simd(), params, weight, operand, output);
+}
+
+/// Whether products with `dtype` want [`Operand::Blocks`].
+pub fn takes_blocks(dtype: DType) -> bool {
+    blocks_of(dtype).is_some()
+}
+
+/// The product by `simd`'s instructions. `weight` holds the rows as stored, `output` is `[n_tokens, output_stride]`.
+///
+/// # Panics
+/// Where the slices are shorter than `params` say, or the operand is not of the matrix' kind: a fault of the caller.
+pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
+    let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
+    let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
+    let product = Product { simd, dtype, weight, row_bytes: row_bytes as usize, n_rows, n_columns, operand };
+    let [stride, begin] = [params.output_stride, params.output_row_begin].map(|n| n as usize);
+    let rows_per_task = product.rows_per_task();
+    if n_tokens == 1 {
+        let output = &mut output[begin..begin + n_rows];
+        if rows_per_task >= n_rows {
+            return product.one_token(0, output);
+        }
+        let tasks = output.par_chunks_mut(rows_per_task).enumerate();
+        return tasks.for_each(|(task, output)| product.one_token(task * rows_per_task, output));
+    }
+    let mut tasks: Vec<Vec<&mut [f32]>> = (0..n_rows.div_ceil(rows_per_task)).map(|_| Vec::with_capacity(n_tokens)).collect();
+    for token in output.chunks_mut(stride).take(n_tokens) {
+        let parts = token[begin..begin + n_rows].chunks_mut(rows_per_task);
+        tasks.iter_mut().zip(parts).for_each(|(task, part)| task.push(part));
+    }
+    tasks.into_par_iter().enumerate().for_each_init(Scratch::default, |scratch, (task, mut outputs)| {
+        product.many_tokens(task * rows_per_task, &mut outputs, scratch);
+    });
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Scratch {
+    panels: Vec<PanelBlock>,
+    rows: Vec<f32>,
+    products: Vec<f32>,
+}
+
+/// What all threads know.
+struct Product<'a> {
+    simd: &'a Simd,
+    dtype: DType,
+    weight: &'a [u8],
+    row_bytes: usize,
+    n_rows: usize,
+    n_columns: usize,
+    operand: Operand<'a>,
+}
+
+impl Product<'_> {
+    /// A multiple of [`PANEL_ROWS`].
+    fn rows_per_task(&self) -> usize {
+        let n_tasks = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).clamp(1, rayon::current_num_threads() * TASKS_PER_THREAD);
+        self.n_rows.div_ceil(n_tasks).next_multiple_of(PANEL_ROWS)
+    }
+
+    fn row(&self, row: usize) -> &[u8] {
+        &self.weight[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Eight rows from `first` on; behind the last row of the matrix, that one again.
+    fn panel_rows(&self, first: usize) -> PanelRows<'_> {
+        std::array::from_fn(|row| self.row((first + row).min(self.n_rows - 1)))
+    }
+
+    /// The rows from `first_row` on times the only token.
+    fn one_token(&self, first_row: usize, output: &mut [f32]) {
+        for (panel, output) in output.chunks_mut(PANEL_ROWS).enumerate() {
+            let first = first_row + panel * PANEL_ROWS;
+            let rows = self.panel_rows(first);
+            let products = match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
+                (Operand::Blocks(token), Some(form), _) => (self.simd.multiply_rows)(form, &rows, token),
+                (Operand::Floats(token), _, Some(form)) => (self.simd.dot_rows)(form, &rows, &token[..self.n_columns]),
+                _ => self.refuse(),
+            };
+            output.copy_from_slice(&products[..output.len()]);
+        }
+    }
+
+    /// The rows from `first_row` on times all tokens. `outputs` has a slice for each token.
+    fn many_tokens(&self, first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+        match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
+            (Operand::Blocks(tokens), Some(form), _) => self.many_blocks(form, tokens, first_row, outputs, scratch),
+            (Operand::Floats(tokens), _, Some(form)) => self.many_floats(form, tokens, first_row, outputs, scratch),
+            _ => self.refuse(),
+        }
+    }
+
+    fn refuse(&self) -> ! {
+        panic!("a matrix of {} meets an operand of the other kind", self.dtype)
+    }
+
+    fn many_blocks(&self, form: Blocks, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+        let n_blocks = self.n_columns / BLOCK_LEN;
+        let panels_at_once = (UNPACKED_BYTES / (n_blocks * size_of::<PanelBlock>())).max(1);
+        let n_rows = outputs.first().map_or(0, |output| output.len());
+        let mut products = [[0.0; PANEL_ROWS]; TOKENS_AT_ONCE];
+        for begin in (0..n_rows).step_by(panels_at_once * PANEL_ROWS) {
+            let end = n_rows.min(begin + panels_at_once * PANEL_ROWS);
+            scratch.panels.resize((end - begin).div_ceil(PANEL_ROWS) * n_blocks, PanelBlock::ZERO);
+            for (panel, row) in scratch.panels.chunks_exact_mut(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
+                (self.simd.unpack)(form, &self.panel_rows(first_row + row), panel);
+            }
+            for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * n_blocks).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
+                for (panel, row) in scratch.panels.chunks_exact(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
+                    let products = &mut products[..outputs.len()];
+                    (self.simd.multiply_panel)(form, panel, tokens, products);
+                    let rows = row..n_rows.min(row + PANEL_ROWS);
+                    for (output, products) in outputs.iter_mut().zip(products) {
+                        output[rows.clone()].copy_from_slice(&products[..rows.len()]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn many_floats(&self, form: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+        let rows_at_once = (UNPACKED_BYTES / (self.n_columns * 4)).next_multiple_of(PANEL_ROWS);
+        let n_rows = outputs.first().map_or(0, |output| output.len());
+        for begin in (0..n_rows).step_by(rows_at_once) {
+            let rows = begin..n_rows.min(begin + rows_at_once);
+            scratch.rows.resize(rows.len() * self.n_columns, 0.0);
+            for (decoded, row) in scratch.rows.chunks_exact_mut(self.n_columns).zip(first_row + begin..) {
+                (self.simd.decode)(form, self.row(row), decoded);
+            }
+            for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * self.n_columns).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
+                let tokens = &tokens[..outputs.len() * self.n_columns];
+                scratch.products.resize(outputs.len() * rows.len(), 0.0);
+                (self.simd.dots)(self.n_columns, &scratch.rows, tokens, &mut scratch.products);
+                for (output, products) in outputs.iter_mut().zip(scratch.products.chunks_exact(rows.len())) {
+                    output[rows.clone()].copy_from_slice(products);
+                }
+            }
+        }
+    }
+}
+
+fn blocks_of(dtype: DType) -> Option<Blocks> {
+    match dtype {
+        DType::Q8_0 => Some(Blocks::Q8_0),
+        DType::Q4_0 => Some(Blocks::Q4_0),
+        DType::Q4_1 => Some(Blocks::Q4_1),
+        DType::F32 | DType::F16 | DType::BF16 => None,
+    }
+}
+
+fn floats_of(dtype: DType) -> Option<Floats> {
+    match dtype {
+        DType::F32 => Some(Floats::F32),
+        DType::F16 => Some(Floats::F16),
+        DType::BF16 => Some(Floats::BF16),
+        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => None,
+    }
+}

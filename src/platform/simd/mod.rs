@@ -1,0 +1,184 @@
+//! The processor's vector instructions behind one table of plain functions, chosen once at run time. Knows no models and no threads.
+//!
+//! Two kinds of product stand here. Of blocks, both sides are integers: weights of 4 or 8 bits as they are stored, and inputs that
+//! were rounded to 16 bits in blocks of 32. Each block gives one exact integer, and the integers are scaled and added block by
+//! block, with a rounding after every multiplication and every addition:
+//!
+//! `sum += (weight.scale · token.scale) · Σ_k q_weight[k] · q_token[k]  [+ weight.minimum · token.scaled_sum]`
+//!
+//! So the result has one value, bit for bit, whatever the instructions, the number of tokens beside, or the rows beside.
+//! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
+//! but change a small model's words.
+//! Of plain numbers, eight partial sums run over the columns and are added at the end. Their roundings may differ
+//! between processors (with or without fused multiplication), but not with the tokens or rows beside.
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::sync::OnceLock;
+
+/// Rows of a panel: what one call multiplies at once, a row in each lane.
+pub const PANEL_ROWS: usize = 8;
+/// Values in a block.
+pub const BLOCK_LEN: usize = 32;
+/// Lanes over which products of plain numbers are summed.
+const LANES: usize = 8;
+
+/// How a weight's blocks of 32 values lie in memory; `crate::dtype::DType` describes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocks {
+    /// 34 bytes: scale, 32 × i8.
+    Q8_0,
+    /// 18 bytes: scale, 32 nibbles less 8.
+    Q4_0,
+    /// 20 bytes: scale, minimum, 32 nibbles.
+    Q4_1,
+}
+
+impl Blocks {
+    /// Bytes of a block, which also tell the forms apart.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Blocks::Q8_0 => Q8_0,
+            Blocks::Q4_0 => Q4_0,
+            Blocks::Q4_1 => Q4_1,
+        }
+    }
+}
+
+/// [`Blocks`] as constants, for functions that are generic over the form: the bytes of a block.
+const Q8_0: usize = 34;
+const Q4_0: usize = 18;
+const Q4_1: usize = 20;
+
+/// How plain numbers lie in memory, little-endian and at any address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Floats {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of an IEEE single.
+    BF16,
+}
+
+impl Floats {
+    /// Bytes of a value.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Floats::F32 => 4,
+            Floats::F16 | Floats::BF16 => 2,
+        }
+    }
+}
+
+/// A token's 32 values as integers: value `k` is about `scale · values[place(k)]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenBlock {
+    /// The step between integers.
+    pub scale: f32,
+    /// `scale · sum`, which a weight's minimum is multiplied by.
+    pub scaled_sum: f32,
+    /// Of `values`: corrects for weights that are stored with an offset.
+    pub sum: i32,
+    /// At least −32 767 each, in the order of [`place`].
+    pub values: [i16; BLOCK_LEN],
+}
+
+impl TokenBlock {
+    /// Zeros, to be filled.
+    pub const ZERO: TokenBlock = TokenBlock { scale: 0.0, scaled_sum: 0.0, sum: 0, values: [0; BLOCK_LEN] };
+}
+
+/// Where column `k` of a block stands among its values: of each four columns the first and the third, then the second and the
+/// fourth. So two that stand together are two bytes of even place, or of odd place, which vector instructions separate at once.
+pub const fn place(k: usize) -> usize {
+    k / 4 * 4 + k % 2 * 2 + k / 2 % 2
+}
+
+/// A block of eight rows, a row in each lane, unpacked for many tokens.
+#[repr(C, align(32))]
+#[derive(Debug, Clone, Copy)]
+pub struct PanelBlock {
+    scales: [f32; PANEL_ROWS],
+    /// Zero where the form has none.
+    minimums: [f32; PANEL_ROWS],
+    /// `[16, rows, 2]`: the columns in pairs, in the order of [`place`]; of Q4_0 the nibbles as they are, 8 too large.
+    values: [[[i16; 2]; PANEL_ROWS]; N_PAIRS],
+}
+
+/// Pairs of columns in a block.
+const N_PAIRS: usize = BLOCK_LEN / 2;
+
+impl PanelBlock {
+    /// Zeros, to be filled.
+    pub const ZERO: PanelBlock =
+        PanelBlock { scales: [0.0; PANEL_ROWS], minimums: [0.0; PANEL_ROWS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
+}
+
+/// Eight rows of a weight as stored.
+pub type PanelRows<'a> = [&'a [u8]; PANEL_ROWS];
+
+/// The functions of one kind of processor. All panic where slices are shorter than they say.
+#[derive(Debug)]
+pub struct Simd {
+    /// Which instructions these are.
+    pub name: &'static str,
+    /// Eight rows of blocks times one token (`[n_columns / 32]`).
+    pub multiply_rows: fn(Blocks, &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS],
+    /// Unpacks the blocks of eight rows into a panel (`[n_columns / 32]`).
+    pub unpack: fn(Blocks, &PanelRows<'_>, panel: &mut [PanelBlock]),
+    /// A panel times tokens (`[n_tokens, n_columns / 32]`): `products` is `[n_tokens]`, as `multiply_rows` has them.
+    pub multiply_panel: fn(Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]),
+    /// Eight rows of plain numbers times one token (`[n_columns]`).
+    pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS],
+    /// Decodes plain numbers.
+    pub decode: fn(Floats, bytes: &[u8], values: &mut [f32]),
+    /// `products[t, r] = Σ_k rows[r, k] · tokens[t, k]`, as `dot_rows` has them: `rows` `[n_rows, n_columns]`,
+    /// `tokens` `[n_tokens, n_columns]`, `products` `[n_tokens, n_rows]`.
+    pub dots: fn(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]),
+    /// `sums[t, c] = Σ_r weights[t, r] · rows[r, c]`, row after row: `rows` `[n_rows, n_columns]`, `weights` `[n_tokens, n_rows]`,
+    /// `sums` `[n_tokens, n_columns]`.
+    pub weighted_sums: fn(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]),
+}
+
+/// The best functions that this processor has.
+pub fn simd() -> &'static Simd {
+    static CHOSEN: OnceLock<&'static Simd> = OnceLock::new();
+    CHOSEN.get_or_init(|| all().first().copied().unwrap_or(&portable::SIMD))
+}
+
+/// All functions that this processor can run, the fastest first, the portable ones last: they are the reference of the others.
+pub fn all() -> Vec<&'static Simd> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    found.extend(x86::found());
+    #[cfg(target_arch = "aarch64")]
+    found.push(&arm::SIMD);
+    found.push(&portable::SIMD);
+    found
+}
+
+/// Refuses rows that end before `n_bytes`: what the loads of the instructions rely on.
+fn check_rows(rows: &PanelRows<'_>, n_bytes: usize) {
+    assert!(rows.iter().all(|row| row.len() >= n_bytes), "a row is shorter than {n_bytes} bytes");
+}
+
+/// Refuses slices that do not hold `n_tokens` times `n_blocks` blocks.
+fn check_tokens(tokens: &[TokenBlock], n_blocks: usize, n_tokens: usize) {
+    assert!(tokens.len() >= n_blocks * n_tokens, "{} blocks are no {n_tokens} tokens of {n_blocks}", tokens.len());
+}
+
+/// The rows of [`Simd::dots`] and [`Simd::weighted_sums`]; refuses slices that do not hold them: `by_columns` is
+/// `[n_tokens, n_columns]`, `by_rows` `[n_tokens, n_rows]`.
+fn check_matrices(n_columns: usize, rows: &[f32], by_rows: &[f32], by_columns: &[f32]) -> usize {
+    assert!(n_columns > 0, "rows without columns");
+    let (n_rows, n_tokens) = (rows.len() / n_columns, by_columns.len() / n_columns);
+    assert!(rows.len() == n_rows * n_columns && by_columns.len() == n_tokens * n_columns, "a broken row");
+    assert!(by_rows.len() == n_rows * n_tokens, "{} values are no {n_tokens} times {n_rows}", by_rows.len());
+    n_rows
+}

@@ -1,0 +1,126 @@
+//! Plain Rust: what runs where no other instructions are known, and what the tests hold the others to.
+
+use half::{bf16, f16};
+
+use super::{
+    BLOCK_LEN, Blocks, Floats, LANES, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock, check_matrices, check_rows, check_tokens, place,
+};
+
+/// The functions of this file.
+pub(super) static SIMD: Simd = Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, decode, dots, weighted_sums };
+
+fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    check_rows(rows, token.len() * form.size_bytes());
+    let mut sums = [0.0; PANEL_ROWS];
+    for (index, token) in token.iter().enumerate() {
+        add_block(form, &unpack_block(form, rows, index), token, &mut sums);
+    }
+    sums
+}
+
+pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    check_rows(rows, panel.len() * form.size_bytes());
+    for (index, block) in panel.iter_mut().enumerate() {
+        *block = unpack_block(form, rows, index);
+    }
+}
+
+fn unpack_block(form: Blocks, rows: &PanelRows<'_>, index: usize) -> PanelBlock {
+    let mut unpacked = PanelBlock::ZERO;
+    for (row, bytes) in rows.iter().enumerate() {
+        let block = &bytes[index * form.size_bytes()..][..form.size_bytes()];
+        let half_at = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        unpacked.scales[row] = half_at(0);
+        let quantised = match form {
+            Blocks::Q8_0 | Blocks::Q4_0 => &block[2..],
+            Blocks::Q4_1 => {
+                unpacked.minimums[row] = half_at(2);
+                &block[4..]
+            }
+        };
+        let mut put = |k: usize, value: i16| unpacked.values[place(k) / 2][row][place(k) % 2] = value;
+        for (k, &byte) in quantised.iter().enumerate() {
+            if form == Blocks::Q8_0 {
+                put(k, i16::from(byte.cast_signed()));
+            } else {
+                put(k, i16::from(byte & 15));
+                put(k + BLOCK_LEN / 2, i16::from(byte >> 4));
+            }
+        }
+    }
+    unpacked
+}
+
+fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+    check_tokens(tokens, panel.len(), products.len());
+    for (token, products) in tokens.chunks_exact(panel.len().max(1)).zip(products) {
+        *products = [0.0; PANEL_ROWS];
+        for (block, token) in panel.iter().zip(token) {
+            add_block(form, block, token, products);
+        }
+    }
+}
+
+/// The formula of the module's head for one block.
+fn add_block(form: Blocks, block: &PanelBlock, token: &TokenBlock, sums: &mut [f32; PANEL_ROWS]) {
+    let offset = if form == Blocks::Q4_0 { -8 * token.sum } else { 0 };
+    let mut dots = [offset; PANEL_ROWS];
+    for (pairs, values) in block.values.iter().zip(token.values.as_chunks::<2>().0) {
+        for (dot, pair) in dots.iter_mut().zip(pairs) {
+            *dot += i32::from(pair[0]) * i32::from(values[0]) + i32::from(pair[1]) * i32::from(values[1]);
+        }
+    }
+    for (row, sum) in sums.iter_mut().enumerate() {
+        let scaled = block.scales[row] * token.scale * dots[row] as f32;
+        *sum += if form == Blocks::Q4_1 { scaled + block.minimums[row] * token.scaled_sum } else { scaled };
+    }
+}
+
+fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
+    check_rows(rows, token.len() * form.size_bytes());
+    rows.map(|row| match form {
+        Floats::F32 => dot(row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)), token),
+        Floats::F16 => dot(row.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()), token),
+        Floats::BF16 => dot(row.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()), token),
+    })
+}
+
+/// `Σ row·token` in eight partial sums.
+fn dot(row: impl Iterator<Item = f32>, token: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    for (index, (weight, value)) in row.zip(token).enumerate() {
+        sums[index % LANES] += weight * value;
+    }
+    let [a, b, c, d] = [0, 1, 2, 3].map(|lane| sums[lane] + sums[lane + 4]);
+    (a + c) + (b + d)
+}
+
+pub(super) fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
+    assert!(bytes.len() >= values.len() * form.size_bytes(), "{} bytes are no {} values", bytes.len(), values.len());
+    match form {
+        Floats::F32 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes)),
+        Floats::F16 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = f16::from_le_bytes(*bytes).to_f32()),
+        Floats::BF16 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = bf16::from_le_bytes(*bytes).to_f32()),
+    }
+}
+
+fn dots(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {
+    let n_rows = check_matrices(n_columns, rows, products, tokens);
+    for (token, products) in tokens.chunks_exact(n_columns).zip(products.chunks_exact_mut(n_rows.max(1))) {
+        for (row, product) in rows.chunks_exact(n_columns).zip(products) {
+            *product = dot(row.iter().copied(), token);
+        }
+    }
+}
+
+fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
+    let n_rows = check_matrices(n_columns, rows, weights, sums);
+    sums.fill(0.0);
+    for (weights, sums) in weights.chunks_exact(n_rows.max(1)).zip(sums.chunks_exact_mut(n_columns)) {
+        for (weight, row) in weights.iter().zip(rows.chunks_exact(n_columns)) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += weight * value;
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! x86-64: AVX2 with FMA and F16C, which nearly every processor since 2013 has.
+
+mod blocks;
+mod floats;
+
+use super::Simd;
+
+static AVX2: Simd = Simd {
+    name: "AVX2",
+    multiply_rows: blocks::multiply_rows,
+    unpack: blocks::unpack,
+    multiply_panel: blocks::multiply_panel,
+    dot_rows: floats::dot_rows,
+    decode: floats::decode,
+    dots: floats::dots,
+    weighted_sums: floats::weighted_sums,
+};
+
+/// What this processor can run. Nobody else reaches the table, which is what makes its functions safe to call.
+pub(super) fn found() -> impl Iterator<Item = &'static Simd> {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    avx2.then_some(&AVX2).into_iter()
+}

@@ -1,0 +1,270 @@
+//! Blocks of integers with AVX2: eight rows in the eight 32-bit lanes, a pair of columns in each lane.
+
+use std::arch::x86_64::*;
+
+use super::super::{BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Q4_0, Q4_1, Q8_0, TokenBlock, check_rows, check_tokens};
+
+/// Tokens that share the loads of a panel: as many as leave room for their sums in the sixteen registers.
+const TILE: usize = 6;
+
+/// Bytes that a prefetch brings.
+const CACHE_LINE: usize = 64;
+
+/// A block of eight rows in registers: see [`PanelBlock`].
+struct Unpacked {
+    scales: __m256,
+    minimums: __m256,
+    pairs: [__m256i; N_PAIRS],
+}
+
+pub(super) fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    check_rows(rows, token.len() * form.size_bytes());
+    // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; the rows hold as many blocks as the token.
+    unsafe {
+        match form {
+            Blocks::Q8_0 => rows_of::<Q8_0>(rows, token),
+            Blocks::Q4_0 => rows_of::<Q4_0>(rows, token),
+            Blocks::Q4_1 => rows_of::<Q4_1>(rows, token),
+        }
+    }
+}
+
+pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    check_rows(rows, panel.len() * form.size_bytes());
+    // SAFETY: as in `multiply_rows`; the rows hold as many blocks as the panel.
+    unsafe {
+        match form {
+            Blocks::Q8_0 => unpack_of::<Q8_0>(rows, panel),
+            Blocks::Q4_0 => unpack_of::<Q4_0>(rows, panel),
+            Blocks::Q4_1 => unpack_of::<Q4_1>(rows, panel),
+        }
+    }
+}
+
+pub(super) fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+    check_tokens(tokens, panel.len(), products.len());
+    // SAFETY: as in `multiply_rows`.
+    unsafe {
+        match form {
+            Blocks::Q8_0 => panel_of::<Q8_0>(panel, tokens, products),
+            Blocks::Q4_0 => panel_of::<Q4_0>(panel, tokens, products),
+            Blocks::Q4_1 => panel_of::<Q4_1>(panel, tokens, products),
+        }
+    }
+}
+
+/// # Safety
+/// Each row holds as many blocks of `FORM` bytes as `token`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn rows_of<const FORM: usize>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let rows = rows.map(<[u8]>::as_ptr);
+    let mut sums = [_mm256_setzero_ps()];
+    let next_panel = rows[0].wrapping_add(PANEL_ROWS * token.len() * FORM);
+    for (index, token) in token.iter().enumerate() {
+        // SAFETY: the caller's promise; a prefetch may name any address.
+        let block = unsafe {
+            prefetch::<FORM>(next_panel.wrapping_add(index * PANEL_ROWS * FORM));
+            unpack_block::<FORM>(&rows, index)
+        };
+        add_block::<FORM, 1>(block.scales, block.minimums, &block.pairs, [token], &mut sums);
+    }
+    lanes(sums[0])
+}
+
+/// Asks for a block of each of eight rows that will be needed soon. Rows follow each other in memory, and the processor's own
+/// prefetching loses its way among eight streams that jump after every few hundred bytes.
+///
+/// # Safety
+/// No address makes it fail; older compilers take the instruction for unsafe all the same.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) unsafe fn prefetch<const FORM: usize>(address: *const u8) {
+    for line in (0..PANEL_ROWS * FORM).step_by(CACHE_LINE) {
+        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line).cast());
+    }
+}
+
+/// # Safety
+/// Each row holds as many blocks of `FORM` bytes as `panel`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_of<const FORM: usize>(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    let rows = rows.map(<[u8]>::as_ptr);
+    for (index, block) in panel.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let unpacked = unsafe { unpack_block::<FORM>(&rows, index) };
+        block.scales = lanes(unpacked.scales);
+        block.minimums = lanes(unpacked.minimums);
+        for (values, pair) in block.values.iter_mut().zip(unpacked.pairs) {
+            // SAFETY: a vector has 32 bytes, as two i16 of eight rows have.
+            unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), pair) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn panel_of<const FORM: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+    let n_blocks = panel.len();
+    let (tiles, rest) = products.as_chunks_mut::<TILE>();
+    let n_tiled = tiles.len() * TILE;
+    for (tile, products) in tiles.iter_mut().enumerate() {
+        tile_of::<FORM, TILE>(panel, &tokens[tile * TILE * n_blocks..], products);
+    }
+    for (index, product) in rest.iter_mut().enumerate() {
+        tile_of::<FORM, 1>(panel, &tokens[(n_tiled + index) * n_blocks..], std::array::from_mut(product));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile_of<const FORM: usize, const T: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]; T]) {
+    let tokens: [&[TokenBlock]; T] = std::array::from_fn(|token| &tokens[token * panel.len()..][..panel.len()]);
+    let mut sums = [_mm256_setzero_ps(); T];
+    for (index, block) in panel.iter().enumerate() {
+        let (scales, minimums, pairs) = registers(block);
+        add_block::<FORM, T>(scales, minimums, pairs, tokens.map(|token| &token[index]), &mut sums);
+    }
+    *products = sums.map(|sum| lanes(sum));
+}
+
+/// The block as vectors; its pairs stay in memory until they are needed.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn registers(block: &PanelBlock) -> (__m256, __m256, &[__m256i; N_PAIRS]) {
+    // SAFETY: eight f32 each, and sixteen times 32 bytes that begin 64 bytes into a block whose alignment is 32.
+    unsafe {
+        let scales = _mm256_loadu_ps(block.scales.as_ptr());
+        let minimums = _mm256_loadu_ps(block.minimums.as_ptr());
+        (scales, minimums, &*block.values.as_ptr().cast())
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn lanes(vector: __m256) -> [f32; PANEL_ROWS] {
+    let mut values = [0.0; PANEL_ROWS];
+    // SAFETY: a vector has eight f32.
+    unsafe { _mm256_storeu_ps(values.as_mut_ptr(), vector) };
+    values
+}
+
+/// The formula of the module's head for one block of eight rows and `T` tokens.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_block<const FORM: usize, const T: usize>(
+    scales: __m256,
+    minimums: __m256,
+    pairs: &[__m256i; N_PAIRS],
+    tokens: [&TokenBlock; T],
+    sums: &mut [__m256; T],
+) {
+    let offset = if FORM == Q4_0 { -8 } else { 0 };
+    let mut dots = tokens.map(|token| _mm256_set1_epi32(offset * token.sum));
+    for (weights, columns) in pairs.iter().zip((0..BLOCK_LEN).step_by(2)) {
+        for (dot, token) in dots.iter_mut().zip(tokens) {
+            let [low, high] = [token.values[columns], token.values[columns + 1]].map(|value| u32::from(value.cast_unsigned()));
+            let values = _mm256_set1_epi32((low | high << 16).cast_signed());
+            *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(*weights, values));
+        }
+    }
+    for ((sum, dot), token) in sums.iter_mut().zip(dots).zip(tokens) {
+        *sum = add_scaled::<FORM>(*sum, scales, minimums, dot, token);
+    }
+}
+
+/// Adds the scaled integers to the sums, with the roundings that the module's head names: no fused multiplication.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_scaled<const FORM: usize>(sum: __m256, scales: __m256, minimums: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
+    let scaled = _mm256_mul_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.scale)), _mm256_cvtepi32_ps(dot));
+    if FORM == Q4_1 {
+        _mm256_add_ps(sum, _mm256_add_ps(scaled, _mm256_mul_ps(minimums, _mm256_set1_ps(token.scaled_sum))))
+    } else {
+        _mm256_add_ps(sum, scaled)
+    }
+}
+
+/// # Safety
+/// Each row holds more than `index` blocks of `FORM` bytes.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
+    // SAFETY: below, no load leaves the block: 2 or 4 bytes at its begin, 16 or 32 behind them.
+    let at = |row: usize, offset: usize| unsafe { rows[row].add(index * FORM + offset) };
+    if FORM == Q4_1 {
+        // SAFETY: as above.
+        let (scales, minimums) = unsafe { half_pairs(std::array::from_fn(|row| at(row, 0).cast::<i32>().read_unaligned())) };
+        // SAFETY: as above.
+        let nibbles = unsafe { columns(std::array::from_fn(|row| at(row, 4))) };
+        return Unpacked { scales, minimums, pairs: split_nibbles(nibbles) };
+    }
+    // SAFETY: as above.
+    let scales = halves(std::array::from_fn(|row| unsafe { at(row, 0).cast::<i16>().read_unaligned() }));
+    // SAFETY: as above.
+    let first = unsafe { columns(std::array::from_fn(|row| at(row, 2))) };
+    let pairs = if FORM == Q8_0 {
+        // SAFETY: as above.
+        let second = unsafe { columns(std::array::from_fn(|row| at(row, 18))) };
+        split_bytes(first, second)
+    } else {
+        split_nibbles(first)
+    };
+    Unpacked { scales, minimums: _mm256_setzero_ps(), pairs }
+}
+
+/// Bytes of even and of odd place as i16. Low nibbles are columns 0 to 15, high ones 16 to 31.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn split_nibbles([a, b, c, d]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
+    let mask = _mm256_set1_epi16(15);
+    let low = |bytes| [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16(bytes, 8), mask)];
+    let high = |bytes| [_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), _mm256_srli_epi16(bytes, 12)];
+    joined([low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)])
+}
+
+/// Bytes of even and of odd place as i16, with their signs.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn split_bytes([a, b, c, d]: [__m256i; 4], [e, f, g, h]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
+    joined([a, b, c, d, e, f, g, h].map(|bytes| [_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)]))
+}
+
+fn joined(pairs: [[__m256i; 2]; N_PAIRS / 2]) -> [__m256i; N_PAIRS] {
+    let [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l], [m, n], [o, p]] = pairs;
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// Sixteen bytes of each of eight rows, turned: vector `i` has bytes `4·i` to `4·i + 3` of row `r` in lane `r`.
+///
+/// # Safety
+/// Sixteen bytes can be read at each pointer.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn columns(rows: [*const u8; PANEL_ROWS]) -> [__m256i; 4] {
+    // SAFETY: the caller's promise.
+    let pair = |row: usize| unsafe { _mm256_loadu2_m128i(rows[row + 4].cast(), rows[row].cast()) };
+    let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+    let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab_low, cd_low),
+        _mm256_unpackhi_epi64(ab_low, cd_low),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ]
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn halves([a, b, c, d, e, f, g, h]: [i16; PANEL_ROWS]) -> __m256 {
+    _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
+}
+
+/// The lower and the upper halves of eight words.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn half_pairs([a, b, c, d, e, f, g, h]: [i32; PANEL_ROWS]) -> (__m256, __m256) {
+    let words = _mm256_setr_epi32(a, b, c, d, e, f, g, h);
+    let lower = _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF));
+    let packed = _mm256_packus_epi32(lower, _mm256_srli_epi32(words, 16)); // lower a–d, upper a–d, lower e–h, upper e–h
+    let packed = _mm256_permute4x64_epi64(packed, 0b11_01_10_00);
+    (_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1)))
+}

@@ -1,0 +1,270 @@
+//! Plain numbers with AVX2, FMA and F16C: eight columns in the eight lanes, and one vector of sums for each row and token.
+
+use std::arch::x86_64::*;
+
+use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
+use super::blocks::{lanes, prefetch};
+
+/// [`Floats`] as constants, for functions that are generic over the form.
+const F32: u8 = 0;
+const F16: u8 = 1;
+const BF16: u8 = 2;
+
+/// Rows and tokens whose products are summed at once: twelve vectors of sums, three of tokens and one of a row fill the registers.
+const TILE_ROWS: usize = 4;
+const TILE_TOKENS: usize = 3;
+/// Vectors of a row that are summed at once.
+const TILE_VECTORS: usize = 4;
+
+pub(super) fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
+    check_rows(rows, token.len() * form.size_bytes());
+    let (rows, token, n_columns) = (rows.map(<[u8]>::as_ptr), [token.as_ptr()], token.len());
+    // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; rows and token hold the columns.
+    let products = unsafe {
+        match form {
+            Floats::F32 => tile::<F32, PANEL_ROWS, 1>(rows, token, n_columns),
+            Floats::F16 => tile::<F16, PANEL_ROWS, 1>(rows, token, n_columns),
+            Floats::BF16 => tile::<BF16, PANEL_ROWS, 1>(rows, token, n_columns),
+        }
+    };
+    products.map(|[product]| product)
+}
+
+pub(super) fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
+    assert!(bytes.len() >= values.len() * form.size_bytes(), "{} bytes are no {} values", bytes.len(), values.len());
+    // SAFETY: as in `dot_rows`; the bytes hold the values.
+    unsafe {
+        match form {
+            Floats::F32 => decode_of::<F32>(bytes.as_ptr(), values),
+            Floats::F16 => decode_of::<F16>(bytes.as_ptr(), values),
+            Floats::BF16 => decode_of::<BF16>(bytes.as_ptr(), values),
+        }
+    }
+}
+
+pub(super) fn dots(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {
+    if check_matrices(n_columns, rows, products, tokens) > 0 {
+        // SAFETY: as in `dot_rows`.
+        unsafe { dots_of(n_columns, rows, tokens, products) }
+    }
+}
+
+pub(super) fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
+    if check_matrices(n_columns, rows, weights, sums) == 0 {
+        return sums.fill(0.0);
+    }
+    // SAFETY: as in `dot_rows`.
+    unsafe { weighted_sums_of(n_columns, rows, weights, sums) }
+}
+
+/// Eight values.
+///
+/// # Safety
+/// They can be read.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+unsafe fn load<const FORM: u8>(values: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match FORM {
+            F32 => _mm256_loadu_ps(values.cast()),
+            F16 => _mm256_cvtph_ps(_mm_loadu_si128(values.cast())),
+            _ => _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(values.cast())), 16)),
+        }
+    }
+}
+
+/// Fewer than eight values, and zeros behind them.
+///
+/// # Safety
+/// They can be read.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_rest<const FORM: u8>(values: *const u8, n_values: usize) -> __m256 {
+    let mut padded = [0u8; LANES * 4];
+    // SAFETY: the caller's promise, and eight values fit at any size.
+    unsafe {
+        std::ptr::copy_nonoverlapping(values, padded.as_mut_ptr(), n_values.min(LANES) * size_of_value(FORM));
+        load::<FORM>(padded.as_ptr())
+    }
+}
+
+const fn size_of_value(form: u8) -> usize {
+    if form == F32 { 4 } else { 2 }
+}
+
+/// # Safety
+/// `n_columns` values can be read at each pointer.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
+    rows: [*const u8; R],
+    tokens: [*const f32; T],
+    n_columns: usize,
+) -> [[f32; T]; R] {
+    let mut sums = [[_mm256_setzero_ps(); T]; R];
+    let n_whole = n_columns - n_columns % LANES;
+    let next_panel = rows[0].wrapping_add(R * n_columns * size_of_value(FORM));
+    for at in (0..n_whole).step_by(LANES) {
+        if R == PANEL_ROWS {
+            // Rows of a panel come from memory, those of smaller tiles from a cache.
+            // SAFETY: a prefetch may name any address.
+            unsafe {
+                match FORM {
+                    F32 => prefetch::<{ LANES * 4 }>(next_panel.wrapping_add(PANEL_ROWS * at * 4)),
+                    _ => prefetch::<{ LANES * 2 }>(next_panel.wrapping_add(PANEL_ROWS * at * 2)),
+                }
+            }
+        }
+        // SAFETY: eight values from `at` on are within the columns.
+        let values = tokens.map(|token| unsafe { _mm256_loadu_ps(token.add(at)) });
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: as above.
+            let weights = unsafe { load::<FORM>(row.add(at * size_of_value(FORM))) };
+            for (sum, values) in sums.iter_mut().zip(values) {
+                *sum = _mm256_fmadd_ps(weights, values, *sum);
+            }
+        }
+    }
+    if n_whole < n_columns {
+        let n_rest = n_columns - n_whole;
+        // SAFETY: `n_rest` values from `n_whole` on are within the columns.
+        let values = tokens.map(|token| unsafe { load_rest::<F32>(token.add(n_whole).cast(), n_rest) });
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: as above.
+            let weights = unsafe { load_rest::<FORM>(row.add(n_whole * size_of_value(FORM)), n_rest) };
+            for (sum, values) in sums.iter_mut().zip(values) {
+                *sum = _mm256_fmadd_ps(weights, values, *sum);
+            }
+        }
+    }
+    sums.map(|sums| sums.map(|sum| add_lanes(sum)))
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_lanes(sum: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// # Safety
+/// `values.len()` values can be read at `bytes`.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn decode_of<const FORM: u8>(bytes: *const u8, values: &mut [f32]) {
+    for (index, values) in values.chunks_mut(LANES).enumerate() {
+        // SAFETY: the caller's promise: this chunk's values begin here.
+        let bytes = unsafe { bytes.add(index * LANES * size_of_value(FORM)) };
+        // SAFETY: a whole chunk has eight values, and the last one what is left.
+        unsafe {
+            if values.len() == LANES {
+                _mm256_storeu_ps(values.as_mut_ptr(), load::<FORM>(bytes));
+            } else {
+                let rest = lanes(load_rest::<FORM>(bytes, values.len()));
+                values.copy_from_slice(&rest[..values.len()]);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dots_of(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {
+    let n_rows = rows.len() / n_columns;
+    let n_tiled = n_rows - n_rows % TILE_ROWS;
+    for row in (0..n_tiled).step_by(TILE_ROWS) {
+        dots_of_rows::<TILE_ROWS>(n_columns, rows, row, tokens, products);
+    }
+    for row in n_tiled..n_rows {
+        dots_of_rows::<1>(n_columns, rows, row, tokens, products);
+    }
+}
+
+/// `R` rows from `first_row` on times all tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dots_of_rows<const R: usize>(n_columns: usize, rows: &[f32], first_row: usize, tokens: &[f32], products: &mut [f32]) {
+    let n_rows = rows.len() / n_columns;
+    let tiles = tokens.chunks_exact(TILE_TOKENS * n_columns);
+    let rest = tiles.remainder().chunks_exact(n_columns);
+    let (products, products_of_rest) = products.split_at_mut(tiles.len() * TILE_TOKENS * n_rows);
+    for (tokens, products) in tiles.zip(products.chunks_exact_mut(TILE_TOKENS * n_rows)) {
+        dots_of_tile::<R, TILE_TOKENS>(n_columns, rows, first_row, tokens, products);
+    }
+    for (token, products) in rest.zip(products_of_rest.chunks_exact_mut(n_rows)) {
+        dots_of_tile::<R, 1>(n_columns, rows, first_row, token, products);
+    }
+}
+
+/// `R` rows from `first_row` on times `T` tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn dots_of_tile<const R: usize, const T: usize>(n_columns: usize, rows: &[f32], first_row: usize, tokens: &[f32], products: &mut [f32]) {
+    let n_rows = rows.len() / n_columns;
+    let row_pointers = std::array::from_fn(|row| rows[(first_row + row) * n_columns..][..n_columns].as_ptr().cast());
+    let token_pointers = std::array::from_fn(|token| tokens[token * n_columns..][..n_columns].as_ptr());
+    // SAFETY: each pointer was made of a slice of `n_columns` values.
+    let sums = unsafe { tile::<F32, R, T>(row_pointers, token_pointers, n_columns) };
+    for (row, sums) in sums.iter().enumerate() {
+        for (token, sum) in sums.iter().enumerate() {
+            products[token * n_rows + first_row + row] = *sum;
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weighted_sums_of(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
+    let n_rows = rows.len() / n_columns;
+    let (tiles, rest) = sums.split_at_mut(sums.len() / (TILE_TOKENS * n_columns) * TILE_TOKENS * n_columns);
+    let (weights, weights_of_rest) = weights.split_at(tiles.len() / n_columns * n_rows);
+    for (sums, weights) in tiles.chunks_exact_mut(TILE_TOKENS * n_columns).zip(weights.chunks_exact(TILE_TOKENS * n_rows)) {
+        weighted_sums_of_tokens::<TILE_TOKENS>(n_columns, rows, weights, sums);
+    }
+    for (sums, weights) in rest.chunks_exact_mut(n_columns).zip(weights_of_rest.chunks_exact(n_rows)) {
+        weighted_sums_of_tokens::<1>(n_columns, rows, weights, sums);
+    }
+}
+
+/// `T` tokens' sums over all columns.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weighted_sums_of_tokens<const T: usize>(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
+    let mut column = 0;
+    while column + TILE_VECTORS * LANES <= n_columns {
+        weighted_sums_of_tile::<TILE_VECTORS, T>(n_columns, rows, weights, column, sums);
+        column += TILE_VECTORS * LANES;
+    }
+    while column + LANES <= n_columns {
+        weighted_sums_of_tile::<1, T>(n_columns, rows, weights, column, sums);
+        column += LANES;
+    }
+    let n_rows = rows.len() / n_columns;
+    for column in column..n_columns {
+        for (weights, sums) in weights.chunks_exact(n_rows).zip(sums.chunks_exact_mut(n_columns)) {
+            let values = rows[column..].iter().step_by(n_columns);
+            sums[column] = weights.iter().zip(values).fold(0.0, |sum, (weight, value)| weight.mul_add(*value, sum));
+        }
+    }
+}
+
+/// `V` vectors of columns from `column` on of `T` tokens' sums.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn weighted_sums_of_tile<const V: usize, const T: usize>(n_columns: usize, rows: &[f32], weights: &[f32], column: usize, sums: &mut [f32]) {
+    let n_rows = rows.len() / n_columns;
+    let weights: [&[f32]; T] = std::array::from_fn(|token| &weights[token * n_rows..][..n_rows]);
+    let mut totals = [[_mm256_setzero_ps(); V]; T];
+    for (row, values) in rows.chunks_exact(n_columns).enumerate() {
+        let values = &values[column..][..V * LANES];
+        // SAFETY: the slice has `V` vectors.
+        let values: [__m256; V] = std::array::from_fn(|vector| unsafe { _mm256_loadu_ps(values.as_ptr().add(vector * LANES)) });
+        for (totals, weights) in totals.iter_mut().zip(weights) {
+            let weight = _mm256_set1_ps(weights[row]);
+            for (total, values) in totals.iter_mut().zip(values) {
+                *total = _mm256_fmadd_ps(weight, values, *total);
+            }
+        }
+    }
+    for (token, totals) in totals.into_iter().enumerate() {
+        for (vector, total) in totals.into_iter().enumerate() {
+            sums[token * n_columns + column + vector * LANES..][..LANES].copy_from_slice(&lanes(total));
+        }
+    }
+}

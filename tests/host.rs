@@ -1,0 +1,233 @@
+//! The host's products and attention: each kind of instructions that this processor has against plain arithmetic,
+//! and the promise that no result depends on how the work is cut.
+
+mod common;
+
+use common::bits;
+use tierflow::DType;
+use tierflow::host::{self, Operand, QuantisedInput};
+use tierflow::kernels::kv_store::Token;
+use tierflow::kernels::{attention, matmul};
+use tierflow::platform::simd::{self, Simd};
+use xtask::models::GgufType;
+
+/// Share of the largest product by which f32 sums in another order may differ.
+const F32_TOLERANCE: f32 = 2e-6;
+/// The same for a product with 16-bit inputs, which adds to it: a value of the test is off by half of 3/32 767 at most and by
+/// 2.6e-5 as a rule, a sum of n of them by 2.6e-5·√n, and the largest product is some 3·√n.
+const SIXTEEN_BIT_TOLERANCE: f32 = 5e-5;
+
+const QUANTISED: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
+
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next() + next() + next()).collect()
+}
+
+/// A matrix of `n_rows × n_columns` as `dtype`.
+fn weight(dtype: DType, n_rows: usize, n_columns: usize) -> Vec<u8> {
+    let gguf: GgufType = dtype.to_string().to_ascii_lowercase().parse().unwrap();
+    let mut bytes = Vec::new();
+    gguf.encode(&values(n_rows * n_columns, 7), &mut bytes);
+    bytes
+}
+
+fn product(simd: &Simd, params: &matmul::Params, weight: &[u8], input: &[f32]) -> Vec<f32> {
+    let mut quantised = QuantisedInput::default();
+    quantised.fill(input);
+    let takes_blocks = host::takes_blocks(params.dtype().unwrap());
+    let operand = if takes_blocks { Operand::Blocks(quantised.blocks()) } else { Operand::Floats(input) };
+    let mut output = vec![f32::NAN; (params.n_tokens * params.output_stride) as usize];
+    host::multiply(simd, params, weight, operand, &mut output);
+    output
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
+fn worst(values: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(values.len(), expected.len());
+    values
+        .iter()
+        .zip(expected)
+        .fold(0.0, |worst, (value, expected)| if (value - expected).abs() <= worst { worst } else { (value - expected).abs() })
+}
+
+/// The formula of `platform::simd`, one number after the other.
+fn plain_block_product(dtype: DType, row: &[u8], token: &[simd::TokenBlock]) -> f32 {
+    let mut sum = 0.0;
+    let half = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    for (block, token) in row.chunks_exact(dtype.block_bytes() as usize).zip(token) {
+        let integer = |k: usize| match dtype {
+            DType::Q8_0 => i32::from(block[2 + k].cast_signed()),
+            DType::Q4_0 => i32::from(block[2 + k % 16] >> (k / 16 * 4) & 15) - 8,
+            _ => i32::from(block[4 + k % 16] >> (k / 16 * 4) & 15),
+        };
+        let dot: i32 = (0..32).map(|k| integer(k) * i32::from(token.values[simd::place(k)])).sum();
+        let scaled = half(block) * token.scale * dot as f32;
+        sum += if dtype == DType::Q4_1 { scaled + half(&block[2..]) * token.scaled_sum } else { scaled };
+    }
+    sum
+}
+
+#[test]
+fn products_of_blocks_have_the_bits_of_the_plain_formula() {
+    for simd in simd::all() {
+        for dtype in QUANTISED {
+            for (n_rows, n_columns, n_tokens) in [(8, 32, 1), (13, 96, 1), (37, 576, 1), (21, 96, 2), (70, 320, 29), (9, 4096, 7)] {
+                let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 3));
+                let params = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
+                let output = product(simd, &params, &weight, &input);
+                let mut quantised = QuantisedInput::default();
+                quantised.fill(&input);
+                let expected: Vec<f32> = quantised
+                    .blocks()
+                    .chunks_exact(n_columns / 32)
+                    .flat_map(|token| weight.chunks_exact(weight.len() / n_rows).map(|row| plain_block_product(dtype, row, token)))
+                    .collect();
+                assert!(bits(&output) == bits(&expected), "{}, {dtype}, {n_rows}×{n_columns}, {n_tokens} tokens", simd.name);
+            }
+        }
+    }
+}
+
+/// Every byte may come from a file: −128 is a weight too, and the largest sums must fit.
+#[test]
+fn the_extremes_of_integers_do_not_overflow() {
+    for simd in simd::all() {
+        for dtype in QUANTISED {
+            for byte in [0x80, 0x7F, 0x00, 0xFF, 0x88] {
+                let mut row = vec![byte; dtype.block_bytes() as usize];
+                row[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+                if dtype == DType::Q4_1 {
+                    row[2..4].copy_from_slice(&half::f16::NEG_ONE.to_le_bytes());
+                }
+                for input in [vec![1.0; 32], vec![-1.0; 32], (0..32).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect()] {
+                    let mut quantised = QuantisedInput::default();
+                    quantised.fill(&input);
+                    let expected = plain_block_product(dtype, &row, quantised.blocks());
+                    for n_tokens in [1, 9] {
+                        let params = matmul::Params::new(dtype, 1, 32, n_tokens);
+                        let output = product(simd, &params, &row, &input.repeat(n_tokens as usize));
+                        assert!(output.iter().all(|value| value.to_bits() == expected.to_bits()), "{}, {dtype}, {byte:#x}", simd.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_the_reference() {
+    for simd in simd::all() {
+        for dtype in DType::ALL {
+            for (n_rows, n_columns, n_tokens) in [(37, 576, 1), (21, 96, 5), (70, 1536, 29)] {
+                let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 5));
+                let params = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
+                let mut expected = vec![f32::NAN; n_rows * n_tokens];
+                matmul::reference(&params, &weight, &input, &mut expected);
+                let what = format!("{}, {dtype}, {n_rows}×{n_columns}, {n_tokens} tokens", simd.name);
+                let tolerance = if QUANTISED.contains(&dtype) { SIXTEEN_BIT_TOLERANCE } else { F32_TOLERANCE };
+                let error = worst(&product(simd, &params, &weight, &input), &expected);
+                assert!(error <= tolerance * largest(&expected), "{what}: {error} of {}", largest(&expected));
+            }
+        }
+    }
+}
+
+/// Columns that are no whole vectors, which plain numbers may have.
+#[test]
+fn odd_columns_are_summed_too() {
+    for simd in simd::all() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for n_columns in [1, 7, 9, 33] {
+                for n_tokens in [1, 4] {
+                    let (weight, input) = (weight(dtype, 11, n_columns), values(n_tokens * n_columns, 5));
+                    let params = matmul::Params::new(dtype, 11, n_columns as u32, n_tokens as u32);
+                    let mut expected = vec![f32::NAN; 11 * n_tokens];
+                    matmul::reference(&params, &weight, &input, &mut expected);
+                    let output = product(simd, &params, &weight, &input);
+                    assert!(worst(&output, &expected) <= F32_TOLERANCE * largest(&expected), "{}, {dtype}, {n_columns}", simd.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_do_not_depend_on_cuts_nor_on_the_tokens_beside() {
+    let (n_rows, n_columns, n_tokens) = (203usize, 576usize, 31usize);
+    let input = values(n_tokens * n_columns, 9);
+    for simd in simd::all() {
+        for dtype in DType::ALL {
+            let weight = weight(dtype, n_rows, n_columns);
+            let row_bytes = weight.len() / n_rows;
+            let whole = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
+            let expected = product(simd, &whole, &weight, &input);
+            for cut in [1usize, 5, 64, 202] {
+                let first = product(simd, &whole.slice(0, cut as u32), &weight[..cut * row_bytes], &input);
+                let second = whole.slice(cut as u32, (n_rows - cut) as u32);
+                let second = product(simd, &second, &weight[cut * row_bytes..], &input);
+                let joined = (0..n_tokens * n_rows).map(|i| if i % n_rows < cut { first[i] } else { second[i] });
+                assert!(joined.eq(expected.iter().copied()), "{}, {dtype}, cut at {cut}", simd.name);
+            }
+            for n_some in [1usize, 2, 7] {
+                let some = matmul::Params { n_tokens: n_some as u32, ..whole };
+                for first in [0, 11, n_tokens - n_some] {
+                    let output = product(simd, &some, &weight, &input[first * n_columns..][..n_some * n_columns]);
+                    assert_eq!(output, expected[first * n_rows..][..n_some * n_rows], "{}, {dtype}", simd.name);
+                }
+            }
+        }
+    }
+}
+
+fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
+    attention::Params {
+        n_tokens: n_tokens as u32,
+        n_heads: 6,
+        n_kv_heads: 2,
+        head_size: 40,
+        n_seqs: 2,
+        kv_capacity: 90,
+        window,
+        scale: 0.16,
+        kv_dtype: 0,
+    }
+}
+
+#[test]
+fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
+    let (keys, cached) = (values(2 * 2 * 90 * 40, 1), values(2 * 2 * 90 * 40, 2));
+    let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, t % 41 + 21)).collect();
+    let query = values(tokens.len() * 240, 3);
+    for window in [0, 7] {
+        let params = attention_params(tokens.len(), window);
+        let (mut mixed, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
+        host::attention(&params, &query, &tokens, (&keys, &cached), &mut mixed);
+        attention::reference(&params, &query, &tokens, &keys, &cached, &mut expected);
+        assert!(worst(&mixed, &expected) <= 4.0 * F32_TOLERANCE * largest(&expected), "window {window}: {}", worst(&mixed, &expected));
+        for t in [0, 1, 40, 41, 69] {
+            let mut alone = vec![f32::NAN; 240];
+            let params = attention_params(1, window);
+            host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), &mut alone);
+            assert_eq!(bits(&alone), bits(&mixed[t * 240..][..240]), "token {t}, window {window}");
+        }
+    }
+}
+
+#[test]
+fn a_token_that_sees_nothing_mixes_nothing() {
+    let params = attention_params(1, 0);
+    let mut mixed = vec![f32::NAN; 240];
+    let caches = vec![1.0; 2 * 2 * 90 * 40];
+    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], (&caches, &caches), &mut mixed);
+    assert_eq!(mixed, [0.0; 240]);
+}
