@@ -39,8 +39,8 @@ pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rat
         rates.upload_mapped = Some(upload(&gpu, effort, Upload::Mapped).await?);
     }
     rates.readback = Some(readback(&gpu, effort).await?);
-    rates.round_trip_secs = Some(effort.median(|| round_trip(&gpu))?);
-    rates.submit_secs = Some(effort.median(|| submission(&gpu))?);
+    rates.round_trip_secs = Some(effort.best(|| round_trip(&gpu))?);
+    rates.submit_secs = Some(effort.best(|| submission(&gpu))?);
     let mut bench = Bench::new(&gpu, pool_size).await?;
     rates.shader_compile_secs = Some(bench.compile()?);
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
@@ -93,7 +93,7 @@ async fn upload(gpu: &Gpu, effort: &Effort, way: Upload) -> Result<BytesPerSec> 
     };
     // The first transfer touches the memory.
     transfer()?;
-    Ok(BytesPerSec::from_transfer(TRANSFER, effort.median(transfer)?))
+    Ok(BytesPerSec::from_transfer(TRANSFER, effort.best(transfer)?))
 }
 
 /// Maps `memory` for writing, and waits for it.
@@ -118,7 +118,7 @@ async fn readback(gpu: &Gpu, effort: &Effort) -> Result<BytesPerSec> {
     };
     // The first transfer makes the staging memory.
     transfer().await?;
-    Ok(BytesPerSec::from_transfer(TRANSFER, effort.median_awaited(transfer).await?))
+    Ok(BytesPerSec::from_transfer(TRANSFER, effort.best_awaited(transfer).await?))
 }
 
 /// An empty submission and the wait for it.

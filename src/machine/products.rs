@@ -8,7 +8,7 @@ use crate::kernels::matmul::Params;
 use crate::units::{Bytes, BytesPerSec};
 
 /// A product so small that its time is the fixed cost of any: rows enough to be spread over threads or workgroups.
-const SMALL: [u32; 3] = [512, 64, 1];
+const SMALL: [u32; 3] = [128, 64, 1];
 /// Matrix × vector, each about four times as large as the one before, up to the feed-forward matrices of large models.
 const VECTORS: [[u32; 3]; 4] = [[1024, 1024, 1], [2048, 2048, 1], [4096, 4096, 1], [14_336, 4096, 1]];
 /// Matrix × matrix with the tokens of a prompt, each about eight times as much work as the one before.
@@ -94,7 +94,7 @@ fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl FnMut(&Params, u
         repeats = ((repeats as f64 * growth).ceil() as usize).min(MAX_REPEATS);
         secs = run(params, repeats)?;
     }
-    Ok(effort.median(|| run(params, repeats))? / repeats as f64)
+    Ok(effort.best(|| run(params, repeats))? / repeats as f64)
 }
 
 fn params(dtype: DType, [n_rows, n_columns, n_tokens]: [u32; 3]) -> Params {

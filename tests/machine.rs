@@ -1,0 +1,183 @@
+//! The machine as data: what is measured, what is kept, and the description of a machine that is not here.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use common::program::{Home, has_gpu};
+use serde_json::{Value, json};
+use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Origin, Rates};
+use tierflow::dtype::DType;
+use tierflow::error::Error;
+use tierflow::machine::{DevicesFile, read_devices_file};
+use tierflow::units::{Bytes, BytesPerSec};
+use xtask::models::GgufType;
+
+fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json")
+}
+
+#[test]
+fn every_example_is_read_and_describes_its_machine() {
+    let folder = std::fs::read_dir(example().parent().unwrap()).unwrap();
+    let files: Vec<PathBuf> = folder.map(|entry| entry.unwrap().path()).filter(|path| path.extension() == Some("json".as_ref())).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let devices = read_devices_file(&file).unwrap();
+        assert!(devices.iter().all(|spec| !spec.rates.is_empty() && spec.rates.origin == Origin::Measured), "{}", file.display());
+    }
+    let devices = read_devices_file(&example()).unwrap();
+    assert_eq!(devices.iter().map(|spec| spec.device).collect::<Vec<_>>(), [Device::Gpu(0), Device::Cpu, Device::Disk]);
+    let gpu = &devices[0];
+    assert_eq!((gpu.kind, gpu.capacity), (Some(AdapterKind::Discrete), Some(Bytes::gib(7))));
+    assert_eq!(gpu.rates.matvec_of(DType::F16), Some(BytesPerSec(230e9)));
+    let limits = gpu.limits.unwrap();
+    assert_eq!((limits.max_binding_bytes, limits.max_workgroups), (Bytes::gib(2), GpuLimits::default().max_workgroups));
+}
+
+#[test]
+fn a_written_file_is_read_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("devices.json");
+    let mut devices = read_devices_file(&example()).unwrap();
+    devices.push(DeviceSpec { device: Device::Gpu(1), limits: Some(GpuLimits::default()), rates: Rates::default(), ..devices[0].clone() });
+    devices.sort_by_key(|spec| spec.device);
+    let features = [(Device::Gpu(0), vec!["SHADER_F16".to_owned()])].into();
+    std::fs::write(&path, serde_json::to_vec(&DevicesFile::new(devices.clone(), features)).unwrap()).unwrap();
+    assert_eq!(read_devices_file(&path).unwrap(), devices);
+}
+
+/// What is said of the example after `change`.
+fn refusal(change: impl FnOnce(&mut Value)) -> String {
+    let mut value: Value = serde_json::from_slice(&std::fs::read(example()).unwrap()).unwrap();
+    change(&mut value);
+    refusal_of_text(&value.to_string())
+}
+
+fn refusal_of_text(text: &str) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let error = read_devices_file(file.path()).expect_err(text);
+    assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn descriptions_that_make_no_sense_are_refused_by_name() {
+    let set = |pointer: &'static str, value: Value| {
+        move |file: &mut Value| {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            file.pointer_mut(parent).unwrap()[key] = value;
+        }
+    };
+    let cases: [(&'static str, Value, &str); 17] = [
+        ("/schema", json!("tierflow.devices/2"), "tierflow.devices/1"),
+        ("/schema", Value::Null, "tierflow devices --json"),
+        ("/more", json!(1), "unknown field `more`"),
+        ("/devices/0/speed", json!(1), "unknown field `speed`"),
+        ("/devices/0/rates/matvec_f16", json!(1), "unknown field `matvec_f16`"),
+        ("/devices/0/rates/matvec", json!({ "Q3_K": 1 }), "Q3_K"),
+        ("/devices/0/rates/matvec", json!({ "Q4_0": 0 }), "gpu:0: matvec.Q4_0 is 0"),
+        ("/devices/0/rates/dispatch_secs", json!(-1e-6), "gpu:0: dispatch_secs is -0.000001"),
+        ("/devices/2/rates/disk_read", json!("fast"), "invalid type"),
+        ("/devices/0/capacity", json!("plenty"), "`plenty` is not a size"),
+        ("/devices/0/capacity", json!(0), "gpu:0 needs a capacity"),
+        ("/devices/1/capacity", Value::Null, "cpu needs a capacity"),
+        ("/devices/2/capacity", json!("1TB"), "disk has no capacity"),
+        ("/devices/0/kind", Value::Null, "gpu:0 needs a kind"),
+        ("/devices/1/kind", json!("discrete"), "cpu has no kind"),
+        ("/devices/0/device", json!("gpu:1"), "gpu:0 is missing"),
+        ("/devices/0/limits/storage_alignment", json!(48), "storage_alignment is 48"),
+    ];
+    for (pointer, value, part) in cases {
+        let said = refusal(set(pointer, value.clone()));
+        assert!(said.contains(part), "{pointer} = {value}: {said}");
+    }
+    let duplicate =
+        |index: usize| move |file: &mut Value| file["devices"].as_array_mut().map(|list| list.push(list[index].clone())).unwrap();
+    for (index, name) in [(0, "gpu:0"), (1, "cpu"), (2, "disk")] {
+        assert!(refusal(duplicate(index)).contains(&format!("{name} is described twice")));
+    }
+    assert!(refusal(|file| drop(file["devices"].as_array_mut().unwrap().remove(1))).contains("has no cpu"));
+    assert!(refusal_of_text("{").contains("no description of a machine"));
+    assert!(
+        refusal_of_text(r#"{"schema": "tierflow.devices/1", "devices": [{"device": "disk", "name": "d", "rates": {"disk_read": 1e999}}]}"#)
+            .contains("number")
+    );
+    assert!(matches!(read_devices_file(Path::new("/nonexistent/devices.json")), Err(Error::Io { .. })));
+}
+
+#[test]
+fn a_machine_without_a_gpu_or_disk_can_be_described() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), r#"{"schema": "tierflow.devices/1", "devices": [{"device": "cpu", "name": "c", "capacity": "8GiB"}]}"#)
+        .unwrap();
+    let devices = read_devices_file(file.path()).unwrap();
+    assert_eq!(devices.iter().map(|spec| spec.device).collect::<Vec<_>>(), [Device::Cpu, Device::Disk]);
+    assert_eq!(devices[0].capacity, Some(Bytes::gib(8)));
+    assert!(devices.iter().all(|spec| spec.rates.is_empty()));
+}
+
+/// The rates of `device` in what `tierflow devices --json` prints.
+fn rates(described: &Value, device: &str) -> Rates {
+    let devices = described["devices"].as_array().unwrap();
+    let spec = devices.iter().find(|spec| spec["device"] == device).unwrap_or_else(|| panic!("no {device} in {described}"));
+    serde_json::from_value(spec["rates"].clone()).unwrap()
+}
+
+#[test]
+fn what_is_printed_is_read_back_and_measured_rates_are_kept() {
+    let home = Home::new();
+    let unmeasured = home.json("tierflow.devices/1", &["devices", "--json"]);
+    assert!(rates(&unmeasured, "cpu").is_empty() && rates(&unmeasured, "disk").is_empty());
+    assert!(home.stdout(&["devices"]).contains("cpu: rates not measured yet: run `tierflow devices --measure`"));
+
+    // Measures what is not known, quickly.
+    home.stdout(&["doctor"]);
+    let printed = home.stdout(&["devices", "--json"]);
+    let described: Value = serde_json::from_str(&printed).unwrap();
+    let (host, disk) = (rates(&described, "cpu"), rates(&described, "disk"));
+    assert_eq!([host.matvec.len(), host.matmul.len()], [DType::ALL.len(); 2]);
+    assert!(disk.disk_read.is_some() && host.host_copy.is_some() && host.measured_at.is_some());
+    let table = home.stdout(&["devices", "-v"]);
+    assert!(table.contains("measured ") && table.contains("MATRIX × VECTOR") && table.contains("GFLOP/s"), "{table}");
+
+    let file = home.path("devices.json");
+    std::fs::write(&file, &printed).unwrap();
+    let read = read_devices_file(&file).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), described["devices"]);
+
+    // A cache of another version is measured anew, not believed and not refused.
+    let cache = home.path("cache").join("rates.json");
+    let kept = std::fs::read_to_string(&cache).unwrap();
+    std::fs::write(&cache, kept.replace("\"version\": 2", "\"version\": 1")).unwrap();
+    assert!(rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "cpu").is_empty());
+}
+
+#[test]
+fn the_first_plan_for_an_adapter_measures_it_in_short_time() {
+    if !has_gpu() {
+        return;
+    }
+    // One second and a half on quiet cores; but other tests run beside this one.
+    const MOST_SECS: f64 = 5.0;
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q4_1);
+    let begin = Instant::now();
+    home.stdout(&["plan", &model, "--device", "gpu"]);
+    let secs = begin.elapsed().as_secs_f64();
+    assert!(secs < MOST_SECS, "the first plan took {secs} s");
+
+    let rates = rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "gpu:0");
+    for (name, value) in rates.figures() {
+        assert!(value.is_finite() && value > 0.0, "{name} is {value}");
+    }
+    assert_eq!([rates.matvec.len(), rates.matmul.len()], [DType::ALL.len(); 2]);
+    assert!(rates.upload().is_some() && rates.readback.is_some() && rates.dispatch_secs.is_some());
+    assert!(rates.submit_secs.is_some() && rates.round_trip_secs.is_some() && rates.shader_compile_secs.is_some());
+
+    let again = Instant::now();
+    home.stdout(&["plan", &model, "--device", "gpu"]);
+    assert!(again.elapsed().as_secs_f64() < secs, "the second plan measures nothing");
+}
