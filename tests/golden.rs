@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::program::{Home, wait};
 use tierflow::device::{Device, DeviceChoice, GpuLimits};
 use tierflow::engine::{Engine, EngineBuilder};
-use tierflow::plan::{PlanOptions, UploadPath};
+use tierflow::plan::{Homes, PlanOptions, UploadPath};
 use tierflow::session::GenerateOptions;
 use tierflow::stream::{Scores, Want};
 use tierflow::text::{ChatMessage, GenerationPrompt, Sampler, SamplingSettings, Special};
@@ -112,28 +112,42 @@ fn gpu_all_resident() {
 #[test]
 fn gpu_with_40_mib() {
     let Some(model) = gpu_and_model() else { return };
-    check(Engine::builder(model).max_memory(GPU, Bytes::mib(40)), &[GPU], "40 MiB");
+    check(Engine::builder(model).device(DeviceChoice::Gpu).max_memory(GPU, Bytes::mib(40)), &[GPU], "40 MiB");
 }
 
 #[test]
 fn gpu_with_all_from_disk() {
     let Some(model) = gpu_and_model() else { return };
-    let builder = Engine::builder(model).max_memory(GPU, Bytes::mib(40)).max_memory(Device::Cpu, Bytes::ZERO);
+    let builder = Engine::builder(model).device(DeviceChoice::Gpu).max_memory(GPU, Bytes::mib(40)).max_memory(Device::Cpu, Bytes::ZERO);
     check(builder, &[GPU], "from disk");
 }
 
 #[test]
 fn two_gpus_one_of_which_streams() {
     let Some(model) = gpu_and_model() else { return };
-    let builder = Engine::builder(model).virtual_gpus(2).max_memory(GPU, Bytes::mib(40)).max_memory(OTHER, Bytes::mib(40));
-    check(builder.ctx_size(256), &[GPU, OTHER], "two GPUs");
+    let placements = common::placements(&model, |unit, n_units| match unit {
+        _ if unit < n_units / 3 => (GPU, GPU),
+        _ if unit < n_units / 2 => (OTHER, OTHER),
+        _ => (OTHER, Device::Cpu),
+    });
+    let options = PlanOptions { homes: Homes::Placed(placements), ctx_size: Some(256), ..PlanOptions::default() };
+    let builder = Engine::builder(model).plan_options(options).virtual_gpus(2).device(DeviceChoice::Gpu);
+    check(builder.max_memory(GPU, Bytes::mib(40)).max_memory(OTHER, Bytes::mib(40)), &[GPU, OTHER], "two GPUs");
 }
 
 #[test]
 fn a_gpu_and_the_host() {
     let Some(model) = gpu_and_model() else { return };
-    let builder = Engine::builder(model).compute_on([GPU, Device::Cpu]).max_memory(GPU, Bytes::mib(40));
-    check(builder.ctx_size(256), &[GPU, Device::Cpu], "a GPU and the host");
+    // GPU, host, GPU: the residual stream goes there and back.
+    let placements = common::placements(&model, |unit, n_units| match unit {
+        _ if unit < n_units / 4 => (GPU, GPU),
+        _ if unit < n_units / 2 => (Device::Cpu, Device::Cpu),
+        _ if unit < n_units * 3 / 4 => (GPU, Device::Cpu),
+        _ => (Device::Cpu, Device::Cpu),
+    });
+    let options = PlanOptions { homes: Homes::Placed(placements), ctx_size: Some(256), ..PlanOptions::default() };
+    let builder = Engine::builder(model).plan_options(options).compute_on([GPU, Device::Cpu]).max_memory(GPU, Bytes::mib(40));
+    check(builder, &[GPU, Device::Cpu], "a GPU and the host");
 }
 
 /// One adapter behind two APIs is two adapters where both are asked for: as one machine with GPUs of two makers.
@@ -153,10 +167,15 @@ fn vulkan_and_gl_side_by_side() {
         return;
     }
     let model = model.to_str().unwrap();
+    let layers = (0..30).map(|layer| format!("\"model.layers.{layer}\": {}", u8::from(layer >= 12)));
+    let rest = ["\"model.embed_tokens\": \"cpu\"", "\"model.norm\": 1", "\"lm_head\": 1"].map(str::to_owned);
+    let map = home.path("map.json").display().to_string();
+    std::fs::write(&map, format!("{{{}}}", layers.chain(rest).collect::<Vec<_>>().join(", "))).unwrap();
     for golden in goldens() {
         let n_tokens = golden.new_ids.len().to_string();
         let answer = ["run", model, "-p", &golden.prompt, "-n", &n_tokens, "--temp", "0", "-c", "256", "--json"];
-        let ran = json(&[&answer[..], &["--max-memory", "gpu:0=40MiB,gpu:1=40MiB"]].concat());
+        let placement = ["--device", "gpu", "--max-memory", "gpu:0=80MiB,gpu:1=80MiB", "--device-map", &map];
+        let ran = json(&[&answer[..], &placement].concat());
         let tokens: Vec<u32> = serde_json::from_value(ran["tokens"].clone()).unwrap();
         assert_eq!(tokens, golden.new_ids, "{}", golden.prompt);
         let peak = |device: usize| ran["memory"][device]["peak"].as_u64().unwrap();

@@ -8,8 +8,9 @@ use std::time::Instant;
 use proptest::prelude::{ProptestConfig, any, Strategy, prop_assert, proptest};
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
+use tierflow::error::Result;
 use tierflow::model::Model;
-use tierflow::plan::{Mix, Placement, PlanOptions, exchange_secs, plan, realise};
+use tierflow::plan::{Homes, Mix, Placement, Plan, PlanOptions, exchange_secs, plan};
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::{Catalog, ModelConfig};
 
@@ -18,6 +19,10 @@ const SPOTS: [(Device, Device); 5] = {
     let (gpu, host, disk) = (Device::Gpu(0), Device::Cpu, Device::Disk);
     [(gpu, gpu), (gpu, host), (gpu, disk), (host, host), (host, disk)]
 };
+fn realise(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions, placements: &[Placement]) -> Result<Plan> {
+    plan(catalog, model, devices, &PlanOptions { homes: Homes::Placed(placements.to_vec()), ..options.clone() })
+}
+
 /// How far from the best placement the planner may end.
 const WITHIN: f64 = 1.05;
 

@@ -9,7 +9,7 @@ use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::costs::{Load, MachineCosts};
 use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, hop_bytes, predict};
-use crate::plan::placement::{Refusal, Shape};
+use crate::plan::placement::{Refusal, Shape, check_placements};
 use crate::plan::search::{EFFORT, Phase, Search, Sketch};
 use crate::plan::site::Site;
 use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, Spill};
@@ -33,6 +33,10 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
         Homes::Auto => measured(site, &budgets)?,
         Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
         Homes::Given(map) => of_map(site, map, &budgets)?,
+        Homes::Placed(placements) => {
+            check_placements(site, placements)?;
+            return site.placed(placements, &budgets).map(|(_, plan)| plan);
+        }
     };
     choose(site, candidates).ok_or(Refusal::Budget)
 }

@@ -120,7 +120,7 @@ pub struct UnitPlan {
     pub pieces: std::ops::Range<usize>,
 }
 
-/// Who computes a unit, and where its matrices live, as it is asked of [`realise`].
+/// Who computes a unit, and where its matrices live, as it is asked with [`Homes::Placed`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// Who computes the unit. Nobody's choice for the embedding: the host gathers its rows.
@@ -150,14 +150,6 @@ pub struct RingPlan {
 /// [`crate::error::Error::InvalidArgument`] for a device that is not there.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     placement::place(catalog, model, devices, options)
-}
-
-/// Makes a plan with these placements, one per unit of the model; what else is left open is chosen as by [`plan`].
-///
-/// # Errors
-/// As of [`plan`]; [`crate::error::Error::InvalidArgument`] for placements that no schedule can carry out.
-pub fn realise(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions, placements: &[Placement]) -> Result<Plan> {
-    placement::realise(catalog, model, devices, options, placements)
 }
 
 impl Plan {

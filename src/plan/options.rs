@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::plan::Placement;
 use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::units::Bytes;
 
@@ -120,6 +121,8 @@ pub enum Homes {
     Accelerate(DeviceMapMode),
     /// As this map says.
     Given(DeviceMap),
+    /// Exactly these placements, one per unit: who computes is given too.
+    Placed(Vec<Placement>),
 }
 
 /// Whether weights may live on devices that were not named.

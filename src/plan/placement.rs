@@ -10,7 +10,7 @@ use crate::plan::greedy::Greedy;
 use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
-use crate::plan::{Context, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{Context, Homes, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -41,7 +41,10 @@ pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], op
     match candidates::best(&site) {
         Ok(plan) => Ok(plan),
         Err(Refusal::Limit(error)) => Err(error),
-        Err(Refusal::Budget) => Err(site.too_small()),
+        Err(Refusal::Budget) => Err(match &options.homes {
+            Homes::Placed(placements) => site.placements_too_large(placements),
+            _ => site.too_small(),
+        }),
     }
 }
 
@@ -66,31 +69,8 @@ fn largest_resident_ctx(catalog: &Catalog, model: &Model, devices: &[DeviceSpec]
     Ok(enough.max(1) * CTX_STEP)
 }
 
-/// Makes the plan with these placements, shrinking what else the user left open until it fits.
-pub(super) fn realise(
-    catalog: &Catalog,
-    model: &Model,
-    devices: &[DeviceSpec],
-    options: &PlanOptions,
-    placements: &[Placement],
-) -> Result<Plan> {
-    let settled = settle(options);
-    let options = PlanOptions { n_seqs: settled.n_seqs.max(1), ..settled };
-    let site = Site::new(catalog, model, devices, &options)?;
-    check_placements(&site, placements)?;
-    let (budgets, chain) = (site.budgets(), site.chain_of(placements));
-    match site.placed(placements, &budgets) {
-        Ok((_, plan)) => Ok(plan),
-        Err(Refusal::Limit(error)) => Err(error),
-        Err(Refusal::Budget) => {
-            let available = chain.iter().map(|&worker| budgets[worker]).sum();
-            let advice = "raise --max-memory, lower --ctx-size, or let the planner choose the homes (--device-map auto)".into();
-            Err(Error::DoesNotFit { device: "these homes".into(), needed: site.needed(placements), available, advice })
-        }
-    }
-}
-
-fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Result<()> {
+/// Refuses placements that no schedule can carry out.
+pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Result<()> {
     let invalid = |fault: String| Error::InvalidArgument { option: "--device-map".into(), fault };
     if placements.len() != site.model.units.len() {
         return Err(invalid(format!("{} placements for {} units", placements.len(), site.model.units.len())));
@@ -211,6 +191,13 @@ impl Site<'_> {
             }
         }
         chain
+    }
+
+    /// The refusal of placements that are not the planner's to change.
+    fn placements_too_large(&self, placements: &[Placement]) -> Error {
+        let available = self.chain_of(placements).iter().map(|&worker| self.workers[worker].budget).sum();
+        let advice = "raise --max-memory, lower --ctx-size, or let the planner choose the homes (--device-map auto)".into();
+        Error::DoesNotFit { device: "these homes".into(), needed: self.needed(placements), available, advice }
     }
 
     /// Bytes of the matrices that placements keep with those who compute them, for a refusal.

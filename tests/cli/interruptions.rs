@@ -102,7 +102,7 @@ fn a_file_that_is_truncated_under_a_run_on_a_gpu_is_named() {
     for io in ["pread", "mmap"] {
         let home = Home::new();
         let model = home.larger_model();
-        let ran = truncated(&home, &model, &["--max-memory", "gpu:0=28MiB,cpu=0", "-c", "2048", "--io", io]);
+        let ran = truncated(&home, &model, &["--device", "gpu", "--max-memory", "gpu:0=28MiB,cpu=0", "-c", "2048", "--io", io]);
         assert_truncation_is_told(&ran, &model, io);
     }
 }

@@ -153,7 +153,7 @@ fn a_trace_shows_uploads_inside_earlier_computation() {
     let home = Home::new();
     let model = home.larger_model();
     let file = home.path("trace.json");
-    let budgets = ["--max-memory", "gpu:0=16MiB,cpu=0", "-c", "512", "--raw"];
+    let budgets = ["--device", "gpu", "--max-memory", "gpu:0=16MiB,cpu=0", "-c", "512", "--raw"];
     home.stdout(
         &[&["run", &model, "-p", &"hello world ".repeat(20), "-n", "8", "--temp", "0", "--trace", &text(&file)], &budgets[..]].concat(),
     );

@@ -49,7 +49,7 @@ fn greedy_answers_are_the_same_wherever_the_model_lives() {
         let expected = &answer(&home, &model, &[&GREEDY[..], &["--device", "cpu"]].concat())["tokens"];
         if has_gpu() {
             for budgets in ["gpu:0=1GiB", "gpu:0=1MiB,cpu=1MiB", "gpu:0=1MiB,cpu=0"] {
-                let found = &answer(&home, &model, &[&GREEDY[..], &["--max-memory", budgets]].concat())["tokens"];
+                let found = &answer(&home, &model, &[&GREEDY[..], &["--device", "gpu", "--max-memory", budgets]].concat())["tokens"];
                 assert_eq!(found, expected, "{model} with {budgets}");
             }
         }

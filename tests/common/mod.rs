@@ -4,13 +4,18 @@
 
 pub mod program;
 
+use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 
 use bytemuck::Pod;
-use tierflow::device::{AdapterKind, GpuLimits};
+use tierflow::device::{AdapterKind, Device, DeviceChoice, GpuLimits};
 use tierflow::dtype::DType;
+use tierflow::engine::{Engine, TextFiles};
 use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
+use tierflow::machine::Measure;
+use tierflow::model::Unit;
+use tierflow::plan::Placement;
 use tierflow::units::Bytes;
 
 /// The adapter under WebGPU's default limits, which every kernel must do with; once as it is and once as if it were of the
@@ -35,6 +40,18 @@ pub fn gpus() -> &'static [Gpu] {
         eprintln!("SKIP: no adapter; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
     }
     &GPUS
+}
+
+/// Who computes each unit and where its matrices live, by its place among all units.
+pub fn placements(model: &Path, spot: impl Fn(usize, usize) -> (Device, Device)) -> Vec<Placement> {
+    let builder = Engine::builder(model).device(DeviceChoice::Cpu).text(TextFiles::Skip).measure(Measure::Never);
+    let prepared = pollster::block_on(builder.prepare()).expect("a plan for the host");
+    let units = &prepared.model.units;
+    let of = |(index, unit): (usize, &Unit)| {
+        let (execute_on, home) = spot(index, units.len());
+        Placement { execute_on, homes: vec![home; unit.matrices().count()] }
+    };
+    units.iter().enumerate().map(of).collect()
 }
 
 /// A value that no kernel computes, to show what was left unwritten.

@@ -5,8 +5,9 @@ use std::process::Command;
 use crate::steps::{self, Result, announce};
 use crate::{machine, model};
 
-/// Less than half of what the model takes.
-const BUDGET: &str = "gpu:0=40MiB";
+/// Less than half of what the model takes, on the GPU alone: without the word, the planner would let the host compute
+/// what does not fit wherever that is faster.
+const PLACEMENT: [&str; 4] = ["--device", "gpu", "--max-memory", "gpu:0=40MiB"];
 
 /// Finds or installs an adapter, fetches the model, builds, and shows devices, plan and one answer.
 pub fn run() -> Result<()> {
@@ -22,9 +23,9 @@ pub fn run() -> Result<()> {
         command
     };
     steps::run(&mut tierflow(&["devices"]))?;
-    steps::run(tierflow(&["plan"]).arg(&model).args(["--max-memory", BUDGET]))?;
+    steps::run(tierflow(&["plan"]).arg(&model).args(PLACEMENT))?;
     let question = "What is the capital of France?";
-    steps::run(tierflow(&["run"]).arg(&model).args(["--max-memory", BUDGET, "--temp", "0", "-p", question]))?;
+    steps::run(tierflow(&["run"]).arg(&model).args(PLACEMENT).args(["--temp", "0", "-p", question]))?;
     announce("done: the model answered with less GPU memory than it needs");
     Ok(())
 }
