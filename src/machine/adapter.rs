@@ -12,6 +12,8 @@ use crate::units::{Bytes, BytesPerSec};
 
 /// What one transfer moves: a piece as streaming has them.
 const TRANSFER: Bytes = Bytes::mib(8);
+/// Host memory that the transfers read in turn, so that no cache holds it.
+const HELD: Bytes = Bytes::mib(64);
 /// What the products of a run read in turn: more than the caches hold, those of the GPU or, for software, of the host.
 const HARDWARE_POOL: Bytes = Bytes::mib(256);
 const SOFTWARE_POOL: Bytes = Bytes::mib(64);
@@ -34,10 +36,12 @@ pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rat
     let pool_size = pool_size(found);
     let budget = pool_size + VALUES.times(2) + TRANSFER.times(8);
     let gpu = Gpu::open(found, budget, None).await?;
-    let mut rates = Rates { upload_staged: Some(upload(&gpu, effort, Upload::Staged).await?), ..Rates::default() };
+    let held = vec![0x2A_u8; HELD.0 as usize];
+    let mut rates = Rates { upload_staged: Some(upload(&gpu, effort, Upload::Staged, &held).await?), ..Rates::default() };
     if gpu.mappable {
-        rates.upload_mapped = Some(upload(&gpu, effort, Upload::Mapped).await?);
+        rates.upload_mapped = Some(upload(&gpu, effort, Upload::Mapped, &held).await?);
     }
+    drop(held);
     rates.readback = Some(readback(&gpu, effort).await?);
     rates.round_trip_secs = Some(effort.best(|| round_trip(&gpu))?);
     rates.submit_secs = Some(effort.best(|| submission(&gpu))?);
@@ -63,8 +67,8 @@ enum Upload {
     Staged,
 }
 
-/// One way's rate: host memory to where kernels can read it, waiting for each transfer.
-async fn upload(gpu: &Gpu, effort: &Effort, way: Upload) -> Result<BytesPerSec> {
+/// One way's rate: host memory to where kernels can read it, waiting for each transfer. `held` is whole transfers.
+async fn upload(gpu: &Gpu, effort: &Effort, way: Upload, held: &[u8]) -> Result<BytesPerSec> {
     let host_usage = wgpu::BufferUsages::MAP_WRITE
         | match way {
             Upload::Mapped => wgpu::BufferUsages::STORAGE,
@@ -76,12 +80,13 @@ async fn upload(gpu: &Gpu, effort: &Effort, way: Upload) -> Result<BytesPerSec> 
         Upload::Mapped => None,
         Upload::Staged => Some(gpu.buffer("probe slot", TRANSFER, slot_usage, Purpose::Slots).await?),
     };
-    let bytes = vec![0x2A_u8; TRANSFER.0 as usize];
-    let transfer = || {
+    let mut pieces = held.chunks_exact(TRANSFER.0 as usize).cycle();
+    let mut transfer = || {
+        let piece = pieces.next().unwrap_or_default();
         time(|| {
             map(gpu, &memory)?;
             let fault = |fault: wgpu::MapRangeError| gpu.fault(format!("the upload probe failed: {fault}"));
-            memory.slice(..).get_mapped_range_mut().map_err(fault)?.copy_from_slice(&bytes);
+            memory.slice(..).get_mapped_range_mut().map_err(fault)?.copy_from_slice(piece);
             memory.unmap();
             if let Some(slot) = &slot {
                 let mut encoder = gpu.device.create_command_encoder(&Default::default());

@@ -112,3 +112,25 @@ fn read_rate(path: &Path, effort: &Effort) -> Result<BytesPerSec> {
     })?;
     Ok(BytesPerSec::from_transfer(Bytes(n_bytes), begin.elapsed().as_secs_f64()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Measure;
+
+    #[test]
+    fn the_largest_file_of_a_model_is_read_and_small_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert!(matches!(subject(Some(folder.path())), Subject::NewIn(_)));
+        let weights = folder.path().join("model.safetensors");
+        // Not whole steps: the last one is not read past its end.
+        std::fs::write(&weights, vec![7; LEAST.0 as usize + 1000]).unwrap();
+        for model in [folder.path(), &weights] {
+            let Subject::File(file) = subject(Some(model)) else { panic!("{} is large enough", model.display()) };
+            assert_eq!(file, weights);
+        }
+        let rates = measure(&subject(Some(&weights)), &Effort::of(Measure::Quick).unwrap()).unwrap();
+        assert!(rates.disk_read.is_some_and(|rate| rate.0.is_finite() && rate.0 > 0.0), "{rates:?}");
+    }
+}
