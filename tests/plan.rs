@@ -15,8 +15,9 @@ use tierflow::plan::{KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, ModelConfig};
 
-/// How far from the best plan a search may end.
-const SEARCH_MISSES: f64 = 1.05;
+/// How far apart two searches may end that should find the same: twice what is allowed where everything is tried
+/// (`tests/planner.rs`).
+const SEARCH_MISSES: f64 = 1.10;
 
 #[derive(Debug, Clone)]
 struct Case {
@@ -262,7 +263,7 @@ fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_plan_keeps_its_promises_and_a_refusal_is_true(case in cases()) {
@@ -293,6 +294,12 @@ proptest! {
             Err(other) => return Err(proptest::test_runner::TestCaseError::fail(other.to_string())),
         }
     }
+
+}
+
+proptest! {
+    // Many plans each.
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_larger_budget_is_never_much_slower(case in cases(), budgets in proptest::collection::vec(10_000u64..2_000_000, 2..12)) {

@@ -68,9 +68,7 @@ impl Build<'_> {
     /// Units that `worker` computes. The embedding is nobody's: the host gathers its rows.
     fn units_of(&self, worker: usize) -> Vec<usize> {
         let device = self.site.workers[worker].device;
-        let is_own = |&unit: &usize| {
-            self.placements[unit].execute_on == device && self.site.model.units[unit].kind != UnitKind::Embedding
-        };
+        let is_own = |&unit: &usize| self.placements[unit].execute_on == device && self.site.model.units[unit].kind != UnitKind::Embedding;
         (0..self.placements.len()).filter(is_own).collect()
     }
 
@@ -291,7 +289,11 @@ impl Build<'_> {
             n_units: n_units(&|unit| unit.home == spec.device),
             n_executed: n_units(&|unit| unit.execute_on == spec.device && !unit.pieces.is_empty()),
             ring,
-            streamed_bytes: plan.streamed_pieces().filter(|&piece| plan.home(piece) == spec.device).map(|piece| plan.pieces[piece].size_bytes).sum(),
+            streamed_bytes: plan
+                .streamed_pieces()
+                .filter(|&piece| plan.home(piece) == spec.device)
+                .map(|piece| plan.pieces[piece].size_bytes)
+                .sum(),
         };
         let mut rows = Vec::new();
         for &(worker, ring, used) in parts {

@@ -46,7 +46,7 @@ fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusa
     let mut candidates = greedy(site, budgets)?;
     // Never worse than Accelerate's own map, since that is one of those to choose from.
     let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, budgets));
-    candidates.extend(sequential.into_iter().flatten());
+    candidates.extend(sequential.into_iter().flatten().filter(|candidate| site.allows_residents(&candidate.plan)));
     let improved = improve(site, &candidates, budgets, EFFORT);
     candidates.extend(improved);
     Ok(candidates)
@@ -206,7 +206,9 @@ pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
         for piece in &plan.pieces[unit.pieces.clone()] {
             for slice in &piece.slices {
                 // Rows of one matrix follow each other.
-                if last.replace((slice.tensor, slice.first_row + slice.n_rows)) != Some((slice.tensor, slice.first_row)) || slice.first_row == 0 {
+                if last.replace((slice.tensor, slice.first_row + slice.n_rows)) != Some((slice.tensor, slice.first_row))
+                    || slice.first_row == 0
+                {
                     homes.push(piece.home);
                 }
             }

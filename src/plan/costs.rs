@@ -76,14 +76,17 @@ impl DeviceCosts {
 
     /// Seconds of a whole unit.
     pub(super) fn unit_secs(&self, unit: &Unit, catalog: &Catalog, config: &ModelConfig, load: Load) -> f64 {
-        unit.ops.iter().map(|op| match op {
-            Op::Embed { .. } => 0.0,
-            Op::MatMul { input, weight, .. } => {
-                let tensor = &catalog[*weight];
-                self.product_secs(tensor, tensor.n_rows(), input.n_rows(load.n_tokens, load.n_logit_rows))
-            }
-            other => self.op_secs(other, config, load),
-        }).sum()
+        unit.ops
+            .iter()
+            .map(|op| match op {
+                Op::Embed { .. } => 0.0,
+                Op::MatMul { input, weight, .. } => {
+                    let tensor = &catalog[*weight];
+                    self.product_secs(tensor, tensor.n_rows(), input.n_rows(load.n_tokens, load.n_logit_rows))
+                }
+                other => self.op_secs(other, config, load),
+            })
+            .sum()
     }
 
     fn dispatch_secs(&self) -> f64 {

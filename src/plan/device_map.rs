@@ -5,7 +5,9 @@
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Unit, UnitKind};
-use crate::plan::accelerate::{Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, clean_device_map};
+use crate::plan::accelerate::{
+    Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, clean_device_map,
+};
 use crate::plan::placement::Refusal;
 use crate::plan::site::Site;
 use crate::plan::{Placement, Plan};

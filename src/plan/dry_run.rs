@@ -79,14 +79,19 @@ impl Prediction {
 /// Predicts one forward of a plan on these devices.
 pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Load) -> Prediction {
     let machine = MachineCosts::new(devices);
-    let transfers: Vec<Transfer> = plan.pieces.iter().enumerate().map(|(index, piece)| {
-        let costs = machine.of(plan.executor(index));
-        Transfer {
-            compute_secs: piece_secs(piece, &machine, costs.device, catalog, model, load),
-            upload_secs: costs.upload_secs(piece.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
-            fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.size_bytes) } else { 0.0 },
-        }
-    }).collect();
+    let transfers: Vec<Transfer> = plan
+        .pieces
+        .iter()
+        .enumerate()
+        .map(|(index, piece)| {
+            let costs = machine.of(plan.executor(index));
+            Transfer {
+                compute_secs: piece_secs(piece, &machine, costs.device, catalog, model, load),
+                upload_secs: costs.upload_secs(piece.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
+                fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.size_bytes) } else { 0.0 },
+            }
+        })
+        .collect();
     let executors = plan.executors();
     let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
     let executor = |piece: usize| plan.executor(piece);

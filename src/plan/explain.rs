@@ -120,13 +120,23 @@ fn costs_of(decode: &Prediction) -> Vec<String> {
             let rate = BytesPerSec::from_transfer(busy.streamed_bytes, busy.upload_secs);
             let is_bound = bound == Bound::Upload(busy.device);
             let bytes = busy.streamed_bytes;
-            lines.push(format!("streamed to {}: {bytes} per token over {rate} = {}{}", busy.device, millis(busy.upload_secs), mark(is_bound)));
+            lines.push(format!(
+                "streamed to {}: {bytes} per token over {rate} = {}{}",
+                busy.device,
+                millis(busy.upload_secs),
+                mark(is_bound)
+            ));
         }
     }
     if decode.fetch_secs > 0.0 {
         let rate = BytesPerSec::from_transfer(decode.fetched_bytes, decode.fetch_secs);
         let is_bound = bound == Bound::Disk;
-        lines.push(format!("read from disk: {} per token over {rate} = {}{}", decode.fetched_bytes, millis(decode.fetch_secs), mark(is_bound)));
+        lines.push(format!(
+            "read from disk: {} per token over {rate} = {}{}",
+            decode.fetched_bytes,
+            millis(decode.fetch_secs),
+            mark(is_bound)
+        ));
     }
     if decode.stall_secs > decode.secs * 0.005 {
         lines.push(format!("waiting for weights: {} of {} per token", millis(decode.stall_secs), millis(decode.secs)));

@@ -2,8 +2,8 @@
 //! streams to the last one, out of host memory while there is room, then from disk.
 
 use crate::device::Device;
-use crate::plan::placement::{Refusal, Shape};
 use crate::plan::pieces::SLICE_ALIGNMENT;
+use crate::plan::placement::{Refusal, Shape};
 use crate::plan::site::{Site, Worker};
 use crate::plan::sizes::Role;
 use crate::plan::{Placement, ResidentLayers};

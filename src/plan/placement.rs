@@ -84,7 +84,9 @@ pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Res
             return Err(invalid(format!("{} homes for the {} matrices of {name}", placement.homes.len(), unit.matrices().count())));
         }
         if let Some(home) = placement.homes.iter().find(|home| **home != device && matches!(home, Device::Gpu(_))) {
-            return Err(invalid(format!("a part of {name} lives on {home} and is computed by {device}: it can come from cpu or disk only")));
+            return Err(invalid(format!(
+                "a part of {name} lives on {home} and is computed by {device}: it can come from cpu or disk only"
+            )));
         }
     }
     Ok(())
@@ -141,7 +143,12 @@ impl Site<'_> {
     }
 
     /// The first shape that works.
-    fn in_some_shape<T>(&self, chain: &[usize], budgets: &[Bytes], mut make: impl FnMut(Shape) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    fn in_some_shape<T>(
+        &self,
+        chain: &[usize],
+        budgets: &[Bytes],
+        mut make: impl FnMut(Shape) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let mut refusal = None;
         for shape in self.shapes(chain, budgets) {
             match (make(shape), &refusal) {
@@ -167,9 +174,7 @@ impl Site<'_> {
     /// One try with given placements.
     pub(super) fn with(&self, placements: &[Placement], shape: Shape, budgets: &[Bytes]) -> Result<Plan, Refusal> {
         let slot_limits = vec![Bytes(u64::MAX); self.workers.len()];
-        self.settled(|n_dispatches| {
-            Build { site: self, shape, budgets, placements, n_dispatches, slot_limits: &slot_limits }.plan()
-        })
+        self.settled(|n_dispatches| Build { site: self, shape, budgets, placements, n_dispatches, slot_limits: &slot_limits }.plan())
     }
 
     fn settled(&self, mut build: impl FnMut(&[usize]) -> Result<Outcome, Refusal>) -> Result<Plan, Refusal> {

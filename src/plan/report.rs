@@ -76,7 +76,8 @@ impl Plan {
             self.streamed_to(device.device).filter(|&piece| self.home(piece) == home).map(|piece| self.pieces[piece].size_bytes).sum()
         };
         let sources = [(Device::Cpu, "host memory"), (Device::Disk, "disk")].map(|(home, name)| (from(home), name));
-        let sources: Vec<String> = sources.iter().filter(|(bytes, _)| bytes.0 > 0).map(|(bytes, name)| format!("{bytes} from {name}")).collect();
+        let sources: Vec<String> =
+            sources.iter().filter(|(bytes, _)| bytes.0 > 0).map(|(bytes, name)| format!("{bytes} from {name}")).collect();
         let through = if device.device == Device::Cpu { "host memory".to_owned() } else { ring.upload.to_string() };
         writeln!(
             f,

@@ -52,10 +52,7 @@ pub(super) struct Layout {
 impl Layout {
     fn of(plan: &Plan) -> Layout {
         let rings = plan.devices.iter().filter_map(|device| device.ring.map(|ring| (device.device, ring.n_slots, ring.lookahead)));
-        Layout {
-            pieces: (0..plan.pieces.len()).map(|piece| (plan.executor(piece), plan.home(piece))).collect(),
-            rings: rings.collect(),
-        }
+        Layout { pieces: (0..plan.pieces.len()).map(|piece| (plan.executor(piece), plan.home(piece))).collect(), rings: rings.collect() }
     }
 }
 
@@ -110,7 +107,8 @@ impl Feed {
     fn compute(&mut self, layout: &Layout, piece: usize, steps: &mut Vec<Step>) {
         let upload = self.upload(layout, self.n_computed + self.lookahead);
         // With as many uploads under way as there are slots, the next one needs the slot just computed from.
-        let order = if self.lookahead < self.n_slots { [upload, Step::ComputeStreamed(piece)] } else { [Step::ComputeStreamed(piece), upload] };
+        let order =
+            if self.lookahead < self.n_slots { [upload, Step::ComputeStreamed(piece)] } else { [Step::ComputeStreamed(piece), upload] };
         steps.extend(order);
         self.n_computed += 1;
     }

@@ -21,7 +21,7 @@ const N_BEST: usize = 8;
 /// Units that are shaken at once.
 const N_SHAKEN: usize = 4;
 /// After so many shakes that led nowhere a search ends.
-const N_IN_VAIN: usize = 6;
+const N_IN_VAIN: usize = 12;
 /// Most slots that are tried.
 const N_SLOTS_TRIED: usize = 4;
 /// A change is worth making where it saves this share of the time: smaller ones only make plans ragged.
@@ -244,7 +244,8 @@ impl<'a> Search<'a> {
     fn largest_slot(&self, sketch: &Sketch, worker: usize, room: Bytes, copies: u64, largest: Bytes) -> Option<(Bytes, Bytes)> {
         let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
         let sizes = (1..=8).rev().map(|eighths| Bytes(room.0 / 8 * eighths / copies).align_down(SLICE_ALIGNMENT).min(largest));
-        let with_params = |slot_bytes: Bytes| (slot_bytes, self.site.workers[worker].params_bytes(self.n_more_dispatches(sketch, worker, slot_bytes)));
+        let with_params =
+            |slot_bytes: Bytes| (slot_bytes, self.site.workers[worker].params_bytes(self.n_more_dispatches(sketch, worker, slot_bytes)));
         let fits = |(slot_bytes, params): &(Bytes, Bytes)| *slot_bytes >= least && slot_bytes.times(copies) + *params <= room;
         sizes.map(with_params).find(fits)
     }

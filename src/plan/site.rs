@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, working_set};
-use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, UploadPath};
+use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -120,6 +120,15 @@ impl<'a> Site<'a> {
         let named = &self.options.max_memory;
         let is_named = |device: &Device| if named.is_empty() { self.worker(*device).is_some() } else { named.contains_key(device) };
         plan.pieces.iter().all(|piece| is_named(&piece.home)) && plan.executors().iter().all(is_named)
+    }
+
+    /// Whether `-ngl` allows what a plan keeps on adapters.
+    pub(super) fn allows_residents(&self, plan: &Plan) -> bool {
+        let is_allowed = |(index, unit): (usize, &UnitPlan)| {
+            let limit = self.worker(unit.execute_on).map_or(usize::MAX, |worker| self.resident_limit(&self.workers[worker]));
+            index < limit || unit.pieces.clone().all(|piece| !plan.is_resident(piece))
+        };
+        plan.units.iter().enumerate().all(is_allowed)
     }
 
     /// Budgets of all workers, as they are before anything else is tried.

@@ -69,11 +69,8 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
         Bytes(activation.width(config) as u64 * 4).times(n_activation_rows)
     };
     let is_needed = |activation: &&Activation| role.computes_head || !activation.is_of_head();
-    let mut buffers: Vec<_> = Activation::ALL
-        .iter()
-        .filter(is_needed)
-        .map(|&activation| (WorkingBuffer::Activation(activation), bytes_of(activation)))
-        .collect();
+    let mut buffers: Vec<_> =
+        Activation::ALL.iter().filter(is_needed).map(|&activation| (WorkingBuffer::Activation(activation), bytes_of(activation))).collect();
     buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
     buffers.push((WorkingBuffer::CosSin, Bytes(config.head_size as u64 * 4).times(n_tokens)));
     let mut readback = if role.passes_on { bytes_of(Activation::Hidden) } else { Bytes::ZERO };
