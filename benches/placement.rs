@@ -49,7 +49,8 @@ fn main() {
         let budget = Bytes((size.0 as f64 * share) as u64);
         let rates: Vec<Option<(f64, f64)>> = WAYS.map(|(way, _)| measure(&model, way, budget, n_tokens, n_rounds)).into();
         errors.extend(rates.iter().flatten().map(|(predicted, measured)| (predicted / measured - 1.0).abs()));
-        let cells = rates.iter().map(|rates| rates.map_or("refused".into(), |(predicted, measured)| format!("{predicted:.2} → {measured:.2}")));
+        let cells =
+            rates.iter().map(|rates| rates.map_or("refused".into(), |(predicted, measured)| format!("{predicted:.2} → {measured:.2}")));
         let others = rates[1..].iter().flatten().map(|(_, measured)| *measured).fold(0.0, f64::max);
         let auto = rates[0].map_or(0.0, |(_, measured)| measured / others);
         println!("| {budget} ({:.0} %) | {} | {auto:.2} |", share * 100.0, cells.collect::<Vec<_>>().join(" | "));

@@ -5,7 +5,7 @@ mod models;
 
 use std::time::Instant;
 
-use proptest::prelude::{ProptestConfig, any, Strategy, prop_assert, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, proptest};
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Result;
@@ -51,25 +51,28 @@ fn rates(log_rates: &[f64]) -> Rates {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let log_rates = || (6.0..9.5f64, 6.0..10.0f64, 6.0..11.0f64, 6.0..11.0f64, -7.0..-4.0f64).prop_map(|(a, b, c, d, e)| vec![a, b, c, d, e]);
+    let log_rates =
+        || (6.0..9.5f64, 6.0..10.0f64, 6.0..11.0f64, 6.0..11.0f64, -7.0..-4.0f64).prop_map(|(a, b, c, d, e)| vec![a, b, c, d, e]);
     let budgets = (100_000u64..900_000, 30_000u64..900_000);
     let shape = (1usize..3, 1usize..5, 0usize..200, 0usize..3);
-    (log_rates(), log_rates(), budgets, shape).prop_map(|(gpu, host, (gpu_budget, host_budget), (n_layers, n_slots, n_prompt, free_slots))| {
-        let config = ModelConfig { n_layers, vocab_size: 650, ffn_size: 400, ..models::config() };
-        let mut devices = models::devices(Bytes(gpu_budget), AdapterKind::Discrete, GpuLimits::default(), Bytes(host_budget));
-        devices[0].rates = rates(&gpu);
-        devices[1].rates = rates(&host);
-        devices[2].rates = rates(&gpu);
-        let options = PlanOptions {
-            compute_on: vec![Device::Gpu(0), Device::Cpu],
-            ctx_size: Some(32),
-            ubatch_size: Some(4),
-            n_slots: (free_slots == 0).then_some(n_slots),
-            mix: Mix { n_prompt, n_generated: 32 },
-            ..PlanOptions::default()
-        };
-        Case { config, devices, options }
-    })
+    (log_rates(), log_rates(), budgets, shape).prop_map(
+        |(gpu, host, (gpu_budget, host_budget), (n_layers, n_slots, n_prompt, free_slots))| {
+            let config = ModelConfig { n_layers, vocab_size: 650, ffn_size: 400, ..models::config() };
+            let mut devices = models::devices(Bytes(gpu_budget), AdapterKind::Discrete, GpuLimits::default(), Bytes(host_budget));
+            devices[0].rates = rates(&gpu);
+            devices[1].rates = rates(&host);
+            devices[2].rates = rates(&gpu);
+            let options = PlanOptions {
+                compute_on: vec![Device::Gpu(0), Device::Cpu],
+                ctx_size: Some(32),
+                ubatch_size: Some(4),
+                n_slots: (free_slots == 0).then_some(n_slots),
+                mix: Mix { n_prompt, n_generated: 32 },
+                ..PlanOptions::default()
+            };
+            Case { config, devices, options }
+        },
+    )
 }
 
 /// Everything computed by `device` and resident there.

@@ -1,5 +1,7 @@
 //! The executors in earnest, on a tiny model: sequences side by side, prompts in parts, and engines that are dropped midway.
 
+mod common;
+
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,11 +10,11 @@ use std::sync::mpsc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tierflow::device::Device;
+use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
 use tierflow::gpu;
-use tierflow::plan::{PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
+use tierflow::plan::{Homes, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
 use tierflow::stream::{Batch, BatchToken, Lane, Scores, Want};
 use tierflow::units::Bytes;
 use xtask::models::{LlamaShape, Stored, write_hf};
@@ -305,4 +307,45 @@ fn batches_that_were_not_planned_for_are_refused() {
         assert!(matches!(error, Error::InvalidArgument { .. } | Error::ContextFull { .. } | Error::TokenOutOfVocabulary { .. }), "{error}");
     }
     assert_eq!(pollster::block_on(engine.forward(&good)).unwrap().len(), 1, "a refusal harms nothing");
+}
+
+/// An adapter and the host with two sequences: each computes with one of them while the other computes with the other.
+#[test]
+fn devices_compute_side_by_side_with_different_sequences() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let (gpu, host) = (Device::Gpu(0), Device::Cpu);
+    let placements = common::placements(&model.path, |unit, n_units| if unit < n_units / 2 { (gpu, gpu) } else { (host, host) });
+    let options = PlanOptions { homes: Homes::Placed(placements), resident_layers: ResidentLayers::Auto, ..options() };
+    let builder = Engine::builder(&model.path).text(TextFiles::Skip).plan_options(options).compute_on([gpu, host]);
+    let mut engine = pollster::block_on(builder.open()).unwrap();
+    assert_eq!(engine.plan().executors(), [gpu, host]);
+    // Interleaved and with rows in another order than the tokens.
+    let mut all: Vec<BatchToken> = (0..3).flat_map(|sequence| tokens(sequence, 20)).collect();
+    all.sort_by_key(|token| (token.position, token.sequence));
+    let rows = [59, 3, 58, 0];
+    let together = forward(&mut engine, &all, &rows);
+    let mut alone = pollster::block_on(
+        Engine::builder(&model.path).text(TextFiles::Skip).plan_options(self::options()).device(DeviceChoice::Gpu).open(),
+    )
+    .unwrap();
+    for (row, found) in rows.iter().zip(&together) {
+        let asked = all[*row];
+        let own: Vec<BatchToken> = tokens(asked.sequence, asked.position + 1);
+        let expected = forward(&mut alone, &own, &[own.len() - 1]).remove(0);
+        assert_close(found, &expected, &format!("row {row}"));
+    }
+    engine.trace().clear();
+    let mut overlaps = 0;
+    for _ in 0..5 {
+        forward(&mut engine, &all, &rows);
+    }
+    let spans = engine.trace().spans();
+    let on = |device: Device| spans.iter().filter(move |span| span.lane == Lane::Compute && span.device == device);
+    for span in on(gpu) {
+        overlaps += on(host).filter(|other| span.start_secs < other.end_secs && other.start_secs < span.end_secs).count();
+    }
+    assert!(overlaps > 0, "no computation of the adapter lies beside one of the host: {spans:?}");
 }

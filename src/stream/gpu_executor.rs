@@ -231,6 +231,10 @@ impl Executor for GpuExecutor {
         self.submit(Some(slot.index))
     }
 
+    fn flush(&mut self) -> Result<()> {
+        self.submit(None)
+    }
+
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
         self.submit(None)?;
         let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);

@@ -192,6 +192,11 @@ impl Executor for HostExecutor {
         Ok(())
     }
 
+    /// The host computes at once.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
         Ok(self.values.get(Activation::Hidden).to_vec())
     }

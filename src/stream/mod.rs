@@ -9,6 +9,7 @@ mod gpu_ring;
 mod host_executor;
 mod host_values;
 mod op_params;
+mod pipeline;
 mod store;
 mod team;
 mod trace;
@@ -39,6 +40,9 @@ pub trait Executor {
     /// Computes with the oldest slot of the ring, which holds `piece`, once it is there, and frees the slot.
     fn compute_streamed(&mut self, piece: usize) -> impl Future<Output = Result<()>>;
 
+    /// Hands over what is recorded, so that the device computes while others do; does not wait.
+    fn flush(&mut self) -> Result<()>;
+
     /// Gives the residual stream away, once it is computed. `[n_tokens, hidden_size]`
     fn read_hidden(&mut self) -> impl Future<Output = Result<Vec<f32>>>;
 
@@ -46,11 +50,19 @@ pub trait Executor {
     fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Scores>>>;
 }
 
-/// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation.
+/// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation. Several
+/// sequences on several devices that stream nothing go in two halves, so that the devices compute side by side.
 ///
 /// # Errors
 /// Those of the executors. After an error the rings are in an unknown state, and every later forward is refused.
 pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch) -> Result<Vec<Scores>> {
+    if let Some(halves) = pipeline::halves(team.plan(), batch) {
+        team.check_whole()?;
+        team.begin_forward();
+        let scores = pipeline::forward(team, halves).await?;
+        team.end_forward();
+        return Ok(scores);
+    }
     let mut scores = Vec::new();
     for step in &schedule.steps {
         match *step {

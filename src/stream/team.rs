@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, Stage};
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Scores, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -62,11 +62,64 @@ impl Team {
         &self.members
     }
 
+    /// What the members carry out.
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Refuses a forward after one that stopped midway.
+    pub(super) fn check_whole(&self) -> Result<()> {
+        if self.is_midway { Err(stopped_midway()) } else { Ok(()) }
+    }
+
+    /// Marks that a forward is under way.
+    pub(super) fn begin_forward(&mut self) {
+        self.is_midway = true;
+    }
+
+    /// Marks that it went to its end.
+    pub(super) fn end_forward(&mut self) {
+        self.n_forwards += 1;
+        self.is_midway = false;
+    }
+
+    /// The batch's tokens as vectors. `[n_tokens, hidden_size]`
+    pub(super) fn embedded(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let mut hidden = Vec::new();
+        self.store.embed(batch.tokens.iter().map(|token| token.token), &mut hidden)?;
+        Ok(hidden)
+    }
+
+    /// Computes a stage, whose pieces are all resident, with this batch; an adapter goes on by itself.
+    pub(super) fn start_stage(&mut self, stage: &Stage, batch: &Batch, hidden: &[f32]) -> Result<()> {
+        let forward = self.n_forwards;
+        of_member!(self.member(stage.device)?, executor => {
+            executor.begin(batch, forward)?;
+            executor.write_hidden(hidden)?;
+            stage.pieces.clone().try_for_each(|piece| executor.compute_resident(piece))?;
+            executor.flush()
+        })
+    }
+
+    /// The residual stream after a stage that was started.
+    pub(super) async fn finish_stage(&mut self, stage: &Stage) -> Result<Vec<f32>> {
+        let start_secs = self.trace.now();
+        let hidden = of_member!(self.member(stage.device)?, executor => executor.read_hidden().await)?;
+        self.span(Lane::Hop, stage.device, Bytes(hidden.len() as u64 * 4), start_secs);
+        Ok(hidden)
+    }
+
+    /// The scores after the last stage.
+    pub(super) async fn finish_last_stage(&mut self, stage: &Stage, batch: &Batch) -> Result<Vec<Scores>> {
+        let start_secs = self.trace.now();
+        let scores = of_member!(self.member(stage.device)?, executor => executor.readback(batch).await)?;
+        self.span(Lane::Readback, stage.device, Bytes::ZERO, start_secs);
+        Ok(scores)
+    }
+
     /// Begins a forward on every member and brings the batch's tokens, as vectors, to the first.
     pub(super) fn embed(&mut self, batch: &Batch) -> Result<()> {
-        if self.is_midway {
-            return Err(stopped_midway());
-        }
+        self.check_whole()?;
         let tokens = batch.tokens.iter().map(|token| token.token);
         self.store.embed(tokens, &mut self.hidden)?;
         for (_, member) in &mut self.members {
@@ -75,7 +128,7 @@ impl Team {
         if let Some((_, first)) = self.members.first_mut() {
             of_member!(first, executor => executor.write_hidden(&self.hidden))?;
         }
-        self.is_midway = true;
+        self.begin_forward();
         Ok(())
     }
 
@@ -107,8 +160,7 @@ impl Team {
         let start_secs = self.trace.now();
         let scores = of_member!(self.member(device)?, executor => executor.readback(batch).await)?;
         self.span(Lane::Readback, device, Bytes::ZERO, start_secs);
-        self.n_forwards += 1;
-        self.is_midway = false;
+        self.end_forward();
         Ok(scores)
     }
 

@@ -14,19 +14,24 @@ use std::path::{Path, PathBuf};
 
 pub use encode::{GgufType, Stored};
 pub use gguf::write_gguf;
-pub use hugging_face::write_hf;
+pub use hugging_face::{write_hf, write_hf_headers};
 pub use shape::{LlamaShape, RopeScaling};
 
-/// `make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]`.
+/// `make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]`.
 /// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only.
+/// With `--headers-only` the weights are left out: enough for a plan.
 pub fn make_model(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
     let shape = match options.preset.as_str() {
         "tiny" => LlamaShape::tiny(),
         "1b" => LlamaShape::one_billion(),
-        other => return Err(format!("--preset {other} is not known; write tiny or 1b")),
+        "8b" => LlamaShape::eight_billion(),
+        other => return Err(format!("--preset {other} is not known; write tiny, 1b or 8b")),
     };
-    let written = if options.gguf {
+    let written = if options.headers_only {
+        let dtype = options.dtype.parse::<Stored>()?;
+        write_hf_headers(&options.target, &shape, dtype, options.n_shards).map(|()| options.target.clone())
+    } else if options.gguf {
         let is_file = options.target.extension().is_some_and(|extension| extension == "gguf");
         let file = if is_file { options.target.clone() } else { options.target.join("model.gguf") };
         let dtype = options.dtype.parse::<GgufType>()?;
@@ -47,15 +52,22 @@ struct Options {
     seed: u64,
     n_shards: usize,
     gguf: bool,
+    headers_only: bool,
 }
 
 impl Options {
     fn parse(args: &[String]) -> Result<Options, String> {
-        const USAGE: &str =
-            "usage: make-model DIR [--preset tiny|1b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf]";
+        const USAGE: &str = "usage: make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]";
         let mut target = None;
-        let mut options =
-            Options { target: PathBuf::new(), preset: "tiny".into(), dtype: "bf16".into(), seed: 1, n_shards: 1, gguf: false };
+        let mut options = Options {
+            target: PathBuf::new(),
+            preset: "tiny".into(),
+            dtype: "bf16".into(),
+            seed: 1,
+            n_shards: 1,
+            gguf: false,
+            headers_only: false,
+        };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} lacks its value; {USAGE}"));
@@ -66,9 +78,13 @@ impl Options {
                 "--seed" => options.seed = number(value()?)?,
                 "--shards" => options.n_shards = usize::try_from(number(value()?)?).map_err(|error| error.to_string())?,
                 "--gguf" => options.gguf = true,
+                "--headers-only" => options.headers_only = true,
                 other if other.starts_with('-') || target.is_some() => return Err(format!("`{other}` is not known; {USAGE}")),
                 other => target = Some(Path::new(other).to_owned()),
             }
+        }
+        if options.gguf && options.headers_only {
+            return Err("--headers-only writes a folder with safetensors; leave --gguf out".into());
         }
         options.target = target.ok_or(USAGE)?;
         Ok(options)

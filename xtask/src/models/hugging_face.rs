@@ -13,16 +13,33 @@ use super::weights::Values;
 
 /// Writes the model of `seed` into `folder`, which is made where it is missing. Files appear under their names when they are complete.
 pub fn write_hf(folder: &Path, shape: &LlamaShape, seed: u64, stored: Stored, n_shards: usize) -> io::Result<()> {
+    write_folder(folder, shape, Content::Values { seed }, stored, n_shards)
+}
+
+/// Writes a model without its weights: the files have their full length, and where the file system knows holes they take next to
+/// no room. For plans of models of any size.
+pub fn write_hf_headers(folder: &Path, shape: &LlamaShape, stored: Stored, n_shards: usize) -> io::Result<()> {
+    write_folder(folder, shape, Content::Holes, stored, n_shards)
+}
+
+/// What stands behind the headers.
+#[derive(Clone, Copy)]
+enum Content {
+    Values { seed: u64 },
+    Holes,
+}
+
+fn write_folder(folder: &Path, shape: &LlamaShape, content: Content, stored: Stored, n_shards: usize) -> io::Result<()> {
     shape.check()?;
     fs::create_dir_all(folder)?;
     let shards = share_out(shape.tensors(), n_shards.max(1));
     if let [only] = shards.as_slice() {
-        write_shard(&folder.join("model.safetensors"), only, seed, stored)?;
+        write_shard(&folder.join("model.safetensors"), only, content, stored)?;
     } else {
         let mut weight_map = Map::new();
         for (number, tensors) in (1..).zip(&shards) {
             let name = format!("model-{number:05}-of-{:05}.safetensors", shards.len());
-            write_shard(&folder.join(&name), tensors, seed, stored)?;
+            write_shard(&folder.join(&name), tensors, content, stored)?;
             weight_map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), json!(name))));
         }
         let n_values: usize = shards.iter().flatten().map(Tensor::n_values).sum();
@@ -99,7 +116,7 @@ fn share_out(tensors: Vec<Tensor>, n_shards: usize) -> Vec<Vec<Tensor>> {
     shards
 }
 
-fn write_shard(path: &Path, tensors: &[Tensor], seed: u64, stored: Stored) -> io::Result<()> {
+fn write_shard(path: &Path, tensors: &[Tensor], content: Content, stored: Stored) -> io::Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut end = 0;
@@ -115,8 +132,15 @@ fn write_shard(path: &Path, tensors: &[Tensor], seed: u64, stored: Stored) -> io
     write_whole(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        tensors.iter().try_for_each(|tensor| write_values(file, tensor, seed, stored))
-    })
+        match content {
+            Content::Values { seed } => tensors.iter().try_for_each(|tensor| write_values(file, tensor, seed, stored)),
+            Content::Holes => Ok(()),
+        }
+    })?;
+    match content {
+        Content::Values { .. } => Ok(()),
+        Content::Holes => fs::OpenOptions::new().write(true).open(path)?.set_len((8 + header.len() + end) as u64),
+    }
 }
 
 fn write_values(file: &mut dyn Write, tensor: &Tensor, seed: u64, stored: Stored) -> io::Result<()> {

@@ -92,6 +92,28 @@ impl LlamaShape {
         }
     }
 
+    /// The sizes of Llama 3.1 8B: 8.03 billion parameters, 16 GB in bf16.
+    pub fn eight_billion() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 128_256,
+            hidden_size: 4096,
+            ffn_size: 14_336,
+            n_layers: 32,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_size: 128,
+            context_length: 131_072,
+            rope_theta: 500_000.0,
+            rope_scaling: Some(RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_context_length: 8192,
+            }),
+            ..LlamaShape::tiny()
+        }
+    }
+
     /// All tensors in the order in which they are written.
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         let (hidden, ffn) = (self.hidden_size, self.ffn_size);

@@ -1,0 +1,68 @@
+//! Pipelining: a forward of several sequences over several devices goes in two halves, so that one device computes with the
+//! first half of the sequences while another computes with the second. Only where every weight is resident: what streams
+//! would have to stream twice.
+
+use crate::error::Result;
+use crate::plan::{Plan, Stage};
+use crate::stream::{Batch, Scores, Team};
+
+/// Some of a batch's sequences, on their way through the stages.
+pub(super) struct Half {
+    batch: Batch,
+    /// Which of the whole's rows of logits its own are.
+    rows: Vec<usize>,
+    /// The residual stream before its next stage. `[n_tokens, hidden_size]`
+    hidden: Vec<f32>,
+}
+
+/// The two halves of a batch; `None` where there is nothing to gain: one device, one sequence, or weights that stream.
+pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
+    if plan.stages().len() < 2 || plan.streamed_pieces().next().is_some() {
+        return None;
+    }
+    let mut sequences: Vec<u32> = batch.tokens.iter().map(|token| token.sequence).collect();
+    sequences.sort_unstable();
+    sequences.dedup();
+    let first_of_second = *sequences.get(sequences.len().div_ceil(2))?;
+    let half = |is_own: &dyn Fn(u32) -> bool| {
+        let own: Vec<usize> = (0..batch.tokens.len()).filter(|&index| is_own(batch.tokens[index].sequence)).collect();
+        let place = |row: u32| own.binary_search(&(row as usize)).ok();
+        let asked = batch.logits_for.iter().enumerate().filter_map(|(row, &token)| Some((row, place(token)? as u32)));
+        let (rows, logits_for) = asked.unzip();
+        let tokens = own.iter().map(|&index| batch.tokens[index]).collect();
+        Half { batch: Batch { tokens, logits_for, want: batch.want }, rows, hidden: Vec::new() }
+    };
+    Some([half(&|sequence| sequence < first_of_second), half(&|sequence| sequence >= first_of_second)])
+}
+
+/// One forward of both halves, the second a stage behind the first.
+pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2]) -> Result<Vec<Scores>> {
+    let stages = team.plan().stages();
+    for half in &mut halves {
+        half.hidden = team.embedded(&half.batch)?;
+    }
+    let mut scores: Vec<(usize, Scores)> = Vec::new();
+    for tick in 0..=stages.len() {
+        // Neighbouring stages are on different devices, so no device has two jobs at a time.
+        let stage_of = |half: usize| tick.checked_sub(half).and_then(|stage| stages.get(stage).map(|own| (stage, own)));
+        let mut jobs: Vec<(usize, usize, &Stage)> =
+            (0..2).filter_map(|half| stage_of(half).map(|(stage, own)| (half, stage, own))).collect();
+        // Adapters first: they compute on their own, and the host's turn takes this thread.
+        jobs.sort_by_key(|(_, _, stage)| stage.device);
+        for (half, _, stage) in &jobs {
+            let Half { batch, hidden, .. } = &halves[*half];
+            team.start_stage(stage, batch, hidden)?;
+        }
+        for (half, index, stage) in jobs {
+            let own = &mut halves[half];
+            if index + 1 < stages.len() {
+                own.hidden = team.finish_stage(stage).await?;
+            } else if !own.rows.is_empty() {
+                let found = team.finish_last_stage(stage, &own.batch).await?;
+                scores.extend(own.rows.iter().copied().zip(found));
+            }
+        }
+    }
+    scores.sort_by_key(|(row, _)| *row);
+    Ok(scores.into_iter().map(|(_, scores)| scores).collect())
+}
