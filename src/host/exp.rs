@@ -9,7 +9,7 @@ const HIGHEST: f32 = 88.0;
 /// See `ROUND` of `super::quantise`.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts: the first has so few bits that its product with a small integer is exact.
-const LN_2_HIGH: f32 = 0.693_359_375;
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// `e^x` within two units of the last place. NaN stays NaN.

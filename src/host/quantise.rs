@@ -43,14 +43,15 @@ impl QuantisedInput {
 /// none, so that its products show it.
 fn quantise(values: &[f32; BLOCK_LEN]) -> TokenBlock {
     // Bits of magnitudes are ordered as the magnitudes are, with NaN above all.
-    let largest = f32::from_bits(values.iter().fold(0, |largest, value| largest.max(value.abs().to_bits())));
+    let largest =
+        f32::from_bits(values.iter().fold(0, |largest: i32, value| largest.max(value.abs().to_bits().cast_signed())).cast_unsigned());
     let scale = largest / LARGEST;
     let per_step = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-    let integers = values.map(|value| (value * per_step + ROUND).to_bits() as i16);
-    let sum = integers.iter().map(|&integer| i32::from(integer)).sum();
+    let integers = values.map(|value| ((value * per_step + ROUND).to_bits() << 16).cast_signed() >> 16);
+    let sum: i32 = integers.iter().sum();
     let mut block = TokenBlock { scale, scaled_sum: scale * sum as f32, sum, ..TokenBlock::ZERO };
     for (k, integer) in integers.into_iter().enumerate() {
-        block.values[place(k)] = integer;
+        block.values[place(k)] = integer as i16;
     }
     block
 }

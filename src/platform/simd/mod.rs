@@ -123,19 +123,22 @@ impl PanelBlock {
 /// Eight rows of a weight as stored.
 pub type PanelRows<'a> = [&'a [u8]; PANEL_ROWS];
 
+/// One product for each of eight rows.
+pub type PanelProducts = [f32; PANEL_ROWS];
+
 /// The functions of one kind of processor. All panic where slices are shorter than they say.
 #[derive(Debug)]
 pub struct Simd {
     /// Which instructions these are.
     pub name: &'static str,
     /// Eight rows of blocks times one token (`[n_columns / 32]`).
-    pub multiply_rows: fn(Blocks, &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS],
+    pub multiply_rows: fn(Blocks, &PanelRows<'_>, token: &[TokenBlock]) -> PanelProducts,
     /// Unpacks the blocks of eight rows into a panel (`[n_columns / 32]`).
     pub unpack: fn(Blocks, &PanelRows<'_>, panel: &mut [PanelBlock]),
     /// A panel times tokens (`[n_tokens, n_columns / 32]`): `products` is `[n_tokens]`, as `multiply_rows` has them.
-    pub multiply_panel: fn(Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]),
+    pub multiply_panel: fn(Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [PanelProducts]),
     /// Eight rows of plain numbers times one token (`[n_columns]`).
-    pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS],
+    pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> PanelProducts,
     /// Decodes plain numbers.
     pub decode: fn(Floats, bytes: &[u8], values: &mut [f32]),
     /// `products[t, r] = Σ_k rows[r, k] · tokens[t, k]`, as `dot_rows` has them: `rows` `[n_rows, n_columns]`,

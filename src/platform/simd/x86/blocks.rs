@@ -1,4 +1,7 @@
 //! Blocks of integers with AVX2: eight rows in the eight 32-bit lanes, a pair of columns in each lane.
+//!
+//! Vectors are moved in loops rather than by `array::map`: that is compiled without the instructions, so each vector would go
+//! through memory and a call.
 
 use std::arch::x86_64::*;
 
@@ -122,7 +125,9 @@ fn tile_of<const FORM: usize, const T: usize>(panel: &[PanelBlock], tokens: &[To
         let (scales, minimums, pairs) = registers(block);
         add_block::<FORM, T>(scales, minimums, pairs, tokens.map(|token| &token[index]), &mut sums);
     }
-    *products = sums.map(|sum| lanes(sum));
+    for (products, sum) in products.iter_mut().zip(sums) {
+        *products = lanes(sum);
+    }
 }
 
 /// The block as vectors; its pairs stay in memory until they are needed.
@@ -157,7 +162,10 @@ fn add_block<const FORM: usize, const T: usize>(
     sums: &mut [__m256; T],
 ) {
     let offset = if FORM == Q4_0 { -8 } else { 0 };
-    let mut dots = tokens.map(|token| _mm256_set1_epi32(offset * token.sum));
+    let mut dots = [_mm256_setzero_si256(); T];
+    for (dot, token) in dots.iter_mut().zip(tokens) {
+        *dot = _mm256_set1_epi32(offset * token.sum);
+    }
     for (weights, columns) in pairs.iter().zip((0..BLOCK_LEN).step_by(2)) {
         for (dot, token) in dots.iter_mut().zip(tokens) {
             let [low, high] = [token.values[columns], token.values[columns + 1]].map(|value| u32::from(value.cast_unsigned()));
@@ -215,21 +223,25 @@ unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_ROWS], index:
 #[inline]
 fn split_nibbles([a, b, c, d]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
     let mask = _mm256_set1_epi16(15);
-    let low = |bytes| [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16(bytes, 8), mask)];
-    let high = |bytes| [_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), _mm256_srli_epi16(bytes, 12)];
-    joined([low(a), low(b), low(c), low(d), high(a), high(b), high(c), high(d)])
+    let mut pairs = [_mm256_setzero_si256(); N_PAIRS];
+    let (low, high) = pairs.split_at_mut(N_PAIRS / 2);
+    let both = low.as_chunks_mut().0.iter_mut().zip(high.as_chunks_mut().0);
+    for (bytes, (low, high)) in [a, b, c, d].into_iter().zip(both) {
+        *low = [_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16(bytes, 8), mask)];
+        *high = [_mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask), _mm256_srli_epi16(bytes, 12)];
+    }
+    pairs
 }
 
 /// Bytes of even and of odd place as i16, with their signs.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn split_bytes([a, b, c, d]: [__m256i; 4], [e, f, g, h]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
-    joined([a, b, c, d, e, f, g, h].map(|bytes| [_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)]))
-}
-
-fn joined(pairs: [[__m256i; 2]; N_PAIRS / 2]) -> [__m256i; N_PAIRS] {
-    let [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l], [m, n], [o, p]] = pairs;
-    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    let mut pairs = [_mm256_setzero_si256(); N_PAIRS];
+    for (pair, bytes) in pairs.as_chunks_mut().0.iter_mut().zip([a, b, c, d, e, f, g, h]) {
+        *pair = [_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)];
+    }
+    pairs
 }
 
 /// Sixteen bytes of each of eight rows, turned: vector `i` has bytes `4·i` to `4·i + 3` of row `r` in lane `r`.

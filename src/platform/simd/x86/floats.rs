@@ -115,8 +115,11 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
                 }
             }
         }
-        // SAFETY: eight values from `at` on are within the columns.
-        let values = tokens.map(|token| unsafe { _mm256_loadu_ps(token.add(at)) });
+        let mut values = [_mm256_setzero_ps(); T];
+        for (values, token) in values.iter_mut().zip(tokens) {
+            // SAFETY: eight values from `at` on are within the columns.
+            *values = unsafe { _mm256_loadu_ps(token.add(at)) };
+        }
         for (sums, row) in sums.iter_mut().zip(rows) {
             // SAFETY: as above.
             let weights = unsafe { load::<FORM>(row.add(at * size_of_value(FORM))) };
@@ -127,8 +130,11 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
     }
     if n_whole < n_columns {
         let n_rest = n_columns - n_whole;
-        // SAFETY: `n_rest` values from `n_whole` on are within the columns.
-        let values = tokens.map(|token| unsafe { load_rest::<F32>(token.add(n_whole).cast(), n_rest) });
+        let mut values = [_mm256_setzero_ps(); T];
+        for (values, token) in values.iter_mut().zip(tokens) {
+            // SAFETY: `n_rest` values from `n_whole` on are within the columns.
+            *values = unsafe { load_rest::<F32>(token.add(n_whole).cast(), n_rest) };
+        }
         for (sums, row) in sums.iter_mut().zip(rows) {
             // SAFETY: as above.
             let weights = unsafe { load_rest::<FORM>(row.add(n_whole * size_of_value(FORM)), n_rest) };
@@ -137,7 +143,11 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| add_lanes(sum)))
+    let mut products = [[0.0; T]; R];
+    for (product, sum) in products.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+        *product = add_lanes(*sum);
+    }
+    products
 }
 
 #[target_feature(enable = "avx2")]
@@ -253,12 +263,15 @@ fn weighted_sums_of_tile<const V: usize, const T: usize>(n_columns: usize, rows:
     let mut totals = [[_mm256_setzero_ps(); V]; T];
     for (row, values) in rows.chunks_exact(n_columns).enumerate() {
         let values = &values[column..][..V * LANES];
-        // SAFETY: the slice has `V` vectors.
-        let values: [__m256; V] = std::array::from_fn(|vector| unsafe { _mm256_loadu_ps(values.as_ptr().add(vector * LANES)) });
+        let mut vectors = [_mm256_setzero_ps(); V];
+        for (vector, values) in vectors.iter_mut().zip(values.chunks_exact(LANES)) {
+            // SAFETY: the slice has eight values.
+            *vector = unsafe { _mm256_loadu_ps(values.as_ptr()) };
+        }
         for (totals, weights) in totals.iter_mut().zip(weights) {
             let weight = _mm256_set1_ps(weights[row]);
-            for (total, values) in totals.iter_mut().zip(values) {
-                *total = _mm256_fmadd_ps(weight, values, *total);
+            for (total, vector) in totals.iter_mut().zip(vectors) {
+                *total = _mm256_fmadd_ps(weight, vector, *total);
             }
         }
     }
