@@ -31,6 +31,10 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     let budgets = site.budgets();
     let candidates = match &site.options.homes {
         Homes::Auto => measured(site, &budgets)?,
+        Homes::FrontToBack => {
+            let chain: Vec<usize> = (0..site.workers.len()).collect();
+            return site.greedy(&chain, &budgets).map(|(_, plan)| plan);
+        }
         Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
         Homes::Given(map) => of_map(site, map, &budgets)?,
         Homes::Placed(placements) => {

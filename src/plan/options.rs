@@ -117,6 +117,9 @@ pub enum Homes {
     /// By measured rates: the placements whose dry run is the fastest.
     #[default]
     Auto,
+    /// Front to back along the devices that may compute, each as far as its budget goes; what is left streams to the last. Asks
+    /// for no rates.
+    FrontToBack,
     /// As Hugging Face Accelerate places, with budgets that leave room for what it does not count.
     Accelerate(DeviceMapMode),
     /// As this map says.

@@ -21,6 +21,8 @@ const N_SLOTS: usize = 3;
 const N_SLOTS_MAX: usize = 64;
 /// Tokens per forward unless told otherwise or memory is short.
 const UBATCH_SIZE: usize = 512;
+/// Rounds in which a plan is given just the dispatches that its pieces need.
+const N_EXACT_ROUNDS: usize = 4;
 /// Contexts that are found by trying are multiples of this.
 const CTX_STEP: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
@@ -178,12 +180,16 @@ impl Site<'_> {
     }
 
     fn settled(&self, mut build: impl FnMut(&[usize]) -> Result<Outcome, Refusal>) -> Result<Plan, Refusal> {
-        let mut n_dispatches: Vec<usize> = self.workers.iter().map(|own| n_dispatches_of(own.blocks.iter().flatten())).collect();
+        let mut n_dispatches = vec![1; self.workers.len()];
+        let mut n_rounds = 0;
         loop {
             match build(&n_dispatches)? {
                 Outcome::Made(plan) => return Ok(*plan),
+                // Exactly what is needed settles soon, or else a little more does.
+                Outcome::NeedsDispatches(worker, needed) if n_rounds < N_EXACT_ROUNDS => n_dispatches[worker] = needed,
                 Outcome::NeedsDispatches(worker, needed) => n_dispatches[worker] = needed + needed / 8,
             }
+            n_rounds += 1;
         }
     }
 
