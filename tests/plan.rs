@@ -199,7 +199,7 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let vectors = units.iter().flat_map(|&unit| model.units[unit].vectors());
     let mut sum: u128 = vectors.map(|id| padded(u128::from(catalog[id].n_values()) * 4)).sum();
     let passes_on = (1..made.units.len() - 1).any(|unit| is_own(unit) && !is_own(unit + 1));
-    let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on };
+    let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on, on_host: device == Device::Cpu };
     sum += sizes::working_set(&model.config, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
     let kv_dtype = if is_gpu { made.kv_dtype } else { KvDType::F32 };
     let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.kv_size() as u128 * u128::from(kv_dtype.size_bytes());

@@ -76,6 +76,7 @@ impl Build<'_> {
         let last = self.placements.len() - 1;
         let next = |unit: usize| self.placements.get(unit + 1).map(|placement| placement.execute_on);
         Role {
+            on_host: units.first().is_some_and(|&unit| self.placements[unit].execute_on == Device::Cpu),
             computes_head: units.last() == Some(&last),
             // Whoever has a unit without having the next one passes the residual stream on.
             passes_on: units.iter().any(|&unit| next(unit).is_some_and(|next| next != self.placements[unit].execute_on)),

@@ -162,10 +162,12 @@ fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes], effort:
             shapes.push(candidate.shape);
         }
     }
+    // What fits on the adapters is not spilled, so placements that spill need not be looked at.
+    let stays = candidates.iter().any(|candidate| fits_on_adapters(&candidate.plan));
     let mut improved = Vec::new();
     let share = effort / candidates.len();
     for shape in shapes {
-        let mut search = Search::new(site, &machine, shape, budgets, phases(site, shape));
+        let mut search = Search::new(site, &machine, shape, budgets, phases(site, shape), stays);
         let own = candidates.iter().filter(|candidate| candidate.shape == shape);
         let mut seeds = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots));
         let all = search.all(shape.n_slots, effort);
@@ -194,12 +196,16 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Plan> {
         candidates.retain(|candidate| site.keeps_within(&candidate.plan));
     }
     keep(&mut candidates, &|plan| plan.ctx_size >= n_positions);
-    let fits_on_adapters = |plan: &Plan| plan.streamed_bytes() == Bytes::ZERO && !plan.executors().contains(&Device::Cpu);
     if candidates.iter().any(|candidate| fits_on_adapters(&candidate.plan)) {
         keep(&mut candidates, &|plan| plan.streamed_bytes() == Bytes::ZERO);
     }
     let faster = |best: Candidate, next: Candidate| if next.secs < best.secs * (1.0 - 1e-6) { next } else { best };
     candidates.into_iter().reduce(faster).map(|candidate| candidate.plan)
+}
+
+/// Whether adapters alone hold and compute everything.
+fn fits_on_adapters(plan: &Plan) -> bool {
+    plan.streamed_bytes() == Bytes::ZERO && !plan.executors().contains(&Device::Cpu)
 }
 
 /// Who computes each unit of a plan, and where its matrices live.

@@ -52,10 +52,10 @@ impl Greedy<'_> {
                 break;
             }
             let is_last = position + 1 == self.chain.len();
-            if self.n_resident(worker, first, Role::ALONE, None) == n_left {
+            if self.n_resident(worker, first, own.alone(), None) == n_left {
                 self.keep(own, first, n_left, &mut draft);
             } else if !is_last {
-                let n_resident = self.n_resident(worker, first, Role { computes_head: false, passes_on: true }, None);
+                let n_resident = self.n_resident(worker, first, Role { computes_head: false, passes_on: true, ..own.alone() }, None);
                 self.keep(own, first, n_resident.min(n_left - 1), &mut draft);
             } else if self.site.options.resident_layers == ResidentLayers::All {
                 return Err(Refusal::Budget);
@@ -79,7 +79,7 @@ impl Greedy<'_> {
     fn divide_between(&self, worker: usize, first: usize, shared: Bytes, draft: &mut Draft) -> Result<(), Refusal> {
         let own = &self.site.workers[worker];
         let n_units = self.site.model.units.len();
-        let fixed = self.base(worker, Role::ALONE) + (first..n_units).map(|unit| self.beside(own, unit)).sum();
+        let fixed = self.base(worker, own.alone()) + (first..n_units).map(|unit| self.beside(own, unit)).sum();
         let all: Bytes = own.block_bytes[first..].iter().copied().sum();
         // Sums stop at the largest number: what reaches it is more than can be counted.
         if fixed > self.budgets[worker] || fixed + all == Bytes(u64::MAX) {
@@ -87,7 +87,7 @@ impl Greedy<'_> {
         }
         let division = self.divide(own, self.budgets[worker].saturating_sub(fixed)).ok_or(Refusal::Budget)?;
         draft.slot_limits[worker] = division.slot_bytes;
-        let n_resident = self.n_resident(worker, first, Role::ALONE, Some(division.resident_room));
+        let n_resident = self.n_resident(worker, first, own.alone(), Some(division.resident_room));
         self.keep(own, first, n_resident, draft);
         let resident: Bytes = own.block_bytes[first..first + n_resident].iter().copied().sum();
         let ring = division.slot_bytes.times(own.ring_copies(self.shape.n_slots));
@@ -136,7 +136,7 @@ impl Greedy<'_> {
     /// What `worker` holds of the units `first..end` that it keeps.
     fn used(&self, worker: usize, first: usize, end: usize) -> Bytes {
         let own = &self.site.workers[worker];
-        self.base(worker, Role::ALONE) + (first..end).map(|unit| own.block_bytes[unit] + self.beside(own, unit)).sum()
+        self.base(worker, own.alone()) + (first..end).map(|unit| own.block_bytes[unit] + self.beside(own, unit)).sum()
     }
 
     /// Divides the room between what stays and the ring. A slot takes the largest layer part whole, so that it is one

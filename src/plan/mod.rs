@@ -179,6 +179,7 @@ impl Plan {
     pub fn role(&self, device: Device) -> Role {
         let stages = self.stages();
         Role {
+            on_host: device == Device::Cpu,
             computes_head: stages.last().is_some_and(|stage| stage.device == device),
             passes_on: stages.iter().rev().skip(1).any(|stage| stage.device == device),
         }

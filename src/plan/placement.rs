@@ -253,7 +253,7 @@ impl Site<'_> {
         let vectors: Bytes = own.vector_bytes.iter().copied().sum();
         let blocks: Bytes = own.block_bytes.iter().copied().sum();
         let params = own.params_bytes(n_dispatches_of(own.blocks.iter().flatten()));
-        let room = budget.saturating_sub(self.working_bytes(forward, Role::ALONE) + vectors + params);
+        let room = budget.saturating_sub(self.working_bytes(forward, own.alone()) + vectors + params);
         // Caches of short contexts are padded to a binding's alignment.
         let padding = Bytes(2 * SLICE_ALIGNMENT * config.n_layers as u64);
         let beside_weights = (room.saturating_sub(blocks).saturating_sub(padding).0 / per_position) as usize;

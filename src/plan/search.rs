@@ -21,7 +21,7 @@ const N_BEST: usize = 8;
 /// Units that are shaken at once.
 const N_SHAKEN: usize = 4;
 /// After so many shakes that led nowhere a search ends.
-const N_IN_VAIN: usize = 12;
+const N_IN_VAIN: usize = 30;
 /// Most slots that are tried.
 const N_SLOTS_TRIED: usize = 4;
 /// A change is worth making where it saves this share of the time: smaller ones only make plans ragged.
@@ -94,6 +94,8 @@ pub(super) struct Search<'a> {
     /// Per worker: fixed memory as [head, no head].
     base: Vec<[Bytes; 2]>,
     phases: Vec<Phase>,
+    /// Whether nothing may stream.
+    stays: bool,
     n_looked_at: usize,
 }
 
@@ -120,7 +122,14 @@ struct Ring {
 }
 
 impl<'a> Search<'a> {
-    pub(super) fn new(site: &'a Site<'a>, machine: &'a MachineCosts, shape: Shape, budgets: &'a [Bytes], phases: Vec<Phase>) -> Search<'a> {
+    pub(super) fn new(
+        site: &'a Site<'a>,
+        machine: &'a MachineCosts,
+        shape: Shape,
+        budgets: &'a [Bytes],
+        phases: Vec<Phase>,
+        stays: bool,
+    ) -> Search<'a> {
         let config = &site.model.config;
         let unit_costs = |worker: usize, unit: usize| {
             let own = &site.workers[worker];
@@ -136,9 +145,10 @@ impl<'a> Search<'a> {
         };
         let n_units = site.model.units.len();
         let units = (0..site.workers.len()).map(|worker| (1..n_units).map(|unit| unit_costs(worker, unit)).collect()).collect();
-        let base = |computes_head: bool| site.working_bytes(shape.forward, Role { computes_head, passes_on: site.workers.len() > 1 });
-        let base = site.workers.iter().map(|_| [base(true), base(false)]).collect();
-        Search { site, machine, budgets, units, base, phases, n_looked_at: 0 }
+        let passes_on = site.workers.len() > 1;
+        let base = |on_host: bool, computes_head: bool| site.working_bytes(shape.forward, Role { computes_head, passes_on, on_host });
+        let base = site.workers.iter().map(|own| [base(!own.is_gpu(), true), base(!own.is_gpu(), false)]).collect();
+        Search { site, machine, budgets, units, base, phases, stays, n_looked_at: 0 }
     }
 
     /// Seconds of the exchange that the plan is made for; `None` where the sketch does not fit.
@@ -275,7 +285,10 @@ impl<'a> Search<'a> {
             for n_slots in slots.clone() {
                 let sketch = Sketch { spots: (0..n_units).map(spot).collect(), n_slots };
                 let worst = best.last().filter(|_| best.len() >= N_BEST).map_or(f64::INFINITY, |(_, secs)| *secs);
-                if let Some(secs) = self.secs(&sketch).filter(|secs| *secs < worst && self.is_allowed(&sketch)) {
+                if !self.is_allowed(&sketch) {
+                    continue;
+                }
+                if let Some(secs) = self.secs(&sketch).filter(|secs| *secs < worst) {
                     best.truncate(N_BEST - 1);
                     let place = best.partition_point(|(_, other)| *other <= secs);
                     best.insert(place, (sketch, secs));
@@ -406,8 +419,11 @@ impl<'a> Search<'a> {
         spots
     }
 
-    /// Whether `-ngl` allows it.
+    /// Whether `-ngl` allows it, and nothing streams where nothing may.
     fn is_allowed(&self, sketch: &Sketch) -> bool {
+        if self.stays && sketch.spots.iter().any(|spot| spot.home != SpotHome::Resident) {
+            return false;
+        }
         let limit_of = |spot: &Spot| self.site.resident_limit(&self.site.workers[spot.worker]);
         sketch.spots.iter().enumerate().all(|(index, spot)| spot.home != SpotHome::Resident || index + 1 < limit_of(spot))
     }

@@ -185,6 +185,11 @@ impl<'a> Worker<'a> {
         })
     }
 
+    /// Its role where it computes everything.
+    pub(super) fn alone(&self) -> Role {
+        Role { on_host: !self.is_gpu(), ..Role::ALONE }
+    }
+
     pub(super) fn is_gpu(&self) -> bool {
         self.spec.limits.is_some()
     }

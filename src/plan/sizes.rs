@@ -36,6 +36,8 @@ pub enum WorkingBuffer {
     TopK,
     /// Host-visible memory that results are read through.
     Readback,
+    /// The input of a product as the host's vector instructions read it.
+    RoundedInput,
 }
 
 /// What one forward may ask for at most.
@@ -54,11 +56,13 @@ pub struct Role {
     pub computes_head: bool,
     /// It passes the residual stream on to another device at least once.
     pub passes_on: bool,
+    /// It is the host, which rounds the inputs of its products to 16 bits.
+    pub on_host: bool,
 }
 
 impl Role {
-    /// The role of a device that computes everything.
-    pub const ALONE: Role = Role { computes_head: true, passes_on: false };
+    /// The role of an adapter that computes everything.
+    pub const ALONE: Role = Role { computes_head: true, passes_on: false, on_host: false };
 }
 
 /// Every working buffer of a device's part of a forward, with its bytes.
@@ -81,10 +85,19 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
         readback = readback.max(bytes_of(Activation::Logits)).max(top_k);
     }
     buffers.push((WorkingBuffer::Readback, readback));
+    if role.on_host {
+        buffers.push((WorkingBuffer::RoundedInput, rounded_input_bytes(config, size.n_tokens)));
+    }
     for (_, bytes) in &mut buffers {
         *bytes = bytes.align_up(256);
     }
     buffers
+}
+
+/// Bytes of the widest input of a product as `host::QuantisedInput` holds it: 76 bytes for each block of 32 values.
+pub fn rounded_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
+    let widest = config.hidden_size.max(config.query_size()).max(config.ffn_size);
+    Bytes(76 * widest.div_ceil(32) as u64).times(n_tokens as u64)
 }
 
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
-use crate::plan::sizes::kv_buffer_bytes;
+use crate::plan::sizes::{kv_buffer_bytes, rounded_input_bytes};
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, workers_gone};
 use crate::stream::host_values::{Quantised, Values};
@@ -155,7 +155,7 @@ impl Executor for HostExecutor {
             self.values.activations.entry(activation).or_default().resize(len, 0.0);
             n_values += len as u64;
         }
-        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4));
+        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + rounded_input_bytes(config, n_tokens));
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.values.picked_rows.clone_from(&batch.logits_for);
