@@ -278,6 +278,7 @@ pub fn forecast(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[Device
     let mix = options.mix;
     let of = |load: Load| predict(plan, catalog, model, devices, load);
     let n_prompt = mix.n_prompt.clamp(1, plan.forward.n_tokens);
-    let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size);
+    // Not cut to the plan's own context, so that plans with different ones compare.
+    let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size_model);
     Forecast { prefill: of(Load::prefill(n_prompt)), decode: of(Load::decode(position)) }
 }

@@ -26,8 +26,7 @@ impl fmt::Display for Plan {
             self.write_device(f, device)?;
         }
         if self.streamed_bytes() == Bytes::ZERO {
-            let device = if names.len() == 1 { names.join("") } else { "each device".into() };
-            writeln!(f, "  nothing streams: every weight that {device} computes with is resident")?;
+            writeln!(f, "  nothing streams: every weight is resident where it is computed with")?;
         }
         Ok(())
     }

@@ -209,7 +209,6 @@ impl<'a> Search<'a> {
         let n_workers = self.site.workers.len();
         let (mut fixed, mut largest) = (vec![Bytes::ZERO; n_workers], vec![Bytes::ZERO; n_workers]);
         let (mut n_dispatches, mut is_used) = (vec![1usize; n_workers], vec![false; n_workers]);
-        let mut held = Bytes::ZERO;
         for (index, spot) in sketch.spots.iter().enumerate() {
             let costs = &self.units[spot.worker][index];
             fixed[spot.worker] += costs.beside;
@@ -218,9 +217,6 @@ impl<'a> Search<'a> {
             match spot.home {
                 SpotHome::Resident => fixed[spot.worker] += costs.block,
                 SpotHome::Host | SpotHome::Disk => largest[spot.worker] = largest[spot.worker].max(costs.block),
-            }
-            if spot.home == SpotHome::Host {
-                held += costs.block + Bytes(SLICE_ALIGNMENT * 8);
             }
         }
         let head = sketch.spots.last().map(|spot| spot.worker);
@@ -246,7 +242,18 @@ impl<'a> Search<'a> {
                 of_host = used;
             }
         }
-        (of_host + held <= self.site.host_budget(shared)).then_some(rings)
+        (of_host + self.held_bytes(sketch, &rings) <= self.site.host_budget(shared)).then_some(rings)
+    }
+
+    /// Bytes that the host holds for adapters, near enough: every piece ends with a padding of half an alignment on average.
+    fn held_bytes(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> Bytes {
+        let held = sketch.spots.iter().enumerate().filter(|(_, spot)| spot.home == SpotHome::Host);
+        let bytes = held.map(|(index, spot)| {
+            let block = self.units[spot.worker][index].block;
+            let n_pieces = rings[spot.worker].map_or(1, |ring| block.0 / ring.slot_bytes.0.max(1));
+            block + Bytes(SLICE_ALIGNMENT / 2).times(n_pieces)
+        });
+        bytes.sum()
     }
 
     /// The largest slots that `room` is enough for, and the parameters of the dispatches that cutting for them adds: smaller
