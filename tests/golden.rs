@@ -197,8 +197,9 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
         let (Scores::All(prefill), Scores::All(decode)) = (prefill, decode) else { panic!("all scores") };
         (common::bits(&prefill), common::bits(&decode))
     };
-    // The same forward size everywhere: another one may take another kernel.
-    let options = |upload| PlanOptions { ctx_size: Some(64), ubatch_size: Some(64), upload, ..PlanOptions::default() };
+    // The same forward size everywhere: another one may take another kernel. Front to back, so that a budget decides what streams.
+    let homes = || Homes::FrontToBack;
+    let options = |upload| PlanOptions { ctx_size: Some(64), ubatch_size: Some(64), upload, homes: homes(), ..PlanOptions::default() };
     let engine = || Engine::builder(&model).plan_options(options(None)).device(DeviceChoice::Gpu);
     let resident = logits(engine(), false);
     let small = Bytes::mib(24);
