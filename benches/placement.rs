@@ -1,8 +1,8 @@
 //! Predicted against measured: the decode rate of several placements of one model, under budgets from 10 % to 120 % of it.
 //!
-//! `cargo bench --bench placement -- MODEL [N_TOKENS [N_ROUNDS]]` (default 8 tokens and 3 rounds; the model is a folder or a
-//! .gguf file). Medians of single tokens. Each placement is opened, measured and dropped in turn: several copies of a model
-//! may not fit side by side.
+//! `cargo bench --bench placement -- MODEL [N_TOKENS [N_ROUNDS]]` (default 16 tokens and 5 rounds; the model is a folder or a
+//! .gguf file). The placements of a budget are all open and take turns, so that a noisy machine disturbs them alike; medians
+//! of single tokens.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -39,7 +39,7 @@ fn main() {
         return;
     };
     let number = |index: usize, default: usize| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (n_tokens, n_rounds) = (number(1, 8), number(2, 3));
+    let (n_tokens, n_rounds) = (number(1, 16), number(2, 5));
     let size = pollster::block_on(builder(&model, Way::AllOnCpu, Bytes::ZERO).prepare()).expect("a model").checkpoint.catalog.size_bytes();
     println!("{}: {size}; decode in t/s, predicted → measured\n", model.display());
     println!("| budget of gpu:0 | {} | auto / best other |", WAYS.map(|(_, name)| name).join(" | "));
@@ -47,7 +47,11 @@ fn main() {
     let mut errors = Vec::new();
     for share in SHARES {
         let budget = Bytes((size.0 as f64 * share) as u64);
-        let rates: Vec<Option<(f64, f64)>> = WAYS.map(|(way, _)| measure(&model, way, budget, n_tokens, n_rounds)).into();
+        let mut runs = WAYS.map(|(way, _)| Run::open(&model, way, budget, n_tokens));
+        for _ in 0..n_rounds {
+            runs.iter_mut().flatten().for_each(|run| run.decode(n_tokens));
+        }
+        let rates = runs.map(|run| run.map(|run| (run.predicted, run.measured())));
         errors.extend(rates.iter().flatten().map(|(predicted, measured)| (predicted / measured - 1.0).abs()));
         let cells =
             rates.iter().map(|rates| rates.map_or("refused".into(), |(predicted, measured)| format!("{predicted:.2} → {measured:.2}")));
@@ -77,21 +81,39 @@ fn builder(model: &PathBuf, way: Way, budget: Bytes) -> EngineBuilder {
     }
 }
 
-/// Predicted and measured tokens per second; `None` where the budget is too small for any plan.
-fn measure(model: &PathBuf, way: Way, budget: Bytes, n_tokens: usize, n_rounds: usize) -> Option<(f64, f64)> {
-    let mut engine = pollster::block_on(builder(model, way, budget).open()).ok()?;
-    let predicted = engine.prepared().predict(Load::decode(PROMPT.len() + n_tokens / 2)).tokens_per_sec();
-    let mut secs = Vec::new();
-    for _ in 0..n_rounds {
-        let mut session = engine.session();
+/// A placement that is open.
+struct Run {
+    engine: Engine,
+    /// Tokens per second.
+    predicted: f64,
+    /// Of each token.
+    secs: Vec<f64>,
+}
+
+impl Run {
+    /// `None` where the budget is too small for any plan.
+    fn open(model: &PathBuf, way: Way, budget: Bytes, n_tokens: usize) -> Option<Run> {
+        let mut engine = pollster::block_on(builder(model, way, budget).open()).ok()?;
+        let predicted = engine.prepared().predict(Load::decode(PROMPT.len() + n_tokens / 2)).tokens_per_sec();
+        // The first forwards compile kernels and touch memory.
+        pollster::block_on(engine.session().append(&PROMPT, Want::TopK(1))).expect("a forward");
+        Some(Run { engine, predicted, secs: Vec::new() })
+    }
+
+    fn decode(&mut self, n_tokens: usize) {
+        let mut session = self.engine.session();
         let mut scores = pollster::block_on(session.append(&PROMPT, Want::TopK(1))).expect("a forward");
         for _ in 0..n_tokens {
             let Scores::Top(best) = &scores else { unreachable!("the best was asked for") };
             let begin = Instant::now();
             scores = pollster::block_on(session.append(&[best[0].0], Want::TopK(1))).expect("a forward");
-            secs.push(begin.elapsed().as_secs_f64());
+            self.secs.push(begin.elapsed().as_secs_f64());
         }
     }
-    secs.sort_by(f64::total_cmp);
-    Some((predicted, 1.0 / secs[secs.len() / 2]))
+
+    /// Tokens per second at the median.
+    fn measured(mut self) -> f64 {
+        self.secs.sort_by(f64::total_cmp);
+        1.0 / self.secs[self.secs.len() / 2]
+    }
 }

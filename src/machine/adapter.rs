@@ -48,7 +48,7 @@ pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rat
     let mut bench = Bench::new(&gpu, pool_size).await?;
     rates.shader_compile_secs = Some(bench.compile()?);
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
-    Ok(rates.or(&products::measure(effort, largest, |params, repeats| bench.run(params, repeats))?))
+    Ok(rates.or(&products::measure(effort, products::SMALL, largest, |params, repeats| bench.run(params, repeats))?))
 }
 
 fn pool_size(found: &AdapterFound) -> Bytes {

@@ -23,17 +23,20 @@ pub(super) fn measure(effort: &Effort) -> Rates {
         })
     });
     let (input, mut output) = (vec![0.5; products::MOST_VALUES], vec![0.0; products::MOST_VALUES]);
-    let rates = products::measure(effort, Bytes(POOL.0 / 2), |params, repeats| {
+    let rates = products::measure(effort, products::SMALL_ON_HOST, Bytes(POOL.0 / 2), |params, repeats| {
         let len = weight_bytes(params) as usize;
         let places = pool.len() / len;
         let input = &input[..(params.n_tokens * params.n_columns) as usize];
         let output = &mut output[..(params.n_tokens * params.n_rows) as usize];
+        // As a piece of a plan is computed: handed to the threads once.
         time(|| {
-            for index in 0..repeats {
-                let weight = &pool[index % places * len..][..len];
-                host::matmul(params, weight, input, std::hint::black_box(output));
-            }
-            Ok(())
+            host::among_threads(|| {
+                for index in 0..repeats {
+                    let weight = &pool[index % places * len..][..len];
+                    host::matmul(params, weight, input, std::hint::black_box(output));
+                }
+                Ok(())
+            })
         })
     });
     let rates = rates.unwrap_or_default(); // The host's products cannot fail.

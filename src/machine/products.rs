@@ -7,8 +7,10 @@ use crate::error::Result;
 use crate::kernels::matmul::Params;
 use crate::units::{Bytes, BytesPerSec};
 
-/// A product so small that its time is the fixed cost of any: rows enough to be spread over threads or workgroups.
-const SMALL: [u32; 3] = [128, 64, 1];
+/// A product so small that its time is the fixed cost of any, on an adapter.
+pub(super) const SMALL: [u32; 3] = [128, 64, 1];
+/// The smallest product whose rows the host spreads over its threads: what that costs is part of every product of a model.
+pub(super) const SMALL_ON_HOST: [u32; 3] = [512, 512, 1];
 /// Matrix × vector, each about four times as large as the one before, up to the feed-forward matrices of large models.
 const VECTORS: [[u32; 3]; 4] = [[1024, 1024, 1], [2048, 2048, 1], [4096, 4096, 1], [14_336, 4096, 1]];
 /// Matrix × matrix with the tokens of a prompt, each about eight times as much work as the one before.
@@ -18,13 +20,18 @@ pub(super) const MOST_VALUES: usize = 4096 * 512;
 /// Most products in one run.
 const MAX_REPEATS: usize = 4096;
 
-/// Measures `matvec`, `matmul` and `dispatch_secs`. `run` computes so many products of this shape, each with another matrix
+/// Measures `matvec`, `matmul` and `dispatch_secs`, the fixed cost by products of the `smallest` shape. `run` computes so many products of this shape, each with another matrix
 /// where there is room, and returns the seconds that they took; no matrix is larger than `largest`.
-pub(super) fn measure(effort: &Effort, largest: Bytes, mut run: impl FnMut(&Params, usize) -> Result<f64>) -> Result<Rates> {
+pub(super) fn measure(
+    effort: &Effort,
+    smallest: [u32; 3],
+    largest: Bytes,
+    mut run: impl FnMut(&Params, usize) -> Result<f64>,
+) -> Result<Rates> {
     let mut fixed = Vec::new();
     let mut rates = Rates::default();
     for dtype in DType::ALL {
-        let small = params(dtype, SMALL);
+        let small = params(dtype, smallest);
         let large = climb(effort, dtype, &VECTORS, largest, &mut run)?;
         let line = Line::through([&small, &large], [secs_of_one(effort, &small, &mut run)?, secs_of_one(effort, &large, &mut run)?]);
         rates.matvec.insert(dtype, line.rate);
@@ -128,7 +135,7 @@ mod tests {
             1 => fixed_secs + weight_bytes(params) as f64 / bytes_per_sec,
             _ => fixed_secs + operations(params) / flops,
         };
-        measure(&effort, Bytes::mib(128), |params, repeats| Ok(one(params) * repeats as f64)).unwrap()
+        measure(&effort, SMALL, Bytes::mib(128), |params, repeats| Ok(one(params) * repeats as f64)).unwrap()
     }
 
     #[test]
