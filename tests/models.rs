@@ -69,7 +69,11 @@ fn check_folders(root: &Path) -> usize {
 /// Half of the weights, or the least that works where that is more: most of the model streams.
 fn streaming_budget(folder: &Path, expected: &Expected) -> Bytes {
     let half = Bytes(Checkpoint::open(folder, IoMode::Pread).unwrap().catalog.size_bytes().0 / 2);
-    let builder = Engine::builder(folder).text(TextFiles::Skip).ctx_size(expected.n_positions()).device(DeviceChoice::Gpu).max_memory(Device::Gpu(0), half);
+    let builder = Engine::builder(folder)
+        .text(TextFiles::Skip)
+        .ctx_size(expected.n_positions())
+        .device(DeviceChoice::Gpu)
+        .max_memory(Device::Gpu(0), half);
     match pollster::block_on(builder.prepare()) {
         Err(Error::DoesNotFit { needed, .. }) => needed,
         _ => half,

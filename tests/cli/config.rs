@@ -27,7 +27,11 @@ impl Configured {
 
     fn run_in(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Ran {
         let mut command = self.home.command(arguments);
-        command.env("TIERFLOW_CONFIG", &self.path).env_remove("TIERFLOW_CACHE").env_remove("TIERFLOW_NO_MEASURE").envs(variables.iter().copied());
+        command
+            .env("TIERFLOW_CONFIG", &self.path)
+            .env_remove("TIERFLOW_CACHE")
+            .env_remove("TIERFLOW_NO_MEASURE")
+            .envs(variables.iter().copied());
         wait(command.spawn().unwrap())
     }
 
