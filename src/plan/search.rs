@@ -133,7 +133,7 @@ impl<'a> Search<'a> {
         let config = &site.model.config;
         let unit_costs = |worker: usize, unit: usize| {
             let own = &site.workers[worker];
-            let kv = site.is_attention(unit).then(|| site.kv_bytes_of_layer(own, shape.ctx_size)).unwrap_or_default();
+            let kv = if site.is_attention(unit) { site.kv_bytes_of_layer(own, shape.ctx_size) } else { Bytes::ZERO };
             let costs = machine.of(own.device);
             let secs = |phase: &Phase| costs.unit_secs(&site.model.units[unit], site.catalog, config, phase.load);
             UnitCosts {
