@@ -29,7 +29,7 @@ pub(super) struct Question {
 pub(super) fn questions(devices: Vec<(String, String)>) -> Vec<Question> {
     let choice = |word: &str, meaning: &str| (word.to_owned(), meaning.to_owned());
     let question = |name, text, choices, otherwise: &str| Question { name, text, choices, otherwise: otherwise.to_owned() };
-    let mut computing = vec![choice("auto", "the GPU that has a budget, else the first real GPU, else the host")];
+    let mut computing = vec![choice("auto", "GPUs and the host share the layers, as their measured rates say")];
     computing.extend(devices.iter().cloned());
     let objectives = vec![choice("latency", "one conversation"), choice("throughput", "many sequences at once")];
     let folder = cache_folder().map(|folder| folder.to_string_lossy().into_owned()).unwrap_or_default();
@@ -163,7 +163,7 @@ mod tests {
         let (changes, asked) = answer("", "tpu\ngpu:1\ngpu:1=5MiB\n\n-1\n 4096 \n/tmp/rates\n");
         let expected = ["device=gpu:1", "max-memory=gpu:1=5MiB", "objective=latency", "ctx-size=4096", "cache-dir=/tmp/rates"];
         assert_eq!(changes.unwrap(), expected);
-        assert!(asked.contains("`tpu` computes nothing; write auto, gpu, gpu:N or cpu\ndevice [auto]: "), "{asked}");
+        assert!(asked.contains("`tpu` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps\ndevice [auto]: "), "{asked}");
         assert!(asked.contains("-1 is not in 0.."), "{asked}");
     }
 

@@ -260,7 +260,7 @@ mod tests {
         for (text, line, key, allowed) in [
             ("\ndevise = \"cpu\"", 2, "devise", "device, "),
             ("device = 1", 1, "device", "a text in quotes"),
-            ("device = \"tpu\"", 1, "device", "auto, gpu, gpu:N or cpu"),
+            ("device = \"tpu\"", 1, "device", "auto, gpu, gpu:N, cpu"),
             ("\n\nctx-size = \"4096\"", 3, "ctx-size", "a whole number"),
             ("ctx-size = 4.5", 1, "ctx-size", "a whole number"),
             ("ctx-size = -1", 1, "ctx-size", "-1 is not in 0.."),

@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn values_are_checked_as_on_the_command_line() {
         for (name, good, bad, allowed) in [
-            ("device", "gpu:3", "tpu", "auto, gpu, gpu:N or cpu"),
+            ("device", "gpu:3", "tpu", "auto, gpu, gpu:N, cpu"),
             ("objective", "throughput", "speed", "latency or throughput"),
             ("max-memory", "gpu:0=1GiB", "gpu:0", "DEVICE=SIZE"),
             ("slots", "1", "0", "not in 1.."),
