@@ -163,7 +163,10 @@ mod tests {
         let (changes, asked) = answer("", "tpu\ngpu:1\ngpu:1=5MiB\n\n-1\n 4096 \n/tmp/rates\n");
         let expected = ["device=gpu:1", "max-memory=gpu:1=5MiB", "objective=latency", "ctx-size=4096", "cache-dir=/tmp/rates"];
         assert_eq!(changes.unwrap(), expected);
-        assert!(asked.contains("`tpu` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps\ndevice [auto]: "), "{asked}");
+        assert!(
+            asked.contains("`tpu` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps\ndevice [auto]: "),
+            "{asked}"
+        );
         assert!(asked.contains("-1 is not in 0.."), "{asked}");
     }
 

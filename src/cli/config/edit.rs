@@ -116,7 +116,10 @@ mod tests {
             apply("", &[change("device", Some("gpu:0")), change("max-memory", Some("gpu:0=6GiB, cpu=12GiB")), change("slots", Some("4"))]);
         let text = text.unwrap();
         assert!(text.starts_with(HEAD), "{text}");
-        assert!(text.contains("\n# What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)\ndevice = \"gpu:0\"\n"), "{text}");
+        assert!(
+            text.contains("\n# What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)\ndevice = \"gpu:0\"\n"),
+            "{text}"
+        );
         assert!(text.contains("\nmax-memory = { \"gpu:0\" = \"6GiB\", cpu = \"12GiB\" }\n"), "{text}");
         assert!(text.ends_with("\n# Slots of the ring on the GPU\nslots = 4\n"), "{text}");
     }
