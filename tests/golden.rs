@@ -190,7 +190,7 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     let tokens = &goldens()[0].prompt_ids;
     let logits = |builder: EngineBuilder, streams: bool| {
         let mut engine = pollster::block_on(builder.open()).unwrap();
-        assert_eq!(engine.plan().streamed_pieces().next().is_some(), streams);
+        assert_eq!(engine.plan().streamed_pieces().next().is_some(), streams, "{}", engine.plan());
         let mut session = engine.session();
         let prefill = pollster::block_on(session.append(tokens, Want::Logits)).unwrap();
         let decode = pollster::block_on(session.append(&[504], Want::Logits)).unwrap();
@@ -206,7 +206,7 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     assert!(logits(engine().max_memory(GPU, small), true) == resident, "streamed from the host");
     assert!(logits(engine().max_memory(GPU, small).max_memory(Device::Cpu, Bytes::ZERO), true) == resident, "streamed from disk");
     for upload in [UploadPath::Mapped, UploadPath::Staged] {
-        let builder = Engine::builder(&model).plan_options(options(Some(upload))).max_memory(GPU, small);
+        let builder = Engine::builder(&model).plan_options(options(Some(upload))).device(DeviceChoice::Gpu).max_memory(GPU, small);
         assert!(logits(builder, true) == resident, "{upload}");
     }
     let limits = GpuLimits { max_buffer_bytes: Bytes::mib(16), max_binding_bytes: Bytes::mib(8), ..GpuLimits::default() };
