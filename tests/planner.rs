@@ -165,7 +165,7 @@ proptest! {
             }
             let Ok(other) = realise(&catalog, &model, &case.devices, &case.options, &placements) else { continue };
             let secs = exchange_secs(&other, &catalog, &model, &case.devices, &case.options);
-            prop_assert!(never_streams || least <= secs * WITHIN, "{least} s, where {secs} s is possible:\n{other}");
+            prop_assert!(never_streams || least <= secs * WITHIN, "{least} s, where {secs} s is possible:\n{other}\nnot\n{made}");
         }
     }
 }

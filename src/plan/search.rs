@@ -24,6 +24,8 @@ const N_SHAKEN: usize = 4;
 const N_IN_VAIN: usize = 30;
 /// Most slots that are tried.
 const N_SLOTS_TRIED: usize = 4;
+/// Rounds in which the size of slots is settled.
+const N_SLOT_ROUNDS: usize = 16;
 /// A change is worth making where it saves this share of the time: smaller ones only make plans ragged.
 const LEAST_GAIN: f64 = 1e-3;
 
@@ -257,14 +259,22 @@ impl<'a> Search<'a> {
     }
 
     /// The largest slots that `room` is enough for, and the parameters of the dispatches that cutting for them adds: smaller
-    /// slots mean more dispatches.
+    /// slots mean more dispatches, whose parameters make the slots smaller, settled in a few rounds.
     fn largest_slot(&self, sketch: &Sketch, worker: usize, room: Bytes, copies: u64, largest: Bytes) -> Option<(Bytes, Bytes)> {
         let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
-        let sizes = (1..=8).rev().map(|eighths| Bytes(room.0 / 8 * eighths / copies).align_down(SLICE_ALIGNMENT).min(largest));
-        let with_params =
-            |slot_bytes: Bytes| (slot_bytes, self.site.workers[worker].params_bytes(self.n_more_dispatches(sketch, worker, slot_bytes)));
-        let fits = |(slot_bytes, params): &(Bytes, Bytes)| *slot_bytes >= least && slot_bytes.times(copies) + *params <= room;
-        sizes.map(with_params).find(fits)
+        let mut params = Bytes::ZERO;
+        for _ in 0..N_SLOT_ROUNDS {
+            let slot_bytes = Bytes(room.saturating_sub(params).0 / copies).align_down(SLICE_ALIGNMENT).min(largest);
+            if slot_bytes < least {
+                return None;
+            }
+            let needed = self.site.workers[worker].params_bytes(self.n_more_dispatches(sketch, worker, slot_bytes));
+            if slot_bytes.times(copies) + needed <= room {
+                return Some((slot_bytes, needed));
+            }
+            params = needed;
+        }
+        None
     }
 
     /// Dispatches that are added where the streamed units of `worker` are cut for slots of this size.
