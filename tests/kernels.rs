@@ -3,11 +3,10 @@
 mod common;
 
 use common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, run_all, upload};
+use tierflow::device::MatMulForm;
 use tierflow::dtype::DType;
 use tierflow::gpu::{Buffer, Gpu};
-use tierflow::kernels::{
-    Binding, add, add_bias, attention, gather_rows, kv_store, matmul, matmul_tile, matmul_vec, rms_norm, rope, swiglu,
-};
+use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, matmul_subgroup, rms_norm, rope, swiglu};
 
 /// Sums of products in another order than the reference's: roundings of f32, grown where a lone sum happens to cancel.
 const SUM_TOLERANCE: f32 = 1e-5;
@@ -138,17 +137,23 @@ fn a_token_of_a_batch_gives_the_bits_of_the_token_alone() {
 }
 
 #[test]
-fn both_forms_of_matmul_agree() {
+fn all_forms_of_matmul_agree() {
     for gpu in gpus() {
         for dtype in DType::ALL {
-            let product = Product::random(dtype, 65, 320, 6);
-            let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
-            let result = poisoned(gpu, product.output_len());
-            let bindings =
-                matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
-            for prepare in [matmul_vec::prepare, matmul_tile::prepare] {
-                run(gpu, &product.params, |buffer| prepare(gpu, buffer, &product.params, bindings));
-                assert_close(&output(gpu, &result, product.output_len()), &product.reference(), SUM_TOLERANCE, &dtype.to_string());
+            // Rows that end inside a lane's rows, and tokens that end inside a group of them.
+            for (n_rows, n_columns, n_tokens) in [(65, 320, 6), (1100, 96, 1), (33, 608, 19)] {
+                let product = Product::random(dtype, n_rows, n_columns, n_tokens);
+                let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
+                let result = poisoned(gpu, product.output_len());
+                let bindings =
+                    matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
+                let possible = matmul::forms(gpu, &product.params);
+                assert_eq!(possible.contains(&MatMulForm::Subgroup), gpu.subgroup_lanes == Some(matmul_subgroup::LANES), "{dtype}");
+                for form in [MatMulForm::Lane, MatMulForm::Workgroup, MatMulForm::Tile].into_iter().chain(possible) {
+                    run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, form));
+                    let what = format!("{form:?} of {n_rows} × {n_columns} × {n_tokens} {dtype}");
+                    assert_close(&output(gpu, &result, product.output_len()), &product.reference(), SUM_TOLERANCE, &what);
+                }
             }
         }
     }

@@ -23,7 +23,7 @@ macro_rules! members {
 /// Size, and name and offset of each member, of the Rust side of `stem`.
 fn rust_params(stem: &str) -> (usize, Members) {
     match stem {
-        "matmul_vec" | "matmul_tile" | "matmul_odd" => {
+        "matmul_vec" | "matmul_tile" | "matmul_subgroup" | "matmul_odd" => {
             members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype)
         }
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon),
@@ -44,9 +44,16 @@ fn rust_params(stem: &str) -> (usize, Members) {
 fn parse(kernel: &KernelSource) -> naga::Module {
     let module = naga::front::wgsl::parse_str(kernel.wgsl)
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.wgsl, kernel.stem)));
-    // WebGPU's base and nothing beyond: `unpack2x16float` belongs to it; f16, subgroups and immediates do not.
+    // WebGPU's base and nothing beyond: `unpack2x16float` belongs to it; f16, subgroups and immediates do not. One kernel is for
+    // adapters that have more.
     let base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), base);
+    let more = if kernel.stem == "matmul_subgroup" {
+        naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::SHADER_INT64
+    } else {
+        naga::valid::Capabilities::empty()
+    };
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), base | more);
+    validator.subgroup_operations(naga::valid::SubgroupOperationSet::all()).subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     if let Err(error) = validator.validate(&module) {
         panic!("{}", error.emit_to_string_with_path(kernel.wgsl, kernel.stem));
     }
@@ -132,8 +139,9 @@ fn every_shader_file_is_in_the_table_and_the_table_has_no_twins() {
 #[test]
 fn no_shader_uses_what_is_known_to_fail() {
     for kernel in KERNELS {
+        assert!(!kernel.wgsl.contains("subgroup") || kernel.stem == "matmul_subgroup", "{}: not every adapter has subgroups", kernel.stem);
         for (banned, why) in [
-            ("subgroup", "browsers and software adapters differ in it"),
+            ("subgroupBroadcastFirst", "a software adapter ends the process where it compiles it"),
             ("bitcast<vec2<f16>>", "naga compiles it wrongly; unpack2x16float is right"),
             ("enable f16", "not every adapter has it"),
             ("var<immediate>", "no browser has it"),

@@ -1,6 +1,7 @@
 //! Devices as plain data: what they are called, what they can hold and how fast they are. Knows no wgpu.
 
 mod choice;
+mod forms;
 pub mod haystack;
 mod max_memory;
 mod rates;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
+pub use forms::{MatMulForm, MatMulForms, TokenCount};
 pub use max_memory::MaxMemory;
 pub use rates::{Origin, Rates};
 pub use spec::{AdapterKind, DeviceSpec, GpuLimits, adapters_in_words};

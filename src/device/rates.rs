@@ -6,7 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{AdapterKind, Device};
+use crate::device::forms::nearest;
+use crate::device::{AdapterKind, Device, MatMulForms};
 use crate::dtype::DType;
 use crate::units::BytesPerSec;
 
@@ -36,6 +37,9 @@ pub struct Rates {
     /// Floating-point operations per second of a matrix × matrix product with many tokens (two per weight and token).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub matmul: BTreeMap<DType, f64>,
+    /// The forms of the matrix products that these rates hold for: the fastest on this adapter.
+    #[serde(skip_serializing_if = "MatMulForms::is_empty")]
+    pub forms: MatMulForms,
     /// Fixed cost of one more operation inside a submission, in seconds; on the host, of one more parallel product.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispatch_secs: Option<f64>,
@@ -150,6 +154,7 @@ impl Rates {
             readback: self.readback.or(other.readback),
             matvec: if self.matvec.is_empty() { other.matvec.clone() } else { self.matvec },
             matmul: if self.matmul.is_empty() { other.matmul.clone() } else { self.matmul },
+            forms: if self.forms.is_empty() { other.forms.clone() } else { self.forms },
             dispatch_secs: self.dispatch_secs.or(other.dispatch_secs),
             submit_secs: self.submit_secs.or(other.submit_secs),
             round_trip_secs: self.round_trip_secs.or(other.round_trip_secs),
@@ -194,19 +199,6 @@ impl Rates {
             (Device::Gpu(_), _) => gpu(300e9, 20e12, 12e9, 5e-6, 100e-6),
         }
     }
-}
-
-/// The value at `dtype`, else at the dtype most like it: blocks before plain numbers where it is one of blocks, then by bits.
-fn nearest<T: Copy>(by_dtype: &BTreeMap<DType, T>, dtype: DType) -> Option<T> {
-    let distance = |other: DType| {
-        let other_form = (other.block_len() > 1) != (dtype.block_len() > 1);
-        (other_form, (other.bits() - dtype.bits()).abs())
-    };
-    let by_distance = |a: &(&DType, &T), b: &(&DType, &T)| {
-        let (a, b) = (distance(*a.0), distance(*b.0));
-        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
-    };
-    by_dtype.iter().min_by(by_distance).map(|(_, value)| *value)
 }
 
 #[cfg(test)]

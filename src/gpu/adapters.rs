@@ -110,8 +110,11 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
         limits: Some(limits),
         rates: Rates::default(),
     };
-    let wanted =
-        wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+    let wanted = wgpu::Features::MAPPABLE_PRIMARY_BUFFERS
+        | wgpu::Features::SHADER_F16
+        | wgpu::Features::SHADER_INT64
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::TIMESTAMP_QUERY;
     let features = (adapter.features() & wanted).iter_names().map(|(name, _)| name.to_owned()).collect();
     let mut found = AdapterFound { spec, backend: info.backend, features, adapter };
     found.set_memory(whole, &source);

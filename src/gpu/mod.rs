@@ -31,6 +31,8 @@ pub struct Gpu {
     pub limits: GpuLimits,
     /// Whether a buffer may be mapped and read by shaders at once (`MAPPABLE_PRIMARY_BUFFERS`).
     pub mappable: bool,
+    /// Lanes of every subgroup, where all have the same number and shaders may use them and 64-bit words.
+    pub subgroup_lanes: Option<u32>,
     /// Every byte that [`Gpu::buffer`] gave out.
     pub ledger: Arc<Ledger>,
     pipelines: pipelines::PipelineCache,
@@ -47,10 +49,10 @@ impl Gpu {
     pub async fn open(found: &AdapterFound, budget: Bytes, limits: Option<GpuLimits>) -> Result<Gpu> {
         let adapter = &found.adapter;
         let required_limits = adapters::required_limits(&adapter.limits(), limits);
-        let mappable = adapter.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+        let features = adapter.features() & (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | SUBGROUP_FEATURES);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("tierflow"),
-            required_features: if mappable { wgpu::Features::MAPPABLE_PRIMARY_BUFFERS } else { wgpu::Features::empty() },
+            required_features: features,
             required_limits: required_limits.clone(),
             // Small blocks: memory that the allocator takes ahead of need would count against nobody's budget.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
@@ -74,7 +76,8 @@ impl Gpu {
             queue,
             spec,
             limits,
-            mappable,
+            mappable: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            subgroup_lanes: subgroup_lanes(adapter),
             faults,
         })
     }
@@ -115,6 +118,15 @@ impl Gpu {
     pub fn fault(&self, fault: impl Into<String>) -> Error {
         Error::Gpu { adapter: self.spec.name.clone(), fault: fault.into() }
     }
+}
+
+/// What kernels that pass values round in a subgroup need.
+const SUBGROUP_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_INT64);
+
+fn subgroup_lanes(adapter: &wgpu::Adapter) -> Option<u32> {
+    let info = adapter.get_info();
+    let is_fixed = info.subgroup_min_size == info.subgroup_max_size && adapter.features().contains(SUBGROUP_FEATURES);
+    is_fixed.then_some(info.subgroup_max_size)
 }
 
 /// What the driver said out of turn. The callbacks may run on any thread; only the first fault is kept, the rest follow from it.

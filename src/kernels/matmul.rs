@@ -3,14 +3,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, Needed, f32_bytes, is_software, matmul_odd, matmul_tile, matmul_vec, require};
+use super::{Binding, Needed, f32_bytes, is_software, matmul_odd, matmul_subgroup, matmul_tile, matmul_vec, require};
+use crate::device::{MatMulForm, TokenCount};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
-/// Most tokens for which hardware uses [`matmul_vec`]: beyond, decoding the weights for each four of them costs more than tiles do.
-/// Software always uses it: its lanes keep more in registers than a tile would save them.
-pub const MAX_VEC_TOKENS: u32 = 8;
+/// Most tokens of a product that counts as one of few: beyond, decoding the weights for each four of them costs more than tiles do.
+pub const MAX_FEW_TOKENS: u32 = 8;
 
 /// Params of every form.
 #[repr(C)]
@@ -52,6 +52,11 @@ impl Params {
         self.dtype().is_some_and(|dtype| dtype.block_len() > 1 || self.row_bytes().is_some_and(|bytes| bytes.is_multiple_of(16)))
     }
 
+    /// Whether this is a product of few tokens or of many.
+    pub fn token_count(&self) -> TokenCount {
+        if self.n_tokens <= MAX_FEW_TOKENS { TokenCount::Few } else { TokenCount::Many }
+    }
+
     /// Bytes of one row, or `None` where it is no whole number of blocks.
     pub fn row_bytes(&self) -> Option<u64> {
         self.dtype()?.size_bytes(u64::from(self.n_columns))
@@ -87,13 +92,44 @@ pub const fn dtype_code(dtype: DType) -> u32 {
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    if !params.has_whole_quads() {
-        matmul_odd::prepare(gpu, params_buffer, params, bindings)
-    } else if params.n_tokens > MAX_VEC_TOKENS && !is_software(gpu) {
-        matmul_tile::prepare(gpu, params_buffer, params, bindings)
-    } else {
-        matmul_vec::prepare(gpu, params_buffer, params, bindings)
+    match chosen(gpu, params) {
+        Some(form) => prepare_as(gpu, params_buffer, params, bindings, form),
+        None => matmul_odd::prepare(gpu, params_buffer, params, bindings),
     }
+}
+
+/// Makes the dispatch of this form.
+///
+/// # Errors
+/// As [`prepare`]; where the form is none of [`forms`].
+pub fn prepare_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, form: MatMulForm) -> Result<Dispatch> {
+    match form {
+        MatMulForm::Lane | MatMulForm::Workgroup => matmul_vec::prepare(gpu, params_buffer, params, bindings, form),
+        MatMulForm::Tile => matmul_tile::prepare(gpu, params_buffer, params, bindings),
+        MatMulForm::Subgroup => matmul_subgroup::prepare(gpu, params_buffer, params, bindings),
+    }
+}
+
+/// The forms that a product can take on this adapter: first what the kind of adapter suggests, then those to try. None where
+/// rows are no whole quads of words, which one kernel alone computes.
+pub fn forms(gpu: &Gpu, params: &Params) -> Vec<MatMulForm> {
+    if !params.has_whole_quads() {
+        return Vec::new();
+    }
+    let mut forms = match (is_software(gpu), params.token_count()) {
+        (true, _) => vec![MatMulForm::Subgroup, MatMulForm::Lane],
+        (false, TokenCount::Few) => vec![MatMulForm::Workgroup, MatMulForm::Lane, MatMulForm::Subgroup],
+        (false, TokenCount::Many) => vec![MatMulForm::Tile, MatMulForm::Subgroup],
+    };
+    forms.retain(|form| *form != MatMulForm::Subgroup || matmul_subgroup::is_possible(gpu, params));
+    forms
+}
+
+/// The form that was measured to be fastest, where the product can take it, else the first of [`forms`].
+fn chosen(gpu: &Gpu, params: &Params) -> Option<MatMulForm> {
+    let possible = forms(gpu, params);
+    let measured = params.dtype().and_then(|dtype| gpu.spec.rates.forms.of(dtype, params.token_count()));
+    measured.filter(|form| possible.contains(form)).or(possible.first().copied())
 }
 
 /// The bindings of `params` with the bytes that they demand.

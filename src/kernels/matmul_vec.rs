@@ -1,7 +1,8 @@
 //! Matrix × few vectors: reads each weight once for up to four tokens. Params, bindings and reference are in `matmul`.
 
 use super::matmul::{self, Bindings, Params};
-use super::{MATMUL_VEC, dispatch, fold, is_software, require};
+use super::{MATMUL_VEC, dispatch, fold, require};
+use crate::device::MatMulForm;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -18,19 +19,20 @@ struct Shape {
 
 /// One lane per row and no barrier. A software adapter loads for each lane alone and pays for each load, so neighbours gain
 /// nothing, and a lane uses what it loads for as many rows and tokens as its registers hold. Eight lanes are one of its vectors.
-const SOFTWARE: Shape = Shape { lanes: 1, workgroup: 8, rows: 8 };
+const LANE: Shape = Shape { lanes: 1, workgroup: 8, rows: 8 };
 
 /// A row's blocks are read side by side by the lanes of half a hardware wave or more.
-const HARDWARE: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
+const WORKGROUP: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
 
-/// Makes the dispatch; each row is whole quads of words, or of blocks.
+/// Makes the dispatch of [`MatMulForm::Lane`] or, for every other `form`, of [`MatMulForm::Workgroup`]; each row is whole quads
+/// of words, or of blocks.
 ///
 /// # Errors
 /// As [`matmul::prepare`].
-pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, form: MatMulForm) -> Result<Dispatch> {
     let needed = matmul::needed(gpu, MATMUL_VEC.stem, params, bindings)?;
     require(gpu, MATMUL_VEC.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
-    let shape = if is_software(gpu) { SOFTWARE } else { HARDWARE };
+    let shape = if form == MatMulForm::Lane { LANE } else { WORKGROUP };
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     let constants = [
         ("DTYPE", f64::from(params.dtype)),

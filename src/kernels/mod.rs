@@ -10,6 +10,7 @@ pub mod gather_rows;
 pub mod kv_store;
 pub mod matmul;
 pub mod matmul_odd;
+pub mod matmul_subgroup;
 pub mod matmul_tile;
 pub mod matmul_vec;
 pub mod rms_norm;
@@ -47,8 +48,21 @@ impl<'a> Binding<'a> {
 
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
-pub static KERNELS: [&KernelSource; 12] =
-    [&MATMUL_VEC, &MATMUL_TILE, &MATMUL_ODD, &RMS_NORM, &ROPE, &KV_STORE, &ATTENTION, &SWIGLU, &ADD, &ADD_BIAS, &GATHER_ROWS, &TOP_K];
+pub static KERNELS: [&KernelSource; 13] = [
+    &MATMUL_VEC,
+    &MATMUL_TILE,
+    &MATMUL_SUBGROUP,
+    &MATMUL_ODD,
+    &RMS_NORM,
+    &ROPE,
+    &KV_STORE,
+    &ATTENTION,
+    &SWIGLU,
+    &ADD,
+    &ADD_BIAS,
+    &GATHER_ROWS,
+    &TOP_K,
+];
 
 /// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
 macro_rules! wgsl {
@@ -60,6 +74,7 @@ macro_rules! wgsl {
 const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
 static MATMUL_VEC: KernelSource = row::<matmul::Params>("matmul_vec", wgsl!("matmul_vec", "decode"), MATMUL);
 static MATMUL_TILE: KernelSource = row::<matmul::Params>("matmul_tile", wgsl!("matmul_tile", "decode"), MATMUL);
+static MATMUL_SUBGROUP: KernelSource = row::<matmul::Params>("matmul_subgroup", wgsl!("matmul_subgroup", "decode"), MATMUL);
 static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);

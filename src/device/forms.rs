@@ -1,0 +1,100 @@
+//! Which form the matrix products take on an adapter. Plain data: the kernels know what the forms are, `machine` which is fastest.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dtype::DType;
+
+/// How a matrix product is spread over an adapter's lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatMulForm {
+    /// A lane has rows of its own, and no lane waits for another.
+    Lane,
+    /// The lanes of half a wave or more share a row and meet at barriers.
+    Workgroup,
+    /// Tiles of rows and tokens, decoded into workgroup memory.
+    Tile,
+    /// A lane has rows of its own; the inputs are passed round in the subgroup. Not every adapter can.
+    Subgroup,
+}
+
+/// Whether a product is of few tokens, as decoding is, or of many, as prompts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenCount {
+    /// Each weight is used a few times.
+    Few,
+    /// Each weight is used often.
+    Many,
+}
+
+/// The fastest forms that were measured, by dtype. Where a dtype has none, that of the nearest one measured stands for it;
+/// where none was measured, the kernels choose by the kind of adapter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MatMulForms {
+    /// For few tokens.
+    pub few: BTreeMap<DType, MatMulForm>,
+    /// For many tokens.
+    pub many: BTreeMap<DType, MatMulForm>,
+}
+
+impl MatMulForms {
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.few.is_empty() && self.many.is_empty()
+    }
+
+    /// The form for a product in `dtype`, where one was measured.
+    pub fn of(&self, dtype: DType, tokens: TokenCount) -> Option<MatMulForm> {
+        nearest(self.by_dtype(tokens), dtype)
+    }
+
+    /// Remembers the fastest form.
+    pub fn insert(&mut self, dtype: DType, tokens: TokenCount, form: MatMulForm) {
+        match tokens {
+            TokenCount::Few => self.few.insert(dtype, form),
+            TokenCount::Many => self.many.insert(dtype, form),
+        };
+    }
+
+    fn by_dtype(&self, tokens: TokenCount) -> &BTreeMap<DType, MatMulForm> {
+        match tokens {
+            TokenCount::Few => &self.few,
+            TokenCount::Many => &self.many,
+        }
+    }
+}
+
+/// The value at `dtype`, else at the dtype most like it: blocks before plain numbers where it is one of blocks, then by bits.
+pub(super) fn nearest<T: Copy>(by_dtype: &BTreeMap<DType, T>, dtype: DType) -> Option<T> {
+    let distance = |other: DType| {
+        let other_form = (other.block_len() > 1) != (dtype.block_len() > 1);
+        (other_form, (other.bits() - dtype.bits()).abs())
+    };
+    let by_distance = |a: &(&DType, &T), b: &(&DType, &T)| {
+        let (a, b) = (distance(*a.0), distance(*b.0));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    };
+    by_dtype.iter().min_by(by_distance).map(|(_, value)| *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_dtype_stands_for_one_that_was_not_measured() {
+        let mut forms = MatMulForms::default();
+        assert!(forms.is_empty() && forms.of(DType::F16, TokenCount::Few).is_none());
+        forms.insert(DType::F16, TokenCount::Few, MatMulForm::Workgroup);
+        forms.insert(DType::Q4_0, TokenCount::Few, MatMulForm::Subgroup);
+        assert_eq!(forms.of(DType::BF16, TokenCount::Few), Some(MatMulForm::Workgroup));
+        assert_eq!(forms.of(DType::Q8_0, TokenCount::Few), Some(MatMulForm::Subgroup));
+        assert_eq!(forms.of(DType::Q8_0, TokenCount::Many), None);
+        let text = serde_json::to_string(&forms).unwrap();
+        assert_eq!(text, r#"{"few":{"F16":"workgroup","Q4_0":"subgroup"},"many":{}}"#);
+        assert_eq!(serde_json::from_str::<MatMulForms>(&text).unwrap(), forms);
+    }
+}
