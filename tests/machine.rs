@@ -151,7 +151,7 @@ fn what_is_printed_is_read_back_and_measured_rates_are_kept() {
     // A cache of another version is measured anew, not believed and not refused.
     let cache = home.path("cache").join("rates.json");
     let kept = std::fs::read_to_string(&cache).unwrap();
-    std::fs::write(&cache, kept.replace("\"version\": 2", "\"version\": 1")).unwrap();
+    std::fs::write(&cache, kept.replace("\"version\": 3", "\"version\": 1")).unwrap();
     assert!(rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "cpu").is_empty());
 }
 

@@ -22,7 +22,7 @@ use crate::error::Error;
 pub use bench::{BenchArgs, BenchOutput};
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
-pub use model::{CacheArgs, GpuLayers, IoArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
+pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, ObjectiveArg};
 
 /// The whole command line.

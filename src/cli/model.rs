@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
+use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::terminal::{Progress, Visibility};
-use crate::device::GpuLimits;
+use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
 use crate::error::{Error, Result};
 use crate::machine::Measure;
@@ -69,7 +69,11 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
     });
     let measure = if placement.no_measure { Measure::Never } else { Measure::Quick };
     let builder = Engine::builder(model).device(placement.device).io(io).limits(limits).plan_options(options);
-    Ok(builder.measure(measure).virtual_gpus(placement.virtual_gpus as usize))
+    let kernels = match placement.kernels {
+        KernelsArg::Auto => KernelChoice::Auto,
+        KernelsArg::Portable => KernelChoice::Portable,
+    };
+    Ok(builder.measure(measure).kernels(kernels).virtual_gpus(placement.virtual_gpus as usize))
 }
 
 /// The rule by which weights find their homes; a map is read from its file.

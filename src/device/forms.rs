@@ -29,6 +29,18 @@ pub enum TokenCount {
     Many,
 }
 
+/// Which kernels an adapter may run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelChoice {
+    /// The fastest that were measured, of all that it can run.
+    #[default]
+    Auto,
+    /// Those that every adapter runs, as its kind suggests them: the same on machines whose measurements differ, and a way
+    /// round a driver that fails with others. Predictions still rest on the fastest.
+    Portable,
+}
+
 /// The fastest forms that were measured, by dtype. Where a dtype has none, that of the nearest one measured stands for it;
 /// where none was measured, the kernels choose by the kind of adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
-pub use forms::{MatMulForm, MatMulForms, TokenCount};
+pub use forms::{KernelChoice, MatMulForm, MatMulForms, TokenCount};
 pub use max_memory::MaxMemory;
 pub use rates::{Origin, Rates};
 pub use spec::{AdapterKind, DeviceSpec, GpuLimits, adapters_in_words};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, Rates, adapters_in_words};
+use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, adapters_in_words};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound};
@@ -27,6 +27,7 @@ pub struct EngineBuilder {
     compute_on: Option<Vec<Device>>,
     n_virtual: usize,
     measure: Measure,
+    kernels: KernelChoice,
     machine: Option<Vec<DeviceSpec>>,
 }
 
@@ -76,6 +77,7 @@ impl EngineBuilder {
             compute_on: None,
             n_virtual: 1,
             measure: Measure::Quick,
+            kernels: KernelChoice::default(),
             machine: None,
         }
     }
@@ -152,6 +154,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Which kernels adapters may run; the fastest unless told otherwise.
+    #[must_use]
+    pub fn kernels(mut self, kernels: KernelChoice) -> EngineBuilder {
+        self.kernels = kernels;
+        self
+    }
+
     /// Plans for this machine, which need not be here (see [`machine::read_devices_file`]); such a plan cannot be loaded.
     #[must_use]
     pub fn machine(mut self, devices: Vec<DeviceSpec>) -> EngineBuilder {
@@ -223,6 +232,7 @@ impl EngineBuilder {
         if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
             found.spec.limits = Some(asked.within(own));
         }
+        found.kernels = self.kernels;
         // An adapter that cannot be opened says so when it is loaded; a plan needs no more than its specs.
         found.spec.rates = machine::rates_of(found, self.measure).await.unwrap_or_else(|error| {
             tracing::warn!("the rates of {} were not measured: {error}", found.spec.name);

@@ -1,6 +1,6 @@
 //! Which adapters there are, as device specs. Opens none of them.
 
-use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates, vendor};
+use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, KernelChoice, Rates, vendor};
 use crate::error::{Error, Result};
 use crate::platform::{Heap, largest_local_heap};
 use crate::units::Bytes;
@@ -16,6 +16,8 @@ pub struct AdapterFound {
     pub backend: wgpu::Backend,
     /// Features that kernels or uploads could use, by wgpu's names.
     pub features: Vec<String>,
+    /// Which kernels it may run.
+    pub kernels: KernelChoice,
 }
 
 /// Share of the memory that is left to others when no budget is given.
@@ -116,7 +118,7 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
         | wgpu::Features::SUBGROUP
         | wgpu::Features::TIMESTAMP_QUERY;
     let features = (adapter.features() & wanted).iter_names().map(|(name, _)| name.to_owned()).collect();
-    let mut found = AdapterFound { spec, backend: info.backend, features, adapter };
+    let mut found = AdapterFound { spec, backend: info.backend, features, kernels: KernelChoice::Auto, adapter };
     found.set_memory(whole, &source);
     found
 }

@@ -9,7 +9,7 @@ mod readback;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::device::{DeviceSpec, GpuLimits};
+use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulForms};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 pub use adapters::{AdapterFound, divided, list};
@@ -31,7 +31,7 @@ pub struct Gpu {
     pub limits: GpuLimits,
     /// Whether a buffer may be mapped and read by shaders at once (`MAPPABLE_PRIMARY_BUFFERS`).
     pub mappable: bool,
-    /// Lanes of every subgroup, where all have the same number and shaders may use them and 64-bit words.
+    /// Lanes of every subgroup, where all have the same number and kernels may use them and 64-bit words.
     pub subgroup_lanes: Option<u32>,
     /// Every byte that [`Gpu::buffer`] gave out.
     pub ledger: Arc<Ledger>,
@@ -67,7 +67,10 @@ impl Gpu {
         let faults = Arc::new(Faults::default());
         faults.listen(&device);
         let limits = adapters::limits_in_force(&required_limits);
-        let spec = DeviceSpec { limits: Some(limits), ..found.spec.clone() };
+        let mut spec = DeviceSpec { limits: Some(limits), ..found.spec.clone() };
+        if found.kernels == KernelChoice::Portable {
+            spec.rates.forms = MatMulForms::default();
+        }
         Ok(Gpu {
             pipelines: pipelines::PipelineCache::default(),
             readback: Mutex::new(None),
@@ -77,7 +80,7 @@ impl Gpu {
             spec,
             limits,
             mappable: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
-            subgroup_lanes: subgroup_lanes(adapter),
+            subgroup_lanes: subgroup_lanes(found),
             faults,
         })
     }
@@ -123,10 +126,10 @@ impl Gpu {
 /// What kernels that pass values round in a subgroup need.
 const SUBGROUP_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_INT64);
 
-fn subgroup_lanes(adapter: &wgpu::Adapter) -> Option<u32> {
-    let info = adapter.get_info();
-    let is_fixed = info.subgroup_min_size == info.subgroup_max_size && adapter.features().contains(SUBGROUP_FEATURES);
-    is_fixed.then_some(info.subgroup_max_size)
+fn subgroup_lanes(found: &AdapterFound) -> Option<u32> {
+    let info = found.adapter.get_info();
+    let is_fixed = info.subgroup_min_size == info.subgroup_max_size && found.adapter.features().contains(SUBGROUP_FEATURES);
+    (is_fixed && found.kernels == KernelChoice::Auto).then_some(info.subgroup_max_size)
 }
 
 /// What the driver said out of turn. The callbacks may run on any thread; only the first fault is kept, the rest follow from it.

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use super::effort::{Effort, middle, time};
+use super::forms;
 use super::products::{self, weight_bytes};
-use crate::device::{AdapterKind, Rates};
+use crate::device::{AdapterKind, MatMulForm, MatMulForms, Rates};
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use crate::kernels::{Binding, matmul};
@@ -35,9 +36,13 @@ const N_SUBMISSIONS: u32 = 16;
 pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rates> {
     let pool_size = pool_size(found);
     let budget = pool_size + VALUES.times(2) + TRANSFER.times(8);
-    let gpu = Gpu::open(found, budget, None).await?;
+    let mut gpu = Gpu::open(found, budget, None).await?;
+    // Of the forms of a product, the rates are those of the fastest, which is found first.
+    gpu.spec.rates.forms = Bench::new(&gpu, pool_size).await?.fastest_forms(effort)?;
+    let effort = &effort.anew();
     let held = vec![0x2A_u8; HELD.0 as usize];
-    let mut rates = Rates { upload_staged: Some(upload(&gpu, effort, Upload::Staged, &held).await?), ..Rates::default() };
+    let upload_staged = Some(upload(&gpu, effort, Upload::Staged, &held).await?);
+    let mut rates = Rates { upload_staged, forms: gpu.spec.rates.forms.clone(), ..Rates::default() };
     if gpu.mappable {
         rates.upload_mapped = Some(upload(&gpu, effort, Upload::Mapped, &held).await?);
     }
@@ -179,27 +184,40 @@ impl<'a> Bench<'a> {
 
     /// Compiles every form of the product; the median of the seconds that each took.
     fn compile(&self) -> Result<f64> {
-        let secs = products::forms().map(|params| time(|| self.dispatch(&params, 0).map(drop)));
+        let secs = products::forms().map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
         Ok(middle(secs.collect::<Result<_>>()?))
     }
 
-    fn dispatch(&self, params: &matmul::Params, weight_begin: u64) -> Result<Dispatch> {
+    fn fastest_forms(mut self, effort: &Effort) -> Result<MatMulForms> {
+        let gpu = self.gpu;
+        forms::measure(effort, |params| matmul::forms(gpu, params), |params, form| self.run_as(params, Some(form), 1))
+    }
+
+    /// The dispatch of a product in this form, or in that which suits it.
+    fn dispatch(&self, params: &matmul::Params, form: Option<MatMulForm>, weight_begin: u64) -> Result<Dispatch> {
         let bindings = matmul::Bindings {
             weight: Binding::part(&self.pool, weight_begin, weight_bytes(params)),
             input: Binding::whole(&self.input),
             output: Binding::whole(&self.output),
         };
-        matmul::prepare(self.gpu, self.params.buffer(), params, bindings)
+        match form {
+            Some(form) => matmul::prepare_as(self.gpu, self.params.buffer(), params, bindings, form),
+            None => matmul::prepare(self.gpu, self.params.buffer(), params, bindings),
+        }
     }
 
     /// Seconds of `repeats` products in one submission, as the engine records and runs them: each waits for the one before.
     fn run(&mut self, params: &matmul::Params, repeats: usize) -> Result<f64> {
+        self.run_as(params, None, repeats)
+    }
+
+    fn run_as(&mut self, params: &matmul::Params, form: Option<MatMulForm>, repeats: usize) -> Result<f64> {
         self.params.clear();
         let offset = self.params.push(self.gpu, params)?;
         self.params.upload(self.gpu);
         let stride = Bytes(weight_bytes(params)).align_up(WEIGHT_ALIGNMENT).0;
         let n_places = (self.pool.size() / stride).clamp(1, MAX_PLACES.min(repeats as u64));
-        let dispatches = (0..n_places).map(|place| self.dispatch(params, place * stride)).collect::<Result<Vec<_>>>()?;
+        let dispatches = (0..n_places).map(|place| self.dispatch(params, form, place * stride)).collect::<Result<Vec<_>>>()?;
         time(|| {
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&Default::default());

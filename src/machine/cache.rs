@@ -11,7 +11,7 @@ use crate::platform;
 use crate::units::Bytes;
 
 /// Form of the file, and meaning of its figures. A file of another version is measured anew.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
@@ -90,7 +90,7 @@ mod tests {
         write(&path, &File { rates: kept.clone(), ..File::default() });
         assert_eq!(read(&path).rates, kept);
         let text = std::fs::read_to_string(&path).unwrap();
-        for broken in [text.replace("\"version\": 2", "\"version\": 1"), text[..text.len() / 2].to_owned(), "{\"disk\": {}}".to_owned()] {
+        for broken in [text.replace("\"version\": 3", "\"version\": 1"), text[..text.len() / 2].to_owned(), "{\"disk\": {}}".to_owned()] {
             std::fs::write(&path, &broken).unwrap();
             assert!(read(&path).rates.is_empty(), "{broken}");
         }

@@ -14,6 +14,8 @@ pub(super) struct Effort {
     pub(super) disk_secs: f64,
     /// Runs per figure.
     n_runs: usize,
+    /// How long all may take.
+    length: Duration,
     deadline: Instant,
 }
 
@@ -25,7 +27,13 @@ impl Effort {
             Measure::Quick => (0.005, 0.25, 5, 0.8),
             Measure::Full => (0.03, 1.5, 9, 8.0),
         };
-        Some(Effort { secs_per_run, disk_secs, n_runs, deadline: Instant::now() + Duration::from_secs_f64(secs) })
+        let length = Duration::from_secs_f64(secs);
+        Some(Effort { secs_per_run, disk_secs, n_runs, length, deadline: Instant::now() + length })
+    }
+
+    /// The same effort once more, from now on.
+    pub(super) fn anew(&self) -> Effort {
+        Effort { deadline: Instant::now() + self.length, ..*self }
     }
 
     /// The least of what `run` returns, over all runs: whatever else the machine does only ever adds time. Past the deadline one
@@ -47,8 +55,13 @@ impl Effort {
         Ok(best)
     }
 
+    /// Whether all the time is spent.
+    pub(super) fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
     fn wants_more(&self, done: usize) -> bool {
-        done < self.n_runs && Instant::now() < self.deadline
+        done < self.n_runs && !self.is_over()
     }
 }
 

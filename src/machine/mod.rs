@@ -6,6 +6,7 @@ mod cache;
 mod devices_file;
 mod disk;
 mod effort;
+mod forms;
 mod host;
 mod memory;
 mod products;

@@ -128,6 +128,9 @@ pub struct PlacementArgs {
     /// Way of weights to the GPU; auto measures and takes the faster
     #[arg(long, env = "TIERFLOW_UPLOAD", value_name = "PATH", default_value = "auto")]
     pub upload: UploadArg,
+    /// Kernels of adapters; auto takes the fastest that were measured, portable those that every adapter runs
+    #[arg(long, env = "TIERFLOW_KERNELS", value_name = "CHOICE", default_value = "auto")]
+    pub kernels: KernelsArg,
     /// Threads of the host
     #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: Option<u32>,
@@ -236,6 +239,15 @@ pub enum IoArg {
     Mmap,
     /// Through reads at positions.
     Pread,
+}
+
+/// Kernels that adapters run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KernelsArg {
+    /// The fastest that were measured.
+    Auto,
+    /// Those that every adapter runs.
+    Portable,
 }
 
 /// Ways of weights to the GPU.
