@@ -22,8 +22,8 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
         let _ = rayon::ThreadPoolBuilder::new().num_threads(n_threads as usize).build_global();
     }
     let kv_dtype = match placement.kv_dtype()? {
-        None | Some(KvDtypeArg::F32) => KvDType::F32,
-        Some(KvDtypeArg::F16) => KvDType::F16,
+        None | Some(KvDtypeArg::F16) => KvDType::F16,
+        Some(KvDtypeArg::F32) => KvDType::F32,
     };
     let io = match placement.io {
         None | Some(IoArg::Pread) => IoMode::Pread,

@@ -198,7 +198,7 @@ impl Default for PlanOptions {
             n_seqs: 0,
             ubatch_size: None,
             logit_rows: 1,
-            kv_dtype: KvDType::F32,
+            kv_dtype: KvDType::F16,
             resident_layers: ResidentLayers::Auto,
             n_slots: None,
             lookahead: None,
