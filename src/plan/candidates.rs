@@ -18,6 +18,8 @@ use crate::weights::Catalog;
 
 /// Most sequences that the planner puts side by side by itself.
 const N_SEQS_MAX: usize = 256;
+/// Percent of every budget that sketches leave free: none, and more where no plan can be built of what was found.
+const SKETCH_MARGINS: [u64; 3] = [0, 1, 5];
 
 /// A plan that could be taken, and how long the exchange takes with it.
 struct Candidate {
@@ -167,17 +169,20 @@ fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes], effort:
     let mut improved = Vec::new();
     let share = effort / candidates.len();
     for shape in shapes {
-        let mut search = Search::new(site, &machine, shape, budgets, phases(site, shape), stays);
         let own = candidates.iter().filter(|candidate| candidate.shape == shape);
-        let mut seeds = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots));
-        let all = search.all(shape.n_slots, effort);
-        let mut found = all.unwrap_or_else(|| seeds.by_ref().filter_map(|seed| search.improve(seed, share)).collect());
-        found.sort_by(|a, b| a.1.total_cmp(&b.1));
-        // What looks best in a sketch need not be buildable to the byte: the next one then is.
-        let built = found.into_iter().find_map(|(sketch, _)| {
-            let shape = Shape { n_slots: sketch.n_slots, ..shape };
-            let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
-            Some(Candidate { secs: secs_of(site, &plan), plan, shape })
+        let seeds: Vec<Sketch> = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots)).collect();
+        // What looks best in a sketch need not be buildable to the byte: the next one then is, or one that leaves a little room.
+        let built = SKETCH_MARGINS.into_iter().find_map(|margin| {
+            let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
+            let mut search = Search::new(site, &machine, shape, &less, phases(site, shape), stays);
+            let all = search.all(shape.n_slots, effort);
+            let mut found = all.unwrap_or_else(|| seeds.iter().filter_map(|seed| search.improve(seed.clone(), share)).collect());
+            found.sort_by(|a, b| a.1.total_cmp(&b.1));
+            found.into_iter().find_map(|(sketch, _)| {
+                let shape = Shape { n_slots: sketch.n_slots, ..shape };
+                let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
+                Some(Candidate { secs: secs_of(site, &plan), plan, shape })
+            })
         });
         improved.extend(built);
     }
