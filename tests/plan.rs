@@ -289,7 +289,7 @@ proptest! {
                     }
                 }
             }
-            Err(Error::DoesNotFit { device, needed, available, .. }) => {
+            Err(Error::ExceedsLimit { device, needed, available, .. }) => {
                 prop_assert!(device.contains("binding") && needed > available, "{} {:?} {:?}", device, needed, available);
             }
             Err(other) => return Err(proptest::test_runner::TestCaseError::fail(other.to_string())),

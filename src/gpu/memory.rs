@@ -143,10 +143,12 @@ impl Gpu {
             advice: advice.to_owned(),
         };
         if size > self.limits.max_buffer_bytes {
-            return Err(does_not_fit(
-                self.limits.max_buffer_bytes,
-                "this is the adapter's largest buffer: the tensor must be cut into slices",
-            ));
+            return Err(Error::ExceedsLimit {
+                device: format!("{} ({label})", self.spec.device),
+                needed: size,
+                available: self.limits.max_buffer_bytes,
+                advice: "this is the adapter's largest buffer: the tensor must be cut into slices".into(),
+            });
         }
         self.ledger
             .take(size, purpose)

@@ -1,6 +1,6 @@
 //! Probes of an adapter: both ways up, the way back, submissions, compilation and products.
 
-use std::time::Instant;
+use crate::platform::clock::Instant;
 
 use super::effort::{Effort, middle, time};
 use super::products::{self, weight_bytes};

@@ -1,8 +1,13 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
+#[cfg(target_arch = "wasm32")]
+mod browser;
+pub(crate) mod clock;
+mod completions;
 mod direct;
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
+mod folder;
 mod gpu_memory;
 #[cfg(not(target_arch = "wasm32"))]
 mod host;
@@ -14,9 +19,23 @@ mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
 
+use crate::units::Bytes;
+#[cfg(target_arch = "wasm32")]
+pub use browser::{MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, with_temporary_file, write_atomically};
+pub use completions::Completions;
 pub use direct::DirectBuffer;
+pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
 #[cfg(not(target_arch = "wasm32"))]
-pub use host::{HostMemory, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, write_atomically};
+pub use host::{MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, with_temporary_file, write_atomically};
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
+
+/// The host's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostMemory {
+    /// What is built in, or what a container grants.
+    pub total: Bytes,
+    /// What could be used now without swapping.
+    pub available: Bytes,
+}
