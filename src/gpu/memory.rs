@@ -25,7 +25,9 @@ impl Deref for Buffer {
 }
 
 impl Drop for Buffer {
+    /// What was submitted with it still finds it; but no garbage collector of a browser is waited for, which sees no memory of GPUs.
     fn drop(&mut self) {
+        self.buffer.destroy();
         self.ledger.give_back(Bytes(self.buffer.size()), self.purpose);
     }
 }

@@ -1,13 +1,12 @@
 //! Probes of an adapter: both ways up, the way back, submissions, compilation and products.
 
-use crate::platform::clock::Instant;
-
 use super::effort::{Effort, middle, time};
 use super::products::{self, weight_bytes};
 use crate::device::{AdapterKind, Rates};
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use crate::kernels::{Binding, matmul};
+use crate::platform::clock::Instant;
 use crate::units::{Bytes, BytesPerSec};
 
 /// What one transfer moves: a piece as streaming has them.

@@ -1,6 +1,5 @@
 //! How fast a disk is read in the way that streaming reads it: two threads, a few MiB at a time, past the page cache.
 
-use crate::platform::clock::Instant;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::effort::Effort;
 use crate::device::Rates;
 use crate::error::{Error, Result};
+use crate::platform::clock::Instant;
 use crate::platform::{self, DirectBuffer, IoMode};
 use crate::units::{Bytes, BytesPerSec};
 
@@ -45,7 +45,7 @@ pub(super) fn subject(model: Option<&Path>) -> Subject {
         return Subject::File(path);
     }
     let caches = platform::cache_folder().filter(|folder| std::fs::create_dir_all(folder).is_ok());
-    Subject::NewIn(caches.unwrap_or_else(std::env::temp_dir))
+    Subject::NewIn(caches.unwrap_or_else(platform::temporary_folder))
 }
 
 /// `path` itself, or the largest file in it, with its size.

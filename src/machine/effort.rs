@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use crate::platform::clock::Instant;
-
 use super::Measure;
 use crate::error::Result;
-use crate::platform;
+use crate::platform::{self, clock::Instant};
 
 /// The length and number of runs, and the time by which all should be done.
 #[derive(Debug)]

@@ -37,6 +37,11 @@ pub fn cache_folder() -> Option<PathBuf> {
     None
 }
 
+/// There is no folder.
+pub fn temporary_folder() -> PathBuf {
+    PathBuf::new()
+}
+
 /// There is no file system.
 pub fn file_system_of(_path: &Path) -> Option<String> {
     None

@@ -43,7 +43,8 @@ impl Folder {
             Folder::Path(folder) => {
                 let failed = |source| Error::io("list", folder.display(), source);
                 let entries = std::fs::read_dir(folder).map_err(failed)?;
-                let name = |entry: std::io::Result<std::fs::DirEntry>| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+                let name =
+                    |entry: std::io::Result<std::fs::DirEntry>| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
                 entries.map(name).collect::<Result<_>>()?
             }
             Folder::Sources(sources) => sources.iter().map(|source| source.path().to_owned()).collect(),

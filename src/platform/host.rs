@@ -86,6 +86,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Where files may lie that nobody will miss.
+pub fn temporary_folder() -> PathBuf {
+    std::env::temp_dir()
+}
+
 /// Makes a file in `folder`, lets `fill` write it, brings it to its disk, and shows it to `read`; then it is gone.
 ///
 /// # Errors

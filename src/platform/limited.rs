@@ -23,6 +23,7 @@ impl Deadline {
 }
 
 /// Why [`run_limited`] has no answer.
+#[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "there it always has one"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfinished {
     /// It ran past the limit; its thread is left to come to its own end.

@@ -1,7 +1,5 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
-#[cfg(target_arch = "wasm32")]
-mod browser;
 pub(crate) mod clock;
 mod completions;
 mod direct;
@@ -9,7 +7,7 @@ mod direct;
 mod file;
 mod folder;
 mod gpu_memory;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg_attr(target_arch = "wasm32", path = "browser.rs")]
 mod host;
 pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
@@ -20,14 +18,14 @@ mod source;
 mod vulkan_memory;
 
 use crate::units::Bytes;
-#[cfg(target_arch = "wasm32")]
-pub use browser::{MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, with_temporary_file, write_atomically};
 pub use completions::Completions;
 pub use direct::DirectBuffer;
 pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
-#[cfg(not(target_arch = "wasm32"))]
-pub use host::{MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, with_temporary_file, write_atomically};
+pub use host::{
+    MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
+    write_atomically,
+};
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
 

@@ -38,7 +38,9 @@ impl ModelDefaults {
     /// Those in `generation_config.json`, if there is one.
     pub fn from_folder(folder: impl Into<Folder>) -> Result<ModelDefaults> {
         let folder = folder.into();
-        let Some(config) = files::read_json::<GenerationConfig>(&folder, "generation_config.json", MAX_CONFIG_BYTES)? else { return Ok(ModelDefaults::default()) };
+        let Some(config) = files::read_json::<GenerationConfig>(&folder, "generation_config.json", MAX_CONFIG_BYTES)? else {
+            return Ok(ModelDefaults::default());
+        };
         let greedy = config.do_sample == Some(false);
         let defaults = ModelDefaults {
             temperature: if greedy { Some(0.0) } else { config.temperature },

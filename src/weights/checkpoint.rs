@@ -84,7 +84,10 @@ impl Checkpoint {
         }
         match folder.names_with("gguf")?.as_slice() {
             [only] => Checkpoint::open_gguf(folder.open(only, IoMode::Pread)?),
-            [] => Err(Error::invalid_file(&folder, "is no GGUF file, and there is no config.json; give a .gguf file or all files of a model's folder")),
+            [] => Err(Error::invalid_file(
+                &folder,
+                "is no GGUF file, and there is no config.json; give a .gguf file or all files of a model's folder",
+            )),
             [_, ..] => Err(Error::invalid_file(&folder, "is one of several .gguf files; give one of them")),
         }
     }

@@ -73,7 +73,10 @@ fn read_all(files: &platform::Folder, names: &[String], io: IoMode, index: Optio
         let absent = index.weight_map.iter().find(|(name, shard)| holders.get(*name) != Some(shard));
         if let Some((name, _)) = absent {
             let shard = index.holder(name).and_then(|shard| index.shards.get(shard as usize)).map_or("", String::as_str);
-            return Err(Error::invalid_file(files.path_of(INDEX_NAME), format!("says that tensor `{name}` is in `{shard}`, which lacks it")));
+            return Err(Error::invalid_file(
+                files.path_of(INDEX_NAME),
+                format!("says that tensor `{name}` is in `{shard}`, which lacks it"),
+            ));
         }
     }
     folder.catalog = Catalog::new(shards, tensors);

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::steps::{self, Failure, Result, announce};
 use crate::model;
+use crate::steps::{self, Failure, Result, announce};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const WASM: &str = "wasm32-unknown-unknown/web/tierflow_web.wasm";

@@ -20,7 +20,8 @@ pub fn bundle(wasm: &Path, web: &Path) -> Result<(), String> {
         }
     }
     let mut bindgen = Bindgen::new();
-    bindgen.input_path(wasm).out_name("tierflow").typescript(true).remove_name_section(true).remove_producers_section(true);
+    bindgen.input_path(wasm).out_name("tierflow").typescript(true).omit_default_module_path(false);
+    bindgen.remove_name_section(true).remove_producers_section(true);
     let made = bindgen.web(true).and_then(|bindgen| bindgen.generate(dist.join("wasm")));
     made.map_err(|error| format!("cannot bind {}: {error:#}", wasm.display()))
 }

@@ -190,7 +190,9 @@ mod tests {
         for path in ["/page/index.html", "/page/", "/page", "//page//index.html"] {
             assert_eq!(site.find(path), Some(folder.join("page/index.html")), "{path}");
         }
-        for path in ["/../secret", "/page/../../secret", "/page/..", "/nothing", "/", "/page\\..\\secret", "/models/other", "/models/../secret"] {
+        for path in
+            ["/../secret", "/page/../../secret", "/page/..", "/nothing", "/", "/page\\..\\secret", "/models/other", "/models/../secret"]
+        {
             assert_eq!(site.find(path), None, "{path}");
         }
         assert_eq!(site.find("/models/m.gguf"), Some(root.join("secret")));

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use js_sys::Function;
+use tierflow::Error;
 use tierflow::engine::{Inspection, LoadProgress, Prepared};
 use tierflow::machine::parse_devices;
 use tierflow::weights::Checkpoint;
-use tierflow::Error;
 use wasm_bindgen::prelude::*;
 
 use crate::engine::Engine;
