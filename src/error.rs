@@ -83,6 +83,18 @@ pub enum Error {
         /// The option to change.
         advice: String,
     },
+    /// A limit of an adapter stands in the way, whatever its budget.
+    #[error("exceeds a limit of {device}: needs {needed}, may have {available}; {advice}")]
+    ExceedsLimit {
+        /// The adapter.
+        device: String,
+        /// What is needed at once.
+        needed: Bytes,
+        /// The most that the adapter takes.
+        available: Bytes,
+        /// What to change.
+        advice: String,
+    },
     /// The prompt and its answer need more positions than the context has.
     #[error("the prompt has {needed} tokens and the context holds {available}; raise --ctx-size or shorten the prompt")]
     ContextFull {
@@ -121,6 +133,14 @@ pub enum Error {
         /// What it said, and what to do.
         fault: String,
     },
+    /// The adapter was taken away: its driver was reset, or the browser needed its memory.
+    #[error("{adapter}: {fault}")]
+    DeviceLost {
+        /// The adapter's name.
+        adapter: String,
+        /// What the driver said, and what to do.
+        fault: String,
+    },
     /// The logits hold a NaN or an infinity: broken weights or a broken driver.
     #[error(
         "the model computed {value} as the score of token {token}; its weights (or the GPU driver) are broken: compare with --device cpu"
@@ -149,7 +169,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::InvalidArgument { .. } => 2,
-            Error::DoesNotFit { .. } => 3,
+            Error::DoesNotFit { .. } | Error::ExceedsLimit { .. } => 3,
             Error::NoGpu { .. } => 4,
             Error::Interrupted => 130,
             _ => 1,

@@ -62,7 +62,11 @@ pub struct Generation<'s, 'a> {
 
 impl<'a> Session<'a> {
     pub(crate) fn new(engine: &'a mut Engine) -> Session<'a> {
-        Session { engine, tokens: Vec::new(), cancelled: Arc::default() }
+        Session::resumed(engine, Vec::new())
+    }
+
+    pub(crate) fn resumed(engine: &'a mut Engine, tokens: Vec<u32>) -> Session<'a> {
+        Session { engine, tokens, cancelled: Arc::default() }
     }
 
     /// The engine it runs on.

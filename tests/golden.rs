@@ -205,7 +205,7 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     let small = Bytes::mib(24);
     assert!(logits(engine().max_memory(GPU, small), true) == resident, "streamed from the host");
     assert!(logits(engine().max_memory(GPU, small).max_memory(Device::Cpu, Bytes::ZERO), true) == resident, "streamed from disk");
-    for upload in [UploadPath::Mapped, UploadPath::Staged] {
+    for upload in [UploadPath::Mapped, UploadPath::Staged, UploadPath::Written] {
         let builder = Engine::builder(&model).plan_options(options(Some(upload))).device(DeviceChoice::Gpu).max_memory(GPU, small);
         assert!(logits(builder, true) == resident, "{upload}");
     }

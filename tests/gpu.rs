@@ -52,7 +52,7 @@ fn artificial_limits_are_in_force() {
     assert_eq!(gpu.limits, limits);
     assert_eq!(gpu.device.limits().max_buffer_size, 16 << 20, "the device itself is held to them");
     let refused = pollster::block_on(gpu.buffer("large", Bytes::mib(17), STORAGE, Purpose::Other)).expect_err("over the limit");
-    assert!(matches!(refused, Error::DoesNotFit { available, .. } if available == Bytes::mib(16)), "{refused}");
+    assert!(matches!(refused, Error::ExceedsLimit { available, .. } if available == Bytes::mib(16)), "{refused}");
 }
 
 #[test]

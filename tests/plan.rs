@@ -77,7 +77,7 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
     let ring = (
         prop_oneof![3 => Just(None), 3 => (0usize..6).prop_map(Some), 1 => Just(Some(1000))],
         prop_oneof![3 => Just(None), 3 => (0usize..6).prop_map(Some), 1 => Just(Some(1000))],
-        prop_oneof![Just(None), Just(Some(UploadPath::Mapped)), Just(Some(UploadPath::Staged))],
+        prop_oneof![Just(None), Just(Some(UploadPath::Mapped)), Just(Some(UploadPath::Staged)), Just(Some(UploadPath::Written))],
     );
     let teams = proptest::sample::select(vec![
         vec![Device::Cpu],
@@ -289,7 +289,7 @@ proptest! {
                     }
                 }
             }
-            Err(Error::DoesNotFit { device, needed, available, .. }) => {
+            Err(Error::ExceedsLimit { device, needed, available, .. }) => {
                 prop_assert!(device.contains("binding") && needed > available, "{} {:?} {:?}", device, needed, available);
             }
             Err(other) => return Err(proptest::test_runner::TestCaseError::fail(other.to_string())),

@@ -181,7 +181,11 @@ fn every_ring_computes_the_same_bits() {
                         n_slots: Some(n_slots),
                         lookahead: Some(lookahead),
                         resident_layers: ResidentLayers::AtMost(1),
-                        upload: Some(if n_slots % 2 == 0 || !has_mapped_slots { UploadPath::Staged } else { UploadPath::Mapped }),
+                        upload: Some(match (n_slots + lookahead) % 3 {
+                            0 => UploadPath::Written,
+                            1 if has_mapped_slots => UploadPath::Mapped,
+                            _ => UploadPath::Staged,
+                        }),
                         // What `-ngl` is to an adapter, a budget is to a host that computes: the least that works streams the most.
                         max_memory: [(Device::Cpu, if team.contains(&Device::Cpu) { Bytes(1) } else { host })].into(),
                         ..options()

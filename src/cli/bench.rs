@@ -7,7 +7,6 @@ use serde::Serialize;
 use crate::cli::args::{BenchArgs, BenchOutput};
 use crate::cli::locate::locate;
 use crate::cli::model::{builder, load_with_bar};
-use crate::cli::plan::summary;
 use crate::cli::terminal::{Visibility, note, print, print_json};
 use crate::cli::trace_file;
 use crate::engine::{Engine, TextFiles};
@@ -58,7 +57,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions);
     }
     let prepared = pollster::block_on(builder(&path, &placement, PlanOptions::default())?.text(TextFiles::Skip).prepare())?;
-    note(&summary(&prepared));
+    note(&prepared.summary());
     let mut engine = load_with_bar(prepared, Visibility::Auto)?;
     let mut rows = Vec::new();
     if args.n_prompt > 0 {

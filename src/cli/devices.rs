@@ -25,31 +25,12 @@ pub(super) enum Detail {
 /// Those of asking the drivers and of measuring.
 pub fn run(args: &DevicesArgs) -> Result<()> {
     let measure = if args.measure { Measure::Full } else { Measure::Never };
-    let found = pollster::block_on(list(measure))?;
+    let found = pollster::block_on(machine::list(measure))?;
     if args.json {
         return print_json(&found);
     }
     let detail = if args.measure || args.verbose { Detail::PerDType } else { Detail::Summary };
     print(&report(&found, detail))
-}
-
-/// Every device of this machine, with its rates.
-///
-/// # Errors
-/// Those of asking the drivers and of measuring.
-pub(super) async fn list(measure: Measure) -> Result<DevicesFile> {
-    let mut found = DevicesFile::new(Vec::new(), Default::default());
-    for mut adapter in machine::adapters().await? {
-        if measure == Measure::Full {
-            machine::try_memory(&mut adapter).await?;
-        }
-        adapter.spec.rates = machine::rates_of(&adapter, measure).await?;
-        found.features.insert(adapter.spec.device, adapter.features);
-        found.devices.push(adapter.spec);
-    }
-    found.devices.push(DeviceSpec { rates: machine::host_rates(measure), ..machine::host_spec() });
-    found.devices.push(DeviceSpec { rates: machine::disk_rates(None, measure)?, ..machine::disk_spec() });
-    Ok(found)
 }
 
 /// Table, what each device is and how fast, and advice.
@@ -111,6 +92,7 @@ fn rates_in_words(rates: &Rates) -> String {
     let parts = [
         rate("upload mapped", rates.upload_mapped),
         rate("upload staged", rates.upload_staged),
+        rate("upload written", rates.upload_written),
         rate("readback", rates.readback),
         rate("copy", rates.host_copy),
         rate("read", rates.disk_read),

@@ -4,7 +4,7 @@ use crate::cli::args::DoctorArgs;
 use crate::cli::devices::{self, Detail};
 use crate::cli::terminal::{print, print_json};
 use crate::error::Result;
-use crate::machine::Measure;
+use crate::machine::{self, Measure};
 use crate::platform::{cache_folder, host_memory, n_threads};
 
 /// Looks at everything and prints it.
@@ -12,7 +12,7 @@ use crate::platform::{cache_folder, host_memory, n_threads};
 /// # Errors
 /// Those of writing to stdout; what cannot be looked at is part of the report.
 pub fn run(args: &DoctorArgs) -> Result<()> {
-    let found = pollster::block_on(devices::list(Measure::Quick));
+    let found = pollster::block_on(machine::list(Measure::Quick));
     let memory = host_memory();
     let report = serde_json::json!({
         "schema": "tierflow.doctor/1",

@@ -4,7 +4,6 @@ use crate::cli::args::PlanArgs;
 use crate::cli::locate::locate;
 use crate::cli::model::builder;
 use crate::cli::terminal::{Visibility, print, print_json};
-use crate::engine::Prepared;
 use crate::error::Result;
 use crate::machine::read_devices_file;
 use crate::plan::PlanOptions;
@@ -27,22 +26,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     }
     let explanation = prepared.explain();
     if args.json {
-        return print_json(&serde_json::json!({
-            "schema": "tierflow.plan/2",
-            "model": prepared.checkpoint.path,
-            "plan": *prepared.plan,
-            "explanation": explanation,
-            "schedule": prepared.schedule,
-            "device_specs": prepared.devices,
-        }));
+        return print_json(&prepared.to_json(&explanation));
     }
     let schedule = prepared.schedule.report(&prepared.plan);
-    print(&format!("{}{explanation}\nschedule of one forward\n{schedule}", summary(&prepared)))
-}
-
-/// The model in a line, and the plan.
-pub fn summary(prepared: &Prepared) -> String {
-    let (config, plan) = (&prepared.model.config, &prepared.plan);
-    let name = if config.name.is_empty() { &prepared.checkpoint.path } else { &config.name };
-    format!("{name}  {}  {} layers\n{plan}", prepared.checkpoint.catalog.size_bytes(), config.n_layers)
+    print(&format!("{}{explanation}\nschedule of one forward\n{schedule}", prepared.summary()))
 }

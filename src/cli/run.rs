@@ -8,7 +8,6 @@ use std::time::Instant;
 use crate::cli::args::{GenerationArgs, RunArgs};
 use crate::cli::locate::locate;
 use crate::cli::model::{builder, load_with_bar};
-use crate::cli::plan::summary;
 use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::{Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
@@ -55,7 +54,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let path = locate(&source, visibility)?;
     let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
     if !args.quiet {
-        note(&summary(&prepared));
+        note(&prepared.summary());
     }
     let mut engine = load_with_bar(prepared, visibility)?;
     let settings = settings(&args.generation, &engine)?;

@@ -27,6 +27,9 @@ pub struct Rates {
     /// Host to GPU through a staging ring and a copy on the queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_staged: Option<BytesPerSec>,
+    /// Host to GPU by the queue, as a browser does it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_written: Option<BytesPerSec>,
     /// GPU to host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readback: Option<BytesPerSec>,
@@ -108,6 +111,7 @@ impl Rates {
             ("host_copy", self.host_copy),
             ("upload_mapped", self.upload_mapped),
             ("upload_staged", self.upload_staged),
+            ("upload_written", self.upload_written),
             ("readback", self.readback),
         ];
         let secs = [
@@ -133,9 +137,9 @@ impl Rates {
         nearest(&self.matmul, dtype)
     }
 
-    /// The faster of the two ways to the GPU.
+    /// The fastest of the ways to the GPU.
     pub fn upload(&self) -> Option<BytesPerSec> {
-        [self.upload_mapped, self.upload_staged].into_iter().flatten().max_by(|a, b| a.0.total_cmp(&b.0))
+        [self.upload_mapped, self.upload_staged, self.upload_written].into_iter().flatten().max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     /// These rates, and those of `other` where these have none. A map is taken over only where this one is empty: the nearest
@@ -151,6 +155,7 @@ impl Rates {
             host_copy: self.host_copy.or(other.host_copy),
             upload_mapped: self.upload_mapped.or(other.upload_mapped),
             upload_staged: self.upload_staged.or(other.upload_staged),
+            upload_written: self.upload_written.or(other.upload_written),
             readback: self.readback.or(other.readback),
             matvec: if self.matvec.is_empty() { other.matvec.clone() } else { self.matvec },
             matmul: if self.matmul.is_empty() { other.matmul.clone() } else { self.matmul },
@@ -197,6 +202,32 @@ impl Rates {
             (Device::Gpu(_), Some(AdapterKind::Integrated)) => gpu(40e9, 1e12, 10e9, 10e-6, 200e-6),
             (Device::Gpu(_), Some(AdapterKind::Software)) => gpu(1e9, 5e9, 5e9, 20e-6, 100e-6),
             (Device::Gpu(_), _) => gpu(300e9, 20e12, 12e9, 5e-6, 100e-6),
+        }
+    }
+}
+
+impl Rates {
+    /// Typical figures of a device as a browser's worker reaches it: one thread computes, every call to the GPU crosses to
+    /// another process, and bytes are copied there once more.
+    pub fn assumed_in_browser(device: Device, kind: Option<AdapterKind>) -> Rates {
+        let native = Rates::assumed(device, kind);
+        match device {
+            Device::Disk => native,
+            Device::Cpu => Rates {
+                host_copy: Some(BytesPerSec(5e9)),
+                matvec: BTreeMap::from([(DType::F16, BytesPerSec(1e9))]),
+                matmul: BTreeMap::from([(DType::F16, 2e9)]),
+                dispatch_secs: Some(1e-6),
+                ..native
+            },
+            Device::Gpu(_) => Rates {
+                upload_written: native.upload_staged.map(|rate| BytesPerSec(rate.0.min(2e9))),
+                upload_staged: None,
+                dispatch_secs: Some(20e-6),
+                submit_secs: Some(100e-6),
+                round_trip_secs: Some(1e-3),
+                ..native
+            },
         }
     }
 }

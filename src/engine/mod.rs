@@ -1,5 +1,6 @@
 //! The face: open a model, see the plan, run forwards. Prints nothing and never blocks.
 
+mod inspection;
 mod load;
 mod prepare;
 
@@ -13,8 +14,10 @@ use crate::session::Session;
 use crate::stream::{self, Batch, Scores, Store, Team, Trace};
 use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer};
 use crate::units::Bytes;
-use crate::weights::ModelConfig;
+use crate::weights::{Checkpoint, ModelConfig};
+pub use inspection::Inspection;
 pub use load::LoadProgress;
+use prepare::ModelSource;
 pub use prepare::{EngineBuilder, Prepared, TextFiles};
 
 /// A loaded model, ready to compute.
@@ -42,7 +45,13 @@ pub struct MemoryUse {
 impl Engine {
     /// Begins to describe how `model` (a folder or a `.gguf` file) shall be opened.
     pub fn builder(model: impl AsRef<Path>) -> EngineBuilder {
-        EngineBuilder::new(model.as_ref().to_owned())
+        EngineBuilder::new(ModelSource::Path(model.as_ref().to_owned()))
+    }
+
+    /// As [`Engine::builder`], for a model whose headers were read already, such as one [from
+    /// sources](Checkpoint::from_sources).
+    pub fn builder_of(checkpoint: Arc<Checkpoint>) -> EngineBuilder {
+        EngineBuilder::new(ModelSource::Open(checkpoint))
     }
 
     /// Where everything lives.
@@ -109,6 +118,12 @@ impl Engine {
     /// A new sequence. There is one KV cache, so a session has the engine to itself.
     pub fn session(&mut self) -> Session<'_> {
         Session::new(self)
+    }
+
+    /// The sequence of an earlier session, whose [`Session::tokens`] these are: for those who cannot keep the session itself.
+    /// No other session may have computed in between, or the cache holds what that one computed.
+    pub fn resume(&mut self, tokens: Vec<u32>) -> Session<'_> {
+        Session::resumed(self, tokens)
     }
 
     /// Runs one forward: the scores of the positions that the batch asks for, in its order.

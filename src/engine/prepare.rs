@@ -1,6 +1,6 @@
 //! From a path to a plan: headers are read, the machine is looked at, and who may compute is found. Loads nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, adapters_in_words};
@@ -18,7 +18,7 @@ use crate::weights::Checkpoint;
 /// What to open and how. Made by [`Engine::builder`].
 #[derive(Debug, Clone)]
 pub struct EngineBuilder {
-    model: PathBuf,
+    model: ModelSource,
     device: DeviceChoice,
     io: IoMode,
     limits: Option<GpuLimits>,
@@ -29,6 +29,32 @@ pub struct EngineBuilder {
     measure: Measure,
     kernels: KernelChoice,
     machine: Option<Vec<DeviceSpec>>,
+}
+
+/// Where the model is.
+#[derive(Debug, Clone)]
+pub(super) enum ModelSource {
+    /// In files that are still to be opened.
+    Path(PathBuf),
+    /// Here: its headers were read.
+    Open(Arc<Checkpoint>),
+}
+
+impl ModelSource {
+    fn open(&self, io: IoMode) -> Result<Arc<Checkpoint>> {
+        match self {
+            ModelSource::Path(path) => Checkpoint::open(path, io).map(Arc::new),
+            ModelSource::Open(checkpoint) => Ok(Arc::clone(checkpoint)),
+        }
+    }
+
+    /// Its path, if it has one.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            ModelSource::Path(path) => Some(path),
+            ModelSource::Open(_) => None,
+        }
+    }
 }
 
 /// Whether tokenizer and chat template are read.
@@ -66,7 +92,7 @@ pub struct Prepared {
 }
 
 impl EngineBuilder {
-    pub(super) fn new(model: PathBuf) -> EngineBuilder {
+    pub(super) fn new(model: ModelSource) -> EngineBuilder {
         EngineBuilder {
             model,
             device: DeviceChoice::Auto,
@@ -173,7 +199,7 @@ impl EngineBuilder {
     /// # Errors
     /// Those of reading headers, [`Error::NoGpu`] where an adapter is demanded that is not there, [`Error::DoesNotFit`].
     pub async fn prepare(self) -> Result<Prepared> {
-        let checkpoint = Arc::new(Checkpoint::open(&self.model, self.io)?);
+        let checkpoint = self.model.open(self.io)?;
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
         let n_tensors = checkpoint.catalog.tensors.len();
         tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
@@ -250,7 +276,7 @@ impl EngineBuilder {
     fn with_host_and_disk(&self, adapters: &[AdapterFound]) -> Vec<DeviceSpec> {
         let mut devices: Vec<DeviceSpec> = adapters.iter().map(|found| found.spec.clone()).collect();
         devices.push(DeviceSpec { rates: machine::host_rates(self.measure), ..machine::host_spec() });
-        let rates = machine::disk_rates(Some(&self.model), self.measure).unwrap_or_else(|error| {
+        let rates = machine::disk_rates(self.model.path(), self.measure).unwrap_or_else(|error| {
             tracing::warn!("the disk was not measured: {error}");
             Rates::default()
         });
@@ -310,6 +336,25 @@ impl Prepared {
     /// What one forward should cost.
     pub fn predict(&self, load: Load) -> Prediction {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, load)
+    }
+
+    /// The model in a line, and the plan.
+    pub fn summary(&self) -> String {
+        let (config, plan) = (&self.model.config, &self.plan);
+        let name = if config.name.is_empty() { &self.checkpoint.path } else { &config.name };
+        format!("{name}  {}  {} layers\n{plan}", self.checkpoint.catalog.size_bytes(), config.n_layers)
+    }
+
+    /// The plan and all that it rests on, as `tierflow plan --json` prints it.
+    pub fn to_json(&self, explanation: &Explanation) -> serde_json::Value {
+        serde_json::json!({
+            "schema": "tierflow.plan/2",
+            "model": self.checkpoint.path,
+            "plan": *self.plan,
+            "explanation": explanation,
+            "schedule": self.schedule,
+            "device_specs": self.devices,
+        })
     }
 
     /// What else could have been done, and what more memory would bring. Takes about as long as the plan did.

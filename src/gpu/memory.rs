@@ -25,7 +25,9 @@ impl Deref for Buffer {
 }
 
 impl Drop for Buffer {
+    /// What was submitted with it still finds it; but no garbage collector of a browser is waited for, which sees no memory of GPUs.
     fn drop(&mut self) {
+        self.buffer.destroy();
         self.ledger.give_back(Bytes(self.buffer.size()), self.purpose);
     }
 }
@@ -143,10 +145,12 @@ impl Gpu {
             advice: advice.to_owned(),
         };
         if size > self.limits.max_buffer_bytes {
-            return Err(does_not_fit(
-                self.limits.max_buffer_bytes,
-                "this is the adapter's largest buffer: the tensor must be cut into slices",
-            ));
+            return Err(Error::ExceedsLimit {
+                device: format!("{} ({label})", self.spec.device),
+                needed: size,
+                available: self.limits.max_buffer_bytes,
+                advice: "this is the adapter's largest buffer: the tensor must be cut into slices".into(),
+            });
         }
         self.ledger
             .take(size, purpose)

@@ -6,6 +6,7 @@ mod memory;
 mod params;
 mod pipelines;
 mod readback;
+mod write;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,7 @@ pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
 pub use readback::read;
+pub use write::write;
 
 /// An adapter opened for computing under a budget.
 #[derive(Debug)]
@@ -88,10 +90,11 @@ impl Gpu {
     /// The first error that arrived out of turn (validation, out of memory, device lost), if any did.
     ///
     /// # Errors
-    /// [`Error::Gpu`] with the driver's words; the same at every later call, since what was computed since is void.
+    /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
     pub fn check(&self) -> Result<()> {
         match self.faults.first() {
-            Some(fault) => Err(self.fault(fault)),
+            Some(Fault::Lost(fault)) => Err(Error::DeviceLost { adapter: self.spec.name.clone(), fault }),
+            Some(Fault::Other(fault)) => Err(self.fault(fault)),
             None => Ok(()),
         }
     }
@@ -135,34 +138,44 @@ fn subgroup_lanes(found: &AdapterFound) -> Option<u32> {
 /// What the driver said out of turn. The callbacks may run on any thread; only the first fault is kept, the rest follow from it.
 #[derive(Debug, Default)]
 struct Faults {
-    first: Mutex<Option<String>>,
+    first: Mutex<Option<Fault>>,
+}
+
+/// What went wrong, in the driver's words.
+#[derive(Debug, Clone)]
+enum Fault {
+    /// The device is gone.
+    Lost(String),
+    /// A call failed.
+    Other(String),
 }
 
 impl Faults {
     fn listen(self: &Arc<Self>, device: &wgpu::Device) {
         let faults = Arc::clone(self);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            faults.record(match error {
+            faults.record(Fault::Other(match error {
                 wgpu::Error::OutOfMemory { .. } => "out of memory; lower --max-memory for this GPU".to_owned(),
                 wgpu::Error::Validation { description, .. } => format!("invalid use: {description}"),
                 wgpu::Error::Internal { description, .. } => format!("internal error: {description}"),
-            });
+            }));
         }));
         let faults = Arc::clone(self);
         device.set_device_lost_callback(move |reason, message| {
             // A device that its owner dropped or destroyed is gone on purpose.
             if reason != wgpu::DeviceLostReason::Destroyed {
-                faults.record(format!("the device was lost ({reason:?}): {message}; the driver may have been reset: run again"));
+                let fault = format!("the device was lost ({reason:?}): {message}; the driver may have been reset: run again");
+                faults.record(Fault::Lost(fault));
             }
         });
     }
 
-    fn record(&self, fault: String) {
-        tracing::error!(%fault, "gpu");
+    fn record(&self, fault: Fault) {
+        tracing::error!(?fault, "gpu");
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
     }
 
-    fn first(&self) -> Option<String> {
+    fn first(&self) -> Option<Fault> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

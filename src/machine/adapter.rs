@@ -1,7 +1,5 @@
 //! Probes of an adapter: both ways up, the way back, submissions, compilation and products.
 
-use std::time::Instant;
-
 use super::effort::{Effort, middle, time};
 use super::forms;
 use super::products::{self, weight_bytes};
@@ -9,6 +7,7 @@ use crate::device::{AdapterKind, MatMulForm, MatMulForms, Rates};
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use crate::kernels::{Binding, matmul};
+use crate::platform::clock::Instant;
 use crate::units::{Bytes, BytesPerSec};
 
 /// What one transfer moves: a piece as streaming has them.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +35,7 @@ pub(super) fn find(key: &str) -> Option<Rates> {
 
 /// Keeps `rates`, dated now, for later plans. A cache that cannot be written is no error.
 pub(super) fn keep(key: String, mut rates: Rates) -> Rates {
-    rates.measured_at = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+    rates.measured_at = platform::clock::unix_seconds();
     change(|file| file.rates.extend([(key, rates.clone())]));
     rates
 }

@@ -43,7 +43,15 @@ impl DevicesFile {
 /// a rate or size that is no positive number, no or two hosts, a gap in the numbers of the adapters.
 pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
     let bytes = platform::read_small_file(path, MAX_BYTES)?;
-    parse(&bytes).map_err(|fault| Error::invalid_file(path.display(), fault))
+    parse_devices(&bytes, &path.display().to_string())
+}
+
+/// As [`read_devices_file`], of the file's text; `path` is for messages.
+///
+/// # Errors
+/// As there.
+pub fn parse_devices(bytes: &[u8], path: &str) -> Result<Vec<DeviceSpec>> {
+    parse(bytes).map_err(|fault| Error::invalid_file(path, fault))
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<DeviceSpec>, String> {

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use super::effort::Effort;
 use crate::device::Rates;
 use crate::error::{Error, Result};
+use crate::platform::clock::Instant;
 use crate::platform::{self, DirectBuffer, IoMode};
 use crate::units::{Bytes, BytesPerSec};
 
@@ -45,7 +45,7 @@ pub(super) fn subject(model: Option<&Path>) -> Subject {
         return Subject::File(path);
     }
     let caches = platform::cache_folder().filter(|folder| std::fs::create_dir_all(folder).is_ok());
-    Subject::NewIn(caches.unwrap_or_else(std::env::temp_dir))
+    Subject::NewIn(caches.unwrap_or_else(platform::temporary_folder))
 }
 
 /// `path` itself, or the largest file in it, with its size.
@@ -64,15 +64,16 @@ fn largest_file(path: &Path) -> Option<(PathBuf, u64)> {
 pub(super) fn measure(subject: &Subject, effort: &Effort) -> Result<Rates> {
     let rate = match subject {
         Subject::File(path) => read_rate(path, effort)?,
-        Subject::NewIn(folder) => read_rate(new_file(folder)?.path(), effort)?,
+        Subject::NewIn(folder) => {
+            let failed = |source| Error::io("write a file to measure the disk in", folder.display(), source);
+            platform::with_temporary_file(folder, fill, |file| read_rate(file, effort)).map_err(failed)??
+        }
     };
     Ok(Rates { disk_read: Some(rate), ..Rates::default() })
 }
 
-/// A file that is on its disk, and removed when it is dropped.
-fn new_file(folder: &Path) -> Result<tempfile::NamedTempFile> {
-    let failed = |source| Error::io("write a file to measure the disk in", folder.display(), source);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+/// Writes what is to be read.
+fn fill(file: &mut dyn Write) -> std::io::Result<()> {
     // Some file systems compress: what is read must not be small on disk.
     let mut state = 1_u64;
     let mut block = vec![0_u8; 1 << 20];
@@ -81,10 +82,9 @@ fn new_file(folder: &Path) -> Result<tempfile::NamedTempFile> {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             *word = (state ^ state >> 33).to_le_bytes();
         }
-        file.write_all(&block).map_err(failed)?;
+        file.write_all(&block)?;
     }
-    file.as_file().sync_all().map_err(failed)?;
-    Ok(file)
+    Ok(())
 }
 
 fn read_rate(path: &Path, effort: &Effort) -> Result<BytesPerSec> {

@@ -1,9 +1,10 @@
 //! How long a measurement may take. Knows nothing of what is measured.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Measure;
 use crate::error::Result;
+use crate::platform::{self, clock::Instant};
 
 /// The length and number of runs, and the time by which all should be done.
 #[derive(Debug)]
@@ -20,8 +21,11 @@ pub(super) struct Effort {
 }
 
 impl Effort {
-    /// The effort of `measure`; `None` where nothing may be measured.
+    /// The effort of `measure`; `None` where nothing may be measured, or cannot be: every probe waits for what it measures.
     pub(super) fn of(measure: Measure) -> Option<Effort> {
+        if !platform::MAY_BLOCK {
+            return None;
+        }
         let (secs_per_run, disk_secs, n_runs, secs) = match measure {
             Measure::Never => return None,
             Measure::Quick => (0.005, 0.25, 5, 0.8),

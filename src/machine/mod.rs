@@ -13,12 +13,12 @@ mod products;
 
 use std::path::Path;
 
-use crate::device::{Device, DeviceSpec, Rates};
+use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound};
 use crate::platform::{self, HostMemory};
 use crate::units::Bytes;
-pub use devices_file::{DevicesFile, read_devices_file};
+pub use devices_file::{DevicesFile, parse_devices, read_devices_file};
 use effort::Effort;
 
 /// Share of the host's free memory that a plan may use when no budget is given: the rest is for everybody else.
@@ -35,12 +35,34 @@ pub enum Measure {
     Full,
 }
 
+/// Every device of this machine, with its rates.
+///
+/// # Errors
+/// Those of asking the drivers and of measuring.
+pub async fn list(measure: Measure) -> Result<DevicesFile> {
+    let mut found = DevicesFile::new(Vec::new(), Default::default());
+    for mut adapter in adapters().await? {
+        if measure == Measure::Full {
+            try_memory(&mut adapter).await?;
+        }
+        adapter.spec.rates = rates_of(&adapter, measure).await?;
+        found.features.insert(adapter.spec.device, adapter.features);
+        found.devices.push(adapter.spec);
+    }
+    found.devices.push(DeviceSpec { rates: host_rates(measure), ..host_spec() });
+    found.devices.push(DeviceSpec { rates: disk_rates(None, measure)?, ..disk_spec() });
+    Ok(found)
+}
+
 /// All adapters, numbered `gpu:0`, `gpu:1`, ...; real GPUs first. Their rates are not looked up: see [`rates_of`].
 ///
 /// # Errors
 /// Those of asking the drivers.
 pub async fn adapters() -> Result<Vec<AdapterFound>> {
     let mut adapters = gpu::list().await?;
+    for found in &mut adapters {
+        found.spec.rates = assumed_here(found.spec.device, found.spec.kind);
+    }
     for found in adapters.iter_mut().filter(|found| memory::is_worth_trying(found)) {
         if let Some(size) = cache::find_memory(&key_of(found)) {
             found.set_memory(size, &tried(size));
@@ -117,8 +139,13 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure) -> Result<Rates> {
     let key = key_of(found);
     match (known(&key, measure), Effort::of(measure)) {
         (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort).await?)),
-        (known, _) => Ok(known.unwrap_or_default()),
+        (known, _) => Ok(known.unwrap_or_default().or(&found.spec.rates)),
     }
+}
+
+/// What is assumed of a device where no plan could know that it is reached otherwise than usual.
+fn assumed_here(device: Device, kind: Option<AdapterKind>) -> Rates {
+    if platform::MAY_BLOCK { Rates::default() } else { Rates::assumed_in_browser(device, kind) }
 }
 
 /// The rates of the host's copies and products, kept per processor and number of threads.
@@ -126,7 +153,7 @@ pub fn host_rates(measure: Measure) -> Rates {
     let key = format!("cpu | {} | {} threads", platform::cpu_name(), platform::n_threads());
     match (known(&key, measure), Effort::of(measure)) {
         (None, Some(effort)) => cache::keep(key, host::measure(&effort)),
-        (known, _) => known.unwrap_or_default(),
+        (known, _) => known.unwrap_or_default().or(&assumed_here(Device::Cpu, None)),
     }
 }
 

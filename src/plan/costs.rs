@@ -109,6 +109,7 @@ impl DeviceCosts {
             (Device::Cpu, _) => self.rates.host_copy,
             (_, UploadPath::Mapped) => self.rates.upload_mapped.or(self.rates.upload_staged),
             (_, UploadPath::Staged) => self.rates.upload_staged,
+            (_, UploadPath::Written) => self.rates.upload_written.or(self.rates.upload_staged),
         };
         rate.map_or(0.0, |rate| rate.secs(bytes))
     }

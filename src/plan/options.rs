@@ -61,6 +61,8 @@ pub enum UploadPath {
     Mapped,
     /// The host writes into staging memory; the queue copies it into a device-local slot.
     Staged,
+    /// The queue takes the bytes and writes them into the slot in its turn, with memory that the API finds: a browser's way.
+    Written,
 }
 
 impl fmt::Display for UploadPath {
@@ -68,6 +70,7 @@ impl fmt::Display for UploadPath {
         f.pad(match self {
             UploadPath::Mapped => "mapped slots",
             UploadPath::Staged => "staging ring",
+            UploadPath::Written => "written by the queue",
         })
     }
 }

@@ -144,7 +144,7 @@ pub(super) fn n_dispatches_of<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -
 }
 
 fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
-    Error::DoesNotFit {
+    Error::ExceedsLimit {
         device: format!("a binding with one row of `{tensor}`"),
         needed: Bytes(row_bytes),
         available: Bytes(limit),

@@ -244,7 +244,7 @@ fn check_cuts(catalog: &Catalog, matrices: &[TensorId], limits: &GpuLimits, spec
     if n_slices <= MAX_WORK {
         return Ok(());
     }
-    Err(Error::DoesNotFit {
+    Err(Error::ExceedsLimit {
         device: format!("{MAX_WORK} bindings of {}", spec.device),
         needed: catalog.size_bytes(),
         available: max_slice.times(MAX_WORK),
@@ -266,12 +266,14 @@ fn budget(spec: &DeviceSpec, host: &DeviceSpec, options: &PlanOptions) -> Bytes 
     }
 }
 
-/// The faster path by measured rates; unmeasured, the one that every adapter has.
+/// The faster path by measured rates; unmeasured, the one that every adapter has. Only a browser's adapters have the rate of
+/// the queue's own way, and no other.
 fn choose_upload(spec: &DeviceSpec, options: &PlanOptions) -> UploadPath {
     let rates = &spec.rates;
     match (options.upload, rates.upload_mapped, rates.upload_staged) {
         (Some(asked), ..) => asked,
         (None, Some(mapped), Some(staged)) if mapped > staged => UploadPath::Mapped,
+        (None, None, None) if rates.upload_written.is_some() => UploadPath::Written,
         _ => UploadPath::Staged,
     }
 }

@@ -138,10 +138,6 @@ impl ByteSource for FileSource {
         Ok(buffer.aligned(len))
     }
 
-    fn view(&self, _offset: u64, _len: u64) -> Option<&[u8]> {
-        None
-    }
-
     fn will_need(&self, offset: u64, len: u64) {
         advise(&self.file, offset, len, Advice::WillNeed);
     }

@@ -4,17 +4,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::HostMemory;
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
-/// The host's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HostMemory {
-    /// What is built in, or what a container grants.
-    pub total: Bytes,
-    /// What could be used now without swapping.
-    pub available: Bytes,
-}
+/// Threads can be started, and one may wait for what others do.
+pub const MAY_BLOCK: bool = true;
 
 /// Memory of the host, the limits of a container (cgroup) included.
 pub fn host_memory() -> HostMemory {
@@ -89,6 +84,26 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
+}
+
+/// Where files may lie that nobody will miss.
+pub fn temporary_folder() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// Makes a file in `folder`, lets `fill` write it, brings it to its disk, and shows it to `read`; then it is gone.
+///
+/// # Errors
+/// Those of the system; what `read` says is its own matter.
+pub fn with_temporary_file<T>(
+    folder: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    read: impl FnOnce(&Path) -> T,
+) -> std::io::Result<T> {
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    fill(&mut file)?;
+    file.as_file().sync_all()?;
+    Ok(read(file.path()))
 }
 
 #[cfg(test)]

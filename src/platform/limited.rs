@@ -2,38 +2,28 @@
 
 use std::time::Duration;
 
-/// A point in time after which work gives up. In a browser, which has no clock without its host, it never comes.
+use super::clock::Instant;
+
+/// A point in time after which work gives up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
-    #[cfg(not(target_arch = "wasm32"))]
-    at: std::time::Instant,
+    at: Instant,
 }
 
 impl Deadline {
     /// So long from now.
     pub(crate) fn after(limit: Duration) -> Deadline {
-        #[cfg(target_arch = "wasm32")]
-        let _ = limit;
-        Deadline {
-            #[cfg(not(target_arch = "wasm32"))]
-            at: std::time::Instant::now() + limit,
-        }
+        Deadline { at: Instant::now() + limit }
     }
 
     /// Whether it has come.
-    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn has_passed(&self) -> bool {
-        std::time::Instant::now() >= self.at
-    }
-
-    /// Whether it has come.
-    #[cfg(target_arch = "wasm32")]
-    pub(crate) fn has_passed(&self) -> bool {
-        false
+        Instant::now() >= self.at
     }
 }
 
 /// Why [`run_limited`] has no answer.
+#[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "there it always has one"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfinished {
     /// It ran past the limit; its thread is left to come to its own end.
@@ -73,14 +63,6 @@ pub(crate) fn run_limited<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unfinished> {
     Ok(work())
-}
-
-/// Seconds since 1970 in UTC, or `None` where there is no clock.
-pub(crate) fn unix_seconds() -> Option<u64> {
-    #[cfg(not(target_arch = "wasm32"))]
-    return std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok().map(|elapsed| elapsed.as_secs());
-    #[cfg(target_arch = "wasm32")]
-    return None;
 }
 
 #[cfg(test)]

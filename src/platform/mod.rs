@@ -1,10 +1,13 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
+pub(crate) mod clock;
+mod completions;
 mod direct;
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
+mod folder;
 mod gpu_memory;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg_attr(target_arch = "wasm32", path = "browser.rs")]
 mod host;
 pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
@@ -14,9 +17,23 @@ mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
 
+use crate::units::Bytes;
+pub use completions::Completions;
 pub use direct::DirectBuffer;
+pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
-#[cfg(not(target_arch = "wasm32"))]
-pub use host::{HostMemory, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, write_atomically};
+pub use host::{
+    MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
+    write_atomically,
+};
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
+
+/// The host's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostMemory {
+    /// What is built in, or what a container grants.
+    pub total: Bytes,
+    /// What could be used now without swapping.
+    pub available: Bytes,
+}

@@ -25,17 +25,22 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
 
     /// Reads as [`ByteSource::read_at`] does, but leaves nothing behind in the system's memory where that can be had:
     /// for bytes that will be read again and again and may not be held. They stand in `buffer` until its next use.
-    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]>;
+    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        self.read_at(offset, buffer.aligned(len))?;
+        Ok(buffer.aligned(len))
+    }
 
     /// The bytes themselves, where the source is mapped, the range is inside it and it is unchanged.
     /// `None` means: read them (and see the error, if there is one).
-    fn view(&self, offset: u64, len: u64) -> Option<&[u8]>;
+    fn view(&self, _offset: u64, _len: u64) -> Option<&[u8]> {
+        None
+    }
 
     /// A hint that the range will be read soon. Never fails.
-    fn will_need(&self, offset: u64, len: u64);
+    fn will_need(&self, _offset: u64, _len: u64) {}
 
     /// A hint that the range will not be read soon, so that no memory need hold it. Never fails.
-    fn drop_behind(&self, offset: u64, len: u64);
+    fn drop_behind(&self, _offset: u64, _len: u64) {}
 }
 
 /// How the system is asked for the bytes of a file.
@@ -88,12 +93,16 @@ pub fn open_source(path: &Path, _mode: IoMode) -> Result<Arc<dyn ByteSource>> {
 
 /// Reads a whole file of at most `cap` bytes, for configs and other small text. The same kinds of file are refused as by [`open_source`].
 pub(crate) fn read_small_file(path: &Path, cap: u64) -> Result<Vec<u8>> {
-    let source = open_source(path, IoMode::Pread)?;
+    read_small(open_source(path, IoMode::Pread)?.as_ref(), cap)
+}
+
+/// Reads all of a source of at most `cap` bytes.
+pub(super) fn read_small(source: &dyn ByteSource, cap: u64) -> Result<Vec<u8>> {
     if source.len() > cap {
         let fault = format!("has {} bytes, more than the {cap} that are allowed for this file", source.len());
-        return Err(Error::invalid_file(path.display(), fault));
+        return Err(Error::invalid_file(source.path(), fault));
     }
-    let len = usize::try_from(source.len()).map_err(|_| Error::invalid_file(path.display(), "is too large for this machine"))?;
+    let len = usize::try_from(source.len()).map_err(|_| Error::invalid_file(source.path(), "is too large for this machine"))?;
     let mut bytes = vec![0; len];
     source.read_at(0, &mut bytes)?;
     Ok(bytes)

@@ -9,11 +9,12 @@ use crate::error::Result;
 use crate::gpu::{Gpu, ParamsArena};
 use crate::kernels::top_k;
 use crate::model::{Activation, Model};
-use crate::plan::{Plan, WorkingBuffer};
-use crate::stream::feeder::{Feeder, workers_gone};
+use crate::plan::{Plan, UploadPath, WorkingBuffer};
+use crate::platform::Completions;
+use crate::stream::feeder::{Carriers, Feeder, carriers_gone};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
-use crate::stream::gpu_ring::{MappedSlot, Poller, Ring};
+use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
 
@@ -37,9 +38,9 @@ pub struct GpuExecutor {
     forward: usize,
     recording: Recording,
     last_compute_end: Arc<Mutex<f64>>,
-    feeder: Option<Feeder<MappedSlot>>,
+    feeder: Option<Feeder<GpuSlot>>,
     ring: Option<Ring>,
-    poller: Poller,
+    completions: Completions,
     gpu: Arc<Gpu>,
 }
 
@@ -65,16 +66,17 @@ impl GpuExecutor {
         progress: &(dyn Fn(Bytes) + Sync),
     ) -> Result<GpuExecutor> {
         let gpu = Arc::new(gpu);
-        let clock = trace.clone();
-        let poller = Poller::start(&gpu, move || clock.now())?;
+        let completions = Completions::start(&gpu.device)?;
         let buffers = Buffers::load(&gpu, device, model, &plan, &store, progress).await?;
         let (mut feeder, mut ring) = (None, None);
         if let Some(ring_plan) = plan.ring(device) {
-            let (started, free) = Feeder::start(device, &store, &plan, &trace)?;
+            // What the queue writes, the thread that submits to it may as well hand over.
+            let carriers = if ring_plan.upload == UploadPath::Written { Carriers::Caller } else { Carriers::Threads };
+            let (started, free) = Feeder::start(device, &store, &plan, &trace, carriers)?;
             feeder = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
             // Mapping is answered while a submission is waited for.
-            poller.watch(gpu.queue.submit([]), |_| {});
+            completions.watch(&gpu.queue, gpu.queue.submit([]), || {});
         }
         gpu.check()?;
         Ok(GpuExecutor {
@@ -91,7 +93,7 @@ impl GpuExecutor {
             last_compute_end: Arc::default(),
             feeder,
             ring,
-            poller,
+            completions,
             gpu,
         })
     }
@@ -153,7 +155,8 @@ impl GpuExecutor {
         let (trace, device, forward, last_end) = (self.trace.clone(), self.device, self.forward, Arc::clone(&self.last_compute_end));
         let size_bytes = pieces.iter().map(|&piece| self.plan.pieces[piece].size_bytes).sum();
         let piece = pieces.last().copied();
-        self.poller.watch(submission, move |end_secs| {
+        self.completions.watch(&self.gpu.queue, submission, move || {
+            let end_secs = trace.now();
             // The queue runs submissions one after the other: this one began when the one before it ended.
             let mut last_end = last_end.lock().unwrap_or_else(PoisonError::into_inner);
             let start_secs = submitted_secs.max(*last_end);
@@ -202,7 +205,7 @@ impl Executor for GpuExecutor {
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
-        self.feeder.as_mut().ok_or_else(workers_gone)?.upload(piece)
+        self.feeder.as_mut().ok_or_else(carriers_gone)?.upload(piece)
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
@@ -218,12 +221,12 @@ impl Executor for GpuExecutor {
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let slot = match self.feeder.as_mut().ok_or_else(workers_gone)?.take(piece)? {
+        let slot = match self.feeder.as_mut().ok_or_else(carriers_gone)?.take(piece)? {
             Some(slot) => slot,
             None => {
                 // What is recorded keeps the GPU busy while the upload is awaited.
                 self.submit(None)?;
-                let feeder = self.feeder.as_mut().ok_or_else(workers_gone)?;
+                let feeder = self.feeder.as_mut().ok_or_else(carriers_gone)?;
                 feeder.wait_for(piece, self.forward).await.map_err(|error| self.gpu.check().err().unwrap_or(error))?
             }
         };
@@ -257,7 +260,7 @@ impl Executor for GpuExecutor {
 }
 
 impl Drop for GpuExecutor {
-    /// The workers end before the ring whose memory they write to.
+    /// The carriers end before the ring whose memory they write to.
     fn drop(&mut self) {
         self.feeder = None;
     }

@@ -1,6 +1,5 @@
-//! The ring of slots on the GPU, for both upload paths: slots that the host maps, or staging in front of device-local slots.
-
-use std::sync::Arc;
+//! The ring of slots on the GPU, for every upload path: slots that the host maps, staging in front of device-local slots, or
+//! slots that the queue writes to.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Purpose};
@@ -11,7 +10,7 @@ use crate::stream::feeder::{FreeSlots, SlotMemory};
 pub(super) struct Ring {
     slots: Vec<Slot>,
     upload: UploadPath,
-    free: FreeSlots<MappedSlot>,
+    free: FreeSlots<GpuSlot>,
 }
 
 struct Slot {
@@ -21,27 +20,35 @@ struct Slot {
     staging: Option<Buffer>,
 }
 
-/// A slot whose memory the host may write to.
-pub(super) struct MappedSlot {
+/// A slot that may be filled.
+pub(super) struct GpuSlot {
     /// Which slot of the ring.
     pub(super) index: usize,
     memory: wgpu::Buffer,
-    adapter: String,
+    way: Way,
+}
+
+/// How a slot is filled.
+enum Way {
+    /// Its memory is mapped; the adapter's name is for messages.
+    Mapped { adapter: String },
+    /// By this queue.
+    Written(wgpu::Queue),
 }
 
 impl Ring {
     /// Allocates the slots and gives them to the workers.
-    pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: FreeSlots<MappedSlot>) -> Result<Ring> {
+    pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: FreeSlots<GpuSlot>) -> Result<Ring> {
         let storage = wgpu::BufferUsages::STORAGE;
         let mut slots = Vec::with_capacity(plan.n_slots);
         for index in 0..plan.n_slots {
             let block_usage = match plan.upload {
                 UploadPath::Mapped => storage | wgpu::BufferUsages::MAP_WRITE,
-                UploadPath::Staged => storage | wgpu::BufferUsages::COPY_DST,
+                UploadPath::Staged | UploadPath::Written => storage | wgpu::BufferUsages::COPY_DST,
             };
             let block = gpu.buffer(&format!("slot {index}"), plan.slot_bytes, block_usage, Purpose::Slots).await?;
             let staging = match plan.upload {
-                UploadPath::Mapped => None,
+                UploadPath::Mapped | UploadPath::Written => None,
                 UploadPath::Staged => {
                     let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
                     Some(gpu.buffer(&format!("staging {index}"), plan.slot_bytes, usage, Purpose::Staging).await?)
@@ -73,90 +80,57 @@ impl Ring {
         }
     }
 
-    /// Asks for the slot's memory back; once the GPU has finished what was submitted so far, a worker gets it.
+    /// Gives the slot back to the carriers once the GPU has finished what was submitted so far.
     pub(super) fn release(&self, gpu: &Gpu, index: usize) {
         let slot = &self.slots[index];
         let memory: wgpu::Buffer = (**slot.staging.as_ref().unwrap_or(&slot.block)).clone();
-        let (free, adapter, mapped) = (self.free.clone(), gpu.spec.name.clone(), memory.clone());
+        let free = self.free.clone();
+        if self.upload == UploadPath::Written {
+            let way = Way::Written(gpu.queue.clone());
+            return gpu.queue.on_submitted_work_done(move || free.give(Some(GpuSlot { index, memory, way })));
+        }
+        let (way, mapped) = (Way::Mapped { adapter: gpu.spec.name.clone() }, memory.clone());
         memory.slice(..).map_async(wgpu::MapMode::Write, move |result| {
-            // Mapping fails only where the device is lost or closed: the worker then gets no slot, and the error
+            // Mapping fails only where the device is lost or closed: a carrier then gets no slot, and the error
             // shows at the next check of the device.
-            if result.is_ok() {
-                let _ = free.send(Some(MappedSlot { index, memory: mapped, adapter }));
-            } else {
-                let _ = free.send(None);
-            }
+            free.give(result.is_ok().then_some(GpuSlot { index, memory: mapped, way }));
         });
     }
 }
 
-impl SlotMemory for MappedSlot {
+impl SlotMemory for GpuSlot {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         // Mapped GPU memory may be write-combined: it is written front to back, never read.
         None
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        // Mapped ranges are multiples of 4 bytes; slices are padded to 256, so the tail stays inside the block.
-        let padded = bytes.len().next_multiple_of(4);
-        let range = offset as u64..(offset + padded) as u64;
-        let mut view = self
-            .memory
-            .slice(range)
-            .get_mapped_range_mut()
-            .map_err(|fault| Error::Gpu { adapter: self.adapter.clone(), fault: format!("cannot write to a mapped slot: {fault}") })?;
-        let mut view = view.slice(..bytes.len());
-        view.copy_from_slice(bytes);
-        Ok(())
+        match &self.way {
+            Way::Mapped { adapter } => self.write_mapped(adapter, offset, bytes),
+            Way::Written(queue) => {
+                crate::gpu::write(queue, &self.memory, offset as u64, bytes);
+                Ok(())
+            }
+        }
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.memory.unmap();
+        if let Way::Mapped { .. } = self.way {
+            self.memory.unmap();
+        }
         Ok(())
     }
 }
 
-/// What waits for a submission: told when it was done, on the trace's clock.
-type Watcher = (wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>);
-
-/// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it was done.
-pub(super) struct Poller {
-    submissions: Option<std::sync::mpsc::Sender<Watcher>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Poller {
-    /// Starts the thread. `now` is the trace's clock.
-    pub(super) fn start(gpu: &Arc<Gpu>, now: impl Fn() -> f64 + Send + 'static) -> Result<Poller> {
-        let (sender, receiver) = std::sync::mpsc::channel::<Watcher>();
-        let device = gpu.device.clone();
-        let run = move || {
-            for (submission_index, done) in receiver {
-                // An error here is a lost device, which the device's own callback records.
-                let _ = device.poll(wgpu::PollType::Wait { submission_index: Some(submission_index), timeout: None });
-                done(now());
-            }
-        };
-        let thread = std::thread::Builder::new()
-            .name("tierflow-poller".into())
-            .spawn(run)
-            .map_err(|source| Error::io("start", "a thread that waits for the GPU", source))?;
-        Ok(Poller { submissions: Some(sender), thread: Some(thread) })
-    }
-
-    /// Calls `done` with the time at which the submission was finished.
-    pub(super) fn watch(&self, submission: wgpu::SubmissionIndex, done: impl FnOnce(f64) + Send + 'static) {
-        if let Some(submissions) = &self.submissions {
-            let _ = submissions.send((submission, Box::new(done)));
-        }
-    }
-}
-
-impl Drop for Poller {
-    fn drop(&mut self) {
-        self.submissions = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+impl GpuSlot {
+    fn write_mapped(&self, adapter: &str, offset: usize, bytes: &[u8]) -> Result<()> {
+        // Mapped ranges are multiples of 4 bytes; slices are padded to 256, so the tail stays inside the block.
+        let padded = bytes.len().next_multiple_of(4);
+        let range = offset as u64..(offset + padded) as u64;
+        let view = self.memory.slice(range).get_mapped_range_mut();
+        let mut view =
+            view.map_err(|fault| Error::Gpu { adapter: adapter.to_owned(), fault: format!("cannot write to a mapped slot: {fault}") })?;
+        view.slice(..bytes.len()).copy_from_slice(bytes);
+        Ok(())
     }
 }

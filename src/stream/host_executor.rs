@@ -11,7 +11,7 @@ use crate::kernels::kv_store::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::{kv_buffer_bytes, rounded_input_bytes};
 use crate::plan::{KvDType, Plan, Slice, Work};
-use crate::stream::feeder::{Feeder, FreeSlots, SlotMemory, workers_gone};
+use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
 use crate::stream::host_values::{Quantised, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
@@ -70,9 +70,9 @@ impl HostExecutor {
         let kv_caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| (cache(is_own), cache(is_own))).collect();
         let feeder = match plan.ring(DEVICE) {
             Some(ring) => {
-                let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace)?;
+                let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace, Carriers::USUAL)?;
                 for _ in 0..ring.n_slots {
-                    let _ = free.send(Some(HostSlot(vec![0; ring.slot_bytes.0 as usize])));
+                    free.give(Some(HostSlot(vec![0; ring.slot_bytes.0 as usize])));
                 }
                 Some((feeder, free))
             }
@@ -164,7 +164,7 @@ impl Executor for HostExecutor {
     }
 
     fn upload(&mut self, piece: usize) -> Result<()> {
-        let (feeder, _) = self.feeder.as_mut().ok_or_else(workers_gone)?;
+        let (feeder, _) = self.feeder.as_mut().ok_or_else(carriers_gone)?;
         feeder.upload(piece)
     }
 
@@ -180,14 +180,14 @@ impl Executor for HostExecutor {
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let (feeder, _) = self.feeder.as_mut().ok_or_else(workers_gone)?;
+        let (feeder, _) = self.feeder.as_mut().ok_or_else(carriers_gone)?;
         let slot = match feeder.take(piece)? {
             Some(slot) => slot,
             None => feeder.wait_for(piece, self.forward).await?,
         };
         self.compute(piece, Some(&slot))?;
         if let Some((_, free)) = &self.feeder {
-            let _ = free.send(Some(slot));
+            free.give(Some(slot));
         }
         Ok(())
     }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::device::Device;
+use crate::platform::clock::Instant;
 use crate::units::Bytes;
 
 /// Where a span belongs.

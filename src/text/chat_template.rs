@@ -1,7 +1,5 @@
 //! Chat templates: messages become the text that the model was trained on. Knows no tokens but the texts of BOS and EOS.
 
-use std::path::Path;
-
 use minijinja::{Value, context};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +9,7 @@ use super::template_functions::Capped;
 use super::template_source::{self, MAX_SOURCE_BYTES};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::platform::Folder;
 use crate::platform::limited::{Unfinished, run_limited};
 use crate::weights::{Checkpoint, Format, Metadata};
 
@@ -70,14 +69,15 @@ impl ChatTemplate {
     }
 
     /// The template in a Hugging Face folder.
-    pub fn from_folder(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
-        let path = folder.join("chat_template.jinja");
-        if let Some(bytes) = files::read_optional(&path, MAX_SOURCE_BYTES as u64)? {
-            let source = String::from_utf8(bytes).map_err(|_| text_error(path.display(), "is not UTF-8"))?;
-            return ChatTemplate::new(path.display().to_string(), source, tokenizer).map(Some);
+    pub fn from_folder(folder: impl Into<Folder>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let folder = folder.into();
+        let path = folder.path_of("chat_template.jinja");
+        if let Some(bytes) = files::read_optional(&folder, "chat_template.jinja", MAX_SOURCE_BYTES as u64)? {
+            let source = String::from_utf8(bytes).map_err(|_| text_error(&path, "is not UTF-8"))?;
+            return ChatTemplate::new(path, source, tokenizer).map(Some);
         }
-        let path = folder.join("tokenizer_config.json");
-        let config: Option<TemplateEntry> = files::read_json(&path, MAX_TOKENIZER_CONFIG_BYTES)?;
+        let path = folder.path_of("tokenizer_config.json");
+        let config: Option<TemplateEntry> = files::read_json(&folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
         let source = match config.and_then(|config| config.chat_template) {
             None => return Ok(None),
             Some(Templates::One(source)) => source,
@@ -86,7 +86,7 @@ impl ChatTemplate {
                 Some(template) => template.template,
             },
         };
-        ChatTemplate::new(path.display().to_string(), source, tokenizer).map(Some)
+        ChatTemplate::new(path, source, tokenizer).map(Some)
     }
 
     /// The template in a GGUF file's metadata.

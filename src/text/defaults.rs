@@ -1,12 +1,11 @@
 //! The generation settings that a model comes with. Knows only what its files say, not what the user wants.
 
-use std::path::Path;
-
 use serde::Deserialize;
 
 use super::files::{self, MAX_CONFIG_BYTES, text_error};
 use super::sampling::{MAX_PENALTY, MAX_TEMPERATURE, MIN_PENALTY};
 use crate::error::Result;
+use crate::platform::Folder;
 use crate::weights::{Checkpoint, Format, Metadata};
 
 /// Settings that the model's makers recommend; `None` where they say nothing.
@@ -37,9 +36,11 @@ impl ModelDefaults {
     }
 
     /// Those in `generation_config.json`, if there is one.
-    pub fn from_folder(folder: &Path) -> Result<ModelDefaults> {
-        let path = folder.join("generation_config.json");
-        let Some(config) = files::read_json::<GenerationConfig>(&path, MAX_CONFIG_BYTES)? else { return Ok(ModelDefaults::default()) };
+    pub fn from_folder(folder: impl Into<Folder>) -> Result<ModelDefaults> {
+        let folder = folder.into();
+        let Some(config) = files::read_json::<GenerationConfig>(&folder, "generation_config.json", MAX_CONFIG_BYTES)? else {
+            return Ok(ModelDefaults::default());
+        };
         let greedy = config.do_sample == Some(false);
         let defaults = ModelDefaults {
             temperature: if greedy { Some(0.0) } else { config.temperature },
@@ -49,7 +50,7 @@ impl ModelDefaults {
             repeat_penalty: config.repetition_penalty,
             repeat_last_n: None,
         };
-        defaults.checked(path.display())
+        defaults.checked(folder.path_of("generation_config.json"))
     }
 
     /// Those under `general.sampling` (`gguf-py`'s `Keys.General.SAMPLING_*`).
@@ -135,7 +136,7 @@ mod tests {
         assert_eq!(defaults, expected);
         assert_eq!(from_json(r#"{"do_sample": false, "temperature": 0.6}"#).unwrap().temperature, Some(0.0));
         assert_eq!(from_json("{}").unwrap(), ModelDefaults::default());
-        assert_eq!(ModelDefaults::from_folder(Path::new("no/such/folder")).unwrap(), ModelDefaults::default());
+        assert_eq!(ModelDefaults::from_folder(std::path::Path::new("no/such/folder")).unwrap(), ModelDefaults::default());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-use crate::platform::limited::unix_seconds;
+use crate::platform::clock::unix_seconds;
 
 /// Bytes that `tojson` may make.
 const MAX_JSON_BYTES: usize = 4 << 20;

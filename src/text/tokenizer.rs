@@ -1,7 +1,6 @@
 //! The tokenizer of a model: text to ids, and what a run must know of the ids. Knows not where its vocabulary was stored.
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::detokenizer::Detokenizer;
@@ -10,6 +9,7 @@ use super::gguf_vocabulary;
 use super::pieces::{Pieces, Spelling};
 use super::tokenizer_json;
 use crate::error::{Error, Result};
+use crate::platform::Folder;
 use crate::weights::{Checkpoint, Format, Metadata};
 
 /// Turns text into token ids as the model was trained to see it.
@@ -67,8 +67,8 @@ impl Tokenizer {
     }
 
     /// The tokenizer in a Hugging Face folder, for a model of `vocab_size` embedding rows.
-    pub fn from_folder(folder: &Path, vocab_size: usize) -> Result<Tokenizer> {
-        Tokenizer::new(tokenizer_json::read(folder)?, vocab_size)
+    pub fn from_folder(folder: impl Into<Folder>, vocab_size: usize) -> Result<Tokenizer> {
+        Tokenizer::new(tokenizer_json::read(&folder.into())?, vocab_size)
     }
 
     /// The tokenizer in a GGUF file's metadata, for a model of `vocab_size` embedding rows.

@@ -1,7 +1,5 @@
 //! `tokenizer.json` and the configs beside it, checked and read. What the library would panic on is refused before it sees it.
 
-use std::path::Path;
-
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::AddedToken;
@@ -11,33 +9,34 @@ use super::pieces::{LeadingSpace, Spelling};
 use super::tokenizer::{Frame, Vocabulary};
 use super::tokenizer_json_checks::TokenizerFile;
 use crate::error::Result;
+use crate::platform::Folder;
 
 /// Reads the tokenizer of a Hugging Face folder.
-pub(super) fn read(folder: &Path) -> Result<Vocabulary> {
-    let path = folder.join("tokenizer.json");
-    let Some(bytes) = files::read_optional(&path, MAX_TOKENIZER_BYTES)? else {
+pub(super) fn read(folder: &Folder) -> Result<Vocabulary> {
+    let path = folder.path_of("tokenizer.json");
+    let Some(bytes) = files::read_optional(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)? else {
         let fault = "has no tokenizer.json; download it with the model (slow tokenizers in tokenizer.model are not read)";
-        return Err(text_error(folder.display(), fault));
+        return Err(text_error(folder, fault));
     };
     let file: TokenizerFile = files::parse_json(&path, &bytes)?;
-    file.check().map_err(|fault| text_error(path.display(), fault))?;
+    file.check().map_err(|fault| text_error(&path, fault))?;
     let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
     let mut inner = parsed
-        .map_err(|_| text_error(path.display(), "cannot be read: the tokenizers library panicked"))?
-        .map_err(|error| text_error(path.display(), format!("cannot be read: {error}")))?;
+        .map_err(|_| text_error(&path, "cannot be read: the tokenizers library panicked"))?
+        .map_err(|error| text_error(&path, format!("cannot be read: {error}")))?;
     // A prompt is never cut or filled up behind the user's back, whatever the file was saved with.
     inner.with_padding(None);
-    inner.with_truncation(None).map_err(|error| text_error(path.display(), error.to_string()))?;
+    inner.with_truncation(None).map_err(|error| text_error(&path, error.to_string()))?;
 
     let config = TokenizerConfig::read(folder)?;
-    add_tokens(&mut inner, &config).map_err(|error| text_error(path.display(), error.to_string()))?;
+    add_tokens(&mut inner, &config).map_err(|error| text_error(&path, error.to_string()))?;
     let (bos, eos) = outer_tokens(folder, &config, &inner)?;
     let frame = match config.add_bos_token {
         // Without a BOS to add only the post-processor can know what is meant.
         Some(add_bos) if !add_bos || bos.is_some() => Frame::Settings { add_bos, add_eos: config.add_eos_token.unwrap_or(false) },
         _ => Frame::PostProcessor,
     };
-    Ok(Vocabulary { path: path.display().to_string(), inner, spelling: spelling(file.decoder.as_ref()), bos, eos, frame })
+    Ok(Vocabulary { path, inner, spelling: spelling(file.decoder.as_ref()), bos, eos, frame })
 }
 
 /// `tokenizer_config.json`, as far as it matters here.
@@ -88,8 +87,8 @@ impl TokenText {
 }
 
 impl TokenizerConfig {
-    fn read(folder: &Path) -> Result<TokenizerConfig> {
-        let config = files::read_json(&folder.join("tokenizer_config.json"), MAX_TOKENIZER_CONFIG_BYTES)?;
+    fn read(folder: &Folder) -> Result<TokenizerConfig> {
+        let config = files::read_json(folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
         Ok(config.unwrap_or_default())
     }
 }
@@ -145,8 +144,8 @@ impl Ids {
 
 /// The id that begins a text and those that end an answer. `tokenizer_config.json` names one of each by its text;
 /// `generation_config.json`, or where it does not say `config.json`, gives ids: all of them end an answer.
-fn outer_tokens(folder: &Path, config: &TokenizerConfig, inner: &tokenizers::Tokenizer) -> Result<(Option<u32>, Vec<u32>)> {
-    let read = |name| files::read_json::<OuterTokens>(&folder.join(name), MAX_CONFIG_BYTES).map(Option::unwrap_or_default);
+fn outer_tokens(folder: &Folder, config: &TokenizerConfig, inner: &tokenizers::Tokenizer) -> Result<(Option<u32>, Vec<u32>)> {
+    let read = |name| files::read_json::<OuterTokens>(folder, name, MAX_CONFIG_BYTES).map(Option::unwrap_or_default);
     let (generation, model) = (read("generation_config.json")?, read("config.json")?);
     let by_text = |token: &Option<TokenText>| token.as_ref().and_then(|token| inner.token_to_id(token.text()));
 

@@ -1,7 +1,7 @@
 //! An opened checkpoint, whatever its format: catalog, config, and its tensors' bytes on demand.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::catalog::{Catalog, TensorId, TensorInfo};
@@ -10,21 +10,24 @@ use super::gguf::{self, Metadata};
 use super::safetensors::Unreadable;
 use super::{folder, hf};
 use crate::error::{Error, Result};
-use crate::platform::{ByteSource, DirectBuffer, IoMode, open_source};
+use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
+
+/// Makes a folder a model in Hugging Face's format.
+const CONFIG_NAME: &str = "config.json";
 
 /// The two formats, told apart by their bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Format {
     /// `config.json` and safetensors files.
     HuggingFace {
         /// The folder they are in; tokenizer files lie there too.
-        folder: PathBuf,
+        folder: Folder,
     },
     /// One `.gguf` file.
     Gguf,
 }
 
-/// A model on disk, its headers read and checked.
+/// A model's files, its headers read and checked.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// What the user named, for messages.
@@ -50,53 +53,79 @@ impl Checkpoint {
         if !metadata.is_dir() {
             return Checkpoint::open_file(path, io);
         }
-        if path.join("config.json").symlink_metadata().is_ok() {
-            return Checkpoint::open_folder(path, io);
+        let folder = Folder::from(path);
+        if folder.contains(CONFIG_NAME) {
+            return Checkpoint::open_folder(folder, io);
         }
-        match gguf_files(path)?.as_slice() {
-            [only] => Checkpoint::open_file(only, io),
+        match folder.names_with("gguf")?.as_slice() {
+            [only] => Checkpoint::open_gguf(folder.open(only, io)?),
             [] => Err(Error::invalid_file(path.display(), "holds no config.json and no .gguf file; name a model's folder or file")),
             [first, ..] => {
-                let fault = format!("holds several .gguf files; name one of them, such as {}", first.display());
+                let fault = format!("holds several .gguf files; name one of them, such as {}", folder.path_of(first));
                 Err(Error::invalid_file(path.display(), fault))
             }
         }
     }
 
+    /// Opens files that were handed in: one GGUF file, or those of a safetensors folder, each called by its bare name.
+    /// Reads headers only.
+    ///
+    /// # Errors
+    /// Those of reading and of headers; [`Error::InvalidFile`] where the sources are neither.
+    pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>) -> Result<Checkpoint> {
+        if let [only] = sources.as_slice()
+            && is_gguf(only.as_ref())?
+        {
+            return Checkpoint::open_gguf(Arc::clone(only));
+        }
+        let folder = Folder::Sources(sources);
+        if folder.contains(CONFIG_NAME) {
+            return Checkpoint::open_folder(folder, IoMode::Pread);
+        }
+        match folder.names_with("gguf")?.as_slice() {
+            [only] => Checkpoint::open_gguf(folder.open(only, IoMode::Pread)?),
+            [] => Err(Error::invalid_file(
+                &folder,
+                "is no GGUF file, and there is no config.json; give a .gguf file or all files of a model's folder",
+            )),
+            [_, ..] => Err(Error::invalid_file(&folder, "is one of several .gguf files; give one of them")),
+        }
+    }
+
     fn open_file(path: &Path, io: IoMode) -> Result<Checkpoint> {
         let source = open_source(path, io)?;
-        let mut magic = [0; 4];
-        let sniffed = source.len() >= 4 && source.read_at(0, &mut magic).map(|()| magic == gguf::MAGIC)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
-        if sniffed || extension == Some("gguf") {
-            let gguf::Head { catalog, metadata, config } = gguf::read_head(source.as_ref())?;
-            let path = source.path().to_owned();
-            let sources = vec![source];
-            return Ok(Checkpoint {
-                path,
-                format: Format::Gguf,
-                catalog,
-                config,
-                metadata: Some(metadata),
-                sources,
-                unreadable: HashMap::new(),
-            });
+        if extension == Some("gguf") || is_gguf(source.as_ref())? {
+            return Checkpoint::open_gguf(source);
         }
         match extension {
             Some("safetensors" | "json") => {
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                Checkpoint::open_folder(parent, io)
+                Checkpoint::open_folder(parent.into(), io)
             }
             _ => Err(Error::invalid_file(path.display(), "is neither a GGUF file nor part of a safetensors folder")),
         }
     }
 
-    fn open_folder(folder: &Path, io: IoMode) -> Result<Checkpoint> {
-        let config = hf::read_config(folder)?;
-        let folder::Folder { catalog, sources, unreadable } = folder::open(folder, io)?;
+    fn open_gguf(source: Arc<dyn ByteSource>) -> Result<Checkpoint> {
+        let gguf::Head { catalog, metadata, config } = gguf::read_head(source.as_ref())?;
         Ok(Checkpoint {
-            path: folder.display().to_string(),
-            format: Format::HuggingFace { folder: folder.to_owned() },
+            path: source.path().to_owned(),
+            format: Format::Gguf,
+            catalog,
+            config,
+            metadata: Some(metadata),
+            sources: vec![source],
+            unreadable: HashMap::new(),
+        })
+    }
+
+    fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {
+        let config = hf::read_config(&folder)?;
+        let folder::Folder { catalog, sources, unreadable } = folder::open(&folder, io)?;
+        Ok(Checkpoint {
+            path: folder.to_string(),
+            format: Format::HuggingFace { folder },
             catalog,
             config,
             metadata: None,
@@ -176,15 +205,8 @@ impl Checkpoint {
     }
 }
 
-fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let list_error = |source| Error::io("list", folder.display(), source);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(list_error)? {
-        let path = entry.map_err(list_error)?.path();
-        if path.extension().is_some_and(|extension| extension == "gguf") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
+/// By its first bytes.
+fn is_gguf(source: &dyn ByteSource) -> Result<bool> {
+    let mut magic = [0; 4];
+    Ok(source.len() >= 4 && source.read_at(0, &mut magic).map(|()| magic == gguf::MAGIC)?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use super::catalog::{Catalog, Shard};
 use super::safetensors::{Unreadable, read_header};
 use crate::error::{Error, Result};
-use crate::platform::{ByteSource, IoMode, open_source, read_small_file};
+use crate::platform::{self, ByteSource, IoMode};
 use crate::units::Bytes;
 
 const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -26,50 +26,42 @@ pub(super) struct Folder {
 }
 
 /// Reads the headers of all files of `folder`: those that the index names, else `model.safetensors`, else the only `*.safetensors`.
-pub(super) fn open(folder: &Path, io: IoMode) -> Result<Folder> {
-    let index_path = folder.join(INDEX_NAME);
-    if index_path.symlink_metadata().is_ok() {
-        let index = Index::read(&index_path)?;
-        let shards = index.shards.iter().map(|name| shard_path(folder, &index_path, name)).collect::<Result<Vec<_>>>()?;
-        return read_all(&shards, io, Some((&index, &index_path)));
+pub(super) fn open(files: &platform::Folder, io: IoMode) -> Result<Folder> {
+    if files.contains(INDEX_NAME) {
+        let index = Index::read(files)?;
+        index.shards.iter().try_for_each(|name| check_shard(files, name))?;
+        return read_all(files, &index.shards, io, Some(&index));
     }
-    read_all(&[single_file(folder)?], io, None)
+    read_all(files, &[single_file(files)?], io, None)
 }
 
-fn single_file(folder: &Path) -> Result<PathBuf> {
-    let usual = folder.join("model.safetensors");
-    if usual.symlink_metadata().is_ok() {
-        return Ok(usual);
+fn single_file(files: &platform::Folder) -> Result<String> {
+    const USUAL: &str = "model.safetensors";
+    if files.contains(USUAL) {
+        return Ok(USUAL.to_owned());
     }
-    let entries = std::fs::read_dir(folder).map_err(|source| Error::io("list", folder.display(), source))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|source| Error::io("list", folder.display(), source))?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            found.push(path);
-        }
-    }
+    let mut found = files.names_with("safetensors")?;
     match found.len() {
         1 => Ok(found.swap_remove(0)),
-        0 => Err(Error::invalid_file(folder.display(), "holds no *.safetensors file")),
-        n => Err(Error::invalid_file(folder.display(), format!("holds {n} safetensors files but no {INDEX_NAME} that joins them"))),
+        0 => Err(Error::invalid_file(files, "holds no *.safetensors file")),
+        n => Err(Error::invalid_file(files, format!("holds {n} safetensors files but no {INDEX_NAME} that joins them"))),
     }
 }
 
-/// Reads the headers of `paths` and joins them; with an index, checks that each tensor is where the index says.
-fn read_all(paths: &[PathBuf], io: IoMode, index: Option<(&Index, &Path)>) -> Result<Folder> {
+/// Reads the headers of the files `names` and joins them; with an index, checks that each tensor is where the index says.
+fn read_all(files: &platform::Folder, names: &[String], io: IoMode, index: Option<&Index>) -> Result<Folder> {
     let mut folder = Folder { catalog: Catalog::default(), sources: Vec::new(), unreadable: Vec::new() };
     let (mut shards, mut tensors) = (Vec::new(), Vec::new());
     let mut holders: HashMap<String, u32> = HashMap::new();
-    for (number, path) in paths.iter().enumerate() {
-        let number = u32::try_from(number).map_err(|_| Error::invalid_file(path.display(), "is one shard too many"))?;
-        let source = open_source(path, io)?;
+    for (number, name) in names.iter().enumerate() {
+        let number = u32::try_from(number).map_err(|_| Error::invalid_file(files.path_of(name), "is one shard too many"))?;
+        let source = files.open(name, io)?;
         let header = read_header(source.as_ref(), number)?;
-        let listed_elsewhere = |name: &str| index.is_some_and(|(index, _)| index.holder(name).is_some_and(|shard| shard != number));
+        let listed_elsewhere = |name: &str| index.is_some_and(|index| index.holder(name).is_some_and(|shard| shard != number));
         let names = header.tensors.iter().map(|tensor| &tensor.name).chain(header.unreadable.iter().map(|tensor| &tensor.name));
         for name in names.filter(|name| !listed_elsewhere(name)) {
             if holders.insert(name.clone(), number).is_some() {
-                return Err(Error::invalid_file(path.display(), format!("tensor `{name}` is in another shard as well")));
+                return Err(Error::invalid_file(source.path(), format!("tensor `{name}` is in another shard as well")));
             }
         }
         tensors.extend(header.tensors.into_iter().filter(|tensor| !listed_elsewhere(&tensor.name)));
@@ -77,11 +69,14 @@ fn read_all(paths: &[PathBuf], io: IoMode, index: Option<(&Index, &Path)>) -> Re
         shards.push(Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) });
         folder.sources.push(source);
     }
-    if let Some((index, index_path)) = index {
+    if let Some(index) = index {
         let absent = index.weight_map.iter().find(|(name, shard)| holders.get(*name) != Some(shard));
         if let Some((name, _)) = absent {
             let shard = index.holder(name).and_then(|shard| index.shards.get(shard as usize)).map_or("", String::as_str);
-            return Err(Error::invalid_file(index_path.display(), format!("says that tensor `{name}` is in `{shard}`, which lacks it")));
+            return Err(Error::invalid_file(
+                files.path_of(INDEX_NAME),
+                format!("says that tensor `{name}` is in `{shard}`, which lacks it"),
+            ));
         }
     }
     folder.catalog = Catalog::new(shards, tensors);
@@ -95,9 +90,9 @@ struct Index {
 }
 
 impl Index {
-    fn read(path: &Path) -> Result<Index> {
-        let fault = |text: String| Error::invalid_file(path.display(), text);
-        let file: IndexFile = serde_json::from_slice(&read_small_file(path, MAX_INDEX_BYTES)?)
+    fn read(files: &platform::Folder) -> Result<Index> {
+        let fault = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
+        let file: IndexFile = serde_json::from_slice(&files.read_small(INDEX_NAME, MAX_INDEX_BYTES)?)
             .map_err(|error| fault(format!("is not a valid safetensors index: {error}")))?;
         let names: BTreeSet<&String> = file.weight_map.0.values().collect();
         if names.is_empty() {
@@ -149,13 +144,17 @@ impl<'de> Deserialize<'de> for DistinctPairs {
     }
 }
 
-/// The path of a shard that an index names. The index comes from a stranger: it must not reach outside its folder.
-fn shard_path(folder: &Path, index_path: &Path, name: &str) -> Result<PathBuf> {
-    let fault = |text: String| Error::invalid_file(index_path.display(), text);
+/// Checks a shard that an index names. The index comes from a stranger: it must not reach outside its folder.
+fn check_shard(files: &platform::Folder, name: &str) -> Result<()> {
+    let fault = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
     let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0']);
     if !plain {
         return Err(fault(format!("names the shard `{}`, which is not a plain file name", name.escape_debug())));
     }
+    let platform::Folder::Path(folder) = files else {
+        let missing = || fault(format!("names the shard `{name}`, which was not given with it"));
+        return if files.contains(name) { Ok(()) } else { Err(missing()) };
+    };
     let path = folder.join(name);
     let metadata = path.symlink_metadata().map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => fault(format!("names the shard `{name}`, which is missing")),
@@ -164,7 +163,7 @@ fn shard_path(folder: &Path, index_path: &Path, name: &str) -> Result<PathBuf> {
     if metadata.is_symlink() && !link_stays_inside(folder, &path) {
         return Err(fault(format!("names the shard `{name}`, which is a link out of the model's folder")));
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Whether a link leads into its folder, or into the `blobs` of the hub cache that the folder is a snapshot of

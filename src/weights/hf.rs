@@ -7,15 +7,14 @@ use serde_json::{Map, Value};
 use super::config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
 use super::limits::validate;
 use crate::error::{Error, Result};
-use crate::platform::read_small_file;
+use crate::platform::Folder;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Reads `folder/config.json`.
-pub(super) fn read_config(folder: &Path) -> Result<ModelConfig> {
-    let path = folder.join("config.json");
-    let bytes = read_small_file(&path, MAX_CONFIG_BYTES)?;
-    let name = path.display().to_string();
+pub(super) fn read_config(folder: &Folder) -> Result<ModelConfig> {
+    let name = folder.path_of("config.json");
+    let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
     let Value::Object(fields) = value else {
         return Err(Error::invalid_file(&name, "is not a JSON object"));
@@ -30,7 +29,7 @@ enum Family {
     Mistral,
 }
 
-fn config_of(fields: &Fields<'_>, folder: &Path) -> Result<ModelConfig> {
+fn config_of(fields: &Fields<'_>, folder: &Folder) -> Result<ModelConfig> {
     let family = family_of(fields)?;
     refuse_unsupported(fields)?;
     let n_heads = fields.required("num_attention_heads")?;
@@ -113,16 +112,23 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
 }
 
 /// What the config calls the model, else the hub's name of a cached snapshot, else the folder's name.
-fn model_name(fields: &Fields<'_>, folder: &Path) -> String {
+fn model_name(fields: &Fields<'_>, folder: &Folder) -> String {
     let given = fields.fields.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let by_folder = || match folder {
+        Folder::Path(path) => folder_name(path),
+        Folder::Sources(_) => None,
+    };
+    given.map(str::to_owned).or_else(by_folder).unwrap_or_else(|| "model".to_owned())
+}
+
+fn folder_name(folder: &Path) -> Option<String> {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let hub_name = || {
         // models--ORG--NAME/snapshots/REVISION
         let repository = folder.parent().and_then(Path::parent)?.file_name()?.to_str()?;
         Some(repository.strip_prefix("models--")?.replacen("--", "/", 1))
     };
-    let folder_name = || Some(folder.file_name()?.to_string_lossy().into_owned());
-    given.map(str::to_owned).or_else(hub_name).or_else(folder_name).unwrap_or_else(|| "model".to_owned())
+    hub_name().or_else(|| Some(folder.file_name()?.to_string_lossy().into_owned()))
 }
 
 fn sliding_window(fields: &Fields<'_>, family: Family) -> Result<Option<usize>> {
@@ -242,7 +248,7 @@ mod tests {
         .unwrap();
         let changes: Map<String, Value> = serde_json::from_str(changes).unwrap();
         value.as_object_mut().unwrap().extend(changes);
-        config_of(&Fields { path: "config.json", fields: value.as_object().unwrap() }, Path::new("/nowhere/tiny"))
+        config_of(&Fields { path: "config.json", fields: value.as_object().unwrap() }, &Path::new("/nowhere/tiny").into())
     }
 
     #[test]

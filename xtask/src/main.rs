@@ -6,6 +6,7 @@ mod model;
 mod picture;
 mod steps;
 mod test;
+mod web;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ const USAGE: &str = "usage: cargo xtask TASK
                 write a model with seeded random weights
   picture TRACE.json OUT.svg
                 draw the lanes of one forward of a trace
+  web [PORT]    build the engine for browsers into web/dist, and serve its page with the small model beside it
+  web build     only build it
   fetch-model   fetch the small model that demo and test use, and print where it lies
 ";
 
@@ -26,6 +29,9 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["demo"] => demo::run(),
         ["test"] => test::run(),
+        ["web"] => web::serve(web::PORT),
+        ["web", "build"] => web::build(),
+        ["web", port] if port.parse::<u16>().is_ok() => web::serve(port),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
         ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
         ["picture", trace, out] => picture::draw(Path::new(trace), Path::new(out)).map_err(steps::Failure::new),

@@ -1,0 +1,68 @@
+//! What a browser's worker says of the host: it tells next to nothing and has neither folders nor threads.
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use super::HostMemory;
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+
+/// A worker of a page is one thread, and while that waits no answer can reach it.
+pub const MAY_BLOCK: bool = false;
+
+/// What a plan starts from when nobody says how much of the tab's memory weights may take. WebAssembly could address 4 GiB,
+/// but browsers end tabs that take much less, on phones above all.
+const USABLE_MEMORY: Bytes = Bytes::mib(512);
+
+/// Memory of the tab.
+pub fn host_memory() -> HostMemory {
+    HostMemory { total: USABLE_MEMORY, available: USABLE_MEMORY }
+}
+
+/// What computes when the host does.
+pub fn cpu_name() -> String {
+    "WebAssembly".into()
+}
+
+/// Threads that run at once.
+pub fn n_threads() -> usize {
+    1
+}
+
+/// There is no folder.
+pub fn choose_cache_folder(_folder: PathBuf) {}
+
+/// There is no folder; the page may keep what it is told.
+pub fn cache_folder() -> Option<PathBuf> {
+    None
+}
+
+/// There is no folder.
+pub fn temporary_folder() -> PathBuf {
+    PathBuf::new()
+}
+
+/// There is no file system.
+pub fn file_system_of(_path: &Path) -> Option<String> {
+    None
+}
+
+/// Nothing can be written.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_atomically(path: &Path, _bytes: &[u8]) -> Result<()> {
+    Err(Error::io("write", path.display(), ErrorKind::Unsupported.into()))
+}
+
+/// Nothing can be written.
+///
+/// # Errors
+/// Always, of the kind [`ErrorKind::Unsupported`].
+pub fn with_temporary_file<T>(
+    _folder: &Path,
+    _fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    _read: impl FnOnce(&Path) -> T,
+) -> std::io::Result<T> {
+    Err(ErrorKind::Unsupported.into())
+}

@@ -1,0 +1,198 @@
+//! A loaded model: it answers, and tells what happened when.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use js_sys::Function;
+use serde::Deserialize;
+use tierflow::engine::MemoryUse;
+use tierflow::session::{FinishReason, GenerateOptions};
+use tierflow::stream::{Span, Trace};
+use tierflow::text::{SamplingFlags, fresh_seed};
+use tierflow::{ChatMessage, Error, Sampler, SamplingSettings};
+use wasm_bindgen::prelude::*;
+
+use crate::error::{Result, invalid, json, parse};
+
+/// A loaded model. While it generates it still tells its plan, its trace and its memory.
+#[wasm_bindgen]
+pub struct Engine {
+    /// Taken out while it generates.
+    engine: RefCell<Option<tierflow::Engine>>,
+    /// Tokens whose keys and values are in the cache.
+    cached: RefCell<Vec<u32>>,
+    plan: String,
+    trace: Trace,
+    unit_names: Vec<String>,
+    memory: RefCell<Vec<MemoryUse>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What to answer, and how.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Request {
+    /// A conversation.
+    messages: Option<Vec<ChatMessage>>,
+    /// A message of the user, or with `raw` a text to continue.
+    prompt: Option<String>,
+    /// The prompt goes to the model as it is.
+    raw: bool,
+    max_tokens: Option<usize>,
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    seed: Option<u64>,
+    stop: Vec<String>,
+}
+
+impl Engine {
+    /// `plan` is what [`crate::model::Model::plan`] tells of it.
+    pub fn new(engine: tierflow::Engine, plan: String) -> Engine {
+        let (pieces, units) = (&engine.plan().pieces, &engine.plan().units);
+        Engine {
+            cached: RefCell::default(),
+            plan,
+            trace: engine.trace().clone(),
+            unit_names: pieces.iter().map(|piece| units[piece.unit].name.clone()).collect(),
+            memory: RefCell::new(engine.memory_use()),
+            cancelled: Arc::default(),
+            engine: RefCell::new(Some(engine)),
+        }
+    }
+}
+
+#[wasm_bindgen]
+impl Engine {
+    /// Where everything lives, as [`crate::model::Model::plan`] tells it.
+    pub fn plan(&self) -> String {
+        self.plan.clone()
+    }
+
+    /// Answers `request` (JSON). `on_step` is told each token and the text that it completes, and ends the answer by returning
+    /// false. Yields JSON: the answer, why it ended (`stop`, `length` or `cancelled`), counts and times.
+    pub async fn generate(&self, request: &str, on_step: Function) -> Result<String> {
+        let request: Request = parse("request", request)?;
+        let busy = || invalid("generate", "an answer is under way, or an earlier one failed; wait for it, or load the model again");
+        let mut engine = self.engine.take().ok_or_else(busy)?;
+        self.cancelled.store(false, Ordering::Relaxed);
+        let answer = self.answer(&mut engine, request, &on_step).await;
+        self.note_memory(&engine);
+        self.engine.replace(Some(engine));
+        Ok(json(&answer?)?)
+    }
+
+    /// Ends what is generated before its next forward; a prompt that is still read ends with `InterruptedError`.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// What happened when in the latest `n_forwards` forwards, and what all forwards add up to, as JSON.
+    pub fn trace(&self, n_forwards: usize) -> Result<String> {
+        let spans = self.trace.spans();
+        let latest = spans.iter().map(|span| span.forward).max().unwrap_or(0);
+        let shown: Vec<&Span> = spans.iter().filter(|span| span.forward + n_forwards > latest).collect();
+        Ok(json(&serde_json::json!({"spans": shown, "summary": self.trace.summary(), "now_secs": self.trace.now()}))?)
+    }
+
+    /// The whole trace as a Chrome/Perfetto file.
+    pub fn perfetto(&self) -> Result<String> {
+        Ok(json(&self.trace.to_chrome_json(&|piece| self.unit_names.get(piece).cloned().unwrap_or_default()))?)
+    }
+
+    /// Peak bytes per device beside the budgets (`devices`), and the memory that WebAssembly has taken (`wasm_bytes`), as JSON.
+    pub fn memory(&self) -> Result<String> {
+        Ok(json(&serde_json::json!({"devices": *self.memory.borrow(), "wasm_bytes": wasm_bytes()}))?)
+    }
+
+    async fn answer(&self, engine: &mut tierflow::Engine, request: Request, on_step: &Function) -> Result<serde_json::Value, Error> {
+        let sampling = sampling(engine, &request)?;
+        let seed = request.seed.unwrap_or_else(fresh_seed);
+        let prompt = prompt(engine, &request)?;
+        let trace = &self.trace;
+        trace.clear();
+        let mut session = engine.resume(self.cached.take());
+        session.cancel_with(Arc::clone(&self.cancelled));
+        let begin = trace.now();
+        let options = GenerateOptions { max_tokens: request.max_tokens, ignore_eos: false, stop: request.stop };
+        let mut generation = session.generate(&prompt, Sampler::new(sampling, seed), options).await?;
+        let prompt_secs = trace.now() - begin;
+        let (mut text, mut tokens, mut first_secs, mut cancelled) = (String::new(), Vec::new(), None, false);
+        while let Some(step) = generation.next().await? {
+            first_secs.get_or_insert_with(|| trace.now() - begin);
+            text.push_str(&step.text);
+            tokens.push(step.token);
+            self.note_memory(generation.engine());
+            let told = on_step.call2(&JsValue::NULL, &step.token.into(), &step.text.into());
+            cancelled = self.cancelled.load(Ordering::Relaxed) || told.is_ok_and(|answer| answer == JsValue::FALSE);
+            if cancelled {
+                break;
+            }
+        }
+        let (n_prompt, finish) = (generation.n_prompt(), generation.finish_reason());
+        let decode_secs = trace.now() - begin - prompt_secs;
+        self.cached.replace(session.tokens().to_vec());
+        Ok(serde_json::json!({
+            "text": text,
+            "tokens": tokens,
+            "finish_reason": finish_reason(finish, cancelled),
+            "n_prompt": n_prompt,
+            "n_cached": prompt.len() - n_prompt,
+            "n_generated": tokens.len(),
+            "prompt_secs": prompt_secs,
+            "decode_secs": decode_secs,
+            "ttft_secs": first_secs.unwrap_or(prompt_secs),
+            "seed": seed,
+            "summary": trace.summary(),
+        }))
+    }
+
+    fn note_memory(&self, engine: &tierflow::Engine) {
+        self.memory.replace(engine.memory_use());
+    }
+}
+
+/// The model's own settings, over them what the request says.
+fn sampling(engine: &tierflow::Engine, request: &Request) -> Result<SamplingSettings, Error> {
+    let flags = SamplingFlags {
+        temperature: request.temperature,
+        top_k: request.top_k,
+        top_p: request.top_p,
+        min_p: request.min_p,
+        repeat_penalty: request.repeat_penalty,
+        ..SamplingFlags::default()
+    };
+    SamplingSettings::merged(engine.defaults(), &flags)
+}
+
+/// The tokens of what is asked: through the chat template, or as it is with `raw` or where the model has no template.
+fn prompt(engine: &tierflow::Engine, request: &Request) -> Result<Vec<u32>, Error> {
+    let messages = match (&request.messages, &request.prompt) {
+        (Some(messages), None) => messages.clone(),
+        (None, Some(prompt)) => vec![ChatMessage::new("user", prompt)],
+        _ => return Err(invalid("request", "needs either messages or a prompt")),
+    };
+    if request.raw || engine.chat_template().is_none() {
+        let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        return engine.encode(&texts.join("\n"));
+    }
+    engine.encode_chat(&messages)
+}
+
+fn finish_reason(finish: Option<FinishReason>, cancelled: bool) -> &'static str {
+    match finish {
+        Some(FinishReason::Stop) => "stop",
+        Some(FinishReason::Length) => "length",
+        None if cancelled => "cancelled",
+        None => "stop",
+    }
+}
+
+/// The memory that WebAssembly has taken of the tab; it never gives any back.
+fn wasm_bytes() -> f64 {
+    let memory: js_sys::WebAssembly::Memory = wasm_bindgen::memory().unchecked_into();
+    f64::from(memory.buffer().unchecked_into::<js_sys::ArrayBuffer>().byte_length())
+}

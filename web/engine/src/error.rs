@@ -1,0 +1,70 @@
+//! Faults as JavaScript's `Error` objects, with a name to tell them apart and numbers where they have some.
+
+use js_sys::Reflect;
+use serde::Serialize;
+use tierflow::Error;
+use wasm_bindgen::JsValue;
+
+/// A fault on its way to JavaScript.
+#[derive(Debug)]
+pub struct Thrown(JsValue);
+
+/// Result of every exported function.
+pub type Result<T, E = Thrown> = std::result::Result<T, E>;
+
+impl From<Thrown> for JsValue {
+    fn from(thrown: Thrown) -> JsValue {
+        thrown.0
+    }
+}
+
+impl From<Error> for Thrown {
+    fn from(error: Error) -> Thrown {
+        let thrown = js_sys::Error::new(&error.to_string());
+        thrown.set_name(name_of(&error));
+        if let Error::DoesNotFit { device, needed, available, .. } = &error {
+            set(&thrown, "device", &device.into());
+            set(&thrown, "needed", &(needed.0 as f64).into());
+            set(&thrown, "available", &(available.0 as f64).into());
+        }
+        Thrown(thrown.into())
+    }
+}
+
+/// Sets a property of a new object, which nothing can refuse.
+fn set(object: &js_sys::Error, name: &str, value: &JsValue) {
+    let _ = Reflect::set(object, &name.into(), value);
+}
+
+fn name_of(error: &Error) -> &'static str {
+    match error {
+        Error::NoGpu { .. } => "NoWebGpuError",
+        Error::ExceedsLimit { .. } => "LimitError",
+        Error::DoesNotFit { .. } => "DoesNotFitError",
+        Error::DeviceLost { .. } => "DeviceLostError",
+        Error::InvalidFile { .. }
+        | Error::FileChanged { .. }
+        | Error::UnsupportedModel { .. }
+        | Error::MissingTensor { .. }
+        | Error::WrongShape { .. }
+        | Error::Text { .. } => "InvalidFileError",
+        Error::Interrupted => "InterruptedError",
+        Error::InvalidArgument { .. } | Error::ContextFull { .. } | Error::TokenOutOfVocabulary { .. } => "InvalidArgumentError",
+        _ => "TierflowError",
+    }
+}
+
+/// An argument that cannot be taken.
+pub fn invalid(argument: &str, fault: impl Into<String>) -> Error {
+    Error::InvalidArgument { option: argument.into(), fault: fault.into() }
+}
+
+/// `value` as JSON text.
+pub fn json(value: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::io("write as JSON", "the answer", error.into()))
+}
+
+/// An argument that is JSON text.
+pub fn parse<T: serde::de::DeserializeOwned>(argument: &str, text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|error| invalid(argument, format!("is not what is read here: {error}")))
+}

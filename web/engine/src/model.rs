@@ -1,0 +1,93 @@
+//! A model of which only the headers are read: what it is made of, and where its weights would go.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use js_sys::Function;
+use tierflow::Error;
+use tierflow::engine::{Inspection, LoadProgress, Prepared};
+use tierflow::machine::parse_devices;
+use tierflow::weights::Checkpoint;
+use wasm_bindgen::prelude::*;
+
+use crate::engine::Engine;
+use crate::error::{Result, invalid, json};
+use crate::source::{Source, sources};
+use crate::{found_devices, options};
+
+/// A model's files, their headers read.
+#[wasm_bindgen]
+pub struct Model {
+    checkpoint: Arc<Checkpoint>,
+}
+
+#[wasm_bindgen]
+impl Model {
+    /// Reads the headers of one `.gguf` file, or of the files of a safetensors folder.
+    #[wasm_bindgen(constructor)]
+    pub fn new(files: Vec<Source>) -> Result<Model> {
+        Ok(Model { checkpoint: Arc::new(Checkpoint::from_sources(sources(files)?)?) })
+    }
+
+    /// What it is made of and what it would need, as JSON of the form of `tierflow inspect --json`.
+    pub fn inspect(&self) -> Result<String> {
+        let checkpoint = &self.checkpoint;
+        let model = tierflow::model::Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        Ok(json(&Inspection::new(checkpoint, &model))?)
+    }
+
+    /// Where everything would live and how fast that should go: the JSON of `tierflow plan --json`, with the same in words
+    /// (`text`), the predictions for a prompt and for an answer (`forecast`), and the command line that asks for the same
+    /// (`command`). `options` is JSON; `devices` is the text of a devices file and stands for this machine where it is left out.
+    pub fn plan(&self, options: &str, devices: Option<String>) -> Result<String> {
+        let options = options::read(options)?;
+        let machine = match devices {
+            Some(text) => parse_devices(text.as_bytes(), "devices")?,
+            None => found_devices().ok_or_else(|| invalid("devices", "call devices() first, or give the text of a devices file"))?,
+        };
+        let prepared = at_once(options.builder(&self.checkpoint).machine(machine).prepare())?;
+        Ok(json(&described(&prepared, &options))?)
+    }
+
+    /// Loads what the plan holds in memory; `progress` is told bytes done and bytes in all.
+    pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
+        let options = options::read(options)?;
+        let prepared = options.builder(&self.checkpoint).prepare().await?;
+        let plan = json(&described(&prepared, &options))?;
+        let progress = Progress(progress);
+        Ok(Engine::new(prepared.load(&|loaded| progress.tell(loaded)).await?, plan))
+    }
+}
+
+/// All that [`Model::plan`] tells.
+fn described(prepared: &Prepared, options: &options::Options) -> serde_json::Value {
+    let explanation = prepared.explain();
+    let mut told = prepared.to_json(&explanation);
+    told["text"] = format!("{}{explanation}", prepared.summary()).into();
+    told["forecast"] = serde_json::json!({"prefill": prepared.forecast.prefill, "decode": prepared.forecast.decode});
+    told["command"] = options.command(&prepared.checkpoint.path).into();
+    told
+}
+
+/// What a future yields that waits for nothing: planning for a machine that is described asks no adapter.
+fn at_once<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => Err(invalid("devices", "cannot be planned with at once")),
+    }
+}
+
+/// A function that is told how far loading has come.
+struct Progress(Function);
+
+// SAFETY: a value of JavaScript must stay on its thread, and there is no other: this crate is built for wasm without atomics.
+#[expect(unsafe_code, reason = "loading may report from any thread, of which a worker has one")]
+unsafe impl Sync for Progress {}
+
+impl Progress {
+    fn tell(&self, loaded: LoadProgress) {
+        // A function that throws loses its news, nothing else.
+        let _ = self.0.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
+    }
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask web`: the engine as wasm, bundled with its package and its page, and served with the small model beside it.
+
+use std::fs;
+use std::path::Path;
+
+use crate::model;
+use crate::steps::{self, Failure, Result, announce};
+
+const TARGET: &str = "wasm32-unknown-unknown";
+const WASM: &str = "wasm32-unknown-unknown/web/tierflow_web.wasm";
+/// Made in `web/dist`.
+const BOUND: &str = "web/dist/wasm/tierflow_bg.wasm";
+/// Where the page is served; another port may be given.
+pub const PORT: &str = "8137";
+
+/// Builds `web/dist`.
+pub fn build() -> Result<()> {
+    ensure_target()?;
+    steps::run(&mut steps::cargo(&["build", "--profile", "web", "--target", TARGET, "--package", "tierflow-web"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| steps::root().join("target"), Into::into);
+    steps::run(bundler(&["bundle"]).arg(target.join(WASM)).arg("web"))?;
+    shrink(&steps::root().join(BOUND))
+}
+
+/// Builds, and serves until it is interrupted.
+pub fn serve(port: &str) -> Result<()> {
+    build()?;
+    let model = model::ensure()?;
+    let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    announce("serving; end with Ctrl-C");
+    steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
+}
+
+fn bundler(arguments: &[&str]) -> std::process::Command {
+    let mut command = steps::cargo(&["run", "--quiet", "--release", "--package", "web-bundle", "--"]);
+    command.args(arguments);
+    command
+}
+
+/// Without the standard library for wasm nothing compiles; rustup has it.
+fn ensure_target() -> Result<()> {
+    let sysroot = std::process::Command::new("rustc").args(["--print", "sysroot"]).current_dir(steps::root()).output();
+    let sysroot = sysroot.map_err(|error| Failure::new(format!("cannot start rustc: {error}")))?;
+    let library = Path::new(String::from_utf8_lossy(&sysroot.stdout).trim()).join("lib/rustlib").join(TARGET);
+    if library.exists() { Ok(()) } else { steps::run(std::process::Command::new("rustup").args(["target", "add", TARGET])) }
+}
+
+/// Makes the wasm smaller where binaryen's `wasm-opt` is installed; it runs as well without.
+fn shrink(wasm: &Path) -> Result<()> {
+    if steps::succeeds("wasm-opt", &["--version"]) {
+        let features = ["--enable-bulk-memory", "--enable-nontrapping-float-to-int", "--enable-reference-types"];
+        let more = ["--enable-sign-ext", "--enable-mutable-globals", "--enable-multivalue", "--enable-simd"];
+        steps::run(std::process::Command::new("wasm-opt").arg("-Os").args(features).args(more).arg(wasm).arg("-o").arg(wasm))?;
+    }
+    let size = fs::metadata(wasm).map_err(|error| Failure::new(format!("cannot open {}: {error}", wasm.display())))?.len();
+    eprintln!("{BOUND}: {size} bytes");
+    Ok(())
+}
