@@ -2,6 +2,7 @@
 //! Knows no model, no tensor and no kernel.
 
 mod adapters;
+mod driver_cache;
 mod memory;
 mod params;
 mod pipelines;
@@ -35,7 +36,7 @@ pub struct Gpu {
     pub subgroup_lanes: Option<u32>,
     /// Every byte that [`Gpu::buffer`] gave out.
     pub ledger: Arc<Ledger>,
-    pipelines: pipelines::PipelineCache,
+    pipelines: pipelines::Pipelines,
     readback: Mutex<Option<Buffer>>,
     faults: Arc<Faults>,
 }
@@ -49,7 +50,7 @@ impl Gpu {
     pub async fn open(found: &AdapterFound, budget: Bytes, limits: Option<GpuLimits>) -> Result<Gpu> {
         let adapter = &found.adapter;
         let required_limits = adapters::required_limits(&adapter.limits(), limits);
-        let features = adapter.features() & (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | SUBGROUP_FEATURES);
+        let features = adapter.features() & (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::PIPELINE_CACHE | SUBGROUP_FEATURES);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("tierflow"),
             required_features: features,
@@ -69,7 +70,7 @@ impl Gpu {
         let limits = adapters::limits_in_force(&required_limits);
         let spec = DeviceSpec { limits: Some(limits), ..found.spec.clone() };
         Ok(Gpu {
-            pipelines: pipelines::PipelineCache::default(),
+            pipelines: pipelines::Pipelines::new(&device, &adapter.get_info()),
             readback: Mutex::new(None),
             ledger: Arc::new(Ledger::new(budget)),
             device,

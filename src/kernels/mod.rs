@@ -125,7 +125,7 @@ fn dispatch(
         entries.push(wgpu::BindGroupEntry { binding: index as u32 + 1, resource: binding(bound.buffer, bound.offset, size) });
     }
     let pipeline = gpu.pipeline(kernel, constants);
-    let descriptor = wgpu::BindGroupDescriptor { label: Some(kernel.stem), layout: &pipeline.layout, entries: &entries };
+    let descriptor = wgpu::BindGroupDescriptor { label: Some(kernel.stem), layout: pipeline.layout(), entries: &entries };
     Ok(Dispatch { bind_group: gpu.device.create_bind_group(&descriptor), pipeline, workgroups })
 }
 

@@ -179,7 +179,12 @@ impl<'a> Bench<'a> {
 
     /// Compiles every form of the product; the median of the seconds that each took.
     fn compile(&self) -> Result<f64> {
-        let secs = products::forms().map(|params| time(|| self.dispatch(&params, 0).map(drop)));
+        let secs = products::forms().map(|params| {
+            time(|| {
+                self.dispatch(&params, 0)?.pipeline.compiled();
+                Ok(())
+            })
+        });
         Ok(middle(secs.collect::<Result<_>>()?))
     }
 

@@ -1,5 +1,6 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
+mod background;
 mod direct;
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
@@ -14,6 +15,7 @@ mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
 
+pub use background::in_background;
 pub use direct::DirectBuffer;
 pub use gpu_memory::{Heap, largest_local_heap};
 #[cfg(not(target_arch = "wasm32"))]

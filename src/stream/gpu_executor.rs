@@ -73,11 +73,8 @@ impl GpuExecutor {
             let (started, free) = Feeder::start(device, &store, &plan, &trace)?;
             feeder = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
-            // Mapping is answered while a submission is waited for.
-            poller.watch(gpu.queue.submit([]), |_| {});
         }
-        gpu.check()?;
-        Ok(GpuExecutor {
+        let mut executor = GpuExecutor {
             device,
             inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
             model: Arc::new(model.clone()),
@@ -93,7 +90,33 @@ impl GpuExecutor {
             ring,
             poller,
             gpu,
-        })
+        };
+        executor.compile()?;
+        if let Some(ring) = &executor.ring {
+            ring.open(&executor.gpu);
+            // Mapping is answered while a submission is waited for.
+            executor.poller.watch(executor.gpu.queue.submit([]), |_| {});
+        }
+        executor.gpu.check()?;
+        Ok(executor)
+    }
+
+    /// Makes the dispatches of a prompt and of decoding and has their kernels compiled, side by side, to the end: some drivers
+    /// come to it only when a kernel is first used. The slots are not mapped yet.
+    fn compile(&mut self) -> Result<()> {
+        let n_rows = usize::from(self.plan.role(self.device).computes_head);
+        for n_tokens in [self.plan.forward.n_tokens, 1] {
+            self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows })?;
+        }
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for (dispatch, params_offset) in self.shapes.iter().flat_map(|(made, _)| made.one_of_each_pipeline()) {
+            dispatch.encode_first_use(&mut pass, *params_offset);
+        }
+        drop(pass);
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.keep_pipelines();
+        Ok(())
     }
 
     /// Most bytes that were ever allocated on the adapter at once.
@@ -260,5 +283,6 @@ impl Drop for GpuExecutor {
     /// The workers end before the ring whose memory they write to.
     fn drop(&mut self) {
         self.feeder = None;
+        self.gpu.keep_pipelines();
     }
 }

@@ -1,5 +1,7 @@
 //! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
 
+use std::sync::Arc;
+
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
@@ -107,6 +109,15 @@ impl ForwardDispatches {
     /// What to encode for a piece, computed from a slot or from its own buffer.
     pub(super) fn dispatches(&self, piece: usize, slot: Option<usize>) -> &[PlacedDispatch] {
         &self.pieces[piece][slot.unwrap_or(0)]
+    }
+
+    /// All that there is to encode, one of each pipeline.
+    pub(super) fn one_of_each_pipeline(&self) -> Vec<&PlacedDispatch> {
+        let all = self.pieces.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
+        let mut each: Vec<&PlacedDispatch> = all.collect();
+        each.sort_by_key(|(dispatch, _)| Arc::as_ptr(&dispatch.pipeline));
+        each.dedup_by_key(|(dispatch, _)| Arc::as_ptr(&dispatch.pipeline));
+        each
     }
 
     /// The selection of the best tokens, if the shape asks for it.

@@ -30,7 +30,7 @@ pub(super) struct MappedSlot {
 }
 
 impl Ring {
-    /// Allocates the slots and gives them to the workers.
+    /// Allocates the slots. The workers get them from [`Ring::open`].
     pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: FreeSlots<MappedSlot>) -> Result<Ring> {
         let storage = wgpu::BufferUsages::STORAGE;
         let mut slots = Vec::with_capacity(plan.n_slots);
@@ -49,11 +49,12 @@ impl Ring {
             };
             slots.push(Slot { block, staging });
         }
-        let ring = Ring { slots, upload: plan.upload, free };
-        for index in 0..plan.n_slots {
-            ring.release(gpu, index);
-        }
-        Ok(ring)
+        Ok(Ring { slots, upload: plan.upload, free })
+    }
+
+    /// Gives all slots to the workers.
+    pub(super) fn open(&self, gpu: &Gpu) {
+        (0..self.n_slots()).for_each(|index| self.release(gpu, index));
     }
 
     /// How many slots.
