@@ -1,4 +1,5 @@
 //! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
+//! Dispatches are fewer than operations: see `gpu_fusion`.
 
 use std::sync::Arc;
 
@@ -7,9 +8,10 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{Piece, Plan, Slice, Work, WorkingBuffer};
+use crate::plan::{Piece, Plan, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
+use crate::stream::gpu_fusion::{Fused, Product, fuse};
 use crate::stream::gpu_ring::Ring;
 use crate::stream::op_params::OpParams;
 use crate::weights::TensorId;
@@ -53,7 +55,6 @@ pub(super) struct Parts<'a> {
 struct Maker<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
-    store: &'a Store,
     buffers: &'a Buffers,
     params: OpParams<'a>,
 }
@@ -71,7 +72,7 @@ impl ForwardDispatches {
             ctx_size: plan.ctx_size,
             kv_dtype: plan.kv_dtype,
         };
-        let maker = Maker { gpu, model, store, buffers, params };
+        let maker = Maker { gpu, model, buffers, params };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {
@@ -84,9 +85,11 @@ impl ForwardDispatches {
                 None => vec![None],
             };
             let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
-            for work in &piece.work {
+            let (ops, catalog) = (&model.units[piece.unit].ops, &store.checkpoint().catalog);
+            let fused = fuse(piece, ops, &params, catalog, gpu.limits.max_binding_bytes);
+            for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
                 // The params are the same for every slot; what is bound is not.
-                let call = maker.call(piece, *work)?;
+                let call = maker.call(piece, &one)?;
                 let offset = call.push(gpu, arena)?;
                 for (place, block) in places.iter_mut().zip(&blocks) {
                     place.push((call.prepare(gpu, arena.buffer(), *block)?, offset));
@@ -126,14 +129,14 @@ impl ForwardDispatches {
     }
 }
 
-/// A kernel with its params and all it binds, except the block that a matrix slice lies in.
+/// A kernel with its params and all it binds, except the block that matrices lie in.
 enum Call<'a> {
     Add(add::Params, add::Bindings<'a>),
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
     Attention(attention::Params, attention::Bindings<'a>),
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
     KvStore(kv_store::Params, kv_store::Bindings<'a>),
-    MatMul { params: matmul::Params, slice: Slice, input: Binding<'a>, output: Binding<'a> },
+    Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
     RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
     Rope(rope::Params, rope::Bindings<'a>),
     SwiGlu(swiglu::Params, swiglu::Bindings<'a>),
@@ -148,7 +151,7 @@ impl Call<'_> {
             Call::Attention(params, _) => arena.push(gpu, params),
             Call::GatherRows(params, _) => arena.push(gpu, params),
             Call::KvStore(params, _) => arena.push(gpu, params),
-            Call::MatMul { params, .. } => arena.push(gpu, params),
+            Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
             Call::RmsNorm(params, _) => arena.push(gpu, params),
             Call::Rope(params, _) => arena.push(gpu, params),
             Call::SwiGlu(params, _) => arena.push(gpu, params),
@@ -163,10 +166,10 @@ impl Call<'_> {
             Call::Attention(params, bindings) => attention::prepare(gpu, arena, params, *bindings),
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
             Call::KvStore(params, bindings) => kv_store::prepare(gpu, arena, params, *bindings),
-            Call::MatMul { params, slice, input, output } => {
+            Call::Products { params, begin, size, input, outputs } => {
                 let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
-                let weight = Binding::part(block, slice.offset, slice.size_bytes);
-                matmul::prepare(gpu, arena, params, matmul::Bindings { weight, input: *input, output: *output })
+                let weight = Binding::part(block, *begin, *size);
+                matmul::prepare_products(gpu, arena, &matmul::Products { params, weight, input: *input, outputs })
             }
             Call::RmsNorm(params, bindings) => rms_norm::prepare(gpu, arena, params, *bindings),
             Call::Rope(params, bindings) => rope::prepare(gpu, arena, params, *bindings),
@@ -177,14 +180,10 @@ impl Call<'_> {
 }
 
 impl<'a> Maker<'a> {
-    fn call(&self, piece: &Piece, work: Work) -> Result<Call<'a>> {
-        let ops = &self.model.units[piece.unit].ops;
-        match work {
-            Work::Op(op) => self.op(&ops[op]),
-            Work::Rows { op, slice } => match &ops[op] {
-                Op::MatMul { input, weight, output } => self.matmul(*input, *weight, *output, piece.slices[slice]),
-                _ => Err(self.gpu.fault("a slice of something that is no matrix product")),
-            },
+    fn call(&self, piece: &Piece, one: &Fused) -> Result<Call<'a>> {
+        match one {
+            Fused::Op(op) => self.op(&self.model.units[piece.unit].ops[*op]),
+            Fused::Products(products) => self.products(products),
         }
     }
 
@@ -221,9 +220,22 @@ impl<'a> Maker<'a> {
         })
     }
 
-    fn matmul(&self, input: Activation, weight: TensorId, output: Activation, slice: Slice) -> Result<Call<'a>> {
-        let params = self.params.matmul(&self.store.checkpoint().catalog[weight], &slice, input);
-        Ok(Call::MatMul { params, slice, input: self.activation(input)?, output: self.activation(output)? })
+    /// The slices lie in the order of their offsets, each at a multiple of the alignment that params count in.
+    fn products(&self, products: &[Product]) -> Result<Call<'a>> {
+        let [first, ..] = products else { return Err(self.gpu.fault("a dispatch of no products")) };
+        let begin = first.slice.offset;
+        let end = products.iter().map(|product| product.slice.offset + product.slice.size_bytes).max().unwrap_or(begin);
+        let placed = |product: &Product| {
+            let weight_begin = (product.slice.offset - begin) / matmul::WEIGHT_ALIGNMENT;
+            matmul::Params { weight_begin: weight_begin as u32, ..product.params }
+        };
+        Ok(Call::Products {
+            params: products.iter().map(placed).collect(),
+            begin,
+            size: end - begin,
+            input: self.activation(first.input)?,
+            outputs: products.iter().map(|product| self.activation(product.output)).collect::<Result<_>>()?,
+        })
     }
 
     fn store_kv(&self, layer: usize) -> Result<Call<'a>> {

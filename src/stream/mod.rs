@@ -5,6 +5,7 @@ mod feeder;
 mod gpu_buffers;
 mod gpu_executor;
 mod gpu_forward;
+mod gpu_fusion;
 mod gpu_ring;
 mod host_executor;
 mod host_values;
