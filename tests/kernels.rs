@@ -164,7 +164,7 @@ fn all_forms_of_matmul_agree() {
 fn products_that_share_a_dispatch_give_the_bits_of_products_alone() {
     for gpu in gpus() {
         for dtype in DType::ALL {
-            for (n_rows, n_tokens) in [(&[70, 33][..], 40), (&[576, 9, 600], 1), (&[33, 65, 31], 6), (&[1100, 96, 1], 2)] {
+            for (n_rows, n_tokens) in [(&[70, 33][..], 40), (&[576, 9, 600], 1), (&[33, 65, 31], 6)] {
                 let input = Random(7).floats((n_tokens * 160) as usize);
                 let random = |&n_rows: &u32| Product { input: input.clone(), ..Product::random(dtype, n_rows, 160, n_tokens) };
                 let products: Vec<Product> = n_rows.iter().map(random).collect();

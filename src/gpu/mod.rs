@@ -17,7 +17,7 @@ pub use adapters::{AdapterFound, divided, list};
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
-pub use readback::read;
+pub use readback::{Readback, read};
 
 /// An adapter opened for computing under a budget.
 #[derive(Debug)]

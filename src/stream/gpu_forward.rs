@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{Piece, Plan, WorkingBuffer};
+use crate::plan::{DeviceCosts, Piece, Plan, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
-use crate::stream::gpu_fusion::{Fused, Product, fuse};
+use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
 use crate::stream::op_params::OpParams;
 use crate::weights::TensorId;
@@ -27,8 +27,15 @@ pub(super) struct ForwardShape {
     pub(super) top_k: usize,
 }
 
-/// A dispatch and where its params lie in the arena.
-pub(super) type PlacedDispatch = (Dispatch, u32);
+/// A dispatch that is ready to encode.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedDispatch {
+    pub(super) dispatch: Dispatch,
+    /// Where its params lie in the arena.
+    pub(super) params_offset: u32,
+    /// How long it should take, by the adapter's rates.
+    pub(super) secs: f64,
+}
 
 /// All dispatches of one shape.
 pub(super) struct ForwardDispatches {
@@ -73,6 +80,8 @@ impl ForwardDispatches {
             kv_dtype: plan.kv_dtype,
         };
         let maker = Maker { gpu, model, buffers, params };
+        let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
+        let terms = Terms { params, catalog: &store.checkpoint().catalog, costs: &costs, max_binding };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {
@@ -85,14 +94,16 @@ impl ForwardDispatches {
                 None => vec![None],
             };
             let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
-            let (ops, catalog) = (&model.units[piece.unit].ops, &store.checkpoint().catalog);
-            let fused = fuse(piece, ops, &params, catalog, gpu.limits.max_binding_bytes);
+            let ops = &model.units[piece.unit].ops;
+            let fused = fuse(piece, ops, &terms);
             for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
                 // The params are the same for every slot; what is bound is not.
                 let call = maker.call(piece, &one)?;
-                let offset = call.push(gpu, arena)?;
+                let params_offset = call.push(gpu, arena)?;
+                let secs = terms.secs(&one, ops);
                 for (place, block) in places.iter_mut().zip(&blocks) {
-                    place.push((call.prepare(gpu, arena.buffer(), *block)?, offset));
+                    let dispatch = call.prepare(gpu, arena.buffer(), *block)?;
+                    place.push(PlacedDispatch { dispatch, params_offset, secs });
                 }
             }
             pieces.push(places);
@@ -101,8 +112,9 @@ impl ForwardDispatches {
             0 => None,
             k => {
                 let call = maker.top_k(k)?;
-                let offset = call.push(gpu, arena)?;
-                Some((call.prepare(gpu, arena.buffer(), None)?, offset))
+                let params_offset = call.push(gpu, arena)?;
+                let dispatch = call.prepare(gpu, arena.buffer(), None)?;
+                Some(PlacedDispatch { dispatch, params_offset, secs: 0.0 })
             }
         };
         arena.upload(gpu);
@@ -118,8 +130,8 @@ impl ForwardDispatches {
     pub(super) fn one_of_each_pipeline(&self) -> Vec<&PlacedDispatch> {
         let all = self.pieces.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
         let mut each: Vec<&PlacedDispatch> = all.collect();
-        each.sort_by_key(|(dispatch, _)| Arc::as_ptr(&dispatch.pipeline));
-        each.dedup_by_key(|(dispatch, _)| Arc::as_ptr(&dispatch.pipeline));
+        each.sort_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
+        each.dedup_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
         each
     }
 

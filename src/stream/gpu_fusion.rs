@@ -3,10 +3,14 @@
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{MAX_PRODUCTS, matmul};
 use crate::model::{Activation, Op};
-use crate::plan::{Piece, Slice, Work};
+use crate::plan::{DeviceCosts, Load, Piece, Slice, Work};
 use crate::stream::op_params::OpParams;
 use crate::units::Bytes;
 use crate::weights::Catalog;
+
+/// Products that would take longer together go apart: what a dispatch costs is nothing beside that, and a submission can
+/// end only between dispatches.
+const SHARED_SECS: f64 = 0.03;
 
 /// What becomes one dispatch.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,19 +28,30 @@ pub(super) struct Product {
     pub(super) slice: Slice,
     pub(super) input: Activation,
     pub(super) output: Activation,
+    /// How long it should take, by the adapter's rates.
+    pub(super) secs: f64,
 }
 
-/// The dispatches of a piece. Products of one input go together where a binding of `max_binding` holds their weights, and what a
-/// product gives that is only added to the residual stream is added at once. `None` where a slice belongs to no product.
-pub(super) fn fuse(piece: &Piece, ops: &[Op], params: &OpParams<'_>, catalog: &Catalog, max_binding: Bytes) -> Option<Vec<Fused>> {
+/// What the dispatches of a forward depend on besides its operations.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) params: OpParams<'a>,
+    pub(super) catalog: &'a Catalog,
+    pub(super) costs: &'a DeviceCosts,
+    pub(super) max_binding: Bytes,
+}
+
+/// The dispatches of a piece. Products of one input go together where one binding holds their weights, and what a product
+/// gives that is only added to the residual stream is added at once. `None` where a slice belongs to no product.
+pub(super) fn fuse(piece: &Piece, ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
     let mut fused: Vec<Fused> = Vec::with_capacity(piece.work.len());
     for work in &piece.work {
         match *work {
             Work::Op(op) if op.checked_sub(1).is_some_and(|product| is_only_added(ops, product)) => {}
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
-                let product = product(ops, op, piece.slices[slice], params, catalog)?;
-                match joinable(&mut fused, ops).filter(|others| can_join(others, &product, max_binding)) {
+                let product = product(ops, op, *piece.slices.get(slice)?, terms)?;
+                match joinable(&mut fused, ops).filter(|others| can_join(others, &product, terms.max_binding)) {
                     Some(others) => others.push(product),
                     None => fused.push(Fused::Products(vec![product])),
                 }
@@ -46,13 +61,26 @@ pub(super) fn fuse(piece: &Piece, ops: &[Op], params: &OpParams<'_>, catalog: &C
     Some(fused)
 }
 
-fn product(ops: &[Op], op: usize, slice: Slice, params: &OpParams<'_>, catalog: &Catalog) -> Option<Product> {
+impl Terms<'_> {
+    /// How long a dispatch should take, by the adapter's rates; attention as if the context were full.
+    pub(super) fn secs(&self, one: &Fused, ops: &[Op]) -> f64 {
+        let OpParams { config, n_tokens, n_rows, ctx_size, .. } = self.params;
+        match one {
+            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, Load { n_tokens, n_logit_rows: n_rows, position: ctx_size }),
+            Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
+        }
+    }
+}
+
+fn product(ops: &[Op], op: usize, slice: Slice, terms: &Terms<'_>) -> Option<Product> {
     let Some(&Op::MatMul { input, weight, output }) = ops.get(op) else { return None };
-    let params = params.matmul(&catalog[weight], &slice, input);
+    let tensor = &terms.catalog[weight];
+    let params = terms.params.matmul(tensor, &slice, input);
+    let secs = terms.costs.product_secs(tensor, slice.n_rows, params.n_tokens as usize);
     Some(if is_only_added(ops, op) {
-        Product { params: params.accumulating(), slice, input, output: Activation::Hidden }
+        Product { params: params.accumulating(), slice, input, output: Activation::Hidden, secs }
     } else {
-        Product { params, slice, input, output }
+        Product { params, slice, input, output, secs }
     })
 }
 
@@ -76,13 +104,14 @@ fn can_join(others: &[Product], product: &Product, max_binding: Bytes) -> bool {
     let can_share = |other: &Product| {
         other.input == product.input && other.output != product.output && other.params.can_share_dispatch(&product.params)
     };
-    others.len() < MAX_PRODUCTS && size <= max_binding.0 && others.iter().all(can_share)
+    let secs: f64 = others.iter().chain([product]).map(|each| each.secs).sum();
+    others.len() < MAX_PRODUCTS && size <= max_binding.0 && secs <= SHARED_SECS && others.iter().all(can_share)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
+    use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
     use crate::dtype::DType;
     use crate::plan::KvDType;
     use crate::weights::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling, Shard, TensorId, TensorInfo};
@@ -106,6 +135,22 @@ mod tests {
             attention_output_bias: false,
             ffn_bias: false,
             tied_embeddings: false,
+        }
+    }
+
+    /// One that multiplies at 1 GFLOP/s: each of the matrices in 8 µs a token.
+    fn adapter() -> DeviceSpec {
+        let rates = Rates { matmul: [(DType::F16, 1e9)].into(), ..Rates::default() };
+        DeviceSpec {
+            device: Device::Gpu(0),
+            name: "test".into(),
+            vendor: 0,
+            driver: String::new(),
+            kind: Some(AdapterKind::Discrete),
+            capacity: None,
+            capacity_source: String::new(),
+            limits: None,
+            rates,
         }
     }
 
@@ -160,9 +205,14 @@ mod tests {
 
     /// How many products each dispatch has; 0 for other operations.
     fn shape(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64) -> Vec<usize> {
-        let config = config();
-        let params = OpParams { config: &config, n_tokens: 1, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
-        let fused = fuse(&piece(ops, cut), ops, &params, &catalog(last), Bytes(max_binding)).unwrap();
+        shape_of_forward(ops, cut, last, max_binding, 1)
+    }
+
+    fn shape_of_forward(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64, n_tokens: usize) -> Vec<usize> {
+        let (config, catalog, costs) = (config(), catalog(last), DeviceCosts::new(&adapter()));
+        let params = OpParams { config: &config, n_tokens, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
+        let terms = Terms { params, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
+        let fused = fuse(&piece(ops, cut), ops, &terms).unwrap();
         let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
         let count = fused.iter().map(n_products).collect();
         for one in &fused {
@@ -197,6 +247,13 @@ mod tests {
         assert_eq!(shape(&both, None, DType::BF16, 1 << 20), [1, 1]);
         let other_input = [both[0].clone(), product(3, Activation::Gated, Activation::Up)];
         assert_eq!(shape(&other_input, None, DType::F16, 1 << 20), [1, 1]);
+    }
+
+    #[test]
+    fn long_products_go_apart() {
+        assert_eq!(shape_of_forward(&ops(), None, DType::F16, 1 << 20, 1000), [3, 0, 0, 1]);
+        assert_eq!(shape_of_forward(&ops(), None, DType::F16, 1 << 20, 1500), [2, 0, 1, 0, 1]);
+        assert_eq!(shape_of_forward(&ops(), None, DType::F16, 1 << 20, 4000), [1, 0, 1, 1, 0, 1]);
     }
 
     #[test]

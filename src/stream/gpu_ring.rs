@@ -117,25 +117,23 @@ impl SlotMemory for MappedSlot {
     }
 }
 
-/// What waits for a submission: told when it was done, on the trace's clock.
-type Watcher = (wgpu::SubmissionIndex, Box<dyn FnOnce(f64) + Send>);
-
-/// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it was done.
-pub(super) struct Poller {
-    submissions: Option<std::sync::mpsc::Sender<Watcher>>,
+/// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it was done. Of each
+/// submission it keeps a `T`.
+pub(super) struct Poller<T> {
+    submissions: Option<std::sync::mpsc::Sender<(wgpu::SubmissionIndex, Option<T>)>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Poller {
-    /// Starts the thread. `now` is the trace's clock.
-    pub(super) fn start(gpu: &Arc<Gpu>, now: impl Fn() -> f64 + Send + 'static) -> Result<Poller> {
-        let (sender, receiver) = std::sync::mpsc::channel::<Watcher>();
+impl<T: Send + 'static> Poller<T> {
+    /// Starts the thread, which calls `done` when a submission is done.
+    pub(super) fn start(gpu: &Arc<Gpu>, mut done: impl FnMut(T) + Send + 'static) -> Result<Poller<T>> {
+        let (sender, receiver) = std::sync::mpsc::channel::<(wgpu::SubmissionIndex, Option<T>)>();
         let device = gpu.device.clone();
         let run = move || {
-            for (submission_index, done) in receiver {
+            for (submission_index, watched) in receiver {
                 // An error here is a lost device, which the device's own callback records.
                 let _ = device.poll(wgpu::PollType::Wait { submission_index: Some(submission_index), timeout: None });
-                done(now());
+                watched.into_iter().for_each(&mut done);
             }
         };
         let thread = std::thread::Builder::new()
@@ -145,15 +143,15 @@ impl Poller {
         Ok(Poller { submissions: Some(sender), thread: Some(thread) })
     }
 
-    /// Calls `done` with the time at which the submission was finished.
-    pub(super) fn watch(&self, submission: wgpu::SubmissionIndex, done: impl FnOnce(f64) + Send + 'static) {
+    /// Waits for the submission; what is `watched`, if anything, is handed over when it is done.
+    pub(super) fn watch(&self, submission: wgpu::SubmissionIndex, watched: Option<T>) {
         if let Some(submissions) = &self.submissions {
-            let _ = submissions.send((submission, Box::new(done)));
+            let _ = submissions.send((submission, watched));
         }
     }
 }
 
-impl Drop for Poller {
+impl<T> Drop for Poller<T> {
     fn drop(&mut self) {
         self.submissions = None;
         if let Some(thread) = self.thread.take() {

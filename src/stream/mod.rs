@@ -7,6 +7,7 @@ mod gpu_executor;
 mod gpu_forward;
 mod gpu_fusion;
 mod gpu_ring;
+mod gpu_submit;
 mod host_executor;
 mod host_values;
 mod op_params;
