@@ -1,9 +1,9 @@
 // output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], where n_columns is no multiple of 4.
 //
-// params  one per dispatch
-// weight  [n_rows, n_columns] F32, F16 or BF16 as stored; the first row begins at byte 0
+// params  one per product of a dispatch; bound in shared/products_1.wgsl
+// weight  [n_rows, n_columns] F32, F16 or BF16 as stored; the first row begins at weight_begin
 // input   [n_tokens, n_columns] f32
-// output  [n_tokens, output_stride] f32
+// output  [n_tokens, output_stride] f32, replaced, or added to (accumulates); bound there too
 //
 // One invocation per row and token; z counts the tokens. Models have no such shapes; the plain form keeps them right.
 
@@ -14,20 +14,20 @@ struct Params {
     output_stride: u32,
     output_row_begin: u32,
     dtype: u32, // chosen at pipeline creation, as DTYPE
+    weight_begin: u32, // in 256 bytes
+    accumulates: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> input: array<f32>;
-@group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 override DTYPE: u32 = 0u;
 
 fn weight_at(index: u32) -> f32 {
     if DTYPE == F32 {
-        return bitcast<f32>(weight[index]);
+        return bitcast<f32>(weight[params[0].weight_begin * 64u + index]);
     }
-    let word = weight[index / 2u];
+    let word = weight[params[0].weight_begin * 64u + index / 2u];
     let pair = select(decode_bf16(word), decode_f16(word), DTYPE == F16);
     return select(pair.x, pair.y, (index & 1u) == 1u);
 }
@@ -40,12 +40,12 @@ fn main(
 ) {
     let row = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
     let token = workgroup.z;
-    if row >= params.n_rows || token >= params.n_tokens {
+    if row >= params[0].n_rows || token >= params[0].n_tokens {
         return;
     }
     var sum = 0.0;
-    for (var k = 0u; k < params.n_columns; k++) {
-        sum = fma(weight_at(row * params.n_columns + k), input[token * params.n_columns + k], sum);
+    for (var k = 0u; k < params[0].n_columns; k++) {
+        sum = fma(weight_at(row * params[0].n_columns + k), input[token * params[0].n_columns + k], sum);
     }
-    output[token * params.output_stride + params.output_row_begin + row] = sum;
+    store(0u, token, row, sum);
 }

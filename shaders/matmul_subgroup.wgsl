@@ -1,10 +1,10 @@
 // output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for n_columns a multiple of 32,
 // on adapters whose subgroups are eight lanes and that load 64-bit words: software, whose every load is a loop over the lanes.
 //
-// params  one per dispatch
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at byte 0, each row at an even byte; read 16 bytes at a time
+// params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at an even byte; read 16 bytes at a time
 // input   [n_tokens, n_columns] f32, read 16 bytes at a time
-// output  [n_tokens, output_stride] f32
+// output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
 // Loads are what costs, so there are few: each lane has rows of its own, whose bytes it reads in the widest words; of the
 // inputs each lane reads an eighth, and the subgroup passes it round. ROWS rows a lane for TOKENS tokens; y counts the
@@ -17,12 +17,12 @@ struct Params {
     output_stride: u32,
     output_row_begin: u32,
     dtype: u32, // chosen at pipeline creation, as DTYPE
+    weight_begin: u32, // in 256 bytes
+    accumulates: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u64>>;
 @group(0) @binding(2) var<storage, read> input: array<vec2<u64>>;
-@group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 override DTYPE: u32 = 0u;
 override ROWS: u32 = 4u;   // 4 or 8
@@ -32,6 +32,7 @@ const LANES: u32 = 8u;
 const MAX_TOKENS: u32 = 8u;
 const BLOCK_QUADS: u32 = 8u; // 32 columns, as many as a block has; one quad for each lane
 
+var<private> product: Params; // of the product that this workgroup computes a part of
 var<private> x: array<vec4<f32>, 64>;         // [TOKENS, BLOCK_QUADS]: the inputs of one block
 var<private> x_sums: array<f32, MAX_TOKENS>;  // the sum of each token's
 
@@ -57,7 +58,7 @@ fn funnel(first: u64, second: u64, shift: u32) -> u64 {
 
 // The bytes of a block that begins at 16-bit unit `half`; touches no 16 bytes that hold none of them.
 fn block_bytes(half: u32) -> array<u64, 5> {
-    let first = half / 8u;
+    let first = product.weight_begin * 16u + half / 8u;
     let a = weight[first];
     let b = weight[first + 1u];
     var c = vec2<u64>(0lu);
@@ -128,10 +129,10 @@ fn plain_block(block: u32) -> Block {
     made.scale = 1.0;
     for (var j = 0u; j < BLOCK_QUADS; j++) {
         if DTYPE == F32 {
-            let words = weight[block * BLOCK_QUADS + j];
+            let words = weight[product.weight_begin * 16u + block * BLOCK_QUADS + j];
             made.quads[j] = bitcast<vec4<f32>>(vec4<u32>(low(words.x), high(words.x), low(words.y), high(words.y)));
         } else {
-            let pair = weight[block * (BLOCK_QUADS / 2u) + j / 2u];
+            let pair = weight[product.weight_begin * 16u + block * (BLOCK_QUADS / 2u) + j / 2u];
             let word = select(pair.x, pair.y, (j & 1u) == 1u);
             let as_f16 = vec4<f32>(decode_f16(low(word)), decode_f16(high(word)));
             let as_bf16 = vec4<f32>(decode_bf16(low(word)), decode_bf16(high(word)));
@@ -142,7 +143,7 @@ fn plain_block(block: u32) -> Block {
 }
 
 fn block_of(row: u32, block: u32) -> Block {
-    let index = min(row, params.n_rows - 1u) * (params.n_columns / 32u) + block;
+    let index = min(row, product.n_rows - 1u) * (params[0].n_columns / 32u) + block;
     if DTYPE == Q4_0 || DTYPE == Q4_1 {
         return nibble_block(index);
     }
@@ -186,8 +187,8 @@ fn load_inputs(token_begin: u32, block: u32, lane: u32) {
         scales = nibble_scales(lane);
     }
     for (var t = 0u; t < TOKENS; t++) {
-        let token = min(token_begin + t, params.n_tokens - 1u);
-        let words = input[token * (params.n_columns / 4u) + block * BLOCK_QUADS + lane];
+        let token = min(token_begin + t, params[0].n_tokens - 1u);
+        let words = input[token * (params[0].n_columns / 4u) + block * BLOCK_QUADS + lane];
         let quad = bitcast<vec4<f32>>(vec4<u32>(low(words.x), high(words.x), low(words.y), high(words.y)));
         x_sums[t] = subgroupAdd((quad.x + quad.y) + (quad.z + quad.w));
         let scaled = quad * scales;
@@ -202,13 +203,13 @@ fn load_inputs(token_begin: u32, block: u32, lane: u32) {
     }
 }
 
-fn store_rows(row_begin: u32, token_begin: u32, sums: ptr<function, array<vec4<f32>, MAX_TOKENS>>) {
+fn store_rows(product_index: u32, row_begin: u32, token_begin: u32, sums: ptr<function, array<vec4<f32>, MAX_TOKENS>>) {
     for (var t = 0u; t < TOKENS; t++) {
         let token = token_begin + t;
         for (var i = 0u; i < 4u; i++) {
             let row = row_begin + i * LANES;
-            if row < params.n_rows && token < params.n_tokens {
-                output[token * params.output_stride + params.output_row_begin + row] = (*sums)[t][i];
+            if row < product.n_rows && token < params[0].n_tokens {
+                store(product_index, token, row, (*sums)[t][i]);
             }
         }
     }
@@ -220,19 +221,21 @@ fn main(
     @builtin(num_workgroups) n_workgroups: vec3<u32>,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let row = (workgroup.x + workgroup.y * n_workgroups.x) * LANES * ROWS + lane;
+    let place = place_of(workgroup.x + workgroup.y * n_workgroups.x, LANES * ROWS, 1u);
+    product = params[place.product];
+    let row = place.group * LANES * ROWS + lane;
     let token_begin = workgroup.z * TOKENS;
     var first_rows: array<vec4<f32>, MAX_TOKENS>;
     var second_rows: array<vec4<f32>, MAX_TOKENS>;
-    for (var block = 0u; block < params.n_columns / 32u; block++) {
+    for (var block = 0u; block < params[0].n_columns / 32u; block++) {
         load_inputs(token_begin, block, lane);
         add_rows(row, block, &first_rows);
         if ROWS > 4u {
             add_rows(row + 4u * LANES, block, &second_rows);
         }
     }
-    store_rows(row, token_begin, &first_rows);
+    store_rows(place.product, row, token_begin, &first_rows);
     if ROWS > 4u {
-        store_rows(row + 4u * LANES, token_begin, &second_rows);
+        store_rows(place.product, row + 4u * LANES, token_begin, &second_rows);
     }
 }

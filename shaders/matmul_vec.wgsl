@@ -1,10 +1,10 @@
 // output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for few tokens and rows of whole quads of words
 // (n_columns a multiple of 4 for F32, 8 for F16 and BF16, 32 for blocks).
 //
-// params  one per dispatch
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at byte 0, each row at an even byte; read four words at a time
+// params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at an even byte; read four words at a time
 // input   [n_tokens, n_columns] f32, read as quads
-// output  [n_tokens, output_stride] f32
+// output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
 // LANES lanes share a row and ROWS rows, for TOKENS tokens at a time; z counts the groups of tokens.
 // Which lane adds which products depends on n_columns alone, so a row's result is the same in every slice and every batch.
@@ -16,12 +16,12 @@ struct Params {
     output_stride: u32,
     output_row_begin: u32,
     dtype: u32, // chosen at pipeline creation, as DTYPE
+    weight_begin: u32, // in 256 bytes
+    accumulates: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 override DTYPE: u32 = 0u;
 override LANES: u32 = 32u;     // a power of two
@@ -34,6 +34,7 @@ const MAX_WORKGROUP: u32 = 64u;
 
 var<workgroup> partial: array<f32, 2048>; // MAX_SUMS * MAX_WORKGROUP
 
+var<private> product: Params; // of the product that this workgroup computes a part of
 var<private> sums: array<f32, MAX_SUMS>; // [ROWS, TOKENS]
 var<private> rows: array<u32, 8>;        // the rows of this lane, the last one repeated past the end
 var<private> token_quads: array<u32, 4>; // where the tokens of this lane begin in `input`
@@ -43,10 +44,10 @@ fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
 }
 
 fn add_f32(lane: u32) {
-    let n_quads = params.n_columns / 4u;
+    let n_quads = params[0].n_columns / 4u;
     for (var quad = lane; quad < n_quads; quad += LANES) {
         for (var i = 0u; i < ROWS; i++) {
-            let values = bitcast<vec4<f32>>(weight[rows[i] * n_quads + quad]);
+            let values = bitcast<vec4<f32>>(weight[product.weight_begin * 16u + rows[i] * n_quads + quad]);
             for (var t = 0u; t < TOKENS; t++) {
                 sums[i * TOKENS + t] = add_products(values, input[token_quads[t] + quad], sums[i * TOKENS + t]);
             }
@@ -56,10 +57,10 @@ fn add_f32(lane: u32) {
 
 // F16 and BF16: eight values to four words.
 fn add_halves(lane: u32) {
-    let n_octets = params.n_columns / 8u;
+    let n_octets = params[0].n_columns / 8u;
     for (var octet = lane; octet < n_octets; octet += LANES) {
         for (var i = 0u; i < ROWS; i++) {
-            let words = weight[rows[i] * n_octets + octet];
+            let words = weight[product.weight_begin * 16u + rows[i] * n_octets + octet];
             var low = vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
             var high = vec4<f32>(decode_bf16(words.z), decode_bf16(words.w));
             if DTYPE == F16 {
@@ -77,12 +78,12 @@ fn add_halves(lane: u32) {
 
 // One word alone: blocks begin at any even byte, so that whole quads would load more than they hold.
 fn word_at(word: u32) -> u32 {
-    return weight[word / 4u][word % 4u];
+    return weight[product.weight_begin * 16u + word / 4u][word % 4u];
 }
 
 // 34 bytes from an even byte, d * q. The block's sum of q * x is scaled once.
 fn add_q8_0(lane: u32) {
-    let n_blocks = params.n_columns / 32u;
+    let n_blocks = params[0].n_columns / 32u;
     for (var block = lane; block < n_blocks; block += LANES) {
         var words: array<u32, 8>; // of each row, the one that the next one continues
         var block_sums: array<f32, MAX_SUMS>;
@@ -118,7 +119,7 @@ fn add_q8_0(lane: u32) {
 // Q4_0: 18 bytes from an even byte, d * (q - 8). Q4_1: 20 bytes, d * q + m. Either way scale * q + offset,
 // and the sum of offset * x is the offset times the sum of x, which all rows share.
 fn add_q4(lane: u32) {
-    let n_blocks = params.n_columns / 32u;
+    let n_blocks = params[0].n_columns / 32u;
     let halves_per_block = select(10u, 9u, DTYPE == Q4_0);
     for (var block = lane; block < n_blocks; block += LANES) {
         var words: array<u32, 8>; // of each row, the one that the next one continues
@@ -179,14 +180,15 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     let lane = local % LANES;
-    let group = (workgroup.x + workgroup.y * n_workgroups.x) * (WORKGROUP / LANES) + local / LANES;
-    let row_begin = group * ROWS;
+    let place = place_of(workgroup.x + workgroup.y * n_workgroups.x, WORKGROUP / LANES * ROWS, 1u);
+    product = params[place.product];
+    let row_begin = (place.group * (WORKGROUP / LANES) + local / LANES) * ROWS;
     let token_begin = workgroup.z * TOKENS;
     for (var i = 0u; i < ROWS; i++) {
-        rows[i] = min(row_begin + i, params.n_rows - 1u);
+        rows[i] = min(row_begin + i, product.n_rows - 1u);
     }
     for (var t = 0u; t < TOKENS; t++) {
-        token_quads[t] = min(token_begin + t, params.n_tokens - 1u) * (params.n_columns / 4u);
+        token_quads[t] = min(token_begin + t, params[0].n_tokens - 1u) * (params[0].n_columns / 4u);
     }
     for (var s = 0u; s < ROWS * TOKENS; s++) {
         sums[s] = 0.0;
@@ -219,9 +221,8 @@ fn main(
     for (var i = 0u; i < ROWS; i++) {
         for (var t = 0u; t < TOKENS; t++) {
             let token = token_begin + t;
-            if row_begin + i < params.n_rows && token < params.n_tokens {
-                output[token * params.output_stride + params.output_row_begin + row_begin + i] =
-                    partial[(i * TOKENS + t) * MAX_WORKGROUP + local];
+            if row_begin + i < product.n_rows && token < params[0].n_tokens {
+                store(place.product, token, row_begin + i, partial[(i * TOKENS + t) * MAX_WORKGROUP + local]);
             }
         }
     }

@@ -159,6 +159,86 @@ fn all_forms_of_matmul_agree() {
     }
 }
 
+/// Query, key and value: matrices of one block, each from a multiple of 256 bytes on, times one input.
+#[test]
+fn products_that_share_a_dispatch_give_the_bits_of_products_alone() {
+    for gpu in gpus() {
+        for dtype in DType::ALL {
+            for (n_rows, n_tokens) in [(&[70, 33][..], 40), (&[576, 9, 600], 1), (&[33, 65, 31], 6)] {
+                let input = Random(7).floats((n_tokens * 160) as usize);
+                let random = |&n_rows: &u32| Product { input: input.clone(), ..Product::random(dtype, n_rows, 160, n_tokens) };
+                let products: Vec<Product> = n_rows.iter().map(random).collect();
+                let (mut block, mut params) = (Vec::new(), Vec::new());
+                for product in &products {
+                    block.resize(block.len().next_multiple_of(matmul::WEIGHT_ALIGNMENT as usize), 0xA5);
+                    params.push(matmul::Params { weight_begin: block.len() as u32 / 256, ..product.params });
+                    block.extend(&product.weight);
+                }
+                let [block, input] = [upload(gpu, "weights", &block), upload(gpu, "input", &input)];
+                let forms = [MatMulForm::Lane, MatMulForm::Workgroup, MatMulForm::Tile];
+                for form in forms.into_iter().chain(matmul::forms(gpu, &params[0])) {
+                    let results: Vec<Buffer> = products.iter().map(|product| poisoned(gpu, product.output_len())).collect();
+                    let outputs: Vec<Binding<'_>> = results.iter().map(|result| Binding::whole(result)).collect();
+                    let (weight, input) = (Binding::whole(&block), Binding::whole(&input));
+                    let together = matmul::Products { params: &params, weight, input, outputs: &outputs };
+                    run(gpu, &matmul::padded(&params), |buffer| matmul::prepare_products_as(gpu, buffer, &together, form));
+                    for (index, (product, result)) in products.iter().zip(&results).enumerate() {
+                        let (alone, output_alone) = (upload(gpu, "weight", &product.weight), poisoned(gpu, product.output_len()));
+                        let bindings = matmul::Bindings { weight: Binding::whole(&alone), input, output: Binding::whole(&output_alone) };
+                        run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, form));
+                        let [found, expected] = [result, &output_alone].map(|buffer| bits(&output(gpu, buffer, product.output_len())));
+                        assert_eq!(found, expected, "{form:?} {dtype}: product {index} of {n_rows:?} × {n_tokens}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_that_accumulates_adds_its_bits_to_the_output() {
+    for gpu in gpus() {
+        for (dtype, n_columns) in [(DType::Q4_0, 96), (DType::F16, 160), (DType::F32, 31)] {
+            for n_tokens in [1, 7, 40] {
+                let product = Product::random(dtype, 75, n_columns, n_tokens);
+                let before = Random(11).floats(product.output_len());
+                let sums = product.on_gpu(gpu).into_iter().zip(&before).map(|(value, before)| before + value);
+                let expected: Vec<f32> = sums.collect();
+                let mut guarded = before.clone();
+                guarded.resize(before.len() + GUARD, POISON);
+                let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
+                let result = upload(gpu, "output", &guarded);
+                let bindings =
+                    matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
+                let params = product.params.accumulating();
+                run(gpu, &params, |buffer| matmul::prepare(gpu, buffer, &params, bindings));
+                assert_eq!(bits(&output(gpu, &result, product.output_len())), bits(&expected), "{dtype} × {n_tokens}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_like_products_share_a_dispatch() {
+    for gpu in gpus() {
+        let params = matmul::Params::new(DType::F32, 8, 8, 1);
+        let [weight, input] = [upload(gpu, "weight", &[1.0f32; 256]), upload(gpu, "input", &[1.0f32; 8])];
+        let outputs = [poisoned(gpu, 8), poisoned(gpu, 8)];
+        let outputs = [Binding::whole(&outputs[0]), Binding::whole(&outputs[1])];
+        let refused = |second: matmul::Params| {
+            let (weight, input) = (Binding::whole(&weight), Binding::whole(&input));
+            let products = matmul::Products { params: &[params, second], weight, input, outputs: &outputs };
+            matmul::prepare_products(gpu, &upload(gpu, "params", &[0u32; 64]), &products).map(drop).map_err(|error| error.to_string())
+        };
+        let shares = "share a dispatch";
+        assert!(refused(matmul::Params { n_tokens: 2, ..params }).unwrap_err().contains(shares));
+        assert!(refused(matmul::Params::new(DType::F16, 8, 8, 1)).unwrap_err().contains(shares));
+        assert!(refused(params.accumulating()).unwrap_err().contains(shares));
+        let error = refused(matmul::Params { weight_begin: 4, ..params }).unwrap_err();
+        assert!(error.contains("binding `weight`: needs 1280 bytes, has 1024"), "{error}");
+    }
+}
+
 #[test]
 fn matmul_refuses_bindings_that_are_too_small_or_misaligned() {
     for gpu in gpus() {

@@ -24,7 +24,7 @@ macro_rules! members {
 fn rust_params(stem: &str) -> (usize, Members) {
     match stem {
         "matmul_vec" | "matmul_tile" | "matmul_subgroup" | "matmul_odd" => {
-            members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype)
+            members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
         }
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon),
         "rope" => members!(rope: n_tokens, n_heads, head_size, pairing),
@@ -80,7 +80,10 @@ fn params_lie_in_memory_as_rust_has_them() {
         let (size, expected) = rust_params(kernel.stem);
         assert_eq!(found, expected, "{}", kernel.stem);
         assert_eq!(*span as usize, size, "{}", kernel.stem);
-        assert_eq!(kernel.params_bytes, size as u64, "{}", kernel.stem);
+        // The matrix products bind an array of them, one for each output.
+        let n_params = if kernel.stem.starts_with("matmul") { kernel.bindings.len() - 2 } else { 1 };
+        assert_eq!(kernel.params_bytes, (size * n_params) as u64, "{}", kernel.stem);
+        assert!(n_params == 1 || size.is_multiple_of(16), "{}: the stride of an array of uniforms", kernel.stem);
     }
 }
 
@@ -127,7 +130,8 @@ fn workgroup_memory_stays_within_what_every_adapter_has() {
 #[test]
 fn every_shader_file_is_in_the_table_and_the_table_has_no_twins() {
     let stems: BTreeSet<String> = KERNELS.iter().map(|kernel| kernel.stem.to_owned()).collect();
-    assert_eq!(stems.len(), KERNELS.len());
+    let rows: BTreeSet<(&str, usize)> = KERNELS.iter().map(|kernel| (kernel.stem, kernel.bindings.len())).collect();
+    assert_eq!(rows.len(), KERNELS.len());
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
     let files: BTreeSet<String> = std::fs::read_dir(folder)
         .expect("the folder of shaders")

@@ -2,6 +2,7 @@
 //! Knows no model, no tensor and no kernel.
 
 mod adapters;
+mod driver_cache;
 mod memory;
 mod params;
 mod pipelines;
@@ -17,7 +18,7 @@ pub use adapters::{AdapterFound, divided, list};
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
-pub use readback::read;
+pub use readback::{Readback, read};
 pub use write::write;
 
 /// An adapter opened for computing under a budget.
@@ -37,7 +38,7 @@ pub struct Gpu {
     pub subgroup_lanes: Option<u32>,
     /// Every byte that [`Gpu::buffer`] gave out.
     pub ledger: Arc<Ledger>,
-    pipelines: pipelines::PipelineCache,
+    pipelines: pipelines::Pipelines,
     readback: Mutex<Option<Buffer>>,
     faults: Arc<Faults>,
 }
@@ -51,7 +52,7 @@ impl Gpu {
     pub async fn open(found: &AdapterFound, budget: Bytes, limits: Option<GpuLimits>) -> Result<Gpu> {
         let adapter = &found.adapter;
         let required_limits = adapters::required_limits(&adapter.limits(), limits);
-        let features = adapter.features() & (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | SUBGROUP_FEATURES);
+        let features = adapter.features() & (wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::PIPELINE_CACHE | SUBGROUP_FEATURES);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("tierflow"),
             required_features: features,
@@ -74,7 +75,7 @@ impl Gpu {
             spec.rates.forms = MatMulForms::default();
         }
         Ok(Gpu {
-            pipelines: pipelines::PipelineCache::default(),
+            pipelines: pipelines::Pipelines::new(&device, &adapter.get_info()),
             readback: Mutex::new(None),
             ledger: Arc::new(Ledger::new(budget)),
             device,

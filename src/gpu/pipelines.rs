@@ -1,9 +1,12 @@
-//! Kernel sources become compute pipelines, once each, and dispatches that are ready to encode. Knows what a kernel looks like, not which there are.
+//! Kernel sources become compute pipelines, once each and side by side, and dispatches that are ready to encode. Knows what a
+//! kernel looks like, not which there are.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Gpu;
+use super::driver_cache::DriverCache;
+use crate::platform;
 
 /// What a pipeline is made of: one row of the kernel table.
 #[derive(Debug)]
@@ -27,13 +30,24 @@ pub enum Access {
     Write,
 }
 
-/// A compiled kernel with its bind group layout.
+/// A kernel with constants of its own: its bind group layout at once, what the driver makes of it a little later.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// The pipeline.
-    pub pipeline: wgpu::ComputePipeline,
+    kernel: Arc<Kernel>,
+    constants: Vec<(&'static str, f64)>,
+    compiled: OnceLock<wgpu::ComputePipeline>,
+}
+
+impl Pipeline {
     /// Layout of group 0.
-    pub layout: wgpu::BindGroupLayout,
+    pub fn layout(&self) -> &wgpu::BindGroupLayout {
+        &self.kernel.layout
+    }
+
+    /// The compiled pipeline. Waits for it where it is being compiled, and compiles it where nobody began to.
+    pub fn compiled(&self) -> &wgpu::ComputePipeline {
+        self.compiled.get_or_init(|| self.kernel.compile(&self.constants))
+    }
 }
 
 /// One kernel with its buffers, ready to encode as often as wanted.
@@ -51,65 +65,126 @@ impl Dispatch {
     /// Records the dispatch; `params_offset` is what [`super::ParamsArena::push`] returned for its params.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, params_offset: u32) {
         let [x, y, z] = self.workgroups;
-        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_pipeline(self.pipeline.compiled());
         pass.set_bind_group(0, &self.bind_group, &[params_offset]);
         pass.dispatch_workgroups(x, y, z);
     }
+
+    /// Records the dispatch of no workgroups: it computes nothing, but drivers that compile at a kernel's first use do so.
+    pub fn encode_first_use(&self, pass: &mut wgpu::ComputePass<'_>, params_offset: u32) {
+        Dispatch { workgroups: [0; 3], ..self.clone() }.encode(pass, params_offset);
+    }
 }
 
-/// Stem and override constants (as bits, since f64 has no order).
-type Key = (&'static str, Vec<(&'static str, u64)>);
+/// What tells kernels apart: two of one stem have different numbers of bindings.
+type KernelKey = (&'static str, usize);
+/// A kernel and its override constants (as bits, since f64 has no order).
+type PipelineKey = (KernelKey, Vec<(&'static str, u64)>);
+
+/// All pipelines of an adapter.
+#[derive(Debug)]
+pub(super) struct Pipelines {
+    made: Mutex<Made>,
+    driver_cache: Option<Arc<DriverCache>>,
+}
 
 #[derive(Debug, Default)]
-pub(super) struct PipelineCache {
-    pipelines: Mutex<BTreeMap<Key, Arc<Pipeline>>>,
+struct Made {
+    kernels: BTreeMap<KernelKey, Arc<Kernel>>,
+    pipelines: BTreeMap<PipelineKey, Arc<Pipeline>>,
+}
+
+impl Pipelines {
+    pub(super) fn new(device: &wgpu::Device, adapter: &wgpu::AdapterInfo) -> Pipelines {
+        Pipelines { made: Mutex::default(), driver_cache: DriverCache::open(device, adapter).map(Arc::new) }
+    }
 }
 
 impl Gpu {
-    /// The pipeline of `kernel` with these override constants, compiled at the first call.
+    /// The pipeline of `kernel` with these override constants. The first call begins to compile it beside the caller's thread,
+    /// so that pipelines that are asked for one after the other are compiled side by side.
     /// A shader that does not compile is a fault that [`Gpu::check`] reports.
     pub fn pipeline(&self, kernel: &'static KernelSource, constants: &[(&'static str, f64)]) -> Arc<Pipeline> {
-        let key = (kernel.stem, constants.iter().map(|&(name, value)| (name, value.to_bits())).collect());
-        let mut pipelines = self.pipelines.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(pipelines.entry(key).or_insert_with(|| Arc::new(self.compile(kernel, constants))))
+        let kernel_key = (kernel.stem, kernel.bindings.len());
+        let key = (kernel_key, constants.iter().map(|&(name, value)| (name, value.to_bits())).collect());
+        let mut made = self.pipelines.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let Made { kernels, pipelines } = &mut *made;
+        let pipeline = pipelines.entry(key).or_insert_with(|| {
+            let kernel = kernels.entry(kernel_key).or_insert_with(|| Arc::new(Kernel::new(self, kernel)));
+            let constants = constants.to_vec();
+            let pipeline = Arc::new(Pipeline { kernel: Arc::clone(kernel), constants, compiled: OnceLock::new() });
+            let begun = Arc::clone(&pipeline);
+            platform::in_background(move || {
+                begun.compiled();
+            });
+            pipeline
+        });
+        Arc::clone(pipeline)
     }
 
-    fn compile(&self, kernel: &'static KernelSource, constants: &[(&'static str, f64)]) -> Pipeline {
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.stem), source: wgpu::ShaderSource::Wgsl(kernel.wgsl.into()) };
+    /// Keeps what the driver compiled for the next run, where the driver gives it away and there is something new.
+    pub fn keep_pipelines(&self) {
+        if let Some(cache) = &self.pipelines.driver_cache {
+            cache.keep();
+        }
+    }
+}
+
+/// What all pipelines of one kernel share.
+#[derive(Debug)]
+struct Kernel {
+    source: &'static KernelSource,
+    device: wgpu::Device,
+    layout: wgpu::BindGroupLayout,
+    module: OnceLock<wgpu::ShaderModule>,
+    driver_cache: Option<Arc<DriverCache>>,
+}
+
+impl Kernel {
+    fn new(gpu: &Gpu, source: &'static KernelSource) -> Kernel {
+        let (device, driver_cache) = (gpu.device.clone(), gpu.pipelines.driver_cache.clone());
+        Kernel { layout: bind_group_layout(&device, source), source, device, module: OnceLock::new(), driver_cache }
+    }
+
+    fn compile(&self, constants: &[(&'static str, f64)]) -> wgpu::ComputePipeline {
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(self.source.stem),
+            bind_group_layouts: &[Some(&self.layout)],
+            immediate_size: 0,
+        });
+        self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(self.source.stem),
+            layout: Some(&pipeline_layout),
+            module: self.module.get_or_init(|| self.parse()),
+            entry_point: Some("main"),
+            // Every kernel writes its workgroup memory before it reads it.
+            compilation_options: wgpu::PipelineCompilationOptions { constants, zero_initialize_workgroup_memory: false },
+            cache: self.driver_cache.as_ref().map(|driver_cache| driver_cache.cache()),
+        })
+    }
+
+    fn parse(&self) -> wgpu::ShaderModule {
+        let source = wgpu::ShaderSource::Wgsl(self.source.wgsl.into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(self.source.stem), source };
         #[expect(unsafe_code, reason = "the checks cost up to half of a kernel's speed")]
         // SAFETY: the sources are those of this crate. Each kernel's `prepare` checks its bindings against its params, and
         // indices that are read from buffers are bounded in the shader, so no access leaves a binding; no loop is endless.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
-        let layout = self.bind_group_layout(kernel);
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel.stem),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.stem),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            // Every kernel writes its workgroup memory before it reads it.
-            compilation_options: wgpu::PipelineCompilationOptions { constants, zero_initialize_workgroup_memory: false },
-            cache: None,
-        });
-        Pipeline { pipeline, layout }
+        module
     }
+}
 
-    fn bind_group_layout(&self, kernel: &KernelSource) -> wgpu::BindGroupLayout {
-        let entry = |binding: usize, ty, has_dynamic_offset, min_binding_size| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size },
-            count: None,
-        };
-        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true, wgpu::BufferSize::new(kernel.params_bytes))];
-        for (index, &(_, access)) in kernel.bindings.iter().enumerate() {
-            let read_only = access == Access::Read;
-            entries.push(entry(index + 1, wgpu::BufferBindingType::Storage { read_only }, false, None));
-        }
-        self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.stem), entries: &entries })
+fn bind_group_layout(device: &wgpu::Device, kernel: &KernelSource) -> wgpu::BindGroupLayout {
+    let entry = |binding: usize, ty, has_dynamic_offset, min_binding_size| wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size },
+        count: None,
+    };
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true, wgpu::BufferSize::new(kernel.params_bytes))];
+    for (index, &(_, access)) in kernel.bindings.iter().enumerate() {
+        let read_only = access == Access::Read;
+        entries.push(entry(index + 1, wgpu::BufferBindingType::Storage { read_only }, false, None));
     }
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.stem), entries: &entries })
 }

@@ -6,36 +6,67 @@ use super::{Buffer, Gpu, Purpose};
 use crate::error::Result;
 use crate::units::Bytes;
 
+/// A copy to the host that goes with other work: recorded behind it, brought in once both were submitted.
+pub struct Readback {
+    staging: Buffer,
+    len: u64,
+}
+
 /// Copies `len` bytes at `offset` of `buffer` (which needs `COPY_SRC`) to the host, after all work submitted so far.
 /// `offset` and `len` are multiples of 4.
 ///
 /// # Errors
-/// Those of [`Gpu::buffer`] for the staging buffer, which is kept for the next call; a fault of the device.
+/// As [`Readback::record`] and [`Readback::bytes`].
 pub async fn read(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
     if len == 0 {
         return Ok(Vec::new());
     }
+    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("readback") });
+    let readback = Readback::record(gpu, &mut encoder, buffer, offset, len).await?;
+    gpu.queue.submit([encoder.finish()]);
+    readback.bytes(gpu).await
+}
+
+impl Readback {
+    /// Records the copy of `len` bytes, at least one, at `offset` of `buffer` (which needs `COPY_SRC`). Both are multiples of 4.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::buffer`] for the staging buffer, which is kept for the next readback; a range that leaves the buffer.
+    pub async fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Readback> {
+        check_range(gpu, buffer, offset, len)?;
+        let staging = take_staging(gpu, Bytes(len)).await?;
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, len);
+        Ok(Readback { staging, len })
+    }
+
+    /// The bytes, once what was recorded is submitted and done.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub async fn bytes(self, gpu: &Gpu) -> Result<Vec<u8>> {
+        let Readback { staging, len } = self;
+        let (sender, receiver) = oneshot::channel();
+        staging.slice(..len).map_async(wgpu::MapMode::Read, move |mapped| {
+            // Nobody listens any more where the caller was dropped.
+            let _ = sender.send(mapped);
+        });
+        gpu.wait(None)?;
+        let mapped = receiver.await.map_err(|_| gpu.fault("the readback was never answered"))?;
+        mapped.map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
+        let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
+        let bytes = view.to_vec();
+        drop(view);
+        staging.unmap();
+        *gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(staging);
+        Ok(bytes)
+    }
+}
+
+fn check_range(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<()> {
     if offset.checked_add(len).is_none_or(|end| end > buffer.size()) || !(offset | len).is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT) {
         return Err(gpu.fault(format!("readback of {len} bytes at {offset} of a buffer of {} bytes", buffer.size())));
     }
-    let staging = take_staging(gpu, Bytes(len)).await?;
-    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("readback") });
-    encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, len);
-    gpu.queue.submit([encoder.finish()]);
-    let (sender, receiver) = oneshot::channel();
-    staging.slice(..len).map_async(wgpu::MapMode::Read, move |mapped| {
-        // Nobody listens any more where the caller was dropped.
-        let _ = sender.send(mapped);
-    });
-    gpu.wait(None)?;
-    let mapped = receiver.await.map_err(|_| gpu.fault("the readback was never answered"))?;
-    mapped.map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
-    let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
-    let bytes = view.to_vec();
-    drop(view);
-    staging.unmap();
-    *gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(staging);
-    Ok(bytes)
+    Ok(())
 }
 
 /// The kept staging buffer where it is large enough, else a new one. Two readbacks at once simply use two.

@@ -1,18 +1,22 @@
 //! Matrix products: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
-//! Chooses the kernel by the number of tokens; holds the one reference of all forms.
+//! Chooses the kernel by the number of tokens; holds the one reference of all forms. Up to three products of one input can
+//! share a dispatch, and a product can add to its output: fewer dispatches, the same bits.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, Needed, f32_bytes, is_software, matmul_odd, matmul_subgroup, matmul_tile, matmul_vec, require};
+use super::{Binding, MAX_PRODUCTS, Needed, f32_bytes, is_software, matmul_odd, matmul_subgroup, matmul_tile, matmul_vec, require};
 use crate::device::{MatMulForm, TokenCount};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::{Dispatch, Gpu};
+use crate::gpu::{Dispatch, Gpu, KernelSource};
 
 /// Most tokens of a product that counts as one of few: beyond, decoding the weights for each four of them costs more than tiles do.
 pub const MAX_FEW_TOKENS: u32 = 8;
 
-/// Params of every form.
+/// What [`Params::weight_begin`] counts in, in bytes: WebGPU's largest alignment of storage offsets.
+pub const WEIGHT_ALIGNMENT: u64 = 256;
+
+/// Params of every form, for one product.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Params {
@@ -28,18 +32,35 @@ pub struct Params {
     pub output_row_begin: u32,
     /// [`dtype_code`] of the weight.
     pub dtype: u32,
+    /// Where the first row begins in its binding, in units of [`WEIGHT_ALIGNMENT`].
+    pub weight_begin: u32,
+    /// 0: the output is replaced; 1: it is added to.
+    pub accumulates: u32,
 }
 
 impl Params {
     /// A whole weight, of `n_rows` rows.
     pub fn new(dtype: DType, n_rows: u32, n_columns: u32, n_tokens: u32) -> Params {
-        Params { n_rows, n_columns, n_tokens, output_stride: n_rows, output_row_begin: 0, dtype: dtype_code(dtype) }
+        let (dtype, output_stride) = (dtype_code(dtype), n_rows);
+        Params { n_rows, n_columns, n_tokens, output_stride, output_row_begin: 0, dtype, weight_begin: 0, accumulates: 0 }
     }
 
     /// The slice of `n_rows` rows from `row_begin` on of the weight that `self` describes.
     #[must_use]
     pub fn slice(self, row_begin: u32, n_rows: u32) -> Params {
         Params { n_rows, output_row_begin: self.output_row_begin + row_begin, ..self }
+    }
+
+    /// The product that is added to its output.
+    #[must_use]
+    pub fn accumulating(self) -> Params {
+        Params { accumulates: 1, ..self }
+    }
+
+    /// Whether one dispatch can compute both, if they have the same input.
+    pub fn can_share_dispatch(&self, other: &Params) -> bool {
+        let shared = |params: &Params| (params.dtype, params.n_columns, params.n_tokens, params.accumulates);
+        shared(self) == shared(other) && self.accumulates == 0 && self.has_whole_quads()
     }
 
     /// The weight's dtype; `None` where the code is none.
@@ -63,7 +84,7 @@ impl Params {
     }
 }
 
-/// Buffers of every form.
+/// Buffers of a product that has a dispatch of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Bindings<'a> {
     /// `[n_rows, n_columns]` as stored.
@@ -72,6 +93,66 @@ pub struct Bindings<'a> {
     pub input: Binding<'a>,
     /// `[n_tokens, output_stride]`.
     pub output: Binding<'a>,
+}
+
+/// Products of one input that share a dispatch, with their buffers.
+#[derive(Debug, Clone, Copy)]
+pub struct Products<'a> {
+    /// One to [`MAX_PRODUCTS`]; of several, each [can share the dispatch](Params::can_share_dispatch) with the others.
+    pub params: &'a [Params],
+    /// All the matrices as stored, each from its `weight_begin` on.
+    pub weight: Binding<'a>,
+    /// `[n_tokens, n_columns]`.
+    pub input: Binding<'a>,
+    /// For each product `[n_tokens, output_stride]`, in a buffer of its own.
+    pub outputs: &'a [Binding<'a>],
+}
+
+impl Products<'_> {
+    /// What all products have in common; of none, what no kernel accepts.
+    pub(super) fn common(&self) -> Params {
+        self.params.first().copied().unwrap_or_else(Params::zeroed)
+    }
+
+    /// Groups of `rows` rows, none of which holds rows of two products.
+    pub(super) fn n_groups(&self, rows: u32) -> u64 {
+        self.params.iter().map(|params| u64::from(params.n_rows.div_ceil(rows))).sum()
+    }
+
+    /// The row of the kernel table for so many products.
+    pub(super) fn kernel(&self, kernels: &'static [KernelSource; MAX_PRODUCTS]) -> &'static KernelSource {
+        &kernels[self.params.len().clamp(1, MAX_PRODUCTS) - 1]
+    }
+
+    /// The bindings in the order of the kernel table, with the bytes that they demand.
+    pub(super) fn needed(&self, gpu: &Gpu, stem: &str) -> Result<Vec<Needed<'_>>> {
+        let common = self.common();
+        let row_bytes = common.row_bytes().unwrap_or(0);
+        require(gpu, stem, row_bytes > 0 && common.n_tokens > 0, "empty, or its rows are no whole number of blocks")?;
+        let is_alone = self.params.len() == 1;
+        let can_share = self.params.len() <= MAX_PRODUCTS && self.params.iter().all(|params| common.can_share_dispatch(params));
+        require(gpu, stem, (is_alone || can_share) && self.outputs.len() == self.params.len(), "its products cannot share a dispatch")?;
+        let mut weight_bytes = 0;
+        for params in self.params {
+            let row_end = params.output_row_begin.checked_add(params.n_rows);
+            require(gpu, stem, params.n_rows > 0, "a matrix is empty")?;
+            require(gpu, stem, row_end.is_some_and(|end| end <= params.output_stride), "its rows leave the output")?;
+            let begin = u64::from(params.weight_begin) * WEIGHT_ALIGNMENT;
+            weight_bytes = weight_bytes.max(begin.saturating_add(row_bytes.saturating_mul(u64::from(params.n_rows))));
+        }
+        let mut needed = vec![(self.weight, weight_bytes), (self.input, f32_bytes(&[common.n_tokens, common.n_columns]))];
+        needed.extend(
+            self.outputs.iter().zip(self.params).map(|(output, params)| (*output, f32_bytes(&[params.n_tokens, params.output_stride]))),
+        );
+        Ok(needed)
+    }
+}
+
+/// The params of products that share a dispatch, as the shaders read them; the unused ones are zero.
+pub fn padded(params: &[Params]) -> [Params; MAX_PRODUCTS] {
+    let mut padded = [Params::zeroed(); MAX_PRODUCTS];
+    padded.iter_mut().zip(params).for_each(|(to, from)| *to = *from);
+    padded
 }
 
 /// The number that stands for `dtype` in params and shaders.
@@ -92,10 +173,23 @@ pub const fn dtype_code(dtype: DType) -> u32 {
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    match chosen(gpu, params) {
-        Some(form) => prepare_as(gpu, params_buffer, params, bindings, form),
-        None => matmul_odd::prepare(gpu, params_buffer, params, bindings),
+    prepare_products(gpu, params_buffer, &alone(params, &bindings))
+}
+
+/// As [`prepare`], for products that share a dispatch; its params are [`padded`].
+///
+/// # Errors
+/// As [`prepare`], and where the products cannot share a dispatch.
+pub fn prepare_products(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>) -> Result<Dispatch> {
+    match chosen(gpu, &products.common()) {
+        Some(form) => prepare_products_as(gpu, params_buffer, products, form),
+        None => matmul_odd::prepare(gpu, params_buffer, products),
     }
+}
+
+fn alone<'a>(params: &'a Params, bindings: &'a Bindings<'a>) -> Products<'a> {
+    let Bindings { weight, input, output } = bindings;
+    Products { params: std::slice::from_ref(params), weight: *weight, input: *input, outputs: std::slice::from_ref(output) }
 }
 
 /// Makes the dispatch of this form.
@@ -103,10 +197,18 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
 /// # Errors
 /// As [`prepare`]; where the form is none of [`forms`].
 pub fn prepare_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, form: MatMulForm) -> Result<Dispatch> {
+    prepare_products_as(gpu, params_buffer, &alone(params, &bindings), form)
+}
+
+/// As [`prepare_as`], for products that share a dispatch; its params are [`padded`].
+///
+/// # Errors
+/// As [`prepare_products`]; where the form is none of [`forms`].
+pub fn prepare_products_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>, form: MatMulForm) -> Result<Dispatch> {
     match form {
-        MatMulForm::Lane | MatMulForm::Workgroup => matmul_vec::prepare(gpu, params_buffer, params, bindings, form),
-        MatMulForm::Tile => matmul_tile::prepare(gpu, params_buffer, params, bindings),
-        MatMulForm::Subgroup => matmul_subgroup::prepare(gpu, params_buffer, params, bindings),
+        MatMulForm::Lane | MatMulForm::Workgroup => matmul_vec::prepare(gpu, params_buffer, products, form),
+        MatMulForm::Tile => matmul_tile::prepare(gpu, params_buffer, products),
+        MatMulForm::Subgroup => matmul_subgroup::prepare(gpu, params_buffer, products),
     }
 }
 
@@ -130,19 +232,6 @@ fn chosen(gpu: &Gpu, params: &Params) -> Option<MatMulForm> {
     let possible = forms(gpu, params);
     let measured = params.dtype().and_then(|dtype| gpu.spec.rates.forms.of(dtype, params.token_count()));
     measured.filter(|form| possible.contains(form)).or(possible.first().copied())
-}
-
-/// The bindings of `params` with the bytes that they demand.
-pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>) -> Result<[Needed<'a>; 3]> {
-    let row_bytes = params.row_bytes().unwrap_or(0);
-    require(gpu, stem, row_bytes > 0 && params.n_rows > 0 && params.n_tokens > 0, "empty, or its rows are no whole number of blocks")?;
-    let row_end = params.output_row_begin.checked_add(params.n_rows);
-    require(gpu, stem, row_end.is_some_and(|end| end <= params.output_stride), "its rows leave the output")?;
-    Ok([
-        (bindings.weight, row_bytes.saturating_mul(u64::from(params.n_rows))),
-        (bindings.input, f32_bytes(&[params.n_tokens, params.n_columns])),
-        (bindings.output, f32_bytes(&[params.n_tokens, params.output_stride])),
-    ])
 }
 
 /// CPU twin of all forms. `weight`: the rows' bytes; `input` `[n_tokens, n_columns]`; `output` `[n_tokens, output_stride]`.

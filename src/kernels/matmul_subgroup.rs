@@ -1,6 +1,6 @@
 //! Matrix × vectors on adapters of eight-lane subgroups: few, wide loads. Params, bindings and reference are in `matmul`.
 
-use super::matmul::{self, Bindings, Params};
+use super::matmul::{Params, Products};
 use super::{MATMUL_SUBGROUP, dispatch, fold, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -12,7 +12,7 @@ const MAX_TOKENS: u32 = 8;
 /// Columns that are read at once.
 const BLOCK_COLUMNS: u32 = 32;
 /// With so many workgroups of eight rows a lane, every core has several; below, lanes have four.
-const MANY_WORKGROUPS: u32 = 16;
+const MANY_WORKGROUPS: u64 = 16;
 
 /// Whether the adapter can run it, and rows are whole blocks of columns.
 pub(super) fn is_possible(gpu: &Gpu, params: &Params) -> bool {
@@ -22,16 +22,20 @@ pub(super) fn is_possible(gpu: &Gpu, params: &Params) -> bool {
 /// Makes the dispatch.
 ///
 /// # Errors
-/// As [`matmul::prepare`]; where the adapter has other subgroups, or rows are no whole blocks of 32 columns.
-pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    let stem = MATMUL_SUBGROUP.stem;
-    let needed = matmul::needed(gpu, stem, params, bindings)?;
-    require(gpu, stem, is_possible(gpu, params), "the adapter has no subgroups of eight lanes, or its rows are no blocks of 32 columns")?;
+/// As [`super::matmul::prepare_products`]; where the adapter has other subgroups, or rows are no whole blocks of 32 columns.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>) -> Result<Dispatch> {
+    let (kernel, params) = (products.kernel(&MATMUL_SUBGROUP), products.common());
+    let needed = products.needed(gpu, kernel.stem)?;
+    require(
+        gpu,
+        kernel.stem,
+        is_possible(gpu, &params),
+        "the adapter has no subgroups of eight lanes, or its rows are no blocks of 32 columns",
+    )?;
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     // How many rows a lane has changes no row's arithmetic.
-    let rows = if params.n_rows >= MANY_WORKGROUPS * 8 * LANES { 8 } else { 4 };
+    let rows = if products.n_groups(8 * LANES) >= MANY_WORKGROUPS { 8 } else { 4 };
     let constants = [("DTYPE", f64::from(params.dtype)), ("ROWS", f64::from(rows)), ("TOKENS", f64::from(tokens))];
-    let count = params.n_rows.div_ceil(rows * LANES);
-    let workgroups = fold(gpu, stem, u64::from(count), params.n_tokens.div_ceil(tokens))?;
-    dispatch(gpu, &MATMUL_SUBGROUP, &constants, params_buffer, &needed, workgroups)
+    let workgroups = fold(gpu, kernel.stem, products.n_groups(rows * LANES), params.n_tokens.div_ceil(tokens))?;
+    dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
 }

@@ -1,6 +1,6 @@
 //! Matrix × few vectors: reads each weight once for up to four tokens. Params, bindings and reference are in `matmul`.
 
-use super::matmul::{self, Bindings, Params};
+use super::matmul::Products;
 use super::{MATMUL_VEC, dispatch, fold, require};
 use crate::device::MatMulForm;
 use crate::error::Result;
@@ -28,10 +28,11 @@ const WORKGROUP: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
 /// of words, or of blocks.
 ///
 /// # Errors
-/// As [`matmul::prepare`].
-pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, form: MatMulForm) -> Result<Dispatch> {
-    let needed = matmul::needed(gpu, MATMUL_VEC.stem, params, bindings)?;
-    require(gpu, MATMUL_VEC.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
+/// As [`super::matmul::prepare_products`].
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>, form: MatMulForm) -> Result<Dispatch> {
+    let (kernel, params) = (products.kernel(&MATMUL_VEC), products.common());
+    let needed = products.needed(gpu, kernel.stem)?;
+    require(gpu, kernel.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
     let shape = if form == MatMulForm::Lane { LANE } else { WORKGROUP };
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     let constants = [
@@ -42,7 +43,6 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         ("TOKENS", f64::from(tokens)),
     ];
     let rows_per_workgroup = shape.workgroup / shape.lanes * shape.rows;
-    let count = params.n_rows.div_ceil(rows_per_workgroup);
-    let workgroups = fold(gpu, MATMUL_VEC.stem, u64::from(count), params.n_tokens.div_ceil(tokens))?;
-    dispatch(gpu, &MATMUL_VEC, &constants, params_buffer, &needed, workgroups)
+    let workgroups = fold(gpu, kernel.stem, products.n_groups(rows_per_workgroup), params.n_tokens.div_ceil(tokens))?;
+    dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
 }

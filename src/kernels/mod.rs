@@ -48,10 +48,17 @@ impl<'a> Binding<'a> {
 
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
-pub static KERNELS: [&KernelSource; 13] = [
-    &MATMUL_VEC,
-    &MATMUL_TILE,
-    &MATMUL_SUBGROUP,
+/// The forms of the matrix product have a row for each number of products in a dispatch.
+pub static KERNELS: [&KernelSource; 19] = [
+    &MATMUL_VEC[0],
+    &MATMUL_VEC[1],
+    &MATMUL_VEC[2],
+    &MATMUL_TILE[0],
+    &MATMUL_TILE[1],
+    &MATMUL_TILE[2],
+    &MATMUL_SUBGROUP[0],
+    &MATMUL_SUBGROUP[1],
+    &MATMUL_SUBGROUP[2],
     &MATMUL_ODD,
     &RMS_NORM,
     &ROPE,
@@ -71,11 +78,27 @@ macro_rules! wgsl {
     };
 }
 
+/// Most products that share a dispatch: query, key and value.
+pub const MAX_PRODUCTS: usize = 3;
+
+/// The rows of one form of the matrix product, for one, two and three products in a dispatch.
+macro_rules! products {
+    ($stem:literal) => {
+        [
+            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "decode", "products", "products_1"), MATMUL),
+            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "decode", "products", "products_2"), MATMUL_2),
+            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "decode", "products", "products_3"), MATMUL_3),
+        ]
+    };
+}
+
 const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
-static MATMUL_VEC: KernelSource = row::<matmul::Params>("matmul_vec", wgsl!("matmul_vec", "decode"), MATMUL);
-static MATMUL_TILE: KernelSource = row::<matmul::Params>("matmul_tile", wgsl!("matmul_tile", "decode"), MATMUL);
-static MATMUL_SUBGROUP: KernelSource = row::<matmul::Params>("matmul_subgroup", wgsl!("matmul_subgroup", "decode"), MATMUL);
-static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode"), MATMUL);
+const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write)];
+const MATMUL_3: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write)];
+static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec");
+static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile");
+static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup");
+static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
 static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("values", Write)]);
@@ -125,7 +148,7 @@ fn dispatch(
         entries.push(wgpu::BindGroupEntry { binding: index as u32 + 1, resource: binding(bound.buffer, bound.offset, size) });
     }
     let pipeline = gpu.pipeline(kernel, constants);
-    let descriptor = wgpu::BindGroupDescriptor { label: Some(kernel.stem), layout: &pipeline.layout, entries: &entries };
+    let descriptor = wgpu::BindGroupDescriptor { label: Some(kernel.stem), layout: pipeline.layout(), entries: &entries };
     Ok(Dispatch { bind_group: gpu.device.create_bind_group(&descriptor), pipeline, workgroups })
 }
 

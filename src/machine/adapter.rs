@@ -199,10 +199,13 @@ impl<'a> Bench<'a> {
             input: Binding::whole(&self.input),
             output: Binding::whole(&self.output),
         };
-        match form {
+        let dispatch = match form {
             Some(form) => matmul::prepare_as(self.gpu, self.params.buffer(), params, bindings, form),
             None => matmul::prepare(self.gpu, self.params.buffer(), params, bindings),
-        }
+        }?;
+        // What compiles in the background must not fall into a run.
+        dispatch.pipeline.compiled();
+        Ok(dispatch)
     }
 
     /// Seconds of `repeats` products in one submission, as the engine records and runs them: each waits for the one before.

@@ -1,4 +1,5 @@
-//! What operations cost on each device, by its rates. Knows neither plans nor schedules; they add up what stands here.
+//! What operations cost on each device, by its rates. Knows neither plans nor schedules; they, and an executor that must not
+//! keep its adapter busy for too long, add up what stands here.
 
 use serde::Serialize;
 
@@ -33,14 +34,14 @@ impl Load {
 
 /// One device's costs.
 #[derive(Debug, Clone)]
-pub(super) struct DeviceCosts {
+pub(crate) struct DeviceCosts {
     pub(super) device: Device,
     rates: Rates,
 }
 
 impl DeviceCosts {
     /// Rates that were not measured are taken as typical for the kind of device.
-    pub(super) fn new(spec: &DeviceSpec) -> DeviceCosts {
+    pub(crate) fn new(spec: &DeviceSpec) -> DeviceCosts {
         let rates = spec.rates.clone().or(&Rates::assumed(spec.device, spec.kind));
         DeviceCosts { device: spec.device, rates }
     }
@@ -52,7 +53,7 @@ impl DeviceCosts {
 
     /// Seconds of one product of `n_rows` rows of `tensor` with `n_tokens` vectors: the weights are read once, and each
     /// further vector costs its arithmetic.
-    pub(super) fn product_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
+    pub(crate) fn product_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
         let bytes = n_rows as f64 * tensor.row_bytes() as f64;
         let flops = 2.0 * n_rows as f64 * tensor.n_columns() as f64 * (n_tokens - 1) as f64;
         let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| bytes / rate.0);
@@ -61,7 +62,7 @@ impl DeviceCosts {
     }
 
     /// Seconds of an operation that reads no matrix.
-    pub(super) fn op_secs(&self, op: &Op, config: &ModelConfig, load: Load) -> f64 {
+    pub(crate) fn op_secs(&self, op: &Op, config: &ModelConfig, load: Load) -> f64 {
         let attention = match op {
             // Scores and their mixture: two products with every position, at the rate of single precision.
             Op::Attention { .. } => {

@@ -26,6 +26,7 @@ use crate::model::Model;
 use crate::units::Bytes;
 use crate::weights::Catalog;
 pub use candidates::{Forecast, exchange_secs, forecast};
+pub(crate) use costs::DeviceCosts;
 pub use costs::Load;
 pub use dry_run::{Bound, Busy, Prediction, predict};
 pub use explain::{Alternative, Explanation, WithMore, explain};
@@ -180,9 +181,14 @@ impl Plan {
         let stages = self.stages();
         Role {
             on_host: device == Device::Cpu,
-            computes_head: stages.last().is_some_and(|stage| stage.device == device),
+            computes_head: self.computes_head(device),
             passes_on: stages.iter().rev().skip(1).any(|stage| stage.device == device),
         }
+    }
+
+    /// Whether `device` computes the head, and with it the logits.
+    pub fn computes_head(&self, device: Device) -> bool {
+        self.pieces.len().checked_sub(1).is_some_and(|last| self.executor(last) == device)
     }
 
     /// Runs of pieces that one device computes without a break, in order.

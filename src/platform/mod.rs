@@ -1,5 +1,6 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
+mod background;
 pub(crate) mod clock;
 mod completions;
 mod direct;
@@ -18,6 +19,7 @@ mod source;
 mod vulkan_memory;
 
 use crate::units::Bytes;
+pub use background::in_background;
 pub use completions::Completions;
 pub use direct::DirectBuffer;
 pub use folder::Folder;

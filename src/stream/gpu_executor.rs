@@ -2,26 +2,24 @@
 //! allocated when it is made. Decoding allocates nothing on the GPU.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::gpu::{Gpu, ParamsArena};
+use crate::gpu::{Buffer, Gpu, ParamsArena, Readback};
 use crate::kernels::top_k;
 use crate::model::{Activation, Model};
 use crate::plan::{Plan, UploadPath, WorkingBuffer};
-use crate::platform::Completions;
 use crate::stream::feeder::{Carriers, Feeder, carriers_gone};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
-use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
+use crate::stream::gpu_submit::Submitter;
+use crate::stream::{Batch, Executor, Scores, Store, Trace, Want, batch};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
 const N_SHAPES: usize = 2;
-/// Pieces recorded before they are submitted: few enough that the GPU starts early, many enough to hide a submit's cost.
-const PIECES_PER_SUBMIT: usize = 8;
 
 /// Computes its share of a plan on one adapter.
 pub struct GpuExecutor {
@@ -29,26 +27,16 @@ pub struct GpuExecutor {
     model: Arc<Model>,
     plan: Arc<Plan>,
     store: Arc<Store>,
-    trace: Trace,
     buffers: Buffers,
     inverse_frequencies: Vec<f32>,
     /// Most recently used last.
     shapes: VecDeque<(ForwardDispatches, ParamsArena)>,
     /// Which forward is under way.
     forward: usize,
-    recording: Recording,
-    last_compute_end: Arc<Mutex<f64>>,
+    submitter: Submitter,
     feeder: Option<Feeder<GpuSlot>>,
     ring: Option<Ring>,
-    completions: Completions,
     gpu: Arc<Gpu>,
-}
-
-/// Commands that are recorded but not yet submitted.
-#[derive(Default)]
-struct Recording {
-    encoder: Option<wgpu::CommandEncoder>,
-    pieces: Vec<usize>,
 }
 
 impl GpuExecutor {
@@ -66,7 +54,7 @@ impl GpuExecutor {
         progress: &(dyn Fn(Bytes) + Sync),
     ) -> Result<GpuExecutor> {
         let gpu = Arc::new(gpu);
-        let completions = Completions::start(&gpu.device)?;
+        let submitter = Submitter::start(&gpu, device, &trace)?;
         let buffers = Buffers::load(&gpu, device, model, &plan, &store, progress).await?;
         let (mut feeder, mut ring) = (None, None);
         if let Some(ring_plan) = plan.ring(device) {
@@ -75,27 +63,46 @@ impl GpuExecutor {
             let (started, free) = Feeder::start(device, &store, &plan, &trace, carriers)?;
             feeder = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
-            // Mapping is answered while a submission is waited for.
-            completions.watch(&gpu.queue, gpu.queue.submit([]), || {});
         }
-        gpu.check()?;
-        Ok(GpuExecutor {
+        let mut executor = GpuExecutor {
             device,
             inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
             model: Arc::new(model.clone()),
             plan,
             store,
-            trace,
             buffers,
             shapes: VecDeque::new(),
             forward: 0,
-            recording: Recording::default(),
-            last_compute_end: Arc::default(),
+            submitter,
             feeder,
             ring,
-            completions,
             gpu,
-        })
+        };
+        executor.compile()?;
+        if let Some(ring) = &executor.ring {
+            ring.open(&executor.gpu);
+            executor.submitter.answer();
+        }
+        executor.gpu.check()?;
+        Ok(executor)
+    }
+
+    /// Makes the dispatches of a prompt and of decoding and has their kernels compiled, side by side, to the end: some drivers
+    /// come to it only when a kernel is first used. The slots are not mapped yet.
+    fn compile(&mut self) -> Result<()> {
+        let n_rows = usize::from(self.plan.computes_head(self.device));
+        for n_tokens in [self.plan.forward.n_tokens, 1] {
+            self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows })?;
+        }
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for placed in self.shapes.iter().flat_map(|(made, _)| made.one_of_each_pipeline()) {
+            placed.dispatch.encode_first_use(&mut pass, placed.params_offset);
+        }
+        drop(pass);
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.keep_pipelines();
+        Ok(())
     }
 
     /// Most bytes that were ever allocated on the adapter at once.
@@ -128,42 +135,35 @@ impl GpuExecutor {
 
     fn record(&mut self, piece: usize, slot: Option<usize>) -> Result<()> {
         let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.fault("a piece was computed before its forward began"))?;
-        let encoder = self.recording.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()));
+        let size_bytes = self.plan.pieces[piece].size_bytes;
         if let (Some(ring), Some(slot)) = (&self.ring, slot) {
-            ring.encode_copy(encoder, slot, self.plan.pieces[piece].size_bytes.0);
+            ring.encode_copy(self.submitter.encoder(), slot, size_bytes.0);
         }
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        for (dispatch, params_offset) in made.dispatches(piece, slot) {
-            dispatch.encode(&mut pass, *params_offset);
+        for placed in made.dispatches(piece, slot) {
+            self.submitter.dispatch(placed, Some(piece), self.forward)?;
         }
-        drop(pass);
-        self.recording.pieces.push(piece);
+        self.submitter.end_piece(size_bytes);
         Ok(())
     }
 
-    /// Submits what is recorded; its span is added once the GPU is done with it. `freed` is a slot that it is the last to use.
+    /// Submits what is recorded. `freed` is a slot that it is the last to use.
     fn submit(&mut self, freed: Option<usize>) -> Result<()> {
-        let Some(encoder) = self.recording.encoder.take() else { return Ok(()) };
-        let pieces = std::mem::take(&mut self.recording.pieces);
-        let submitted_secs = self.trace.now();
-        let submission = self.gpu.queue.submit([encoder.finish()]);
+        let (ring, gpu) = (&self.ring, &self.gpu);
+        self.submitter.submit(self.forward, || {
+            if let (Some(ring), Some(slot)) = (ring, freed) {
+                ring.release(gpu, slot);
+            }
+        })
+    }
+
+    /// Submits what is recorded and brings the first `len` bytes of a working buffer, as they are then, to the host.
+    async fn read(&mut self, name: WorkingBuffer, len: u64) -> Result<Vec<u8>> {
+        let buffer: &Buffer = self.buffers.working(&self.gpu, name)?;
+        let readback = Readback::record(&self.gpu, self.submitter.encoder(), buffer, 0, len).await?;
+        self.submit(None)?;
+        let bytes = readback.bytes(&self.gpu).await?;
         self.gpu.check()?;
-        if let (Some(ring), Some(slot)) = (&self.ring, freed) {
-            // Asked before the submission is waited for: waiting is what answers it.
-            ring.release(&self.gpu, slot);
-        }
-        let (trace, device, forward, last_end) = (self.trace.clone(), self.device, self.forward, Arc::clone(&self.last_compute_end));
-        let size_bytes = pieces.iter().map(|&piece| self.plan.pieces[piece].size_bytes).sum();
-        let piece = pieces.last().copied();
-        self.completions.watch(&self.gpu.queue, submission, move || {
-            let end_secs = trace.now();
-            // The queue runs submissions one after the other: this one began when the one before it ended.
-            let mut last_end = last_end.lock().unwrap_or_else(PoisonError::into_inner);
-            let start_secs = submitted_secs.max(*last_end);
-            *last_end = end_secs;
-            trace.add(Span { lane: Lane::Compute, device, piece, forward, start_secs, end_secs, size_bytes });
-        });
-        Ok(())
+        Ok(bytes)
     }
 
     async fn scores(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
@@ -171,15 +171,14 @@ impl GpuExecutor {
         let n_rows = batch.logits_for.len();
         match batch.want {
             Want::Logits => {
-                let logits = self.buffers.working(&self.gpu, WorkingBuffer::Activation(Activation::Logits))?;
-                let bytes = crate::gpu::read(&self.gpu, logits, 0, (n_rows * vocab_size * 4) as u64).await?;
+                let logits = WorkingBuffer::Activation(Activation::Logits);
+                let bytes = self.read(logits, (n_rows * vocab_size * 4) as u64).await?;
                 let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
                 Ok(values.chunks_exact(vocab_size).map(|row| Scores::All(row.to_vec())).collect())
             }
             Want::TopK(k) => {
                 let params = top_k::Params::new(n_rows as u32, vocab_size as u32, k as u32);
-                let candidates = self.buffers.working(&self.gpu, WorkingBuffer::TopK)?;
-                let bytes = crate::gpu::read(&self.gpu, candidates, 0, params.candidates_bytes()).await?;
+                let bytes = self.read(WorkingBuffer::TopK, params.candidates_bytes()).await?;
                 let rows = top_k::merge(&params, &bytes).into_iter();
                 Ok(rows.map(|row| Scores::Top(row.into_iter().map(|best| (best.token, best.logit)).collect())).collect())
             }
@@ -189,7 +188,7 @@ impl GpuExecutor {
 
 impl Executor for GpuExecutor {
     fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
-        let computes_head = self.plan.role(self.device).computes_head;
+        let computes_head = self.plan.computes_head(self.device);
         let top_k = if let Want::TopK(k) = batch.want { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k })?;
@@ -214,10 +213,7 @@ impl Executor for GpuExecutor {
 
     fn compute_resident(&mut self, piece: usize) -> Result<()> {
         self.record(piece, None)?;
-        if self.recording.pieces.len() >= PIECES_PER_SUBMIT {
-            self.submit(None)?;
-        }
-        Ok(())
+        if self.submitter.is_due() { self.submit(None) } else { Ok(()) }
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
@@ -239,23 +235,17 @@ impl Executor for GpuExecutor {
     }
 
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
-        self.submit(None)?;
         let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);
-        let hidden = self.buffers.working(&self.gpu, WorkingBuffer::Activation(Activation::Hidden))?;
-        let bytes = crate::gpu::read(&self.gpu, hidden, 0, (n_tokens * self.model.config.hidden_size * 4) as u64).await?;
+        let hidden = WorkingBuffer::Activation(Activation::Hidden);
+        let bytes = self.read(hidden, (n_tokens * self.model.config.hidden_size * 4) as u64).await?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
-        if let Some((dispatch, params_offset)) = self.shapes.back().and_then(|(made, _)| made.top_k()) {
-            let encoder = self.recording.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()));
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            dispatch.encode(&mut pass, *params_offset);
+        if let Some(placed) = self.shapes.back().and_then(|(made, _)| made.top_k()) {
+            self.submitter.dispatch(placed, None, self.forward)?;
         }
-        self.submit(None)?;
-        let scores = self.scores(batch).await?;
-        self.gpu.check()?;
-        Ok(scores)
+        self.scores(batch).await
     }
 }
 
@@ -263,5 +253,6 @@ impl Drop for GpuExecutor {
     /// The carriers end before the ring whose memory they write to.
     fn drop(&mut self) {
         self.feeder = None;
+        self.gpu.keep_pipelines();
     }
 }

@@ -1,13 +1,17 @@
 //! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
+//! Dispatches are fewer than operations: see `gpu_fusion`.
+
+use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{Piece, Plan, Slice, Work, WorkingBuffer};
+use crate::plan::{DeviceCosts, Piece, Plan, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
+use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
 use crate::stream::op_params::OpParams;
 use crate::weights::TensorId;
@@ -23,8 +27,15 @@ pub(super) struct ForwardShape {
     pub(super) top_k: usize,
 }
 
-/// A dispatch and where its params lie in the arena.
-pub(super) type PlacedDispatch = (Dispatch, u32);
+/// A dispatch that is ready to encode.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedDispatch {
+    pub(super) dispatch: Dispatch,
+    /// Where its params lie in the arena.
+    pub(super) params_offset: u32,
+    /// How long it should take, by the adapter's rates.
+    pub(super) secs: f64,
+}
 
 /// All dispatches of one shape.
 pub(super) struct ForwardDispatches {
@@ -51,7 +62,6 @@ pub(super) struct Parts<'a> {
 struct Maker<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
-    store: &'a Store,
     buffers: &'a Buffers,
     params: OpParams<'a>,
 }
@@ -69,7 +79,9 @@ impl ForwardDispatches {
             ctx_size: plan.ctx_size,
             kv_dtype: plan.kv_dtype,
         };
-        let maker = Maker { gpu, model, store, buffers, params };
+        let maker = Maker { gpu, model, buffers, params };
+        let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
+        let terms = Terms { params, catalog: &store.checkpoint().catalog, costs: &costs, max_binding };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {
@@ -82,12 +94,16 @@ impl ForwardDispatches {
                 None => vec![None],
             };
             let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
-            for work in &piece.work {
+            let ops = &model.units[piece.unit].ops;
+            let fused = fuse(piece, ops, &terms);
+            for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
                 // The params are the same for every slot; what is bound is not.
-                let call = maker.call(piece, *work)?;
-                let offset = call.push(gpu, arena)?;
+                let call = maker.call(piece, &one)?;
+                let params_offset = call.push(gpu, arena)?;
+                let secs = terms.secs(&one, ops);
                 for (place, block) in places.iter_mut().zip(&blocks) {
-                    place.push((call.prepare(gpu, arena.buffer(), *block)?, offset));
+                    let dispatch = call.prepare(gpu, arena.buffer(), *block)?;
+                    place.push(PlacedDispatch { dispatch, params_offset, secs });
                 }
             }
             pieces.push(places);
@@ -96,8 +112,9 @@ impl ForwardDispatches {
             0 => None,
             k => {
                 let call = maker.top_k(k)?;
-                let offset = call.push(gpu, arena)?;
-                Some((call.prepare(gpu, arena.buffer(), None)?, offset))
+                let params_offset = call.push(gpu, arena)?;
+                let dispatch = call.prepare(gpu, arena.buffer(), None)?;
+                Some(PlacedDispatch { dispatch, params_offset, secs: 0.0 })
             }
         };
         arena.upload(gpu);
@@ -109,20 +126,29 @@ impl ForwardDispatches {
         &self.pieces[piece][slot.unwrap_or(0)]
     }
 
+    /// All that there is to encode, one of each pipeline.
+    pub(super) fn one_of_each_pipeline(&self) -> Vec<&PlacedDispatch> {
+        let all = self.pieces.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
+        let mut each: Vec<&PlacedDispatch> = all.collect();
+        each.sort_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
+        each.dedup_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
+        each
+    }
+
     /// The selection of the best tokens, if the shape asks for it.
     pub(super) fn top_k(&self) -> Option<&PlacedDispatch> {
         self.top_k.as_ref()
     }
 }
 
-/// A kernel with its params and all it binds, except the block that a matrix slice lies in.
+/// A kernel with its params and all it binds, except the block that matrices lie in.
 enum Call<'a> {
     Add(add::Params, add::Bindings<'a>),
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
     Attention(attention::Params, attention::Bindings<'a>),
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
     KvStore(kv_store::Params, kv_store::Bindings<'a>),
-    MatMul { params: matmul::Params, slice: Slice, input: Binding<'a>, output: Binding<'a> },
+    Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
     RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
     Rope(rope::Params, rope::Bindings<'a>),
     SwiGlu(swiglu::Params, swiglu::Bindings<'a>),
@@ -137,7 +163,7 @@ impl Call<'_> {
             Call::Attention(params, _) => arena.push(gpu, params),
             Call::GatherRows(params, _) => arena.push(gpu, params),
             Call::KvStore(params, _) => arena.push(gpu, params),
-            Call::MatMul { params, .. } => arena.push(gpu, params),
+            Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
             Call::RmsNorm(params, _) => arena.push(gpu, params),
             Call::Rope(params, _) => arena.push(gpu, params),
             Call::SwiGlu(params, _) => arena.push(gpu, params),
@@ -152,10 +178,10 @@ impl Call<'_> {
             Call::Attention(params, bindings) => attention::prepare(gpu, arena, params, *bindings),
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
             Call::KvStore(params, bindings) => kv_store::prepare(gpu, arena, params, *bindings),
-            Call::MatMul { params, slice, input, output } => {
+            Call::Products { params, begin, size, input, outputs } => {
                 let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
-                let weight = Binding::part(block, slice.offset, slice.size_bytes);
-                matmul::prepare(gpu, arena, params, matmul::Bindings { weight, input: *input, output: *output })
+                let weight = Binding::part(block, *begin, *size);
+                matmul::prepare_products(gpu, arena, &matmul::Products { params, weight, input: *input, outputs })
             }
             Call::RmsNorm(params, bindings) => rms_norm::prepare(gpu, arena, params, *bindings),
             Call::Rope(params, bindings) => rope::prepare(gpu, arena, params, *bindings),
@@ -166,14 +192,10 @@ impl Call<'_> {
 }
 
 impl<'a> Maker<'a> {
-    fn call(&self, piece: &Piece, work: Work) -> Result<Call<'a>> {
-        let ops = &self.model.units[piece.unit].ops;
-        match work {
-            Work::Op(op) => self.op(&ops[op]),
-            Work::Rows { op, slice } => match &ops[op] {
-                Op::MatMul { input, weight, output } => self.matmul(*input, *weight, *output, piece.slices[slice]),
-                _ => Err(self.gpu.fault("a slice of something that is no matrix product")),
-            },
+    fn call(&self, piece: &Piece, one: &Fused) -> Result<Call<'a>> {
+        match one {
+            Fused::Op(op) => self.op(&self.model.units[piece.unit].ops[*op]),
+            Fused::Products(products) => self.products(products),
         }
     }
 
@@ -210,9 +232,22 @@ impl<'a> Maker<'a> {
         })
     }
 
-    fn matmul(&self, input: Activation, weight: TensorId, output: Activation, slice: Slice) -> Result<Call<'a>> {
-        let params = self.params.matmul(&self.store.checkpoint().catalog[weight], &slice, input);
-        Ok(Call::MatMul { params, slice, input: self.activation(input)?, output: self.activation(output)? })
+    /// The slices lie in the order of their offsets, each at a multiple of the alignment that params count in.
+    fn products(&self, products: &[Product]) -> Result<Call<'a>> {
+        let [first, ..] = products else { return Err(self.gpu.fault("a dispatch of no products")) };
+        let begin = first.slice.offset;
+        let end = products.iter().map(|product| product.slice.offset + product.slice.size_bytes).max().unwrap_or(begin);
+        let placed = |product: &Product| {
+            let weight_begin = (product.slice.offset - begin) / matmul::WEIGHT_ALIGNMENT;
+            matmul::Params { weight_begin: weight_begin as u32, ..product.params }
+        };
+        Ok(Call::Products {
+            params: products.iter().map(placed).collect(),
+            begin,
+            size: end - begin,
+            input: self.activation(first.input)?,
+            outputs: products.iter().map(|product| self.activation(product.output)).collect::<Result<_>>()?,
+        })
     }
 
     fn store_kv(&self, layer: usize) -> Result<Call<'a>> {

@@ -37,7 +37,7 @@ enum Way {
 }
 
 impl Ring {
-    /// Allocates the slots and gives them to the workers.
+    /// Allocates the slots. The carriers get them from [`Ring::open`].
     pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: FreeSlots<GpuSlot>) -> Result<Ring> {
         let storage = wgpu::BufferUsages::STORAGE;
         let mut slots = Vec::with_capacity(plan.n_slots);
@@ -56,11 +56,12 @@ impl Ring {
             };
             slots.push(Slot { block, staging });
         }
-        let ring = Ring { slots, upload: plan.upload, free };
-        for index in 0..plan.n_slots {
-            ring.release(gpu, index);
-        }
-        Ok(ring)
+        Ok(Ring { slots, upload: plan.upload, free })
+    }
+
+    /// Gives all slots to the carriers.
+    pub(super) fn open(&self, gpu: &Gpu) {
+        (0..self.n_slots()).for_each(|index| self.release(gpu, index));
     }
 
     /// How many slots.

@@ -148,7 +148,7 @@ impl Executor for HostExecutor {
     fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
         let config = &self.values.config;
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
-        let computes_head = self.plan.role(DEVICE).computes_head;
+        let computes_head = self.plan.computes_head(DEVICE);
         let mut n_values = 0;
         for activation in Activation::ALL.into_iter().filter(|activation| computes_head || !activation.is_of_head()) {
             let len = activation.n_rows(n_tokens, n_rows) * activation.width(config);

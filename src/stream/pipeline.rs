@@ -17,6 +17,10 @@ pub(super) struct Half {
 
 /// The two halves of a batch; `None` where there is nothing to gain: one device, one sequence, or weights that stream.
 pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
+    // Asked first, since it is the answer when one sequence is decoded, and costs nothing.
+    if batch.tokens.iter().all(|token| Some(token.sequence) == batch.tokens.first().map(|first| first.sequence)) {
+        return None;
+    }
     if plan.stages().len() < 2 || plan.streamed_pieces().next().is_some() {
         return None;
     }

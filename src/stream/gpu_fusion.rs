@@ -1,0 +1,265 @@
+//! The work of a piece in as few dispatches as give the same bits as one for each operation would. Knows no buffers.
+
+use crate::gpu::BUFFER_ALIGNMENT;
+use crate::kernels::{MAX_PRODUCTS, matmul};
+use crate::model::{Activation, Op};
+use crate::plan::{DeviceCosts, Load, Piece, Slice, Work};
+use crate::stream::op_params::OpParams;
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// Products that would take longer together go apart: what a dispatch costs is nothing beside that, and a submission can
+/// end only between dispatches.
+const SHARED_SECS: f64 = 0.03;
+
+/// What becomes one dispatch.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Fused {
+    /// An operation that needs no matrix: index into the unit's operations.
+    Op(usize),
+    /// Products of one input, whose weights one binding holds, in the order of their offsets.
+    Products(Vec<Product>),
+}
+
+/// The rows of a matrix product that one slice holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Product {
+    pub(super) params: matmul::Params,
+    pub(super) slice: Slice,
+    pub(super) input: Activation,
+    pub(super) output: Activation,
+    /// How long it should take, by the adapter's rates.
+    pub(super) secs: f64,
+}
+
+/// What the dispatches of a forward depend on besides its operations.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) params: OpParams<'a>,
+    pub(super) catalog: &'a Catalog,
+    pub(super) costs: &'a DeviceCosts,
+    pub(super) max_binding: Bytes,
+}
+
+/// The dispatches of a piece. Products of one input go together where one binding holds their weights, and what a product
+/// gives that is only added to the residual stream is added at once. `None` where a slice belongs to no product.
+pub(super) fn fuse(piece: &Piece, ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
+    let mut fused: Vec<Fused> = Vec::with_capacity(piece.work.len());
+    for work in &piece.work {
+        match *work {
+            Work::Op(op) if op.checked_sub(1).is_some_and(|product| is_only_added(ops, product)) => {}
+            Work::Op(op) => fused.push(Fused::Op(op)),
+            Work::Rows { op, slice } => {
+                let product = product(ops, op, *piece.slices.get(slice)?, terms)?;
+                match joinable(&mut fused, ops).filter(|others| can_join(others, &product, terms.max_binding)) {
+                    Some(others) => others.push(product),
+                    None => fused.push(Fused::Products(vec![product])),
+                }
+            }
+        }
+    }
+    Some(fused)
+}
+
+impl Terms<'_> {
+    /// How long a dispatch should take, by the adapter's rates; attention as if the context were full.
+    pub(super) fn secs(&self, one: &Fused, ops: &[Op]) -> f64 {
+        let OpParams { config, n_tokens, n_rows, ctx_size, .. } = self.params;
+        match one {
+            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, Load { n_tokens, n_logit_rows: n_rows, position: ctx_size }),
+            Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
+        }
+    }
+}
+
+fn product(ops: &[Op], op: usize, slice: Slice, terms: &Terms<'_>) -> Option<Product> {
+    let Some(&Op::MatMul { input, weight, output }) = ops.get(op) else { return None };
+    let tensor = &terms.catalog[weight];
+    let params = terms.params.matmul(tensor, &slice, input);
+    let secs = terms.costs.product_secs(tensor, slice.n_rows, params.n_tokens as usize);
+    Some(if is_only_added(ops, op) {
+        Product { params: params.accumulating(), slice, input, output: Activation::Hidden, secs }
+    } else {
+        Product { params, slice, input, output, secs }
+    })
+}
+
+/// Whether all that becomes of product `op` is that it is added to the residual stream.
+fn is_only_added(ops: &[Op], op: usize) -> bool {
+    matches!(ops.get(op), Some(Op::MatMul { output: Activation::Delta, .. })) && matches!(ops.get(op + 1), Some(Op::AddResidual))
+}
+
+/// The products that a product behind all these could join: the last, where nothing but their biases stands behind them.
+fn joinable<'s>(fused: &'s mut [Fused], ops: &[Op]) -> Option<&'s mut Vec<Product>> {
+    let is_bias = |one: &&mut Fused| matches!(one, Fused::Op(op) if matches!(ops[*op], Op::AddBias { .. }));
+    match fused.iter_mut().rev().find(|one| !is_bias(one)) {
+        Some(Fused::Products(products)) => Some(products),
+        _ => None,
+    }
+}
+
+fn can_join(others: &[Product], product: &Product, max_binding: Bytes) -> bool {
+    let begin = others.first().map_or(0, |first| first.slice.offset);
+    let size = (product.slice.offset + product.slice.size_bytes - begin).next_multiple_of(BUFFER_ALIGNMENT);
+    let can_share = |other: &Product| {
+        other.input == product.input && other.output != product.output && other.params.can_share_dispatch(&product.params)
+    };
+    let secs: f64 = others.iter().chain([product]).map(|each| each.secs).sum();
+    others.len() < MAX_PRODUCTS && size <= max_binding.0 && secs <= SHARED_SECS && others.iter().all(can_share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
+    use crate::dtype::DType;
+    use crate::plan::KvDType;
+    use crate::weights::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling, Shard, TensorId, TensorInfo};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            name: "test".into(),
+            vocab_size: 100,
+            hidden_size: 64,
+            ffn_size: 64,
+            n_layers: 1,
+            n_heads: 4,
+            n_kv_heads: 4,
+            head_size: 16,
+            context_length: 512,
+            rms_norm_epsilon: 1e-5,
+            rope: RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None },
+            sliding_window: None,
+            attention_bias: true,
+            attention_output_bias: false,
+            ffn_bias: false,
+            tied_embeddings: false,
+        }
+    }
+
+    /// One that multiplies at 1 GFLOP/s: each of the matrices in 8 µs a token.
+    fn adapter() -> DeviceSpec {
+        let rates = Rates { matmul: [(DType::F16, 1e9)].into(), ..Rates::default() };
+        DeviceSpec {
+            device: Device::Gpu(0),
+            name: "test".into(),
+            vendor: 0,
+            driver: String::new(),
+            kind: Some(AdapterKind::Discrete),
+            capacity: None,
+            capacity_source: String::new(),
+            limits: None,
+            rates,
+        }
+    }
+
+    /// Four matrices of 64 × 64, the last stored as `last`.
+    fn catalog(last: DType) -> Catalog {
+        let tensor = |index: usize, dtype: DType| TensorInfo {
+            name: format!("w{index}"),
+            dtype,
+            shape: vec![64, 64],
+            shard: 0,
+            offset: 0,
+            size_bytes: Bytes(dtype.size_bytes(64 * 64).unwrap()),
+        };
+        let tensors = (0..3).map(|index| tensor(index, DType::F16)).chain([tensor(3, last)]).collect();
+        Catalog::new(vec![Shard { path: "x".into(), size_bytes: Bytes(1 << 20) }], tensors)
+    }
+
+    fn product(weight: u32, input: Activation, output: Activation) -> Op {
+        Op::MatMul { input, weight: TensorId(weight), output }
+    }
+
+    /// Query with its bias, key, value; and what attention mixed, added to the residual stream.
+    fn ops() -> Vec<Op> {
+        vec![
+            product(0, Activation::Normed, Activation::Query),
+            Op::AddBias { bias: TensorId(0), target: Activation::Query },
+            product(1, Activation::Normed, Activation::Key),
+            product(2, Activation::Normed, Activation::Value),
+            Op::Attention { layer: 0 },
+            product(3, Activation::Mixed, Activation::Delta),
+            Op::AddResidual,
+        ]
+    }
+
+    /// All of `ops` in one piece, its matrices one behind the other, that of `cut` in two slices.
+    fn piece(ops: &[Op], cut: Option<u32>) -> Piece {
+        let mut piece = Piece { unit: 0, home: Device::Cpu, slices: Vec::new(), work: Vec::new(), size_bytes: Bytes::ZERO };
+        for (index, op) in ops.iter().enumerate() {
+            let Op::MatMul { weight, .. } = *op else {
+                piece.work.push(Work::Op(index));
+                continue;
+            };
+            for (first_row, n_rows) in if cut == Some(weight.0) { vec![(0, 30), (30, 34)] } else { vec![(0, 64)] } {
+                piece.work.push(Work::Rows { op: index, slice: piece.slices.len() });
+                let offset = piece.size_bytes.0;
+                piece.slices.push(Slice { tensor: weight, first_row, n_rows, offset, size_bytes: n_rows * 128 });
+                piece.size_bytes = (piece.size_bytes + Bytes(n_rows * 128)).align_up(256);
+            }
+        }
+        piece
+    }
+
+    /// How many products each dispatch has; 0 for other operations.
+    fn shape(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64) -> Vec<usize> {
+        shape_of_forward(ops, cut, last, max_binding, 1)
+    }
+
+    fn shape_of_forward(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64, n_tokens: usize) -> Vec<usize> {
+        let (config, catalog, costs) = (config(), catalog(last), DeviceCosts::new(&adapter()));
+        let params = OpParams { config: &config, n_tokens, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
+        let terms = Terms { params, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
+        let fused = fuse(&piece(ops, cut), ops, &terms).unwrap();
+        let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
+        let count = fused.iter().map(n_products).collect();
+        for one in &fused {
+            let Fused::Products(products) = one else { continue };
+            let accumulates = products.iter().any(|product| product.params.accumulates == 1);
+            assert_eq!(accumulates, products.iter().any(|product| product.output == Activation::Hidden));
+        }
+        count
+    }
+
+    #[test]
+    fn products_of_one_input_go_together_and_the_sum_needs_no_dispatch() {
+        assert_eq!(shape(&ops(), None, DType::F16, 1 << 20), [3, 0, 0, 1]);
+    }
+
+    #[test]
+    fn what_no_binding_holds_goes_apart() {
+        assert_eq!(shape(&ops(), None, DType::F16, 2 * 8192), [2, 0, 1, 0, 1]);
+        assert_eq!(shape(&ops(), None, DType::F16, 8192), [1, 0, 1, 1, 0, 1]);
+    }
+
+    #[test]
+    fn slices_of_one_matrix_go_apart_and_both_are_added() {
+        assert_eq!(shape(&ops(), Some(1), DType::F16, 1 << 20), [2, 0, 2, 0, 1]);
+        assert_eq!(shape(&ops(), Some(3), DType::F16, 1 << 20), [3, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn only_like_products_share_a_dispatch() {
+        let both = [product(2, Activation::Normed, Activation::Gate), product(3, Activation::Normed, Activation::Up)];
+        assert_eq!(shape(&both, None, DType::F16, 1 << 20), [2]);
+        assert_eq!(shape(&both, None, DType::BF16, 1 << 20), [1, 1]);
+        let other_input = [both[0].clone(), product(3, Activation::Gated, Activation::Up)];
+        assert_eq!(shape(&other_input, None, DType::F16, 1 << 20), [1, 1]);
+    }
+
+    #[test]
+    fn long_products_go_apart() {
+        assert_eq!(shape_of_forward(&ops(), None, DType::F16, 1 << 20, 1000), [3, 0, 0, 1]);
+        assert_eq!(shape_of_forward(&ops(), None, DType::F16, 1 << 20, 1500), [2, 0, 1, 0, 1]);
+        assert_eq!(shape_of_forward(&ops(), None, DType::F16, 1 << 20, 4000), [1, 0, 1, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_product_with_a_bias_of_its_own_is_not_added_before_it() {
+        let bias = Op::AddBias { bias: TensorId(0), target: Activation::Delta };
+        let ops = [product(3, Activation::Mixed, Activation::Delta), bias, Op::AddResidual];
+        assert_eq!(shape(&ops, None, DType::F16, 1 << 20), [1, 0, 0]);
+    }
+}

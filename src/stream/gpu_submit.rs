@@ -1,0 +1,175 @@
+//! Commands on their way to an adapter: recorded dispatch by dispatch, handed over in submissions that are long enough to hide
+//! what one costs, and so short that no watchdog takes the adapter for hung. Knows no kernels.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::platform::Completions;
+use crate::stream::gpu_forward::PlacedDispatch;
+use crate::stream::{Lane, Span, Trace};
+use crate::units::Bytes;
+
+/// Pieces recorded before they are submitted: few enough that the GPU starts early, many enough to hide a submit's cost.
+const PIECES_PER_SUBMIT: usize = 8;
+/// What a submission should take at most, unless one dispatch alone takes longer. Windows and browsers reset an adapter that
+/// does not answer for 2 s, and others may use it too.
+const SUBMIT_SECS: f64 = 0.25;
+/// Shorter submissions tell nothing about the adapter's pace: their fixed costs prevail.
+const TELLING_SECS: f64 = 2e-3;
+
+/// What is recorded and what is under way.
+pub(super) struct Submitter {
+    device: Device,
+    trace: Trace,
+    gpu: Arc<Gpu>,
+    /// Open as long as dispatches come; it borrows the encoder, which wgpu checks.
+    pass: Option<wgpu::ComputePass<'static>>,
+    encoder: Option<wgpu::CommandEncoder>,
+    recorded: Recorded,
+    pace: Arc<Pace>,
+    completions: Completions<Submitted>,
+}
+
+/// What is recorded since the last submission.
+#[derive(Debug, Clone, Copy, Default)]
+struct Recorded {
+    n_pieces: usize,
+    /// The last of which something is recorded.
+    piece: Option<usize>,
+    size_bytes: Bytes,
+    /// How long it should take, by the adapter's rates.
+    secs: f64,
+}
+
+/// A submission under way.
+struct Submitted {
+    recorded: Recorded,
+    forward: usize,
+    secs: f64,
+}
+
+impl Submitter {
+    /// Starts the thread that waits for submissions and adds their spans to the trace.
+    pub(super) fn start(gpu: &Arc<Gpu>, device: Device, trace: &Trace) -> Result<Submitter> {
+        let pace = Arc::<Pace>::default();
+        let (watched_trace, watched_pace) = (trace.clone(), Arc::clone(&pace));
+        let mut last_end_secs = 0.0f64;
+        let completions = Completions::start(&gpu.device, move |submitted: Submitted| {
+            // The queue runs submissions one after the other: this one began when the one before it ended.
+            let (start_secs, end_secs) = (last_end_secs.max(submitted.secs), watched_trace.now());
+            last_end_secs = end_secs;
+            let Recorded { piece, size_bytes, secs, .. } = submitted.recorded;
+            watched_pace.observe(secs, end_secs - start_secs);
+            let forward = submitted.forward;
+            watched_trace.add(Span { lane: Lane::Compute, device, piece, forward, start_secs, end_secs, size_bytes });
+        })?;
+        let (gpu, trace) = (Arc::clone(gpu), trace.clone());
+        Ok(Submitter { device, trace, gpu, pass: None, encoder: None, recorded: Recorded::default(), pace, completions })
+    }
+
+    /// Where copies are recorded, behind all that was recorded before.
+    pub(super) fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
+        self.pass = None;
+        self.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()))
+    }
+
+    /// Records a dispatch of `piece`; what was recorded before is submitted first where both together would take too long.
+    pub(super) fn dispatch(&mut self, placed: &PlacedDispatch, piece: Option<usize>, forward: usize) -> Result<()> {
+        if self.recorded.secs > 0.0 && self.recorded.secs + placed.secs > SUBMIT_SECS / self.pace.slowdown() {
+            self.submit(forward, || {})?;
+        }
+        if self.pass.is_none() {
+            self.pass = Some(self.encoder().begin_compute_pass(&Default::default()).forget_lifetime());
+        }
+        if let Some(pass) = &mut self.pass {
+            placed.dispatch.encode(pass, placed.params_offset);
+        }
+        self.recorded.secs += placed.secs;
+        self.recorded.piece = piece.or(self.recorded.piece);
+        Ok(())
+    }
+
+    /// All of a piece is recorded.
+    pub(super) fn end_piece(&mut self, size_bytes: Bytes) {
+        self.recorded.n_pieces += 1;
+        self.recorded.size_bytes = self.recorded.size_bytes + size_bytes;
+    }
+
+    /// Whether enough pieces are recorded for a submission.
+    pub(super) fn is_due(&self) -> bool {
+        self.recorded.n_pieces >= PIECES_PER_SUBMIT
+    }
+
+    /// Submits what is recorded, if anything; its span is added once the GPU is done with it. `before_waiting` asks for what
+    /// is answered while the submission is waited for.
+    pub(super) fn submit(&mut self, forward: usize, before_waiting: impl FnOnce()) -> Result<()> {
+        self.pass = None;
+        let Some(encoder) = self.encoder.take() else { return Ok(()) };
+        let recorded = std::mem::take(&mut self.recorded);
+        let secs = self.trace.now();
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.check()?;
+        before_waiting();
+        self.completions.watch(&self.gpu.queue, submission, Some(Submitted { recorded, forward, secs }));
+        Ok(())
+    }
+
+    /// Has what was asked of the driver answered, once all that was submitted is done.
+    pub(super) fn answer(&self) {
+        self.completions.watch(&self.gpu.queue, self.gpu.queue.submit([]), None);
+    }
+}
+
+impl std::fmt::Debug for Submitter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Submitter").field("device", &self.device).field("recorded", &self.recorded).finish_non_exhaustive()
+    }
+}
+
+/// How many times longer submissions take than by the adapter's rates: it may be busy with something else, or hot.
+#[derive(Debug)]
+struct Pace {
+    slowdown_bits: AtomicU64,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { slowdown_bits: AtomicU64::new(1.0f64.to_bits()) }
+    }
+}
+
+impl Pace {
+    fn slowdown(&self) -> f64 {
+        f64::from_bits(self.slowdown_bits.load(Ordering::Relaxed))
+    }
+
+    /// Grows at once and falls slowly: too short a submission costs little, too long a one the adapter.
+    fn observe(&self, expected_secs: f64, measured_secs: f64) {
+        if expected_secs.max(measured_secs) >= TELLING_SECS && expected_secs > 0.0 {
+            let (now, before) = (measured_secs / expected_secs, self.slowdown());
+            let slowdown = now.max(0.9 * before + 0.1 * now).clamp(1.0, 1e3);
+            self.slowdown_bits.store(slowdown.to_bits(), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_adapter_is_noticed_at_once_and_forgiven_slowly() {
+        let pace = Pace::default();
+        pace.observe(0.01, 0.04);
+        assert!((pace.slowdown() - 4.0).abs() < 1e-9);
+        pace.observe(0.01, 0.01);
+        assert!((pace.slowdown() - 3.7).abs() < 1e-9);
+        (0..100).for_each(|_| pace.observe(0.01, 0.001));
+        assert_eq!(pace.slowdown(), 1.0, "faster than measured is no reason for longer submissions");
+        pace.observe(1e-5, 1e-3);
+        assert_eq!(pace.slowdown(), 1.0, "short ones tell nothing");
+    }
+}
