@@ -13,7 +13,7 @@ const PROGRESS_MS = 60;
 let wasm = null;
 /** The model whose headers are open: `{sources, parts, model}`; `sources` as described, `parts` as opened. */
 let opened = null;
-/** The engine that answers, and the parts that it reads from. */
+/** The engine that answers, its model, and the parts that it reads from. */
 let running = null;
 /** Requests that take turns wait for this one. */
 let turn = Promise.resolve();
@@ -86,13 +86,7 @@ function inTurn(work) {
 async function open(sources, call) {
   if (opened && sameSources(opened.sources, sources)) return opened.model;
   closeOpened();
-  const parts = await openParts(sources, call);
-  try {
-    opened = { sources, parts, model: new wasm.Model(parts) };
-  } catch (error) {
-    parts.forEach((part) => part.close());
-    throw error;
-  }
+  opened = { sources, ...(await openModel(sources, 'plan', call)) };
   return opened.model;
 }
 
@@ -102,23 +96,23 @@ function closeOpened() {
   opened = null;
 }
 
-async function openParts(sources, call) {
+/** Opens all parts and the model over them; where that fails, nothing stays open. */
+async function openModel(sources, purpose, call) {
   const parts = [];
   try {
-    for (const source of sources) parts.push(guarded(await openPart(source, call)));
+    for (const source of sources) parts.push(guarded(await openPart(source, purpose, call)));
+    return { parts, model: new wasm.Model(parts) };
   } catch (error) {
     parts.forEach((part) => part.close());
     throw error;
   }
-  return parts;
 }
 
-async function openPart({ kind, name, url, keep, file }, call) {
+/** Plans read stored models without a handle of their own, so that nobody is kept from replacing or deleting them. */
+async function openPart({ kind, name, url, keep, file }, purpose, call) {
   if (kind === 'file') return new FileSource(name, file);
-  if (keep) {
-    const store = await Store.open();
-    if (await store.has(url)) return store.source(url);
-  }
+  const store = keep ? await Store.open() : null;
+  if (await store?.has(url)) return purpose === 'run' ? store.source(url) : new FileSource(name, await store.file(url));
   return openHttp(name, url, call.signal);
 }
 
@@ -147,25 +141,26 @@ function takeFault(error) {
   return own ?? error;
 }
 
-/** Opens, checks that it fits, downloads what is to be kept, and only then takes memory. */
+/** Checks that the model fits, downloads what is to be kept, and only then takes memory. */
 async function load({ sources, options }, call) {
   unload();
   const request = JSON.stringify(options);
-  let model = await open(sources, call);
-  model.plan(request, undefined);
-  if (await download(sources, call)) {
-    closeOpened();
-    model = await open(sources, call);
-  }
+  (await open(sources, call)).plan(request, undefined);
+  await download(sources, call);
+  const { parts, model } = await openModel(sources, 'run', call);
   const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
-  const engine = await model.load(request, (done, total) => {
+  const progress = (done, total) => {
     tell(done, total);
     return !call.signal.aborted;
-  });
-  // The parts belong to the engine from now on; plans open the model anew.
-  running = { engine, model: opened.model, parts: opened.parts };
-  opened = null;
-  return JSON.parse(engine.plan());
+  };
+  try {
+    running = { parts, model, engine: await model.load(request, progress) };
+  } catch (error) {
+    model.free();
+    parts.forEach((part) => part.close());
+    throw error;
+  }
+  return JSON.parse(running.engine.plan());
 }
 
 function unload() {
@@ -175,18 +170,15 @@ function unload() {
   running = null;
 }
 
-/** Downloads the parts that are to be kept and are not stored yet; whether there were any. */
+/** Downloads the parts that are to be kept and are not stored yet. */
 async function download(sources, call) {
-  let isNew = false;
   for (const { url, name } of sources.filter((source) => source.keep)) {
     const store = await Store.open();
     if (await store.isCurrent(url, call.signal)) continue;
-    closeOpened();
-    isNew = true;
     const onProgress = seldom((done, total) => call.tell({ stage: 'download', done, total }));
     await store.download({ url, name }, { signal: call.signal, onProgress });
+    closeOpened();
   }
-  return isNew;
 }
 
 /** `report`, but not more often than makes sense; the last step always. */

@@ -177,23 +177,25 @@ async function sizeOf(response, url, signal) {
   throw new ServerError(`${url}: the server does not tell the size of the file; use one that sends Content-Range or Content-Length`, { url });
 }
 
+/** The beginning of an answer, and the size of the whole; a size that is not told is taken to be enough. */
 async function readPrefix(response, url) {
   const chunks = [];
   let length = 0;
+  let hasEnded = false;
   const reader = response.body.getReader();
   try {
-    while (length < PREFIX) {
+    while (length < PREFIX && !hasEnded) {
       const { done, value } = await reader.read();
-      if (done) break;
-      chunks.push(value);
-      length += value.length;
+      hasEnded = done;
+      if (value) chunks.push(value);
+      length += value?.length ?? 0;
     }
   } catch (error) {
     throw new ServerError(`${url}: the connection dropped after ${length} bytes (${error.message}); try again`, { url });
   }
   const bytes = new Uint8Array(await new Blob(chunks).arrayBuffer());
   const promised = Number(response.headers.get('Content-Length') ?? 0);
-  return { bytes, size: Math.max(promised, length) };
+  return { bytes, size: hasEnded ? length : promised || Number.MAX_SAFE_INTEGER };
 }
 
 function either(a, b) {

@@ -71,11 +71,15 @@ export class Store {
     return (length === null || Number(length) === entry.size) && (mark === null || entry.mark === null || mark === entry.mark);
   }
 
-  /** The stored file of `url` as a source. */
+  /** The stored file of `url` as a source, which keeps it from being changed. */
   async source(url) {
-    const folder = await this.#root.getDirectoryHandle(await keyOf(url));
-    const entry = await readEntry(folder);
-    return openStored(await folder.getFileHandle(DATA), entry.name, entry.size);
+    const { name, size } = await this.#entry(url);
+    return openStored(await this.#data(url), name, size);
+  }
+
+  /** The stored file of `url` as it is now. */
+  async file(url) {
+    return (await this.#data(url)).getFile();
   }
 
   /**
@@ -115,6 +119,10 @@ export class Store {
   async #entry(url) {
     const folder = await this.#root.getDirectoryHandle(await keyOf(url)).catch(() => null);
     return folder && readEntry(folder);
+  }
+
+  async #data(url) {
+    return (await this.#root.getDirectoryHandle(await keyOf(url))).getFileHandle(DATA);
   }
 
   #removeFolder(key) {
