@@ -1,7 +1,7 @@
 // The conversation: send, stop, regenerate, and how fast it went. Text from the model goes in as text, never as markup.
 
 import { byId, element, showFault, showFigures } from './elements.js';
-import { duration, tokensPerSec } from './format.js';
+import { bytes, duration, tokensPerSec } from './format.js';
 
 export class ChatView {
   #engine;
@@ -9,7 +9,6 @@ export class ChatView {
   #onBusy;
   #messages = [];
   #stop = null;
-  #contextUsed = 0;
   #gbPerToken = null;
   #figures = [];
   #memory = [];
@@ -100,6 +99,7 @@ export class ChatView {
         this.#measure(meter, null);
       }
     } catch (error) {
+      usage = error.usage ?? null;
       this.#fail(error, answer);
     } finally {
       spoken.end();
@@ -141,12 +141,11 @@ export class ChatView {
 
   #measure(meter, usage) {
     const context = this.#engine.loaded?.plan.ctx_size;
-    if (usage) this.#contextUsed = usage.total_tokens;
     this.#figures = [
       ['Decode', meter.rate ? tokensPerSec(meter.rate) : '…'],
       ['First token after', meter.ttft ? duration(meter.ttft) : '…'],
-      ['Tokens', String(usage?.completion_tokens ?? meter.n)],
-      ['Context', context ? `${usage ? this.#contextUsed : '…'} of ${context}` : '…'],
+      ['Tokens', String(meter.n)],
+      ['Context', context ? `${usage?.total_tokens ?? '…'} of ${context}` : '…'],
     ];
     this.#show();
   }
@@ -183,14 +182,9 @@ function settings() {
   return { temperature: Number.isFinite(temperature) ? temperature : 0, max_tokens: Number.isFinite(max_tokens) ? max_tokens : 128 };
 }
 
-function memoryFigures(memory) {
-  const mib = (size) => `${(size / 2 ** 20).toFixed(0)} MiB`;
-  const devices = (memory.devices ?? memory).filter?.(({ device }) => device) ?? [];
-  const wasm = memory.wasm_bytes ?? devices.wasm_bytes ?? (Array.isArray(memory) ? memory.find((item) => item.wasm_bytes)?.wasm_bytes : undefined);
-  return [
-    ...devices.map(({ device, peak, budget }) => [`Peak of ${device}`, budget ? `${mib(peak)} of ${mib(budget)}` : mib(peak)]),
-    ...(wasm ? [["Engine's own memory", mib(wasm)]] : []),
-  ];
+function memoryFigures({ devices, wasm_bytes }) {
+  const used = devices.map(({ device, peak, budget }) => [`Peak of ${device}`, budget ? `${bytes(peak)} of ${bytes(budget)}` : bytes(peak)]);
+  return [...used, ["Engine's own memory", bytes(wasm_bytes)]];
 }
 
 /** Counts tokens as they come. */

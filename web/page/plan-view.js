@@ -53,8 +53,9 @@ export class PlanView {
     const gpu = this.#devices.find(({ device }) => device.startsWith('gpu'));
     if (gpu && this.#gpu.value !== null) max_memory[gpu.device] = this.#gpu.value;
     if (this.#host.value !== null) max_memory.cpu = this.#host.value;
-    const options = { device: byId('device').value, max_memory, ctx_size: this.#context.value ?? 0 };
-    return byId('kv-dtype').value ? { ...options, kv_dtype: byId('kv-dtype').value } : options;
+    const chosen = { ctx_size: this.#context.value, kv_dtype: byId('kv-dtype').value };
+    const named = Object.entries(chosen).filter(([, value]) => value);
+    return { device: byId('device').value, max_memory, ...Object.fromEntries(named) };
   }
 
   /** The last plan that could be made for what is chosen; `null` where it could not. */

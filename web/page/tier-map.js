@@ -14,7 +14,7 @@ const KINDS = {
   disk: { colour: 'disk', pattern: 'crosses', words: 'weights that stream from disk' },
   kv: { colour: 'kv', pattern: 'dots', words: 'KV cache' },
   working: { colour: 'other', pattern: 'lines', words: 'activations and staging' },
-  slot: { colour: 'upload', pattern: 'outline', words: 'slots that streamed weights pass through' },
+  slot: { colour: 'upload', pattern: 'frame', words: 'slots that streamed weights pass through' },
 };
 
 /**
@@ -97,8 +97,16 @@ export function fillTable(table, plan) {
 function drawTier(plan, device, axis, width, say) {
   const { used, budget } = device;
   const blocks = blocksOf(plan, device);
+  const isBeyond = budget && budget > axis;
+  const budgetText = budget ? `${bytes(total(used))} of ${bytes(budget)}${isBeyond ? ', which ends beyond this bar' : ''}` : bytes(total(used));
+  const head = element('div', { class: 'head' }, element('h3', {}, `${device.device}  ${device.name}`), element('p', {}, budgetText));
+  const bar = blocks.length > 0 ? drawBar(device, blocks, axis, width, say) : null;
+  return element('div', { class: 'tier' }, head, bar, element('p', { class: 'parts' }, partsOf(device)));
+}
+
+function drawBar({ device, budget }, blocks, axis, width, say) {
   const scale = (width - 2) / axis;
-  const id = `tier-${device.device.replace(':', '-')}`;
+  const id = `tier-${device.replace(':', '-')}`;
   const picture = shape('svg', { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, 'aria-hidden': 'true' });
   picture.append(patterns(id, Object.keys(KINDS)));
   if (budget) {
@@ -108,22 +116,15 @@ function drawTier(plan, device, axis, width, say) {
   }
   let at = 1;
   const shapes = blocks.map((block) => {
-    const part = rect(id, block.kind, at, 5, Math.max(block.size * scale - 0.5, 0.5), HEIGHT - 10);
+    const part = rect(id, block.kind, at, 5, Math.max(block.size * scale - 1, 0.5), HEIGHT - 10);
     part.append(shape('title', {}, `${block.label}: ${bytes(block.size)}`));
     at += block.size * scale;
     return part;
   });
   picture.append(...shapes);
-  const bar = element('div', { class: 'bar', tabindex: 0, role: 'group', 'aria-label': `${device.device}: ${blocks.length} blocks; the arrow keys tell each` }, picture);
-  follow(bar, device.device, blocks, shapes, say);
-  const budgetText = budget ? `${bytes(total(used))} of ${bytes(budget)}${budget > axis ? ', which ends beyond this bar' : ''}` : bytes(total(used));
-  return element(
-    'div',
-    { class: 'tier' },
-    element('div', { class: 'head' }, element('h3', {}, `${device.device}  ${device.name}`), element('p', {}, budgetText)),
-    bar,
-    element('p', { class: 'parts' }, partsOf(device)),
-  );
+  const bar = element('div', { class: 'bar', tabindex: 0, role: 'group', 'aria-label': `${device}: ${blocks.length} blocks; the arrow keys tell each` }, picture);
+  follow(bar, device, blocks, shapes, say);
+  return bar;
 }
 
 function partsOf({ used, ring, n_units, n_executed, streamed_bytes }) {
@@ -146,11 +147,10 @@ function partsOf({ used, ring, n_units, n_executed, streamed_bytes }) {
 function follow(bar, device, blocks, shapes, say) {
   let chosen = -1;
   const choose = (index) => {
-    shapes[chosen]?.setAttribute('stroke', 'none');
+    shapes[chosen]?.removeAttribute('data-chosen');
     chosen = index;
     if (!shapes[index]) return;
-    shapes[index].setAttribute('stroke', 'var(--ink)');
-    shapes[index].setAttribute('stroke-width', 2);
+    shapes[index].setAttribute('data-chosen', '');
     say(`${device}: ${blocks[index].label}, ${bytes(blocks[index].size)}, ${KINDS[blocks[index].kind].words}`);
   };
   const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
@@ -189,26 +189,25 @@ function stripInWords(plan) {
 
 function rect(id, kind, x, y, width, height) {
   const { colour, pattern } = KINDS[kind];
-  const fill = pattern ? `url(#${id}-${kind})` : `var(--${colour})`;
-  const box = { x, y, width, height, fill };
-  return shape('rect', kind === 'slot' ? { ...box, rx: 2 } : box);
+  const own = `var(--${colour})`;
+  if (pattern !== 'frame') return shape('rect', { x, y, width, height, fill: pattern ? `url(#${id}-${kind})` : own });
+  return shape('rect', { x: x + 1, y: y + 1, width: Math.max(width - 2, 0.5), height: height - 2, rx: 2, fill: 'var(--panel)', stroke: own, 'stroke-width': 2 });
 }
 
 /** The patterns of some kinds, named after the picture that uses them. */
 function patterns(id, kinds) {
-  return shape('defs', {}, ...kinds.filter((kind) => KINDS[kind].pattern).map((kind) => pattern(`${id}-${kind}`, KINDS[kind])));
+  return shape('defs', {}, ...kinds.filter((kind) => ![null, 'frame'].includes(KINDS[kind].pattern)).map((kind) => pattern(`${id}-${kind}`, KINDS[kind])));
 }
 
 function pattern(id, { colour, pattern: form }) {
   const own = `var(--${colour})`;
-  const ground = shape('rect', { width: 8, height: 8, fill: form === 'outline' ? 'var(--panel)' : own });
-  const line = { stroke: form === 'outline' ? own : 'var(--panel)', 'stroke-width': 1.5 };
+  const ground = shape('rect', { width: 8, height: 8, fill: own });
+  const line = { stroke: 'var(--panel)', 'stroke-width': 1.5 };
   const marks = {
     stripes: [shape('line', { x1: 0, y1: 0, x2: 0, y2: 8, ...line })],
     crosses: [shape('line', { x1: 0, y1: 0, x2: 0, y2: 8, ...line }), shape('line', { x1: 0, y1: 0, x2: 8, y2: 0, ...line })],
     dots: [shape('circle', { cx: 4, cy: 4, r: 1.3, fill: 'var(--panel)' })],
     lines: [shape('line', { x1: 0, y1: 4, x2: 8, y2: 4, ...line })],
-    outline: [shape('rect', { x: 0, y: 0, width: 8, height: 8, fill: 'none', stroke: own, 'stroke-width': 3 })],
   };
   const turned = form === 'stripes' || form === 'crosses' ? 'rotate(45)' : undefined;
   return shape('pattern', { id, width: 8, height: 8, patternUnits: 'userSpaceOnUse', patternTransform: turned }, ground, ...marks[form]);

@@ -20,13 +20,13 @@ export class Completions {
 
   /**
    * One answer: whole, or with `stream: true` as an async iterable of chunks.
-   * Leaving the loop early stops the engine; so does `signal`, with an `AbortError`.
+   * Leaving the loop early stops the engine; so does `signal`, with an `AbortError` whose `usage` tells what was done until then.
    */
   async create(body, { signal = body.signal } = {}) {
     const request = requestOf(body);
     const head = { id: `chatcmpl-${crypto.randomUUID()}`, created: Math.floor(Date.now() / 1000), model: body.model ?? this.#modelName() };
     if (body.stream) return this.#stream(head, request, signal, body.stream_options?.include_usage ?? false);
-    const result = await this.#generate(request, { signal, onEvent: () => {} });
+    const result = await this.#generate(request, { signal, onEvent: () => {} }).catch(throwWithUsage);
     return {
       ...head,
       object: 'chat.completion',
@@ -43,7 +43,8 @@ export class Completions {
     });
     const stop = new AbortController();
     const queue = new Queue();
-    const generated = this.#generate(request, { signal: anySignal(signal, stop.signal), onEvent: (step) => queue.push(step) });
+    const onEvent = (step) => queue.push(step);
+    const generated = this.#generate(request, { signal: anySignal(signal, stop.signal), onEvent }).catch(throwWithUsage);
     generated.then(
       () => queue.end(),
       (error) => queue.end(error),
@@ -87,14 +88,21 @@ function finishOf(result) {
   return result.finish_reason === 'length' ? 'length' : 'stop';
 }
 
-/** OpenAI's counts, and beside them the seconds that the engine measured. */
-function usageOf({ n_prompt, n_generated, prompt_secs, decode_secs, ttft_secs }) {
+/** OpenAI's counts, and beside them what the engine measured and which tokens it chose. */
+function usageOf({ n_prompt, n_cached = 0, n_generated, prompt_secs, decode_secs, ttft_secs, tokens }) {
   return {
-    prompt_tokens: n_prompt,
+    prompt_tokens: n_cached + n_prompt,
     completion_tokens: n_generated,
-    total_tokens: n_prompt + n_generated,
-    extra: { prompt_secs, decode_secs, ttft_secs },
+    total_tokens: n_cached + n_prompt + n_generated,
+    prompt_tokens_details: { cached_tokens: n_cached },
+    extra: { prompt_secs, decode_secs, ttft_secs, tokens },
   };
+}
+
+/** Of an answer that was stopped, the engine tells how far it came. */
+function throwWithUsage(error) {
+  if (error.partial) error.usage = usageOf(error.partial);
+  throw error;
 }
 
 /** Raised when either is. */

@@ -75,6 +75,7 @@ export class Connection {
     const request = this.#pending.get(id);
     if (!request) return;
     if (event) request.onEvent?.(event);
+    else if (error?.isFatal) this.close(fromPlain(error));
     else if (error) request.reject(fromPlain(error));
     else request.resolve(value);
   }

@@ -81,8 +81,15 @@ export function abortError(message = 'The operation was cancelled') {
   return new DOMException(message, 'AbortError');
 }
 
-/** The plain form of anything thrown: `{name, message, …details}`, which `postMessage` can carry. */
+/**
+ * The plain form of anything thrown: `{name, message, …details}`, which `postMessage` can carry. After a fault of the engine's
+ * own (`isFatal`) nothing that it holds can be trusted.
+ */
 export function toPlain(thrown) {
+  if (thrown instanceof WebAssembly.RuntimeError) {
+    const advice = 'what it was about to do is in the console; load the model again';
+    return { name: 'TierflowError', message: `the engine failed: ${thrown.message} (${advice})`, isFatal: true };
+  }
   if (!(thrown instanceof Error || thrown instanceof DOMException)) {
     return { name: 'TierflowError', message: String(thrown) };
   }
@@ -91,6 +98,6 @@ export function toPlain(thrown) {
 
 /** The error that a plain form stands for. */
 export function fromPlain({ name, message, ...details }) {
-  if (name === 'AbortError') return abortError(message);
+  if (name === 'AbortError') return Object.assign(abortError(message), details);
   return new (CLASSES[name] ?? TierflowError)(message, details);
 }

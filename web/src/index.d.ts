@@ -135,6 +135,12 @@ export interface Trace {
   [key: string]: unknown;
 }
 
+/** Bytes at the worst moment beside what was promised, and the memory that WebAssembly has taken. */
+export interface Memory {
+  devices: { device: DeviceName; peak: number; budget: number | null }[];
+  wasm_bytes: number;
+}
+
 export interface Stored {
   models: { key: string; name: string; url: string; size: number | null; done: number; complete: boolean }[];
   /** Bytes that this site's storage holds, and may hold. */
@@ -168,7 +174,9 @@ export interface Usage {
   prompt_tokens: number;
   completion_tokens: number;
   total_tokens: number;
-  extra: { prompt_secs: number; decode_secs: number; ttft_secs: number };
+  /** Tokens of the prompt that an earlier answer left in the KV cache. */
+  prompt_tokens_details: { cached_tokens: number };
+  extra: { prompt_secs: number; decode_secs: number; ttft_secs: number; tokens: number[] };
 }
 
 export interface ChatCompletion {
@@ -210,7 +218,7 @@ export class Engine {
   trace(nForwards?: number): Promise<Trace>;
   /** The text of a file for ui.perfetto.dev. */
   perfetto(): Promise<string>;
-  memory(): Promise<unknown>;
+  memory(): Promise<Memory>;
   /** Gives up the model and the GPU. The engine can be used again. */
   close(): void;
 }

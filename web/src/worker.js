@@ -15,6 +15,8 @@ let wasm = null;
 let opened = null;
 /** The engine that answers, its model, and the parts that it reads from. */
 let running = null;
+/** The devices of this browser, once they were asked for. */
+let found = null;
 /** Requests that take turns wait for this one. */
 let turn = Promise.resolve();
 const calls = new Map();
@@ -24,9 +26,10 @@ const answers = {
     wasm = await import('./wasm/tierflow.js');
     await wasm.default({ module_or_path: module });
   },
-  devices: async () => JSON.parse(await wasm.devices()),
+  devices: async () => (await findDevices()).devices,
   inspect: async ({ sources }, call) => JSON.parse((await open(sources, call)).inspect()),
   async plan({ sources, options, devices }, call) {
+    await findDevices();
     const model = await open(sources, call);
     return JSON.parse(model.plan(JSON.stringify(options), devices));
   },
@@ -37,6 +40,8 @@ const answers = {
       call.tell({ token, text });
       return !call.signal.aborted;
     };
+    // Also while the prompt is read, of which no step tells.
+    call.signal.addEventListener('abort', () => engine.cancel());
     return JSON.parse(await engine.generate(JSON.stringify(request), step));
   },
 };
@@ -57,15 +62,21 @@ self.onmessage = ({ data }) => {
   else answer(data);
 };
 
+/** What the browser has, asked once; without an adapter the host and the disk are left. */
+function findDevices() {
+  found ??= wasm.devices().then(JSON.parse);
+  found.catch(() => (found = null));
+  return found;
+}
+
 async function answer({ id, method, args }) {
   const controller = new AbortController();
   calls.set(id, controller);
-  const call = { signal: controller.signal, tell: (event) => self.postMessage({ id, event }) };
+  const call = { id, signal: controller.signal, tell: (event) => self.postMessage({ id, event }) };
   try {
     const value = await (method in glances ? glances[method](args) : inTurn(() => answers[method](args, call)));
     // What was stopped halfway has an answer too; its caller is told that it was stopped.
-    if (controller.signal.aborted) throw abortError();
-    self.postMessage({ id, value });
+    self.postMessage(controller.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
   } catch (error) {
     self.postMessage({ id, error: toPlain(controller.signal.aborted ? abortError() : takeFault(error)) });
   } finally {
@@ -100,7 +111,7 @@ function closeOpened() {
 async function openModel(sources, purpose, call) {
   const parts = [];
   try {
-    for (const source of sources) parts.push(guarded(await openPart(source, purpose, call)));
+    for (const source of sources) parts.push(guarded(await openPart(source, purpose, call), call));
     return { parts, model: new wasm.Model(parts) };
   } catch (error) {
     parts.forEach((part) => part.close());
@@ -119,12 +130,14 @@ async function openPart({ kind, name, url, keep, file }, purpose, call) {
 /** Why a read failed, in the words of its source: the engine passes on less than that. */
 let fault = null;
 
-function guarded(source) {
+/** The source as the engine sees it. While `call` is not answered, raising its signal ends all reads. */
+function guarded(source, call) {
   return {
     name: source.name,
     size: source.size,
     read(offset, into) {
       try {
+        if (call.signal.aborted && calls.has(call.id)) throw abortError();
         source.read(offset, into);
       } catch (error) {
         fault = error;
@@ -145,22 +158,19 @@ function takeFault(error) {
 async function load({ sources, options }, call) {
   unload();
   const request = JSON.stringify(options);
+  await findDevices();
   (await open(sources, call)).plan(request, undefined);
   await download(sources, call);
   const { parts, model } = await openModel(sources, 'run', call);
   const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
-  const progress = (done, total) => {
-    tell(done, total);
-    return !call.signal.aborted;
-  };
   try {
-    running = { parts, model, engine: await model.load(request, progress) };
+    running = { parts, model, engine: await model.load(request, tell) };
   } catch (error) {
     model.free();
     parts.forEach((part) => part.close());
     throw error;
   }
-  return JSON.parse(running.engine.plan());
+  return JSON.parse(running.engine.plan()).plan;
 }
 
 function unload() {
