@@ -44,7 +44,7 @@ function titleOf({ name }) {
   const titles = {
     NoWebGpuError: 'No WebGPU.',
     LimitError: 'A limit of the adapter is in the way.',
-    DoesNotFitError: 'It does not fit.',
+    DoesNotFitError: 'A budget is too small.',
     DeviceLostError: 'The GPU was lost.',
     InvalidFileError: 'This file cannot be used.',
     InvalidArgumentError: 'This cannot be.',

@@ -101,9 +101,11 @@ document.addEventListener('drop', async (event) => {
 
 async function tellWebGpu() {
   const found = await checkWebGpu();
-  byId('webgpu').textContent = found.ok
+  const place = byId('webgpu');
+  place.classList.toggle('notice', !found.ok);
+  place.textContent = found.ok
     ? `WebGPU: ${found.name}, buffers up to ${bytes(found.limits.maxBufferSize)}, bindings up to ${bytes(found.limits.maxStorageBufferBindingSize)}.`
-    : `${found.fault} ${found.advice} (failed at: ${found.step})`;
+    : `${found.fault} ${found.advice} (The step that failed: ${found.step}.)`;
 }
 
 async function offerBeside() {

@@ -107,11 +107,13 @@ export class PlanView {
     this.#isStale = true;
     if (this.#isPlanning) return;
     this.#isPlanning = true;
+    byId('planned').ariaBusy = 'true';
     while (this.#isStale) {
       this.#isStale = false;
       await this.#planOnce();
     }
     this.#isPlanning = false;
+    byId('planned').ariaBusy = 'false';
   }
 
   async #planOnce() {

@@ -67,7 +67,10 @@ export function drawTiers(place, plan, say) {
   const width = Math.max(200, Math.floor(place.clientWidth));
   const axis = axisOf(plan);
   const tiers = plan.devices.map((device) => drawTier(plan, device, axis, width, say));
+  const focused = place.contains(document.activeElement) ? document.activeElement.dataset.device : null;
   place.replaceChildren(...tiers, drawStrip(plan, width));
+  // Who was on a bar when the plan changed is on it still.
+  if (focused) place.querySelector(`[data-device="${focused}"]`)?.focus();
 }
 
 /** The legend of the kinds that a plan has. */
@@ -122,7 +125,7 @@ function drawBar({ device, budget }, blocks, axis, width, say) {
     return part;
   });
   picture.append(...shapes);
-  const bar = element('div', { class: 'bar', tabindex: 0, role: 'group', 'aria-label': `${device}: ${blocks.length} blocks; the arrow keys tell each` }, picture);
+  const bar = element('div', { class: 'bar', 'data-device': device, tabindex: 0, role: 'group', 'aria-label': `${device}: ${blocks.length} blocks; the arrow keys tell each` }, picture);
   follow(bar, device, blocks, shapes, say);
   return bar;
 }

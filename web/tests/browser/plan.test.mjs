@@ -103,7 +103,7 @@ test('a budget that is too small says how much is needed, and one press takes it
   await page.fill('#gpu-budget .value input', '2 MiB');
   await page.press('#gpu-budget .value input', 'Enter');
   await page.waitForSelector('#plan-fault button');
-  assert.match(await page.textContent('#plan-fault'), /does not fit gpu:0: needs at least/i);
+  assert.match(await page.textContent('#plan-fault'), /does not fit gpu:0: needs at least/);
   assert.equal(await page.isDisabled('#load'), true);
   await picture(page, 'web-does-not-fit', '#plan');
   await page.click('#plan-fault button');
@@ -136,7 +136,7 @@ test('without an adapter the page says which step failed, and plans all the same
   const without = await start({ webgpu: false });
   try {
     const page = await open(without);
-    assert.match(await page.textContent('#webgpu'), /no adapter.*failed at: requestAdapter/);
+    assert.match(await page.textContent('#webgpu'), /no adapter.*step that failed: requestAdapter/);
     await chooseFile(page, MODEL);
     await page.waitForSelector('#rates dd');
     const devices = await page.$$eval('.tier h3', (titles) => titles.map((title) => title.textContent.split(/\s/)[0]));
@@ -145,7 +145,7 @@ test('without an adapter the page says which step failed, and plans all the same
     const older = await without.context.newPage();
     await older.addInitScript(() => Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined }));
     await older.goto(page.url());
-    await older.waitForFunction(() => document.querySelector('#webgpu').textContent.includes('failed at: navigator.gpu'));
+    await older.waitForFunction(() => document.querySelector('#webgpu').textContent.includes('step that failed: navigator.gpu'));
   } finally {
     await without.close();
   }

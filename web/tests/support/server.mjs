@@ -23,7 +23,7 @@ const FAULTS = {
   'no-ranges': (answer) => ({ ...answer, status: 200, first: 0, last: answer.size - 1, headers: without(answer.headers, 'Content-Range') }),
   // Right headers for a range, too few bytes, and a length that says so.
   'short-range': (answer) => (answer.status === 206 && answer.last > answer.first ? { ...answer, last: answer.first + Math.floor((answer.last - answer.first) / 2) } : answer),
-  'wrong-range': (answer) => (answer.status === 206 && answer.last > 0 ? { ...answer, headers: { ...answer.headers, 'Content-Range': `bytes 0-${answer.last - answer.first}/${answer.size}` } } : answer),
+  'wrong-range': (answer) => (answer.status === 206 && answer.last > 0 ? { ...answer, headers: { ...answer.headers, 'Content-Range': `bytes ${answer.first + 1}-${answer.last}/${answer.size}` } } : answer),
   // The connection goes after so many bytes of any longer answer.
   drop: (answer) => ({ ...answer, dropAfter: Math.floor((answer.last - answer.first) / 2) }),
   // Only the first long answer is dropped.
