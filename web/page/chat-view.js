@@ -4,6 +4,7 @@ import { byId, element, showFault, showFigures } from './elements.js';
 import { bytes, duration, tokensPerSec } from './format.js';
 
 export class ChatView {
+  isLoaded = false;
   #engine;
   #onDeviceLost;
   #onBusy;

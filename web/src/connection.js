@@ -4,9 +4,6 @@
 
 import { TierflowError, abortError, fromPlain } from './errors.js';
 
-/** How long a request that was cancelled may take to end before the worker is ended instead. */
-const GRACE_MS = 1500;
-
 export class Connection {
   #startWorker;
   #onWorkerEnd;
@@ -27,10 +24,11 @@ export class Connection {
    * Asks the worker.
    * @param {string} method
    * @param {object} [args] anything that `postMessage` carries
-   * @param {{signal?: AbortSignal, onEvent?: (event: object) => void}} [options]
+   * @param {{signal?: AbortSignal, onEvent?: (event: object) => void, graceMs?: number}} [options] `graceMs`: how long the worker
+   *   may take to hear of a raised signal before it is ended, with all that it holds; without, it is waited for
    * @returns {Promise<any>} the worker's answer; rejects with its error, or with an `AbortError` once the signal is raised
    */
-  call(method, args = {}, { signal, onEvent } = {}) {
+  call(method, args = {}, { signal, onEvent, graceMs } = {}) {
     if (signal?.aborted) return Promise.reject(abortError());
     const id = (this.#lastId += 1);
     return new Promise((resolve, reject) => {
@@ -42,7 +40,7 @@ export class Connection {
         signal?.removeEventListener('abort', cancel);
         settle(value);
       };
-      this.#pending.set(id, { resolve: finish(resolve), reject: finish(reject), onEvent });
+      this.#pending.set(id, { resolve: finish(resolve), reject: finish(reject), onEvent, graceMs });
       try {
         this.#worker ??= this.#start();
         this.#worker.postMessage({ id, method, args });
@@ -80,11 +78,11 @@ export class Connection {
     else request.resolve(value);
   }
 
-  /** Tells the worker; one that is deep in work and does not hear is ended. */
+  /** Tells the worker; one that is deep in work and does not hear in time is ended. */
   #cancel(id) {
     const request = this.#pending.get(id);
     if (!request) return;
     this.#worker?.postMessage({ id, cancel: true });
-    request.timer = setTimeout(() => this.close(abortError()), GRACE_MS);
+    if (request.graceMs !== undefined) request.timer = setTimeout(() => this.close(abortError()), request.graceMs);
   }
 }

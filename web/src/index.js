@@ -8,6 +8,9 @@ import { TierflowError } from './errors.js';
 export * from './errors.js';
 export { checkWebGpu } from './webgpu.js';
 
+/** A load that is cancelled has nothing to lose: a worker that does not hear of it is ended after this time. */
+const LOAD_GRACE_MS = 1500;
+
 let settings = { wasm: new URL('./wasm/tierflow_bg.wasm', import.meta.url), worker: new URL('./worker.js', import.meta.url) };
 let compiled = null;
 
@@ -110,7 +113,7 @@ export class Engine {
     const sources = describeSources(source);
     this.#loaded = null;
     if (sources.some((part) => part.keep)) await navigator.storage?.persist?.().catch(() => false);
-    const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress });
+    const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS });
     this.#loaded = { name: sources[0].name, plan };
     return this.#loaded;
   }

@@ -26,12 +26,21 @@ export async function readEntry(folder) {
   }
 }
 
-/** Replaces the journal: a reader sees the old one or the new one. */
+/** Replaces the journal: a reader sees the old one or the new one, or one that is not believed. */
 export async function writeEntry(folder, entry) {
   const handle = await folder.getFileHandle(FILE, { create: true });
-  const writable = await handle.createWritable();
-  await writable.write(JSON.stringify({ schema: SCHEMA, ...entry }));
-  await writable.close();
+  const text = JSON.stringify({ schema: SCHEMA, ...entry });
+  if (handle.createWritable) {
+    const writable = await handle.createWritable();
+    await writable.write(text);
+    return writable.close();
+  }
+  // Older Safari has only this, which is not replaced at once.
+  const access = await handle.createSyncAccessHandle();
+  access.truncate(0);
+  access.write(new TextEncoder().encode(text), { at: 0 });
+  access.flush();
+  access.close();
 }
 
 function isEntry(entry) {

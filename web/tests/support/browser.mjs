@@ -40,8 +40,6 @@ export async function start({ webgpu = true, colorScheme = 'light', viewport = {
     headless: true,
     args: webgpu ? [...ARGUMENTS, WEBGPU] : ARGUMENTS,
     acceptDownloads: true,
-    // axe is put into the page, which its policy would refuse.
-    bypassCSP: true,
     colorScheme,
     viewport,
   });
