@@ -25,7 +25,7 @@ export async function openHttp(name, url, signal) {
   });
   if (response.status === 206) {
     body.abort();
-    return new HttpSource(name, url, await sizeOf(response, url, signal));
+    return new HttpSource(name, url, await sizeOf(response, url, signal), visibleHeaders(response));
   }
   if (!response.ok) {
     body.abort();
@@ -50,16 +50,27 @@ export function parseContentRange(text) {
   return first <= last && last < total ? { first, last, total } : null;
 }
 
+/**
+ * What tells one version of a file from the next: the header, and its value. A server of another origin may keep both from us,
+ * and asking for what is kept only fills the console.
+ */
+export function versionOf({ headers }) {
+  const header = ['ETag', 'Last-Modified'].find((name) => headers.has(name)) ?? null;
+  return { header, value: header && headers.get(header) };
+}
+
 /** A file of which any range can be had. */
 export class HttpSource {
   #url;
+  #visible;
   #blocks = new Map();
 
-  /** @param {string} name @param {string} url @param {number} size */
-  constructor(name, url, size) {
+  /** @param {string} name @param {string} url @param {number} size @param {object} visible see `visibleHeaders` */
+  constructor(name, url, size, visible) {
     this.name = name;
     this.size = size;
     this.#url = url;
+    this.#visible = visible;
   }
 
   /** Fills `into` from `offset`. */
@@ -117,19 +128,22 @@ export class HttpSource {
     const body = new Uint8Array(request.response ?? new ArrayBuffer(0));
     if (request.status === 200) throw this.#fault('the server ignores ranges and sends the whole file; download the model first, or use another server');
     if (request.status !== 206) throw statusError(this.#url, request.status);
-    const header = request.getResponseHeader('Content-Range');
-    const range = parseContentRange(header);
-    // A server of another origin may keep the header from us; the length is checked in any case.
-    if (header !== null && (range?.first !== offset || range.last !== last)) {
-      throw this.#fault(`the server was asked for bytes ${offset} to ${last} and answers \`${header}\`; use another server`);
-    }
-    if (range && range.total !== this.size) {
-      throw this.#fault(`the file had ${this.size} bytes and now has ${range.total}: it was replaced; load it again`);
-    }
+    this.#checkHeaders(request, offset, last);
     if (body.length !== length) {
       throw this.#fault(`the server sends ${body.length} of ${length} bytes from ${offset}; use another server, or download the model first`, { dropped: body.length < length });
     }
     return body;
+  }
+
+  #checkHeaders(request, first, last) {
+    const { hasRange, version } = this.#visible;
+    const told = hasRange ? request.getResponseHeader('Content-Range') : null;
+    const range = parseContentRange(told);
+    if (hasRange && (range?.first !== first || range.last !== last)) {
+      throw this.#fault(`the server was asked for bytes ${first} to ${last} and answers \`${told}\`; use another server`);
+    }
+    const isOther = version.header && request.getResponseHeader(version.header) !== version.value;
+    if (isOther || (range && range.total !== this.size)) throw this.#fault('the file was replaced while it was read; load it again');
   }
 
   #fault(text, details) {
@@ -165,6 +179,11 @@ export class PrefixSource {
   close() {
     this.#bytes = new Uint8Array(0);
   }
+}
+
+/** Which headers can be checked in the answers to come. */
+function visibleHeaders(response) {
+  return { hasRange: response.headers.has('Content-Range'), version: versionOf(response) };
 }
 
 /** The size of a file whose first byte was sent; asked for by itself where the range is kept from us. */

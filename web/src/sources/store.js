@@ -2,7 +2,7 @@
 // Each has a folder of its own with the file and its journal. One tab downloads at a time.
 
 import { FileBusyError, ServerError, StorageFullError, abortError } from '../errors.js';
-import { parseContentRange, statusError } from './http.js';
+import { parseContentRange, statusError, versionOf } from './http.js';
 import { readEntry, writeEntry } from './journal.js';
 import { busyOr, openStored } from './opfs.js';
 
@@ -67,7 +67,7 @@ export class Store {
     if (signal?.aborted) throw abortError();
     if (!head?.ok) return true;
     const length = head.headers.get('Content-Length');
-    const mark = markOf(head);
+    const mark = versionOf(head).value;
     return (length === null || Number(length) === entry.size) && (mark === null || entry.mark === null || mark === entry.mark);
   }
 
@@ -191,7 +191,7 @@ class Download {
     });
     if (this.done > 0) {
       const range = parseContentRange(response.headers.get('Content-Range'));
-      const goesOn = response.status === 206 && range?.first === this.done && range.total === this.entry.size && markOf(response) === mark;
+      const goesOn = response.status === 206 && range?.first === this.done && range.total === this.entry.size && versionOf(response).value === mark;
       if (goesOn) return response;
       this.entry = { ...this.entry, size: null, mark: null, done: 0 };
       if (response.status !== 200) {
@@ -202,7 +202,7 @@ class Download {
     if (response.status !== 200) throw statusError(url, response.status);
     const length = response.headers.get('Content-Length');
     this.entry.size = length !== null && !response.headers.has('Content-Encoding') ? Number(length) : null;
-    this.entry.mark = markOf(response);
+    this.entry.mark = versionOf(response).value;
     return response;
   }
 
@@ -253,11 +253,6 @@ class Download {
     this.entry = { ...this.entry, size: done, complete: true };
     await writeEntry(this.#folder, this.entry);
   }
-}
-
-/** What tells one version of a file from the next. */
-function markOf(response) {
-  return response.headers.get('ETag') ?? response.headers.get('Last-Modified');
 }
 
 function storageFull(name, needed, available) {

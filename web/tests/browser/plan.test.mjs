@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 
 import { MODEL, chooseFile, dropFile, figure, open, picture, planFor, start } from '../support/browser.mjs';
+import { writeTinyFolder } from '../support/tiny-folder.mjs';
 
 const folder = mkdtempSync(join(tmpdir(), 'tierflow-files-'));
 let browser;
@@ -54,6 +55,16 @@ test('a dropped file gives a plan from its headers alone; budgets, map, rates an
   assert.ok(!(await page.textContent('#command')).includes('--max-memory'));
   assert.deepEqual(browser.server.requests.filter(({ path }) => path.includes('.gguf') && path.startsWith('/faulty')), []);
   assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('a chosen folder of safetensors gives a plan', async () => {
+  const page = await open(browser);
+  writeTinyFolder(join(folder, 'tiny'));
+  await page.setInputFiles('#folder', join(folder, 'tiny'));
+  await page.waitForSelector('#rates dd');
+  assert.match(await page.textContent('#model-facts'), /2 layers, context 512/);
+  assert.match(await page.textContent('#run-facts'), /^tiny, /);
   await page.close();
 });
 

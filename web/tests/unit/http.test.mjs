@@ -74,6 +74,11 @@ test('an answer with too few bytes is refused, not padded', async () => {
   assert.throws(() => read(source, 0, 2 << 20), { name: 'ServerError', message: /sends 1048576 of 2097152 bytes/ });
 });
 
+test('a file that is replaced while it is read is not mixed with the old one', async () => {
+  const source = await openHttp('m.gguf', at('replaced'));
+  assert.throws(() => read(source, 0, 2 << 20), { name: 'ServerError', message: /was replaced/ });
+});
+
 test('a connection that drops every time is told after several tries', async () => {
   const source = await openHttp('m.gguf', at('drop'));
   assert.throws(() => read(source, 0, 2 << 20), { name: 'ServerError', message: /dropped/ });
