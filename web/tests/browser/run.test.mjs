@@ -101,6 +101,18 @@ test('the package answers all goldens token for token, streamed, within its budg
   await page.close();
 });
 
+test('the ten lines of the README work as they stand', async () => {
+  const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
+  const [, lines] = /```js\n([^]*?)```/.exec(readme);
+  const script = lines.replace("from 'tierflow'", "from '/index.js'");
+  const page = await browser.context.newPage();
+  await page.route('**/readme.html', (route) => route.fulfill({ contentType: 'text/html', body: `<script type="module">${script}</script>` }));
+  const answered = page.waitForEvent('console', { predicate: (message) => /Paris/.test(message.text()) });
+  await page.goto(new URL('/readme.html', browser.address).href);
+  assert.equal((await answered).text(), 'The capital of France is Paris.');
+  await page.close();
+});
+
 test('a local file runs from where it lies, and nothing is stored', async () => {
   const page = await open(browser);
   const before = await page.textContent('#storage-facts');
