@@ -4,7 +4,7 @@
 import { byId, element, showFault, showFigures } from './elements.js';
 import { bytes, duration, parseBytes, tokensPerSec } from './format.js';
 import { Slider, sizeSteps } from './slider.js';
-import { drawLegend, drawTiers, fillTable } from './tier-map.js';
+import { drawLegend, drawTiers, fillTable, titleOf } from './tier-map.js';
 
 const MIB = 2 ** 20;
 /** A plan that was said aloud is not said again while a slider still moves. */
@@ -159,7 +159,7 @@ export class PlanView {
     this.#host.setSteps(sizeSteps(64 * MIB, host?.capacity ?? 2 ** 34));
     if (!gpu) this.#gpu.set(null);
     const names = ['auto', ...devices.map(({ device }) => device).filter((device) => device !== 'disk')];
-    const titles = Object.fromEntries(devices.map(({ device, name }) => [device, `${device}, ${name}`]));
+    const titles = Object.fromEntries(devices.map((device) => [device.device, titleOf(device)]));
     const options = names.map((name) => element('option', { value: name }, titles[name] ?? 'automatic'));
     byId('device').replaceChildren(...options);
   }

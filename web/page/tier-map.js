@@ -102,9 +102,14 @@ function drawTier(plan, device, axis, width, say) {
   const blocks = blocksOf(plan, device);
   const isBeyond = budget && budget > axis;
   const budgetText = budget ? `${bytes(total(used))} of ${bytes(budget)}${isBeyond ? ', which ends beyond this bar' : ''}` : bytes(total(used));
-  const head = element('div', { class: 'head' }, element('h3', {}, `${device.device} · ${device.name}`), element('p', {}, budgetText));
+  const head = element('div', { class: 'head' }, element('h3', {}, titleOf(device)), element('p', {}, budgetText));
   const bar = blocks.length > 0 ? drawBar(device, blocks, axis, width, say) : null;
   return element('div', { class: 'tier' }, head, bar, element('p', { class: 'parts' }, partsOf(device)));
+}
+
+/** A device and what it is called, if it has a name: browsers often keep it to themselves. */
+export function titleOf({ device, name }) {
+  return name ? `${device} · ${name}` : device;
 }
 
 function drawBar({ device, budget }, blocks, axis, width, say) {
