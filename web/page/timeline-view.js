@@ -1,0 +1,89 @@
+// The timeline of the last tokens while an answer is made, at a calm pace; its badge, and its two kinds of file.
+
+import { byId, saveAs } from './elements.js';
+import { duration, percent } from './format.js';
+import { coloursOf, drawTimeline } from './timeline.js';
+
+const EVERY_MS = 400;
+const FILE_WIDTH = 980;
+
+export class TimelineView {
+  #engine;
+  #onMeasured;
+  #plan = null;
+  #spans = [];
+  #timer = 0;
+  #isPaused = false;
+
+  /** @param {object} engine @param {(bytesPerToken: number) => void} onMeasured */
+  constructor(engine, onMeasured) {
+    this.#engine = engine;
+    this.#onMeasured = onMeasured;
+    byId('n-tokens').addEventListener('change', () => this.#refresh());
+    byId('pause').addEventListener('click', () => this.#pause());
+    byId('save-perfetto').addEventListener('click', () => this.#savePerfetto());
+    byId('save-svg').addEventListener('click', () => this.#saveSvg());
+    new ResizeObserver(() => this.#draw()).observe(byId('lanes'));
+    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.#draw());
+  }
+
+  setLoaded(loaded) {
+    this.#plan = loaded?.plan ?? this.#plan;
+    byId('save-perfetto').disabled = !loaded;
+  }
+
+  /** Follows an answer for as long as it is made. */
+  setBusy(isBusy) {
+    clearInterval(this.#timer);
+    if (isBusy) this.#timer = setInterval(() => this.#isPaused || this.#refresh(), EVERY_MS);
+    else if (!this.#isPaused) this.#refresh();
+  }
+
+  async #refresh() {
+    try {
+      const { spans } = await this.#engine.trace(Number(byId('n-tokens').value));
+      this.#spans = spans;
+    } catch {
+      return; // Between two models there is nothing to draw.
+    }
+    this.#draw();
+  }
+
+  #draw() {
+    const drawn = this.#picture(Math.max(280, Math.floor(byId('lanes').clientWidth)), coloursOf());
+    if (!drawn) return;
+    const { picture, summary } = drawn;
+    byId('timeline').hidden = false;
+    byId('lanes').replaceChildren(picture);
+    byId('badge').textContent = `bound by ${summary.bound}`;
+    const moving = summary.busy.fetch + summary.busy.upload;
+    const hidden = moving > 0 ? `${percent(summary.overlapped)} of the moving is hidden behind the computation; ` : 'Nothing streams; ';
+    byId('lanes-said').textContent = `${hidden}the device computes for ${duration(summary.busy.compute)} of ${duration(summary.to - summary.from)}.`;
+    this.#onMeasured(summary.bytesPerForward);
+  }
+
+  #picture(width, colours) {
+    const nForwards = Number(byId('n-tokens').value);
+    return drawTimeline(this.#spans, { width, nForwards, colours, nameOf: (piece) => this.#nameOf(piece) });
+  }
+
+  #nameOf(piece) {
+    const unit = this.#plan?.pieces[piece]?.unit;
+    return this.#plan?.units[unit]?.name ?? `piece ${piece}`;
+  }
+
+  #pause() {
+    this.#isPaused = !this.#isPaused;
+    byId('pause').setAttribute('aria-pressed', String(this.#isPaused));
+    if (!this.#isPaused) this.#refresh();
+  }
+
+  async #savePerfetto() {
+    saveAs('tierflow-trace.json', 'application/json', await this.#engine.perfetto());
+  }
+
+  #saveSvg() {
+    const drawn = this.#picture(FILE_WIDTH, coloursOf());
+    if (drawn) saveAs('tierflow-timeline.svg', 'image/svg+xml', new XMLSerializer().serializeToString(drawn.picture));
+  }
+}

@@ -1,0 +1,88 @@
+// The page's end of the line to the worker: numbered requests, their answers, and events in between.
+// The worker starts with the first request; where it must be ended, the next request starts another.
+// Knows nothing of models.
+
+import { TierflowError, abortError, fromPlain } from './errors.js';
+
+export class Connection {
+  #startWorker;
+  #onWorkerEnd;
+  #worker = null;
+  #pending = new Map();
+  #lastId = 0;
+
+  /**
+   * @param {() => Worker} startWorker
+   * @param {() => void} onWorkerEnd called when a worker has gone with all that it held
+   */
+  constructor(startWorker, onWorkerEnd) {
+    this.#startWorker = startWorker;
+    this.#onWorkerEnd = onWorkerEnd;
+  }
+
+  /**
+   * Asks the worker.
+   * @param {string} method
+   * @param {object} [args] anything that `postMessage` carries
+   * @param {{signal?: AbortSignal, onEvent?: (event: object) => void, graceMs?: number}} [options] `graceMs`: how long the worker
+   *   may take to hear of a raised signal before it is ended, with all that it holds; without, it is waited for
+   * @returns {Promise<any>} the worker's answer; rejects with its error, or with an `AbortError` once the signal is raised
+   */
+  call(method, args = {}, { signal, onEvent, graceMs } = {}) {
+    if (signal?.aborted) return Promise.reject(abortError());
+    const id = (this.#lastId += 1);
+    return new Promise((resolve, reject) => {
+      const cancel = () => this.#cancel(id);
+      signal?.addEventListener('abort', cancel, { once: true });
+      const finish = (settle) => (value) => {
+        clearTimeout(this.#pending.get(id)?.timer);
+        this.#pending.delete(id);
+        signal?.removeEventListener('abort', cancel);
+        settle(value);
+      };
+      this.#pending.set(id, { resolve: finish(resolve), reject: finish(reject), onEvent, graceMs });
+      try {
+        this.#worker ??= this.#start();
+        this.#worker.postMessage({ id, method, args });
+      } catch (error) {
+        this.#pending.get(id).reject(new TierflowError(`cannot ask the worker to ${method}: ${error.message}`));
+      }
+    });
+  }
+
+  /** Ends the worker; requests under way fail with `reason`. */
+  close(reason = abortError('The engine was closed')) {
+    if (!this.#worker) return;
+    this.#worker.terminate();
+    this.#worker = null;
+    for (const request of [...this.#pending.values()]) request.reject(reason);
+    this.#onWorkerEnd();
+  }
+
+  #start() {
+    const worker = this.#startWorker();
+    worker.onmessage = ({ data }) => this.#receive(data);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      this.close(new TierflowError(`the worker failed: ${event.message || 'its script could not be loaded'}`));
+    };
+    return worker;
+  }
+
+  #receive({ id, event, value, error }) {
+    const request = this.#pending.get(id);
+    if (!request) return;
+    if (event) request.onEvent?.(event);
+    else if (error?.isFatal) this.close(fromPlain(error));
+    else if (error) request.reject(fromPlain(error));
+    else request.resolve(value);
+  }
+
+  /** Tells the worker; one that is deep in work and does not hear in time is ended. */
+  #cancel(id) {
+    const request = this.#pending.get(id);
+    if (!request) return;
+    this.#worker?.postMessage({ id, cancel: true });
+    if (request.graceMs !== undefined) request.timer = setTimeout(() => this.close(abortError()), request.graceMs);
+  }
+}

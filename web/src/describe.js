@@ -1,0 +1,61 @@
+// What a caller gives as a model, as a list of plain descriptions that the worker can open.
+
+import { InvalidArgumentError } from './errors.js';
+
+/** Files of a folder that make up a model; the rest of the folder is left alone. */
+const PARTS = /\.(gguf|safetensors|jinja)$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|\.safetensors\.index\.json$/i;
+
+/**
+ * @param {File | Iterable<File> | string | URL | {url: string | URL, keep?: boolean, name?: string}} source
+ * @returns {object[]} `{kind: 'file', name, file}` or `{kind: 'url', name, url, keep}`
+ */
+export function describeSources(source) {
+  if (typeof source === 'string' || source instanceof URL) return [fromUrl({ url: source })];
+  if (source instanceof Blob) return [fromFile(source)];
+  if (source && typeof source === 'object' && 'url' in source) return [fromUrl(source)];
+  const items = source?.[Symbol.iterator] ? [...source] : [];
+  const parts = items.flatMap((item) => {
+    if (!(item instanceof Blob)) return describeSources(item);
+    return items.length === 1 || PARTS.test(item.name) ? [fromFile(item)] : [];
+  });
+  if (parts.length === 0) {
+    throw new InvalidArgumentError('model: there is no .gguf and no .safetensors among the files; choose a GGUF file, or the folder of a safetensors model');
+  }
+  return onlyModel(parts);
+}
+
+/** Whether two lists describe the same files, so that what was read of them still holds. */
+export function sameSources(a, b) {
+  return a.length === b.length && a.every((part, index) => identity(part) === identity(b[index]));
+}
+
+function identity({ kind, name, url, keep, file }) {
+  return kind === 'url' ? `url ${url} ${keep}` : `file ${name} ${file.size} ${file.lastModified}`;
+}
+
+function fromFile(file) {
+  return { kind: 'file', name: file.name || 'model.gguf', file };
+}
+
+function fromUrl({ url, keep = false, name }) {
+  let address;
+  try {
+    address = new URL(url, globalThis.location?.href);
+  } catch {
+    throw new InvalidArgumentError(`model: \`${url}\` is no address; write https://… with the path of a .gguf file`);
+  }
+  if (!/^https?:$/.test(address.protocol)) {
+    throw new InvalidArgumentError(`model: ${address.protocol} cannot be read from; use http:// or https://`);
+  }
+  const last = decodeURIComponent(address.pathname.split('/').pop()) || address.hostname;
+  return { kind: 'url', name: name ?? last, url: address.href, keep };
+}
+
+/** One .gguf is a model by itself; two of them are a question. */
+function onlyModel(parts) {
+  const ggufs = parts.filter((part) => /\.gguf$/i.test(part.name));
+  if (ggufs.length > 1) {
+    throw new InvalidArgumentError(`model: ${ggufs.length} .gguf files were given; choose one: ${ggufs.map((part) => part.name).join(', ')}`);
+  }
+  return ggufs.length === 1 ? ggufs : parts;
+}

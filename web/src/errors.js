@@ -1,0 +1,103 @@
+// The errors of the package, and their plain form, in which they cross from the worker to the page.
+// Each text names what is at fault and says what to change; `name` is what a program tells them apart by.
+
+/** What all errors of the package are. */
+export class TierflowError extends Error {
+  name = 'TierflowError';
+
+  /** @param {string} message @param {object} [details] figures and names that belong to the fault */
+  constructor(message, details = {}) {
+    super(message);
+    Object.assign(this, details);
+  }
+}
+
+/** There is no WebGPU here, or no adapter. `step` is the one that failed: `navigator.gpu`, `adapter` or `device`. */
+export class NoWebGpuError extends TierflowError {
+  name = 'NoWebGpuError';
+}
+
+/** A limit of the adapter is in the way. */
+export class LimitError extends TierflowError {
+  name = 'LimitError';
+}
+
+/** A budget is too small: `device` needs at least `needed` bytes and has `available`. */
+export class DoesNotFitError extends TierflowError {
+  name = 'DoesNotFitError';
+}
+
+/** The GPU was taken away: its driver restarted, or memory ran out. The model must be loaded again. */
+export class DeviceLostError extends TierflowError {
+  name = 'DeviceLostError';
+}
+
+/** A file is no model, is damaged, or is of a kind that is not supported. */
+export class InvalidFileError extends TierflowError {
+  name = 'InvalidFileError';
+}
+
+/** An option is out of its domain. */
+export class InvalidArgumentError extends TierflowError {
+  name = 'InvalidArgumentError';
+}
+
+/** The engine was told to stop. */
+export class InterruptedError extends TierflowError {
+  name = 'InterruptedError';
+}
+
+/** A server did not give what was asked for; `url` says which. */
+export class ServerError extends TierflowError {
+  name = 'ServerError';
+}
+
+/** The browser's storage is full: `needed` bytes were wanted and `available` are left. */
+export class StorageFullError extends TierflowError {
+  name = 'StorageFullError';
+}
+
+/** A stored model is in use by another tab. */
+export class FileBusyError extends TierflowError {
+  name = 'FileBusyError';
+}
+
+const CLASSES = {
+  TierflowError,
+  NoWebGpuError,
+  LimitError,
+  DoesNotFitError,
+  DeviceLostError,
+  InvalidFileError,
+  InvalidArgumentError,
+  InterruptedError,
+  ServerError,
+  StorageFullError,
+  FileBusyError,
+};
+
+/** What an `AbortSignal` that was raised throws. */
+export function abortError(message = 'The operation was cancelled') {
+  return new DOMException(message, 'AbortError');
+}
+
+/**
+ * The plain form of anything thrown: `{name, message, …details}`, which `postMessage` can carry. After a fault of the engine's
+ * own (`isFatal`) nothing that it holds can be trusted.
+ */
+export function toPlain(thrown) {
+  if (thrown instanceof WebAssembly.RuntimeError) {
+    const advice = 'what it was about to do is in the console; load the model again';
+    return { name: 'TierflowError', message: `the engine failed: ${thrown.message} (${advice})`, isFatal: true };
+  }
+  if (!(thrown instanceof Error || thrown instanceof DOMException)) {
+    return { name: 'TierflowError', message: String(thrown) };
+  }
+  return { ...thrown, name: thrown.name, message: thrown.message };
+}
+
+/** The error that a plain form stands for. */
+export function fromPlain({ name, message, ...details }) {
+  if (name === 'AbortError') return Object.assign(abortError(message), details);
+  return new (CLASSES[name] ?? TierflowError)(message, details);
+}

@@ -1,0 +1,155 @@
+// The package's face on the page: `init`, `Engine`, errors. Holds no model; all work is done by the worker of each engine.
+
+import { Completions } from './completions.js';
+import { Connection } from './connection.js';
+import { describeSources } from './describe.js';
+import { TierflowError } from './errors.js';
+
+export * from './errors.js';
+export { checkWebGpu } from './webgpu.js';
+
+/** A load that is cancelled has nothing to lose: a worker that does not hear of it is ended after this time. */
+const LOAD_GRACE_MS = 1500;
+
+let settings = { wasm: new URL('./wasm/tierflow_bg.wasm', import.meta.url), worker: new URL('./worker.js', import.meta.url) };
+let compiled = null;
+
+/**
+ * Fetches and compiles the engine, once for all engines of the page. An engine calls it by itself where it was not called.
+ * @param {{wasm?: string | URL, worker?: string | URL}} [overrides] other addresses of the two files
+ */
+export async function init(overrides) {
+  if (overrides) {
+    settings = { ...settings, ...overrides };
+    compiled = null;
+  }
+  compiled ??= compile(settings.wasm);
+  try {
+    return void (await compiled);
+  } catch (error) {
+    compiled = null;
+    throw error;
+  }
+}
+
+async function compile(address) {
+  const response = await fetch(address).catch((error) => {
+    throw new TierflowError(`cannot load the engine from ${address}: ${error.message}`);
+  });
+  if (!response.ok) throw new TierflowError(`cannot load the engine from ${address}: the server answers ${response.status}`);
+  const isWasm = response.headers.get('Content-Type')?.startsWith('application/wasm');
+  try {
+    return await (isWasm ? WebAssembly.compileStreaming(response) : WebAssembly.compile(await response.arrayBuffer()));
+  } catch (error) {
+    throw new TierflowError(`cannot start the engine from ${address}: ${error.message}`);
+  }
+}
+
+/**
+ * Plans and runs one model at a time, in a worker of its own. Calls may overlap; the worker takes them in turn.
+ * A model is a `File`, the files of a folder, or an address; `{url, keep: true}` is downloaded once into the browser's
+ * storage and streamed from there.
+ */
+export class Engine {
+  #connection;
+  #started = null;
+  #loaded = null;
+
+  /** `engine.chat.completions.create(…)`. */
+  chat = {
+    completions: new Completions(
+      (request, options) => this.#call('generate', { request }, options),
+      () => this.#loaded?.name ?? '',
+    ),
+  };
+
+  /** Models kept in the browser's storage. */
+  storage = {
+    /** Every stored model, whole or in part, and what the storage holds. */
+    list: () => this.#call('stored'),
+    /** Removes one by its `key`. */
+    remove: (key) => this.#call('removeStored', { key }),
+  };
+
+  constructor() {
+    this.#connection = new Connection(
+      () => new Worker(settings.worker, { type: 'module', name: 'tierflow' }),
+      () => {
+        this.#started = null;
+        this.#loaded = null;
+      },
+    );
+  }
+
+  /** What was loaded last: `{name, plan}`; `null` before, and after the worker was ended. */
+  get loaded() {
+    return this.#loaded;
+  }
+
+  /** The adapters, the host and the disk of this browser. Without WebGPU there is no adapter among them. */
+  devices() {
+    return this.#call('devices');
+  }
+
+  /** What a model is made of, from its headers alone. */
+  async inspect(source) {
+    return this.#call('inspect', { sources: describeSources(source) });
+  }
+
+  /**
+   * Where everything would live and how fast it should go; only headers are read.
+   * @param {object} [options] see `PlanOptions`
+   * @param {string} [devices] text of a devices file: the plan is then for that machine
+   */
+  async plan(source, options = {}, devices = undefined) {
+    return this.#call('plan', { sources: describeSources(source), options, devices });
+  }
+
+  /**
+   * Makes a model ready to answer. What was loaded before is given up first.
+   * @param {object} [options] those of `plan`, and `signal` and `onProgress({stage, done, total})`
+   */
+  async load(source, { signal, onProgress, ...options } = {}) {
+    const sources = describeSources(source);
+    this.#loaded = null;
+    if (sources.some((part) => part.keep)) await navigator.storage?.persist?.().catch(() => false);
+    const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS });
+    this.#loaded = { name: sources[0].name, plan };
+    return this.#loaded;
+  }
+
+  /** Spans of the last `nForwards` forwards, lane by lane, and their sums; also while an answer is made. */
+  trace(nForwards = 3) {
+    return this.#call('trace', { nForwards });
+  }
+
+  /** All spans that are kept, as the text of a file for ui.perfetto.dev. */
+  perfetto() {
+    return this.#call('perfetto');
+  }
+
+  /** Peak and budget of each device, and the bytes of the engine's own memory. */
+  memory() {
+    return this.#call('memory');
+  }
+
+  /** Gives up the model and the GPU. The engine can be used again. */
+  close() {
+    this.#connection.close();
+  }
+
+  async #call(method, args, options) {
+    await (this.#started ??= this.#start());
+    return this.#connection.call(method, args, options);
+  }
+
+  async #start() {
+    try {
+      await init();
+      await this.#connection.call('start', { module: await compiled });
+    } catch (error) {
+      this.#started = null;
+      throw error;
+    }
+  }
+}

@@ -1,0 +1,44 @@
+// A file that the user chose, read synchronously: only in a worker.
+
+import { InvalidFileError } from '../errors.js';
+
+/** Bytes that one read of the browser brings; more would only make a larger copy. */
+const MAX_READ = 16 << 20;
+
+/** The engine's source over a `File`. */
+export class FileSource {
+  #file;
+  #reader = new FileReaderSync();
+
+  /** @param {string} name @param {File} file */
+  constructor(name, file) {
+    this.name = name;
+    this.size = file.size;
+    this.#file = file;
+  }
+
+  /** Fills `into` from `offset`. */
+  read(offset, into) {
+    for (let done = 0; done < into.length; ) {
+      const end = Math.min(done + MAX_READ, into.length);
+      const bytes = this.#slice(offset + done, offset + end);
+      into.set(bytes, done);
+      done = end;
+    }
+  }
+
+  close() {}
+
+  #slice(begin, end) {
+    let bytes;
+    try {
+      bytes = new Uint8Array(this.#reader.readAsArrayBuffer(this.#file.slice(begin, end)));
+    } catch {
+      throw new InvalidFileError(`${this.name}: the file was changed, moved or removed after it was chosen; choose it again`);
+    }
+    if (bytes.length !== end - begin) {
+      throw new InvalidFileError(`${this.name}: ends at byte ${begin + bytes.length}, where ${end} were expected; the file is truncated`);
+    }
+    return bytes;
+  }
+}

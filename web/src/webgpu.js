@@ -1,0 +1,41 @@
+// Whether this browser can compute on a GPU; where it cannot, which step failed and what to do about it.
+
+/** Limits that decide how weights are cut. WebGPU's defaults suffice. */
+const LIMITS = ['maxBufferSize', 'maxStorageBufferBindingSize', 'maxComputeInvocationsPerWorkgroup'];
+
+const NO_GPU_OBJECT = {
+  step: 'navigator.gpu',
+  fault: 'This browser has no WebGPU.',
+  advice:
+    'Use a recent Chrome, Edge, Safari or Firefox, and open the page by https:// or from localhost: WebGPU is hidden on plain http://. Planning works all the same.',
+};
+
+const NO_ADAPTER = {
+  step: 'requestAdapter',
+  fault: 'This browser has WebGPU, but offers no adapter.',
+  advice:
+    'Turn on hardware acceleration in the settings of the browser, update the graphics driver, and look at chrome://gpu. On Linux, Chrome may need --enable-unsafe-webgpu. Planning works all the same.',
+};
+
+/**
+ * Asks the browser step by step.
+ * @returns {Promise<{ok: true, name: string, limits: Record<string, number>, features: string[]}
+ *   | {ok: false, step: string, fault: string, advice: string}>}
+ */
+export async function checkWebGpu() {
+  if (!globalThis.navigator?.gpu) return { ok: false, ...NO_GPU_OBJECT };
+  let adapter;
+  try {
+    adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' });
+  } catch (error) {
+    return { ok: false, ...NO_ADAPTER, fault: `${NO_ADAPTER.fault} It says: ${error.message}` };
+  }
+  if (!adapter) return { ok: false, ...NO_ADAPTER };
+  const { vendor, architecture, description } = adapter.info ?? {};
+  return {
+    ok: true,
+    name: description || [vendor, architecture].filter(Boolean).join(' ') || 'WebGPU adapter',
+    limits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
+    features: [...adapter.features].sort(),
+  };
+}

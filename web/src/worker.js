@@ -1,0 +1,209 @@
+// The worker: holds the engine's wasm, the open model and the loaded one. Files are read here, synchronously, while the GPU
+// computes elsewhere. Requests that touch the engine take turns; what only looks (trace, memory, storage) does not wait.
+
+import { InvalidArgumentError, TierflowError, abortError, toPlain } from './errors.js';
+import { sameSources } from './describe.js';
+import { FileSource } from './sources/file.js';
+import { openHttp } from './sources/http.js';
+import { Store } from './sources/store.js';
+
+/** Progress is told at most so often. */
+const PROGRESS_MS = 60;
+
+let wasm = null;
+/** The model whose headers are open: `{sources, parts, model}`; `sources` as described, `parts` as opened. */
+let opened = null;
+/** The engine that answers, its model, and the parts that it reads from. */
+let running = null;
+/** The devices of this browser, once they were asked for. */
+let found = null;
+/** Requests that take turns wait for this one. */
+let turn = Promise.resolve();
+const calls = new Map();
+
+const answers = {
+  async start({ module }) {
+    wasm = await import('./wasm/tierflow.js');
+    await wasm.default({ module_or_path: module });
+  },
+  devices: async () => (await findDevices()).devices,
+  inspect: async ({ sources }, call) => JSON.parse((await open(sources, call)).inspect()),
+  async plan({ sources, options, devices }, call) {
+    await findDevices();
+    const model = await open(sources, call);
+    return JSON.parse(model.plan(JSON.stringify(options), devices));
+  },
+  load,
+  async generate({ request }, call) {
+    const engine = expectEngine();
+    const step = (token, text) => {
+      call.tell({ token, text });
+      return !call.signal.aborted;
+    };
+    // Also while the prompt is read, of which no step tells.
+    call.signal.addEventListener('abort', () => engine.cancel());
+    return JSON.parse(await engine.generate(JSON.stringify(request), step));
+  },
+};
+
+const glances = {
+  trace: ({ nForwards }) => JSON.parse(expectEngine().trace(nForwards)),
+  perfetto: () => expectEngine().perfetto(),
+  memory: () => JSON.parse(expectEngine().memory()),
+  stored: async () => (await Store.open()).list(),
+  async removeStored({ key }) {
+    closeOpened();
+    await (await Store.open()).remove(key);
+  },
+};
+
+self.onmessage = ({ data }) => {
+  if (data.cancel) calls.get(data.id)?.abort();
+  else answer(data);
+};
+
+/** What the browser has, asked once; without an adapter the host and the disk are left. */
+function findDevices() {
+  found ??= wasm.devices().then(JSON.parse);
+  found.catch(() => (found = null));
+  return found;
+}
+
+async function answer({ id, method, args }) {
+  const controller = new AbortController();
+  calls.set(id, controller);
+  const call = { id, signal: controller.signal, tell: (event) => self.postMessage({ id, event }) };
+  try {
+    const value = await (method in glances ? glances[method](args) : inTurn(() => answers[method](args, call)));
+    // What was stopped halfway has an answer too; its caller is told that it was stopped.
+    self.postMessage(controller.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
+  } catch (error) {
+    self.postMessage({ id, error: toPlain(controller.signal.aborted ? abortError() : takeFault(error)) });
+  } finally {
+    calls.delete(id);
+  }
+}
+
+function inTurn(work) {
+  const mine = turn.then(() => {
+    fault = null;
+    return work();
+  });
+  turn = mine.catch(() => {});
+  return mine;
+}
+
+/** Opens a model's headers, or gives the one that is open. */
+async function open(sources, call) {
+  if (opened && sameSources(opened.sources, sources)) return opened.model;
+  closeOpened();
+  opened = { sources, ...(await openModel(sources, 'plan', call)) };
+  return opened.model;
+}
+
+function closeOpened() {
+  opened?.model.free();
+  opened?.parts.forEach((part) => part.close());
+  opened = null;
+}
+
+/** Opens all parts and the model over them; where that fails, nothing stays open. */
+async function openModel(sources, purpose, call) {
+  const parts = [];
+  try {
+    for (const source of sources) parts.push(guarded(await openPart(source, purpose, call), call));
+    return { parts, model: new wasm.Model(parts) };
+  } catch (error) {
+    parts.forEach((part) => part.close());
+    throw error;
+  }
+}
+
+/** Plans read stored models without a handle of their own, so that nobody is kept from replacing or deleting them. */
+async function openPart({ kind, name, url, keep, file }, purpose, call) {
+  if (kind === 'file') return new FileSource(name, file);
+  const store = keep ? await Store.open() : null;
+  if (await store?.has(url)) return purpose === 'run' ? store.source(url) : new FileSource(name, await store.file(url));
+  return openHttp(name, url, call.signal);
+}
+
+/** Why a read failed, in the words of its source: the engine passes on less than that. */
+let fault = null;
+
+/** The source as the engine sees it. While `call` is not answered, raising its signal ends all reads. */
+function guarded(source, call) {
+  return {
+    name: source.name,
+    size: source.size,
+    read(offset, into) {
+      try {
+        if (call.signal.aborted && calls.has(call.id)) throw abortError();
+        source.read(offset, into);
+      } catch (error) {
+        fault = error;
+        throw error;
+      }
+    },
+    close: () => source.close(),
+  };
+}
+
+function takeFault(error) {
+  const own = fault;
+  fault = null;
+  return own ?? error;
+}
+
+/** Checks that the model fits, downloads what is to be kept, and only then takes memory. */
+async function load({ sources, options }, call) {
+  unload();
+  const request = JSON.stringify(options);
+  await findDevices();
+  (await open(sources, call)).plan(request, undefined);
+  await download(sources, call);
+  const { parts, model } = await openModel(sources, 'run', call);
+  const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
+  try {
+    running = { parts, model, engine: await model.load(request, tell) };
+  } catch (error) {
+    model.free();
+    parts.forEach((part) => part.close());
+    throw error;
+  }
+  return JSON.parse(running.engine.plan()).plan;
+}
+
+function unload() {
+  running?.engine.free();
+  running?.model.free();
+  running?.parts.forEach((part) => part.close());
+  running = null;
+}
+
+/** Downloads the parts that are to be kept and are not stored yet. */
+async function download(sources, call) {
+  for (const { url, name } of sources.filter((source) => source.keep)) {
+    const store = await Store.open();
+    if (await store.isCurrent(url, call.signal)) continue;
+    const onProgress = seldom((done, total) => call.tell({ stage: 'download', done, total }));
+    await store.download({ url, name }, { signal: call.signal, onProgress });
+    closeOpened();
+  }
+}
+
+/** `report`, but not more often than makes sense; the last step always. */
+function seldom(report) {
+  let last = 0;
+  return (done, total) => {
+    const now = performance.now();
+    if (now - last < PROGRESS_MS && done !== total) return;
+    last = now;
+    report(done, total);
+  };
+}
+
+function expectEngine() {
+  if (!wasm) throw new TierflowError('the engine has not started');
+  if (!running) throw new InvalidArgumentError('no model is loaded; call load() first');
+  return running.engine;
+}

@@ -1,0 +1,103 @@
+// The page for everybody: keyboard alone, a screen reader's view, phones and zoom, light and dark.
+
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { after, before, test } from 'node:test';
+
+import { MODEL, chooseFile, load, open, planFor, start } from '../support/browser.mjs';
+
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+let browser;
+
+before(async () => (browser = await start()));
+after(() => browser.close());
+
+/** Serious faults that axe finds on the page as it is. */
+async function faults(page) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
+  const serious = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
+  return serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' | ')}`);
+}
+
+for (const colorScheme of ['light', 'dark']) {
+  test(`axe finds no serious fault on the empty page, with a plan, with a fault and with a model, ${colorScheme}`, async () => {
+    const page = await open(browser);
+    await page.emulateMedia({ colorScheme });
+    assert.deepEqual(await faults(page), []);
+    await chooseFile(page, MODEL);
+    await planFor(page);
+    await page.click('summary >> nth=0');
+    assert.deepEqual(await faults(page), []);
+    await page.fill('#gpu-budget .value input', '2 MiB');
+    await page.press('#gpu-budget .value input', 'Enter');
+    await page.waitForSelector('#plan-fault button');
+    assert.deepEqual(await faults(page), []);
+    await page.click('#plan-fault button');
+    await page.waitForSelector('#load:enabled');
+    await load(page);
+    await page.fill('#max-tokens', '2');
+    await page.fill('#prompt', 'Hello');
+    await page.press('#prompt', 'Enter');
+    await page.waitForSelector('#timeline:not([hidden])');
+    await page.waitForFunction(() => document.querySelector('#stop').disabled);
+    assert.deepEqual(await faults(page), []);
+    await page.close();
+  });
+}
+
+test('the keyboard alone chooses, plans, loads, asks and stops', async () => {
+  const page = await open(browser);
+  const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.getAttribute('aria-label'));
+  /** Goes on by Tab until an element has the focus. */
+  const tabTo = async (wanted) => {
+    for (let step = 0; step < 60; step += 1) {
+      await page.keyboard.press('Tab');
+      if ((await focused()) === wanted) return;
+    }
+    throw new Error(`${wanted} cannot be reached by Tab`);
+  };
+  await tabTo('url');
+  await page.keyboard.type(new URL(`${browser.server.address}/models/keyboard.gguf`).href);
+  await page.keyboard.press('Enter');
+  await page.waitForSelector('#rates dd');
+  await tabTo('gpu-budget-range');
+  const before = await page.inputValue('#gpu-budget .value input');
+  await page.keyboard.press('ArrowLeft');
+  assert.notEqual(await page.inputValue('#gpu-budget .value input'), before);
+  await tabTo('device');
+  await page.keyboard.type('gpu');
+  await page.waitForFunction(() => document.querySelector('#device').value === 'gpu:0');
+  await page.waitForFunction(() => document.querySelector('#command').textContent.includes('--device gpu'));
+  await page.waitForSelector('#load:enabled');
+  await tabTo('bar');
+  await page.keyboard.press('ArrowRight');
+  assert.match(await page.textContent('#block'), /^gpu:0: .*computed by gpu:0/);
+  await tabTo('load');
+  await page.keyboard.press('Enter');
+  await page.waitForSelector('#unload:not([hidden])');
+  await page.waitForFunction(() => document.activeElement.id === 'prompt');
+  await page.keyboard.type('Tell me a story');
+  await page.keyboard.press('Enter');
+  await page.waitForFunction(() => !document.querySelector('#stop').disabled);
+  await tabTo('stop');
+  await page.keyboard.press('Enter');
+  await page.waitForFunction(() => document.querySelector('#stop').disabled);
+  await page.waitForFunction(() => document.activeElement.id === 'prompt');
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('on a phone, and at 200 % zoom, nothing is cut off sideways', async () => {
+  const page = await open(browser);
+  await chooseFile(page, MODEL);
+  await planFor(page);
+  for (const width of [320, 360, 640]) {
+    await page.setViewportSize({ width, height: 740 });
+    await page.waitForTimeout(200);
+    const [needed, there] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+    assert.ok(needed <= there, `${needed} at ${there}`);
+  }
+  await page.close();
+});

@@ -1,0 +1,264 @@
+// Loading, chatting and storing in the page.
+
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { after, before, test } from 'node:test';
+
+import { BUDGET, MODEL, ask, chooseFile, chooseUrl, figure, load, open, picture, planFor, start } from '../support/browser.mjs';
+
+const goldens = JSON.parse(readFileSync(new URL('../../../tests/golden/smollm2/golden.json', import.meta.url))).items;
+const SIZE = readFileSync(MODEL).length;
+let browser;
+let model;
+
+before(async () => {
+  browser = await start();
+  model = `${browser.server.address}/models/SmolLM2-135M-Instruct.Q4_1.gguf`;
+});
+after(() => browser.close());
+
+test('load with progress, chat, stop, regenerate; after a reload the stored model is used, and can be deleted', async () => {
+  const page = await open(browser);
+  await chooseUrl(page, model);
+  await planFor(page);
+  assert.match(await page.textContent('#load'), /Download .* and load/);
+  const steps = page.waitForFunction(() => /\(\d+ %\)/.test(document.querySelector('#progress-text').textContent));
+  await load(page);
+  await steps;
+
+  const answer = await ask(page, goldens[0].prompt, goldens[0].new_ids.length);
+  assert.equal(`${answer}<|im_end|>`, goldens[0].text);
+  assert.match(await figure(page, '#speed', 'Context'), /^\d+ of \d+$/);
+  assert.match(await figure(page, '#speed', 'First token after'), /s$/);
+  assert.notEqual(await figure(page, '#speed', 'Moved per token'), '0.000 GB');
+  assert.match(await page.textContent('#badge'), /^bound by (disk|upload|compute)$/);
+  await picture(page, 'web-run', '#chat', '#timeline');
+
+  await page.fill('#prompt', 'Write a long story.');
+  await page.press('#prompt', 'Enter');
+  await page.waitForFunction(() => document.querySelector('#messages article:last-child').lastChild.data?.length > 8);
+  await page.click('#stop');
+  await page.waitForFunction(() => document.querySelector('#stop').disabled);
+  const stopped = await page.evaluate(() => document.querySelector('#messages article:last-child').lastChild.data);
+  await page.fill('#max-tokens', '3');
+  await page.click('#regenerate');
+  await page.waitForFunction(() => document.querySelector('#stop').disabled);
+  const again = await page.evaluate(() => document.querySelector('#messages article:last-child').lastChild.data);
+  assert.ok(again.length > 0 && stopped.startsWith(again), `${again} / ${stopped}`);
+
+  await page.reload();
+  browser.server.requests.length = 0;
+  await chooseUrl(page, model);
+  await planFor(page);
+  assert.match(await page.textContent('#run-facts'), /stored in this browser/);
+  await load(page);
+  const asked = browser.server.requests.filter(({ path, method }) => path.endsWith('.gguf') && method === 'GET');
+  assert.deepEqual(asked, [], 'nothing is downloaded a second time');
+
+  page.on('dialog', (dialog) => dialog.accept());
+  await page.click('#stored button[aria-label^="Delete"]');
+  await page.waitForFunction(() => document.querySelector('#storage-facts').textContent.startsWith('No model is stored'));
+  assert.deepEqual(page.faults, []);
+  await page.close();
+});
+
+test('the package answers all goldens token for token, streamed, within its budget', async () => {
+  const page = await open(browser);
+  const results = await page.evaluate(
+    async ({ url, budget, items }) => {
+      const { Engine } = await import(new URL('../index.js', location.href).href);
+      const engine = new Engine();
+      const stages = new Set();
+      await engine.load({ url, keep: true }, { device: 'gpu:0', max_memory: { 'gpu:0': budget }, ctx_size: 256, onProgress: ({ stage }) => stages.add(stage) });
+      const answers = [];
+      for (const { prompt, new_ids } of items) {
+        const messages = [{ role: 'user', content: prompt }];
+        const body = { messages, temperature: 0, max_tokens: new_ids.length };
+        const stream = await engine.chat.completions.create({ ...body, stream: true, stream_options: { include_usage: true } });
+        let text = '';
+        let usage;
+        for await (const chunk of stream) {
+          text += chunk.choices[0]?.delta.content ?? '';
+          usage = chunk.usage ?? usage;
+        }
+        answers.push({ text, tokens: usage.extra.tokens, usage });
+      }
+      return { answers, memory: await engine.memory(), stages: [...stages], streamed: engine.loaded.plan.devices.map((device) => device.streamed_bytes) };
+    },
+    { url: model, budget: BUDGET, items: goldens.map(({ prompt, new_ids }) => ({ prompt, new_ids })) },
+  );
+  for (const [index, golden] of goldens.entries()) {
+    const tokens = golden.new_ids.filter((id) => id !== 2);
+    assert.deepEqual(results.answers[index].tokens.filter((id) => id !== 2), tokens, golden.prompt);
+    assert.equal(results.answers[index].text, golden.text.replace('<|im_end|>', ''), golden.prompt);
+  }
+  assert.deepEqual(results.stages, ['download', 'load']);
+  assert.ok(results.streamed.some((size) => size > 0), 'the model must not be resident as a whole');
+  const gpu = results.memory.devices.find(({ device }) => device === 'gpu:0');
+  assert.ok(gpu.peak <= BUDGET, `peak ${gpu.peak}`);
+  assert.ok(results.memory.wasm_bytes < 512 * 2 ** 20, `wasm memory ${results.memory.wasm_bytes}`);
+  console.log(`# peak ${(gpu.peak / 2 ** 20).toFixed(1)} MiB of ${BUDGET / 2 ** 20} MiB, wasm ${(results.memory.wasm_bytes / 2 ** 20).toFixed(1)} MiB`);
+  await page.close();
+});
+
+test('the ten lines of the README work as they stand', async () => {
+  const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
+  const [, lines] = /```js\n([^]*?)```/.exec(readme);
+  const script = lines.replace("from 'tierflow'", "from '/index.js'");
+  const page = await browser.context.newPage();
+  await page.route('**/readme.html', (route) => route.fulfill({ contentType: 'text/html', body: `<script type="module">${script}</script>` }));
+  const answered = page.waitForEvent('console', { predicate: (message) => /Paris/.test(message.text()) });
+  await page.goto(new URL('/readme.html', browser.address).href);
+  assert.equal((await answered).text(), 'The capital of France is Paris.');
+  await page.close();
+});
+
+test('a local file runs from where it lies, and nothing is stored', async () => {
+  const page = await open(browser);
+  const before = await page.textContent('#storage-facts');
+  await chooseFile(page, MODEL);
+  await planFor(page);
+  assert.match(await page.textContent('#run-facts'), /nothing is copied/);
+  await load(page);
+  const answer = await ask(page, goldens[0].prompt, 4);
+  assert.ok(goldens[0].text.startsWith(answer), answer);
+  assert.equal(await page.textContent('#storage-facts'), before);
+  const [trace] = await Promise.all([page.waitForEvent('download'), page.click('#save-perfetto')]);
+  const { traceEvents } = JSON.parse(readFileSync(await trace.path()));
+  assert.ok(traceEvents.length > 0);
+  const [svg] = await Promise.all([page.waitForEvent('download'), page.click('#save-svg')]);
+  assert.match(readFileSync(await svg.path(), 'utf8'), /^<svg [^]*<title>/);
+  await page.close();
+});
+
+test('a load that is cancelled keeps what was downloaded, and goes on from there', async () => {
+  const page = await open(browser);
+  const slow = `${browser.server.address}/faulty/slow/cancelled.gguf`;
+  await chooseUrl(page, slow);
+  await planFor(page);
+  await page.click('#load');
+  await page.waitForFunction(() => /Downloading: ([2-9]|\d\d)\.\d MiB/.test(document.querySelector('#progress-text').textContent));
+  await page.click('#cancel');
+  await page.waitForFunction(() => document.querySelector('#run-said').textContent.startsWith('Cancelled'));
+  await page.waitForFunction(() => document.querySelector('#stored').textContent.includes('unfinished'));
+  assert.match(await page.textContent('#run-facts'), /of it stored; the download goes on from there/);
+  browser.server.requests.length = 0;
+  await page.click('#load');
+  await page.waitForFunction(() => document.querySelector('#progress-text').textContent.startsWith('Downloading'));
+  await page.click('#cancel');
+  await page.waitForSelector('#load:not([hidden])');
+  const resumed = browser.server.requests.find(({ range }) => /^bytes=[1-9]\d*-$/.test(range ?? ''));
+  assert.ok(resumed, JSON.stringify(browser.server.requests));
+  await page.close();
+});
+
+test('a tab that is closed in the middle of a download leaves what another tab goes on with', async () => {
+  const first = await open(browser);
+  const url = `${browser.server.address}/faulty/slow/closed.gguf`;
+  await chooseUrl(first, url);
+  await planFor(first);
+  await first.click('#load');
+  await first.waitForFunction(() => /Downloading: \d\d\.\d MiB/.test(document.querySelector('#progress-text').textContent));
+
+  const second = await open(browser);
+  await chooseUrl(second, url);
+  await planFor(second);
+  await second.click('#load');
+  await second.waitForSelector('#run-fault:not([hidden])');
+  assert.match(await second.textContent('#run-fault'), /another tab is downloading this model/);
+
+  await first.close();
+  await second.waitForTimeout(500);
+  await second.click('#load');
+  await second.waitForFunction(() => document.querySelector('#progress-text').textContent.startsWith('Downloading'));
+  await second.click('#cancel');
+  await second.waitForSelector('#load:not([hidden])');
+  const stored = await second.evaluate(async () => {
+    const { Engine } = await import(new URL('../index.js', location.href).href);
+    return (await new Engine().storage.list()).models;
+  });
+  assert.ok(stored.every(({ complete, size, done }) => (complete ? done === size : done < size)), JSON.stringify(stored));
+  await second.close();
+});
+
+test('servers that misbehave are told apart, and leave nothing that is taken for a model', async () => {
+  const page = await open(browser);
+  const fault = async (name, place) => {
+    await chooseUrl(page, `${browser.server.address}/faulty/${name}/broken.gguf`);
+    await page.waitForFunction((selector) => !document.querySelector(selector).hidden, place);
+    return page.textContent(place);
+  };
+  assert.match(await fault('missing', '#model-fault'), /404, there is no such file/);
+  assert.match(await fault('html', '#model-fault'), /broken\.gguf/);
+  assert.match(await fault('short-range', '#model-fault'), /the server sends \d+ of \d+ bytes/);
+  assert.match(await fault('wrong-range', '#model-fault'), /the server was asked for bytes/);
+  await picture(page, 'web-broken-server', '#model');
+
+  await chooseUrl(page, `${browser.server.address}/faulty/drop-once/broken.gguf`);
+  await planFor(page);
+  await page.click('#load');
+  await page.waitForSelector('#run-fault:not([hidden])');
+  assert.match(await page.textContent('#run-fault'), /dropped after \d+ of 98362432 bytes; load again to go on/);
+  await load(page);
+  const stored = await page.evaluate(async () => {
+    const { Engine } = await import(new URL('../index.js', location.href).href);
+    return (await new Engine().storage.list()).models.filter(({ complete, url }) => complete && url.includes('faulty'));
+  });
+  assert.deepEqual(stored.map(({ size }) => size), [SIZE]);
+  await page.close();
+});
+
+test('from a server without ranges a model is planned, downloaded and run', async () => {
+  const page = await open(browser);
+  await chooseUrl(page, `${browser.server.address}/faulty/no-ranges/whole.gguf`);
+  await planFor(page);
+  await load(page);
+  assert.ok(goldens[0].text.startsWith(await ask(page, goldens[0].prompt, 3)));
+  await page.close();
+});
+
+test('storage that is too small is told before the download, with figures', async () => {
+  const page = await open(browser);
+  const session = await browser.context.newCDPSession(page);
+  const origin = new URL(browser.address).origin;
+  await session.send('Storage.overrideQuotaForOrigin', { origin, quotaSize: 5e6 });
+  await chooseUrl(page, `${browser.server.address}/faulty/no-etag/full.gguf`);
+  await planFor(page);
+  await page.click('#load');
+  await page.waitForSelector('#run-fault:not([hidden])');
+  assert.match(await page.textContent('#run-fault'), /needs 94 MiB of the browser's storage/);
+  assert.ok(!(await page.textContent('#stored')).includes('full.gguf'));
+  await session.send('Storage.overrideQuotaForOrigin', { origin });
+  await page.close();
+});
+
+test('when the GPU is lost the text stays, and a smaller budget is offered', async () => {
+  const page = await open(browser);
+  await chooseFile(page, MODEL);
+  await planFor(page, 48 * 2 ** 20);
+  for (const worker of page.workers()) await keepDevices(worker);
+  page.on('worker', keepDevices);
+  await load(page);
+  const answer = await ask(page, goldens[0].prompt, 3);
+  for (const worker of page.workers()) await worker.evaluate(() => self.keptDevices?.forEach((device) => device.destroy()));
+  await page.fill('#prompt', 'And of Spain?');
+  await page.press('#prompt', 'Enter');
+  await page.waitForSelector('#run-fault button');
+  assert.match(await page.textContent('#run-fault'), /The GPU was lost.*Load with a GPU budget of 24\.\d MiB|The GPU was lost.*Load with a GPU budget of/);
+  assert.ok((await page.textContent('#messages')).includes(answer), 'what was said stays');
+  await picture(page, 'web-gpu-lost', '#run', '#chat');
+  await page.close();
+});
+
+/** Lets a test take the GPU away from a worker. */
+function keepDevices(worker) {
+  return worker.evaluate(() => {
+    const request = GPUAdapter.prototype.requestDevice;
+    self.keptDevices = [];
+    GPUAdapter.prototype.requestDevice = async function (...description) {
+      const device = await request.apply(this, description);
+      self.keptDevices.push(device);
+      return device;
+    };
+  });
+}

@@ -1,0 +1,59 @@
+// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--chromium FILE] [--unit] [--pictures]`.
+//
+// --address   where `web/dist` is served with the model at /models/; without it, it is served here
+// --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
+// --chromium  the browser; otherwise /usr/bin/chromium
+// --unit      only the tests that need no browser
+// --pictures  writes screenshots of plan, run and faults to docs/pictures
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const web = dirname(here);
+
+const { values } = parseArgs({
+  options: {
+    address: { type: 'string' },
+    model: { type: 'string' },
+    chromium: { type: 'string', default: '/usr/bin/chromium' },
+    unit: { type: 'boolean', default: false },
+    pictures: { type: 'boolean', default: false },
+  },
+});
+
+const model = resolve(values.model ?? process.env.TIERFLOW_SMOLLM2 ?? join(web, '../.cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'));
+if (!values.unit) {
+  need(values.chromium, 'on Debian: apt-get install chromium; or name another with --chromium');
+  need(model, 'fetch it with `cargo xtask fetch-model`, or name it with --model');
+  need(join(web, 'node_modules/playwright-core'), 'run `npm ci` in web/');
+  if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web`');
+}
+
+const folders = values.unit ? ['unit'] : ['unit', 'browser'];
+const files = folders.flatMap((folder) => {
+  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs'));
+  return names.sort().map((name) => join(here, folder, name));
+});
+const environment = {
+  ...process.env,
+  TIERFLOW_WEB_ADDRESS: values.address ?? '',
+  TIERFLOW_WEB_MODEL: model,
+  TIERFLOW_WEB_CHROMIUM: values.chromium,
+  TIERFLOW_WEB_PICTURES: values.pictures ? resolve(web, '../docs/pictures') : '',
+};
+// One file at a time: a software adapter takes all cores.
+const { status } = spawnSync(process.execPath, ['--test', '--test-concurrency=1', '--test-reporter=spec', ...files], {
+  stdio: 'inherit',
+  env: environment,
+});
+process.exit(status ?? 1);
+
+function need(path, advice) {
+  if (existsSync(path)) return;
+  console.error(`${path} is missing: ${advice}`);
+  process.exit(1);
+}

@@ -1,0 +1,131 @@
+// A browser with the page in it, and the steps that several tests take.
+
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
+
+import { serve } from './server.mjs';
+
+const DIST = join(dirname(fileURLToPath(import.meta.url)), '../../dist');
+const ARGUMENTS = [
+  '--no-sandbox',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+/** Gives Chromium its software adapter. */
+const WEBGPU = '--enable-unsafe-webgpu';
+
+/** The model of the tests. */
+export const MODEL = process.env.TIERFLOW_WEB_MODEL;
+/** The budget of the tests, less than half of the model. */
+export const BUDGET = 40 * 2 ** 20;
+/** What takes longer than this on a software adapter has gone wrong. */
+export const PATIENCE = 240_000;
+
+/**
+ * Starts a server and a browser with a profile of its own.
+ * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
+ */
+export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 800, height: 900 } } = {}) {
+  const server = await serve({ folder: DIST, model: MODEL });
+  const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
+  const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.TIERFLOW_WEB_CHROMIUM,
+    headless: true,
+    args: webgpu ? [...ARGUMENTS, WEBGPU] : ARGUMENTS,
+    acceptDownloads: true,
+    colorScheme,
+    viewport,
+  });
+  context.setDefaultTimeout(PATIENCE);
+  const close = async () => {
+    await context.close();
+    server.close();
+    rmSync(profile, { recursive: true, force: true });
+  };
+  return { server, address, context, close };
+}
+
+/** A new page; what it reports as an error ends up in `page.faults`. */
+export async function open({ context, address }) {
+  const page = await context.newPage();
+  page.faults = [];
+  page.on('pageerror', (error) => page.faults.push(String(error)));
+  await page.goto(new URL('/page/', address).href);
+  await page.waitForFunction(() => !document.querySelector('#webgpu').textContent.startsWith('Asking'));
+  return page;
+}
+
+/** Chooses a local file through the page's own input. */
+export async function chooseFile(page, path) {
+  await page.setInputFiles('#file', path);
+}
+
+/** Drops a file on the page as a person would: the event carries it. */
+export async function dropFile(page, path) {
+  await page.evaluate(() => document.body.append(Object.assign(document.createElement('input'), { type: 'file', id: 'from-test', hidden: true })));
+  await page.setInputFiles('#from-test', path);
+  await page.evaluate(() => {
+    const transfer = new DataTransfer();
+    transfer.items.add(document.querySelector('#from-test').files[0]);
+    document.querySelector('#from-test').remove();
+    document.querySelector('#drop').dispatchEvent(new DragEvent('drop', { bubbles: true, cancelable: true, dataTransfer: transfer }));
+  });
+}
+
+/** Types an address and asks for its headers. */
+export async function chooseUrl(page, url) {
+  await page.fill('#url', url);
+  await page.click('#url-form button');
+}
+
+/** Sets the budget of the GPU, to compute on it although it is software, and waits for that plan. */
+export async function planFor(page, budget = BUDGET) {
+  await page.waitForSelector('#rates dd');
+  await page.selectOption('#device', 'gpu:0');
+  await page.fill('#gpu-budget .value input', String(budget));
+  await page.press('#gpu-budget .value input', 'Enter');
+  await page.waitForFunction((size) => document.querySelector('#tiers').textContent.includes(`of ${size}`), `${(budget / 2 ** 20).toFixed(1)} MiB`);
+}
+
+/** Loads what is planned, and waits until it can be talked to. */
+export async function load(page) {
+  await page.click('#load');
+  await page.waitForSelector('#unload:not([hidden]), #run-fault:not([hidden])');
+  if (await page.isVisible('#run-fault')) throw new Error(await page.textContent('#run-fault'));
+}
+
+/** Sends a message, and waits for the answer's end. */
+export async function ask(page, text, maxTokens) {
+  await page.fill('#max-tokens', String(maxTokens));
+  await page.fill('#prompt', text);
+  await page.press('#prompt', 'Enter');
+  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
+  return page.evaluate(() => document.querySelector('#messages article:last-child').lastChild.data);
+}
+
+/** What the page shows under a term, such as `Decode`. */
+export async function figure(page, list, term) {
+  const pairs = await page.$$eval(`${list} > div`, (items) => items.map((item) => [item.children[0].textContent, item.children[1].textContent]));
+  return pairs.find(([name]) => name.startsWith(term))?.[1];
+}
+
+/** Saves a small screenshot of some of the page's sections, which follow each other, if pictures were asked for. */
+export async function picture(page, name, ...sections) {
+  const folder = process.env.TIERFLOW_WEB_PICTURES;
+  if (!folder) return;
+  mkdirSync(folder, { recursive: true });
+  await page.evaluate(() => scrollTo(0, 0));
+  const boxes = await Promise.all(sections.map((section) => page.locator(section).boundingBox()));
+  const top = Math.min(...boxes.map(({ y }) => y)) - 8;
+  const bottom = Math.max(...boxes.map(({ y, height }) => y + height)) + 8;
+  const left = boxes[0].x - 8;
+  const clip = { x: left, y: top, width: boxes[0].width + 16, height: bottom - top };
+  await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true, clip });
+}

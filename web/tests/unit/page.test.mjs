@@ -1,0 +1,152 @@
+// The pure parts of package and page: figures, lanes, blocks of the map, descriptions of models, requests in OpenAI's shape.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { bytes, parseBytes } from '../../page/format.js';
+import { gaps, lastForwards, summarise, union } from '../../page/lanes.js';
+import { axisOf, blocksOf, total } from '../../page/tier-map.js';
+import { Completions } from '../../src/completions.js';
+import { describeSources, sameSources } from '../../src/describe.js';
+import { DoesNotFitError, fromPlain, toPlain } from '../../src/errors.js';
+
+const MIB = 2 ** 20;
+
+test('sizes are read as they are written', () => {
+  for (const [text, size] of [['40 MiB', 40 * MIB], ['40m', 40 * MIB], ['1.5 GiB', 1.5 * 1024 * MIB], ['2GB', 2e9], ['4096', 4096], ['7 B', 7]]) {
+    assert.equal(parseBytes(text), size, text);
+  }
+  for (const text of ['', 'much', '-1', '1 MiB 2', '1e9']) assert.equal(parseBytes(text), null, text);
+  assert.equal(bytes(40 * MIB), '40.0 MiB');
+  assert.equal(parseBytes(bytes(40 * MIB)), 40 * MIB);
+});
+
+const span = (lane, start_secs, end_secs, forward = 0, size_bytes = 0) => ({ lane, start_secs, end_secs, forward, piece: 0, size_bytes });
+
+test('lanes: what overlaps counts once, gaps are what is left, the longest lane is the bound', () => {
+  assert.deepEqual(union([span('x', 2, 3), span('x', 0, 1), span('x', 0.5, 1.5)]), [[0, 1.5], [2, 3]]);
+  assert.deepEqual(gaps([[1, 2], [3, 4]], 0, 4), [[0, 1], [2, 3]]);
+  assert.deepEqual(lastForwards([span('x', 0, 1, 0), span('x', 1, 2, 1), span('x', 2, 3, 2)], 2).map(({ forward }) => forward), [1, 2]);
+  const spans = [span('compute', 0, 4, 0), span('upload', 3, 7, 0, 10), span('upload', 7, 8, 1, 30)];
+  const { overlapped, bound, bytesPerForward } = summarise(spans);
+  assert.ok(Math.abs(overlapped - 1 / 5) < 1e-12, String(overlapped));
+  assert.equal(bound, 'upload');
+  assert.equal(bytesPerForward, 20);
+});
+
+const none = { weights: 0, kv_cache: 0, activations: 0, slots: 0, staging: 0 };
+const plan = {
+  units: [
+    { name: 'embed', home: 'cpu', execute_on: 'cpu', size_bytes: 50, pieces: { start: 0, end: 0 } },
+    { name: 'a', home: 'gpu:0', execute_on: 'gpu:0', size_bytes: 10, pieces: { start: 0, end: 1 } },
+    { name: 'b', home: 'cpu', execute_on: 'gpu:0', size_bytes: 20, pieces: { start: 1, end: 3 } },
+    { name: 'head', home: 'cpu', execute_on: 'gpu:0', size_bytes: 0, pieces: { start: 3, end: 4 } },
+  ],
+  pieces: [
+    { unit: 1, home: 'gpu:0', size_bytes: 10 },
+    { unit: 2, home: 'cpu', size_bytes: 15 },
+    { unit: 2, home: 'disk', size_bytes: 5 },
+    { unit: 3, home: 'cpu', size_bytes: 50 },
+  ],
+  devices: [
+    { device: 'gpu:0', budget: 40, used: { ...none, weights: 10, kv_cache: 4, slots: 12 }, ring: { n_slots: 2, slot_bytes: 6 } },
+    { device: 'cpu', budget: 1000, used: { ...none, weights: 65 }, ring: null },
+    { device: 'disk', budget: null, used: { ...none, weights: 5 }, ring: null },
+  ],
+};
+
+test('the blocks of a bar add up to what the device holds; a head that is the embedding counts once', () => {
+  for (const device of plan.devices) {
+    const sum = blocksOf(plan, device).reduce((all, { size }) => all + size, 0);
+    assert.equal(sum, total(device.used), device.device);
+  }
+  assert.deepEqual(blocksOf(plan, plan.devices[0]).map(({ kind }) => kind), ['resident', 'kv', 'slot', 'slot']);
+  assert.deepEqual(blocksOf(plan, plan.devices[1]).map(({ kind }) => kind), ['host', 'host']);
+  assert.deepEqual(blocksOf(plan, plan.devices[2]).map(({ kind }) => kind), ['disk']);
+  assert.equal(axisOf(plan), 65, 'a budget far beyond what is used does not shrink the bars');
+});
+
+const file = (name) => new File(['x'], name);
+
+test('models: one .gguf, a folder of which only a model’s files are taken, an address; else what is missing', () => {
+  assert.equal(describeSources(file('m.gguf')).length, 1);
+  const folder = describeSources([file('config.json'), file('a.safetensors'), file('README.md'), file('pytorch_model.bin'), file('tokenizer.json')]);
+  assert.deepEqual(folder.map(({ name }) => name), ['config.json', 'a.safetensors', 'tokenizer.json']);
+  assert.deepEqual(describeSources('https://example.org/a/b.gguf?x=1')[0], { kind: 'url', name: 'b.gguf', url: 'https://example.org/a/b.gguf?x=1', keep: false });
+  assert.throws(() => describeSources([file('a.gguf'), file('b.gguf')]), { name: 'InvalidArgumentError', message: /choose one/ });
+  assert.throws(() => describeSources([]), { name: 'InvalidArgumentError', message: /no \.gguf/ });
+  assert.throws(() => describeSources('ftp://x/y.gguf'), { name: 'InvalidArgumentError' });
+  assert.throws(() => describeSources({ url: 'no address' }), { name: 'InvalidArgumentError' });
+  const one = file('m.gguf');
+  assert.ok(sameSources(describeSources(one), describeSources(one)));
+  assert.ok(!sameSources(describeSources(one), describeSources('https://example.org/m.gguf')));
+});
+
+test('errors cross to the page with class, text and figures', () => {
+  const error = fromPlain(structuredClone(toPlain(new DoesNotFitError('no room', { device: 'gpu:0', needed: 2, available: 1 }))));
+  assert.ok(error instanceof DoesNotFitError);
+  assert.deepEqual([error.name, error.message, error.needed], ['DoesNotFitError', 'no room', 2]);
+  assert.equal(fromPlain({ name: 'AbortError', message: 'x', partial: { n: 1 } }).partial.n, 1);
+  assert.equal(fromPlain({ name: 'Unheard', message: 'x' }).name, 'TierflowError');
+});
+
+/** Completions over an engine that says three words. */
+function completions() {
+  const seen = {};
+  const generate = async (request, { signal, onEvent }) => {
+    seen.request = request;
+    seen.signal = signal;
+    for (const [token, text] of ['one ', 'two ', 'three'].entries()) {
+      await new Promise((resolve) => setTimeout(resolve, 2));
+      if (signal?.aborted) throw Object.assign(new DOMException('stopped', 'AbortError'), { partial: { n_prompt: 2, n_generated: token } });
+      onEvent({ token, text });
+    }
+    return { text: 'one two three', finish_reason: 'length', n_prompt: 2, n_cached: 4, n_generated: 3, tokens: [0, 1, 2] };
+  };
+  return { seen, create: new Completions(generate, () => 'tiny') };
+}
+
+const messages = [{ role: 'user', content: 'count' }];
+
+test('a completion has OpenAI’s shape', async () => {
+  const { seen, create } = completions();
+  const answer = await create.create({ messages, max_completion_tokens: 3, stop: 'x', temperature: 0 });
+  assert.deepEqual(seen.request, { messages, max_tokens: 3, temperature: 0, stop: ['x'] });
+  assert.equal(answer.object, 'chat.completion');
+  assert.deepEqual(answer.choices[0].message, { role: 'assistant', content: 'one two three' });
+  assert.equal(answer.choices[0].finish_reason, 'length');
+  assert.deepEqual([answer.usage.prompt_tokens, answer.usage.total_tokens, answer.model], [6, 9, 'tiny']);
+});
+
+test('a stream gives the role, the text in parts, the reason and on demand the usage', async () => {
+  const { create } = completions();
+  const chunks = [];
+  for await (const chunk of await create.create({ messages, stream: true, stream_options: { include_usage: true } })) chunks.push(chunk);
+  assert.equal(chunks[0].choices[0].delta.role, 'assistant');
+  assert.equal(chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join(''), 'one two three');
+  assert.equal(chunks.at(-2).choices[0].finish_reason, 'length');
+  assert.equal(chunks.at(-1).usage.completion_tokens, 3);
+});
+
+test('a signal ends a stream with an AbortError that tells how far it came; leaving the loop stops the engine', async () => {
+  const { create } = completions();
+  const controller = new AbortController();
+  const stream = await create.create({ messages, stream: true }, { signal: controller.signal });
+  await assert.rejects(
+    (async () => {
+      for await (const chunk of stream) if (chunk.choices[0].delta.content) controller.abort();
+    })(),
+    (error) => error.name === 'AbortError' && error.usage.completion_tokens === 1,
+  );
+  const other = completions();
+  for await (const chunk of await other.create.create({ messages, stream: true })) if (chunk.choices[0].delta.content) break;
+  assert.ok(other.seen.signal.aborted);
+});
+
+test('requests that make no sense are refused with the field’s name', async () => {
+  const { create } = completions();
+  for (const body of [{}, { messages: [] }, { messages: [{ role: 'god', content: 'x' }] }, { messages: [{ role: 'user', content: 7 }] }]) {
+    await assert.rejects(create.create(body), { name: 'InvalidArgumentError', message: /^messages: / });
+  }
+  await assert.rejects(create.create({ messages, n: 2 }), { name: 'InvalidArgumentError', message: /^n: / });
+});
