@@ -1,5 +1,6 @@
 //! `cargo xtask TASK`: what a developer, a newcomer and the checks run. Starts programs; the engine itself is not linked.
 
+mod bench;
 mod demo;
 mod machine;
 mod model;
@@ -18,6 +19,12 @@ const USAGE: &str = "usage: cargo xtask TASK
                 write a model with seeded random weights
   picture TRACE.json OUT.svg
                 draw the lanes of one forward of a trace
+  bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
+                measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
+                installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's
+                Vulkan backend as well; --only takes the cases whose title holds TEXT
+  chart BENCH.json OUT.svg
+                draw the chart of what bench --json wrote
   fetch-model   fetch the small model that demo and test use, and print where it lies
 ";
 
@@ -28,6 +35,8 @@ fn main() -> ExitCode {
         ["test"] => test::run(),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
         ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
+        ["bench", ..] => bench::run(&arguments[1..]),
+        ["chart", json, out] => bench::draw(Path::new(json), Path::new(out)),
         ["picture", trace, out] => picture::draw(Path::new(trace), Path::new(out)).map_err(steps::Failure::new),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
