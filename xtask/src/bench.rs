@@ -67,11 +67,12 @@ impl Options {
 /// Where the arguments are wrong, tierflow does not build, or the report cannot be written.
 pub fn run(arguments: &[String]) -> Result<()> {
     let options = Options::parse(arguments)?;
+    // Before anything of its own loads the machine.
+    let mut report = Report::new(options.rounds, options.threads);
     if let Err(failure) = machine::ensure_adapter() {
         eprintln!("no adapter: {}", failure.text);
     }
     steps::run(&mut steps::cargo(&["build", "--release"]))?;
-    let mut report = Report::new(options.rounds, options.threads);
     let environments = Environments::prepare(
         [(Program::LlamaCpp, options.llama_venv.as_deref()), (Program::Accelerate, options.accelerate_venv.as_deref())],
         &mut report,

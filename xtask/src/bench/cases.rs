@@ -7,8 +7,9 @@ use super::weights::Weights;
 
 /// GPU memory of the streamed case: less than half of what the model takes in Q4_1.
 const STREAMED_BUDGET: &str = "gpu:0=40MiB";
-/// Host memory of the case from disk: less than half of what the model takes in f32, and enough for its largest part.
-const DISK_BUDGET: &str = "cpu=240MiB";
+/// Host memory of the case from disk: a quarter of what the model takes in f32, about as much as its largest matrix, which
+/// Accelerate holds whole.
+const DISK_BUDGET: &str = "cpu=128MiB";
 
 /// All cases that this field can run.
 pub fn all(field: &Field, weights: &Weights) -> Vec<Case> {

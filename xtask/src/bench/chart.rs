@@ -9,7 +9,7 @@ const MARGIN: f64 = 20.0;
 /// Between the two columns: decoding at the left, prompts at the right.
 const GAP: f64 = 40.0;
 /// Room for the names before the bars and for the figures behind them.
-const NAMES: f64 = 160.0;
+const NAMES: f64 = 176.0;
 const FIGURES: f64 = 50.0;
 const BAR: f64 = 16.0;
 const BAR_STEP: f64 = 20.0;

@@ -35,10 +35,8 @@ impl Field {
         let devices = tierflow_json(&["devices", "--json"]).map_err(Failure::new)?;
         let devices = devices["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
         let text = |device: &Value, key: &str| device[key].as_str().unwrap_or_default().to_owned();
-        report.devices = devices
-            .iter()
-            .map(|device| format!("{} {}, {}", text(device, "device"), text(device, "name"), text(device, "driver")))
-            .collect();
+        let computing = devices.iter().filter(|device| text(device, "device") != "disk");
+        report.devices = computing.map(|device| ["device", "name", "driver"].map(|key| text(device, key)).join(" ")).collect();
         let gpu = devices.iter().find(|device| text(device, "device") == "gpu:0");
         let adapter = gpu.map(|device| Adapter { name: text(device, "name"), is_software: text(device, "kind") == "software" });
         let mut field = Field { environments, threads, adapter, llama_gpu: None };

@@ -15,6 +15,8 @@ pub struct Report {
     pub threads: usize,
     /// The machine's devices, as tierflow names them.
     pub devices: Vec<String>,
+    /// Programs that wanted to run in the minute before, as Linux counts them: above 0 the figures are of a busy machine.
+    load: Option<f64>,
     /// Programs and their versions.
     pub versions: Vec<String>,
     /// What was measured.
@@ -89,8 +91,9 @@ impl Outcome {
 impl Report {
     /// An empty report.
     pub fn new(rounds: usize, threads: usize) -> Report {
+        let load = std::fs::read_to_string("/proc/loadavg").ok().and_then(|text| text.split(' ').next()?.parse().ok());
         let versions = vec![format!("tierflow {}", env!("CARGO_PKG_VERSION"))];
-        Report { rounds, threads, devices: Vec::new(), versions, rows: Vec::new(), left_out: Vec::new() }
+        Report { rounds, threads, devices: Vec::new(), load, versions, rows: Vec::new(), left_out: Vec::new() }
     }
 
     /// Notes, and says at once, that `what` is left out and why.
@@ -103,16 +106,17 @@ impl Report {
     pub fn to_json(&self) -> Value {
         let left_out: Vec<Value> = self.left_out.iter().map(|(what, why)| json!({ "what": what, "why": why })).collect();
         let rows: Vec<Value> = self.rows.iter().map(Row::to_json).collect();
-        json!({ "schema": SCHEMA, "devices": self.devices, "threads": self.threads, "rounds": self.rounds, "versions": self.versions, "left_out": left_out, "rows": rows })
+        json!({ "schema": SCHEMA, "devices": self.devices, "threads": self.threads, "rounds": self.rounds, "load": self.load, "versions": self.versions, "left_out": left_out, "rows": rows })
     }
 
     /// A heading of the machine and the versions, the table, and a line for each thing that is left out.
     pub fn markdown(&self) -> String {
         let mut text = format!(
-            "{}; {} threads; {}. Tokens per second, medians of {} rounds in which the programs take turns; the ratio is the first program's median to that of the others.\n\n\
+            "{}; {} threads{}; {}. Tokens per second, medians of {} rounds in which the programs take turns; the ratio is the first program's median to that of the others.\n\n\
              | weights, place | test | program | median t/s | min – max | ratio |\n| --- | --- | --- | ---: | ---: | ---: |\n",
             self.devices.join("; "),
             self.threads,
+            self.load.map_or(String::new(), |load| format!("; load average {load} before the run")),
             self.versions.join("; "),
             self.rounds
         );
