@@ -128,10 +128,11 @@ impl Case {
     }
 }
 
-/// Measures a case over `rounds` rounds; a contestant that fails is left out.
+/// Measures a case over `rounds` rounds. A contestant that fails is left out; without the first one there is nothing to compare.
 pub fn run(case: Case, field: &Field, rounds: usize, report: &mut Report) {
     let (title, tests) = (case.title(), case.tests());
     let Case { weights, place, n_prompt, n_gen, contestants } = case;
+    let first = contestants.first().map(|contestant| contestant.name.clone());
     let mut running = Vec::new();
     for contestant in contestants {
         match Running::start(contestant, field, n_prompt, n_gen) {
@@ -139,34 +140,33 @@ pub fn run(case: Case, field: &Field, rounds: usize, report: &mut Report) {
             Err((name, fault)) => report.leave_out(&format!("{name} ({title})"), &fault),
         }
     }
+    take_turns(&mut running, rounds, n_prompt, n_gen);
+    running.retain(|contestant| {
+        contestant.fault.as_ref().inspect(|fault| report.leave_out(&format!("{} ({title})", contestant.name), fault)).is_none()
+    });
+    if running.first().map(|contestant| &contestant.name) != first.as_ref() {
+        return;
+    }
+    for test in tests {
+        let outcomes = running.iter().map(|contestant| Outcome { name: contestant.name.clone(), samples_ts: contestant.samples_of(test) });
+        report.rows.push(Row { weights: weights.clone(), place: place.clone(), test, outcomes: outcomes.collect() });
+    }
+}
+
+/// Every round measures each contestant once, and another one comes first.
+fn take_turns(running: &mut [Running], rounds: usize, n_prompt: u32, n_gen: u32) {
     for round in 0..rounds {
-        for turn in 0..running.len() {
-            let index = (turn + round) % running.len();
-            let contestant = &mut running[index];
-            if contestant.fault.is_some() {
-                continue;
-            }
+        let (later, sooner) = running.split_at_mut(round % running.len().max(1));
+        for contestant in sooner.iter_mut().chain(later).filter(|contestant| contestant.fault.is_none()) {
             match contestant.measure(n_prompt, n_gen) {
                 Ok(rates) => {
-                    eprintln!(
-                        "  round {} {:32} {}",
-                        round + 1,
-                        contestant.name,
-                        rates.map(|rate| rate.map_or(String::new(), |rate| format!("{rate:10.2}"))).concat()
-                    );
+                    let figures = rates.map(|rate| rate.map_or(String::new(), |rate| format!("{rate:10.2}"))).concat();
+                    eprintln!("  round {} {:32} {figures}", round + 1, contestant.name);
                     contestant.samples.push(rates);
                 }
                 Err(fault) => contestant.fault = Some(fault),
             }
         }
-    }
-    for contestant in running.iter().filter(|contestant| contestant.fault.is_some()) {
-        report.leave_out(&format!("{} ({title})", contestant.name), contestant.fault.as_deref().unwrap_or_default());
-    }
-    running.retain(|contestant| contestant.fault.is_none());
-    for test in tests {
-        let outcomes = running.iter().map(|contestant| Outcome { name: contestant.name.clone(), samples_ts: contestant.samples_of(test) });
-        report.rows.push(Row { weights: weights.clone(), place: place.clone(), test, outcomes: outcomes.collect() });
     }
 }
 

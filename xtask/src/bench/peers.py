@@ -23,7 +23,7 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
 
     def describe(self):
-        """The version, and the devices beside the CPU that this build can use here."""
+        """The version, and the GPUs that this build can use here."""
         return {
             "version": f"llama-cpp-python {self.lib.__version__}",
             "devices": self._gpus() if self.lib.llama_supports_gpu_offload() else [],
@@ -47,6 +47,7 @@ class LlamaCpp:
             raise RuntimeError(f"llama.cpp cannot load {model}")
         options = self.lib.llama_context_default_params()
         options.n_ctx = positions
+        options.op_offload = options.offload_kqv = placement == "gpu"
         options.n_threads = options.n_threads_batch = threads
         self.context = self.lib.llama_init_from_model(self.model, options)
         if not self.context:
@@ -74,10 +75,10 @@ class LlamaCpp:
             function.restype = result
             return function(*arguments)
 
-        cpu = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
+        gpus = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
         count = call("ggml_backend_dev_count", ctypes.c_size_t)
         devices = [ctypes.c_void_p(call("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t(n))) for n in range(count)]
-        devices = [device for device in devices if call("ggml_backend_dev_type", ctypes.c_int, device) != cpu]
+        devices = [device for device in devices if call("ggml_backend_dev_type", ctypes.c_int, device) in gpus]
         texts = [(call("ggml_backend_dev_name", ctypes.c_char_p, d), call("ggml_backend_dev_description", ctypes.c_char_p, d)) for d in devices]
         return [f"{name.decode()} {description.decode()}" for name, description in texts]
 
