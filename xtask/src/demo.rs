@@ -14,8 +14,7 @@ pub fn run() -> Result<()> {
     machine::ensure_adapter()?;
     let model = model::ensure()?;
     steps::run(&mut steps::cargo(&["build", "--release"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| steps::root().join("target"), Into::into);
-    let program = target.join("release").join(format!("tierflow{}", std::env::consts::EXE_SUFFIX));
+    let program = steps::tierflow();
     let tierflow = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.args(arguments);

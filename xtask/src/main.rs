@@ -1,5 +1,6 @@
 //! `cargo xtask TASK`: what a developer, a newcomer and the checks run. Starts programs; the engine itself is not linked.
 
+mod bench;
 mod demo;
 mod machine;
 mod model;
@@ -21,6 +22,13 @@ const USAGE: &str = "usage: cargo xtask TASK
                 draw the lanes of one forward of a trace
   web [PORT]    build the engine for browsers into web/dist, and serve its page with the small model beside it
   web build     only build it
+  web test      build it and test it in a browser
+  bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
+                measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
+                installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's
+                Vulkan backend as well; --only takes the cases whose title holds TEXT
+  chart BENCH.json OUT.svg
+                draw the chart of what bench --json wrote
   fetch-model   fetch the small model that demo and test use, and print where it lies
 ";
 
@@ -31,9 +39,12 @@ fn main() -> ExitCode {
         ["test"] => test::run(),
         ["web"] => web::serve(web::PORT),
         ["web", "build"] => web::build(),
+        ["web", "test"] => web::test(),
         ["web", port] if port.parse::<u16>().is_ok() => web::serve(port),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
         ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
+        ["bench", ..] => bench::run(&arguments[1..]),
+        ["chart", json, out] => bench::draw(Path::new(json), Path::new(out)),
         ["picture", trace, out] => picture::draw(Path::new(trace), Path::new(out)).map_err(steps::Failure::new),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -51,6 +51,16 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
+/// The folder of build outputs.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into)
+}
+
+/// tierflow's program, as `cargo build --release` leaves it.
+pub fn tierflow() -> PathBuf {
+    target().join("release").join(format!("tierflow{}", std::env::consts::EXE_SUFFIX))
+}
+
 /// The cargo that runs this, in the root of the repository.
 pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
