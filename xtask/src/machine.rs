@@ -8,6 +8,9 @@ use crate::steps::{self, Failure, Result, announce};
 /// The packages that give Debian a Vulkan adapter in software.
 const LAVAPIPE: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
 
+/// Where Debian puts the browser.
+const BROWSER: &str = "/usr/bin/chromium";
+
 /// Folders in which Vulkan drivers announce themselves.
 const DRIVER_FOLDERS: [&str; 4] =
     ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/local/etc/vulkan/icd.d"];
@@ -24,6 +27,22 @@ pub fn ensure_adapter() -> Result<()> {
     }
     eprintln!("found none; lavapipe, Mesa's Vulkan driver in software, will do");
     install(&LAVAPIPE, "a Vulkan driver (that of your GPU, or Mesa's lavapipe) and its loader libvulkan.so.1")
+}
+
+/// Makes sure that there is a Chromium to test the page in, and Node.js to drive it with.
+pub fn ensure_browser() -> Result<()> {
+    announce("looking for Chromium and Node.js");
+    let mut missing = Vec::new();
+    for (package, program) in [("chromium", BROWSER), ("nodejs", "node"), ("npm", "npm")] {
+        if !steps::succeeds(program, &["--version"]) {
+            missing.push(package);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("missing: {}", missing.join(", "));
+    install(&missing, "Chromium at /usr/bin/chromium, and Node.js 20 or newer with npm")
 }
 
 /// A driver that will work: lavapipe, or another one beside a GPU's device file.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::model;
 use crate::steps::{self, Failure, Result, announce};
+use crate::{machine, model};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const WASM: &str = "wasm32-unknown-unknown/web/tierflow_web.wasm";
@@ -29,6 +29,18 @@ pub fn serve(port: &str) -> Result<()> {
     let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
     announce("serving; end with Ctrl-C");
     steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
+}
+
+/// Builds, and runs the tests of package and page in Chromium, whose WebGPU needs no GPU.
+pub fn test() -> Result<()> {
+    build()?;
+    machine::ensure_browser()?;
+    let model = model::ensure()?;
+    let folder = steps::root().join("web");
+    if !folder.join("node_modules/playwright-core").exists() {
+        steps::run(std::process::Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
+    }
+    steps::run(std::process::Command::new("node").arg("tests/run.mjs").arg("--model").arg(model).current_dir(&folder))
 }
 
 fn bundler(arguments: &[&str]) -> std::process::Command {
