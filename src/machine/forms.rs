@@ -6,10 +6,10 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::matmul::Params;
 
-/// One dtype of each width, plain and in blocks: others take the form of the nearest.
-const DTYPES: [DType; 3] = [DType::F16, DType::Q8_0, DType::Q4_0];
-/// Products of the size that a model of a few billion parameters has, small enough for a slow adapter.
-const SHAPES: [(TokenCount, [u32; 3]); 2] = [(TokenCount::Few, [2048, 2048, 1]), (TokenCount::Many, [512, 1024, 64])];
+/// One dtype of plain numbers and one of blocks: others take the form of the nearest.
+const DTYPES: [DType; 2] = [DType::F16, DType::Q4_0];
+/// Products large enough to tell forms apart, and small enough for a slow adapter.
+const SHAPES: [(TokenCount, [u32; 3]); 2] = [(TokenCount::Few, [1024, 2048, 1]), (TokenCount::Many, [512, 512, 64])];
 /// What another form must save of the time of the one that the kind of adapter suggests: less is noise, and forms differ in
 /// the last bits, which should not change from one measurement to the next.
 const LEAST_GAIN: f64 = 0.1;
