@@ -29,6 +29,8 @@ pub async fn read(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Re
     });
     gpu.wait(None)?;
     let mapped = receiver.await.map_err(|_| gpu.fault("the readback was never answered"))?;
+    // A device that is lost says more than the mapping that fails for it.
+    gpu.check()?;
     mapped.map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
     let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
     let bytes = view.to_vec();

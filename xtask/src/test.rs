@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::steps::{self, Result, announce};
-use crate::{machine, model};
+use crate::{machine, model, web};
 
 /// Runs the steps in order, fast ones first; the first that fails ends it with its exit code.
 pub fn run() -> Result<()> {
@@ -23,7 +23,8 @@ fn run_steps(summary: &mut Summary) -> Result<()> {
     summary.time("docs", || steps::run(doc.env("RUSTDOCFLAGS", "-D warnings")))?;
     summary.time("adapter", machine::ensure_adapter)?;
     let model = summary.time("model", model::ensure)?;
-    summary.time("tests", || steps::run(&mut tests(&model)))
+    summary.time("tests", || steps::run(&mut tests(&model)))?;
+    summary.time("web", web::build)
 }
 
 /// All tests, none of which may pass for want of an adapter or the model.
