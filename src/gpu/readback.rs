@@ -52,6 +52,8 @@ impl Readback {
         });
         gpu.wait(None)?;
         let mapped = receiver.await.map_err(|_| gpu.fault("the readback was never answered"))?;
+        // A device that is lost says more than the mapping that fails for it.
+        gpu.check()?;
         mapped.map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
         let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
         let bytes = view.to_vec();

@@ -127,7 +127,9 @@ impl Engine {
             tokens.push(step.token);
             self.note_memory(generation.engine());
             let told = on_step.call2(&JsValue::NULL, &step.token.into(), &step.text.into());
-            cancelled = self.cancelled.load(Ordering::Relaxed) || told.is_ok_and(|answer| answer == JsValue::FALSE);
+            // A function that throws wants no more either.
+            let goes_on = told.is_ok_and(|answer| answer != JsValue::FALSE);
+            cancelled = !goes_on || self.cancelled.load(Ordering::Relaxed);
             if cancelled {
                 break;
             }
