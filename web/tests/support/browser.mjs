@@ -31,7 +31,7 @@ export const PATIENCE = 240_000;
  * Starts a server and a browser with a profile of its own.
  * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
  */
-export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 800, height: 900 } } = {}) {
+export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 720, height: 900 } } = {}) {
   const server = await serve({ folder: DIST, model: MODEL });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
