@@ -25,7 +25,7 @@ export const MODEL = process.env.TIERFLOW_WEB_MODEL;
 /** The budget of the tests, less than half of the model. */
 export const BUDGET = 40 * 2 ** 20;
 /** What takes longer than this on a software adapter has gone wrong. */
-export const PATIENCE = 240_000;
+export const PATIENCE = 600_000;
 
 /**
  * Starts a server and a browser with a profile of its own.
