@@ -184,7 +184,7 @@ function settings() {
 }
 
 function memoryFigures({ devices, wasm_bytes }) {
-  const used = devices.map(({ device, peak, budget }) => [`Peak of ${device}`, budget ? `${bytes(peak)} of ${bytes(budget)}` : bytes(peak)]);
+  const used = devices.map(({ device, peak, budget }) => [`Peak of ${device}`, budget ? `${bytes(peak)} / ${bytes(budget)}` : bytes(peak)]);
   return [...used, ["Engine's own memory", bytes(wasm_bytes)]];
 }
 

@@ -257,7 +257,8 @@ export class ServerError extends TierflowError {
 }
 /** The browser's storage is full. */
 export class StorageFullError extends TierflowError {
-  readonly needed: number;
+  /** `null` where it was not known yet. */
+  readonly needed: number | null;
   readonly available: number;
 }
 /** A stored model is in use by another tab. */

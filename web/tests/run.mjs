@@ -1,9 +1,10 @@
-// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--chromium FILE] [--unit] [--pictures]`.
+// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--chromium FILE] [--unit] [--long] [--pictures]`.
 //
 // --address   where `web/dist` is served with the model at /models/; without it, it is served here
 // --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
 // --chromium  the browser; otherwise /usr/bin/chromium
 // --unit      only the tests that need no browser
+// --long      compares answers to their ends, which takes a software adapter many minutes
 // --pictures  writes screenshots of plan, run and faults to docs/pictures
 
 import { spawnSync } from 'node:child_process';
@@ -21,6 +22,7 @@ const { values } = parseArgs({
     model: { type: 'string' },
     chromium: { type: 'string', default: '/usr/bin/chromium' },
     unit: { type: 'boolean', default: false },
+    long: { type: 'boolean', default: false },
     pictures: { type: 'boolean', default: false },
   },
 });
@@ -43,6 +45,7 @@ const environment = {
   TIERFLOW_WEB_ADDRESS: values.address ?? '',
   TIERFLOW_WEB_MODEL: model,
   TIERFLOW_WEB_CHROMIUM: values.chromium,
+  TIERFLOW_WEB_LONG: values.long ? '1' : '',
   TIERFLOW_WEB_PICTURES: values.pictures ? resolve(web, '../docs/pictures') : '',
 };
 // One file at a time: a software adapter takes all cores.

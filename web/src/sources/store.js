@@ -90,13 +90,9 @@ export class Store {
   async download({ url, name }, { signal, onProgress = () => {} } = {}) {
     const key = await keyOf(url);
     await this.#exclusive(key, name, async () => {
-      const folder = await this.#root.getDirectoryHandle(key, { create: true });
-      const data = await folder.getFileHandle(DATA, { create: true });
-      const access = await data.createSyncAccessHandle().catch((error) => {
-        throw busyOr(error, name);
-      });
-      const download = new Download(folder, access, { url, name }, this.#quota);
+      const download = new Download({ url, name }, this.#quota);
       try {
+        await download.open(await this.#root.getDirectoryHandle(key, { create: true }));
         await download.run(signal, onProgress);
       } catch (error) {
         throw await this.#afterFault(error, download, key);
@@ -109,11 +105,12 @@ export class Store {
   /** What was stored safely stays for the next time, except where nothing was, or no room is left for the rest. */
   async #afterFault(error, download, key) {
     const isFull = error.name === 'QuotaExceededError' || error instanceof StorageFullError;
+    const isOurs = download.isOpen;
     download.close();
-    if (isFull || download.done === 0) await this.#removeFolder(key);
+    if (isOurs && (isFull || download.done === 0)) await this.#removeFolder(key);
     if (error.name !== 'QuotaExceededError') return error;
     const { usage = 0, quota = 0 } = await this.#quota();
-    return storageFull(download.entry.name, download.entry.size ?? download.done, Math.max(0, quota - usage));
+    return storageFull(download.entry.name, download.entry.size, Math.max(0, quota - usage));
   }
 
   async #entry(url) {
@@ -140,16 +137,13 @@ export class Store {
   }
 }
 
-/** One download into an open file. */
+/** One download into a file. */
 class Download {
-  #folder;
-  #access;
+  #folder = null;
+  #access = null;
   #quota;
-  #isOpen = true;
 
-  constructor(folder, access, { url, name }, quota) {
-    this.#folder = folder;
-    this.#access = access;
+  constructor({ url, name }, quota) {
     this.#quota = quota;
     this.entry = { url, name, size: null, mark: null, done: 0, complete: false };
   }
@@ -159,9 +153,22 @@ class Download {
     return this.entry.done;
   }
 
+  /** Whether the file is there and nobody else has it. */
+  get isOpen() {
+    return this.#access !== null;
+  }
+
+  async open(folder) {
+    const data = await folder.getFileHandle(DATA, { create: true });
+    this.#folder = folder;
+    this.#access = await data.createSyncAccessHandle().catch((error) => {
+      throw busyOr(error, this.entry.name);
+    });
+  }
+
   close() {
-    if (this.#isOpen) this.#access.close();
-    this.#isOpen = false;
+    this.#access?.close();
+    this.#access = null;
   }
 
   async run(signal, onProgress) {
@@ -255,10 +262,11 @@ class Download {
   }
 }
 
+/** `needed` is `null` where it is not known yet. */
 function storageFull(name, needed, available) {
   const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
   return new StorageFullError(
-    `${name}: needs ${mib(needed)} of the browser's storage, which has ${mib(available)} left; delete a stored model, free disk space, or choose a local file, which needs no storage`,
+    `${name}: needs ${needed === null ? 'more' : mib(needed)} of the browser's storage, which has ${mib(available)} left; delete a stored model, free disk space, or choose a local file, which needs no storage`,
     { needed, available },
   );
 }

@@ -44,7 +44,16 @@ test('a dropped file gives a plan from its headers alone; budgets, map, rates an
   assert.match(await figure(page, '#rates', 'Bound by'), /^(compute|upload|disk)/);
   const streamed = await figure(page, '#rates', 'Streams');
   assert.match(streamed, /MiB$/);
+
+  await page.fill('#host-budget .value input', '48 MiB');
+  await page.press('#host-budget .value input', 'Enter');
+  await page.waitForFunction(() => /cpu=/.test(document.querySelector('#command').textContent));
+  await page.waitForSelector('[data-device="disk"]');
+  assert.match(await page.textContent('#legend'), /stream from disk/);
   await picture(page, 'web-plan', '#plan');
+  await page.fill('#host-budget .value input', 'no limit');
+  await page.press('#host-budget .value input', 'Enter');
+  await page.waitForSelector('[data-device="disk"]', { state: 'detached' });
 
   await page.selectOption('#kv-dtype', 'f16');
   await page.waitForFunction(() => document.querySelector('#command').textContent.includes('--kv-dtype f16'));

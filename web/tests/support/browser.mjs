@@ -25,13 +25,13 @@ export const MODEL = process.env.TIERFLOW_WEB_MODEL;
 /** The budget of the tests, less than half of the model. */
 export const BUDGET = 40 * 2 ** 20;
 /** What takes longer than this on a software adapter has gone wrong. */
-export const PATIENCE = 240_000;
+export const PATIENCE = 600_000;
 
 /**
  * Starts a server and a browser with a profile of its own.
  * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
  */
-export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 800, height: 900 } } = {}) {
+export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 720, height: 900 } } = {}) {
   const server = await serve({ folder: DIST, model: MODEL });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
