@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Gpu, ParamsArena};
-use crate::kernels::top_k;
+use crate::kernels::{attention, top_k};
 use crate::model::{Activation, Model};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::stream::feeder::{Feeder, workers_gone};
@@ -189,7 +189,8 @@ impl Executor for GpuExecutor {
         let computes_head = self.plan.role(self.device).computes_head;
         let top_k = if let Want::TopK(k) = batch.want { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
-        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k })?;
+        let attention = attention::token_count(batch.tokens.len(), batch.n_runs());
+        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention })?;
         let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
         let cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;

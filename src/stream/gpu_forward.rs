@@ -1,6 +1,6 @@
 //! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
 
-use crate::device::Device;
+use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
@@ -21,6 +21,8 @@ pub(super) struct ForwardShape {
     pub(super) n_rows: usize,
     /// Best tokens to select per row; 0 selects nothing.
     pub(super) top_k: usize,
+    /// Whether tokens of one sequence follow each other, so that their attention can share keys.
+    pub(super) attention: TokenCount,
 }
 
 /// A dispatch and where its params lie in the arena.
@@ -54,6 +56,7 @@ struct Maker<'a> {
     store: &'a Store,
     buffers: &'a Buffers,
     params: OpParams<'a>,
+    attention: TokenCount,
 }
 
 impl ForwardDispatches {
@@ -69,7 +72,7 @@ impl ForwardDispatches {
             ctx_size: plan.ctx_size,
             kv_dtype: plan.kv_dtype,
         };
-        let maker = Maker { gpu, model, store, buffers, params };
+        let maker = Maker { gpu, model, store, buffers, params, attention: shape.attention };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {
@@ -87,7 +90,7 @@ impl ForwardDispatches {
                 let call = maker.call(piece, *work)?;
                 let offset = call.push(gpu, arena)?;
                 for (place, block) in places.iter_mut().zip(&blocks) {
-                    place.push((call.prepare(gpu, arena.buffer(), *block)?, offset));
+                    place.extend(call.prepare(gpu, arena.buffer(), *block)?.into_iter().map(|dispatch| (dispatch, offset)));
                 }
             }
             pieces.push(places);
@@ -97,7 +100,7 @@ impl ForwardDispatches {
             k => {
                 let call = maker.top_k(k)?;
                 let offset = call.push(gpu, arena)?;
-                Some((call.prepare(gpu, arena.buffer(), None)?, offset))
+                call.prepare(gpu, arena.buffer(), None)?.pop().map(|dispatch| (dispatch, offset))
             }
         };
         arena.upload(gpu);
@@ -119,7 +122,7 @@ impl ForwardDispatches {
 enum Call<'a> {
     Add(add::Params, add::Bindings<'a>),
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
-    Attention(attention::Params, attention::Bindings<'a>),
+    Attention(attention::Params, attention::Bindings<'a>, TokenCount),
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
     KvStore(kv_store::Params, kv_store::Bindings<'a>),
     MatMul { params: matmul::Params, slice: Slice, input: Binding<'a>, output: Binding<'a> },
@@ -134,7 +137,7 @@ impl Call<'_> {
         match self {
             Call::Add(params, _) => arena.push(gpu, params),
             Call::AddBias(params, _) => arena.push(gpu, params),
-            Call::Attention(params, _) => arena.push(gpu, params),
+            Call::Attention(params, ..) => arena.push(gpu, params),
             Call::GatherRows(params, _) => arena.push(gpu, params),
             Call::KvStore(params, _) => arena.push(gpu, params),
             Call::MatMul { params, .. } => arena.push(gpu, params),
@@ -145,11 +148,12 @@ impl Call<'_> {
         }
     }
 
-    fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Dispatch> {
-        match self {
+    /// The call's dispatches, in their order: one, except of attention, which may take two.
+    fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> {
+        let dispatch = match self {
             Call::Add(params, bindings) => add::prepare(gpu, arena, params, *bindings),
             Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
-            Call::Attention(params, bindings) => attention::prepare(gpu, arena, params, *bindings),
+            Call::Attention(params, bindings, tokens) => return attention::prepare(gpu, arena, params, *bindings, *tokens),
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
             Call::KvStore(params, bindings) => kv_store::prepare(gpu, arena, params, *bindings),
             Call::MatMul { params, slice, input, output } => {
@@ -161,7 +165,8 @@ impl Call<'_> {
             Call::Rope(params, bindings) => rope::prepare(gpu, arena, params, *bindings),
             Call::SwiGlu(params, bindings) => swiglu::prepare(gpu, arena, params, *bindings),
             Call::TopK(params, bindings) => top_k::prepare(gpu, arena, params, *bindings),
-        }
+        };
+        Ok(vec![dispatch?])
     }
 }
 
@@ -234,9 +239,10 @@ impl<'a> Maker<'a> {
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
+            parts: self.working(WorkingBuffer::AttentionParts)?,
             mixed: self.activation(Activation::Mixed)?,
         };
-        Ok(Call::Attention(self.params.attention(), bindings))
+        Ok(Call::Attention(self.params.attention(), bindings, self.attention))
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {
