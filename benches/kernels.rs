@@ -72,7 +72,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
     let dispatch = swiglu::prepare(gpu, arena.buffer(), &params, swiglu::Bindings { gate: read, up: read, output: write })?;
     report("swiglu 1536", time(gpu, &arena, &dispatch)?);
 
-    for (kv_len, n_tokens) in [(256, 1), (2048, 1), (256, 256)] {
+    for (kv_len, n_tokens) in [(256, 1), (2048, 1), (256, 256), (2048, 256)] {
         arena.clear();
         let params = attention::Params {
             n_tokens,
@@ -89,12 +89,19 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
         let tokens: Vec<kv_store::Token> = (0..n_tokens).map(|t| kv_store::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();
         let places = buffer(gpu, n_tokens as u64 * 16)?;
         gpu.queue.write_buffer(&places, 0, bytemuck::cast_slice(&tokens));
-        let bindings =
-            attention::Bindings { query: read, tokens: Binding::whole(&places), key_cache: read, value_cache: read, mixed: write };
-        report(
-            &format!("attention f16 {n_tokens} at {kv_len}"),
-            time(gpu, &arena, &attention::prepare(gpu, arena.buffer(), &params, bindings)?)?,
-        );
+        let parts = buffer(gpu, attention::parts_bytes(&params).max(1))?;
+        let bindings = attention::Bindings {
+            query: read,
+            tokens: Binding::whole(&places),
+            key_cache: read,
+            value_cache: read,
+            parts: Binding::whole(&parts),
+            mixed: write,
+        };
+        for form in attention::forms(gpu) {
+            let dispatches = attention::prepare_as(gpu, arena.buffer(), &params, bindings, form)?;
+            report(&format!("attention f16 {n_tokens} at {kv_len} {form:?}"), time_all(gpu, &arena, &dispatches)?);
+        }
     }
 
     for (vocab_size, k) in [(49_152, 1), (49_152, 40), (128_256, 40)] {
@@ -108,7 +115,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
 }
 
 fn report(what: &str, seconds: f64) {
-    println!("{what:<28} {:>10.1} µs", seconds * 1e6);
+    println!("{what:<40} {:>10.1} µs", seconds * 1e6);
 }
 
 fn buffer(gpu: &Gpu, size: u64) -> Result<Buffer> {
@@ -121,12 +128,17 @@ fn buffer(gpu: &Gpu, size: u64) -> Result<Buffer> {
 
 /// Seconds per dispatch: the best of several submissions of enough dispatches to hide the submission itself.
 fn time(gpu: &Gpu, arena: &ParamsArena, dispatch: &Dispatch) -> Result<f64> {
+    time_all(gpu, arena, std::slice::from_ref(dispatch))
+}
+
+/// Seconds that the dispatches take together, as [`time`].
+fn time_all(gpu: &Gpu, arena: &ParamsArena, dispatches: &[Dispatch]) -> Result<f64> {
     arena.upload(gpu);
     let run = |repeats: u32| -> Result<f64> {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for _ in 0..repeats {
-            dispatch.encode(&mut pass, 0);
+            dispatches.iter().for_each(|dispatch| dispatch.encode(&mut pass, 0));
         }
         drop(pass);
         let begin = Instant::now();

@@ -11,6 +11,7 @@ use proptest::test_runner::RngSeed;
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
+use tierflow::kernels::{attention, matmul};
 use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, UploadPath, Work, exchange_secs, plan, sizes};
 use tierflow::units::Bytes;
@@ -345,8 +346,32 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
 }
 
 #[test]
+fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
+    assert_eq!(sizes::ATTENTION_PARTS_MAX as u32, attention::MAX_PARTS);
+    assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_FEW_TOKENS);
+    let config = models::config();
+    for n_tokens in [1, 3, 8, 9, 64] {
+        let room = sizes::attention_parts_bytes(&config, n_tokens as usize);
+        for kv_capacity in [1, 127, 128, 129, 4095, 4096, 4097, 131_072] {
+            let params = attention::Params {
+                n_tokens,
+                n_heads: config.n_heads as u32,
+                n_kv_heads: config.n_kv_heads as u32,
+                head_size: config.head_size as u32,
+                n_seqs: 1,
+                kv_capacity,
+                window: 0,
+                scale: 1.0,
+                kv_dtype: 0,
+            };
+            assert!(attention::parts_bytes(&params) <= room.0, "{n_tokens} tokens, {kv_capacity} positions");
+        }
+    }
+}
+
+#[test]
 fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
-    assert_eq!(sizes::HEAD_SIZE_MAX as u32, tierflow::kernels::attention::MAX_HEAD_SIZE, "the kernel's own bound");
+    assert_eq!(sizes::HEAD_SIZE_MAX as u32, attention::MAX_HEAD_SIZE, "the kernel's own bound");
     let config = ModelConfig { head_size: 258, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));

@@ -12,6 +12,9 @@ const MAX_STORAGE_BUFFERS: usize = 8;
 /// WebGPU's guarantee per workgroup, in bytes.
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
+/// Kernels for adapters that have more than WebGPU's base: each has a twin without, which the others take.
+const BEYOND_BASE: [&str; 3] = ["matmul_subgroup", "attention_subgroup", "attention_subgroup_tile"];
+
 type Members = Vec<(&'static str, usize)>;
 
 macro_rules! members {
@@ -29,7 +32,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon),
         "rope" => members!(rope: n_tokens, n_heads, head_size, pairing),
         "kv_store" => members!(kv_store: n_tokens, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype),
-        "attention" => {
+        "attention_token" | "attention_tile" | "attention_subgroup" | "attention_subgroup_tile" | "attention_combine" => {
             members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype)
         }
         "swiglu" => members!(swiglu: n_values),
@@ -44,10 +47,10 @@ fn rust_params(stem: &str) -> (usize, Members) {
 fn parse(kernel: &KernelSource) -> naga::Module {
     let module = naga::front::wgsl::parse_str(kernel.wgsl)
         .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.wgsl, kernel.stem)));
-    // WebGPU's base and nothing beyond: `unpack2x16float` belongs to it; f16, subgroups and immediates do not. One kernel is for
-    // adapters that have more.
+    // WebGPU's base and nothing beyond: `unpack2x16float` belongs to it; f16, subgroups and immediates do not. A few kernels are
+    // for adapters that have more.
     let base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let more = if kernel.stem == "matmul_subgroup" {
+    let more = if BEYOND_BASE.contains(&kernel.stem) {
         naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::SHADER_INT64
     } else {
         naga::valid::Capabilities::empty()
@@ -143,7 +146,11 @@ fn every_shader_file_is_in_the_table_and_the_table_has_no_twins() {
 #[test]
 fn no_shader_uses_what_is_known_to_fail() {
     for kernel in KERNELS {
-        assert!(!kernel.wgsl.contains("subgroup") || kernel.stem == "matmul_subgroup", "{}: not every adapter has subgroups", kernel.stem);
+        assert!(
+            !kernel.wgsl.contains("subgroup") || BEYOND_BASE.contains(&kernel.stem),
+            "{}: not every adapter has subgroups",
+            kernel.stem
+        );
         for (banned, why) in [
             ("subgroupBroadcastFirst", "a software adapter ends the process where it compiles it"),
             ("bitcast<vec2<f16>>", "naga compiles it wrongly; unpack2x16float is right"),

@@ -6,6 +6,10 @@
 pub mod add;
 pub mod add_bias;
 pub mod attention;
+pub mod attention_combine;
+pub mod attention_subgroup;
+pub mod attention_tile;
+pub mod attention_token;
 pub mod gather_rows;
 pub mod kv_store;
 pub mod matmul;
@@ -49,7 +53,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The forms of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 19] = [
+pub static KERNELS: [&KernelSource; 23] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -63,7 +67,11 @@ pub static KERNELS: [&KernelSource; 19] = [
     &RMS_NORM,
     &ROPE,
     &KV_STORE,
-    &ATTENTION,
+    &ATTENTION_TOKEN,
+    &ATTENTION_TILE,
+    &ATTENTION_SUBGROUP,
+    &ATTENTION_SUBGROUP_TILE,
+    &ATTENTION_COMBINE,
     &SWIGLU,
     &ADD,
     &ADD_BIAS,
@@ -107,11 +115,14 @@ static KV_STORE: KernelSource = row::<kv_store::Params>(
     wgsl!("kv_store"),
     &[("key", Read), ("value", Read), ("tokens", Read), ("key_cache", Write), ("value_cache", Write)],
 );
-static ATTENTION: KernelSource = row::<attention::Params>(
-    "attention",
-    wgsl!("attention"),
-    &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)],
-);
+const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)];
+static ATTENTION_TOKEN: KernelSource = row::<attention::Params>("attention_token", wgsl!("attention_token"), ATTENTION);
+static ATTENTION_TILE: KernelSource = row::<attention::Params>("attention_tile", wgsl!("attention_tile"), ATTENTION);
+static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>("attention_subgroup", wgsl!("attention_subgroup"), ATTENTION);
+static ATTENTION_SUBGROUP_TILE: KernelSource =
+    row::<attention::Params>("attention_subgroup_tile", wgsl!("attention_subgroup_tile"), ATTENTION);
+static ATTENTION_COMBINE: KernelSource =
+    row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("mixed", Write)]);
 static SWIGLU: KernelSource = row::<swiglu::Params>("swiglu", wgsl!("swiglu"), &[("gate", Read), ("up", Read), ("output", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
 static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);

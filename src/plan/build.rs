@@ -100,7 +100,7 @@ impl Build<'_> {
         let limit = own.largest_buffer();
         let check = |what: &str, needed: Bytes, advice: &str| match needed <= limit {
             true => Ok(()),
-            false => Err(Refusal::Limit(Error::DoesNotFit {
+            false => Err(Refusal::Limit(Error::ExceedsLimit {
                 device: format!("a binding of {} with {what}", own.device),
                 needed,
                 available: limit,

@@ -15,6 +15,11 @@ pub const TOP_K_SEGMENT: usize = 2048;
 /// Largest head that the attention kernel holds in workgroup memory; the kernel's bound.
 pub const HEAD_SIZE_MAX: usize = 256;
 
+/// Tokens up to which attention takes a long context in parts; the kernel's bound.
+pub const ATTENTION_PARTS_TOKENS: usize = 8;
+/// Parts of a context, at most; the kernel's bound.
+pub const ATTENTION_PARTS_MAX: usize = 32;
+
 /// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
 pub const PARAMS_BYTES: u64 = 256;
 /// Sets of parameters kept at a time: one for prompts, one for decoding.
@@ -30,6 +35,8 @@ pub enum WorkingBuffer {
     Tokens,
     /// Cosine and sine of every token's rotary angles: `[n_tokens, head_size/2, 2]` f32.
     CosSin,
+    /// What attention makes of the parts of a long context: `[n_tokens, n_heads, parts, head_size + 4]` f32, for few tokens.
+    AttentionParts,
     /// Which rows' logits are asked for: `[n_rows]` u32.
     PickedRows,
     /// Candidates of the top-k selection: `[n_rows, segments, k, 2]` u32.
@@ -87,6 +94,8 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {
         buffers.push((WorkingBuffer::RoundedInput, rounded_input_bytes(config, size.n_tokens)));
+    } else {
+        buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(config, size.n_tokens)));
     }
     for (_, bytes) in &mut buffers {
         *bytes = bytes.align_up(256);
@@ -98,6 +107,13 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
 pub fn rounded_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
     let widest = config.hidden_size.max(config.query_size()).max(config.ffn_size);
     Bytes(76 * widest.div_ceil(32) as u64).times(n_tokens as u64)
+}
+
+/// Bytes of the parts of a context, for as many parts as there may be: what a plan's context will be is not known where working
+/// buffers decide how long it can be.
+pub fn attention_parts_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
+    let of_token = config.n_heads * ATTENTION_PARTS_MAX * (config.head_size + 4) * 4;
+    Bytes(of_token as u64).times(n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
 }
 
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.

@@ -47,6 +47,11 @@ pub enum Scores {
 }
 
 impl Batch {
+    /// Runs of tokens that follow each other in one sequence.
+    pub fn n_runs(&self) -> usize {
+        self.tokens.chunk_by(|a, b| a.sequence == b.sequence).count()
+    }
+
     /// Checks the batch against what the plan provides for.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Readback};
-use crate::kernels::top_k;
+use crate::kernels::{attention, top_k};
 use crate::model::{Activation, Model};
 use crate::plan::{Plan, UploadPath, WorkingBuffer};
 use crate::stream::feeder::{Carriers, Feeder, carriers_gone};
@@ -92,7 +92,8 @@ impl GpuExecutor {
     fn compile(&mut self) -> Result<()> {
         let n_rows = usize::from(self.plan.computes_head(self.device));
         for n_tokens in [self.plan.forward.n_tokens, 1] {
-            self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows })?;
+            let attention = attention::token_count(n_tokens, 1);
+            self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows, attention })?;
         }
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -191,7 +192,8 @@ impl Executor for GpuExecutor {
         let computes_head = self.plan.computes_head(self.device);
         let top_k = if let Want::TopK(k) = batch.want { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
-        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k })?;
+        let attention = attention::token_count(batch.tokens.len(), batch.n_runs());
+        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention })?;
         let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
         let cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::device::Device;
+use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
@@ -25,6 +25,8 @@ pub(super) struct ForwardShape {
     pub(super) n_rows: usize,
     /// Best tokens to select per row; 0 selects nothing.
     pub(super) top_k: usize,
+    /// Whether tokens of one sequence follow each other, so that their attention can share keys.
+    pub(super) attention: TokenCount,
 }
 
 /// A dispatch that is ready to encode.
@@ -64,6 +66,7 @@ struct Maker<'a> {
     model: &'a Model,
     buffers: &'a Buffers,
     params: OpParams<'a>,
+    attention: TokenCount,
 }
 
 impl ForwardDispatches {
@@ -79,7 +82,7 @@ impl ForwardDispatches {
             ctx_size: plan.ctx_size,
             kv_dtype: plan.kv_dtype,
         };
-        let maker = Maker { gpu, model, buffers, params };
+        let maker = Maker { gpu, model, buffers, params, attention: shape.attention };
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
         let terms = Terms { params, catalog: &store.checkpoint().catalog, costs: &costs, max_binding };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
@@ -102,8 +105,8 @@ impl ForwardDispatches {
                 let params_offset = call.push(gpu, arena)?;
                 let secs = terms.secs(&one, ops);
                 for (place, block) in places.iter_mut().zip(&blocks) {
-                    let dispatch = call.prepare(gpu, arena.buffer(), *block)?;
-                    place.push(PlacedDispatch { dispatch, params_offset, secs });
+                    let dispatches = call.prepare(gpu, arena.buffer(), *block)?;
+                    place.extend(dispatches.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
                 }
             }
             pieces.push(places);
@@ -113,8 +116,8 @@ impl ForwardDispatches {
             k => {
                 let call = maker.top_k(k)?;
                 let params_offset = call.push(gpu, arena)?;
-                let dispatch = call.prepare(gpu, arena.buffer(), None)?;
-                Some(PlacedDispatch { dispatch, params_offset, secs: 0.0 })
+                let dispatch = call.prepare(gpu, arena.buffer(), None)?.pop();
+                dispatch.map(|dispatch| PlacedDispatch { dispatch, params_offset, secs: 0.0 })
             }
         };
         arena.upload(gpu);
@@ -145,7 +148,7 @@ impl ForwardDispatches {
 enum Call<'a> {
     Add(add::Params, add::Bindings<'a>),
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
-    Attention(attention::Params, attention::Bindings<'a>),
+    Attention(attention::Params, attention::Bindings<'a>, TokenCount),
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
     KvStore(kv_store::Params, kv_store::Bindings<'a>),
     Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
@@ -160,7 +163,7 @@ impl Call<'_> {
         match self {
             Call::Add(params, _) => arena.push(gpu, params),
             Call::AddBias(params, _) => arena.push(gpu, params),
-            Call::Attention(params, _) => arena.push(gpu, params),
+            Call::Attention(params, ..) => arena.push(gpu, params),
             Call::GatherRows(params, _) => arena.push(gpu, params),
             Call::KvStore(params, _) => arena.push(gpu, params),
             Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
@@ -171,11 +174,12 @@ impl Call<'_> {
         }
     }
 
-    fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Dispatch> {
-        match self {
+    /// The call's dispatches, in their order: one, except of attention, which may take two.
+    fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> {
+        let dispatch = match self {
             Call::Add(params, bindings) => add::prepare(gpu, arena, params, *bindings),
             Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
-            Call::Attention(params, bindings) => attention::prepare(gpu, arena, params, *bindings),
+            Call::Attention(params, bindings, tokens) => return attention::prepare(gpu, arena, params, *bindings, *tokens),
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
             Call::KvStore(params, bindings) => kv_store::prepare(gpu, arena, params, *bindings),
             Call::Products { params, begin, size, input, outputs } => {
@@ -187,7 +191,8 @@ impl Call<'_> {
             Call::Rope(params, bindings) => rope::prepare(gpu, arena, params, *bindings),
             Call::SwiGlu(params, bindings) => swiglu::prepare(gpu, arena, params, *bindings),
             Call::TopK(params, bindings) => top_k::prepare(gpu, arena, params, *bindings),
-        }
+        };
+        Ok(vec![dispatch?])
     }
 }
 
@@ -269,9 +274,10 @@ impl<'a> Maker<'a> {
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
+            parts: self.working(WorkingBuffer::AttentionParts)?,
             mixed: self.activation(Activation::Mixed)?,
         };
-        Ok(Call::Attention(self.params.attention(), bindings))
+        Ok(Call::Attention(self.params.attention(), bindings, self.attention))
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {

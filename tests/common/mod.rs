@@ -81,10 +81,15 @@ pub const GUARD: usize = 64;
 
 /// Runs one dispatch of `params`.
 pub fn run<P: Pod>(gpu: &Gpu, params: &P, prepare: impl FnOnce(&wgpu::Buffer) -> Result<Dispatch>) {
-    run_all(gpu, &[*params], |buffer, _| vec![prepare(buffer)].into_iter().collect());
+    run_with(gpu, params, |buffer| prepare(buffer).map(|dispatch| vec![dispatch]));
 }
 
-/// Runs one dispatch for each of `params`, in one submission.
+/// Runs several dispatches of the same params.
+pub fn run_with<P: Pod>(gpu: &Gpu, params: &P, prepare: impl FnOnce(&wgpu::Buffer) -> Result<Vec<Dispatch>>) {
+    run_all(gpu, &[*params], |buffer, _| prepare(buffer));
+}
+
+/// Runs one dispatch for each of `params`, in one submission; more dispatches take the params in turn.
 pub fn run_all<P: Pod>(gpu: &Gpu, params: &[P], prepare: impl FnOnce(&wgpu::Buffer, &[P]) -> Result<Vec<Dispatch>>) {
     // One at a time: the tests share a device, and a fault must be laid at the right door.
     static TURN: Mutex<()> = Mutex::new(());
@@ -95,7 +100,7 @@ pub fn run_all<P: Pod>(gpu: &Gpu, params: &[P], prepare: impl FnOnce(&wgpu::Buff
     let dispatches = prepare(arena.buffer(), params).expect("a valid dispatch");
     let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-    for (dispatch, offset) in dispatches.iter().zip(offsets) {
+    for (dispatch, offset) in dispatches.iter().zip(offsets.into_iter().cycle()) {
         dispatch.encode(&mut pass, offset);
     }
     drop(pass);

@@ -6,10 +6,12 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
-// mixed        [n_tokens, n_heads, head_size] f32
+// mixed        [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
+//              [n_tokens, n_heads, parts, head_size + 4] f32, each the sum of exp(score - maximum) * value, maximum, total, 0, 0
 //
-// One workgroup per token and HEADS query heads that share a key head. Positions are taken BLOCK at a time with a running maximum
-// and sum (online softmax), so that no row of scores is ever held. Heads are cut into octets of values; head_size is whole octets.
+// One workgroup per token, HEADS query heads that share a key head, and part: PART_POSITIONS positions of the sequence, from multiples
+// of PART_POSITIONS on. Positions are taken BLOCK at a time with a running maximum and sum (online softmax), so that no row of
+// scores is ever held. Heads are cut into octets of values; head_size is whole octets.
 
 struct Params {
     n_tokens: u32,
@@ -34,6 +36,8 @@ override KV_F16: bool = false;
 override LANES: u32 = 64u;    // at most 64
 override HEADS: u32 = 1u;     // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override POSITIONS: u32 = 1u; // positions of a lane, at most 4; HEADS * LANES * POSITIONS is at most 256
+override IS_SPLIT: bool = false;
+override PART_POSITIONS: u32 = 256u; // with IS_SPLIT
 
 const MAX_HEADS: u32 = 4u;
 const MAX_SCORES: u32 = 16u; // HEADS * POSITIONS
@@ -141,23 +145,26 @@ fn begin_heads(lane: u32, query_begin: u32) {
     }
 }
 
-// Adds up lanes and parts and writes the heads.
-fn end_heads(lane: u32, mixed_begin: u32, is_empty: bool) {
+// Adds up the lanes and the lanes' shares of the sums, and writes the heads: `first_quad` is that of the first, `stride` leads to the next.
+fn end_heads(lane: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEADS>, is_empty: bool) {
     let n_quads = params.head_size / 4u;
-    let n_parts = max(LANES / (n_quads / 2u), 1u);
+    let n_shares = max(LANES / (n_quads / 2u), 1u);
     for (var h = 0u; h < HEADS; h++) {
         var total = 0.0;
         for (var i = 0u; i < LANES; i++) {
             total += of_lanes[h * LANES + i];
         }
         // A token that sees nothing mixes nothing.
-        let norm = select(1.0 / total, 0.0, is_empty);
+        let norm = select(select(1.0 / total, 0.0, is_empty), 1.0, IS_SPLIT);
         for (var quad = lane; quad < n_quads; quad += LANES) {
-            var sum = sums[h * n_quads * n_parts + quad];
-            for (var part = 1u; part < n_parts; part++) {
-                sum += sums[(h * n_parts + part) * n_quads + quad];
+            var sum = sums[h * n_quads * n_shares + quad];
+            for (var share = 1u; share < n_shares; share++) {
+                sum += sums[(h * n_shares + share) * n_quads + quad];
             }
-            mixed[mixed_begin + h * n_quads + quad] = sum * norm;
+            mixed[first_quad + h * stride + quad] = sum * norm;
+        }
+        if IS_SPLIT && lane == 0u {
+            mixed[first_quad + h * stride + n_quads] = vec4<f32>(maxima[h], total, 0.0, 0.0);
         }
     }
 }
@@ -168,21 +175,28 @@ fn main(
     @builtin(num_workgroups) n_workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    // Folding may add workgroups past the last head: they repeat it, since none may skip the barriers.
     let n_groups = params.n_heads / HEADS;
-    let index = min(workgroup.x + workgroup.y * n_workgroups.x, params.n_tokens * n_groups - 1u);
+    let n_parts = select(1u, (params.kv_capacity + PART_POSITIONS - 1u) / PART_POSITIONS, IS_SPLIT);
+    // Folding may add workgroups past the last part: they repeat it, since none may skip the barriers.
+    let flat = min(workgroup.x + workgroup.y * n_workgroups.x, params.n_tokens * n_groups * n_parts - 1u);
+    let index = flat / n_parts;
+    let part = flat % n_parts;
     let token = tokens[index / n_groups];
     let kv_head = index % n_groups * HEADS / (params.n_heads / params.n_kv_heads);
     let seq = min(token.x, params.n_seqs - 1u);
-    let end = min(min(token.y + 1u, token.z), params.kv_capacity);
+    var end = min(min(token.y + 1u, token.z), params.kv_capacity);
     var begin = 0u;
     if params.window > 0u && token.y + 1u > params.window {
         begin = token.y + 1u - params.window;
     }
+    if IS_SPLIT {
+        begin = max(begin, part * PART_POSITIONS);
+        end = min(end, (part + 1u) * PART_POSITIONS);
+    }
     let cache_row = (seq * params.n_kv_heads + kv_head) * params.kv_capacity;
-    let head_quads_begin = index * HEADS * (params.head_size / 4u); // index * HEADS counts the heads of all tokens
+    let n_quads = params.head_size / 4u;
 
-    begin_heads(lane, head_quads_begin);
+    begin_heads(lane, index * HEADS * n_quads); // index * HEADS counts the heads of all tokens
     var maxima: array<f32, MAX_HEADS>;
     var totals: array<f32, MAX_HEADS>; // of the positions of this lane
     for (var h = 0u; h < HEADS; h++) {
@@ -226,5 +240,6 @@ fn main(
         of_lanes[h * LANES + lane] = totals[h];
     }
     workgroupBarrier(); // the sums and the totals of all lanes are written
-    end_heads(lane, head_quads_begin, begin >= end);
+    let part_quads = select(n_quads, n_quads + 1u, IS_SPLIT);
+    end_heads(lane, (index * HEADS * n_parts + part) * part_quads, n_parts * part_quads, maxima, begin >= end);
 }

@@ -1,0 +1,67 @@
+// mixed[t, h, :] = sum over parts of exp(maximum_part - maximum) * sum_part / sum over parts of exp(maximum_part - maximum) * total_part:
+// what the parts of attention_token.wgsl or attention_subgroup.wgsl come to.
+//
+// params  those of the parts' dispatch
+// tokens  [n_tokens] of (seq, position, kv_len, 0)
+// parts   [n_tokens, n_heads, n_parts, head_size + 4] f32: sum, maximum, total, 0, 0; only those with positions that the token sees are read
+// mixed   [n_tokens, n_heads, head_size] f32
+//
+// One invocation per four values of a head.
+
+struct Params {
+    n_tokens: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_size: u32,
+    n_seqs: u32,
+    kv_capacity: u32,
+    window: u32, // positions that a token sees, its own included; 0: all
+    scale: f32,
+    kv_dtype: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> parts: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> mixed: array<vec4<f32>>;
+
+override PART_POSITIONS: u32 = 256u;
+
+const LOWEST: f32 = -3.4e38;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let n_quads = params.head_size / 4u;
+    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + lane;
+    if index >= params.n_tokens * params.n_heads * n_quads {
+        return;
+    }
+    let head = index / n_quads; // counts the heads of all tokens
+    let token = tokens[head / params.n_heads];
+    let end = min(min(token.y + 1u, token.z), params.kv_capacity);
+    var begin = 0u;
+    if params.window > 0u && token.y + 1u > params.window {
+        begin = token.y + 1u - params.window;
+    }
+    let n_parts = (params.kv_capacity + PART_POSITIONS - 1u) / PART_POSITIONS;
+    let end_part = select(0u, (end + PART_POSITIONS - 1u) / PART_POSITIONS, begin < end);
+    var maximum = LOWEST;
+    var total = 0.0;
+    var sum = vec4<f32>(0.0);
+    for (var part = begin / PART_POSITIONS; part < end_part; part++) {
+        let first_quad = (head * n_parts + part) * (n_quads + 1u);
+        let facts = parts[first_quad + n_quads];
+        let new_maximum = max(maximum, facts.x);
+        let rescale = exp(maximum - new_maximum);
+        let share = exp(facts.x - new_maximum);
+        maximum = new_maximum;
+        total = fma(total, rescale, share * facts.y);
+        sum = fma(vec4<f32>(share), parts[first_quad + index % n_quads], rescale * sum);
+    }
+    // A token that sees nothing mixes nothing.
+    mixed[index] = sum * select(1.0 / total, 0.0, begin >= end);
+}
