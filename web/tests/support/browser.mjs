@@ -90,7 +90,7 @@ export async function chooseUrl(page, url) {
 
 /** Sets the budget of the GPU, to compute on it although it is software, and waits for that plan. */
 export async function planFor(page, budget = BUDGET) {
-  await page.waitForSelector('#rates dd');
+  await page.waitForSelector('#rates dd', { state: 'attached' });
   await page.selectOption('#device', 'gpu:0');
   await page.fill('#gpu-budget .value input', String(budget));
   await page.press('#gpu-budget .value input', 'Enter');
