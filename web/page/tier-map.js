@@ -44,15 +44,15 @@ export function blocksOf(plan, { device, used, ring }) {
 
 /** Where the bars end: the fullest device, and budgets that are not much larger. */
 export function axisOf(plan) {
-  const totals = plan.devices.map(({ used }) => total(used));
+  const totals = plan.devices.map((device) => sizeOn(plan, device));
   const most = Math.max(...totals, 1);
   const budgets = plan.devices.map(({ budget }) => budget ?? 0).filter((budget) => budget <= most * 1.5);
   return Math.max(most, ...budgets);
 }
 
-/** All bytes of a device's usage. */
-export function total(used) {
-  return used.weights + used.kv_cache + used.activations + used.slots + used.staging;
+/** All bytes that a device holds; of a disk, those that are read from it, as its usage counts none. */
+export function sizeOn(plan, device) {
+  return blocksOf(plan, device).reduce((sum, { size }) => sum + size, 0);
 }
 
 /** Whether head and embedding are one matrix in one place, which is then told once, as the head. */
@@ -89,8 +89,9 @@ export function drawLegend(list, plan) {
 export function fillTable(table, plan) {
   const columns = ['Device', 'Budget', 'Used', 'Weights', 'KV cache', 'Activations', 'Slots', 'Staging', 'Streams from it per token', 'Units'];
   const head = element('tr', {}, ...columns.map((text, index) => element('th', { scope: 'col', class: index > 0 && 'number' }, text)));
-  const rows = plan.devices.map(({ device, budget, used, streamed_bytes, n_units }) => {
-    const figures = [budget ?? null, total(used), used.weights, used.kv_cache, used.activations, used.slots, used.staging, streamed_bytes];
+  const rows = plan.devices.map((row) => {
+    const { device, budget, used, streamed_bytes, n_units } = row;
+    const figures = [budget ?? null, sizeOn(plan, row), used.weights, used.kv_cache, used.activations, used.slots, used.staging, streamed_bytes];
     const cells = figures.map((figure) => element('td', { class: 'number' }, figure === null ? 'none' : bytes(figure)));
     return element('tr', {}, element('th', { scope: 'row' }, device), ...cells, element('td', { class: 'number' }, String(n_units)));
   });
@@ -98,10 +99,11 @@ export function fillTable(table, plan) {
 }
 
 function drawTier(plan, device, axis, width, say) {
-  const { used, budget } = device;
+  const { budget } = device;
   const blocks = blocksOf(plan, device);
+  const held = bytes(sizeOn(plan, device));
   const isBeyond = budget && budget > axis;
-  const budgetText = budget ? `${bytes(total(used))} of ${bytes(budget)}${isBeyond ? ', which ends beyond this bar' : ''}` : bytes(total(used));
+  const budgetText = budget ? `${held} of ${bytes(budget)}${isBeyond ? ', which ends beyond this bar' : ''}` : held;
   const head = element('div', { class: 'head' }, element('h3', {}, titleOf(device)), element('p', {}, budgetText));
   const bar = blocks.length > 0 ? drawBar(device, blocks, axis, width, say) : null;
   return element('div', { class: 'tier' }, head, bar, element('p', { class: 'parts' }, partsOf(device)));

@@ -262,13 +262,12 @@ class Download {
   }
 }
 
-/** `needed` is `null` where it is not known yet. */
+/** `needed` is `null` where it is not known yet. Browsers estimate what is left, and may refuse a write that should fit. */
 function storageFull(name, needed, available) {
   const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
-  return new StorageFullError(
-    `${name}: needs ${needed === null ? 'more' : mib(needed)} of the browser's storage, which has ${mib(available)} left; delete a stored model, free disk space, or choose a local file, which needs no storage`,
-    { needed, available },
-  );
+  const left = needed !== null && available < needed ? `has ${mib(available)} left` : 'takes no more';
+  const advice = 'delete a stored model, free disk space, or choose a local file, which needs no storage';
+  return new StorageFullError(`${name}: needs ${needed === null ? 'more' : mib(needed)} of the browser's storage, which ${left}; ${advice}`, { needed, available });
 }
 
 /** The folder's name for an address: readable, and its own. */

@@ -34,7 +34,7 @@ for (const colorScheme of ['light', 'dark']) {
     await page.press('#gpu-budget .value input', 'Enter');
     await page.waitForSelector('#plan-fault button');
     assert.deepEqual(await faults(page), []);
-    await page.click('#plan-fault button');
+    await planFor(page);
     await page.waitForSelector('#load:enabled');
     await load(page);
     await page.fill('#max-tokens', '2');

@@ -50,7 +50,7 @@ test('a dropped file gives a plan from its headers alone; budgets, map, rates an
   await page.waitForFunction(() => /cpu=/.test(document.querySelector('#command').textContent));
   await page.waitForSelector('[data-device="disk"]');
   assert.match(await page.textContent('#legend'), /stream from disk/);
-  await picture(page, 'web-plan', '#plan');
+  await picture(page, 'web-plan', '#rates', '#tiers', '#legend');
   await page.fill('#host-budget .value input', 'no limit');
   await page.press('#host-budget .value input', 'Enter');
   await page.waitForSelector('[data-device="disk"]', { state: 'detached' });

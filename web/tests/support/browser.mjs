@@ -27,6 +27,9 @@ export const BUDGET = 40 * 2 ** 20;
 /** What takes longer than this on a software adapter has gone wrong. */
 export const PATIENCE = 600_000;
 
+/** Pictures are narrow, so that their files stay small. */
+const PICTURE_WIDTH = 600;
+
 /**
  * Starts a server and a browser with a profile of its own.
  * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
@@ -87,7 +90,7 @@ export async function chooseUrl(page, url) {
 
 /** Sets the budget of the GPU, to compute on it although it is software, and waits for that plan. */
 export async function planFor(page, budget = BUDGET) {
-  await page.waitForSelector('#rates dd');
+  await page.waitForSelector('#rates dd', { state: 'attached' });
   await page.selectOption('#device', 'gpu:0');
   await page.fill('#gpu-budget .value input', String(budget));
   await page.press('#gpu-budget .value input', 'Enter');
@@ -121,11 +124,16 @@ export async function picture(page, name, ...sections) {
   const folder = process.env.TIERFLOW_WEB_PICTURES;
   if (!folder) return;
   mkdirSync(folder, { recursive: true });
+  const viewport = page.viewportSize();
+  await page.setViewportSize({ width: PICTURE_WIDTH, height: viewport.height });
   await page.evaluate(() => scrollTo(0, 0));
+  // Bars and lanes are drawn anew for the width.
+  await page.waitForTimeout(300);
   const boxes = await Promise.all(sections.map((section) => page.locator(section).boundingBox()));
   const top = Math.min(...boxes.map(({ y }) => y)) - 8;
   const bottom = Math.max(...boxes.map(({ y, height }) => y + height)) + 8;
   const left = boxes[0].x - 8;
   const clip = { x: left, y: top, width: boxes[0].width + 16, height: bottom - top };
   await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true, clip });
+  await page.setViewportSize(viewport);
 }

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 
 import { bytes, parseBytes } from '../../page/format.js';
 import { gaps, lastForwards, summarise, union } from '../../page/lanes.js';
-import { axisOf, blocksOf, total } from '../../page/tier-map.js';
+import { axisOf, blocksOf, sizeOn } from '../../page/tier-map.js';
 import { Completions } from '../../src/completions.js';
 import { describeSources, sameSources } from '../../src/describe.js';
 import { DoesNotFitError, fromPlain, toPlain } from '../../src/errors.js';
@@ -51,15 +51,17 @@ const plan = {
   devices: [
     { device: 'gpu:0', budget: 40, used: { ...none, weights: 10, kv_cache: 4, slots: 12 }, ring: { n_slots: 2, slot_bytes: 6 } },
     { device: 'cpu', budget: 1000, used: { ...none, weights: 65 }, ring: null },
-    { device: 'disk', budget: null, used: { ...none, weights: 5 }, ring: null },
+    { device: 'disk', budget: null, used: none, ring: null },
   ],
 };
 
 test('the blocks of a bar add up to what the device holds; a head that is the embedding counts once', () => {
-  for (const device of plan.devices) {
-    const sum = blocksOf(plan, device).reduce((all, { size }) => all + size, 0);
-    assert.equal(sum, total(device.used), device.device);
+  const [gpu, host, disk] = plan.devices;
+  for (const device of [gpu, host]) {
+    const held = Object.values(device.used).reduce((all, size) => all + size, 0);
+    assert.equal(sizeOn(plan, device), held, device.device);
   }
+  assert.equal(sizeOn(plan, disk), 5, 'what is read from a disk counts as its own');
   assert.deepEqual(blocksOf(plan, plan.devices[0]).map(({ kind }) => kind), ['resident', 'kv', 'slot', 'slot']);
   assert.deepEqual(blocksOf(plan, plan.devices[1]).map(({ kind }) => kind), ['host', 'host']);
   assert.deepEqual(blocksOf(plan, plan.devices[2]).map(({ kind }) => kind), ['disk']);
