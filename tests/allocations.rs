@@ -1,4 +1,4 @@
-//! What a token costs the host's allocator: nothing of it may grow with the model, but for what wgpu itself needs to record.
+//! What a token costs the host's allocator: hardly more in a larger model, but for what wgpu itself needs to record.
 
 mod common;
 
@@ -35,6 +35,9 @@ static ALLOCATOR: Counting = Counting;
 /// Tokens that are counted together.
 const N_TOKENS: u32 = 32;
 
+/// What wgpu may allocate for the dispatches of a layer.
+const MAX_OF_WGPU: f64 = 40.0;
+
 /// Allocations per token that is decoded, in the mean.
 fn per_token(device: Device, n_layers: usize) -> f64 {
     let folder = tempfile::tempdir().unwrap();
@@ -53,14 +56,18 @@ fn per_token(device: Device, n_layers: usize) -> f64 {
 
 /// One test, so that no other thread of the process allocates beside it.
 #[test]
-fn a_token_costs_the_allocator_no_more_in_a_larger_model() {
-    let [few, many] = [2, 12].map(|n_layers| per_token(Device::Cpu, n_layers));
-    println!("cpu: {few} with 2 layers, {many} with 12");
-    assert!(many - few < 1.0, "host: {few} allocations a token with 2 layers, {many} with 12");
+fn a_token_costs_the_allocator_little_more_in_a_larger_model() {
+    let per_layer = |device: Device| {
+        let [few, many] = [2, 12].map(|n_layers| per_token(device, n_layers));
+        println!("{device}: {few} allocations a token with 2 layers, {many} with 12");
+        (many - few) / 10.0
+    };
+    // Attention's scores, and what hands products to the threads.
+    let host = per_layer(Device::Cpu);
+    assert!(host < 4.0, "host: {host} allocations a layer");
     if !common::gpus().is_empty() {
-        let [few, many] = [2, 12].map(|n_layers| per_token(Device::Gpu(0), n_layers));
-        println!("gpu: {few} with 2 layers, {many} with 12");
-        // wgpu keeps what each dispatch binds until it is done.
-        assert!(many - few < 10.0 * 40.0, "GPU: {few} allocations a token with 2 layers, {many} with 12");
+        // wgpu's own, for the commands of a layer: none are this crate's.
+        let gpu = per_layer(Device::Gpu(0));
+        assert!(gpu < MAX_OF_WGPU, "GPU: {gpu} allocations a layer");
     }
 }
