@@ -7,6 +7,7 @@ use tierflow::device::{Device, GpuLimits};
 use tierflow::error::Error;
 use tierflow::gpu::{self, Gpu, Purpose};
 use tierflow::kernels::{Binding, top_k};
+use tierflow::platform;
 use tierflow::units::Bytes;
 
 const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE;
@@ -84,6 +85,31 @@ fn a_fault_out_of_turn_is_reported_at_the_next_check() {
     let _ = gpu.device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 1 << 50, usage: STORAGE, mapped_at_creation: false });
     let error = gpu.check().expect_err("a fault").to_string();
     assert!(error.contains("invalid use"), "{error}");
+}
+
+#[test]
+fn compiled_kernels_are_kept_and_a_damaged_file_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    platform::choose_cache_folder(folder.path().to_owned());
+    let compute = || {
+        let gpu = open(Bytes::mib(1), None)?;
+        let params = top_k::Params::new(1, 100, 1);
+        let [logits, candidates] = [upload(&gpu, "logits", &[1.0f32; 100]), upload(&gpu, "candidates", &[0u8; 8])];
+        let bindings = top_k::Bindings { logits: Binding::whole(&logits), candidates: Binding::whole(&candidates) };
+        run(&gpu, &params, |buffer| top_k::prepare(&gpu, buffer, &params, bindings));
+        gpu.keep_pipelines();
+        gpu.check().expect("no fault");
+        gpu.device.features().contains(wgpu::Features::PIPELINE_CACHE).then_some(())
+    };
+    let Some(()) = compute() else { return };
+    let files: Vec<_> = std::fs::read_dir(folder.path().join("pipelines")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [file] = &files[..] else { panic!("one file for the adapter: {files:?}") };
+    let kept = std::fs::read(file).unwrap();
+    for damaged in [&kept[..kept.len() - 1], &[kept.clone(), vec![0]].concat(), b"something else"] {
+        std::fs::write(file, damaged).unwrap();
+        compute();
+        assert_eq!(std::fs::read(file).unwrap().len(), kept.len(), "written anew");
+    }
 }
 
 #[test]

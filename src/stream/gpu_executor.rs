@@ -78,7 +78,9 @@ impl GpuExecutor {
             ring,
             gpu,
         };
-        executor.compile()?;
+        let begin_secs = trace.now();
+        let n_kernels = executor.compile()?;
+        tracing::debug!("{device}: {n_kernels} kernels ready after {:.0} ms", (trace.now() - begin_secs) * 1e3);
         if let Some(ring) = &executor.ring {
             ring.open(&executor.gpu);
             executor.submitter.answer();
@@ -88,8 +90,8 @@ impl GpuExecutor {
     }
 
     /// Makes the dispatches of a prompt and of decoding and has their kernels compiled, side by side, to the end: some drivers
-    /// come to it only when a kernel is first used. The slots are not mapped yet.
-    fn compile(&mut self) -> Result<()> {
+    /// come to it only when a kernel is first used. The slots are not mapped yet. Returns how many they are.
+    fn compile(&mut self) -> Result<usize> {
         let n_rows = usize::from(self.plan.computes_head(self.device));
         for n_tokens in [self.plan.forward.n_tokens, 1] {
             let attention = attention::token_count(n_tokens, 1);
@@ -97,13 +99,15 @@ impl GpuExecutor {
         }
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
+        let mut n_kernels = 0;
         for placed in self.shapes.iter().flat_map(|(made, _)| made.one_of_each_pipeline()) {
             placed.dispatch.encode_first_use(&mut pass, placed.params_offset);
+            n_kernels += 1;
         }
         drop(pass);
         self.gpu.queue.submit([encoder.finish()]);
         self.gpu.keep_pipelines();
-        Ok(())
+        Ok(n_kernels)
     }
 
     /// Most bytes that were ever allocated on the adapter at once.
