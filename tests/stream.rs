@@ -14,7 +14,7 @@ use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
 use tierflow::gpu;
-use tierflow::plan::{Homes, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
+use tierflow::plan::{Homes, KvDType, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
 use tierflow::stream::{Batch, BatchToken, Lane, Scores, Want};
 use tierflow::units::Bytes;
 use xtask::models::{LlamaShape, Stored, write_hf};
@@ -74,6 +74,8 @@ fn options() -> PlanOptions {
         resident_layers: ResidentLayers::AtMost(2),
         // Every device of a team has a part, whatever its rates.
         homes: Homes::FrontToBack,
+        // Keys that differ in their last bit would differ in f16's, where a rounding tips over.
+        kv_dtype: KvDType::F32,
         ..PlanOptions::default()
     }
 }
