@@ -168,7 +168,6 @@ export class RunView {
     if (this.#runner.loaded && this.#source?.url === url) this.unload();
     try {
       await this.#planner.storage.remove(key);
-      byId('storage-title').focus?.();
     } catch (error) {
       this.showFault(error);
     }

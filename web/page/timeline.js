@@ -51,7 +51,7 @@ export function drawTimeline(spans, { width, nForwards, colours, nameOf }) {
   return { picture, summary };
 }
 
-/** The colours of the page as it looks now, or those of its light scheme for a file. */
+/** The colours of the page as it looks now. */
 export function coloursOf(root = document.documentElement) {
   const style = getComputedStyle(root);
   const names = ['panel', 'ink', 'faint', 'line', 'track', 'compute', 'upload', 'disk', 'kv', 'other', 'accent'];
