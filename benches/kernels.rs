@@ -6,6 +6,7 @@ use std::time::Instant;
 use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
+use tierflow::kernels::attention::AttentionForm;
 use tierflow::kernels::{Binding, attention, kv_store, matmul, rms_norm, swiglu, top_k};
 use tierflow::units::Bytes;
 
@@ -98,10 +99,11 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             parts: Binding::whole(&parts),
             mixed: write,
         };
-        for form in attention::forms(gpu) {
-            let dispatches = attention::prepare_as(gpu, arena.buffer(), &params, bindings, form)?;
-            report(&format!("attention f16 {n_tokens} at {kv_len} {form:?}"), time_all(gpu, &arena, &dispatches)?);
-        }
+        let tokens = attention::token_count(n_tokens as usize, 1);
+        let chosen = attention::prepare(gpu, arena.buffer(), &params, bindings, tokens)?;
+        report(&format!("attention f16 {n_tokens} at {kv_len}"), time_all(gpu, &arena, &chosen)?);
+        let alone = attention::prepare_as(gpu, arena.buffer(), &params, bindings, AttentionForm::Token)?;
+        report(&format!("attention f16 {n_tokens} at {kv_len}, token by token"), time_all(gpu, &arena, &alone)?);
     }
 
     for (vocab_size, k) in [(49_152, 1), (49_152, 40), (128_256, 40)] {
@@ -115,7 +117,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
 }
 
 fn report(what: &str, seconds: f64) {
-    println!("{what:<40} {:>10.1} µs", seconds * 1e6);
+    println!("{what:<44} {:>10.1} µs", seconds * 1e6);
 }
 
 fn buffer(gpu: &Gpu, size: u64) -> Result<Buffer> {

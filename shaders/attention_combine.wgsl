@@ -1,5 +1,5 @@
 // mixed[t, h, :] = sum over parts of exp(maximum_part - maximum) * sum_part / sum over parts of exp(maximum_part - maximum) * total_part:
-// what the parts of attention_token.wgsl or attention_subgroup.wgsl come to.
+// what the parts that attention_token.wgsl and its like write come to.
 //
 // params  those of the parts' dispatch
 // tokens  [n_tokens] of (seq, position, kv_len, 0)
