@@ -95,7 +95,7 @@ impl Submitter {
     /// All of a piece is recorded.
     pub(super) fn end_piece(&mut self, size_bytes: Bytes) {
         self.recorded.n_pieces += 1;
-        self.recorded.size_bytes = self.recorded.size_bytes + size_bytes;
+        self.recorded.size_bytes += size_bytes;
     }
 
     /// Whether enough pieces are recorded for a submission.
