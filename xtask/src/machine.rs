@@ -29,20 +29,22 @@ pub fn ensure_adapter() -> Result<()> {
     install(&LAVAPIPE, "a Vulkan driver (that of your GPU, or Mesa's lavapipe) and its loader libvulkan.so.1")
 }
 
-/// Makes sure that there is a Chromium to test the page in, and Node.js to drive it with.
+/// Makes sure that there is Node.js, which runs the tests of package and page.
+pub fn ensure_node() -> Result<()> {
+    ensure_programs(&[("nodejs", "node"), ("npm", "npm")], "Node.js 20 or newer with npm")
+}
+
+/// Makes sure that there is a Chromium to test the page in.
 pub fn ensure_browser() -> Result<()> {
-    announce("looking for Chromium and Node.js");
-    let mut missing = Vec::new();
-    for (package, program) in [("chromium", BROWSER), ("nodejs", "node"), ("npm", "npm")] {
-        if !steps::succeeds(program, &["--version"]) {
-            missing.push(package);
-        }
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    eprintln!("missing: {}", missing.join(", "));
-    install(&missing, "Chromium at /usr/bin/chromium, and Node.js 20 or newer with npm")
+    ensure_programs(&[("chromium", BROWSER)], "Chromium at /usr/bin/chromium")
+}
+
+/// Installs the packages whose programs do not start. `need` is for other systems than Debian.
+fn ensure_programs(programs: &[(&'static str, &str)], need: &str) -> Result<()> {
+    announce(&format!("looking for {need}"));
+    let is_missing = |&&(_, program): &&(&str, &str)| !steps::succeeds(program, &["--version"]);
+    let missing: Vec<&str> = programs.iter().filter(is_missing).map(|(package, _)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing, need) }
 }
 
 /// A driver that will work: lavapipe, or another one beside a GPU's device file.

@@ -24,7 +24,7 @@ fn run_steps(summary: &mut Summary) -> Result<()> {
     summary.time("adapter", machine::ensure_adapter)?;
     let model = summary.time("model", model::ensure)?;
     summary.time("tests", || steps::run(&mut tests(&model)))?;
-    summary.time("browser", web::test)
+    summary.time("web", web::check)
 }
 
 /// All tests, none of which may pass for want of an adapter or the model.

@@ -31,16 +31,32 @@ pub fn serve(port: &str) -> Result<()> {
     steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
 }
 
-/// Builds, and runs the tests of package and page in Chromium, whose WebGPU needs no GPU.
+/// Builds, and runs those tests of package and page that need no browser. In Chromium, with a software adapter, the others take
+/// many times as long as all of the rest: see [`test`].
+pub fn check() -> Result<()> {
+    build()?;
+    machine::ensure_node()?;
+    steps::run(&mut node(&["--unit"]))
+}
+
+/// Builds, and runs all tests of package and page, most of them in Chromium, whose WebGPU needs no GPU.
 pub fn test() -> Result<()> {
     build()?;
+    machine::ensure_node()?;
     machine::ensure_browser()?;
     let model = model::ensure()?;
     let folder = steps::root().join("web");
     if !folder.join("node_modules/playwright-core").exists() {
         steps::run(std::process::Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     }
-    steps::run(std::process::Command::new("node").arg("tests/run.mjs").arg("--model").arg(model).current_dir(&folder))
+    steps::run(node(&["--model"]).arg(model))
+}
+
+/// The runner of the tests, in `web/`.
+fn node(arguments: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new("node");
+    command.arg("tests/run.mjs").args(arguments).current_dir(steps::root().join("web"));
+    command
 }
 
 fn bundler(arguments: &[&str]) -> std::process::Command {
