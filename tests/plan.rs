@@ -13,7 +13,9 @@ use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::kernels::{attention, matmul};
 use tierflow::model::{Model, Op, UnitKind};
-use tierflow::plan::{KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, UploadPath, Work, exchange_secs, plan, sizes};
+use tierflow::plan::{
+    ForwardSize, KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, UploadPath, Work, exchange_secs, plan, sizes,
+};
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, ModelConfig};
 
@@ -353,11 +355,12 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
 #[test]
 fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
     assert_eq!(sizes::ATTENTION_PARTS_MAX as u32, attention::MAX_PARTS);
+    assert_eq!(sizes::ATTENTION_PART_POSITIONS_MIN as u32, attention::MIN_PART_POSITIONS);
     assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_FEW_TOKENS);
     let config = models::config();
     for n_tokens in [1, 3, 8, 9, 64] {
-        let room = sizes::attention_parts_bytes(&config, n_tokens as usize);
-        for kv_capacity in [1, 127, 128, 129, 4095, 4096, 4097, 131_072] {
+        let capacities = [1, 127, 128, 129, 4095, 4096, 4097, 131_072];
+        for (index, kv_capacity) in capacities.into_iter().enumerate() {
             let params = attention::Params {
                 n_tokens,
                 n_heads: config.n_heads as u32,
@@ -369,7 +372,12 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
                 scale: 1.0,
                 kv_dtype: 0,
             };
-            assert!(attention::parts_bytes(&params) <= room.0, "{n_tokens} tokens, {kv_capacity} positions");
+            // A plan counts before it settles its context, which may become shorter.
+            for n_positions in &capacities[index..] {
+                let size = ForwardSize { n_tokens: n_tokens as usize, n_logit_rows: 1, n_positions: *n_positions as usize };
+                let room = sizes::attention_parts_bytes(&config, size);
+                assert!(attention::parts_bytes(&params) <= room.0, "{n_tokens} tokens, {kv_capacity} of {n_positions} positions");
+            }
         }
     }
 }

@@ -71,7 +71,7 @@ pub enum AttentionForm {
 /// Tokens that follow each other in a sequence, on average, for which tiles pay: a tile takes its sequences one by one.
 const MIN_RUN: usize = 4;
 /// Positions of a part, at least: enough work to be worth its combining.
-const MIN_PART_POSITIONS: u32 = 128;
+pub const MIN_PART_POSITIONS: u32 = 128;
 /// Parts of a context, at most.
 pub const MAX_PARTS: u32 = 32;
 

@@ -229,7 +229,7 @@ impl Site<'_> {
         let ctx_limit = options.ctx_size.unwrap_or(self.model.config.context_length);
         let mut n_tokens = UBATCH_SIZE.min(ctx_limit).next_power_of_two();
         let is_too_large = |n_tokens: usize| {
-            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows };
+            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows, n_positions: ctx_limit };
             self.working_bytes(forward, Role::ALONE).0 > budget.0 / 8 || self.largest_working(forward, Role::ALONE) > largest_buffer
         };
         while n_tokens > 16 && is_too_large(n_tokens) {
@@ -237,7 +237,7 @@ impl Site<'_> {
         }
         let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, 64)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
             let n_tokens = options.ubatch_size.unwrap_or(n_tokens).max(options.n_seqs);
-            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens) };
+            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
             let fitting = || self.context_that_fits(chain, budget, largest_buffer, forward, ctx_min);
             Shape { forward, ctx_size: options.ctx_size.unwrap_or_else(fitting), n_slots: options.n_slots.unwrap_or(n_slots) }
         });

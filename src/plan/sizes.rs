@@ -17,8 +17,10 @@ pub const HEAD_SIZE_MAX: usize = 256;
 
 /// Tokens up to which attention takes a long context in parts; the kernel's bound.
 pub const ATTENTION_PARTS_TOKENS: usize = 8;
-/// Parts of a context, at most; the kernel's bound.
+/// Parts of a context, at most, and positions of a part, at least; the kernel's bounds.
 pub const ATTENTION_PARTS_MAX: usize = 32;
+/// See [`ATTENTION_PARTS_MAX`].
+pub const ATTENTION_PART_POSITIONS_MIN: usize = 128;
 
 /// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
 pub const PARAMS_BYTES: u64 = 256;
@@ -54,6 +56,8 @@ pub struct ForwardSize {
     pub n_tokens: usize,
     /// Positions whose logits may be asked for.
     pub n_logit_rows: usize,
+    /// Positions that a token may attend to; the context is no longer.
+    pub n_positions: usize,
 }
 
 /// What a device does in a forward, as far as its memory depends on it.
@@ -95,7 +99,7 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
     if role.on_host {
         buffers.push((WorkingBuffer::RoundedInput, rounded_input_bytes(config, size.n_tokens)));
     } else {
-        buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(config, size.n_tokens)));
+        buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(config, size)));
     }
     for (_, bytes) in &mut buffers {
         *bytes = bytes.align_up(256);
@@ -109,11 +113,15 @@ pub fn rounded_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
     Bytes(76 * widest.div_ceil(32) as u64).times(n_tokens as u64)
 }
 
-/// Bytes of the parts of a context, for as many parts as there may be: what a plan's context will be is not known where working
-/// buffers decide how long it can be.
-pub fn attention_parts_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
-    let of_token = config.n_heads * ATTENTION_PARTS_MAX * (config.head_size + 4) * 4;
-    Bytes(of_token as u64).times(n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
+/// Bytes of the parts of a context, for as many as a context of `size.n_positions` or less may have; never none, so that there is
+/// something to bind.
+pub fn attention_parts_bytes(config: &ModelConfig, size: ForwardSize) -> Bytes {
+    let n_parts = size.n_positions.div_ceil(ATTENTION_PART_POSITIONS_MIN).min(ATTENTION_PARTS_MAX);
+    if n_parts < 2 {
+        return Bytes(1);
+    }
+    let of_token = config.n_heads * n_parts * (config.head_size + 4) * 4;
+    Bytes(of_token as u64).times(size.n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
 }
 
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
