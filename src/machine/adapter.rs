@@ -23,6 +23,8 @@ const POOL_SHARE: u64 = 4;
 const MAX_PLACES: u64 = 64;
 /// What a matrix in the pool begins at a multiple of: every adapter's storage alignment divides it.
 const WEIGHT_ALIGNMENT: u64 = 256;
+/// Share of the time in which the fastest forms are looked for: what kinds of adapters suggest is seldom wrong.
+const FORMS_PART: f64 = 0.25;
 /// Input and output of the products.
 const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
 /// Submissions of which the cost of one is taken.
@@ -37,7 +39,7 @@ pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rat
     let budget = pool_size + VALUES.times(2) + TRANSFER.times(8);
     let mut gpu = Gpu::open(found, budget, None).await?;
     // Of the forms of a product, the rates are those of the fastest, which is found first.
-    gpu.spec.rates.forms = Bench::new(&gpu, pool_size).await?.fastest_forms(effort)?;
+    gpu.spec.rates.forms = Bench::new(&gpu, pool_size).await?.fastest_forms(&effort.part(FORMS_PART))?;
     let effort = &effort.anew();
     let held = vec![0x2A_u8; HELD.0 as usize];
     let upload_staged = Some(upload(&gpu, effort, Upload::Staged, &held).await?);

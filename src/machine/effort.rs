@@ -35,6 +35,12 @@ impl Effort {
         Some(Effort { secs_per_run, disk_secs, n_runs, length, deadline: Instant::now() + length })
     }
 
+    /// The same effort in a part of the time, from now on.
+    pub(super) fn part(&self, part: f64) -> Effort {
+        let length = self.length.mul_f64(part);
+        Effort { length, deadline: Instant::now() + length, ..*self }
+    }
+
     /// The same effort once more, from now on.
     pub(super) fn anew(&self) -> Effort {
         Effort { deadline: Instant::now() + self.length, ..*self }
