@@ -1,14 +1,16 @@
-// output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for n_columns a multiple of 32,
+// output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for n_columns a multiple of 64,
 // on adapters whose subgroups are eight lanes and that load 64-bit words: software, whose every load is a loop over the lanes.
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at an even byte; read 16 bytes at a time
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at a multiple of 4 bytes; read 8 bytes at a time
 // input   [n_tokens, n_columns] f32, read 16 bytes at a time
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
-// Loads are what costs, so there are few: each lane has rows of its own, whose bytes it reads in the widest words; of the
-// inputs each lane reads an eighth, and the subgroup passes it round. ROWS rows a lane for TOKENS tokens; y counts the
-// groups of tokens. Every sum adds its products in the order of k, so a row's result is the same in every slice and every batch.
+// What costs is loads, by their number and not by their width: such an adapter puts each word of each lane into its vector
+// through memory. So each lane has rows of its own, which it reads in the widest words and no word twice: two blocks at a time,
+// since two begin where a word does, or half of one. Of the inputs each lane reads an eighth, and the subgroup passes it round.
+// ROWS rows a lane for TOKENS tokens; y counts the groups of tokens. Every sum adds its products in an order that depends on k
+// alone, so a row's result is the same in every slice and every batch.
 
 struct Params {
     n_rows: u32,
@@ -21,8 +23,8 @@ struct Params {
     accumulates: u32,
 }
 
-@group(0) @binding(1) var<storage, read> weight: array<vec2<u64>>;
-@group(0) @binding(2) var<storage, read> input: array<vec2<u64>>;
+@group(0) @binding(1) var<storage, read> weight: array<u64>;
+@group(0) @binding(2) var<storage, read> input: array<vec4<u64>>;
 
 override DTYPE: u32 = 0u;
 override ROWS: u32 = 4u;   // 4 or 8
@@ -30,17 +32,22 @@ override TOKENS: u32 = 1u; // at most MAX_TOKENS
 
 const LANES: u32 = 8u;
 const MAX_TOKENS: u32 = 8u;
-const BLOCK_QUADS: u32 = 8u; // 32 columns, as many as a block has; one quad for each lane
+const BLOCK_QUADS: u32 = 8u;   // 32 columns, as many as a block has
+const PAIR_QUADS: u32 = 16u;   // of two blocks; two quads for each lane
+const PAIR_COLUMNS: u32 = 64u;
+const MAX_WORDS: u32 = 18u;    // of 32 bits, that hold a pair of quantised blocks, and up to four bytes more
+
+alias Sums = array<f32, MAX_TOKENS>;
 
 var<private> product: Params; // of the product that this workgroup computes a part of
-var<private> x: array<vec4<f32>, 64>;         // [TOKENS, BLOCK_QUADS]: the inputs of one block
-var<private> x_sums: array<f32, MAX_TOKENS>;  // the sum of each token's
+var<private> x: array<vec4<f32>, 128>;             // [TOKENS, PAIR_QUADS]: the inputs of a pair of blocks
+var<private> x_sums: array<vec2<f32>, MAX_TOKENS>; // the sums of each token's, block by block
 
-// 32 columns of a row: the weights are scale * quads + offset.
-struct Block {
-    quads: array<vec4<f32>, BLOCK_QUADS>,
-    scale: f32,
-    offset: f32,
+// 64 columns of a row: the weights of each block are scale * quads + offset.
+struct Pair {
+    quads: array<vec4<f32>, PAIR_QUADS>,
+    scales: vec2<f32>,
+    offsets: vec2<f32>,
 }
 
 fn low(word: u64) -> u32 {
@@ -51,30 +58,27 @@ fn high(word: u64) -> u32 {
     return u32(word >> 32u);
 }
 
-// The 64 bits that begin at bit `shift` of `first`; a shift by 64 bits would be undefined.
-fn funnel(first: u64, second: u64, shift: u32) -> u64 {
-    return (first >> shift) | ((second << 1u) << (63u - shift));
+fn quad_of(first: u64, second: u64) -> vec4<f32> {
+    return bitcast<vec4<f32>>(vec4<u32>(low(first), high(first), low(second), high(second)));
 }
 
-// The bytes of a block that begins at 16-bit unit `half`; touches no 16 bytes that hold none of them.
-fn block_bytes(half: u32) -> array<u64, 5> {
-    let first = product.weight_begin * 16u + half / 8u;
-    let a = weight[first];
-    let b = weight[first + 1u];
-    var c = vec2<u64>(0lu);
-    if DTYPE == Q8_0 {
-        c = weight[first + 2u];
+// The first `n_words` 64-bit words that hold what begins `begin` 32-bit words behind the matrix's first byte, from there on.
+fn words_at(begin: u32, n_words: u32) -> array<u32, MAX_WORDS> {
+    let first = product.weight_begin * 32u + begin / 2u;
+    var words: array<u32, MAX_WORDS>;
+    for (var i = 0u; i < n_words; i++) {
+        let word = weight[first + i];
+        words[2u * i] = low(word);
+        words[2u * i + 1u] = high(word);
     }
-    let odd = (half & 4u) != 0u;
-    let shift = (half & 3u) * 16u;
-    let words = array<u64, 5>(select(a.x, a.y, odd), select(a.y, b.x, odd), select(b.x, b.y, odd), select(b.y, c.x, odd), select(c.x, c.y, odd));
-    return array<u64, 5>(
-        funnel(words[0], words[1], shift),
-        funnel(words[1], words[2], shift),
-        funnel(words[2], words[3], shift),
-        funnel(words[3], words[4], shift),
-        words[4] >> shift,
-    );
+    // Pairs of these have an odd number of 32-bit words, so every other one begins in the middle of a 64-bit word.
+    if DTYPE == Q4_0 || DTYPE == Q8_0 {
+        let is_odd = (begin & 1u) == 1u;
+        for (var i = 0u; i + 1u < 2u * n_words; i++) {
+            words[i] = select(words[i], words[i + 1u], is_odd);
+        }
+    }
+    return words;
 }
 
 // Nibbles where they stand in the word: shifting them down is left to `nibble_scales`, once for all rows.
@@ -88,52 +92,52 @@ fn standing_high_nibbles(word: u32) -> vec4<f32> {
     return vec4<f32>(f32(bits & 0xf0), f32(bits & 0xf000), f32(bits & 0xf00000), f32((bits >> 28u) & 0xf));
 }
 
-// What the inputs of this lane's quad are multiplied with so that standing nibbles count as they should: powers of two, so exact.
+// What the inputs of this lane's quads are multiplied with so that standing nibbles count as they should: powers of two, so
+// exact. The lower half of a block's quads are low nibbles.
 fn nibble_scales(lane: u32) -> vec4<f32> {
     let for_low = vec4<f32>(1.0, 0x1p-8, 0x1p-16, 0x1p-24);
     let for_high = vec4<f32>(0x1p-4, 0x1p-12, 0x1p-20, 1.0);
-    return select(for_low, for_high, lane >= BLOCK_QUADS / 2u);
+    return select(for_low, for_high, (lane & 2u) != 0u);
 }
 
-fn nibble_block(block: u32) -> Block {
-    var made: Block;
-    let halves_per_block = select(10u, 9u, DTYPE == Q4_0);
-    let bytes = block_bytes(block * halves_per_block);
-    let words = array<u32, 5>(low(bytes[0]), high(bytes[0]), low(bytes[1]), high(bytes[1]), low(bytes[2]));
-    let scales = decode_f16(words[0]);
-    made.scale = scales.x;
-    made.offset = select(scales.y, -8.0 * scales.x, DTYPE == Q4_0);
+fn nibble_pair(pair: u32) -> Pair {
+    var made: Pair;
+    let words = words_at(pair * select(10u, 9u, DTYPE == Q4_0), 5u);
+    let first = decode_f16(words[0]);
+    let second = select(decode_f16(words[5]), decode_f16(words[4]).yy, DTYPE == Q4_0);
+    made.scales = vec2<f32>(first.x, second.x);
+    made.offsets = select(vec2<f32>(first.y, second.y), -8.0 * made.scales, DTYPE == Q4_0);
     for (var j = 0u; j < 4u; j++) {
         let quants = select(words[j + 1u], straddle(words[j], words[j + 1u]), DTYPE == Q4_0);
+        let quants_of_second = select(words[j + 6u], words[j + 5u], DTYPE == Q4_0);
         made.quads[j] = standing_low_nibbles(quants);
         made.quads[j + 4u] = standing_high_nibbles(quants);
+        made.quads[j + 8u] = standing_low_nibbles(quants_of_second);
+        made.quads[j + 12u] = standing_high_nibbles(quants_of_second);
     }
     return made;
 }
 
-fn byte_block(block: u32) -> Block {
-    var made: Block;
-    let bytes = block_bytes(block * 17u);
-    let words = array<u32, 9>(
-        low(bytes[0]), high(bytes[0]), low(bytes[1]), high(bytes[1]), low(bytes[2]), high(bytes[2]), low(bytes[3]), high(bytes[3]), low(bytes[4]),
-    );
-    made.scale = decode_f16(words[0]).x;
+fn byte_pair(pair: u32) -> Pair {
+    var made: Pair;
+    let words = words_at(pair * 17u, 9u);
+    made.scales = vec2<f32>(decode_f16(words[0]).x, decode_f16(words[8]).y);
     for (var j = 0u; j < BLOCK_QUADS; j++) {
         made.quads[j] = decode_bytes(straddle(words[j], words[j + 1u]));
+        made.quads[j + BLOCK_QUADS] = decode_bytes(words[j + 9u]);
     }
     return made;
 }
 
-fn plain_block(block: u32) -> Block {
-    var made: Block;
-    made.scale = 1.0;
-    for (var j = 0u; j < BLOCK_QUADS; j++) {
+fn plain_pair(pair: u32) -> Pair {
+    var made: Pair;
+    made.scales = vec2<f32>(1.0);
+    let begin = product.weight_begin * 32u + pair * select(PAIR_QUADS, PAIR_QUADS * 2u, DTYPE == F32);
+    for (var j = 0u; j < PAIR_QUADS; j++) {
         if DTYPE == F32 {
-            let words = weight[product.weight_begin * 16u + block * BLOCK_QUADS + j];
-            made.quads[j] = bitcast<vec4<f32>>(vec4<u32>(low(words.x), high(words.x), low(words.y), high(words.y)));
+            made.quads[j] = quad_of(weight[begin + 2u * j], weight[begin + 2u * j + 1u]);
         } else {
-            let pair = weight[product.weight_begin * 16u + block * (BLOCK_QUADS / 2u) + j / 2u];
-            let word = select(pair.x, pair.y, (j & 1u) == 1u);
+            let word = weight[begin + j];
             let as_f16 = vec4<f32>(decode_f16(low(word)), decode_f16(high(word)));
             let as_bf16 = vec4<f32>(decode_bf16(low(word)), decode_bf16(high(word)));
             made.quads[j] = select(as_bf16, as_f16, DTYPE == F16);
@@ -142,75 +146,79 @@ fn plain_block(block: u32) -> Block {
     return made;
 }
 
-fn block_of(row: u32, block: u32) -> Block {
-    let index = min(row, product.n_rows - 1u) * (params[0].n_columns / 32u) + block;
+fn pair_of(row: u32, pair: u32) -> Pair {
+    let index = min(row, product.n_rows - 1u) * (params[0].n_columns / PAIR_COLUMNS) + pair;
     if DTYPE == Q4_0 || DTYPE == Q4_1 {
-        return nibble_block(index);
+        return nibble_pair(index);
     }
     if DTYPE == Q8_0 {
-        return byte_block(index);
+        return byte_pair(index);
     }
-    return plain_block(index);
+    return plain_pair(index);
 }
 
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
+fn sum_of(quad: vec4<f32>) -> f32 {
+    return (quad.x + quad.y) + (quad.z + quad.w);
 }
 
-// Adds one block of four rows of this lane to the sums of all tokens.
-fn add_rows(row: u32, block: u32, sums: ptr<function, array<vec4<f32>, MAX_TOKENS>>) {
-    let a = block_of(row, block);
-    let b = block_of(row + LANES, block);
-    let c = block_of(row + 2u * LANES, block);
-    let d = block_of(row + 3u * LANES, block);
-    let scale = vec4<f32>(a.scale, b.scale, c.scale, d.scale);
-    let offset = vec4<f32>(a.offset, b.offset, c.offset, d.offset);
+// Adds one pair of blocks of a row of this lane to the sums of all tokens.
+fn add_row(row: u32, pair: u32, sums: ptr<function, Sums>) {
+    let w = pair_of(row, pair);
     for (var t = 0u; t < TOKENS; t++) {
-        var sum = vec4<f32>(0.0);
+        var first = vec4<f32>(0.0);
+        var second = vec4<f32>(0.0);
         for (var j = 0u; j < BLOCK_QUADS; j++) {
-            let v = x[t * BLOCK_QUADS + j];
-            sum = vec4<f32>(
-                add_products(a.quads[j], v, sum.x),
-                add_products(b.quads[j], v, sum.y),
-                add_products(c.quads[j], v, sum.z),
-                add_products(d.quads[j], v, sum.w),
-            );
+            first = fma(w.quads[j], x[t * PAIR_QUADS + j], first);
+            second = fma(w.quads[j + BLOCK_QUADS], x[t * PAIR_QUADS + BLOCK_QUADS + j], second);
         }
-        (*sums)[t] = fma(scale, sum, fma(offset, vec4<f32>(x_sums[t]), (*sums)[t]));
+        let both = fma(w.scales, vec2<f32>(sum_of(first), sum_of(second)), w.offsets * x_sums[t]);
+        (*sums)[t] += both.x + both.y;
     }
 }
 
-// Reads the inputs of a block: each lane a quad of each token, which then all lanes get.
-fn load_inputs(token_begin: u32, block: u32, lane: u32) {
+// Reads the inputs of a pair of blocks: each lane two quads of each token, which then all lanes get.
+fn load_inputs(token_begin: u32, pair: u32, lane: u32) {
     var scales = vec4<f32>(1.0);
     if DTYPE == Q4_0 || DTYPE == Q4_1 {
         scales = nibble_scales(lane);
     }
+    let is_of_first = lane < LANES / 2u;
     for (var t = 0u; t < TOKENS; t++) {
         let token = min(token_begin + t, params[0].n_tokens - 1u);
-        let words = input[token * (params[0].n_columns / 4u) + block * BLOCK_QUADS + lane];
-        let quad = bitcast<vec4<f32>>(vec4<u32>(low(words.x), high(words.x), low(words.y), high(words.y)));
-        x_sums[t] = subgroupAdd((quad.x + quad.y) + (quad.z + quad.w));
-        let scaled = quad * scales;
-        x[t * BLOCK_QUADS] = subgroupBroadcast(scaled, 0u);
-        x[t * BLOCK_QUADS + 1u] = subgroupBroadcast(scaled, 1u);
-        x[t * BLOCK_QUADS + 2u] = subgroupBroadcast(scaled, 2u);
-        x[t * BLOCK_QUADS + 3u] = subgroupBroadcast(scaled, 3u);
-        x[t * BLOCK_QUADS + 4u] = subgroupBroadcast(scaled, 4u);
-        x[t * BLOCK_QUADS + 5u] = subgroupBroadcast(scaled, 5u);
-        x[t * BLOCK_QUADS + 6u] = subgroupBroadcast(scaled, 6u);
-        x[t * BLOCK_QUADS + 7u] = subgroupBroadcast(scaled, 7u);
+        let words = input[token * (params[0].n_columns / 8u) + pair * LANES + lane];
+        let even = quad_of(words.x, words.y);
+        let odd = quad_of(words.z, words.w);
+        let sum = sum_of(even + odd);
+        x_sums[t] = vec2<f32>(subgroupAdd(select(0.0, sum, is_of_first)), subgroupAdd(select(sum, 0.0, is_of_first)));
+        spread(t * PAIR_QUADS, even * scales, odd * scales);
     }
 }
 
-fn store_rows(product_index: u32, row_begin: u32, token_begin: u32, sums: ptr<function, array<vec4<f32>, MAX_TOKENS>>) {
+// Puts the quads of all lanes into `x`, from `begin` on.
+fn spread(begin: u32, even: vec4<f32>, odd: vec4<f32>) {
+    x[begin + 0u] = subgroupBroadcast(even, 0u);
+    x[begin + 1u] = subgroupBroadcast(odd, 0u);
+    x[begin + 2u] = subgroupBroadcast(even, 1u);
+    x[begin + 3u] = subgroupBroadcast(odd, 1u);
+    x[begin + 4u] = subgroupBroadcast(even, 2u);
+    x[begin + 5u] = subgroupBroadcast(odd, 2u);
+    x[begin + 6u] = subgroupBroadcast(even, 3u);
+    x[begin + 7u] = subgroupBroadcast(odd, 3u);
+    x[begin + 8u] = subgroupBroadcast(even, 4u);
+    x[begin + 9u] = subgroupBroadcast(odd, 4u);
+    x[begin + 10u] = subgroupBroadcast(even, 5u);
+    x[begin + 11u] = subgroupBroadcast(odd, 5u);
+    x[begin + 12u] = subgroupBroadcast(even, 6u);
+    x[begin + 13u] = subgroupBroadcast(odd, 6u);
+    x[begin + 14u] = subgroupBroadcast(even, 7u);
+    x[begin + 15u] = subgroupBroadcast(odd, 7u);
+}
+
+fn store_row(product_index: u32, row: u32, token_begin: u32, sums: ptr<function, Sums>) {
     for (var t = 0u; t < TOKENS; t++) {
         let token = token_begin + t;
-        for (var i = 0u; i < 4u; i++) {
-            let row = row_begin + i * LANES;
-            if row < product.n_rows && token < params[0].n_tokens {
-                store(product_index, token, row, (*sums)[t][i]);
-            }
+        if row < product.n_rows && token < params[0].n_tokens {
+            store(product_index, token, row, (*sums)[t]);
         }
     }
 }
@@ -225,17 +233,36 @@ fn main(
     product = params[place.product];
     let row = place.group * LANES * ROWS + lane;
     let token_begin = workgroup.z * TOKENS;
-    var first_rows: array<vec4<f32>, MAX_TOKENS>;
-    var second_rows: array<vec4<f32>, MAX_TOKENS>;
-    for (var block = 0u; block < params[0].n_columns / 32u; block++) {
-        load_inputs(token_begin, block, lane);
-        add_rows(row, block, &first_rows);
+    // One variable for each row: an array of them would be indexed in memory.
+    var sums_0: Sums;
+    var sums_1: Sums;
+    var sums_2: Sums;
+    var sums_3: Sums;
+    var sums_4: Sums;
+    var sums_5: Sums;
+    var sums_6: Sums;
+    var sums_7: Sums;
+    for (var pair = 0u; pair < params[0].n_columns / PAIR_COLUMNS; pair++) {
+        load_inputs(token_begin, pair, lane);
+        add_row(row, pair, &sums_0);
+        add_row(row + 1u * LANES, pair, &sums_1);
+        add_row(row + 2u * LANES, pair, &sums_2);
+        add_row(row + 3u * LANES, pair, &sums_3);
         if ROWS > 4u {
-            add_rows(row + 4u * LANES, block, &second_rows);
+            add_row(row + 4u * LANES, pair, &sums_4);
+            add_row(row + 5u * LANES, pair, &sums_5);
+            add_row(row + 6u * LANES, pair, &sums_6);
+            add_row(row + 7u * LANES, pair, &sums_7);
         }
     }
-    store_rows(place.product, row, token_begin, &first_rows);
+    store_row(place.product, row, token_begin, &sums_0);
+    store_row(place.product, row + 1u * LANES, token_begin, &sums_1);
+    store_row(place.product, row + 2u * LANES, token_begin, &sums_2);
+    store_row(place.product, row + 3u * LANES, token_begin, &sums_3);
     if ROWS > 4u {
-        store_rows(place.product, row + 4u * LANES, token_begin, &second_rows);
+        store_row(place.product, row + 4u * LANES, token_begin, &sums_4);
+        store_row(place.product, row + 5u * LANES, token_begin, &sums_5);
+        store_row(place.product, row + 6u * LANES, token_begin, &sums_6);
+        store_row(place.product, row + 7u * LANES, token_begin, &sums_7);
     }
 }

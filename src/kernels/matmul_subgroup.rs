@@ -9,20 +9,20 @@ use crate::gpu::{Dispatch, Gpu};
 pub const LANES: u32 = 8;
 /// Most tokens that one invocation serves; `MAX_TOKENS` of the shader.
 const MAX_TOKENS: u32 = 8;
-/// Columns that are read at once.
-const BLOCK_COLUMNS: u32 = 32;
+/// Columns that are read at once: two blocks.
+const PAIR_COLUMNS: u32 = 64;
 /// With so many workgroups of eight rows a lane, every core has several; below, lanes have four.
 const MANY_WORKGROUPS: u64 = 16;
 
-/// Whether the adapter can run it, and rows are whole blocks of columns.
+/// Whether the adapter can run it, and rows are whole pairs of blocks.
 pub(super) fn is_possible(gpu: &Gpu, params: &Params) -> bool {
-    gpu.subgroup_lanes == Some(LANES) && params.n_columns.is_multiple_of(BLOCK_COLUMNS)
+    gpu.subgroup_lanes == Some(LANES) && params.n_columns.is_multiple_of(PAIR_COLUMNS)
 }
 
 /// Makes the dispatch.
 ///
 /// # Errors
-/// As [`super::matmul::prepare_products`]; where the adapter has other subgroups, or rows are no whole blocks of 32 columns.
+/// As [`super::matmul::prepare_products`]; where the adapter has other subgroups, or rows are no multiple of 64 columns.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>) -> Result<Dispatch> {
     let (kernel, params) = (products.kernel(&MATMUL_SUBGROUP), products.common());
     let needed = products.needed(gpu, kernel.stem)?;
@@ -30,7 +30,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
         gpu,
         kernel.stem,
         is_possible(gpu, &params),
-        "the adapter has no subgroups of eight lanes, or its rows are no blocks of 32 columns",
+        "the adapter has no subgroups of eight lanes, or its rows are no multiple of 64 columns",
     )?;
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     // How many rows a lane has changes no row's arithmetic.
