@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tierflow::DType;
 use tierflow::host::{self, Operand, QuantisedInput};
-use tierflow::kernels::kv_store::Token;
+use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
 use tierflow::platform::simd::simd;
 

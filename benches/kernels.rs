@@ -7,7 +7,7 @@ use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use tierflow::kernels::attention::AttentionForm;
-use tierflow::kernels::{Binding, attention, kv_store, matmul, rms_norm, swiglu, top_k};
+use tierflow::kernels::{Binding, attention, matmul, rms_norm, rope_kv, swiglu, top_k};
 use tierflow::units::Bytes;
 
 /// Runs per figure; the best is printed, since other work only ever adds time.
@@ -84,10 +84,10 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             kv_capacity: 2048,
             window: 0,
             scale: 0.125,
-            kv_dtype: kv_store::KvDType::F16 as u32,
+            kv_dtype: rope_kv::KvDType::F16 as u32,
         };
         arena.push(gpu, &params)?;
-        let tokens: Vec<kv_store::Token> = (0..n_tokens).map(|t| kv_store::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();
+        let tokens: Vec<rope_kv::Token> = (0..n_tokens).map(|t| rope_kv::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();
         let places = buffer(gpu, n_tokens as u64 * 16)?;
         gpu.queue.write_buffer(&places, 0, bytemuck::cast_slice(&tokens));
         let parts = buffer(gpu, attention::parts_bytes(&params).max(1))?;

@@ -6,7 +6,7 @@ mod common;
 use common::bits;
 use tierflow::DType;
 use tierflow::host::{self, Operand, QuantisedInput};
-use tierflow::kernels::kv_store::Token;
+use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
 use tierflow::platform::simd::{self, Simd};
 use xtask::models::GgufType;

@@ -7,12 +7,14 @@ use tierflow::device::{MatMulForm, TokenCount};
 use tierflow::dtype::DType;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::kernels::attention::AttentionForm;
-use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, matmul_subgroup, rms_norm, rope, swiglu};
+use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, matmul, matmul_subgroup, rms_norm, rope_kv, swiglu};
 
 /// Sums of products in another order than the reference's: roundings of f32, grown where a lone sum happens to cancel.
 const SUM_TOLERANCE: f32 = 1e-5;
 /// One or two roundings.
 const ROUNDING_TOLERANCE: f32 = 3e-7;
+/// One step of f16, beside the largest value.
+const F16_TOLERANCE: f32 = 1.0 / 1024.0;
 /// A driver's exp is good to a few units in the last place for f32, and the sums come on top.
 const EXP_TOLERANCE: f32 = 1e-5;
 
@@ -105,12 +107,12 @@ fn matmul_of_long_rows_matches_its_reference() {
 fn slices_of_a_matrix_give_the_bits_of_the_whole() {
     for gpu in gpus() {
         for dtype in DType::ALL {
-            for n_tokens in [1, 3, 33] {
-                let product = Product::random(dtype, 131, 160, n_tokens);
+            for (n_columns, n_tokens) in [(160, 1), (160, 33), (192, 1), (192, 3), (192, 33)] {
+                let product = Product::random(dtype, 131, n_columns, n_tokens);
                 let whole = product.on_gpu(gpu);
                 for slice_rows in [1, 7, 64, 130] {
                     let slices = product.on_gpu_in_slices(gpu, slice_rows);
-                    assert_eq!(bits(&slices), bits(&whole), "{dtype} × {n_tokens} in slices of {slice_rows}");
+                    assert_eq!(bits(&slices), bits(&whole), "{n_columns} of {dtype} × {n_tokens} in slices of {slice_rows}");
                 }
             }
         }
@@ -142,14 +144,15 @@ fn all_forms_of_matmul_agree() {
     for gpu in gpus() {
         for dtype in DType::ALL {
             // Rows that end inside a lane's rows, and tokens that end inside a group of them.
-            for (n_rows, n_columns, n_tokens) in [(65, 320, 6), (1100, 96, 1), (33, 608, 19)] {
+            for (n_rows, n_columns, n_tokens) in [(65, 320, 6), (1100, 64, 1), (33, 576, 19), (40, 96, 3)] {
                 let product = Product::random(dtype, n_rows, n_columns, n_tokens);
                 let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
                 let result = poisoned(gpu, product.output_len());
                 let bindings =
                     matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
                 let possible = matmul::forms(gpu, &product.params);
-                assert_eq!(possible.contains(&MatMulForm::Subgroup), gpu.subgroup_lanes == Some(matmul_subgroup::LANES), "{dtype}");
+                let has_subgroups = gpu.subgroup_lanes == Some(matmul_subgroup::LANES);
+                assert_eq!(possible.contains(&MatMulForm::Subgroup), has_subgroups && n_columns % 64 == 0, "{dtype} × {n_columns}");
                 for form in [MatMulForm::Lane, MatMulForm::Workgroup, MatMulForm::Tile].into_iter().chain(possible) {
                     run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, form));
                     let what = format!("{form:?} of {n_rows} × {n_columns} × {n_tokens} {dtype}");
@@ -166,8 +169,8 @@ fn products_that_share_a_dispatch_give_the_bits_of_products_alone() {
     for gpu in gpus() {
         for dtype in DType::ALL {
             for (n_rows, n_tokens) in [(&[70, 33][..], 40), (&[576, 9, 600], 1), (&[33, 65, 31], 6)] {
-                let input = Random(7).floats((n_tokens * 160) as usize);
-                let random = |&n_rows: &u32| Product { input: input.clone(), ..Product::random(dtype, n_rows, 160, n_tokens) };
+                let input = Random(7).floats((n_tokens * 192) as usize);
+                let random = |&n_rows: &u32| Product { input: input.clone(), ..Product::random(dtype, n_rows, 192, n_tokens) };
                 let products: Vec<Product> = n_rows.iter().map(random).collect();
                 let (mut block, mut params) = (Vec::new(), Vec::new());
                 for product in &products {
@@ -282,83 +285,88 @@ fn rms_norm_matches_its_reference() {
 }
 
 #[test]
-fn rope_matches_its_reference_for_both_pairings() {
+fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
+    // The last two tokens lie outside the caches: they are turned all the same, and not stored.
+    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
+    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
-        for pairing in [rope::Pairing::Halves, rope::Pairing::Neighbours] {
-            for (n_tokens, n_heads, head_size) in [(1, 1, 2), (3, 5, 6), (33, 3, 64)] {
-                let params = rope::Params { n_tokens, n_heads, head_size, pairing: pairing as u32 };
-                let mut random = Random(u64::from(head_size));
-                let angles = random.floats((n_tokens * head_size / 2) as usize);
-                let cos_sin: Vec<f32> = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
-                let values = random.floats((n_tokens * n_heads * head_size) as usize);
-                let mut expected = values.clone();
-                rope::reference(&params, &cos_sin, &mut expected);
-                let padded = [values.clone(), vec![POISON; GUARD]].concat();
-                let [table, result] = [upload(gpu, "cos_sin", &cos_sin), upload(gpu, "values", &padded)];
-                let bindings = rope::Bindings { cos_sin: Binding::whole(&table), values: Binding::whole(&result) };
-                run(gpu, &params, |buffer| rope::prepare(gpu, buffer, &params, bindings));
-                assert_close(
-                    &output(gpu, &result, values.len()),
-                    &expected,
-                    ROUNDING_TOLERANCE,
-                    &format!("{pairing:?}, head_size {head_size}"),
-                );
-            }
+        for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size]) in [
+            (rope_kv::KvDType::F32, rope_kv::Pairing::Halves, [5, 3, 12]),
+            (rope_kv::KvDType::F16, rope_kv::Pairing::Halves, [9, 3, 64]),
+            (rope_kv::KvDType::F32, rope_kv::Pairing::Neighbours, [1, 1, 4]),
+            (rope_kv::KvDType::F16, rope_kv::Pairing::Neighbours, [4, 2, 20]),
+        ] {
+            let sizes = rope_kv::Params { n_tokens: 5, n_heads, n_kv_heads, head_size, n_seqs: 2, kv_capacity: 7, kv_dtype: 0, pairing: 0 };
+            RopeKv::random(rope_kv::Params { kv_dtype: kv_dtype as u32, pairing: pairing as u32, ..sizes }).check(gpu, &tokens);
         }
     }
 }
 
-#[test]
-fn kv_store_writes_only_the_tokens_rows() {
-    for gpu in gpus() {
-        for kv_dtype in [kv_store::KvDType::F32, kv_store::KvDType::F16] {
-            let params =
-                kv_store::Params { n_tokens: 5, n_kv_heads: 3, head_size: 10, n_seqs: 2, kv_capacity: 7, kv_dtype: kv_dtype as u32 };
-            // The last two lie outside the cache and must be dropped.
-            let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
-            let tokens: Vec<kv_store::Token> =
-                places.iter().map(|&(seq, position)| kv_store::Token::new(seq, position, position + 1)).collect();
-            let mut random = Random(5);
-            let [key, value] = [0, 1].map(|_| random.floats(150));
-            let mut expected = [0, 1].map(|_| vec![POISON; 2 * 3 * 7 * 10]);
-            let [expected_key, expected_value] = &mut expected;
-            kv_store::reference(&params, &key, &value, &tokens, expected_key, expected_value);
-            let words = expected[0].len() / if kv_dtype == kv_store::KvDType::F16 { 2 } else { 1 };
-            let [keys, values, places] = [upload(gpu, "key", &key), upload(gpu, "value", &value), upload(gpu, "tokens", &tokens)];
-            let caches = [0, 1].map(|_| poisoned(gpu, words));
-            let bindings = kv_store::Bindings {
-                key: Binding::whole(&keys),
-                value: Binding::whole(&values),
-                tokens: Binding::whole(&places),
-                key_cache: Binding::whole(&caches[0]),
-                value_cache: Binding::whole(&caches[1]),
-            };
-            run(gpu, &params, |buffer| kv_store::prepare(gpu, buffer, &params, bindings));
-            for (cache, expected) in caches.iter().zip(&expected) {
-                let stored = output(gpu, cache, words);
-                let expected: Vec<f32> = match kv_dtype {
-                    kv_store::KvDType::F32 => expected.clone(),
-                    // Both halves of a word are poisoned or neither.
-                    kv_store::KvDType::F16 => expected.as_chunks::<2>().0.iter().map(|&pair| packed(pair)).collect(),
-                };
-                assert_eq!(bits(&stored), bits(&expected), "{kv_dtype:?}");
-            }
-        }
+struct RopeKv {
+    params: rope_kv::Params,
+    cos_sin: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+impl RopeKv {
+    fn random(params: rope_kv::Params) -> RopeKv {
+        let mut random = Random(u64::from(params.head_size));
+        let mut rows = |n_heads: u32| random.floats((params.n_tokens * n_heads * params.head_size) as usize);
+        let [query, key, value] = [params.n_heads, params.n_kv_heads, params.n_kv_heads].map(&mut rows);
+        let angles = random.floats((params.n_tokens * params.head_size / 2) as usize);
+        let cos_sin = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
+        RopeKv { params, cos_sin, query, key, value }
+    }
+
+    /// Queries and caches against the reference. Values are copied, and cached to the bit; what is turned may be rounded otherwise.
+    fn check(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
+        let params = &self.params;
+        let (mut query, mut key) = (self.query.clone(), self.key.clone());
+        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
+        let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
+        let expected =
+            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        rope_kv::reference(params, &self.cos_sin, tokens, expected);
+
+        let in_word = params.kv_dtype as usize + 1;
+        let padded = [self.query.clone(), vec![POISON; GUARD]].concat();
+        let [turned, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let bindings = rope_kv::Bindings {
+            cos_sin: Binding::whole(&table),
+            tokens: Binding::whole(&places),
+            key: Binding::whole(&key),
+            value: Binding::whole(&value),
+            query: Binding::whole(&turned),
+            key_cache: Binding::whole(&caches[0]),
+            value_cache: Binding::whole(&caches[1]),
+        };
+        run(gpu, params, |buffer| rope_kv::prepare(gpu, buffer, params, bindings));
+        assert_close(&output(gpu, &turned, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
+        // Values that differ in their last bit may be rounded to different f16.
+        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
+        assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
+        let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
+        assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
     }
 }
 
-/// Two f16 in a word, or the poison that the pair stands for.
-fn packed([low, high]: [f32; 2]) -> f32 {
-    if low == POISON {
-        return POISON;
-    }
-    let [low, high] = [low, high].map(|value| u32::from(half::f16::from_f32(value).to_bits()));
-    f32::from_bits(low | high << 16)
+/// The values of a cache of which a word holds `in_word`; poisoned words stand for as many poisoned values.
+fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
+    let halves = |word: u32| [word as u16, (word >> 16) as u16].map(|bits| half::f16::from_bits(bits).to_f32());
+    let value = |&word: &f32| if in_word == 1 || word == POISON { vec![word; in_word] } else { halves(word.to_bits()).to_vec() };
+    words.iter().flat_map(value).collect()
 }
 
 struct Attention {
     params: attention::Params,
-    tokens: Vec<kv_store::Token>,
+    tokens: Vec<rope_kv::Token>,
 }
 
 impl Attention {
@@ -373,17 +381,17 @@ impl Attention {
             kv_capacity: kv_len + 3,
             window,
             scale: 1.0 / (head_size as f32).sqrt(),
-            kv_dtype: kv_store::KvDType::F32 as u32,
+            kv_dtype: rope_kv::KvDType::F32 as u32,
         };
-        Attention { params, tokens: (kv_len - n_tokens..kv_len).map(|position| kv_store::Token::new(1, position, kv_len)).collect() }
+        Attention { params, tokens: (kv_len - n_tokens..kv_len).map(|position| rope_kv::Token::new(1, position, kv_len)).collect() }
     }
 
     /// Every form against the reference.
-    fn check(&self, gpu: &Gpu, kv_dtype: kv_store::KvDType) {
+    fn check(&self, gpu: &Gpu, kv_dtype: rope_kv::KvDType) {
         let params = attention::Params { kv_dtype: kv_dtype as u32, ..self.params };
         let (query, caches) = self.random_values();
         let halves = caches.each_ref().map(|cache| cache.iter().map(|&value| half::f16::from_f32(value)).collect::<Vec<_>>());
-        let is_f16 = kv_dtype == kv_store::KvDType::F16;
+        let is_f16 = kv_dtype == rope_kv::KvDType::F16;
         let seen = if is_f16 { halves.each_ref().map(|cache| cache.iter().map(|value| value.to_f32()).collect()) } else { caches };
         let mut expected = vec![0.0; query.len()];
         attention::reference(&params, &query, &self.tokens, &seen[0], &seen[1], &mut expected);
@@ -410,7 +418,7 @@ impl Attention {
 fn attend(
     gpu: &Gpu,
     params: &attention::Params,
-    tokens: &[kv_store::Token],
+    tokens: &[rope_kv::Token],
     query: &[f32],
     caches: &[Buffer; 2],
     form: AttentionForm,
@@ -434,7 +442,7 @@ fn attend(
 #[test]
 fn attention_matches_its_reference() {
     for gpu in gpus() {
-        for kv_dtype in [kv_store::KvDType::F32, kv_store::KvDType::F16] {
+        for kv_dtype in [rope_kv::KvDType::F32, rope_kv::KvDType::F16] {
             for (heads, head_size, kv_len, n_tokens) in [
                 ([1, 1], 8, 1, 1),
                 ([3, 1], 24, 3, 3),
@@ -448,8 +456,8 @@ fn attention_matches_its_reference() {
                 }
             }
         }
-        Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, kv_store::KvDType::F32);
-        Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, kv_store::KvDType::F16);
+        Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::KvDType::F32);
+        Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::KvDType::F16);
     }
 }
 
@@ -460,7 +468,7 @@ fn attention_to_a_long_context_is_put_together_from_its_parts() {
         for (kv_len, n_tokens, window) in [(385, 1, 0), (300, 8, 0), (300, 3, 50), (4200, 1, 0), (4200, 2, 700)] {
             let attention = Attention::of_one_sequence([8, 1], 16, kv_len, n_tokens, window);
             assert!(attention::parts_bytes(&attention.params) > 0);
-            attention.check(gpu, kv_store::KvDType::F16);
+            attention.check(gpu, rope_kv::KvDType::F16);
         }
     }
 }
@@ -471,11 +479,11 @@ fn attention_serves_tokens_of_several_sequences_at_once() {
         let mut attention = Attention::of_one_sequence([4, 2], 16, 40, 12, 0);
         // The fourth sees nothing, and mixes nothing.
         let places = [(0, 3, 4), (1, 39, 40), (0, 20, 21), (1, 5, 0)].into_iter().chain((0..8).map(|p| (p / 5, p + 7, p + 8)));
-        attention.tokens = places.map(|(seq, position, kv_len)| kv_store::Token::new(seq, position, kv_len)).collect();
-        attention.check(gpu, kv_store::KvDType::F32);
+        attention.tokens = places.map(|(seq, position, kv_len)| rope_kv::Token::new(seq, position, kv_len)).collect();
+        attention.check(gpu, rope_kv::KvDType::F32);
         attention.tokens.truncate(4);
         attention.params.n_tokens = 4;
-        attention.check(gpu, kv_store::KvDType::F32);
+        attention.check(gpu, rope_kv::KvDType::F32);
     }
 }
 

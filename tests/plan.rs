@@ -359,7 +359,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
     assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_FEW_TOKENS);
     let config = models::config();
     for n_tokens in [1, 3, 8, 9, 64] {
-        let capacities = [1, 127, 128, 129, 4095, 4096, 4097, 131_072];
+        let capacities = [1, 255, 256, 257, 8191, 8192, 8193, 131_072];
         for (index, kv_capacity) in capacities.into_iter().enumerate() {
             let params = attention::Params {
                 n_tokens,

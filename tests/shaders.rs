@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::mem::offset_of;
 
 use tierflow::gpu::{Access, KernelSource};
-use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
+use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu, top_k};
 use wgpu::naga;
 
 /// WebGPU's guarantee per stage.
@@ -30,8 +30,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
             members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
         }
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon),
-        "rope" => members!(rope: n_tokens, n_heads, head_size, pairing),
-        "kv_store" => members!(kv_store: n_tokens, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype),
+        "rope_kv" => members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing),
         "attention_token" | "attention_tile" | "attention_subgroup" | "attention_subgroup_tile" | "attention_combine" => {
             members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype)
         }

@@ -5,7 +5,7 @@ use rayon::slice::ParallelSliceMut;
 
 use super::exp::exp;
 use crate::kernels::attention::{Params, visible};
-use crate::kernels::kv_store::Token;
+use crate::kernels::rope_kv::Token;
 use crate::platform::simd::{Simd, simd};
 
 /// Consecutive tokens that share the loads of keys and values.

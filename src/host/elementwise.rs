@@ -4,7 +4,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::exp::exp;
-use crate::kernels::{rms_norm as norm, rope as rotation};
+use crate::kernels::{rms_norm as norm, rope_kv};
 
 /// Values from which on a second thread pays: waking it takes a few microseconds, about what these take.
 pub(super) const MIN_PARALLEL_VALUES: usize = 16_384;
@@ -33,17 +33,16 @@ fn sum_of_squares(values: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
 }
 
-/// Rotary embedding in place: [`rotation::reference`]. `cos_sin` is `[n_tokens, head_size / 2, 2]`, `values` `[n_tokens, n_heads, head_size]`.
-pub fn rope(params: &rotation::Params, cos_sin: &[f32], values: &mut [f32]) {
+/// Rotary embedding in place: [`rope_kv::turn`]. `cos_sin` is `[n_tokens, head_size / 2, 2]`, `values` `[n_tokens, n_heads, head_size]`.
+pub fn rope(params: &rope_kv::Params, n_heads: u32, cos_sin: &[f32], values: &mut [f32]) {
     let (n_tokens, head_size) = (params.n_tokens as usize, params.head_size as usize);
-    let row_len = params.n_heads as usize * head_size;
-    let one = rotation::Params { n_tokens: 1, ..*params };
+    let row_len = n_heads as usize * head_size;
     let rows = &mut values[..n_tokens * row_len];
     if rows.len() <= MIN_PARALLEL_VALUES {
-        return rotation::reference(params, cos_sin, rows);
+        return rope_kv::turn(params, n_heads, cos_sin, rows);
     }
     rows.par_chunks_exact_mut(row_len).zip(cos_sin.par_chunks_exact(head_size)).for_each(|(row, cos_sin)| {
-        rotation::reference(&one, cos_sin, row);
+        rope_kv::turn(params, n_heads, cos_sin, row);
     });
 }
 
@@ -77,6 +76,8 @@ fn in_parts(part_len: usize, output: &mut [f32], input: &[f32], part: impl Fn(&m
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::Zeroable;
+
     use super::*;
     use crate::kernels::swiglu as gated;
 
@@ -108,11 +109,12 @@ mod tests {
             gated::reference(&gated::Params { n_values: input.len() as u32 }, &input, &other, &mut expected);
             assert_close(&output, &expected);
 
-            let params = rotation::Params { n_tokens: n_rows as u32, n_heads: 7, head_size: 10, pairing: rotation::Pairing::Halves as u32 };
+            let sizes = rope_kv::Params { n_tokens: n_rows as u32, n_heads: 7, head_size: 10, ..Zeroable::zeroed() };
+            let params = rope_kv::Params { pairing: rope_kv::Pairing::Halves as u32, ..sizes };
             output.copy_from_slice(&input);
             expected.copy_from_slice(&input);
-            rope(&params, &other, &mut output);
-            rotation::reference(&params, &other, &mut expected);
+            rope(&params, params.n_heads, &other, &mut output);
+            rope_kv::turn(&params, params.n_heads, &other, &mut expected);
             assert_eq!(output, expected);
 
             add(&other, &mut output);

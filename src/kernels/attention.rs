@@ -1,11 +1,11 @@
-//! Causal attention over the caches of `kv_store`, with grouped queries and an optional window:
+//! Causal attention over the caches of `rope_kv`, with grouped queries and an optional window:
 //! `mixed[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context.
 //! Chooses the kernel by the tokens and the adapter; holds the one reference of all forms.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::kv_store::{Token, checked_dtype};
 use super::matmul::MAX_FEW_TOKENS;
+use super::rope_kv::{Token, checked_dtype};
 use super::{Binding, Needed, attention_combine, attention_subgroup, attention_tile, attention_token, f32_bytes, is_software, require};
 use crate::device::TokenCount;
 use crate::error::Result;
@@ -34,7 +34,7 @@ pub struct Params {
     pub window: u32,
     /// Usually `1 / sqrt(head_size)`.
     pub scale: f32,
-    /// A [`super::kv_store::KvDType`] as a number.
+    /// A [`super::rope_kv::KvDType`] as a number.
     pub kv_dtype: u32,
 }
 
@@ -71,7 +71,7 @@ pub enum AttentionForm {
 /// Tokens that follow each other in a sequence, on average, for which tiles pay: a tile takes its sequences one by one.
 const MIN_RUN: usize = 4;
 /// Positions of a part, at least: enough work to be worth its combining.
-pub const MIN_PART_POSITIONS: u32 = 128;
+pub const MIN_PART_POSITIONS: u32 = 256;
 /// Parts of a context, at most.
 pub const MAX_PARTS: u32 = 32;
 

@@ -11,14 +11,13 @@ pub mod attention_subgroup;
 pub mod attention_tile;
 pub mod attention_token;
 pub mod gather_rows;
-pub mod kv_store;
 pub mod matmul;
 pub mod matmul_odd;
 pub mod matmul_subgroup;
 pub mod matmul_tile;
 pub mod matmul_vec;
 pub mod rms_norm;
-pub mod rope;
+pub mod rope_kv;
 pub mod swiglu;
 pub mod top_k;
 
@@ -53,7 +52,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The forms of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 23] = [
+pub static KERNELS: [&KernelSource; 22] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -65,8 +64,7 @@ pub static KERNELS: [&KernelSource; 23] = [
     &MATMUL_SUBGROUP[2],
     &MATMUL_ODD,
     &RMS_NORM,
-    &ROPE,
-    &KV_STORE,
+    &ROPE_KV,
     &ATTENTION_TOKEN,
     &ATTENTION_TILE,
     &ATTENTION_SUBGROUP,
@@ -109,11 +107,10 @@ static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgrou
 static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
-static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("values", Write)]);
-static KV_STORE: KernelSource = row::<kv_store::Params>(
-    "kv_store",
-    wgsl!("kv_store"),
-    &[("key", Read), ("value", Read), ("tokens", Read), ("key_cache", Write), ("value_cache", Write)],
+static ROPE_KV: KernelSource = row::<rope_kv::Params>(
+    "rope_kv",
+    wgsl!("rope_kv"),
+    &[("cos_sin", Read), ("tokens", Read), ("key", Read), ("value", Read), ("query", Write), ("key_cache", Write), ("value_cache", Write)],
 );
 const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)];
 static ATTENTION_TOKEN: KernelSource = row::<attention::Params>("attention_token", wgsl!("attention_token"), ATTENTION);

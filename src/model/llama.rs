@@ -40,9 +40,7 @@ fn attention(config: &ModelConfig, layer: usize, tensor: &dyn Fn(&str, &[u64]) -
             ops.push(Op::AddBias { bias: tensor(&format!("{name}.{part}.bias"), &[n_rows])?, target: output });
         }
     }
-    ops.push(Op::Rope { target: Activation::Query });
-    ops.push(Op::Rope { target: Activation::Key });
-    ops.push(Op::StoreKv { layer });
+    ops.push(Op::RopeKv { layer });
     ops.push(Op::Attention { layer });
     let weight = tensor(&format!("{name}.o_proj.weight"), &[hidden_size, query_size])?;
     ops.push(Op::MatMul { input: Activation::Mixed, weight, output: Activation::Delta });

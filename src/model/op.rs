@@ -110,13 +110,8 @@ pub enum Op {
         /// What it is added to.
         target: Activation,
     },
-    /// Rotates the heads of `target` by their positions.
-    Rope {
-        /// `Query` or `Key`.
-        target: Activation,
-    },
-    /// `Key` and `Value` go to the cache of `layer`.
-    StoreKv {
+    /// Turns the heads of `Query` and `Key` by their positions; `Key` and `Value` go to the cache of `layer`.
+    RopeKv {
         /// Which layer's cache.
         layer: usize,
     },

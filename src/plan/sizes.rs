@@ -20,7 +20,7 @@ pub const ATTENTION_PARTS_TOKENS: usize = 8;
 /// Parts of a context, at most, and positions of a part, at least; the kernel's bounds.
 pub const ATTENTION_PARTS_MAX: usize = 32;
 /// See [`ATTENTION_PARTS_MAX`].
-pub const ATTENTION_PART_POSITIONS_MIN: usize = 128;
+pub const ATTENTION_PART_POSITIONS_MIN: usize = 256;
 
 /// Uniform parameters of one dispatch, at WebGPU's uniform alignment.
 pub const PARAMS_BYTES: u64 = 256;

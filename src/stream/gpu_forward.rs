@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
-use crate::kernels::{Binding, add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu, top_k};
+use crate::kernels::{Binding, add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
 use crate::plan::{DeviceCosts, Piece, Plan, WorkingBuffer};
 use crate::stream::Store;
@@ -150,10 +150,9 @@ enum Call<'a> {
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
     Attention(attention::Params, attention::Bindings<'a>, TokenCount),
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
-    KvStore(kv_store::Params, kv_store::Bindings<'a>),
     Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
     RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
-    Rope(rope::Params, rope::Bindings<'a>),
+    RopeKv(rope_kv::Params, rope_kv::Bindings<'a>),
     SwiGlu(swiglu::Params, swiglu::Bindings<'a>),
     TopK(top_k::Params, top_k::Bindings<'a>),
 }
@@ -165,10 +164,9 @@ impl Call<'_> {
             Call::AddBias(params, _) => arena.push(gpu, params),
             Call::Attention(params, ..) => arena.push(gpu, params),
             Call::GatherRows(params, _) => arena.push(gpu, params),
-            Call::KvStore(params, _) => arena.push(gpu, params),
             Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
             Call::RmsNorm(params, _) => arena.push(gpu, params),
-            Call::Rope(params, _) => arena.push(gpu, params),
+            Call::RopeKv(params, _) => arena.push(gpu, params),
             Call::SwiGlu(params, _) => arena.push(gpu, params),
             Call::TopK(params, _) => arena.push(gpu, params),
         }
@@ -181,14 +179,13 @@ impl Call<'_> {
             Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
             Call::Attention(params, bindings, tokens) => return attention::prepare(gpu, arena, params, *bindings, *tokens),
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
-            Call::KvStore(params, bindings) => kv_store::prepare(gpu, arena, params, *bindings),
             Call::Products { params, begin, size, input, outputs } => {
                 let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
                 let weight = Binding::part(block, *begin, *size);
                 matmul::prepare_products(gpu, arena, &matmul::Products { params, weight, input: *input, outputs })
             }
             Call::RmsNorm(params, bindings) => rms_norm::prepare(gpu, arena, params, *bindings),
-            Call::Rope(params, bindings) => rope::prepare(gpu, arena, params, *bindings),
+            Call::RopeKv(params, bindings) => rope_kv::prepare(gpu, arena, params, *bindings),
             Call::SwiGlu(params, bindings) => swiglu::prepare(gpu, arena, params, *bindings),
             Call::TopK(params, bindings) => top_k::prepare(gpu, arena, params, *bindings),
         };
@@ -214,11 +211,7 @@ impl<'a> Maker<'a> {
                 let bindings = add_bias::Bindings { bias: self.vector(bias)?, target_values: self.activation(target)? };
                 Call::AddBias(self.params.add_bias(target), bindings)
             }
-            Op::Rope { target } => {
-                let bindings = rope::Bindings { cos_sin: self.working(WorkingBuffer::CosSin)?, values: self.activation(target)? };
-                Call::Rope(self.params.rope(target), bindings)
-            }
-            Op::StoreKv { layer } => self.store_kv(layer)?,
+            Op::RopeKv { layer } => self.rope_kv(layer)?,
             Op::Attention { layer } => self.attention(layer)?,
             Op::SwiGlu => {
                 let (gate, up) = (self.activation(Activation::Gate)?, self.activation(Activation::Up)?);
@@ -255,16 +248,18 @@ impl<'a> Maker<'a> {
         })
     }
 
-    fn store_kv(&self, layer: usize) -> Result<Call<'a>> {
+    fn rope_kv(&self, layer: usize) -> Result<Call<'a>> {
         let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
-        let bindings = kv_store::Bindings {
+        let bindings = rope_kv::Bindings {
+            cos_sin: self.working(WorkingBuffer::CosSin)?,
+            tokens: self.working(WorkingBuffer::Tokens)?,
             key: self.activation(Activation::Key)?,
             value: self.activation(Activation::Value)?,
-            tokens: self.working(WorkingBuffer::Tokens)?,
+            query: self.activation(Activation::Query)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
         };
-        Ok(Call::KvStore(self.params.kv_store(), bindings))
+        Ok(Call::RopeKv(self.params.rope_kv(), bindings))
     }
 
     fn attention(&self, layer: usize) -> Result<Call<'a>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::kernels::kv_store::Token;
+use crate::kernels::rope_kv::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::{kv_buffer_bytes, rounded_input_bytes};
 use crate::plan::{KvDType, Plan, Slice, Work};

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use crate::host::{self, Operand, QuantisedInput};
-use crate::kernels::kv_store::Token;
-use crate::kernels::{add_bias, gather_rows, kv_store, matmul};
+use crate::kernels::rope_kv::Token;
+use crate::kernels::{add_bias, gather_rows, matmul, rope_kv};
 use crate::model::{Activation, Op};
 use crate::plan::KvDType;
 use crate::platform::simd::simd;
@@ -95,12 +95,7 @@ impl Values {
                 add_bias::reference(&self.params().add_bias(target), vector(bias), &mut result);
                 self.put(target, result);
             }
-            Op::Rope { target } => {
-                let mut result = self.take(target);
-                host::rope(&self.params().rope(target), &self.cos_sin, &mut result);
-                self.put(target, result);
-            }
-            Op::StoreKv { layer } => self.store_kv(layer),
+            Op::RopeKv { layer } => self.rope_kv(layer),
             Op::Attention { layer } => self.attention(layer),
             Op::SwiGlu => {
                 let mut result = self.take(Activation::Gated);
@@ -122,11 +117,15 @@ impl Values {
         }
     }
 
-    fn store_kv(&mut self, layer: usize) {
-        let params = self.params().kv_store();
-        let (key, value) = (self.take(Activation::Key), self.take(Activation::Value));
+    fn rope_kv(&mut self, layer: usize) {
+        let params = self.params().rope_kv();
+        let (mut query, mut key) = (self.take(Activation::Query), self.take(Activation::Key));
+        host::rope(&params, params.n_heads, &self.cos_sin, &mut query);
+        host::rope(&params, params.n_kv_heads, &self.cos_sin, &mut key);
+        let value = self.take(Activation::Value);
         let (keys, values) = &mut self.kv_caches[layer];
-        kv_store::reference(&params, &key, &value, &self.tokens, keys, values);
+        rope_kv::store(&params, &key, &value, &self.tokens, [keys, values]);
+        self.put(Activation::Query, query);
         self.put(Activation::Key, key);
         self.put(Activation::Value, value);
     }

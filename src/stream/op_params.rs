@@ -1,6 +1,6 @@
 //! From operations to the kernels' params: written once for every executor, so that the host stays the check on the GPU.
 
-use crate::kernels::{add, add_bias, attention, gather_rows, kv_store, matmul, rms_norm, rope, swiglu};
+use crate::kernels::{add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu};
 use crate::model::Activation;
 use crate::plan::{KvDType, Slice};
 use crate::weights::{ModelConfig, RopePairs, TensorInfo};
@@ -35,24 +35,20 @@ impl OpParams<'_> {
         add_bias::Params { n_tokens: self.rows_of(target), width: target.width(self.config) as u32 }
     }
 
-    pub(super) fn rope(&self, target: Activation) -> rope::Params {
+    pub(super) fn rope_kv(&self) -> rope_kv::Params {
         let pairing = match self.config.rope.pairs {
-            RopePairs::Halves => rope::Pairing::Halves,
-            RopePairs::Neighbours => rope::Pairing::Neighbours,
+            RopePairs::Halves => rope_kv::Pairing::Halves,
+            RopePairs::Neighbours => rope_kv::Pairing::Neighbours,
         };
-        let head_size = self.config.head_size as u32;
-        let n_heads = target.width(self.config) as u32 / head_size;
-        rope::Params { n_tokens: self.rows_of(target), n_heads, head_size, pairing: pairing as u32 }
-    }
-
-    pub(super) fn kv_store(&self) -> kv_store::Params {
-        kv_store::Params {
+        rope_kv::Params {
             n_tokens: self.n_tokens as u32,
+            n_heads: self.config.n_heads as u32,
             n_kv_heads: self.config.n_kv_heads as u32,
             head_size: self.config.head_size as u32,
             n_seqs: self.n_seqs as u32,
             kv_capacity: self.ctx_size as u32,
             kv_dtype: self.kv_dtype(),
+            pairing: pairing as u32,
         }
     }
 
@@ -88,8 +84,8 @@ impl OpParams<'_> {
 
     fn kv_dtype(&self) -> u32 {
         let kv_dtype = match self.kv_dtype {
-            KvDType::F32 => kv_store::KvDType::F32,
-            KvDType::F16 => kv_store::KvDType::F16,
+            KvDType::F32 => rope_kv::KvDType::F32,
+            KvDType::F16 => rope_kv::KvDType::F16,
         };
         kv_dtype as u32
     }

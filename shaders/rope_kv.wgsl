@@ -1,0 +1,138 @@
+// Turns queries and keys by their positions (rotary embedding: each pair (a, b) of a head becomes (a * cos - b * sin,
+// b * cos + a * sin)), queries in place, and writes keys and values into the caches: cache[seq, h, position, :] = rows[t, h, :].
+//
+// params       one per dispatch
+// cos_sin      [n_tokens, head_size / 2] of (cos, sin), made on the host for each token's position
+// tokens       [n_tokens] of (seq, position, kv_len, 0)
+// key          [n_tokens, n_kv_heads, head_size] f32
+// value        as key
+// query        [n_tokens, n_heads, head_size] f32, read and written
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
+// value_cache  as key_cache
+//
+// One invocation per four values of a head: two pairs, which are whole words of a cache. The keys and values of a token outside
+// the cache are dropped.
+
+struct Params {
+    n_tokens: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_size: u32, // a multiple of 4
+    n_seqs: u32,
+    kv_capacity: u32,
+    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
+    pairing: u32,  // 0: i with i + head_size / 2; 1: 2 i with 2 i + 1
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> cos_sin: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> key: array<f32>;
+@group(0) @binding(4) var<storage, read> value: array<f32>;
+@group(0) @binding(5) var<storage, read_write> query: array<f32>;
+@group(0) @binding(6) var<storage, read_write> key_cache: array<u32>;
+@group(0) @binding(7) var<storage, read_write> value_cache: array<u32>;
+
+override KV_F16: bool = false;
+
+const HALVES: u32 = 0u;
+
+// Where in a head an invocation's four values lie: two at `first`, two at `second`.
+struct Place {
+    first: u32,
+    second: u32,
+}
+
+fn place_of(quad: u32) -> Place {
+    if params.pairing == HALVES {
+        return Place(quad * 2u, quad * 2u + params.head_size / 2u);
+    }
+    return Place(quad * 4u, quad * 4u + 2u);
+}
+
+// `turns` are (cos, sin) of the first pair, then of the second.
+fn turned(v: vec4<f32>, turns: vec4<f32>) -> vec4<f32> {
+    let cosines = turns.xz;
+    let sines = turns.yw;
+    if params.pairing == HALVES {
+        return vec4<f32>(v.xy * cosines - v.zw * sines, v.zw * cosines + v.xy * sines);
+    }
+    let a = v.xz * cosines - v.yw * sines;
+    let b = v.yw * cosines + v.xz * sines;
+    return vec4<f32>(a.x, b.x, a.y, b.y);
+}
+
+// The word of a cache that the value at `index` begins.
+fn word_of(index: u32) -> u32 {
+    return select(index, index / 2u, KV_F16);
+}
+
+fn store_key(row: u32, place: Place, v: vec4<f32>) {
+    let first = word_of(row + place.first);
+    let second = word_of(row + place.second);
+    if KV_F16 {
+        key_cache[first] = pack2x16float(v.xy);
+        key_cache[second] = pack2x16float(v.zw);
+    } else {
+        key_cache[first] = bitcast<u32>(v.x);
+        key_cache[first + 1u] = bitcast<u32>(v.y);
+        key_cache[second] = bitcast<u32>(v.z);
+        key_cache[second + 1u] = bitcast<u32>(v.w);
+    }
+}
+
+fn store_value(row: u32, place: Place, v: vec4<f32>) {
+    let first = word_of(row + place.first);
+    let second = word_of(row + place.second);
+    if KV_F16 {
+        value_cache[first] = pack2x16float(v.xy);
+        value_cache[second] = pack2x16float(v.zw);
+    } else {
+        value_cache[first] = bitcast<u32>(v.x);
+        value_cache[first + 1u] = bitcast<u32>(v.y);
+        value_cache[second] = bitcast<u32>(v.z);
+        value_cache[second + 1u] = bitcast<u32>(v.w);
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let n_quads = params.head_size / 4u;
+    let n_rows = params.n_heads + params.n_kv_heads; // of a token: its queries, then its keys with their values
+    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    if index >= params.n_tokens * n_rows * n_quads {
+        return;
+    }
+    let quad = index % n_quads;
+    let row = index / n_quads % n_rows;
+    let t = index / n_quads / n_rows;
+    let place = place_of(quad);
+    let turns = vec4<f32>(cos_sin[(t * n_quads + quad) * 2u], cos_sin[(t * n_quads + quad) * 2u + 1u]);
+    if row < params.n_heads {
+        let begin = (t * params.n_heads + row) * params.head_size;
+        let first = begin + place.first;
+        let second = begin + place.second;
+        let v = turned(vec4<f32>(query[first], query[first + 1u], query[second], query[second + 1u]), turns);
+        query[first] = v.x;
+        query[first + 1u] = v.y;
+        query[second] = v.z;
+        query[second + 1u] = v.w;
+        return;
+    }
+    let seq = tokens[t].x;
+    let position = tokens[t].y;
+    if seq >= params.n_seqs || position >= params.kv_capacity {
+        return;
+    }
+    let head = row - params.n_heads;
+    let begin = (t * params.n_kv_heads + head) * params.head_size;
+    let first = begin + place.first;
+    let second = begin + place.second;
+    let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * params.head_size;
+    store_key(cached, place, turned(vec4<f32>(key[first], key[first + 1u], key[second], key[second + 1u]), turns));
+    store_value(cached, place, vec4<f32>(value[first], value[first + 1u], value[second], value[second + 1u]));
+}

@@ -1,0 +1,185 @@
+//! Turns the queries and keys of new tokens by their positions (rotary embedding: each pair `(a, b)` of a head becomes
+//! `(a·cos − b·sin, b·cos + a·sin)`), and writes keys and values into the caches. Defines the caches' layout, which `attention` reads.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+
+/// How a cache stores its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum KvDType {
+    /// Four bytes a value.
+    F32 = 0,
+    /// Two bytes a value; `head_size` must be even.
+    F16 = 1,
+}
+
+impl KvDType {
+    /// Bytes of one value.
+    pub const fn size_bytes(self) -> u64 {
+        match self {
+            KvDType::F32 => 4,
+            KvDType::F16 => 2,
+        }
+    }
+}
+
+/// One token's place, as the kernels read it. Four words each: WGSL aligns so.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Token {
+    /// The sequence, an index into the caches.
+    pub seq: u32,
+    /// Its position in the sequence.
+    pub position: u32,
+    /// Positions of the sequence that the caches hold once this forward has stored its own.
+    pub kv_len: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+impl Token {
+    /// The token at `position` of `seq`, of which `kv_len` positions are in the caches.
+    pub fn new(seq: u32, position: u32, kv_len: u32) -> Token {
+        Token { seq, position, kv_len, padding: 0 }
+    }
+}
+
+/// Which values of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Pairing {
+    /// `i` with `i + head_size / 2` (Hugging Face).
+    Halves = 0,
+    /// `2i` with `2i + 1` (the paper, and GGUF's Llama weights).
+    Neighbours = 1,
+}
+
+/// Params of the shader.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct Params {
+    /// Rows of queries, keys and values.
+    pub n_tokens: u32,
+    /// Heads of a row of queries.
+    pub n_heads: u32,
+    /// Heads of a row of keys, and of values.
+    pub n_kv_heads: u32,
+    /// Values of a head: a multiple of 4.
+    pub head_size: u32,
+    /// Sequences in the caches.
+    pub n_seqs: u32,
+    /// Positions of a sequence in the caches.
+    pub kv_capacity: u32,
+    /// A [`KvDType`] as a number.
+    pub kv_dtype: u32,
+    /// A [`Pairing`] as a number.
+    pub pairing: u32,
+}
+
+/// Buffers of the shader.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_tokens, head_size / 2, 2]`: cosine and sine of each pair's angle.
+    pub cos_sin: Binding<'a>,
+    /// `[n_tokens]` of [`Token`].
+    pub tokens: Binding<'a>,
+    /// `[n_tokens, n_kv_heads, head_size]`, not turned yet.
+    pub key: Binding<'a>,
+    /// As `key`.
+    pub value: Binding<'a>,
+    /// `[n_tokens, n_heads, head_size]`, turned in place.
+    pub query: Binding<'a>,
+    /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`KvDType`].
+    pub key_cache: Binding<'a>,
+    /// As `key_cache`.
+    pub value_cache: Binding<'a>,
+}
+
+/// Makes the dispatch.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is no multiple of 4.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing } = *params;
+    require(gpu, ROPE_KV.stem, head_size.is_multiple_of(4) && pairing < 2, "head_size is no multiple of 4, or the pairing unknown")?;
+    let in_word = checked_dtype(gpu, ROPE_KV.stem, kv_dtype, head_size)?;
+    let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
+    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);
+    let needed = [
+        (bindings.cos_sin, f32_bytes(&[n_tokens, head_size])),
+        (bindings.tokens, f32_bytes(&[n_tokens, 4])),
+        (bindings.key, rows),
+        (bindings.value, rows),
+        (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
+        (bindings.key_cache, cache),
+        (bindings.value_cache, cache),
+    ];
+    let workgroups = fold_items(gpu, ROPE_KV.stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), head_size / 4])?;
+    dispatch(gpu, &ROPE_KV, &[("KV_F16", f64::from(kv_dtype))], params_buffer, &needed, workgroups)
+}
+
+/// Values in a word of the cache.
+pub(super) fn checked_dtype(gpu: &Gpu, stem: &str, kv_dtype: u32, head_size: u32) -> Result<u32> {
+    require(gpu, stem, kv_dtype <= KvDType::F16 as u32, "the cache's dtype is unknown")?;
+    let in_word = kv_dtype + 1;
+    require(gpu, stem, head_size.is_multiple_of(in_word), "head_size is odd, which an f16 cache cannot hold")?;
+    Ok(in_word)
+}
+
+/// What the CPU twin works on, in f32 throughout; shapes as in [`Bindings`].
+#[derive(Debug)]
+pub struct Values<'a> {
+    /// Turned in place.
+    pub query: &'a mut [f32],
+    /// Turned in place, as the shader does not.
+    pub key: &'a mut [f32],
+    /// Stored as it is.
+    pub value: &'a [f32],
+    /// Keys and values; those of an f16 cache are rounded as the shader rounds them.
+    pub caches: [&'a mut [f32]; 2],
+}
+
+/// CPU twin of `shaders/rope_kv.wgsl`.
+pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Values<'_>) {
+    turn(params, params.n_heads, cos_sin, values.query);
+    turn(params, params.n_kv_heads, cos_sin, values.key);
+    store(params, values.key, values.value, tokens, values.caches);
+}
+
+/// The rotary part alone, of rows of `n_heads` heads: `rows` is `[n_tokens, n_heads, head_size]`, as many tokens as there are.
+pub fn turn(params: &Params, n_heads: u32, cos_sin: &[f32], rows: &mut [f32]) {
+    let (head_size, n_pairs) = (params.head_size as usize, params.head_size as usize / 2);
+    for (head, values) in rows.chunks_exact_mut(head_size).enumerate() {
+        let token = head / n_heads as usize;
+        for pair in 0..n_pairs {
+            let (first, second) = if params.pairing == Pairing::Halves as u32 { (pair, pair + n_pairs) } else { (2 * pair, 2 * pair + 1) };
+            let [cos, sin] = [0, 1].map(|part| cos_sin[(token * n_pairs + pair) * 2 + part]);
+            let (a, b) = (values[first], values[second]);
+            values[first] = a * cos - b * sin;
+            values[second] = b * cos + a * sin;
+        }
+    }
+}
+
+/// The storing part alone, of keys that are turned.
+pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key_cache, value_cache]: [&mut [f32]; 2]) {
+    let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
+    let stored = |x: f32| if params.kv_dtype == KvDType::F16 as u32 { half::f16::from_f32(x).to_f32() } else { x };
+    for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
+        if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
+            continue;
+        }
+        for head in 0..n_kv_heads {
+            let cached = ((token.seq as usize * n_kv_heads + head) * capacity + token.position as usize) * head_size;
+            let row = (t * n_kv_heads + head) * head_size;
+            for i in 0..head_size {
+                key_cache[cached + i] = stored(key[row + i]);
+                value_cache[cached + i] = stored(value[row + i]);
+            }
+        }
+    }
+}
