@@ -23,6 +23,8 @@ const N_SLOTS_MAX: usize = 64;
 const UBATCH_SIZE: usize = 512;
 /// Rounds in which a plan is given just the dispatches that its pieces need.
 const N_EXACT_ROUNDS: usize = 4;
+/// Rounds in which a refusal's advice is tried as it would be followed.
+const N_NAMED_ROUNDS: usize = 8;
 /// Contexts that are found by trying are multiples of this.
 const CTX_STEP: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
@@ -286,12 +288,30 @@ impl Site<'_> {
         if let Some(ubatch_size) = self.options.ubatch_size.filter(|&size| size > 1) {
             advice.push_str(&format!(", or lower --ubatch-size ({ubatch_size})"));
         }
-        let needed = match self.least_budget(tried) {
+        let needed = match self.least_named_budget(tried) {
             Ok(needed) => needed,
             Err(Refusal::Limit(error)) => return error,
             Err(Refusal::Budget) => Bytes(u64::MAX),
         };
         Error::DoesNotFit { device: device.to_string(), needed, available, advice }
+    }
+
+    /// As [`Site::least_budget`], but enough too where it is named: then others that share the memory may get less.
+    fn least_named_budget(&self, worker: usize) -> Result<Bytes, Refusal> {
+        let mut needed = self.least_budget(worker)?;
+        if self.workers.len() == 1 {
+            return Ok(needed);
+        }
+        let mut options = self.options.clone();
+        for _ in 0..N_NAMED_ROUNDS {
+            options.max_memory.insert(self.workers[worker].device, needed);
+            let named = Site::new(self.catalog, self.model, self.devices, &options)?;
+            if candidates::is_possible(&named) {
+                return Ok(needed);
+            }
+            needed = named.least_budget(worker)?.max(Bytes(needed.0.saturating_add(needed.0 / 8)));
+        }
+        Err(Refusal::Budget)
     }
 
     /// The least budget of `worker` above the present one, which is too small: found by trying, so that it is true.
