@@ -3,7 +3,7 @@
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
 // weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at a multiple of 4 bytes; read 8 bytes at a time
-// input   [n_tokens, n_columns] f32, read 16 bytes at a time
+// input   [n_tokens, n_columns] f32, read 32 bytes at a time
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
 // What costs is loads, by their number and not by their width: such an adapter puts each word of each lane into its vector
@@ -27,21 +27,21 @@ struct Params {
 @group(0) @binding(2) var<storage, read> input: array<vec4<u64>>;
 
 override DTYPE: u32 = 0u;
-override ROWS: u32 = 4u;   // 4 or 8
-override TOKENS: u32 = 1u; // at most MAX_TOKENS
+override ROWS: u32 = 4u;   // at most MAX_ROWS
+override TOKENS: u32 = 1u; // a power of two, at most MAX_TOKENS
 
 const LANES: u32 = 8u;
+const MAX_ROWS: u32 = 16u;
 const MAX_TOKENS: u32 = 8u;
 const BLOCK_QUADS: u32 = 8u;   // 32 columns, as many as a block has
 const PAIR_QUADS: u32 = 16u;   // of two blocks; two quads for each lane
 const PAIR_COLUMNS: u32 = 64u;
 const MAX_WORDS: u32 = 18u;    // of 32 bits, that hold a pair of quantised blocks, and up to four bytes more
 
-alias Sums = array<f32, MAX_TOKENS>;
-
 var<private> product: Params; // of the product that this workgroup computes a part of
-var<private> x: array<vec4<f32>, 128>;             // [TOKENS, PAIR_QUADS]: the inputs of a pair of blocks
-var<private> x_sums: array<vec2<f32>, MAX_TOKENS>; // the sums of each token's, block by block
+var<private> x: array<vec4<f32>, MAX_TOKENS * PAIR_QUADS>; // [TOKENS, PAIR_QUADS]: the inputs of a pair of blocks
+var<private> x_sums: array<vec2<f32>, MAX_TOKENS>;         // the sums of each token's, block by block
+var<private> sums: array<f32, MAX_ROWS * MAX_TOKENS>;      // [ROWS, TOKENS]
 
 // 64 columns of a row: the weights of each block are scale * quads + offset.
 struct Pair {
@@ -129,19 +129,24 @@ fn byte_pair(pair: u32) -> Pair {
     return made;
 }
 
+fn plain_quad(begin: u32, quad: u32) -> vec4<f32> {
+    if DTYPE == F32 {
+        return quad_of(weight[begin + 2u * quad], weight[begin + 2u * quad + 1u]);
+    }
+    let word = weight[begin + quad];
+    if DTYPE == F16 {
+        return vec4<f32>(decode_f16(low(word)), decode_f16(high(word)));
+    }
+    return vec4<f32>(decode_bf16(low(word)), decode_bf16(high(word)));
+}
+
 fn plain_pair(pair: u32) -> Pair {
     var made: Pair;
     made.scales = vec2<f32>(1.0);
     let begin = product.weight_begin * 32u + pair * select(PAIR_QUADS, PAIR_QUADS * 2u, DTYPE == F32);
-    for (var j = 0u; j < PAIR_QUADS; j++) {
-        if DTYPE == F32 {
-            made.quads[j] = quad_of(weight[begin + 2u * j], weight[begin + 2u * j + 1u]);
-        } else {
-            let word = weight[begin + j];
-            let as_f16 = vec4<f32>(decode_f16(low(word)), decode_f16(high(word)));
-            let as_bf16 = vec4<f32>(decode_bf16(low(word)), decode_bf16(high(word)));
-            made.quads[j] = select(as_bf16, as_f16, DTYPE == F16);
-        }
+    for (var j = 0u; j < BLOCK_QUADS; j++) {
+        made.quads[j] = plain_quad(begin, j);
+        made.quads[j + BLOCK_QUADS] = plain_quad(begin, j + BLOCK_QUADS);
     }
     return made;
 }
@@ -161,18 +166,35 @@ fn sum_of(quad: vec4<f32>) -> f32 {
     return (quad.x + quad.y) + (quad.z + quad.w);
 }
 
-// Adds one pair of blocks of a row of this lane to the sums of all tokens.
-fn add_row(row: u32, pair: u32, sums: ptr<function, Sums>) {
-    let w = pair_of(row, pair);
-    for (var t = 0u; t < TOKENS; t++) {
-        var first = vec4<f32>(0.0);
-        var second = vec4<f32>(0.0);
-        for (var j = 0u; j < BLOCK_QUADS; j++) {
-            first = fma(w.quads[j], x[t * PAIR_QUADS + j], first);
-            second = fma(w.quads[j + BLOCK_QUADS], x[t * PAIR_QUADS + BLOCK_QUADS + j], second);
-        }
-        let both = fma(w.scales, vec2<f32>(sum_of(first), sum_of(second)), w.offsets * x_sums[t]);
-        (*sums)[t] += both.x + both.y;
+// Adds one pair of blocks of a row to the sum of a token; `first_sum` is that of the row's first token.
+fn add_token(t: u32, first_sum: u32, w: ptr<function, Pair>) {
+    var first = vec4<f32>(0.0);
+    var second = vec4<f32>(0.0);
+    for (var j = 0u; j < BLOCK_QUADS; j++) {
+        first = fma((*w).quads[j], x[t * PAIR_QUADS + j], first);
+        second = fma((*w).quads[j + BLOCK_QUADS], x[t * PAIR_QUADS + BLOCK_QUADS + j], second);
+    }
+    let both = fma((*w).scales, vec2<f32>(sum_of(first), sum_of(second)), (*w).offsets * x_sums[t]);
+    sums[first_sum + t] += both.x + both.y;
+}
+
+// Adds one pair of blocks of a row of this lane to the sums of all tokens. The calls stand written out because a loop would not
+// be unrolled, and then the quads would be indexed in memory.
+fn add_row(row: u32, pair: u32, first_sum: u32) {
+    var w = pair_of(row, pair);
+    add_token(0u, first_sum, &w);
+    if TOKENS > 1u {
+        add_token(1u, first_sum, &w);
+    }
+    if TOKENS > 2u {
+        add_token(2u, first_sum, &w);
+        add_token(3u, first_sum, &w);
+    }
+    if TOKENS > 4u {
+        add_token(4u, first_sum, &w);
+        add_token(5u, first_sum, &w);
+        add_token(6u, first_sum, &w);
+        add_token(7u, first_sum, &w);
     }
 }
 
@@ -214,11 +236,11 @@ fn spread(begin: u32, even: vec4<f32>, odd: vec4<f32>) {
     x[begin + 15u] = subgroupBroadcast(odd, 7u);
 }
 
-fn store_row(product_index: u32, row: u32, token_begin: u32, sums: ptr<function, Sums>) {
+fn store_row(product_index: u32, row: u32, token_begin: u32, first_sum: u32) {
     for (var t = 0u; t < TOKENS; t++) {
         let token = token_begin + t;
         if row < product.n_rows && token < params[0].n_tokens {
-            store(product_index, token, row, (*sums)[t]);
+            store(product_index, token, row, sums[first_sum + t]);
         }
     }
 }
@@ -233,36 +255,14 @@ fn main(
     product = params[place.product];
     let row = place.group * LANES * ROWS + lane;
     let token_begin = workgroup.z * TOKENS;
-    // One variable for each row: an array of them would be indexed in memory.
-    var sums_0: Sums;
-    var sums_1: Sums;
-    var sums_2: Sums;
-    var sums_3: Sums;
-    var sums_4: Sums;
-    var sums_5: Sums;
-    var sums_6: Sums;
-    var sums_7: Sums;
     for (var pair = 0u; pair < params[0].n_columns / PAIR_COLUMNS; pair++) {
         load_inputs(token_begin, pair, lane);
-        add_row(row, pair, &sums_0);
-        add_row(row + 1u * LANES, pair, &sums_1);
-        add_row(row + 2u * LANES, pair, &sums_2);
-        add_row(row + 3u * LANES, pair, &sums_3);
-        if ROWS > 4u {
-            add_row(row + 4u * LANES, pair, &sums_4);
-            add_row(row + 5u * LANES, pair, &sums_5);
-            add_row(row + 6u * LANES, pair, &sums_6);
-            add_row(row + 7u * LANES, pair, &sums_7);
+        // A true loop: unrolled, the code would be as many times as large, and compile as many times as long.
+        for (var i = 0u; i < ROWS; i++) {
+            add_row(row + i * LANES, pair, i * TOKENS);
         }
     }
-    store_row(place.product, row, token_begin, &sums_0);
-    store_row(place.product, row + 1u * LANES, token_begin, &sums_1);
-    store_row(place.product, row + 2u * LANES, token_begin, &sums_2);
-    store_row(place.product, row + 3u * LANES, token_begin, &sums_3);
-    if ROWS > 4u {
-        store_row(place.product, row + 4u * LANES, token_begin, &sums_4);
-        store_row(place.product, row + 5u * LANES, token_begin, &sums_5);
-        store_row(place.product, row + 6u * LANES, token_begin, &sums_6);
-        store_row(place.product, row + 7u * LANES, token_begin, &sums_7);
+    for (var i = 0u; i < ROWS; i++) {
+        store_row(place.product, row + i * LANES, token_begin, i * TOKENS);
     }
 }

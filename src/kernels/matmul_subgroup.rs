@@ -11,7 +11,9 @@ pub const LANES: u32 = 8;
 const MAX_TOKENS: u32 = 8;
 /// Columns that are read at once: two blocks.
 const PAIR_COLUMNS: u32 = 64;
-/// With so many workgroups of eight rows a lane, every core has several; below, lanes have four.
+/// Rows that a lane may have: the more, the seldomer the inputs are read. The last is `MAX_ROWS` of the shader.
+const ROWS: [u32; 3] = [4, 8, 16];
+/// With so many workgroups every core has several; where there are fewer, lanes have fewer rows.
 const MANY_WORKGROUPS: u64 = 16;
 
 /// Whether the adapter can run it, and rows are whole pairs of blocks.
@@ -34,8 +36,10 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
     )?;
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     // How many rows a lane has changes no row's arithmetic.
-    let rows = if products.n_groups(8 * LANES) >= MANY_WORKGROUPS { 8 } else { 4 };
+    let token_groups = params.n_tokens.div_ceil(tokens);
+    let are_many = |rows: &&u32| products.n_groups(**rows * LANES) * u64::from(token_groups) >= MANY_WORKGROUPS;
+    let rows = *ROWS.iter().rev().find(are_many).unwrap_or(&ROWS[0]);
     let constants = [("DTYPE", f64::from(params.dtype)), ("ROWS", f64::from(rows)), ("TOKENS", f64::from(tokens))];
-    let workgroups = fold(gpu, kernel.stem, products.n_groups(rows * LANES), params.n_tokens.div_ceil(tokens))?;
+    let workgroups = fold(gpu, kernel.stem, products.n_groups(rows * LANES), token_groups)?;
     dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
 }
