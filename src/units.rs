@@ -65,6 +65,15 @@ impl Bytes {
         Bytes(self.0.checked_next_multiple_of(alignment).unwrap_or(u64::MAX))
     }
 
+    /// As one types it, without loss: in the largest binary unit of which it is a whole number, such as `40MiB`, else in bytes.
+    #[must_use]
+    pub fn exact(self) -> String {
+        match UNITS.iter().find(|(size, _)| self.0 >= *size && self.0.is_multiple_of(*size)) {
+            Some((size, unit)) => format!("{}{unit}", self.0 / size),
+            None => self.0.to_string(),
+        }
+    }
+
     /// The multiple of `alignment`, which must not be zero, at or below.
     #[must_use]
     pub fn align_down(self, alignment: u64) -> Bytes {
@@ -216,6 +225,16 @@ mod tests {
         assert_eq!(Bytes(1 << 60).times(16), most);
         assert_eq!(Bytes(u64::MAX - 3).align_up(256), most);
         assert_eq!(Bytes(511).align_down(256), Bytes(256));
+    }
+
+    #[test]
+    fn exact_sizes_read_back_as_they_were() {
+        for (bytes, text) in
+            [(0, "0"), (1023, "1023"), (1 << 10, "1KiB"), (40 << 20, "40MiB"), ((40 << 20) + 1, "41943041"), (3 << 29, "1536MiB")]
+        {
+            assert_eq!(Bytes(bytes).exact(), text);
+            assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes));
+        }
     }
 
     #[test]

@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn budgets_devices_and_sizes_are_read_by_their_own_rules() {
         let args = run("m --max-memory gpu:0=40MiB,cpu=64MiB --device gpu:1 --limit-buffer 16MiB -ngl all");
-        assert_eq!(args.placement.max_memory.unwrap().to_string(), "gpu:0=41943040,cpu=67108864");
+        assert_eq!(args.placement.max_memory.unwrap().to_string(), "gpu:0=40MiB,cpu=64MiB");
         assert_eq!(args.placement.device.to_string(), "gpu:1");
         assert_eq!((args.placement.limit_buffer, args.placement.n_gpu_layers), (Some(crate::units::Bytes::mib(16)), GpuLayers::All));
         let error = read("run m --max-memory tpu=1GiB").unwrap_err().to_string();

@@ -163,8 +163,12 @@ async function load({ sources, options }, call) {
   await download(sources, call);
   const { parts, model } = await openModel(sources, 'run', call);
   const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
+  const progress = (done, total) => {
+    tell(done, total);
+    return !call.signal.aborted;
+  };
   try {
-    running = { parts, model, engine: await model.load(request, tell) };
+    running = { parts, model, engine: await model.load(request, progress) };
   } catch (error) {
     model.free();
     parts.forEach((part) => part.close());

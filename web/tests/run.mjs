@@ -1,10 +1,13 @@
-// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--chromium FILE] [--unit] [--long] [--pictures]`.
+// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--chromium FILE] [--unit]
+// [--only TEXT] [--long] [--large FOLDER] [--pictures]`.
 //
 // --address   where `web/dist` is served with the model at /models/; without it, it is served here
 // --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
 // --chromium  the browser; otherwise /usr/bin/chromium
 // --unit      only the tests that need no browser
+// --only      only the files whose path holds the text, such as browser/run
 // --long      compares answers to their ends, which takes a software adapter many minutes
+// --large     instead of all others, those that stream a model of gigabytes, from the folder of a safetensors model
 // --pictures  writes screenshots of plan, run and faults to docs/pictures
 
 import { spawnSync } from 'node:child_process';
@@ -22,6 +25,8 @@ const { values } = parseArgs({
     model: { type: 'string' },
     chromium: { type: 'string', default: '/usr/bin/chromium' },
     unit: { type: 'boolean', default: false },
+    only: { type: 'string', default: '' },
+    large: { type: 'string' },
     long: { type: 'boolean', default: false },
     pictures: { type: 'boolean', default: false },
   },
@@ -35,9 +40,9 @@ if (!values.unit) {
   if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web`');
 }
 
-const folders = values.unit ? ['unit'] : ['unit', 'browser'];
+const folders = values.unit ? ['unit'] : values.large ? ['large'] : ['unit', 'browser'];
 const files = folders.flatMap((folder) => {
-  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs'));
+  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs') && `${folder}/${name}`.includes(values.only));
   return names.sort().map((name) => join(here, folder, name));
 });
 const environment = {
@@ -45,6 +50,7 @@ const environment = {
   TIERFLOW_WEB_ADDRESS: values.address ?? '',
   TIERFLOW_WEB_MODEL: model,
   TIERFLOW_WEB_CHROMIUM: values.chromium,
+  TIERFLOW_WEB_LARGE: values.large ? resolve(values.large) : '',
   TIERFLOW_WEB_LONG: values.long ? '1' : '',
   TIERFLOW_WEB_PICTURES: values.pictures ? resolve(web, '../docs/pictures') : '',
 };

@@ -35,7 +35,7 @@ const PICTURE_WIDTH = 600;
  * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
  */
 export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 720, height: 900 } } = {}) {
-  const server = await serve({ folder: DIST, model: MODEL });
+  const server = await serve({ folder: DIST, model: MODEL, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
   const context = await chromium.launchPersistentContext(profile, {

@@ -3,10 +3,11 @@
 //   /…                   files of the served folder
 //   /models/NAME         a model
 //   /faulty/FAULT/NAME   the model from a server with that fault
+//   /large/NAME          a file of the large model's folder
 
 import { createReadStream, statSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { extname, join, normalize } from 'node:path';
+import { basename, extname, join, normalize } from 'node:path';
 import { Transform, pipeline } from 'node:stream';
 
 const TYPES = {
@@ -38,17 +39,18 @@ const FAULTS = {
 };
 
 /**
- * @param {{folder?: string, model: string, port?: number}} options `model` is the file that `/models/` and `/faulty/` give
+ * @param {{folder?: string, model: string, large?: string, port?: number}} options `model` is the file that `/models/` and
+ *   `/faulty/` give, `large` the folder of `/large/`
  * @returns {Promise<{address: string, requests: {method: string, path: string, range?: string}[], close: () => void}>}
  */
-export async function serve({ folder, model, port = 0 }) {
+export async function serve({ folder, model, large, port = 0 }) {
   const requests = [];
   const states = new Map();
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
     requests.push({ method: request.method, path, range: request.headers.range });
     try {
-      answer(request, response, path, { folder, model, states });
+      answer(request, response, path, { folder, model, large, states });
     } catch {
       response.writeHead(404, cors()).end('not found');
     }
@@ -61,11 +63,12 @@ export async function serve({ folder, model, port = 0 }) {
   return { address: `http://127.0.0.1:${server.address().port}`, requests, close };
 }
 
-function answer(request, response, path, { folder, model, states }) {
+function answer(request, response, path, { folder, model, large, states }) {
   if (request.method === 'OPTIONS') return void response.writeHead(204, { ...cors(), 'Access-Control-Allow-Headers': 'Range' }).end();
   const faulty = /^\/faulty\/([\w-]+)\//.exec(path)?.[1];
   const isModel = faulty || path.startsWith('/models/');
-  const file = isModel ? model : join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
+  const isLarge = large && path.startsWith('/large/');
+  const file = isModel ? model : isLarge ? join(large, basename(path)) : join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
   const right = rightAnswer(request, file);
   if (!states.has(path)) states.set(path, {});
   send(request, response, file, faulty ? FAULTS[faulty](right, states.get(path)) : right);
