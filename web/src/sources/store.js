@@ -50,6 +50,11 @@ export class Store {
     await this.#exclusive(key, key, () => this.#removeFolder(key));
   }
 
+  /** Removes what is stored of `url`. */
+  async forget(url) {
+    await this.remove(await keyOf(url));
+  }
+
   /** Whether the whole of `url` is stored. */
   async has(url) {
     return (await this.#entry(url))?.complete ?? false;

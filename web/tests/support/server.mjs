@@ -1,8 +1,8 @@
 // A static server with ranges for the tests, and the same files from servers that misbehave.
 //
 //   /…                   files of the served folder
-//   /models/NAME         a model
-//   /faulty/FAULT/NAME   the model from a server with that fault
+//   /models/NAME         a model: the tiny one where NAME begins with `tiny`, else the small one
+//   /faulty/FAULT/NAME   such a model from a server with that fault
 //   /large/NAME          a file of the large model's folder
 
 import { createReadStream, statSync } from 'node:fs';
@@ -39,18 +39,18 @@ const FAULTS = {
 };
 
 /**
- * @param {{folder?: string, model: string, large?: string, port?: number}} options `model` is the file that `/models/` and
- *   `/faulty/` give, `large` the folder of `/large/`
+ * @param {{folder?: string, model: string, tiny?: string, large?: string, port?: number}} options `model` and `tiny` are the
+ *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`
  * @returns {Promise<{address: string, requests: {method: string, path: string, range?: string}[], close: () => void}>}
  */
-export async function serve({ folder, model, large, port = 0 }) {
+export async function serve({ folder, model, tiny, large, port = 0 }) {
   const requests = [];
   const states = new Map();
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
     requests.push({ method: request.method, path, range: request.headers.range });
     try {
-      answer(request, response, path, { folder, model, large, states });
+      answer(request, response, path, { files: { folder, model, tiny, large }, states });
     } catch {
       response.writeHead(404, cors()).end('not found');
     }
@@ -63,15 +63,20 @@ export async function serve({ folder, model, large, port = 0 }) {
   return { address: `http://127.0.0.1:${server.address().port}`, requests, close };
 }
 
-function answer(request, response, path, { folder, model, large, states }) {
+function answer(request, response, path, { files, states }) {
   if (request.method === 'OPTIONS') return void response.writeHead(204, { ...cors(), 'Access-Control-Allow-Headers': 'Range' }).end();
   const faulty = /^\/faulty\/([\w-]+)\//.exec(path)?.[1];
-  const isModel = faulty || path.startsWith('/models/');
-  const isLarge = large && path.startsWith('/large/');
-  const file = isModel ? model : isLarge ? join(large, basename(path)) : join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
+  const file = fileOf(path, files);
   const right = rightAnswer(request, file);
   if (!states.has(path)) states.set(path, {});
   send(request, response, file, faulty ? FAULTS[faulty](right, states.get(path)) : right);
+}
+
+function fileOf(path, { folder, model, tiny, large }) {
+  const name = basename(path);
+  if (/^\/(models|faulty)\//.test(path)) return tiny && name.startsWith('tiny') ? tiny : model;
+  if (large && path.startsWith('/large/')) return join(large, name);
+  return join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
 }
 
 function rightAnswer(request, file) {
