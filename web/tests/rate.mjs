@@ -1,11 +1,12 @@
 // Decode rate in the browser beside that of the native program on the same adapter, in turns: Chromium's own SwiftShader, with
 // which both can compute. `node tests/rate.mjs [--model FILE] [--native FILE] [--chromium FILE] [--driver FILE] [--gpu MIB]
-// [--host MIB] [--rounds N] [--tokens N]`.
+// [--host MIB] [--rounds N] [--tokens N] [--unchecked]`.
 //
 // --native    tierflow; otherwise ../target/release/tierflow
 // --driver    the Vulkan driver's file for the native program; otherwise that of Chromium's SwiftShader
 // --gpu       budget of the GPU in MiB; without it nothing streams
 // --host      budget of the host in MiB; with both the rest streams from disk, in the browser from its storage
+// --unchecked the browser leaves out the bounds checks that it else adds to every shader, and that the native program has not
 
 import { spawnSync } from 'node:child_process';
 import { loadavg } from 'node:os';
@@ -24,6 +25,7 @@ const { values } = parseArgs({
     host: { type: 'string' },
     rounds: { type: 'string', default: '5' },
     tokens: { type: 'string', default: '8' },
+    unchecked: { type: 'boolean', default: false },
   },
 });
 const CTX_SIZE = 256;
@@ -72,7 +74,7 @@ async function openPage(browser) {
 }
 
 const median = (list) => [...list].sort((a, b) => a - b)[Math.floor(list.length / 2)];
-const browser = await start();
+const browser = await start({ flags: values.unchecked ? ['--enable-dawn-features=disable_robustness'] : [] });
 const answer = await openPage(browser);
 const rates = { page: [], native: [] };
 await answer(2);

@@ -12,7 +12,7 @@ const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_sub
 const DTYPES = [0, 1, 2, 3, 4, 5];
 const BLOCK_DTYPES = [3, 4, 5];
 const BOOLS = [0, 1];
-/** The override constants that the engine sets, as `kernels/` chooses them: a list of names with their values, all combined. */
+/** The override constants that the engine sets, as `kernels/` chooses them. */
 const VARIANTS = {
   matmul_vec: combined({ DTYPE: DTYPES, TOKENS: [1, 2, 4] }, [
     { LANES: 1, WORKGROUP: 8, ROWS: 8 },
@@ -36,8 +36,16 @@ const VARIANTS = {
   top_k: combined({ LANES: [8, 64] }),
 };
 
-/** `shapes`, each with every combination of `values`: `[{NAME: value, …}, …]`. */
+/**
+ * `shapes` with `values` added: `[{NAME: value, …}, …]`, so that each shape and each value occurs; with `--long` every combination
+ * of them, hundreds in all, of which a software adapter compiles about one in a second.
+ */
 function combined(values, shapes = [{}]) {
+  if (!process.env.TIERFLOW_WEB_LONG) {
+    const length = Math.max(shapes.length, ...Object.values(values).map((choices) => choices.length));
+    const nth = (index) => Object.entries(values).map(([name, choices]) => [name, choices[index % choices.length]]);
+    return Array.from({ length }, (_, index) => ({ ...shapes[index % shapes.length], ...Object.fromEntries(nth(index)) }));
+  }
   return Object.entries(values).reduce((list, [name, choices]) => list.flatMap((constants) => choices.map((value) => ({ ...constants, [name]: value }))), shapes);
 }
 
@@ -70,10 +78,11 @@ async function prepare() {
     const faults = messages.filter(({ type }) => type === 'error').map(({ lineNum, linePos, message }) => `${kernel.stem}.wgsl:${lineNum}:${linePos}: ${message}`);
     if (faults.length > 0) return faults;
     const layout = layoutOf(kernel);
-    for (const constants of variants) {
+    const make = async (constants) => {
       const made = device.createComputePipelineAsync({ label: kernel.stem, layout, compute: { module, entryPoint: 'main', constants } });
       await made.catch((error) => faults.push(`${kernel.stem} with ${JSON.stringify(constants)}: ${error.message}`));
-    }
+    };
+    await Promise.all(variants.map(make));
     return faults;
   };
 }

@@ -36,18 +36,17 @@ const PICTURE_WIDTH = 600;
 
 /**
  * Starts a server and a browser with a profile of its own.
- * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
+ * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}}} [options] `flags` are Chromium's
  */
-export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 720, height: 900 } } = {}) {
+export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 } } = {}) {
   const server = await serve({ folder: DIST, model: MODEL, tiny: TINY, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath: process.env.TIERFLOW_WEB_CHROMIUM,
     headless: true,
-    args: webgpu ? [...ARGUMENTS, WEBGPU] : ARGUMENTS,
+    args: [...ARGUMENTS, ...(webgpu ? [WEBGPU] : []), ...flags],
     acceptDownloads: true,
-    colorScheme,
     viewport,
   });
   context.setDefaultTimeout(PATIENCE);
