@@ -32,6 +32,7 @@ const FAULTS = {
   // No length is told, and the end comes early.
   truncated: (answer) => (answer.status === 200 ? { ...answer, last: Math.floor(answer.size / 2), isChunked: true } : answer),
   slow: (answer) => ({ ...answer, bytesPerSec: 8 << 20 }),
+  'very-slow': (answer) => ({ ...answer, bytesPerSec: 128 << 10 }),
   replaced: (answer, state) => ({ ...answer, headers: { ...answer.headers, ETag: `"version ${(state.n = (state.n ?? 0) + 1)}"` } }),
   'no-etag': (answer) => ({ ...answer, headers: without(without(answer.headers, 'ETag'), 'Last-Modified') }),
   html: () => ({ status: 200, text: '<!doctype html><title>Sign in</title>', headers: { 'Content-Type': 'text/html' } }),
