@@ -42,8 +42,8 @@ if (!values.unit) {
   need(model, 'fetch it with `cargo xtask fetch-model`, or name it with --model');
   need(values.tiny, 'write it with `cargo xtask make-model target/web-tests/tiny.gguf --gguf --dtype q8_0`');
   need(join(web, 'node_modules/playwright-core'), 'run `npm ci` in web/');
-  if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web`');
 }
+if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web build`');
 
 const folders = values.unit ? ['unit'] : values.large ? ['large'] : ['unit', 'browser'];
 const files = folders.flatMap((folder) => {

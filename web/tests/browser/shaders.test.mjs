@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
-import { start } from '../support/browser.mjs';
+import { NOT_SHORT, start } from '../support/browser.mjs';
 
 /** For adapters with subgroups and 64-bit words, which WGSL does not have outside of naga: no browser runs them. */
 const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];
@@ -92,7 +92,8 @@ test('every shader compiles in the browser, in each form that the engine makes o
   const compiled = new Set();
   for (const [index, { stem, wgsl }] of kernels.entries()) {
     if (NOT_IN_BROWSERS.includes(stem)) continue;
-    const variants = VARIANTS[stem] ?? [{}];
+    // A kernel with several rows in the table computes as many products; the first row shows all variants.
+    const variants = (VARIANTS[stem] ?? [{}]).slice(0, compiled.has(stem) && NOT_SHORT.skip ? 1 : Infinity);
     const overrides = [...wgsl.matchAll(/^override (\w+)/gm)].map(([, name]) => name);
     assert.deepEqual(Object.keys(variants[0]).sort(), overrides.sort(), `${stem}: its overrides and those that are tested`);
     const faults = await page.evaluate(([index, variants]) => globalThis.compile(globalThis.kernels[index], variants), [index, variants]);
