@@ -56,13 +56,14 @@ impl Model {
     /// it fails with `InterruptedError` before anything more is read.
     pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
         let options = options::read(options)?;
-        self.reading.allow();
         let prepared = options.builder(&self.checkpoint).prepare().await?;
         let plan = json(&described(&prepared, &options))?;
         let progress = Progress { function: progress, reading: self.reading.clone() };
         let loaded = prepared.load(&|loaded| progress.tell(loaded)).await;
+        let ended = self.reading.check();
+        self.reading.allow();
         // A load that was ended after its last read has an engine, which nobody wants.
-        self.reading.check()?;
+        ended?;
         Ok(Engine::new(loaded?, plan))
     }
 }
