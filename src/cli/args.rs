@@ -351,7 +351,7 @@ mod tests {
         };
         let args = placement("");
         assert_eq!((args.device.to_string(), args.strict, args.slots), ("cpu".into(), true, Some(3)));
-        assert_eq!(args.max_memory.unwrap().to_string(), "cpu=1073741824");
+        assert_eq!(args.max_memory.unwrap().to_string(), "cpu=1GiB");
         let args = placement("--device gpu:1 --strict=no -ctk f32 -ctv f32");
         assert_eq!((args.device.to_string(), args.strict), ("gpu:1".into(), false));
         assert_eq!(args.kv_dtype().unwrap(), Some(KvDtypeArg::F32));
