@@ -129,7 +129,7 @@ test(`the package answers ${asked.length} of ${goldens.length} goldens token for
       }
       return { answers, memory: await engine.memory(), stages: [...stages], disk: engine.loaded.plan.devices.find(({ device }) => device === 'disk').streamed_bytes };
     },
-    { url: model, budget: BUDGET, hostBudget: HOST_BUDGET, items: asked.map(({ prompt, new_ids }) => ({ prompt, new_ids: new_ids.slice(0, N_TOKENS) })) },
+    { url: `${browser.server.address}/models/goldens.gguf`, budget: BUDGET, hostBudget: HOST_BUDGET, items: asked.map(({ prompt, new_ids }) => ({ prompt, new_ids: new_ids.slice(0, N_TOKENS) })) },
   );
   for (const [index, golden] of asked.entries()) {
     const { tokens, text } = results.answers[index];
