@@ -49,8 +49,6 @@ for (const colorScheme of ['light', 'dark']) {
 
 test('the keyboard alone chooses, plans, loads, asks and stops', async () => {
   const page = await open(browser);
-  // Long enough to be stopped.
-  await page.evaluate(() => (document.querySelector('#max-tokens').value = '400'));
   const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.getAttribute('aria-label'));
   /** Goes on by Tab until an element has the focus. */
   const tabTo = async (wanted) => {
@@ -61,7 +59,7 @@ test('the keyboard alone chooses, plans, loads, asks and stops', async () => {
     throw new Error(`${wanted} cannot be reached by Tab`);
   };
   await tabTo('url');
-  await page.keyboard.type(new URL(`${browser.server.address}/models/tiny-keyboard.gguf`).href);
+  await page.keyboard.type(new URL(`${browser.server.address}/models/keyboard.gguf`).href);
   await page.keyboard.press('Enter');
   await page.waitForSelector('#rates dd');
   await tabTo('gpu-budget-range');
