@@ -65,6 +65,16 @@ impl Bytes {
         Bytes(self.0.checked_next_multiple_of(alignment).unwrap_or(u64::MAX))
     }
 
+    /// As one types it, without loss: `40MiB` where it is a number of up to four digits of such a unit, else in bytes.
+    #[must_use]
+    pub fn exact(self) -> String {
+        let is_short = |size: u64| self.0.is_multiple_of(size) && (1..10_000).contains(&(self.0 / size));
+        match UNITS.iter().find(|(size, _)| is_short(*size)) {
+            Some((size, unit)) => format!("{}{unit}", self.0 / size),
+            None => self.0.to_string(),
+        }
+    }
+
     /// The multiple of `alignment`, which must not be zero, at or below.
     #[must_use]
     pub fn align_down(self, alignment: u64) -> Bytes {
@@ -216,6 +226,22 @@ mod tests {
         assert_eq!(Bytes(1 << 60).times(16), most);
         assert_eq!(Bytes(u64::MAX - 3).align_up(256), most);
         assert_eq!(Bytes(511).align_down(256), Bytes(256));
+    }
+
+    #[test]
+    fn exact_sizes_read_back_as_they_were() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1 << 10, "1KiB"),
+            (40 << 20, "40MiB"),
+            ((40 << 20) + 1, "41943041"),
+            (3 << 29, "1536MiB"),
+            (2_000_000_000, "2000000000"),
+        ] {
+            assert_eq!(Bytes(bytes).exact(), text);
+            assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes));
+        }
     }
 
     #[test]

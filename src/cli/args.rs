@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn budgets_devices_and_sizes_are_read_by_their_own_rules() {
         let args = run("m --max-memory gpu:0=40MiB,cpu=64MiB --device gpu:1 --limit-buffer 16MiB -ngl all");
-        assert_eq!(args.placement.max_memory.unwrap().to_string(), "gpu:0=41943040,cpu=67108864");
+        assert_eq!(args.placement.max_memory.unwrap().to_string(), "gpu:0=40MiB,cpu=64MiB");
         assert_eq!(args.placement.device.to_string(), "gpu:1");
         assert_eq!((args.placement.limit_buffer, args.placement.n_gpu_layers), (Some(crate::units::Bytes::mib(16)), GpuLayers::All));
         let error = read("run m --max-memory tpu=1GiB").unwrap_err().to_string();
@@ -351,7 +351,7 @@ mod tests {
         };
         let args = placement("");
         assert_eq!((args.device.to_string(), args.strict, args.slots), ("cpu".into(), true, Some(3)));
-        assert_eq!(args.max_memory.unwrap().to_string(), "cpu=1073741824");
+        assert_eq!(args.max_memory.unwrap().to_string(), "cpu=1GiB");
         let args = placement("--device gpu:1 --strict=no -ctk f32 -ctv f32");
         assert_eq!((args.device.to_string(), args.strict), ("gpu:1".into(), false));
         assert_eq!(args.kv_dtype().unwrap(), Some(KvDtypeArg::F32));

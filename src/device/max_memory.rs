@@ -43,7 +43,7 @@ impl MaxMemory {
 impl fmt::Display for MaxMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (device, budget)) in self.iter().enumerate() {
-            write!(f, "{}{device}={}", if index > 0 { "," } else { "" }, budget.0)?;
+            write!(f, "{}{device}={}", if index > 0 { "," } else { "" }, budget.exact())?;
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(budgets.get(Device::Gpu(0)), Some(Bytes::mib(40)));
         assert_eq!(budgets.get(Device::Cpu), Some(Bytes::mib(64)));
         assert_eq!(budgets.get(Device::Gpu(2)), None);
-        assert_eq!(budgets.to_string(), "gpu:0=41943040,gpu:1=2000000000,cpu=67108864");
+        assert_eq!(budgets.to_string(), "gpu:0=40MiB,gpu:1=2000000000,cpu=64MiB");
         assert_eq!(budgets.to_string().parse::<MaxMemory>().unwrap(), budgets);
     }
 

@@ -160,11 +160,15 @@ async function load({ sources, options }, call) {
   const request = JSON.stringify(options);
   await findDevices();
   (await open(sources, call)).plan(request, undefined);
-  await download(sources, call);
-  const { parts, model } = await openModel(sources, 'run', call);
+  const fresh = await download(sources, call);
+  const { parts, model } = await openModel(sources, 'run', call).catch((error) => forget(fresh, error));
   const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
+  const progress = (done, total) => {
+    tell(done, total);
+    return !call.signal.aborted;
+  };
   try {
-    running = { parts, model, engine: await model.load(request, tell) };
+    running = { parts, model, engine: await model.load(request, progress) };
   } catch (error) {
     model.free();
     parts.forEach((part) => part.close());
@@ -180,15 +184,27 @@ function unload() {
   running = null;
 }
 
-/** Downloads the parts that are to be kept and are not stored yet. */
+/** Downloads the parts that are to be kept and are not stored yet; yields their addresses. */
 async function download(sources, call) {
+  const fresh = [];
   for (const { url, name } of sources.filter((source) => source.keep)) {
     const store = await Store.open();
     if (await store.isCurrent(url, call.signal)) continue;
     const onProgress = seldom((done, total) => call.tell({ stage: 'download', done, total }));
     await store.download({ url, name }, { signal: call.signal, onProgress });
     closeOpened();
+    fresh.push(url);
   }
+  return fresh;
+}
+
+/** What was just downloaded and is no model is not kept: a server that tells no length may have sent half of one. */
+async function forget(fresh, error) {
+  if (error.name === 'InvalidFileError') {
+    const store = await Store.open();
+    for (const url of fresh) await store.forget(url);
+  }
+  throw error;
 }
 
 /** `report`, but not more often than makes sense; the last step always. */

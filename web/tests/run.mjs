@@ -1,10 +1,15 @@
-// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--chromium FILE] [--unit] [--long] [--pictures]`.
+// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--tiny FILE] [--chromium FILE]
+// [--unit] [--short] [--only TEXT] [--long] [--large FOLDER] [--pictures]`.
 //
 // --address   where `web/dist` is served with the model at /models/; without it, it is served here
 // --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
+// --tiny      a tiny model; otherwise the one that `cargo xtask make-model target/web-tests/tiny.gguf --gguf --dtype q8_0` writes
 // --chromium  the browser; otherwise /usr/bin/chromium
 // --unit      only the tests that need no browser
+// --short     leaves out most of what the small model says, of which a software adapter computes about a token in a second
+// --only      only the files whose path holds the text, such as browser/run
 // --long      compares answers to their ends, which takes a software adapter many minutes
+// --large     instead of all others, those that stream a model of gigabytes, from the folder of a safetensors model
 // --pictures  writes screenshots of plan, run and faults to docs/pictures
 
 import { spawnSync } from 'node:child_process';
@@ -20,8 +25,12 @@ const { values } = parseArgs({
   options: {
     address: { type: 'string' },
     model: { type: 'string' },
+    tiny: { type: 'string', default: join(web, '../target/web-tests/tiny.gguf') },
     chromium: { type: 'string', default: '/usr/bin/chromium' },
     unit: { type: 'boolean', default: false },
+    short: { type: 'boolean', default: false },
+    only: { type: 'string', default: '' },
+    large: { type: 'string' },
     long: { type: 'boolean', default: false },
     pictures: { type: 'boolean', default: false },
   },
@@ -31,20 +40,24 @@ const model = resolve(values.model ?? process.env.TIERFLOW_SMOLLM2 ?? join(web, 
 if (!values.unit) {
   need(values.chromium, 'on Debian: apt-get install chromium; or name another with --chromium');
   need(model, 'fetch it with `cargo xtask fetch-model`, or name it with --model');
+  need(values.tiny, 'write it with `cargo xtask make-model target/web-tests/tiny.gguf --gguf --dtype q8_0`');
   need(join(web, 'node_modules/playwright-core'), 'run `npm ci` in web/');
-  if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web`');
 }
+if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web build`');
 
-const folders = values.unit ? ['unit'] : ['unit', 'browser'];
+const folders = values.unit ? ['unit'] : values.large ? ['large'] : ['unit', 'browser'];
 const files = folders.flatMap((folder) => {
-  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs'));
+  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs') && `${folder}/${name}`.includes(values.only));
   return names.sort().map((name) => join(here, folder, name));
 });
 const environment = {
   ...process.env,
   TIERFLOW_WEB_ADDRESS: values.address ?? '',
   TIERFLOW_WEB_MODEL: model,
+  TIERFLOW_WEB_TINY: resolve(values.tiny),
   TIERFLOW_WEB_CHROMIUM: values.chromium,
+  TIERFLOW_WEB_SHORT: values.short ? '1' : '',
+  TIERFLOW_WEB_LARGE: values.large ? resolve(values.large) : '',
   TIERFLOW_WEB_LONG: values.long ? '1' : '',
   TIERFLOW_WEB_PICTURES: values.pictures ? resolve(web, '../docs/pictures') : '',
 };

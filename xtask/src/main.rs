@@ -15,14 +15,15 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask TASK
 
   demo          show the main job on this machine: find or install an adapter, fetch a model, build, plan, run
-  test          format, clippy, docs and all tests; the first failure ends it
+  test          format, clippy, docs and all tests, in a browser the short ones; the first failure ends it
   make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]
                 write a model with seeded random weights
   picture TRACE.json OUT.svg
                 draw the lanes of one forward of a trace
   web [PORT]    build the engine for browsers into web/dist, and serve its page with the small model beside it
   web build     only build it
-  web test      build it and test it in a browser
+  web test [--short] [--long] [--large FOLDER] …
+                build it and test it in a browser; what may follow is told in web/tests/run.mjs
   bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
                 measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
                 installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         ["test"] => test::run(),
         ["web"] => web::serve(web::PORT),
         ["web", "build"] => web::build(),
-        ["web", "test"] => web::test(),
+        ["web", "test", ..] => web::test(&arguments[2..]),
         ["web", port] if port.parse::<u16>().is_ok() => web::serve(port),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
         ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),

@@ -1,7 +1,10 @@
 //! `cargo xtask web`: the engine as wasm, bundled with its package and its page, and served with the small model beside it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use xtask::models::{GgufType, LlamaShape, write_gguf};
 
 use crate::steps::{self, Failure, Result, announce};
 use crate::{machine, model};
@@ -17,8 +20,7 @@ pub const PORT: &str = "8137";
 pub fn build() -> Result<()> {
     ensure_target()?;
     steps::run(&mut steps::cargo(&["build", "--profile", "web", "--target", TARGET, "--package", "tierflow-web"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| steps::root().join("target"), Into::into);
-    steps::run(bundler(&["bundle"]).arg(target.join(WASM)).arg("web"))?;
+    steps::run(bundler(&["bundle"]).arg(steps::target().join(WASM)).arg("web"))?;
     shrink(&steps::root().join(BOUND))
 }
 
@@ -31,35 +33,37 @@ pub fn serve(port: &str) -> Result<()> {
     steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
 }
 
-/// Builds, and runs those tests of package and page that need no browser. In Chromium, with a software adapter, the others take
-/// many times as long as all of the rest: see [`test`].
+/// Builds, and runs the tests of package and page in Chromium, whose WebGPU needs no GPU, without those that take its software
+/// adapter many minutes: see [`test`].
 pub fn check() -> Result<()> {
-    build()?;
-    machine::ensure_node()?;
-    steps::run(&mut node(&["--unit"]))
+    test(&["--short".to_owned()])
 }
 
-/// Builds, and runs all tests of package and page, most of them in Chromium, whose WebGPU needs no GPU.
-pub fn test() -> Result<()> {
+/// Builds, and runs all tests of package and page; `arguments` are those of `web/tests/run.mjs`.
+pub fn test(arguments: &[String]) -> Result<()> {
     build()?;
     machine::ensure_node()?;
     machine::ensure_browser()?;
-    let model = model::ensure()?;
     let folder = steps::root().join("web");
     if !folder.join("node_modules/playwright-core").exists() {
-        steps::run(std::process::Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
+        steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     }
-    steps::run(node(&["--model"]).arg(model))
+    let (model, tiny) = (model::ensure()?, tiny_model()?);
+    let mut command = Command::new("node");
+    command.arg("tests/run.mjs").args(arguments).arg("--model").arg(model).arg("--tiny").arg(tiny);
+    steps::run(command.current_dir(&folder))
 }
 
-/// The runner of the tests, in `web/`.
-fn node(arguments: &[&str]) -> std::process::Command {
-    let mut command = std::process::Command::new("node");
-    command.arg("tests/run.mjs").args(arguments).current_dir(steps::root().join("web"));
-    command
+/// A model that answers at once, for tests that do not care what it says.
+fn tiny_model() -> Result<PathBuf> {
+    let path = steps::target().join("web-tests").join("tiny.gguf");
+    let written =
+        fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| write_gguf(&path, &LlamaShape::tiny(), 1, GgufType::Q8_0));
+    written.map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
+    Ok(path)
 }
 
-fn bundler(arguments: &[&str]) -> std::process::Command {
+fn bundler(arguments: &[&str]) -> Command {
     let mut command = steps::cargo(&["run", "--quiet", "--release", "--package", "web-bundle", "--"]);
     command.args(arguments);
     command
@@ -67,10 +71,10 @@ fn bundler(arguments: &[&str]) -> std::process::Command {
 
 /// Without the standard library for wasm nothing compiles; rustup has it.
 fn ensure_target() -> Result<()> {
-    let sysroot = std::process::Command::new("rustc").args(["--print", "sysroot"]).current_dir(steps::root()).output();
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).current_dir(steps::root()).output();
     let sysroot = sysroot.map_err(|error| Failure::new(format!("cannot start rustc: {error}")))?;
     let library = Path::new(String::from_utf8_lossy(&sysroot.stdout).trim()).join("lib/rustlib").join(TARGET);
-    if library.exists() { Ok(()) } else { steps::run(std::process::Command::new("rustup").args(["target", "add", TARGET])) }
+    if library.exists() { Ok(()) } else { steps::run(Command::new("rustup").args(["target", "add", TARGET])) }
 }
 
 /// Makes the wasm smaller where binaryen's `wasm-opt` is installed; it runs as well without.
@@ -78,7 +82,7 @@ fn shrink(wasm: &Path) -> Result<()> {
     if steps::succeeds("wasm-opt", &["--version"]) {
         let features = ["--enable-bulk-memory", "--enable-nontrapping-float-to-int", "--enable-reference-types"];
         let more = ["--enable-sign-ext", "--enable-mutable-globals", "--enable-multivalue", "--enable-simd"];
-        steps::run(std::process::Command::new("wasm-opt").arg("-Os").args(features).args(more).arg(wasm).arg("-o").arg(wasm))?;
+        steps::run(Command::new("wasm-opt").arg("-Os").args(features).args(more).arg(wasm).arg("-o").arg(wasm))?;
     }
     let size = fs::metadata(wasm).map_err(|error| Failure::new(format!("cannot open {}: {error}", wasm.display())))?.len();
     eprintln!("{BOUND}: {size} bytes");

@@ -10,6 +10,8 @@ mod source;
 use std::cell::RefCell;
 
 use tierflow::device::DeviceSpec;
+use tierflow::gpu::{Access, KernelSource};
+use tierflow::kernels::KERNELS;
 use tierflow::machine::{self, DevicesFile, Measure};
 use wasm_bindgen::prelude::*;
 
@@ -40,6 +42,18 @@ pub async fn devices() -> Result<String> {
     let text = json(&found)?;
     FOUND.set(Some(found.devices));
     Ok(text)
+}
+
+/// What the engine may compile for an adapter, as JSON: name, source, size of the params, and how each storage buffer is used. With
+/// it the browser's compiler can be asked about all of them, also about those that its own adapter would not take.
+#[wasm_bindgen]
+pub fn kernels() -> Result<String> {
+    let of = |kernel: &&KernelSource| {
+        let access = |&(_, access): &(&str, Access)| if access == Access::Read { "read" } else { "write" };
+        let bindings: Vec<&str> = kernel.bindings.iter().map(access).collect();
+        serde_json::json!({"stem": kernel.stem, "wgsl": kernel.wgsl, "params_bytes": kernel.params_bytes, "bindings": bindings})
+    };
+    Ok(json(&KERNELS.iter().map(of).collect::<Vec<_>>())?)
 }
 
 /// What [`devices`] found last, if it was called.

@@ -13,13 +13,14 @@ use wasm_bindgen::prelude::*;
 
 use crate::engine::Engine;
 use crate::error::{Result, invalid, json};
-use crate::source::{Source, sources};
+use crate::source::{Reading, Source, sources};
 use crate::{found_devices, options};
 
 /// A model's files, their headers read.
 #[wasm_bindgen]
 pub struct Model {
     checkpoint: Arc<Checkpoint>,
+    reading: Reading,
 }
 
 #[wasm_bindgen]
@@ -27,7 +28,8 @@ impl Model {
     /// Reads the headers of one `.gguf` file, or of the files of a safetensors folder.
     #[wasm_bindgen(constructor)]
     pub fn new(files: Vec<Source>) -> Result<Model> {
-        Ok(Model { checkpoint: Arc::new(Checkpoint::from_sources(sources(files)?)?) })
+        let reading = Reading::default();
+        Ok(Model { checkpoint: Arc::new(Checkpoint::from_sources(sources(files, &reading)?)?), reading })
     }
 
     /// What it is made of and what it would need, as JSON of the form of `tierflow inspect --json`.
@@ -50,13 +52,19 @@ impl Model {
         Ok(json(&described(&prepared, &options))?)
     }
 
-    /// Loads what the plan holds in memory; `progress` is told bytes done and bytes in all.
+    /// Loads what the plan holds in memory; `progress` is told bytes done and bytes in all, and ends the load by returning false:
+    /// it fails with `InterruptedError` before anything more is read.
     pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
         let options = options::read(options)?;
         let prepared = options.builder(&self.checkpoint).prepare().await?;
         let plan = json(&described(&prepared, &options))?;
-        let progress = Progress(progress);
-        Ok(Engine::new(prepared.load(&|loaded| progress.tell(loaded)).await?, plan))
+        let progress = Progress { function: progress, reading: self.reading.clone() };
+        let loaded = prepared.load(&|loaded| progress.tell(loaded)).await;
+        let ended = self.reading.check();
+        self.reading.allow();
+        // A load that was ended after its last read has an engine, which nobody wants.
+        ended?;
+        Ok(Engine::new(loaded?, plan))
     }
 }
 
@@ -78,8 +86,11 @@ fn at_once<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error
     }
 }
 
-/// A function that is told how far loading has come.
-struct Progress(Function);
+/// A function that is told how far loading has come, and may want no more.
+struct Progress {
+    function: Function,
+    reading: Reading,
+}
 
 // SAFETY: a value of JavaScript must stay on its thread, and there is no other: this crate is built for wasm without atomics.
 #[expect(unsafe_code, reason = "loading may report from any thread, of which a worker has one")]
@@ -87,7 +98,10 @@ unsafe impl Sync for Progress {}
 
 impl Progress {
     fn tell(&self, loaded: LoadProgress) {
-        // A function that throws loses its news, nothing else.
-        let _ = self.0.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
+        let told = self.function.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
+        // A function that throws wants no more either.
+        if told.map_or(true, |answer| answer == JsValue::FALSE) {
+            self.reading.stop();
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use js_sys::Reflect;
 use tierflow::Error;
@@ -37,8 +38,33 @@ extern "C" {
     fn read(this: &Source, offset: f64, into: &mut [u8]) -> Result<(), JsValue>;
 }
 
+/// Whether a model's sources may be read: all of them end at once.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl Reading {
+    /// From now on, reads go ahead.
+    pub fn allow(&self) {
+        self.is_stopped.store(false, Ordering::Relaxed);
+    }
+
+    /// From now on, reads fail with [`Error::Interrupted`].
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] where reading was stopped.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.is_stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
 /// A source with what it said of itself when it was handed in.
 struct JsSource {
+    reading: Reading,
     name: String,
     size: u64,
     source: Source,
@@ -55,17 +81,17 @@ unsafe impl Sync for JsSource {}
 /// The largest number below which JavaScript counts without gaps.
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// Sources as the engine knows them.
+/// Sources as the engine knows them, all of which end with `reading`.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] for one that has no bytes, or more than JavaScript can count.
-pub fn sources(given: Vec<Source>) -> Result<Vec<Arc<dyn ByteSource>>, Error> {
+pub fn sources(given: Vec<Source>, reading: &Reading) -> Result<Vec<Arc<dyn ByteSource>>, Error> {
     let checked = |source: Source| -> Result<Arc<dyn ByteSource>, Error> {
         let (name, size) = (source.name(), source.size());
         if !(1.0..=MAX_SAFE_INTEGER).contains(&size) {
             return Err(Error::invalid_file(name, format!("has {size} bytes; is it empty?")));
         }
-        Ok(Arc::new(JsSource { name, size: size as u64, source }))
+        Ok(Arc::new(JsSource { reading: reading.clone(), name, size: size as u64, source }))
     };
     given.into_iter().map(checked).collect()
 }
@@ -80,6 +106,7 @@ impl ByteSource for JsSource {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        self.reading.check()?;
         let len = buffer.len();
         if offset.checked_add(len as u64).is_none_or(|end| end > self.size) {
             let fault = format!("a read of {len} bytes at offset {offset} passes its end at {}", self.size);

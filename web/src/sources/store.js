@@ -4,7 +4,7 @@
 import { FileBusyError, ServerError, StorageFullError, abortError } from '../errors.js';
 import { parseContentRange, statusError, versionOf } from './http.js';
 import { readEntry, writeEntry } from './journal.js';
-import { busyOr, openStored } from './opfs.js';
+import { onceFree, openStored } from './opfs.js';
 
 const FOLDER = 'tierflow-models';
 const DATA = 'model';
@@ -48,6 +48,11 @@ export class Store {
   /** Removes an entry. Fails where a tab downloads or, in some browsers, reads it. */
   async remove(key) {
     await this.#exclusive(key, key, () => this.#removeFolder(key));
+  }
+
+  /** Removes what is stored of `url`. */
+  async forget(url) {
+    await this.remove(await keyOf(url));
   }
 
   /** Whether the whole of `url` is stored. */
@@ -123,8 +128,9 @@ export class Store {
   }
 
   #removeFolder(key) {
-    return this.#root.removeEntry(key, { recursive: true }).catch((error) => {
-      if (error.name !== 'NotFoundError') throw busyOr(error, key);
+    const remove = () => this.#root.removeEntry(key, { recursive: true });
+    return onceFree(remove, key).catch((error) => {
+      if (error.name !== 'NotFoundError') throw error;
     });
   }
 
@@ -161,9 +167,7 @@ class Download {
   async open(folder) {
     const data = await folder.getFileHandle(DATA, { create: true });
     this.#folder = folder;
-    this.#access = await data.createSyncAccessHandle().catch((error) => {
-      throw busyOr(error, this.entry.name);
-    });
+    this.#access = await onceFree(() => data.createSyncAccessHandle(), this.entry.name);
   }
 
   close() {

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
 
-import { MODEL, chooseFile, load, open, planFor, start } from '../support/browser.mjs';
+import { MODEL, TINY, chooseFile, load, open, planFor, start } from '../support/browser.mjs';
 
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 let browser;
@@ -26,11 +26,11 @@ for (const colorScheme of ['light', 'dark']) {
     const page = await open(browser);
     await page.emulateMedia({ colorScheme });
     assert.deepEqual(await faults(page), []);
-    await chooseFile(page, MODEL);
+    await chooseFile(page, TINY);
     await planFor(page);
     await page.click('summary >> nth=0');
     assert.deepEqual(await faults(page), []);
-    await page.fill('#gpu-budget .value input', '2 MiB');
+    await page.fill('#gpu-budget .value input', '1 KiB');
     await page.press('#gpu-budget .value input', 'Enter');
     await page.waitForSelector('#plan-fault button');
     assert.deepEqual(await faults(page), []);

@@ -20,8 +20,12 @@ const ARGUMENTS = [
 /** Gives Chromium its software adapter. */
 const WEBGPU = '--enable-unsafe-webgpu';
 
-/** The model of the tests. */
+/** The small model, for what it says. */
 export const MODEL = process.env.TIERFLOW_WEB_MODEL;
+/** A model of some hundred kilobytes with random weights, for everything else. */
+export const TINY = process.env.TIERFLOW_WEB_TINY;
+/** For tests that are left out of the short selection. */
+export const NOT_SHORT = { skip: process.env.TIERFLOW_WEB_SHORT ? 'left out by --short' : false };
 /** The budget of the tests, less than half of the model. */
 export const BUDGET = 40 * 2 ** 20;
 /** What takes longer than this on a software adapter has gone wrong. */
@@ -32,18 +36,17 @@ const PICTURE_WIDTH = 600;
 
 /**
  * Starts a server and a browser with a profile of its own.
- * @param {{webgpu?: boolean, colorScheme?: 'light' | 'dark', viewport?: {width: number, height: number}}} [options]
+ * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}}} [options] `flags` are Chromium's
  */
-export async function start({ webgpu = true, colorScheme = 'light', viewport = { width: 720, height: 900 } } = {}) {
-  const server = await serve({ folder: DIST, model: MODEL });
+export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 } } = {}) {
+  const server = await serve({ folder: DIST, model: MODEL, tiny: TINY, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath: process.env.TIERFLOW_WEB_CHROMIUM,
     headless: true,
-    args: webgpu ? [...ARGUMENTS, WEBGPU] : ARGUMENTS,
+    args: [...ARGUMENTS, ...(webgpu ? [WEBGPU] : []), ...flags],
     acceptDownloads: true,
-    colorScheme,
     viewport,
   });
   context.setDefaultTimeout(PATIENCE);

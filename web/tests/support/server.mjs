@@ -1,12 +1,13 @@
 // A static server with ranges for the tests, and the same files from servers that misbehave.
 //
 //   /…                   files of the served folder
-//   /models/NAME         a model
-//   /faulty/FAULT/NAME   the model from a server with that fault
+//   /models/NAME         a model: the tiny one where NAME begins with `tiny`, else the small one
+//   /faulty/FAULT/NAME   such a model from a server with that fault
+//   /large/NAME          a file of the large model's folder
 
 import { createReadStream, statSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { extname, join, normalize } from 'node:path';
+import { basename, extname, join, normalize } from 'node:path';
 import { Transform, pipeline } from 'node:stream';
 
 const TYPES = {
@@ -31,6 +32,7 @@ const FAULTS = {
   // No length is told, and the end comes early.
   truncated: (answer) => (answer.status === 200 ? { ...answer, last: Math.floor(answer.size / 2), isChunked: true } : answer),
   slow: (answer) => ({ ...answer, bytesPerSec: 8 << 20 }),
+  'very-slow': (answer) => ({ ...answer, bytesPerSec: 128 << 10 }),
   replaced: (answer, state) => ({ ...answer, headers: { ...answer.headers, ETag: `"version ${(state.n = (state.n ?? 0) + 1)}"` } }),
   'no-etag': (answer) => ({ ...answer, headers: without(without(answer.headers, 'ETag'), 'Last-Modified') }),
   html: () => ({ status: 200, text: '<!doctype html><title>Sign in</title>', headers: { 'Content-Type': 'text/html' } }),
@@ -38,17 +40,18 @@ const FAULTS = {
 };
 
 /**
- * @param {{folder?: string, model: string, port?: number}} options `model` is the file that `/models/` and `/faulty/` give
+ * @param {{folder?: string, model: string, tiny?: string, large?: string, port?: number}} options `model` and `tiny` are the
+ *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`
  * @returns {Promise<{address: string, requests: {method: string, path: string, range?: string}[], close: () => void}>}
  */
-export async function serve({ folder, model, port = 0 }) {
+export async function serve({ folder, model, tiny, large, port = 0 }) {
   const requests = [];
   const states = new Map();
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
     requests.push({ method: request.method, path, range: request.headers.range });
     try {
-      answer(request, response, path, { folder, model, states });
+      answer(request, response, path, { files: { folder, model, tiny, large }, states });
     } catch {
       response.writeHead(404, cors()).end('not found');
     }
@@ -61,14 +64,20 @@ export async function serve({ folder, model, port = 0 }) {
   return { address: `http://127.0.0.1:${server.address().port}`, requests, close };
 }
 
-function answer(request, response, path, { folder, model, states }) {
+function answer(request, response, path, { files, states }) {
   if (request.method === 'OPTIONS') return void response.writeHead(204, { ...cors(), 'Access-Control-Allow-Headers': 'Range' }).end();
   const faulty = /^\/faulty\/([\w-]+)\//.exec(path)?.[1];
-  const isModel = faulty || path.startsWith('/models/');
-  const file = isModel ? model : join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
+  const file = fileOf(path, files);
   const right = rightAnswer(request, file);
   if (!states.has(path)) states.set(path, {});
   send(request, response, file, faulty ? FAULTS[faulty](right, states.get(path)) : right);
+}
+
+function fileOf(path, { folder, model, tiny, large }) {
+  const name = basename(path);
+  if (/^\/(models|faulty)\//.test(path)) return tiny && name.startsWith('tiny') ? tiny : model;
+  if (large && path.startsWith('/large/')) return join(large, name);
+  return join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
 }
 
 function rightAnswer(request, file) {

@@ -157,6 +157,16 @@ test('two tabs: one downloads, the other is told; both read', async () => {
   await store.remove(key);
 });
 
+test('a model whose reader is just ending can be removed, as after a reload', async () => {
+  const url = at();
+  await store.download({ url, name: 'm' });
+  const source = await store.source(url);
+  const [{ key }] = (await store.list()).models;
+  setTimeout(() => source.close(), 300);
+  await store.remove(key);
+  assert.equal(await store.has(url), false);
+});
+
 test('folders without a journal that can be believed are cleared away', async () => {
   const folder = await root.getDirectoryHandle('broken-0', { create: true });
   (await folder.getFileHandle('model', { create: true })).resize(1000);

@@ -1,0 +1,115 @@
+// Every shader through the browser's own compiler (Tint in Chromium), which is stricter than naga about uniform control flow:
+// module and pipelines, at WebGPU's default limits and with none of its features.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+
+import { NOT_SHORT, start } from '../support/browser.mjs';
+
+/** For adapters with subgroups and 64-bit words, which WGSL does not have outside of naga: no browser runs them. */
+const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];
+
+const DTYPES = [0, 1, 2, 3, 4, 5];
+const BLOCK_DTYPES = [3, 4, 5];
+const BOOLS = [0, 1];
+/** The override constants that the engine sets, as `kernels/` chooses them. */
+const VARIANTS = {
+  matmul_vec: combined({ DTYPE: DTYPES, TOKENS: [1, 2, 4] }, [
+    { LANES: 1, WORKGROUP: 8, ROWS: 8 },
+    { LANES: 32, WORKGROUP: 64, ROWS: 4 },
+  ]),
+  matmul_tile: combined({ DTYPE: DTYPES }),
+  matmul_odd: combined({ DTYPE: DTYPES.filter((dtype) => !BLOCK_DTYPES.includes(dtype)) }),
+  rms_norm: combined({ LANES: [8, 64] }),
+  kv_store: combined({ KV_F16: BOOLS }),
+  attention_token: combined({ KV_F16: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
+    { LANES: 64, HEADS: 1, POSITIONS: 1 },
+    ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4 })),
+  ]),
+  attention_tile: combined({ KV_F16: BOOLS }, [
+    { SPLIT: 1, BLOCK: 16 },
+    { SPLIT: 2, BLOCK: 16 },
+    { SPLIT: 4, BLOCK: 16 },
+    { SPLIT: 8, BLOCK: 8 },
+  ]),
+  attention_combine: combined({ PART_POSITIONS: [64] }),
+  top_k: combined({ LANES: [8, 64] }),
+};
+
+/**
+ * `shapes` with `values` added: `[{NAME: value, …}, …]`, so that each shape and each value occurs; with `--long` every combination
+ * of them, hundreds in all, of which a software adapter compiles about one in a second.
+ */
+function combined(values, shapes = [{}]) {
+  if (!process.env.TIERFLOW_WEB_LONG) {
+    const length = Math.max(shapes.length, ...Object.values(values).map((choices) => choices.length));
+    const nth = (index) => Object.entries(values).map(([name, choices]) => [name, choices[index % choices.length]]);
+    return Array.from({ length }, (_, index) => ({ ...shapes[index % shapes.length], ...Object.fromEntries(nth(index)) }));
+  }
+  return Object.entries(values).reduce((list, [name, choices]) => list.flatMap((constants) => choices.map((value) => ({ ...constants, [name]: value }))), shapes);
+}
+
+let browser;
+let page;
+
+before(async () => {
+  browser = await start();
+  page = await browser.context.newPage();
+  await page.goto(new URL('/page/', browser.address).href);
+  await page.evaluate(prepare);
+});
+after(() => browser.close());
+
+/** Runs in the page: opens a device, and gives it what compiles a kernel and tells what the compiler says. */
+async function prepare() {
+  const wasm = await import(new URL('../wasm/tierflow.js', location.href).href);
+  await wasm.default();
+  const device = await (await navigator.gpu.requestAdapter()).requestDevice();
+  const layoutOf = ({ params_bytes, bindings }) => {
+    const entry = (binding, buffer) => ({ binding, visibility: GPUShaderStage.COMPUTE, buffer });
+    const params = entry(0, { type: 'uniform', hasDynamicOffset: true, minBindingSize: params_bytes });
+    const storage = bindings.map((access, index) => entry(index + 1, { type: access === 'read' ? 'read-only-storage' : 'storage' }));
+    return device.createPipelineLayout({ bindGroupLayouts: [device.createBindGroupLayout({ entries: [params, ...storage] })] });
+  };
+  globalThis.kernels = JSON.parse(wasm.kernels());
+  globalThis.compile = async (kernel, variants) => {
+    const module = device.createShaderModule({ label: kernel.stem, code: kernel.wgsl });
+    const { messages } = await module.getCompilationInfo();
+    const faults = messages.filter(({ type }) => type === 'error').map(({ lineNum, linePos, message }) => `${kernel.stem}.wgsl:${lineNum}:${linePos}: ${message}`);
+    if (faults.length > 0) return faults;
+    const layout = layoutOf(kernel);
+    const make = async (constants) => {
+      const made = device.createComputePipelineAsync({ label: kernel.stem, layout, compute: { module, entryPoint: 'main', constants } });
+      await made.catch((error) => faults.push(`${kernel.stem} with ${JSON.stringify(constants)}: ${error.message}`));
+    };
+    await Promise.all(variants.map(make));
+    return faults;
+  };
+}
+
+test('every shader compiles in the browser, in each form that the engine makes of it', async () => {
+  const kernels = await page.evaluate(() => globalThis.kernels.map(({ stem, bindings, wgsl }) => ({ stem, n_bindings: bindings.length, wgsl })));
+  const compiled = new Set();
+  for (const [index, { stem, wgsl }] of kernels.entries()) {
+    if (NOT_IN_BROWSERS.includes(stem)) continue;
+    // A kernel with several rows in the table computes as many products; the first row shows all variants.
+    const variants = (VARIANTS[stem] ?? [{}]).slice(0, compiled.has(stem) && NOT_SHORT.skip ? 1 : Infinity);
+    const overrides = [...wgsl.matchAll(/^override (\w+)/gm)].map(([, name]) => name);
+    assert.deepEqual(Object.keys(variants[0]).sort(), overrides.sort(), `${stem}: its overrides and those that are tested`);
+    const faults = await page.evaluate(([index, variants]) => globalThis.compile(globalThis.kernels[index], variants), [index, variants]);
+    assert.deepEqual(faults, []);
+    compiled.add(stem);
+  }
+  assert.equal(compiled.size + NOT_IN_BROWSERS.length, new Set(kernels.map(({ stem }) => stem)).size);
+});
+
+test('what naga accepts and the browser refuses is told', async () => {
+  // A barrier that not all lanes reach.
+  const wgsl = `
+    @group(0) @binding(1) var<storage, read_write> values: array<u32>;
+    @compute @workgroup_size(8) fn main(@builtin(local_invocation_index) lane: u32) {
+      if (values[lane] > 0u) { workgroupBarrier(); }
+    }`;
+  const faults = await page.evaluate((kernel) => globalThis.compile(kernel, [{}]), { stem: 'barrier', wgsl, params_bytes: 16, bindings: ['write'] });
+  assert.match(faults.join(), /barrier\.wgsl:4:.*uniform control flow/);
+});
