@@ -1,5 +1,5 @@
 // All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--tiny FILE] [--chromium FILE]
-// [--unit] [--short] [--only TEXT] [--long] [--large FOLDER] [--pictures]`.
+// [--unit] [--short] [--only TEXT]... [--long] [--large FOLDER] [--pictures]`.
 //
 // --address   where `web/dist` is served with the model at /models/; without it, it is served here
 // --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
@@ -7,7 +7,7 @@
 // --chromium  the browser; otherwise /usr/bin/chromium
 // --unit      only the tests that need no browser
 // --short     leaves out most of what the small model says, of which a software adapter computes about a token in a second
-// --only      only the files whose path holds the text, such as browser/run
+// --only      only the files whose path holds the text, such as browser/run, or one of the texts
 // --long      compares answers to their ends, which takes a software adapter many minutes
 // --large     instead of all others, those that stream a model of gigabytes, from the folder of a safetensors model
 // --pictures  writes screenshots of plan, run and faults to docs/pictures
@@ -29,7 +29,7 @@ const { values } = parseArgs({
     chromium: { type: 'string', default: '/usr/bin/chromium' },
     unit: { type: 'boolean', default: false },
     short: { type: 'boolean', default: false },
-    only: { type: 'string', default: '' },
+    only: { type: 'string', multiple: true, default: [] },
     large: { type: 'string' },
     long: { type: 'boolean', default: false },
     pictures: { type: 'boolean', default: false },
@@ -47,7 +47,8 @@ if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it wit
 
 const folders = values.unit ? ['unit'] : values.large ? ['large'] : ['unit', 'browser'];
 const files = folders.flatMap((folder) => {
-  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs') && `${folder}/${name}`.includes(values.only));
+  const isWanted = (path) => values.only.length === 0 || values.only.some((text) => path.includes(text));
+  const names = readdirSync(join(here, folder)).filter((name) => name.endsWith('.test.mjs') && isWanted(`${folder}/${name}`));
   return names.sort().map((name) => join(here, folder, name));
 });
 const environment = {

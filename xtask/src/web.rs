@@ -33,10 +33,12 @@ pub fn serve(port: &str) -> Result<()> {
     steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
 }
 
-/// Builds, and runs the tests of package and page in Chromium, whose WebGPU needs no GPU, without those that take its software
-/// adapter many minutes: see [`test`].
+/// Builds, and runs the tests of package and page in Chromium, whose WebGPU needs no GPU, without those in which models are
+/// loaded and answer again and again: these take its software adapter many minutes, see [`test`].
 pub fn check() -> Result<()> {
-    test(&["--short".to_owned()])
+    let files = ["unit/", "browser/access", "browser/plan", "browser/shaders"];
+    let arguments = ["--short"].into_iter().chain(files.into_iter().flat_map(|file| ["--only", file]));
+    test(&arguments.map(str::to_owned).collect::<Vec<String>>())
 }
 
 /// Builds, and runs all tests of package and page; `arguments` are those of `web/tests/run.mjs`.

@@ -21,7 +21,7 @@ const VARIANTS = {
   matmul_tile: combined({ DTYPE: DTYPES }),
   matmul_odd: combined({ DTYPE: DTYPES.filter((dtype) => !BLOCK_DTYPES.includes(dtype)) }),
   rms_norm: combined({ LANES: [8, 64] }),
-  kv_store: combined({ KV_F16: BOOLS }),
+  rope_kv: combined({ KV_F16: BOOLS }),
   attention_token: combined({ KV_F16: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4 })),
