@@ -33,12 +33,12 @@ pub fn serve(port: &str) -> Result<()> {
     steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
 }
 
-/// Builds, and runs the tests of package and page in Chromium, whose WebGPU needs no GPU, without those in which models are
-/// loaded and answer again and again: these take its software adapter many minutes, see [`test`].
+/// Builds, and runs those tests of package and page that need no browser. In Chromium, with a software adapter, the others take
+/// longer than all of the rest: see [`test`].
 pub fn check() -> Result<()> {
-    let files = ["unit/", "browser/access", "browser/plan", "browser/shaders"];
-    let arguments = ["--short"].into_iter().chain(files.into_iter().flat_map(|file| ["--only", file]));
-    test(&arguments.map(str::to_owned).collect::<Vec<String>>())
+    build()?;
+    machine::ensure_node()?;
+    steps::run(&mut runner(&["--unit".to_owned()]))
 }
 
 /// Builds, and runs all tests of package and page; `arguments` are those of `web/tests/run.mjs`.
@@ -51,9 +51,14 @@ pub fn test(arguments: &[String]) -> Result<()> {
         steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     }
     let (model, tiny) = (model::ensure()?, tiny_model()?);
+    steps::run(runner(arguments).arg("--model").arg(model).arg("--tiny").arg(tiny))
+}
+
+/// The runner of the tests, in `web/`.
+fn runner(arguments: &[String]) -> Command {
     let mut command = Command::new("node");
-    command.arg("tests/run.mjs").args(arguments).arg("--model").arg(model).arg("--tiny").arg(tiny);
-    steps::run(command.current_dir(&folder))
+    command.arg("tests/run.mjs").args(arguments).current_dir(steps::root().join("web"));
+    command
 }
 
 /// A model that answers at once, for tests that do not care what it says.
