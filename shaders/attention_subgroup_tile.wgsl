@@ -56,14 +56,6 @@ struct Octet {
     high: vec4<f32>,
 }
 
-fn floats(words: vec2<u64>) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4<u32>(u32(words.x), u32(words.x >> 32u), u32(words.y), u32(words.y >> 32u)));
-}
-
-fn halves(word: u64) -> vec4<f32> {
-    return vec4<f32>(unpack2x16float(u32(word)), unpack2x16float(u32(word >> 32u)));
-}
-
 // `index` counts the octets of the whole cache.
 fn key_octet(index: u32) -> Octet {
     if KV_F16 {

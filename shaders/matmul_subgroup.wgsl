@@ -50,18 +50,6 @@ struct Pair {
     offsets: vec2<f32>,
 }
 
-fn low(word: u64) -> u32 {
-    return u32(word);
-}
-
-fn high(word: u64) -> u32 {
-    return u32(word >> 32u);
-}
-
-fn quad_of(first: u64, second: u64) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4<u32>(low(first), high(first), low(second), high(second)));
-}
-
 // The first `n_words` 64-bit words that hold what begins `begin` 32-bit words behind the matrix's first byte, from there on.
 fn words_at(begin: u32, n_words: u32) -> array<u32, MAX_WORDS> {
     let first = product.weight_begin * 32u + begin / 2u;
@@ -131,11 +119,11 @@ fn byte_pair(pair: u32) -> Pair {
 
 fn plain_quad(begin: u32, quad: u32) -> vec4<f32> {
     if DTYPE == F32 {
-        return quad_of(weight[begin + 2u * quad], weight[begin + 2u * quad + 1u]);
+        return floats(vec2<u64>(weight[begin + 2u * quad], weight[begin + 2u * quad + 1u]));
     }
     let word = weight[begin + quad];
     if DTYPE == F16 {
-        return vec4<f32>(decode_f16(low(word)), decode_f16(high(word)));
+        return halves(word);
     }
     return vec4<f32>(decode_bf16(low(word)), decode_bf16(high(word)));
 }
@@ -208,8 +196,8 @@ fn load_inputs(token_begin: u32, pair: u32, lane: u32) {
     for (var t = 0u; t < TOKENS; t++) {
         let token = min(token_begin + t, params[0].n_tokens - 1u);
         let words = input[token * (params[0].n_columns / 8u) + pair * LANES + lane];
-        let even = quad_of(words.x, words.y);
-        let odd = quad_of(words.z, words.w);
+        let even = floats(words.xy);
+        let odd = floats(words.zw);
         let sum = sum_of(even + odd);
         x_sums[t] = vec2<f32>(subgroupAdd(select(0.0, sum, is_of_first)), subgroupAdd(select(sum, 0.0, is_of_first)));
         spread(t * PAIR_QUADS, even * scales, odd * scales);

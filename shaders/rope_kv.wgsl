@@ -62,37 +62,25 @@ fn turned(v: vec4<f32>, turns: vec4<f32>) -> vec4<f32> {
     return vec4<f32>(a.x, b.x, a.y, b.y);
 }
 
-// The word of a cache that the value at `index` begins.
-fn word_of(index: u32) -> u32 {
-    return select(index, index / 2u, KV_F16);
-}
-
-fn store_key(row: u32, place: Place, v: vec4<f32>) {
-    let first = word_of(row + place.first);
-    let second = word_of(row + place.second);
+// Writes an invocation's part of the row of a key and of a value that begins at value `row` of the caches. Both twos begin a word.
+fn store(row: u32, place: Place, k: vec4<f32>, v: vec4<f32>) {
+    let first = row + place.first;
+    let second = row + place.second;
     if KV_F16 {
-        key_cache[first] = pack2x16float(v.xy);
-        key_cache[second] = pack2x16float(v.zw);
-    } else {
-        key_cache[first] = bitcast<u32>(v.x);
-        key_cache[first + 1u] = bitcast<u32>(v.y);
-        key_cache[second] = bitcast<u32>(v.z);
-        key_cache[second + 1u] = bitcast<u32>(v.w);
+        key_cache[first / 2u] = pack2x16float(k.xy);
+        key_cache[second / 2u] = pack2x16float(k.zw);
+        value_cache[first / 2u] = pack2x16float(v.xy);
+        value_cache[second / 2u] = pack2x16float(v.zw);
+        return;
     }
-}
-
-fn store_value(row: u32, place: Place, v: vec4<f32>) {
-    let first = word_of(row + place.first);
-    let second = word_of(row + place.second);
-    if KV_F16 {
-        value_cache[first] = pack2x16float(v.xy);
-        value_cache[second] = pack2x16float(v.zw);
-    } else {
-        value_cache[first] = bitcast<u32>(v.x);
-        value_cache[first + 1u] = bitcast<u32>(v.y);
-        value_cache[second] = bitcast<u32>(v.z);
-        value_cache[second + 1u] = bitcast<u32>(v.w);
-    }
+    key_cache[first] = bitcast<u32>(k.x);
+    key_cache[first + 1u] = bitcast<u32>(k.y);
+    key_cache[second] = bitcast<u32>(k.z);
+    key_cache[second + 1u] = bitcast<u32>(k.w);
+    value_cache[first] = bitcast<u32>(v.x);
+    value_cache[first + 1u] = bitcast<u32>(v.y);
+    value_cache[second] = bitcast<u32>(v.z);
+    value_cache[second + 1u] = bitcast<u32>(v.w);
 }
 
 @compute @workgroup_size(64)
@@ -133,6 +121,6 @@ fn main(
     let first = begin + place.first;
     let second = begin + place.second;
     let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * params.head_size;
-    store_key(cached, place, turned(vec4<f32>(key[first], key[first + 1u], key[second], key[second + 1u]), turns));
-    store_value(cached, place, vec4<f32>(value[first], value[first + 1u], value[second], value[second + 1u]));
+    let k = turned(vec4<f32>(key[first], key[first + 1u], key[second], key[second + 1u]), turns);
+    store(cached, place, k, vec4<f32>(value[first], value[first + 1u], value[second], value[second + 1u]));
 }

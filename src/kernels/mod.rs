@@ -87,13 +87,14 @@ macro_rules! wgsl {
 /// Most products that share a dispatch: query, key and value.
 pub const MAX_PRODUCTS: usize = 3;
 
-/// The rows of one form of the matrix product, for one, two and three products in a dispatch.
+/// The rows of one form of the matrix product, for one, two and three products in a dispatch; with the shared files that it
+/// needs beside those of all forms.
 macro_rules! products {
-    ($stem:literal) => {
+    ($stem:literal $(, $shared:literal)*) => {
         [
-            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "decode", "products", "products_1"), MATMUL),
-            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "decode", "products", "products_2"), MATMUL_2),
-            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "decode", "products", "products_3"), MATMUL_3),
+            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "decode", $($shared,)* "products", "products_1"), MATMUL),
+            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "decode", $($shared,)* "products", "products_2"), MATMUL_2),
+            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "decode", $($shared,)* "products", "products_3"), MATMUL_3),
         ]
     };
 }
@@ -103,7 +104,7 @@ const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("outpu
 const MATMUL_3: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write)];
 static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec");
 static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile");
-static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup");
+static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
 static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
@@ -115,9 +116,9 @@ static ROPE_KV: KernelSource = row::<rope_kv::Params>(
 const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)];
 static ATTENTION_TOKEN: KernelSource = row::<attention::Params>("attention_token", wgsl!("attention_token"), ATTENTION);
 static ATTENTION_TILE: KernelSource = row::<attention::Params>("attention_tile", wgsl!("attention_tile"), ATTENTION);
-static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>("attention_subgroup", wgsl!("attention_subgroup"), ATTENTION);
+static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>("attention_subgroup", wgsl!("attention_subgroup", "words"), ATTENTION);
 static ATTENTION_SUBGROUP_TILE: KernelSource =
-    row::<attention::Params>("attention_subgroup_tile", wgsl!("attention_subgroup_tile"), ATTENTION);
+    row::<attention::Params>("attention_subgroup_tile", wgsl!("attention_subgroup_tile", "words"), ATTENTION);
 static ATTENTION_COMBINE: KernelSource =
     row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("mixed", Write)]);
 static SWIGLU: KernelSource = row::<swiglu::Params>("swiglu", wgsl!("swiglu"), &[("gate", Read), ("up", Read), ("output", Write)]);

@@ -43,7 +43,7 @@ impl Effort {
 
     /// The same effort once more, from now on.
     pub(super) fn anew(&self) -> Effort {
-        Effort { deadline: Instant::now() + self.length, ..*self }
+        self.part(1.0)
     }
 
     /// The least of what `run` returns, over all runs: whatever else the machine does only ever adds time. Past the deadline one
