@@ -7,23 +7,31 @@ mod reads;
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) use reads::{aligned_range, open, read};
 
+use super::pages::{LARGE_PAGE, Pages};
+use crate::error::{Error, Result};
+
 /// Offsets, lengths and addresses of such reads are multiples of this; every disk's logical block divides it.
 const ALIGNMENT: usize = 4096;
 
 /// Memory that a disk can write to directly; grows to the largest request and is used again.
 #[derive(Debug, Default)]
 pub struct DirectBuffer {
-    bytes: Vec<u8>,
+    pages: Option<Pages>,
 }
 
 impl DirectBuffer {
     /// `len` bytes at an aligned address.
-    pub(super) fn aligned(&mut self, len: usize) -> &mut [u8] {
-        if self.bytes.len() < len + ALIGNMENT {
-            self.bytes = vec![0; len + ALIGNMENT];
-        }
-        let begin = self.bytes.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        &mut self.bytes[begin..begin + len]
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the system has no memory left.
+    pub(super) fn aligned(&mut self, len: usize) -> Result<&mut [u8]> {
+        let pages = match self.pages.take() {
+            Some(pages) if pages.len() >= len => pages,
+            // Whole large pages, since a last one that is not whole would lie in small ones.
+            _ => Pages::new(len.next_multiple_of(LARGE_PAGE))
+                .map_err(|fault| Error::io("allocate", format!("{len} bytes to read into"), fault))?,
+        };
+        Ok(&mut self.pages.insert(pages)[..len])
     }
 }
 
@@ -35,7 +43,7 @@ mod tests {
     fn buffers_are_aligned_and_grow() {
         let mut buffer = DirectBuffer::default();
         for len in [4096, 8192, 4096, 1 << 20] {
-            let bytes = buffer.aligned(len);
+            let bytes = buffer.aligned(len).unwrap();
             assert_eq!((bytes.len(), bytes.as_ptr().align_offset(ALIGNMENT)), (len, 0));
         }
     }

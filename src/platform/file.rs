@@ -127,15 +127,15 @@ impl ByteSource for FileSource {
         let range = direct::aligned_range(offset, len).filter(|_| self.contains(offset, len as u64));
         if let (Some((begin, whole, skip)), Some(file)) = (range, self.direct()) {
             let needed = skip + len;
-            if direct::read(file, read_some, begin, buffer.aligned(whole), needed).is_some() {
+            if direct::read(file, read_some, begin, buffer.aligned(whole)?, needed).is_some() {
                 self.check()?;
-                return Ok(&buffer.aligned(whole)[skip..needed]);
+                return Ok(&buffer.aligned(whole)?[skip..needed]);
             }
         }
         // Where that failed, the plain way says why, or succeeds.
-        self.read_at(offset, buffer.aligned(len))?;
+        self.read_at(offset, buffer.aligned(len)?)?;
         self.drop_behind(offset, len as u64);
-        Ok(buffer.aligned(len))
+        Ok(buffer.aligned(len)?)
     }
 
     fn will_need(&self, offset: u64, len: u64) {

@@ -13,6 +13,7 @@ mod host;
 pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
+mod pages;
 pub mod simd;
 mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]

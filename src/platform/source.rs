@@ -26,8 +26,8 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     /// Reads as [`ByteSource::read_at`] does, but leaves nothing behind in the system's memory where that can be had:
     /// for bytes that will be read again and again and may not be held. They stand in `buffer` until its next use.
     fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        self.read_at(offset, buffer.aligned(len))?;
-        Ok(buffer.aligned(len))
+        self.read_at(offset, buffer.aligned(len)?)?;
+        Ok(buffer.aligned(len)?)
     }
 
     /// The bytes themselves, where the source is mapped, the range is inside it and it is unchanged.

@@ -2,6 +2,7 @@
 
 mod batch;
 mod feeder;
+mod fetch;
 mod gpu_buffers;
 mod gpu_executor;
 mod gpu_forward;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
 use crate::platform::DirectBuffer;
+use crate::stream::fetch::{Fetch, fetches};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, TensorId};
 
@@ -20,6 +21,8 @@ pub struct Store {
     plan: Arc<Plan>,
     /// One per piece; `None` where the piece is not held in host memory of our own.
     held: Vec<Option<Box<[u8]>>>,
+    /// Per piece: how it is read where its home is the disk.
+    fetches: Vec<Vec<Fetch>>,
     embedding: Embedding,
 }
 
@@ -52,7 +55,10 @@ impl Store {
         });
         let held = held.collect::<Result<Vec<_>>>()?;
         let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
-        Ok(Store { checkpoint, plan, held, embedding })
+        let is_on_disk = |piece: &Piece| piece.home == Device::Disk;
+        let of_piece = |piece| if is_on_disk(piece) { fetches(piece, &checkpoint.catalog) } else { Vec::new() };
+        let fetches = plan.pieces.iter().map(of_piece).collect();
+        Ok(Store { checkpoint, plan, held, fetches, embedding })
     }
 
     /// The checkpoint whose bytes these are.
@@ -98,14 +104,17 @@ impl Store {
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
     }
 
-    /// Reads `len` bytes of a slice that begin at `begin`, past the page cache: what is read from disk at every forward
-    /// must not silently become host memory.
+    /// The reads that bring a piece from disk; none where its home is another.
+    pub(super) fn fetches(&self, piece: usize) -> &[Fetch] {
+        &self.fetches[piece]
+    }
+
+    /// Carries out one of them, past the page cache: what is read from disk at every forward must not silently become host memory.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn read_passing<'b>(&self, slice: &Slice, begin: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        let offset = slice.first_row * self.checkpoint.catalog[slice.tensor].row_bytes() + begin;
-        self.checkpoint.read_passing(slice.tensor, offset, len, buffer)
+    pub(super) fn fetch<'b>(&self, fetch: &Fetch, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        self.checkpoint.read_passing(fetch.shard, fetch.offset, fetch.len, buffer)
     }
 
     /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`, in place of what was there.

@@ -163,12 +163,11 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor's stored bytes from `offset` on, read without leaving them in the system's memory
-    /// ([`ByteSource::read_passing`]).
-    pub fn read_passing<'b>(&self, id: TensorId, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        match self.locate(id, offset, len as u64) {
-            Some((source, offset)) => source.read_passing(offset, len, buffer),
-            None => Err(self.outside(id, offset, len)),
+    /// Bytes of a shard, read without leaving them in the system's memory ([`ByteSource::read_passing`]).
+    pub fn read_passing<'b>(&self, shard: u32, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        match self.sources.get(shard as usize) {
+            Some(source) => source.read_passing(offset, len, buffer),
+            None => Err(Error::invalid_file(&self.path, format!("has no shard {shard}"))),
         }
     }
 

@@ -10,9 +10,6 @@ use crate::platform::DirectBuffer;
 use crate::stream::{Lane, Span, Store, Trace};
 use crate::units::Bytes;
 
-/// What is read from disk at once on its way to memory that can only be written: the host holds no more of it than this.
-const FETCH_STEP_BYTES: usize = 4 << 20;
-
 /// Where the pieces of one device come from.
 #[derive(Clone)]
 pub(super) struct Filler {
@@ -46,16 +43,12 @@ impl Filler {
 
     /// Disk to slot, a few MiB at a time.
     fn fetch_in_steps<S: SlotMemory>(&self, job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
-        for slice in &self.plan.pieces[job.piece].slices {
-            let len = slice.size_bytes as usize;
-            for done in (0..len).step_by(FETCH_STEP_BYTES) {
-                let step = done..len.min(done + FETCH_STEP_BYTES);
-                let size_bytes = Bytes(step.len() as u64);
-                let start_secs = self.trace.now();
-                let bytes = self.store.read_passing(slice, step.start as u64, step.len(), fetched)?;
-                self.add_span(Lane::Fetch, job, size_bytes, start_secs);
-                self.span(Lane::Upload, job, size_bytes, || write_at(slot, slice.offset as usize + step.start, bytes))?;
-            }
+        for fetch in self.store.fetches(job.piece) {
+            let size_bytes = fetch.stored_bytes();
+            let start_secs = self.trace.now();
+            let bytes = self.store.fetch(fetch, fetched)?;
+            self.add_span(Lane::Fetch, job, size_bytes, start_secs);
+            self.span(Lane::Upload, job, size_bytes, || fetch.parts(bytes).try_for_each(|(to, part)| write_at(slot, to, part)))?;
         }
         slot.finish()
     }

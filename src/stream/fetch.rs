@@ -1,0 +1,177 @@
+//! Which ranges of the files are read for a piece. What lies side by side in a file is read at once, whatever the order in which the
+//! piece has it: disks are fast with few large requests, and the matrices of a layer mostly lie together.
+
+use crate::plan::{Piece, Slice};
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// Most bytes of a read: with the rounding to a disk's blocks at both ends, two large pages hold it.
+const MOST_BYTES: u64 = (4 << 20) - (8 << 10);
+/// Bytes between two slices that are read and thrown away, at most: they take about as long as the fixed time of another read.
+const GAP_BYTES: u64 = 128 << 10;
+
+/// One read, and where what it brings belongs.
+#[derive(Debug, PartialEq)]
+pub(super) struct Fetch {
+    /// Which file of the checkpoint.
+    pub(super) shard: u32,
+    /// Where in the file.
+    pub(super) offset: u64,
+    /// How much of it.
+    pub(super) len: usize,
+    parts: Vec<Part>,
+}
+
+/// Bytes of a slice.
+#[derive(Debug, PartialEq)]
+struct Part {
+    /// Where they lie in what was read.
+    from: usize,
+    len: usize,
+    /// Where they belong in the piece's block.
+    to: usize,
+}
+
+impl Fetch {
+    /// Bytes of it that are weights.
+    pub(super) fn stored_bytes(&self) -> Bytes {
+        Bytes(self.parts.iter().map(|part| part.len as u64).sum())
+    }
+
+    /// What was read, as parts, each with its place in the piece's block.
+    pub(super) fn parts<'a>(&'a self, read: &'a [u8]) -> impl Iterator<Item = (usize, &'a [u8])> {
+        self.parts.iter().map(|part| (part.to, &read[part.from..part.from + part.len]))
+    }
+
+    /// Takes as much of `rest` as one read may bring, or nothing of it.
+    fn take(&mut self, shard: u32, rest: &mut Rest) {
+        let end = self.offset + self.len as u64;
+        let is_near = self.shard == shard && rest.offset.checked_sub(end).is_some_and(|gap| gap <= GAP_BYTES);
+        let from = rest.offset.saturating_sub(self.offset);
+        let len = rest.len.min(MOST_BYTES.saturating_sub(from));
+        if !is_near || len == 0 {
+            return;
+        }
+        self.parts.push(Part { from: from as usize, len: len as usize, to: rest.to as usize });
+        self.len = (from + len) as usize;
+        *rest = Rest { offset: rest.offset + len, len: rest.len - len, to: rest.to + len };
+    }
+}
+
+/// What is left of a slice: where it lies in its file and where it belongs.
+struct Rest {
+    offset: u64,
+    len: u64,
+    to: u64,
+}
+
+/// The reads that bring `piece`, in the order of the files.
+pub(super) fn fetches(piece: &Piece, catalog: &Catalog) -> Vec<Fetch> {
+    let place = |slice: &Slice| {
+        let tensor = &catalog[slice.tensor];
+        (tensor.shard, tensor.offset + slice.first_row * tensor.row_bytes())
+    };
+    let mut slices: Vec<&Slice> = piece.slices.iter().collect();
+    slices.sort_by_key(|slice| place(slice));
+    let mut fetches: Vec<Fetch> = Vec::new();
+    for slice in slices {
+        let (shard, offset) = place(slice);
+        let mut rest = Rest { offset, len: slice.size_bytes, to: slice.offset };
+        if let Some(last) = fetches.last_mut() {
+            last.take(shard, &mut rest);
+        }
+        while rest.len > 0 {
+            let mut fetch = Fetch { shard, offset: rest.offset, len: 0, parts: Vec::new() };
+            fetch.take(shard, &mut rest);
+            fetches.push(fetch);
+        }
+    }
+    fetches
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::device::Device;
+    use crate::dtype::DType;
+    use crate::weights::{Shard, TensorId, TensorInfo};
+
+    /// Tensors of bytes as (shard, offset, size) in two files, and a piece of all of them in this order.
+    fn piece_of(tensors: &[(u32, u64, u64)]) -> (Piece, Catalog) {
+        let info = |(index, &(shard, offset, size)): (usize, &(u32, u64, u64))| TensorInfo {
+            name: index.to_string(),
+            dtype: DType::F16,
+            shape: vec![size / 2, 1],
+            shard,
+            offset,
+            size_bytes: Bytes(size),
+        };
+        let file = Shard { path: "x".into(), size_bytes: Bytes::gib(1) };
+        let catalog = Catalog::new(vec![file.clone(), file], tensors.iter().enumerate().map(info).collect());
+        let mut block = 0;
+        let slice = |(index, &(_, _, size_bytes)): (usize, &(u32, u64, u64))| {
+            let offset = block;
+            block += size_bytes.next_multiple_of(256);
+            Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: size_bytes / 2, offset, size_bytes }
+        };
+        let slices = tensors.iter().enumerate().map(slice).collect();
+        (Piece { unit: 0, home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
+    }
+
+    fn ranges(fetches: &[Fetch]) -> Vec<(u32, u64, usize)> {
+        fetches.iter().map(|fetch| (fetch.shard, fetch.offset, fetch.len)).collect()
+    }
+
+    #[test]
+    fn what_lies_together_is_read_at_once_and_what_does_not_is_not() {
+        let (piece, catalog) = piece_of(&[(0, 3000, 1000), (0, 1000, 500), (1, 1500, 700), (0, 900_000, 300)]);
+        let fetches = fetches(&piece, &catalog);
+        assert_eq!(ranges(&fetches), [(0, 1000, 3000), (0, 900_000, 300), (1, 1500, 700)]);
+        assert_eq!(fetches[0].stored_bytes(), Bytes(1500));
+        let read: Vec<u8> = (0..3000u32).map(|byte| (byte / 10) as u8).collect();
+        let parts: Vec<_> = fetches[0].parts(&read).collect();
+        assert_eq!(parts, [(1024, &read[..500]), (0, &read[2000..])]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_comes_once_and_no_read_is_too_large(
+            gaps in prop::collection::vec((0u64..200_000, 1u64..6_000_000, 0u32..2), 1..8),
+            seed in any::<u64>(),
+        ) {
+            let mut ends = [8u64; 2];
+            let mut tensors: Vec<(u32, u64, u64)> = gaps.iter().map(|&(gap, values, shard)| {
+                let offset = ends[shard as usize] + gap;
+                ends[shard as usize] = offset + 2 * values;
+                (shard, offset, 2 * values)
+            }).collect();
+            let n_tensors = tensors.len();
+            tensors.rotate_left((seed % n_tensors as u64) as usize);
+            let (piece, catalog) = piece_of(&tensors);
+            let fetches = fetches(&piece, &catalog);
+            let mut came: Vec<(u64, u64, u32, u64)> = Vec::new();
+            for fetch in &fetches {
+                prop_assert!(fetch.len as u64 <= MOST_BYTES);
+                for part in &fetch.parts {
+                    prop_assert!(part.from + part.len <= fetch.len);
+                    came.push((part.to as u64, part.len as u64, fetch.shard, fetch.offset + part.from as u64));
+                }
+            }
+            came.sort_unstable();
+            let mut came = came.into_iter().peekable();
+            for slice in &piece.slices {
+                let tensor = &catalog[slice.tensor];
+                let mut done = 0;
+                while done < slice.size_bytes {
+                    let (to, len, shard, from) = came.next().unwrap();
+                    prop_assert_eq!((to, shard, from), (slice.offset + done, tensor.shard, tensor.offset + done));
+                    done += len;
+                }
+                prop_assert_eq!(done, slice.size_bytes);
+            }
+            prop_assert!(came.next().is_none());
+        }
+    }
+}
