@@ -98,6 +98,7 @@ fn rates_in_words(rates: &Rates) -> String {
         rate("read", rates.disk_read),
         rate("matrix × vector", rates.matvec_of(DType::F16)),
         rates.matmul_of(DType::F16).map(|flops| format!("matrix × matrix {:.1} GFLOP/s (both F16)", flops / 1e9)),
+        micros("request", rates.disk_request_secs),
         micros("operation", rates.dispatch_secs),
         micros("submission", rates.submit_secs),
         micros("round trip", rates.round_trip_secs),

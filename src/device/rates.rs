@@ -18,6 +18,9 @@ pub struct Rates {
     /// Sequential reads of the model's disk as streaming does them: two at a time, 4 MiB each, page cache bypassed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_read: Option<BytesPerSec>,
+    /// What one such read takes besides its bytes, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_request_secs: Option<f64>,
     /// Host memory to host memory, one thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_copy: Option<BytesPerSec>,
@@ -115,6 +118,7 @@ impl Rates {
             ("readback", self.readback),
         ];
         let secs = [
+            ("disk_request_secs", self.disk_request_secs),
             ("dispatch_secs", self.dispatch_secs),
             ("submit_secs", self.submit_secs),
             ("round_trip_secs", self.round_trip_secs),
@@ -152,6 +156,7 @@ impl Rates {
         let n_own = self.figures().len();
         let mut both = Rates {
             disk_read: self.disk_read.or(other.disk_read),
+            disk_request_secs: self.disk_request_secs.or(other.disk_request_secs),
             host_copy: self.host_copy.or(other.host_copy),
             upload_mapped: self.upload_mapped.or(other.upload_mapped),
             upload_staged: self.upload_staged.or(other.upload_staged),
@@ -191,7 +196,7 @@ impl Rates {
             ..none.clone()
         };
         match (device, kind) {
-            (Device::Disk, _) => Rates { disk_read: Some(BytesPerSec(2e9)), ..none },
+            (Device::Disk, _) => Rates { disk_read: Some(BytesPerSec(2e9)), disk_request_secs: Some(100e-6), ..none },
             (Device::Cpu, _) => Rates {
                 host_copy: Some(BytesPerSec(10e9)),
                 matvec: BTreeMap::from([(DType::F16, BytesPerSec(20e9))]),

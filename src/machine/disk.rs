@@ -4,16 +4,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::effort::Effort;
+use super::effort::{Effort, middle, time};
 use crate::device::Rates;
 use crate::error::{Error, Result};
 use crate::platform::clock::Instant;
-use crate::platform::{self, DirectBuffer, IoMode};
+use crate::platform::{self, ByteSource, DirectBuffer, IoMode};
 use crate::units::{Bytes, BytesPerSec};
 
 /// Threads that read and bytes that each asks for at once: as the workers of `stream::feeder`.
 const N_READERS: usize = 2;
 const STEP: u64 = 4 << 20;
+/// Small reads that are timed.
+const N_REQUESTS: u64 = 9;
 /// Size of a file that is made for reading, and of the smallest that can stand for its disk.
 const TEMPORARY: Bytes = Bytes::mib(64);
 const LEAST: Bytes = Bytes::mib(16);
@@ -62,14 +64,13 @@ fn largest_file(path: &Path) -> Option<(PathBuf, u64)> {
 /// # Errors
 /// [`Error::Io`] where the file cannot be written or read.
 pub(super) fn measure(subject: &Subject, effort: &Effort) -> Result<Rates> {
-    let rate = match subject {
-        Subject::File(path) => read_rate(path, effort)?,
+    match subject {
+        Subject::File(path) => of_file(path, effort),
         Subject::NewIn(folder) => {
             let failed = |source| Error::io("write a file to measure the disk in", folder.display(), source);
-            platform::with_temporary_file(folder, fill, |file| read_rate(file, effort)).map_err(failed)??
+            platform::with_temporary_file(folder, fill, |file| of_file(file, effort)).map_err(failed)?
         }
-    };
-    Ok(Rates { disk_read: Some(rate), ..Rates::default() })
+    }
 }
 
 /// Writes what is to be read.
@@ -87,9 +88,22 @@ fn fill(file: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
-fn read_rate(path: &Path, effort: &Effort) -> Result<BytesPerSec> {
+fn of_file(path: &Path, effort: &Effort) -> Result<Rates> {
     let source = platform::open_source(path, IoMode::Pread)?;
     source.drop_behind(0, source.len());
+    let request_secs = request_secs(source.as_ref())?;
+    Ok(Rates { disk_read: Some(read_rate(source.as_ref(), effort)?), disk_request_secs: Some(request_secs), ..Rates::default() })
+}
+
+/// What a read of next to nothing takes, at the median of a few places far from each other.
+fn request_secs(source: &dyn ByteSource) -> Result<f64> {
+    let mut buffer = DirectBuffer::default();
+    let stride = source.len() / N_REQUESTS;
+    let one = |index: u64, buffer: &mut DirectBuffer| time(|| source.read_passing(index * stride, 1, buffer).map(drop));
+    (0..N_REQUESTS).map(|index| one(index, &mut buffer)).collect::<Result<_>>().map(middle)
+}
+
+fn read_rate(source: &dyn ByteSource, effort: &Effort) -> Result<BytesPerSec> {
     let n_steps = (source.len().min(MOST.0) / STEP).max(1);
     let next_step = AtomicU64::new(0);
     let begin = Instant::now();
@@ -131,6 +145,6 @@ mod tests {
             assert_eq!(file, weights);
         }
         let rates = measure(&subject(Some(&weights)), &Effort::of(Measure::Quick).unwrap()).unwrap();
-        assert!(rates.disk_read.is_some_and(|rate| rate.0.is_finite() && rate.0 > 0.0), "{rates:?}");
+        assert!(rates.figures().len() == 2 && rates.figures().iter().all(|(_, figure)| figure.is_finite() && *figure > 0.0), "{rates:?}");
     }
 }

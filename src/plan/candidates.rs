@@ -18,6 +18,10 @@ use crate::weights::Catalog;
 
 /// Most sequences that the planner puts side by side by itself.
 const N_SEQS_MAX: usize = 256;
+/// Slots with which pieces of uneven times stay hidden: two computed from, two filled meanwhile.
+const N_SLOTS_EVEN: usize = 4;
+/// The share of the predicted time that they may cost.
+const SPARE_SLOTS_COST: f64 = 0.01;
 /// Percent of every budget that sketches leave free: none, and more where no plan can be built of what was found.
 const SKETCH_MARGINS: [u64; 3] = [0, 1, 5];
 
@@ -44,7 +48,20 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
             return site.placed(placements, &budgets).map(|(_, plan)| plan);
         }
     };
-    choose(site, candidates).ok_or(Refusal::Budget)
+    let best = choose(site, candidates).ok_or(Refusal::Budget)?;
+    Ok(with_spare_slots(site, &best, &budgets).unwrap_or(best.plan))
+}
+
+/// The same homes with more and smaller slots, where that costs next to nothing by the prediction. On its clock every piece takes the
+/// time that it should; in truth one takes longer and another one less, and pieces that are there already make up for it.
+fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Option<Plan> {
+    let rings = || best.plan.executors().into_iter().filter_map(|device| best.plan.ring(device));
+    if site.options.n_slots.is_some() || !rings().any(|ring| ring.n_slots < N_SLOTS_EVEN) {
+        return None;
+    }
+    let shape = Shape { n_slots: N_SLOTS_EVEN, ..best.shape };
+    let plan = site.with(&placements_of(&best.plan), shape, budgets).ok()?;
+    (secs_of(site, &plan) <= best.secs * (1.0 + SPARE_SLOTS_COST)).then_some(plan)
 }
 
 /// Greedy plans, Accelerate's, and what a search makes of them.
@@ -112,7 +129,7 @@ pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], op
     let mut candidates = greedy(&site, &budgets).ok()?;
     let improved = improve(&site, &candidates, &budgets, EFFORT / 8);
     candidates.extend(improved);
-    choose(&site, candidates)
+    choose(&site, candidates).map(|candidate| candidate.plan)
 }
 
 /// Whether there is a greedy plan.
@@ -190,7 +207,7 @@ fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes], effort:
 }
 
 /// The fastest of those that hold the whole exchange, if any does. What fits on the adapters is never spilled.
-fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Plan> {
+fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> {
     let n_positions = (site.options.mix.n_prompt + site.options.mix.n_generated).min(site.model.config.context_length);
     let keep = |candidates: &mut Vec<Candidate>, is_wanted: &dyn Fn(&Plan) -> bool| {
         if candidates.iter().any(|candidate| is_wanted(&candidate.plan)) {
@@ -205,7 +222,7 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Plan> {
         keep(&mut candidates, &|plan| plan.streamed_bytes() == Bytes::ZERO);
     }
     let faster = |best: Candidate, next: Candidate| if next.secs < best.secs * (1.0 - 1e-6) { next } else { best };
-    candidates.into_iter().reduce(faster).map(|candidate| candidate.plan)
+    candidates.into_iter().reduce(faster)
 }
 
 /// Whether adapters alone hold and compute everything.

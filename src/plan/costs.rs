@@ -120,6 +120,11 @@ impl DeviceCosts {
         if self.device == Device::Cpu { 0.0 } else { self.rates.readback.map_or(0.0, |rate| rate.secs(bytes)) }
     }
 
+    /// Seconds of a read besides its bytes, in which others may be read.
+    pub(super) fn request_secs(&self) -> f64 {
+        self.rates.disk_request_secs.unwrap_or(0.0)
+    }
+
     /// Seconds to read `bytes` of the model's files.
     pub(super) fn fetch_secs(&self, bytes: Bytes) -> f64 {
         self.rates.disk_read.map_or(0.0, |rate| rate.secs(bytes))

@@ -184,10 +184,29 @@ struct Virtual {
     ready: VecDeque<f64>,
     /// When each free slot became so.
     free_slots: VecDeque<f64>,
+    /// Slots computed from that are free once what they share a submission with is computed.
+    computed_from: usize,
+    /// Most of them.
+    n_to_share: usize,
+}
+
+impl Virtual {
+    /// Ends a submission: its slots are free once it is computed and the host knows.
+    fn submit(&mut self, known_after_secs: f64) {
+        let free = self.compute_free + known_after_secs;
+        self.free_slots.extend(std::iter::repeat_n(free, std::mem::take(&mut self.computed_from)));
+    }
 }
 
 /// Pieces recorded before they are submitted, as the GPU executor does it.
 const PIECES_PER_SUBMIT: usize = 8;
+
+/// Streamed pieces that share a submission, as long as the adapter has another one to compute: half of the slots, so that the
+/// others can be filled meanwhile.
+pub(crate) fn n_to_share(n_slots: usize) -> usize {
+    (n_slots / 2).max(1)
+}
+
 /// Forwards until the steady state: the first ones fill the rings.
 const N_FORWARDS: usize = 3;
 
@@ -206,6 +225,8 @@ impl<'a> DryRun<'a> {
             compute_free: 0.0,
             ready: VecDeque::new(),
             free_slots: vec![0.0; n_slots].into(),
+            computed_from: 0,
+            n_to_share: if device == Device::Cpu { 1 } else { n_to_share(n_slots) },
         };
         let devices = rings.iter().map(virtual_device).collect();
         DryRun { machine, pieces, executor, hop_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, hop_secs: 0.0 }
@@ -243,9 +264,10 @@ impl<'a> DryRun<'a> {
 
     fn upload(&mut self, piece: usize) {
         let (now, disk_free, cost) = (self.now, self.disk_free, self.pieces[piece]);
+        let request_secs = self.machine.disk().request_secs();
         let Some(own) = self.device((self.executor)(piece)) else { return };
         let begin = own.free_slots.pop_front().unwrap_or(own.compute_free).max(now);
-        let fetched = if cost.fetch_secs > 0.0 { disk_free.max(begin) + cost.fetch_secs } else { begin };
+        let fetched = if cost.fetch_secs > 0.0 { disk_free.max(begin + request_secs) + cost.fetch_secs } else { begin };
         // A piece moves on while it is still being read.
         let moved = (own.upload_free.max(begin) + cost.upload_secs).max(fetched);
         own.upload_free = moved;
@@ -269,14 +291,23 @@ impl<'a> DryRun<'a> {
 
     fn compute_streamed(&mut self, piece: usize) {
         let device = (self.executor)(piece);
+        let known_after_secs = self.machine.of(device).round_trip_secs();
+        let now = self.now;
         let Some(own) = self.device(device) else { return };
         let ready = own.ready.pop_front().unwrap_or(0.0);
-        let idle_from = own.compute_free.max(self.now);
+        let idle_from = own.compute_free.max(now);
+        if ready > now {
+            own.submit(known_after_secs);
+        }
+        let share = own.n_to_share as f64;
         self.stall_secs += (ready - idle_from).max(0.0);
-        self.now = self.now.max(ready);
-        self.compute(piece, ready, 1.0);
+        self.now = now.max(ready);
+        self.compute(piece, ready, 1.0 / share);
         if let Some(own) = self.device(device) {
-            own.free_slots.push_back(own.compute_free);
+            own.computed_from += 1;
+            if own.computed_from >= own.n_to_share {
+                own.submit(known_after_secs);
+            }
         }
     }
 
@@ -285,6 +316,10 @@ impl<'a> DryRun<'a> {
         let bytes = if to.is_some() { self.hop_bytes[0] } else { self.hop_bytes[1] };
         let down = self.machine.of(from).round_trip_secs() + self.machine.of(from).readback_secs(bytes);
         let up = to.filter(|&to| to != Device::Cpu).map_or(0.0, |to| self.machine.of(to).upload_secs(bytes, UploadPath::Staged));
+        let known_after_secs = self.machine.of(from).round_trip_secs();
+        if let Some(own) = self.device(from) {
+            own.submit(known_after_secs);
+        }
         let done = self.device(from).map_or(0.0, |own| own.compute_free).max(self.now);
         self.now = done + down + up;
         self.hop_secs += down + up;

@@ -28,6 +28,7 @@ use crate::weights::Catalog;
 pub use candidates::{Forecast, exchange_secs, forecast};
 pub(crate) use costs::DeviceCosts;
 pub use costs::Load;
+pub(crate) use dry_run::n_to_share;
 pub use dry_run::{Bound, Busy, Prediction, predict};
 pub use explain::{Alternative, Explanation, WithMore, explain};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};

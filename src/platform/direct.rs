@@ -8,7 +8,8 @@ mod reads;
 pub(super) use reads::{aligned_range, open, read};
 
 use super::pages::{LARGE_PAGE, Pages};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::units::Bytes;
 
 /// Offsets, lengths and addresses of such reads are multiples of this; every disk's logical block divides it.
 const ALIGNMENT: usize = 4096;
@@ -28,8 +29,7 @@ impl DirectBuffer {
         let pages = match self.pages.take() {
             Some(pages) if pages.len() >= len => pages,
             // Whole large pages, since a last one that is not whole would lie in small ones.
-            _ => Pages::new(len.next_multiple_of(LARGE_PAGE))
-                .map_err(|fault| Error::io("allocate", format!("{len} bytes to read into"), fault))?,
+            _ => Pages::of(Bytes(len as u64).align_up(LARGE_PAGE as u64))?,
         };
         Ok(&mut self.pages.insert(pages)[..len])
     }

@@ -20,7 +20,7 @@ mod source;
 mod vulkan_memory;
 
 use crate::units::Bytes;
-pub use background::in_background;
+pub use background::{in_background, yield_to_others};
 pub use completions::Completions;
 pub use direct::DirectBuffer;
 pub use folder::Folder;
@@ -29,6 +29,7 @@ pub use host::{
     MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
     write_atomically,
 };
+pub use pages::Pages;
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
 

@@ -4,7 +4,10 @@
 use std::io;
 use std::ops::{Deref, DerefMut};
 
-/// The size of a large page, and what the address is a multiple of.
+use crate::error::{Error, Result};
+use crate::units::Bytes;
+
+/// The size of a large page, and what the address is a multiple of where there are any.
 pub const LARGE_PAGE: usize = 2 << 20;
 
 /// Zeroed memory. Where the system gives large pages, all of it but what is left behind the last whole one lies in them.
@@ -15,23 +18,43 @@ pub struct Pages {
     len: usize,
 }
 
+impl Pages {
+    /// So much memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the system has it not.
+    pub fn of(size: Bytes) -> Result<Pages> {
+        let len = usize::try_from(size.0).map_err(|_| io::ErrorKind::OutOfMemory.into());
+        let made = len.and_then(|len| allocate(len).map(|(memory, begin)| Pages { memory, begin, len }));
+        made.map_err(|fault| Error::io("allocate", format!("{size} of host memory"), fault))
+    }
+}
+
 #[cfg(not(target_arch = "wasm32"))]
 type Memory = memmap2::MmapMut;
+
+/// Memory that `len` bytes fit in, and where in it they begin.
+#[cfg(not(target_arch = "wasm32"))]
+fn allocate(len: usize) -> io::Result<(Memory, usize)> {
+    let memory = Memory::map_anon(len.checked_add(LARGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?)?;
+    let begin = memory.as_ptr().align_offset(LARGE_PAGE).min(LARGE_PAGE);
+    // A system that has no large pages goes on with small ones.
+    #[cfg(target_os = "linux")]
+    if len >= LARGE_PAGE {
+        let _ = memory.advise_range(memmap2::Advice::HugePage, begin, len / LARGE_PAGE * LARGE_PAGE);
+    }
+    Ok((memory, begin))
+}
+
 #[cfg(target_arch = "wasm32")]
 type Memory = Vec<u8>;
 
-impl Pages {
-    /// Memory of `len` bytes.
-    ///
-    /// # Errors
-    /// Those of the system, which may have no such memory left.
-    pub fn new(len: usize) -> io::Result<Pages> {
-        let all = len.checked_add(LARGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
-        let memory = allocate(all)?;
-        let begin = memory.as_ptr().align_offset(LARGE_PAGE).min(LARGE_PAGE);
-        advise(&memory, begin, len / LARGE_PAGE * LARGE_PAGE);
-        Ok(Pages { memory, begin, len })
-    }
+#[cfg(target_arch = "wasm32")]
+fn allocate(len: usize) -> io::Result<(Memory, usize)> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    memory.resize(len, 0);
+    Ok((memory, 0))
 }
 
 impl Deref for Pages {
@@ -48,27 +71,6 @@ impl DerefMut for Pages {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
-fn allocate(len: usize) -> io::Result<Memory> {
-    memmap2::MmapMut::map_anon(len)
-}
-
-#[cfg(target_arch = "wasm32")]
-fn allocate(len: usize) -> io::Result<Memory> {
-    Ok(vec![0; len])
-}
-
-/// Asks for large pages; a system that has none goes on with small ones.
-#[cfg(target_os = "linux")]
-fn advise(memory: &Memory, begin: usize, len: usize) {
-    if len > 0 {
-        let _ = memory.advise_range(memmap2::Advice::HugePage, begin, len);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise(_memory: &Memory, _begin: usize, _len: usize) {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,12 +78,13 @@ mod tests {
     #[test]
     fn pages_are_zeroed_aligned_and_as_long_as_asked() {
         for len in [1, 4096, LARGE_PAGE - 1, LARGE_PAGE, 2 * LARGE_PAGE + 5] {
-            let mut pages = Pages::new(len).unwrap();
+            let mut pages = Pages::of(Bytes(len as u64)).unwrap();
             assert_eq!((pages.len(), pages.as_ptr().align_offset(LARGE_PAGE)), (len, 0));
             assert!(pages.iter().all(|byte| *byte == 0));
             pages.fill(7);
             assert_eq!(pages[len - 1], 7);
         }
-        assert!(Pages::new(usize::MAX).is_err());
+        let fault = Pages::of(Bytes(u64::MAX)).unwrap_err().to_string();
+        assert!(fault.contains("of host memory"), "{fault}");
     }
 }

@@ -37,6 +37,9 @@ pub(super) trait SlotMemory: Send + 'static {
 pub(super) enum Carriers {
     /// Threads of their own.
     Threads,
+    /// Threads that leave the cores to others first: for an adapter that computes on the same cores. With slots filled ahead, what
+    /// they do fits into the gaps between its dispatches.
+    PatientThreads,
     /// The executor, while it waits.
     Caller,
 }
@@ -125,9 +128,9 @@ impl<S: SlotMemory> Feeder<S> {
     ) -> Result<(Feeder<S>, FreeSlots<S>)> {
         let filler = Filler { device, store: Arc::clone(store), plan: Arc::clone(plan), trace: trace.clone() };
         let (carrier, free) = match carriers {
-            Carriers::Threads => {
+            Carriers::Threads | Carriers::PatientThreads => {
                 let n_jobs = plan.ring(device).map_or(1, |ring| ring.n_slots + 1);
-                let (threads, free) = Threads::start(&filler, n_jobs)?;
+                let (threads, free) = Threads::start(&filler, n_jobs, carriers == Carriers::PatientThreads)?;
                 (Carrier::Threads(threads), free)
             }
             Carriers::Caller => {

@@ -4,12 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::device::Device;
+use crate::device::{AdapterKind, Device};
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::{Activation, Model};
-use crate::plan::{Plan, UploadPath, WorkingBuffer};
+use crate::plan::{Plan, UploadPath, WorkingBuffer, n_to_share};
 use crate::stream::feeder::{Carriers, Feeder, carriers_gone};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
@@ -34,6 +34,8 @@ pub struct GpuExecutor {
     /// Which forward is under way.
     forward: usize,
     submitter: Submitter,
+    /// Slots that are free once the adapter is done with what is recorded.
+    computed_from: Vec<usize>,
     feeder: Option<Feeder<GpuSlot>>,
     ring: Option<Ring>,
     gpu: Arc<Gpu>,
@@ -58,8 +60,12 @@ impl GpuExecutor {
         let buffers = Buffers::load(&gpu, device, model, &plan, &store, progress).await?;
         let (mut feeder, mut ring) = (None, None);
         if let Some(ring_plan) = plan.ring(device) {
-            // What the queue writes, the thread that submits to it may as well hand over.
-            let carriers = if ring_plan.upload == UploadPath::Written { Carriers::Caller } else { Carriers::Threads };
+            let carriers = match (ring_plan.upload, gpu.spec.kind) {
+                // What the queue writes, the thread that submits to it may as well hand over.
+                (UploadPath::Written, _) => Carriers::Caller,
+                (_, Some(AdapterKind::Software)) => Carriers::PatientThreads,
+                _ => Carriers::Threads,
+            };
             let (started, free) = Feeder::start(device, &store, &plan, &trace, carriers)?;
             feeder = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
@@ -74,6 +80,7 @@ impl GpuExecutor {
             shapes: VecDeque::new(),
             forward: 0,
             submitter,
+            computed_from: Vec::new(),
             feeder,
             ring,
             gpu,
@@ -151,13 +158,12 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Submits what is recorded. `freed` is a slot that it is the last to use.
-    fn submit(&mut self, freed: Option<usize>) -> Result<()> {
-        let (ring, gpu) = (&self.ring, &self.gpu);
+    /// Submits what is recorded, and frees the slots that it was the last to use.
+    fn submit(&mut self) -> Result<()> {
+        let (ring, gpu, computed_from) = (&self.ring, &self.gpu, &mut self.computed_from);
         self.submitter.submit(self.forward, || {
-            if let (Some(ring), Some(slot)) = (ring, freed) {
-                ring.release(gpu, slot);
-            }
+            let Some(ring) = ring else { return };
+            computed_from.drain(..).for_each(|slot| ring.release(gpu, slot));
         })
     }
 
@@ -165,7 +171,7 @@ impl GpuExecutor {
     async fn read(&mut self, name: WorkingBuffer, len: u64) -> Result<Vec<u8>> {
         let buffer: &Buffer = self.buffers.working(&self.gpu, name)?;
         let readback = Readback::record(&self.gpu, self.submitter.encoder(), buffer, 0, len).await?;
-        self.submit(None)?;
+        self.submit()?;
         let bytes = readback.bytes(&self.gpu).await?;
         self.gpu.check()?;
         Ok(bytes)
@@ -219,7 +225,7 @@ impl Executor for GpuExecutor {
 
     fn compute_resident(&mut self, piece: usize) -> Result<()> {
         self.record(piece, None)?;
-        if self.submitter.is_due() { self.submit(None) } else { Ok(()) }
+        if self.submitter.is_due() { self.submit() } else { Ok(()) }
     }
 
     async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
@@ -227,17 +233,19 @@ impl Executor for GpuExecutor {
             Some(slot) => slot,
             None => {
                 // What is recorded keeps the GPU busy while the upload is awaited.
-                self.submit(None)?;
+                self.submit()?;
                 let feeder = self.feeder.as_mut().ok_or_else(carriers_gone)?;
                 feeder.wait_for(piece, self.forward).await.map_err(|error| self.gpu.check().err().unwrap_or(error))?
             }
         };
         self.record(piece, Some(slot.index))?;
-        self.submit(Some(slot.index))
+        self.computed_from.push(slot.index);
+        let may_wait = !self.submitter.is_idle() && self.computed_from.len() < n_to_share(self.ring.as_ref().map_or(1, Ring::n_slots));
+        if may_wait && !self.submitter.is_due() { Ok(()) } else { self.submit() }
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.submit(None)
+        self.submit()
     }
 
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {

@@ -2,7 +2,7 @@
 //! what one costs, and so short that no watchdog takes the adapter for hung. Knows no kernels.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::device::Device;
 use crate::error::Result;
@@ -17,6 +17,8 @@ const PIECES_PER_SUBMIT: usize = 8;
 /// What a submission should take at most, unless one dispatch alone takes longer. Windows and browsers reset an adapter that
 /// does not answer for 2 s, and others may use it too.
 const SUBMIT_SECS: f64 = 0.25;
+/// A submission of this length is long enough to hide its cost, whatever is in it.
+const LONG_SECS: f64 = 0.02;
 /// Shorter submissions tell nothing about the adapter's pace: their fixed costs prevail.
 const TELLING_SECS: f64 = 2e-3;
 
@@ -30,6 +32,7 @@ pub(super) struct Submitter {
     encoder: Option<wgpu::CommandEncoder>,
     recorded: Recorded,
     pace: Arc<Pace>,
+    n_under_way: Arc<AtomicUsize>,
     completions: Completions<Submitted>,
 }
 
@@ -56,8 +59,11 @@ impl Submitter {
     pub(super) fn start(gpu: &Arc<Gpu>, device: Device, trace: &Trace) -> Result<Submitter> {
         let pace = Arc::<Pace>::default();
         let (watched_trace, watched_pace) = (trace.clone(), Arc::clone(&pace));
+        let n_under_way = Arc::<AtomicUsize>::default();
+        let n_watched = Arc::clone(&n_under_way);
         let mut last_end_secs = 0.0f64;
         let completions = Completions::start(&gpu.device, move |submitted: Submitted| {
+            n_watched.fetch_sub(1, Ordering::Relaxed);
             // The queue runs submissions one after the other: this one began when the one before it ended.
             let (start_secs, end_secs) = (last_end_secs.max(submitted.secs), watched_trace.now());
             last_end_secs = end_secs;
@@ -67,7 +73,7 @@ impl Submitter {
             watched_trace.add(Span { lane: Lane::Compute, device, piece, forward, start_secs, end_secs, size_bytes });
         })?;
         let (gpu, trace) = (Arc::clone(gpu), trace.clone());
-        Ok(Submitter { device, trace, gpu, pass: None, encoder: None, recorded: Recorded::default(), pace, completions })
+        Ok(Submitter { device, trace, gpu, pass: None, encoder: None, recorded: Recorded::default(), pace, n_under_way, completions })
     }
 
     /// Where copies are recorded, behind all that was recorded before.
@@ -98,9 +104,14 @@ impl Submitter {
         self.recorded.size_bytes += size_bytes;
     }
 
-    /// Whether enough pieces are recorded for a submission.
+    /// Whether enough is recorded for a submission.
     pub(super) fn is_due(&self) -> bool {
-        self.recorded.n_pieces >= PIECES_PER_SUBMIT
+        self.recorded.n_pieces >= PIECES_PER_SUBMIT || self.recorded.secs * self.pace.slowdown() >= LONG_SECS
+    }
+
+    /// Whether nothing is submitted that the adapter is not done with.
+    pub(super) fn is_idle(&self) -> bool {
+        self.n_under_way.load(Ordering::Relaxed) == 0
     }
 
     /// Submits what is recorded, if anything; its span is added once the GPU is done with it. `before_waiting` asks for what
@@ -113,6 +124,7 @@ impl Submitter {
         let submission = self.gpu.queue.submit([encoder.finish()]);
         self.gpu.check()?;
         before_waiting();
+        self.n_under_way.fetch_add(1, Ordering::Relaxed);
         self.completions.watch(&self.gpu.queue, submission, Some(Submitted { recorded, forward, secs }));
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::kernels::rope_kv::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::{kv_buffer_bytes, rounded_input_bytes};
 use crate::plan::{KvDType, Plan, Slice, Work};
+use crate::platform::Pages;
 use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
 use crate::stream::host_values::{Quantised, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
@@ -37,7 +38,7 @@ pub struct HostExecutor {
 const DEVICE: Device = Device::Cpu;
 
 /// A slot of the host's ring: what is streamed from disk is read into it.
-struct HostSlot(Vec<u8>);
+struct HostSlot(Pages);
 
 impl SlotMemory for HostSlot {
     fn bytes_mut(&mut self) -> Option<&mut [u8]> {
@@ -72,7 +73,7 @@ impl HostExecutor {
             Some(ring) => {
                 let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace, Carriers::USUAL)?;
                 for _ in 0..ring.n_slots {
-                    free.give(Some(HostSlot(vec![0; ring.slot_bytes.0 as usize])));
+                    free.give(Some(HostSlot(Pages::of(ring.slot_bytes)?)));
                 }
                 Some((feeder, free))
             }

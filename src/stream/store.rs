@@ -1,6 +1,7 @@
 //! The host's side of the weights: pieces whose home is host memory, read once; the rest is read from disk when due.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -9,7 +10,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
-use crate::platform::DirectBuffer;
+use crate::platform::{DirectBuffer, Pages};
 use crate::stream::fetch::{Fetch, fetches};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, TensorId};
@@ -19,8 +20,10 @@ use crate::weights::{Checkpoint, TensorId};
 pub struct Store {
     checkpoint: Arc<Checkpoint>,
     plan: Arc<Plan>,
-    /// One per piece; `None` where the piece is not held in host memory of our own.
-    held: Vec<Option<Box<[u8]>>>,
+    /// All pieces that are held in host memory of our own, one behind the other.
+    held: Pages,
+    /// One per piece: where it lies there.
+    places: Vec<Option<Range<usize>>>,
     /// Per piece: how it is read where its home is the disk.
     fetches: Vec<Vec<Fetch>>,
     embedding: Embedding,
@@ -42,23 +45,28 @@ impl Store {
     /// # Errors
     /// Those of reading.
     pub fn load(checkpoint: Arc<Checkpoint>, model: &Model, plan: Arc<Plan>, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Store> {
-        let held = (0..plan.pieces.len()).into_par_iter().map(|index| {
-            // Whoever computes with it, the host itself included.
-            if plan.home(index) != Device::Cpu || is_mapped(&checkpoint, &plan.pieces[index]) {
-                return Ok(None);
+        let places = places(&checkpoint, &plan);
+        let len = places.iter().flatten().last().map_or(0, |place| place.end);
+        let mut held = Pages::of(Bytes(len as u64))?;
+        let mut rest = &mut held[..];
+        let mut blocks: Vec<(&Piece, &mut [u8])> = Vec::new();
+        for (piece, place) in plan.pieces.iter().zip(&places) {
+            if let Some(place) = place {
+                let (block, behind) = rest.split_at_mut(place.len());
+                blocks.push((piece, block));
+                rest = behind;
             }
-            let piece = &plan.pieces[index];
-            let mut block = vec![0u8; piece.size_bytes.0 as usize].into_boxed_slice();
-            read_slices(&checkpoint, piece, &mut block)?;
+        }
+        blocks.into_par_iter().try_for_each(|(piece, block)| {
+            read_slices(&checkpoint, piece, block)?;
             progress(Bytes(stored_bytes(piece)));
-            Ok(Some(block))
-        });
-        let held = held.collect::<Result<Vec<_>>>()?;
+            Ok(())
+        })?;
         let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
         let is_on_disk = |piece: &Piece| piece.home == Device::Disk;
         let of_piece = |piece| if is_on_disk(piece) { fetches(piece, &checkpoint.catalog) } else { Vec::new() };
         let fetches = plan.pieces.iter().map(of_piece).collect();
-        Ok(Store { checkpoint, plan, held, fetches, embedding })
+        Ok(Store { checkpoint, plan, held, places, fetches, embedding })
     }
 
     /// The checkpoint whose bytes these are.
@@ -84,15 +92,15 @@ impl Store {
             Embedding::Held(_, bytes) => bytes.len(),
             Embedding::Elsewhere(_) => 0,
         };
-        let own: usize = self.held.iter().flatten().map(|block| block.len()).sum();
-        let is_mapped = |index: &usize| self.plan.home(*index) == Device::Cpu && self.held[*index].is_none();
-        let mapped: Bytes = (0..self.held.len()).filter(is_mapped).map(|index| self.plan.pieces[index].size_bytes).sum();
+        let own = self.held.len();
+        let is_mapped = |index: &usize| self.plan.home(*index) == Device::Cpu && self.places[*index].is_none();
+        let mapped: Bytes = (0..self.places.len()).filter(is_mapped).map(|index| self.plan.pieces[index].size_bytes).sum();
         Bytes((own + embedding) as u64) + mapped
     }
 
     /// The bytes of a held piece, laid out as its slices say.
     pub fn held(&self, piece: usize) -> Option<&[u8]> {
-        self.held[piece].as_deref()
+        self.places[piece].clone().map(|place| &self.held[place])
     }
 
     /// The bytes of one slice where the checkpoint is mapped, unchanged, and the piece's home is host memory.
@@ -182,6 +190,22 @@ pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f
 /// Bytes of a piece without the gaps between its slices.
 fn stored_bytes(piece: &Piece) -> u64 {
     piece.slices.iter().map(|slice| slice.size_bytes).sum()
+}
+
+/// Where each piece lies in the memory of those that are held: whose home is host memory, whoever computes with it, the host
+/// itself included, and which no map shows.
+fn places(checkpoint: &Checkpoint, plan: &Plan) -> Vec<Option<Range<usize>>> {
+    let mut end = 0;
+    let place = |index: usize| {
+        let piece = &plan.pieces[index];
+        if plan.home(index) != Device::Cpu || is_mapped(checkpoint, piece) {
+            return None;
+        }
+        let begin = end;
+        end += piece.size_bytes.0 as usize;
+        Some(begin..end)
+    };
+    (0..plan.pieces.len()).map(place).collect()
 }
 
 fn read_slices(checkpoint: &Checkpoint, piece: &Piece, block: &mut [u8]) -> Result<()> {

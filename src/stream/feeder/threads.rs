@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use super::filling::Filler;
 use super::{FreeSlots, Job, SlotMemory, carriers_gone};
 use crate::error::{Error, Result};
-use crate::platform::DirectBuffer;
+use crate::platform::{self, DirectBuffer};
 
 /// Two carry: one reads from disk while the other copies, and a disk sees two requests at a time.
 const N_WORKERS: usize = 2;
@@ -28,11 +28,11 @@ struct Worker<S: SlotMemory> {
 }
 
 impl<S: SlotMemory> Threads<S> {
-    /// Starts the threads; `n_jobs` may wait for them.
+    /// Starts the threads, patient ones or not; `n_jobs` may wait for them.
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses a thread.
-    pub(super) fn start(filler: &Filler, n_jobs: usize) -> Result<(Threads<S>, FreeSlots<S>)> {
+    pub(super) fn start(filler: &Filler, n_jobs: usize, are_patient: bool) -> Result<(Threads<S>, FreeSlots<S>)> {
         let (free_sender, free) = channel();
         let give_back = FreeSlots::new(move |slot| drop(free_sender.send(slot)));
         let (jobs_sender, jobs) = sync_channel(n_jobs);
@@ -42,7 +42,13 @@ impl<S: SlotMemory> Threads<S> {
             let (filler, jobs, free) = (filler.clone(), Arc::clone(&jobs), Arc::clone(&free));
             let name = format!("tierflow-{}-{index}", filler.device);
             let worker = Worker { filler, jobs, free, give_back: give_back.clone() };
-            let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+            let run = move || {
+                if are_patient {
+                    platform::yield_to_others();
+                }
+                worker.run();
+            };
+            let thread = std::thread::Builder::new().name(name).spawn(run);
             workers.push(thread.map_err(|source| Error::io("start", "a thread that streams weights", source))?);
         }
         Ok((Threads { jobs: Some(jobs_sender), free: give_back.clone(), workers }, give_back))
