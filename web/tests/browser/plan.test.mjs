@@ -4,9 +4,10 @@ import assert from 'node:assert/strict';
 import { closeSync, mkdtempSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { after } from 'node:test';
 
 import { MODEL, chooseFile, dropFile, figure, open, picture, planFor, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
 import { writeTinyFolder } from '../support/tiny-folder.mjs';
 
 const folder = mkdtempSync(join(tmpdir(), 'tierflow-files-'));

@@ -2,9 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { after, before, test } from 'node:test';
+import { after } from 'node:test';
 
 import { BUDGET, MODEL, NOT_SHORT, TINY, ask, chooseFile, chooseUrl, figure, load, open, picture, planFor, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
 
 /** How much of each golden is compared: a software adapter takes seconds for a token. `--long` compares all of it. */
 const N_TOKENS = process.env.TIERFLOW_WEB_LONG ? Infinity : 8;
