@@ -171,6 +171,7 @@ export class RunView {
 
   async #remove({ key, name, url }) {
     if (!confirm(`Delete ${name} from this browser?`)) return;
+    showFault(byId('run-fault'));
     if (this.#runner.loaded && this.#source?.url === url) this.unload();
     try {
       await this.#planner.storage.remove(key);

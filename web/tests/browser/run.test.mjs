@@ -81,6 +81,14 @@ function stopAfter(length) {
   observer.observe(messages, { subtree: true, childList: true, characterData: true });
 }
 
+/** Deletes a stored model by its button, and waits until it is gone. */
+async function deleteStored(page, name) {
+  await page.click(`#stored button[aria-label="Delete ${name}"]`);
+  const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-fault').hidden;
+  await page.waitForFunction(hasEnded, name);
+  assert.equal(await page.textContent('#run-fault'), '');
+}
+
 test('load with progress, chat, stop, regenerate; after a reload the stored model is used, and can be deleted', async () => {
   const page = await open(browser);
   const url = `${browser.server.address}/faulty/very-slow/tiny.gguf`;
@@ -115,8 +123,7 @@ test('load with progress, chat, stop, regenerate; after a reload the stored mode
   assert.deepEqual(downloads, [], 'nothing is downloaded a second time');
 
   page.on('dialog', (dialog) => dialog.accept());
-  await page.click('#stored button[aria-label="Delete tiny.gguf"]');
-  await page.waitForFunction(() => !document.querySelector('#stored').textContent.includes('tiny.gguf'));
+  await deleteStored(page, 'tiny.gguf');
   assert.deepEqual(page.faults, []);
   await page.close();
 });
@@ -303,8 +310,7 @@ test('two tabs answer from one stored model, and neither takes it from the other
   await first.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
   assert.equal(await first.isVisible('#chat-fault'), false);
   await first.click('#unload');
-  await second.click('#stored button[aria-label="Delete tiny-shared.gguf"]');
-  await second.waitForFunction(() => !document.querySelector('#stored').textContent.includes('tiny-shared.gguf'));
+  await deleteStored(second, 'tiny-shared.gguf');
   await Promise.all(tabs.map((page) => page.close()));
 });
 
