@@ -397,7 +397,7 @@ test('when the GPU is lost the text stays, and the model runs again with the sma
   await page.fill('#prompt', 'And then?');
   await page.press('#prompt', 'Enter');
   await page.waitForSelector('#run-fault button');
-  assert.match(await page.textContent('#run-fault'), /^The GPU was lost\. \S.*the device was lost.*Load with a GPU budget of/);
+  assert.match(await page.textContent('#run-fault'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
   const said = await page.textContent('#messages');
   assert.ok(said.includes(answer) && said.includes('And then?'), `what was said stays: ${said}`);
   await picture(page, 'web-gpu-lost', '#run', '#chat');
