@@ -173,6 +173,104 @@ fn add_q4(lane: u32) {
     }
 }
 
+// A row times the one token of a lane that has both to itself: the same products in the same order, but in registers alone. Sums of
+// several rows lie in arrays, which a software adapter keeps in memory, and browsers check each of their indices.
+fn row_f32(row: u32) -> f32 {
+    let n_quads = params[0].n_columns / 4u;
+    var sum = 0.0;
+    for (var quad = 0u; quad < n_quads; quad++) {
+        let values = bitcast<vec4<f32>>(weight[product.weight_begin * 16u + row * n_quads + quad]);
+        sum = add_products(values, input[token_quads[0] + quad], sum);
+    }
+    return sum;
+}
+
+fn row_halves(row: u32) -> f32 {
+    let n_octets = params[0].n_columns / 8u;
+    var sum = 0.0;
+    for (var octet = 0u; octet < n_octets; octet++) {
+        let words = weight[product.weight_begin * 16u + row * n_octets + octet];
+        var low = vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
+        var high = vec4<f32>(decode_bf16(words.z), decode_bf16(words.w));
+        if DTYPE == F16 {
+            low = vec4<f32>(decode_f16(words.x), decode_f16(words.y));
+            high = vec4<f32>(decode_f16(words.z), decode_f16(words.w));
+        }
+        let quad = token_quads[0] + octet * 2u;
+        sum = add_products(high, input[quad + 1u], add_products(low, input[quad], sum));
+    }
+    return sum;
+}
+
+fn row_q8_0(row: u32) -> f32 {
+    let n_blocks = params[0].n_columns / 32u;
+    var sum = 0.0;
+    for (var block = 0u; block < n_blocks; block++) {
+        let half = (row * n_blocks + block) * 17u;
+        let is_odd = (half & 1u) == 1u;
+        let quad = token_quads[0] + block * 8u;
+        let first = word_at(half / 2u);
+        var word = first; // the one that the next one continues
+        var block_sum = 0.0;
+        for (var j = 0u; j < 8u; j++) {
+            let next = word_at(half / 2u + 1u + j);
+            block_sum = add_products(decode_bytes(select(straddle(word, next), next, is_odd)), input[quad + j], block_sum);
+            word = next;
+        }
+        let scales = decode_f16(first);
+        sum = fma(select(scales.x, scales.y, is_odd), block_sum, sum);
+    }
+    return sum;
+}
+
+fn row_q4(row: u32) -> f32 {
+    let n_blocks = params[0].n_columns / 32u;
+    let halves_per_block = select(10u, 9u, DTYPE == Q4_0);
+    var sum = 0.0;
+    for (var block = 0u; block < n_blocks; block++) {
+        let half = (row * n_blocks + block) * halves_per_block;
+        let is_odd = (half & 1u) == 1u;
+        let quad = token_quads[0] + block * 8u;
+        let first = word_at(half / 2u);
+        var word = first; // the one that the next one continues
+        var block_sum = 0.0;
+        var input_sum = 0.0;
+        for (var j = 0u; j < 4u; j++) {
+            let low = input[quad + j];
+            let high = input[quad + j + 4u];
+            let next = word_at(half / 2u + 1u + j);
+            var quants = next;
+            if DTYPE == Q4_0 {
+                quants = select(straddle(word, next), next, is_odd);
+                word = next;
+            }
+            input_sum = add_products(vec4<f32>(1.0), low + high, input_sum);
+            block_sum = add_products(decode_low_nibbles(quants), low, block_sum);
+            block_sum = add_products(decode_high_nibbles(quants), high, block_sum);
+        }
+        let halves = decode_f16(first);
+        var scale = halves.x;
+        var offset = halves.y;
+        if DTYPE == Q4_0 {
+            scale = select(halves.x, halves.y, is_odd);
+            offset = -8.0 * scale;
+        }
+        sum = fma(scale, block_sum, fma(offset, input_sum, sum));
+    }
+    return sum;
+}
+
+fn row_times_token(row: u32) -> f32 {
+    if DTYPE == F32 {
+        return row_f32(row);
+    } else if DTYPE == Q8_0 {
+        return row_q8_0(row);
+    } else if DTYPE == Q4_0 || DTYPE == Q4_1 {
+        return row_q4(row);
+    }
+    return row_halves(row);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -194,7 +292,11 @@ fn main(
         sums[s] = 0.0;
     }
 
-    if DTYPE == F32 {
+    if LANES == 1u && TOKENS == 1u {
+        for (var i = 0u; i < ROWS; i++) {
+            sums[i] = row_times_token(rows[i]);
+        }
+    } else if DTYPE == F32 {
         add_f32(lane);
     } else if DTYPE == Q8_0 {
         add_q8_0(lane);

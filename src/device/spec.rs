@@ -33,6 +33,13 @@ pub struct DeviceSpec {
     pub rates: Rates,
 }
 
+impl DeviceSpec {
+    /// What a fault calls it: its name or, as browsers often keep that to themselves, the device.
+    pub fn title(&self) -> String {
+        if self.name.is_empty() { self.device.to_string() } else { self.name.clone() }
+    }
+}
+
 /// The adapters among `specs` as part of a sentence; without any, what to do about it.
 pub fn adapters_in_words<'a>(specs: impl IntoIterator<Item = &'a DeviceSpec>) -> String {
     let adapters = specs.into_iter().filter(|spec| matches!(spec.device, Device::Gpu(_)));

@@ -62,7 +62,7 @@ impl Gpu {
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|refused| Error::Gpu {
-            adapter: found.spec.name.clone(),
+            adapter: found.spec.title(),
             fault: format!(
                 "the driver refused to open it: {refused}; update the driver, choose another with --device gpu:N, or use --device cpu"
             ),
@@ -94,7 +94,7 @@ impl Gpu {
     /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
     pub fn check(&self) -> Result<()> {
         match self.faults.first() {
-            Some(Fault::Lost(fault)) => Err(Error::DeviceLost { adapter: self.spec.name.clone(), fault }),
+            Some(Fault::Lost(fault)) => Err(Error::DeviceLost { adapter: self.spec.title(), fault }),
             Some(Fault::Other(fault)) => Err(self.fault(fault)),
             None => Ok(()),
         }
@@ -123,7 +123,7 @@ impl Gpu {
 
     /// An [`Error::Gpu`] about this adapter.
     pub fn fault(&self, fault: impl Into<String>) -> Error {
-        Error::Gpu { adapter: self.spec.name.clone(), fault: fault.into() }
+        Error::Gpu { adapter: self.spec.title(), fault: fault.into() }
     }
 }
 

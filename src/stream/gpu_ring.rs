@@ -90,7 +90,7 @@ impl Ring {
             let way = Way::Written(gpu.queue.clone());
             return gpu.queue.on_submitted_work_done(move || free.give(Some(GpuSlot { index, memory, way })));
         }
-        let (way, mapped) = (Way::Mapped { adapter: gpu.spec.name.clone() }, memory.clone());
+        let (way, mapped) = (Way::Mapped { adapter: gpu.spec.title() }, memory.clone());
         memory.slice(..).map_async(wgpu::MapMode::Write, move |result| {
             // Mapping fails only where the device is lost or closed: a carrier then gets no slot, and the error
             // shows at the next check of the device.

@@ -10,6 +10,8 @@ export class RunView {
   #onLoaded;
   #source = null;
   #cancel = null;
+  /** The models of the list as it is drawn. */
+  #listed = '';
 
   /**
    * @param {{runner: object, planner: object, plan: object, onLoaded: (loaded: object | null) => void}} parts
@@ -153,6 +155,10 @@ export class RunView {
     const { models, usage, quota } = this.stored;
     const share = quota > 0 ? `${bytes(usage)} used of ${bytes(quota)} that the browser allows.` : '';
     byId('storage-facts').textContent = `${models.length === 0 ? 'No model is stored. ' : ''}${share}`;
+    // What has not changed is not drawn anew: a button that is just pressed, or has the focus, would be gone.
+    const listed = JSON.stringify(models);
+    if (listed === this.#listed) return;
+    this.#listed = listed;
     byId('stored').replaceChildren(...models.map((model) => this.#storedItem(model)));
   }
 
@@ -165,6 +171,7 @@ export class RunView {
 
   async #remove({ key, name, url }) {
     if (!confirm(`Delete ${name} from this browser?`)) return;
+    showFault(byId('run-fault'));
     if (this.#runner.loaded && this.#source?.url === url) this.unload();
     try {
       await this.#planner.storage.remove(key);

@@ -4,6 +4,9 @@
 
 import { TierflowError, abortError, fromPlain } from './errors.js';
 
+/** How long a worker may take to give its files back before it is ended without. */
+const END_MS = 1000;
+
 export class Connection {
   #startWorker;
   #onWorkerEnd;
@@ -53,7 +56,7 @@ export class Connection {
   /** Ends the worker; requests under way fail with `reason`. */
   close(reason = abortError('The engine was closed')) {
     if (!this.#worker) return;
-    this.#worker.terminate();
+    end(this.#worker);
     this.#worker = null;
     for (const request of [...this.#pending.values()]) request.reject(reason);
     this.#onWorkerEnd();
@@ -85,4 +88,16 @@ export class Connection {
     this.#worker?.postMessage({ id, cancel: true });
     if (request.graceMs !== undefined) request.timer = setTimeout(() => this.close(abortError()), request.graceMs);
   }
+}
+
+/** Ends a worker that nobody asks any more. One that is terminated keeps its files until the GPU is done with all that it was given. */
+function end(worker) {
+  const timer = setTimeout(() => worker.terminate(), END_MS);
+  worker.onmessage = ({ data }) => {
+    if (!data.ended) return;
+    clearTimeout(timer);
+    worker.terminate();
+  };
+  worker.onerror = (event) => event.preventDefault();
+  worker.postMessage({ end: true });
 }

@@ -20,6 +20,8 @@ let found = null;
 /** Requests that take turns wait for this one. */
 let turn = Promise.resolve();
 const calls = new Map();
+/** Sources that are open. */
+const openParts = new Set();
 
 const answers = {
   async start({ module }) {
@@ -59,8 +61,17 @@ const glances = {
 
 self.onmessage = ({ data }) => {
   if (data.cancel) calls.get(data.id)?.abort();
+  else if (data.end) end();
   else answer(data);
 };
+
+/** Gives all files back, and says so once nothing is under way any more. */
+async function end() {
+  calls.forEach((controller) => controller.abort());
+  openParts.forEach((part) => part.close());
+  await turn;
+  self.postMessage({ ended: true });
+}
 
 /** What the browser has, asked once; without an adapter the host and the disk are left. */
 function findDevices() {
@@ -132,7 +143,7 @@ let fault = null;
 
 /** The source as the engine sees it. While `call` is not answered, raising its signal ends all reads. */
 function guarded(source, call) {
-  return {
+  const part = {
     name: source.name,
     size: source.size,
     read(offset, into) {
@@ -144,8 +155,13 @@ function guarded(source, call) {
         throw error;
       }
     },
-    close: () => source.close(),
+    close() {
+      openParts.delete(part);
+      source.close();
+    },
   };
+  openParts.add(part);
+  return part;
 }
 
 function takeFault(error) {

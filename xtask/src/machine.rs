@@ -1,6 +1,6 @@
 //! What the machine lacks for a run: an adapter, a package. Installs on Debian, and elsewhere says what to install.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::steps::{self, Failure, Result, announce};
@@ -10,6 +10,12 @@ const LAVAPIPE: [&str; 2] = ["mesa-vulkan-drivers", "libvulkan1"];
 
 /// Where Debian puts the browser.
 const BROWSER: &str = "/usr/bin/chromium";
+
+/// The oldest Node.js with what the tests use: `File`, `crypto`, what Playwright needs.
+const OLDEST_NODE: u32 = 20;
+
+/// The package of npm that brings Node.js itself.
+const NEWER_NODE: &str = "node@22";
 
 /// Folders in which Vulkan drivers announce themselves.
 const DRIVER_FOLDERS: [&str; 4] =
@@ -29,9 +35,30 @@ pub fn ensure_adapter() -> Result<()> {
     install(&LAVAPIPE, "a Vulkan driver (that of your GPU, or Mesa's lavapipe) and its loader libvulkan.so.1")
 }
 
-/// Makes sure that there is Node.js, which runs the tests of package and page.
-pub fn ensure_node() -> Result<()> {
-    ensure_programs(&[("nodejs", "node"), ("npm", "npm")], "Node.js 20 or newer with npm")
+/// The Node.js that runs the tests of package and page. Where the system's is too old, as Debian 12's, npm fetches one into the
+/// folder of build outputs.
+pub fn ensure_node() -> Result<PathBuf> {
+    ensure_programs(&[("nodejs", "node"), ("npm", "npm")], "Node.js with npm")?;
+    if node_version("node").is_some_and(|version| version >= OLDEST_NODE) {
+        return Ok("node".into());
+    }
+    let folder = steps::target().join("node");
+    let node = folder.join("node_modules/.bin/node");
+    if !steps::succeeds(&node.to_string_lossy(), &["--version"]) {
+        eprintln!("found Node.js older than {OLDEST_NODE}");
+        let arguments = ["install", "--no-save", "--no-audit", "--no-fund", NEWER_NODE, "--prefix"];
+        steps::run(Command::new("npm").args(arguments).arg(&folder).stdout(std::io::stderr())).map_err(|failure| Failure {
+            text: format!("{}; this needs Node.js {OLDEST_NODE} or newer", failure.text),
+            exit_code: failure.exit_code,
+        })?;
+    }
+    Ok(node)
+}
+
+/// The major version of a Node.js that starts.
+fn node_version(program: &str) -> Option<u32> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    String::from_utf8_lossy(&output.stdout).trim().strip_prefix('v')?.split('.').next()?.parse().ok()
 }
 
 /// Makes sure that there is a Chromium to test the page in.

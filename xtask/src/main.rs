@@ -15,7 +15,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask TASK
 
   demo          show the main job on this machine: find or install an adapter, fetch a model, build, plan, run
-  test          format, clippy, docs and all tests but those in a browser; the first failure ends it
+  test          format, clippy, docs and all tests, those of the page in Chromium; the first failure ends it
   make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]
                 write a model with seeded random weights
   picture TRACE.json OUT.svg

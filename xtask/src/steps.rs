@@ -22,6 +22,15 @@ impl Failure {
 /// Outcome of a step.
 pub type Result<T> = std::result::Result<T, Failure>;
 
+/// How a step ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Passed,
+    /// This machine lacks what it needs, which was told.
+    LeftOut,
+}
+
 /// Says on stderr what comes next.
 pub fn announce(text: &str) {
     eprintln!("\n==> {text}");
@@ -53,7 +62,7 @@ pub fn root() -> PathBuf {
 
 /// The folder of build outputs.
 pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into)
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// tierflow's program, as `cargo build --release` leaves it.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::steps::{self, Result, announce};
+use crate::steps::{self, Outcome, Result, announce};
 use crate::{machine, model, web};
 
 /// Runs the steps in order, fast ones first; the first that fails ends it with its exit code.
@@ -24,7 +24,8 @@ fn run_steps(summary: &mut Summary) -> Result<()> {
     summary.time("adapter", machine::ensure_adapter)?;
     let model = summary.time("model", model::ensure)?;
     summary.time("tests", || steps::run(&mut tests(&model)))?;
-    summary.time("web", web::check)
+    summary.time("web", web::check)?;
+    summary.time_if_possible("browser", web::check_in_browser)
 }
 
 /// All tests, none of which may pass for want of an adapter or the model.
@@ -43,16 +44,26 @@ struct Summary(Vec<(&'static str, Duration, &'static str)>);
 
 impl Summary {
     fn time<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.time_as(name, step, |_| "passed")
+    }
+
+    /// As [`Summary::time`], for a step that may leave itself out.
+    fn time_if_possible(&mut self, name: &'static str, step: impl FnOnce() -> Result<Outcome>) -> Result<()> {
+        let word = |outcome: &Outcome| if *outcome == Outcome::Passed { "passed" } else { "LEFT OUT" };
+        self.time_as(name, step, word).map(|_| ())
+    }
+
+    fn time_as<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>, word: impl FnOnce(&T) -> &'static str) -> Result<T> {
         let start = Instant::now();
         let outcome = step();
-        self.0.push((name, start.elapsed(), if outcome.is_ok() { "passed" } else { "FAILED" }));
+        self.0.push((name, start.elapsed(), outcome.as_ref().map_or("FAILED", word)));
         outcome
     }
 
     fn print(&self) {
         announce("summary");
         for (name, time, outcome) in &self.0 {
-            eprintln!("{name:10} {outcome} {:8.1} s", time.as_secs_f64());
+            eprintln!("{name:10} {outcome:8} {:8.1} s", time.as_secs_f64());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use xtask::models::{GgufType, LlamaShape, write_gguf};
 
-use crate::steps::{self, Failure, Result, announce};
+use crate::steps::{self, Failure, Outcome, Result, announce};
 use crate::{machine, model};
 
 const TARGET: &str = "wasm32-unknown-unknown";
@@ -33,30 +33,53 @@ pub fn serve(port: &str) -> Result<()> {
     steps::run(bundler(&["serve", "web/dist", port]).arg(format!("{name}={}", model.display())))
 }
 
-/// Builds, and runs those tests of package and page that need no browser. In Chromium, with a software adapter, the others take
-/// longer than all of the rest: see [`test`].
+/// Builds, and runs those tests of package and page that need no browser.
 pub fn check() -> Result<()> {
     build()?;
-    machine::ensure_node()?;
-    steps::run(&mut runner(&["--unit".to_owned()]))
+    let node = machine::ensure_node()?;
+    steps::run(&mut runner(&node, &["--unit".to_owned()]))
+}
+
+/// Runs the others of what [`check`] has built, without most of what the small model says. Where there is no browser and none can
+/// be installed, that is told and they are left out, but not in CI.
+pub fn check_in_browser() -> Result<Outcome> {
+    if let Err(failure) = machine::ensure_browser() {
+        if is_ci() {
+            return Err(failure);
+        }
+        eprintln!("The page is not tested, as there is no browser: {}", failure.text);
+        return Ok(Outcome::LeftOut);
+    }
+    run_tests(&["--short".to_owned(), "--only".to_owned(), "browser/".to_owned()])?;
+    Ok(Outcome::Passed)
 }
 
 /// Builds, and runs all tests of package and page; `arguments` are those of `web/tests/run.mjs`.
 pub fn test(arguments: &[String]) -> Result<()> {
     build()?;
-    machine::ensure_node()?;
     machine::ensure_browser()?;
+    run_tests(arguments)
+}
+
+/// Runs tests of what is built, with the tools and models that they need.
+fn run_tests(arguments: &[String]) -> Result<()> {
+    let node = machine::ensure_node()?;
     let folder = steps::root().join("web");
     if !folder.join("node_modules/playwright-core").exists() {
         steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     }
     let (model, tiny) = (model::ensure()?, tiny_model()?);
-    steps::run(runner(arguments).arg("--model").arg(model).arg("--tiny").arg(tiny))
+    steps::run(runner(&node, arguments).arg("--model").arg(model).arg("--tiny").arg(tiny))
+}
+
+/// Whether a machine runs this for others, who would not see what it leaves out.
+fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
 }
 
 /// The runner of the tests, in `web/`.
-fn runner(arguments: &[String]) -> Command {
-    let mut command = Command::new("node");
+fn runner(node: &Path, arguments: &[String]) -> Command {
+    let mut command = Command::new(node);
     command.arg("tests/run.mjs").args(arguments).current_dir(steps::root().join("web"));
     command
 }

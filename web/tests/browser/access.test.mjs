@@ -3,9 +3,10 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { after, before, test } from 'node:test';
+import { after } from 'node:test';
 
 import { MODEL, TINY, chooseFile, load, open, planFor, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
 
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 let browser;

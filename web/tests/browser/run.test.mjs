@@ -2,9 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { after, before, test } from 'node:test';
+import { after } from 'node:test';
 
 import { BUDGET, MODEL, NOT_SHORT, TINY, ask, chooseFile, chooseUrl, figure, load, open, picture, planFor, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
 
 /** How much of each golden is compared: a software adapter takes seconds for a token. `--long` compares all of it. */
 const N_TOKENS = process.env.TIERFLOW_WEB_LONG ? Infinity : 8;
@@ -80,6 +81,14 @@ function stopAfter(length) {
   observer.observe(messages, { subtree: true, childList: true, characterData: true });
 }
 
+/** Deletes a stored model by its button, and waits until it is gone. */
+async function deleteStored(page, name) {
+  await page.click(`#stored button[aria-label="Delete ${name}"]`);
+  const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-fault').hidden;
+  await page.waitForFunction(hasEnded, name);
+  assert.equal(await page.textContent('#run-fault'), '');
+}
+
 test('load with progress, chat, stop, regenerate; after a reload the stored model is used, and can be deleted', async () => {
   const page = await open(browser);
   const url = `${browser.server.address}/faulty/very-slow/tiny.gguf`;
@@ -114,8 +123,7 @@ test('load with progress, chat, stop, regenerate; after a reload the stored mode
   assert.deepEqual(downloads, [], 'nothing is downloaded a second time');
 
   page.on('dialog', (dialog) => dialog.accept());
-  await page.click('#stored button[aria-label="Delete tiny.gguf"]');
-  await page.waitForFunction(() => !document.querySelector('#stored').textContent.includes('tiny.gguf'));
+  await deleteStored(page, 'tiny.gguf');
   assert.deepEqual(page.faults, []);
   await page.close();
 });
@@ -302,8 +310,7 @@ test('two tabs answer from one stored model, and neither takes it from the other
   await first.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
   assert.equal(await first.isVisible('#chat-fault'), false);
   await first.click('#unload');
-  await second.click('#stored button[aria-label="Delete tiny-shared.gguf"]');
-  await second.waitForFunction(() => !document.querySelector('#stored').textContent.includes('tiny-shared.gguf'));
+  await deleteStored(second, 'tiny-shared.gguf');
   await Promise.all(tabs.map((page) => page.close()));
 });
 
@@ -390,7 +397,7 @@ test('when the GPU is lost the text stays, and the model runs again with the sma
   await page.fill('#prompt', 'And then?');
   await page.press('#prompt', 'Enter');
   await page.waitForSelector('#run-fault button');
-  assert.match(await page.textContent('#run-fault'), /^The GPU was lost\. \S.*the device was lost.*Load with a GPU budget of/);
+  assert.match(await page.textContent('#run-fault'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
   const said = await page.textContent('#messages');
   assert.ok(said.includes(answer) && said.includes('And then?'), `what was said stays: ${said}`);
   await picture(page, 'web-gpu-lost', '#run', '#chat');

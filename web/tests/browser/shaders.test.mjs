@@ -2,9 +2,10 @@
 // module and pipelines, at WebGPU's default limits and with none of its features.
 
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { after } from 'node:test';
 
 import { NOT_SHORT, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
 
 /** For adapters with subgroups and 64-bit words, which WGSL does not have outside of naga: no browser runs them. */
 const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];

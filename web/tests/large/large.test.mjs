@@ -5,9 +5,10 @@
 import assert from 'node:assert/strict';
 import { readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { after } from 'node:test';
 
 import { open, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
 
 const FOLDER = process.env.TIERFLOW_WEB_LARGE;
 const MIB = 2 ** 20;

@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 
+import { orAfter, watch } from './limited.mjs';
 import { serve } from './server.mjs';
 
 const DIST = join(dirname(fileURLToPath(import.meta.url)), '../../dist');
@@ -28,8 +29,8 @@ export const TINY = process.env.TIERFLOW_WEB_TINY;
 export const NOT_SHORT = { skip: process.env.TIERFLOW_WEB_SHORT ? 'left out by --short' : false };
 /** The budget of the tests, less than half of the model. */
 export const BUDGET = 40 * 2 ** 20;
-/** What takes longer than this on a software adapter has gone wrong. */
-export const PATIENCE = 600_000;
+/** A browser that takes longer than this to end does not end by itself. */
+const CLOSE_MS = 20_000;
 
 /** Pictures are narrow, so that their files stay small. */
 const PICTURE_WIDTH = 600;
@@ -49,13 +50,24 @@ export async function start({ webgpu = true, flags = [], viewport = { width: 720
     acceptDownloads: true,
     viewport,
   });
-  context.setDefaultTimeout(PATIENCE);
+  const pid = await pidOf(context.browser());
+  await watch(context);
   const close = async () => {
-    await context.close();
+    const hasEnded = await orAfter(CLOSE_MS, context.close().then(() => true), false);
+    if (!hasEnded) process.kill(pid, 'SIGKILL');
     server.close();
-    rmSync(profile, { recursive: true, force: true });
+    rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
+    if (!hasEnded) throw new Error(`the browser did not end within ${CLOSE_MS / 1000} s`);
   };
   return { server, address, context, close };
+}
+
+/** The browser's own process; those that it has started end with it. */
+async function pidOf(browser) {
+  const session = await browser.newBrowserCDPSession();
+  const { processInfo } = await session.send('SystemInfo.getProcessInfo');
+  await session.detach();
+  return processInfo.find(({ type }) => type === 'browser').id;
 }
 
 /** A new page; what it reports as an error ends up in `page.faults`. */

@@ -7,6 +7,7 @@ import { bytes, parseBytes } from '../../page/format.js';
 import { gaps, lastForwards, summarise, union } from '../../page/lanes.js';
 import { axisOf, blocksOf, sizeOn } from '../../page/tier-map.js';
 import { Completions } from '../../src/completions.js';
+import { Connection } from '../../src/connection.js';
 import { describeSources, sameSources } from '../../src/describe.js';
 import { DoesNotFitError, fromPlain, toPlain } from '../../src/errors.js';
 
@@ -90,6 +91,34 @@ test('errors cross to the page with class, text and figures', () => {
   assert.deepEqual([error.name, error.message, error.needed], ['DoesNotFitError', 'no room', 2]);
   assert.equal(fromPlain({ name: 'AbortError', message: 'x', partial: { n: 1 } }).partial.n, 1);
   assert.equal(fromPlain({ name: 'Unheard', message: 'x' }).name, 'TierflowError');
+});
+
+/** A connection whose workers only note what they are told. */
+function connected() {
+  const workers = [];
+  const start = () => {
+    const worker = { told: [], terminated: false, postMessage: (data) => worker.told.push(data), terminate: () => (worker.terminated = true) };
+    workers.push(worker);
+    return worker;
+  };
+  return { workers, connection: new Connection(start, () => {}) };
+}
+
+test('a worker that is closed may give its files back first, and another begins meanwhile', async (context) => {
+  context.mock.timers.enable({ apis: ['setTimeout'] });
+  const { workers, connection } = connected();
+  for (let n = 0; n < 2; n += 1) {
+    const asked = connection.call('plan');
+    connection.close();
+    await assert.rejects(asked, { name: 'AbortError' });
+    assert.deepEqual(workers[n].told.at(-1), { end: true });
+    assert.equal(workers[n].terminated, false);
+  }
+  const [first, second] = workers;
+  first.onmessage({ data: { ended: true } });
+  assert.deepEqual([first.terminated, second.terminated], [true, false]);
+  context.mock.timers.tick(1000);
+  assert.equal(second.terminated, true, 'one that does not answer is ended all the same');
 });
 
 /** Completions over an engine that says three words. */
