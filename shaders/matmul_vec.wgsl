@@ -26,13 +26,13 @@ struct Params {
 override DTYPE: u32 = 0u;
 override LANES: u32 = 32u;     // a power of two
 override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
-override ROWS: u32 = 4u;       // at most 8
+override ROWS: u32 = 4u;       // 4 or 8
 override TOKENS: u32 = 1u;     // at most 4
 
-const MAX_SUMS: u32 = 32u; // ROWS * TOKENS
-const MAX_WORKGROUP: u32 = 64u;
 
-var<workgroup> partial: array<f32, 2048>; // MAX_SUMS * MAX_WORKGROUP
+const MAX_SUMS: u32 = 32u; // ROWS * TOKENS
+
+var<workgroup> partial: array<f32, ROWS * TOKENS * WORKGROUP>; // of the lanes that share a row
 
 var<private> product: Params; // of the product that this workgroup computes a part of
 var<private> sums: array<f32, MAX_SUMS>; // [ROWS, TOKENS]
@@ -173,102 +173,143 @@ fn add_q4(lane: u32) {
     }
 }
 
-// A row times the one token of a lane that has both to itself: the same products in the same order, but in registers alone. Sums of
-// several rows lie in arrays, which a software adapter keeps in memory, and browsers check each of their indices.
-fn row_f32(row: u32) -> f32 {
+// Four rows times the one token of a lane that has them to itself: the same products in the same order, but in registers alone, and
+// with each input read once for the four. Arrays, as above, are kept in memory by software adapters, and browsers check their indices.
+// The matrices here hold four values of each row, a row in each column.
+
+fn add_to_rows(w: mat4x4<f32>, x: vec4<f32>, sums: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(
+        add_products(w[0], x, sums.x),
+        add_products(w[1], x, sums.y),
+        add_products(w[2], x, sums.z),
+        add_products(w[3], x, sums.w),
+    );
+}
+
+fn words_at(words: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(word_at(words.x), word_at(words.y), word_at(words.z), word_at(words.w));
+}
+
+fn rows_f32(rows: vec4<u32>) -> vec4<f32> {
     let n_quads = params[0].n_columns / 4u;
-    var sum = 0.0;
+    let begins = product.weight_begin * 16u + rows * n_quads;
+    var sums = vec4<f32>();
     for (var quad = 0u; quad < n_quads; quad++) {
-        let values = bitcast<vec4<f32>>(weight[product.weight_begin * 16u + row * n_quads + quad]);
-        sum = add_products(values, input[token_quads[0] + quad], sum);
+        let quads = begins + quad;
+        let w = mat4x4<f32>(
+            bitcast<vec4<f32>>(weight[quads.x]),
+            bitcast<vec4<f32>>(weight[quads.y]),
+            bitcast<vec4<f32>>(weight[quads.z]),
+            bitcast<vec4<f32>>(weight[quads.w]),
+        );
+        sums = add_to_rows(w, input[token_quads[0] + quad], sums);
     }
-    return sum;
+    return sums;
 }
 
-fn row_halves(row: u32) -> f32 {
+fn decode_halves(words: vec2<u32>) -> vec4<f32> {
+    if DTYPE == F16 {
+        return vec4<f32>(decode_f16(words.x), decode_f16(words.y));
+    }
+    return vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
+}
+
+fn rows_halves(rows: vec4<u32>) -> vec4<f32> {
     let n_octets = params[0].n_columns / 8u;
-    var sum = 0.0;
+    let begins = product.weight_begin * 16u + rows * n_octets;
+    var sums = vec4<f32>();
     for (var octet = 0u; octet < n_octets; octet++) {
-        let words = weight[product.weight_begin * 16u + row * n_octets + octet];
-        var low = vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
-        var high = vec4<f32>(decode_bf16(words.z), decode_bf16(words.w));
-        if DTYPE == F16 {
-            low = vec4<f32>(decode_f16(words.x), decode_f16(words.y));
-            high = vec4<f32>(decode_f16(words.z), decode_f16(words.w));
-        }
+        let octets = begins + octet;
+        let a = weight[octets.x];
+        let b = weight[octets.y];
+        let c = weight[octets.z];
+        let d = weight[octets.w];
         let quad = token_quads[0] + octet * 2u;
-        sum = add_products(high, input[quad + 1u], add_products(low, input[quad], sum));
+        let low = mat4x4<f32>(decode_halves(a.xy), decode_halves(b.xy), decode_halves(c.xy), decode_halves(d.xy));
+        sums = add_to_rows(low, input[quad], sums);
+        let high = mat4x4<f32>(decode_halves(a.zw), decode_halves(b.zw), decode_halves(c.zw), decode_halves(d.zw));
+        sums = add_to_rows(high, input[quad + 1u], sums);
     }
-    return sum;
+    return sums;
 }
 
-fn row_q8_0(row: u32) -> f32 {
+fn rows_q8_0(rows: vec4<u32>) -> vec4<f32> {
     let n_blocks = params[0].n_columns / 32u;
-    var sum = 0.0;
+    var sums = vec4<f32>();
     for (var block = 0u; block < n_blocks; block++) {
-        let half = (row * n_blocks + block) * 17u;
-        let is_odd = (half & 1u) == 1u;
-        let quad = token_quads[0] + block * 8u;
-        let first = word_at(half / 2u);
-        var word = first; // the one that the next one continues
-        var block_sum = 0.0;
+        let halves = (rows * n_blocks + block) * 17u;
+        let are_odd = (halves & vec4<u32>(1u)) == vec4<u32>(1u);
+        let first = words_at(halves / 2u);
+        var words = first; // of each row, the one that the next one continues
+        var block_sums = vec4<f32>();
         for (var j = 0u; j < 8u; j++) {
-            let next = word_at(half / 2u + 1u + j);
-            block_sum = add_products(decode_bytes(select(straddle(word, next), next, is_odd)), input[quad + j], block_sum);
-            word = next;
+            let next = words_at(halves / 2u + 1u + j);
+            let bytes = select((words >> vec4<u32>(16u)) | (next << vec4<u32>(16u)), next, are_odd);
+            let w = mat4x4<f32>(decode_bytes(bytes.x), decode_bytes(bytes.y), decode_bytes(bytes.z), decode_bytes(bytes.w));
+            block_sums = add_to_rows(w, input[token_quads[0] + block * 8u + j], block_sums);
+            words = next;
         }
-        let scales = decode_f16(first);
-        sum = fma(select(scales.x, scales.y, is_odd), block_sum, sum);
+        sums = fma(scales_of(first, are_odd), block_sums, sums);
     }
-    return sum;
+    return sums;
 }
 
-fn row_q4(row: u32) -> f32 {
+// Of each row the upper half of a word, or the lower one.
+fn scales_of(words: vec4<u32>, are_upper: vec4<bool>) -> vec4<f32> {
+    let halves = select(words, words >> vec4<u32>(16u), are_upper);
+    return vec4<f32>(decode_f16(halves.x).x, decode_f16(halves.y).x, decode_f16(halves.z).x, decode_f16(halves.w).x);
+}
+
+fn nibbles_of(quants: vec4<u32>) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        decode_low_nibbles(quants.x), decode_low_nibbles(quants.y), decode_low_nibbles(quants.z), decode_low_nibbles(quants.w));
+}
+
+fn rows_q4(rows: vec4<u32>) -> vec4<f32> {
     let n_blocks = params[0].n_columns / 32u;
     let halves_per_block = select(10u, 9u, DTYPE == Q4_0);
-    var sum = 0.0;
+    var sums = vec4<f32>();
     for (var block = 0u; block < n_blocks; block++) {
-        let half = (row * n_blocks + block) * halves_per_block;
-        let is_odd = (half & 1u) == 1u;
+        let halves = (rows * n_blocks + block) * halves_per_block;
+        let are_odd = (halves & vec4<u32>(1u)) == vec4<u32>(1u);
         let quad = token_quads[0] + block * 8u;
-        let first = word_at(half / 2u);
-        var word = first; // the one that the next one continues
-        var block_sum = 0.0;
+        let first = words_at(halves / 2u);
+        var words = first; // of each row, the one that the next one continues
+        var block_sums = vec4<f32>();
         var input_sum = 0.0;
         for (var j = 0u; j < 4u; j++) {
             let low = input[quad + j];
             let high = input[quad + j + 4u];
-            let next = word_at(half / 2u + 1u + j);
+            let next = words_at(halves / 2u + 1u + j);
             var quants = next;
             if DTYPE == Q4_0 {
-                quants = select(straddle(word, next), next, is_odd);
-                word = next;
+                quants = select((words >> vec4<u32>(16u)) | (next << vec4<u32>(16u)), next, are_odd);
+                words = next;
             }
             input_sum = add_products(vec4<f32>(1.0), low + high, input_sum);
-            block_sum = add_products(decode_low_nibbles(quants), low, block_sum);
-            block_sum = add_products(decode_high_nibbles(quants), high, block_sum);
+            block_sums = add_to_rows(nibbles_of(quants), low, block_sums);
+            block_sums = add_to_rows(nibbles_of(quants >> vec4<u32>(4u)), high, block_sums);
         }
-        let halves = decode_f16(first);
-        var scale = halves.x;
-        var offset = halves.y;
+        var scales = scales_of(first, vec4<bool>(false));
+        var offsets = scales_of(first, vec4<bool>(true));
         if DTYPE == Q4_0 {
-            scale = select(halves.x, halves.y, is_odd);
-            offset = -8.0 * scale;
+            scales = select(scales, offsets, are_odd);
+            offsets = -8.0 * scales;
         }
-        sum = fma(scale, block_sum, fma(offset, input_sum, sum));
+        sums = fma(scales, block_sums, fma(offsets, vec4<f32>(input_sum), sums));
     }
-    return sum;
+    return sums;
 }
 
-fn row_times_token(row: u32) -> f32 {
+fn rows_times_token(rows: vec4<u32>) -> vec4<f32> {
     if DTYPE == F32 {
-        return row_f32(row);
+        return rows_f32(rows);
     } else if DTYPE == Q8_0 {
-        return row_q8_0(row);
+        return rows_q8_0(rows);
     } else if DTYPE == Q4_0 || DTYPE == Q4_1 {
-        return row_q4(row);
+        return rows_q4(rows);
     }
-    return row_halves(row);
+    return rows_halves(rows);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -293,8 +334,12 @@ fn main(
     }
 
     if LANES == 1u && TOKENS == 1u {
-        for (var i = 0u; i < ROWS; i++) {
-            sums[i] = row_times_token(rows[i]);
+        for (var i = 0u; i < ROWS; i += 4u) {
+            let of_four = rows_times_token(vec4<u32>(rows[i], rows[i + 1u], rows[i + 2u], rows[i + 3u]));
+            sums[i] = of_four.x;
+            sums[i + 1u] = of_four.y;
+            sums[i + 2u] = of_four.z;
+            sums[i + 3u] = of_four.w;
         }
     } else if DTYPE == F32 {
         add_f32(lane);
@@ -306,25 +351,30 @@ fn main(
         add_halves(lane);
     }
 
-    for (var s = 0u; s < ROWS * TOKENS; s++) {
-        partial[s * MAX_WORKGROUP + local] = sums[s];
-    }
-    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
-        workgroupBarrier(); // the partial sums of the level above are written
-        if lane < stride {
-            for (var s = 0u; s < ROWS * TOKENS; s++) {
-                partial[s * MAX_WORKGROUP + local] += partial[s * MAX_WORKGROUP + local + stride];
+    if LANES > 1u {
+        for (var s = 0u; s < ROWS * TOKENS; s++) {
+            partial[s * WORKGROUP + local] = sums[s];
+        }
+        for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
+            workgroupBarrier(); // the partial sums of the level above are written
+            if lane < stride {
+                for (var s = 0u; s < ROWS * TOKENS; s++) {
+                    partial[s * WORKGROUP + local] += partial[s * WORKGROUP + local + stride];
+                }
             }
         }
-    }
-    if lane != 0u {
-        return;
+        if lane != 0u {
+            return;
+        }
+        for (var s = 0u; s < ROWS * TOKENS; s++) {
+            sums[s] = partial[s * WORKGROUP + local];
+        }
     }
     for (var i = 0u; i < ROWS; i++) {
         for (var t = 0u; t < TOKENS; t++) {
             let token = token_begin + t;
             if row_begin + i < product.n_rows && token < params[0].n_tokens {
-                store(place.product, token, row_begin + i, partial[(i * TOKENS + t) * MAX_WORKGROUP + local]);
+                store(place.product, token, row_begin + i, sums[i * TOKENS + t]);
             }
         }
     }
