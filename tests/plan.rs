@@ -14,7 +14,8 @@ use tierflow::error::Error;
 use tierflow::kernels::{attention, matmul};
 use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{
-    ForwardSize, KvDType, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, UploadPath, Work, exchange_secs, plan, sizes,
+    FILE_ALIGNMENT, ForwardSize, KvDType, Piece, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath, Work,
+    exchange_secs, file_ranges, plan, sizes,
 };
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, ModelConfig};
@@ -143,9 +144,8 @@ fn check(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
         assert!(case.options.compute_on.contains(&executor), "{executor} was not asked to compute");
         assert!([executor, Device::Cpu, Device::Disk].contains(&piece.home), "{executor} computes what lies on {}", piece.home);
         assert!(made.units[piece.unit].pieces.contains(&index));
-        assert!(
-            piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0 && slice.offset % SLICE_ALIGNMENT == 0)
-        );
+        assert!(piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0));
+        check_places(catalog, piece, executor);
         if let Some(limits) = case.spec(executor).limits {
             assert!(piece.size_bytes <= limits.max_buffer_bytes);
             assert!(piece.slices.iter().all(|slice| slice.size_bytes.next_multiple_of(4) <= limits.max_binding_bytes.0));
@@ -230,6 +230,39 @@ fn held_for_others(model: &Model, made: &Plan) -> u128 {
     pieces + if has_embedding { u128::from(made.units[0].size_bytes.0) } else { 0 }
 }
 
+/// Slices lie side by side, for a GPU where bindings may begin, and as in the files where the host streams them from there.
+fn check_places(catalog: &Catalog, piece: &Piece, executor: Device) {
+    let mut ends = 0;
+    let mut slices: Vec<&Slice> = piece.slices.iter().collect();
+    slices.sort_by_key(|slice| slice.offset);
+    for slice in slices {
+        assert!(slice.offset >= ends, "slices overlap");
+        ends = slice.offset + slice.size_bytes;
+        if executor != Device::Cpu || piece.home == Device::Cpu {
+            assert_eq!(slice.offset % SLICE_ALIGNMENT, 0);
+        }
+    }
+    if let Some(ranges) = file_ranges(piece, catalog).filter(|_| executor == Device::Cpu && piece.home == Device::Disk) {
+        let (mut ends, mut n_found) = ((0, 0, 0), 0);
+        for range in ranges {
+            assert_eq!((range.file_offset % FILE_ALIGNMENT, range.block_offset % FILE_ALIGNMENT), (0, 0));
+            let begins = (range.shard, range.file_offset, range.block_offset);
+            assert!(begins.2 >= ends.2 && begins >= ends, "what is read for one range would be written over by another");
+            ends = (range.shard, range.file_offset + range.len, (range.block_offset + range.len).next_multiple_of(FILE_ALIGNMENT));
+            for slice in &piece.slices {
+                let tensor = &catalog[slice.tensor];
+                let offset = tensor.offset + slice.first_row * tensor.row_bytes();
+                if tensor.shard == range.shard && (range.file_offset..range.file_offset + range.len).contains(&offset) {
+                    assert_eq!(slice.offset - range.block_offset, offset - range.file_offset, "a slice lies as in its file");
+                    assert!(offset + slice.size_bytes <= range.file_offset + range.len);
+                    n_found += 1;
+                }
+            }
+        }
+        assert!(ends.2 <= piece.size_bytes.0 && n_found == piece.slices.len());
+    }
+}
+
 /// Every row of every matrix stands in one slice, in order, and every operation is computed once, in order.
 fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
     for (unit, planned) in model.units.iter().zip(&made.units) {
@@ -243,14 +276,11 @@ fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
         }
         let mut found: Vec<(usize, u64)> = Vec::new();
         for piece in &made.pieces[planned.pieces.clone()] {
-            let mut end = 0;
             for work in &piece.work {
                 match *work {
                     Work::Op(op) => found.push((op, 0)),
                     Work::Rows { op, slice } => {
                         let slice = piece.slices[slice];
-                        assert!(slice.offset >= end, "slices overlap");
-                        end = slice.offset + slice.size_bytes;
                         assert_eq!(slice.size_bytes, slice.n_rows * catalog[slice.tensor].row_bytes());
                         if found.last().is_none_or(|last| last.0 != op) {
                             found.push((op, 0));

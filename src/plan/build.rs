@@ -4,12 +4,17 @@
 use crate::device::{Device, DeviceSpec};
 use crate::error::Error;
 use crate::model::UnitKind;
+use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of};
 use crate::plan::placement::{Refusal, Shape};
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
 use crate::plan::sizes::{Role, kv_buffer_bytes};
 use crate::plan::{DevicePlan, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
+
+/// Slots are made smaller for the sake of their layout only where they are so many times larger than what it adds: more pieces
+/// cost more than copies in small slots.
+const SLOT_TO_PADDING: u64 = 16;
 
 /// One try: these budgets, this shape, these placements.
 pub(super) struct Build<'a> {
@@ -136,7 +141,10 @@ impl Build<'_> {
                 return Ok(PartOutcome::NeedsDispatches(at_least));
             }
         }
-        let pieces = self.cut(own, units, slot_bytes.unwrap_or_default())?;
+        let mut pieces = self.cut(own, units, slot_bytes.unwrap_or_default())?;
+        if let Some(slot_bytes) = slot_bytes.filter(|_| own.device == Device::Cpu) {
+            pieces = self.as_in_files(own, units, pieces, slot_bytes, room)?;
+        }
         let needed = n_dispatches_of(pieces.iter().flat_map(|(_, pieces)| pieces));
         if needed > set_aside {
             return Ok(PartOutcome::NeedsDispatches(needed));
@@ -221,6 +229,45 @@ impl Build<'_> {
             by_unit.push((unit, pieces));
         }
         Ok(by_unit)
+    }
+
+    /// What the host streams it reads from disk: into the slots themselves, without a copy, where there is `room` for what that
+    /// layout adds to slots of `slot_bytes`; where there is not, pieces that are a little smaller leave it.
+    fn as_in_files(
+        &self,
+        own: &Worker<'_>,
+        units: &[usize],
+        pieces: Vec<(usize, Vec<Piece>)>,
+        slot_bytes: Bytes,
+        room: Bytes,
+    ) -> Result<Vec<(usize, Vec<Piece>)>, Refusal> {
+        let streams = |piece: &Piece| piece.home != own.device;
+        let laid_out = |pieces: &[(usize, Vec<Piece>)]| {
+            let mut pieces = pieces.to_vec();
+            let all = pieces.iter_mut().flat_map(|(_, pieces)| pieces);
+            all.filter(|piece| streams(piece)).for_each(|piece| lay_out_as_in_files(piece, self.site.catalog));
+            pieces
+        };
+        let fits = |pieces: &[(usize, Vec<Piece>)]| {
+            let all = || pieces.iter().flat_map(|(_, pieces)| pieces);
+            let resident: Bytes = all().filter(|piece| !streams(piece)).map(|piece| piece.size_bytes).sum();
+            let slot = all().filter(|piece| streams(piece)).map(|piece| piece.size_bytes).max().unwrap_or_default();
+            resident + slot.times(own.ring_copies(self.shape.n_slots)) <= room
+        };
+        let as_they_are = laid_out(&pieces);
+        if fits(&as_they_are) {
+            return Ok(as_they_are);
+        }
+        let n_slices = pieces.iter().flat_map(|(_, pieces)| pieces).map(|piece| piece.slices.len()).max().unwrap_or(0);
+        let padding = SLICE_PADDING.times(n_slices as u64);
+        let smaller = slot_bytes.saturating_sub(padding).align_down(SLICE_ALIGNMENT);
+        if padding.times(SLOT_TO_PADDING) <= slot_bytes && smaller >= self.site.row_bytes {
+            let smaller = laid_out(&self.cut(own, units, smaller)?);
+            if fits(&smaller) {
+                return Ok(smaller);
+            }
+        }
+        Ok(pieces)
     }
 
     /// Puts the parts together, where the host can hold what it is to hold.

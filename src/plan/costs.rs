@@ -104,10 +104,10 @@ impl DeviceCosts {
         if self.device == Device::Cpu { 0.0 } else { self.rates.round_trip_secs.unwrap_or(0.0) }
     }
 
-    /// Seconds to bring `bytes` from host memory into a slot. A host that computes copies what was read.
+    /// Seconds to bring `bytes` from host memory into a slot. What a host computes with was read into its slot.
     pub(super) fn upload_secs(&self, bytes: Bytes, path: UploadPath) -> f64 {
         let rate = match (self.device, path) {
-            (Device::Cpu, _) => self.rates.host_copy,
+            (Device::Cpu, _) => None,
             (_, UploadPath::Mapped) => self.rates.upload_mapped.or(self.rates.upload_staged),
             (_, UploadPath::Staged) => self.rates.upload_staged,
             (_, UploadPath::Written) => self.rates.upload_written.or(self.rates.upload_staged),

@@ -88,7 +88,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
             Transfer {
                 compute_secs: piece_secs(piece, &machine, costs.device, catalog, model, load),
                 upload_secs: costs.upload_secs(piece.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
-                fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.size_bytes) } else { 0.0 },
+                fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.stored_bytes()) } else { 0.0 },
             }
         })
         .collect();
@@ -117,7 +117,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         streamed_bytes: plan.streamed_bytes(),
         devices: executors.iter().map(busy).collect(),
         fetch_secs: transfers.iter().map(|transfer| transfer.fetch_secs).sum(),
-        fetched_bytes: plan.pieces.iter().filter(|piece| piece.home == Device::Disk).map(|piece| piece.size_bytes).sum(),
+        fetched_bytes: plan.pieces.iter().filter(|piece| piece.home == Device::Disk).map(Piece::stored_bytes).sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
 }

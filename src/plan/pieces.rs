@@ -9,7 +9,7 @@ use crate::model::{Op, Unit};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
-/// Offsets inside a block are multiples of this, WebGPU's largest `minStorageBufferOffsetAlignment`.
+/// Offsets inside a block that a GPU computes with are multiples of this, WebGPU's largest `minStorageBufferOffsetAlignment`.
 pub const SLICE_ALIGNMENT: u64 = 256;
 
 /// Part of a unit that arrives at once: one buffer of a resident unit, or one filling of a slot.
@@ -19,12 +19,19 @@ pub struct Piece {
     pub unit: usize,
     /// Where its matrices live.
     pub home: Device,
-    /// The weights in it, in the order of their offsets.
+    /// The weights in it, in the order of their use.
     pub slices: Vec<Slice>,
     /// What can be computed once it is there, in order.
     pub work: Vec<Work>,
     /// Bytes of the whole block, gaps between slices included.
     pub size_bytes: Bytes,
+}
+
+impl Piece {
+    /// Bytes of its weights, without the gaps between slices.
+    pub fn stored_bytes(&self) -> Bytes {
+        Bytes(self.slices.iter().map(|slice| slice.size_bytes).sum())
+    }
 }
 
 /// Rows of one matrix, somewhere in a block.

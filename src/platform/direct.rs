@@ -5,7 +5,7 @@
 mod reads;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub(super) use reads::{aligned_range, open, read};
+pub(super) use reads::{aligned_range, is_aligned, open, read};
 
 use super::pages::{LARGE_PAGE, Pages};
 use crate::error::Result;

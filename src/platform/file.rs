@@ -138,6 +138,18 @@ impl ByteSource for FileSource {
         Ok(buffer.aligned(len)?)
     }
 
+    fn read_into(&self, offset: u64, block: &mut [u8], len: usize) -> Result<()> {
+        let may_be_direct = direct::is_aligned(offset, block) && self.contains(offset, len as u64);
+        if let Some(file) = self.direct().filter(|_| may_be_direct)
+            && direct::read(file, read_some, offset, block, len).is_some()
+        {
+            return self.check();
+        }
+        self.read_at(offset, &mut block[..len])?;
+        self.drop_behind(offset, len as u64);
+        Ok(())
+    }
+
     fn will_need(&self, offset: u64, len: u64) {
         advise(&self.file, offset, len, Advice::WillNeed);
     }
@@ -239,6 +251,21 @@ mod tests {
         let fault = source.read_at(7, &mut buffer).unwrap_err().to_string();
         assert!(fault.contains("weights.bin") && fault.contains("offset 7"), "{fault}");
         assert!(source.read_at(u64::MAX, &mut buffer).is_err());
+    }
+
+    #[test]
+    fn reads_into_a_block_bring_what_is_asked_for_up_to_the_end_of_the_file() {
+        let bytes: Vec<u8> = (0..10_000u32).map(|byte| (byte / 7) as u8).collect();
+        let (_folder, path) = file_of(&bytes);
+        let source = FileSource::open(&path).unwrap();
+        let mut block = crate::platform::Pages::of(crate::units::Bytes(8192)).unwrap();
+        for (offset, begin, len) in [(0u64, 0usize, 4096usize), (4096, 0, 5904), (4096, 4096, 10), (123, 0, 8000), (4096, 7, 100)] {
+            let range = if begin == 7 { 7..200 } else { begin..8192 };
+            source.read_into(offset, &mut block[range.clone()], len).unwrap();
+            assert_eq!(block[range][..len], bytes[offset as usize..][..len], "{len} bytes at {offset}");
+        }
+        let fault = source.read_into(8192, &mut block, 4096).unwrap_err().to_string();
+        assert!(fault.contains("offset 8192"), "{fault}");
     }
 
     #[test]

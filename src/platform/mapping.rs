@@ -71,6 +71,10 @@ impl ByteSource for MappedFile {
         self.file.read_passing(offset, len, buffer)
     }
 
+    fn read_into(&self, offset: u64, block: &mut [u8], len: usize) -> Result<()> {
+        self.file.read_into(offset, block, len)
+    }
+
     fn view(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let end = usize::try_from(offset.checked_add(len)?).ok()?;
         let bytes = self.map.get(usize::try_from(offset).ok()?..end)?;

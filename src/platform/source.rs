@@ -30,6 +30,12 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
         Ok(buffer.aligned(len)?)
     }
 
+    /// As [`ByteSource::read_passing`], into the first `len` bytes of `block`; what lies behind may be overwritten. Fastest where
+    /// offset, address and length of `block` are multiples of 4096.
+    fn read_into(&self, offset: u64, block: &mut [u8], len: usize) -> Result<()> {
+        self.read_at(offset, &mut block[..len])
+    }
+
     /// The bytes themselves, where the source is mapped, the range is inside it and it is unchanged.
     /// `None` means: read them (and see the error, if there is one).
     fn view(&self, _offset: u64, _len: u64) -> Option<&[u8]> {

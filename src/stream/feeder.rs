@@ -22,10 +22,10 @@ use threads::Threads;
 
 /// Memory of a slot while the host may write to it.
 pub(super) trait SlotMemory: Send + 'static {
-    /// The memory itself, where plain writes to it are allowed.
-    fn bytes_mut(&mut self) -> Option<&mut [u8]>;
+    /// The memory itself, where a disk may write to it; it begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
+    fn memory(&mut self) -> Option<&mut [u8]>;
 
-    /// Writes at an offset; used where `bytes_mut` is `None`.
+    /// Writes at an offset.
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()>;
 
     /// The host is done writing.

@@ -1,7 +1,10 @@
 //! Which ranges of the files are read for a piece. What lies side by side in a file is read at once, whatever the order in which the
 //! piece has it: disks are fast with few large requests, and the matrices of a layer mostly lie together.
 
-use crate::plan::{Piece, Slice};
+use std::ops::Range;
+
+use crate::device::Device;
+use crate::plan::{FILE_ALIGNMENT, FileRange, Piece, Slice, file_ranges};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -9,6 +12,42 @@ use crate::weights::Catalog;
 const MOST_BYTES: u64 = (4 << 20) - (8 << 10);
 /// Bytes between two slices that are read and thrown away, at most: they take about as long as the fixed time of another read.
 const GAP_BYTES: u64 = 128 << 10;
+
+/// How a piece comes from disk.
+#[derive(Debug)]
+pub(super) enum Reads {
+    /// Its home is another.
+    None,
+    /// Into memory for that, and from there to where the slot has it.
+    Copied(Vec<Fetch>),
+    /// Into the slot, whose layout is the file's.
+    Straight(Vec<Straight>),
+}
+
+impl Reads {
+    /// The reads that bring `piece` to who computes with it.
+    pub(super) fn of(piece: &Piece, executor: Device, catalog: &Catalog) -> Reads {
+        let ranges = if executor == Device::Cpu { file_ranges(piece, catalog) } else { None };
+        match (piece.home, ranges) {
+            (Device::Disk, Some(ranges)) => Reads::Straight(straight_reads(&ranges)),
+            (Device::Disk, None) => Reads::Copied(fetches(piece, catalog)),
+            _ => Reads::None,
+        }
+    }
+}
+
+/// One read straight into the slot.
+#[derive(Debug, PartialEq)]
+pub(super) struct Straight {
+    /// Which file of the checkpoint.
+    pub(super) shard: u32,
+    /// Where in the file.
+    pub(super) offset: u64,
+    /// Where the piece's block has it; what is behind `len` belongs to nobody.
+    pub(super) block: Range<usize>,
+    /// How much of it.
+    pub(super) len: usize,
+}
 
 /// One read, and where what it brings belongs.
 #[derive(Debug, PartialEq)]
@@ -66,7 +105,7 @@ struct Rest {
 }
 
 /// The reads that bring `piece`, in the order of the files.
-pub(super) fn fetches(piece: &Piece, catalog: &Catalog) -> Vec<Fetch> {
+fn fetches(piece: &Piece, catalog: &Catalog) -> Vec<Fetch> {
     let place = |slice: &Slice| {
         let tensor = &catalog[slice.tensor];
         (tensor.shard, tensor.offset + slice.first_row * tensor.row_bytes())
@@ -87,6 +126,23 @@ pub(super) fn fetches(piece: &Piece, catalog: &Catalog) -> Vec<Fetch> {
         }
     }
     fetches
+}
+
+/// Most bytes of a read that is not rounded: two large pages.
+const MOST_STRAIGHT_BYTES: u64 = 4 << 20;
+const _: () = assert!(MOST_STRAIGHT_BYTES.is_multiple_of(FILE_ALIGNMENT));
+
+fn straight_reads(ranges: &[FileRange]) -> Vec<Straight> {
+    let mut reads = Vec::new();
+    for range in ranges {
+        for done in (0..range.len).step_by(MOST_STRAIGHT_BYTES as usize) {
+            let len = (range.len - done).min(MOST_STRAIGHT_BYTES);
+            let begin = range.block_offset + done;
+            let block = begin as usize..(begin + len).next_multiple_of(FILE_ALIGNMENT) as usize;
+            reads.push(Straight { shard: range.shard, offset: range.file_offset + done, block, len: len as usize });
+        }
+    }
+    reads
 }
 
 #[cfg(test)]
@@ -133,6 +189,20 @@ mod tests {
         let read: Vec<u8> = (0..3000u32).map(|byte| (byte / 10) as u8).collect();
         let parts: Vec<_> = fetches[0].parts(&read).collect();
         assert_eq!(parts, [(1024, &read[..500]), (0, &read[2000..])]);
+    }
+
+    #[test]
+    fn a_range_is_read_in_steps_up_to_the_end_of_its_last_slice() {
+        let range = FileRange { shard: 1, file_offset: 8192, block_offset: 4096, len: MOST_STRAIGHT_BYTES + 5 };
+        let (step, second) = (MOST_STRAIGHT_BYTES as usize, 8192 + MOST_STRAIGHT_BYTES);
+        let reads = straight_reads(&[range]);
+        assert_eq!(
+            reads,
+            [
+                Straight { shard: 1, offset: 8192, block: 4096..4096 + step, len: step },
+                Straight { shard: 1, offset: second, block: 4096 + step..8192 + step, len: 5 },
+            ]
+        );
     }
 
     proptest! {

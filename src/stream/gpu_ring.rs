@@ -100,8 +100,8 @@ impl Ring {
 }
 
 impl SlotMemory for GpuSlot {
-    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
-        // Mapped GPU memory may be write-combined: it is written front to back, never read.
+    fn memory(&mut self) -> Option<&mut [u8]> {
+        // Mapped GPU memory may be write-combined: it is written front to back, never read. Nor can disks write to most of it.
         None
     }
 

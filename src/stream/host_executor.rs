@@ -41,7 +41,7 @@ const DEVICE: Device = Device::Cpu;
 struct HostSlot(Pages);
 
 impl SlotMemory for HostSlot {
-    fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+    fn memory(&mut self) -> Option<&mut [u8]> {
         Some(&mut self.0)
     }
 
@@ -72,8 +72,8 @@ impl HostExecutor {
         let feeder = match plan.ring(DEVICE) {
             Some(ring) => {
                 let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace, Carriers::USUAL)?;
-                for _ in 0..ring.n_slots {
-                    free.give(Some(HostSlot(Pages::of(ring.slot_bytes)?)));
+                for slot in Pages::several(ring.n_slots, ring.slot_bytes)? {
+                    free.give(Some(HostSlot(slot)));
                 }
                 Some((feeder, free))
             }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
 use crate::platform::{DirectBuffer, Pages};
-use crate::stream::fetch::{Fetch, fetches};
+use crate::stream::fetch::{Fetch, Reads, Straight};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, TensorId};
 
@@ -25,7 +25,7 @@ pub struct Store {
     /// One per piece: where it lies there.
     places: Vec<Option<Range<usize>>>,
     /// Per piece: how it is read where its home is the disk.
-    fetches: Vec<Vec<Fetch>>,
+    reads: Vec<Reads>,
     embedding: Embedding,
 }
 
@@ -59,14 +59,13 @@ impl Store {
         }
         blocks.into_par_iter().try_for_each(|(piece, block)| {
             read_slices(&checkpoint, piece, block)?;
-            progress(Bytes(stored_bytes(piece)));
+            progress(piece.stored_bytes());
             Ok(())
         })?;
         let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
-        let is_on_disk = |piece: &Piece| piece.home == Device::Disk;
-        let of_piece = |piece| if is_on_disk(piece) { fetches(piece, &checkpoint.catalog) } else { Vec::new() };
-        let fetches = plan.pieces.iter().map(of_piece).collect();
-        Ok(Store { checkpoint, plan, held, places, fetches, embedding })
+        let reads_of = |(index, piece)| Reads::of(piece, plan.executor(index), &checkpoint.catalog);
+        let reads = plan.pieces.iter().enumerate().map(reads_of).collect();
+        Ok(Store { checkpoint, plan, held, places, reads, embedding })
     }
 
     /// The checkpoint whose bytes these are.
@@ -81,9 +80,9 @@ impl Store {
             Device::Cpu => !is_mapped(checkpoint, &plan.pieces[*index]),
             Device::Disk => false,
         };
-        let pieces: u64 = (0..plan.pieces.len()).filter(is_read).map(|index| stored_bytes(&plan.pieces[index])).sum();
+        let pieces: Bytes = (0..plan.pieces.len()).filter(is_read).map(|index| plan.pieces[index].stored_bytes()).sum();
         let embedding = model.embedding().filter(|id| holds_embedding(checkpoint, model, plan, *id));
-        Bytes(pieces) + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
+        pieces + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
     }
 
     /// Bytes held in host memory: read into memory of our own, or mapped for as long as the model is open.
@@ -112,9 +111,9 @@ impl Store {
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
     }
 
-    /// The reads that bring a piece from disk; none where its home is another.
-    pub(super) fn fetches(&self, piece: usize) -> &[Fetch] {
-        &self.fetches[piece]
+    /// How a piece comes from disk.
+    pub(super) fn reads(&self, piece: usize) -> &Reads {
+        &self.reads[piece]
     }
 
     /// Carries out one of them, past the page cache: what is read from disk at every forward must not silently become host memory.
@@ -123,6 +122,14 @@ impl Store {
     /// Those of reading.
     pub(super) fn fetch<'b>(&self, fetch: &Fetch, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
         self.checkpoint.read_passing(fetch.shard, fetch.offset, fetch.len, buffer)
+    }
+
+    /// The same into a slot's memory, which begins at a multiple of [`FILE_ALIGNMENT`].
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(super) fn read_straight(&self, read: &Straight, slot: &mut [u8]) -> Result<()> {
+        self.checkpoint.read_into(read.shard, read.offset, &mut slot[read.block.clone()], read.len)
     }
 
     /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`, in place of what was there.
@@ -185,11 +192,6 @@ pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f
     let mut values = vec![0.0; tensor.n_values() as usize];
     tensor.dtype.decode(&bytes, &mut values);
     Ok(values)
-}
-
-/// Bytes of a piece without the gaps between its slices.
-fn stored_bytes(piece: &Piece) -> u64 {
-    piece.slices.iter().map(|slice| slice.size_bytes).sum()
 }
 
 /// Where each piece lies in the memory of those that are held: whose home is host memory, whoever computes with it, the host

@@ -165,10 +165,17 @@ impl Checkpoint {
 
     /// Bytes of a shard, read without leaving them in the system's memory ([`ByteSource::read_passing`]).
     pub fn read_passing<'b>(&self, shard: u32, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        match self.sources.get(shard as usize) {
-            Some(source) => source.read_passing(offset, len, buffer),
-            None => Err(Error::invalid_file(&self.path, format!("has no shard {shard}"))),
-        }
+        self.source(shard)?.read_passing(offset, len, buffer)
+    }
+
+    /// The same, into memory of the caller ([`ByteSource::read_into`]).
+    pub fn read_into(&self, shard: u32, offset: u64, block: &mut [u8], len: usize) -> Result<()> {
+        self.source(shard)?.read_into(offset, block, len)
+    }
+
+    fn source(&self, shard: u32) -> Result<&dyn ByteSource> {
+        let source = self.sources.get(shard as usize);
+        source.map(AsRef::as_ref).ok_or_else(|| Error::invalid_file(&self.path, format!("has no shard {shard}")))
     }
 
     fn outside(&self, id: TensorId, offset: u64, len: usize) -> Error {

@@ -44,13 +44,21 @@ pub fn model(config: &ModelConfig, dtype: impl Fn(&str) -> DType) -> (Catalog, M
         let wanted = dtype(name);
         let dtype = if u64::is_multiple_of(columns, wanted.block_len()) && shape.len() == 2 { wanted } else { DType::F32 };
         let size_bytes = Bytes(dtype.size_bytes(shape.iter().product()).expect("sizes that a reader accepts"));
-        tensors.push(TensorInfo { name: name.into(), dtype, shape: shape.into(), shard: 0, offset: 0, size_bytes });
+        // One behind the other, and in as many files as sizes beyond all reason need.
+        let behind = |last: &TensorInfo| match last.offset.checked_add(last.size_bytes.0).filter(|end| *end < 1 << 62) {
+            Some(end) => (last.shard, end.next_multiple_of(32)),
+            None => (last.shard + 1, 0),
+        };
+        let (shard, offset) = tensors.last().map_or((0, 0), behind);
+        tensors.push(TensorInfo { name: name.into(), dtype, shape: shape.into(), shard, offset, size_bytes });
         let id = TensorId(tensors.len() as u32 - 1);
         ids.borrow_mut().insert(name.into(), id);
         Ok(id)
     };
     let model = Model::new(config, &find).expect("every tensor is there");
-    (Catalog::new(vec![Shard { path: "test.gguf".into(), size_bytes: Bytes(u64::MAX) }], tensors.into_inner()), model)
+    let tensors = tensors.into_inner();
+    let n_shards = tensors.last().map_or(0, |last| last.shard as usize + 1);
+    (Catalog::new(vec![Shard { path: "test.gguf".into(), size_bytes: Bytes(u64::MAX) }; n_shards], tensors), model)
 }
 
 /// An adapter, host memory and a disk, with these capacities.

@@ -12,6 +12,11 @@ pub fn aligned_range(offset: u64, len: usize) -> Option<(u64, usize, usize)> {
     Some((offset - skip as u64, whole, skip))
 }
 
+/// Whether such a read may fill all of `block` from `offset` on.
+pub fn is_aligned(offset: u64, block: &[u8]) -> bool {
+    offset.is_multiple_of(ALIGNMENT as u64) && block.len().is_multiple_of(ALIGNMENT) && block.as_ptr().align_offset(ALIGNMENT) == 0
+}
+
 /// Opens a file for such reads; `None` where the system or the file system has none.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn open(path: &std::path::Path) -> Option<File> {

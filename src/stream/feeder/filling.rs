@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::{Job, SlotMemory};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::platform::DirectBuffer;
+use crate::stream::fetch::{Fetch, Reads, Straight};
 use crate::stream::{Lane, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -27,30 +28,49 @@ impl Filler {
     pub(super) fn fill<S: SlotMemory>(&self, job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
         let piece = &self.plan.pieces[job.piece];
         if let Some(bytes) = self.store.held(job.piece) {
-            return self.span(Lane::Upload, job, piece.size_bytes, || write_all(slot, bytes));
+            return self.span(Lane::Upload, job, piece.size_bytes, || {
+                slot.write(0, bytes)?;
+                slot.finish()
+            });
         }
         let mapped: Option<Vec<&[u8]>> = piece.slices.iter().map(|slice| self.store.mapped(job.piece, slice)).collect();
         if let Some(parts) = mapped.filter(|parts| !parts.is_empty()) {
             return self.span(Lane::Upload, job, piece.size_bytes, || {
                 for (slice, bytes) in piece.slices.iter().zip(parts) {
-                    write_at(slot, slice.offset as usize, bytes)?;
+                    slot.write(slice.offset as usize, bytes)?;
                 }
                 slot.finish()
             });
         }
-        self.fetch_in_steps(job, slot, fetched)
+        match self.store.reads(job.piece) {
+            Reads::None => {}
+            Reads::Copied(fetches) => self.copy_from_disk(fetches, job, slot, fetched)?,
+            Reads::Straight(reads) => self.read_into_slot(reads, job, slot)?,
+        }
+        slot.finish()
+    }
+
+    fn read_into_slot<S: SlotMemory>(&self, reads: &[Straight], job: &Job<S>, slot: &mut S) -> Result<()> {
+        let Some(memory) = slot.memory() else {
+            let fault = std::io::Error::other("no disk can write to it");
+            return Err(Error::io("fill", format!("a slot of {}", self.device), fault));
+        };
+        for read in reads {
+            self.span(Lane::Fetch, job, Bytes(read.len as u64), || self.store.read_straight(read, memory))?;
+        }
+        Ok(())
     }
 
     /// Disk to slot, a few MiB at a time.
-    fn fetch_in_steps<S: SlotMemory>(&self, job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
-        for fetch in self.store.fetches(job.piece) {
+    fn copy_from_disk<S: SlotMemory>(&self, fetches: &[Fetch], job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
+        for fetch in fetches {
             let size_bytes = fetch.stored_bytes();
             let start_secs = self.trace.now();
             let bytes = self.store.fetch(fetch, fetched)?;
             self.add_span(Lane::Fetch, job, size_bytes, start_secs);
-            self.span(Lane::Upload, job, size_bytes, || fetch.parts(bytes).try_for_each(|(to, part)| write_at(slot, to, part)))?;
+            self.span(Lane::Upload, job, size_bytes, || fetch.parts(bytes).try_for_each(|(to, part)| slot.write(to, part)))?;
         }
-        slot.finish()
+        Ok(())
     }
 
     fn span<S>(&self, lane: Lane, job: &Job<S>, size_bytes: Bytes, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -64,17 +84,4 @@ impl Filler {
         let end_secs = self.trace.now();
         self.trace.add(Span { lane, device: self.device, piece: Some(job.piece), forward: job.forward, start_secs, end_secs, size_bytes });
     }
-}
-
-fn write_all(slot: &mut impl SlotMemory, bytes: &[u8]) -> Result<()> {
-    write_at(slot, 0, bytes)?;
-    slot.finish()
-}
-
-fn write_at(slot: &mut impl SlotMemory, offset: usize, bytes: &[u8]) -> Result<()> {
-    match slot.bytes_mut() {
-        Some(memory) => memory[offset..offset + bytes.len()].copy_from_slice(bytes),
-        None => slot.write(offset, bytes)?,
-    }
-    Ok(())
 }

@@ -1,0 +1,167 @@
+//! The layout of pieces that a disk's reads may be written to directly: their slices lie to each other as in the file, so that
+//! nothing has to be copied to its place.
+
+use crate::plan::{Piece, Slice};
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// Such a slice lies at the same place modulo this as in its file; so do reads past the page cache, whose offsets, lengths and
+/// addresses are multiples of a disk's logical block, which divides it.
+pub const FILE_ALIGNMENT: u64 = 4096;
+
+/// By how much a slice may lengthen such a piece, at most: the rest of a block of the file before it and behind it.
+pub(super) const SLICE_PADDING: Bytes = Bytes(2 * FILE_ALIGNMENT);
+
+/// Bytes of a file that a piece has as they stand there, rounded to [`FILE_ALIGNMENT`] at both ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRange {
+    /// Which file of the checkpoint.
+    pub shard: u32,
+    /// Where in the file; a multiple of [`FILE_ALIGNMENT`].
+    pub file_offset: u64,
+    /// Where in the piece's block; a multiple of [`FILE_ALIGNMENT`].
+    pub block_offset: u64,
+    /// Bytes up to the end of its last slice, which may be the end of the file.
+    pub len: u64,
+}
+
+impl FileRange {
+    fn block_end(&self) -> u64 {
+        (self.block_offset + self.len).next_multiple_of(FILE_ALIGNMENT)
+    }
+}
+
+/// Where the bytes of a slice begin in its file.
+fn place(slice: &Slice, catalog: &Catalog) -> (u32, u64) {
+    let tensor = &catalog[slice.tensor];
+    (tensor.shard, tensor.offset + slice.first_row * tensor.row_bytes())
+}
+
+/// Moves the slices of `piece` to where its block has them as in the files, the rest of it closed up.
+pub(super) fn lay_out_as_in_files(piece: &mut Piece, catalog: &Catalog) {
+    let ranges = ranges_of(&piece.slices, catalog);
+    for slice in &mut piece.slices {
+        let (shard, offset) = place(slice, catalog);
+        let holds = |range: &&FileRange| range.shard == shard && (range.file_offset..range.file_offset + range.len).contains(&offset);
+        if let Some(range) = ranges.iter().find(holds) {
+            slice.offset = range.block_offset + (offset - range.file_offset);
+        }
+    }
+    piece.size_bytes = Bytes(ranges.last().map_or(0, FileRange::block_end));
+}
+
+/// The ranges that a piece consists of, in the order of the files; `None` where its slices lie otherwise.
+pub fn file_ranges(piece: &Piece, catalog: &Catalog) -> Option<Vec<FileRange>> {
+    let mut laid_out = piece.clone();
+    lay_out_as_in_files(&mut laid_out, catalog);
+    (laid_out == *piece).then(|| ranges_of(&piece.slices, catalog))
+}
+
+/// Slices that lie together, or so near that their paddings would take more than what lies between them, are one range.
+fn ranges_of(slices: &[Slice], catalog: &Catalog) -> Vec<FileRange> {
+    let mut places: Vec<(u32, u64, u64)> = slices
+        .iter()
+        .map(|slice| {
+            let (shard, offset) = place(slice, catalog);
+            (shard, offset, slice.size_bytes)
+        })
+        .collect();
+    places.sort_unstable();
+    let mut ranges: Vec<FileRange> = Vec::new();
+    for (shard, offset, len) in places {
+        let end = offset + len;
+        match ranges.last_mut() {
+            Some(last) if last.shard == shard && offset <= last.file_offset + last.len + SLICE_PADDING.0 => {
+                last.len = last.len.max(end - last.file_offset);
+            }
+            last => {
+                let file_offset = offset / FILE_ALIGNMENT * FILE_ALIGNMENT;
+                let block_offset = last.map_or(0, |last| last.block_end());
+                ranges.push(FileRange { shard, file_offset, block_offset, len: end - file_offset });
+            }
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::device::Device;
+    use crate::dtype::DType;
+    use crate::weights::{Shard, TensorId, TensorInfo};
+
+    /// One row each of tensors of bytes as (shard, offset, size), in a piece of all of them in this order, side by side.
+    fn piece_of(tensors: &[(u32, u64, u64)]) -> (Piece, Catalog) {
+        let info = |(index, &(shard, offset, size)): (usize, &(u32, u64, u64))| TensorInfo {
+            name: index.to_string(),
+            dtype: DType::F16,
+            shape: vec![1, size / 2],
+            shard,
+            offset,
+            size_bytes: Bytes(size),
+        };
+        let file = Shard { path: "x".into(), size_bytes: Bytes::gib(1) };
+        let catalog = Catalog::new(vec![file.clone(), file], tensors.iter().enumerate().map(info).collect());
+        let mut end = 0;
+        let slice = |(index, &(_, _, size_bytes)): (usize, &(u32, u64, u64))| {
+            let offset = end;
+            end += size_bytes;
+            Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: 1, offset, size_bytes }
+        };
+        let slices = tensors.iter().enumerate().map(slice).collect();
+        (Piece { unit: 0, home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(end) }, catalog)
+    }
+
+    #[test]
+    fn what_lies_near_is_one_range_and_what_does_not_is_closed_up() {
+        let (mut piece, catalog) = piece_of(&[(0, 9000, 100), (0, 5000, 300), (1, 6000, 5000), (0, 90_000, 10)]);
+        assert_eq!(file_ranges(&piece, &catalog), None);
+        lay_out_as_in_files(&mut piece, &catalog);
+        let offsets: Vec<u64> = piece.slices.iter().map(|slice| slice.offset).collect();
+        assert_eq!(offsets, [9000 - 4096, 5000 - 4096, 12_288 + 6000 - 4096, 8192 + 90_000 % 4096]);
+        assert_eq!(piece.size_bytes, Bytes(20_480));
+        let range = |shard, file_offset, block_offset, len| FileRange { shard, file_offset, block_offset, len };
+        let expected = [range(0, 4096, 0, 5004), range(0, 86_016, 8192, 3994), range(1, 4096, 12_288, 6904)];
+        assert_eq!(file_ranges(&piece, &catalog).unwrap(), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_hold_all_slices_apart_from_each_other(
+            gaps in prop::collection::vec((0u64..20_000, 1u64..60_000, 0u32..2), 1..8),
+            turn in 0usize..8,
+        ) {
+            let mut ends = [8u64; 2];
+            let mut tensors: Vec<(u32, u64, u64)> = gaps.iter().map(|&(gap, values, shard)| {
+                let offset = ends[shard as usize] + gap;
+                ends[shard as usize] = offset + 2 * values;
+                (shard, offset, 2 * values)
+            }).collect();
+            let n_tensors = tensors.len();
+            tensors.rotate_left(turn % n_tensors);
+            let (mut piece, catalog) = piece_of(&tensors);
+            let most = piece.stored_bytes() + SLICE_PADDING.times(n_tensors as u64);
+            lay_out_as_in_files(&mut piece, &catalog);
+            prop_assert!(piece.size_bytes <= most);
+            let ranges = file_ranges(&piece, &catalog).unwrap();
+            let mut block_end = 0;
+            for range in &ranges {
+                prop_assert_eq!((range.file_offset % FILE_ALIGNMENT, range.block_offset % FILE_ALIGNMENT), (0, 0));
+                prop_assert!(range.block_offset >= block_end);
+                block_end = range.block_end();
+            }
+            prop_assert!(block_end == piece.size_bytes.0);
+            for slice in &piece.slices {
+                let (shard, offset) = place(slice, &catalog);
+                let holds = |range: &&FileRange| {
+                    range.shard == shard && range.file_offset <= offset && offset + slice.size_bytes <= range.file_offset + range.len
+                };
+                let range = ranges.iter().find(holds).unwrap();
+                prop_assert_eq!(slice.offset - range.block_offset, offset - range.file_offset);
+            }
+        }
+    }
+}
