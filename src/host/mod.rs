@@ -11,7 +11,7 @@ mod quantise;
 
 pub use attention::attention;
 pub use elementwise::{add, rms_norm, rope, swiglu};
-pub use product::{Operand, matmul, multiply, takes_blocks};
+pub use product::{Operand, Part, matmul, multiply, multiply_all, takes_blocks};
 pub use quantise::QuantisedInput;
 
 /// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each

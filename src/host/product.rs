@@ -79,6 +79,31 @@ pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_
     });
 }
 
+/// One product of several with the same second factor.
+pub struct Part<'a> {
+    /// Its shape.
+    pub params: Params,
+    /// Its rows as stored.
+    pub weight: &'a [u8],
+    /// `[n_tokens, output_stride]`
+    pub output: &'a mut [f32],
+}
+
+/// Several products side by side: the threads meet once for all of them.
+///
+/// # Panics
+/// As [`multiply`] does.
+pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>], operand: Operand<'_>) {
+    match parts {
+        [] => {}
+        [part] => multiply(simd, &part.params, part.weight, operand, part.output),
+        parts => {
+            let (first, rest) = parts.split_at_mut(1);
+            rayon::join(|| multiply_all(simd, first, operand), || multiply_all(simd, rest, operand));
+        }
+    }
+}
+
 /// Memory of one thread.
 #[derive(Default)]
 struct Scratch {

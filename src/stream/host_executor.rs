@@ -13,7 +13,7 @@ use crate::plan::sizes::{kv_buffer_bytes, rounded_input_bytes};
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::platform::Pages;
 use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
-use crate::stream::host_values::{Quantised, Values};
+use crate::stream::host_values::{Product, Quantised, SideBySide, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -111,23 +111,32 @@ impl HostExecutor {
         let ops = &model.units[piece.unit].ops;
         let (values, vectors) = (&mut self.values, &self.vectors);
         host::among_threads(|| -> Result<()> {
+            // Products that read the same input, such as query, key and value, are computed side by side.
+            let mut products = SideBySide::new();
             for work in &piece.work {
-                match *work {
-                    Work::Op(op) => values.run(&ops[op], vectors),
+                let product = match *work {
+                    Work::Op(_) => None,
                     Work::Rows { op, slice } => {
                         let slice = &piece.slices[slice];
                         let rows = match slot {
                             Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
                             None => rows(&store, &plan, index, slice)?,
                         };
-                        if let Op::MatMul { input, output, .. } = ops[op] {
-                            let tensor = &store.checkpoint().catalog[slice.tensor];
-                            let params = values.params().matmul(tensor, slice, input);
-                            values.matmul(&params, rows, input, output);
-                        }
+                        let Op::MatMul { input, output, .. } = ops[op] else { continue };
+                        let tensor = &store.checkpoint().catalog[slice.tensor];
+                        Some(Product { params: values.params().matmul(tensor, slice, input), rows, input, output })
                     }
+                };
+                if !product.as_ref().is_some_and(|product| product.can_join(&products)) {
+                    values.multiply(&products);
+                    products.clear();
+                }
+                products.extend(product);
+                if let Work::Op(op) = *work {
+                    values.run(&ops[op], vectors);
                 }
             }
+            values.multiply(&products);
             Ok(())
         })?;
         let (forward, size_bytes, end_secs) = (self.forward, piece.size_bytes, self.trace.now());

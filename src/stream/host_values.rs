@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 
-use crate::host::{self, Operand, QuantisedInput};
+use arrayvec::ArrayVec;
+
+use crate::host::{self, Operand, Part, QuantisedInput};
 use crate::kernels::rope_kv::Token;
-use crate::kernels::{add_bias, gather_rows, matmul, rope_kv};
+use crate::kernels::{MAX_PRODUCTS, add_bias, gather_rows, matmul, rope_kv};
 use crate::model::{Activation, Op};
 use crate::plan::KvDType;
 use crate::platform::simd::simd;
@@ -44,6 +46,30 @@ impl Quantised {
     }
 }
 
+/// Products that the host computes together; a list of them takes no memory from the allocator.
+pub(super) type SideBySide<'a> = ArrayVec<Product<'a>, MAX_PRODUCTS>;
+
+/// Rows of a matrix times an activation.
+pub(super) struct Product<'a> {
+    pub(super) params: matmul::Params,
+    pub(super) rows: &'a [u8],
+    pub(super) input: Activation,
+    pub(super) output: Activation,
+}
+
+impl Product<'_> {
+    /// Whether it can be computed beside all of these: from the same numbers, to another place.
+    pub(super) fn can_join(&self, others: &SideBySide<'_>) -> bool {
+        let goes_with =
+            |other: &Product<'_>| self.input == other.input && self.output != other.output && self.takes_blocks() == other.takes_blocks();
+        !others.is_full() && others.iter().all(goes_with)
+    }
+
+    fn takes_blocks(&self) -> bool {
+        self.params.dtype().is_some_and(host::takes_blocks)
+    }
+}
+
 impl Values {
     /// Takes an activation out so that others can be read beside it.
     fn take(&mut self, activation: Activation) -> Vec<f32> {
@@ -61,13 +87,22 @@ impl Values {
         self.activations.get(&activation).map(Vec::as_slice).unwrap_or_default()
     }
 
-    pub(super) fn matmul(&mut self, params: &matmul::Params, rows: &[u8], input: Activation, output: Activation) {
-        let mut result = self.take(output);
-        let values = self.activations.get(&input).map(Vec::as_slice).unwrap_or_default();
-        let takes_blocks = params.dtype().is_some_and(host::takes_blocks);
-        let operand = if takes_blocks { self.quantised.operand(input, values) } else { Operand::Floats(values) };
-        host::multiply(simd(), params, rows, operand, &mut result);
-        self.put(output, result);
+    /// Computes products that [go together](Product::can_join).
+    pub(super) fn multiply(&mut self, products: &SideBySide<'_>) {
+        let Some(first) = products.first() else { return };
+        let mut results: ArrayVec<Vec<f32>, MAX_PRODUCTS> = products.iter().map(|product| self.take(product.output)).collect();
+        let values = self.activations.get(&first.input).map(Vec::as_slice).unwrap_or_default();
+        let operand = if first.takes_blocks() { self.quantised.operand(first.input, values) } else { Operand::Floats(values) };
+        let mut parts: ArrayVec<Part<'_>, MAX_PRODUCTS> = products
+            .iter()
+            .zip(&mut results)
+            .map(|(product, output)| Part { params: product.params, weight: product.rows, output })
+            .collect();
+        host::multiply_all(simd(), &mut parts, operand);
+        drop(parts);
+        for (product, result) in products.iter().zip(results) {
+            self.put(product.output, result);
+        }
     }
 
     pub(super) fn params(&self) -> OpParams<'_> {

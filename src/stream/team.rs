@@ -62,6 +62,11 @@ impl Team {
         &self.members
     }
 
+    /// Whether the host computes any of it.
+    pub(super) fn has_host(&self) -> bool {
+        self.members.iter().any(|(device, _)| *device == Device::Cpu)
+    }
+
     /// What the members carry out.
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
