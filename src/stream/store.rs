@@ -124,7 +124,7 @@ impl Store {
         self.checkpoint.read_passing(fetch.shard, fetch.offset, fetch.len, buffer)
     }
 
-    /// The same into a slot's memory, which begins at a multiple of [`FILE_ALIGNMENT`].
+    /// The same into a slot's memory, which begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
     ///
     /// # Errors
     /// Those of reading.
