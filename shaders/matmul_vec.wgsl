@@ -29,7 +29,6 @@ override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
 override ROWS: u32 = 4u;       // 4 or 8
 override TOKENS: u32 = 1u;     // at most 4
 
-
 const MAX_SUMS: u32 = 32u; // ROWS * TOKENS
 
 var<workgroup> partial: array<f32, ROWS * TOKENS * WORKGROUP>; // of the lanes that share a row
@@ -55,18 +54,22 @@ fn add_f32(lane: u32) {
     }
 }
 
+// F16 or BF16: four values of two words.
+fn decode_halves(words: vec2<u32>) -> vec4<f32> {
+    if DTYPE == F16 {
+        return vec4<f32>(decode_f16(words.x), decode_f16(words.y));
+    }
+    return vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
+}
+
 // F16 and BF16: eight values to four words.
 fn add_halves(lane: u32) {
     let n_octets = params[0].n_columns / 8u;
     for (var octet = lane; octet < n_octets; octet += LANES) {
         for (var i = 0u; i < ROWS; i++) {
             let words = weight[product.weight_begin * 16u + rows[i] * n_octets + octet];
-            var low = vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
-            var high = vec4<f32>(decode_bf16(words.z), decode_bf16(words.w));
-            if DTYPE == F16 {
-                low = vec4<f32>(decode_f16(words.x), decode_f16(words.y));
-                high = vec4<f32>(decode_f16(words.z), decode_f16(words.w));
-            }
+            let low = decode_halves(words.xy);
+            let high = decode_halves(words.zw);
             for (var t = 0u; t < TOKENS; t++) {
                 let quad = token_quads[t] + octet * 2u;
                 let sum = add_products(low, input[quad], sums[i * TOKENS + t]);
@@ -186,6 +189,11 @@ fn add_to_rows(w: mat4x4<f32>, x: vec4<f32>, sums: vec4<f32>) -> vec4<f32> {
     );
 }
 
+// `straddle` of each row.
+fn straddle_rows(first: vec4<u32>, second: vec4<u32>) -> vec4<u32> {
+    return (first >> vec4<u32>(16u)) | (second << vec4<u32>(16u));
+}
+
 fn words_at(words: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(word_at(words.x), word_at(words.y), word_at(words.z), word_at(words.w));
 }
@@ -205,13 +213,6 @@ fn rows_f32(rows: vec4<u32>) -> vec4<f32> {
         sums = add_to_rows(w, input[token_quads[0] + quad], sums);
     }
     return sums;
-}
-
-fn decode_halves(words: vec2<u32>) -> vec4<f32> {
-    if DTYPE == F16 {
-        return vec4<f32>(decode_f16(words.x), decode_f16(words.y));
-    }
-    return vec4<f32>(decode_bf16(words.x), decode_bf16(words.y));
 }
 
 fn rows_halves(rows: vec4<u32>) -> vec4<f32> {
@@ -244,7 +245,7 @@ fn rows_q8_0(rows: vec4<u32>) -> vec4<f32> {
         var block_sums = vec4<f32>();
         for (var j = 0u; j < 8u; j++) {
             let next = words_at(halves / 2u + 1u + j);
-            let bytes = select((words >> vec4<u32>(16u)) | (next << vec4<u32>(16u)), next, are_odd);
+            let bytes = select(straddle_rows(words, next), next, are_odd);
             let w = mat4x4<f32>(decode_bytes(bytes.x), decode_bytes(bytes.y), decode_bytes(bytes.z), decode_bytes(bytes.w));
             block_sums = add_to_rows(w, input[token_quads[0] + block * 8u + j], block_sums);
             words = next;
@@ -283,7 +284,7 @@ fn rows_q4(rows: vec4<u32>) -> vec4<f32> {
             let next = words_at(halves / 2u + 1u + j);
             var quants = next;
             if DTYPE == Q4_0 {
-                quants = select((words >> vec4<u32>(16u)) | (next << vec4<u32>(16u)), next, are_odd);
+                quants = select(straddle_rows(words, next), next, are_odd);
                 words = next;
             }
             input_sum = add_products(vec4<f32>(1.0), low + high, input_sum);

@@ -4,7 +4,7 @@
 use crate::device::{Device, DeviceSpec};
 use crate::error::Error;
 use crate::model::UnitKind;
-use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files};
+use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_files};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of};
 use crate::plan::placement::{Refusal, Shape};
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
@@ -237,36 +237,33 @@ impl Build<'_> {
         &self,
         own: &Worker<'_>,
         units: &[usize],
-        pieces: Vec<(usize, Vec<Piece>)>,
+        mut pieces: Vec<(usize, Vec<Piece>)>,
         slot_bytes: Bytes,
         room: Bytes,
     ) -> Result<Vec<(usize, Vec<Piece>)>, Refusal> {
+        let catalog = self.site.catalog;
         let streams = |piece: &Piece| piece.home != own.device;
-        let laid_out = |pieces: &[(usize, Vec<Piece>)]| {
-            let mut pieces = pieces.to_vec();
-            let all = pieces.iter_mut().flat_map(|(_, pieces)| pieces);
-            all.filter(|piece| streams(piece)).for_each(|piece| lay_out_as_in_files(piece, self.site.catalog));
-            pieces
-        };
         let fits = |pieces: &[(usize, Vec<Piece>)]| {
             let all = || pieces.iter().flat_map(|(_, pieces)| pieces);
             let resident: Bytes = all().filter(|piece| !streams(piece)).map(|piece| piece.size_bytes).sum();
-            let slot = all().filter(|piece| streams(piece)).map(|piece| piece.size_bytes).max().unwrap_or_default();
+            let slot = all().filter(|piece| streams(piece)).map(|piece| size_as_in_files(piece, catalog)).max().unwrap_or_default();
             resident + slot.times(own.ring_copies(self.shape.n_slots)) <= room
         };
-        let as_they_are = laid_out(&pieces);
-        if fits(&as_they_are) {
-            return Ok(as_they_are);
-        }
-        let n_slices = pieces.iter().flat_map(|(_, pieces)| pieces).map(|piece| piece.slices.len()).max().unwrap_or(0);
-        let padding = SLICE_PADDING.times(n_slices as u64);
-        let smaller = slot_bytes.saturating_sub(padding).align_down(SLICE_ALIGNMENT);
-        if padding.times(SLOT_TO_PADDING) <= slot_bytes && smaller >= self.site.row_bytes {
-            let smaller = laid_out(&self.cut(own, units, smaller)?);
-            if fits(&smaller) {
-                return Ok(smaller);
+        if !fits(&pieces) {
+            let n_slices = pieces.iter().flat_map(|(_, pieces)| pieces).map(|piece| piece.slices.len()).max().unwrap_or(0);
+            let padding = SLICE_PADDING.times(n_slices as u64);
+            let smaller = slot_bytes.saturating_sub(padding).align_down(SLICE_ALIGNMENT);
+            if padding.times(SLOT_TO_PADDING) > slot_bytes || smaller < self.site.row_bytes {
+                return Ok(pieces);
             }
+            let smaller = self.cut(own, units, smaller)?;
+            if !fits(&smaller) {
+                return Ok(pieces);
+            }
+            pieces = smaller;
         }
+        let streamed = pieces.iter_mut().flat_map(|(_, pieces)| pieces).filter(|piece| streams(piece));
+        streamed.for_each(|piece| lay_out_as_in_files(piece, catalog));
         Ok(pieces)
     }
 

@@ -31,23 +31,26 @@ impl FileRange {
     }
 }
 
-/// Where the bytes of a slice begin in its file.
-fn place(slice: &Slice, catalog: &Catalog) -> (u32, u64) {
-    let tensor = &catalog[slice.tensor];
-    (tensor.shard, tensor.offset + slice.first_row * tensor.row_bytes())
-}
-
 /// Moves the slices of `piece` to where its block has them as in the files, the rest of it closed up.
 pub(super) fn lay_out_as_in_files(piece: &mut Piece, catalog: &Catalog) {
     let ranges = ranges_of(&piece.slices, catalog);
+    piece.size_bytes = size_of(&ranges);
     for slice in &mut piece.slices {
-        let (shard, offset) = place(slice, catalog);
+        let (shard, offset) = slice.place(catalog);
         let holds = |range: &&FileRange| range.shard == shard && (range.file_offset..range.file_offset + range.len).contains(&offset);
         if let Some(range) = ranges.iter().find(holds) {
             slice.offset = range.block_offset + (offset - range.file_offset);
         }
     }
-    piece.size_bytes = Bytes(ranges.last().map_or(0, FileRange::block_end));
+}
+
+/// Bytes of the block that `piece` has once it is [laid out](lay_out_as_in_files).
+pub(super) fn size_as_in_files(piece: &Piece, catalog: &Catalog) -> Bytes {
+    size_of(&ranges_of(&piece.slices, catalog))
+}
+
+fn size_of(ranges: &[FileRange]) -> Bytes {
+    Bytes(ranges.last().map_or(0, FileRange::block_end))
 }
 
 /// The ranges that a piece consists of, in the order of the files; `None` where its slices lie otherwise.
@@ -62,7 +65,7 @@ fn ranges_of(slices: &[Slice], catalog: &Catalog) -> Vec<FileRange> {
     let mut places: Vec<(u32, u64, u64)> = slices
         .iter()
         .map(|slice| {
-            let (shard, offset) = place(slice, catalog);
+            let (shard, offset) = slice.place(catalog);
             (shard, offset, slice.size_bytes)
         })
         .collect();
@@ -84,36 +87,57 @@ fn ranges_of(slices: &[Slice], catalog: &Catalog) -> Vec<FileRange> {
     ranges
 }
 
+/// Pieces and catalogs for tests of layouts and reads.
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
+pub(crate) mod samples {
     use crate::device::Device;
     use crate::dtype::DType;
-    use crate::weights::{Shard, TensorId, TensorInfo};
+    use crate::plan::{Piece, SLICE_ALIGNMENT, Slice};
+    use crate::units::Bytes;
+    use crate::weights::{Catalog, Shard, TensorId, TensorInfo};
 
-    /// One row each of tensors of bytes as (shard, offset, size), in a piece of all of them in this order, side by side.
-    fn piece_of(tensors: &[(u32, u64, u64)]) -> (Piece, Catalog) {
+    /// Tensors of bytes as (shard, offset, size) in two files, and a piece of all of them in this order.
+    pub(crate) fn piece_of(tensors: &[(u32, u64, u64)]) -> (Piece, Catalog) {
         let info = |(index, &(shard, offset, size)): (usize, &(u32, u64, u64))| TensorInfo {
             name: index.to_string(),
             dtype: DType::F16,
-            shape: vec![1, size / 2],
+            shape: vec![size / 2, 1],
             shard,
             offset,
             size_bytes: Bytes(size),
         };
         let file = Shard { path: "x".into(), size_bytes: Bytes::gib(1) };
         let catalog = Catalog::new(vec![file.clone(), file], tensors.iter().enumerate().map(info).collect());
-        let mut end = 0;
+        let mut block = 0;
         let slice = |(index, &(_, _, size_bytes)): (usize, &(u32, u64, u64))| {
-            let offset = end;
-            end += size_bytes;
-            Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: 1, offset, size_bytes }
+            let offset = block;
+            block += size_bytes.next_multiple_of(SLICE_ALIGNMENT);
+            Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: size_bytes / 2, offset, size_bytes }
         };
         let slices = tensors.iter().enumerate().map(slice).collect();
-        (Piece { unit: 0, home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(end) }, catalog)
+        (Piece { unit: 0, home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
     }
+
+    /// As [`piece_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), turned round by `turn`.
+    pub(crate) fn piece_with_gaps(gaps: &[(u64, u64, u32)], turn: usize) -> (Piece, Catalog) {
+        let mut ends = [8u64; 2];
+        let behind = |&(gap, values, shard): &(u64, u64, u32)| {
+            let offset = ends[shard as usize] + gap;
+            ends[shard as usize] = offset + 2 * values;
+            (shard, offset, 2 * values)
+        };
+        let mut tensors: Vec<(u32, u64, u64)> = gaps.iter().map(behind).collect();
+        tensors.rotate_left(turn % gaps.len());
+        piece_of(&tensors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::samples::{piece_of, piece_with_gaps};
+    use super::*;
 
     #[test]
     fn what_lies_near_is_one_range_and_what_does_not_is_closed_up() {
@@ -134,17 +158,11 @@ mod tests {
             gaps in prop::collection::vec((0u64..20_000, 1u64..60_000, 0u32..2), 1..8),
             turn in 0usize..8,
         ) {
-            let mut ends = [8u64; 2];
-            let mut tensors: Vec<(u32, u64, u64)> = gaps.iter().map(|&(gap, values, shard)| {
-                let offset = ends[shard as usize] + gap;
-                ends[shard as usize] = offset + 2 * values;
-                (shard, offset, 2 * values)
-            }).collect();
-            let n_tensors = tensors.len();
-            tensors.rotate_left(turn % n_tensors);
-            let (mut piece, catalog) = piece_of(&tensors);
-            let most = piece.stored_bytes() + SLICE_PADDING.times(n_tensors as u64);
+            let (mut piece, catalog) = piece_with_gaps(&gaps, turn);
+            let most = piece.stored_bytes() + SLICE_PADDING.times(gaps.len() as u64);
+            let promised = size_as_in_files(&piece, &catalog);
             lay_out_as_in_files(&mut piece, &catalog);
+            prop_assert_eq!(piece.size_bytes, promised);
             prop_assert!(piece.size_bytes <= most);
             let ranges = file_ranges(&piece, &catalog).unwrap();
             let mut block_end = 0;
@@ -155,7 +173,7 @@ mod tests {
             }
             prop_assert!(block_end == piece.size_bytes.0);
             for slice in &piece.slices {
-                let (shard, offset) = place(slice, &catalog);
+                let (shard, offset) = slice.place(&catalog);
                 let holds = |range: &&FileRange| {
                     range.shard == shard && range.file_offset <= offset && offset + slice.size_bytes <= range.file_offset + range.len
                 };

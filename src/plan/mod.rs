@@ -32,6 +32,8 @@ pub use costs::Load;
 pub(crate) use dry_run::n_to_share;
 pub use dry_run::{Bound, Busy, Prediction, predict};
 pub use explain::{Alternative, Explanation, WithMore, explain};
+#[cfg(test)]
+pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, Work, cut};

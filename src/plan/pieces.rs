@@ -49,6 +49,14 @@ pub struct Slice {
     pub size_bytes: u64,
 }
 
+impl Slice {
+    /// The file of the checkpoint that holds it, and where its bytes begin there.
+    pub fn place(&self, catalog: &Catalog) -> (u32, u64) {
+        let tensor = &catalog[self.tensor];
+        (tensor.shard, tensor.offset + self.first_row * tensor.row_bytes())
+    }
+}
+
 /// One step of computing a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -12,8 +12,7 @@ use crate::error::Result;
 use crate::units::Bytes;
 
 /// Offsets, lengths and addresses of such reads are multiples of this; every disk's logical block divides it.
-#[cfg(not(target_arch = "wasm32"))]
-const ALIGNMENT: usize = 4096;
+pub const ALIGNMENT: usize = 4096;
 
 /// Memory that a disk can write to directly; grows to the largest request and is used again.
 #[derive(Debug, Default)]

@@ -77,6 +77,11 @@ impl FileSource {
         self.direct.get_or_init(open).as_ref()
     }
 
+    /// Whether `block` was read past the page cache, up to `len` at least; its offset, address and length must be aligned.
+    fn fill_directly(&self, offset: u64, block: &mut [u8], len: usize) -> bool {
+        self.direct().is_some_and(|file| direct::read(file, read_some, offset, block, len).is_some())
+    }
+
     fn changed(&self, fault: impl Into<String>) -> Error {
         Error::FileChanged { path: self.name.clone(), fault: fault.into() }
     }
@@ -125,12 +130,11 @@ impl ByteSource for FileSource {
 
     fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
         let range = direct::aligned_range(offset, len).filter(|_| self.contains(offset, len as u64));
-        if let (Some((begin, whole, skip)), Some(file)) = (range, self.direct()) {
-            let needed = skip + len;
-            if direct::read(file, read_some, begin, buffer.aligned(whole)?, needed).is_some() {
-                self.check()?;
-                return Ok(&buffer.aligned(whole)?[skip..needed]);
-            }
+        if let Some((begin, whole, skip)) = range
+            && self.fill_directly(begin, buffer.aligned(whole)?, skip + len)
+        {
+            self.check()?;
+            return Ok(&buffer.aligned(whole)?[skip..skip + len]);
         }
         // Where that failed, the plain way says why, or succeeds.
         self.read_at(offset, buffer.aligned(len)?)?;
@@ -139,10 +143,7 @@ impl ByteSource for FileSource {
     }
 
     fn read_into(&self, offset: u64, block: &mut [u8], len: usize) -> Result<()> {
-        let may_be_direct = direct::is_aligned(offset, block) && self.contains(offset, len as u64);
-        if let Some(file) = self.direct().filter(|_| may_be_direct)
-            && direct::read(file, read_some, offset, block, len).is_some()
-        {
+        if direct::is_aligned(offset, block) && self.contains(offset, len as u64) && self.fill_directly(offset, block, len) {
             return self.check();
         }
         self.read_at(offset, &mut block[..len])?;

@@ -22,7 +22,7 @@ mod vulkan_memory;
 use crate::units::Bytes;
 pub use background::{in_background, yield_to_others};
 pub use completions::Completions;
-pub use direct::DirectBuffer;
+pub use direct::{ALIGNMENT as DIRECT_ALIGNMENT, DirectBuffer};
 pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
 pub use host::{

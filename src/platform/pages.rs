@@ -34,9 +34,7 @@ impl Pages {
     /// # Errors
     /// As of [`Pages::of`].
     pub fn several(n: usize, size: Bytes) -> Result<Vec<Pages>> {
-        let all = Pages::of(size.times(n as u64))?;
-        let len = all.len.checked_div(n).unwrap_or(0);
-        split(all, n, len).map_err(|fault| Error::io("allocate", format!("{n} times {size} of host memory"), fault))
+        several(n, size)
     }
 }
 
@@ -56,9 +54,11 @@ fn allocate(len: usize) -> io::Result<Pages> {
     Ok(Pages { memory: memory.into(), begin, len })
 }
 
-/// `n` parts of `len` bytes, which do not overlap.
+/// Parts of one map, which do not overlap.
 #[cfg(not(target_arch = "wasm32"))]
-fn split(all: Pages, n: usize, len: usize) -> io::Result<Vec<Pages>> {
+fn several(n: usize, size: Bytes) -> Result<Vec<Pages>> {
+    let all = Pages::of(size.times(n as u64))?;
+    let len = all.len.checked_div(n).unwrap_or(0);
     Ok((0..n).map(|index| Pages { memory: all.memory.clone(), begin: all.begin + index * len, len }).collect())
 }
 
@@ -67,8 +67,8 @@ impl Deref for Pages {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies in the map, which lives as long as `self`, and no other `Pages` has any of it: `split` takes the one
-        // that had it all.
+        // SAFETY: the range lies in the map, which lives as long as `self`, and no other `Pages` has any of it: `several` drops the
+        // one that had it all.
         #[expect(unsafe_code, reason = "parts of one map that several threads write to have no safe form")]
         unsafe {
             std::slice::from_raw_parts(self.memory.as_ptr().add(self.begin), self.len)
@@ -98,11 +98,10 @@ fn allocate(len: usize) -> io::Result<Pages> {
     Ok(Pages { memory, begin: 0, len })
 }
 
-/// There are no large pages, so that parts may lie anywhere.
+/// There are no large pages, so that they may lie anywhere.
 #[cfg(target_arch = "wasm32")]
-fn split(all: Pages, n: usize, len: usize) -> io::Result<Vec<Pages>> {
-    drop(all);
-    (0..n).map(|_| allocate(len)).collect()
+fn several(n: usize, size: Bytes) -> Result<Vec<Pages>> {
+    (0..n).map(|_| Pages::of(size)).collect()
 }
 
 #[cfg(target_arch = "wasm32")]

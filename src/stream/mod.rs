@@ -100,10 +100,5 @@ fn go_on(team: &mut Team, steps: &[Step]) -> Result<()> {
 /// # Errors
 /// Those of the executors.
 pub fn prologue(schedule: &Schedule, team: &mut Team) -> Result<()> {
-    for step in &schedule.prologue {
-        if let Step::FetchUpload(piece) | Step::Upload(piece) = *step {
-            team.upload(piece)?;
-        }
-    }
-    Ok(())
+    go_on(team, &schedule.prologue)
 }
