@@ -74,7 +74,8 @@ pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_
         let parts = token[begin..begin + n_rows].chunks_mut(rows_per_task);
         tasks.iter_mut().zip(parts).for_each(|(task, part)| task.push(part));
     }
-    tasks.into_par_iter().enumerate().for_each_init(Scratch::default, |scratch, (task, mut outputs)| {
+    // One by one: by itself rayon gives a thread two or more at once, and at the end the others wait longer for it.
+    tasks.into_par_iter().with_max_len(1).enumerate().for_each_init(Scratch::default, |scratch, (task, mut outputs)| {
         product.many_tokens(task * rows_per_task, &mut outputs, scratch);
     });
 }

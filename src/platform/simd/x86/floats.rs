@@ -20,14 +20,14 @@ pub(super) fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f3
     check_rows(rows, token.len() * form.size_bytes());
     let (rows, token, n_columns) = (rows.map(<[u8]>::as_ptr), [token.as_ptr()], token.len());
     // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; rows and token hold the columns.
-    let products = unsafe {
+    let [products] = unsafe {
         match form {
             Floats::F32 => tile::<F32, PANEL_ROWS, 1>(rows, token, n_columns),
             Floats::F16 => tile::<F16, PANEL_ROWS, 1>(rows, token, n_columns),
             Floats::BF16 => tile::<BF16, PANEL_ROWS, 1>(rows, token, n_columns),
         }
     };
-    products.map(|[product]| product)
+    products
 }
 
 pub(super) fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
@@ -92,70 +92,103 @@ const fn size_of_value(form: u8) -> usize {
     if form == F32 { 4 } else { 2 }
 }
 
+/// Sums over the columns of `R` rows times `T` tokens. A function of its own, so that all its pointers have registers.
+///
 /// # Safety
 /// `n_columns` values can be read at each pointer.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(never)]
 unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
     rows: [*const u8; R],
     tokens: [*const f32; T],
     n_columns: usize,
-) -> [[f32; T]; R] {
+) -> [[f32; R]; T] {
     let mut sums = [[_mm256_setzero_ps(); T]; R];
-    let n_whole = n_columns - n_columns % LANES;
+    let (n_chunks, n_rest) = (n_columns / LANES, n_columns % LANES);
     let next_panel = rows[0].wrapping_add(R * n_columns * size_of_value(FORM));
-    for at in (0..n_whole).step_by(LANES) {
+    for chunk in 0..n_chunks {
         if R == PANEL_ROWS {
             // Rows of a panel come from memory, those of smaller tiles from a cache.
             // SAFETY: a prefetch may name any address.
             unsafe {
                 match FORM {
-                    F32 => prefetch::<{ LANES * 4 }>(next_panel.wrapping_add(PANEL_ROWS * at * 4)),
-                    _ => prefetch::<{ LANES * 2 }>(next_panel.wrapping_add(PANEL_ROWS * at * 2)),
+                    F32 => prefetch::<{ LANES * 4 }>(chunk_of::<FORM>(next_panel, PANEL_ROWS * chunk)),
+                    _ => prefetch::<{ LANES * 2 }>(chunk_of::<FORM>(next_panel, PANEL_ROWS * chunk)),
                 }
             }
         }
         let mut values = [_mm256_setzero_ps(); T];
         for (values, token) in values.iter_mut().zip(tokens) {
-            // SAFETY: eight values from `at` on are within the columns.
-            *values = unsafe { _mm256_loadu_ps(token.add(at)) };
+            // SAFETY: eight values of this chunk are within the columns.
+            *values = unsafe { load::<F32>(chunk_of::<F32>(token.cast(), chunk)) };
         }
         for (sums, row) in sums.iter_mut().zip(rows) {
             // SAFETY: as above.
-            let weights = unsafe { load::<FORM>(row.add(at * size_of_value(FORM))) };
+            let weights = unsafe { load::<FORM>(chunk_of::<FORM>(row, chunk)) };
             for (sum, values) in sums.iter_mut().zip(values) {
                 *sum = _mm256_fmadd_ps(weights, values, *sum);
             }
         }
     }
-    if n_whole < n_columns {
-        let n_rest = n_columns - n_whole;
+    if n_rest > 0 {
         let mut values = [_mm256_setzero_ps(); T];
         for (values, token) in values.iter_mut().zip(tokens) {
-            // SAFETY: `n_rest` values from `n_whole` on are within the columns.
-            *values = unsafe { load_rest::<F32>(token.add(n_whole).cast(), n_rest) };
+            // SAFETY: `n_rest` values behind the last whole chunk are within the columns.
+            *values = unsafe { load_rest::<F32>(chunk_of::<F32>(token.cast(), n_chunks), n_rest) };
         }
         for (sums, row) in sums.iter_mut().zip(rows) {
             // SAFETY: as above.
-            let weights = unsafe { load_rest::<FORM>(row.add(n_whole * size_of_value(FORM)), n_rest) };
+            let weights = unsafe { load_rest::<FORM>(chunk_of::<FORM>(row, n_chunks), n_rest) };
             for (sum, values) in sums.iter_mut().zip(values) {
                 *sum = _mm256_fmadd_ps(weights, values, *sum);
             }
         }
     }
-    let mut products = [[0.0; T]; R];
-    for (product, sum) in products.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-        *product = add_lanes(*sum);
+    let mut products = [[0.0; R]; T];
+    for (token, products) in products.iter_mut().enumerate() {
+        let ((fours, rest), (sums_of_fours, sums_of_rest)) = (products.as_chunks_mut(), sums.as_chunks());
+        for (products, sums) in fours.iter_mut().zip(sums_of_fours) {
+            *products = add_lanes_of_four(sums.map(|sums| sums[token]));
+        }
+        for (product, sums) in rest.iter_mut().zip(sums_of_rest) {
+            *product = add_lanes(sums[token]);
+        }
     }
     products
+}
+
+/// Where the eight values of a chunk begin: without the check for overflow that a sum in the inner loop would pay for.
+#[inline]
+fn chunk_of<const FORM: u8>(values: *const u8, chunk: usize) -> *const u8 {
+    values.wrapping_add(chunk.wrapping_mul(LANES * size_of_value(FORM)))
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
 fn add_lanes(sum: __m256) -> f32 {
-    let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    let four = add_halves(sum);
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// [`add_lanes`] of each, in the same order.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_lanes_of_four([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let [a, b, c, d] = [add_halves(a), add_halves(b), add_halves(c), add_halves(d)];
+    let a_and_b = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    let c_and_d = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    let sums = _mm_add_ps(_mm_movelh_ps(a_and_b, c_and_d), _mm_movehl_ps(c_and_d, a_and_b));
+    let mut each = [0.0; 4];
+    // SAFETY: the array has four values.
+    unsafe { _mm_storeu_ps(each.as_mut_ptr(), sums) };
+    each
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_halves(sum: __m256) -> __m128 {
+    _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1))
 }
 
 /// # Safety
@@ -193,14 +226,12 @@ fn dots_of(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32])
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dots_of_rows<const R: usize>(n_columns: usize, rows: &[f32], first_row: usize, tokens: &[f32], products: &mut [f32]) {
     let n_rows = rows.len() / n_columns;
-    let tiles = tokens.chunks_exact(TILE_TOKENS * n_columns);
-    let rest = tiles.remainder().chunks_exact(n_columns);
-    let (products, products_of_rest) = products.split_at_mut(tiles.len() * TILE_TOKENS * n_rows);
-    for (tokens, products) in tiles.zip(products.chunks_exact_mut(TILE_TOKENS * n_rows)) {
-        dots_of_tile::<R, TILE_TOKENS>(n_columns, rows, first_row, tokens, products);
-    }
-    for (token, products) in rest.zip(products_of_rest.chunks_exact_mut(n_rows)) {
-        dots_of_tile::<R, 1>(n_columns, rows, first_row, token, products);
+    for (tokens, products) in tokens.chunks(TILE_TOKENS * n_columns).zip(products.chunks_mut(TILE_TOKENS * n_rows)) {
+        match tokens.len() / n_columns {
+            1 => dots_of_tile::<R, 1>(n_columns, rows, first_row, tokens, products),
+            2 => dots_of_tile::<R, 2>(n_columns, rows, first_row, tokens, products),
+            _ => dots_of_tile::<R, TILE_TOKENS>(n_columns, rows, first_row, tokens, products),
+        }
     }
 }
 
@@ -212,11 +243,9 @@ fn dots_of_tile<const R: usize, const T: usize>(n_columns: usize, rows: &[f32], 
     let row_pointers = std::array::from_fn(|row| rows[(first_row + row) * n_columns..][..n_columns].as_ptr().cast());
     let token_pointers = std::array::from_fn(|token| tokens[token * n_columns..][..n_columns].as_ptr());
     // SAFETY: each pointer was made of a slice of `n_columns` values.
-    let sums = unsafe { tile::<F32, R, T>(row_pointers, token_pointers, n_columns) };
-    for (row, sums) in sums.iter().enumerate() {
-        for (token, sum) in sums.iter().enumerate() {
-            products[token * n_rows + first_row + row] = *sum;
-        }
+    let sums: [[f32; R]; T] = unsafe { tile::<F32, R, T>(row_pointers, token_pointers, n_columns) };
+    for (products, sums) in products.chunks_exact_mut(n_rows).zip(sums) {
+        products[first_row..][..R].copy_from_slice(&sums);
     }
 }
 
