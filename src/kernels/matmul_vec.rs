@@ -21,6 +21,11 @@ struct Shape {
 /// nothing, and a lane uses what it loads for as many rows and tokens as its registers hold. Eight lanes are one of its vectors.
 const LANE: Shape = Shape { lanes: 1, workgroup: 8, rows: 8 };
 
+/// The same for one token and a matrix of blocks. A lane loads the token for four rows at a time in any case, and twice as many
+/// workgroups are shared out more evenly: a matrix of 576 rows has nine of the other shape, and of two threads one gets five.
+/// Lavapipe takes 0.84 to 0.97 of the time for Q4_0 and Q4_1, as long as before for Q8_0, and 1.05 for plain numbers.
+const LANE_OF_BLOCKS: Shape = Shape { rows: 4, ..LANE };
+
 /// A row's blocks are read side by side by the lanes of half a hardware wave or more.
 const WORKGROUP: Shape = Shape { lanes: 32, workgroup: 64, rows: 4 };
 
@@ -33,7 +38,12 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>,
     let (kernel, params) = (products.kernel(&MATMUL_VEC), products.common());
     let needed = products.needed(gpu, kernel.stem)?;
     require(gpu, kernel.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
-    let shape = if form == MatMulForm::Lane { LANE } else { WORKGROUP };
+    let has_blocks = params.dtype().is_some_and(|dtype| dtype.block_len() > 1);
+    let shape = match form {
+        MatMulForm::Lane if has_blocks && params.n_tokens == 1 => LANE_OF_BLOCKS,
+        MatMulForm::Lane => LANE,
+        _ => WORKGROUP,
+    };
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
     let constants = [
         ("DTYPE", f64::from(params.dtype)),
