@@ -38,6 +38,11 @@ impl DType {
         }
     }
 
+    /// Whether it is stored in blocks that share a scale.
+    pub const fn has_blocks(self) -> bool {
+        self.block_len() > 1
+    }
+
     /// Bytes of one block.
     pub const fn block_bytes(self) -> u64 {
         match self {

@@ -5,6 +5,7 @@ mod common;
 use common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, run_all, run_with, upload};
 use tierflow::device::{MatMulForm, TokenCount};
 use tierflow::dtype::DType;
+use tierflow::error::Result;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::kernels::attention::AttentionForm;
 use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, matmul, matmul_subgroup, rms_norm, rope_kv, swiglu};
@@ -79,7 +80,7 @@ impl Product {
 fn matmul_matches_its_reference_for_every_dtype_and_odd_shapes() {
     for gpu in gpus() {
         for dtype in DType::ALL {
-            let columns: &[u32] = if dtype.block_len() == 1 { &[1, 3, 4, 31, 36, 257] } else { &[32, 96, 288] };
+            let columns: &[u32] = if dtype.has_blocks() { &[32, 96, 288] } else { &[1, 3, 4, 31, 36, 257] };
             for &n_columns in columns {
                 for (n_rows, n_tokens) in [(1, 1), (3, 2), (31, 3), (33, 8), (257, 1), (33, 33), (70, 9)] {
                     let product = Product::random(dtype, n_rows, n_columns, n_tokens);
@@ -423,6 +424,19 @@ fn attend(
     caches: &[Buffer; 2],
     form: AttentionForm,
 ) -> Vec<f32> {
+    attend_in(1, gpu, params, tokens, query, caches, form)
+}
+
+/// As `attend`, in as many as `n_cuts` dispatches.
+fn attend_in(
+    n_cuts: usize,
+    gpu: &Gpu,
+    params: &attention::Params,
+    tokens: &[rope_kv::Token],
+    query: &[f32],
+    caches: &[Buffer; 2],
+    form: AttentionForm,
+) -> Vec<f32> {
     let [queries, places] = [upload(gpu, "query", query), upload(gpu, "tokens", tokens)];
     let parts_len = attention::parts_bytes(params) as usize / 4;
     let [parts, mixed] = [poisoned(gpu, parts_len), poisoned(gpu, query.len())];
@@ -434,7 +448,11 @@ fn attend(
         parts: Binding::whole(&parts),
         mixed: Binding::whole(&mixed),
     };
-    run_with(gpu, params, |buffer| attention::prepare_as(gpu, buffer, params, bindings, form));
+    let (each, begins) = attention::cut(params, n_cuts);
+    run_with(gpu, &each, |buffer| {
+        let of_cut = |&begin: &u32| attention::prepare_as(gpu, buffer, &each, bindings.from_token(params, begin), form);
+        Ok(begins.iter().map(of_cut).collect::<Result<Vec<_>>>()?.concat())
+    });
     output(gpu, &parts, parts_len);
     output(gpu, &mixed, query.len())
 }
@@ -503,6 +521,24 @@ fn attention_gives_a_token_the_same_bits_whatever_stands_beside_it() {
                     let values = range.start * width..range.end * width;
                     let some = attend(gpu, &params, &whole.tokens[range.clone()], &query[values.clone()], &caches, form);
                     assert_eq!(bits(&some), bits(&all[values]), "{form:?} {range:?} {heads:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_gives_the_same_bits_however_it_is_cut() {
+    for gpu in gpus() {
+        for (heads, head_size, n_tokens) in [([9, 3], 64, 203), ([2, 2], 8, 139)] {
+            let whole = Attention::of_one_sequence(heads, head_size, n_tokens + 40, n_tokens, 0);
+            let (query, caches) = whole.random_values();
+            let caches = caches.map(|cache| upload(gpu, "cache", &cache));
+            for form in attention::forms(gpu) {
+                let attend_in = |n_cuts| bits(&attend_in(n_cuts, gpu, &whole.params, &whole.tokens, &query, &caches, form));
+                let at_once = attend_in(1);
+                for n_cuts in [2, 3] {
+                    assert_eq!(attend_in(n_cuts), at_once, "{form:?} of {n_tokens} tokens in {n_cuts}");
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use proptest::test_runner::RngSeed;
-use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits};
+use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::kernels::{attention, matmul};
@@ -331,6 +331,23 @@ proptest! {
         }
     }
 
+}
+
+#[test]
+fn a_slow_adapter_takes_so_few_tokens_at_a_time_that_no_watchdog_bites() {
+    let config = ModelConfig { context_length: 1024, ffn_size: 4096, ..models::config() };
+    let (catalog, model) = models::model(&config, |_| DType::F32);
+    let mut devices = models::devices(Bytes::gib(1), AdapterKind::Integrated, GpuLimits::default(), Bytes::gib(1));
+    let options = PlanOptions { compute_on: vec![Device::Gpu(0)], ..PlanOptions::default() };
+    let flops_of_token = 2.0 * (config.hidden_size * config.ffn_size) as f64;
+    let mut n_tokens = |secs_of_token: f64, ubatch_size: Option<usize>| {
+        devices[0].rates = Rates { matmul: [(DType::F32, flops_of_token / secs_of_token)].into(), ..Rates::default() };
+        plan(&catalog, &model, &devices, &PlanOptions { ubatch_size, ..options.clone() }).unwrap().forward.n_tokens
+    };
+    assert_eq!(n_tokens(0.0001, None), 512, "51 ms");
+    assert_eq!(n_tokens(0.001, None), 128, "512 tokens take 512 ms, 256 take 256 ms");
+    assert_eq!(n_tokens(0.1, None), 64, "fewer do not pay");
+    assert_eq!(n_tokens(0.1, Some(512)), 512, "as asked");
 }
 
 proptest! {

@@ -55,6 +55,17 @@ pub struct Bindings<'a> {
     pub mixed: Binding<'a>,
 }
 
+impl<'a> Bindings<'a> {
+    /// The tokens of `params` from `token` on: one of those that [`cut`] returns.
+    #[must_use]
+    pub fn from_token(self, params: &Params, token: u32) -> Bindings<'a> {
+        let rows = f32_bytes(&[token, params.n_heads, params.head_size]);
+        let [query, tokens, mixed] =
+            [(self.query, rows), (self.tokens, f32_bytes(&[token, 4])), (self.mixed, rows)].map(|(binding, bytes)| binding.behind(bytes));
+        Bindings { query, tokens, mixed, ..self }
+    }
+}
+
 /// How attention is spread over an adapter's lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionForm {
@@ -70,6 +81,10 @@ pub enum AttentionForm {
 
 /// Tokens that follow each other in a sequence, on average, for which tiles pay: a tile takes its sequences one by one.
 const MIN_RUN: usize = 4;
+/// Tokens of one of several dispatches, at least: enough to keep an adapter busy.
+const MIN_CUT_TOKENS: u32 = 64;
+/// Dispatches begin at multiples of so many tokens, which begin at a binding's alignment in every buffer, whatever the heads.
+const CUT_ALIGNMENT: u32 = 16;
 /// Positions of a part, at least: enough work to be worth its combining.
 pub const MIN_PART_POSITIONS: u32 = 256;
 /// Parts of a context, at most.
@@ -79,6 +94,22 @@ pub const MAX_PARTS: u32 = 32;
 pub fn token_count(n_tokens: usize, n_runs: usize) -> TokenCount {
     let is_many = n_tokens > MAX_FEW_TOKENS as usize && n_tokens / n_runs.max(1) >= MIN_RUN;
     if is_many { TokenCount::Many } else { TokenCount::Few }
+}
+
+/// Attention of many tokens as that of some at a time, for an adapter that all of them would keep busy for too long: the params of each of
+/// at most `n_cuts` dispatches, which are the same, and their first tokens. Where the tokens do not divide, some are attended for twice,
+/// with the same result.
+pub fn cut(params: &Params, n_cuts: usize) -> (Params, Vec<u32>) {
+    let n_cuts = u32::try_from(n_cuts).unwrap_or(u32::MAX).min(params.n_tokens / MIN_CUT_TOKENS).max(1);
+    let step = params.n_tokens.div_ceil(n_cuts).next_multiple_of(CUT_ALIGNMENT);
+    // So many that the last ones begin at a multiple too.
+    let n_together = step + params.n_tokens % CUT_ALIGNMENT;
+    if n_cuts == 1 || n_together >= params.n_tokens {
+        return (*params, vec![0]);
+    }
+    let last = params.n_tokens - n_together;
+    let begins = (0..last).step_by(step as usize).chain([last]).collect();
+    (Params { n_tokens: n_together, ..*params }, begins)
 }
 
 /// Makes the dispatches of the form that suits, one or two, to be encoded in their order and with the same params.
@@ -235,5 +266,33 @@ pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize
     // A token that sees nothing mixes nothing.
     if !scores.is_empty() {
         mixed.iter_mut().for_each(|sum| *sum /= total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(n_tokens: u32) -> Params {
+        let (n_heads, n_kv_heads, head_size) = (9, 3, 64);
+        Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs: 1, kv_capacity: 512, window: 0, scale: 0.125, kv_dtype: 1 }
+    }
+
+    #[test]
+    fn every_token_is_attended_for_however_attention_is_cut() {
+        for n_tokens in (1..600).chain([2048, 4099]) {
+            for n_cuts in [0, 1, 2, 3, 7, 64, usize::MAX] {
+                let (each, begins) = cut(&params(n_tokens), n_cuts);
+                assert!(begins.len() <= n_cuts.max(1) && begins.iter().all(|begin| begin.is_multiple_of(CUT_ALIGNMENT)));
+                assert!(begins.len() == 1 || each.n_tokens >= MIN_CUT_TOKENS, "{n_tokens} tokens in {n_cuts}: {each:?}");
+                let end = begins.iter().fold(0, |end, &begin| {
+                    assert!(begin <= end, "{n_tokens} tokens in {n_cuts}: those before {begin} are left out");
+                    begin + each.n_tokens
+                });
+                assert_eq!(end, n_tokens, "in {n_cuts}");
+            }
+        }
+        assert_eq!(cut(&params(512), 8), (params(64), (0..8).map(|index| index * 64).collect()));
+        assert_eq!(cut(&params(500), 3), (params(180), vec![0, 176, 320]));
     }
 }

@@ -70,7 +70,7 @@ impl Params {
 
     /// Whether each row is whole quads of words, or of blocks: what the fast forms read.
     pub(super) fn has_whole_quads(&self) -> bool {
-        self.dtype().is_some_and(|dtype| dtype.block_len() > 1 || self.row_bytes().is_some_and(|bytes| bytes.is_multiple_of(16)))
+        self.dtype().is_some_and(|dtype| dtype.has_blocks() || self.row_bytes().is_some_and(|bytes| bytes.is_multiple_of(16)))
     }
 
     /// Whether this is a product of few tokens or of many.

@@ -3,6 +3,7 @@
 use super::matmul::Products;
 use super::{MATMUL_VEC, dispatch, fold, require};
 use crate::device::MatMulForm;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -38,7 +39,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>,
     let (kernel, params) = (products.kernel(&MATMUL_VEC), products.common());
     let needed = products.needed(gpu, kernel.stem)?;
     require(gpu, kernel.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
-    let has_blocks = params.dtype().is_some_and(|dtype| dtype.block_len() > 1);
+    let has_blocks = params.dtype().is_some_and(DType::has_blocks);
     let shape = match form {
         MatMulForm::Lane if has_blocks && params.n_tokens == 1 => LANE_OF_BLOCKS,
         MatMulForm::Lane => LANE,

@@ -43,6 +43,11 @@ impl<'a> Binding<'a> {
         Binding { buffer, offset: 0, size: buffer.size() }
     }
 
+    /// What of it is behind its first `bytes`.
+    fn behind(self, bytes: u64) -> Binding<'a> {
+        Binding { offset: self.offset.saturating_add(bytes), size: self.size.saturating_sub(bytes), ..self }
+    }
+
     /// `size` bytes at `offset`.
     pub fn part(buffer: &'a wgpu::Buffer, offset: u64, size: u64) -> Binding<'a> {
         Binding { buffer, offset, size }

@@ -9,6 +9,10 @@ use crate::plan::UploadPath;
 use crate::units::Bytes;
 use crate::weights::{Catalog, ModelConfig, TensorInfo};
 
+/// What a submission to an adapter should take at most. Windows and browsers reset one that does not answer for 2 s, and
+/// others may use it too. Forwards have no more tokens, and attention no larger dispatches, than keep one dispatch within it.
+pub(crate) const SUBMIT_SECS: f64 = 0.25;
+
 /// What one forward is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Load {

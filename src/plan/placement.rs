@@ -3,11 +3,12 @@
 
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Op};
 use crate::plan::build::{Build, Outcome};
 use crate::plan::candidates;
+use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
 use crate::plan::greedy::Greedy;
-use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
+use crate::plan::pieces::{SLICE_ALIGNMENT, Work, n_dispatches_of};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
 use crate::plan::{Context, Homes, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
@@ -19,8 +20,10 @@ use crate::weights::Catalog;
 const N_SLOTS: usize = 3;
 /// Most slots that a ring has, whatever is asked.
 const N_SLOTS_MAX: usize = 64;
-/// Tokens per forward unless told otherwise or memory is short.
+/// Tokens per forward unless told otherwise, memory is short or an adapter slow.
 const UBATCH_SIZE: usize = 512;
+/// Tokens that keep an adapter busy: fewer would gain little by being in a forward of their own.
+const N_TOKENS_BUSY: usize = 64;
 /// Rounds in which a plan is given just the dispatches that its pieces need.
 const N_EXACT_ROUNDS: usize = 4;
 /// Rounds in which a refusal's advice is tried as it would be followed.
@@ -237,6 +240,10 @@ impl Site<'_> {
         while n_tokens > 16 && is_too_large(n_tokens) {
             n_tokens /= 2;
         }
+        // A product that computes for so long waits for no weights, so that more forwards cost nothing.
+        while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > SUBMIT_SECS) {
+            n_tokens /= 2;
+        }
         let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, 64)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
             let n_tokens = options.ubatch_size.unwrap_or(n_tokens).max(options.n_seqs);
             let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
@@ -244,6 +251,27 @@ impl Site<'_> {
             Shape { forward, ctx_size: options.ctx_size.unwrap_or_else(fitting), n_slots: options.n_slots.unwrap_or(n_slots) }
         });
         shapes.collect()
+    }
+
+    /// Seconds of the longest dispatch of a product of `n_tokens` on an adapter, by its rates.
+    fn longest_product_secs(&self, worker: usize, n_tokens: usize) -> f64 {
+        let own = &self.workers[worker];
+        if !own.is_gpu() {
+            return 0.0;
+        }
+        let costs = DeviceCosts::new(own.spec);
+        let n_logit_rows = self.options.logit_rows.max(self.options.n_seqs).min(n_tokens);
+        let secs = own.blocks.iter().flatten().flat_map(|piece| {
+            let ops = &self.model.units[piece.unit].ops;
+            let costs = &costs;
+            piece.work.iter().filter_map(move |work| {
+                let Work::Rows { op, slice } = *work else { return None };
+                let Op::MatMul { input, .. } = ops[op] else { return None };
+                let slice = piece.slices[slice];
+                Some(costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, input.n_rows(n_tokens, n_logit_rows)))
+            })
+        });
+        secs.fold(0.0, f64::max)
     }
 
     /// The longest context that leaves all weights resident, if one can work with it, else one that takes a quarter of the budget.

@@ -52,6 +52,11 @@ impl Batch {
         self.tokens.chunk_by(|a, b| a.sequence == b.sequence).count()
     }
 
+    /// Positions that its tokens look back on, at most, their own included.
+    pub fn n_positions(&self) -> usize {
+        self.tokens.iter().map(|token| token.position as usize + 1).max().unwrap_or(0)
+    }
+
     /// Checks the batch against what the plan provides for.
     ///
     /// # Errors

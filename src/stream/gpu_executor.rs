@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::device::{AdapterKind, Device};
+use crate::device::{AdapterKind, Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
@@ -102,7 +102,8 @@ impl GpuExecutor {
         let n_rows = usize::from(self.plan.computes_head(self.device));
         for n_tokens in [self.plan.forward.n_tokens, 1] {
             let attention = attention::token_count(n_tokens, 1);
-            self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows, attention })?;
+            let n_positions = self.n_positions(attention, n_tokens);
+            self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows, attention, n_positions })?;
         }
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -120,6 +121,14 @@ impl GpuExecutor {
     /// Most bytes that were ever allocated on the adapter at once.
     pub fn peak(&self) -> Bytes {
         self.gpu.ledger.total().peak
+    }
+
+    /// How far dispatches are made to look back: a prompt's are made anew where its context has doubled, those that generate tokens never.
+    fn n_positions(&self, attention: TokenCount, n_positions: usize) -> usize {
+        match attention {
+            TokenCount::Many => n_positions.next_power_of_two().min(self.plan.ctx_size),
+            TokenCount::Few => self.plan.ctx_size,
+        }
     }
 
     /// Makes the dispatches of this batch's shape current.
@@ -203,7 +212,8 @@ impl Executor for GpuExecutor {
         let top_k = if let Want::TopK(k) = batch.want { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
         let attention = attention::token_count(batch.tokens.len(), batch.n_runs());
-        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention })?;
+        let n_positions = self.n_positions(attention, batch.n_positions());
+        self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
         let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
         let cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{DeviceCosts, Piece, Plan, WorkingBuffer};
+use crate::plan::{DeviceCosts, Piece, Plan, SUBMIT_SECS, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
@@ -27,6 +27,8 @@ pub(super) struct ForwardShape {
     pub(super) top_k: usize,
     /// Whether tokens of one sequence follow each other, so that their attention can share keys.
     pub(super) attention: TokenCount,
+    /// Positions that a token looks back on, at most.
+    pub(super) n_positions: usize,
 }
 
 /// A dispatch that is ready to encode.
@@ -84,7 +86,7 @@ impl ForwardDispatches {
         };
         let maker = Maker { gpu, model, buffers, params, attention: shape.attention };
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
-        let terms = Terms { params, catalog: &store.checkpoint().catalog, costs: &costs, max_binding };
+        let terms = Terms { params, n_positions: shape.n_positions, catalog: &store.checkpoint().catalog, costs: &costs, max_binding };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {
@@ -100,12 +102,13 @@ impl ForwardDispatches {
             let ops = &model.units[piece.unit].ops;
             let fused = fuse(piece, ops, &terms);
             for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
-                // The params are the same for every slot; what is bound is not.
-                let call = maker.call(piece, &one)?;
-                let params_offset = call.push(gpu, arena)?;
                 let secs = terms.secs(&one, ops);
+                // The params are the same for every slot; what is bound is not.
+                let call = maker.call(piece, &one, secs)?;
+                let params_offset = call.push(gpu, arena)?;
                 for (place, block) in places.iter_mut().zip(&blocks) {
                     let dispatches = call.prepare(gpu, arena.buffer(), *block)?;
+                    let secs = secs / dispatches.len() as f64;
                     place.extend(dispatches.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
                 }
             }
@@ -148,7 +151,7 @@ impl ForwardDispatches {
 enum Call<'a> {
     Add(add::Params, add::Bindings<'a>),
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
-    Attention(attention::Params, attention::Bindings<'a>, TokenCount),
+    Attention { params: attention::Params, tokens: TokenCount, cuts: Vec<attention::Bindings<'a>> },
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
     Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
     RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
@@ -162,7 +165,7 @@ impl Call<'_> {
         match self {
             Call::Add(params, _) => arena.push(gpu, params),
             Call::AddBias(params, _) => arena.push(gpu, params),
-            Call::Attention(params, ..) => arena.push(gpu, params),
+            Call::Attention { params, .. } => arena.push(gpu, params),
             Call::GatherRows(params, _) => arena.push(gpu, params),
             Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
             Call::RmsNorm(params, _) => arena.push(gpu, params),
@@ -172,12 +175,15 @@ impl Call<'_> {
         }
     }
 
-    /// The call's dispatches, in their order: one, except of attention, which may take two.
+    /// The call's dispatches, in their order: one, except of attention, which may take more.
     fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> {
         let dispatch = match self {
             Call::Add(params, bindings) => add::prepare(gpu, arena, params, *bindings),
             Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
-            Call::Attention(params, bindings, tokens) => return attention::prepare(gpu, arena, params, *bindings, *tokens),
+            Call::Attention { params, tokens, cuts } => {
+                let of_cuts = cuts.iter().map(|bindings| attention::prepare(gpu, arena, params, *bindings, *tokens));
+                return Ok(of_cuts.collect::<Result<Vec<_>>>()?.concat());
+            }
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
             Call::Products { params, begin, size, input, outputs } => {
                 let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
@@ -194,14 +200,15 @@ impl Call<'_> {
 }
 
 impl<'a> Maker<'a> {
-    fn call(&self, piece: &Piece, one: &Fused) -> Result<Call<'a>> {
+    /// `secs`: how long it should take.
+    fn call(&self, piece: &Piece, one: &Fused, secs: f64) -> Result<Call<'a>> {
         match one {
-            Fused::Op(op) => self.op(&self.model.units[piece.unit].ops[*op]),
+            Fused::Op(op) => self.op(&self.model.units[piece.unit].ops[*op], secs),
             Fused::Products(products) => self.products(products),
         }
     }
 
-    fn op(&self, op: &Op) -> Result<Call<'a>> {
+    fn op(&self, op: &Op, secs: f64) -> Result<Call<'a>> {
         Ok(match *op {
             Op::RmsNorm { input, weight, output } => {
                 let (weight, output) = (self.vector(weight)?, self.activation(output)?);
@@ -212,7 +219,7 @@ impl<'a> Maker<'a> {
                 Call::AddBias(self.params.add_bias(target), bindings)
             }
             Op::RopeKv { layer } => self.rope_kv(layer)?,
-            Op::Attention { layer } => self.attention(layer)?,
+            Op::Attention { layer } => self.attention(layer, secs)?,
             Op::SwiGlu => {
                 let (gate, up) = (self.activation(Activation::Gate)?, self.activation(Activation::Up)?);
                 Call::SwiGlu(self.params.swiglu(), swiglu::Bindings { gate, up, output: self.activation(Activation::Gated)? })
@@ -262,7 +269,9 @@ impl<'a> Maker<'a> {
         Ok(Call::RopeKv(self.params.rope_kv(), bindings))
     }
 
-    fn attention(&self, layer: usize) -> Result<Call<'a>> {
+    /// Of many tokens, in as many dispatches as keep each short: no watchdog must take the adapter for hung. Few tokens read each
+    /// key once, which takes less.
+    fn attention(&self, layer: usize, secs: f64) -> Result<Call<'a>> {
         let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
         let bindings = attention::Bindings {
             query: self.activation(Activation::Query)?,
@@ -272,7 +281,11 @@ impl<'a> Maker<'a> {
             parts: self.working(WorkingBuffer::AttentionParts)?,
             mixed: self.activation(Activation::Mixed)?,
         };
-        Ok(Call::Attention(self.params.attention(), bindings, self.attention))
+        let (whole, tokens) = (self.params.attention(), self.attention);
+        let n_cuts = if tokens == TokenCount::Many { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
+        let (params, begins) = attention::cut(&whole, n_cuts);
+        let cuts = begins.into_iter().map(|begin| bindings.from_token(&whole, begin)).collect();
+        Ok(Call::Attention { params, tokens, cuts })
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {

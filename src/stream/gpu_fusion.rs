@@ -36,6 +36,8 @@ pub(super) struct Product {
 #[derive(Clone, Copy)]
 pub(super) struct Terms<'a> {
     pub(super) params: OpParams<'a>,
+    /// Positions that a token looks back on, at most.
+    pub(super) n_positions: usize,
     pub(super) catalog: &'a Catalog,
     pub(super) costs: &'a DeviceCosts,
     pub(super) max_binding: Bytes,
@@ -62,11 +64,11 @@ pub(super) fn fuse(piece: &Piece, ops: &[Op], terms: &Terms<'_>) -> Option<Vec<F
 }
 
 impl Terms<'_> {
-    /// How long a dispatch should take, by the adapter's rates; attention as if the context were full.
+    /// How long a dispatch should take, by the adapter's rates.
     pub(super) fn secs(&self, one: &Fused, ops: &[Op]) -> f64 {
-        let OpParams { config, n_tokens, n_rows, ctx_size, .. } = self.params;
+        let OpParams { config, n_tokens, n_rows, .. } = self.params;
         match one {
-            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, Load { n_tokens, n_logit_rows: n_rows, position: ctx_size }),
+            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, Load { n_tokens, n_logit_rows: n_rows, position: self.n_positions }),
             Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
         }
     }
@@ -211,7 +213,7 @@ mod tests {
     fn shape_of_forward(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64, n_tokens: usize) -> Vec<usize> {
         let (config, catalog, costs) = (config(), catalog(last), DeviceCosts::new(&adapter()));
         let params = OpParams { config: &config, n_tokens, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
-        let terms = Terms { params, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
+        let terms = Terms { params, n_positions: 8, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
         let fused = fuse(&piece(ops, cut), ops, &terms).unwrap();
         let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
         let count = fused.iter().map(n_products).collect();

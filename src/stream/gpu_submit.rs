@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::plan::SUBMIT_SECS;
 use crate::platform::Completions;
 use crate::stream::gpu_forward::PlacedDispatch;
 use crate::stream::{Lane, Span, Trace};
@@ -14,9 +15,6 @@ use crate::units::Bytes;
 
 /// Pieces recorded before they are submitted: few enough that the GPU starts early, many enough to hide a submit's cost.
 const PIECES_PER_SUBMIT: usize = 8;
-/// What a submission should take at most, unless one dispatch alone takes longer. Windows and browsers reset an adapter that
-/// does not answer for 2 s, and others may use it too.
-const SUBMIT_SECS: f64 = 0.25;
 /// A submission of this length is long enough to hide its cost, whatever is in it.
 const LONG_SECS: f64 = 0.02;
 /// Shorter submissions tell nothing about the adapter's pace: their fixed costs prevail.
