@@ -175,15 +175,32 @@ fn the_first_plan_for_an_adapter_measures_it_in_short_time() {
     let found = tries.find(|(secs, ..)| *secs < MOST_SECS);
     let (secs, home, model) = found.unwrap_or_else(|| panic!("no first plan of three took less than {MOST_SECS} s"));
 
-    let rates = rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "gpu:0");
+    let kept = || rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "gpu:0");
+    let rates = kept();
     for (name, value) in rates.figures() {
         assert!(value.is_finite() && value > 0.0, "{name} is {value}");
     }
-    assert_eq!([rates.matvec.len(), rates.matmul.len()], [DType::ALL.len(); 2]);
+    // Attention computes in single precision.
+    let of_model = [DType::F32, DType::Q4_1];
+    assert!(rates.matvec.keys().eq(&of_model) && rates.matmul.keys().eq(&of_model), "{rates:?}");
     assert!(rates.upload().is_some() && rates.readback.is_some() && rates.dispatch_secs.is_some());
     assert!(rates.submit_secs.is_some() && rates.round_trip_secs.is_some() && rates.shader_compile_secs.is_some());
 
     let again = Instant::now();
     home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
     assert!(again.elapsed().as_secs_f64() < secs, "the second plan measures nothing");
+    assert_eq!(kept().matvec, rates.matvec);
+
+    let other = home.gguf_model(GgufType::Q8_0);
+    home.stdout(&["plan", &other, "--device", "gpu", "--no-measure=no"]);
+    let with_other = kept();
+    assert!(with_other.matvec.keys().eq(&[DType::F32, DType::Q8_0, DType::Q4_1]), "{with_other:?}");
+    let of_before = Rates {
+        matvec: rates.matvec.clone(),
+        matmul: rates.matmul.clone(),
+        measured_at: rates.measured_at,
+        forms: rates.forms.clone(),
+        ..with_other
+    };
+    assert_eq!(of_before, rates, "what is known is not measured again");
 }

@@ -63,6 +63,11 @@ impl MatMulForms {
         nearest(self.by_dtype(tokens), dtype)
     }
 
+    /// Whether a form was measured for a dtype that is plain numbers, or blocks, as this one is.
+    pub fn has_like(&self, dtype: DType, tokens: TokenCount) -> bool {
+        self.by_dtype(tokens).keys().any(|other| other.has_blocks() == dtype.has_blocks())
+    }
+
     /// Remembers the fastest form.
     pub fn insert(&mut self, dtype: DType, tokens: TokenCount, form: MatMulForm) {
         match tokens {
@@ -82,7 +87,7 @@ impl MatMulForms {
 /// The value at `dtype`, else at the dtype most like it: blocks before plain numbers where it is one of blocks, then by bits.
 pub(super) fn nearest<T: Copy>(by_dtype: &BTreeMap<DType, T>, dtype: DType) -> Option<T> {
     let distance = |other: DType| {
-        let other_form = (other.block_len() > 1) != (dtype.block_len() > 1);
+        let other_form = other.has_blocks() != dtype.has_blocks();
         (other_form, (other.bits() - dtype.bits()).abs())
     };
     let by_distance = |a: &(&DType, &T), b: &(&DType, &T)| {

@@ -179,6 +179,14 @@ impl Rates {
         both
     }
 
+    /// These rates, and those of the products of `more`, which were measured later: in other dtypes, with forms of their own or with these.
+    #[must_use]
+    pub fn with_products(mut self, more: Rates) -> Rates {
+        self.matvec.extend(more.matvec);
+        self.matmul.extend(more.matmul);
+        Rates { forms: more.forms, ..self }
+    }
+
     /// Typical figures of a device of this kind, for plans of what was never measured. They are assumptions: a discrete GPU of
     /// the middle class behind PCIe 4, an integrated one with two channels of DDR4, a software adapter and a host of a few
     /// cores, an SSD. `kind` matters for adapters only.

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, adapters_in_words};
+use crate::dtype::DType;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
-use crate::model::Model;
+use crate::model::{Model, Unit};
 use crate::plan::accelerate::ModuleTree;
 use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, Schedule, UploadPath};
 use crate::platform::IoMode;
 use crate::units::Bytes;
-use crate::weights::Checkpoint;
+use crate::weights::{Catalog, Checkpoint};
 
 /// What to open and how. Made by [`Engine::builder`].
 #[derive(Debug, Clone)]
@@ -212,8 +213,9 @@ impl EngineBuilder {
             Some(devices) => checked(devices)?,
             None => candidates(self.device, &named_adapters(&self.options)?, &specs)?,
         };
+        let dtypes = dtypes_of(&model, &checkpoint.catalog);
         for found in adapters.iter_mut().filter(|found| compute_on.contains(&found.spec.device)) {
-            self.look_at(found).await?;
+            self.look_at(found, &dtypes).await?;
         }
         let devices = match &self.machine {
             Some(_) => specs,
@@ -253,14 +255,14 @@ impl EngineBuilder {
         Ok(adapters)
     }
 
-    /// Completes what is known of an adapter that may compute: the limits in force and the rates of uploads.
-    async fn look_at(&self, found: &mut AdapterFound) -> Result<()> {
+    /// Completes what is known of an adapter that may compute: the limits in force, and the rates of uploads and of products in `dtypes`.
+    async fn look_at(&self, found: &mut AdapterFound, dtypes: &[DType]) -> Result<()> {
         if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
             found.spec.limits = Some(asked.within(own));
         }
         found.kernels = self.kernels;
         // An adapter that cannot be opened says so when it is loaded; a plan needs no more than its specs.
-        found.spec.rates = machine::rates_of(found, self.measure).await.unwrap_or_else(|error| {
+        found.spec.rates = machine::rates_of(found, self.measure, dtypes).await.unwrap_or_else(|error| {
             tracing::warn!("the rates of {} were not measured: {error}", found.spec.name);
             Rates::default()
         });
@@ -291,6 +293,16 @@ impl EngineBuilder {
     pub async fn open(self) -> Result<Engine> {
         self.prepare().await?.load(&|_| {}).await
     }
+}
+
+/// The dtypes whose products a plan for the model needs the rates of.
+fn dtypes_of(model: &Model, catalog: &Catalog) -> Vec<DType> {
+    // How long attention takes is told by products in single precision.
+    let mut dtypes = vec![DType::F32];
+    dtypes.extend(model.units.iter().flat_map(Unit::matrices).map(|id| catalog[id].dtype));
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    dtypes
 }
 
 /// The adapters that have a budget, or that a device map names.

@@ -4,6 +4,7 @@ use super::effort::{Effort, middle, time};
 use super::forms;
 use super::products::{self, weight_bytes};
 use crate::device::{AdapterKind, MatMulForm, MatMulForms, Rates};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use crate::kernels::{Binding, matmul};
@@ -30,31 +31,58 @@ const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
 /// Submissions of which the cost of one is taken.
 const N_SUBMISSIONS: u32 = 16;
 
-/// Measures all rates of an adapter.
+/// Measures all rates of an adapter, of its products those in `dtypes`.
 ///
 /// # Errors
 /// Where the adapter cannot be opened or a probe fails.
-pub(super) async fn measure(found: &AdapterFound, effort: &Effort) -> Result<Rates> {
-    let pool_size = pool_size(found);
-    let budget = pool_size + VALUES.times(2) + TRANSFER.times(8);
-    let mut gpu = Gpu::open(found, budget, None).await?;
+pub(super) async fn measure(found: &AdapterFound, effort: &Effort, dtypes: &[DType]) -> Result<Rates> {
+    let mut gpu = open(found).await?;
+    let products = products_of(&mut gpu, pool_size(found), effort, dtypes).await?;
+    Ok(transfers_of(&gpu, &effort.anew()).await?.or(&products))
+}
+
+/// Measures an adapter's products in `dtypes`, whose forms are the `known` ones where there are such.
+///
+/// # Errors
+/// As of [`measure`].
+pub(super) async fn measure_products(found: &AdapterFound, effort: &Effort, dtypes: &[DType], known: &MatMulForms) -> Result<Rates> {
+    let mut gpu = open(found).await?;
+    gpu.spec.rates.forms = known.clone();
+    products_of(&mut gpu, pool_size(found), effort, dtypes).await
+}
+
+async fn open(found: &AdapterFound) -> Result<Gpu> {
+    let budget = pool_size(found) + VALUES.times(2) + TRANSFER.times(8);
+    Gpu::open(found, budget, None).await
+}
+
+/// The rates of products, in the forms that are fastest.
+async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &[DType]) -> Result<Rates> {
+    // Before anything else compiles them.
+    let shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
     // Of the forms of a product, the rates are those of the fastest, which is found first.
-    gpu.spec.rates.forms = Bench::new(&gpu, pool_size).await?.fastest_forms(&effort.part(FORMS_PART))?;
-    let effort = &effort.anew();
-    let held = vec![0x2A_u8; HELD.0 as usize];
-    let upload_staged = Some(upload(&gpu, effort, Upload::Staged, &held).await?);
-    let mut rates = Rates { upload_staged, forms: gpu.spec.rates.forms.clone(), ..Rates::default() };
-    if gpu.mappable {
-        rates.upload_mapped = Some(upload(&gpu, effort, Upload::Mapped, &held).await?);
-    }
-    drop(held);
-    rates.readback = Some(readback(&gpu, effort).await?);
-    rates.round_trip_secs = Some(effort.best(|| round_trip(&gpu))?);
-    rates.submit_secs = Some(effort.best(|| submission(&gpu))?);
-    let mut bench = Bench::new(&gpu, pool_size).await?;
-    rates.shader_compile_secs = Some(bench.compile()?);
+    let forms = Bench::new(gpu, pool_size).await?.fastest_forms(&effort.part(FORMS_PART), dtypes)?;
+    gpu.spec.rates.forms = forms.clone();
+    let mut bench = Bench::new(gpu, pool_size).await?;
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
-    Ok(rates.or(&products::measure(effort, products::SMALL, largest, |params, repeats| bench.run(params, repeats))?))
+    let rates = products::measure(&effort.anew(), dtypes, products::SMALL, largest, |params, repeats| bench.run(params, repeats))?;
+    Ok(Rates { forms, shader_compile_secs, ..rates })
+}
+
+/// The rates of all that brings bytes up and back, and of submissions.
+async fn transfers_of(gpu: &Gpu, effort: &Effort) -> Result<Rates> {
+    let held = vec![0x2A_u8; HELD.0 as usize];
+    let upload_staged = Some(upload(gpu, effort, Upload::Staged, &held).await?);
+    let upload_mapped = if gpu.mappable { Some(upload(gpu, effort, Upload::Mapped, &held).await?) } else { None };
+    drop(held);
+    Ok(Rates {
+        upload_staged,
+        upload_mapped,
+        readback: Some(readback(gpu, effort).await?),
+        round_trip_secs: Some(effort.best(|| round_trip(gpu))?),
+        submit_secs: Some(effort.best(|| submission(gpu))?),
+        ..Rates::default()
+    })
 }
 
 fn pool_size(found: &AdapterFound) -> Bytes {
@@ -183,15 +211,21 @@ impl<'a> Bench<'a> {
         Ok(bench)
     }
 
-    /// Compiles every form of the product; the median of the seconds that each took.
-    fn compile(&self) -> Result<f64> {
-        let secs = products::forms().map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
+    /// Compiles the products in `dtypes`; the median of the seconds that each took.
+    fn compile(&self, dtypes: &[DType]) -> Result<f64> {
+        let secs = products::forms(dtypes).map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
         Ok(middle(secs.collect::<Result<_>>()?))
     }
 
-    fn fastest_forms(mut self, effort: &Effort) -> Result<MatMulForms> {
+    fn fastest_forms(mut self, effort: &Effort, dtypes: &[DType]) -> Result<MatMulForms> {
         let gpu = self.gpu;
-        forms::measure(effort, |params| matmul::forms(gpu, params), |params, form| self.run_as(params, Some(form), 1))
+        forms::measure(
+            effort,
+            dtypes,
+            gpu.spec.rates.forms.clone(),
+            |params| matmul::forms(gpu, params),
+            |params, form| self.run_as(params, Some(form), 1),
+        )
     }
 
     /// The dispatch of a product in this form, or in that which suits it.

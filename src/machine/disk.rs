@@ -107,7 +107,8 @@ fn read_rate(source: &dyn ByteSource, effort: &Effort) -> Result<BytesPerSec> {
     let n_steps = (source.len().min(MOST.0) / STEP).max(1);
     let next_step = AtomicU64::new(0);
     let begin = Instant::now();
-    let in_time = |step| step < n_steps && begin.elapsed().as_secs_f64() < effort.disk_secs;
+    let disk_secs = effort.disk_secs;
+    let in_time = |step| step < n_steps && begin.elapsed().as_secs_f64() < disk_secs;
     let read = || -> Result<u64> {
         let mut buffer = DirectBuffer::default();
         let mut n_bytes = 0;

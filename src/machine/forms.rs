@@ -6,32 +6,37 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::matmul::Params;
 
-/// One dtype of plain numbers and one of blocks: others take the form of the nearest.
-const DTYPES: [DType; 2] = [DType::F16, DType::Q4_0];
 /// Products large enough to tell forms apart, and small enough for a slow adapter.
 const SHAPES: [(TokenCount, [u32; 3]); 2] = [(TokenCount::Few, [1024, 2048, 1]), (TokenCount::Many, [512, 512, 64])];
 /// What another form must save of the time of the one that the kind of adapter suggests: less is noise, and forms differ in
 /// the last bits, which should not change from one measurement to the next.
 const LEAST_GAIN: f64 = 0.1;
 
-/// The fastest forms. `forms` lists those that a product can take, the suggested one first; `run` returns the seconds of one
-/// product. Whatever there was no time for is left to the suggestion.
+/// The fastest forms for products in `dtypes`, beside those that are `known`. `forms` lists those that a product can take, the
+/// suggested one first; `run` returns the seconds of one product. Whatever there was no time for is left to the suggestion.
 pub(super) fn measure(
     effort: &Effort,
+    dtypes: &[DType],
+    known: MatMulForms,
     forms: impl Fn(&Params) -> Vec<MatMulForm>,
     mut run: impl FnMut(&Params, MatMulForm) -> Result<f64>,
 ) -> Result<MatMulForms> {
-    let mut fastest = MatMulForms::default();
-    for dtype in DTYPES {
+    let mut fastest = known;
+    // One dtype of blocks and one of plain numbers, the last of each: others take the form of the nearest.
+    let last = |has_blocks| dtypes.iter().copied().filter(move |dtype| dtype.has_blocks() == has_blocks).max();
+    for dtype in [true, false].into_iter().filter_map(last) {
         for (tokens, [n_rows, n_columns, n_tokens]) in SHAPES {
             let params = Params::new(dtype, n_rows, n_columns, n_tokens);
+            if fastest.has_like(dtype, tokens) {
+                continue;
+            }
             if effort.is_over() {
                 return Ok(fastest);
             }
             let mut best: Option<(MatMulForm, f64)> = None;
             for form in forms(&params) {
                 // The first run compiles.
-                run(&params, form)?;
+                effort.beside(|| run(&params, form))?;
                 let secs = effort.best(|| run(&params, form))?;
                 if best.is_none_or(|(_, least)| secs < least * (1.0 - LEAST_GAIN)) {
                     best = Some((form, secs));
@@ -61,9 +66,9 @@ mod tests {
             (TokenCount::Many, MatMulForm::Lane) => 0.95,
             _ => 0.68,
         };
-        let fastest = measure(&effort, forms, |params, form| Ok(secs(params, form))).unwrap();
+        let fastest = measure(&effort, &DType::ALL, MatMulForms::default(), forms, |params, form| Ok(secs(params, form))).unwrap();
         assert_eq!(fastest.of(DType::F16, TokenCount::Few), Some(MatMulForm::Lane));
         assert_eq!(fastest.of(DType::Q4_1, TokenCount::Many), Some(MatMulForm::Subgroup));
-        assert!(measure(&effort, |_| Vec::new(), |_, _| Ok(1.0)).unwrap().is_empty());
+        assert!(measure(&effort, &DType::ALL, MatMulForms::default(), |_| Vec::new(), |_, _| Ok(1.0)).unwrap().is_empty());
     }
 }

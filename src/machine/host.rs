@@ -3,6 +3,7 @@
 use super::effort::{Effort, time};
 use super::products::{self, weight_bytes};
 use crate::device::Rates;
+use crate::dtype::DType;
 use crate::host;
 use crate::units::{Bytes, BytesPerSec};
 
@@ -23,7 +24,7 @@ pub(super) fn measure(effort: &Effort) -> Rates {
         })
     });
     let (input, mut output) = (vec![0.5; products::MOST_VALUES], vec![0.0; products::MOST_VALUES]);
-    let rates = products::measure(effort, products::SMALL_ON_HOST, Bytes(POOL.0 / 2), |params, repeats| {
+    let rates = products::measure(effort, &DType::ALL, products::SMALL_ON_HOST, Bytes(POOL.0 / 2), |params, repeats| {
         let len = weight_bytes(params) as usize;
         let places = pool.len() / len;
         let input = &input[..(params.n_tokens * params.n_columns) as usize];
@@ -46,7 +47,6 @@ pub(super) fn measure(effort: &Effort) -> Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::DType;
     use crate::machine::Measure;
 
     #[test]

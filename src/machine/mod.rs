@@ -14,6 +14,7 @@ mod products;
 use std::path::Path;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound};
 use crate::platform::{self, HostMemory};
@@ -30,6 +31,7 @@ pub enum Measure {
     /// Only what was measured before.
     Never,
     /// What was measured before, else measured now: about a second for an adapter, and half of one for the host and the disk.
+    /// Of an adapter's products, those in the dtypes that are asked for: a kernel may take as long to compile as all runs.
     Quick,
     /// Measured now, whatever is known: some seconds for each device.
     Full,
@@ -45,7 +47,7 @@ pub async fn list(measure: Measure) -> Result<DevicesFile> {
         if measure == Measure::Full {
             try_memory(&mut adapter).await?;
         }
-        adapter.spec.rates = rates_of(&adapter, measure).await?;
+        adapter.spec.rates = rates_of(&adapter, measure, &DType::ALL).await?;
         found.features.insert(adapter.spec.device, adapter.features);
         found.devices.push(adapter.spec);
     }
@@ -131,14 +133,22 @@ fn disk_with(rates: Rates) -> DeviceSpec {
     }
 }
 
-/// The rates of an adapter, kept per adapter and driver. Empty where they are not known and `measure` forbids to find out.
+/// The rates of an adapter, kept per adapter and driver, those of products in `dtypes` among them. Empty, or without some of them,
+/// where they are not known and `measure` forbids to find out.
 ///
 /// # Errors
 /// Where the adapter cannot be opened or a probe fails. A cache that cannot be read or written is no error.
-pub async fn rates_of(found: &AdapterFound, measure: Measure) -> Result<Rates> {
+pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) -> Result<Rates> {
     let key = key_of(found);
-    match (known(&key, measure), Effort::of(measure)) {
-        (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort).await?)),
+    let known = known(&key, measure);
+    let is_new = |dtype: &DType| known.as_ref().is_none_or(|known| !known.matvec.contains_key(dtype));
+    let new: Vec<DType> = dtypes.iter().copied().filter(is_new).collect();
+    match (known, Effort::of(measure)) {
+        (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort, &new).await?)),
+        (Some(known), Some(effort)) if !new.is_empty() => {
+            let products = adapter::measure_products(found, &effort, &new, &known.forms).await?;
+            Ok(cache::keep(key, known.with_products(products)))
+        }
         (known, _) => Ok(known.unwrap_or_default().or(&found.spec.rates)),
     }
 }

@@ -14,23 +14,25 @@ pub(super) const SMALL_ON_HOST: [u32; 3] = [512, 512, 1];
 /// Matrix × vector, each about four times as large as the one before, up to the feed-forward matrices of large models.
 const VECTORS: [[u32; 3]; 4] = [[1024, 1024, 1], [2048, 2048, 1], [4096, 4096, 1], [14_336, 4096, 1]];
 /// Matrix × matrix with the tokens of a prompt, each about eight times as much work as the one before.
-const TOKENS: [[u32; 3]; 5] = [[256, 512, 32], [512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
+const TOKENS: [[u32; 3]; 4] = [[512, 1024, 64], [1024, 2048, 128], [2048, 4096, 256], [4096, 4096, 512]];
 /// No product of the above has more values in its input, nor in its output.
 pub(super) const MOST_VALUES: usize = 4096 * 512;
 /// Most products in one run.
 const MAX_REPEATS: usize = 4096;
 
-/// Measures `matvec`, `matmul` and `dispatch_secs`, the fixed cost by products of the `smallest` shape. `run` computes so many products of this shape, each with another matrix
-/// where there is room, and returns the seconds that they took; no matrix is larger than `largest`.
+/// Measures `matvec`, `matmul` and `dispatch_secs` of products in `dtypes`, of which there is at least one; the fixed cost by products
+/// of the `smallest` shape. `run` computes so many products of this shape, each with another matrix where there is room, and returns
+/// the seconds that they took; no matrix is larger than `largest`.
 pub(super) fn measure(
     effort: &Effort,
+    dtypes: &[DType],
     smallest: [u32; 3],
     largest: Bytes,
     mut run: impl FnMut(&Params, usize) -> Result<f64>,
 ) -> Result<Rates> {
     let mut fixed = Vec::new();
     let mut rates = Rates::default();
-    for dtype in DType::ALL {
+    for &dtype in dtypes {
         let small = params(dtype, smallest);
         let large = climb(effort, dtype, &VECTORS, largest, &mut run)?;
         let line = Line::through([&small, &large], [secs_of_one(effort, &small, &mut run)?, secs_of_one(effort, &large, &mut run)?]);
@@ -38,7 +40,7 @@ pub(super) fn measure(
         fixed.push(line.fixed_secs);
     }
     let dispatch_secs = middle(fixed);
-    for dtype in DType::ALL {
+    for &dtype in dtypes {
         let large = climb(effort, dtype, &TOKENS, largest, &mut run)?;
         let secs = secs_of_one(effort, &large, &mut run)?;
         // The fixed cost is known less well than the whole: it never takes more than half away.
@@ -81,7 +83,7 @@ fn climb(
         if weight_bytes(&next) > largest.0 {
             break;
         }
-        run(&chosen, 1)?;
+        effort.beside(|| run(&chosen, 1))?;
         if run(&chosen, 1)? * operations(&next) / operations(&chosen) > effort.secs_per_run {
             break;
         }
@@ -93,7 +95,7 @@ fn climb(
 /// Seconds of one of many products: their number grows until a run takes its time.
 fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl FnMut(&Params, usize) -> Result<f64>) -> Result<f64> {
     // The first run compiles and touches memory.
-    run(params, 1)?;
+    effort.beside(|| run(params, 1))?;
     let mut repeats = 1;
     let mut secs = run(params, repeats)?;
     while secs < effort.secs_per_run * 0.8 && repeats < MAX_REPEATS {
@@ -119,8 +121,8 @@ fn operations(params: &Params) -> f64 {
 }
 
 /// The shapes of the kernels' forms, for compiling each of them once: one token, and the tokens of a prompt.
-pub(super) fn forms() -> impl Iterator<Item = Params> {
-    DType::ALL.into_iter().flat_map(|dtype| [params(dtype, SMALL), params(dtype, TOKENS[0])])
+pub(super) fn forms(dtypes: &[DType]) -> impl Iterator<Item = Params> {
+    dtypes.iter().flat_map(|&dtype| [params(dtype, SMALL), params(dtype, TOKENS[0])])
 }
 
 #[cfg(test)]
@@ -135,7 +137,7 @@ mod tests {
             1 => fixed_secs + weight_bytes(params) as f64 / bytes_per_sec,
             _ => fixed_secs + operations(params) / flops,
         };
-        measure(&effort, SMALL, Bytes::mib(128), |params, repeats| Ok(one(params) * repeats as f64)).unwrap()
+        measure(&effort, &DType::ALL, SMALL, Bytes::mib(128), |params, repeats| Ok(one(params) * repeats as f64)).unwrap()
     }
 
     #[test]

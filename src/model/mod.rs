@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::weights::{Architecture, ModelConfig, TensorId};
-pub use op::{Activation, Op};
+pub use op::{Activation, Op, is_joined};
 
 /// A whole model: its units in the order of the computation.
 #[derive(Debug, Clone, PartialEq, Serialize)]

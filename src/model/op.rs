@@ -127,3 +127,40 @@ pub enum Op {
     /// `Picked` = the rows of `Hidden` whose logits are asked for.
     PickRows,
 }
+
+/// Whether operation `op` of a unit needs no dispatch of its own where what stands before it is computed in the same place: a
+/// product is added to the residual stream as it is made, and products of one input are made together.
+pub fn is_joined(ops: &[Op], op: usize) -> bool {
+    let before = |index: usize| ops[..index.min(ops.len())].iter().rev();
+    match ops.get(op) {
+        Some(Op::AddResidual) => matches!(before(op).next(), Some(Op::MatMul { output: Activation::Delta, .. })),
+        Some(Op::MatMul { input, .. }) => {
+            let product = before(op).find(|other| !matches!(other, Op::AddBias { .. }));
+            matches!(product, Some(Op::MatMul { input: other, .. }) if other == input)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_one_input_and_what_is_only_added_are_joined() {
+        let product = |input, output| Op::MatMul { input, weight: TensorId(0), output };
+        let ops = [
+            product(Activation::Normed, Activation::Query),
+            Op::AddBias { bias: TensorId(1), target: Activation::Query },
+            product(Activation::Normed, Activation::Key),
+            Op::Attention { layer: 0 },
+            product(Activation::Mixed, Activation::Delta),
+            Op::AddResidual,
+            product(Activation::Mixed, Activation::Delta),
+            Op::AddBias { bias: TensorId(1), target: Activation::Delta },
+            Op::AddResidual,
+        ];
+        let joined: Vec<usize> = (0..=ops.len()).filter(|&op| is_joined(&ops, op)).collect();
+        assert_eq!(joined, [2, 5], "a bias that is added first keeps the sum apart");
+    }
+}

@@ -4,8 +4,10 @@
 use serde::Serialize;
 
 use crate::device::{Device, DeviceSpec, Origin, Rates};
-use crate::model::{Activation, Model, Op, Unit};
+use crate::dtype::DType;
+use crate::model::{Activation, Model, Op, Unit, is_joined};
 use crate::plan::UploadPath;
+use crate::plan::sizes::ATTENTION_PARTS_TOKENS;
 use crate::units::Bytes;
 use crate::weights::{Catalog, ModelConfig, TensorInfo};
 
@@ -28,6 +30,11 @@ impl Load {
     /// One new token of one sequence that has `position` positions.
     pub const fn decode(position: usize) -> Load {
         Load { n_tokens: 1, n_logit_rows: 1, position }
+    }
+
+    /// Whether tokens follow each other in few sequences, as those of a prompt do, of which the last one alone is asked for logits.
+    fn is_prompt(&self) -> bool {
+        self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows
     }
 
     /// `n_tokens` of a prompt at once, from its beginning.
@@ -55,47 +62,54 @@ impl DeviceCosts {
         self.rates.origin
     }
 
-    /// Seconds of one product of `n_rows` rows of `tensor` with `n_tokens` vectors: the weights are read once, and each
-    /// further vector costs its arithmetic.
+    /// Seconds that an operation costs whatever its size: nothing where it is done with what stands before it.
+    pub(crate) fn fixed_secs(&self, ops: &[Op], op: usize) -> f64 {
+        if is_joined(ops, op) { 0.0 } else { self.dispatch_secs() }
+    }
+
+    /// The fixed cost of an operation that stands alone.
+    pub(crate) fn dispatch_secs(&self) -> f64 {
+        self.rates.dispatch_secs.unwrap_or(0.0)
+    }
+
+    /// Seconds of one product of `n_rows` rows of `tensor` with `n_tokens` vectors, besides what is fixed: the weights are read once,
+    /// and each further vector costs its arithmetic.
     pub(crate) fn product_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
         let bytes = n_rows as f64 * tensor.row_bytes() as f64;
         let flops = 2.0 * n_rows as f64 * tensor.n_columns() as f64 * (n_tokens - 1) as f64;
         let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| bytes / rate.0);
         let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| flops / rate);
-        self.dispatch_secs() + read + multiplied
+        read + multiplied
     }
 
-    /// Seconds of an operation that reads no matrix.
+    /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
     pub(crate) fn op_secs(&self, op: &Op, config: &ModelConfig, load: Load) -> f64 {
-        let attention = match op {
-            // Scores and their mixture: two products with every position, at the rate of single precision.
-            Op::Attention { .. } => {
-                let looked_at = load.position.min(config.sliding_window.unwrap_or(usize::MAX)) as f64;
-                let flops = 4.0 * load.n_tokens as f64 * (config.n_heads * config.head_size) as f64 * looked_at;
-                self.rates.matvec_of(crate::dtype::DType::F32).map_or(0.0, |rate| flops / (rate.0 / 2.0))
-            }
-            _ => 0.0,
-        };
-        self.dispatch_secs() + attention
+        let Op::Attention { .. } = op else { return 0.0 };
+        let looked_at = load.position.min(config.sliding_window.unwrap_or(usize::MAX)) as f64;
+        let token_positions = load.n_tokens as f64 * looked_at;
+        if load.is_prompt() {
+            // Scores and their mixture are two products with every position, and tokens share what they look back on as the
+            // vectors of a product share its matrix.
+            let flops = 4.0 * token_positions * config.query_size() as f64;
+            return self.rates.matmul_of(DType::F32).map_or(0.0, |rate| flops / rate);
+        }
+        // Each token reads what it looks back on, keys and values, for all heads at once.
+        let bytes = 8.0 * token_positions * config.kv_size() as f64;
+        self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)
     }
 
     /// Seconds of a whole unit.
     pub(super) fn unit_secs(&self, unit: &Unit, catalog: &Catalog, config: &ModelConfig, load: Load) -> f64 {
-        unit.ops
-            .iter()
-            .map(|op| match op {
-                Op::Embed { .. } => 0.0,
-                Op::MatMul { input, weight, .. } => {
-                    let tensor = &catalog[*weight];
-                    self.product_secs(tensor, tensor.n_rows(), input.n_rows(load.n_tokens, load.n_logit_rows))
-                }
-                other => self.op_secs(other, config, load),
-            })
-            .sum()
-    }
-
-    fn dispatch_secs(&self) -> f64 {
-        self.rates.dispatch_secs.unwrap_or(0.0)
+        let of_op = |(index, op): (usize, &Op)| match op {
+            Op::Embed { .. } => 0.0,
+            Op::MatMul { input, weight, .. } => {
+                let tensor = &catalog[*weight];
+                let n_tokens = input.n_rows(load.n_tokens, load.n_logit_rows);
+                self.fixed_secs(&unit.ops, index) + self.product_secs(tensor, tensor.n_rows(), n_tokens)
+            }
+            other => self.fixed_secs(&unit.ops, index) + self.op_secs(other, config, load),
+        };
+        unit.ops.iter().enumerate().map(of_op).sum()
     }
 
     /// Seconds that one more submission costs the device.

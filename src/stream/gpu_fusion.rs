@@ -2,7 +2,7 @@
 
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{MAX_PRODUCTS, matmul};
-use crate::model::{Activation, Op};
+use crate::model::{Activation, Op, is_joined};
 use crate::plan::{DeviceCosts, Load, Piece, Slice, Work};
 use crate::stream::op_params::OpParams;
 use crate::units::Bytes;
@@ -28,7 +28,7 @@ pub(super) struct Product {
     pub(super) slice: Slice,
     pub(super) input: Activation,
     pub(super) output: Activation,
-    /// How long it should take, by the adapter's rates.
+    /// How long it should take, by the adapter's rates, besides the cost of any dispatch.
     pub(super) secs: f64,
 }
 
@@ -49,7 +49,7 @@ pub(super) fn fuse(piece: &Piece, ops: &[Op], terms: &Terms<'_>) -> Option<Vec<F
     let mut fused: Vec<Fused> = Vec::with_capacity(piece.work.len());
     for work in &piece.work {
         match *work {
-            Work::Op(op) if op.checked_sub(1).is_some_and(|product| is_only_added(ops, product)) => {}
+            Work::Op(op) if is_joined(ops, op) => {}
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
                 let product = product(ops, op, *piece.slices.get(slice)?, terms)?;
@@ -67,10 +67,12 @@ impl Terms<'_> {
     /// How long a dispatch should take, by the adapter's rates.
     pub(super) fn secs(&self, one: &Fused, ops: &[Op]) -> f64 {
         let OpParams { config, n_tokens, n_rows, .. } = self.params;
-        match one {
-            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, Load { n_tokens, n_logit_rows: n_rows, position: self.n_positions }),
+        let load = Load { n_tokens, n_logit_rows: n_rows, position: self.n_positions };
+        let secs: f64 = match one {
+            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, load),
             Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
-        }
+        };
+        self.costs.dispatch_secs() + secs
     }
 }
 
@@ -79,16 +81,12 @@ fn product(ops: &[Op], op: usize, slice: Slice, terms: &Terms<'_>) -> Option<Pro
     let tensor = &terms.catalog[weight];
     let params = terms.params.matmul(tensor, &slice, input);
     let secs = terms.costs.product_secs(tensor, slice.n_rows, params.n_tokens as usize);
-    Some(if is_only_added(ops, op) {
+    let is_only_added = matches!(ops.get(op + 1), Some(Op::AddResidual)) && is_joined(ops, op + 1);
+    Some(if is_only_added {
         Product { params: params.accumulating(), slice, input, output: Activation::Hidden, secs }
     } else {
         Product { params, slice, input, output, secs }
     })
-}
-
-/// Whether all that becomes of product `op` is that it is added to the residual stream.
-fn is_only_added(ops: &[Op], op: usize) -> bool {
-    matches!(ops.get(op), Some(Op::MatMul { output: Activation::Delta, .. })) && matches!(ops.get(op + 1), Some(Op::AddResidual))
 }
 
 /// The products that a product behind all these could join: the last, where nothing but their biases stands behind them.
