@@ -8,7 +8,7 @@ use crate::model::{Model, Unit, UnitKind};
 use crate::plan::accelerate::{
     Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, clean_device_map,
 };
-use crate::plan::placement::Refusal;
+use crate::plan::refusal::Refusal;
 use crate::plan::site::Site;
 use crate::plan::{Placement, Plan};
 use crate::units::Bytes;

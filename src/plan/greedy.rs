@@ -3,7 +3,8 @@
 
 use crate::device::Device;
 use crate::plan::pieces::SLICE_ALIGNMENT;
-use crate::plan::placement::{Refusal, Shape};
+use crate::plan::refusal::Refusal;
+use crate::plan::shape::Shape;
 use crate::plan::site::{Site, Worker};
 use crate::plan::sizes::Role;
 use crate::plan::{Placement, ResidentLayers};

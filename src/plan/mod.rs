@@ -13,9 +13,11 @@ mod greedy;
 mod options;
 mod pieces;
 mod placement;
+mod refusal;
 mod report;
 mod schedule;
 mod search;
+mod shape;
 mod site;
 pub mod sizes;
 

@@ -1,0 +1,100 @@
+//! The sizes that the planner chooses where the user left them open: tokens of a forward, context, slots.
+
+use crate::model::Op;
+use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
+use crate::plan::pieces::{SLICE_ALIGNMENT, Work, n_dispatches_of};
+use crate::plan::site::Site;
+use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
+use crate::units::Bytes;
+
+/// Slots of a ring unless told otherwise: one computed from, one ready, one being filled. Published measurements of
+/// layer prefetching gain 8 % from a fourth slot and nothing from more.
+const N_SLOTS: usize = 3;
+/// Tokens per forward unless told otherwise, memory is short or an adapter slow.
+const UBATCH_SIZE: usize = 512;
+/// Tokens that keep an adapter busy: fewer would gain little by being in a forward of their own.
+const N_TOKENS_BUSY: usize = 64;
+/// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
+const COMFORTABLE_CTX: usize = 2048;
+
+/// Sizes that the planner chooses where the user left them open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) forward: ForwardSize,
+    pub(super) ctx_size: usize,
+    pub(super) n_slots: usize,
+}
+
+impl Site<'_> {
+    /// From what one would like to the least that works.
+    pub(super) fn shapes(&self, chain: &[usize], budgets: &[Bytes]) -> Vec<Shape> {
+        let options = self.options;
+        let budget: Bytes = chain.iter().map(|&worker| budgets[worker]).sum();
+        let largest_buffer = chain.iter().map(|&worker| self.workers[worker].largest_buffer()).min().unwrap_or_default();
+        let logit_rows = options.logit_rows.max(options.n_seqs);
+        let ctx_limit = options.ctx_size.unwrap_or(self.model.config.context_length);
+        let mut n_tokens = UBATCH_SIZE.min(ctx_limit).next_power_of_two();
+        let is_too_large = |n_tokens: usize| {
+            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows, n_positions: ctx_limit };
+            self.working_bytes(forward, Role::ALONE).0 > budget.0 / 8 || self.largest_working(forward, Role::ALONE) > largest_buffer
+        };
+        while n_tokens > 16 && is_too_large(n_tokens) {
+            n_tokens /= 2;
+        }
+        // A product that computes for so long waits for no weights, so that more forwards cost nothing.
+        while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > SUBMIT_SECS) {
+            n_tokens /= 2;
+        }
+        let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, 64)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
+            let n_tokens = options.ubatch_size.unwrap_or(n_tokens).max(options.n_seqs);
+            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
+            let fitting = || self.context_that_fits(chain, budget, largest_buffer, forward, ctx_min);
+            Shape { forward, ctx_size: options.ctx_size.unwrap_or_else(fitting), n_slots: options.n_slots.unwrap_or(n_slots) }
+        });
+        shapes.collect()
+    }
+
+    /// Seconds of the longest dispatch of a product of `n_tokens` on an adapter, by its rates.
+    fn longest_product_secs(&self, worker: usize, n_tokens: usize) -> f64 {
+        let own = &self.workers[worker];
+        if !own.is_gpu() {
+            return 0.0;
+        }
+        let costs = DeviceCosts::new(own.spec);
+        let n_logit_rows = self.options.logit_rows.max(self.options.n_seqs).min(n_tokens);
+        let secs = own.blocks.iter().flatten().flat_map(|piece| {
+            let ops = &self.model.units[piece.unit].ops;
+            let costs = &costs;
+            piece.work.iter().filter_map(move |work| {
+                let Work::Rows { op, slice } = *work else { return None };
+                let Op::MatMul { input, .. } = ops[op] else { return None };
+                let slice = piece.slices[slice];
+                Some(costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, input.n_rows(n_tokens, n_logit_rows)))
+            })
+        });
+        secs.fold(0.0, f64::max)
+    }
+
+    /// The longest context that leaves all weights resident, if one can work with it, else one that takes a quarter of the budget.
+    fn context_that_fits(&self, chain: &[usize], budget: Bytes, largest_buffer: Bytes, forward: ForwardSize, ctx_min: usize) -> usize {
+        let config = &self.model.config;
+        let own = &self.workers[chain.first().copied().unwrap_or(0)];
+        let kv_dtype = self.kv_dtype(own);
+        let per_position = kv_bytes_per_position(config, kv_dtype).times(self.options.n_seqs as u64).0.max(1);
+        let vectors: Bytes = own.vector_bytes.iter().copied().sum();
+        let blocks: Bytes = own.block_bytes.iter().copied().sum();
+        let params = own.params_bytes(n_dispatches_of(own.blocks.iter().flatten()));
+        let room = budget.saturating_sub(self.working_bytes(forward, own.alone()) + vectors + params);
+        // Caches of short contexts are padded to a binding's alignment.
+        let padding = Bytes(2 * SLICE_ALIGNMENT * config.n_layers as u64);
+        let beside_weights = (room.saturating_sub(blocks).saturating_sub(padding).0 / per_position) as usize;
+        let fitting = match beside_weights >= COMFORTABLE_CTX.min(config.context_length) {
+            true => beside_weights,
+            false => beside_weights.max((room.0 / 4 / per_position) as usize),
+        };
+        let of_one = kv_buffer_bytes(config, kv_dtype, self.options.n_seqs, 64).0.max(1);
+        let bindable = (largest_buffer.0 / of_one) as usize * 64;
+        let ctx_size = fitting.max(ctx_min).min(bindable).min(config.context_length);
+        if ctx_size > 64 { ctx_size / 64 * 64 } else { ctx_size.max(1) }
+    }
+}

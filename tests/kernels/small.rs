@@ -1,0 +1,171 @@
+//! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
+
+use tierflow::gpu::Gpu;
+use tierflow::kernels::{Binding, add, add_bias, gather_rows, rms_norm, rope_kv, swiglu};
+
+use crate::common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, upload};
+use crate::{EXP_TOLERANCE, SUM_TOLERANCE};
+
+/// One or two roundings.
+const ROUNDING_TOLERANCE: f32 = 3e-7;
+/// One step of f16, beside the largest value.
+const F16_TOLERANCE: f32 = 1.0 / 1024.0;
+
+#[test]
+fn rms_norm_matches_its_reference() {
+    for gpu in gpus() {
+        for (n_rows, hidden_size) in [(1, 1), (3, 31), (2, 33), (257, 3), (5, 576)] {
+            let params = rms_norm::Params { n_rows, hidden_size, epsilon: 1e-5 };
+            let mut random = Random(u64::from(hidden_size));
+            let len = (n_rows * hidden_size) as usize;
+            let [input, weight] = [random.floats(len), random.floats(hidden_size as usize)];
+            let mut expected = vec![0.0; len];
+            rms_norm::reference(&params, &input, &weight, &mut expected);
+            let [input, weight, result] = [upload(gpu, "input", &input), upload(gpu, "weight", &weight), poisoned(gpu, len)];
+            let bindings =
+                rms_norm::Bindings { input: Binding::whole(&input), weight: Binding::whole(&weight), output: Binding::whole(&result) };
+            run(gpu, &params, |buffer| rms_norm::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{n_rows} rows of {hidden_size}"));
+        }
+    }
+}
+
+#[test]
+fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
+    // The last two tokens lie outside the caches: they are turned all the same, and not stored.
+    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
+    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size]) in [
+            (rope_kv::KvDType::F32, rope_kv::Pairing::Halves, [5, 3, 12]),
+            (rope_kv::KvDType::F16, rope_kv::Pairing::Halves, [9, 3, 64]),
+            (rope_kv::KvDType::F32, rope_kv::Pairing::Neighbours, [1, 1, 4]),
+            (rope_kv::KvDType::F16, rope_kv::Pairing::Neighbours, [4, 2, 20]),
+        ] {
+            let sizes = rope_kv::Params { n_tokens: 5, n_heads, n_kv_heads, head_size, n_seqs: 2, kv_capacity: 7, kv_dtype: 0, pairing: 0 };
+            RopeKv::random(rope_kv::Params { kv_dtype: kv_dtype as u32, pairing: pairing as u32, ..sizes }).check(gpu, &tokens);
+        }
+    }
+}
+
+struct RopeKv {
+    params: rope_kv::Params,
+    cos_sin: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+impl RopeKv {
+    fn random(params: rope_kv::Params) -> RopeKv {
+        let mut random = Random(u64::from(params.head_size));
+        let mut rows = |n_heads: u32| random.floats((params.n_tokens * n_heads * params.head_size) as usize);
+        let [query, key, value] = [params.n_heads, params.n_kv_heads, params.n_kv_heads].map(&mut rows);
+        let angles = random.floats((params.n_tokens * params.head_size / 2) as usize);
+        let cos_sin = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
+        RopeKv { params, cos_sin, query, key, value }
+    }
+
+    /// Queries and caches against the reference. Values are copied, and cached to the bit; what is turned may be rounded otherwise.
+    fn check(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
+        let params = &self.params;
+        let (mut query, mut key) = (self.query.clone(), self.key.clone());
+        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
+        let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
+        let expected =
+            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        rope_kv::reference(params, &self.cos_sin, tokens, expected);
+
+        let in_word = params.kv_dtype as usize + 1;
+        let padded = [self.query.clone(), vec![POISON; GUARD]].concat();
+        let [turned, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let bindings = rope_kv::Bindings {
+            cos_sin: Binding::whole(&table),
+            tokens: Binding::whole(&places),
+            key: Binding::whole(&key),
+            value: Binding::whole(&value),
+            query: Binding::whole(&turned),
+            key_cache: Binding::whole(&caches[0]),
+            value_cache: Binding::whole(&caches[1]),
+        };
+        run(gpu, params, |buffer| rope_kv::prepare(gpu, buffer, params, bindings));
+        assert_close(&output(gpu, &turned, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
+        // Values that differ in their last bit may be rounded to different f16.
+        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
+        assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
+        let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
+        assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
+    }
+}
+
+/// The values of a cache of which a word holds `in_word`; poisoned words stand for as many poisoned values.
+fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
+    let halves = |word: u32| [word as u16, (word >> 16) as u16].map(|bits| half::f16::from_bits(bits).to_f32());
+    let value = |&word: &f32| if in_word == 1 || word == POISON { vec![word; in_word] } else { halves(word.to_bits()).to_vec() };
+    words.iter().flat_map(value).collect()
+}
+
+#[test]
+fn elementwise_kernels_match_their_references() {
+    for gpu in gpus() {
+        for n_values in [1u32, 3, 31, 33, 257, 5000] {
+            let len = n_values as usize;
+            let mut random = Random(u64::from(n_values));
+            let gate: Vec<f32> = random.floats(len).iter().map(|value| value * 30.0).collect();
+            let up = random.floats(len);
+            let what = format!("{n_values} values");
+            let [gates, ups, result] = [upload(gpu, "gate", &gate), upload(gpu, "up", &up), poisoned(gpu, len)];
+
+            let params = swiglu::Params { n_values };
+            let mut expected = vec![0.0; len];
+            swiglu::reference(&params, &gate, &up, &mut expected);
+            let bindings = swiglu::Bindings { gate: Binding::whole(&gates), up: Binding::whole(&ups), output: Binding::whole(&result) };
+            run(gpu, &params, |buffer| swiglu::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
+
+            let params = add::Params { n_values };
+            add::reference(&params, &up, &mut expected);
+            let bindings = add::Bindings { input: Binding::whole(&ups), target_values: Binding::whole(&result) };
+            run(gpu, &params, |buffer| add::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
+        }
+    }
+}
+
+#[test]
+fn add_bias_and_gather_rows_match_their_references() {
+    for gpu in gpus() {
+        for (n_tokens, width) in [(1u32, 1u32), (3, 31), (33, 257)] {
+            let len = (n_tokens * width) as usize;
+            let mut random = Random(u64::from(width));
+            let [values, bias] = [random.floats(len), random.floats(width as usize)];
+            let params = add_bias::Params { n_tokens, width };
+            let mut expected = values.clone();
+            add_bias::reference(&params, &bias, &mut expected);
+            let [biases, result] = [upload(gpu, "bias", &bias), upload(gpu, "values", &[values.clone(), vec![POISON; GUARD]].concat())];
+            let bindings = add_bias::Bindings { bias: Binding::whole(&biases), target_values: Binding::whole(&result) };
+            run(gpu, &params, |buffer| add_bias::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(bits(&output(gpu, &result, len)), bits(&expected));
+
+            let row_indices = [n_tokens - 1, 0, n_tokens / 2, 99];
+            let params = gather_rows::Params { n_rows: 4, n_input_rows: n_tokens, width };
+            let mut expected = vec![0.0; 4 * width as usize];
+            gather_rows::reference(&params, &values, &row_indices, &mut expected);
+            let [input, rows] = [upload(gpu, "input", &values), upload(gpu, "row_indices", &row_indices)];
+            let chosen = poisoned(gpu, expected.len());
+            let bindings = gather_rows::Bindings {
+                input: Binding::whole(&input),
+                row_indices: Binding::whole(&rows),
+                output: Binding::whole(&chosen),
+            };
+            run(gpu, &params, |buffer| gather_rows::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(bits(&output(gpu, &chosen, expected.len())), bits(&expected));
+            assert_eq!(floats(gpu, &input)[..len], values, "the input is only read");
+        }
+    }
+}
