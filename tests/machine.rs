@@ -204,3 +204,41 @@ fn the_first_plan_for_an_adapter_measures_it_in_short_time() {
     };
     assert_eq!(of_before, rates, "what is known is not measured again");
 }
+
+#[test]
+fn an_adapter_that_seems_slow_is_given_less_at_a_time_and_answers_the_same() {
+    if !has_gpu() {
+        return;
+    }
+    let home = Home::new();
+    let model = home.larger_model();
+    home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
+    let tokens: Vec<String> = (0..200).map(|index| (index * 7 % 250 + 3).to_string()).collect();
+    let tokens = tokens.join(",");
+    let scores = |name: &str| {
+        let out = home.path(name);
+        let sizes = ["-c", "1024", "--ubatch-size", "256"];
+        home.stdout(&[&["logits", &model, "--device", "gpu", "--tokens", &tokens, "--out", out.to_str().unwrap()], &sizes[..]].concat());
+        std::fs::read(out).unwrap()
+    };
+    let n_submissions = |name: &str| {
+        let trace = home.path(name);
+        let sizes = ["-p", "200", "-n", "0", "-r", "1", "-c", "1024", "--ubatch-size", "256"];
+        home.stdout(&[&["bench", &model, "--device", "gpu", "--trace", trace.to_str().unwrap()], &sizes[..]].concat());
+        let trace: Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap().iter();
+        events.filter(|event| event["ph"] == "X" && event["args"]["lane"] == "compute").count()
+    };
+    let (at_once, n_at_once) = (scores("at_once.safetensors"), n_submissions("at_once.json"));
+
+    let cache = home.path("cache").join("rates.json");
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&cache).unwrap()).unwrap();
+    for rates in kept["rates"].as_object_mut().unwrap().values_mut() {
+        rates["matmul"]["F32"] = json!(1e6);
+    }
+    std::fs::write(&cache, kept.to_string()).unwrap();
+    let (cut, n_cut) = (scores("cut.safetensors"), n_submissions("cut.json"));
+    assert!(at_once == cut, "the bits differ");
+    // Six layers of seven products, and of attention in three dispatches: more than there are dispatches at all where nothing is cut.
+    assert!(n_at_once < n_cut && n_cut >= 6 * (7 + 3), "{n_at_once} submissions, then {n_cut}");
+}
