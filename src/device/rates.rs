@@ -179,12 +179,17 @@ impl Rates {
         both
     }
 
-    /// These rates, and those of the products of `more`, which were measured later: in other dtypes, with forms of their own or with these.
+    /// These rates, and those of the products of `more`, which were measured later: in other dtypes, and with forms that count these in.
     #[must_use]
     pub fn with_products(mut self, more: Rates) -> Rates {
         self.matvec.extend(more.matvec);
         self.matmul.extend(more.matmul);
-        Rates { forms: more.forms, ..self }
+        Rates {
+            forms: more.forms,
+            dispatch_secs: self.dispatch_secs.or(more.dispatch_secs),
+            shader_compile_secs: self.shader_compile_secs.or(more.shader_compile_secs),
+            ..self
+        }
     }
 
     /// Typical figures of a device of this kind, for plans of what was never measured. They are assumptions: a discrete GPU of
@@ -248,6 +253,7 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{MatMulForm, TokenCount};
 
     fn measured() -> Rates {
         Rates {
@@ -278,6 +284,19 @@ mod tests {
         assert_eq!((both.origin, both.upload_staged, both.readback), (Origin::PartlyAssumed, Some(BytesPerSec(5e9)), assumed.readback));
         assert_eq!((both.matvec_of(DType::BF16), both.measured_at), (Some(BytesPerSec(2.0)), Some(1_700_000_000)));
         assert_eq!(both.clone().or(&assumed), both, "nothing is left to fill");
+    }
+
+    #[test]
+    fn products_measured_later_are_added() {
+        let rate = |dtype| BTreeMap::from([(dtype, BytesPerSec(3.0))]);
+        let mut forms = MatMulForms::default();
+        forms.insert(DType::Q8_0, TokenCount::Few, MatMulForm::Lane);
+        let later =
+            Rates { matvec: rate(DType::Q8_0), forms: forms.clone(), dispatch_secs: Some(1e-5), readback: None, ..Rates::default() };
+        let both = Rates { dispatch_secs: Some(2e-5), ..measured() }.with_products(later.clone());
+        assert_eq!((both.matvec_of(DType::Q8_0), both.matvec_of(DType::F16)), (Some(BytesPerSec(3.0)), Some(BytesPerSec(2.0))));
+        assert_eq!((both.forms, both.dispatch_secs, both.upload_staged), (forms, Some(2e-5), Some(BytesPerSec(5e9))));
+        assert_eq!(measured().with_products(later).dispatch_secs, Some(1e-5));
     }
 
     #[test]

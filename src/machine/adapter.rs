@@ -58,6 +58,9 @@ async fn open(found: &AdapterFound) -> Result<Gpu> {
 
 /// The rates of products, in the forms that are fastest.
 async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &[DType]) -> Result<Rates> {
+    if dtypes.is_empty() {
+        return Ok(Rates::default());
+    }
     // Before anything else compiles them.
     let shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
     // Of the forms of a product, the rates are those of the fastest, which is found first.

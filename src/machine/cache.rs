@@ -10,7 +10,7 @@ use crate::platform;
 use crate::units::Bytes;
 
 /// Form of the file, and meaning of its figures. A file of another version is measured anew.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {

@@ -131,11 +131,11 @@ pub enum Op {
 /// Whether operation `op` of a unit needs no dispatch of its own where what stands before it is computed in the same place: a
 /// product is added to the residual stream as it is made, and products of one input are made together.
 pub fn is_joined(ops: &[Op], op: usize) -> bool {
-    let before = |index: usize| ops[..index.min(ops.len())].iter().rev();
-    match ops.get(op) {
-        Some(Op::AddResidual) => matches!(before(op).next(), Some(Op::MatMul { output: Activation::Delta, .. })),
-        Some(Op::MatMul { input, .. }) => {
-            let product = before(op).find(|other| !matches!(other, Op::AddBias { .. }));
+    let Some((last, before)) = ops.get(..=op).and_then(<[Op]>::split_last) else { return false };
+    match last {
+        Op::AddResidual => matches!(before.last(), Some(Op::MatMul { output: Activation::Delta, .. })),
+        Op::MatMul { input, .. } => {
+            let product = before.iter().rfind(|other| !matches!(other, Op::AddBias { .. }));
             matches!(product, Some(Op::MatMul { input: other, .. }) if other == input)
         }
         _ => false,

@@ -32,14 +32,14 @@ impl Load {
         Load { n_tokens: 1, n_logit_rows: 1, position }
     }
 
-    /// Whether tokens follow each other in few sequences, as those of a prompt do, of which the last one alone is asked for logits.
-    fn is_prompt(&self) -> bool {
-        self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows
-    }
-
     /// `n_tokens` of a prompt at once, from its beginning.
     pub const fn prefill(n_tokens: usize) -> Load {
         Load { n_tokens, n_logit_rows: 1, position: n_tokens / 2 }
+    }
+
+    /// Whether tokens follow each other in few sequences, as those of a prompt do, of which the last one alone is asked for logits.
+    fn is_prompt(&self) -> bool {
+        self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows
     }
 }
 
