@@ -82,13 +82,15 @@ fn row(spec: &DeviceSpec) -> Vec<String> {
     ]
 }
 
-/// The rates in a line, with the products of one dtype for all.
+/// The rates in a line, with the products of one dtype for all: F16, or the first that was measured.
 fn rates_in_words(rates: &Rates) -> String {
     if rates.is_empty() {
         return "rates not measured yet: run `tierflow devices --measure`".into();
     }
     let rate = |name: &str, rate: Option<BytesPerSec>| rate.map(|rate| format!("{name} {rate}"));
     let micros = |name: &str, secs: Option<f64>| secs.map(|secs| format!("{name} {:.1} µs", secs * 1e6));
+    let shown = if rates.matvec.contains_key(&DType::F16) { Some(DType::F16) } else { rates.matvec.keys().next().copied() };
+    let shown = shown.unwrap_or(DType::F16);
     let parts = [
         rate("upload mapped", rates.upload_mapped),
         rate("upload staged", rates.upload_staged),
@@ -96,8 +98,8 @@ fn rates_in_words(rates: &Rates) -> String {
         rate("readback", rates.readback),
         rate("copy", rates.host_copy),
         rate("read", rates.disk_read),
-        rate("matrix × vector", rates.matvec_of(DType::F16)),
-        rates.matmul_of(DType::F16).map(|flops| format!("matrix × matrix {:.1} GFLOP/s (both F16)", flops / 1e9)),
+        rate("matrix × vector", rates.matvec_of(shown)),
+        rates.matmul_of(shown).map(|flops| format!("matrix × matrix {:.1} GFLOP/s (both {shown})", flops / 1e9)),
         micros("request", rates.disk_request_secs),
         micros("operation", rates.dispatch_secs),
         micros("submission", rates.submit_secs),

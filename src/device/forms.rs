@@ -63,9 +63,9 @@ impl MatMulForms {
         nearest(self.by_dtype(tokens), dtype)
     }
 
-    /// Whether a form was measured for a dtype that is plain numbers, or blocks, as this one is.
-    pub fn has_like(&self, dtype: DType, tokens: TokenCount) -> bool {
-        self.by_dtype(tokens).keys().any(|other| other.has_blocks() == dtype.has_blocks())
+    /// Whether a form was measured for this very dtype.
+    pub fn has(&self, dtype: DType, tokens: TokenCount) -> bool {
+        self.by_dtype(tokens).contains_key(&dtype)
     }
 
     /// Remembers the fastest form.

@@ -173,7 +173,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Whether devices whose rates are not known are measured (about a second for each, once); they are unless told otherwise.
+    /// Whether rates that are not known are measured (in a few seconds, once for each device and dtype); they are unless told otherwise.
     /// Without, a plan is made with typical rates.
     #[must_use]
     pub fn measure(mut self, measure: Measure) -> EngineBuilder {
@@ -257,15 +257,16 @@ impl EngineBuilder {
 
     /// Completes what is known of an adapter that may compute: the limits in force, and the rates of uploads and of products in `dtypes`.
     async fn look_at(&self, found: &mut AdapterFound, dtypes: &[DType]) -> Result<()> {
-        if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
-            found.spec.limits = Some(asked.within(own));
-        }
-        found.kernels = self.kernels;
         // An adapter that cannot be opened says so when it is loaded; a plan needs no more than its specs.
         found.spec.rates = machine::rates_of(found, self.measure, dtypes).await.unwrap_or_else(|error| {
             tracing::warn!("the rates of {} were not measured: {error}", found.spec.name);
             Rates::default()
         });
+        // Whatever is forbidden to this run, rates are those of the adapter itself.
+        found.kernels = self.kernels;
+        if let (Some(asked), Some(own)) = (self.limits, found.spec.limits) {
+            found.spec.limits = Some(asked.within(own));
+        }
         let cannot_map = !found.spec.rates.is_empty() && found.spec.rates.upload_mapped.is_none();
         if self.options.upload == Some(UploadPath::Mapped) && cannot_map {
             let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
@@ -295,11 +296,9 @@ impl EngineBuilder {
     }
 }
 
-/// The dtypes whose products a plan for the model needs the rates of.
+/// The dtypes of the model's matrices.
 fn dtypes_of(model: &Model, catalog: &Catalog) -> Vec<DType> {
-    // How long attention takes is told by products in single precision.
-    let mut dtypes = vec![DType::F32];
-    dtypes.extend(model.units.iter().flat_map(Unit::matrices).map(|id| catalog[id].dtype));
+    let mut dtypes: Vec<DType> = model.units.iter().flat_map(Unit::matrices).map(|id| catalog[id].dtype).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
     dtypes

@@ -11,7 +11,7 @@ use super::{Binding, TOP_K, dispatch, f32_bytes, fold, is_software, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
-/// Most candidates per segment: each costs a pass over it.
+/// Most candidates per segment: each costs a pass.
 pub const MAX_K: u32 = 64;
 
 /// Logits of one segment; `SEGMENT` of the shader.

@@ -31,24 +31,30 @@ const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
 /// Submissions of which the cost of one is taken.
 const N_SUBMISSIONS: u32 = 16;
 
-/// Measures all rates of an adapter, of its products those in `dtypes`.
+/// Measures all rates of an adapter, of its products those in `dtypes`, and the forms for a model in those `of_model`.
 ///
 /// # Errors
 /// Where the adapter cannot be opened or a probe fails.
-pub(super) async fn measure(found: &AdapterFound, effort: &Effort, dtypes: &[DType]) -> Result<Rates> {
+pub(super) async fn measure(found: &AdapterFound, effort: &Effort, dtypes: &[DType], of_model: &[DType]) -> Result<Rates> {
     let mut gpu = open(found).await?;
-    let products = products_of(&mut gpu, pool_size(found), effort, dtypes).await?;
+    let products = products_of(&mut gpu, pool_size(found), effort, dtypes, of_model).await?;
     Ok(transfers_of(&gpu, &effort.anew()).await?.or(&products))
 }
 
-/// Measures an adapter's products in `dtypes`, whose forms are the `known` ones where there are such.
+/// Measures an adapter's products in `dtypes`, and those forms for a model in those `of_model` that are not `known`.
 ///
 /// # Errors
 /// As of [`measure`].
-pub(super) async fn measure_products(found: &AdapterFound, effort: &Effort, dtypes: &[DType], known: &MatMulForms) -> Result<Rates> {
+pub(super) async fn measure_products(
+    found: &AdapterFound,
+    effort: &Effort,
+    dtypes: &[DType],
+    of_model: &[DType],
+    known: &MatMulForms,
+) -> Result<Rates> {
     let mut gpu = open(found).await?;
     gpu.spec.rates.forms = known.clone();
-    products_of(&mut gpu, pool_size(found), effort, dtypes).await
+    products_of(&mut gpu, pool_size(found), effort, dtypes, of_model).await
 }
 
 async fn open(found: &AdapterFound) -> Result<Gpu> {
@@ -56,15 +62,15 @@ async fn open(found: &AdapterFound) -> Result<Gpu> {
     Gpu::open(found, budget, None).await
 }
 
-/// The rates of products, in the forms that are fastest.
-async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &[DType]) -> Result<Rates> {
+/// The rates of products in `dtypes`, in the forms that are fastest.
+async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &[DType], of_model: &[DType]) -> Result<Rates> {
     if dtypes.is_empty() {
         return Ok(Rates::default());
     }
     // Before anything else compiles them.
     let shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
     // Of the forms of a product, the rates are those of the fastest, which is found first.
-    let forms = Bench::new(gpu, pool_size).await?.fastest_forms(&effort.part(FORMS_PART), dtypes)?;
+    let forms = Bench::new(gpu, pool_size).await?.fastest_forms(&effort.part(FORMS_PART), of_model)?;
     gpu.spec.rates.forms = forms.clone();
     let mut bench = Bench::new(gpu, pool_size).await?;
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);

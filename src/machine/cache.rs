@@ -33,9 +33,9 @@ pub(super) fn find(key: &str) -> Option<Rates> {
     read(&path()?).rates.remove(key)
 }
 
-/// Keeps `rates`, dated now, for later plans. A cache that cannot be written is no error.
+/// Keeps `rates`, dated now where they have no date, for later plans. A cache that cannot be written is no error.
 pub(super) fn keep(key: String, mut rates: Rates) -> Rates {
-    rates.measured_at = platform::clock::unix_seconds();
+    rates.measured_at = rates.measured_at.or_else(platform::clock::unix_seconds);
     change(|file| file.rates.extend([(key, rates.clone())]));
     rates
 }

@@ -108,9 +108,9 @@ mod tests {
         assert_eq!(effort.best(|| Ok(values.next().unwrap())).unwrap(), 2.0);
         effort.deadline.set(Instant::now());
         assert_eq!(effort.best(|| Ok(values.next().unwrap())).unwrap(), 9.0);
-        effort.deadline.set(Instant::now() + Duration::from_millis(20));
+        let before = effort.deadline.get();
         effort.beside(|| std::thread::sleep(Duration::from_millis(30)));
-        assert!(!effort.is_over(), "what stands beside takes no time away");
+        assert!(effort.deadline.get() >= before + Duration::from_millis(30), "what stands beside takes no time away");
         assert!(Effort::of(Measure::Never).is_none());
         assert_eq!(middle(vec![3.0, 1.0, 2.0]), 2.0);
     }

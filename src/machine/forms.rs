@@ -6,6 +6,8 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::matmul::Params;
 
+/// One dtype of plain numbers and one of blocks: others take the form of the nearest, whichever model is planned first.
+const DTYPES: [DType; 2] = [DType::F16, DType::Q4_0];
 /// Products large enough to tell forms apart, and small enough for a slow adapter.
 const SHAPES: [(TokenCount, [u32; 3]); 2] = [(TokenCount::Few, [1024, 2048, 1]), (TokenCount::Many, [512, 512, 64])];
 /// What another form must save of the time of the one that the kind of adapter suggests: less is noise, and forms differ in
@@ -22,12 +24,11 @@ pub(super) fn measure(
     mut run: impl FnMut(&Params, MatMulForm) -> Result<f64>,
 ) -> Result<MatMulForms> {
     let mut fastest = known;
-    // One dtype of blocks and one of plain numbers, the last of each: others take the form of the nearest.
-    let last = |has_blocks| dtypes.iter().copied().filter(move |dtype| dtype.has_blocks() == has_blocks).max();
-    for dtype in [true, false].into_iter().filter_map(last) {
+    let is_asked_for = |dtype: &DType| dtypes.iter().any(|asked| asked.has_blocks() == dtype.has_blocks());
+    for dtype in DTYPES.into_iter().filter(is_asked_for) {
         for (tokens, [n_rows, n_columns, n_tokens]) in SHAPES {
             let params = Params::new(dtype, n_rows, n_columns, n_tokens);
-            if fastest.has_like(dtype, tokens) {
+            if fastest.has(dtype, tokens) {
                 continue;
             }
             if effort.is_over() {

@@ -30,8 +30,8 @@ const HOST_SHARE: f64 = 0.8;
 pub enum Measure {
     /// Only what was measured before.
     Never,
-    /// What was measured before, else measured now: about a second for an adapter, and half of one for the host and the disk.
-    /// Of an adapter's products, those in the dtypes that are asked for: a kernel may take as long to compile as all runs.
+    /// What was measured before, else measured now: about two seconds for an adapter besides what compiling its kernels takes, and
+    /// half of one for the host and the disk. Of an adapter's products, those in the dtypes that are asked for.
     Quick,
     /// Measured now, whatever is known: some seconds for each device.
     Full,
@@ -133,21 +133,26 @@ fn disk_with(rates: Rates) -> DeviceSpec {
     }
 }
 
-/// The rates of an adapter, kept per adapter and driver, those of products in `dtypes` among them. Empty, or without some of them,
-/// where they are not known and `measure` forbids to find out.
+/// The rates of an adapter, kept per adapter and driver, those of products in `dtypes` among them, and in single precision, which
+/// tells how long attention takes. Empty, or without some of them, where they are not known and `measure` forbids to find out.
 ///
 /// # Errors
-/// Where the adapter cannot be opened or a probe fails. A cache that cannot be read or written is no error.
+/// Where nothing is known, and the adapter cannot be opened or a probe fails. A cache that cannot be read or written is no error.
 pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) -> Result<Rates> {
     let key = key_of(found);
     let known = known(&key, measure);
     let is_new = |dtype: &DType| known.as_ref().is_none_or(|known| !known.matvec.contains_key(dtype));
-    let new: Vec<DType> = dtypes.iter().copied().filter(is_new).collect();
+    let new: Vec<DType> = DType::ALL.into_iter().filter(|dtype| *dtype == DType::F32 || dtypes.contains(dtype)).filter(is_new).collect();
     match (known, Effort::of(measure)) {
-        (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort, &new).await?)),
+        (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort, &new, dtypes).await?)),
         (Some(known), Some(effort)) if !new.is_empty() => {
-            let products = adapter::measure_products(found, &effort, &new, &known.forms).await?;
-            Ok(cache::keep(key, known.with_products(products)))
+            match adapter::measure_products(found, &effort, &new, dtypes, &known.forms).await {
+                Ok(products) => Ok(cache::keep(key, known.with_products(products))),
+                Err(error) => {
+                    tracing::warn!("the rates of {} were not measured in {new:?}: {error}", found.spec.name);
+                    Ok(known)
+                }
+            }
         }
         (known, _) => Ok(known.unwrap_or_default().or(&found.spec.rates)),
     }

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::device::{Device, DeviceSpec, Origin, Rates};
+use crate::device::{Device, DeviceSpec, Origin, Rates, TokenCount};
 use crate::dtype::DType;
 use crate::model::{Activation, Model, Op, Unit, is_joined};
 use crate::plan::UploadPath;
@@ -12,7 +12,7 @@ use crate::units::Bytes;
 use crate::weights::{Catalog, ModelConfig, TensorInfo};
 
 /// What a submission to an adapter should take at most. Windows and browsers reset one that does not answer for 2 s, and
-/// others may use it too. Forwards have no more tokens, and attention no larger dispatches, than keep one dispatch within it.
+/// others may use it too. Dispatches that would take much longer are given fewer tokens, but never so few that it costs.
 pub(crate) const SUBMIT_SECS: f64 = 0.25;
 
 /// What one forward is asked to do.
@@ -38,8 +38,9 @@ impl Load {
     }
 
     /// Whether tokens follow each other in few sequences, as those of a prompt do, of which the last one alone is asked for logits.
-    fn is_prompt(&self) -> bool {
-        self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows
+    fn attention(&self) -> TokenCount {
+        let is_prompt = self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows;
+        if is_prompt { TokenCount::Many } else { TokenCount::Few }
     }
 }
 
@@ -84,18 +85,31 @@ impl DeviceCosts {
 
     /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
     pub(crate) fn op_secs(&self, op: &Op, config: &ModelConfig, load: Load) -> f64 {
-        let Op::Attention { .. } = op else { return 0.0 };
-        let looked_at = load.position.min(config.sliding_window.unwrap_or(usize::MAX)) as f64;
-        let token_positions = load.n_tokens as f64 * looked_at;
-        if load.is_prompt() {
+        match op {
+            Op::Attention { .. } => self.attention_secs(config, load.n_tokens, load.position, load.attention()),
+            _ => 0.0,
+        }
+    }
+
+    /// Seconds of one layer's attention of `n_tokens` that look back on `n_positions`, besides what is fixed.
+    pub(crate) fn attention_secs(&self, config: &ModelConfig, n_tokens: usize, n_positions: usize, tokens: TokenCount) -> f64 {
+        let looked_at = n_positions.min(config.sliding_window.unwrap_or(usize::MAX)) as f64;
+        let token_positions = n_tokens as f64 * looked_at;
+        match tokens {
             // Scores and their mixture are two products with every position, and tokens share what they look back on as the
             // vectors of a product share its matrix.
-            let flops = 4.0 * token_positions * config.query_size() as f64;
-            return self.rates.matmul_of(DType::F32).map_or(0.0, |rate| flops / rate);
+            TokenCount::Many => {
+                let flops = 4.0 * token_positions * config.query_size() as f64;
+                self.rates.matmul_of(DType::F32).map_or(0.0, |rate| flops / rate)
+            }
+            // Each token reads what it looks back on, keys and values, for all heads at once: on adapters in f16, as they are
+            // kept unless told otherwise.
+            TokenCount::Few => {
+                let bytes_of_value = if self.device == Device::Cpu { 4 } else { 2 };
+                let bytes = token_positions * (2 * config.kv_size() * bytes_of_value) as f64;
+                self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)
+            }
         }
-        // Each token reads what it looks back on, keys and values, for all heads at once.
-        let bytes = 8.0 * token_positions * config.kv_size() as f64;
-        self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)
     }
 
     /// Seconds of a whole unit.

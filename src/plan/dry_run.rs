@@ -124,7 +124,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
 
 fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Load) -> f64 {
     let (costs, unit) = (machine.of(device), &model.units[piece.unit]);
-    let work = piece.work.iter().map(|work| match *work {
+    let work = piece.work.iter().enumerate().map(|(index, work)| match *work {
         Work::Op(op) => costs.fixed_secs(&unit.ops, op) + costs.op_secs(&unit.ops[op], &model.config, load),
         Work::Rows { op, slice } => {
             let slice = &piece.slices[slice];
@@ -132,8 +132,9 @@ fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &C
                 Op::MatMul { input, .. } => input.n_rows(load.n_tokens, load.n_logit_rows),
                 _ => load.n_tokens,
             };
-            // Rows of one matrix are computed slice by slice.
-            let fixed = if slice.first_row == 0 { costs.fixed_secs(&unit.ops, op) } else { costs.dispatch_secs() };
+            // Rows of one matrix are computed slice by slice, and nothing is joined across pieces.
+            let can_join = slice.first_row == 0 && index > 0;
+            let fixed = if can_join { costs.fixed_secs(&unit.ops, op) } else { costs.dispatch_secs() };
             fixed + costs.product_secs(&catalog[slice.tensor], slice.n_rows, n_tokens)
         }
     });

@@ -1,8 +1,7 @@
 //! The sizes that the planner chooses where the user left them open: tokens of a forward, context, slots.
 
-use crate::model::Op;
 use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
-use crate::plan::pieces::{SLICE_ALIGNMENT, Work, n_dispatches_of};
+use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
 use crate::units::Bytes;
@@ -41,8 +40,8 @@ impl Site<'_> {
         while n_tokens > 16 && is_too_large(n_tokens) {
             n_tokens /= 2;
         }
-        // A product that computes for so long waits for no weights, so that more forwards cost nothing.
-        while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > SUBMIT_SECS) {
+        // The products of half as many compute for longer than weights take to arrive, so that more forwards cost next to nothing.
+        while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > 2.0 * SUBMIT_SECS) {
             n_tokens /= 2;
         }
         let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, 64)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
@@ -54,25 +53,16 @@ impl Site<'_> {
         shapes.collect()
     }
 
-    /// Seconds of the longest dispatch of a product of `n_tokens` on an adapter, by its rates.
+    /// Seconds of the longest dispatch of a product of `n_tokens` on an adapter, by its rates. The head's is not one: it computes few.
     fn longest_product_secs(&self, worker: usize, n_tokens: usize) -> f64 {
         let own = &self.workers[worker];
         if !own.is_gpu() {
             return 0.0;
         }
         let costs = DeviceCosts::new(own.spec);
-        let n_logit_rows = self.options.logit_rows.max(self.options.n_seqs).min(n_tokens);
-        let secs = own.blocks.iter().flatten().flat_map(|piece| {
-            let ops = &self.model.units[piece.unit].ops;
-            let costs = &costs;
-            piece.work.iter().filter_map(move |work| {
-                let Work::Rows { op, slice } = *work else { return None };
-                let Op::MatMul { input, .. } = ops[op] else { return None };
-                let slice = piece.slices[slice];
-                Some(costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, input.n_rows(n_tokens, n_logit_rows)))
-            })
-        });
-        secs.fold(0.0, f64::max)
+        let of_layers = own.blocks.iter().flatten().filter(|piece| self.model.units[piece.unit].kind.layer().is_some());
+        let slices = of_layers.flat_map(|piece| &piece.slices);
+        slices.map(|slice| costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, n_tokens)).fold(0.0, f64::max)
     }
 
     /// The longest context that leaves all weights resident, if one can work with it, else one that takes a quarter of the budget.

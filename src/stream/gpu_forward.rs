@@ -86,7 +86,8 @@ impl ForwardDispatches {
         };
         let maker = Maker { gpu, model, buffers, params, attention: shape.attention };
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
-        let terms = Terms { params, n_positions: shape.n_positions, catalog: &store.checkpoint().catalog, costs: &costs, max_binding };
+        let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
+        let terms = Terms { params, n_positions, attention, catalog, costs: &costs, max_binding };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {

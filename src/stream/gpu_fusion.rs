@@ -1,9 +1,10 @@
 //! The work of a piece in as few dispatches as give the same bits as one for each operation would. Knows no buffers.
 
+use crate::device::TokenCount;
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{MAX_PRODUCTS, matmul};
 use crate::model::{Activation, Op, is_joined};
-use crate::plan::{DeviceCosts, Load, Piece, Slice, Work};
+use crate::plan::{DeviceCosts, Piece, Slice, Work};
 use crate::stream::op_params::OpParams;
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -38,6 +39,8 @@ pub(super) struct Terms<'a> {
     pub(super) params: OpParams<'a>,
     /// Positions that a token looks back on, at most.
     pub(super) n_positions: usize,
+    /// Whether tokens share what they look back on.
+    pub(super) attention: TokenCount,
     pub(super) catalog: &'a Catalog,
     pub(super) costs: &'a DeviceCosts,
     pub(super) max_binding: Bytes,
@@ -66,10 +69,12 @@ pub(super) fn fuse(piece: &Piece, ops: &[Op], terms: &Terms<'_>) -> Option<Vec<F
 impl Terms<'_> {
     /// How long a dispatch should take, by the adapter's rates.
     pub(super) fn secs(&self, one: &Fused, ops: &[Op]) -> f64 {
-        let OpParams { config, n_tokens, n_rows, .. } = self.params;
-        let load = Load { n_tokens, n_logit_rows: n_rows, position: self.n_positions };
+        let OpParams { config, n_tokens, .. } = self.params;
         let secs: f64 = match one {
-            Fused::Op(op) => self.costs.op_secs(&ops[*op], config, load),
+            Fused::Op(op) if matches!(ops[*op], Op::Attention { .. }) => {
+                self.costs.attention_secs(config, n_tokens, self.n_positions, self.attention)
+            }
+            Fused::Op(_) => 0.0,
             Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
         };
         self.costs.dispatch_secs() + secs
@@ -211,7 +216,8 @@ mod tests {
     fn shape_of_forward(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64, n_tokens: usize) -> Vec<usize> {
         let (config, catalog, costs) = (config(), catalog(last), DeviceCosts::new(&adapter()));
         let params = OpParams { config: &config, n_tokens, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
-        let terms = Terms { params, n_positions: 8, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
+        let attention = TokenCount::Few;
+        let terms = Terms { params, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
         let fused = fuse(&piece(ops, cut), ops, &terms).unwrap();
         let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
         let count = fused.iter().map(n_products).collect();
