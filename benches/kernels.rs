@@ -1,5 +1,5 @@
 //! Rates of the matrix kernels on every adapter: `cargo bench --bench kernels [-- ADAPTER-NAME-PART]`.
-//! Prints GB/s of stored weights and GFLOP/s per dtype, and µs per dispatch of the small kernels.
+//! Prints GB/s of stored weights and GFLOP/s per dtype, what they allow a small model, and µs per dispatch of the small kernels.
 
 use std::time::Instant;
 
@@ -20,6 +20,7 @@ fn main() -> Result<()> {
             println!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver);
             let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(2), None))?;
             bench_products(&gpu)?;
+            bench_model(&gpu)?;
             bench_others(&gpu)?;
         }
     }
@@ -33,26 +34,62 @@ fn bench_products(gpu: &Gpu) -> Result<()> {
             [(576, 576, 1), (1536, 576, 1), (4096, 4096, 1), (4096, 4096, 4), (2048, 2048, 32), (2048, 2048, 256)]
         {
             let params = matmul::Params::new(dtype, n_rows, n_columns, n_tokens);
-            let weight_bytes = params.row_bytes().unwrap_or(0) * u64::from(n_rows);
-            let weight = buffer(gpu, weight_bytes)?;
-            let input = buffer(gpu, u64::from(n_tokens * n_columns) * 4)?;
-            let output = buffer(gpu, u64::from(n_tokens * n_rows) * 4)?;
-            let bindings =
-                matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&output) };
-            let mut arena = pollster::block_on(ParamsArena::new(gpu, 1))?;
-            arena.push(gpu, &params)?;
-            let seconds = time(gpu, &arena, &matmul::prepare(gpu, arena.buffer(), &params, bindings)?)?;
+            let seconds = product_secs(gpu, &params)?;
             let operations = 2.0 * f64::from(n_rows) * f64::from(n_columns) * f64::from(n_tokens);
             println!(
                 "{dtype:<6} {:>12} {n_tokens:>7} {:>10.3} {:>8.2} {:>9.2}",
                 format!("{n_rows}x{n_columns}"),
                 seconds * 1e3,
-                weight_bytes as f64 / seconds / 1e9,
+                weight_bytes(&params) as f64 / seconds / 1e9,
                 operations / seconds / 1e9
             );
         }
     }
     Ok(())
+}
+
+/// What the products of one token of SmolLM2-135M take by themselves: no model decodes faster than they allow. Its files keep the head
+/// in Q8_0 where the layers have four bits.
+fn bench_model(gpu: &Gpu) -> Result<()> {
+    const N_LAYERS: f64 = 30.0;
+    /// Query, key and value together; what attention mixed; gate and up together; down.
+    const LAYER: [(u32, u32); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
+    const HEAD: (u32, u32) = (49_152, 576);
+    println!("{:<6} {:>44} {:>9}", "dtype", "products of one token of SmolLM2-135M, ms", "tokens/s");
+    for dtype in DType::ALL {
+        let secs = |(n_rows, n_columns), dtype| product_secs(gpu, &matmul::Params::new(dtype, n_rows, n_columns, 1));
+        let head_dtype = if matches!(dtype, DType::Q4_0 | DType::Q4_1) { DType::Q8_0 } else { dtype };
+        let mut total = secs(HEAD, head_dtype)?;
+        for shape in LAYER {
+            total += N_LAYERS * secs(shape, dtype)?;
+        }
+        println!("{dtype:<6} {:>44.1} {:>9.2}", total * 1e3, 1.0 / total);
+    }
+    Ok(())
+}
+
+fn weight_bytes(params: &matmul::Params) -> u64 {
+    params.row_bytes().unwrap_or(0) * u64::from(params.n_rows)
+}
+
+/// Seconds of a product whose matrix comes from memory: a model's matrices are more than any cache holds, so of few tokens as many are
+/// taken in turns.
+fn product_secs(gpu: &Gpu, params: &matmul::Params) -> Result<f64> {
+    const CACHES: u64 = 128 << 20;
+    let size = weight_bytes(params).next_multiple_of(matmul::WEIGHT_ALIGNMENT);
+    let n_matrices = if params.n_tokens > matmul::MAX_FEW_TOKENS { 1 } else { CACHES.div_ceil(size) };
+    let weights = buffer(gpu, size * n_matrices)?;
+    let input = buffer(gpu, u64::from(params.n_tokens * params.n_columns) * 4)?;
+    let output = buffer(gpu, u64::from(params.n_tokens * params.n_rows) * 4)?;
+    let mut arena = pollster::block_on(ParamsArena::new(gpu, 1))?;
+    arena.push(gpu, params)?;
+    let dispatch = |index: u64| {
+        let weight = Binding::part(&weights, index * size, size);
+        let bindings = matmul::Bindings { weight, input: Binding::whole(&input), output: Binding::whole(&output) };
+        matmul::prepare(gpu, arena.buffer(), params, bindings)
+    };
+    let dispatches: Vec<Dispatch> = (0..n_matrices).map(dispatch).collect::<Result<_>>()?;
+    Ok(time_all(gpu, &arena, &dispatches)? / n_matrices as f64)
 }
 
 /// The small kernels at the sizes of a 135 M model.
