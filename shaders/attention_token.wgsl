@@ -10,14 +10,14 @@
 //              [n_tokens, n_heads, parts, head_size + 4] f32, each the sum of exp(score - maximum) * value, maximum, total, 0, 0
 //
 // One workgroup per token, HEADS query heads that share a key head, and part: PART_POSITIONS positions of the sequence, from multiples
-// of PART_POSITIONS on. Positions are taken BLOCK at a time with a running maximum and sum (online softmax), so that no row of
-// scores is ever held. Heads are cut into octets of values; head_size is whole octets.
+// of PART_POSITIONS on. Positions are taken in blocks of LANES * POSITIONS with a running maximum and sum (online softmax), so that no
+// row of scores is ever held. Heads are cut into octets of values; head_size is whole octets.
 
 struct Params {
     n_tokens: u32,
     n_heads: u32,
     n_kv_heads: u32,
-    head_size: u32,
+    head_size: u32, // chosen at pipeline creation, as OCTETS
     n_seqs: u32,
     kv_capacity: u32,
     window: u32, // positions that a token sees, its own included; 0: all
@@ -35,19 +35,21 @@ struct Params {
 override KV_F16: bool = false;
 override LANES: u32 = 64u;    // at most 64
 override HEADS: u32 = 1u;     // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
-override POSITIONS: u32 = 1u; // positions of a lane, at most 4; HEADS * LANES * POSITIONS is at most 256
+override POSITIONS: u32 = 1u; // positions of a lane, at most 4
+override OCTETS: u32 = 8u;    // head_size / 8
+override SHARERS: u32 = 8u;   // lanes of an octet, each with its share of a block's positions: LANES / OCTETS, at least 1
 override IS_SPLIT: bool = false;
 override PART_POSITIONS: u32 = 256u; // with IS_SPLIT
 
 const MAX_HEADS: u32 = 4u;
 const MAX_SCORES: u32 = 16u; // HEADS * POSITIONS
-const HEAD_QUADS: u32 = 64u; // of the largest head
 const LOWEST: f32 = -3.4e38;
 
-var<workgroup> scaled_query: array<vec4<f32>, 256>; // [HEADS, head quads]
-var<workgroup> sums: array<vec4<f32>, 256>;         // [HEADS, parts, head quads], each used by one lane only until the end
-var<workgroup> shares: array<f32, 256>;             // [HEADS, BLOCK], exp(score - maximum)
-var<workgroup> of_lanes: array<f32, 256>;           // [HEADS, LANES], each lane's maximum, at last its total
+// As large as they are used: the less of it, the more workgroups run at once, and browsers clear all of it in each.
+var<workgroup> scaled_query: array<vec4<f32>, HEADS * OCTETS * 2>;   // [HEADS, OCTETS, 2]
+var<workgroup> sums: array<vec4<f32>, HEADS * SHARERS * OCTETS * 2>; // [HEADS, SHARERS, OCTETS, 2], each used by one lane only until the end
+var<workgroup> shares: array<f32, HEADS * LANES * POSITIONS>;        // [HEADS, block], exp(score - maximum)
+var<workgroup> of_lanes: array<f32, HEADS * LANES>;                  // [HEADS, LANES], each lane's maximum, at last its total
 
 struct Octet {
     low: vec4<f32>,
@@ -82,17 +84,17 @@ fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
 
 // The scores of POSITIONS positions from `first` on, LANES apart; past `count` the last one is repeated.
 fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
-    let n_octets = params.head_size / 8u;
     var scores: array<f32, MAX_SCORES>;
     for (var s = 0u; s < HEADS * POSITIONS; s++) {
         scores[s] = 0.0;
     }
-    for (var octet = 0u; octet < n_octets; octet++) {
+    for (var octet = 0u; octet < OCTETS; octet++) {
         for (var p = 0u; p < POSITIONS; p++) {
-            let keys = key_octet((row + min(first + p * LANES, count - 1u)) * n_octets + octet);
+            let keys = key_octet((row + min(first + p * LANES, count - 1u)) * OCTETS + octet);
             for (var h = 0u; h < HEADS; h++) {
-                let low = add_products(keys.low, scaled_query[h * HEAD_QUADS + octet * 2u], scores[h * POSITIONS + p]);
-                scores[h * POSITIONS + p] = add_products(keys.high, scaled_query[h * HEAD_QUADS + octet * 2u + 1u], low);
+                let place = (h * OCTETS + octet) * 2u;
+                let low = add_products(keys.low, scaled_query[place], scores[h * POSITIONS + p]);
+                scores[h * POSITIONS + p] = add_products(keys.high, scaled_query[place + 1u], low);
             }
         }
     }
@@ -100,22 +102,20 @@ fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
 }
 
 // Adds the shares of `count` rows from `row` on to the sums, which are first scaled to the new maxima.
-// Where there are more lanes than octets, the positions are dealt out to several parts.
+// Where there are more lanes than octets, several share the positions of an octet.
 fn add_values(lane: u32, row: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
     let block = LANES * POSITIONS;
-    let n_octets = params.head_size / 8u;
-    let n_parts = max(LANES / n_octets, 1u);
-    for (var slot = lane; slot < n_octets * n_parts; slot += LANES) {
-        let octet = slot % n_octets;
+    for (var slot = lane; slot < SHARERS * OCTETS; slot += LANES) {
+        let octet = slot % OCTETS;
         var low: array<vec4<f32>, MAX_HEADS>;
         var high: array<vec4<f32>, MAX_HEADS>;
         for (var h = 0u; h < HEADS; h++) {
-            let index = (h * n_octets * n_parts + slot) * 2u;
+            let index = (h * SHARERS * OCTETS + slot) * 2u;
             low[h] = rescale[h] * sums[index];
             high[h] = rescale[h] * sums[index + 1u];
         }
-        for (var j = slot / n_octets; j < count; j += n_parts) {
-            let values = value_octet((row + j) * n_octets + octet);
+        for (var j = slot / OCTETS; j < count; j += SHARERS) {
+            let values = value_octet((row + j) * OCTETS + octet);
             for (var h = 0u; h < HEADS; h++) {
                 let share = vec4<f32>(shares[h * block + j]);
                 low[h] = fma(share, values.low, low[h]);
@@ -123,7 +123,7 @@ fn add_values(lane: u32, row: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
             }
         }
         for (var h = 0u; h < HEADS; h++) {
-            let index = (h * n_octets * n_parts + slot) * 2u;
+            let index = (h * SHARERS * OCTETS + slot) * 2u;
             sums[index] = low[h];
             sums[index + 1u] = high[h];
         }
@@ -132,23 +132,21 @@ fn add_values(lane: u32, row: u32, count: u32, rescale: array<f32, MAX_HEADS>) {
 
 // Loads the queries, scaled, and clears the sums that `add_values` gives this lane.
 fn begin_heads(lane: u32, query_begin: u32) {
-    let n_quads = params.head_size / 4u;
-    let n_slots = n_quads / 2u * max(LANES / (n_quads / 2u), 1u);
+    for (var quad = lane; quad < HEADS * OCTETS * 2u; quad += LANES) {
+        scaled_query[quad] = params.scale * query[query_begin + quad];
+    }
     for (var h = 0u; h < HEADS; h++) {
-        for (var quad = lane; quad < n_quads; quad += LANES) {
-            scaled_query[h * HEAD_QUADS + quad] = params.scale * query[query_begin + h * n_quads + quad];
-        }
-        for (var slot = lane; slot < n_slots; slot += LANES) {
-            sums[(h * n_slots + slot) * 2u] = vec4<f32>(0.0);
-            sums[(h * n_slots + slot) * 2u + 1u] = vec4<f32>(0.0);
+        for (var slot = lane; slot < SHARERS * OCTETS; slot += LANES) {
+            let index = (h * SHARERS * OCTETS + slot) * 2u;
+            sums[index] = vec4<f32>(0.0);
+            sums[index + 1u] = vec4<f32>(0.0);
         }
     }
 }
 
 // Adds up the lanes and the lanes' shares of the sums, and writes the heads: `first_quad` is that of the first, `stride` leads to the next.
 fn end_heads(lane: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEADS>, is_empty: bool) {
-    let n_quads = params.head_size / 4u;
-    let n_shares = max(LANES / (n_quads / 2u), 1u);
+    let n_quads = OCTETS * 2u;
     for (var h = 0u; h < HEADS; h++) {
         var total = 0.0;
         for (var i = 0u; i < LANES; i++) {
@@ -157,9 +155,9 @@ fn end_heads(lane: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEA
         // A token that sees nothing mixes nothing.
         let norm = select(select(1.0 / total, 0.0, is_empty), 1.0, IS_SPLIT);
         for (var quad = lane; quad < n_quads; quad += LANES) {
-            var sum = sums[h * n_quads * n_shares + quad];
-            for (var share = 1u; share < n_shares; share++) {
-                sum += sums[(h * n_shares + share) * n_quads + quad];
+            var sum = sums[h * SHARERS * n_quads + quad];
+            for (var sharer = 1u; sharer < SHARERS; sharer++) {
+                sum += sums[(h * SHARERS + sharer) * n_quads + quad];
             }
             mixed[first_quad + h * stride + quad] = sum * norm;
         }
@@ -194,7 +192,7 @@ fn main(
         end = min(end, (part + 1u) * PART_POSITIONS);
     }
     let cache_row = (seq * params.n_kv_heads + kv_head) * params.kv_capacity;
-    let n_quads = params.head_size / 4u;
+    let n_quads = OCTETS * 2u;
 
     begin_heads(lane, index * HEADS * n_quads); // index * HEADS counts the heads of all tokens
     var maxima: array<f32, MAX_HEADS>;

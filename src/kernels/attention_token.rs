@@ -14,11 +14,14 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let needed = needed(gpu, stem, params, bindings, Target::Parts)?;
     let shape = if is_software(gpu) { software(params) } else { HARDWARE };
     let [is_split, part_positions] = part_constants(params);
+    let octets = params.head_size / 8;
     let constants = [
         ("KV_F16", f64::from(params.kv_dtype)),
         ("LANES", f64::from(shape.lanes)),
         ("HEADS", f64::from(shape.heads)),
         ("POSITIONS", f64::from(shape.positions)),
+        ("OCTETS", f64::from(octets)),
+        ("SHARERS", f64::from((shape.lanes / octets).max(1))),
         is_split,
         part_positions,
     ];
