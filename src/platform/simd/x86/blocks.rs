@@ -78,13 +78,24 @@ unsafe fn rows_of<const FORM: usize>(rows: &PanelRows<'_>, token: &[TokenBlock])
 /// prefetching loses its way among eight streams that jump after every few hundred bytes.
 ///
 /// # Safety
+/// As [`prefetch_line`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn prefetch<const FORM: usize>(address: *const u8) {
+    for line in (0..PANEL_ROWS * FORM).step_by(CACHE_LINE) {
+        // SAFETY: the caller's promise.
+        unsafe { prefetch_line(address.wrapping_add(line)) };
+    }
+}
+
+/// Asks for what stands at an address, and what else the cache holds with it.
+///
+/// # Safety
 /// No address makes it fail; older compilers take the instruction for unsafe all the same.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) unsafe fn prefetch<const FORM: usize>(address: *const u8) {
-    for line in (0..PANEL_ROWS * FORM).step_by(CACHE_LINE) {
-        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line).cast());
-    }
+pub(super) unsafe fn prefetch_line(address: *const u8) {
+    _mm_prefetch::<_MM_HINT_T0>(address.cast());
 }
 
 /// # Safety

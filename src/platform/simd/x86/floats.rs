@@ -3,13 +3,18 @@
 use std::arch::x86_64::*;
 
 use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
-use super::blocks::{lanes, prefetch};
+use super::blocks::{lanes, prefetch_line};
 
 /// [`Floats`] as constants, for functions that are generic over the form.
 const F32: u8 = 0;
 const F16: u8 = 1;
 const BF16: u8 = 2;
 
+/// Rows from memory that meet one token at once. Rows follow each other: of two, one is hardly read before the other, so the processor
+/// fetches ahead as of one stream; of eight it does not. By itself, one row would wait for the sums of its own.
+const PAIR_ROWS: usize = 2;
+/// How far behind the end of such a pair memory is asked for, in bytes.
+const AHEAD: usize = 1 << 10;
 /// Rows and tokens whose products are summed at once: twelve vectors of sums, three of tokens and one of a row fill the registers.
 const TILE_ROWS: usize = 4;
 const TILE_TOKENS: usize = 3;
@@ -18,15 +23,18 @@ const TILE_VECTORS: usize = 4;
 
 pub(super) fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
     check_rows(rows, token.len() * form.size_bytes());
-    let (rows, token, n_columns) = (rows.map(<[u8]>::as_ptr), [token.as_ptr()], token.len());
-    // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; rows and token hold the columns.
-    let [products] = unsafe {
-        match form {
-            Floats::F32 => tile::<F32, PANEL_ROWS, 1>(rows, token, n_columns),
-            Floats::F16 => tile::<F16, PANEL_ROWS, 1>(rows, token, n_columns),
-            Floats::BF16 => tile::<BF16, PANEL_ROWS, 1>(rows, token, n_columns),
-        }
-    };
+    let mut products = [0.0; PANEL_ROWS];
+    for (rows, products) in rows.as_chunks().0.iter().zip(products.as_chunks_mut().0) {
+        let (rows, token, n_columns) = (rows.map(<[u8]>::as_ptr), [token.as_ptr()], token.len());
+        // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; rows and token hold the columns.
+        [*products] = unsafe {
+            match form {
+                Floats::F32 => tile::<F32, PAIR_ROWS, 1>(rows, token, n_columns),
+                Floats::F16 => tile::<F16, PAIR_ROWS, 1>(rows, token, n_columns),
+                Floats::BF16 => tile::<BF16, PAIR_ROWS, 1>(rows, token, n_columns),
+            }
+        };
+    }
     products
 }
 
@@ -105,17 +113,12 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
 ) -> [[f32; R]; T] {
     let mut sums = [[_mm256_setzero_ps(); T]; R];
     let (n_chunks, n_rest) = (n_columns / LANES, n_columns % LANES);
-    let next_panel = rows[0].wrapping_add(R * n_columns * size_of_value(FORM));
+    let ahead = rows[0].wrapping_add(R * n_columns * size_of_value(FORM) + AHEAD);
     for chunk in 0..n_chunks {
-        if R == PANEL_ROWS {
-            // Rows of a panel come from memory, those of smaller tiles from a cache.
+        if R == PAIR_ROWS {
+            // Rows of a pair come from memory, those of other tiles from a cache.
             // SAFETY: a prefetch may name any address.
-            unsafe {
-                match FORM {
-                    F32 => prefetch::<{ LANES * 4 }>(chunk_of::<FORM>(next_panel, PANEL_ROWS * chunk)),
-                    _ => prefetch::<{ LANES * 2 }>(chunk_of::<FORM>(next_panel, PANEL_ROWS * chunk)),
-                }
-            }
+            unsafe { prefetch_line(chunk_of::<FORM>(ahead, PAIR_ROWS * chunk)) };
         }
         let mut values = [_mm256_setzero_ps(); T];
         for (values, token) in values.iter_mut().zip(tokens) {
