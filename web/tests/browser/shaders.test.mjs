@@ -24,8 +24,8 @@ const VARIANTS = {
   rms_norm: combined({ LANES: [8, 64] }),
   rope_kv: combined({ KV_F16: BOOLS }),
   attention_token: combined({ KV_F16: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
-    { LANES: 64, HEADS: 1, POSITIONS: 1 },
-    ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4 })),
+    { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
+    ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
   ]),
   attention_tile: combined({ KV_F16: BOOLS }, [
     { SPLIT: 1, BLOCK: 16 },
