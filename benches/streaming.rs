@@ -16,7 +16,7 @@ use tierflow::units::{Bytes, BytesPerSec};
 const BUDGET: Bytes = Bytes::mib(40);
 const CTX_SIZE: usize = 256;
 const N_TOKENS: u32 = 16;
-const N_ROUNDS: usize = 9;
+const N_ROUNDS: usize = 15;
 
 struct Variant {
     name: &'static str,

@@ -1,15 +1,15 @@
 //! Work beside the caller's thread, where the system has threads to spare.
 
-/// The calling thread takes a core only where others leave one, or nearly so. Where the system has no such thing, nothing changes.
+/// From now on the calling thread takes a core only where all others leave one, and any of them takes it back at once. Beside
+/// a program that keeps every core busy it hardly runs. Where the system has no such thing, nothing changes.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn yield_to_others() {
-    // There, a thread is a process to this call. Nobody is refused a lower priority.
-    let _ = rustix::process::setpriority_process(None, NICENESS);
+    // A high niceness would still hold a core for a slice of time, and keep the system from taking that core for free. Nobody
+    // is refused this; where a sandbox does so, the thread goes on as it was. The call of musl's library only refuses.
+    let priority: libc::c_int = 0;
+    #[expect(unsafe_code, reason = "a call of the system that reads `priority`; the first zero is the calling thread")]
+    let _ = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority) };
 }
-
-/// Weighs a tenth of a usual thread: enough not to starve beside a busy program.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const NICENESS: i32 = 10;
 
 /// As above.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]

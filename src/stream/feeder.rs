@@ -3,6 +3,7 @@
 
 mod caller;
 mod filling;
+mod slots;
 mod threads;
 
 use std::collections::VecDeque;
@@ -18,7 +19,8 @@ use crate::stream::{Lane, Span, Store, Trace};
 use crate::units::Bytes;
 use caller::Caller;
 use filling::Filler;
-use threads::Threads;
+use slots::Claim;
+use threads::{Carry, Threads};
 
 /// Memory of a slot while the host may write to it.
 pub(super) trait SlotMemory: Send + 'static {
@@ -38,7 +40,7 @@ pub(super) enum Carriers {
     /// Threads of their own.
     Threads,
     /// Threads that leave the cores to others first: for an adapter that computes on the same cores. With slots filled ahead, what
-    /// they do fits into the gaps between its dispatches.
+    /// they do fits into the gaps between its dispatches. Where others leave them nothing, usual threads relieve them.
     PatientThreads,
     /// The executor, while it waits.
     Caller,
@@ -49,7 +51,10 @@ impl Carriers {
     pub(super) const USUAL: Carriers = if platform::MAY_BLOCK { Carriers::Threads } else { Carriers::Caller };
 }
 
-/// A slot's way back to the carriers; `None` tells one of them to end.
+/// Patient threads that keep their executor waiting for so long are relieved.
+const STARVED_SECS: f64 = 0.1;
+
+/// A slot's way back to the carriers; `None` tells them to end.
 pub(super) struct FreeSlots<S>(Arc<dyn Fn(Option<S>) + Send + Sync>);
 
 impl<S> FreeSlots<S> {
@@ -99,16 +104,19 @@ struct Job<S> {
 }
 
 impl<S: SlotMemory> Job<S> {
-    /// Fills `slot` and sends it to who waits for the piece.
-    fn carry_out(self, mut slot: S, filler: &Filler, fetched: &mut DirectBuffer, give_back: &FreeSlots<S>) {
-        let filled = filler.fill(&self, &mut slot, fetched);
+    /// Fills the claimed slot and sends it to who waits for the piece.
+    fn carry_out(self, mut claim: Claim<S>, filler: &Filler, fetched: &mut DirectBuffer, give_back: &FreeSlots<S>) {
+        let filled = filler.fill(&self, &mut claim, fetched);
         // The receiver is gone where the session ended meanwhile.
         let _ = match filled {
-            Ok(()) => self.reply.send(Ok(slot)),
+            Ok(()) => self.reply.send(claim.into_slot().ok_or_else(carriers_gone)),
             Err(error) => {
+                let sent = self.reply.send(Err(error));
                 // The slot is not lost: pieces behind this one may wait for it.
-                give_back.give(Some(slot));
-                self.reply.send(Err(error))
+                if let Some(slot) = claim.into_slot() {
+                    give_back.give(Some(slot));
+                }
+                sent
             }
         };
     }
@@ -130,7 +138,8 @@ impl<S: SlotMemory> Feeder<S> {
         let (carrier, free) = match carriers {
             Carriers::Threads | Carriers::PatientThreads => {
                 let n_jobs = plan.ring(device).map_or(1, |ring| ring.n_slots + 1);
-                let (threads, free) = Threads::start(&filler, n_jobs, carriers == Carriers::PatientThreads)?;
+                let carry: Carry<S> = Arc::new(move |job, claim, fetched, give_back| job.carry_out(claim, &filler, fetched, give_back));
+                let (threads, free) = Threads::start(device, n_jobs, carriers == Carriers::PatientThreads, carry)?;
                 (Carrier::Threads(threads), free)
             }
             Carriers::Caller => {
@@ -190,6 +199,11 @@ impl<S: SlotMemory> Feeder<S> {
         self.under_way.pop_front();
         let (device, end_secs) = (self.device, self.trace.now());
         self.trace.add(Span { lane: Lane::Stall, device, piece: Some(piece), forward, start_secs, end_secs, size_bytes: Bytes::ZERO });
+        if end_secs - start_secs > STARVED_SECS
+            && let Carrier::Threads(threads) = &mut self.carrier
+        {
+            threads.hurry()?;
+        }
         slot
     }
 

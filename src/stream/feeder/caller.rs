@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 
 use super::filling::Filler;
+use super::slots::Claim;
 use super::{FreeSlots, Job, SlotMemory, carriers_gone};
 use crate::error::Result;
 use crate::platform::DirectBuffer;
@@ -56,7 +57,7 @@ impl<S: SlotMemory> Caller<S> {
 
     fn carry(&mut self, slot: S) {
         if let Some(job) = self.jobs.pop_front() {
-            job.carry_out(slot, &self.filler, &mut self.fetched, &self.give_back);
+            job.carry_out(Claim::of(slot), &self.filler, &mut self.fetched, &self.give_back);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Job, SlotMemory};
+use super::slots::Claim;
+use super::{Job, SlotMemory, carriers_gone};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -21,13 +22,14 @@ pub(super) struct Filler {
 }
 
 impl Filler {
-    /// Brings the job's piece into `slot`. `fetched` holds what was read last.
+    /// Brings the job's piece into the claimed slot. `fetched` holds what was read last.
     ///
     /// # Errors
-    /// Those of reading and of writing to the slot.
-    pub(super) fn fill<S: SlotMemory>(&self, job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
+    /// Those of reading and of writing to the slot; [`Error::Io`] where there will be no slot.
+    pub(super) fn fill<S: SlotMemory>(&self, job: &Job<S>, claim: &mut Claim<S>, fetched: &mut DirectBuffer) -> Result<()> {
         let piece = &self.plan.pieces[job.piece];
         if let Some(bytes) = self.store.held(job.piece) {
+            let slot = claim.slot().ok_or_else(carriers_gone)?;
             return self.span(Lane::Upload, job, piece.size_bytes, || {
                 slot.write(0, bytes)?;
                 slot.finish()
@@ -35,6 +37,7 @@ impl Filler {
         }
         let mapped: Option<Vec<&[u8]>> = piece.slices.iter().map(|slice| self.store.mapped(job.piece, slice)).collect();
         if let Some(parts) = mapped.filter(|parts| !parts.is_empty()) {
+            let slot = claim.slot().ok_or_else(carriers_gone)?;
             return self.span(Lane::Upload, job, piece.size_bytes, || {
                 for (slice, bytes) in piece.slices.iter().zip(parts) {
                     slot.write(slice.offset as usize, bytes)?;
@@ -44,10 +47,10 @@ impl Filler {
         }
         match self.store.reads(job.piece) {
             Reads::None => {}
-            Reads::Copied(fetches) => self.copy_from_disk(fetches, job, slot, fetched)?,
-            Reads::Straight(reads) => self.read_into_slot(reads, job, slot)?,
+            Reads::Copied(fetches) => self.copy_from_disk(fetches, job, claim, fetched)?,
+            Reads::Straight(reads) => self.read_into_slot(reads, job, claim.slot().ok_or_else(carriers_gone)?)?,
         }
-        slot.finish()
+        claim.slot().ok_or_else(carriers_gone)?.finish()
     }
 
     fn read_into_slot<S: SlotMemory>(&self, reads: &[Straight], job: &Job<S>, slot: &mut S) -> Result<()> {
@@ -61,13 +64,20 @@ impl Filler {
         Ok(())
     }
 
-    /// Disk to slot, a few MiB at a time.
-    fn copy_from_disk<S: SlotMemory>(&self, fetches: &[Fetch], job: &Job<S>, slot: &mut S, fetched: &mut DirectBuffer) -> Result<()> {
+    /// Disk to slot, a few MiB at a time. The first of them are read before the slot is free.
+    fn copy_from_disk<S: SlotMemory>(
+        &self,
+        fetches: &[Fetch],
+        job: &Job<S>,
+        claim: &mut Claim<S>,
+        fetched: &mut DirectBuffer,
+    ) -> Result<()> {
         for fetch in fetches {
             let size_bytes = fetch.stored_bytes();
             let start_secs = self.trace.now();
             let bytes = self.store.fetch(fetch, fetched)?;
             self.add_span(Lane::Fetch, job, size_bytes, start_secs);
+            let slot = claim.slot().ok_or_else(carriers_gone)?;
             self.span(Lane::Upload, job, size_bytes, || fetch.parts(bytes).try_for_each(|(to, part)| slot.write(to, part)))?;
         }
         Ok(())
