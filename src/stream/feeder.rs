@@ -104,21 +104,21 @@ struct Job<S> {
 }
 
 impl<S: SlotMemory> Job<S> {
-    /// Fills the claimed slot and sends it to who waits for the piece.
-    fn carry_out(self, mut claim: Claim<S>, filler: &Filler, fetched: &mut DirectBuffer, give_back: &FreeSlots<S>) {
+    /// Fills the claimed slot and sends it to who waits for the piece. Returns a slot that could not be filled: it is free again,
+    /// for pieces behind this one may wait for it.
+    fn carry_out(self, mut claim: Claim<S>, filler: &Filler, fetched: &mut DirectBuffer) -> Option<S> {
         let filled = filler.fill(&self, &mut claim, fetched);
         // The receiver is gone where the session ended meanwhile.
-        let _ = match filled {
-            Ok(()) => self.reply.send(claim.into_slot().ok_or_else(carriers_gone)),
-            Err(error) => {
-                let sent = self.reply.send(Err(error));
-                // The slot is not lost: pieces behind this one may wait for it.
-                if let Some(slot) = claim.into_slot() {
-                    give_back.give(Some(slot));
-                }
-                sent
+        match filled {
+            Ok(()) => {
+                let _ = self.reply.send(claim.into_slot().ok_or_else(carriers_gone));
+                None
             }
-        };
+            Err(error) => {
+                let _ = self.reply.send(Err(error));
+                claim.into_slot()
+            }
+        }
     }
 }
 
@@ -138,7 +138,7 @@ impl<S: SlotMemory> Feeder<S> {
         let (carrier, free) = match carriers {
             Carriers::Threads | Carriers::PatientThreads => {
                 let n_jobs = plan.ring(device).map_or(1, |ring| ring.n_slots + 1);
-                let carry: Carry<S> = Arc::new(move |job, claim, fetched, give_back| job.carry_out(claim, &filler, fetched, give_back));
+                let carry: Carry<S> = Box::new(move |job, claim, fetched| job.carry_out(claim, &filler, fetched));
                 let (threads, free) = Threads::start(device, n_jobs, carriers == Carriers::PatientThreads, carry)?;
                 (Carrier::Threads(threads), free)
             }
@@ -202,7 +202,7 @@ impl<S: SlotMemory> Feeder<S> {
         if end_secs - start_secs > STARVED_SECS
             && let Carrier::Threads(threads) = &mut self.carrier
         {
-            threads.hurry()?;
+            threads.hurry();
         }
         slot
     }

@@ -57,7 +57,10 @@ impl<S: SlotMemory> Caller<S> {
 
     fn carry(&mut self, slot: S) {
         if let Some(job) = self.jobs.pop_front() {
-            job.carry_out(Claim::of(slot), &self.filler, &mut self.fetched, &self.give_back);
+            let unfilled = job.carry_out(Claim::Free(slot), &self.filler, &mut self.fetched);
+            if unfilled.is_some() {
+                self.give_back.give(unfilled);
+            }
         }
     }
 }

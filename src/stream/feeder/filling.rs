@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::slots::Claim;
-use super::{Job, SlotMemory, carriers_gone};
+use super::{Job, SlotMemory};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -29,7 +29,7 @@ impl Filler {
     pub(super) fn fill<S: SlotMemory>(&self, job: &Job<S>, claim: &mut Claim<S>, fetched: &mut DirectBuffer) -> Result<()> {
         let piece = &self.plan.pieces[job.piece];
         if let Some(bytes) = self.store.held(job.piece) {
-            let slot = claim.slot().ok_or_else(carriers_gone)?;
+            let slot = claim.slot()?;
             return self.span(Lane::Upload, job, piece.size_bytes, || {
                 slot.write(0, bytes)?;
                 slot.finish()
@@ -37,7 +37,7 @@ impl Filler {
         }
         let mapped: Option<Vec<&[u8]>> = piece.slices.iter().map(|slice| self.store.mapped(job.piece, slice)).collect();
         if let Some(parts) = mapped.filter(|parts| !parts.is_empty()) {
-            let slot = claim.slot().ok_or_else(carriers_gone)?;
+            let slot = claim.slot()?;
             return self.span(Lane::Upload, job, piece.size_bytes, || {
                 for (slice, bytes) in piece.slices.iter().zip(parts) {
                     slot.write(slice.offset as usize, bytes)?;
@@ -48,9 +48,9 @@ impl Filler {
         match self.store.reads(job.piece) {
             Reads::None => {}
             Reads::Copied(fetches) => self.copy_from_disk(fetches, job, claim, fetched)?,
-            Reads::Straight(reads) => self.read_into_slot(reads, job, claim.slot().ok_or_else(carriers_gone)?)?,
+            Reads::Straight(reads) => self.read_into_slot(reads, job, claim.slot()?)?,
         }
-        claim.slot().ok_or_else(carriers_gone)?.finish()
+        claim.slot()?.finish()
     }
 
     fn read_into_slot<S: SlotMemory>(&self, reads: &[Straight], job: &Job<S>, slot: &mut S) -> Result<()> {
@@ -77,7 +77,7 @@ impl Filler {
             let start_secs = self.trace.now();
             let bytes = self.store.fetch(fetch, fetched)?;
             self.add_span(Lane::Fetch, job, size_bytes, start_secs);
-            let slot = claim.slot().ok_or_else(carriers_gone)?;
+            let slot = claim.slot()?;
             self.span(Lane::Upload, job, size_bytes, || fetch.parts(bytes).try_for_each(|(to, part)| slot.write(to, part)))?;
         }
         Ok(())

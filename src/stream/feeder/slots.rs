@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::carriers_gone;
+use crate::error::Result;
+
 /// Slots and those who wait for one; never both.
 pub(super) struct Slots<S>(Arc<Mutex<State<S>>>);
 
@@ -45,7 +48,7 @@ impl<S> Slots<S> {
             return None;
         }
         Some(match state.free.pop_front() {
-            Some(slot) => Claim::of(slot),
+            Some(slot) => Claim::Free(slot),
             None => {
                 let (sender, due) = sync_channel(1);
                 state.waiting.push_back(sender);
@@ -67,33 +70,30 @@ pub(super) enum Claim<S> {
     Free(S),
     /// It arrives here.
     Due(Receiver<S>),
-    /// There will be none.
-    Void,
 }
 
 impl<S> Claim<S> {
-    /// A slot that is free.
-    pub(super) fn of(slot: S) -> Claim<S> {
-        Claim::Free(slot)
-    }
-
-    /// The slot, once it is free; `None` where it never will be.
-    pub(super) fn slot(&mut self) -> Option<&mut S> {
-        if let Claim::Due(due) = self {
-            *self = due.recv().map_or(Claim::Void, Claim::Free);
+    /// The slot, once it is free.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`] where it never will be.
+    pub(super) fn slot(&mut self) -> Result<&mut S> {
+        if let Claim::Due(due) = self
+            && let Ok(slot) = due.recv()
+        {
+            *self = Claim::Free(slot);
         }
         match self {
-            Claim::Free(slot) => Some(slot),
-            _ => None,
+            Claim::Free(slot) => Ok(slot),
+            Claim::Due(_) => Err(carriers_gone()),
         }
     }
 
-    /// As [`Claim::slot`].
-    pub(super) fn into_slot(mut self) -> Option<S> {
-        self.slot();
+    /// As [`Claim::slot`]; `None` where it never will be free.
+    pub(super) fn into_slot(self) -> Option<S> {
         match self {
             Claim::Free(slot) => Some(slot),
-            _ => None,
+            Claim::Due(due) => due.recv().ok(),
         }
     }
 }

@@ -14,25 +14,30 @@ use crate::platform::{self, DirectBuffer};
 /// Two carry: one reads from disk while the other copies, and a disk sees two requests at a time.
 const N_WORKERS: usize = 2;
 
-/// Does a job in a thread: with the slot that it claims, what that thread read last, and the way back for a slot that is not filled.
-pub(super) type Carry<S> = Arc<dyn Fn(Job<S>, Claim<S>, &mut DirectBuffer, &FreeSlots<S>) + Send + Sync>;
+/// Does a job in a thread, with the slot that it claims and what that thread read last; returns a slot that is not filled.
+pub(super) type Carry<S> = Box<dyn Fn(Job<S>, Claim<S>, &mut DirectBuffer) -> Option<S> + Send + Sync>;
 
 /// The threads' side of a feeder.
 pub(super) struct Threads<S: SlotMemory> {
+    device: Device,
     jobs: Option<SyncSender<Job<S>>>,
-    worker: Worker<S>,
+    slots: Slots<S>,
     running: Vec<JoinHandle<()>>,
-    /// While the threads are patient: whether they are to end, since others took over.
-    are_relieved: Option<Arc<AtomicBool>>,
+    /// While the threads are patient: what others need to take over.
+    relief: Option<Relief<S>>,
 }
 
-/// What a thread needs.
-struct Worker<S: SlotMemory> {
-    device: Device,
+struct Relief<S: SlotMemory> {
+    work: Arc<Work<S>>,
+    /// Tells the patient threads to end.
+    has_come: Arc<AtomicBool>,
+}
+
+/// What all threads share.
+struct Work<S: SlotMemory> {
     carry: Carry<S>,
-    jobs: Arc<Mutex<Receiver<Job<S>>>>,
+    jobs: Mutex<Receiver<Job<S>>>,
     slots: Slots<S>,
-    give_back: FreeSlots<S>,
 }
 
 impl<S: SlotMemory> Threads<S> {
@@ -43,24 +48,26 @@ impl<S: SlotMemory> Threads<S> {
     pub(super) fn start(device: Device, n_jobs: usize, are_patient: bool, carry: Carry<S>) -> Result<(Threads<S>, FreeSlots<S>)> {
         let slots = Slots::new();
         let given = slots.clone();
-        let give_back = FreeSlots::new(move |slot| given.give(slot));
+        let free = FreeSlots::new(move |slot| given.give(slot));
         let (jobs_sender, jobs) = sync_channel(n_jobs);
-        let worker = Worker { device, carry, jobs: Arc::new(Mutex::new(jobs)), slots, give_back: give_back.clone() };
-        let are_relieved = are_patient.then(Arc::default);
-        let mut threads = Threads { jobs: Some(jobs_sender), worker, running: Vec::new(), are_relieved };
-        threads.spawn()?;
-        Ok((threads, give_back))
+        let work = Arc::new(Work { carry, jobs: Mutex::new(jobs), slots: slots.clone() });
+        let relief = are_patient.then(|| Relief { work: Arc::clone(&work), has_come: Arc::default() });
+        let has_come = relief.as_ref().map(|relief| Arc::clone(&relief.has_come));
+        let mut threads = Threads { device, jobs: Some(jobs_sender), slots, running: Vec::new(), relief };
+        threads.spawn(&work, has_come.as_ref())?;
+        Ok((threads, free))
     }
 
-    fn spawn(&mut self) -> Result<()> {
+    /// Starts threads that are patient where they are told when their relief has come.
+    fn spawn(&mut self, work: &Arc<Work<S>>, relief_has_come: Option<&Arc<AtomicBool>>) -> Result<()> {
         for _ in 0..N_WORKERS {
-            let name = format!("tierflow-{}-{}", self.worker.device, self.running.len());
-            let (worker, are_relieved) = (self.worker.clone(), self.are_relieved.clone());
+            let name = format!("tierflow-{}-{}", self.device, self.running.len());
+            let (work, relief_has_come) = (Arc::clone(work), relief_has_come.cloned());
             let run = move || {
-                if are_relieved.is_some() {
+                if relief_has_come.is_some() {
                     platform::yield_to_others();
                 }
-                worker.run(|| are_relieved.as_ref().is_some_and(|are_relieved| are_relieved.load(Ordering::Relaxed)));
+                work.run(relief_has_come.as_deref());
             };
             let thread = std::thread::Builder::new().name(name).spawn(run);
             self.running.push(thread.map_err(|source| Error::io("start", "a thread that streams weights", source))?);
@@ -68,15 +75,17 @@ impl<S: SlotMemory> Threads<S> {
         Ok(())
     }
 
-    /// Patient threads came too late: others carry on, which are not. The first ones end with the piece that they are at.
-    ///
-    /// # Errors
-    /// As of [`Threads::start`].
-    pub(super) fn hurry(&mut self) -> Result<()> {
-        let Some(are_relieved) = self.are_relieved.take() else { return Ok(()) };
-        tracing::debug!("{}: weights came too late, so that they are no longer carried at the lowest priority", self.worker.device);
-        are_relieved.store(true, Ordering::Relaxed);
-        self.spawn()
+    /// Patient threads came too late: others carry on, which are not. The first ones end with the piece that they are at, or stay
+    /// where the system refuses a thread.
+    pub(super) fn hurry(&mut self) {
+        let Some(Relief { work, has_come }) = self.relief.take() else { return };
+        match self.spawn(&work, None) {
+            Ok(()) => {
+                has_come.store(true, Ordering::Relaxed);
+                tracing::debug!("{}: weights came too late, so that they are no longer carried at the lowest priority", self.device);
+            }
+            Err(error) => tracing::debug!("{}: weights come too late, but {error}", self.device),
+        }
     }
 
     /// Hands a job over.
@@ -95,18 +104,18 @@ impl<S: SlotMemory> Drop for Threads<S> {
     /// Ends the threads: one that waits for a job sees the channel closed, one that waits for a slot is told.
     fn drop(&mut self) {
         self.jobs = None;
-        self.worker.slots.give(None);
+        self.slots.give(None);
         for thread in self.running.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-impl<S: SlotMemory> Worker<S> {
-    /// Carries until there are no more jobs or slots, or until it is relieved.
-    fn run(self, is_relieved: impl Fn() -> bool) {
+impl<S: SlotMemory> Work<S> {
+    /// Carries until there are no more jobs or slots, or until the relief has come.
+    fn run(&self, relief_has_come: Option<&AtomicBool>) {
         let mut fetched = DirectBuffer::default();
-        while !is_relieved() {
+        while !relief_has_come.is_some_and(|has_come| has_come.load(Ordering::Relaxed)) {
             // A job and the claim to its slot are taken together, so that slots go to pieces in the order of their use.
             let (job, claim) = {
                 let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,20 +123,18 @@ impl<S: SlotMemory> Worker<S> {
                 let Some(claim) = self.slots.claim() else { return };
                 (job, claim)
             };
-            (self.carry)(job, claim, &mut fetched, &self.give_back);
+            let unfilled = (self.carry)(job, claim, &mut fetched);
+            if unfilled.is_some() {
+                self.slots.give(unfilled);
+            }
         }
-    }
-}
-
-impl<S: SlotMemory> Clone for Worker<S> {
-    fn clone(&self) -> Worker<S> {
-        let Worker { device, carry, jobs, slots, give_back } = self;
-        Worker { device: *device, carry: carry.clone(), jobs: Arc::clone(jobs), slots: slots.clone(), give_back: give_back.clone() }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use futures_channel::oneshot;
 
     use super::*;
@@ -151,10 +158,11 @@ mod tests {
 
     #[test]
     fn those_who_relieve_patient_threads_carry_all_that_comes_after() {
-        let sign: Carry<Signed> = Arc::new(|job, claim, _, _| {
-            let Some(mut slot) = claim.into_slot() else { return };
+        let sign: Carry<Signed> = Box::new(|job, claim, _| {
+            let mut slot = claim.into_slot()?;
             slot.0 = std::thread::current().name().unwrap_or_default().to_owned();
             drop(job.reply.send(Ok(slot)));
+            None
         });
         let (mut threads, free) = Threads::start(Device::Gpu(0), 4, true, sign).unwrap();
         free.give(Some(Signed(String::new())));
@@ -167,8 +175,8 @@ mod tests {
         };
         let names: Vec<String> = (0..4).map(|_| carried_by(&threads)).collect();
         assert!(names.iter().all(|name| ["tierflow-gpu:0-0", "tierflow-gpu:0-1"].contains(&name.as_str())), "{names:?}");
-        threads.hurry().unwrap();
-        threads.hurry().unwrap();
+        threads.hurry();
+        threads.hurry();
         // Each of the first two may wait for a job already.
         let names: Vec<String> = (0..N_WORKERS + 4).map(|_| carried_by(&threads)).collect();
         let by_the_first = names.iter().filter(|name| name.ends_with("-0") || name.ends_with("-1")).count();
@@ -177,10 +185,17 @@ mod tests {
 
     #[test]
     fn threads_that_wait_for_a_slot_or_a_job_end_with_the_feeder() {
-        let wait: Carry<Signed> = Arc::new(|_, claim, _, _| assert!(claim.into_slot().is_none()));
+        let ((begun, has_begun), (told, was_told)) = (channel(), channel());
+        let wait: Carry<Signed> = Box::new(move |_, claim, _| {
+            begun.send(()).unwrap();
+            told.send(claim.into_slot().is_none()).unwrap();
+            None
+        });
         let (threads, _free) = Threads::start(Device::Gpu(0), 4, false, wait).unwrap();
         let (reply, _filled) = oneshot::channel();
         threads.begin(Job { piece: 0, forward: 0, reply }).unwrap();
+        has_begun.recv().unwrap();
         drop(threads);
+        assert!(was_told.recv().unwrap(), "a slot that nobody gave");
     }
 }
