@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use tierflow::DType;
-use tierflow::host::{self, Operand, QuantisedInput};
+use tierflow::host::{self, Input};
 use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
 use tierflow::platform::simd::simd;
@@ -21,7 +21,7 @@ fn main() {
     println!("{:<6} {:>12} {:>7} {:>10} {:>8} {:>9}", "dtype", "matrix", "tokens", "ms", "GB/s", "GFLOP/s");
     for dtype in DType::ALL {
         for (n_rows, n_columns) in [(576, 576), (1536, 576), (576, 1536), (16_384, 4096)] {
-            for n_tokens in [1, 4, 32, 256] {
+            for n_tokens in [1, 2, 4, 32, 512] {
                 // The large one shows what memory allows; computing with it for a prompt only takes long.
                 if n_rows < 16_384 || n_tokens == 1 {
                     bench_product(dtype, n_rows, n_columns, n_tokens);
@@ -40,10 +40,9 @@ fn bench_product(dtype: DType, n_rows: u32, n_columns: u32, n_tokens: u32) {
     let weight = vec![0x2A; params.row_bytes().unwrap_or(0) as usize * n_rows as usize];
     let input = vec![0.5; (n_tokens * n_columns) as usize];
     let mut output = vec![0.0; (n_tokens * n_rows) as usize];
-    let mut quantised = QuantisedInput::default();
-    // Matrices that share an input share its quantising, so it is not timed.
-    quantised.fill(&input);
-    let operand = if host::takes_blocks(dtype) { Operand::Blocks(quantised.blocks()) } else { Operand::Floats(&input) };
+    let mut prepared = Input::default();
+    // Matrices that share an input share its preparing, so it is not timed.
+    let operand = prepared.prepare(&params, &input);
     let secs = best(|| host::among_threads(|| host::multiply(simd(), &params, &weight, operand, std::hint::black_box(&mut output))));
     let operations = 2.0 * f64::from(n_rows) * f64::from(n_columns) * f64::from(n_tokens);
     println!(

@@ -5,7 +5,7 @@ mod common;
 
 use common::bits;
 use tierflow::DType;
-use tierflow::host::{self, Operand, QuantisedInput};
+use tierflow::host::{self, Input, Operand};
 use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
 use tierflow::platform::simd::{self, Simd};
@@ -39,13 +39,18 @@ fn weight(dtype: DType, n_rows: usize, n_columns: usize) -> Vec<u8> {
 }
 
 fn product(simd: &Simd, params: &matmul::Params, weight: &[u8], input: &[f32]) -> Vec<f32> {
-    let mut quantised = QuantisedInput::default();
-    quantised.fill(input);
-    let takes_blocks = host::takes_blocks(params.dtype().unwrap());
-    let operand = if takes_blocks { Operand::Blocks(quantised.blocks()) } else { Operand::Floats(input) };
     let mut output = vec![f32::NAN; (params.n_tokens * params.output_stride) as usize];
-    host::multiply(simd, params, weight, operand, &mut output);
+    host::multiply(simd, params, weight, Input::default().prepare(params, input), &mut output);
     output
+}
+
+/// Tokens as products of blocks read them.
+fn token_blocks(input: &[f32], n_columns: usize) -> Vec<simd::TokenBlock> {
+    let params = matmul::Params::new(DType::Q8_0, 1, n_columns as u32, (input.len() / n_columns) as u32);
+    match Input::default().prepare(&params, input) {
+        Operand::Blocks(blocks) => blocks.to_vec(),
+        other => panic!("Q8_0 reads {other:?}"),
+    }
 }
 
 fn largest(values: &[f32]) -> f32 {
@@ -85,10 +90,7 @@ fn products_of_blocks_have_the_bits_of_the_plain_formula() {
                 let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 3));
                 let params = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
                 let output = product(simd, &params, &weight, &input);
-                let mut quantised = QuantisedInput::default();
-                quantised.fill(&input);
-                let expected: Vec<f32> = quantised
-                    .blocks()
+                let expected: Vec<f32> = token_blocks(&input, n_columns)
                     .chunks_exact(n_columns / 32)
                     .flat_map(|token| weight.chunks_exact(weight.len() / n_rows).map(|row| plain_block_product(dtype, row, token)))
                     .collect();
@@ -110,9 +112,7 @@ fn the_extremes_of_integers_do_not_overflow() {
                     row[2..4].copy_from_slice(&half::f16::NEG_ONE.to_le_bytes());
                 }
                 for input in [vec![1.0; 32], vec![-1.0; 32], (0..32).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect()] {
-                    let mut quantised = QuantisedInput::default();
-                    quantised.fill(&input);
-                    let expected = plain_block_product(dtype, &row, quantised.blocks());
+                    let expected = plain_block_product(dtype, &row, &token_blocks(&input, 32));
                     for n_tokens in [1, 9] {
                         let params = matmul::Params::new(dtype, 1, 32, n_tokens);
                         let output = product(simd, &params, &row, &input.repeat(n_tokens as usize));
@@ -148,7 +148,7 @@ fn odd_columns_are_summed_too() {
     for simd in simd::all() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for n_columns in [1, 7, 9, 33] {
-                for n_tokens in [1, 4] {
+                for n_tokens in [1, 3, 4, 13] {
                     let (weight, input) = (weight(dtype, 11, n_columns), values(n_tokens * n_columns, 5));
                     let params = matmul::Params::new(dtype, 11, n_columns as u32, n_tokens as u32);
                     let mut expected = vec![f32::NAN; 11 * n_tokens];
@@ -163,27 +163,57 @@ fn odd_columns_are_summed_too() {
 
 #[test]
 fn products_do_not_depend_on_cuts_nor_on_the_tokens_beside() {
-    let (n_rows, n_columns, n_tokens) = (203usize, 576usize, 31usize);
-    let input = values(n_tokens * n_columns, 9);
     for simd in simd::all() {
         for dtype in DType::ALL {
-            let weight = weight(dtype, n_rows, n_columns);
-            let row_bytes = weight.len() / n_rows;
-            let whole = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
-            let expected = product(simd, &whole, &weight, &input);
-            for cut in [1usize, 5, 64, 202] {
-                let first = product(simd, &whole.slice(0, cut as u32), &weight[..cut * row_bytes], &input);
-                let second = whole.slice(cut as u32, (n_rows - cut) as u32);
-                let second = product(simd, &second, &weight[cut * row_bytes..], &input);
-                let joined = (0..n_tokens * n_rows).map(|i| if i % n_rows < cut { first[i] } else { second[i] });
-                assert!(joined.eq(expected.iter().copied()), "{}, {dtype}, cut at {cut}", simd.name);
+            cut_and_compare(simd, dtype, 576);
+            if !QUANTISED.contains(&dtype) {
+                cut_and_compare(simd, dtype, 45);
             }
-            for n_some in [1usize, 2, 7] {
-                let some = matmul::Params { n_tokens: n_some as u32, ..whole };
-                for first in [0, 11, n_tokens - n_some] {
-                    let output = product(simd, &some, &weight, &input[first * n_columns..][..n_some * n_columns]);
-                    assert_eq!(output, expected[first * n_rows..][..n_some * n_rows], "{}, {dtype}", simd.name);
+        }
+    }
+}
+
+/// Compares bits of a product with those of parts of its rows and of some of its tokens.
+fn cut_and_compare(simd: &Simd, dtype: DType, n_columns: usize) {
+    let (n_rows, n_tokens) = (203usize, 31usize);
+    let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 9));
+    let row_bytes = weight.len() / n_rows;
+    let whole = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
+    let expected = bits(&product(simd, &whole, &weight, &input));
+    for cut in [1usize, 5, 64, 202] {
+        let first = bits(&product(simd, &whole.slice(0, cut as u32), &weight[..cut * row_bytes], &input));
+        let second = whole.slice(cut as u32, (n_rows - cut) as u32);
+        let second = bits(&product(simd, &second, &weight[cut * row_bytes..], &input));
+        let joined = (0..n_tokens * n_rows).map(|i| if i % n_rows < cut { first[i] } else { second[i] });
+        assert!(joined.eq(expected.iter().copied()), "{}, {dtype}, {n_columns} columns, cut at {cut}", simd.name);
+    }
+    for n_some in [1usize, 2, 3, 4, 5, 6, 7] {
+        let some = matmul::Params { n_tokens: n_some as u32, ..whole };
+        for first in [0, 11, n_tokens - n_some] {
+            let output = bits(&product(simd, &some, &weight, &input[first * n_columns..][..n_some * n_columns]));
+            let what = format!("{}, {dtype}, {n_columns} columns, {n_some} tokens from {first}", simd.name);
+            assert!(output == expected[first * n_rows..][..n_some * n_rows], "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_panel_has_its_columns_where_they_are_looked_for_and_zeros_elsewhere() {
+    let floats = [(DType::F32, simd::Floats::F32), (DType::F16, simd::Floats::F16), (DType::BF16, simd::Floats::BF16)];
+    for simd in simd::all() {
+        for (dtype, form) in floats {
+            for n_columns in [1, 8, 45, 64] {
+                let bytes = weight(dtype, simd::COLUMN_ROWS, n_columns);
+                let rows = std::array::from_fn(|row| &bytes[row * bytes.len() / simd::COLUMN_ROWS..]);
+                let mut panel = vec![simd::PanelColumn([f32::NAN; simd::COLUMN_ROWS]); simd::padded(n_columns)];
+                (simd.arrange)(form, n_columns, &rows, &mut panel);
+                let mut expected = vec![simd::PanelColumn::ZERO; panel.len()];
+                for (row, bytes) in rows.iter().enumerate() {
+                    let mut values = vec![0.0; n_columns];
+                    (simd.decode)(form, bytes, &mut values);
+                    values.iter().enumerate().for_each(|(column, value)| expected[simd::column_place(n_columns, column)].0[row] = *value);
                 }
+                assert!(panel.iter().zip(&expected).all(|(a, b)| bits(&a.0) == bits(&b.0)), "{}, {dtype}, {n_columns}", simd.name);
             }
         }
     }

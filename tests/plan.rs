@@ -11,6 +11,7 @@ use proptest::test_runner::RngSeed;
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
+use tierflow::host::{Input, Operand};
 use tierflow::kernels::{attention, matmul};
 use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{
@@ -504,6 +505,24 @@ fn absurd_sizes_neither_panic_nor_hang() {
                 let _ = plan(&catalog, &model, &devices, &open);
                 assert!(begin.elapsed().as_secs() < 60, "{budget} on {compute_on:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_prepared_input_takes_no_more_than_plans_count() {
+    let config = models::config();
+    for n_tokens in [1, 2, 5, 6, 7, 64] {
+        let bytes = sizes::prepared_input_bytes(&config, n_tokens);
+        for dtype in DType::ALL {
+            let n_columns = config.ffn_size.max(config.hidden_size);
+            let params = matmul::Params::new(dtype, 1, n_columns as u32, n_tokens as u32);
+            let taken = match Input::default().prepare(&params, &vec![1.0; n_tokens * n_columns]) {
+                Operand::Floats(_) => 0,
+                Operand::Tiles(tiles) => size_of_val(tiles),
+                Operand::Blocks(blocks) => size_of_val(blocks),
+            };
+            assert!(Bytes(taken as u64) <= bytes, "{dtype}, {n_tokens} tokens: {taken} of {bytes}");
         }
     }
 }

@@ -6,13 +6,14 @@
 mod attention;
 mod elementwise;
 mod exp;
+mod input;
 mod product;
 mod quantise;
 
 pub use attention::attention;
 pub use elementwise::{add, rms_norm, rope, swiglu};
-pub use product::{Operand, Part, matmul, multiply, multiply_all, takes_blocks};
-pub use quantise::QuantisedInput;
+pub use input::{Input, InputForm, Operand};
+pub use product::{Part, matmul, multiply, multiply_all};
 
 /// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each
 /// would begin and end with elsewhere, so what is made of many of them should be wrapped in this.

@@ -3,16 +3,20 @@
 //! A thread takes a range of rows. For one token, eight rows at a time are read in place. For several, as many rows as stay in a
 //! core's cache are unpacked (or decoded) first and then meet all tokens.
 
+use std::ops::RangeInclusive;
+
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::QuantisedInput;
+use super::{Input, Operand};
 use crate::dtype::DType;
 use crate::kernels::matmul::Params;
-use crate::platform::simd::{self, BLOCK_LEN, Blocks, Floats, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock};
+use crate::platform::simd::{
+    self, BLOCK_LEN, Blocks, COLUMN_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
+};
 
-/// Parts of a product for each thread: more than one, so that a thread that other programs hold up is waited for less.
-const TASKS_PER_THREAD: usize = 4;
+/// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
+const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
 /// Stored bytes below which a task is not worth handing to another thread.
 const MIN_TASK_BYTES: usize = 16 << 10;
 /// Unpacked rows that stay in a core's second cache beside the tokens: half of what most cores have.
@@ -20,35 +24,13 @@ const UNPACKED_BYTES: usize = 128 << 10;
 /// Tokens that meet a panel before the next panel is loaded: a few tens of KiB; a multiple of what the instructions take at once.
 const TOKENS_AT_ONCE: usize = 24;
 
-/// The second factor of a product, `[n_tokens, n_columns]`.
-#[derive(Debug, Clone, Copy)]
-pub enum Operand<'a> {
-    /// As it is, for matrices of plain numbers.
-    Floats(&'a [f32]),
-    /// [`QuantisedInput::blocks`], for matrices that are stored in blocks.
-    Blocks(&'a [TokenBlock]),
-}
-
 /// The product with `input` `[n_tokens, n_columns]`. `weight` holds the rows as stored, `output` is
-/// `[n_tokens, output_stride]`. Where several matrices read one input, [`multiply`] spares quantising it each time.
+/// `[n_tokens, output_stride]`. Where several matrices read one input, [`multiply`] spares preparing it each time.
 ///
 /// # Panics
 /// As [`multiply`] does.
 pub fn matmul(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
-    let mut quantised = QuantisedInput::default();
-    let operand = match params.dtype() {
-        Some(dtype) if takes_blocks(dtype) => {
-            quantised.fill(&input[..params.n_tokens as usize * params.n_columns as usize]);
-            Operand::Blocks(quantised.blocks())
-        }
-        _ => Operand::Floats(input),
-    };
-    multiply(simd::simd(), params, weight, operand, output);
-}
-
-/// Whether products with `dtype` want [`Operand::Blocks`].
-pub fn takes_blocks(dtype: DType) -> bool {
-    blocks_of(dtype).is_some()
+    multiply(simd::simd(), params, weight, Input::default().prepare(params, input), output);
 }
 
 /// The product by `simd`'s instructions. `weight` holds the rows as stored, `output` is `[n_tokens, output_stride]`.
@@ -108,9 +90,8 @@ pub fn multiply_all(simd: &Simd, parts: &mut [Part<'_>], operand: Operand<'_>) {
 /// Memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    panels: Vec<PanelBlock>,
-    rows: Vec<f32>,
-    products: Vec<f32>,
+    blocks: Vec<PanelBlock>,
+    columns: Vec<PanelColumn>,
 }
 
 /// What all threads know.
@@ -125,18 +106,23 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// A multiple of [`PANEL_ROWS`].
+    /// Whole panels. Of the cuts into more or fewer tasks, the coarsest of those that occupy the threads for the shortest.
     fn rows_per_task(&self) -> usize {
-        let n_tasks = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).clamp(1, rayon::current_num_threads() * TASKS_PER_THREAD);
-        self.n_rows.div_ceil(n_tasks).next_multiple_of(PANEL_ROWS)
+        let panel_rows = if matches!(self.operand, Operand::Tiles(_)) { COLUMN_ROWS } else { PANEL_ROWS };
+        let (n_panels, n_threads) = (self.n_rows.div_ceil(panel_rows).max(1), rayon::current_num_threads());
+        let n_tasks_max = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).max(1);
+        let panels_of_task = TASKS_PER_THREAD
+            .map(|n_tasks| n_panels.div_ceil(n_tasks_max.min(n_tasks * n_threads)))
+            .min_by_key(|panels| n_panels.div_ceil(*panels).div_ceil(n_threads) * panels);
+        panels_of_task.unwrap_or(n_panels) * panel_rows
     }
 
     fn row(&self, row: usize) -> &[u8] {
         &self.weight[row * self.row_bytes..][..self.row_bytes]
     }
 
-    /// Eight rows from `first` on; behind the last row of the matrix, that one again.
-    fn panel_rows(&self, first: usize) -> PanelRows<'_> {
+    /// Rows from `first` on; behind the last row of the matrix, that one again.
+    fn rows<const N: usize>(&self, first: usize) -> [&[u8]; N] {
         std::array::from_fn(|row| self.row((first + row).min(self.n_rows - 1)))
     }
 
@@ -144,7 +130,7 @@ impl Product<'_> {
     fn one_token(&self, first_row: usize, output: &mut [f32]) {
         for (panel, output) in output.chunks_mut(PANEL_ROWS).enumerate() {
             let first = first_row + panel * PANEL_ROWS;
-            let rows = self.panel_rows(first);
+            let rows = self.rows(first);
             let products = match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
                 (Operand::Blocks(token), Some(form), _) => (self.simd.multiply_rows)(form, &rows, token),
                 (Operand::Floats(token), _, Some(form)) => (self.simd.dot_rows)(form, &rows, &token[..self.n_columns]),
@@ -158,7 +144,8 @@ impl Product<'_> {
     fn many_tokens(&self, first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
             (Operand::Blocks(tokens), Some(form), _) => self.many_blocks(form, tokens, first_row, outputs, scratch),
-            (Operand::Floats(tokens), _, Some(form)) => self.many_floats(form, tokens, first_row, outputs, scratch),
+            (Operand::Tiles(tiles), _, Some(form)) => self.many_tiles(form, tiles, first_row, outputs, scratch),
+            (Operand::Floats(tokens), _, Some(form)) => self.few_tokens(form, tokens, first_row, outputs),
             _ => self.refuse(),
         }
     }
@@ -174,45 +161,62 @@ impl Product<'_> {
         let mut products = [[0.0; PANEL_ROWS]; TOKENS_AT_ONCE];
         for begin in (0..n_rows).step_by(panels_at_once * PANEL_ROWS) {
             let end = n_rows.min(begin + panels_at_once * PANEL_ROWS);
-            scratch.panels.resize((end - begin).div_ceil(PANEL_ROWS) * n_blocks, PanelBlock::ZERO);
-            for (panel, row) in scratch.panels.chunks_exact_mut(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
-                (self.simd.unpack)(form, &self.panel_rows(first_row + row), panel);
+            scratch.blocks.resize((end - begin).div_ceil(PANEL_ROWS) * n_blocks, PanelBlock::ZERO);
+            for (panel, row) in scratch.blocks.chunks_exact_mut(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
+                (self.simd.unpack)(form, &self.rows(first_row + row), panel);
             }
             for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * n_blocks).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
-                for (panel, row) in scratch.panels.chunks_exact(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
+                for (panel, row) in scratch.blocks.chunks_exact(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
                     let products = &mut products[..outputs.len()];
                     (self.simd.multiply_panel)(form, panel, tokens, products);
-                    let rows = row..n_rows.min(row + PANEL_ROWS);
-                    for (output, products) in outputs.iter_mut().zip(products) {
-                        output[rows.clone()].copy_from_slice(&products[..rows.len()]);
-                    }
+                    put(products, row, outputs);
                 }
             }
         }
     }
 
-    fn many_floats(&self, form: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
-        let rows_at_once = (UNPACKED_BYTES / (self.n_columns * 4)).next_multiple_of(PANEL_ROWS);
+    fn many_tiles(&self, form: Floats, tiles: &[TileColumn], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+        let n_padded = padded(self.n_columns);
+        let panels_at_once = (UNPACKED_BYTES / (n_padded * size_of::<PanelColumn>())).max(1);
         let n_rows = outputs.first().map_or(0, |output| output.len());
-        for begin in (0..n_rows).step_by(rows_at_once) {
-            let rows = begin..n_rows.min(begin + rows_at_once);
-            scratch.rows.resize(rows.len() * self.n_columns, 0.0);
-            for (decoded, row) in scratch.rows.chunks_exact_mut(self.n_columns).zip(first_row + begin..) {
-                (self.simd.decode)(form, self.row(row), decoded);
+        let mut products = [[0.0; COLUMN_ROWS]; TILE_TOKENS];
+        for begin in (0..n_rows).step_by(panels_at_once * COLUMN_ROWS) {
+            let end = n_rows.min(begin + panels_at_once * COLUMN_ROWS);
+            scratch.columns.resize((end - begin).div_ceil(COLUMN_ROWS) * n_padded, PanelColumn::ZERO);
+            for (panel, row) in scratch.columns.chunks_exact_mut(n_padded).zip((begin..end).step_by(COLUMN_ROWS)) {
+                (self.simd.arrange)(form, self.n_columns, &self.rows(first_row + row), panel);
             }
-            for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * self.n_columns).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
-                let tokens = &tokens[..outputs.len() * self.n_columns];
-                scratch.products.resize(outputs.len() * rows.len(), 0.0);
-                (self.simd.dots)(self.n_columns, &scratch.rows, tokens, &mut scratch.products);
-                for (output, products) in outputs.iter_mut().zip(scratch.products.chunks_exact(rows.len())) {
-                    output[rows.clone()].copy_from_slice(products);
+            for (tile, outputs) in tiles.chunks_exact(n_padded).zip(outputs.chunks_mut(TILE_TOKENS)) {
+                for (panel, row) in scratch.columns.chunks_exact(n_padded).zip((begin..end).step_by(COLUMN_ROWS)) {
+                    let products = &mut products[..outputs.len()];
+                    (self.simd.multiply_tile)(panel, tile, products);
+                    put(products, row, outputs);
                 }
+            }
+        }
+    }
+
+    /// Each eight rows are read once for all tokens, from a cache but for the first.
+    fn few_tokens(&self, form: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]]) {
+        let n_rows = outputs.first().map_or(0, |output| output.len());
+        for row in (0..n_rows).step_by(PANEL_ROWS) {
+            let panel = self.rows(first_row + row);
+            for (output, token) in outputs.iter_mut().zip(tokens.chunks_exact(self.n_columns)) {
+                put(&[(self.simd.dot_rows)(form, &panel, token)], row, std::slice::from_mut(output));
             }
         }
     }
 }
 
-fn blocks_of(dtype: DType) -> Option<Blocks> {
+/// Gives each token its products of a panel whose first row is `row`; the panel may have rows behind the last.
+fn put<const N: usize>(products: &[[f32; N]], row: usize, outputs: &mut [&mut [f32]]) {
+    for (products, output) in products.iter().zip(outputs) {
+        let n_rows = N.min(output.len() - row);
+        output[row..][..n_rows].copy_from_slice(&products[..n_rows]);
+    }
+}
+
+pub(super) fn blocks_of(dtype: DType) -> Option<Blocks> {
     match dtype {
         DType::Q8_0 => Some(Blocks::Q8_0),
         DType::Q4_0 => Some(Blocks::Q4_0),

@@ -11,31 +11,18 @@ const ROUND: f32 = 12_582_912.0;
 /// What a block's largest magnitude becomes.
 const LARGEST: f32 = 32_767.0;
 
-/// The input of products, quantised once for all matrices that read it.
-#[derive(Debug, Default)]
-pub struct QuantisedInput {
-    blocks: Vec<TokenBlock>,
-}
-
-impl QuantisedInput {
-    /// Quantises `input`, whose rows are whole blocks of 32 values. The memory of the input before is used again.
-    pub fn fill(&mut self, input: &[f32]) {
-        let (values, _) = input.as_chunks::<BLOCK_LEN>();
-        self.blocks.resize(values.len(), TokenBlock::ZERO);
-        let blocks_at_once = MIN_PARALLEL_VALUES / BLOCK_LEN;
-        let quantise_all = |(blocks, values): (&mut [TokenBlock], &[[f32; BLOCK_LEN]])| {
-            blocks.iter_mut().zip(values).for_each(|(block, values)| *block = quantise(values));
-        };
-        if values.len() <= blocks_at_once {
-            quantise_all((&mut self.blocks, values));
-        } else {
-            self.blocks.par_chunks_mut(blocks_at_once).zip(values.par_chunks(blocks_at_once)).for_each(quantise_all);
-        }
-    }
-
-    /// `[n_tokens, n_columns / 32]`
-    pub fn blocks(&self) -> &[TokenBlock] {
-        &self.blocks
+/// Quantises `input`, whose rows are whole blocks of 32 values, into `blocks`, whose memory is used again.
+pub(super) fn quantise_all(input: &[f32], blocks: &mut Vec<TokenBlock>) {
+    let (values, _) = input.as_chunks::<BLOCK_LEN>();
+    blocks.resize(values.len(), TokenBlock::ZERO);
+    let blocks_at_once = MIN_PARALLEL_VALUES / BLOCK_LEN;
+    let quantise_some = |(blocks, values): (&mut [TokenBlock], &[[f32; BLOCK_LEN]])| {
+        blocks.iter_mut().zip(values).for_each(|(block, values)| *block = quantise(values));
+    };
+    if values.len() <= blocks_at_once {
+        quantise_some((blocks, values));
+    } else {
+        blocks.par_chunks_mut(blocks_at_once).zip(values.par_chunks(blocks_at_once)).for_each(quantise_some);
     }
 }
 
@@ -62,10 +49,10 @@ mod tests {
 
     #[test]
     fn values_are_within_half_a_step() {
-        let mut input = QuantisedInput::default();
+        let mut blocks = Vec::new();
         let values: Vec<f32> = (0..96).map(|i| (i as f32 * 0.7).sin() * if i < 32 { 1e-3 } else { 40.0 }).collect();
-        input.fill(&values);
-        for (block, values) in input.blocks().iter().zip(values.as_chunks::<32>().0) {
+        quantise_all(&values, &mut blocks);
+        for (block, values) in blocks.iter().zip(values.as_chunks::<32>().0) {
             assert_eq!(block.sum, block.values.iter().map(|&integer| i32::from(integer)).sum::<i32>());
             assert!(block.values.contains(&32_767) || block.values.contains(&-32_767));
             for (k, value) in values.iter().enumerate() {

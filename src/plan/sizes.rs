@@ -46,7 +46,7 @@ pub enum WorkingBuffer {
     /// Host-visible memory that results are read through.
     Readback,
     /// The input of a product as the host's vector instructions read it.
-    RoundedInput,
+    PreparedInput,
 }
 
 /// What one forward may ask for at most.
@@ -97,7 +97,7 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
     }
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {
-        buffers.push((WorkingBuffer::RoundedInput, rounded_input_bytes(config, size.n_tokens)));
+        buffers.push((WorkingBuffer::PreparedInput, prepared_input_bytes(config, size.n_tokens)));
     } else {
         buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(config, size)));
     }
@@ -107,10 +107,13 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
     buffers
 }
 
-/// Bytes of the widest input of a product as `host::QuantisedInput` holds it: 76 bytes for each block of 32 values.
-pub fn rounded_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
+/// Bytes of the widest input of a product as `host::Input` holds it: 76 for each block of 32 values, or tiles of six tokens and a
+/// multiple of eight columns.
+pub fn prepared_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
     let widest = config.hidden_size.max(config.query_size()).max(config.ffn_size);
-    Bytes(76 * widest.div_ceil(32) as u64).times(n_tokens as u64)
+    let blocks = Bytes(76).times(widest.div_ceil(32) as u64).times(n_tokens as u64);
+    let tiles = Bytes(4 * 6 * 8).times(widest.div_ceil(8) as u64).times(n_tokens.div_ceil(6) as u64);
+    blocks.max(tiles)
 }
 
 /// Bytes of the parts of a context, for as many as a context of `size.n_positions` or less may have; never none, so that there is

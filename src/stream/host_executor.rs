@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::rope_kv::Token;
 use crate::model::{Activation, Model, Op};
-use crate::plan::sizes::{kv_buffer_bytes, rounded_input_bytes};
+use crate::plan::sizes::{kv_buffer_bytes, prepared_input_bytes};
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::platform::Pages;
 use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
-use crate::stream::host_values::{Product, Quantised, SideBySide, Values};
+use crate::stream::host_values::{Prepared, Product, SideBySide, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
 use crate::units::Bytes;
@@ -88,7 +88,7 @@ impl HostExecutor {
             picked_rows: Vec::new(),
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
-            quantised: Quantised::default(),
+            prepared: Prepared::default(),
         };
         Ok(HostExecutor {
             inverse_frequencies: config.rope.inverse_frequencies(config.head_size),
@@ -165,7 +165,7 @@ impl Executor for HostExecutor {
             self.values.activations.entry(activation).or_default().resize(len, 0.0);
             n_values += len as u64;
         }
-        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + rounded_input_bytes(config, n_tokens));
+        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(config, n_tokens));
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.values.picked_rows.clone_from(&batch.logits_for);

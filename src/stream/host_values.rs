@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use arrayvec::ArrayVec;
 
-use crate::host::{self, Operand, Part, QuantisedInput};
+use crate::host::{self, Input, InputForm, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{MAX_PRODUCTS, add_bias, gather_rows, matmul, rope_kv};
 use crate::model::{Activation, Op};
@@ -25,24 +25,25 @@ pub(super) struct Values {
     pub(super) picked_rows: Vec<u32>,
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
-    pub(super) quantised: Quantised,
+    pub(super) prepared: Prepared,
 }
 
-/// The activation that products read last, as integers.
+/// The activation that products read last, in the form that they wanted.
 #[derive(Default)]
-pub(super) struct Quantised {
+pub(super) struct Prepared {
     /// Which one; `None` once it has changed.
-    of: Option<Activation>,
-    input: QuantisedInput,
+    of: Option<(Activation, InputForm)>,
+    input: Input,
 }
 
-impl Quantised {
-    fn operand(&mut self, activation: Activation, values: &[f32]) -> Operand<'_> {
-        if self.of != Some(activation) {
-            self.input.fill(values);
-            self.of = Some(activation);
+impl Prepared {
+    fn operand<'a>(&'a mut self, product: &Product<'_>, values: &'a [f32]) -> Operand<'a> {
+        let form = InputForm::of(&product.params);
+        if form != InputForm::Floats && self.of != Some((product.input, form)) {
+            self.input.fill(form, &product.params, values);
+            self.of = Some((product.input, form));
         }
-        Operand::Blocks(self.input.blocks())
+        self.input.operand(form, values)
     }
 }
 
@@ -60,13 +61,10 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// Whether it can be computed beside all of these: from the same numbers, to another place.
     pub(super) fn can_join(&self, others: &SideBySide<'_>) -> bool {
+        let form = InputForm::of(&self.params);
         let goes_with =
-            |other: &Product<'_>| self.input == other.input && self.output != other.output && self.takes_blocks() == other.takes_blocks();
+            |other: &Product<'_>| self.input == other.input && self.output != other.output && form == InputForm::of(&other.params);
         !others.is_full() && others.iter().all(goes_with)
-    }
-
-    fn takes_blocks(&self) -> bool {
-        self.params.dtype().is_some_and(host::takes_blocks)
     }
 }
 
@@ -77,9 +75,7 @@ impl Values {
     }
 
     fn put(&mut self, activation: Activation, values: Vec<f32>) {
-        if self.quantised.of == Some(activation) {
-            self.quantised.of = None;
-        }
+        self.prepared.of.take_if(|(of, _)| *of == activation);
         self.activations.insert(activation, values);
     }
 
@@ -92,7 +88,7 @@ impl Values {
         let Some(first) = products.first() else { return };
         let mut results: ArrayVec<Vec<f32>, MAX_PRODUCTS> = products.iter().map(|product| self.take(product.output)).collect();
         let values = self.activations.get(&first.input).map(Vec::as_slice).unwrap_or_default();
-        let operand = if first.takes_blocks() { self.quantised.operand(first.input, values) } else { Operand::Floats(values) };
+        let operand = self.prepared.operand(first, values);
         let mut parts: ArrayVec<Part<'_>, MAX_PRODUCTS> = products
             .iter()
             .zip(&mut results)

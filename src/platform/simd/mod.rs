@@ -9,8 +9,10 @@
 //! So the result has one value, bit for bit, whatever the instructions, the number of tokens beside, or the rows beside.
 //! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
 //! but change a small model's words.
-//! Of plain numbers, eight partial sums run over the columns and are added at the end. Their roundings may differ
-//! between processors (with or without fused multiplication), but not with the tokens or rows beside.
+//! Of plain numbers, eight partial sums run over the columns, column `k` in sum `k % 8`, and are added at the end in the order of
+//! [`LANE_ORDER`]. Their roundings may differ between processors (with or without fused multiplication), but not with the tokens
+//! or rows beside. One token's sums are the lanes of a vector. For many tokens the lanes are rows instead, which spares adding
+//! lanes and reading each row again: a [`PanelColumn`] meets a [`TileColumn`], the columns of one partial sum after those of another.
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
@@ -24,8 +26,14 @@ use std::sync::OnceLock;
 pub const PANEL_ROWS: usize = 8;
 /// Values in a block.
 pub const BLOCK_LEN: usize = 32;
-/// Lanes over which products of plain numbers are summed.
-const LANES: usize = 8;
+/// Partial sums of a product of plain numbers.
+pub const LANES: usize = 8;
+/// The order in which they are added: neighbours, then the sums of neighbours, then the two that are left. It is its own inverse.
+pub const LANE_ORDER: [usize; LANES] = [0, 4, 2, 6, 1, 5, 3, 7];
+/// Rows of plain numbers in a [`PanelColumn`]: two vectors of sums for each token, so that its values are loaded for two.
+pub const COLUMN_ROWS: usize = 16;
+/// Tokens in a [`TileColumn`]: two vectors of sums for each, two of rows and one of a token's values fill sixteen registers.
+pub const TILE_TOKENS: usize = 6;
 
 /// How a weight's blocks of 32 values lie in memory; `crate::dtype::DType` describes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +128,30 @@ impl PanelBlock {
         PanelBlock { scales: [0.0; PANEL_ROWS], minimums: [0.0; PANEL_ROWS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
 }
 
+/// One column of sixteen rows of plain numbers. A panel of `n_columns` has [`padded`]`(n_columns)` of them: column `k` stands at
+/// [`column_place`]`(n_columns, k)`, and zeros where no column is.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy)]
+pub struct PanelColumn(pub [f32; COLUMN_ROWS]);
+
+impl PanelColumn {
+    /// Zeros, to be filled.
+    pub const ZERO: PanelColumn = PanelColumn([0.0; COLUMN_ROWS]);
+}
+
+/// One column of six tokens, in the order of [`PanelColumn`]s.
+pub type TileColumn = [f32; TILE_TOKENS];
+
+/// Columns with those that fill the last of each partial sum.
+pub const fn padded(n_columns: usize) -> usize {
+    n_columns.next_multiple_of(LANES)
+}
+
+/// Where column `column` of `n_columns` stands in a panel or a tile: partial sum after partial sum, in the order of their addition.
+pub const fn column_place(n_columns: usize, column: usize) -> usize {
+    LANE_ORDER[column % LANES] * n_columns.div_ceil(LANES) + column / LANES
+}
+
 /// Eight rows of a weight as stored.
 pub type PanelRows<'a> = [&'a [u8]; PANEL_ROWS];
 
@@ -139,6 +171,10 @@ pub struct Simd {
     pub multiply_panel: fn(Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [PanelProducts]),
     /// Eight rows of plain numbers times one token (`[n_columns]`).
     pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> PanelProducts,
+    /// Decodes sixteen rows of plain numbers into the panel of `n_columns` columns.
+    pub arrange: fn(Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS], panel: &mut [PanelColumn]),
+    /// A panel times a tile of as many columns: products of the tile's first `products.len()` tokens, as `dot_rows` has them.
+    pub multiply_tile: fn(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; COLUMN_ROWS]]),
     /// Decodes plain numbers.
     pub decode: fn(Floats, bytes: &[u8], values: &mut [f32]),
     /// `products[t, r] = Σ_k rows[r, k] · tokens[t, k]`, as `dot_rows` has them: `rows` `[n_rows, n_columns]`,
@@ -167,13 +203,25 @@ pub fn all() -> Vec<&'static Simd> {
 }
 
 /// Refuses rows that end before `n_bytes`: what the loads of the instructions rely on.
-fn check_rows(rows: &PanelRows<'_>, n_bytes: usize) {
+fn check_rows(rows: &[&[u8]], n_bytes: usize) {
     assert!(rows.iter().all(|row| row.len() >= n_bytes), "a row is shorter than {n_bytes} bytes");
 }
 
 /// Refuses slices that do not hold `n_tokens` times `n_blocks` blocks.
 fn check_tokens(tokens: &[TokenBlock], n_blocks: usize, n_tokens: usize) {
     assert!(tokens.len() >= n_blocks * n_tokens, "{} blocks are no {n_tokens} tokens of {n_blocks}", tokens.len());
+}
+
+/// Refuses a panel that is none of `n_columns`.
+fn check_panel(panel: &[PanelColumn], n_columns: usize) {
+    assert!(panel.len() == padded(n_columns), "{} columns are no panel of {n_columns}", panel.len());
+}
+
+/// The columns of each partial sum of a panel and a tile; refuses those that do not meet, and more products than tokens.
+fn check_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &[[f32; COLUMN_ROWS]]) -> usize {
+    assert!(panel.len() == tile.len() && panel.len().is_multiple_of(LANES), "{} columns meet {}", panel.len(), tile.len());
+    assert!(products.len() <= TILE_TOKENS, "{} tokens of {TILE_TOKENS}", products.len());
+    panel.len() / LANES
 }
 
 /// The rows of [`Simd::dots`] and [`Simd::weighted_sums`]; refuses slices that do not hold them: `by_columns` is

@@ -3,11 +3,13 @@
 use half::{bf16, f16};
 
 use super::{
-    BLOCK_LEN, Blocks, Floats, LANES, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock, check_matrices, check_rows, check_tokens, place,
+    BLOCK_LEN, Blocks, COLUMN_ROWS, Floats, LANE_ORDER, LANES, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Simd, TileColumn,
+    TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, place,
 };
 
 /// The functions of this file.
-pub(super) static SIMD: Simd = Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, decode, dots, weighted_sums };
+pub(super) static SIMD: Simd =
+    Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, arrange, multiply_tile, decode, dots, weighted_sums };
 
 fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     check_rows(rows, token.len() * form.size_bytes());
@@ -91,8 +93,47 @@ fn dot(row: impl Iterator<Item = f32>, token: &[f32]) -> f32 {
     for (index, (weight, value)) in row.zip(token).enumerate() {
         sums[index % LANES] += weight * value;
     }
-    let [a, b, c, d] = [0, 1, 2, 3].map(|lane| sums[lane] + sums[lane + 4]);
-    (a + c) + (b + d)
+    add_lanes(LANE_ORDER.map(|lane| sums[lane]))
+}
+
+fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS], panel: &mut [PanelColumn]) {
+    check_rows(rows, n_columns * form.size_bytes());
+    check_panel(panel, n_columns);
+    panel.fill(PanelColumn::ZERO);
+    let n_chunks = n_columns.div_ceil(LANES);
+    let mut values = [0.0; LANES];
+    for chunk in 0..n_chunks {
+        let begin = chunk * LANES;
+        let values = &mut values[..LANES.min(n_columns - begin)];
+        for (row, bytes) in rows.iter().enumerate() {
+            decode(form, &bytes[begin * form.size_bytes()..], values);
+            for (value, place) in values.iter().zip(LANE_ORDER) {
+                panel[place * n_chunks + chunk].0[row] = *value;
+            }
+        }
+    }
+}
+
+fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; COLUMN_ROWS]]) {
+    let n_chunks = check_tile(panel, tile, products).max(1);
+    for (token, products) in products.iter_mut().enumerate() {
+        let mut lanes = [[0.0; COLUMN_ROWS]; LANES];
+        for ((lane, panel), tile) in lanes.iter_mut().zip(panel.chunks_exact(n_chunks)).zip(tile.chunks_exact(n_chunks)) {
+            let mut sums = [0.0; COLUMN_ROWS];
+            for (column, values) in panel.iter().zip(tile) {
+                sums.iter_mut().zip(column.0).for_each(|(sum, weight)| *sum += weight * values[token]);
+            }
+            *lane = sums;
+        }
+        for (row, product) in products.iter_mut().enumerate() {
+            *product = add_lanes(lanes.map(|sums| sums[row]));
+        }
+    }
+}
+
+/// Partial sums in the order of [`LANE_ORDER`].
+fn add_lanes([a, b, c, d, e, f, g, h]: [f32; LANES]) -> f32 {
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
 pub(super) fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {

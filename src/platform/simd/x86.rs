@@ -2,6 +2,7 @@
 
 mod blocks;
 mod floats;
+mod tiles;
 
 use super::Simd;
 
@@ -11,6 +12,8 @@ static AVX2: Simd = Simd {
     unpack: blocks::unpack,
     multiply_panel: blocks::multiply_panel,
     dot_rows: floats::dot_rows,
+    arrange: tiles::arrange,
+    multiply_tile: tiles::multiply_tile,
     decode: floats::decode,
     dots: floats::dots,
     weighted_sums: floats::weighted_sums,

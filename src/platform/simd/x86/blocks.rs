@@ -11,7 +11,7 @@ use super::super::{BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows
 const TILE: usize = 6;
 
 /// Bytes that a prefetch brings.
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 
 /// A block of eight rows in registers: see [`PanelBlock`].
 struct Unpacked {

@@ -6,9 +6,9 @@ use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_r
 use super::blocks::{lanes, prefetch_line};
 
 /// [`Floats`] as constants, for functions that are generic over the form.
-const F32: u8 = 0;
-const F16: u8 = 1;
-const BF16: u8 = 2;
+pub(super) const F32: u8 = 0;
+pub(super) const F16: u8 = 1;
+pub(super) const BF16: u8 = 2;
 
 /// Rows from memory that meet one token at once. Rows follow each other: of two, one is hardly read before the other, so the processor
 /// fetches ahead as of one stream; of eight it does not. By itself, one row would wait for the sums of its own.
@@ -71,7 +71,7 @@ pub(super) fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sum
 /// They can be read.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-unsafe fn load<const FORM: u8>(values: *const u8) -> __m256 {
+pub(super) unsafe fn load<const FORM: u8>(values: *const u8) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe {
         match FORM {
@@ -87,7 +87,7 @@ unsafe fn load<const FORM: u8>(values: *const u8) -> __m256 {
 /// # Safety
 /// They can be read.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_rest<const FORM: u8>(values: *const u8, n_values: usize) -> __m256 {
+pub(super) unsafe fn load_rest<const FORM: u8>(values: *const u8, n_values: usize) -> __m256 {
     let mut padded = [0u8; LANES * 4];
     // SAFETY: the caller's promise, and eight values fit at any size.
     unsafe {
@@ -96,7 +96,7 @@ unsafe fn load_rest<const FORM: u8>(values: *const u8, n_values: usize) -> __m25
     }
 }
 
-const fn size_of_value(form: u8) -> usize {
+pub(super) const fn size_of_value(form: u8) -> usize {
     if form == F32 { 4 } else { 2 }
 }
 

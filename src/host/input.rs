@@ -1,0 +1,127 @@
+//! The second factor of products in the form that they want.
+
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+use super::elementwise::MIN_PARALLEL_VALUES;
+use super::product::blocks_of;
+use super::quantise::quantise_all;
+use crate::kernels::matmul::Params;
+use crate::platform::simd::{LANE_ORDER, LANES, TILE_TOKENS, TileColumn, TokenBlock, padded};
+
+/// Tokens for which rows of plain numbers are read in place. For more it pays to decode them once and to sum in the lanes of rows.
+const FEW_TOKENS: u32 = 3;
+
+/// How products want their second factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputForm {
+    /// As it is: few tokens, a matrix of plain numbers.
+    Floats,
+    /// In tiles of six tokens: more tokens, a matrix of plain numbers.
+    Tiles,
+    /// As integers: a matrix that is stored in blocks.
+    Blocks,
+}
+
+impl InputForm {
+    /// What the product of these sizes wants.
+    pub fn of(params: &Params) -> InputForm {
+        match params.dtype().and_then(blocks_of) {
+            Some(_) => InputForm::Blocks,
+            None if params.n_tokens <= FEW_TOKENS => InputForm::Floats,
+            None => InputForm::Tiles,
+        }
+    }
+}
+
+/// The second factor of a product, `[n_tokens, n_columns]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Operand<'a> {
+    /// As it is, for matrices of plain numbers.
+    Floats(&'a [f32]),
+    /// `[n_tokens / 6, padded(n_columns)]`, for the same.
+    Tiles(&'a [TileColumn]),
+    /// `[n_tokens, n_columns / 32]`, for matrices that are stored in blocks.
+    Blocks(&'a [TokenBlock]),
+}
+
+/// The input of products, brought into a form once for all matrices that read it. It keeps the last form and its memory.
+#[derive(Debug, Default)]
+pub struct Input {
+    tiles: Vec<TileColumn>,
+    blocks: Vec<TokenBlock>,
+}
+
+impl Input {
+    /// The `values` `[n_tokens, n_columns]` as the product of `params` wants them.
+    ///
+    /// # Panics
+    /// Where there are fewer values than `params` say: a fault of the caller.
+    pub fn prepare<'a>(&'a mut self, params: &Params, values: &'a [f32]) -> Operand<'a> {
+        let form = InputForm::of(params);
+        self.fill(form, params, values);
+        self.operand(form, values)
+    }
+
+    /// Brings `values` into `form`, and forgets what was there.
+    ///
+    /// # Panics
+    /// As [`Input::prepare`] does.
+    pub fn fill(&mut self, form: InputForm, params: &Params, values: &[f32]) {
+        let [n_tokens, n_columns] = [params.n_tokens, params.n_columns].map(|n| n as usize);
+        let values = &values[..n_tokens * n_columns];
+        match form {
+            InputForm::Floats => {}
+            InputForm::Tiles => {
+                self.blocks = Vec::new();
+                arrange_all(n_columns, values, &mut self.tiles);
+            }
+            InputForm::Blocks => {
+                self.tiles = Vec::new();
+                quantise_all(values, &mut self.blocks);
+            }
+        }
+    }
+
+    /// `values` in the form that it was last brought into.
+    pub fn operand<'a>(&'a self, form: InputForm, values: &'a [f32]) -> Operand<'a> {
+        match form {
+            InputForm::Floats => Operand::Floats(values),
+            InputForm::Tiles => Operand::Tiles(&self.tiles),
+            InputForm::Blocks => Operand::Blocks(&self.blocks),
+        }
+    }
+}
+
+/// Tiles of all tokens; behind the last token there are zeros, and behind the last column too.
+fn arrange_all(n_columns: usize, values: &[f32], tiles: &mut Vec<TileColumn>) {
+    let (n_padded, n_values) = (padded(n_columns), TILE_TOKENS * n_columns);
+    if n_columns == 0 {
+        return tiles.clear();
+    }
+    tiles.resize(values.len().div_ceil(n_values) * n_padded, [0.0; TILE_TOKENS]);
+    let tiles_at_once = MIN_PARALLEL_VALUES.div_ceil(n_values);
+    let arrange_some = |(tiles, values): (&mut [TileColumn], &[f32])| {
+        tiles.chunks_exact_mut(n_padded).zip(values.chunks(n_values)).for_each(|(tile, values)| arrange(n_columns, values, tile));
+    };
+    if values.len() <= tiles_at_once * n_values {
+        arrange_some((tiles, values));
+    } else {
+        tiles.par_chunks_mut(tiles_at_once * n_padded).zip(values.par_chunks(tiles_at_once * n_values)).for_each(arrange_some);
+    }
+}
+
+/// At most six tokens.
+fn arrange(n_columns: usize, values: &[f32], tile: &mut [TileColumn]) {
+    let n_chunks = n_columns.div_ceil(LANES);
+    if values.len() < TILE_TOKENS * n_chunks * LANES {
+        tile.fill([0.0; TILE_TOKENS]);
+    }
+    for (token, values) in values.chunks_exact(n_columns).enumerate() {
+        for (chunk, values) in values.chunks(LANES).enumerate() {
+            for (value, place) in values.iter().zip(LANE_ORDER) {
+                tile[place * n_chunks + chunk][token] = *value;
+            }
+        }
+    }
+}
