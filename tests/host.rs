@@ -203,20 +203,51 @@ fn a_panel_has_its_columns_where_they_are_looked_for_and_zeros_elsewhere() {
     for simd in simd::all() {
         for (dtype, form) in floats {
             for n_columns in [1, 8, 45, 64] {
-                let bytes = weight(dtype, simd::COLUMN_ROWS, n_columns);
-                let rows = std::array::from_fn(|row| &bytes[row * bytes.len() / simd::COLUMN_ROWS..]);
-                let mut panel = vec![simd::PanelColumn([f32::NAN; simd::COLUMN_ROWS]); simd::padded(n_columns)];
+                let bytes = weight(dtype, simd::FLOAT_PANEL_ROWS, n_columns);
+                let rows = std::array::from_fn(|row| &bytes[row * bytes.len() / simd::FLOAT_PANEL_ROWS..]);
+                let mut panel = vec![simd::PanelColumn([f32::NAN; simd::FLOAT_PANEL_ROWS]); simd::padded(n_columns)];
                 (simd.arrange)(form, n_columns, &rows, &mut panel);
                 let mut expected = vec![simd::PanelColumn::ZERO; panel.len()];
                 for (row, bytes) in rows.iter().enumerate() {
                     let mut values = vec![0.0; n_columns];
-                    (simd.decode)(form, bytes, &mut values);
+                    dtype.decode(&bytes[..n_columns * form.size_bytes()], &mut values);
                     values.iter().enumerate().for_each(|(column, value)| expected[simd::column_place(n_columns, column)].0[row] = *value);
                 }
                 assert!(panel.iter().zip(&expected).all(|(a, b)| bits(&a.0) == bits(&b.0)), "{}, {dtype}, {n_columns}", simd.name);
             }
         }
     }
+}
+
+/// What was prepared before leaves nothing behind: neither what was too much nor what stood in the places of no token or column.
+#[test]
+fn an_input_can_be_prepared_again() {
+    let mut used = Input::default();
+    let cases =
+        [(DType::F32, 48, 7), (DType::F32, 45, 5), (DType::Q8_0, 64, 3), (DType::Q8_0, 32, 2), (DType::F16, 45, 8), (DType::BF16, 3, 2)];
+    for (dtype, n_columns, n_tokens) in cases {
+        let params = matmul::Params::new(dtype, 17, n_columns as u32, n_tokens as u32);
+        let (weight, input) = (weight(dtype, 17, n_columns), values(n_tokens * n_columns, 4));
+        let expected = product(simd::simd(), &params, &weight, &input);
+        used.prepare(&params, &vec![f32::NAN; input.len()]);
+        let mut output = vec![f32::NAN; expected.len()];
+        host::multiply(simd::simd(), &params, &weight, used.prepare(&params, &input), &mut output);
+        assert!(bits(&output) == bits(&expected), "{dtype}, {n_columns} columns, {n_tokens} tokens");
+        if let Operand::Tiles(tiles) = used.prepare(&params, &input) {
+            let sum = |tiles: &[simd::TileColumn]| tiles.as_flattened().iter().map(|value| f64::from(value.abs())).sum::<f64>();
+            let expected: f64 = input.iter().map(|value| f64::from(value.abs())).sum();
+            assert!((sum(tiles) - expected).abs() < 1e-9 * expected, "only the values stand in the tiles");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "the operand is not 7 times 48 values")]
+fn an_operand_of_other_sizes_is_refused() {
+    let (input, mut prepared) = (values(5 * 48, 4), Input::default());
+    let params = matmul::Params::new(DType::F32, 8, 48, 5);
+    let operand = prepared.prepare(&params, &input);
+    host::multiply(simd::simd(), &matmul::Params { n_tokens: 7, ..params }, &[0; 8 * 48 * 4], operand, &mut [0.0; 7 * 8]);
 }
 
 fn attention_params(n_tokens: usize, window: u32) -> attention::Params {

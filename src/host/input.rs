@@ -7,7 +7,7 @@ use super::elementwise::MIN_PARALLEL_VALUES;
 use super::product::blocks_of;
 use super::quantise::quantise_all;
 use crate::kernels::matmul::Params;
-use crate::platform::simd::{LANE_ORDER, LANES, TILE_TOKENS, TileColumn, TokenBlock, padded};
+use crate::platform::simd::{BLOCK_LEN, LANE_ORDER, LANES, TILE_TOKENS, TileColumn, TokenBlock, padded};
 
 /// Tokens for which rows of plain numbers are read in place. For more it pays to decode them once and to sum in the lanes of rows.
 const FEW_TOKENS: u32 = 3;
@@ -39,13 +39,25 @@ impl InputForm {
 pub enum Operand<'a> {
     /// As it is, for matrices of plain numbers.
     Floats(&'a [f32]),
-    /// `[n_tokens / 6, padded(n_columns)]`, for the same.
+    /// `[n_tokens / 6, padded(n_columns)]`, the last tile filled with zeros, for the same where there are several tokens.
     Tiles(&'a [TileColumn]),
     /// `[n_tokens, n_columns / 32]`, for matrices that are stored in blocks.
     Blocks(&'a [TokenBlock]),
 }
 
-/// The input of products, brought into a form once for all matrices that read it. It keeps the last form and its memory.
+impl Operand<'_> {
+    /// Whether it holds so many tokens of so many columns, of which there are some.
+    pub(super) fn holds(&self, n_tokens: usize, n_columns: usize) -> bool {
+        let (len, len_needed) = match self {
+            Operand::Floats(values) => (values.len(), n_tokens * n_columns),
+            Operand::Tiles(tiles) => (tiles.len(), n_tokens.div_ceil(TILE_TOKENS) * padded(n_columns)),
+            Operand::Blocks(blocks) => (blocks.len(), n_tokens * n_columns / BLOCK_LEN),
+        };
+        n_columns > 0 && len >= len_needed
+    }
+}
+
+/// The input of products, brought into a form once for all matrices that want it so. Holds one form at a time, and its memory.
 #[derive(Debug, Default)]
 pub struct Input {
     tiles: Vec<TileColumn>,
@@ -56,18 +68,15 @@ impl Input {
     /// The `values` `[n_tokens, n_columns]` as the product of `params` wants them.
     ///
     /// # Panics
-    /// Where there are fewer values than `params` say: a fault of the caller.
+    /// Where there are fewer values than `params` say, or no columns: a fault of the caller.
     pub fn prepare<'a>(&'a mut self, params: &Params, values: &'a [f32]) -> Operand<'a> {
         let form = InputForm::of(params);
         self.fill(form, params, values);
         self.operand(form, values)
     }
 
-    /// Brings `values` into `form`, and forgets what was there.
-    ///
-    /// # Panics
-    /// As [`Input::prepare`] does.
-    pub fn fill(&mut self, form: InputForm, params: &Params, values: &[f32]) {
+    /// Brings `values` into `form`. Plain numbers stay where they are, and what was brought into another form stays too.
+    pub(crate) fn fill(&mut self, form: InputForm, params: &Params, values: &[f32]) {
         let [n_tokens, n_columns] = [params.n_tokens, params.n_columns].map(|n| n as usize);
         let values = &values[..n_tokens * n_columns];
         match form {
@@ -83,8 +92,8 @@ impl Input {
         }
     }
 
-    /// `values` in the form that it was last brought into.
-    pub fn operand<'a>(&'a self, form: InputForm, values: &'a [f32]) -> Operand<'a> {
+    /// `values`, which were [brought](Input::fill) into `form` last.
+    pub(crate) fn operand<'a>(&'a self, form: InputForm, values: &'a [f32]) -> Operand<'a> {
         match form {
             InputForm::Floats => Operand::Floats(values),
             InputForm::Tiles => Operand::Tiles(&self.tiles),
@@ -96,9 +105,6 @@ impl Input {
 /// Tiles of all tokens; behind the last token there are zeros, and behind the last column too.
 fn arrange_all(n_columns: usize, values: &[f32], tiles: &mut Vec<TileColumn>) {
     let (n_padded, n_values) = (padded(n_columns), TILE_TOKENS * n_columns);
-    if n_columns == 0 {
-        return tiles.clear();
-    }
     tiles.resize(values.len().div_ceil(n_values) * n_padded, [0.0; TILE_TOKENS]);
     let tiles_at_once = MIN_PARALLEL_VALUES.div_ceil(n_values);
     let arrange_some = |(tiles, values): (&mut [TileColumn], &[f32])| {

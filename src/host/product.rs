@@ -1,7 +1,7 @@
 //! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
 //!
-//! A thread takes a range of rows. For one token, eight rows at a time are read in place. For several, as many rows as stay in a
-//! core's cache are unpacked (or decoded) first and then meet all tokens.
+//! A thread takes a range of rows. For one token, and for a few where the rows are plain numbers, eight rows at a time are read in
+//! place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
 
 use std::ops::RangeInclusive;
 
@@ -12,14 +12,15 @@ use super::{Input, Operand};
 use crate::dtype::DType;
 use crate::kernels::matmul::Params;
 use crate::platform::simd::{
-    self, BLOCK_LEN, Blocks, COLUMN_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
+    self, BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock,
+    padded,
 };
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
 const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
 /// Stored bytes below which a task is not worth handing to another thread.
 const MIN_TASK_BYTES: usize = 16 << 10;
-/// Unpacked rows that stay in a core's second cache beside the tokens: half of what most cores have.
+/// Panels that stay in a core's second cache beside the tokens: half of what most cores have. One at least, whatever its size.
 const UNPACKED_BYTES: usize = 128 << 10;
 /// Tokens that meet a panel before the next panel is loaded: a few tens of KiB; a multiple of what the instructions take at once.
 const TOKENS_AT_ONCE: usize = 24;
@@ -40,6 +41,7 @@ pub fn matmul(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32])
 pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
     let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
     let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
+    assert!(operand.holds(n_tokens, n_columns), "the operand is not {n_tokens} times {n_columns} values");
     let product = Product { simd, dtype, weight, row_bytes: row_bytes as usize, n_rows, n_columns, operand };
     let [stride, begin] = [params.output_stride, params.output_row_begin].map(|n| n as usize);
     let rows_per_task = product.rows_per_task();
@@ -108,7 +110,7 @@ struct Product<'a> {
 impl Product<'_> {
     /// Whole panels. Of the cuts into more or fewer tasks, the coarsest of those that occupy the threads for the shortest.
     fn rows_per_task(&self) -> usize {
-        let panel_rows = if matches!(self.operand, Operand::Tiles(_)) { COLUMN_ROWS } else { PANEL_ROWS };
+        let panel_rows = if matches!(self.operand, Operand::Tiles(_)) { FLOAT_PANEL_ROWS } else { PANEL_ROWS };
         let (n_panels, n_threads) = (self.n_rows.div_ceil(panel_rows).max(1), rayon::current_num_threads());
         let n_tasks_max = (self.n_rows * self.row_bytes / MIN_TASK_BYTES).max(1);
         let panels_of_task = TASKS_PER_THREAD
@@ -151,7 +153,7 @@ impl Product<'_> {
     }
 
     fn refuse(&self) -> ! {
-        panic!("a matrix of {} meets an operand of the other kind", self.dtype)
+        panic!("a matrix of {} meets an operand of another kind", self.dtype)
     }
 
     fn many_blocks(&self, form: Blocks, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
@@ -179,15 +181,15 @@ impl Product<'_> {
         let n_padded = padded(self.n_columns);
         let panels_at_once = (UNPACKED_BYTES / (n_padded * size_of::<PanelColumn>())).max(1);
         let n_rows = outputs.first().map_or(0, |output| output.len());
-        let mut products = [[0.0; COLUMN_ROWS]; TILE_TOKENS];
-        for begin in (0..n_rows).step_by(panels_at_once * COLUMN_ROWS) {
-            let end = n_rows.min(begin + panels_at_once * COLUMN_ROWS);
-            scratch.columns.resize((end - begin).div_ceil(COLUMN_ROWS) * n_padded, PanelColumn::ZERO);
-            for (panel, row) in scratch.columns.chunks_exact_mut(n_padded).zip((begin..end).step_by(COLUMN_ROWS)) {
+        let mut products = [[0.0; FLOAT_PANEL_ROWS]; TILE_TOKENS];
+        for begin in (0..n_rows).step_by(panels_at_once * FLOAT_PANEL_ROWS) {
+            let end = n_rows.min(begin + panels_at_once * FLOAT_PANEL_ROWS);
+            scratch.columns.resize((end - begin).div_ceil(FLOAT_PANEL_ROWS) * n_padded, PanelColumn::ZERO);
+            for (panel, row) in scratch.columns.chunks_exact_mut(n_padded).zip((begin..end).step_by(FLOAT_PANEL_ROWS)) {
                 (self.simd.arrange)(form, self.n_columns, &self.rows(first_row + row), panel);
             }
             for (tile, outputs) in tiles.chunks_exact(n_padded).zip(outputs.chunks_mut(TILE_TOKENS)) {
-                for (panel, row) in scratch.columns.chunks_exact(n_padded).zip((begin..end).step_by(COLUMN_ROWS)) {
+                for (panel, row) in scratch.columns.chunks_exact(n_padded).zip((begin..end).step_by(FLOAT_PANEL_ROWS)) {
                     let products = &mut products[..outputs.len()];
                     (self.simd.multiply_tile)(panel, tile, products);
                     put(products, row, outputs);
@@ -196,7 +198,7 @@ impl Product<'_> {
         }
     }
 
-    /// Each eight rows are read once for all tokens, from a cache but for the first.
+    /// Each eight rows come from memory for the first token and from a cache for the others.
     fn few_tokens(&self, form: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]]) {
         let n_rows = outputs.first().map_or(0, |output| output.len());
         for row in (0..n_rows).step_by(PANEL_ROWS) {

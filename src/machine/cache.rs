@@ -9,8 +9,9 @@ use crate::device::Rates;
 use crate::platform;
 use crate::units::Bytes;
 
-/// Form of the file, and meaning of its figures. A file of another version is measured anew.
-const VERSION: u32 = 6;
+/// Form of the file, meaning of its figures, and generation of the kernels that they were measured with. A file of another version
+/// is measured anew.
+const VERSION: u32 = 7;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {

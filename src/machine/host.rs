@@ -4,7 +4,8 @@ use super::effort::{Effort, time};
 use super::products::{self, weight_bytes};
 use crate::device::Rates;
 use crate::dtype::DType;
-use crate::host;
+use crate::host::{self, Input};
+use crate::platform::simd::simd;
 use crate::units::{Bytes, BytesPerSec};
 
 /// What the products of a run read in turn: more than the last cache holds of most processors.
@@ -24,6 +25,7 @@ pub(super) fn measure(effort: &Effort) -> Rates {
         })
     });
     let (input, mut output) = (vec![0.5; products::MOST_VALUES], vec![0.0; products::MOST_VALUES]);
+    let mut prepared = Input::default();
     let rates = products::measure(effort, &DType::ALL, products::SMALL_ON_HOST, Bytes(POOL.0 / 2), |params, repeats| {
         let len = weight_bytes(params) as usize;
         let places = pool.len() / len;
@@ -34,7 +36,7 @@ pub(super) fn measure(effort: &Effort) -> Rates {
             host::among_threads(|| {
                 for index in 0..repeats {
                     let weight = &pool[index % places * len..][..len];
-                    host::matmul(params, weight, input, std::hint::black_box(output));
+                    host::multiply(simd(), params, weight, prepared.prepare(params, input), std::hint::black_box(output));
                 }
                 Ok(())
             })

@@ -67,7 +67,7 @@ pub struct Role {
     pub computes_head: bool,
     /// It passes the residual stream on to another device at least once.
     pub passes_on: bool,
-    /// It is the host, which rounds the inputs of its products to 16 bits.
+    /// It is the host, which brings the inputs of its products into a form of its own.
     pub on_host: bool,
 }
 
@@ -108,7 +108,7 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
 }
 
 /// Bytes of the widest input of a product as `host::Input` holds it: 76 for each block of 32 values, or tiles of six tokens and a
-/// multiple of eight columns.
+/// multiple of eight columns; the larger of both, whatever the matrices' dtypes.
 pub fn prepared_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
     let widest = config.hidden_size.max(config.query_size()).max(config.ffn_size);
     let blocks = Bytes(76).times(widest.div_ceil(32) as u64).times(n_tokens as u64);

@@ -166,6 +166,7 @@ impl Executor for HostExecutor {
             n_values += len as u64;
         }
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(config, n_tokens));
+        self.values.prepared.forget();
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.values.picked_rows.clone_from(&batch.logits_for);

@@ -37,6 +37,11 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// Other numbers stand where the last ones stood.
+    pub(super) fn forget(&mut self) {
+        self.of = None;
+    }
+
     fn operand<'a>(&'a mut self, product: &Product<'_>, values: &'a [f32]) -> Operand<'a> {
         let form = InputForm::of(&product.params);
         if form != InputForm::Floats && self.of != Some((product.input, form)) {

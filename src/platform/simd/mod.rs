@@ -22,7 +22,7 @@ mod x86;
 
 use std::sync::OnceLock;
 
-/// Rows of a panel: what one call multiplies at once, a row in each lane.
+/// Rows of a panel of blocks: what one call multiplies at once, a row in each lane.
 pub const PANEL_ROWS: usize = 8;
 /// Values in a block.
 pub const BLOCK_LEN: usize = 32;
@@ -30,8 +30,8 @@ pub const BLOCK_LEN: usize = 32;
 pub const LANES: usize = 8;
 /// The order in which they are added: neighbours, then the sums of neighbours, then the two that are left. It is its own inverse.
 pub const LANE_ORDER: [usize; LANES] = [0, 4, 2, 6, 1, 5, 3, 7];
-/// Rows of plain numbers in a [`PanelColumn`]: two vectors of sums for each token, so that its values are loaded for two.
-pub const COLUMN_ROWS: usize = 16;
+/// Rows of a panel of plain numbers: two vectors of sums for each token, so that its values are loaded for two.
+pub const FLOAT_PANEL_ROWS: usize = 16;
 /// Tokens in a [`TileColumn`]: two vectors of sums for each, two of rows and one of a token's values fill sixteen registers.
 pub const TILE_TOKENS: usize = 6;
 
@@ -132,11 +132,11 @@ impl PanelBlock {
 /// [`column_place`]`(n_columns, k)`, and zeros where no column is.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
-pub struct PanelColumn(pub [f32; COLUMN_ROWS]);
+pub struct PanelColumn(pub [f32; FLOAT_PANEL_ROWS]);
 
 impl PanelColumn {
     /// Zeros, to be filled.
-    pub const ZERO: PanelColumn = PanelColumn([0.0; COLUMN_ROWS]);
+    pub const ZERO: PanelColumn = PanelColumn([0.0; FLOAT_PANEL_ROWS]);
 }
 
 /// One column of six tokens, in the order of [`PanelColumn`]s.
@@ -158,7 +158,7 @@ pub type PanelRows<'a> = [&'a [u8]; PANEL_ROWS];
 /// One product for each of eight rows.
 pub type PanelProducts = [f32; PANEL_ROWS];
 
-/// The functions of one kind of processor. All panic where slices are shorter than they say.
+/// The functions of one kind of processor. All panic where slices are not as long as they say.
 #[derive(Debug)]
 pub struct Simd {
     /// Which instructions these are.
@@ -172,11 +172,9 @@ pub struct Simd {
     /// Eight rows of plain numbers times one token (`[n_columns]`).
     pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> PanelProducts,
     /// Decodes sixteen rows of plain numbers into the panel of `n_columns` columns.
-    pub arrange: fn(Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS], panel: &mut [PanelColumn]),
+    pub arrange: fn(Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]),
     /// A panel times a tile of as many columns: products of the tile's first `products.len()` tokens, as `dot_rows` has them.
-    pub multiply_tile: fn(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; COLUMN_ROWS]]),
-    /// Decodes plain numbers.
-    pub decode: fn(Floats, bytes: &[u8], values: &mut [f32]),
+    pub multiply_tile: fn(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; FLOAT_PANEL_ROWS]]),
     /// `products[t, r] = Σ_k rows[r, k] · tokens[t, k]`, as `dot_rows` has them: `rows` `[n_rows, n_columns]`,
     /// `tokens` `[n_tokens, n_columns]`, `products` `[n_tokens, n_rows]`.
     pub dots: fn(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]),
@@ -218,7 +216,7 @@ fn check_panel(panel: &[PanelColumn], n_columns: usize) {
 }
 
 /// The columns of each partial sum of a panel and a tile; refuses those that do not meet, and more products than tokens.
-fn check_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &[[f32; COLUMN_ROWS]]) -> usize {
+fn check_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &[[f32; FLOAT_PANEL_ROWS]]) -> usize {
     assert!(panel.len() == tile.len() && panel.len().is_multiple_of(LANES), "{} columns meet {}", panel.len(), tile.len());
     assert!(products.len() <= TILE_TOKENS, "{} tokens of {TILE_TOKENS}", products.len());
     panel.len() / LANES

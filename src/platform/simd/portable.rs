@@ -3,13 +3,13 @@
 use half::{bf16, f16};
 
 use super::{
-    BLOCK_LEN, Blocks, COLUMN_ROWS, Floats, LANE_ORDER, LANES, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Simd, TileColumn,
+    BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Simd, TileColumn,
     TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, place,
 };
 
 /// The functions of this file.
 pub(super) static SIMD: Simd =
-    Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, arrange, multiply_tile, decode, dots, weighted_sums };
+    Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, arrange, multiply_tile, dots, weighted_sums };
 
 fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     check_rows(rows, token.len() * form.size_bytes());
@@ -96,7 +96,7 @@ fn dot(row: impl Iterator<Item = f32>, token: &[f32]) -> f32 {
     add_lanes(LANE_ORDER.map(|lane| sums[lane]))
 }
 
-fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS], panel: &mut [PanelColumn]) {
+fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
     check_rows(rows, n_columns * form.size_bytes());
     check_panel(panel, n_columns);
     panel.fill(PanelColumn::ZERO);
@@ -114,12 +114,12 @@ fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS], panel: &
     }
 }
 
-fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; COLUMN_ROWS]]) {
+fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; FLOAT_PANEL_ROWS]]) {
     let n_chunks = check_tile(panel, tile, products).max(1);
     for (token, products) in products.iter_mut().enumerate() {
-        let mut lanes = [[0.0; COLUMN_ROWS]; LANES];
+        let mut lanes = [[0.0; FLOAT_PANEL_ROWS]; LANES];
         for ((lane, panel), tile) in lanes.iter_mut().zip(panel.chunks_exact(n_chunks)).zip(tile.chunks_exact(n_chunks)) {
-            let mut sums = [0.0; COLUMN_ROWS];
+            let mut sums = [0.0; FLOAT_PANEL_ROWS];
             for (column, values) in panel.iter().zip(tile) {
                 sums.iter_mut().zip(column.0).for_each(|(sum, weight)| *sum += weight * values[token]);
             }
@@ -136,8 +136,8 @@ fn add_lanes([a, b, c, d, e, f, g, h]: [f32; LANES]) -> f32 {
     ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
-pub(super) fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
-    assert!(bytes.len() >= values.len() * form.size_bytes(), "{} bytes are no {} values", bytes.len(), values.len());
+/// As many as `values` has room for.
+fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
     match form {
         Floats::F32 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes)),
         Floats::F16 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = f16::from_le_bytes(*bytes).to_f32()),

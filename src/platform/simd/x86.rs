@@ -14,7 +14,6 @@ static AVX2: Simd = Simd {
     dot_rows: floats::dot_rows,
     arrange: tiles::arrange,
     multiply_tile: tiles::multiply_tile,
-    decode: floats::decode,
     dots: floats::dots,
     weighted_sums: floats::weighted_sums,
 };

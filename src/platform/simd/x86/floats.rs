@@ -16,10 +16,10 @@ const PAIR_ROWS: usize = 2;
 /// How far behind the end of such a pair memory is asked for, in bytes.
 const AHEAD: usize = 1 << 10;
 /// Rows and tokens whose products are summed at once: twelve vectors of sums, three of tokens and one of a row fill the registers.
-const TILE_ROWS: usize = 4;
-const TILE_TOKENS: usize = 3;
+const DOT_ROWS: usize = 4;
+const DOT_TOKENS: usize = 3;
 /// Vectors of a row that are summed at once.
-const TILE_VECTORS: usize = 4;
+const SUM_VECTORS: usize = 4;
 
 pub(super) fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
     check_rows(rows, token.len() * form.size_bytes());
@@ -36,18 +36,6 @@ pub(super) fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f3
         };
     }
     products
-}
-
-pub(super) fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
-    assert!(bytes.len() >= values.len() * form.size_bytes(), "{} bytes are no {} values", bytes.len(), values.len());
-    // SAFETY: as in `dot_rows`; the bytes hold the values.
-    unsafe {
-        match form {
-            Floats::F32 => decode_of::<F32>(bytes.as_ptr(), values),
-            Floats::F16 => decode_of::<F16>(bytes.as_ptr(), values),
-            Floats::BF16 => decode_of::<BF16>(bytes.as_ptr(), values),
-        }
-    }
 }
 
 pub(super) fn dots(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {
@@ -194,31 +182,12 @@ fn add_halves(sum: __m256) -> __m128 {
     _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1))
 }
 
-/// # Safety
-/// `values.len()` values can be read at `bytes`.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn decode_of<const FORM: u8>(bytes: *const u8, values: &mut [f32]) {
-    for (index, values) in values.chunks_mut(LANES).enumerate() {
-        // SAFETY: the caller's promise: this chunk's values begin here.
-        let bytes = unsafe { bytes.add(index * LANES * size_of_value(FORM)) };
-        // SAFETY: a whole chunk has eight values, and the last one what is left.
-        unsafe {
-            if values.len() == LANES {
-                _mm256_storeu_ps(values.as_mut_ptr(), load::<FORM>(bytes));
-            } else {
-                let rest = lanes(load_rest::<FORM>(bytes, values.len()));
-                values.copy_from_slice(&rest[..values.len()]);
-            }
-        }
-    }
-}
-
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dots_of(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {
     let n_rows = rows.len() / n_columns;
-    let n_tiled = n_rows - n_rows % TILE_ROWS;
-    for row in (0..n_tiled).step_by(TILE_ROWS) {
-        dots_of_rows::<TILE_ROWS>(n_columns, rows, row, tokens, products);
+    let n_tiled = n_rows - n_rows % DOT_ROWS;
+    for row in (0..n_tiled).step_by(DOT_ROWS) {
+        dots_of_rows::<DOT_ROWS>(n_columns, rows, row, tokens, products);
     }
     for row in n_tiled..n_rows {
         dots_of_rows::<1>(n_columns, rows, row, tokens, products);
@@ -229,11 +198,11 @@ fn dots_of(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32])
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dots_of_rows<const R: usize>(n_columns: usize, rows: &[f32], first_row: usize, tokens: &[f32], products: &mut [f32]) {
     let n_rows = rows.len() / n_columns;
-    for (tokens, products) in tokens.chunks(TILE_TOKENS * n_columns).zip(products.chunks_mut(TILE_TOKENS * n_rows)) {
+    for (tokens, products) in tokens.chunks(DOT_TOKENS * n_columns).zip(products.chunks_mut(DOT_TOKENS * n_rows)) {
         match tokens.len() / n_columns {
             1 => dots_of_tile::<R, 1>(n_columns, rows, first_row, tokens, products),
             2 => dots_of_tile::<R, 2>(n_columns, rows, first_row, tokens, products),
-            _ => dots_of_tile::<R, TILE_TOKENS>(n_columns, rows, first_row, tokens, products),
+            _ => dots_of_tile::<R, DOT_TOKENS>(n_columns, rows, first_row, tokens, products),
         }
     }
 }
@@ -255,10 +224,10 @@ fn dots_of_tile<const R: usize, const T: usize>(n_columns: usize, rows: &[f32], 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn weighted_sums_of(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
     let n_rows = rows.len() / n_columns;
-    let (tiles, rest) = sums.split_at_mut(sums.len() / (TILE_TOKENS * n_columns) * TILE_TOKENS * n_columns);
+    let (tiles, rest) = sums.split_at_mut(sums.len() / (DOT_TOKENS * n_columns) * DOT_TOKENS * n_columns);
     let (weights, weights_of_rest) = weights.split_at(tiles.len() / n_columns * n_rows);
-    for (sums, weights) in tiles.chunks_exact_mut(TILE_TOKENS * n_columns).zip(weights.chunks_exact(TILE_TOKENS * n_rows)) {
-        weighted_sums_of_tokens::<TILE_TOKENS>(n_columns, rows, weights, sums);
+    for (sums, weights) in tiles.chunks_exact_mut(DOT_TOKENS * n_columns).zip(weights.chunks_exact(DOT_TOKENS * n_rows)) {
+        weighted_sums_of_tokens::<DOT_TOKENS>(n_columns, rows, weights, sums);
     }
     for (sums, weights) in rest.chunks_exact_mut(n_columns).zip(weights_of_rest.chunks_exact(n_rows)) {
         weighted_sums_of_tokens::<1>(n_columns, rows, weights, sums);
@@ -269,9 +238,9 @@ fn weighted_sums_of(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn weighted_sums_of_tokens<const T: usize>(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]) {
     let mut column = 0;
-    while column + TILE_VECTORS * LANES <= n_columns {
-        weighted_sums_of_tile::<TILE_VECTORS, T>(n_columns, rows, weights, column, sums);
-        column += TILE_VECTORS * LANES;
+    while column + SUM_VECTORS * LANES <= n_columns {
+        weighted_sums_of_tile::<SUM_VECTORS, T>(n_columns, rows, weights, column, sums);
+        column += SUM_VECTORS * LANES;
     }
     while column + LANES <= n_columns {
         weighted_sums_of_tile::<1, T>(n_columns, rows, weights, column, sums);

@@ -4,17 +4,19 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::super::{COLUMN_ROWS, Floats, LANE_ORDER, LANES, PanelColumn, TILE_TOKENS, TileColumn, check_panel, check_rows, check_tile};
+use super::super::{
+    FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, PanelColumn, TILE_TOKENS, TileColumn, check_panel, check_rows, check_tile,
+};
 use super::blocks::{CACHE_LINE, prefetch_line};
 use super::floats::{BF16, F16, F32, load, load_rest, size_of_value};
 
 /// Vectors of rows in a column of a panel.
-const HALVES: usize = COLUMN_ROWS / LANES;
+const HALVES: usize = FLOAT_PANEL_ROWS / LANES;
 
 /// Sums of sixteen rows for each of `T` tokens.
 type Sums<const T: usize> = [[__m256; HALVES]; T];
 
-pub(super) fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS], panel: &mut [PanelColumn]) {
+pub(super) fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
     check_rows(rows, n_columns * form.size_bytes());
     check_panel(panel, n_columns);
     let rows = rows.map(<[u8]>::as_ptr);
@@ -28,10 +30,10 @@ pub(super) fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; COLUMN_ROWS
     }
 }
 
-pub(super) fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; COLUMN_ROWS]]) {
+pub(super) fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; FLOAT_PANEL_ROWS]]) {
     let n_chunks = check_tile(panel, tile, products);
     let (panel, tile) = (panel.as_ptr(), tile.as_ptr());
-    // SAFETY: as in `arrange`; panel and tile hold eight times `n_chunks` columns, and no tile has more than six tokens.
+    // SAFETY: as in `arrange`; panel and tile hold eight times `n_chunks` columns.
     unsafe {
         match products.len() {
             0 => {}
@@ -46,15 +48,15 @@ pub(super) fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products
 }
 
 /// # Safety
-/// `n_columns` values can be read at each of `rows`, and `panel` has room for them.
+/// `n_columns` values can be read at each of `rows`.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn arrange_of<const FORM: u8>(n_columns: usize, rows: &[*const u8; COLUMN_ROWS], panel: &mut [PanelColumn]) {
+unsafe fn arrange_of<const FORM: u8>(n_columns: usize, rows: &[*const u8; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
     let n_chunks = n_columns.div_ceil(LANES);
     // The next panel's rows follow these in memory: of sixteen streams the processor would not guess them.
-    let next_panel = rows[0].wrapping_add(COLUMN_ROWS * n_columns * size_of_value(FORM));
+    let next_panel = rows[0].wrapping_add(FLOAT_PANEL_ROWS * n_columns * size_of_value(FORM));
     for chunk in 0..n_chunks {
-        for line in 0..COLUMN_ROWS * LANES * size_of_value(FORM) / CACHE_LINE {
-            let ahead = next_panel.wrapping_add(chunk * COLUMN_ROWS * LANES * size_of_value(FORM) + line * CACHE_LINE);
+        for line in 0..FLOAT_PANEL_ROWS * LANES * size_of_value(FORM) / CACHE_LINE {
+            let ahead = next_panel.wrapping_add(chunk * FLOAT_PANEL_ROWS * LANES * size_of_value(FORM) + line * CACHE_LINE);
             // SAFETY: a prefetch may name any address.
             unsafe { prefetch_line(ahead) };
         }
@@ -106,8 +108,9 @@ unsafe fn multiply_tokens<const T: usize>(
     n_chunks: usize,
     panel: *const PanelColumn,
     tile: *const TileColumn,
-    products: &mut [[f32; COLUMN_ROWS]],
+    products: &mut [[f32; FLOAT_PANEL_ROWS]],
 ) {
+    const { assert!(T <= TILE_TOKENS) };
     // What waits for its neighbour: sums of four lanes, of two, of one.
     let mut waiting = [MaybeUninit::<Sums<T>>::uninit(); 3];
     for lane in 0..LANES {
@@ -145,7 +148,7 @@ fn add<const T: usize>(waiting: &Sums<T>, sums: &mut Sums<T>) {
 /// One partial sum of each row and token. Two columns in a turn: the registers are full, but what counts the turns is not free.
 ///
 /// # Safety
-/// `n_chunks` columns can be read at `panel` and `tile`.
+/// `n_chunks` columns can be read at `panel` and `tile`, and have `T` tokens.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn partial_sums<const T: usize>(n_chunks: usize, panel: *const PanelColumn, tile: *const TileColumn) -> Sums<T> {
@@ -167,7 +170,7 @@ unsafe fn partial_sums<const T: usize>(n_chunks: usize, panel: *const PanelColum
 }
 
 /// # Safety
-/// A column can be read at `panel` and `tile`.
+/// A column can be read at `panel` and `tile`, and has `T` tokens.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn add_column<const T: usize>(panel: *const PanelColumn, tile: *const TileColumn, sums: &mut Sums<T>) {
