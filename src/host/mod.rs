@@ -13,7 +13,7 @@ mod quantise;
 pub use attention::attention;
 pub use elementwise::{add, rms_norm, rope, swiglu};
 pub use input::{Input, InputForm, Operand};
-pub use product::{Part, matmul, multiply, multiply_all};
+pub use product::{Part, multiply, multiply_all};
 
 /// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each
 /// would begin and end with elsewhere, so what is made of many of them should be wrapped in this.

@@ -8,12 +8,11 @@ use std::ops::RangeInclusive;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::{Input, Operand};
+use super::Operand;
 use crate::dtype::DType;
 use crate::kernels::matmul::Params;
 use crate::platform::simd::{
-    self, BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock,
-    padded,
+    BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
 };
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
@@ -25,19 +24,11 @@ const UNPACKED_BYTES: usize = 128 << 10;
 /// Tokens that meet a panel before the next panel is loaded: a few tens of KiB; a multiple of what the instructions take at once.
 const TOKENS_AT_ONCE: usize = 24;
 
-/// The product with `input` `[n_tokens, n_columns]`. `weight` holds the rows as stored, `output` is
-/// `[n_tokens, output_stride]`. Where several matrices read one input, [`multiply`] spares preparing it each time.
-///
-/// # Panics
-/// As [`multiply`] does.
-pub fn matmul(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
-    multiply(simd::simd(), params, weight, Input::default().prepare(params, input), output);
-}
-
 /// The product by `simd`'s instructions. `weight` holds the rows as stored, `output` is `[n_tokens, output_stride]`.
 ///
 /// # Panics
-/// Where the slices are shorter than `params` say, or the operand is not of the matrix' kind: a fault of the caller.
+/// Where the slices are shorter than `params` say, or the operand is not of the [`InputForm`](super::InputForm) that the product
+/// wants: a fault of the caller.
 pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
     let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
     let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
