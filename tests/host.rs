@@ -211,7 +211,9 @@ fn a_panel_has_its_columns_where_they_are_looked_for_and_zeros_elsewhere() {
                 for (row, bytes) in rows.iter().enumerate() {
                     let mut values = vec![0.0; n_columns];
                     dtype.decode(&bytes[..n_columns * form.size_bytes()], &mut values);
-                    values.iter().enumerate().for_each(|(column, value)| expected[simd::column_place(n_columns, column)].0[row] = *value);
+                    for (column, value) in values.into_iter().enumerate() {
+                        expected[simd::column_places(n_columns, column / simd::LANES)[column % simd::LANES]].0[row] = value;
+                    }
                 }
                 assert!(panel.iter().zip(&expected).all(|(a, b)| bits(&a.0) == bits(&b.0)), "{}, {dtype}, {n_columns}", simd.name);
             }

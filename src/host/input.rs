@@ -7,7 +7,7 @@ use super::elementwise::MIN_PARALLEL_VALUES;
 use super::product::blocks_of;
 use super::quantise::quantise_all;
 use crate::kernels::matmul::Params;
-use crate::platform::simd::{BLOCK_LEN, LANE_ORDER, LANES, TILE_TOKENS, TileColumn, TokenBlock, padded};
+use crate::platform::simd::{BLOCK_LEN, LANES, TILE_TOKENS, TileColumn, TokenBlock, column_places, padded};
 
 /// Tokens for which rows of plain numbers are read in place. For more it pays to decode them once and to sum in the lanes of rows.
 const FEW_TOKENS: u32 = 3;
@@ -119,14 +119,13 @@ fn arrange_all(n_columns: usize, values: &[f32], tiles: &mut Vec<TileColumn>) {
 
 /// At most six tokens.
 fn arrange(n_columns: usize, values: &[f32], tile: &mut [TileColumn]) {
-    let n_chunks = n_columns.div_ceil(LANES);
-    if values.len() < TILE_TOKENS * n_chunks * LANES {
+    if values.len() < tile.as_flattened().len() {
         tile.fill([0.0; TILE_TOKENS]);
     }
     for (token, values) in values.chunks_exact(n_columns).enumerate() {
         for (chunk, values) in values.chunks(LANES).enumerate() {
-            for (value, place) in values.iter().zip(LANE_ORDER) {
-                tile[place * n_chunks + chunk][token] = *value;
+            for (value, place) in values.iter().zip(column_places(n_columns, chunk)) {
+                tile[place][token] = *value;
             }
         }
     }

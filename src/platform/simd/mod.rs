@@ -29,7 +29,7 @@ pub const BLOCK_LEN: usize = 32;
 /// Partial sums of a product of plain numbers.
 pub const LANES: usize = 8;
 /// The order in which they are added: neighbours, then the sums of neighbours, then the two that are left. It is its own inverse.
-pub const LANE_ORDER: [usize; LANES] = [0, 4, 2, 6, 1, 5, 3, 7];
+const LANE_ORDER: [usize; LANES] = [0, 4, 2, 6, 1, 5, 3, 7];
 /// Rows of a panel of plain numbers: two vectors of sums for each token, so that its values are loaded for two.
 pub const FLOAT_PANEL_ROWS: usize = 16;
 /// Tokens in a [`TileColumn`]: two vectors of sums for each, two of rows and one of a token's values fill sixteen registers.
@@ -128,8 +128,8 @@ impl PanelBlock {
         PanelBlock { scales: [0.0; PANEL_ROWS], minimums: [0.0; PANEL_ROWS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
 }
 
-/// One column of sixteen rows of plain numbers. A panel of `n_columns` has [`padded`]`(n_columns)` of them: column `k` stands at
-/// [`column_place`]`(n_columns, k)`, and zeros where no column is.
+/// One column of sixteen rows of plain numbers. A panel of `n_columns` has [`padded`]`(n_columns)` of them where [`column_places`]
+/// says, and zeros where no column is.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub struct PanelColumn(pub [f32; FLOAT_PANEL_ROWS]);
@@ -147,9 +147,10 @@ pub const fn padded(n_columns: usize) -> usize {
     n_columns.next_multiple_of(LANES)
 }
 
-/// Where column `column` of `n_columns` stands in a panel or a tile: partial sum after partial sum, in the order of their addition.
-pub const fn column_place(n_columns: usize, column: usize) -> usize {
-    LANE_ORDER[column % LANES] * n_columns.div_ceil(LANES) + column / LANES
+/// Where the columns from `chunk * LANES` on, of `n_columns`, stand in a panel or a tile: partial sum after partial sum, in the order
+/// of their addition.
+pub fn column_places(n_columns: usize, chunk: usize) -> [usize; LANES] {
+    LANE_ORDER.map(|place| place * n_columns.div_ceil(LANES) + chunk)
 }
 
 /// Eight rows of a weight as stored.

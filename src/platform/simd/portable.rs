@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::{
     BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Simd, TileColumn,
-    TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, place,
+    TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, column_places, place,
 };
 
 /// The functions of this file.
@@ -100,15 +100,14 @@ fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], pan
     check_rows(rows, n_columns * form.size_bytes());
     check_panel(panel, n_columns);
     panel.fill(PanelColumn::ZERO);
-    let n_chunks = n_columns.div_ceil(LANES);
     let mut values = [0.0; LANES];
-    for chunk in 0..n_chunks {
+    for chunk in 0..n_columns.div_ceil(LANES) {
         let begin = chunk * LANES;
         let values = &mut values[..LANES.min(n_columns - begin)];
         for (row, bytes) in rows.iter().enumerate() {
             decode(form, &bytes[begin * form.size_bytes()..], values);
-            for (value, place) in values.iter().zip(LANE_ORDER) {
-                panel[place * n_chunks + chunk].0[row] = *value;
+            for (value, place) in values.iter().zip(column_places(n_columns, chunk)) {
+                panel[place].0[row] = *value;
             }
         }
     }

@@ -11,7 +11,7 @@ use super::super::{BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows
 const TILE: usize = 6;
 
 /// Bytes that a prefetch brings.
-pub(super) const CACHE_LINE: usize = 64;
+const CACHE_LINE: usize = 64;
 
 /// A block of eight rows in registers: see [`PanelBlock`].
 struct Unpacked {
@@ -66,7 +66,7 @@ unsafe fn rows_of<const FORM: usize>(rows: &PanelRows<'_>, token: &[TokenBlock])
     for (index, token) in token.iter().enumerate() {
         // SAFETY: the caller's promise; a prefetch may name any address.
         let block = unsafe {
-            prefetch::<FORM>(next_panel.wrapping_add(index * PANEL_ROWS * FORM));
+            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * FORM), PANEL_ROWS * FORM);
             unpack_block::<FORM>(&rows, index)
         };
         add_block::<FORM, 1>(block.scales, block.minimums, &block.pairs, [token], &mut sums);
@@ -74,15 +74,15 @@ unsafe fn rows_of<const FORM: usize>(rows: &PanelRows<'_>, token: &[TokenBlock])
     lanes(sums[0])
 }
 
-/// Asks for a block of each of eight rows that will be needed soon. Rows follow each other in memory, and the processor's own
-/// prefetching loses its way among eight streams that jump after every few hundred bytes.
+/// Asks for what the rows of the next panel will be read from. They follow each other in memory, and the processor's own prefetching
+/// loses its way among eight or sixteen streams that jump after every few hundred bytes.
 ///
 /// # Safety
 /// As [`prefetch_line`].
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn prefetch<const FORM: usize>(address: *const u8) {
-    for line in (0..PANEL_ROWS * FORM).step_by(CACHE_LINE) {
+pub(super) unsafe fn prefetch(address: *const u8, n_bytes: usize) {
+    for line in (0..n_bytes).step_by(CACHE_LINE) {
         // SAFETY: the caller's promise.
         unsafe { prefetch_line(address.wrapping_add(line)) };
     }

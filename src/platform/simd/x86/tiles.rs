@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::{
-    FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, PanelColumn, TILE_TOKENS, TileColumn, check_panel, check_rows, check_tile,
+    FLOAT_PANEL_ROWS, Floats, LANES, PanelColumn, TILE_TOKENS, TileColumn, check_panel, check_rows, check_tile, column_places,
 };
-use super::blocks::{CACHE_LINE, prefetch_line};
+use super::blocks::prefetch;
 use super::floats::{BF16, F16, F32, load, load_rest, size_of_value};
 
 /// Vectors of rows in a column of a panel.
@@ -51,15 +51,11 @@ pub(super) fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products
 /// `n_columns` values can be read at each of `rows`.
 #[target_feature(enable = "avx2,f16c")]
 unsafe fn arrange_of<const FORM: u8>(n_columns: usize, rows: &[*const u8; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
-    let n_chunks = n_columns.div_ceil(LANES);
-    // The next panel's rows follow these in memory: of sixteen streams the processor would not guess them.
     let next_panel = rows[0].wrapping_add(FLOAT_PANEL_ROWS * n_columns * size_of_value(FORM));
-    for chunk in 0..n_chunks {
-        for line in 0..FLOAT_PANEL_ROWS * LANES * size_of_value(FORM) / CACHE_LINE {
-            let ahead = next_panel.wrapping_add(chunk * FLOAT_PANEL_ROWS * LANES * size_of_value(FORM) + line * CACHE_LINE);
-            // SAFETY: a prefetch may name any address.
-            unsafe { prefetch_line(ahead) };
-        }
+    let chunk_bytes = FLOAT_PANEL_ROWS * LANES * size_of_value(FORM);
+    for chunk in 0..n_columns.div_ceil(LANES) {
+        // SAFETY: a prefetch may name any address.
+        unsafe { prefetch(next_panel.wrapping_add(chunk * chunk_bytes), chunk_bytes) };
         let n_values = LANES.min(n_columns - chunk * LANES);
         for (half, rows) in rows.as_chunks::<LANES>().0.iter().enumerate() {
             let mut values = [_mm256_setzero_ps(); LANES];
@@ -69,8 +65,8 @@ unsafe fn arrange_of<const FORM: u8>(n_columns: usize, rows: &[*const u8; FLOAT_
                 *values = unsafe { if n_values == LANES { load::<FORM>(from) } else { load_rest::<FORM>(from, n_values) } };
             }
             transpose(&mut values);
-            for (lane, values) in values.into_iter().enumerate() {
-                let column = &mut panel[LANE_ORDER[lane] * n_chunks + chunk].0[half * LANES..][..LANES];
+            for (values, place) in values.into_iter().zip(column_places(n_columns, chunk)) {
+                let column = &mut panel[place].0[half * LANES..][..LANES];
                 // SAFETY: the slice has eight values.
                 unsafe { _mm256_storeu_ps(column.as_mut_ptr(), values) };
             }
