@@ -20,8 +20,9 @@ use crate::weights::Catalog;
 
 /// Most sequences that the planner puts side by side by itself.
 const N_SEQS_MAX: usize = 256;
-/// Slots with which pieces of uneven times stay hidden: two computed from, two filled meanwhile.
-const N_SLOTS_EVEN: usize = 4;
+/// Slots with which pieces of uneven times stay hidden, the better number first: half of them are computed from, the others filled
+/// meanwhile.
+const N_SLOTS_EVEN: [usize; 2] = [6, 4];
 /// The share of the predicted time that they may cost.
 const SPARE_SLOTS_COST: f64 = 0.01;
 /// Percent of every budget that sketches leave free: none, and more where no plan can be built of what was found.
@@ -57,13 +58,14 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
 /// The same homes with more and smaller slots, where that costs next to nothing by the prediction. On its clock every piece takes the
 /// time that it should; in truth one takes longer and another one less, and pieces that are there already make up for it.
 fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Option<Plan> {
-    let rings = || best.plan.executors().into_iter().filter_map(|device| best.plan.ring(device));
-    if site.options.n_slots.is_some() || !rings().any(|ring| ring.n_slots < N_SLOTS_EVEN) {
+    let n_slots = best.plan.executors().into_iter().filter_map(|device| best.plan.ring(device)).map(|ring| ring.n_slots).min()?;
+    if site.options.n_slots.is_some() {
         return None;
     }
-    let shape = Shape { n_slots: N_SLOTS_EVEN, ..best.shape };
-    let plan = site.with(&placements_of(&best.plan), shape, budgets).ok()?;
-    (secs_of(site, &plan) <= best.secs * (1.0 + SPARE_SLOTS_COST)).then_some(plan)
+    N_SLOTS_EVEN.into_iter().filter(|more| *more > n_slots).find_map(|more| {
+        let plan = site.with(&placements_of(&best.plan), Shape { n_slots: more, ..best.shape }, budgets).ok()?;
+        (secs_of(site, &plan) <= best.secs * (1.0 + SPARE_SLOTS_COST)).then_some(plan)
+    })
 }
 
 /// Greedy plans, Accelerate's, and what a search makes of them.
