@@ -58,12 +58,11 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
 /// The same homes with more and smaller slots, where that costs next to nothing by the prediction. On its clock every piece takes the
 /// time that it should; in truth one takes longer and another one less, and pieces that are there already make up for it.
 fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Option<Plan> {
-    let n_slots = best.plan.executors().into_iter().filter_map(|device| best.plan.ring(device)).map(|ring| ring.n_slots).min()?;
-    if site.options.n_slots.is_some() {
+    if site.options.n_slots.is_some() || best.plan.devices.iter().all(|device| device.ring.is_none()) {
         return None;
     }
-    N_SLOTS_EVEN.into_iter().filter(|more| *more > n_slots).find_map(|more| {
-        let plan = site.with(&placements_of(&best.plan), Shape { n_slots: more, ..best.shape }, budgets).ok()?;
+    N_SLOTS_EVEN.into_iter().filter(|n_slots| *n_slots > best.shape.n_slots).find_map(|n_slots| {
+        let plan = site.with(&placements_of(&best.plan), Shape { n_slots, ..best.shape }, budgets).ok()?;
         (secs_of(site, &plan) <= best.secs * (1.0 + SPARE_SLOTS_COST)).then_some(plan)
     })
 }

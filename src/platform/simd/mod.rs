@@ -10,9 +10,10 @@
 //! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
 //! but change a small model's words.
 //! Of plain numbers, eight partial sums run over the columns, column `k` in sum `k % 8`, and are added at the end in one order,
-//! that of [`column_places`]. Their roundings may differ between processors (with or without fused multiplication), but not with the tokens
-//! or rows beside. One token's sums are the lanes of a vector. For many tokens the lanes are rows instead, which spares adding
-//! lanes and reading each row again: a [`PanelColumn`] meets a [`TileColumn`], the columns of one partial sum after those of another.
+//! that of [`column_places`]. Their roundings may differ between processors (with or without fused multiplication), but not with
+//! the tokens or rows beside. One token's sums are the lanes of a vector. For many tokens the lanes are rows instead, which spares
+//! adding lanes and reading each row again: a [`PanelColumn`] meets a [`TileColumn`], the columns of one partial sum after those of
+//! another.
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
