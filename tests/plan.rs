@@ -144,7 +144,9 @@ fn check(case: &Case, catalog: &Catalog, model: &Model, made: &Plan) {
         let executor = made.executor(index);
         assert!(case.options.compute_on.contains(&executor), "{executor} was not asked to compute");
         assert!([executor, Device::Cpu, Device::Disk].contains(&piece.home), "{executor} computes what lies on {}", piece.home);
-        assert!(made.units[piece.unit].pieces.contains(&index));
+        assert!(piece.work.windows(2).all(|pair| pair[0].unit + 1 == pair[1].unit), "only neighbours share a slot");
+        assert!(piece.work.iter().all(|of_unit| made.units[of_unit.unit].pieces.contains(&index)));
+        assert!(piece.work.iter().all(|of_unit| made.units[of_unit.unit].execute_on == executor));
         assert!(piece.slices.iter().all(|slice| slice.offset + slice.size_bytes <= piece.size_bytes.0));
         check_places(catalog, piece, executor);
         if let Some(limits) = case.spec(executor).limits {
@@ -210,14 +212,14 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.kv_size() as u128 * u128::from(kv_dtype.size_bytes());
     let n_caches = units.iter().filter(|&&unit| matches!(model.units[unit].kind, UnitKind::Attention { .. })).count();
     sum += padded(kv) * 2 * n_caches as u128;
-    let pieces = || made.pieces.iter().filter(|piece| is_own(piece.unit));
+    let pieces = || made.pieces.iter().filter(|piece| is_own(piece.unit()));
     sum += pieces().filter(|piece| piece.home == device).map(|piece| u128::from(piece.size_bytes.0)).sum::<u128>();
     if let Some(ring) = made.ring(device) {
         let copies = if is_gpu && ring.upload == UploadPath::Staged { 2 } else { 1 };
         sum += u128::from(ring.slot_bytes.0) * ring.n_slots as u128 * copies;
     }
     if is_gpu {
-        sum += 2 * 256 * (pieces().map(|piece| piece.work.len() as u128).sum::<u128>() + 1);
+        sum += 2 * 256 * (pieces().map(|piece| piece.n_steps() as u128).sum::<u128>() + 1);
     }
     sum
 }
@@ -268,7 +270,7 @@ fn check_places(catalog: &Catalog, piece: &Piece, executor: Device) {
 
 /// Every row of every matrix stands in one slice, in order, and every operation is computed once, in order.
 fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
-    for (unit, planned) in model.units.iter().zip(&made.units) {
+    for (index, (unit, planned)) in model.units.iter().zip(&made.units).enumerate() {
         let mut expected: Vec<(usize, u64)> = Vec::new();
         for (op, operation) in unit.ops.iter().enumerate() {
             match operation {
@@ -279,8 +281,9 @@ fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
         }
         let mut found: Vec<(usize, u64)> = Vec::new();
         for piece in &made.pieces[planned.pieces.clone()] {
-            for work in &piece.work {
-                match *work {
+            let of_unit = piece.work.iter().filter(|of_unit| of_unit.unit == index);
+            for step in of_unit.flat_map(|of_unit| &of_unit.steps) {
+                match *step {
                     Work::Op(op) => found.push((op, 0)),
                     Work::Rows { op, slice } => {
                         let slice = piece.slices[slice];

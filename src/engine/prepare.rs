@@ -359,7 +359,7 @@ impl Prepared {
     /// The plan and all that it rests on, as `tierflow plan --json` prints it.
     pub fn to_json(&self, explanation: &Explanation) -> serde_json::Value {
         serde_json::json!({
-            "schema": "tierflow.plan/2",
+            "schema": "tierflow.plan/3",
             "model": self.checkpoint.path,
             "plan": *self.plan,
             "explanation": explanation,

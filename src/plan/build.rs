@@ -1,11 +1,13 @@
 //! From placements to a plan: who computes each unit and where it lives is given; pieces, rings and the exact memory of
 //! every device follow.
 
+use std::ops::Range;
+
 use crate::device::{Device, DeviceSpec};
 use crate::error::Error;
 use crate::model::UnitKind;
 use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_files};
-use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of};
+use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of, share_slots};
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
@@ -42,7 +44,7 @@ pub(super) enum Outcome {
 struct Part {
     worker: usize,
     /// Pieces of the units that it computes, in the model's order.
-    pieces: Vec<(usize, Vec<Piece>)>,
+    pieces: Vec<Piece>,
     ring: Option<RingPlan>,
     used: Usage,
 }
@@ -67,7 +69,7 @@ impl Build<'_> {
                 PartOutcome::NeedsDispatches(needed) => return Ok(Outcome::NeedsDispatches(worker, needed)),
             }
         }
-        parts.sort_by_key(|part| part.pieces.first().map(|(unit, _)| *unit));
+        parts.sort_by_key(|part| part.pieces.first().map(Piece::unit));
         self.assemble(parts).map(|plan| Outcome::Made(Box::new(plan)))
     }
 
@@ -146,12 +148,12 @@ impl Build<'_> {
         if let Some(slot_bytes) = slot_bytes.filter(|_| own.device == Device::Cpu) {
             pieces = self.as_in_files(own, units, pieces, slot_bytes, room)?;
         }
-        let needed = n_dispatches_of(pieces.iter().flat_map(|(_, pieces)| pieces));
+        let needed = n_dispatches_of(&pieces);
         if needed > set_aside {
             return Ok(PartOutcome::NeedsDispatches(needed));
         }
         let in_pieces = |resident: bool| {
-            let of_kind = pieces.iter().flat_map(|(_, pieces)| pieces).filter(move |piece| (piece.home == own.device) == resident);
+            let of_kind = pieces.iter().filter(move |piece| (piece.home == own.device) == resident);
             of_kind.map(|piece| piece.size_bytes)
         };
         let mut used = self.fixed(worker, units, needed);
@@ -215,21 +217,20 @@ impl Build<'_> {
         Ok(n_dispatches_of(resident) + n_slices as usize + n_ops.saturating_sub(1))
     }
 
-    fn cut(&self, own: &Worker<'_>, units: &[usize], slot_bytes: Bytes) -> Result<Vec<(usize, Vec<Piece>)>, Refusal> {
-        let mut by_unit = Vec::with_capacity(units.len());
+    fn cut(&self, own: &Worker<'_>, units: &[usize], slot_bytes: Bytes) -> Result<Vec<Piece>, Refusal> {
+        let mut all = Vec::with_capacity(units.len());
         for &unit in units {
             let homes = &self.placements[unit].homes;
             let how = Cut { catalog: self.site.catalog, limits: &own.limits, homes, executor: own.device, slot_bytes };
-            let pieces = if self.is_resident(own, unit) {
+            all.extend(if self.is_resident(own, unit) {
                 own.blocks[unit].clone()
             } else if homes.contains(&own.device) {
                 cut(unit, &self.site.model.units[unit], &how)?
             } else {
                 cut_evenly(unit, &self.site.model.units[unit], &how)?
-            };
-            by_unit.push((unit, pieces));
+            });
         }
-        Ok(by_unit)
+        Ok(share_slots(all, own.device, slot_bytes.min(own.limits.max_buffer_bytes)))
     }
 
     /// What the host streams it reads from disk: into the slots themselves, without a copy, where there is `room` for what that
@@ -238,20 +239,20 @@ impl Build<'_> {
         &self,
         own: &Worker<'_>,
         units: &[usize],
-        mut pieces: Vec<(usize, Vec<Piece>)>,
+        mut pieces: Vec<Piece>,
         slot_bytes: Bytes,
         room: Bytes,
-    ) -> Result<Vec<(usize, Vec<Piece>)>, Refusal> {
+    ) -> Result<Vec<Piece>, Refusal> {
         let catalog = self.site.catalog;
         let streams = |piece: &Piece| piece.home != own.device;
-        let fits = |pieces: &[(usize, Vec<Piece>)]| {
-            let all = || pieces.iter().flat_map(|(_, pieces)| pieces);
-            let resident: Bytes = all().filter(|piece| !streams(piece)).map(|piece| piece.size_bytes).sum();
-            let slot = all().filter(|piece| streams(piece)).map(|piece| size_as_in_files(piece, catalog)).max().unwrap_or_default();
+        let fits = |pieces: &[Piece]| {
+            let resident: Bytes = pieces.iter().filter(|piece| !streams(piece)).map(|piece| piece.size_bytes).sum();
+            let streamed = pieces.iter().filter(|piece| streams(piece));
+            let slot = streamed.map(|piece| size_as_in_files(piece, catalog)).max().unwrap_or_default();
             resident + slot.times(own.ring_copies(self.shape.n_slots)) <= room
         };
         if !fits(&pieces) {
-            let n_slices = pieces.iter().flat_map(|(_, pieces)| pieces).map(|piece| piece.slices.len()).max().unwrap_or(0);
+            let n_slices = pieces.iter().map(|piece| piece.slices.len()).max().unwrap_or(0);
             let padding = SLICE_PADDING.times(n_slices as u64);
             let smaller = slot_bytes.saturating_sub(padding).align_down(SLICE_ALIGNMENT);
             if padding.times(SLOT_TO_PADDING) > slot_bytes || smaller < self.site.row_bytes {
@@ -263,7 +264,7 @@ impl Build<'_> {
             }
             pieces = smaller;
         }
-        let streamed = pieces.iter_mut().flat_map(|(_, pieces)| pieces).filter(|piece| streams(piece));
+        let streamed = pieces.iter_mut().filter(|piece| streams(piece));
         streamed.for_each(|piece| lay_out_as_in_files(piece, catalog));
         Ok(pieces)
     }
@@ -288,28 +289,25 @@ impl Build<'_> {
         let (embedding_home, embedding_bytes) = self.home_of_embedding(host_budget.saturating_sub(host_used.total()));
         host_used.weights += embedding_bytes;
 
-        let mut units: Vec<UnitPlan> = Vec::with_capacity(site.model.units.len());
-        let mut pieces: Vec<Piece> = Vec::new();
-        let mut by_unit: Vec<Vec<Piece>> = vec![Vec::new(); site.model.units.len()];
         let rows: Vec<(usize, Option<RingPlan>, Usage)> = parts.iter().map(|part| (part.worker, part.ring, part.used)).collect();
-        for (unit, own) in parts.into_iter().flat_map(|part| part.pieces) {
-            by_unit[unit] = own;
-        }
-        for (index, own) in by_unit.into_iter().enumerate() {
-            let first = pieces.len();
-            pieces.extend(own);
+        let mut pieces: Vec<Piece> = parts.into_iter().flat_map(|part| part.pieces).collect();
+        // No piece has units of two devices, and those of one unit stand in their order.
+        pieces.sort_by_key(Piece::unit);
+        let ranges = pieces_of_units(&pieces, site.model.units.len());
+        let unit_plan = |(index, own): (usize, Range<usize>)| {
             let is_embedding = site.model.units[index].kind == UnitKind::Embedding;
-            let home = if is_embedding { Some(embedding_home) } else { pieces[first..].first().map(|piece| piece.home) };
-            units.push(UnitPlan {
+            let home = if is_embedding { Some(embedding_home) } else { pieces[own.clone()].first().map(|piece| piece.home) };
+            UnitPlan {
                 name: site.model.units[index].name.clone(),
                 home: home.unwrap_or(Device::Cpu),
                 execute_on: if is_embedding { Device::Cpu } else { self.placements[index].execute_on },
                 size_bytes: self.unit_bytes(index),
-                pieces: first..pieces.len(),
-            });
-        }
+                pieces: own,
+            }
+        };
+        let units: Vec<UnitPlan> = ranges.into_iter().enumerate().map(unit_plan).collect();
         let mut plan = Plan {
-            schema: "tierflow.plan/2",
+            schema: "tierflow.plan/3",
             devices: Vec::new(),
             units,
             pieces,
@@ -393,7 +391,19 @@ impl Build<'_> {
 
 /// Bytes of a part that the host holds for it.
 fn held_bytes(part: &Part) -> Bytes {
-    part.pieces.iter().flat_map(|(_, pieces)| pieces).filter(|piece| piece.home == Device::Cpu).map(|piece| piece.size_bytes).sum()
+    part.pieces.iter().filter(|piece| piece.home == Device::Cpu).map(|piece| piece.size_bytes).sum()
+}
+
+/// Which pieces each unit has part in.
+fn pieces_of_units(pieces: &[Piece], n_units: usize) -> Vec<Range<usize>> {
+    let mut ranges = vec![0..0; n_units];
+    for (index, piece) in pieces.iter().enumerate() {
+        for of_unit in &piece.work {
+            let range = &mut ranges[of_unit.unit];
+            *range = if range.end == 0 { index..index + 1 } else { range.start..index + 1 };
+        }
+    }
+    ranges
 }
 
 fn nameless_disk() -> DeviceSpec {

@@ -14,7 +14,7 @@ use crate::plan::refusal::Refusal;
 use crate::plan::search::{EFFORT, Phase, Search, Sketch};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
-use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, Spill};
+use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, Spill, UnitPlan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -235,11 +235,11 @@ fn fits_on_adapters(plan: &Plan) -> bool {
 
 /// Who computes each unit of a plan, and where its matrices live.
 pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
-    let of_unit = |unit: &crate::plan::UnitPlan| {
+    let of_unit = |(index, unit): (usize, &UnitPlan)| {
         let mut homes = Vec::new();
         let mut last = None;
         for piece in &plan.pieces[unit.pieces.clone()] {
-            for slice in &piece.slices {
+            for slice in piece.slices_of(index) {
                 // Rows of one matrix follow each other.
                 if last.replace((slice.tensor, slice.first_row + slice.n_rows)) != Some((slice.tensor, slice.first_row))
                     || slice.first_row == 0
@@ -250,7 +250,7 @@ pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
         }
         Placement { execute_on: unit.execute_on, homes }
     };
-    plan.units.iter().map(of_unit).collect()
+    plan.units.iter().enumerate().map(of_unit).collect()
 }
 
 fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::device::{Device, DeviceSpec, Origin, Rates, TokenCount};
+use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Rates, TokenCount};
 use crate::dtype::DType;
 use crate::model::{Activation, Model, Op, Unit, is_joined};
 use crate::plan::UploadPath;
@@ -14,6 +14,10 @@ use crate::weights::{Catalog, ModelConfig, TensorInfo};
 /// What a submission to an adapter should take at most. Windows and browsers reset one that does not answer for 2 s, and
 /// others may use it too. Dispatches that would take much longer are given fewer tokens, but never so few that it costs.
 pub(crate) const SUBMIT_SECS: f64 = 0.25;
+
+/// By which share of a copy's time an adapter is late that computes on the host's cores. Measured on two of them: a copy that all others
+/// precede takes part of its time from the gaps between dispatches, and the rest from whoever waits for that core.
+const COPY_DELAY: f64 = 0.5;
 
 /// What one forward is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -49,13 +53,15 @@ impl Load {
 pub(crate) struct DeviceCosts {
     pub(super) device: Device,
     rates: Rates,
+    /// Whether it computes on the cores that copy weights to it.
+    shares_cores: bool,
 }
 
 impl DeviceCosts {
     /// Rates that were not measured are taken as typical for the kind of device.
     pub(crate) fn new(spec: &DeviceSpec) -> DeviceCosts {
         let rates = spec.rates.clone().or(&Rates::assumed(spec.device, spec.kind));
-        DeviceCosts { device: spec.device, rates }
+        DeviceCosts { device: spec.device, rates, shares_cores: spec.kind == Some(AdapterKind::Software) }
     }
 
     /// Where the rates come from.
@@ -147,6 +153,11 @@ impl DeviceCosts {
         rate.map_or(0.0, |rate| rate.secs(bytes))
     }
 
+    /// Seconds by which the device computes later for an upload that takes `upload_secs`.
+    pub(super) fn delay_secs(&self, upload_secs: f64) -> f64 {
+        if self.shares_cores { COPY_DELAY * upload_secs } else { 0.0 }
+    }
+
     /// Seconds to bring `bytes` from the device to the host.
     pub(super) fn readback_secs(&self, bytes: Bytes) -> f64 {
         if self.device == Device::Cpu { 0.0 } else { self.rates.readback.map_or(0.0, |rate| rate.secs(bytes)) }
@@ -175,7 +186,11 @@ impl MachineCosts {
         let disk = devices.iter().find(|spec| spec.device == Device::Disk).map(DeviceCosts::new);
         MachineCosts {
             devices: devices.iter().map(DeviceCosts::new).collect(),
-            disk: disk.unwrap_or_else(|| DeviceCosts { device: Device::Disk, rates: Rates::assumed(Device::Disk, None) }),
+            disk: disk.unwrap_or_else(|| DeviceCosts {
+                device: Device::Disk,
+                rates: Rates::assumed(Device::Disk, None),
+                shares_cores: false,
+            }),
         }
     }
 

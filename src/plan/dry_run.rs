@@ -9,7 +9,7 @@ use crate::device::{Device, DeviceSpec, Origin};
 use crate::model::{Model, Op};
 use crate::plan::costs::{Load, MachineCosts, hidden_bytes};
 use crate::plan::schedule::{Schedule, Step};
-use crate::plan::{Piece, Plan, UploadPath, Work};
+use crate::plan::{Piece, Plan, UnitWork, UploadPath, Work};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -123,22 +123,26 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
 }
 
 fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Load) -> f64 {
-    let (costs, unit) = (machine.of(device), &model.units[piece.unit]);
-    let work = piece.work.iter().enumerate().map(|(index, work)| match *work {
-        Work::Op(op) => costs.fixed_secs(&unit.ops, op) + costs.op_secs(&unit.ops[op], &model.config, load),
+    let costs = machine.of(device);
+    let step_secs = |ops: &[Op], index: usize, step: &Work| match *step {
+        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], &model.config, load),
         Work::Rows { op, slice } => {
             let slice = &piece.slices[slice];
-            let n_tokens = match &unit.ops[op] {
+            let n_tokens = match &ops[op] {
                 Op::MatMul { input, .. } => input.n_rows(load.n_tokens, load.n_logit_rows),
                 _ => load.n_tokens,
             };
             // Rows of one matrix are computed slice by slice, and nothing is joined across pieces.
             let can_join = slice.first_row == 0 && index > 0;
-            let fixed = if can_join { costs.fixed_secs(&unit.ops, op) } else { costs.dispatch_secs() };
+            let fixed = if can_join { costs.fixed_secs(ops, op) } else { costs.dispatch_secs() };
             fixed + costs.product_secs(&catalog[slice.tensor], slice.n_rows, n_tokens)
         }
-    });
-    work.sum()
+    };
+    let unit_secs = |of_unit: &UnitWork| -> f64 {
+        let steps = of_unit.steps.iter().enumerate();
+        steps.map(|(index, step)| step_secs(&model.units[of_unit.unit].ops, index, step)).sum()
+    };
+    piece.work.iter().map(unit_secs).sum()
 }
 
 /// Bytes that a hop and the last readback move.
@@ -267,13 +271,15 @@ impl<'a> DryRun<'a> {
 
     fn upload(&mut self, piece: usize) {
         let (now, disk_free, cost) = (self.now, self.disk_free, self.pieces[piece]);
-        let request_secs = self.machine.disk().request_secs();
-        let Some(own) = self.device((self.executor)(piece)) else { return };
+        let (request_secs, device) = (self.machine.disk().request_secs(), (self.executor)(piece));
+        let delay_secs = self.machine.of(device).delay_secs(cost.upload_secs);
+        let Some(own) = self.device(device) else { return };
         let begin = own.free_slots.pop_front().unwrap_or(own.compute_free).max(now);
         let fetched = if cost.fetch_secs > 0.0 { disk_free.max(begin + request_secs) + cost.fetch_secs } else { begin };
         // A piece moves on while it is still being read.
         let moved = (own.upload_free.max(begin) + cost.upload_secs).max(fetched);
         own.upload_free = moved;
+        own.compute_free += delay_secs;
         own.ready.push_back(moved);
         if cost.fetch_secs > 0.0 {
             self.disk_free = fetched;

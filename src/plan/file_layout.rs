@@ -115,7 +115,7 @@ pub(crate) mod samples {
             Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: size_bytes / 2, offset, size_bytes }
         };
         let slices = tensors.iter().enumerate().map(slice).collect();
-        (Piece { unit: 0, home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
+        (Piece { home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
     }
 
     /// As [`piece_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), turned round by `turn`.

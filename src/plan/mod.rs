@@ -38,7 +38,7 @@ pub use explain::{Alternative, Explanation, WithMore, explain};
 pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
-pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, Work, cut};
+pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
 
@@ -124,7 +124,7 @@ pub struct UnitPlan {
     pub execute_on: Device,
     /// Bytes of its matrices as stored (0 for a head that is the embedding and was counted there).
     pub size_bytes: Bytes,
-    /// Its pieces: a range of [`Plan::pieces`].
+    /// The pieces that it has part in: a range of [`Plan::pieces`].
     pub pieces: std::ops::Range<usize>,
 }
 
@@ -166,9 +166,22 @@ impl Plan {
         self.pieces[piece].home
     }
 
+    /// What to call `piece`: by its unit, and which part of that it is; or by its first and last unit, as `model.layers.3.self_attn … mlp`.
+    pub fn piece_name(&self, piece: usize) -> String {
+        let (first, last) = (self.pieces[piece].unit(), self.pieces[piece].last_unit());
+        let (name, own) = (&self.units[first].name, &self.units[first].pieces);
+        if first == last {
+            return if own.len() == 1 { name.clone() } else { format!("{name} ({}/{})", piece - own.start + 1, own.len()) };
+        }
+        let last = &self.units[last].name;
+        let alike = name.split_inclusive('.').zip(last.split_inclusive('.')).take_while(|(a, b)| a == b);
+        let n_alike: usize = alike.map(|(part, _)| part.len()).sum();
+        format!("{name} … {}", &last[n_alike..])
+    }
+
     /// Who computes `piece`.
     pub fn executor(&self, piece: usize) -> Device {
-        self.units[self.pieces[piece].unit].execute_on
+        self.units[self.pieces[piece].unit()].execute_on
     }
 
     /// The devices that compute, in the order of their first piece.

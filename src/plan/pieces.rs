@@ -1,4 +1,5 @@
-//! Cuts units into pieces: row slices that fit a binding, gathered into blocks that fit a buffer or a slot.
+//! Cuts units into pieces: row slices that fit a binding, gathered into blocks that fit a buffer or a slot; small neighbours that
+//! stream share a slot.
 //! Rows are independent of each other, so no cut can change a result.
 
 use serde::Serialize;
@@ -12,22 +13,73 @@ use crate::weights::{Catalog, TensorId};
 /// Offsets inside a block that a GPU computes with are multiples of this, WebGPU's largest `minStorageBufferOffsetAlignment`.
 pub const SLICE_ALIGNMENT: u64 = 256;
 
-/// Part of a unit that arrives at once: one buffer of a resident unit, or one filling of a slot.
+/// What arrives at once: one buffer of a resident unit, or one filling of a slot, with part of a unit or several neighbours.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Piece {
-    /// Index of its unit in the model.
-    pub unit: usize,
     /// Where its matrices live.
     pub home: Device,
     /// The weights in it, in the order of their use.
     pub slices: Vec<Slice>,
-    /// What can be computed once it is there, in order.
-    pub work: Vec<Work>,
+    /// What can be computed once it is there, in order; one entry for each of its units, of which there is at least one.
+    pub work: Vec<UnitWork>,
     /// Bytes of the whole block, gaps between slices included.
     pub size_bytes: Bytes,
 }
 
 impl Piece {
+    fn empty(unit: usize, home: Device) -> Piece {
+        let work = vec![UnitWork { unit, steps: Vec::new() }];
+        Piece { home, slices: Vec::new(), work, size_bytes: Bytes::ZERO }
+    }
+
+    /// Index of its first unit in the model.
+    pub fn unit(&self) -> usize {
+        self.work.first().map_or(0, |of_unit| of_unit.unit)
+    }
+
+    /// Index of its last unit in the model.
+    pub fn last_unit(&self) -> usize {
+        self.work.last().map_or(0, |of_unit| of_unit.unit)
+    }
+
+    /// Steps of all its units.
+    pub fn n_steps(&self) -> usize {
+        self.work.iter().map(|of_unit| of_unit.steps.len()).sum()
+    }
+
+    /// The slices that a unit computes with, in the order of their use.
+    pub fn slices_of(&self, unit: usize) -> impl Iterator<Item = &Slice> {
+        let steps = self.work.iter().filter(move |of_unit| of_unit.unit == unit).flat_map(|of_unit| &of_unit.steps);
+        steps.filter_map(|work| match *work {
+            Work::Op(_) => None,
+            Work::Rows { slice, .. } => self.slices.get(slice),
+        })
+    }
+
+    fn push(&mut self, step: Work) {
+        if let Some(of_unit) = self.work.last_mut() {
+            of_unit.steps.push(step);
+        }
+    }
+
+    /// Puts a piece behind this one.
+    fn append(&mut self, other: Piece) {
+        let (n_slices, begin) = (self.slices.len(), self.size_bytes.0);
+        self.slices.extend(other.slices.into_iter().map(|slice| Slice { offset: begin + slice.offset, ..slice }));
+        self.size_bytes += other.size_bytes;
+        for mut of_unit in other.work {
+            for step in &mut of_unit.steps {
+                if let Work::Rows { slice, .. } = step {
+                    *slice += n_slices;
+                }
+            }
+            match self.work.last_mut() {
+                Some(last) if last.unit == of_unit.unit => last.steps.append(&mut of_unit.steps),
+                _ => self.work.push(of_unit),
+            }
+        }
+    }
+
     /// Bytes of its weights, without the gaps between slices.
     pub fn stored_bytes(&self) -> Bytes {
         Bytes(self.slices.iter().map(|slice| slice.size_bytes).sum())
@@ -55,6 +107,15 @@ impl Slice {
         let tensor = &catalog[self.tensor];
         (tensor.shard, tensor.offset + self.first_row * tensor.row_bytes())
     }
+}
+
+/// What can be computed of one unit with a piece.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnitWork {
+    /// Index of the unit in the model.
+    pub unit: usize,
+    /// In order.
+    pub steps: Vec<Work>,
 }
 
 /// One step of computing a piece.
@@ -96,13 +157,13 @@ pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Piece>> 
     let max_block = how.limits.max_buffer_bytes.align_down(SLICE_ALIGNMENT);
     // Bindings are multiples of 4 bytes.
     let max_slice = how.limits.max_binding_bytes.align_down(4).0;
-    let empty = |home: Device| Piece { unit: unit_index, home, slices: Vec::new(), work: Vec::new(), size_bytes: Bytes::ZERO };
+    let empty = |home: Device| Piece::empty(unit_index, home);
     let mut homes = how.homes.iter().copied();
     let mut pieces = Vec::new();
     let mut piece = empty(how.homes.first().copied().unwrap_or(how.executor));
     for (op_index, op) in unit.ops.iter().enumerate() {
         let Op::MatMul { weight, .. } = op else {
-            piece.work.push(Work::Op(op_index));
+            piece.push(Work::Op(op_index));
             continue;
         };
         let home = homes.next().unwrap_or(how.executor);
@@ -125,7 +186,7 @@ pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Piece>> 
                 continue;
             }
             let size_bytes = fitting_rows * row_bytes;
-            piece.work.push(Work::Rows { op: op_index, slice: piece.slices.len() });
+            piece.push(Work::Rows { op: op_index, slice: piece.slices.len() });
             piece.slices.push(Slice { tensor: *weight, first_row, n_rows: fitting_rows, offset: piece.size_bytes.0, size_bytes });
             piece.size_bytes = Bytes(piece.size_bytes.0 + size_bytes).align_up(SLICE_ALIGNMENT);
             first_row += fitting_rows;
@@ -153,9 +214,28 @@ pub(super) fn cut_evenly(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Resul
     Ok(if evenly.len() == pieces.len() { evenly } else { pieces })
 }
 
-/// Dispatches of one forward: one per piece of work, and the selection of the best tokens.
+/// Puts pieces that follow each other from the same home to `executor` into one, as many as a slot holds: what is done piece by
+/// piece, such as mapping a slot and handing it over, is then done less often, and slots that one large unit needs are not left half
+/// empty by small ones.
+pub(super) fn share_slots(pieces: Vec<Piece>, executor: Device, slot_bytes: Bytes) -> Vec<Piece> {
+    let mut shared: Vec<Piece> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let streams = piece.home != executor;
+        let has_room = |last: &Piece| {
+            let follows = last.home == piece.home && piece.unit() <= last.last_unit() + 1;
+            follows && last.size_bytes + piece.size_bytes <= slot_bytes
+        };
+        match shared.last_mut().filter(|last| streams && has_room(last)) {
+            Some(last) => last.append(piece),
+            None => shared.push(piece),
+        }
+    }
+    shared
+}
+
+/// Dispatches of one forward: one per step of work, and the selection of the best tokens.
 pub(super) fn n_dispatches_of<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> usize {
-    pieces.into_iter().map(|piece| piece.work.len()).sum::<usize>() + 1
+    pieces.into_iter().map(Piece::n_steps).sum::<usize>() + 1
 }
 
 fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
@@ -198,7 +278,7 @@ mod tests {
         let pieces = cut(0, &unit(), &how).unwrap();
         assert_eq!((pieces[0].home, pieces[0].size_bytes), (Device::Gpu(0), Bytes(5120)), "what is resident is not cut");
         assert!(pieces[1..].len() > 4 && pieces[1..].iter().all(|piece| piece.home == Device::Cpu));
-        let work: Vec<Work> = pieces.iter().flat_map(|piece| piece.work.iter().copied()).collect();
+        let work: Vec<Work> = pieces.iter().flat_map(|piece| piece.work[0].steps.iter().copied()).collect();
         assert_eq!((work[0], work[2], work.last()), (Work::Op(0), Work::Op(2), Some(&Work::Op(4))));
     }
 
@@ -210,7 +290,7 @@ mod tests {
             let pieces = cut(3, &unit(), &how(&catalog, &limits, Bytes(max_piece))).unwrap();
             let mut walked = Vec::new();
             for piece in &pieces {
-                for work in &piece.work {
+                for work in &piece.work[0].steps {
                     match *work {
                         Work::Op(op) => walked.push((op, 0, 0)),
                         Work::Rows { op, slice } => {
@@ -230,6 +310,34 @@ mod tests {
             }
             assert_eq!(walked, [(0, 0, 0), (1, 0, 77), (2, 0, 0), (3, 0, 77), (4, 0, 0)], "pieces of {max_piece} bytes");
         }
+    }
+
+    #[test]
+    fn neighbours_that_stream_share_a_slot_as_far_as_it_reaches() {
+        let catalog = catalog(77, 33);
+        let limits = GpuLimits::default();
+        let gpu = Device::Gpu(0);
+        let of = |unit_index: usize, home: Device| {
+            let how = Cut { homes: &[home; 2], ..how(&catalog, &limits, Bytes(1 << 20)) };
+            cut(unit_index, &unit(), &how).unwrap().remove(0)
+        };
+        let homes = [Device::Cpu, Device::Cpu, Device::Cpu, gpu, gpu, Device::Cpu, Device::Disk];
+        let pieces: Vec<Piece> = homes.into_iter().enumerate().map(|(index, home)| of(index, home)).collect();
+        let size = pieces[0].size_bytes;
+        let units = |slot_bytes: Bytes| -> Vec<Vec<usize>> {
+            let shared = share_slots(pieces.clone(), gpu, slot_bytes);
+            shared.iter().map(|piece| piece.work.iter().map(|of_unit| of_unit.unit).collect()).collect()
+        };
+        assert_eq!(units(size), (0..7).map(|unit| vec![unit]).collect::<Vec<_>>());
+        assert_eq!(units(size.times(2)), [vec![0, 1], vec![2], vec![3], vec![4], vec![5], vec![6]]);
+        assert_eq!(units(size.times(9)), [vec![0, 1, 2], vec![3], vec![4], vec![5], vec![6]]);
+        let apart = share_slots(vec![pieces[0].clone(), pieces[2].clone()], gpu, size.times(2));
+        assert_eq!(apart.len(), 2, "another device computes what stands between them");
+        let shared = share_slots(pieces[..2].to_vec(), gpu, size.times(2)).remove(0);
+        let offsets = |unit: usize| shared.slices_of(unit).map(|slice| slice.offset).collect::<Vec<_>>();
+        let alone: Vec<u64> = pieces[1].slices.iter().map(|slice| slice.offset).collect();
+        assert_eq!((offsets(0), offsets(1)), (alone.clone(), alone.iter().map(|offset| size.0 + offset).collect()));
+        assert_eq!((shared.size_bytes, shared.n_steps()), (size.times(2), 2 * pieces[0].n_steps()));
     }
 
     #[test]

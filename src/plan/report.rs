@@ -122,14 +122,6 @@ impl Schedule {
 impl fmt::Display for ScheduleReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ScheduleReport(schedule, plan) = self;
-        let name = |piece: usize| {
-            let unit = plan.pieces[piece].unit;
-            let pieces = &plan.units[unit].pieces;
-            match pieces.len() {
-                1 => plan.units[unit].name.clone(),
-                n_pieces => format!("{} ({}/{n_pieces})", plan.units[unit].name, piece - pieces.start + 1),
-            }
-        };
         let steps = schedule.prologue.iter().map(|step| ("once", step)).chain(schedule.steps.iter().map(|step| ("", step)));
         for (when, step) in steps {
             let (verb, piece) = match *step {
@@ -145,7 +137,7 @@ impl fmt::Display for ScheduleReport<'_> {
                 Step::Readback => ("readback", None),
             };
             match piece {
-                Some(piece) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", name(piece), plan.pieces[piece].size_bytes)?,
+                Some(piece) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", plan.piece_name(piece), plan.pieces[piece].size_bytes)?,
                 None => writeln!(f, "{when:>5} {verb}")?,
             }
         }

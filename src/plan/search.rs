@@ -1,10 +1,12 @@
 //! Search: from a few first drafts to the placements that a dry run finds fastest, one unit, a run of units or a pair at a
 //! time. Works on whole units, so that thousands of drafts are compared in the time of a blink; pieces come later.
 
+use std::ops::Range;
+
 use crate::device::Device;
 use crate::plan::costs::MachineCosts;
 use crate::plan::dry_run::{DryRun, Transfer};
-use crate::plan::pieces::SLICE_ALIGNMENT;
+use crate::plan::pieces::{Piece, SLICE_ALIGNMENT};
 use crate::plan::schedule::{Layout, Schedule};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
@@ -26,8 +28,9 @@ const N_IN_VAIN: usize = 30;
 const N_SLOTS_TRIED: usize = 4;
 /// Rounds in which the size of slots is settled.
 const N_SLOT_ROUNDS: usize = 16;
-/// What a second of reading counts for where it is hidden: of placements that are as fast, the one that reads least is wanted.
-const HIDDEN_COST: f64 = 1e-3;
+/// What a second of reading or uploading counts for where it is hidden: of placements that are about as fast, the one that streams
+/// least is wanted.
+const HIDDEN_COST: f64 = 0.02;
 /// A change is worth making where it saves this share of the time: smaller ones only make plans ragged.
 const LEAST_GAIN: f64 = 1e-3;
 
@@ -119,6 +122,12 @@ struct UnitCosts {
     compute_secs: Vec<f64>,
 }
 
+/// What a piece has part in: whole units that share a slot, or a share of one.
+struct Owner {
+    units: Range<usize>,
+    share: f64,
+}
+
 /// How a worker's memory is divided.
 #[derive(Clone, Copy, Default)]
 struct Ring {
@@ -143,7 +152,7 @@ impl<'a> Search<'a> {
             UnitCosts {
                 block: own.block_bytes[unit],
                 beside: own.vector_bytes[unit] + kv,
-                n_dispatches: own.blocks[unit].iter().map(|piece| piece.work.len()).sum(),
+                n_dispatches: own.blocks[unit].iter().map(Piece::n_steps).sum(),
                 compute_secs: phases.iter().map(secs).collect(),
             }
         };
@@ -166,17 +175,20 @@ impl<'a> Search<'a> {
         let executor = |piece: usize| layout.pieces[piece].0;
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
-            let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(sketch, *owner, index)).collect();
-            let fetch_secs: f64 = transfers.iter().map(|transfer| transfer.fetch_secs).sum();
+            let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(sketch, owner, index)).collect();
+            let streamed = transfers.iter().zip(&layout.pieces).filter(|(_, (executor, home))| executor != home);
+            let hidden_secs: f64 = streamed.map(|(transfer, _)| transfer.fetch_secs + transfer.upload_secs).sum();
             let pace = DryRun::new(self.machine, &transfers, &executor, &slots, phase.hop_bytes).run(&schedule);
-            secs += phase.times * (pace.secs + HIDDEN_COST * fetch_secs);
+            secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
         }
         Some(secs)
     }
 
-    /// Pieces as they will be cut, near enough; with each, its unit and the share of it.
-    fn layout(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> (Layout, Vec<(usize, f64)>) {
-        let (mut layout, mut owners) = (Layout::default(), Vec::with_capacity(sketch.spots.len()));
+    /// Pieces as they will be cut, near enough; with each, what it has part in.
+    fn layout(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> (Layout, Vec<Owner>) {
+        let (mut layout, mut owners): (Layout, Vec<Owner>) = (Layout::default(), Vec::with_capacity(sketch.spots.len()));
+        // What the slot of the last piece has left for units that follow with the same spot.
+        let mut room = Bytes::ZERO;
         for (index, spot) in sketch.spots.iter().enumerate() {
             let device = self.site.workers[spot.worker].device;
             let home = match spot.home {
@@ -184,13 +196,19 @@ impl<'a> Search<'a> {
                 SpotHome::Host => Device::Cpu,
                 SpotHome::Disk => Device::Disk,
             };
-            let n_pieces = match rings[spot.worker] {
-                Some(ring) if home != device => self.units[spot.worker][index].block.0.div_ceil(ring.slot_bytes.0.max(1)).max(1),
-                _ => 1,
-            };
+            let block = self.units[spot.worker][index].block;
+            let slot_bytes = rings[spot.worker].filter(|_| home != device).map_or(Bytes::ZERO, |ring| ring.slot_bytes);
+            let follows = index > 0 && sketch.spots[index - 1] == *spot;
+            if let Some(owner) = owners.last_mut().filter(|_| follows && block <= room) {
+                owner.units.end = index + 1;
+                room = room.saturating_sub(block);
+                continue;
+            }
+            let n_pieces = block.0.checked_div(slot_bytes.0).map_or(1, |_| block.0.div_ceil(slot_bytes.0).max(1));
+            room = if n_pieces == 1 { slot_bytes.saturating_sub(block) } else { Bytes::ZERO };
             for _ in 0..n_pieces {
                 layout.pieces.push((device, home));
-                owners.push((index, 1.0 / n_pieces as f64));
+                owners.push(Owner { units: index..index + 1, share: 1.0 / n_pieces as f64 });
             }
         }
         let lookahead = self.site.options.lookahead.unwrap_or(sketch.n_slots - 1).clamp(1, sketch.n_slots);
@@ -199,12 +217,12 @@ impl<'a> Search<'a> {
         (layout, owners)
     }
 
-    fn transfer(&self, sketch: &Sketch, (unit, share): (usize, f64), phase: usize) -> Transfer {
-        let spot = sketch.spots[unit];
-        let (own, costs) = (&self.site.workers[spot.worker], &self.units[spot.worker][unit]);
-        let bytes = Bytes((costs.block.0 as f64 * share) as u64);
+    fn transfer(&self, sketch: &Sketch, Owner { units, share }: &Owner, phase: usize) -> Transfer {
+        let spot = sketch.spots[units.start];
+        let (own, costs) = (&self.site.workers[spot.worker], &self.units[spot.worker][units.clone()]);
+        let bytes = Bytes((costs.iter().map(|unit| unit.block.0).sum::<u64>() as f64 * share) as u64);
         Transfer {
-            compute_secs: costs.compute_secs[phase] * share,
+            compute_secs: costs.iter().map(|unit| unit.compute_secs[phase]).sum::<f64>() * share,
             upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
             fetch_secs: if spot.home == SpotHome::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
         }

@@ -60,7 +60,7 @@ impl Site<'_> {
             return 0.0;
         }
         let costs = DeviceCosts::new(own.spec);
-        let of_layers = own.blocks.iter().flatten().filter(|piece| self.model.units[piece.unit].kind.layer().is_some());
+        let of_layers = own.blocks.iter().flatten().filter(|piece| self.model.units[piece.unit()].kind.layer().is_some());
         let slices = of_layers.flat_map(|piece| &piece.slices);
         slices.map(|slice| costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, n_tokens)).fold(0.0, f64::max)
     }

@@ -146,7 +146,7 @@ async fn load_resident(
             continue;
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        resident.push(Some(gpu.buffer(&plan.units[piece.unit].name, piece.size_bytes, usage, Purpose::Weights).await?));
+        resident.push(Some(gpu.buffer(&plan.piece_name(index), piece.size_bytes, usage, Purpose::Weights).await?));
         for slice in &piece.slices {
             let begin = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
             steps.extend((0..slice.size_bytes).step_by(step_bytes as usize).map(|done| LoadStep {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu, top_k};
 use crate::model::{Activation, Model, Op};
-use crate::plan::{DeviceCosts, Piece, Plan, SUBMIT_SECS, WorkingBuffer};
+use crate::plan::{DeviceCosts, Plan, SUBMIT_SECS, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
@@ -99,18 +99,20 @@ impl ForwardDispatches {
                 Some(ring) => (0..ring.n_slots()).map(|slot| Some(ring.block(slot))).collect(),
                 None => vec![None],
             };
-            let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.work.len()); blocks.len()];
-            let ops = &model.units[piece.unit].ops;
-            let fused = fuse(piece, ops, &terms);
-            for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
-                let secs = terms.secs(&one, ops);
-                // The params are the same for every slot; what is bound is not.
-                let call = maker.call(piece, &one, secs)?;
-                let params_offset = call.push(gpu, arena)?;
-                for (place, block) in places.iter_mut().zip(&blocks) {
-                    let dispatches = call.prepare(gpu, arena.buffer(), *block)?;
-                    let secs = secs / dispatches.len() as f64;
-                    place.extend(dispatches.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
+            let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.n_steps()); blocks.len()];
+            for of_unit in &piece.work {
+                let ops = &model.units[of_unit.unit].ops;
+                let fused = fuse(of_unit, &piece.slices, ops, &terms);
+                for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
+                    let secs = terms.secs(&one, ops);
+                    // The params are the same for every slot; what is bound is not.
+                    let call = maker.call(ops, &one, secs)?;
+                    let params_offset = call.push(gpu, arena)?;
+                    for (place, block) in places.iter_mut().zip(&blocks) {
+                        let dispatches = call.prepare(gpu, arena.buffer(), *block)?;
+                        let secs = secs / dispatches.len() as f64;
+                        place.extend(dispatches.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
+                    }
                 }
             }
             pieces.push(places);
@@ -202,9 +204,9 @@ impl Call<'_> {
 
 impl<'a> Maker<'a> {
     /// `secs`: how long it should take.
-    fn call(&self, piece: &Piece, one: &Fused, secs: f64) -> Result<Call<'a>> {
+    fn call(&self, ops: &[Op], one: &Fused, secs: f64) -> Result<Call<'a>> {
         match one {
-            Fused::Op(op) => self.op(&self.model.units[piece.unit].ops[*op], secs),
+            Fused::Op(op) => self.op(&ops[*op], secs),
             Fused::Products(products) => self.products(products),
         }
     }

@@ -4,7 +4,7 @@ use crate::device::TokenCount;
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{MAX_PRODUCTS, matmul};
 use crate::model::{Activation, Op, is_joined};
-use crate::plan::{DeviceCosts, Piece, Slice, Work};
+use crate::plan::{DeviceCosts, Slice, UnitWork, Work};
 use crate::stream::op_params::OpParams;
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -46,16 +46,16 @@ pub(super) struct Terms<'a> {
     pub(super) max_binding: Bytes,
 }
 
-/// The dispatches of a piece. Products of one input go together where one binding holds their weights, and what a product
+/// The dispatches of what a unit, with these operations, does with a piece, with these slices. Products of one input go together where one binding holds their weights, and what a product
 /// gives that is only added to the residual stream is added at once. `None` where a slice belongs to no product.
-pub(super) fn fuse(piece: &Piece, ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
-    let mut fused: Vec<Fused> = Vec::with_capacity(piece.work.len());
-    for work in &piece.work {
-        match *work {
+pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
+    let mut fused: Vec<Fused> = Vec::with_capacity(work.steps.len());
+    for step in &work.steps {
+        match *step {
             Work::Op(op) if is_joined(ops, op) => {}
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
-                let product = product(ops, op, *piece.slices.get(slice)?, terms)?;
+                let product = product(ops, op, *slices.get(slice)?, terms)?;
                 match joinable(&mut fused, ops).filter(|others| can_join(others, &product, terms.max_binding)) {
                     Some(others) => others.push(product),
                     None => fused.push(Fused::Products(vec![product])),
@@ -190,22 +190,21 @@ mod tests {
         ]
     }
 
-    /// All of `ops` in one piece, its matrices one behind the other, that of `cut` in two slices.
-    fn piece(ops: &[Op], cut: Option<u32>) -> Piece {
-        let mut piece = Piece { unit: 0, home: Device::Cpu, slices: Vec::new(), work: Vec::new(), size_bytes: Bytes::ZERO };
+    /// All of `ops`, their matrices one behind the other, that of `cut` in two slices.
+    fn piece(ops: &[Op], cut: Option<u32>) -> (UnitWork, Vec<Slice>) {
+        let (mut steps, mut slices, mut size_bytes) = (Vec::new(), Vec::new(), Bytes::ZERO);
         for (index, op) in ops.iter().enumerate() {
             let Op::MatMul { weight, .. } = *op else {
-                piece.work.push(Work::Op(index));
+                steps.push(Work::Op(index));
                 continue;
             };
             for (first_row, n_rows) in if cut == Some(weight.0) { vec![(0, 30), (30, 34)] } else { vec![(0, 64)] } {
-                piece.work.push(Work::Rows { op: index, slice: piece.slices.len() });
-                let offset = piece.size_bytes.0;
-                piece.slices.push(Slice { tensor: weight, first_row, n_rows, offset, size_bytes: n_rows * 128 });
-                piece.size_bytes = (piece.size_bytes + Bytes(n_rows * 128)).align_up(256);
+                steps.push(Work::Rows { op: index, slice: slices.len() });
+                slices.push(Slice { tensor: weight, first_row, n_rows, offset: size_bytes.0, size_bytes: n_rows * 128 });
+                size_bytes = (size_bytes + Bytes(n_rows * 128)).align_up(256);
             }
         }
-        piece
+        (UnitWork { unit: 0, steps }, slices)
     }
 
     /// How many products each dispatch has; 0 for other operations.
@@ -218,7 +217,8 @@ mod tests {
         let params = OpParams { config: &config, n_tokens, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
         let attention = TokenCount::Few;
         let terms = Terms { params, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
-        let fused = fuse(&piece(ops, cut), ops, &terms).unwrap();
+        let (work, slices) = piece(ops, cut);
+        let fused = fuse(&work, &slices, ops, &terms).unwrap();
         let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
         let count = fused.iter().map(n_products).collect();
         for one in &fused {

@@ -108,13 +108,13 @@ impl HostExecutor {
         let start_secs = self.trace.now();
         let (plan, model, store) = (Arc::clone(&self.plan), Arc::clone(&self.model), Arc::clone(&self.store));
         let piece = &plan.pieces[index];
-        let ops = &model.units[piece.unit].ops;
         let (values, vectors) = (&mut self.values, &self.vectors);
         host::among_threads(|| -> Result<()> {
             // Products that read the same input, such as query, key and value, are computed side by side.
             let mut products = SideBySide::new();
-            for work in &piece.work {
-                let product = match *work {
+            let steps = piece.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (&model.units[of_unit.unit].ops, step)));
+            for (ops, step) in steps {
+                let product = match *step {
                     Work::Op(_) => None,
                     Work::Rows { op, slice } => {
                         let slice = &piece.slices[slice];
@@ -132,7 +132,7 @@ impl HostExecutor {
                     products.clear();
                 }
                 products.extend(product);
-                if let Work::Op(op) = *work {
+                if let Work::Op(op) = *step {
                     values.run(&ops[op], vectors);
                 }
             }
@@ -230,8 +230,7 @@ fn rows<'a>(store: &'a Store, plan: &Plan, piece: usize, slice: &Slice) -> Resul
     // A mapped file that changed is not shown any more; reading it says why.
     let first = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
     store.checkpoint().read(slice.tensor, first, &mut vec![0; slice.size_bytes as usize])?;
-    let unit = &plan.units[plan.pieces[piece].unit].name;
-    Err(Error::io("show from its map", unit, std::io::Error::other("use --io pread")))
+    Err(Error::io("show from its map", plan.piece_name(piece), std::io::Error::other("use --io pread")))
 }
 
 /// All scores of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.

@@ -78,8 +78,8 @@ fn a_plan_is_printed_and_nothing_is_loaded() {
     let model = home.folder_model();
     for device in devices() {
         let arguments = ["plan", &model, "--device", device, "--max-memory", "cpu=1500KiB", "--json"];
-        let json = home.json("tierflow.plan/2", &arguments);
-        assert_eq!(json["plan"], home.json("tierflow.plan/2", &arguments)["plan"], "the same plan twice");
+        let json = home.json("tierflow.plan/3", &arguments);
+        assert_eq!(json["plan"], home.json("tierflow.plan/3", &arguments)["plan"], "the same plan twice");
         for plan in json["plan"]["devices"].as_array().unwrap() {
             assert!(plan["budget"].is_null() || plan["device"] != device || plan["budget"].as_u64().is_some(), "{plan}");
         }

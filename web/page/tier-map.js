@@ -25,13 +25,15 @@ export function blocksOf(plan, { device, used, ring }) {
   const blocks = [];
   for (const [index, unit] of plan.units.entries()) {
     if (index === 0 && isSharedWithHead(plan, unit)) continue;
-    const pieces = plan.pieces.slice(unit.pieces.start, unit.pieces.end);
-    const here = pieces.filter((piece) => piece.home === device);
-    const isGathered = pieces.length === 0 && unit.home === device;
+    // What units have in one piece is told as one block, with the first of them.
+    const begun = plan.pieces.slice(unit.pieces.start, unit.pieces.end).filter((piece) => piece.work[0].unit === index);
+    const here = begun.filter((piece) => piece.home === device);
+    const isGathered = unit.pieces.start === unit.pieces.end && unit.home === device;
     const size = isGathered ? unit.size_bytes : here.reduce((sum, piece) => sum + piece.size_bytes, 0);
     if (size === 0) continue;
     const kind = isGathered || unit.execute_on === device ? 'resident' : device === 'disk' ? 'disk' : 'host';
-    blocks.push({ label: `${unit.name}, computed by ${unit.execute_on}`, size, kind });
+    const name = here.length > 0 ? nameOf(plan, here[0]) : unit.name;
+    blocks.push({ label: `${name}, computed by ${unit.execute_on}`, size, kind });
   }
   if (used.kv_cache > 0) blocks.push({ label: 'KV cache', size: used.kv_cache, kind: 'kv' });
   if (used.activations > 0) blocks.push({ label: 'activations', size: used.activations, kind: 'working' });
@@ -40,6 +42,12 @@ export function blocksOf(plan, { device, used, ring }) {
     blocks.push({ label: `slot ${slot} of ${ring.n_slots}`, size: used.slots / ring.n_slots, kind: 'slot' });
   }
   return blocks;
+}
+
+/** What to call a piece: by its unit, or by the first and the last of those that share it. */
+export function nameOf(plan, piece) {
+  const [first, ...others] = piece.work.map(({ unit }) => plan.units[unit].name);
+  return others.length > 0 ? `${first} … ${others.at(-1)}` : first;
 }
 
 /** Where the bars end: the fullest device, and budgets that are not much larger. */

@@ -3,6 +3,7 @@
 import { byId, saveAs } from './elements.js';
 import { duration, percent } from './format.js';
 import { coloursOf, drawTimeline } from './timeline.js';
+import { nameOf } from './tier-map.js';
 
 const EVERY_MS = 400;
 const FILE_WIDTH = 980;
@@ -68,8 +69,8 @@ export class TimelineView {
   }
 
   #nameOf(piece) {
-    const unit = this.#plan?.pieces[piece]?.unit;
-    return this.#plan?.units[unit]?.name ?? `piece ${piece}`;
+    const found = this.#plan?.pieces[piece];
+    return found ? nameOf(this.#plan, found) : `piece ${piece}`;
   }
 
   #pause() {

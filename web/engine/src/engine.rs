@@ -24,7 +24,7 @@ pub struct Engine {
     cached: RefCell<Vec<u32>>,
     plan: String,
     trace: Trace,
-    unit_names: Vec<String>,
+    piece_names: Vec<String>,
     memory: RefCell<Vec<MemoryUse>>,
     cancelled: Arc<AtomicBool>,
 }
@@ -52,12 +52,12 @@ struct Request {
 impl Engine {
     /// `plan` is what [`crate::model::Model::plan`] tells of it.
     pub fn new(engine: tierflow::Engine, plan: String) -> Engine {
-        let (pieces, units) = (&engine.plan().pieces, &engine.plan().units);
+        let made = engine.plan();
         Engine {
             cached: RefCell::default(),
             plan,
             trace: engine.trace().clone(),
-            unit_names: pieces.iter().map(|piece| units[piece.unit].name.clone()).collect(),
+            piece_names: (0..made.pieces.len()).map(|piece| made.piece_name(piece)).collect(),
             memory: RefCell::new(engine.memory_use()),
             cancelled: Arc::default(),
             engine: RefCell::new(Some(engine)),
@@ -100,7 +100,7 @@ impl Engine {
 
     /// The whole trace as a Chrome/Perfetto file.
     pub fn perfetto(&self) -> Result<String> {
-        Ok(json(&self.trace.to_chrome_json(&|piece| self.unit_names.get(piece).cloned().unwrap_or_default()))?)
+        Ok(json(&self.trace.to_chrome_json(&|piece| self.piece_names.get(piece).cloned().unwrap_or_default()))?)
     }
 
     /// Peak bytes per device beside the budgets (`devices`), and the memory that WebAssembly has taken (`wasm_bytes`), as JSON.

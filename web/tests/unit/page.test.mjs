@@ -41,13 +41,14 @@ const plan = {
     { name: 'embed', home: 'cpu', execute_on: 'cpu', size_bytes: 50, pieces: { start: 0, end: 0 } },
     { name: 'a', home: 'gpu:0', execute_on: 'gpu:0', size_bytes: 10, pieces: { start: 0, end: 1 } },
     { name: 'b', home: 'cpu', execute_on: 'gpu:0', size_bytes: 20, pieces: { start: 1, end: 3 } },
+    { name: 'c', home: 'disk', execute_on: 'gpu:0', size_bytes: 3, pieces: { start: 2, end: 3 } },
     { name: 'head', home: 'cpu', execute_on: 'gpu:0', size_bytes: 0, pieces: { start: 3, end: 4 } },
   ],
   pieces: [
-    { unit: 1, home: 'gpu:0', size_bytes: 10 },
-    { unit: 2, home: 'cpu', size_bytes: 15 },
-    { unit: 2, home: 'disk', size_bytes: 5 },
-    { unit: 3, home: 'cpu', size_bytes: 50 },
+    { work: [{ unit: 1 }], home: 'gpu:0', size_bytes: 10 },
+    { work: [{ unit: 2 }], home: 'cpu', size_bytes: 15 },
+    { work: [{ unit: 2 }, { unit: 3 }], home: 'disk', size_bytes: 5 },
+    { work: [{ unit: 4 }], home: 'cpu', size_bytes: 50 },
   ],
   devices: [
     { device: 'gpu:0', budget: 40, used: { ...none, weights: 10, kv_cache: 4, slots: 12 }, ring: { n_slots: 2, slot_bytes: 6 } },
@@ -66,6 +67,7 @@ test('the blocks of a bar add up to what the device holds; a head that is the em
   assert.deepEqual(blocksOf(plan, plan.devices[0]).map(({ kind }) => kind), ['resident', 'kv', 'slot', 'slot']);
   assert.deepEqual(blocksOf(plan, plan.devices[1]).map(({ kind }) => kind), ['host', 'host']);
   assert.deepEqual(blocksOf(plan, plan.devices[2]).map(({ kind }) => kind), ['disk']);
+  assert.equal(blocksOf(plan, plan.devices[2])[0].label, 'b … c, computed by gpu:0', 'what shares a slot is told together');
   assert.equal(axisOf(plan), 65, 'a budget far beyond what is used does not shrink the bars');
 });
 
