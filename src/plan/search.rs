@@ -30,7 +30,7 @@ const N_SLOTS_TRIED: usize = 4;
 const N_SLOT_ROUNDS: usize = 16;
 /// What a second of reading or uploading counts for where it is hidden: of placements that are about as fast, the one that streams
 /// least is wanted.
-const HIDDEN_COST: f64 = 0.02;
+const HIDDEN_COST: f64 = 0.05;
 /// A change is worth making where it saves this share of the time: smaller ones only make plans ragged.
 const LEAST_GAIN: f64 = 1e-3;
 

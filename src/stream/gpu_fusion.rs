@@ -46,8 +46,9 @@ pub(super) struct Terms<'a> {
     pub(super) max_binding: Bytes,
 }
 
-/// The dispatches of what a unit, with these operations, does with a piece, with these slices. Products of one input go together where one binding holds their weights, and what a product
-/// gives that is only added to the residual stream is added at once. `None` where a slice belongs to no product.
+/// The dispatches of what a unit of these operations does with a piece of these slices. Products of one input go together where one
+/// binding holds their weights, and what a product gives that is only added to the residual stream is added at once. `None` where a
+/// slice belongs to no product.
 pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
     let mut fused: Vec<Fused> = Vec::with_capacity(work.steps.len());
     for step in &work.steps {
