@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::machine;
 use crate::steps::{self, Failure, Result, announce};
-use contest::Field;
+use contest::{Case, Field};
 use peer::{Environments, Program};
 use report::Report;
 
@@ -79,10 +79,14 @@ pub fn run(arguments: &[String]) -> Result<()> {
     );
     let field = Field::survey(environments, options.threads, &mut report)?;
     let weights = weights::prepare(&field, &mut report)?;
-    for case in cases::all(&field, &weights) {
-        if options.only.as_ref().is_some_and(|only| !case.title().contains(only.as_str())) {
-            continue;
-        }
+    let (chosen, others): (Vec<Case>, Vec<Case>) = cases::all(&field, &weights)
+        .into_iter()
+        .partition(|case| options.only.as_ref().is_none_or(|only| case.title().contains(only.as_str())));
+    if let Some(only) = options.only.as_ref().filter(|_| chosen.is_empty()) {
+        let titles: Vec<String> = others.iter().map(Case::title).collect();
+        return Err(Failure::new(format!("--only {only}: no case has this in its name; there are\n  {}", titles.join("\n  "))));
+    }
+    for case in chosen {
         announce(&case.title());
         contest::run(case, &field, options.rounds, &mut report);
     }

@@ -117,9 +117,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// As `--only` matches it and the log shows it.
+    /// As `--only` matches it and the log shows it; begins as the report's rows do.
     pub fn title(&self) -> String {
-        format!("{}, {}, prompt {}, decode {}", self.place, self.weights, self.n_prompt, self.n_gen)
+        format!("{}, {}, prompt {}, decode {}", self.weights, self.place, self.n_prompt, self.n_gen)
     }
 
     fn tests(&self) -> Vec<Test> {
