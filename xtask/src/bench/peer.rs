@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -107,10 +108,14 @@ fn python_of(environment: &Path) -> PathBuf {
     environment.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
 }
 
+/// How long a process may take to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// One running process of `peers.py`.
 pub struct Peer {
     process: Child,
-    commands: ChildStdin,
+    /// `None` once it is to end.
+    commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
@@ -121,7 +126,7 @@ impl Peer {
         command.arg(script).arg(program.name()).envs(variables.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().map_err(|error| format!("cannot start {}: {error}", python.display()))?;
         match (process.stdin.take(), process.stdout.take()) {
-            (Some(commands), Some(answers)) => Ok(Peer { process, commands, answers: BufReader::new(answers) }),
+            (Some(commands), Some(answers)) => Ok(Peer { process, commands: Some(commands), answers: BufReader::new(answers) }),
             _ => Err(format!("{} has no pipes", python.display())),
         }
     }
@@ -129,9 +134,8 @@ impl Peer {
     /// Sends one command of `peers.py` and waits for its answer.
     pub fn ask(&mut self, command: Value) -> Result<Value, String> {
         let mut line = String::new();
-        writeln!(self.commands, "{command}")
-            .and_then(|()| self.answers.read_line(&mut line))
-            .map_err(|error| format!("it ended: {error}"))?;
+        let commands = self.commands.as_mut().ok_or("it was told to end")?;
+        writeln!(commands, "{command}").and_then(|()| self.answers.read_line(&mut line)).map_err(|error| format!("it ended: {error}"))?;
         let mut reply: Value = serde_json::from_str(&line).map_err(|_| format!("it ended during {command}"))?;
         match reply["error"].as_str() {
             Some(fault) => Err(fault.to_owned()),
@@ -141,8 +145,13 @@ impl Peer {
 }
 
 impl Drop for Peer {
+    /// The process ends where its commands do, and takes its temporary files along; one that does not is killed.
     fn drop(&mut self) {
-        // It may have ended by itself.
+        self.commands = None;
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
