@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::device::{Device, DeviceSpec, Origin};
 use crate::model::{Model, Op};
-use crate::plan::costs::{Load, MachineCosts, hidden_bytes};
+use crate::plan::costs::{DeviceCosts, Load, MachineCosts, hidden_bytes};
 use crate::plan::schedule::{Schedule, Step};
 use crate::plan::{Piece, Plan, UnitWork, UploadPath, Work};
 use crate::units::Bytes;
@@ -79,23 +79,24 @@ impl Prediction {
 /// Predicts one forward of a plan on these devices.
 pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Load) -> Prediction {
     let machine = MachineCosts::new(devices);
+    let executors = plan.executors();
     let transfers: Vec<Transfer> = plan
         .pieces
         .iter()
         .enumerate()
         .map(|(index, piece)| {
-            let costs = machine.of(plan.executor(index));
+            let device = plan.executor(index);
+            let costs = machine.of(device);
             Transfer {
+                executor: executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
                 compute_secs: piece_secs(piece, &machine, costs.device, catalog, model, load),
                 upload_secs: costs.upload_secs(piece.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
                 fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.stored_bytes()) } else { 0.0 },
             }
         })
         .collect();
-    let executors = plan.executors();
     let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
-    let executor = |piece: usize| plan.executor(piece);
-    let pace = DryRun::new(&machine, &transfers, &executor, &rings, hop_bytes(model, load)).run(&Schedule::new(plan));
+    let pace = DryRun::new(&machine, &transfers, &rings, hop_bytes(model, load)).run(&Schedule::new(plan));
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
     if plan.streamed_pieces().any(|piece| plan.home(piece) == Device::Disk) {
         origins.push(machine.disk().origin());
@@ -151,9 +152,11 @@ pub(super) fn hop_bytes(model: &Model, load: Load) -> [Bytes; 2] {
     [hidden_bytes(model, load), Bytes(model.config.vocab_size as u64 / 4).times(load.n_logit_rows as u64)]
 }
 
-/// What a piece costs.
+/// What a piece costs whom.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Transfer {
+    /// Index of who computes it, among the devices of the run.
+    pub(super) executor: usize,
     pub(super) compute_secs: f64,
     pub(super) upload_secs: f64,
     pub(super) fetch_secs: f64,
@@ -171,10 +174,9 @@ pub(super) struct Pace {
 pub(super) struct DryRun<'a> {
     machine: &'a MachineCosts,
     pieces: &'a [Transfer],
-    executor: &'a dyn Fn(usize) -> Device,
     /// Bytes of a hop and of the last readback.
     hop_bytes: [Bytes; 2],
-    devices: Vec<Virtual>,
+    devices: Vec<Virtual<'a>>,
     disk_free: f64,
     /// When the loop that starts steps comes to the next one: a GPU computes beside it, the host does not.
     now: f64,
@@ -183,8 +185,9 @@ pub(super) struct DryRun<'a> {
 }
 
 /// One device of the virtual machine.
-struct Virtual {
+struct Virtual<'a> {
     device: Device,
+    costs: &'a DeviceCosts,
     upload_free: f64,
     compute_free: f64,
     /// When each uploaded piece is ready, oldest first.
@@ -197,10 +200,10 @@ struct Virtual {
     n_to_share: usize,
 }
 
-impl Virtual {
+impl Virtual<'_> {
     /// Ends a submission: its slots are free once it is computed and the host knows.
-    fn submit(&mut self, known_after_secs: f64) {
-        let free = self.compute_free + known_after_secs;
+    fn submit(&mut self) {
+        let free = self.compute_free + self.costs.round_trip_secs();
         self.free_slots.extend(std::iter::repeat_n(free, std::mem::take(&mut self.computed_from)));
     }
 }
@@ -219,15 +222,10 @@ const N_FORWARDS: usize = 3;
 
 impl<'a> DryRun<'a> {
     /// `rings` names every device that computes, with its slots.
-    pub(super) fn new(
-        machine: &'a MachineCosts,
-        pieces: &'a [Transfer],
-        executor: &'a dyn Fn(usize) -> Device,
-        rings: &[(Device, usize)],
-        hop_bytes: [Bytes; 2],
-    ) -> DryRun<'a> {
+    pub(super) fn new(machine: &'a MachineCosts, pieces: &'a [Transfer], rings: &[(Device, usize)], hop_bytes: [Bytes; 2]) -> DryRun<'a> {
         let virtual_device = |&(device, n_slots): &(Device, usize)| Virtual {
             device,
+            costs: machine.of(device),
             upload_free: 0.0,
             compute_free: 0.0,
             ready: VecDeque::new(),
@@ -236,7 +234,7 @@ impl<'a> DryRun<'a> {
             n_to_share: if device == Device::Cpu { 1 } else { n_to_share(n_slots) },
         };
         let devices = rings.iter().map(virtual_device).collect();
-        DryRun { machine, pieces, executor, hop_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, hop_secs: 0.0 }
+        DryRun { machine, pieces, hop_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, hop_secs: 0.0 }
     }
 
     /// The last of a few forwards.
@@ -258,28 +256,27 @@ impl<'a> DryRun<'a> {
             Step::ComputeStreamed(piece) => self.compute_streamed(piece),
             Step::Hop { from, to } => self.hop(from, Some(to)),
             Step::Readback => {
-                if let Some(last) = self.pieces.len().checked_sub(1) {
-                    self.hop((self.executor)(last), None);
+                if let Some(last) = self.pieces.last() {
+                    self.hop(self.devices[last.executor].device, None);
                 }
             }
         }
     }
 
-    fn device(&mut self, device: Device) -> Option<&mut Virtual> {
+    fn device(&mut self, device: Device) -> Option<&mut Virtual<'a>> {
         self.devices.iter_mut().find(|own| own.device == device)
     }
 
     fn upload(&mut self, piece: usize) {
         let (now, disk_free, cost) = (self.now, self.disk_free, self.pieces[piece]);
-        let (request_secs, device) = (self.machine.disk().request_secs(), (self.executor)(piece));
-        let delay_secs = self.machine.of(device).delay_secs(cost.upload_secs);
-        let Some(own) = self.device(device) else { return };
+        let request_secs = self.machine.disk().request_secs();
+        let own = &mut self.devices[cost.executor];
         let begin = own.free_slots.pop_front().unwrap_or(own.compute_free).max(now);
         let fetched = if cost.fetch_secs > 0.0 { disk_free.max(begin + request_secs) + cost.fetch_secs } else { begin };
         // A piece moves on while it is still being read.
         let moved = (own.upload_free.max(begin) + cost.upload_secs).max(fetched);
         own.upload_free = moved;
-        own.compute_free += delay_secs;
+        own.compute_free += own.costs.delay_secs(cost.upload_secs);
         own.ready.push_back(moved);
         if cost.fetch_secs > 0.0 {
             self.disk_free = fetched;
@@ -287,36 +284,32 @@ impl<'a> DryRun<'a> {
     }
 
     fn compute(&mut self, piece: usize, earliest: f64, submits: f64) {
-        let device = (self.executor)(piece);
-        let secs = self.pieces[piece].compute_secs + submits * self.machine.of(device).submit_secs();
-        let now = self.now;
-        let Some(own) = self.device(device) else { return };
+        let (now, cost) = (self.now, self.pieces[piece]);
+        let own = &mut self.devices[cost.executor];
+        let secs = cost.compute_secs + submits * own.costs.submit_secs();
         let end = own.compute_free.max(earliest).max(now) + secs;
         own.compute_free = end;
-        if device == Device::Cpu {
+        if own.device == Device::Cpu {
             self.now = end;
         }
     }
 
     fn compute_streamed(&mut self, piece: usize) {
-        let device = (self.executor)(piece);
-        let known_after_secs = self.machine.of(device).round_trip_secs();
-        let now = self.now;
-        let Some(own) = self.device(device) else { return };
+        let (now, executor) = (self.now, self.pieces[piece].executor);
+        let own = &mut self.devices[executor];
         let ready = own.ready.pop_front().unwrap_or(0.0);
         let idle_from = own.compute_free.max(now);
         if ready > now {
-            own.submit(known_after_secs);
+            own.submit();
         }
         let share = own.n_to_share as f64;
         self.stall_secs += (ready - idle_from).max(0.0);
         self.now = now.max(ready);
         self.compute(piece, ready, 1.0 / share);
-        if let Some(own) = self.device(device) {
-            own.computed_from += 1;
-            if own.computed_from >= own.n_to_share {
-                own.submit(known_after_secs);
-            }
+        let own = &mut self.devices[executor];
+        own.computed_from += 1;
+        if own.computed_from >= own.n_to_share {
+            own.submit();
         }
     }
 
@@ -325,9 +318,8 @@ impl<'a> DryRun<'a> {
         let bytes = if to.is_some() { self.hop_bytes[0] } else { self.hop_bytes[1] };
         let down = self.machine.of(from).round_trip_secs() + self.machine.of(from).readback_secs(bytes);
         let up = to.filter(|&to| to != Device::Cpu).map_or(0.0, |to| self.machine.of(to).upload_secs(bytes, UploadPath::Staged));
-        let known_after_secs = self.machine.of(from).round_trip_secs();
         if let Some(own) = self.device(from) {
-            own.submit(known_after_secs);
+            own.submit();
         }
         let done = self.device(from).map_or(0.0, |own| own.compute_free).max(self.now);
         self.now = done + down + up;

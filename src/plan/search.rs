@@ -14,7 +14,7 @@ use crate::plan::sizes::Role;
 use crate::plan::{Load, Placement};
 use crate::units::Bytes;
 
-/// Pieces of all sketches that are looked at: about a third of a second on one core.
+/// Pieces of all sketches that are looked at: about a quarter of a second on one core.
 pub(super) const EFFORT: usize = 2_000_000;
 /// Up to so many units, any three are moved at once.
 const N_UNITS_FEW: usize = 12;
@@ -172,13 +172,12 @@ impl<'a> Search<'a> {
         self.n_looked_at += owners.len() * self.phases.len();
         let schedule = Schedule::of(&layout);
         let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, sketch.n_slots)).collect();
-        let executor = |piece: usize| layout.pieces[piece].0;
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
             let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(sketch, owner, index)).collect();
             let streamed = transfers.iter().zip(&layout.pieces).filter(|(_, (executor, home))| executor != home);
             let hidden_secs: f64 = streamed.map(|(transfer, _)| transfer.fetch_secs + transfer.upload_secs).sum();
-            let pace = DryRun::new(self.machine, &transfers, &executor, &slots, phase.hop_bytes).run(&schedule);
+            let pace = DryRun::new(self.machine, &transfers, &slots, phase.hop_bytes).run(&schedule);
             secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
         }
         Some(secs)
@@ -222,6 +221,7 @@ impl<'a> Search<'a> {
         let (own, costs) = (&self.site.workers[spot.worker], &self.units[spot.worker][units.clone()]);
         let bytes = Bytes((costs.iter().map(|unit| unit.block.0).sum::<u64>() as f64 * share) as u64);
         Transfer {
+            executor: spot.worker,
             compute_secs: costs.iter().map(|unit| unit.compute_secs[phase]).sum::<f64>() * share,
             upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
             fetch_secs: if spot.home == SpotHome::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
