@@ -1,11 +1,11 @@
-//! What the operating system says of the host: memory, cores, folders; and files that are written whole or not at all.
+//! What the operating system says of the host: memory, cores, folders.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::HostMemory;
-use crate::error::{Error, Result};
+pub use super::write::write_atomically;
 use crate::units::Bytes;
 
 /// Threads can be started, and one may wait for what others do.
@@ -71,21 +71,6 @@ pub fn file_system_of(path: &Path) -> Option<String> {
     Some(format!("file system {}", whole.components().next()?.as_os_str().to_string_lossy()))
 }
 
-/// Writes a file under a temporary name beside `path` and renames it, so that nobody ever sees half of it.
-///
-/// # Errors
-/// [`Error::Io`] naming the file.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |source| Error::io("write", path.display(), source);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
-}
-
 /// Where files may lie that nobody will miss.
 pub fn temporary_folder() -> PathBuf {
     std::env::temp_dir()
@@ -109,16 +94,6 @@ pub fn with_temporary_file<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_are_replaced_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sub").join("file.json");
-        write_atomically(&path, b"one").unwrap();
-        write_atomically(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
-    }
 
     #[test]
     fn the_host_has_memory_and_threads() {

@@ -18,6 +18,8 @@ pub mod simd;
 mod source;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
+#[cfg(not(target_arch = "wasm32"))]
+mod write;
 
 use crate::units::Bytes;
 pub use background::{in_background, yield_to_others};

@@ -1,0 +1,329 @@
+//! Files that the user names: written whole or not at all where they are regular files, written through to where they are not.
+//!
+//! A new text is written under a temporary name beside the file and renamed, so that nobody ever sees half of it. That replaces what
+//! stands at the path, which is right for a regular file alone: devices, FIFOs, sockets and open descriptors (`/dev/stdout`,
+//! `/dev/fd/N`, a shell's `>(…)`) are written to, and of a link its target is replaced. A file keeps mode and owner; a new one has
+//! the mode that the umask leaves.
+//!
+//! Some files cannot be replaced without loss, and are written in place: those with several names, since the others would go on
+//! showing the old text, those whose owner would change, and those in a folder that takes no new file or that are mounted themselves,
+//! as a container mounts single files. A file that may not be written is refused, although its folder would let it be replaced.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// Links that are followed from one path.
+const MAX_LINKS: usize = 40;
+
+/// Writes `bytes` to what stands at `path`, or to a new file there; its folder is made where there is none.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes).map_err(|source| Error::io("write", path.display(), source))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let target = match destination(path)? {
+        Destination::Descriptor(mut stream) => return stream.write_all(bytes),
+        Destination::Path(target) => target,
+    };
+    match std::fs::metadata(path) {
+        Ok(there) if there.is_file() => replace(&target, &there, bytes),
+        // What it is, its opening will say.
+        Ok(_) => OpenOptions::new().write(true).open(path)?.write_all(bytes),
+        Err(fault) if fault.kind() == ErrorKind::NotFound => create(&target, bytes),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// What a path leads to.
+enum Destination {
+    /// An open descriptor of this process.
+    Descriptor(File),
+    /// This path, which is no link.
+    Path(PathBuf),
+}
+
+/// Follows links, also to what is not there yet.
+fn destination(path: &Path) -> io::Result<Destination> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        if let Some(stream) = own_descriptor(&path)? {
+            return Ok(Destination::Descriptor(stream));
+        }
+        match std::fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            // No link, or nothing at all.
+            Err(_) => return Ok(Destination::Path(path)),
+        }
+    }
+    Err(io::Error::other("too many links"))
+}
+
+/// The stream behind `/dev/fd/N` and its like. Opened by its name again, a file behind it would be written over from its start, and
+/// a terminal or socket may refuse.
+#[cfg(unix)]
+fn own_descriptor(path: &Path) -> io::Result<Option<File>> {
+    use std::os::fd::AsFd;
+    let Some(number) = path.file_name().and_then(OsStr::to_str).and_then(|name| name.parse::<u32>().ok()) else { return Ok(None) };
+    let Some(folder) = path.parent().and_then(|folder| folder.canonicalize().ok()) else { return Ok(None) };
+    let is_descriptors = |known: &str| Path::new(known).canonicalize().is_ok_and(|known| known == folder);
+    if !is_descriptors("/proc/self/fd") && !is_descriptors("/dev/fd") {
+        return Ok(None);
+    }
+    let stream = match number {
+        1 => io::stdout().as_fd().try_clone_to_owned()?.into(),
+        2 => io::stderr().as_fd().try_clone_to_owned()?.into(),
+        _ => OpenOptions::new().append(true).open(path)?,
+    };
+    Ok(Some(stream))
+}
+
+#[cfg(not(unix))]
+fn own_descriptor(_path: &Path) -> io::Result<Option<File>> {
+    Ok(None)
+}
+
+/// Gives the regular file `target` a new content.
+fn replace(target: &Path, there: &Metadata, bytes: &[u8]) -> io::Result<()> {
+    drop(OpenOptions::new().write(true).open(target)?);
+    let new = if has_other_names(there) { None } else { beside(target, there)? };
+    if let Some(mut new) = new {
+        fill(&mut new, bytes)?;
+        match new.persist(target) {
+            Ok(_) => return Ok(()),
+            Err(fault) if !cannot_be_replaced(&fault.error) => return Err(fault.error),
+            Err(_) => {}
+        }
+    }
+    let mut old = OpenOptions::new().write(true).truncate(true).open(target)?;
+    old.write_all(bytes)?;
+    old.sync_all()
+}
+
+/// A temporary file in the folder of `target` with the mode and owner of what is `there`; `None` where it cannot have them.
+fn beside(target: &Path, there: &Metadata) -> io::Result<Option<NamedTempFile>> {
+    let new = match temporary_in(folder_of(target)) {
+        Ok(new) => new,
+        Err(fault) if cannot_be_replaced(&fault) => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
+    let is_alike = take_owner(new.as_file(), there) && new.as_file().set_permissions(there.permissions()).is_ok();
+    Ok(is_alike.then_some(new))
+}
+
+/// Makes the file `target`, and its folder where there is none.
+fn create(target: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = folder_of(target);
+    std::fs::create_dir_all(folder)?;
+    let mut new = temporary_in(folder)?;
+    fill(&mut new, bytes)?;
+    new.persist(target).map(|_| ()).map_err(|fault| fault.error)
+}
+
+fn fill(new: &mut NamedTempFile, bytes: &[u8]) -> io::Result<()> {
+    new.write_all(bytes)?;
+    new.as_file().sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether a file may still be written in place where its folder or its mount lets no other take its name.
+fn cannot_be_replaced(fault: &io::Error) -> bool {
+    matches!(
+        fault.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::ResourceBusy | ErrorKind::CrossesDevices | ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+/// A file in `folder` under a temporary name, with the mode that a plain new file has. It goes when it is dropped.
+fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    if let Some(mode) = plain_mode() {
+        builder.permissions(mode);
+    }
+    builder.tempfile_in(folder)
+}
+
+/// What a program asks for that makes a plain file; the umask takes its part.
+#[cfg(unix)]
+fn plain_mode() -> Option<Permissions> {
+    use std::os::unix::fs::PermissionsExt;
+    Some(Permissions::from_mode(0o666))
+}
+
+#[cfg(not(unix))]
+fn plain_mode() -> Option<Permissions> {
+    None
+}
+
+#[cfg(unix)]
+fn has_other_names(there: &Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::nlink(there) > 1
+}
+
+#[cfg(not(unix))]
+fn has_other_names(_there: &Metadata) -> bool {
+    false
+}
+
+/// Whether `new` has the owner and the group of what is `there`, if need be from now on.
+#[cfg(unix)]
+fn take_owner(new: &File, there: &Metadata) -> bool {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    let is_alike = |found: Metadata| (found.uid(), found.gid()) == (there.uid(), there.gid());
+    new.metadata().is_ok_and(is_alike) || fchown(new, Some(there.uid()), Some(there.gid())).is_ok()
+}
+
+#[cfg(not(unix))]
+fn take_owner(_new: &File, _there: &Metadata) -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub").join("file.json");
+        write_atomically(&path, b"one").unwrap();
+        let mut first = File::open(&path).unwrap();
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        let mut before = String::new();
+        io::Read::read_to_string(&mut first, &mut before).unwrap();
+        assert_eq!(before, "one", "a reader that had it open keeps what it had");
+        assert!(write_atomically(folder.path(), b"three").unwrap_err().to_string().starts_with("cannot write "));
+    }
+
+    #[cfg(unix)]
+    mod unix {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+        use super::super::*;
+
+        fn mode(path: &Path) -> u32 {
+            std::fs::metadata(path).unwrap().mode() & 0o7777
+        }
+
+        #[test]
+        fn a_new_file_has_the_mode_of_any_new_file_and_an_old_one_keeps_its_own() {
+            let folder = tempfile::tempdir().unwrap();
+            let (plain, ours) = (folder.path().join("plain"), folder.path().join("ours"));
+            File::create(&plain).unwrap();
+            write_atomically(&ours, b"one").unwrap();
+            assert_eq!(mode(&ours), mode(&plain));
+            for odd in [0o600, 0o664, 0o751] {
+                std::fs::set_permissions(&ours, Permissions::from_mode(odd)).unwrap();
+                let inode = std::fs::metadata(&ours).unwrap().ino();
+                write_atomically(&ours, b"two").unwrap();
+                assert_eq!(mode(&ours), odd);
+                assert_ne!(std::fs::metadata(&ours).unwrap().ino(), inode, "replaced, not overwritten");
+            }
+        }
+
+        #[test]
+        fn links_stay_links_whether_their_target_is_there_or_not() {
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            std::fs::create_dir(at("sub")).unwrap();
+            symlink("sub/target", at("first")).unwrap();
+            symlink(at("first"), at("second")).unwrap();
+            for text in ["made", "replaced"] {
+                write_atomically(&at("second"), text.as_bytes()).unwrap();
+                assert_eq!(std::fs::read_to_string(at("sub/target")).unwrap(), text);
+                assert!(at("first").is_symlink() && at("second").is_symlink() && !at("sub/target").is_symlink());
+            }
+            symlink("round", at("round")).unwrap();
+            assert!(write_atomically(&at("round"), b"").unwrap_err().to_string().contains("round"));
+        }
+
+        #[test]
+        fn a_file_with_two_names_keeps_both() {
+            let folder = tempfile::tempdir().unwrap();
+            let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+            std::fs::write(&one, "a longer text").unwrap();
+            std::fs::hard_link(&one, &two).unwrap();
+            write_atomically(&one, b"short").unwrap();
+            assert_eq!((std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap()), (b"short".to_vec(), b"short".to_vec()));
+        }
+
+        #[test]
+        fn a_fifo_gets_the_text_and_stays_one() {
+            use std::os::unix::fs::FileTypeExt;
+            let folder = tempfile::tempdir().unwrap();
+            let fifo = folder.path().join("fifo");
+            assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+            let link = folder.path().join("link");
+            symlink("fifo", &link).unwrap();
+            for path in [&fifo, &link] {
+                let reader = std::thread::spawn({
+                    let fifo = fifo.clone();
+                    move || std::fs::read_to_string(fifo).unwrap()
+                });
+                write_atomically(path, b"through").unwrap();
+                assert_eq!(reader.join().unwrap(), "through");
+                assert!(std::fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+            }
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else was made");
+        }
+
+        #[test]
+        fn a_device_is_written_to_and_stays_one() {
+            use std::os::unix::fs::FileTypeExt;
+            let folder = tempfile::tempdir().unwrap();
+            let device = folder.path().join("null");
+            // Only root may make one, and nobody else could harm the system's own.
+            let made = std::process::Command::new("mknod").arg(&device).args(["c", "1", "3"]).output().unwrap();
+            if !made.status.success() {
+                symlink("/dev/null", &device).unwrap();
+            }
+            let link = folder.path().join("link");
+            symlink("null", &link).unwrap();
+            for path in [&device, &link] {
+                write_atomically(path, b"away").unwrap();
+                assert!(std::fs::metadata(&device).unwrap().file_type().is_char_device());
+            }
+            assert!(link.is_symlink());
+        }
+
+        #[test]
+        fn an_open_descriptor_is_written_to_where_it_stands() {
+            use std::os::fd::AsRawFd;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("log");
+            let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            file.write_all(b"before ").unwrap();
+            write_atomically(Path::new(&format!("/dev/fd/{}", file.as_raw_fd())), b"ours ").unwrap();
+            file.write_all(b"after").unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "before ours after");
+        }
+
+        #[test]
+        fn a_file_whose_folder_takes_no_other_is_written_in_place() {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("file");
+            std::fs::write(&path, "a longer text").unwrap();
+            std::fs::set_permissions(folder.path(), Permissions::from_mode(0o555)).unwrap();
+            let inode = std::fs::metadata(&path).unwrap().ino();
+            // Root may write anywhere; then the file is replaced, with the same content in the end.
+            let is_root = File::create(folder.path().join("probe")).is_ok();
+            write_atomically(&path, b"short").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"short");
+            assert_eq!(std::fs::metadata(&path).unwrap().ino() == inode, !is_root);
+            std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+}
