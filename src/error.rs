@@ -27,7 +27,7 @@ pub enum Error {
         /// What is wrong with it, where.
         fault: String,
     },
-    /// A file was truncated, replaced or rewritten while the model ran.
+    /// A file was truncated or rewritten while the model ran.
     #[error("{path} changed while it was in use: {fault}; load the model again")]
     FileChanged {
         /// The file.

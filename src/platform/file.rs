@@ -1,24 +1,37 @@
-//! A file read by position, checked at every read for being the file that was opened.
+//! A file read by position, checked at every read for being as it was opened.
+//!
+//! The open file is what is read, so that a model may be deleted, renamed or replaced while it runs. A new length is an error. A new
+//! time of writing alone may mean nothing (`touch`, a backup that was put back): then samples of the bytes are compared with those of
+//! the opening, and the run goes on with a warning where they are the same.
 
 use std::fs::{File, Metadata, OpenOptions};
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use super::direct::{self, DirectBuffer};
 use super::source::ByteSource;
 use crate::error::{Error, Result};
 
+/// Ranges of a file that are compared where its time of writing has changed, its first and its last among them.
+const N_SAMPLES: u64 = 16;
+/// Bytes of one.
+const SAMPLE_BYTES: u64 = 4 << 10;
+
 /// An open regular file and what it looked like when it was opened.
 #[derive(Debug)]
 pub(super) struct FileSource {
     file: File,
     name: String,
-    /// Absolute, so that a later change of the working folder does not look like a replaced file.
+    /// Absolute, since the working folder may change.
     location: PathBuf,
     size: u64,
-    modified: Option<SystemTime>,
+    /// Samples of its bytes.
+    samples: u64,
+    /// The time of writing for which the bytes were last found to be those of the opening.
+    modified: Mutex<Option<SystemTime>>,
     inode: Option<(u64, u64)>,
     /// The same file, opened for reads past the page cache at the first of them; `None` where there are none.
     direct: OnceLock<Option<File>>,
@@ -38,12 +51,14 @@ impl FileSource {
             return Err(Error::invalid_file(name, "is empty"));
         }
         let location = std::path::absolute(path).map_err(|source| Error::io("locate", &name, source))?;
+        let samples = samples(&file, metadata.len()).map_err(|source| Error::io("read", &name, source))?;
         Ok(FileSource {
             file,
             name,
             location,
             size: metadata.len(),
-            modified: metadata.modified().ok(),
+            samples,
+            modified: Mutex::new(metadata.modified().ok()),
             inode: inode(&metadata),
             direct: OnceLock::new(),
         })
@@ -54,21 +69,23 @@ impl FileSource {
         &self.file
     }
 
-    /// Whether this is still the file that was opened: same size and time of writing, and still what its path names.
+    /// Whether the file is as it was opened: of the same size, and with the same bytes in its samples where it was written to.
     pub(super) fn check(&self) -> Result<()> {
         let now = self.file.metadata().map_err(|source| Error::io("examine", &self.name, source))?;
         if now.len() != self.size {
             return Err(self.changed(format!("it had {} bytes and now has {}", self.size, now.len())));
         }
-        if now.modified().ok() != self.modified {
+        let mut known = self.modified.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.modified().ok() == *known {
+            return Ok(());
+        }
+        let samples = samples(&self.file, self.size).map_err(|source| Error::io("read", &self.name, source))?;
+        if samples != self.samples {
             return Err(self.changed("it was written to"));
         }
-        match std::fs::metadata(&self.location) {
-            Ok(named) if inode(&named) == self.inode => Ok(()),
-            Ok(_) => Err(self.changed("it was replaced by another file")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.changed("it was deleted or renamed")),
-            Err(source) => Err(Error::io("examine", &self.name, source)),
-        }
+        tracing::warn!("{} was written to or touched while it is in use; its length and samples of its bytes are the same", self.name);
+        *known = now.modified().ok();
+        Ok(())
     }
 
     /// The file for reads past the page cache, if it is still the same one.
@@ -158,6 +175,30 @@ impl ByteSource for FileSource {
     fn drop_behind(&self, offset: u64, len: u64) {
         advise(&self.file, offset, len, Advice::DontNeed);
     }
+}
+
+/// A checksum over samples that are spread evenly over the file.
+fn samples(file: &File, size: u64) -> io::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    let last = size.saturating_sub(SAMPLE_BYTES);
+    let mut bytes = [0; SAMPLE_BYTES as usize];
+    for index in 0..N_SAMPLES {
+        let offset = (u128::from(last) * u128::from(index) / u128::from(N_SAMPLES - 1)) as u64;
+        let mut got = 0;
+        while got < bytes.len() {
+            match read_some(file, &mut bytes[got..], offset + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        hasher.write(&bytes[..got]);
+        if last == 0 {
+            break;
+        }
+    }
+    Ok(hasher.finish())
 }
 
 /// A range to drop, and some of what lies before it. The page cache holds files in folios and keeps one that is only partly in the range;
@@ -282,26 +323,52 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_file_is_seen() {
-        let (folder, path) = file_of(&[1; 100]);
+    fn a_file_that_is_replaced_or_deleted_is_read_to_its_end() {
+        let bytes: Vec<u8> = (0..20_000u32).map(|byte| (byte / 7) as u8).collect();
+        let (folder, path) = file_of(&bytes);
         let source = FileSource::open(&path).unwrap();
         let other = folder.path().join("other");
-        std::fs::write(&other, [2; 100]).unwrap();
+        std::fs::write(&other, [2; 20_000]).unwrap();
         std::fs::rename(&other, &path).unwrap();
-        let error = source.read_at(0, &mut [0; 50]).unwrap_err();
-        assert!(matches!(error, Error::FileChanged { .. }), "{error}");
+        let mut block = crate::platform::Pages::of(crate::units::Bytes(8192)).unwrap();
+        let mut check = || {
+            let mut buffer = [0; 50];
+            source.read_at(15_000, &mut buffer).unwrap();
+            assert_eq!(buffer, bytes[15_000..][..50]);
+            source.read_into(4096, &mut block, 4096).unwrap();
+            assert_eq!(block[..4096], bytes[4096..][..4096]);
+        };
+        check();
         std::fs::remove_file(&path).unwrap();
-        assert!(source.read_at(0, &mut [0; 50]).unwrap_err().to_string().contains("deleted"));
+        check();
     }
 
     #[test]
-    fn a_rewritten_file_is_seen() {
-        let (_folder, path) = file_of(&[1; 100]);
+    fn a_file_that_is_touched_is_read_on() {
+        let (_folder, path) = file_of(&[1; 100_000]);
         let source = FileSource::open(&path).unwrap();
-        // The clock of a file system ticks coarsely: the second writing must fall into another tick.
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        OpenOptions::new().write(true).open(&path).unwrap().write_all(&[2; 100]).unwrap();
-        let error = source.read_at(0, &mut [0; 50]).unwrap_err();
-        assert!(matches!(error, Error::FileChanged { .. }), "{error}");
+        let touch = |secs| {
+            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(secs);
+            OpenOptions::new().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        for secs in [1_000, 2_000] {
+            touch(secs);
+            source.read_at(50_000, &mut [0; 50]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_rewritten_file_is_seen_at_both_ends_and_between() {
+        for (offset, size) in [(0, 100), (99, 100), (0, 1_000_000), (999_999, 1_000_000), (333_000, 1_000_000)] {
+            let (_folder, path) = file_of(&vec![1; size]);
+            let source = FileSource::open(&path).unwrap();
+            let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+            std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset)).unwrap();
+            file.write_all(&vec![2; (size - offset as usize).min(100_000)]).unwrap();
+            // The clock of a file system ticks coarsely.
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            let error = source.read_at(0, &mut [0; 50]).unwrap_err();
+            assert!(matches!(error, Error::FileChanged { .. }), "{error}");
+        }
     }
 }

@@ -19,7 +19,7 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     /// Its size in bytes when it was opened.
     fn len(&self) -> u64;
 
-    /// Reads exactly `buffer.len()` bytes from `offset` on. A source that was truncated, replaced or rewritten since its opening is
+    /// Reads exactly `buffer.len()` bytes from `offset` on. A source that was truncated or rewritten since its opening is
     /// [`Error::FileChanged`]; a read that fails or ends early is an error with path and offset.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 

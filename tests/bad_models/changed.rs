@@ -43,13 +43,40 @@ fn truncation_under_use_is_an_error() {
 }
 
 #[test]
-fn replacement_under_use_is_an_error() {
+fn what_is_deleted_replaced_or_touched_under_use_is_read_on() {
+    for io in [IoMode::Pread, IoMode::Mmap] {
+        let (folder, path, checkpoint) = opened(io);
+        let mut before = vec![0; 64];
+        checkpoint.read(TensorId(0), 0, &mut before).unwrap();
+        let check = || {
+            read_all(&checkpoint).unwrap();
+            let mut now = vec![0; 64];
+            checkpoint.read(TensorId(0), 0, &mut now).unwrap();
+            assert_eq!(now, before);
+            assert_eq!(checkpoint.view(TensorId(0), 0, 64).is_some(), io == IoMode::Mmap);
+        };
+        OpenOptions::new().write(true).open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        check();
+        let other = folder.path().join("other.gguf");
+        write_gguf(&other, &LlamaShape::tiny(), 2, GgufType::BF16).unwrap();
+        fs::rename(other, &path).unwrap();
+        check();
+        fs::remove_file(path).unwrap();
+        check();
+    }
+}
+
+#[test]
+fn other_bytes_under_use_are_an_error() {
     for io in [IoMode::Pread, IoMode::Mmap] {
         let (folder, path, checkpoint) = opened(io);
         let other = folder.path().join("other.gguf");
         write_gguf(&other, &LlamaShape::tiny(), 2, GgufType::BF16).unwrap();
-        fs::rename(other, path).unwrap();
+        assert_eq!(fs::metadata(&other).unwrap().len(), fs::metadata(&path).unwrap().len());
+        fs::write(&path, fs::read(other).unwrap()).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         must_be_changed(read_all(&checkpoint), "tiny.gguf");
+        assert!(checkpoint.view(TensorId(0), 0, 16).is_none(), "a changed file is not shown");
     }
 }
 

@@ -113,3 +113,47 @@ fn assert_truncation_is_told(ran: &Ran, model: &str, io: &str) {
     assert!(ran.stderr.contains(model) && ran.stderr.contains("error: "), "--io {io}: {}", ran.stderr);
     assert!(!ran.stderr.contains("panicked"), "--io {io}: {}", ran.stderr);
 }
+
+/// What happens to a model while it answers: to its path, then to the folder that `Home` gives.
+#[cfg(unix)]
+type Fate = fn(&std::path::Path, &std::path::Path);
+
+/// Neither a deleted nor a touched model ends an answer, whether its weights are resident or read at every token.
+#[cfg(unix)]
+#[test]
+fn a_model_that_is_deleted_replaced_or_touched_answers_to_the_end() {
+    let delete: Fate = |model, _| std::fs::remove_file(model).unwrap();
+    let rename: Fate = |model, folder| std::fs::rename(model, folder.join("elsewhere.gguf")).unwrap();
+    let replace: Fate = |model, folder| {
+        let other = folder.join("other");
+        std::fs::write(&other, "other").unwrap();
+        std::fs::rename(other, model).unwrap();
+    };
+    let touch: Fate = |model, _| {
+        OpenOptions::new().write(true).open(model).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    };
+    for (fate, io, streams, is_told) in [
+        (delete, "pread", true, false),
+        (delete, "mmap", true, false),
+        (delete, "pread", false, false),
+        (rename, "pread", true, false),
+        (replace, "pread", true, false),
+        (touch, "pread", true, true),
+        (touch, "mmap", true, true),
+    ] {
+        let home = Home::new();
+        let model = home.larger_model();
+        let budget = if streams {
+            let refusal = home.refusal(3, &["plan", &model, "--device", "cpu", "--max-memory", "cpu=1KiB", "-c", "2048"]);
+            format!("cpu={}", least(&refusal))
+        } else {
+            "cpu=1GiB".to_owned()
+        };
+        let more = ["--device", "cpu", "-c", "2048", "--io", io, "-n", "24", "--max-memory", &budget];
+        let (child, first) = started(&home, &long(&model, &more));
+        fate(std::path::Path::new(&model), &home.path(""));
+        let ran = wait_after(first, child);
+        assert_eq!(ran.code, Some(0), "{io} {budget}: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches("touched").count(), usize::from(is_told), "{io} {budget}: {}", ran.stderr);
+    }
+}
