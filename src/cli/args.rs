@@ -299,9 +299,9 @@ mod tests {
 
     #[test]
     fn a_word_after_the_model_is_the_prompt() {
-        assert_eq!(run("m hello").words(), (Some("m"), Some("hello")));
+        assert_eq!(run("m hello").words(), (Some("m".as_ref()), Some("hello".as_ref())));
         let args = run("-m m hello");
-        assert_eq!(args.words(), (None, Some("hello")));
+        assert_eq!(args.words(), (None, Some("hello".as_ref())));
         assert_eq!(args.source().unwrap(), ModelSource::Named("m".into()));
     }
 

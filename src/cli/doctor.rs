@@ -23,7 +23,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         "threads": n_threads(),
         "memory_total": memory.total,
         "memory_available": memory.available,
-        "cache": cache_folder(),
+        "cache": cache_folder().map(|folder| folder.to_string_lossy().into_owned()),
         "devices": found.as_ref().ok().map(|found| &found.devices),
         "features": found.as_ref().ok().map(|found| &found.features),
         "devices_fault": found.as_ref().err().map(ToString::to_string),

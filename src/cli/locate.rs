@@ -17,19 +17,23 @@ pub fn locate(source: &ModelSource, bar: Visibility) -> Result<PathBuf> {
 }
 
 fn locate_in(source: &ModelSource, config: &dyn Fn() -> Result<HubConfig>, bar: Visibility) -> Result<PathBuf> {
-    match source {
-        ModelSource::Named(name) if Path::new(name).exists() => Ok(PathBuf::from(name)),
-        ModelSource::Named(name) if hub::looks_like_model_ref(name) => {
-            let missing = |config: &HubConfig| {
-                let cache = config.cache_dir.display();
-                not_found(name, &format!("is no folder or file, and not (wholly) in {cache}; fetch it with: tierflow pull {name}"))
-            };
-            let (config, model) = (config()?, hub::parse_model_ref(name)?);
-            hub::cached(&config, &model)?.ok_or_else(|| missing(&config))
-        }
-        ModelSource::Named(name) => Err(not_found(name, "is no folder or file; check the path, or name a model of the hub as ORG/NAME")),
-        ModelSource::Hub(model) => cached_or_pulled(&config()?, model, bar),
+    let name = match source {
+        ModelSource::Named(name) => name,
+        ModelSource::Hub(model) => return cached_or_pulled(&config()?, model, bar),
+    };
+    if Path::new(name).exists() {
+        return Ok(PathBuf::from(name));
     }
+    let shown = name.to_string_lossy();
+    // A name on a hub has no letter outside ASCII.
+    let Some(named) = name.to_str().filter(|name| hub::looks_like_model_ref(name)) else {
+        return Err(not_found(&shown, "is no folder or file; check the path, or name a model of the hub as ORG/NAME"));
+    };
+    let (config, model) = (config()?, hub::parse_model_ref(named)?);
+    hub::cached(&config, &model)?.ok_or_else(|| {
+        let cache = config.cache_dir.display();
+        not_found(named, &format!("is no folder or file, and not (wholly) in {cache}; fetch it with: tierflow pull {named}"))
+    })
 }
 
 fn cached_or_pulled(config: &HubConfig, model: &ModelRef, bar: Visibility) -> Result<PathBuf> {

@@ -46,6 +46,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Run(args) if args.verbose => Verbosity::Verbose,
         _ => Verbosity::Normal,
     });
+    if let Ok(file) = &file {
+        file.note_fault();
+    }
     // `config` is the one command that works on a file that is broken or not there.
     let file = if matches!(command, Command::Config(_)) { file } else { Ok(file?.demand()?) };
     if let Ok(Some(folder)) = matches.try_get_one::<PathBuf>("cache_dir") {

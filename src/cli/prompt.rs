@@ -15,7 +15,9 @@ const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// [`Error::InvalidArgument`] where it is given twice or empty, [`Error::Io`] where it cannot be read or is no UTF-8.
 pub fn read_prompt(args: &RunArgs) -> Result<Option<String>> {
     let invalid = |fault: &str| Error::InvalidArgument { option: "--prompt".into(), fault: fault.into() };
-    let text = match (args.words().1, args.generation.prompt.as_deref(), args.generation.file.as_deref()) {
+    let not_text = || invalid("the prompt is no UTF-8; give it in a file with -f, in UTF-8");
+    let word = args.words().1.map(|word| word.to_str().ok_or_else(not_text)).transpose()?;
+    let text = match (word, args.generation.prompt.as_deref(), args.generation.file.as_deref()) {
         (None, None, None) if io::stdin().is_terminal() => return Ok(None),
         (None, None, None) | (Some("-"), None, None) | (None, Some("-"), None) => read_limited(io::stdin().lock(), "stdin")?,
         (Some(text), None, None) | (None, Some(text), None) => text.to_owned(),

@@ -19,7 +19,7 @@ pub fn run(args: &PullArgs) -> Result<()> {
             "schema": "tierflow.pull/1",
             "model": model.to_string(),
             "commit": pulled.commit,
-            "path": pulled.path,
+            "path": pulled.path.to_string_lossy(),
             "fetched_bytes": pulled.fetched,
         }));
     }

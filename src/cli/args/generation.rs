@@ -1,5 +1,6 @@
 //! The options of `tierflow run`: prompt, sampling, output.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -40,8 +41,8 @@ pub struct RunArgs {
 
 impl RunArgs {
     /// The words without a flag: the model's name and the prompt. With `-m` or `-hf` the first word is the prompt.
-    pub fn words(&self) -> (Option<&str>, Option<&str>) {
-        let (first, second) = (self.model.model.as_deref(), self.prompt_word.as_deref());
+    pub fn words(&self) -> (Option<&OsStr>, Option<&OsStr>) {
+        let (first, second) = (self.model.model.as_deref(), self.prompt_word.as_deref().map(OsStr::new));
         let is_named_by_flag = self.model.model_flag.is_some() || self.model.hf_repo.is_some();
         if is_named_by_flag && second.is_none() { (None, first) } else { (first, second) }
     }

@@ -1,5 +1,6 @@
 //! Which model, and where it goes: the options that every subcommand with a model shares.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -18,10 +19,10 @@ use crate::units::Bytes;
 pub struct ModelArgs {
     /// Folder, .gguf file, or ORG/NAME:QUANT in the Hugging Face cache
     #[arg(value_name = "MODEL")]
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// The same as MODEL
     #[arg(id = "model_flag", short = 'm', long = "model", env = "TIERFLOW_MODEL", value_name = "MODEL")]
-    pub model_flag: Option<String>,
+    pub model_flag: Option<OsString>,
     /// Model on a Hugging Face hub, fetched where it is not in the cache (-hf)
     #[arg(long, env = "TIERFLOW_HF_REPO", value_name = "ORG/NAME[:QUANT]")]
     pub hf_repo: Option<String>,
@@ -34,7 +35,7 @@ pub struct ModelArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
     /// A folder or file if there is one of that name, else a model in the hub's cache.
-    Named(String),
+    Named(OsString),
     /// A model on the hub, to be fetched where the cache lacks it.
     Hub(ModelRef),
 }
@@ -50,7 +51,7 @@ impl ModelArgs {
 }
 
 /// The model among the flags of `args` and the word `positional`.
-pub(super) fn choose_source(args: &ModelArgs, positional: Option<&str>) -> Result<ModelSource> {
+pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Result<ModelSource> {
     let invalid = |fault: &str| Error::InvalidArgument { option: "MODEL".into(), fault: fault.into() };
     match (positional, args.model_flag.as_deref(), args.hf_repo.as_deref()) {
         (Some(named), None, None) | (None, Some(named), None) => Ok(ModelSource::Named(named.to_owned())),

@@ -55,17 +55,21 @@ pub(in crate::cli) struct ConfigFile {
     pub(super) text: String,
     /// Its settings as they would be typed, by name.
     values: BTreeMap<String, String>,
+    /// Why it was not read, where nobody named it.
+    fault: Option<(ErrorKind, String)>,
 }
 
 impl ConfigFile {
-    /// Reads the user's config file. One that is not there is empty.
+    /// Reads the user's config file. One that is not there is empty, and so is one that nobody named and that cannot be read: a
+    /// program that runs as another user than its home folder's, as in containers, has no defaults of its own, and needs none.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be read; [`Error::InvalidArgument`] naming file, line and key where it holds what is not allowed.
+    /// [`Error::Io`] where a file that the user named cannot be read; [`Error::InvalidArgument`] naming file, line and key where it
+    /// holds what is not allowed.
     pub(in crate::cli) fn load() -> Result<ConfigFile> {
         match Location::find() {
             Ok(location) => ConfigFile::load_at(location),
-            Err(_) => Ok(ConfigFile { location: None, exists: false, text: String::new(), values: BTreeMap::new() }),
+            Err(_) => Ok(ConfigFile { location: None, exists: false, text: String::new(), values: BTreeMap::new(), fault: None }),
         }
     }
 
@@ -76,16 +80,19 @@ impl ConfigFile {
     }
 
     fn load_at(location: Location) -> Result<ConfigFile> {
-        let bytes = match std::fs::read(&location.path) {
-            Ok(bytes) => Some(bytes),
-            Err(fault) if fault.kind() == ErrorKind::NotFound => None,
-            Err(fault) => return Err(Error::io("read", location.path.display(), fault)),
+        let (bytes, fault) = match std::fs::read(&location.path) {
+            Ok(bytes) => (Some(bytes), None),
+            Err(fault) if fault.kind() == ErrorKind::NotFound => (None, None),
+            Err(fault) if location.is_named => return Err(Error::io("read", location.path.display(), fault)),
+            // A home that is no folder, such as a service's /dev/null, holds no file.
+            Err(fault) if fault.kind() == ErrorKind::NotADirectory => (None, None),
+            Err(fault) => (None, Some((fault.kind(), fault.to_string()))),
         };
         let exists = bytes.is_some();
         let reader = Reader { path: &location.path };
         let text = reader.decode(bytes.unwrap_or_default())?;
         let values = reader.read(&text)?;
-        Ok(ConfigFile { location: Some(location), exists, text, values })
+        Ok(ConfigFile { location: Some(location), exists, text, values, fault })
     }
 
     /// The file, for commands that live by it.
@@ -98,6 +105,27 @@ impl ConfigFile {
                 option: "TIERFLOW_CONFIG".into(),
                 fault: format!("there is no file {}; write it with: tierflow config", location.path.display()),
             }),
+            _ => Ok(self),
+        }
+    }
+
+    /// Logs that the file was not read, where it may hold something: a warning where it is there, a line for those who look closer
+    /// where even that cannot be told.
+    pub(in crate::cli) fn note_fault(&self) {
+        let (Some(path), Some((_, fault))) = (self.path(), &self.fault) else { return };
+        match path.symlink_metadata() {
+            Ok(_) => tracing::warn!("the config file {} is left out, since it cannot be read: {fault}", path.display()),
+            Err(_) => tracing::debug!("whether there is a config file {} cannot be told: {fault}", path.display()),
+        }
+    }
+
+    /// The file, for who goes on from what it holds.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it was not read.
+    pub(super) fn read_or_fault(self) -> Result<ConfigFile> {
+        match (&self.fault, self.path()) {
+            (Some((kind, fault)), Some(path)) => Err(Error::io("read", path.display(), std::io::Error::new(*kind, fault.clone()))),
             _ => Ok(self),
         }
     }
@@ -327,6 +355,20 @@ mod tests {
         assert!(at("none.toml", false).unwrap().demand().unwrap().values().is_empty());
         let message = at("none.toml", true).unwrap().demand().unwrap_err().to_string();
         assert!(message.contains("none.toml") && message.contains("tierflow config"), "{message}");
-        assert!(at("", false).is_err(), "a folder is no file");
+        assert!(at("", true).is_err(), "a folder is no file");
+    }
+
+    #[test]
+    fn a_file_that_nobody_named_and_that_cannot_be_read_is_empty_but_not_to_be_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let at = |path: PathBuf| ConfigFile::load_at(Location { path, is_named: false }).unwrap();
+        // A folder in its place cannot be read even by root.
+        let unread = at(folder.path().to_owned());
+        assert!(unread.values().is_empty() && !unread.exists());
+        let fault = unread.read_or_fault().unwrap_err().to_string();
+        assert!(fault.contains(&folder.path().display().to_string()), "{fault}");
+        let nowhere = at(folder.path().join("file").join("config.toml"));
+        assert!(nowhere.read_or_fault().unwrap().values().is_empty(), "where a home is no folder there is no file");
     }
 }

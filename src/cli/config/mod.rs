@@ -48,15 +48,13 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
         });
         (String::new(), defaults.chain(typed).collect())
     } else if typed.is_empty() {
-        let file = file?;
+        let file = file?.read_or_fault()?;
         let answers = answers(&file)?;
         (file.text, answers)
     } else {
-        (file?.text, typed)
+        (file?.read_or_fault()?.text, typed)
     };
-    // A link stays a link to the file that changes.
-    let target = std::fs::canonicalize(&location.path).unwrap_or(location.path.clone());
-    write_atomically(&target, edit::apply(&text, &changes)?.as_bytes())?;
+    write_atomically(&location.path, edit::apply(&text, &changes)?.as_bytes())?;
     print(&format!("wrote {}\n", location.path.display()))
 }
 

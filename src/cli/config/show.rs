@@ -28,7 +28,7 @@ pub(super) fn run(args: &ConfigShowArgs, file: &ConfigFile, matches: &ArgMatches
         });
         return print_json(&serde_json::json!({
             "schema": "tierflow.config/1",
-            "path": file.path(),
+            "path": file.path().map(std::path::Path::to_string_lossy),
             "exists": file.exists(),
             "settings": rows.collect::<serde_json::Map<_, _>>(),
         }));
