@@ -102,6 +102,9 @@ pub struct PullArgs {
     /// Branch, tag or commit
     #[arg(long, env = "TIERFLOW_REVISION", default_value = "main")]
     pub revision: String,
+    /// Fetch every file again, whatever the cache has
+    #[arg(long, env = "TIERFLOW_FORCE")]
+    pub force: bool,
     /// No progress bar
     #[arg(short, long, env = "TIERFLOW_QUIET")]
     pub quiet: bool,

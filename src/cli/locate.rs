@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::args::ModelSource;
-use crate::cli::pull::pull_with_bar;
+use crate::cli::pull::{Fetch, pull_with_bar};
 use crate::cli::terminal::Visibility;
 use crate::error::{Error, Result};
 use crate::hub::{self, HubConfig, ModelRef};
@@ -37,9 +37,11 @@ fn locate_in(source: &ModelSource, config: &dyn Fn() -> Result<HubConfig>, bar: 
 }
 
 fn cached_or_pulled(config: &HubConfig, model: &ModelRef, bar: Visibility) -> Result<PathBuf> {
-    match hub::cached(config, model)? {
-        Some(path) => Ok(path),
-        None => Ok(pull_with_bar(config, model, bar)?.path),
+    match hub::cached(config, model) {
+        Ok(Some(path)) => Ok(path),
+        // What of the cache cannot be read, the hub may say.
+        Ok(None) | Err(Error::Io { .. }) => Ok(pull_with_bar(config, model, Fetch::Missing, bar)?.path),
+        Err(error) => Err(error),
     }
 }
 

@@ -13,7 +13,8 @@ pub fn run(args: &PullArgs) -> Result<()> {
     let mut model = hub::parse_model_ref(&args.model)?;
     model.revision.clone_from(&args.revision);
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
-    let pulled = pull_with_bar(&HubConfig::from_env()?, &model, visibility)?;
+    let fetch = if args.force { Fetch::Anew } else { Fetch::Missing };
+    let pulled = pull_with_bar(&HubConfig::from_env()?, &model, fetch, visibility)?;
     if args.json {
         return print_json(&serde_json::json!({
             "schema": "tierflow.pull/1",
@@ -29,13 +30,29 @@ pub fn run(args: &PullArgs) -> Result<()> {
     print(&format!("{}\n", pulled.path.display()))
 }
 
+/// What is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetch {
+    /// What the cache lacks.
+    Missing,
+    /// All files.
+    Anew,
+}
+
 /// Fetches `model` with a bar on stderr.
 ///
 /// # Errors
 /// As [`hub::pull`].
-pub fn pull_with_bar(config: &HubConfig, model: &ModelRef, visibility: Visibility) -> Result<Pulled> {
+pub fn pull_with_bar(config: &HubConfig, model: &ModelRef, fetch: Fetch, visibility: Visibility) -> Result<Pulled> {
     let bar = Progress::new(visibility);
-    let outcome = hub::pull(config, model, &mut |progress| bar.update(progress.file, progress.done, progress.total));
+    let mut update = |progress: hub::Progress<'_>| match progress.waiting {
+        Some(wait) => bar.update(&format!("{} (waiting {:.0} s)", progress.file, wait.as_secs_f64()), progress.done, progress.total),
+        None => bar.update(progress.file, progress.done, progress.total),
+    };
+    let outcome = match fetch {
+        Fetch::Missing => hub::pull(config, model, &mut update),
+        Fetch::Anew => hub::pull_anew(config, model, &mut update),
+    };
     bar.finish();
     outcome
 }

@@ -3,16 +3,26 @@
 //! Asks no server.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
+use super::client::hex;
 use super::config::HubConfig;
 use super::model_ref::{is_safe_file_name, is_safe_revision};
 use crate::error::{Error, Result};
+use crate::platform::{temporary_called, temporary_in};
 use crate::units::Bytes;
 
 /// Folders deeper than this in a snapshot are not looked into.
 const MAX_DEPTH: u32 = 8;
+/// How the name of a blob under way ends.
+const INCOMPLETE: &str = ".incomplete";
+/// Letters and digits between a blob's name and that ending where a process writes a file of its own.
+const OWN_LETTERS: usize = 6;
+/// Bytes that are read at once for a digest.
+const DIGEST_BYTES: usize = 1 << 20;
 
 /// A snapshot in the cache that holds weights.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -26,24 +36,47 @@ pub struct CachedModel {
     /// Bytes of its files.
     pub size: Bytes,
     /// The snapshot's folder.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
 }
 
-/// All snapshots in the cache that hold `.gguf` or `.safetensors` files, by name and commit.
+/// A path need not be UTF-8, which JSON is.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// All snapshots in the cache that hold `.gguf` or `.safetensors` files, by name and commit. A repository that cannot be read is left
+/// out with a warning in the log, and so is a cache of which it cannot even be told whether it is there.
 ///
 /// # Errors
 /// [`Error::Io`] where the cache is there and cannot be read.
 pub fn list_cached(config: &HubConfig) -> Result<Vec<CachedModel>> {
     let mut models = Vec::new();
-    for folder in entries(&config.cache_dir)? {
+    let folders = match entries(&config.cache_dir) {
+        Err(error) if config.cache_dir.metadata().is_err() => {
+            tracing::warn!("{error}");
+            Vec::new()
+        }
+        folders => folders?,
+    };
+    for folder in folders {
         let Some(repo) = folder.strip_prefix("models--").map(|name| name.replacen("--", "/", 1)) else { continue };
-        let cache = RepoCache::new(&config.cache_dir, &repo);
-        for commit in entries(&cache.root.join("snapshots"))? {
-            let files = cache.files(&commit)?;
-            if files.iter().any(|name| name.ends_with(".gguf") || name.ends_with(".safetensors")) {
-                let size = files.iter().filter_map(|file| cache.snapshot_file_size(&commit, file)).sum();
-                models.push(CachedModel { repo: repo.clone(), path: cache.snapshot(&commit), commit, files, size });
-            }
+        match snapshots(&RepoCache::new(&config.cache_dir, &repo)) {
+            Ok(found) => models.extend(found),
+            Err(error) => tracing::warn!("{repo} is left out: {error}"),
+        }
+    }
+    Ok(models)
+}
+
+/// The snapshots of one repository that hold weights.
+fn snapshots(cache: &RepoCache) -> Result<Vec<CachedModel>> {
+    let mut models = Vec::new();
+    for commit in entries(&cache.root.join("snapshots"))? {
+        let files = cache.files(&commit)?;
+        if files.iter().any(|name| name.ends_with(".gguf") || name.ends_with(".safetensors")) {
+            let size = files.iter().filter_map(|file| cache.snapshot_file_size(&commit, file)).sum();
+            models.push(CachedModel { repo: cache.repo.clone(), path: cache.snapshot(&commit), commit, files, size });
         }
     }
     Ok(models)
@@ -67,7 +100,7 @@ pub(super) struct Partial {
 enum Ownership {
     /// The next fetch goes on with it; the lock keeps others away until this one ends.
     Shared(#[expect(dead_code, reason = "held, never read: the system releases the lock when it closes")] File),
-    /// Only this process.
+    /// Only this process. It holds a lock on the file itself, so that others can tell it from what a dead process left.
     Own,
 }
 
@@ -111,8 +144,8 @@ impl RepoCache {
         let path = self.root.join("refs").join(revision);
         let folder = create_parent(&path)?;
         let write = || {
-            let temporary = tempfile::NamedTempFile::new_in(&folder)?;
-            fs::write(temporary.path(), commit)?;
+            let mut temporary = temporary_in(&folder)?;
+            temporary.write_all(commit.as_bytes())?;
             temporary.persist(&path).map_err(|failed| failed.error)
         };
         write().map(|_| ()).map_err(|source| Error::io("write", path.display(), source))
@@ -132,69 +165,130 @@ impl RepoCache {
     }
 
     /// The size of a whole blob, where it is here.
-    pub fn blob_size(&self, etag: &str) -> Option<Bytes> {
-        file_size(&self.blob(etag))
+    pub fn blob_size(&self, blob: &str) -> Option<Bytes> {
+        file_size(&self.blob(blob))
     }
 
-    fn blob(&self, etag: &str) -> PathBuf {
-        self.root.join("blobs").join(etag)
+    fn blob(&self, blob: &str) -> PathBuf {
+        self.root.join("blobs").join(blob)
     }
 
     /// Opens the blob's `.incomplete` file, to go on where an earlier fetch ended. It is guarded by the lock that
-    /// `huggingface_hub` takes, which the system releases when a process dies. Where another process holds it, this one
-    /// does not wait but writes a file of its own: the work is done twice, nothing breaks and nothing hangs.
-    pub fn open_partial(&self, etag: &str) -> Result<Partial> {
-        let path = self.root.join("blobs").join(format!("{etag}.incomplete"));
+    /// `huggingface_hub` takes, which the system releases when a process dies. Where another process holds it, or the file is another
+    /// user's, this one does not wait but writes a file of its own: the work is done twice, nothing breaks and nothing hangs.
+    pub fn open_partial(&self, blob: &str) -> Result<Partial> {
+        let path = self.blob(&format!("{blob}{INCOMPLETE}"));
         let folder = create_parent(&path)?;
-        if let Some(lock) = self.try_lock(etag) {
-            let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
-            let file = file.map_err(|source| Error::io("create", path.display(), source))?;
-            return Ok(Partial { file, path, ownership: Ownership::Shared(lock) });
+        if let Some(lock) = self.try_lock(blob) {
+            self.adopt_orphan(blob, &path);
+            if let Ok(file) = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path) {
+                return Ok(Partial { file, path, ownership: Ownership::Shared(lock) });
+            }
         }
-        let own = tempfile::Builder::new().prefix(etag).suffix(".incomplete").tempfile_in(&folder);
+        let own = temporary_called(blob, INCOMPLETE, &folder);
         let (file, path) =
             own.and_then(|own| own.keep().map_err(|failed| failed.error)).map_err(|source| Error::io("create", path.display(), source))?;
+        if let Err(fault) = file.try_lock() {
+            tracing::debug!("{} is not locked: {fault}", path.display());
+        }
         Ok(Partial { file, path, ownership: Ownership::Own })
     }
 
+    /// Lets the fetch under `path` go on from the longest of what processes left that died while they wrote files of their own; the
+    /// others go.
+    fn adopt_orphan(&self, blob: &str, path: &Path) {
+        let mut orphans = self.orphans(blob);
+        orphans.sort_by_key(|orphan| file_size(orphan));
+        if orphans.last().is_some_and(|longest| file_size(longest) > file_size(path))
+            && let Some(longest) = orphans.pop()
+            && let Err(fault) = fs::rename(&longest, path)
+        {
+            tracing::debug!("{} is left alone: {fault}", longest.display());
+        }
+        orphans.iter().for_each(|orphan| remove(orphan));
+    }
+
+    /// Removes what fetches left of a blob that is whole by now.
+    pub fn remove_orphans(&self, blob: &str) {
+        let rest = self.blob(&format!("{blob}{INCOMPLETE}"));
+        let orphans = self.orphans(blob);
+        if orphans.is_empty() && !rest.exists() {
+            return;
+        }
+        if let Some(_lock) = self.try_lock(blob) {
+            orphans.iter().chain(rest.exists().then_some(&rest)).for_each(|orphan| remove(orphan));
+        }
+    }
+
+    /// Files that processes wrote for themselves, and that nobody holds any more.
+    fn orphans(&self, blob: &str) -> Vec<PathBuf> {
+        let is_own = |name: &str| {
+            let letters = name.strip_prefix(blob).and_then(|rest| rest.strip_suffix(INCOMPLETE));
+            letters.is_some_and(|letters| letters.len() == OWN_LETTERS && letters.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        };
+        // One that is empty may have been made this moment, and be locked the next.
+        let is_begun = |path: &PathBuf| file_size(path).is_some_and(|size| size > Bytes::ZERO);
+        let is_free =
+            |path: &PathBuf| is_begun(path) && OpenOptions::new().write(true).open(path).is_ok_and(|file| file.try_lock().is_ok());
+        let names = entries(&self.root.join("blobs")).unwrap_or_default();
+        names.iter().filter(|name| is_own(name)).map(|name| self.blob(name)).filter(is_free).collect()
+    }
+
     /// `None` where the lock is held elsewhere, or the file system knows no locks.
-    fn try_lock(&self, etag: &str) -> Option<File> {
-        let path = self.locks.join(format!("{etag}.lock"));
+    fn try_lock(&self, blob: &str) -> Option<File> {
+        let path = self.locks.join(format!("{blob}.lock"));
         create_parent(&path).ok()?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).ok()?;
         file.try_lock().ok().map(|()| file)
     }
 
     /// Gives a partial blob, now whole, its name.
-    pub fn keep_partial(&self, partial: Partial, etag: &str) -> Result<()> {
-        let blob = self.blob(etag);
+    pub fn keep_partial(&self, partial: Partial, blob: &str) -> Result<()> {
+        let blob = self.blob(blob);
         fs::rename(&partial.path, &blob).map_err(|source| Error::io("name", blob.display(), source))
     }
 
-    /// Lets `file` of `commit` show the blob: by a relative link, else by a second name, else by a copy.
-    pub fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
+    /// Lets `file` of `commit` show the blob: by a relative link, else by a second name. Where the file system has neither, the blob
+    /// itself goes there if it `is_new`, as with `huggingface_hub`, so that no model lies there twice; else a copy, which appears
+    /// whole.
+    pub fn link(&self, commit: &str, file: &str, blob: &str, is_new: bool) -> Result<()> {
         let pointer = self.snapshot(commit).join(file);
-        create_parent(&pointer)?;
-        let blob = self.blob(etag);
+        let folder = create_parent(&pointer)?;
         let depth = file.matches('/').count() + 2;
-        let relative: PathBuf = std::iter::repeat_n("..", depth).chain(["blobs", etag]).collect();
-        let attempt = || -> io::Result<()> {
-            match symlink(&relative, &pointer) {
-                Err(fault) if fault.kind() == ErrorKind::AlreadyExists => {
-                    if fs::read_link(&pointer).is_ok_and(|target| target == relative) {
-                        return Ok(());
-                    }
-                    // A link to nothing, or what is left of a failed copy.
-                    fs::remove_file(&pointer)?;
-                    symlink(&relative, &pointer)
-                }
-                outcome => outcome,
-            }
-        };
-        attempt()
-            .or_else(|_| fs::hard_link(&blob, &pointer))
-            .or_else(|_| fs::copy(&blob, &pointer).map(|_| ()))
+        let relative: PathBuf = std::iter::repeat_n("..", depth).chain(["blobs", blob]).collect();
+        if fs::read_link(&pointer).is_ok_and(|target| target == relative) {
+            return Ok(());
+        }
+        let blob = self.blob(blob);
+        let linked = in_place_of(&pointer, &folder, |path| symlink(&relative, path));
+        linked
+            .or_else(|_| in_place_of(&pointer, &folder, |path| fs::hard_link(&blob, path)))
+            .or_else(|_| without_links(&blob, &pointer, &folder, is_new))
             .map_err(|source| Error::io("link", pointer.display(), source))
+    }
+}
+
+/// Lets `make` make something in `folder` under a temporary name, and renames it to `path`.
+fn in_place_of(path: &Path, folder: &Path, make: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    let made = tempfile::Builder::new().make_in(folder, make)?;
+    made.persist(path).map(|_| ()).map_err(|failed| failed.error)
+}
+
+/// Brings a blob to `path` in `folder`: itself where it `is_new`, else a copy, which appears whole.
+fn without_links(blob: &Path, path: &Path, folder: &Path, is_new: bool) -> io::Result<()> {
+    if is_new {
+        return fs::rename(blob, path);
+    }
+    let mut copy = temporary_in(folder)?;
+    io::copy(&mut File::open(blob)?, &mut copy)?;
+    copy.as_file().sync_all()?;
+    copy.persist(path).map(|_| ()).map_err(|failed| failed.error)
+}
+
+/// Removes what nobody needs; where that fails, it stays.
+fn remove(path: &Path) {
+    if let Err(fault) = fs::remove_file(path) {
+        tracing::debug!("{} is left alone: {fault}", path.display());
     }
 }
 
@@ -202,6 +296,23 @@ impl Partial {
     /// Bytes that are there.
     pub fn len(&self) -> Result<Bytes> {
         self.file.metadata().map(|data| Bytes(data.len())).map_err(|source| self.io("measure", source))
+    }
+
+    /// The SHA-256 of what is there, in hexadecimal digits.
+    pub fn sha256(&mut self) -> Result<String> {
+        let mut digest = Sha256::new();
+        let mut read = || {
+            self.file.seek(SeekFrom::Start(0))?;
+            let mut block = vec![0; DIGEST_BYTES];
+            loop {
+                match self.file.read(&mut block)? {
+                    0 => return Ok(()),
+                    n_read => digest.update(&block[..n_read]),
+                }
+            }
+        };
+        read().map_err(|source| self.io("read", source))?;
+        Ok(hex(&digest.finalize()))
     }
 
     /// Forgets what has arrived.
@@ -267,4 +378,46 @@ fn collect_files(folder: &Path, prefix: &str, depth: u32, files: &mut Vec<String
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_there_are_no_links_a_new_blob_moves_and_an_old_one_is_copied_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blob, path) = (folder.path().join("blob"), folder.path().join("file"));
+        // What a copy left that ran out of space.
+        fs::write(&path, "th").unwrap();
+        fs::write(&blob, "the model").unwrap();
+        without_links(&blob, &path, folder.path(), false).unwrap();
+        assert_eq!((fs::read(&blob).unwrap(), fs::read(&path).unwrap()), (b"the model".to_vec(), b"the model".to_vec()));
+        fs::write(&blob, "another").unwrap();
+        without_links(&blob, &path, folder.path(), true).unwrap();
+        assert_eq!((blob.exists(), fs::read(&path).unwrap()), (false, b"another".to_vec()));
+        assert!(without_links(&blob, &path, folder.path(), false).is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left, and the old one is whole");
+        assert_eq!(fs::read(&path).unwrap(), b"another");
+    }
+
+    #[test]
+    fn links_replace_what_stands_in_their_place() {
+        let cache = tempfile::tempdir().unwrap();
+        let repo = RepoCache::new(cache.path(), "org/name");
+        let pointer = repo.snapshot("c").join("sub/m.gguf");
+        for old in [None, Some("half a copy")] {
+            let blob = repo.blob("b");
+            create_parent(&blob).unwrap();
+            fs::write(&blob, "the model").unwrap();
+            create_parent(&pointer).unwrap();
+            if let Some(old) = old {
+                fs::remove_file(&pointer).unwrap();
+                fs::write(&pointer, old).unwrap();
+            }
+            repo.link("c", "sub/m.gguf", "b", false).unwrap();
+            assert_eq!(fs::read(&pointer).unwrap(), b"the model");
+            assert_eq!(fs::read_dir(pointer.parent().unwrap()).unwrap().count(), 1);
+        }
+    }
 }

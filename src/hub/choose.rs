@@ -1,12 +1,11 @@
-//! Which files of a repository make up the model asked for. Knows names only.
+//! Which files of a repository make up the model asked for. Knows names only: a file's name says which quantisation it has, and
+//! whether that can be read, [`DType`] says.
 
 use std::path::{Path, PathBuf};
 
 use super::model_ref::{ModelRef, is_safe_file_name};
+use super::quantisation::{dtypes_by_preference, quantisation_of};
 use crate::error::{Error, Result};
-
-/// The quantisations that run, the one taken first where none is asked for.
-const RUNNABLE: [&str; 6] = ["Q8_0", "Q4_1", "Q4_0", "F16", "BF16", "F32"];
 
 /// The small files that belong to a safetensors model.
 const COMPANIONS: [&str; 11] = [
@@ -70,26 +69,39 @@ pub(super) fn choose_files(model: &ModelRef, names: &[String]) -> Result<Chosen>
 /// Whether nothing among `names` could be meant by `model`: a cache in which it is not (yet).
 pub(super) fn holds_no_candidate(model: &ModelRef, names: &[String]) -> bool {
     match &model.wanted {
-        Some(wanted) => !names.contains(wanted) && names_with_tag(names, wanted).is_empty(),
+        Some(wanted) => !names.contains(wanted) && names_with_tag(ggufs(names), wanted).is_empty(),
         None => safetensors(names).is_none() && ggufs(names).is_empty(),
     }
 }
 
+/// What speaks against the files chosen: a name that was asked for as it is may lie.
+pub(super) fn doubt(chosen: &Chosen) -> Option<String> {
+    let quantisation = quantisation_of(&chosen.open).filter(|quantisation| quantisation.dtype().is_none())?;
+    Some(format!("{} is called {quantisation}, which tierflow does not read", chosen.open))
+}
+
 fn choose_wanted(model: &ModelRef, wanted: &str, names: &[String]) -> Result<Chosen> {
     if let Some(name) = names.iter().find(|name| *name == wanted) {
-        let is_weights = name.ends_with(".gguf") && shard_of(name).is_none();
-        return if is_weights { Ok(Chosen::gguf(name)) } else { Err(refusal(model, &format!("{name} is no model in one .gguf"))) };
+        return match (name.ends_with(".gguf"), shard_of(name)) {
+            (true, None) => Ok(Chosen::gguf(name)),
+            (true, Some(_)) => Err(refusal(model, &in_parts(name, names))),
+            (false, _) => Err(refusal(model, &format!("{name} is no model in one .gguf"))),
+        };
     }
-    match names_with_tag(names, wanted).as_slice() {
-        [name] => Ok(Chosen::gguf(name)),
-        [] => Err(refusal(model, &format!("the repository has no {wanted}; {}", listing(names)))),
-        several => Err(refusal(model, &format!("{wanted} may be {}; name the file", several.join(" or ")))),
+    match (names_with_tag(ggufs(names), wanted).as_slice(), names_with_tag(parts(names), wanted).first()) {
+        ([name], _) => readable(model, name, names),
+        ([], Some(part)) => Err(refusal(model, &in_parts(part, names))),
+        ([], None) => Err(refusal(model, &format!("the repository has no {wanted}; {}", listing(names)))),
+        (several, _) => Err(refusal(model, &format!("{wanted} may be {}; name the file", several.join(" or ")))),
     }
 }
 
 fn choose_default(model: &ModelRef, names: &[String]) -> Result<Chosen> {
-    for tag in RUNNABLE {
-        match names_with_tag(names, tag).as_slice() {
+    let ggufs = ggufs(names);
+    for dtype in dtypes_by_preference() {
+        let rank = |name: &&str| quantisation_of(name).filter(|it| it.dtype() == Some(dtype)).map(|it| it.rank());
+        let best = ggufs.iter().filter_map(rank).min();
+        match ggufs.iter().filter(|name| best.is_some() && rank(name) == best).copied().collect::<Vec<_>>().as_slice() {
             [] => {}
             [name] => return Ok(Chosen::gguf(name)),
             several => return Err(refusal(model, &format!("it may be {}; name the file", several.join(" or ")))),
@@ -98,28 +110,65 @@ fn choose_default(model: &ModelRef, names: &[String]) -> Result<Chosen> {
     if let Some(chosen) = safetensors(names) {
         return Ok(chosen);
     }
-    match ggufs(names).as_slice() {
-        // A name without a quantisation says nothing against it; the header will tell.
-        [name] => Ok(Chosen::gguf(name)),
+    match (ggufs.as_slice(), parts(names).first()) {
+        ([name], _) => readable(model, name, names),
+        ([], Some(part)) => Err(refusal(model, &in_parts(part, names))),
         _ => Err(refusal(model, &format!("none of its files runs here: {}", listing(names)))),
     }
 }
 
+/// The file `name`, unless it is called by a quantisation that cannot be read. A name without one says nothing against it; the header
+/// will tell.
+fn readable(model: &ModelRef, name: &str, names: &[String]) -> Result<Chosen> {
+    match quantisation_of(name) {
+        Some(quantisation) if quantisation.dtype().is_none() => {
+            Err(refusal(model, &format!("{name} is quantised as {quantisation}, which tierflow does not read; {}", listing(names))))
+        }
+        _ => Ok(Chosen::gguf(name)),
+    }
+}
+
+/// What is said of a model of which `part` is one file.
+fn in_parts(part: &str, names: &[String]) -> String {
+    format!(
+        "{part} is one part of a split GGUF, which tierflow does not read; fetch the parts elsewhere, join them with \
+         `llama-gguf-split --merge` and name the joined file, or take another: {}",
+        listing(names)
+    )
+}
+
 /// The whole model files in GGUF form: no parts of a split one, no vision projectors.
 fn ggufs(names: &[String]) -> Vec<&str> {
-    let is_model = |name: &&str| name.ends_with(".gguf") && shard_of(name).is_none() && !name.contains("mmproj");
-    names.iter().map(String::as_str).filter(is_model).collect()
+    models(names).filter(|name| shard_of(name).is_none()).collect()
+}
+
+/// The parts of split models in GGUF form.
+fn parts(names: &[String]) -> Vec<&str> {
+    models(names).filter(|name| shard_of(name).is_some()).collect()
+}
+
+fn models(names: &[String]) -> impl Iterator<Item = &str> {
+    names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf") && !name.contains("mmproj"))
 }
 
 /// Those whose name ends in the quantisation `tag`, in any case: `model-q4_0.gguf`, `Model.Q4_0.gguf`, `Q4_0/model.gguf`.
-fn names_with_tag<'a>(names: &'a [String], tag: &str) -> Vec<&'a str> {
+fn names_with_tag<'a>(mut names: Vec<&'a str>, tag: &str) -> Vec<&'a str> {
     let tag = tag.to_ascii_lowercase();
-    let has_tag = |name: &&str| {
-        let stem = name.strip_suffix(".gguf").unwrap_or(name).to_ascii_lowercase();
+    names.retain(|name| {
+        let stem = stem_of(name).to_ascii_lowercase();
         let ends = stem.strip_suffix(tag.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '_', '/']));
         ends || stem.split('/').rev().skip(1).any(|folder| folder == tag)
-    };
-    ggufs(names).into_iter().filter(has_tag).collect()
+    });
+    names
+}
+
+/// The name of a `.gguf` without that ending, and without the number of a part.
+pub(super) fn stem_of(name: &str) -> &str {
+    let stem = name.strip_suffix(".gguf").unwrap_or(name);
+    match (shard_of(name), stem.rsplit_once("-of-").and_then(|(rest, _)| rest.rsplit_once('-'))) {
+        (Some(_), Some((whole, _))) => whole,
+        _ => stem,
+    }
 }
 
 fn safetensors(names: &[String]) -> Option<Chosen> {
@@ -162,7 +211,8 @@ fn listing(names: &[String]) -> String {
     }
     let shown = weights.iter().take(30).copied().collect::<Vec<_>>().join(", ");
     let more = if weights.len() > 30 { format!(" and {} more", weights.len() - 30) } else { String::new() };
-    format!("it has {shown}{more}; tierflow runs {} and safetensors", RUNNABLE.join(", "))
+    let runnable: Vec<String> = dtypes_by_preference().iter().map(ToString::to_string).collect();
+    format!("it has {shown}{more}; tierflow runs {} and safetensors", runnable.join(", "))
 }
 
 fn refusal(model: &ModelRef, fault: &str) -> Error {
@@ -188,6 +238,32 @@ mod tests {
         let error = choose("o/n:Q5_0", &names).unwrap_err().to_string();
         assert!(error.contains("m-q4_0.gguf"), "{error}");
         assert!(choose("o/n:F16", &names).is_err(), "BF16 is not F16 and a projector is no model");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_by_its_name_unless_the_whole_name_was_asked_for() {
+        for (model, names) in
+            [("o/n:IQ2_XXS", &["m-IQ2_XXS.gguf", "m-Q8_0.gguf"][..]), ("o/n", &["m.iq2_xxs.gguf"]), ("o/n", &["IQ2_XXS/m.gguf"])]
+        {
+            let error = choose(model, names).unwrap_err().to_string();
+            assert!(error.contains(&format!("{} is quantised as IQ2_XXS", names[0])) && error.contains("Q8_0"), "{error}");
+        }
+        let asked_for = choose("o/n:m-IQ2_XXS.gguf", &["m-IQ2_XXS.gguf"]).unwrap();
+        assert!(doubt(&asked_for).unwrap().contains("IQ2_XXS"));
+        assert_eq!(doubt(&choose("o/n", &["m-Q8_0.gguf"]).unwrap()), None);
+        assert_eq!(choose("o/n", &["model.gguf"]).unwrap().open, "model.gguf");
+    }
+
+    #[test]
+    fn a_split_file_is_called_that() {
+        let names = ["s-Q8_0-00001-of-00002.gguf", "s-Q8_0-00002-of-00002.gguf"];
+        for model in ["o/n:Q8_0", "o/n", "o/n:s-Q8_0-00002-of-00002.gguf"] {
+            let error = choose(model, &names).unwrap_err().to_string();
+            assert!(error.contains("one part of a split GGUF") && error.contains("llama-gguf-split --merge"), "{model}: {error}");
+        }
+        let whole = ["s-Q4_0.gguf", names[0], names[1]];
+        assert_eq!(choose("o/n", &whole).unwrap().open, "s-Q4_0.gguf");
+        assert!(choose("o/n:Q4_1", &names).unwrap_err().to_string().contains("has no Q4_1"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
@@ -17,8 +18,11 @@ pub(super) const ATTEMPTS: u32 = 5;
 const MAX_REDIRECTS: usize = 10;
 /// The longest answer of the hub's API that is read.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
-/// No wait between two attempts is longer, whatever the server asks for.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
+/// The longest wait between two attempts: hubs count requests in windows of five minutes. A server that asks for a longer one is
+/// not waited for.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
+/// The longest etag that is a blob's name as it is.
+const MAX_BLOB_NAME: usize = 128;
 
 /// A connection to one hub.
 pub(super) struct Client {
@@ -37,15 +41,40 @@ pub(super) struct Listing {
 /// What the hub says of a file before its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileInfo {
-    /// Names the content; the name of the blob in the cache.
+    /// Names the content.
     pub etag: String,
+    /// The name of the blob in the cache: the etag, where it can be a file's name.
+    pub blob: String,
     pub size: Bytes,
 }
 
+impl FileInfo {
+    /// The SHA-256 of the content in hexadecimal digits, where the etag is one, as it is of all large files of a hub.
+    pub fn sha256(&self) -> Option<&str> {
+        let is_digest = self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_digest.then_some(&self.etag)
+    }
+}
+
 /// Why one attempt failed: whether another may help, and after which wait.
+#[derive(Debug)]
 pub(super) struct Failure {
     pub error: Error,
     pub retry: Retry,
+    /// Whether the hub could not be asked or is out of order, as opposed to an answer that says no.
+    pub is_outage: bool,
+}
+
+impl Failure {
+    /// One that no other attempt can mend.
+    pub fn for_good(error: Error) -> Failure {
+        Failure { error, retry: Retry::Never, is_outage: false }
+    }
+
+    /// One of a connection, which another attempt may mend.
+    pub fn passing(error: Error) -> Failure {
+        Failure { error, retry: Retry::Soon, is_outage: true }
+    }
 }
 
 /// Whether a failed request is worth repeating.
@@ -56,6 +85,8 @@ pub(super) enum Retry {
     Soon,
     /// After the wait that the server asked for.
     After(Duration),
+    /// At once, from the first byte on: the server does not have the range that was asked for.
+    FromStart,
 }
 
 /// The part of the API's answer that matters.
@@ -79,7 +110,12 @@ enum Method {
 }
 
 impl Client {
-    pub fn new(config: &HubConfig) -> Client {
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the token is none.
+    pub fn new(config: &HubConfig) -> Result<Client> {
+        if let Some(token) = &config.token {
+            check_token(token)?;
+        }
         let authority = config.endpoint.split("://").nth(1).unwrap_or_default();
         let is_loopback = ["127.", "localhost", "[::1]"].iter().any(|host| authority.starts_with(host));
         let mut builder = Agent::config_builder()
@@ -95,21 +131,21 @@ impl Client {
             // No proxy serves this machine to itself.
             builder = builder.proxy(None);
         }
-        Client {
+        Ok(Client {
             agent: builder.build().new_agent(),
             endpoint: config.endpoint.clone(),
             token: config.token.clone(),
             retry_delay: config.retry_delay,
-        }
+        })
     }
 
     /// `GET /api/models/{repo}/revision/{revision}`: the commit and the names of its files.
-    pub fn list_files(&self, model: &ModelRef) -> Result<Listing> {
+    pub fn list_files(&self, model: &ModelRef) -> Result<Listing, Failure> {
         if !is_safe_revision(&model.revision) {
-            return Err(Error::InvalidArgument {
+            return Err(Failure::for_good(Error::InvalidArgument {
                 option: "--revision".into(),
                 fault: format!("`{}` is no branch, tag or commit", model.revision),
-            });
+            }));
         }
         let url = format!("{}/api/models/{}/revision/{}", self.endpoint, model.repo, encode(&model.revision, ""));
         let text = self.with_retries(|| {
@@ -117,10 +153,11 @@ impl Client {
             let body = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string();
             body.map_err(|fault| broken(&url, &fault))
         })?;
+        let unusable = |fault: String| Failure::for_good(network(&url, fault));
         let info: RepoInfo = serde_json::from_str(&text)
-            .map_err(|fault| network(&url, format!("the answer is not that of a Hugging Face hub ({fault}); check HF_ENDPOINT")))?;
+            .map_err(|fault| unusable(format!("the answer is not that of a Hugging Face hub ({fault}); check HF_ENDPOINT")))?;
         if !is_safe_file_name(&info.sha) || info.sha.contains('/') {
-            return Err(network(&url, format!("the hub names a commit {:?}, which is none", info.sha)));
+            return Err(unusable(format!("the hub names a commit {:?}, which is none", info.sha)));
         }
         Ok(Listing { commit: info.sha, files: info.siblings.into_iter().map(|sibling| sibling.rfilename).collect() })
     }
@@ -131,7 +168,7 @@ impl Client {
     }
 
     /// Asks for etag and size of a file. The hub puts them beside its redirect to the store that has the bytes.
-    pub fn file_info(&self, url: &str) -> Result<FileInfo> {
+    pub fn file_info(&self, url: &str) -> Result<FileInfo, Failure> {
         self.with_retries(|| {
             let response = self.send(Method::Head, url, None)?;
             let headers = response.headers();
@@ -141,13 +178,13 @@ impl Client {
                 None if response.status().is_success() => header(headers, "content-length"),
                 size => size,
             };
-            let missing = |what: &str| Failure {
-                error: network(url, format!("the server sends no usable {what}: it is no Hugging Face hub; check HF_ENDPOINT")),
-                retry: Retry::Never,
+            let missing = |what: &str| {
+                let fault = format!("the server sends no usable {what}: it is no Hugging Face hub; check HF_ENDPOINT");
+                Failure::for_good(network(url, fault))
             };
-            let etag = etag.filter(|etag| is_blob_name(etag)).ok_or_else(|| missing("etag"))?;
+            let etag = etag.filter(|etag| !etag.is_empty()).ok_or_else(|| missing("etag"))?;
             let size = size.and_then(|size| size.parse().ok()).map(Bytes).ok_or_else(|| missing("length"))?;
-            Ok(FileInfo { etag: etag.to_owned(), size })
+            Ok(FileInfo { etag: etag.to_owned(), blob: blob_name(etag), size })
         })
     }
 
@@ -157,29 +194,36 @@ impl Client {
     }
 
     /// Tries until it succeeds, fails for good, or has failed [`ATTEMPTS`] times.
-    fn with_retries<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T> {
+    fn with_retries<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let mut failed = 0;
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
                 Err(failure) => {
                     failed += 1;
-                    self.wait_or_give_up(failure, failed)?;
+                    std::thread::sleep(self.wait_before_next(failure, failed)?);
                 }
             }
         }
     }
 
-    /// Waits before the next attempt, or returns the error where there is none.
-    pub fn wait_or_give_up(&self, failure: Failure, failed_attempts: u32) -> Result<()> {
+    /// How long to wait before the next attempt, which is also logged; the failure where there is none.
+    pub fn wait_before_next(&self, failure: Failure, failed_attempts: u32) -> Result<Duration, Failure> {
         if failure.retry == Retry::Never || failed_attempts >= ATTEMPTS {
-            return Err(failure.error);
+            return Err(failure);
         }
         let own = self.retry_delay.saturating_mul(1 << (failed_attempts - 1).min(16));
-        let wait = if let Retry::After(wait) = failure.retry { wait.max(own) } else { own };
-        tracing::debug!("{}; trying again in {wait:?}", failure.error);
-        std::thread::sleep(wait.min(MAX_RETRY_DELAY));
-        Ok(())
+        let wait = match failure.retry {
+            Retry::After(asked) if asked > MAX_RETRY_DELAY => return Err(too_long_a_wait(failure, asked)),
+            Retry::After(asked) => asked.max(own),
+            Retry::FromStart => Duration::ZERO,
+            Retry::Never | Retry::Soon => own,
+        };
+        let wait = wait.min(MAX_RETRY_DELAY);
+        let why = if matches!(failure.retry, Retry::After(_)) { ", as the server asks" } else { "" };
+        let next = failed_attempts + 1;
+        tracing::warn!("{}; attempt {next} of {ATTEMPTS} follows in {:.1} s{why}", failure.error, wait.as_secs_f64());
+        Ok(wait)
     }
 
     /// One request with its redirects. The token goes to the hub's own origin only.
@@ -190,15 +234,17 @@ impl Client {
             let status = response.status().as_u16();
             let answers_head = method == Method::Head && response.headers().contains_key("x-linked-etag");
             if !matches!(status, 301 | 302 | 303 | 307 | 308) || answers_head {
-                return if status < 400 { Ok(response) } else { Err(refused(&target, &response, self.token.is_some())) };
+                return match status {
+                    416 if range_start.is_some() => Err(no_such_range(&target)),
+                    400.. => Err(refused(&target, &response, self.token.is_some())),
+                    _ => demand_plain(&target, response),
+                };
             }
             let location = header(response.headers(), "location").unwrap_or_default();
-            target = resolve_location(&target, location).ok_or_else(|| Failure {
-                error: network(&target, format!("redirects to {location:?}, which is refused")),
-                retry: Retry::Never,
-            })?;
+            target = resolve_location(&target, location)
+                .ok_or_else(|| Failure::for_good(network(&target, format!("redirects to {location:?}, which is refused"))))?;
         }
-        Err(Failure { error: network(url, format!("more than {MAX_REDIRECTS} redirects")), retry: Retry::Never })
+        Err(Failure::for_good(network(url, format!("more than {MAX_REDIRECTS} redirects"))))
     }
 
     fn send_once(&self, method: Method, url: &str, range_start: Option<Bytes>) -> Result<Response<Body>, Failure> {
@@ -231,7 +277,39 @@ fn broken(url: &str, fault: &ureq::Error) -> Failure {
         ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => Retry::Soon,
         _ => Retry::Never,
     };
-    Failure { error: network(url, format!("{fault}; check the network, or HF_ENDPOINT for another hub")), retry }
+    Failure { error: network(url, format!("{fault}; check the network, or HF_ENDPOINT for another hub")), retry, is_outage: true }
+}
+
+/// A server that compresses although it was asked not to: sizes, ranges and hashes are those of the file as it is.
+fn demand_plain(url: &str, response: Response<Body>) -> Result<Response<Body>, Failure> {
+    match header(response.headers(), "content-encoding").map(str::trim) {
+        Some(encoding) if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") => {
+            let fault = format!(
+                "the server sends the file encoded as `{encoding}`, although it was asked for the file as it is; \
+                 turn compression off in the mirror, or set HF_ENDPOINT to another"
+            );
+            Err(Failure::for_good(network(url, fault)))
+        }
+        _ => Ok(response),
+    }
+}
+
+/// Status 416: what has arrived so far is not of the file that the server has.
+fn no_such_range(url: &str) -> Failure {
+    let error = network(url, "416: the server has no such range of the file, which is fetched from its start");
+    Failure { error, retry: Retry::FromStart, is_outage: false }
+}
+
+/// A server that asks for a wait that nobody sits through.
+fn too_long_a_wait(failure: Failure, asked: Duration) -> Failure {
+    let error = match failure.error {
+        Error::Network { url, fault } => {
+            let fault = format!("{fault}; it asks to be left alone for {} s: try again after that", asked.as_secs());
+            Error::Network { url, fault }
+        }
+        other => other,
+    };
+    Failure { error, ..failure }
 }
 
 /// A status of 400 or above.
@@ -246,11 +324,23 @@ fn refused(url: &str, response: &Response<Body>, had_token: bool) -> Failure {
         _ => "the hub refuses the request",
     };
     let retry_after = header(response.headers(), "retry-after").and_then(|secs| secs.trim().parse().ok()).map(Duration::from_secs);
+    let is_outage = matches!(status.as_u16(), 408 | 429 | 500..);
     let retry = match status.as_u16() {
         408 | 429 | 500 | 502 | 503 | 504 => retry_after.map_or(Retry::Soon, Retry::After),
         _ => Retry::Never,
     };
-    Failure { error: network(url, format!("{status}: {advice}")), retry }
+    Failure { error: network(url, format!("{status}: {advice}")), retry, is_outage }
+}
+
+/// A token goes into a header, which holds visible ASCII alone.
+fn check_token(token: &Token) -> Result<()> {
+    match token.0.chars().find(|letter| !letter.is_ascii_graphic()) {
+        None => Ok(()),
+        Some(letter) => Err(Error::InvalidArgument {
+            option: "HF_TOKEN".into(),
+            fault: format!("the token holds {letter:?}, which no token does; copy it again from the hub's page of access tokens"),
+        }),
+    }
 }
 
 /// `"abc"` and `W/"abc"` are `abc`.
@@ -258,9 +348,21 @@ fn plain_etag(etag: &str) -> &str {
     etag.trim().trim_start_matches("W/").trim_matches('"')
 }
 
-/// An etag becomes a file name, so it holds nothing but letters and digits.
-fn is_blob_name(etag: &str) -> bool {
-    (1..=128).contains(&etag.len()) && etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+/// The name of a blob in the cache. That is the etag, as `huggingface_hub` has it, where it is a plain name; other bytes than letters,
+/// digits, `-`, `_` and inner dots are percent-encoded, and an etag that is too long for a name becomes its SHA-256.
+fn blob_name(etag: &str) -> String {
+    let mut name = encode(etag, "");
+    name = name.replace('~', "%7E");
+    // Neither hidden, nor what a fetch under way or a lock is called, nor what Windows would cut off.
+    if name.starts_with('.') || name.ends_with('.') || name.ends_with(".incomplete") || name.ends_with(".lock") {
+        name = name.replace('.', "%2E");
+    }
+    if name.len() > MAX_BLOB_NAME { format!("etag-{}", hex(&Sha256::digest(etag))) } else { name }
+}
+
+/// Bytes in hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Scheme, host and port of an address.
@@ -321,10 +423,42 @@ mod tests {
     }
 
     #[test]
-    fn etags_become_file_names_only_where_they_can() {
+    fn etags_become_safe_file_names() {
         assert_eq!(plain_etag("W/\"abc\""), "abc");
-        assert!(is_blob_name("0a1b2c"));
-        assert!(!is_blob_name("../x") && !is_blob_name("") && !is_blob_name("a/b") && !is_blob_name("a.incomplete"));
+        for (etag, name) in [
+            ("0a1b2c", "0a1b2c"),
+            ("5f3a.61b", "5f3a.61b"),
+            ("ab/x+==", "ab%2Fx%2B%3D%3D"),
+            ("../x", "%2E%2E%2Fx"),
+            ("..", "%2E%2E"),
+            ("a\\b:c\0", "a%5Cb%3Ac%00"),
+            ("a.incomplete", "a%2Eincomplete"),
+            ("a.lock", "a%2Elock"),
+        ] {
+            assert_eq!(blob_name(etag), name);
+        }
+        let long = blob_name(&"x".repeat(129));
+        assert!(long.starts_with("etag-") && long.len() == 69 && long != blob_name(&"x".repeat(130)), "{long}");
+    }
+
+    #[test]
+    fn only_digests_are_checked() {
+        let info = |etag: &str| FileInfo { etag: etag.into(), blob: String::new(), size: Bytes(1) };
+        let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!((hex(&Sha256::digest(b"")), info(digest).sha256()), (digest.to_owned(), Some(digest)));
+        // The hash that git gives a small file, and names that only look like one.
+        for etag in ["e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", &digest[1..], &digest.replace('e', "g")] {
+            assert_eq!(info(etag).sha256(), None, "{etag}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_visible_ascii() {
+        assert!(check_token(&Token("hf_Ab9".into())).is_ok());
+        for (token, shown) in [("hf_ä", "'ä'"), ("hf_ a", "' '"), ("hf_\u{fffd}", "\u{fffd}"), ("hf\n_", "'\\n'")] {
+            let error = check_token(&Token(token.into())).unwrap_err().to_string();
+            assert!(error.starts_with("HF_TOKEN: ") && error.contains(shown) && !error.contains("hf_"), "{error}");
+        }
     }
 
     #[test]

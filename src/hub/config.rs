@@ -1,10 +1,12 @@
 //! Where the hub is, where its cache lies and with which token: the environment variables of `huggingface_hub`.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::platform::expanded;
 
 /// The hub that is asked where `HF_ENDPOINT` names no other.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -36,17 +38,19 @@ impl fmt::Debug for Token {
 
 impl HubConfig {
     /// Reads `HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_TOKEN HF_TOKEN_PATH HF_HUB_OFFLINE` (and `XDG_CACHE_HOME`) as Python's
-    /// `huggingface_hub` does.
+    /// `huggingface_hub` does: in folders, `~`, `~user` and `$VARIABLE` are expanded.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where there is no home folder, or the endpoint is no http address.
     pub fn from_env() -> Result<HubConfig> {
-        HubConfig::from_variables(&|name| std::env::var(name).ok(), dirs::home_dir())
+        HubConfig::from_variables(&|name| std::env::var_os(name), dirs::home_dir())
     }
 
-    fn from_variables(variable: &dyn Fn(&str) -> Option<String>, user_home: Option<PathBuf>) -> Result<HubConfig> {
-        let get = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        let folder = |name: &str| get(name).map(|text| expand_home(&text, user_home.as_ref()));
+    fn from_variables(variable: &dyn Fn(&str) -> Option<OsString>, user_home: Option<PathBuf>) -> Result<HubConfig> {
+        let trimmed = |value: OsString| value.to_str().map(|text| text.trim().into()).unwrap_or(value);
+        let given = |name: &str| variable(name).map(trimmed).filter(|value| !value.is_empty());
+        let get = |name: &str| given(name).map(|value| value.to_string_lossy().into_owned());
+        let folder = |name: &str| given(name).map(|text| expanded(&text, user_home.as_deref(), variable));
         let hf_home = folder("HF_HOME")
             .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
             .or_else(|| user_home.as_ref().map(|home| home.join(".cache").join("huggingface")))
@@ -77,19 +81,12 @@ fn is_true(text: &str) -> bool {
     ["1", "on", "yes", "true"].contains(&text.to_ascii_lowercase().as_str())
 }
 
-fn expand_home(text: &str, user_home: Option<&PathBuf>) -> PathBuf {
-    match (text.strip_prefix("~/"), user_home) {
-        (Some(rest), Some(home)) => home.join(rest),
-        _ => PathBuf::from(text),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn config(variables: &[(&str, &str)]) -> Result<HubConfig> {
-        let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         HubConfig::from_variables(&get, Some(PathBuf::from("/nowhere/user")))
     }
 
@@ -100,6 +97,18 @@ mod tests {
         assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")]), PathBuf::from("/x/huggingface/hub"));
         assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/h")]), PathBuf::from("/nowhere/user/h/hub"));
         assert_eq!(cache(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")]), PathBuf::from("/c"));
+        assert_eq!(cache(&[("HF_HOME", "$HOME/hfx"), ("HOME", "/h")]), PathBuf::from("/h/hfx/hub"));
+        assert_eq!(cache(&[("HF_HOME", "~")]), PathBuf::from("/nowhere/user/hub"));
+        assert!(!cache(&[("HF_HUB_CACHE", "~root/x")]).starts_with("~root") || cfg!(not(unix)));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_need_not_be_utf_8() {
+        use std::os::unix::ffi::OsStringExt;
+        let home = OsString::from_vec(b"/caf\xe9".to_vec());
+        let get = |name: &str| (name == "HF_HOME").then(|| home.clone());
+        assert_eq!(HubConfig::from_variables(&get, None).unwrap().cache_dir, PathBuf::from(&home).join("hub"));
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use ureq::Body;
 use ureq::http::Response;
 
-use super::Progress;
 use super::cache::{Partial, RepoCache};
 use super::client::{Client, Failure, FileInfo, Retry, header, network};
+use super::{Progress, Way};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
@@ -22,33 +22,41 @@ struct Fetch<'a> {
     info: FileInfo,
 }
 
-/// Brings `file` of `commit` into the cache, where it is not there yet. Returns the bytes that came over the network.
+/// Brings `file` of `commit` into the cache, where it is not there yet or not of the size that the hub names, or in any case with
+/// [`Way::Anew`]. Returns the bytes that came over the network.
 pub(super) fn fetch_file(
     client: &Client,
     cache: &RepoCache,
     commit: &str,
     file: &str,
+    way: Way,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Bytes> {
-    // A commit never changes, so what lies under its name needs no question to the hub.
-    if let Some(size) = cache.snapshot_file_size(commit, file) {
-        progress(Progress { file, done: size, total: size });
-        return Ok(Bytes::ZERO);
-    }
+    let there = cache.snapshot_file_size(commit, file);
     let url = client.file_url(cache.repo(), commit, file);
-    let info = client.file_info(&url)?;
-    let fetch = Fetch { client, url, file, info };
-    let mut fetched = Bytes::ZERO;
-    if cache.blob_size(&fetch.info.etag) != Some(fetch.info.size) {
-        let mut partial = cache.open_partial(&fetch.info.etag)?;
-        // Another process may have brought the blob between the two looks.
-        if cache.blob_size(&fetch.info.etag) != Some(fetch.info.size) {
-            fetched = fetch.fill(&mut partial, progress)?;
-            cache.keep_partial(partial, &fetch.info.etag)?;
+    let info = match (client.file_info(&url), there) {
+        (Ok(info), _) => info,
+        (Err(failure), Some(size)) if failure.is_outage && way == Way::Missing => {
+            tracing::warn!("{}; {file} is in the cache, which is used", failure.error);
+            progress(Progress::of(file, size, size));
+            return Ok(Bytes::ZERO);
         }
+        (Err(failure), _) => return Err(failure.error),
+    };
+    let size = info.size;
+    let fetch = Fetch { client, url, file, info };
+    let blob = fetch.info.blob.clone();
+    let mut fetched = Bytes::ZERO;
+    if way == Way::Anew || there != Some(size) {
+        if let (Way::Missing, Some(there)) = (way, there) {
+            tracing::warn!("{file} has {} bytes in the cache and {} on the hub: it is fetched anew", there.0, size.0);
+        }
+        let brought = if way == Way::Missing && cache.blob_size(&blob) == Some(size) { None } else { fetch.bring(cache, way, progress)? };
+        cache.link(commit, file, &blob, brought.is_some())?;
+        fetched = brought.unwrap_or_default();
     }
-    progress(Progress { file, done: fetch.info.size, total: fetch.info.size });
-    cache.link(commit, file, &fetch.info.etag)?;
+    cache.remove_orphans(&blob);
+    progress(Progress::of(file, size, size));
     Ok(fetched)
 }
 
@@ -61,17 +69,64 @@ struct Arrived {
 }
 
 impl Fetch<'_> {
+    /// Makes the blob; `None` where another process was faster.
+    fn bring(&self, cache: &RepoCache, way: Way, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Option<Bytes>> {
+        let mut partial = cache.open_partial(&self.info.blob)?;
+        if way == Way::Anew {
+            partial.discard()?;
+        } else if cache.blob_size(&self.info.blob) == Some(self.info.size) {
+            return Ok(None);
+        }
+        let fetched = self.fill_and_check(&mut partial, progress)?;
+        cache.keep_partial(partial, &self.info.blob)?;
+        Ok(Some(fetched))
+    }
+
+    /// Reads until the file is whole, and once more where what an earlier fetch left spoils it.
+    fn fill_and_check(&self, partial: &mut Partial, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Bytes> {
+        let goes_on = partial.len()? > Bytes::ZERO;
+        let fetched = self.fill(partial, progress)?;
+        match self.check_digest(partial) {
+            Ok(()) => Ok(fetched),
+            Err(error) if goes_on => {
+                tracing::warn!("{error}; it went on from what an earlier fetch had left, and is fetched from its start now");
+                let again = self.fill(partial, progress)?;
+                self.check_digest(partial)?;
+                Ok(fetched + again)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compares what has arrived with the SHA-256 that the hub names, where it names one; what differs is thrown away.
+    fn check_digest(&self, partial: &mut Partial) -> Result<()> {
+        let Some(expected) = self.info.sha256() else { return Ok(()) };
+        let found = partial.sha256()?;
+        if found.eq_ignore_ascii_case(expected) {
+            return Ok(());
+        }
+        partial.discard()?;
+        let fault = format!("what arrived has the SHA-256 {found}, where the hub names {expected}; fetch it again, or check the mirror");
+        Err(network(&self.url, fault))
+    }
+
     /// Reads until the file is whole. A connection that breaks is taken up where it ended, as long as each brings something.
     fn fill(&self, partial: &mut Partial, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Bytes> {
         let there = partial.len()?;
         let mut arrived = Arrived { done: if there > self.info.size { Bytes::ZERO } else { there }, fetched: Bytes::ZERO };
-        let mut failed = 0;
+        let (mut failed, mut n_restarts) = (0, 0);
         while arrived.done < self.info.size {
             let before = arrived.done;
-            if let Err(failure) = self.read_once(partial, &mut arrived, progress) {
-                failed = if arrived.done > before { 1 } else { failed + 1 };
-                self.client.wait_or_give_up(failure, failed)?;
+            let Err(failure) = self.read_once(partial, &mut arrived, progress) else { continue };
+            failed = if arrived.done > before { 1 } else { failed + 1 };
+            if failure.retry == Retry::FromStart {
+                n_restarts += 1;
+                partial.discard()?;
+                arrived.done = Bytes::ZERO;
             }
+            let wait = self.client.wait_before_next(failure, failed.max(n_restarts)).map_err(|failure| failure.error)?;
+            progress(Progress { waiting: Some(wait), ..Progress::of(self.file, arrived.done, self.info.size) });
+            std::thread::sleep(wait);
         }
         let finish = partial.file.set_len(self.info.size.0).and_then(|()| partial.file.sync_all());
         finish.map_err(|source| partial.io("finish", source))?;
@@ -83,35 +138,36 @@ impl Fetch<'_> {
         let mut response = self.client.open(&self.url, arrived.done)?;
         arrived.done = self.start_of(&response, arrived.done)?;
         let seek = partial.file.seek(SeekFrom::Start(arrived.done.0));
-        seek.map_err(|source| for_good(partial.io("write", source)))?;
+        seek.map_err(|source| Failure::for_good(partial.io("write", source)))?;
         let mut body = response.body_mut().as_reader();
         let mut block = vec![0; BLOCK_BYTES];
         loop {
             let read = body.read(&mut block);
-            let count = read.map_err(|fault| self.fault(format!("the connection broke at {}: {fault}", arrived.done), Retry::Soon))?;
+            let count = read.map_err(|fault| Failure::passing(self.fault(format!("the connection broke at {}: {fault}", arrived.done))))?;
             if count == 0 {
                 break;
             }
             let after = arrived.done + Bytes(count as u64);
             if after > self.info.size {
                 // What is on disk came from a server that does not keep its word.
-                partial.discard().map_err(for_good)?;
+                partial.discard().map_err(Failure::for_good)?;
                 arrived.done = Bytes::ZERO;
-                return Err(self.fault(format!("the server sends more than the {} that it announced", self.info.size), Retry::Never));
+                return Err(Failure::for_good(self.fault(format!("the server sends more than the {} that it announced", self.info.size))));
             }
-            partial.file.write_all(&block[..count]).map_err(|source| for_good(partial.io("write", source)))?;
+            partial.file.write_all(&block[..count]).map_err(|source| Failure::for_good(partial.io("write", source)))?;
             arrived.done = after;
             arrived.fetched += Bytes(count as u64);
-            progress(Progress { file: self.file, done: after, total: self.info.size });
+            progress(Progress::of(self.file, after, self.info.size));
         }
         if arrived.done < self.info.size {
-            return Err(self.fault(format!("the connection ended at {} of {}", arrived.done, self.info.size), Retry::Soon));
+            return Err(Failure::passing(self.fault(format!("the connection ended at {} of {}", arrived.done, self.info.size))));
         }
         Ok(())
     }
 
     /// Where the body of an answer begins: at `asked` with 206, at zero with 200. Checks that its length fits.
     fn start_of(&self, response: &Response<Body>, asked: Bytes) -> Result<Bytes, Failure> {
+        let refused = |fault: String| Err(Failure::for_good(self.fault(fault)));
         let start = match response.status().as_u16() {
             200 => Bytes::ZERO,
             206 => {
@@ -119,26 +175,22 @@ impl Fetch<'_> {
                 let start = range.strip_prefix("bytes ").and_then(|rest| rest.split('-').next()?.parse::<u64>().ok());
                 match start {
                     Some(start) if start == asked.0 => asked,
-                    _ => return Err(self.fault(format!("asked for bytes from {} on and got `{range}`", asked.0), Retry::Never)),
+                    _ => return refused(format!("asked for bytes from {} on and got `{range}`", asked.0)),
                 }
             }
-            status => return Err(self.fault(format!("unexpected status {status}"), Retry::Never)),
+            status => return refused(format!("unexpected status {status}")),
         };
         let length = header(response.headers(), "content-length").and_then(|length| length.parse::<u64>().ok());
         match length {
             Some(length) if start.0.checked_add(length) != Some(self.info.size.0) => {
                 let announced = self.info.size.saturating_sub(start).0;
-                Err(self.fault(format!("the server offers {length} bytes where it announced {announced}; try again later"), Retry::Never))
+                refused(format!("the server offers {length} bytes where it announced {announced}; try again later"))
             }
             _ => Ok(start),
         }
     }
 
-    fn fault(&self, fault: String, retry: Retry) -> Failure {
-        Failure { error: network(&self.url, fault), retry }
+    fn fault(&self, fault: String) -> Error {
+        network(&self.url, fault)
     }
-}
-
-fn for_good(error: Error) -> Failure {
-    Failure { error, retry: Retry::Never }
 }

@@ -5,6 +5,8 @@ pub(crate) mod clock;
 mod completions;
 mod direct;
 #[cfg(not(target_arch = "wasm32"))]
+mod expand;
+#[cfg(not(target_arch = "wasm32"))]
 mod file;
 mod folder;
 mod gpu_memory;
@@ -25,6 +27,8 @@ use crate::units::Bytes;
 pub use background::{in_background, yield_to_others};
 pub use completions::Completions;
 pub use direct::{ALIGNMENT as DIRECT_ALIGNMENT, DirectBuffer};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use expand::expanded;
 pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
 pub use host::{
@@ -34,6 +38,8 @@ pub use host::{
 pub use pages::Pages;
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use write::{temporary_called, temporary_in};
 
 /// The host's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

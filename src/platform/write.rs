@@ -146,8 +146,14 @@ fn cannot_be_replaced(fault: &io::Error) -> bool {
 }
 
 /// A file in `folder` under a temporary name, with the mode that a plain new file has. It goes when it is dropped.
-fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+pub(crate) fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+    temporary_called(".tmp", "", folder)
+}
+
+/// As [`temporary_in`], with six letters or digits between `prefix` and `suffix`.
+pub(crate) fn temporary_called(prefix: &str, suffix: &str, folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).suffix(suffix);
     if let Some(mode) = plain_mode() {
         builder.permissions(mode);
     }
