@@ -24,6 +24,8 @@ enum Behaviour {
     Plain,
     /// Closes the first answer after this many bytes.
     DropAfter(usize),
+    /// Closes every answer after this many bytes.
+    AlwaysDropAfter(usize),
     /// As `DropAfter`, and answers every request with the whole file.
     DropAfterAndIgnoreRange(usize),
     /// Sends one byte less than the HEAD answer announced, with a matching length.
@@ -162,12 +164,18 @@ fn send_file(stream: &mut TcpStream, site: &Site, log: &Mutex<Log>, path: &str, 
         Some(start) => ("206 Partial Content", format!("Content-Range: bytes {start}-{}/{}", bytes.len() - 1, bytes.len())),
         None => ("200 OK", "X-Nothing: 1".to_owned()),
     };
+    let cut = match site.behaviour {
+        Behaviour::DropAfter(limit) | Behaviour::DropAfterAndIgnoreRange(limit) if count == 1 => Some(limit),
+        Behaviour::AlwaysDropAfter(limit) => Some(limit),
+        _ => None,
+    };
+    if let Some(limit) = cut {
+        let head = format!("HTTP/1.1 {status}\r\n{range_line}\r\nContent-Length: {}\r\n\r\n", rest.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&rest[..limit]).unwrap();
+        return;
+    }
     match site.behaviour {
-        Behaviour::DropAfter(limit) | Behaviour::DropAfterAndIgnoreRange(limit) if count == 1 => {
-            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", rest.len());
-            stream.write_all(head.as_bytes()).unwrap();
-            stream.write_all(&rest[..limit]).unwrap();
-        }
         Behaviour::BusyForAnHour => send(stream, "429 Too Many Requests", &["Retry-After: 3600"], b""),
         Behaviour::Compressed => send(stream, status, &[&range_line, "Content-Encoding: gzip"], rest),
         Behaviour::RefuseRange if range.is_some() => send(stream, "416 Range Not Satisfiable", &[], b""),
@@ -434,8 +442,10 @@ fn a_server_that_drops_every_connection_and_every_range_is_given_up() {
             } else if lines.iter().any(|line| line.to_lowercase().starts_with("range:")) {
                 send(&mut stream, "416 Range Not Satisfiable", &[], b"");
             } else {
-                let body = if first.starts_with("HEAD") { "" } else { "half" };
-                let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 8\r\n\r\n{body}").as_bytes());
+                // Enough to count as a step forward.
+                let body = if first.starts_with("HEAD") { String::new() } else { "x".repeat(500_000) };
+                let head = "HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 1000000\r\n\r\n";
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
             }
         }
     });
@@ -444,6 +454,17 @@ fn a_server_that_drops_every_connection_and_every_range_is_given_up() {
         HubConfig { endpoint: address, cache_dir: cache.path().into(), token: None, offline: false, retry_delay: Duration::from_millis(1) };
     let error = pull(&config, &model("org/name"), &mut quiet()).unwrap_err().to_string();
     assert!(error.contains("416"), "{error}");
+}
+
+#[test]
+fn a_server_that_drops_every_connection_at_once_is_given_up() {
+    let hub = TestHub::start(&[("m-Q8_0.gguf", &weights())], Behaviour::AlwaysDropAfter(100));
+    let cache = tempfile::tempdir().unwrap();
+    let error = pull(&hub.config(cache.path()), &model("org/name"), &mut quiet()).unwrap_err().to_string();
+    assert!(error.contains("the connection"), "{error}");
+    assert_eq!(hub.requests("GET /org").len(), 5);
+    // What came is not lost.
+    assert_eq!(fs::metadata(cache.path().join("models--org--name/blobs/etag-1011000.incomplete")).unwrap().len(), 500);
 }
 
 #[test]

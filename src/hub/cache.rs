@@ -94,6 +94,9 @@ pub(super) struct Partial {
     pub file: File,
     pub path: PathBuf,
     ownership: Ownership,
+    digest: Sha256,
+    /// Bytes from the start on that `digest` has seen.
+    n_digested: Bytes,
 }
 
 /// Who else may use a partial file later.
@@ -182,7 +185,7 @@ impl RepoCache {
         if let Some(lock) = self.try_lock(blob) {
             self.adopt_orphan(blob, &path);
             if let Ok(file) = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path) {
-                return Ok(Partial { file, path, ownership: Ownership::Shared(lock) });
+                return Ok(Partial::new(file, path, Ownership::Shared(lock)));
             }
         }
         let own = temporary_called(blob, INCOMPLETE, &folder);
@@ -191,7 +194,7 @@ impl RepoCache {
         if let Err(fault) = file.try_lock() {
             tracing::debug!("{} is not locked: {fault}", path.display());
         }
-        Ok(Partial { file, path, ownership: Ownership::Own })
+        Ok(Partial::new(file, path, Ownership::Own))
     }
 
     /// Lets the fetch under `path` go on from the longest of what processes left that died while they wrote files of their own; the
@@ -293,30 +296,58 @@ fn remove(path: &Path) {
 }
 
 impl Partial {
+    fn new(file: File, path: PathBuf, ownership: Ownership) -> Partial {
+        Partial { file, path, ownership, digest: Sha256::new(), n_digested: Bytes::ZERO }
+    }
+
     /// Bytes that are there.
     pub fn len(&self) -> Result<Bytes> {
         self.file.metadata().map(|data| Bytes(data.len())).map_err(|source| self.io("measure", source))
     }
 
-    /// The SHA-256 of what is there, in hexadecimal digits.
+    /// Writes what arrived for the place `at`.
+    pub fn write(&mut self, at: Bytes, block: &[u8]) -> Result<()> {
+        let written = self.file.seek(SeekFrom::Start(at.0)).and_then(|_| self.file.write_all(block));
+        written.map_err(|source| self.io("write", source))?;
+        if at == Bytes::ZERO {
+            self.forget_digest();
+        }
+        if at == self.n_digested {
+            self.digest.update(block);
+            self.n_digested += Bytes(block.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// The SHA-256 of what is there, in hexadecimal digits. What did not all arrive through [`Partial::write`] is read once more.
     pub fn sha256(&mut self) -> Result<String> {
-        let mut digest = Sha256::new();
-        let mut read = || {
-            self.file.seek(SeekFrom::Start(0))?;
-            let mut block = vec![0; DIGEST_BYTES];
-            loop {
-                match self.file.read(&mut block)? {
-                    0 => return Ok(()),
-                    n_read => digest.update(&block[..n_read]),
-                }
+        if self.n_digested != self.len()? {
+            self.forget_digest();
+            self.digest_file().map_err(|source| self.io("read", source))?;
+        }
+        Ok(hex(&self.digest.clone().finalize()))
+    }
+
+    fn digest_file(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let mut block = vec![0; DIGEST_BYTES];
+        loop {
+            let n_read = self.file.read(&mut block)?;
+            if n_read == 0 {
+                return Ok(());
             }
-        };
-        read().map_err(|source| self.io("read", source))?;
-        Ok(hex(&digest.finalize()))
+            self.digest.update(&block[..n_read]);
+            self.n_digested += Bytes(n_read as u64);
+        }
+    }
+
+    fn forget_digest(&mut self) {
+        (self.digest, self.n_digested) = (Sha256::new(), Bytes::ZERO);
     }
 
     /// Forgets what has arrived.
     pub fn discard(&mut self) -> Result<()> {
+        self.forget_digest();
         self.file.set_len(0).map_err(|source| self.io("truncate", source))
     }
 

@@ -14,6 +14,8 @@ use crate::units::Bytes;
 
 /// How often a request is tried in all before its last fault is reported.
 pub(super) const ATTEMPTS: u32 = 5;
+/// The same where the model is in the cache, whatever the hub would say.
+pub(super) const ATTEMPTS_BESIDE_CACHE: u32 = 2;
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 10;
 /// The longest answer of the hub's API that is read.
@@ -139,8 +141,8 @@ impl Client {
         })
     }
 
-    /// `GET /api/models/{repo}/revision/{revision}`: the commit and the names of its files.
-    pub fn list_files(&self, model: &ModelRef) -> Result<Listing, Failure> {
+    /// `GET /api/models/{repo}/revision/{revision}`: the commit and the names of its files. Tries `attempts` times.
+    pub fn list_files(&self, model: &ModelRef, attempts: u32) -> Result<Listing, Failure> {
         if !is_safe_revision(&model.revision) {
             return Err(Failure::for_good(Error::InvalidArgument {
                 option: "--revision".into(),
@@ -148,7 +150,7 @@ impl Client {
             }));
         }
         let url = format!("{}/api/models/{}/revision/{}", self.endpoint, model.repo, encode(&model.revision, ""));
-        let text = self.with_retries(|| {
+        let text = self.with_retries(attempts, || {
             let mut response = self.send(Method::Get, &url, None)?;
             let body = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string();
             body.map_err(|fault| broken(&url, &fault))
@@ -169,7 +171,7 @@ impl Client {
 
     /// Asks for etag and size of a file. The hub puts them beside its redirect to the store that has the bytes.
     pub fn file_info(&self, url: &str) -> Result<FileInfo, Failure> {
-        self.with_retries(|| {
+        self.with_retries(ATTEMPTS, || {
             let response = self.send(Method::Head, url, None)?;
             let headers = response.headers();
             let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag")).map(plain_etag);
@@ -193,23 +195,23 @@ impl Client {
         self.send(Method::Get, url, (offset > Bytes::ZERO).then_some(offset))
     }
 
-    /// Tries until it succeeds, fails for good, or has failed [`ATTEMPTS`] times.
-    fn with_retries<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    /// Tries until it succeeds, fails for good, or has failed `attempts` times.
+    fn with_retries<T>(&self, attempts: u32, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let mut failed = 0;
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
                 Err(failure) => {
                     failed += 1;
-                    std::thread::sleep(self.wait_before_next(failure, failed)?);
+                    std::thread::sleep(self.wait_before_next(failure, failed, attempts)?);
                 }
             }
         }
     }
 
-    /// How long to wait before the next attempt, which is also logged; the failure where there is none.
-    pub fn wait_before_next(&self, failure: Failure, failed_attempts: u32) -> Result<Duration, Failure> {
-        if failure.retry == Retry::Never || failed_attempts >= ATTEMPTS {
+    /// How long to wait before the next of `attempts`, which is also logged; the failure where there is none.
+    pub fn wait_before_next(&self, failure: Failure, failed_attempts: u32, attempts: u32) -> Result<Duration, Failure> {
+        if failure.retry == Retry::Never || failed_attempts >= attempts {
             return Err(failure);
         }
         let own = self.retry_delay.saturating_mul(1 << (failed_attempts - 1).min(16));
@@ -222,7 +224,7 @@ impl Client {
         let wait = wait.min(MAX_RETRY_DELAY);
         let why = if matches!(failure.retry, Retry::After(_)) { ", as the server asks" } else { "" };
         let next = failed_attempts + 1;
-        tracing::warn!("{}; attempt {next} of {ATTEMPTS} follows in {:.1} s{why}", failure.error, wait.as_secs_f64());
+        tracing::warn!("{}; attempt {next} of {attempts} follows in {:.1} s{why}", failure.error, wait.as_secs_f64());
         Ok(wait)
     }
 

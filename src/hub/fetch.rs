@@ -1,12 +1,12 @@
 //! One file from the hub into the cache: resumed, checked, and visible only when it is whole.
 
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Read;
 
 use ureq::Body;
 use ureq::http::Response;
 
 use super::cache::{Partial, RepoCache};
-use super::client::{Client, Failure, FileInfo, Retry, header, network};
+use super::client::{ATTEMPTS, Client, Failure, FileInfo, Retry, header, network};
 use super::{Progress, Way};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
@@ -110,7 +110,7 @@ impl Fetch<'_> {
         Err(network(&self.url, fault))
     }
 
-    /// Reads until the file is whole. A connection that breaks is taken up where it ended, as long as each brings something.
+    /// Reads until the file is whole. A connection that breaks is taken up where it ended, as long as each brings a block at least.
     fn fill(&self, partial: &mut Partial, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Bytes> {
         let there = partial.len()?;
         let mut arrived = Arrived { done: if there > self.info.size { Bytes::ZERO } else { there }, fetched: Bytes::ZERO };
@@ -118,13 +118,15 @@ impl Fetch<'_> {
         while arrived.done < self.info.size {
             let before = arrived.done;
             let Err(failure) = self.read_once(partial, &mut arrived, progress) else { continue };
-            failed = if arrived.done > before { 1 } else { failed + 1 };
+            // A connection that always breaks at once would otherwise be taken up for ever.
+            let brought_something = arrived.done >= before + Bytes(BLOCK_BYTES as u64);
+            failed = if brought_something { 1 } else { failed + 1 };
             if failure.retry == Retry::FromStart {
                 n_restarts += 1;
                 partial.discard()?;
                 arrived.done = Bytes::ZERO;
             }
-            let wait = self.client.wait_before_next(failure, failed.max(n_restarts)).map_err(|failure| failure.error)?;
+            let wait = self.client.wait_before_next(failure, failed.max(n_restarts), ATTEMPTS).map_err(|failure| failure.error)?;
             progress(Progress { waiting: Some(wait), ..Progress::of(self.file, arrived.done, self.info.size) });
             std::thread::sleep(wait);
         }
@@ -137,8 +139,6 @@ impl Fetch<'_> {
     fn read_once(&self, partial: &mut Partial, arrived: &mut Arrived, progress: &mut dyn FnMut(Progress<'_>)) -> Result<(), Failure> {
         let mut response = self.client.open(&self.url, arrived.done)?;
         arrived.done = self.start_of(&response, arrived.done)?;
-        let seek = partial.file.seek(SeekFrom::Start(arrived.done.0));
-        seek.map_err(|source| Failure::for_good(partial.io("write", source)))?;
         let mut body = response.body_mut().as_reader();
         let mut block = vec![0; BLOCK_BYTES];
         loop {
@@ -154,7 +154,7 @@ impl Fetch<'_> {
                 arrived.done = Bytes::ZERO;
                 return Err(Failure::for_good(self.fault(format!("the server sends more than the {} that it announced", self.info.size))));
             }
-            partial.file.write_all(&block[..count]).map_err(|source| Failure::for_good(partial.io("write", source)))?;
+            partial.write(arrived.done, &block[..count]).map_err(Failure::for_good)?;
             arrived.done = after;
             arrived.fetched += Bytes(count as u64);
             progress(Progress::of(self.file, after, self.info.size));

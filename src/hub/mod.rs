@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::units::Bytes;
 use cache::RepoCache;
 pub use cache::{CachedModel, list_cached};
-use client::Client;
+use client::{ATTEMPTS, ATTEMPTS_BESIDE_CACHE, Client};
 pub use config::{HubConfig, Token};
 pub use model_ref::{ModelRef, looks_like_model_ref, parse_model_ref};
 
@@ -94,7 +94,8 @@ fn bring(config: &HubConfig, model: &ModelRef, way: Way, progress: &mut dyn FnMu
         return whole?.ok_or_else(|| Error::Network { url: format!("{}/{}", config.endpoint, model.repo), fault });
     }
     let client = Client::new(config)?;
-    let listing = match (client.list_files(model), whole) {
+    let attempts = if matches!(whole, Ok(Some(_))) { ATTEMPTS_BESIDE_CACHE } else { ATTEMPTS };
+    let listing = match (client.list_files(model, attempts), whole) {
         (Ok(listing), _) => listing,
         (Err(failure), Ok(Some(whole))) if failure.is_outage => {
             tracing::warn!("{}; {model} is wholly in the cache, which is used", failure.error);
