@@ -64,7 +64,7 @@ pub enum Command {
 impl Cli {
     /// Reads the arguments, program name first; `defaults` take the place of the program's own, by an option's long name.
     /// Prints and ends the process on bad usage (2) and `--help` (0). The matches are those of the subcommand.
-    pub fn read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, String>) -> (Cli, ArgMatches) {
+    pub fn read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> (Cli, ArgMatches) {
         let mut command = with_defaults(with_switches_from_env(Cli::command()), defaults);
         let mut matches = command.try_get_matches_from_mut(short_flags::expand(arguments)).unwrap_or_else(|error| error.exit());
         let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
@@ -75,7 +75,7 @@ impl Cli {
 }
 
 /// Gives the options that `defaults` name these defaults, in every subcommand that has them.
-pub fn with_defaults(command: clap::Command, defaults: &BTreeMap<String, String>) -> clap::Command {
+pub fn with_defaults(command: clap::Command, defaults: &BTreeMap<String, OsString>) -> clap::Command {
     let default_of = |arg: &clap::Arg| arg.get_long().and_then(|long| defaults.get(long)).cloned();
     command
         .mut_args(|arg| match default_of(&arg) {
@@ -231,7 +231,7 @@ mod tests {
 
     fn read_with(defaults: &[(&str, &str)], line: &str) -> Result<Command, clap::Error> {
         let arguments = ["tierflow"].into_iter().chain(line.split_whitespace()).map(OsString::from);
-        let defaults = defaults.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let defaults = defaults.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
         let matches =
             with_defaults(with_switches_from_env(Cli::command()), &defaults).try_get_matches_from(short_flags::expand(arguments))?;
         let mut command = Cli::from_arg_matches(&matches)?.command;

@@ -21,12 +21,16 @@ fn locate_in(source: &ModelSource, config: &dyn Fn() -> Result<HubConfig>, bar: 
         ModelSource::Named(name) => name,
         ModelSource::Hub(model) => return cached_or_pulled(&config()?, model, bar),
     };
-    if Path::new(name).exists() {
-        return Ok(PathBuf::from(name));
+    // A name on a hub has no letter outside ASCII.
+    let on_hub = name.to_str().filter(|name| hub::looks_like_model_ref(name));
+    match Path::new(name).try_exists() {
+        Ok(true) => return Ok(PathBuf::from(name)),
+        // Where that cannot be told, as in a folder of somebody else, opening it says why.
+        Err(_) if on_hub.is_none() => return Ok(PathBuf::from(name)),
+        _ => {}
     }
     let shown = name.to_string_lossy();
-    // A name on a hub has no letter outside ASCII.
-    let Some(named) = name.to_str().filter(|name| hub::looks_like_model_ref(name)) else {
+    let Some(named) = on_hub else {
         return Err(not_found(&shown, "is no folder or file; check the path, or name a model of the hub as ORG/NAME"));
     };
     let (config, model) = (config()?, hub::parse_model_ref(named)?);
@@ -72,6 +76,10 @@ mod tests {
         assert_eq!(locate(here).unwrap(), cache.path());
         assert!(locate("org/name").unwrap_err().to_string().contains("tierflow pull org/name"));
         assert!(locate("/no/such.gguf").unwrap_err().to_string().contains("check the path"));
+        // Whether it is there cannot be told: the error of opening says why.
+        let behind_a_file = cache.path().join("file").join("m.gguf");
+        std::fs::write(cache.path().join("file"), "").unwrap();
+        assert_eq!(locate(behind_a_file.to_str().unwrap()).unwrap(), behind_a_file);
 
         let root = cache.path().join("models--org--name");
         std::fs::create_dir_all(root.join("snapshots/c0ffee")).unwrap();

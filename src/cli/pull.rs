@@ -1,7 +1,7 @@
 //! `tierflow pull`: fetches a model and prints where it lies.
 
 use crate::cli::args::PullArgs;
-use crate::cli::terminal::{Progress, Visibility, note, print, print_json};
+use crate::cli::terminal::{Progress, Visibility, note, print_json, print_path};
 use crate::error::Result;
 use crate::hub::{self, HubConfig, ModelRef, Pulled};
 
@@ -27,7 +27,7 @@ pub fn run(args: &PullArgs) -> Result<()> {
     if !args.quiet {
         note(&format!("{model} at {}: fetched {}\n", pulled.commit, pulled.fetched));
     }
-    print(&format!("{}\n", pulled.path.display()))
+    print_path(&pulled.path)
 }
 
 /// What is fetched.

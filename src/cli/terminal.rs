@@ -1,6 +1,7 @@
 //! What terminals need: progress bars on stderr, aligned tables, output that may end early. Knows no model.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
 
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -105,8 +106,20 @@ pub fn has_colour(stream: &impl IsTerminal) -> bool {
 /// # Errors
 /// [`Error::Io`] where stdout cannot be written, as on a full disk.
 pub fn print(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes `path` to stdout as the system has it, UTF-8 or not, with a line break at its end.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_path(path: &Path) -> Result<()> {
+    print_bytes(&[path.as_os_str().as_encoded_bytes(), b"\n"].concat())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(source) if source.kind() != ErrorKind::BrokenPipe => Err(Error::io("write to", "stdout", source)),
         _ => Ok(()),
     }

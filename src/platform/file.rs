@@ -8,6 +8,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -32,6 +33,8 @@ pub(super) struct FileSource {
     samples: u64,
     /// The time of writing for which the bytes were last found to be those of the opening.
     modified: Mutex<Option<SystemTime>>,
+    /// Whether a change of that time was logged.
+    is_told: AtomicBool,
     inode: Option<(u64, u64)>,
     /// The same file, opened for reads past the page cache at the first of them; `None` where there are none.
     direct: OnceLock<Option<File>>,
@@ -59,6 +62,7 @@ impl FileSource {
             size: metadata.len(),
             samples,
             modified: Mutex::new(metadata.modified().ok()),
+            is_told: AtomicBool::new(false),
             inode: inode(&metadata),
             direct: OnceLock::new(),
         })
@@ -83,7 +87,9 @@ impl FileSource {
         if samples != self.samples {
             return Err(self.changed("it was written to"));
         }
-        tracing::warn!("{} was written to or touched while it is in use; its length and samples of its bytes are the same", self.name);
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{} was written to or touched while it is in use; its length and samples of its bytes are the same", self.name);
+        }
         *known = now.modified().ok();
         Ok(())
     }

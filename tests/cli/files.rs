@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -153,13 +153,23 @@ fn a_models_name_need_not_be_utf_8() {
 fn folders_of_caches_need_not_be_utf_8() {
     let home = Home::new();
     let folder = home.path("").join(latin_1("cache-", ""));
-    for arguments in [&["doctor", "--json"][..], &["config", "show", "--json"], &["ls", "--json"]] {
+    // A relative folder in the config file goes from the file's own.
+    fs::create_dir_all(folder.join("tierflow")).unwrap();
+    fs::write(folder.join("tierflow").join("config.toml"), "cache-dir = \"rates\"\n").unwrap();
+    let ran_with = |arguments: &[&str]| {
         let mut command = home.command(arguments);
-        let ran = wait(command.env("TIERFLOW_CACHE", &folder).env("HF_HOME", &folder).env("XDG_CONFIG_HOME", &folder).spawn().unwrap());
-        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.stderr);
-        serde_json::from_str::<Value>(&ran.stdout).unwrap();
+        command.env("XDG_CONFIG_HOME", &folder).env("HF_HOME", &folder).env_remove("TIERFLOW_CACHE").output().unwrap()
+    };
+    for arguments in [&["doctor", "--json"][..], &["config", "show", "--json"], &["ls", "--json"]] {
+        let ran = ran_with(arguments);
+        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_slice::<Value>(&ran.stdout).unwrap();
     }
-    assert!(folder.exists(), "the rates lie there");
+    if cfg!(target_os = "linux") {
+        assert!(folder.join("tierflow").join("rates").join("rates.json").exists());
+        let shown = ran_with(&["config", "path"]).stdout;
+        assert_eq!(Path::new(OsStr::from_bytes(shown.trim_ascii_end())), folder.join("tierflow").join("config.toml"));
+    }
 }
 
 #[test]

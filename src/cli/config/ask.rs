@@ -64,7 +64,7 @@ pub(super) fn ask(questions: &[Question], file: &ConfigFile, input: &mut dyn Buf
     let settings = Setting::all();
     for question in questions {
         let Some(setting) = settings.iter().find(|setting| setting.name() == question.name) else { continue };
-        let said = file.values().get(question.name).cloned();
+        let said = file.values().get(question.name).map(|value| value.to_string_lossy().into_owned());
         let value = ask_one(question, setting, said.as_deref(), input, output)?;
         if value != said {
             changes.push(Change { setting: setting.clone(), value });

@@ -24,7 +24,7 @@ pub(super) struct Change {
 /// The file `text`, changed; an empty one becomes a new file.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where `text` is no TOML; [`Error::Io`] where the working folder is gone, from which relative paths go.
+/// [`Error::InvalidArgument`] where `text` is no TOML, or a path no UTF-8; [`Error::Io`] where the working folder is gone, from which relative paths go.
 pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
     let begun = if text.trim().is_empty() { format!("{HEAD}{VERSION_KEY} = {VERSION}\n") } else { text.to_owned() };
     let mut document: DocumentMut = begun.parse().map_err(|fault: toml_edit::TomlError| Error::InvalidArgument {
@@ -35,7 +35,7 @@ pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
     for change in changes {
         let name = change.setting.name();
         match &change.value {
-            Some(value) => set(&mut document, &change.setting, value, &here),
+            Some(value) => set(&mut document, &change.setting, value, &here)?,
             None => drop(document.remove(name)),
         }
     }
@@ -43,8 +43,12 @@ pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
 }
 
 /// Gives one setting a value: in its place where it is there, else with its meaning as a comment.
-fn set(document: &mut DocumentMut, setting: &Setting, text: &str, here: &Path) {
-    let mut value = value_of(setting, &setting.anchored(text, here));
+fn set(document: &mut DocumentMut, setting: &Setting, text: &str, here: &Path) -> Result<()> {
+    let anchored = setting.anchored(text, here).into_string().map_err(|path| Error::InvalidArgument {
+        option: format!("--{}", setting.name()),
+        fault: format!("{} is not UTF-8, as the config file must be; choose another place", path.display()),
+    })?;
+    let mut value = value_of(setting, &anchored);
     match document.get_mut(setting.name()) {
         Some(Item::Value(old)) => {
             *value.decor_mut() = old.decor().clone();
@@ -57,6 +61,7 @@ fn set(document: &mut DocumentMut, setting: &Setting, text: &str, here: &Path) {
         }
         None => insert(document, setting, value),
     }
+    Ok(())
 }
 
 fn insert(document: &mut DocumentMut, setting: &Setting, value: Value) {

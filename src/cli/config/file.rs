@@ -2,6 +2,7 @@
 //! setting does.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -54,7 +55,7 @@ pub(in crate::cli) struct ConfigFile {
     /// What it holds; empty where it is not there.
     pub(super) text: String,
     /// Its settings as they would be typed, by name.
-    values: BTreeMap<String, String>,
+    values: BTreeMap<String, OsString>,
     /// Why it was not read, where nobody named it.
     fault: Option<(ErrorKind, String)>,
 }
@@ -131,7 +132,7 @@ impl ConfigFile {
     }
 
     /// Its settings as they would be typed, by name.
-    pub(in crate::cli) fn values(&self) -> &BTreeMap<String, String> {
+    pub(in crate::cli) fn values(&self) -> &BTreeMap<String, OsString> {
         &self.values
     }
 
@@ -161,7 +162,7 @@ impl Reader<'_> {
     }
 
     /// The settings in `text` as they would be typed, by name.
-    fn read(&self, text: &str) -> Result<BTreeMap<String, String>> {
+    fn read(&self, text: &str) -> Result<BTreeMap<String, OsString>> {
         let document = Document::parse(text).map_err(|fault| {
             let words = fault.message().trim().replace('\n', ", ");
             self.fault(text, fault.span(), None, &format!("is no TOML here: {words}"))
@@ -257,7 +258,7 @@ fn described(item: &Item) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<BTreeMap<String, String>> {
+    fn read(text: &str) -> Result<BTreeMap<String, OsString>> {
         Reader { path: Path::new("/c/config.toml") }.read(text)
     }
 
@@ -277,7 +278,7 @@ mod tests {
             ("n-gpu-layers", "20"),
             ("strict", "true"),
         ];
-        assert_eq!(values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(), expected);
+        assert_eq!(values.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect::<Vec<_>>(), expected);
         assert_eq!(read("max-memory = \"cpu=1GiB\"\nn-gpu-layers = \"all\"").unwrap().len(), 2);
         assert_eq!(read("max-memory.cpu = \"1GiB\"").unwrap()["max-memory"], "cpu=1GiB");
         assert!(read("").unwrap().is_empty() && read("# nothing\n").unwrap().is_empty());

@@ -16,7 +16,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use crate::cli::args::{ConfigAction, ConfigArgs};
-use crate::cli::terminal::print;
+use crate::cli::terminal::{print, print_path};
 use crate::error::{Error, Result};
 use crate::platform::write_atomically;
 use edit::Change;
@@ -31,7 +31,7 @@ use setting::Setting;
 /// to write nor a terminal to ask on.
 pub(super) fn run(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> Result<()> {
     match (&args.action, matches.subcommand()) {
-        (Some(ConfigAction::Path), _) => print(&format!("{}\n", Location::find()?.path.display())),
+        (Some(ConfigAction::Path), _) => print_path(&Location::find()?.path),
         (Some(ConfigAction::Show(show)), Some((_, matches))) => show::run(show, &file?, matches),
         _ => write(args, file, matches),
     }

@@ -3,6 +3,7 @@
 
 use std::any::TypeId;
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
@@ -129,17 +130,17 @@ impl Setting {
     }
 
     /// `text` with a path made absolute: one that is relative goes from `base`, `~/` from the home folder.
-    pub(super) fn anchored(&self, text: &str, base: &Path) -> String {
+    pub(super) fn anchored(&self, text: &str, base: &Path) -> OsString {
         let is_path = match self.kind() {
             Kind::Folder => !text.is_empty(),
             Kind::TextOrFile => matches!(text.parse(), Ok(DeviceMapArg::File(_))),
             _ => false,
         };
         if !is_path {
-            return text.to_owned();
+            return text.into();
         }
         let home = text.strip_prefix("~/").and_then(|rest| Some(dirs::home_dir()?.join(rest)));
-        home.unwrap_or_else(|| base.join(text)).to_string_lossy().into_owned()
+        home.unwrap_or_else(|| base.join(text)).into()
     }
 }
 
