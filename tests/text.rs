@@ -178,9 +178,76 @@ fn all_end_tokens_are_known() {
         ];
         assert_eq!(Tokenizer::from_folder(folder(&files).path(), 257).unwrap().eos_tokens(), expected);
     }
-    let outside = folder(&[("tokenizer.json", tokenizer_json(|_| {})), ("config.json", json!({"eos_token_id": 257}))]);
-    let error = Tokenizer::from_folder(outside.path(), 257).unwrap_err().to_string();
-    assert!(error.contains("257"), "{error}");
+}
+
+#[test]
+fn ids_that_no_token_has_end_nothing_and_stop_nothing() {
+    for (ids, expected) in [(json!(257), vec![]), (json!(-1), vec![]), (json!([128_001, 7.0, "8", 1.5]), vec![7]), (json!(null), vec![3])] {
+        let files = [
+            ("tokenizer.json", tokenizer_json(|_| {})),
+            ("generation_config.json", json!({"eos_token_id": ids})),
+            ("config.json", json!({"eos_token_id": 3})),
+        ];
+        assert_eq!(Tokenizer::from_folder(folder(&files).path(), 257).unwrap().eos_tokens(), expected);
+    }
+    for outside in [MetaValue::Unsigned(u64::from(u32::MAX)), MetaValue::Unsigned(500), MetaValue::Signed(-1), MetaValue::Bool(true)] {
+        let with = |mut entries: BTreeMap<String, MetaValue>, size: usize| {
+            entries.insert("tokenizer.ggml.bos_token_id".into(), outside.clone());
+            entries.insert("tokenizer.ggml.eos_token_id".into(), outside.clone());
+            let tokenizer = Tokenizer::from_metadata(&Metadata::new("tiny.gguf", entries), size).unwrap();
+            (tokenizer.bos_token(), tokenizer.eos_tokens().first().copied())
+        };
+        assert_eq!(with(byte_level_metadata("gpt-2"), BYTE_LEVEL_SIZE), (None, Some(263)), "the end that is known by its text");
+        assert_eq!(with(sentence_piece_metadata(), SENTENCE_PIECE_SIZE), (Some(1), Some(2)), "SentencePiece's own");
+    }
+}
+
+#[test]
+fn ends_of_turns_stop_whatever_their_type_and_added_tokens_are_plain_text() {
+    for kind in [1, 3, 4] {
+        let mut entries = byte_level_metadata("gpt-2");
+        let added = ["café", "đem", "ilÖveyou", "<end_of_utterance>", "_<EOT>"];
+        for (text, kind) in added.into_iter().zip([4, 4, 4, kind, kind]) {
+            if let Some(MetaValue::Strings(tokens)) = entries.get_mut("tokenizer.ggml.tokens") {
+                tokens.push(text.to_owned());
+            }
+            if let Some(MetaValue::Integers(types)) = entries.get_mut("tokenizer.ggml.token_type") {
+                types.push(kind);
+            }
+        }
+        let n_tokens = BYTE_LEVEL_SIZE + added.len();
+        let tokenizer = Tokenizer::from_metadata(&Metadata::new("tiny.gguf", entries), n_tokens).unwrap();
+        let id = |text: &str| tokenizer.token_id(text).unwrap();
+        let ids = tokenizer.encode("café đem ilÖveyou<end_of_utterance>_<EOT>", Special::Leave).unwrap();
+        assert_eq!(ids, [id("café"), 32, id("đem"), 32, id("ilÖveyou"), id("<end_of_utterance>"), id("_<EOT>")]);
+        assert_eq!(tokenizer.decode(&ids), "café đem ilÖveyou");
+        assert!(tokenizer.eos_tokens().ends_with(&[id("<end_of_utterance>"), id("_<EOT>")]));
+    }
+}
+
+#[test]
+fn templates_print_the_tokens_that_the_tokenizer_config_names() {
+    let source = "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token is defined }}|{{ image_token }}";
+    let rendered = |config: Option<Value>| {
+        let added = json!([
+            {"id": 256, "content": "<s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+            {"id": 257, "content": "<e>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}
+        ]);
+        let ids = json!({"bos_token_id": 256, "eos_token_id": [256, 257]});
+        let mut files =
+            vec![("tokenizer.json", tokenizer_json(|file| file["added_tokens"] = added.clone())), ("generation_config.json", ids)];
+        files.extend(config.map(|config| ("tokenizer_config.json", config)));
+        let tokenizer = Tokenizer::from_folder(folder(&files).path(), 258).unwrap();
+        assert!(tokenizer.eos_tokens().starts_with(&[256, 257]));
+        ChatTemplate::new("test.jinja".into(), source.into(), &tokenizer).unwrap().render(&[], GenerationPrompt::Add).unwrap()
+    };
+    // As transformers 5.24 renders them, but for the last: it has no tokens at all there.
+    let named =
+        json!({"bos_token": null, "eos_token": {"content": "<e>"}, "unk_token": "<u>", "extra_special_tokens": {"image_token": "<i>"}});
+    assert_eq!(rendered(Some(named)), "|<e>|<u>|False|<i>");
+    assert_eq!(rendered(Some(json!({"pad_token": "<p>"}))), "|||True|");
+    assert_eq!(rendered(Some(json!({"tokenizer_class": "LlamaTokenizerFast", "unk_token": null}))), "<s>|</s>||False|");
+    assert_eq!(rendered(None), "<s>|<s>||False|");
 }
 
 #[test]
@@ -259,8 +326,6 @@ fn broken_gguf_vocabularies_are_refused_by_key() {
         ("tokenizer.ggml.merges", strings(&["x y"]), "`xy`"),
         ("tokenizer.ggml.tokens", strings(&[]), "0 tokens"),
         ("tokenizer.ggml.token_type", MetaValue::Integers(vec![1]), "1 entries"),
-        ("tokenizer.ggml.bos_token_id", MetaValue::Unsigned(1 << 40), "bos_token_id"),
-        ("tokenizer.ggml.eos_token_id", MetaValue::Signed(-1), "eos_token_id"),
         ("tokenizer.ggml.tokens", MetaValue::Bool(true), "tokenizer.ggml.tokens"),
     ];
     let cases = byte_level_cases.into_iter().map(|case| (byte_level_metadata("gpt-2"), case));
@@ -369,6 +434,8 @@ fn templates_are_found_in_their_order() {
     assert_eq!(open(&[("chat_template.jinja", json!("file")), config(json!("config"))]).as_deref(), Some("file"));
     assert_eq!(open(&[config(json!("config"))]).as_deref(), Some("config"));
     assert_eq!(open(&[config(named)]).as_deref(), Some("named"));
+    assert_eq!(open(&[config(json!({"tool_use": "tools", "default": "named"}))]).as_deref(), Some("named"));
+    assert_eq!(open(&[config(json!([{"name": "tool_use", "template": "tools"}]))]), None);
     assert_eq!(open(&[config(Value::Null)]), None);
     assert_eq!(open(&[]), None);
     let entries = BTreeMap::from([("tokenizer.chat_template".to_owned(), MetaValue::String("gguf".into()))]);

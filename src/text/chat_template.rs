@@ -1,13 +1,14 @@
-//! Chat templates: messages become the text that the model was trained on. Knows no tokens but the texts of BOS and EOS.
+//! Chat templates: messages become the text that the model was trained on. Knows no tokens but the texts of those that have names.
 
-use minijinja::{Value, context};
+use minijinja::value::Value as JinjaValue;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::files::{self, MAX_TOKENIZER_CONFIG_BYTES, text_error};
 use super::template_environment::{self, TIME_LIMIT};
 use super::template_functions::Capped;
 use super::template_source::{self, MAX_SOURCE_BYTES};
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{TemplateTokens, Tokenizer};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
 use crate::platform::limited::{Unfinished, run_limited};
@@ -19,8 +20,7 @@ pub struct ChatTemplate {
     /// Where it came from, for messages.
     path: String,
     source: String,
-    bos: String,
-    eos: String,
+    tokens: TemplateTokens,
 }
 
 /// One turn of a conversation.
@@ -38,8 +38,8 @@ impl ChatMessage {
         ChatMessage { role: role.into(), content: content.into() }
     }
 
-    fn to_value(&self) -> Value {
-        Value::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
+    fn to_value(&self) -> JinjaValue {
+        JinjaValue::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
     }
 }
 
@@ -77,16 +77,9 @@ impl ChatTemplate {
             return ChatTemplate::new(path, source, tokenizer).map(Some);
         }
         let path = folder.path_of("tokenizer_config.json");
-        let config: Option<TemplateEntry> = files::read_json(&folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
-        let source = match config.and_then(|config| config.chat_template) {
-            None => return Ok(None),
-            Some(Templates::One(source)) => source,
-            Some(Templates::Named(named)) => match named.into_iter().find(|template| template.name == "default") {
-                None => return Ok(None),
-                Some(template) => template.template,
-            },
-        };
-        ChatTemplate::new(path, source, tokenizer).map(Some)
+        let config = files::read_fields(&folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
+        let source = config.as_ref().and_then(|config| config.get("chat_template")).and_then(|entry| default_template(&path, entry));
+        source.map(|source| ChatTemplate::new(path, source, tokenizer)).transpose()
     }
 
     /// The template in a GGUF file's metadata.
@@ -97,10 +90,7 @@ impl ChatTemplate {
 
     /// A template given as text; `path` says in messages where it came from. Refuses one that does not compile.
     pub fn new(path: String, source: String, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-        let bos = text(tokenizer.bos_token());
-        let eos = text(tokenizer.eos_tokens().first().copied());
-        let template = ChatTemplate { path, source, bos, eos };
+        let template = ChatTemplate { path, source, tokens: tokenizer.template_tokens().clone() };
         let source = template.source.clone();
         template.limited(move || template_source::prepare(&source).and_then(|prepared| compile(prepared).map(|_| ())))?;
         Ok(template)
@@ -108,15 +98,16 @@ impl ChatTemplate {
 
     /// The text of `messages`. It carries BOS where the template has one: encode it with [`super::Special::Leave`].
     pub fn render(&self, messages: &[ChatMessage], prompt: GenerationPrompt) -> Result<String> {
-        let context = context! {
-            messages => messages.iter().map(ChatMessage::to_value).collect::<Vec<Value>>(),
-            add_generation_prompt => prompt == GenerationPrompt::Add,
-            bos_token => self.bos.as_str(),
-            eos_token => self.eos.as_str(),
+        let tokens = self.tokens.0.iter().map(|(name, text)| (name.clone(), JinjaValue::from(text.as_str())));
+        let given = [
+            ("messages", messages.iter().map(ChatMessage::to_value).collect()),
+            ("add_generation_prompt", JinjaValue::from(prompt == GenerationPrompt::Add)),
             // transformers passes these always, and templates ask whether they are none.
-            tools => (),
-            documents => (),
-        };
+            ("tools", JinjaValue::from(())),
+            ("documents", JinjaValue::from(())),
+        ];
+        let given = given.map(|(name, value)| (name.to_owned(), value));
+        let context = JinjaValue::from_pairs(tokens.chain(given));
         let source = self.source.clone();
         self.limited(move || {
             let environment = compile(template_source::prepare(&source)?)?;
@@ -161,22 +152,24 @@ fn describe(error: &minijinja::Error) -> String {
     text
 }
 
-#[derive(Debug, Deserialize)]
-struct TemplateEntry {
-    #[serde(default)]
-    chat_template: Option<Templates>,
-}
-
-/// One template, or several by name.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Templates {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Debug, Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
+/// The template that `entry` names: itself, or the one called `default` of a list or an object of them.
+fn default_template(path: &str, entry: &Value) -> Option<String> {
+    let (names, found): (Vec<&str>, _) = match entry {
+        Value::Null => return None,
+        Value::String(source) => return Some(source.clone()),
+        Value::Object(named) => (named.keys().map(String::as_str).collect(), named.get("default")),
+        Value::Array(list) => {
+            let found = list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+            (
+                list.iter().filter_map(|entry| entry.get("name").and_then(Value::as_str)).collect(),
+                found.and_then(|entry| entry.get("template")),
+            )
+        }
+        _ => (Vec::new(), None),
+    };
+    let source = found.and_then(Value::as_str).map(str::to_owned);
+    if source.is_none() {
+        tracing::warn!("{path}: none of its chat templates ({}) is called default, so that none is used", names.join(", "));
+    }
+    source
 }

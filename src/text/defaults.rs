@@ -1,12 +1,12 @@
 //! The generation settings that a model comes with. Knows only what its files say, not what the user wants.
 
-use serde::Deserialize;
+use serde_json::Value;
 
-use super::files::{self, MAX_CONFIG_BYTES, text_error};
+use super::files::{self, MAX_CONFIG_BYTES};
 use super::sampling::{MAX_PENALTY, MAX_TEMPERATURE, MIN_PENALTY};
 use crate::error::Result;
 use crate::platform::Folder;
-use crate::weights::{Checkpoint, Format, Metadata};
+use crate::weights::{Checkpoint, Format, MetaValue, Metadata};
 
 /// Settings that the model's makers recommend; `None` where they say nothing.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
@@ -38,80 +38,78 @@ impl ModelDefaults {
     /// Those in `generation_config.json`, if there is one.
     pub fn from_folder(folder: impl Into<Folder>) -> Result<ModelDefaults> {
         let folder = folder.into();
-        let Some(config) = files::read_json::<GenerationConfig>(&folder, "generation_config.json", MAX_CONFIG_BYTES)? else {
+        let Some(fields) = files::read_fields(&folder, "generation_config.json", MAX_CONFIG_BYTES)? else {
             return Ok(ModelDefaults::default());
         };
-        let greedy = config.do_sample == Some(false);
-        let defaults = ModelDefaults {
-            temperature: if greedy { Some(0.0) } else { config.temperature },
-            top_k: config.top_k.map(all_if_not_positive),
-            top_p: config.top_p,
-            min_p: config.min_p,
-            repeat_penalty: config.repetition_penalty,
-            repeat_last_n: None,
+        let path = folder.path_of("generation_config.json");
+        let number = |name: &str| match fields.get(name) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => usable(&path, name, text, text.trim().parse().ok()),
+            Some(value) => usable(&path, name, value, value.as_f64()),
         };
-        defaults.checked(folder.path_of("generation_config.json"))
+        let mut defaults = ModelDefaults::of(&path, number, ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", ""]);
+        if fields.get("do_sample") == Some(&Value::Bool(false)) {
+            defaults.temperature = Some(0.0);
+        }
+        Ok(defaults)
     }
 
     /// Those under `general.sampling` (`gguf-py`'s `Keys.General.SAMPLING_*`).
     pub fn from_metadata(metadata: &Metadata) -> Result<ModelDefaults> {
-        let float = |name: &str| metadata.float(&format!("general.sampling.{name}")).map(|value| value.map(|value| value as f32));
-        let count = |name: &str| match metadata.get(&format!("general.sampling.{name}")) {
-            Some(crate::weights::MetaValue::Signed(value)) => Ok(Some(all_if_not_positive(*value))),
-            _ => metadata
-                .unsigned(&format!("general.sampling.{name}"))
-                .map(|value| value.map(|value| u32::try_from(value).unwrap_or(u32::MAX))),
+        let number = |name: &str| {
+            let value = metadata.get(&format!("general.sampling.{name}"))?;
+            let number = match value {
+                MetaValue::Unsigned(value) => Some(*value as f64),
+                MetaValue::Signed(value) => Some(*value as f64),
+                MetaValue::Float(value) => Some(*value),
+                _ => None,
+            };
+            usable(&metadata.path, name, "of its kind", number)
         };
-        let defaults = ModelDefaults {
-            temperature: float("temp")?.or(float("temperature")?),
-            top_k: count("top_k")?,
-            top_p: float("top_p")?,
-            min_p: float("min_p")?,
-            repeat_penalty: float("penalty_repeat")?,
-            repeat_last_n: count("penalty_last_n")?,
-        };
-        defaults.checked(&metadata.path)
+        let temperature = if metadata.get("general.sampling.temp").is_some() { "temp" } else { "temperature" };
+        let names = [temperature, "top_k", "top_p", "min_p", "penalty_repeat", "penalty_last_n"];
+        Ok(ModelDefaults::of(&metadata.path, number, names))
     }
 
-    /// Refuses values that no sampler takes, here where the file at fault is known.
-    fn checked(self, path: impl std::fmt::Display) -> Result<ModelDefaults> {
-        let ranges = [
-            ("temperature", self.temperature, 0.0, MAX_TEMPERATURE),
-            ("top_p", self.top_p, 0.0, 1.0),
-            ("min_p", self.min_p, 0.0, 1.0),
-            ("repetition_penalty", self.repeat_penalty, MIN_PENALTY, MAX_PENALTY),
-        ];
-        // Written so that NaN fails.
-        let wrong = ranges.into_iter().find(|(_, value, least, most)| value.is_some_and(|value| !(value >= *least && value <= *most)));
-        match wrong {
-            Some((name, Some(value), least, most)) => {
-                Err(text_error(path, format!("{name} {value} is out of range; allowed is {least} to {most}")))
+    /// The settings that `number` has under `names` (in the order of the fields). What no sampler takes is said and left out: the
+    /// program's own default takes its place.
+    fn of(path: &str, number: impl Fn(&str) -> Option<f64>, names: [&str; 6]) -> ModelDefaults {
+        let [temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n] = names;
+        let within = |name: &str, least: f32, most: f32| {
+            let value = number(name)?;
+            // Written so that NaN is outside.
+            let inside = Some(value as f32).filter(|value| *value >= least && *value <= most);
+            if inside.is_none() {
+                tracing::warn!("{path}: {name} {value} is out of range ({least} to {most}) and is ignored");
             }
-            _ => Ok(self),
+            inside
+        };
+        let count = |name: &str| {
+            let value = number(name)?;
+            usable(path, name, value, Some(value).filter(|value| value.fract() == 0.0)).map(all_if_not_positive)
+        };
+        ModelDefaults {
+            temperature: within(temperature, 0.0, MAX_TEMPERATURE),
+            top_k: count(top_k),
+            top_p: within(top_p, 0.0, 1.0),
+            min_p: within(min_p, 0.0, 1.0),
+            repeat_penalty: within(repeat_penalty, MIN_PENALTY, MAX_PENALTY),
+            repeat_last_n: count(repeat_last_n),
         }
     }
 }
 
-/// `top_k` of 0 or below means all tokens.
-fn all_if_not_positive(value: i64) -> u32 {
-    u32::try_from(value.max(0)).unwrap_or(u32::MAX)
+/// `number`, or a word that `value` is none.
+fn usable(path: &str, name: &str, value: impl std::fmt::Display, number: Option<f64>) -> Option<f64> {
+    if number.is_none() {
+        tracing::warn!("{path}: {name} {value} is no number that can be used and is ignored");
+    }
+    number
 }
 
-/// `generation_config.json`, as far as it matters here.
-#[derive(Debug, Deserialize)]
-struct GenerationConfig {
-    #[serde(default)]
-    do_sample: Option<bool>,
-    #[serde(default)]
-    temperature: Option<f32>,
-    #[serde(default)]
-    top_k: Option<i64>,
-    #[serde(default)]
-    top_p: Option<f32>,
-    #[serde(default)]
-    min_p: Option<f32>,
-    #[serde(default)]
-    repetition_penalty: Option<f32>,
+/// A count of 0 or below means all tokens.
+fn all_if_not_positive(value: f64) -> u32 {
+    value.clamp(0.0, f64::from(u32::MAX)) as u32
 }
 
 #[cfg(test)]
@@ -119,7 +117,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::weights::MetaValue;
 
     fn from_json(text: &str) -> Result<ModelDefaults> {
         let folder = tempfile::tempdir().unwrap();
@@ -140,13 +137,16 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_name_file_and_key() {
-        for (text, fault) in
-            [(r#"{"temperature": -1}"#, "temperature -1"), (r#"{"top_p": 2}"#, "top_p 2"), (r#"{"top_k": "x"}"#, "cannot be read")]
-        {
-            let error = from_json(text).unwrap_err().to_string();
-            assert!(error.contains("generation_config.json") && error.contains(fault), "{error}");
-        }
+    fn what_no_sampler_takes_is_left_out_and_the_rest_stays() {
+        let defaults = from_json(
+            r#"{"temperature": "0.6", "top_k": 50.0, "top_p": 1.5, "min_p": [1], "repetition_penalty": 0, "max_length": Infinity,
+                "do_sample": true, "do_sample": null}"#,
+        );
+        assert_eq!(defaults.unwrap(), ModelDefaults { temperature: Some(0.6), top_k: Some(50), ..Default::default() });
+        let defaults = from_json(r#"{"temperature": -1, "top_k": "x", "top_p": NaN, "min_p": 0.1}"#).unwrap();
+        assert_eq!(defaults, ModelDefaults { min_p: Some(0.1), ..Default::default() });
+        let error = from_json("{").unwrap_err().to_string();
+        assert!(error.contains("generation_config.json") && error.contains("cannot be read"), "{error}");
     }
 
     #[test]
@@ -154,6 +154,8 @@ mod tests {
         let entries = BTreeMap::from([
             ("general.sampling.temp".to_owned(), MetaValue::Float(0.5)),
             ("general.sampling.top_k".to_owned(), MetaValue::Signed(20)),
+            ("general.sampling.top_p".to_owned(), MetaValue::Float(1.5)),
+            ("general.sampling.min_p".to_owned(), MetaValue::String("x".into())),
         ]);
         let defaults = ModelDefaults::from_metadata(&Metadata::new("m.gguf", entries)).unwrap();
         assert_eq!(defaults, ModelDefaults { temperature: Some(0.5), top_k: Some(20), ..Default::default() });

@@ -1,9 +1,10 @@
 //! Small JSON files beside a model's weights, read with a limit. Knows none of their keys.
 
-use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::platform::Folder;
+use crate::weights::parse_python_json;
 
 /// `generation_config.json`, `config.json`: a few kilobytes in practice.
 pub(super) const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -20,15 +21,15 @@ pub(super) fn read_optional(folder: &Folder, name: &str, cap: u64) -> Result<Opt
     }
 }
 
-/// The file `name` as JSON, or `None` where there is no such file.
-pub(super) fn read_json<T: DeserializeOwned>(folder: &Folder, name: &str, cap: u64) -> Result<Option<T>> {
+/// The fields of the file `name`, or `None` where there is no such file. What Python's `json` reads is read; each reader looks at the
+/// fields that it needs and says which of them it cannot use.
+pub(super) fn read_fields(folder: &Folder, name: &str, cap: u64) -> Result<Option<Map<String, Value>>> {
     let Some(bytes) = read_optional(folder, name, cap)? else { return Ok(None) };
-    parse_json(&folder.path_of(name), &bytes).map(Some)
-}
-
-/// `bytes` as JSON; `path` is for the message.
-pub(super) fn parse_json<T: DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| text_error(path, format!("cannot be read: {error}")))
+    let path = folder.path_of(name);
+    match parse_python_json(&bytes).map_err(|error| text_error(&path, format!("cannot be read: {error}")))? {
+        Value::Object(fields) => Ok(Some(fields)),
+        _ => Err(text_error(&path, "cannot be read: it is no JSON object")),
+    }
 }
 
 /// An [`Error::Text`] about `path`.

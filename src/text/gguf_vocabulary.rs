@@ -1,6 +1,6 @@
 //! The vocabulary in GGUF metadata, checked and rebuilt as a tokenizer. Knows the keys under `tokenizer.ggml`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -8,19 +8,20 @@ use tokenizers::normalizers::utils::Sequence;
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace};
 
 use super::files::text_error;
+use super::gguf_repairs::{Named, Repairs};
 use super::pieces::{LeadingSpace, Spelling, byte_token};
 use super::pre_tokenizer::PreTokenizer;
 use super::sentence_piece::merges_from_scores;
-use super::tokenizer::{Frame, Vocabulary};
-use crate::error::{Error, Result};
-use crate::weights::Metadata;
+use super::tokenizer::{Frame, TemplateTokens, Vocabulary};
+use crate::error::Result;
+use crate::weights::{MetaValue, Metadata};
 
 /// Reads the tokenizer of a GGUF file.
 pub(super) fn read(metadata: &Metadata) -> Result<Vocabulary> {
     let tokens = Tokens::read(metadata)?;
     match metadata.string("tokenizer.ggml.model")? {
-        Some("gpt2") => byte_level(metadata, &tokens),
-        Some("llama") => sentence_piece(metadata, &tokens),
+        Some("gpt2") => byte_level(&tokens),
+        Some("llama") => sentence_piece(&tokens),
         Some(other) => {
             let fault =
                 format!("tokenizer.ggml.model `{other}` is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)");
@@ -32,14 +33,16 @@ pub(super) fn read(metadata: &Metadata) -> Result<Vocabulary> {
 
 /// Texts and types of all tokens, in the order of their ids.
 struct Tokens<'a> {
+    metadata: &'a Metadata,
     texts: &'a [String],
     /// Empty where the file has none: all tokens are normal then.
     types: &'a [i64],
+    repairs: Repairs,
 }
 
 /// What a token is for (`llama_token_type` of llama.cpp).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TokenType {
+pub(super) enum TokenType {
     /// 1 and 5 (unused), and numbers that are not known: part of the vocabulary and nothing else.
     Normal,
     /// 2: stands for text that has no tokens.
@@ -75,7 +78,10 @@ impl<'a> Tokens<'a> {
         if total > MAX_VOCABULARY_BYTES {
             return fault(format!("its tokens have {total} bytes together, more than {MAX_VOCABULARY_BYTES}"));
         }
-        let tokens = Tokens { texts, types };
+        let named = |name: &str| token_id(metadata, texts.len(), name).is_some();
+        let named = Named { fill_padding: named("fim_pad"), repository: named("fim_rep"), file_separator: named("fim_sep") };
+        let known: HashSet<&str> = texts.iter().map(String::as_str).collect();
+        let tokens = Tokens { metadata, texts, types, repairs: Repairs::new(named, |text| known.contains(text)) };
         let misspelt = tokens.iter().find(|(_, text, kind)| *kind == TokenType::Byte && byte_token(text).is_none());
         match misspelt {
             Some((id, text, _)) => fault(format!("token {id} `{text}` is marked as a byte but not written as one (`<0x0A>`)")),
@@ -84,7 +90,7 @@ impl<'a> Tokens<'a> {
     }
 
     fn iter(&self) -> impl Iterator<Item = (u32, &'a str, TokenType)> {
-        let (texts, types) = (self.texts, self.types);
+        let (texts, types, repairs) = (self.texts, self.types, self.repairs);
         texts.iter().zip(0u32..).map(move |(text, id)| {
             let kind = match types.get(id as usize).copied() {
                 Some(2) => TokenType::Unknown,
@@ -93,7 +99,7 @@ impl<'a> Tokens<'a> {
                 Some(6) => TokenType::Byte,
                 _ => TokenType::Normal,
             };
-            (id, text.as_str(), kind)
+            (id, text.as_str(), repairs.kind(text, kind))
         })
     }
 
@@ -104,23 +110,51 @@ impl<'a> Tokens<'a> {
     fn vocab(&self) -> Vocab {
         self.iter().map(|(id, text, _)| (text.to_owned(), id)).collect()
     }
+
+    /// The id under `tokenizer.ggml.NAME_token_id`, if it is one of a token.
+    fn id(&self, name: &str) -> Option<u32> {
+        token_id(self.metadata, self.texts.len(), name)
+    }
+}
+
+/// The id under `tokenizer.ggml.NAME_token_id`. One that no token has is as good as none: said, and left out.
+fn token_id(metadata: &Metadata, n_tokens: usize, name: &str) -> Option<u32> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let value = metadata.get(&key)?;
+    let number = match value {
+        MetaValue::Unsigned(id) => i128::from(*id),
+        MetaValue::Signed(id) => i128::from(*id),
+        _ => {
+            tracing::warn!("{}: {key} is no number and is ignored", metadata.path);
+            return None;
+        }
+    };
+    let id = u32::try_from(number).ok().filter(|&id| (id as usize) < n_tokens);
+    if id.is_none() {
+        tracing::warn!("{}: {key} is {number}, which none of its {n_tokens} tokens has; it is ignored", metadata.path);
+    }
+    id
 }
 
 /// GPT-2's kind: bytes as characters, cut into words, merged in the order of a list.
-fn byte_level(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vocabulary> {
+fn byte_level(tokens: &Tokens<'_>) -> Result<Vocabulary> {
+    let metadata = tokens.metadata;
     let failed = |error: tokenizers::Error| text_error(&metadata.path, format!("its vocabulary cannot be used: {error}"));
     let name = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
     let way = PreTokenizer::from_name(name).map_err(|fault| text_error(&metadata.path, fault))?;
-    let merges = listed_merges(metadata, tokens)?;
-    let model = BPE::builder().vocab_and_merges(tokens.vocab(), merges).ignore_merges(way.takes_whole_words()).build().map_err(failed)?;
+    let merges = listed_merges(tokens)?;
+    let model = BPE::builder().vocab_and_merges(tokens.vocab(), merges).ignore_merges(way.takes_whole_words).build().map_err(failed)?;
     let mut inner = tokenizers::Tokenizer::new(model);
     inner.with_normalizer(way.normalizer()).map_err(failed)?;
     inner.with_pre_tokenizer(Some(way.build().map_err(failed)?));
-    finish(metadata, tokens, inner, Spelling::ByteLevel, way.adds_bos())
+    // llama.cpp's default for both is 11, a leftover of Falcon: a comma or so elsewhere, which must not end an answer.
+    let ends = Ends { bos: tokens.id("bos"), eos: tokens.id("eos"), adds_bos: way.adds_bos };
+    finish(tokens, inner, Spelling::ByteLevel, ends)
 }
 
 /// SentencePiece's kind: `▁` for the space, the likeliest merge first, bytes for what has no token.
-fn sentence_piece(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vocabulary> {
+fn sentence_piece(tokens: &Tokens<'_>) -> Result<Vocabulary> {
+    let metadata = tokens.metadata;
     let failed = |error: tokenizers::Error| text_error(&metadata.path, format!("its vocabulary cannot be used: {error}"));
     let scores = metadata.floats("tokenizer.ggml.scores")?.unwrap_or_default();
     if scores.len() != tokens.texts.len() {
@@ -145,12 +179,15 @@ fn sentence_piece(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vocabulary
     steps.push(NormalizerWrapper::Replace(Replace::new(" ", "\u{2581}").map_err(failed)?));
     inner.with_normalizer(Some(NormalizerWrapper::Sequence(Sequence::new(steps)))).map_err(failed)?;
     let leading_space = if add_space { LeadingSpace::Dropped } else { LeadingSpace::Kept };
-    finish(metadata, tokens, inner, Spelling::SentencePiece(leading_space), true)
+    // SentencePiece's own ids, as llama.cpp takes them where the file has none that can be used.
+    let or_default = |name: &str, id: u32| tokens.id(name).or(Some(id)).filter(|&id| (id as usize) < tokens.texts.len());
+    let ends = Ends { bos: or_default("bos", 1), eos: or_default("eos", 2), adds_bos: true };
+    finish(tokens, inner, Spelling::SentencePiece(leading_space), ends)
 }
 
 /// `tokenizer.ggml.merges`: two tokens parted by a space, the first of which may begin with one.
-fn listed_merges(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vec<(String, String)>> {
-    let ids = tokens.ids();
+fn listed_merges(tokens: &Tokens<'_>) -> Result<Vec<(String, String)>> {
+    let (metadata, ids) = (tokens.metadata, tokens.ids());
     let lines = metadata.strings("tokenizer.ggml.merges")?.unwrap_or_default();
     let parse = |(number, line): (usize, &String)| {
         let fault = |text: &str| text_error(&metadata.path, format!("merge {number} `{line}` {text}"));
@@ -167,27 +204,17 @@ fn listed_merges(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Vec<(String
     lines.iter().enumerate().map(parse).collect()
 }
 
-/// Tokens that end an answer where they are control tokens, whatever the metadata says; as llama.cpp knows them by their texts.
-const END_TEXTS: [&str; 9] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_sentence|>",
-    "<EOT>",
-];
-
-/// Adds the tokens that stand outside the merging, and reads which ids begin and end a text.
-fn finish(
-    metadata: &Metadata,
-    tokens: &Tokens<'_>,
-    mut inner: tokenizers::Tokenizer,
-    spelling: Spelling,
+/// What begins and ends a text.
+struct Ends {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// BOS is put before a text where the file does not say.
     adds_bos: bool,
-) -> Result<Vocabulary> {
+}
+
+/// Adds the tokens that stand outside the merging, and gathers which ids end an answer.
+fn finish(tokens: &Tokens<'_>, mut inner: tokenizers::Tokenizer, spelling: Spelling, ends: Ends) -> Result<Vocabulary> {
+    let metadata = tokens.metadata;
     let added = tokens.iter().filter_map(|(_, text, kind)| match kind {
         TokenType::Control | TokenType::Unknown => Some(AddedToken::from(text, true).normalized(false)),
         TokenType::UserDefined => Some(AddedToken::from(text, false).normalized(false)),
@@ -197,24 +224,26 @@ fn finish(
     if !added.is_empty() {
         inner.add_tokens(added).map_err(|error| text_error(&metadata.path, format!("its special tokens cannot be used: {error}")))?;
     }
-    let id = |name: &str| -> Result<Option<u32>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let Some(id) = metadata.unsigned(&key)? else { return Ok(None) };
-        let known = u32::try_from(id).ok().filter(|&id| (id as usize) < tokens.texts.len());
-        let outside =
-            || Error::Text { path: metadata.path.clone(), fault: format!("{key} is {id}, but there are {} tokens", tokens.texts.len()) };
-        known.map(Some).ok_or_else(outside)
-    };
+    let named = ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"].map(|name| tokens.id(name));
+    let by_text = tokens.iter().filter(|(_, text, _)| tokens.repairs.ends(text)).map(|(id, ..)| id);
     let mut eos: Vec<u32> = Vec::new();
-    let listed = [id("eos")?, id("eot")?, id("eom")?].into_iter().flatten();
-    let by_text = tokens.iter().filter(|(_, text, kind)| *kind == TokenType::Control && END_TEXTS.contains(text)).map(|(id, ..)| id);
-    for id in listed.chain(by_text) {
+    for id in ends.eos.into_iter().chain(named.into_iter().flatten()).chain(by_text) {
         if !eos.contains(&id) {
             eos.push(id);
         }
     }
-    let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos);
-    let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+    let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(ends.adds_bos);
+    let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && ends.eos.is_some();
+    let text = |id: Option<u32>| id.and_then(|id| tokens.texts.get(id as usize)).cloned();
+    let template_tokens = TemplateTokens::from_iter([
+        ("bos_token", text(ends.bos)),
+        ("eos_token", text(ends.eos)),
+        ("unk_token", text(tokens.id("unknown"))),
+        ("pad_token", text(tokens.id("padding"))),
+        ("sep_token", text(tokens.id("seperator"))),
+        ("cls_token", text(tokens.id("cls"))),
+        ("mask_token", text(tokens.id("mask"))),
+    ]);
     let frame = Frame::Settings { add_bos, add_eos };
-    Ok(Vocabulary { path: metadata.path.clone(), inner, spelling, bos: id("bos")?, eos, frame })
+    Ok(Vocabulary { path: metadata.path.clone(), inner, spelling, bos: ends.bos, eos, frame, template_tokens })
 }

@@ -4,6 +4,7 @@ mod chat_template;
 mod defaults;
 mod detokenizer;
 mod files;
+mod gguf_repairs;
 mod gguf_vocabulary;
 mod pieces;
 mod pre_tokenizer;

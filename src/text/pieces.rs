@@ -45,9 +45,11 @@ impl Pieces {
         let added = tokenizer.get_added_tokens_decoder();
         let mut table = ByteTable { bytes: Vec::new(), ends: Vec::with_capacity(vocab_size), leading_space };
         for id in (0..vocab_size).map_while(|id| u32::try_from(id).ok()) {
-            let special = added.get(&id).is_some_and(|token| token.special);
+            let (is_added, special) = added.get(&id).map_or((false, false), |token| (true, token.special));
             let text = if special { None } else { tokenizer.id_to_token(id) };
             match (text, spelling) {
+                // Added tokens are written as they are, whatever the alphabet makes of their characters.
+                (Some(text), Spelling::ByteLevel) if is_added => table.bytes.extend(text.bytes()),
                 (Some(text), Spelling::ByteLevel) => table.bytes.extend(byte_level_bytes(&text, &byte_of)),
                 (Some(text), _) => match byte_token(&text) {
                     Some(byte) => table.bytes.push(byte),

@@ -1,5 +1,6 @@
 //! The tokenizer of a model: text to ids, and what a run must know of the ids. Knows not where its vocabulary was stored.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Vec<u32>,
     frame: Frame,
+    template_tokens: Arc<TemplateTokens>,
 }
 
 /// Whether the tokens that begin and end a text are put around it.
@@ -44,6 +46,18 @@ pub(super) struct Vocabulary {
     /// The first is the model's EOS proper.
     pub eos: Vec<u32>,
     pub frame: Frame,
+    pub template_tokens: TemplateTokens,
+}
+
+/// The texts that chat templates print by name (`bos_token`, `eos_token`, `unk_token`, `pad_token` and more): those that the model's files
+/// name, as transformers passes them. They say nothing of where an answer ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TemplateTokens(pub BTreeMap<String, String>);
+
+impl<K: Into<String>> FromIterator<(K, Option<String>)> for TemplateTokens {
+    fn from_iter<I: IntoIterator<Item = (K, Option<String>)>>(tokens: I) -> TemplateTokens {
+        TemplateTokens(tokens.into_iter().filter_map(|(name, text)| Some((name.into(), text?))).collect())
+    }
 }
 
 /// Who puts BOS and EOS around a plain text.
@@ -68,23 +82,31 @@ impl Tokenizer {
 
     /// The tokenizer in a Hugging Face folder, for a model of `vocab_size` embedding rows.
     pub fn from_folder(folder: impl Into<Folder>, vocab_size: usize) -> Result<Tokenizer> {
-        Tokenizer::new(tokenizer_json::read(&folder.into())?, vocab_size)
+        tokenizer_json::read(&folder.into()).map(|vocabulary| Tokenizer::new(vocabulary, vocab_size))
     }
 
     /// The tokenizer in a GGUF file's metadata, for a model of `vocab_size` embedding rows.
     pub fn from_metadata(metadata: &Metadata, vocab_size: usize) -> Result<Tokenizer> {
-        Tokenizer::new(gguf_vocabulary::read(metadata)?, vocab_size)
+        gguf_vocabulary::read(metadata).map(|vocabulary| Tokenizer::new(vocabulary, vocab_size))
     }
 
-    fn new(vocabulary: Vocabulary, vocab_size: usize) -> Result<Tokenizer> {
-        let Vocabulary { path, inner, spelling, bos, eos, frame } = vocabulary;
-        if let Some(outside) = bos.iter().chain(&eos).find(|&&id| id as usize >= vocab_size) {
-            let fault = format!("names {outside} as the token that begins or ends a text, but the model's vocabulary has {vocab_size}");
-            return Err(text_error(path, fault));
-        }
+    fn new(vocabulary: Vocabulary, vocab_size: usize) -> Tokenizer {
+        let Vocabulary { path, inner, spelling, bos, eos, frame, template_tokens } = vocabulary;
+        let is_inside = |id: &u32| {
+            let is_inside = (*id as usize) < vocab_size;
+            if !is_inside {
+                tracing::warn!(
+                    "{path}: {id} is named as a token that begins or ends a text, but the model's vocabulary has {vocab_size}; it is ignored"
+                );
+            }
+            is_inside
+        };
+        let bos = bos.filter(is_inside);
+        let eos = eos.into_iter().filter(is_inside).collect();
         let inner = Arc::new(inner);
         let pieces = Arc::new(Pieces::new(&inner, spelling, vocab_size));
-        Ok(Tokenizer { path, inner, pieces, vocab_size, bos, eos, frame })
+        let template_tokens = Arc::new(template_tokens);
+        Tokenizer { path, inner, pieces, vocab_size, bos, eos, frame, template_tokens }
     }
 
     /// The ids of `text`. Special tokens written out in the text (`<|im_start|>`) become their ids.
@@ -139,6 +161,11 @@ impl Tokenizer {
     /// Tokens that end an answer, the model's EOS first.
     pub fn eos_tokens(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// What chat templates print by name.
+    pub(super) fn template_tokens(&self) -> &TemplateTokens {
+        &self.template_tokens
     }
 
     /// The token that begins a text.

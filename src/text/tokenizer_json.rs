@@ -1,14 +1,16 @@
 //! `tokenizer.json` and the configs beside it, checked and read. What the library would panic on is refused before it sees it.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::files::{self, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, MAX_TOKENIZER_CONFIG_BYTES, text_error};
 use super::pieces::{LeadingSpace, Spelling};
-use super::tokenizer::{Frame, Vocabulary};
+use super::tokenizer::{Frame, TemplateTokens, Vocabulary};
 use super::tokenizer_json_checks::TokenizerFile;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::platform::Folder;
 
 /// Reads the tokenizer of a Hugging Face folder.
@@ -18,7 +20,7 @@ pub(super) fn read(folder: &Folder) -> Result<Vocabulary> {
         let fault = "has no tokenizer.json; download it with the model (slow tokenizers in tokenizer.model are not read)";
         return Err(text_error(folder, fault));
     };
-    let file: TokenizerFile = files::parse_json(&path, &bytes)?;
+    let file: TokenizerFile = serde_json::from_slice(&bytes).map_err(|error| text_error(&path, format!("cannot be read: {error}")))?;
     file.check().map_err(|fault| text_error(&path, fault))?;
     let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
     let mut inner = parsed
@@ -36,30 +38,23 @@ pub(super) fn read(folder: &Folder) -> Result<Vocabulary> {
         Some(add_bos) if !add_bos || bos.is_some() => Frame::Settings { add_bos, add_eos: config.add_eos_token.unwrap_or(false) },
         _ => Frame::PostProcessor,
     };
-    Ok(Vocabulary { path, inner, spelling: spelling(file.decoder.as_ref()), bos, eos, frame })
+    let template_tokens = template_tokens(&config, &inner, bos, &eos);
+    Ok(Vocabulary { path, inner, spelling: spelling(file.decoder.as_ref()), bos, eos, frame, template_tokens })
 }
+
+/// The tokens that files name, as keys of `tokenizer_config.json` and of templates (transformers' `SPECIAL_TOKENS_ATTRIBUTES`).
+const NAMED_TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// `tokenizer_config.json`, as far as it matters here.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 struct TokenizerConfig {
-    #[serde(default)]
-    bos_token: Option<TokenText>,
-    #[serde(default)]
-    eos_token: Option<TokenText>,
-    #[serde(default)]
+    /// The texts of the tokens that it names, by its keys; none for a null.
+    tokens: BTreeMap<String, Option<String>>,
     add_bos_token: Option<bool>,
-    #[serde(default)]
     add_eos_token: Option<bool>,
-    #[serde(default)]
-    added_tokens_decoder: std::collections::BTreeMap<String, TokenEntry>,
-}
-
-/// A token named by its text, bare or with its flags.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum TokenText {
-    Bare(String),
-    Entry(TokenEntry),
+    added_tokens: Vec<(u32, TokenEntry)>,
+    /// There is such a file.
+    is_there: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,30 +72,68 @@ struct TokenEntry {
     single_word: bool,
 }
 
-impl TokenText {
-    fn text(&self) -> &str {
-        match self {
-            TokenText::Bare(text) => text,
-            TokenText::Entry(entry) => &entry.content,
-        }
-    }
+/// A token named by its text, bare or with its flags.
+fn token_text(token: &Value) -> Option<String> {
+    token.as_str().or_else(|| token.get("content").and_then(Value::as_str)).map(str::to_owned)
 }
 
 impl TokenizerConfig {
     fn read(folder: &Folder) -> Result<TokenizerConfig> {
-        let config = files::read_json(folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
-        Ok(config.unwrap_or_default())
+        let Some(fields) = files::read_fields(folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)? else {
+            let fields = files::read_fields(folder, "special_tokens_map.json", MAX_CONFIG_BYTES)?.unwrap_or_default();
+            return Ok(TokenizerConfig { tokens: named_tokens(&fields), ..TokenizerConfig::default() });
+        };
+        let mut tokens = named_tokens(&fields);
+        for (name, token) in class_tokens(fields.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default()) {
+            tokens.entry((*name).to_owned()).or_insert_with(|| Some((*token).to_owned()));
+        }
+        let flag = |name: &str| fields.get(name).and_then(Value::as_bool);
+        let entries = fields.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten();
+        let added_tokens = entries.filter_map(|(id, entry)| {
+            let entry = id.parse().ok().zip(TokenEntry::deserialize(entry).ok());
+            if entry.is_none() {
+                tracing::debug!("{folder}: the entry of {id} in added_tokens_decoder cannot be read and is left out");
+            }
+            entry
+        });
+        let added_tokens = added_tokens.collect();
+        Ok(TokenizerConfig {
+            tokens,
+            add_bos_token: flag("add_bos_token"),
+            add_eos_token: flag("add_eos_token"),
+            added_tokens,
+            is_there: true,
+        })
+    }
+
+    fn token(&self, name: &str) -> Option<&str> {
+        self.tokens.get(name)?.as_deref()
+    }
+}
+
+/// The named tokens among `fields`, and those that a model adds under names of its own (`extra_special_tokens`).
+fn named_tokens(fields: &Map<String, Value>) -> BTreeMap<String, Option<String>> {
+    let own = fields.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+    let known = fields.iter().filter(|(name, _)| NAMED_TOKENS.contains(&name.as_str()));
+    known.chain(own).map(|(name, token)| (name.clone(), token_text(token))).collect()
+}
+
+/// The tokens that a class of transformers has where its config does not say.
+fn class_tokens(class: &str) -> &'static [(&'static str, &'static str)] {
+    match class.strip_suffix("Fast").unwrap_or(class) {
+        "LlamaTokenizer" | "CodeLlamaTokenizer" => &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
+        "GPT2Tokenizer" => &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")],
+        "Qwen2Tokenizer" => &[("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")],
+        "GemmaTokenizer" => &[("bos_token", "<bos>"), ("eos_token", "<eos>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")],
+        _ => &[],
     }
 }
 
 /// Tokens that only `tokenizer_config.json` calls special: they must be found in templated text, too.
 fn add_tokens(inner: &mut tokenizers::Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
     let known = inner.get_added_tokens_decoder();
-    let is_new = |(id, entry): &(&String, &TokenEntry)| {
-        let id = id.parse().ok();
-        id.is_some_and(|id: u32| !known.contains_key(&id)) && inner.token_to_id(&entry.content) == id
-    };
-    let new: Vec<AddedToken> = config.added_tokens_decoder.iter().filter(is_new).map(|(_, entry)| entry.to_added()).collect();
+    let is_new = |(id, entry): &&(u32, TokenEntry)| !known.contains_key(id) && inner.token_to_id(&entry.content) == Some(*id);
+    let new: Vec<AddedToken> = config.added_tokens.iter().filter(is_new).map(|(_, entry)| entry.to_added()).collect();
     if !new.is_empty() {
         inner.add_tokens(new)?;
     }
@@ -117,48 +150,51 @@ impl TokenEntry {
     }
 }
 
-/// One id or a list of them, as `eos_token_id` comes in the wild.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct OuterTokens {
-    #[serde(default)]
-    bos_token_id: Option<Ids>,
-    #[serde(default)]
-    eos_token_id: Option<Ids>,
-}
-
-impl Ids {
-    fn list(self) -> Vec<u32> {
-        match self {
-            Ids::One(id) => vec![id],
-            Ids::Many(ids) => ids,
+/// The ids under `name`: one or a list of them, as `eos_token_id` comes in the wild. What can be no id (-1) is said and left out.
+fn ids(path: &str, fields: &Map<String, Value>, name: &str) -> Option<Vec<u32>> {
+    let listed = match fields.get(name)? {
+        Value::Null => return None,
+        Value::Array(ids) => ids.as_slice(),
+        id => std::slice::from_ref(id),
+    };
+    let id = |value: &Value| {
+        let number = value.as_f64().filter(|id| id.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(id));
+        if number.is_none() {
+            tracing::warn!("{path}: {name} {value} is the id of no token and is ignored");
         }
-    }
+        number.map(|id| id as u32)
+    };
+    Some(listed.iter().filter_map(id).collect())
 }
 
 /// The id that begins a text and those that end an answer. `tokenizer_config.json` names one of each by its text;
 /// `generation_config.json`, or where it does not say `config.json`, gives ids: all of them end an answer.
 fn outer_tokens(folder: &Folder, config: &TokenizerConfig, inner: &tokenizers::Tokenizer) -> Result<(Option<u32>, Vec<u32>)> {
-    let read = |name| files::read_json::<OuterTokens>(folder, name, MAX_CONFIG_BYTES).map(Option::unwrap_or_default);
-    let (generation, model) = (read("generation_config.json")?, read("config.json")?);
-    let by_text = |token: &Option<TokenText>| token.as_ref().and_then(|token| inner.token_to_id(token.text()));
-
-    let bos_ids = generation.bos_token_id.or(model.bos_token_id).map(Ids::list).unwrap_or_default();
-    let bos = by_text(&config.bos_token).or(bos_ids.first().copied());
-    let mut eos = Vec::new();
-    let eos_ids = generation.eos_token_id.or(model.eos_token_id).map(Ids::list).unwrap_or_default();
-    for id in eos_ids.into_iter().chain(by_text(&config.eos_token)) {
-        if !eos.contains(&id) {
-            eos.push(id);
+    let read = |name: &str| {
+        let fields = files::read_fields(folder, name, MAX_CONFIG_BYTES)?.unwrap_or_default();
+        let path = folder.path_of(name);
+        Ok::<_, Error>(["bos_token_id", "eos_token_id"].map(|name| ids(&path, &fields, name)))
+    };
+    let ([bos, eos], [model_bos, model_eos]) = (read("generation_config.json")?, read("config.json")?);
+    let by_text = |name: &str| config.token(name).and_then(|token| inner.token_to_id(token));
+    let bos = by_text("bos_token").or(bos.or(model_bos).unwrap_or_default().first().copied());
+    let mut ends = Vec::new();
+    for id in eos.or(model_eos).unwrap_or_default().into_iter().chain(by_text("eos_token")) {
+        if !ends.contains(&id) {
+            ends.push(id);
         }
     }
-    Ok((bos, eos))
+    Ok((bos, ends))
+}
+
+/// What templates print: the texts that the tokenizer's config names, and no others where there is one.
+fn template_tokens(config: &TokenizerConfig, inner: &tokenizers::Tokenizer, bos: Option<u32>, eos: &[u32]) -> TemplateTokens {
+    let named = config.tokens.iter().map(|(name, text)| (name.clone(), text.clone()));
+    if config.is_there {
+        return named.collect();
+    }
+    let by_id = [("bos_token", bos), ("eos_token", eos.first().copied())];
+    by_id.into_iter().map(|(name, id)| (name.to_owned(), id.and_then(|id| inner.id_to_token(id)))).chain(named).collect()
 }
 
 /// How tokens are spelled, told by the decoder that turns them back.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
 use super::limits::validate;
+use super::python_json;
 use crate::error::{Error, Result};
 use crate::platform::Folder;
 
@@ -15,7 +16,7 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 pub(super) fn read_config(folder: &Folder) -> Result<ModelConfig> {
     let name = folder.path_of("config.json");
     let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
+    let value = python_json::parse(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
     let Value::Object(fields) = value else {
         return Err(Error::invalid_file(&name, "is not a JSON object"));
     };

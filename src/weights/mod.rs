@@ -7,9 +7,11 @@ mod folder;
 mod gguf;
 mod hf;
 mod limits;
+mod python_json;
 mod safetensors;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
 pub use checkpoint::{Checkpoint, Format};
 pub use config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
 pub use gguf::{MetaValue, Metadata};
+pub(crate) use python_json::parse as parse_python_json;

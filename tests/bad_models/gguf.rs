@@ -121,7 +121,9 @@ const ATTACKS: &[Attack] = &[
     ("value type unknown", "unknown type 77", |f| f.pairs[1].1 = 77),
     ("string length 2^63", "general.architecture", |f| f.pairs[0].2 = (1u64 << 63).to_le_bytes().to_vec()),
     ("string length 2^40", "general.architecture", |f| f.pairs[0].2 = (1u64 << 40).to_le_bytes().to_vec()),
-    ("string not UTF-8", "not UTF-8", |f| f.set("general.name", STRING, [&[2, 0, 0, 0, 0, 0, 0, 0, 0xC3][..], &[0x28]].concat())),
+    ("architecture not UTF-8", "architecture", |f| {
+        f.set("general.architecture", STRING, [&[2, 0, 0, 0, 0, 0, 0, 0, 0xC3][..], &[0x28]].concat())
+    }),
     ("bool of 2", "bool of value 2", |f| f.set("general.flag", BOOL, [2])),
     ("nested array", "unsupported type 9", |f| f.set("a", ARRAY, array(ARRAY, 1, &array(U32, 1, &[0; 4])))),
     ("array of unknown type", "unsupported type 55", |f| f.set("a", ARRAY, array(55, 1, &[0; 4]))),
@@ -210,6 +212,17 @@ fn the_unbroken_file_opens() {
     let checkpoint = Checkpoint::open(&path, IoMode::Pread).unwrap();
     assert_eq!((checkpoint.config.vocab_size, checkpoint.config.head_size), (4, 16));
     assert!(checkpoint.expect("model.embed_tokens.weight", &[4, 32]).is_ok(), "dimensions are turned round");
+}
+
+#[test]
+fn a_text_that_is_not_utf8_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("latin1.gguf");
+    let mut file = Gguf::valid();
+    file.set("general.license", STRING, [&[5, 0, 0, 0, 0, 0, 0, 0][..], b"lic\xe9\xe9"].concat());
+    fs::write(&path, file.bytes()).unwrap();
+    let checkpoint = Checkpoint::open(&path, IoMode::Pread).unwrap();
+    assert_eq!(checkpoint.metadata.as_ref().unwrap().string("general.license").unwrap(), Some("lic\u{fffd}\u{fffd}"));
 }
 
 #[test]

@@ -110,7 +110,9 @@ const ATTACKS: &[Attack] = &[
     ("config a list", CONFIG, "not a JSON object", |f| fs::write(f.join(CONFIG), "[]").unwrap()),
     ("config nested deep", CONFIG, "not valid JSON", |f| fs::write(f.join(CONFIG), "[".repeat(500_000)).unwrap()),
     ("config huge", CONFIG, "more than the 1048576", |f| fs::write(f.join(CONFIG), " ".repeat(2 << 20)).unwrap()),
-    ("config NaN", CONFIG, "not valid JSON", |f| fs::write(f.join(CONFIG), r#"{"model_type":"llama","rms_norm_eps":NaN}"#).unwrap()),
+    ("config NaN", CONFIG, "vocab_size", |f| {
+        fs::write(f.join(CONFIG), r#"{"model_type":"llama","unused":NaN,"num_attention_heads":1,"hidden_size":8}"#).unwrap()
+    }),
     ("model_type unknown", CONFIG, "`bert`", |f| config(f, "model_type", json!("bert"))),
     ("architecture unknown", CONFIG, "`GPT2LMHeadModel`", |f| config(f, "architectures", json!(["GPT2LMHeadModel"]))),
     ("architectures a number", CONFIG, "architectures", |f| config(f, "architectures", json!(7))),

@@ -65,8 +65,23 @@ impl<'a> Reader<'a> {
         self.bytes(what).map(u64::from_le_bytes)
     }
 
-    /// A length-prefixed UTF-8 text of at most `limit` bytes.
+    /// A length-prefixed name of at most `limit` bytes, which must be UTF-8.
     pub(super) fn string(&mut self, limit: u64, what: &str) -> Result<String> {
+        let at = self.position;
+        String::from_utf8(self.counted_bytes(limit, what)?).map_err(|_| self.fault(format!("{what} at byte {at} is not UTF-8")))
+    }
+
+    /// A value that is text. What is not UTF-8 in it (a licence's accents in Latin-1) becomes U+FFFD: few texts matter to a run.
+    fn text(&mut self, what: &str) -> Result<String> {
+        let at = self.position;
+        Ok(String::from_utf8(self.counted_bytes(MAX_STRING_BYTES, what)?).unwrap_or_else(|error| {
+            tracing::info!("{}: {what} at byte {at} is not UTF-8 and is read with U+FFFD in place of what is not", self.path());
+            String::from_utf8_lossy(error.as_bytes()).into_owned()
+        }))
+    }
+
+    /// The bytes behind their number, of which there are `limit` at most.
+    fn counted_bytes(&mut self, limit: u64, what: &str) -> Result<Vec<u8>> {
         let at = self.position;
         let len = self.u64(what)?;
         if len > limit.min(self.left()) {
@@ -76,7 +91,7 @@ impl<'a> Reader<'a> {
         self.hold(len.saturating_add(24), what)?;
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| self.fault(format!("{what} at byte {at} is too long")))?];
         self.fill(&mut bytes, what)?;
-        String::from_utf8(bytes).map_err(|_| self.fault(format!("{what} at byte {at} is not UTF-8")))
+        Ok(bytes)
     }
 
     /// How many of something follow, each at least `least_bytes` long in the file.
@@ -92,7 +107,7 @@ impl<'a> Reader<'a> {
     pub(super) fn value(&mut self, kind: u32, what: &str) -> Result<MetaValue> {
         self.hold(64, what)?;
         Ok(match kind {
-            TYPE_STRING => MetaValue::String(self.string(MAX_STRING_BYTES, what)?),
+            TYPE_STRING => MetaValue::String(self.text(what)?),
             TYPE_ARRAY => self.array(what)?,
             TYPE_BOOL => MetaValue::Bool(self.bool(what)?),
             TYPE_F32 | TYPE_F64 => MetaValue::Float(self.float(kind, what)?),
@@ -111,7 +126,7 @@ impl<'a> Reader<'a> {
         // What one element takes in memory; a text's own bytes are counted as they are read.
         self.hold(n.saturating_mul(if kind == TYPE_BOOL { 1 } else { 8 }), what)?;
         Ok(match kind {
-            TYPE_STRING => MetaValue::Strings(collect(n, || self.string(MAX_STRING_BYTES, what))?),
+            TYPE_STRING => MetaValue::Strings(collect(n, || self.text(what))?),
             TYPE_BOOL => MetaValue::Bools(collect(n, || self.bool(what))?),
             TYPE_F32 | TYPE_F64 => MetaValue::Floats(collect(n, || self.float(kind, what).map(|value| value as f32))?),
             _ => MetaValue::Integers(collect(n, || self.integer(kind, what))?),
