@@ -38,7 +38,8 @@ impl fmt::Debug for Token {
 
 impl HubConfig {
     /// Reads `HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_TOKEN HF_TOKEN_PATH HF_HUB_OFFLINE` (and `XDG_CACHE_HOME`) as Python's
-    /// `huggingface_hub` does: in folders, `~`, `~user` and `$VARIABLE` are expanded.
+    /// `huggingface_hub` does: in folders, `~`, `~user` and `$VARIABLE` are expanded. Its older names count where those are not set:
+    /// `HUGGINGFACE_HUB_CACHE`, `HUGGING_FACE_HUB_TOKEN`, `TRANSFORMERS_OFFLINE`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where there is no home folder, or the endpoint is no http address.
@@ -66,12 +67,13 @@ impl HubConfig {
             });
         }
         let token_path = folder("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
-        let token = get("HF_TOKEN").or_else(|| std::fs::read_to_string(token_path).ok().map(|text| text.trim().to_owned()));
+        let token = get("HF_TOKEN").or_else(|| get("HUGGING_FACE_HUB_TOKEN"));
+        let token = token.or_else(|| std::fs::read_to_string(token_path).ok().map(|text| text.trim().to_owned()));
         Ok(HubConfig {
             endpoint,
-            cache_dir: folder("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub")),
+            cache_dir: folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hf_home.join("hub")),
             token: token.filter(|text| !text.is_empty()).map(Token),
-            offline: get("HF_HUB_OFFLINE").is_some_and(|text| is_true(&text)),
+            offline: get("HF_HUB_OFFLINE").or_else(|| get("TRANSFORMERS_OFFLINE")).is_some_and(|text| is_true(&text)),
             retry_delay: Duration::from_millis(500),
         })
     }
@@ -100,6 +102,18 @@ mod tests {
         assert_eq!(cache(&[("HF_HOME", "$HOME/hfx"), ("HOME", "/h")]), PathBuf::from("/h/hfx/hub"));
         assert_eq!(cache(&[("HF_HOME", "~")]), PathBuf::from("/nowhere/user/hub"));
         assert!(!cache(&[("HF_HUB_CACHE", "~root/x")]).starts_with("~root") || cfg!(not(unix)));
+    }
+
+    #[test]
+    fn older_names_count_where_the_newer_are_not_set() {
+        let older = [("HUGGINGFACE_HUB_CACHE", "/o"), ("HUGGING_FACE_HUB_TOKEN", "hf_o"), ("TRANSFORMERS_OFFLINE", "1")];
+        let newer = [("HF_HUB_CACHE", "/n"), ("HF_TOKEN", "hf_n"), ("HF_HUB_OFFLINE", "0")];
+        let read = |variables: &[(&str, &str)]| {
+            let read = config(variables).unwrap();
+            (read.cache_dir.to_str().unwrap().to_owned(), read.token.unwrap().0, read.offline)
+        };
+        assert_eq!(read(&older), ("/o".into(), "hf_o".into(), true));
+        assert_eq!(read(&[older, newer].concat()), ("/n".into(), "hf_n".into(), false));
     }
 
     #[cfg(unix)]

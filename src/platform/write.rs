@@ -9,7 +9,6 @@
 //! showing the old text, those whose owner would change, and those in a folder that takes no new file or that are mounted themselves,
 //! as a container mounts single files. A file that may not be written is refused, although its folder would let it be replaced.
 
-use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -72,7 +71,7 @@ fn destination(path: &Path) -> io::Result<Destination> {
 #[cfg(unix)]
 fn own_descriptor(path: &Path) -> io::Result<Option<File>> {
     use std::os::fd::AsFd;
-    let Some(number) = path.file_name().and_then(OsStr::to_str).and_then(|name| name.parse::<u32>().ok()) else { return Ok(None) };
+    let Some(number) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok()) else { return Ok(None) };
     let Some(folder) = path.parent().and_then(|folder| folder.canonicalize().ok()) else { return Ok(None) };
     let is_descriptors = |known: &str| Path::new(known).canonicalize().is_ok_and(|known| known == folder);
     if !is_descriptors("/proc/self/fd") && !is_descriptors("/dev/fd") {

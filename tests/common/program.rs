@@ -70,7 +70,8 @@ impl Home {
     pub fn clean(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if text.starts_with("TIERFLOW_") || text.starts_with("HF_") || text == "RUST_LOG" || text == "NO_COLOR" {
+            let is_hub = ["HF_", "HUGGING", "TRANSFORMERS_"].iter().any(|prefix| text.starts_with(prefix));
+            if text.starts_with("TIERFLOW_") || is_hub || text == "RUST_LOG" || text == "NO_COLOR" {
                 command.env_remove(&name);
             }
         }
