@@ -18,6 +18,7 @@ mod mapping;
 mod pages;
 pub mod simd;
 mod source;
+mod turn;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
 #[cfg(not(target_arch = "wasm32"))]
@@ -38,6 +39,7 @@ pub use host::{
 pub use pages::Pages;
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
+pub use turn::Turns;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use write::{temporary_called, temporary_in};
 

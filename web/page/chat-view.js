@@ -1,4 +1,5 @@
 // The conversation: send, stop, regenerate, and how fast it went. Text from the model goes in as text, never as markup.
+// What was not answered is no part of it: a message goes back to the box, an answer that was to be replaced stays.
 
 import { byId, element, showFault, showFigures } from './elements.js';
 import { bytes, duration, tokensPerSec } from './format.js';
@@ -56,17 +57,28 @@ export class ChatView {
     const content = byId('prompt').value.trim();
     if (!content || this.#stop || !this.isLoaded) return;
     byId('prompt').value = '';
-    this.#say({ role: 'user', content });
-    this.#answer();
+    const asked = this.#say({ role: 'user', content });
+    this.#answer(() => {
+      this.#takeBack(asked);
+      byId('prompt').value ||= content;
+    });
   }
 
   #regenerate() {
     if (this.#stop) return;
-    if (this.#messages.at(-1)?.role === 'assistant') {
-      this.#messages.pop();
-      byId('messages').lastElementChild.remove();
-    }
-    this.#answer();
+    const former = this.#messages.at(-1)?.role === 'assistant' ? { message: this.#messages.at(-1), node: byId('messages').lastElementChild } : null;
+    if (former) this.#takeBack(former);
+    this.#answer(() => {
+      if (!former) return;
+      this.#messages.push(former.message);
+      byId('messages').append(former.node);
+    });
+  }
+
+  /** Takes the last message out of the conversation. */
+  #takeBack({ node }) {
+    this.#messages.pop();
+    node.remove();
   }
 
   #clear() {
@@ -78,30 +90,37 @@ export class ChatView {
     this.#update();
   }
 
-  async #answer() {
+  /** Answers the conversation; `undo` is called where nothing was said. */
+  async #answer(undo) {
     const controller = (this.#stop = new AbortController());
     const request = { messages: this.#messages.map(({ role, content }) => ({ role, content })), ...settings() };
     const answer = this.#say({ role: 'assistant', content: '' });
     const meter = new Meter();
     const spoken = new Spoken(byId('spoken'));
+    const onProgress = (progress) => this.#follow(progress, answer, meter);
     showFault(byId('chat-fault'));
+    this.#gbPerToken = null;
+    this.#memory = [];
+    this.#measure(meter);
     this.#update();
     this.#onBusy(true);
     let usage = null;
     try {
-      const stream = await this.#engine.chat.completions.create({ ...request, stream: true, stream_options: { include_usage: true } }, { signal: controller.signal });
+      const body = { ...request, stream: true, stream_options: { include_usage: true } };
+      const stream = await this.#engine.chat.completions.create(body, { signal: controller.signal, onProgress });
+      let finish = null;
       for await (const chunk of stream) {
         usage = chunk.usage ?? usage;
+        finish = chunk.choices[0]?.finish_reason ?? finish;
         const text = chunk.choices[0]?.delta.content;
         if (!text) continue;
-        meter.count();
         answer.add(text);
         spoken.add(text);
-        this.#measure(meter, null);
       }
+      answer.note(endOf(finish, usage, request.max_tokens));
     } catch (error) {
       usage = error.usage ?? null;
-      this.#fail(error, answer);
+      this.#fail(error, answer, undo);
     } finally {
       spoken.end();
       this.#stop = null;
@@ -112,41 +131,67 @@ export class ChatView {
     }
   }
 
-  #fail(error, answer) {
-    if (error.name === 'AbortError') return;
-    if (error.name === 'DeviceLostError') this.#onDeviceLost(error);
-    else showFault(byId('chat-fault'), error);
-    if (answer.message.content === '') {
-      this.#messages.pop();
-      answer.node.remove();
-    }
+  /** Until the first token comes, how far the prompt is read stands in its place. */
+  #follow({ stage, done, total }, answer, meter) {
+    if (stage === 'prompt') meter.nPrompt = total;
+    else meter.count();
+    answer.note(stage === 'prompt' ? `Reading the prompt: ${done} of ${total} tokens` : '');
+    this.#measure(meter);
   }
 
-  /** Adds a message; its text can grow. */
+  #fail(error, answer, undo) {
+    const isStopped = error.name === 'AbortError';
+    const isLost = error.name === 'DeviceLostError';
+    if (isLost) this.#onDeviceLost(error);
+    else if (!isStopped) showFault(byId('chat-fault'), error, this.#remedies(error));
+    answer.note(isStopped ? 'Stopped.' : 'Broken off.');
+    if (answer.message.content !== '') return;
+    this.#takeBack(answer);
+    // After a GPU was lost the question is still the next to be answered.
+    if (!isLost) undo();
+  }
+
+  #remedies({ name }) {
+    return name === 'ContextFullError' && this.#messages.length > 2 ? [['Begin a new conversation', () => this.#clear()]] : [];
+  }
+
+  /** Adds a message; its text can grow, and a note below it tells how it stands. */
   #say(message) {
     this.#messages.push(message);
     const text = document.createTextNode(message.content);
     const title = message.role === 'user' ? 'You' : (this.#engine.loaded?.name ?? 'Model');
-    const node = element('article', { class: message.role }, element('h3', {}, title), text);
+    const remark = element('p', { class: 'note', hidden: true });
+    const node = element('article', { class: message.role }, element('h3', {}, title), remark, text);
     const list = byId('messages');
     list.append(node);
     list.scrollTop = list.scrollHeight;
-    const add = (more) => {
+    const change = (apply) => {
       const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
-      message.content += more;
-      text.appendData(more);
+      apply();
       if (isAtEnd) list.scrollTop = list.scrollHeight;
     };
-    return { message, node, add };
+    const add = (more) => {
+      message.content += more;
+      change(() => text.appendData(more));
+    };
+    const note = (words) => {
+      if (remark.textContent === words) return;
+      change(() => {
+        remark.textContent = words;
+        remark.hidden = words === '';
+      });
+    };
+    return { message, node, add, note };
   }
 
-  #measure(meter, usage) {
+  #measure(meter, usage = null) {
     const context = this.#engine.loaded?.plan.ctx_size;
+    const nPositions = usage?.total_tokens ?? (meter.nPrompt === null ? '…' : meter.nPrompt + meter.n);
     this.#figures = [
       ['Decode', meter.rate ? tokensPerSec(meter.rate) : '…'],
       ['First token after', meter.ttft ? duration(meter.ttft) : '…'],
-      ['Tokens', String(meter.n)],
-      ['Context', context ? `${usage?.total_tokens ?? '…'} of ${context}` : '…'],
+      ['Tokens', String(usage?.completion_tokens ?? meter.n)],
+      ['Context', context ? `${nPositions} of ${context}` : '…'],
     ];
     this.#show();
   }
@@ -183,6 +228,13 @@ function settings() {
   return { temperature: Number.isFinite(temperature) ? temperature : 0, max_tokens: Number.isFinite(max_tokens) ? max_tokens : 128 };
 }
 
+/** What an answer that was cut off says; nothing of one that came to its end. */
+function endOf(finish, usage, maxTokens) {
+  if (finish !== 'length') return '';
+  const n = usage.completion_tokens;
+  return n < maxTokens ? `Cut off after ${n} tokens: the context is full.` : `Cut off after ${n} tokens, the most that are asked for.`;
+}
+
 function memoryFigures({ devices, wasm_bytes }) {
   const used = devices.map(({ device, peak, budget }) => [`Peak of ${device}`, budget ? `${bytes(peak)} / ${bytes(budget)}` : bytes(peak)]);
   return [...used, ["Engine's own memory", bytes(wasm_bytes)]];
@@ -191,6 +243,7 @@ function memoryFigures({ devices, wasm_bytes }) {
 /** Counts tokens as they come. */
 class Meter {
   n = 0;
+  nPrompt = null;
   ttft = 0;
   #begin = performance.now();
   #first = 0;

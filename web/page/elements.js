@@ -37,7 +37,14 @@ export function showFault(notice, error = null, actions = []) {
   if (!error) return void notice.replaceChildren();
   const buttons = actions.map(([label, action]) => element('button', { type: 'button', onclick: action }, label));
   const row = buttons.length > 0 ? [element('div', { class: 'row' }, ...buttons)] : [];
-  notice.replaceChildren(element('strong', {}, titleOf(error)), ` ${error.message}`, ...row);
+  notice.replaceChildren(element('strong', {}, titleOf(error)), ` ${wordsOf(error)}`, ...row);
+}
+
+/** A fault as the page says it: what to do about budgets and contexts has other names here than in the package. */
+function wordsOf({ name, message, needed, available }) {
+  if (name === 'DoesNotFitError') return `${message.split('; ')[0]}; raise that budget, or shorten the context.`;
+  if (name !== 'ContextFullError') return message;
+  return `What was said comes to ${needed} tokens, and the context holds ${available}: shorten the message, begin a new conversation, or load with a longer context.`;
 }
 
 function titleOf({ name }) {
@@ -48,6 +55,7 @@ function titleOf({ name }) {
     DeviceLostError: 'The GPU was lost.',
     InvalidFileError: 'This file cannot be used.',
     InvalidArgumentError: 'This cannot be.',
+    ContextFullError: 'The context is full.',
     ServerError: 'The server does not give what is needed.',
     StorageFullError: "The browser's storage is full.",
     FileBusyError: 'The stored model is in use.',

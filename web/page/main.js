@@ -1,5 +1,6 @@
 // The page: which model is chosen, and who is told. Two engines: one plans, one holds the model that answers.
 
+import { nameOfUrl } from '../describe.js';
 import { Engine, checkWebGpu } from '../index.js';
 import { ChatView } from './chat-view.js';
 import { byId, showFault } from './elements.js';
@@ -43,7 +44,10 @@ async function choose(source) {
     await run.show(source, inspection);
     await plan.show(model, inspection);
   } catch (error) {
+    // What was planned for another model is none of this one's.
     byId('model-facts').textContent = '';
+    plan.hide();
+    run.hide();
     showFault(byId('model-fault'), error);
   }
 }
@@ -62,7 +66,7 @@ async function chooseFiles(list) {
   await choose({ files, name });
 }
 
-function chooseUrl(url, name = url.split('/').pop() || url) {
+function chooseUrl(url, name = nameOfUrl(url)) {
   return choose({ url, name });
 }
 
@@ -102,10 +106,14 @@ document.addEventListener('drop', async (event) => {
 async function tellWebGpu() {
   const found = await checkWebGpu();
   const place = byId('webgpu');
-  place.classList.toggle('notice', !found.ok);
-  place.textContent = found.ok
-    ? `WebGPU: ${found.name}, buffers up to ${bytes(found.limits.maxBufferSize)}, bindings up to ${bytes(found.limits.maxStorageBufferBindingSize)}.`
-    : `${found.fault} ${found.advice} (The step that failed: ${found.step}.)`;
+  if (!found.ok) {
+    place.textContent = `The processor computes here: planning and chat work, slower than with a GPU. ${found.fault} ${found.advice} (The step that failed: ${found.step}.)`;
+    return;
+  }
+  const limits = `buffers up to ${bytes(found.limits.maxBufferSize)}, bindings up to ${bytes(found.limits.maxStorageBufferBindingSize)}`;
+  place.textContent = found.isSoftware
+    ? `The processor computes here, unless a plan says otherwise: the adapter that WebGPU offers, ${found.name}, is software (${limits}).`
+    : `WebGPU: ${found.name}, ${limits}.`;
 }
 
 async function offerBeside() {

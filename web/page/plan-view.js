@@ -4,7 +4,7 @@
 import { byId, element, showFault, showFigures } from './elements.js';
 import { bytes, duration, parseBytes, tokensPerSec } from './format.js';
 import { Slider, sizeSteps } from './slider.js';
-import { drawLegend, drawTiers, fillTable, titleOf } from './tier-map.js';
+import { drawLegend, drawTiers, executorsOf, fillTable, titleOf } from './tier-map.js';
 
 const MIB = 2 ** 20;
 /** A plan that was said aloud is not said again while a slider still moves. */
@@ -85,11 +85,18 @@ export class PlanView {
     await this.refresh();
   }
 
+  /** Shows nothing: no model is chosen. */
+  hide() {
+    this.#source = null;
+    this.#planned = null;
+    byId('plan').hidden = true;
+  }
+
   /** Plans for the machine that a file describes. */
   async useDevicesFile(file) {
     const text = await file.text();
     try {
-      const devices = JSON.parse(text).devices;
+      const devices = parsed(text).devices;
       if (!Array.isArray(devices)) throw new TypeError('it has no list of devices');
       this.#devicesText = text;
       this.#setDevices(devices);
@@ -117,10 +124,15 @@ export class PlanView {
   }
 
   async #planOnce() {
+    const source = this.#source;
     try {
-      this.#planned = await this.#engine.plan(this.#source, this.options, this.#devicesText);
+      const planned = await this.#engine.plan(source, this.options, this.#devicesText);
+      // Another model may have been chosen meanwhile, or none.
+      if (source !== this.#source) return;
+      this.#planned = planned;
       showFault(byId('plan-fault'));
     } catch (error) {
+      if (source !== this.#source) return;
       this.#planned = null;
       showFault(byId('plan-fault'), error, this.#remedies(error));
     }
@@ -167,7 +179,7 @@ export class PlanView {
   #draw() {
     if (!this.#planned) return;
     const { plan, text, forecast, explanation, command } = this.#planned;
-    showFigures(byId('rates'), figuresOf(forecast));
+    showFigures(byId('rates'), figuresOf(plan, forecast));
     drawTiers(byId('tiers'), plan, (words) => (byId('block').textContent = words));
     drawLegend(byId('legend'), plan);
     fillTable(byId('plan-table'), plan);
@@ -176,7 +188,7 @@ export class PlanView {
     byId('plan-text').textContent = text;
     byId('copied').textContent = '';
     clearTimeout(this.#sayTimer);
-    this.#sayTimer = setTimeout(() => (byId('plan-said').textContent = figuresOf(forecast).map((pair) => pair.join(' ')).join(', ')), SAY_MS);
+    this.#sayTimer = setTimeout(() => (byId('plan-said').textContent = figuresOf(plan, forecast).map((pair) => pair.join(' ')).join(', ')), SAY_MS);
   }
 
   async #copy() {
@@ -198,12 +210,22 @@ export function boundOf({ devices, fetch_secs }) {
   return parts.reduce((most, part) => (part.secs > most.secs ? part : most));
 }
 
-function figuresOf({ prefill, decode }) {
+/** What a description of a machine holds. */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new TypeError('it is no JSON');
+  }
+}
+
+function figuresOf(plan, { prefill, decode }) {
   const rate = ({ load, secs }) => tokensPerSec(secs > 0 ? load.n_tokens / secs : 0);
   const bound = boundOf(decode);
   return [
     ['Decode, predicted', rate(decode)],
     ['Prefill, predicted', rate(prefill)],
+    ['Computes', executorsOf(plan)],
     ['Bound by', `${bound.name}, ${duration(bound.secs)}`],
     ['Streams per token', bytes(decode.streamed_bytes)],
   ];

@@ -2,6 +2,7 @@
 
 import { byId, element, showFault } from './elements.js';
 import { bytes, duration, percent } from './format.js';
+import { executorsOf } from './tier-map.js';
 
 export class RunView {
   #runner;
@@ -40,10 +41,19 @@ export class RunView {
     this.#showFacts();
   }
 
+  /** Shows nothing but what is loaded: no model is chosen. */
+  hide() {
+    this.#source = null;
+    byId('run').hidden = !this.#runner.loaded;
+    byId('keep-label').hidden = true;
+    if (this.#runner.loaded) byId('run-facts').textContent = `${this.#runner.loaded.name} is loaded.`;
+    this.planChanged(null);
+  }
+
   /** Follows the plan: what has none cannot be loaded. */
   planChanged(planned) {
     const isElsewhere = this.#plan.isForAnotherMachine;
-    byId('load').disabled = !planned || isElsewhere || this.#cancel !== null;
+    byId('load').disabled = !planned || !this.#source || isElsewhere || this.#cancel !== null;
     byId('load').title = isElsewhere ? 'The plan is for another machine' : '';
   }
 
@@ -57,7 +67,7 @@ export class RunView {
     showFault(byId('run-fault'));
     try {
       const loaded = await this.#runner.load(source, { ...this.#plan.options, signal: controller.signal, onProgress: (progress) => this.#progress(progress, begin) });
-      byId('run-said').textContent = `Loaded in ${duration((performance.now() - begin) / 1000)}.`;
+      byId('run-said').textContent = `Loaded in ${duration((performance.now() - begin) / 1000)}; ${executorsOf(loaded.plan)} will compute.`;
       this.#show('loaded');
       this.#onLoaded(loaded);
     } catch (error) {
@@ -150,6 +160,8 @@ export class RunView {
       this.stored = await this.#planner.storage.list();
     } catch (error) {
       byId('storage-facts').textContent = error.message;
+      byId('keep').checked = false;
+      byId('keep').disabled = true;
       return;
     }
     const { models, usage, quota } = this.stored;

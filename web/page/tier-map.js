@@ -117,6 +117,11 @@ function drawTier(plan, device, axis, width, say) {
   return element('div', { class: 'tier' }, head, bar, element('p', { class: 'parts' }, partsOf(device)));
 }
 
+/** Who computes, in words. */
+export function executorsOf({ devices }) {
+  return devices.filter(({ n_executed }) => n_executed > 0).map(({ device }) => device).join(' and ');
+}
+
 /** A device and what it is called, if it has a name: browsers often keep it to themselves. */
 export function titleOf({ device, name }) {
   return name ? `${device} · ${name}` : device;

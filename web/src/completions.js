@@ -1,8 +1,7 @@
 // Chat in OpenAI's shape over the worker's `generate`: requests in, completions and chunks out.
 
-import { InvalidArgumentError, abortError } from './errors.js';
-
-const ROLES = ['system', 'user', 'assistant'];
+import { abortError } from './errors.js';
+import { requestOf } from './request.js';
 
 /** `engine.chat.completions`. */
 export class Completions {
@@ -10,7 +9,8 @@ export class Completions {
   #modelName;
 
   /**
-   * @param {(request: object, options: {signal?: AbortSignal, onEvent: (step: {token: number, text: string}) => void}) => Promise<object>} generate
+   * @param {(request: object, options: {signal?: AbortSignal, onEvent: (event: object) => void}) => Promise<object>} generate an event
+   *   is a part of the prompt that was read, `{done, total}`, or a step of the answer, `{token, text}`
    * @param {() => string} modelName
    */
   constructor(generate, modelName) {
@@ -21,12 +21,14 @@ export class Completions {
   /**
    * One answer: whole, or with `stream: true` as an async iterable of chunks.
    * Leaving the loop early stops the engine; so does `signal`, with an `AbortError` whose `usage` tells what was done until then.
+   * `onProgress` is told how many tokens of the prompt are read, and then how many the answer has.
    */
-  async create(body, { signal = body.signal } = {}) {
-    const request = requestOf(body);
-    const head = { id: `chatcmpl-${crypto.randomUUID()}`, created: Math.floor(Date.now() / 1000), model: body.model ?? this.#modelName() };
-    if (body.stream) return this.#stream(head, request, signal, body.stream_options?.include_usage ?? false);
-    const result = await this.#generate(request, { signal, onEvent: () => {} }).catch(throwWithUsage);
+  async create(body, { signal = body?.signal, onProgress = () => {} } = {}) {
+    const request = requestOf(body ?? {});
+    const head = { id: `chatcmpl-${randomName()}`, created: Math.floor(Date.now() / 1000), model: body.model ?? this.#modelName() };
+    const tell = telling(onProgress, request.max_tokens ?? null);
+    if (body.stream) return this.#stream(head, request, { signal, tell, includeUsage: body.stream_options?.include_usage ?? false });
+    const result = await this.#generate(request, { signal, onEvent: tell }).catch(throwWithUsage);
     return {
       ...head,
       object: 'chat.completion',
@@ -35,7 +37,7 @@ export class Completions {
     };
   }
 
-  async *#stream(head, request, signal, includeUsage) {
+  async *#stream(head, request, { signal, tell, includeUsage }) {
     const chunk = (delta, finishReason = null) => ({
       ...head,
       object: 'chat.completion.chunk',
@@ -43,7 +45,10 @@ export class Completions {
     });
     const stop = new AbortController();
     const queue = new Queue();
-    const onEvent = (step) => queue.push(step);
+    const onEvent = (event) => {
+      tell(event);
+      if (event.text) queue.push(event.text);
+    };
     const generated = this.#generate(request, { signal: anySignal(signal, stop.signal), onEvent }).catch(throwWithUsage);
     generated.then(
       () => queue.end(),
@@ -51,7 +56,7 @@ export class Completions {
     );
     try {
       yield chunk({ role: 'assistant', content: '' });
-      for await (const { text } of queue) if (text) yield chunk({ content: text });
+      for await (const content of queue) yield chunk({ content });
       const result = await generated;
       yield chunk({}, finishOf(result));
       if (includeUsage) yield { ...head, object: 'chat.completion.chunk', choices: [], usage: usageOf(result) };
@@ -61,27 +66,19 @@ export class Completions {
   }
 }
 
-/** The engine's request for a body in OpenAI's shape. */
-function requestOf(body) {
-  if (!Array.isArray(body.messages) || body.messages.length === 0) {
-    throw new InvalidArgumentError('messages: give at least one message, as [{role: "user", content: "…"}]');
-  }
-  const fault = body.messages.find(({ role, content }) => !ROLES.includes(role) || typeof content !== 'string');
-  if (fault) {
-    throw new InvalidArgumentError(`messages: each has a role (${ROLES.join(', ')}) and a content that is a string; one has the role \`${fault.role}\``);
-  }
-  if ((body.n ?? 1) !== 1) throw new InvalidArgumentError('n: one answer is made at a time; ask again for another');
-  const stop = typeof body.stop === 'string' ? [body.stop] : (body.stop ?? undefined);
-  const request = {
-    messages: body.messages.map(({ role, content }) => ({ role, content })),
-    max_tokens: body.max_completion_tokens ?? body.max_tokens,
-    temperature: body.temperature,
-    top_k: body.top_k,
-    top_p: body.top_p,
-    seed: body.seed,
-    stop,
+/** Events of the engine as progress, `{stage, done, total}` in tokens. */
+function telling(onProgress, maxTokens) {
+  let nTokens = 0;
+  return ({ token, done, total }) => {
+    if (token === undefined) return onProgress({ stage: 'prompt', done, total });
+    nTokens += 1;
+    onProgress({ stage: 'answer', done: nTokens, total: maxTokens });
   };
-  return Object.fromEntries(Object.entries(request).filter(([, value]) => value !== undefined && value !== null));
+}
+
+/** Differs from answer to answer. `crypto.randomUUID` would do, but browsers keep it from pages on plain http://. */
+function randomName() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
 function finishOf(result) {

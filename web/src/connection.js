@@ -3,6 +3,7 @@
 // Knows nothing of models.
 
 import { TierflowError, abortError, fromPlain } from './errors.js';
+import { inTask } from './task.js';
 
 /** How long a worker may take to give its files back before it is ended without. */
 const END_MS = 1000;
@@ -67,16 +68,20 @@ export class Connection {
     worker.onmessage = ({ data }) => this.#receive(data);
     worker.onerror = (event) => {
       event.preventDefault();
-      this.close(new TierflowError(`the worker failed: ${event.message || 'its script could not be loaded'}`));
+      const advice = 'its script could not be loaded; where a bundler left it behind, init({ worker, wasm }) takes the addresses of both files';
+      this.close(new TierflowError(`the worker failed: ${event.message || advice}`));
     };
     return worker;
   }
 
-  #receive({ id, event, value, error }) {
+  #receive({ id, event, step, value, error }) {
     const request = this.#pending.get(id);
     if (!request) return;
-    if (event) request.onEvent?.(event);
-    else if (error?.isFatal) this.close(fromPlain(error));
+    if (event) {
+      request.onEvent?.(event);
+      // In a task of its own: who has had enough with this event says so before.
+      if (step !== undefined) inTask(() => this.#worker?.postMessage({ id, taken: step }));
+    } else if (error?.isFatal) this.close(fromPlain(error));
     else if (error) request.reject(fromPlain(error));
     else request.resolve(value);
   }

@@ -47,8 +47,25 @@ function fromUrl({ url, keep = false, name }) {
   if (!/^https?:$/.test(address.protocol)) {
     throw new InvalidArgumentError(`model: ${address.protocol} cannot be read from; use http:// or https://`);
   }
-  const last = decodeURIComponent(address.pathname.split('/').pop()) || address.hostname;
-  return { kind: 'url', name: name ?? last, url: address.href, keep };
+  return { kind: 'url', name: name ?? nameOfUrl(address), url: fileOfHub(address).href, keep };
+}
+
+/** What a file at an address is called: the end of its path, whatever is asked of the server behind it, as `?download=true`. */
+export function nameOfUrl(url) {
+  const { pathname, hostname } = new URL(url);
+  const last = pathname.split('/').pop();
+  try {
+    return decodeURIComponent(last) || hostname;
+  } catch {
+    return last;
+  }
+}
+
+/** The address of a file where that of the hub's page about it was given. */
+function fileOfHub(address) {
+  const isHub = /^(www\.)?(huggingface\.co|hf\.co)$/.test(address.hostname);
+  if (!isHub) return address;
+  return new URL(address.href.replace(/^([^?#]*?\/)blob(\/)/, '$1resolve$2'));
 }
 
 /** One .gguf is a model by itself; two of them are a question. */

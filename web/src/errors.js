@@ -37,9 +37,14 @@ export class InvalidFileError extends TierflowError {
   name = 'InvalidFileError';
 }
 
-/** An option is out of its domain. */
+/** An option is out of its domain, or not known; `option` is its name where there is one. */
 export class InvalidArgumentError extends TierflowError {
   name = 'InvalidArgumentError';
+}
+
+/** A conversation needs `needed` positions, and the context has `available`. */
+export class ContextFullError extends InvalidArgumentError {
+  name = 'ContextFullError';
 }
 
 /** The engine was told to stop. */
@@ -70,15 +75,23 @@ const CLASSES = {
   DeviceLostError,
   InvalidFileError,
   InvalidArgumentError,
+  ContextFullError,
   InterruptedError,
   ServerError,
   StorageFullError,
   FileBusyError,
 };
 
+/** A `signal` was raised, or the engine was closed. Of an answer that had begun, `usage` tells how far it came. */
+export class AbortError extends DOMException {
+  constructor(message) {
+    super(message, 'AbortError');
+  }
+}
+
 /** What an `AbortSignal` that was raised throws. */
 export function abortError(message = 'The operation was cancelled') {
-  return new DOMException(message, 'AbortError');
+  return new AbortError(message);
 }
 
 /**

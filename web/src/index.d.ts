@@ -1,3 +1,5 @@
+/// <reference lib="esnext.disposable" />
+
 /** Where bytes live and what computes: `gpu:0`, `cpu`, `disk`. */
 export type DeviceName = string;
 
@@ -11,7 +13,7 @@ export interface UrlSource {
   name?: string;
 }
 
-/** What a plan is made for; the names are those of the command line. */
+/** What a plan is made for. What is not known is refused by its name. */
 export interface PlanOptions {
   /** What computes: `auto` (default), `gpu`, `gpu:0` or `cpu`. */
   device?: string;
@@ -23,6 +25,8 @@ export interface PlanOptions {
   kv_dtype?: 'f16' | 'f32';
   /** Slots that streamed weights pass through. */
   slots?: number;
+  /** Tokens of a prompt that go into one forward, at most. */
+  ubatch_size?: number;
 }
 
 export interface DeviceSpec {
@@ -148,26 +152,57 @@ export interface Stored {
   quota: number;
 }
 
-export interface ChatMessage {
-  role: 'system' | 'user' | 'assistant';
-  content: string;
+export interface TextPart {
+  type: 'text';
+  text: string;
 }
 
+export interface ChatMessage {
+  /** Any other text is refused when it is asked. */
+  role: 'system' | 'developer' | 'user' | 'assistant' | (string & {});
+  /** Parts become one text. */
+  content: string | TextPart[];
+}
+
+/** What is not known, or not supported yet, is refused by its name, with an `InvalidArgumentError`. */
 export interface ChatRequest {
   messages: ChatMessage[];
   model?: string;
-  stream?: boolean;
-  stream_options?: { include_usage?: boolean };
-  max_tokens?: number;
-  max_completion_tokens?: number;
-  /** 0 takes the most likely token each time. */
-  temperature?: number;
-  top_k?: number;
-  top_p?: number;
-  seed?: number;
-  stop?: string | string[];
-  n?: 1;
+  stream?: boolean | null;
+  stream_options?: { include_usage?: boolean } | null;
+  max_tokens?: number | null;
+  max_completion_tokens?: number | null;
+  /** 0 takes the most likely token each time. What is left out is the model's own. */
+  temperature?: number | null;
+  /** Only so many of the likeliest tokens are eligible; 0 means all. */
+  top_k?: number | null;
+  /** Only the likeliest tokens that together have this probability are eligible. */
+  top_p?: number | null;
+  /** Only tokens at least this probable, relative to the likeliest, are eligible. */
+  min_p?: number | null;
+  /** Divides positive and multiplies negative logits of recent tokens; 1 changes nothing. */
+  repeat_penalty?: number | null;
+  /** How many of the latest tokens count as recent. */
+  repeat_last_n?: number | null;
+  seed?: number | null;
+  stop?: string | string[] | null;
+  /** The texts go to the model as they are, without its chat template. */
+  raw?: boolean | null;
+  n?: 1 | null;
   signal?: AbortSignal;
+}
+
+/** How far an answer has come, in tokens: first the prompt is read, then the answer is made. */
+export interface AnswerProgress {
+  stage: 'prompt' | 'answer';
+  done: number;
+  /** Of an answer, the most that it may have; `null` where no limit was given. */
+  total: number | null;
+}
+
+export interface AnswerOptions {
+  signal?: AbortSignal;
+  onProgress?: (progress: AnswerProgress) => void;
 }
 
 export interface Usage {
@@ -197,9 +232,12 @@ export interface ChatCompletionChunk {
   usage?: Usage;
 }
 
+export type ChatCompletionStream = AsyncGenerator<ChatCompletionChunk, void, void>;
+
 export interface Completions {
-  create(body: ChatRequest & { stream: true }, options?: { signal?: AbortSignal }): Promise<AsyncGenerator<ChatCompletionChunk, void, void>>;
-  create(body: ChatRequest & { stream?: false }, options?: { signal?: AbortSignal }): Promise<ChatCompletion>;
+  create(body: ChatRequest & { stream: true }, options?: AnswerOptions): Promise<ChatCompletionStream>;
+  create(body: ChatRequest & { stream?: false | null }, options?: AnswerOptions): Promise<ChatCompletion>;
+  create(body: ChatRequest, options?: AnswerOptions): Promise<ChatCompletion | ChatCompletionStream>;
 }
 
 /** Fetches and compiles the engine, once for all engines of the page; an engine does so by itself where it was not done. */
@@ -219,12 +257,14 @@ export class Engine {
   /** The text of a file for ui.perfetto.dev. */
   perfetto(): Promise<string>;
   memory(): Promise<Memory>;
-  /** Gives up the model and the GPU. The engine can be used again. */
+  /** Gives up the model and the GPU, and ends what is under way with an `AbortError`. The engine can be used again. */
   close(): void;
+  /** `using engine = new Engine()` closes it, where the browser has `Symbol.dispose`. */
+  [Symbol.dispose](): void;
 }
 
 export type WebGpuCheck =
-  | { ok: true; name: string; limits: Record<string, number>; features: string[] }
+  | { ok: true; name: string; isSoftware: boolean; limits: Record<string, number>; features: string[] }
   | { ok: false; step: string; fault: string; advice: string };
 
 /** Whether this browser can compute on a GPU; where it cannot, which step failed and what to do. */
@@ -246,8 +286,21 @@ export class DoesNotFitError extends TierflowError {
 export class DeviceLostError extends TierflowError {}
 /** A file is no model, is damaged, or is of a kind that is not supported. */
 export class InvalidFileError extends TierflowError {}
-/** An option is out of its domain. */
-export class InvalidArgumentError extends TierflowError {}
+/** An option is out of its domain, or not known. */
+export class InvalidArgumentError extends TierflowError {
+  readonly option?: string;
+}
+/** A conversation needs `needed` positions, and the context has `available`. */
+export class ContextFullError extends InvalidArgumentError {
+  readonly needed: number;
+  readonly available: number;
+}
+/** A `signal` was raised, or the engine was closed. */
+export class AbortError extends DOMException {
+  readonly name: 'AbortError';
+  /** How far an answer came that had begun. */
+  readonly usage?: Usage;
+}
 /** The engine was told to stop. */
 export class InterruptedError extends TierflowError {}
 /** A server did not give what was asked for. */

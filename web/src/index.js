@@ -3,7 +3,7 @@
 import { Completions } from './completions.js';
 import { Connection } from './connection.js';
 import { describeSources } from './describe.js';
-import { TierflowError } from './errors.js';
+import { TierflowError, abortError } from './errors.js';
 
 export * from './errors.js';
 export { checkWebGpu } from './webgpu.js';
@@ -11,7 +11,8 @@ export { checkWebGpu } from './webgpu.js';
 /** A load that is cancelled has nothing to lose: a worker that does not hear of it is ended after this time. */
 const LOAD_GRACE_MS = 1500;
 
-let settings = { wasm: new URL('./wasm/tierflow_bg.wasm', import.meta.url), worker: new URL('./worker.js', import.meta.url) };
+/** Addresses that take the place of those beside this file. */
+let settings = {};
 let compiled = null;
 
 /**
@@ -23,13 +24,28 @@ export async function init(overrides) {
     settings = { ...settings, ...overrides };
     compiled = null;
   }
-  compiled ??= compile(settings.wasm);
+  compiled ??= compile(settings.wasm ?? addressOfWasm());
   try {
     return void (await compiled);
   } catch (error) {
     compiled = null;
     throw error;
   }
+}
+
+/** Bundlers know the file by this very expression. */
+function addressOfWasm() {
+  try {
+    return new URL('./wasm/tierflow_bg.wasm', import.meta.url);
+  } catch {
+    throw new TierflowError('this script does not know its own address, as in bundles that are no modules; init({ worker, wasm }) takes the addresses of both files');
+  }
+}
+
+/** As with the wasm, bundlers must see the address inside of the expression. */
+function startWorker() {
+  if (settings.worker) return new Worker(settings.worker, { type: 'module', name: 'tierflow' });
+  return new Worker(new URL('./worker.js', import.meta.url), { type: 'module', name: 'tierflow' });
 }
 
 async function compile(address) {
@@ -54,6 +70,8 @@ export class Engine {
   #connection;
   #started = null;
   #loaded = null;
+  /** Another one after each `close`: what was asked before finds that it has ended. */
+  #life = {};
 
   /** `engine.chat.completions.create(…)`. */
   chat = {
@@ -72,13 +90,7 @@ export class Engine {
   };
 
   constructor() {
-    this.#connection = new Connection(
-      () => new Worker(settings.worker, { type: 'module', name: 'tierflow' }),
-      () => {
-        this.#started = null;
-        this.#loaded = null;
-      },
-    );
+    this.#connection = new Connection(startWorker, () => this.#forget());
   }
 
   /** What was loaded last: `{name, plan}`; `null` before, and after the worker was ended. */
@@ -111,9 +123,11 @@ export class Engine {
    */
   async load(source, { signal, onProgress, ...options } = {}) {
     const sources = describeSources(source);
+    const life = this.#life;
     this.#loaded = null;
     if (sources.some((part) => part.keep)) await navigator.storage?.persist?.().catch(() => false);
-    const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS });
+    const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
+    this.#expectAlive(life);
     this.#loaded = { name: sources[0].name, plan };
     return this.#loaded;
   }
@@ -133,23 +147,43 @@ export class Engine {
     return this.#call('memory');
   }
 
-  /** Gives up the model and the GPU. The engine can be used again. */
+  /** Gives up the model and the GPU, and ends what is under way with an `AbortError`. The engine can be used again. */
   close() {
+    this.#life = {};
+    this.#forget();
     this.#connection.close();
   }
 
-  async #call(method, args, options) {
-    await (this.#started ??= this.#start());
+  // `using engine = new Engine()`, where the browser has it.
+  static {
+    if (Symbol.dispose) this.prototype[Symbol.dispose] = this.prototype.close;
+  }
+
+  #forget() {
+    this.#started = null;
+    this.#loaded = null;
+  }
+
+  /** Asks the worker, unless the engine was closed since `life` began. */
+  async #call(method, args, options, life = this.#life) {
+    this.#expectAlive(life);
+    await (this.#started ??= this.#start(life));
+    this.#expectAlive(life);
     return this.#connection.call(method, args, options);
   }
 
-  async #start() {
+  async #start(life) {
     try {
       await init();
+      this.#expectAlive(life);
       await this.#connection.call('start', { module: await compiled });
     } catch (error) {
-      this.#started = null;
+      if (life === this.#life) this.#started = null;
       throw error;
     }
+  }
+
+  #expectAlive(life) {
+    if (life !== this.#life) throw abortError('The engine was closed');
   }
 }

@@ -7,19 +7,19 @@ const NO_GPU_OBJECT = {
   step: 'navigator.gpu',
   fault: 'This browser has no WebGPU.',
   advice:
-    'Use a recent Chrome, Edge, Safari or Firefox, and open the page by https:// or from localhost: WebGPU is hidden on plain http://. Planning works all the same.',
+    'For a GPU, use a recent Chrome, Edge, Safari or Firefox, and open the page by https:// or from localhost: WebGPU is hidden on plain http://.',
 };
 
 const NO_ADAPTER = {
   step: 'requestAdapter',
   fault: 'This browser has WebGPU, but offers no adapter.',
   advice:
-    'Turn on hardware acceleration in the settings of the browser, update the graphics driver, and look at chrome://gpu. On Linux, Chrome may need --enable-unsafe-webgpu. Planning works all the same.',
+    'For a GPU, turn on hardware acceleration in the settings of the browser, update the graphics driver, and look at chrome://gpu. On Linux, Chrome may need --enable-unsafe-webgpu.',
 };
 
 /**
  * Asks the browser step by step.
- * @returns {Promise<{ok: true, name: string, limits: Record<string, number>, features: string[]}
+ * @returns {Promise<{ok: true, name: string, isSoftware: boolean, limits: Record<string, number>, features: string[]}
  *   | {ok: false, step: string, fault: string, advice: string}>}
  */
 export async function checkWebGpu() {
@@ -31,10 +31,12 @@ export async function checkWebGpu() {
     return { ok: false, ...NO_ADAPTER, fault: `${NO_ADAPTER.fault} It says: ${error.message}` };
   }
   if (!adapter) return { ok: false, ...NO_ADAPTER };
-  const { vendor, architecture, description } = adapter.info ?? {};
+  const { vendor, architecture, description, isFallbackAdapter } = adapter.info ?? {};
   return {
     ok: true,
     name: description || [vendor, architecture].filter(Boolean).join(' ') || 'WebGPU adapter',
+    // Older browsers tell it of the adapter, not of its info.
+    isSoftware: isFallbackAdapter ?? adapter.isFallbackAdapter ?? false,
     limits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
     features: [...adapter.features].sort(),
   };

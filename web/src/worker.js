@@ -6,11 +6,13 @@ import { sameSources } from './describe.js';
 import { FileSource } from './sources/file.js';
 import { openHttp } from './sources/http.js';
 import { Store } from './sources/store.js';
+import { inTask } from './task.js';
+import * as wasm from './wasm/tierflow.js';
 
 /** Progress is told at most so often. */
 const PROGRESS_MS = 60;
 
-let wasm = null;
+let hasStarted = false;
 /** The model whose headers are open: `{sources, parts, model}`; `sources` as described, `parts` as opened. */
 let opened = null;
 /** The engine that answers, its model, and the parts that it reads from. */
@@ -19,14 +21,15 @@ let running = null;
 let found = null;
 /** Requests that take turns wait for this one. */
 let turn = Promise.resolve();
+/** What is asked and not answered yet, by number. */
 const calls = new Map();
 /** Sources that are open. */
 const openParts = new Set();
 
 const answers = {
   async start({ module }) {
-    wasm = await import('./wasm/tierflow.js');
     await wasm.default({ module_or_path: module });
+    hasStarted = true;
   },
   devices: async () => (await findDevices()).devices,
   inspect: async ({ sources }, call) => JSON.parse((await open(sources, call)).inspect()),
@@ -38,13 +41,11 @@ const answers = {
   load,
   async generate({ request }, call) {
     const engine = expectEngine();
-    const step = (token, text) => {
-      call.tell({ token, text });
-      return !call.signal.aborted;
-    };
-    // Also while the prompt is read, of which no step tells.
+    const read = (done, total) => call.step({ done, total });
+    const step = (token, text) => call.step({ token, text });
+    // Also before the first part of the prompt is read.
     call.signal.addEventListener('abort', () => engine.cancel());
-    return JSON.parse(await engine.generate(JSON.stringify(request), step));
+    return JSON.parse(await engine.generate(JSON.stringify(request), read, step));
   },
 };
 
@@ -60,14 +61,15 @@ const glances = {
 };
 
 self.onmessage = ({ data }) => {
-  if (data.cancel) calls.get(data.id)?.abort();
+  if (data.cancel) calls.get(data.id)?.cancel();
+  else if (data.taken) calls.get(data.id)?.taken(data.taken);
   else if (data.end) end();
   else answer(data);
 };
 
 /** Gives all files back, and says so once nothing is under way any more. */
 async function end() {
-  calls.forEach((controller) => controller.abort());
+  calls.forEach((call) => call.cancel());
   openParts.forEach((part) => part.close());
   await turn;
   self.postMessage({ ended: true });
@@ -80,16 +82,68 @@ function findDevices() {
   return found;
 }
 
+/** A request under way: whether it is still wanted, and what its page is told of it. */
+class Call {
+  #id;
+  #controller = new AbortController();
+  #nSteps = 0;
+  #nTaken = 0;
+  #wake = () => {};
+
+  constructor(id) {
+    this.#id = id;
+  }
+
+  get id() {
+    return this.#id;
+  }
+
+  get signal() {
+    return this.#controller.signal;
+  }
+
+  cancel() {
+    this.#controller.abort();
+    this.#wake();
+  }
+
+  tell(event) {
+    self.postMessage({ id: this.#id, event });
+  }
+
+  /**
+   * Tells of a step; resolves to whether another is wanted. The page may be one step behind, while the next is made, and no more:
+   * so it can end the work within a step, however fast steps come. What the page says meanwhile is heard before.
+   */
+  async step(event) {
+    this.#nSteps += 1;
+    self.postMessage({ id: this.#id, event, step: this.#nSteps });
+    await new Promise(inTask);
+    while (!this.signal.aborted && this.#nTaken < this.#nSteps - 1) await new Promise((resolve) => (this.#wake = resolve));
+    return !this.signal.aborted;
+  }
+
+  /** The page has taken so many steps. */
+  taken(nTaken) {
+    this.#nTaken = nTaken;
+    this.#wake();
+  }
+}
+
 async function answer({ id, method, args }) {
-  const controller = new AbortController();
-  calls.set(id, controller);
-  const call = { id, signal: controller.signal, tell: (event) => self.postMessage({ id, event }) };
+  const call = new Call(id);
+  calls.set(id, call);
+  const work = () => {
+    // It may have been given up while it waited for its turn.
+    if (call.signal.aborted) throw abortError();
+    return answers[method](args, call);
+  };
   try {
-    const value = await (method in glances ? glances[method](args) : inTurn(() => answers[method](args, call)));
+    const value = await (method in glances ? glances[method](args) : inTurn(work));
     // What was stopped halfway has an answer too; its caller is told that it was stopped.
-    self.postMessage(controller.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
+    self.postMessage(call.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
   } catch (error) {
-    self.postMessage({ id, error: toPlain(controller.signal.aborted ? abortError() : takeFault(error)) });
+    self.postMessage({ id, error: toPlain(call.signal.aborted ? abortError() : takeFault(error)) });
   } finally {
     calls.delete(id);
   }
@@ -133,7 +187,8 @@ async function openModel(sources, purpose, call) {
 /** Plans read stored models without a handle of their own, so that nobody is kept from replacing or deleting them. */
 async function openPart({ kind, name, url, keep, file }, purpose, call) {
   if (kind === 'file') return new FileSource(name, file);
-  const store = keep ? await Store.open() : null;
+  // Headers can be read without a storage, too; what cannot be kept is told when it is loaded.
+  const store = keep && (purpose === 'run' || Store.isThere) ? await Store.open() : null;
   if (await store?.has(url)) return purpose === 'run' ? store.source(url) : new FileSource(name, await store.file(url));
   return openHttp(name, url, call.signal);
 }
@@ -235,7 +290,7 @@ function seldom(report) {
 }
 
 function expectEngine() {
-  if (!wasm) throw new TierflowError('the engine has not started');
+  if (!hasStarted) throw new TierflowError('the engine has not started');
   if (!running) throw new InvalidArgumentError('no model is loaded; call load() first');
   return running.engine;
 }

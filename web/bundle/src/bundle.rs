@@ -5,7 +5,18 @@ use std::path::Path;
 
 use wasm_bindgen_cli_support::Bindgen;
 
-/// Writes `web/dist` anew: `wasm/` with the bindings, the files of `web/src` beside it, those of `web/page` in `page/`.
+/// Leads from the folder's own address to the page, on any host.
+const TO_THE_PAGE: &str = r#"<!doctype html>
+<html lang="en">
+  <meta charset="utf-8" />
+  <meta http-equiv="refresh" content="0; url=page/" />
+  <title>tierflow</title>
+  <a href="page/">tierflow</a>
+</html>
+"#;
+
+/// Writes `web/dist` anew: `wasm/` with the bindings, the files of `web/src` beside it, those of `web/page` in `page/`, and
+/// a file that leads there.
 ///
 /// # Errors
 /// In words: a file that cannot be read or written, or wasm that these bindings do not fit.
@@ -19,6 +30,8 @@ pub fn bundle(wasm: &Path, web: &Path) -> Result<(), String> {
             copy_folder(&from, &to)?;
         }
     }
+    let root = dist.join("index.html");
+    fs::write(&root, TO_THE_PAGE).map_err(|error| format!("cannot write {}: {error}", root.display()))?;
     let mut bindgen = Bindgen::new();
     bindgen.input_path(wasm).out_name("tierflow").typescript(true).omit_default_module_path(false);
     bindgen.remove_name_section(true).remove_producers_section(true);

@@ -92,6 +92,9 @@ fn answer(site: &Site, request: &Request, mut stream: &TcpStream) -> std::io::Re
     if request.method != "GET" && request.method != "HEAD" {
         return refuse(stream, "405 Method Not Allowed", "Allow: GET, HEAD\r\n");
     }
+    if let Some(folder) = site.folder_without_slash(&request.path) {
+        return refuse(stream, "301 Moved Permanently", &format!("Location: {folder}/\r\n"));
+    }
     let Some((path, mut file)) = site.find(&request.path).and_then(|path| File::open(&path).ok().map(|file| (path, file))) else {
         return refuse(stream, "404 Not Found", "");
     };
@@ -121,6 +124,14 @@ fn refuse(mut stream: &TcpStream, status: &str, headers: &str) -> std::io::Resul
 }
 
 impl Site {
+    /// The address of a folder that was asked for without its last slash, from which the links in it would lead elsewhere.
+    fn folder_without_slash(&self, path: &str) -> Option<String> {
+        let is_folder = !path.ends_with('/') && self.find(path).is_some_and(|file| file.file_name() == Some("index.html".as_ref()));
+        let name = path.rsplit('/').next().unwrap_or_default();
+        // A relative address, which no second slash can turn into another host.
+        (is_folder && name != "index.html").then(|| name.to_owned())
+    }
+
     /// The file at `path`, if there is one inside the folder or among the models.
     fn find(&self, path: &str) -> Option<PathBuf> {
         if let Some(name) = path.strip_prefix("/models/") {

@@ -1,11 +1,10 @@
 //! A loaded model: it answers, and tells what happened when.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use js_sys::Function;
-use serde::Deserialize;
 use tierflow::engine::MemoryUse;
 use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{Span, Trace};
@@ -13,7 +12,10 @@ use tierflow::text::{SamplingFlags, fresh_seed};
 use tierflow::{ChatMessage, Error, Sampler, SamplingSettings};
 use wasm_bindgen::prelude::*;
 
-use crate::error::{Result, invalid, json, parse};
+use crate::answer_of;
+use crate::error::{Result, invalid, json};
+use crate::fields::Fields;
+use crate::prompt::{self, Pace};
 
 /// A loaded model. While it generates it still tells its plan, its trace and its memory.
 #[wasm_bindgen]
@@ -26,12 +28,12 @@ pub struct Engine {
     trace: Trace,
     piece_names: Vec<String>,
     memory: RefCell<Vec<MemoryUse>>,
+    pace: Cell<Pace>,
     cancelled: Arc<AtomicBool>,
 }
 
 /// What to answer, and how.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug)]
 struct Request {
     /// A conversation.
     messages: Option<Vec<ChatMessage>>,
@@ -45,8 +47,32 @@ struct Request {
     top_p: Option<f32>,
     min_p: Option<f32>,
     repeat_penalty: Option<f32>,
+    repeat_last_n: Option<u32>,
     seed: Option<u64>,
     stop: Vec<String>,
+}
+
+impl Request {
+    fn read(text: &str) -> Result<Request, Error> {
+        let mut fields = Fields::of("request", text)?;
+        let (number, count) = ("a number", "a whole number from 0 on");
+        let request = Request {
+            messages: fields.take("messages", "a list of messages, each with a role and a content")?,
+            prompt: fields.take("prompt", "a text")?,
+            raw: fields.take("raw", "true or false")?.unwrap_or_default(),
+            max_tokens: fields.take("max_tokens", count)?,
+            temperature: fields.take("temperature", number)?,
+            top_k: fields.take("top_k", count)?,
+            top_p: fields.take("top_p", number)?,
+            min_p: fields.take("min_p", number)?,
+            repeat_penalty: fields.take("repeat_penalty", number)?,
+            repeat_last_n: fields.take("repeat_last_n", count)?,
+            seed: fields.take("seed", count)?,
+            stop: fields.take("stop", "a list of texts")?.unwrap_or_default(),
+        };
+        fields.finish()?;
+        Ok(request)
+    }
 }
 
 impl Engine {
@@ -59,6 +85,7 @@ impl Engine {
             trace: engine.trace().clone(),
             piece_names: (0..made.pieces.len()).map(|piece| made.piece_name(piece)).collect(),
             memory: RefCell::new(engine.memory_use()),
+            pace: Cell::new(Pace::new(&engine.prepared().forecast)),
             cancelled: Arc::default(),
             engine: RefCell::new(Some(engine)),
         }
@@ -72,20 +99,21 @@ impl Engine {
         self.plan.clone()
     }
 
-    /// Answers `request` (JSON). `on_step` is told each token and the text that it completes, and ends the answer by returning
-    /// false. Yields JSON: the answer, why it ended (`stop`, `length` or `cancelled`), counts and times.
-    pub async fn generate(&self, request: &str, on_step: Function) -> Result<String> {
-        let request: Request = parse("request", request)?;
+    /// Answers `request` (JSON). `on_part` is told how many tokens of the prompt are read and how many there are, `on_step` each
+    /// token of the answer and the text that it completes. Either may return a promise, which is waited for, and ends the answer
+    /// with false. Yields JSON: the answer, why it ended (`stop`, `length` or `cancelled`), counts and times.
+    pub async fn generate(&self, request: &str, on_part: Function, on_step: Function) -> Result<String> {
+        let request = Request::read(request)?;
         let busy = || invalid("generate", "an answer is under way, or an earlier one failed; wait for it, or load the model again");
         let mut engine = self.engine.take().ok_or_else(busy)?;
         self.cancelled.store(false, Ordering::Relaxed);
-        let answer = self.answer(&mut engine, request, &on_step).await;
+        let answer = self.answer(&mut engine, request, &on_part, &on_step).await;
         self.note_memory(&engine);
         self.engine.replace(Some(engine));
         Ok(json(&answer?)?)
     }
 
-    /// Ends what is generated before its next forward; a prompt that is still read ends with `InterruptedError`.
+    /// Ends what is generated before its next forward.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -108,41 +136,52 @@ impl Engine {
         Ok(json(&serde_json::json!({"devices": *self.memory.borrow(), "wasm_bytes": wasm_bytes()}))?)
     }
 
-    async fn answer(&self, engine: &mut tierflow::Engine, request: Request, on_step: &Function) -> Result<serde_json::Value, Error> {
+    async fn answer(
+        &self,
+        engine: &mut tierflow::Engine,
+        request: Request,
+        on_part: &Function,
+        on_step: &Function,
+    ) -> Result<serde_json::Value, Error> {
         let sampling = sampling(engine, &request)?;
         let seed = request.seed.unwrap_or_else(fresh_seed);
-        let prompt = prompt(engine, &request)?;
+        let prompt = prompt_of(engine, &request)?;
         let trace = &self.trace;
         trace.clear();
         let mut session = engine.resume(self.cached.take());
         session.cancel_with(Arc::clone(&self.cancelled));
         let begin = trace.now();
-        let options = GenerateOptions { max_tokens: request.max_tokens, ignore_eos: false, stop: request.stop };
-        let mut generation = session.generate(&prompt, Sampler::new(sampling, seed), options).await?;
-        let prompt_secs = trace.now() - begin;
-        let (mut text, mut tokens, mut first_secs, mut cancelled) = (String::new(), Vec::new(), None, false);
-        while let Some(step) = generation.next().await? {
-            first_secs.get_or_insert_with(|| trace.now() - begin);
-            text.push_str(&step.text);
-            tokens.push(step.token);
-            self.note_memory(generation.engine());
-            let told = on_step.call2(&JsValue::NULL, &step.token.into(), &step.text.into());
-            // A function that throws wants no more either.
-            let goes_on = told.is_ok_and(|answer| answer != JsValue::FALSE);
-            cancelled = !goes_on || self.cancelled.load(Ordering::Relaxed);
-            if cancelled {
-                break;
+        let mut pace = self.pace.get();
+        let read = prompt::read(&mut session, &prompt, &mut pace, trace, on_part).await;
+        self.pace.set(pace);
+        let prompt::Read { n_known, is_whole } = read?;
+        let (mut text, mut tokens, mut first_secs, mut finish) = (String::new(), Vec::new(), None, None);
+        let mut prompt_secs = trace.now() - begin;
+        let mut n_read = session.tokens().len();
+        if is_whole {
+            let options = GenerateOptions { max_tokens: request.max_tokens, ignore_eos: false, stop: request.stop };
+            let mut generation = session.generate(&prompt, Sampler::new(sampling, seed), options).await?;
+            (prompt_secs, n_read) = (trace.now() - begin, prompt.len());
+            while let Some(step) = generation.next().await? {
+                first_secs.get_or_insert_with(|| trace.now() - begin);
+                text.push_str(&step.text);
+                tokens.push(step.token);
+                self.note_memory(generation.engine());
+                let goes_on = answer_of(on_step.call2(&JsValue::NULL, &step.token.into(), &step.text.into())).await;
+                if !goes_on || self.cancelled.load(Ordering::Relaxed) {
+                    break;
+                }
             }
+            finish = generation.finish_reason();
         }
-        let (n_prompt, finish) = (generation.n_prompt(), generation.finish_reason());
         let decode_secs = trace.now() - begin - prompt_secs;
         self.cached.replace(session.tokens().to_vec());
         Ok(serde_json::json!({
             "text": text,
             "tokens": tokens,
-            "finish_reason": finish_reason(finish, cancelled),
-            "n_prompt": n_prompt,
-            "n_cached": prompt.len() - n_prompt,
+            "finish_reason": finish_reason(finish),
+            "n_prompt": n_read - n_known,
+            "n_cached": n_known,
             "n_generated": tokens.len(),
             "prompt_secs": prompt_secs,
             "decode_secs": decode_secs,
@@ -165,13 +204,14 @@ fn sampling(engine: &tierflow::Engine, request: &Request) -> Result<SamplingSett
         top_p: request.top_p,
         min_p: request.min_p,
         repeat_penalty: request.repeat_penalty,
+        repeat_last_n: request.repeat_last_n,
         ..SamplingFlags::default()
     };
     SamplingSettings::merged(engine.defaults(), &flags)
 }
 
 /// The tokens of what is asked: through the chat template, or as it is with `raw` or where the model has no template.
-fn prompt(engine: &tierflow::Engine, request: &Request) -> Result<Vec<u32>, Error> {
+fn prompt_of(engine: &tierflow::Engine, request: &Request) -> Result<Vec<u32>, Error> {
     let messages = match (&request.messages, &request.prompt) {
         (Some(messages), None) => messages.clone(),
         (None, Some(prompt)) => vec![ChatMessage::new("user", prompt)],
@@ -184,12 +224,11 @@ fn prompt(engine: &tierflow::Engine, request: &Request) -> Result<Vec<u32>, Erro
     engine.encode_chat(&messages)
 }
 
-fn finish_reason(finish: Option<FinishReason>, cancelled: bool) -> &'static str {
+fn finish_reason(finish: Option<FinishReason>) -> &'static str {
     match finish {
         Some(FinishReason::Stop) => "stop",
         Some(FinishReason::Length) => "length",
-        None if cancelled => "cancelled",
-        None => "stop",
+        None => "cancelled",
     }
 }
 

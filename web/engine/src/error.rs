@@ -5,6 +5,8 @@ use serde::Serialize;
 use tierflow::Error;
 use wasm_bindgen::JsValue;
 
+use crate::words;
+
 /// A fault on its way to JavaScript.
 #[derive(Debug)]
 pub struct Thrown(JsValue);
@@ -20,12 +22,20 @@ impl From<Thrown> for JsValue {
 
 impl From<Error> for Thrown {
     fn from(error: Error) -> Thrown {
-        let thrown = js_sys::Error::new(&error.to_string());
+        let thrown = js_sys::Error::new(&words::of_this_api(&error.to_string()));
         thrown.set_name(name_of(&error));
-        if let Error::DoesNotFit { device, needed, available, .. } = &error {
-            set(&thrown, "device", &device.into());
-            set(&thrown, "needed", &(needed.0 as f64).into());
-            set(&thrown, "available", &(available.0 as f64).into());
+        match &error {
+            Error::DoesNotFit { device, needed, available, .. } => {
+                set(&thrown, "device", &device.into());
+                set(&thrown, "needed", &(needed.0 as f64).into());
+                set(&thrown, "available", &(available.0 as f64).into());
+            }
+            Error::ContextFull { needed, available } => {
+                set(&thrown, "needed", &(*needed as f64).into());
+                set(&thrown, "available", &(*available as f64).into());
+            }
+            Error::InvalidArgument { option, .. } => set(&thrown, "option", &words::of_this_api(option).into()),
+            _ => {}
         }
         Thrown(thrown.into())
     }
@@ -49,7 +59,8 @@ fn name_of(error: &Error) -> &'static str {
         | Error::WrongShape { .. }
         | Error::Text { .. } => "InvalidFileError",
         Error::Interrupted => "InterruptedError",
-        Error::InvalidArgument { .. } | Error::ContextFull { .. } | Error::TokenOutOfVocabulary { .. } => "InvalidArgumentError",
+        Error::ContextFull { .. } => "ContextFullError",
+        Error::InvalidArgument { .. } | Error::TokenOutOfVocabulary { .. } => "InvalidArgumentError",
         _ => "TierflowError",
     }
 }
@@ -64,7 +75,9 @@ pub fn json(value: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|error| Error::io("write as JSON", "the answer", error.into()))
 }
 
-/// An argument that is JSON text.
-pub fn parse<T: serde::de::DeserializeOwned>(argument: &str, text: &str) -> Result<T, Error> {
-    serde_json::from_str(text).map_err(|error| invalid(argument, format!("is not what is read here: {error}")))
+/// As [`json`], with texts in the words of this API.
+pub fn json_of_this_api(value: &impl Serialize) -> Result<String, Error> {
+    let mut value = serde_json::to_value(value).map_err(|error| Error::io("write as JSON", "the answer", error.into()))?;
+    words::all_of_this_api(&mut value);
+    json(&value)
 }

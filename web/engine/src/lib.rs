@@ -3,9 +3,12 @@
 
 mod engine;
 mod error;
+mod fields;
 mod model;
 mod options;
+mod prompt;
 mod source;
+mod words;
 
 use std::cell::RefCell;
 
@@ -14,8 +17,9 @@ use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::KERNELS;
 use tierflow::machine::{self, DevicesFile, Measure};
 use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::JsFuture;
 
-use error::{Result, json};
+use error::{Result, json, json_of_this_api};
 
 #[wasm_bindgen]
 extern "C" {
@@ -39,7 +43,7 @@ pub fn start() {
 #[wasm_bindgen]
 pub async fn devices() -> Result<String> {
     let found: DevicesFile = machine::list(Measure::Never).await?;
-    let text = json(&found)?;
+    let text = json_of_this_api(&found)?;
     FOUND.set(Some(found.devices));
     Ok(text)
 }
@@ -54,6 +58,16 @@ pub fn kernels() -> Result<String> {
         serde_json::json!({"stem": kernel.stem, "wgsl": kernel.wgsl, "params_bytes": kernel.params_bytes, "bindings": bindings})
     };
     Ok(json(&KERNELS.iter().map(of).collect::<Vec<_>>())?)
+}
+
+/// What a function of JavaScript's answers: whether to go on. It may answer later; one that throws wants no more.
+async fn answer_of(told: Result<JsValue, JsValue>) -> bool {
+    let answer = match told.map(|answer| answer.dyn_into::<js_sys::Promise>()) {
+        Ok(Ok(later)) => JsFuture::from(later).await,
+        Ok(Err(now)) => Ok(now),
+        Err(thrown) => Err(thrown),
+    };
+    answer.is_ok_and(|answer| answer != JsValue::FALSE)
 }
 
 /// What [`devices`] found last, if it was called.

@@ -12,7 +12,7 @@ use tierflow::weights::Checkpoint;
 use wasm_bindgen::prelude::*;
 
 use crate::engine::Engine;
-use crate::error::{Result, invalid, json};
+use crate::error::{Result, invalid, json, json_of_this_api};
 use crate::source::{Reading, Source, sources};
 use crate::{found_devices, options};
 
@@ -49,7 +49,7 @@ impl Model {
             None => found_devices().ok_or_else(|| invalid("devices", "call devices() first, or give the text of a devices file"))?,
         };
         let prepared = at_once(options.builder(&self.checkpoint).machine(machine).prepare())?;
-        Ok(json(&described(&prepared, &options))?)
+        Ok(json_of_this_api(&described(&prepared, &options))?)
     }
 
     /// Loads what the plan holds in memory; `progress` is told bytes done and bytes in all, and ends the load by returning false:
@@ -57,7 +57,7 @@ impl Model {
     pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
         let options = options::read(options)?;
         let prepared = options.builder(&self.checkpoint).prepare().await?;
-        let plan = json(&described(&prepared, &options))?;
+        let plan = json_of_this_api(&described(&prepared, &options))?;
         let progress = Progress { function: progress, reading: self.reading.clone() };
         let loaded = prepared.load(&|loaded| progress.tell(loaded)).await;
         let ended = self.reading.check();

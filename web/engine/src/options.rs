@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use tierflow::engine::EngineBuilder;
 use tierflow::weights::Checkpoint;
 use tierflow::{DeviceChoice, Engine, Error, KvDType, MaxMemory, PlanOptions};
 
+use crate::fields::Fields;
+
 /// What may be asked of a plan; what is absent is the planner's choice.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug)]
 pub struct Options {
     /// Who computes: `auto`, `gpu`, `gpu:0` or `cpu`.
     device: DeviceChoice,
@@ -21,6 +21,8 @@ pub struct Options {
     kv_dtype: KvDType,
     /// Slots of the ring.
     slots: Option<usize>,
+    /// Tokens of a forward, at most.
+    ubatch_size: Option<usize>,
 }
 
 impl Options {
@@ -31,6 +33,7 @@ impl Options {
             ctx_size: self.ctx_size,
             kv_dtype: self.kv_dtype,
             n_slots: self.slots,
+            ubatch_size: self.ubatch_size,
             ..PlanOptions::default()
         };
         Engine::builder_of(Arc::clone(checkpoint)).device(self.device).plan_options(options)
@@ -54,6 +57,9 @@ impl Options {
         if let Some(n_slots) = self.slots {
             words.push(format!("--slots {n_slots}"));
         }
+        if let Some(ubatch_size) = self.ubatch_size {
+            words.push(format!("--ubatch-size {ubatch_size}"));
+        }
         words.join(" ")
     }
 }
@@ -69,5 +75,16 @@ fn quoted(word: &str) -> String {
 /// # Errors
 /// [`Error::InvalidArgument`] naming what cannot be read.
 pub fn read(text: &str) -> Result<Options, Error> {
-    if text.is_empty() { Ok(Options::default()) } else { crate::error::parse("options", text) }
+    let mut fields = Fields::of("options", text)?;
+    let count = "a whole number";
+    let options = Options {
+        device: fields.take("device", "auto, gpu, gpu:0 or cpu")?.unwrap_or_default(),
+        max_memory: fields.take("max_memory", "bytes by device, as {\"gpu:0\": 268435456}")?.unwrap_or_default(),
+        ctx_size: fields.take("ctx_size", count)?,
+        kv_dtype: fields.take("kv_dtype", "f16 or f32")?.unwrap_or_default(),
+        slots: fields.take("slots", count)?,
+        ubatch_size: fields.take("ubatch_size", count)?,
+    };
+    fields.finish()?;
+    Ok(options)
 }

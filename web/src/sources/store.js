@@ -24,10 +24,16 @@ export class Store {
     this.#quota = quota;
   }
 
+  /** Whether this browser gives its pages what a store needs: on plain http://, but from localhost, none does. */
+  static get isThere() {
+    return Boolean(navigator.storage?.getDirectory && navigator.locks && crypto.subtle);
+  }
+
   /** The store of this browser. */
   static async open() {
-    if (!navigator.storage?.getDirectory) {
-      throw new ServerError('This browser gives pages no storage of their own (OPFS), as in some private windows; choose a local file instead');
+    if (!Store.isThere) {
+      const reason = globalThis.isSecureContext === false ? 'on plain http://; open it by https:// or from localhost' : 'here, as in some private windows';
+      throw new ServerError(`A page has no storage of its own (OPFS) ${reason}. Without \`keep\` a model is read from its server, or choose a local file`);
     }
     const root = await navigator.storage.getDirectory();
     return new Store(await root.getDirectoryHandle(FOLDER, { create: true }), () => navigator.storage.estimate());
