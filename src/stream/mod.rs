@@ -69,7 +69,7 @@ pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch) -> Res
         return Ok(scores);
     }
     let mut scores = Vec::new();
-    let mut turns = Turns::default();
+    let mut turns = Turns::new();
     let waits = |step: &Step| !matches!(step, Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_));
     for steps in schedule.steps.chunk_by(|before, after| !waits(before) && !waits(after)) {
         match steps[0] {

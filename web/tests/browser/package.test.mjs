@@ -1,0 +1,162 @@
+// The package as a developer of pages uses it: ending answers and engines, on plain http, what is refused.
+
+import assert from 'node:assert/strict';
+import { after } from 'node:test';
+
+import { chooseUrl, open, start } from '../support/browser.mjs';
+import { before, test } from '../support/limited.mjs';
+
+/** A name for this machine that browsers do not trust as they do `localhost`. */
+const PLAIN = 'plain.test';
+let browser;
+let tiny;
+
+before(async () => {
+  browser = await start({ flags: [`--host-resolver-rules=MAP ${PLAIN} 127.0.0.1`] });
+  tiny = `${browser.server.address}/models/tiny.gguf`;
+});
+after(() => browser.close());
+
+/** Runs `work` in a page with the package: `work(tierflow, argument)`. */
+async function inPage(work, argument) {
+  const page = await open(browser);
+  const run = `async (argument) => (${work})(await import(new URL('../index.js', location.href).href), argument)`;
+  const result = await page.evaluate(`(${run})(${JSON.stringify(argument)})`);
+  assert.deepEqual(page.faults, []);
+  await page.close();
+  return result;
+}
+
+for (const device of ['cpu', 'gpu:0']) {
+  test(`stop, signal and leaving the loop end an answer within one token, on ${device}`, async () => {
+    const found = await inPage(
+      async ({ Engine }, { tiny, device }) => {
+        const engine = new Engine();
+        await engine.load(tiny, { device, ctx_size: 512 });
+        const body = { messages: [{ role: 'user', content: 'Go on' }], temperature: 0, max_tokens: 400 };
+        const seen = {};
+        // A signal, raised with the third token: how many were computed in all.
+        const stop = new AbortController();
+        const onProgress = ({ stage, done }) => stage === 'answer' && done === 3 && stop.abort();
+        const error = await engine.chat.completions.create(body, { signal: stop.signal, onProgress }).catch((thrown) => thrown);
+        seen.whole = { name: error.name, n: error.usage?.completion_tokens };
+        const during = new AbortController();
+        const stream = await engine.chat.completions.create({ ...body, stream: true }, { signal: during.signal, onProgress: ({ stage, done }) => stage === 'answer' && done === 3 && during.abort() });
+        const streamed = await (async () => {
+          for await (const chunk of stream) void chunk;
+        })().catch((thrown) => thrown);
+        seen.stream = { name: streamed.name, n: streamed.usage?.completion_tokens };
+        let nTold = 0;
+        let atLeave = 0;
+        for await (const chunk of await engine.chat.completions.create({ ...body, stream: true }, { onProgress: ({ stage, done }) => stage === 'answer' && (nTold = done) })) {
+          if (!chunk.choices[0].delta.content) continue;
+          atLeave = nTold;
+          break;
+        }
+        // In its turn, so behind the end of the answer.
+        await engine.devices();
+        seen.left = { atLeave, nTold };
+        const { usage } = await engine.chat.completions.create({ ...body, max_tokens: 2 });
+        seen.again = usage.completion_tokens;
+        return seen;
+      },
+      { tiny, device },
+    );
+    for (const { name, n } of [found.whole, found.stream]) {
+      assert.equal(name, 'AbortError');
+      assert.ok(n >= 3 && n <= 4, `${n} tokens, where the signal came with the third`);
+    }
+    assert.ok(found.left.atLeave > 0 && found.left.nTold <= found.left.atLeave + 1, JSON.stringify(found.left));
+    assert.equal(found.again, 2, 'the engine answers again');
+  });
+}
+
+test('a long prompt is read in parts, whose progress is told, and a signal ends it between two of them', async () => {
+  const { steps, n, error, whole } = await inPage(async ({ Engine }, { tiny }) => {
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 512, ubatch_size: 16 });
+    const body = { messages: [{ role: 'user', content: 'word '.repeat(40) }], temperature: 0, max_tokens: 1, raw: true };
+    const stop = new AbortController();
+    const steps = [];
+    const onProgress = ({ stage, done, total }) => {
+      steps.push([stage, done, total]);
+      if (steps.length === 2) stop.abort();
+    };
+    const error = await engine.chat.completions.create(body, { signal: stop.signal, onProgress }).catch((thrown) => thrown);
+    const whole = [];
+    await engine.chat.completions.create(body, { onProgress: ({ stage, done, total }) => whole.push([stage, done, total]) });
+    return { steps, n: error.usage?.prompt_tokens, error: error.name, whole };
+  }, { tiny });
+  assert.equal(error, 'AbortError');
+  assert.ok(steps.every(([stage]) => stage === 'prompt') && steps.length <= 3, JSON.stringify(steps));
+  const [, , total] = steps[0];
+  assert.ok(n > 0 && n <= 32 && n < total, `${n} of ${total} tokens were read`);
+  assert.ok(whole.every(([stage, done], index) => index === 0 || stage === 'answer' || done > whole[index - 1][1]), JSON.stringify(whole));
+  assert.deepEqual(whole.at(-1), ['answer', 1, 1]);
+  assert.ok(whole[0][1] > 0, 'what was read before the signal is not read again');
+});
+
+test('an engine that is closed in the turn in which it loads leaves no worker, and can load again', async () => {
+  const page = await open(browser);
+  const before = page.workers().length;
+  const names = await page.evaluate(async (tiny) => {
+    const { Engine } = await import(new URL('../index.js', location.href).href);
+    const engine = new Engine();
+    const first = engine.load(tiny, { device: 'cpu' }).then(() => 'loaded', (error) => error.name);
+    engine.close();
+    const second = engine.load(tiny, { device: 'cpu' }).then(() => 'loaded', (error) => error.name);
+    engine.close();
+    const kept = new Engine();
+    const third = kept.load(tiny, { device: 'cpu' }).then(() => 'loaded', (error) => error.name);
+    const names = await Promise.all([first, second, third]);
+    const isDisposable = !Symbol.dispose || kept[Symbol.dispose] === kept.close;
+    kept.close();
+    return [...names, isDisposable, kept.loaded];
+  }, tiny);
+  assert.deepEqual(names, ['AbortError', 'AbortError', 'loaded', true, null]);
+  // The last one has a second to give its files back.
+  while (page.workers().length > before) await page.waitForTimeout(100);
+  await page.close();
+});
+
+test('on plain http the page plans, loads and chats', async () => {
+  const page = await browser.context.newPage();
+  const address = browser.server.address.replace('127.0.0.1', PLAIN);
+  await page.goto(`${address}/page/`);
+  await page.waitForFunction(() => !document.querySelector('#webgpu').textContent.startsWith('Asking'));
+  assert.equal(await page.evaluate(() => isSecureContext), false);
+  assert.match(await page.textContent('#webgpu'), /^The processor computes here: planning and chat work.*step that failed: navigator\.gpu/);
+  await chooseUrl(page, `${address}/models/tiny.gguf`);
+  await page.waitForSelector('#load:enabled');
+  await page.click('#load');
+  await page.waitForSelector('#unload:not([hidden])');
+  await page.fill('#max-tokens', '4');
+  await page.fill('#prompt', 'Hello');
+  await page.press('#prompt', 'Enter');
+  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
+  assert.equal(await page.isVisible('#chat-fault'), false);
+  assert.match(await page.textContent('#messages .assistant .note'), /^Cut off after 4 tokens/);
+  await page.close();
+});
+
+test('what is not known is told by its name, in the words of the package', async () => {
+  const errors = await inPage(async ({ Engine }, { tiny }) => {
+    const engine = new Engine();
+    const told = async (work) => {
+      const { name, message, option } = await work().catch((error) => error);
+      return { name, message, option };
+    };
+    const planned = [{ ctx: 5 }, { ctx_size: 'long' }, { device: 'tpu' }, { max_memory: { 'gpu:0': 1 }, device: 'gpu:0' }];
+    const errors = [];
+    for (const options of planned) errors.push(await told(() => engine.plan(tiny, options)));
+    errors.push(await told(() => engine.plan(tiny, {}, '{"schema": "tierflow.devices/1", "devices": [{"device": 7}]}')));
+    await engine.load(tiny, { device: 'cpu', ctx_size: 128 });
+    const messages = [{ role: 'user', content: 'word '.repeat(200) }];
+    errors.push(await told(() => engine.chat.completions.create({ messages })));
+    errors.push(await told(() => engine.chat.completions.create({ messages: [{ role: 'user', content: 'a' }], temperature: 5000 })));
+    return errors;
+  }, { tiny });
+  for (const { message } of errors) assert.doesNotMatch(message, /--[a-z]|line \d|column \d/, message);
+  assert.deepEqual(errors.map(({ name }) => name), ['InvalidArgumentError', 'InvalidArgumentError', 'InvalidArgumentError', 'DoesNotFitError', 'InvalidFileError', 'ContextFullError', 'InvalidArgumentError']);
+  assert.deepEqual(errors.map(({ option }) => option), ['ctx', 'ctx_size', 'device', undefined, undefined, undefined, 'temperature']);
+});
