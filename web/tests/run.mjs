@@ -13,7 +13,7 @@
 // --pictures  writes screenshots of plan, run and faults to docs/pictures
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -41,7 +41,8 @@ if (!values.unit) {
   need(values.chromium, 'on Debian: apt-get install chromium; or name another with --chromium');
   need(model, 'fetch it with `cargo xtask fetch-model`, or name it with --model');
   need(values.tiny, 'write it with `cargo xtask make-model target/web-tests/tiny.gguf --gguf --dtype q8_0`');
-  need(join(web, 'node_modules/playwright-core'), 'run `npm ci` in web/');
+  const { devDependencies } = JSON.parse(readFileSync(join(web, 'package.json'), 'utf8'));
+  for (const name of Object.keys(devDependencies)) need(join(web, 'node_modules', name), 'run `npm ci` in web/');
 }
 if (!values.address) need(join(web, 'dist/wasm/tierflow_bg.wasm'), 'build it with `cargo xtask web build`');
 

@@ -65,11 +65,17 @@ pub fn test(arguments: &[String]) -> Result<()> {
 fn run_tests(arguments: &[String]) -> Result<()> {
     let node = machine::ensure_node()?;
     let folder = steps::root().join("web");
-    if !folder.join("node_modules/playwright-core").exists() {
+    if !has_tools(&folder) {
         steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     }
     let (model, tiny) = (model::ensure()?, tiny_model()?);
     steps::run(runner(&node, arguments).arg("--model").arg(model).arg("--tiny").arg(tiny))
+}
+
+/// Whether the tools in `folder` are those that its list names now: npm writes its own list once all are there.
+fn has_tools(folder: &Path) -> bool {
+    let written = |name: &str| fs::metadata(folder.join(name)).and_then(|metadata| metadata.modified());
+    matches!((written("package-lock.json"), written("node_modules/.package-lock.json")), (Ok(wanted), Ok(there)) if there >= wanted)
 }
 
 /// Whether a machine runs this for others, who would not see what it leaves out.

@@ -201,6 +201,10 @@ mod tests {
         for path in ["/page/index.html", "/page/", "/page", "//page//index.html"] {
             assert_eq!(site.find(path), Some(folder.join("page/index.html")), "{path}");
         }
+        assert_eq!(site.folder_without_slash("/page"), Some("page".to_owned()), "links in it would lead elsewhere");
+        for path in ["/page/", "/page/index.html", "/nothing", "/models/m.gguf", "/"] {
+            assert_eq!(site.folder_without_slash(path), None, "{path}");
+        }
         for path in
             ["/../secret", "/page/../../secret", "/page/..", "/nothing", "/", "/page\\..\\secret", "/models/other", "/models/../secret"]
         {

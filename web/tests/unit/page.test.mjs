@@ -82,6 +82,9 @@ test('models: one .gguf, a folder of which only a model’s files are taken, an 
   assert.throws(() => describeSources([]), { name: 'InvalidArgumentError', message: /no \.gguf/ });
   assert.throws(() => describeSources('ftp://x/y.gguf'), { name: 'InvalidArgumentError' });
   assert.throws(() => describeSources({ url: 'no address' }), { name: 'InvalidArgumentError' });
+  const hub = 'https://huggingface.co/o/r/blob/main/a%20b.gguf?download=true';
+  assert.deepEqual(describeSources(hub)[0], { kind: 'url', name: 'a b.gguf', url: hub.replace('blob', 'resolve'), keep: false });
+  assert.equal(describeSources('https://example.org/%zz.gguf?download=true')[0].name, '%zz.gguf');
   const one = file('m.gguf');
   assert.ok(sameSources(describeSources(one), describeSources(one)));
   assert.ok(!sameSources(describeSources(one), describeSources('https://example.org/m.gguf')));
@@ -121,6 +124,19 @@ test('a worker that is closed may give its files back first, and another begins 
   assert.deepEqual([first.terminated, second.terminated], [true, false]);
   context.mock.timers.tick(1000);
   assert.equal(second.terminated, true, 'one that does not answer is ended all the same');
+});
+
+test('a step that was told is acknowledged in a task of its own, behind what its receiver says', async () => {
+  const { workers, connection } = connected();
+  const signal = new AbortController();
+  const asked = connection.call('generate', {}, { signal: signal.signal, onEvent: () => signal.abort() });
+  const [worker] = workers;
+  worker.onmessage({ data: { id: 1, event: { token: 1, text: 'a' }, step: 1 } });
+  assert.deepEqual(worker.told.at(-1), { id: 1, cancel: true });
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.deepEqual(worker.told.slice(-2), [{ id: 1, cancel: true }, { id: 1, taken: 1 }]);
+  worker.onmessage({ data: { id: 1, value: 'ended' } });
+  assert.equal(await asked, 'ended');
 });
 
 /** Completions over an engine that says three words. */
@@ -182,4 +198,32 @@ test('requests that make no sense are refused with the field’s name', async ()
     await assert.rejects(create.create(body), { name: 'InvalidArgumentError', message: /^messages: / });
   }
   await assert.rejects(create.create({ messages, n: 2 }), { name: 'InvalidArgumentError', message: /^n: / });
+});
+
+test('what the engine has is passed on; what it has not is refused by its name, unless it asks for nothing', async () => {
+  const { seen, create } = completions();
+  const passed = { temperature: 0.5, top_k: 3, top_p: 0.9, min_p: 0.1, repeat_penalty: 1.2, repeat_last_n: 32, seed: 7, raw: true, stop: ['x', 'y'], max_tokens: 4 };
+  await create.create({ messages, ...passed });
+  assert.deepEqual(seen.request, { messages, ...passed });
+  const nothing = { n: 1, presence_penalty: 0, frequency_penalty: 0, logit_bias: {}, tools: [], response_format: { type: 'text' }, logprobs: false, seed: null, user: 'me' };
+  await create.create({ messages, ...nothing });
+  assert.deepEqual(seen.request, { messages });
+  const asked = { presence_penalty: 0.5, frequency_penalty: 1, logit_bias: { 5: 1 }, tools: [{}], response_format: { type: 'json_object' }, logprobs: true, temprature: 1, temperature: 'hot', max_tokens: -1, seed: 1.5, stop: [3], raw: 1 };
+  for (const [option, value] of Object.entries(asked)) {
+    await assert.rejects(create.create({ messages, [option]: value }), { name: 'InvalidArgumentError', option, message: new RegExp(`^${option}: `) });
+  }
+});
+
+test('a content may be texts in parts; other parts and fields of messages are refused by their names', async () => {
+  const { seen, create } = completions();
+  const parts = [{ type: 'text', text: 'one ' }, { type: 'text', text: 'two' }];
+  await create.create({ messages: [{ role: 'developer', content: 'Be brief' }, { role: 'user', content: parts, name: undefined, tool_calls: [] }] });
+  assert.deepEqual(seen.request.messages, [{ role: 'system', content: 'Be brief' }, { role: 'user', content: 'one two' }]);
+  const refused = [
+    [{ role: 'user', content: [{ type: 'image_url', image_url: {} }] }, /image_url/],
+    [{ role: 'tool', content: 'x', tool_call_id: '1' }, /`tool`/],
+    [{ role: 'assistant', content: 'x', tool_calls: [{}] }, /tool_calls/],
+    [null, /undefined/],
+  ];
+  for (const [message, words] of refused) await assert.rejects(create.create({ messages: [message] }), { name: 'InvalidArgumentError', message: words });
 });
