@@ -14,7 +14,7 @@ const NO_ADAPTER = {
   step: 'requestAdapter',
   fault: 'This browser has WebGPU, but offers no adapter.',
   advice:
-    'For a GPU, turn on hardware acceleration in the settings of the browser, update the graphics driver, and look at chrome://gpu. On Linux, Chrome may need --enable-unsafe-webgpu.',
+    'For a GPU, turn on hardware acceleration in the settings of the browser, update the graphics driver, and look at chrome://gpu. On Linux, Chrome may want “Unsafe WebGPU Support” turned on at chrome://flags.',
 };
 
 /**
