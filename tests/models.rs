@@ -10,10 +10,10 @@ mod reference;
 use std::path::Path;
 
 use reference::Reference;
-use tierflow::device::{Device, DeviceChoice, GpuLimits};
+use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::Error;
-use tierflow::plan::PlanOptions;
+use tierflow::plan::{KvDType, PlanOptions};
 use tierflow::platform::IoMode;
 use tierflow::stream::{Scores, Want};
 use tierflow::units::Bytes;
@@ -223,5 +223,75 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
         assert!(logits(&|builder| builder.max_memory(Device::Gpu(0), budget).io(IoMode::Mmap)) == resident, "{dtype:?} from a map");
         let limits = GpuLimits { max_buffer_bytes: Bytes::kib(128), max_binding_bytes: Bytes::kib(64), ..GpuLimits::default() };
         assert!(logits(&|builder| builder.limits(Some(limits))) == resident, "{dtype:?} sliced");
+    }
+}
+
+/// A model of two layers, and how it is stored.
+struct Odd {
+    shape: LlamaShape,
+    dtype: GgufType,
+    kv_dtype: KvDType,
+}
+
+/// Head sizes that are no whole octets, hidden sizes of 8·k + 4, odd feed-forward sizes, vocabularies of 1 to 3 rows more than a
+/// block, each number of heads that share a key head; and every dtype, where its blocks divide the rows.
+fn odd_shapes() -> Vec<Odd> {
+    let odd = |[n_heads, n_kv_heads, head_size]: [usize; 3], [hidden_size, ffn_size, vocab_size]: [usize; 3], dtype, kv_dtype| {
+        let shape = LlamaShape { n_heads, n_kv_heads, head_size, hidden_size, ffn_size, vocab_size, n_layers: 2, ..LlamaShape::tiny() };
+        Odd { shape, dtype, kv_dtype }
+    };
+    vec![
+        odd([3, 3, 2], [68, 33, 321], GgufType::F32, KvDType::F32),
+        odd([4, 2, 4], [12, 1, 322], GgufType::F16, KvDType::F16),
+        odd([3, 1, 6], [100, 157, 323], GgufType::BF16, KvDType::F16),
+        odd([8, 2, 10], [36, 95, 2049], GgufType::F32, KvDType::F16),
+        odd([5, 1, 12], [60, 159, 2050], GgufType::F16, KvDType::F32),
+        odd([6, 1, 20], [92, 31, 2051], GgufType::BF16, KvDType::F32),
+        odd([7, 1, 36], [44, 77, 513], GgufType::F16, KvDType::F16),
+        odd([8, 1, 50], [76, 255, 514], GgufType::F32, KvDType::F16),
+        odd([2, 2, 100], [196, 257, 515], GgufType::F16, KvDType::F16),
+        odd([2, 1, 250], [20, 65, 273], GgufType::BF16, KvDType::F16),
+        odd([1, 1, 256], [28, 63, 274], GgufType::F16, KvDType::F32),
+        odd([8, 2, 100], [96, 160, 321], GgufType::Q8_0, KvDType::F16),
+        odd([8, 4, 12], [160, 96, 322], GgufType::Q4_0, KvDType::F16),
+        odd([16, 2, 36], [32, 32, 323], GgufType::Q4_1, KvDType::F32),
+    ]
+}
+
+/// What a plan lets through runs, and answers as the host does, with every kernel and from everywhere.
+#[test]
+fn odd_shapes_run_as_they_are_planned() {
+    if common::gpus().is_empty() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    for (index, odd) in odd_shapes().into_iter().enumerate() {
+        let path = root.path().join(format!("{index}.gguf"));
+        write_gguf(&path, &odd.shape, 17, odd.dtype).unwrap();
+        let what = format!("{:?} {:?}", odd.dtype, odd.shape);
+        // Long enough for parts of a context.
+        let options = PlanOptions { ctx_size: Some(300), ubatch_size: Some(16), kv_dtype: odd.kv_dtype, ..PlanOptions::default() };
+        let builder = || Engine::builder(&path).plan_options(options.clone()).text(TextFiles::Skip);
+        let logits = |how: &str, builder: EngineBuilder| -> Vec<f32> {
+            let mut engine = pollster::block_on(builder.open()).unwrap_or_else(|error| panic!("{what} {how}: {error}"));
+            let mut session = engine.session();
+            let mut all = Vec::new();
+            for part in [&[1u32, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], &[12], &[13]] {
+                let scores = pollster::block_on(session.append(part, Want::Logits)).unwrap_or_else(|error| panic!("{what} {how}: {error}"));
+                let Scores::All(logits) = scores else { panic!("all scores") };
+                all.extend(logits);
+            }
+            all
+        };
+        let host = logits("on the host", builder().device(DeviceChoice::Cpu));
+        for kernels in [KernelChoice::Auto, KernelChoice::Portable] {
+            let on_gpu = || builder().device(DeviceChoice::Gpu).kernels(kernels);
+            let resident = logits("resident", on_gpu());
+            common::assert_close(&resident, &host, LOGITS_TOLERANCE, &format!("{what} {kernels:?}"));
+            let refused = on_gpu().max_memory(Device::Gpu(0), Bytes::kib(1)).prepare();
+            let Err(Error::DoesNotFit { needed: budget, .. }) = pollster::block_on(refused) else { panic!("1 KiB cannot do") };
+            let streamed = logits("streamed", on_gpu().max_memory(Device::Gpu(0), budget).max_memory(Device::Cpu, Bytes::ZERO));
+            assert!(common::bits(&streamed) == common::bits(&resident), "{what} {kernels:?} streamed");
+        }
     }
 }

@@ -12,7 +12,7 @@ use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::host::{Input, Operand};
-use tierflow::kernels::{attention, matmul};
+use tierflow::kernels::{attention, matmul, rope_kv_padded};
 use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{
     FILE_ALIGNMENT, ForwardSize, KvDType, Piece, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath, Work,
@@ -209,7 +209,10 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on, on_host: device == Device::Cpu };
     sum += sizes::working_set(&model.config, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
     let kv_dtype = if is_gpu { made.kv_dtype } else { KvDType::F32 };
-    let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.kv_size() as u128 * u128::from(kv_dtype.size_bytes());
+    // Adapters hold heads of whole octets.
+    let head_size = if is_gpu { model.config.head_size.next_multiple_of(8) } else { model.config.head_size };
+    let kv_size = model.config.n_kv_heads * head_size;
+    let kv = made.n_seqs as u128 * made.ctx_size as u128 * kv_size as u128 * u128::from(kv_dtype.size_bytes());
     let n_caches = units.iter().filter(|&&unit| matches!(model.units[unit].kind, UnitKind::Attention { .. })).count();
     sum += padded(kv) * 2 * n_caches as u128;
     let pieces = || made.pieces.iter().filter(|piece| is_own(piece.unit()));
@@ -438,6 +441,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
 #[test]
 fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
     assert_eq!(sizes::HEAD_SIZE_MAX as u32, attention::MAX_HEAD_SIZE, "the kernel's own bound");
+    assert_eq!(sizes::HEAD_PADDING as u32, rope_kv_padded::OCTET, "the kernel's own bound");
     let config = ModelConfig { head_size: 258, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));

@@ -30,8 +30,13 @@ fn rust_params(stem: &str) -> (usize, Members) {
             members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
         }
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon),
-        "rope_kv" => members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing),
-        "attention_token" | "attention_tile" | "attention_subgroup" | "attention_subgroup_tile" | "attention_combine" => {
+        "rope_kv" | "rope_kv_padded" => members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing),
+        "attention_token"
+        | "attention_tile"
+        | "attention_subgroup"
+        | "attention_subgroup_tile"
+        | "attention_combine"
+        | "attention_compact" => {
             members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype)
         }
         "swiglu" => members!(swiglu: n_values),

@@ -28,10 +28,19 @@ struct TestModel {
 }
 
 fn test_model(sliding_window: Option<usize>) -> TestModel {
+    model_of(&LlamaShape { sliding_window, ..LlamaShape::tiny() })
+}
+
+/// Without a window and with one; heads that adapters pad.
+fn shapes() -> [LlamaShape; 3] {
+    let tiny = LlamaShape::tiny();
+    [tiny.clone(), LlamaShape { sliding_window: Some(5), ..tiny.clone() }, LlamaShape { head_size: 12, n_heads: 5, n_kv_heads: 1, ..tiny }]
+}
+
+fn model_of(shape: &LlamaShape) -> TestModel {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
-    let shape = LlamaShape { sliding_window, ..LlamaShape::tiny() };
-    write_hf(&path, &shape, 5, Stored::BF16, 1).unwrap();
+    write_hf(&path, shape, 5, Stored::BF16, 1).unwrap();
     TestModel { _folder: folder, path }
 }
 
@@ -117,8 +126,8 @@ fn within(secs: u64, what: &str, work: impl FnOnce() + Send + 'static) {
 
 #[test]
 fn sequences_side_by_side_are_what_each_is_alone() {
-    for window in [None, Some(5)] {
-        let model = test_model(window);
+    for shape in shapes() {
+        let model = model_of(&shape);
         for team in teams() {
             let lengths = [7u32, 1, 12];
             let alone: Vec<Vec<f32>> = (0..3u32)
@@ -136,7 +145,7 @@ fn sequences_side_by_side_are_what_each_is_alone() {
             let last = |sequence: u32| all.iter().rposition(|token| token.sequence == sequence).unwrap();
             let together = forward(&mut engine, &all, &[last(0), last(1), last(2)]);
             for (sequence, (found, expected)) in together.iter().zip(&alone).enumerate() {
-                assert_close(found, expected, &format!("sequence {sequence} on {team:?}, window {window:?}"));
+                assert_close(found, expected, &format!("sequence {sequence} on {team:?}, {shape:?}"));
             }
         }
     }
@@ -144,8 +153,8 @@ fn sequences_side_by_side_are_what_each_is_alone() {
 
 #[test]
 fn a_prompt_in_parts_is_the_prompt_at_once() {
-    for window in [None, Some(5)] {
-        let model = test_model(window);
+    for shape in shapes() {
+        let model = model_of(&shape);
         for team in teams() {
             let prompt = tokens(1, 40);
             let mut engine = open(&model, team, options()).unwrap();
@@ -156,7 +165,7 @@ fn a_prompt_in_parts_is_the_prompt_at_once() {
                 for tokens in prompt.chunks(part) {
                     scores = forward(&mut engine, tokens, &[tokens.len() - 1]).remove(0);
                 }
-                assert_close(&scores, &at_once, &format!("parts of {part} on {team:?}, window {window:?}"));
+                assert_close(&scores, &at_once, &format!("parts of {part} on {team:?}, {shape:?}"));
             }
         }
     }

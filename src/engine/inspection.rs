@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::dtype::DType;
 use crate::model::{Model, Unit};
 use crate::plan::KvDType;
-use crate::plan::sizes::kv_bytes_per_position;
+use crate::plan::sizes::{KvCache, kv_bytes_per_position};
 use crate::units::Bytes;
 use crate::weights::{Catalog, Checkpoint, ModelConfig};
 
@@ -71,7 +71,7 @@ impl<'a> Inspection<'a> {
         let stored = |unit: &Unit| -> Bytes { unit.matrices().map(|id| catalog[id].size_bytes).sum() };
         let largest_unit = model.units.iter().max_by_key(|unit| stored(unit));
         let largest_tensor = catalog.tensors.iter().max_by_key(|tensor| tensor.size_bytes);
-        let kv = [KvDType::F32, KvDType::F16].map(|dtype| (dtype.to_string(), kv_bytes_per_position(&model.config, dtype)));
+        let kv = [KvDType::F32, KvDType::F16].map(|dtype| (dtype.to_string(), kv_bytes_per_position(&model.config, KvCache::Gpu(dtype))));
         Inspection {
             schema: "tierflow.inspect/1",
             path: &checkpoint.path,
@@ -107,7 +107,7 @@ fn at_dtype(catalog: &Catalog, model: &Model, dtype: DType) -> Option<AtDType> {
     let largest_layer = layers.map(|(_, bytes)| *bytes).collect::<Vec<_>>().chunks(2).map(|parts| parts.iter().copied().sum()).max();
     let embedding = if config.tied_embeddings { 0 } else { dtype.size_bytes((config.vocab_size * config.hidden_size) as u64)? };
     let resident: Bytes = units.iter().copied().sum();
-    let cache = Bytes(kv_bytes_per_position(config, KvDType::F16).0 * 4096);
+    let cache = Bytes(kv_bytes_per_position(config, KvCache::Gpu(KvDType::F16)).0 * 4096);
     Some(AtDType {
         dtype,
         weights: resident + Bytes(embedding),

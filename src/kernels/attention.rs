@@ -24,7 +24,7 @@ pub struct Params {
     pub n_heads: u32,
     /// Key and value heads; divides `n_heads`.
     pub n_kv_heads: u32,
-    /// Values of a head: a multiple of 8, at most [`MAX_HEAD_SIZE`].
+    /// Values of a stored head: a multiple of 8, at most [`MAX_HEAD_SIZE`]; [`super::rope_kv_padded::padded_size`] of the model's.
     pub head_size: u32,
     /// Sequences in the caches.
     pub n_seqs: u32,
@@ -32,7 +32,7 @@ pub struct Params {
     pub kv_capacity: u32,
     /// Positions that a token sees, its own included; 0 for all.
     pub window: u32,
-    /// Usually `1 / sqrt(head_size)`.
+    /// Usually `1 / sqrt(head_size)` of the heads as the model has them.
     pub scale: f32,
     /// A [`super::rope_kv::KvDType`] as a number.
     pub kv_dtype: u32,
@@ -84,7 +84,7 @@ const MIN_RUN: usize = 4;
 /// Tokens of one of several dispatches, at least: enough to keep an adapter busy.
 const MIN_CUT_TOKENS: u32 = 64;
 /// Dispatches begin at multiples of so many tokens, which begin at a binding's alignment in every buffer, whatever the heads.
-const CUT_ALIGNMENT: u32 = 16;
+const CUT_ALIGNMENT: u32 = 32;
 /// Positions of a part, at least: enough work to be worth its combining.
 pub const MIN_PART_POSITIONS: u32 = 256;
 /// Parts of a context, at most.
@@ -293,6 +293,6 @@ mod tests {
             }
         }
         assert_eq!(cut(&params(512), 8), (params(64), (0..8).map(|index| index * 64).collect()));
-        assert_eq!(cut(&params(500), 3), (params(180), vec![0, 176, 320]));
+        assert_eq!(cut(&params(500), 3), (params(212), vec![0, 192, 288]));
     }
 }

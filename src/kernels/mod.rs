@@ -7,6 +7,7 @@ pub mod add;
 pub mod add_bias;
 pub mod attention;
 pub mod attention_combine;
+pub mod attention_compact;
 pub mod attention_subgroup;
 pub mod attention_tile;
 pub mod attention_token;
@@ -18,6 +19,7 @@ pub mod matmul_tile;
 pub mod matmul_vec;
 pub mod rms_norm;
 pub mod rope_kv;
+pub mod rope_kv_padded;
 pub mod swiglu;
 pub mod top_k;
 
@@ -57,7 +59,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The forms of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 22] = [
+pub static KERNELS: [&KernelSource; 24] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -70,11 +72,13 @@ pub static KERNELS: [&KernelSource; 22] = [
     &MATMUL_ODD,
     &RMS_NORM,
     &ROPE_KV,
+    &ROPE_KV_PADDED,
     &ATTENTION_TOKEN,
     &ATTENTION_TILE,
     &ATTENTION_SUBGROUP,
     &ATTENTION_SUBGROUP_TILE,
     &ATTENTION_COMBINE,
+    &ATTENTION_COMPACT,
     &SWIGLU,
     &ADD,
     &ADD_BIAS,
@@ -118,6 +122,20 @@ static ROPE_KV: KernelSource = row::<rope_kv::Params>(
     wgsl!("rope_kv"),
     &[("cos_sin", Read), ("tokens", Read), ("key", Read), ("value", Read), ("query", Write), ("key_cache", Write), ("value_cache", Write)],
 );
+static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
+    "rope_kv_padded",
+    wgsl!("rope_kv_padded"),
+    &[
+        ("cos_sin", Read),
+        ("tokens", Read),
+        ("key", Read),
+        ("value", Read),
+        ("query", Read),
+        ("turned", Write),
+        ("key_cache", Write),
+        ("value_cache", Write),
+    ],
+);
 const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)];
 static ATTENTION_TOKEN: KernelSource = row::<attention::Params>("attention_token", wgsl!("attention_token"), ATTENTION);
 static ATTENTION_TILE: KernelSource = row::<attention::Params>("attention_tile", wgsl!("attention_tile"), ATTENTION);
@@ -126,6 +144,8 @@ static ATTENTION_SUBGROUP_TILE: KernelSource =
     row::<attention::Params>("attention_subgroup_tile", wgsl!("attention_subgroup_tile", "words"), ATTENTION);
 static ATTENTION_COMBINE: KernelSource =
     row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("mixed", Write)]);
+static ATTENTION_COMPACT: KernelSource =
+    row::<attention::Params>("attention_compact", wgsl!("attention_compact"), &[("padded", Read), ("mixed", Write)]);
 static SWIGLU: KernelSource = row::<swiglu::Params>("swiglu", wgsl!("swiglu"), &[("gate", Read), ("up", Read), ("output", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
 static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);

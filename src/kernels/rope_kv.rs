@@ -68,7 +68,7 @@ pub struct Params {
     pub n_heads: u32,
     /// Heads of a row of keys, and of values.
     pub n_kv_heads: u32,
-    /// Values of a head: a multiple of 4.
+    /// Values of a head: a multiple of 4, and here of 8 where attention is to read the caches.
     pub head_size: u32,
     /// Sequences in the caches.
     pub n_seqs: u32,

@@ -115,7 +115,7 @@ impl Build<'_> {
                 advice: advice.into(),
             })),
         };
-        let kv_buffer = kv_buffer_bytes(&site.model.config, site.kv_dtype(own), site.options.n_seqs, shape.ctx_size);
+        let kv_buffer = kv_buffer_bytes(&site.model.config, site.kv_cache(own), site.options.n_seqs, shape.ctx_size);
         check("the KV cache of one layer", kv_buffer, "lower --ctx-size, or use --kv-dtype f16")?;
         let role = self.role(&self.units_of(worker));
         check("the activations of one forward", site.largest_working(shape.forward, role), "lower --ubatch-size")

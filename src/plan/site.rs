@@ -5,8 +5,8 @@ use crate::device::{Device, DeviceSpec, GpuLimits};
 use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
-use crate::plan::sizes::{ForwardSize, HEAD_SIZE_MAX, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, working_set};
-use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, UnitPlan, UploadPath};
+use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kernel_fault, kv_buffer_bytes, working_set};
+use crate::plan::{Plan, PlanOptions, ResidentLayers, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -69,14 +69,14 @@ impl<'a> Site<'a> {
         Ok(Site { catalog, model, options, devices, host, workers, row_bytes })
     }
 
-    /// How a worker's caches store their numbers. The host's are f32: there, half the memory would cost more time than it saves.
-    pub(super) fn kv_dtype(&self, worker: &Worker<'_>) -> KvDType {
-        if worker.is_gpu() { self.options.kv_dtype } else { KvDType::F32 }
+    /// How a worker keeps keys and values.
+    pub(super) fn kv_cache(&self, worker: &Worker<'_>) -> KvCache {
+        if worker.is_gpu() { KvCache::Gpu(self.options.kv_dtype) } else { KvCache::Host }
     }
 
     /// Bytes of the K and V caches of one layer.
     pub(super) fn kv_bytes_of_layer(&self, worker: &Worker<'_>, ctx_size: usize) -> Bytes {
-        kv_buffer_bytes(&self.model.config, self.kv_dtype(worker), self.options.n_seqs, ctx_size).times(2)
+        kv_buffer_bytes(&self.model.config, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(2)
     }
 
     pub(super) fn working_bytes(&self, forward: ForwardSize, role: Role) -> Bytes {
@@ -160,7 +160,7 @@ impl<'a> Worker<'a> {
             max_workgroups: u32::MAX,
         };
         let limits = spec.limits.unwrap_or(host_limits);
-        check_heads(catalog, model, spec)?;
+        check_kernels(catalog, model, spec)?;
         check_cuts(catalog, matrices, &limits, spec)?;
         let blocks = model.units.iter().enumerate().map(|(index, unit)| match unit.kind {
             // Its rows are gathered on the host.
@@ -226,16 +226,15 @@ pub(super) fn n_slices(catalog: &Catalog, matrices: impl IntoIterator<Item = Ten
     slices.fold(0, u64::saturating_add)
 }
 
-/// The attention kernel holds a head in workgroup memory.
-fn check_heads(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
-    let head_size = model.config.head_size;
-    if spec.limits.is_none() || head_size <= HEAD_SIZE_MAX {
-        return Ok(());
+/// What the kernels cannot compute is refused here, before anything is loaded.
+fn check_kernels(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
+    match kernel_fault(&model.config).filter(|_| spec.limits.is_some()) {
+        None => Ok(()),
+        Some(fault) => Err(Error::UnsupportedModel {
+            path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
+            fault: format!("{fault}; use --device cpu"),
+        }),
     }
-    Err(Error::UnsupportedModel {
-        path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
-        fault: format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}; use --device cpu"),
-    })
 }
 
 fn check_cuts(catalog: &Catalog, matrices: &[TensorId], limits: &GpuLimits, spec: &DeviceSpec) -> Result<()> {

@@ -14,6 +14,8 @@ pub const TOP_K_SEGMENT: usize = 2048;
 
 /// Largest head that the attention kernel holds in workgroup memory; the kernel's bound.
 pub const HEAD_SIZE_MAX: usize = 256;
+/// Values that attention loads at once: an adapter's heads are padded to a multiple of so many; the kernel's bound.
+pub const HEAD_PADDING: usize = 8;
 
 /// Tokens up to which attention takes a long context in parts; the kernel's bound.
 pub const ATTENTION_PARTS_TOKENS: usize = 8;
@@ -37,7 +39,7 @@ pub enum WorkingBuffer {
     Tokens,
     /// Cosine and sine of every token's rotary angles: `[n_tokens, head_size/2, 2]` f32.
     CosSin,
-    /// What attention makes of the parts of a long context: `[n_tokens, n_heads, parts, head_size + 4]` f32, for few tokens.
+    /// What attention makes of the parts of a long context: `[n_tokens, n_heads, parts, padded head_size + 4]` f32, for few tokens.
     AttentionParts,
     /// Which rows' logits are asked for: `[n_rows]` u32.
     PickedRows,
@@ -81,7 +83,12 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
     let bytes_of = |activation: Activation| {
         let n_activation_rows = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64;
-        Bytes(activation.width(config) as u64 * 4).times(n_activation_rows)
+        let width = match activation {
+            // On an adapter both hold padded heads for a while.
+            Activation::Query | Activation::Mixed if !role.on_host => config.n_heads * padded_head_size(config),
+            _ => activation.width(config),
+        };
+        Bytes(width as u64 * 4).times(n_activation_rows)
     };
     let is_needed = |activation: &&Activation| role.computes_head || !activation.is_of_head();
     let mut buffers: Vec<_> =
@@ -123,16 +130,47 @@ pub fn attention_parts_bytes(config: &ModelConfig, size: ForwardSize) -> Bytes {
     if n_parts < 2 {
         return Bytes(1);
     }
-    let of_token = config.n_heads * n_parts * (config.head_size + 4) * 4;
+    let of_token = config.n_heads * n_parts * (padded_head_size(config) + 4) * 4;
     Bytes(of_token as u64).times(size.n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
 }
 
-/// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
-pub fn kv_buffer_bytes(config: &ModelConfig, kv_dtype: KvDType, n_seqs: usize, ctx_size: usize) -> Bytes {
-    Bytes(config.kv_size() as u64 * kv_dtype.size_bytes()).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
+/// How a device keeps keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvCache {
+    /// As f32, the heads as they are: on the host, half the memory would cost more time than it saves.
+    Host,
+    /// As this dtype, the heads padded.
+    Gpu(KvDType),
+}
+
+impl KvCache {
+    /// Bytes of one layer's keys (or values) of one position.
+    fn position_bytes(self, config: &ModelConfig) -> Bytes {
+        match self {
+            KvCache::Host => Bytes(config.kv_size() as u64 * KvDType::F32.size_bytes()),
+            KvCache::Gpu(dtype) => Bytes((config.n_kv_heads * padded_head_size(config)) as u64 * dtype.size_bytes()),
+        }
+    }
+}
+
+/// Values of a head as an adapter holds it.
+pub fn padded_head_size(config: &ModelConfig) -> usize {
+    config.head_size.next_multiple_of(HEAD_PADDING)
+}
+
+/// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`, with padded heads on an adapter.
+pub fn kv_buffer_bytes(config: &ModelConfig, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
+    cache.position_bytes(config).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
 }
 
 /// Bytes of all K and V caches per position of one sequence.
-pub fn kv_bytes_per_position(config: &ModelConfig, kv_dtype: KvDType) -> Bytes {
-    Bytes(2 * config.n_layers as u64 * config.kv_size() as u64 * kv_dtype.size_bytes())
+pub fn kv_bytes_per_position(config: &ModelConfig, cache: KvCache) -> Bytes {
+    cache.position_bytes(config).times(2 * config.n_layers as u64)
+}
+
+/// Why no adapter can compute this model, whatever memory and limits it has; `None` where its kernels can: what they demand of params
+/// that a config decides.
+pub fn kernel_fault(config: &ModelConfig) -> Option<String> {
+    let head_size = config.head_size;
+    (head_size > HEAD_SIZE_MAX).then(|| format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}"))
 }

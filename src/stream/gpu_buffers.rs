@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
 use crate::model::Model;
-use crate::plan::sizes::{N_PARAMS_SETS, kv_buffer_bytes, working_set};
+use crate::plan::sizes::{KvCache, N_PARAMS_SETS, kv_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::store::{caches_of, read_vector, vectors_of};
@@ -27,7 +27,7 @@ pub(super) struct Buffers {
     /// One per piece; `None` where the piece streams, or another device computes it.
     resident: Vec<Option<Buffer>>,
     vectors: HashMap<TensorId, Buffer>,
-    /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
+    /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`.
     kv_caches: Vec<Option<(Buffer, Buffer)>>,
     working: Vec<(WorkingBuffer, Buffer)>,
     arenas: Vec<ParamsArena>,
@@ -62,7 +62,7 @@ impl Buffers {
             gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&values));
             vectors.insert(id, buffer);
         }
-        let kv_bytes = kv_buffer_bytes(&model.config, plan.kv_dtype, plan.n_seqs, plan.ctx_size);
+        let kv_bytes = kv_buffer_bytes(&model.config, KvCache::Gpu(plan.kv_dtype), plan.n_seqs, plan.ctx_size);
         let mut kv_caches = Vec::with_capacity(model.config.n_layers);
         for (layer, is_own) in caches_of(model, plan, device).into_iter().enumerate() {
             if !is_own {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
-use crate::kernels::{Binding, add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu, top_k};
+use crate::kernels::{
+    Binding, add, add_bias, attention, attention_compact, gather_rows, matmul, rms_norm, rope_kv, rope_kv_padded, swiglu, top_k,
+};
 use crate::model::{Activation, Model, Op};
 use crate::plan::{DeviceCosts, Plan, SUBMIT_SECS, WorkingBuffer};
 use crate::stream::Store;
@@ -154,13 +156,20 @@ impl ForwardDispatches {
 enum Call<'a> {
     Add(add::Params, add::Bindings<'a>),
     AddBias(add_bias::Params, add_bias::Bindings<'a>),
-    Attention { params: attention::Params, tokens: TokenCount, cuts: Vec<attention::Bindings<'a>> },
+    Attention { params: attention::Params, tokens: TokenCount, cuts: Vec<attention::Bindings<'a>>, compact: Option<Compact<'a>> },
     GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
     Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
     RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
     RopeKv(rope_kv::Params, rope_kv::Bindings<'a>),
+    RopeKvPadded(rope_kv::Params, rope_kv_padded::Bindings<'a>),
     SwiGlu(swiglu::Params, swiglu::Bindings<'a>),
     TopK(top_k::Params, top_k::Bindings<'a>),
+}
+
+/// What puts the heads of each cut side by side, behind all cuts: some tokens are in two of them.
+struct Compact<'a> {
+    head_size: u32,
+    cuts: Vec<attention_compact::Bindings<'a>>,
 }
 
 impl Call<'_> {
@@ -172,7 +181,7 @@ impl Call<'_> {
             Call::GatherRows(params, _) => arena.push(gpu, params),
             Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
             Call::RmsNorm(params, _) => arena.push(gpu, params),
-            Call::RopeKv(params, _) => arena.push(gpu, params),
+            Call::RopeKv(params, _) | Call::RopeKvPadded(params, _) => arena.push(gpu, params),
             Call::SwiGlu(params, _) => arena.push(gpu, params),
             Call::TopK(params, _) => arena.push(gpu, params),
         }
@@ -183,9 +192,14 @@ impl Call<'_> {
         let dispatch = match self {
             Call::Add(params, bindings) => add::prepare(gpu, arena, params, *bindings),
             Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
-            Call::Attention { params, tokens, cuts } => {
+            Call::Attention { params, tokens, cuts, compact } => {
                 let of_cuts = cuts.iter().map(|bindings| attention::prepare(gpu, arena, params, *bindings, *tokens));
-                return Ok(of_cuts.collect::<Result<Vec<_>>>()?.concat());
+                let mut dispatches = of_cuts.collect::<Result<Vec<_>>>()?.concat();
+                if let Some(Compact { head_size, cuts }) = compact {
+                    let of_cuts = cuts.iter().map(|bindings| attention_compact::prepare(gpu, arena, params, *head_size, *bindings));
+                    dispatches.extend(of_cuts.collect::<Result<Vec<_>>>()?);
+                }
+                return Ok(dispatches);
             }
             Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
             Call::Products { params, begin, size, input, outputs } => {
@@ -195,6 +209,7 @@ impl Call<'_> {
             }
             Call::RmsNorm(params, bindings) => rms_norm::prepare(gpu, arena, params, *bindings),
             Call::RopeKv(params, bindings) => rope_kv::prepare(gpu, arena, params, *bindings),
+            Call::RopeKvPadded(params, bindings) => rope_kv_padded::prepare(gpu, arena, params, *bindings),
             Call::SwiGlu(params, bindings) => swiglu::prepare(gpu, arena, params, *bindings),
             Call::TopK(params, bindings) => top_k::prepare(gpu, arena, params, *bindings),
         };
@@ -258,37 +273,47 @@ impl<'a> Maker<'a> {
         })
     }
 
+    /// Turns the queries in place; or, where heads are no whole octets, padded into the buffer that attention's result goes to later.
     fn rope_kv(&self, layer: usize) -> Result<Call<'a>> {
         let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
-        let bindings = rope_kv::Bindings {
-            cos_sin: self.working(WorkingBuffer::CosSin)?,
-            tokens: self.working(WorkingBuffer::Tokens)?,
-            key: self.activation(Activation::Key)?,
-            value: self.activation(Activation::Value)?,
-            query: self.activation(Activation::Query)?,
-            key_cache: Binding::whole(keys),
-            value_cache: Binding::whole(values),
-        };
-        Ok(Call::RopeKv(self.params.rope_kv(), bindings))
+        let (cos_sin, tokens) = (self.working(WorkingBuffer::CosSin)?, self.working(WorkingBuffer::Tokens)?);
+        let [key, value, query] = [Activation::Key, Activation::Value, Activation::Query].map(|activation| self.activation(activation));
+        let (key, value, query, params) = (key?, value?, query?, self.params.rope_kv());
+        let (key_cache, value_cache) = (Binding::whole(keys), Binding::whole(values));
+        if params.head_size == rope_kv_padded::padded_size(params.head_size) {
+            return Ok(Call::RopeKv(params, rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache }));
+        }
+        let turned = self.activation(Activation::Mixed)?;
+        let bindings = rope_kv_padded::Bindings { cos_sin, tokens, key, value, query, turned, key_cache, value_cache };
+        Ok(Call::RopeKvPadded(params, bindings))
     }
 
     /// Of many tokens, in as many dispatches as keep each short: no watchdog must take the adapter for hung. Few tokens read each
     /// key once, which takes less.
+    ///
+    /// Padded heads lie the other way round: queries where the result goes at last, what attention makes of them where queries were.
     fn attention(&self, layer: usize, secs: f64) -> Result<Call<'a>> {
         let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
+        let head_size = self.params.attention().head_size;
+        let whole = attention::Params { head_size: rope_kv_padded::padded_size(head_size), ..self.params.attention() };
+        let is_padded = whole.head_size != head_size;
+        let (query, mixed) = (self.activation(Activation::Query)?, self.activation(Activation::Mixed)?);
         let bindings = attention::Bindings {
-            query: self.activation(Activation::Query)?,
+            query: if is_padded { mixed } else { query },
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
             parts: self.working(WorkingBuffer::AttentionParts)?,
-            mixed: self.activation(Activation::Mixed)?,
+            mixed: if is_padded { query } else { mixed },
         };
-        let (whole, tokens) = (self.params.attention(), self.attention);
+        let tokens = self.attention;
         let n_cuts = if tokens == TokenCount::Many { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
         let (params, begins) = attention::cut(&whole, n_cuts);
-        let cuts = begins.into_iter().map(|begin| bindings.from_token(&whole, begin)).collect();
-        Ok(Call::Attention { params, tokens, cuts })
+        let cuts = begins.iter().map(|&begin| bindings.from_token(&whole, begin)).collect();
+        let compact = attention_compact::Bindings { padded: query, mixed };
+        let compact = is_padded
+            .then(|| Compact { head_size, cuts: begins.iter().map(|&begin| compact.from_token(&whole, head_size, begin)).collect() });
+        Ok(Call::Attention { params, tokens, cuts, compact })
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::rope_kv::Token;
 use crate::model::{Activation, Model, Op};
-use crate::plan::sizes::{kv_buffer_bytes, prepared_input_bytes};
-use crate::plan::{KvDType, Plan, Slice, Work};
+use crate::plan::sizes::{KvCache, kv_buffer_bytes, prepared_input_bytes};
+use crate::plan::{Plan, Slice, Work};
 use crate::platform::Pages;
 use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
 use crate::stream::host_values::{Prepared, Product, SideBySide, Values};
@@ -66,7 +66,7 @@ impl HostExecutor {
         for id in vectors_of(model, &plan, DEVICE) {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
-        let kv_values = (kv_buffer_bytes(config, KvDType::F32, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
+        let kv_values = (kv_buffer_bytes(config, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
         let cache = |is_own: bool| vec![0.0; if is_own { kv_values } else { 0 }];
         let kv_caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| (cache(is_own), cache(is_own))).collect();
         let feeder = match plan.ring(DEVICE) {

@@ -1,7 +1,7 @@
 //! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
 
 use tierflow::gpu::Gpu;
-use tierflow::kernels::{Binding, add, add_bias, gather_rows, rms_norm, rope_kv, swiglu};
+use tierflow::kernels::{Binding, add, add_bias, attention, attention_compact, gather_rows, rms_norm, rope_kv, rope_kv_padded, swiglu};
 
 use crate::common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, upload};
 use crate::{EXP_TOLERANCE, SUM_TOLERANCE};
@@ -66,6 +66,43 @@ impl RopeKv {
         RopeKv { params, cos_sin, query, key, value }
     }
 
+    /// As `check`, with heads that are padded on their way.
+    fn check_padded(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
+        let params = &self.params;
+        let padded_size = rope_kv_padded::padded_size(params.head_size);
+        let (mut query, mut key) = (self.query.clone(), self.key.clone());
+        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * padded_size) as usize;
+        let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
+        let expected =
+            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        let expected = rope_kv_padded::reference(params, &self.cos_sin, tokens, expected);
+
+        let in_word = params.kv_dtype as usize + 1;
+        let [query, table] = [upload(gpu, "query", &self.query), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let turned = poisoned(gpu, expected.len());
+        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let bindings = rope_kv_padded::Bindings {
+            cos_sin: Binding::whole(&table),
+            tokens: Binding::whole(&places),
+            key: Binding::whole(&key),
+            value: Binding::whole(&value),
+            query: Binding::whole(&query),
+            turned: Binding::whole(&turned),
+            key_cache: Binding::whole(&caches[0]),
+            value_cache: Binding::whole(&caches[1]),
+        };
+        run(gpu, params, |buffer| rope_kv_padded::prepare(gpu, buffer, params, bindings));
+        assert_close(&output(gpu, &turned, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
+        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
+        assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
+        let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
+        assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
+    }
+
     /// Queries and caches against the reference. Values are copied, and cached to the bit; what is turned may be rounded otherwise.
     fn check(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
         let params = &self.params;
@@ -100,6 +137,54 @@ impl RopeKv {
         assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
         let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
         assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
+    }
+}
+
+#[test]
+fn heads_of_any_even_size_are_stored_padded_with_zeros() {
+    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
+    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for (head_size, [n_heads, n_kv_heads]) in [(2, [1, 1]), (6, [5, 1]), (10, [6, 2]), (12, [7, 7]), (50, [8, 1]), (100, [2, 1])] {
+            for (kv_dtype, pairing) in [
+                (rope_kv::KvDType::F32, rope_kv::Pairing::Halves),
+                (rope_kv::KvDType::F16, rope_kv::Pairing::Halves),
+                (rope_kv::KvDType::F32, rope_kv::Pairing::Neighbours),
+                (rope_kv::KvDType::F16, rope_kv::Pairing::Neighbours),
+            ] {
+                let sizes =
+                    rope_kv::Params { n_tokens: 5, n_heads, n_kv_heads, head_size, n_seqs: 2, kv_capacity: 7, kv_dtype: 0, pairing: 0 };
+                let params = rope_kv::Params { kv_dtype: kv_dtype as u32, pairing: pairing as u32, ..sizes };
+                RopeKv::random(params).check_padded(gpu, &tokens);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_attention_makes_of_padded_heads_is_put_side_by_side() {
+    for gpu in gpus() {
+        for (n_tokens, n_heads, head_size) in [(1, 1, 2), (33, 3, 12), (64, 5, 100), (96, 1, 250)] {
+            let padded_size = rope_kv_padded::padded_size(head_size);
+            let sizes = attention::Params { n_tokens, n_heads, n_kv_heads: 1, head_size: padded_size, ..bytemuck::Zeroable::zeroed() };
+            let padded = Random(u64::from(head_size)).floats((n_tokens * n_heads * padded_size) as usize);
+            let mut expected = vec![0.0; (n_tokens * n_heads * head_size) as usize];
+            attention_compact::reference(&sizes, head_size, &padded, &mut expected);
+            let [input, result] = [upload(gpu, "padded", &padded), poisoned(gpu, expected.len())];
+            let bindings = attention_compact::Bindings { padded: Binding::whole(&input), mixed: Binding::whole(&result) };
+            run(gpu, &sizes, |buffer| attention_compact::prepare(gpu, buffer, &sizes, head_size, bindings));
+            assert_eq!(bits(&output(gpu, &result, expected.len())), bits(&expected), "{n_heads} heads of {head_size}");
+            // From a token on, which begins where bindings may.
+            if n_tokens > 32 {
+                let rest = attention::Params { n_tokens: n_tokens - 32, ..sizes };
+                let result = poisoned(gpu, expected.len());
+                let whole = attention_compact::Bindings { padded: Binding::whole(&input), mixed: Binding::whole(&result) };
+                let bindings = whole.from_token(&sizes, head_size, 32);
+                run(gpu, &rest, |buffer| attention_compact::prepare(gpu, buffer, &rest, head_size, bindings));
+                let begin = (32 * n_heads * head_size) as usize;
+                assert_eq!(bits(&output(gpu, &result, expected.len())[begin..]), bits(&expected[begin..]));
+            }
+        }
     }
 }
 

@@ -1,0 +1,38 @@
+// mixed[t, h, i] = padded[t, h, i] for i below HEAD_SIZE: what attention made of padded heads, side by side.
+//
+// params  those of the attention
+// padded  [n_tokens, n_heads, head_size] f32
+// mixed   [n_tokens, n_heads, HEAD_SIZE] f32
+//
+// One invocation per value of mixed.
+
+struct Params {
+    n_tokens: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_size: u32,
+    n_seqs: u32,
+    kv_capacity: u32,
+    window: u32,
+    scale: f32,
+    kv_dtype: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> padded: array<f32>;
+@group(0) @binding(2) var<storage, read_write> mixed: array<f32>;
+
+override HEAD_SIZE: u32 = 2u; // at most head_size
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    if index >= params.n_tokens * params.n_heads * HEAD_SIZE {
+        return;
+    }
+    mixed[index] = padded[index / HEAD_SIZE * params.head_size + index % HEAD_SIZE];
+}

@@ -1,0 +1,135 @@
+// Turns queries and keys by their positions and stores keys and values, as rope_kv.wgsl does, for heads of any even size: what is
+// written has rows of whole octets, as attention reads them, and zeros behind each head.
+//
+// params       one per dispatch
+// cos_sin      [n_tokens, head_size / 2] of (cos, sin), made on the host for each token's position
+// tokens       [n_tokens] of (seq, position, kv_len, 0)
+// key          [n_tokens, n_kv_heads, head_size] f32
+// value        as key
+// query        [n_tokens, n_heads, head_size] f32
+// turned       [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 two to a word (KV_F16)
+// value_cache  as key_cache
+//
+// One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
+// the cache are dropped.
+
+struct Params {
+    n_tokens: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_size: u32, // even
+    n_seqs: u32,
+    kv_capacity: u32,
+    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
+    pairing: u32,  // 0: i with i + head_size / 2; 1: 2 i with 2 i + 1
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> cos_sin: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> key: array<f32>;
+@group(0) @binding(4) var<storage, read> value: array<f32>;
+@group(0) @binding(5) var<storage, read> query: array<f32>;
+@group(0) @binding(6) var<storage, read_write> turned: array<f32>;
+@group(0) @binding(7) var<storage, read_write> key_cache: array<u32>;
+@group(0) @binding(8) var<storage, read_write> value_cache: array<u32>;
+
+override KV_F16: bool = false;
+
+const HALVES: u32 = 0u;
+
+// What value `i` of a head turns with: its partner, and the sine's part of it.
+struct Turn {
+    partner: u32,
+    cosine: f32,
+    sine: f32,
+}
+
+fn turn_of(t: u32, i: u32) -> Turn {
+    let n_pairs = params.head_size / 2u;
+    var pair = i / 2u;
+    var is_first = i % 2u == 0u;
+    var distance = 1u;
+    if params.pairing == HALVES {
+        pair = i % n_pairs;
+        is_first = i < n_pairs;
+        distance = n_pairs;
+    }
+    let angle = cos_sin[t * n_pairs + pair];
+    if is_first {
+        return Turn(i + distance, angle.x, -angle.y);
+    }
+    return Turn(i - distance, angle.x, angle.y);
+}
+
+// Value `i` of the head of queries that begins at `begin`; zero past its end.
+fn turned_query(t: u32, begin: u32, i: u32) -> f32 {
+    if i >= params.head_size {
+        return 0.0;
+    }
+    let turn = turn_of(t, i);
+    return query[begin + i] * turn.cosine + query[begin + turn.partner] * turn.sine;
+}
+
+fn turned_key(t: u32, begin: u32, i: u32) -> f32 {
+    if i >= params.head_size {
+        return 0.0;
+    }
+    let turn = turn_of(t, i);
+    return key[begin + i] * turn.cosine + key[begin + turn.partner] * turn.sine;
+}
+
+fn value_at(begin: u32, i: u32) -> f32 {
+    if i >= params.head_size {
+        return 0.0;
+    }
+    return value[begin + i];
+}
+
+// Writes two values of a key and of a value, from value `first` of the caches on.
+fn store(first: u32, k: vec2<f32>, v: vec2<f32>) {
+    if KV_F16 {
+        key_cache[first / 2u] = pack2x16float(k);
+        value_cache[first / 2u] = pack2x16float(v);
+        return;
+    }
+    key_cache[first] = bitcast<u32>(k.x);
+    key_cache[first + 1u] = bitcast<u32>(k.y);
+    value_cache[first] = bitcast<u32>(v.x);
+    value_cache[first + 1u] = bitcast<u32>(v.y);
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let padded = (params.head_size + 7u) / 8u * 8u;
+    let n_twos = padded / 2u;
+    let n_rows = params.n_heads + params.n_kv_heads; // of a token: its queries, then its keys with their values
+    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    if index >= params.n_tokens * n_rows * n_twos {
+        return;
+    }
+    let i = index % n_twos * 2u;
+    let row = index / n_twos % n_rows;
+    let t = index / n_twos / n_rows;
+    if row < params.n_heads {
+        let head = t * params.n_heads + row;
+        turned[head * padded + i] = turned_query(t, head * params.head_size, i);
+        turned[head * padded + i + 1u] = turned_query(t, head * params.head_size, i + 1u);
+        return;
+    }
+    let seq = tokens[t].x;
+    let position = tokens[t].y;
+    if seq >= params.n_seqs || position >= params.kv_capacity {
+        return;
+    }
+    let head = row - params.n_heads;
+    let begin = (t * params.n_kv_heads + head) * params.head_size;
+    let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * padded;
+    let k = vec2<f32>(turned_key(t, begin, i), turned_key(t, begin, i + 1u));
+    store(cached + i, k, vec2<f32>(value_at(begin, i), value_at(begin, i + 1u)));
+}

@@ -1,0 +1,79 @@
+//! As `rope_kv`, for heads of any even size: queries, keys and values are written as heads of whole octets, which attention reads.
+//! Params are those of `rope_kv`, with the size of the heads as they are.
+
+use super::rope_kv::{Params, Token, Values, checked_dtype, store, turn};
+use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+
+/// Values of a head are padded to a multiple of so many, which the forms of attention load at once.
+pub const OCTET: u32 = 8;
+
+/// Values of a stored head.
+pub const fn padded_size(head_size: u32) -> u32 {
+    head_size.next_multiple_of(OCTET)
+}
+
+/// Buffers of the shader; `padded` is [`padded_size`].
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_tokens, head_size / 2, 2]`: cosine and sine of each pair's angle.
+    pub cos_sin: Binding<'a>,
+    /// `[n_tokens]` of [`Token`].
+    pub tokens: Binding<'a>,
+    /// `[n_tokens, n_kv_heads, head_size]`, not turned yet.
+    pub key: Binding<'a>,
+    /// As `key`.
+    pub value: Binding<'a>,
+    /// `[n_tokens, n_heads, head_size]`, not turned yet.
+    pub query: Binding<'a>,
+    /// The queries: `[n_tokens, n_heads, padded]`.
+    pub turned: Binding<'a>,
+    /// `[n_seqs, n_kv_heads, kv_capacity, padded]` as [`super::rope_kv::KvDType`].
+    pub key_cache: Binding<'a>,
+    /// As `key_cache`.
+    pub value_cache: Binding<'a>,
+}
+
+/// Makes the dispatch.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is odd.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    let stem = ROPE_KV_PADDED.stem;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing } = *params;
+    require(gpu, stem, head_size.is_multiple_of(2) && pairing < 2, "head_size is odd, or the pairing unknown")?;
+    let padded = padded_size(head_size);
+    let in_word = checked_dtype(gpu, stem, kv_dtype, padded)?;
+    let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
+    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, padded / in_word]);
+    let needed = [
+        (bindings.cos_sin, f32_bytes(&[n_tokens, head_size])),
+        (bindings.tokens, f32_bytes(&[n_tokens, 4])),
+        (bindings.key, rows),
+        (bindings.value, rows),
+        (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
+        (bindings.turned, f32_bytes(&[n_tokens, n_heads, padded])),
+        (bindings.key_cache, cache),
+        (bindings.value_cache, cache),
+    ];
+    let workgroups = fold_items(gpu, stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), padded / 2])?;
+    dispatch(gpu, &ROPE_KV_PADDED, &[("KV_F16", f64::from(kv_dtype))], params_buffer, &needed, workgroups)
+}
+
+/// CPU twin of `shaders/rope_kv_padded.wgsl`: `values` are as in `rope_kv`, with padded caches; returns the padded queries.
+pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Values<'_>) -> Vec<f32> {
+    turn(params, params.n_heads, cos_sin, values.query);
+    turn(params, params.n_kv_heads, cos_sin, values.key);
+    let pad = |rows: &[f32]| padded(params.head_size, rows);
+    let stored = Params { head_size: padded_size(params.head_size), ..*params };
+    store(&stored, &pad(values.key), &pad(values.value), tokens, values.caches);
+    pad(values.query)
+}
+
+/// Heads of `head_size` as padded ones.
+pub fn padded(head_size: u32, heads: &[f32]) -> Vec<f32> {
+    let padding = (padded_size(head_size) - head_size) as usize;
+    let pad = |head: &[f32]| head.iter().copied().chain(std::iter::repeat_n(0.0, padding)).collect::<Vec<f32>>();
+    heads.chunks_exact(head_size as usize).flat_map(pad).collect()
+}
