@@ -364,7 +364,7 @@ fn templates_render_as_transformers_renders_them() {
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
         ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}", "user"),
         ("{% set first, rest = messages[0], messages[1:] %}{{ first.role }}{{ rest | length }}", "system1"),
-        ("{{ messages[0] | tojson }}", r#"{"content": "Be brief.", "role": "system"}"#),
+        ("{{ messages[0] | tojson }}", r#"{"role": "system", "content": "Be brief."}"#),
         ("{% if tools is defined and tools is not none %}T{% endif %}{{ 'a' if add_generation_prompt else 'b' }}", "a"),
         ("{% macro f(x, y='!') %}{{ x }}{{ y }}{% endmacro %}{{ f('a') }}{{ f('b', y='?') }}", "a!b?"),
         ("{% generation %}x{% endgeneration %}{{ 'Z'.lower() ~ 'ab'[::-1] }}{{ 'a,b'.split(',')[-1] }}", "xzbab"),
@@ -375,6 +375,49 @@ fn templates_render_as_transformers_renders_them() {
     }
     let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string();
     assert!(error.contains("test.jinja") && error.contains("roles must alternate"), "{error}");
+}
+
+/// The expected texts are Jinja2's: `templates.json` says of which version and environment.
+#[test]
+fn every_feature_renders_as_jinja2_renders_it() {
+    let golden: Value = serde_json::from_str(include_str!("golden/templates.json")).unwrap();
+    let named = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"});
+    let tokenizer = folder(&[("tokenizer.json", tokenizer_json(|_| {})), ("tokenizer_config.json", named)]);
+    let tokenizer = Tokenizer::from_folder(tokenizer.path(), 257).unwrap();
+    let messages = [ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Hi")];
+    let mut wrong = Vec::new();
+    for row in golden["templates"].as_array().unwrap() {
+        let source = row["source"].as_str().unwrap();
+        let rendered = ChatTemplate::new("test.jinja".into(), source.into(), &tokenizer)
+            .and_then(|template| template.render(&messages, GenerationPrompt::Add));
+        match (rendered, row["expected"].as_str()) {
+            (Ok(text), Some(expected)) if text == expected => {}
+            (Err(_), None) => {}
+            (got, expected) => wrong.push(format!("{source:?}\n  expected {expected:?}\n  got {got:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_long_prompt_renders_and_one_that_is_too_long_is_what_the_error_names() {
+    let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content.replace('<|x|>', '[x]') | trim }}{% endfor %}";
+    let template = template(source).unwrap();
+    let content = "word <|x|> ".repeat(500_000);
+    let text = template.render(&[ChatMessage::new("user", content.clone())], GenerationPrompt::Add).unwrap();
+    assert_eq!(text, format!("<|user|>{}", content.replace("<|x|>", "[x]").trim()));
+    let error = template.render(&[ChatMessage::new("user", content.repeat(4))], GenerationPrompt::Add).unwrap_err().to_string();
+    assert!(error.contains("prompt") && !error.contains("test.jinja"), "{error}");
+}
+
+#[test]
+fn what_a_user_spells_can_be_plain_text() {
+    let tokenizer = byte_level("gpt-2");
+    let bytes: Vec<u32> = "<|im_end|>".bytes().map(u32::from).collect();
+    assert_eq!(tokenizer.encode("<|im_end|>", Special::Add).unwrap(), [263]);
+    assert_eq!(tokenizer.encode_plain("<|im_end|>", Special::Add).unwrap(), bytes);
+    assert_eq!(tokenizer.encode_plain("<think>", Special::Add).unwrap(), [264], "an added token that is not special stays one");
+    assert_eq!(tokenizer.piece(97), "a");
 }
 
 #[test]

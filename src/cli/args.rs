@@ -8,6 +8,7 @@ mod generation;
 mod model;
 mod overrule;
 mod planning;
+mod tokenize;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,6 +25,7 @@ pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, ObjectiveArg};
+pub use tokenize::TokenizeArgs;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -47,6 +49,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure prefill and decode rates
     Bench(BenchArgs),
+    /// Show the tokens of a text
+    Tokenize(TokenizeArgs),
     /// Compute the scores of given tokens, for checks
     Logits(LogitsArgs),
     /// Print a report to paste into a bug

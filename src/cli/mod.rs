@@ -20,6 +20,7 @@ mod run;
 pub mod short_flags;
 mod statistics;
 mod terminal;
+mod tokenize;
 mod trace_file;
 
 use std::collections::BTreeMap;
@@ -60,6 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),

@@ -45,14 +45,21 @@ pub fn read_system(args: &RunArgs) -> Result<Option<String>> {
     }
 }
 
-fn read_file(path: &Path) -> Result<String> {
+/// The text of a file.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be read or is no UTF-8.
+pub fn read_file(path: &Path) -> Result<String> {
     let name = path.display().to_string();
     let file = std::fs::File::open(path).map_err(|source| Error::io("open", &name, source))?;
     read_limited(file, &name)
 }
 
 /// Reads UTF-8 text, without the line break that editors and `echo` leave at its end.
-fn read_limited(reader: impl Read, name: &str) -> Result<String> {
+///
+/// # Errors
+/// As [`read_file`].
+pub fn read_limited(reader: impl Read, name: &str) -> Result<String> {
     let mut text = String::new();
     reader.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text).map_err(|source| Error::io("read", name, source))?;
     if text.len() as u64 > MAX_TEXT_BYTES {

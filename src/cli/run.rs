@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::session::{FinishReason, GenerateOptions, Session};
-use crate::text::{ChatMessage, Sampler, SamplingFlags, SamplingSettings, fresh_seed};
+use crate::text::{ChatMessage, Sampler, SamplingFlags, SamplingSettings, Written, fresh_seed};
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
@@ -24,6 +24,7 @@ pub(super) struct Settings {
     pub(super) seed: u64,
     pub(super) generate: GenerateOptions,
     pub(super) raw: bool,
+    pub(super) written: Written,
     pub(super) interrupted: Arc<AtomicBool>,
 }
 
@@ -138,16 +139,20 @@ fn settings(args: &GenerationArgs, engine: &Engine) -> Result<Settings> {
         tracing::debug!("Ctrl-C will end the program at once: {error}");
     }
     let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone() };
-    Ok(Settings { sampling, seed, generate, raw: args.raw, interrupted })
+    if !args.raw && engine.chat_template().is_none() {
+        tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
+    }
+    let written = if args.no_parse_special { Written::Plain } else { Written::Parsed };
+    Ok(Settings { sampling, seed, generate, raw: args.raw, written, interrupted })
 }
 
 /// The tokens of a conversation: through the chat template, or as it is with `--raw` or where the model has no template.
 pub(super) fn encode_messages(engine: &Engine, settings: &Settings, messages: &[ChatMessage]) -> Result<Vec<u32>> {
     if settings.raw || engine.chat_template().is_none() {
         let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-        return engine.encode(&texts.join("\n"));
+        return engine.encode_written(&texts.join("\n"), settings.written);
     }
-    engine.encode_chat(messages)
+    engine.encode_chat_written(messages, settings.written)
 }
 
 /// Generates an answer to `tokens`; every complete text goes to `write` at once.

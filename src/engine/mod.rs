@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::stream::{self, Batch, Scores, Store, Team, Trace};
-use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer};
+use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer, Written};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
 pub use inspection::Inspection;
@@ -92,9 +92,37 @@ impl Engine {
     /// # Errors
     /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
-        let template =
-            self.chat_template().ok_or_else(|| self.text_fault("there is no chat template; give the prompt as it is (--raw)"))?;
+        let template = self.demand_template()?;
         self.demand_tokenizer()?.encode(&template.render(messages, GenerationPrompt::Add)?, Special::Leave)
+    }
+
+    /// As [`Engine::encode`] and [`Engine::encode_chat`], with a choice of what becomes of special tokens that the texts spell out.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn encode_written(&self, text: &str, written: Written) -> Result<Vec<u32>> {
+        match written {
+            Written::Parsed => self.encode(text),
+            Written::Plain => self.demand_tokenizer()?.encode_plain(text, Special::Add),
+        }
+    }
+
+    /// See [`Engine::encode_written`].
+    ///
+    /// # Errors
+    /// As [`Engine::encode_chat`].
+    pub fn encode_chat_written(&self, messages: &[ChatMessage], written: Written) -> Result<Vec<u32>> {
+        if written == Written::Parsed {
+            return self.encode_chat(messages);
+        }
+        let tokenizer = self.demand_tokenizer()?;
+        let mark = |message: &ChatMessage| ChatMessage::new(message.role.clone(), tokenizer.marked(&message.content));
+        let marked: Vec<ChatMessage> = messages.iter().map(mark).collect();
+        tokenizer.encode_marked(&self.demand_template()?.render(&marked, GenerationPrompt::Add)?)
+    }
+
+    fn demand_template(&self) -> Result<&ChatTemplate> {
+        self.chat_template().ok_or_else(|| self.text_fault("there is no chat template; give the prompt as it is (--raw)"))
     }
 
     fn demand_tokenizer(&self) -> Result<&Tokenizer> {

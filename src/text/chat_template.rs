@@ -1,12 +1,14 @@
 //! Chat templates: messages become the text that the model was trained on. Knows no tokens but the texts of those that have names.
 
+use std::time::Duration;
+
 use minijinja::value::Value as JinjaValue;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::files::{self, MAX_TOKENIZER_CONFIG_BYTES, text_error};
-use super::template_environment::{self, TIME_LIMIT};
-use super::template_functions::Capped;
+use super::template_environment::{self, Limits};
+use super::template_json::Capped;
 use super::template_source::{self, MAX_SOURCE_BYTES};
 use super::tokenizer::{TemplateTokens, Tokenizer};
 use crate::error::{Error, Result};
@@ -52,8 +54,6 @@ pub enum GenerationPrompt {
     Leave,
 }
 
-/// Bytes that a rendering may have.
-const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// Enough for the deepest syntax tree that the limits on sources allow; only what is used of it is real memory.
 const STACK_BYTES: usize = 64 << 20;
 
@@ -92,7 +92,9 @@ impl ChatTemplate {
     pub fn new(path: String, source: String, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
         let template = ChatTemplate { path, source, tokens: tokenizer.template_tokens().clone() };
         let source = template.source.clone();
-        template.limited(move || template_source::prepare(&source).and_then(|prepared| compile(prepared).map(|_| ())))?;
+        let limits = Limits::new(0);
+        template
+            .limited(limits.time, move || template_source::prepare(&source).and_then(|prepared| compile(prepared, limits).map(|_| ())))?;
         Ok(template)
     }
 
@@ -108,20 +110,33 @@ impl ChatTemplate {
         ];
         let given = given.map(|(name, value)| (name.to_owned(), value));
         let context = JinjaValue::from_pairs(tokens.chain(given));
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let limits = Limits::new(bytes);
+        if bytes > limits.output {
+            let fault = format!(
+                "the conversation has {bytes} bytes, more than the {} that a chat template may print; shorten the prompt",
+                limits.output
+            );
+            return Err(Error::InvalidArgument { option: "the prompt".into(), fault });
+        }
         let source = self.source.clone();
-        self.limited(move || {
-            let environment = compile(template_source::prepare(&source)?)?;
+        self.limited(limits.time, move || {
+            let environment = compile(template_source::prepare(&source)?, limits)?;
             let template = environment.get_template("chat").map_err(|error| describe(&error))?;
-            let mut output = Capped::new(MAX_OUTPUT_BYTES);
+            let mut output = Capped::new(limits.output);
             template.render_captured_to(context, &mut output).map_err(|error| describe(&error))?;
             String::from_utf8(output.bytes).map_err(|error| error.to_string())
         })
     }
 
     /// Does `work` on a thread with limits.
-    fn limited<T: Send + 'static>(&self, work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static) -> Result<T> {
+    fn limited<T: Send + 'static>(
+        &self,
+        time: Duration,
+        work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+    ) -> Result<T> {
         // The rendering ends itself at its limit; this is for what it cannot interrupt.
-        let done = run_limited("chat-template", STACK_BYTES, TIME_LIMIT * 2, work);
+        let done = run_limited("chat-template", STACK_BYTES, time * 2, work);
         let fault = match done {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(fault)) => fault,
@@ -137,8 +152,8 @@ impl ChatTemplate {
     }
 }
 
-fn compile(prepared: template_source::Prepared) -> std::result::Result<minijinja::Environment<'static>, String> {
-    template_environment::environment(prepared).map_err(|error| describe(&error))
+fn compile(prepared: template_source::Prepared, limits: Limits) -> std::result::Result<minijinja::Environment<'static>, String> {
+    template_environment::environment(prepared, limits).map_err(|error| describe(&error))
 }
 
 /// The engine's error on one line, with what caused it.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::detokenizer::Detokenizer;
 use super::files::text_error;
 use super::gguf_vocabulary;
 use super::pieces::{Pieces, Spelling};
+use super::plain_text::{Part, Specials};
 use super::tokenizer_json;
 use crate::error::{Error, Result};
 use crate::platform::Folder;
@@ -24,6 +25,15 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     frame: Frame,
     template_tokens: Arc<TemplateTokens>,
+    /// Made when it is first needed.
+    plain: Arc<OnceLock<PlainEncoder>>,
+}
+
+/// What encodes texts whose special tokens are letters.
+#[derive(Debug)]
+struct PlainEncoder {
+    inner: tokenizers::Tokenizer,
+    specials: Specials,
 }
 
 /// Whether the tokens that begin and end a text are put around it.
@@ -33,6 +43,16 @@ pub enum Special {
     Add,
     /// Not at all: the text has them already, as text from a chat template has.
     Leave,
+}
+
+/// What becomes of special tokens that a user's text spells out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Written {
+    /// They become their ids.
+    #[default]
+    Parsed,
+    /// They are text like any other.
+    Plain,
 }
 
 /// What a reader found in a model's files.
@@ -106,15 +126,52 @@ impl Tokenizer {
         let inner = Arc::new(inner);
         let pieces = Arc::new(Pieces::new(&inner, spelling, vocab_size));
         let template_tokens = Arc::new(template_tokens);
-        Tokenizer { path, inner, pieces, vocab_size, bos, eos, frame, template_tokens }
+        Tokenizer { path, inner, pieces, vocab_size, bos, eos, frame, template_tokens, plain: Arc::default() }
     }
 
     /// The ids of `text`. Special tokens written out in the text (`<|im_start|>`) become their ids.
     /// Refuses ids that the model has no embedding for.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
+        self.encode_by(&self.inner, text, special)
+    }
+
+    /// As [`Tokenizer::encode`], but special tokens written out in the text are text like any other.
+    pub fn encode_plain(&self, text: &str, special: Special) -> Result<Vec<u32>> {
+        self.encode_by(&self.plain().inner, text, special)
+    }
+
+    /// The ids of a text that [`Tokenizer::marked`] went into: what it marked is text, all else is parsed.
+    pub(crate) fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
+        let plain = self.plain();
+        let mut ids = Vec::new();
+        for part in plain.specials.parts(text) {
+            match part {
+                Part::Special(text) => ids.extend(self.encode_by(&self.inner, text, Special::Leave)?),
+                Part::Plain(text) => ids.extend(self.encode_by(&plain.inner, &text, Special::Leave)?),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// `text` with marks in what looks like special tokens.
+    pub(crate) fn marked(&self, text: &str) -> String {
+        self.plain().specials.marked(text)
+    }
+
+    fn plain(&self) -> &PlainEncoder {
+        self.plain.get_or_init(|| {
+            let mut inner = self.inner.as_ref().clone();
+            inner.set_encode_special_tokens(true);
+            let added = inner.get_added_tokens_decoder().into_values();
+            let specials = Specials::new(added.filter(|token| token.special).map(|token| token.content));
+            PlainEncoder { inner, specials }
+        })
+    }
+
+    fn encode_by(&self, inner: &tokenizers::Tokenizer, text: &str, special: Special) -> Result<Vec<u32>> {
         let by_post_processor = special == Special::Add && self.frame == Frame::PostProcessor;
         let failed = |fault: String| text_error(&self.path, format!("its tokenizer fails on this text: {fault}"));
-        let encoding = std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, by_post_processor)))
+        let encoding = std::panic::catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, by_post_processor)))
             .map_err(|_| failed("it panicked".into()))?
             .map_err(|error| failed(error.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
@@ -151,6 +208,14 @@ impl Tokenizer {
     /// The token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`, `<|im_end|>`).
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The text that one token adds inside a text; bytes that are no character by themselves become U+FFFD, special tokens none.
+    pub fn piece(&self, id: u32) -> String {
+        match self.pieces.as_ref() {
+            Pieces::Bytes(table) => String::from_utf8_lossy(table.bytes(id)).into_owned(),
+            Pieces::Decoder(decoder) => decoder.decode(&[id]),
+        }
     }
 
     /// The id of a token as the vocabulary writes it.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tierflow::platform::IoMode;
+use tierflow::text::{Special, Tokenizer};
 use tierflow::weights::Checkpoint;
 use xtask::models::GgufType;
 
@@ -21,6 +22,32 @@ fn devices_and_doctor_show_host_and_disk() {
         let table = home.stdout(&[command]);
         assert!(table.contains("\ncpu ") && table.contains("\ndisk "), "{table}");
         assert!(!table.contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn tokenize_shows_ids_and_pieces() {
+    let home = Home::new();
+    for model in [home.folder_model(), home.gguf_model(GgufType::Q8_0)] {
+        let tokenizer = Tokenizer::open(&Checkpoint::open(Path::new(&model), IoMode::Pread).unwrap()).unwrap();
+        let special = tokenizer.token_text(tokenizer.eos_tokens()[0]).unwrap();
+        let prompt = format!("héllo {special}");
+        let ids = |more: &[&str]| -> Vec<u32> {
+            let json = home.json("tierflow.tokenize/1", &[&["tokenize", &model, &prompt, "--json"], more].concat());
+            json["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        let parsed = ids(&[]);
+        assert_eq!(parsed, tokenizer.encode(&prompt, Special::Add).unwrap());
+        assert_eq!(ids(&["--no-special"]), tokenizer.encode(&prompt, Special::Leave).unwrap());
+        let plain = ids(&["--no-parse-special"]);
+        assert_eq!(plain, tokenizer.encode_plain(&prompt, Special::Add).unwrap());
+        assert!(plain.len() > parsed.len() && tokenizer.decode(&plain).ends_with(&prompt));
+        let list = home.stdout(&["tokenize", "-m", &model, &prompt, "--ids"]);
+        assert_eq!(list, format!("{parsed:?}\n"));
+        let lines = home.stdout(&["tokenize", &model, "-p", &prompt, "--show-count"]);
+        let last = format!("{:6} -> '{special}'\nTotal number of tokens: {}\n", parsed.last().unwrap(), parsed.len());
+        assert!(lines.ends_with(&last), "{lines}");
+        assert_eq!(home.run(&["tokenize", &model, "a", "-f", "b"]).code, Some(2));
     }
 }
 

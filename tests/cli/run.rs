@@ -1,9 +1,13 @@
 //! `tierflow run`: what reaches stdout, and what chooses it.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
+use tierflow::platform::IoMode;
+use tierflow::text::Tokenizer;
+use tierflow::weights::Checkpoint;
 use xtask::models::GgufType;
 
 use crate::common::program::{Home, Ran, devices, has_gpu, wait};
@@ -99,6 +103,23 @@ fn raw_leaves_the_chat_template_out() {
         |more: &[&str]| answer(&home, &model, &[&["--device", "cpu", "-n", "1"], more].concat())["prompt_tokens"].as_u64().unwrap();
     let (raw, plain, system) = (n_prompt(&["--raw"]), n_prompt(&[]), n_prompt(&["-sys", "Be brief."]));
     assert!(raw < plain && plain < system, "{raw} {plain} {system}");
+}
+
+#[test]
+fn a_prompt_that_spells_a_special_token_can_be_plain_text() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q4_0);
+    let n_prompt = |prompt: &str, more: &[&str]| {
+        let arguments = [&["run", &model, "-p", prompt, "--json", "--device", "cpu", "-n", "1"], more].concat();
+        home.json("tierflow.run/1", &arguments)["prompt_tokens"].as_u64().unwrap()
+    };
+    let tokenizer = Tokenizer::open(&Checkpoint::open(Path::new(&model), IoMode::Pread).unwrap()).unwrap();
+    let special = tokenizer.token_text(tokenizer.eos_tokens()[0]).unwrap();
+    for more in [&[][..], &["--raw"]] {
+        let plain = [more, &["--no-parse-special"]].concat();
+        assert!(n_prompt(&special, &plain) > n_prompt(&special, more), "{more:?}");
+        assert_eq!(n_prompt("hello", &plain), n_prompt("hello", more), "{more:?}: the template's own tokens stay tokens");
+    }
 }
 
 #[test]
