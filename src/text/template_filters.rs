@@ -7,6 +7,8 @@ use super::template_methods;
 
 /// Characters of a line that words are wrapped into.
 const MAX_LINE: usize = 1 << 16;
+/// Bytes that wrapping may add between lines.
+const MAX_WRAPPED_BYTES: usize = 16 << 20;
 
 /// Adds all of them.
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -191,48 +193,47 @@ fn wordwrap(text: String, arguments: Rest<ValueOrKwargs>) -> Result<String, Erro
     let wrapstring = options.get(2, "wrapstring")?.map_or_else(|| "\n".to_owned(), |text| text.to_string());
     let hyphens = options.get(3, "break_on_hyphens")?.is_none_or(|value| value.is_true());
     options.finish()?;
-    if width == 0 || width > MAX_LINE || wrapstring.len() > MAX_LINE / width.max(1) {
+    if width == 0 || width > MAX_LINE {
         return Err(invalid("lines cannot be wrapped so"));
     }
-    let lines = text.lines().map(|line| wrap_line(line, width, breaks, hyphens).join(&wrapstring));
-    Ok(lines.collect::<Vec<String>>().join(&wrapstring))
+    let lines: Vec<Vec<String>> = text.lines().map(|line| wrap_line(line, width, breaks, hyphens)).collect();
+    let n_lines: usize = lines.iter().map(|line| line.len() + 1).sum();
+    if n_lines.saturating_mul(wrapstring.len()) > MAX_WRAPPED_BYTES {
+        return Err(invalid("wrapped lines would be too long"));
+    }
+    Ok(lines.into_iter().map(|line| line.join(&wrapstring)).collect::<Vec<String>>().join(&wrapstring))
 }
 
 fn wrap_line(line: &str, width: usize, breaks: bool, hyphens: bool) -> Vec<String> {
-    let count = |text: &str| text.chars().count();
-    let (mut lines, mut current) = (Vec::new(), String::new());
+    // Of the line that is being filled: its text and its characters.
+    let (mut lines, mut current, mut length) = (Vec::new(), String::new(), 0);
     for piece in pieces(line, hyphens) {
+        let n_characters = piece.chars().count();
         let is_space = piece.starts_with(char::is_whitespace);
-        if count(&current) + count(&piece) <= width {
+        if length + n_characters <= width {
             // White space at the beginning of any line but the first is dropped.
-            if !(is_space && current.is_empty() && !lines.is_empty()) {
+            if !(is_space && length == 0 && !lines.is_empty()) {
                 current.push_str(&piece);
+                length += n_characters;
             }
-            continue;
-        }
-        if is_space {
-            lines.extend(Some(std::mem::take(&mut current)).filter(|line| !line.is_empty()));
-            continue;
-        }
-        let mut rest = piece;
-        if count(&rest) > width && breaks {
-            while count(&current) + count(&rest) > width {
-                let room = width - count(&current);
-                if room == 0 {
-                    lines.push(std::mem::take(&mut current));
-                    continue;
-                }
-                let (head, tail): (Vec<_>, Vec<_>) = rest.chars().enumerate().partition(|(index, _)| *index < room);
-                current.extend(head.into_iter().map(|(_, character)| character));
-                rest = tail.into_iter().map(|(_, character)| character).collect();
-                lines.push(std::mem::take(&mut current));
-            }
-        } else if !current.is_empty() {
+        } else if is_space {
             lines.push(std::mem::take(&mut current));
+            length = 0;
+        } else if n_characters > width && breaks {
+            for character in piece.chars() {
+                if length == width {
+                    lines.push(std::mem::take(&mut current));
+                    length = 0;
+                }
+                current.push(character);
+                length += 1;
+            }
+        } else {
+            lines.push(std::mem::replace(&mut current, piece));
+            length = n_characters;
         }
-        current.push_str(&rest);
     }
-    lines.extend(Some(current).filter(|line| !line.is_empty()));
+    lines.push(current);
     lines.into_iter().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 

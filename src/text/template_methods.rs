@@ -4,7 +4,7 @@ use minijinja::value::{Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind};
 
 /// Characters that a padded text may have.
-const MAX_WIDTH: usize = 1 << 20;
+const MAX_WIDTH: usize = 1 << 16;
 
 /// `value.method(arguments)`, or `None` where the method is not known here.
 pub(super) fn call(value: &Value, method: &str, arguments: &[Value]) -> Option<Result<Value, Error>> {
