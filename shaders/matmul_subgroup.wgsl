@@ -2,7 +2,8 @@
 // on adapters whose subgroups are eight lanes and that load 64-bit words: software, whose every load is a loop over the lanes.
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at a multiple of 4 bytes; read 8 bytes at a time
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at a multiple of 4 bytes, of Q6_K of 2;
+//         read 8 bytes at a time
 // input   [n_tokens, n_columns] f32, read 32 bytes at a time
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
@@ -117,6 +118,52 @@ fn byte_pair(pair: u32) -> Pair {
     return made;
 }
 
+// The 32-bit words that begin at 16-bit unit `half` of the matrix, in the first `n_words` 64-bit words that hold some of them.
+fn words_at_half(half: u32, n_words: u32) -> array<u32, MAX_WORDS> {
+    let first = product.weight_begin * 32u + half / 4u;
+    var words: array<u32, MAX_WORDS>;
+    for (var i = 0u; i < n_words; i++) {
+        let word = weight[first + i];
+        words[2u * i] = low(word);
+        words[2u * i + 1u] = high(word);
+    }
+    let is_odd = (half & 2u) != 0u;
+    let is_split = (half & 1u) != 0u;
+    for (var i = 0u; i + 2u < 2u * n_words; i++) {
+        let word = select(words[i], words[i + 1u], is_odd);
+        let next = select(words[i + 1u], words[i + 2u], is_odd);
+        words[i] = select(word, straddle(word, next), is_split);
+    }
+    // Behind them a half that needs no neighbour.
+    let last = 2u * n_words - 2u;
+    let tail = select(words[last], words[last + 1u], is_odd);
+    words[last] = select(tail, tail >> 16u, is_split);
+    return words;
+}
+
+// 64 columns of a block of Q6_K: its part `2 * n + k` of four, with the scales of each 16 columns multiplied in, as integers.
+fn six_bit_pair(pair: u32) -> Pair {
+    var made: Pair;
+    let begin = pair / 4u * 105u;
+    let n = pair % 4u / 2u;
+    let k = pair & 1u;
+    // From the last 18 bytes on, which are scales and their scale, three 64-bit words reach no further than the matrix does.
+    let ends = words_at_half(begin + 96u, 3u);
+    let scales = decode_bytes(select(select(ends[0], ends[1], k == 1u), select(ends[2], ends[3], k == 1u), n == 1u));
+    made.scales = vec2<f32>(decode_f16(ends[4]).x);
+    made.offsets = vec2<f32>(0.0);
+    // The upper 64 columns of a half are high nibbles.
+    let nibbles = words_at_half(begin + n * 32u, 9u);
+    let high_bits = words_at_half(begin + 64u + n * 16u, 5u);
+    for (var j = 0u; j < BLOCK_QUADS; j++) {
+        let first_scale = select(scales.x, scales.y, j > 3u);
+        let last_scale = select(scales.z, scales.w, j > 3u);
+        made.quads[j] = first_scale * decode_six_bits(nibbles[j] >> (k * 4u), high_bits[j] >> (k * 4u));
+        made.quads[j + BLOCK_QUADS] = last_scale * decode_six_bits(nibbles[j + BLOCK_QUADS] >> (k * 4u), high_bits[j] >> (k * 4u + 2u));
+    }
+    return made;
+}
+
 fn plain_quad(begin: u32, quad: u32) -> vec4<f32> {
     if DTYPE == F32 {
         return floats(vec2<u64>(weight[begin + 2u * quad], weight[begin + 2u * quad + 1u]));
@@ -146,6 +193,9 @@ fn pair_of(row: u32, pair: u32) -> Pair {
     }
     if DTYPE == Q8_0 {
         return byte_pair(index);
+    }
+    if DTYPE == Q6_K {
+        return six_bit_pair(index);
     }
     return plain_pair(index);
 }
@@ -228,7 +278,7 @@ fn spread(begin: u32, even: vec4<f32>, odd: vec4<f32>) {
 // page of memory would hold more streams than the processor fetches ahead, and 576 columns of Q8_0 take 1.3 times as long. So a lane
 // has neighbours. With plain numbers that takes 1.06 times as long as rows side by side.
 fn row_of(lane: u32, i: u32) -> u32 {
-    return select(i * LANES + lane, lane * ROWS + i, DTYPE == Q4_0 || DTYPE == Q4_1 || DTYPE == Q8_0);
+    return select(i * LANES + lane, lane * ROWS + i, DTYPE == Q4_0 || DTYPE == Q4_1 || DTYPE == Q8_0 || DTYPE == Q6_K);
 }
 
 fn store_row(product_index: u32, row: u32, token_begin: u32, first_sum: u32) {

@@ -46,6 +46,10 @@ fn word_at(half: u32) -> u32 {
     return select(first, straddle(first, second), odd == 1u);
 }
 
+fn stored_half(half: u32) -> u32 {
+    return stored(half / 2u) >> ((half & 1u) * 16u);
+}
+
 fn half_at(half: u32) -> f32 {
     let pair = decode_f16(stored(half / 2u));
     return select(pair.x, pair.y, (half & 1u) == 1u);
@@ -95,6 +99,18 @@ fn load_weights(slot: u32, half: u32, row: u32, block: u32) {
             let nibbles = stored(begin + 1u + j);
             weight_tile[tile_row + j] = fma(vec4<f32>(scales.x), decode_low_nibbles(nibbles), vec4<f32>(scales.y));
             weight_tile[tile_row + j + 4u] = fma(vec4<f32>(scales.x), decode_high_nibbles(nibbles), vec4<f32>(scales.y));
+        }
+    } else if DTYPE == Q6_K {
+        // A block of 256 columns is eight of a tile's: part `j` of four in half `n`.
+        let begin = block_index / 8u * 105u;
+        let n = block % 8u / 4u;
+        let j = block % 4u;
+        let scales = decode_two_bytes(stored_half(begin + 96u + n * 4u + j));
+        let d = half_at(begin + 104u) * select(scales.x, scales.y, half == 1u);
+        for (var i = half * 4u; i < half * 4u + 4u; i++) {
+            let low = word_at(begin + n * 32u + j % 2u * 16u + i * 2u) >> (j / 2u * 4u);
+            let high = word_at(begin + 64u + n * 16u + i * 2u) >> (j * 2u);
+            weight_tile[tile_row + i] = d * decode_six_bits(low, high);
         }
     } else {
         for (var j = half * 4u; j < half * 4u + 4u; j++) {

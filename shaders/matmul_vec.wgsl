@@ -1,5 +1,5 @@
 // output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for few tokens and rows of whole quads of words
-// (n_columns a multiple of 4 for F32, 8 for F16 and BF16, 32 for blocks).
+// (n_columns a multiple of 4 for F32, 8 for F16 and BF16, 32 for blocks, 256 for those of Q6_K).
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
 // weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at an even byte; read four words at a time
@@ -176,6 +176,76 @@ fn add_q4(lane: u32) {
     }
 }
 
+// The word that begins at a 16-bit unit, which may be in the midst of one; touches no word that holds none of it.
+fn word_at_half(half: u32) -> u32 {
+    let odd = half & 1u;
+    let first = word_at(half / 2u);
+    return select(first, straddle(first, word_at(half / 2u + odd)), odd == 1u);
+}
+
+fn half_at(half: u32) -> u32 {
+    return word_at(half / 2u) >> ((half & 1u) * 16u);
+}
+
+// Where 64 columns of a block of Q6_K lie whose nibbles share bytes: 32 are low nibbles, and 32 that stand 64 columns behind are high
+// ones. All in 16-bit units, from the first of the row on.
+struct SixBits {
+    nibbles: u32,
+    high_bits: u32,
+    scales: u32, // of both; those of the high nibbles two units behind
+    scale: u32,  // of the block
+    shift: u32,  // of the high bits
+    quad: u32,   // of the input, for the low nibbles; for the high ones 16 behind
+}
+
+fn six_bits_of(part: u32) -> SixBits {
+    let begin = part / 4u * 105u;
+    let n = part % 4u / 2u;
+    let k = part & 1u;
+    return SixBits(
+        begin + n * 32u + k * 16u,
+        begin + 64u + n * 16u,
+        begin + 96u + n * 4u + k,
+        begin + 104u,
+        k * 2u,
+        part / 4u * 64u + n * 32u + k * 8u,
+    );
+}
+
+// Q6_K: 210 bytes for 256 columns from an even byte, d * s * (q - 32). A lane takes 64 columns at a time, and scales their sum by d once.
+fn add_q6_k(lane: u32) {
+    let n_parts = params[0].n_columns / 64u;
+    for (var part = lane; part < n_parts; part += LANES) {
+        let place = six_bits_of(part);
+        var part_sums: array<f32, MAX_SUMS>;
+        for (var s = 0u; s < ROWS * TOKENS; s++) {
+            part_sums[s] = 0.0;
+        }
+        for (var j = 0u; j < 8u; j++) {
+            for (var i = 0u; i < ROWS; i++) {
+                let row = rows[i] * (n_parts / 4u) * 105u;
+                let scales = decode_two_bytes(half_at(row + place.scales));
+                let scales_of_high = decode_two_bytes(half_at(row + place.scales + 2u));
+                let nibbles = word_at_half(row + place.nibbles + j * 2u);
+                let high_bits = word_at_half(row + place.high_bits + j * 2u) >> place.shift;
+                let low = select(scales.x, scales.y, j > 3u) * decode_six_bits(nibbles, high_bits);
+                let high = select(scales_of_high.x, scales_of_high.y, j > 3u) * decode_six_bits(nibbles >> 4u, high_bits >> 4u);
+                for (var t = 0u; t < TOKENS; t++) {
+                    let quad = token_quads[t] + place.quad + j;
+                    let sum = add_products(low, input[quad], part_sums[i * TOKENS + t]);
+                    part_sums[i * TOKENS + t] = add_products(high, input[quad + 16u], sum);
+                }
+            }
+        }
+        for (var i = 0u; i < ROWS; i++) {
+            let d = decode_f16(half_at(rows[i] * (n_parts / 4u) * 105u + place.scale)).x;
+            for (var t = 0u; t < TOKENS; t++) {
+                sums[i * TOKENS + t] = fma(d, part_sums[i * TOKENS + t], sums[i * TOKENS + t]);
+            }
+        }
+    }
+}
+
 // Four rows times the one token of a lane that has them to itself: the same products in the same order, but in registers alone, and
 // with each input read once for the four. Arrays, as above, are kept in memory by software adapters, and browsers check their indices.
 // The matrices here hold four values of each row, a row in each column.
@@ -302,6 +372,58 @@ fn rows_q4(rows: vec4<u32>) -> vec4<f32> {
     return sums;
 }
 
+// The words that begin at 16-bit units, as `word_at_half`.
+fn words_at_halves(halves: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(word_at_half(halves.x), word_at_half(halves.y), word_at_half(halves.z), word_at_half(halves.w));
+}
+
+// Of each row the scales of 16 columns and of the 16 behind them.
+struct TwoScales {
+    first: vec4<f32>,
+    last: vec4<f32>,
+}
+
+fn two_scales(halves: vec4<u32>) -> TwoScales {
+    let a = decode_two_bytes(half_at(halves.x));
+    let b = decode_two_bytes(half_at(halves.y));
+    let c = decode_two_bytes(half_at(halves.z));
+    let d = decode_two_bytes(half_at(halves.w));
+    return TwoScales(vec4<f32>(a.x, b.x, c.x, d.x), vec4<f32>(a.y, b.y, c.y, d.y));
+}
+
+fn six_bits_of_rows(low: vec4<u32>, high: vec4<u32>, scales: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        scales.x * decode_six_bits(low.x, high.x),
+        scales.y * decode_six_bits(low.y, high.y),
+        scales.z * decode_six_bits(low.z, high.z),
+        scales.w * decode_six_bits(low.w, high.w),
+    );
+}
+
+fn rows_q6_k(rows: vec4<u32>) -> vec4<f32> {
+    let n_parts = params[0].n_columns / 64u;
+    let begins = rows * (n_parts / 4u) * 105u;
+    var sums = vec4<f32>();
+    for (var part = 0u; part < n_parts; part++) {
+        let place = six_bits_of(part);
+        let scales = two_scales(begins + place.scales);
+        let scales_of_high = two_scales(begins + place.scales + 2u);
+        var part_sums = vec4<f32>();
+        for (var j = 0u; j < 8u; j++) {
+            let nibbles = words_at_halves(begins + place.nibbles + j * 2u);
+            let high_bits = words_at_halves(begins + place.high_bits + j * 2u) >> vec4<u32>(place.shift);
+            let low = six_bits_of_rows(nibbles, high_bits, select(scales.first, scales.last, j > 3u));
+            part_sums = add_to_rows(low, input[token_quads[0] + place.quad + j], part_sums);
+            let of_high = select(scales_of_high.first, scales_of_high.last, j > 3u);
+            let high = six_bits_of_rows(nibbles >> vec4<u32>(4u), high_bits >> vec4<u32>(4u), of_high);
+            part_sums = add_to_rows(high, input[token_quads[0] + place.quad + j + 16u], part_sums);
+        }
+        let d = vec4<u32>(half_at(begins.x + place.scale), half_at(begins.y + place.scale), half_at(begins.z + place.scale), half_at(begins.w + place.scale));
+        sums = fma(scales_of(d, vec4<bool>(false)), part_sums, sums);
+    }
+    return sums;
+}
+
 fn rows_times_token(rows: vec4<u32>) -> vec4<f32> {
     if DTYPE == F32 {
         return rows_f32(rows);
@@ -309,6 +431,8 @@ fn rows_times_token(rows: vec4<u32>) -> vec4<f32> {
         return rows_q8_0(rows);
     } else if DTYPE == Q4_0 || DTYPE == Q4_1 {
         return rows_q4(rows);
+    } else if DTYPE == Q6_K {
+        return rows_q6_k(rows);
     }
     return rows_halves(rows);
 }
@@ -348,6 +472,8 @@ fn main(
         add_q8_0(lane);
     } else if DTYPE == Q4_0 || DTYPE == Q4_1 {
         add_q4(lane);
+    } else if DTYPE == Q6_K {
+        add_q6_k(lane);
     } else {
         add_halves(lane);
     }

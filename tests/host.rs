@@ -5,6 +5,7 @@ mod common;
 
 use common::bits;
 use tierflow::DType;
+use tierflow::dtype::{q6_k_scale, q6_k_value};
 use tierflow::host::{self, Input, Operand};
 use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
@@ -17,7 +18,12 @@ const F32_TOLERANCE: f32 = 2e-6;
 /// 2.6e-5 as a rule, a sum of n of them by 2.6e-5·√n, and the largest product is some 3·√n.
 const SIXTEEN_BIT_TOLERANCE: f32 = 5e-5;
 
-const QUANTISED: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
+const QUANTISED: [DType; 4] = [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q6K];
+
+/// So many columns, rounded up to whole blocks.
+fn whole(dtype: DType, n_columns: usize) -> usize {
+    n_columns.next_multiple_of(dtype.block_len() as usize)
+}
 
 fn values(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
@@ -69,6 +75,19 @@ fn worst(values: &[f32], expected: &[f32]) -> f32 {
 fn plain_block_product(dtype: DType, row: &[u8], token: &[simd::TokenBlock]) -> f32 {
     let mut sum = 0.0;
     let half = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    if dtype == DType::Q6K {
+        for (part, token) in token.iter().enumerate() {
+            let block = &row[part / 8 * 210..][..210];
+            let scaled = |i: usize| {
+                let first = part % 8 * 32 + i * 16;
+                let dot: i32 =
+                    (0..16).map(|k| i32::from(q6_k_value(block, first + k)) * i32::from(token.values[simd::place(i * 16 + k)])).sum();
+                half(&block[208..]) * f32::from(q6_k_scale(block, first / 16)) * token.scale * dot as f32
+            };
+            sum += scaled(0) + scaled(1);
+        }
+        return sum;
+    }
     for (block, token) in row.chunks_exact(dtype.block_bytes() as usize).zip(token) {
         let integer = |k: usize| match dtype {
             DType::Q8_0 => i32::from(block[2 + k].cast_signed()),
@@ -87,6 +106,7 @@ fn products_of_blocks_have_the_bits_of_the_plain_formula() {
     for simd in simd::all() {
         for dtype in QUANTISED {
             for (n_rows, n_columns, n_tokens) in [(8, 32, 1), (13, 96, 1), (37, 576, 1), (21, 96, 2), (70, 320, 29), (9, 4096, 7)] {
+                let n_columns = whole(dtype, n_columns);
                 let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 3));
                 let params = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
                 let output = product(simd, &params, &weight, &input);
@@ -107,14 +127,17 @@ fn the_extremes_of_integers_do_not_overflow() {
         for dtype in QUANTISED {
             for byte in [0x80, 0x7F, 0x00, 0xFF, 0x88] {
                 let mut row = vec![byte; dtype.block_bytes() as usize];
-                row[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+                let scale = if dtype == DType::Q6K { 208 } else { 0 };
+                row[scale..scale + 2].copy_from_slice(&half::f16::ONE.to_le_bytes());
                 if dtype == DType::Q4_1 {
                     row[2..4].copy_from_slice(&half::f16::NEG_ONE.to_le_bytes());
                 }
-                for input in [vec![1.0; 32], vec![-1.0; 32], (0..32).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect()] {
-                    let expected = plain_block_product(dtype, &row, &token_blocks(&input, 32));
+                let n_columns = whole(dtype, 32);
+                let signs = (0..n_columns).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect();
+                for input in [vec![1.0; n_columns], vec![-1.0; n_columns], signs] {
+                    let expected = plain_block_product(dtype, &row, &token_blocks(&input, n_columns));
                     for n_tokens in [1, 9] {
-                        let params = matmul::Params::new(dtype, 1, 32, n_tokens);
+                        let params = matmul::Params::new(dtype, 1, n_columns as u32, n_tokens);
                         let output = product(simd, &params, &row, &input.repeat(n_tokens as usize));
                         assert!(output.iter().all(|value| value.to_bits() == expected.to_bits()), "{}, {dtype}, {byte:#x}", simd.name);
                     }
@@ -129,6 +152,7 @@ fn products_are_those_of_the_reference() {
     for simd in simd::all() {
         for dtype in DType::ALL {
             for (n_rows, n_columns, n_tokens) in [(37, 576, 1), (21, 96, 5), (70, 1536, 29)] {
+                let n_columns = whole(dtype, n_columns);
                 let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 5));
                 let params = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
                 let mut expected = vec![f32::NAN; n_rows * n_tokens];
@@ -165,7 +189,7 @@ fn odd_columns_are_summed_too() {
 fn products_do_not_depend_on_cuts_nor_on_the_tokens_beside() {
     for simd in simd::all() {
         for dtype in DType::ALL {
-            cut_and_compare(simd, dtype, 576);
+            cut_and_compare(simd, dtype, whole(dtype, 576));
             if !QUANTISED.contains(&dtype) {
                 cut_and_compare(simd, dtype, 45);
             }

@@ -18,7 +18,7 @@ use tierflow::platform::IoMode;
 use tierflow::stream::{Scores, Want};
 use tierflow::units::Bytes;
 use tierflow::weights::Checkpoint;
-use xtask::models::{GgufType, LlamaShape, RopeScaling, Stored, write_gguf, write_hf};
+use xtask::models::{Dtypes, GgufType, LlamaShape, RopeScaling, Stored, write_gguf, write_hf, write_mixed_gguf};
 
 /// Logits may differ by this share of the largest magnitude: f32 against double precision.
 const LOGITS_TOLERANCE: f32 = 2e-3;
@@ -162,7 +162,15 @@ fn made_models_answer_as_the_reference_does() {
         write_gguf(&folder.join("model.gguf"), &tiny, 7, dtype).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 13);
+    let wide = LlamaShape { hidden_size: 256, ffn_size: 96, n_layers: 2, ..tiny };
+    for (name, tied, head) in [("gguf-q4_0-head-q6_k", false, GgufType::Q6K), ("gguf-q4_1-embedding-q6_k", true, GgufType::Q6K)] {
+        let folder = root.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let layers = if tied { GgufType::Q4_1 } else { GgufType::Q4_0 };
+        write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
+        expect(&folder);
+    }
+    assert_eq!(check_folders(root.path()), 15);
 }
 
 #[test]
@@ -196,9 +204,15 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
     }
     let root = tempfile::tempdir().unwrap();
     let shape = LlamaShape { vocab_size: 1000, hidden_size: 96, ffn_size: 224, n_layers: 3, tied: false, ..LlamaShape::tiny() };
-    for dtype in [GgufType::F32, GgufType::F16, GgufType::BF16, GgufType::Q8_0, GgufType::Q4_0, GgufType::Q4_1] {
+    let of_one = [GgufType::F32, GgufType::F16, GgufType::BF16, GgufType::Q8_0, GgufType::Q4_0, GgufType::Q4_1];
+    let mut stored: Vec<(LlamaShape, Dtypes)> = of_one.map(|dtype| (shape.clone(), Dtypes { layers: dtype, head: dtype })).into();
+    // As llama-quantize writes what it calls Q4_0; and wholly in blocks of 256.
+    let wide = LlamaShape { hidden_size: 256, ffn_size: 256, n_layers: 2, ..shape };
+    stored.push((wide.clone(), Dtypes { layers: GgufType::Q4_0, head: GgufType::Q6K }));
+    stored.push((LlamaShape { head_size: 64, ..wide }, Dtypes { layers: GgufType::Q6K, head: GgufType::Q6K }));
+    for (shape, dtype) in stored {
         let path = root.path().join(format!("{dtype:?}.gguf"));
-        write_gguf(&path, &shape, 11, dtype).unwrap();
+        write_mixed_gguf(&path, &shape, 11, dtype).unwrap();
         let options = PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), ..PlanOptions::default() };
         let builder = || Engine::builder(&path).plan_options(options.clone()).device(DeviceChoice::Gpu).text(TextFiles::Skip);
         let logits = |place: &dyn Fn(EngineBuilder) -> EngineBuilder| -> Vec<u32> {

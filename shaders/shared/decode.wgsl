@@ -8,6 +8,7 @@ const BF16: u32 = 2u;
 const Q8_0: u32 = 3u;
 const Q4_0: u32 = 4u;
 const Q4_1: u32 = 5u;
+const Q6_K: u32 = 6u;
 
 // Two halves of a word, the lower first.
 fn decode_f16(word: u32) -> vec2<f32> {
@@ -34,6 +35,18 @@ fn decode_low_nibbles(word: u32) -> vec4<f32> {
 // The high nibbles of four bytes.
 fn decode_high_nibbles(word: u32) -> vec4<f32> {
     return decode_low_nibbles(word >> 4u);
+}
+
+// Four integers of six bits, less 32: four low bits in each byte of `low`, two high bits in those of `high`, both the lowest of the byte.
+fn decode_six_bits(low: u32, high: u32) -> vec4<f32> {
+    let bits = bitcast<i32>((low & 0x0f0f0f0fu) | ((high & 0x03030303u) << 4u));
+    return vec4<f32>(f32(bits & 63), f32((bits >> 8u) & 63), f32((bits >> 16u) & 63), f32(bits >> 24u)) - 32.0;
+}
+
+// Two signed bytes of the lower half of a word.
+fn decode_two_bytes(half: u32) -> vec2<f32> {
+    let bits = bitcast<i32>(half);
+    return vec2<f32>(f32((bits << 24u) >> 24u), f32((bits << 16u) >> 24u));
 }
 
 // Four bytes that begin in the upper half of `first`.

@@ -267,9 +267,15 @@ mod tests {
     #[test]
     fn the_nearest_dtype_stands_for_one_that_was_not_measured() {
         let rates = measured();
-        for (dtype, expected) in
-            [(DType::F32, 4.0), (DType::F16, 2.0), (DType::BF16, 2.0), (DType::Q8_0, 1.0), (DType::Q4_0, 1.0), (DType::Q4_1, 1.0)]
-        {
+        for (dtype, expected) in [
+            (DType::F32, 4.0),
+            (DType::F16, 2.0),
+            (DType::BF16, 2.0),
+            (DType::Q8_0, 1.0),
+            (DType::Q4_0, 1.0),
+            (DType::Q4_1, 1.0),
+            (DType::Q6K, 1.0),
+        ] {
             assert_eq!(rates.matvec_of(dtype), Some(BytesPerSec(expected)), "{dtype}");
         }
         assert_eq!(rates.matmul_of(DType::F16), None);

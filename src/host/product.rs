@@ -214,6 +214,7 @@ pub(super) fn blocks_of(dtype: DType) -> Option<Blocks> {
         DType::Q8_0 => Some(Blocks::Q8_0),
         DType::Q4_0 => Some(Blocks::Q4_0),
         DType::Q4_1 => Some(Blocks::Q4_1),
+        DType::Q6K => Some(Blocks::Q6K),
         DType::F32 | DType::F16 | DType::BF16 => None,
     }
 }
@@ -223,6 +224,6 @@ fn floats_of(dtype: DType) -> Option<Floats> {
         DType::F32 => Some(Floats::F32),
         DType::F16 => Some(Floats::F16),
         DType::BF16 => Some(Floats::BF16),
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => None,
+        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q6K => None,
     }
 }

@@ -164,6 +164,7 @@ pub const fn dtype_code(dtype: DType) -> u32 {
         DType::Q8_0 => 3,
         DType::Q4_0 => 4,
         DType::Q4_1 => 5,
+        DType::Q6K => 6,
     }
 }
 

@@ -181,6 +181,15 @@ impl Random {
                 }
                 bytes
             }
+            DType::Q6K => {
+                let mut bytes = Vec::new();
+                for _ in 0..n_values / 256 {
+                    bytes.extend((0..208).map(|_| self.word() as u8));
+                    // Of −128 times −32 there come values up to 1.
+                    bytes.extend(half(self.float() / 4096.0));
+                }
+                bytes
+            }
         }
     }
 }

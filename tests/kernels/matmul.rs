@@ -14,8 +14,14 @@ struct Product {
     input: Vec<f32>,
 }
 
+/// So many columns, rounded up to whole blocks.
+fn whole(dtype: DType, n_columns: u32) -> u32 {
+    n_columns.next_multiple_of(dtype.block_len() as u32)
+}
+
 impl Product {
     fn random(dtype: DType, n_rows: u32, n_columns: u32, n_tokens: u32) -> Product {
+        let n_columns = whole(dtype, n_columns);
         let mut random = Random(u64::from(n_rows * 7919 + n_columns * 31 + n_tokens));
         Product {
             params: matmul::Params::new(dtype, n_rows, n_columns, n_tokens),
@@ -69,7 +75,11 @@ impl Product {
 fn matmul_matches_its_reference_for_every_dtype_and_odd_shapes() {
     for gpu in gpus() {
         for dtype in DType::ALL {
-            let columns: &[u32] = if dtype.has_blocks() { &[32, 96, 288] } else { &[1, 3, 4, 31, 36, 257] };
+            let columns: &[u32] = match dtype.block_len() {
+                1 => &[1, 3, 4, 31, 36, 257],
+                32 => &[32, 96, 288],
+                _ => &[256, 512, 768],
+            };
             for &n_columns in columns {
                 for (n_rows, n_tokens) in [(1, 1), (3, 2), (31, 3), (33, 8), (257, 1), (33, 33), (70, 9)] {
                     let product = Product::random(dtype, n_rows, n_columns, n_tokens);
@@ -135,6 +145,7 @@ fn all_forms_of_matmul_agree() {
         for dtype in DType::ALL {
             // Rows that end inside a lane's rows, and tokens that end inside a group of them.
             for (n_rows, n_columns, n_tokens) in [(65, 320, 6), (1100, 64, 1), (33, 576, 19), (40, 96, 3)] {
+                let n_columns = whole(dtype, n_columns);
                 let product = Product::random(dtype, n_rows, n_columns, n_tokens);
                 let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
                 let result = poisoned(gpu, product.output_len());
@@ -159,7 +170,7 @@ fn products_that_share_a_dispatch_give_the_bits_of_products_alone() {
     for gpu in gpus() {
         for dtype in DType::ALL {
             for (n_rows, n_tokens) in [(&[70, 33][..], 40), (&[576, 9, 600], 1), (&[33, 65, 31], 6)] {
-                let input = Random(7).floats((n_tokens * 192) as usize);
+                let input = Random(7).floats((n_tokens * whole(dtype, 192)) as usize);
                 let random = |&n_rows: &u32| Product { input: input.clone(), ..Product::random(dtype, n_rows, 192, n_tokens) };
                 let products: Vec<Product> = n_rows.iter().map(random).collect();
                 let (mut block, mut params) = (Vec::new(), Vec::new());
@@ -192,7 +203,7 @@ fn products_that_share_a_dispatch_give_the_bits_of_products_alone() {
 #[test]
 fn a_product_that_accumulates_adds_its_bits_to_the_output() {
     for gpu in gpus() {
-        for (dtype, n_columns) in [(DType::Q4_0, 96), (DType::F16, 160), (DType::F32, 31)] {
+        for (dtype, n_columns) in [(DType::Q4_0, 96), (DType::Q6K, 256), (DType::F16, 160), (DType::F32, 31)] {
             for n_tokens in [1, 7, 40] {
                 let product = Product::random(dtype, 75, n_columns, n_tokens);
                 let before = Random(11).floats(product.output_len());

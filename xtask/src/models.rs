@@ -13,12 +13,13 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 pub use encode::{GgufType, Stored};
-pub use gguf::write_gguf;
+pub use gguf::{Dtypes, write_gguf, write_mixed_gguf};
 pub use hugging_face::{write_hf, write_hf_headers};
 pub use shape::{LlamaShape, RopeScaling};
 
-/// `make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]`.
-/// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only.
+/// `make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]`.
+/// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only,
+/// and so does a dtype of its own for the head.
 /// With `--headers-only` the weights are left out: enough for a plan.
 pub fn make_model(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
@@ -35,7 +36,8 @@ pub fn make_model(args: &[String]) -> Result<(), String> {
         let is_file = options.target.extension().is_some_and(|extension| extension == "gguf");
         let file = if is_file { options.target.clone() } else { options.target.join("model.gguf") };
         let dtype = options.dtype.parse::<GgufType>()?;
-        write_gguf(&file, &shape, options.seed, dtype).map(|()| file)
+        let head = options.head_dtype.as_deref().map_or(Ok(dtype), str::parse::<GgufType>)?;
+        write_mixed_gguf(&file, &shape, options.seed, Dtypes { layers: dtype, head }).map(|()| file)
     } else {
         let dtype = options.dtype.parse::<Stored>()?;
         write_hf(&options.target, &shape, options.seed, dtype, options.n_shards).map(|()| options.target.clone())
@@ -49,6 +51,7 @@ struct Options {
     target: PathBuf,
     preset: String,
     dtype: String,
+    head_dtype: Option<String>,
     seed: u64,
     n_shards: usize,
     gguf: bool,
@@ -57,12 +60,13 @@ struct Options {
 
 impl Options {
     fn parse(args: &[String]) -> Result<Options, String> {
-        const USAGE: &str = "usage: make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]";
+        const USAGE: &str = "usage: make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]";
         let mut target = None;
         let mut options = Options {
             target: PathBuf::new(),
             preset: "tiny".into(),
             dtype: "bf16".into(),
+            head_dtype: None,
             seed: 1,
             n_shards: 1,
             gguf: false,
@@ -75,6 +79,7 @@ impl Options {
             match arg.as_str() {
                 "--preset" => options.preset = value()?.clone(),
                 "--dtype" => options.dtype = value()?.to_ascii_lowercase(),
+                "--head-dtype" => options.head_dtype = Some(value()?.to_ascii_lowercase()),
                 "--seed" => options.seed = number(value()?)?,
                 "--shards" => options.n_shards = usize::try_from(number(value()?)?).map_err(|error| error.to_string())?,
                 "--gguf" => options.gguf = true,
@@ -82,6 +87,9 @@ impl Options {
                 other if other.starts_with('-') || target.is_some() => return Err(format!("`{other}` is not known; {USAGE}")),
                 other => target = Some(Path::new(other).to_owned()),
             }
+        }
+        if options.head_dtype.is_some() && !options.gguf {
+            return Err("--head-dtype is for GGUF files; add --gguf".into());
         }
         if options.gguf && options.headers_only {
             return Err("--headers-only writes a folder with safetensors; leave --gguf out".into());

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn quantised_sizes_are_the_stored_ones() {
         for dtype in DType::ALL {
-            assert_eq!(ElementType::from(dtype).size(320).to_bytes().0, dtype.size_bytes(320).unwrap(), "{dtype}");
+            assert_eq!(ElementType::from(dtype).size(512).to_bytes().0, dtype.size_bytes(512).unwrap(), "{dtype}");
         }
     }
 

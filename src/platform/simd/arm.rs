@@ -3,7 +3,9 @@
 
 use std::arch::aarch64::*;
 
-use super::{BLOCK_LEN, Blocks, PANEL_ROWS, PanelBlock, PanelRows, Simd, TokenBlock, check_rows, check_tokens, portable};
+use super::{
+    BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, SUPER_BLOCKS, Simd, TokenBlock, check_rows, check_tokens, portable,
+};
 
 /// The functions of this file.
 pub(super) static SIMD: Simd = Simd { name: "NEON", multiply_rows, multiply_panel, ..portable::SIMD };
@@ -12,14 +14,16 @@ pub(super) static SIMD: Simd = Simd { name: "NEON", multiply_rows, multiply_pane
 const TILE: usize = 4;
 
 fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, token.len() * form.size_bytes());
+    check_rows(rows, form.row_bytes(token.len()));
     let mut sums = [0.0; PANEL_ROWS];
-    let mut block = [PanelBlock::ZERO];
-    let size = form.size_bytes();
-    for (index, token) in token.iter().enumerate() {
-        portable::unpack(form, &rows.map(|row| &row[index * size..][..size]), &mut block);
+    // Blocks that are stored together are unpacked together.
+    let n_together = if form == Blocks::Q6K { SUPER_BLOCKS } else { 1 };
+    let mut blocks = [PanelBlock::ZERO; SUPER_BLOCKS];
+    let (size, blocks) = (form.row_bytes(n_together), &mut blocks[..n_together]);
+    for (index, token) in token.chunks_exact(n_together).enumerate() {
+        portable::unpack(form, &rows.map(|row| &row[index * size..][..size]), blocks);
         // SAFETY: every arm64 processor has NEON.
-        [sums] = unsafe { add_blocks(form, &block, [std::slice::from_ref(token)], [sums]) };
+        [sums] = unsafe { add_blocks(form, blocks, [token], [sums]) };
     }
     sums
 }
@@ -53,14 +57,19 @@ fn add_blocks<const T: usize>(
     let mut sums = sums.map(|sums| unsafe { [vld1q_f32(sums.as_ptr()), vld1q_f32(sums.as_ptr().add(4))] });
     for (index, block) in panel.iter().enumerate() {
         let tokens = tokens.map(|token| &token[index]);
-        let dots = dots_of_block(form, block, tokens);
+        let offset = if form == Blocks::Q4_0 { -8 } else { 0 };
+        // Of Q6_K the first sixteen columns have a scale of their own.
+        let n_first = if form == Blocks::Q6K { N_PAIRS / 2 } else { N_PAIRS };
+        let dots = dots_of_block(offset, block, 0..n_first, tokens);
+        let others = dots_of_block(0, block, n_first..N_PAIRS, tokens);
         for half in 0..2 {
             // SAFETY: four of eight f32 each.
             let (scales, minimums) =
                 unsafe { (vld1q_f32(block.scales.as_ptr().add(half * 4)), vld1q_f32(block.minimums.as_ptr().add(half * 4))) };
-            for ((sums, dots), token) in sums.iter_mut().zip(dots).zip(tokens) {
+            for (((sums, dots), others), token) in sums.iter_mut().zip(dots).zip(others).zip(tokens) {
                 let scaled = vmulq_f32(vmulq_f32(scales, vdupq_n_f32(token.scale)), vcvtq_f32_s32(dots[half]));
                 let added = match form {
+                    Blocks::Q6K => vaddq_f32(scaled, vmulq_f32(vmulq_f32(minimums, vdupq_n_f32(token.scale)), vcvtq_f32_s32(others[half]))),
                     Blocks::Q4_1 => vaddq_f32(scaled, vmulq_f32(minimums, vdupq_n_f32(token.scaled_sum))),
                     Blocks::Q8_0 | Blocks::Q4_0 => scaled,
                 };
@@ -79,13 +88,17 @@ fn add_blocks<const T: usize>(
     })
 }
 
-/// The integers of one block: eight rows for each token.
+/// The integers of these pairs of columns of one block: eight rows for each token.
 #[target_feature(enable = "neon")]
 #[inline]
-fn dots_of_block<const T: usize>(form: Blocks, block: &PanelBlock, tokens: [&TokenBlock; T]) -> [[int32x4_t; 2]; T] {
-    let offset = if form == Blocks::Q4_0 { -8 } else { 0 };
+fn dots_of_block<const T: usize>(
+    offset: i32,
+    block: &PanelBlock,
+    pairs: std::ops::Range<usize>,
+    tokens: [&TokenBlock; T],
+) -> [[int32x4_t; 2]; T] {
     let mut dots = tokens.map(|token| [vdupq_n_s32(offset * token.sum); 2]);
-    for (weights, values) in block.values.iter().zip((0..BLOCK_LEN).step_by(2)) {
+    for (weights, values) in block.values[pairs.clone()].iter().zip((2 * pairs.start..BLOCK_LEN).step_by(2)) {
         // SAFETY: eight times two i16; the load separates first and second columns.
         let int16x8x2_t(first, second) = unsafe { vld2q_s16(weights.as_flattened().as_ptr()) };
         for (dots, token) in dots.iter_mut().zip(tokens) {

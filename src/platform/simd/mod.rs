@@ -6,6 +6,8 @@
 //!
 //! `sum += (weight.scale · token.scale) · Σ_k q_weight[k] · q_token[k]  [+ weight.minimum · token.scaled_sum]`
 //!
+//! A block of Q6_K has two scales, one for each sixteen values, and gives two integers, each scaled so; their sum is what is added.
+//!
 //! So the result has one value, bit for bit, whatever the instructions, the number of tokens beside, or the rows beside.
 //! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
 //! but change a small model's words.
@@ -45,23 +47,30 @@ pub enum Blocks {
     Q4_0,
     /// 20 bytes: scale, minimum, 32 nibbles.
     Q4_1,
+    /// 210 bytes for eight blocks: 256 times six bits less 32, 16 × i8 scales, a scale of them all.
+    Q6K,
 }
 
 impl Blocks {
-    /// Bytes of a block, which also tell the forms apart.
-    pub const fn size_bytes(self) -> usize {
+    /// Bytes of a row of so many blocks of 32 values; of Q6_K, whole eights of them.
+    pub const fn row_bytes(self, n_blocks: usize) -> usize {
         match self {
-            Blocks::Q8_0 => Q8_0,
-            Blocks::Q4_0 => Q4_0,
-            Blocks::Q4_1 => Q4_1,
+            Blocks::Q8_0 => n_blocks * Q8_0,
+            Blocks::Q4_0 => n_blocks * Q4_0,
+            Blocks::Q4_1 => n_blocks * Q4_1,
+            Blocks::Q6K => n_blocks / SUPER_BLOCKS * Q6_K,
         }
     }
 }
 
-/// [`Blocks`] as constants, for functions that are generic over the form: the bytes of a block.
+/// Blocks of 32 values that Q6_K stores together.
+const SUPER_BLOCKS: usize = 8;
+
+/// [`Blocks`] as constants, for functions that are generic over the form: the bytes of a block, of Q6_K of eight.
 const Q8_0: usize = 34;
 const Q4_0: usize = 18;
 const Q4_1: usize = 20;
+const Q6_K: usize = 210;
 
 /// How plain numbers lie in memory, little-endian and at any address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +123,7 @@ pub const fn place(k: usize) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub struct PanelBlock {
     scales: [f32; PANEL_ROWS],
-    /// Zero where the form has none.
+    /// Zero where the form has none. Of Q6_K the scales of the last sixteen columns; `scales` are those of the first.
     minimums: [f32; PANEL_ROWS],
     /// `[16, rows, 2]`: the columns in pairs, in the order of [`place`]; of Q4_0 the nibbles as they are, 8 too large.
     values: [[[i16; 2]; PANEL_ROWS]; N_PAIRS],

@@ -3,16 +3,18 @@
 use half::{bf16, f16};
 
 use super::{
-    BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Simd, TileColumn,
-    TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, column_places, place,
+    BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, N_PAIRS, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Q4_0, Q4_1,
+    Q6_K, Q8_0, SUPER_BLOCKS, Simd, TileColumn, TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens,
+    column_places, place,
 };
+use crate::dtype::{q6_k_scale, q6_k_value};
 
 /// The functions of this file.
 pub(super) static SIMD: Simd =
     Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, arrange, multiply_tile, dots, weighted_sums };
 
 fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, token.len() * form.size_bytes());
+    check_rows(rows, form.row_bytes(token.len()));
     let mut sums = [0.0; PANEL_ROWS];
     for (index, token) in token.iter().enumerate() {
         add_block(form, &unpack_block(form, rows, index), token, &mut sums);
@@ -21,7 +23,7 @@ fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f
 }
 
 pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
-    check_rows(rows, panel.len() * form.size_bytes());
+    check_rows(rows, form.row_bytes(panel.len()));
     for (index, block) in panel.iter_mut().enumerate() {
         *block = unpack_block(form, rows, index);
     }
@@ -30,8 +32,14 @@ pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock
 fn unpack_block(form: Blocks, rows: &PanelRows<'_>, index: usize) -> PanelBlock {
     let mut unpacked = PanelBlock::ZERO;
     for (row, bytes) in rows.iter().enumerate() {
-        let block = &bytes[index * form.size_bytes()..][..form.size_bytes()];
+        let block = match form {
+            Blocks::Q8_0 => &bytes[index * Q8_0..][..Q8_0],
+            Blocks::Q4_0 => &bytes[index * Q4_0..][..Q4_0],
+            Blocks::Q4_1 => &bytes[index * Q4_1..][..Q4_1],
+            Blocks::Q6K => &bytes[index / SUPER_BLOCKS * Q6_K..][..Q6_K],
+        };
         let half_at = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        let mut put = |k: usize, value: i16| unpacked.values[place(k) / 2][row][place(k) % 2] = value;
         unpacked.scales[row] = half_at(0);
         let quantised = match form {
             Blocks::Q8_0 | Blocks::Q4_0 => &block[2..],
@@ -39,8 +47,14 @@ fn unpack_block(form: Blocks, rows: &PanelRows<'_>, index: usize) -> PanelBlock 
                 unpacked.minimums[row] = half_at(2);
                 &block[4..]
             }
+            Blocks::Q6K => {
+                let part = index % SUPER_BLOCKS;
+                let scale = |half: usize| half_at(208) * f32::from(q6_k_scale(block, 2 * part + half));
+                (unpacked.scales[row], unpacked.minimums[row]) = (scale(0), scale(1));
+                (0..BLOCK_LEN).for_each(|k| put(k, i16::from(q6_k_value(block, BLOCK_LEN * part + k))));
+                continue;
+            }
         };
-        let mut put = |k: usize, value: i16| unpacked.values[place(k) / 2][row][place(k) % 2] = value;
         for (k, &byte) in quantised.iter().enumerate() {
             if form == Blocks::Q8_0 {
                 put(k, i16::from(byte.cast_signed()));
@@ -65,13 +79,24 @@ fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], pro
 
 /// The formula of the module's head for one block.
 fn add_block(form: Blocks, block: &PanelBlock, token: &TokenBlock, sums: &mut [f32; PANEL_ROWS]) {
-    let offset = if form == Blocks::Q4_0 { -8 * token.sum } else { 0 };
-    let mut dots = [offset; PANEL_ROWS];
-    for (pairs, values) in block.values.iter().zip(token.values.as_chunks::<2>().0) {
-        for (dot, pair) in dots.iter_mut().zip(pairs) {
-            *dot += i32::from(pair[0]) * i32::from(values[0]) + i32::from(pair[1]) * i32::from(values[1]);
+    let dots_of = |pairs: std::ops::Range<usize>, offset: i32| {
+        let mut dots = [offset; PANEL_ROWS];
+        for (pairs, values) in block.values[pairs.clone()].iter().zip(&token.values.as_chunks::<2>().0[pairs]) {
+            for (dot, pair) in dots.iter_mut().zip(pairs) {
+                *dot += i32::from(pair[0]) * i32::from(values[0]) + i32::from(pair[1]) * i32::from(values[1]);
+            }
         }
+        dots
+    };
+    if form == Blocks::Q6K {
+        let (first, last) = (dots_of(0..N_PAIRS / 2, 0), dots_of(N_PAIRS / 2..N_PAIRS, 0));
+        for (row, sum) in sums.iter_mut().enumerate() {
+            let scaled = |scale: f32, dot: i32| scale * token.scale * dot as f32;
+            *sum += scaled(block.scales[row], first[row]) + scaled(block.minimums[row], last[row]);
+        }
+        return;
     }
+    let dots = dots_of(0..N_PAIRS, if form == Blocks::Q4_0 { -8 * token.sum } else { 0 });
     for (row, sum) in sums.iter_mut().enumerate() {
         let scaled = block.scales[row] * token.scale * dots[row] as f32;
         *sum += if form == Blocks::Q4_1 { scaled + block.minimums[row] * token.scaled_sum } else { scaled };

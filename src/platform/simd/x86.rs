@@ -2,6 +2,7 @@
 
 mod blocks;
 mod floats;
+mod six_bits;
 mod tiles;
 
 use super::Simd;

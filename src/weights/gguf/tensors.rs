@@ -68,12 +68,13 @@ fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
         2 => Some(DType::Q4_0),
         3 => Some(DType::Q4_1),
         8 => Some(DType::Q8_0),
+        14 => Some(DType::Q6K),
         30 => Some(DType::BF16),
         _ => None,
     };
     known.ok_or_else(|| {
         let name = unsupported_name(code).map_or_else(|| format!("the unknown type {code}"), |name| format!("the type {name}"));
-        let fault = format!("tensor `{tensor}` has {name}; supported are F32, F16, BF16, Q8_0, Q4_0 and Q4_1");
+        let fault = format!("tensor `{tensor}` has {name}; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1 and Q6_K");
         Error::UnsupportedModel { path: reader.path().to_owned(), fault }
     })
 }
@@ -87,7 +88,6 @@ fn unsupported_name(code: u32) -> Option<&'static str> {
         11 => "Q3_K",
         12 => "Q4_K",
         13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",

@@ -30,6 +30,8 @@ pub enum GgufType {
     Q4_0,
     /// 32 nibbles, a scale and a minimum.
     Q4_1,
+    /// 256 times six bits, a scale for each sixteen and one of these scales.
+    Q6K,
 }
 
 impl Stored {
@@ -89,6 +91,7 @@ impl GgufType {
             GgufType::Q4_0 => 2,
             GgufType::Q4_1 => 3,
             GgufType::Q8_0 => 8,
+            GgufType::Q6K => 14,
             GgufType::BF16 => 30,
         }
     }
@@ -101,6 +104,7 @@ impl GgufType {
             GgufType::Q4_0 => 2,
             GgufType::Q4_1 => 3,
             GgufType::Q8_0 => 7,
+            GgufType::Q6K => 18,
             GgufType::BF16 => 32,
         }
     }
@@ -113,6 +117,7 @@ impl GgufType {
             GgufType::Q8_0 => (32, 34),
             GgufType::Q4_0 => (32, 18),
             GgufType::Q4_1 => (32, 20),
+            GgufType::Q6K => (256, 210),
         }
     }
 
@@ -125,6 +130,7 @@ impl GgufType {
             GgufType::Q8_0 => values.chunks_exact(32).for_each(|block| encode_q8_0(block, output)),
             GgufType::Q4_0 => values.chunks_exact(32).for_each(|block| encode_q4_0(block, output)),
             GgufType::Q4_1 => values.chunks_exact(32).for_each(|block| encode_q4_1(block, output)),
+            GgufType::Q6K => values.chunks_exact(256).for_each(|block| encode_q6_k(block, output)),
         }
     }
 }
@@ -140,7 +146,8 @@ impl FromStr for GgufType {
             "q8_0" => GgufType::Q8_0,
             "q4_0" => GgufType::Q4_0,
             "q4_1" => GgufType::Q4_1,
-            _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0 or q4_1")),
+            "q6_k" => GgufType::Q6K,
+            _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1 or q6_k")),
         })
     }
 }
@@ -172,6 +179,26 @@ fn encode_q4_1(block: &[f32], output: &mut Vec<u8>) {
     push_nibbles(block, output, |value| (value - low) * inverse(d) + 0.5);
 }
 
+/// Each sixteen values by their extreme, as Q4_0 does; ggml's own search finds scales that are a little better.
+fn encode_q6_k(block: &[f32], output: &mut Vec<u8>) {
+    let extreme = |values: &[f32]| values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
+    // The extreme, with its sign, becomes -32.
+    let wanted: Vec<f32> = block.chunks_exact(16).map(|values| extreme(values) / -32.0).collect();
+    let d = f16::from_f32(extreme(&wanted) / -128.0);
+    let scales: Vec<i8> = wanted.iter().map(|scale| (scale * inverse(d.to_f32())).round() as i8).collect();
+    let mut bytes = [0u8; 208];
+    for (k, value) in block.iter().enumerate() {
+        let level = (value * inverse(d.to_f32() * f32::from(scales[k / 16]))).round() as i32;
+        let six_bits = (level.clamp(-32, 31) + 32) as u8;
+        let (n, j, l) = (k / 128, k / 32 % 4, k % 32);
+        bytes[64 * n + 32 * (j % 2) + l] |= (six_bits & 15) << (j / 2 * 4);
+        bytes[128 + 32 * n + l] |= six_bits >> 4 << (2 * j);
+    }
+    bytes[192..].iter_mut().zip(&scales).for_each(|(byte, scale)| *byte = scale.cast_unsigned());
+    output.extend(bytes);
+    output.extend(d.to_le_bytes());
+}
+
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
 fn push_nibbles(block: &[f32], output: &mut Vec<u8>, level: impl Fn(f32) -> f32) {
     let nibble = |value: f32| (level(value) as i8).clamp(0, 15).cast_unsigned();
@@ -201,5 +228,12 @@ mod tests {
         bytes.clear();
         encode_q4_1(&[0.5; 32], &mut bytes);
         assert_eq!(bytes[4..], [0; 16], "a constant block has scale 0");
+        bytes.clear();
+        // The first sixteen have the extreme: d = 64 / 32 / 128, their scale is -128, and level -32 is stored as 0.
+        let values: Vec<f32> = (0..256).map(|i| if i == 0 { -64.0 } else { (i % 16) as f32 }).collect();
+        encode_q6_k(&values, &mut bytes);
+        assert_eq!((bytes.len(), bytes[0] & 15, bytes[128] & 3, bytes[192].cast_signed()), (210, 0, 0, -128));
+        assert_eq!(bytes[208..], f16::from_f32(-2.0 / 128.0).to_le_bytes());
+        assert_eq!((bytes[2] & 15, bytes[128 + 2] & 3), (1, 2), "2 is level 1 of 2, which is stored as 33");
     }
 }

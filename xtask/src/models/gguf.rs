@@ -13,30 +13,49 @@ const ALIGNMENT: usize = 32;
 
 /// Writes the model of `seed` as `file`, whose folder is made where it is missing. Matrices are stored as `dtype`, vectors as F32.
 pub fn write_gguf(file: &Path, shape: &LlamaShape, seed: u64, dtype: GgufType) -> io::Result<()> {
+    write_mixed_gguf(file, shape, seed, Dtypes { layers: dtype, head: dtype })
+}
+
+/// How the matrices of a file are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dtypes {
+    /// All but the head, which is the embedding where the two are one.
+    pub layers: GgufType,
+    /// The head: llama-quantize gives it more bits than the rest, Q6_K in files that it calls Q4_0 and Q4_1.
+    pub head: GgufType,
+}
+
+/// As [`write_gguf`], with a dtype of its own for the head.
+pub fn write_mixed_gguf(file: &Path, shape: &LlamaShape, seed: u64, dtypes: Dtypes) -> io::Result<()> {
     shape.check()?;
     let tensors = shape.tensors();
-    let (block_len, _) = dtype.block();
-    if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.len() > 1 && !tensor.shape[1].is_multiple_of(block_len)) {
-        let fault = format!("the rows of {} are no multiple of {block_len} values", tensor.name);
+    let block_len = |tensor: &Tensor| type_of(tensor, shape, dtypes).block().0;
+    if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.len() > 1 && !tensor.shape[1].is_multiple_of(block_len(tensor))) {
+        let fault = format!("the rows of {} are no multiple of {} values", tensor.name, block_len(tensor));
         return Err(io::Error::new(io::ErrorKind::InvalidInput, fault));
     }
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
     let divisors = shape.rope_divisors();
-    let head = head(shape, &tensors, divisors.as_deref(), dtype);
+    let head = head(shape, &tensors, divisors.as_deref(), dtypes);
     write_whole(file, |output| {
         output.write_all(&head)?;
         output.write_all(&padding(head.len()))?;
         if let Some(divisors) = &divisors {
             write_padded(output, GgufType::F32, divisors)?;
         }
-        tensors.iter().try_for_each(|tensor| write_tensor(output, shape, tensor, seed, type_of(tensor, dtype)))
+        tensors.iter().try_for_each(|tensor| write_tensor(output, shape, tensor, seed, type_of(tensor, shape, dtypes)))
     })
 }
 
-fn type_of(tensor: &Tensor, dtype: GgufType) -> GgufType {
-    if tensor.shape.len() > 1 { dtype } else { GgufType::F32 }
+fn type_of(tensor: &Tensor, shape: &LlamaShape, dtypes: Dtypes) -> GgufType {
+    let head = if shape.tied { "token_embd.weight" } else { "output.weight" };
+    match tensor.shape.len() {
+        0 | 1 => GgufType::F32,
+        _ if tensor.gguf_name == head => dtypes.head,
+        _ => dtypes.layers,
+    }
 }
 
 fn size_bytes(tensor: &Tensor, dtype: GgufType) -> usize {
@@ -49,9 +68,9 @@ fn padding(len: usize) -> Vec<u8> {
 }
 
 /// Everything before the tensors' bytes.
-fn head(shape: &LlamaShape, tensors: &[Tensor], divisors: Option<&[f32]>, dtype: GgufType) -> Vec<u8> {
+fn head(shape: &LlamaShape, tensors: &[Tensor], divisors: Option<&[f32]>, dtypes: Dtypes) -> Vec<u8> {
     let mut pairs = Pairs::default();
-    model_pairs(&mut pairs, shape, dtype);
+    model_pairs(&mut pairs, shape, dtypes.layers);
     tokenizer_pairs(&mut pairs, shape);
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
@@ -71,7 +90,7 @@ fn head(shape: &LlamaShape, tensors: &[Tensor], divisors: Option<&[f32]>, dtype:
         entry("rope_freqs.weight", &[divisors.len()], GgufType::F32, divisors.len() * 4);
     }
     for tensor in tensors {
-        let dtype = type_of(tensor, dtype);
+        let dtype = type_of(tensor, shape, dtypes);
         entry(&tensor.gguf_name, &tensor.shape, dtype, size_bytes(tensor, dtype));
     }
     head

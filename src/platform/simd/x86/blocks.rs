@@ -5,7 +5,11 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Q4_0, Q4_1, Q8_0, TokenBlock, check_rows, check_tokens};
+use super::super::{
+    BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Q4_0, Q4_1, Q6_K, Q8_0, SUPER_BLOCKS, TokenBlock, check_rows,
+    check_tokens,
+};
+use super::six_bits;
 
 /// Tokens that share the loads of a panel: as many as leave room for their sums in the sixteen registers.
 const TILE: usize = 6;
@@ -14,32 +18,34 @@ const TILE: usize = 6;
 const CACHE_LINE: usize = 64;
 
 /// A block of eight rows in registers: see [`PanelBlock`].
-struct Unpacked {
-    scales: __m256,
-    minimums: __m256,
-    pairs: [__m256i; N_PAIRS],
+pub(super) struct Unpacked {
+    pub(super) scales: __m256,
+    pub(super) minimums: __m256,
+    pub(super) pairs: [__m256i; N_PAIRS],
 }
 
 pub(super) fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, token.len() * form.size_bytes());
+    check_rows(rows, form.row_bytes(token.len()));
     // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; the rows hold as many blocks as the token.
     unsafe {
         match form {
             Blocks::Q8_0 => rows_of::<Q8_0>(rows, token),
             Blocks::Q4_0 => rows_of::<Q4_0>(rows, token),
             Blocks::Q4_1 => rows_of::<Q4_1>(rows, token),
+            Blocks::Q6K => rows_of_super_blocks(rows, token),
         }
     }
 }
 
 pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
-    check_rows(rows, panel.len() * form.size_bytes());
+    check_rows(rows, form.row_bytes(panel.len()));
     // SAFETY: as in `multiply_rows`; the rows hold as many blocks as the panel.
     unsafe {
         match form {
             Blocks::Q8_0 => unpack_of::<Q8_0>(rows, panel),
             Blocks::Q4_0 => unpack_of::<Q4_0>(rows, panel),
             Blocks::Q4_1 => unpack_of::<Q4_1>(rows, panel),
+            Blocks::Q6K => unpack_super_blocks(rows, panel),
         }
     }
 }
@@ -52,6 +58,7 @@ pub(super) fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[Token
             Blocks::Q8_0 => panel_of::<Q8_0>(panel, tokens, products),
             Blocks::Q4_0 => panel_of::<Q4_0>(panel, tokens, products),
             Blocks::Q4_1 => panel_of::<Q4_1>(panel, tokens, products),
+            Blocks::Q6K => panel_of::<Q6_K>(panel, tokens, products),
         }
     }
 }
@@ -105,12 +112,62 @@ unsafe fn unpack_of<const FORM: usize>(rows: &PanelRows<'_>, panel: &mut [PanelB
     let rows = rows.map(<[u8]>::as_ptr);
     for (index, block) in panel.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        let unpacked = unsafe { unpack_block::<FORM>(&rows, index) };
-        block.scales = lanes(unpacked.scales);
-        block.minimums = lanes(unpacked.minimums);
-        for (values, pair) in block.values.iter_mut().zip(unpacked.pairs) {
-            // SAFETY: a vector has 32 bytes, as two i16 of eight rows have.
-            unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), pair) };
+        put(block, &unsafe { unpack_block::<FORM>(&rows, index) });
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn put(block: &mut PanelBlock, unpacked: &Unpacked) {
+    block.scales = lanes(unpacked.scales);
+    block.minimums = lanes(unpacked.minimums);
+    for (values, pair) in block.values.iter_mut().zip(unpacked.pairs) {
+        // SAFETY: a vector has 32 bytes, as two i16 of eight rows have.
+        unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), pair) };
+    }
+}
+
+/// `rows_of` in Q6_K: four blocks share what is loaded.
+///
+/// # Safety
+/// Each row holds as many eighths of blocks of 210 bytes as `token` has blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn rows_of_super_blocks(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let rows = rows.map(<[u8]>::as_ptr);
+    let mut sums = [_mm256_setzero_ps()];
+    let next_panel = rows[0].wrapping_add(PANEL_ROWS * (token.len() / SUPER_BLOCKS) * Q6_K);
+    for (index, token) in token.as_chunks::<SUPER_BLOCKS>().0.iter().enumerate() {
+        // SAFETY: the caller's promise; a prefetch may name any address.
+        let scales = unsafe {
+            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * Q6_K), PANEL_ROWS * Q6_K);
+            six_bits::scales(&rows, index)
+        };
+        for (n, token) in token.as_chunks::<{ SUPER_BLOCKS / 2 }>().0.iter().enumerate() {
+            // SAFETY: as above.
+            let half = unsafe { six_bits::half(&rows, index, n) };
+            for (j, token) in token.iter().enumerate() {
+                let block = half.block(&scales, j);
+                add_block::<Q6_K, 1>(block.scales, block.minimums, &block.pairs, [token], &mut sums);
+            }
+        }
+    }
+    lanes(sums[0])
+}
+
+/// `unpack_of` in Q6_K.
+///
+/// # Safety
+/// Each row holds as many eighths of blocks of 210 bytes as `panel` has blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_super_blocks(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    let rows = rows.map(<[u8]>::as_ptr);
+    for (index, blocks) in panel.as_chunks_mut::<SUPER_BLOCKS>().0.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let scales = unsafe { six_bits::scales(&rows, index) };
+        for (n, blocks) in blocks.as_chunks_mut::<{ SUPER_BLOCKS / 2 }>().0.iter_mut().enumerate() {
+            // SAFETY: as above.
+            let half = unsafe { six_bits::half(&rows, index, n) };
+            blocks.iter_mut().enumerate().for_each(|(j, block)| put(block, &half.block(&scales, j)));
         }
     }
 }
@@ -172,28 +229,49 @@ fn add_block<const FORM: usize, const T: usize>(
     tokens: [&TokenBlock; T],
     sums: &mut [__m256; T],
 ) {
-    let offset = if FORM == Q4_0 { -8 } else { 0 };
+    if FORM == Q6_K {
+        let (first, last) = pairs.split_at(N_PAIRS / 2);
+        let (first, last) = (dots::<T>(0, first, 0, tokens), dots::<T>(0, last, BLOCK_LEN / 2, tokens));
+        for (((sum, first), last), token) in sums.iter_mut().zip(first).zip(last).zip(tokens) {
+            *sum = _mm256_add_ps(*sum, _mm256_add_ps(scaled(scales, first, token), scaled(minimums, last, token)));
+        }
+        return;
+    }
+    let dots = dots::<T>(if FORM == Q4_0 { -8 } else { 0 }, pairs, 0, tokens);
+    for ((sum, dot), token) in sums.iter_mut().zip(dots).zip(tokens) {
+        *sum = add_scaled::<FORM>(*sum, scales, minimums, dot, token);
+    }
+}
+
+/// The integers of eight rows and `T` tokens, of a block's columns in these pairs, which begin at `column`.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dots<const T: usize>(offset: i32, pairs: &[__m256i], column: usize, tokens: [&TokenBlock; T]) -> [__m256i; T] {
     let mut dots = [_mm256_setzero_si256(); T];
     for (dot, token) in dots.iter_mut().zip(tokens) {
         *dot = _mm256_set1_epi32(offset * token.sum);
     }
-    for (weights, columns) in pairs.iter().zip((0..BLOCK_LEN).step_by(2)) {
+    for (weights, columns) in pairs.iter().zip((column..BLOCK_LEN).step_by(2)) {
         for (dot, token) in dots.iter_mut().zip(tokens) {
             let [low, high] = [token.values[columns], token.values[columns + 1]].map(|value| u32::from(value.cast_unsigned()));
             let values = _mm256_set1_epi32((low | high << 16).cast_signed());
             *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(*weights, values));
         }
     }
-    for ((sum, dot), token) in sums.iter_mut().zip(dots).zip(tokens) {
-        *sum = add_scaled::<FORM>(*sum, scales, minimums, dot, token);
-    }
+    dots
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn scaled(scales: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
+    _mm256_mul_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.scale)), _mm256_cvtepi32_ps(dot))
 }
 
 /// Adds the scaled integers to the sums, with the roundings that the module's head names: no fused multiplication.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn add_scaled<const FORM: usize>(sum: __m256, scales: __m256, minimums: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
-    let scaled = _mm256_mul_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.scale)), _mm256_cvtepi32_ps(dot));
+    let scaled = scaled(scales, dot, token);
     if FORM == Q4_1 {
         _mm256_add_ps(sum, _mm256_add_ps(scaled, _mm256_mul_ps(minimums, _mm256_set1_ps(token.scaled_sum))))
     } else {
@@ -247,7 +325,7 @@ fn split_nibbles([a, b, c, d]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
 /// Bytes of even and of odd place as i16, with their signs.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn split_bytes([a, b, c, d]: [__m256i; 4], [e, f, g, h]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
+pub(super) fn split_bytes([a, b, c, d]: [__m256i; 4], [e, f, g, h]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
     let mut pairs = [_mm256_setzero_si256(); N_PAIRS];
     for (pair, bytes) in pairs.as_chunks_mut().0.iter_mut().zip([a, b, c, d, e, f, g, h]) {
         *pair = [_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)];
@@ -261,7 +339,7 @@ fn split_bytes([a, b, c, d]: [__m256i; 4], [e, f, g, h]: [__m256i; 4]) -> [__m25
 /// Sixteen bytes can be read at each pointer.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn columns(rows: [*const u8; PANEL_ROWS]) -> [__m256i; 4] {
+pub(super) unsafe fn columns(rows: [*const u8; PANEL_ROWS]) -> [__m256i; 4] {
     // SAFETY: the caller's promise.
     let pair = |row: usize| unsafe { _mm256_loadu2_m128i(rows[row + 4].cast(), rows[row].cast()) };
     let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
@@ -277,7 +355,7 @@ unsafe fn columns(rows: [*const u8; PANEL_ROWS]) -> [__m256i; 4] {
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn halves([a, b, c, d, e, f, g, h]: [i16; PANEL_ROWS]) -> __m256 {
+pub(super) fn halves([a, b, c, d, e, f, g, h]: [i16; PANEL_ROWS]) -> __m256 {
     _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
 }
 
