@@ -142,6 +142,42 @@ fn quantised_values_stay_near_the_true_ones() {
     }
 }
 
+/// Writes `model.safetensors` of these tensors, F32 of one value each repeated, with a field in each entry that no version knows.
+fn write_tensors(folder: &Path, tensors: &[(&str, &[u64], f32)]) {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, value) in tensors {
+        let begin = data.len();
+        data.extend((0..shape.iter().product::<u64>()).flat_map(|_| value.to_le_bytes()));
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()], "note": "mine"});
+        header.insert((*name).into(), entry);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
+/// As transformers 5 has it: the head that is stored counts, and where only the head is stored, it is the embedding too.
+#[test]
+fn a_stored_head_counts_whatever_the_config_says_of_ties() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": 300, "tie_word_embeddings": true,
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let open = || Checkpoint::open(folder.path(), IoMode::Pread).unwrap();
+    let (embedding, head): (&str, &str) = ("model.embed_tokens.weight", "lm_head.weight");
+    let shape: &[u64] = &[300, 8];
+    write_tensors(folder.path(), &[(embedding, shape, 1.0), (head, shape, 1.0)]);
+    assert!(open().config.tied_embeddings, "the same twice");
+    write_tensors(folder.path(), &[(embedding, shape, 1.0), (head, shape, 2.0)]);
+    assert!(!open().config.tied_embeddings, "another head");
+    write_tensors(folder.path(), &[(head, shape, 3.0)]);
+    let only_head = open();
+    assert!(only_head.config.tied_embeddings);
+    assert_eq!(values(&only_head, embedding), vec![3.0; 2400]);
+}
+
 #[test]
 fn maps_show_what_reads_read() {
     let root = tempfile::tempdir().unwrap();

@@ -106,8 +106,9 @@ fn secs_of_one(effort: &Effort, params: &Params, run: &mut impl FnMut(&Params, u
     Ok(effort.best(|| run(params, repeats))? / repeats as f64)
 }
 
+/// With rows of whole blocks.
 fn params(dtype: DType, [n_rows, n_columns, n_tokens]: [u32; 3]) -> Params {
-    Params::new(dtype, n_rows, n_columns, n_tokens)
+    Params::new(dtype, n_rows, n_columns.next_multiple_of(dtype.block_len() as u32), n_tokens)
 }
 
 /// Bytes of the matrix.

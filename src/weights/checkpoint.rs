@@ -14,6 +14,11 @@ use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
 
 /// Makes a folder a model in Hugging Face's format.
 const CONFIG_NAME: &str = "config.json";
+const EMBEDDING_NAME: &str = "model.embed_tokens.weight";
+const HEAD_NAME: &str = "lm_head.weight";
+/// Where a head is compared with the embedding: heads that differ do so nearly everywhere, and reading all of both takes seconds.
+const N_SAMPLES: u64 = 64;
+const SAMPLE_BYTES: usize = 4096;
 
 /// The two formats, told apart by their bytes.
 #[derive(Debug, Clone)]
@@ -123,7 +128,8 @@ impl Checkpoint {
     fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {
         let config = hf::read_config(&folder)?;
         let folder::Folder { catalog, sources, unreadable } = folder::open(&folder, io)?;
-        Ok(Checkpoint {
+        let catalog = with_embedding(&config, catalog);
+        let mut checkpoint = Checkpoint {
             path: folder.to_string(),
             format: Format::HuggingFace { folder },
             catalog,
@@ -131,7 +137,33 @@ impl Checkpoint {
             metadata: None,
             sources,
             unreadable: unreadable.into_iter().map(|Unreadable { name, dtype }| (name, dtype)).collect(),
-        })
+        };
+        if checkpoint.config.tied_embeddings && checkpoint.has_other_head()? {
+            tracing::warn!("{}: tie_word_embeddings is true, but lm_head.weight is another matrix; it is used", checkpoint.path);
+            checkpoint.config.tied_embeddings = false;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Whether a head is stored that is not the embedding: of another dtype, or with other bytes at any of some places.
+    fn has_other_head(&self) -> Result<bool> {
+        let (Some(head), Some(embedding)) = (self.catalog.find(HEAD_NAME), self.catalog.find(EMBEDDING_NAME)) else { return Ok(false) };
+        let (found, expected) = (&self.catalog[head], &self.catalog[embedding]);
+        if (found.dtype, &found.shape) != (expected.dtype, &expected.shape) {
+            return Ok(true);
+        }
+        let size = found.size_bytes.0;
+        let (mut of_head, mut of_embedding) = ([0; SAMPLE_BYTES], [0; SAMPLE_BYTES]);
+        for sample in 0..N_SAMPLES {
+            let begin = (size / N_SAMPLES).saturating_mul(sample);
+            let len = (SAMPLE_BYTES as u64).min(size - begin) as usize;
+            self.read(head, begin, &mut of_head[..len])?;
+            self.read(embedding, begin, &mut of_embedding[..len])?;
+            if of_head[..len] != of_embedding[..len] {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The tensor `name`, which the architecture needs in this shape.
@@ -209,6 +241,16 @@ impl Checkpoint {
         let source = self.sources.get(tensor.shard as usize)?;
         Some((source.as_ref(), tensor.offset.checked_add(offset)?))
     }
+}
+
+/// Of a model whose head is its embedding, some writers keep the head's name alone.
+fn with_embedding(config: &ModelConfig, catalog: Catalog) -> Catalog {
+    if !config.tied_embeddings || catalog.find(EMBEDDING_NAME).is_some() {
+        return catalog;
+    }
+    let Catalog { shards, mut tensors, .. } = catalog;
+    tensors.iter_mut().filter(|tensor| tensor.name == HEAD_NAME).for_each(|tensor| tensor.name = EMBEDDING_NAME.into());
+    Catalog::new(shards, tensors)
 }
 
 /// By its first bytes.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -25,10 +24,18 @@ pub(super) struct Folder {
     pub unreadable: Vec<Unreadable>,
 }
 
+const USUAL_NAME: &str = "model.safetensors";
+
 /// Reads the headers of all files of `folder`: those that the index names, else `model.safetensors`, else the only `*.safetensors`.
+/// An index that names files which are not there is stale where the single file is.
 pub(super) fn open(files: &platform::Folder, io: IoMode) -> Result<Folder> {
     if files.contains(INDEX_NAME) {
         let index = Index::read(files)?;
+        let is_stale = index.shards.iter().any(|name| is_plain(name) && !files.contains(name));
+        if is_stale && files.contains(USUAL_NAME) {
+            tracing::warn!("{} names files that are not there; {USUAL_NAME} is read instead", files.path_of(INDEX_NAME));
+            return read_all(files, &[USUAL_NAME.to_owned()], io, None);
+        }
         index.shards.iter().try_for_each(|name| check_shard(files, name))?;
         return read_all(files, &index.shards, io, Some(&index));
     }
@@ -36,9 +43,8 @@ pub(super) fn open(files: &platform::Folder, io: IoMode) -> Result<Folder> {
 }
 
 fn single_file(files: &platform::Folder) -> Result<String> {
-    const USUAL: &str = "model.safetensors";
-    if files.contains(USUAL) {
-        return Ok(USUAL.to_owned());
+    if files.contains(USUAL_NAME) {
+        return Ok(USUAL_NAME.to_owned());
     }
     let mut found = files.names_with("safetensors")?;
     match found.len() {
@@ -48,36 +54,42 @@ fn single_file(files: &platform::Folder) -> Result<String> {
     }
 }
 
-/// Reads the headers of the files `names` and joins them; with an index, checks that each tensor is where the index says.
+/// Reads the headers of the files `names` and joins them. Tensors are where the headers say; of one that several files have, the index
+/// says which counts.
 fn read_all(files: &platform::Folder, names: &[String], io: IoMode, index: Option<&Index>) -> Result<Folder> {
     let mut folder = Folder { catalog: Catalog::default(), sources: Vec::new(), unreadable: Vec::new() };
     let (mut shards, mut tensors) = (Vec::new(), Vec::new());
-    let mut holders: HashMap<String, u32> = HashMap::new();
+    let mut headers = Vec::new();
     for (number, name) in names.iter().enumerate() {
         let number = u32::try_from(number).map_err(|_| Error::invalid_file(files.path_of(name), "is one shard too many"))?;
         let source = files.open(name, io)?;
         let header = read_header(source.as_ref(), number)?;
-        let listed_elsewhere = |name: &str| index.is_some_and(|index| index.holder(name).is_some_and(|shard| shard != number));
-        let names = header.tensors.iter().map(|tensor| &tensor.name).chain(header.unreadable.iter().map(|tensor| &tensor.name));
-        for name in names.filter(|name| !listed_elsewhere(name)) {
-            if holders.insert(name.clone(), number).is_some() {
-                return Err(Error::invalid_file(source.path(), format!("tensor `{name}` is in another shard as well")));
-            }
-        }
-        tensors.extend(header.tensors.into_iter().filter(|tensor| !listed_elsewhere(&tensor.name)));
-        folder.unreadable.extend(header.unreadable.into_iter().filter(|tensor| !listed_elsewhere(&tensor.name)));
         shards.push(Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) });
         folder.sources.push(source);
+        headers.push(header);
     }
-    if let Some(index) = index {
-        let absent = index.weight_map.iter().find(|(name, shard)| holders.get(*name) != Some(shard));
-        if let Some((name, _)) = absent {
-            let shard = index.holder(name).and_then(|shard| index.shards.get(shard as usize)).map_or("", String::as_str);
-            return Err(Error::invalid_file(
-                files.path_of(INDEX_NAME),
-                format!("says that tensor `{name}` is in `{shard}`, which lacks it"),
-            ));
+    // The files that have a tensor: those beside the one that the index names do not count.
+    let mut holders: HashMap<String, Vec<u32>> = HashMap::new();
+    for (number, header) in (0..).zip(&headers) {
+        let names = header.tensors.iter().map(|tensor| &tensor.name).chain(header.unreadable.iter().map(|tensor| &tensor.name));
+        names.for_each(|name| holders.entry(name.clone()).or_default().push(number));
+    }
+    let holder = |name: &str| -> Option<u32> {
+        let all = holders.get(name)?;
+        let listed = index.and_then(|index| index.holder(name)).filter(|listed| all.contains(listed));
+        listed.or_else(|| <[u32; 1]>::try_from(all.as_slice()).ok().map(|[only]| only))
+    };
+    for (number, header) in (0..).zip(headers) {
+        let path = &shards[number as usize].path;
+        let names = header.tensors.iter().map(|tensor| &tensor.name).chain(header.unreadable.iter().map(|tensor| &tensor.name));
+        for name in names {
+            if holder(name).is_none() {
+                return Err(Error::invalid_file(path, format!("tensor `{name}` is in another shard as well")));
+            }
         }
+        let is_here = |name: &str| holder(name) == Some(number);
+        tensors.extend(header.tensors.into_iter().filter(|tensor| is_here(&tensor.name)));
+        folder.unreadable.extend(header.unreadable.into_iter().filter(|tensor| is_here(&tensor.name)));
     }
     folder.catalog = Catalog::new(shards, tensors);
     Ok(folder)
@@ -144,11 +156,16 @@ impl<'de> Deserialize<'de> for DistinctPairs {
     }
 }
 
-/// Checks a shard that an index names. The index comes from a stranger: it must not reach outside its folder.
+/// Whether it is the name of a file in the same folder.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
+}
+
+/// Checks a shard that an index names. The index comes from a stranger: its names must not reach outside its folder. Links in the folder
+/// are the user's own, and may.
 fn check_shard(files: &platform::Folder, name: &str) -> Result<()> {
     let fault = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
-    let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0']);
-    if !plain {
+    if !is_plain(name) {
         return Err(fault(format!("names the shard `{}`, which is not a plain file name", name.escape_debug())));
     }
     let platform::Folder::Path(folder) = files else {
@@ -156,23 +173,8 @@ fn check_shard(files: &platform::Folder, name: &str) -> Result<()> {
         return if files.contains(name) { Ok(()) } else { Err(missing()) };
     };
     let path = folder.join(name);
-    let metadata = path.symlink_metadata().map_err(|source| match source.kind() {
+    path.metadata().map(drop).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => fault(format!("names the shard `{name}`, which is missing")),
         _ => Error::io("examine", path.display(), source),
-    })?;
-    if metadata.is_symlink() && !link_stays_inside(folder, &path) {
-        return Err(fault(format!("names the shard `{name}`, which is a link out of the model's folder")));
-    }
-    Ok(())
-}
-
-/// Whether a link leads into its folder, or into the `blobs` of the hub cache that the folder is a snapshot of
-/// (`models--ORG--NAME/snapshots/REVISION/FILE → ../../blobs/HASH`).
-fn link_stays_inside(folder: &Path, link: &Path) -> bool {
-    let (Ok(folder), Ok(target)) = (folder.canonicalize(), link.canonicalize()) else {
-        return false;
-    };
-    let snapshots = folder.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
-    target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs))
+    })
 }

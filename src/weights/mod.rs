@@ -6,6 +6,7 @@ mod config;
 mod folder;
 mod gguf;
 mod hf;
+mod lfs;
 mod limits;
 mod python_json;
 mod safetensors;

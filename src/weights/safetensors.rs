@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::platform::ByteSource;
 use crate::units::Bytes;
 use crate::weights::catalog::TensorInfo;
+use crate::weights::lfs::refuse_pointer;
 
 /// Longest header, as the reference implementation has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -43,6 +44,7 @@ pub(super) struct Header {
 /// Reads and checks the header of `source`, the file number `shard` of its checkpoint.
 pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header> {
     let fault = |text: String| Error::invalid_file(source.path(), text);
+    refuse_pointer(source)?;
     if source.len() < 8 {
         return Err(fault(format!("has {} bytes, a safetensors file has at least 8", source.len())));
     }
@@ -92,6 +94,9 @@ fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start:
         }
     }
     let present = source.len() - data_start;
+    if expected > present {
+        return Err(format!("is cut short: it holds {present} bytes of tensor data, but its header describes {expected}"));
+    }
     if expected != present {
         return Err(format!("holds {present} bytes of tensor data, but its header describes {expected}"));
     }
@@ -146,7 +151,6 @@ impl Stored {
 }
 
 #[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Entry {
     dtype: String,
     shape: Vec<u64>,

@@ -178,7 +178,7 @@ const ATTACKS: &[Attack] = &[
     }),
     ("head_count 0", "head_count 0", |f| f.set_u32("llama.attention.head_count", 0)),
     ("head_count 3", "not divisible", |f| f.set_u32("llama.attention.head_count", 3)),
-    ("head_count per layer", "layer to layer", |f| f.set("llama.attention.head_count", ARRAY, array(U32, 1, &[2, 0, 0, 0]))),
+    ("head_count per layer", "layer to layer", |f| f.set("llama.attention.head_count", ARRAY, array(U32, 2, &[2, 0, 0, 0, 1, 0, 0, 0]))),
     ("head_count_kv 0", "key and value heads is 0", |f| f.set_u32("llama.attention.head_count_kv", 0)),
     ("head_count_kv 3", "cannot share", |f| f.set_u32("llama.attention.head_count_kv", 3)),
     ("key_length odd", "must be even", |f| {
@@ -223,6 +223,40 @@ fn a_text_that_is_not_utf8_stops_nothing() {
     fs::write(&path, file.bytes()).unwrap();
     let checkpoint = Checkpoint::open(&path, IoMode::Pread).unwrap();
     assert_eq!(checkpoint.metadata.as_ref().unwrap().string("general.license").unwrap(), Some("lic\u{fffd}\u{fffd}"));
+}
+
+/// Some writers give each layer its number, or one number in an array.
+#[test]
+fn arrays_of_one_number_are_that_number() {
+    const I32: u32 = 5;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("arrays.gguf");
+    let open_with = |key: &str, values: &[i32]| {
+        let mut file = Gguf::valid();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        file.set(key, ARRAY, array(I32, values.len() as u64, &bytes));
+        fs::write(&path, file.bytes()).unwrap();
+        Checkpoint::open(&path, IoMode::Pread)
+    };
+    fs::write(&path, Gguf::valid().bytes()).unwrap();
+    let config = Checkpoint::open(&path, IoMode::Pread).unwrap().config;
+    let (n_kv_heads, ffn_size) = (config.n_kv_heads as i32, config.ffn_size as i32);
+    for n in [1, 3] {
+        assert_eq!(open_with("llama.attention.head_count_kv", &vec![n_kv_heads; n]).unwrap().config, config);
+        assert_eq!(open_with("llama.feed_forward_length", &vec![ffn_size; n]).unwrap().config, config);
+    }
+    for values in [&[][..], &[n_kv_heads, n_kv_heads + 1], &[-1, -1]] {
+        assert!(open_with("llama.attention.head_count_kv", values).is_err(), "{values:?}");
+    }
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_called_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n").unwrap();
+    let error = Checkpoint::open(&path, IoMode::Pread).unwrap_err().to_string();
+    assert!(error.contains("git lfs pull"), "{error}");
 }
 
 #[test]

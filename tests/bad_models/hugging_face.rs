@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tierflow::model::Model;
 use tierflow::platform::IoMode;
 use tierflow::weights::Checkpoint;
 use xtask::models::{LlamaShape, Stored, write_hf};
@@ -58,7 +59,6 @@ const ATTACKS: &[Attack] = &[
     ("header nested deep", ONE, "not valid JSON", |f| put(f, &"[".repeat(100_000), 0)),
     ("metadata nested deep", ONE, "not valid JSON", |f| put(f, &format!("{{\"__metadata__\":{}", "[".repeat(100_000)), 0)),
     ("trailing JSON", ONE, "not valid JSON", |f| put(f, "{}{}", 0)),
-    ("field unknown", ONE, "tensor `a`", |f| put(f, r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}}"#, 4)),
     ("field missing", ONE, "shape", |f| put(f, r#"{"a":{"dtype":"F32","data_offsets":[0,4]}}"#, 4)),
     ("field twice", ONE, "duplicate", |f| put(f, r#"{"a":{"dtype":"F32","dtype":"F16","shape":[1],"data_offsets":[0,4]}}"#, 4)),
     ("name twice", ONE, "duplicate name `a`", |f| {
@@ -146,7 +146,10 @@ const ATTACKS: &[Attack] = &[
     ("index name twice", INDEX, "duplicate name `a`", |f| {
         fs::write(f.join(INDEX), r#"{"weight_map":{"a":"model.safetensors","a":"model.safetensors"}}"#).unwrap();
     }),
-    ("shard missing", INDEX, "`gone.safetensors`, which is missing", |f| index_names(f, "gone.safetensors")),
+    ("shard missing", INDEX, "`gone.safetensors`, which is missing", |f| {
+        index_names(f, "gone.safetensors");
+        fs::remove_file(f.join(ONE)).unwrap();
+    }),
     ("shard above", INDEX, "not a plain file name", |f| index_names(f, "../broken/model.safetensors")),
     ("shard below", INDEX, "not a plain file name", |f| index_names(f, "sub/model.safetensors")),
     ("shard absolute", INDEX, "not a plain file name", |f| index_names(f, f.join(ONE).to_str().unwrap())),
@@ -155,9 +158,6 @@ const ATTACKS: &[Attack] = &[
     ("shard dots", INDEX, "not a plain file name", |f| index_names(f, "..")),
     ("shard unnamed", INDEX, "not a plain file name", |f| index_names(f, "")),
     ("shard not a string", INDEX, "not a valid safetensors index", |f| fs::write(f.join(INDEX), r#"{"weight_map":{"a":1}}"#).unwrap()),
-    ("tensor not in its shard", INDEX, "`not.there` is in `model.safetensors`", |f| {
-        fs::write(f.join(INDEX), r#"{"weight_map":{"not.there":"model.safetensors"}}"#).unwrap();
-    }),
 ];
 
 fn model(folder: &Path, n_shards: usize) {
@@ -187,30 +187,59 @@ fn every_attack_on_shards_is_refused_by_name() {
     let rows: &[Attack] = &[
         ("shard deleted", INDEX, "which is missing", |f| fs::remove_file(f.join(SHARD)).unwrap()),
         ("shard empty", SHARD, "is empty", |f| fs::write(f.join(SHARD), "").unwrap()),
-        ("shards swapped", INDEX, "which lacks it", |f| {
-            let other = f.join("model-00002-of-00002.safetensors");
-            fs::rename(f.join(SHARD), f.join("spare")).unwrap();
-            fs::rename(&other, f.join(SHARD)).unwrap();
-            fs::rename(f.join("spare"), other).unwrap();
-        }),
         ("tensor in two shards", "00002", "in another shard as well", |f| {
             let header = r#"{"extra":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
             for shard in [SHARD, "model-00002-of-00002.safetensors"] {
                 fs::write(f.join(shard), safetensors(header, 4)).unwrap();
             }
         }),
-        #[cfg(unix)]
-        ("shard a link outside", INDEX, "link out of", |f| {
-            fs::rename(f.join(SHARD), f.parent().unwrap().join("outside.safetensors")).unwrap();
-            std::os::unix::fs::symlink("../outside.safetensors", f.join(SHARD)).unwrap();
+        ("shard a pointer of Git LFS", SHARD, "git lfs pull", |f| fs::write(f.join(SHARD), POINTER).unwrap()),
+        ("shard cut", SHARD, "is cut short", |f| {
+            let bytes = fs::read(f.join(SHARD)).unwrap();
+            fs::write(f.join(SHARD), &bytes[..bytes.len() - 3]).unwrap();
         }),
         #[cfg(unix)]
-        ("shard a dangling link", INDEX, "link out of", |f| {
+        ("shard a dangling link", INDEX, "which is missing", |f| {
             fs::remove_file(f.join(SHARD)).unwrap();
             std::os::unix::fs::symlink("nothing", f.join(SHARD)).unwrap();
         }),
     ];
     run(rows, 2);
+}
+
+const POINTER: &str =
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+
+/// Tensors are where the headers of the files say, whatever an index says.
+#[test]
+fn an_index_that_is_wrong_or_stale_stops_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("model");
+    let opens = |what: &str| {
+        let checkpoint = Checkpoint::open(&folder, IoMode::Pread).unwrap_or_else(|error| panic!("{what}: {error}"));
+        (Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap(), checkpoint.catalog.shards.len())
+    };
+    model(&folder, 2);
+    assert_eq!(opens("as written").1, 2);
+    let other = folder.join("model-00002-of-00002.safetensors");
+    fs::rename(folder.join(SHARD), folder.join("spare")).unwrap();
+    fs::rename(&other, folder.join(SHARD)).unwrap();
+    fs::rename(folder.join("spare"), &other).unwrap();
+    assert_eq!(opens("shards swapped").1, 2);
+    edit(&folder, INDEX, |index| index["weight_map"]["rotary.inv_freq"] = json!(SHARD));
+    assert_eq!(opens("a tensor that nobody needs and no file has").1, 2);
+    #[cfg(unix)]
+    {
+        fs::rename(&other, root.path().join("outside.safetensors")).unwrap();
+        std::os::unix::fs::symlink("../outside.safetensors", &other).unwrap();
+        assert_eq!(opens("a link to elsewhere").1, 2);
+    }
+    // A whole file beside an index whose shards are gone.
+    let whole = root.path().join("whole");
+    model(&whole, 1);
+    fs::copy(whole.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+    fs::remove_file(folder.join(SHARD)).unwrap();
+    assert_eq!(opens("a stale index").1, 1);
 }
 
 /// A hub cache keeps its files as links from `snapshots/REVISION` into `blobs`.

@@ -153,7 +153,11 @@ fn all_forms_of_matmul_agree() {
                     matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
                 let possible = matmul::forms(gpu, &product.params);
                 let has_subgroups = gpu.subgroup_lanes == Some(matmul_subgroup::LANES);
-                assert_eq!(possible.contains(&MatMulForm::Subgroup), has_subgroups && n_columns % 64 == 0, "{dtype} × {n_columns}");
+                assert_eq!(
+                    possible.contains(&MatMulForm::Subgroup),
+                    has_subgroups && n_columns.is_multiple_of(64),
+                    "{dtype} × {n_columns}"
+                );
                 for form in [MatMulForm::Lane, MatMulForm::Workgroup, MatMulForm::Tile].into_iter().chain(possible) {
                     run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, form));
                     let what = format!("{form:?} of {n_rows} × {n_columns} × {n_tokens} {dtype}");

@@ -161,11 +161,20 @@ impl<'a> Keys<'a> {
 
     fn unsigned(&self, key: &str) -> Result<Option<usize>> {
         let full = self.full(key);
-        if let Some(MetaValue::Integers(_)) = self.metadata.get(&full) {
-            let fault = format!("metadata key `{full}` differs from layer to layer, which is not supported");
-            return Err(Error::UnsupportedModel { path: self.metadata.path.clone(), fault });
-        }
-        let value = self.metadata.unsigned(&full)?;
+        let value = match self.metadata.get(&full) {
+            // One number for each layer, or one for all of them.
+            Some(MetaValue::Integers(values)) => match values.as_slice() {
+                [first, rest @ ..] if rest.iter().all(|value| value == first) => {
+                    Some(u64::try_from(*first).map_err(|_| self.fault(format!("metadata key `{full}` is {first}")))?)
+                }
+                [] => return Err(self.fault(format!("metadata key `{full}` is an empty array"))),
+                _ => {
+                    let fault = format!("metadata key `{full}` differs from layer to layer, which is not supported");
+                    return Err(Error::UnsupportedModel { path: self.metadata.path.clone(), fault });
+                }
+            },
+            _ => self.metadata.unsigned(&full)?,
+        };
         value.map(|value| usize::try_from(value).map_err(|_| self.fault(format!("metadata key `{full}` is {value}")))).transpose()
     }
 

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use self::reader::Reader;
 use super::catalog::{Catalog, Shard};
 use super::config::ModelConfig;
+use super::lfs::refuse_pointer;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
 use crate::units::Bytes;
@@ -36,6 +37,7 @@ pub(super) struct Head {
 
 /// Reads everything but the tensors' bytes.
 pub(super) fn read_head(source: &dyn ByteSource) -> Result<Head> {
+    refuse_pointer(source)?;
     let mut reader = Reader::new(source);
     check_version(&mut reader)?;
     let n_tensors = reader.count(tensors::LEAST_ENTRY_BYTES, "tensors")?;

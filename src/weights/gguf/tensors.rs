@@ -19,7 +19,7 @@ pub(super) const LEAST_ENTRY_BYTES: u64 = 8 + 4 + 4 + 8;
 /// Host memory of an entry, generously.
 const HELD_BYTES: u64 = 256;
 
-/// Reads `n` entries; the reader stands after them then. Offsets are still relative to the data part.
+/// Reads `n` entries; the reader stands after them then. Offsets are still relative to the data part, and names are the file's own.
 pub(super) fn read_entries(reader: &mut Reader<'_>, n: u64) -> Result<Vec<TensorInfo>> {
     let mut names = HashSet::new();
     let mut tensors = Vec::new();
@@ -56,7 +56,7 @@ fn read_entry(reader: &mut Reader<'_>, index: u64) -> Result<TensorInfo> {
         return Err(reader.fault(fault));
     }
     let size = dtype.size_bytes(n_values).ok_or_else(|| reader.fault(format!("tensor `{name}` has the absurd shape {shape:?}")))?;
-    Ok(TensorInfo { name: translate(&name), dtype, shape, shard: 0, offset, size_bytes: Bytes(size) })
+    Ok(TensorInfo { name, dtype, shape, shard: 0, offset, size_bytes: Bytes(size) })
 }
 
 fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
@@ -110,7 +110,7 @@ fn unsupported_name(code: u32) -> Option<&'static str> {
     })
 }
 
-/// Makes offsets absolute and puts the tensors in the order of their bytes, which begin at `data_start`.
+/// Makes offsets absolute, puts the tensors in the order of their bytes, which begin at `data_start`, and names them as all formats do.
 pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data_start: u64, alignment: u64) -> Result<()> {
     let file_size = reader.file_size();
     for tensor in tensors.iter_mut() {
@@ -123,7 +123,7 @@ pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data_start:
             Some((begin, end)) if end <= file_size => tensor.offset = begin,
             _ => {
                 let fault = format!(
-                    "tensor `{}` ({} bytes at {} of the data part) ends beyond the file's {file_size} bytes",
+                    "is cut short: tensor `{}` ({} bytes at {} of the data part) ends beyond the file's {file_size} bytes",
                     tensor.name, tensor.size_bytes.0, tensor.offset
                 );
                 return Err(reader.fault(fault));
@@ -135,6 +135,13 @@ pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data_start:
         // Cannot overflow: both ends are inside the file.
         if earlier.offset + earlier.size_bytes.0 > later.offset {
             return Err(reader.fault(format!("tensors `{}` and `{}` overlap", earlier.name, later.name)));
+        }
+    }
+    let mut names = HashSet::new();
+    for tensor in tensors {
+        tensor.name = translate(&tensor.name);
+        if !names.insert(tensor.name.as_str()) {
+            return Err(reader.fault(format!("two tensors are named `{}`", tensor.name)));
         }
     }
     Ok(())
