@@ -125,6 +125,7 @@ export class PlanView {
 
   async #planOnce() {
     const source = this.#source;
+    if (!source) return;
     try {
       const planned = await this.#engine.plan(source, this.options, this.#devicesText);
       // Another model may have been chosen meanwhile, or none.
