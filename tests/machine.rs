@@ -3,7 +3,6 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use common::program::{Home, has_gpu};
 use serde_json::{Value, json};
@@ -157,23 +156,13 @@ fn what_is_printed_is_read_back_and_measured_rates_are_kept() {
 }
 
 #[test]
-fn the_first_plan_for_an_adapter_measures_it_in_short_time() {
+fn the_first_plan_for_an_adapter_measures_it_and_the_second_does_not() {
     if !has_gpu() {
         return;
     }
-    // One second and a half on quiet cores; but other tests run beside this one, and on a shared machine other programs: one
-    // of three first plans must do.
-    const MOST_SECS: f64 = 5.0;
-    let first_plan = || {
-        let home = Home::new();
-        let model = home.gguf_model(GgufType::Q4_1);
-        let begin = Instant::now();
-        home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
-        (begin.elapsed().as_secs_f64(), home, model)
-    };
-    let mut tries = (0..3).map(|_| first_plan());
-    let found = tries.find(|(secs, ..)| *secs < MOST_SECS);
-    let (secs, home, model) = found.unwrap_or_else(|| panic!("no first plan of three took less than {MOST_SECS} s"));
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q4_1);
+    home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
 
     let kept = || rates(&home.json("tierflow.devices/1", &["devices", "--json"]), "gpu:0");
     let rates = kept();
@@ -186,10 +175,8 @@ fn the_first_plan_for_an_adapter_measures_it_in_short_time() {
     assert!(rates.upload().is_some() && rates.readback.is_some() && rates.dispatch_secs.is_some());
     assert!(rates.submit_secs.is_some() && rates.round_trip_secs.is_some() && rates.shader_compile_secs.is_some());
 
-    let again = Instant::now();
     home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
-    assert!(again.elapsed().as_secs_f64() < secs, "the second plan measures nothing");
-    assert_eq!(kept().matvec, rates.matvec);
+    assert_eq!(kept(), rates, "the second plan measures nothing");
 
     let other = home.gguf_model(GgufType::Q8_0);
     home.stdout(&["plan", &other, "--device", "gpu", "--no-measure=no"]);

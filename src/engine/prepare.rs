@@ -12,7 +12,7 @@ use crate::machine::{self, Measure};
 use crate::model::{Model, Unit};
 use crate::plan::accelerate::ModuleTree;
 use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, Schedule, UploadPath};
-use crate::platform::IoMode;
+use crate::platform::{self, IoMode};
 use crate::units::Bytes;
 use crate::weights::{Catalog, Checkpoint};
 
@@ -200,6 +200,7 @@ impl EngineBuilder {
     /// # Errors
     /// Those of reading headers, [`Error::NoGpu`] where an adapter is demanded that is not there, [`Error::DoesNotFit`].
     pub async fn prepare(self) -> Result<Prepared> {
+        platform::start_threads(None)?;
         let checkpoint = self.model.open(self.io)?;
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
         let n_tensors = checkpoint.catalog.tensors.len();

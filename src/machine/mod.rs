@@ -42,6 +42,7 @@ pub enum Measure {
 /// # Errors
 /// Those of asking the drivers and of measuring.
 pub async fn list(measure: Measure) -> Result<DevicesFile> {
+    platform::start_threads(None)?;
     let mut found = DevicesFile::new(Vec::new(), Default::default());
     for mut adapter in adapters().await? {
         if measure == Measure::Full {

@@ -4,23 +4,26 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::HostMemory;
 pub use super::write::write_atomically;
+use super::{HostMemory, cgroup, process_limits};
 use crate::units::Bytes;
 
 /// Threads can be started, and one may wait for what others do.
 pub const MAY_BLOCK: bool = true;
 
-/// Memory of the host, the limits of a container (cgroup) included.
+/// Memory of the host: what the machine has, and of it what the groups of this process and its own limits leave.
 pub fn host_memory() -> HostMemory {
+    let machine = machine_memory();
+    let granted = [cgroup::memory(), process_limits::memory()];
+    granted.into_iter().flatten().fold(machine, HostMemory::and)
+}
+
+/// What the machine has. Where `/proc` is hidden the system call tells less: page cache counts as used there.
+fn machine_memory() -> HostMemory {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let mut memory = HostMemory { total: Bytes(system.total_memory()), available: Bytes(system.available_memory()) };
-    if let Some(limits) = system.cgroup_limits() {
-        memory.total = memory.total.min(Bytes(limits.total_memory));
-        memory.available = memory.available.min(Bytes(limits.free_memory));
-    }
-    memory
+    let memory = HostMemory { total: Bytes(system.total_memory()), available: Bytes(system.available_memory()) };
+    if memory.total > Bytes::ZERO { memory } else { process_limits::machine_memory().unwrap_or(memory) }
 }
 
 /// What the maker calls the processor.

@@ -1,6 +1,8 @@
 //! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
 
 mod background;
+#[cfg(not(target_arch = "wasm32"))]
+mod cgroup;
 pub(crate) mod clock;
 mod completions;
 mod direct;
@@ -16,13 +18,17 @@ pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
 mod pages;
+#[cfg(not(target_arch = "wasm32"))]
+mod process_limits;
 pub mod simd;
 mod source;
+mod threads;
 mod turn;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
 mod vulkan_memory;
 #[cfg(not(target_arch = "wasm32"))]
 mod write;
+mod zeroed;
 
 use crate::units::Bytes;
 pub use background::{in_background, yield_to_others};
@@ -39,9 +45,11 @@ pub use host::{
 pub use pages::Pages;
 pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
+pub use threads::start_threads;
 pub use turn::Turns;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use write::{temporary_called, temporary_in};
+pub(crate) use zeroed::{resize, zeroed};
 
 /// The host's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,4 +58,12 @@ pub struct HostMemory {
     pub total: Bytes,
     /// What could be used now without swapping.
     pub available: Bytes,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl HostMemory {
+    /// What both allow.
+    fn and(self, other: HostMemory) -> HostMemory {
+        HostMemory { total: self.total.min(other.total), available: self.available.min(other.available) }
+    }
 }

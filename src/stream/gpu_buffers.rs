@@ -12,6 +12,7 @@ use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
 use crate::model::Model;
 use crate::plan::sizes::{KvCache, N_PARAMS_SETS, kv_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
+use crate::platform;
 use crate::stream::Store;
 use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::units::Bytes;
@@ -163,7 +164,7 @@ async fn load_resident(
     let staging = gpu.buffer("load staging", Bytes(largest).align_up(256), usage, Purpose::Staging).await?;
     for group in steps.chunks(LOAD_STEPS_AT_ONCE) {
         let read = |step: &LoadStep| {
-            let mut bytes = vec![0u8; step.len as usize];
+            let mut bytes = platform::zeroed(step.len as usize, "a part of the weights")?;
             store.checkpoint().read(step.tensor, step.tensor_offset, &mut bytes)?;
             Ok(bytes)
         };

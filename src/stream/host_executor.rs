@@ -11,7 +11,7 @@ use crate::kernels::rope_kv::Token;
 use crate::model::{Activation, Model, Op};
 use crate::plan::sizes::{KvCache, kv_buffer_bytes, prepared_input_bytes};
 use crate::plan::{Plan, Slice, Work};
-use crate::platform::Pages;
+use crate::platform::{self, Pages};
 use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
 use crate::stream::host_values::{Prepared, Product, SideBySide, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
@@ -67,8 +67,9 @@ impl HostExecutor {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
         let kv_values = (kv_buffer_bytes(config, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
-        let cache = |is_own: bool| vec![0.0; if is_own { kv_values } else { 0 }];
-        let kv_caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| (cache(is_own), cache(is_own))).collect();
+        let cache = |is_own: bool| platform::zeroed(if is_own { kv_values } else { 0 }, "keys and values of a layer");
+        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| Ok((cache(is_own)?, cache(is_own)?)));
+        let kv_caches = caches.collect::<Result<_>>()?;
         let feeder = match plan.ring(DEVICE) {
             Some(ring) => {
                 let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace, Carriers::USUAL)?;
@@ -162,7 +163,7 @@ impl Executor for HostExecutor {
         let mut n_values = 0;
         for activation in Activation::ALL.into_iter().filter(|activation| computes_head || !activation.is_of_head()) {
             let len = activation.n_rows(n_tokens, n_rows) * activation.width(config);
-            self.values.activations.entry(activation).or_default().resize(len, 0.0);
+            platform::resize(self.values.activations.entry(activation).or_default(), len, "activations")?;
             n_values += len as u64;
         }
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(config, n_tokens));

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
-use crate::platform::{DirectBuffer, Pages};
+use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::fetch::{Fetch, Reads, Straight};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, TensorId};
@@ -142,8 +142,8 @@ impl Store {
         };
         let tensor = &self.checkpoint.catalog[id];
         let (row_bytes, width) = (tensor.row_bytes() as usize, tensor.n_columns() as usize);
-        output.resize(tokens.len() * width, 0.0);
-        let mut row = vec![0u8; row_bytes];
+        platform::resize(output, tokens.len() * width, "embedded tokens")?;
+        let mut row = platform::zeroed(row_bytes, "a row of the embedding")?;
         for (token, values) in tokens.zip(output.chunks_exact_mut(width)) {
             if u64::from(token) >= tensor.n_rows() {
                 return Err(Error::TokenOutOfVocabulary { token, vocab_size: tensor.n_rows() as usize });
@@ -187,9 +187,9 @@ fn units_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> impl Iterator<
 /// Those of reading.
 pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>> {
     let tensor = &checkpoint.catalog[id];
-    let mut bytes = vec![0u8; tensor.size_bytes.0 as usize];
+    let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, &tensor.name)?;
     checkpoint.read(id, 0, &mut bytes)?;
-    let mut values = vec![0.0; tensor.n_values() as usize];
+    let mut values = platform::zeroed(tensor.n_values() as usize, &tensor.name)?;
     tensor.dtype.decode(&bytes, &mut values);
     Ok(values)
 }
@@ -237,7 +237,7 @@ fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress:
     if !holds_embedding(checkpoint, model, plan, id) {
         return Ok(Embedding::Elsewhere(id));
     }
-    let mut bytes = vec![0u8; checkpoint.catalog[id].size_bytes.0 as usize].into_boxed_slice();
+    let mut bytes = platform::zeroed(checkpoint.catalog[id].size_bytes.0 as usize, "the embedding")?.into_boxed_slice();
     checkpoint.read(id, 0, &mut bytes)?;
     progress(checkpoint.catalog[id].size_bytes);
     Ok(Embedding::Held(id, bytes))

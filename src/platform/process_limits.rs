@@ -1,0 +1,83 @@
+//! What the system lets this process have: its limits of address space and of data (`ulimit -v`, `ulimit -d`), and what the machine
+//! has where `/proc` does not tell.
+
+use super::HostMemory;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use crate::units::Bytes;
+
+/// What the process's own limits leave; `None` where there are none.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn memory() -> Option<HostMemory> {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let page_bytes = rustix::param::page_size() as u64;
+    let left = |resource, used_pages: u64| {
+        let limit = limit(resource)?;
+        Some(HostMemory { total: Bytes(limit), available: Bytes(limit.saturating_sub(used_pages.saturating_mul(page_bytes))) })
+    };
+    let (all, data) = used_pages(&pages);
+    [left(libc::RLIMIT_AS, all), left(libc::RLIMIT_DATA, data)].into_iter().flatten().reduce(HostMemory::and)
+}
+
+/// Pages of address space, and of data and stacks, that `/proc/self/statm` counts: its first and its sixth number (proc(5)).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn used_pages(statm: &str) -> (u64, u64) {
+    let number = |index| statm.split_whitespace().nth(index).and_then(|text: &str| text.parse().ok()).unwrap_or(0);
+    (number(0), number(5))
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(any(target_os = "android", all(target_os = "linux", not(target_env = "gnu"))))]
+type Resource = libc::c_int;
+
+/// The process's limit of a resource, in bytes.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn limit(resource: Resource) -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the call writes to `limit`, which is such a structure.
+    #[expect(unsafe_code, reason = "a call of the system that writes one structure")]
+    let done = unsafe { libc::getrlimit(resource, &raw mut limit) };
+    (done == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then(|| wide(limit.rlim_cur))
+}
+
+/// The system's numbers have 32 bits on some machines.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
+}
+
+/// What the machine has, by a call of the system.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn machine_memory() -> Option<HostMemory> {
+    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: the call writes to `info`, which is such a structure; all of it is numbers, so that zeros are one.
+    #[expect(unsafe_code, reason = "a call of the system that writes one structure")]
+    let (done, info) = unsafe { (libc::sysinfo(info.as_mut_ptr()), info.assume_init()) };
+    let bytes = |units: libc::c_ulong| Bytes(wide(units).saturating_mul(wide(info.mem_unit)));
+    (done == 0).then(|| HostMemory { total: bytes(info.totalram), available: bytes(info.freeram) })
+}
+
+/// Other systems are not asked.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn memory() -> Option<HostMemory> {
+    None
+}
+
+/// As above.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn machine_memory() -> Option<HostMemory> {
+    None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_call_tells_of_memory_and_statm_is_read_as_far_as_it_goes() {
+        let memory = machine_memory().unwrap();
+        assert!(memory.total >= memory.available && memory.available > Bytes::ZERO, "{memory:?}");
+        assert_eq!(used_pages("11 22 33 44 55 66 77\n"), (11, 66));
+        assert_eq!([used_pages(""), used_pages("5")], [(0, 0), (5, 0)]);
+    }
+}
