@@ -24,7 +24,7 @@ pub use bench::{BenchArgs, BenchOutput};
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
-pub use planning::{DeviceMapArg, MixArg, ObjectiveArg};
+pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use tokenize::TokenizeArgs;
 
 /// The whole command line.
@@ -342,9 +342,16 @@ mod tests {
         assert_eq!((defaults.n_seqs, defaults.virtual_gpus, defaults.strict), (Some(2), 1, false));
         let Ok(Command::Plan(plan)) = read("plan m --devices d.json --export-device-map out.json") else { panic!("refused") };
         assert_eq!((plan.devices, plan.export_device_map), (Some("d.json".into()), Some("out.json".into())));
-        for line in
-            ["--virtual-gpus 0", "--virtual-gpus 9", "-np 0", "--mix 0:0", "--objective fast", "--device-map map", "--devices d.json"]
-        {
+        for line in [
+            "--virtual-gpus 0",
+            "--virtual-gpus 9",
+            "-np 0",
+            "--mix 0:0",
+            "--objective fast",
+            "--device-map map",
+            "--no-split ,",
+            "--devices d.json",
+        ] {
             assert!(read(&format!("run m {line}")).is_err(), "{line}");
         }
     }

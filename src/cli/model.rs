@@ -12,6 +12,9 @@ use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 use crate::platform::{self, IoMode};
 
+/// No device map is longer.
+const MAP_BYTES_MAX: u64 = 64 << 20;
+
 /// An engine builder with all that `placement` says.
 ///
 /// # Errors
@@ -28,9 +31,14 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
     };
     // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
     let ubatch_size = [placement.batch_size, placement.ubatch_size].into_iter().flatten().min();
+    if placement.no_split.is_some() && matches!(placement.device_map, DeviceMapArg::Auto | DeviceMapArg::File(_)) {
+        let fault = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
+        return Err(Error::InvalidArgument { option: "--no-split".into(), fault });
+    }
     let options = PlanOptions {
         max_memory: placement.max_memory.clone().unwrap_or_default().iter().collect(),
         homes: homes(&placement.device_map)?,
+        no_split: placement.no_split.clone().map(|classes| classes.0),
         objective: match placement.objective {
             ObjectiveArg::Latency => Objective::Latency,
             ObjectiveArg::Throughput => Objective::Throughput,
@@ -90,7 +98,7 @@ fn homes(argument: &DeviceMapArg) -> Result<Homes> {
         DeviceMapArg::Balanced => Homes::Accelerate(DeviceMapMode::Balanced),
         DeviceMapArg::BalancedLow0 => Homes::Accelerate(DeviceMapMode::BalancedLow0),
         DeviceMapArg::File(path) => {
-            let json = std::fs::read_to_string(path).map_err(|source| Error::io("read", path.display(), source))?;
+            let json = platform::read_text(path, MAP_BYTES_MAX)?;
             Homes::Given(DeviceMap::from_json(&json, &path.display().to_string())?)
         }
     })

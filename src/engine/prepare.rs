@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
 use crate::model::{Model, Unit};
-use crate::plan::accelerate::ModuleTree;
+use crate::plan::accelerate::{DeviceMap, ModuleTree};
 use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, Schedule, UploadPath};
 use crate::platform::{self, IoMode};
 use crate::units::Bytes;
@@ -228,8 +228,7 @@ impl EngineBuilder {
             options.max_memory.retain(|device, _| *device == Device::Cpu);
         }
         if let Homes::Given(map) = &options.homes {
-            let tree = ModuleTree::of_model(&checkpoint.catalog, &model)?;
-            map.check(&tree)?.iter().for_each(|notice| tracing::warn!("{notice}"));
+            check_map(map, &ModuleTree::of_model(&checkpoint.catalog, &model)?)?;
         }
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
@@ -294,6 +293,21 @@ impl EngineBuilder {
     /// Those of [`EngineBuilder::prepare`] and [`Prepared::load`].
     pub async fn open(self) -> Result<Engine> {
         self.prepare().await?.load(&|_| {}).await
+    }
+}
+
+/// Refuses a map that leaves a part of the model without a device; names that fit nothing are told.
+fn check_map(map: &DeviceMap, tree: &ModuleTree) -> Result<()> {
+    match map.check(tree) {
+        Ok(notice) => {
+            notice.iter().for_each(|notice| tracing::warn!("{notice}"));
+            Ok(())
+        }
+        Err(Error::InvalidArgument { fault, .. }) => {
+            let why = map.misnaming(tree).map(|why| format!("; {why}")).unwrap_or_default();
+            Err(Error::InvalidArgument { option: "--device-map".into(), fault: format!("{fault}{why}") })
+        }
+        Err(other) => Err(other),
     }
 }
 

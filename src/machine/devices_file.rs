@@ -42,8 +42,8 @@ impl DevicesFile {
 /// [`Error::Io`], or [`Error::InvalidFile`] naming the device and what is wrong: another version of the form, an unknown name,
 /// a rate or size that is no positive number, no or two hosts, a gap in the numbers of the adapters.
 pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
-    let bytes = platform::read_small_file(path, MAX_BYTES)?;
-    parse_devices(&bytes, &path.display().to_string())
+    let text = platform::read_text(path, MAX_BYTES)?;
+    parse_devices(text.as_bytes(), &path.display().to_string())
 }
 
 /// As [`read_devices_file`], of the file's text; `path` is for messages.
@@ -51,7 +51,7 @@ pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
 /// # Errors
 /// As there.
 pub fn parse_devices(bytes: &[u8], path: &str) -> Result<Vec<DeviceSpec>> {
-    parse(bytes).map_err(|fault| Error::invalid_file(path, fault))
+    platform::decode_text(bytes).and_then(|text| parse(text.as_bytes())).map_err(|fault| Error::invalid_file(path, fault))
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<DeviceSpec>, String> {

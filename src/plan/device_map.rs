@@ -2,11 +2,13 @@
 //! here: a unit that has weights on an adapter is computed there, and what lives on the host or on disk is computed by the
 //! host or brought to the first adapter, whichever a dry run finds faster.
 
+use std::collections::BTreeSet;
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::accelerate::{
-    Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, clean_device_map,
+    Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, NodeKind, clean_device_map,
 };
 use crate::plan::refusal::Refusal;
 use crate::plan::site::Site;
@@ -92,8 +94,7 @@ pub(super) fn along_mode<T>(
     mut realise: impl FnMut(&DeviceMap) -> Result<T, Refusal>,
 ) -> Result<T, Refusal> {
     let tree = ModuleTree::of_model(site.catalog, site.model)?;
-    // Layers are kept whole, as transformers asks it to.
-    let options = InferOptions { no_split_module_classes: vec!["LlamaDecoderLayer".into()], ..InferOptions::default() };
+    let options = InferOptions { no_split_module_classes: no_split(site, &tree)?, ..InferOptions::default() };
     let mut before = None;
     let mut refusal = None;
     for lowered in 0..N_TRIES {
@@ -108,6 +109,24 @@ pub(super) fn along_mode<T>(
         before = Some(map);
     }
     Err(refusal.unwrap_or(Refusal::Budget))
+}
+
+/// The classes that are kept whole: those asked for, or whole layers, as transformers does.
+fn no_split(site: &Site<'_>, tree: &ModuleTree) -> Result<Vec<String>> {
+    let Some(asked) = &site.options.no_split else { return Ok(tree.no_split_modules().to_vec()) };
+    let class = |id| match tree.kind(id) {
+        NodeKind::Module { class } => Some(class.as_str()),
+        _ => None,
+    };
+    let classes: BTreeSet<&str> = tree.nodes().filter_map(class).collect();
+    match asked.iter().find(|class| !classes.contains(class.as_str())) {
+        Some(stranger) => {
+            let classes: Vec<&str> = classes.into_iter().collect();
+            let fault = format!("`{stranger}` is no class of this model, which has {}", classes.join(", "));
+            Err(Error::InvalidArgument { option: "--no-split".into(), fault })
+        }
+        None => Ok(asked.clone()),
+    }
 }
 
 /// What Accelerate is told: every adapter's budget less so many shares of it, and the host's.

@@ -165,6 +165,8 @@ pub struct PlanOptions {
     pub context: Context,
     /// By which rule weights find their homes.
     pub homes: Homes,
+    /// Classes of modules that Accelerate's rules keep whole (`--no-split`); the model's layers where it is open, as transformers does.
+    pub no_split: Option<Vec<String>>,
     /// Whether weights may live on devices that were not named.
     pub spill: Spill,
     /// Sequences that the KV cache holds side by side (`--parallel`); where it is open, one, or for throughput as many as pay.
@@ -197,6 +199,7 @@ impl Default for PlanOptions {
             ctx_size: None,
             context: Context::Comfortable,
             homes: Homes::Auto,
+            no_split: None,
             spill: Spill::Allowed,
             n_seqs: 0,
             ubatch_size: None,

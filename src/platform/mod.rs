@@ -22,6 +22,7 @@ mod pages;
 mod process_limits;
 pub mod simd;
 mod source;
+mod text_file;
 mod threads;
 mod turn;
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "windows"))]
@@ -43,8 +44,8 @@ pub use host::{
     write_atomically,
 };
 pub use pages::Pages;
-pub(crate) use source::read_small_file;
 pub use source::{ByteSource, IoMode, open_source};
+pub use text_file::{decode_text, read_text};
 pub use threads::start_threads;
 pub use turn::Turns;
 #[cfg(not(target_arch = "wasm32"))]

@@ -97,11 +97,6 @@ pub fn open_source(path: &Path, _mode: IoMode) -> Result<Arc<dyn ByteSource>> {
     Err(Error::io("open", path.display(), std::io::ErrorKind::Unsupported.into()))
 }
 
-/// Reads a whole file of at most `cap` bytes, for configs and other small text. The same kinds of file are refused as by [`open_source`].
-pub(crate) fn read_small_file(path: &Path, cap: u64) -> Result<Vec<u8>> {
-    read_small(open_source(path, IoMode::Pread)?.as_ref(), cap)
-}
-
 /// Reads all of a source of at most `cap` bytes.
 pub(super) fn read_small(source: &dyn ByteSource, cap: u64) -> Result<Vec<u8>> {
     if source.len() > cap {

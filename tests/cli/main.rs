@@ -5,6 +5,7 @@ mod common;
 mod config;
 mod files;
 mod interruptions;
+mod maps;
 mod refusals;
 mod reports;
 mod run;

@@ -8,7 +8,7 @@ use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Args, ValueEnum};
 
 use super::parse_value;
-use super::planning::{DeviceMapArg, MixArg, ObjectiveArg};
+use super::planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
@@ -82,8 +82,15 @@ pub struct PlacementArgs {
     pub objective: ObjectiveArg,
     /// Rule of placement: auto goes by measured rates; sequential, balanced and balanced_low_0 place as Hugging Face Accelerate
     /// does; FILE.json is a map that Accelerate, transformers or `tierflow plan --export-device-map` wrote
-    #[arg(long, env = "TIERFLOW_DEVICE_MAP", value_name = "RULE|FILE.json", default_value_t, value_parser = parse_value::<DeviceMapArg>)]
+    #[arg(
+        long, env = "TIERFLOW_DEVICE_MAP", value_name = "RULE|FILE.json", default_value_t,
+        value_parser = OsStringValueParser::new().try_map(|text| DeviceMapArg::from_os(&text))
+    )]
     pub device_map: DeviceMapArg,
+    /// Classes of modules that Accelerate's rules keep whole: names with commas, or none to split inside layers; a whole layer
+    /// unless told otherwise
+    #[arg(long, env = "TIERFLOW_NO_SPLIT", value_name = "none|CLASS,…", value_parser = parse_value::<NoSplitArg>)]
+    pub no_split: Option<NoSplitArg>,
     /// Refuse a plan that puts weights anywhere but on the devices named in --max-memory or --device
     #[arg(long, env = "TIERFLOW_STRICT")]
     pub strict: bool,

@@ -1,7 +1,8 @@
 //! What a plan is made for and by which rules, as the user writes it. Knows words and files' names, not what they hold.
 
+use std::ffi::OsStr;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
@@ -34,21 +35,25 @@ pub enum DeviceMapArg {
     File(PathBuf),
 }
 
-impl FromStr for DeviceMapArg {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<DeviceMapArg> {
-        match text {
-            "auto" => Ok(DeviceMapArg::Auto),
-            "sequential" => Ok(DeviceMapArg::Sequential),
-            "balanced" => Ok(DeviceMapArg::Balanced),
-            "balanced_low_0" => Ok(DeviceMapArg::BalancedLow0),
-            file if file.to_ascii_lowercase().ends_with(".json") => Ok(DeviceMapArg::File(file.into())),
-            _ => Err(Error::InvalidArgument {
-                option: "--device-map".into(),
-                fault: format!("`{text}` is no device map; write auto, sequential, balanced, balanced_low_0, or the path of a .json file"),
-            }),
+impl DeviceMapArg {
+    /// Reads a word, or else the path of a file: one that is there, ends in `.json` or names a folder on its way.
+    ///
+    /// # Errors
+    /// What may be written.
+    pub fn from_os(text: &OsStr) -> std::result::Result<DeviceMapArg, String> {
+        let path = Path::new(text);
+        match text.to_str() {
+            Some("auto") => return Ok(DeviceMapArg::Auto),
+            Some("sequential") => return Ok(DeviceMapArg::Sequential),
+            Some("balanced") => return Ok(DeviceMapArg::Balanced),
+            Some("balanced_low_0") => return Ok(DeviceMapArg::BalancedLow0),
+            _ => {}
         }
+        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        if is_json || path.components().count() > 1 || path.exists() {
+            return Ok(DeviceMapArg::File(path.into()));
+        }
+        Err(format!("`{}` is no device map; write auto, sequential, balanced, balanced_low_0, or the path of a file", path.display()))
     }
 }
 
@@ -61,6 +66,32 @@ impl fmt::Display for DeviceMapArg {
             DeviceMapArg::BalancedLow0 => f.pad("balanced_low_0"),
             DeviceMapArg::File(file) => f.pad(&file.to_string_lossy()),
         }
+    }
+}
+
+/// Classes of modules that Accelerate's rules keep whole, written `A,B`; `none` for no class.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NoSplitArg(pub Vec<String>);
+
+impl FromStr for NoSplitArg {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<NoSplitArg> {
+        let classes: Vec<String> = text.split(',').map(str::trim).filter(|class| !class.is_empty()).map(str::to_owned).collect();
+        match classes.as_slice() {
+            [] => Err(Error::InvalidArgument {
+                option: "--no-split".into(),
+                fault: "names nothing; write none, or classes as in LlamaAttention,LlamaMLP".into(),
+            }),
+            [none] if none == "none" => Ok(NoSplitArg::default()),
+            _ => Ok(NoSplitArg(classes)),
+        }
+    }
+}
+
+impl fmt::Display for NoSplitArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&if self.0.is_empty() { "none".to_owned() } else { self.0.join(",") })
     }
 }
 
@@ -107,13 +138,29 @@ mod tests {
 
     #[test]
     fn device_maps_are_words_or_files_and_print_as_they_are_written() {
-        for text in ["auto", "sequential", "balanced", "balanced_low_0", "maps/my map.json", "A.JSON"] {
-            assert_eq!(text.parse::<DeviceMapArg>().unwrap().to_string(), text);
+        let read = |text: &str| DeviceMapArg::from_os(OsStr::new(text));
+        for text in ["auto", "sequential", "balanced", "balanced_low_0"] {
+            let read = read(text).unwrap();
+            assert!(read.to_string() == text && !matches!(read, DeviceMapArg::File(_)), "{text}");
+        }
+        let there_is = tempfile::tempdir().unwrap().keep();
+        for text in ["maps/my map.json", "A.JSON", "/dev/fd/63", "./auto", there_is.to_str().unwrap()] {
+            assert_eq!(read(text), Ok(DeviceMapArg::File(text.into())));
         }
         for text in ["", "Auto", "balanced_low", "map.toml", "json"] {
-            let fault = text.parse::<DeviceMapArg>().unwrap_err().to_string();
-            assert!(fault.contains("balanced_low_0") && fault.contains(".json"), "{fault}");
+            let fault = read(text).unwrap_err();
+            assert!(fault.contains("balanced_low_0") && fault.contains("path of a file"), "{fault}");
         }
+    }
+
+    #[test]
+    fn classes_that_stay_whole_are_a_list_or_none() {
+        for (text, classes) in [("none", &[][..]), ("LlamaMLP", &["LlamaMLP"]), ("A, B,", &["A", "B"])] {
+            assert_eq!(text.parse::<NoSplitArg>().unwrap(), NoSplitArg(classes.iter().map(|class| (*class).to_owned()).collect()));
+        }
+        assert_eq!("A,B".parse::<NoSplitArg>().unwrap().to_string(), "A,B");
+        assert_eq!(NoSplitArg::default().to_string(), "none");
+        assert!("".parse::<NoSplitArg>().unwrap_err().to_string().contains("none"));
     }
 
     #[test]

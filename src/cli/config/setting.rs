@@ -133,7 +133,7 @@ impl Setting {
     pub(super) fn anchored(&self, text: &str, base: &Path) -> OsString {
         let is_path = match self.kind() {
             Kind::Folder => !text.is_empty(),
-            Kind::TextOrFile => matches!(text.parse(), Ok(DeviceMapArg::File(_))),
+            Kind::TextOrFile => matches!(DeviceMapArg::from_os(text.as_ref()), Ok(DeviceMapArg::File(_))),
             _ => false,
         };
         if !is_path {

@@ -9,6 +9,9 @@ use crate::plan::accelerate::tree::{NodeKind, parent_name};
 use crate::plan::accelerate::{DeviceKey, ModuleTree, Notice};
 use crate::weights::{Catalog, TensorId};
 
+/// How many tensors without a device are told by name.
+const N_NAMED: usize = 6;
+
 /// Names of modules or tensors and their devices, in order. The empty name covers the whole model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceMap {
@@ -93,6 +96,27 @@ impl DeviceMap {
         Ok((!keys.is_empty()).then_some(Notice::NoModules { keys }))
     }
 
+    /// Why names of a map that does not cover a model may fit none of its modules: they are written for the same model under
+    /// another parent, or as GGUF has them. `None` where they are neither.
+    pub fn misnaming(&self, tree: &ModuleTree) -> Option<String> {
+        let strangers = || self.iter().map(|(name, _)| name).filter(|name| tree.find(name).is_none());
+        if strangers().any(|name| name.starts_with("blk.")) {
+            let names = "model.layers.N, model.embed_tokens, model.norm and lm_head";
+            return Some(format!("its names are those of GGUF tensors; a device map has {names}"));
+        }
+        strangers().find_map(|name| {
+            let own = |id| tree.name(id);
+            let too_long =
+                tree.nodes().map(own).find_map(|own| name.strip_suffix(own).filter(|rest| !own.is_empty() && rest.ends_with('.')));
+            let too_short = tree.nodes().map(own).find_map(|own| own.strip_suffix(name).filter(|rest| rest.ends_with('.')));
+            match (too_long, too_short) {
+                (Some(prefix), _) => Some(format!("its names begin with `{prefix}`, and the model's do not")),
+                (None, Some(prefix)) => Some(format!("its names lack the `{prefix}` with which the model's begin")),
+                (None, None) => None,
+            }
+        })
+    }
+
     /// The home of every matrix of `model`, in the order of their use: the embedding's table and what is multiplied. Norms and biases
     /// live where their unit is executed, whatever a map says. A tied head's matrix is looked for under the head's name first.
     ///
@@ -121,13 +145,15 @@ impl DeviceMap {
     }
 }
 
-/// Fails where there is any name, in Accelerate's words.
+/// Fails where there is any name, in Accelerate's words; of many names, the first are told.
 fn uncovered<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
     let names: Vec<&str> = names.collect();
     if names.is_empty() {
         return Ok(());
     }
-    let names = names.join(", ");
+    let n_more = names.len().saturating_sub(N_NAMED);
+    let more = if n_more > 0 { format!(" and {n_more} more") } else { String::new() };
+    let names = names[..names.len() - n_more].join(", ") + &more;
     Err(Error::InvalidArgument {
         option: "device_map".into(),
         fault: format!("The device_map provided does not give any device for the following parameters: {names}"),

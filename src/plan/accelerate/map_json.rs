@@ -10,19 +10,21 @@ use crate::plan::accelerate::{DeviceKey, DeviceMap};
 /// The kinds of accelerators that torch numbers, and our own.
 const ACCELERATORS: [&str; 8] = ["cuda", "gpu", "xpu", "npu", "hpu", "mlu", "musa", "sdaa"];
 
-/// The key under which transformers keeps the map of a loaded model.
-const WRAPPER: &str = "hf_device_map";
+/// The keys under which a map is kept: by transformers for a loaded model, and by Haystack and configs of pipelines.
+const WRAPPERS: [&str; 2] = ["hf_device_map", "device_map"];
 
 impl DeviceMap {
-    /// Reads a map from JSON: an object of names and devices, or one that holds such an object as `hf_device_map`. A device is a number
-    /// from 0, `gpu`, `gpu:N`, the same with torch's names of accelerators (`cuda:N`), `mps`, `cpu` or `disk`. `path` is for messages.
+    /// Reads a map from JSON: an object of names and devices, or one that holds such an object as `hf_device_map` or `device_map`. A
+    /// device is a number from 0, `gpu`, `gpu:N`, the same with torch's names of accelerators (`cuda:N`), `mps`, `cpu` or `disk`. Of two
+    /// entries with one name the last counts, as in Python. `path` is for messages.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] where it is no such object, is empty, or names a device that there cannot be.
     pub fn from_json(json: &str, path: &str) -> Result<DeviceMap> {
         let fault = |fault: String| Error::invalid_file(path, fault);
-        let value: Value = serde_json::from_str(json).map_err(|error| fault(format!("it is no JSON: {error}")))?;
-        let value = value.get(WRAPPER).filter(|inner| inner.is_object()).unwrap_or(&value);
+        let value: Value = serde_json::from_str(json).map_err(|error| fault(no_json(json, &error)))?;
+        let inner = WRAPPERS.iter().find_map(|wrapper| value.get(wrapper).filter(|inner| inner.is_object()));
+        let value = inner.unwrap_or(&value);
         let Value::Object(entries) = value else {
             return Err(fault(r#"a device map is an object of modules and devices; write {"model.layers.0": 0, "lm_head": "cpu"}"#.into()));
         };
@@ -40,6 +42,17 @@ impl DeviceMap {
     pub fn to_json(&self) -> String {
         // `:#` prints a value with line breaks, and a map of names and devices is always a value.
         serde_json::to_value(self).map(|value| format!("{value:#}\n")).unwrap_or_default()
+    }
+}
+
+/// Why a text is no JSON: often it is what Python's `print` shows of a map.
+fn no_json(text: &str, error: &serde_json::Error) -> String {
+    match text.trim_start() {
+        "" => "it is empty".into(),
+        text if text.starts_with("OrderedDict(") || text.starts_with("{'") => {
+            "it is no JSON but what Python prints of a dict; write it with json.dump(dict(model.hf_device_map), file)".into()
+        }
+        _ => format!("it is no JSON: {error}"),
     }
 }
 
@@ -93,12 +106,20 @@ mod tests {
         );
         assert_eq!(DeviceMap::from_json(&map.to_json(), "").unwrap(), map);
         assert_eq!(DeviceMap::from_json(&format!(r#"{{"model_type": "llama", "hf_device_map": {json}}}"#), "").unwrap(), map);
+        assert_eq!(DeviceMap::from_json(&format!(r#"{{"type": "multiple", "device_map": {json}}}"#), "").unwrap(), map);
+        assert_eq!(DeviceMap::from_json(r#"{"a": "cpu", "a": 0}"#, "").unwrap().to_json(), "{\n  \"a\": 0\n}\n");
     }
 
     #[test]
     fn what_is_no_map_is_refused_with_advice() {
         for (json, part) in [
-            ("", "no JSON"),
+            ("", "it is empty"),
+            ("{'a': 0}", "json.dump"),
+            ("OrderedDict([('a', 0)])", "what Python prints"),
+            (r#"{"a": 0,}"#, "no JSON"),
+            ("null", "is an object of modules and devices"),
+            (r#"{"a": true}"#, "`a` is mapped to true"),
+            (r#"{"a": "auto"}"#, "no device"),
             ("[1]", "is an object of modules and devices"),
             ("{}", r#"write {"": 0}"#),
             (r#"{"hf_device_map": {}}"#, "is empty"),
