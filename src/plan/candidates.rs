@@ -11,10 +11,12 @@ use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, hop_bytes, predict};
 use crate::plan::placement::check_placements;
 use crate::plan::refusal::Refusal;
-use crate::plan::search::{EFFORT, Phase, Search, Sketch};
+use crate::plan::scorer::{Phase, Scorer};
+use crate::plan::search::{EFFORT, Search};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
-use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, Spill, UnitPlan};
+use crate::plan::sketch::Sketch;
+use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -67,19 +69,21 @@ fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Opt
     })
 }
 
-/// Greedy plans, Accelerate's, and what a search makes of them.
+/// Greedy plans, those of Accelerate's rules, and what a search finds; at least one.
 fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
-    let mut candidates = greedy(site, budgets)?;
-    // Never worse than Accelerate's own map, since that is one of those to choose from.
-    let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, budgets));
-    candidates.extend(sequential.into_iter().flatten().filter(|candidate| site.allows_residents(&candidate.plan)));
-    let improved = improve(site, &candidates, budgets, EFFORT);
+    let (mut candidates, refusal) = greedy(site, budgets);
+    // Never worse than Accelerate's own maps, since they are among those to choose from.
+    for mode in DeviceMapMode::DISTINCT {
+        let of_mode = device_map::along_mode(site, mode, |map| of_map(site, map, budgets));
+        candidates.extend(of_mode.into_iter().flatten().filter(|candidate| site.allows_residents(&candidate.plan)));
+    }
+    let improved = improve(site, &candidates, budgets);
     candidates.extend(improved);
-    Ok(candidates)
+    if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
 }
 
-/// The greedy plans along every chain; at least one.
-fn greedy(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
+/// The greedy plans along every chain, and why there are no more.
+fn greedy(site: &Site<'_>, budgets: &[Bytes]) -> (Vec<Candidate>, Option<Refusal>) {
     let mut candidates = Vec::new();
     let mut refusal = None;
     for chain in chains(site) {
@@ -89,7 +93,7 @@ fn greedy(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal>
             Err(other) => refusal = Some(other),
         }
     }
-    if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
+    (candidates, refusal)
 }
 
 /// The plans that a device map allows; at least one.
@@ -125,19 +129,16 @@ pub(super) fn simple(site: &Site<'_>) -> Vec<(String, Plan)> {
     named.into_iter().map(|(name, candidate)| (name, candidate.plan)).collect()
 }
 
-/// A plan that is good enough for a comparison: the best without a long search.
+/// The best plan, where there is one.
 pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Option<Plan> {
     let site = Site::new(catalog, model, devices, options).ok()?;
     let budgets = site.budgets();
-    let mut candidates = greedy(&site, &budgets).ok()?;
-    let improved = improve(&site, &candidates, &budgets, EFFORT / 8);
-    candidates.extend(improved);
-    choose(&site, candidates).map(|candidate| candidate.plan)
+    choose(&site, measured(&site, &budgets).ok()?).map(|candidate| candidate.plan)
 }
 
 /// Whether there is a greedy plan.
 pub(super) fn is_possible(site: &Site<'_>) -> bool {
-    greedy(site, &site.budgets()).is_ok()
+    !greedy(site, &site.budgets()).0.is_empty()
 }
 
 /// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays.
@@ -145,7 +146,7 @@ pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[Devic
     let secs = |n_seqs: usize| {
         let options = PlanOptions { n_seqs, ..options.clone() };
         let site = Site::new(catalog, model, devices, &options).ok()?;
-        let candidates = greedy(&site, &site.budgets()).ok()?;
+        let (candidates, _) = greedy(&site, &site.budgets());
         candidates.into_iter().map(|candidate| candidate.secs).reduce(f64::min)
     };
     let mut best = (1, secs(1).unwrap_or(f64::INFINITY));
@@ -175,43 +176,65 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
     chains
 }
 
-/// What a search makes of the candidates, for each shape that one of them has.
-fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes], effort: usize) -> Vec<Candidate> {
+/// What a search finds, for each shape that one of the candidates has, or else for those that one would like.
+fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
     let machine = MachineCosts::new(site.devices);
-    let mut shapes: Vec<Shape> = Vec::new();
-    for candidate in candidates {
-        if !shapes.contains(&candidate.shape) {
-            shapes.push(candidate.shape);
-        }
-    }
-    // What fits on the adapters is not spilled, so placements that spill need not be looked at.
-    let stays = candidates.iter().any(|candidate| fits_on_adapters(&candidate.plan));
+    let shapes = shapes_to_search(site, candidates, budgets);
     let mut improved = Vec::new();
-    let share = effort / candidates.len();
+    let effort = EFFORT / shapes.len().max(1);
     for shape in shapes {
-        let own = candidates.iter().filter(|candidate| candidate.shape == shape);
-        let seeds: Vec<Sketch> = own.filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots)).collect();
-        // What looks best in a sketch need not be buildable to the byte: the next one then is, or one that leaves a little room.
-        let built = SKETCH_MARGINS.into_iter().find_map(|margin| {
+        let seeds: Vec<Sketch> =
+            candidates.iter().filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots)).collect();
+        for margin in SKETCH_MARGINS {
             let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
-            let mut search = Search::new(site, &machine, shape, &less, phases(site, shape), stays);
-            let all = search.all(shape.n_slots, effort);
-            let mut found = all.unwrap_or_else(|| seeds.iter().filter_map(|seed| search.improve(seed.clone(), share)).collect());
-            found.sort_by(|a, b| a.1.total_cmp(&b.1));
-            found.into_iter().find_map(|(sketch, _)| {
+            let scorer = Scorer::new(site, &machine, shape, &less, phases(site, shape));
+            let found = Search::new(site, scorer).best(&seeds, shape.n_slots, effort);
+            let n_before = improved.len();
+            // What looks best in a sketch need not be buildable to the byte: the next one then is, or one that leaves a little room.
+            improved.extend(found.iter().filter_map(|(sketch, _)| {
                 let shape = Shape { n_slots: sketch.n_slots, ..shape };
                 let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
                 Some(Candidate { secs: secs_of(site, &plan), plan, shape })
-            })
-        });
-        improved.extend(built);
+            }));
+            if improved.len() > n_before {
+                break;
+            }
+        }
     }
     improved
 }
 
-/// The fastest of those that hold the whole exchange, if any does. What fits on the adapters is never spilled.
+/// The shapes of the candidates, or else those that one would like. Of those that differ in their context alone, the shortest that
+/// holds the exchange: it leaves the most room for weights.
+fn shapes_to_search(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Shape> {
+    let n_positions = n_positions_wanted(site);
+    let wanted = match candidates.is_empty() {
+        true => site.shapes(&(0..site.workers.len()).collect::<Vec<_>>(), budgets),
+        false => candidates.iter().map(|candidate| candidate.shape).collect(),
+    };
+    let mut shapes: Vec<Shape> = Vec::new();
+    for shape in wanted {
+        match shapes.iter_mut().find(|other| other.forward == shape.forward) {
+            None => shapes.push(shape),
+            Some(other) => {
+                let is_better = |new: usize, old: usize| if old < n_positions { new > old } else { (n_positions..old).contains(&new) };
+                if is_better(shape.ctx_size, other.ctx_size) {
+                    *other = shape;
+                }
+            }
+        }
+    }
+    shapes
+}
+
+/// Positions of the exchange that the plan is made for.
+fn n_positions_wanted(site: &Site<'_>) -> usize {
+    (site.options.mix.n_prompt + site.options.mix.n_generated).min(site.model.config.context_length)
+}
+
+/// The fastest of those that hold the whole exchange, if any does.
 fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> {
-    let n_positions = (site.options.mix.n_prompt + site.options.mix.n_generated).min(site.model.config.context_length);
+    let n_positions = n_positions_wanted(site);
     let keep = |candidates: &mut Vec<Candidate>, is_wanted: &dyn Fn(&Plan) -> bool| {
         if candidates.iter().any(|candidate| is_wanted(&candidate.plan)) {
             candidates.retain(|candidate| is_wanted(&candidate.plan));
@@ -220,17 +243,12 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> 
     if site.options.spill == Spill::Refused {
         candidates.retain(|candidate| site.keeps_within(&candidate.plan));
     }
-    keep(&mut candidates, &|plan| plan.ctx_size >= n_positions);
-    if candidates.iter().any(|candidate| fits_on_adapters(&candidate.plan)) {
-        keep(&mut candidates, &|plan| plan.streamed_bytes() == Bytes::ZERO);
+    if site.options.resident_layers == ResidentLayers::All {
+        candidates.retain(|candidate| candidate.plan.streamed_bytes() == Bytes::ZERO);
     }
+    keep(&mut candidates, &|plan| plan.ctx_size >= n_positions);
     let faster = |best: Candidate, next: Candidate| if next.secs < best.secs * (1.0 - 1e-6) { next } else { best };
     candidates.into_iter().reduce(faster)
-}
-
-/// Whether adapters alone hold and compute everything.
-fn fits_on_adapters(plan: &Plan) -> bool {
-    plan.streamed_bytes() == Bytes::ZERO && !plan.executors().contains(&Device::Cpu)
 }
 
 /// Who computes each unit of a plan, and where its matrices live.

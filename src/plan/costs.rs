@@ -163,6 +163,12 @@ impl DeviceCosts {
         if self.device == Device::Cpu { 0.0 } else { self.rates.readback.map_or(0.0, |rate| rate.secs(bytes)) }
     }
 
+    /// Seconds in which `bytes` of the residual stream move from the device to the next one, or of the result to the host.
+    pub(super) fn hop_secs(&self, to: Option<&DeviceCosts>, bytes: Bytes) -> f64 {
+        let up = to.filter(|to| to.device != Device::Cpu).map_or(0.0, |to| to.upload_secs(bytes, UploadPath::Staged));
+        self.round_trip_secs() + self.readback_secs(bytes) + up
+    }
+
     /// Seconds of a read besides its bytes, in which others may be read.
     pub(super) fn request_secs(&self) -> f64 {
         self.rates.disk_request_secs.unwrap_or(0.0)

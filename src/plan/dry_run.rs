@@ -316,13 +316,12 @@ impl<'a> DryRun<'a> {
     /// The residual stream goes from one device to the next, or the result to the host.
     fn hop(&mut self, from: Device, to: Option<Device>) {
         let bytes = if to.is_some() { self.hop_bytes[0] } else { self.hop_bytes[1] };
-        let down = self.machine.of(from).round_trip_secs() + self.machine.of(from).readback_secs(bytes);
-        let up = to.filter(|&to| to != Device::Cpu).map_or(0.0, |to| self.machine.of(to).upload_secs(bytes, UploadPath::Staged));
+        let moves = self.machine.of(from).hop_secs(to.map(|to| self.machine.of(to)), bytes);
         if let Some(own) = self.device(from) {
             own.submit();
         }
         let done = self.device(from).map_or(0.0, |own| own.compute_free).max(self.now);
-        self.now = done + down + up;
-        self.hop_secs += down + up;
+        self.now = done + moves;
+        self.hop_secs += moves;
     }
 }

@@ -5,6 +5,7 @@ pub mod accelerate;
 mod build;
 mod candidates;
 mod costs;
+mod counts;
 mod device_map;
 mod dry_run;
 mod explain;
@@ -16,10 +17,12 @@ mod placement;
 mod refusal;
 mod report;
 mod schedule;
+mod scorer;
 mod search;
 mod shape;
 mod site;
 pub mod sizes;
+mod sketch;
 
 use serde::Serialize;
 

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kernel_fault, kv_buffer_bytes, working_set};
-use crate::plan::{Plan, PlanOptions, ResidentLayers, UnitPlan, UploadPath};
+use crate::plan::{Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -117,9 +117,15 @@ impl<'a> Site<'a> {
 
     /// Whether a plan has weights only where the user named a device. The embedding, of which a forward reads a few rows, is exempt.
     pub(super) fn keeps_within(&self, plan: &Plan) -> bool {
+        plan.pieces.iter().all(|piece| self.may_hold(piece.home)) && plan.executors().into_iter().all(|device| self.may_hold(device))
+    }
+
+    /// Whether weights may live on `device`, and be computed there: under `--strict` only where the user named it, or where somebody
+    /// computes if no device was named.
+    pub(super) fn may_hold(&self, device: Device) -> bool {
         let named = &self.options.max_memory;
-        let is_named = |device: &Device| if named.is_empty() { self.worker(*device).is_some() } else { named.contains_key(device) };
-        plan.pieces.iter().all(|piece| is_named(&piece.home)) && plan.executors().iter().all(is_named)
+        let is_named = if named.is_empty() { self.worker(device).is_some() } else { named.contains_key(&device) };
+        is_named || self.options.spill == Spill::Allowed
     }
 
     /// Whether `-ngl` allows what a plan keeps on adapters.

@@ -84,7 +84,7 @@ mod tests {
         std::fs::write(file.path(), TEXT).unwrap();
         assert_eq!(read_text(file.path(), TEXT.len() as u64).unwrap(), TEXT);
         let error = read_text(file.path(), TEXT.len() as u64 - 1).unwrap_err().to_string();
-        assert!(error.contains("more than the 20 bytes"), "{error}");
+        assert!(error.contains("more than the 18 bytes"), "{error}");
         assert!(matches!(read_text(Path::new("/nonexistent"), 9), Err(Error::Io { .. })));
     }
 }

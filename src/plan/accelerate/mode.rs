@@ -21,6 +21,9 @@ pub enum DeviceMapMode {
 }
 
 impl DeviceMapMode {
+    /// Every way that differs from the others.
+    pub const DISTINCT: [DeviceMapMode; 3] = [DeviceMapMode::Balanced, DeviceMapMode::BalancedLow0, DeviceMapMode::Sequential];
+
     /// Makes a map: balances the budgets where the mode says so, then infers.
     ///
     /// # Errors

@@ -1,0 +1,306 @@
+//! How many: layers are alike, so that a useful plan is a few numbers. How many attention and feed-forward parts each device computes,
+//! in which order of devices, how many of them stream, and where the head is. Counts become sketches, and have neighbours.
+
+use crate::device::Device;
+use crate::model::UnitKind;
+use crate::plan::scorer::Scorer;
+use crate::plan::site::Site;
+use crate::plan::sketch::{Sketch, Spot, SpotHome};
+use crate::units::Bytes;
+
+/// Kinds of parts that every layer has one of: attention and feed-forward.
+pub(super) const N_KINDS: usize = 2;
+/// The sets of kinds that are changed together, as flags.
+const KINDS: [[bool; N_KINDS]; 3] = [[true, true], [true, false], [false, true]];
+/// Which kinds may alternate between workers.
+pub(super) const MINGLED: [[bool; N_KINDS]; 4] = [[false, false], [true, false], [false, true], [true, true]];
+/// The largest step of a change that is made together with another one.
+const STEP_TOGETHER: usize = 4;
+
+/// One plan as numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Counts {
+    /// Who computes, each with its share of the layers, in the order of the layers.
+    pub(super) shares: Vec<Share>,
+    /// Who computes the head: an index of `shares`.
+    pub(super) head: usize,
+    pub(super) streams_head: bool,
+    /// Per kind, whether the parts that different workers compute alternate, evenly, instead of following each other.
+    pub(super) mingled: [bool; N_KINDS],
+    pub(super) spread: Spread,
+    pub(super) n_slots: usize,
+}
+
+/// What is alike in plans of one kind: who computes, in order, and whether they alternate; who computes the head, and whether that
+/// streams; to whom parts stream, per kind of part.
+pub(super) type PlanKind = (Vec<usize>, [bool; N_KINDS], usize, bool, Vec<[bool; N_KINDS]>);
+
+/// What one worker does. Both arrays are per kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Share {
+    pub(super) worker: usize,
+    /// Parts that it computes.
+    pub(super) computed: [usize; N_KINDS],
+    /// How many of them stream to it.
+    pub(super) streamed: [usize; N_KINDS],
+}
+
+/// Which of a worker's parts stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Spread {
+    /// Every so many, so that each arrives while resident ones compute.
+    Evenly,
+    /// The first.
+    First,
+    /// The last, as layers that follow `-ngl`.
+    Last,
+}
+
+impl Spread {
+    pub(super) const ALL: [Spread; 3] = [Spread::Evenly, Spread::First, Spread::Last];
+
+    /// Whether part `index` of `n` is one of the `n_streamed`.
+    fn picks(self, index: usize, n: usize, n_streamed: usize) -> bool {
+        match self {
+            Spread::Evenly => (index + 1) * n_streamed / n > index * n_streamed / n,
+            Spread::First => index < n_streamed,
+            Spread::Last => index + n_streamed >= n,
+        }
+    }
+}
+
+impl Share {
+    /// Computes `n` layers, of which `n_streamed` stream.
+    pub(super) fn of_layers(worker: usize, n: usize, n_streamed: usize) -> Share {
+        Share { worker, computed: [n; N_KINDS], streamed: [n_streamed; N_KINDS] }
+    }
+}
+
+/// The parts of a model by kind, and which devices may hold them.
+pub(super) struct Parts {
+    /// Per kind, the index of each layer's part among the units after the embedding.
+    of_kind: [Vec<usize>; N_KINDS],
+    head: Option<usize>,
+    /// Whether host memory and disk may hold weights for adapters.
+    pub(super) may_hold: [bool; 2],
+}
+
+impl Parts {
+    pub(super) fn of(site: &Site<'_>) -> Parts {
+        let mut parts = Parts {
+            of_kind: [Vec::new(), Vec::new()],
+            head: None,
+            may_hold: [Device::Cpu, Device::Disk].map(|device| site.may_hold(device)),
+        };
+        for (index, unit) in site.model.units.iter().skip(1).enumerate() {
+            match unit.kind {
+                UnitKind::Attention { .. } => parts.of_kind[0].push(index),
+                UnitKind::FeedForward { .. } => parts.of_kind[1].push(index),
+                UnitKind::Head => parts.head = Some(index),
+                UnitKind::Embedding => {}
+            }
+        }
+        parts
+    }
+
+    pub(super) fn n_layers(&self) -> usize {
+        self.of_kind[0].len()
+    }
+
+    /// The counts of a sketch, near enough: each worker's parts follow each other. `None` where they do not.
+    pub(super) fn counts(&self, sketch: &Sketch) -> Option<Counts> {
+        let mut shares: Vec<Share> = Vec::new();
+        for kind in 0..N_KINDS {
+            let mut last = 0;
+            for &unit in &self.of_kind[kind] {
+                let spot = sketch.spots[unit];
+                let place = shares.iter().position(|share| share.worker == spot.worker).unwrap_or_else(|| {
+                    shares.push(Share::of_layers(spot.worker, 0, 0));
+                    shares.len() - 1
+                });
+                if place < last {
+                    return None;
+                }
+                last = place;
+                shares[place].computed[kind] += 1;
+                shares[place].streamed[kind] += usize::from(spot.home != SpotHome::Resident);
+            }
+        }
+        let head = sketch.spots[self.head?];
+        let place = shares.iter().position(|share| share.worker == head.worker).unwrap_or_else(|| {
+            shares.push(Share::of_layers(head.worker, 0, 0));
+            shares.len() - 1
+        });
+        let streams_head = head.home != SpotHome::Resident;
+        Some(Counts { shares, head: place, streams_head, mingled: MINGLED[0], spread: Spread::Last, n_slots: sketch.n_slots })
+    }
+
+    /// The sketch of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
+    pub(super) fn sketch(&self, site: &Site<'_>, counts: &Counts) -> Sketch {
+        let n_units = site.model.units.len() - 1;
+        let mut spots = vec![Spot { worker: 0, home: SpotHome::Resident }; n_units];
+        let streamed_home = |worker: usize| match site.workers[worker].is_gpu() && self.may_hold[0] {
+            true => SpotHome::Host,
+            false => SpotHome::Disk,
+        };
+        let spot = |worker: usize, unit: usize, streams: bool| {
+            let streams = streams || unit + 1 >= site.resident_limit(&site.workers[worker]);
+            Spot { worker, home: if streams { streamed_home(worker) } else { SpotHome::Resident } }
+        };
+        for (kind, units) in self.of_kind.iter().enumerate() {
+            let mut taken = vec![0; counts.shares.len()];
+            for (layer, &unit) in units.iter().enumerate() {
+                let Some(place) = counts.share_of(kind, layer, &taken) else { break };
+                let share = &counts.shares[place];
+                let streams = counts.spread.picks(taken[place], share.computed[kind], share.streamed[kind]);
+                spots[unit] = spot(share.worker, unit, streams);
+                taken[place] += 1;
+            }
+        }
+        if let Some(head) = self.head {
+            spots[head] = spot(counts.shares[counts.head].worker, head, counts.streams_head);
+        }
+        Sketch { spots, n_slots: counts.n_slots }
+    }
+
+    /// Moves evenly spread units to disk where host memory has no room for all that it holds; `None` where nothing helps.
+    pub(super) fn settle_host(&self, scorer: &Scorer<'_>, sketch: &mut Sketch) -> Option<()> {
+        let held = |spot: &Spot| spot.home == SpotHome::Host;
+        let total: u128 = sketch
+            .spots
+            .iter()
+            .enumerate()
+            .filter(|(_, spot)| held(spot))
+            .map(|(unit, spot)| u128::from(scorer.block_bytes(spot.worker, unit).0))
+            .sum();
+        if total == 0 {
+            return Some(());
+        }
+        let memory = scorer.memory(sketch)?;
+        let room = memory.host_room.saturating_sub(scorer.held_padding(sketch, &memory));
+        if u128::from(room.0) >= total {
+            return Some(());
+        }
+        if !self.may_hold[1] {
+            return None;
+        }
+        let (mut passed, mut kept) = (0u128, 0u128);
+        for (unit, spot) in sketch.spots.iter_mut().enumerate().filter(|(_, spot)| held(spot)) {
+            let Bytes(block) = scorer.block_bytes(spot.worker, unit);
+            passed += u128::from(block);
+            // The host keeps its share of what has been passed so far.
+            if (kept + u128::from(block)) * total <= u128::from(room.0) * passed {
+                kept += u128::from(block);
+            } else {
+                spot.home = SpotHome::Disk;
+            }
+        }
+        Some(())
+    }
+}
+
+impl Counts {
+    /// What is alike in plans of its kind.
+    pub(super) fn kind(&self) -> PlanKind {
+        let computes = |share: &&Share| share.computed.iter().any(|n| *n > 0);
+        let workers = self.shares.iter().filter(computes).map(|share| share.worker).collect();
+        let streams = self.shares.iter().filter(computes).map(|share| share.streamed.map(|n| n > 0)).collect();
+        (workers, self.mingled, self.shares[self.head].worker, self.streams_head, streams)
+    }
+
+    /// The same with a share of nothing for every other one of `n_workers`, so that parts can move there.
+    pub(super) fn among(&self, n_workers: usize) -> Counts {
+        let mut all = self.clone();
+        for worker in (0..n_workers).filter(|&worker| self.shares.iter().all(|share| share.worker != worker)) {
+            all.shares.push(Share::of_layers(worker, 0, 0));
+        }
+        all
+    }
+
+    /// Which share computes a layer's part of a kind, where so many of each share are taken before it.
+    fn share_of(&self, kind: usize, layer: usize, taken: &[usize]) -> Option<usize> {
+        let open = || (0..self.shares.len()).filter(|&place| taken[place] < self.shares[place].computed[kind]);
+        if !self.mingled[kind] {
+            return open().next();
+        }
+        let n_layers: usize = self.shares.iter().map(|share| share.computed[kind]).sum();
+        // The one that is furthest behind its even pace; of equals the first.
+        let behind = |place: usize| (self.shares[place].computed[kind] * (layer + 1)) as isize - (taken[place] * n_layers) as isize;
+        open().reduce(|most, next| if behind(next) > behind(most) { next } else { most })
+    }
+
+    /// All that differ in one number, or in where the head is.
+    pub(super) fn neighbours(&self, n_slots: std::ops::RangeInclusive<usize>) -> Vec<Counts> {
+        let mut all: Vec<Counts> = self.changes(usize::MAX).into_iter().filter_map(|change| change.of(self)).collect();
+        for head in 0..self.shares.len() {
+            for streams_head in [false, true] {
+                all.push(Counts { head, streams_head, ..self.clone() });
+            }
+        }
+        all.extend(Spread::ALL.map(|spread| Counts { spread, ..self.clone() }));
+        all.extend(MINGLED.map(|mingled| Counts { mingled, ..self.clone() }));
+        all.extend(n_slots.map(|n_slots| Counts { n_slots, ..self.clone() }));
+        all.retain(|other| other != self);
+        all
+    }
+
+    /// All that differ in two numbers by a little.
+    pub(super) fn second_neighbours(&self) -> impl Iterator<Item = Counts> + '_ {
+        let changes = self.changes(STEP_TOGETHER);
+        let pairs = (0..changes.len()).flat_map(move |first| (first + 1..changes.len()).map(move |second| [first, second]));
+        let changes = self.changes(STEP_TOGETHER);
+        pairs.filter_map(move |[first, second]| changes[second].of(&changes[first].of(self)?))
+    }
+
+    /// Every change of one number by a power of two up to `most`.
+    fn changes(&self, most: usize) -> Vec<Change> {
+        let n_layers: usize = self.shares.iter().map(|share| share.computed[0]).sum();
+        let steps = || (0..usize::BITS).map(|bit| 1isize << bit).take_while(|&step| step <= n_layers.min(most) as isize);
+        let signed = || steps().flat_map(|step| [step, -step]);
+        let mut changes = Vec::new();
+        for share in 0..self.shares.len() {
+            for kinds in KINDS {
+                changes.extend(signed().map(|step| Change { share, kinds, step, moves: false }));
+                if share + 1 < self.shares.len() {
+                    changes.extend(signed().map(|step| Change { share, kinds, step, moves: true }));
+                }
+            }
+        }
+        changes
+    }
+}
+
+/// A change of [`Counts`].
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    /// Whose numbers.
+    share: usize,
+    kinds: [bool; N_KINDS],
+    step: isize,
+    /// Parts are computed here instead of by the next share, or stream instead of staying.
+    moves: bool,
+}
+
+impl Change {
+    /// What it makes of `counts`; `None` where a number would leave its bounds.
+    fn of(self, counts: &Counts) -> Option<Counts> {
+        let mut changed = counts.clone();
+        for kind in (0..N_KINDS).filter(|&kind| self.kinds[kind]) {
+            if self.moves {
+                let (before, behind) = changed.shares.split_at_mut(self.share + 1);
+                let (own, next) = (&mut before[self.share], &mut behind[0]);
+                own.computed[kind] = own.computed[kind].checked_add_signed(self.step)?;
+                next.computed[kind] = next.computed[kind].checked_add_signed(-self.step)?;
+                own.streamed[kind] = own.streamed[kind].min(own.computed[kind]);
+                next.streamed[kind] = next.streamed[kind].min(next.computed[kind]);
+            } else {
+                let own = &mut changed.shares[self.share];
+                own.streamed[kind] = own.streamed[kind].checked_add_signed(self.step)?;
+                if own.streamed[kind] > own.computed[kind] {
+                    return None;
+                }
+            }
+        }
+        Some(changed)
+    }
+}

@@ -1,0 +1,299 @@
+//! Scores sketches: what memory they take, and how long the exchange that the plan is made for takes with them by the dry run. A bound
+//! that no dry run beats comes first, for a hundredth of the work.
+
+use std::ops::Range;
+
+use crate::device::Device;
+use crate::plan::costs::{Load, MachineCosts};
+use crate::plan::dry_run::{DryRun, Transfer};
+use crate::plan::pieces::{Piece, SLICE_ALIGNMENT};
+use crate::plan::schedule::{Layout, Schedule};
+use crate::plan::shape::Shape;
+use crate::plan::site::Site;
+use crate::plan::sizes::Role;
+use crate::plan::sketch::{Sketch, Spot, SpotHome};
+use crate::units::Bytes;
+
+/// Rounds in which the size of slots is settled.
+const N_SLOT_ROUNDS: usize = 16;
+/// What a second of reading or uploading counts for where it is hidden: of placements that are about as fast, the one that streams
+/// least is wanted.
+const HIDDEN_COST: f64 = 0.05;
+/// The share of a bound that a dry run always reaches: at the ends of a forward, uploads of the next one overlap.
+const BOUND_SHARE: f64 = 0.99;
+/// Sketches whose bound is computed in the time of one piece of a dry run, per unit.
+const BOUNDS_PER_PIECE: usize = 16;
+
+/// Links whose uploads a bound tells apart, and one more for all others.
+const N_LINKS: usize = 9;
+
+/// What stays the same while sketches are compared.
+pub(super) struct Scorer<'a> {
+    pub(super) site: &'a Site<'a>,
+    machine: &'a MachineCosts,
+    budgets: &'a [Bytes],
+    /// Per worker and unit after the embedding.
+    units: Vec<Vec<UnitCosts>>,
+    /// Per worker: fixed memory as [head, no head].
+    base: Vec<[Bytes; 2]>,
+    phases: Vec<Phase>,
+    /// From one worker to another, per phase.
+    hop_secs: Vec<Vec<Vec<f64>>>,
+    /// Pieces of dry runs until now, and what stands for them: the work that was done.
+    pub(super) n_looked_at: usize,
+}
+
+/// One kind of forward and how often an exchange needs it.
+pub(super) struct Phase {
+    pub(super) load: Load,
+    pub(super) times: f64,
+    pub(super) hop_bytes: [Bytes; 2],
+}
+
+/// A unit on one worker.
+struct UnitCosts {
+    block: Bytes,
+    beside: Bytes,
+    n_dispatches: usize,
+    /// Per phase.
+    compute_secs: Vec<f64>,
+    /// To bring it to the worker whole, from host memory.
+    upload_secs: f64,
+    /// To read it from disk whole.
+    fetch_secs: f64,
+}
+
+/// What a piece has part in: whole units that share a slot, or a share of one.
+struct Owner {
+    units: Range<usize>,
+    share: f64,
+}
+
+/// How a worker's memory is divided.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ring {
+    slot_bytes: Bytes,
+}
+
+/// How a sketch divides the memory of all devices.
+pub(super) struct Memory {
+    /// Per worker.
+    rings: Vec<Option<Ring>>,
+    /// What is left on the host for weights that adapters compute with.
+    pub(super) host_room: Bytes,
+}
+
+impl<'a> Scorer<'a> {
+    pub(super) fn new(site: &'a Site<'a>, machine: &'a MachineCosts, shape: Shape, budgets: &'a [Bytes], phases: Vec<Phase>) -> Scorer<'a> {
+        let config = &site.model.config;
+        let unit_costs = |worker: usize, unit: usize| {
+            let own = &site.workers[worker];
+            let kv = if site.is_attention(unit) { site.kv_bytes_of_layer(own, shape.ctx_size) } else { Bytes::ZERO };
+            let costs = machine.of(own.device);
+            let secs = |phase: &Phase| costs.unit_secs(&site.model.units[unit], site.catalog, config, phase.load);
+            let block = own.block_bytes[unit];
+            UnitCosts {
+                upload_secs: costs.upload_secs(block, own.upload),
+                fetch_secs: machine.disk().fetch_secs(block),
+                block,
+                beside: own.vector_bytes[unit] + kv,
+                n_dispatches: own.blocks[unit].iter().map(Piece::n_steps).sum(),
+                compute_secs: phases.iter().map(secs).collect(),
+            }
+        };
+        let n_units = site.model.units.len();
+        let units = (0..site.workers.len()).map(|worker| (1..n_units).map(|unit| unit_costs(worker, unit)).collect()).collect();
+        let passes_on = site.workers.len() > 1;
+        let base = |on_host: bool, computes_head: bool| site.working_bytes(shape.forward, Role { computes_head, passes_on, on_host });
+        let base = site.workers.iter().map(|own| [base(!own.is_gpu(), true), base(!own.is_gpu(), false)]).collect();
+        let hop_secs = |from: usize, to: usize| -> Vec<f64> {
+            let [from, to] = [from, to].map(|worker| machine.of(site.workers[worker].device));
+            phases.iter().map(|phase| from.hop_secs(Some(to), phase.hop_bytes[0])).collect()
+        };
+        let n_workers = site.workers.len();
+        let hop_secs = (0..n_workers).map(|from| (0..n_workers).map(|to| hop_secs(from, to)).collect()).collect();
+        Scorer { site, machine, budgets, units, base, phases, hop_secs, n_looked_at: 0 }
+    }
+
+    /// Seconds of the exchange that the plan is made for; `None` where the sketch does not fit.
+    pub(super) fn secs(&mut self, sketch: &Sketch) -> Option<f64> {
+        self.n_looked_at += sketch.spots.len() / BOUNDS_PER_PIECE + 1;
+        let memory = self.memory(sketch).filter(|memory| self.held_bytes(sketch, &memory.rings) <= memory.host_room)?;
+        let (layout, owners) = self.layout(sketch, &memory.rings);
+        self.n_looked_at += sketch.spots.len() + owners.len() * self.phases.len();
+        let schedule = Schedule::of(&layout);
+        let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, sketch.n_slots)).collect();
+        let mut secs = 0.0;
+        for (index, phase) in self.phases.iter().enumerate() {
+            let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(sketch, owner, index)).collect();
+            let streamed = transfers.iter().zip(&layout.pieces).filter(|(_, (executor, home))| executor != home);
+            let hidden_secs: f64 = streamed.map(|(transfer, _)| transfer.fetch_secs + transfer.upload_secs).sum();
+            let pace = DryRun::new(self.machine, &transfers, &slots, phase.hop_bytes).run(&schedule);
+            secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
+        }
+        Some(secs)
+    }
+
+    /// Seconds that [`Scorer::secs`] never stays below: units are computed one after the other, and each link and the disk carry
+    /// what streams.
+    pub(super) fn bound(&mut self, sketch: &Sketch) -> f64 {
+        self.n_looked_at += sketch.spots.len() / BOUNDS_PER_PIECE + 1;
+        let mut secs = 0.0;
+        for (index, phase) in self.phases.iter().enumerate() {
+            let (mut computes, mut fetches) = (0.0, 0.0);
+            let mut uploads = [0.0; N_LINKS];
+            let mut before = sketch.spots.first().map_or(0, |spot| spot.worker);
+            for (unit, spot) in sketch.spots.iter().enumerate() {
+                let costs = &self.units[spot.worker][unit];
+                computes += costs.compute_secs[index];
+                if spot.worker != before {
+                    computes += self.hop_secs[before][spot.worker][index];
+                    before = spot.worker;
+                }
+                if spot.home != SpotHome::Resident {
+                    uploads[spot.worker.min(N_LINKS - 1)] += costs.upload_secs;
+                }
+                if spot.home == SpotHome::Disk {
+                    fetches += costs.fetch_secs;
+                }
+            }
+            // Workers beyond the last link share it here, and a sum is no bound.
+            let n_links = self.site.workers.len().min(N_LINKS - 1);
+            let longest = uploads[..n_links].iter().copied().fold(fetches, f64::max).max(computes);
+            secs += phase.times * (BOUND_SHARE * longest + HIDDEN_COST * (uploads.iter().sum::<f64>() + fetches));
+        }
+        secs
+    }
+
+    /// Pieces as they will be cut, near enough; with each, what it has part in.
+    fn layout(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> (Layout, Vec<Owner>) {
+        let (mut layout, mut owners): (Layout, Vec<Owner>) = (Layout::default(), Vec::with_capacity(sketch.spots.len()));
+        // What the slot of the last piece has left for units that follow with the same spot.
+        let mut room = Bytes::ZERO;
+        for (index, spot) in sketch.spots.iter().enumerate() {
+            let device = self.site.workers[spot.worker].device;
+            let home = spot.home.of(device);
+            let block = self.units[spot.worker][index].block;
+            let slot_bytes = rings[spot.worker].filter(|_| home != device).map_or(Bytes::ZERO, |ring| ring.slot_bytes);
+            let follows = index > 0 && sketch.spots[index - 1] == *spot;
+            if let Some(owner) = owners.last_mut().filter(|_| follows && block <= room) {
+                owner.units.end = index + 1;
+                room = room.saturating_sub(block);
+                continue;
+            }
+            let n_pieces = block.0.checked_div(slot_bytes.0).map_or(1, |_| block.0.div_ceil(slot_bytes.0).max(1));
+            room = if n_pieces == 1 { slot_bytes.saturating_sub(block) } else { Bytes::ZERO };
+            for _ in 0..n_pieces {
+                layout.pieces.push((device, home));
+                owners.push(Owner { units: index..index + 1, share: 1.0 / n_pieces as f64 });
+            }
+        }
+        let lookahead = self.site.options.lookahead.unwrap_or(sketch.n_slots - 1).clamp(1, sketch.n_slots);
+        let with_ring = self.site.workers.iter().zip(rings).filter(|(_, ring)| ring.is_some());
+        layout.rings = with_ring.map(|(own, _)| (own.device, sketch.n_slots, lookahead)).collect();
+        (layout, owners)
+    }
+
+    fn transfer(&self, sketch: &Sketch, Owner { units, share }: &Owner, phase: usize) -> Transfer {
+        let spot = sketch.spots[units.start];
+        let (own, costs) = (&self.site.workers[spot.worker], &self.units[spot.worker][units.clone()]);
+        let bytes = Bytes((costs.iter().map(|unit| unit.block.0).sum::<u64>() as f64 * share) as u64);
+        Transfer {
+            executor: spot.worker,
+            compute_secs: costs.iter().map(|unit| unit.compute_secs[phase]).sum::<f64>() * share,
+            upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
+            fetch_secs: if spot.home == SpotHome::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
+        }
+    }
+
+    /// The rings that the budgets leave room for, and the room beside what the workers use; `None` where that does not fit.
+    pub(super) fn memory(&self, sketch: &Sketch) -> Option<Memory> {
+        let n_workers = self.site.workers.len();
+        let (mut fixed, mut largest) = (vec![Bytes::ZERO; n_workers], vec![Bytes::ZERO; n_workers]);
+        let (mut n_dispatches, mut is_used) = (vec![1usize; n_workers], vec![false; n_workers]);
+        for (index, spot) in sketch.spots.iter().enumerate() {
+            let costs = &self.units[spot.worker][index];
+            fixed[spot.worker] += costs.beside;
+            n_dispatches[spot.worker] += costs.n_dispatches;
+            is_used[spot.worker] = true;
+            match spot.home {
+                SpotHome::Resident => fixed[spot.worker] += costs.block,
+                SpotHome::Host | SpotHome::Disk => largest[spot.worker] = largest[spot.worker].max(costs.block),
+            }
+        }
+        let head = sketch.spots.last().map(|spot| spot.worker);
+        let mut rings = vec![None; n_workers];
+        let (mut shared, mut of_host) = (Bytes::ZERO, Bytes::ZERO);
+        for worker in (0..n_workers).filter(|&worker| is_used[worker]) {
+            let own = &self.site.workers[worker];
+            let mut used = fixed[worker] + self.base[worker][usize::from(head != Some(worker))] + own.params_bytes(n_dispatches[worker]);
+            if largest[worker] > Bytes::ZERO {
+                let copies = own.ring_copies(sketch.n_slots);
+                let room = self.budgets[worker].saturating_sub(used);
+                let (slot_bytes, params) = self.largest_slot(sketch, worker, room, copies, largest[worker])?;
+                rings[worker] = Some(Ring { slot_bytes });
+                used += params + slot_bytes.times(copies);
+            }
+            if used > self.budgets[worker] {
+                return None;
+            }
+            if own.shares_host_memory() {
+                shared += used;
+            }
+            if own.device == Device::Cpu {
+                of_host = used;
+            }
+        }
+        let host_budget = self.site.host_budget(shared);
+        (of_host <= host_budget).then(|| Memory { rings, host_room: host_budget.saturating_sub(of_host) })
+    }
+
+    /// What cutting adds to the bytes that the host holds for adapters, at most.
+    pub(super) fn held_padding(&self, sketch: &Sketch, memory: &Memory) -> Bytes {
+        let held = sketch.spots.iter().enumerate().filter(|(_, spot)| spot.home == SpotHome::Host);
+        let block_bytes: Bytes = held.map(|(index, spot)| self.units[spot.worker][index].block).sum();
+        self.held_bytes(sketch, &memory.rings).saturating_sub(block_bytes)
+    }
+
+    /// Bytes that the host holds for adapters, near enough: every piece ends with a padding of half an alignment on average.
+    fn held_bytes(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> Bytes {
+        let held = sketch.spots.iter().enumerate().filter(|(_, spot)| spot.home == SpotHome::Host);
+        let bytes = held.map(|(index, spot)| {
+            let block = self.units[spot.worker][index].block;
+            let n_pieces = rings[spot.worker].map_or(1, |ring| block.0 / ring.slot_bytes.0.max(1));
+            block + Bytes(SLICE_ALIGNMENT / 2).times(n_pieces)
+        });
+        bytes.sum()
+    }
+
+    /// The largest slots that `room` is enough for, and the parameters of the dispatches that cutting for them adds: smaller
+    /// slots mean more dispatches, whose parameters make the slots smaller, settled in a few rounds.
+    fn largest_slot(&self, sketch: &Sketch, worker: usize, room: Bytes, copies: u64, largest: Bytes) -> Option<(Bytes, Bytes)> {
+        let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
+        let mut params = Bytes::ZERO;
+        for _ in 0..N_SLOT_ROUNDS {
+            let slot_bytes = Bytes(room.saturating_sub(params).0 / copies).align_down(SLICE_ALIGNMENT).min(largest);
+            if slot_bytes < least {
+                return None;
+            }
+            let needed = self.site.workers[worker].params_bytes(self.n_more_dispatches(sketch, worker, slot_bytes));
+            if slot_bytes.times(copies) + needed <= room {
+                return Some((slot_bytes, needed));
+            }
+            params = needed;
+        }
+        None
+    }
+
+    /// Bytes that `worker` computes with of a unit.
+    pub(super) fn block_bytes(&self, worker: usize, unit: usize) -> Bytes {
+        self.units[worker][unit].block
+    }
+
+    /// Dispatches that are added where the streamed units of `worker` are cut for slots of this size.
+    fn n_more_dispatches(&self, sketch: &Sketch, worker: usize, slot_bytes: Bytes) -> usize {
+        let is_streamed = |spot: &Spot| spot.worker == worker && spot.home != SpotHome::Resident;
+        let streamed = sketch.spots.iter().zip(&self.units[worker]).filter(|(spot, _)| is_streamed(spot));
+        streamed.map(|(_, costs)| (costs.block.0 / slot_bytes.0.max(1)) as usize).sum()
+    }
+}
