@@ -176,32 +176,40 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
     chains
 }
 
-/// What a search finds, for each shape that one of the candidates has, or else for those that one would like.
+/// What a search finds, for each shape that one of the candidates has, or else for those that one would like. Where the best streams,
+/// forwards of fewer tokens may leave the room for what does not.
 fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
-    let machine = MachineCosts::new(site.devices);
     let shapes = shapes_to_search(site, candidates, budgets);
-    let mut improved = Vec::new();
     let effort = EFFORT / shapes.len().max(1);
-    for shape in shapes {
-        let seeds: Vec<Sketch> =
-            candidates.iter().filter_map(|candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots)).collect();
-        for margin in SKETCH_MARGINS {
-            let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
-            let scorer = Scorer::new(site, &machine, shape, &less, phases(site, shape));
-            let found = Search::new(site, scorer).best(&seeds, shape.n_slots, effort);
-            let n_before = improved.len();
-            // What looks best in a sketch need not be buildable to the byte: the next one then is, or one that leaves a little room.
-            improved.extend(found.iter().filter_map(|(sketch, _)| {
-                let shape = Shape { n_slots: sketch.n_slots, ..shape };
-                let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
-                Some(Candidate { secs: secs_of(site, &plan), plan, shape })
-            }));
-            if improved.len() > n_before {
-                break;
-            }
-        }
+    let mut improved: Vec<Candidate> = shapes.iter().flat_map(|&shape| searched(site, candidates, shape, budgets, effort)).collect();
+    let best = candidates.iter().chain(&improved).min_by(|a, b| a.secs.total_cmp(&b.secs));
+    if best.is_some_and(|best| best.plan.streamed_bytes() > Bytes::ZERO) {
+        let all_workers: Vec<usize> = (0..site.workers.len()).collect();
+        let is_smaller = |shape: &Shape| shapes.iter().all(|other| shape.forward.n_tokens < other.forward.n_tokens);
+        let smaller: Vec<Shape> = site.shapes(&all_workers, budgets).into_iter().filter(is_smaller).collect();
+        improved.extend(smaller.into_iter().flat_map(|shape| searched(site, candidates, shape, budgets, EFFORT / 8)));
     }
     improved
+}
+
+/// What a search in one shape finds, as plans.
+fn searched(site: &Site<'_>, candidates: &[Candidate], shape: Shape, budgets: &[Bytes], effort: usize) -> Vec<Candidate> {
+    let machine = MachineCosts::new(site.devices);
+    let seed = |candidate: &Candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots);
+    let seeds: Vec<Sketch> = candidates.iter().filter_map(seed).collect();
+    // What looks best in a sketch need not be buildable to the byte: the next one then is, or one that leaves a little room.
+    let with_margin = |margin: u64| -> Vec<Candidate> {
+        let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
+        let scorer = Scorer::new(site, &machine, shape, &less, phases(site, shape));
+        let found = Search::new(site, scorer).best(&seeds, shape.n_slots, effort);
+        let built = found.iter().filter_map(|(sketch, _)| {
+            let shape = Shape { n_slots: sketch.n_slots, ..shape };
+            let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
+            Some(Candidate { secs: secs_of(site, &plan), plan, shape })
+        });
+        built.collect()
+    };
+    SKETCH_MARGINS.into_iter().map(with_margin).find(|built| !built.is_empty()).unwrap_or_default()
 }
 
 /// The shapes of the candidates, or else those that one would like. Of those that differ in their context alone, the shortest that
