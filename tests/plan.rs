@@ -14,8 +14,8 @@ use tierflow::host::{Input, Operand};
 use tierflow::kernels::{attention, matmul, rope_kv_padded};
 use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{
-    FILE_ALIGNMENT, ForwardSize, KvDType, Piece, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath, Work,
-    exchange_secs, file_ranges, plan, sizes,
+    FILE_ALIGNMENT, ForwardSize, Homes, KvDType, Piece, Placement, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath,
+    Work, exchange_secs, file_ranges, plan, sizes,
 };
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, ModelConfig};
@@ -435,6 +435,20 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
             }
         }
     }
+}
+
+#[test]
+fn many_runs_of_units_are_counted_by_part() {
+    let config = ModelConfig { n_layers: 6, ..models::config() };
+    let (catalog, model) = models::model(&config, |_| DType::F16);
+    let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+    let on = |device: Device, unit: usize| Placement { execute_on: device, homes: vec![device; model.units[unit].matrices().count()] };
+    let alternating = (0..model.units.len()).map(|unit| on(if unit % 2 == 0 { Device::Cpu } else { Device::Gpu(0) }, unit)).collect();
+    let options =
+        PlanOptions { compute_on: vec![Device::Gpu(0), Device::Cpu], homes: Homes::Placed(alternating), ..PlanOptions::default() };
+    let text = plan(&catalog, &model, &devices, &options).unwrap().to_string();
+    assert!(text.contains("holds 7 units: 6 of 6 self_attn, lm_head\n"), "{text}");
+    assert!(text.contains("holds 7 units: embed_tokens, 6 of 6 mlp\n"), "{text}");
 }
 
 #[test]

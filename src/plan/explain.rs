@@ -78,8 +78,13 @@ impl fmt::Display for Forecast {
 }
 
 fn per_sec(prediction: &Prediction) -> String {
-    let rate = prediction.tokens_per_sec();
-    if rate >= 100.0 { format!("{rate:.0} t/s") } else { format!("{rate:.1} t/s") }
+    rate_text(prediction.tokens_per_sec())
+}
+
+/// With three significant digits: `0.213 t/s`, `4.23 t/s`, `42.6 t/s`, `426 t/s`.
+fn rate_text(rate: f64) -> String {
+    let n_digits = [99.95, 9.995, 0.9995].into_iter().filter(|bound| rate < *bound).count();
+    format!("{rate:.n_digits$} t/s")
 }
 
 impl fmt::Display for Explanation {
@@ -145,4 +150,15 @@ fn costs_of(decode: &Prediction) -> Vec<String> {
         lines.push(format!("between devices: {} per token", millis(decode.hop_secs)));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_three_significant_digits() {
+        let texts = [0.2134, 0.9996, 4.234, 9.996, 42.56, 99.96, 426.4].map(rate_text);
+        assert_eq!(texts, ["0.213 t/s", "1.00 t/s", "4.23 t/s", "10.0 t/s", "42.6 t/s", "100 t/s", "426 t/s"]);
+    }
 }

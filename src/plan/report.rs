@@ -7,6 +7,8 @@ use crate::plan::{DevicePlan, Plan, Schedule, Step, UnitPlan};
 use crate::units::Bytes;
 
 const BAR_WIDTH: usize = 24;
+/// Runs of units that are told by their ends.
+const MOST_RUNS: usize = 3;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,7 +90,8 @@ impl Plan {
         )
     }
 
-    /// `38 units: model.embed_tokens, model.layers.12.mlp … lm_head`, or nothing: each run of neighbours by its ends.
+    /// `38 units: model.embed_tokens, model.layers.12.mlp … lm_head`, or nothing: each run of neighbours by its ends. Many runs are
+    /// counted by the part of a layer that they are.
     fn unit_range(&self, is_wanted: impl Fn(&UnitPlan) -> bool) -> String {
         let at_home: Vec<bool> = self.units.iter().map(is_wanted).collect();
         let mut runs = Vec::new();
@@ -101,11 +104,32 @@ impl Plan {
                 runs.push(if first == last { name(first).to_owned() } else { format!("{} … {}", name(first), name(last)) });
             }
         }
+        let which = if runs.len() > MOST_RUNS { self.counts_by_part(&at_home) } else { runs.join(", ") };
         match at_home.iter().filter(|wanted| **wanted).count() {
             0 => String::new(),
-            1 => format!("1 unit: {}", runs.join(", ")),
-            n_units => format!("{n_units} units: {}", runs.join(", ")),
+            1 => format!("1 unit: {which}"),
+            n_units => format!("{n_units} units: {which}"),
         }
+    }
+
+    /// `embed_tokens, 26 of 32 self_attn, 5 of 32 mlp`: the wanted units by the last part of their names.
+    fn counts_by_part(&self, is_wanted: &[bool]) -> String {
+        // Name, how many are wanted, how many there are.
+        let mut parts: Vec<(&str, usize, usize)> = Vec::new();
+        for (unit, &wanted) in self.units.iter().zip(is_wanted) {
+            let name = unit.name.rsplit('.').next().unwrap_or(&unit.name);
+            let place = parts.iter().position(|(other, ..)| *other == name).unwrap_or_else(|| {
+                parts.push((name, 0, 0));
+                parts.len() - 1
+            });
+            parts[place].1 += usize::from(wanted);
+            parts[place].2 += 1;
+        }
+        let told = parts.into_iter().filter(|(_, n_wanted, _)| *n_wanted > 0).map(|(name, n_wanted, n)| match n {
+            1 => name.to_owned(),
+            _ => format!("{n_wanted} of {n} {name}"),
+        });
+        told.collect::<Vec<_>>().join(", ")
     }
 }
 
