@@ -72,6 +72,10 @@ fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Opt
 /// Greedy plans, those of Accelerate's rules, and what a search finds; at least one.
 fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
     let (mut candidates, refusal) = greedy(site, budgets);
+    // Refusals name the least with which there is a greedy plan, so that nothing is planned with less.
+    if candidates.is_empty() {
+        return Err(refusal.unwrap_or(Refusal::Budget));
+    }
     // Never worse than Accelerate's own maps, since they are among those to choose from.
     for mode in DeviceMapMode::DISTINCT {
         let of_mode = device_map::along_mode(site, mode, |map| of_map(site, map, budgets));
@@ -79,7 +83,7 @@ fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusa
     }
     let improved = improve(site, &candidates, budgets);
     candidates.extend(improved);
-    if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
+    Ok(candidates)
 }
 
 /// The greedy plans along every chain, and why there are no more.
@@ -176,10 +180,10 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
     chains
 }
 
-/// What a search finds, for each shape that one of the candidates has, or else for those that one would like. Where the best streams,
+/// What a search finds, for each shape that one of the candidates has. Where the best streams,
 /// forwards of fewer tokens may leave the room for what does not.
 fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
-    let shapes = shapes_to_search(site, candidates, budgets);
+    let shapes = shapes_to_search(site, candidates);
     let effort = EFFORT / shapes.len().max(1);
     let mut improved: Vec<Candidate> = shapes.iter().flat_map(|&shape| searched(site, candidates, shape, budgets, effort)).collect();
     let best = candidates.iter().chain(&improved).min_by(|a, b| a.secs.total_cmp(&b.secs));
@@ -212,16 +216,12 @@ fn searched(site: &Site<'_>, candidates: &[Candidate], shape: Shape, budgets: &[
     SKETCH_MARGINS.into_iter().map(with_margin).find(|built| !built.is_empty()).unwrap_or_default()
 }
 
-/// The shapes of the candidates, or else those that one would like. Of those that differ in their context alone, the shortest that
+/// The shapes of the candidates. Of those that differ in their context alone, the shortest that
 /// holds the exchange: it leaves the most room for weights.
-fn shapes_to_search(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Shape> {
+fn shapes_to_search(site: &Site<'_>, candidates: &[Candidate]) -> Vec<Shape> {
     let n_positions = n_positions_wanted(site);
-    let wanted = match candidates.is_empty() {
-        true => site.shapes(&(0..site.workers.len()).collect::<Vec<_>>(), budgets),
-        false => candidates.iter().map(|candidate| candidate.shape).collect(),
-    };
     let mut shapes: Vec<Shape> = Vec::new();
-    for shape in wanted {
+    for shape in candidates.iter().map(|candidate| candidate.shape) {
         match shapes.iter_mut().find(|other| other.forward == shape.forward) {
             None => shapes.push(shape),
             Some(other) => {

@@ -23,6 +23,7 @@ const VARIANTS = {
   matmul_odd: combined({ DTYPE: DTYPES.filter((dtype) => !BLOCK_DTYPES.includes(dtype)) }),
   rms_norm: combined({ LANES: [8, 64] }),
   rope_kv: combined({ KV_F16: BOOLS }),
+  rope_kv_padded: combined({ KV_F16: BOOLS }),
   attention_token: combined({ KV_F16: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
@@ -34,6 +35,7 @@ const VARIANTS = {
     { SPLIT: 8, BLOCK: 8 },
   ]),
   attention_combine: combined({ PART_POSITIONS: [64] }),
+  attention_compact: combined({ HEAD_SIZE: [12] }),
   top_k: combined({ LANES: [8, 64] }),
 };
 
