@@ -9,6 +9,7 @@ mod model;
 mod overrule;
 mod planning;
 mod tokenize;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,7 +19,7 @@ use std::str::FromStr;
 use clap::builder::FalseyValueParser;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::cli::short_flags;
+use crate::cli::familiar;
 use crate::error::Error;
 pub use bench::{BenchArgs, BenchOutput};
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
@@ -26,10 +27,12 @@ pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use tokenize::TokenizeArgs;
+pub use variables::blame_variable;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "tierflow", version, about, max_term_width = 120, arg_required_else_help = true)]
+#[command(args_override_self = true, disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -40,12 +43,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Answer one prompt, or chat
+    #[command(visible_alias = "chat")]
     Run(Box<RunArgs>),
     /// Show where every layer would live and what would stream; loads nothing
     Plan(PlanArgs),
     /// List adapters, host memory and disk
     Devices(DevicesArgs),
     /// Show what a model is made of and what it needs
+    #[command(visible_alias = "show")]
     Inspect(InspectArgs),
     /// Measure prefill and decode rates
     Bench(BenchArgs),
@@ -56,8 +61,10 @@ pub enum Command {
     /// Print a report to paste into a bug
     Doctor(DoctorArgs),
     /// Fetch a model from a Hugging Face hub into its standard cache
+    #[command(alias = "get", alias = "download")]
     Pull(PullArgs),
     /// List the models in the cache
+    #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// Write the defaults of all commands to the config file, or show them and where they come from
     Config(Box<ConfigArgs>),
@@ -65,16 +72,35 @@ pub enum Command {
     Completions(CompletionsArgs),
 }
 
+/// A command line that was read.
+pub struct Read {
+    /// What to do.
+    pub command: Command,
+    /// The subcommand's name.
+    pub verb: String,
+    /// Its options and where their values come from.
+    pub matches: ArgMatches,
+    /// What the user should know of how the line was read, a line each.
+    pub notes: Vec<String>,
+}
+
 impl Cli {
     /// Reads the arguments, program name first; `defaults` take the place of the program's own, by an option's long name.
-    /// Prints and ends the process on bad usage (2) and `--help` (0). The matches are those of the subcommand.
-    pub fn read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> (Cli, ArgMatches) {
-        let mut command = with_defaults(with_switches_from_env(Cli::command()), defaults);
-        let mut matches = command.try_get_matches_from_mut(short_flags::expand(arguments)).unwrap_or_else(|error| error.exit());
-        let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
-        let matches = matches.remove_subcommand().map(|(_, matches)| matches).unwrap_or_default();
+    /// Of an option that is given several times, the last counts, as in llama.cpp.
+    /// Prints and ends the process on bad usage (2) and `--help` (0).
+    pub fn read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> Read {
+        Cli::try_read(arguments, defaults).unwrap_or_else(|error| error.exit())
+    }
+
+    fn try_read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> Result<Read, clap::Error> {
+        let command = variables::without_empty(with_defaults(with_switches_from_env(Cli::command()), defaults));
+        let familiar::Rewritten { arguments, notes } = familiar::rewrite(arguments, &command)?;
+        let matches = command.clone().try_get_matches_from(&arguments);
+        let mut matches = matches.map_err(|error| variables::blamed(error, &command, &arguments))?;
+        let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command.clone()))?;
+        let (verb, matches) = matches.remove_subcommand().unwrap_or_default();
         overrule::drop_overruled(&mut cli.command, &matches);
-        (cli, matches)
+        Ok(Read { command: cli.command, verb, matches, notes })
     }
 }
 
@@ -217,6 +243,22 @@ pub struct LogitsArgs {
     pub out: Option<PathBuf>,
 }
 
+/// Reads a whole number; llama.cpp's -1 is the default, which is 0 here.
+fn parse_or_default(text: &str) -> Result<u32, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text.parse().map_err(|_| format!("`{text}` is no whole number in 0..={}, nor -1 for the default", u32::MAX)),
+    }
+}
+
+/// As [`parse_or_default`], for what is at least 1.
+fn parse_positive_or_default(text: &str) -> Result<u32, String> {
+    match parse_or_default(text) {
+        Ok(0) if text != "-1" => Err(format!("{text} is not in 1..={}, nor -1 for the default", u32::MAX)),
+        read => read,
+    }
+}
+
 /// Reads a value by its own `FromStr`; clap names the option, so the error's own name for it is left out.
 fn parse_value<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| match error {
@@ -236,11 +278,7 @@ mod tests {
     fn read_with(defaults: &[(&str, &str)], line: &str) -> Result<Command, clap::Error> {
         let arguments = ["tierflow"].into_iter().chain(line.split_whitespace()).map(OsString::from);
         let defaults = defaults.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
-        let matches =
-            with_defaults(with_switches_from_env(Cli::command()), &defaults).try_get_matches_from(short_flags::expand(arguments))?;
-        let mut command = Cli::from_arg_matches(&matches)?.command;
-        overrule::drop_overruled(&mut command, matches.subcommand().expect("a subcommand").1);
-        Ok(command)
+        Cli::try_read(arguments, &defaults).map(|read| read.command)
     }
 
     fn run(line: &str) -> RunArgs {
@@ -305,11 +343,47 @@ mod tests {
     }
 
     #[test]
-    fn a_word_after_the_model_is_the_prompt() {
-        assert_eq!(run("m hello").words(), (Some("m".as_ref()), Some("hello".as_ref())));
-        let args = run("-m m hello");
-        assert_eq!(args.words(), (None, Some("hello".as_ref())));
-        assert_eq!(args.source().unwrap(), ModelSource::Named("m".into()));
+    fn words_after_the_model_are_the_prompt() {
+        let words = |line: &str| {
+            let args = run(line);
+            let (model, words) = args.words();
+            let text = |word: &std::ffi::OsStr| word.to_str().unwrap().to_owned();
+            (model.map(text), words.into_iter().map(text).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(words("m hello"), (Some("m".into()), "hello".into()));
+        assert_eq!(words("m why is -n 3 the sky blue"), (Some("m".into()), "why is the sky blue".into()));
+        assert_eq!(words("-m m hello there"), (None, "hello there".into()));
+        assert_eq!(run("-m m hello").source().unwrap(), ModelSource::Named("m".into()));
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_option_counts() {
+        let args = run("m -c 128 -c 256 --max-memory cpu=1GiB --max-memory gpu:0=2GiB -n 4 --n-predict 8 --raw --raw --strict --strict=no");
+        assert_eq!((args.placement.ctx_size, args.generation.predict, args.generation.raw), (256, 8, true));
+        assert_eq!((args.placement.max_memory.unwrap().to_string(), args.placement.strict), ("gpu:0=2GiB".into(), false));
+        assert_eq!(run("-m a -m b").source().unwrap(), ModelSource::Named("b".into()));
+        assert_eq!(run("m --stop a --stop b").generation.stop, ["a", "b"], "what may be given several times adds up");
+    }
+
+    #[test]
+    fn minus_one_is_the_default_where_llama_cpp_has_it_so() {
+        let args = run("m -ngl -1 -c -1 --top-k -1 -n -1 -s -1 -t -1 -np -1 --repeat-last-n -1");
+        assert_eq!((args.placement.n_gpu_layers, args.placement.ctx_size), (GpuLayers::Auto, 0));
+        assert_eq!((args.placement.threads, args.placement.n_seqs, args.generation.top_k), (Some(0), Some(0), Some(0)));
+        assert_eq!(run("m -ngl -2").placement.n_gpu_layers, GpuLayers::All);
+        for line in ["-c -2", "-ngl -3", "--top-k -2", "-t x", "-np 0", "-b -1"] {
+            assert!(read(&format!("run m {line}")).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn other_programs_names_of_options_are_read() {
+        let args =
+            run("m --gpu-layers 3 --temperature 0.5 --system-prompt s --max-tokens 7 --prompt-file f --top_k 5 --ctx_size=64 -r END");
+        assert_eq!((args.placement.n_gpu_layers, args.generation.temp, args.generation.predict), (GpuLayers::Count(3), Some(0.5), 7));
+        assert_eq!((args.generation.system.as_deref(), args.generation.file), (Some("s"), Some("f".into())));
+        assert_eq!((args.generation.top_k, args.placement.ctx_size, args.generation.stop), (Some(5), 64, vec!["END".to_owned()]));
+        assert_eq!(run("m --system-prompt-file f --no-mmap").placement.io, Some(IoArg::Pread));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod completions;
 mod config;
 mod devices;
 mod doctor;
+pub mod familiar;
 mod inspect;
 mod locate;
 mod logging;
@@ -17,7 +18,6 @@ mod plan;
 mod prompt;
 mod pull;
 mod run;
-pub mod short_flags;
 mod statistics;
 mod terminal;
 mod tokenize;
@@ -29,9 +29,10 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::platform::choose_cache_folder;
-use args::{Cli, Command};
+use args::{Cli, Command, Read, blame_variable};
 use config::ConfigFile;
 use logging::Verbosity;
+use terminal::note;
 
 /// Reads the arguments (program name first) and runs the subcommand they name.
 ///
@@ -41,12 +42,16 @@ use logging::Verbosity;
 /// What is wrong with the config file, or what the subcommand failed at; [`crate::error::Error::exit_code`] is the process's.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let file = ConfigFile::load();
-    let (Cli { command }, matches) = Cli::read(arguments, file.as_ref().map_or(&BTreeMap::new(), ConfigFile::values));
-    logging::install(match &command {
+    let Read { command, verb, matches, notes } = Cli::read(arguments, file.as_ref().map_or(&BTreeMap::new(), ConfigFile::values));
+    let verbosity = match &command {
         Command::Run(args) if args.quiet => Verbosity::Quiet,
         Command::Run(args) if args.verbose => Verbosity::Verbose,
         _ => Verbosity::Normal,
-    });
+    };
+    logging::install(verbosity);
+    if verbosity != Verbosity::Quiet {
+        notes.iter().for_each(|line| note(&format!("{line}\n")));
+    }
     if let Ok(file) = &file {
         file.note_fault();
     }
@@ -55,7 +60,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     if let Ok(Some(folder)) = matches.try_get_one::<PathBuf>("cache_dir") {
         choose_cache_folder(folder.clone());
     }
-    match command {
+    let outcome = match command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -68,5 +73,6 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Ls(args) => ls::run(&args),
         Command::Config(args) => config::run(&args, file, &matches),
         Command::Completions(args) => completions::run(&args),
-    }
+    };
+    outcome.map_err(|error| blame_variable(error, &verb, &matches))
 }

@@ -20,7 +20,8 @@ const MAP_BYTES_MAX: u64 = 64 << 20;
 /// # Errors
 /// [`crate::error::Error::InvalidArgument`] for options that contradict each other.
 pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) -> Result<EngineBuilder> {
-    start_threads(placement.threads)?;
+    // 0 leaves the number to the machine.
+    start_threads(placement.threads.filter(|n_threads| *n_threads > 0))?;
     let kv_dtype = match placement.kv_dtype()? {
         None | Some(KvDtypeArg::F16) => KvDType::F16,
         Some(KvDtypeArg::F32) => KvDType::F32,
@@ -46,7 +47,7 @@ pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) ->
         mix: Mix { n_prompt: placement.mix.n_prompt as usize, n_generated: placement.mix.n_generate as usize },
         spill: if placement.strict { Spill::Refused } else { Spill::Allowed },
         context: if placement.fit { Context::Fit } else { Context::Comfortable },
-        n_seqs: placement.n_seqs.map_or(options.n_seqs, |n_seqs| n_seqs as usize),
+        n_seqs: placement.n_seqs.filter(|n_seqs| *n_seqs > 0).map_or(options.n_seqs, |n_seqs| n_seqs as usize),
         ctx_size: (placement.ctx_size > 0).then_some(placement.ctx_size as usize),
         ubatch_size: options.ubatch_size.or(ubatch_size.map(|n_tokens| n_tokens as usize)),
         kv_dtype,

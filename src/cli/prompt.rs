@@ -1,33 +1,118 @@
-//! Where the prompt and the system message come from: a flag, a word, a file, or a pipe.
+//! Where the prompt and the system message come from: a flag, words, a file, and a pipe.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 
 use crate::cli::args::RunArgs;
+use crate::cli::terminal::note;
 use crate::error::{Error, Result};
+use crate::units::Bytes;
 
 /// The longest text that is read from a pipe or a file.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
-/// The prompt; `None` where the user sits at a terminal and gave none, which starts a chat.
+/// How long a pipe beside a prompt may say nothing before that is told.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The prompt; `None` where the user sits at a terminal and gave none, which starts a chat. A pipe's text goes before the prompt
+/// that is given beside it, as ollama joins them.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] where it is given twice or empty, [`Error::Io`] where it cannot be read or is no UTF-8.
 pub fn read_prompt(args: &RunArgs) -> Result<Option<String>> {
+    let stdin = io::stdin();
+    read_prompt_beside(args, (!stdin.is_terminal()).then_some(stdin))
+}
+
+/// How a prompt is given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Words,
+    Option,
+}
+
+/// As [`read_prompt`]; `pipe` is stdin where it is no terminal.
+fn read_prompt_beside(args: &RunArgs, pipe: Option<impl Read + Send + 'static>) -> Result<Option<String>> {
     let invalid = |fault: &str| Error::InvalidArgument { option: "--prompt".into(), fault: fault.into() };
-    let not_text = || invalid("the prompt is no UTF-8; give it in a file with -f, in UTF-8");
-    let word = args.words().1.map(|word| word.to_str().ok_or_else(not_text)).transpose()?;
-    let text = match (word, args.generation.prompt.as_deref(), args.generation.file.as_deref()) {
-        (None, None, None) if io::stdin().is_terminal() => return Ok(None),
-        (None, None, None) | (Some("-"), None, None) | (None, Some("-"), None) => read_limited(io::stdin().lock(), "stdin")?,
-        (Some(text), None, None) | (None, Some(text), None) => text.to_owned(),
-        (None, None, Some(path)) => read_file(path)?,
+    let words = args.words().1;
+    let given = match (words.is_empty(), args.generation.prompt.as_deref(), args.generation.file.as_deref()) {
+        (true, None, None) => None,
+        (false, None, None) => {
+            let not_text = || invalid("the prompt is no UTF-8; give it in a file with -f, in UTF-8");
+            Some((words.join(OsStr::new(" ")).into_string().map_err(|_| not_text())?, Way::Words))
+        }
+        (true, Some(text), None) => Some((text.to_owned(), Way::Option)),
+        (true, None, Some(path)) => Some((read_file(path)?, Way::Option)),
         _ => return Err(invalid("the prompt is given twice; give PROMPT, -p or -f, and only one of them")),
+    };
+    let text = match (given, pipe) {
+        (None, None) => return Ok(None),
+        (None, Some(pipe)) => read_limited(pipe, "stdin")?,
+        (Some((text, _)), None) if text == "-" => read_limited(io::stdin().lock(), "stdin")?,
+        (Some((text, _)), None) => text,
+        (Some((text, _)), Some(pipe)) if text == "-" => read_limited(pipe, "stdin")?,
+        (Some((text, way)), Some(pipe)) => joined(Beside::read(pipe).text(way, args.quiet)?, text, args.quiet),
     };
     if text.is_empty() {
         return Err(invalid("the prompt is empty; give -p TEXT, -f FILE or a pipe on stdin"));
     }
     Ok(Some(text))
+}
+
+/// A pipe's text and the prompt beside it, and a word about that.
+fn joined(beside: String, prompt: String, quiet: bool) -> String {
+    if beside.trim().is_empty() {
+        return prompt;
+    }
+    if !quiet {
+        note(&format!("the text on stdin ({}) goes before the prompt\n", Bytes(beside.len() as u64)));
+    }
+    format!("{beside}\n\n{prompt}")
+}
+
+/// A pipe that a thread of its own reads to its end, after a sign of life.
+struct Beside {
+    life: Receiver<()>,
+    text: Receiver<Result<String>>,
+}
+
+impl Beside {
+    fn read(mut pipe: impl Read + Send + 'static) -> Beside {
+        let ((lives, life), (sender, text)) = (channel(), channel());
+        std::thread::spawn(move || {
+            let mut first = [0; 1];
+            let outcome = pipe.read(&mut first);
+            // Nobody may be listening any more.
+            let _ = lives.send(());
+            let text = match outcome {
+                Ok(n_read) => read_limited(first[..n_read].chain(pipe), "stdin"),
+                Err(source) => Err(Error::io("read", "stdin", source)),
+            };
+            let _ = sender.send(text);
+        });
+        Beside { life, text }
+    }
+
+    /// The text. Words are ollama's way, which reads a pipe to its end; programs that give llama.cpp's `-p` may leave a pipe open
+    /// for ever, so that beside an option only a pipe counts that says something in time.
+    fn text(self, way: Way, quiet: bool) -> Result<String> {
+        if self.life.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let word = match way {
+                Way::Words => "waiting for the end of stdin, whose text goes before the prompt; < /dev/null where there is none\n",
+                Way::Option => "stdin is open and says nothing: the prompt goes without it\n",
+            };
+            if !quiet {
+                note(word);
+            }
+            if way == Way::Option {
+                return Ok(String::new());
+            }
+        }
+        self.text.recv().unwrap_or_else(|_| Ok(String::new()))
+    }
 }
 
 /// The system message, where one is given.
@@ -82,8 +167,12 @@ mod tests {
         args: RunArgs,
     }
 
+    fn beside(arguments: &[&str], pipe: Option<&'static str>) -> Result<Option<String>> {
+        read_prompt_beside(&Run::parse_from(["run"].iter().chain(arguments)).args, pipe.map(str::as_bytes))
+    }
+
     fn prompt(arguments: &[&str]) -> Result<Option<String>> {
-        read_prompt(&Run::parse_from(["run"].iter().chain(arguments)).args)
+        beside(arguments, None)
     }
 
     #[test]
@@ -94,12 +183,49 @@ mod tests {
         let path = path.to_str().unwrap();
         assert_eq!(prompt(&["m", "hello"]).unwrap().as_deref(), Some("hello"));
         assert_eq!(prompt(&["-m", "m", "hello"]).unwrap().as_deref(), Some("hello"));
+        assert_eq!(prompt(&["m", "why", "is", "the", "sky", "blue?"]).unwrap().as_deref(), Some("why is the sky blue?"));
+        assert_eq!(prompt(&["-m", "m", "why", "not"]).unwrap().as_deref(), Some("why not"));
         assert_eq!(prompt(&["m", "-p", "hello\n"]).unwrap().as_deref(), Some("hello\n"));
         assert_eq!(prompt(&["m", "-f", path]).unwrap().as_deref(), Some("two\nlines"));
+        assert_eq!(prompt(&["m"]).unwrap(), None);
         assert_eq!(prompt(&["m", "-p", "a", "-f", path]).unwrap_err().exit_code(), 2);
         assert_eq!(prompt(&["m", "a", "-p", "b"]).unwrap_err().exit_code(), 2);
         assert_eq!(prompt(&["m", "-p", ""]).unwrap_err().exit_code(), 2);
         assert_eq!(prompt(&["m", "-f", "/no/such/file"]).unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
+    fn a_pipes_text_goes_before_the_prompt() {
+        for (arguments, pipe, expected) in [
+            (&["m"][..], "text\n", "text"),
+            (&["m", "-"], "text\n", "text"),
+            (&["m", "-p", "-"], "text\n", "text"),
+            (&["m", "Summarise"], "text\n", "text\n\nSummarise"),
+            (&["m", "Summarise", "this"], "text", "text\n\nSummarise this"),
+            (&["m", "-p", "Summarise"], "text\n", "text\n\nSummarise"),
+            (&["m", "-p", "Summarise"], "", "Summarise"),
+            (&["m", "Summarise"], "\n", "Summarise"),
+        ] {
+            assert_eq!(beside(arguments, Some(pipe)).unwrap().as_deref(), Some(expected), "{arguments:?} {pipe:?}");
+        }
+        assert_eq!(beside(&["m"], Some("")).unwrap_err().exit_code(), 2);
+    }
+
+    /// A pipe that never says anything and never ends.
+    struct Silent(std::sync::mpsc::Receiver<()>);
+
+    impl Read for Silent {
+        fn read(&mut self, _bytes: &mut [u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_silent_pipe_does_not_hold_up_a_prompt_of_an_option() {
+        let (_open, silence) = std::sync::mpsc::channel();
+        let args = Run::parse_from(["run", "m", "-p", "hello"]).args;
+        assert_eq!(read_prompt_beside(&args, Some(Silent(silence))).unwrap().as_deref(), Some("hello"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::session::{FinishReason, GenerateOptions, Session};
-use crate::text::{ChatMessage, Sampler, SamplingFlags, SamplingSettings, Written, fresh_seed};
+use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSettings, StopStrings, Written, fresh_seed};
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
@@ -50,7 +50,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
 fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     let source = args.source()?;
-    // A prompt that cannot be read is told before a model is fetched or loaded.
+    // What cannot be is told before a model is fetched or loaded.
+    let wishes = Wishes::of(&args.generation)?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     let path = locate(&source, visibility)?;
     let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
@@ -58,7 +59,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         note(&prepared.summary());
     }
     let mut engine = load_with_bar(prepared, visibility)?;
-    let settings = settings(&args.generation, &engine)?;
+    let settings = wishes.settings(&engine)?;
     let Some(prompt) = prompt else {
         return chat::run(&mut engine, &settings, system.as_deref(), args.quiet);
     };
@@ -100,37 +101,65 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     if settings.interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Defaults, over them the model's own settings, over those the flags.
-fn settings(args: &GenerationArgs, engine: &Engine) -> Result<Settings> {
-    let invalid = |option: &str, fault: String| Error::InvalidArgument { option: option.into(), fault };
-    let unsigned = |option: &str, value: Option<i64>| match value {
-        None => Ok(None),
-        Some(-1) => Ok(Some(u32::MAX)),
-        Some(value) => u32::try_from(value).map(Some).map_err(|_| invalid(option, format!("{value} is out of range; write -1 or more"))),
-    };
-    let top_k = args.top_k.map(|k| u32::try_from(k).map_err(|_| invalid("--top-k", format!("{k} is out of range")))).transpose()?;
-    let flags = SamplingFlags {
-        temperature: args.temp,
-        top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repeat_penalty: args.repeat_penalty,
-        repeat_last_n: unsigned("--repeat-last-n", args.repeat_last_n)?,
-        seed: None,
-    };
-    let sampling = SamplingSettings::merged(engine.defaults(), &flags)?;
-    let seed = match args.seed {
-        -1 => fresh_seed(),
-        seed => u64::try_from(seed).map_err(|_| invalid("--seed", format!("{seed} is out of range; write -1 or more")))?,
-    };
-    let max_tokens = match args.predict {
-        -1 => None,
-        n => Some(usize::try_from(n).map_err(|_| invalid("--predict", format!("{n} is out of range; write -1 or more")))?),
-    };
+/// What the options ask of an answer, checked before there is a model.
+struct Wishes {
+    sampling: SamplingFlags,
+    seed: u64,
+    generate: GenerateOptions,
+    raw: bool,
+    written: Written,
+}
+
+impl Wishes {
+    fn of(args: &GenerationArgs) -> Result<Wishes> {
+        let invalid = |option: &str, fault: String| Error::InvalidArgument { option: option.into(), fault };
+        let out_of_range = |option: &str, value: i64| invalid(option, format!("{value} is out of range; write -1 or more"));
+        let repeat_last_n = match args.repeat_last_n {
+            None => None,
+            Some(-1) => Some(u32::MAX),
+            Some(value) => Some(u32::try_from(value).map_err(|_| out_of_range("--repeat-last-n", value))?),
+        };
+        let sampling = SamplingFlags {
+            temperature: args.temp,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            min_p: args.min_p,
+            repeat_penalty: args.repeat_penalty,
+            repeat_last_n,
+            seed: None,
+        };
+        SamplingSettings::merged(&ModelDefaults::default(), &sampling)?;
+        StopStrings::new(args.stop.clone())?;
+        let seed = match args.seed {
+            -1 => fresh_seed(),
+            seed => u64::try_from(seed).map_err(|_| out_of_range("--seed", seed))?,
+        };
+        let max_tokens = match args.predict {
+            // llama.cpp's -2 is until the context is full, which ends an answer here in any case.
+            -1 | -2 => None,
+            n => Some(usize::try_from(n).map_err(|_| out_of_range("--predict", n))?),
+        };
+        let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone() };
+        let written = if args.no_parse_special { Written::Plain } else { Written::Parsed };
+        Ok(Wishes { sampling, seed, generate, raw: args.raw, written })
+    }
+
+    /// Defaults, over them the model's own settings, over those the wishes.
+    fn settings(self, engine: &Engine) -> Result<Settings> {
+        let sampling = SamplingSettings::merged(engine.defaults(), &self.sampling)?;
+        if !self.raw && engine.chat_template().is_none() {
+            tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
+        }
+        let Wishes { seed, generate, raw, written, .. } = self;
+        Ok(Settings { sampling, seed, generate, raw, written, interrupted: stopped_by_ctrl_c() })
+    }
+}
+
+/// What the first Ctrl-C sets, to end the answer; a second one ends the program.
+fn stopped_by_ctrl_c() -> Arc<AtomicBool> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     let handler = move || {
-        // The first Ctrl-C ends the answer, a second one the program.
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
@@ -138,12 +167,7 @@ fn settings(args: &GenerationArgs, engine: &Engine) -> Result<Settings> {
     if let Err(error) = ctrlc::set_handler(handler) {
         tracing::debug!("Ctrl-C will end the program at once: {error}");
     }
-    let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone() };
-    if !args.raw && engine.chat_template().is_none() {
-        tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
-    }
-    let written = if args.no_parse_special { Written::Plain } else { Written::Parsed };
-    Ok(Settings { sampling, seed, generate, raw: args.raw, written, interrupted })
+    interrupted
 }
 
 /// The tokens of a conversation: through the chat template, or as it is with `--raw` or where the model has no template.

@@ -44,6 +44,8 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => return Ok(DeviceChoice::Auto),
             "gpu" => return Ok(DeviceChoice::Gpu),
+            // llama.cpp's word for no GPU at all.
+            "none" => return Ok(DeviceChoice::Cpu),
             _ => {}
         }
         if let Ok(device) = text.parse::<Device>() {
@@ -110,6 +112,7 @@ mod tests {
         }
         assert_eq!("1".parse::<DeviceChoice>().unwrap(), DeviceChoice::GpuAt(1));
         assert_eq!("cpu:0".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cpu);
+        assert_eq!("none".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cpu);
         for text in ["", "disk", "disk:0", "AUTO", "gpu:x", "cuda:x", "CUDA", "tpu"] {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text} must be refused");
         }

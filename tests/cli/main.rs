@@ -4,6 +4,7 @@
 mod common;
 mod config;
 mod files;
+mod habits;
 mod interruptions;
 mod maps;
 mod refusals;

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Args, ValueEnum};
 
-use super::parse_value;
 use super::planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
+use super::{parse_or_default, parse_positive_or_default, parse_value};
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
@@ -101,13 +101,16 @@ pub struct PlacementArgs {
     #[arg(long, env = "TIERFLOW_MIX", value_name = "PROMPT:GENERATE", default_value_t, value_parser = parse_value::<MixArg>)]
     pub mix: MixArg,
     /// Sequences that are generated at once (-np)
-    #[arg(long, visible_alias = "parallel", env = "TIERFLOW_N_SEQS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, visible_alias = "parallel", env = "TIERFLOW_N_SEQS", value_name = "N")]
+    #[arg(value_parser = parse_positive_or_default, allow_negative_numbers = true)]
     pub n_seqs: Option<u32>,
     /// Positions of the context; 0 takes the model's, less where the budgets demand it
     #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
+    #[arg(value_parser = parse_or_default, allow_negative_numbers = true)]
     pub ctx_size: u32,
     /// Most layers that are resident on GPUs: a number, auto or all (-ngl)
-    #[arg(long, env = "TIERFLOW_N_GPU_LAYERS", default_value = "auto", value_name = "N", value_parser = parse_value::<GpuLayers>)]
+    #[arg(long, alias = "gpu-layers", env = "TIERFLOW_N_GPU_LAYERS", default_value = "auto", value_name = "N")]
+    #[arg(value_parser = parse_value::<GpuLayers>, allow_negative_numbers = true)]
     pub n_gpu_layers: GpuLayers,
     /// Most prompt tokens in one forward
     #[arg(short, long, env = "TIERFLOW_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -139,8 +142,8 @@ pub struct PlacementArgs {
     /// Kernels of adapters; auto takes the fastest that were measured, portable those that every adapter runs
     #[arg(long, env = "TIERFLOW_KERNELS", value_name = "CHOICE", default_value = "auto")]
     pub kernels: KernelsArg,
-    /// Threads of the host
-    #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Threads of the host; 0 for one on each core
+    #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = parse_or_default, allow_negative_numbers = true)]
     pub threads: Option<u32>,
     /// Do not measure a device that is not known yet; plan with typical rates
     #[arg(long, env = "TIERFLOW_NO_MEASURE")]
@@ -221,8 +224,9 @@ impl FromStr for GpuLayers {
 
     fn from_str(text: &str) -> Result<GpuLayers> {
         match text {
-            "auto" => Ok(GpuLayers::Auto),
-            "all" => Ok(GpuLayers::All),
+            // The numbers are llama.cpp's.
+            "auto" | "-1" => Ok(GpuLayers::Auto),
+            "all" | "-2" => Ok(GpuLayers::All),
             _ => text.parse().map(GpuLayers::Count).map_err(|_| Error::InvalidArgument {
                 option: "--n-gpu-layers".into(),
                 fault: format!("`{text}` is no number of layers; write a number, auto or all"),

@@ -1,10 +1,14 @@
 //! Where a thing can be named in several ways, the one on the command line wins over another's twin in the environment,
 //! and both over the config file.
 
+use std::ffi::OsStr;
+
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use super::{Command, KvDtypeArg, ModelArgs, PlacementArgs, RunArgs};
+use crate::cli::familiar::names_a_model;
+use crate::hub::looks_like_model_ref;
 
 /// Drops from `command` what a stronger source names in another way.
 pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) {
@@ -45,15 +49,19 @@ fn args_name_model(matches: &ArgMatches) -> bool {
     ["model", "model_flag", "hf_repo"].iter().any(|id| is_from(matches, id, ValueSource::CommandLine))
 }
 
-/// With one word and no prompt beside it, the word is the prompt of the model that the environment names.
+/// Words beside a model that the environment names are the prompt, unless the first can only be a model, or a prompt stands beside it.
 fn overrule_run(args: &mut RunArgs, matches: &ArgMatches) {
     let typed = |id| is_from(matches, id, ValueSource::CommandLine);
     let flag_names_model = typed("model_flag") || typed("hf_repo");
     let prompt_is_flag = typed("prompt") || typed("file");
-    let word_is_model = typed("model") && (typed("prompt_word") || prompt_is_flag);
-    overrule_model(&mut args.model, matches, flag_names_model || word_is_model);
-    let word_is_prompt = typed("prompt_word") || (args.words().1.is_some() && typed("model"));
-    if word_is_prompt || prompt_is_flag {
+    let first = args.model.model.as_deref().filter(|_| !flag_names_model);
+    let is_model = |word: &OsStr| {
+        let is_on_hub = word.to_str().is_some_and(looks_like_model_ref);
+        names_a_model(word) || prompt_is_flag || (!args.prompt_words.is_empty() && is_on_hub)
+    };
+    let is_named = flag_names_model || first.is_some_and(is_model);
+    overrule_model(&mut args.model, matches, is_named);
+    if !args.words().1.is_empty() || prompt_is_flag {
         let generation = &mut args.generation;
         drop_from_env(&mut generation.prompt, matches, "prompt");
         drop_from_env(&mut generation.file, matches, "file");

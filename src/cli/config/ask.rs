@@ -160,14 +160,14 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_told_and_asked_for_again() {
-        let (changes, asked) = answer("", "tpu\ngpu:1\ngpu:1=5MiB\n\n-1\n 4096 \n/tmp/rates\n");
+        let (changes, asked) = answer("", "tpu\ngpu:1\ngpu:1=5MiB\n\n-2\n 4096 \n/tmp/rates\n");
         let expected = ["device=gpu:1", "max-memory=gpu:1=5MiB", "objective=latency", "ctx-size=4096", "cache-dir=/tmp/rates"];
         assert_eq!(changes.unwrap(), expected);
         assert!(
             asked.contains("`tpu` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps\ndevice [auto]: "),
             "{asked}"
         );
-        assert!(asked.contains("-1 is not in 0.."), "{asked}");
+        assert!(asked.contains("`-2` is no whole number in 0..="), "{asked}");
     }
 
     #[test]

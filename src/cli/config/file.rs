@@ -292,7 +292,7 @@ mod tests {
             ("device = \"tpu\"", 1, "device", "auto, gpu, gpu:N, cpu"),
             ("\n\nctx-size = \"4096\"", 3, "ctx-size", "a whole number"),
             ("ctx-size = 4.5", 1, "ctx-size", "a whole number"),
-            ("ctx-size = -1", 1, "ctx-size", "-1 is not in 0.."),
+            ("ctx-size = -2", 1, "ctx-size", "no whole number in 0..="),
             ("slots = 0", 1, "slots", "1.."),
             ("strict = \"yes\"", 1, "strict", "true or false"),
             ("objective = \"speed\"", 1, "objective", "latency or throughput"),

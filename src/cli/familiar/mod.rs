@@ -1,0 +1,378 @@
+//! Command lines as users of llama.cpp and ollama write them, rewritten to what clap reads: short flags of several letters
+//! (clap would take `-ngl 20` for `-n gl`), other names, a value behind a switch, no subcommand at all. What changes nothing
+//! here is taken out and noted; what is not here is refused with what is. Knows what clap knows of each subcommand.
+
+mod table;
+
+use std::ffi::{OsStr, OsString};
+use std::iter::Peekable;
+use std::path::Path;
+use std::vec::IntoIter;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, Command};
+
+use crate::hub::looks_like_model_ref;
+use table::{ABSENT, ABSENT_VERBS, IDLE, RENAMED, Takes};
+
+/// Words that a switch may be followed by.
+const SWITCH_WORDS: [&str; 6] = ["on", "off", "true", "false", "yes", "no"];
+
+/// Words that llama.cpp's own switches may be followed by.
+const LLAMA_SWITCH_WORDS: [&str; 7] = ["on", "off", "auto", "true", "false", "0", "1"];
+
+/// A command line that clap reads.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The arguments, program name first.
+    pub arguments: Vec<OsString>,
+    /// What the user should know of the rewriting, a line each.
+    pub notes: Vec<String>,
+}
+
+/// Rewrites `arguments` (program name first) for `command`, the whole program's.
+///
+/// # Errors
+/// A flag or a subcommand that is not here, with what there is instead, as clap would say it.
+pub fn rewrite(arguments: impl IntoIterator<Item = OsString>, command: &Command) -> Result<Rewritten, clap::Error> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    put_verb(&mut arguments, command)?;
+    let verb = arguments.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    let Some(subcommand) = command.find_subcommand(verb) else { return Ok(Rewritten { arguments, notes: Vec::new() }) };
+    let rest = arguments.split_off(2);
+    let mut rewriter = Rewriter { subcommand, rest: rest.into_iter().peekable(), done: Rewritten { arguments, notes: Vec::new() } };
+    rewriter.run()?;
+    Ok(rewriter.done)
+}
+
+/// Whether a word can only be meant as a model, not as part of a prompt.
+pub fn names_a_model(word: &OsStr) -> bool {
+    let path = Path::new(word);
+    let is_model_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    is_model_file || path.join("config.json").exists()
+}
+
+/// Makes the second argument a subcommand that is here: the one that is meant where it is left out or goes by another name.
+fn put_verb(arguments: &mut Vec<OsString>, command: &Command) -> Result<(), clap::Error> {
+    let Some(first) = arguments.get(1).map(|word| word.to_string_lossy().into_owned()) else { return Ok(()) };
+    if arguments.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--list-devices") {
+        arguments.splice(1.., ["devices".into()]);
+        return Ok(());
+    }
+    if command.find_subcommand(&first).is_some() || ["-h", "--help", "-V", "--version"].contains(&&*first) {
+        return Ok(());
+    }
+    match &*first {
+        // `help run` is `run --help`.
+        "help" => {
+            arguments.remove(1);
+            arguments.push("--help".into());
+        }
+        "-cl" | "--cache-list" => arguments[1] = "ls".into(),
+        _ => {
+            if let Some((_, hint)) = ABSENT_VERBS.iter().find(|(names, _)| names.contains(&&*first)) {
+                return Err(refusal(command, ErrorKind::InvalidSubcommand, &format!("there is no subcommand '{first}'"), Some(hint)));
+            }
+            if first.starts_with('-') || names_a_model(&arguments[1]) || looks_like_model_ref(&first) {
+                arguments.insert(1, "run".into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is under way.
+struct Rewriter<'a> {
+    subcommand: &'a Command,
+    rest: Peekable<IntoIter<OsString>>,
+    done: Rewritten,
+}
+
+impl Rewriter<'_> {
+    fn run(&mut self) -> Result<(), clap::Error> {
+        while let Some(argument) = self.rest.next() {
+            if argument == "--" {
+                self.done.arguments.push(argument);
+                self.done.arguments.extend(self.rest.by_ref());
+                break;
+            }
+            let is_flag = |text: &str| {
+                text.strip_prefix('-').is_some_and(|rest| rest.starts_with(|letter: char| letter == '-' || letter.is_alphabetic()))
+            };
+            match argument.to_str() {
+                Some(text) if is_flag(text) => {
+                    let text = text.to_owned();
+                    self.flag(&text)?;
+                }
+                // Words, numbers below zero, and what is no UTF-8.
+                _ => self.done.arguments.push(argument),
+            }
+        }
+        self.note_budgets();
+        Ok(())
+    }
+
+    /// Rewrites one flag, and takes what belongs to it.
+    fn flag(&mut self, text: &str) -> Result<(), clap::Error> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        // llama.cpp takes `--ctx_size` for `--ctx-size`, as Python's programs do.
+        let name = if name.starts_with("--") { name.replace('_', "-") } else { name.to_owned() };
+        if let Some(arg) = find(self.subcommand, &name) {
+            return Ok(self.known(arg, &name, value));
+        }
+        let renamed = RENAMED.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
+        let renamed = renamed.and_then(|ours| Some((ours, find(self.subcommand, ours.split('=').next()?)?)));
+        if let Some((ours, arg)) = renamed {
+            return Ok(self.known(arg, ours, value));
+        }
+        if let Some(idle) = IDLE.iter().find(|idle| idle.names.contains(&&*name)) {
+            self.skip_value(idle.takes, value.is_some());
+            self.note(format!("{name} changes nothing here: {}", idle.why));
+            return Ok(());
+        }
+        if let Some((_, hint)) = ABSENT.iter().find(|(names, _)| names.contains(&&*name)) {
+            return Err(self.unknown(&name, Some(hint)));
+        }
+        if name.starts_with("--") || name.len() == 2 || self.is_joined(&name, value) {
+            let value = value.map(|value| format!("={value}")).unwrap_or_default();
+            self.done.arguments.push(format!("{name}{value}").into());
+            return Ok(());
+        }
+        let first = name[1..].chars().next().unwrap_or_default();
+        let short = find(self.subcommand, &format!("-{first}")).filter(|arg| takes_value(arg));
+        let hint = short.map(|_| format!("a value of -{first} is written apart: -{first} {}", &name[1 + first.len_utf8()..]));
+        Err(self.unknown(&name, hint.as_deref()))
+    }
+
+    /// Takes over a flag that the subcommand has, called `name` there, with its value.
+    fn known(&mut self, arg: &Arg, name: &str, value: Option<&str>) {
+        let joined = value.map(|value| format!("={value}")).unwrap_or_default();
+        if value.is_some() || name.contains('=') {
+            self.done.arguments.push(format!("{name}{joined}").into());
+        } else if takes_value(arg) {
+            self.done.arguments.push(name.into());
+            if arg.is_allow_hyphen_values_set() {
+                self.done.arguments.extend(self.rest.next());
+            }
+        } else if !name.starts_with("--") {
+            self.done.arguments.push(name.into());
+        } else {
+            // A switch. The word behind it is its value where it is such a word, and never the prompt.
+            let word = self.rest.next_if(|next| SWITCH_WORDS.iter().any(|word| next == word));
+            match (word.as_ref().and_then(|word| word.to_str()), arg.get_action()) {
+                (Some(word), ArgAction::Set) => self.done.arguments.push(format!("{name}={word}").into()),
+                (Some("off" | "false" | "no"), _) => {}
+                _ => self.done.arguments.push(name.into()),
+            }
+        }
+    }
+
+    fn skip_value(&mut self, takes: Takes, is_joined: bool) {
+        match takes {
+            Takes::Value if !is_joined => drop(self.rest.next()),
+            Takes::Switch if !is_joined => drop(self.rest.next_if(|next| LLAMA_SWITCH_WORDS.iter().any(|word| next == word))),
+            _ => {}
+        }
+    }
+
+    /// Whether clap reads `name`, a dash and several letters, as it is meant: `-n4`, `-n-1`, `-qv`.
+    fn is_joined(&self, name: &str, value: Option<&str>) -> bool {
+        let mut letters = name[1..].chars();
+        let is_switch = |letter: char| find(self.subcommand, &format!("-{letter}")).is_some_and(|arg| !takes_value(arg));
+        if value.is_none() && letters.clone().all(is_switch) {
+            return true;
+        }
+        let has_value = letters.next().and_then(|first| find(self.subcommand, &format!("-{first}"))).is_some_and(takes_value);
+        has_value && value.is_none() && letters.as_str().parse::<f64>().is_ok()
+    }
+
+    fn note(&mut self, note: String) {
+        if !self.done.notes.contains(&note) {
+            self.done.notes.push(note);
+        }
+    }
+
+    /// A budget that another one silently takes back would be a trap: of all options, only this one names several things.
+    fn note_budgets(&mut self) {
+        let is_budget = |argument: &OsString| argument.to_str().is_some_and(|text| text.split('=').next() == Some("--max-memory"));
+        if self.done.arguments.iter().take_while(|argument| *argument != "--").filter(|argument| is_budget(argument)).count() > 1 {
+            self.note("--max-memory is given more than once, and the last counts; one names all devices: gpu:0=4GiB,cpu=8GiB".into());
+        }
+    }
+
+    fn unknown(&self, name: &str, hint: Option<&str>) -> clap::Error {
+        refusal(self.subcommand, ErrorKind::UnknownArgument, &format!("unknown flag '{name}'"), hint)
+    }
+}
+
+/// The option that is called `name`, dashes included.
+fn find<'a>(subcommand: &'a Command, name: &str) -> Option<&'a Arg> {
+    let is_called = |arg: &&Arg| match name.strip_prefix("--") {
+        Some(long) => arg.get_long() == Some(long) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&long)),
+        None => name.len() == 2 && arg.get_short().is_some_and(|short| name.ends_with(short)),
+    };
+    subcommand.get_arguments().find(is_called)
+}
+
+/// Whether a value follows: not so with switches, also those that may have one behind `=`.
+fn takes_value(arg: &Arg) -> bool {
+    arg.get_action().takes_values() && !arg.is_require_equals_set()
+}
+
+fn refusal(command: &Command, kind: ErrorKind, fault: &str, hint: Option<&str>) -> clap::Error {
+    let hint = hint.map(|hint| format!("\n\n  tip: {hint}")).unwrap_or_default();
+    clap::Error::raw(kind, format!("{fault}{hint}\n")).format(&mut command.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    /// The arguments behind the program's name, and the notes.
+    fn rewritten(line: &[&str]) -> Result<(Vec<String>, Vec<String>), String> {
+        let arguments = ["tierflow"].iter().chain(line).map(OsString::from);
+        let done = rewrite(arguments, &Cli::command()).map_err(|error| error.to_string())?;
+        Ok((done.arguments.into_iter().skip(1).map(|argument| argument.into_string().unwrap()).collect(), done.notes))
+    }
+
+    #[track_caller]
+    fn becomes(line: &[&str], expected: &[&str]) {
+        assert_eq!(rewritten(line).unwrap().0, expected, "{line:?}");
+    }
+
+    #[test]
+    fn every_other_name_is_one_of_an_option() {
+        let command = Cli::command();
+        let subcommands: Vec<&Command> = command.get_subcommands().collect();
+        for (theirs, ours) in RENAMED {
+            let (name, value) = ours.split_once('=').map_or((ours, None), |(name, value)| (name, Some(value)));
+            let at_home = subcommands.iter().find(|subcommand| find(subcommand, name).is_some());
+            let verb = at_home.unwrap_or_else(|| panic!("{ours} is no option")).get_name();
+            let more = if find(at_home.unwrap(), name).is_some_and(takes_value) && value.is_none() { &["7"][..] } else { &[] };
+            becomes(&[&[verb, theirs], more].concat(), &[&[verb, ours], more].concat());
+        }
+    }
+
+    #[test]
+    fn nothing_that_an_option_is_called_is_idle_or_absent_everywhere() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        let names = IDLE.iter().flat_map(|idle| idle.names).chain(ABSENT.iter().flat_map(|(names, _)| *names));
+        for name in names {
+            assert!(find(run, name).is_none(), "{name} is an option of run");
+            assert!(RENAMED.iter().all(|(theirs, _)| theirs != name), "{name} is renamed");
+        }
+        for (names, _) in ABSENT_VERBS {
+            assert!(names.iter().all(|name| command.find_subcommand(name).is_none()));
+        }
+    }
+
+    #[test]
+    fn idle_flags_leave_with_their_values_and_a_note_each() {
+        for (line, expected) in [
+            (&["run", "m", "-fa", "on", "p"][..], &["run", "m", "p"][..]),
+            (&["run", "m", "-fa", "p"], &["run", "m", "p"]),
+            (&["run", "m", "-fa=off", "--mlock", "--mlock", "-tb", "4"], &["run", "m"]),
+            (&["plan", "m", "--flash-attn", "1", "--no_warmup"], &["plan", "m"]),
+        ] {
+            let (arguments, notes) = rewritten(line).unwrap();
+            assert_eq!(arguments, expected);
+            let n_kinds = line
+                .iter()
+                .filter(|word| word.starts_with('-'))
+                .map(|word| word.split('=').next())
+                .collect::<std::collections::BTreeSet<_>>();
+            assert_eq!(notes.len(), n_kinds.len(), "{notes:?}");
+            assert!(notes.iter().all(|note| note.contains(" changes nothing here: ")), "{notes:?}");
+        }
+    }
+
+    #[test]
+    fn absent_flags_are_called_unknown_with_what_there_is() {
+        for (line, hint) in [
+            (&["run", "m", "-ts", "1,1"][..], "--max-memory"),
+            (&["run", "m", "-sm", "row"], "--device"),
+            (&["run", "m", "-mg", "0"], "--device gpu:N"),
+            (&["run", "m", "-nkvo"], "KV cache"),
+            (&["run", "-mu", "https://x/y.gguf"], "-hf"),
+            (&["plan", "m", "--tensor_split=3,1"], "--max-memory"),
+        ] {
+            let error = rewritten(line).unwrap_err();
+            let flag = line.iter().find(|word| word.starts_with('-')).unwrap().split('=').next().unwrap().replace('_', "-");
+            assert!(error.contains(&format!("unknown flag '{flag}'")) && error.contains(hint) && error.contains("Usage: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_flags_of_several_letters_are_no_values_of_the_first() {
+        for flag in ["-nope", "-cx", "-tsx", "-mx=3", "-smile"] {
+            let error = rewritten(&["run", "m", flag]).unwrap_err();
+            let name = flag.split('=').next().unwrap();
+            assert!(error.contains(&format!("unknown flag '{name}'")) && error.contains("written apart"), "{error}");
+        }
+        assert!(!rewritten(&["run", "m", "-zz"]).unwrap_err().contains("written apart"));
+        for line in [&["run", "m", "-n4", "-c=8", "-n-1", "-t", "-1", "-qv"][..], &["run", "m", "-s", "-1", "-x"]] {
+            becomes(line, line);
+        }
+    }
+
+    #[test]
+    fn texts_and_what_follows_two_dashes_stay() {
+        for (line, expected) in [
+            (&["run", "m", "--", "-ngl", "-hf"][..], &["run", "m", "--", "-ngl", "-hf"][..]),
+            (&["run", "m", "-p", "-ngl", "-ngl", "3"], &["run", "m", "-p", "-ngl", "--n-gpu-layers", "3"]),
+            (&["run", "m", "-sys", "-fa"], &["run", "m", "--system", "-fa"]),
+            (&["run", "m", "-ngl=20", "-"], &["run", "m", "--n-gpu-layers=20", "-"]),
+        ] {
+            becomes(line, expected);
+        }
+    }
+
+    #[test]
+    fn a_word_behind_a_switch_is_its_value() {
+        for (line, expected) in [
+            (&["run", "m", "--fit", "on", "p"][..], &["run", "m", "--fit=on", "p"][..]),
+            (&["run", "m", "--strict", "true"], &["run", "m", "--strict=true"]),
+            (&["run", "m", "--strict", "p"], &["run", "m", "--strict", "p"]),
+            (&["run", "m", "--no_measure", "off"], &["run", "m", "--no-measure=off"]),
+            (&["run", "m", "--raw", "true", "p"], &["run", "m", "--raw", "p"]),
+            (&["run", "m", "--ignore-eos", "off", "p"], &["run", "m", "p"]),
+        ] {
+            becomes(line, expected);
+        }
+    }
+
+    #[test]
+    fn a_line_without_a_subcommand_runs() {
+        for (line, expected) in [
+            (&["-m", "m", "-p", "x"][..], &["run", "-m", "m", "-p", "x"][..]),
+            (&["-hf", "o/n"], &["run", "--hf-repo", "o/n"]),
+            (&["m.gguf", "why"], &["run", "m.gguf", "why"]),
+            (&["org/name:Q8_0"], &["run", "org/name:Q8_0"]),
+            (&["--list-devices"], &["devices"]),
+            (&["run", "m", "--list-devices"], &["devices"]),
+            (&["help", "run"], &["run", "--help"]),
+            (&["help"], &["--help"]),
+            (&["frobnicate"], &["frobnicate"]),
+        ] {
+            becomes(line, expected);
+        }
+        for verb in ["ps", "rm", "serve"] {
+            let error = rewritten(&[verb, "m"]).unwrap_err();
+            assert!(error.contains(&format!("no subcommand '{verb}'")) && error.contains("tip: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn budgets_that_are_given_twice_are_noted() {
+        let notes = rewritten(&["run", "m", "--max-memory", "cpu=1GiB", "--max_memory=gpu:0=1GiB"]).unwrap().1;
+        assert!(notes.len() == 1 && notes[0].contains("the last counts"), "{notes:?}");
+        assert!(rewritten(&["run", "m", "--max-memory", "cpu=1GiB"]).unwrap().1.is_empty());
+    }
+}

@@ -1,0 +1,116 @@
+//! The words of llama.cpp and ollama as tables: what they are called here, what changes nothing here, what there is instead.
+
+/// Flags that have another name here. A flag that the subcommand itself has is not looked up.
+pub(super) const RENAMED: [(&str, &str); 23] = [
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-dev", "--device"),
+    ("-hf", "--hf-repo"),
+    ("-hff", "--hf-file"),
+    ("-hfr", "--hf-repo"),
+    ("-ngl", "--n-gpu-layers"),
+    ("-np", "--n-seqs"),
+    ("-sys", "--system"),
+    ("-sysf", "--system-file"),
+    ("-ub", "--ubatch-size"),
+    ("-r", "--stop"),
+    ("-no-cnv", "--raw"),
+    ("--no-conversation", "--raw"),
+    ("--mmap", "--io=mmap"),
+    ("--no-mmap", "--io=pread"),
+    ("-dio", "--io=pread"),
+    ("--direct-io", "--io=pread"),
+    ("-ndio", "--io=pread"),
+    ("--no-direct-io", "--io=pread"),
+    ("--log-verbose", "--verbose"),
+    ("--log-disable", "--quiet"),
+    ("--no-show-timings", "--quiet"),
+];
+
+/// What follows a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// The next flag or word.
+    Nothing,
+    /// A value.
+    Value,
+    /// `on`, `off` or `auto`, which may be left out.
+    Switch,
+}
+
+/// Flags that change nothing here.
+pub(super) struct Idle {
+    pub(super) names: &'static [&'static str],
+    pub(super) takes: Takes,
+    /// Why that is so.
+    pub(super) why: &'static str,
+}
+
+pub(super) const IDLE: [Idle; 17] = [
+    Idle { names: &["-fa", "--flash-attn"], takes: Takes::Switch, why: "attention is always computed that way" },
+    Idle { names: &["-fit"], takes: Takes::Switch, why: "every plan fits; --fit asks for one in which nothing streams" },
+    Idle { names: &["-cnv", "--conversation"], takes: Takes::Nothing, why: "without a prompt, a terminal starts a chat" },
+    Idle { names: &["-st", "--single-turn"], takes: Takes::Nothing, why: "with a prompt, there is one answer" },
+    Idle { names: &["--jinja", "--no-jinja"], takes: Takes::Nothing, why: "the model's own template counts; --raw leaves it out" },
+    Idle { names: &["--warmup", "--no-warmup"], takes: Takes::Nothing, why: "nothing is computed before the prompt" },
+    Idle { names: &["--mlock"], takes: Takes::Nothing, why: "weights in memory are not locked there" },
+    Idle { names: &["-tb", "--threads-batch"], takes: Takes::Value, why: "--threads counts for prompts, too" },
+    Idle { names: &["--keep"], takes: Takes::Value, why: "nothing of a prompt is dropped" },
+    Idle { names: &["--prio", "--prio-batch", "--poll", "--poll-batch"], takes: Takes::Value, why: "threads are the system's to order" },
+    Idle { names: &["--perf", "--no-perf", "--show-timings"], takes: Takes::Nothing, why: "rates are always told; -q leaves them out" },
+    Idle { names: &["--display-prompt", "--no-display-prompt"], takes: Takes::Nothing, why: "a prompt is never printed" },
+    Idle { names: &["--no-escape"], takes: Takes::Nothing, why: "prompts are always taken as they are" },
+    Idle { names: &["--simple-io"], takes: Takes::Nothing, why: "off a terminal, text comes plain" },
+    Idle { names: &["-kvo", "--kv-offload"], takes: Takes::Nothing, why: "the KV cache lies where attention is computed" },
+    Idle { names: &["-nr", "--no-repack", "--repack"], takes: Takes::Nothing, why: "weights stay as they are stored" },
+    Idle { names: &["--swa-full", "--check-tensors", "--no-host", "--op-offload"], takes: Takes::Nothing, why: "there is no such choice" },
+];
+
+/// Flags that are not here, and what is.
+pub(super) const ABSENT: [(&[&str], &str); 34] = [
+    (&["-ts", "--tensor-split"], "--max-memory gpu:0=6GiB,gpu:1=4GiB bounds each GPU; --device-map balanced shares evenly"),
+    (&["-sm", "--split-mode"], "layers are split among GPUs; --device gpu:0 takes one alone"),
+    (&["-mg", "--main-gpu"], "--device gpu:N chooses the GPU"),
+    (&["-nkvo", "--no-kv-offload"], "the KV cache lies where attention is computed; --max-memory bounds it"),
+    (&["-ot", "--override-tensor"], "--device-map FILE.json says where each part lives"),
+    (&["-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe"], "models with experts do not run"),
+    (&["-fitt", "--fit-target"], "--max-memory gpu:0=6GiB says how much may be used"),
+    (&["-fitc", "--fit-ctx"], "-c N demands a context of N positions"),
+    (&["-lm", "--load-mode"], "--io mmap|pread says how weights are read"),
+    (&["-mu", "--model-url"], "name the file with -m, or a model on the hub with -hf ORG/NAME:QUANT"),
+    (&["-dr", "--docker-repo"], "-hf ORG/NAME:QUANT fetches from a Hugging Face hub"),
+    (&["-hft", "--hf-token"], "set HF_TOKEN, which no list of processes shows"),
+    (&["--offline"], "set HF_HUB_OFFLINE=1"),
+    (&["-cl", "--cache-list"], "tierflow ls"),
+    (&["-i", "--interactive", "-if", "--interactive-first", "-ins", "--instruct", "-mli"], "without a prompt, a terminal starts a chat"),
+    (&["-e", "--escape"], "prompts are taken as they are; bash writes a line break as $'one\\ntwo'"),
+    (&["-bf", "--binary-file"], "-f FILE reads the prompt"),
+    (&["-sp", "--special"], "special tokens are not printed"),
+    (&["-lv", "--verbosity", "--log-verbosity"], "-v says more, -q less, RUST_LOG in detail"),
+    (&["--log-file"], "all but the answer goes to stderr: 2> FILE keeps it"),
+    (&["-co", "--color", "--log-colors"], "NO_COLOR=1 turns colours off"),
+    (&["-o", "--output-file"], "the answer alone goes to stdout: > FILE keeps it"),
+    (&["-oe", "--output-err"], "the report goes to stdout: > FILE keeps it"),
+    (&["-md", "--model-draft", "-hfd", "-ngld", "-td", "-devd", "--draft", "--draft-max"], "there is no speculative decoding"),
+    (&["-mm", "--mmproj", "-mmu", "--image", "--audio", "--video"], "models of texts alone run"),
+    (&["--lora", "--lora-scaled", "--control-vector"], "adapters do not run; merge them into the model"),
+    (&["-j", "--json-schema", "-jf", "--json-schema-file", "--grammar", "--grammar-file"], "answers cannot be constrained"),
+    (&["--chat-template", "--chat-template-file"], "the model's own template counts; --raw leaves it out"),
+    (&["--presence-penalty", "--frequency-penalty"], "--repeat-penalty holds repetition down"),
+    (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--numa"], "taskset and numactl bind a program to cores"),
+    (&["--no-op-offload"], "--device cpu lets the host compute everything"),
+    (&["--format"], "--json prints the answer as JSON; answers cannot be constrained"),
+    (&["--keepalive"], "a model is unloaded when the program ends"),
+    (&["-a", "--alias", "--host", "--port"], "there is no server; tierflow run MODEL answers or chats"),
+];
+
+/// Subcommands that are not here, and what is.
+pub(super) const ABSENT_VERBS: [(&[&str], &str); 4] = [
+    (&["ps", "stop"], "no model stays loaded when a command ends; `tierflow ls` lists those in the cache"),
+    (
+        &["rm", "remove", "delete"],
+        "models lie in the cache of Hugging Face: delete the folder that `tierflow ls` shows, or use its own `hf cache rm`",
+    ),
+    (&["serve", "server", "start"], "there is no server; `tierflow run MODEL` answers or chats"),
+    (&["create", "cp", "push"], "models are used as they are: a folder, a .gguf file, or ORG/NAME:QUANT on a hub"),
+];

@@ -1,0 +1,218 @@
+//! What users of llama.cpp and ollama type: it does the same here, or is told what does.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+use xtask::models::GgufType;
+
+use crate::common::program::{Home, Ran, text, wait};
+
+/// The options of a short greedy answer as JSON.
+const SHORT: [&str; 7] = ["--device", "cpu", "--temp", "0", "-n", "4", "--json"];
+
+fn with_stdin(home: &Home, arguments: &[&str], input: &str) -> Ran {
+    let mut child = home.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    wait(child)
+}
+
+fn with_variables(home: &Home, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let mut command = home.command(arguments);
+    wait(command.envs(variables.iter().copied()).spawn().unwrap())
+}
+
+/// Tokens of the prompt and of the answer.
+#[track_caller]
+fn tokens(ran: &Ran) -> (u64, Value) {
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    (json["prompt_tokens"].as_u64().unwrap(), json["tokens"].clone())
+}
+
+#[test]
+fn the_last_of_a_repeated_option_counts() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let json =
+        home.json("tierflow.run/1", &[&["run", &model, "-p", "x", "-n", "9"], &SHORT[..], &["-n", "2", "--n-predict", "3"]].concat());
+    assert_eq!(json["tokens"].as_array().unwrap().len(), 3);
+    let json = home.json("tierflow.plan/3", &["plan", &model, "-c", "128", "-c", "256", "--device", "gpu:7", "--device", "cpu", "--json"]);
+    assert!(json["plan"].to_string().contains("\"ctx_size\":256"));
+    let twice = ["plan", &model, "--device", "cpu", "--max-memory", "cpu=1KiB", "--max-memory", "cpu=1GiB"];
+    let ran = home.run(&twice);
+    assert_eq!((ran.code, ran.stderr.matches("--max-memory is given more than once").count()), (Some(0), 1), "{}", ran.stderr);
+}
+
+#[test]
+fn minus_one_is_a_value() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let start = [&["run", &model, "-p", "x"], &SHORT[..]].concat();
+    let plain = tokens(&home.run(&start));
+    for more in
+        [&["-ngl", "-1"][..], &["-c", "-1"], &["--top-k", "-1"], &["-s", "-1"], &["-t", "-1"], &["-np", "-1"], &["--repeat-last-n", "-1"]]
+    {
+        assert_eq!(tokens(&home.run(&[&start[..], more].concat())), plain, "{more:?}");
+    }
+    assert_eq!(tokens(&home.run(&[&start[..], &["-ngl=-1", "-c=-1"]].concat())), plain);
+}
+
+#[test]
+fn flags_of_llama_cpp_are_obeyed_noted_or_called_unknown() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::F32);
+    let start = [&["run", &model, "-p", "x"], &SHORT[..]].concat();
+    let plain = tokens(&home.run(&start));
+    let idle = ["-fa", "on", "--mlock", "--no-mmap", "-cnv", "-st", "--jinja", "--no-warmup", "-tb", "2", "--keep", "0", "--no_warmup"];
+    let ran = home.run(&[&start[..], &idle].concat());
+    assert_eq!(tokens(&ran), plain);
+    for flag in ["-fa", "--mlock", "-cnv", "-st", "--jinja", "--no-warmup", "-tb", "--keep"] {
+        assert_eq!(ran.stderr.matches(&format!("{flag} changes nothing here")).count(), 1, "{flag}: {}", ran.stderr);
+    }
+    assert_eq!(home.run(&[&start[..], &idle, &["-q"]].concat()).stderr, "");
+    for (flag, value) in [("-ts", "1,1"), ("-sm", "row"), ("-mg", "0"), ("-nkvo", ""), ("-mu", "https://example.org/m.gguf"), ("-xyz", "")]
+    {
+        for command in ["run", "plan", "bench"] {
+            let refusal = home.refusal(2, &[command, &model, flag, value]);
+            assert!(refusal.contains(&format!("unknown flag '{flag}'")), "{command} {flag}: {refusal}");
+        }
+    }
+    for line in [
+        &["-m", &model, "-p", "x", "-n", "1", "-no-cnv", "-dev", "none"][..],
+        &["run", "-m", &model, "x", "--gpu-layers", "0", "--max-tokens", "1"],
+    ] {
+        assert_eq!(home.run(line).code, Some(0), "{line:?}");
+    }
+    assert!(home.stdout(&["--list-devices"]).contains("\ncpu "));
+    assert_eq!(home.stdout(&["bench", "--list-devices"]), home.stdout(&["devices"]));
+}
+
+#[test]
+fn a_word_behind_a_switch_does_not_become_the_prompt() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let start = [&["run", &model], &SHORT[..]].concat();
+    let plain = tokens(&home.run(&[&start[..], &["hello"]].concat()));
+    for more in [
+        &["--strict", "false", "hello"][..],
+        &["--no-measure", "true", "hello"],
+        &["hello", "--fit", "off"],
+        &["--ignore-eos", "no", "hello"],
+    ] {
+        assert_eq!(tokens(&home.run(&[&start[..], more].concat())), plain, "{more:?}");
+    }
+}
+
+#[test]
+fn words_without_quotes_and_a_pipe_are_the_prompt() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let start = [&["run", &model], &SHORT[..]].concat();
+    let run = |more: &[&str]| tokens(&home.run(&[&start[..], more].concat()));
+    assert_eq!(run(&["why", "is", "the", "sky", "blue"]), run(&["why is the sky blue"]));
+    let expected = run(&["-p", "some text\n\nSummarise it"]);
+    assert_ne!(expected, run(&["Summarise it"]));
+    for more in [&["Summarise it"][..], &["Summarise", "it"], &["-p", "Summarise it"]] {
+        let ran = with_stdin(&home, &[&start[..], more].concat(), "some text\n");
+        assert_eq!(tokens(&ran), expected, "{more:?}");
+        assert_eq!(ran.stderr.matches("the text on stdin (9 B) goes before the prompt").count(), 1, "{}", ran.stderr);
+        assert_eq!(with_stdin(&home, &[&start[..], more, &["-q"]].concat(), "some text\n").stderr, "");
+    }
+    assert_eq!(tokens(&with_stdin(&home, &[&start[..], &["-p", "Summarise it"]].concat(), "")), run(&["Summarise it"]));
+}
+
+#[test]
+fn a_line_without_a_subcommand_runs() {
+    let home = Home::new();
+    let (folder, gguf) = (home.folder_model(), home.gguf_model(GgufType::F32));
+    for model in [&folder, &gguf] {
+        let expected = tokens(&home.run(&[&["run", model, "-p", "hi"], &SHORT[..]].concat()));
+        for line in [&["-m", model, "-p", "hi"][..], &[model, "hi"], &["chat", model, "hi"]] {
+            assert_eq!(tokens(&home.run(&[line, &SHORT[..]].concat())), expected, "{line:?}");
+        }
+    }
+    assert_eq!(home.stdout(&["show", &gguf]), home.stdout(&["inspect", &gguf]));
+    assert_eq!(home.stdout(&["list", "--json"]), home.stdout(&["ls", "--json"]));
+    for (verb, hint) in [("ps", "tierflow ls"), ("rm", "hf cache rm"), ("serve", "tierflow run"), ("stop", "tierflow ls")] {
+        let refusal = home.refusal(2, &[verb, "m"]);
+        assert!(refusal.contains(&format!("no subcommand '{verb}'")) && refusal.contains(hint), "{refusal}");
+    }
+}
+
+#[test]
+fn variables_that_are_empty_are_as_unset() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let arguments = [&["run", &model, "-p", "x"], &SHORT[..]].concat();
+    let plain = tokens(&home.run(&arguments));
+    for name in [
+        "MAX_MEMORY",
+        "DEVICE",
+        "CTX_SIZE",
+        "DEVICE_MAP",
+        "THREADS",
+        "IO",
+        "SEED",
+        "TRACE",
+        "TEMP",
+        "STOP",
+        "KV_DTYPE",
+        "BACKENDS",
+        "CONFIG",
+        "CACHE",
+    ] {
+        assert_eq!(tokens(&with_variables(&home, &arguments, &[(&format!("TIERFLOW_{name}"), "")])), plain, "{name}");
+    }
+    let ran = with_variables(&home, &["plan", &model, "--device", "cpu"], &[("TIERFLOW_DEVICES", ""), ("TIERFLOW_EXPORT_DEVICE_MAP", "")]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+}
+
+#[test]
+fn a_fault_of_a_variable_names_the_variable() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for (name, value, option) in [
+        ("TIERFLOW_CTX_SIZE", "4k", "--ctx-size"),
+        ("TIERFLOW_MAX_MEMORY", "tpu=1GiB", "--max-memory"),
+        ("TIERFLOW_IO", "dio", "--io"),
+        ("TIERFLOW_DEVICE", "tpu", "--device"),
+        ("TIERFLOW_SEED", "-5", "--seed"),
+        ("TIERFLOW_TEMP", "-1", "--temp"),
+        ("TIERFLOW_PREDICT", "-5", "--predict"),
+    ] {
+        let ran = with_variables(&home, &["run", &model, "-p", "x"], &[(name, value)]);
+        let first = ran.stderr.lines().next().unwrap_or_default();
+        assert!(ran.code == Some(2) && first.contains(name) && !first.contains(option), "{}", ran.stderr);
+    }
+    // Where the command line has the last word, a variable with one does not count.
+    assert_eq!(with_variables(&home, &["run", &model, "-p", "x", "-n", "1"], &[("TIERFLOW_PREDICT", "-5")]).code, Some(0));
+    let typed = with_variables(&home, &["run", &model, "-p", "x", "-c", "4k"], &[("TIERFLOW_CTX_SIZE", "5k")]);
+    assert!(typed.code == Some(2) && typed.stderr.contains("--ctx-size") && typed.stderr.contains("4k"), "{}", typed.stderr);
+    let other = with_variables(&home, &["run", &model, "-p", "x", "-t", "x"], &[("TIERFLOW_CTX_SIZE", "5k")]);
+    assert!(other.code == Some(2) && other.stderr.contains("--threads"), "{}", other.stderr);
+    let ran = with_variables(&home, &["run", "-p", "x"], &[("TIERFLOW_MODEL", "no-such-model")]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("TIERFLOW_MODEL: `no-such-model`"), "{}", ran.stderr);
+}
+
+#[test]
+fn options_are_checked_before_the_model_is_opened() {
+    let home = Home::new();
+    let broken = home.path("broken.gguf");
+    std::fs::write(&broken, "GGUF").unwrap();
+    let start = ["run", &text(&broken), "-p", "x"].map(str::to_owned);
+    let start: Vec<&str> = start.iter().map(String::as_str).collect();
+    for (more, option) in [
+        (&["--temp", "-1"][..], "--temp"),
+        (&["--top-p", "2"], "--top-p"),
+        (&["--repeat-penalty", "0"], "--repeat-penalty"),
+        (&["--repeat-last-n", "-2"], "--repeat-last-n"),
+        (&["-n", "-5"], "--predict"),
+        (&["-s", "-5"], "--seed"),
+        (&["--stop", ""], "--stop"),
+    ] {
+        let refusal = home.refusal(2, &[&start[..], more].concat());
+        assert!(refusal.contains(option) && !refusal.contains("broken.gguf"), "{refusal}");
+    }
+    assert!(home.refusal(1, &start).contains("broken.gguf"));
+}
