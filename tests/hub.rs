@@ -683,6 +683,35 @@ fn a_repository_that_cannot_be_read_does_not_hide_the_others() {
 }
 
 #[test]
+fn the_program_fetches_what_run_names_and_no_other_command() {
+    let hub = TestHub::start(&[("m-Q8_0.gguf", b"GGUF")], Behaviour::Plain);
+    let cache = tempfile::tempdir().unwrap();
+    let tierflow = |arguments: &[&str], offline: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tierflow"));
+        command.args(arguments).env("HF_ENDPOINT", &hub.address).env("HF_HUB_CACHE", cache.path()).env("HF_HUB_OFFLINE", offline);
+        let ran = command.stdin(std::process::Stdio::null()).output().unwrap();
+        (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+    };
+    for command in [&["plan", "org/name"][..], &["bench", "org/name"], &["inspect", "org/name"]] {
+        let (code, stderr) = tierflow(command, "0");
+        assert!(code == Some(2) && stderr.contains("tierflow pull org/name"), "{command:?}: {stderr}");
+    }
+    let (code, stderr) = tierflow(&["run", "org/name", "-p", "x"], "1");
+    assert!(code == Some(2) && stderr.contains("tierflow pull org/name"), "{stderr}");
+    assert_eq!(hub.log.lock().unwrap().requests.len(), 0);
+    // The file is fetched whole, and is then seen to be no model.
+    let (code, stderr) = tierflow(&["run", "hf.co/org/name:Q8_0", "-p", "x"], "0");
+    assert!(code == Some(1) && stderr.contains(&format!("fetching it from {}", hub.address)) && stderr.contains("m-Q8_0.gguf"), "{stderr}");
+    let n_requests = hub.log.lock().unwrap().requests.len();
+    let (_, stderr) = tierflow(&["run", "org/name", "-p", "x"], "0");
+    assert!(!stderr.contains("fetching") && hub.log.lock().unwrap().requests.len() == n_requests, "{stderr}");
+    let (code, stderr) = tierflow(&["run", "org/other", "-p", "x"], "0");
+    assert!(code == Some(1) && stderr.contains("`org/other` is no folder or file here"), "{stderr}");
+    let (code, stderr) = tierflow(&["run", "name", "-p", "x"], "0");
+    assert!(code == Some(2) && stderr.contains("the cache has org/name"), "{stderr}");
+}
+
+#[test]
 fn the_program_pulls_and_lists() {
     let hub = TestHub::start(&[("m-Q8_0.gguf", b"GGUF")], Behaviour::Plain);
     let cache = tempfile::tempdir().unwrap();

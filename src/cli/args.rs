@@ -5,6 +5,7 @@
 mod bench;
 mod config;
 mod generation;
+mod help;
 mod model;
 mod overrule;
 mod planning;
@@ -21,7 +22,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 
 use crate::cli::familiar;
 use crate::error::Error;
-pub use bench::{BenchArgs, BenchOutput};
+pub use bench::{BenchArgs, BenchOutput, TestArgs};
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
@@ -31,7 +32,7 @@ pub use variables::blame_variable;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "tierflow", version, about, max_term_width = 120, arg_required_else_help = true)]
+#[command(name = "tierflow", version, about, max_term_width = 80, arg_required_else_help = true)]
 #[command(args_override_self = true, disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
@@ -93,7 +94,8 @@ impl Cli {
     }
 
     fn try_read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> Result<Read, clap::Error> {
-        let command = variables::without_empty(with_defaults(with_switches_from_env(Cli::command()), defaults));
+        let command = help::grouped(with_defaults(with_switches_from_env(Cli::command()), defaults));
+        let command = variables::without_empty(command);
         let familiar::Rewritten { arguments, notes } = familiar::rewrite(arguments, &command)?;
         let matches = command.clone().try_get_matches_from(&arguments);
         let mut matches = matches.map_err(|error| variables::blamed(error, &command, &arguments))?;
@@ -300,7 +302,7 @@ mod tests {
                 let Some(long) = arg.get_long().filter(|long| *long != "help") else { continue };
                 let twin = match long {
                     // What is written is what is typed.
-                    "default" => continue,
+                    "default" | "yes" => continue,
                     "cache-dir" => "TIERFLOW_CACHE".to_owned(),
                     _ => format!("TIERFLOW_{}", long.to_uppercase().replace('-', "_")),
                 };

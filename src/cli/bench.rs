@@ -1,164 +1,214 @@
-//! `tierflow bench`: prefill and decode rates, as llama-bench prints them, with the bytes that bound them.
+//! `tierflow bench`: prefill and decode rates, as llama-bench measures and names them, with the bytes that bound them.
+
+mod report;
 
 use std::time::Instant;
 
-use serde::Serialize;
-
-use crate::cli::args::{BenchArgs, BenchOutput};
+use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers, PlacementArgs, TestArgs};
 use crate::cli::locate::locate;
-use crate::cli::model::{builder, load_with_bar};
-use crate::cli::terminal::{Visibility, note, print, print_json};
+use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::terminal::{Visibility, note};
 use crate::cli::trace_file;
-use crate::engine::{Engine, TextFiles};
+use crate::engine::{Engine, Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
+use crate::platform;
 use crate::stream::{TraceSummary, Want};
-use crate::units::{Bytes, BytesPerSec};
+use report::{Report, Row};
 
-/// One row; names as llama-bench has them where it has them.
-#[derive(Debug, Serialize)]
-struct Row {
-    model_type: String,
-    model_size: Bytes,
-    backend: String,
-    test: String,
+/// What one row is about, in tokens; prompt and generated tokens are not both zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Test {
     n_prompt: u32,
     n_gen: u32,
-    avg_ts: f64,
-    stddev_ts: f64,
-    median_ts: f64,
-    samples_ts: Vec<f64>,
-    /// Bytes that reached the GPU per forward, and at what rate.
-    uploaded_per_forward: Bytes,
-    upload_rate: BytesPerSec,
-    /// Bytes that were read from disk per forward, and at what rate.
-    fetched_per_forward: Bytes,
-    fetch_rate: BytesPerSec,
-    /// Share of the time in which weights moved that lay inside computation.
-    overlapped: f64,
-    stall_secs_per_forward: f64,
-    /// What the slowest link alone would allow, in tokens per second; `None` where nothing streams.
-    link_bound_ts: Option<f64>,
+    /// Tokens that are in the context beforehand.
+    n_depth: u32,
+}
+
+impl Test {
+    /// llama-bench's name for it.
+    fn name(self) -> String {
+        let mut name = match self {
+            Test { n_gen: 0, n_prompt, .. } => format!("pp{n_prompt}"),
+            Test { n_prompt: 0, n_gen, .. } => format!("tg{n_gen}"),
+            Test { n_prompt, n_gen, .. } => format!("pp{n_prompt}+tg{n_gen}"),
+        };
+        if self.n_depth > 0 {
+            name.push_str(&format!(" @ d{}", self.n_depth));
+        }
+        name
+    }
+
+    /// Positions of the context that it fills.
+    fn n_positions(self) -> u32 {
+        [self.n_depth, self.n_prompt, self.n_gen].into_iter().fold(0, u32::saturating_add)
+    }
+
+    /// Tokens that are measured.
+    fn n_tokens(self) -> u32 {
+        self.n_prompt.saturating_add(self.n_gen)
+    }
+}
+
+/// What was measured of one test.
+struct Measured {
+    test: Test,
+    n_threads: usize,
+    n_gpu_layers: GpuLayers,
+    /// Seconds of each repetition.
+    secs: Vec<f64>,
+    /// What moved and computed during the last one.
+    traced: TraceSummary,
 }
 
 /// Measures and prints.
 ///
 /// # Errors
-/// Those of the engine; [`crate::Error::ContextFull`] where the tests need more positions than the plan has.
+/// [`Error::InvalidArgument`] where there is nothing to measure, or the context that is asked for is too small for it; those of
+/// the engine.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if args.n_prompt == 0 && args.n_gen == 0 {
+    let tests = tests(&args.tests)?;
+    let prepared = prepare_all(args, &tests)?;
+    let threads = thread_counts(&args.lists.threads);
+    let form = if args.json { BenchOutput::Json } else { args.output };
+    let mut report = Report::new(form, args, prepared.iter().map(|(_, prepared)| &prepared.plan));
+    for (n_gpu_layers, prepared) in prepared {
+        note(&prepared.summary());
+        let mut engine = load_with_bar(prepared, Visibility::Auto)?;
+        for &n_threads in &threads {
+            for &test in &tests {
+                let mut measured = || measure(&mut engine, test, args.tests.repetitions);
+                // Threads are started once; a list of numbers needs some beside those.
+                let (secs, traced) = if threads.len() > 1 { platform::among_n_threads(n_threads, measured)? } else { measured() }?;
+                report.add(Row::new(&engine, &Measured { test, n_threads, n_gpu_layers, secs, traced }))?;
+            }
+        }
+        report.add_memory(engine.memory_use());
+        if let Some(file) = &args.trace {
+            trace_file::write(file, &engine)?;
+        }
+    }
+    report.finish()
+}
+
+/// The tests in llama-bench's order: at each depth the prompts, the generations, and both in turn.
+fn tests(args: &TestArgs) -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    for &n_depth in &args.n_depth {
+        tests.extend(args.n_prompt.iter().map(|&n_prompt| Test { n_prompt, n_gen: 0, n_depth }));
+        tests.extend(args.n_gen.iter().map(|&n_gen| Test { n_prompt: 0, n_gen, n_depth }));
+        tests.extend(args.pg.iter().map(|pair| Test { n_prompt: pair.n_prompt, n_gen: pair.n_gen, n_depth }));
+    }
+    tests.retain(|test| test.n_tokens() > 0);
+    if tests.is_empty() {
         let fault = "and --n-gen are both 0; there is nothing to measure".into();
         return Err(Error::InvalidArgument { option: "--n-prompt".into(), fault });
     }
-    let path = locate(&args.model.source()?, Visibility::Auto)?;
-    let mut placement = args.placement.clone();
-    if placement.ctx_size == 0 {
-        let n_positions = args.n_prompt.max(args.n_gen).max(1);
-        placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions);
-    }
-    let prepared = pollster::block_on(builder(&path, &placement, PlanOptions::default())?.text(TextFiles::Skip).prepare())?;
-    note(&prepared.summary());
-    let mut engine = load_with_bar(prepared, Visibility::Auto)?;
-    let mut rows = Vec::new();
-    if args.n_prompt > 0 {
-        rows.push(measure(&mut engine, args, args.n_prompt, 0)?);
-    }
-    if args.n_gen > 0 {
-        rows.push(measure(&mut engine, args, 0, args.n_gen)?);
-    }
-    if let Some(file) = &args.trace {
-        trace_file::write(file, &engine)?;
-    }
-    if args.json || args.output == BenchOutput::Json {
-        return print_json(&serde_json::json!({ "schema": "tierflow.bench/1", "rows": rows, "memory": engine.memory_use() }));
-    }
-    print(&markdown(&rows))?;
-    for memory in engine.memory_use() {
-        note(&format!("  {} peak {}\n", memory.device, memory.peak));
-    }
-    Ok(())
+    Ok(tests)
 }
 
-/// One warm-up and `repetitions` runs of a prompt of `n_prompt` tokens or of `n_gen` single tokens.
-fn measure(engine: &mut Engine, args: &BenchArgs, n_prompt: u32, n_gen: u32) -> Result<Row> {
+/// Plans for every number of layers that is asked for, each with room for all `tests`, before anything is loaded.
+fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(GpuLayers, Prepared)>> {
+    let mut placement = PlacementArgs { threads: args.lists.threads.iter().copied().max(), ..args.placement.clone() };
+    if let Some(longest) = tests.iter().max_by_key(|test| test.n_positions()) {
+        let n_positions = longest.n_positions();
+        if placement.ctx_size == 0 {
+            placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions);
+        } else if placement.ctx_size < n_positions {
+            let fault = format!("{} is less than the {n_positions} positions that {} fills", placement.ctx_size, longest.name());
+            return Err(Error::InvalidArgument { option: "--ctx-size".into(), fault });
+        }
+    }
+    let source = args.model.source()?;
+    Placement::of(&placement, PlanOptions::default())?;
+    let path = locate(&source, Visibility::Auto)?;
+    let prepare = |&n_gpu_layers: &GpuLayers| {
+        let placement = PlacementArgs { n_gpu_layers, ..placement.clone() };
+        let builder = Placement::of(&placement, PlanOptions::default())?.builder(&path)?.text(TextFiles::Skip);
+        Ok((n_gpu_layers, pollster::block_on(builder.prepare())?))
+    };
+    args.lists.n_gpu_layers.iter().map(prepare).collect()
+}
+
+/// How many threads compute in each pass: none of them more than run at once, as one number alone has it.
+fn thread_counts(asked: &[u32]) -> Vec<usize> {
+    let most = platform::n_threads();
+    let counts = asked.iter().map(|&n_threads| if n_threads == 0 { most } else { most.min(n_threads as usize) });
+    let mut counts: Vec<usize> = if asked.is_empty() { vec![most] } else { counts.collect() };
+    counts.dedup();
+    counts
+}
+
+/// Seconds of each of `n_runs` runs of `test`, after one that warms up, and what moved and computed during the last.
+fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, TraceSummary)> {
     let vocab_size = engine.config().vocab_size as u32;
-    let token = |index: u32| (index.wrapping_mul(7919).wrapping_add(13)) % vocab_size;
-    let mut samples = Vec::new();
-    let mut traced = TraceSummary::default();
-    for repetition in 0..=args.repetitions {
+    let tokens =
+        |range: std::ops::Range<u32>| -> Vec<u32> { range.map(|index| (index.wrapping_mul(7919).wrapping_add(13)) % vocab_size).collect() };
+    let (mut secs, mut traced) = (Vec::new(), TraceSummary::default());
+    let (before, prompt, generated) = (tokens(0..test.n_depth), tokens(0..test.n_prompt), tokens(0..test.n_gen));
+    for run in 0..=n_runs {
         let mut session = engine.session();
+        if !before.is_empty() {
+            pollster::block_on(session.append(&before, Want::TopK(1)))?;
+        }
         session.engine().trace().clear();
         let begin = Instant::now();
-        if n_prompt > 0 {
-            let tokens: Vec<u32> = (0..n_prompt).map(token).collect();
-            pollster::block_on(session.append(&tokens, Want::TopK(1)))?;
+        if !prompt.is_empty() {
+            pollster::block_on(session.append(&prompt, Want::TopK(1)))?;
         }
-        for index in 0..n_gen {
-            pollster::block_on(session.append(&[token(index)], Want::TopK(1)))?;
+        for token in &generated {
+            pollster::block_on(session.append(std::slice::from_ref(token), Want::TopK(1)))?;
         }
-        let secs = begin.elapsed().as_secs_f64();
+        if run > 0 {
+            secs.push(begin.elapsed().as_secs_f64());
+        }
         traced = session.engine().trace().summary();
-        if repetition > 0 {
-            samples.push(f64::from(n_prompt + n_gen) / secs);
+    }
+    Ok((secs, traced))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn test(n_prompt: u32, n_gen: u32, n_depth: u32) -> Test {
+        Test { n_prompt, n_gen, n_depth }
+    }
+
+    #[test]
+    fn tests_are_named_as_llama_bench_names_them() {
+        for (test, name, n_positions) in [
+            (test(512, 0, 0), "pp512", 512),
+            (test(0, 128, 0), "tg128", 128),
+            (test(16, 4, 0), "pp16+tg4", 20),
+            (test(0, 8, 64), "tg8 @ d64", 72),
+        ] {
+            assert_eq!((test.name().as_str(), test.n_positions()), (name, n_positions));
         }
     }
-    let n_forwards = if n_gen > 0 { u64::from(n_gen) } else { u64::from(n_prompt).div_ceil(engine.plan().forward.n_tokens as u64) };
-    Ok(row(engine, samples, traced, (n_prompt, n_gen), n_forwards))
-}
 
-fn row(engine: &Engine, samples: Vec<f64>, traced: TraceSummary, (n_prompt, n_gen): (u32, u32), n_forwards: u64) -> Row {
-    let n = samples.len() as f64;
-    let avg_ts = samples.iter().sum::<f64>() / n;
-    let variance = samples.iter().map(|sample| (sample - avg_ts).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    let mut sorted = samples.clone();
-    sorted.sort_by(f64::total_cmp);
-    let per_forward = |bytes: Bytes| Bytes(bytes.0 / n_forwards.max(1));
-    let upload_rate = BytesPerSec::from_transfer(traced.uploaded, traced.upload_secs);
-    let fetch_rate = BytesPerSec::from_transfer(traced.fetched, traced.fetch_secs);
-    let link_secs = upload_rate.secs(per_forward(traced.uploaded)).max(fetch_rate.secs(per_forward(traced.fetched)));
-    let tokens_per_forward = f64::from(n_prompt + n_gen) / n_forwards.max(1) as f64;
-    let (config, prepared) = (engine.config(), engine.prepared());
-    Row {
-        model_type: if config.name.is_empty() { prepared.checkpoint.path.clone() } else { config.name.clone() },
-        model_size: prepared.checkpoint.catalog.size_bytes(),
-        backend: engine.plan().devices.first().map(|device| format!("{} {}", device.device, device.name)).unwrap_or_default(),
-        test: if n_prompt > 0 { format!("pp{n_prompt}") } else { format!("tg{n_gen}") },
-        n_prompt,
-        n_gen,
-        avg_ts,
-        stddev_ts: variance.sqrt(),
-        median_ts: sorted.get(sorted.len() / 2).copied().unwrap_or_default(),
-        samples_ts: samples,
-        uploaded_per_forward: per_forward(traced.uploaded),
-        upload_rate,
-        fetched_per_forward: per_forward(traced.fetched),
-        fetch_rate,
-        overlapped: traced.overlapped,
-        stall_secs_per_forward: traced.stall_secs / n_forwards.max(1) as f64,
-        link_bound_ts: (link_secs > 0.0).then(|| tokens_per_forward / link_secs),
+    #[test]
+    fn tests_are_every_length_at_every_depth() {
+        let args = |n_prompt: &[u32], n_gen: &[u32], n_depth: &[u32]| TestArgs {
+            n_prompt: n_prompt.into(),
+            n_gen: n_gen.into(),
+            pg: vec!["3,2".parse().unwrap()],
+            n_depth: n_depth.into(),
+            repetitions: 1,
+        };
+        let all = tests(&args(&[8, 0, 16], &[4], &[0, 9])).unwrap();
+        let names: Vec<String> = all.into_iter().map(Test::name).collect();
+        assert_eq!(names, ["pp8", "pp16", "tg4", "pp3+tg2", "pp8 @ d9", "pp16 @ d9", "tg4 @ d9", "pp3+tg2 @ d9"]);
+        let nothing = TestArgs { pg: vec![], ..args(&[0], &[0], &[5]) };
+        assert_eq!(tests(&nothing).unwrap_err().exit_code(), 2);
     }
-}
 
-fn markdown(rows: &[Row]) -> String {
-    let mut text = String::from(
-        "| model | size | backend | test | t/s | uploaded/forward | from disk/forward | overlapped | link bound t/s |\n\
-         | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
-    );
-    for row in rows {
-        let moved = |bytes: Bytes, rate: BytesPerSec| if bytes > Bytes::ZERO { format!("{bytes} at {rate}") } else { "–".into() };
-        text.push_str(&format!(
-            "| {} | {} | {} | {} | {:.2} ± {:.2} | {} | {} | {} | {} |\n",
-            row.model_type,
-            row.model_size,
-            row.backend,
-            row.test,
-            row.avg_ts,
-            row.stddev_ts,
-            moved(row.uploaded_per_forward, row.upload_rate),
-            moved(row.fetched_per_forward, row.fetch_rate),
-            row.link_bound_ts.map_or_else(|| "–".into(), |_| format!("{:.0} %", row.overlapped * 100.0)),
-            row.link_bound_ts.map_or_else(|| "–".into(), |bound| format!("{bound:.1}")),
-        ));
+    #[test]
+    fn no_more_threads_compute_than_run_at_once() {
+        let most = platform::n_threads();
+        assert_eq!(thread_counts(&[]), [most]);
+        assert_eq!(thread_counts(&[0]), [most]);
+        assert_eq!(thread_counts(&[u32::MAX, 0]), [most]);
+        assert_eq!(thread_counts(&[1])[0], 1);
     }
-    text
 }

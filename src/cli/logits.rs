@@ -4,9 +4,9 @@ use std::path::Path;
 
 use crate::cli::args::LogitsArgs;
 use crate::cli::locate::locate;
-use crate::cli::model::{builder, load_with_bar};
+use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::terminal::{Visibility, print, print_json};
-use crate::engine::TextFiles;
+use crate::engine::{Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::platform::write_atomically;
@@ -20,12 +20,15 @@ const ROWS_PER_FORWARD: usize = 16;
 /// # Errors
 /// Those of the engine; [`Error::TokenOutOfVocabulary`].
 pub fn run(args: &LogitsArgs) -> Result<()> {
-    let path = locate(&args.model.source()?, Visibility::Auto)?;
+    let source = args.model.source()?;
     let options = match args.all {
         true => PlanOptions { logit_rows: ROWS_PER_FORWARD, ..PlanOptions::default() },
         false => PlanOptions::default(),
     };
-    let prepared = pollster::block_on(builder(&path, &args.placement, options)?.text(TextFiles::Skip).prepare())?;
+    let placement = Placement::of(&args.placement, options)?;
+    let builder = placement.builder(&locate(&source, Visibility::Auto)?)?;
+    let prepared = pollster::block_on(builder.text(TextFiles::Skip).prepare())?;
+    check_tokens(args, &prepared)?;
     let mut engine = load_with_bar(prepared, Visibility::Auto)?;
     let mut rows: Vec<Vec<f32>> = Vec::new();
     let mut session = engine.session();
@@ -44,6 +47,15 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     }
     let first = args.tokens.len() - rows.len();
     if args.json { print_json(&json(args, first, &rows)) } else { print(&text(args, first, &rows)) }
+}
+
+/// Refuses tokens that the model does not know and more than the context holds, before weights are loaded.
+fn check_tokens(args: &LogitsArgs, prepared: &Prepared) -> Result<()> {
+    let (vocab_size, available) = (prepared.model.config.vocab_size, prepared.plan.ctx_size);
+    if let Some(&token) = args.tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        return Err(Error::TokenOutOfVocabulary { token, vocab_size });
+    }
+    if args.tokens.len() > available { Err(Error::ContextFull { needed: args.tokens.len(), available }) } else { Ok(()) }
 }
 
 /// The highest scores of a row with their tokens, best first.

@@ -15,71 +15,88 @@ use crate::platform::{self, IoMode};
 /// No device map is longer.
 const MAP_BYTES_MAX: u64 = 64 << 20;
 
-/// An engine builder with all that `placement` says.
-///
-/// # Errors
-/// [`crate::error::Error::InvalidArgument`] for options that contradict each other.
-pub fn builder(model: &Path, placement: &PlacementArgs, options: PlanOptions) -> Result<EngineBuilder> {
-    // 0 leaves the number to the machine.
-    start_threads(placement.threads.filter(|n_threads| *n_threads > 0))?;
-    let kv_dtype = match placement.kv_dtype()? {
-        None | Some(KvDtypeArg::F16) => KvDType::F16,
-        Some(KvDtypeArg::F32) => KvDType::F32,
-    };
-    let io = match placement.io {
-        None | Some(IoArg::Pread) => IoMode::Pread,
-        Some(IoArg::Mmap) => IoMode::Mmap,
-    };
-    // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
-    let ubatch_size = [placement.batch_size, placement.ubatch_size].into_iter().flatten().min();
-    if placement.no_split.is_some() && matches!(placement.device_map, DeviceMapArg::Auto | DeviceMapArg::File(_)) {
-        let fault = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
-        return Err(Error::InvalidArgument { option: "--no-split".into(), fault });
-    }
-    let options = PlanOptions {
-        max_memory: placement.max_memory.clone().unwrap_or_default().iter().collect(),
-        homes: homes(&placement.device_map)?,
-        no_split: placement.no_split.clone().map(|classes| classes.0),
-        objective: match placement.objective {
-            ObjectiveArg::Latency => Objective::Latency,
-            ObjectiveArg::Throughput => Objective::Throughput,
-        },
-        mix: Mix { n_prompt: placement.mix.n_prompt as usize, n_generated: placement.mix.n_generate as usize },
-        spill: if placement.strict { Spill::Refused } else { Spill::Allowed },
-        context: if placement.fit { Context::Fit } else { Context::Comfortable },
-        n_seqs: placement.n_seqs.filter(|n_seqs| *n_seqs > 0).map_or(options.n_seqs, |n_seqs| n_seqs as usize),
-        ctx_size: (placement.ctx_size > 0).then_some(placement.ctx_size as usize),
-        ubatch_size: options.ubatch_size.or(ubatch_size.map(|n_tokens| n_tokens as usize)),
-        kv_dtype,
-        resident_layers: match placement.n_gpu_layers {
-            GpuLayers::Auto => ResidentLayers::Auto,
-            GpuLayers::All => ResidentLayers::All,
-            GpuLayers::Count(n_layers) => ResidentLayers::AtMost(n_layers as usize),
-        },
-        n_slots: placement.slots.map(|n_slots| n_slots as usize),
-        lookahead: placement.lookahead.map(|lookahead| lookahead as usize),
-        upload: match placement.upload {
-            UploadArg::Auto => None,
-            UploadArg::Mapped => Some(UploadPath::Mapped),
-            UploadArg::Staged => Some(UploadPath::Staged),
-        },
-        ..options
-    };
-    let limits = (placement.limit_buffer.is_some() || placement.limit_binding.is_some()).then(|| {
-        let defaults = GpuLimits::default();
-        GpuLimits {
-            max_buffer_bytes: placement.limit_buffer.unwrap_or(defaults.max_buffer_bytes),
-            max_binding_bytes: placement.limit_binding.unwrap_or(defaults.max_binding_bytes),
-            ..defaults
+/// Where a model goes, checked before one is looked for.
+pub struct Placement<'a> {
+    args: &'a PlacementArgs,
+    options: PlanOptions,
+}
+
+impl<'a> Placement<'a> {
+    /// All that `args` say, over `options`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::InvalidArgument`] for options that contradict each other; those of reading a device map.
+    pub fn of(args: &'a PlacementArgs, options: PlanOptions) -> Result<Placement<'a>> {
+        if args.no_split.is_some() && matches!(args.device_map, DeviceMapArg::Auto | DeviceMapArg::File(_)) {
+            let fault = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
+            return Err(Error::InvalidArgument { option: "--no-split".into(), fault });
         }
-    });
-    let measure = if placement.no_measure { Measure::Never } else { Measure::Quick };
-    let builder = Engine::builder(model).device(placement.device).io(io).limits(limits).plan_options(options);
-    let kernels = match placement.kernels {
-        KernelsArg::Auto => KernelChoice::Auto,
-        KernelsArg::Portable => KernelChoice::Portable,
-    };
-    Ok(builder.measure(measure).kernels(kernels).virtual_gpus(placement.virtual_gpus as usize))
+        let kv_dtype = match args.kv_dtype()? {
+            None | Some(KvDtypeArg::F16) => KvDType::F16,
+            Some(KvDtypeArg::F32) => KvDType::F32,
+        };
+        // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
+        let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();
+        let options = PlanOptions {
+            max_memory: args.max_memory.clone().unwrap_or_default().iter().collect(),
+            homes: homes(&args.device_map)?,
+            no_split: args.no_split.clone().map(|classes| classes.0),
+            objective: match args.objective {
+                ObjectiveArg::Latency => Objective::Latency,
+                ObjectiveArg::Throughput => Objective::Throughput,
+            },
+            mix: Mix { n_prompt: args.mix.n_prompt as usize, n_generated: args.mix.n_generate as usize },
+            spill: if args.strict { Spill::Refused } else { Spill::Allowed },
+            context: if args.fit { Context::Fit } else { Context::Comfortable },
+            n_seqs: args.n_seqs.filter(|n_seqs| *n_seqs > 0).map_or(options.n_seqs, |n_seqs| n_seqs as usize),
+            ctx_size: (args.ctx_size > 0).then_some(args.ctx_size as usize),
+            ubatch_size: options.ubatch_size.or(ubatch_size.map(|n_tokens| n_tokens as usize)),
+            kv_dtype,
+            resident_layers: match args.n_gpu_layers {
+                GpuLayers::Auto => ResidentLayers::Auto,
+                GpuLayers::All => ResidentLayers::All,
+                GpuLayers::Count(n_layers) => ResidentLayers::AtMost(n_layers as usize),
+            },
+            n_slots: args.slots.map(|n_slots| n_slots as usize),
+            lookahead: args.lookahead.map(|lookahead| lookahead as usize),
+            upload: match args.upload {
+                UploadArg::Auto => None,
+                UploadArg::Mapped => Some(UploadPath::Mapped),
+                UploadArg::Staged => Some(UploadPath::Staged),
+            },
+            ..options
+        };
+        Ok(Placement { args, options })
+    }
+
+    /// An engine builder for `model`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`] where the system gives no thread.
+    pub fn builder(self, model: &Path) -> Result<EngineBuilder> {
+        let Placement { args, options } = self;
+        // 0 leaves the number to the machine.
+        start_threads(args.threads.filter(|n_threads| *n_threads > 0))?;
+        let io = match args.io {
+            None | Some(IoArg::Pread) => IoMode::Pread,
+            Some(IoArg::Mmap) => IoMode::Mmap,
+        };
+        let limits = (args.limit_buffer.is_some() || args.limit_binding.is_some()).then(|| {
+            let defaults = GpuLimits::default();
+            GpuLimits {
+                max_buffer_bytes: args.limit_buffer.unwrap_or(defaults.max_buffer_bytes),
+                max_binding_bytes: args.limit_binding.unwrap_or(defaults.max_binding_bytes),
+                ..defaults
+            }
+        });
+        let measure = if args.no_measure { Measure::Never } else { Measure::Quick };
+        let builder = Engine::builder(model).device(args.device).io(io).limits(limits).plan_options(options);
+        let kernels = match args.kernels {
+            KernelsArg::Auto => KernelChoice::Auto,
+            KernelsArg::Portable => KernelChoice::Portable,
+        };
+        Ok(builder.measure(measure).kernels(kernels).virtual_gpus(args.virtual_gpus as usize))
+    }
 }
 
 /// Starts the threads that were asked for, but no more than run at once: others would only wait for a core.

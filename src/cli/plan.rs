@@ -2,7 +2,7 @@
 
 use crate::cli::args::PlanArgs;
 use crate::cli::locate::locate;
-use crate::cli::model::builder;
+use crate::cli::model::Placement;
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::error::Result;
 use crate::machine::read_devices_file;
@@ -14,8 +14,9 @@ use crate::platform::write_atomically;
 /// # Errors
 /// Those of reading headers; [`crate::error::Error::DoesNotFit`] for a plan that cannot run.
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let path = locate(&args.model.source()?, Visibility::Auto)?;
-    let mut builder = builder(&path, &args.placement, PlanOptions::default())?;
+    let source = args.model.source()?;
+    let placement = Placement::of(&args.placement, PlanOptions::default())?;
+    let mut builder = placement.builder(&locate(&source, Visibility::Auto)?)?;
     if let Some(file) = &args.devices {
         builder = builder.machine(read_devices_file(file)?);
     }

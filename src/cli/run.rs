@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::cli::args::{GenerationArgs, RunArgs};
-use crate::cli::locate::locate;
-use crate::cli::model::{builder, load_with_bar};
+use crate::cli::locate::locate_or_fetch;
+use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::{Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
@@ -52,9 +52,10 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let source = args.source()?;
     // What cannot be is told before a model is fetched or loaded.
     let wishes = Wishes::of(&args.generation)?;
+    let placement = Placement::of(&args.placement, PlanOptions::default())?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
-    let path = locate(&source, visibility)?;
-    let prepared = pollster::block_on(builder(&path, &args.placement, PlanOptions::default())?.prepare())?;
+    let path = locate_or_fetch(&source, visibility)?;
+    let prepared = pollster::block_on(placement.builder(&path)?.prepare())?;
     if !args.quiet {
         note(&prepared.summary());
     }

@@ -46,6 +46,8 @@ pub use host::{
 pub use pages::Pages;
 pub use source::{ByteSource, IoMode, open_source};
 pub use text_file::{decode_text, read_text};
+#[cfg(not(target_arch = "wasm32"))]
+pub use threads::among_n_threads;
 pub use threads::start_threads;
 pub use turn::Turns;
 #[cfg(not(target_arch = "wasm32"))]

@@ -23,6 +23,17 @@ pub fn start_threads(n_threads: Option<usize>) -> Result<()> {
     started.as_ref().map_err(failed).copied()
 }
 
+/// Runs `work` among `n_threads` threads of its own: what the host computes in it spreads over these instead of those that
+/// [`start_threads`] started. They end with it.
+///
+/// # Errors
+/// [`crate::error::Error::Io`] where the system gives no thread.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn among_n_threads<R: Send>(n_threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
+    let pool = pool::of(n_threads.max(1)).map_err(|fault| crate::error::Error::io("start", "a thread", fault))?;
+    Ok(pool.install(work))
+}
+
 /// The one thread there is computes.
 ///
 /// # Errors
@@ -44,23 +55,36 @@ mod pool {
     use std::io;
     use std::sync::mpsc::{Sender, channel};
 
-    use rayon::{ThreadBuilder, ThreadPoolBuilder};
+    use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
-    /// Makes rayon's pool of as many of `wanted` threads as the system gives. They are started before the pool, which would not
-    /// live through a refusal; a pool that was made elsewhere stays, and the threads end.
+    /// Makes rayon's pool of as many of `wanted` threads as the system gives; a pool that was made elsewhere stays, and the
+    /// threads end.
     pub(super) fn start(wanted: usize) -> io::Result<()> {
+        let (n_threads, spawn) = spawner(wanted)?;
+        if let Err(fault) = ThreadPoolBuilder::new().num_threads(n_threads).spawn_handler(spawn).build_global() {
+            tracing::debug!("threads: {fault}");
+        }
+        Ok(())
+    }
+
+    /// A pool beside rayon's, of as many of `wanted` threads as the system gives.
+    pub(super) fn of(wanted: usize) -> io::Result<ThreadPool> {
+        let (n_threads, spawn) = spawner(wanted)?;
+        ThreadPoolBuilder::new().num_threads(n_threads).spawn_handler(spawn).build().map_err(io::Error::other)
+    }
+
+    /// Threads for a pool, and their number. They are started before the pool, which would not live through a refusal.
+    fn spawner(wanted: usize) -> io::Result<(usize, impl FnMut(ThreadBuilder) -> io::Result<()>)> {
         let mut waiting = waiting_threads(wanted)?;
         if waiting.len() < wanted {
             tracing::warn!("the system gives {} of {wanted} threads", waiting.len());
         }
-        let made = ThreadPoolBuilder::new().num_threads(waiting.len()).spawn_handler(|thread| {
+        let n_threads = waiting.len();
+        let spawn = move |thread| {
             let next = waiting.pop().ok_or(io::ErrorKind::WouldBlock)?;
             next.send(thread).map_err(|_| io::ErrorKind::BrokenPipe.into())
-        });
-        if let Err(fault) = made.build_global() {
-            tracing::debug!("threads: {fault}");
-        }
-        Ok(())
+        };
+        Ok((n_threads, spawn))
     }
 
     /// Threads that wait for what they are to be: at least one, and no more than the system gives.

@@ -186,10 +186,17 @@ fn the_environment_is_not_written() {
 }
 
 #[test]
-fn defaults_are_written_without_asking() {
+fn defaults_take_the_place_of_a_file_only_where_that_is_wished() {
     // A file that is broken is replaced too.
-    let with = Configured::new(Some("device = \n"));
-    with.stdout(&["config", "--default", "--device", "cpu"]);
+    let broken = "device = \n";
+    let with = Configured::new(Some(broken));
+    let refusal = with.refusal(&["config", "--default", "--device", "cpu"]);
+    assert!(refusal.contains(&text(&with.path)) && refusal.contains("--yes"), "{refusal}");
+    assert_eq!(with.written(), broken);
+    with.refusal(&["config", "--yes"]);
+    Configured::new(None).stdout(&["config", "--default"]);
+    Configured::new(Some("")).stdout(&["config", "--default"]);
+    with.stdout(&["config", "--default", "--yes", "--device", "cpu"]);
     let shown = with.shown(&[], &[]);
     let plain = Configured::new(None).shown(&[], &[]);
     let file = format!("config file {}", text(&with.path));

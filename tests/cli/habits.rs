@@ -45,6 +45,16 @@ fn the_last_of_a_repeated_option_counts() {
 }
 
 #[test]
+fn no_more_threads_start_than_run_at_once() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let n_threads = std::thread::available_parallelism().unwrap();
+    let ran = home.run(&[&["run", &model, "-p", "x", "-t", "5000"], &SHORT[..]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches(&format!("--threads 5000: {n_threads} run at once here")).count(), 1, "{}", ran.stderr);
+}
+
+#[test]
 fn minus_one_is_a_value() {
     let home = Home::new();
     let model = home.folder_model();
@@ -85,7 +95,11 @@ fn flags_of_llama_cpp_are_obeyed_noted_or_called_unknown() {
         assert_eq!(home.run(line).code, Some(0), "{line:?}");
     }
     assert!(home.stdout(&["--list-devices"]).contains("\ncpu "));
-    assert_eq!(home.stdout(&["bench", "--list-devices"]), home.stdout(&["devices"]));
+    // Free memory is another number every time.
+    let names = |arguments: &[&str]| -> Vec<String> {
+        home.stdout(arguments).lines().map(|line| line.split("  ").next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(names(&["bench", "--list-devices"])[..2], names(&["devices"])[..2]);
 }
 
 #[test]
@@ -215,4 +229,62 @@ fn options_are_checked_before_the_model_is_opened() {
         assert!(refusal.contains(option) && !refusal.contains("broken.gguf"), "{refusal}");
     }
     assert!(home.refusal(1, &start).contains("broken.gguf"));
+    let file = text(&broken);
+    for command in [&["run", &file, "-p", "x"][..], &["plan", &file], &["bench", &file], &["logits", &file, "--tokens", "1"]] {
+        for (more, fault) in [(&["-ctk", "f32", "-ctv", "f16"][..], "--kv-dtype"), (&["--no-split", "none"], "--no-split")] {
+            let refusal = home.refusal(2, &[command, more].concat());
+            assert!(refusal.contains(fault) && !refusal.contains("broken.gguf"), "{refusal}");
+        }
+        let refusal = home.refusal(1, &[command, &["--device-map", "no-such-map.json"]].concat());
+        assert!(refusal.contains("no-such-map.json") && !refusal.contains("broken.gguf"), "{refusal}");
+    }
+    for (more, option) in [(&["-p", "0", "-n", "0"][..], "--n-prompt"), (&["-c", "64", "-d", "60", "-p", "8"], "--ctx-size")] {
+        let refusal = home.refusal(2, &[&["bench", &file], more].concat());
+        assert!(refusal.contains(option) && !refusal.contains("broken.gguf"), "{refusal}");
+    }
+}
+
+/// What stands under each heading of a help.
+fn groups(help: &str) -> Vec<(&str, String)> {
+    let mut groups: Vec<(&str, String)> = Vec::new();
+    for line in help.lines() {
+        if let Some(heading) = line.strip_suffix(':').filter(|line| !line.starts_with(' ')) {
+            groups.push((heading, String::new()));
+        } else if let Some((_, text)) = groups.last_mut() {
+            text.push_str(line);
+        }
+    }
+    groups
+}
+
+#[test]
+fn help_comes_in_groups_the_daily_options_first() {
+    let home = Home::new();
+    let (short, long) = (home.stdout(&["run", "-h"]), home.stdout(&["run", "--help"]));
+    for help in [&short, &long] {
+        let headings: Vec<&str> = groups(help).into_iter().map(|(heading, _)| heading).collect();
+        assert_eq!(headings, ["Arguments", "Model", "Prompt", "Sampling", "Memory", "Placement", "Output"], "{help}");
+    }
+    for rare in ["--repeat-penalty", "--slots", "--virtual-gpus", "--upload", "--trace"] {
+        assert!(!short.contains(rare) && long.contains(rare), "{rare}");
+    }
+    for daily in ["--max-memory", "--ctx-size", "--device ", "--temp", "--prompt", "--hf-repo", "--predict", "--json"] {
+        assert!(short.contains(daily), "{daily}");
+    }
+    assert!(groups(&short)[4].1.trim_start().starts_with("--max-memory"), "{short}");
+    assert!(short.lines().count() * 2 < long.lines().count(), "{} of {}", short.lines().count(), long.lines().count());
+    assert!(long.contains("--ctx-size is TIERFLOW_CTX_SIZE") && !long.contains("[env"), "{long}");
+}
+
+#[test]
+fn help_fits_into_80_columns() {
+    let home = Home::new();
+    let commands = ["run", "plan", "devices", "inspect", "bench", "tokenize", "logits", "doctor", "pull", "ls", "config", "completions"];
+    for command in commands.iter().map(|command| vec![*command]).chain([vec![], vec!["config", "show"], vec!["config", "path"]]) {
+        for flag in ["-h", "--help"] {
+            let help = home.stdout(&[&command[..], &[flag]].concat());
+            let widest = help.lines().max_by_key(|line| line.chars().count()).unwrap();
+            assert!(help.contains("Usage: ") && widest.chars().count() <= 80, "{command:?} {flag}: {widest}");
+        }
+    }
 }

@@ -133,6 +133,67 @@ fn bench_prints_rows_as_llama_bench_does() {
 }
 
 #[test]
+fn bench_takes_lists_and_prints_their_rows_as_they_come() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let start = ["bench", &model, "-p", "8,16", "-n", "0,4", "-pg", "4,2", "-d", "0,8", "-r", "1", "--device", "cpu"];
+    let rows = |more: &[&str]| -> Vec<Value> {
+        let lines = home.stdout(&[&start[..], more, &["-o", "jsonl"]].concat());
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let names = |rows: &[Value]| rows.iter().map(|row| row["test"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let once = ["pp8", "pp16", "tg4", "pp4+tg2", "pp8 @ d8", "pp16 @ d8", "tg4 @ d8", "pp4+tg2 @ d8"];
+    assert_eq!(names(&rows(&[])), once);
+    let n_threads = std::thread::available_parallelism().unwrap().get();
+    let both = rows(&["-t", "1,2"]);
+    let counts: Vec<u64> = both.iter().map(|row| row["n_threads"].as_u64().unwrap()).collect();
+    let expected: &[u64] = if n_threads == 1 { &[1; 8] } else { &[[1; 8], [2; 8]].concat() };
+    assert_eq!((counts.as_slice(), &names(&both)[both.len() - 8..]), (expected, &once.map(str::to_owned)[..]));
+    for row in &both {
+        assert_eq!((&row["backends"], row["samples_ts"].as_array().unwrap().len()), (&"cpu".into(), 1), "{row}");
+        let n_tokens = row["n_prompt"].as_f64().unwrap() + row["n_gen"].as_f64().unwrap();
+        let (secs, rate) = (row["avg_ns"].as_f64().unwrap() / 1e9, row["avg_ts"].as_f64().unwrap());
+        assert!((rate * secs / n_tokens - 1.0).abs() < 1e-3, "{row}");
+    }
+    let table = home.stdout(&[&start[..], &["-t", "1,1", "--n-gpu-layers", "0"]].concat());
+    assert!(
+        table.starts_with("| model | size | backend | threads | test | t/s |\n") && table.contains("| cpu | 1 | pp4+tg2 @ d8 |"),
+        "{table}"
+    );
+}
+
+#[test]
+fn bench_names_all_devices_and_every_number_of_layers() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let start = ["bench", &model, "-p", "4", "-n", "2", "-r", "1"];
+    let lines = home.stdout(&[&start[..], &["--device", "cpu", "-ngl", "auto,3", "-o", "csv"]].concat());
+    let cells = |line: &str| line.split(',').map(|cell| cell.trim_matches('"').to_owned()).collect::<Vec<_>>();
+    let (head, rows): (Vec<String>, Vec<Vec<String>>) = (cells(lines.lines().next().unwrap()), lines.lines().skip(1).map(cells).collect());
+    let column = |name: &str| head.iter().position(|cell| cell == name).unwrap_or_else(|| panic!("no {name} in {head:?}"));
+    let values = |name: &str| rows.iter().map(|row| row[column(name)].clone()).collect::<Vec<_>>();
+    assert_eq!(values("n_gpu_layers"), ["-1", "-1", "3", "3"]);
+    assert_eq!(values("test"), ["pp4", "tg2", "pp4", "tg2"]);
+    for row in &rows {
+        let empty: Vec<&String> = head.iter().zip(row).filter(|(_, cell)| cell.is_empty()).map(|(name, _)| name).collect();
+        assert_eq!(empty, ["link_bound_ts"], "{row:?}");
+    }
+    if has_gpu() {
+        // Layers that the first adapter has no room for go to the second.
+        let model = home.larger_model();
+        let budgets = ["--virtual-gpus", "2", "--device-map", "sequential", "--max-memory", "gpu:0=14MiB,gpu:1=1GiB", "-c", "64"];
+        let plan = home.json("tierflow.plan/3", &[&["plan", &model, "--json"], &budgets[..]].concat());
+        let computing = plan["plan"]["devices"].as_array().unwrap().iter().filter(|device| device["n_executed"].as_u64() > Some(0));
+        let computing: Vec<&str> = computing.map(|device| device["device"].as_str().unwrap()).collect();
+        assert!(computing.len() > 1, "{computing:?}");
+        let lines = home.stdout(&[&["bench", &model, "-p", "4", "-n", "2", "-r", "1", "-o", "jsonl"], &budgets[..]].concat());
+        for line in lines.lines() {
+            assert_eq!(serde_json::from_str::<Value>(line).unwrap()["backends"], computing.join(","));
+        }
+    }
+}
+
+#[test]
 fn logits_are_the_same_in_text_json_and_file() {
     let home = Home::new();
     let model = home.folder_model();

@@ -1,31 +1,31 @@
-//! The arguments of `tierflow bench`.
+//! The arguments of `tierflow bench`: llama-bench's, with its defaults, lists among them.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 
-use super::{ModelArgs, PlacementArgs};
+use super::{GpuLayers, ModelArgs, PlacementArgs, parse_value};
+use crate::error::{Error, Result};
 
 /// `tierflow bench`
 #[derive(Debug, Clone, Args)]
+#[command(mut_args(with_list))]
 pub struct BenchArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Options of the placement that are lists here; read before those, which take the first of each.
+    #[command(flatten)]
+    pub lists: PlacementLists,
+    /// What is measured.
+    #[command(flatten)]
+    pub tests: TestArgs,
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// Prompt tokens of a prefill run; 0 for none
-    #[arg(short = 'p', long, env = "TIERFLOW_N_PROMPT", default_value_t = 128)]
-    pub n_prompt: u32,
-    /// Tokens of a decode run; 0 for none
-    #[arg(short = 'n', long, env = "TIERFLOW_N_GEN", default_value_t = 32)]
-    pub n_gen: u32,
-    /// Runs of each, after one that warms up
-    #[arg(short, long, env = "TIERFLOW_REPETITIONS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub repetitions: u32,
     /// Form of the report
-    #[arg(short, long, env = "TIERFLOW_OUTPUT", default_value = "md")]
+    #[arg(short, long, env = "TIERFLOW_OUTPUT", value_name = "FORM", default_value = "md")]
     pub output: BenchOutput,
     /// The report as JSON, as with `-o json`
     #[arg(long, env = "TIERFLOW_JSON")]
@@ -35,11 +35,142 @@ pub struct BenchArgs {
     pub trace: Option<PathBuf>,
 }
 
+/// What is measured.
+#[derive(Debug, Clone, Args)]
+pub struct TestArgs {
+    /// Prompt tokens of prefill runs, one or several as in 128,512; 0 for none
+    #[arg(short = 'p', long, env = "TIERFLOW_N_PROMPT", value_name = "N,…", value_delimiter = ',', default_value = "512")]
+    pub n_prompt: Vec<u32>,
+    /// Tokens of decode runs, one or several; 0 for none
+    #[arg(short = 'n', long, env = "TIERFLOW_N_GEN", value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    pub n_gen: Vec<u32>,
+    /// Prompt and then decode in one run; may be given several times (-pg)
+    #[arg(long, env = "TIERFLOW_PG", value_name = "PROMPT,GENERATE", value_parser = parse_value::<PromptThenGenerate>)]
+    pub pg: Vec<PromptThenGenerate>,
+    /// Tokens that are in the context before a run begins, one number or several
+    #[arg(short = 'd', long, env = "TIERFLOW_N_DEPTH", value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    pub n_depth: Vec<u32>,
+    /// Runs of each test, after one that warms up
+    #[arg(short, long, env = "TIERFLOW_REPETITIONS", value_name = "N", default_value_t = 5)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+}
+
 /// Forms of a bench report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BenchOutput {
     /// A markdown table, as llama-bench prints.
     Md,
-    /// JSON with llama-bench's field names.
+    /// Comma-separated values, every one in quotes, under llama-bench's names.
+    Csv,
+    /// One JSON object with all rows, under llama-bench's names.
     Json,
+    /// A JSON object a line for each row, as soon as it is measured.
+    Jsonl,
+}
+
+/// Tokens of a run that reads a prompt and then generates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptThenGenerate {
+    /// Tokens of the prompt.
+    pub n_prompt: u32,
+    /// Tokens that are generated; not both are zero.
+    pub n_gen: u32,
+}
+
+impl FromStr for PromptThenGenerate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<PromptThenGenerate> {
+        let count = |text: &str| text.trim().parse::<u32>().ok();
+        match text.split_once(',').and_then(|(prompt, generate)| count(prompt).zip(count(generate))) {
+            Some((n_prompt, n_gen)) if (n_prompt, n_gen) != (0, 0) => Ok(PromptThenGenerate { n_prompt, n_gen }),
+            _ => Err(Error::InvalidArgument {
+                option: "--pg".into(),
+                fault: format!("`{text}` is no pair; write PROMPT,GENERATE in tokens, as in 512,128, of which one may be 0"),
+            }),
+        }
+    }
+}
+
+/// Options of the placement that `bench` takes lists of, all values of each. With other subcommands they have one value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacementLists {
+    /// Threads of the host; empty where the number is left to the machine.
+    pub threads: Vec<u32>,
+    /// Most layers that are resident on GPUs.
+    pub n_gpu_layers: Vec<GpuLayers>,
+}
+
+/// Identifiers of those options.
+const LISTS: [&str; 2] = ["threads", "n_gpu_layers"];
+
+/// Lets an option of the placement be a list.
+fn with_list(arg: Arg) -> Arg {
+    if LISTS.contains(&arg.get_id().as_str()) { arg.action(ArgAction::Append).value_delimiter(',').value_name("N,…") } else { arg }
+}
+
+impl FromArgMatches for PlacementLists {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<PlacementLists, clap::Error> {
+        Ok(PlacementLists {
+            threads: matches.get_many("threads").unwrap_or_default().copied().collect(),
+            n_gpu_layers: matches.get_many("n_gpu_layers").unwrap_or_default().copied().collect(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        *self = PlacementLists::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// The options themselves are [`PlacementArgs`]'.
+impl Args for PlacementLists {
+    fn augment_args(command: Command) -> Command {
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    #[command(args_override_self = true)]
+    struct Bench {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    fn bench(line: &str) -> std::result::Result<BenchArgs, clap::Error> {
+        Bench::try_parse_from(["bench", "m"].into_iter().chain(line.split_whitespace())).map(|bench| bench.args)
+    }
+
+    #[test]
+    fn the_defaults_are_llama_benchs() {
+        let args = bench("").unwrap();
+        assert_eq!((args.tests.n_prompt, args.tests.n_gen, args.tests.n_depth), (vec![512], vec![128], vec![0]));
+        assert_eq!((args.tests.repetitions, args.tests.pg, args.output), (5, vec![], BenchOutput::Md));
+        assert_eq!(args.lists, PlacementLists { threads: vec![], n_gpu_layers: vec![GpuLayers::Auto] });
+    }
+
+    #[test]
+    fn lists_come_with_commas_and_by_repetition() {
+        let args = bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers 0,99,all").unwrap();
+        assert_eq!((args.tests.n_prompt, args.tests.n_gen, args.tests.n_depth), (vec![128, 512, 7], vec![0], vec![0, 64]));
+        let pair = |n_prompt, n_gen| PromptThenGenerate { n_prompt, n_gen };
+        assert_eq!(args.tests.pg, [pair(16, 4), pair(0, 2)]);
+        assert_eq!(args.lists.threads, [1, 2]);
+        assert_eq!(args.lists.n_gpu_layers, [GpuLayers::Count(0), GpuLayers::Count(99), GpuLayers::All]);
+        assert_eq!((args.placement.threads, args.placement.n_gpu_layers), (Some(1), GpuLayers::Count(0)));
+        for line in ["-p 1,x", "--pg 512", "--pg 0,0", "--pg 1,2,3", "-t 1,,2", "-o sql", "-r 0"] {
+            assert!(bench(line).is_err(), "{line}");
+        }
+    }
 }

@@ -18,12 +18,12 @@ pub struct RunArgs {
     /// Prompt, in one word or several; a pipe on stdin goes before it. Without either, a terminal starts a chat
     #[arg(value_name = "PROMPT")]
     pub prompt_words: Vec<OsString>,
-    /// Where it goes.
-    #[command(flatten)]
-    pub placement: PlacementArgs,
     /// What is generated.
     #[command(flatten)]
     pub generation: GenerationArgs,
+    /// Where it goes.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     /// Print one JSON object with text and statistics instead of the text
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,

@@ -17,14 +17,14 @@ use crate::units::Bytes;
 /// Which model.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Folder, .gguf file, or ORG/NAME:QUANT in the Hugging Face cache
+    /// Folder, .gguf file, or ORG/NAME:QUANT in the Hugging Face cache; `run` fetches what the cache lacks
     #[arg(value_name = "MODEL")]
     pub model: Option<OsString>,
     /// The same as MODEL
     #[arg(id = "model_flag", short = 'm', long = "model", env = "TIERFLOW_MODEL", value_name = "MODEL")]
     pub model_flag: Option<OsString>,
-    /// Model on a Hugging Face hub, fetched where it is not in the cache (-hf)
-    #[arg(long, env = "TIERFLOW_HF_REPO", value_name = "ORG/NAME[:QUANT]")]
+    /// Model on a Hugging Face hub as ORG/NAME:QUANT, fetched where it is not in the cache (-hf)
+    #[arg(long, env = "TIERFLOW_HF_REPO", value_name = "NAME")]
     pub hf_repo: Option<String>,
     /// File of --hf-repo (-hff)
     #[arg(long, env = "TIERFLOW_HF_FILE", value_name = "FILE", requires = "hf_repo")]
@@ -72,7 +72,7 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Res
 #[command(mut_args(with_revocable_switch))]
 pub struct PlacementArgs {
     /// Memory that may be used of each device, as gpu:0=40MiB,cpu=64MiB; a device not named is used as far as it goes
-    #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "DEVICE=SIZE,…", value_parser = parse_value::<MaxMemory>)]
+    #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
     /// What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]

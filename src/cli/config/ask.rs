@@ -73,6 +73,24 @@ pub(super) fn ask(questions: &[Question], file: &ConfigFile, input: &mut dyn Buf
     Ok(changes)
 }
 
+/// Asks a question of yes or no; an empty answer is a no, and so is the end of the input.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn yes(question: &str, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<bool> {
+    let failed = |fault| Error::io("use", "the terminal", fault);
+    loop {
+        write!(output, "{question} [y/N]: ").and_then(|()| output.flush()).map_err(failed)?;
+        let mut line = String::new();
+        input.read_line(&mut line).map_err(failed)?;
+        match line.trim().to_lowercase().as_str() {
+            "y" | "yes" => return Ok(true),
+            "" | "n" | "no" => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
 /// The new value of one setting; `said` is what the file says.
 fn ask_one(
     question: &Question,
@@ -168,6 +186,15 @@ mod tests {
             "{asked}"
         );
         assert!(asked.contains("`-2` is no whole number in 0..="), "{asked}");
+    }
+
+    #[test]
+    fn only_a_yes_is_one() {
+        for (lines, expected) in [("y\n", true), ("what\nYES\n", true), ("\n", false), ("n\n", false), ("", false)] {
+            let mut output = Vec::new();
+            assert_eq!(yes("Replace it?", &mut lines.as_bytes(), &mut output).unwrap(), expected, "{lines:?}");
+            assert!(output.starts_with(b"Replace it? [y/N]: "));
+        }
     }
 
     #[test]

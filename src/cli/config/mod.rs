@@ -11,12 +11,13 @@ mod setting;
 mod show;
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use crate::cli::args::{ConfigAction, ConfigArgs};
-use crate::cli::terminal::{print, print_path};
+use crate::cli::terminal::{note, print, print_path};
 use crate::error::{Error, Result};
 use crate::platform::write_atomically;
 use edit::Change;
@@ -42,6 +43,10 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
     let location = Location::find()?;
     let typed = typed_settings(matches)?;
     let (text, changes) = if args.default {
+        if !args.yes && holds_something(&location.path) && !may_replace(&location.path)? {
+            note(&format!("{} stays as it is\n", location.path.display()));
+            return Ok(());
+        }
         let defaults = Setting::all().into_iter().filter_map(|setting| {
             let default = setting.default()?;
             Some(Change { setting, value: Some(default) })
@@ -56,6 +61,31 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
     };
     write_atomically(&location.path, edit::apply(&text, &changes)?.as_bytes())?;
     print(&format!("wrote {}\n", location.path.display()))
+}
+
+/// Whether a file that would be lost is at `path`; one that cannot be read may be one.
+fn holds_something(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(metadata) => metadata.is_file() && metadata.len() > 0,
+        Err(fault) => fault.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Asks whether the file at `path` may be replaced.
+fn may_replace(path: &Path) -> Result<bool> {
+    let Some((mut input, mut output)) = terminal() else {
+        return Err(Error::InvalidArgument {
+            option: "--default".into(),
+            fault: format!("{} is there already; add --yes to replace it", path.display()),
+        });
+    };
+    ask::yes(&format!("{} is there already. Replace it?", path.display()), &mut input, &mut output)
+}
+
+/// Where questions are asked and answered, if the user sits there.
+fn terminal() -> Option<(io::StdinLock<'static>, io::StderrLock<'static>)> {
+    let (stdin, stderr) = (io::stdin(), io::stderr());
+    (stdin.is_terminal() && stderr.is_terminal()).then(|| (stdin.lock(), stderr.lock()))
 }
 
 /// The settings on the command line.
@@ -81,12 +111,11 @@ fn typed_settings(matches: &ArgMatches) -> Result<Vec<Change>> {
 
 /// What the user answers on the terminal.
 fn answers(file: &ConfigFile) -> Result<Vec<Change>> {
-    let (stdin, stderr) = (io::stdin(), io::stderr());
-    if !(stdin.is_terminal() && stderr.is_terminal()) {
+    let Some((mut input, mut output)) = terminal() else {
         return Err(Error::InvalidArgument {
             option: "tierflow config".into(),
             fault: "there is no terminal to ask on; give settings (--device gpu:0), or --default to write the defaults".into(),
         });
-    }
-    ask::ask(&ask::questions(ask::devices()), file, &mut stdin.lock(), &mut stderr.lock())
+    };
+    ask::ask(&ask::questions(ask::devices()), file, &mut input, &mut output)
 }

@@ -121,12 +121,14 @@ impl Rewriter<'_> {
         // llama.cpp takes `--ctx_size` for `--ctx-size`, as Python's programs do.
         let name = if name.starts_with("--") { name.replace('_', "-") } else { name.to_owned() };
         if let Some(arg) = find(self.subcommand, &name) {
-            return Ok(self.known(arg, &name, value));
+            self.known(arg, &name, value);
+            return Ok(());
         }
         let renamed = RENAMED.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
         let renamed = renamed.and_then(|ours| Some((ours, find(self.subcommand, ours.split('=').next()?)?)));
         if let Some((ours, arg)) = renamed {
-            return Ok(self.known(arg, ours, value));
+            self.known(arg, ours, value);
+            return Ok(());
         }
         if let Some(idle) = IDLE.iter().find(|idle| idle.names.contains(&&*name)) {
             self.skip_value(idle.takes, value.is_some());
@@ -173,7 +175,11 @@ impl Rewriter<'_> {
     fn skip_value(&mut self, takes: Takes, is_joined: bool) {
         match takes {
             Takes::Value if !is_joined => drop(self.rest.next()),
-            Takes::Switch if !is_joined => drop(self.rest.next_if(|next| LLAMA_SWITCH_WORDS.iter().any(|word| next == word))),
+            // llama-bench takes lists of them.
+            Takes::Switch if !is_joined => {
+                let is_word = |text: &str| LLAMA_SWITCH_WORDS.contains(&text);
+                drop(self.rest.next_if(|next| next.to_str().is_some_and(|text| text.split(',').all(is_word))));
+            }
             _ => {}
         }
     }
@@ -278,6 +284,7 @@ mod tests {
         for (line, expected) in [
             (&["run", "m", "-fa", "on", "p"][..], &["run", "m", "p"][..]),
             (&["run", "m", "-fa", "p"], &["run", "m", "p"]),
+            (&["bench", "m", "-fa", "0,1", "-p", "8"], &["bench", "m", "-p", "8"]),
             (&["run", "m", "-fa=off", "--mlock", "--mlock", "-tb", "4"], &["run", "m"]),
             (&["plan", "m", "--flash-attn", "1", "--no_warmup"], &["plan", "m"]),
         ] {
@@ -285,7 +292,7 @@ mod tests {
             assert_eq!(arguments, expected);
             let n_kinds = line
                 .iter()
-                .filter(|word| word.starts_with('-'))
+                .filter(|word| word.starts_with('-') && !expected.contains(word))
                 .map(|word| word.split('=').next())
                 .collect::<std::collections::BTreeSet<_>>();
             assert_eq!(notes.len(), n_kinds.len(), "{notes:?}");

@@ -1,7 +1,7 @@
 //! The words of llama.cpp and ollama as tables: what they are called here, what changes nothing here, what there is instead.
 
 /// Flags that have another name here. A flag that the subcommand itself has is not looked up.
-pub(super) const RENAMED: [(&str, &str); 23] = [
+pub(super) const RENAMED: [(&str, &str); 24] = [
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
@@ -10,6 +10,7 @@ pub(super) const RENAMED: [(&str, &str); 23] = [
     ("-hfr", "--hf-repo"),
     ("-ngl", "--n-gpu-layers"),
     ("-np", "--n-seqs"),
+    ("-pg", "--pg"),
     ("-sys", "--system"),
     ("-sysf", "--system-file"),
     ("-ub", "--ubatch-size"),
