@@ -356,6 +356,7 @@ mod tests {
         assert_eq!(words("m why is -n 3 the sky blue"), (Some("m".into()), "why is the sky blue".into()));
         assert_eq!(words("-m m hello there"), (None, "hello there".into()));
         assert_eq!(run("-m m hello").source().unwrap(), ModelSource::Named("m".into()));
+        assert!(run("b.gguf hello -m m").source().unwrap_err().to_string().contains("named twice"));
     }
 
     #[test]

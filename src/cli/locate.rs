@@ -80,7 +80,9 @@ fn no_name(name: &str, config: &dyn Fn() -> Result<HubConfig>) -> Error {
         .take(MOST_ALIKE)
         .collect();
     let cached = if alike.is_empty() { String::new() } else { format!("; the cache has {}", alike.join(", ")) };
-    not_found(name, &format!("is no folder or file; check the path, or name a model of the hub as ORG/NAME{cached}"))
+    let is_path = bare.contains(['/', '\\']) || bare.ends_with(".gguf");
+    let library = if is_path { "" } else { ", as in HuggingFaceTB/SmolLM2-135M-Instruct (ollama's library is another)" };
+    not_found(name, &format!("is no folder or file; check the path, or name a model of the hub as ORG/NAME{library}{cached}"))
 }
 
 fn cached_or_pulled(config: &HubConfig, model: &ModelRef, bar: Visibility) -> Result<PathBuf> {
@@ -135,9 +137,10 @@ mod tests {
         assert_eq!(locate("org/name").unwrap(), file);
         assert_eq!(locate("hf.co/org/name:Q4_0").unwrap(), file);
         for name in ["name", "NAME:7b", "Org"] {
-            assert!(locate(name).unwrap_err().to_string().ends_with("as ORG/NAME; the cache has org/name"), "{name}");
+            assert!(locate(name).unwrap_err().to_string().ends_with("; the cache has org/name"), "{name}");
         }
-        assert!(locate("llama3.2").unwrap_err().to_string().ends_with("as ORG/NAME"));
+        let told = locate("llama3.2").unwrap_err().to_string();
+        assert!(told.contains("ollama") && !told.contains("the cache has"), "{told}");
         let hub = ModelSource::Hub(hub::parse_model_ref("org/name:q4_0").unwrap());
         assert_eq!(locate_in(&hub, Absent::Told, &config, Visibility::Hidden).unwrap(), file);
     }

@@ -81,8 +81,16 @@ fn flags_of_llama_cpp_are_obeyed_noted_or_called_unknown() {
         assert_eq!(ran.stderr.matches(&format!("{flag} changes nothing here")).count(), 1, "{flag}: {}", ran.stderr);
     }
     assert_eq!(home.run(&[&start[..], &idle, &["-q"]].concat()).stderr, "");
-    for (flag, value) in [("-ts", "1,1"), ("-sm", "row"), ("-mg", "0"), ("-nkvo", ""), ("-mu", "https://example.org/m.gguf"), ("-xyz", "")]
-    {
+    for (flag, value) in [
+        ("--samplers", "top_k"),
+        ("--rope-scale", "2"),
+        ("-ts", "1,1"),
+        ("-sm", "row"),
+        ("-mg", "0"),
+        ("-nkvo", ""),
+        ("-mu", "https://example.org/m.gguf"),
+        ("-xyz", ""),
+    ] {
         for command in ["run", "plan", "bench"] {
             let refusal = home.refusal(2, &[command, &model, flag, value]);
             assert!(refusal.contains(&format!("unknown flag '{flag}'")), "{command} {flag}: {refusal}");

@@ -107,7 +107,11 @@ const LISTS: [&str; 2] = ["threads", "n_gpu_layers"];
 
 /// Lets an option of the placement be a list.
 fn with_list(arg: Arg) -> Arg {
-    if LISTS.contains(&arg.get_id().as_str()) { arg.action(ArgAction::Append).value_delimiter(',').value_name("N,…") } else { arg }
+    if LISTS.contains(&arg.get_id().as_str()) {
+        arg.action(ArgAction::Append).value_delimiter(',').allow_hyphen_values(true).value_name("N,…")
+    } else {
+        arg
+    }
 }
 
 impl FromArgMatches for PlacementLists {
@@ -162,13 +166,13 @@ mod tests {
 
     #[test]
     fn lists_come_with_commas_and_by_repetition() {
-        let args = bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers 0,99,all").unwrap();
+        let args = bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers -1,99,all").unwrap();
         assert_eq!((args.tests.n_prompt, args.tests.n_gen, args.tests.n_depth), (vec![128, 512, 7], vec![0], vec![0, 64]));
         let pair = |n_prompt, n_gen| PromptThenGenerate { n_prompt, n_gen };
         assert_eq!(args.tests.pg, [pair(16, 4), pair(0, 2)]);
         assert_eq!(args.lists.threads, [1, 2]);
-        assert_eq!(args.lists.n_gpu_layers, [GpuLayers::Count(0), GpuLayers::Count(99), GpuLayers::All]);
-        assert_eq!((args.placement.threads, args.placement.n_gpu_layers), (Some(1), GpuLayers::Count(0)));
+        assert_eq!(args.lists.n_gpu_layers, [GpuLayers::Auto, GpuLayers::Count(99), GpuLayers::All]);
+        assert_eq!((args.placement.threads, args.placement.n_gpu_layers), (Some(1), GpuLayers::Auto));
         for line in ["-p 1,x", "--pg 512", "--pg 0,0", "--pg 1,2,3", "-t 1,,2", "-o sql", "-r 0"] {
             assert!(bench(line).is_err(), "{line}");
         }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
 use super::parse_or_default;
+use crate::cli::familiar::names_a_model;
 use crate::error::Result;
 
 /// `tierflow run`
@@ -15,7 +16,9 @@ pub struct RunArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Prompt, in one word or several; a pipe on stdin goes before it. Without either, a terminal starts a chat
+    /// Prompt, in one word or several; without one, a chat
+    ///
+    /// The text of a pipe on stdin goes before it, and is the prompt where it stands alone.
     #[arg(value_name = "PROMPT")]
     pub prompt_words: Vec<OsString>,
     /// What is generated.
@@ -51,7 +54,10 @@ impl RunArgs {
     /// # Errors
     /// [`crate::error::Error::InvalidArgument`] where none is named, or two.
     pub fn source(&self) -> Result<ModelSource> {
-        choose_source(&self.model, self.words().0)
+        let (named, words) = self.words();
+        // With -m or -hf, a first word that can only be a model is no prompt.
+        let twice = words.first().filter(|word| named.is_none() && names_a_model(word));
+        choose_source(&self.model, named.or(twice.copied()))
     }
 }
 
@@ -70,20 +76,30 @@ pub struct GenerationArgs {
     /// File with the system message (-sysf)
     #[arg(long, alias = "system-prompt-file", env = "TIERFLOW_SYSTEM_FILE", value_name = "FILE")]
     pub system_file: Option<PathBuf>,
-    /// Most tokens to generate; -1 goes on until the model ends
+    /// Most tokens to generate; -1 for no limit
+    ///
+    /// Without one it goes on until the model ends or the context is full.
     #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens", "max-new-tokens", "num-predict"], env = "TIERFLOW_PREDICT")]
     #[arg(default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub predict: i64,
-    /// Seed of the sampling; -1 takes a random one and prints it
+    /// Seed of the sampling; -1 for a random one
+    ///
+    /// The random one is printed.
     #[arg(short, long, env = "TIERFLOW_SEED", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
     pub seed: i64,
-    /// Temperature; 0 always takes the likeliest token [default: the model's, else 0.8]
+    /// Temperature; 0 takes the likeliest [default: 0.8]
+    ///
+    /// The default is the model's own where it has one; so it is of all sampling.
     #[arg(long, alias = "temperature", env = "TIERFLOW_TEMP", value_name = "T", allow_negative_numbers = true)]
     pub temp: Option<f32>,
-    /// Sample among the K likeliest tokens; 0 or -1 among all [default: the model's, else 40]
+    /// Among the K likeliest tokens; 0 for all [default: 40]
+    ///
+    /// So does -1. The default is the model's own where it has one.
     #[arg(long, env = "TIERFLOW_TOP_K", value_name = "K", value_parser = parse_or_default, allow_negative_numbers = true)]
     pub top_k: Option<u32>,
-    /// Sample among the likeliest tokens that hold this share of the probability [default: the model's, else 0.95]
+    /// Among the likeliest with this share [default: 0.95]
+    ///
+    /// Their probabilities add up to it. The default is the model's own where it has one.
     #[arg(long, env = "TIERFLOW_TOP_P", value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Sample among tokens at least this likely, relative to the likeliest [default: the model's, else 0.05]

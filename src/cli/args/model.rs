@@ -17,13 +17,17 @@ use crate::units::Bytes;
 /// Which model.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Folder, .gguf file, or ORG/NAME:QUANT in the Hugging Face cache; `run` fetches what the cache lacks
+    /// Folder, .gguf file, or ORG/NAME:QUANT in the Hugging Face cache
+    ///
+    /// `run` fetches what the cache lacks.
     #[arg(value_name = "MODEL")]
     pub model: Option<OsString>,
     /// The same as MODEL
     #[arg(id = "model_flag", short = 'm', long = "model", env = "TIERFLOW_MODEL", value_name = "MODEL")]
     pub model_flag: Option<OsString>,
-    /// Model on a Hugging Face hub as ORG/NAME:QUANT, fetched where it is not in the cache (-hf)
+    /// ORG/NAME:QUANT, fetched where the cache lacks it (-hf)
+    ///
+    /// A model on a Hugging Face hub.
     #[arg(long, env = "TIERFLOW_HF_REPO", value_name = "NAME")]
     pub hf_repo: Option<String>,
     /// File of --hf-repo (-hff)
@@ -62,7 +66,9 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Res
             }
             Ok(ModelSource::Hub(model))
         }
-        (None, None, None) => Err(invalid("no model is named; give a folder, a .gguf file, or -hf ORG/NAME:QUANT")),
+        (None, None, None) => {
+            Err(invalid("no model is named; give a folder, a .gguf file, or ORG/NAME of a hub, as in HuggingFaceTB/SmolLM2-135M-Instruct"))
+        }
         _ => Err(invalid("the model is named twice; give MODEL, -m or -hf, and only one of them")),
     }
 }
@@ -71,7 +77,9 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Res
 #[derive(Debug, Clone, Args)]
 #[command(mut_args(with_revocable_switch))]
 pub struct PlacementArgs {
-    /// Memory that may be used of each device, as gpu:0=40MiB,cpu=64MiB; a device not named is used as far as it goes
+    /// Memory to use of each device, as gpu:0=4GiB,cpu=16GiB
+    ///
+    /// A device that is not named is used as far as it goes.
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
     /// What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)
@@ -94,7 +102,9 @@ pub struct PlacementArgs {
     /// Refuse a plan that puts weights anywhere but on the devices named in --max-memory or --device
     #[arg(long, env = "TIERFLOW_STRICT")]
     pub strict: bool,
-    /// Take the largest context with which every weight stays resident, or say what must give
+    /// The largest context with which nothing streams
+    ///
+    /// Every weight stays resident, or what must give is said.
     #[arg(long, env = "TIERFLOW_FIT")]
     pub fit: bool,
     /// Prompt and generated tokens of a typical exchange, for which the plan is made
@@ -104,7 +114,9 @@ pub struct PlacementArgs {
     #[arg(long, visible_alias = "parallel", env = "TIERFLOW_N_SEQS", value_name = "N")]
     #[arg(value_parser = parse_positive_or_default, allow_negative_numbers = true)]
     pub n_seqs: Option<u32>,
-    /// Positions of the context; 0 takes the model's, less where the budgets demand it
+    /// Positions of the context; 0 for the model's
+    ///
+    /// With 0 they are fewer where the budgets demand it.
     #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
     #[arg(value_parser = parse_or_default, allow_negative_numbers = true)]
     pub ctx_size: u32,

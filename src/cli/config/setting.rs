@@ -75,7 +75,8 @@ impl Setting {
 
     /// Its meaning, and in a line each the words that it may be where there are few.
     pub(super) fn help(&self) -> String {
-        let mut help = self.arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = self.arg.get_long_help().or(self.arg.get_help()).map(ToString::to_string).unwrap_or_default();
+        let mut help = help.replace("\n\n", ". ");
         if self.kind() == Kind::Text {
             for word in self.arg.get_possible_values() {
                 let meaning = word.get_help().map(ToString::to_string).unwrap_or_default();

@@ -47,7 +47,7 @@ pub(super) struct Idle {
     pub(super) why: &'static str,
 }
 
-pub(super) const IDLE: [Idle; 17] = [
+pub(super) const IDLE: [Idle; 19] = [
     Idle { names: &["-fa", "--flash-attn"], takes: Takes::Switch, why: "attention is always computed that way" },
     Idle { names: &["-fit"], takes: Takes::Switch, why: "every plan fits; --fit asks for one in which nothing streams" },
     Idle { names: &["-cnv", "--conversation"], takes: Takes::Nothing, why: "without a prompt, a terminal starts a chat" },
@@ -63,12 +63,18 @@ pub(super) const IDLE: [Idle; 17] = [
     Idle { names: &["--no-escape"], takes: Takes::Nothing, why: "prompts are always taken as they are" },
     Idle { names: &["--simple-io"], takes: Takes::Nothing, why: "off a terminal, text comes plain" },
     Idle { names: &["-kvo", "--kv-offload"], takes: Takes::Nothing, why: "the KV cache lies where attention is computed" },
+    Idle {
+        names: &["-cb", "--cont-batching", "-nocb", "--no-cont-batching"],
+        takes: Takes::Nothing,
+        why: "sequences always go side by side",
+    },
+    Idle { names: &["-dt", "--defrag-thold"], takes: Takes::Value, why: "the KV cache has no gaps" },
     Idle { names: &["-nr", "--no-repack", "--repack"], takes: Takes::Nothing, why: "weights stay as they are stored" },
     Idle { names: &["--swa-full", "--check-tensors", "--no-host", "--op-offload"], takes: Takes::Nothing, why: "there is no such choice" },
 ];
 
 /// Flags that are not here, and what is.
-pub(super) const ABSENT: [(&[&str], &str); 34] = [
+pub(super) const ABSENT: [(&[&str], &str); 42] = [
     (&["-ts", "--tensor-split"], "--max-memory gpu:0=6GiB,gpu:1=4GiB bounds each GPU; --device-map balanced shares evenly"),
     (&["-sm", "--split-mode"], "layers are split among GPUs; --device gpu:0 takes one alone"),
     (&["-mg", "--main-gpu"], "--device gpu:N chooses the GPU"),
@@ -98,6 +104,17 @@ pub(super) const ABSENT: [(&[&str], &str); 34] = [
     (&["-j", "--json-schema", "-jf", "--json-schema-file", "--grammar", "--grammar-file"], "answers cannot be constrained"),
     (&["--chat-template", "--chat-template-file"], "the model's own template counts; --raw leaves it out"),
     (&["--presence-penalty", "--frequency-penalty"], "--repeat-penalty holds repetition down"),
+    (
+        &["--samplers", "--sampler-seq", "--sampling-seq", "--typical", "--mirostat", "--top-nsigma", "-l", "--logit-bias"],
+        "--temp, --top-k, --top-p, --min-p and --repeat-penalty are the sampling that there is",
+    ),
+    (&["--xtc-probability", "--xtc-threshold", "--dry-multiplier", "--dynatemp-range"], "--top-p and --min-p are what comes near"),
+    (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], "positions are scaled as the model says"),
+    (&["--verbose-prompt"], "tierflow tokenize MODEL TEXT shows the tokens of a text"),
+    (&["--completion-bash"], "tierflow completions bash"),
+    (&["--think", "--hidethinking"], "an answer is printed as the model gives it"),
+    (&["--insecure"], "HF_ENDPOINT names another hub, also one on plain http"),
+    (&["--prompt-cache"], "no state is kept between runs; a chat keeps it while it lasts"),
     (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--numa"], "taskset and numactl bind a program to cores"),
     (&["--no-op-offload"], "--device cpu lets the host compute everything"),
     (&["--format"], "--json prints the answer as JSON; answers cannot be constrained"),
