@@ -1,6 +1,5 @@
 //! The program: runs the command line, prints its error, sets its exit code.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use tierflow::Error;
@@ -11,8 +10,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::Interrupted) {
-                // Nobody is left to tell where stderr is closed.
-                let _ = writeln!(std::io::stderr(), "error: {error}");
+                tierflow::cli::tell_error(&error);
             }
             ExitCode::from(error.exit_code())
         }

@@ -170,7 +170,7 @@ impl TryFrom<NumberOrText> for Bytes {
     }
 }
 
-/// A transfer rate. Prints in decimal units (`5.2 GB/s`), as links and disks are sold.
+/// A transfer rate. Prints in decimal units with three significant digits (`5.20 GB/s`), as links and disks are sold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BytesPerSec(pub f64);
@@ -190,8 +190,34 @@ impl BytesPerSec {
 impl fmt::Display for BytesPerSec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (value, unit) = if self.0 >= 1e9 { (self.0 / 1e9, "GB/s") } else { (self.0 / 1e6, "MB/s") };
-        f.pad(&format!("{value:.1} {unit}"))
+        f.pad(&format!("{} {unit}", three_digits(value)))
     }
+}
+
+/// A rate of a model. Prints with three significant digits (`4.23 t/s`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd)]
+pub struct TokensPerSec(pub f64);
+
+impl fmt::Display for TokensPerSec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{} t/s", three_digits(self.0)))
+    }
+}
+
+/// A time in milliseconds with three significant digits: `30.4 ms`.
+pub fn millis(secs: f64) -> String {
+    format!("{} ms", three_digits(secs * 1e3))
+}
+
+/// A number with three significant digits, but no digit of a whole number left out: `0.213`, `4.23`, `42.6`, `426`, `4263`.
+pub fn three_digits(value: f64) -> String {
+    let magnitude = if value == 0.0 { 0.0 } else { value.abs().log10().floor() };
+    let n_decimals = |magnitude: f64| (2.0 - magnitude).clamp(0.0, 12.0) as usize;
+    // What is rounded up to the next power of ten has a digit less behind the point.
+    let scale = 10f64.powi(n_decimals(magnitude) as i32);
+    let rounded = (value.abs() * scale).round() / scale;
+    let is_next = rounded >= 10f64.powf(magnitude + 1.0);
+    format!("{value:.*}", n_decimals(if is_next { magnitude + 1.0 } else { magnitude }))
 }
 
 #[cfg(test)]
@@ -263,6 +289,29 @@ mod tests {
         for text in ["-1", "1.5", "null", "\"much\"", "[8]"] {
             assert!(serde_json::from_str::<Bytes>(text).unwrap_err().to_string().contains("size"), "{text}");
         }
+    }
+
+    #[test]
+    fn rates_print_with_three_significant_digits() {
+        for (value, text) in [
+            (0.0, "0.00"),
+            (0.000_213_4, "0.000213"),
+            (0.2134, "0.213"),
+            (0.9996, "1.00"),
+            (4.226, "4.23"),
+            (9.996, "10.0"),
+            (42.61, "42.6"),
+            (99.96, "100"),
+            (425.6, "426"),
+            (4263.0, "4263"),
+            (-4.2264, "-4.23"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(three_digits(value), text);
+        }
+        assert_eq!(TokensPerSec(0.2134).to_string(), "0.213 t/s");
+        assert_eq!((BytesPerSec(5.2e9).to_string().as_str(), BytesPerSec(2.5e5).to_string().as_str()), ("5.20 GB/s", "0.250 MB/s"));
+        assert_eq!(millis(0.0304), "30.4 ms");
     }
 
     #[test]

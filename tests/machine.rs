@@ -130,7 +130,7 @@ fn what_is_printed_is_read_back_and_measured_rates_are_kept() {
     let home = Home::new();
     let unmeasured = home.json("tierflow.devices/1", &["devices", "--json"]);
     assert!(rates(&unmeasured, "cpu").is_empty() && rates(&unmeasured, "disk").is_empty());
-    assert!(home.stdout(&["devices"]).contains("cpu: rates not measured yet: run `tierflow devices --measure`"));
+    assert!(home.stdout(&["devices"]).contains("  rates not measured yet: run `tierflow devices --measure`\n"));
 
     // Measures what is not known, quickly.
     home.stdout(&["doctor"]);

@@ -438,7 +438,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
 }
 
 #[test]
-fn many_runs_of_units_are_counted_by_part() {
+fn a_plan_counts_layers_and_the_parts_of_others() {
     let config = ModelConfig { n_layers: 6, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
@@ -447,8 +447,51 @@ fn many_runs_of_units_are_counted_by_part() {
     let options =
         PlanOptions { compute_on: vec![Device::Gpu(0), Device::Cpu], homes: Homes::Placed(alternating), ..PlanOptions::default() };
     let text = plan(&catalog, &model, &devices, &options).unwrap().to_string();
-    assert!(text.contains("holds 7 units: 6 of 6 self_attn, lm_head\n"), "{text}");
-    assert!(text.contains("holds 7 units: embed_tokens, 6 of 6 mlp\n"), "{text}");
+    assert!(text.contains("         computes 6 attention parts and the head\n"), "{text}");
+    assert!(text.contains("         computes 6 MLP parts; holds the embedding\n"), "{text}");
+    let text = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap().to_string();
+    assert!(text.contains("         computes 6 of 6 layers and the head\n") && text.contains("         holds the embedding\n"), "{text}");
+}
+
+#[test]
+fn what_a_plan_tells_of_the_disk_adds_up() {
+    for tied_embeddings in [false, true] {
+        let config = ModelConfig { n_layers: 3, tied_embeddings, ..models::config() };
+        let (catalog, model) = models::model(&config, |_| DType::F16);
+        let devices = models::devices(Bytes::mib(8), AdapterKind::Discrete, GpuLimits::default(), Bytes::ZERO);
+        let on_disk = |unit: usize| {
+            let execute_on = if unit == 0 { Device::Cpu } else { Device::Gpu(0) };
+            Placement { execute_on, homes: vec![Device::Disk; model.units[unit].matrices().count()] }
+        };
+        let options = PlanOptions { homes: Homes::Placed((0..model.units.len()).map(on_disk).collect()), ..PlanOptions::default() };
+        let made = plan(&catalog, &model, &devices, &options).unwrap();
+        let matrices: Bytes = catalog.tensors.iter().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.size_bytes).sum();
+        let text = made.to_string();
+        let told = format!("\n  disk   holds 3 layers, the embedding and the head: {matrices}\n");
+        assert!(text.contains(&told), "{text}\n{told}");
+        let streamed = made.streamed_bytes();
+        assert!(text.contains(&format!("\n         streams 3 layers and the head: {streamed} from disk per token\n")), "{text}");
+    }
+}
+
+#[test]
+fn a_forward_takes_no_more_tokens_than_the_context_has_positions() {
+    let config = ModelConfig { context_length: 2048, n_layers: 64, ..models::config() };
+    let (catalog, model) = models::model(&config, |_| DType::F16);
+    let made = |asked: usize, ctx_size: Option<usize>, gpu: Bytes, n_seqs: usize| {
+        let devices = models::devices(gpu, AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+        let options = PlanOptions { ubatch_size: Some(asked), ctx_size, n_seqs, homes: Homes::FrontToBack, ..PlanOptions::default() };
+        plan(&catalog, &model, &devices, &options)
+    };
+    for (asked, ctx_size, n_seqs, expected) in
+        [(100_000, Some(256), 1, 256), (100_000, Some(256), 2, 512), (128, Some(256), 1, 128), (100_000, None, 1, 2048)]
+    {
+        assert_eq!(made(asked, ctx_size, Bytes::gib(1), n_seqs).unwrap().forward.n_tokens, expected, "{asked} in {ctx_size:?}");
+    }
+    // Where the context is open, it depends on what is left beside the forward.
+    let shorter = (1..64).filter_map(|size| made(100_000, None, Bytes::mib(size), 1).ok()).filter(|made| made.ctx_size < 2048);
+    let shorter: Vec<(usize, usize)> = shorter.map(|made| (made.forward.n_tokens, made.ctx_size)).collect();
+    assert!(!shorter.is_empty() && shorter.iter().all(|(n_tokens, ctx_size)| n_tokens <= ctx_size), "{shorter:?}");
 }
 
 #[test]

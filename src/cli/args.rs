@@ -214,6 +214,9 @@ pub struct PlanArgs {
     /// Write the homes as a device map that Accelerate and transformers read
     #[arg(long, env = "TIERFLOW_EXPORT_DEVICE_MAP", value_name = "FILE.json")]
     pub export_device_map: Option<PathBuf>,
+    /// Print the steps of one forward too
+    #[arg(long, env = "TIERFLOW_SCHEDULE")]
+    pub schedule: bool,
     /// Print plan and schedule as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,

@@ -7,7 +7,8 @@ use std::time::Instant;
 use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers, PlacementArgs, TestArgs};
 use crate::cli::locate::locate;
 use crate::cli::model::{Placement, load_with_bar};
-use crate::cli::terminal::{Visibility, note};
+use crate::cli::plan_text::note_plan;
+use crate::cli::terminal::Visibility;
 use crate::cli::trace_file;
 use crate::engine::{Engine, Prepared, TextFiles};
 use crate::error::{Error, Result};
@@ -73,7 +74,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let form = if args.json { BenchOutput::Json } else { args.output };
     let mut report = Report::new(form, args, prepared.iter().map(|(_, prepared)| &prepared.plan));
     for (n_gpu_layers, prepared) in prepared {
-        note(&prepared.summary());
+        note_plan(&prepared.summary());
         let mut engine = load_with_bar(prepared, Visibility::Auto)?;
         for &n_threads in &threads {
             for &test in &tests {

@@ -65,6 +65,9 @@ pub(super) fn run(engine: &mut Engine, settings: &Settings, system: Option<&str>
                 match pollster::block_on(answer(&mut session, settings, &tokens, &mut write)) {
                     Ok(answer) => {
                         write("\n")?;
+                        if let Some(cut) = answer.cut.filter(|_| !quiet) {
+                            note(&format!("{cut}\n"));
+                        }
                         history.push(ChatMessage::new("assistant", answer.text));
                         last = Some(answer.statistics);
                     }

@@ -3,12 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::DevicesArgs;
-use crate::cli::terminal::{Align, print, print_json, table};
+use crate::cli::terminal::{Align, print_json, print_report, table};
 use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::machine::{self, DevicesFile, Measure};
-use crate::units::BytesPerSec;
+use crate::units::{BytesPerSec, millis, three_digits};
 
 /// How much of the rates is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         return print_json(&found);
     }
     let detail = if args.measure || args.verbose { Detail::PerDType } else { Detail::Summary };
-    print(&report(&found, detail))
+    print_report(&report(&found, detail))
 }
 
 /// Table, what each device is and how fast, and advice.
@@ -45,14 +45,18 @@ pub(super) fn report(found: &DevicesFile, detail: Detail) -> String {
     ];
     let mut text = table(&columns, &found.devices.iter().map(row).collect::<Vec<_>>());
     for spec in &found.devices {
-        let device = spec.device;
+        let mut lines = Vec::new();
         if !spec.capacity_source.is_empty() {
-            text.push_str(&format!("{device}: {}; usable is {}\n", spec.driver, spec.capacity_source));
+            lines.push(format!("{}; usable is {}", spec.driver, spec.capacity_source));
         }
-        if let Some(features) = found.features.get(&device).filter(|features| !features.is_empty()) {
-            text.push_str(&format!("{device}: features {}\n", features.join(", ")));
+        if let Some(features) = found.features.get(&spec.device).filter(|features| !features.is_empty()) {
+            lines.push(format!("features {}", features.join(", ")));
         }
-        text.push_str(&format!("{device}: {}\n", rates_in_words(&spec.rates)));
+        lines.push(rates_in_words(&spec.rates));
+        for (index, line) in lines.iter().enumerate() {
+            let device = if index == 0 { spec.device.to_string() } else { String::new() };
+            text.push_str(&format!("{device:<6}  {line}\n"));
+        }
     }
     if detail == Detail::PerDType {
         text.push_str(&products(&found.devices));
@@ -88,7 +92,7 @@ fn rates_in_words(rates: &Rates) -> String {
         return "rates not measured yet: run `tierflow devices --measure`".into();
     }
     let rate = |name: &str, rate: Option<BytesPerSec>| rate.map(|rate| format!("{name} {rate}"));
-    let micros = |name: &str, secs: Option<f64>| secs.map(|secs| format!("{name} {:.1} µs", secs * 1e6));
+    let micros = |name: &str, secs: Option<f64>| secs.map(|secs| format!("{name} {} µs", three_digits(secs * 1e6)));
     let shown = if rates.matvec.contains_key(&DType::F16) { Some(DType::F16) } else { rates.matvec.keys().next().copied() };
     let shown = shown.unwrap_or(DType::F16);
     let parts = [
@@ -99,15 +103,19 @@ fn rates_in_words(rates: &Rates) -> String {
         rate("copy", rates.host_copy),
         rate("read", rates.disk_read),
         rate("matrix × vector", rates.matvec_of(shown)),
-        rates.matmul_of(shown).map(|flops| format!("matrix × matrix {:.1} GFLOP/s (both {shown})", flops / 1e9)),
+        rates.matmul_of(shown).map(|flops| format!("matrix × matrix {} (both {shown})", flops_text(flops))),
         micros("request", rates.disk_request_secs),
         micros("operation", rates.dispatch_secs),
         micros("submission", rates.submit_secs),
         micros("round trip", rates.round_trip_secs),
-        rates.shader_compile_secs.map(|secs| format!("shader {:.1} ms", secs * 1e3)),
+        rates.shader_compile_secs.map(|secs| format!("shader {}", millis(secs))),
     ];
     let since = rates.measured_at.map(|at| format!(" {}", age(at))).unwrap_or_default();
     format!("{}; {}{since}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "), rates.origin)
+}
+
+fn flops_text(flops: f64) -> String {
+    format!("{} GFLOP/s", three_digits(flops / 1e9))
 }
 
 /// How long ago a time was, in its largest unit.
@@ -128,7 +136,7 @@ fn products(devices: &[DeviceSpec]) -> String {
             let (matvec, matmul) = (spec.rates.matvec.get(&dtype), spec.rates.matmul.get(&dtype));
             if matvec.is_some() || matmul.is_some() {
                 let matvec = matvec.map_or_else(|| "–".into(), ToString::to_string);
-                let matmul = matmul.map_or_else(|| "–".into(), |flops| format!("{:.1} GFLOP/s", flops / 1e9));
+                let matmul = matmul.map_or_else(|| "–".into(), |flops| flops_text(*flops));
                 rows.push(vec![spec.device.to_string(), dtype.to_string(), matvec, matmul]);
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::cli::args::DoctorArgs;
 use crate::cli::devices::{self, Detail};
-use crate::cli::terminal::{print, print_json};
+use crate::cli::terminal::{print_json, print_report};
 use crate::error::Result;
 use crate::machine::{self, Measure};
 use crate::platform::{cache_folder, host_memory, n_threads};
@@ -44,5 +44,5 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         Ok(found) => text.push_str(&devices::report(&found, Detail::Summary)),
         Err(error) => text.push_str(&format!("devices: {error}\n")),
     }
-    print(&text)
+    print_report(&text)
 }

@@ -2,8 +2,8 @@
 
 use crate::cli::args::InspectArgs;
 use crate::cli::locate::locate;
-use crate::cli::terminal::{Align, Visibility, print, print_json, table};
-use crate::engine::Inspection;
+use crate::cli::terminal::{Align, Visibility, print_json, print_report, table};
+use crate::engine::{Inspection, Needs};
 use crate::error::Result;
 use crate::model::Model;
 use crate::platform::IoMode;
@@ -18,7 +18,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let checkpoint = Checkpoint::open(&path, IoMode::Pread)?;
     let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
     let inspection = Inspection::new(&checkpoint, &model);
-    if args.json { print_json(&inspection) } else { print(&report(&inspection)) }
+    if args.json { print_json(&inspection) } else { print_report(&report(&inspection)) }
 }
 
 fn report(inspection: &Inspection<'_>) -> String {
@@ -54,13 +54,21 @@ fn report(inspection: &Inspection<'_>) -> String {
     ));
     let kv: Vec<String> = inspection.kv_bytes_per_token.iter().map(|(dtype, bytes)| format!("{bytes} in {dtype}")).collect();
     text.push_str(&format!("  KV cache per token: {}\n\n", kv.join(", ")));
-    let columns =
-        [("DTYPE", Align::Left), ("WEIGHTS", Align::Right), ("LARGEST LAYER", Align::Right), ("GPU FOR ALL, 4K CONTEXT", Align::Right)];
-    let rows: Vec<Vec<String>> = inspection
-        .at_dtype
-        .iter()
-        .map(|row| vec![row.dtype.to_string(), row.weights.to_string(), row.largest_layer.to_string(), row.resident_4k.to_string()])
-        .collect();
-    text.push_str(&table(&columns, &rows));
+    let columns = [("STORED AS", Align::Left), ("WEIGHTS", Align::Right), ("LARGEST LAYER", Align::Right), ("ALL ON A GPU", Align::Right)];
+    let row = |name: String, needs: &Needs| {
+        let on_gpu = needs.resident.map_or_else(|| "–".into(), |used| used.total().to_string());
+        vec![name, needs.weights.to_string(), needs.largest_layer.to_string(), on_gpu]
+    };
+    let as_stored = row("as it is".into(), &inspection.as_stored);
+    let in_dtypes = inspection.at_dtype.iter().map(|at| row(at.dtype.to_string(), &at.needs));
+    text.push_str(&table(&columns, &[as_stored].into_iter().chain(in_dtypes).collect::<Vec<_>>()));
+    if let Some(used) = inspection.as_stored.resident {
+        text.push_str(&format!(
+            "All on a GPU: with the f16 KV cache of {} positions ({}) and activations ({}); the host keeps the embedding.\n",
+            Inspection::CTX_SIZE,
+            used.kv_cache,
+            used.activations
+        ));
+    }
     text
 }

@@ -1,7 +1,7 @@
 //! `tierflow ls`: the models in the Hugging Face cache.
 
 use crate::cli::args::LsArgs;
-use crate::cli::terminal::{Align, note, print, print_json, table};
+use crate::cli::terminal::{Align, fits, note, print, print_json, table};
 use crate::error::Result;
 use crate::hub::{CachedModel, HubConfig, list_cached};
 
@@ -20,7 +20,14 @@ pub fn run(args: &LsArgs) -> Result<()> {
         return Ok(());
     }
     let rows: Vec<Vec<String>> = models.iter().flat_map(rows_of).collect();
-    print(&table(&[("MODEL", Align::Left), ("SIZE", Align::Right), ("PATH", Align::Left)], &rows))
+    let columns = [("MODEL", Align::Left), ("SIZE", Align::Right), ("PATH", Align::Left)];
+    if fits(&columns, &rows) {
+        return print(&table(&columns, &rows));
+    }
+    // A path in pieces can be neither read nor copied.
+    print(&table(&columns[..2], &rows.into_iter().map(|row| row[..2].to_vec()).collect::<Vec<_>>()))?;
+    note(&format!("paths: tierflow ls --json (they lie in {})\n", config.cache_dir.display()));
+    Ok(())
 }
 
 /// One row for each thing that can be opened: every `.gguf`, and the folder where there are safetensors.

@@ -15,6 +15,7 @@ mod logits;
 mod ls;
 mod model;
 mod plan;
+mod plan_text;
 mod prompt;
 mod pull;
 mod run;
@@ -33,6 +34,7 @@ use args::{Cli, Command, Read, blame_variable};
 use config::ConfigFile;
 use logging::Verbosity;
 use terminal::note;
+pub use terminal::tell_error;
 
 /// Reads the arguments (program name first) and runs the subcommand they name.
 ///

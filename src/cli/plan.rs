@@ -1,15 +1,17 @@
-//! `tierflow plan`: the plan and the schedule; nothing is loaded.
+//! `tierflow plan`: the plan, and the schedule where it is asked for; nothing is loaded.
 
 use crate::cli::args::PlanArgs;
 use crate::cli::locate::locate;
 use crate::cli::model::Placement;
+use crate::cli::plan_text::print_plan;
 use crate::cli::terminal::{Visibility, print, print_json};
+use crate::device::Origin;
 use crate::error::Result;
 use crate::machine::read_devices_file;
 use crate::plan::PlanOptions;
 use crate::platform::write_atomically;
 
-/// Prints plan and schedule, and writes the device map where one is asked for.
+/// Prints the plan, and writes the device map where one is asked for.
 ///
 /// # Errors
 /// Those of reading headers; [`crate::error::Error::DoesNotFit`] for a plan that cannot run.
@@ -29,6 +31,14 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if args.json {
         return print_json(&prepared.to_json(&explanation));
     }
-    let schedule = prepared.schedule.report(&prepared.plan);
-    print(&format!("{}{explanation}\nschedule of one forward\n{schedule}", prepared.summary()))
+    let mut text = format!("{}{explanation}", prepared.summary());
+    // Of a machine that is not here, its file says what is known.
+    if prepared.is_here() && explanation.forecast.decode.rates != Origin::Measured {
+        text.push_str("  measure      `tierflow devices --measure` measures the rates of this machine\n");
+    }
+    print_plan(&text)?;
+    if args.schedule {
+        print(&format!("\nschedule of one forward\n{}", prepared.schedule.report(&prepared.plan)))?;
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::cli::args::{GenerationArgs, RunArgs};
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::{Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
@@ -33,6 +34,8 @@ pub(super) struct Answer {
     pub(super) text: String,
     pub(super) tokens: Vec<u32>,
     pub(super) finish: Option<FinishReason>,
+    /// Why it ended before the model did.
+    pub(super) cut: Option<String>,
     pub(super) statistics: Statistics,
 }
 
@@ -57,7 +60,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let path = locate_or_fetch(&source, visibility)?;
     let prepared = pollster::block_on(placement.builder(&path)?.prepare())?;
     if !args.quiet {
-        note(&prepared.summary());
+        note_plan(&prepared.summary());
     }
     let mut engine = load_with_bar(prepared, visibility)?;
     let settings = wishes.settings(&engine)?;
@@ -95,6 +98,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
             "memory": engine.memory_use(),
         }))?;
     } else if !args.quiet {
+        answer.cut.iter().for_each(|cut| note(&format!("{cut}\n")));
         note(&format!("{}\n", answer.statistics.line(settings.seed)));
         note(&answer.statistics.prediction_line());
         note(&answer.statistics.memory_lines());
@@ -229,5 +233,15 @@ pub(super) async fn answer(
         predicted: Predicted::of(engine.prepared(), n_before, generation.n_prompt(), generated.len()),
         memory: engine.memory_use(),
     };
-    Ok(Answer { text, tokens: generated, finish, statistics })
+    let cut = (finish == Some(FinishReason::Length)).then(|| cut_in_words(engine.plan().ctx_size, tokens.len(), generated.len()));
+    Ok(Answer { text, tokens: generated, finish, cut, statistics })
+}
+
+/// Why an answer ended that the model did not end.
+fn cut_in_words(ctx_size: usize, n_prompt: usize, n_generated: usize) -> String {
+    // The last token is told, and not in the context.
+    match n_prompt + n_generated > ctx_size {
+        true => format!("cut off: the context of {ctx_size} positions is full; -c N makes it longer"),
+        false => format!("cut off: -n {n_generated} allows no more tokens"),
+    }
 }

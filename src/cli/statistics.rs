@@ -6,7 +6,7 @@ use crate::device::Origin;
 use crate::engine::{MemoryUse, Prepared};
 use crate::plan::Load;
 use crate::stream::TraceSummary;
-use crate::units::{Bytes, BytesPerSec};
+use crate::units::{Bytes, BytesPerSec, TokensPerSec, three_digits};
 
 /// Counts and times of one answer.
 #[derive(Debug, Clone, Serialize)]
@@ -69,9 +69,9 @@ impl Statistics {
     /// One line; its beginning is llama-cli's, which scripts read.
     pub fn line(&self, seed: u64) -> String {
         let mut line = format!(
-            "[ Prompt: {:.1} t/s | Generation: {:.1} t/s | TTFT {:.2} s",
-            self.prompt_rate(),
-            self.decode_rate(),
+            "[ Prompt: {} | Generation: {} | TTFT {:.2} s",
+            TokensPerSec(self.prompt_rate()),
+            TokensPerSec(self.decode_rate()),
             self.first_token_secs
         );
         let decode = |all: Bytes, prompt: Bytes| Bytes(all.saturating_sub(prompt).0 / self.n_decoded.max(1) as u64);
@@ -96,8 +96,11 @@ impl Statistics {
     pub fn prediction_line(&self) -> String {
         let Predicted { prompt_rate, decode_rate, rates } = self.predicted;
         let beside = |predicted: f64, measured: f64| match measured > 0.0 {
-            true => format!("{predicted:.1} t/s predicted, {measured:.1} measured ({:+.0} %)", (measured / predicted - 1.0) * 100.0),
-            false => format!("{predicted:.1} t/s predicted"),
+            true => {
+                let error = (measured / predicted - 1.0) * 100.0;
+                format!("{} predicted, {} measured ({error:+.0} %)", TokensPerSec(predicted), three_digits(measured))
+            }
+            false => format!("{} predicted", TokensPerSec(predicted)),
         };
         let prompt = beside(prompt_rate, self.prompt_rate());
         format!("  prompt {prompt} · generation {} · rates {rates}\n", beside(decode_rate, self.decode_rate()))

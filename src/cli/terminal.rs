@@ -5,6 +5,7 @@ use std::path::Path;
 
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use textwrap::core::display_width;
 
 use crate::error::{Error, Result};
 use crate::units::Bytes;
@@ -64,14 +65,23 @@ pub enum Align {
     Right,
 }
 
-/// Aligned columns without lines, headings in bold on a terminal: plain text that `cut` and `awk` can read.
+/// Aligned columns without lines, on a terminal headings in bold and cells broken where a row would be wider than it. Elsewhere plain
+/// text that `cut` and `awk` can read.
 pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
-    table_styled(columns, rows, has_colour(&io::stdout()))
+    table_styled(columns, rows, has_colour(&io::stdout()), Stream::Stdout.width())
 }
 
-fn table_styled(columns: &[(&str, Align)], rows: &[Vec<String>], styled: bool) -> String {
+/// Whether stdout has room for the rows of a table as they are; everything has that is no terminal.
+pub fn fits(columns: &[(&str, Align)], rows: &[Vec<String>]) -> bool {
+    Stream::Stdout.width().is_none_or(|width| table_styled(columns, rows, false, None).lines().all(|line| display_width(line) <= width))
+}
+
+fn table_styled(columns: &[(&str, Align)], rows: &[Vec<String>], styled: bool, width: Option<usize>) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
+    if let Some(width) = width.and_then(|width| u16::try_from(width).ok()) {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
     if styled {
         table.enforce_styling();
     } else {
@@ -94,6 +104,73 @@ fn table_styled(columns: &[(&str, Align)], rows: &[Vec<String>], styled: bool) -
         text.push('\n');
     }
     text
+}
+
+/// Where text goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Answers.
+    Stdout,
+    /// Everything else.
+    Stderr,
+}
+
+impl Stream {
+    /// Columns of the terminal behind it; `None` where there is none.
+    pub fn width(self) -> Option<usize> {
+        let mut table = Table::new();
+        if self == Stream::Stderr {
+            table.use_stderr();
+        }
+        // One of no columns does not know.
+        table.width().map(usize::from).filter(|width| *width > 0)
+    }
+
+    /// As [`has_colour`].
+    pub fn has_colour(self) -> bool {
+        match self {
+            Stream::Stdout => has_colour(&io::stdout()),
+            Stream::Stderr => has_colour(&io::stderr()),
+        }
+    }
+}
+
+/// Columns that are left for text beside its indent, at least: below, a line is not broken.
+const LEAST_WIDTH: usize = 20;
+
+/// Breaks lines that are longer than `width` between words; what is broken off stands below the text of its line, which begins behind
+/// the line's indent and the name before it. A number stays with the word that follows it. As it is where there is no width.
+pub fn wrapped(text: &str, width: Option<usize>) -> String {
+    let Some(width) = width else { return text.to_owned() };
+    text.split_inclusive('\n').map(|line| wrapped_line(line, width)).collect()
+}
+
+fn wrapped_line(line: &str, width: usize) -> String {
+    const TOGETHER: &str = "\u{a0}";
+    let content = line.trim_end_matches('\n');
+    let indent = indent_of(content);
+    if display_width(content) <= width || indent + LEAST_WIDTH > width {
+        return line.to_owned();
+    }
+    let mut kept = String::with_capacity(content.len());
+    for letter in content.chars() {
+        let is_behind_number = letter == ' ' && kept.ends_with(|before: char| before.is_ascii_digit());
+        if is_behind_number { kept.push_str(TOGETHER) } else { kept.push(letter) }
+    }
+    let indent = " ".repeat(indent);
+    let options = textwrap::Options::new(width).subsequent_indent(&indent).break_words(false);
+    let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::wrap(&kept, options).join("\n").replace(TOGETHER, " ") + &line[content.len()..]
+}
+
+/// The column in which the text of a line begins: behind its indent, and behind a short name with a gap of two columns or more.
+fn indent_of(line: &str) -> usize {
+    const LONGEST_NAME: usize = 14;
+    let text = line.trim_start_matches(' ');
+    let indent = line.len() - text.len();
+    let behind_name = text.find("  ").filter(|end| *end <= LONGEST_NAME).map(|end| &text[end..]);
+    let rest = behind_name.map_or(text, |gap| gap.trim_start_matches(' '));
+    if rest.is_empty() { indent } else { indent + display_width(&text[..text.len() - rest.len()]) }
 }
 
 /// Whether `stream` is a terminal whose user has not set `NO_COLOR` (no-color.org: set and not empty).
@@ -130,9 +207,23 @@ pub fn is_closed_stdout(error: &Error) -> bool {
     matches!(error, Error::Io { path, source, .. } if path == "stdout" && source.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Writes `text` to stderr. That nobody reads it is no error.
+/// Writes a report to stdout, on a terminal with lines that fit it.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_report(text: &str) -> Result<()> {
+    print(&wrapped(text, Stream::Stdout.width()))
+}
+
+/// Writes `text` to stderr, on a terminal with lines that fit it. That nobody reads it is no error.
 pub fn note(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = io::stderr().lock().write_all(wrapped(text, Stream::Stderr.width()).as_bytes());
+}
+
+/// Says on stderr what ends the program, as faults of the command line are said.
+pub fn tell_error(error: &Error) {
+    let head = if Stream::Stderr.has_colour() { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" };
+    note(&format!("{head} {error}\n"));
 }
 
 /// Writes `value` to stdout as indented JSON with a line break at its end.
@@ -151,13 +242,38 @@ mod tests {
     #[test]
     fn tables_align_and_carry_no_codes_off_a_terminal() {
         let rows = [vec!["org/name".to_owned(), "1.5 GiB".to_owned()], vec!["x".to_owned(), "10 B".to_owned()]];
-        let text = table_styled(&[("NAME", Align::Left), ("SIZE", Align::Right)], &rows, false);
+        let text = table_styled(&[("NAME", Align::Left), ("SIZE", Align::Right)], &rows, false, None);
         assert_eq!(text, "NAME         SIZE\norg/name  1.5 GiB\nx            10 B\n");
     }
 
     #[test]
     fn headings_are_bold_on_a_terminal() {
-        assert!(table_styled(&[("NAME", Align::Left)], &[], true).contains("\u{1b}[1m"));
+        assert!(table_styled(&[("NAME", Align::Left)], &[], true, None).contains("\u{1b}[1m"));
+    }
+
+    #[test]
+    fn tables_are_no_wider_than_a_terminal() {
+        let rows = [vec!["a name of many words that is long".to_owned(), "1.5 GiB".to_owned()]];
+        let columns = [("NAME", Align::Left), ("SIZE", Align::Right)];
+        let wide = |width: Option<usize>| table_styled(&columns, &rows, false, width);
+        let broken = wide(Some(30));
+        assert!(broken.lines().count() == 3 && broken.lines().all(|line| line.chars().count() <= 30), "{broken}");
+        assert_eq!((wide(Some(80)).lines().count(), wide(None).lines().count()), (2, 2));
+    }
+
+    #[test]
+    fn long_lines_go_on_below_their_text() {
+        let long = "  gpu:0  ████  6.9 GiB of 7.0 GiB  a name\n         weights 6.3 GiB · KV cache 94.5 MiB · slots 403.4 MiB\n";
+        let narrow = "  gpu:0  ████  6.9 GiB of 7.0 GiB  a\n         name\n         weights 6.3 GiB · KV cache\n         94.5 MiB · slots 403.4 MiB\n";
+        assert_eq!(wrapped(long, Some(38)), narrow);
+        assert_eq!(wrapped(long, Some(80)), long);
+        assert_eq!(wrapped(long, None), long);
+        assert_eq!(wrapped("no end", Some(4)), "no end", "narrower than any text");
+        let path = format!("see {}/file now", "/folder".repeat(8));
+        assert_eq!(wrapped(&path, Some(30)), format!("see\n{}/file\nnow", "/folder".repeat(8)), "a path stays whole");
+        let words = ["word"; 40].join(" ");
+        let broken = wrapped(&words, Some(33));
+        assert!(broken.lines().all(|line| line.len() <= 33) && broken.split_whitespace().eq(words.split(' ')), "{broken}");
     }
 
     #[test]

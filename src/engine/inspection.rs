@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use crate::dtype::DType;
 use crate::model::{Model, Unit};
-use crate::plan::KvDType;
 use crate::plan::sizes::{KvCache, kv_bytes_per_position};
+use crate::plan::{self, Homes, KvDType, PlanOptions, ResidentLayers, Usage};
 use crate::units::Bytes;
 use crate::weights::{Catalog, Checkpoint, ModelConfig};
 
@@ -34,7 +35,9 @@ pub struct Inspection<'a> {
     pub largest_tensor: Named,
     /// Cache of one position, by the dtype of the cache.
     pub kv_bytes_per_token: BTreeMap<String, Bytes>,
-    /// What it would need in other dtypes.
+    /// What it needs as it is.
+    pub as_stored: Needs,
+    /// What it would need in one dtype.
     pub at_dtype: Vec<AtDType>,
 }
 
@@ -47,20 +50,34 @@ pub struct Named {
     pub size_bytes: Bytes,
 }
 
-/// What the model would need if its matrices were stored so.
+/// What a model needs.
+#[derive(Debug, Serialize)]
+pub struct Needs {
+    /// All tensors.
+    pub weights: Bytes,
+    /// The largest layer's matrices, both parts.
+    pub largest_layer: Bytes,
+    /// What a GPU holds that computes all of it from its own memory, by purpose, with a context of [`Inspection::CTX_SIZE`]; `None`
+    /// where no GPU can.
+    pub resident: Option<Usage>,
+    /// All of that; 0 where no GPU can.
+    pub resident_4k: Bytes,
+}
+
+/// What the model would need if its matrices were stored so; its vectors stay as they are.
 #[derive(Debug, Serialize)]
 pub struct AtDType {
     /// So.
     pub dtype: DType,
-    /// All matrices.
-    pub weights: Bytes,
-    /// The largest layer, both parts.
-    pub largest_layer: Bytes,
-    /// With an f16 cache of 4096 positions, all resident.
-    pub resident_4k: Bytes,
+    /// What it then needs.
+    #[serde(flatten)]
+    pub needs: Needs,
 }
 
 impl<'a> Inspection<'a> {
+    /// Positions of the context that needs are told with.
+    pub const CTX_SIZE: usize = 4096;
+
     /// Inspects an opened model.
     pub fn new(checkpoint: &'a Checkpoint, model: &'a Model) -> Inspection<'a> {
         let catalog = &checkpoint.catalog;
@@ -89,6 +106,7 @@ impl<'a> Inspection<'a> {
                 size_bytes: tensor.size_bytes,
             }),
             kv_bytes_per_token: kv.into(),
+            as_stored: needs(catalog, model),
             at_dtype: DType::ALL.iter().filter_map(|&dtype| at_dtype(catalog, model, dtype)).collect(),
         }
     }
@@ -96,22 +114,53 @@ impl<'a> Inspection<'a> {
 
 /// `None` where a matrix' rows are no whole number of the dtype's blocks.
 fn at_dtype(catalog: &Catalog, model: &Model, dtype: DType) -> Option<AtDType> {
-    let bytes_of = |unit: &Unit| -> Option<Bytes> {
-        let sizes: Option<Vec<u64>> =
-            unit.matrices().map(|id| dtype.size_bytes(catalog[id].n_columns())?.checked_mul(catalog[id].n_rows())).collect();
-        Some(Bytes(sizes?.into_iter().sum()))
+    let mut tensors = catalog.tensors.clone();
+    for id in model.units.iter().flat_map(Unit::matrices).chain(model.embedding()) {
+        let tensor = &mut tensors[id.0 as usize];
+        tensor.size_bytes = Bytes(dtype.size_bytes(tensor.n_columns())?.checked_mul(tensor.n_rows())?);
+        tensor.dtype = dtype;
+    }
+    Some(AtDType { dtype, needs: needs(&Catalog::new(catalog.shards.clone(), tensors), model) })
+}
+
+fn needs(catalog: &Catalog, model: &Model) -> Needs {
+    let mut layers = BTreeMap::new();
+    for unit in &model.units {
+        if let Some(layer) = unit.kind.layer() {
+            *layers.entry(layer).or_insert(Bytes::ZERO) += unit.matrices().map(|id| catalog[id].size_bytes).sum();
+        }
+    }
+    let resident = resident(catalog, model);
+    Needs {
+        weights: catalog.size_bytes(),
+        largest_layer: layers.into_values().max().unwrap_or_default(),
+        resident,
+        resident_4k: resident.map(|used| used.total()).unwrap_or_default(),
+    }
+}
+
+/// What the planner puts on a GPU that has room for everything.
+fn resident(catalog: &Catalog, model: &Model) -> Option<Usage> {
+    let plenty = Bytes(1 << 60);
+    let gpu = Device::Gpu(0);
+    let spec = |device: Device| DeviceSpec {
+        device,
+        name: String::new(),
+        vendor: 0,
+        driver: String::new(),
+        kind: (device == gpu).then_some(AdapterKind::Discrete),
+        capacity: (device != Device::Disk).then_some(plenty),
+        capacity_source: String::new(),
+        limits: (device == gpu).then(|| GpuLimits { max_buffer_bytes: plenty, max_binding_bytes: plenty, ..GpuLimits::default() }),
+        rates: Rates::default(),
     };
-    let units: Option<Vec<Bytes>> = model.units.iter().map(bytes_of).collect();
-    let (units, config) = (units?, &model.config);
-    let layers = model.units.iter().zip(&units).filter(|(unit, _)| unit.kind.layer().is_some());
-    let largest_layer = layers.map(|(_, bytes)| *bytes).collect::<Vec<_>>().chunks(2).map(|parts| parts.iter().copied().sum()).max();
-    let embedding = if config.tied_embeddings { 0 } else { dtype.size_bytes((config.vocab_size * config.hidden_size) as u64)? };
-    let resident: Bytes = units.iter().copied().sum();
-    let cache = Bytes(kv_bytes_per_position(config, KvCache::Gpu(KvDType::F16)).0 * 4096);
-    Some(AtDType {
-        dtype,
-        weights: resident + Bytes(embedding),
-        largest_layer: largest_layer.unwrap_or_default(),
-        resident_4k: resident + cache,
-    })
+    let options = PlanOptions {
+        compute_on: vec![gpu],
+        ctx_size: Some(Inspection::CTX_SIZE),
+        homes: Homes::FrontToBack,
+        resident_layers: ResidentLayers::All,
+        ..PlanOptions::default()
+    };
+    let plan = plan::plan(catalog, model, &[gpu, Device::Cpu, Device::Disk].map(spec), &options).ok()?;
+    plan.device(gpu).map(|device| device.used)
 }

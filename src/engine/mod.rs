@@ -15,7 +15,7 @@ use crate::stream::{self, Batch, Scores, Store, Team, Trace};
 use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer, Written};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
-pub use inspection::Inspection;
+pub use inspection::{AtDType, Inspection, Named, Needs};
 pub use load::LoadProgress;
 use prepare::ModelSource;
 pub use prepare::{EngineBuilder, Prepared, TextFiles};

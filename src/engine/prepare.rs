@@ -11,7 +11,7 @@ use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
 use crate::model::{Model, Unit};
 use crate::plan::accelerate::{DeviceMap, ModuleTree};
-use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, Schedule, UploadPath};
+use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, UploadPath};
 use crate::platform::{self, IoMode};
 use crate::units::Bytes;
 use crate::weights::{Catalog, Checkpoint};
@@ -227,6 +227,7 @@ impl EngineBuilder {
             // Where no GPU computes, none has a part in the plan.
             options.max_memory.retain(|device, _| *device == Device::Cpu);
         }
+        warn_of_vain_options(&options, model.config.context_length);
         if let Homes::Given(map) = &options.homes {
             check_map(map, &ModuleTree::of_model(&checkpoint.catalog, &model)?)?;
         }
@@ -296,6 +297,23 @@ impl EngineBuilder {
     }
 }
 
+/// Tells of options that will not do what one hopes for.
+fn warn_of_vain_options(options: &PlanOptions, trained: usize) {
+    if let Some(asked) = options.ctx_size.filter(|asked| *asked > trained) {
+        tracing::warn!("--ctx-size {asked}: the model was trained for {trained} positions, and may answer badly beyond them");
+    }
+    let wants_layers = match options.resident_layers {
+        ResidentLayers::Auto => false,
+        ResidentLayers::AtMost(n_layers) => n_layers > 0,
+        ResidentLayers::All => true,
+    };
+    if wants_layers && options.compute_on.iter().all(|device| *device == Device::Cpu) {
+        tracing::warn!(
+            "--n-gpu-layers: no GPU computes, the host does all; `tierflow devices` lists what there is, --device gpu demands one"
+        );
+    }
+}
+
 /// Refuses a map that leaves a part of the model without a device; names that fit nothing are told.
 fn check_map(map: &DeviceMap, tree: &ModuleTree) -> Result<()> {
     match map.check(tree) {
@@ -362,6 +380,11 @@ impl Prepared {
     /// What one forward should cost.
     pub fn predict(&self, load: Load) -> Prediction {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, load)
+    }
+
+    /// Whether the machine that the plan is for is this one.
+    pub fn is_here(&self) -> bool {
+        self.is_here
     }
 
     /// The model in a line, and the plan.

@@ -299,6 +299,7 @@ impl Build<'_> {
             let home = if is_embedding { Some(embedding_home) } else { pieces[own.clone()].first().map(|piece| piece.home) };
             UnitPlan {
                 name: site.model.units[index].name.clone(),
+                kind: site.model.units[index].kind,
                 home: home.unwrap_or(Device::Cpu),
                 execute_on: if is_embedding { Device::Cpu } else { self.placements[index].execute_on },
                 size_bytes: self.unit_bytes(index),
@@ -336,7 +337,7 @@ impl Build<'_> {
             streamed_bytes: plan
                 .streamed_pieces()
                 .filter(|&piece| plan.home(piece) == spec.device)
-                .map(|piece| plan.pieces[piece].size_bytes)
+                .map(|piece| plan.pieces[piece].stored_bytes())
                 .sum(),
         };
         let mut rows = Vec::new();

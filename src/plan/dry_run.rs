@@ -45,7 +45,7 @@ pub struct Busy {
     pub compute_secs: f64,
     /// Seconds in which weights move to it.
     pub upload_secs: f64,
-    /// Bytes that they are.
+    /// Bytes of them, without the gaps between slices.
     pub streamed_bytes: Bytes,
 }
 
@@ -107,7 +107,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
             device,
             compute_secs: own().map(|piece| transfers[piece].compute_secs).sum(),
             upload_secs: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| transfers[piece].upload_secs).sum(),
-            streamed_bytes: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| plan.pieces[piece].size_bytes).sum(),
+            streamed_bytes: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| plan.pieces[piece].stored_bytes()).sum(),
         }
     };
     Prediction {

@@ -11,7 +11,7 @@ use crate::plan::dry_run::{Bound, Prediction};
 use crate::plan::placement::settle;
 use crate::plan::site::Site;
 use crate::plan::{Plan, PlanOptions};
-use crate::units::{Bytes, BytesPerSec};
+use crate::units::{Bytes, BytesPerSec, TokensPerSec, millis};
 use crate::weights::Catalog;
 
 /// What one more of a device's memory is weighed in.
@@ -57,13 +57,18 @@ pub struct WithMore {
 /// Weighs a plan against what was not done.
 pub fn explain(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Explanation {
     let of = |plan: &Plan| forecast(plan, catalog, model, devices, options);
-    let site_options = settle(&PlanOptions { n_seqs: plan.n_seqs, ..options.clone() });
+    let options = &PlanOptions { n_seqs: plan.n_seqs, ..options.clone() }.within(plan.ctx_size);
+    let site_options = settle(options);
     let others = Site::new(catalog, model, devices, &site_options).map(|site| candidates::simple(&site)).unwrap_or_default();
     let differs = |other: &Plan| candidates::placements_of(other) != candidates::placements_of(plan);
     let others = others.into_iter().filter(|(_, other)| differs(other)).take(N_ALTERNATIVES);
-    let alternatives = others.map(|(name, other)| Alternative { name, forecast: of(&other), ctx_size: other.ctx_size });
+    let alternatives = others.map(|(name, other)| {
+        // Rates with another context are not the same thing.
+        let context = if other.ctx_size == plan.ctx_size { String::new() } else { format!(", context {}", other.ctx_size) };
+        Alternative { name: name + &context, forecast: of(&other), ctx_size: other.ctx_size }
+    });
     let with_more = plan.devices.iter().filter(|device| device.budget.is_some()).filter_map(|device| {
-        let mut options = PlanOptions { ctx_size: Some(plan.ctx_size), n_seqs: plan.n_seqs, ..options.clone() };
+        let mut options = PlanOptions { ctx_size: Some(plan.ctx_size), ..options.clone() };
         options.max_memory.insert(device.device, device.budget? + MORE);
         let more = candidates::quick(catalog, model, devices, &settle(&options))?;
         Some(WithMore { device: device.device, bytes: MORE, forecast: of(&more), ctx_size: more.ctx_size })
@@ -77,14 +82,8 @@ impl fmt::Display for Forecast {
     }
 }
 
-fn per_sec(prediction: &Prediction) -> String {
-    rate_text(prediction.tokens_per_sec())
-}
-
-/// With three significant digits: `0.213 t/s`, `4.23 t/s`, `42.6 t/s`, `426 t/s`.
-fn rate_text(rate: f64) -> String {
-    let n_digits = [99.95, 9.995, 0.9995].into_iter().filter(|bound| rate < *bound).count();
-    format!("{rate:.n_digits$} t/s")
+fn per_sec(prediction: &Prediction) -> TokensPerSec {
+    TokensPerSec(prediction.tokens_per_sec())
 }
 
 impl fmt::Display for Explanation {
@@ -92,11 +91,13 @@ impl fmt::Display for Explanation {
         let decode = &self.forecast.decode;
         let basis = match decode.rates {
             Origin::Measured => String::new(),
-            other => format!("  (rates {other}; `tierflow devices --measure` measures them)"),
+            other => format!("  (rates {other})"),
         };
         writeln!(f, "  predicted    {}{basis}", self.forecast)?;
-        for line in costs_of(decode) {
-            writeln!(f, "               {line}")?;
+        let of_what = if decode.load.n_tokens == 1 { "per token" } else { "per forward" };
+        for (index, line) in costs_of(decode).into_iter().enumerate() {
+            let head = if index == 0 { of_what } else { "" };
+            writeln!(f, "  {head:<12} {line}")?;
         }
         for (index, other) in self.alternatives.iter().enumerate() {
             let head = if index == 0 { "otherwise" } else { "" };
@@ -115,50 +116,26 @@ impl fmt::Display for Explanation {
 /// What a token's time goes to, the bound marked.
 fn costs_of(decode: &Prediction) -> Vec<String> {
     let bound = decode.bound();
-    let mark = |is_bound: bool| if is_bound { ", the bound" } else { "" };
-    let millis = |secs: f64| if secs >= 0.1 { format!("{:.0} ms", secs * 1e3) } else { format!("{:.1} ms", secs * 1e3) };
-    let mut lines = Vec::new();
-    for busy in &decode.devices {
-        let is_most = bound == Bound::Compute && decode.devices.iter().all(|other| other.compute_secs <= busy.compute_secs);
-        lines.push(format!("{} computes for {} per token{}", busy.device, millis(busy.compute_secs), mark(is_most)));
-        if busy.upload_secs > 0.0 {
-            let rate = BytesPerSec::from_transfer(busy.streamed_bytes, busy.upload_secs);
-            let is_bound = bound == Bound::Upload(busy.device);
-            let bytes = busy.streamed_bytes;
-            lines.push(format!(
-                "streamed to {}: {bytes} per token over {rate} = {}{}",
-                busy.device,
-                millis(busy.upload_secs),
-                mark(is_bound)
-            ));
-        }
+    let mark = |of: Bound| if bound == of { ", the bound" } else { "" };
+    let of_each = decode.devices.iter().map(|busy| format!("{} {}", busy.device, millis(busy.compute_secs)));
+    let of_each = match decode.devices.len() {
+        0 | 1 => String::new(),
+        _ => format!(": {}, between them {}", of_each.collect::<Vec<_>>().join(", "), millis(decode.hop_secs)),
+    };
+    let compute_secs: f64 = decode.devices.iter().map(|busy| busy.compute_secs).sum();
+    let mut lines = vec![format!("computing {}{}{of_each}", millis(compute_secs), mark(Bound::Compute))];
+    let moving = |verb: &str, secs: f64, of: Bound, bytes: Bytes, way: String| {
+        format!("{verb} {}{}: {bytes} {way} at {}", millis(secs), mark(of), BytesPerSec::from_transfer(bytes, secs))
+    };
+    for busy in decode.devices.iter().filter(|busy| busy.upload_secs > 0.0) {
+        let of = Bound::Upload(busy.device);
+        lines.push(moving("streaming", busy.upload_secs, of, busy.streamed_bytes, format!("to {}", busy.device)));
     }
     if decode.fetch_secs > 0.0 {
-        let rate = BytesPerSec::from_transfer(decode.fetched_bytes, decode.fetch_secs);
-        let is_bound = bound == Bound::Disk;
-        lines.push(format!(
-            "read from disk: {} per token over {rate} = {}{}",
-            decode.fetched_bytes,
-            millis(decode.fetch_secs),
-            mark(is_bound)
-        ));
+        lines.push(moving("reading", decode.fetch_secs, Bound::Disk, decode.fetched_bytes, "from disk".into()));
     }
     if decode.stall_secs > decode.secs * 0.005 {
-        lines.push(format!("waiting for weights: {} of {} per token", millis(decode.stall_secs), millis(decode.secs)));
-    }
-    if decode.devices.len() > 1 {
-        lines.push(format!("between devices: {} per token", millis(decode.hop_secs)));
+        lines.push(format!("waiting for weights {} of {}", millis(decode.stall_secs), millis(decode.secs)));
     }
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rates_have_three_significant_digits() {
-        let texts = [0.2134, 0.9996, 4.234, 9.996, 42.56, 99.96, 426.4].map(rate_text);
-        assert_eq!(texts, ["0.213 t/s", "1.00 t/s", "4.23 t/s", "10.0 t/s", "42.6 t/s", "100 t/s", "426 t/s"]);
-    }
 }

@@ -28,7 +28,7 @@ use serde::Serialize;
 
 use crate::device::{Device, DeviceSpec};
 use crate::error::Result;
-use crate::model::Model;
+use crate::model::{Model, UnitKind};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 pub use candidates::{Forecast, exchange_secs, forecast};
@@ -66,7 +66,7 @@ pub struct Plan {
     pub n_seqs: usize,
     /// What one forward may ask for at most.
     pub forward: ForwardSize,
-    /// How the KV cache stores its numbers.
+    /// How the KV caches of adapters store their numbers; those of the host are f32.
     pub kv_dtype: KvDType,
 }
 
@@ -89,7 +89,7 @@ pub struct DevicePlan {
     pub n_executed: usize,
     /// The ring that its streamed pieces pass through; `None` where nothing streams to it.
     pub ring: Option<RingPlan>,
-    /// Bytes that leave it, per forward, to reach the devices that compute with them.
+    /// Bytes of weights that leave it, per forward, to reach the devices that compute with them.
     pub streamed_bytes: Bytes,
 }
 
@@ -121,6 +121,8 @@ impl Usage {
 pub struct UnitPlan {
     /// The unit's name, as device maps write it.
     pub name: String,
+    /// Which part of the model it is.
+    pub kind: UnitKind,
     /// Where its matrices live: the first of them, where a device map cuts inside the unit; each [`Piece`] has its own home.
     pub home: Device,
     /// Who computes it.
@@ -153,14 +155,21 @@ pub struct RingPlan {
     pub upload: UploadPath,
 }
 
-/// Makes a plan.
+/// Makes a plan. A forward takes no more tokens than the context has positions, whatever is asked.
 ///
 /// # Errors
 /// [`crate::error::Error::DoesNotFit`] with the least budget that works, found by trying, or with the adapter limit in
 /// the way; [`crate::error::Error::UnsupportedModel`] for heads too large for a GPU;
 /// [`crate::error::Error::InvalidArgument`] for a device that is not there.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
-    placement::place(catalog, model, devices, options)
+    let asked = options.ctx_size.filter(|&size| size > 0);
+    let options = options.within(asked.unwrap_or(model.config.context_length));
+    let plan = placement::place(catalog, model, devices, &options)?;
+    // Where the context was open, it may have become shorter than the forwards that were asked for.
+    match options.ubatch_size.is_some() && plan.forward.n_tokens > plan.ctx_size.saturating_mul(plan.n_seqs) {
+        true => placement::place(catalog, model, devices, &options.within(plan.ctx_size)),
+        false => Ok(plan),
+    }
 }
 
 impl Plan {
@@ -197,6 +206,11 @@ impl Plan {
             }
         }
         executors
+    }
+
+    /// How the KV caches of `device` store their numbers.
+    pub fn kv_dtype_of(&self, device: Device) -> KvDType {
+        if device == Device::Cpu { KvDType::F32 } else { self.kv_dtype }
     }
 
     /// What `device` does in a forward.
@@ -242,9 +256,19 @@ impl Plan {
         self.streamed_pieces().filter(move |&piece| self.executor(piece) == device)
     }
 
-    /// Bytes that pass through rings at every forward.
+    /// Bytes of the weights that pass through rings at every forward, without the gaps between slices.
     pub fn streamed_bytes(&self) -> Bytes {
-        self.streamed_pieces().map(|piece| self.pieces[piece].size_bytes).sum()
+        self.streamed_pieces().map(|piece| self.pieces[piece].stored_bytes()).sum()
+    }
+
+    /// Bytes of a unit's weights that live on `device`.
+    pub fn bytes_at(&self, unit: usize, device: Device) -> Bytes {
+        let own = &self.units[unit];
+        if own.kind == UnitKind::Embedding {
+            return if own.home == device { own.size_bytes } else { Bytes::ZERO };
+        }
+        let here = self.pieces[own.pieces.clone()].iter().filter(|piece| piece.home == device);
+        here.flat_map(|piece| piece.slices_of(unit)).map(|slice| Bytes(slice.size_bytes)).sum()
     }
 
     /// Dispatches of one forward on `device` at most; each needs a set of parameters.

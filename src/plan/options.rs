@@ -191,6 +191,14 @@ pub struct PlanOptions {
     pub mix: Mix,
 }
 
+impl PlanOptions {
+    /// The same with forwards that take no more tokens than sequences of `n_positions` positions have.
+    pub(super) fn within(&self, n_positions: usize) -> PlanOptions {
+        let most = n_positions.saturating_mul(self.n_seqs.max(1)).max(1);
+        PlanOptions { ubatch_size: self.ubatch_size.map(|n_tokens| n_tokens.min(most)), ..self.clone() }
+    }
+}
+
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
         PlanOptions {

@@ -1,32 +1,29 @@
-//! How plans and schedules print: what users read before anything is loaded.
+//! How plans and schedules print: what users read before anything is loaded. A fact a line, each as long as it is: who prints knows
+//! how wide the page is.
 
 use std::fmt;
 
 use crate::device::Device;
-use crate::plan::{DevicePlan, Plan, Schedule, Step, UnitPlan};
+use crate::model::UnitKind;
+use crate::plan::{DevicePlan, Plan, Schedule, Step, UnitPlan, UploadPath};
 use crate::units::Bytes;
 
-const BAR_WIDTH: usize = 24;
-/// Runs of units that are told by their ends.
-const MOST_RUNS: usize = 3;
+const BAR_WIDTH: usize = 16;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let executors = self.executors();
-        let names: Vec<String> = executors.iter().map(Device::to_string).collect();
+        let names: Vec<String> = self.executors().iter().map(Device::to_string).collect();
         let verb = if names.len() == 1 { "computes" } else { "compute" };
-        let tokens = if self.forward.n_tokens == 1 { "token" } else { "tokens" };
-        write!(f, "{} {verb}  ·  up to {} {tokens} per forward  ·  ctx {}", names.join(" and "), self.forward.n_tokens, self.ctx_size)?;
-        if self.ctx_size < self.ctx_size_model {
-            let kv_cache: Bytes = self.devices.iter().map(|device| device.used.kv_cache).sum();
-            write!(f, " of {}: its {} KV cache takes {kv_cache} of the budget; -c changes it", self.ctx_size_model, self.kv_dtype)?;
-        } else {
-            write!(f, "  ·  KV cache {}", self.kv_dtype)?;
+        let n_tokens = counted(self.forward.n_tokens, "token");
+        write!(f, "{} {verb} · up to {n_tokens} per forward · context {}", listed(&names), self.ctx_size)?;
+        if self.ctx_size != self.ctx_size_model {
+            write!(f, " of {}", self.ctx_size_model)?;
+        }
+        if self.n_seqs > 1 {
+            write!(f, " for each of {} sequences", self.n_seqs)?;
         }
         writeln!(f)?;
-        for device in &self.devices {
-            self.write_device(f, device)?;
-        }
+        self.devices.iter().try_for_each(|device| self.write_device(f, device))?;
         if self.streamed_bytes() == Bytes::ZERO {
             writeln!(f, "  nothing streams: every weight is resident where it is computed with")?;
         }
@@ -36,100 +33,176 @@ impl fmt::Display for Plan {
 
 impl Plan {
     fn write_device(&self, f: &mut fmt::Formatter<'_>, device: &DevicePlan) -> fmt::Result {
-        write!(f, "  {:<6} ", device.device)?;
-        let used = device.used.total();
         match device.budget {
             Some(budget) => {
+                let used = device.used.total();
                 let share = if budget.0 == 0 { 0.0 } else { used.0 as f64 / budget.0 as f64 };
                 let filled = ((share * BAR_WIDTH as f64).ceil() as usize).min(BAR_WIDTH);
-                write!(f, "{}{} {used:>10} / {budget:<10} ", "█".repeat(filled), "░".repeat(BAR_WIDTH - filled))?;
+                let bar = "█".repeat(filled) + &"░".repeat(BAR_WIDTH - filled);
+                writeln!(f, "  {:<6} {bar}  {used} of {budget}  {}", device.device, device.name)?;
             }
-            None => write!(f, "{:BAR_WIDTH$} {used:>10}   {:<10} ", "", "")?,
+            None => return self.write_disk(f, device),
         }
-        writeln!(f, " {} ({})", device.name, if device.budget_source.is_empty() { "no budget" } else { &device.budget_source })?;
-        let held = self.unit_range(|unit| unit.home == device.device);
-        if !held.is_empty() {
-            writeln!(f, "         holds {held}")?;
-        }
-        let computes = |unit: &UnitPlan| unit.execute_on == device.device && !unit.pieces.is_empty();
-        let differs = |unit: &UnitPlan| !unit.pieces.is_empty() && computes(unit) != (unit.home == device.device);
-        if device.n_executed > 0 && self.units.iter().any(differs) {
-            writeln!(f, "         computes {}", self.unit_range(computes))?;
-        }
-        let parts = [
-            ("weights", device.used.weights),
-            ("KV", device.used.kv_cache),
-            ("activations", device.used.activations),
-            ("slots", device.used.slots),
-            ("staging", device.used.staging),
-        ];
-        let parts: Vec<String> = parts.iter().filter(|(_, bytes)| bytes.0 > 0).map(|(name, bytes)| format!("{name} {bytes}")).collect();
-        if !parts.is_empty() {
-            writeln!(f, "         {}", parts.join(" · "))?;
-        }
-        self.write_ring(f, device)
+        let parts = [self.computed_by(device), self.held_for_others(device)];
+        let parts = parts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
+        let lines = [parts, self.streamed_to_it(device), self.used_by(device), slots_of(device)];
+        lines.iter().filter(|line| !line.is_empty()).try_for_each(|line| writeln!(f, "         {line}"))
     }
 
-    /// What streams to a device, where from, and through which ring.
-    fn write_ring(&self, f: &mut fmt::Formatter<'_>, device: &DevicePlan) -> fmt::Result {
-        let Some(ring) = &device.ring else { return Ok(()) };
+    /// What lies on a device without a budget: no usage counts it.
+    fn write_disk(&self, f: &mut fmt::Formatter<'_>, device: &DevicePlan) -> fmt::Result {
+        let bytes: Bytes = (0..self.units.len())
+            .filter(|&unit| !self.is_counted_as_embedding(unit, device.device))
+            .map(|unit| self.bytes_at(unit, device.device))
+            .sum();
+        match self.held_for_others(device) {
+            nothing if nothing.is_empty() => Ok(()),
+            held => writeln!(f, "  {:<6} {held}: {bytes}", device.device),
+        }
+    }
+
+    /// Whether a unit is a head that is tied to the embedding, and the embedding lives on `device`: its bytes there are counted already.
+    fn is_counted_as_embedding(&self, unit: usize, device: Device) -> bool {
+        let is_tied = self.units[unit].kind == UnitKind::Head && self.units[unit].size_bytes == Bytes::ZERO;
+        is_tied && self.units.iter().any(|other| other.kind == UnitKind::Embedding && other.home == device)
+    }
+
+    /// `computes 14 of 32 layers and the head`, or nothing.
+    fn computed_by(&self, device: &DevicePlan) -> String {
+        let computed = self.parts(|_, unit| unit.is_computed_by(device.device));
+        if computed.is_none() { String::new() } else { format!("computes {}", computed.of_all(self)) }
+    }
+
+    /// What of that streams, where from and how much it is, or nothing.
+    fn streamed_to_it(&self, device: &DevicePlan) -> String {
+        let streams = |_, unit: &UnitPlan| unit.is_computed_by(device.device) && unit.pieces.clone().any(|piece| !self.is_resident(piece));
+        let parts = self.parts(streams);
+        if parts.is_none() {
+            return String::new();
+        }
         let from = |home: Device| -> Bytes {
-            self.streamed_to(device.device).filter(|&piece| self.home(piece) == home).map(|piece| self.pieces[piece].size_bytes).sum()
+            self.streamed_to(device.device).filter(|&piece| self.home(piece) == home).map(|piece| self.pieces[piece].stored_bytes()).sum()
         };
-        let sources = [(Device::Cpu, "host memory"), (Device::Disk, "disk")].map(|(home, name)| (from(home), name));
-        let sources: Vec<String> =
-            sources.iter().filter(|(bytes, _)| bytes.0 > 0).map(|(bytes, name)| format!("{bytes} from {name}")).collect();
-        let through = if device.device == Device::Cpu { "host memory".to_owned() } else { ring.upload.to_string() };
-        writeln!(
-            f,
-            "         streams {} per token, through {} slots of {} ({through}), lookahead {}",
-            sources.join(" and "),
-            ring.n_slots,
-            ring.slot_bytes,
-            ring.lookahead
-        )
+        let sources = [Device::Cpu, Device::Disk].map(|home| (from(home), home));
+        let sources = sources.iter().filter(|(bytes, _)| *bytes > Bytes::ZERO).map(|(bytes, home)| format!("{bytes} from {home}"));
+        format!("streams {parts}: {} per token", sources.collect::<Vec<_>>().join(" and "))
     }
 
-    /// `38 units: model.embed_tokens, model.layers.12.mlp … lm_head`, or nothing: each run of neighbours by its ends. Many runs are
-    /// counted by the part of a layer that they are.
-    fn unit_range(&self, is_wanted: impl Fn(&UnitPlan) -> bool) -> String {
-        let at_home: Vec<bool> = self.units.iter().map(is_wanted).collect();
-        let mut runs = Vec::new();
-        let mut index = 0;
-        for run in at_home.chunk_by(|a, b| a == b) {
-            let (first, last) = (index, index + run.len() - 1);
-            index += run.len();
-            if run[0] {
-                let name = |unit: usize| self.units[unit].name.as_str();
-                runs.push(if first == last { name(first).to_owned() } else { format!("{} … {}", name(first), name(last)) });
+    /// What lives on a device and is computed by others, or nothing.
+    fn held_for_others(&self, device: &DevicePlan) -> String {
+        let is_of_others = |unit: &UnitPlan| unit.kind == UnitKind::Embedding || unit.execute_on != device.device;
+        let parts = self.parts(|index, unit| is_of_others(unit) && self.bytes_at(index, device.device) > Bytes::ZERO);
+        if parts.is_none() { String::new() } else { format!("holds {parts}") }
+    }
+
+    /// `weights 6.3 GiB · KV cache 614.2 MiB (f16) · activations 140.5 MiB`, or nothing.
+    fn used_by(&self, device: &DevicePlan) -> String {
+        let dtype = format!(" ({})", self.kv_dtype_of(device.device));
+        let used = &device.used;
+        let parts = [("weights", used.weights, ""), ("KV cache", used.kv_cache, &*dtype), ("activations", used.activations, "")];
+        let parts = parts.iter().filter(|(_, bytes, _)| bytes.0 > 0).map(|(name, bytes, more)| format!("{name} {bytes}{more}"));
+        parts.collect::<Vec<_>>().join(" · ")
+    }
+
+    fn parts(&self, is_wanted: impl Fn(usize, &UnitPlan) -> bool) -> Parts {
+        let wanted = self.units.iter().enumerate().filter(|(index, unit)| is_wanted(*index, unit));
+        Parts::of(&wanted.map(|(_, unit)| unit.kind).collect::<Vec<_>>())
+    }
+}
+
+impl UnitPlan {
+    /// The embedding is nobody's: the host gathers its rows.
+    fn is_computed_by(&self, device: Device) -> bool {
+        self.execute_on == device && !self.pieces.is_empty()
+    }
+}
+
+/// The slots and what is beside them, or nothing.
+fn slots_of(device: &DevicePlan) -> String {
+    let Some(ring) = &device.ring else { return String::new() };
+    let staging = if device.used.staging > Bytes::ZERO { format!(" and staging {}", device.used.staging) } else { String::new() };
+    let way = match ring.upload {
+        _ if device.device == Device::Cpu => "",
+        UploadPath::Mapped => ", mapped",
+        UploadPath::Staged => ", staged",
+        UploadPath::Written => ", written by the queue",
+    };
+    let (bytes, each) = (device.used.slots, ring.slot_bytes);
+    format!("slots {bytes}{staging}: {} of {each}{way}, filled up to {} ahead", ring.n_slots, ring.lookahead)
+}
+
+/// Parts of a model, counted: layers of which both parts are meant, and what is left.
+#[derive(Debug, Default, PartialEq)]
+struct Parts {
+    n_layers: usize,
+    n_attention: usize,
+    n_feed_forward: usize,
+    has_embedding: bool,
+    has_head: bool,
+}
+
+impl Parts {
+    fn of(kinds: &[UnitKind]) -> Parts {
+        let mut parts = Parts::default();
+        // Both parts of a layer stand side by side, attention first.
+        let mut open = None;
+        for &kind in kinds {
+            match kind {
+                UnitKind::Embedding => parts.has_embedding = true,
+                UnitKind::Head => parts.has_head = true,
+                UnitKind::Attention { layer } => {
+                    parts.n_attention += 1;
+                    open = Some(layer);
+                }
+                UnitKind::FeedForward { layer } if open == Some(layer) => {
+                    parts.n_attention -= 1;
+                    parts.n_layers += 1;
+                }
+                UnitKind::FeedForward { .. } => parts.n_feed_forward += 1,
             }
         }
-        let which = if runs.len() > MOST_RUNS { self.counts_by_part(&at_home) } else { runs.join(", ") };
-        match at_home.iter().filter(|wanted| **wanted).count() {
-            0 => String::new(),
-            1 => format!("1 unit: {which}"),
-            n_units => format!("{n_units} units: {which}"),
-        }
+        parts
     }
 
-    /// `embed_tokens, 26 of 32 self_attn, 5 of 32 mlp`: the wanted units by the last part of their names.
-    fn counts_by_part(&self, is_wanted: &[bool]) -> String {
-        // Name, how many are wanted, how many there are.
-        let mut parts: Vec<(&str, usize, usize)> = Vec::new();
-        for (unit, &wanted) in self.units.iter().zip(is_wanted) {
-            let name = unit.name.rsplit('.').next().unwrap_or(&unit.name);
-            let place = parts.iter().position(|(other, ..)| *other == name).unwrap_or_else(|| {
-                parts.push((name, 0, 0));
-                parts.len() - 1
-            });
-            parts[place].1 += usize::from(wanted);
-            parts[place].2 += 1;
-        }
-        let told = parts.into_iter().filter(|(_, n_wanted, _)| *n_wanted > 0).map(|(name, n_wanted, n)| match n {
-            1 => name.to_owned(),
-            _ => format!("{n_wanted} of {n} {name}"),
-        });
-        told.collect::<Vec<_>>().join(", ")
+    fn is_none(&self) -> bool {
+        *self == Parts::default()
+    }
+
+    /// As it prints, with the number of all layers.
+    fn of_all(&self, plan: &Plan) -> String {
+        let n_layers = plan.units.iter().filter(|unit| matches!(unit.kind, UnitKind::Attention { .. })).count();
+        self.in_words(&format!("{} of {}", self.n_layers, counted(n_layers, "layer")))
+    }
+
+    fn in_words(&self, layers: &str) -> String {
+        let told = [
+            (self.n_layers > 0).then(|| layers.to_owned()),
+            (self.n_attention > 0).then(|| counted(self.n_attention, "attention part")),
+            (self.n_feed_forward > 0).then(|| counted(self.n_feed_forward, "MLP part")),
+            self.has_embedding.then(|| "the embedding".to_owned()),
+            self.has_head.then(|| "the head".to_owned()),
+        ];
+        listed(&told.into_iter().flatten().collect::<Vec<_>>())
+    }
+}
+
+impl fmt::Display for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_words(&counted(self.n_layers, "layer")))
+    }
+}
+
+/// `1 layer`, `2 layers`.
+fn counted(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [only] => only.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
 
@@ -166,5 +239,31 @@ impl fmt::Display for ScheduleReport<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_counted_whole_where_both_parts_are_meant() {
+        use UnitKind::{Attention, Embedding, FeedForward, Head};
+        let layer = |layer: usize| [Attention { layer }, FeedForward { layer }];
+        let text = |kinds: &[UnitKind]| Parts::of(kinds).to_string();
+        assert_eq!(text(&[]), "");
+        assert_eq!(text(&layer(3)), "1 layer");
+        assert_eq!(text(&[&[Embedding][..], &layer(0), &layer(1), &[Head]].concat()), "2 layers, the embedding and the head");
+        // Neighbours of two layers are no layer.
+        assert_eq!(text(&[FeedForward { layer: 0 }, Attention { layer: 1 }]), "1 attention part and 1 MLP part");
+        assert_eq!(text(&[Attention { layer: 0 }, FeedForward { layer: 1 }]), "1 attention part and 1 MLP part");
+        assert_eq!(text(&[&layer(0)[..], &[FeedForward { layer: 5 }, FeedForward { layer: 7 }]].concat()), "1 layer and 2 MLP parts");
+    }
+
+    #[test]
+    fn counts_and_lists_are_words() {
+        let items = |n: usize| ["a", "b", "c"][..n].iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
+        assert_eq!([0, 1, 2, 3].map(|n| listed(&items(n))), ["", "a", "a and b", "a, b and c"]);
+        assert_eq!((counted(1, "layer"), counted(0, "layer")), ("1 layer".into(), "0 layers".into()));
     }
 }

@@ -10,3 +10,5 @@ mod maps;
 mod refusals;
 mod reports;
 mod run;
+#[cfg(unix)]
+mod terminal;

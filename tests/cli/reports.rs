@@ -86,17 +86,51 @@ fn inspect_counts_what_the_model_holds() {
     let home = Home::new();
     // Layer: q 64×64, k and v 32×64, o 64×64, gate, up and down 160×64, two norms of 64. Then embedding, head, last norm.
     let n_parameters = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64 + 2 * 64) + 2 * 320 * 64 + 64;
-    for (model, head_bytes) in [(home.folder_model(), 320 * 64 * 2), (home.gguf_model(GgufType::Q8_0), 320 * 64 / 32 * 34)] {
+    // Vectors, nine of 64 values, stay as they are stored.
+    for (model, head_bytes, value_bytes) in
+        [(home.folder_model(), 320 * 64 * 2, 2), (home.gguf_model(GgufType::Q8_0), 320 * 64 / 32 * 34, 4)]
+    {
         let json = home.json("tierflow.inspect/1", &["inspect", &model, "--json"]);
         assert_eq!(json["n_parameters"], n_parameters);
         assert_eq!(json["kv_bytes_per_token"]["f32"], 4 * 2 * 32 * 4);
         let largest = &json["largest_unit"];
         assert_eq!(largest["size_bytes"].as_u64().unwrap(), (3 * 160 * 64 * head_bytes / (320 * 64)).max(head_bytes) as u64);
         let f32_row = json["at_dtype"].as_array().unwrap().iter().find(|row| row["dtype"] == "F32").unwrap();
-        // Matrices alone: vectors stay as they are, and are small.
-        assert_eq!(f32_row["weights"], 4 * (n_parameters - 9 * 64));
-        assert!(home.stdout(&["inspect", &model]).contains("4 layers, hidden 64, ffn 160"));
+        assert_eq!(f32_row["weights"], 4 * (n_parameters - 9 * 64) + value_bytes * 9 * 64);
+        assert_eq!(json["as_stored"]["weights"], json["size_bytes"]);
+        let text = home.stdout(&["inspect", &model]);
+        assert!(text.contains("4 layers, hidden 64, ffn 160") && text.contains("\nas it is "), "{text}");
+        assert_eq!(json["as_stored"]["resident_4k"], resident(&home, &model), "{model}");
     }
+}
+
+/// Bytes that a plan puts on an adapter with room for everything, with a context of 4096.
+fn resident(home: &Home, model: &str) -> Value {
+    let machine = home.path("machine.json");
+    let gpu = r#"{"device": "gpu:0", "name": "large", "kind": "discrete", "capacity": "1TiB", "limits": {"max_buffer_bytes": "1TiB", "max_binding_bytes": "1TiB"}}"#;
+    fs::write(
+        &machine,
+        format!(r#"{{"schema": "tierflow.devices/1", "devices": [{gpu}, {{"device": "cpu", "name": "host", "capacity": "1TiB"}}]}}"#),
+    )
+    .unwrap();
+    let machine = text(&machine);
+    let arguments = ["plan", model, "--devices", &machine, "--device", "gpu", "-ngl", "all", "-c", "4096"];
+    // What is known of another machine, its file says.
+    assert!(!home.stdout(&arguments).contains("--measure"));
+    let used = home.json("tierflow.plan/3", &[&arguments[..], &["--json"]].concat())["plan"]["devices"][0]["used"].clone();
+    used.as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum::<u64>().into()
+}
+
+#[test]
+fn options_that_do_not_do_what_one_hopes_for_are_told() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q8_0);
+    let stderr = |more: &[&str]| home.run(&[&["plan", &model, "--device", "cpu"], more].concat()).stderr;
+    assert_eq!(stderr(&["-c", "64", "-ngl", "0"]), "");
+    assert!(stderr(&["-c", "100000"]).contains("--ctx-size 100000: the model was trained for"));
+    assert!(stderr(&["-ngl", "9"]).contains("--n-gpu-layers: no GPU computes"));
+    let json = home.json("tierflow.plan/3", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);
+    assert_eq!(json["plan"]["forward"]["n_tokens"], 128);
 }
 
 #[test]
@@ -112,8 +146,14 @@ fn a_plan_is_printed_and_nothing_is_loaded() {
         }
         assert!(!json["schedule"].is_null());
         let table = home.stdout(&arguments[..arguments.len() - 1]);
-        assert!(table.contains("schedule of one forward") && table.contains("disk"), "{table}");
+        assert!(!table.contains("schedule of one forward") && table.contains("\n  cpu    █"), "{table}");
+        assert!(table.contains("`tierflow devices --measure` measures the rates of this machine"), "{table}");
+        let with_schedule = home.stdout(&[&arguments[..arguments.len() - 1], &["--schedule"]].concat());
+        let schedule = with_schedule.strip_prefix(&table).unwrap();
+        assert!(schedule.starts_with("\nschedule of one forward\n") && schedule.contains("readback"), "{schedule}");
     }
+    let tight = home.stdout(&["plan", &model, "--device", "cpu", "--max-memory", "cpu=300KiB"]);
+    assert!(tight.contains("\n  disk   holds ") && tight.contains(" from disk per token\n"), "{tight}");
 }
 
 #[test]

@@ -61,6 +61,20 @@ fn greedy_answers_are_the_same_wherever_the_model_lives() {
 }
 
 #[test]
+fn an_answer_that_is_cut_off_says_why() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let stderr = |more: &[&str]| home.run(&[&["run", &model, "-p", "hello", "--raw", "--temp", "0", "--ignore-eos"], more].concat()).stderr;
+    assert!(stderr(&["-n", "3"]).contains("\ncut off: -n 3 allows no more tokens\n"));
+    assert!(stderr(&["-c", "64"]).contains("\ncut off: the context of 64 positions is full; -c N makes it longer\n"));
+    assert!(!stderr(&["-c", "64", "-q"]).contains("cut off"));
+    // It ends by itself.
+    let text = home.stdout(&["run", &model, "-p", "hello", "--raw", "--temp", "0", "-n", "3", "--ignore-eos"]);
+    let stop: String = text.trim_end().chars().take(1).collect();
+    assert!(!stderr(&["-n", "9", "--stop", &stop]).contains("cut off"), "{text:?}");
+}
+
+#[test]
 fn the_seed_decides_what_is_sampled() {
     let home = Home::new();
     let model = home.folder_model();

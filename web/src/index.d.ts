@@ -64,6 +64,7 @@ export interface DevicePlan {
 
 export interface UnitPlan {
   name: string;
+  kind: 'embedding' | 'head' | { attention: { layer: number } } | { feed_forward: { layer: number } };
   home: DeviceName;
   execute_on: DeviceName;
   size_bytes: number;

@@ -1,0 +1,114 @@
+//! Reports in a terminal of few columns: lines that fit it, and colours unless the user wants none.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use xtask::models::{GgufType, LlamaShape, Stored, write_hf_headers};
+
+use crate::common::program::{Home, text};
+
+/// What `command` shows on a terminal of 24 rows and `columns` columns, on stdout and stderr.
+fn shown(mut command: Command, columns: u16) -> String {
+    let size = libc::winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let (mut ours, mut its) = (0, 0);
+    // SAFETY: both numbers and the size are valid for the call, the name is not asked for, and the settings are the system's.
+    let failed = unsafe { libc::openpty(&mut ours, &mut its, std::ptr::null_mut(), std::ptr::null(), &size) };
+    assert_eq!(failed, 0, "no terminal: {}", std::io::Error::last_os_error());
+    // SAFETY: the call above opened them, and nobody else has them.
+    let (ours, its) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(its)) };
+    command.stdin(Stdio::null()).stdout(its.try_clone().unwrap()).stderr(its);
+    // SAFETY: both calls may be made between fork and exec. The terminal becomes that of the program alone, whatever the tests run on.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            libc::ioctl(1, libc::TIOCSCTTY as _, 0);
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    // It keeps the terminal open otherwise.
+    drop(command);
+    let mut bytes = Vec::new();
+    let mut terminal = File::from(ours);
+    let mut part = [0; 4096];
+    // Where nobody has the other side any more, Linux says so by an error.
+    while let Ok(n) = terminal.read(&mut part) {
+        if n == 0 {
+            break;
+        }
+        bytes.extend(&part[..n]);
+    }
+    assert!(child.wait().unwrap().success());
+    String::from_utf8(bytes).unwrap().replace("\r\n", "\n")
+}
+
+/// Without the codes of colours.
+fn plain(shown: &str) -> String {
+    let mut parts = shown.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once('m').map_or("", |(_, rest)| rest))
+}
+
+fn longest(text: &str) -> usize {
+    text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
+}
+
+#[test]
+fn reports_fit_the_terminal_and_are_coloured_there() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q8_0);
+    for arguments in
+        [&["plan", &model, "--max-memory", "cpu=1MiB"][..], &["devices"], &["inspect", &model], &["run", &model, "-p", "x", "-n", "1"]]
+    {
+        let of_columns = |columns: u16| shown(home.command(arguments), columns);
+        let narrow = of_columns(60);
+        assert!(narrow.contains("\u{1b}[1m"), "{narrow:?}");
+        assert!(longest(&plain(&narrow)) <= 60 || arguments[0] == "run", "{arguments:?}: {narrow}");
+        let mut without_colour = home.command(arguments);
+        without_colour.env("NO_COLOR", "1");
+        assert!(!shown(without_colour, 60).contains("\u{1b}[1m"), "{arguments:?}");
+    }
+    let [narrow, wide] = [50, 200].map(|columns| plain(&shown(home.command(&["inspect", &model]), columns)));
+    assert!(longest(&narrow) <= 50 && longest(&wide) > 80, "{narrow}{wide}");
+    // Headings go on below, too.
+    let words = |text: &str| {
+        let mut words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+        words.sort();
+        words
+    };
+    assert_eq!(words(&narrow), words(&wide), "{narrow}{wide}");
+}
+
+#[test]
+fn the_plan_of_the_readme_fits_a_terminal_of_80_by_24() {
+    let home = Home::new();
+    let model = home.path("llama-3.1-8b");
+    write_hf_headers(&model, &LlamaShape::eight_billion(), Stored::BF16, 1).unwrap();
+    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json");
+    let shown = plain(&shown(home.command(&["plan", &text(&model), "--devices", &text(&machine)]), 80));
+    // The command stands above, the next prompt below.
+    assert!(longest(&shown) <= 80 && shown.lines().count() <= 22, "{shown}");
+    assert!(shown.contains("  gpu:0  ") && shown.contains("  more memory  ") && !shown.contains("--measure"), "{shown}");
+}
+
+#[test]
+fn models_are_listed_without_their_paths_where_those_do_not_fit() {
+    let home = Home::new();
+    let snapshot = home.path("hub/hub/models--org--name/snapshots/c0ffee");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(home.path("hub/hub/models--org--name/refs")).unwrap();
+    std::fs::write(home.path("hub/hub/models--org--name/refs/main"), "c0ffee").unwrap();
+    std::fs::write(snapshot.join("m-Q4_0.gguf"), "GGUF").unwrap();
+    let path = text(&snapshot);
+    assert!(home.stdout(&["ls"]).contains(&path));
+    assert!(shown(home.command(&["ls"]), 300).contains(&path));
+    let narrow = plain(&shown(home.command(&["ls"]), 60));
+    assert!(
+        narrow.contains("\norg/name:m-Q4_0.gguf   4 B\n") && !narrow.contains(&path) && narrow.contains("\npaths: tierflow ls --json "),
+        "{narrow}"
+    );
+}
