@@ -1,6 +1,7 @@
 //! How plans and schedules print: what users read before anything is loaded. A fact a line, each as long as it is: who prints knows
 //! how wide the page is.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use crate::device::Device;
@@ -16,8 +17,10 @@ impl fmt::Display for Plan {
         let verb = if names.len() == 1 { "computes" } else { "compute" };
         let n_tokens = counted(self.forward.n_tokens, "token");
         write!(f, "{} {verb} · up to {n_tokens} per forward · context {}", listed(&names), self.ctx_size)?;
-        if self.ctx_size != self.ctx_size_model {
-            write!(f, " of {}", self.ctx_size_model)?;
+        match self.ctx_size.cmp(&self.ctx_size_model) {
+            Ordering::Less => write!(f, " of {}", self.ctx_size_model)?,
+            Ordering::Equal => {}
+            Ordering::Greater => write!(f, " (trained for {})", self.ctx_size_model)?,
         }
         if self.n_seqs > 1 {
             write!(f, " for each of {} sequences", self.n_seqs)?;

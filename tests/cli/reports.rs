@@ -127,7 +127,10 @@ fn options_that_do_not_do_what_one_hopes_for_are_told() {
     let model = home.gguf_model(GgufType::Q8_0);
     let stderr = |more: &[&str]| home.run(&[&["plan", &model, "--device", "cpu"], more].concat()).stderr;
     assert_eq!(stderr(&["-c", "64", "-ngl", "0"]), "");
-    assert!(stderr(&["-c", "100000"]).contains("--ctx-size 100000: the model was trained for"));
+    assert!(stderr(&["-c", "100000"]).contains("--ctx-size 100000: the model was trained for 512 positions"));
+    for (ctx_size, told) in [("100", "context 100 of 512\n"), ("512", "context 512\n"), ("100000", "context 100000 (trained for 512)\n")] {
+        assert!(home.stdout(&["plan", &model, "-c", ctx_size]).contains(told), "{told}");
+    }
     assert!(stderr(&["-ngl", "9"]).contains("--n-gpu-layers: no GPU computes"));
     let json = home.json("tierflow.plan/3", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);
     assert_eq!(json["plan"]["forward"]["n_tokens"], 128);
