@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::FalseyValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::familiar;
@@ -98,12 +99,24 @@ impl Cli {
         let command = variables::without_empty(command);
         let familiar::Rewritten { arguments, notes } = familiar::rewrite(arguments, &command)?;
         let matches = command.clone().try_get_matches_from(&arguments);
-        let mut matches = matches.map_err(|error| variables::blamed(error, &command, &arguments))?;
+        let mut matches = matches.map_err(|error| with_way_to_run(variables::blamed(error, &command, &arguments)))?;
         let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command.clone()))?;
         let (verb, matches) = matches.remove_subcommand().unwrap_or_default();
         overrule::drop_overruled(&mut cli.command, &matches);
         Ok(Read { command: cli.command, verb, matches, notes })
     }
+}
+
+/// Tells how a model is run where a word is no subcommand, nor like one.
+fn with_way_to_run(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::InvalidSubcommand
+        && error.get(ContextKind::SuggestedSubcommand).is_none()
+        && let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
+    {
+        let tip = format!("a model is run by: tierflow run {word}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// Gives the options that `defaults` name these defaults, in every subcommand that has them.
@@ -248,6 +261,11 @@ pub struct LogitsArgs {
     pub out: Option<PathBuf>,
 }
 
+/// Reads a whole number, also one below zero.
+fn parse_whole(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| format!("`{text}` is no whole number"))
+}
+
 /// Reads a whole number; llama.cpp's -1 is the default, which is 0 here.
 fn parse_or_default(text: &str) -> Result<u32, String> {
     match text {
@@ -335,6 +353,8 @@ mod tests {
         assert_eq!(args.generation.prompt.as_deref(), Some("-ngl"));
         assert_eq!(args.generation.stop, ["---", "END"]);
         assert!(read("run m -n -x").is_err());
+        let fault = read("run m -n many").unwrap_err().to_string();
+        assert!(fault.contains("`many` is no whole number"), "{fault}");
     }
 
     #[test]

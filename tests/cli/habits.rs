@@ -156,6 +156,9 @@ fn a_line_without_a_subcommand_runs() {
     }
     assert_eq!(home.stdout(&["show", &gguf]), home.stdout(&["inspect", &gguf]));
     assert_eq!(home.stdout(&["list", "--json"]), home.stdout(&["ls", "--json"]));
+    assert!(home.refusal(2, &["llama3.2"]).contains("tierflow run llama3.2"));
+    let similar = home.refusal(2, &["bensh"]);
+    assert!(similar.contains("'bench'") && !similar.contains("tierflow run"), "{similar}");
     for (verb, hint) in [("ps", "tierflow ls"), ("rm", "hf cache rm"), ("serve", "tierflow run"), ("stop", "tierflow ls")] {
         let refusal = home.refusal(2, &[verb, "m"]);
         assert!(refusal.contains(&format!("no subcommand '{verb}'")) && refusal.contains(hint), "{refusal}");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
-use super::parse_or_default;
+use super::{parse_or_default, parse_whole};
 use crate::cli::familiar::names_a_model;
 use crate::error::Result;
 
@@ -80,12 +80,12 @@ pub struct GenerationArgs {
     ///
     /// Without one it goes on until the model ends or the context is full.
     #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens", "max-new-tokens", "num-predict"], env = "TIERFLOW_PREDICT")]
-    #[arg(default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
+    #[arg(default_value_t = -1, allow_negative_numbers = true, value_name = "N", value_parser = parse_whole)]
     pub predict: i64,
     /// Seed of the sampling; -1 for a random one
     ///
     /// The random one is printed.
-    #[arg(short, long, env = "TIERFLOW_SEED", default_value_t = -1, allow_negative_numbers = true, value_name = "N")]
+    #[arg(short, long, env = "TIERFLOW_SEED", default_value_t = -1, allow_negative_numbers = true, value_name = "N", value_parser = parse_whole)]
     pub seed: i64,
     /// Temperature; 0 takes the likeliest [default: 0.8]
     ///
@@ -109,7 +109,7 @@ pub struct GenerationArgs {
     #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// How many last tokens count as repeated; 0 none, -1 all [default: 64]
-    #[arg(long, env = "TIERFLOW_REPEAT_LAST_N", value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, env = "TIERFLOW_REPEAT_LAST_N", value_name = "N", allow_negative_numbers = true, value_parser = parse_whole)]
     pub repeat_last_n: Option<i64>,
     /// Text that ends the answer; may be given several times
     #[arg(long, alias = "reverse-prompt", env = "TIERFLOW_STOP", value_name = "TEXT", allow_hyphen_values = true)]
