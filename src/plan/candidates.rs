@@ -27,6 +27,8 @@ const N_SEQS_MAX: usize = 256;
 const N_SLOTS_EVEN: [usize; 2] = [6, 4];
 /// The share of the predicted time that they may cost.
 const SPARE_SLOTS_COST: f64 = 0.01;
+/// Work of a search with forwards of a length that no candidate has.
+const EFFORT_OF_OTHERS: usize = EFFORT / 8;
 /// Percent of every budget that sketches leave free: none, and more where no plan can be built of what was found.
 const SKETCH_MARGINS: [u64; 3] = [0, 1, 5];
 
@@ -180,20 +182,16 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
     chains
 }
 
-/// What a search finds, for each shape that one of the candidates has. Where the best streams,
-/// forwards of fewer tokens may leave the room for what does not.
+/// What a search finds, for each shape that one of the candidates has, and with less effort for other lengths of forwards: shorter
+/// ones leave room for weights, and pay by themselves where products of many tokens are slow.
 fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
     let shapes = shapes_to_search(site, candidates);
     let effort = EFFORT / shapes.len().max(1);
-    let mut improved: Vec<Candidate> = shapes.iter().flat_map(|&shape| searched(site, candidates, shape, budgets, effort)).collect();
-    let best = candidates.iter().chain(&improved).min_by(|a, b| a.secs.total_cmp(&b.secs));
-    if best.is_some_and(|best| best.plan.streamed_bytes() > Bytes::ZERO) {
-        let all_workers: Vec<usize> = (0..site.workers.len()).collect();
-        let is_smaller = |shape: &Shape| shapes.iter().all(|other| shape.forward.n_tokens < other.forward.n_tokens);
-        let smaller: Vec<Shape> = site.shapes(&all_workers, budgets).into_iter().filter(is_smaller).collect();
-        improved.extend(smaller.into_iter().flat_map(|shape| searched(site, candidates, shape, budgets, EFFORT / 8)));
-    }
-    improved
+    let all_workers: Vec<usize> = (0..site.workers.len()).collect();
+    let is_other = |shape: &Shape| shapes.iter().all(|known| shape.forward.n_tokens != known.forward.n_tokens);
+    let others = site.shapes(&all_workers, budgets).into_iter().filter(is_other).map(|shape| (shape, EFFORT_OF_OTHERS));
+    let tries = shapes.iter().map(|&shape| (shape, effort)).chain(others);
+    tries.flat_map(|(shape, effort)| searched(site, candidates, shape, budgets, effort)).collect()
 }
 
 /// What a search in one shape finds, as plans.
