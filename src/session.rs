@@ -55,6 +55,8 @@ pub struct Generation<'s, 'a> {
     scores: Scores,
     /// The token generated last; it is computed only when what follows it is asked for.
     last: Option<u32>,
+    /// Tokens before the generated ones.
+    n_before: usize,
     n_prompt: usize,
     n_generated: usize,
     finish: Option<FinishReason>,
@@ -141,6 +143,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// How many of the first tokens of `prompt` are in the cache.
+    fn n_known(&self, prompt: &[u32]) -> usize {
+        self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count()
+    }
+
     fn check_room(&self, n_tokens: usize) -> Result<()> {
         let (needed, available) = (self.tokens.len() + n_tokens, self.engine.plan().ctx_size);
         if needed > available { Err(Error::ContextFull { needed, available }) } else { Ok(()) }
@@ -154,7 +161,7 @@ impl<'a> Session<'a> {
         let stop = StopStrings::new(options.stop.clone())?;
         let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
         // The last token is always computed: its scores are what is asked for.
-        let n_known = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len().saturating_sub(1));
+        let n_known = self.n_known(prompt).min(prompt.len().saturating_sub(1));
         self.truncate(n_known);
         let scores = self.append(&prompt[n_known..], want(&sampler)).await?;
         // What the prompt repeats counts as repeated, as in llama.cpp.
@@ -167,6 +174,7 @@ impl<'a> Session<'a> {
             options,
             scores,
             last: None,
+            n_before: prompt.len(),
             n_prompt: prompt.len() - n_known,
             n_generated: 0,
             finish,
@@ -220,6 +228,35 @@ impl Generation<'_, '_> {
             text.push_str(&self.held_back());
         }
         Ok(Some(Generated { token, text }))
+    }
+
+    /// Whether the next token would be the last, since the context has no room for one after it; [`Generation::shift`] makes some.
+    pub fn is_context_full(&self) -> bool {
+        let more_wanted = self.options.max_tokens.is_none_or(|most| self.n_generated + 1 < most);
+        let is_going = self.finish.is_none() && self.last.is_some();
+        is_going && more_wanted && self.session.tokens.len() + 1 >= self.session.engine.plan().ctx_size
+    }
+
+    /// Goes on after `prompt` in place of the prompt so far, as if the same tokens had been generated after it. What was generated is
+    /// read anew behind it.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] where that leaves no room, and nothing has changed; those of [`Session::append`], after which the
+    /// generation cannot go on.
+    pub async fn shift(&mut self, prompt: &[u32]) -> Result<()> {
+        let generated = self.session.tokens.get(self.n_before..).unwrap_or_default();
+        let tokens = [prompt, generated].concat();
+        let available = self.session.engine.plan().ctx_size;
+        if tokens.len() >= available {
+            return Err(Error::ContextFull { needed: tokens.len() + 1, available });
+        }
+        self.n_before = prompt.len();
+        let n_known = self.session.n_known(&tokens);
+        self.session.truncate(n_known);
+        if n_known < tokens.len() {
+            self.session.append(&tokens[n_known..], Want::TopK(1)).await?;
+        }
+        Ok(())
     }
 
     /// The engine it runs on.

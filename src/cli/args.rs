@@ -3,6 +3,7 @@
 //! Knows what can be said, not what it does.
 
 mod bench;
+mod chat;
 mod config;
 mod generation;
 mod help;
@@ -24,6 +25,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use crate::cli::familiar;
 use crate::error::Error;
 pub use bench::{BenchArgs, BenchOutput, TestArgs};
+pub use chat::ChatArgs;
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};

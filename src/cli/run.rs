@@ -21,12 +21,36 @@ use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSe
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
+    /// What the user set of the sampling.
+    pub(super) flags: SamplingFlags,
+    /// Defaults, over them the model's own settings, over those the flags.
     pub(super) sampling: SamplingSettings,
-    pub(super) seed: u64,
+    /// `None` draws a new one for every answer.
+    pub(super) seed: Option<u64>,
     pub(super) generate: GenerateOptions,
     pub(super) raw: bool,
     pub(super) written: Written,
     pub(super) interrupted: Arc<AtomicBool>,
+}
+
+impl Settings {
+    /// The seed of an answer that comes after `n_before` others to the same question.
+    pub(super) fn seed_of_answer(&self, n_before: u64) -> u64 {
+        self.seed.map_or_else(fresh_seed, |seed| seed.wrapping_add(n_before))
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Settings {
+        Settings {
+            flags: SamplingFlags::default(),
+            sampling: SamplingSettings::default(),
+            seed: None,
+            generate: GenerateOptions::default(),
+            raw: false,
+            written: Written::Parsed,
+            interrupted: Arc::default(),
+        }
+    }
 }
 
 /// One answer.
@@ -36,6 +60,7 @@ pub(super) struct Answer {
     pub(super) finish: Option<FinishReason>,
     /// Why it ended before the model did.
     pub(super) cut: Option<String>,
+    pub(super) seed: u64,
     pub(super) statistics: Statistics,
 }
 
@@ -65,7 +90,9 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let mut engine = load_with_bar(prepared, visibility)?;
     let settings = wishes.settings(&engine)?;
     let Some(prompt) = prompt else {
-        return chat::run(&mut engine, &settings, system.as_deref(), args.quiet);
+        let options =
+            chat::ChatOptions { system, quiet: args.quiet, history: !args.chat.no_history, context_shift: !args.chat.no_context_shift };
+        return chat::run(&mut engine, settings, options);
     };
     let system = system.map(|system| ChatMessage::new("system", system));
     let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();
@@ -78,7 +105,8 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         }
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|source| Error::io("write to", "stdout", source))
     };
-    let answer = pollster::block_on(answer(&mut session, &settings, &tokens, &mut write))?;
+    let answer =
+        pollster::block_on(answer(&mut session, &settings, &tokens, settings.seed_of_answer(0), &mut write, &mut |_, _| Ok(None)))?;
     if !args.json {
         write("\n")?;
     }
@@ -93,13 +121,13 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
             "tokens": answer.tokens,
             "prompt_tokens": tokens.len(),
             "finish_reason": answer.finish,
-            "seed": settings.seed,
+            "seed": answer.seed,
             "statistics": answer.statistics,
             "memory": engine.memory_use(),
         }))?;
     } else if !args.quiet {
         answer.cut.iter().for_each(|cut| note(&format!("{cut}\n")));
-        note(&format!("{}\n", answer.statistics.line(settings.seed)));
+        note(&format!("{}\n", answer.statistics.line(answer.seed)));
         note(&answer.statistics.prediction_line());
         note(&answer.statistics.memory_lines());
     }
@@ -109,7 +137,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
 /// What the options ask of an answer, checked before there is a model.
 struct Wishes {
     sampling: SamplingFlags,
-    seed: u64,
+    seed: Option<u64>,
     generate: GenerateOptions,
     raw: bool,
     written: Written,
@@ -136,8 +164,8 @@ impl Wishes {
         SamplingSettings::merged(&ModelDefaults::default(), &sampling)?;
         StopStrings::new(args.stop.clone())?;
         let seed = match args.seed {
-            -1 => fresh_seed(),
-            seed => u64::try_from(seed).map_err(|_| out_of_range("--seed", seed))?,
+            -1 => None,
+            seed => Some(u64::try_from(seed).map_err(|_| out_of_range("--seed", seed))?),
         };
         let max_tokens = match args.predict {
             // llama.cpp's -2 is until the context is full, which ends an answer here in any case.
@@ -155,8 +183,8 @@ impl Wishes {
         if !self.raw && engine.chat_template().is_none() {
             tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
         }
-        let Wishes { seed, generate, raw, written, .. } = self;
-        Ok(Settings { sampling, seed, generate, raw, written, interrupted: stopped_by_ctrl_c() })
+        let Wishes { sampling: flags, seed, generate, raw, written } = self;
+        Ok(Settings { flags, sampling, seed, generate, raw, written, interrupted: stopped_by_ctrl_c() })
     }
 }
 
@@ -184,17 +212,22 @@ pub(super) fn encode_messages(engine: &Engine, settings: &Settings, messages: &[
     engine.encode_chat_written(messages, settings.written)
 }
 
-/// Generates an answer to `tokens`; every complete text goes to `write` at once.
+/// A shorter prompt for a generation whose context is full, given the tokens generated so far; `None` where there is none.
+pub(super) type Shift<'a> = dyn FnMut(&Engine, usize) -> Result<Option<Vec<u32>>> + 'a;
+
+/// Generates an answer to `tokens`; every complete text goes to `write` at once, and `shift` is asked where the context is full.
 pub(super) async fn answer(
     session: &mut Session<'_>,
     settings: &Settings,
     tokens: &[u32],
+    seed: u64,
     write: &mut dyn FnMut(&str) -> Result<()>,
+    shift: &mut Shift<'_>,
 ) -> Result<Answer> {
     session.engine().trace().clear();
     session.cancel_with(Arc::clone(&settings.interrupted));
     let begin = Instant::now();
-    let sampler = Sampler::new(settings.sampling.clone(), settings.seed);
+    let sampler = Sampler::new(settings.sampling.clone(), seed);
     let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
     let prompt_secs = begin.elapsed().as_secs_f64();
     let after_prompt = generation.engine().trace().summary();
@@ -202,6 +235,14 @@ pub(super) async fn answer(
     let (mut text, mut generated) = (String::new(), Vec::new());
     let decode_begin = Instant::now();
     loop {
+        if generation.is_context_full()
+            && let Some(prompt) = shift(generation.engine(), generation.n_generated())?
+        {
+            match generation.shift(&prompt).await {
+                Err(Error::Interrupted) => break,
+                shifted => shifted?,
+            }
+        }
         let step = match generation.next().await {
             Ok(Some(step)) => step,
             // What was answered before Ctrl-C stays.
@@ -233,15 +274,16 @@ pub(super) async fn answer(
         predicted: Predicted::of(engine.prepared(), n_before, generation.n_prompt(), generated.len()),
         memory: engine.memory_use(),
     };
-    let cut = (finish == Some(FinishReason::Length)).then(|| cut_in_words(engine.plan().ctx_size, tokens.len(), generated.len()));
-    Ok(Answer { text, tokens: generated, finish, cut, statistics })
+    let cut =
+        (finish == Some(FinishReason::Length)).then(|| cut_in_words(engine.plan().ctx_size, settings.generate.max_tokens, generated.len()));
+    Ok(Answer { text, tokens: generated, finish, cut, seed, statistics })
 }
 
 /// Why an answer ended that the model did not end.
-fn cut_in_words(ctx_size: usize, n_prompt: usize, n_generated: usize) -> String {
-    // The last token is told, and not in the context.
-    match n_prompt + n_generated > ctx_size {
-        true => format!("cut off: the context of {ctx_size} positions is full; -c N makes it longer"),
-        false => format!("cut off: -n {n_generated} allows no more tokens"),
+fn cut_in_words(ctx_size: usize, max_tokens: Option<usize>, n_generated: usize) -> String {
+    // What of the context the prompt took may have changed on the way, as turns of a chat left it.
+    match max_tokens == Some(n_generated) {
+        true => format!("cut off: -n {n_generated} allows no more tokens"),
+        false => format!("cut off: the context of {ctx_size} positions is full; -c N makes it longer"),
     }
 }

@@ -60,6 +60,23 @@ pub fn cache_folder() -> Option<PathBuf> {
     }
 }
 
+/// Where the program keeps what it would miss: `tierflow` in the user's folder for state, or for data where the system has none.
+pub(crate) fn state_folder() -> Option<PathBuf> {
+    Some(dirs::state_dir().or_else(dirs::data_local_dir)?.join("tierflow"))
+}
+
+/// Makes the folder `path`, and what it lies in, for nobody but the user; one that is there stays as it is.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn create_private_folder(path: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
 /// The file system on which `path` lies, by a name that lasts until the machine is started anew; `None` where `path` is nothing.
 #[cfg(unix)]
 pub fn file_system_of(path: &Path) -> Option<String> {

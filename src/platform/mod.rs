@@ -22,6 +22,8 @@ mod pages;
 mod process_limits;
 pub mod simd;
 mod source;
+#[cfg(not(target_arch = "wasm32"))]
+mod terminal;
 mod text_file;
 mod threads;
 mod turn;
@@ -43,8 +45,12 @@ pub use host::{
     MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
     write_atomically,
 };
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use host::{create_private_folder, state_folder};
 pub use pages::Pages;
 pub use source::{ByteSource, IoMode, open_source};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use terminal::{stdout_columns, take_stdout_apart};
 pub use text_file::{decode_text, read_text};
 #[cfg(not(target_arch = "wasm32"))]
 pub use threads::among_n_threads;

@@ -129,6 +129,11 @@ impl ChatTemplate {
         })
     }
 
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Does `work` on a thread with limits.
     fn limited<T: Send + 'static>(
         &self,

@@ -1,5 +1,7 @@
 //! The program from a user's side: arguments in; stdout, stderr and exit codes out.
 
+#[cfg(unix)]
+mod chat;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
@@ -12,3 +14,5 @@ mod reports;
 mod run;
 #[cfg(unix)]
 mod terminal;
+#[cfg(unix)]
+mod typing;

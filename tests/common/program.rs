@@ -77,7 +77,7 @@ impl Home {
         }
         command.env("TIERFLOW_CACHE", self.path("cache")).env("HF_HOME", self.path("hub")).env("XDG_RUNTIME_DIR", self.folder.path());
         // Each home would measure the machine anew, while other tests load it.
-        command.env("XDG_CONFIG_HOME", self.path("config")).env("TIERFLOW_NO_MEASURE", "1");
+        command.env("XDG_CONFIG_HOME", self.path("config")).env("XDG_STATE_HOME", self.path("state")).env("TIERFLOW_NO_MEASURE", "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::chat::ChatArgs;
 use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
 use super::{parse_or_default, parse_whole};
 use crate::cli::familiar::names_a_model;
@@ -24,6 +25,9 @@ pub struct RunArgs {
     /// What is generated.
     #[command(flatten)]
     pub generation: GenerationArgs,
+    /// How a chat goes.
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,

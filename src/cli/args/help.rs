@@ -8,7 +8,7 @@ const GROUPS: [(&str, &str); 6] = [
     ("Prompt", "prompt file stdin system system_file tokens raw no_special no_parse_special"),
     ("Tests", "n_prompt n_gen pg n_depth repetitions"),
     ("Sampling", "predict seed temp top_k top_p min_p repeat_penalty repeat_last_n stop ignore_eos"),
-    ("Memory", "max_memory ctx_size fit kv_dtype batch_size ubatch_size"),
+    ("Memory", "max_memory ctx_size no_context_shift fit kv_dtype batch_size ubatch_size"),
     (
         "Placement",
         "device n_gpu_layers threads devices objective mix device_map no_split strict n_seqs io lookahead slots upload kernels \
@@ -19,7 +19,7 @@ const GROUPS: [(&str, &str); 6] = [
 /// What `-h` leaves out.
 const RARE: &str = "hf_file system_file raw no_parse_special min_p repeat_penalty repeat_last_n ignore_eos kv_dtype batch_size \
                     ubatch_size objective mix device_map no_split strict n_seqs io lookahead slots upload kernels no_measure \
-                    virtual_gpus cache_dir trace";
+                    virtual_gpus cache_dir trace no_context_shift no_history";
 
 /// What the long help ends with.
 const TWINS: &str = "Every option has a twin in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\
