@@ -65,5 +65,5 @@ pub use engine::{Engine, EngineBuilder, LoadProgress, MemoryUse, Prepared, TextF
 pub use error::{Error, Result};
 pub use plan::{KvDType, Plan, PlanOptions};
 pub use session::{FinishReason, GenerateOptions, Generated, Generation, Session};
-pub use text::{ChatMessage, Sampler, SamplingSettings};
+pub use text::{ChatMessage, Sampler, SamplingSettings, TemplateInput};
 pub use units::Bytes;

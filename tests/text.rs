@@ -8,7 +8,9 @@ use proptest::prelude::{Just, any, prop, prop_oneof, proptest};
 use serde_json::{Value, json};
 use tierflow::error::Error;
 use tierflow::platform::IoMode;
-use tierflow::text::{Candidate, ChatMessage, ChatTemplate, GenerationPrompt, Sampler, SamplingSettings, Special, StopStrings, Tokenizer};
+use tierflow::text::{
+    Candidate, ChatMessage, ChatTemplate, GenerationPrompt, Sampler, SamplingSettings, Special, StopStrings, TemplateInput, Tokenizer,
+};
 use tierflow::weights::{Checkpoint, MetaValue, Metadata};
 
 /// GPT-2's alphabet in the order of the bytes.
@@ -380,15 +382,38 @@ fn templates_render_as_transformers_renders_them() {
 #[test]
 fn every_feature_renders_as_jinja2_renders_it() {
     let golden: Value = serde_json::from_str(include_str!("golden/templates.json")).unwrap();
+    let messages = [ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Hi")];
+    assert_renders_as_jinja2(&golden, &messages, &TemplateInput::default());
+}
+
+/// Tools, calls, their results and further fields of messages, as transformers' `apply_chat_template` passes them.
+#[test]
+fn tools_render_as_jinja2_renders_them() {
+    let golden: Value = serde_json::from_str(include_str!("golden/tool_templates.json")).unwrap();
+    let messages: Vec<ChatMessage> = serde_json::from_value(golden["messages"].clone()).unwrap();
+    let variables = golden["variables"].as_object().unwrap().clone();
+    let input = TemplateInput { tools: golden["tools"].as_array().cloned(), variables, ..TemplateInput::default() };
+    assert_renders_as_jinja2(&golden, &messages, &input);
+}
+
+#[test]
+fn no_tools_and_an_empty_list_of_them_differ_and_names_with_a_meaning_stay() {
+    let template = template("{{ tools is none }} {{ tools | length if tools is not none }} {{ messages | length }}").unwrap();
+    let render = |input: TemplateInput| template.render_with(&[ChatMessage::new("user", "Hi")], &input, GenerationPrompt::Add).unwrap();
+    assert_eq!(render(TemplateInput::default()), "True  1");
+    let variables = json!({"messages": [], "tools": [1, 2]}).as_object().unwrap().clone();
+    assert_eq!(render(TemplateInput { tools: Some(Vec::new()), variables, ..TemplateInput::default() }), "False 0 1");
+}
+
+fn assert_renders_as_jinja2(golden: &Value, messages: &[ChatMessage], input: &TemplateInput) {
     let named = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"});
     let tokenizer = folder(&[("tokenizer.json", tokenizer_json(|_| {})), ("tokenizer_config.json", named)]);
     let tokenizer = Tokenizer::from_folder(tokenizer.path(), 257).unwrap();
-    let messages = [ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Hi")];
     let mut wrong = Vec::new();
     for row in golden["templates"].as_array().unwrap() {
         let source = row["source"].as_str().unwrap();
         let rendered = ChatTemplate::new("test.jinja".into(), source.into(), &tokenizer)
-            .and_then(|template| template.render(&messages, GenerationPrompt::Add));
+            .and_then(|template| template.render_with(messages, input, GenerationPrompt::Add));
         match (rendered, row["expected"].as_str()) {
             (Ok(text), Some(expected)) if text == expected => {}
             (Err(_), None) => {}

@@ -1,5 +1,6 @@
 //! `tierflow run`: one prompt, or a chat. stdout carries the answer and nothing else.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -206,7 +207,7 @@ fn stopped_by_ctrl_c() -> Arc<AtomicBool> {
 /// The tokens of a conversation: through the chat template, or as it is with `--raw` or where the model has no template.
 pub(super) fn encode_messages(engine: &Engine, settings: &Settings, messages: &[ChatMessage]) -> Result<Vec<u32>> {
     if settings.raw || engine.chat_template().is_none() {
-        let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        let texts: Vec<Cow<'_, str>> = messages.iter().map(ChatMessage::text).collect();
         return engine.encode_written(&texts.join("\n"), settings.written);
     }
     engine.encode_chat_written(messages, settings.written)

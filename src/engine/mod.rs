@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::stream::{self, Batch, Scores, Store, Team, Trace};
-use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, Tokenizer, Written};
+use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
 pub use inspection::{AtDType, Inspection, Named, Needs};
@@ -92,8 +92,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
-        let template = self.demand_template()?;
-        self.demand_tokenizer()?.encode(&template.render(messages, GenerationPrompt::Add)?, Special::Leave)
+        self.encode_chat_written(messages, Written::Parsed)
     }
 
     /// As [`Engine::encode`] and [`Engine::encode_chat`], with a choice of what becomes of special tokens that the texts spell out.
@@ -112,13 +111,21 @@ impl Engine {
     /// # Errors
     /// As [`Engine::encode_chat`].
     pub fn encode_chat_written(&self, messages: &[ChatMessage], written: Written) -> Result<Vec<u32>> {
+        self.encode_chat_with(messages, &TemplateInput::default(), written)
+    }
+
+    /// As [`Engine::encode_chat_written`], with tools and whatever else the template may know.
+    ///
+    /// # Errors
+    /// As [`Engine::encode_chat`].
+    pub fn encode_chat_with(&self, messages: &[ChatMessage], input: &TemplateInput, written: Written) -> Result<Vec<u32>> {
+        let (template, tokenizer) = (self.demand_template()?, self.demand_tokenizer()?);
         if written == Written::Parsed {
-            return self.encode_chat(messages);
+            return tokenizer.encode(&template.render_with(messages, input, GenerationPrompt::Add)?, Special::Leave);
         }
-        let tokenizer = self.demand_tokenizer()?;
-        let mark = |message: &ChatMessage| ChatMessage::new(message.role.clone(), tokenizer.marked(&message.content));
-        let marked: Vec<ChatMessage> = messages.iter().map(mark).collect();
-        tokenizer.encode_marked(&self.demand_template()?.render(&marked, GenerationPrompt::Add)?)
+        let mark = |text: &str| tokenizer.marked(text);
+        let marked: Vec<ChatMessage> = messages.iter().map(|message| message.map_texts(&mark)).collect();
+        tokenizer.encode_marked(&template.render_with(&marked, &input.map_texts(&mark), GenerationPrompt::Add)?)
     }
 
     fn demand_template(&self) -> Result<&ChatTemplate> {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use minijinja::value::Value as JinjaValue;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::chat_message::{ChatMessage, TemplateInput};
 use super::files::{self, MAX_TOKENIZER_CONFIG_BYTES, text_error};
 use super::template_environment::{self, Limits};
 use super::template_json::Capped;
@@ -23,26 +23,6 @@ pub struct ChatTemplate {
     path: String,
     source: String,
     tokens: TemplateTokens,
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// `system`, `user` or `assistant`; templates may know more.
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
-
-impl ChatMessage {
-    /// A message of `role`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> ChatMessage {
-        ChatMessage { role: role.into(), content: content.into() }
-    }
-
-    fn to_value(&self) -> JinjaValue {
-        JinjaValue::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
-    }
 }
 
 /// Whether the text ends with the words that make the model answer.
@@ -99,18 +79,26 @@ impl ChatTemplate {
     }
 
     /// The text of `messages`. It carries BOS where the template has one: encode it with [`super::Special::Leave`].
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the template refuses the messages or fails, [`Error::InvalidArgument`] where they are too long.
     pub fn render(&self, messages: &[ChatMessage], prompt: GenerationPrompt) -> Result<String> {
+        self.render_with(messages, &TemplateInput::default(), prompt)
+    }
+
+    /// As [`ChatTemplate::render`], with tools and whatever else the template may know.
+    ///
+    /// # Errors
+    /// As of [`ChatTemplate::render`].
+    pub fn render_with(&self, messages: &[ChatMessage], input: &TemplateInput, prompt: GenerationPrompt) -> Result<String> {
         let tokens = self.tokens.0.iter().map(|(name, text)| (name.clone(), JinjaValue::from(text.as_str())));
         let given = [
             ("messages", messages.iter().map(ChatMessage::to_value).collect()),
             ("add_generation_prompt", JinjaValue::from(prompt == GenerationPrompt::Add)),
-            // transformers passes these always, and templates ask whether they are none.
-            ("tools", JinjaValue::from(())),
-            ("documents", JinjaValue::from(())),
         ];
         let given = given.map(|(name, value)| (name.to_owned(), value));
-        let context = JinjaValue::from_pairs(tokens.chain(given));
-        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let context = JinjaValue::from_pairs(tokens.chain(input.to_values()).chain(given));
+        let bytes = messages.iter().map(ChatMessage::n_bytes).sum::<usize>() + input.n_bytes();
         let limits = Limits::new(bytes);
         if bytes > limits.output {
             let fault = format!(

@@ -1,5 +1,6 @@
 //! Text in, text out: tokenizer, chat template, sampling, stop strings. Knows no device and computes no logits.
 
+mod chat_message;
 mod chat_template;
 mod defaults;
 mod detokenizer;
@@ -24,7 +25,8 @@ mod tokenizer;
 mod tokenizer_json;
 mod tokenizer_json_checks;
 
-pub use chat_template::{ChatMessage, ChatTemplate, GenerationPrompt};
+pub use chat_message::{ChatMessage, TemplateInput};
+pub use chat_template::{ChatTemplate, GenerationPrompt};
 pub use defaults::ModelDefaults;
 pub use detokenizer::Detokenizer;
 pub use sampler::{Candidate, Sampler};

@@ -54,7 +54,7 @@ impl Conversation {
 
     /// Takes back what was answered to the last question; false where there is none.
     pub(super) fn take_back_answer(&mut self) -> bool {
-        let last_question = self.messages.iter().rposition(|message| message.role == "user");
+        let last_question = self.messages.iter().rposition(|message| message.role() == "user");
         if let Some(index) = last_question {
             self.messages.truncate(index + 1);
             self.n_left = self.n_left.min(index);
@@ -69,7 +69,7 @@ impl Conversation {
     /// Those of `encode`.
     pub(super) fn fit(&mut self, room: usize, comfortable: usize, encode: &dyn Fn(&[ChatMessage]) -> Result<Vec<u32>>) -> Result<Fitted> {
         let tokens = encode(&self.seen_from(self.n_left))?;
-        let begins: Vec<usize> = (self.n_left + 1..self.messages.len()).filter(|&index| self.messages[index].role == "user").collect();
+        let begins: Vec<usize> = (self.n_left + 1..self.messages.len()).filter(|&index| self.messages[index].role() == "user").collect();
         if tokens.len() <= room || begins.is_empty() {
             return Ok(Fitted { tokens, n_turns_left: 0 });
         }
@@ -121,8 +121,8 @@ impl Conversation {
             other => other,
         };
         let mut messages: Vec<ChatMessage> = serde_json::from_value(list).map_err(|fault| invalid(fault.to_string()))?;
-        let begins_with_system = messages.first().is_some_and(|first| first.role == "system");
-        let system = begins_with_system.then(|| messages.remove(0).content);
+        let begins_with_system = messages.first().is_some_and(|first| first.role() == "system");
+        let system = begins_with_system.then(|| messages.remove(0).text().into_owned());
         Ok(Conversation { system, messages, n_left: 0 })
     }
 }
@@ -133,7 +133,7 @@ mod tests {
 
     /// A token for each byte.
     fn bytes(messages: &[ChatMessage]) -> Result<Vec<u32>> {
-        Ok(messages.iter().flat_map(|message| message.content.bytes().map(u32::from)).collect())
+        Ok(messages.iter().flat_map(|message| message.text().bytes().map(u32::from).collect::<Vec<_>>()).collect())
     }
 
     fn text(fitted: &Fitted) -> String {

@@ -1,5 +1,6 @@
 //! A loaded model: it answers, and tells what happened when.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,6 +72,11 @@ impl Request {
             stop: fields.take("stop", "a list of texts")?.unwrap_or_default(),
         };
         fields.finish()?;
+        // What the page makes of parts is one text.
+        let is_text = |message: &ChatMessage| message.fields().get("content").is_some_and(serde_json::Value::is_string);
+        if !request.messages.iter().flatten().all(is_text) {
+            return Err(invalid("messages", "give a list of messages, each with a role and a content that is a text"));
+        }
         Ok(request)
     }
 }
@@ -218,7 +224,7 @@ fn prompt_of(engine: &tierflow::Engine, request: &Request) -> Result<Vec<u32>, E
         _ => return Err(invalid("request", "needs either messages or a prompt")),
     };
     if request.raw || engine.chat_template().is_none() {
-        let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        let texts: Vec<Cow<'_, str>> = messages.iter().map(ChatMessage::text).collect();
         return engine.encode(&texts.join("\n"));
     }
     engine.encode_chat(&messages)
