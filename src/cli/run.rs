@@ -83,6 +83,9 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let wishes = Wishes::of(&args.generation)?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
+    if prompt.is_none() && args.json {
+        return Err(Error::InvalidArgument { option: "--json".into(), fault: "tells of one answer, not of a chat; give a prompt".into() });
+    }
     let path = locate_or_fetch(&source, visibility)?;
     let prepared = pollster::block_on(placement.builder(&path)?.prepare())?;
     if !args.quiet {
@@ -93,7 +96,9 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let Some(prompt) = prompt else {
         let options =
             chat::ChatOptions { system, quiet: args.quiet, history: !args.chat.no_history, context_shift: !args.chat.no_context_shift };
-        return chat::run(&mut engine, settings, options);
+        chat::run(&mut engine, settings, options)?;
+        // The last answer's: each begins a trace of its own.
+        return args.trace.as_deref().map_or(Ok(()), |file| trace_file::write(file, &engine));
     };
     let system = system.map(|system| ChatMessage::new("system", system));
     let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();

@@ -3,6 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
+use tierflow::engine::Engine;
+use tierflow::machine::Measure;
+use tierflow::{DeviceChoice, Error, GenerateOptions, Sampler, SamplingSettings};
 
 use crate::common::program::{Home, text};
 use crate::typing::{Stream, Terminal};
@@ -13,7 +16,7 @@ const TERMS: [&str; 2] = ["xterm-256color", "dumb"];
 fn chat_on(home: &Home, term: &str, stdout: Stream, more: &[&str]) -> Terminal {
     let model = home.folder_model();
     let mut command = home.command(&[&["run", &model, "--device", "cpu", "-n", "6", "--ignore-eos"], more].concat());
-    command.env("TERM", term);
+    command.env("TERM", term).env("HOME", home.path(""));
     let mut terminal = Terminal::start(command, stdout, Stream::Terminal);
     terminal.wait_for(">>> ");
     terminal
@@ -175,6 +178,8 @@ fn a_saved_conversation_goes_on_where_it_was() {
     // What is no conversation is neither loaded nor written over.
     std::fs::write(home.path("notes"), "mine").unwrap();
     let notes = text(&home.path("notes"));
+    assert!(terminal.ask("/save ~/home.json").contains("4 messages are in ~/home.json"));
+    assert!(home.path("home.json").is_file());
     assert!(terminal.ask(&format!("/load {notes}")).contains("is no conversation"));
     assert!(terminal.ask(&format!("/save {notes}")).contains("something else"));
     assert_eq!(std::fs::read_to_string(&notes).unwrap(), "mine");
@@ -313,4 +318,48 @@ fn ctrl_c_ends_an_answer_and_the_chat_goes_on() {
         terminal.type_keys("\u{4}");
         assert!(terminal.end().0.success());
     }
+}
+
+#[test]
+fn what_can_only_be_told_of_one_answer_is_refused_and_a_trace_is_of_the_last() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let command = home.command(&["run", &model, "--device", "cpu", "--json"]);
+    let (status, _, stderr) = Terminal::start(command, Stream::Pipe, Stream::Pipe).end();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--json") && stderr.contains("give a prompt"), "{stderr}");
+    let trace = home.path("trace.json");
+    let mut terminal = chat(&home, &["-n", "2", "--trace", &text(&trace)]);
+    terminal.ask("hello");
+    terminal.type_line("/bye");
+    assert!(terminal.end().0.success());
+    let trace: Value = serde_json::from_str(&std::fs::read_to_string(trace).unwrap()).unwrap();
+    assert!(trace.to_string().len() > 1000, "{trace}");
+}
+
+/// After a shift, a generation goes on as a new one goes on behind the shorter prompt and the same tokens.
+#[test]
+fn a_shifted_generation_goes_on_as_if_it_had_begun_with_the_shorter_prompt() {
+    let home = Home::new();
+    let builder = Engine::builder(home.folder_model()).device(DeviceChoice::Cpu).measure(Measure::Never).ctx_size(32);
+    let mut engine = pollster::block_on(builder.open()).unwrap();
+    let sampler = || Sampler::new(SamplingSettings::greedy(), 0);
+    let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::default() };
+    let (long, short): (Vec<u32>, Vec<u32>) = ((10..34).collect(), (10..20).collect());
+    let mut session = engine.session();
+    let mut generation = pollster::block_on(session.generate(&long, sampler(), options.clone())).unwrap();
+    let mut tokens = Vec::new();
+    while !generation.is_context_full() {
+        tokens.push(pollster::block_on(generation.next()).unwrap().expect("a token").token);
+    }
+    let too_long: Vec<u32> = (10..40).collect();
+    assert!(matches!(pollster::block_on(generation.shift(&too_long)), Err(Error::ContextFull { .. })));
+    pollster::block_on(generation.shift(&short)).unwrap();
+    assert!(!generation.is_context_full());
+    let rest: Vec<u32> = (0..6).map(|_| pollster::block_on(generation.next()).unwrap().expect("a token").token).collect();
+    let prompt = [&short[..], &tokens].concat();
+    let mut session = engine.session();
+    let mut generation = pollster::block_on(session.generate(&prompt, sampler(), options)).unwrap();
+    let expected: Vec<u32> = (0..6).map(|_| pollster::block_on(generation.next()).unwrap().expect("a token").token).collect();
+    assert_eq!(rest, expected);
 }

@@ -7,7 +7,8 @@ mod output;
 mod settings;
 mod wrap;
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use crate::cli::run::{Settings, answer, encode_messages};
@@ -15,6 +16,7 @@ use crate::cli::statistics::Statistics;
 use crate::cli::terminal::note;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::platform;
 use crate::session::Session;
 use crate::text::ChatMessage;
 use commands::Input;
@@ -117,10 +119,10 @@ impl Chat<'_> {
             Input::Show(what) => self.show(&what),
             Input::Save(file) => {
                 let n_messages = self.conversation.n_messages();
-                told(self.conversation.save(Path::new(&file)), |()| format!("{n_messages} messages are in {file}\n"));
+                told(self.conversation.save(&path_of(&file)), |()| format!("{n_messages} messages are in {file}\n"));
             }
             Input::Load(file) => {
-                let loaded = Conversation::load(Path::new(&file)).map(|loaded| self.conversation = loaded);
+                let loaded = Conversation::load(&path_of(&file)).map(|loaded| self.conversation = loaded);
                 let n_messages = self.conversation.n_messages();
                 told(loaded, |()| format!("{n_messages} messages of {file} are loaded\n"));
             }
@@ -180,10 +182,14 @@ impl Chat<'_> {
                 return Ok(None);
             }
             let room = comfortable.saturating_sub(n_generated);
-            let fitted = asked.fit(room, room, &|messages| encode(engine, messages))?;
+            let mut shorter = asked.clone();
+            let fitted = shorter.fit(room, room, &|messages| encode(engine, messages))?;
+            if fitted.n_turns_left == 0 || fitted.tokens.len() + n_generated >= context {
+                return Ok(None);
+            }
+            *asked = shorter;
             *n_left += fitted.n_turns_left;
-            let is_shorter = fitted.n_turns_left > 0 && fitted.tokens.len() + n_generated < context;
-            Ok(is_shorter.then_some(fitted.tokens))
+            Ok(Some(fitted.tokens))
         };
         output.begin(manners.word_wrap);
         let seed = settings.seed_of_answer(self.n_again);
@@ -219,6 +225,11 @@ impl Chat<'_> {
     fn system_line(&self) -> String {
         self.conversation.system.as_ref().map_or_else(|| "no system message\n".to_owned(), |text| format!("system message: {text}\n"))
     }
+}
+
+/// A file's path as it is typed where no shell reads it first: `~` and `$NAME` have their meaning.
+fn path_of(file: &str) -> PathBuf {
+    platform::expanded(OsStr::new(file), dirs::home_dir().as_deref(), &|name| std::env::var_os(name))
 }
 
 /// Says what came of a command.

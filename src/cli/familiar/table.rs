@@ -47,7 +47,7 @@ pub(super) struct Idle {
     pub(super) why: &'static str,
 }
 
-pub(super) const IDLE: [Idle; 19] = [
+pub(super) const IDLE: [Idle; 20] = [
     Idle { names: &["-fa", "--flash-attn"], takes: Takes::Switch, why: "attention is always computed that way" },
     Idle { names: &["-fit"], takes: Takes::Switch, why: "every plan fits; --fit asks for one in which nothing streams" },
     Idle { names: &["-cnv", "--conversation"], takes: Takes::Nothing, why: "without a prompt, a terminal starts a chat" },
@@ -56,7 +56,8 @@ pub(super) const IDLE: [Idle; 19] = [
     Idle { names: &["--warmup", "--no-warmup"], takes: Takes::Nothing, why: "nothing is computed before the prompt" },
     Idle { names: &["--mlock"], takes: Takes::Nothing, why: "weights in memory are not locked there" },
     Idle { names: &["-tb", "--threads-batch"], takes: Takes::Value, why: "--threads counts for prompts, too" },
-    Idle { names: &["--keep"], takes: Takes::Value, why: "nothing of a prompt is dropped" },
+    Idle { names: &["--keep"], takes: Takes::Value, why: "the system message stays, and the oldest turns of a chat leave whole" },
+    Idle { names: &["--context-shift"], takes: Takes::Nothing, why: "a chat does that unless --no-context-shift forbids it" },
     Idle { names: &["--prio", "--prio-batch", "--poll", "--poll-batch"], takes: Takes::Value, why: "threads are the system's to order" },
     Idle { names: &["--perf", "--no-perf", "--show-timings"], takes: Takes::Nothing, why: "rates are always told; -q leaves them out" },
     Idle { names: &["--display-prompt", "--no-display-prompt"], takes: Takes::Nothing, why: "a prompt is never printed" },
