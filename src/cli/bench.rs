@@ -125,7 +125,7 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(GpuLayers, Prepa
     let path = locate(&source, Visibility::Auto)?;
     let prepare = |&n_gpu_layers: &GpuLayers| {
         let placement = PlacementArgs { n_gpu_layers, ..placement.clone() };
-        let builder = Placement::of(&placement, PlanOptions::default())?.builder(&path)?.text(TextFiles::Skip);
+        let builder = Placement::of(&placement, PlanOptions::default())?.of_one_sequence().builder(&path)?.text(TextFiles::Skip);
         Ok((n_gpu_layers, pollster::block_on(builder.prepare())?))
     };
     args.lists.n_gpu_layers.iter().map(prepare).collect()

@@ -25,7 +25,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
         true => PlanOptions { logit_rows: ROWS_PER_FORWARD, ..PlanOptions::default() },
         false => PlanOptions::default(),
     };
-    let placement = Placement::of(&args.placement, options)?;
+    let placement = Placement::of(&args.placement, options)?.of_one_sequence();
     let builder = placement.builder(&locate(&source, Visibility::Auto)?)?;
     let prepared = pollster::block_on(builder.text(TextFiles::Skip).prepare())?;
     check_tokens(args, &prepared)?;

@@ -69,6 +69,12 @@ impl<'a> Placement<'a> {
         Ok(Placement { args, options })
     }
 
+    /// The same for work that is one sequence, whatever plans are made for otherwise.
+    pub fn of_one_sequence(mut self) -> Placement<'a> {
+        self.options.objective = Objective::Latency;
+        self
+    }
+
     /// An engine builder for `model`.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let source = args.source()?;
     // What cannot be is told before a model is fetched or loaded.
     let wishes = Wishes::of(&args.generation)?;
-    let placement = Placement::of(&args.placement, PlanOptions::default())?;
+    let placement = Placement::of(&args.placement, PlanOptions::default())?.of_one_sequence();
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     if prompt.is_none() && args.json {
         return Err(Error::InvalidArgument { option: "--json".into(), fault: "tells of one answer, not of a chat; give a prompt".into() });

@@ -147,13 +147,16 @@ pub(super) fn is_possible(site: &Site<'_>) -> bool {
     !greedy(site, &site.budgets()).0.is_empty()
 }
 
-/// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays.
+/// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays and each
+/// of them has room for the exchange.
 pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> usize {
     let secs = |n_seqs: usize| {
         let options = PlanOptions { n_seqs, ..options.clone() };
         let site = Site::new(catalog, model, devices, &options).ok()?;
+        let n_positions = n_positions_wanted(&site).min(options.ctx_size.unwrap_or(usize::MAX));
         let (candidates, _) = greedy(&site, &site.budgets());
-        candidates.into_iter().map(|candidate| candidate.secs).reduce(f64::min)
+        let with_room = candidates.into_iter().filter(|candidate| candidate.plan.ctx_size >= n_positions);
+        with_room.map(|candidate| candidate.secs).reduce(f64::min)
     };
     let mut best = (1, secs(1).unwrap_or(f64::INFINITY));
     let mut n_seqs = 2;
@@ -287,13 +290,18 @@ fn phases(site: &Site<'_>, shape: Shape) -> Vec<Phase> {
     exchange(site.options, shape.forward.n_tokens).into_iter().map(|(load, times)| phase(load, times)).collect()
 }
 
+/// Sequences that go on by a token in one forward.
+fn n_together(objective: Objective, n_seqs: usize) -> usize {
+    match objective {
+        Objective::Latency => 1,
+        Objective::Throughput => n_seqs.max(1),
+    }
+}
+
 /// Loads, and how often each occurs per sequence.
 fn exchange(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Load, f64)> {
     let mix = options.mix;
-    let n_together = match options.objective {
-        Objective::Latency => 1,
-        Objective::Throughput => options.n_seqs.max(1),
-    };
+    let n_together = n_together(options.objective, options.n_seqs);
     let mut loads = Vec::new();
     if mix.n_prompt > 0 {
         let n_tokens = mix.n_prompt.min(n_tokens_max).max(1);
@@ -318,7 +326,7 @@ pub fn exchange_secs(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[D
 pub struct Forecast {
     /// One forward of a prompt of the exchange that the plan is made for.
     pub prefill: Prediction,
-    /// One forward of one token, in the middle of the answer.
+    /// One forward of one token, in the middle of the answer; for throughput, of one token of each of the plan's sequences.
     pub decode: Prediction,
 }
 
@@ -329,5 +337,7 @@ pub fn forecast(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[Device
     let n_prompt = mix.n_prompt.clamp(1, plan.forward.n_tokens);
     // Not cut to the plan's own context, so that plans with different ones compare.
     let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size_model);
-    Forecast { prefill: of(Load::prefill(n_prompt)), decode: of(Load::decode(position)) }
+    let n_together = n_together(options.objective, plan.n_seqs);
+    let decode = Load { n_tokens: n_together, n_logit_rows: n_together, position };
+    Forecast { prefill: of(Load::prefill(n_prompt)), decode: of(decode) }
 }

@@ -10,12 +10,14 @@ use crate::plan::candidates::{self, Forecast, forecast};
 use crate::plan::dry_run::{Bound, Prediction};
 use crate::plan::placement::settle;
 use crate::plan::site::Site;
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::{Context, Plan, PlanOptions};
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, millis};
 use crate::weights::Catalog;
 
 /// What one more of a device's memory is weighed in.
 const MORE: Bytes = Bytes::gib(1);
+/// How many times faster a plan must be for that to be told.
+const LEAST_GAIN_TOLD: f64 = 1.01;
 /// How many alternatives are told.
 const N_ALTERNATIVES: usize = 2;
 
@@ -52,6 +54,8 @@ pub struct WithMore {
     pub forecast: Forecast,
     /// Positions of its context.
     pub ctx_size: usize,
+    /// Positions of the context that would be chosen then, where none was asked for.
+    pub open_ctx_size: Option<usize>,
 }
 
 /// Weighs a plan against what was not done.
@@ -68,17 +72,24 @@ pub fn explain(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         Alternative { name: name + &context, forecast: of(&other), ctx_size: other.ctx_size }
     });
     let with_more = plan.devices.iter().filter(|device| device.budget.is_some()).filter_map(|device| {
-        let mut options = PlanOptions { ctx_size: Some(plan.ctx_size), ..options.clone() };
+        let mut options = options.clone();
         options.max_memory.insert(device.device, device.budget? + MORE);
-        let more = candidates::quick(catalog, model, devices, &settle(&options))?;
-        Some(WithMore { device: device.device, bytes: MORE, forecast: of(&more), ctx_size: more.ctx_size })
+        let quick = |options: &PlanOptions| candidates::quick(catalog, model, devices, &settle(options));
+        let more = quick(&PlanOptions { ctx_size: Some(plan.ctx_size), ..options.clone() })?;
+        let is_open = options.ctx_size.is_none() && options.context == Context::Comfortable;
+        let open_ctx_size = if is_open { quick(&options).map(|open| open.ctx_size) } else { None };
+        Some(WithMore { device: device.device, bytes: MORE, forecast: of(&more), ctx_size: more.ctx_size, open_ctx_size })
     });
     Explanation { forecast: of(plan), alternatives: alternatives.collect(), with_more: with_more.collect() }
 }
 
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "prefill {} · decode {}", per_sec(&self.prefill), per_sec(&self.decode))
+        write!(f, "prefill {} · decode {}", per_sec(&self.prefill), per_sec(&self.decode))?;
+        match self.decode.load.n_tokens {
+            1 => Ok(()),
+            n_seqs => write!(f, " of {n_seqs} sequences together"),
+        }
     }
 }
 
@@ -105,11 +116,23 @@ impl fmt::Display for Explanation {
         }
         for (index, more) in self.with_more.iter().enumerate() {
             let head = if index == 0 { "more memory" } else { "" };
-            let gain = more.forecast.decode.tokens_per_sec() / decode.tokens_per_sec().max(f64::MIN_POSITIVE);
-            let effect = if gain < 1.01 { "brings nothing".to_owned() } else { format!("decode {}", per_sec(&more.forecast.decode)) };
-            writeln!(f, "  {head:<12} {} more on {}: {effect}", more.bytes, more.device)?;
+            writeln!(f, "  {head:<12} {} more on {}: {}", more.bytes, more.device, more.effect(decode))?;
         }
         Ok(())
+    }
+}
+
+impl WithMore {
+    /// What it would bring beside `decode` as it is.
+    fn effect(&self, decode: &Prediction) -> String {
+        let gain = self.forecast.decode.tokens_per_sec() / decode.tokens_per_sec().max(f64::MIN_POSITIVE);
+        let rate = (gain >= LEAST_GAIN_TOLD).then(|| format!("decode {}", per_sec(&self.forecast.decode)));
+        let context = self.open_ctx_size.filter(|&open| open > self.ctx_size).map(|open| format!("a context of {open}"));
+        match (rate, context) {
+            (None, None) => "brings nothing".to_owned(),
+            (Some(only), None) | (None, Some(only)) => only,
+            (Some(rate), Some(context)) => format!("{rate}, or {context}"),
+        }
     }
 }
 

@@ -90,7 +90,7 @@ fn commands_that_are_none_are_never_sent() {
         ("/hepl", "did you mean /help?"),
         ("/etc/passwd", "/help lists them"),
         ("/set colour red", "there is no such setting"),
-        ("/set num_ctx 8", "start with -c N"),
+        ("/set num_ctx 8", "the context is laid out when the model loads"),
         ("/set temp -1", "out of range"),
         ("/save", "name a file"),
         ("/load /no/such/file", "cannot read /no/such/file"),

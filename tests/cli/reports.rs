@@ -8,7 +8,7 @@ use serde_json::Value;
 use tierflow::platform::IoMode;
 use tierflow::text::{Special, Tokenizer};
 use tierflow::weights::Checkpoint;
-use xtask::models::GgufType;
+use xtask::models::{GgufType, LlamaShape, Stored, write_hf_headers};
 
 use crate::common::program::{Home, devices, has_gpu, text, wait};
 
@@ -134,6 +134,42 @@ fn options_that_do_not_do_what_one_hopes_for_are_told() {
     assert!(stderr(&["-ngl", "9"]).contains("--n-gpu-layers: no GPU computes"));
     let json = home.json("tierflow.plan/3", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);
     assert_eq!(json["plan"]["forward"]["n_tokens"], 128);
+}
+
+#[test]
+fn throughput_is_told_of_all_sequences_and_a_prompt_is_one() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q8_0);
+    let arguments = ["plan", &model, "--device", "cpu", "--objective", "throughput", "-np", "4", "-c", "64"];
+    let json = home.json("tierflow.plan/3", &[&arguments[..], &["--json"]].concat());
+    let load = &json["explanation"]["forecast"]["decode"]["load"];
+    assert_eq!((&load["n_tokens"], &load["n_logit_rows"]), (&4.into(), &4.into()));
+    assert!(home.stdout(&arguments).contains(" of 4 sequences together"));
+    // One prompt takes the memory of one sequence.
+    let of_run = |more: &[&str]| {
+        let arguments = ["run", &model, "-p", "Hi", "-n", "2", "-c", "64", "--device", "cpu", "--max-memory", "cpu=64MiB", "--json"];
+        home.json("tierflow.run/1", &[&arguments[..], more].concat())["memory"].clone()
+    };
+    assert_eq!(of_run(&["--objective", "throughput"]), of_run(&[]));
+}
+
+#[test]
+fn more_memory_is_told_in_rates_and_positions_and_sequences_have_room() {
+    let home = Home::new();
+    let model = home.path("llama-3.1-8b");
+    write_hf_headers(&model, &LlamaShape::eight_billion(), Stored::BF16, 1).unwrap();
+    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json");
+    let (model, machine) = (text(&model), text(&machine));
+    let planned = |more: &[&str]| {
+        let arguments = ["plan", &model, "--devices", &machine, "--json"];
+        home.json("tierflow.plan/3", &[&arguments[..], more].concat())
+    };
+    let more = |context: &[&str]| planned(context)["explanation"]["with_more"].clone();
+    let of_cpu = more(&[]).as_array().unwrap().iter().find(|more| more["device"] == "cpu").unwrap().clone();
+    assert!(of_cpu["open_ctx_size"].as_u64() > of_cpu["ctx_size"].as_u64(), "{of_cpu}");
+    assert!(more(&["-c", "4096"]).as_array().unwrap().iter().all(|more| more["open_ctx_size"].is_null()));
+    let plan = planned(&["--objective", "throughput", "--mix", "256:256"])["plan"].clone();
+    assert!(plan["n_seqs"].as_u64() > Some(1) && plan["ctx_size"].as_u64() >= Some(512), "{plan}");
 }
 
 #[test]

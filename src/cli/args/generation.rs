@@ -25,12 +25,12 @@ pub struct RunArgs {
     /// What is generated.
     #[command(flatten)]
     pub generation: GenerationArgs,
-    /// How a chat goes.
-    #[command(flatten)]
-    pub chat: ChatArgs,
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
+    /// How a chat goes.
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Print one JSON object with text and statistics instead of the text
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,

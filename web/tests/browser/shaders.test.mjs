@@ -10,8 +10,8 @@ import { before, test } from '../support/limited.mjs';
 /** For adapters with subgroups and 64-bit words, which WGSL does not have outside of naga: no browser runs them. */
 const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];
 
-const DTYPES = [0, 1, 2, 3, 4, 5];
-const BLOCK_DTYPES = [3, 4, 5];
+const DTYPES = [0, 1, 2, 3, 4, 5, 6];
+const BLOCK_DTYPES = [3, 4, 5, 6];
 const BOOLS = [0, 1];
 /** The override constants that the engine sets, as `kernels/` chooses them. */
 const VARIANTS = {
