@@ -17,7 +17,7 @@ use tierflow::plan::{
     FILE_ALIGNMENT, ForwardSize, Homes, KvDType, Piece, Placement, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath,
     Work, exchange_secs, file_ranges, plan, sizes,
 };
-use tierflow::units::Bytes;
+use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::{Catalog, ModelConfig};
 
 /// How far apart two searches may end that should find the same: twice what is allowed where everything is tried
@@ -347,7 +347,10 @@ fn a_slow_adapter_takes_so_few_tokens_at_a_time_that_no_watchdog_bites() {
     let options = PlanOptions { compute_on: vec![Device::Gpu(0)], ..PlanOptions::default() };
     let flops_of_token = 2.0 * (config.hidden_size * config.ffn_size) as f64;
     let mut n_tokens = |secs_of_token: f64, ubatch_size: Option<usize>| {
-        devices[0].rates = Rates { matmul: [(DType::F32, flops_of_token / secs_of_token)].into(), ..Rates::default() };
+        // One token alone takes as long as one of many, so that many in one forward lose nothing.
+        let bytes_per_sec = BytesPerSec(2.0 * flops_of_token / secs_of_token);
+        let (matvec, matmul) = ([(DType::F32, bytes_per_sec)].into(), [(DType::F32, flops_of_token / secs_of_token)].into());
+        devices[0].rates = Rates { matvec, matmul, ..Rates::default() };
         plan(&catalog, &model, &devices, &PlanOptions { ubatch_size, ..options.clone() }).unwrap().forward.n_tokens
     };
     assert_eq!(n_tokens(0.0001, None), 512, "51 ms");

@@ -29,6 +29,8 @@ const N_SLOTS_EVEN: [usize; 2] = [6, 4];
 const SPARE_SLOTS_COST: f64 = 0.01;
 /// Work of a search with forwards of a length that no candidate has.
 const EFFORT_OF_OTHERS: usize = EFFORT / 8;
+/// The share of the time that forwards of such a length must save.
+const LEAST_GAIN_OF_OTHERS: f64 = 0.01;
 /// Percent of every budget that sketches leave free: none, and more where no plan can be built of what was found.
 const SKETCH_MARGINS: [u64; 3] = [0, 1, 5];
 
@@ -186,15 +188,18 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
 }
 
 /// What a search finds, for each shape that one of the candidates has, and with less effort for other lengths of forwards: shorter
-/// ones leave room for weights, and pay by themselves where products of many tokens are slow.
+/// ones leave room for weights, and pay by themselves where products of many tokens are slow. They must gain something.
 fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
     let shapes = shapes_to_search(site, candidates);
     let effort = EFFORT / shapes.len().max(1);
+    let mut improved: Vec<Candidate> = shapes.iter().flat_map(|&shape| searched(site, candidates, shape, budgets, effort)).collect();
+    let least = candidates.iter().chain(&improved).map(|candidate| candidate.secs).fold(f64::INFINITY, f64::min);
     let all_workers: Vec<usize> = (0..site.workers.len()).collect();
     let is_other = |shape: &Shape| shapes.iter().all(|known| shape.forward.n_tokens != known.forward.n_tokens);
-    let others = site.shapes(&all_workers, budgets).into_iter().filter(is_other).map(|shape| (shape, EFFORT_OF_OTHERS));
-    let tries = shapes.iter().map(|&shape| (shape, effort)).chain(others);
-    tries.flat_map(|(shape, effort)| searched(site, candidates, shape, budgets, effort)).collect()
+    let others = site.shapes(&all_workers, budgets).into_iter().filter(is_other);
+    let others = others.flat_map(|shape| searched(site, candidates, shape, budgets, EFFORT_OF_OTHERS));
+    improved.extend(others.filter(|other| other.secs < least * (1.0 - LEAST_GAIN_OF_OTHERS)));
+    improved
 }
 
 /// What a search in one shape finds, as plans.
