@@ -50,7 +50,7 @@ pub(crate) use host::{create_private_folder, state_folder};
 pub use pages::Pages;
 pub use source::{ByteSource, IoMode, open_source};
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use terminal::{stdout_columns, take_stdout_apart};
+pub(crate) use terminal::take_stdout_apart;
 pub use text_file::{decode_text, read_text};
 #[cfg(not(target_arch = "wasm32"))]
 pub use threads::among_n_threads;

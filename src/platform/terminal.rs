@@ -1,12 +1,7 @@
-//! The user's terminal: its width, and how the line editor keeps it while stdout is a file or a pipe.
+//! The user's terminal: how the line editor keeps it while stdout is a file or a pipe.
 
 use std::fs::File;
 use std::io;
-
-/// Columns of the terminal behind stdout; `None` where there is none.
-pub(crate) fn stdout_columns() -> Option<usize> {
-    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
-}
 
 /// Puts a terminal in the place of stdout where stdout is none, for libraries that draw on nothing else, and yields the former
 /// stdout. The terminal is that of stderr, else that of stdin; without either, drawings go to stderr.

@@ -1,9 +1,10 @@
 //! Where answers go: to stdout as they come, with words wrapped where that is a terminal.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use super::wrap::Wrap;
+use crate::cli::terminal::Stream;
 use crate::error::{Error, Result};
 use crate::platform;
 
@@ -26,7 +27,7 @@ impl Output {
 
     /// Begins an answer, in the width that the terminal has now.
     pub(super) fn begin(&mut self, word_wrap: bool) {
-        let columns = platform::stdout_columns().filter(|_| word_wrap && self.apart.is_none() && io::stdout().is_terminal());
+        let columns = Stream::Stdout.width().filter(|_| word_wrap && self.apart.is_none());
         self.wrap = columns.and_then(Wrap::new);
     }
 
