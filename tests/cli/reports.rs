@@ -8,7 +8,7 @@ use serde_json::Value;
 use tierflow::platform::IoMode;
 use tierflow::text::{Special, Tokenizer};
 use tierflow::weights::Checkpoint;
-use xtask::models::{GgufType, LlamaShape, Stored, write_hf_headers};
+use xtask::models::GgufType;
 
 use crate::common::program::{Home, devices, has_gpu, text, wait};
 
@@ -156,10 +156,7 @@ fn throughput_is_told_of_all_sequences_and_a_prompt_is_one() {
 #[test]
 fn more_memory_is_told_in_rates_and_positions_and_sequences_have_room() {
     let home = Home::new();
-    let model = home.path("llama-3.1-8b");
-    write_hf_headers(&model, &LlamaShape::eight_billion(), Stored::BF16, 1).unwrap();
-    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json");
-    let (model, machine) = (text(&model), text(&machine));
+    let (model, machine) = home.readme_example();
     let planned = |more: &[&str]| {
         let arguments = ["plan", &model, "--devices", &machine, "--json"];
         home.json("tierflow.plan/3", &[&arguments[..], more].concat())

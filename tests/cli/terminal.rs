@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use xtask::models::{GgufType, LlamaShape, Stored, write_hf_headers};
+use xtask::models::GgufType;
 
 use crate::common::program::{Home, text};
 
@@ -86,10 +85,8 @@ fn reports_fit_the_terminal_and_are_coloured_there() {
 #[test]
 fn the_plan_of_the_readme_fits_a_terminal_of_80_by_24() {
     let home = Home::new();
-    let model = home.path("llama-3.1-8b");
-    write_hf_headers(&model, &LlamaShape::eight_billion(), Stored::BF16, 1).unwrap();
-    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json");
-    let shown = plain(&shown(home.command(&["plan", &text(&model), "--devices", &text(&machine)]), 80));
+    let (model, machine) = home.readme_example();
+    let shown = plain(&shown(home.command(&["plan", &model, "--devices", &machine]), 80));
     // The command stands above, the next prompt below.
     assert!(longest(&shown) <= 80 && shown.lines().count() <= 22, "{shown}");
     assert!(shown.contains("  gpu:0  ") && shown.contains("  more memory  ") && !shown.contains("--measure"), "{shown}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf};
+use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf, write_hf_headers};
 
 /// No run of a small model takes so long.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
@@ -56,6 +56,13 @@ impl Home {
         let file = self.path("larger.gguf");
         write_gguf(&file, &shape, 1, GgufType::F32).expect("a model");
         text(&file)
+    }
+
+    /// The headers of an 8 B model, and the description of a machine that is too small for it: what README plans.
+    pub fn readme_example(&self) -> (String, String) {
+        let model = self.path("llama-3.1-8b");
+        write_hf_headers(&model, &LlamaShape::eight_billion(), Stored::BF16, 1).expect("a model's headers");
+        (text(&model), text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json")))
     }
 
     /// The program with `arguments`, in an environment that holds none of the user's settings.
