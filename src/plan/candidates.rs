@@ -155,7 +155,7 @@ pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[Devic
     let secs = |n_seqs: usize| {
         let options = PlanOptions { n_seqs, ..options.clone() };
         let site = Site::new(catalog, model, devices, &options).ok()?;
-        let n_positions = n_positions_wanted(&site).min(options.ctx_size.unwrap_or(usize::MAX));
+        let n_positions = n_positions_wanted(&site);
         let (candidates, _) = greedy(&site, &site.budgets());
         let with_room = candidates.into_iter().filter(|candidate| candidate.plan.ctx_size >= n_positions);
         with_room.map(|candidate| candidate.secs).reduce(f64::min)
@@ -241,9 +241,10 @@ fn shapes_to_search(site: &Site<'_>, candidates: &[Candidate]) -> Vec<Shape> {
     shapes
 }
 
-/// Positions of the exchange that the plan is made for.
+/// Positions of the exchange that the plan is made for, as far as the context reaches.
 fn n_positions_wanted(site: &Site<'_>) -> usize {
-    (site.options.mix.n_prompt + site.options.mix.n_generated).min(site.model.config.context_length)
+    let most = site.options.ctx_size.unwrap_or(site.model.config.context_length).min(site.model.config.context_length);
+    (site.options.mix.n_prompt + site.options.mix.n_generated).min(most)
 }
 
 /// The fastest of those that hold the whole exchange, if any does.
