@@ -3,6 +3,12 @@
 //! `cargo bench --bench placement -- MODEL [N_TOKENS [N_ROUNDS]]` (default 16 tokens and 5 rounds; the model is a folder or a
 //! .gguf file). The placements of a budget are all open and take turns, so that a noisy machine disturbs them alike; medians
 //! of single tokens.
+//!
+//! `cargo bench --bench placement -- MODEL changing-load`: ten runs of the program on each of three placements while other work comes
+//! and goes, with rates that are measured at the first of them.
+
+#[path = "placement/changing_load.rs"]
+mod changing_load;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -38,6 +44,9 @@ fn main() {
         println!("placement: name a model: cargo bench --bench placement -- MODEL");
         return;
     };
+    if arguments.get(1).is_some_and(|mode| mode == "changing-load") {
+        return changing_load::run(&model);
+    }
     let number = |index: usize, default: usize| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (n_tokens, n_rounds) = (number(1, 16), number(2, 5));
     let size = pollster::block_on(builder(&model, Way::AllOnCpu, Bytes::ZERO).prepare()).expect("a model").checkpoint.catalog.size_bytes();

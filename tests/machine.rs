@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::program::{Home, has_gpu};
 use serde_json::{Value, json};
-use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Origin, Rates};
+use tierflow::device::{AdapterKind, Aspect, Device, DeviceSpec, GpuLimits, Origin, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::machine::{DevicesFile, read_devices_file};
@@ -224,4 +224,44 @@ fn an_adapter_that_seems_slow_is_given_less_at_a_time_and_answers_the_same() {
     assert!(at_once == cut, "the bits differ");
     // Six layers of seven products, and of attention in three dispatches: more than there are dispatches at all where nothing is cut.
     assert!(n_at_once < n_cut && n_cut >= 6 * (7 + 3), "{n_at_once} submissions, then {n_cut}");
+}
+
+#[test]
+fn runs_correct_the_rates_of_the_threads_that_compute_and_unusual_ones_do_not() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::Q4_1);
+    let answer = |options: &[&str]| {
+        let run =
+            ["run", &model, "--raw", "-p", "to be or not to be, that is what is asked for here", "-n", "12", "--ignore-eos", "--json"];
+        home.json("tierflow.run/1", &[&run[..], &["--device", "cpu"], options].concat())
+    };
+    let kept = || -> Value { serde_json::from_slice(&std::fs::read(home.path("cache").join("rates.json")).unwrap()).unwrap() };
+    let of_threads = |kept: &Value, n_threads: usize| {
+        let host = kept["rates"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .find(|(key, _)| key.starts_with("cpu ") && key.contains(&format!(" {n_threads} thread")));
+        host.map(|(_, rates)| serde_json::from_value::<Rates>(rates.clone()).unwrap())
+    };
+    home.stdout(&["plan", &model, "--device", "cpu", "--no-measure=no", "-t", "1"]);
+    let measured = of_threads(&kept(), 1).expect("one thread was measured");
+    assert!(measured.corrections.is_empty() && !measured.matvec.is_empty());
+
+    answer(&["-t", "1", "--no-measure=no", "--kernels", "portable"]);
+    answer(&["-t", "1"]);
+    assert_eq!(of_threads(&kept(), 1), Some(measured.clone()), "neither forbidden kernels nor --no-measure correct anything");
+
+    for n_runs in 1..=2 {
+        let statistics = answer(&["-t", "1", "--no-measure=no"])["statistics"].clone();
+        assert!(statistics["predicted"]["decode_rate"].as_f64().unwrap() > 0.0, "{statistics}");
+        let corrected = of_threads(&kept(), 1).unwrap();
+        let decode = &corrected.corrections[&Aspect::Decode(DType::Q4_1)];
+        assert!((1..=n_runs).contains(&decode.n_runs()) && (1.0 / 16.0..=16.0).contains(&decode.factor()), "{decode:?}");
+        assert_eq!(Rates { corrections: Default::default(), ..corrected }, measured, "what was measured stays as it is");
+    }
+    assert!(home.stdout(&["devices", "-v"]).contains("measured"));
+    if std::thread::available_parallelism().is_ok_and(|n_threads| n_threads.get() == 2) {
+        assert_eq!(of_threads(&kept(), 2), None, "two threads were not measured");
+    }
 }

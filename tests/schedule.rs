@@ -5,9 +5,11 @@ mod models;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tierflow::device::{AdapterKind, Device, GpuLimits, Rates};
+use tierflow::device::{AdapterKind, Aspect, Device, DeviceSpec, GpuLimits, Rates, Sample};
 use tierflow::dtype::DType;
-use tierflow::plan::{Bound, DevicePlan, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, Step, UploadPath, plan, predict};
+use tierflow::plan::{
+    self, Bound, DevicePlan, Forwards, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, Step, UploadPath, plan, predict,
+};
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::ModelConfig;
 
@@ -213,4 +215,100 @@ fn plan_and_schedule_print_as_they_should() {
     let plan = streamed_plan(2, 1, 2, 1, Bytes::kib(200));
     insta::assert_snapshot!("plan", plan.to_string());
     insta::assert_snapshot!("schedule", Schedule::new(&plan).report(&plan).to_string());
+}
+
+/// Three placements of one model on a machine with these rates: on the host, resident on an adapter, and streamed to it.
+fn placements(devices: &[DeviceSpec], n_layers: usize) -> Vec<(&'static str, Plan)> {
+    let (catalog, model) = models::model(&ModelConfig { n_layers, ..models::config() }, |_| DType::F16);
+    let planned = |options: PlanOptions| plan(&catalog, &model, devices, &options).unwrap();
+    vec![
+        ("host", planned(PlanOptions { compute_on: vec![Device::Cpu], ..PlanOptions::default() })),
+        ("resident", planned(PlanOptions { compute_on: vec![Device::Gpu(0)], ..PlanOptions::default() })),
+        (
+            "streamed",
+            planned(PlanOptions { compute_on: vec![Device::Gpu(0)], resident_layers: ResidentLayers::AtMost(1), ..PlanOptions::default() }),
+        ),
+    ]
+}
+
+/// A machine that is `slower` times slower than another.
+fn machine(kind: AdapterKind, slower: f64) -> Vec<DeviceSpec> {
+    let mut devices = models::devices(Bytes::gib(1), kind, GpuLimits::default(), Bytes::gib(1));
+    for spec in &mut devices {
+        let assumed = Rates::assumed(spec.device, spec.kind);
+        let slow = |rate: Option<BytesPerSec>| rate.map(|rate| BytesPerSec(rate.0 / slower));
+        spec.rates = Rates {
+            matvec: assumed.matvec.iter().map(|(dtype, rate)| (*dtype, BytesPerSec(rate.0 / slower))).collect(),
+            matmul: assumed.matmul.iter().map(|(dtype, rate)| (*dtype, rate / slower)).collect(),
+            dispatch_secs: assumed.dispatch_secs.map(|secs| secs * slower),
+            upload_staged: slow(assumed.upload_staged),
+            disk_read: slow(assumed.disk_read),
+            origin: Default::default(),
+            ..assumed
+        };
+    }
+    devices
+}
+
+#[test]
+fn rates_that_are_four_times_too_slow_or_too_fast_are_right_after_two_runs() {
+    let n_layers = 12;
+    let (catalog, model) = models::model(&ModelConfig { n_layers, ..models::config() }, |_| DType::F16);
+    let phases = [Forwards::of_answer(40, 32), Forwards::of_prompt(0, 40, 64)];
+    for (kind, wrong, waited) in [(AdapterKind::Discrete, 4.0, 0.0), (AdapterKind::Software, 4.0, 0.8), (AdapterKind::Software, 0.25, 0.3)]
+    {
+        let truth = machine(kind, 1.0);
+        for (name, plan) in placements(&truth, n_layers) {
+            let secs = |devices: &[DeviceSpec], forwards: &Forwards| forwards.predict(&plan, &catalog, &model, devices).secs;
+            let mut measured = machine(kind, wrong);
+            let before = measured.clone();
+            for _ in 0..2 {
+                for forwards in &phases {
+                    let undisturbed = secs(&truth, forwards);
+                    let took =
+                        undisturbed * undisturbed / forwards.predict(&plan, &catalog, &model, &truth).undisturbed(undisturbed, waited);
+                    let shown = plan::observe(&plan, &catalog, &model, &measured, forwards, [took, waited]).expect("something takes long");
+                    let spec = measured.iter_mut().find(|spec| spec.device == shown.device).unwrap();
+                    spec.rates.corrections.entry(shown.aspect).or_default().add(Sample { factor: shown.factor, waited, at: None });
+                }
+            }
+            let corrected = plan::corrected(&measured, plan::main_dtype(&catalog, &model));
+            for forwards in &phases {
+                let [was, is] = [&before, &corrected].map(|devices| secs(devices, forwards) / secs(&truth, forwards) - 1.0);
+                assert!(was.abs() > 0.3, "{kind:?} {wrong} {name}: {was} at first");
+                assert!(is.abs() < 0.1, "{kind:?} {wrong} {name}: {is} off after two runs, {was} before");
+            }
+            for (spec, before) in measured.iter().zip(&before) {
+                let rates = Rates { corrections: before.rates.corrections.clone(), ..spec.rates.clone() };
+                assert_eq!(rates, before.rates, "what was measured stays");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_tells_of_what_takes_its_time_and_of_nothing_else() {
+    let n_layers = 12;
+    let (catalog, model) = models::model(&ModelConfig { n_layers, ..models::config() }, |_| DType::F16);
+    let mut devices = machine(AdapterKind::Discrete, 1.0);
+    for spec in devices.iter_mut().filter(|spec| spec.device == Device::Gpu(0)) {
+        spec.rates.upload_staged = Some(BytesPerSec(1e7));
+    }
+    let observe = |plan: &Plan, forwards: &Forwards| {
+        let secs = forwards.predict(plan, &catalog, &model, &devices).secs / 2.0;
+        plan::observe(plan, &catalog, &model, &devices, forwards, [secs, 0.0])
+    };
+    for (name, plan) in placements(&devices, n_layers) {
+        let (answer, prompt) =
+            (observe(&plan, &Forwards::of_answer(0, 32)).unwrap(), observe(&plan, &Forwards::of_prompt(0, 40, 64)).unwrap());
+        let expected = match name {
+            "host" => [(Device::Cpu, Aspect::Decode(DType::F16)), (Device::Cpu, Aspect::Prefill(DType::F16))],
+            "resident" => [(Device::Gpu(0), Aspect::Decode(DType::F16)), (Device::Gpu(0), Aspect::Prefill(DType::F16))],
+            _ => [(Device::Gpu(0), Aspect::Upload); 2],
+        };
+        assert_eq!([answer, prompt].map(|shown| (shown.device, shown.aspect)), expected, "{name}");
+        assert!(answer.factor > 1.5, "{name}: {answer:?}");
+        let never = plan::observe(&plan, &catalog, &model, &devices, &Forwards::of_answer(0, 0), [1.0, 0.0]);
+        assert_eq!(never, None, "no forwards tell nothing");
+    }
 }

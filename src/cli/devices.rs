@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::DevicesArgs;
 use crate::cli::terminal::{Align, print_json, print_report, table};
-use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
+use crate::device::{AdapterKind, Aspect, Correction, Device, DeviceSpec, Rates};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::machine::{self, DevicesFile, Measure};
@@ -111,7 +111,23 @@ fn rates_in_words(rates: &Rates) -> String {
         rates.shader_compile_secs.map(|secs| format!("shader {}", millis(secs))),
     ];
     let since = rates.measured_at.map(|at| format!(" {}", age(at))).unwrap_or_default();
-    format!("{}; {}{since}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "), rates.origin)
+    let busy = if rates.n_disturbed > 0 { " on a busy machine" } else { "" };
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    format!("{}; {}{since}{busy}{}", parts.join(", "), rates.origin, corrections(rates))
+}
+
+/// By how much runs have corrected the rates, how many of them count, how far half of these lie from that, and when the last one was.
+fn corrections(rates: &Rates) -> String {
+    let in_words = |(aspect, correction): (&Aspect, &Correction)| {
+        let runs = match correction.n_runs() {
+            1 => "1 run".to_owned(),
+            n_runs => format!("{n_runs} runs ± {:.0} %", correction.spread() * 100.0),
+        };
+        let since = correction.last_at().map(|at| format!(", {}", age(at))).unwrap_or_default();
+        format!("{aspect} × {} ({runs}{since})", three_digits(correction.factor()))
+    };
+    let all: Vec<String> = rates.corrections.iter().map(in_words).collect();
+    if all.is_empty() { String::new() } else { format!("; corrected by runs: {}", all.join(", ")) }
 }
 
 fn flops_text(flops: f64) -> String {
@@ -163,6 +179,21 @@ fn advice(devices: &[DeviceSpec]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Sample;
+
+    #[test]
+    fn corrections_stand_behind_the_rates_with_what_they_rest_on() {
+        let mut correction = Correction::by(1.25);
+        let mut rates = Rates { disk_read: Some(BytesPerSec(1e9)), ..Rates::default() };
+        assert_eq!(corrections(&rates), "");
+        rates.corrections.insert(Aspect::Read, correction.clone());
+        assert!(rates_in_words(&rates).ends_with("; measured; corrected by runs: read × 1.25 (1 run)"), "{}", rates_in_words(&rates));
+        correction.add(Sample { factor: 1.25, waited: 0.0, at: Some(1) });
+        rates.corrections.insert(Aspect::Read, correction);
+        rates.n_disturbed = 1;
+        let words = rates_in_words(&rates);
+        assert!(words.contains("measured on a busy machine; corrected by runs: read × 1.25 (2 runs ± 0 %, "), "{words}");
+    }
 
     #[test]
     fn ages_are_told_in_their_largest_unit() {

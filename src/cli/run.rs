@@ -11,12 +11,13 @@ use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
-use crate::cli::statistics::{Predicted, Statistics};
+use crate::cli::statistics::{Disturbance, Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
 use crate::cli::{chat, trace_file};
-use crate::engine::Engine;
+use crate::engine::{Engine, Observed};
 use crate::error::{Error, Result};
-use crate::plan::PlanOptions;
+use crate::plan::{Forwards, PlanOptions};
+use crate::platform::{CoreTime, waited_since};
 use crate::session::{FinishReason, GenerateOptions, Session};
 use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSettings, StopStrings, Written, fresh_seed};
 
@@ -232,18 +233,20 @@ pub(super) async fn answer(
 ) -> Result<Answer> {
     session.engine().trace().clear();
     session.cancel_with(Arc::clone(&settings.interrupted));
-    let begin = Instant::now();
+    let (begin, begin_cores) = (Instant::now(), CoreTime::now());
     let sampler = Sampler::new(settings.sampling.clone(), seed);
     let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
-    let prompt_secs = begin.elapsed().as_secs_f64();
+    let (prompt_secs, prompt_waited) = (begin.elapsed().as_secs_f64(), waited_since(begin_cores));
     let after_prompt = generation.engine().trace().summary();
     let mut first_token_secs = None;
     let (mut text, mut generated) = (String::new(), Vec::new());
-    let decode_begin = Instant::now();
+    let (decode_begin, decode_cores) = (Instant::now(), CoreTime::now());
+    let mut is_shifted = false;
     loop {
         if generation.is_context_full()
             && let Some(prompt) = shift(generation.engine(), generation.n_generated())?
         {
+            is_shifted = true;
             match generation.shift(&prompt).await {
                 Err(Error::Interrupted) => break,
                 shifted => shifted?,
@@ -263,23 +266,32 @@ pub(super) async fn answer(
             break;
         }
     }
-    let decode_secs = decode_begin.elapsed().as_secs_f64();
+    let (decode_secs, decode_waited) = (decode_begin.elapsed().as_secs_f64(), waited_since(decode_cores));
     let finish = generation.finish_reason();
     let engine = generation.engine();
-    let n_before = tokens.len() - generation.n_prompt();
+    let (n_prompt, n_decoded) = (generation.n_prompt(), generated.len().saturating_sub(1));
+    let n_before = tokens.len() - n_prompt;
+    let prompt = Forwards::of_prompt(n_before, n_prompt, engine.plan().forward.n_tokens);
+    let prompt = Observed { forwards: prompt, secs: prompt_secs, waited: prompt_waited };
+    // The first token comes out of the prompt's own forward.
+    let decoded = Observed { forwards: Forwards::of_answer(tokens.len(), n_decoded), secs: decode_secs, waited: decode_waited };
     let statistics = Statistics {
-        n_prompt: generation.n_prompt(),
+        n_prompt,
         prompt_secs,
         n_generated: generated.len(),
-        // The first token comes out of the prompt's own forward.
-        n_decoded: generated.len().saturating_sub(1),
+        n_decoded,
         decode_secs,
         first_token_secs: first_token_secs.unwrap_or(prompt_secs),
         prompt: after_prompt,
         all: engine.trace().summary(),
-        predicted: Predicted::of(engine.prepared(), n_before, generation.n_prompt(), generated.len()),
+        predicted: Predicted::of(engine.prepared(), [&prompt, &decoded]),
+        disturbance: Disturbance::of(engine.prepared(), [&prompt, &decoded]),
         memory: engine.memory_use(),
     };
+    // Those that a shift computes once more belong to neither.
+    if !is_shifted {
+        engine.learn(&[decoded, prompt]);
+    }
     let cut =
         (finish == Some(FinishReason::Length)).then(|| cut_in_words(engine.plan().ctx_size, settings.generate.max_tokens, generated.len()));
     Ok(Answer { text, tokens: generated, finish, cut, seed, statistics })

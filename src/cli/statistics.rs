@@ -3,10 +3,12 @@
 use serde::Serialize;
 
 use crate::device::Origin;
-use crate::engine::{MemoryUse, Prepared};
-use crate::plan::Load;
+use crate::engine::{MemoryUse, Observed, Prepared};
 use crate::stream::TraceSummary;
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, three_digits};
+
+/// What others took of a run is told from this share on.
+const LEAST_WAITED: f64 = 0.05;
 
 /// Counts and times of one answer.
 #[derive(Debug, Clone, Serialize)]
@@ -29,12 +31,15 @@ pub struct Statistics {
     pub all: TraceSummary,
     /// What the plan promised for such an answer.
     pub predicted: Predicted,
+    /// What other programs took of it; absent where the system does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disturbance: Option<Disturbance>,
     /// Peak bytes per device beside the budgets; in JSON it stands beside the statistics.
     #[serde(skip)]
     pub memory: Vec<MemoryUse>,
 }
 
-/// Rates that were predicted before the run.
+/// Rates that were predicted before the run, for a machine that does nothing else.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Predicted {
     /// Prompt tokens per second.
@@ -45,13 +50,39 @@ pub struct Predicted {
     pub rates: Origin,
 }
 
+/// What of a run other programs took.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Disturbance {
+    /// The share of its time in which it waited for a core during the prompt, 0 to 1.
+    pub prompt_waited: f64,
+    /// And while tokens were generated.
+    pub decode_waited: f64,
+    /// Prompt tokens per second without that.
+    pub prompt_rate: f64,
+    /// Generated tokens per second without that.
+    pub decode_rate: f64,
+}
+
 impl Predicted {
-    /// What `prepared` promises for a prompt and an answer of these lengths that begin at position `n_before`.
-    pub fn of(prepared: &Prepared, n_before: usize, n_prompt: usize, n_generated: usize) -> Predicted {
-        let n_tokens = n_prompt.clamp(1, prepared.plan.forward.n_tokens);
-        let prefill = prepared.predict(Load { position: n_before + n_prompt / 2, ..Load::prefill(n_tokens) });
-        let decode = prepared.predict(Load::decode(n_before + n_prompt + n_generated / 2));
-        Predicted { prompt_rate: prefill.tokens_per_sec(), decode_rate: decode.tokens_per_sec(), rates: decode.rates }
+    /// What `prepared` promises for the forwards of a prompt and of an answer.
+    pub fn of(prepared: &Prepared, [prompt, answer]: [&Observed; 2]) -> Predicted {
+        let rate_of = |observed: &Observed| rate(observed.forwards.n_tokens(), prepared.predict_all(&observed.forwards).secs);
+        let forecast = &prepared.forecast.decode;
+        let decode_rate = if answer.forwards.n_tokens() > 0 { rate_of(answer) } else { forecast.tokens_per_sec() };
+        Predicted { prompt_rate: rate_of(prompt), decode_rate, rates: forecast.rates }
+    }
+}
+
+impl Disturbance {
+    /// Of a run with these forwards; `None` where the system does not tell.
+    pub fn of(prepared: &Prepared, [prompt, answer]: [&Observed; 2]) -> Option<Disturbance> {
+        let (prompt_waited, decode_waited) = (prompt.waited?, answer.waited?);
+        let rate_of = |observed: &Observed, waited| {
+            let Observed { forwards, secs, .. } = observed;
+            rate(forwards.n_tokens(), prepared.predict_all(forwards).undisturbed(*secs, waited))
+        };
+        let (prompt_rate, decode_rate) = (rate_of(prompt, prompt_waited), rate_of(answer, decode_waited));
+        Some(Disturbance { prompt_waited, decode_waited, prompt_rate, decode_rate })
     }
 }
 
@@ -103,7 +134,25 @@ impl Statistics {
             false => format!("{} predicted", TokensPerSec(predicted)),
         };
         let prompt = beside(prompt_rate, self.prompt_rate());
-        format!("  prompt {prompt} · generation {} · rates {rates}\n", beside(decode_rate, self.decode_rate()))
+        let line = format!("  prompt {prompt} · generation {} · rates {rates}\n", beside(decode_rate, self.decode_rate()));
+        line + &self.disturbance_line()
+    }
+
+    /// What was predicted is a machine that does nothing else: what others took is told where it is much.
+    fn disturbance_line(&self) -> String {
+        let Some(disturbance) = self.disturbance else { return String::new() };
+        let Disturbance { prompt_waited, decode_waited, prompt_rate, decode_rate } = disturbance;
+        let without = |what: &str, waited: f64, undisturbed: f64, predicted: f64| {
+            let error = (undisturbed / predicted - 1.0) * 100.0;
+            let told = format!("{:.0} % of {what}, without them {} ({error:+.0} %)", waited * 100.0, TokensPerSec(undisturbed));
+            (waited >= LEAST_WAITED && undisturbed > 0.0).then_some(told)
+        };
+        let parts = [
+            without("the prompt", prompt_waited, prompt_rate, self.predicted.prompt_rate),
+            without("generation", decode_waited, decode_rate, self.predicted.decode_rate),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        if parts.is_empty() { String::new() } else { format!("  other programs had the cores for {}\n", parts.join(" · ")) }
     }
 
     /// One line per device: peak against budget.

@@ -1,6 +1,7 @@
 //! Devices as plain data: what they are called, what they can hold and how fast they are. Knows no wgpu.
 
 mod choice;
+mod correction;
 mod forms;
 pub mod haystack;
 mod max_memory;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
+pub use correction::{Aspect, Correction, Corrections, Sample};
 pub use forms::{KernelChoice, MatMulForm, MatMulForms, TokenCount};
 pub use max_memory::MaxMemory;
 pub use rates::{Origin, Rates};

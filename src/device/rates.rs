@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::device::forms::nearest;
-use crate::device::{AdapterKind, Device, MatMulForms};
+use crate::device::{AdapterKind, Corrections, Device, MatMulForms};
 use crate::dtype::DType;
 use crate::units::BytesPerSec;
 
@@ -61,6 +61,12 @@ pub struct Rates {
     /// When they were measured, in seconds since 1970 (UTC); the oldest where several measurements were merged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured_at: Option<u64>,
+    /// How many measurements in a row found the machine busy with something else, and so told too little; 0 after one that did not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub n_disturbed: u32,
+    /// What runs showed beside the figures; [`Rates::corrected`] works it in.
+    #[serde(skip_serializing_if = "Corrections::is_empty")]
+    pub corrections: Corrections,
     /// Whether the figures were measured.
     #[serde(skip_serializing_if = "Origin::is_measured")]
     pub origin: Origin,
@@ -77,6 +83,10 @@ pub enum Origin {
     PartlyAssumed,
     /// Typical figures of such a device.
     Assumed,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Origin {
@@ -170,6 +180,8 @@ impl Rates {
             round_trip_secs: self.round_trip_secs.or(other.round_trip_secs),
             shader_compile_secs: self.shader_compile_secs.or(other.shader_compile_secs),
             measured_at: self.measured_at,
+            n_disturbed: self.n_disturbed,
+            corrections: self.corrections,
             origin: self.origin,
         };
         if both.figures().len() > n_own {

@@ -1,6 +1,7 @@
 //! The face: open a model, see the plan, run forwards. Prints nothing and never blocks.
 
 mod inspection;
+mod learn;
 mod load;
 mod prepare;
 
@@ -16,6 +17,7 @@ use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Sp
 use crate::units::Bytes;
 use crate::weights::{Checkpoint, ModelConfig};
 pub use inspection::{AtDType, Inspection, Named, Needs};
+pub use learn::Observed;
 pub use load::LoadProgress;
 use prepare::ModelSource;
 pub use prepare::{EngineBuilder, Prepared, TextFiles};

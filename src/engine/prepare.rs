@@ -74,7 +74,7 @@ pub struct Prepared {
     pub checkpoint: Arc<Checkpoint>,
     /// Its units and operations.
     pub model: Model,
-    /// What the machine has.
+    /// What the machine has, its rates as runs have shown them to be.
     pub devices: Vec<DeviceSpec>,
     /// Where everything will live.
     pub plan: Arc<Plan>,
@@ -88,6 +88,11 @@ pub struct Prepared {
     pub(super) adapters: Vec<AdapterFound>,
     /// Whether the machine that the plan is for is this one.
     pub(super) is_here: bool,
+    /// The devices with their rates as measured, and what runs showed of them.
+    pub(super) measured: Vec<DeviceSpec>,
+    /// Whether runs correct the rates that are kept.
+    pub(super) learns: bool,
+    pub(super) path: Option<PathBuf>,
     pub(super) limits: Option<GpuLimits>,
     pub(super) text: TextFiles,
 }
@@ -218,10 +223,17 @@ impl EngineBuilder {
         for found in adapters.iter_mut().filter(|found| compute_on.contains(&found.spec.device)) {
             self.look_at(found, &dtypes).await?;
         }
-        let devices = match &self.machine {
+        let measured = match &self.machine {
             Some(_) => specs,
             None => self.with_host_and_disk(&adapters),
         };
+        let devices = plan::corrected(&measured, plan::main_dtype(&checkpoint.catalog, &model));
+        // Executors cut submissions by the same rates.
+        for found in &mut adapters {
+            found.spec.rates =
+                devices.iter().find(|spec| spec.device == found.spec.device).map_or_else(Rates::default, |spec| spec.rates.clone());
+        }
+        let learns = self.machine.is_none() && self.is_usual();
         let mut options = PlanOptions { compute_on, ..self.options };
         if options.compute_on == [Device::Cpu] {
             // Where no GPU computes, none has a part in the plan.
@@ -238,8 +250,29 @@ impl EngineBuilder {
         let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
         adapters.retain(|found| executors.contains(&found.spec.device));
         let is_here = self.machine.is_none();
+        let path = self.model.path().map(Path::to_owned);
         let (limits, text, plan) = (self.limits, self.text, Arc::new(plan));
-        Ok(Prepared { checkpoint, model, devices, options, plan, schedule, forecast, adapters, is_here, limits, text })
+        Ok(Prepared {
+            checkpoint,
+            model,
+            devices,
+            options,
+            plan,
+            schedule,
+            forecast,
+            adapters,
+            is_here,
+            measured,
+            learns,
+            path,
+            limits,
+            text,
+        })
+    }
+
+    /// Whether runs go as the rates that are kept say: nothing that the adapters could do is forbidden to them.
+    fn is_usual(&self) -> bool {
+        self.measure != Measure::Never && self.limits.is_none() && self.kernels == KernelChoice::Auto && self.n_virtual == 1
     }
 
     /// The adapters of this machine. Without need of one, a broken driver is nobody's business, and none is asked for.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Rates;
+use crate::device::{Aspect, Rates, Sample};
 use crate::platform;
 use crate::units::Bytes;
 
@@ -29,6 +29,25 @@ impl Default for File {
     }
 }
 
+/// Measurements that runs refute are forgotten where they are older than this many seconds, so that it is measured anew: those of a
+/// machine that is not as the planner sees it would only come back.
+const REFUTED_AGE: u64 = 3600;
+
+impl File {
+    /// Whether that changed anything. The sample's own time says how old the measurement is.
+    fn correct(&mut self, key: &str, aspect: Aspect, sample: Sample, measured_at: Option<u64>) -> bool {
+        let Some(rates) = self.rates.get_mut(key).filter(|rates| rates.measured_at == measured_at) else { return false };
+        let correction = rates.corrections.entry(aspect).or_default();
+        correction.add(sample);
+        let age = sample.at.zip(measured_at).map(|(at, measured_at)| at.saturating_sub(measured_at));
+        if correction.refutes() && age.is_some_and(|age| age > REFUTED_AGE) {
+            tracing::info!("runs refute the measured rates of {key}: they will be measured anew");
+            self.rates.remove(key);
+        }
+        true
+    }
+}
+
 /// The rates that were measured of the device that `key` names.
 pub(super) fn find(key: &str) -> Option<Rates> {
     read(&path()?).rates.remove(key)
@@ -39,6 +58,16 @@ pub(super) fn keep(key: String, mut rates: Rates) -> Rates {
     rates.measured_at = rates.measured_at.or_else(platform::clock::unix_seconds);
     change(|file| file.rates.extend([(key, rates.clone())]));
     rates
+}
+
+/// Counts what a run showed of the device that `key` names, whose rates were measured at `measured_at`; others measured since are
+/// another matter.
+pub(super) fn correct(key: &str, aspect: Aspect, sample: Sample, measured_at: Option<u64>) {
+    let Some(path) = path() else { return };
+    let mut file = read(&path);
+    if file.correct(key, aspect, sample, measured_at) {
+        write(&path, &file);
+    }
 }
 
 /// The memory that the adapter that `key` names gave.
@@ -79,6 +108,29 @@ fn write(path: &Path, file: &File) {
 mod tests {
     use super::*;
     use crate::units::BytesPerSec;
+
+    #[test]
+    fn runs_correct_the_rates_they_were_planned_with_and_refute_what_is_far_off() {
+        let sample = |factor, at| Sample { factor, waited: 0.0, at: Some(at) };
+        let of = |rates: Rates| File { rates: BTreeMap::from([("disk".to_owned(), rates)]), ..File::default() };
+        let measured = Rates { disk_read: Some(BytesPerSec(1e9)), measured_at: Some(100), ..Rates::default() };
+        let mut file = of(measured.clone());
+        assert!(!file.correct("cpu", Aspect::Read, sample(2.0, 200), Some(100)));
+        assert!(!file.correct("disk", Aspect::Read, sample(2.0, 200), Some(99)), "measured anew since");
+        assert_eq!(file.rates["disk"], measured);
+        assert!(file.correct("disk", Aspect::Read, sample(2.0, 200), Some(100)));
+        let kept = &file.rates["disk"];
+        assert_eq!((kept.corrections[&Aspect::Read].factor(), kept.disk_read), (2.0, Some(BytesPerSec(1e9))));
+
+        let far_off = |at| {
+            let mut file = of(measured.clone());
+            for _ in 0..5 {
+                file.correct("disk", Aspect::Read, sample(8.0, at), Some(100));
+            }
+            file.rates.contains_key("disk")
+        };
+        assert!(far_off(200) && !far_off(100 + REFUTED_AGE + 1));
+    }
 
     #[test]
     fn rates_are_kept_and_other_versions_are_not_believed() {

@@ -2,6 +2,7 @@
 //! Also reads the description of a machine that is not here. Decides nothing about placement.
 
 mod adapter;
+mod busy;
 mod cache;
 mod devices_file;
 mod disk;
@@ -13,12 +14,13 @@ mod products;
 
 use std::path::Path;
 
-use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
+use crate::device::{AdapterKind, Aspect, Device, DeviceSpec, Rates, Sample};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound};
 use crate::platform::{self, HostMemory};
 use crate::units::Bytes;
+use busy::Watch;
 pub use devices_file::{DevicesFile, parse_devices, read_devices_file};
 use effort::Effort;
 
@@ -104,7 +106,7 @@ pub fn host_spec() -> DeviceSpec {
         device: Device::Cpu,
         name: platform::cpu_name(),
         vendor: 0,
-        driver: format!("{} threads", platform::n_threads()),
+        driver: format!("{} threads", platform::n_compute_threads()),
         kind: None,
         capacity: Some(Bytes((available.0 as f64 * HOST_SHARE) as u64)),
         capacity_source: format!("80 % of the {available} that are free, of {total}"),
@@ -141,11 +143,15 @@ fn disk_with(rates: Rates) -> DeviceSpec {
 /// Where nothing is known, and the adapter cannot be opened or a probe fails. A cache that cannot be read or written is no error.
 pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) -> Result<Rates> {
     let key = key_of(found);
-    let known = known(&key, measure);
+    let Known { known, before } = known(&key, measure);
     let is_new = |dtype: &DType| known.as_ref().is_none_or(|known| !known.matvec.contains_key(dtype));
     let new: Vec<DType> = DType::ALL.into_iter().filter(|dtype| *dtype == DType::F32 || dtypes.contains(dtype)).filter(is_new).collect();
     match (known, Effort::of(measure)) {
-        (None, Some(effort)) => Ok(cache::keep(key, adapter::measure(found, &effort, &new, dtypes).await?)),
+        (None, Some(effort)) => {
+            let watch = Watch::start();
+            let rates = adapter::measure(found, &effort, &new, dtypes).await?;
+            Ok(cache::keep(key, watch.end(rates, before)))
+        }
         (Some(known), Some(effort)) if !new.is_empty() => {
             match adapter::measure_products(found, &effort, &new, dtypes, &known.forms).await {
                 Ok(products) => Ok(cache::keep(key, known.with_products(products))),
@@ -155,7 +161,7 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) 
                 }
             }
         }
-        (known, _) => Ok(known.unwrap_or_default().or(&found.spec.rates)),
+        (known, _) => Ok(known.or(before).unwrap_or_default().or(&found.spec.rates)),
     }
 }
 
@@ -164,12 +170,17 @@ fn assumed_here(device: Device, kind: Option<AdapterKind>) -> Rates {
     if platform::MAY_BLOCK { Rates::default() } else { Rates::assumed_in_browser(device, kind) }
 }
 
-/// The rates of the host's copies and products, kept per processor and number of threads.
+/// The rates of the host's copies and products, kept per processor and number of threads that compute.
 pub fn host_rates(measure: Measure) -> Rates {
-    let key = format!("cpu | {} | {} threads", platform::cpu_name(), platform::n_threads());
-    match (known(&key, measure), Effort::of(measure)) {
-        (None, Some(effort)) => cache::keep(key, host::measure(&effort)),
-        (known, _) => known.unwrap_or_default().or(&assumed_here(Device::Cpu, None)),
+    let key = host_key();
+    let Known { known, before } = known(&key, measure);
+    match (known, Effort::of(measure)) {
+        (None, Some(effort)) => {
+            let watch = Watch::start();
+            let rates = host::measure(&effort);
+            cache::keep(key, watch.end(rates, before))
+        }
+        (known, _) => known.or(before).unwrap_or_default().or(&assumed_here(Device::Cpu, None)),
     }
 }
 
@@ -180,14 +191,51 @@ pub fn host_rates(measure: Measure) -> Rates {
 /// [`crate::error::Error::Io`] where a file cannot be written or read.
 pub fn disk_rates(model: Option<&Path>, measure: Measure) -> Result<Rates> {
     let subject = disk::subject(model);
-    let key = format!("disk | {}", subject.file_system());
-    match (known(&key, measure), Effort::of(measure)) {
-        (None, Some(effort)) => Ok(cache::keep(key, disk::measure(&subject, &effort)?)),
-        (known, _) => Ok(known.unwrap_or_default()),
+    let key = disk_key(&subject);
+    let Known { known, before } = known(&key, measure);
+    match (known, Effort::of(measure)) {
+        (None, Some(effort)) => {
+            let watch = Watch::start();
+            let rates = disk::measure(&subject, &effort)?;
+            Ok(cache::keep(key, watch.end(rates, before)))
+        }
+        (known, _) => Ok(known.or(before).unwrap_or_default()),
     }
 }
 
+fn host_key() -> String {
+    format!("cpu | {} | {} threads", platform::cpu_name(), platform::n_compute_threads())
+}
+
+fn disk_key(subject: &disk::Subject) -> String {
+    format!("disk | {}", subject.file_system())
+}
+
+/// Counts what a run showed of `spec`'s rates, which were looked up for it: later plans take them as runs have shown them to be.
+/// `model` is the file or folder that was read. Nothing happens where its rates are not kept.
+pub fn correct(spec: &DeviceSpec, adapters: &[AdapterFound], model: Option<&Path>, aspect: Aspect, factor: f64, waited: f64) {
+    let key = match spec.device {
+        Device::Cpu => Some(host_key()),
+        Device::Disk => Some(disk_key(&disk::subject(model))),
+        Device::Gpu(_) => adapters.iter().find(|found| found.spec.device == spec.device).map(key_of),
+    };
+    if let Some(key) = key {
+        let sample = Sample { factor, waited, at: platform::clock::unix_seconds() };
+        cache::correct(&key, aspect, sample, spec.rates.measured_at);
+    }
+}
+
+/// The rates kept of a device.
+struct Known {
+    /// Those to take.
+    known: Option<Rates>,
+    /// Those of a busy machine, to be measured once more.
+    before: Option<Rates>,
+}
+
 /// The rates kept under `key`, unless they are to be measured anew.
-fn known(key: &str, measure: Measure) -> Option<Rates> {
-    if measure == Measure::Full { None } else { cache::find(key) }
+fn known(key: &str, measure: Measure) -> Known {
+    let found = if measure == Measure::Full { None } else { cache::find(key) };
+    let is_due = |rates: &Rates| measure == Measure::Quick && busy::wants_another(rates, platform::clock::unix_seconds());
+    if found.as_ref().is_some_and(is_due) { Known { known: None, before: found } } else { Known { known: found, before: None } }
 }

@@ -11,6 +11,7 @@ mod dry_run;
 mod explain;
 mod file_layout;
 mod greedy;
+mod observe;
 mod options;
 mod pieces;
 mod placement;
@@ -40,6 +41,7 @@ pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
+pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};
 pub use schedule::{Schedule, Step};

@@ -5,6 +5,7 @@ mod background;
 mod cgroup;
 pub(crate) mod clock;
 mod completions;
+mod core_time;
 mod direct;
 #[cfg(not(target_arch = "wasm32"))]
 mod expand;
@@ -36,6 +37,7 @@ mod zeroed;
 use crate::units::Bytes;
 pub use background::{in_background, yield_to_others};
 pub use completions::Completions;
+pub use core_time::{CoreTime, waited_since};
 pub use direct::{ALIGNMENT as DIRECT_ALIGNMENT, DirectBuffer};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use expand::expanded;
@@ -54,7 +56,7 @@ pub(crate) use terminal::take_stdout_apart;
 pub use text_file::{decode_text, read_text};
 #[cfg(not(target_arch = "wasm32"))]
 pub use threads::among_n_threads;
-pub use threads::start_threads;
+pub use threads::{n_compute_threads, start_threads};
 pub use turn::Turns;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use write::{temporary_called, temporary_in};

@@ -2,6 +2,10 @@
 
 use crate::error::Result;
 
+/// How starting them went.
+#[cfg(not(target_arch = "wasm32"))]
+static STARTED: std::sync::OnceLock<Result<(), (std::io::ErrorKind, String)>> = std::sync::OnceLock::new();
+
 /// Starts the threads on which the host computes: `n_threads`, else one for each that runs at once (`RAYON_NUM_THREADS` where that
 /// is set). A system that refuses some is asked for no more. Only the first call starts any.
 ///
@@ -9,18 +13,27 @@ use crate::error::Result;
 /// [`crate::error::Error::Io`] where the system gives none at all.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn start_threads(n_threads: Option<usize>) -> Result<()> {
-    use std::io::ErrorKind;
-    use std::sync::OnceLock;
-
     use crate::error::Error;
 
-    static STARTED: OnceLock<Result<(), (ErrorKind, String)>> = OnceLock::new();
     let started = STARTED.get_or_init(|| {
         let wanted = n_threads.unwrap_or_else(usual_number).max(1);
         pool::start(wanted).map_err(|fault| (fault.kind(), format!("{fault}; raise the limit of processes (ulimit -u)")))
     });
-    let failed = |(kind, fault): &(ErrorKind, String)| Error::io("start", "a thread", std::io::Error::new(*kind, fault.clone()));
+    let failed = |(kind, fault): &(std::io::ErrorKind, String)| Error::io("start", "a thread", std::io::Error::new(*kind, fault.clone()));
     started.as_ref().map_err(failed).copied()
+}
+
+/// Threads on which the host computes: those of the pool that this thread computes with, or that [`start_threads`] would start.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn n_compute_threads() -> usize {
+    // Rayon would start threads of its own to answer.
+    if STARTED.get().is_some() { rayon::current_num_threads() } else { usual_number() }
+}
+
+/// One.
+#[cfg(target_arch = "wasm32")]
+pub fn n_compute_threads() -> usize {
+    1
 }
 
 /// Runs `work` among `n_threads` threads of its own: what the host computes in it spreads over these instead of those that

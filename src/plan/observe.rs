@@ -1,0 +1,212 @@
+//! A prediction turned round: what a run took says how fast the device is that took most of its time. Pure, as all of planning.
+
+use crate::device::{AdapterKind, Aspect, Correction, Device, DeviceSpec};
+use crate::dtype::DType;
+use crate::model::Model;
+use crate::plan::Plan;
+use crate::plan::costs::Load;
+use crate::plan::dry_run::{Prediction, predict};
+use crate::units::Bytes;
+use crate::weights::Catalog;
+
+/// A part that should take less than this share of the time is not what made a run fast or slow.
+const LEAST_SHARE: f64 = 0.4;
+/// How far from what is known now a factor is looked for, and in how many halvings of that range.
+const RANGE: f64 = 8.0;
+const N_HALVINGS: usize = 13;
+/// Seconds that lie so close to what the other parts take alone say nothing more of this one.
+const FLOOR: f64 = 1.01;
+
+/// Forwards that followed each other: those of a prompt or those of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forwards {
+    /// Forwards that are alike, and their number.
+    alike: Vec<(Load, usize)>,
+}
+
+impl Forwards {
+    /// Those of `n_tokens` of a prompt behind `n_before` positions, `n_tokens_max` at most in each.
+    pub fn of_prompt(n_before: usize, n_tokens: usize, n_tokens_max: usize) -> Forwards {
+        let n_tokens_max = n_tokens_max.max(1);
+        let (n_whole, rest) = (n_tokens / n_tokens_max, n_tokens % n_tokens_max);
+        let whole = Load { position: n_before + n_whole * n_tokens_max / 2, ..Load::prefill(n_tokens_max) };
+        let last = Load { position: n_before + n_tokens - rest / 2, ..Load::prefill(rest) };
+        Forwards { alike: [(whole, n_whole), (last, usize::from(rest > 0))].into_iter().filter(|(_, n_times)| *n_times > 0).collect() }
+    }
+
+    /// Those of `n_tokens` of an answer behind `n_before` positions, each of one token.
+    pub fn of_answer(n_before: usize, n_tokens: usize) -> Forwards {
+        Forwards { alike: if n_tokens > 0 { vec![(Load::decode(n_before + n_tokens / 2), n_tokens)] } else { Vec::new() } }
+    }
+
+    /// Tokens of all of them.
+    pub fn n_tokens(&self) -> usize {
+        self.alike.iter().map(|(load, n_times)| load.n_tokens * n_times).sum()
+    }
+
+    /// What all of them should take together; nothing where there are none.
+    pub fn predict(&self, plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec]) -> Totals {
+        let predictions = self.alike.iter().map(|&(load, n_times)| (predict(plan, catalog, model, devices, load), n_times as f64));
+        predictions.fold(Totals::default(), |totals, (prediction, n_times)| totals.plus(&prediction, n_times, devices))
+    }
+
+    /// Whether they have many tokens each.
+    pub fn is_prompt(&self) -> bool {
+        self.alike.iter().any(|(load, _)| load.n_tokens > 1)
+    }
+}
+
+/// Predicted seconds of many forwards.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Totals {
+    /// All of them.
+    pub secs: f64,
+    /// Of these, those in which the host's cores are busy: where the host computes, or an adapter that is software.
+    core_secs: f64,
+    /// By what takes them, in the order of the plan's devices.
+    parts: Vec<(Part, f64)>,
+}
+
+/// What takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Compute(Device),
+    Upload(Device),
+    Read,
+}
+
+impl Totals {
+    fn plus(mut self, prediction: &Prediction, n_times: f64, devices: &[DeviceSpec]) -> Totals {
+        let mut add = |part: Part, secs: f64| match self.parts.iter_mut().find(|(own, _)| *own == part) {
+            Some((_, sum)) => *sum += secs * n_times,
+            None => self.parts.push((part, secs * n_times)),
+        };
+        let mut core_secs = 0.0;
+        for busy in &prediction.devices {
+            add(Part::Compute(busy.device), busy.compute_secs);
+            add(Part::Upload(busy.device), busy.upload_secs);
+            if computes_on_cores(devices, busy.device) {
+                core_secs += busy.compute_secs.max(busy.upload_secs);
+            }
+        }
+        add(Part::Read, prediction.fetch_secs);
+        self.secs += prediction.secs * n_times;
+        self.core_secs += core_secs.min(prediction.secs) * n_times;
+        self
+    }
+
+    /// What a run of `secs` would have taken, had its threads not waited for cores for the share `waited` of the time in which they
+    /// could have run.
+    pub fn undisturbed(&self, secs: f64, waited: f64) -> f64 {
+        let on_cores = if self.secs > 0.0 { (self.core_secs / self.secs).clamp(0.0, 1.0) } else { 0.0 };
+        secs * (1.0 - waited.clamp(0.0, 1.0) * on_cores)
+    }
+
+    /// The part that takes the most time, if that is much of it.
+    fn decisive(&self) -> Option<Part> {
+        let longest = self.parts.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1));
+        longest.filter(|(_, secs)| *secs > 0.0 && *secs >= LEAST_SHARE * self.secs).map(|(part, _)| part)
+    }
+}
+
+fn computes_on_cores(devices: &[DeviceSpec], device: Device) -> bool {
+    let is_software = |spec: &DeviceSpec| spec.device == device && spec.kind == Some(AdapterKind::Software);
+    device == Device::Cpu || devices.iter().any(is_software)
+}
+
+/// What a run showed of a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observation {
+    /// Of which.
+    pub device: Device,
+    /// Of which of its rates.
+    pub aspect: Aspect,
+    /// How many times faster they are than measured.
+    pub factor: f64,
+}
+
+/// What `forwards` that took `secs`, and waited for cores for the share `waited` of the time in which they could have run, show of the
+/// device that took most of it: the factor with which the prediction is as long. `devices` have their rates as measured, beside what
+/// runs showed before. `None` where no part of the machine is decisive.
+pub fn observe(
+    plan: &Plan,
+    catalog: &Catalog,
+    model: &Model,
+    devices: &[DeviceSpec],
+    forwards: &Forwards,
+    [secs, waited]: [f64; 2],
+) -> Option<Observation> {
+    let dtype = main_dtype(catalog, model);
+    let corrected = corrected(devices, dtype);
+    let totals = forwards.predict(plan, catalog, model, &corrected);
+    let secs = totals.undisturbed(secs, waited);
+    if !secs.is_finite() || secs <= 0.0 {
+        return None;
+    }
+    let of_compute = if forwards.is_prompt() { Aspect::Prefill(dtype) } else { Aspect::Decode(dtype) };
+    let (device, aspect) = match totals.decisive()? {
+        Part::Compute(device) => (device, of_compute),
+        Part::Upload(device) => (device, Aspect::Upload),
+        Part::Read => (Device::Disk, Aspect::Read),
+    };
+    let known = devices.iter().find(|spec| spec.device == device)?.rates.corrections.get(&aspect).map_or(1.0, Correction::factor);
+    let secs_with = |factor: f64| {
+        let devices = corrected_by(devices, device, aspect, factor, dtype);
+        forwards.predict(plan, catalog, model, &devices).secs
+    };
+    let (mut slow, mut fast) = (known / RANGE, known * RANGE);
+    let target = secs.max(secs_with(fast) * FLOOR);
+    for _ in 0..N_HALVINGS {
+        let middle = (slow * fast).sqrt();
+        if secs_with(middle) > target { slow = middle } else { fast = middle }
+    }
+    Some(Observation { device, aspect, factor: (slow * fast).sqrt() })
+}
+
+/// The machine as runs have shown it to be, for a model whose weights are mostly in `dtype`.
+pub fn corrected(devices: &[DeviceSpec], dtype: DType) -> Vec<DeviceSpec> {
+    devices.iter().map(|spec| DeviceSpec { rates: spec.rates.clone().corrected(dtype), ..spec.clone() }).collect()
+}
+
+/// As [`corrected`], with this factor for one aspect of one device.
+fn corrected_by(devices: &[DeviceSpec], device: Device, aspect: Aspect, factor: f64, dtype: DType) -> Vec<DeviceSpec> {
+    let mut devices = devices.to_vec();
+    for spec in devices.iter_mut().filter(|spec| spec.device == device) {
+        spec.rates.corrections.insert(aspect, Correction::by(factor));
+    }
+    corrected(&devices, dtype)
+}
+
+/// The dtype of most bytes of the model's matrices.
+pub fn main_dtype(catalog: &Catalog, model: &Model) -> DType {
+    let matrices = || model.units.iter().flat_map(|unit| unit.matrices()).map(|id| &catalog[id]);
+    let bytes_in = |dtype: DType| -> Bytes { matrices().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.size_bytes).sum() };
+    DType::ALL.into_iter().max_by_key(|dtype| bytes_in(*dtype)).unwrap_or(DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwards_of_a_prompt_are_whole_ones_and_a_last_one() {
+        let prompt = Forwards::of_prompt(10, 70, 32);
+        let loads: Vec<(usize, usize, usize)> = prompt.alike.iter().map(|(load, n)| (load.n_tokens, load.position, *n)).collect();
+        assert_eq!((loads, prompt.n_tokens()), (vec![(32, 42, 2), (6, 77, 1)], 70));
+        assert_eq!(Forwards::of_prompt(0, 20, 32).alike, [(Load::prefill(20), 1)]);
+        assert_eq!(Forwards::of_prompt(0, 64, 32).n_tokens(), 64);
+        assert_eq!(Forwards::of_answer(5, 10).alike, [(Load::decode(10), 10)]);
+        for none in [Forwards::of_prompt(3, 0, 32), Forwards::of_answer(3, 0)] {
+            assert_eq!((none.n_tokens(), none.alike.len()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn waiting_for_cores_lengthens_what_runs_on_them_alone() {
+        let totals = |core_secs| Totals { secs: 2.0, core_secs, parts: Vec::new() };
+        assert_eq!(totals(2.0).undisturbed(8.0, 0.75), 2.0);
+        assert_eq!(totals(1.0).undisturbed(8.0, 0.75), 5.0);
+        assert_eq!(totals(0.0).undisturbed(8.0, 0.75), 8.0);
+        assert_eq!(Totals::default().undisturbed(8.0, 0.75), 8.0);
+    }
+}
