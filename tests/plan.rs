@@ -2,6 +2,8 @@
 
 #[path = "common/models.rs"]
 mod models;
+#[path = "plan/saved.rs"]
+mod saved;
 
 use std::collections::BTreeMap;
 

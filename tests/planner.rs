@@ -3,6 +3,8 @@
 #[path = "common/models.rs"]
 mod models;
 
+use std::sync::Arc;
+
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_oneof, proptest};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{RngSeed, TestRunner};
@@ -11,7 +13,7 @@ use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::model::Model;
 use tierflow::plan::accelerate::DeviceMapMode;
-use tierflow::plan::{Homes, Mix, Placement, Plan, PlanOptions, ResidentLayers, exchange_secs, plan};
+use tierflow::plan::{Homes, Mix, Placement, Plan, PlanOptions, ResidentLayers, SavedPlan, exchange_secs, plan};
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::{Catalog, ModelConfig};
 
@@ -216,7 +218,7 @@ const N_CHOICES: usize = 2000;
 const MOST_MISSED: usize = N_CHOICES / 100;
 
 #[test]
-fn hardly_anything_that_can_be_asked_for_is_better_than_auto() {
+fn hardly_anything_that_can_be_asked_for_is_better_than_auto_and_all_of_it_comes_back_from_files() {
     let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, rng_seed: SEED, ..ProptestConfig::default() });
     let mut missed = Vec::new();
     for _ in 0..N_CHOICES {
@@ -229,6 +231,11 @@ fn hardly_anything_that_can_be_asked_for_is_better_than_auto() {
         let Ok(other) = plan(&catalog, &model, &case.devices, &options) else { continue };
         // A map may fit where no plan starts from front to back.
         let Ok(auto) = plan(&catalog, &model, &case.devices, &case.options) else { continue };
+        for made in [&auto, &other] {
+            let json = made.to_saved_json(&catalog, &model, &case.devices).to_string();
+            let saved = PlanOptions { saved: Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap())), ..PlanOptions::default() };
+            assert_eq!(plan(&catalog, &model, &case.devices, &saved).unwrap(), *made, "a saved plan comes back");
+        }
         let secs = |plan: &Plan| exchange_secs(plan, &catalog, &model, &case.devices, &case.options);
         let ratio = secs(&auto) / secs(&other);
         if ratio > WITHIN_OF_ASKED {

@@ -104,7 +104,7 @@ impl Cli {
         let mut matches = matches.map_err(|error| with_way_to_run(variables::blamed(error, &command, &arguments)))?;
         let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command.clone()))?;
         let (verb, matches) = matches.remove_subcommand().unwrap_or_default();
-        overrule::drop_overruled(&mut cli.command, &matches);
+        overrule::drop_overruled(&mut cli.command, &matches).map_err(|error| error.format(&mut command.clone()))?;
         Ok(Read { command: cli.command, verb, matches, notes })
     }
 }
@@ -229,6 +229,9 @@ pub struct PlanArgs {
     /// Write the homes as a device map that Accelerate and transformers read
     #[arg(long, env = "TIERFLOW_EXPORT_DEVICE_MAP", value_name = "FILE.json")]
     pub export_device_map: Option<PathBuf>,
+    /// Write the plan so that --plan makes it again
+    #[arg(long, env = "TIERFLOW_EXPORT_PLAN", value_name = "FILE.json")]
+    pub export_plan: Option<PathBuf>,
     /// Print the steps of one forward too
     #[arg(long, env = "TIERFLOW_SCHEDULE")]
     pub schedule: bool,

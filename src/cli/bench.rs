@@ -111,14 +111,20 @@ fn tests(args: &TestArgs) -> Result<Vec<Test>> {
 /// Plans for every number of layers that is asked for, each with room for all `tests`, before anything is loaded.
 fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(GpuLayers, Prepared)>> {
     let mut placement = PlacementArgs { threads: args.lists.threads.iter().copied().max(), ..args.placement.clone() };
-    if let Some(longest) = tests.iter().max_by_key(|test| test.n_positions()) {
-        let n_positions = longest.n_positions();
-        if placement.ctx_size == 0 {
-            placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions);
-        } else if placement.ctx_size < n_positions {
-            let fault = format!("{} is less than the {n_positions} positions that {} fills", placement.ctx_size, longest.name());
-            return Err(Error::InvalidArgument { option: "--ctx-size".into(), fault });
+    let Some(longest) = tests.iter().max_by_key(|test| test.n_positions()) else { return Ok(Vec::new()) };
+    let n_positions = longest.n_positions();
+    let check = |option: &str, ctx_size: usize| match ctx_size < n_positions as usize {
+        true => {
+            let fault = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name());
+            Err(Error::InvalidArgument { option: option.into(), fault })
         }
+        false => Ok(()),
+    };
+    match placement.ctx_size {
+        0 => placement.ctx_size = n_positions.checked_next_multiple_of(64).unwrap_or(n_positions),
+        // A plan from a file has a context of its own.
+        _ if placement.plan.is_some() => {}
+        asked => check("--ctx-size", asked as usize)?,
     }
     let source = args.model.source()?;
     Placement::of(&placement, PlanOptions::default())?;
@@ -126,9 +132,16 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(GpuLayers, Prepa
     let prepare = |&n_gpu_layers: &GpuLayers| {
         let placement = PlacementArgs { n_gpu_layers, ..placement.clone() };
         let builder = Placement::of(&placement, PlanOptions::default())?.of_one_sequence().builder(&path)?.text(TextFiles::Skip);
-        Ok((n_gpu_layers, pollster::block_on(builder.prepare())?))
+        let prepared = pollster::block_on(builder.prepare())?;
+        if placement.plan.is_some() {
+            check("--plan", prepared.plan.ctx_size)?;
+        }
+        Ok((n_gpu_layers, prepared))
     };
-    args.lists.n_gpu_layers.iter().map(prepare).collect()
+    match &placement.plan {
+        Some(_) => Ok(vec![prepare(&GpuLayers::Auto)?]),
+        None => args.lists.n_gpu_layers.iter().map(prepare).collect(),
+    }
 }
 
 /// How many threads compute in each pass: none of them more than run at once, as one number alone has it.

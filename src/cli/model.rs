@@ -1,6 +1,7 @@
 //! From arguments to an engine: budgets and options. Shared by every subcommand with a model.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::terminal::{Progress, Visibility, note};
@@ -9,11 +10,13 @@ use crate::engine::{Engine, EngineBuilder, Prepared};
 use crate::error::{Error, Result};
 use crate::machine::Measure;
 use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
-use crate::plan::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
+use crate::plan::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
 use crate::platform::{self, IoMode};
 
 /// No device map is longer.
 const MAP_BYTES_MAX: u64 = 64 << 20;
+/// No plan is longer; that of a thousand layers in `plan --json` has some megabytes.
+const PLAN_BYTES_MAX: u64 = 256 << 20;
 
 /// Where a model goes, checked before one is looked for.
 pub struct Placement<'a> {
@@ -25,8 +28,14 @@ impl<'a> Placement<'a> {
     /// All that `args` say, over `options`.
     ///
     /// # Errors
-    /// [`crate::error::Error::InvalidArgument`] for options that contradict each other; those of reading a device map.
+    /// [`crate::error::Error::InvalidArgument`] for options that contradict each other; those of reading a device map or a plan.
     pub fn of(args: &'a PlacementArgs, options: PlanOptions) -> Result<Placement<'a>> {
+        if let Some(file) = &args.plan {
+            let saved = SavedPlan::from_json(&platform::read_text(file, PLAN_BYTES_MAX)?, &file.display().to_string())?;
+            // What shapes a plan stands in the file.
+            let options = PlanOptions { saved: Some(Arc::new(saved)), ..PlanOptions::default() };
+            return Ok(Placement { args, options: with_purpose(args, options) });
+        }
         if args.no_split.is_some() && matches!(args.device_map, DeviceMapArg::Auto | DeviceMapArg::File(_)) {
             let fault = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
             return Err(Error::InvalidArgument { option: "--no-split".into(), fault });
@@ -38,14 +47,8 @@ impl<'a> Placement<'a> {
         // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
         let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();
         let options = PlanOptions {
-            max_memory: args.max_memory.clone().unwrap_or_default().iter().collect(),
             homes: homes(&args.device_map)?,
             no_split: args.no_split.clone().map(|classes| classes.0),
-            objective: match args.objective {
-                ObjectiveArg::Latency => Objective::Latency,
-                ObjectiveArg::Throughput => Objective::Throughput,
-            },
-            mix: Mix { n_prompt: args.mix.n_prompt as usize, n_generated: args.mix.n_generate as usize },
             spill: if args.strict { Spill::Refused } else { Spill::Allowed },
             context: if args.fit { Context::Fit } else { Context::Comfortable },
             n_seqs: args.n_seqs.filter(|n_seqs| *n_seqs > 0).map_or(options.n_seqs, |n_seqs| n_seqs as usize),
@@ -66,7 +69,7 @@ impl<'a> Placement<'a> {
             },
             ..options
         };
-        Ok(Placement { args, options })
+        Ok(Placement { args, options: with_purpose(args, options) })
     }
 
     /// The same for work that is one sequence, whatever plans are made for otherwise.
@@ -102,6 +105,19 @@ impl<'a> Placement<'a> {
             KernelsArg::Portable => KernelChoice::Portable,
         };
         Ok(builder.measure(measure).kernels(kernels).virtual_gpus(args.virtual_gpus as usize))
+    }
+}
+
+/// `options` for the memory that may be used and what it is used for.
+fn with_purpose(args: &PlacementArgs, options: PlanOptions) -> PlanOptions {
+    PlanOptions {
+        max_memory: args.max_memory.clone().unwrap_or_default().iter().collect(),
+        objective: match args.objective {
+            ObjectiveArg::Latency => Objective::Latency,
+            ObjectiveArg::Throughput => Objective::Throughput,
+        },
+        mix: Mix { n_prompt: args.mix.n_prompt as usize, n_generated: args.mix.n_generate as usize },
+        ..options
     }
 }
 

@@ -11,7 +11,7 @@ use crate::machine::read_devices_file;
 use crate::plan::PlanOptions;
 use crate::platform::write_atomically;
 
-/// Prints the plan, and writes the device map where one is asked for.
+/// Prints the plan, and writes it and the device map where they are asked for.
 ///
 /// # Errors
 /// Those of reading headers; [`crate::error::Error::DoesNotFit`] for a plan that cannot run.
@@ -26,6 +26,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(file) = &args.export_device_map {
         let map = prepared.plan.device_map(&prepared.checkpoint.catalog, &prepared.model);
         write_atomically(file, map.to_json().as_bytes())?;
+    }
+    if let Some(file) = &args.export_plan {
+        write_atomically(file, format!("{}\n", prepared.to_saved_json()).as_bytes())?;
     }
     let explanation = prepared.explain();
     if args.json {

@@ -204,8 +204,11 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// Those of reading headers, [`Error::NoGpu`] where an adapter is demanded that is not there, [`Error::DoesNotFit`].
-    pub async fn prepare(self) -> Result<Prepared> {
+    pub async fn prepare(mut self) -> Result<Prepared> {
         platform::start_threads(None)?;
+        if let Some(saved) = &self.options.saved {
+            self.compute_on = Some(saved.executors());
+        }
         let checkpoint = self.model.open(self.io)?;
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
         let n_tensors = checkpoint.catalog.tensors.len();
@@ -427,16 +430,19 @@ impl Prepared {
         format!("{name}  {}  {} layers\n{plan}", self.checkpoint.catalog.size_bytes(), config.n_layers)
     }
 
-    /// The plan and all that it rests on, as `tierflow plan --json` prints it.
+    /// The plan and all that it rests on, as `tierflow plan --json` prints it; [`SavedPlan::from_json`](plan::SavedPlan::from_json) reads it.
     pub fn to_json(&self, explanation: &Explanation) -> serde_json::Value {
-        serde_json::json!({
-            "schema": "tierflow.plan/3",
-            "model": self.checkpoint.path,
-            "plan": *self.plan,
-            "explanation": explanation,
-            "schedule": self.schedule,
-            "device_specs": self.devices,
-        })
+        let mut json = self.to_saved_json();
+        json["model"] = serde_json::json!(self.checkpoint.path);
+        json["explanation"] = serde_json::json!(explanation);
+        json["schedule"] = serde_json::json!(self.schedule);
+        json["device_specs"] = serde_json::json!(self.devices);
+        json
+    }
+
+    /// The plan and what it needs to be made again, as `tierflow plan --export-plan` writes it.
+    pub fn to_saved_json(&self) -> serde_json::Value {
+        self.plan.to_saved_json(&self.checkpoint.catalog, &self.model, &self.devices)
     }
 
     /// What else could have been done, and what more memory would bring. Takes about as long as the plan did.

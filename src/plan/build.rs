@@ -12,7 +12,7 @@ use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
 use crate::plan::sizes::{Role, kv_buffer_bytes};
-use crate::plan::{DevicePlan, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
+use crate::plan::{DevicePlan, PLAN_SCHEMA, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 
 /// Slots are made smaller for the sake of their layout only where they are so many times larger than what it adds: more pieces
@@ -29,8 +29,26 @@ pub(super) struct Build<'a> {
     pub(super) placements: &'a [Placement],
     /// Dispatches whose parameters are set aside, per worker.
     pub(super) n_dispatches: &'a [usize],
-    /// Slots are no larger, per worker.
-    pub(super) slot_limits: &'a [Bytes],
+    /// How the ring of each worker is cut.
+    pub(super) rings: Rings<'a>,
+}
+
+/// How the rings of workers are cut.
+#[derive(Clone, Copy)]
+pub(super) enum Rings<'a> {
+    /// As the memory that is left allows; slots are no larger than this, per worker.
+    Fitted(&'a [Bytes]),
+    /// Just so, per worker.
+    Given(&'a [Option<Cutting>]),
+}
+
+/// How streamed pieces are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cutting {
+    /// For slots of so many bytes.
+    pub(super) slot_bytes: Bytes,
+    /// Whether they are laid out as in the files.
+    pub(super) as_in_files: bool,
 }
 
 /// What came of a try.
@@ -52,6 +70,14 @@ struct Part {
 /// What came of one worker.
 enum PartOutcome {
     Made(Part),
+    NeedsDispatches(usize),
+}
+
+/// A worker's units as pieces.
+enum Pieces {
+    /// The pieces, and how those that stream were cut, if any does.
+    Cut(Vec<Piece>, Option<Cutting>),
+    /// So many dispatches are needed, and their parameters were not set aside.
     NeedsDispatches(usize),
 }
 
@@ -121,8 +147,43 @@ impl Build<'_> {
         check("the activations of one forward", site.largest_working(shape.forward, role), "lower --ubatch-size")
     }
 
-    /// Cuts a worker's units and gives it a ring, with parameters for its dispatches set aside.
+    /// Cuts a worker's units and gives it a ring.
     fn part(&self, worker: usize, units: &[usize]) -> Result<PartOutcome, Refusal> {
+        let own = &self.site.workers[worker];
+        let pieces = match self.rings {
+            Rings::Fitted(slot_limits) => self.fit(worker, units, slot_limits[worker])?,
+            Rings::Given(cuttings) => self.cut_as_given(own, units, cuttings[worker])?,
+        };
+        let (pieces, cutting) = match pieces {
+            Pieces::Cut(pieces, cutting) => (pieces, cutting),
+            Pieces::NeedsDispatches(needed) => return Ok(PartOutcome::NeedsDispatches(needed)),
+        };
+        let in_pieces = |resident: bool| {
+            let of_kind = pieces.iter().filter(move |piece| (piece.home == own.device) == resident);
+            of_kind.map(|piece| piece.size_bytes)
+        };
+        let mut used = self.fixed(worker, units, n_dispatches_of(&pieces));
+        used.weights += in_pieces(true).sum();
+        let ring = cutting.map(|Cutting { slot_bytes: cut_bytes, as_in_files }| {
+            let n_slots = self.shape.n_slots;
+            let lookahead = self.site.options.lookahead.unwrap_or(n_slots - 1).clamp(1, n_slots);
+            let slot_bytes = in_pieces(false).max().unwrap_or_default();
+            RingPlan { n_slots, slot_bytes, cut_bytes, as_in_files, lookahead, upload: own.upload }
+        });
+        if let Some(ring) = ring {
+            used.slots = ring.slot_bytes.times(ring.n_slots as u64);
+            if own.is_gpu() && ring.upload == UploadPath::Staged {
+                used.staging = used.slots;
+            }
+        }
+        if used.total() > self.budgets[worker] {
+            return Err(Refusal::Budget);
+        }
+        Ok(PartOutcome::Made(Part { worker, pieces, ring, used }))
+    }
+
+    /// Cuts a worker's units for slots that its budget has room for, with parameters for its dispatches set aside.
+    fn fit(&self, worker: usize, units: &[usize], slot_limit: Bytes) -> Result<Pieces, Refusal> {
         let own = &self.site.workers[worker];
         let set_aside = self.n_dispatches[worker];
         let fixed = self.fixed(worker, units, set_aside);
@@ -136,43 +197,57 @@ impl Build<'_> {
         if resident > room {
             return Err(Refusal::Budget);
         }
-        let streamed: Vec<usize> = units.iter().copied().filter(|&unit| !self.is_resident(own, unit)).collect();
-        let slot_bytes = self.slot_bytes(worker, &streamed, room.saturating_sub(resident))?;
+        let streamed = self.streamed(own, units);
+        let slot_bytes = self.slot_bytes(worker, &streamed, room.saturating_sub(resident), slot_limit)?;
         if let Some(slot_bytes) = slot_bytes {
             let at_least = self.least_dispatches(own, units, &streamed, slot_bytes)?;
             if at_least > set_aside {
-                return Ok(PartOutcome::NeedsDispatches(at_least));
+                return Ok(Pieces::NeedsDispatches(at_least));
             }
         }
-        let mut pieces = self.cut(own, units, slot_bytes.unwrap_or_default())?;
-        if let Some(slot_bytes) = slot_bytes.filter(|_| own.device == Device::Cpu) {
-            pieces = self.as_in_files(own, units, pieces, slot_bytes, room)?;
-        }
-        let needed = n_dispatches_of(&pieces);
-        if needed > set_aside {
-            return Ok(PartOutcome::NeedsDispatches(needed));
-        }
-        let in_pieces = |resident: bool| {
-            let of_kind = pieces.iter().filter(move |piece| (piece.home == own.device) == resident);
-            of_kind.map(|piece| piece.size_bytes)
+        let pieces = self.cut(own, units, slot_bytes.unwrap_or_default())?;
+        let (pieces, cutting) = match slot_bytes {
+            Some(slot_bytes) if own.device == Device::Cpu => {
+                let (pieces, cutting) = self.as_in_files(own, units, pieces, slot_bytes, room)?;
+                (pieces, Some(cutting))
+            }
+            slot_bytes => (pieces, slot_bytes.map(|slot_bytes| Cutting { slot_bytes, as_in_files: false })),
         };
-        let mut used = self.fixed(worker, units, needed);
-        used.weights += in_pieces(true).sum();
-        let ring = slot_bytes.map(|_| {
-            let n_slots = self.shape.n_slots;
-            let lookahead = self.site.options.lookahead.unwrap_or(n_slots - 1).clamp(1, n_slots);
-            RingPlan { n_slots, slot_bytes: in_pieces(false).max().unwrap_or_default(), lookahead, upload: own.upload }
-        });
-        if let Some(ring) = ring {
-            used.slots = ring.slot_bytes.times(ring.n_slots as u64);
-            if own.is_gpu() && ring.upload == UploadPath::Staged {
-                used.staging = used.slots;
+        let needed = n_dispatches_of(&pieces);
+        Ok(if needed > set_aside { Pieces::NeedsDispatches(needed) } else { Pieces::Cut(pieces, cutting) })
+    }
+
+    /// Cuts a worker's units as they were cut before.
+    fn cut_as_given(&self, own: &Worker<'_>, units: &[usize], cutting: Option<Cutting>) -> Result<Pieces, Refusal> {
+        let streamed = self.streamed(own, units);
+        let cutting = cutting.filter(|_| !streamed.is_empty());
+        let slot_bytes = cutting.map(|cutting| cutting.slot_bytes).unwrap_or_default();
+        if !streamed.is_empty() {
+            if slot_bytes < self.least_slot() {
+                return Err(Refusal::Budget);
             }
+            self.least_dispatches(own, units, &streamed, slot_bytes)?;
         }
-        if used.total() > self.budgets[worker] {
-            return Err(Refusal::Budget);
+        let mut pieces = self.cut(own, units, slot_bytes)?;
+        if cutting.is_some_and(|cutting| cutting.as_in_files) {
+            self.lay_out_streamed(own, &mut pieces);
         }
-        Ok(PartOutcome::Made(Part { worker, pieces, ring, used }))
+        Ok(Pieces::Cut(pieces, cutting))
+    }
+
+    /// Those of `units` of which something streams.
+    fn streamed(&self, own: &Worker<'_>, units: &[usize]) -> Vec<usize> {
+        units.iter().copied().filter(|&unit| !self.is_resident(own, unit)).collect()
+    }
+
+    /// A slot that holds any row.
+    fn least_slot(&self) -> Bytes {
+        self.site.row_bytes.align_up(SLICE_ALIGNMENT)
+    }
+
+    fn lay_out_streamed(&self, own: &Worker<'_>, pieces: &mut [Piece]) {
+        let streamed = pieces.iter_mut().filter(|piece| piece.home != own.device);
+        streamed.for_each(|piece| lay_out_as_in_files(piece, self.site.catalog));
     }
 
     fn is_resident(&self, own: &Worker<'_>, unit: usize) -> bool {
@@ -194,13 +269,13 @@ impl Build<'_> {
     }
 
     /// Bytes of a slot: the largest streamed part of a unit whole, so that it is one large copy, where there is room.
-    fn slot_bytes(&self, worker: usize, streamed: &[usize], room: Bytes) -> Result<Option<Bytes>, Refusal> {
+    fn slot_bytes(&self, worker: usize, streamed: &[usize], room: Bytes, limit: Bytes) -> Result<Option<Bytes>, Refusal> {
         let own = &self.site.workers[worker];
         let largest_part = |&unit: &usize| self.matrices_at(unit, |home| home != own.device).sum::<Bytes>();
         let Some(largest) = streamed.iter().map(largest_part).max() else { return Ok(None) };
-        let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
+        let least = self.least_slot();
         let share = Bytes(room.0 / own.ring_copies(self.shape.n_slots)).align_down(SLICE_ALIGNMENT);
-        let slot_bytes = largest.max(least).min(share).min(self.slot_limits[worker]);
+        let slot_bytes = largest.max(least).min(share).min(limit);
         if slot_bytes < least { Err(Refusal::Budget) } else { Ok(Some(slot_bytes)) }
     }
 
@@ -240,9 +315,9 @@ impl Build<'_> {
         own: &Worker<'_>,
         units: &[usize],
         mut pieces: Vec<Piece>,
-        slot_bytes: Bytes,
+        mut slot_bytes: Bytes,
         room: Bytes,
-    ) -> Result<Vec<Piece>, Refusal> {
+    ) -> Result<(Vec<Piece>, Cutting), Refusal> {
         let catalog = self.site.catalog;
         let streams = |piece: &Piece| piece.home != own.device;
         let fits = |pieces: &[Piece]| {
@@ -255,18 +330,17 @@ impl Build<'_> {
             let n_slices = pieces.iter().map(|piece| piece.slices.len()).max().unwrap_or(0);
             let padding = SLICE_PADDING.times(n_slices as u64);
             let smaller = slot_bytes.saturating_sub(padding).align_down(SLICE_ALIGNMENT);
-            if padding.times(SLOT_TO_PADDING) > slot_bytes || smaller < self.site.row_bytes {
-                return Ok(pieces);
+            if padding.times(SLOT_TO_PADDING) > slot_bytes || smaller < self.least_slot() {
+                return Ok((pieces, Cutting { slot_bytes, as_in_files: false }));
             }
-            let smaller = self.cut(own, units, smaller)?;
-            if !fits(&smaller) {
-                return Ok(pieces);
+            let smaller_pieces = self.cut(own, units, smaller)?;
+            if !fits(&smaller_pieces) {
+                return Ok((pieces, Cutting { slot_bytes, as_in_files: false }));
             }
-            pieces = smaller;
+            (pieces, slot_bytes) = (smaller_pieces, smaller);
         }
-        let streamed = pieces.iter_mut().filter(|piece| streams(piece));
-        streamed.for_each(|piece| lay_out_as_in_files(piece, catalog));
-        Ok(pieces)
+        self.lay_out_streamed(own, &mut pieces);
+        Ok((pieces, Cutting { slot_bytes, as_in_files: true }))
     }
 
     /// Puts the parts together, where the host can hold what it is to hold.
@@ -308,7 +382,7 @@ impl Build<'_> {
         };
         let units: Vec<UnitPlan> = ranges.into_iter().enumerate().map(unit_plan).collect();
         let mut plan = Plan {
-            schema: "tierflow.plan/3",
+            schema: PLAN_SCHEMA,
             devices: Vec::new(),
             units,
             pieces,

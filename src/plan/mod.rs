@@ -17,6 +17,7 @@ mod pieces;
 mod placement;
 mod refusal;
 mod report;
+mod saved;
 mod schedule;
 mod scorer;
 mod search;
@@ -25,7 +26,7 @@ mod site;
 pub mod sizes;
 mod sketch;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, DeviceSpec};
 use crate::error::Result;
@@ -44,8 +45,12 @@ pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};
+pub use saved::SavedPlan;
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
+
+/// Version of the form in which plans are written.
+pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/3";
 
 /// Where every weight lives, who computes with it, and what memory that takes. An executor that allocates the vectors
 /// and KV caches of its units, [`sizes::working_set`] for its [`Plan::role`], parameters of [`Plan::n_dispatches`],
@@ -136,7 +141,7 @@ pub struct UnitPlan {
 }
 
 /// Who computes a unit, and where its matrices live, as it is asked with [`Homes::Placed`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// Who computes the unit. Nobody's choice for the embedding: the host gathers its rows.
     pub execute_on: Device,
@@ -145,25 +150,33 @@ pub struct Placement {
 }
 
 /// The ring that streamed pieces pass through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingPlan {
     /// How many slots.
     pub n_slots: usize,
-    /// Bytes of each.
+    /// Bytes of each: what the largest piece takes.
     pub slot_bytes: Bytes,
+    /// Bytes of the slots that pieces were cut for.
+    pub cut_bytes: Bytes,
+    /// Whether pieces lie in their slots as in the files, so that reads need no copy.
+    pub as_in_files: bool,
     /// How many pieces ahead of the computation uploads are started.
     pub lookahead: usize,
     /// How bytes reach a slot.
     pub upload: UploadPath,
 }
 
-/// Makes a plan. A forward takes no more tokens than the context has positions, whatever is asked.
+/// Makes a plan, or makes the one that was saved again. A forward takes no more tokens than the context has positions, whatever is
+/// asked.
 ///
 /// # Errors
 /// [`crate::error::Error::DoesNotFit`] with the least budget that works, found by trying, or with the adapter limit in
 /// the way; [`crate::error::Error::UnsupportedModel`] for heads too large for a GPU;
 /// [`crate::error::Error::InvalidArgument`] for a device that is not there.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
+    if let Some(saved) = &options.saved {
+        return saved.make(catalog, model, devices, &options.max_memory);
+    }
     let asked = options.ctx_size.filter(|&size| size > 0);
     let options = options.within(asked.unwrap_or(model.config.context_length));
     let plan = placement::place(catalog, model, devices, &options)?;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::plan::Placement;
 use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
+use crate::plan::{Placement, SavedPlan};
 use crate::units::Bytes;
 
 /// How the KV cache stores its numbers.
@@ -165,6 +166,8 @@ pub struct PlanOptions {
     pub context: Context,
     /// By which rule weights find their homes.
     pub homes: Homes,
+    /// Just this plan (`--plan`), within `max_memory`; of what else is asked, nothing shapes it.
+    pub saved: Option<Arc<SavedPlan>>,
     /// Classes of modules that Accelerate's rules keep whole (`--no-split`); the model's layers where it is open, as transformers does.
     pub no_split: Option<Vec<String>>,
     /// Whether weights may live on devices that were not named.
@@ -207,6 +210,7 @@ impl Default for PlanOptions {
             ctx_size: None,
             context: Context::Comfortable,
             homes: Homes::Auto,
+            saved: None,
             no_split: None,
             spill: Spill::Allowed,
             n_seqs: 0,

@@ -3,7 +3,7 @@
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::plan::build::{Build, Outcome};
+use crate::plan::build::{Build, Outcome, Rings};
 use crate::plan::candidates;
 use crate::plan::greedy::Greedy;
 use crate::plan::refusal::Refusal;
@@ -14,7 +14,7 @@ use crate::units::Bytes;
 use crate::weights::Catalog;
 
 /// Most slots that a ring has, whatever is asked.
-const N_SLOTS_MAX: usize = 64;
+pub(super) const N_SLOTS_MAX: usize = 64;
 /// Rounds in which a plan is given just the dispatches that its pieces need.
 const N_EXACT_ROUNDS: usize = 4;
 /// Contexts that are found by trying are multiples of this.
@@ -138,15 +138,16 @@ impl Site<'_> {
     fn along(&self, chain: &[usize], shape: Shape, budgets: &[Bytes]) -> Result<Plan, Refusal> {
         self.settled(|n_dispatches| {
             let draft = Greedy { site: self, shape, budgets, chain, n_dispatches }.draft()?;
-            let (placements, slot_limits) = (&draft.placements, &draft.slot_limits);
-            Build { site: self, shape, budgets, placements, n_dispatches, slot_limits }.plan()
+            let (placements, rings) = (&draft.placements, Rings::Fitted(&draft.slot_limits));
+            Build { site: self, shape, budgets, placements, n_dispatches, rings }.plan()
         })
     }
 
     /// One try with given placements.
     pub(super) fn with(&self, placements: &[Placement], shape: Shape, budgets: &[Bytes]) -> Result<Plan, Refusal> {
         let slot_limits = vec![Bytes(u64::MAX); self.workers.len()];
-        self.settled(|n_dispatches| Build { site: self, shape, budgets, placements, n_dispatches, slot_limits: &slot_limits }.plan())
+        let rings = Rings::Fitted(&slot_limits);
+        self.settled(|n_dispatches| Build { site: self, shape, budgets, placements, n_dispatches, rings }.plan())
     }
 
     fn settled(&self, mut build: impl FnMut(&[usize]) -> Result<Outcome, Refusal>) -> Result<Plan, Refusal> {

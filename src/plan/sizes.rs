@@ -1,6 +1,6 @@
 //! Bytes that a forward needs besides weights. The executors allocate exactly what stands here.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::Activation;
 use crate::plan::KvDType;
@@ -52,7 +52,7 @@ pub enum WorkingBuffer {
 }
 
 /// What one forward may ask for at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardSize {
     /// Tokens of one forward.
     pub n_tokens: usize,

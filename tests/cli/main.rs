@@ -9,6 +9,7 @@ mod files;
 mod habits;
 mod interruptions;
 mod maps;
+mod plans;
 mod refusals;
 mod reports;
 mod run;

@@ -11,15 +11,15 @@ const GROUPS: [(&str, &str); 6] = [
     ("Memory", "max_memory ctx_size no_context_shift fit kv_dtype batch_size ubatch_size"),
     (
         "Placement",
-        "device n_gpu_layers threads devices objective mix device_map no_split strict n_seqs io lookahead slots upload kernels \
-         no_measure virtual_gpus cache_dir measure",
+        "device n_gpu_layers threads devices objective mix device_map plan no_split strict n_seqs io lookahead slots upload \
+         kernels no_measure virtual_gpus cache_dir measure",
     ),
 ];
 
 /// What `-h` leaves out.
 const RARE: &str = "hf_file system_file raw no_parse_special min_p repeat_penalty repeat_last_n ignore_eos kv_dtype batch_size \
-                    ubatch_size objective mix device_map no_split strict n_seqs io lookahead slots upload kernels no_measure \
-                    virtual_gpus cache_dir trace no_context_shift no_history";
+                    ubatch_size objective mix device_map plan no_split strict n_seqs io lookahead slots upload kernels \
+                    no_measure virtual_gpus cache_dir trace no_context_shift no_history";
 
 /// What the long help ends with.
 const TWINS: &str = "Every option has a twin in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\

@@ -95,6 +95,11 @@ pub struct PlacementArgs {
         value_parser = OsStringValueParser::new().try_map(|text| DeviceMapArg::from_os(&text))
     )]
     pub device_map: DeviceMapArg,
+    /// Just the plan in this file, which `tierflow plan --export-plan` or `plan --json` wrote, if it still fits
+    ///
+    /// It says all that shapes a plan, so -c, -ngl, --device-map and their like do not stand beside it; --max-memory bounds it.
+    #[arg(long, env = "TIERFLOW_PLAN", value_name = "FILE.json", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub plan: Option<PathBuf>,
     /// Classes of modules that Accelerate's rules keep whole: names with commas, or none to split inside layers; a whole layer
     /// unless told otherwise
     #[arg(long, env = "TIERFLOW_NO_SPLIT", value_name = "none|CLASS,…", value_parser = parse_value::<NoSplitArg>)]

@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 
 use clap::ArgMatches;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 
 use super::{Command, KvDtypeArg, ModelArgs, PlacementArgs, RunArgs};
@@ -11,11 +12,14 @@ use crate::cli::familiar::names_a_model;
 use crate::hub::looks_like_model_ref;
 
 /// Drops from `command` what a stronger source names in another way.
-pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) {
+///
+/// # Errors
+/// Where one source names a plan and what shapes another one.
+pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let (model, placement) = match command {
         Command::Run(args) => {
             overrule_run(args, matches);
-            return overrule_kv_dtype(&mut args.placement, matches);
+            return overrule_placement(&mut args.placement, matches);
         }
         Command::Plan(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Bench(args) => (&mut args.model, Some(&mut args.placement)),
@@ -23,13 +27,50 @@ pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) {
         Command::Inspect(args) => (&mut args.model, None),
         Command::Tokenize(args) => (&mut args.model, None),
         Command::Devices(_) | Command::Doctor(_) | Command::Pull(_) | Command::Ls(_) | Command::Config(_) | Command::Completions(_) => {
-            return;
+            return Ok(());
         }
     };
     overrule_model(model, matches, args_name_model(matches));
-    if let Some(placement) = placement {
-        overrule_kv_dtype(placement, matches);
+    placement.map_or(Ok(()), |placement| overrule_placement(placement, matches))
+}
+
+fn overrule_placement(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), clap::Error> {
+    overrule_kv_dtype(args, matches);
+    overrule_plan(args, matches)
+}
+
+/// The options that shape a plan, all of which a plan from a file has settled.
+const SHAPING: [&str; 16] = [
+    "device",
+    "device_map",
+    "no_split",
+    "strict",
+    "fit",
+    "n_seqs",
+    "ctx_size",
+    "n_gpu_layers",
+    "batch_size",
+    "ubatch_size",
+    "kv_dtype",
+    "cache_type_k",
+    "cache_type_v",
+    "lookahead",
+    "slots",
+    "upload",
+];
+
+/// A plan from a file counts before options that shape one from a weaker source, and not where a stronger one names them.
+fn overrule_plan(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(of_plan) = matches.value_source("plan") else { return Ok(()) };
+    let given = |id: &&str| matches.value_source(id).is_some_and(|source| source >= of_plan);
+    let Some(shaping) = SHAPING.into_iter().filter(given).max_by_key(|id| matches.value_source(id)) else { return Ok(()) };
+    if matches.value_source(shaping) > Some(of_plan) {
+        args.plan = None;
+        return Ok(());
     }
+    let name = shaping.replace('_', "-");
+    let fault = format!("--plan cannot be used with --{name}, which the plan has settled; leave out one of them\n");
+    Err(clap::Error::raw(ErrorKind::ArgumentConflict, fault))
 }
 
 /// Of `--kv-dtype` and llama.cpp's two halves of it, those count that the strongest source names.

@@ -55,7 +55,8 @@ impl Kind {
 impl Setting {
     /// Every setting, in the order of `--help`.
     pub(super) fn all() -> Vec<Setting> {
-        options().filter(|arg| !arg.is_hide_set()).map(|arg| Setting { arg }).collect()
+        // A plan is for one model, and no default.
+        options().filter(|arg| !arg.is_hide_set() && arg.get_id() != "plan").map(|arg| Setting { arg }).collect()
     }
 
     /// Its key in the file, which is the option's long name.
