@@ -12,7 +12,7 @@ use crate::units::BytesPerSec;
 /// Runs that count: older ones say less of the machine as it is.
 const N_KEPT: usize = 6;
 /// By how much one run may move a correction, and how far from what was measured any may lie.
-const MOST_PER_RUN: f64 = 4.0;
+const MOST_PER_RUN: f64 = 8.0;
 const MOST: f64 = 16.0;
 /// A run that waited for cores for a larger share of its time counts only where there is no other.
 const QUIET: f64 = 0.25;
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn no_run_moves_far_and_none_moves_the_wrong_way() {
-        assert_eq!((after_quiet(&[1e3]).factor(), after_quiet(&[1e-3]).factor()), (4.0, 0.25));
+        assert_eq!((after_quiet(&[1e3]).factor(), after_quiet(&[1e-3]).factor()), (8.0, 0.125));
         assert_eq!((after_quiet(&[1e9; 40]).factor(), after_quiet(&[1e-9; 40]).factor()), (MOST, 1.0 / MOST));
         for odd in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(after_quiet(&[odd]), Correction::default(), "{odd}");

@@ -10,11 +10,13 @@ pub struct CoreTime {
 impl CoreTime {
     /// Of the threads that the process has now; `None` where the system does not tell. On Linux from `/proc/self/task/*/schedstat`,
     /// whose first two fields are nanoseconds on a core and nanoseconds of waiting for one (Documentation/scheduler/sched-stats.rst).
+    /// Threads that make way for all others wait by design, and do not count.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn now() -> Option<CoreTime> {
-        let threads = std::fs::read_dir("/proc/self/task").ok()?.flatten();
-        let times: Vec<CoreTime> =
-            threads.filter_map(|thread| parse(&std::fs::read_to_string(thread.path().join("schedstat")).ok()?)).collect();
+        let threads = std::fs::read_dir("/proc/self/task").ok()?.flatten().map(|thread| thread.path());
+        let text = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let counts = threads.filter(|thread| !makes_way(&text(thread.join("stat"))));
+        let times: Vec<CoreTime> = counts.filter_map(|thread| parse(&text(thread.join("schedstat")))).collect();
         let sum = |of: fn(&CoreTime) -> f64| times.iter().map(of).sum();
         (!times.is_empty()).then(|| CoreTime { ran: sum(|time| time.ran), waited: sum(|time| time.waited) })
     }
@@ -45,6 +47,14 @@ fn parse(schedstat: &str) -> Option<CoreTime> {
     Some(CoreTime { ran: secs()?, waited: secs()? })
 }
 
+/// Whether a thread takes a core only where all others leave one, by its `/proc/…/stat` (proc_pid_stat(5)): the 41st field is the
+/// scheduling policy, and the second one is a name in brackets.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn makes_way(stat: &str) -> bool {
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    behind_name.split_whitespace().nth(38).and_then(|policy| policy.parse().ok()) == Some(libc::SCHED_IDLE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +72,17 @@ mod tests {
     fn the_first_two_fields_count_and_others_are_no_time() {
         assert_eq!(parse("1500000000 500000000 7\n"), Some(CoreTime { ran: 1.5, waited: 0.5 }));
         assert_eq!([parse(""), parse("1"), parse("1 x 3")], [None; 3]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_that_yield_to_others_make_way() {
+        let of_this_thread = || std::fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
+        assert!(!makes_way(&of_this_thread()) && !makes_way("") && !makes_way("7 (a"));
+        let yielding = std::thread::spawn(move || {
+            crate::platform::yield_to_others();
+            of_this_thread()
+        });
+        assert!(makes_way(&yielding.join().unwrap()));
     }
 }
