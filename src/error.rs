@@ -72,7 +72,7 @@ pub enum Error {
         fault: String,
     },
     /// The model, as asked for, does not fit a budget or a limit.
-    #[error("does not fit {device}: needs at least {}, has {available}; {advice}", needed.rounded_up())]
+    #[error("does not fit {device}: needs at least {}, has {}; {advice}", needed.typed(), available.typed_down())]
     DoesNotFit {
         /// The device whose budget or limit is too small.
         device: String,
@@ -81,6 +81,14 @@ pub enum Error {
         /// What there is.
         available: Bytes,
         /// The option to change.
+        advice: String,
+    },
+    /// Several budgets are too small, and none of them is enough alone, or more than the machine has.
+    #[error("does not fit {}; {advice}", in_words(shortfalls))]
+    DoNotFit {
+        /// The devices, what does, and what there is.
+        shortfalls: Vec<Shortfall>,
+        /// The options to change.
         advice: String,
     },
     /// A limit of an adapter stands in the way, whatever its budget.
@@ -164,12 +172,31 @@ pub enum Error {
     Interrupted,
 }
 
+/// A budget that is too small.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortfall {
+    /// The device.
+    pub device: String,
+    /// The least that would do.
+    pub needed: Bytes,
+    /// What there is.
+    pub available: Bytes,
+}
+
+fn in_words(shortfalls: &[Shortfall]) -> String {
+    let devices: Vec<String> = shortfalls.iter().map(|short| short.device.clone()).collect();
+    let needs = shortfalls
+        .iter()
+        .map(|short| format!("{} needs at least {}, has {}", short.device, short.needed.typed(), short.available.typed_down()));
+    format!("{} together: {}", devices.join(" and "), needs.collect::<Vec<_>>().join("; "))
+}
+
 impl Error {
     /// The process exit code for this error: 1 failed, 2 bad usage, 3 does not fit, 4 no usable GPU, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::InvalidArgument { .. } => 2,
-            Error::DoesNotFit { .. } | Error::ExceedsLimit { .. } => 3,
+            Error::DoesNotFit { .. } | Error::DoNotFit { .. } | Error::ExceedsLimit { .. } => 3,
             Error::NoGpu { .. } => 4,
             Error::Interrupted => 130,
             _ => 1,

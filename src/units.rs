@@ -42,15 +42,38 @@ impl Bytes {
         Bytes(self.0.saturating_sub(other.0))
     }
 
-    /// As it prints, but rounded up: what is read back from the text is never less.
-    pub fn rounded_up(self) -> String {
-        match UNITS.iter().find(|(size, _)| self.0 >= *size) {
-            Some((size, unit)) => {
-                let tenths = (u128::from(self.0) * 10).div_ceil(u128::from(*size));
+    /// The next size, at or above, that [`Bytes::typed`] writes without loss.
+    #[must_use]
+    pub fn typed_up(self) -> Bytes {
+        let unit = self.typed_unit().0;
+        let tenths = (u128::from(self.0) * 10).div_ceil(u128::from(unit));
+        Bytes(u64::try_from(tenths * u128::from(unit) / 10).unwrap_or(u64::MAX))
+    }
+
+    /// Rounded up, as one types it: tenths of a MiB, of a KiB below that, or bytes. What is read back from the text is
+    /// [`Bytes::typed_up`].
+    pub fn typed(self) -> String {
+        self.in_tenths(|tenfold, unit| tenfold.div_ceil(unit))
+    }
+
+    /// As [`Bytes::typed`], but rounded down.
+    pub fn typed_down(self) -> String {
+        self.in_tenths(|tenfold, unit| tenfold / unit)
+    }
+
+    fn in_tenths(self, divide: impl Fn(u128, u128) -> u128) -> String {
+        match self.typed_unit() {
+            (1, unit) => format!("{} {unit}", self.0),
+            (size, unit) => {
+                let tenths = divide(u128::from(self.0) * 10, size.into());
                 format!("{}.{} {unit}", tenths / 10, tenths % 10)
             }
-            None => format!("{} B", self.0),
         }
+    }
+
+    /// The unit in which a size is typed. Never a GiB, whose tenths are a hundred MiB.
+    fn typed_unit(self) -> (u64, &'static str) {
+        UNITS[2..].iter().copied().find(|(size, _)| self.0 >= *size).unwrap_or((1, "B"))
     }
 
     /// So many times as much, or the largest number.
@@ -271,13 +294,27 @@ mod tests {
     }
 
     #[test]
-    fn rounded_up_reads_back_as_no_less() {
-        for bytes in [0, 1, 1023, 1024, 1025, 112_230, 1 << 20, (1 << 20) + 1, 42_257_613, (1 << 30) - 1, 5_000_000_001] {
-            let text = Bytes(bytes).rounded_up();
-            let read = text.parse::<Bytes>().unwrap();
-            assert!(read >= Bytes(bytes) && read.0 <= bytes + bytes / 10 + 1, "{bytes} prints as {text}");
+    fn typed_sizes_read_back_as_the_next_that_can_be_typed() {
+        for bytes in
+            [0, 1, 1023, 1024, 1025, 112_230, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 42_257_613, (1 << 30) - 1, 5_000_000_001, 1 << 45]
+        {
+            let (bytes, up) = (Bytes(bytes), Bytes(bytes).typed_up());
+            let step = if bytes < Bytes::kib(1) {
+                0
+            } else if bytes < Bytes::mib(1) {
+                103
+            } else {
+                104_858
+            };
+            assert!(up >= bytes && up.0 <= bytes.0 + step, "{} became {}", bytes.0, up.0);
+            assert_eq!(up.typed_up(), up);
+            for text in [bytes.typed(), up.typed(), up.typed().replace(' ', "")] {
+                assert_eq!(text.parse::<Bytes>().unwrap(), up, "{} prints as {text}", bytes.0);
+            }
         }
-        assert_eq!(Bytes(112_231).rounded_up(), "109.7 KiB");
+        assert_eq!((Bytes(112_231).typed(), Bytes(5_000_000_001).typed()), ("109.7 KiB".into(), "4768.4 MiB".into()));
+        assert_eq!((Bytes(112_231).typed_down(), Bytes(1023).typed_down()), ("109.6 KiB".into(), "1023 B".into()));
+        assert_eq!(Bytes(u64::MAX).typed_up(), Bytes(u64::MAX));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 #[path = "common/models.rs"]
 mod models;
+#[path = "plan/refusals.rs"]
+mod refusals;
 #[path = "plan/saved.rs"]
 mod saved;
 
@@ -319,21 +321,24 @@ proptest! {
                 prop_assert_eq!(serde_json::to_string(&made).expect("plain data"), serde_json::to_string(&again).expect("plain data"));
                 prop_assert!(!made.to_string().is_empty());
             }
-            Err(Error::DoesNotFit { device, needed, .. }) if case.options.compute_on.iter().any(|own| own.to_string() == device) => {
-                let device: Device = device.parse().expect("one of those asked");
-                if needed < Bytes(u64::MAX) {
-                    let enough = Case { options: case.with_budget(device, needed), ..case.clone() };
-                    let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
-                    check(&enough, &catalog, &model, &made);
-                    // Of several that compute, another one's share may shrink as this one's budget is named.
-                    if case.options.compute_on.len() == 1 {
-                        let less = plan(&catalog, &model, &case.devices, &case.with_budget(device, Bytes(needed.0 - 1)));
-                        prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
-                    }
-                }
+            Err(Error::DoesNotFit { device, needed, .. }) => {
+                let device: Device = device.parse().expect("a device");
+                let enough = Case { options: case.with_budget(device, needed), ..case.clone() };
+                let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
+                check(&enough, &catalog, &model, &made);
+                let less = plan(&catalog, &model, &case.devices, &case.with_budget(device, Bytes(needed.0 - 1)));
+                prop_assert!(matches!(less, Err(Error::DoesNotFit { .. })), "less than the least works");
+            }
+            Err(Error::DoNotFit { shortfalls, .. }) => {
+                let mut options = case.options.clone();
+                options.max_memory.extend(shortfalls.iter().map(|short| (short.device.parse().expect("a device"), short.needed)));
+                let enough = Case { options, ..case.clone() };
+                let made = plan(&catalog, &model, &case.devices, &enough.options).expect("what is needed is enough");
+                check(&enough, &catalog, &model, &made);
             }
             Err(Error::ExceedsLimit { device, needed, available, .. }) => {
-                prop_assert!(device.contains("binding") && needed > available, "{} {:?} {:?}", device, needed, available);
+                let is_known = device.contains("binding") || device.contains("budget");
+                prop_assert!(is_known && needed > available, "{} {:?} {:?}", device, needed, available);
             }
             Err(other) => return Err(proptest::test_runner::TestCaseError::fail(other.to_string())),
         }

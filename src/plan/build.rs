@@ -348,12 +348,7 @@ impl Build<'_> {
         let site = self.site;
         let shared = parts.iter().filter(|part| site.workers[part.worker].shares_host_memory()).map(|part| part.used.total()).sum();
         let host_part = parts.iter().find(|part| site.workers[part.worker].device == Device::Cpu);
-        let is_tried = |worker: usize| self.budgets[worker] != site.workers[worker].budget;
-        let host_budget = match host_part.map(|part| part.worker) {
-            // A budget that was asked for, or is tried as if it were, is the host's own; its capacity is shared.
-            Some(worker) if is_tried(worker) || site.options.max_memory.contains_key(&Device::Cpu) => self.budgets[worker],
-            _ => site.host_budget(shared),
-        };
+        let host_budget = site.host_budget(shared);
         let held: Bytes = parts.iter().filter(|part| site.workers[part.worker].device != Device::Cpu).map(held_bytes).sum();
         let mut host_used = host_part.map(|part| part.used).unwrap_or_default();
         host_used.weights += held;

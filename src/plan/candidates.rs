@@ -106,16 +106,28 @@ fn greedy(site: &Site<'_>, budgets: &[Bytes]) -> (Vec<Candidate>, Option<Refusal
 
 /// The plans that a device map allows; at least one.
 fn of_map(site: &Site<'_>, map: &DeviceMap, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusal> {
-    let mut candidates = Vec::new();
+    let candidate = |(shape, plan): (Shape, Plan)| Candidate { secs: secs_of(site, &plan), plan, shape };
+    made_of_map(site, map, budgets).map(|made| made.into_iter().map(candidate).collect())
+}
+
+fn made_of_map(site: &Site<'_>, map: &DeviceMap, budgets: &[Bytes]) -> Result<Vec<(Shape, Plan)>, Refusal> {
+    let mut all = Vec::new();
     let mut refusal = None;
     for offloaded in Offloaded::ALL {
         let Some(placements) = device_map::placements(site, map, offloaded)? else { continue };
         match site.placed(&placements, budgets) {
-            Ok((shape, plan)) => candidates.push(Candidate { secs: secs_of(site, &plan), plan, shape }),
+            Ok((_, plan)) if !is_allowed(site, &plan) => refusal = Some(Refusal::Budget),
+            Ok(made) => all.push(made),
             Err(other) => refusal = Some(other),
         }
     }
-    if candidates.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(candidates) }
+    if all.is_empty() { Err(refusal.unwrap_or(Refusal::Budget)) } else { Ok(all) }
+}
+
+/// Whether `--strict` and `-ngl all` allow a plan.
+fn is_allowed(site: &Site<'_>, plan: &Plan) -> bool {
+    let may_stream = site.options.resident_layers != ResidentLayers::All;
+    (site.options.spill == Spill::Allowed || site.keeps_within(plan)) && (may_stream || plan.streamed_bytes() == Bytes::ZERO)
 }
 
 /// The plans that need no search, named for people, fastest first.
@@ -144,9 +156,15 @@ pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], op
     choose(&site, measured(&site, &budgets).ok()?).map(|candidate| candidate.plan)
 }
 
-/// Whether there is a greedy plan.
+/// Whether [`best`] makes a plan, without the search for the best: that one is made where there is one of these.
 pub(super) fn is_possible(site: &Site<'_>) -> bool {
-    !greedy(site, &site.budgets()).0.is_empty()
+    let budgets = site.budgets();
+    match &site.options.homes {
+        Homes::Auto => chains(site).iter().any(|chain| site.greedy(chain, &budgets).is_ok()),
+        Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| made_of_map(site, map, &budgets)).is_ok(),
+        Homes::Given(map) => made_of_map(site, map, &budgets).is_ok(),
+        Homes::FrontToBack | Homes::Placed(_) => best(site).is_ok(),
+    }
 }
 
 /// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays and each
@@ -255,12 +273,7 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> 
             candidates.retain(|candidate| is_wanted(&candidate.plan));
         }
     };
-    if site.options.spill == Spill::Refused {
-        candidates.retain(|candidate| site.keeps_within(&candidate.plan));
-    }
-    if site.options.resident_layers == ResidentLayers::All {
-        candidates.retain(|candidate| candidate.plan.streamed_bytes() == Bytes::ZERO);
-    }
+    candidates.retain(|candidate| is_allowed(site, &candidate.plan));
     keep(&mut candidates, &|plan| plan.ctx_size >= n_positions);
     let faster = |best: Candidate, next: Candidate| if next.secs < best.secs * (1.0 - 1e-6) { next } else { best };
     candidates.into_iter().reduce(faster)

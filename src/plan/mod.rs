@@ -16,6 +16,7 @@ mod options;
 mod pieces;
 mod placement;
 mod refusal;
+mod remedies;
 mod report;
 mod saved;
 mod schedule;
@@ -170,8 +171,8 @@ pub struct RingPlan {
 /// asked.
 ///
 /// # Errors
-/// [`crate::error::Error::DoesNotFit`] with the least budget that works, found by trying, or with the adapter limit in
-/// the way; [`crate::error::Error::UnsupportedModel`] for heads too large for a GPU;
+/// [`crate::error::Error::DoesNotFit`] with the least budget that works with the others as they are, found by trying;
+/// [`crate::error::Error::DoNotFit`] where several are too small; [`crate::error::Error::ExceedsLimit`] with the limit in the way; [`crate::error::Error::UnsupportedModel`] for heads too large for a GPU;
 /// [`crate::error::Error::InvalidArgument`] for a device that is not there.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     if let Some(saved) = &options.saved {
@@ -179,12 +180,7 @@ pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &
     }
     let asked = options.ctx_size.filter(|&size| size > 0);
     let options = options.within(asked.unwrap_or(model.config.context_length));
-    let plan = placement::place(catalog, model, devices, &options)?;
-    // Where the context was open, it may have become shorter than the forwards that were asked for.
-    match options.ubatch_size.is_some() && plan.forward.n_tokens > plan.ctx_size.saturating_mul(plan.n_seqs) {
-        true => placement::place(catalog, model, devices, &options.within(plan.ctx_size)),
-        false => Ok(plan),
-    }
+    placement::place(catalog, model, devices, &options)
 }
 
 impl Plan {

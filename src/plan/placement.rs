@@ -1,5 +1,7 @@
 //! Placement: tries the sizes that the user left open, from what one would like to the least that works.
 
+use std::iter::successors;
+
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -9,7 +11,7 @@ use crate::plan::greedy::Greedy;
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
-use crate::plan::{Context, Homes, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{Context, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -22,45 +24,100 @@ const CTX_STEP: usize = 64;
 
 /// Makes the plan, shrinking what the user left open until it fits.
 pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
-    let mut options = settle(options);
-    if options.n_seqs == 0 {
-        let is_throughput = options.objective == Objective::Throughput;
-        options.n_seqs = if is_throughput { candidates::n_seqs_that_pay(catalog, model, devices, &options) } else { 1 };
-    }
-    if options.context == Context::Fit && options.ctx_size.is_none() {
-        options.resident_layers = ResidentLayers::All;
-        options.ctx_size = Some(largest_resident_ctx(catalog, model, devices, &options)?);
-    }
-    let site = Site::new(catalog, model, devices, &options)?;
+    let asked = Asked { catalog, model, devices, options };
+    let settled = asked.settled()?;
+    let site = Site::new(catalog, model, devices, &settled)?;
     match candidates::best(&site) {
         Ok(plan) => Ok(plan),
         Err(Refusal::Limit(error)) => Err(error),
-        Err(Refusal::Budget) => Err(match &options.homes {
-            Homes::Placed(placements) => site.placements_too_large(placements),
-            _ => site.too_small(),
-        }),
+        Err(Refusal::Budget) => Err(asked.refusal()),
     }
 }
 
-/// The largest context with which every weight stays resident: a multiple of [`CTX_STEP`], or the model's own.
-fn largest_resident_ctx(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<usize> {
-    let fits = |ctx_size: usize| -> Result<bool> {
+/// All that a plan is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) catalog: &'a Catalog,
+    pub(super) model: &'a Model,
+    pub(super) devices: &'a [DeviceSpec],
+    /// As the user gave them.
+    pub(super) options: &'a PlanOptions,
+}
+
+impl Asked<'_> {
+    /// Options with the number of sequences, and with the context that `--fit` leaves open.
+    pub(super) fn settled(&self) -> Result<PlanOptions> {
+        let mut options = settle(self.options);
+        if options.n_seqs == 0 {
+            options.n_seqs = self.n_seqs(&options);
+        }
+        if fits_its_context(&options) {
+            options.resident_layers = ResidentLayers::All;
+            options.ctx_size = Some(self.largest_resident_ctx(&options)?);
+        }
+        Ok(options)
+    }
+
+    /// As many sequences side by side as pay, but no more than a plan is possible with.
+    fn n_seqs(&self, options: &PlanOptions) -> usize {
+        if options.objective == Objective::Latency {
+            return 1;
+        }
+        let most = candidates::n_seqs_that_pay(self.catalog, self.model, self.devices, options);
+        let halves = successors(Some(most), |&n_seqs| (n_seqs > 1).then_some(n_seqs / 2));
+        let mut possible = halves.filter(|&n_seqs| self.is_possible(&PlanOptions { n_seqs, ..options.clone() }));
+        possible.next().unwrap_or(1)
+    }
+
+    /// Whether [`place`] makes a plan with these options instead, without looking for the best.
+    pub(super) fn is_possible(&self, options: &PlanOptions) -> bool {
+        let settled = settle(options);
+        // What a plan with more sequences has room for, one with a single sequence has room for.
+        let settled = PlanOptions { n_seqs: settled.n_seqs.max(1), ..settled };
+        if fits_its_context(&settled) {
+            let settled = PlanOptions { resident_layers: ResidentLayers::All, ..settled };
+            let (least, most) = self.resident_ctx_range();
+            return self.fits(&settled, least) || self.fits(&settled, most);
+        }
+        Site::new(self.catalog, self.model, self.devices, &settled).is_ok_and(|site| candidates::is_possible(&site))
+    }
+
+    /// The shortest and the longest context that `--fit` takes.
+    fn resident_ctx_range(&self) -> (usize, usize) {
+        let most = self.model.config.context_length;
+        (CTX_STEP.min(most), most)
+    }
+
+    fn fits(&self, options: &PlanOptions, ctx_size: usize) -> bool {
         let options = PlanOptions { ctx_size: Some(ctx_size), ..options.clone() };
-        let site = Site::new(catalog, model, devices, &options)?;
-        Ok(candidates::is_possible(&site))
-    };
-    let most = model.config.context_length;
-    if fits(most)? {
-        return Ok(most);
+        Site::new(self.catalog, self.model, self.devices, &options).is_ok_and(|site| candidates::is_possible(&site))
     }
-    // In steps: the first too large, the last that fits.
-    let (mut enough, mut too_large) = (0, most.div_ceil(CTX_STEP));
-    while too_large - enough > 1 {
-        let middle = enough + (too_large - enough) / 2;
-        if fits(middle * CTX_STEP)? { enough = middle } else { too_large = middle }
+
+    /// The largest context with which every weight stays resident: a multiple of [`CTX_STEP`], or the model's own. Where not even
+    /// the least fits, it is that: the refusal says how much is missing.
+    fn largest_resident_ctx(&self, options: &PlanOptions) -> Result<usize> {
+        // What is wrong with the options is told here.
+        Site::new(self.catalog, self.model, self.devices, options)?;
+        let (least, most) = self.resident_ctx_range();
+        if self.fits(options, most) {
+            return Ok(most);
+        }
+        if !self.fits(options, least) {
+            return Ok(least);
+        }
+        // In steps: the last that fits, the first too large.
+        let (mut enough, mut too_large) = (1, most.div_ceil(CTX_STEP));
+        while too_large - enough > 1 {
+            let middle = enough + (too_large - enough) / 2;
+            if self.fits(options, middle * CTX_STEP) { enough = middle } else { too_large = middle }
+        }
+        Ok((enough * CTX_STEP).min(most))
     }
-    // Where not even the least fits, the refusal says how much is missing.
-    Ok(enough.max(1) * CTX_STEP)
+}
+
+/// Whether the context is as long as every weight stays resident.
+fn fits_its_context(options: &PlanOptions) -> bool {
+    options.context == Context::Fit && options.ctx_size.is_none()
 }
 
 /// Refuses placements that no schedule can carry out.
@@ -122,7 +179,9 @@ impl Site<'_> {
         mut make: impl FnMut(Shape) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let mut refusal = None;
-        for shape in self.shapes(chain, budgets) {
+        let shapes = self.shapes(chain, budgets);
+        let shorter = shapes.last().copied().into_iter().flat_map(|least| self.shorter(least));
+        for shape in shapes.iter().copied().chain(shorter) {
             match (make(shape), &refusal) {
                 (Ok(made), _) => return Ok(made),
                 // A shape that breaks a limit is no reason where another one lacks memory only.

@@ -1,13 +1,21 @@
-//! Refusals: why there is no plan, and exactly what would be enough.
+//! Refusals: why there is no plan, and exactly what would be enough. Found by the function that plans, so that it is true.
 
-use crate::error::Error;
+use std::collections::BTreeMap;
+
+use crate::device::{Device, DeviceSpec};
+use crate::error::{Error, Shortfall};
 use crate::plan::candidates;
-use crate::plan::site::Site;
-use crate::plan::{Context, Placement, ResidentLayers, Spill};
+use crate::plan::placement::{Asked, settle};
+use crate::plan::site::{MAX_WORK, Site, Worker, budget, find};
+use crate::plan::{PlanOptions, Spill};
 use crate::units::Bytes;
 
-/// Rounds in which a refusal's advice is tried as it would be followed.
-const N_NAMED_ROUNDS: usize = 8;
+/// The least budget that is tried where the present one is smaller.
+const LEAST_TRIED: Bytes = Bytes::kib(64);
+/// The largest budget that can be typed.
+const MOST_TYPED: Bytes = Bytes(1 << 62);
+/// Rounds in which budgets that are needed together are made smaller, one after the other.
+const N_TOGETHER_ROUNDS: usize = 4;
 
 /// Why a plan cannot be made.
 pub(super) enum Refusal {
@@ -23,90 +31,245 @@ impl From<Error> for Refusal {
     }
 }
 
-impl Site<'_> {
-    /// The refusal of placements that are not the planner's to change.
-    pub(super) fn placements_too_large(&self, placements: &[Placement]) -> Error {
-        let available = self.chain_of(placements).iter().map(|&worker| self.workers[worker].budget).sum();
-        let advice = "raise --max-memory, lower --ctx-size, or let the planner choose the homes (--device-map auto)".into();
-        Error::DoesNotFit { device: "these homes".into(), needed: self.needed(placements), available, advice }
+/// Budgets by device, as `--max-memory` gives them.
+type Budgets = BTreeMap<Device, Bytes>;
+
+/// A device whose budget is too small.
+struct Short<'a> {
+    spec: &'a DeviceSpec,
+    needed: Bytes,
+    available: Bytes,
+}
+
+impl Short<'_> {
+    /// By how much the budget must grow.
+    fn growth(&self) -> Bytes {
+        self.needed.saturating_sub(self.available)
     }
 
-    /// Bytes of the matrices that placements keep with those who compute them, for a refusal.
-    fn needed(&self, placements: &[Placement]) -> Bytes {
-        let of_unit = |(unit, placement): (usize, &Placement)| -> Bytes {
-            let matrices = self.model.units[unit].matrices().zip(&placement.homes);
-            matrices.filter(|(_, home)| **home == placement.execute_on).map(|(id, _)| self.catalog[id].size_bytes).sum()
+    /// Whether the device has as much as is needed.
+    fn is_there(&self) -> bool {
+        self.spec.capacity.is_none_or(|capacity| self.needed <= capacity)
+    }
+}
+
+impl<'a> Asked<'a> {
+    /// The refusal of options for which there is no plan: the budget that is too small, the least that works there with the others
+    /// as they are, and what else could be changed.
+    pub(super) fn refusal(&self) -> Error {
+        let ample = self.ample();
+        let shorts = match self.one_short(ample) {
+            Some(short) if short.is_there() => vec![short],
+            // Where no device of this machine is large enough alone, several may be.
+            alone => {
+                let together = self.together_short(ample);
+                let is_better = !together.is_empty() && (alone.is_none() || together.iter().all(Short::is_there));
+                if is_better { together } else { alone.into_iter().collect() }
+            }
         };
-        placements.iter().enumerate().map(of_unit).sum()
+        let ways = self.ways_out();
+        if shorts.is_empty() {
+            return self.limit_at(ample).unwrap_or_else(|| no_budget_is_enough(ample, &ways));
+        }
+        let advice = self.advice(&shorts, &ways);
+        let mut shortfalls: Vec<Shortfall> = shorts.iter().map(Shortfall::from).collect();
+        match shortfalls.pop() {
+            Some(Shortfall { device, needed, available }) if shortfalls.is_empty() => {
+                Error::DoesNotFit { device, needed, available, advice }
+            }
+            last => Error::DoNotFit { shortfalls: shortfalls.into_iter().chain(last).collect(), advice },
+        }
     }
 
-    /// The refusal, with the least budget that works.
-    pub(super) fn too_small(&self) -> Error {
-        let tried = self.workers.len() - 1;
-        let (device, available) = (self.workers[tried].device, self.workers[tried].budget);
-        let mut advice = format!("raise --max-memory {device}=…");
-        match (self.options.context, self.options.resident_layers) {
-            (Context::Fit, _) => advice.push_str(", or drop --fit so that a part streams"),
-            (_, ResidentLayers::All) => advice.push_str(", or drop `-ngl all` so that a part streams"),
-            _ => {}
+    /// The device that works with the least more, of those that have so much, if one alone is enough.
+    fn one_short(&self, ample: Bytes) -> Option<Short<'a>> {
+        let mut best: Option<(Short<'_>, Bytes)> = None;
+        for spec in self.budgeted() {
+            let available = self.present(spec);
+            // What needs more than was found already is of no interest.
+            let is_worse = |best: &Short<'_>| best.is_there() && !self.works_with(spec, available + best.growth());
+            if best.as_ref().is_some_and(|(best, _)| is_worse(best)) {
+                continue;
+            }
+            let Some((too_small, needed)) = self.least_alone(spec, ample) else { continue };
+            let found = Short { spec, needed, available };
+            let rank = |short: &Short<'_>| (!short.is_there(), short.growth());
+            if best.as_ref().is_none_or(|(best, _)| rank(&found) < rank(best)) {
+                best = Some((found, too_small));
+            }
         }
-        if self.options.spill == Spill::Refused {
-            advice.push_str(", or drop --strict so that weights may live elsewhere");
-        }
-        if let Some(ctx_size) = self.options.ctx_size {
-            advice.push_str(&format!(", or lower --ctx-size ({ctx_size})"));
-        }
-        if let Some(ubatch_size) = self.options.ubatch_size.filter(|&size| size > 1) {
-            advice.push_str(&format!(", or lower --ubatch-size ({ubatch_size})"));
-        }
-        let needed = match self.least_named_budget(tried) {
-            Ok(needed) => needed,
-            Err(Refusal::Limit(error)) => return error,
-            Err(Refusal::Budget) => Bytes(u64::MAX),
-        };
-        Error::DoesNotFit { device: device.to_string(), needed, available, advice }
+        let (short, too_small) = best?;
+        // To the byte: rounded up as it is told, it is what was found.
+        let (_, needed) = narrow(too_small, short.needed, |bytes| bytes, |budget| self.works_with(short.spec, budget));
+        Some(Short { needed, ..short })
     }
 
-    /// As [`Site::least_budget`], but enough too where it is named: then others that share the memory may get less.
-    fn least_named_budget(&self, worker: usize) -> Result<Bytes, Refusal> {
-        let mut needed = self.least_budget(worker)?;
-        if self.workers.len() == 1 {
-            return Ok(needed);
-        }
+    /// What stands in the way where every device has `ample`.
+    fn limit_at(&self, ample: Bytes) -> Option<Error> {
         let mut options = self.options.clone();
-        for _ in 0..N_NAMED_ROUNDS {
-            options.max_memory.insert(self.workers[worker].device, needed);
-            let named = Site::new(self.catalog, self.model, self.devices, &options)?;
-            if candidates::is_possible(&named) {
-                return Ok(needed);
-            }
-            needed = named.least_budget(worker)?.max(Bytes(needed.0.saturating_add(needed.0 / 8)));
+        options.max_memory.extend(self.budgeted().iter().map(|spec| (spec.device, ample)));
+        let settled = Asked { options: &options, ..*self }.settled().ok()?;
+        let site = Site::new(self.catalog, self.model, self.devices, &settled).ok()?;
+        match candidates::best(&site) {
+            Err(Refusal::Limit(error)) => Some(error),
+            _ => None,
         }
-        Err(Refusal::Budget)
     }
 
-    /// The least budget of `worker` above the present one, which is too small: found by trying, so that it is true.
-    fn least_budget(&self, worker: usize) -> Result<Bytes, Refusal> {
-        let mut budgets = self.budgets();
-        let chain: Vec<usize> = (0..self.workers.len()).collect();
-        let mut place = |budget: Bytes| {
-            budgets[worker] = budget;
-            self.greedy(&chain, &budgets).map(drop)
+    /// The devices that must have more together, each the least that works with what the others then have: out of what the machine
+    /// has, where that is enough.
+    fn together_short(&self, ample: Bytes) -> Vec<Short<'a>> {
+        let specs = self.budgeted();
+        let asked = &self.options.max_memory;
+        let with_at_least = |least: &dyn Fn(&DeviceSpec) -> Bytes| {
+            let mut budgets = asked.clone();
+            budgets.extend(specs.iter().map(|spec| (spec.device, least(spec).max(self.present(spec)).typed_up())));
+            budgets
         };
-        let (mut too_small, mut enough) = (self.workers[worker].budget, self.workers[worker].budget.max(Bytes::kib(64)));
-        while let Err(refusal) = place(enough) {
-            if enough == Bytes(u64::MAX) || matches!(refusal, Refusal::Limit(_)) {
-                return Err(refusal);
+        let starts = [with_at_least(&|spec| spec.capacity.unwrap_or_default()), with_at_least(&|_| ample)];
+        let is_typed = |budgets: &Budgets| budgets.values().all(|budget| *budget <= MOST_TYPED);
+        let Some(mut budgets) = starts.into_iter().find(|budgets| is_typed(budgets) && self.works(budgets)) else { return Vec::new() };
+        for _ in 0..N_TOGETHER_ROUNDS {
+            let before = budgets.clone();
+            for spec in &specs {
+                let with = |budget: Option<Bytes>| {
+                    let mut tried = budgets.clone();
+                    tried.remove(&spec.device);
+                    tried.extend(budget.map(|budget| (spec.device, budget)));
+                    tried
+                };
+                let unchanged = with(asked.get(&spec.device).copied());
+                budgets = match budgets.get(&spec.device) {
+                    Some(&enough) if !self.works(&unchanged) => {
+                        let (_, needed) = narrow(self.present(spec), enough, Bytes::typed_up, |budget| self.works(&with(Some(budget))));
+                        with(Some(needed))
+                    }
+                    _ => unchanged,
+                };
             }
-            (too_small, enough) = (enough, enough.times(2));
-        }
-        while enough.0 - too_small.0 > 1 {
-            let middle = Bytes(too_small.0 + (enough.0 - too_small.0) / 2);
-            match place(middle) {
-                Ok(()) => enough = middle,
-                Err(_) => too_small = middle,
+            if budgets == before {
+                break;
             }
         }
-        Ok(enough)
+        let changed = specs.into_iter().filter_map(|spec| {
+            let needed = *budgets.get(&spec.device)?;
+            (asked.get(&spec.device) != Some(&needed)).then(|| Short { spec, needed, available: self.present(spec) })
+        });
+        changed.collect()
+    }
+
+    /// The least budget of one device that works with the others as they are, as it is typed, behind the next smaller one, which is
+    /// too small; `None` where none up to `ample` works.
+    fn least_alone(&self, spec: &DeviceSpec, ample: Bytes) -> Option<(Bytes, Bytes)> {
+        let present = self.present(spec);
+        // What others have, or who may hold weights, can change as a budget is named: even the present one may do then.
+        let mut too_small = if self.works_with(spec, present) { Bytes::ZERO } else { present };
+        let mut tried = (present + Bytes(1)).max(LEAST_TRIED).typed_up();
+        while !self.works_with(spec, tried) {
+            if tried >= ample || tried > MOST_TYPED {
+                return None;
+            }
+            (too_small, tried) = (tried, tried.times(2).typed_up());
+        }
+        (tried <= MOST_TYPED).then(|| narrow(too_small, tried, Bytes::typed_up, |budget| self.works_with(spec, budget)))
+    }
+
+    fn works(&self, budgets: &Budgets) -> bool {
+        self.is_possible(&PlanOptions { max_memory: budgets.clone(), ..self.options.clone() })
+    }
+
+    /// Whether a plan is possible with this budget for one device, and the others as they are.
+    fn works_with(&self, spec: &DeviceSpec, budget: Bytes) -> bool {
+        let mut budgets = self.options.max_memory.clone();
+        budgets.insert(spec.device, budget);
+        self.works(&budgets)
+    }
+
+    /// The devices that a budget can be given to: those that may compute, and the host, which holds what streams.
+    fn budgeted(&self) -> Vec<&'a DeviceSpec> {
+        let mut devices = self.options.compute_on.clone();
+        if !devices.contains(&Device::Cpu) {
+            devices.push(Device::Cpu);
+        }
+        devices.into_iter().filter_map(|device| find(self.devices, device).ok()).collect()
+    }
+
+    /// What a device may use now: nothing where `--strict` does not let it hold weights.
+    fn present(&self, spec: &DeviceSpec) -> Bytes {
+        let Asked { options, .. } = self;
+        let named = &options.max_memory;
+        let may_hold = if named.is_empty() { options.compute_on.contains(&spec.device) } else { named.contains_key(&spec.device) };
+        if options.spill == Spill::Refused && !may_hold {
+            return Bytes::ZERO;
+        }
+        find(self.devices, Device::Cpu).map_or(Bytes::ZERO, |host| budget(spec, host, options))
+    }
+
+    /// More than any device can be made to hold.
+    fn ample(&self) -> Bytes {
+        let options = settle(self.options);
+        let options = PlanOptions { n_seqs: options.n_seqs.max(1), ..options };
+        let Ok(site) = Site::new(self.catalog, self.model, self.devices, &options) else { return Bytes::ZERO };
+        let (budgets, n_layers) = (site.budgets(), self.model.config.n_layers as u64);
+        let of_worker = |(worker, own): (usize, &Worker<'_>)| -> Bytes {
+            let Some(shape) = site.shapes(&[worker], &budgets).last().copied() else { return Bytes::ZERO };
+            let largest = own.block_bytes.iter().copied().max().unwrap_or_default();
+            let weights: Bytes = own.block_bytes.iter().chain(&own.vector_bytes).copied().sum();
+            let beside = site.working_bytes(shape.forward, own.alone()) + own.params_bytes(MAX_WORK as usize);
+            weights + beside + site.kv_bytes_of_layer(own, shape.ctx_size).times(n_layers) + largest.times(own.ring_copies(shape.n_slots))
+        };
+        let most = site.workers.iter().enumerate().map(of_worker).max().unwrap_or_default();
+        (most + self.catalog.size_bytes()).times(2)
+    }
+
+    /// What to change: the budgets, where there is so much, or something else that helps.
+    fn advice(&self, shorts: &[Short<'_>], ways: &[String]) -> String {
+        let missing = shorts.iter().filter(|short| !short.is_there());
+        let missing = missing.map(|short| format!("{} of this machine has {}", short.spec.device, short.spec.capacity.unwrap_or_default()));
+        let missing: Vec<String> = missing.collect();
+        if !missing.is_empty() {
+            let ways = if ways.is_empty() { "take a smaller model, or a machine with more memory".into() } else { ways.join(", or ") };
+            return format!("{}: {ways}", missing.join(" and "));
+        }
+        let mut budgets: BTreeMap<Device, String> =
+            self.options.max_memory.iter().map(|(&device, bytes)| (device, bytes.exact())).collect();
+        budgets.extend(shorts.iter().map(|short| (short.spec.device, short.needed.typed().replace(' ', ""))));
+        let budgets: Vec<String> = budgets.iter().map(|(device, bytes)| format!("{device}={bytes}")).collect();
+        let raise = format!("set --max-memory {}", budgets.join(","));
+        std::iter::once(raise).chain(ways.iter().cloned()).collect::<Vec<_>>().join(", or ")
+    }
+}
+
+impl From<&Short<'_>> for Shortfall {
+    fn from(short: &Short<'_>) -> Shortfall {
+        Shortfall { device: short.spec.device.to_string(), needed: short.needed, available: short.available }
+    }
+}
+
+/// The refusal where no budget helps: what else was asked stands in the way, or it is more than can be typed.
+fn no_budget_is_enough(ample: Bytes, ways: &[String]) -> Error {
+    match ways {
+        [] => Error::ExceedsLimit {
+            device: "what a budget can be".into(),
+            needed: ample,
+            available: MOST_TYPED,
+            advice: "lower --ctx-size, --ubatch-size or --parallel".into(),
+        },
+        ways => Error::InvalidArgument { option: "--max-memory".into(), fault: format!("no budget is enough: {}", ways.join(", or ")) },
+    }
+}
+
+/// The least that works, of what `round` rounds up to, where `too_small` does not and `enough`, which is round, does; before it the
+/// largest that was found too small.
+fn narrow(too_small: Bytes, enough: Bytes, round: impl Fn(Bytes) -> Bytes, works: impl Fn(Bytes) -> bool) -> (Bytes, Bytes) {
+    let (mut too_small, mut enough) = (too_small, enough);
+    loop {
+        let next = round(too_small + Bytes(1));
+        if next >= enough {
+            return (too_small, enough);
+        }
+        let middle = round(Bytes(too_small.0 + (enough.0 - too_small.0) / 2));
+        let middle = if (next..enough).contains(&middle) { middle } else { next };
+        if works(middle) { enough = middle } else { too_small = middle }
     }
 }

@@ -1,5 +1,7 @@
 //! The sizes that the planner chooses where the user left them open: tokens of a forward, context, slots.
 
+use std::iter::successors;
+
 use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
 use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
@@ -13,6 +15,8 @@ const N_SLOTS: usize = 3;
 const UBATCH_SIZE: usize = 512;
 /// Tokens that keep an adapter busy: fewer would gain little by being in a forward of their own.
 const N_TOKENS_BUSY: usize = 64;
+/// The shortest context that the planner chooses.
+const CTX_LEAST: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
 const COMFORTABLE_CTX: usize = 2048;
 
@@ -22,6 +26,15 @@ pub(super) struct Shape {
     pub(super) forward: ForwardSize,
     pub(super) ctx_size: usize,
     pub(super) n_slots: usize,
+}
+
+impl Shape {
+    /// With another context, and no more tokens in a forward than the contexts of all sequences have.
+    fn with_ctx_size(self, ctx_size: usize, n_seqs: usize) -> Shape {
+        let n_tokens = self.forward.n_tokens.min(ctx_size.saturating_mul(n_seqs).max(1));
+        let forward = ForwardSize { n_tokens, n_logit_rows: self.forward.n_logit_rows.min(n_tokens), ..self.forward };
+        Shape { forward, ctx_size, ..self }
+    }
 }
 
 impl Site<'_> {
@@ -44,13 +57,24 @@ impl Site<'_> {
         while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > 2.0 * SUBMIT_SECS) {
             n_tokens /= 2;
         }
-        let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, 64)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
+        let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, CTX_LEAST)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
             let n_tokens = options.ubatch_size.unwrap_or(n_tokens).max(options.n_seqs);
             let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
             let fitting = || self.context_that_fits(chain, budget, largest_buffer, forward, ctx_min);
-            Shape { forward, ctx_size: options.ctx_size.unwrap_or_else(fitting), n_slots: options.n_slots.unwrap_or(n_slots) }
+            let shape = Shape { forward, ctx_size: ctx_limit, n_slots: options.n_slots.unwrap_or(n_slots) };
+            shape.with_ctx_size(options.ctx_size.unwrap_or_else(fitting), options.n_seqs)
         });
         shapes.collect()
+    }
+
+    /// A shape with shorter and shorter contexts, where that is open: what fits the devices together may be too long for one of them.
+    pub(super) fn shorter(&self, shape: Shape) -> impl Iterator<Item = Shape> {
+        let is_open = self.options.ctx_size.is_none();
+        let shorter = move |shape: &Shape| {
+            let ctx_size = (shape.ctx_size / 4).max(CTX_LEAST);
+            (is_open && ctx_size < shape.ctx_size).then(|| shape.with_ctx_size(ctx_size, self.options.n_seqs))
+        };
+        successors(shorter(&shape), shorter)
     }
 
     /// Seconds of the longest dispatch of a product of `n_tokens` on an adapter, by its rates. The head's is not one: it computes few.

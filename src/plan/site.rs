@@ -143,7 +143,7 @@ impl<'a> Site<'a> {
     }
 }
 
-fn find(devices: &[DeviceSpec], device: Device) -> Result<&DeviceSpec> {
+pub(super) fn find(devices: &[DeviceSpec], device: Device) -> Result<&DeviceSpec> {
     devices.iter().find(|spec| spec.device == device).ok_or_else(|| Error::InvalidArgument {
         option: "--device".into(),
         fault: format!("there is no {device}; `tierflow devices` lists what there is"),
@@ -258,7 +258,7 @@ fn check_cuts(catalog: &Catalog, matrices: &[TensorId], limits: &GpuLimits, spec
 }
 
 /// The budget asked for, or the device's capacity: of memory that the host shares, what the host's own budget leaves.
-fn budget(spec: &DeviceSpec, host: &DeviceSpec, options: &PlanOptions) -> Bytes {
+pub(super) fn budget(spec: &DeviceSpec, host: &DeviceSpec, options: &PlanOptions) -> Bytes {
     let capacity = spec.capacity.unwrap_or_default();
     let shares = spec.kind.is_some_and(|kind| kind.shares_host_memory());
     match (options.max_memory.get(&spec.device), host.capacity) {

@@ -49,6 +49,66 @@ fn a_budget_too_small_is_3_and_the_least_that_it_names_works() {
 }
 
 #[test]
+fn what_a_refusal_says_to_set_is_enough_and_a_step_less_is_not() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let devices = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json"));
+    let maps = [("gpu.json", r#"{"": 0}"#), ("cpu.json", r#"{"": "cpu"}"#)].map(|(name, map)| {
+        fs::write(home.path(name), map).unwrap();
+        text(&home.path(name))
+    });
+    let asked: [&[&str]; 13] = [
+        &[],
+        &["--strict"],
+        &["--fit"],
+        &["-ngl", "all"],
+        &["-c", "8192"],
+        &["-c", "256", "-ub", "128", "--kv-dtype", "f32"],
+        &["-np", "4", "-c", "128"],
+        &["--slots", "8"],
+        &["--objective", "throughput"],
+        &["--device-map", "sequential"],
+        &["--device-map", "balanced", "--strict"],
+        &["--device-map", &maps[0]],
+        &["--device-map", &maps[1]],
+    ];
+    let mut n_refused = 0;
+    for asked in asked {
+        for (device, budgets) in
+            [("gpu", "gpu:0=2KiB"), ("gpu", "gpu:0=60KiB"), ("auto", "gpu:0=2KiB,cpu=2KiB"), ("auto", "gpu:0=60KiB,cpu=40KiB")]
+        {
+            let plan = |budgets: &str| {
+                let arguments = ["plan", &model, "--devices", &devices, "--device", device, "--max-memory", budgets];
+                home.run(&[&arguments, asked].concat())
+            };
+            let refused = plan(budgets);
+            if refused.code == Some(0) {
+                continue;
+            }
+            n_refused += 1;
+            let what = format!("{asked:?} with {device} and {budgets}: {}", refused.stderr);
+            assert_eq!(refused.code, Some(3), "{what}");
+            let told = refused.stderr.split("set --max-memory ").nth(1).unwrap_or_else(|| panic!("{what}"));
+            let told = told.split(", or ").next().expect("budgets").trim();
+            assert_eq!(plan(told).code, Some(0), "{what}");
+            let needed = least(&refused.stderr);
+            let less = told.replacen(&needed, &a_step_less(&needed), 1);
+            assert!(less != told && plan(&less).code == Some(3), "{what}: {less}");
+        }
+    }
+    assert!(n_refused >= 26, "{n_refused} refusals");
+}
+
+/// A tenth of the unit less.
+fn a_step_less(size: &str) -> String {
+    let (number, unit) = size.split_at(size.find(|c: char| c.is_ascii_alphabetic()).expect("a unit"));
+    match number.parse::<f64>().expect("a number") {
+        1.0 if unit == "MiB" => "1023.9KiB".into(),
+        number => format!("{:.1}{unit}", number - 0.1),
+    }
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_4() {
     let home = Home::new();
     let model = home.folder_model();

@@ -37,6 +37,13 @@ impl From<Error> for Thrown {
             Error::InvalidArgument { option, .. } => set(&thrown, "option", &words::of_this_api(option).into()),
             _ => {}
         }
+        if let Error::DoNotFit { shortfalls, .. } = &error
+            && let Some(first) = shortfalls.first()
+        {
+            set(&thrown, "device", &(&first.device).into());
+            set(&thrown, "needed", &(first.needed.0 as f64).into());
+            set(&thrown, "available", &(first.available.0 as f64).into());
+        }
         Thrown(thrown.into())
     }
 }
@@ -50,7 +57,7 @@ fn name_of(error: &Error) -> &'static str {
     match error {
         Error::NoGpu { .. } => "NoWebGpuError",
         Error::ExceedsLimit { .. } => "LimitError",
-        Error::DoesNotFit { .. } => "DoesNotFitError",
+        Error::DoesNotFit { .. } | Error::DoNotFit { .. } => "DoesNotFitError",
         Error::DeviceLost { .. } => "DeviceLostError",
         Error::InvalidFile { .. }
         | Error::FileChanged { .. }
