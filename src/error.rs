@@ -167,9 +167,24 @@ pub enum Error {
         /// What came instead, and what to do.
         fault: String,
     },
+    /// All sequences that the plan provides for are in use.
+    #[error("all {n_seqs} sequences are in use; drop one, or plan for more")]
+    AllSequencesInUse {
+        /// How many there are.
+        n_seqs: usize,
+    },
+    /// The engine's thread has ended.
+    #[error("the engine has ended; load the model again")]
+    EngineGone,
     /// The user interrupted.
     #[error("interrupted")]
     Interrupted,
+    /// tierflow did not keep to its own rules.
+    #[error("{fault}; this is a fault of tierflow, please report it")]
+    Internal {
+        /// What was found.
+        fault: String,
+    },
 }
 
 /// A budget that is too small.
@@ -206,6 +221,11 @@ impl Error {
     /// An [`Error::Io`] about `path`.
     pub fn io(action: impl Into<String>, path: impl std::fmt::Display, source: std::io::Error) -> Error {
         Error::Io { action: action.into(), path: path.to_string(), source }
+    }
+
+    /// An [`Error::Internal`].
+    pub fn internal(fault: impl Into<String>) -> Error {
+        Error::Internal { fault: fault.into() }
     }
 
     /// An [`Error::InvalidFile`] about `path`.

@@ -38,15 +38,17 @@
 //!
 //! Five values pass along it in one direction, each plain data that can be printed:
 //! [`Catalog`](weights::Catalog) → [`Plan`] → [`Schedule`](plan::Schedule) → an executor → [`Trace`](stream::Trace).
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod cli;
 pub mod device;
 pub mod dtype;
 pub mod engine;
 pub mod error;
 pub mod gpu;
-pub mod host;
 #[cfg(not(target_arch = "wasm32"))]
+pub mod handle;
+pub mod host;
+#[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub mod hub;
 pub mod kernels;
 pub mod machine;
@@ -61,8 +63,10 @@ pub mod weights;
 
 pub use device::{Device, DeviceChoice, DeviceSpec, MaxMemory};
 pub use dtype::DType;
-pub use engine::{Engine, EngineBuilder, LoadProgress, MemoryUse, Prepared, TextFiles};
+pub use engine::{Engine, EngineBuilder, LoadProgress, LoadedModel, MemoryUse, Prepared, TextFiles};
 pub use error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+pub use handle::{EngineHandle, Sequence, TokenStream};
 pub use plan::{KvDType, Plan, PlanOptions};
 pub use session::{FinishReason, GenerateOptions, Generated, Generation, Session};
 pub use text::{ChatMessage, Sampler, SamplingSettings, TemplateInput};

@@ -1,7 +1,7 @@
 //! One sequence on an engine: prompts in, tokens out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -11,6 +11,8 @@ use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
 /// A sequence and its place in the KV cache.
 pub struct Session<'a> {
     engine: &'a mut Engine,
+    /// Which of the plan's sequences.
+    sequence: u32,
     tokens: Vec<u32>,
     cancelled: Arc<AtomicBool>,
 }
@@ -48,6 +50,11 @@ pub struct Generated {
 /// Tokens as they come: call [`Generation::next`] until it yields `None`.
 pub struct Generation<'s, 'a> {
     session: &'s mut Session<'a>,
+    state: GenerationState,
+}
+
+/// How far a generation has come, apart from the session that it goes on in.
+pub(crate) struct GenerationState {
     sampler: Sampler,
     options: GenerateOptions,
     detokenizer: Option<Detokenizer>,
@@ -64,11 +71,11 @@ pub struct Generation<'s, 'a> {
 
 impl<'a> Session<'a> {
     pub(crate) fn new(engine: &'a mut Engine) -> Session<'a> {
-        Session::resumed(engine, Vec::new())
+        Session::resumed(engine, 0, Vec::new())
     }
 
-    pub(crate) fn resumed(engine: &'a mut Engine, tokens: Vec<u32>) -> Session<'a> {
-        Session { engine, tokens, cancelled: Arc::default() }
+    pub(crate) fn resumed(engine: &'a mut Engine, sequence: u32, tokens: Vec<u32>) -> Session<'a> {
+        Session { engine, sequence, tokens, cancelled: Arc::default() }
     }
 
     /// The engine it runs on.
@@ -81,8 +88,8 @@ impl<'a> Session<'a> {
         &self.tokens
     }
 
-    /// Ends what runs, with [`Error::Interrupted`] before its next forward, once `cancelled` is true. A long prompt is
-    /// many forwards; what was computed of it stays.
+    /// Ends what runs, with [`Error::Interrupted`] before its next submission, once `cancelled` is true. A long prompt is
+    /// many forwards; those that ended stay.
     pub fn cancel_with(&mut self, cancelled: Arc<AtomicBool>) {
         self.cancelled = cancelled;
     }
@@ -103,17 +110,14 @@ impl<'a> Session<'a> {
         let mut scores = None;
         let n_parts = tokens.len().div_ceil(n_tokens_max);
         for (index, part) in tokens.chunks(n_tokens_max).enumerate() {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
             let first = self.tokens.len() as u32;
             let batch = Batch {
-                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect(),
+                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
                 logits_for: vec![part.len() as u32 - 1],
                 // Only what follows the whole is asked for: all of a part's scores need not cross the link.
                 want: if index + 1 == n_parts { want } else { Want::TopK(1) },
             };
-            scores = self.engine.forward(&batch).await?.into_iter().next();
+            scores = self.engine.forward_unless(&batch, &self.cancelled).await?.into_iter().next();
             self.tokens.extend_from_slice(part);
         }
         scores.ok_or_else(|| Error::InvalidArgument { option: "--prompt".into(), fault: "is empty; there is nothing to continue".into() })
@@ -129,11 +133,11 @@ impl<'a> Session<'a> {
         for part in tokens.chunks(n_rows_max) {
             let first = self.tokens.len() as u32;
             let batch = Batch {
-                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: 0, position }).collect(),
+                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
                 logits_for: (0..part.len() as u32).collect(),
                 want: Want::Logits,
             };
-            for scores in self.engine.forward(&batch).await? {
+            for scores in self.engine.forward_unless(&batch, &self.cancelled).await? {
                 if let Scores::All(logits) = scores {
                     each(logits);
                 }
@@ -157,28 +161,9 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// As of [`Session::append`].
-    pub async fn generate<'s>(&'s mut self, prompt: &[u32], mut sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
-        let stop = StopStrings::new(options.stop.clone())?;
-        let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
-        // The last token is always computed: its scores are what is asked for.
-        let n_known = self.n_known(prompt).min(prompt.len().saturating_sub(1));
-        self.truncate(n_known);
-        let scores = self.append(&prompt[n_known..], want(&sampler)).await?;
-        // What the prompt repeats counts as repeated, as in llama.cpp.
-        prompt.iter().for_each(|&token| sampler.accept(token));
-        Ok(Generation {
-            detokenizer: self.engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
-            stop,
-            session: self,
-            sampler,
-            options,
-            scores,
-            last: None,
-            n_before: prompt.len(),
-            n_prompt: prompt.len() - n_known,
-            n_generated: 0,
-            finish,
-        })
+    pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
+        let state = GenerationState::begin(self, prompt, sampler, options).await?;
+        Ok(Generation { session: self, state })
     }
 }
 
@@ -196,44 +181,14 @@ impl Generation<'_, '_> {
     /// # Errors
     /// [`Error::NotFinite`] for broken weights; those of [`Engine::forward`].
     pub async fn next(&mut self) -> Result<Option<Generated>> {
-        if self.finish.is_some() {
-            return Ok(None);
-        }
-        if let Some(last) = self.last {
-            self.scores = self.session.append(&[last], want(&self.sampler)).await?;
-        }
-        let mut candidates = candidates(&self.scores)?;
-        let token = self.sampler.sample(&mut candidates)?;
-        self.sampler.accept(token);
-        self.last = Some(token);
-        self.n_generated += 1;
-        let is_end = self.session.engine.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));
-        let mut text = String::new();
-        if is_end && !self.options.ignore_eos {
-            self.finish = Some(FinishReason::Stop);
-        } else {
-            let complete = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
-            let outcome = self.stop.push(&complete);
-            text = outcome.text;
-            if outcome.stopped {
-                self.finish = Some(FinishReason::Stop);
-                return Ok(Some(Generated { token, text }));
-            }
-            let context_is_full = self.session.tokens.len() >= self.session.engine.plan().ctx_size;
-            if context_is_full || self.options.max_tokens.is_some_and(|most| self.n_generated >= most) {
-                self.finish = Some(FinishReason::Length);
-            }
-        }
-        if self.finish.is_some() {
-            text.push_str(&self.held_back());
-        }
-        Ok(Some(Generated { token, text }))
+        self.state.next(self.session).await
     }
 
     /// Whether the next token would be the last, since the context has no room for one after it; [`Generation::shift`] makes some.
     pub fn is_context_full(&self) -> bool {
-        let more_wanted = self.options.max_tokens.is_none_or(|most| self.n_generated + 1 < most);
-        let is_going = self.finish.is_none() && self.last.is_some();
+        let GenerationState { options, n_generated, finish, last, .. } = &self.state;
+        let more_wanted = options.max_tokens.is_none_or(|most| n_generated + 1 < most);
+        let is_going = finish.is_none() && last.is_some();
         is_going && more_wanted && self.session.tokens.len() + 1 >= self.session.engine.plan().ctx_size
     }
 
@@ -244,13 +199,13 @@ impl Generation<'_, '_> {
     /// [`Error::ContextFull`] where that leaves no room, and nothing has changed; those of [`Session::append`], after which the
     /// generation cannot go on.
     pub async fn shift(&mut self, prompt: &[u32]) -> Result<()> {
-        let generated = self.session.tokens.get(self.n_before..).unwrap_or_default();
+        let generated = self.session.tokens.get(self.state.n_before..).unwrap_or_default();
         let tokens = [prompt, generated].concat();
         let available = self.session.engine.plan().ctx_size;
         if tokens.len() >= available {
             return Err(Error::ContextFull { needed: tokens.len() + 1, available });
         }
-        self.n_before = prompt.len();
+        self.state.n_before = prompt.len();
         let n_known = self.session.n_known(&tokens);
         self.session.truncate(n_known);
         if n_known < tokens.len() {
@@ -266,17 +221,94 @@ impl Generation<'_, '_> {
 
     /// Why it ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish
+        self.state.finish_reason()
     }
 
     /// Tokens of the prompt that were computed; the others were in the cache.
     pub fn n_prompt(&self) -> usize {
-        self.n_prompt
+        self.state.n_prompt()
     }
 
     /// Tokens generated so far, an end token included.
     pub fn n_generated(&self) -> usize {
-        self.n_generated
+        self.state.n_generated
+    }
+}
+
+impl GenerationState {
+    /// Reads the prompt; what the cache already holds of it is not computed again.
+    pub(crate) async fn begin(
+        session: &mut Session<'_>,
+        prompt: &[u32],
+        mut sampler: Sampler,
+        options: GenerateOptions,
+    ) -> Result<GenerationState> {
+        let stop = StopStrings::new(options.stop.clone())?;
+        let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
+        // The last token is always computed: its scores are what is asked for.
+        let n_known = session.n_known(prompt).min(prompt.len().saturating_sub(1));
+        session.truncate(n_known);
+        let scores = session.append(&prompt[n_known..], want(&sampler)).await?;
+        // What the prompt repeats counts as repeated, as in llama.cpp.
+        prompt.iter().for_each(|&token| sampler.accept(token));
+        Ok(GenerationState {
+            detokenizer: session.engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
+            stop,
+            sampler,
+            options,
+            scores,
+            last: None,
+            n_before: prompt.len(),
+            n_prompt: prompt.len() - n_known,
+            n_generated: 0,
+            finish,
+        })
+    }
+
+    /// Tokens of the prompt that were computed; the others were in the cache.
+    pub(crate) fn n_prompt(&self) -> usize {
+        self.n_prompt
+    }
+
+    /// Why it ended; `None` while it has not.
+    pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// The next token of `session`, or `None` at the end.
+    pub(crate) async fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Generated>> {
+        if self.finish.is_some() {
+            return Ok(None);
+        }
+        if let Some(last) = self.last {
+            self.scores = session.append(&[last], want(&self.sampler)).await?;
+        }
+        let mut candidates = candidates(&self.scores)?;
+        let token = self.sampler.sample(&mut candidates)?;
+        self.sampler.accept(token);
+        self.last = Some(token);
+        self.n_generated += 1;
+        let is_end = session.engine.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));
+        let mut text = String::new();
+        if is_end && !self.options.ignore_eos {
+            self.finish = Some(FinishReason::Stop);
+        } else {
+            let complete = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
+            let outcome = self.stop.push(&complete);
+            text = outcome.text;
+            if outcome.stopped {
+                self.finish = Some(FinishReason::Stop);
+                return Ok(Some(Generated { token, text }));
+            }
+            let context_is_full = session.tokens.len() >= session.engine.plan().ctx_size;
+            if context_is_full || self.options.max_tokens.is_some_and(|most| self.n_generated >= most) {
+                self.finish = Some(FinishReason::Length);
+            }
+        }
+        if self.finish.is_some() {
+            text.push_str(&self.held_back());
+        }
+        Ok(Some(Generated { token, text }))
     }
 
     /// Text that waited for the rest of a character or of a stop string, neither of which came.

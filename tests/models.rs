@@ -13,12 +13,12 @@ use reference::Reference;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::Error;
+use tierflow::model::Checkpoint;
 use tierflow::plan::{KvDType, PlanOptions};
 use tierflow::platform::IoMode;
 use tierflow::stream::{Scores, Want};
 use tierflow::units::Bytes;
-use tierflow::weights::Checkpoint;
-use xtask::models::{Dtypes, GgufType, LlamaShape, RopeScaling, Stored, write_gguf, write_hf, write_mixed_gguf};
+use xtask::models::{Dtypes, Family, GgufType, LlamaShape, RopeScaling, Stored, write_gguf, write_hf, write_mixed_gguf};
 
 /// Logits may differ by this share of the largest magnitude: f32 against double precision.
 const LOGITS_TOLERANCE: f32 = 2e-3;
@@ -139,6 +139,12 @@ fn made_models_answer_as_the_reference_does() {
     hf("hf-f16-untied", &LlamaShape { tied: false, ..tiny.clone() }, Stored::F16, 2);
     hf("hf-bf16-window", &LlamaShape { sliding_window: Some(8), ..tiny.clone() }, Stored::BF16, 3);
     hf("hf-f32-biases", &LlamaShape { attention_bias: true, mlp_bias: true, ..tiny.clone() }, Stored::F32, 1);
+    let qwen2 = LlamaShape { family: Family::Qwen2, n_heads: 6, n_kv_heads: 2, ..tiny.clone() };
+    hf("hf-bf16-qwen2", &qwen2, Stored::BF16, 1);
+    hf("hf-f32-qwen2-tied", &LlamaShape { tied: true, head_size: 20, ..qwen2.clone() }, Stored::F32, 1);
+    let qwen3 = LlamaShape { family: Family::Qwen3, head_size: 24, ..qwen2.clone() };
+    hf("hf-f16-qwen3", &qwen3, Stored::F16, 1);
+    hf("hf-f32-qwen3-odd", &LlamaShape { head_size: 20, n_heads: 3, n_kv_heads: 1, hidden_size: 52, ..qwen3.clone() }, Stored::F32, 1);
     let stretched = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 32 };
     hf("hf-f32-llama3", &LlamaShape { rope_scaling: Some(stretched), ..tiny.clone() }, Stored::F32, 1);
     hf("hf-f32-linear", &LlamaShape { rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }), ..tiny.clone() }, Stored::F32, 1);
@@ -162,6 +168,11 @@ fn made_models_answer_as_the_reference_does() {
         write_gguf(&folder.join("model.gguf"), &tiny, 7, dtype).unwrap();
         expect(&folder);
     }
+    for (name, shape) in [("gguf-q8_0-qwen2", &qwen2), ("gguf-q8_0-qwen3", &LlamaShape { head_size: 32, ..qwen3 })] {
+        let folder = root.path().join(name);
+        write_gguf(&folder.join("model.gguf"), shape, 7, GgufType::Q8_0).unwrap();
+        expect(&folder);
+    }
     let wide = LlamaShape { hidden_size: 256, ffn_size: 96, n_layers: 2, ..tiny };
     for (name, tied, head) in [("gguf-q4_0-head-q6_k", false, GgufType::Q6K), ("gguf-q4_1-embedding-q6_k", true, GgufType::Q6K)] {
         let folder = root.path().join(name);
@@ -170,7 +181,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 15);
+    assert_eq!(check_folders(root.path()), 21);
 }
 
 #[test]
@@ -183,8 +194,6 @@ fn models_of_others_answer_as_they_say() {
 #[test]
 fn both_formats_of_one_model_agree() {
     let root = tempfile::tempdir().unwrap();
-    write_hf(&root.path().join("hf"), &LlamaShape::tiny(), 3, Stored::F32, 1).unwrap();
-    write_gguf(&root.path().join("m.gguf"), &LlamaShape::tiny(), 3, GgufType::F32).unwrap();
     let logits = |path: &Path| {
         let builder = Engine::builder(path).device(DeviceChoice::Cpu).ctx_size(16);
         let mut engine = pollster::block_on(builder.open()).unwrap();
@@ -193,7 +202,13 @@ fn both_formats_of_one_model_agree() {
             Scores::Top(_) => panic!("all scores"),
         }
     };
-    common::assert_close(&logits(&root.path().join("hf")), &logits(&root.path().join("m.gguf")), 1e-5, "formats");
+    for family in [Family::Llama, Family::Qwen2, Family::Qwen3] {
+        let (name, shape) = (&format!("{family:?}"), LlamaShape { family, ..LlamaShape::tiny() });
+        let (folder, file) = (root.path().join(name), root.path().join(format!("{name}.gguf")));
+        write_hf(&folder, &shape, 3, Stored::F32, 1).unwrap();
+        write_gguf(&file, &shape, 3, GgufType::F32).unwrap();
+        common::assert_close(&logits(&folder), &logits(&file), 1e-5, name);
+    }
 }
 
 /// Placement never changes the answer, on models of every dtype, down to slices of a few rows.

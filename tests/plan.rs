@@ -16,13 +16,14 @@ use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::host::{Input, Operand};
 use tierflow::kernels::{attention, matmul, rope_kv_padded};
+use tierflow::model::ModelConfig;
 use tierflow::model::{Model, Op, UnitKind};
 use tierflow::plan::{
     FILE_ALIGNMENT, ForwardSize, Homes, KvDType, Piece, Placement, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath,
     Work, exchange_secs, file_ranges, plan, sizes,
 };
 use tierflow::units::{Bytes, BytesPerSec};
-use tierflow::weights::{Catalog, ModelConfig};
+use tierflow::weights::Catalog;
 
 /// How far apart two searches may end that should find the same: twice what is allowed where everything is tried
 /// (`tests/planner.rs`).
@@ -210,7 +211,7 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let mut sum: u128 = vectors.map(|id| padded(u128::from(catalog[id].n_values()) * 4)).sum();
     let passes_on = (1..made.units.len() - 1).any(|unit| is_own(unit) && !is_own(unit + 1));
     let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on, on_host: device == Device::Cpu };
-    sum += sizes::working_set(&model.config, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
+    sum += sizes::working_set(model, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
     let kv_dtype = if is_gpu { made.kv_dtype } else { KvDType::F32 };
     // Adapters hold heads of whole octets.
     let head_size = if is_gpu { model.config.head_size.next_multiple_of(8) } else { model.config.head_size };
@@ -423,6 +424,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
     assert_eq!(sizes::ATTENTION_PART_POSITIONS_MIN as u32, attention::MIN_PART_POSITIONS);
     assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_FEW_TOKENS);
     let config = models::config();
+    let (_, model) = models::model(&config, |_| DType::F16);
     for n_tokens in [1, 3, 8, 9, 64] {
         let capacities = [1, 255, 256, 257, 8191, 8192, 8193, 131_072];
         for (index, kv_capacity) in capacities.into_iter().enumerate() {
@@ -440,7 +442,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
             // A plan counts before it settles its context, which may become shorter.
             for n_positions in &capacities[index..] {
                 let size = ForwardSize { n_tokens: n_tokens as usize, n_logit_rows: 1, n_positions: *n_positions as usize };
-                let room = sizes::attention_parts_bytes(&config, size);
+                let room = sizes::attention_parts_bytes(&model, size);
                 assert!(attention::parts_bytes(&params) <= room.0, "{n_tokens} tokens, {kv_capacity} of {n_positions} positions");
             }
         }
@@ -583,8 +585,9 @@ fn absurd_sizes_neither_panic_nor_hang() {
 #[test]
 fn a_prepared_input_takes_no_more_than_plans_count() {
     let config = models::config();
+    let (_, model) = models::model(&config, |_| DType::F16);
     for n_tokens in [1, 2, 5, 6, 7, 64] {
-        let bytes = sizes::prepared_input_bytes(&config, n_tokens);
+        let bytes = sizes::prepared_input_bytes(&model, n_tokens);
         for dtype in DType::ALL {
             let n_columns = config.ffn_size.max(config.hidden_size);
             let params = matmul::Params::new(dtype, 1, n_columns as u32, n_tokens as u32);

@@ -12,10 +12,11 @@ use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::model::Model;
+use tierflow::model::ModelConfig;
 use tierflow::plan::accelerate::DeviceMapMode;
 use tierflow::plan::{Homes, Mix, Placement, Plan, PlanOptions, ResidentLayers, SavedPlan, exchange_secs, plan};
 use tierflow::units::{Bytes, BytesPerSec};
-use tierflow::weights::{Catalog, ModelConfig};
+use tierflow::weights::Catalog;
 
 /// Who computes a unit, and its home.
 const SPOTS: [(Device, Device); 5] = {

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use tierflow::device::{AdapterKind, Aspect, Device, DeviceSpec, GpuLimits, Rates, Sample};
 use tierflow::dtype::DType;
+use tierflow::model::ModelConfig;
 use tierflow::plan::{
     self, Bound, DevicePlan, Forwards, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, Step, UploadPath, plan, predict,
 };
 use tierflow::units::{Bytes, BytesPerSec};
-use tierflow::weights::ModelConfig;
 
 /// A plan in which the last `n_streamed` layers of `n_layers` stream, and the head with them.
 fn streamed_plan(n_layers: usize, n_streamed: usize, n_slots: usize, lookahead: usize, host: Bytes) -> Plan {

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tierflow::error::{Error, Result};
+use tierflow::model::Checkpoint;
 use tierflow::platform::{ByteSource, DirectBuffer, IoMode};
 use tierflow::stream::{Scores, Want};
 use tierflow::text::{Special, Tokenizer};
-use tierflow::weights::Checkpoint;
 use tierflow::{DeviceChoice, Engine};
 use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf};
 

@@ -14,9 +14,14 @@ use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
 use tierflow::gpu;
+use tierflow::model::Checkpoint;
 use tierflow::plan::{Homes, KvDType, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
+use tierflow::platform::{ByteSource, IoMode, open_source};
+use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{Batch, BatchToken, Lane, Scores, Want};
+use tierflow::text::{Sampler, SamplingSettings};
 use tierflow::units::Bytes;
+use tierflow::{Sequence, TokenStream};
 use xtask::models::{LlamaShape, Stored, write_hf};
 
 /// Relative to the largest score: rows are computed by other kernels where a forward has more tokens.
@@ -267,8 +272,16 @@ fn what_each_device_holds_stays_within_its_budget() {
     }
 }
 
+/// The bits of all scores behind the last of `batch`.
+fn bits_of(engine: &mut Engine, batch: &Batch) -> Vec<u32> {
+    match pollster::block_on(engine.forward(batch)).unwrap().remove(0) {
+        Scores::All(logits) => common::bits(&logits),
+        Scores::Top(_) => panic!("all scores"),
+    }
+}
+
 #[test]
-fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
+fn a_forward_dropped_midway_leaves_the_engine_usable() {
     static STOPPED: AtomicUsize = AtomicUsize::new(0);
     let model = test_model(None);
     for team in teams() {
@@ -282,17 +295,27 @@ fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
                     ..options()
                 };
                 let mut engine = open(&model, team, ring).unwrap();
-                within(20, &format!("{n_slots} slots, lookahead {lookahead} on {team:?}"), move || {
-                    let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], want: Want::TopK(3) };
-                    let stopped = {
+                within(60, &format!("{n_slots} slots, lookahead {lookahead} on {team:?}"), move || {
+                    let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], want: Want::Logits };
+                    let expected = bits_of(&mut engine, &batch);
+                    // Stopped where it first waits, then a little later, and twice in a row.
+                    for n_polls in [1, 2, 3, 1] {
+                        let stopped = {
+                            let mut midway = pin!(engine.forward(&batch));
+                            let mut is_pending = || midway.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+                            (0..n_polls).all(|_| is_pending())
+                        };
+                        STOPPED.fetch_add(usize::from(stopped), Ordering::Relaxed);
+                        if n_polls == 1 {
+                            continue;
+                        }
+                        assert_eq!(bits_of(&mut engine, &batch), expected);
+                    }
+                    assert_eq!(bits_of(&mut engine, &batch), expected);
+                    // Dropped midway, it does not hang.
+                    {
                         let mut midway = pin!(engine.forward(&batch));
-                        midway.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
-                    };
-                    STOPPED.fetch_add(usize::from(stopped), Ordering::Relaxed);
-                    let next = pollster::block_on(engine.forward(&batch));
-                    match stopped {
-                        true => assert!(next.unwrap_err().to_string().contains("load the model again")),
-                        false => assert_eq!(next.unwrap().len(), 1),
+                        let _ = midway.as_mut().poll(&mut Context::from_waker(Waker::noop()));
                     }
                     drop(engine);
                 });
@@ -300,6 +323,155 @@ fn an_engine_dropped_midway_does_not_hang_and_one_stopped_midway_says_so() {
         }
     }
     assert!(STOPPED.load(Ordering::Relaxed) > 0, "no forward ever waited for an upload");
+}
+
+/// A source that refuses reads once a number of them is used up.
+#[derive(Debug)]
+struct Failing {
+    name: String,
+    source: Arc<dyn ByteSource>,
+    n_left: Arc<AtomicUsize>,
+}
+
+impl ByteSource for Failing {
+    fn path(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.source.len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match self.n_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => self.source.read_at(offset, buffer),
+            Err(_) => Err(Error::invalid_file(&self.name, "its disk is out")),
+        }
+    }
+}
+
+#[test]
+fn a_read_that_fails_leaves_the_engine_usable() {
+    let model = test_model(None);
+    let mut n_failed = 0;
+    for team in teams() {
+        let n_left = Arc::new(AtomicUsize::new(usize::MAX));
+        let sources = std::fs::read_dir(&model.path).unwrap().map(|entry| {
+            let path = entry.unwrap().path();
+            let (name, n_left) = (path.file_name().unwrap().to_str().unwrap().to_owned(), Arc::clone(&n_left));
+            Arc::new(Failing { name, source: open_source(&path, IoMode::Pread).unwrap(), n_left }) as Arc<dyn ByteSource>
+        });
+        let checkpoint = Arc::new(Checkpoint::from_sources(sources.collect()).unwrap());
+        let ring = PlanOptions { resident_layers: ResidentLayers::AtMost(team.len() - 1), ..options() };
+        let mut builder = Engine::builder_of(checkpoint).compute_on(team.iter().copied()).virtual_gpus(2);
+        builder = builder.text(TextFiles::Skip).plan_options(ring);
+        if !team.contains(&Device::Cpu) {
+            builder = builder.max_memory(Device::Cpu, Bytes::ZERO);
+        }
+        let mut engine = pollster::block_on(builder.open()).unwrap();
+        let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], want: Want::Logits };
+        let expected = bits_of(&mut engine, &batch);
+        for n_reads in 0..6 {
+            n_left.store(n_reads, Ordering::SeqCst);
+            n_failed += usize::from(pollster::block_on(engine.forward(&batch)).is_err());
+            n_left.store(usize::MAX, Ordering::SeqCst);
+            assert_eq!(bits_of(&mut engine, &batch), expected, "{n_reads} reads on {team:?}");
+        }
+    }
+    assert!(n_failed > 0, "no read ever failed");
+}
+
+/// What a session of its own generates after `prompt`.
+fn generated_alone(engine: &mut Engine, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
+    let mut session = engine.session();
+    let mut generation = pollster::block_on(session.generate(prompt, greedy(), at_most(n_tokens))).unwrap();
+    let mut tokens = Vec::new();
+    while let Some(step) = pollster::block_on(generation.next()).unwrap() {
+        tokens.push(step.token);
+    }
+    tokens
+}
+
+fn greedy() -> Sampler {
+    Sampler::new(SamplingSettings::greedy(), 0)
+}
+
+fn at_most(n_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_tokens: Some(n_tokens), ..GenerateOptions::default() }
+}
+
+#[test]
+fn sequences_of_a_handle_live_side_by_side() {
+    let model = test_model(None);
+    let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| tokens(sequence, 4 + sequence).iter().map(|token| token.token).collect()).collect();
+    for team in teams() {
+        let mut engine = open(&model, team, options()).unwrap();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 8)).collect();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let refused = pollster::block_on(handle.sequence()).err().unwrap();
+        assert!(matches!(refused, Error::AllSequencesInUse { n_seqs: 3 }), "{refused}");
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(8)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        for (stream, expected) in streams.iter_mut().zip(&expected) {
+            let mut found = Vec::new();
+            while let Some(step) = pollster::block_on(stream.next()).unwrap() {
+                found.push(step.token);
+            }
+            assert_eq!(&found, expected, "{team:?}");
+            assert_eq!(stream.finish_reason(), Some(FinishReason::Length));
+        }
+        drop(sequences.pop());
+        pollster::block_on(handle.clone().sequence()).expect("one is free again");
+    }
+}
+
+#[test]
+fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
+    let model = test_model(None);
+    let prompt: Vec<u32> = tokens(0, 30).iter().map(|token| token.token).collect();
+    for team in teams() {
+        let mut engine = open(&model, team, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
+        let expected = generated_alone(&mut engine, &prompt, 6);
+        let handle = engine.spawn().unwrap();
+        let mut sequence = pollster::block_on(handle.sequence()).unwrap();
+        drop(sequence.generate(prompt.clone(), greedy(), at_most(30)).unwrap());
+        let mut some = sequence.generate(prompt.clone(), greedy(), at_most(30)).unwrap();
+        assert_eq!(pollster::block_on(some.next()).unwrap().unwrap().token, expected[0]);
+        some.cancel_flag().store(true, Ordering::Relaxed);
+        let mut n_more = 0;
+        while pollster::block_on(some.next()).unwrap().is_some() {
+            n_more += 1;
+        }
+        assert!(n_more < 29 && some.finish_reason().is_none(), "{n_more} more on {team:?}");
+        let mut whole = sequence.generate(prompt.clone(), greedy(), at_most(6)).unwrap();
+        let found: Vec<u32> = std::iter::from_fn(|| pollster::block_on(whole.next()).unwrap()).map(|step| step.token).collect();
+        assert_eq!(found, expected, "{team:?}");
+        drop((sequence, handle));
+    }
+}
+
+#[test]
+fn forwards_of_every_shape_bind_what_those_before_them_bound() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let some = PlanOptions { n_seqs: 8, ubatch_size: Some(40), resident_layers: ResidentLayers::AtMost(2), ..options() };
+    let mut engine = open(&model, &[GPU], some).unwrap();
+    let mut round = || {
+        for n_seqs in 1..=8 {
+            for n_tokens in (1..=40 / n_seqs).rev() {
+                let all: Vec<BatchToken> = (0..n_seqs).flat_map(|sequence| tokens(sequence, n_tokens)).collect();
+                let logits_for = (0..n_seqs).map(|sequence| (sequence + 1) * n_tokens - 1).collect();
+                let want = if n_tokens % 2 == 0 { Want::Logits } else { Want::TopK(1 + n_tokens as usize) };
+                pollster::block_on(engine.forward(&Batch { tokens: all, logits_for, want })).unwrap();
+            }
+        }
+        engine.object_counts()
+    };
+    let after_first = round();
+    assert_eq!(round(), after_first);
 }
 
 #[test]

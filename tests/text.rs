@@ -7,11 +7,12 @@ use std::path::Path;
 use proptest::prelude::{Just, any, prop, prop_oneof, proptest};
 use serde_json::{Value, json};
 use tierflow::error::Error;
+use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::{
     Candidate, ChatMessage, ChatTemplate, GenerationPrompt, Sampler, SamplingSettings, Special, StopStrings, TemplateInput, Tokenizer,
 };
-use tierflow::weights::{Checkpoint, MetaValue, Metadata};
+use tierflow::weights::{MetaValue, Metadata};
 
 /// GPT-2's alphabet in the order of the bytes.
 fn alphabet() -> Vec<char> {

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use tierflow::dtype::DType;
 use tierflow::error::Error;
+use tierflow::model::{Checkpoint, Format, ModelConfig, RopePairs, RopeScaling};
 use tierflow::platform::IoMode;
-use tierflow::weights::{Checkpoint, Format, ModelConfig, RopePairs, RopeScaling, TensorId};
+use tierflow::weights::TensorId;
 use xtask::models::{GgufType, LlamaShape, RopeScaling as ShapeScaling, Stored, write_gguf, write_hf};
 
 const SEED: u64 = 11;
@@ -83,7 +84,9 @@ fn both_formats_say_the_same_config() {
         let folder = folder_model(root.path(), &shape, Stored::BF16, 1).config;
         let gguf = gguf_model(root.path(), &shape, GgufType::BF16).config;
         assert_eq!((folder.rope.pairs, gguf.rope.pairs), (RopePairs::Halves, RopePairs::Neighbours));
-        let mut same = ModelConfig { name: folder.name.clone(), ..gguf };
+        // GGUF files call a Mistral a Llama.
+        assert_eq!((gguf.family.name, folder.family.name), ("llama", if shape.sliding_window.is_some() { "mistral" } else { "llama" }));
+        let mut same = ModelConfig { name: folder.name.clone(), family: folder.family, ..gguf };
         same.rope.pairs = RopePairs::Halves;
         assert_eq!(same, folder);
         assert_eq!((folder.n_kv_heads, folder.head_size, folder.tied_embeddings), (2, shape.head_size, shape.tied));

@@ -5,9 +5,9 @@ use crate::cli::locate::locate;
 use crate::cli::terminal::{Align, Visibility, print_json, print_report, table};
 use crate::engine::{Inspection, Needs};
 use crate::error::Result;
+use crate::model::Checkpoint;
 use crate::model::Model;
 use crate::platform::IoMode;
-use crate::weights::Checkpoint;
 
 /// Prints the inspection.
 ///
@@ -26,7 +26,7 @@ fn report(inspection: &Inspection<'_>) -> String {
     let mut text = format!(
         "{}\n  {:?}, {:.1} M parameters, {} in {} tensors ({})\n",
         if config.name.is_empty() { inspection.path } else { &config.name },
-        config.architecture,
+        config.family,
         inspection.n_parameters as f64 / 1e6,
         inspection.size_bytes,
         inspection.n_tensors,

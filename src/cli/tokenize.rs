@@ -7,9 +7,9 @@ use crate::cli::locate::locate;
 use crate::cli::prompt::{read_file, read_limited};
 use crate::cli::terminal::{Visibility, print, print_json};
 use crate::error::{Error, Result};
+use crate::model::Checkpoint;
 use crate::platform::IoMode;
 use crate::text::{Special, Tokenizer};
-use crate::weights::Checkpoint;
 
 /// Prints one token a line, or as the options say.
 ///

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use crate::dtype::DType;
+use crate::model::{Checkpoint, ModelConfig};
 use crate::model::{Model, Unit};
 use crate::plan::sizes::{KvCache, kv_bytes_per_position};
 use crate::plan::{self, Homes, KvDType, PlanOptions, ResidentLayers, Usage};
 use crate::units::Bytes;
-use crate::weights::{Catalog, Checkpoint, ModelConfig};
+use crate::weights::Catalog;
 
 /// What a model is made of and what it would need, from its headers alone.
 #[derive(Debug, Serialize)]

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::Device;
-use crate::engine::{Engine, Prepared, TextFiles};
+use crate::engine::{Engine, LoadedModel, Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::stream::{self, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
+use crate::stream::{self, CachedPositions, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
 use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
 use crate::units::Bytes;
 
@@ -53,7 +53,9 @@ impl Prepared {
         }
         let mut team = Team::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), members);
         stream::prologue(&self.schedule, &mut team)?;
-        Ok(Engine { prepared: self, team, trace, tokenizer, chat_template, defaults, store })
+        let cached = CachedPositions::new(self.plan.n_seqs);
+        let model = Arc::new(LoadedModel { prepared: self, trace, tokenizer, chat_template, defaults });
+        Ok(Engine { model, team, cached, store })
     }
 
     /// Opens `device` under its own budget and loads what is resident there.

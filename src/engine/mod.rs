@@ -5,17 +5,20 @@ mod learn;
 mod load;
 mod prepare;
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::gpu::ObjectCounts;
+use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::Plan;
 use crate::session::Session;
-use crate::stream::{self, Batch, Scores, Store, Team, Trace};
+use crate::stream::{self, Batch, CachedPositions, Scores, Store, Team, Trace};
 use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
-use crate::weights::{Checkpoint, ModelConfig};
 pub use inspection::{AtDType, Inspection, Named, Needs};
 pub use learn::Observed;
 pub use load::LoadProgress;
@@ -24,13 +27,27 @@ pub use prepare::{EngineBuilder, Prepared, TextFiles};
 
 /// A loaded model, ready to compute.
 pub struct Engine {
-    prepared: Prepared,
+    model: Arc<LoadedModel>,
     team: Team,
+    cached: CachedPositions,
+    store: Arc<Store>,
+}
+
+/// A loaded model apart from what computes with it: plan, texts, trace. [`Engine`] and its handles dereference to it.
+pub struct LoadedModel {
+    prepared: Prepared,
     trace: Trace,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
     defaults: ModelDefaults,
-    store: Arc<Store>,
+}
+
+impl Deref for Engine {
+    type Target = LoadedModel;
+
+    fn deref(&self) -> &LoadedModel {
+        &self.model
+    }
 }
 
 /// The most that was ever in use on a device.
@@ -56,6 +73,83 @@ impl Engine {
         EngineBuilder::new(ModelSource::Open(checkpoint))
     }
 
+    /// The model apart from what computes, for those who outlive a borrow of the engine.
+    pub fn model(&self) -> Arc<LoadedModel> {
+        Arc::clone(&self.model)
+    }
+
+    /// A new sequence. There is one KV cache, so a session has the engine to itself.
+    pub fn session(&mut self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// The sequence of an earlier session, whose [`Session::tokens`] these are: for those who cannot keep the session itself.
+    /// No other session may have computed in between, or the cache holds what that one computed.
+    pub fn resume(&mut self, tokens: Vec<u32>) -> Session<'_> {
+        Session::resumed(self, 0, tokens)
+    }
+
+    /// The sequence `sequence` of the plan's, from 0 on, whose tokens in the cache are these.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the plan provides for fewer sequences.
+    pub fn session_of(&mut self, sequence: u32, tokens: Vec<u32>) -> Result<Session<'_>> {
+        let n_seqs = self.model.prepared.plan.n_seqs;
+        if sequence as usize >= n_seqs {
+            let fault = format!("there is no sequence {sequence}, the plan provides for {n_seqs}");
+            return Err(Error::InvalidArgument { option: "--n-seqs".into(), fault });
+        }
+        Ok(Session::resumed(self, sequence, tokens))
+    }
+
+    /// Runs one forward: the scores of the positions that the batch asks for, in its order. One that failed, or that was dropped
+    /// before its end, leaves the engine usable: the positions of its batch count as not cached.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`] for a batch larger than planned, or one whose
+    /// earlier positions are not cached; [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails; after
+    /// [`Error::DeviceLost`] the model must be loaded again.
+    pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+        self.forward_unless(batch, &AtomicBool::new(false)).await
+    }
+
+    /// As [`Engine::forward`]; it ends before its next step once `cancelled` is true.
+    ///
+    /// # Errors
+    /// As of [`Engine::forward`]; [`Error::Interrupted`].
+    pub async fn forward_unless(&mut self, batch: &Batch, cancelled: &AtomicBool) -> Result<Vec<Scores>> {
+        batch.check(self.config(), self.plan())?;
+        self.cached.check(batch)?;
+        if self.team.is_midway() {
+            stream::recover(&self.model.prepared.schedule, &mut self.team).await?;
+        }
+        self.cached.begin(batch);
+        let scores = stream::forward(&self.model.prepared.schedule, &mut self.team, batch, cancelled).await?;
+        self.cached.end(batch);
+        Ok(scores)
+    }
+
+    /// Bind groups and pipelines that were made so far for each adapter that computes.
+    pub fn object_counts(&self) -> Vec<(Device, ObjectCounts)> {
+        self.team.members().iter().filter_map(|(device, member)| Some((*device, member.object_counts()?))).collect()
+    }
+
+    /// Peak bytes per device beside the budgets, those that compute first: by the accounting of every allocation on an
+    /// adapter, by counting what is held on the host.
+    pub fn memory_use(&self) -> Vec<MemoryUse> {
+        let plan = &self.model.prepared.plan;
+        let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
+        let held = |device: Device| if device == Device::Cpu { self.store.held_bytes() } else { Bytes::ZERO };
+        let mut list: Vec<MemoryUse> =
+            self.team.members().iter().map(|(device, member)| of(*device, member.peak() + held(*device))).collect();
+        if list.iter().all(|memory| memory.device != Device::Cpu) {
+            list.push(of(Device::Cpu, held(Device::Cpu)));
+        }
+        list
+    }
+}
+
+impl LoadedModel {
     /// Where everything lives.
     pub fn plan(&self) -> &Plan {
         &self.prepared.plan
@@ -150,40 +244,5 @@ impl Engine {
     /// What happened when.
     pub fn trace(&self) -> &Trace {
         &self.trace
-    }
-
-    /// A new sequence. There is one KV cache, so a session has the engine to itself.
-    pub fn session(&mut self) -> Session<'_> {
-        Session::new(self)
-    }
-
-    /// The sequence of an earlier session, whose [`Session::tokens`] these are: for those who cannot keep the session itself.
-    /// No other session may have computed in between, or the cache holds what that one computed.
-    pub fn resume(&mut self, tokens: Vec<u32>) -> Session<'_> {
-        Session::resumed(self, tokens)
-    }
-
-    /// Runs one forward: the scores of the positions that the batch asks for, in its order.
-    ///
-    /// # Errors
-    /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`] for a batch larger than planned;
-    /// [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails.
-    pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
-        batch.check(&self.prepared.model.config, &self.prepared.plan)?;
-        stream::forward(&self.prepared.schedule, &mut self.team, batch).await
-    }
-
-    /// Peak bytes per device beside the budgets, those that compute first: by the accounting of every allocation on an
-    /// adapter, by counting what is held on the host.
-    pub fn memory_use(&self) -> Vec<MemoryUse> {
-        let plan = &self.prepared.plan;
-        let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
-        let held = |device: Device| if device == Device::Cpu { self.store.held_bytes() } else { Bytes::ZERO };
-        let mut list: Vec<MemoryUse> =
-            self.team.members().iter().map(|(device, member)| of(*device, member.peak() + held(*device))).collect();
-        if list.iter().all(|memory| memory.device != Device::Cpu) {
-            list.push(of(Device::Cpu, held(Device::Cpu)));
-        }
-        list
     }
 }

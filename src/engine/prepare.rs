@@ -9,12 +9,13 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
+use crate::model::Checkpoint;
 use crate::model::{Model, Unit};
 use crate::plan::accelerate::{DeviceMap, ModuleTree};
 use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, UploadPath};
 use crate::platform::{self, IoMode};
 use crate::units::Bytes;
-use crate::weights::{Catalog, Checkpoint};
+use crate::weights::Catalog;
 
 /// What to open and how. Made by [`Engine::builder`].
 #[derive(Debug, Clone)]

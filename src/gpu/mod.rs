@@ -2,6 +2,7 @@
 //! Knows no model, no tensor and no kernel.
 
 mod adapters;
+mod bind_groups;
 mod driver_cache;
 mod memory;
 mod params;
@@ -15,6 +16,8 @@ use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulForms};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 pub use adapters::{AdapterFound, divided, list};
+use bind_groups::BindGroups;
+pub use bind_groups::ObjectCounts;
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
@@ -39,6 +42,7 @@ pub struct Gpu {
     /// Every byte that [`Gpu::buffer`] gave out.
     pub ledger: Arc<Ledger>,
     pipelines: pipelines::Pipelines,
+    bind_groups: BindGroups,
     readback: Mutex<Option<Buffer>>,
     faults: Arc<Faults>,
 }
@@ -76,6 +80,7 @@ impl Gpu {
         }
         Ok(Gpu {
             pipelines: pipelines::Pipelines::new(&device, &adapter.get_info()),
+            bind_groups: BindGroups::default(),
             readback: Mutex::new(None),
             ledger: Arc::new(Ledger::new(budget)),
             device,

@@ -1,5 +1,7 @@
 //! All params of one forward in one uniform buffer, uploaded at once and addressed by dynamic offsets. Knows no kernel.
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 
 use super::{Buffer, Gpu, Purpose};
@@ -14,7 +16,9 @@ pub const PARAMS_STRIDE: u64 = 256;
 pub struct ParamsArena {
     bytes: Vec<u8>,
     capacity: usize,
-    buffer: Buffer,
+    /// Where it begins in the buffer.
+    begin: u64,
+    buffer: Arc<Buffer>,
 }
 
 impl ParamsArena {
@@ -23,9 +27,20 @@ impl ParamsArena {
     /// # Errors
     /// Those of [`Gpu::buffer`].
     pub async fn new(gpu: &Gpu, capacity: usize) -> Result<ParamsArena> {
-        let size = Bytes(PARAMS_STRIDE * capacity.max(1) as u64);
+        Ok(ParamsArena::several(gpu, 1, capacity).await?.remove(0))
+    }
+
+    /// `n` arenas, each with room for `capacity` params, in one buffer: whichever of them dispatches take their params from, they bind
+    /// the same.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::buffer`].
+    pub async fn several(gpu: &Gpu, n: usize, capacity: usize) -> Result<Vec<ParamsArena>> {
+        let of_one = PARAMS_STRIDE * capacity.max(1) as u64;
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        Ok(ParamsArena { bytes: Vec::new(), capacity, buffer: gpu.buffer("params", size, usage, Purpose::Other).await? })
+        let buffer = Arc::new(gpu.buffer("params", Bytes(of_one).times(n as u64), usage, Purpose::Other).await?);
+        let arena = |index: u64| ParamsArena { bytes: Vec::new(), capacity, begin: index * of_one, buffer: Arc::clone(&buffer) };
+        Ok((0..n as u64).map(arena).collect())
     }
 
     /// Adds `params` and returns the dynamic offset to encode their dispatch with.
@@ -33,19 +48,27 @@ impl ParamsArena {
     /// # Errors
     /// [`crate::error::Error::Gpu`] where the arena is full.
     pub fn push<T: Pod>(&mut self, gpu: &Gpu, params: &T) -> Result<u32> {
+        self.push_bytes(gpu, bytemuck::bytes_of(params))
+    }
+
+    /// As [`ParamsArena::push`], of params whose type is not known any more.
+    ///
+    /// # Errors
+    /// As [`ParamsArena::push`].
+    pub fn push_bytes(&mut self, gpu: &Gpu, params: &[u8]) -> Result<u32> {
         let offset = self.bytes.len();
-        if self.len() >= self.capacity || size_of::<T>() as u64 > PARAMS_STRIDE {
+        if self.len() >= self.capacity || params.len() as u64 > PARAMS_STRIDE {
             return Err(gpu.fault(format!("the params of one forward exceed the {} that were planned", self.capacity)));
         }
-        self.bytes.extend_from_slice(bytemuck::bytes_of(params));
+        self.bytes.extend_from_slice(params);
         self.bytes.resize(offset + PARAMS_STRIDE as usize, 0);
-        u32::try_from(offset).map_err(|_| gpu.fault("the params of one forward exceed 4 GiB"))
+        u32::try_from(self.begin + offset as u64).map_err(|_| gpu.fault("the params of one forward exceed 4 GiB"))
     }
 
     /// Writes all that was pushed. Comes before the submission that reads it; the queue keeps the order.
     pub fn upload(&self, gpu: &Gpu) {
         if !self.bytes.is_empty() {
-            gpu.queue.write_buffer(&self.buffer, 0, &self.bytes);
+            gpu.queue.write_buffer(&self.buffer, self.begin, &self.bytes);
         }
     }
 

@@ -122,6 +122,11 @@ impl Gpu {
         Arc::clone(pipeline)
     }
 
+    /// How many pipelines were made so far.
+    pub(super) fn n_pipelines(&self) -> usize {
+        self.pipelines.made.lock().unwrap_or_else(PoisonError::into_inner).pipelines.len()
+    }
+
     /// Keeps what the driver compiled for the next run, where the driver gives it away and there is something new.
     pub fn keep_pipelines(&self) {
         if let Some(cache) = &self.pipelines.driver_cache {

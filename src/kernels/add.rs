@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{ADD, Binding, dispatch, f32_bytes, fold_items};
+use super::{ADD, BatchShape, Binding, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::Value;
 
 /// Params of the shader.
 #[repr(C)]
@@ -12,6 +13,13 @@ use crate::gpu::{Dispatch, Gpu};
 pub struct Params {
     /// Values in all.
     pub n_values: u32,
+}
+
+impl Params {
+    /// Those of a sum onto `target`.
+    pub fn of(target: &Value, batch: &BatchShape) -> Params {
+        Params { n_values: batch.n_values(target) }
+    }
 }
 
 /// Buffers of the shader.

@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{ADD_BIAS, Binding, dispatch, f32_bytes, fold_items};
+use super::{ADD_BIAS, BatchShape, Binding, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::Value;
 
 /// Params of the shader.
 #[repr(C)]
@@ -14,6 +15,13 @@ pub struct Params {
     pub n_tokens: u32,
     /// Values of a row.
     pub width: u32,
+}
+
+impl Params {
+    /// Those of a bias of `target`.
+    pub fn of(target: &Value, batch: &BatchShape) -> Params {
+        Params { n_tokens: batch.rows_of(target), width: target.width as u32 }
+    }
 }
 
 /// Buffers of the shader.

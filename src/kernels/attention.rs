@@ -6,10 +6,13 @@ use bytemuck::{Pod, Zeroable};
 
 use super::matmul::MAX_FEW_TOKENS;
 use super::rope_kv::{Token, checked_dtype};
-use super::{Binding, Needed, attention_combine, attention_subgroup, attention_tile, attention_token, f32_bytes, is_software, require};
+use super::{
+    BatchShape, Binding, Needed, attention_combine, attention_subgroup, attention_tile, attention_token, f32_bytes, is_software, require,
+};
 use crate::device::TokenCount;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::Attention;
 
 /// Largest head; the shaders hold one in workgroup memory, or in lanes.
 pub const MAX_HEAD_SIZE: u32 = 256;
@@ -36,6 +39,23 @@ pub struct Params {
     pub scale: f32,
     /// A [`super::rope_kv::KvDType`] as a number.
     pub kv_dtype: u32,
+}
+
+impl Params {
+    /// Those of `attention`; its heads as they are.
+    pub fn of(attention: &Attention, batch: &BatchShape) -> Params {
+        Params {
+            n_tokens: batch.n_tokens,
+            n_heads: attention.n_heads as u32,
+            n_kv_heads: attention.n_kv_heads as u32,
+            head_size: attention.head_size as u32,
+            n_seqs: batch.n_seqs,
+            kv_capacity: batch.kv_capacity,
+            window: attention.window.unwrap_or(0) as u32,
+            scale: attention.scale,
+            kv_dtype: batch.kv_dtype as u32,
+        }
+    }
 }
 
 /// Buffers of every form.

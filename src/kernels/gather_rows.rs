@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, GATHER_ROWS, dispatch, f32_bytes, fold_items, require};
+use super::{BatchShape, Binding, GATHER_ROWS, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::Value;
 
 /// Params of the shader.
 #[repr(C)]
@@ -16,6 +17,13 @@ pub struct Params {
     pub n_input_rows: u32,
     /// Values of a row.
     pub width: u32,
+}
+
+impl Params {
+    /// Those of the rows of `input` whose logits are asked for.
+    pub fn of(input: &Value, batch: &BatchShape) -> Params {
+        Params { n_rows: batch.n_logit_rows, n_input_rows: batch.n_tokens, width: input.width as u32 }
+    }
 }
 
 /// Buffers of the shader.

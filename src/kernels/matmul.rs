@@ -9,6 +9,7 @@ use crate::device::{MatMulForm, TokenCount};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, KernelSource};
+use crate::weights::TensorInfo;
 
 /// Most tokens of a product that counts as one of few: beyond, decoding the weights for each four of them costs more than tiles do.
 pub const MAX_FEW_TOKENS: u32 = 8;
@@ -43,6 +44,12 @@ impl Params {
     pub fn new(dtype: DType, n_rows: u32, n_columns: u32, n_tokens: u32) -> Params {
         let (dtype, output_stride) = (dtype_code(dtype), n_rows);
         Params { n_rows, n_columns, n_tokens, output_stride, output_row_begin: 0, dtype, weight_begin: 0, accumulates: 0 }
+    }
+
+    /// Rows of `tensor`, as many as `n_rows` from `row_begin` on.
+    pub fn of_rows(tensor: &TensorInfo, row_begin: u64, n_rows: u64, n_tokens: u32) -> Params {
+        let whole = Params::new(tensor.dtype, tensor.n_rows() as u32, tensor.n_columns() as u32, n_tokens);
+        whole.slice(row_begin as u32, n_rows as u32)
     }
 
     /// The slice of `n_rows` rows from `row_begin` on of the weight that `self` describes.

@@ -27,6 +27,34 @@ use crate::device::AdapterKind;
 use crate::error::Result;
 use crate::gpu::Access::{Read, Write};
 use crate::gpu::{Access, BUFFER_ALIGNMENT, Dispatch, Gpu, KernelSource};
+use crate::model::Value;
+
+/// What params depend on besides the operation: the forward and the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Tokens of the forward.
+    pub n_tokens: u32,
+    /// Positions whose logits are asked for.
+    pub n_logit_rows: u32,
+    /// Sequences in the caches.
+    pub n_seqs: u32,
+    /// Positions of a sequence in the caches.
+    pub kv_capacity: u32,
+    /// How the caches store their values.
+    pub kv_dtype: rope_kv::KvDType,
+}
+
+impl BatchShape {
+    /// Rows of `value` in this forward.
+    pub fn rows_of(&self, value: &Value) -> u32 {
+        value.n_rows(self.n_tokens as usize, self.n_logit_rows as usize) as u32
+    }
+
+    /// Numbers in `value` in this forward.
+    fn n_values(&self, value: &Value) -> u32 {
+        self.rows_of(value) * value.width as u32
+    }
+}
 
 /// A part of a buffer that a kernel reads or writes. A buffer that is written may not be read by the same dispatch.
 #[derive(Debug, Clone, Copy)]
@@ -174,20 +202,18 @@ fn dispatch(
     bindings: &[Needed<'_>],
     workgroups: [u32; 3],
 ) -> Result<Dispatch> {
-    let binding =
-        |buffer, offset, size| wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) });
-    let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: binding(params_buffer, 0, kernel.params_bytes) }];
-    for (index, (&(bound, needed), &(name, _))) in bindings.iter().zip(kernel.bindings).enumerate() {
+    let mut parts = vec![(params_buffer.clone(), 0, kernel.params_bytes)];
+    for (&(bound, needed), &(name, _)) in bindings.iter().zip(kernel.bindings) {
         let size = checked_size(gpu, kernel.stem, name, bound, needed)?;
-        entries.push(wgpu::BindGroupEntry { binding: index as u32 + 1, resource: binding(bound.buffer, bound.offset, size) });
+        parts.push((bound.buffer.clone(), bound.offset, size));
     }
     let pipeline = gpu.pipeline(kernel, constants);
-    let descriptor = wgpu::BindGroupDescriptor { label: Some(kernel.stem), layout: pipeline.layout(), entries: &entries };
-    Ok(Dispatch { bind_group: gpu.device.create_bind_group(&descriptor), pipeline, workgroups })
+    Ok(Dispatch { bind_group: gpu.bind_group(kernel.stem, pipeline.layout(), parts), pipeline, workgroups })
 }
 
-/// The size to bind: what is needed, in whole quads of words. The padding may reach past the binding, not past the buffer,
-/// which [`Gpu::buffer`] makes of whole quads.
+/// The size to bind, in whole quads of words: all of it that the adapter can bind, whatever is needed of it, so that forwards of any
+/// number of tokens bind the same. The padding may reach past the binding, not past the buffer, which [`Gpu::buffer`] makes of
+/// whole quads.
 fn checked_size(gpu: &Gpu, stem: &str, name: &str, bound: Binding<'_>, needed: u64) -> Result<u64> {
     let size = needed.max(1).next_multiple_of(BUFFER_ALIGNMENT);
     let fault = if needed > bound.size || bound.offset.checked_add(size).is_none_or(|end| end > bound.buffer.size()) {
@@ -197,7 +223,8 @@ fn checked_size(gpu: &Gpu, stem: &str, name: &str, bound: Binding<'_>, needed: u
     } else if !bound.offset.is_multiple_of(u64::from(gpu.limits.storage_alignment)) {
         format!("begins at byte {}, no multiple of {}", bound.offset, gpu.limits.storage_alignment)
     } else {
-        return Ok(size);
+        let most = bound.size.min(gpu.limits.max_binding_bytes.0).min(u64::from(u32::MAX)) / BUFFER_ALIGNMENT * BUFFER_ALIGNMENT;
+        return Ok(size.max(most));
     };
     Err(gpu.fault(format!("kernel {stem}, binding `{name}`: {fault}")))
 }

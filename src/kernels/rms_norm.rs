@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, RMS_NORM, dispatch, f32_bytes, fold, is_software, require};
+use super::{BatchShape, Binding, RMS_NORM, dispatch, f32_bytes, fold, is_software, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::{RmsNorm, Value};
 
 /// Params of the shader.
 #[repr(C)]
@@ -16,6 +17,14 @@ pub struct Params {
     pub hidden_size: u32,
     /// Added to the mean square.
     pub epsilon: f32,
+}
+
+impl Params {
+    /// Those of `norm`, whose input is `input`.
+    pub fn of(norm: &RmsNorm, input: &Value, batch: &BatchShape) -> Params {
+        let n_groups = (input.width / norm.group_size) as u32;
+        Params { n_rows: batch.rows_of(input) * n_groups, hidden_size: norm.group_size as u32, epsilon: norm.epsilon }
+    }
 }
 
 /// Buffers of the shader.

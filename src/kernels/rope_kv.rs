@@ -3,9 +3,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
+use super::{BatchShape, Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::RopeKv;
+use crate::model::RopePairs;
 
 /// How a cache stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,26 @@ pub struct Params {
     pub kv_dtype: u32,
     /// A [`Pairing`] as a number.
     pub pairing: u32,
+}
+
+impl Params {
+    /// Those of `rope`; its heads as they are.
+    pub fn of(rope: &RopeKv, batch: &BatchShape) -> Params {
+        let pairing = match rope.pairs {
+            RopePairs::Halves => Pairing::Halves,
+            RopePairs::Neighbours => Pairing::Neighbours,
+        };
+        Params {
+            n_tokens: batch.n_tokens,
+            n_heads: rope.n_heads as u32,
+            n_kv_heads: rope.n_kv_heads as u32,
+            head_size: rope.head_size as u32,
+            n_seqs: batch.n_seqs,
+            kv_capacity: batch.kv_capacity,
+            kv_dtype: batch.kv_dtype as u32,
+            pairing: pairing as u32,
+        }
+    }
 }
 
 /// Buffers of the shader.

@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, SWIGLU, dispatch, f32_bytes, fold_items};
+use super::{BatchShape, Binding, SWIGLU, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
+use crate::model::Value;
 
 /// Params of the shader.
 #[repr(C)]
@@ -12,6 +13,13 @@ use crate::gpu::{Dispatch, Gpu};
 pub struct Params {
     /// Values in all.
     pub n_values: u32,
+}
+
+impl Params {
+    /// Those of what is as large as `gate`.
+    pub fn of(gate: &Value, batch: &BatchShape) -> Params {
+        Params { n_values: batch.n_values(gate) }
+    }
 }
 
 /// Buffers of the shader.

@@ -1,20 +1,37 @@
-//! Architectures as data: a config becomes units, a unit becomes a list of operations.
+//! Models as data: a checkpoint's config becomes units, a unit becomes a list of operations.
 //! Knows neither tiers nor budgets: a model does not know where it lives.
 
-mod llama;
+mod checkpoint;
+mod config;
+mod config_gguf;
+mod config_json;
+pub mod families;
+mod gguf_names;
+mod limits;
 mod op;
+mod value;
 
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::weights::{Architecture, ModelConfig, TensorId};
-pub use op::{Activation, Op, is_joined};
+use crate::weights::TensorId;
+pub use checkpoint::{Checkpoint, Format};
+pub use config::{ModelConfig, RopeConfig, RopePairs, RopeScaling};
+pub use families::Family;
+pub use op::{Attention, Op, RmsNorm, RopeKv};
+pub use value::{Rows, Value, ValueId};
 
 /// A whole model: its units in the order of the computation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Model {
     /// Sizes and settings.
     pub config: ModelConfig,
+    /// The values that its operations read and write.
+    pub values: Vec<Value>,
+    /// The residual stream, which goes from unit to unit. `[n_tokens, hidden_size]`
+    pub hidden: ValueId,
+    /// What the head gives: a number for every token of the vocabulary. `[n_rows, vocab_size]`
+    pub logits: ValueId,
     /// The units: embedding first, then attention and feed-forward of every layer, the head last.
     pub units: Vec<Unit>,
 }
@@ -61,21 +78,28 @@ impl UnitKind {
 }
 
 impl Model {
-    /// Lists the units of `config`'s architecture. `tensor(name, shape)` finds a tensor or says what is wrong with it.
+    /// Lists the units of `config`'s family. `tensor(name, shape)` finds a tensor or says what is wrong with it.
     ///
     /// # Errors
     /// Those of `tensor`: a tensor is missing or has another shape than the config demands.
     pub fn new(config: &ModelConfig, tensor: &dyn Fn(&str, &[u64]) -> Result<TensorId>) -> Result<Model> {
-        let units = match config.architecture {
-            Architecture::Llama => llama::units(config, tensor)?,
-        };
-        Ok(Model { config: config.clone(), units })
+        config.family.model(config, tensor)
+    }
+
+    /// What value `id` is.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[usize::from(id.0)]
+    }
+
+    /// All values with their ids.
+    pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        (0..).map(ValueId).zip(&self.values)
     }
 
     /// The embedding matrix, `[vocab_size, hidden_size]`.
     pub fn embedding(&self) -> Option<TensorId> {
         self.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
-            Op::Embed { table } => Some(*table),
+            Op::Embed { table, .. } => Some(*table),
             _ => None,
         })
     }
@@ -93,7 +117,7 @@ impl Unit {
     /// Norm weights and biases: small, always resident where the unit is executed.
     pub fn vectors(&self) -> impl Iterator<Item = TensorId> + '_ {
         self.ops.iter().filter_map(|op| match op {
-            Op::RmsNorm { weight, .. } => Some(*weight),
+            Op::RmsNorm(norm) => Some(norm.weight),
             Op::AddBias { bias, .. } => Some(*bias),
             _ => None,
         })

@@ -5,11 +5,12 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Rates, TokenCount};
 use crate::dtype::DType;
-use crate::model::{Activation, Model, Op, Unit, is_joined};
+use crate::model::{Attention, Model, Op, Unit};
 use crate::plan::UploadPath;
+use crate::plan::fusion::is_fused;
 use crate::plan::sizes::ATTENTION_PARTS_TOKENS;
 use crate::units::Bytes;
-use crate::weights::{Catalog, ModelConfig, TensorInfo};
+use crate::weights::{Catalog, TensorInfo};
 
 /// What a submission to an adapter should take at most. Windows and browsers reset one that does not answer for 2 s, and
 /// others may use it too. Dispatches that would take much longer are given fewer tokens, but never so few that it costs.
@@ -71,7 +72,7 @@ impl DeviceCosts {
 
     /// Seconds that an operation costs whatever its size: nothing where it is done with what stands before it.
     pub(crate) fn fixed_secs(&self, ops: &[Op], op: usize) -> f64 {
-        if is_joined(ops, op) { 0.0 } else { self.dispatch_secs() }
+        if is_fused(ops, op) { 0.0 } else { self.dispatch_secs() }
     }
 
     /// The fixed cost of an operation that stands alone.
@@ -90,44 +91,51 @@ impl DeviceCosts {
     }
 
     /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
-    pub(crate) fn op_secs(&self, op: &Op, config: &ModelConfig, load: Load) -> f64 {
+    pub(crate) fn op_secs(&self, op: &Op, load: Load) -> f64 {
         match op {
-            Op::Attention { .. } => self.attention_secs(config, load.n_tokens, load.position, load.attention()),
-            _ => 0.0,
+            Op::Attention(attention) => self.attention_secs(attention, load.n_tokens, load.position, load.attention()),
+            Op::Embed { .. }
+            | Op::RmsNorm(_)
+            | Op::MatMul { .. }
+            | Op::AddBias { .. }
+            | Op::RopeKv(_)
+            | Op::SwiGlu { .. }
+            | Op::Add { .. }
+            | Op::GatherRows { .. } => 0.0,
         }
     }
 
     /// Seconds of one layer's attention of `n_tokens` that look back on `n_positions`, besides what is fixed.
-    pub(crate) fn attention_secs(&self, config: &ModelConfig, n_tokens: usize, n_positions: usize, tokens: TokenCount) -> f64 {
-        let looked_at = n_positions.min(config.sliding_window.unwrap_or(usize::MAX)) as f64;
+    pub(crate) fn attention_secs(&self, attention: &Attention, n_tokens: usize, n_positions: usize, tokens: TokenCount) -> f64 {
+        let looked_at = n_positions.min(attention.window.unwrap_or(usize::MAX)) as f64;
         let token_positions = n_tokens as f64 * looked_at;
         match tokens {
             // Scores and their mixture are two products with every position, and tokens share what they look back on as the
             // vectors of a product share its matrix.
             TokenCount::Many => {
-                let flops = 4.0 * token_positions * config.query_size() as f64;
+                let flops = 4.0 * token_positions * (attention.n_heads * attention.head_size) as f64;
                 self.rates.matmul_of(DType::F32).map_or(0.0, |rate| flops / rate)
             }
             // Each token reads what it looks back on, keys and values, for all heads at once: on adapters in f16, as they are
             // kept unless told otherwise.
             TokenCount::Few => {
                 let bytes_of_value = if self.device == Device::Cpu { 4 } else { 2 };
-                let bytes = token_positions * (2 * config.kv_size() * bytes_of_value) as f64;
+                let bytes = token_positions * (2 * attention.n_kv_heads * attention.head_size * bytes_of_value) as f64;
                 self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)
             }
         }
     }
 
     /// Seconds of a whole unit.
-    pub(super) fn unit_secs(&self, unit: &Unit, catalog: &Catalog, config: &ModelConfig, load: Load) -> f64 {
+    pub(super) fn unit_secs(&self, model: &Model, unit: &Unit, catalog: &Catalog, load: Load) -> f64 {
         let of_op = |(index, op): (usize, &Op)| match op {
             Op::Embed { .. } => 0.0,
             Op::MatMul { input, weight, .. } => {
                 let tensor = &catalog[*weight];
-                let n_tokens = input.n_rows(load.n_tokens, load.n_logit_rows);
+                let n_tokens = model.value(*input).n_rows(load.n_tokens, load.n_logit_rows);
                 self.fixed_secs(&unit.ops, index) + self.product_secs(tensor, tensor.n_rows(), n_tokens)
             }
-            other => self.fixed_secs(&unit.ops, index) + self.op_secs(other, config, load),
+            other => self.fixed_secs(&unit.ops, index) + self.op_secs(other, load),
         };
         unit.ops.iter().enumerate().map(of_op).sum()
     }
@@ -212,5 +220,5 @@ impl MachineCosts {
 
 /// Bytes of the residual stream of a forward.
 pub(super) fn hidden_bytes(model: &Model, load: Load) -> Bytes {
-    Bytes(Activation::Hidden.width(&model.config) as u64 * 4).times(load.n_tokens as u64)
+    Bytes(model.value(model.hidden).width as u64 * 4).times(load.n_tokens as u64)
 }

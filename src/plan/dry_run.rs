@@ -126,11 +126,11 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
 fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Load) -> f64 {
     let costs = machine.of(device);
     let step_secs = |ops: &[Op], index: usize, step: &Work| match *step {
-        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], &model.config, load),
+        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], load),
         Work::Rows { op, slice } => {
             let slice = &piece.slices[slice];
             let n_tokens = match &ops[op] {
-                Op::MatMul { input, .. } => input.n_rows(load.n_tokens, load.n_logit_rows),
+                Op::MatMul { input, .. } => model.value(*input).n_rows(load.n_tokens, load.n_logit_rows),
                 _ => load.n_tokens,
             };
             // Rows of one matrix are computed slice by slice, and nothing is joined across pieces.

@@ -10,6 +10,7 @@ mod device_map;
 mod dry_run;
 mod explain;
 mod file_layout;
+mod fusion;
 mod greedy;
 mod observe;
 mod options;
@@ -43,6 +44,7 @@ pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
+pub(crate) use fusion::is_fused;
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};

@@ -251,7 +251,7 @@ fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::model::{Activation, UnitKind};
+    use crate::model::{UnitKind, ValueId};
     use crate::weights::{Shard, TensorInfo};
 
     fn catalog(rows: u64, row_values: u64) -> Catalog {
@@ -262,8 +262,11 @@ mod tests {
     }
 
     fn unit() -> Unit {
-        let product = Op::MatMul { input: Activation::Normed, weight: TensorId(0), output: Activation::Delta };
-        Unit { name: "u".into(), kind: UnitKind::Head, ops: vec![Op::PickRows, product.clone(), Op::SwiGlu, product, Op::AddResidual] }
+        let [hidden, input, output] = [0, 1, 2].map(ValueId);
+        let product = Op::MatMul { input, weight: TensorId(0), output };
+        let glu = Op::SwiGlu { gate: input, up: input, output };
+        let ops = vec![Op::GatherRows { input, output }, product.clone(), glu, product, Op::Add { input: output, target: hidden }];
+        Unit { name: "u".into(), kind: UnitKind::Head, ops }
     }
 
     fn how<'a>(catalog: &'a Catalog, limits: &'a GpuLimits, slot_bytes: Bytes) -> Cut<'a> {

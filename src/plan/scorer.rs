@@ -85,12 +85,11 @@ pub(super) struct Memory {
 
 impl<'a> Scorer<'a> {
     pub(super) fn new(site: &'a Site<'a>, machine: &'a MachineCosts, shape: Shape, budgets: &'a [Bytes], phases: Vec<Phase>) -> Scorer<'a> {
-        let config = &site.model.config;
         let unit_costs = |worker: usize, unit: usize| {
             let own = &site.workers[worker];
             let kv = if site.is_attention(unit) { site.kv_bytes_of_layer(own, shape.ctx_size) } else { Bytes::ZERO };
             let costs = machine.of(own.device);
-            let secs = |phase: &Phase| costs.unit_secs(&site.model.units[unit], site.catalog, config, phase.load);
+            let secs = |phase: &Phase| costs.unit_secs(site.model, &site.model.units[unit], site.catalog, phase.load);
             let block = own.block_bytes[unit];
             UnitCosts {
                 upload_secs: costs.upload_secs(block, own.upload),

@@ -80,11 +80,11 @@ impl<'a> Site<'a> {
     }
 
     pub(super) fn working_bytes(&self, forward: ForwardSize, role: Role) -> Bytes {
-        working_set(&self.model.config, forward, role).into_iter().map(|(_, bytes)| bytes).sum()
+        working_set(self.model, forward, role).into_iter().map(|(_, bytes)| bytes).sum()
     }
 
     pub(super) fn largest_working(&self, forward: ForwardSize, role: Role) -> Bytes {
-        working_set(&self.model.config, forward, role).into_iter().map(|(_, bytes)| bytes).max().unwrap_or_default()
+        working_set(self.model, forward, role).into_iter().map(|(_, bytes)| bytes).max().unwrap_or_default()
     }
 
     /// What the host may use while devices that share its memory use `shared`.

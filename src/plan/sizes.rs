@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Activation;
+use crate::model::ModelConfig;
+use crate::model::{Model, Rows, Value, ValueId};
 use crate::plan::KvDType;
 use crate::units::Bytes;
-use crate::weights::ModelConfig;
 
 /// Most tokens that a GPU-side selection returns per row; the kernel's bound.
 pub const TOP_K_MAX: usize = 64;
@@ -34,7 +34,7 @@ pub const N_PARAMS_SETS: u64 = 2;
 #[serde(rename_all = "snake_case")]
 pub enum WorkingBuffer {
     /// An intermediate value.
-    Activation(Activation),
+    Value(ValueId),
     /// Sequence, position and length of every token: `[n_tokens, 4]` u32.
     Tokens,
     /// Cosine and sine of every token's rotary angles: `[n_tokens, head_size/2, 2]` f32.
@@ -79,34 +79,29 @@ impl Role {
 }
 
 /// Every working buffer of a device's part of a forward, with its bytes.
-pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(WorkingBuffer, Bytes)> {
+pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(WorkingBuffer, Bytes)> {
+    let config = &model.config;
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
-    let bytes_of = |activation: Activation| {
-        let n_activation_rows = activation.n_rows(size.n_tokens, size.n_logit_rows) as u64;
-        let width = match activation {
-            // On an adapter both hold padded heads for a while.
-            Activation::Query | Activation::Mixed if !role.on_host => config.n_heads * padded_head_size(config),
-            _ => activation.width(config),
-        };
-        Bytes(width as u64 * 4).times(n_activation_rows)
+    let bytes_of = |value: &Value| {
+        let width = if role.on_host { value.width } else { padded_width(value) };
+        Bytes(width as u64 * 4).times(value.n_rows(size.n_tokens, size.n_logit_rows) as u64)
     };
-    let is_needed = |activation: &&Activation| role.computes_head || !activation.is_of_head();
-    let mut buffers: Vec<_> =
-        Activation::ALL.iter().filter(is_needed).map(|&activation| (WorkingBuffer::Activation(activation), bytes_of(activation))).collect();
+    let needed = model.values().filter(|(_, value)| role.computes_head || !value.is_of_head());
+    let mut buffers: Vec<_> = needed.map(|(id, value)| (WorkingBuffer::Value(id), bytes_of(value))).collect();
     buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
     buffers.push((WorkingBuffer::CosSin, Bytes(config.head_size as u64 * 4).times(n_tokens)));
-    let mut readback = if role.passes_on { bytes_of(Activation::Hidden) } else { Bytes::ZERO };
+    let mut readback = if role.passes_on { bytes_of(model.value(model.hidden)) } else { Bytes::ZERO };
     if role.computes_head {
         let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
         buffers.push((WorkingBuffer::PickedRows, Bytes(4).times(n_rows)));
         buffers.push((WorkingBuffer::TopK, top_k));
-        readback = readback.max(bytes_of(Activation::Logits)).max(top_k);
+        readback = readback.max(bytes_of(model.value(model.logits))).max(top_k);
     }
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {
-        buffers.push((WorkingBuffer::PreparedInput, prepared_input_bytes(config, size.n_tokens)));
+        buffers.push((WorkingBuffer::PreparedInput, prepared_input_bytes(model, size.n_tokens)));
     } else {
-        buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(config, size)));
+        buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(model, size)));
     }
     for (_, bytes) in &mut buffers {
         *bytes = bytes.align_up(256);
@@ -116,8 +111,8 @@ pub fn working_set(config: &ModelConfig, size: ForwardSize, role: Role) -> Vec<(
 
 /// Bytes of the widest input of a product as `host::Input` holds it: 76 for each block of 32 values, or tiles of six tokens and a
 /// multiple of eight columns; the larger of both, whatever the matrices' dtypes.
-pub fn prepared_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
-    let widest = config.hidden_size.max(config.query_size()).max(config.ffn_size);
+pub fn prepared_input_bytes(model: &Model, n_tokens: usize) -> Bytes {
+    let widest = model.values.iter().filter(|value| value.rows == Rows::Tokens).map(|value| value.width).max().unwrap_or(0);
     let blocks = Bytes(76).times(widest.div_ceil(32) as u64).times(n_tokens as u64);
     let tiles = Bytes(4 * 6 * 8).times(widest.div_ceil(8) as u64).times(n_tokens.div_ceil(6) as u64);
     blocks.max(tiles)
@@ -125,13 +120,14 @@ pub fn prepared_input_bytes(config: &ModelConfig, n_tokens: usize) -> Bytes {
 
 /// Bytes of the parts of a context, for as many as a context of `size.n_positions` or less may have; never none, so that there is
 /// something to bind.
-pub fn attention_parts_bytes(config: &ModelConfig, size: ForwardSize) -> Bytes {
+pub fn attention_parts_bytes(model: &Model, size: ForwardSize) -> Bytes {
     let n_parts = size.n_positions.div_ceil(ATTENTION_PART_POSITIONS_MIN).min(ATTENTION_PARTS_MAX);
     if n_parts < 2 {
         return Bytes(1);
     }
-    let of_token = config.n_heads * n_parts * (padded_head_size(config) + 4) * 4;
-    Bytes(of_token as u64).times(size.n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
+    let of_part = |value: &Value| value.head_size.map(|head_size| value.width / head_size * (padded(head_size) + 4));
+    let widest = model.values.iter().filter_map(of_part).max().unwrap_or(0);
+    Bytes((n_parts * widest * 4) as u64).times(size.n_tokens.min(ATTENTION_PARTS_TOKENS) as u64)
 }
 
 /// How a device keeps keys and values.
@@ -148,14 +144,19 @@ impl KvCache {
     fn position_bytes(self, config: &ModelConfig) -> Bytes {
         match self {
             KvCache::Host => Bytes(config.kv_size() as u64 * KvDType::F32.size_bytes()),
-            KvCache::Gpu(dtype) => Bytes((config.n_kv_heads * padded_head_size(config)) as u64 * dtype.size_bytes()),
+            KvCache::Gpu(dtype) => Bytes((config.n_kv_heads * padded(config.head_size)) as u64 * dtype.size_bytes()),
         }
     }
 }
 
 /// Values of a head as an adapter holds it.
-pub fn padded_head_size(config: &ModelConfig) -> usize {
-    config.head_size.next_multiple_of(HEAD_PADDING)
+pub fn padded(head_size: usize) -> usize {
+    head_size.next_multiple_of(HEAD_PADDING)
+}
+
+/// Values in a row as an adapter holds it: of heads that attention reads or writes, those of padded heads.
+fn padded_width(value: &Value) -> usize {
+    value.head_size.map_or(value.width, |head_size| value.width / head_size * padded(head_size))
 }
 
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`, with padded heads on an adapter.

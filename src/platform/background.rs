@@ -8,6 +8,7 @@ pub fn yield_to_others() {
     // is refused this; where a sandbox does so, the thread goes on as it was. The call of musl's library only refuses.
     let priority: libc::c_int = 0;
     #[expect(unsafe_code, reason = "a call of the system that reads `priority`; the first zero is the calling thread")]
+    // SAFETY: the call reads `priority`, which outlives it, and concerns this thread alone.
     let _ = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority) };
 }
 

@@ -61,6 +61,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 }
 
 /// Where the program keeps what it would miss: `tierflow` in the user's folder for state, or for data where the system has none.
+#[cfg(feature = "cli")]
 pub(crate) fn state_folder() -> Option<PathBuf> {
     Some(dirs::state_dir().or_else(dirs::data_local_dir)?.join("tierflow"))
 }
@@ -69,6 +70,7 @@ pub(crate) fn state_folder() -> Option<PathBuf> {
 ///
 /// # Errors
 /// Those of the system.
+#[cfg(feature = "cli")]
 pub(crate) fn create_private_folder(path: &Path) -> std::io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);

@@ -7,7 +7,7 @@ pub(crate) mod clock;
 mod completions;
 mod core_time;
 mod direct;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 mod expand;
 #[cfg(not(target_arch = "wasm32"))]
 mod file;
@@ -23,7 +23,7 @@ mod pages;
 mod process_limits;
 pub mod simd;
 mod source;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 mod terminal;
 mod text_file;
 mod threads;
@@ -39,7 +39,7 @@ pub use background::{in_background, yield_to_others};
 pub use completions::Completions;
 pub use core_time::{CoreTime, waited_since};
 pub use direct::{ALIGNMENT as DIRECT_ALIGNMENT, DirectBuffer};
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub(crate) use expand::expanded;
 pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
@@ -47,18 +47,18 @@ pub use host::{
     MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
     write_atomically,
 };
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use host::{create_private_folder, state_folder};
 pub use pages::Pages;
 pub use source::{ByteSource, IoMode, open_source};
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use terminal::take_stdout_apart;
 pub use text_file::{decode_text, read_text};
 #[cfg(not(target_arch = "wasm32"))]
 pub use threads::among_n_threads;
 pub use threads::{n_compute_threads, start_threads};
 pub use turn::Turns;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub(crate) use write::{temporary_called, temporary_in};
 pub(crate) use zeroed::{resize, zeroed};
 

@@ -1,9 +1,9 @@
 //! What goes into a forward and what comes out.
 
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
-use crate::weights::ModelConfig;
 
 /// One forward's input: tokens of one or several sequences, each at its position.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -101,6 +101,52 @@ impl Batch {
     }
 }
 
+/// How many positions of each sequence the KV caches hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedPositions(Vec<usize>);
+
+impl CachedPositions {
+    /// Those of empty caches.
+    pub fn new(n_seqs: usize) -> CachedPositions {
+        CachedPositions(vec![0; n_seqs])
+    }
+
+    /// Checks that what each token of a batch looks back on is cached, or stands before it in the batch.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the first position that comes too early.
+    pub fn check(&self, batch: &Batch) -> Result<()> {
+        for (index, &BatchToken { sequence, position, .. }) in batch.tokens.iter().enumerate() {
+            let before = batch.tokens[..index].iter().rfind(|other| other.sequence == sequence);
+            let follows = before.map_or(0, |other| other.position as usize + 1);
+            let cached = self.0.get(sequence as usize).copied().unwrap_or(0).max(follows);
+            if position as usize > cached {
+                let fault = format!("position {position} of sequence {sequence} comes before position {cached} is cached");
+                return Err(Error::InvalidArgument { option: "batch".into(), fault });
+            }
+        }
+        Ok(())
+    }
+
+    /// A forward begins: until its end, its positions and those behind them hold nothing that counts.
+    pub fn begin(&mut self, batch: &Batch) {
+        for token in &batch.tokens {
+            if let Some(cached) = self.0.get_mut(token.sequence as usize) {
+                *cached = (*cached).min(token.position as usize);
+            }
+        }
+    }
+
+    /// It ended well: its positions are cached.
+    pub fn end(&mut self, batch: &Batch) {
+        for token in &batch.tokens {
+            if let Some(cached) = self.0.get_mut(token.sequence as usize) {
+                *cached = (*cached).max(token.position as usize + 1);
+            }
+        }
+    }
+}
+
 /// Cosine and sine of each token's rotary angles: `[n_tokens, head_size/2, 2]`. Made on the host in double precision,
 /// so that every executor rotates by the same numbers and far positions lose nothing.
 pub(super) fn cos_sin(batch: &Batch, inverse_frequencies: &[f32]) -> Vec<f32> {
@@ -112,4 +158,35 @@ pub(super) fn cos_sin(batch: &Batch, inverse_frequencies: &[f32]) -> Vec<f32> {
         }
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(places: &[(u32, u32)]) -> Batch {
+        let tokens = places.iter().map(|&(sequence, position)| BatchToken { token: 0, sequence, position }).collect();
+        Batch { tokens, logits_for: vec![0], want: Want::Logits }
+    }
+
+    #[test]
+    fn what_a_token_looks_back_on_must_be_cached() {
+        let mut cached = CachedPositions::new(2);
+        let prompt = batch(&[(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]);
+        cached.check(&prompt).unwrap();
+        assert!(cached.check(&batch(&[(0, 0), (1, 1)])).is_err());
+        cached.begin(&prompt);
+        assert!(cached.check(&batch(&[(0, 3)])).is_err(), "it failed");
+        cached.begin(&prompt);
+        cached.end(&prompt);
+        cached.check(&batch(&[(0, 3), (1, 2)])).unwrap();
+        let told = cached.check(&batch(&[(1, 3)])).unwrap_err().to_string();
+        assert!(told.contains("position 3 of sequence 1") && told.contains("position 2"), "{told}");
+        // Another text from position 1 on: what stood behind it counts no more.
+        let other = batch(&[(0, 1)]);
+        cached.check(&other).unwrap();
+        cached.begin(&other);
+        cached.end(&other);
+        assert!(cached.check(&batch(&[(0, 3)])).is_err());
+    }
 }

@@ -170,7 +170,7 @@ impl<S: SlotMemory> Feeder<S> {
     /// The slot that holds `piece`, the oldest under way, where it is there already.
     ///
     /// # Errors
-    /// Those of filling the slot; [`Error::Io`] where another piece is due.
+    /// Those of filling the slot; [`Error::Internal`] where another piece is due.
     pub(super) fn take(&mut self, piece: usize) -> Result<Option<S>> {
         match self.due(piece)?.filled.try_recv() {
             Ok(Some(slot)) => {
@@ -207,14 +207,40 @@ impl<S: SlotMemory> Feeder<S> {
         slot
     }
 
+    /// Hands every slot under way to `give_back` as it is filled, oldest first, so that none is under way any more; what could not be
+    /// filled is free already. What begins next belongs to forward `forward`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the carriers are gone.
+    pub(super) async fn drain(&mut self, forward: usize, mut give_back: impl FnMut(S)) -> Result<()> {
+        while let Some(oldest) = self.under_way.front_mut() {
+            let filled = match &mut self.carrier {
+                Carrier::Threads(_) => (&mut oldest.filled).await.map_err(|_| carriers_gone())?,
+                Carrier::Caller(caller) => loop {
+                    match oldest.filled.try_recv() {
+                        Ok(Some(filled)) => break filled,
+                        Ok(None) => caller.next().await?,
+                        Err(_) => return Err(carriers_gone()),
+                    }
+                },
+            };
+            self.under_way.pop_front();
+            if let Ok(slot) = filled {
+                give_back(slot);
+            }
+        }
+        self.n_begun = forward * self.n_streamed;
+        Ok(())
+    }
+
     fn due(&mut self, piece: usize) -> Result<&mut UnderWay<S>> {
-        self.under_way.front_mut().filter(|due| due.piece == piece).ok_or_else(|| {
-            let fault = std::io::Error::other("another one is due");
-            Error::io("compute with", format!("piece {piece} of the ring of {}", self.device), fault)
-        })
+        self.under_way
+            .front_mut()
+            .filter(|due| due.piece == piece)
+            .ok_or_else(|| Error::internal(format!("another piece than {piece} is due from the ring of {}", self.device)))
     }
 }
 
 pub(super) fn carriers_gone() -> Error {
-    Error::io("go on with", "those who stream weights", std::io::Error::other("they ended early"))
+    Error::internal("those who stream weights ended early")
 }

@@ -75,18 +75,18 @@ impl Buffers {
             kv_caches.push(Some((keys, values)));
         }
         let mut working = Vec::new();
-        for (name, size) in working_set(&model.config, plan.forward, plan.role(device)) {
+        for (name, size) in working_set(model, plan.forward, plan.role(device)) {
             // The readback buffer is made by the readback itself.
             if name != WorkingBuffer::Readback {
                 let usage = storage | wgpu::BufferUsages::COPY_SRC;
-                working.push((name, gpu.buffer(&format!("{name:?}"), size, usage, Purpose::Activations).await?));
+                let label = match name {
+                    WorkingBuffer::Value(id) => model.value(id).name.to_owned(),
+                    other => format!("{other:?}"),
+                };
+                working.push((name, gpu.buffer(&label, size, usage, Purpose::Activations).await?));
             }
         }
-        let n_dispatches = plan.n_dispatches(device);
-        let mut arenas = Vec::new();
-        for _ in 0..N_PARAMS_SETS {
-            arenas.push(ParamsArena::new(gpu, n_dispatches).await?);
-        }
+        let arenas = ParamsArena::several(gpu, N_PARAMS_SETS as usize, plan.n_dispatches(device)).await?;
         Ok(Buffers { resident, vectors, kv_caches, working, arenas })
     }
 

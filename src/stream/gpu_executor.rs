@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, TokenCount};
 use crate::error::Result;
-use crate::gpu::{Buffer, Gpu, ParamsArena, Readback};
+use crate::gpu::{Buffer, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
-use crate::model::{Activation, Model};
+use crate::model::Model;
 use crate::plan::{Plan, UploadPath, WorkingBuffer, n_to_share};
 use crate::stream::feeder::{Carriers, Feeder, carriers_gone};
 use crate::stream::gpu_buffers::Buffers;
@@ -55,6 +55,8 @@ impl GpuExecutor {
         trace: Trace,
         progress: &(dyn Fn(Bytes) + Sync),
     ) -> Result<GpuExecutor> {
+        // All that is bound is allocated here and lives as long.
+        gpu.keep_bind_groups();
         let gpu = Arc::new(gpu);
         let submitter = Submitter::start(&gpu, device, &trace)?;
         let buffers = Buffers::load(&gpu, device, model, &plan, &store, progress).await?;
@@ -121,6 +123,11 @@ impl GpuExecutor {
     /// Most bytes that were ever allocated on the adapter at once.
     pub fn peak(&self) -> Bytes {
         self.gpu.ledger.total().peak
+    }
+
+    /// Bind groups and pipelines that were made so far.
+    pub fn object_counts(&self) -> ObjectCounts {
+        self.gpu.object_counts()
     }
 
     /// How far dispatches are made to look back: a prompt's are made anew where its context has doubled, those that generate tokens never.
@@ -191,7 +198,7 @@ impl GpuExecutor {
         let n_rows = batch.logits_for.len();
         match batch.want {
             Want::Logits => {
-                let logits = WorkingBuffer::Activation(Activation::Logits);
+                let logits = WorkingBuffer::Value(self.model.logits);
                 let bytes = self.read(logits, (n_rows * vocab_size * 4) as u64).await?;
                 let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
                 Ok(values.chunks_exact(vocab_size).map(|row| Scores::All(row.to_vec())).collect())
@@ -230,7 +237,7 @@ impl Executor for GpuExecutor {
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        self.buffers.write(&self.gpu, WorkingBuffer::Activation(Activation::Hidden), bytemuck::cast_slice(hidden))
+        self.buffers.write(&self.gpu, WorkingBuffer::Value(self.model.hidden), bytemuck::cast_slice(hidden))
     }
 
     fn compute_resident(&mut self, piece: usize) -> Result<()> {
@@ -248,8 +255,8 @@ impl Executor for GpuExecutor {
                 feeder.wait_for(piece, self.forward).await.map_err(|error| self.gpu.check().err().unwrap_or(error))?
             }
         };
-        self.record(piece, Some(slot.index))?;
         self.computed_from.push(slot.index);
+        self.record(piece, Some(slot.index))?;
         let may_wait = !self.submitter.is_idle() && self.computed_from.len() < n_to_share(self.ring.as_ref().map_or(1, Ring::n_slots));
         if may_wait && !self.submitter.is_due() { Ok(()) } else { self.submit() }
     }
@@ -260,7 +267,7 @@ impl Executor for GpuExecutor {
 
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
         let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);
-        let hidden = WorkingBuffer::Activation(Activation::Hidden);
+        let hidden = WorkingBuffer::Value(self.model.hidden);
         let bytes = self.read(hidden, (n_tokens * self.model.config.hidden_size * 4) as u64).await?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
@@ -270,6 +277,21 @@ impl Executor for GpuExecutor {
             self.submitter.dispatch(placed, None, self.forward)?;
         }
         self.scores(batch).await
+    }
+
+    async fn recover(&mut self, forward: usize) -> Result<()> {
+        self.gpu.check()?;
+        self.submitter.discard();
+        let (Some(feeder), Some(ring)) = (&mut self.feeder, &self.ring) else { return Ok(()) };
+        let (gpu, submitter) = (&self.gpu, &self.submitter);
+        let release = |slot: usize| {
+            ring.release(gpu, slot);
+            submitter.answer();
+        };
+        self.computed_from.drain(..).for_each(release);
+        let drained = feeder.drain(forward, |slot| release(slot.index)).await;
+        // A device that is lost says more than the carriers that end with it.
+        self.gpu.check().and(drained)
     }
 }
 

@@ -3,19 +3,20 @@
 
 use std::sync::Arc;
 
+use bytemuck::Pod;
+
 use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    Binding, add, add_bias, attention, attention_compact, gather_rows, matmul, rms_norm, rope_kv, rope_kv_padded, swiglu, top_k,
+    BatchShape, Binding, add, add_bias, attention, attention_compact, gather_rows, matmul, rms_norm, rope_kv, rope_kv_padded, swiglu, top_k,
 };
-use crate::model::{Activation, Model, Op};
-use crate::plan::{DeviceCosts, Plan, SUBMIT_SECS, WorkingBuffer};
+use crate::model::{Attention, Model, Op, RopeKv, ValueId};
+use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
-use crate::stream::op_params::OpParams;
 use crate::weights::TensorId;
 
 /// What the dispatches of a device's part of a forward depend on.
@@ -69,7 +70,7 @@ struct Maker<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
     buffers: &'a Buffers,
-    params: OpParams<'a>,
+    batch: BatchShape,
     attention: TokenCount,
 }
 
@@ -78,18 +79,20 @@ impl ForwardDispatches {
     pub(super) fn new(parts: Parts<'_>, arena: &mut ParamsArena, shape: ForwardShape) -> Result<ForwardDispatches> {
         let Parts { gpu, device, model, plan, store, buffers, ring } = parts;
         arena.clear();
-        let params = OpParams {
-            config: &model.config,
-            n_tokens: shape.n_tokens,
-            n_rows: shape.n_rows,
-            n_seqs: plan.n_seqs,
-            ctx_size: plan.ctx_size,
-            kv_dtype: plan.kv_dtype,
+        let batch = BatchShape {
+            n_tokens: shape.n_tokens as u32,
+            n_logit_rows: shape.n_rows as u32,
+            n_seqs: plan.n_seqs as u32,
+            kv_capacity: plan.ctx_size as u32,
+            kv_dtype: match plan.kv_dtype {
+                KvDType::F32 => rope_kv::KvDType::F32,
+                KvDType::F16 => rope_kv::KvDType::F16,
+            },
         };
-        let maker = Maker { gpu, model, buffers, params, attention: shape.attention };
+        let maker = Maker { gpu, model, buffers, batch, attention: shape.attention };
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
         let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
-        let terms = Terms { params, n_positions, attention, catalog, costs: &costs, max_binding };
+        let terms = Terms { model, batch, n_positions, attention, catalog, costs: &costs, max_binding };
         let mut pieces = Vec::with_capacity(plan.pieces.len());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if plan.executor(index) != device {
@@ -109,9 +112,9 @@ impl ForwardDispatches {
                     let secs = terms.secs(&one, ops);
                     // The params are the same for every slot; what is bound is not.
                     let call = maker.call(ops, &one, secs)?;
-                    let params_offset = call.push(gpu, arena)?;
+                    let params_offset = arena.push_bytes(gpu, &call.params)?;
                     for (place, block) in places.iter_mut().zip(&blocks) {
-                        let dispatches = call.prepare(gpu, arena.buffer(), *block)?;
+                        let dispatches = (call.prepare)(arena.buffer(), *block)?;
                         let secs = secs / dispatches.len() as f64;
                         place.extend(dispatches.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
                     }
@@ -123,8 +126,8 @@ impl ForwardDispatches {
             0 => None,
             k => {
                 let call = maker.top_k(k)?;
-                let params_offset = call.push(gpu, arena)?;
-                let dispatch = call.prepare(gpu, arena.buffer(), None)?.pop();
+                let params_offset = arena.push_bytes(gpu, &call.params)?;
+                let dispatch = (call.prepare)(arena.buffer(), None)?.pop();
                 dispatch.map(|dispatch| PlacedDispatch { dispatch, params_offset, secs: 0.0 })
             }
         };
@@ -153,67 +156,22 @@ impl ForwardDispatches {
 }
 
 /// A kernel with its params and all it binds, except the block that matrices lie in.
-enum Call<'a> {
-    Add(add::Params, add::Bindings<'a>),
-    AddBias(add_bias::Params, add_bias::Bindings<'a>),
-    Attention { params: attention::Params, tokens: TokenCount, cuts: Vec<attention::Bindings<'a>>, compact: Option<Compact<'a>> },
-    GatherRows(gather_rows::Params, gather_rows::Bindings<'a>),
-    Products { params: Vec<matmul::Params>, begin: u64, size: u64, input: Binding<'a>, outputs: Vec<Binding<'a>> },
-    RmsNorm(rms_norm::Params, rms_norm::Bindings<'a>),
-    RopeKv(rope_kv::Params, rope_kv::Bindings<'a>),
-    RopeKvPadded(rope_kv::Params, rope_kv_padded::Bindings<'a>),
-    SwiGlu(swiglu::Params, swiglu::Bindings<'a>),
-    TopK(top_k::Params, top_k::Bindings<'a>),
+struct Call<'a> {
+    params: Vec<u8>,
+    prepare: Box<Prepare<'a>>,
 }
 
-/// What puts the heads of each cut side by side, behind all cuts: some tokens are in two of them.
-struct Compact<'a> {
-    head_size: u32,
-    cuts: Vec<attention_compact::Bindings<'a>>,
-}
+/// Makes the dispatches of a call, in their order, from the buffer that its params are in and the block that matrices lie in.
+type Prepare<'a> = dyn Fn(&wgpu::Buffer, Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> + 'a;
 
-impl Call<'_> {
-    fn push(&self, gpu: &Gpu, arena: &mut ParamsArena) -> Result<u32> {
-        match self {
-            Call::Add(params, _) => arena.push(gpu, params),
-            Call::AddBias(params, _) => arena.push(gpu, params),
-            Call::Attention { params, .. } => arena.push(gpu, params),
-            Call::GatherRows(params, _) => arena.push(gpu, params),
-            Call::Products { params, .. } => arena.push(gpu, &matmul::padded(params)),
-            Call::RmsNorm(params, _) => arena.push(gpu, params),
-            Call::RopeKv(params, _) | Call::RopeKvPadded(params, _) => arena.push(gpu, params),
-            Call::SwiGlu(params, _) => arena.push(gpu, params),
-            Call::TopK(params, _) => arena.push(gpu, params),
-        }
+impl<'a> Call<'a> {
+    /// One that takes a single dispatch and no matrix.
+    fn simple<P: Pod>(params: P, prepare: impl Fn(&wgpu::Buffer, &P) -> Result<Dispatch> + 'a) -> Call<'a> {
+        Call::new(&params, move |arena, _| Ok(vec![prepare(arena, &params)?]))
     }
 
-    /// The call's dispatches, in their order: one, except of attention, which may take more.
-    fn prepare(&self, gpu: &Gpu, arena: &wgpu::Buffer, block: Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> {
-        let dispatch = match self {
-            Call::Add(params, bindings) => add::prepare(gpu, arena, params, *bindings),
-            Call::AddBias(params, bindings) => add_bias::prepare(gpu, arena, params, *bindings),
-            Call::Attention { params, tokens, cuts, compact } => {
-                let of_cuts = cuts.iter().map(|bindings| attention::prepare(gpu, arena, params, *bindings, *tokens));
-                let mut dispatches = of_cuts.collect::<Result<Vec<_>>>()?.concat();
-                if let Some(Compact { head_size, cuts }) = compact {
-                    let of_cuts = cuts.iter().map(|bindings| attention_compact::prepare(gpu, arena, params, *head_size, *bindings));
-                    dispatches.extend(of_cuts.collect::<Result<Vec<_>>>()?);
-                }
-                return Ok(dispatches);
-            }
-            Call::GatherRows(params, bindings) => gather_rows::prepare(gpu, arena, params, *bindings),
-            Call::Products { params, begin, size, input, outputs } => {
-                let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
-                let weight = Binding::part(block, *begin, *size);
-                matmul::prepare_products(gpu, arena, &matmul::Products { params, weight, input: *input, outputs })
-            }
-            Call::RmsNorm(params, bindings) => rms_norm::prepare(gpu, arena, params, *bindings),
-            Call::RopeKv(params, bindings) => rope_kv::prepare(gpu, arena, params, *bindings),
-            Call::RopeKvPadded(params, bindings) => rope_kv_padded::prepare(gpu, arena, params, *bindings),
-            Call::SwiGlu(params, bindings) => swiglu::prepare(gpu, arena, params, *bindings),
-            Call::TopK(params, bindings) => top_k::prepare(gpu, arena, params, *bindings),
-        };
-        Ok(vec![dispatch?])
+    fn new<P: Pod>(params: &P, prepare: impl Fn(&wgpu::Buffer, Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> + 'a) -> Call<'a> {
+        Call { params: bytemuck::bytes_of(params).to_vec(), prepare: Box::new(prepare) }
     }
 }
 
@@ -221,36 +179,44 @@ impl<'a> Maker<'a> {
     /// `secs`: how long it should take.
     fn call(&self, ops: &[Op], one: &Fused, secs: f64) -> Result<Call<'a>> {
         match one {
-            Fused::Op(op) => self.op(&ops[*op], secs),
+            Fused::Op(op) => self.op(ops, *op, secs),
             Fused::Products(products) => self.products(products),
         }
     }
 
-    fn op(&self, op: &Op, secs: f64) -> Result<Call<'a>> {
-        Ok(match *op {
-            Op::RmsNorm { input, weight, output } => {
-                let (weight, output) = (self.vector(weight)?, self.activation(output)?);
-                Call::RmsNorm(self.params.rms_norm(input), rms_norm::Bindings { input: self.activation(input)?, weight, output })
+    fn op(&self, ops: &[Op], op: usize, secs: f64) -> Result<Call<'a>> {
+        let (gpu, model, batch) = (self.gpu, self.model, &self.batch);
+        Ok(match ops[op] {
+            Op::RmsNorm(norm) => {
+                let (input, output) = (self.value(norm.input)?, self.value(norm.output)?);
+                let bindings = rms_norm::Bindings { input, weight: self.vector(norm.weight)?, output };
+                let params = rms_norm::Params::of(&norm, model.value(norm.input), batch);
+                Call::simple(params, move |arena, params| rms_norm::prepare(gpu, arena, params, bindings))
             }
             Op::AddBias { bias, target } => {
-                let bindings = add_bias::Bindings { bias: self.vector(bias)?, target_values: self.activation(target)? };
-                Call::AddBias(self.params.add_bias(target), bindings)
+                let bindings = add_bias::Bindings { bias: self.vector(bias)?, target_values: self.value(target)? };
+                let params = add_bias::Params::of(model.value(target), batch);
+                Call::simple(params, move |arena, params| add_bias::prepare(gpu, arena, params, bindings))
             }
-            Op::RopeKv { layer } => self.rope_kv(layer)?,
-            Op::Attention { layer } => self.attention(layer, secs)?,
-            Op::SwiGlu => {
-                let (gate, up) = (self.activation(Activation::Gate)?, self.activation(Activation::Up)?);
-                Call::SwiGlu(self.params.swiglu(), swiglu::Bindings { gate, up, output: self.activation(Activation::Gated)? })
+            Op::RopeKv(rope) => self.rope_kv(&rope, &ops[op..])?,
+            Op::Attention(attention) => self.attention(&attention, secs)?,
+            Op::SwiGlu { gate, up, output } => {
+                let params = swiglu::Params::of(model.value(gate), batch);
+                let bindings = swiglu::Bindings { gate: self.value(gate)?, up: self.value(up)?, output: self.value(output)? };
+                Call::simple(params, move |arena, params| swiglu::prepare(gpu, arena, params, bindings))
             }
-            Op::AddResidual => {
-                let (input, target_values) = (self.activation(Activation::Delta)?, self.activation(Activation::Hidden)?);
-                Call::Add(self.params.add_residual(), add::Bindings { input, target_values })
+            Op::Add { input, target } => {
+                let bindings = add::Bindings { input: self.value(input)?, target_values: self.value(target)? };
+                let params = add::Params::of(model.value(target), batch);
+                Call::simple(params, move |arena, params| add::prepare(gpu, arena, params, bindings))
             }
-            Op::PickRows => {
-                let (input, output) = (self.activation(Activation::Hidden)?, self.activation(Activation::Picked)?);
-                let row_indices = self.working(WorkingBuffer::PickedRows)?;
-                Call::GatherRows(self.params.pick_rows(), gather_rows::Bindings { input, row_indices, output })
+            Op::GatherRows { input, output } => {
+                let params = gather_rows::Params::of(model.value(input), batch);
+                let (input, output) = (self.value(input)?, self.value(output)?);
+                let bindings = gather_rows::Bindings { input, row_indices: self.working(WorkingBuffer::PickedRows)?, output };
+                Call::simple(params, move |arena, params| gather_rows::prepare(gpu, arena, params, bindings))
             }
+            // The embedding is the schedule's own step, and products come with their rows.
             Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.fault("an operation stands where it is not computed")),
         })
     }
@@ -264,40 +230,51 @@ impl<'a> Maker<'a> {
             let weight_begin = (product.slice.offset - begin) / matmul::WEIGHT_ALIGNMENT;
             matmul::Params { weight_begin: weight_begin as u32, ..product.params }
         };
-        Ok(Call::Products {
-            params: products.iter().map(placed).collect(),
-            begin,
-            size: end - begin,
-            input: self.activation(first.input)?,
-            outputs: products.iter().map(|product| self.activation(product.output)).collect::<Result<_>>()?,
-        })
+        let params: Vec<matmul::Params> = products.iter().map(placed).collect();
+        let input = self.value(first.input)?;
+        let outputs: Vec<Binding<'a>> = products.iter().map(|product| self.value(product.output)).collect::<Result<_>>()?;
+        let gpu = self.gpu;
+        Ok(Call::new(&matmul::padded(&params), move |arena, block| {
+            let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
+            let weight = Binding::part(block, begin, end - begin);
+            Ok(vec![matmul::prepare_products(gpu, arena, &matmul::Products { params: &params, weight, input, outputs: &outputs })?])
+        }))
     }
 
-    /// Turns the queries in place; or, where heads are no whole octets, padded into the buffer that attention's result goes to later.
-    fn rope_kv(&self, layer: usize) -> Result<Call<'a>> {
-        let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
+    /// Turns the queries in place; or, where heads are no whole octets, padded into the buffer that the result of the attention behind
+    /// it (in `ops`) goes to later.
+    fn rope_kv(&self, rope: &RopeKv, ops: &[Op]) -> Result<Call<'a>> {
+        let (gpu, params) = (self.gpu, rope_kv::Params::of(rope, &self.batch));
+        let (keys, values) = self.buffers.kv_cache(gpu, rope.layer)?;
         let (cos_sin, tokens) = (self.working(WorkingBuffer::CosSin)?, self.working(WorkingBuffer::Tokens)?);
-        let [key, value, query] = [Activation::Key, Activation::Value, Activation::Query].map(|activation| self.activation(activation));
-        let (key, value, query, params) = (key?, value?, query?, self.params.rope_kv());
+        let (key, value, query) = (self.value(rope.key)?, self.value(rope.value)?, self.value(rope.query)?);
         let (key_cache, value_cache) = (Binding::whole(keys), Binding::whole(values));
         if params.head_size == rope_kv_padded::padded_size(params.head_size) {
-            return Ok(Call::RopeKv(params, rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache }));
+            let bindings = rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache };
+            return Ok(Call::simple(params, move |arena, params| rope_kv::prepare(gpu, arena, params, bindings)));
         }
-        let turned = self.activation(Activation::Mixed)?;
+        let output_of = |op: &Op| match op {
+            Op::Attention(attention) if attention.query == rope.query => Some(attention.output),
+            _ => None,
+        };
+        let output = ops.iter().find_map(output_of).ok_or_else(|| gpu.fault("queries that no attention reads"))?;
+        let turned = self.value(output)?;
         let bindings = rope_kv_padded::Bindings { cos_sin, tokens, key, value, query, turned, key_cache, value_cache };
-        Ok(Call::RopeKvPadded(params, bindings))
+        Ok(Call::simple(params, move |arena, params| rope_kv_padded::prepare(gpu, arena, params, bindings)))
     }
 
     /// Of many tokens, in as many dispatches as keep each short: no watchdog must take the adapter for hung. Few tokens read each
     /// key once, which takes less.
     ///
     /// Padded heads lie the other way round: queries where the result goes at last, what attention makes of them where queries were.
-    fn attention(&self, layer: usize, secs: f64) -> Result<Call<'a>> {
-        let (keys, values) = self.buffers.kv_cache(self.gpu, layer)?;
-        let head_size = self.params.attention().head_size;
-        let whole = attention::Params { head_size: rope_kv_padded::padded_size(head_size), ..self.params.attention() };
+    fn attention(&self, op: &Attention, secs: f64) -> Result<Call<'a>> {
+        let (gpu, tokens) = (self.gpu, self.attention);
+        let (keys, values) = self.buffers.kv_cache(gpu, op.layer)?;
+        let params = attention::Params::of(op, &self.batch);
+        let head_size = params.head_size;
+        let whole = attention::Params { head_size: rope_kv_padded::padded_size(head_size), ..params };
         let is_padded = whole.head_size != head_size;
-        let (query, mixed) = (self.activation(Activation::Query)?, self.activation(Activation::Mixed)?);
+        let (query, mixed) = (self.value(op.query)?, self.value(op.output)?);
         let bindings = attention::Bindings {
             query: if is_padded { mixed } else { query },
             tokens: self.working(WorkingBuffer::Tokens)?,
@@ -306,24 +283,32 @@ impl<'a> Maker<'a> {
             parts: self.working(WorkingBuffer::AttentionParts)?,
             mixed: if is_padded { query } else { mixed },
         };
-        let tokens = self.attention;
         let n_cuts = if tokens == TokenCount::Many { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
         let (params, begins) = attention::cut(&whole, n_cuts);
-        let cuts = begins.iter().map(|&begin| bindings.from_token(&whole, begin)).collect();
         let compact = attention_compact::Bindings { padded: query, mixed };
-        let compact = is_padded
-            .then(|| Compact { head_size, cuts: begins.iter().map(|&begin| compact.from_token(&whole, head_size, begin)).collect() });
-        Ok(Call::Attention { params, tokens, cuts, compact })
+        Ok(Call::new(&params, move |arena, _| {
+            let mut dispatches = Vec::new();
+            for &begin in &begins {
+                dispatches.extend(attention::prepare(gpu, arena, &params, bindings.from_token(&whole, begin), tokens)?);
+            }
+            // What puts the heads of each cut side by side comes behind all cuts: some tokens are in two of them.
+            for &begin in begins.iter().filter(|_| is_padded) {
+                let bindings = compact.from_token(&whole, head_size, begin);
+                dispatches.push(attention_compact::prepare(gpu, arena, &params, head_size, bindings)?);
+            }
+            Ok(dispatches)
+        }))
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {
-        let params = top_k::Params::new(self.params.n_rows as u32, self.model.config.vocab_size as u32, k as u32);
-        let bindings = top_k::Bindings { logits: self.activation(Activation::Logits)?, candidates: self.working(WorkingBuffer::TopK)? };
-        Ok(Call::TopK(params, bindings))
+        let (gpu, logits) = (self.gpu, self.model.logits);
+        let params = top_k::Params::new(self.batch.n_logit_rows, self.model.value(logits).width as u32, k as u32);
+        let bindings = top_k::Bindings { logits: self.value(logits)?, candidates: self.working(WorkingBuffer::TopK)? };
+        Ok(Call::simple(params, move |arena, params| top_k::prepare(gpu, arena, params, bindings)))
     }
 
-    fn activation(&self, activation: Activation) -> Result<Binding<'a>> {
-        self.working(WorkingBuffer::Activation(activation))
+    fn value(&self, id: ValueId) -> Result<Binding<'a>> {
+        self.working(WorkingBuffer::Value(id))
     }
 
     fn working(&self, name: WorkingBuffer) -> Result<Binding<'a>> {

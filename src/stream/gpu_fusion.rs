@@ -2,10 +2,9 @@
 
 use crate::device::TokenCount;
 use crate::gpu::BUFFER_ALIGNMENT;
-use crate::kernels::{MAX_PRODUCTS, matmul};
-use crate::model::{Activation, Op, is_joined};
-use crate::plan::{DeviceCosts, Slice, UnitWork, Work};
-use crate::stream::op_params::OpParams;
+use crate::kernels::{BatchShape, MAX_PRODUCTS, matmul};
+use crate::model::{Model, Op, ValueId};
+use crate::plan::{DeviceCosts, Slice, UnitWork, Work, is_fused};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -27,8 +26,8 @@ pub(super) enum Fused {
 pub(super) struct Product {
     pub(super) params: matmul::Params,
     pub(super) slice: Slice,
-    pub(super) input: Activation,
-    pub(super) output: Activation,
+    pub(super) input: ValueId,
+    pub(super) output: ValueId,
     /// How long it should take, by the adapter's rates, besides the cost of any dispatch.
     pub(super) secs: f64,
 }
@@ -36,7 +35,8 @@ pub(super) struct Product {
 /// What the dispatches of a forward depend on besides its operations.
 #[derive(Clone, Copy)]
 pub(super) struct Terms<'a> {
-    pub(super) params: OpParams<'a>,
+    pub(super) model: &'a Model,
+    pub(super) batch: BatchShape,
     /// Positions that a token looks back on, at most.
     pub(super) n_positions: usize,
     /// Whether tokens share what they look back on.
@@ -53,7 +53,7 @@ pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<
     let mut fused: Vec<Fused> = Vec::with_capacity(work.steps.len());
     for step in &work.steps {
         match *step {
-            Work::Op(op) if is_joined(ops, op) => {}
+            Work::Op(op) if is_fused(ops, op) => {}
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
                 let product = product(ops, op, *slices.get(slice)?, terms)?;
@@ -70,12 +70,11 @@ pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<
 impl Terms<'_> {
     /// How long a dispatch should take, by the adapter's rates.
     pub(super) fn secs(&self, one: &Fused, ops: &[Op]) -> f64 {
-        let OpParams { config, n_tokens, .. } = self.params;
         let secs: f64 = match one {
-            Fused::Op(op) if matches!(ops[*op], Op::Attention { .. }) => {
-                self.costs.attention_secs(config, n_tokens, self.n_positions, self.attention)
-            }
-            Fused::Op(_) => 0.0,
+            Fused::Op(op) => match &ops[*op] {
+                Op::Attention(op) => self.costs.attention_secs(op, self.batch.n_tokens as usize, self.n_positions, self.attention),
+                _ => 0.0,
+            },
             Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
         };
         self.costs.dispatch_secs() + secs
@@ -85,13 +84,14 @@ impl Terms<'_> {
 fn product(ops: &[Op], op: usize, slice: Slice, terms: &Terms<'_>) -> Option<Product> {
     let Some(&Op::MatMul { input, weight, output }) = ops.get(op) else { return None };
     let tensor = &terms.catalog[weight];
-    let params = terms.params.matmul(tensor, &slice, input);
-    let secs = terms.costs.product_secs(tensor, slice.n_rows, params.n_tokens as usize);
-    let is_only_added = matches!(ops.get(op + 1), Some(Op::AddResidual)) && is_joined(ops, op + 1);
-    Some(if is_only_added {
-        Product { params: params.accumulating(), slice, input, output: Activation::Hidden, secs }
-    } else {
-        Product { params, slice, input, output, secs }
+    let n_tokens = terms.batch.rows_of(terms.model.value(input));
+    let params = matmul::Params::of_rows(tensor, slice.first_row, slice.n_rows, n_tokens);
+    let secs = terms.costs.product_secs(tensor, slice.n_rows, n_tokens as usize);
+    Some(match ops.get(op + 1) {
+        Some(&Op::Add { target, .. }) if is_fused(ops, op + 1) => {
+            Product { params: params.accumulating(), slice, input, output: target, secs }
+        }
+        _ => Product { params, slice, input, output, secs },
     })
 }
 
@@ -119,12 +119,28 @@ mod tests {
     use super::*;
     use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
     use crate::dtype::DType;
-    use crate::plan::KvDType;
-    use crate::weights::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling, Shard, TensorId, TensorInfo};
+    use crate::kernels::rope_kv::KvDType;
+    use crate::model::{Attention, Value};
+    use crate::model::{ModelConfig, RopeConfig, RopePairs, RopeScaling, families};
+    use crate::weights::{Shard, TensorId, TensorInfo};
+
+    /// The residual stream first.
+    const HIDDEN: ValueId = ValueId(0);
+    const NORMED: ValueId = ValueId(1);
+    const QUERY: ValueId = ValueId(2);
+    const KEY: ValueId = ValueId(3);
+    const VALUE: ValueId = ValueId(4);
+    const MIXED: ValueId = ValueId(5);
+    const DELTA: ValueId = ValueId(6);
+
+    fn model() -> Model {
+        let values = vec![Value::of_tokens("any", 64); 7];
+        Model { config: config(), values, hidden: HIDDEN, logits: HIDDEN, units: Vec::new() }
+    }
 
     fn config() -> ModelConfig {
         ModelConfig {
-            architecture: Architecture::Llama,
+            family: families::by_name("llama").expect("a family of that name"),
             name: "test".into(),
             vocab_size: 100,
             hidden_size: 64,
@@ -137,9 +153,11 @@ mod tests {
             rms_norm_epsilon: 1e-5,
             rope: RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None },
             sliding_window: None,
+            n_full_attention_layers: 0,
             attention_bias: true,
             attention_output_bias: false,
             ffn_bias: false,
+            qk_norm: false,
             tied_embeddings: false,
         }
     }
@@ -174,20 +192,22 @@ mod tests {
         Catalog::new(vec![Shard { path: "x".into(), size_bytes: Bytes(1 << 20) }], tensors)
     }
 
-    fn product(weight: u32, input: Activation, output: Activation) -> Op {
+    fn product(weight: u32, input: ValueId, output: ValueId) -> Op {
         Op::MatMul { input, weight: TensorId(weight), output }
     }
 
     /// Query with its bias, key, value; and what attention mixed, added to the residual stream.
     fn ops() -> Vec<Op> {
+        let attention =
+            Attention { layer: 0, query: QUERY, output: MIXED, n_heads: 4, n_kv_heads: 4, head_size: 16, window: None, scale: 0.25 };
         vec![
-            product(0, Activation::Normed, Activation::Query),
-            Op::AddBias { bias: TensorId(0), target: Activation::Query },
-            product(1, Activation::Normed, Activation::Key),
-            product(2, Activation::Normed, Activation::Value),
-            Op::Attention { layer: 0 },
-            product(3, Activation::Mixed, Activation::Delta),
-            Op::AddResidual,
+            product(0, NORMED, QUERY),
+            Op::AddBias { bias: TensorId(0), target: QUERY },
+            product(1, NORMED, KEY),
+            product(2, NORMED, VALUE),
+            Op::Attention(attention),
+            product(3, MIXED, DELTA),
+            Op::Add { input: DELTA, target: HIDDEN },
         ]
     }
 
@@ -214,10 +234,12 @@ mod tests {
     }
 
     fn shape_of_forward(ops: &[Op], cut: Option<u32>, last: DType, max_binding: u64, n_tokens: usize) -> Vec<usize> {
-        let (config, catalog, costs) = (config(), catalog(last), DeviceCosts::new(&adapter()));
-        let params = OpParams { config: &config, n_tokens, n_rows: 1, n_seqs: 1, ctx_size: 8, kv_dtype: KvDType::F32 };
+        let (model, catalog, costs) = (model(), catalog(last), DeviceCosts::new(&adapter()));
+        let n_tokens = n_tokens as u32;
+        let batch = BatchShape { n_tokens, n_logit_rows: 1, n_seqs: 1, kv_capacity: 8, kv_dtype: KvDType::F32 };
         let attention = TokenCount::Few;
-        let terms = Terms { params, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
+        let terms =
+            Terms { model: &model, batch, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
         let (work, slices) = piece(ops, cut);
         let fused = fuse(&work, &slices, ops, &terms).unwrap();
         let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
@@ -225,7 +247,7 @@ mod tests {
         for one in &fused {
             let Fused::Products(products) = one else { continue };
             let accumulates = products.iter().any(|product| product.params.accumulates == 1);
-            assert_eq!(accumulates, products.iter().any(|product| product.output == Activation::Hidden));
+            assert_eq!(accumulates, products.iter().any(|product| product.output == HIDDEN));
         }
         count
     }
@@ -249,10 +271,10 @@ mod tests {
 
     #[test]
     fn only_like_products_share_a_dispatch() {
-        let both = [product(2, Activation::Normed, Activation::Gate), product(3, Activation::Normed, Activation::Up)];
+        let both = [product(2, NORMED, QUERY), product(3, NORMED, KEY)];
         assert_eq!(shape(&both, None, DType::F16, 1 << 20), [2]);
         assert_eq!(shape(&both, None, DType::BF16, 1 << 20), [1, 1]);
-        let other_input = [both[0].clone(), product(3, Activation::Gated, Activation::Up)];
+        let other_input = [both[0].clone(), product(3, MIXED, KEY)];
         assert_eq!(shape(&other_input, None, DType::F16, 1 << 20), [1, 1]);
     }
 
@@ -265,8 +287,8 @@ mod tests {
 
     #[test]
     fn a_product_with_a_bias_of_its_own_is_not_added_before_it() {
-        let bias = Op::AddBias { bias: TensorId(0), target: Activation::Delta };
-        let ops = [product(3, Activation::Mixed, Activation::Delta), bias, Op::AddResidual];
+        let bias = Op::AddBias { bias: TensorId(0), target: DELTA };
+        let ops = [product(3, MIXED, DELTA), bias, Op::Add { input: DELTA, target: HIDDEN }];
         assert_eq!(shape(&ops, None, DType::F16, 1 << 20), [1, 0, 0]);
     }
 }

@@ -127,6 +127,11 @@ impl Submitter {
         Ok(())
     }
 
+    /// Forgets what is recorded.
+    pub(super) fn discard(&mut self) {
+        (self.pass, self.encoder, self.recorded) = (None, None, Recorded::default());
+    }
+
     /// Has what was asked of the driver answered, once all that was submitted is done.
     pub(super) fn answer(&self) {
         self.completions.watch(&self.gpu.queue, self.gpu.queue.submit([]), None);

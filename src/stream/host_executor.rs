@@ -7,8 +7,9 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::host;
+use crate::kernels::matmul;
 use crate::kernels::rope_kv::Token;
-use crate::model::{Activation, Model, Op};
+use crate::model::{Model, Op};
 use crate::plan::sizes::{KvCache, kv_buffer_bytes, prepared_input_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
@@ -61,12 +62,11 @@ impl HostExecutor {
     /// # Errors
     /// Those of reading.
     pub fn new(model: &Model, plan: Arc<Plan>, store: Arc<Store>, trace: Trace) -> Result<HostExecutor> {
-        let config = &model.config;
         let mut vectors = HashMap::new();
         for id in vectors_of(model, &plan, DEVICE) {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
-        let kv_values = (kv_buffer_bytes(config, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
+        let kv_values = (kv_buffer_bytes(&model.config, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
         let cache = |is_own: bool| platform::zeroed(if is_own { kv_values } else { 0 }, "keys and values of a layer");
         let caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| Ok((cache(is_own)?, cache(is_own)?)));
         let kv_caches = caches.collect::<Result<_>>()?;
@@ -80,9 +80,10 @@ impl HostExecutor {
             }
             None => None,
         };
+        let model = Arc::new(model.clone());
         let values = Values {
-            config: config.clone(),
-            activations: HashMap::new(),
+            model: Arc::clone(&model),
+            values: HashMap::new(),
             kv_caches,
             tokens: Vec::new(),
             cos_sin: Vec::new(),
@@ -92,8 +93,8 @@ impl HostExecutor {
             prepared: Prepared::default(),
         };
         Ok(HostExecutor {
-            inverse_frequencies: config.rope.inverse_frequencies(config.head_size),
-            model: Arc::new(model.clone()),
+            inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
+            model,
             plan,
             store,
             trace,
@@ -125,7 +126,9 @@ impl HostExecutor {
                         };
                         let Op::MatMul { input, output, .. } = ops[op] else { continue };
                         let tensor = &store.checkpoint().catalog[slice.tensor];
-                        Some(Product { params: values.params().matmul(tensor, slice, input), rows, input, output })
+                        let n_tokens = values.batch().rows_of(model.value(input));
+                        let params = matmul::Params::of_rows(tensor, slice.first_row, slice.n_rows, n_tokens);
+                        Some(Product { params, rows, input, output })
                     }
                 };
                 if !product.as_ref().is_some_and(|product| product.can_join(&products)) {
@@ -157,16 +160,15 @@ impl HostExecutor {
 
 impl Executor for HostExecutor {
     fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
-        let config = &self.values.config;
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
         let computes_head = self.plan.computes_head(DEVICE);
         let mut n_values = 0;
-        for activation in Activation::ALL.into_iter().filter(|activation| computes_head || !activation.is_of_head()) {
-            let len = activation.n_rows(n_tokens, n_rows) * activation.width(config);
-            platform::resize(self.values.activations.entry(activation).or_default(), len, "activations")?;
+        for (id, value) in self.model.values().filter(|(_, value)| computes_head || !value.is_of_head()) {
+            let len = value.n_rows(n_tokens, n_rows) * value.width;
+            platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
             n_values += len as u64;
         }
-        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(config, n_tokens));
+        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(&self.model, n_tokens));
         self.values.prepared.forget();
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
@@ -181,7 +183,7 @@ impl Executor for HostExecutor {
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        let own = self.values.activations.entry(Activation::Hidden).or_default();
+        let own = self.values.values.entry(self.model.hidden).or_default();
         own.clear();
         own.extend_from_slice(hidden);
         Ok(())
@@ -197,11 +199,11 @@ impl Executor for HostExecutor {
             Some(slot) => slot,
             None => feeder.wait_for(piece, self.forward).await?,
         };
-        self.compute(piece, Some(&slot))?;
+        let computed = self.compute(piece, Some(&slot));
         if let Some((_, free)) = &self.feeder {
             free.give(Some(slot));
         }
-        Ok(())
+        computed
     }
 
     /// The host computes at once.
@@ -210,13 +212,20 @@ impl Executor for HostExecutor {
     }
 
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
-        Ok(self.values.get(Activation::Hidden).to_vec())
+        Ok(self.values.get(self.model.hidden).to_vec())
     }
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
-        let vocab_size = self.values.config.vocab_size;
-        let logits = self.values.get(Activation::Logits);
+        let vocab_size = self.model.config.vocab_size;
+        let logits = self.values.get(self.model.logits);
         Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.want)).collect())
+    }
+
+    async fn recover(&mut self, forward: usize) -> Result<()> {
+        match &mut self.feeder {
+            Some((feeder, free)) => feeder.drain(forward, |slot| free.give(Some(slot))).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -2,22 +2,21 @@
 //! Knows neither pieces nor where weights lie: rows of matrices are handed in.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 use crate::host::{self, Input, InputForm, Operand, Part};
 use crate::kernels::rope_kv::Token;
-use crate::kernels::{MAX_PRODUCTS, add_bias, gather_rows, matmul, rope_kv};
-use crate::model::{Activation, Op};
-use crate::plan::KvDType;
+use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv};
+use crate::model::{Attention, Model, Op, RopeKv, ValueId};
 use crate::platform::simd::simd;
-use crate::stream::op_params::OpParams;
-use crate::weights::{ModelConfig, TensorId};
+use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
 pub(super) struct Values {
-    pub(super) config: ModelConfig,
-    pub(super) activations: HashMap<Activation, Vec<f32>>,
+    pub(super) model: Arc<Model>,
+    pub(super) values: HashMap<ValueId, Vec<f32>>,
     /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
     pub(super) kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
     pub(super) tokens: Vec<Token>,
@@ -28,11 +27,11 @@ pub(super) struct Values {
     pub(super) prepared: Prepared,
 }
 
-/// The activation that products read last, in the form that they wanted.
+/// The value that products read last, in the form that they wanted.
 #[derive(Default)]
 pub(super) struct Prepared {
     /// Which one; `None` once it has changed.
-    of: Option<(Activation, InputForm)>,
+    of: Option<(ValueId, InputForm)>,
     input: Input,
 }
 
@@ -55,12 +54,12 @@ impl Prepared {
 /// Products that the host computes together; a list of them takes no memory from the allocator.
 pub(super) type SideBySide<'a> = ArrayVec<Product<'a>, MAX_PRODUCTS>;
 
-/// Rows of a matrix times an activation.
+/// Rows of a matrix times a value.
 pub(super) struct Product<'a> {
     pub(super) params: matmul::Params,
     pub(super) rows: &'a [u8],
-    pub(super) input: Activation,
-    pub(super) output: Activation,
+    pub(super) input: ValueId,
+    pub(super) output: ValueId,
 }
 
 impl Product<'_> {
@@ -74,25 +73,25 @@ impl Product<'_> {
 }
 
 impl Values {
-    /// Takes an activation out so that others can be read beside it.
-    fn take(&mut self, activation: Activation) -> Vec<f32> {
-        self.activations.get_mut(&activation).map(std::mem::take).unwrap_or_default()
+    /// Takes a value out so that others can be read beside it.
+    fn take(&mut self, id: ValueId) -> Vec<f32> {
+        self.values.get_mut(&id).map(std::mem::take).unwrap_or_default()
     }
 
-    fn put(&mut self, activation: Activation, values: Vec<f32>) {
-        self.prepared.of.take_if(|(of, _)| *of == activation);
-        self.activations.insert(activation, values);
+    fn put(&mut self, id: ValueId, numbers: Vec<f32>) {
+        self.prepared.of.take_if(|(of, _)| *of == id);
+        self.values.insert(id, numbers);
     }
 
-    pub(super) fn get(&self, activation: Activation) -> &[f32] {
-        self.activations.get(&activation).map(Vec::as_slice).unwrap_or_default()
+    pub(super) fn get(&self, id: ValueId) -> &[f32] {
+        self.values.get(&id).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Computes products that [go together](Product::can_join).
     pub(super) fn multiply(&mut self, products: &SideBySide<'_>) {
         let Some(first) = products.first() else { return };
         let mut results: ArrayVec<Vec<f32>, MAX_PRODUCTS> = products.iter().map(|product| self.take(product.output)).collect();
-        let values = self.activations.get(&first.input).map(Vec::as_slice).unwrap_or_default();
+        let values = self.values.get(&first.input).map(Vec::as_slice).unwrap_or_default();
         let operand = self.prepared.operand(first, values);
         let mut parts: ArrayVec<Part<'_>, MAX_PRODUCTS> = products
             .iter()
@@ -106,70 +105,73 @@ impl Values {
         }
     }
 
-    pub(super) fn params(&self) -> OpParams<'_> {
-        OpParams {
-            config: &self.config,
-            n_tokens: self.tokens.len(),
-            n_rows: self.picked_rows.len(),
-            n_seqs: self.n_seqs,
-            ctx_size: self.ctx_size,
-            kv_dtype: KvDType::F32,
+    pub(super) fn batch(&self) -> BatchShape {
+        BatchShape {
+            n_tokens: self.tokens.len() as u32,
+            n_logit_rows: self.picked_rows.len() as u32,
+            n_seqs: self.n_seqs as u32,
+            kv_capacity: self.ctx_size as u32,
+            kv_dtype: rope_kv::KvDType::F32,
         }
     }
 
     /// Runs an operation that needs no matrix.
     pub(super) fn run(&mut self, op: &Op, vectors: &HashMap<TensorId, Vec<f32>>) {
         let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let (model, batch) = (Arc::clone(&self.model), self.batch());
         match *op {
-            Op::RmsNorm { input, weight, output } => {
-                let mut result = self.take(output);
-                host::rms_norm(&self.params().rms_norm(input), self.get(input), vector(weight), &mut result);
-                self.put(output, result);
+            Op::RmsNorm(norm) => {
+                let mut result = self.take(norm.output);
+                let params = rms_norm::Params::of(&norm, model.value(norm.input), &batch);
+                host::rms_norm(&params, self.get(norm.input), vector(norm.weight), &mut result);
+                self.put(norm.output, result);
             }
             Op::AddBias { bias, target } => {
                 let mut result = self.take(target);
-                add_bias::reference(&self.params().add_bias(target), vector(bias), &mut result);
+                add_bias::reference(&add_bias::Params::of(model.value(target), &batch), vector(bias), &mut result);
                 self.put(target, result);
             }
-            Op::RopeKv { layer } => self.rope_kv(layer),
-            Op::Attention { layer } => self.attention(layer),
-            Op::SwiGlu => {
-                let mut result = self.take(Activation::Gated);
-                host::swiglu(self.get(Activation::Gate), self.get(Activation::Up), &mut result);
-                self.put(Activation::Gated, result);
+            Op::RopeKv(rope) => self.rope_kv(&rope),
+            Op::Attention(attention) => self.attention(&attention),
+            Op::SwiGlu { gate, up, output } => {
+                let mut result = self.take(output);
+                host::swiglu(self.get(gate), self.get(up), &mut result);
+                self.put(output, result);
             }
-            Op::AddResidual => {
-                let mut hidden = self.take(Activation::Hidden);
-                host::add(self.get(Activation::Delta), &mut hidden);
-                self.put(Activation::Hidden, hidden);
+            Op::Add { input, target } => {
+                let mut result = self.take(target);
+                host::add(self.get(input), &mut result);
+                self.put(target, result);
             }
-            Op::PickRows => {
-                let mut result = self.take(Activation::Picked);
-                gather_rows::reference(&self.params().pick_rows(), self.get(Activation::Hidden), &self.picked_rows, &mut result);
-                self.put(Activation::Picked, result);
+            Op::GatherRows { input, output } => {
+                let mut result = self.take(output);
+                let params = gather_rows::Params::of(model.value(input), &batch);
+                gather_rows::reference(&params, self.get(input), &self.picked_rows, &mut result);
+                self.put(output, result);
             }
             // The embedding is the schedule's own step, and products come with their rows.
             Op::Embed { .. } | Op::MatMul { .. } => {}
         }
     }
 
-    fn rope_kv(&mut self, layer: usize) {
-        let params = self.params().rope_kv();
-        let (mut query, mut key) = (self.take(Activation::Query), self.take(Activation::Key));
+    fn rope_kv(&mut self, rope: &RopeKv) {
+        let params = rope_kv::Params::of(rope, &self.batch());
+        let (mut query, mut key) = (self.take(rope.query), self.take(rope.key));
         host::rope(&params, params.n_heads, &self.cos_sin, &mut query);
         host::rope(&params, params.n_kv_heads, &self.cos_sin, &mut key);
-        let value = self.take(Activation::Value);
-        let (keys, values) = &mut self.kv_caches[layer];
+        let value = self.take(rope.value);
+        let (keys, values) = &mut self.kv_caches[rope.layer];
         rope_kv::store(&params, &key, &value, &self.tokens, [keys, values]);
-        self.put(Activation::Query, query);
-        self.put(Activation::Key, key);
-        self.put(Activation::Value, value);
+        self.put(rope.query, query);
+        self.put(rope.key, key);
+        self.put(rope.value, value);
     }
 
-    fn attention(&mut self, layer: usize) {
-        let mut mixed = self.take(Activation::Mixed);
-        let (keys, values) = &self.kv_caches[layer];
-        host::attention(&self.params().attention(), self.get(Activation::Query), &self.tokens, (keys, values), &mut mixed);
-        self.put(Activation::Mixed, mixed);
+    fn attention(&mut self, op: &Attention) {
+        let mut output = self.take(op.output);
+        let (keys, values) = &self.kv_caches[op.layer];
+        let params = attention::Params::of(op, &self.batch());
+        host::attention(&params, self.get(op.query), &self.tokens, (keys, values), &mut output);
+        self.put(op.output, output);
     }
 }

@@ -11,17 +11,18 @@ mod gpu_ring;
 mod gpu_submit;
 mod host_executor;
 mod host_values;
-mod op_params;
 mod pipeline;
 mod store;
 mod team;
 mod trace;
 
-use crate::error::Result;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
 use crate::host;
 use crate::plan::{Schedule, Step};
 use crate::platform::{self, Turns};
-pub use batch::{Batch, BatchToken, Scores, Want};
+pub use batch::{Batch, BatchToken, CachedPositions, Scores, Want};
 pub use gpu_executor::GpuExecutor;
 pub use host_executor::HostExecutor;
 pub use store::Store;
@@ -53,18 +54,22 @@ pub trait Executor {
 
     /// Brings the scores to the host, in the order in which the batch asks for them.
     fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Scores>>>;
+
+    /// Forgets a forward that stopped midway: nothing is recorded any more and the ring is empty. What comes next is forward `forward`.
+    fn recover(&mut self, forward: usize) -> impl Future<Output = Result<()>>;
 }
 
 /// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation. Several
-/// sequences on several devices that stream nothing go in two halves, so that the devices compute side by side.
+/// sequences on several devices that stream nothing go in two halves, so that the devices compute side by side. Once `cancelled` is
+/// true, it ends before its next step.
 ///
 /// # Errors
-/// Those of the executors. After an error the rings are in an unknown state, and every later forward is refused.
-pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch) -> Result<Vec<Scores>> {
+/// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings hold other pieces than a forward
+/// expects: [`recover`] comes before the next one.
+pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch, cancelled: &AtomicBool) -> Result<Vec<Scores>> {
     if let Some(halves) = pipeline::halves(team.plan(), batch) {
-        team.check_whole()?;
         team.begin_forward();
-        let scores = pipeline::forward(team, halves).await?;
+        let scores = pipeline::forward(team, halves, cancelled).await?;
         team.end_forward();
         return Ok(scores);
     }
@@ -72,11 +77,12 @@ pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch) -> Res
     let mut turns = Turns::new();
     let waits = |step: &Step| !matches!(step, Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_));
     for steps in schedule.steps.chunk_by(|before, after| !waits(before) && !waits(after)) {
+        check_cancelled(cancelled)?;
         match steps[0] {
             Step::Embed => team.embed(batch)?,
             Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_) => {
                 for some in steps.chunks(STEPS_AT_ONCE) {
-                    go_on(team, some)?;
+                    go_on(team, some, cancelled)?;
                     turns.give().await;
                 }
             }
@@ -91,18 +97,38 @@ pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch) -> Res
 /// So many steps that wait for nothing are one: where a thread may not be kept for long, it hears between two of them.
 const STEPS_AT_ONCE: usize = if platform::MAY_BLOCK { usize::MAX } else { 1 };
 
+/// # Errors
+/// [`Error::Interrupted`] where it is.
+fn check_cancelled(cancelled: &AtomicBool) -> Result<()> {
+    if cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
 /// Steps that wait for nothing. Where the host computes, they go over to its threads together, since each time is two handovers:
 /// with products of one input side by side, that made decoding of a small model a fifth faster on two cores.
-fn go_on(team: &mut Team, steps: &[Step]) -> Result<()> {
+fn go_on(team: &mut Team, steps: &[Step], cancelled: &AtomicBool) -> Result<()> {
     let has_host = team.has_host();
     let mut all = || {
-        steps.iter().try_for_each(|step| match *step {
-            Step::FetchUpload(piece) | Step::Upload(piece) => team.upload(piece),
-            Step::ComputeResident(piece) => team.compute_resident(piece),
-            _ => Ok(()),
+        steps.iter().try_for_each(|step| {
+            check_cancelled(cancelled)?;
+            match *step {
+                Step::FetchUpload(piece) | Step::Upload(piece) => team.upload(piece),
+                Step::ComputeResident(piece) => team.compute_resident(piece),
+                _ => Ok(()),
+            }
         })
     };
     if has_host { host::among_threads(all) } else { all() }
+}
+
+/// After a forward that failed or was dropped midway: empties the rings and begins them anew.
+///
+/// # Errors
+/// Those of the executors; [`crate::error::Error::DeviceLost`] where an adapter is gone, after which the model must be loaded again.
+pub async fn recover(schedule: &Schedule, team: &mut Team) -> Result<()> {
+    team.recover().await?;
+    prologue(schedule, team)?;
+    team.end_recovery();
+    Ok(())
 }
 
 /// Begins the rings' first uploads; once, before the first forward.
@@ -110,5 +136,5 @@ fn go_on(team: &mut Team, steps: &[Step]) -> Result<()> {
 /// # Errors
 /// Those of the executors.
 pub fn prologue(schedule: &Schedule, team: &mut Team) -> Result<()> {
-    go_on(team, &schedule.prologue)
+    go_on(team, &schedule.prologue, &AtomicBool::new(false))
 }

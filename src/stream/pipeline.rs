@@ -2,9 +2,11 @@
 //! first half of the sequences while another computes with the second. Only where every weight is resident: what streams
 //! would have to stream twice.
 
+use std::sync::atomic::AtomicBool;
+
 use crate::error::Result;
 use crate::plan::{Plan, Stage};
-use crate::stream::{Batch, Scores, Team};
+use crate::stream::{Batch, Scores, Team, check_cancelled};
 
 /// Some of a batch's sequences, on their way through the stages.
 pub(super) struct Half {
@@ -40,13 +42,14 @@ pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
 }
 
 /// One forward of both halves, the second a stage behind the first.
-pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2]) -> Result<Vec<Scores>> {
+pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2], cancelled: &AtomicBool) -> Result<Vec<Scores>> {
     let stages = team.plan().stages();
     for half in &mut halves {
         half.hidden = team.embedded(&half.batch)?;
     }
     let mut scores: Vec<(usize, Scores)> = Vec::new();
     for tick in 0..=stages.len() {
+        check_cancelled(cancelled)?;
         // Neighbouring stages are on different devices, so no device has two jobs at a time.
         let stage_of = |half: usize| tick.checked_sub(half).and_then(|stage| stages.get(stage).map(|own| (stage, own)));
         let mut jobs: Vec<(usize, usize, &Stage)> =

@@ -8,12 +8,13 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::model::Checkpoint;
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::fetch::{Fetch, Reads, Straight};
 use crate::units::Bytes;
-use crate::weights::{Checkpoint, TensorId};
+use crate::weights::TensorId;
 
 /// Bytes of a plan's pieces, wherever their home is.
 #[derive(Debug)]

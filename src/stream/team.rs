@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::gpu::ObjectCounts;
 use crate::plan::{Plan, Stage};
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Scores, Span, Store, Trace};
 use crate::units::Bytes;
@@ -41,6 +42,16 @@ impl Member {
     }
 }
 
+impl Member {
+    /// Objects that were made for its adapter so far; `None` of the host.
+    pub fn object_counts(&self) -> Option<ObjectCounts> {
+        match self {
+            Member::Gpu(gpu) => Some(gpu.object_counts()),
+            Member::Host(_) => None,
+        }
+    }
+}
+
 /// Calls the executor that a member is: both have the same steps.
 macro_rules! of_member {
     ($member:expr, $executor:ident => $step:expr) => {
@@ -72,9 +83,22 @@ impl Team {
         &self.plan
     }
 
-    /// Refuses a forward after one that stopped midway.
-    pub(super) fn check_whole(&self) -> Result<()> {
-        if self.is_midway { Err(stopped_midway()) } else { Ok(()) }
+    /// Whether the last forward stopped midway, so that [`recover`](crate::stream::recover) must come before the next.
+    pub fn is_midway(&self) -> bool {
+        self.is_midway
+    }
+
+    /// Empties every ring.
+    pub(super) async fn recover(&mut self) -> Result<()> {
+        for (_, member) in &mut self.members {
+            of_member!(member, executor => executor.recover(self.n_forwards).await)?;
+        }
+        Ok(())
+    }
+
+    /// Marks that the rings are as a forward expects them.
+    pub(super) fn end_recovery(&mut self) {
+        self.is_midway = false;
     }
 
     /// Marks that a forward is under way.
@@ -124,16 +148,16 @@ impl Team {
 
     /// Begins a forward on every member and brings the batch's tokens, as vectors, to the first.
     pub(super) fn embed(&mut self, batch: &Batch) -> Result<()> {
-        self.check_whole()?;
         let tokens = batch.tokens.iter().map(|token| token.token);
         self.store.embed(tokens, &mut self.hidden)?;
+        // What an executor refuses from here on leaves it in the middle.
+        self.begin_forward();
         for (_, member) in &mut self.members {
             of_member!(member, executor => executor.begin(batch, self.n_forwards))?;
         }
         if let Some((_, first)) = self.members.first_mut() {
             of_member!(first, executor => executor.write_hidden(&self.hidden))?;
         }
-        self.begin_forward();
         Ok(())
     }
 
@@ -175,19 +199,11 @@ impl Team {
 
     fn member(&mut self, device: Device) -> Result<&mut Member> {
         let found = self.members.iter_mut().find(|(own, _)| *own == device);
-        found.map(|(_, member)| member).ok_or_else(|| {
-            let fault = std::io::Error::other("the schedule names it, but it was not opened");
-            Error::io("compute on", device, fault)
-        })
+        found.map(|(_, member)| member).ok_or_else(|| Error::internal(format!("the schedule names {device}, which was not opened")))
     }
 
     fn span(&self, lane: Lane, device: Device, size_bytes: Bytes, start_secs: f64) {
         let end_secs = self.trace.now();
         self.trace.add(Span { lane, device, piece: None, forward: self.n_forwards, start_secs, end_secs, size_bytes });
     }
-}
-
-/// What a forward says that begins where an earlier one stopped midway: the rings hold other pieces than it expects.
-fn stopped_midway() -> Error {
-    Error::io("begin", "a forward", std::io::Error::other("an earlier one failed or was cut short; load the model again"))
 }

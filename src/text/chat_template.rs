@@ -12,9 +12,10 @@ use super::template_json::Capped;
 use super::template_source::{self, MAX_SOURCE_BYTES};
 use super::tokenizer::{TemplateTokens, Tokenizer};
 use crate::error::{Error, Result};
+use crate::model::{Checkpoint, Format};
 use crate::platform::Folder;
 use crate::platform::limited::{Unfinished, run_limited};
-use crate::weights::{Checkpoint, Format, Metadata};
+use crate::weights::Metadata;
 
 /// A model's chat template. It comes from a stranger: rendering is limited in time, memory and length.
 #[derive(Debug, Clone)]

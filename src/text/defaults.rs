@@ -5,8 +5,9 @@ use serde_json::Value;
 use super::files::{self, MAX_CONFIG_BYTES};
 use super::sampling::{MAX_PENALTY, MAX_TEMPERATURE, MIN_PENALTY};
 use crate::error::Result;
+use crate::model::{Checkpoint, Format};
 use crate::platform::Folder;
-use crate::weights::{Checkpoint, Format, MetaValue, Metadata};
+use crate::weights::{MetaValue, Metadata};
 
 /// Settings that the model's makers recommend; `None` where they say nothing.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]

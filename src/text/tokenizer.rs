@@ -11,8 +11,9 @@ use super::pieces::{Pieces, Spelling};
 use super::plain_text::{Part, Specials};
 use super::tokenizer_json;
 use crate::error::{Error, Result};
+use crate::model::{Checkpoint, Format};
 use crate::platform::Folder;
-use crate::weights::{Checkpoint, Format, Metadata};
+use crate::weights::Metadata;
 
 /// Turns text into token ids as the model was trained to see it.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 4096;
 
 /// What a folder's safetensors files hold.
-pub(super) struct Folder {
+pub(crate) struct Folder {
     pub catalog: Catalog,
     pub sources: Vec<Arc<dyn ByteSource>>,
     pub unreadable: Vec<Unreadable>,
@@ -28,7 +28,7 @@ const USUAL_NAME: &str = "model.safetensors";
 
 /// Reads the headers of all files of `folder`: those that the index names, else `model.safetensors`, else the only `*.safetensors`.
 /// An index that names files which are not there is stale where the single file is.
-pub(super) fn open(files: &platform::Folder, io: IoMode) -> Result<Folder> {
+pub(crate) fn open(files: &platform::Folder, io: IoMode) -> Result<Folder> {
     if files.contains(INDEX_NAME) {
         let index = Index::read(files)?;
         let is_stale = index.shards.iter().any(|name| is_plain(name) && !files.contains(name));

@@ -25,7 +25,7 @@ const MAX_DIMENSIONS: usize = 8;
 
 /// A tensor that is well-formed but stored in a form that tierflow does not compute with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(crate) struct Unreadable {
     /// Its name.
     pub name: String,
     /// The dtype's own name.

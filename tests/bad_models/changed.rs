@@ -4,8 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use tierflow::error::Error;
+use tierflow::model::Checkpoint;
 use tierflow::platform::{ByteSource, IoMode, open_source};
-use tierflow::weights::{Checkpoint, TensorId};
+use tierflow::weights::TensorId;
 use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf};
 
 fn opened(io: IoMode) -> (tempfile::TempDir, PathBuf, Checkpoint) {

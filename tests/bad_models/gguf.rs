@@ -2,8 +2,8 @@
 
 use std::fs::{self, OpenOptions};
 
+use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
-use tierflow::weights::Checkpoint;
 
 use crate::must_refuse;
 

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tierflow::model::Checkpoint;
 use tierflow::model::Model;
 use tierflow::platform::IoMode;
-use tierflow::weights::Checkpoint;
 use xtask::models::{LlamaShape, Stored, write_hf};
 
 use crate::must_refuse;

@@ -8,8 +8,8 @@ mod mutated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
-use tierflow::weights::Checkpoint;
 
 /// Opens `path` both ways and collects what is not as it must be: an error that names `file` and says `fault`.
 fn must_refuse(row: &str, path: &Path, file: &str, fault: &str, failures: &mut Vec<String>) {

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof, proptest};
+use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
-use tierflow::weights::{Checkpoint, TensorId};
+use tierflow::weights::TensorId;
 
 use crate::gguf::Gguf;
 use crate::hugging_face::safetensors;

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::{Special, Tokenizer};
-use tierflow::weights::Checkpoint;
 use xtask::models::GgufType;
 
 use crate::common::program::{Home, devices, has_gpu, text, wait};

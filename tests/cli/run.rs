@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
+use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::Tokenizer;
-use tierflow::weights::Checkpoint;
 use xtask::models::GgufType;
 
 use crate::common::program::{Home, Ran, devices, has_gpu, wait};

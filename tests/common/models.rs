@@ -4,13 +4,14 @@ use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::model::Model;
+use tierflow::model::{ModelConfig, RopeConfig, RopePairs, RopeScaling, families};
 use tierflow::units::Bytes;
-use tierflow::weights::{Architecture, Catalog, ModelConfig, RopeConfig, RopePairs, RopeScaling, Shard, TensorId, TensorInfo};
+use tierflow::weights::{Catalog, Shard, TensorId, TensorInfo};
 
 /// A small model; tests change what they are about.
 pub fn config() -> ModelConfig {
     ModelConfig {
-        architecture: Architecture::Llama,
+        family: families::by_name("llama").expect("a family of that name"),
         name: "test".into(),
         vocab_size: 320,
         hidden_size: 64,
@@ -23,9 +24,11 @@ pub fn config() -> ModelConfig {
         rms_norm_epsilon: 1e-5,
         rope: RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None },
         sliding_window: None,
+        n_full_attention_layers: 0,
         attention_bias: false,
         attention_output_bias: false,
         ffn_bias: false,
+        qk_norm: false,
         tied_embeddings: false,
     }
 }

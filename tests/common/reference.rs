@@ -1,7 +1,7 @@
 //! A Llama in double precision, as plain as the formulas: what the engine's results are compared with. It shares no
 //! arithmetic with the crate except the decoding of stored numbers and the table of rotary frequencies.
 
-use tierflow::weights::{Checkpoint, ModelConfig, RopePairs};
+use tierflow::model::{Checkpoint, ModelConfig, RopePairs};
 
 /// The whole model, decoded.
 pub struct Reference<'a> {
@@ -35,12 +35,18 @@ impl<'a> Reference<'a> {
         let norm = self.tensor(&format!("model.layers.{layer}.input_layernorm.weight"));
         let [query, key, value, output] =
             ["q_proj", "k_proj", "v_proj", "o_proj"].map(|part| (self.tensor(&name(&format!("{part}.weight"))), self.bias(&name(part))));
+        let head_norm = |part: &str| if config.qk_norm { self.tensor(&name(&format!("{part}.weight"))) } else { Vec::new() };
+        let (q_norm, k_norm) = (head_norm("q_norm"), head_norm("k_norm"));
         let rows: Vec<[Vec<f64>; 3]> = hidden
             .iter()
             .enumerate()
             .map(|(position, row)| {
                 let normed = self.norm(row, &norm);
                 let [mut q, mut k, v] = [&query, &key, &value].map(|(weight, bias)| plus(product(weight, &normed), bias));
+                if config.qk_norm {
+                    q = q.chunks(config.head_size).flat_map(|head| self.norm(head, &q_norm)).collect();
+                    k = k.chunks(config.head_size).flat_map(|head| self.norm(head, &k_norm)).collect();
+                }
                 self.rotate(&mut q, position);
                 self.rotate(&mut k, position);
                 [q, k, v]

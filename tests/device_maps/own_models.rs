@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tierflow::device::{Device, MaxMemory};
 use tierflow::dtype::DType;
+use tierflow::model::ModelConfig;
 use tierflow::model::{Model, UnitKind};
 use tierflow::plan::accelerate::{
     Amount, BudgetSource, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, ModuleSizes, ModuleTree, NodeId, NodeKind, Retype,
     calculate_maximum_sizes,
 };
 use tierflow::units::Bytes;
-use tierflow::weights::{Catalog, ModelConfig, TensorId};
+use tierflow::weights::{Catalog, TensorId};
 
 use crate::form::{GoldenModel, golden};
 use crate::models;

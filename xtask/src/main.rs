@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod library;
 mod machine;
 mod model;
 mod picture;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub use encode::{GgufType, Stored};
 pub use gguf::{Dtypes, write_gguf, write_mixed_gguf};
 pub use hugging_face::{write_hf, write_hf_headers};
-pub use shape::{LlamaShape, RopeScaling};
+pub use shape::{Family, LlamaShape, RopeScaling};
 
 /// `make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]`.
 /// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only,

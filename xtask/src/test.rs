@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::steps::{self, Outcome, Result, announce};
-use crate::{machine, model, web};
+use crate::{library, machine, model, web};
 
 /// Runs the steps in order, fast ones first; the first that fails ends it with its exit code.
 pub fn run() -> Result<()> {
@@ -21,6 +21,7 @@ fn run_steps(summary: &mut Summary) -> Result<()> {
     summary.time("clippy", || steps::run(&mut steps::cargo(&clippy)))?;
     let mut doc = steps::cargo(&["doc", "--release", "--workspace", "--no-deps"]);
     summary.time("docs", || steps::run(doc.env("RUSTDOCFLAGS", "-D warnings")))?;
+    summary.time("library", library::check)?;
     summary.time("adapter", machine::ensure_adapter)?;
     let model = summary.time("model", model::ensure)?;
     summary.time("tests", || steps::run(&mut tests(&model)))?;

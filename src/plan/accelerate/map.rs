@@ -127,7 +127,7 @@ impl DeviceMap {
         let mut without = Vec::new();
         for (index, unit) in model.units.iter().enumerate() {
             let matrices = unit.ops.iter().filter_map(|op| match op {
-                Op::Embed { table } => Some(*table),
+                Op::Embed { table, .. } => Some(*table),
                 Op::MatMul { weight, .. } => Some(*weight),
                 _ => None,
             });

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use crate::error::Result;
-use crate::model::{Model, UnitKind};
+use crate::model::{Model, ModelConfig, UnitKind};
 use crate::plan::accelerate::{BufferForm, ElementType, ModuleForm, ModuleTree, ParameterForm, TreeForm};
-use crate::weights::{Architecture, Catalog, ModelConfig, TensorId};
+use crate::weights::{Catalog, TensorId};
 
 impl ModuleTree {
     /// The tree of `model` with names and classes as transformers 5 has them and the sizes that `catalog` stores, quantised ones
@@ -14,7 +14,7 @@ impl ModuleTree {
     /// # Errors
     /// Those of [`ModuleTree::new`], where two tensors of the model have one name.
     pub fn of_model(catalog: &Catalog, model: &Model) -> Result<ModuleTree> {
-        let prefix = class_prefix(model.config.architecture);
+        let prefix = model.config.family.class_prefix;
         let mut form = TreeForm {
             modules: modules(&model.config, prefix),
             params: parameters(catalog, model),
@@ -24,13 +24,6 @@ impl ModuleTree {
         };
         add_missing_modules(&mut form);
         ModuleTree::new(form)
-    }
-}
-
-/// What the names of transformers' classes begin with.
-fn class_prefix(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Llama => "Llama",
     }
 }
 
@@ -45,7 +38,7 @@ fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
     add("model.layers".into(), "ModuleList");
     for layer in 0..config.n_layers {
         let layer = format!("model.layers.{layer}");
-        for (member, class) in LAYER {
+        for (member, class) in config.family.layer_modules {
             add(format!("{layer}{member}"), class);
         }
     }
@@ -54,23 +47,6 @@ fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
     add("lm_head".into(), "Linear");
     modules
 }
-
-/// The modules of a layer, itself first; `{}` is the architecture.
-const LAYER: [(&str, &str); 13] = [
-    ("", "{}DecoderLayer"),
-    (".self_attn", "{}Attention"),
-    (".self_attn.q_proj", "Linear"),
-    (".self_attn.k_proj", "Linear"),
-    (".self_attn.v_proj", "Linear"),
-    (".self_attn.o_proj", "Linear"),
-    (".mlp", "{}MLP"),
-    (".mlp.gate_proj", "Linear"),
-    (".mlp.up_proj", "Linear"),
-    (".mlp.down_proj", "Linear"),
-    (".mlp.act_fn", "SiLUActivation"),
-    (".input_layernorm", "{}RMSNorm"),
-    (".post_attention_layernorm", "{}RMSNorm"),
-];
 
 /// Every tensor that the model uses, once, and the tied head's.
 fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {

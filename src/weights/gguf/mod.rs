@@ -1,11 +1,9 @@
-//! GGUF files, versions 2 and 3: header, metadata and tensor list become a catalog and a config.
+//! GGUF files, versions 2 and 3: header, metadata and tensor list become a catalog.
 //!
 //! Format: magic `GGUF`, version, number of tensors, number of key-value pairs, the pairs, the tensor list, padding to the alignment,
 //! then the tensors' bytes (`docs/gguf.md` of ggml).
 
-mod config;
 mod metadata;
-mod names;
 mod reader;
 mod tensors;
 
@@ -13,7 +11,6 @@ use std::collections::BTreeMap;
 
 use self::reader::Reader;
 use super::catalog::{Catalog, Shard};
-use super::config::ModelConfig;
 use super::lfs::refuse_pointer;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
@@ -21,42 +18,46 @@ use crate::units::Bytes;
 pub use metadata::{MetaValue, Metadata};
 
 /// The first bytes of every GGUF file.
-pub(super) const MAGIC: [u8; 4] = *b"GGUF";
+pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 const MAX_KEY_BYTES: u64 = 65_535;
 /// Least bytes of a pair: length of the key, type, one byte of value.
 const LEAST_PAIR_BYTES: u64 = 8 + 4 + 1;
 
-/// What a GGUF file says about itself.
-pub(super) struct Head {
-    pub catalog: Catalog,
+/// A GGUF file of which everything before the tensor list is read.
+pub(crate) struct Head<'a> {
+    reader: Reader<'a>,
+    n_tensors: u64,
+    /// Its key-value pairs.
     pub metadata: Metadata,
-    pub config: ModelConfig,
 }
 
-/// Reads everything but the tensors' bytes.
-pub(super) fn read_head(source: &dyn ByteSource) -> Result<Head> {
-    refuse_pointer(source)?;
-    let mut reader = Reader::new(source);
-    check_version(&mut reader)?;
-    let n_tensors = reader.count(tensors::LEAST_ENTRY_BYTES, "tensors")?;
-    let n_pairs = reader.count(LEAST_PAIR_BYTES, "metadata pairs")?;
-    let metadata = read_metadata(&mut reader, n_pairs)?;
-    if let Some(parts) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
-        let fault = format!("is one of {parts} parts of a split model; join them with `llama-gguf-split --merge`");
-        return Err(Error::UnsupportedModel { path: source.path().to_owned(), fault });
+impl<'a> Head<'a> {
+    /// Reads up to the key-value pairs.
+    pub fn read(source: &'a dyn ByteSource) -> Result<Head<'a>> {
+        refuse_pointer(source)?;
+        let mut reader = Reader::new(source);
+        check_version(&mut reader)?;
+        let n_tensors = reader.count(tensors::LEAST_ENTRY_BYTES, "tensors")?;
+        let n_pairs = reader.count(LEAST_PAIR_BYTES, "metadata pairs")?;
+        let metadata = read_metadata(&mut reader, n_pairs)?;
+        if let Some(parts) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
+            let fault = format!("is one of {parts} parts of a split model; join them with `llama-gguf-split --merge`");
+            return Err(Error::UnsupportedModel { path: source.path().to_owned(), fault });
+        }
+        Ok(Head { reader, n_tensors, metadata })
     }
-    // Before the tensor list, so that a model of another kind is named as such and not by its tensor types.
-    config::check_architecture(&metadata)?;
-    let alignment = alignment(&metadata)?;
-    let mut tensors = tensors::read_entries(&mut reader, n_tensors)?;
-    let data_start = reader.position().next_multiple_of(alignment);
-    tensors::place(&reader, &mut tensors, data_start, alignment)?;
-    let shard = Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) };
-    let catalog = Catalog::new(vec![shard], tensors);
-    let config = config::config_of(&metadata, &catalog, source)?;
-    Ok(Head { catalog, metadata, config })
+
+    /// Reads the tensor list. Each tensor gets the name that `rename` makes of its own.
+    pub fn catalog(mut self, rename: &dyn Fn(&str) -> String) -> Result<(Catalog, Metadata)> {
+        let alignment = alignment(&self.metadata)?;
+        let mut tensors = tensors::read_entries(&mut self.reader, self.n_tensors)?;
+        let data = tensors::Data { start: self.reader.position().next_multiple_of(alignment), alignment };
+        tensors::place(&self.reader, &mut tensors, data, rename)?;
+        let shard = Shard { path: self.metadata.path.clone(), size_bytes: Bytes(self.reader.file_size()) };
+        Ok((Catalog::new(vec![shard], tensors), self.metadata))
+    }
 }
 
 fn check_version(reader: &mut Reader<'_>) -> Result<()> {

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use super::names::translate;
 use super::reader::Reader;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -110,14 +109,23 @@ fn unsupported_name(code: u32) -> Option<&'static str> {
     })
 }
 
-/// Makes offsets absolute, puts the tensors in the order of their bytes, which begin at `data_start`, and names them as all formats do.
-pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data_start: u64, alignment: u64) -> Result<()> {
+/// Where the tensors' bytes are.
+pub(super) struct Data {
+    /// Of the first one.
+    pub(super) start: u64,
+    /// Each begins at a multiple of so many bytes.
+    pub(super) alignment: u64,
+}
+
+/// Makes offsets absolute, puts the tensors in the order of their bytes and renames them.
+pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data: Data, rename: &dyn Fn(&str) -> String) -> Result<()> {
+    let Data { start, alignment } = data;
     let file_size = reader.file_size();
     for tensor in tensors.iter_mut() {
         if !tensor.offset.is_multiple_of(alignment) {
             return Err(reader.fault(format!("tensor `{}` begins at {}, no multiple of {alignment}", tensor.name, tensor.offset)));
         }
-        let begin = data_start.checked_add(tensor.offset);
+        let begin = start.checked_add(tensor.offset);
         let end = begin.and_then(|begin| begin.checked_add(tensor.size_bytes.0));
         match begin.zip(end) {
             Some((begin, end)) if end <= file_size => tensor.offset = begin,
@@ -139,7 +147,7 @@ pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data_start:
     }
     let mut names = HashSet::new();
     for tensor in tensors {
-        tensor.name = translate(&tensor.name);
+        tensor.name = rename(&tensor.name);
         if !names.insert(tensor.name.as_str()) {
             return Err(reader.fault(format!("two tensors are named `{}`", tensor.name)));
         }

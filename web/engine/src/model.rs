@@ -8,7 +8,7 @@ use js_sys::Function;
 use tierflow::Error;
 use tierflow::engine::{Inspection, LoadProgress, Prepared};
 use tierflow::machine::parse_devices;
-use tierflow::weights::Checkpoint;
+use tierflow::model::Checkpoint;
 use wasm_bindgen::prelude::*;
 
 use crate::engine::Engine;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tierflow::engine::EngineBuilder;
-use tierflow::weights::Checkpoint;
+use tierflow::model::Checkpoint;
 use tierflow::{DeviceChoice, Engine, Error, KvDType, MaxMemory, PlanOptions};
 
 use crate::fields::Fields;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::encode::GgufType;
 use super::hugging_face::write_whole;
-use super::shape::{LlamaShape, Role, RopeScaling, Tensor};
+use super::shape::{Family, LlamaShape, Role, RopeScaling, Tensor};
 use super::vocabulary;
 use super::weights::Values;
 
@@ -97,28 +97,34 @@ fn head(shape: &LlamaShape, tensors: &[Tensor], divisors: Option<&[f32]>, dtypes
 }
 
 fn model_pairs(pairs: &mut Pairs, shape: &LlamaShape, dtype: GgufType) {
-    pairs.string("general.architecture", "llama");
+    let family = match shape.family {
+        Family::Llama => "llama",
+        Family::Qwen2 => "qwen2",
+        Family::Qwen3 => "qwen3",
+    };
+    let key = |name: &str| format!("{family}.{name}");
+    pairs.string("general.architecture", family);
     pairs.string("general.name", "seeded test model");
     pairs.u32("general.file_type", dtype.file_type());
     pairs.u32("general.quantization_version", 2);
-    pairs.size("llama.vocab_size", shape.vocab_size);
-    pairs.size("llama.context_length", shape.context_length);
-    pairs.size("llama.embedding_length", shape.hidden_size);
-    pairs.size("llama.block_count", shape.n_layers);
-    pairs.size("llama.feed_forward_length", shape.ffn_size);
-    pairs.size("llama.attention.head_count", shape.n_heads);
-    pairs.size("llama.attention.head_count_kv", shape.n_kv_heads);
-    pairs.size("llama.attention.key_length", shape.head_size);
-    pairs.size("llama.attention.value_length", shape.head_size);
-    pairs.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    pairs.size("llama.rope.dimension_count", shape.head_size);
-    pairs.f32("llama.rope.freq_base", shape.rope_theta as f32);
+    pairs.size(&key("vocab_size"), shape.vocab_size);
+    pairs.size(&key("context_length"), shape.context_length);
+    pairs.size(&key("embedding_length"), shape.hidden_size);
+    pairs.size(&key("block_count"), shape.n_layers);
+    pairs.size(&key("feed_forward_length"), shape.ffn_size);
+    pairs.size(&key("attention.head_count"), shape.n_heads);
+    pairs.size(&key("attention.head_count_kv"), shape.n_kv_heads);
+    pairs.size(&key("attention.key_length"), shape.head_size);
+    pairs.size(&key("attention.value_length"), shape.head_size);
+    pairs.f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
+    pairs.size(&key("rope.dimension_count"), shape.head_size);
+    pairs.f32(&key("rope.freq_base"), shape.rope_theta as f32);
     if let Some(window) = shape.sliding_window {
-        pairs.size("llama.attention.sliding_window", window);
+        pairs.size(&key("attention.sliding_window"), window);
     }
     if let Some(RopeScaling::Linear { factor }) = shape.rope_scaling {
-        pairs.string("llama.rope.scaling.type", "linear");
-        pairs.f32("llama.rope.scaling.factor", factor as f32);
+        pairs.string(&key("rope.scaling.type"), "linear");
+        pairs.f32(&key("rope.scaling.factor"), factor as f32);
     }
 }
 
@@ -157,7 +163,7 @@ fn write_tensor(output: &mut dyn Write, shape: &LlamaShape, tensor: &Tensor, see
     let mut row_values = vec![0.0; row_len];
     let mut bytes = Vec::new();
     for row in 0..tensor.n_values() / row_len {
-        let source = if n_heads.is_some() { source_row(row, shape.head_size) } else { row };
+        let source = if n_heads.is_some() && shape.family == Family::Llama { source_row(row, shape.head_size) } else { row };
         values.fill(source * row_len, &mut row_values);
         dtype.encode(&row_values, &mut bytes);
         if bytes.len() >= 1 << 20 {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::encode::Stored;
-use super::shape::{LlamaShape, RopeScaling, Tensor};
+use super::shape::{Family, LlamaShape, RopeScaling, Tensor};
 use super::vocabulary;
 use super::weights::Values;
 
@@ -55,10 +55,15 @@ fn write_folder(folder: &Path, shape: &LlamaShape, content: Content, stored: Sto
 }
 
 fn config(shape: &LlamaShape, stored: Stored) -> Value {
-    let mistral = shape.sliding_window.is_some();
+    let (class, model_type) = match shape.family {
+        Family::Llama if shape.sliding_window.is_some() => ("MistralForCausalLM", "mistral"),
+        Family::Llama => ("LlamaForCausalLM", "llama"),
+        Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+        Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+    };
     let mut config = json!({
-        "architectures": [if mistral { "MistralForCausalLM" } else { "LlamaForCausalLM" }],
-        "model_type": if mistral { "mistral" } else { "llama" },
+        "architectures": [class],
+        "model_type": model_type,
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.ffn_size,
@@ -77,9 +82,9 @@ fn config(shape: &LlamaShape, stored: Stored) -> Value {
         "torch_dtype": stored.torch_name(),
     });
     if let Value::Object(fields) = &mut config {
-        if mistral {
+        if shape.sliding_window.is_some() {
             fields.insert("sliding_window".into(), json!(shape.sliding_window));
-        } else {
+        } else if shape.family == Family::Llama {
             fields.insert("attention_bias".into(), json!(shape.attention_bias));
             fields.insert("mlp_bias".into(), json!(shape.mlp_bias));
         }

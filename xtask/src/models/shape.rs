@@ -23,6 +23,17 @@ pub enum RopeScaling {
     },
 }
 
+/// Families of test models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Llama; with a window, Mistral.
+    Llama,
+    /// Qwen2: q, k and v have biases, o has none, and in GGUF files rows stay where they are.
+    Qwen2,
+    /// Qwen3: queries and keys are normed head by head; in GGUF files rows stay where they are.
+    Qwen3,
+}
+
 /// Sizes and settings of a test model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaShape {
@@ -44,6 +55,8 @@ pub struct LlamaShape {
     pub context_length: usize,
     /// The head is the embedding matrix.
     pub tied: bool,
+    /// Which family it belongs to.
+    pub family: Family,
     /// With a window the model is a Mistral, which has no biases.
     pub sliding_window: Option<usize>,
     /// q, k, v and o have biases.
@@ -69,6 +82,7 @@ impl LlamaShape {
             head_size: 16,
             context_length: 512,
             tied: false,
+            family: Family::Llama,
             sliding_window: None,
             attention_bias: false,
             mlp_bias: false,
@@ -127,17 +141,23 @@ impl LlamaShape {
                     tensors.push(Tensor::vector(&format!("{name}.bias"), &format!("{gguf}.bias"), rows, Role::bias_of(role)));
                 }
             };
-            let (attention_bias, mlp_bias) = (self.attention_bias, self.mlp_bias);
+            let (attention_bias, mlp_bias) = (self.attention_bias || self.family == Family::Qwen2, self.mlp_bias);
             linear("self_attn.q_proj", "attn_q", query, hidden, Role::Rotated { n_heads: self.n_heads }, attention_bias);
             linear("self_attn.k_proj", "attn_k", kv, hidden, Role::Rotated { n_heads: self.n_kv_heads }, attention_bias);
             linear("self_attn.v_proj", "attn_v", kv, hidden, Role::Plain, attention_bias);
-            linear("self_attn.o_proj", "attn_output", hidden, query, Role::Plain, attention_bias);
+            linear("self_attn.o_proj", "attn_output", hidden, query, Role::Plain, self.attention_bias);
             linear("mlp.gate_proj", "ffn_gate", ffn, hidden, Role::Plain, mlp_bias);
             linear("mlp.up_proj", "ffn_up", ffn, hidden, Role::Plain, mlp_bias);
             linear("mlp.down_proj", "ffn_down", hidden, ffn, Role::Plain, mlp_bias);
-            for (name, gguf) in [("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")] {
+            let mut norm = |name: &str, gguf: &str, size| {
                 let (name, gguf) = (format!("model.layers.{layer}.{name}.weight"), format!("blk.{layer}.{gguf}.weight"));
-                tensors.push(Tensor::vector(&name, &gguf, hidden, Role::Norm));
+                tensors.push(Tensor::vector(&name, &gguf, size, Role::Norm));
+            };
+            norm("input_layernorm", "attn_norm", hidden);
+            norm("post_attention_layernorm", "ffn_norm", hidden);
+            if self.family == Family::Qwen3 {
+                norm("self_attn.q_norm", "attn_q_norm", self.head_size);
+                norm("self_attn.k_norm", "attn_k_norm", self.head_size);
             }
         }
         tensors.push(Tensor::vector("model.norm.weight", "output_norm.weight", hidden, Role::Norm));
@@ -177,6 +197,8 @@ impl LlamaShape {
             "the key and value heads must divide the heads".into()
         } else if self.sliding_window.is_some() && (self.attention_bias || self.mlp_bias) {
             "a Mistral (a model with a window) has no biases".into()
+        } else if self.family != Family::Llama && (self.sliding_window.is_some() || self.attention_bias || self.mlp_bias) {
+            "a Qwen has no window here, and no other biases than its own".into()
         } else if self.hidden_size == 0 || self.ffn_size == 0 || self.n_layers == 0 || self.head_size == 0 {
             "no size may be zero".into()
         } else {

@@ -1,4 +1,4 @@
-//! GGUF tensor names of the Llama family as Hugging Face checkpoints write them. Names that are not listed stay as they are.
+//! GGUF tensor names as Hugging Face checkpoints write them. Names that are not listed stay as they are.
 
 /// `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`.
 pub(super) fn translate(name: &str) -> String {
@@ -24,6 +24,8 @@ pub(super) fn translate(name: &str) -> String {
 fn layer_part(part: &str) -> Option<&'static str> {
     Some(match part {
         "attn_norm" => "input_layernorm",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",

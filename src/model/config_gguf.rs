@@ -1,64 +1,54 @@
-//! The metadata of a GGUF file of the Llama family as a [`ModelConfig`]. Key names are those of ggml's `docs/gguf.md`.
+//! The metadata of a GGUF file as a [`ModelConfig`], as far as families have it in common. Key names are those of ggml's `docs/gguf.md`.
 
-use super::metadata::{MetaValue, Metadata};
+use super::families::Family;
+use super::limits::validate;
+use super::{ModelConfig, RopeConfig, RopePairs, RopeScaling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
-use crate::weights::catalog::{Catalog, TensorInfo};
-use crate::weights::config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
-use crate::weights::limits::validate;
+use crate::weights::{Catalog, MetaValue, Metadata, TensorInfo};
 
-/// Refuses what is not of the Llama family.
-pub(super) fn check_architecture(metadata: &Metadata) -> Result<()> {
-    let unsupported = |fault: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), fault });
-    match metadata.string("general.architecture")? {
-        Some("llama" | "mistral") => {}
-        Some(other) => return unsupported(format!("architecture `{other}` is not supported; supported are llama and mistral")),
-        None => return Err(Error::invalid_file(&metadata.path, "metadata key `general.architecture` is missing")),
-    }
-    match Keys::new(metadata)?.unsigned("expert_count")? {
-        Some(n) if n > 0 => unsupported(format!("a mixture of {n} experts is not supported")),
-        _ => Ok(()),
-    }
-}
-
-/// The config of a file whose architecture was checked.
-pub(super) fn config_of(metadata: &Metadata, catalog: &Catalog, source: &dyn ByteSource) -> Result<ModelConfig> {
-    let keys = Keys::new(metadata)?;
-    let hidden_size = keys.required("embedding_length")?;
-    let n_heads = keys.required("attention.head_count")?;
-    let head_size = head_size(&keys, hidden_size, n_heads)?;
-    let has = |name: &str| catalog.find(name).is_some();
-    let mut config = ModelConfig {
-        architecture: Architecture::Llama,
-        name: metadata.string("general.name")?.unwrap_or(keys.prefix).to_owned(),
-        vocab_size: vocab_size(&keys, catalog)?,
-        hidden_size,
-        ffn_size: keys.required("feed_forward_length")?,
-        n_layers: keys.required("block_count")?,
-        n_heads,
-        n_kv_heads: keys.unsigned("attention.head_count_kv")?.unwrap_or(n_heads),
-        head_size,
-        context_length: keys.required("context_length")?,
-        rms_norm_epsilon: keys.required_float("attention.layer_norm_rms_epsilon")? as f32,
-        rope: RopeConfig {
-            theta: keys.float("rope.freq_base")?.unwrap_or(10_000.0),
-            pairs: RopePairs::Neighbours,
-            scaling: linear_scaling(&keys)?,
-        },
-        sliding_window: keys.unsigned("attention.sliding_window")?.filter(|window| *window > 0),
-        attention_bias: has("model.layers.0.self_attn.q_proj.bias"),
-        attention_output_bias: has("model.layers.0.self_attn.o_proj.bias"),
-        ffn_bias: has("model.layers.0.mlp.gate_proj.bias"),
-        tied_embeddings: !has("lm_head.weight"),
-    };
+/// The config of a file of this family.
+pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalog, source: &dyn ByteSource) -> Result<ModelConfig> {
+    let keys = Keys::new(metadata, catalog)?;
+    let mut config = family.config_of_gguf(&keys)?;
     validate(&config, &metadata.path)?;
     if let Some(id) = catalog.find("rope_freqs.weight") {
-        let divisors = read_divisors(&catalog[id], head_size, source)?;
+        let divisors = read_divisors(&catalog[id], config.head_size, source)?;
         config.rope.scaling = with_divisors(&config.rope.scaling, divisors);
         validate(&config, &metadata.path)?;
     }
     Ok(config)
+}
+
+impl Keys<'_> {
+    /// What files of Llama and of what is built like it say. Whether there are biases is told by the tensors.
+    pub(super) fn decoder(&self, family: &'static Family, pairs: RopePairs) -> Result<ModelConfig> {
+        let hidden_size = self.required("embedding_length")?;
+        let n_heads = self.required("attention.head_count")?;
+        let has = |name: &str| self.catalog.find(name).is_some();
+        Ok(ModelConfig {
+            family,
+            name: self.metadata.string("general.name")?.unwrap_or(self.prefix).to_owned(),
+            vocab_size: vocab_size(self, self.catalog)?,
+            hidden_size,
+            ffn_size: self.required("feed_forward_length")?,
+            n_layers: self.required("block_count")?,
+            n_heads,
+            n_kv_heads: self.unsigned("attention.head_count_kv")?.unwrap_or(n_heads),
+            head_size: head_size(self, hidden_size, n_heads)?,
+            context_length: self.required("context_length")?,
+            rms_norm_epsilon: self.required_float("attention.layer_norm_rms_epsilon")? as f32,
+            rope: RopeConfig { theta: self.float("rope.freq_base")?.unwrap_or(10_000.0), pairs, scaling: linear_scaling(self)? },
+            sliding_window: self.unsigned("attention.sliding_window")?.filter(|window| *window > 0),
+            n_full_attention_layers: 0,
+            attention_bias: has("model.layers.0.self_attn.q_proj.bias"),
+            attention_output_bias: has("model.layers.0.self_attn.o_proj.bias"),
+            ffn_bias: has("model.layers.0.mlp.gate_proj.bias"),
+            qk_norm: false,
+            tied_embeddings: !has("lm_head.weight"),
+        })
+    }
 }
 
 fn head_size(keys: &Keys<'_>, hidden_size: usize, n_heads: usize) -> Result<usize> {
@@ -140,15 +130,16 @@ fn with_divisors(scaling: &RopeScaling, mut divisors: Vec<f32>) -> RopeScaling {
     RopeScaling::Divisors { divisors }
 }
 
-/// The keys under the architecture's prefix.
-struct Keys<'a> {
+/// The keys under the architecture's prefix, beside the tensors.
+pub(super) struct Keys<'a> {
     metadata: &'a Metadata,
     prefix: &'a str,
+    catalog: &'a Catalog,
 }
 
 impl<'a> Keys<'a> {
-    fn new(metadata: &'a Metadata) -> Result<Keys<'a>> {
-        Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or("llama") })
+    fn new(metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
+        Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or_default(), catalog })
     }
 
     fn fault(&self, text: impl Into<String>) -> Error {

@@ -1,6 +1,6 @@
 //! What a model's config may say at all. Both readers end here, so that nothing later meets a zero or an overflow.
 
-use super::config::{ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 
 /// Largest width of anything: hidden, feed-forward, all heads together.

@@ -4,13 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::catalog::{Catalog, TensorId, TensorInfo};
-use super::config::ModelConfig;
-use super::gguf::{self, Metadata};
-use super::safetensors::Unreadable;
-use super::{folder, hf};
+use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
 use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
+use crate::weights::safetensors::Unreadable;
+use crate::weights::{Catalog, Metadata, TensorId, TensorInfo, folder, gguf};
 
 /// Makes a folder a model in Hugging Face's format.
 const CONFIG_NAME: &str = "config.json";
@@ -113,7 +111,11 @@ impl Checkpoint {
     }
 
     fn open_gguf(source: Arc<dyn ByteSource>) -> Result<Checkpoint> {
-        let gguf::Head { catalog, metadata, config } = gguf::read_head(source.as_ref())?;
+        let head = gguf::Head::read(source.as_ref())?;
+        // Before the tensor list, so that a model of another kind is named as such and not by its tensor types.
+        let family = families::of_gguf(&head.metadata)?;
+        let (catalog, metadata) = head.catalog(&gguf_names::translate)?;
+        let config = config_gguf::read_config(family, &metadata, &catalog, source.as_ref())?;
         Ok(Checkpoint {
             path: source.path().to_owned(),
             format: Format::Gguf,
@@ -126,7 +128,7 @@ impl Checkpoint {
     }
 
     fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {
-        let config = hf::read_config(&folder)?;
+        let config = config_json::read_config(&folder)?;
         let folder::Folder { catalog, sources, unreadable } = folder::open(&folder, io)?;
         let catalog = with_embedding(&config, catalog);
         let mut checkpoint = Checkpoint {

@@ -1,14 +1,15 @@
-//! `config.json` of a Hugging Face folder as a [`ModelConfig`]. Defaults are those of transformers' `LlamaConfig` and `MistralConfig`.
+//! `config.json` of a Hugging Face folder as a [`ModelConfig`], as far as families have it in common.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::config::{Architecture, ModelConfig, RopeConfig, RopePairs, RopeScaling};
+use super::families::{self, Family};
 use super::limits::validate;
-use super::python_json;
+use super::{ModelConfig, RopeConfig, RopePairs, RopeScaling};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
+use crate::weights::parse_python_json;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -16,82 +17,63 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 pub(super) fn read_config(folder: &Folder) -> Result<ModelConfig> {
     let name = folder.path_of("config.json");
     let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
-    let value = python_json::parse(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
+    let value = parse_python_json(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
     let Value::Object(fields) = value else {
         return Err(Error::invalid_file(&name, "is not a JSON object"));
     };
-    config_of(&Fields { path: &name, fields: &fields }, folder)
+    config_of(&Fields { path: &name, name: &model_name(&fields, folder), fields: &fields })
 }
 
-/// The two kinds of config; their defaults differ.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
-    Llama,
-    Mistral,
+/// Where the config classes of families differ.
+pub(super) struct Defaults {
+    /// Key and value heads; `None`: as many as query heads.
+    pub(super) n_kv_heads: Option<usize>,
+    /// Values of a head; `None`: the hidden size over the heads.
+    pub(super) head_size: Option<usize>,
+    /// Positions.
+    pub(super) context_length: usize,
 }
 
-fn config_of(fields: &Fields<'_>, folder: &Folder) -> Result<ModelConfig> {
-    let family = family_of(fields)?;
+fn config_of(fields: &Fields<'_>) -> Result<ModelConfig> {
+    let family = families::of_json(fields)?;
     refuse_unsupported(fields)?;
-    let n_heads = fields.required("num_attention_heads")?;
-    let hidden_size = fields.required("hidden_size")?;
-    let default_kv_heads = if family == Family::Mistral { 8 } else { n_heads };
-    let head_size = match fields.unsigned("head_dim")? {
-        Some(size) => size,
-        None if n_heads > 0 && hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
-        None => return Err(fields.fault(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
-    };
-    let default_context = if family == Family::Mistral { 4096 * 32 } else { 2048 };
-    let context_length = fields.unsigned("max_position_embeddings")?.unwrap_or(default_context);
-    let attention_bias = family == Family::Llama && fields.bool("attention_bias")?.unwrap_or(false);
-    let config = ModelConfig {
-        architecture: Architecture::Llama,
-        name: model_name(fields, folder),
-        vocab_size: fields.required("vocab_size")?,
-        hidden_size,
-        ffn_size: fields.required("intermediate_size")?,
-        n_layers: fields.required("num_hidden_layers")?,
-        n_heads,
-        n_kv_heads: fields.unsigned("num_key_value_heads")?.unwrap_or(default_kv_heads),
-        head_size,
-        context_length,
-        rms_norm_epsilon: fields.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        rope: rope_of(fields, context_length)?,
-        sliding_window: sliding_window(fields, family)?,
-        attention_bias,
-        attention_output_bias: attention_bias,
-        ffn_bias: family == Family::Llama && fields.bool("mlp_bias")?.unwrap_or(false),
-        tied_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
-    };
+    let config = family.config_of_json(fields)?;
     validate(&config, fields.path)?;
     Ok(config)
 }
 
-fn family_of(fields: &Fields<'_>) -> Result<Family> {
-    let classes: Vec<&str> = match fields.fields.get("architectures") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(_) => return Err(fields.fault("architectures is not a list of names")),
-    };
-    let named = fields.string("model_type")?;
-    let by_class = classes.iter().find_map(|class| match *class {
-        "LlamaForCausalLM" | "LLaMAForCausalLM" => Some(Family::Llama),
-        "MistralForCausalLM" => Some(Family::Mistral),
-        _ => None,
-    });
-    let unsupported = |kind: &str, name: &str| Error::UnsupportedModel {
-        path: fields.path.to_owned(),
-        fault: format!("{kind} `{name}` is not supported; supported are llama and mistral language models"),
-    };
-    if let (None, Some(class)) = (by_class, classes.first()) {
-        return Err(unsupported("architecture", class));
-    }
-    match (named, by_class) {
-        (Some("llama"), _) => Ok(Family::Llama),
-        (Some("mistral"), _) => Ok(Family::Mistral),
-        (Some(other), _) => Err(unsupported("model_type", other)),
-        (None, Some(family)) => Ok(family),
-        (None, None) => Err(fields.fault("says neither model_type nor architectures")),
+impl Fields<'_> {
+    /// What the configs of Llama and of what is built like it have in common; without biases and window.
+    pub(super) fn decoder(&self, family: &'static Family, defaults: &Defaults) -> Result<ModelConfig> {
+        let n_heads = self.required("num_attention_heads")?;
+        let hidden_size = self.required("hidden_size")?;
+        let head_size = match self.unsigned("head_dim")?.or(defaults.head_size) {
+            Some(size) => size,
+            None if n_heads > 0 && hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
+            None => return Err(self.fault(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
+        };
+        let context_length = self.unsigned("max_position_embeddings")?.unwrap_or(defaults.context_length);
+        Ok(ModelConfig {
+            family,
+            name: self.name.to_owned(),
+            vocab_size: self.required("vocab_size")?,
+            hidden_size,
+            ffn_size: self.required("intermediate_size")?,
+            n_layers: self.required("num_hidden_layers")?,
+            n_heads,
+            n_kv_heads: self.unsigned("num_key_value_heads")?.unwrap_or(defaults.n_kv_heads.unwrap_or(n_heads)),
+            head_size,
+            context_length,
+            rms_norm_epsilon: self.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope: rope_of(self, context_length)?,
+            sliding_window: None,
+            n_full_attention_layers: 0,
+            attention_bias: false,
+            attention_output_bias: false,
+            ffn_bias: false,
+            qk_norm: false,
+            tied_embeddings: self.bool("tie_word_embeddings")?.unwrap_or(false),
+        })
     }
 }
 
@@ -113,8 +95,8 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
 }
 
 /// What the config calls the model, else the hub's name of a cached snapshot, else the folder's name.
-fn model_name(fields: &Fields<'_>, folder: &Folder) -> String {
-    let given = fields.fields.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+fn model_name(fields: &Map<String, Value>, folder: &Folder) -> String {
+    let given = fields.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
     let by_folder = || match folder {
         Folder::Path(path) => folder_name(path),
         Folder::Sources(_) => None,
@@ -130,15 +112,6 @@ fn folder_name(folder: &Path) -> Option<String> {
         Some(repository.strip_prefix("models--")?.replacen("--", "/", 1))
     };
     hub_name().or_else(|| Some(folder.file_name()?.to_string_lossy().into_owned()))
-}
-
-fn sliding_window(fields: &Fields<'_>, family: Family) -> Result<Option<usize>> {
-    match (family, fields.fields.get("sliding_window")) {
-        (Family::Llama, _) | (Family::Mistral, Some(Value::Null)) => Ok(None),
-        // `MistralConfig` assumes 4096 where the key is absent, and sees all where it is null.
-        (Family::Mistral, None) => Ok(Some(4096)),
-        (Family::Mistral, Some(_)) => fields.unsigned("sliding_window"),
-    }
 }
 
 /// Base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` beside `rope_scaling` (before it).
@@ -187,13 +160,21 @@ fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> 
 
 /// A JSON object whose getters answer `None` for absent or null and name the key otherwise.
 #[derive(Clone, Copy)]
-struct Fields<'a> {
-    path: &'a str,
+pub(super) struct Fields<'a> {
+    /// The file, for messages.
+    pub(super) path: &'a str,
+    /// What the model calls itself.
+    name: &'a str,
     fields: &'a Map<String, Value>,
 }
 
 impl<'a> Fields<'a> {
-    fn fault(&self, text: impl Into<String>) -> Error {
+    /// The value of `key`, whatever its type.
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.fields.get(key)
+    }
+
+    pub(super) fn fault(&self, text: impl Into<String>) -> Error {
         Error::invalid_file(self.path, text)
     }
 
@@ -210,7 +191,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn unsigned(&self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn unsigned(&self, key: &str) -> Result<Option<usize>> {
         self.typed(key, "a whole number that is not negative", |value| usize::try_from(value.as_u64()?).ok())
     }
 
@@ -222,18 +203,18 @@ impl<'a> Fields<'a> {
         self.typed(key, "a number", Value::as_f64)
     }
 
-    fn bool(&self, key: &str) -> Result<Option<bool>> {
+    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
-    fn string(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>> {
         self.typed(key, "a string", Value::as_str)
     }
 
     /// An object with something in it; an empty one counts as absent, as in transformers.
     fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let fields = self.typed(key, "an object", Value::as_object)?;
-        Ok(fields.filter(|fields| !fields.is_empty()).map(|fields| Fields { path: self.path, fields }))
+        Ok(fields.filter(|fields| !fields.is_empty()).map(|fields| Fields { path: self.path, name: self.name, fields }))
     }
 }
 
@@ -249,7 +230,7 @@ mod tests {
         .unwrap();
         let changes: Map<String, Value> = serde_json::from_str(changes).unwrap();
         value.as_object_mut().unwrap().extend(changes);
-        config_of(&Fields { path: "config.json", fields: value.as_object().unwrap() }, &Path::new("/nowhere/tiny").into())
+        config_of(&Fields { path: "config.json", name: "tiny", fields: value.as_object().unwrap() })
     }
 
     #[test]
@@ -262,6 +243,21 @@ mod tests {
         assert_eq!(mistral.sliding_window, Some(4096));
         let all = parse(r#"{"model_type":"mistral","num_key_value_heads":2,"sliding_window":null}"#).unwrap();
         assert_eq!(all.sliding_window, None);
+    }
+
+    #[test]
+    fn qwen2_has_biases_and_a_window_in_later_layers_where_one_is_used() {
+        let qwen2 = |changes: &str| {
+            let changes = changes.strip_prefix('{').unwrap();
+            parse(&format!(r#"{{"model_type":"qwen2","architectures":["Qwen2ForCausalLM"],"num_key_value_heads":2{changes}"#)).unwrap()
+        };
+        let qwen3 = r#"{"model_type":"qwen3","num_key_value_heads":2}"#;
+        let qwen3 = parse(qwen3).unwrap();
+        assert!(qwen3.qk_norm && !qwen3.attention_bias && qwen3.head_size == 128);
+        let plain = qwen2(r#"{,"sliding_window":128,"max_window_layers":3}"#);
+        assert!(plain.attention_bias && !plain.attention_output_bias && plain.sliding_window.is_none());
+        let windowed = qwen2(r#"{,"sliding_window":128,"max_window_layers":3,"use_sliding_window":true}"#);
+        assert_eq!((windowed.sliding_window, windowed.n_full_attention_layers), (Some(128), 3));
     }
 
     #[test]

@@ -2,19 +2,14 @@
 
 use serde::Serialize;
 
-/// Architectures that tierflow runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    /// Llama and what is built like it (Mistral, SmolLM2, TinyLlama, ...).
-    Llama,
-}
+use super::families::Family;
 
 /// The sizes and settings of a model, validated: no zero sizes, heads divide, everything below sane limits.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelConfig {
-    /// Which list of operations a layer becomes.
-    pub architecture: Architecture,
+    /// Which family of models it belongs to; in JSON, the family's name.
+    #[serde(rename = "architecture")]
+    pub family: &'static Family,
     /// What the model calls itself, for people.
     pub name: String,
     /// Tokens in the vocabulary; rows of the embedding and of the head.
@@ -39,12 +34,16 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Attention sees this many latest positions, itself included; `None` sees all.
     pub sliding_window: Option<usize>,
+    /// Layers, from the first on, that see all positions whatever the window.
+    pub n_full_attention_layers: usize,
     /// q, k, v have biases.
     pub attention_bias: bool,
     /// The attention output has a bias.
     pub attention_output_bias: bool,
     /// gate, up, down have biases.
     pub ffn_bias: bool,
+    /// Queries and keys are normed, each head for itself.
+    pub qk_norm: bool,
     /// The head is the embedding matrix.
     pub tied_embeddings: bool,
 }

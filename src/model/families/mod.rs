@@ -1,0 +1,166 @@
+//! The families of models that run here: one file each, one row each in [`FAMILIES`].
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use super::config_gguf::Keys;
+use super::config_json::Fields;
+use super::{Model, ModelConfig};
+use crate::error::{Error, Result};
+use crate::weights::{Metadata, TensorId};
+
+/// All families.
+pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+
+/// Finds a tensor of some name and shape, or says what is wrong with it.
+pub type Tensors<'a> = dyn Fn(&str, &[u64]) -> Result<TensorId> + 'a;
+
+/// A family of models: what its config and its tensors are called, and what its layers compute.
+pub struct Family {
+    /// What messages and JSON call it; `model_type` in config.json.
+    pub name: &'static str,
+    /// Its language models in config.json's `architectures`.
+    classes: &'static [&'static str],
+    /// Its `general.architecture` in GGUF files.
+    gguf: &'static [&'static str],
+    /// What config.json says, by the defaults of transformers' config class.
+    from_json: fn(&Fields<'_>) -> Result<ModelConfig>,
+    /// What GGUF metadata say.
+    from_gguf: fn(&Keys<'_>) -> Result<ModelConfig>,
+    /// Its units and their operations; tensor names as Hugging Face checkpoints write them.
+    model: fn(&ModelConfig, &Tensors<'_>) -> Result<Model>,
+    /// What the names of transformers' classes begin with.
+    pub class_prefix: &'static str,
+    /// The modules of a layer in transformers, in the order of registration, itself first: what its name ends with, and its class,
+    /// in which `{}` stands for the prefix.
+    pub layer_modules: &'static [(&'static str, &'static str)],
+}
+
+impl Family {
+    /// The model that `config` describes.
+    pub(super) fn model(&self, config: &ModelConfig, tensor: &Tensors<'_>) -> Result<Model> {
+        (self.model)(config, tensor)
+    }
+
+    /// What config.json says.
+    pub(super) fn config_of_json(&self, fields: &Fields<'_>) -> Result<ModelConfig> {
+        (self.from_json)(fields)
+    }
+
+    /// What GGUF metadata say.
+    pub(super) fn config_of_gguf(&self, keys: &Keys<'_>) -> Result<ModelConfig> {
+        (self.from_gguf)(keys)
+    }
+}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.class_prefix)
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Family) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Serialize for Family {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}
+
+/// The family called `name`.
+pub fn by_name(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|family| family.name == name).copied()
+}
+
+/// The family that config.json names by `model_type` or by `architectures`.
+///
+/// # Errors
+/// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`].
+pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
+    let classes: Vec<&str> = match fields.get("architectures") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        Some(_) => return Err(fields.fault("architectures is not a list of names")),
+    };
+    let named = fields.string("model_type")?;
+    let of_class = |class: &&str| FAMILIES.iter().find(|family| family.classes.contains(class)).copied();
+    let by_class = classes.iter().find_map(of_class);
+    let unsupported = |kind: &str, name: &str| Error::UnsupportedModel {
+        path: fields.path.to_owned(),
+        fault: format!("{kind} `{name}` is not supported; supported are {} language models", names_of_all()),
+    };
+    if let (None, Some(class)) = (by_class, classes.first()) {
+        return Err(unsupported("architecture", class));
+    }
+    match (named, by_class) {
+        (Some(name), _) => by_name(name).ok_or_else(|| unsupported("model_type", name)),
+        (None, Some(family)) => Ok(family),
+        (None, None) => Err(fields.fault("says neither model_type nor architectures")),
+    }
+}
+
+/// The family that a GGUF file's metadata name.
+///
+/// # Errors
+/// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`], or a mixture of experts.
+pub(super) fn of_gguf(metadata: &Metadata) -> Result<&'static Family> {
+    let unsupported = |fault: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), fault });
+    let Some(name) = metadata.string("general.architecture")? else {
+        return Err(Error::invalid_file(&metadata.path, "metadata key `general.architecture` is missing"));
+    };
+    let Some(family) = FAMILIES.iter().find(|family| family.gguf.contains(&name)) else {
+        return unsupported(format!("architecture `{name}` is not supported; supported are {}", names_of_all()));
+    };
+    match metadata.unsigned(&format!("{name}.expert_count"))? {
+        Some(n) if n > 0 => unsupported(format!("a mixture of {n} experts is not supported")),
+        _ => Ok(family),
+    }
+}
+
+/// `a, b and c`.
+fn names_of_all() -> String {
+    let names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// The modules of a layer of Llama and what is built like it.
+const DECODER_LAYER: &[(&str, &str)] = &[
+    ("", "{}DecoderLayer"),
+    (".self_attn", "{}Attention"),
+    (".self_attn.q_proj", "Linear"),
+    (".self_attn.k_proj", "Linear"),
+    (".self_attn.v_proj", "Linear"),
+    (".self_attn.o_proj", "Linear"),
+    (".mlp", "{}MLP"),
+    (".mlp.gate_proj", "Linear"),
+    (".mlp.up_proj", "Linear"),
+    (".mlp.down_proj", "Linear"),
+    (".mlp.act_fn", "SiLUActivation"),
+    (".input_layernorm", "{}RMSNorm"),
+    (".post_attention_layernorm", "{}RMSNorm"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_as_a_list() {
+        assert_eq!(names_of_all(), "llama, mistral, qwen2 and qwen3");
+        assert!(by_name("llama").is_some() && by_name("Llama").is_none());
+    }
+}

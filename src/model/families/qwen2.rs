@@ -1,0 +1,35 @@
+//! Qwen2 and Qwen2.5: Llama with biases of queries, keys and values, and with a window in the later layers where one is used.
+//! Defaults are those of transformers' `Qwen2Config`.
+
+use super::{DECODER_LAYER, Family, llama};
+use crate::error::Result;
+use crate::model::config_json::{Defaults, Fields};
+use crate::model::{ModelConfig, RopePairs};
+
+pub(super) static FAMILY: Family = Family {
+    name: "qwen2",
+    classes: &["Qwen2ForCausalLM"],
+    gguf: &["qwen2"],
+    from_json,
+    from_gguf: |keys| keys.decoder(&FAMILY, RopePairs::Halves),
+    model: llama::model,
+    class_prefix: "Qwen2",
+    layer_modules: DECODER_LAYER,
+};
+
+fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
+    let defaults = Defaults { n_kv_heads: Some(32), head_size: None, context_length: 32_768 };
+    let config = with_window(fields, fields.decoder(&FAMILY, &defaults)?)?;
+    Ok(ModelConfig { attention_bias: true, ..config })
+}
+
+/// The window of the later layers, where one is used.
+pub(super) fn with_window(fields: &Fields<'_>, config: ModelConfig) -> Result<ModelConfig> {
+    let uses_window = fields.bool("use_sliding_window")?.unwrap_or(false);
+    let window = fields.unsigned("sliding_window")?.unwrap_or(4096);
+    Ok(ModelConfig {
+        sliding_window: uses_window.then_some(window),
+        n_full_attention_layers: fields.unsigned("max_window_layers")?.unwrap_or(28),
+        ..config
+    })
+}

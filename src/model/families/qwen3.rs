@@ -1,0 +1,41 @@
+//! Qwen3, the dense models: as Qwen2 without biases, its queries and keys normed head by head before they are turned. Defaults are
+//! those of transformers' `Qwen3Config`.
+
+use super::{Family, llama, qwen2};
+use crate::error::Result;
+use crate::model::config_json::{Defaults, Fields};
+use crate::model::{ModelConfig, RopePairs};
+
+pub(super) static FAMILY: Family = Family {
+    name: "qwen3",
+    classes: &["Qwen3ForCausalLM"],
+    gguf: &["qwen3"],
+    from_json,
+    from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairs::Halves)? }),
+    model: llama::model,
+    class_prefix: "Qwen3",
+    layer_modules: &[
+        ("", "{}DecoderLayer"),
+        (".self_attn", "{}Attention"),
+        (".self_attn.q_proj", "Linear"),
+        (".self_attn.k_proj", "Linear"),
+        (".self_attn.v_proj", "Linear"),
+        (".self_attn.o_proj", "Linear"),
+        (".self_attn.q_norm", "{}RMSNorm"),
+        (".self_attn.k_norm", "{}RMSNorm"),
+        (".mlp", "{}MLP"),
+        (".mlp.gate_proj", "Linear"),
+        (".mlp.up_proj", "Linear"),
+        (".mlp.down_proj", "Linear"),
+        (".mlp.act_fn", "SiLUActivation"),
+        (".input_layernorm", "{}RMSNorm"),
+        (".post_attention_layernorm", "{}RMSNorm"),
+    ],
+};
+
+fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
+    let defaults = Defaults { n_kv_heads: Some(32), head_size: Some(128), context_length: 32_768 };
+    let config = qwen2::with_window(fields, fields.decoder(&FAMILY, &defaults)?)?;
+    let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
+    Ok(ModelConfig { qk_norm: true, attention_bias, attention_output_bias: attention_bias, ..config })
+}
