@@ -63,7 +63,7 @@ pub mod weights;
 
 pub use device::{Device, DeviceChoice, DeviceSpec, MaxMemory};
 pub use dtype::DType;
-pub use engine::{Engine, EngineBuilder, LoadProgress, LoadedModel, MemoryUse, Prepared, TextFiles};
+pub use engine::{Engine, EngineBuilder, LoadProgress, LoadedModel, MemoryUse, ModelText, Prepared, TextFiles};
 pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::{EngineHandle, Sequence, TokenStream};

@@ -153,8 +153,7 @@ impl<'a> Session<'a> {
     }
 
     fn check_room(&self, n_tokens: usize) -> Result<()> {
-        let (needed, available) = (self.tokens.len() + n_tokens, self.engine.plan().ctx_size);
-        if needed > available { Err(Error::ContextFull { needed, available }) } else { Ok(()) }
+        self.engine.prepared().check_room(self.tokens.len() + n_tokens)
     }
 
     /// Reads the prompt and begins to generate. What the cache already holds of it is not computed again.

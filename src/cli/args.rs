@@ -23,8 +23,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::familiar;
+use crate::cli::terminal::{Stream, note_styled, wrapped};
 use crate::error::Error;
-pub use bench::{BenchArgs, BenchOutput, TestArgs};
+pub use bench::{BenchArgs, BenchOutput, PlacementLists, TestArgs};
 pub use chat::ChatArgs;
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use generation::{GenerationArgs, RunArgs};
@@ -70,7 +71,7 @@ pub enum Command {
     /// List the models in the cache
     #[command(visible_alias = "list")]
     Ls(LsArgs),
-    /// Write the defaults of all commands to the config file, or show them and where they come from
+    /// Write the defaults of all commands, or show them
     Config(Box<ConfigArgs>),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
@@ -93,13 +94,16 @@ impl Cli {
     /// Of an option that is given several times, the last counts, as in llama.cpp.
     /// Prints and ends the process on bad usage (2) and `--help` (0).
     pub fn read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> Read {
-        Cli::try_read(arguments, defaults).unwrap_or_else(|error| error.exit())
+        Cli::try_read(arguments, defaults).unwrap_or_else(|error| end(&error))
     }
 
     fn try_read(arguments: impl IntoIterator<Item = OsString>, defaults: &BTreeMap<String, OsString>) -> Result<Read, clap::Error> {
-        let command = help::grouped(with_defaults(with_switches_from_env(Cli::command()), defaults));
-        let command = variables::without_empty(command);
-        let familiar::Rewritten { arguments, notes } = familiar::rewrite(arguments, &command)?;
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let command = with_defaults(with_switches_from_env(Cli::command()), defaults);
+        let command = variables::without_empty(help::with_help(command, help::Length::wanted(&arguments)));
+        let rewritten = familiar::rewrite(arguments, &command)?;
+        let command = rewritten.without_revoked(command);
+        let familiar::Rewritten { arguments, notes, .. } = rewritten;
         let matches = command.clone().try_get_matches_from(&arguments);
         let mut matches = matches.map_err(|error| with_way_to_run(variables::blamed(error, &command, &arguments)))?;
         let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command.clone()))?;
@@ -109,13 +113,34 @@ impl Cli {
     }
 }
 
-/// Tells how a model is run where a word is no subcommand, nor like one.
+/// Prints a help on stdout or a fault on stderr, on a terminal with lines that fit it, and ends the process.
+fn end(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        let text = error.render();
+        let text = if Stream::Stderr.has_colour() { text.ansi().to_string() } else { text.to_string() };
+        note_styled(&wrapped(&text, Stream::Stderr.width()));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// Tells how a model is run where a word is no subcommand, nor like one: a few letters in another order are not like it to clap.
 fn with_way_to_run(mut error: clap::Error) -> clap::Error {
     if error.kind() == ErrorKind::InvalidSubcommand
         && error.get(ContextKind::SuggestedSubcommand).is_none()
         && let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
     {
-        let tip = format!("a model is run by: tierflow run {word}");
+        let sorted = |word: &str| {
+            let mut letters: Vec<char> = word.chars().collect();
+            letters.sort_unstable();
+            letters
+        };
+        let command = Cli::command();
+        let meant = command.get_subcommands().map(clap::Command::get_name).find(|name| sorted(name) == sorted(word));
+        let tip = match meant {
+            Some(name) => format!("a similar subcommand exists: '{name}'"),
+            None => format!("a model is run by: tierflow run {word}"),
+        };
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
     error
@@ -223,8 +248,10 @@ pub struct PlanArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// Plan for the machine that FILE describes, as `tierflow devices --json` wrote it, instead of this one
-    #[arg(long, env = "TIERFLOW_DEVICES", value_name = "FILE.json")]
+    /// Plan for the machine that FILE describes
+    ///
+    /// Instead of this one; `tierflow devices --json` writes such a file.
+    #[arg(long, env = "TIERFLOW_DEVICES", value_name = "FILE")]
     pub devices: Option<PathBuf>,
     /// Write the homes as a device map that Accelerate and transformers read
     #[arg(long, env = "TIERFLOW_EXPORT_DEVICE_MAP", value_name = "FILE.json")]
@@ -246,12 +273,12 @@ pub struct LogitsArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Where it goes.
-    #[command(flatten)]
-    pub placement: PlacementArgs,
     /// Token ids of the prompt
     #[arg(long, env = "TIERFLOW_TOKENS", value_name = "ID,ID,…", value_delimiter = ',', required = true)]
     pub tokens: Vec<u32>,
+    /// Where it goes.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
     /// The scores of every position, not the last alone
     #[arg(long, env = "TIERFLOW_ALL")]
     pub all: bool,
@@ -261,8 +288,10 @@ pub struct LogitsArgs {
     /// Print the scores as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,
-    /// Write the scores as a tensor `logits` [n_tokens, vocab_size] in F32
-    #[arg(long, env = "TIERFLOW_OUT", value_name = "FILE.safetensors")]
+    /// Write the scores to a file of safetensors
+    ///
+    /// As a tensor `logits` [n_tokens, vocab_size] in F32.
+    #[arg(long, env = "TIERFLOW_OUT", value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
 

@@ -4,7 +4,7 @@ mod report;
 
 use std::time::Instant;
 
-use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers, PlacementArgs, TestArgs};
+use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers, PlacementArgs, PlacementLists, TestArgs};
 use crate::cli::locate::locate;
 use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::plan_text::note_plan;
@@ -51,6 +51,14 @@ impl Test {
     }
 }
 
+/// What an engine is planned with, of the options that are lists.
+#[derive(Debug, Clone, Copy)]
+struct Choice {
+    n_gpu_layers: GpuLayers,
+    batch_size: Option<u32>,
+    ubatch_size: Option<u32>,
+}
+
 /// What was measured of one test.
 struct Measured {
     test: Test,
@@ -73,7 +81,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let threads = thread_counts(&args.lists.threads);
     let form = if args.json { BenchOutput::Json } else { args.output };
     let mut report = Report::new(form, args, prepared.iter().map(|(_, prepared)| &prepared.plan));
-    for (n_gpu_layers, prepared) in prepared {
+    for (Choice { n_gpu_layers, .. }, prepared) in prepared {
         note_plan(&prepared.summary());
         let mut engine = load_with_bar(prepared, Visibility::Auto)?;
         for &n_threads in &threads {
@@ -108,8 +116,9 @@ fn tests(args: &TestArgs) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// Plans for every number of layers that is asked for, each with room for all `tests`, before anything is loaded.
-fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(GpuLayers, Prepared)>> {
+/// Plans for every number of layers and every size of batches that is asked for, each with room for all `tests`, before anything is
+/// loaded.
+fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(Choice, Prepared)>> {
     let mut placement = PlacementArgs { threads: args.lists.threads.iter().copied().max(), ..args.placement.clone() };
     let Some(longest) = tests.iter().max_by_key(|test| test.n_positions()) else { return Ok(Vec::new()) };
     let n_positions = longest.n_positions();
@@ -129,19 +138,34 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(GpuLayers, Prepa
     let source = args.model.source()?;
     Placement::of(&placement, PlanOptions::default())?;
     let path = locate(&source, Visibility::Auto)?;
-    let prepare = |&n_gpu_layers: &GpuLayers| {
-        let placement = PlacementArgs { n_gpu_layers, ..placement.clone() };
+    let prepare = |choice: Choice| {
+        let Choice { n_gpu_layers, batch_size, ubatch_size } = choice;
+        let placement = PlacementArgs { n_gpu_layers, batch_size, ubatch_size, ..placement.clone() };
         let builder = Placement::of(&placement, PlanOptions::default())?.of_one_sequence().builder(&path)?.text(TextFiles::Skip);
         let prepared = pollster::block_on(builder.prepare())?;
         if placement.plan.is_some() {
             check("--plan", prepared.plan.ctx_size)?;
         }
-        Ok((n_gpu_layers, prepared))
+        Ok((choice, prepared))
     };
     match &placement.plan {
-        Some(_) => Ok(vec![prepare(&GpuLayers::Auto)?]),
-        None => args.lists.n_gpu_layers.iter().map(prepare).collect(),
+        Some(_) => Ok(vec![prepare(Choice { n_gpu_layers: GpuLayers::Auto, batch_size: None, ubatch_size: None })?]),
+        None => choices(&args.lists).into_iter().map(prepare).collect(),
     }
+}
+
+/// Every combination of the lists.
+fn choices(lists: &PlacementLists) -> Vec<Choice> {
+    let each =
+        |sizes: &[u32]| -> Vec<Option<u32>> { if sizes.is_empty() { vec![None] } else { sizes.iter().copied().map(Some).collect() } };
+    let (batch_sizes, ubatch_sizes) = (each(&lists.batch_size), each(&lists.ubatch_size));
+    let mut choices = Vec::new();
+    for &n_gpu_layers in &lists.n_gpu_layers {
+        for &batch_size in &batch_sizes {
+            choices.extend(ubatch_sizes.iter().map(|&ubatch_size| Choice { n_gpu_layers, batch_size, ubatch_size }));
+        }
+    }
+    choices
 }
 
 /// How many threads compute in each pass: none of them more than run at once, as one number alone has it.
@@ -215,6 +239,20 @@ mod tests {
         assert_eq!(names, ["pp8", "pp16", "tg4", "pp3+tg2", "pp8 @ d9", "pp16 @ d9", "tg4 @ d9", "pp3+tg2 @ d9"]);
         let nothing = TestArgs { pg: vec![], ..args(&[0], &[0], &[5]) };
         assert_eq!(tests(&nothing).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn lists_are_measured_in_every_combination() {
+        let lists = |batch_size: &[u32], ubatch_size: &[u32]| PlacementLists {
+            threads: vec![],
+            n_gpu_layers: vec![GpuLayers::Auto, GpuLayers::Count(3)],
+            batch_size: batch_size.into(),
+            ubatch_size: ubatch_size.into(),
+        };
+        let sizes = |lists: &PlacementLists| choices(lists).iter().map(|it| (it.batch_size, it.ubatch_size)).collect::<Vec<_>>();
+        assert_eq!(sizes(&lists(&[], &[])), [(None, None); 2]);
+        let of_one = [(Some(8), Some(4)), (Some(8), Some(2)), (Some(16), Some(4)), (Some(16), Some(2))];
+        assert_eq!(sizes(&lists(&[8, 16], &[4, 2])), [of_one, of_one].concat());
     }
 
     #[test]

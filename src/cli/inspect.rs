@@ -2,7 +2,7 @@
 
 use crate::cli::args::InspectArgs;
 use crate::cli::locate::locate;
-use crate::cli::terminal::{Align, Visibility, print_json, print_report, table};
+use crate::cli::terminal::{Align, Stream, Visibility, print_json, print_report, table};
 use crate::engine::{Inspection, Needs};
 use crate::error::Result;
 use crate::model::Checkpoint;
@@ -54,6 +54,7 @@ fn report(inspection: &Inspection<'_>) -> String {
     ));
     let kv: Vec<String> = inspection.kv_bytes_per_token.iter().map(|(dtype, bytes)| format!("{bytes} in {dtype}")).collect();
     text.push_str(&format!("  KV cache per token: {}\n\n", kv.join(", ")));
+    let mut text = Stream::Stdout.shown(&text).into_owned();
     let columns = [("STORED AS", Align::Left), ("WEIGHTS", Align::Right), ("LARGEST LAYER", Align::Right), ("ALL ON A GPU", Align::Right)];
     let row = |name: String, needs: &Needs| {
         let on_gpu = needs.resident.map_or_else(|| "–".into(), |used| used.total().to_string());

@@ -27,5 +27,11 @@ pub(super) fn install(verbosity: Verbosity) {
     };
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env_lossy();
     let colour = has_colour(&io::stderr());
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).without_time().try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        .with_target(verbosity == Verbosity::Verbose)
+        .without_time()
+        .try_init();
 }

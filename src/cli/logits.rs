@@ -51,11 +51,11 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
 
 /// Refuses tokens that the model does not know and more than the context holds, before weights are loaded.
 fn check_tokens(args: &LogitsArgs, prepared: &Prepared) -> Result<()> {
-    let (vocab_size, available) = (prepared.model.config.vocab_size, prepared.plan.ctx_size);
+    let vocab_size = prepared.model.config.vocab_size;
     if let Some(&token) = args.tokens.iter().find(|&&token| token as usize >= vocab_size) {
         return Err(Error::TokenOutOfVocabulary { token, vocab_size });
     }
-    if args.tokens.len() > available { Err(Error::ContextFull { needed: args.tokens.len(), available }) } else { Ok(()) }
+    prepared.check_room(args.tokens.len())
 }
 
 /// The highest scores of a row with their tokens, best first.

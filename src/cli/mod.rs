@@ -14,6 +14,7 @@ mod logging;
 mod logits;
 mod ls;
 mod model;
+mod output;
 mod plan;
 mod plan_text;
 mod prompt;
@@ -23,6 +24,7 @@ mod statistics;
 mod terminal;
 mod tokenize;
 mod trace_file;
+mod wrap;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -1,7 +1,9 @@
 //! How the text of a plan looks in a terminal: bars and names set off by colours, lines no longer than the terminal is wide. Knows
 //! what a plan's text looks like, and nothing of plans.
 
-use crate::cli::terminal::{Stream, note, print, wrapped};
+use std::borrow::Cow;
+
+use crate::cli::terminal::{Stream, note_styled, print};
 use crate::error::Result;
 
 const BOLD: &str = "\u{1b}[1m";
@@ -22,12 +24,12 @@ pub(super) fn print_plan(text: &str) -> Result<()> {
 
 /// Writes a plan's text to stderr.
 pub(super) fn note_plan(text: &str) {
-    note(&for_stream(text, Stream::Stderr));
+    note_styled(&for_stream(text, Stream::Stderr));
 }
 
-fn for_stream(text: &str, stream: Stream) -> String {
-    let text = wrapped(text, stream.width());
-    if stream.has_colour() { painted(&text) } else { text }
+fn for_stream(text: &str, stream: Stream) -> Cow<'_, str> {
+    let text = stream.shown(text);
+    if stream.has_colour() { Cow::Owned(painted(&text)) } else { text }
 }
 
 /// The first line and the names in front of others bold, bars coloured, full ones and what bounds the rate in another colour.

@@ -1,7 +1,6 @@
 //! `tierflow run`: one prompt, or a chat. stdout carries the answer and nothing else.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,17 +8,18 @@ use std::time::Instant;
 use crate::cli::args::{GenerationArgs, RunArgs};
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::output::Output;
 use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::{Disturbance, Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
 use crate::cli::{chat, trace_file};
-use crate::engine::{Engine, Observed};
+use crate::engine::{Engine, ModelText, Observed, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, waited_since};
 use crate::session::{FinishReason, GenerateOptions, Session};
-use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSettings, StopStrings, Written, fresh_seed};
+use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSettings, StopStrings, TemplateInput, Written, fresh_seed};
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
@@ -88,36 +88,33 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         return Err(Error::InvalidArgument { option: "--json".into(), fault: "tells of one answer, not of a chat; give a prompt".into() });
     }
     let path = locate_or_fetch(&source, visibility)?;
-    let prepared = pollster::block_on(placement.builder(&path)?.prepare())?;
+    let mut prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;
     if !args.quiet {
         note_plan(&prepared.summary());
     }
+    let settings = wishes.settings(prepared.text()?)?;
+    let asked = match prompt {
+        Some(prompt) => Some(encode_prompt(&mut prepared, &settings, prompt, system.clone())?),
+        None => None,
+    };
     let mut engine = load_with_bar(prepared, visibility)?;
-    let settings = wishes.settings(&engine)?;
-    let Some(prompt) = prompt else {
+    let settings = Settings { interrupted: stopped_by_ctrl_c(), ..settings };
+    let Some(tokens) = asked else {
         let options =
             chat::ChatOptions { system, quiet: args.quiet, history: !args.chat.no_history, context_shift: !args.chat.no_context_shift };
         chat::run(&mut engine, settings, options)?;
         // The last answer's: each begins a trace of its own.
         return args.trace.as_deref().map_or(Ok(()), |file| trace_file::write(file, &engine));
     };
-    let system = system.map(|system| ChatMessage::new("system", system));
-    let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();
-    let tokens = encode_messages(&engine, &settings, &messages)?;
     let mut session = engine.session();
-    let mut stdout = std::io::stdout().lock();
-    let mut write = |text: &str| {
-        if args.json {
-            return Ok(());
-        }
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|source| Error::io("write to", "stdout", source))
-    };
+    let mut output = Output::stdout();
+    output.begin(true);
+    let mut write = |text: &str| if args.json { Ok(()) } else { output.write(text) };
     let answer =
         pollster::block_on(answer(&mut session, &settings, &tokens, settings.seed_of_answer(0), &mut write, &mut |_, _| Ok(None)))?;
     if !args.json {
-        write("\n")?;
+        output.end()?;
     }
-    drop(stdout);
     if let Some(file) = &args.trace {
         trace_file::write(file, &engine)?;
     }
@@ -184,14 +181,14 @@ impl Wishes {
         Ok(Wishes { sampling, seed, generate, raw: args.raw, written })
     }
 
-    /// Defaults, over them the model's own settings, over those the wishes.
-    fn settings(self, engine: &Engine) -> Result<Settings> {
-        let sampling = SamplingSettings::merged(engine.defaults(), &self.sampling)?;
-        if !self.raw && engine.chat_template().is_none() {
+    /// Defaults, over them the model's own settings, over those the wishes. Nothing interrupts yet.
+    fn settings(self, text: &ModelText) -> Result<Settings> {
+        let sampling = SamplingSettings::merged(text.defaults(), &self.sampling)?;
+        if !self.raw && text.chat_template().is_none() {
             tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
         }
         let Wishes { sampling: flags, seed, generate, raw, written } = self;
-        Ok(Settings { flags, sampling, seed, generate, raw, written, interrupted: stopped_by_ctrl_c() })
+        Ok(Settings { flags, sampling, seed, generate, raw, written, interrupted: Arc::default() })
     }
 }
 
@@ -211,12 +208,21 @@ fn stopped_by_ctrl_c() -> Arc<AtomicBool> {
 }
 
 /// The tokens of a conversation: through the chat template, or as it is with `--raw` or where the model has no template.
-pub(super) fn encode_messages(engine: &Engine, settings: &Settings, messages: &[ChatMessage]) -> Result<Vec<u32>> {
-    if settings.raw || engine.chat_template().is_none() {
+pub(super) fn encode_messages(model: &ModelText, settings: &Settings, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+    if settings.raw || model.chat_template().is_none() {
         let texts: Vec<Cow<'_, str>> = messages.iter().map(ChatMessage::text).collect();
-        return engine.encode_written(&texts.join("\n"), settings.written);
+        return model.encode(&texts.join("\n"), settings.written);
     }
-    engine.encode_chat_written(messages, settings.written)
+    model.encode_chat(messages, &TemplateInput::default(), settings.written)
+}
+
+/// The tokens of one prompt, checked to fit the context before anything is loaded.
+fn encode_prompt(prepared: &mut Prepared, settings: &Settings, prompt: String, system: Option<String>) -> Result<Vec<u32>> {
+    let system = system.map(|system| ChatMessage::new("system", system));
+    let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();
+    let tokens = encode_messages(prepared.text()?, settings, &messages)?;
+    prepared.check_room(tokens.len())?;
+    Ok(tokens)
 }
 
 /// A shorter prompt for a generation whose context is full, given the tokens generated so far; `None` where there is none.

@@ -1,5 +1,6 @@
 //! What terminals need: progress bars on stderr, aligned tables, output that may end early. Knows no model.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
@@ -89,7 +90,7 @@ fn table_styled(columns: &[(&str, Align)], rows: &[Vec<String>], styled: bool, w
     }
     table.set_header(columns.iter().map(|(heading, _)| Cell::new(heading).add_attribute(Attribute::Bold)));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| if width.is_some() { harmless(cell) } else { Cow::Borrowed(&**cell) }));
     }
     for (column, (_, align)) in table.column_iter_mut().zip(columns) {
         column.set_padding((0, 2));
@@ -126,6 +127,14 @@ impl Stream {
         table.width().map(usize::from).filter(|width| *width > 0)
     }
 
+    /// `text` as it looks there: on a terminal [harmless] and in lines that fit, elsewhere as it is.
+    pub fn shown(self, text: &str) -> Cow<'_, str> {
+        match self.width() {
+            Some(width) => Cow::Owned(wrapped(&harmless(text), Some(width))),
+            None => Cow::Borrowed(text),
+        }
+    }
+
     /// As [`has_colour`].
     pub fn has_colour(self) -> bool {
         match self {
@@ -139,14 +148,15 @@ impl Stream {
 const LEAST_WIDTH: usize = 20;
 
 /// Breaks lines that are longer than `width` between words; what is broken off stands below the text of its line, which begins behind
-/// the line's indent and the name before it. A number stays with the word that follows it. As it is where there is no width.
+/// the line's indent and the name before it. A number stays with the word that follows it, and so does an option. As it is where there is
+/// no width.
 pub fn wrapped(text: &str, width: Option<usize>) -> String {
     let Some(width) = width else { return text.to_owned() };
     text.split_inclusive('\n').map(|line| wrapped_line(line, width)).collect()
 }
 
 fn wrapped_line(line: &str, width: usize) -> String {
-    const TOGETHER: &str = "\u{a0}";
+    const TOGETHER: char = '\u{a0}';
     let content = line.trim_end_matches('\n');
     let indent = indent_of(content);
     if display_width(content) <= width || indent + LEAST_WIDTH > width {
@@ -154,13 +164,22 @@ fn wrapped_line(line: &str, width: usize) -> String {
     }
     let mut kept = String::with_capacity(content.len());
     for letter in content.chars() {
-        let is_behind_number = letter == ' ' && kept.ends_with(|before: char| before.is_ascii_digit());
-        if is_behind_number { kept.push_str(TOGETHER) } else { kept.push(letter) }
+        if letter == ' ' && wants_next(kept.rsplit([' ', TOGETHER]).next().unwrap_or_default()) {
+            kept.push(TOGETHER);
+        } else {
+            kept.push(letter);
+        }
     }
     let indent = " ".repeat(indent);
     let options = textwrap::Options::new(width).subsequent_indent(&indent).break_words(false);
     let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
     textwrap::wrap(&kept, options).join("\n").replace(TOGETHER, " ") + &line[content.len()..]
+}
+
+/// Whether a word is a number, whose unit follows, or an option, whose value does.
+fn wants_next(word: &str) -> bool {
+    let is_option = word.trim_start_matches(['(', '`', '-']).len() < word.trim_start_matches(['(', '`']).len();
+    word.ends_with(|last: char| last.is_ascii_digit()) || (is_option && word.ends_with(|last: char| last.is_ascii_alphanumeric()))
 }
 
 /// The column in which the text of a line begins: behind its indent, and behind a short name with a gap of two columns or more.
@@ -215,15 +234,41 @@ pub fn print_report(text: &str) -> Result<()> {
     print(&wrapped(text, Stream::Stdout.width()))
 }
 
-/// Writes `text` to stderr, on a terminal with lines that fit it. That nobody reads it is no error.
+/// Writes `text` to stderr, on a terminal with lines that fit it and nothing that it obeys. That nobody reads it is no error.
 pub fn note(text: &str) {
-    let _ = io::stderr().lock().write_all(wrapped(text, Stream::Stderr.width()).as_bytes());
+    note_styled(&Stream::Stderr.shown(text));
+}
+
+/// As [`note`], of text that is fit for the stream and may have colours.
+pub fn note_styled(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// `text` for a terminal to show and not to obey: names in files and answers of models may hold any character. Carriage returns and
+/// other invisible controls are pictures (U+2400 and on) or the sign of what cannot be shown; line breaks and tabs stay.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmful = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
+    if !text.contains(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    let picture = |letter: char| match letter as u32 {
+        code @ 0..0x20 => char::from_u32(0x2400 + code),
+        0x7f => Some('\u{2421}'),
+        _ => None,
+    };
+    let shown = |letter: char| if is_harmful(letter) { picture(letter).unwrap_or(char::REPLACEMENT_CHARACTER) } else { letter };
+    // A line may end as on Windows.
+    Cow::Owned(text.replace("\r\n", "\n").chars().map(shown).collect())
 }
 
 /// Says on stderr what ends the program, as faults of the command line are said.
 pub fn tell_error(error: &Error) {
-    let head = if Stream::Stderr.has_colour() { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" };
-    note(&format!("{head} {error}\n"));
+    let plain = format!("error: {error}\n");
+    let text = Stream::Stderr.shown(&plain);
+    match text.strip_prefix("error:").filter(|_| Stream::Stderr.has_colour()) {
+        Some(rest) => note_styled(&format!("\u{1b}[1;31merror:\u{1b}[0m{rest}")),
+        None => note_styled(&text),
+    }
 }
 
 /// Writes `value` to stdout as indented JSON with a line break at its end.
@@ -274,6 +319,23 @@ mod tests {
         let words = ["word"; 40].join(" ");
         let broken = wrapped(&words, Some(33));
         assert!(broken.lines().all(|line| line.len() <= 33) && broken.split_whitespace().eq(words.split(' ')), "{broken}");
+    }
+
+    #[test]
+    fn options_stay_with_their_values() {
+        let text = "cut off: the context of 64 positions is full; -c N makes it longer (--ctx-size N)\n";
+        for width in 20..80 {
+            let broken = wrapped(text, Some(width));
+            assert!(broken.lines().all(|line| !line.ends_with("-c") && !line.ends_with("size") && !line.ends_with("64")), "{broken}");
+            assert_eq!(broken.replace('\n', " ").trim_end(), text.trim_end());
+        }
+        assert_eq!(wrapped("one - two, and -- three or four\n", Some(21)), "one - two, and --\nthree or four\n", "a dash is no option");
+    }
+
+    #[test]
+    fn terminals_show_what_they_would_obey() {
+        assert_eq!(harmless("caf\u{e9}\t\u{1f600}\n"), "caf\u{e9}\t\u{1f600}\n");
+        assert_eq!(harmless("\u{1b}[2J\u{7}a\r\nb\rc\u{7f}\u{9b}31m"), "\u{241b}[2J\u{2407}a\nb\u{240d}c\u{2421}\u{fffd}31m");
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `tierflow tokenize`: the ids and pieces of a text, as `llama-tokenize` prints them. Loads no weights.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use crate::cli::args::TokenizeArgs;
 use crate::cli::locate::locate;
 use crate::cli::prompt::{read_file, read_limited};
-use crate::cli::terminal::{Visibility, print, print_json};
+use crate::cli::terminal::{Stream, Visibility, note, print, print_json};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
 use crate::platform::IoMode;
@@ -39,7 +39,7 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
     if args.show_count {
         out.push_str(&format!("Total number of tokens: {}\n", ids.len()));
     }
-    print(&out)
+    print(&Stream::Stdout.shown(&out))
 }
 
 /// The text of one token: special ones as they are written, bytes that are no character by themselves as U+FFFD.
@@ -52,7 +52,12 @@ fn piece(tokenizer: &Tokenizer, id: u32) -> String {
 fn read_text(args: &TokenizeArgs) -> Result<String> {
     let word = args.text()?.or(args.prompt.clone());
     match (word.as_deref(), args.file.as_deref()) {
-        (Some("-") | None, None) => read_limited(io::stdin().lock(), "stdin"),
+        (Some("-") | None, None) => {
+            if io::stdin().is_terminal() {
+                note("type the text; Ctrl-D ends it\n");
+            }
+            read_limited(io::stdin().lock(), "stdin")
+        }
         (Some(text), None) if !args.stdin => Ok(text.to_owned()),
         (None, Some(path)) if !args.stdin => read_file(path),
         _ => Err(Error::InvalidArgument {

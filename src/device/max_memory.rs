@@ -56,7 +56,7 @@ impl FromStr for MaxMemory {
         let invalid = |fault: String| Error::InvalidArgument { option: "--max-memory".into(), fault };
         let mut budgets = MaxMemory::default();
         for entry in text.split(',') {
-            let (device, size) = entry
+            let (device, amount) = entry
                 .split_once('=')
                 .ok_or_else(|| invalid(format!("`{entry}` is no budget; write DEVICE=SIZE, as in gpu:0=40MiB,cpu=64MiB")))?;
             let device: Device = device
@@ -66,9 +66,13 @@ impl FromStr for MaxMemory {
             if device == Device::Disk {
                 return Err(invalid("the disk takes what fits nowhere else and has no budget; name gpu:N and cpu only".into()));
             }
-            let size = size
+            let size: Bytes = amount
                 .parse()
-                .map_err(|_| invalid(format!("`{}` is no size for {device}; write 40MiB, 1.5GB or plain bytes", size.trim())))?;
+                .map_err(|_| invalid(format!("`{}` is no size for {device}; write 40MiB, 1.5GB or plain bytes", amount.trim())))?;
+            // Nobody means so few bytes.
+            if (Bytes(1)..Bytes(1024)).contains(&size) {
+                return Err(invalid(format!("{device}={} is {size}; write a unit, as in {device}=4GiB", amount.trim())));
+            }
             if budgets.insert(device, size).is_some() {
                 return Err(invalid(format!("{device} is named twice")));
             }
@@ -109,6 +113,7 @@ mod tests {
             ("gpu=1GiB,gpu:0=2GiB", "gpu:0 is named twice"),
             ("cpu=lots", "`lots` is no size for cpu"),
             ("cpu=-1", "`-1`"),
+            ("gpu:0=1GiB,cpu= 16", "cpu=16 is 16 B; write a unit"),
         ] {
             let error = text.parse::<MaxMemory>().unwrap_err();
             assert!(error.to_string().starts_with("--max-memory: ") && error.to_string().contains(part), "{text}: {error}");

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::Device;
-use crate::engine::{Engine, LoadedModel, Prepared, TextFiles};
+use crate::engine::{Engine, LoadedModel, ModelText, Prepared};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::stream::{self, CachedPositions, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
-use crate::text::{ChatTemplate, ModelDefaults, Tokenizer};
 use crate::units::Bytes;
 
 /// How far loading has come.
@@ -25,20 +24,12 @@ impl Prepared {
     ///
     /// # Errors
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
-    pub async fn load(self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
+    pub async fn load(mut self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
         if !self.is_here {
             let fault = "the plan is for a machine that is described in a file; leave --devices out to run here".into();
             return Err(Error::InvalidArgument { option: "--devices".into(), fault });
         }
-        let (tokenizer, chat_template) = match self.text {
-            TextFiles::Read => {
-                let tokenizer = Tokenizer::open(&self.checkpoint)?;
-                let chat_template = ChatTemplate::open(&self.checkpoint, &tokenizer)?;
-                (Some(tokenizer), chat_template)
-            }
-            TextFiles::Skip => (None, None),
-        };
-        let defaults = ModelDefaults::open(&self.checkpoint)?;
+        let text = self.take_text()?;
         let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan);
         let done = AtomicU64::new(0);
         let step = |bytes: Bytes| {
@@ -54,8 +45,30 @@ impl Prepared {
         let mut team = Team::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), members);
         stream::prologue(&self.schedule, &mut team)?;
         let cached = CachedPositions::new(self.plan.n_seqs);
-        let model = Arc::new(LoadedModel { prepared: self, trace, tokenizer, chat_template, defaults });
+        let model = Arc::new(LoadedModel { prepared: self, trace, text });
         Ok(Engine { model, team, cached, store })
+    }
+
+    /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.
+    ///
+    /// # Errors
+    /// Those of files that are there but broken, or must be there.
+    pub fn text(&mut self) -> Result<&ModelText> {
+        let text = self.take_text()?;
+        Ok(self.text.insert(text))
+    }
+
+    fn take_text(&mut self) -> Result<ModelText> {
+        match self.text.take() {
+            Some(text) => Ok(text),
+            None => ModelText::open(&self.checkpoint, self.text_files),
+        }
+    }
+
+    /// [`Error::ContextFull`] where the context has fewer than `needed` positions.
+    pub(crate) fn check_room(&self, needed: usize) -> Result<()> {
+        let available = self.plan.ctx_size;
+        if needed > available { Err(Error::ContextFull { needed, available }) } else { Ok(()) }
     }
 
     /// Opens `device` under its own budget and loads what is resident there.

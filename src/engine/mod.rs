@@ -4,6 +4,7 @@ mod inspection;
 mod learn;
 mod load;
 mod prepare;
+mod text;
 
 use std::ops::Deref;
 use std::path::Path;
@@ -17,13 +18,14 @@ use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::Plan;
 use crate::session::Session;
 use crate::stream::{self, Batch, CachedPositions, Scores, Store, Team, Trace};
-use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
+use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub use inspection::{AtDType, Inspection, Named, Needs};
 pub use learn::Observed;
 pub use load::LoadProgress;
 use prepare::ModelSource;
 pub use prepare::{EngineBuilder, Prepared, TextFiles};
+pub use text::ModelText;
 
 /// A loaded model, ready to compute.
 pub struct Engine {
@@ -37,9 +39,7 @@ pub struct Engine {
 pub struct LoadedModel {
     prepared: Prepared,
     trace: Trace,
-    tokenizer: Option<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
-    defaults: ModelDefaults,
+    text: ModelText,
 }
 
 impl Deref for Engine {
@@ -165,80 +165,49 @@ impl LoadedModel {
         &self.prepared.model.config
     }
 
+    /// What makes tokens of texts.
+    pub fn text(&self) -> &ModelText {
+        &self.text
+    }
+
     /// The model's tokenizer, unless it was skipped.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
+        self.text.tokenizer()
     }
 
     /// The model's chat template, if its files have one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
+        self.text.chat_template()
     }
 
     /// The tokens of `text` as it is, with the token before it that the model expects at a beginning.
     ///
     /// # Errors
-    /// [`Error::Text`] where the tokenizer was skipped or cannot take the text.
+    /// As of [`ModelText::encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.demand_tokenizer()?.encode(text, Special::Add)
+        self.text.encode(text, Written::Parsed)
     }
 
     /// The tokens of a conversation in the model's chat template, up to where the answer begins.
     ///
     /// # Errors
-    /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
+    /// As of [`ModelText::encode_chat`].
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
-        self.encode_chat_written(messages, Written::Parsed)
+        self.encode_chat_with(messages, &TemplateInput::default(), Written::Parsed)
     }
 
-    /// As [`Engine::encode`] and [`Engine::encode_chat`], with a choice of what becomes of special tokens that the texts spell out.
+    /// As [`LoadedModel::encode_chat`], with tools and whatever else the template may know, and with a choice of what becomes of special
+    /// tokens that the texts spell out.
     ///
     /// # Errors
-    /// Those of the two.
-    pub fn encode_written(&self, text: &str, written: Written) -> Result<Vec<u32>> {
-        match written {
-            Written::Parsed => self.encode(text),
-            Written::Plain => self.demand_tokenizer()?.encode_plain(text, Special::Add),
-        }
-    }
-
-    /// See [`Engine::encode_written`].
-    ///
-    /// # Errors
-    /// As [`Engine::encode_chat`].
-    pub fn encode_chat_written(&self, messages: &[ChatMessage], written: Written) -> Result<Vec<u32>> {
-        self.encode_chat_with(messages, &TemplateInput::default(), written)
-    }
-
-    /// As [`Engine::encode_chat_written`], with tools and whatever else the template may know.
-    ///
-    /// # Errors
-    /// As [`Engine::encode_chat`].
+    /// As of [`ModelText::encode_chat`].
     pub fn encode_chat_with(&self, messages: &[ChatMessage], input: &TemplateInput, written: Written) -> Result<Vec<u32>> {
-        let (template, tokenizer) = (self.demand_template()?, self.demand_tokenizer()?);
-        if written == Written::Parsed {
-            return tokenizer.encode(&template.render_with(messages, input, GenerationPrompt::Add)?, Special::Leave);
-        }
-        let mark = |text: &str| tokenizer.marked(text);
-        let marked: Vec<ChatMessage> = messages.iter().map(|message| message.map_texts(&mark)).collect();
-        tokenizer.encode_marked(&template.render_with(&marked, &input.map_texts(&mark), GenerationPrompt::Add)?)
-    }
-
-    fn demand_template(&self) -> Result<&ChatTemplate> {
-        self.chat_template().ok_or_else(|| self.text_fault("there is no chat template; give the prompt as it is (--raw)"))
-    }
-
-    fn demand_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer().ok_or_else(|| self.text_fault("the tokenizer was not read; open the model with TextFiles::Read"))
-    }
-
-    fn text_fault(&self, fault: &str) -> Error {
-        Error::Text { path: self.prepared.checkpoint.path.clone(), fault: fault.into() }
+        self.text.encode_chat(messages, input, written)
     }
 
     /// The model's own generation settings.
     pub fn defaults(&self) -> &ModelDefaults {
-        &self.defaults
+        self.text.defaults()
     }
 
     /// What happened when.

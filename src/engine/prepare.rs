@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, adapters_in_words};
 use crate::dtype::DType;
-use crate::engine::Engine;
+use crate::engine::{Engine, ModelText};
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
@@ -25,6 +25,7 @@ pub struct EngineBuilder {
     io: IoMode,
     limits: Option<GpuLimits>,
     text: TextFiles,
+    text_first: bool,
     options: PlanOptions,
     compute_on: Option<Vec<Device>>,
     n_virtual: usize,
@@ -95,7 +96,9 @@ pub struct Prepared {
     pub(super) learns: bool,
     pub(super) path: Option<PathBuf>,
     pub(super) limits: Option<GpuLimits>,
-    pub(super) text: TextFiles,
+    pub(super) text_files: TextFiles,
+    /// What of it was read already.
+    pub(super) text: Option<ModelText>,
 }
 
 impl EngineBuilder {
@@ -106,6 +109,7 @@ impl EngineBuilder {
             io: IoMode::default(),
             limits: None,
             text: TextFiles::default(),
+            text_first: false,
             options: PlanOptions::default(),
             compute_on: None,
             n_virtual: 1,
@@ -154,6 +158,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn text(mut self, text: TextFiles) -> EngineBuilder {
         self.text = text;
+        self
+    }
+
+    /// Reads tokenizer and chat template before the machine is looked at, not when the model is loaded: a plan for what is left of the
+    /// memory then leaves theirs out.
+    #[must_use]
+    pub fn text_first(mut self) -> EngineBuilder {
+        self.text_first = true;
         self
     }
 
@@ -212,6 +224,7 @@ impl EngineBuilder {
         }
         let checkpoint = self.model.open(self.io)?;
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let text = if self.text_first { Some(ModelText::open(&checkpoint, self.text)?) } else { None };
         let n_tensors = checkpoint.catalog.tensors.len();
         tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
         let mut adapters = self.adapters().await?;
@@ -244,6 +257,7 @@ impl EngineBuilder {
             options.max_memory.retain(|device, _| *device == Device::Cpu);
         }
         warn_of_vain_options(&options, model.config.context_length);
+        warn_of_large_budgets(&options, &devices);
         if let Homes::Given(map) = &options.homes {
             check_map(map, &ModuleTree::of_model(&checkpoint.catalog, &model)?)?;
         }
@@ -255,7 +269,7 @@ impl EngineBuilder {
         adapters.retain(|found| executors.contains(&found.spec.device));
         let is_here = self.machine.is_none();
         let path = self.model.path().map(Path::to_owned);
-        let (limits, text, plan) = (self.limits, self.text, Arc::new(plan));
+        let (limits, text_files, plan) = (self.limits, self.text, Arc::new(plan));
         Ok(Prepared {
             checkpoint,
             model,
@@ -270,6 +284,7 @@ impl EngineBuilder {
             learns,
             path,
             limits,
+            text_files,
             text,
         })
     }
@@ -348,6 +363,21 @@ fn warn_of_vain_options(options: &PlanOptions, trained: usize) {
         tracing::warn!(
             "--n-gpu-layers: no GPU computes, the host does all; `tierflow devices` lists what there is, --device gpu demands one"
         );
+    }
+}
+
+/// Tells of budgets beyond what a device has: a plan takes them at their word.
+fn warn_of_large_budgets(options: &PlanOptions, devices: &[DeviceSpec]) {
+    for (device, budget) in &options.max_memory {
+        let spec = devices.iter().find(|spec| spec.device == *device);
+        if let Some((spec, capacity)) = spec.and_then(|spec| Some((spec, spec.capacity?)))
+            && *budget > capacity
+        {
+            let source = &spec.capacity_source;
+            tracing::warn!(
+                "--max-memory {device}={budget}: more than the {capacity} that are usable ({source}); a run may fail that uses it all"
+            );
+        }
     }
 }
 

@@ -10,27 +10,37 @@ use crate::units::{Bytes, BytesPerSec};
 
 /// What the products of a run read in turn: more than the last cache holds of most processors.
 const POOL: Bytes = Bytes::mib(64);
-/// What one copy moves.
-const COPY: Bytes = Bytes::mib(16);
+/// The least that holds the smallest of the products that are measured in every dtype, twice.
+const LEAST_POOL: Bytes = Bytes::mib(8);
 
-/// Measures copies and products.
-pub(super) fn measure(effort: &Effort) -> Rates {
+/// Measures copies and products, in no more than half of the memory that is `free`; nothing where that does not do.
+pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
+    let pool_bytes = POOL.min(Bytes(free.0 / 2));
+    let mut pool = Vec::new();
+    if pool_bytes < LEAST_POOL || pool.try_reserve_exact(pool_bytes.0 as usize).is_err() {
+        tracing::debug!("{free} of free memory are too little to measure the host in");
+        return Rates::default();
+    }
     // Small positive numbers in every dtype: neither NaN nor subnormal, which would be slow for the wrong reason.
-    let mut pool = vec![0x2A_u8; POOL.0 as usize];
+    pool.resize(pool_bytes.0 as usize, 0x2A_u8);
+    let copied = Bytes(pool_bytes.0 / 4);
     let host_copy = effort.best(|| {
-        let (source, target) = pool.split_at_mut(COPY.0 as usize);
+        let (source, target) = pool.split_at_mut(copied.0 as usize);
         time(|| {
             target[..source.len()].copy_from_slice(std::hint::black_box(source));
             Ok(())
         })
     });
-    let (input, mut output) = (vec![0.5; products::MOST_VALUES], vec![0.0; products::MOST_VALUES]);
+    // As long as the largest product so far needs them.
+    let (mut input, mut output) = (Vec::new(), Vec::new());
     let mut prepared = Input::default();
-    let rates = products::measure(effort, &DType::ALL, products::SMALL_ON_HOST, Bytes(POOL.0 / 2), |params, repeats| {
+    let rates = products::measure(effort, &DType::ALL, products::SMALL_ON_HOST, Bytes(pool_bytes.0 / 2), |params, repeats| {
         let len = weight_bytes(params) as usize;
         let places = pool.len() / len;
-        let input = &input[..(params.n_tokens * params.n_columns) as usize];
-        let output = &mut output[..(params.n_tokens * params.n_rows) as usize];
+        let (n_in, n_out) = ((params.n_tokens * params.n_columns) as usize, (params.n_tokens * params.n_rows) as usize);
+        input.resize(n_in.max(input.len()), 0.5);
+        output.resize(n_out.max(output.len()), 0.0);
+        let (input, output) = (&input[..n_in], &mut output[..n_out]);
         // As a piece of a plan is computed: handed to the threads once.
         time(|| {
             host::among_threads(|| {
@@ -43,7 +53,7 @@ pub(super) fn measure(effort: &Effort) -> Rates {
         })
     });
     let rates = rates.unwrap_or_default(); // The host's products cannot fail.
-    Rates { host_copy: host_copy.ok().map(|secs| BytesPerSec::from_transfer(COPY, secs)), ..rates }
+    Rates { host_copy: host_copy.ok().map(|secs| BytesPerSec::from_transfer(copied, secs)), ..rates }
 }
 
 #[cfg(test)]
@@ -53,7 +63,14 @@ mod tests {
 
     #[test]
     fn the_host_is_measured_whole() {
-        let rates = measure(&Effort::of(Measure::Quick).unwrap());
+        // A machine, and the least that does.
+        for free in [Bytes::gib(1), Bytes(LEAST_POOL.0 * 2)] {
+            check(&measure(&Effort::of(Measure::Quick).unwrap(), free));
+        }
+        assert!(measure(&Effort::of(Measure::Quick).unwrap(), Bytes(LEAST_POOL.0 * 2 - 2)).is_empty());
+    }
+
+    fn check(rates: &Rates) {
         assert_eq!([rates.matvec.len(), rates.matmul.len()], [DType::ALL.len(); 2]);
         assert!(rates.matvec.values().all(|rate| rate.0.is_finite() && rate.0 > 0.0), "{rates:?}");
         assert!(rates.matmul.values().all(|rate| rate.is_finite() && *rate > 0.0), "{rates:?}");

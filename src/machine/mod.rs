@@ -177,8 +177,9 @@ pub fn host_rates(measure: Measure) -> Rates {
     match (known, Effort::of(measure)) {
         (None, Some(effort)) => {
             let watch = Watch::start();
-            let rates = host::measure(&effort);
-            cache::keep(key, watch.end(rates, before))
+            let rates = host::measure(&effort, platform::host_memory().available);
+            // What could not be measured is tried again by the next run.
+            if rates.is_empty() { before.unwrap_or_default() } else { cache::keep(key, watch.end(rates, before)) }
         }
         (known, _) => known.or(before).unwrap_or_default().or(&assumed_here(Device::Cpu, None)),
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::clock::Instant;
+use crate::error::Error;
 
 /// A point in time after which work gives up.
 #[derive(Debug, Clone, Copy)]
@@ -24,17 +25,17 @@ impl Deadline {
 
 /// Why [`run_limited`] has no answer.
 #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "there it always has one"))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Unfinished {
     /// It ran past the limit; its thread is left to come to its own end.
     TimedOut,
     /// It panicked.
     Panicked,
-    /// No thread could be started.
-    NotStarted,
+    /// No thread could be started; what the system says.
+    NotStarted(Error),
 }
 
-/// Runs `work` on a thread with `stack_bytes` of stack and waits at most `limit`.
+/// Runs `work` on a thread for `name` with `stack_bytes` of stack and waits at most `limit`.
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn run_limited<T: Send + 'static>(
     name: &str,
@@ -47,7 +48,8 @@ pub(crate) fn run_limited<T: Send + 'static>(
         // Nobody listens after the limit, and then the answer is of no use.
         let _ = sender.send(work());
     };
-    std::thread::Builder::new().name(name.to_owned()).stack_size(stack_bytes).spawn(job).map_err(|_| Unfinished::NotStarted)?;
+    let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(stack_bytes).spawn(job);
+    thread.map_err(|fault| Unfinished::NotStarted(super::threads::refused(name, &fault)))?;
     receiver.recv_timeout(limit).map_err(|error| match error {
         std::sync::mpsc::RecvTimeoutError::Timeout => Unfinished::TimedOut,
         std::sync::mpsc::RecvTimeoutError::Disconnected => Unfinished::Panicked,
@@ -71,9 +73,23 @@ mod tests {
 
     #[test]
     fn work_ends_in_time_or_is_left_behind() {
-        assert_eq!(run_limited("quick", 1 << 16, Duration::from_secs(5), || 7), Ok(7));
+        assert!(matches!(run_limited("quick", 1 << 16, Duration::from_secs(5), || 7), Ok(7)));
         let slow = run_limited("slow", 1 << 16, Duration::from_millis(5), || std::thread::sleep(Duration::from_millis(200)));
-        assert_eq!(slow, Err(Unfinished::TimedOut));
+        assert!(matches!(slow, Err(Unfinished::TimedOut)));
+    }
+
+    #[test]
+    fn a_thread_that_the_system_refuses_is_told_with_the_limits() {
+        // More than any address space has.
+        let Err(Unfinished::NotStarted(error)) = run_limited("large", usize::MAX >> 1, Duration::from_secs(5), || ()) else {
+            panic!("no system gives so large a stack")
+        };
+        let text = error.to_string();
+        assert!(text.starts_with("cannot start a thread for large: ") && text.contains("ulimit -u"), "{text}");
+    }
+
+    #[test]
+    fn deadlines_come() {
         assert!(Deadline::after(Duration::ZERO).has_passed());
         assert!(!Deadline::after(Duration::from_secs(60)).has_passed());
     }

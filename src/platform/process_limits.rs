@@ -5,18 +5,38 @@ use super::HostMemory;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::units::Bytes;
 
-/// What the process's own limits leave; `None` where there are none.
+/// What stacks of threads that start after this take, whatever of it they use: most of it is that of a chat template's thread.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const STACKS: Bytes = Bytes::mib(96);
+
+/// What the process's own limits leave beside stacks; `None` where there are none.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn memory() -> Option<HostMemory> {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let page_bytes = rustix::param::page_size() as u64;
     let left = |resource, used_pages: u64| {
         let limit = limit(resource)?;
-        Some(HostMemory { total: Bytes(limit), available: Bytes(limit.saturating_sub(used_pages.saturating_mul(page_bytes))) })
+        let used = used_pages.saturating_mul(page_bytes).saturating_add(STACKS.0);
+        Some(HostMemory { total: Bytes(limit), available: Bytes(limit.saturating_sub(used)) })
     };
     let (all, data) = used_pages(&pages);
     [left(libc::RLIMIT_AS, all), left(libc::RLIMIT_DATA, data)].into_iter().flatten().reduce(HostMemory::and)
 }
+
+/// Where address space is limited, lets all threads allocate from one arena: glibc reserves 64 MiB for each otherwise, which nobody
+/// uses (mallopt(3)).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(super) fn spare_address_space() {
+    if limit(libc::RLIMIT_AS).is_some() {
+        // SAFETY: the call takes two numbers and sets one of the allocator's.
+        #[expect(unsafe_code, reason = "a setting of the allocator that only C reaches")]
+        let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    }
+}
+
+/// Other allocators reserve less.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(super) fn spare_address_space() {}
 
 /// Pages of address space, and of data and stacks, that `/proc/self/statm` counts: its first and its sixth number (proc(5)).
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -1,5 +1,7 @@
 //! The threads that share the host's cores.
 
+#[cfg(not(target_arch = "wasm32"))]
+use super::process_limits;
 use crate::error::Result;
 
 /// How starting them went.
@@ -17,7 +19,8 @@ pub fn start_threads(n_threads: Option<usize>) -> Result<()> {
 
     let started = STARTED.get_or_init(|| {
         let wanted = n_threads.unwrap_or_else(usual_number).max(1);
-        pool::start(wanted).map_err(|fault| (fault.kind(), format!("{fault}; raise the limit of processes (ulimit -u)")))
+        process_limits::spare_address_space();
+        pool::start(wanted).map_err(|fault| (fault.kind(), with_limits(&fault)))
     });
     let failed = |(kind, fault): &(std::io::ErrorKind, String)| Error::io("start", "a thread", std::io::Error::new(*kind, fault.clone()));
     started.as_ref().map_err(failed).copied()
@@ -36,6 +39,19 @@ pub fn n_compute_threads() -> usize {
     1
 }
 
+/// The fault of a thread that the system refused, and the limits that may be why.
+#[cfg(not(target_arch = "wasm32"))]
+fn with_limits(fault: &std::io::Error) -> String {
+    let memory = process_limits::memory().map(|memory| format!(" or of address space (ulimit -v, {} now)", memory.total));
+    format!("{fault}; raise the limit of processes (ulimit -u){}", memory.unwrap_or_default())
+}
+
+/// The error of a thread for `what` that the system refused.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn refused(what: &str, fault: &std::io::Error) -> crate::error::Error {
+    crate::error::Error::io("start", format!("a thread for {what}"), std::io::Error::new(fault.kind(), with_limits(fault)))
+}
+
 /// Runs `work` among `n_threads` threads of its own: what the host computes in it spreads over these instead of those that
 /// [`start_threads`] started. They end with it.
 ///
@@ -43,7 +59,7 @@ pub fn n_compute_threads() -> usize {
 /// [`crate::error::Error::Io`] where the system gives no thread.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn among_n_threads<R: Send>(n_threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
-    let pool = pool::of(n_threads.max(1)).map_err(|fault| crate::error::Error::io("start", "a thread", fault))?;
+    let pool = pool::of(n_threads.max(1)).map_err(|fault| refused("a part of the work", &fault))?;
     Ok(pool.install(work))
 }
 

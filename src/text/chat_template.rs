@@ -130,13 +130,13 @@ impl ChatTemplate {
         work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
     ) -> Result<T> {
         // The rendering ends itself at its limit; this is for what it cannot interrupt.
-        let done = run_limited("chat-template", STACK_BYTES, time * 2, work);
+        let done = run_limited("the chat template", STACK_BYTES, time * 2, work);
         let fault = match done {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(fault)) => fault,
             Err(Unfinished::TimedOut) => "it takes too long".to_owned(),
             Err(Unfinished::Panicked) => "the template engine panicked".to_owned(),
-            Err(Unfinished::NotStarted) => "no thread could be started for it".to_owned(),
+            Err(Unfinished::NotStarted(error)) => return Err(error),
         };
         Err(self.fault(&fault))
     }

@@ -103,6 +103,7 @@ fn flags_of_llama_cpp_are_obeyed_noted_or_called_unknown() {
         assert_eq!(home.run(line).code, Some(0), "{line:?}");
     }
     assert!(home.stdout(&["--list-devices"]).contains("\ncpu "));
+    assert!(tokens(&home.run(&[&["run", &model, "-p", "--list-devices"], &SHORT[..]].concat())).0 > 1, "a prompt is a prompt");
     // Free memory is another number every time.
     let names = |arguments: &[&str]| -> Vec<String> {
         home.stdout(arguments).lines().map(|line| line.split("  ").next().unwrap_or_default().to_owned()).collect()
@@ -121,9 +122,23 @@ fn a_word_behind_a_switch_does_not_become_the_prompt() {
         &["--no-measure", "true", "hello"],
         &["hello", "--fit", "off"],
         &["--ignore-eos", "no", "hello"],
+        &["--ignore-eos=false", "hello", "--verbose=0"],
     ] {
         assert_eq!(tokens(&home.run(&[&start[..], more].concat())), plain, "{more:?}");
     }
+    // What is said on the command line counts, over the environment, too.
+    let tokenized = |more: &[&str]| {
+        let ran =
+            with_variables(&home, &[&["tokenize", &model, "<|im_end|>", "--ids"], more].concat(), &[("TIERFLOW_NO_PARSE_SPECIAL", "1")]);
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.stdout
+    };
+    let parsed = home.stdout(&["tokenize", &model, "<|im_end|>", "--ids"]);
+    assert_ne!(tokenized(&[]), parsed);
+    for more in [&["--no-parse-special", "off"][..], &["--no-parse-special=no"], &["--no-parse-special", "--no-parse-special=off"]] {
+        assert_eq!(tokenized(more), parsed, "{more:?}");
+    }
+    assert_ne!(tokenized(&["--no-parse-special=off", "--no-parse-special"]), parsed);
 }
 
 #[test]
@@ -159,7 +174,15 @@ fn a_line_without_a_subcommand_runs() {
     assert!(home.refusal(2, &["llama3.2"]).contains("tierflow run llama3.2"));
     let similar = home.refusal(2, &["bensh"]);
     assert!(similar.contains("'bench'") && !similar.contains("tierflow run"), "{similar}");
-    for (verb, hint) in [("ps", "tierflow ls"), ("rm", "hf cache rm"), ("serve", "tierflow run"), ("stop", "tierflow ls")] {
+    let swapped = home.refusal(2, &["rnu", "m"]);
+    assert!(swapped.contains("'run'") && !swapped.contains("tierflow run rnu"), "{swapped}");
+    for (verb, hint) in [
+        ("ps", "tierflow ls"),
+        ("rm", "hf cache rm"),
+        ("serve", "tierflow run"),
+        ("stop", "tierflow ls"),
+        ("version", "tierflow --version"),
+    ] {
         let refusal = home.refusal(2, &[verb, "m"]);
         assert!(refusal.contains(&format!("no subcommand '{verb}'")) && refusal.contains(hint), "{refusal}");
     }
@@ -210,6 +233,8 @@ fn a_fault_of_a_variable_names_the_variable() {
         let first = ran.stderr.lines().next().unwrap_or_default();
         assert!(ran.code == Some(2) && first.contains(name) && !first.contains(option), "{}", ran.stderr);
     }
+    let ran = with_variables(&home, &["chat", &model, "-p", "x"], &[("TIERFLOW_CTX_SIZE", "4k")]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("TIERFLOW_CTX_SIZE"), "by another name of the subcommand: {}", ran.stderr);
     // Where the command line has the last word, a variable with one does not count.
     assert_eq!(with_variables(&home, &["run", &model, "-p", "x", "-n", "1"], &[("TIERFLOW_PREDICT", "-5")]).code, Some(0));
     let typed = with_variables(&home, &["run", &model, "-p", "x", "-c", "4k"], &[("TIERFLOW_CTX_SIZE", "5k")]);
@@ -272,23 +297,23 @@ fn groups(help: &str) -> Vec<(&str, String)> {
 fn help_comes_in_groups_the_daily_options_first() {
     let home = Home::new();
     let (short, long) = (home.stdout(&["run", "-h"]), home.stdout(&["run", "--help"]));
-    for help in [&short, &long] {
-        let headings: Vec<&str> = groups(help).into_iter().map(|(heading, _)| heading).collect();
-        assert_eq!(headings, ["Arguments", "Model", "Prompt", "Sampling", "Memory", "Placement", "Output"], "{help}");
-    }
+    let headings = |help| groups(help).into_iter().map(|(heading, _)| heading).collect::<Vec<&str>>();
+    assert_eq!(headings(&long), ["Arguments", "Model", "Prompt", "Sampling", "Memory", "Placement", "Output"], "{long}");
+    // On one screen there is no room for headings.
+    assert_eq!(headings(&short), ["Arguments", "Options"], "{short}");
     for rare in ["--repeat-penalty", "--slots", "--virtual-gpus", "--upload", "--trace"] {
         assert!(!short.contains(rare) && long.contains(rare), "{rare}");
     }
-    for daily in ["--max-memory", "--ctx-size", "--device ", "--temp", "--prompt", "--hf-repo", "--predict", "--json"] {
+    for daily in ["--max-memory", "--ctx-size", "--device ", "-ngl", "--temp", "--prompt", "--predict", "--json"] {
         assert!(short.contains(daily), "{daily}");
     }
-    assert!(groups(&short)[4].1.trim_start().starts_with("--max-memory"), "{short}");
-    assert!(short.lines().count() * 2 < long.lines().count(), "{} of {}", short.lines().count(), long.lines().count());
+    assert!(groups(&long)[4].1.trim_start().starts_with("--max-memory"), "{long}");
+    assert_eq!(home.stdout(&["help", "run"]), long);
     assert!(long.contains("--ctx-size is TIERFLOW_CTX_SIZE") && !long.contains("[env"), "{long}");
 }
 
 #[test]
-fn help_fits_into_80_columns() {
+fn help_fits_into_80_columns_and_the_short_one_a_screen() {
     let home = Home::new();
     let commands = ["run", "plan", "devices", "inspect", "bench", "tokenize", "logits", "doctor", "pull", "ls", "config", "completions"];
     for command in commands.iter().map(|command| vec![*command]).chain([vec![], vec!["config", "show"], vec!["config", "path"]]) {
@@ -296,6 +321,8 @@ fn help_fits_into_80_columns() {
             let help = home.stdout(&[&command[..], &[flag]].concat());
             let widest = help.lines().max_by_key(|line| line.chars().count()).unwrap();
             assert!(help.contains("Usage: ") && widest.chars().count() <= 80, "{command:?} {flag}: {widest}");
+            // The command stands above, the next prompt below.
+            assert!(flag == "--help" || help.lines().count() <= 22, "{command:?}: {help}");
         }
     }
 }

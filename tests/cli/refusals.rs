@@ -132,6 +132,21 @@ fn a_prompt_longer_than_the_context_is_refused() {
 }
 
 #[test]
+fn a_budget_beyond_what_there_is_is_told() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let plan = |budgets: &str| home.run(&["plan", &model, "--max-memory", budgets]);
+    let beyond = "more than the ";
+    for (budgets, device) in [("cpu=100TiB", "cpu"), ("gpu:0=100TiB", "gpu:0")] {
+        if device == "cpu" || has_gpu() {
+            let ran = plan(budgets);
+            assert!(ran.code == Some(0) && ran.stderr.contains(&format!("--max-memory {device}=100.0 TiB: {beyond}")), "{}", ran.stderr);
+        }
+    }
+    assert!(!plan("cpu=1MiB").stderr.contains(beyond));
+}
+
+#[test]
 fn a_token_out_of_the_vocabulary_is_refused() {
     let home = Home::new();
     let model = home.folder_model();

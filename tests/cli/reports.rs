@@ -239,6 +239,25 @@ fn bench_takes_lists_and_prints_their_rows_as_they_come() {
 }
 
 #[test]
+fn bench_takes_ranges_and_sizes_of_batches() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let start = ["bench", &model, "-n", "0", "-r", "1", "--device", "cpu", "-o", "jsonl"];
+    let rows = |more: &[&str]| -> Vec<(u64, u64)> {
+        let lines = home.stdout(&[&start[..], more].concat());
+        let number = |row: &Value, name: &str| row[name].as_u64().unwrap();
+        let row = |line| serde_json::from_str::<Value>(line).unwrap();
+        lines.lines().map(row).map(|row| (number(&row, "n_prompt"), number(&row, "n_ubatch"))).collect()
+    };
+    assert_eq!(rows(&["-p", "4-16*2", "-ub", "4,8"]), [(4, 4), (8, 4), (16, 4), (4, 8), (8, 8), (16, 8)]);
+    assert_eq!(rows(&["-p", "3-4", "-b", "2-6+4", "-ub", "5"]), [(3, 2), (4, 2), (3, 5), (4, 5)]);
+    let table = home.stdout(&["bench", &model, "-p", "4", "-n", "0", "-r", "1", "--device", "cpu", "-ub", "2,4"]);
+    assert!(table.starts_with("| model | size | backend | n_ubatch | test | t/s |\n") && table.contains("| cpu | 2 | pp4 |"), "{table}");
+    let refusal = home.refusal(2, &["bench", &model, "-p", "9-3"]);
+    assert!(refusal.contains("`9-3` is no number, and no range"), "{refusal}");
+}
+
+#[test]
 fn bench_names_all_devices_and_every_number_of_layers() {
     let home = Home::new();
     let model = home.folder_model();

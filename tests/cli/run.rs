@@ -5,9 +5,12 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
+use tierflow::DeviceChoice;
+use tierflow::engine::Engine;
+use tierflow::machine::Measure;
 use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
-use tierflow::text::Tokenizer;
+use tierflow::text::{ChatMessage, TemplateInput, Tokenizer, Written};
 use xtask::models::GgufType;
 
 use crate::common::program::{Home, Ran, devices, has_gpu, wait};
@@ -58,6 +61,19 @@ fn greedy_answers_are_the_same_wherever_the_model_lives() {
             }
         }
     }
+}
+
+#[test]
+fn a_prompt_becomes_tokens_before_anything_is_loaded() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::F32);
+    let builder = Engine::builder(&model).device(DeviceChoice::Cpu).measure(Measure::Never);
+    let mut prepared = pollster::block_on(builder.prepare()).unwrap();
+    let messages = [ChatMessage::new("user", "hello")];
+    let tokens = prepared.text().unwrap().encode_chat(&messages, &TemplateInput::default(), Written::Parsed).unwrap();
+    assert_eq!(answer(&home, &model, &["-n", "1", "--device", "cpu"])["prompt_tokens"], tokens.len());
+    let engine = pollster::block_on(prepared.load(&|_| {})).unwrap();
+    assert_eq!(engine.encode_chat(&messages).unwrap(), tokens);
 }
 
 #[test]

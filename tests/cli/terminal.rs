@@ -4,14 +4,21 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use xtask::models::GgufType;
 
 use crate::common::program::{Home, text};
 
 /// What `command` shows on a terminal of 24 rows and `columns` columns, on stdout and stderr.
-fn shown(mut command: Command, columns: u16) -> String {
+fn shown(command: Command, columns: u16) -> String {
+    let (shown, status) = shown_with_status(command, columns);
+    assert!(status.success(), "{shown}");
+    shown
+}
+
+/// The same with how it ended.
+fn shown_with_status(mut command: Command, columns: u16) -> (String, ExitStatus) {
     let size = libc::winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let (mut ours, mut its) = (0, 0);
     // SAFETY: both numbers and the size are valid for the call, the name is not asked for, and the settings are the system's.
@@ -41,8 +48,8 @@ fn shown(mut command: Command, columns: u16) -> String {
         }
         bytes.extend(&part[..n]);
     }
-    assert!(child.wait().unwrap().success());
-    String::from_utf8(bytes).unwrap().replace("\r\n", "\n")
+    let status = child.wait().unwrap();
+    (String::from_utf8(bytes).unwrap().replace("\r\n", "\n"), status)
 }
 
 /// Without the codes of colours.
@@ -90,6 +97,56 @@ fn the_plan_of_the_readme_fits_a_terminal_of_80_by_24() {
     // The command stands above, the next prompt below.
     assert!(longest(&shown) <= 80 && shown.lines().count() <= 22, "{shown}");
     assert!(shown.contains("  gpu:0  ") && shown.contains("  more memory  ") && !shown.contains("--measure"), "{shown}");
+}
+
+#[test]
+fn an_answer_is_wrapped_on_a_terminal_and_nowhere_else() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::F32);
+    let arguments = ["run", &model, "-p", "hello", "-n", "120", "--temp", "0", "--ignore-eos", "-q", "--device", "cpu"];
+    let text = home.stdout(&arguments);
+    assert!(longest(&text) > 60, "the answer needs no wrapping: {text:?}");
+    let answer = shown(home.command(&arguments), 60);
+    // A word that moves to the next line is taken back first.
+    assert!(longest(&answer) <= 60 + "\u{1b}[59D\u{1b}[K".len(), "{answer:?}");
+}
+
+#[test]
+fn faults_fit_the_terminal() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for arguments in [
+        &["run", &model, "hi", "--top-k", "many"][..],
+        &["run", &model, "hi", "-sm", "row"],
+        &["plan", &model, "--device-map", "no_such_map"],
+        &["run", "no-such-model", "hi"],
+        &["run", &model, "-c", "8", "a prompt that is longer than its context"],
+    ] {
+        let (shown, status) = shown_with_status(home.command(arguments), 60);
+        // A path is not broken.
+        let lines: Vec<&str> = shown.lines().filter(|line| !line.contains('/')).collect();
+        assert!(!status.success() && lines.len() > 1 && longest(&plain(&lines.join("\n"))) <= 60, "{arguments:?}: {shown}");
+    }
+}
+
+#[test]
+fn a_terminal_does_not_obey_what_stands_in_a_file() {
+    let home = Home::new();
+    let model = home.gguf_model(GgufType::F32);
+    let bytes = std::fs::read(&model).unwrap();
+    let (name, evil) = (b"seeded test model", b"see\x1b[2Jsts\x07 model");
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    let mut changed = bytes.clone();
+    changed[at..at + name.len()].copy_from_slice(evil);
+    std::fs::write(&model, changed).unwrap();
+    for arguments in
+        [&["plan", &model, "--device", "cpu"][..], &["inspect", &model], &["run", &model, "-p", "x", "-n", "1", "--device", "cpu"]]
+    {
+        let on_terminal = shown(home.command(arguments), 80);
+        assert!(on_terminal.contains("see\u{241b}[2Jsts\u{2407} model") && !on_terminal.contains("\u{1b}[2J"), "{on_terminal:?}");
+        let ran = home.run(arguments);
+        assert!(format!("{}{}", ran.stdout, ran.stderr).contains("see\u{1b}[2Jsts\u{7} model"), "elsewhere text is as it is: {ran:?}");
+    }
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub struct BenchArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// Form of the report
-    #[arg(short, long, env = "TIERFLOW_OUTPUT", value_name = "FORM", default_value = "md")]
+    /// Form: md, csv, json or jsonl
+    #[arg(short, long, env = "TIERFLOW_OUTPUT", value_name = "FORM", default_value = "md", hide_possible_values = true)]
     pub output: BenchOutput,
     /// The report as JSON, as with `-o json`
     #[arg(long, env = "TIERFLOW_JSON")]
@@ -38,22 +38,37 @@ pub struct BenchArgs {
 /// What is measured.
 #[derive(Debug, Clone, Args)]
 pub struct TestArgs {
-    /// Prompt tokens of prefill runs, one or several as in 128,512; 0 for none
-    #[arg(short = 'p', long, env = "TIERFLOW_N_PROMPT", value_name = "N,…", value_delimiter = ',', default_value = "512")]
+    /// Prompt tokens, as in 128,512; 0: none
+    ///
+    /// Of prefill runs, one number or several. Every list here may have ranges, as in 1-4, 100-500+100 or 128-512*2.
+    #[arg(short = 'p', long, env = "TIERFLOW_N_PROMPT", value_name = "N,…", value_delimiter = ',', default_value = "512", value_parser = parse_count)]
     pub n_prompt: Vec<u32>,
-    /// Tokens of decode runs, one or several; 0 for none
-    #[arg(short = 'n', long, env = "TIERFLOW_N_GEN", value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    /// Tokens to generate; 0 for none
+    ///
+    /// In decode runs, one number or several.
+    #[arg(short = 'n', long, env = "TIERFLOW_N_GEN", value_name = "N,…", value_delimiter = ',', default_value = "128", value_parser = parse_count)]
     pub n_gen: Vec<u32>,
-    /// Prompt and then decode in one run; may be given several times (-pg)
-    #[arg(long, env = "TIERFLOW_PG", value_name = "PROMPT,GENERATE", value_parser = parse_value::<PromptThenGenerate>)]
+    /// Prompt, then generated tokens in one run (-pg)
+    ///
+    /// May be given several times.
+    #[arg(long, env = "TIERFLOW_PG", value_name = "P,G", value_parser = parse_value::<PromptThenGenerate>)]
     pub pg: Vec<PromptThenGenerate>,
-    /// Tokens that are in the context before a run begins, one number or several
-    #[arg(short = 'd', long, env = "TIERFLOW_N_DEPTH", value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    /// Tokens in the context beforehand
+    ///
+    /// One number or several.
+    #[arg(short = 'd', long, env = "TIERFLOW_N_DEPTH", value_name = "N,…", value_delimiter = ',', default_value = "0", value_parser = parse_count)]
     pub n_depth: Vec<u32>,
-    /// Runs of each test, after one that warms up
+    /// Runs of each test
+    ///
+    /// After one that warms up.
     #[arg(short, long, env = "TIERFLOW_REPETITIONS", value_name = "N", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
+}
+
+/// Reads a number of a list whose ranges were numbers already.
+fn parse_count(text: &str) -> std::result::Result<u32, String> {
+    text.trim().parse().map_err(|_| format!("`{text}` is no number, and no range of at most 1000 as in 1-4, 100-500+100 or 128-512*2"))
 }
 
 /// Forms of a bench report.
@@ -100,10 +115,14 @@ pub struct PlacementLists {
     pub threads: Vec<u32>,
     /// Most layers that are resident on GPUs.
     pub n_gpu_layers: Vec<GpuLayers>,
+    /// Most prompt tokens in one forward; empty where the plan chooses.
+    pub batch_size: Vec<u32>,
+    /// Most prompt tokens that a kernel sees at once; empty where the plan chooses.
+    pub ubatch_size: Vec<u32>,
 }
 
 /// Identifiers of those options.
-const LISTS: [&str; 2] = ["threads", "n_gpu_layers"];
+const LISTS: [&str; 4] = ["threads", "n_gpu_layers", "batch_size", "ubatch_size"];
 
 /// Lets an option of the placement be a list.
 fn with_list(arg: Arg) -> Arg {
@@ -119,6 +138,8 @@ impl FromArgMatches for PlacementLists {
         Ok(PlacementLists {
             threads: matches.get_many("threads").unwrap_or_default().copied().collect(),
             n_gpu_layers: matches.get_many("n_gpu_layers").unwrap_or_default().copied().collect(),
+            batch_size: matches.get_many("batch_size").unwrap_or_default().copied().collect(),
+            ubatch_size: matches.get_many("ubatch_size").unwrap_or_default().copied().collect(),
         })
     }
 
@@ -161,19 +182,23 @@ mod tests {
         let args = bench("").unwrap();
         assert_eq!((args.tests.n_prompt, args.tests.n_gen, args.tests.n_depth), (vec![512], vec![128], vec![0]));
         assert_eq!((args.tests.repetitions, args.tests.pg, args.output), (5, vec![], BenchOutput::Md));
-        assert_eq!(args.lists, PlacementLists { threads: vec![], n_gpu_layers: vec![GpuLayers::Auto] });
+        assert_eq!(
+            args.lists,
+            PlacementLists { threads: vec![], n_gpu_layers: vec![GpuLayers::Auto], batch_size: vec![], ubatch_size: vec![] }
+        );
     }
 
     #[test]
     fn lists_come_with_commas_and_by_repetition() {
-        let args = bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers -1,99,all").unwrap();
+        let args =
+            bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers -1,99,all -b 64,32 --ubatch-size 8").unwrap();
         assert_eq!((args.tests.n_prompt, args.tests.n_gen, args.tests.n_depth), (vec![128, 512, 7], vec![0], vec![0, 64]));
         let pair = |n_prompt, n_gen| PromptThenGenerate { n_prompt, n_gen };
         assert_eq!(args.tests.pg, [pair(16, 4), pair(0, 2)]);
-        assert_eq!(args.lists.threads, [1, 2]);
+        assert_eq!((args.lists.threads, args.lists.batch_size, args.lists.ubatch_size), (vec![1, 2], vec![64, 32], vec![8]));
         assert_eq!(args.lists.n_gpu_layers, [GpuLayers::Auto, GpuLayers::Count(99), GpuLayers::All]);
         assert_eq!((args.placement.threads, args.placement.n_gpu_layers), (Some(1), GpuLayers::Auto));
-        for line in ["-p 1,x", "--pg 512", "--pg 0,0", "--pg 1,2,3", "-t 1,,2", "-o sql", "-r 0"] {
+        for line in ["-p 1,x", "--pg 512", "--pg 0,0", "--pg 1,2,3", "-t 1,,2", "-b 0", "-p 9-3", "-o sql", "-r 0"] {
             assert!(bench(line).is_err(), "{line}");
         }
     }

@@ -11,15 +11,17 @@ pub struct ConfigArgs {
     /// What to do other than writing.
     #[command(subcommand)]
     pub action: Option<ConfigAction>,
-    /// Write a new file with the defaults; asks before it takes the place of another one
+    /// Settings to write; without any, they are asked for.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Write a new file with the defaults
+    ///
+    /// Asks before it takes the place of another one.
     #[arg(long)]
     pub default: bool,
     /// With --default: do not ask
     #[arg(short, long, requires = "default")]
     pub yes: bool,
-    /// Settings to write; without any, they are asked for.
-    #[command(flatten)]
-    pub placement: PlacementArgs,
 }
 
 /// What `tierflow config` does other than writing.

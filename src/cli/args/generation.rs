@@ -31,7 +31,9 @@ pub struct RunArgs {
     /// How a chat goes.
     #[command(flatten)]
     pub chat: ChatArgs,
-    /// Print one JSON object with text and statistics instead of the text
+    /// Print one JSON object instead of the text
+    ///
+    /// With text and statistics.
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,
     /// Write a Chrome/Perfetto trace
@@ -80,7 +82,7 @@ pub struct GenerationArgs {
     /// File with the system message (-sysf)
     #[arg(long, alias = "system-prompt-file", env = "TIERFLOW_SYSTEM_FILE", value_name = "FILE")]
     pub system_file: Option<PathBuf>,
-    /// Most tokens to generate; -1 for no limit
+    /// Tokens to generate; -1 for no limit
     ///
     /// Without one it goes on until the model ends or the context is full.
     #[arg(short = 'n', long, aliases = ["n-predict", "max-tokens", "max-new-tokens", "num-predict"], env = "TIERFLOW_PREDICT")]

@@ -1,4 +1,6 @@
-//! How `-h` and `--help` show options: in groups, the daily ones first; what is rare, `--help` alone shows.
+//! How `-h` and `--help` show options: `-h` the daily ones on one screen, `--help` all of them in groups, the daily ones first.
+
+use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Command};
 
@@ -17,32 +19,59 @@ const GROUPS: [(&str, &str); 6] = [
 ];
 
 /// What `-h` leaves out.
-const RARE: &str = "hf_file system_file raw no_parse_special min_p repeat_penalty repeat_last_n ignore_eos kv_dtype batch_size \
-                    ubatch_size objective mix device_map plan no_split strict n_seqs io lookahead slots upload kernels \
-                    no_measure virtual_gpus cache_dir trace no_context_shift no_history";
+const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty repeat_last_n stop \
+                    ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
+                    slots upload kernels no_measure virtual_gpus cache_dir export_device_map export_plan trace no_context_shift no_history";
 
 /// What the long help ends with.
 const TWINS: &str = "Every option has a twin in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\
                      Defaults of one's own are written by: tierflow config";
 
-/// `command` with its subcommands' options in groups.
-pub(super) fn grouped(command: Command) -> Command {
+/// How much of the options a help shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Length {
+    /// The daily ones, in one list: headings would not leave a screen room for them.
+    Short,
+    /// All, in groups.
+    Long,
+}
+
+impl Length {
+    /// What the command line asks for, where it asks for help.
+    pub(super) fn wanted(arguments: &[OsString]) -> Length {
+        let is_long = arguments.get(1).is_some_and(|first| first == "help") || arguments.iter().any(|argument| argument == "--help");
+        if is_long { Length::Long } else { Length::Short }
+    }
+}
+
+/// `command` with a help of that length in all subcommands.
+pub(super) fn with_help(command: Command, length: Length) -> Command {
     command.mut_subcommands(|subcommand| {
         let help = Arg::new("help").short('h').long("help").action(ArgAction::Help);
-        let subcommand = subcommand.disable_help_flag(true).arg(help.help("Print help: -h the daily options, --help all of them"));
+        let subcommand = subcommand.disable_help_flag(true).arg(help.help("Print help: -h the daily options, --help all"));
         let has_options = subcommand.get_arguments().any(|arg| arg.get_env().is_some());
-        let subcommand = grouped(subcommand.mut_args(in_its_group));
+        let subcommand = with_help(subcommand.mut_args(|arg| placed(arg, length)), length);
         if has_options { subcommand.after_long_help(TWINS) } else { subcommand }
     })
 }
 
-fn in_its_group(arg: Arg) -> Arg {
+fn placed(arg: Arg, length: Length) -> Arg {
     let id = arg.get_id().to_string();
     let is_among = |ids: &str| ids.split_whitespace().any(|among| among == id);
-    let group = GROUPS.iter().find(|(_, ids)| is_among(ids)).map(|(heading, _)| *heading);
     let arg = arg.hide_env(true).hide_short_help(is_among(RARE));
     // Words without a flag are clap's own first group.
-    if arg.is_positional() { arg } else { arg.help_heading(group.unwrap_or("Output")) }
+    if arg.is_positional() {
+        return arg;
+    }
+    let group = GROUPS.iter().find(|(_, ids)| is_among(ids)).map(|(heading, _)| *heading);
+    // In one list too, the options of a group stand together; then come those of the output, and the help itself.
+    let mut grouped = GROUPS.iter().flat_map(|(_, ids)| ids.split_whitespace());
+    let order = if id == "help" { usize::MAX } else { grouped.position(|among| among == id).unwrap_or(usize::MAX - 1) };
+    let arg = arg.display_order(order);
+    match length {
+        Length::Short => arg,
+        Length::Long => arg.help_heading(group.unwrap_or("Output")),
+    }
 }
 
 #[cfg(test)]
@@ -51,6 +80,16 @@ mod tests {
 
     use super::*;
     use crate::cli::args::Cli;
+
+    #[test]
+    fn the_long_help_is_asked_for_by_name() {
+        for (line, length) in
+            [("run m -h", Length::Short), ("run --help", Length::Long), ("help run", Length::Long), ("run help", Length::Short)]
+        {
+            let arguments: Vec<OsString> = ["tierflow"].into_iter().chain(line.split(' ')).map(OsString::from).collect();
+            assert_eq!(Length::wanted(&arguments), length, "{line}");
+        }
+    }
 
     #[test]
     fn what_is_grouped_or_rare_is_an_option() {

@@ -77,12 +77,14 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Res
 #[derive(Debug, Clone, Args)]
 #[command(mut_args(with_revocable_switch))]
 pub struct PlacementArgs {
-    /// Memory to use of each device, as gpu:0=4GiB,cpu=16GiB
+    /// Memory to use, as in gpu:0=4GiB,cpu=16GiB
     ///
     /// A device that is not named is used as far as it goes.
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
-    /// What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)
+    /// What computes: auto, cpu, gpu, gpu:N
+    ///
+    /// Or by vendor: cuda, cuda:N, xpu, mps. Also -dev.
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
     pub device: DeviceChoice,
     /// What the plan is made for
@@ -119,13 +121,15 @@ pub struct PlacementArgs {
     #[arg(long, visible_alias = "parallel", env = "TIERFLOW_N_SEQS", value_name = "N")]
     #[arg(value_parser = parse_positive_or_default, allow_negative_numbers = true)]
     pub n_seqs: Option<u32>,
-    /// Positions of the context; 0 for the model's
+    /// Positions of context; 0: the model's
     ///
     /// With 0 they are fewer where the budgets demand it.
     #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
     #[arg(value_parser = parse_or_default, allow_negative_numbers = true)]
     pub ctx_size: u32,
-    /// Most layers that are resident on GPUs: a number, auto or all (-ngl)
+    /// Layers on GPUs at most (-ngl)
+    ///
+    /// A number, auto or all: how many may be resident there.
     #[arg(long, alias = "gpu-layers", env = "TIERFLOW_N_GPU_LAYERS", default_value = "auto", value_name = "N")]
     #[arg(value_parser = parse_value::<GpuLayers>, allow_negative_numbers = true)]
     pub n_gpu_layers: GpuLayers,

@@ -174,6 +174,7 @@ pub(super) struct Report {
 struct Columns {
     threads: bool,
     gpu_layers: bool,
+    ubatch: bool,
     streams: bool,
 }
 
@@ -183,6 +184,7 @@ impl Report {
         let columns = Columns {
             threads: args.lists.threads.len() > 1,
             gpu_layers: args.lists.n_gpu_layers.len() > 1,
+            ubatch: args.lists.batch_size.len().max(args.lists.ubatch_size.len()) > 1,
             streams: plans.any(|plan| plan.devices.iter().any(|device| device.streamed_bytes > Bytes::ZERO)),
         };
         Report { form, columns, rows: Vec::new(), memory: BTreeMap::new() }
@@ -249,6 +251,9 @@ impl Columns {
         ];
         if self.gpu_layers {
             cells.push(("ngl", row.n_gpu_layers.to_string(), true));
+        }
+        if self.ubatch {
+            cells.push(("n_ubatch", row.n_ubatch.to_string(), true));
         }
         if self.threads {
             cells.push(("threads", row.n_threads.to_string(), true));

@@ -31,7 +31,7 @@ const COMMANDS: [(&str, &str, &str); 11] = [
     ("/clear", "", "forget what was said"),
     ("/regen", "", "answer the last question again, with another seed"),
     ("/system", "[TEXT]", "show the system message, or set it; \"\" sets none"),
-    ("/set", "[NAME VALUE]", "show the settings, or set one: /set temp 0.2, /set seed default"),
+    ("/set", "[NAME VALUE]", "show the settings, or set one, as /set temp 0.2"),
     ("/save", "FILE", "write the conversation to FILE as JSON"),
     ("/load", "FILE", "go on with the conversation in FILE"),
     ("/stats", "", "what the last answer cost"),
@@ -154,6 +154,11 @@ pub(super) fn unquoted(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_fits_a_terminal() {
+        assert!(help().lines().all(|line| line.chars().count() <= 79) && help().lines().count() < 22, "{}", help());
+    }
 
     fn message(text: &str) -> Input {
         Input::Message(text.to_owned())

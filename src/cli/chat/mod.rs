@@ -3,14 +3,13 @@
 mod commands;
 mod conversation;
 mod editor;
-mod output;
 mod settings;
-mod wrap;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use crate::cli::output::Output;
 use crate::cli::run::{Settings, answer, encode_messages};
 use crate::cli::statistics::Statistics;
 use crate::cli::terminal::note;
@@ -22,7 +21,6 @@ use crate::text::ChatMessage;
 use commands::Input;
 use conversation::Conversation;
 use editor::LineEditor;
-use output::Output;
 use settings::Manners;
 
 /// How a chat begins.
@@ -55,7 +53,7 @@ struct Chat<'a> {
 /// # Errors
 /// Those of the engine and of the terminal; what is wrong with a message or a command is told, and the chat goes on.
 pub(super) fn run(engine: &mut Engine, settings: Settings, options: ChatOptions) -> Result<()> {
-    let output = Output::open()?;
+    let output = Output::beside_editor()?;
     let mut editor = LineEditor::new(options.history)?;
     let mut chat = Chat {
         session: engine.session(),
@@ -167,7 +165,7 @@ impl Chat<'_> {
     fn answer(&mut self, asked: &mut Conversation, n_left: &mut usize) -> Result<crate::cli::run::Answer> {
         let Chat { session, settings, output, manners, context_shift, .. } = self;
         let context = session.engine().plan().ctx_size;
-        let encode = |engine: &Engine, messages: &[ChatMessage]| encode_messages(engine, settings, messages);
+        let encode = |engine: &Engine, messages: &[ChatMessage]| encode_messages(engine.text(), settings, messages);
         // A quarter is free after a shift, so that the kept text is not read anew at every answer.
         let (room, comfortable) = match context_shift {
             true => (context - settings.generate.max_tokens.unwrap_or(context).min(context / 16), context - context / 4),

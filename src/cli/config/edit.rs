@@ -122,7 +122,9 @@ mod tests {
         let text = text.unwrap();
         assert!(text.starts_with(HEAD), "{text}");
         assert!(
-            text.contains("\n# What computes: auto, gpu, gpu:N or cpu, or by vendor cuda, cuda:N, xpu, mps (-dev)\ndevice = \"gpu:0\"\n"),
+            text.contains(
+                "\n# What computes: auto, cpu, gpu, gpu:N. Or by vendor: cuda, cuda:N, xpu, mps. Also -dev.\ndevice = \"gpu:0\"\n"
+            ),
             "{text}"
         );
         assert!(text.contains("\nmax-memory = { \"gpu:0\" = \"6GiB\", cpu = \"12GiB\" }\n"), "{text}");

@@ -2,6 +2,7 @@
 //! (clap would take `-ngl 20` for `-n gl`), other names, a value behind a switch, no subcommand at all. What changes nothing
 //! here is taken out and noted; what is not here is refused with what is. Knows what clap knows of each subcommand.
 
+mod ranges;
 mod table;
 
 use std::ffi::{OsStr, OsString};
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::vec::IntoIter;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, Id};
 
 use crate::hub::looks_like_model_ref;
 use table::{ABSENT, ABSENT_VERBS, IDLE, RENAMED, Takes};
@@ -28,6 +29,16 @@ pub struct Rewritten {
     pub arguments: Vec<OsString>,
     /// What the user should know of the rewriting, a line each.
     pub notes: Vec<String>,
+    /// Switches that are said to be off, whatever the environment says.
+    pub revoked: Vec<Id>,
+}
+
+impl Rewritten {
+    /// `command` without the environment of the switches that are said to be off.
+    pub fn without_revoked(&self, command: Command) -> Command {
+        let verb = self.arguments.get(1).and_then(|verb| verb.to_str()).unwrap_or_default();
+        self.revoked.iter().fold(command, |command, id| command.mut_subcommand(verb, |it| it.mut_arg(id, |arg| arg.env(None::<&str>))))
+    }
 }
 
 /// Rewrites `arguments` (program name first) for `command`, the whole program's.
@@ -38,9 +49,12 @@ pub fn rewrite(arguments: impl IntoIterator<Item = OsString>, command: &Command)
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     put_verb(&mut arguments, command)?;
     let verb = arguments.get(1).and_then(|word| word.to_str()).unwrap_or_default();
-    let Some(subcommand) = command.find_subcommand(verb) else { return Ok(Rewritten { arguments, notes: Vec::new() }) };
-    let rest = arguments.split_off(2);
-    let mut rewriter = Rewriter { subcommand, rest: rest.into_iter().peekable(), done: Rewritten { arguments, notes: Vec::new() } };
+    let Some(subcommand) = command.find_subcommand(verb) else { return Ok(Rewritten { arguments, ..Rewritten::default() }) };
+    let rest = arguments.split_off(2).into_iter().peekable();
+    // By its own name from here on.
+    arguments[1] = subcommand.get_name().into();
+    let done = Rewritten { arguments, ..Rewritten::default() };
+    let mut rewriter = Rewriter { subcommand, rest, done, switches: Vec::new(), lists_devices: false };
     rewriter.run()?;
     Ok(rewriter.done)
 }
@@ -55,10 +69,6 @@ pub fn names_a_model(word: &OsStr) -> bool {
 /// Makes the second argument a subcommand that is here: the one that is meant where it is left out or goes by another name.
 fn put_verb(arguments: &mut Vec<OsString>, command: &Command) -> Result<(), clap::Error> {
     let Some(first) = arguments.get(1).map(|word| word.to_string_lossy().into_owned()) else { return Ok(()) };
-    if arguments.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--list-devices") {
-        arguments.splice(1.., ["devices".into()]);
-        return Ok(());
-    }
     if command.find_subcommand(&first).is_some() || ["-h", "--help", "-V", "--version"].contains(&&*first) {
         return Ok(());
     }
@@ -86,6 +96,10 @@ struct Rewriter<'a> {
     subcommand: &'a Command,
     rest: Peekable<IntoIter<OsString>>,
     done: Rewritten,
+    /// Switches that are on, and where among the arguments they stand.
+    switches: Vec<(Id, usize)>,
+    /// llama.cpp's `--list-devices` takes the place of all else.
+    lists_devices: bool,
 }
 
 impl Rewriter<'_> {
@@ -108,7 +122,11 @@ impl Rewriter<'_> {
                 _ => self.done.arguments.push(argument),
             }
         }
+        self.drop_revoked();
         self.note_budgets();
+        if self.lists_devices {
+            self.done.arguments.splice(1.., ["devices".into()]);
+        }
         Ok(())
     }
 
@@ -120,6 +138,10 @@ impl Rewriter<'_> {
         };
         // llama.cpp takes `--ctx_size` for `--ctx-size`, as Python's programs do.
         let name = if name.starts_with("--") { name.replace('_', "-") } else { name.to_owned() };
+        if name == "--list-devices" {
+            self.lists_devices = true;
+            return Ok(());
+        }
         if let Some(arg) = find(self.subcommand, &name) {
             self.known(arg, &name, value);
             return Ok(());
@@ -151,25 +173,53 @@ impl Rewriter<'_> {
 
     /// Takes over a flag that the subcommand has, called `name` there, with its value.
     fn known(&mut self, arg: &Arg, name: &str, value: Option<&str>) {
-        let joined = value.map(|value| format!("={value}")).unwrap_or_default();
-        if value.is_some() || name.contains('=') {
-            self.done.arguments.push(format!("{name}{joined}").into());
-        } else if takes_value(arg) {
+        let is_list = arg.get_value_delimiter() == Some(',');
+        let listed = |value: &str| if is_list { ranges::expanded(value) } else { None };
+        if takes_value(arg) && value.is_none() && !name.contains('=') {
             self.done.arguments.push(name.into());
-            if arg.is_allow_hyphen_values_set() {
-                self.done.arguments.extend(self.rest.next());
+            let expanded = self.rest.peek().and_then(|next| listed(next.to_str()?));
+            if expanded.is_some() || arg.is_allow_hyphen_values_set() {
+                let next = self.rest.next();
+                self.done.arguments.extend(expanded.map(OsString::from).or(next));
             }
-        } else if !name.starts_with("--") {
-            self.done.arguments.push(name.into());
-        } else {
-            // A switch. The word behind it is its value where it is such a word, and never the prompt.
-            let word = self.rest.next_if(|next| SWITCH_WORDS.iter().any(|word| next == word));
-            match (word.as_ref().and_then(|word| word.to_str()), arg.get_action()) {
-                (Some(word), ArgAction::Set) => self.done.arguments.push(format!("{name}={word}").into()),
-                (Some("off" | "false" | "no"), _) => {}
-                _ => self.done.arguments.push(name.into()),
-            }
+            return;
         }
+        if takes_value(arg) || name.contains('=') {
+            let joined = value.map(|value| format!("={}", listed(value).unwrap_or_else(|| value.to_owned()))).unwrap_or_default();
+            self.done.arguments.push(format!("{name}{joined}").into());
+            return;
+        }
+        // The word behind a switch is its value where it is such a word, and never the prompt.
+        let is_long = name.starts_with("--");
+        let behind = self.rest.next_if(|next| is_long && value.is_none() && SWITCH_WORDS.iter().any(|word| next == word));
+        let word = value.or_else(|| behind.as_ref()?.to_str());
+        match (arg.get_action(), word) {
+            (ArgAction::SetTrue, word) => self.switch(arg, name, word),
+            (_, Some(word)) => self.done.arguments.push(format!("{name}={word}").into()),
+            (_, None) => self.done.arguments.push(name.into()),
+        }
+    }
+
+    /// Takes over a switch that clap knows as on or not there. What is said of it last counts, also over the environment.
+    fn switch(&mut self, arg: &Arg, name: &str, word: Option<&str>) {
+        let id = arg.get_id();
+        match word {
+            Some("off" | "false" | "no" | "0") => self.done.revoked.push(id.clone()),
+            None | Some("on" | "true" | "yes" | "1") => {
+                self.done.revoked.retain(|revoked| revoked != id);
+                self.switches.push((id.clone(), self.done.arguments.len()));
+                self.done.arguments.push(name.into());
+            }
+            Some(other) => self.done.arguments.push(format!("{name}={other}").into()),
+        }
+    }
+
+    /// Takes the switches out again that are off in the end.
+    fn drop_revoked(&mut self) {
+        let dropped: Vec<usize> =
+            self.switches.iter().filter(|(id, _)| self.done.revoked.contains(id)).map(|(_, position)| *position).collect();
+        let mut position = 0..;
+        self.done.arguments.retain(|_| position.next().is_none_or(|position| !dropped.contains(&position)));
     }
 
     fn skip_value(&mut self, takes: Takes, is_joined: bool) {
@@ -230,7 +280,9 @@ fn takes_value(arg: &Arg) -> bool {
 
 fn refusal(command: &Command, kind: ErrorKind, fault: &str, hint: Option<&str>) -> clap::Error {
     let hint = hint.map(|hint| format!("\n\n  tip: {hint}")).unwrap_or_default();
-    clap::Error::raw(kind, format!("{fault}{hint}\n")).format(&mut command.clone())
+    let name = command.get_name();
+    let mut command = command.clone().bin_name(if name == "tierflow" { name.to_owned() } else { format!("tierflow {name}") });
+    clap::Error::raw(kind, format!("{fault}{hint}")).format(&mut command)
 }
 
 #[cfg(test)]
@@ -350,6 +402,25 @@ mod tests {
             (&["run", "m", "--no_measure", "off"], &["run", "m", "--no-measure=off"]),
             (&["run", "m", "--raw", "true", "p"], &["run", "m", "--raw", "p"]),
             (&["run", "m", "--ignore-eos", "off", "p"], &["run", "m", "p"]),
+            (&["run", "m", "--raw", "--ignore-eos", "-p", "x", "--ignore-eos=0", "y"], &["run", "m", "--raw", "-p", "x", "y"]),
+            (&["run", "m", "--ignore-eos=off", "--ignore-eos"], &["run", "m", "--ignore-eos"]),
+            (&["run", "m", "--json=true", "-v=no"], &["run", "m", "--json"]),
+            (&["run", "m", "--json=maybe"], &["run", "m", "--json=maybe"]),
+        ] {
+            becomes(line, expected);
+        }
+    }
+
+    #[test]
+    fn lists_of_numbers_may_have_ranges() {
+        for (line, expected) in [
+            (&["bench", "m", "-p", "128-512*2", "-n=1-3"][..], &["bench", "m", "-p", "128,256,512", "-n=1,2,3"][..]),
+            (
+                &["bench", "m", "-t", "1-2", "-ngl", "0-20+10", "-b", "7"],
+                &["bench", "m", "-t", "1,2", "--n-gpu-layers", "0,10,20", "-b", "7"],
+            ),
+            (&["bench", "m", "-p", "9-3", "--stop"], &["bench", "m", "-p", "9-3", "--stop"]),
+            (&["run", "m", "-p", "1-3", "-t", "1-3"], &["run", "m", "-p", "1-3", "-t", "1-3"]),
         ] {
             becomes(line, expected);
         }
@@ -364,6 +435,9 @@ mod tests {
             (&["org/name:Q8_0"], &["run", "org/name:Q8_0"]),
             (&["--list-devices"], &["devices"]),
             (&["run", "m", "--list-devices"], &["devices"]),
+            (&["run", "m", "-p", "--list-devices"], &["run", "m", "-p", "--list-devices"]),
+            (&["run", "m", "--", "--list-devices"], &["run", "m", "--", "--list-devices"]),
+            (&["chat", "m"], &["run", "m"]),
             (&["help", "run"], &["run", "--help"]),
             (&["help"], &["--help"]),
             (&["frobnicate"], &["frobnicate"]),

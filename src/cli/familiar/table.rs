@@ -75,7 +75,11 @@ pub(super) const IDLE: [Idle; 20] = [
 ];
 
 /// Flags that are not here, and what is.
-pub(super) const ABSENT: [(&[&str], &str); 42] = [
+pub(super) const ABSENT: [(&[&str], &str); 43] = [
+    (
+        &["--modelfile", "--license", "--parameters"],
+        "inspect shows what a model is made of; in a chat, /show parameters and /show template",
+    ),
     (&["-ts", "--tensor-split"], "--max-memory gpu:0=6GiB,gpu:1=4GiB bounds each GPU; --device-map balanced shares evenly"),
     (&["-sm", "--split-mode"], "layers are split among GPUs; --device gpu:0 takes one alone"),
     (&["-mg", "--main-gpu"], "--device gpu:N chooses the GPU"),
@@ -124,7 +128,8 @@ pub(super) const ABSENT: [(&[&str], &str); 42] = [
 ];
 
 /// Subcommands that are not here, and what is.
-pub(super) const ABSENT_VERBS: [(&[&str], &str); 4] = [
+pub(super) const ABSENT_VERBS: [(&[&str], &str); 5] = [
+    (&["version"], "tierflow --version"),
     (&["ps", "stop"], "no model stays loaded when a command ends; `tierflow ls` lists those in the cache"),
     (
         &["rm", "remove", "delete"],

@@ -1,33 +1,40 @@
-//! Where answers go: to stdout as they come, with words wrapped where that is a terminal.
+//! Where answers go: to stdout as they come. A terminal wraps words there, and shows control characters instead of obeying them.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
-use super::wrap::Wrap;
-use crate::cli::terminal::Stream;
+use crate::cli::terminal::{Stream, harmless};
+use crate::cli::wrap::Wrap;
 use crate::error::{Error, Result};
 use crate::platform;
 
-/// Stdout, whatever the line editor draws on.
+/// Stdout, whatever a line editor draws on.
 pub(super) struct Output {
     /// Stdout as the program got it, where a terminal took its place.
     apart: Option<File>,
+    is_terminal: bool,
     wrap: Option<Wrap>,
 }
 
 impl Output {
-    /// Leaves the line editor a terminal in the place of stdout.
+    /// Stdout as it is.
+    pub(super) fn stdout() -> Output {
+        Output { apart: None, is_terminal: io::stdout().is_terminal(), wrap: None }
+    }
+
+    /// Leaves a line editor a terminal in the place of stdout.
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses.
-    pub(super) fn open() -> Result<Output> {
+    pub(super) fn beside_editor() -> Result<Output> {
         let apart = platform::take_stdout_apart().map_err(|source| Error::io("set apart", "stdout", source))?;
-        Ok(Output { apart, wrap: None })
+        Ok(Output { is_terminal: apart.is_none() && io::stdout().is_terminal(), apart, wrap: None })
     }
 
     /// Begins an answer, in the width that the terminal has now.
     pub(super) fn begin(&mut self, word_wrap: bool) {
-        let columns = Stream::Stdout.width().filter(|_| word_wrap && self.apart.is_none());
+        let columns = Stream::Stdout.width().filter(|_| word_wrap && self.is_terminal);
         self.wrap = columns.and_then(Wrap::new);
     }
 
@@ -36,9 +43,10 @@ impl Output {
     /// # Errors
     /// [`Error::Io`] naming stdout.
     pub(super) fn write(&mut self, text: &str) -> Result<()> {
+        let text = if self.is_terminal { harmless(text) } else { Cow::Borrowed(text) };
         let text = match &mut self.wrap {
-            Some(wrap) => wrap.push(text),
-            None => text.to_owned(),
+            Some(wrap) => Cow::Owned(wrap.push(&text)),
+            None => text,
         };
         let written = match &mut self.apart {
             Some(file) => file.write_all(text.as_bytes()),

@@ -1,0 +1,83 @@
+//! The text side of a model: its tokenizer, its chat template, its own generation settings. Needs no weights.
+
+use crate::engine::TextFiles;
+use crate::error::{Error, Result};
+use crate::model::Checkpoint;
+use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
+
+/// What makes tokens of texts, and says how a model would be sampled.
+pub struct ModelText {
+    path: String,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    defaults: ModelDefaults,
+}
+
+impl ModelText {
+    /// Reads what `files` wants of it; the settings always.
+    pub(super) fn open(checkpoint: &Checkpoint, files: TextFiles) -> Result<ModelText> {
+        let (tokenizer, chat_template) = match files {
+            TextFiles::Read => {
+                let tokenizer = Tokenizer::open(checkpoint)?;
+                let chat_template = ChatTemplate::open(checkpoint, &tokenizer)?;
+                (Some(tokenizer), chat_template)
+            }
+            TextFiles::Skip => (None, None),
+        };
+        Ok(ModelText { path: checkpoint.path.clone(), tokenizer, chat_template, defaults: ModelDefaults::open(checkpoint)? })
+    }
+
+    /// The model's tokenizer, unless it was skipped.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The model's chat template, if its files have one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The model's own generation settings.
+    pub fn defaults(&self) -> &ModelDefaults {
+        &self.defaults
+    }
+
+    /// The tokens of `text` as it is, with the token before it that the model expects at a beginning. `written` says what becomes of
+    /// special tokens that the text spells out.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where the tokenizer was skipped or cannot take the text.
+    pub fn encode(&self, text: &str, written: Written) -> Result<Vec<u32>> {
+        match written {
+            Written::Parsed => self.demand_tokenizer()?.encode(text, Special::Add),
+            Written::Plain => self.demand_tokenizer()?.encode_plain(text, Special::Add),
+        }
+    }
+
+    /// The tokens of a conversation in the model's chat template, up to where the answer begins; `input` are tools and whatever else
+    /// the template may know.
+    ///
+    /// # Errors
+    /// [`Error::Text`] where there is no tokenizer or template, or the template refuses the messages.
+    pub fn encode_chat(&self, messages: &[ChatMessage], input: &TemplateInput, written: Written) -> Result<Vec<u32>> {
+        let (template, tokenizer) = (self.demand_template()?, self.demand_tokenizer()?);
+        if written == Written::Parsed {
+            return tokenizer.encode(&template.render_with(messages, input, GenerationPrompt::Add)?, Special::Leave);
+        }
+        let mark = |text: &str| tokenizer.marked(text);
+        let marked: Vec<ChatMessage> = messages.iter().map(|message| message.map_texts(&mark)).collect();
+        tokenizer.encode_marked(&template.render_with(&marked, &input.map_texts(&mark), GenerationPrompt::Add)?)
+    }
+
+    fn demand_template(&self) -> Result<&ChatTemplate> {
+        self.chat_template().ok_or_else(|| self.fault("there is no chat template; give the prompt as it is (--raw)"))
+    }
+
+    fn demand_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer().ok_or_else(|| self.fault("the tokenizer was not read; open the model with TextFiles::Read"))
+    }
+
+    fn fault(&self, fault: &str) -> Error {
+        Error::Text { path: self.path.clone(), fault: fault.into() }
+    }
+}
