@@ -249,13 +249,16 @@ impl From<&Short<'_>> for Shortfall {
 /// The refusal where no budget helps: what else was asked stands in the way, or it is more than can be typed.
 fn no_budget_is_enough(ample: Bytes, ways: &[String]) -> Error {
     match ways {
-        [] => Error::ExceedsLimit {
+        [] if ample > MOST_TYPED => Error::ExceedsLimit {
             device: "what a budget can be".into(),
             needed: ample,
             available: MOST_TYPED,
             advice: "lower --ctx-size, --ubatch-size or --parallel".into(),
         },
-        ways => Error::InvalidArgument { option: "--max-memory".into(), fault: format!("no budget is enough: {}", ways.join(", or ")) },
+        _ => {
+            let ways = if ways.is_empty() { "what is asked contradicts itself".into() } else { ways.join(", or ") };
+            Error::InvalidArgument { option: "--max-memory".into(), fault: format!("no budget is enough: {ways}") }
+        }
     }
 }
 
