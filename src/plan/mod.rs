@@ -180,9 +180,24 @@ pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &
     if let Some(saved) = &options.saved {
         return saved.make(catalog, model, devices, &options.max_memory);
     }
+    placement::place(catalog, model, devices, &within_context(model, options))
+}
+
+/// As [`plan`], for those who try many options: where a budget is too small there is just no plan, and nobody looks for what would be
+/// enough.
+///
+/// # Errors
+/// Those of [`plan`] that no budget changes.
+pub fn plan_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Option<Plan>> {
+    if options.saved.is_some() {
+        return plan(catalog, model, devices, options).map(Some);
+    }
+    placement::place_if_it_fits(catalog, model, devices, &within_context(model, options))
+}
+
+fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {
     let asked = options.ctx_size.filter(|&size| size > 0);
-    let options = options.within(asked.unwrap_or(model.config.context_length));
-    placement::place(catalog, model, devices, &options)
+    options.within(asked.unwrap_or(model.config.context_length))
 }
 
 impl Plan {

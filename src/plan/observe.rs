@@ -139,7 +139,6 @@ pub fn observe(
     let dtype = main_dtype(catalog, model);
     let corrected = corrected(devices, dtype);
     let totals = forwards.predict(plan, catalog, model, &corrected);
-    let secs = totals.undisturbed(secs, waited);
     if !secs.is_finite() || secs <= 0.0 {
         return None;
     }
@@ -150,15 +149,17 @@ pub fn observe(
         Part::Read => (Device::Disk, Aspect::Read),
     };
     let known = devices.iter().find(|spec| spec.device == device)?.rates.corrections.get(&aspect).map_or(1.0, Correction::factor);
-    let secs_with = |factor: f64| {
+    let totals_with = |factor: f64| {
         let devices = corrected_by(devices, device, aspect, factor, dtype);
-        forwards.predict(plan, catalog, model, &devices).secs
+        forwards.predict(plan, catalog, model, &devices)
     };
     let (mut slow, mut fast) = (known / RANGE, known * RANGE);
-    let target = secs.max(secs_with(fast) * FLOOR);
+    let least = totals_with(fast).secs * FLOOR;
     for _ in 0..N_HALVINGS {
         let middle = (slow * fast).sqrt();
-        if secs_with(middle) > target { slow = middle } else { fast = middle }
+        // Which share of the time is spent on the cores depends on the factor, too.
+        let totals = totals_with(middle);
+        if totals.secs > totals.undisturbed(secs, waited).max(least) { slow = middle } else { fast = middle }
     }
     Some(Observation { device, aspect, factor: (slow * fast).sqrt() })
 }

@@ -25,12 +25,19 @@ const CTX_STEP: usize = 64;
 /// Makes the plan, shrinking what the user left open until it fits.
 pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     let asked = Asked { catalog, model, devices, options };
-    let settled = asked.settled()?;
-    let site = Site::new(catalog, model, devices, &settled)?;
-    match candidates::best(&site) {
+    match asked.place() {
         Ok(plan) => Ok(plan),
         Err(Refusal::Limit(error)) => Err(error),
         Err(Refusal::Budget) => Err(asked.refusal()),
+    }
+}
+
+/// As [`place`]; `None` where a budget is too small, without looking for one that is not.
+pub(super) fn place_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Option<Plan>> {
+    match (Asked { catalog, model, devices, options }).place() {
+        Ok(plan) => Ok(Some(plan)),
+        Err(Refusal::Limit(error)) => Err(error),
+        Err(Refusal::Budget) => Ok(None),
     }
 }
 
@@ -45,6 +52,12 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    fn place(&self) -> std::result::Result<Plan, Refusal> {
+        let settled = self.settled()?;
+        let site = Site::new(self.catalog, self.model, self.devices, &settled)?;
+        candidates::best(&site)
+    }
+
     /// Options with the number of sequences, and with the context that `--fit` leaves open.
     pub(super) fn settled(&self) -> Result<PlanOptions> {
         let mut options = settle(self.options);
