@@ -70,10 +70,6 @@ pub(crate) struct GenerationState {
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(engine: &'a mut Engine) -> Session<'a> {
-        Session::resumed(engine, 0, Vec::new())
-    }
-
     pub(crate) fn resumed(engine: &'a mut Engine, sequence: u32, tokens: Vec<u32>) -> Session<'a> {
         Session { engine, sequence, tokens, cancelled: Arc::default() }
     }

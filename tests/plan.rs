@@ -16,8 +16,7 @@ use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::host::{Input, Operand};
 use tierflow::kernels::{attention, matmul, rope_kv_padded};
-use tierflow::model::ModelConfig;
-use tierflow::model::{Model, Op, UnitKind};
+use tierflow::model::{Model, ModelConfig, Op, UnitKind};
 use tierflow::plan::{
     FILE_ALIGNMENT, ForwardSize, Homes, KvDType, Piece, Placement, Plan, PlanOptions, ResidentLayers, SLICE_ALIGNMENT, Slice, UploadPath,
     Work, exchange_secs, file_ranges, plan, sizes,

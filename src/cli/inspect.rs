@@ -5,8 +5,7 @@ use crate::cli::locate::locate;
 use crate::cli::terminal::{Align, Stream, Visibility, print_json, print_report, table};
 use crate::engine::{Inspection, Needs};
 use crate::error::Result;
-use crate::model::Checkpoint;
-use crate::model::Model;
+use crate::model::{Checkpoint, Model};
 use crate::platform::IoMode;
 
 /// Prints the inspection.

@@ -6,8 +6,7 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use crate::dtype::DType;
-use crate::model::{Checkpoint, ModelConfig};
-use crate::model::{Model, Unit};
+use crate::model::{Checkpoint, Model, ModelConfig, Unit};
 use crate::plan::sizes::{KvCache, kv_bytes_per_position};
 use crate::plan::{self, Homes, KvDType, PlanOptions, ResidentLayers, Usage};
 use crate::units::Bytes;

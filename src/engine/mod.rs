@@ -80,7 +80,7 @@ impl Engine {
 
     /// A new sequence. There is one KV cache, so a session has the engine to itself.
     pub fn session(&mut self) -> Session<'_> {
-        Session::new(self)
+        self.resume(Vec::new())
     }
 
     /// The sequence of an earlier session, whose [`Session::tokens`] these are: for those who cannot keep the session itself.

@@ -6,8 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use super::{BatchShape, Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::RopeKv;
-use crate::model::RopePairs;
+use crate::model::{RopeKv, RopePairs};
 
 /// How a cache stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::weights::{Catalog, MetaValue, Metadata, TensorInfo};
 /// The config of a file of this family.
 pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalog, source: &dyn ByteSource) -> Result<ModelConfig> {
     let keys = Keys::new(metadata, catalog)?;
-    let mut config = family.config_of_gguf(&keys)?;
+    let mut config = (family.from_gguf)(&keys)?;
     validate(&config, &metadata.path)?;
     if let Some(id) = catalog.find("rope_freqs.weight") {
         let divisors = read_divisors(&catalog[id], config.head_size, source)?;

@@ -37,7 +37,7 @@ pub(super) struct Defaults {
 fn config_of(fields: &Fields<'_>) -> Result<ModelConfig> {
     let family = families::of_json(fields)?;
     refuse_unsupported(fields)?;
-    let config = family.config_of_json(fields)?;
+    let config = (family.from_json)(fields)?;
     validate(&config, fields.path)?;
     Ok(config)
 }

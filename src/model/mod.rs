@@ -83,7 +83,7 @@ impl Model {
     /// # Errors
     /// Those of `tensor`: a tensor is missing or has another shape than the config demands.
     pub fn new(config: &ModelConfig, tensor: &dyn Fn(&str, &[u64]) -> Result<TensorId>) -> Result<Model> {
-        config.family.model(config, tensor)
+        (config.family.model)(config, tensor)
     }
 
     /// What value `id` is.

@@ -3,8 +3,7 @@
 
 use serde::Serialize;
 
-use crate::model::RopePairs;
-use crate::model::ValueId;
+use crate::model::{RopePairs, ValueId};
 use crate::weights::TensorId;
 
 /// One operation. Formulas stand in the kernel of the same name.

@@ -192,7 +192,7 @@ pub fn plan_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec],
     if options.saved.is_some() {
         return plan(catalog, model, devices, options).map(Some);
     }
-    placement::place_if_it_fits(catalog, model, devices, &within_context(model, options))
+    placement::Asked { catalog, model, devices, options: &within_context(model, options) }.place_if_it_fits()
 }
 
 fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {

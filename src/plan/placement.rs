@@ -20,25 +20,22 @@ pub(super) const N_SLOTS_MAX: usize = 64;
 /// Rounds in which a plan is given just the dispatches that its pieces need.
 const N_EXACT_ROUNDS: usize = 4;
 /// Contexts that are found by trying are multiples of this.
-const CTX_STEP: usize = 64;
+pub(super) const CTX_STEP: usize = 64;
 
 /// Makes the plan, shrinking what the user left open until it fits.
 pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     let asked = Asked { catalog, model, devices, options };
-    match asked.place() {
-        Ok(plan) => Ok(plan),
-        Err(Refusal::Limit(error)) => Err(error),
-        Err(Refusal::Budget) => Err(asked.refusal()),
-    }
+    asked.place_if_it_fits()?.ok_or_else(|| asked.refusal())
 }
 
-/// As [`place`]; `None` where a budget is too small, without looking for one that is not.
-pub(super) fn place_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Option<Plan>> {
-    match (Asked { catalog, model, devices, options }).place() {
-        Ok(plan) => Ok(Some(plan)),
-        Err(Refusal::Limit(error)) => Err(error),
-        Err(Refusal::Budget) => Ok(None),
+/// The longest context below `too_long` that works, in steps of [`CTX_STEP`], of which the first does.
+pub(super) fn longest_ctx(too_long: usize, works: impl Fn(usize) -> bool) -> usize {
+    let (mut enough, mut too_large) = (1, too_long.div_ceil(CTX_STEP));
+    while too_large - enough > 1 {
+        let middle = enough + (too_large - enough) / 2;
+        if works(middle * CTX_STEP) { enough = middle } else { too_large = middle }
     }
+    enough * CTX_STEP
 }
 
 /// All that a plan is made of.
@@ -52,10 +49,15 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn place(&self) -> std::result::Result<Plan, Refusal> {
+    /// As [`place`]; `None` where a budget is too small, without looking for one that is not.
+    pub(super) fn place_if_it_fits(&self) -> Result<Option<Plan>> {
         let settled = self.settled()?;
         let site = Site::new(self.catalog, self.model, self.devices, &settled)?;
-        candidates::best(&site)
+        match candidates::best(&site) {
+            Ok(plan) => Ok(Some(plan)),
+            Err(Refusal::Limit(error)) => Err(error),
+            Err(Refusal::Budget) => Ok(None),
+        }
     }
 
     /// Options with the number of sequences, and with the context that `--fit` leaves open.
@@ -118,13 +120,7 @@ impl Asked<'_> {
         if !self.fits(options, least) {
             return Ok(least);
         }
-        // In steps: the last that fits, the first too large.
-        let (mut enough, mut too_large) = (1, most.div_ceil(CTX_STEP));
-        while too_large - enough > 1 {
-            let middle = enough + (too_large - enough) / 2;
-            if self.fits(options, middle * CTX_STEP) { enough = middle } else { too_large = middle }
-        }
-        Ok((enough * CTX_STEP).min(most))
+        Ok(longest_ctx(most, |ctx_size| self.fits(options, ctx_size)).min(most))
     }
 }
 

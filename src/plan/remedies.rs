@@ -3,11 +3,8 @@
 use std::iter::successors;
 
 use crate::device::Device;
-use crate::plan::placement::Asked;
+use crate::plan::placement::{Asked, CTX_STEP, longest_ctx};
 use crate::plan::{Context, Homes, KvDType, PlanOptions, ResidentLayers, Spill};
-
-/// Contexts that are advised are multiples of this.
-const CTX_STEP: usize = 64;
 
 impl Asked<'_> {
     /// Other options that let a plan be made within the budgets, as one says what to change.
@@ -53,15 +50,8 @@ impl Asked<'_> {
 
     /// The longest context below the one asked for with which there is a plan.
     fn shorter_ctx(&self) -> Option<usize> {
-        let works = |n_steps: usize| self.is_possible(&PlanOptions { ctx_size: Some(n_steps * CTX_STEP), ..self.options.clone() });
-        let (mut enough, mut too_large) = (1, self.options.ctx_size?.div_ceil(CTX_STEP));
-        if too_large <= enough || !works(enough) {
-            return None;
-        }
-        while too_large - enough > 1 {
-            let middle = enough + (too_large - enough) / 2;
-            if works(middle) { enough = middle } else { too_large = middle }
-        }
-        Some(enough * CTX_STEP)
+        let asked = self.options.ctx_size?;
+        let works = |ctx_size: usize| self.is_possible(&PlanOptions { ctx_size: Some(ctx_size), ..self.options.clone() });
+        (asked > CTX_STEP && works(CTX_STEP)).then(|| longest_ctx(asked, works))
     }
 }

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::ModelConfig;
-use crate::model::{Model, Rows, Value, ValueId};
+use crate::model::{Model, ModelConfig, Rows, Value, ValueId};
 use crate::plan::KvDType;
 use crate::units::Bytes;
 

@@ -120,8 +120,7 @@ mod tests {
     use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
     use crate::dtype::DType;
     use crate::kernels::rope_kv::KvDType;
-    use crate::model::{Attention, Value};
-    use crate::model::{ModelConfig, RopeConfig, RopePairs, RopeScaling, families};
+    use crate::model::{Attention, ModelConfig, RopeConfig, RopePairs, RopeScaling, Value, families};
     use crate::weights::{Shard, TensorId, TensorInfo};
 
     /// The residual stream first.

@@ -8,8 +8,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::Checkpoint;
-use crate::model::{Model, Unit, UnitKind};
+use crate::model::{Checkpoint, Model, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::fetch::{Fetch, Reads, Straight};

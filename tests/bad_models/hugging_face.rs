@@ -4,8 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tierflow::model::Checkpoint;
-use tierflow::model::Model;
+use tierflow::model::{Checkpoint, Model};
 use tierflow::platform::IoMode;
 use xtask::models::{LlamaShape, Stored, write_hf};
 

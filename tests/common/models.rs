@@ -3,8 +3,7 @@
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
-use tierflow::model::Model;
-use tierflow::model::{ModelConfig, RopeConfig, RopePairs, RopeScaling, families};
+use tierflow::model::{Model, ModelConfig, RopeConfig, RopePairs, RopeScaling, families};
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, Shard, TensorId, TensorInfo};
 

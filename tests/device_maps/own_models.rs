@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tierflow::device::{Device, MaxMemory};
 use tierflow::dtype::DType;
-use tierflow::model::ModelConfig;
-use tierflow::model::{Model, UnitKind};
+use tierflow::model::{Model, ModelConfig, UnitKind};
 use tierflow::plan::accelerate::{
     Amount, BudgetSource, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, ModuleSizes, ModuleTree, NodeId, NodeKind, Retype,
     calculate_maximum_sizes,

@@ -22,6 +22,9 @@ pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FA
 /// Finds a tensor of some name and shape, or says what is wrong with it.
 pub type Tensors<'a> = dyn Fn(&str, &[u64]) -> Result<TensorId> + 'a;
 
+/// Modules of a layer: see [`Family::layer_modules`].
+type Modules = &'static [(&'static str, &'static str)];
+
 /// A family of models: what its config and its tensors are called, and what its layers compute.
 pub struct Family {
     /// What messages and JSON call it; `model_type` in config.json.
@@ -31,33 +34,16 @@ pub struct Family {
     /// Its `general.architecture` in GGUF files.
     gguf: &'static [&'static str],
     /// What config.json says, by the defaults of transformers' config class.
-    from_json: fn(&Fields<'_>) -> Result<ModelConfig>,
+    pub(super) from_json: fn(&Fields<'_>) -> Result<ModelConfig>,
     /// What GGUF metadata say.
-    from_gguf: fn(&Keys<'_>) -> Result<ModelConfig>,
+    pub(super) from_gguf: fn(&Keys<'_>) -> Result<ModelConfig>,
     /// Its units and their operations; tensor names as Hugging Face checkpoints write them.
-    model: fn(&ModelConfig, &Tensors<'_>) -> Result<Model>,
+    pub(super) model: fn(&ModelConfig, &Tensors<'_>) -> Result<Model>,
     /// What the names of transformers' classes begin with.
     pub class_prefix: &'static str,
-    /// The modules of a layer in transformers, in the order of registration, itself first: what its name ends with, and its class,
-    /// in which `{}` stands for the prefix.
-    pub layer_modules: &'static [(&'static str, &'static str)],
-}
-
-impl Family {
-    /// The model that `config` describes.
-    pub(super) fn model(&self, config: &ModelConfig, tensor: &Tensors<'_>) -> Result<Model> {
-        (self.model)(config, tensor)
-    }
-
-    /// What config.json says.
-    pub(super) fn config_of_json(&self, fields: &Fields<'_>) -> Result<ModelConfig> {
-        (self.from_json)(fields)
-    }
-
-    /// What GGUF metadata say.
-    pub(super) fn config_of_gguf(&self, keys: &Keys<'_>) -> Result<ModelConfig> {
-        (self.from_gguf)(keys)
-    }
+    /// The modules of a layer in transformers, in groups and in the order of registration, itself first: what its name ends with, and
+    /// its class, in which `{}` stands for the prefix.
+    pub layer_modules: &'static [Modules],
 }
 
 impl fmt::Debug for Family {
@@ -138,13 +124,19 @@ fn names_of_all() -> String {
 }
 
 /// The modules of a layer of Llama and what is built like it.
-const DECODER_LAYER: &[(&str, &str)] = &[
+const DECODER_LAYER: &[Modules] = &[ATTENTION, FEED_FORWARD_AND_NORMS];
+
+/// A layer itself, and its attention.
+const ATTENTION: Modules = &[
     ("", "{}DecoderLayer"),
     (".self_attn", "{}Attention"),
     (".self_attn.q_proj", "Linear"),
     (".self_attn.k_proj", "Linear"),
     (".self_attn.v_proj", "Linear"),
     (".self_attn.o_proj", "Linear"),
+];
+
+const FEED_FORWARD_AND_NORMS: Modules = &[
     (".mlp", "{}MLP"),
     (".mlp.gate_proj", "Linear"),
     (".mlp.up_proj", "Linear"),

@@ -1,7 +1,7 @@
 //! Qwen3, the dense models: as Qwen2 without biases, its queries and keys normed head by head before they are turned. Defaults are
 //! those of transformers' `Qwen3Config`.
 
-use super::{Family, llama, qwen2};
+use super::{ATTENTION, FEED_FORWARD_AND_NORMS, Family, llama, qwen2};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairs};
@@ -14,23 +14,7 @@ pub(super) static FAMILY: Family = Family {
     from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairs::Halves)? }),
     model: llama::model,
     class_prefix: "Qwen3",
-    layer_modules: &[
-        ("", "{}DecoderLayer"),
-        (".self_attn", "{}Attention"),
-        (".self_attn.q_proj", "Linear"),
-        (".self_attn.k_proj", "Linear"),
-        (".self_attn.v_proj", "Linear"),
-        (".self_attn.o_proj", "Linear"),
-        (".self_attn.q_norm", "{}RMSNorm"),
-        (".self_attn.k_norm", "{}RMSNorm"),
-        (".mlp", "{}MLP"),
-        (".mlp.gate_proj", "Linear"),
-        (".mlp.up_proj", "Linear"),
-        (".mlp.down_proj", "Linear"),
-        (".mlp.act_fn", "SiLUActivation"),
-        (".input_layernorm", "{}RMSNorm"),
-        (".post_attention_layernorm", "{}RMSNorm"),
-    ],
+    layer_modules: &[ATTENTION, &[(".self_attn.q_norm", "{}RMSNorm"), (".self_attn.k_norm", "{}RMSNorm")], FEED_FORWARD_AND_NORMS],
 };
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {

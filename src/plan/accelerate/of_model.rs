@@ -38,7 +38,7 @@ fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
     add("model.layers".into(), "ModuleList");
     for layer in 0..config.n_layers {
         let layer = format!("model.layers.{layer}");
-        for (member, class) in config.family.layer_modules {
+        for (member, class) in config.family.layer_modules.iter().copied().flatten() {
             add(format!("{layer}{member}"), class);
         }
     }
