@@ -281,6 +281,7 @@ pub(super) async fn answer(
     let prompt = Observed { forwards: prompt, secs: prompt_secs, waited: prompt_waited };
     // The first token comes out of the prompt's own forward.
     let decoded = Observed { forwards: Forwards::of_answer(tokens.len(), n_decoded), secs: decode_secs, waited: decode_waited };
+    let expected = [&prompt, &decoded].map(|observed| (observed, engine.prepared().predict_all(&observed.forwards)));
     let statistics = Statistics {
         n_prompt,
         prompt_secs,
@@ -290,8 +291,8 @@ pub(super) async fn answer(
         first_token_secs: first_token_secs.unwrap_or(prompt_secs),
         prompt: after_prompt,
         all: engine.trace().summary(),
-        predicted: Predicted::of(engine.prepared(), [&prompt, &decoded]),
-        disturbance: Disturbance::of(engine.prepared(), [&prompt, &decoded]),
+        predicted: Predicted::of(engine.prepared(), &expected),
+        disturbance: Disturbance::of(&expected),
         memory: engine.memory_use(),
     };
     // Those that a shift computes once more belong to neither.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::device::Origin;
 use crate::engine::{MemoryUse, Observed, Prepared};
+use crate::plan::Totals;
 use crate::stream::TraceSummary;
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, three_digits};
 
@@ -64,22 +65,21 @@ pub struct Disturbance {
 }
 
 impl Predicted {
-    /// What `prepared` promises for the forwards of a prompt and of an answer.
-    pub fn of(prepared: &Prepared, [prompt, answer]: [&Observed; 2]) -> Predicted {
-        let rate_of = |observed: &Observed| rate(observed.forwards.n_tokens(), prepared.predict_all(&observed.forwards).secs);
+    /// What `prepared` promises for the forwards of a prompt and of an answer, beside which each has its prediction.
+    pub fn of(prepared: &Prepared, [prompt, answer]: &[(&Observed, Totals); 2]) -> Predicted {
+        let rate_of = |(observed, totals): &(&Observed, Totals)| rate(observed.forwards.n_tokens(), totals.secs);
         let forecast = &prepared.forecast.decode;
-        let decode_rate = if answer.forwards.n_tokens() > 0 { rate_of(answer) } else { forecast.tokens_per_sec() };
+        let decode_rate = if answer.0.forwards.n_tokens() > 0 { rate_of(answer) } else { forecast.tokens_per_sec() };
         Predicted { prompt_rate: rate_of(prompt), decode_rate, rates: forecast.rates }
     }
 }
 
 impl Disturbance {
-    /// Of a run with these forwards; `None` where the system does not tell.
-    pub fn of(prepared: &Prepared, [prompt, answer]: [&Observed; 2]) -> Option<Disturbance> {
-        let (prompt_waited, decode_waited) = (prompt.waited?, answer.waited?);
-        let rate_of = |observed: &Observed, waited| {
-            let Observed { forwards, secs, .. } = observed;
-            rate(forwards.n_tokens(), prepared.predict_all(forwards).undisturbed(*secs, waited))
+    /// Of a run with these forwards, each beside its prediction; `None` where the system does not tell.
+    pub fn of([prompt, answer]: &[(&Observed, Totals); 2]) -> Option<Disturbance> {
+        let (prompt_waited, decode_waited) = (prompt.0.waited?, answer.0.waited?);
+        let rate_of = |(observed, totals): &(&Observed, Totals), waited| {
+            rate(observed.forwards.n_tokens(), totals.undisturbed(observed.secs, waited))
         };
         let (prompt_rate, decode_rate) = (rate_of(prompt, prompt_waited), rate_of(answer, decode_waited));
         Some(Disturbance { prompt_waited, decode_waited, prompt_rate, decode_rate })
