@@ -7,7 +7,8 @@ use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
 use tierflow::kernels::attention::AttentionForm;
-use tierflow::kernels::{Binding, attention, matmul, rms_norm, rope_kv, swiglu, top_k};
+use tierflow::kernels::{Binding, attention, glu, matmul, rms_norm, rope_kv, top_k};
+use tierflow::model::Activation;
 use tierflow::units::Bytes;
 
 /// Runs per figure; the best is printed, since other work only ever adds time.
@@ -99,15 +100,15 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
     let (read, write) = (Binding::whole(&big), Binding::whole(&result));
     let mut arena = pollster::block_on(ParamsArena::new(gpu, 1))?;
 
-    let params = rms_norm::Params { n_rows: 1, hidden_size: 576, epsilon: 1e-5 };
+    let params = rms_norm::Params { n_rows: 1, hidden_size: 576, epsilon: 1e-5, weight_offset: 0.0 };
     arena.push(gpu, &params)?;
     let dispatch = rms_norm::prepare(gpu, arena.buffer(), &params, rms_norm::Bindings { input: read, weight: read, output: write })?;
     report("rms_norm 576", time(gpu, &arena, &dispatch)?);
 
     arena.clear();
-    let params = swiglu::Params { n_values: 1536 };
+    let params = glu::Params { n_values: 1536 };
     arena.push(gpu, &params)?;
-    let dispatch = swiglu::prepare(gpu, arena.buffer(), &params, swiglu::Bindings { gate: read, up: read, output: write })?;
+    let dispatch = glu::prepare(gpu, arena.buffer(), &params, Activation::Silu, glu::Bindings { gate: read, up: read, output: write })?;
     report("swiglu 1536", time(gpu, &arena, &dispatch)?);
 
     for (kv_len, n_tokens) in [(256, 1), (2048, 1), (256, 256), (2048, 256)] {
@@ -122,6 +123,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             window: 0,
             scale: 0.125,
             kv_dtype: rope_kv::KvDType::F16 as u32,
+            softcap: 0.0,
         };
         arena.push(gpu, &params)?;
         let tokens: Vec<rope_kv::Token> = (0..n_tokens).map(|t| rope_kv::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();

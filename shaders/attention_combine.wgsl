@@ -18,6 +18,7 @@ struct Params {
     window: u32, // positions that a token sees, its own included; 0: all
     scale: f32,
     kv_dtype: u32,
+    softcap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -16,6 +16,7 @@ struct Params {
     window: u32,
     scale: f32,
     kv_dtype: u32,
+    softcap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -25,6 +25,7 @@ struct Params {
     window: u32, // positions that a token sees, its own included; 0: all
     scale: f32,
     kv_dtype: u32, // chosen at pipeline creation, as KV_F16
+    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -35,6 +36,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> mixed: array<vec4<f32>>;
 
 override KV_F16: bool = false;
+override HAS_SOFTCAP: bool = false;
 override HEADS: u32 = 1u;  // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override OCTETS: u32 = 8u; // head_size / 8; HEADS * OCTETS is at most 64
 override IS_SPLIT: bool = false;
@@ -109,6 +111,11 @@ fn score_octets(row: u32, first: u32) {
     }
 }
 
+// Beyond 15, tanh is 1 in f32, and some drivers make it NaN.
+fn capped(x: vec4<f32>) -> vec4<f32> {
+    return params.softcap * tanh(clamp(x / params.softcap, vec4<f32>(-15.0), vec4<f32>(15.0)));
+}
+
 // Adds the values of one cached row in these shares to the sums.
 fn add_row(row: u32, lane: u32, shares: vec4<f32>) {
     for (var round = 0u; round < rounds(); round++) {
@@ -178,6 +185,9 @@ fn main(
         score_octets(own_row, 20u);
         score_octets(own_row, 24u);
         score_octets(own_row, 28u);
+        if HAS_SOFTCAP {
+            scores = capped(scores);
+        }
         var shares = vec4<f32>(0.0);
         for (var h = 0u; h < HEADS; h++) {
             let maximum = max(maxima[h], subgroupMax(scores[h]));

@@ -26,6 +26,7 @@ struct Params {
     window: u32, // positions that a token sees, its own included; 0: all
     scale: f32,
     kv_dtype: u32, // chosen at pipeline creation, as KV_F16
+    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -36,6 +37,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> mixed: array<vec4<f32>>;
 
 override KV_F16: bool = false;
+override HAS_SOFTCAP: bool = false;
 override HEADS: u32 = 1u;  // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override OCTETS: u32 = 8u; // head_size / 8; HEADS * OCTETS is at most 32
 
@@ -140,6 +142,11 @@ fn score_round(row: u32, lane: u32, first: u32) {
     }
 }
 
+// Beyond 15, tanh is 1 in f32, and some drivers make it NaN.
+fn capped(x: vec4<f32>) -> vec4<f32> {
+    return params.softcap * tanh(clamp(x / params.softcap, vec4<f32>(-15.0), vec4<f32>(15.0)));
+}
+
 // Loads the block's values and scores it: the rows from `row` on; past `last_row` that one is repeated.
 fn load_block(row: u32, last_row: u32, lane: u32) {
     for (var j = 0u; j < BLOCK; j++) {
@@ -149,6 +156,9 @@ fn load_block(row: u32, last_row: u32, lane: u32) {
         score_round(own_row, lane, 8u);
         score_round(own_row, lane, 16u);
         score_round(own_row, lane, 24u);
+        if HAS_SOFTCAP {
+            row_scores = capped(row_scores);
+        }
         for (var h = 0u; h < HEADS; h++) {
             scores[h][j] = row_scores[h];
         }

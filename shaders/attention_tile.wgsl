@@ -22,6 +22,7 @@ struct Params {
     window: u32, // positions that a token sees, its own included; 0: all
     scale: f32,
     kv_dtype: u32, // chosen at pipeline creation, as KV_F16
+    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -32,6 +33,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> mixed: array<vec4<f32>>;
 
 override KV_F16: bool = false;
+override HAS_SOFTCAP: bool = false;
 override SPLIT: u32 = 1u;  // lanes of a row: head_size / 32, rounded up
 override BLOCK: u32 = 16u; // at most MAX_BLOCK; BLOCK * head_size is at most 2048
 
@@ -172,6 +174,10 @@ fn main(
                 var score = 0.0;
                 for (var part = 0u; part < SPLIT; part++) {
                     score += scores[p * LANES + part * rows + lane % rows];
+                }
+                if HAS_SOFTCAP {
+                    // Beyond, tanh is 1 in f32, and some drivers make it NaN.
+                    score = params.softcap * tanh(clamp(score / params.softcap, -15.0, 15.0));
                 }
                 shares[p] = score;
                 new_maximum = select(new_maximum, max(new_maximum, score), sees(sight, position + p));

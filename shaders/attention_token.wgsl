@@ -23,6 +23,7 @@ struct Params {
     window: u32, // positions that a token sees, its own included; 0: all
     scale: f32,
     kv_dtype: u32, // chosen at pipeline creation, as KV_F16
+    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,6 +34,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> mixed: array<vec4<f32>>;
 
 override KV_F16: bool = false;
+override HAS_SOFTCAP: bool = false;
 override LANES: u32 = 64u;    // at most 64
 override HEADS: u32 = 1u;     // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override POSITIONS: u32 = 1u; // positions of a lane, at most 4
@@ -96,6 +98,12 @@ fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
                 let low = add_products(keys.low, scaled_query[place], scores[h * POSITIONS + p]);
                 scores[h * POSITIONS + p] = add_products(keys.high, scaled_query[place + 1u], low);
             }
+        }
+    }
+    if HAS_SOFTCAP {
+        for (var s = 0u; s < HEADS * POSITIONS; s++) {
+            // Beyond, tanh is 1 in f32, and some drivers make it NaN.
+            scores[s] = params.softcap * tanh(clamp(scores[s] / params.softcap, -15.0, 15.0));
         }
     }
     return scores;

@@ -1,4 +1,4 @@
-// output[r, i] = input[r, i] / sqrt(mean over j of input[r, j]^2 + epsilon) * weight[i]
+// output[r, i] = input[r, i] / sqrt(mean over j of input[r, j]^2 + epsilon) * (weight[i] + weight_offset)
 //
 // params  one per dispatch
 // input   [n_rows, hidden_size] f32
@@ -11,6 +11,7 @@ struct Params {
     n_rows: u32,
     hidden_size: u32,
     epsilon: f32,
+    weight_offset: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -50,6 +51,6 @@ fn main(
         return;
     }
     for (var i = lane; i < params.hidden_size; i += LANES) {
-        output[begin + i] = input[begin + i] * scale * weight[i];
+        output[begin + i] = input[begin + i] * scale * (weight[i] + params.weight_offset);
     }
 }

@@ -2,7 +2,7 @@
 // b * cos + a * sin)), queries in place, and writes keys and values into the caches: cache[seq, h, position, :] = rows[t, h, :].
 //
 // params       one per dispatch
-// cos_sin      [n_tokens, head_size / 2] of (cos, sin), made on the host for each token's position
+// cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key
@@ -10,7 +10,8 @@
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
 //
-// One invocation per four values of a head: two pairs, which are whole words of a cache. The keys and values of a token outside
+// One invocation per four values of a head: two pairs, which are whole words of a cache. What lies behind a head's first rotary_size
+// values stays as it is; with n_heads = 0 there are no queries to turn. The keys and values of a token outside
 // the cache are dropped.
 
 struct Params {
@@ -21,7 +22,8 @@ struct Params {
     n_seqs: u32,
     kv_capacity: u32,
     kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    pairing: u32,  // 0: i with i + head_size / 2; 1: 2 i with 2 i + 1
+    pairing: u32,  // 0: i with i + rotary_size / 2; 1: 2 i with 2 i + 1
+    rotary_size: u32, // a multiple of 4
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -44,8 +46,8 @@ struct Place {
 }
 
 fn place_of(quad: u32) -> Place {
-    if params.pairing == HALVES {
-        return Place(quad * 2u, quad * 2u + params.head_size / 2u);
+    if params.pairing == HALVES && quad * 4u < params.rotary_size {
+        return Place(quad * 2u, quad * 2u + params.rotary_size / 2u);
     }
     return Place(quad * 4u, quad * 4u + 2u);
 }
@@ -99,7 +101,11 @@ fn main(
     let row = index / n_quads % n_rows;
     let t = index / n_quads / n_rows;
     let place = place_of(quad);
-    let turns = vec4<f32>(cos_sin[(t * n_quads + quad) * 2u], cos_sin[(t * n_quads + quad) * 2u + 1u]);
+    var turns = vec4<f32>(1.0, 0.0, 1.0, 0.0);
+    if quad * 4u < params.rotary_size {
+        let two = t * (params.rotary_size / 4u) + quad;
+        turns = vec4<f32>(cos_sin[two * 2u], cos_sin[two * 2u + 1u]);
+    }
     if row < params.n_heads {
         let begin = (t * params.n_heads + row) * params.head_size;
         let first = begin + place.first;

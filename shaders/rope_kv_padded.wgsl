@@ -2,7 +2,7 @@
 // written has rows of whole octets, as attention reads them, and zeros behind each head.
 //
 // params       one per dispatch
-// cos_sin      [n_tokens, head_size / 2] of (cos, sin), made on the host for each token's position
+// cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key
@@ -22,7 +22,8 @@ struct Params {
     n_seqs: u32,
     kv_capacity: u32,
     kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    pairing: u32,  // 0: i with i + head_size / 2; 1: 2 i with 2 i + 1
+    pairing: u32,  // 0: i with i + rotary_size / 2; 1: 2 i with 2 i + 1
+    rotary_size: u32, // even
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -47,7 +48,10 @@ struct Turn {
 }
 
 fn turn_of(t: u32, i: u32) -> Turn {
-    let n_pairs = params.head_size / 2u;
+    if i >= params.rotary_size {
+        return Turn(i, 1.0, 0.0);
+    }
+    let n_pairs = params.rotary_size / 2u;
     var pair = i / 2u;
     var is_first = i % 2u == 0u;
     var distance = 1u;

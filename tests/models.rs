@@ -4,6 +4,8 @@
 //! `expected.json`: `{"cases": [{"prompt": [ids], "last_logits": [floats], "greedy": [ids]}]}`.
 
 mod common;
+#[path = "common/families.rs"]
+mod families;
 #[path = "common/reference.rs"]
 mod reference;
 
@@ -188,6 +190,23 @@ fn made_models_answer_as_the_reference_does() {
 fn models_of_others_answer_as_they_say() {
     let Some(root) = std::env::var_os("TIERFLOW_TEST_MODELS") else { return };
     assert!(check_folders(Path::new(&root)) > 0, "TIERFLOW_TEST_MODELS holds no folder with an expected.json");
+}
+
+/// As folders and as GGUF files, on the host, on a GPU, and streamed there.
+#[test]
+fn every_family_answers_as_transformers_does() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut n_written, mut families) = (0, std::collections::BTreeSet::new());
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families")).unwrap() {
+        let path = entry.unwrap().path();
+        let golden: families::Golden = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        n_written += golden.write(root.path(), name);
+        families.insert(Checkpoint::open(&root.path().join(name), IoMode::Pread).unwrap().config.family.name);
+    }
+    let all: std::collections::BTreeSet<&str> = tierflow::model::families::FAMILIES.iter().map(|family| family.name).collect();
+    assert_eq!(families, all, "each family has a golden");
+    assert_eq!(check_folders(root.path()), n_written);
 }
 
 /// Both formats hold the same weights, so they give the same logits, up to the order of sums in the rotary embedding.

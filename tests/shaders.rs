@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::mem::offset_of;
 
 use tierflow::gpu::{Access, KernelSource};
-use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv, swiglu, top_k};
+use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, top_k};
 use wgpu::naga;
 
 /// WebGPU's guarantee per stage.
@@ -29,17 +29,21 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "matmul_vec" | "matmul_tile" | "matmul_subgroup" | "matmul_odd" => {
             members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
         }
-        "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon),
-        "rope_kv" | "rope_kv_padded" => members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing),
+        "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon, weight_offset),
+        "rope" => members!(rope: n_tokens, n_heads, head_size, rotary_size, pairing),
+        "rope_kv" | "rope_kv_padded" => {
+            members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size)
+        }
         "attention_token"
         | "attention_tile"
         | "attention_subgroup"
         | "attention_subgroup_tile"
         | "attention_combine"
         | "attention_compact" => {
-            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype)
+            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap)
         }
-        "swiglu" => members!(swiglu: n_values),
+        "glu" => members!(glu: n_values),
+        "map" => members!(map: n_values, number),
         "add" => members!(add: n_values),
         "add_bias" => members!(add_bias: n_tokens, width),
         "gather_rows" => members!(gather_rows: n_rows, n_input_rows, width),

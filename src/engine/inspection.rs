@@ -88,7 +88,7 @@ impl<'a> Inspection<'a> {
         let stored = |unit: &Unit| -> Bytes { unit.matrices().map(|id| catalog[id].size_bytes).sum() };
         let largest_unit = model.units.iter().max_by_key(|unit| stored(unit));
         let largest_tensor = catalog.tensors.iter().max_by_key(|tensor| tensor.size_bytes);
-        let kv = [KvDType::F32, KvDType::F16].map(|dtype| (dtype.to_string(), kv_bytes_per_position(&model.config, KvCache::Gpu(dtype))));
+        let kv = [KvDType::F32, KvDType::F16].map(|dtype| (dtype.to_string(), kv_bytes_per_position(model, KvCache::Gpu(dtype))));
         Inspection {
             schema: "tierflow.inspect/1",
             path: &checkpoint.path,

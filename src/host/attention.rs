@@ -3,6 +3,7 @@
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use super::elementwise::softcap;
 use super::exp::exp;
 use crate::kernels::attention::{Params, visible};
 use crate::kernels::rope_kv::Token;
@@ -121,7 +122,14 @@ impl Attention<'_> {
         (self.simd.dots)(head_size, &self.caches.0[cached.clone()], &scratch.query, &mut scratch.scores);
         for (scores, range) in scratch.scores.chunks_exact_mut(n_in_group * (end - begin)).zip(ranges()) {
             for scores in scores.chunks_exact_mut(end - begin) {
-                shares(scores, range.start.max(begin) - begin..range.end.max(begin) - begin, self.params.scale);
+                let visible = range.start.max(begin) - begin..range.end.max(begin) - begin;
+                if self.params.softcap > 0.0 {
+                    scores.iter_mut().for_each(|score| *score *= self.params.scale);
+                    softcap(self.params.softcap, scores);
+                    shares(scores, visible, 1.0);
+                } else {
+                    shares(scores, visible, self.params.scale);
+                }
             }
         }
         (self.simd.weighted_sums)(head_size, &self.caches.1[cached], &scratch.scores, &mut scratch.sums);

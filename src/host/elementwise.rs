@@ -4,7 +4,8 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::exp::exp;
-use crate::kernels::{rms_norm as norm, rope_kv};
+use crate::kernels::{rms_norm as norm, rope};
+use crate::model::{Activation, Function};
 
 /// Values from which on a second thread pays: waking it takes a few microseconds, about what these take.
 pub(super) const MIN_PARALLEL_VALUES: usize = 16_384;
@@ -19,7 +20,7 @@ pub fn rms_norm(params: &norm::Params, input: &[f32], weight: &[f32], output: &m
     in_parts(hidden_size, &mut output[..n_values], &input[..n_values], |output, input| {
         let scale = 1.0 / (sum_of_squares(input) / hidden_size as f32 + params.epsilon).sqrt();
         for ((output, input), weight) in output.iter_mut().zip(input).zip(weight) {
-            *output = input * scale * weight;
+            *output = input * scale * (weight + params.weight_offset);
         }
     });
 }
@@ -33,24 +34,31 @@ fn sum_of_squares(values: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
 }
 
-/// Rotary embedding in place: [`rope_kv::turn`]. `cos_sin` is `[n_tokens, head_size / 2, 2]`, `values` `[n_tokens, n_heads, head_size]`.
-pub fn rope(params: &rope_kv::Params, n_heads: u32, cos_sin: &[f32], values: &mut [f32]) {
-    let (n_tokens, head_size) = (params.n_tokens as usize, params.head_size as usize);
-    let row_len = n_heads as usize * head_size;
-    let rows = &mut values[..n_tokens * row_len];
-    if rows.len() <= MIN_PARALLEL_VALUES {
-        return rope_kv::turn(params, n_heads, cos_sin, rows);
+/// Rotary embedding in place: [`rope::reference`]. `cos_sin` is `[n_tokens, rotary_size / 2, 2]`, `values` `[n_tokens, n_heads, head_size]`.
+pub fn rope(params: &rope::Params, cos_sin: &[f32], values: &mut [f32]) {
+    let row_len = (params.n_heads * params.head_size) as usize;
+    let rows = &mut values[..params.n_tokens as usize * row_len];
+    if rows.len() <= MIN_PARALLEL_VALUES || params.rotary_size == 0 {
+        return rope::reference(params, cos_sin, rows);
     }
-    rows.par_chunks_exact_mut(row_len).zip(cos_sin.par_chunks_exact(head_size)).for_each(|(row, cos_sin)| {
-        rope_kv::turn(params, n_heads, cos_sin, row);
+    rows.par_chunks_exact_mut(row_len).zip(cos_sin.par_chunks_exact(params.rotary_size as usize)).for_each(|(row, cos_sin)| {
+        rope::reference(params, cos_sin, row);
     });
 }
 
-/// `output[i] = silu(gate[i]) · up[i]`, as `kernels::swiglu::reference` has it up to the roundings of the exponential function.
-pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
+/// `output[i] = activation(gate[i]) · up[i]`, as `kernels::glu::reference` has it up to the roundings of the exponential function.
+pub fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32]) {
+    match activation {
+        Activation::Silu => glu_of(|x| x / (1.0 + exp(-x)), gate, up, output),
+        // (1 + tanh(u)) / 2 = 1 / (1 + exp(−2u)), and 2 · √(2/π) = 1.5957691.
+        Activation::GeluTanh => glu_of(|x| x / (1.0 + exp(-1.595_769_2 * (x + 0.044_715 * x * x * x))), gate, up, output),
+    }
+}
+
+fn glu_of(activated: impl Fn(f32) -> f32 + Sync, gate: &[f32], up: &[f32], output: &mut [f32]) {
     let part = |output: &mut [f32], gate: &[f32], up: &[f32]| {
         for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
-            *output = gate / (1.0 + exp(-gate)) * up;
+            *output = activated(*gate) * up;
         }
     };
     if output.len() <= MIN_PARALLEL_VALUES {
@@ -58,6 +66,20 @@ pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
     }
     let parts = gate.par_chunks(MIN_PARALLEL_VALUES).zip(up.par_chunks(MIN_PARALLEL_VALUES));
     output.par_chunks_mut(MIN_PARALLEL_VALUES).zip(parts).for_each(|(output, (gate, up))| part(output, gate, up));
+}
+
+/// `target[i] = function(target[i])`, as `kernels::map::reference` has it up to the roundings of the exponential function.
+pub fn map(function: Function, target: &mut [f32]) {
+    match function {
+        Function::Scale(factor) => target.iter_mut().for_each(|value| *value *= factor),
+        Function::Softcap(cap) if target.len() <= MIN_PARALLEL_VALUES => softcap(cap, target),
+        Function::Softcap(cap) => target.par_chunks_mut(MIN_PARALLEL_VALUES).for_each(|part| softcap(cap, part)),
+    }
+}
+
+/// `cap · tanh(x / cap)` of all values: tanh(y) = 1 − 2 / (1 + exp(2y)).
+pub(super) fn softcap(cap: f32, values: &mut [f32]) {
+    values.iter_mut().for_each(|value| *value = cap - 2.0 * cap / (1.0 + exp(2.0 / cap * *value)));
 }
 
 /// `target[i] += input[i]`: `kernels::add::reference`.
@@ -76,10 +98,9 @@ fn in_parts(part_len: usize, output: &mut [f32], input: &[f32], part: impl Fn(&m
 
 #[cfg(test)]
 mod tests {
-    use bytemuck::Zeroable;
-
     use super::*;
-    use crate::kernels::swiglu as gated;
+    use crate::kernels::glu as gated;
+    use crate::kernels::map as mapped;
 
     /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
     const TOLERANCE: f32 = 1e-6;
@@ -100,22 +121,32 @@ mod tests {
             let hidden_size = 70;
             let (input, other) = (values(n_rows * hidden_size, 0.13), values(n_rows * hidden_size, 0.41));
             let (mut output, mut expected) = (vec![f32::NAN; input.len()], vec![f32::NAN; input.len()]);
-            let params = norm::Params { n_rows: n_rows as u32, hidden_size: hidden_size as u32, epsilon: 1e-5 };
+            let params = norm::Params { n_rows: n_rows as u32, hidden_size: hidden_size as u32, epsilon: 1e-5, weight_offset: 1.0 };
             rms_norm(&params, &input, &other[..hidden_size], &mut output);
             norm::reference(&params, &input, &other[..hidden_size], &mut expected);
             assert_close(&output, &expected);
 
-            swiglu(&input, &other, &mut output);
-            gated::reference(&gated::Params { n_values: input.len() as u32 }, &input, &other, &mut expected);
-            assert_close(&output, &expected);
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                glu(activation, &input, &other, &mut output);
+                gated::reference(&gated::Params { n_values: input.len() as u32 }, activation, &input, &other, &mut expected);
+                assert_close(&output, &expected);
+            }
+            for function in [Function::Scale(0.3), Function::Softcap(2.0)] {
+                output.copy_from_slice(&input);
+                expected.copy_from_slice(&input);
+                map(function, &mut output);
+                mapped::reference(function, &mut expected);
+                assert_close(&output, &expected);
+            }
 
-            let sizes = rope_kv::Params { n_tokens: n_rows as u32, n_heads: 7, head_size: 10, ..Zeroable::zeroed() };
-            let params = rope_kv::Params { pairing: rope_kv::Pairing::Halves as u32, ..sizes };
-            output.copy_from_slice(&input);
-            expected.copy_from_slice(&input);
-            rope(&params, params.n_heads, &other, &mut output);
-            rope_kv::turn(&params, params.n_heads, &other, &mut expected);
-            assert_eq!(output, expected);
+            for rotary_size in [10, 6] {
+                let params = rope::Params { n_tokens: n_rows as u32, n_heads: 7, head_size: 10, rotary_size, pairing: 0 };
+                output.copy_from_slice(&input);
+                expected.copy_from_slice(&input);
+                rope(&params, &other, &mut output);
+                rope::reference(&params, &other, &mut expected);
+                assert_eq!(output, expected);
+            }
 
             add(&other, &mut output);
             assert!(output.iter().zip(&expected).zip(&other).all(|((sum, a), b)| *sum == a + b));

@@ -11,7 +11,7 @@ mod product;
 mod quantise;
 
 pub use attention::attention;
-pub use elementwise::{add, rms_norm, rope, swiglu};
+pub use elementwise::{add, glu, map, rms_norm, rope};
 pub use input::{Input, InputForm, Operand};
 pub use product::{Part, multiply, multiply_all};
 

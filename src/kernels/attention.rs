@@ -1,5 +1,6 @@
 //! Causal attention over the caches of `rope_kv`, with grouped queries and an optional window:
-//! `mixed[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context.
+//! `mixed[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
+//! each score `x` is `cap · tanh(x / cap)`.
 //! Chooses the kernel by the tokens and the adapter; holds the one reference of all forms.
 
 use bytemuck::{Pod, Zeroable};
@@ -39,6 +40,8 @@ pub struct Params {
     pub scale: f32,
     /// A [`super::rope_kv::KvDType`] as a number.
     pub kv_dtype: u32,
+    /// The cap of scores; 0 for none.
+    pub softcap: f32,
 }
 
 impl Params {
@@ -54,6 +57,7 @@ impl Params {
             window: attention.window.unwrap_or(0) as u32,
             scale: attention.scale,
             kv_dtype: batch.kv_dtype as u32,
+            softcap: attention.softcap.unwrap_or(0.0),
         }
     }
 }
@@ -203,6 +207,11 @@ pub fn parts_bytes(params: &Params) -> u64 {
     if parts > 1 { f32_bytes(&[params.n_tokens, params.n_heads, parts, params.head_size.saturating_add(4)]) } else { 0 }
 }
 
+/// The override constant of all forms that says whether scores are capped.
+pub(super) fn softcap_constant(params: &Params) -> (&'static str, f64) {
+    ("HAS_SOFTCAP", f64::from(u8::from(params.softcap > 0.0)))
+}
+
 /// Override constants of the forms that attend in parts.
 pub(super) fn part_constants(params: &Params) -> [(&'static str, f64); 2] {
     let is_split = n_parts(params) > 1;
@@ -271,8 +280,9 @@ pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize
     let first_row = (token.seq as usize * params.n_kv_heads as usize + kv_head) * params.kv_capacity as usize;
     let row_at = |position: usize| (first_row + position) * query.len()..(first_row + position + 1) * query.len();
     let positions = visible(params, token);
-    let scores: Vec<f32> =
-        positions.clone().map(|position| params.scale * super::matmul::dot(query, &caches.0[row_at(position)])).collect();
+    let score = |position: usize| params.scale * super::matmul::dot(query, &caches.0[row_at(position)]);
+    let capped = |score: f32| if params.softcap > 0.0 { params.softcap * (score / params.softcap).tanh() } else { score };
+    let scores: Vec<f32> = positions.clone().map(|position| capped(score(position))).collect();
     let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     mixed.fill(0.0);
     let mut total = 0.0;
@@ -295,7 +305,7 @@ mod tests {
 
     fn params(n_tokens: u32) -> Params {
         let (n_heads, n_kv_heads, head_size) = (9, 3, 64);
-        Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs: 1, kv_capacity: 512, window: 0, scale: 0.125, kv_dtype: 1 }
+        Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs: 1, kv_capacity: 512, window: 0, scale: 0.125, kv_dtype: 1, softcap: 0.0 }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Attention of each token for itself, on any adapter. Params, bindings and reference are in `attention`.
 
-use super::attention::{Bindings, Params, Target, heads_together, n_parts, needed, part_constants};
+use super::attention::{Bindings, Params, Target, heads_together, n_parts, needed, part_constants, softcap_constant};
 use super::{ATTENTION_TOKEN, dispatch, fold, is_software};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -22,6 +22,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         ("POSITIONS", f64::from(shape.positions)),
         ("OCTETS", f64::from(octets)),
         ("SHARERS", f64::from((shape.lanes / octets).max(1))),
+        softcap_constant(params),
         is_split,
         part_positions,
     ];

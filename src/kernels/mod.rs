@@ -12,15 +12,17 @@ pub mod attention_subgroup;
 pub mod attention_tile;
 pub mod attention_token;
 pub mod gather_rows;
+pub mod glu;
+pub mod map;
 pub mod matmul;
 pub mod matmul_odd;
 pub mod matmul_subgroup;
 pub mod matmul_tile;
 pub mod matmul_vec;
 pub mod rms_norm;
+pub mod rope;
 pub mod rope_kv;
 pub mod rope_kv_padded;
-pub mod swiglu;
 pub mod top_k;
 
 use crate::device::AdapterKind;
@@ -87,7 +89,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The forms of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 24] = [
+pub static KERNELS: [&KernelSource; 26] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -99,6 +101,7 @@ pub static KERNELS: [&KernelSource; 24] = [
     &MATMUL_SUBGROUP[2],
     &MATMUL_ODD,
     &RMS_NORM,
+    &ROPE,
     &ROPE_KV,
     &ROPE_KV_PADDED,
     &ATTENTION_TOKEN,
@@ -107,7 +110,8 @@ pub static KERNELS: [&KernelSource; 24] = [
     &ATTENTION_SUBGROUP_TILE,
     &ATTENTION_COMBINE,
     &ATTENTION_COMPACT,
-    &SWIGLU,
+    &GLU,
+    &MAP,
     &ADD,
     &ADD_BIAS,
     &GATHER_ROWS,
@@ -145,6 +149,7 @@ static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgrou
 static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
+static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("heads", Write)]);
 static ROPE_KV: KernelSource = row::<rope_kv::Params>(
     "rope_kv",
     wgsl!("rope_kv"),
@@ -174,7 +179,8 @@ static ATTENTION_COMBINE: KernelSource =
     row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("mixed", Write)]);
 static ATTENTION_COMPACT: KernelSource =
     row::<attention::Params>("attention_compact", wgsl!("attention_compact"), &[("padded", Read), ("mixed", Write)]);
-static SWIGLU: KernelSource = row::<swiglu::Params>("swiglu", wgsl!("swiglu"), &[("gate", Read), ("up", Read), ("output", Write)]);
+static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu"), &[("gate", Read), ("up", Read), ("output", Write)]);
+static MAP: KernelSource = row::<map::Params>("map", wgsl!("map"), &[("target_values", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
 static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);
 static GATHER_ROWS: KernelSource =

@@ -1,4 +1,4 @@
-//! Root-mean-square norm: `output[r, i] = input[r, i] / sqrt(mean_j input[r, j]² + epsilon) · weight[i]`.
+//! Root-mean-square norm: `output[r, i] = input[r, i] / sqrt(mean_j input[r, j]² + epsilon) · (weight[i] + weight_offset)`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -17,13 +17,20 @@ pub struct Params {
     pub hidden_size: u32,
     /// Added to the mean square.
     pub epsilon: f32,
+    /// Added to each weight.
+    pub weight_offset: f32,
 }
 
 impl Params {
     /// Those of `norm`, whose input is `input`.
     pub fn of(norm: &RmsNorm, input: &Value, batch: &BatchShape) -> Params {
         let n_groups = (input.width / norm.group_size) as u32;
-        Params { n_rows: batch.rows_of(input) * n_groups, hidden_size: norm.group_size as u32, epsilon: norm.epsilon }
+        Params {
+            n_rows: batch.rows_of(input) * n_groups,
+            hidden_size: norm.group_size as u32,
+            epsilon: norm.epsilon,
+            weight_offset: norm.weight_offset,
+        }
     }
 }
 
@@ -58,7 +65,7 @@ pub fn reference(params: &Params, input: &[f32], weight: &[f32], output: &mut [f
         let sum: f32 = input.iter().map(|x| x * x).sum();
         let scale = 1.0 / (sum / hidden_size as f32 + params.epsilon).sqrt();
         for i in 0..hidden_size {
-            output[i] = input[i] * scale * weight[i];
+            output[i] = input[i] * scale * (weight[i] + params.weight_offset);
         }
     }
 }

@@ -3,10 +3,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::rope;
 use super::{BatchShape, Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::{RopeKv, RopePairs};
+use crate::model::{Rope, StoreKv};
 
 /// How a cache stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,16 +50,6 @@ impl Token {
     }
 }
 
-/// Which values of a head turn together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Pairing {
-    /// `i` with `i + head_size / 2` (Hugging Face).
-    Halves = 0,
-    /// `2i` with `2i + 1` (the paper, and GGUF's Llama weights).
-    Neighbours = 1,
-}
-
 /// Params of the shader.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -77,34 +68,39 @@ pub struct Params {
     pub kv_capacity: u32,
     /// A [`KvDType`] as a number.
     pub kv_dtype: u32,
-    /// A [`Pairing`] as a number.
+    /// A [`rope::Pairing`] as a number.
     pub pairing: u32,
+    /// Values of a head that turn, from the first on: a multiple of 4, at most `head_size`.
+    pub rotary_size: u32,
 }
 
 impl Params {
-    /// Those of `rope`; its heads as they are.
-    pub fn of(rope: &RopeKv, batch: &BatchShape) -> Params {
-        let pairing = match rope.pairs {
-            RopePairs::Halves => Pairing::Halves,
-            RopePairs::Neighbours => Pairing::Neighbours,
-        };
+    /// Those of `store`; its heads as they are. `query`: how queries turn, and keys with them, on the way.
+    pub fn of(store: &StoreKv, query: Option<&Rope>, batch: &BatchShape) -> Params {
         Params {
             n_tokens: batch.n_tokens,
-            n_heads: rope.n_heads as u32,
-            n_kv_heads: rope.n_kv_heads as u32,
-            head_size: rope.head_size as u32,
+            n_heads: query.map_or(0, |query| query.n_heads as u32),
+            n_kv_heads: store.n_kv_heads as u32,
+            head_size: store.head_size as u32,
             n_seqs: batch.n_seqs,
             kv_capacity: batch.kv_capacity,
             kv_dtype: batch.kv_dtype as u32,
-            pairing: pairing as u32,
+            pairing: query.map_or(0, |query| rope::Pairing::from(query.pairs) as u32),
+            rotary_size: query.map_or(0, |query| query.rotary_size as u32),
         }
+    }
+
+    /// The rotation of rows of so many heads.
+    pub fn rope(&self, n_heads: u32) -> rope::Params {
+        let Params { n_tokens, head_size, rotary_size, pairing, .. } = *self;
+        rope::Params { n_tokens, n_heads, head_size, rotary_size, pairing }
     }
 }
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]
 pub struct Bindings<'a> {
-    /// `[n_tokens, head_size / 2, 2]`: cosine and sine of each pair's angle.
+    /// `[n_tokens, rotary_size / 2, 2]`: cosine and sine of each pair's angle.
     pub cos_sin: Binding<'a>,
     /// `[n_tokens]` of [`Token`].
     pub tokens: Binding<'a>,
@@ -125,13 +121,14 @@ pub struct Bindings<'a> {
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is no multiple of 4.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing } = *params;
-    require(gpu, ROPE_KV.stem, head_size.is_multiple_of(4) && pairing < 2, "head_size is no multiple of 4, or the pairing unknown")?;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size } = *params;
+    let is_whole = head_size.is_multiple_of(4) && rotary_size.is_multiple_of(4) && rotary_size <= head_size;
+    require(gpu, ROPE_KV.stem, is_whole && pairing < 2, "head_size or rotary_size is no multiple of 4, or the pairing unknown")?;
     let in_word = checked_dtype(gpu, ROPE_KV.stem, kv_dtype, head_size)?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
     let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);
     let needed = [
-        (bindings.cos_sin, f32_bytes(&[n_tokens, head_size])),
+        (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
         (bindings.key, rows),
         (bindings.value, rows),
@@ -166,24 +163,9 @@ pub struct Values<'a> {
 
 /// CPU twin of `shaders/rope_kv.wgsl`.
 pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Values<'_>) {
-    turn(params, params.n_heads, cos_sin, values.query);
-    turn(params, params.n_kv_heads, cos_sin, values.key);
+    rope::reference(&params.rope(params.n_heads), cos_sin, values.query);
+    rope::reference(&params.rope(params.n_kv_heads), cos_sin, values.key);
     store(params, values.key, values.value, tokens, values.caches);
-}
-
-/// The rotary part alone, of rows of `n_heads` heads: `rows` is `[n_tokens, n_heads, head_size]`, as many tokens as there are.
-pub fn turn(params: &Params, n_heads: u32, cos_sin: &[f32], rows: &mut [f32]) {
-    let (head_size, n_pairs) = (params.head_size as usize, params.head_size as usize / 2);
-    for (head, values) in rows.chunks_exact_mut(head_size).enumerate() {
-        let token = head / n_heads as usize;
-        for pair in 0..n_pairs {
-            let (first, second) = if params.pairing == Pairing::Halves as u32 { (pair, pair + n_pairs) } else { (2 * pair, 2 * pair + 1) };
-            let [cos, sin] = [0, 1].map(|part| cos_sin[(token * n_pairs + pair) * 2 + part]);
-            let (a, b) = (values[first], values[second]);
-            values[first] = a * cos - b * sin;
-            values[second] = b * cos + a * sin;
-        }
-    }
 }
 
 /// The storing part alone, of keys that are turned.

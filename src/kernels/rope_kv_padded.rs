@@ -1,8 +1,8 @@
 //! As `rope_kv`, for heads of any even size: queries, keys and values are written as heads of whole octets, which attention reads.
 //! Params are those of `rope_kv`, with the size of the heads as they are.
 
-use super::rope_kv::{Params, Token, Values, checked_dtype, store, turn};
-use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require};
+use super::rope_kv::{Params, Token, Values, checked_dtype, store};
+use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require, rope};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -17,7 +17,7 @@ pub const fn padded_size(head_size: u32) -> u32 {
 /// Buffers of the shader; `padded` is [`padded_size`].
 #[derive(Debug, Clone, Copy)]
 pub struct Bindings<'a> {
-    /// `[n_tokens, head_size / 2, 2]`: cosine and sine of each pair's angle.
+    /// `[n_tokens, rotary_size / 2, 2]`: cosine and sine of each pair's angle.
     pub cos_sin: Binding<'a>,
     /// `[n_tokens]` of [`Token`].
     pub tokens: Binding<'a>,
@@ -41,14 +41,15 @@ pub struct Bindings<'a> {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is odd.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ROPE_KV_PADDED.stem;
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing } = *params;
-    require(gpu, stem, head_size.is_multiple_of(2) && pairing < 2, "head_size is odd, or the pairing unknown")?;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size } = *params;
+    let is_even = head_size.is_multiple_of(2) && rotary_size.is_multiple_of(2) && rotary_size <= head_size;
+    require(gpu, stem, is_even && pairing < 2, "head_size or rotary_size is odd, or the pairing unknown")?;
     let padded = padded_size(head_size);
     let in_word = checked_dtype(gpu, stem, kv_dtype, padded)?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
     let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, padded / in_word]);
     let needed = [
-        (bindings.cos_sin, f32_bytes(&[n_tokens, head_size])),
+        (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
         (bindings.key, rows),
         (bindings.value, rows),
@@ -63,8 +64,8 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
 
 /// CPU twin of `shaders/rope_kv_padded.wgsl`: `values` are as in `rope_kv`, with padded caches; returns the padded queries.
 pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Values<'_>) -> Vec<f32> {
-    turn(params, params.n_heads, cos_sin, values.query);
-    turn(params, params.n_kv_heads, cos_sin, values.key);
+    rope::reference(&params.rope(params.n_heads), cos_sin, values.query);
+    rope::reference(&params.rope(params.n_kv_heads), cos_sin, values.key);
     let pad = |rows: &[f32]| padded(params.head_size, rows);
     let stored = Params { head_size: padded_size(params.head_size), ..*params };
     store(&stored, &pad(values.key), &pad(values.value), tokens, values.caches);

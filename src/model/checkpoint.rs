@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
 use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
+use crate::units::Bytes;
 use crate::weights::safetensors::Unreadable;
 use crate::weights::{Catalog, Metadata, TensorId, TensorInfo, folder, gguf};
 
@@ -114,8 +115,9 @@ impl Checkpoint {
         let head = gguf::Head::read(source.as_ref())?;
         // Before the tensor list, so that a model of another kind is named as such and not by its tensor types.
         let family = families::of_gguf(&head.metadata)?;
-        let (catalog, metadata) = head.catalog(&gguf_names::translate)?;
+        let (catalog, metadata) = head.catalog(&|name| gguf_names::translate(name, family.gguf_names))?;
         let config = config_gguf::read_config(family, &metadata, &catalog, source.as_ref())?;
+        let catalog = with_parts(&config, catalog, source.path())?;
         Ok(Checkpoint {
             path: source.path().to_owned(),
             format: Format::Gguf,
@@ -130,7 +132,7 @@ impl Checkpoint {
     fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {
         let config = config_json::read_config(&folder)?;
         let folder::Folder { catalog, sources, unreadable } = folder::open(&folder, io)?;
-        let catalog = with_embedding(&config, catalog);
+        let catalog = with_parts(&config, with_embedding(&config, catalog), &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),
             format: Format::HuggingFace { folder },
@@ -253,6 +255,36 @@ fn with_embedding(config: &ModelConfig, catalog: Catalog) -> Catalog {
     let Catalog { shards, mut tensors, .. } = catalog;
     tensors.iter_mut().filter(|tensor| tensor.name == HEAD_NAME).for_each(|tensor| tensor.name = EMBEDDING_NAME.into());
     Catalog::new(shards, tensors)
+}
+
+/// Each matrix that holds several of the family's, one behind the other, as those: rows are contiguous, so that some of them are a
+/// matrix too, which is placed, sliced and streamed as any other.
+fn with_parts(config: &ModelConfig, catalog: Catalog, path: impl std::fmt::Display) -> Result<Catalog> {
+    let stacked = (config.family.stacked)(config);
+    if stacked.is_empty() {
+        return Ok(catalog);
+    }
+    let Catalog { shards, tensors, .. } = catalog;
+    let mut parts = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let Some(found) = stacked.iter().find(|stacked| tensor.name.ends_with(stacked.suffix)) else {
+            parts.push(tensor);
+            continue;
+        };
+        let n_rows = found.parts.iter().map(|(_, n_rows)| n_rows).sum();
+        if tensor.shape.len() != 2 || tensor.n_rows() != n_rows {
+            let expected = vec![n_rows, tensor.n_columns()];
+            return Err(Error::WrongShape { path: path.to_string(), tensor: tensor.name, expected, found: tensor.shape });
+        }
+        let mut offset = tensor.offset;
+        for (part, n_rows) in &found.parts {
+            let size_bytes = Bytes(n_rows * tensor.row_bytes());
+            let (name, shape) = (format!("{}:{part}", tensor.name), vec![*n_rows, tensor.n_columns()]);
+            parts.push(TensorInfo { name, shape, offset, size_bytes, ..tensor.clone() });
+            offset += size_bytes.0;
+        }
+    }
+    Ok(Catalog::new(shards, parts))
 }
 
 /// By its first bytes.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::families::Family;
+use super::op::Activation;
 
 /// The sizes and settings of a model, validated: no zero sizes, heads divide, everything below sane limits.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,16 +43,92 @@ pub struct ModelConfig {
     pub attention_output_bias: bool,
     /// gate, up, down have biases.
     pub ffn_bias: bool,
-    /// Queries and keys are normed, each head for itself.
+    /// Queries and keys are normed.
     pub qk_norm: bool,
     /// The head is the embedding matrix.
     pub tied_embeddings: bool,
+    /// Where its layers depart from Llama's.
+    #[serde(skip_serializing_if = "Variant::is_llama")]
+    pub variant: Variant,
+}
+
+/// Where the layers of a model depart from Llama's in numbers and functions; the default is Llama's. What they are made of is the
+/// family's own.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Variant {
+    /// Of the feed-forward part's gate.
+    pub activation: Activation,
+    /// Added to the weights of norms.
+    pub norm_weight_offset: f32,
+    /// What the embedding is multiplied by.
+    pub embedding_scale: f32,
+    /// What attention and feed-forward parts are multiplied by before they are added to the residual stream.
+    pub residual_scale: f32,
+    /// What logits are multiplied by.
+    pub logit_scale: f32,
+    /// What products of query and key are multiplied by; `None`: one over the root of the head size.
+    pub attention_scale: Option<f32>,
+    /// Cap of the products of query and key.
+    pub attention_softcap: Option<f32>,
+    /// Cap of the logits.
+    pub logit_softcap: Option<f32>,
+    /// Values of a head that are turned, from the first on; `None`: all.
+    pub rotary_size: Option<usize>,
+    /// Rotary embedding of the layers that see a window only, where it is another.
+    pub local_rope: Option<RopeConfig>,
+    /// Which layers see a window only; `None`: all behind [`ModelConfig::n_full_attention_layers`].
+    pub windowed_layers: Option<Vec<bool>>,
+    /// Which layers turn queries and keys; `None`: all.
+    pub rotated_layers: Option<Vec<bool>>,
+}
+
+impl Default for Variant {
+    fn default() -> Variant {
+        Variant {
+            activation: Activation::Silu,
+            norm_weight_offset: 0.0,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            attention_scale: None,
+            attention_softcap: None,
+            logit_softcap: None,
+            rotary_size: None,
+            local_rope: None,
+            windowed_layers: None,
+            rotated_layers: None,
+        }
+    }
+}
+
+impl Variant {
+    fn is_llama(&self) -> bool {
+        *self == Variant::default()
+    }
 }
 
 impl ModelConfig {
     /// Width of all query heads together.
     pub fn query_size(&self) -> usize {
         self.n_heads * self.head_size
+    }
+
+    /// Values of a head that are turned.
+    pub fn rotary_size(&self) -> usize {
+        self.variant.rotary_size.unwrap_or(self.head_size)
+    }
+
+    /// Whether a layer sees a window only, if the model has one.
+    pub fn is_windowed(&self, layer: usize) -> bool {
+        match &self.variant.windowed_layers {
+            Some(layers) => layers.get(layer).copied().unwrap_or(false),
+            None => layer >= self.n_full_attention_layers,
+        }
+    }
+
+    /// Whether a layer turns queries and keys.
+    pub fn is_rotated(&self, layer: usize) -> bool {
+        self.variant.rotated_layers.as_ref().is_none_or(|layers| layers.get(layer).copied().unwrap_or(true))
     }
 
     /// Width of all key (or value) heads together.
@@ -111,8 +188,21 @@ pub enum RopeScaling {
     },
 }
 
+/// The angles of one rotary embedding.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RopeTable {
+    /// The angle per position of each pair of a head.
+    pub inverse_frequencies: Vec<f32>,
+}
+
 impl RopeConfig {
-    /// The angle per position of each pair: `theta^(-2i/head_size)`, stretched. Length `head_size / 2`.
+    /// The table for heads of which `rotary_size` values turn.
+    pub fn table(&self, rotary_size: usize) -> RopeTable {
+        RopeTable { inverse_frequencies: self.inverse_frequencies(rotary_size) }
+    }
+
+    /// The angle per position of each pair: `theta^(-2i/head_size)`, stretched. Length `head_size / 2`, where `head_size` counts the values
+    /// of a head that are turned.
     pub fn inverse_frequencies(&self, head_size: usize) -> Vec<f32> {
         let base = (0..head_size / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_size as f64));
         let stretched = base.enumerate().map(|(i, frequency)| match &self.scaling {

@@ -2,7 +2,7 @@
 
 use super::families::Family;
 use super::limits::validate;
-use super::{ModelConfig, RopeConfig, RopePairs, RopeScaling};
+use super::{ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
@@ -14,7 +14,7 @@ pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalo
     let mut config = (family.from_gguf)(&keys)?;
     validate(&config, &metadata.path)?;
     if let Some(id) = catalog.find("rope_freqs.weight") {
-        let divisors = read_divisors(&catalog[id], config.head_size, source)?;
+        let divisors = read_divisors(&catalog[id], config.rotary_size(), source)?;
         config.rope.scaling = with_divisors(&config.rope.scaling, divisors);
         validate(&config, &metadata.path)?;
     }
@@ -47,7 +47,24 @@ impl Keys<'_> {
             ffn_bias: has("model.layers.0.mlp.gate_proj.bias"),
             qk_norm: false,
             tied_embeddings: !has("lm_head.weight"),
+            variant: Variant::default(),
         })
+    }
+
+    /// The same of families that may turn a part of each head only.
+    pub(super) fn partly_rotary_decoder(&self, family: &'static Family, pairs: RopePairs) -> Result<ModelConfig> {
+        let own = Keys { allows_partial_rotary: true, ..*self };
+        let config = own.decoder(family, pairs)?;
+        let rotary_size = self.unsigned("rope.dimension_count")?.filter(|size| *size != config.head_size);
+        Ok(ModelConfig { variant: Variant { rotary_size, ..Variant::default() }, ..config })
+    }
+
+    /// Refuses a file that has this tensor.
+    pub(super) fn refuse_tensor(&self, name: &str, what: &str) -> Result<()> {
+        match self.catalog.find(name) {
+            None => Ok(()),
+            Some(_) => Err(Error::UnsupportedModel { path: self.metadata.path.clone(), fault: format!("{what} is not supported") }),
+        }
     }
 }
 
@@ -58,6 +75,9 @@ fn head_size(keys: &Keys<'_>, hidden_size: usize, n_heads: usize) -> Result<usiz
         None => return Err(keys.fault(format!("embedding_length {hidden_size} is not divisible by attention.head_count {n_heads}"))),
     };
     for key in ["attention.value_length", "rope.dimension_count"] {
+        if keys.allows_partial_rotary && key == "rope.dimension_count" {
+            continue;
+        }
         if let Some(other) = keys.unsigned(key)?.filter(|other| *other != head_size) {
             let fault = format!("{}.{key} is {other} where a head has {head_size} values; only equal ones are supported", keys.prefix);
             return Err(Error::UnsupportedModel { path: keys.metadata.path.clone(), fault });
@@ -135,11 +155,12 @@ pub(super) struct Keys<'a> {
     metadata: &'a Metadata,
     prefix: &'a str,
     catalog: &'a Catalog,
+    allows_partial_rotary: bool,
 }
 
 impl<'a> Keys<'a> {
     fn new(metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
-        Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or_default(), catalog })
+        Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or_default(), catalog, allows_partial_rotary: false })
     }
 
     fn fault(&self, text: impl Into<String>) -> Error {
@@ -173,7 +194,7 @@ impl<'a> Keys<'a> {
         self.unsigned(key)?.ok_or_else(|| self.missing(key))
     }
 
-    fn float(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
         self.metadata.float(&self.full(key))
     }
 

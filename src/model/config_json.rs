@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::families::{self, Family};
 use super::limits::validate;
-use super::{ModelConfig, RopeConfig, RopePairs, RopeScaling};
+use super::{Activation, ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
 use crate::weights::parse_python_json;
@@ -32,6 +32,32 @@ pub(super) struct Defaults {
     pub(super) head_size: Option<usize>,
     /// Positions.
     pub(super) context_length: usize,
+    /// Epsilon of the norms.
+    pub(super) epsilon: f64,
+    /// Base of the rotary embedding.
+    pub(super) rope_theta: f64,
+    /// Whether a part of each head may be turned only.
+    pub(super) partial_rotary: bool,
+    /// Where the feed-forward part's activation stands, and which it is where it does not.
+    pub(super) activation: (&'static str, Activation),
+    /// Whether the head is the embedding matrix.
+    pub(super) tied: bool,
+}
+
+impl Default for Defaults {
+    /// Those of `LlamaConfig`.
+    fn default() -> Defaults {
+        Defaults {
+            n_kv_heads: None,
+            head_size: None,
+            context_length: 2048,
+            epsilon: 1e-6,
+            rope_theta: 10_000.0,
+            partial_rotary: false,
+            activation: ("hidden_act", Activation::Silu),
+            tied: false,
+        }
+    }
 }
 
 fn config_of(fields: &Fields<'_>) -> Result<ModelConfig> {
@@ -53,6 +79,11 @@ impl Fields<'_> {
             None => return Err(self.fault(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
         };
         let context_length = self.unsigned("max_position_embeddings")?.unwrap_or(defaults.context_length);
+        let rotary_factor = self.rotary_factor()?.filter(|factor| *factor != 1.0);
+        if let Some(factor) = rotary_factor.filter(|_| !defaults.partial_rotary) {
+            let fault = format!("partial_rotary_factor {factor} is not supported");
+            return Err(Error::UnsupportedModel { path: self.path.to_owned(), fault });
+        }
         Ok(ModelConfig {
             family,
             name: self.name.to_owned(),
@@ -64,32 +95,102 @@ impl Fields<'_> {
             n_kv_heads: self.unsigned("num_key_value_heads")?.unwrap_or(defaults.n_kv_heads.unwrap_or(n_heads)),
             head_size,
             context_length,
-            rms_norm_epsilon: self.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            rope: rope_of(self, context_length)?,
+            rms_norm_epsilon: self.float("rms_norm_eps")?.unwrap_or(defaults.epsilon) as f32,
+            rope: rope_of(self, context_length, defaults.rope_theta)?,
             sliding_window: None,
             n_full_attention_layers: 0,
             attention_bias: false,
             attention_output_bias: false,
             ffn_bias: false,
             qk_norm: false,
-            tied_embeddings: self.bool("tie_word_embeddings")?.unwrap_or(false),
+            tied_embeddings: self.bool("tie_word_embeddings")?.unwrap_or(defaults.tied),
+            variant: Variant {
+                activation: self.activation(defaults.activation)?,
+                rotary_size: rotary_factor.map(|factor| (head_size as f64 * factor) as usize),
+                ..Variant::default()
+            },
         })
+    }
+
+    /// The share of each head that is turned.
+    fn rotary_factor(&self) -> Result<Option<f64>> {
+        const KEY: &str = "partial_rotary_factor";
+        for object in ["rope_scaling", "rope_parameters"] {
+            if let Some(factor) = self.object(object)?.map_or(Ok(None), |object| object.float(KEY))? {
+                return Ok(Some(factor));
+            }
+        }
+        self.float(KEY)
+    }
+
+    fn activation(&self, (key, default): (&str, Activation)) -> Result<Activation> {
+        match self.string(key)? {
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+            Some(other) => {
+                let fault = format!("{key} `{other}` is not supported; supported are silu and gelu_pytorch_tanh");
+                Err(Error::UnsupportedModel { path: self.path.to_owned(), fault })
+            }
+        }
+    }
+
+    /// Which layers see a window only, as `layer_types` lists them; where it does not, as `pattern` says.
+    pub(super) fn windowed_layers(&self, n_layers: usize, pattern: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+        let Some(types) = self.typed("layer_types", "a list of names", Value::as_array)? else {
+            return Ok((0..n_layers.min(MAX_LISTED)).map(pattern).collect());
+        };
+        if types.len() != n_layers {
+            return Err(self.fault(format!("`layer_types` lists {} layers, the model has {n_layers}", types.len())));
+        }
+        let is_windowed = |name: &Value| match name.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => {
+                let fault = format!("layer type {name} is not supported; supported are sliding_attention and full_attention");
+                Err(Error::UnsupportedModel { path: self.path.to_owned(), fault })
+            }
+        };
+        types.iter().map(is_windowed).collect()
+    }
+
+    /// A list of numbers.
+    pub(super) fn unsigned_list(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let numbers = |value: &Value| value.as_array()?.iter().map(|number| usize::try_from(number.as_u64()?).ok()).collect();
+        self.typed(key, "a list of whole numbers that are not negative", numbers)
+    }
+
+    /// A size where the key is there, `default` where it is not, and `None` where it is null.
+    pub(super) fn nullable(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        match self.get(key) {
+            None => Ok(Some(default)),
+            Some(_) => self.unsigned(key),
+        }
+    }
+
+    /// As [`Fields::nullable`], of a number.
+    pub(super) fn nullable_float(&self, key: &str, default: Option<f64>) -> Result<Option<f32>> {
+        let value = if self.get(key).is_none() { default } else { self.float(key)? };
+        Ok(value.map(|value| value as f32))
+    }
+
+    /// Base and scaling in one object of `rope_parameters`.
+    pub(super) fn rope_in(&self, inner: &Fields<'_>, theta: f64, context_length: usize) -> Result<RopeConfig> {
+        let theta = inner.float("rope_theta")?.unwrap_or(theta);
+        Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling: scaling_of(inner, self, context_length)? })
     }
 }
 
+/// More layers than any model may have; longer lists are refused with their models.
+const MAX_LISTED: usize = 4096;
+
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     let unsupported = |fault: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), fault });
-    if let Some(activation) = fields.string("hidden_act")?.filter(|name| *name != "silu" && *name != "swish") {
-        return unsupported(format!("hidden_act `{activation}` is not supported; supported is silu"));
-    }
     if let Some(quantization) = fields.fields.get("quantization_config").filter(|value| !value.is_null()) {
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         return unsupported(format!(
             "weights quantised by `{method}` are not supported; use the original in F32, F16 or BF16, or a GGUF file in Q8_0, Q6_K, Q4_0 or Q4_1"
         ));
-    }
-    if let Some(factor) = fields.float("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
-        return unsupported(format!("partial_rotary_factor {factor} is not supported"));
     }
     Ok(())
 }
@@ -115,7 +216,7 @@ fn folder_name(folder: &Path) -> Option<String> {
 }
 
 /// Base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` beside `rope_scaling` (before it).
-fn rope_of(fields: &Fields<'_>, context_length: usize) -> Result<RopeConfig> {
+fn rope_of(fields: &Fields<'_>, context_length: usize, default_theta: f64) -> Result<RopeConfig> {
     let scaling = fields.object("rope_scaling")?;
     let parameters = fields.object("rope_parameters")?;
     let inner = scaling.or(parameters);
@@ -123,7 +224,7 @@ fn rope_of(fields: &Fields<'_>, context_length: usize) -> Result<RopeConfig> {
     for object in [scaling, parameters].into_iter().flatten() {
         theta = theta.or(object.float("rope_theta")?);
     }
-    let theta = theta.or(fields.float("rope_theta")?).unwrap_or(10_000.0);
+    let theta = theta.or(fields.float("rope_theta")?).unwrap_or(default_theta);
     let scaling = match inner {
         None => RopeScaling::None,
         Some(inner) => scaling_of(&inner, fields, context_length)?,
@@ -132,10 +233,6 @@ fn rope_of(fields: &Fields<'_>, context_length: usize) -> Result<RopeConfig> {
 }
 
 fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> Result<RopeScaling> {
-    if let Some(factor) = inner.float("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
-        let fault = format!("partial_rotary_factor {factor} is not supported");
-        return Err(Error::UnsupportedModel { path: inner.path.to_owned(), fault });
-    }
     let kind = inner.string("rope_type")?.or(inner.string("type")?).unwrap_or("default");
     let needed = |key: &str| inner.float(key)?.ok_or_else(|| inner.fault(format!("rope scaling `{kind}` lacks `{key}`")));
     match kind {
@@ -199,7 +296,7 @@ impl<'a> Fields<'a> {
         self.unsigned(key)?.ok_or_else(|| self.fault(format!("`{key}` is missing")))
     }
 
-    fn float(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", Value::as_f64)
     }
 
@@ -212,7 +309,7 @@ impl<'a> Fields<'a> {
     }
 
     /// An object with something in it; an empty one counts as absent, as in transformers.
-    fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+    pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let fields = self.typed(key, "an object", Value::as_object)?;
         Ok(fields.filter(|fields| !fields.is_empty()).map(|fields| Fields { path: self.path, name: self.name, fields }))
     }
@@ -261,6 +358,43 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_gemma3_are_told_apart_in_both_spellings() {
+        let gemma3 = |changes: &str| {
+            let all = format!(
+                r#"{{"model_type":"gemma3_text","architectures":["Gemma3ForCausalLM"],"num_key_value_heads":2,"query_pre_attn_scalar":64,{changes}}}"#
+            );
+            parse(&all).unwrap()
+        };
+        let old = gemma3(
+            r#""sliding_window_pattern":2,"rope_theta":5e5,"rope_local_base_freq":2e4,"rope_scaling":{"rope_type":"linear","factor":8}"#,
+        );
+        let new = gemma3(
+            r#""layer_types":["sliding_attention","full_attention","sliding_attention","full_attention"],
+                "rope_parameters":{"full_attention":{"rope_type":"linear","factor":8.0,"rope_theta":5e5},
+                    "sliding_attention":{"rope_type":"default","rope_theta":2e4}}"#,
+        );
+        assert_eq!(old, new);
+        assert_eq!(new.variant.windowed_layers, Some(vec![true, false, true, false]));
+        let local = new.variant.local_rope.unwrap();
+        assert_eq!((new.rope.scaling, local.theta, local.scaling), (RopeScaling::Linear { factor: 8.0 }, 2e4, RopeScaling::None));
+        assert_eq!((new.sliding_window, new.head_size, new.tied_embeddings, new.qk_norm), (Some(4096), 256, true, true));
+        assert_eq!((new.variant.attention_scale, new.variant.embedding_scale), (Some(0.125), 8.0));
+    }
+
+    #[test]
+    fn parts_of_phi3_and_layers_of_smollm3_turn() {
+        let phi3 = parse(r#"{"model_type":"phi3","architectures":["Phi3ForCausalLM"],"head_dim":24,"partial_rotary_factor":0.5}"#).unwrap();
+        assert_eq!((phi3.rotary_size(), phi3.rms_norm_epsilon, phi3.sliding_window), (12, 1e-5, None));
+        let smollm3 =
+            |changes: &str| parse(&format!(r#"{{"model_type":"smollm3","architectures":["SmolLM3ForCausalLM"]{changes}}}"#)).unwrap();
+        let turns = |config: &ModelConfig| (0..4).map(|layer| config.is_rotated(layer)).collect::<Vec<bool>>();
+        assert_eq!(turns(&smollm3("")), [true, true, true, false]);
+        let listed = smollm3(r#","no_rope_layers":[0,1,1,1],"use_sliding_window":true,"sliding_window":8"#);
+        assert_eq!((turns(&listed), listed.is_windowed(0), listed.is_windowed(1)), (vec![false, true, true, true], true, false));
+        assert_eq!((listed.rope.theta, listed.n_kv_heads, listed.tied_embeddings), (2e6, 4, true));
+    }
+
+    #[test]
     fn rope_is_read_from_both_places() {
         let old = parse(r#"{"rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#).unwrap();
         let new = parse(r#"{"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2.0}}"#).unwrap();
@@ -281,6 +415,10 @@ mod tests {
         for (changes, named) in [
             (r#"{"hidden_act":"gelu"}"#, "gelu"),
             (r#"{"model_type":"gpt2"}"#, "gpt2"),
+            (r#"{"partial_rotary_factor":0.5}"#, "partial_rotary_factor"),
+            (r#"{"model_type":"gemma2","layer_types":["full_attention"]}"#, "layer_types"),
+            (r#"{"model_type":"gemma3_text","sliding_window_pattern":0}"#, "sliding_window_pattern"),
+            (r#"{"model_type":"phi3","partial_rotary_factor":0.2}"#, "rotary"),
             (r#"{"architectures":["LlamaForSequenceClassification"]}"#, "LlamaForSequenceClassification"),
             (r#"{"rope_scaling":{"rope_type":"yarn","factor":4.0}}"#, "yarn"),
             (r#"{"rope_scaling":{"rope_type":"linear"}}"#, "factor"),

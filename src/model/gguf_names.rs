@@ -1,7 +1,7 @@
 //! GGUF tensor names as Hugging Face checkpoints write them. Names that are not listed stay as they are.
 
-/// `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`.
-pub(super) fn translate(name: &str) -> String {
+/// `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`. `own`: parts of a layer that a family calls otherwise.
+pub(super) fn translate(name: &str, own: &[(&str, &str)]) -> String {
     let Some((stem, kind)) = name.rsplit_once('.') else {
         return name.to_owned();
     };
@@ -15,13 +15,14 @@ pub(super) fn translate(name: &str) -> String {
         return format!("{outer}.{kind}");
     }
     let in_layer = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    match in_layer.and_then(|(layer, part)| Some((layer, layer_part(part)?))) {
+    let of_family = |part: &str| own.iter().find(|(gguf, _)| *gguf == part).map(|(_, name)| *name);
+    match in_layer.and_then(|(layer, part)| Some((layer, of_family(part).or_else(|| layer_part(part))?))) {
         Some((layer, part)) => format!("model.layers.{layer}.{part}.{kind}"),
         None => name.to_owned(),
     }
 }
 
-fn layer_part(part: &str) -> Option<&'static str> {
+fn layer_part(part: &str) -> Option<&str> {
     Some(match part {
         "attn_norm" => "input_layernorm",
         "attn_q_norm" => "self_attn.q_norm",
@@ -53,7 +54,10 @@ mod tests {
             ("blk.0.ssm_a", "blk.0.ssm_a"),
             ("blk", "blk"),
         ] {
-            assert_eq!(translate(gguf), hugging_face);
+            assert_eq!(translate(gguf, &[]), hugging_face);
         }
+        let own = [("ffn_up", "mlp.gate_up_proj")];
+        assert_eq!(translate("blk.2.ffn_up.weight", &own), "model.layers.2.mlp.gate_up_proj.weight");
+        assert_eq!(translate("blk.2.ffn_down.weight", &own), "model.layers.2.mlp.down_proj.weight");
     }
 }

@@ -1,6 +1,6 @@
 //! What a model's config may say at all. Both readers end here, so that nothing later meets a zero or an overflow.
 
-use super::{ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeConfig, RopeScaling, Variant};
 use crate::error::{Error, Result};
 
 /// Largest width of anything: hidden, feed-forward, all heads together.
@@ -42,15 +42,37 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
     if !config.head_size.is_multiple_of(2) {
         return Err(Error::invalid_file(path, format!("the head size is {}, it must be even", config.head_size)));
     }
-    check_floats(config, path)
+    let rotary_size = config.rotary_size();
+    if rotary_size == 0 || !rotary_size.is_multiple_of(2) || rotary_size > config.head_size {
+        let fault = format!("of {} values of a head {rotary_size} are rotary; that must be an even number of them", config.head_size);
+        return Err(Error::invalid_file(path, fault));
+    }
+    check_variant(&config.variant, path)?;
+    check_floats(config, path)?;
+    check_rope(&config.rope, path)?;
+    config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, path))
+}
+
+fn check_variant(variant: &Variant, path: &str) -> Result<()> {
+    let scales = [
+        ("scale of the embedding", Some(variant.embedding_scale)),
+        ("scale of the residual stream", Some(variant.residual_scale)),
+        ("scale of the logits", Some(variant.logit_scale)),
+        ("scale of the attention scores", variant.attention_scale),
+        ("softcap of the attention scores", variant.attention_softcap),
+        ("softcap of the logits", variant.logit_softcap),
+    ];
+    let floats = scales.iter().filter_map(|&(what, value)| Some((what, f64::from(value?), MAX_FACTOR)));
+    check_each(floats.collect(), path)
 }
 
 fn check_floats(config: &ModelConfig, path: &str) -> Result<()> {
-    let mut floats = vec![
-        ("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0),
-        ("base of the rotary embedding", config.rope.theta, MAX_FACTOR),
-    ];
-    match &config.rope.scaling {
+    check_each(vec![("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0)], path)
+}
+
+fn check_rope(rope: &RopeConfig, path: &str) -> Result<()> {
+    let mut floats = vec![("base of the rotary embedding", rope.theta, MAX_FACTOR)];
+    match &rope.scaling {
         RopeScaling::None => {}
         RopeScaling::Linear { factor } => floats.push(("factor of the rope scaling", *factor, MAX_FACTOR)),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length } => {
@@ -70,6 +92,11 @@ fn check_floats(config: &ModelConfig, path: &str) -> Result<()> {
             }
         }
     }
+    check_each(floats, path)
+}
+
+/// Each is above 0 and at most its limit.
+fn check_each(floats: Vec<(&str, f64, f64)>, path: &str) -> Result<()> {
     match floats.into_iter().find(|(_, value, limit)| !value.is_finite() || *value <= 0.0 || value > limit) {
         Some((what, value, limit)) => {
             Err(Error::invalid_file(path, format!("the {what} is {value}, it must be above 0 and at most {limit}")))

@@ -16,9 +16,9 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{ModelConfig, RopeConfig, RopePairs, RopeScaling};
+pub use config::{ModelConfig, RopeConfig, RopePairs, RopeScaling, RopeTable, Variant};
 pub use families::Family;
-pub use op::{Attention, Op, RmsNorm, RopeKv};
+pub use op::{Activation, Attention, Function, Op, RmsNorm, Rope, StoreKv};
 pub use value::{Rows, Value, ValueId};
 
 /// A whole model: its units in the order of the computation.
@@ -28,6 +28,8 @@ pub struct Model {
     pub config: ModelConfig,
     /// The values that its operations read and write.
     pub values: Vec<Value>,
+    /// The angles that heads are turned by; operations name them by their index.
+    pub rope_tables: Vec<RopeTable>,
     /// The residual stream, which goes from unit to unit. `[n_tokens, hidden_size]`
     pub hidden: ValueId,
     /// What the head gives: a number for every token of the vocabulary. `[n_rows, vocab_size]`
@@ -91,6 +93,11 @@ impl Model {
         &self.values[usize::from(id.0)]
     }
 
+    /// The cache of every layer, in their order, as the operations that fill them say. Each belongs to one unit.
+    pub fn caches(&self) -> impl Iterator<Item = &StoreKv> {
+        self.units.iter().filter_map(Unit::cache)
+    }
+
     /// All values with their ids.
     pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
         (0..).map(ValueId).zip(&self.values)
@@ -98,8 +105,13 @@ impl Model {
 
     /// The embedding matrix, `[vocab_size, hidden_size]`.
     pub fn embedding(&self) -> Option<TensorId> {
+        self.embed().map(|(table, _)| table)
+    }
+
+    /// The embedding matrix and what its rows are multiplied by.
+    pub fn embed(&self) -> Option<(TensorId, f32)> {
         self.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
-            Op::Embed { table, .. } => Some(*table),
+            Op::Embed { table, scale, .. } => Some((*table, *scale)),
             _ => None,
         })
     }
@@ -110,6 +122,14 @@ impl Unit {
     pub fn matrices(&self) -> impl Iterator<Item = TensorId> + '_ {
         self.ops.iter().filter_map(|op| match op {
             Op::MatMul { weight, .. } => Some(*weight),
+            _ => None,
+        })
+    }
+
+    /// The cache that it fills, if it has one.
+    pub fn cache(&self) -> Option<&StoreKv> {
+        self.ops.iter().find_map(|op| match op {
+            Op::StoreKv(store) => Some(store),
             _ => None,
         })
     }

@@ -14,6 +14,8 @@ pub enum Op {
     Embed {
         /// `[vocab_size, hidden_size]`
         table: TensorId,
+        /// What they are multiplied by.
+        scale: f32,
         /// `[n_tokens, hidden_size]`
         output: ValueId,
     },
@@ -35,18 +37,29 @@ pub enum Op {
         /// What it is added to.
         target: ValueId,
     },
-    /// Rotary embedding of queries and keys; keys and values go to the cache.
-    RopeKv(RopeKv),
+    /// Rotary embedding of heads, in place.
+    Rope(Rope),
+    /// Keys and values go to a layer's cache.
+    StoreKv(StoreKv),
     /// Causal attention over a layer's cache.
     Attention(Attention),
-    /// `output` = silu(`gate`) · `up`.
-    SwiGlu {
+    /// `output` = activation(`gate`) · `up`.
+    Glu {
+        /// Of the gate.
+        activation: Activation,
         /// `[n_tokens, ffn_size]`
         gate: ValueId,
         /// As `gate`.
         up: ValueId,
         /// As `gate`.
         output: ValueId,
+    },
+    /// `target` = function(`target`), value by value.
+    Map {
+        /// Which one.
+        function: Function,
+        /// Any value.
+        target: ValueId,
     },
     /// `target` += `input`.
     Add {
@@ -64,7 +77,28 @@ pub enum Op {
     },
 }
 
-/// `output` = `input` over the root of its mean square, times `weight`; each group of a row is normed for itself.
+/// What the gate of a feed-forward part goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x / (1 + exp(−x))`
+    Silu,
+    /// The Gaussian error linear unit in the approximation by tanh (Hendrycks, Gimpel 2016):
+    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`
+    GeluTanh,
+}
+
+/// A function of single values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Function {
+    /// `x · factor`
+    Scale(f32),
+    /// `cap · tanh(x / cap)`
+    Softcap(f32),
+}
+
+/// `output` = `input` over the root of its mean square, times `weight` + `weight_offset`; each group of a row is normed for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct RmsNorm {
     /// What is normed.
@@ -77,27 +111,48 @@ pub struct RmsNorm {
     pub group_size: usize,
     /// Added to the mean square.
     pub epsilon: f32,
+    /// Added to each weight: 1 where a checkpoint stores by how much weights differ from 1.
+    pub weight_offset: f32,
 }
 
-/// Turns the heads of `query` and `key` by their positions; `key` and `value` go to the cache of `layer`.
+/// Turns the heads of `heads` by their positions, in place.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct RopeKv {
+pub struct Rope {
+    /// `[n_tokens, n_heads, head_size]`
+    pub heads: ValueId,
+    /// How many there are: query heads, or key heads.
+    pub n_heads: usize,
+    /// Values of a head; even.
+    pub head_size: usize,
+    /// Values of a head that turn, from the first on; even. The others stay as they are.
+    pub rotary_size: usize,
+    /// Which values turn together.
+    pub pairs: RopePairs,
+    /// By which angles: index into [`Model::rope_tables`](crate::model::Model::rope_tables), for heads of `rotary_size`.
+    pub table: usize,
+}
+
+impl Rope {
+    /// Whether other heads turn as these do.
+    pub fn turns_like(&self, other: &Rope) -> bool {
+        let how = |rope: &Rope| (rope.head_size, rope.rotary_size, rope.pairs, rope.table);
+        how(self) == how(other)
+    }
+}
+
+/// `key` and `value` go to the cache of `layer`, which has the shape that stands here.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StoreKv {
     /// Which layer's cache.
     pub layer: usize,
-    /// `[n_tokens, n_heads, head_size]`
-    pub query: ValueId,
     /// `[n_tokens, n_kv_heads, head_size]`
     pub key: ValueId,
     /// As `key`.
     pub value: ValueId,
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key and value heads; divides `n_heads`.
+    /// Key and value heads.
     pub n_kv_heads: usize,
     /// Values of a head; even.
     pub head_size: usize,
-    /// Which values of a head turn together.
-    pub pairs: RopePairs,
 }
 
 /// `output` = attention of `query` over the cache of `layer`.
@@ -119,4 +174,6 @@ pub struct Attention {
     pub window: Option<usize>,
     /// What the products of query and key are multiplied by.
     pub scale: f32,
+    /// Each product `x` becomes `cap · tanh(x / cap)` then; `None` leaves it.
+    pub softcap: Option<f32>,
 }

@@ -11,7 +11,7 @@ use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispat
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
-use crate::plan::sizes::{Role, kv_buffer_bytes};
+use crate::plan::sizes::{Role, largest_kv_buffer_bytes};
 use crate::plan::{DevicePlan, PLAN_SCHEMA, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 
@@ -120,10 +120,9 @@ impl Build<'_> {
     /// What a worker holds besides matrices and the ring.
     fn fixed(&self, worker: usize, units: &[usize], n_dispatches: usize) -> Usage {
         let (site, own) = (self.site, &self.site.workers[worker]);
-        let n_caches = units.iter().filter(|&&unit| site.is_attention(unit)).count();
         Usage {
             weights: units.iter().map(|&unit| own.vector_bytes[unit]).sum(),
-            kv_cache: site.kv_bytes_of_layer(own, self.shape.ctx_size).times(n_caches as u64),
+            kv_cache: units.iter().map(|&unit| site.kv_bytes_of_unit(own, unit, self.shape.ctx_size)).sum(),
             activations: site.working_bytes(self.shape.forward, self.role(units)) + own.params_bytes(n_dispatches),
             ..Usage::default()
         }
@@ -141,7 +140,7 @@ impl Build<'_> {
                 advice: advice.into(),
             })),
         };
-        let kv_buffer = kv_buffer_bytes(&site.model.config, site.kv_cache(own), site.options.n_seqs, shape.ctx_size);
+        let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_cache(own), site.options.n_seqs, shape.ctx_size);
         check("the KV cache of one layer", kv_buffer, "lower --ctx-size, or use --kv-dtype f16")?;
         let role = self.role(&self.units_of(worker));
         check("the activations of one forward", site.largest_working(shape.forward, role), "lower --ubatch-size")

@@ -98,8 +98,10 @@ impl DeviceCosts {
             | Op::RmsNorm(_)
             | Op::MatMul { .. }
             | Op::AddBias { .. }
-            | Op::RopeKv(_)
-            | Op::SwiGlu { .. }
+            | Op::Rope(_)
+            | Op::StoreKv(_)
+            | Op::Glu { .. }
+            | Op::Map { .. }
             | Op::Add { .. }
             | Op::GatherRows { .. } => 0.0,
         }

@@ -1,9 +1,10 @@
 //! Which operations need no dispatch of their own: the costs and both executors go by it.
 
-use crate::model::Op;
+use crate::model::{Op, Rope};
 
-/// Whether operation `op` of a unit needs no dispatch of its own where what stands before it is computed in the same place: a
-/// product is added to the residual stream as it is made, and products of one input are made together.
+/// Whether operation `op` of a unit needs no dispatch of its own where what stands beside it is computed in the same place: a
+/// product is added to the residual stream as it is made, products of one input are made together, and queries and keys are turned
+/// as the keys are stored.
 pub(crate) fn is_fused(ops: &[Op], op: usize) -> bool {
     let Some((last, before)) = ops.get(..=op).and_then(<[Op]>::split_last) else { return false };
     match last {
@@ -12,21 +13,33 @@ pub(crate) fn is_fused(ops: &[Op], op: usize) -> bool {
             let product = before.iter().rfind(|other| !matches!(other, Op::AddBias { .. }));
             matches!(product, Some(Op::MatMul { input: other, .. }) if other == input)
         }
+        Op::Rope(_) => (op + 1..op + 3).any(|store| turned_by(ops, store).is_some()),
         _ => false,
+    }
+}
+
+/// The rotations that operation `store`, which stores keys, does on the way: that of the queries and that of the keys right before it.
+/// Nothing but matrix products begins a piece, so the three are computed in the same place.
+pub(crate) fn turned_by(ops: &[Op], store: usize) -> Option<[&Rope; 2]> {
+    let (Some(Op::StoreKv(stored)), Some(before)) = (ops.get(store), ops.get(..store)) else { return None };
+    match before {
+        [.., Op::Rope(query), Op::Rope(key)] if key.heads == stored.key && query.turns_like(key) => Some([query, key]),
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Attention, ValueId};
+    use crate::model::{Attention, RopePairs, StoreKv, ValueId};
     use crate::weights::TensorId;
 
     #[test]
     fn products_of_one_input_and_what_is_only_added_are_fused() {
         let [hidden, normed, query, key, mixed, delta] = [0, 1, 2, 3, 4, 5].map(ValueId);
         let product = |input, output| Op::MatMul { input, weight: TensorId(0), output };
-        let attention = Attention { layer: 0, query, output: mixed, n_heads: 1, n_kv_heads: 1, head_size: 8, window: None, scale: 1.0 };
+        let attention =
+            Attention { layer: 0, query, output: mixed, n_heads: 1, n_kv_heads: 1, head_size: 8, window: None, scale: 1.0, softcap: None };
         let ops = [
             product(normed, query),
             Op::AddBias { bias: TensorId(1), target: query },
@@ -40,5 +53,17 @@ mod tests {
         ];
         let fused: Vec<usize> = (0..=ops.len()).filter(|&op| is_fused(&ops, op)).collect();
         assert_eq!(fused, [2, 5], "a bias that is added first keeps the sum apart");
+    }
+
+    #[test]
+    fn queries_and_keys_are_turned_as_keys_are_stored_where_they_turn_alike() {
+        let [query, key, value] = [0, 1, 2].map(ValueId);
+        let rope = |heads, table| Op::Rope(Rope { heads, n_heads: 1, head_size: 8, rotary_size: 8, pairs: RopePairs::Halves, table });
+        let store = || Op::StoreKv(StoreKv { layer: 0, key, value, n_kv_heads: 1, head_size: 8 });
+        let fused = |ops: &[Op]| (0..ops.len()).filter(|&op| is_fused(ops, op)).collect::<Vec<_>>();
+        assert_eq!(fused(&[rope(query, 0), rope(key, 0), store()]), [0, 1]);
+        assert!(fused(&[rope(query, 0), rope(key, 1), store()]).is_empty(), "other angles");
+        assert!(fused(&[rope(key, 0), rope(query, 0), store()]).is_empty(), "the keys last");
+        assert!(fused(&[rope(query, 0), store()]).is_empty() && fused(&[rope(query, 0), rope(key, 0)]).is_empty());
     }
 }

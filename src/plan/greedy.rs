@@ -112,8 +112,7 @@ impl Greedy<'_> {
 
     /// What a worker holds for a unit beside its matrices: vectors, and the cache of its layer.
     fn beside(&self, own: &Worker<'_>, unit: usize) -> Bytes {
-        let kv = self.site.is_attention(unit).then(|| self.site.kv_bytes_of_layer(own, self.shape.ctx_size));
-        own.vector_bytes[unit] + kv.unwrap_or_default()
+        own.vector_bytes[unit] + self.site.kv_bytes_of_unit(own, unit, self.shape.ctx_size)
     }
 
     /// Units from `first` on that `worker` has room for: `room` for their matrices, or its budget for all that they need.

@@ -44,7 +44,7 @@ pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
-pub(crate) use fusion::is_fused;
+pub(crate) use fusion::{is_fused, turned_by};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
 pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};

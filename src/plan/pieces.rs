@@ -251,7 +251,7 @@ fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::model::{UnitKind, ValueId};
+    use crate::model::{Activation, UnitKind, ValueId};
     use crate::weights::{Shard, TensorInfo};
 
     fn catalog(rows: u64, row_values: u64) -> Catalog {
@@ -264,7 +264,7 @@ mod tests {
     fn unit() -> Unit {
         let [hidden, input, output] = [0, 1, 2].map(ValueId);
         let product = Op::MatMul { input, weight: TensorId(0), output };
-        let glu = Op::SwiGlu { gate: input, up: input, output };
+        let glu = Op::Glu { activation: Activation::Silu, gate: input, up: input, output };
         let ops = vec![Op::GatherRows { input, output }, product.clone(), glu, product, Op::Add { input: output, target: hidden }];
         Unit { name: "u".into(), kind: UnitKind::Head, ops }
     }

@@ -210,13 +210,14 @@ impl<'a> Asked<'a> {
         let options = settle(self.options);
         let options = PlanOptions { n_seqs: options.n_seqs.max(1), ..options };
         let Ok(site) = Site::new(self.catalog, self.model, self.devices, &options) else { return Bytes::ZERO };
-        let (budgets, n_layers) = (site.budgets(), self.model.config.n_layers as u64);
+        let budgets = site.budgets();
         let of_worker = |(worker, own): (usize, &Worker<'_>)| -> Bytes {
             let Some(shape) = site.shapes(&[worker], &budgets).last().copied() else { return Bytes::ZERO };
             let largest = own.block_bytes.iter().copied().max().unwrap_or_default();
             let weights: Bytes = own.block_bytes.iter().chain(&own.vector_bytes).copied().sum();
             let beside = site.working_bytes(shape.forward, own.alone()) + own.params_bytes(MAX_WORK as usize);
-            weights + beside + site.kv_bytes_of_layer(own, shape.ctx_size).times(n_layers) + largest.times(own.ring_copies(shape.n_slots))
+            let caches: Bytes = (0..self.model.units.len()).map(|unit| site.kv_bytes_of_unit(own, unit, shape.ctx_size)).sum();
+            weights + beside + caches + largest.times(own.ring_copies(shape.n_slots))
         };
         let most = site.workers.iter().enumerate().map(of_worker).max().unwrap_or_default();
         (most + self.catalog.size_bytes()).times(2)

@@ -87,7 +87,7 @@ impl<'a> Scorer<'a> {
     pub(super) fn new(site: &'a Site<'a>, machine: &'a MachineCosts, shape: Shape, budgets: &'a [Bytes], phases: Vec<Phase>) -> Scorer<'a> {
         let unit_costs = |worker: usize, unit: usize| {
             let own = &site.workers[worker];
-            let kv = if site.is_attention(unit) { site.kv_bytes_of_layer(own, shape.ctx_size) } else { Bytes::ZERO };
+            let kv = site.kv_bytes_of_unit(own, unit, shape.ctx_size);
             let costs = machine.of(own.device);
             let secs = |phase: &Phase| costs.unit_secs(site.model, &site.model.units[unit], site.catalog, phase.load);
             let block = own.block_bytes[unit];

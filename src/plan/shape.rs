@@ -5,7 +5,7 @@ use std::iter::successors;
 use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
 use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
-use crate::plan::sizes::{ForwardSize, Role, kv_buffer_bytes, kv_bytes_per_position};
+use crate::plan::sizes::{ForwardSize, Role, kv_bytes_per_position, largest_kv_buffer_bytes};
 use crate::units::Bytes;
 
 /// Slots of a ring unless told otherwise: one computed from, one ready, one being filled. Published measurements of
@@ -94,7 +94,7 @@ impl Site<'_> {
         let config = &self.model.config;
         let own = &self.workers[chain.first().copied().unwrap_or(0)];
         let kv_cache = self.kv_cache(own);
-        let per_position = kv_bytes_per_position(config, kv_cache).times(self.options.n_seqs as u64).0.max(1);
+        let per_position = kv_bytes_per_position(self.model, kv_cache).times(self.options.n_seqs as u64).0.max(1);
         let vectors: Bytes = own.vector_bytes.iter().copied().sum();
         let blocks: Bytes = own.block_bytes.iter().copied().sum();
         let params = own.params_bytes(n_dispatches_of(own.blocks.iter().flatten()));
@@ -106,7 +106,7 @@ impl Site<'_> {
             true => beside_weights,
             false => beside_weights.max((room.0 / 4 / per_position) as usize),
         };
-        let of_one = kv_buffer_bytes(config, kv_cache, self.options.n_seqs, 64).0.max(1);
+        let of_one = largest_kv_buffer_bytes(self.model, kv_cache, self.options.n_seqs, 64).0.max(1);
         let bindable = (largest_buffer.0 / of_one) as usize * 64;
         let ctx_size = fitting.max(ctx_min).min(bindable).min(config.context_length);
         if ctx_size > 64 { ctx_size / 64 * 64 } else { ctx_size.max(1) }

@@ -74,9 +74,10 @@ impl<'a> Site<'a> {
         if worker.is_gpu() { KvCache::Gpu(self.options.kv_dtype) } else { KvCache::Host }
     }
 
-    /// Bytes of the K and V caches of one layer.
-    pub(super) fn kv_bytes_of_layer(&self, worker: &Worker<'_>, ctx_size: usize) -> Bytes {
-        kv_buffer_bytes(&self.model.config, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(2)
+    /// Bytes of the K and V caches of a unit, if it has any.
+    pub(super) fn kv_bytes_of_unit(&self, worker: &Worker<'_>, unit: usize, ctx_size: usize) -> Bytes {
+        let of_layer = |layer| kv_buffer_bytes(layer, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(2);
+        self.model.units[unit].cache().map_or(Bytes::ZERO, of_layer)
     }
 
     pub(super) fn working_bytes(&self, forward: ForwardSize, role: Role) -> Bytes {
@@ -94,11 +95,6 @@ impl<'a> Site<'a> {
             // One pool of memory must not be promised twice.
             None => self.host.capacity.unwrap_or_default().saturating_sub(shared),
         }
-    }
-
-    /// Whether a unit has a KV cache.
-    pub(super) fn is_attention(&self, unit: usize) -> bool {
-        matches!(self.model.units[unit].kind, UnitKind::Attention { .. })
     }
 
     /// How many units from the front may be resident (`-ngl` counts layers; each is two units after the embedding).
@@ -234,7 +230,7 @@ pub(super) fn n_slices(catalog: &Catalog, matrices: impl IntoIterator<Item = Ten
 
 /// What the kernels cannot compute is refused here, before anything is loaded.
 fn check_kernels(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
-    match kernel_fault(&model.config).filter(|_| spec.limits.is_some()) {
+    match kernel_fault(model).filter(|_| spec.limits.is_some()) {
         None => Ok(()),
         Some(fault) => Err(Error::UnsupportedModel {
             path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),

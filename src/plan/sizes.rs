@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Model, ModelConfig, Rows, Value, ValueId};
+use crate::model::{Model, Op, Rows, StoreKv, Value, ValueId};
 use crate::plan::KvDType;
 use crate::units::Bytes;
 
@@ -36,8 +36,11 @@ pub enum WorkingBuffer {
     Value(ValueId),
     /// Sequence, position and length of every token: `[n_tokens, 4]` u32.
     Tokens,
-    /// Cosine and sine of every token's rotary angles: `[n_tokens, head_size/2, 2]` f32.
-    CosSin,
+    /// Cosine and sine of every token's angles by one of the model's rotary tables: `[n_tokens, rotary_size/2, 2]` f32.
+    CosSin {
+        /// Index into [`Model::rope_tables`].
+        table: usize,
+    },
     /// What attention makes of the parts of a long context: `[n_tokens, n_heads, parts, padded head_size + 4]` f32, for few tokens.
     AttentionParts,
     /// Which rows' logits are asked for: `[n_rows]` u32.
@@ -88,7 +91,9 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     let needed = model.values().filter(|(_, value)| role.computes_head || !value.is_of_head());
     let mut buffers: Vec<_> = needed.map(|(id, value)| (WorkingBuffer::Value(id), bytes_of(value))).collect();
     buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
-    buffers.push((WorkingBuffer::CosSin, Bytes(config.head_size as u64 * 4).times(n_tokens)));
+    for (table, angles) in model.rope_tables.iter().enumerate() {
+        buffers.push((WorkingBuffer::CosSin { table }, Bytes(angles.inverse_frequencies.len() as u64 * 8).times(n_tokens)));
+    }
     let mut readback = if role.passes_on { bytes_of(model.value(model.hidden)) } else { Bytes::ZERO };
     if role.computes_head {
         let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
@@ -140,10 +145,10 @@ pub enum KvCache {
 
 impl KvCache {
     /// Bytes of one layer's keys (or values) of one position.
-    fn position_bytes(self, config: &ModelConfig) -> Bytes {
+    fn position_bytes(self, layer: &StoreKv) -> Bytes {
         match self {
-            KvCache::Host => Bytes(config.kv_size() as u64 * KvDType::F32.size_bytes()),
-            KvCache::Gpu(dtype) => Bytes((config.n_kv_heads * padded(config.head_size)) as u64 * dtype.size_bytes()),
+            KvCache::Host => Bytes((layer.n_kv_heads * layer.head_size) as u64 * KvDType::F32.size_bytes()),
+            KvCache::Gpu(dtype) => Bytes((layer.n_kv_heads * padded(layer.head_size)) as u64 * dtype.size_bytes()),
         }
     }
 }
@@ -159,18 +164,31 @@ fn padded_width(value: &Value) -> usize {
 }
 
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`, with padded heads on an adapter.
-pub fn kv_buffer_bytes(config: &ModelConfig, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
-    cache.position_bytes(config).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
+pub fn kv_buffer_bytes(layer: &StoreKv, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
+    cache.position_bytes(layer).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
+}
+
+/// Bytes of the largest K (or V) cache of all layers.
+pub fn largest_kv_buffer_bytes(model: &Model, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
+    model.caches().map(|layer| kv_buffer_bytes(layer, cache, n_seqs, ctx_size)).max().unwrap_or_default()
 }
 
 /// Bytes of all K and V caches per position of one sequence.
-pub fn kv_bytes_per_position(config: &ModelConfig, cache: KvCache) -> Bytes {
-    cache.position_bytes(config).times(2 * config.n_layers as u64)
+pub fn kv_bytes_per_position(model: &Model, cache: KvCache) -> Bytes {
+    model.caches().map(|layer| cache.position_bytes(layer)).sum::<Bytes>().times(2)
 }
 
 /// Why no adapter can compute this model, whatever memory and limits it has; `None` where its kernels can: what they demand of params
 /// that a config decides.
-pub fn kernel_fault(config: &ModelConfig) -> Option<String> {
-    let head_size = config.head_size;
-    (head_size > HEAD_SIZE_MAX).then(|| format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}"))
+pub fn kernel_fault(model: &Model) -> Option<String> {
+    model.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match *op {
+        Op::StoreKv(StoreKv { head_size, .. }) if head_size > HEAD_SIZE_MAX => {
+            Some(format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}"))
+        }
+        Op::Rope(rope) if rope.head_size.is_multiple_of(HEAD_PADDING) && !rope.rotary_size.is_multiple_of(4) => {
+            let (turned, of) = (rope.rotary_size, rope.head_size);
+            Some(format!("of the {of} values of its heads {turned} turn, and of such heads a GPU turns only multiples of 4"))
+        }
+        _ => None,
+    })
 }

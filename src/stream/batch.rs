@@ -1,7 +1,7 @@
 //! What goes into a forward and what comes out.
 
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, RopeTable};
 use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
 
@@ -147,17 +147,17 @@ impl CachedPositions {
     }
 }
 
-/// Cosine and sine of each token's rotary angles: `[n_tokens, head_size/2, 2]`. Made on the host in double precision,
+/// Cosine and sine of each token's angles by `table`: `[n_tokens, n_pairs, 2]`. Made on the host in double precision,
 /// so that every executor rotates by the same numbers and far positions lose nothing.
-pub(super) fn cos_sin(batch: &Batch, inverse_frequencies: &[f32]) -> Vec<f32> {
-    let mut table = Vec::with_capacity(batch.tokens.len() * inverse_frequencies.len() * 2);
+pub(super) fn cos_sin(batch: &Batch, table: &RopeTable) -> Vec<f32> {
+    let mut cos_sin = Vec::with_capacity(batch.tokens.len() * table.inverse_frequencies.len() * 2);
     for token in &batch.tokens {
-        for &frequency in inverse_frequencies {
+        for &frequency in &table.inverse_frequencies {
             let angle = f64::from(token.position) * f64::from(frequency);
-            table.extend([angle.cos() as f32, angle.sin() as f32]);
+            cos_sin.extend([angle.cos() as f32, angle.sin() as f32]);
         }
     }
-    table
+    cos_sin
 }
 
 #[cfg(test)]

@@ -63,13 +63,13 @@ impl Buffers {
             gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&values));
             vectors.insert(id, buffer);
         }
-        let kv_bytes = kv_buffer_bytes(&model.config, KvCache::Gpu(plan.kv_dtype), plan.n_seqs, plan.ctx_size);
         let mut kv_caches = Vec::with_capacity(model.config.n_layers);
-        for (layer, is_own) in caches_of(model, plan, device).into_iter().enumerate() {
-            if !is_own {
+        for (layer, cache) in caches_of(model, plan, device).into_iter().enumerate() {
+            let Some(cache) = cache else {
                 kv_caches.push(None);
                 continue;
-            }
+            };
+            let kv_bytes = kv_buffer_bytes(cache, KvCache::Gpu(plan.kv_dtype), plan.n_seqs, plan.ctx_size);
             let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
             let values = gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
             kv_caches.push(Some((keys, values)));

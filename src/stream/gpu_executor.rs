@@ -28,7 +28,6 @@ pub struct GpuExecutor {
     plan: Arc<Plan>,
     store: Arc<Store>,
     buffers: Buffers,
-    inverse_frequencies: Vec<f32>,
     /// Most recently used last.
     shapes: VecDeque<(ForwardDispatches, ParamsArena)>,
     /// Which forward is under way.
@@ -74,7 +73,6 @@ impl GpuExecutor {
         }
         let mut executor = GpuExecutor {
             device,
-            inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
             model: Arc::new(model.clone()),
             plan,
             store,
@@ -222,9 +220,11 @@ impl Executor for GpuExecutor {
         let n_positions = self.n_positions(attention, batch.n_positions());
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
         let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
-        let cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;
-        self.buffers.write(&self.gpu, WorkingBuffer::CosSin, bytemuck::cast_slice(&cos_sin))?;
+        for (table, angles) in self.model.rope_tables.iter().enumerate() {
+            let cos_sin = batch::cos_sin(batch, angles);
+            self.buffers.write(&self.gpu, WorkingBuffer::CosSin { table }, bytemuck::cast_slice(&cos_sin))?;
+        }
         if computes_head {
             self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for))?;
         }

@@ -9,10 +9,11 @@ use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, attention_compact, gather_rows, matmul, rms_norm, rope_kv, rope_kv_padded, swiglu, top_k,
+    BatchShape, Binding, add, add_bias, attention, attention_compact, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv,
+    rope_kv_padded, top_k,
 };
-use crate::model::{Attention, Model, Op, RopeKv, ValueId};
-use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer};
+use crate::model::{Attention, Model, Op, StoreKv, ValueId};
+use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, turned_by};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
@@ -198,12 +199,21 @@ impl<'a> Maker<'a> {
                 let params = add_bias::Params::of(model.value(target), batch);
                 Call::simple(params, move |arena, params| add_bias::prepare(gpu, arena, params, bindings))
             }
-            Op::RopeKv(rope) => self.rope_kv(&rope, &ops[op..])?,
+            Op::Rope(rope) => {
+                let cos_sin = self.working(WorkingBuffer::CosSin { table: rope.table })?;
+                let bindings = rope::Bindings { cos_sin, heads: self.value(rope.heads)? };
+                Call::simple(rope::Params::of(&rope, batch), move |arena, params| rope::prepare(gpu, arena, params, bindings))
+            }
+            Op::StoreKv(store) => self.store_kv(&store, ops, op)?,
             Op::Attention(attention) => self.attention(&attention, secs)?,
-            Op::SwiGlu { gate, up, output } => {
-                let params = swiglu::Params::of(model.value(gate), batch);
-                let bindings = swiglu::Bindings { gate: self.value(gate)?, up: self.value(up)?, output: self.value(output)? };
-                Call::simple(params, move |arena, params| swiglu::prepare(gpu, arena, params, bindings))
+            Op::Glu { activation, gate, up, output } => {
+                let params = glu::Params::of(model.value(gate), batch);
+                let bindings = glu::Bindings { gate: self.value(gate)?, up: self.value(up)?, output: self.value(output)? };
+                Call::simple(params, move |arena, params| glu::prepare(gpu, arena, params, activation, bindings))
+            }
+            Op::Map { function, target } => {
+                let (params, values) = (map::Params::of(function, model.value(target), batch), self.value(target)?);
+                Call::simple(params, move |arena, params| map::prepare(gpu, arena, params, function, values))
             }
             Op::Add { input, target } => {
                 let bindings = add::Bindings { input: self.value(input)?, target_values: self.value(target)? };
@@ -241,24 +251,27 @@ impl<'a> Maker<'a> {
         }))
     }
 
-    /// Turns the queries in place; or, where heads are no whole octets, padded into the buffer that the result of the attention behind
-    /// it (in `ops`) goes to later.
-    fn rope_kv(&self, rope: &RopeKv, ops: &[Op]) -> Result<Call<'a>> {
-        let (gpu, params) = (self.gpu, rope_kv::Params::of(rope, &self.batch));
-        let (keys, values) = self.buffers.kv_cache(gpu, rope.layer)?;
-        let (cos_sin, tokens) = (self.working(WorkingBuffer::CosSin)?, self.working(WorkingBuffer::Tokens)?);
-        let (key, value, query) = (self.value(rope.key)?, self.value(rope.value)?, self.value(rope.query)?);
+    /// Stores keys and values, and turns queries and keys before where `ops` say so: the queries in place; or, where heads are no whole
+    /// octets, padded into the buffer that the result of the attention behind goes to later.
+    fn store_kv(&self, store: &StoreKv, ops: &[Op], index: usize) -> Result<Call<'a>> {
+        let gpu = self.gpu;
+        let reader = |op: &Op| if let Op::Attention(attention) = op { Some(*attention) } else { None };
+        let reader = ops[index..].iter().find_map(reader).ok_or_else(|| gpu.fault("keys that no attention reads"))?;
+        let turned = turned_by(ops, index);
+        let query_rope = turned.map(|[query, _]| query);
+        let params = rope_kv::Params::of(store, query_rope, &self.batch);
+        let is_padded = params.head_size != rope_kv_padded::padded_size(params.head_size);
+        let (keys, values) = self.buffers.kv_cache(gpu, store.layer)?;
+        let tokens = self.working(WorkingBuffer::Tokens)?;
+        // Where nothing turns, no angle is read.
+        let cos_sin = query_rope.map_or(Ok(tokens), |rope| self.working(WorkingBuffer::CosSin { table: rope.table }))?;
+        let (key, value, query) = (self.value(store.key)?, self.value(store.value)?, self.value(reader.query)?);
         let (key_cache, value_cache) = (Binding::whole(keys), Binding::whole(values));
-        if params.head_size == rope_kv_padded::padded_size(params.head_size) {
+        if !is_padded {
             let bindings = rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache };
             return Ok(Call::simple(params, move |arena, params| rope_kv::prepare(gpu, arena, params, bindings)));
         }
-        let output_of = |op: &Op| match op {
-            Op::Attention(attention) if attention.query == rope.query => Some(attention.output),
-            _ => None,
-        };
-        let output = ops.iter().find_map(output_of).ok_or_else(|| gpu.fault("queries that no attention reads"))?;
-        let turned = self.value(output)?;
+        let (turned, params) = (self.value(reader.output)?, rope_kv::Params { n_heads: reader.n_heads as u32, ..params });
         let bindings = rope_kv_padded::Bindings { cos_sin, tokens, key, value, query, turned, key_cache, value_cache };
         Ok(Call::simple(params, move |arena, params| rope_kv_padded::prepare(gpu, arena, params, bindings)))
     }

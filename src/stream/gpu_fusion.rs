@@ -120,7 +120,7 @@ mod tests {
     use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
     use crate::dtype::DType;
     use crate::kernels::rope_kv::KvDType;
-    use crate::model::{Attention, ModelConfig, RopeConfig, RopePairs, RopeScaling, Value, families};
+    use crate::model::{Attention, ModelConfig, RopeConfig, RopePairs, RopeScaling, Value, Variant, families};
     use crate::weights::{Shard, TensorId, TensorInfo};
 
     /// The residual stream first.
@@ -134,7 +134,7 @@ mod tests {
 
     fn model() -> Model {
         let values = vec![Value::of_tokens("any", 64); 7];
-        Model { config: config(), values, hidden: HIDDEN, logits: HIDDEN, units: Vec::new() }
+        Model { config: config(), values, rope_tables: Vec::new(), hidden: HIDDEN, logits: HIDDEN, units: Vec::new() }
     }
 
     fn config() -> ModelConfig {
@@ -158,6 +158,7 @@ mod tests {
             ffn_bias: false,
             qk_norm: false,
             tied_embeddings: false,
+            variant: Variant::default(),
         }
     }
 
@@ -197,8 +198,18 @@ mod tests {
 
     /// Query with its bias, key, value; and what attention mixed, added to the residual stream.
     fn ops() -> Vec<Op> {
-        let attention =
-            Attention { layer: 0, query: QUERY, output: MIXED, n_heads: 4, n_kv_heads: 4, head_size: 16, window: None, scale: 0.25 };
+        let (n_heads, head_size) = (4, 16);
+        let attention = Attention {
+            layer: 0,
+            query: QUERY,
+            output: MIXED,
+            n_heads,
+            n_kv_heads: n_heads,
+            head_size,
+            window: None,
+            scale: 0.25,
+            softcap: None,
+        };
         vec![
             product(0, NORMED, QUERY),
             Op::AddBias { bias: TensorId(0), target: QUERY },

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::matmul;
 use crate::kernels::rope_kv::Token;
-use crate::model::{Model, Op};
+use crate::model::{Model, Op, StoreKv};
 use crate::plan::sizes::{KvCache, kv_buffer_bytes, prepared_input_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
@@ -28,7 +28,6 @@ pub struct HostExecutor {
     trace: Trace,
     values: Values,
     vectors: HashMap<TensorId, Vec<f32>>,
-    inverse_frequencies: Vec<f32>,
     feeder: Option<(Feeder<HostSlot>, FreeSlots<HostSlot>)>,
     /// Which forward is under way.
     forward: usize,
@@ -66,9 +65,9 @@ impl HostExecutor {
         for id in vectors_of(model, &plan, DEVICE) {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
-        let kv_values = (kv_buffer_bytes(&model.config, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
-        let cache = |is_own: bool| platform::zeroed(if is_own { kv_values } else { 0 }, "keys and values of a layer");
-        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|is_own| Ok((cache(is_own)?, cache(is_own)?)));
+        let kv_values = |layer: &StoreKv| (kv_buffer_bytes(layer, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
+        let cache = |layer: Option<&StoreKv>| platform::zeroed(layer.map_or(0, kv_values), "keys and values of a layer");
+        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok((cache(layer)?, cache(layer)?)));
         let kv_caches = caches.collect::<Result<_>>()?;
         let feeder = match plan.ring(DEVICE) {
             Some(ring) => {
@@ -92,18 +91,7 @@ impl HostExecutor {
             ctx_size: plan.ctx_size,
             prepared: Prepared::default(),
         };
-        Ok(HostExecutor {
-            inverse_frequencies: model.config.rope.inverse_frequencies(model.config.head_size),
-            model,
-            plan,
-            store,
-            trace,
-            values,
-            vectors,
-            feeder,
-            forward: 0,
-            activations_peak: Bytes::ZERO,
-        })
+        Ok(HostExecutor { model, plan, store, trace, values, vectors, feeder, forward: 0, activations_peak: Bytes::ZERO })
     }
 
     fn compute(&mut self, index: usize, slot: Option<&HostSlot>) -> Result<()> {
@@ -171,7 +159,7 @@ impl Executor for HostExecutor {
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(&self.model, n_tokens));
         self.values.prepared.forget();
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
-        self.values.cos_sin = batch::cos_sin(batch, &self.inverse_frequencies);
+        self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table)).collect();
         self.values.picked_rows.clone_from(&batch.logits_for);
         self.forward = forward;
         Ok(())
@@ -186,6 +174,7 @@ impl Executor for HostExecutor {
         let own = self.values.values.entry(self.model.hidden).or_default();
         own.clear();
         own.extend_from_slice(hidden);
+        self.values.prepared.forget();
         Ok(())
     }
 

@@ -8,8 +8,8 @@ use arrayvec::ArrayVec;
 
 use crate::host::{self, Input, InputForm, Operand, Part};
 use crate::kernels::rope_kv::Token;
-use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, matmul, rms_norm, rope_kv};
-use crate::model::{Attention, Model, Op, RopeKv, ValueId};
+use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, matmul, rms_norm, rope, rope_kv};
+use crate::model::{Attention, Model, Op, Rope, StoreKv, ValueId};
 use crate::platform::simd::simd;
 use crate::weights::TensorId;
 
@@ -20,7 +20,8 @@ pub(super) struct Values {
     /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
     pub(super) kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
     pub(super) tokens: Vec<Token>,
-    pub(super) cos_sin: Vec<f32>,
+    /// By each of the model's rotary tables.
+    pub(super) cos_sin: Vec<Vec<f32>>,
     pub(super) picked_rows: Vec<u32>,
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
@@ -131,12 +132,18 @@ impl Values {
                 add_bias::reference(&add_bias::Params::of(model.value(target), &batch), vector(bias), &mut result);
                 self.put(target, result);
             }
-            Op::RopeKv(rope) => self.rope_kv(&rope),
+            Op::Rope(rope) => self.rope(&rope),
+            Op::StoreKv(store) => self.store_kv(&store),
             Op::Attention(attention) => self.attention(&attention),
-            Op::SwiGlu { gate, up, output } => {
+            Op::Glu { activation, gate, up, output } => {
                 let mut result = self.take(output);
-                host::swiglu(self.get(gate), self.get(up), &mut result);
+                host::glu(activation, self.get(gate), self.get(up), &mut result);
                 self.put(output, result);
+            }
+            Op::Map { function, target } => {
+                let mut result = self.take(target);
+                host::map(function, &mut result);
+                self.put(target, result);
             }
             Op::Add { input, target } => {
                 let mut result = self.take(target);
@@ -154,17 +161,17 @@ impl Values {
         }
     }
 
-    fn rope_kv(&mut self, rope: &RopeKv) {
-        let params = rope_kv::Params::of(rope, &self.batch());
-        let (mut query, mut key) = (self.take(rope.query), self.take(rope.key));
-        host::rope(&params, params.n_heads, &self.cos_sin, &mut query);
-        host::rope(&params, params.n_kv_heads, &self.cos_sin, &mut key);
-        let value = self.take(rope.value);
-        let (keys, values) = &mut self.kv_caches[rope.layer];
-        rope_kv::store(&params, &key, &value, &self.tokens, [keys, values]);
-        self.put(rope.query, query);
-        self.put(rope.key, key);
-        self.put(rope.value, value);
+    fn rope(&mut self, rope: &Rope) {
+        let mut heads = self.take(rope.heads);
+        host::rope(&rope::Params::of(rope, &self.batch()), &self.cos_sin[rope.table], &mut heads);
+        self.put(rope.heads, heads);
+    }
+
+    fn store_kv(&mut self, store: &StoreKv) {
+        let params = rope_kv::Params::of(store, None, &self.batch());
+        let mut caches = std::mem::take(&mut self.kv_caches[store.layer]);
+        rope_kv::store(&params, self.get(store.key), self.get(store.value), &self.tokens, [&mut caches.0, &mut caches.1]);
+        self.kv_caches[store.layer] = caches;
     }
 
     fn attention(&mut self, op: &Attention) {

@@ -8,7 +8,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Model, Unit, UnitKind};
+use crate::model::{Checkpoint, Model, StoreKv, Unit, UnitKind};
 use crate::plan::{Piece, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::fetch::{Fetch, Reads, Straight};
@@ -27,6 +27,8 @@ pub struct Store {
     /// Per piece: how it is read where its home is the disk.
     reads: Vec<Reads>,
     embedding: Embedding,
+    /// What its rows are multiplied by.
+    embedding_scale: f32,
 }
 
 /// Where the embedding's rows are read.
@@ -63,9 +65,10 @@ impl Store {
             Ok(())
         })?;
         let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
+        let embedding_scale = model.embed().map_or(1.0, |(_, scale)| scale);
         let reads_of = |(index, piece)| Reads::of(piece, plan.executor(index), &checkpoint.catalog);
         let reads = plan.pieces.iter().enumerate().map(reads_of).collect();
-        Ok(Store { checkpoint, plan, held, places, reads, embedding })
+        Ok(Store { checkpoint, plan, held, places, reads, embedding, embedding_scale })
     }
 
     /// The checkpoint whose bytes these are.
@@ -132,7 +135,7 @@ impl Store {
         self.checkpoint.read_into(read.shard, read.offset, &mut slot[read.block.clone()], read.len)
     }
 
-    /// Decodes the embedding rows of `tokens` into `output`, `[n_tokens, hidden_size]`, in place of what was there.
+    /// Decodes the embedding rows of `tokens`, scaled, into `output`, `[n_tokens, hidden_size]`, in place of what was there.
     ///
     /// # Errors
     /// Those of reading; [`Error::TokenOutOfVocabulary`].
@@ -156,6 +159,9 @@ impl Store {
                     tensor.dtype.decode(&row, values);
                 }
             }
+            if self.embedding_scale != 1.0 {
+                values.iter_mut().for_each(|value| *value *= self.embedding_scale);
+            }
         }
         Ok(())
     }
@@ -166,13 +172,11 @@ pub(super) fn vectors_of(model: &Model, plan: &Plan, device: Device) -> BTreeSet
     units_of(model, plan, device).flat_map(Unit::vectors).collect()
 }
 
-/// Whether `device` computes the attention of each layer, and so holds its caches.
-pub(super) fn caches_of(model: &Model, plan: &Plan, device: Device) -> Vec<bool> {
-    let mut layers = vec![false; model.config.n_layers];
-    for unit in units_of(model, plan, device) {
-        if let UnitKind::Attention { layer } = unit.kind {
-            layers[layer] = true;
-        }
+/// The caches of each layer that `device` computes the attention of, and so holds.
+pub(super) fn caches_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> Vec<Option<&'a StoreKv>> {
+    let mut layers = vec![None; model.config.n_layers];
+    for cache in units_of(model, plan, device).filter_map(Unit::cache) {
+        layers[cache.layer] = Some(cache);
     }
     layers
 }

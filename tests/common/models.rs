@@ -3,7 +3,7 @@
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
-use tierflow::model::{Model, ModelConfig, RopeConfig, RopePairs, RopeScaling, families};
+use tierflow::model::{Model, ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant, families};
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, Shard, TensorId, TensorInfo};
 
@@ -29,6 +29,7 @@ pub fn config() -> ModelConfig {
         ffn_bias: false,
         qk_norm: false,
         tied_embeddings: false,
+        variant: Variant::default(),
     }
 }
 

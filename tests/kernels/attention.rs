@@ -27,6 +27,7 @@ impl Attention {
             window,
             scale: 1.0 / (head_size as f32).sqrt(),
             kv_dtype: rope_kv::KvDType::F32 as u32,
+            softcap: 0.0,
         };
         Attention { params, tokens: (kv_len - n_tokens..kv_len).map(|position| rope_kv::Token::new(1, position, kv_len)).collect() }
     }
@@ -117,6 +118,11 @@ fn attention_matches_its_reference() {
                     Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window).check(gpu, kv_dtype);
                 }
             }
+        }
+        for (heads, head_size, kv_len, n_tokens, window) in [([4, 2], 64, 31, 1, 0), ([9, 3], 24, 70, 33, 7), ([2, 2], 256, 300, 3, 0)] {
+            let plain = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
+            let params = attention::Params { softcap: 0.7, ..plain.params };
+            Attention { params, ..plain }.check(gpu, rope_kv::KvDType::F16);
         }
         Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::KvDType::F32);
         Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::KvDType::F16);

@@ -1,7 +1,10 @@
 //! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
 
 use tierflow::gpu::Gpu;
-use tierflow::kernels::{Binding, add, add_bias, attention, attention_compact, gather_rows, rms_norm, rope_kv, rope_kv_padded, swiglu};
+use tierflow::kernels::{
+    Binding, add, add_bias, attention, attention_compact, gather_rows, glu, map, rms_norm, rope, rope_kv, rope_kv_padded,
+};
+use tierflow::model::{Activation, Function};
 
 use crate::common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, upload};
 use crate::{EXP_TOLERANCE, SUM_TOLERANCE};
@@ -15,7 +18,7 @@ const F16_TOLERANCE: f32 = 1.0 / 1024.0;
 fn rms_norm_matches_its_reference() {
     for gpu in gpus() {
         for (n_rows, hidden_size) in [(1, 1), (3, 31), (2, 33), (257, 3), (5, 576)] {
-            let params = rms_norm::Params { n_rows, hidden_size, epsilon: 1e-5 };
+            let params = rms_norm::Params { n_rows, hidden_size, epsilon: 1e-5, weight_offset: (n_rows % 2) as f32 };
             let mut random = Random(u64::from(hidden_size));
             let len = (n_rows * hidden_size) as usize;
             let [input, weight] = [random.floats(len), random.floats(hidden_size as usize)];
@@ -36,14 +39,29 @@ fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
     let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
     let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
-        for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size]) in [
-            (rope_kv::KvDType::F32, rope_kv::Pairing::Halves, [5, 3, 12]),
-            (rope_kv::KvDType::F16, rope_kv::Pairing::Halves, [9, 3, 64]),
-            (rope_kv::KvDType::F32, rope_kv::Pairing::Neighbours, [1, 1, 4]),
-            (rope_kv::KvDType::F16, rope_kv::Pairing::Neighbours, [4, 2, 20]),
+        for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
+            (rope_kv::KvDType::F32, rope::Pairing::Halves, [5, 3, 12, 12]),
+            (rope_kv::KvDType::F16, rope::Pairing::Halves, [9, 3, 64, 64]),
+            (rope_kv::KvDType::F32, rope::Pairing::Neighbours, [1, 1, 4, 4]),
+            (rope_kv::KvDType::F16, rope::Pairing::Neighbours, [4, 2, 20, 20]),
+            // Of some heads a part turns, or nothing; and there may be no queries to turn.
+            (rope_kv::KvDType::F16, rope::Pairing::Halves, [4, 2, 24, 8]),
+            (rope_kv::KvDType::F32, rope::Pairing::Neighbours, [3, 3, 20, 12]),
+            (rope_kv::KvDType::F16, rope::Pairing::Halves, [2, 1, 16, 0]),
+            (rope_kv::KvDType::F32, rope::Pairing::Halves, [0, 3, 16, 0]),
         ] {
-            let sizes = rope_kv::Params { n_tokens: 5, n_heads, n_kv_heads, head_size, n_seqs: 2, kv_capacity: 7, kv_dtype: 0, pairing: 0 };
-            RopeKv::random(rope_kv::Params { kv_dtype: kv_dtype as u32, pairing: pairing as u32, ..sizes }).check(gpu, &tokens);
+            let params = rope_kv::Params {
+                n_tokens: 5,
+                n_heads,
+                n_kv_heads,
+                head_size,
+                n_seqs: 2,
+                kv_capacity: 7,
+                kv_dtype: kv_dtype as u32,
+                pairing: pairing as u32,
+                rotary_size,
+            };
+            RopeKv::random(params).check(gpu, &tokens);
         }
     }
 }
@@ -61,7 +79,7 @@ impl RopeKv {
         let mut random = Random(u64::from(params.head_size));
         let mut rows = |n_heads: u32| random.floats((params.n_tokens * n_heads * params.head_size) as usize);
         let [query, key, value] = [params.n_heads, params.n_kv_heads, params.n_kv_heads].map(&mut rows);
-        let angles = random.floats((params.n_tokens * params.head_size / 2) as usize);
+        let angles = random.floats((params.n_tokens * params.rotary_size / 2) as usize);
         let cos_sin = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
         RopeKv { params, cos_sin, query, key, value }
     }
@@ -145,17 +163,55 @@ fn heads_of_any_even_size_are_stored_padded_with_zeros() {
     let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
     let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
-        for (head_size, [n_heads, n_kv_heads]) in [(2, [1, 1]), (6, [5, 1]), (10, [6, 2]), (12, [7, 7]), (50, [8, 1]), (100, [2, 1])] {
+        for (head_size, rotary_size, [n_heads, n_kv_heads]) in [
+            (2, 2, [1, 1]),
+            (6, 6, [5, 1]),
+            (10, 10, [6, 2]),
+            (12, 12, [7, 7]),
+            (50, 50, [8, 1]),
+            (100, 100, [2, 1]),
+            (20, 10, [4, 2]),
+            (12, 0, [2, 1]),
+        ] {
             for (kv_dtype, pairing) in [
-                (rope_kv::KvDType::F32, rope_kv::Pairing::Halves),
-                (rope_kv::KvDType::F16, rope_kv::Pairing::Halves),
-                (rope_kv::KvDType::F32, rope_kv::Pairing::Neighbours),
-                (rope_kv::KvDType::F16, rope_kv::Pairing::Neighbours),
+                (rope_kv::KvDType::F32, rope::Pairing::Halves),
+                (rope_kv::KvDType::F16, rope::Pairing::Halves),
+                (rope_kv::KvDType::F32, rope::Pairing::Neighbours),
+                (rope_kv::KvDType::F16, rope::Pairing::Neighbours),
             ] {
-                let sizes =
-                    rope_kv::Params { n_tokens: 5, n_heads, n_kv_heads, head_size, n_seqs: 2, kv_capacity: 7, kv_dtype: 0, pairing: 0 };
-                let params = rope_kv::Params { kv_dtype: kv_dtype as u32, pairing: pairing as u32, ..sizes };
+                let params = rope_kv::Params {
+                    n_tokens: 5,
+                    n_heads,
+                    n_kv_heads,
+                    head_size,
+                    n_seqs: 2,
+                    kv_capacity: 7,
+                    kv_dtype: kv_dtype as u32,
+                    pairing: pairing as u32,
+                    rotary_size,
+                };
                 RopeKv::random(params).check_padded(gpu, &tokens);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_turn_in_place_as_far_as_they_turn() {
+    for gpu in gpus() {
+        for [n_tokens, n_heads, head_size, rotary_size] in [[1, 1, 2, 2], [5, 3, 20, 20], [33, 4, 24, 10], [7, 1, 250, 128]] {
+            for pairing in [rope::Pairing::Halves, rope::Pairing::Neighbours] {
+                let params = rope::Params { n_tokens, n_heads, head_size, rotary_size, pairing: pairing as u32 };
+                let mut random = Random(u64::from(head_size));
+                let angles = random.floats((n_tokens * rotary_size / 2) as usize);
+                let cos_sin: Vec<f32> = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
+                let mut expected = random.floats((n_tokens * n_heads * head_size) as usize);
+                let [table, heads] =
+                    [upload(gpu, "cos_sin", &cos_sin), upload(gpu, "heads", &[expected.clone(), vec![POISON; GUARD]].concat())];
+                rope::reference(&params, &cos_sin, &mut expected);
+                let bindings = rope::Bindings { cos_sin: Binding::whole(&table), heads: Binding::whole(&heads) };
+                run(gpu, &params, |buffer| rope::prepare(gpu, buffer, &params, bindings));
+                assert_close(&output(gpu, &heads, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("{params:?}"));
             }
         }
     }
@@ -206,12 +262,23 @@ fn elementwise_kernels_match_their_references() {
             let what = format!("{n_values} values");
             let [gates, ups, result] = [upload(gpu, "gate", &gate), upload(gpu, "up", &up), poisoned(gpu, len)];
 
-            let params = swiglu::Params { n_values };
+            let params = glu::Params { n_values };
             let mut expected = vec![0.0; len];
-            swiglu::reference(&params, &gate, &up, &mut expected);
-            let bindings = swiglu::Bindings { gate: Binding::whole(&gates), up: Binding::whole(&ups), output: Binding::whole(&result) };
-            run(gpu, &params, |buffer| swiglu::prepare(gpu, buffer, &params, bindings));
-            assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
+            for activation in [Activation::GeluTanh, Activation::Silu] {
+                glu::reference(&params, activation, &gate, &up, &mut expected);
+                let bindings = glu::Bindings { gate: Binding::whole(&gates), up: Binding::whole(&ups), output: Binding::whole(&result) };
+                run(gpu, &params, |buffer| glu::prepare(gpu, buffer, &params, activation, bindings));
+                assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
+            }
+            // Far beyond a cap, about it and below.
+            for (function, number) in [(Function::Scale(-0.75), -0.75), (Function::Softcap(0.01), 0.01), (Function::Softcap(30.0), 30.0)] {
+                let mut expected = gate.clone();
+                map::reference(function, &mut expected);
+                let (params, mapped) =
+                    (map::Params { n_values, number }, upload(gpu, "values", &[gate.clone(), vec![POISON; GUARD]].concat()));
+                run(gpu, &params, |buffer| map::prepare(gpu, buffer, &params, function, Binding::whole(&mapped)));
+                assert_close(&output(gpu, &mapped, len), &expected, EXP_TOLERANCE, &format!("{function:?} of {what}"));
+            }
 
             let params = add::Params { n_values };
             add::reference(&params, &up, &mut expected);

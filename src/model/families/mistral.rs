@@ -1,8 +1,7 @@
 //! Mistral: Llama with a sliding window. Defaults are those of transformers' `MistralConfig`.
 
-use serde_json::Value;
-
-use super::{DECODER_LAYER, Family, llama};
+use super::decoder::{self, LLAMA};
+use super::{DECODER_LAYER, Family};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairs};
@@ -11,20 +10,17 @@ pub(super) static FAMILY: Family = Family {
     name: "mistral",
     classes: &["MistralForCausalLM"],
     gguf: &["mistral"],
+    gguf_names: &[],
     from_json,
     from_gguf: |keys| keys.decoder(&FAMILY, RopePairs::Neighbours),
-    model: llama::model,
+    stacked: |_| Vec::new(),
+    model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Mistral",
     layer_modules: DECODER_LAYER,
 };
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
-    let config = fields.decoder(&FAMILY, &Defaults { n_kv_heads: Some(8), head_size: None, context_length: 4096 * 32 })?;
-    let sliding_window = match fields.get("sliding_window") {
-        // 4096 where the key is absent; all positions where it is null.
-        None => Some(4096),
-        Some(Value::Null) => None,
-        Some(_) => fields.unsigned("sliding_window")?,
-    };
-    Ok(ModelConfig { sliding_window, ..config })
+    let config =
+        fields.decoder(&FAMILY, &Defaults { n_kv_heads: Some(8), head_size: None, context_length: 4096 * 32, ..Defaults::default() })?;
+    Ok(ModelConfig { sliding_window: fields.nullable("sliding_window", 4096)?, ..config })
 }

@@ -1,9 +1,16 @@
 //! The families of models that run here: one file each, one row each in [`FAMILIES`].
 
+mod decoder;
+mod gemma2;
+mod gemma3;
+mod granite;
 mod llama;
 mod mistral;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use std::fmt;
 
@@ -17,7 +24,18 @@ use crate::error::{Error, Result};
 use crate::weights::{Metadata, TensorId};
 
 /// All families.
-pub static FAMILIES: &[&Family] = &[&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &phi3::FAMILY,
+    &olmo2::FAMILY,
+    &smollm3::FAMILY,
+    &granite::FAMILY,
+];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.
 pub type Tensors<'a> = dyn Fn(&str, &[u64]) -> Result<TensorId> + 'a;
@@ -33,10 +51,15 @@ pub struct Family {
     classes: &'static [&'static str],
     /// Its `general.architecture` in GGUF files.
     gguf: &'static [&'static str],
+    /// Parts of a layer that GGUF files of the family name otherwise than [most](super::gguf_names): what they are there and in
+    /// Hugging Face checkpoints.
+    pub(super) gguf_names: &'static [(&'static str, &'static str)],
     /// What config.json says, by the defaults of transformers' config class.
     pub(super) from_json: fn(&Fields<'_>) -> Result<ModelConfig>,
     /// What GGUF metadata say.
     pub(super) from_gguf: fn(&Keys<'_>) -> Result<ModelConfig>,
+    /// Its matrices that hold several, one behind the other.
+    pub(super) stacked: fn(&ModelConfig) -> Vec<Stacked>,
     /// Its units and their operations; tensor names as Hugging Face checkpoints write them.
     pub(super) model: fn(&ModelConfig, &Tensors<'_>) -> Result<Model>,
     /// What the names of transformers' classes begin with.
@@ -44,6 +67,14 @@ pub struct Family {
     /// The modules of a layer in transformers, in groups and in the order of registration, itself first: what its name ends with, and
     /// its class, in which `{}` stands for the prefix.
     pub layer_modules: &'static [Modules],
+}
+
+/// A stored matrix that holds several, the rows of one behind those of the other.
+pub(super) struct Stacked {
+    /// What its name ends with.
+    pub(super) suffix: &'static str,
+    /// The parts and their rows; a part is called `name:part`.
+    pub(super) parts: Vec<(&'static str, u64)>,
 }
 
 impl fmt::Debug for Family {
@@ -136,6 +167,9 @@ const ATTENTION: Modules = &[
     (".self_attn.o_proj", "Linear"),
 ];
 
+/// What norms queries and keys in it.
+const QUERY_KEY_NORMS: Modules = &[(".self_attn.q_norm", "{}RMSNorm"), (".self_attn.k_norm", "{}RMSNorm")];
+
 const FEED_FORWARD_AND_NORMS: Modules = &[
     (".mlp", "{}MLP"),
     (".mlp.gate_proj", "Linear"),
@@ -152,7 +186,7 @@ mod tests {
 
     #[test]
     fn names_are_told_as_a_list() {
-        assert_eq!(names_of_all(), "llama, mistral, qwen2 and qwen3");
+        assert_eq!(names_of_all(), "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, smollm3 and granite");
         assert!(by_name("llama").is_some() && by_name("Llama").is_none());
     }
 }

@@ -1,7 +1,8 @@
 //! Qwen2 and Qwen2.5: Llama with biases of queries, keys and values, and with a window in the later layers where one is used.
 //! Defaults are those of transformers' `Qwen2Config`.
 
-use super::{DECODER_LAYER, Family, llama};
+use super::decoder::{self, LLAMA};
+use super::{DECODER_LAYER, Family};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairs};
@@ -10,15 +11,17 @@ pub(super) static FAMILY: Family = Family {
     name: "qwen2",
     classes: &["Qwen2ForCausalLM"],
     gguf: &["qwen2"],
+    gguf_names: &[],
     from_json,
     from_gguf: |keys| keys.decoder(&FAMILY, RopePairs::Halves),
-    model: llama::model,
+    stacked: |_| Vec::new(),
+    model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Qwen2",
     layer_modules: DECODER_LAYER,
 };
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
-    let defaults = Defaults { n_kv_heads: Some(32), head_size: None, context_length: 32_768 };
+    let defaults = Defaults { n_kv_heads: Some(32), head_size: None, context_length: 32_768, ..Defaults::default() };
     let config = with_window(fields, fields.decoder(&FAMILY, &defaults)?)?;
     Ok(ModelConfig { attention_bias: true, ..config })
 }

@@ -1,7 +1,8 @@
 //! Qwen3, the dense models: as Qwen2 without biases, its queries and keys normed head by head before they are turned. Defaults are
 //! those of transformers' `Qwen3Config`.
 
-use super::{ATTENTION, FEED_FORWARD_AND_NORMS, Family, llama, qwen2};
+use super::decoder::{self, LLAMA};
+use super::{ATTENTION, FEED_FORWARD_AND_NORMS, Family, QUERY_KEY_NORMS, qwen2};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairs};
@@ -10,15 +11,17 @@ pub(super) static FAMILY: Family = Family {
     name: "qwen3",
     classes: &["Qwen3ForCausalLM"],
     gguf: &["qwen3"],
+    gguf_names: &[],
     from_json,
     from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairs::Halves)? }),
-    model: llama::model,
+    stacked: |_| Vec::new(),
+    model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Qwen3",
-    layer_modules: &[ATTENTION, &[(".self_attn.q_norm", "{}RMSNorm"), (".self_attn.k_norm", "{}RMSNorm")], FEED_FORWARD_AND_NORMS],
+    layer_modules: &[ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD_AND_NORMS],
 };
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
-    let defaults = Defaults { n_kv_heads: Some(32), head_size: Some(128), context_length: 32_768 };
+    let defaults = Defaults { n_kv_heads: Some(32), head_size: Some(128), context_length: 32_768, ..Defaults::default() };
     let config = qwen2::with_window(fields, fields.decoder(&FAMILY, &defaults)?)?;
     let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
     Ok(ModelConfig { qk_norm: true, attention_bias, attention_output_bias: attention_bias, ..config })

@@ -56,8 +56,18 @@ fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
     };
     let used = model.units.iter().flat_map(|unit| unit.matrices().chain(unit.vectors()));
     let mut seen = HashSet::new();
-    let mut parameters: Vec<ParameterForm> =
-        model.embedding().into_iter().chain(used).filter(|id| seen.insert(*id)).map(parameter).collect();
+    let mut parameters: Vec<ParameterForm> = Vec::new();
+    for id in model.embedding().into_iter().chain(used).filter(|id| seen.insert(*id)) {
+        let mut part = parameter(id);
+        if let Some((whole, _)) = part.name.split_once(':') {
+            part.name = whole.to_owned();
+        }
+        match parameters.iter_mut().rfind(|other| other.name == part.name) {
+            // Rows of one stored matrix.
+            Some(whole) => whole.shape[0] += part.shape[0],
+            None => parameters.push(part),
+        }
+    }
     let head = model.units.iter().find(|unit| unit.kind == UnitKind::Head);
     if let (true, Some(embedding), Some(head)) = (model.config.tied_embeddings, model.embedding(), head) {
         let embedding = parameter(embedding);

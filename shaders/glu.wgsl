@@ -1,4 +1,5 @@
-// output[i] = silu(gate[i]) * up[i], where silu(x) = x / (1 + exp(-x)).
+// output[i] = activation(gate[i]) * up[i], where activation is silu(x) = x / (1 + exp(-x)), or gelu(x) =
+// x / 2 * (1 + tanh(u)) = x / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3).
 //
 // params  one per dispatch
 // gate    [n_values] f32
@@ -16,6 +17,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> up: array<f32>;
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
+override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu
+
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -26,5 +29,11 @@ fn main(
     if index >= params.n_values {
         return;
     }
-    output[index] = gate[index] / (1.0 + exp(-gate[index])) * up[index];
+    let x = gate[index];
+    if ACTIVATION == 1u {
+        let twice_u = 1.595769122 * fma(0.044715 * x, x * x, x);
+        output[index] = x / (1.0 + exp(-twice_u)) * up[index];
+    } else {
+        output[index] = x / (1.0 + exp(-x)) * up[index];
+    }
 }

@@ -1,0 +1,35 @@
+// target_values[i] = function(target_values[i]), in place, where function is x * number, or number * tanh(x / number).
+//
+// params         one per dispatch
+// target_values  [n_values] f32, read and written
+//
+// One invocation per value.
+
+struct Params {
+    n_values: u32,
+    number: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> target_values: array<f32>;
+
+override FUNCTION: u32 = 0u; // 0: scale, 1: softcap
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    if index >= params.n_values {
+        return;
+    }
+    let x = target_values[index];
+    if FUNCTION == 1u {
+        // Beyond, tanh is 1 in f32, and some drivers make it NaN.
+        target_values[index] = params.number * tanh(clamp(x / params.number, -15.0, 15.0));
+    } else {
+        target_values[index] = x * params.number;
+    }
+}

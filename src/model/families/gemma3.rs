@@ -1,0 +1,70 @@
+//! Gemma 3, its language model: as Gemma 2 without caps, queries and keys normed head by head, five layers of six with a window and a
+//! rotary embedding of their own. Defaults are those of transformers' `Gemma3TextConfig`.
+
+use super::gemma2::{FEED_FORWARD, GGUF_NAMES, LAYOUT, NORMS, gguf_of_gemma, of_gemma};
+use super::{ATTENTION, Family, QUERY_KEY_NORMS, decoder};
+use crate::error::Result;
+use crate::model::config_gguf::Keys;
+use crate::model::config_json::Fields;
+use crate::model::{ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
+
+pub(super) static FAMILY: Family = Family {
+    name: "gemma3_text",
+    classes: &["Gemma3ForCausalLM"],
+    gguf: &["gemma3"],
+    gguf_names: GGUF_NAMES,
+    from_json,
+    from_gguf,
+    stacked: |_| Vec::new(),
+    model: |config, tensor| decoder::model(config, tensor, &LAYOUT),
+    class_prefix: "Gemma3",
+    layer_modules: &[ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD, NORMS],
+};
+
+/// Bases of the rotary embeddings of layers that see everything, and of those with a window.
+const THETA: f64 = 1e6;
+const LOCAL_THETA: f64 = 1e4;
+/// Of so many layers the last sees everything.
+const PATTERN: usize = 6;
+
+fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
+    let config = of_gemma(fields, &FAMILY, 131_072, [None, None])?;
+    let pattern = fields.unsigned("sliding_window_pattern")?.unwrap_or(PATTERN);
+    if pattern == 0 {
+        return Err(fields.fault("`sliding_window_pattern` is 0, it must be at least 1"));
+    }
+    let windowed_layers = fields.windowed_layers(config.n_layers, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let (rope, local_rope) = ropes(fields, config.context_length)?;
+    let variant = Variant { local_rope: Some(local_rope), windowed_layers: Some(windowed_layers), ..config.variant };
+    Ok(ModelConfig { qk_norm: true, rope, variant, ..config })
+}
+
+/// By the kind of layer in `rope_parameters` (transformers 5), or `rope_theta`, `rope_scaling` and `rope_local_base_freq` (before it).
+fn ropes(fields: &Fields<'_>, context_length: usize) -> Result<(RopeConfig, RopeConfig)> {
+    let parameters = fields.object("rope_parameters")?;
+    let of_kind = |kind: &str| parameters.map_or(Ok(None), |parameters| parameters.object(kind));
+    let rope = |inner: Option<Fields<'_>>, theta: f64| match inner {
+        Some(inner) => fields.rope_in(&inner, theta, context_length),
+        None => Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling: RopeScaling::None }),
+    };
+    let theta = fields.float("rope_theta")?.unwrap_or(THETA);
+    let local_theta = fields.float("rope_local_base_freq")?.unwrap_or(LOCAL_THETA);
+    let global = match of_kind("full_attention")? {
+        None => fields.object("rope_scaling")?,
+        found => found,
+    };
+    Ok((rope(global, theta)?, rope(of_kind("sliding_attention")?, local_theta)?))
+}
+
+fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
+    let config = gguf_of_gemma(keys, &FAMILY, 62)?;
+    let theta = keys.float("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA);
+    let variant = Variant {
+        logit_softcap: keys.float("final_logit_softcapping")?.map(|cap| cap as f32),
+        local_rope: Some(RopeConfig { theta, pairs: RopePairs::Halves, scaling: RopeScaling::None }),
+        windowed_layers: Some((0..config.n_layers).map(|layer| !(layer + 1).is_multiple_of(PATTERN)).collect()),
+        ..config.variant
+    };
+    let theta = keys.float("rope.freq_base")?.unwrap_or(THETA);
+    Ok(ModelConfig { qk_norm: true, rope: RopeConfig { theta, ..config.rope }, variant, ..config })
+}

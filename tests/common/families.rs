@@ -1,0 +1,167 @@
+//! Small models of every family whose answers transformers gave (`tests/golden/families.py`): their weights are made from a hash, and
+//! stored as a folder and as llama.cpp's converter would.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// What the script wrote about one model.
+#[derive(Deserialize)]
+pub struct Golden {
+    dtype: String,
+    config: Value,
+    tensors: Vec<Tensor>,
+    gguf: Option<Gguf>,
+    cases: Value,
+}
+
+#[derive(Deserialize)]
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    base: f32,
+    scale: f32,
+}
+
+#[derive(Deserialize)]
+struct Gguf {
+    architecture: String,
+    keys: Map<String, Value>,
+    tensors: Vec<GgufTensor>,
+}
+
+/// A tensor of a GGUF file, made of one of the folder's.
+#[derive(Deserialize)]
+struct GgufTensor {
+    name: String,
+    from: String,
+    /// Heads whose rows are permuted: those that turn together become neighbours.
+    permuted_heads: Option<usize>,
+    add: f32,
+}
+
+impl Golden {
+    /// Writes a folder, and where there is a GGUF form a folder with that, each with the answers; says how many.
+    pub fn write(&self, root: &Path, name: &str) -> usize {
+        let folder = root.join(name);
+        self.write_folder(&folder);
+        let Some(gguf) = &self.gguf else { return 1 };
+        let folder = root.join(format!("{name}-gguf"));
+        self.write_gguf(gguf, &folder);
+        2
+    }
+
+    fn write_answers(&self, folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("expected.json"), json!({ "cases": self.cases }).to_string()).unwrap();
+    }
+
+    fn write_folder(&self, folder: &Path) {
+        self.write_answers(folder);
+        std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
+        let (mut header, mut data) = (Map::new(), Vec::new());
+        for tensor in &self.tensors {
+            let begin = data.len();
+            data.extend(encode(&self.dtype, &tensor.values(&self.dtype)));
+            let entry = json!({ "dtype": self.dtype, "shape": tensor.shape, "data_offsets": [begin, data.len()] });
+            header.insert(tensor.name.clone(), entry);
+        }
+        let mut header = Value::Object(header).to_string();
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    }
+
+    fn write_gguf(&self, gguf: &Gguf, folder: &Path) {
+        self.write_answers(folder);
+        let mut file = b"GGUF".to_vec();
+        file.extend(3u32.to_le_bytes());
+        file.extend((gguf.tensors.len() as u64).to_le_bytes());
+        file.extend((gguf.keys.len() as u64 + 1).to_le_bytes());
+        push_text(&mut file, "general.architecture");
+        file.extend(8u32.to_le_bytes());
+        push_text(&mut file, &gguf.architecture);
+        for (key, value) in &gguf.keys {
+            push_text(&mut file, &format!("{}.{key}", gguf.architecture));
+            match value.as_u64() {
+                Some(number) => file.extend([4u32.to_le_bytes(), (number as u32).to_le_bytes()].concat()),
+                None => file.extend([6u32.to_le_bytes(), (value.as_f64().unwrap() as f32).to_le_bytes()].concat()),
+            }
+        }
+        let mut data = Vec::new();
+        for entry in &gguf.tensors {
+            let tensor = self.tensors.iter().find(|tensor| tensor.name == entry.from).unwrap();
+            // As the converter has it: vectors in f32.
+            let dtype = if tensor.shape.len() == 1 { "F32" } else { &self.dtype };
+            push_text(&mut file, &entry.name);
+            file.extend((tensor.shape.len() as u32).to_le_bytes());
+            file.extend(tensor.shape.iter().rev().flat_map(|size| (*size as u64).to_le_bytes()));
+            file.extend(match dtype {
+                "F32" => 0u32.to_le_bytes(),
+                "F16" => 1u32.to_le_bytes(),
+                _ => 30u32.to_le_bytes(),
+            });
+            file.extend((data.len() as u64).to_le_bytes());
+            let mut values = tensor.values(&self.dtype);
+            values.iter_mut().for_each(|value| *value += entry.add);
+            if let Some(n_heads) = entry.permuted_heads {
+                values = permuted(&values, n_heads, tensor.shape[0], tensor.shape[1]);
+            }
+            data.extend(encode(dtype, &values));
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(data);
+        std::fs::write(folder.join("model.gguf"), file).unwrap();
+    }
+}
+
+impl Tensor {
+    /// As the script makes them, rounded to `dtype`.
+    fn values(&self, dtype: &str) -> Vec<f32> {
+        let key = self.name.bytes().fold(0, |key, byte| mix(key ^ u64::from(byte)));
+        let value = |index: u64| {
+            let hash = mix(key.wrapping_add(index.wrapping_mul(GOLDEN)));
+            let uniform = (hash >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+            let value = self.base + self.scale * uniform;
+            match dtype {
+                "F16" => half::f16::from_f32(value).to_f32(),
+                "BF16" => half::bf16::from_f32(value).to_f32(),
+                _ => value,
+            }
+        };
+        (0..self.shape.iter().product::<usize>() as u64).map(value).collect()
+    }
+}
+
+/// Rows (i, i + half) of a head become neighbours (`LlamaModel.permute` of llama.cpp's converter).
+fn permuted(values: &[f32], n_heads: usize, n_rows: usize, n_columns: usize) -> Vec<f32> {
+    let size = n_rows / n_heads;
+    let source = |row: usize| row / size * size + row % size / 2 + row % 2 * (size / 2);
+    (0..n_rows).flat_map(|row| &values[source(row) * n_columns..][..n_columns]).copied().collect()
+}
+
+fn encode(dtype: &str, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        "F32" => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        "F16" => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
+        "BF16" => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
+        other => panic!("{other}"),
+    }
+}
+
+fn push_text(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
+}
+
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(GOLDEN);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ (value >> 31)
+}
