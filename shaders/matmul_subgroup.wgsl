@@ -2,7 +2,7 @@
 // on adapters whose subgroups are eight lanes and that load 64-bit words: software, whose every load is a loop over the lanes.
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at a multiple of 4 bytes, of Q6_K of 2;
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row where the one before ends;
 //         read 8 bytes at a time
 // input   [n_tokens, n_columns] f32, read 32 bytes at a time
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
@@ -28,6 +28,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> input: array<vec4<u64>>;
 
 override DTYPE: u32 = 0u;
+override BLOCK_LEN: u32 = 32u;  // these three: see shared/blocks.wgsl
+override BLOCK_BYTES: u32 = 0u;
+override APART: u32 = 16u;
 override ROWS: u32 = 4u;   // at most MAX_ROWS
 override TOKENS: u32 = 1u; // a power of two, at most MAX_TOKENS
 
@@ -164,6 +167,48 @@ fn six_bit_pair(pair: u32) -> Pair {
     return made;
 }
 
+fn stored(word: u32) -> u32 {
+    let both = weight[product.weight_begin * 32u + word / 2u];
+    return select(low(both), high(both), (word & 1u) == 1u);
+}
+
+// Sixteen bytes from any byte on.
+fn quad_at(byte: u32) -> vec4<u32> {
+    let first = product.weight_begin * 32u;
+    let a = weight[first + byte / 8u];
+    let b = weight[first + byte / 8u + 1u];
+    let c = weight[first + (byte + 15u) / 8u];
+    let is_odd = (byte & 4u) != 0u;
+    let words = select(vec4<u32>(low(a), high(a), low(b), high(b)), vec4<u32>(high(a), low(b), high(b), low(c)), is_odd);
+    return from_byte(words, vec4<u32>(words.yzw, select(low(c), high(c), is_odd)), byte);
+}
+
+// Every other dtype of blocks, as shared/blocks.wgsl decodes them.
+fn decoded_pair(pair: u32) -> Pair {
+    var made: Pair;
+    made.scales = vec2<f32>(1.0);
+    let a = columns_of(2u * pair);
+    let b = columns_of(2u * pair + 1u);
+    // In the order of columns.
+    put(&made, 0u, a.first);
+    if APART == 16u {
+        put(&made, 4u, a.last);
+        put(&made, 8u, b.first);
+    } else {
+        put(&made, 4u, b.first);
+        put(&made, 8u, a.last);
+    }
+    put(&made, 12u, b.last);
+    return made;
+}
+
+fn put(pair: ptr<function, Pair>, quad: u32, columns: mat4x4<f32>) {
+    (*pair).quads[quad] = columns[0];
+    (*pair).quads[quad + 1u] = columns[1];
+    (*pair).quads[quad + 2u] = columns[2];
+    (*pair).quads[quad + 3u] = columns[3];
+}
+
 fn plain_quad(begin: u32, quad: u32) -> vec4<f32> {
     if DTYPE == F32 {
         return floats(vec2<u64>(weight[begin + 2u * quad], weight[begin + 2u * quad + 1u]));
@@ -196,6 +241,9 @@ fn pair_of(row: u32, pair: u32) -> Pair {
     }
     if DTYPE == Q6_K {
         return six_bit_pair(index);
+    }
+    if DTYPE > LAST_WITH_OWN_PATH {
+        return decoded_pair(index);
     }
     return plain_pair(index);
 }
@@ -278,7 +326,7 @@ fn spread(begin: u32, even: vec4<f32>, odd: vec4<f32>) {
 // page of memory would hold more streams than the processor fetches ahead, and 576 columns of Q8_0 take 1.3 times as long. So a lane
 // has neighbours. With plain numbers that takes 1.06 times as long as rows side by side.
 fn row_of(lane: u32, i: u32) -> u32 {
-    return select(i * LANES + lane, lane * ROWS + i, DTYPE == Q4_0 || DTYPE == Q4_1 || DTYPE == Q8_0 || DTYPE == Q6_K);
+    return select(i * LANES + lane, lane * ROWS + i, DTYPE > BF16);
 }
 
 fn store_row(product_index: u32, row: u32, token_begin: u32, first_sum: u32) {

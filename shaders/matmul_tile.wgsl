@@ -1,7 +1,7 @@
 // output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for many tokens and n_columns a multiple of 4.
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at an even byte
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row where the one before ends
 // input   [n_tokens, n_columns] f32, read as quads
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
@@ -23,6 +23,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
 
 override DTYPE: u32 = 0u;
+override BLOCK_LEN: u32 = 32u;  // these three: see shared/blocks.wgsl
+override BLOCK_BYTES: u32 = 0u;
+override APART: u32 = 16u;
 
 var<private> product: Params; // of the product that this workgroup computes a part of
 
@@ -112,6 +115,19 @@ fn load_weights(slot: u32, half: u32, row: u32, block: u32) {
             let high = word_at(begin + 64u + n * 16u + i * 2u) >> (j * 2u);
             weight_tile[tile_row + i] = d * decode_six_bits(low, high);
         }
+    } else if DTYPE > LAST_WITH_OWN_PATH {
+        // A tile is the columns of one part, or of one half of two.
+        let is_whole = APART == 16u;
+        let columns = columns_of(select(block_index / 2u * 2u + half, block_index, is_whole));
+        var values = columns.first;
+        if select(block & 1u, half, is_whole) == 1u {
+            values = columns.last;
+        }
+        let begin = tile_row + half * 4u;
+        weight_tile[begin] = values[0];
+        weight_tile[begin + 1u] = values[1];
+        weight_tile[begin + 2u] = values[2];
+        weight_tile[begin + 3u] = values[3];
     } else {
         for (var j = half * 4u; j < half * 4u + 4u; j++) {
             let quad = block * TILE_QUADS + j;

@@ -1,8 +1,8 @@
 // output[t, output_row_begin + r] = sum over k of weight[r, k] * input[t, k], for few tokens and rows of whole quads of words
-// (n_columns a multiple of 4 for F32, 8 for F16 and BF16, 32 for blocks, 256 for those of Q6_K).
+// (n_columns a multiple of 4 for F32, 8 for F16 and BF16, of a block's length for blocks).
 //
 // params  one per product of the dispatch: N_PRODUCTS of them, bound in shared/products_*.wgsl
-// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row at an even byte; read four words at a time
+// weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row where the one before ends
 // input   [n_tokens, n_columns] f32, read as quads
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
 //
@@ -24,6 +24,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
 
 override DTYPE: u32 = 0u;
+override BLOCK_LEN: u32 = 32u;  // these three: see shared/blocks.wgsl
+override BLOCK_BYTES: u32 = 0u;
+override APART: u32 = 16u;
 override LANES: u32 = 32u;     // a power of two
 override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
 override ROWS: u32 = 4u;       // 4 or 8
@@ -80,7 +83,7 @@ fn add_halves(lane: u32) {
 }
 
 // One word alone: blocks begin at any even byte, so that whole quads would load more than they hold.
-fn word_at(word: u32) -> u32 {
+fn stored(word: u32) -> u32 {
     return weight[product.weight_begin * 16u + word / 4u][word % 4u];
 }
 
@@ -91,7 +94,7 @@ fn add_q8_0(lane: u32) {
         var words: array<u32, 8>; // of each row, the one that the next one continues
         var block_sums: array<f32, MAX_SUMS>;
         for (var i = 0u; i < ROWS; i++) {
-            words[i] = word_at((rows[i] * n_blocks + block) * 17u / 2u);
+            words[i] = stored((rows[i] * n_blocks + block) * 17u / 2u);
             for (var t = 0u; t < TOKENS; t++) {
                 block_sums[i * TOKENS + t] = 0.0;
             }
@@ -100,7 +103,7 @@ fn add_q8_0(lane: u32) {
         for (var j = 0u; j < 8u; j++) {
             for (var i = 0u; i < ROWS; i++) {
                 let half = (rows[i] * n_blocks + block) * 17u;
-                let next = word_at(half / 2u + 1u + j);
+                let next = stored(half / 2u + 1u + j);
                 let values = decode_bytes(select(straddle(words[i], next), next, (half & 1u) == 1u));
                 words[i] = next;
                 for (var t = 0u; t < TOKENS; t++) {
@@ -132,7 +135,7 @@ fn add_q4(lane: u32) {
             input_sums[t] = 0.0;
         }
         for (var i = 0u; i < ROWS; i++) {
-            words[i] = word_at((rows[i] * n_blocks + block) * halves_per_block / 2u);
+            words[i] = stored((rows[i] * n_blocks + block) * halves_per_block / 2u);
             for (var t = 0u; t < TOKENS; t++) {
                 block_sums[i * TOKENS + t] = 0.0;
             }
@@ -145,7 +148,7 @@ fn add_q4(lane: u32) {
             }
             for (var i = 0u; i < ROWS; i++) {
                 let half = (rows[i] * n_blocks + block) * halves_per_block;
-                let next = word_at(half / 2u + 1u + j);
+                let next = stored(half / 2u + 1u + j);
                 var quants = next;
                 if DTYPE == Q4_0 {
                     quants = select(straddle(words[i], next), next, (half & 1u) == 1u);
@@ -179,12 +182,12 @@ fn add_q4(lane: u32) {
 // The word that begins at a 16-bit unit, which may be in the midst of one; touches no word that holds none of it.
 fn word_at_half(half: u32) -> u32 {
     let odd = half & 1u;
-    let first = word_at(half / 2u);
-    return select(first, straddle(first, word_at(half / 2u + odd)), odd == 1u);
+    let first = stored(half / 2u);
+    return select(first, straddle(first, stored(half / 2u + odd)), odd == 1u);
 }
 
 fn half_at(half: u32) -> u32 {
-    return word_at(half / 2u) >> ((half & 1u) * 16u);
+    return stored(half / 2u) >> ((half & 1u) * 16u);
 }
 
 // Where 64 columns of a block of Q6_K lie whose nibbles share bytes: 32 are low nibbles, and 32 that stand 64 columns behind are high
@@ -246,6 +249,36 @@ fn add_q6_k(lane: u32) {
     }
 }
 
+// One row's products of two times sixteen columns.
+fn add_columns(w: Columns, first: mat4x4<f32>, last: mat4x4<f32>, sum: f32) -> f32 {
+    return add_sixteen(w.last, last, add_sixteen(w.first, first, sum));
+}
+
+fn add_sixteen(w: mat4x4<f32>, x: mat4x4<f32>, sum: f32) -> f32 {
+    return add_products(w[3], x[3], add_products(w[2], x[2], add_products(w[1], x[1], add_products(w[0], x[0], sum))));
+}
+
+// Sixteen columns of a token.
+fn inputs_at(quad: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(input[quad], input[quad + 1u], input[quad + 2u], input[quad + 3u]);
+}
+
+// Every other dtype of blocks: 32 columns at a time, as shared/blocks.wgsl decodes them.
+fn add_blocks(lane: u32) {
+    let n_parts = params[0].n_columns / 32u;
+    for (var part = lane; part < n_parts; part += LANES) {
+        let quad = quad_of(part);
+        for (var i = 0u; i < ROWS; i++) {
+            let columns = columns_of(rows[i] * n_parts + part);
+            for (var t = 0u; t < TOKENS; t++) {
+                let first = inputs_at(token_quads[t] + quad);
+                let last = inputs_at(token_quads[t] + quad + APART / 4u);
+                sums[i * TOKENS + t] = add_columns(columns, first, last, sums[i * TOKENS + t]);
+            }
+        }
+    }
+}
+
 // Four rows times the one token of a lane that has them to itself: the same products in the same order, but in registers alone, and
 // with each input read once for the four. Arrays, as above, are kept in memory by software adapters, and browsers check their indices.
 // The matrices here hold four values of each row, a row in each column.
@@ -265,7 +298,7 @@ fn straddle_rows(first: vec4<u32>, second: vec4<u32>) -> vec4<u32> {
 }
 
 fn words_at(words: vec4<u32>) -> vec4<u32> {
-    return vec4<u32>(word_at(words.x), word_at(words.y), word_at(words.z), word_at(words.w));
+    return vec4<u32>(stored(words.x), stored(words.y), stored(words.z), stored(words.w));
 }
 
 fn rows_f32(rows: vec4<u32>) -> vec4<f32> {
@@ -424,6 +457,21 @@ fn rows_q6_k(rows: vec4<u32>) -> vec4<f32> {
     return sums;
 }
 
+fn rows_blocks(rows: vec4<u32>) -> vec4<f32> {
+    let n_parts = params[0].n_columns / 32u;
+    var sums = vec4<f32>();
+    for (var part = 0u; part < n_parts; part++) {
+        let quad = token_quads[0] + quad_of(part);
+        let first = inputs_at(quad);
+        let last = inputs_at(quad + APART / 4u);
+        sums.x = add_columns(columns_of(rows.x * n_parts + part), first, last, sums.x);
+        sums.y = add_columns(columns_of(rows.y * n_parts + part), first, last, sums.y);
+        sums.z = add_columns(columns_of(rows.z * n_parts + part), first, last, sums.z);
+        sums.w = add_columns(columns_of(rows.w * n_parts + part), first, last, sums.w);
+    }
+    return sums;
+}
+
 fn rows_times_token(rows: vec4<u32>) -> vec4<f32> {
     if DTYPE == F32 {
         return rows_f32(rows);
@@ -433,6 +481,8 @@ fn rows_times_token(rows: vec4<u32>) -> vec4<f32> {
         return rows_q4(rows);
     } else if DTYPE == Q6_K {
         return rows_q6_k(rows);
+    } else if DTYPE > LAST_WITH_OWN_PATH {
+        return rows_blocks(rows);
     }
     return rows_halves(rows);
 }
@@ -474,6 +524,8 @@ fn main(
         add_q4(lane);
     } else if DTYPE == Q6_K {
         add_q6_k(lane);
+    } else if DTYPE > LAST_WITH_OWN_PATH {
+        add_blocks(lane);
     } else {
         add_halves(lane);
     }

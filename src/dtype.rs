@@ -1,64 +1,149 @@
 //! How numbers are stored in a checkpoint, and their decoding on the host. The shaders decode the same bytes the same way.
+//!
+//! A dtype is one row of the table below, one function in [`blocks`] and one in `shaders/shared/blocks.wgsl`; see ARCHITECTURE.md.
+
+pub mod blocks;
 
 use std::fmt;
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-/// The storage form of a tensor. Quantised forms hold a row as blocks of 32 values, Q6_K of 256
-/// (layouts of ggml's `block_q8_0`, `block_q4_0`, `block_q4_1`, `block_q6_K`; all little-endian).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum DType {
+pub use blocks::{Block, BlockLayout, PART_LEN, Scaling};
+
+/// What is known of a dtype.
+struct Row {
+    dtype: DType,
+    /// As GGUF, its tools and names of files have it.
+    name: &'static str,
+    /// Its number in `enum ggml_type` of ggml.h.
+    gguf: u32,
+    layout: Layout,
+    /// The dtype whose rates and kernel variants stand for it where machines are measured: itself, or one whose decoding costs about
+    /// as much for each byte.
+    measured_as: DType,
+}
+
+enum Layout {
+    Floats(Floats),
+    Blocks(BlockLayout),
+}
+
+/// How unquantised numbers lie in memory, little-endian and at any address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Floats {
     /// IEEE single.
     F32,
     /// IEEE half.
     F16,
     /// The upper half of an IEEE single.
     BF16,
+}
+
+/// Makes [`DType`] and the table from its rows.
+macro_rules! dtypes {
+    ($($(#[$doc:meta])* $dtype:ident { name: $name:literal, gguf: $gguf:literal, layout: $layout:expr, measured_as: $measured_as:ident })+) => {
+        /// The storage form of a tensor: unquantised, or rows of blocks whose values share scales (the layouts of ggml's `block_*`; all
+        /// little-endian).
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum DType {
+            $($(#[$doc])* #[serde(rename = $name)] $dtype,)+
+        }
+
+        impl DType {
+            /// All of them, for tables and tests.
+            pub const ALL: [DType; [$($name),+].len()] = [$(DType::$dtype),+];
+        }
+
+        /// In the order of [`DType::ALL`].
+        static ROWS: [Row; DType::ALL.len()] = [$(Row {
+            dtype: DType::$dtype,
+            name: $name,
+            gguf: $gguf,
+            layout: $layout,
+            measured_as: DType::$measured_as,
+        }),+];
+    };
+}
+
+dtypes! {
+    /// IEEE single.
+    F32 { name: "F32", gguf: 0, layout: Layout::Floats(Floats::F32), measured_as: F32 }
+    /// IEEE half.
+    F16 { name: "F16", gguf: 1, layout: Layout::Floats(Floats::F16), measured_as: F16 }
+    /// The upper half of an IEEE single.
+    BF16 { name: "BF16", gguf: 30, layout: Layout::Floats(Floats::BF16), measured_as: BF16 }
     /// 34 bytes: f16 scale `d`, 32 × i8 `q`; value `d·q`.
-    #[serde(rename = "Q8_0")]
-    Q8_0,
+    Q8_0 { name: "Q8_0", gguf: 8, layout: Layout::Blocks(blocks::Q8_0), measured_as: Q8_0 }
     /// 18 bytes: f16 scale `d`, 16 bytes of nibbles (value j low, value j+16 high); value `d·(q−8)`.
-    #[serde(rename = "Q4_0")]
-    Q4_0,
+    Q4_0 { name: "Q4_0", gguf: 2, layout: Layout::Blocks(blocks::Q4_0), measured_as: Q4_0 }
     /// 20 bytes: f16 scale `d`, f16 minimum `m`, 16 bytes of nibbles as in Q4_0; value `d·q+m`.
-    #[serde(rename = "Q4_1")]
-    Q4_1,
+    Q4_1 { name: "Q4_1", gguf: 3, layout: Layout::Blocks(blocks::Q4_1), measured_as: Q4_1 }
     /// 210 bytes for 256 values: 128 bytes of nibbles, 64 of two bits each, 16 × i8 `s`, f16 scale `d`; value `d·s·(q−32)`.
     /// Value `128·n + 32·j + l` has its low four bits in nibble `j / 2` of byte `64·n + 32·(j % 2) + l`, its high two at bit `2·j` of
     /// byte `128 + 32·n + l`, and `s` at byte `192 + 8·n + 2·j + l / 16`.
-    #[serde(rename = "Q6_K")]
-    Q6K,
+    Q6K { name: "Q6_K", gguf: 14, layout: Layout::Blocks(blocks::Q6_K), measured_as: Q6K }
 }
 
 impl DType {
-    /// All of them, for tables and tests.
-    pub const ALL: [DType; 7] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q6K];
+    fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
 
-    /// Values in one block (1 for plain numbers).
-    pub const fn block_len(self) -> u64 {
-        match self {
-            DType::F32 | DType::F16 | DType::BF16 => 1,
-            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => 32,
-            DType::Q6K => 256,
+    /// The dtype of this number in `enum ggml_type` of ggml.h.
+    pub fn of_gguf(code: u32) -> Option<DType> {
+        ROWS.iter().find(|row| row.gguf == code).map(|row| row.dtype)
+    }
+
+    /// How its unquantised numbers lie in memory; `None` for one of blocks.
+    pub fn floats(self) -> Option<Floats> {
+        match self.row().layout {
+            Layout::Floats(floats) => Some(floats),
+            Layout::Blocks(_) => None,
         }
+    }
+
+    /// How its blocks lie in memory; `None` for one of unquantised numbers.
+    pub fn blocks(self) -> Option<&'static BlockLayout> {
+        match &self.row().layout {
+            Layout::Floats(_) => None,
+            Layout::Blocks(blocks) => Some(blocks),
+        }
+    }
+
+    /// Values in one block (1 for unquantised numbers).
+    pub fn block_len(self) -> u64 {
+        self.blocks().map_or(1, |blocks| blocks.len as u64)
     }
 
     /// Whether it is stored in blocks that share a scale.
-    pub const fn has_blocks(self) -> bool {
-        self.block_len() > 1
+    pub fn has_blocks(self) -> bool {
+        self.blocks().is_some()
     }
 
     /// Bytes of one block.
-    pub const fn block_bytes(self) -> u64 {
-        match self {
-            DType::F32 => 4,
-            DType::F16 | DType::BF16 => 2,
-            DType::Q8_0 => 34,
-            DType::Q4_0 => 18,
-            DType::Q4_1 => 20,
-            DType::Q6K => 210,
+    pub fn block_bytes(self) -> u64 {
+        match &self.row().layout {
+            Layout::Floats(floats) => floats.size_bytes() as u64,
+            Layout::Blocks(blocks) => blocks.bytes as u64,
         }
+    }
+
+    /// The dtype whose measured rates and kernel variants stand for this one.
+    pub fn measured_as(self) -> DType {
+        self.row().measured_as
+    }
+
+    /// Those that are measured.
+    pub fn measured() -> impl Iterator<Item = DType> {
+        DType::ALL.into_iter().filter(|dtype| dtype.measured_as() == *dtype)
+    }
+
+    /// The names of all, for messages: `A, B and C`.
+    pub fn names() -> String {
+        let names = DType::ALL.map(|dtype| dtype.row().name);
+        let (last, others) = names.split_last().unwrap_or((&"", &[]));
+        format!("{} and {last}", others.join(", "))
     }
 
     /// Bytes of `n_values` consecutive values, or `None` where they are no whole number of blocks or overflow.
@@ -76,55 +161,36 @@ impl DType {
 
     /// Decodes whole blocks into `output`; `bytes` must hold exactly its values.
     pub fn decode(self, bytes: &[u8], output: &mut [f32]) {
-        match self {
-            DType::F32 => decode_each::<4>(bytes, output, f32::from_le_bytes),
-            DType::F16 => decode_each::<2>(bytes, output, |b| f16::from_le_bytes(b).to_f32()),
-            DType::BF16 => decode_each::<2>(bytes, output, |b| bf16::from_le_bytes(b).to_f32()),
-            DType::Q8_0 => decode_blocks::<34, 32>(bytes, output, |block, values| {
-                let d = half_at(block, 0);
-                for (value, &q) in values.iter_mut().zip(&block[2..]) {
-                    *value = d * f32::from(q.cast_signed());
-                }
-            }),
-            DType::Q4_0 => decode_blocks::<18, 32>(bytes, output, |block, values| {
-                let d = half_at(block, 0);
-                for (j, &q) in block[2..].iter().enumerate() {
-                    values[j] = d * (f32::from(q & 15) - 8.0);
-                    values[j + 16] = d * (f32::from(q >> 4) - 8.0);
-                }
-            }),
-            DType::Q4_1 => decode_blocks::<20, 32>(bytes, output, |block, values| {
-                let (d, m) = (half_at(block, 0), half_at(block, 2));
-                for (j, &q) in block[4..].iter().enumerate() {
-                    values[j] = d * f32::from(q & 15) + m;
-                    values[j + 16] = d * f32::from(q >> 4) + m;
-                }
-            }),
-            DType::Q6K => decode_blocks::<210, 256>(bytes, output, |block, values| {
-                let d = half_at(block, 208);
-                for (k, value) in values.iter_mut().enumerate() {
-                    *value = d * f32::from(q6_k_scale(block, k / 16)) * f32::from(q6_k_value(block, k));
-                }
-            }),
+        match &self.row().layout {
+            Layout::Floats(floats) => floats.decode(bytes, output),
+            Layout::Blocks(blocks) => blocks.decode(bytes, output),
         }
     }
 }
 
-/// The integer of value `k` of a block in Q6_K, from −32 to 31.
-pub fn q6_k_value(block: &[u8], k: usize) -> i8 {
-    let (n, j, l) = (k / 128, k / 32 % 4, k % 32);
-    let low = block[64 * n + 32 * (j % 2) + l] >> (j / 2 * 4) & 15;
-    let high = block[128 + 32 * n + l] >> (2 * j) & 3;
-    (low | high << 4).cast_signed() - 32
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.row().name)
+    }
 }
 
-/// What its values `16·i` to `16·i + 15` are multiplied with, besides the block's scale.
-pub fn q6_k_scale(block: &[u8], i: usize) -> i8 {
-    block[192 + i].cast_signed()
-}
+impl Floats {
+    /// Bytes of a value.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Floats::F32 => 4,
+            Floats::F16 | Floats::BF16 => 2,
+        }
+    }
 
-fn half_at(block: &[u8], offset: usize) -> f32 {
-    f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
+    /// Decodes as many values as `output` has room for.
+    pub fn decode(self, bytes: &[u8], output: &mut [f32]) {
+        match self {
+            Floats::F32 => decode_each::<4>(bytes, output, f32::from_le_bytes),
+            Floats::F16 => decode_each::<2>(bytes, output, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Floats::BF16 => decode_each::<2>(bytes, output, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        }
+    }
 }
 
 fn decode_each<const SIZE: usize>(bytes: &[u8], output: &mut [f32], decode: impl Fn([u8; SIZE]) -> f32) {
@@ -134,31 +200,22 @@ fn decode_each<const SIZE: usize>(bytes: &[u8], output: &mut [f32], decode: impl
     }
 }
 
-fn decode_blocks<const SIZE: usize, const LEN: usize>(bytes: &[u8], output: &mut [f32], decode: impl Fn(&[u8; SIZE], &mut [f32; LEN])) {
-    let (blocks, _) = bytes.as_chunks::<SIZE>();
-    let (groups, _) = output.as_chunks_mut::<LEN>();
-    for (values, block) in groups.iter_mut().zip(blocks) {
-        decode(block, values);
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
-            DType::Q8_0 => "Q8_0",
-            DType::Q4_0 => "Q4_0",
-            DType::Q4_1 => "Q4_1",
-            DType::Q6K => "Q6_K",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    #[test]
+    fn rows_are_told_apart_by_name_and_code() {
+        for (index, dtype) in DType::ALL.into_iter().enumerate() {
+            assert_eq!((dtype as usize, dtype.row().dtype), (index, dtype));
+            assert_eq!(DType::of_gguf(dtype.row().gguf), Some(dtype));
+            assert_eq!(serde_json::to_string(&dtype).unwrap(), format!("\"{dtype}\""));
+            assert_eq!(dtype.measured_as().measured_as(), dtype.measured_as(), "{dtype} is measured as one that is not measured");
+        }
+        assert!(DType::names().ends_with(&format!(" and {}", DType::ALL[DType::ALL.len() - 1])));
+    }
 
     #[test]
     fn sizes_count_whole_blocks() {
@@ -167,42 +224,27 @@ mod tests {
         assert_eq!(DType::F32.size_bytes(u64::MAX), None);
     }
 
-    const GOLDEN_Q6_K: [(usize, f32); 21] = [
-        (0, 64.0),
-        (1, 108.0),
-        (15, -88.0),
-        (16, -170.4375),
-        (31, 69.4375),
-        (32, -7.5625),
-        (47, 7.5625),
-        (63, 48.75),
-        (64, -89.0),
-        (95, 0.6875),
-        (96, -166.625),
-        (127, 103.75),
-        (128, 2.0625),
-        (129, 2.0625),
-        (160, -83.0),
-        (191, -0.6875),
-        (192, -131.25),
-        (223, -50.0625),
-        (224, -0.875),
-        (240, -111.0),
-        (255, 124.875),
-    ];
+    #[derive(Deserialize)]
+    struct Golden {
+        /// In hexadecimal digits.
+        bytes: String,
+        values: Vec<f32>,
+    }
 
-    /// A block with different numbers everywhere, decoded by the PyPI package `gguf` 0.19.0:
-    /// `gguf.quants.dequantize(block, GGMLQuantizationType.Q6_K)`.
+    /// Made by `tests/golden/dtypes.py`.
     #[test]
-    fn q6_k_is_decoded_as_the_package_gguf_does() {
-        let mut block: Vec<u8> = (0..210u32).map(|i| (i * 37 + i * i / 3) as u8).collect();
-        block[208..].copy_from_slice(&f16::from_f32(0.0625).to_le_bytes());
-        let mut values = [0.0; 256];
-        DType::Q6K.decode(&block, &mut values);
-        let found: Vec<f32> = GOLDEN_Q6_K.iter().map(|&(k, _)| values[k]).collect();
-        let expected: Vec<f32> = GOLDEN_Q6_K.iter().map(|&(_, value)| value).collect();
-        assert_eq!(found, expected);
-        assert_eq!(values.iter().map(|value| f64::from(*value)).sum::<f64>(), -722.4375);
+    fn blocks_are_decoded_as_the_package_gguf_does() {
+        let golden: BTreeMap<String, Golden> = serde_json::from_str(include_str!("../tests/golden/dtypes.json")).unwrap();
+        for dtype in DType::ALL.into_iter().filter(|dtype| dtype.has_blocks()) {
+            let Golden { bytes, values: expected } = &golden[&dtype.to_string()];
+            let bytes: Vec<u8> = (0..bytes.len()).step_by(2).map(|at| u8::from_str_radix(&bytes[at..at + 2], 16).unwrap()).collect();
+            assert_eq!(dtype.size_bytes(expected.len() as u64), Some(bytes.len() as u64), "{dtype}");
+            let mut values = vec![f32::NAN; expected.len()];
+            dtype.decode(&bytes, &mut values);
+            for (k, (value, expected)) in values.iter().zip(expected).enumerate() {
+                assert_eq!(value.to_bits(), expected.to_bits(), "{dtype}, value {k}: {value}, expected {expected}");
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use common::bits;
 use tierflow::DType;
-use tierflow::dtype::{q6_k_scale, q6_k_value};
+use tierflow::dtype::Scaling;
 use tierflow::host::{self, Input, Operand};
 use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
@@ -18,7 +18,9 @@ const F32_TOLERANCE: f32 = 2e-6;
 /// 2.6e-5 as a rule, a sum of n of them by 2.6e-5·√n, and the largest product is some 3·√n.
 const SIXTEEN_BIT_TOLERANCE: f32 = 5e-5;
 
-const QUANTISED: [DType; 4] = [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q6K];
+fn quantised() -> impl Iterator<Item = DType> {
+    DType::ALL.into_iter().filter(|dtype| dtype.has_blocks())
+}
 
 /// So many columns, rounded up to whole blocks.
 fn whole(dtype: DType, n_columns: usize) -> usize {
@@ -73,30 +75,19 @@ fn worst(values: &[f32], expected: &[f32]) -> f32 {
 
 /// The formula of `platform::simd`, one number after the other.
 fn plain_block_product(dtype: DType, row: &[u8], token: &[simd::TokenBlock]) -> f32 {
+    let layout = dtype.blocks().unwrap();
     let mut sum = 0.0;
-    let half = |bytes: &[u8]| half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    if dtype == DType::Q6K {
-        for (part, token) in token.iter().enumerate() {
-            let block = &row[part / 8 * 210..][..210];
-            let scaled = |i: usize| {
-                let first = part % 8 * 32 + i * 16;
-                let dot: i32 =
-                    (0..16).map(|k| i32::from(q6_k_value(block, first + k)) * i32::from(token.values[simd::place(i * 16 + k)])).sum();
-                half(&block[208..]) * f32::from(q6_k_scale(block, first / 16)) * token.scale * dot as f32
-            };
-            sum += scaled(0) + scaled(1);
-        }
-        return sum;
-    }
-    for (block, token) in row.chunks_exact(dtype.block_bytes() as usize).zip(token) {
-        let integer = |k: usize| match dtype {
-            DType::Q8_0 => i32::from(block[2 + k].cast_signed()),
-            DType::Q4_0 => i32::from(block[2 + k % 16] >> (k / 16 * 4) & 15) - 8,
-            _ => i32::from(block[4 + k % 16] >> (k / 16 * 4) & 15),
+    for (index, token) in token.iter().enumerate() {
+        let block = layout.part(row, index);
+        let dot = |columns: std::ops::Range<usize>| -> i32 {
+            columns.map(|k| i32::from(block.values[k]) * i32::from(token.values[simd::place(k)])).sum()
         };
-        let dot: i32 = (0..32).map(|k| integer(k) * i32::from(token.values[simd::place(k)])).sum();
-        let scaled = half(block) * token.scale * dot as f32;
-        sum += if dtype == DType::Q4_1 { scaled + half(&block[2..]) * token.scaled_sum } else { scaled };
+        let scaled = |scale: f32, dot: i32| scale * token.scale * dot as f32;
+        sum += match layout.scaling {
+            Scaling::One => scaled(block.scales[0], dot(0..32)),
+            Scaling::Minimum => scaled(block.scales[0], dot(0..32)) + block.minimums[0] * token.scaled_sum,
+            Scaling::Two => scaled(block.scales[0], dot(0..16)) + scaled(block.scales[1], dot(16..32)),
+        };
     }
     sum
 }
@@ -104,7 +95,7 @@ fn plain_block_product(dtype: DType, row: &[u8], token: &[simd::TokenBlock]) -> 
 #[test]
 fn products_of_blocks_have_the_bits_of_the_plain_formula() {
     for simd in simd::all() {
-        for dtype in QUANTISED {
+        for dtype in quantised() {
             for (n_rows, n_columns, n_tokens) in [(8, 32, 1), (13, 96, 1), (37, 576, 1), (21, 96, 2), (70, 320, 29), (9, 4096, 7)] {
                 let n_columns = whole(dtype, n_columns);
                 let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 3));
@@ -124,13 +115,11 @@ fn products_of_blocks_have_the_bits_of_the_plain_formula() {
 #[test]
 fn the_extremes_of_integers_do_not_overflow() {
     for simd in simd::all() {
-        for dtype in QUANTISED {
+        for dtype in quantised() {
             for byte in [0x80, 0x7F, 0x00, 0xFF, 0x88] {
                 let mut row = vec![byte; dtype.block_bytes() as usize];
-                let scale = if dtype == DType::Q6K { 208 } else { 0 };
-                row[scale..scale + 2].copy_from_slice(&half::f16::ONE.to_le_bytes());
-                if dtype == DType::Q4_1 {
-                    row[2..4].copy_from_slice(&half::f16::NEG_ONE.to_le_bytes());
+                for (place, scale) in common::scale_places(dtype).iter().zip([half::f16::ONE, half::f16::NEG_ONE]) {
+                    row[*place..place + 2].copy_from_slice(&scale.to_le_bytes());
                 }
                 let n_columns = whole(dtype, 32);
                 let signs = (0..n_columns).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect();
@@ -158,7 +147,7 @@ fn products_are_those_of_the_reference() {
                 let mut expected = vec![f32::NAN; n_rows * n_tokens];
                 matmul::reference(&params, &weight, &input, &mut expected);
                 let what = format!("{}, {dtype}, {n_rows}×{n_columns}, {n_tokens} tokens", simd.name);
-                let tolerance = if QUANTISED.contains(&dtype) { SIXTEEN_BIT_TOLERANCE } else { F32_TOLERANCE };
+                let tolerance = if dtype.has_blocks() { SIXTEEN_BIT_TOLERANCE } else { F32_TOLERANCE };
                 let error = worst(&product(simd, &params, &weight, &input), &expected);
                 assert!(error <= tolerance * largest(&expected), "{what}: {error} of {}", largest(&expected));
             }
@@ -190,7 +179,7 @@ fn products_do_not_depend_on_cuts_nor_on_the_tokens_beside() {
     for simd in simd::all() {
         for dtype in DType::ALL {
             cut_and_compare(simd, dtype, whole(dtype, 576));
-            if !QUANTISED.contains(&dtype) {
+            if !dtype.has_blocks() {
                 cut_and_compare(simd, dtype, 45);
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 
+use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, top_k};
 use wgpu::naga;
@@ -163,6 +164,16 @@ fn no_shader_uses_what_is_known_to_fail() {
             ("var<immediate>", "no browser has it"),
         ] {
             assert!(!kernel.wgsl.contains(banned), "{} uses `{banned}`: {why}", kernel.stem);
+        }
+    }
+}
+
+#[test]
+fn shaders_know_dtypes_by_their_codes() {
+    for kernel in KERNELS.iter().filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup"].contains(&kernel.stem)) {
+        for dtype in DType::ALL {
+            let code = format!("const {dtype}: u32 = {}u;", matmul::dtype_code(dtype));
+            assert!(kernel.wgsl.contains(&code), "{} lacks `{code}`", kernel.stem);
         }
     }
 }

@@ -84,8 +84,12 @@ impl MatMulForms {
     }
 }
 
-/// The value at `dtype`, else at the dtype most like it: blocks before plain numbers where it is one of blocks, then by bits.
+/// The value at `dtype`, else at the one that it is measured as, else at the dtype most like it: blocks before plain numbers where it
+/// is one of blocks, then by bits.
 pub(super) fn nearest<T: Copy>(by_dtype: &BTreeMap<DType, T>, dtype: DType) -> Option<T> {
+    if let Some(value) = by_dtype.get(&dtype).or_else(|| by_dtype.get(&dtype.measured_as())) {
+        return Some(*value);
+    }
     let distance = |other: DType| {
         let other_form = other.has_blocks() != dtype.has_blocks();
         (other_form, (other.bits() - dtype.bits()).abs())

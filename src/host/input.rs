@@ -4,7 +4,6 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::elementwise::MIN_PARALLEL_VALUES;
-use super::product::blocks_of;
 use super::quantise::quantise_all;
 use crate::kernels::matmul::Params;
 use crate::platform::simd::{BLOCK_LEN, LANES, TILE_TOKENS, TileColumn, TokenBlock, column_places, padded};
@@ -26,10 +25,10 @@ pub enum InputForm {
 impl InputForm {
     /// What the product of these sizes wants.
     pub fn of(params: &Params) -> InputForm {
-        match params.dtype().and_then(blocks_of) {
-            Some(_) => InputForm::Blocks,
-            None if params.n_tokens <= FEW_TOKENS => InputForm::Floats,
-            None => InputForm::Tiles,
+        match params.dtype() {
+            Some(dtype) if dtype.has_blocks() => InputForm::Blocks,
+            _ if params.n_tokens <= FEW_TOKENS => InputForm::Floats,
+            _ => InputForm::Tiles,
         }
     }
 }

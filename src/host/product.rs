@@ -12,7 +12,7 @@ use super::Operand;
 use crate::dtype::DType;
 use crate::kernels::matmul::Params;
 use crate::platform::simd::{
-    BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
+    BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
 };
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
@@ -124,9 +124,9 @@ impl Product<'_> {
         for (panel, output) in output.chunks_mut(PANEL_ROWS).enumerate() {
             let first = first_row + panel * PANEL_ROWS;
             let rows = self.rows(first);
-            let products = match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
-                (Operand::Blocks(token), Some(form), _) => (self.simd.multiply_rows)(form, &rows, token),
-                (Operand::Floats(token), _, Some(form)) => (self.simd.dot_rows)(form, &rows, &token[..self.n_columns]),
+            let products = match (self.operand, self.dtype.floats()) {
+                (Operand::Blocks(token), None) => (self.simd.multiply_rows)(self.dtype, &rows, token),
+                (Operand::Floats(token), Some(form)) => (self.simd.dot_rows)(form, &rows, &token[..self.n_columns]),
                 _ => self.refuse(),
             };
             output.copy_from_slice(&products[..output.len()]);
@@ -135,10 +135,10 @@ impl Product<'_> {
 
     /// The rows from `first_row` on times all tokens. `outputs` has a slice for each token.
     fn many_tokens(&self, first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
-        match (self.operand, blocks_of(self.dtype), floats_of(self.dtype)) {
-            (Operand::Blocks(tokens), Some(form), _) => self.many_blocks(form, tokens, first_row, outputs, scratch),
-            (Operand::Tiles(tiles), _, Some(form)) => self.many_tiles(form, tiles, first_row, outputs, scratch),
-            (Operand::Floats(tokens), _, Some(form)) => self.few_tokens(form, tokens, first_row, outputs),
+        match (self.operand, self.dtype.floats()) {
+            (Operand::Blocks(tokens), None) => self.many_blocks(tokens, first_row, outputs, scratch),
+            (Operand::Tiles(tiles), Some(form)) => self.many_tiles(form, tiles, first_row, outputs, scratch),
+            (Operand::Floats(tokens), Some(form)) => self.few_tokens(form, tokens, first_row, outputs),
             _ => self.refuse(),
         }
     }
@@ -147,7 +147,7 @@ impl Product<'_> {
         panic!("a matrix of {} meets an operand of another kind", self.dtype)
     }
 
-    fn many_blocks(&self, form: Blocks, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+    fn many_blocks(&self, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         let n_blocks = self.n_columns / BLOCK_LEN;
         let panels_at_once = (UNPACKED_BYTES / (n_blocks * size_of::<PanelBlock>())).max(1);
         let n_rows = outputs.first().map_or(0, |output| output.len());
@@ -156,12 +156,12 @@ impl Product<'_> {
             let end = n_rows.min(begin + panels_at_once * PANEL_ROWS);
             scratch.blocks.resize((end - begin).div_ceil(PANEL_ROWS) * n_blocks, PanelBlock::ZERO);
             for (panel, row) in scratch.blocks.chunks_exact_mut(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
-                (self.simd.unpack)(form, &self.rows(first_row + row), panel);
+                (self.simd.unpack)(self.dtype, &self.rows(first_row + row), panel);
             }
             for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * n_blocks).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
                 for (panel, row) in scratch.blocks.chunks_exact(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
                     let products = &mut products[..outputs.len()];
-                    (self.simd.multiply_panel)(form, panel, tokens, products);
+                    (self.simd.multiply_panel)(self.dtype, panel, tokens, products);
                     put(products, row, outputs);
                 }
             }
@@ -206,24 +206,5 @@ fn put<const N: usize>(products: &[[f32; N]], row: usize, outputs: &mut [&mut [f
     for (products, output) in products.iter().zip(outputs) {
         let n_rows = N.min(output.len() - row);
         output[row..][..n_rows].copy_from_slice(&products[..n_rows]);
-    }
-}
-
-pub(super) fn blocks_of(dtype: DType) -> Option<Blocks> {
-    match dtype {
-        DType::Q8_0 => Some(Blocks::Q8_0),
-        DType::Q4_0 => Some(Blocks::Q4_0),
-        DType::Q4_1 => Some(Blocks::Q4_1),
-        DType::Q6K => Some(Blocks::Q6K),
-        DType::F32 | DType::F16 | DType::BF16 => None,
-    }
-}
-
-fn floats_of(dtype: DType) -> Option<Floats> {
-    match dtype {
-        DType::F32 => Some(Floats::F32),
-        DType::F16 => Some(Floats::F16),
-        DType::BF16 => Some(Floats::BF16),
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q6K => None,
     }
 }

@@ -72,12 +72,19 @@ impl Params {
 
     /// The weight's dtype; `None` where the code is none.
     pub fn dtype(&self) -> Option<DType> {
-        DType::ALL.into_iter().find(|&dtype| dtype_code(dtype) == self.dtype)
+        DType::ALL.get(self.dtype as usize).copied()
     }
 
     /// Whether each row is whole quads of words, or of blocks: what the fast forms read.
     pub(super) fn has_whole_quads(&self) -> bool {
         self.dtype().is_some_and(|dtype| dtype.has_blocks() || self.row_bytes().is_some_and(|bytes| bytes.is_multiple_of(16)))
+    }
+
+    /// The override constants by which shaders know the weight's dtype.
+    pub(super) fn dtype_constants(&self) -> [(&'static str, f64); 4] {
+        let layout = self.dtype().and_then(DType::blocks);
+        let [len, bytes, apart] = layout.map_or([32, 0, 16], |layout| [layout.len, layout.bytes, layout.apart]);
+        [("DTYPE", f64::from(self.dtype)), ("BLOCK_LEN", len as f64), ("BLOCK_BYTES", bytes as f64), ("APART", apart as f64)]
     }
 
     /// Whether this is a product of few tokens or of many.
@@ -162,17 +169,9 @@ pub fn padded(params: &[Params]) -> [Params; MAX_PRODUCTS] {
     padded
 }
 
-/// The number that stands for `dtype` in params and shaders.
+/// The number that stands for `dtype` in params and shaders: its row in the table of dtypes.
 pub const fn dtype_code(dtype: DType) -> u32 {
-    match dtype {
-        DType::F32 => 0,
-        DType::F16 => 1,
-        DType::BF16 => 2,
-        DType::Q8_0 => 3,
-        DType::Q4_0 => 4,
-        DType::Q4_1 => 5,
-        DType::Q6K => 6,
-    }
+    dtype as u32
 }
 
 /// Makes the dispatch of the form that suits `params`. The choice sees tokens, columns and dtype, never the rows:

@@ -39,7 +39,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
     let token_groups = params.n_tokens.div_ceil(tokens);
     let are_many = |rows: &&u32| products.n_groups(**rows * LANES) * u64::from(token_groups) >= MANY_WORKGROUPS;
     let rows = *ROWS.iter().rev().find(are_many).unwrap_or(&ROWS[0]);
-    let constants = [("DTYPE", f64::from(params.dtype)), ("ROWS", f64::from(rows)), ("TOKENS", f64::from(tokens))];
+    let constants = [&params.dtype_constants()[..], &[("ROWS", f64::from(rows)), ("TOKENS", f64::from(tokens))]].concat();
     let workgroups = fold(gpu, kernel.stem, products.n_groups(rows * LANES), token_groups)?;
     dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
 }

@@ -18,5 +18,5 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
     require(gpu, kernel.stem, params.has_whole_quads(), "its rows are no whole quads of words")?;
     let tiles = products.n_groups(TILE) * u64::from(params.n_tokens.div_ceil(TILE));
     let workgroups = fold(gpu, kernel.stem, tiles, 1)?;
-    dispatch(gpu, kernel, &[("DTYPE", f64::from(params.dtype))], params_buffer, &needed, workgroups)
+    dispatch(gpu, kernel, &params.dtype_constants(), params_buffer, &needed, workgroups)
 }

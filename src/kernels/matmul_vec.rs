@@ -46,13 +46,13 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>,
         _ => WORKGROUP,
     };
     let tokens = params.n_tokens.next_power_of_two().min(MAX_TOKENS);
-    let constants = [
-        ("DTYPE", f64::from(params.dtype)),
+    let shape_constants = [
         ("LANES", f64::from(shape.lanes)),
         ("WORKGROUP", f64::from(shape.workgroup)),
         ("ROWS", f64::from(shape.rows)),
         ("TOKENS", f64::from(tokens)),
     ];
+    let constants = [&params.dtype_constants()[..], &shape_constants].concat();
     let rows_per_workgroup = shape.workgroup / shape.lanes * shape.rows;
     let workgroups = fold(gpu, kernel.stem, products.n_groups(rows_per_workgroup), params.n_tokens.div_ceil(tokens))?;
     dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)

@@ -133,9 +133,9 @@ pub const MAX_PRODUCTS: usize = 3;
 macro_rules! products {
     ($stem:literal $(, $shared:literal)*) => {
         [
-            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "decode", $($shared,)* "products", "products_1"), MATMUL),
-            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "decode", $($shared,)* "products", "products_2"), MATMUL_2),
-            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "decode", $($shared,)* "products", "products_3"), MATMUL_3),
+            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "decode", "blocks", $($shared,)* "products", "products_1"), MATMUL),
+            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "decode", "blocks", $($shared,)* "products", "products_2"), MATMUL_2),
+            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "decode", "blocks", $($shared,)* "products", "products_3"), MATMUL_3),
         ]
     };
 }
@@ -143,8 +143,8 @@ macro_rules! products {
 const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
 const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write)];
 const MATMUL_3: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write)];
-static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec");
-static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile");
+static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes");
+static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes");
 static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
 static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =

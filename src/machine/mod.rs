@@ -136,7 +136,7 @@ fn disk_with(rates: Rates) -> DeviceSpec {
     }
 }
 
-/// The rates of an adapter, kept per adapter and driver, those of products in `dtypes` among them, and in single precision, which
+/// The rates of an adapter, kept per adapter and driver, those of products in `dtypes` (or in what [they are measured as](DType::measured_as)) among them, and in single precision, which
 /// tells how long attention takes. Empty, or without some of them, where they are not known and `measure` forbids to find out.
 ///
 /// # Errors
@@ -145,7 +145,8 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) 
     let key = key_of(found);
     let Known { known, before } = known(&key, measure);
     let is_new = |dtype: &DType| known.as_ref().is_none_or(|known| !known.matvec.contains_key(dtype));
-    let new: Vec<DType> = DType::ALL.into_iter().filter(|dtype| *dtype == DType::F32 || dtypes.contains(dtype)).filter(is_new).collect();
+    let is_asked_for = |dtype: &DType| *dtype == DType::F32 || dtypes.iter().any(|asked| asked.measured_as() == *dtype);
+    let new: Vec<DType> = DType::measured().filter(is_asked_for).filter(is_new).collect();
     match (known, Effort::of(measure)) {
         (None, Some(effort)) => {
             let watch = Watch::start();

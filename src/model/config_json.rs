@@ -189,7 +189,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     if let Some(quantization) = fields.fields.get("quantization_config").filter(|value| !value.is_null()) {
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         return unsupported(format!(
-            "weights quantised by `{method}` are not supported; use the original in F32, F16 or BF16, or a GGUF file in Q8_0, Q6_K, Q4_0 or Q4_1"
+            "weights quantised by `{method}` are not supported; use the original in F32, F16 or BF16, or a GGUF file"
         ));
     }
     Ok(())

@@ -190,6 +190,38 @@ impl Random {
                 }
                 bytes
             }
+            _ => {
+                // Values of about 1: the largest integer times the scale, and a minimum that shifts by half of that.
+                let largest = largest_of(dtype);
+                let mut bytes: Vec<u8> = (0..dtype.size_bytes(n_values as u64).unwrap()).map(|_| self.word() as u8).collect();
+                for block in bytes.chunks_exact_mut(dtype.block_bytes() as usize) {
+                    for (place, largest) in scale_places(dtype).iter().zip(largest) {
+                        block[*place..place + 2].copy_from_slice(&half(self.float() / largest));
+                    }
+                }
+                bytes
+            }
         }
+    }
+}
+
+/// Where a block of `dtype` has its halves: a scale, and a minimum or its scale.
+pub fn scale_places(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => &[],
+        DType::Q8_0 | DType::Q4_0 => &[0],
+        DType::Q4_1 => &[0, 2],
+        DType::Q6K => &[208],
+    }
+}
+
+/// What multiplies the halves of [`scale_places`] at most.
+fn largest_of(dtype: DType) -> [f32; 2] {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => [1.0, 1.0],
+        DType::Q8_0 => [127.0, 1.0],
+        DType::Q4_0 => [8.0, 1.0],
+        DType::Q4_1 => [8.0, 2.0],
+        DType::Q6K => [4096.0, 1.0],
     }
 }

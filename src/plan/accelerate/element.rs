@@ -52,11 +52,7 @@ impl ElementType {
 
 impl From<DType> for ElementType {
     fn from(dtype: DType) -> ElementType {
-        match dtype {
-            DType::F32 => ElementType::Float(4),
-            DType::F16 | DType::BF16 => ElementType::Float(2),
-            quantised => ElementType::Blocks(quantised),
-        }
+        dtype.floats().map_or(ElementType::Blocks(dtype), |floats| ElementType::Float(floats.size_bytes() as u8))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 
 use super::{
-    BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, SUPER_BLOCKS, Simd, TokenBlock, check_rows, check_tokens, portable,
+    BLOCK_LEN, DType, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, Simd, TokenBlock, check_rows, check_tokens, layout_of, portable,
 };
 
 /// The functions of this file.
@@ -13,23 +13,26 @@ pub(super) static SIMD: Simd = Simd { name: "NEON", multiply_rows, multiply_pane
 /// Tokens that share the loads of a panel: each needs four of the 32 registers.
 const TILE: usize = 4;
 
-fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, form.row_bytes(token.len()));
+/// Most parts of a block: 256 values.
+const MAX_PARTS: usize = 8;
+
+fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let layout = layout_of(dtype);
+    check_rows(rows, layout.bytes_of_parts(token.len()));
     let mut sums = [0.0; PANEL_ROWS];
-    // Blocks that are stored together are unpacked together.
-    let n_together = if form == Blocks::Q6K { SUPER_BLOCKS } else { 1 };
-    let mut blocks = [PanelBlock::ZERO; SUPER_BLOCKS];
-    let (size, blocks) = (form.row_bytes(n_together), &mut blocks[..n_together]);
-    for (index, token) in token.chunks_exact(n_together).enumerate() {
-        portable::unpack(form, &rows.map(|row| &row[index * size..][..size]), blocks);
+    // Parts that are stored together are unpacked together.
+    let mut blocks = [PanelBlock::ZERO; MAX_PARTS];
+    let blocks = &mut blocks[..layout.n_parts()];
+    for (index, token) in token.chunks_exact(layout.n_parts()).enumerate() {
+        portable::unpack(dtype, &rows.map(|row| &row[index * layout.bytes..][..layout.bytes]), blocks);
         // SAFETY: every arm64 processor has NEON.
-        [sums] = unsafe { add_blocks(form, blocks, [token], [sums]) };
+        [sums] = unsafe { add_blocks(layout.scaling, blocks, [token], [sums]) };
     }
     sums
 }
 
-fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
-    let n_blocks = panel.len();
+fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+    let (scaling, n_blocks) = (layout_of(dtype).scaling, panel.len());
     check_tokens(tokens, n_blocks, products.len());
     let (tiles, rest) = products.as_chunks_mut::<TILE>();
     let n_tiled = tiles.len() * TILE;
@@ -37,18 +40,18 @@ fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], pro
     for (tile, products) in tiles.iter_mut().enumerate() {
         let tokens = std::array::from_fn(|token| token_at(tile * TILE + token));
         // SAFETY: as in `multiply_rows`.
-        *products = unsafe { add_blocks(form, panel, tokens, [[0.0; PANEL_ROWS]; TILE]) };
+        *products = unsafe { add_blocks(scaling, panel, tokens, [[0.0; PANEL_ROWS]; TILE]) };
     }
     for (index, product) in rest.iter_mut().enumerate() {
         // SAFETY: as in `multiply_rows`.
-        [*product] = unsafe { add_blocks(form, panel, [token_at(n_tiled + index)], [[0.0; PANEL_ROWS]]) };
+        [*product] = unsafe { add_blocks(scaling, panel, [token_at(n_tiled + index)], [[0.0; PANEL_ROWS]]) };
     }
 }
 
 /// `sums` and the products of all blocks, by the formula of the module's head. Each token has as many blocks as the panel.
 #[target_feature(enable = "neon")]
 fn add_blocks<const T: usize>(
-    form: Blocks,
+    scaling: Scaling,
     panel: &[PanelBlock],
     tokens: [&[TokenBlock]; T],
     sums: [[f32; PANEL_ROWS]; T],
@@ -57,21 +60,19 @@ fn add_blocks<const T: usize>(
     let mut sums = sums.map(|sums| unsafe { [vld1q_f32(sums.as_ptr()), vld1q_f32(sums.as_ptr().add(4))] });
     for (index, block) in panel.iter().enumerate() {
         let tokens = tokens.map(|token| &token[index]);
-        let offset = if form == Blocks::Q4_0 { -8 } else { 0 };
-        // Of Q6_K the first sixteen columns have a scale of their own.
-        let n_first = if form == Blocks::Q6K { N_PAIRS / 2 } else { N_PAIRS };
-        let dots = dots_of_block(offset, block, 0..n_first, tokens);
-        let others = dots_of_block(0, block, n_first..N_PAIRS, tokens);
+        // A scale of their own have the first sixteen columns, or all.
+        let n_first = if scaling == Scaling::Two { N_PAIRS / 2 } else { N_PAIRS };
+        let dots = dots_of_block(block, 0..n_first, tokens);
+        let others = dots_of_block(block, n_first..N_PAIRS, tokens);
         for half in 0..2 {
             // SAFETY: four of eight f32 each.
-            let (scales, minimums) =
-                unsafe { (vld1q_f32(block.scales.as_ptr().add(half * 4)), vld1q_f32(block.minimums.as_ptr().add(half * 4))) };
+            let [scales, factors] = block.factors.each_ref().map(|factors| unsafe { vld1q_f32(factors.as_ptr().add(half * 4)) });
             for (((sums, dots), others), token) in sums.iter_mut().zip(dots).zip(others).zip(tokens) {
                 let scaled = vmulq_f32(vmulq_f32(scales, vdupq_n_f32(token.scale)), vcvtq_f32_s32(dots[half]));
-                let added = match form {
-                    Blocks::Q6K => vaddq_f32(scaled, vmulq_f32(vmulq_f32(minimums, vdupq_n_f32(token.scale)), vcvtq_f32_s32(others[half]))),
-                    Blocks::Q4_1 => vaddq_f32(scaled, vmulq_f32(minimums, vdupq_n_f32(token.scaled_sum))),
-                    Blocks::Q8_0 | Blocks::Q4_0 => scaled,
+                let added = match scaling {
+                    Scaling::Two => vaddq_f32(scaled, vmulq_f32(vmulq_f32(factors, vdupq_n_f32(token.scale)), vcvtq_f32_s32(others[half]))),
+                    Scaling::Minimum => vaddq_f32(scaled, vmulq_f32(factors, vdupq_n_f32(token.scaled_sum))),
+                    Scaling::One => scaled,
                 };
                 sums[half] = vaddq_f32(sums[half], added);
             }
@@ -91,13 +92,8 @@ fn add_blocks<const T: usize>(
 /// The integers of these pairs of columns of one block: eight rows for each token.
 #[target_feature(enable = "neon")]
 #[inline]
-fn dots_of_block<const T: usize>(
-    offset: i32,
-    block: &PanelBlock,
-    pairs: std::ops::Range<usize>,
-    tokens: [&TokenBlock; T],
-) -> [[int32x4_t; 2]; T] {
-    let mut dots = tokens.map(|token| [vdupq_n_s32(offset * token.sum); 2]);
+fn dots_of_block<const T: usize>(block: &PanelBlock, pairs: std::ops::Range<usize>, tokens: [&TokenBlock; T]) -> [[int32x4_t; 2]; T] {
+    let mut dots = tokens.map(|_| [vdupq_n_s32(0); 2]);
     for (weights, values) in block.values[pairs.clone()].iter().zip((2 * pairs.start..BLOCK_LEN).step_by(2)) {
         // SAFETY: eight times two i16; the load separates first and second columns.
         let int16x8x2_t(first, second) = unsafe { vld2q_s16(weights.as_flattened().as_ptr()) };

@@ -6,7 +6,9 @@
 //!
 //! `sum += (weight.scale · token.scale) · Σ_k q_weight[k] · q_token[k]  [+ weight.minimum · token.scaled_sum]`
 //!
-//! A block of Q6_K has two scales, one for each sixteen values, and gives two integers, each scaled so; their sum is what is added.
+//! Blocks with a scale for each sixteen values give two integers, each scaled so; the sum of both is what is added.
+//! How a dtype's blocks become integers and scales, [`crate::dtype::blocks`] says; a dtype that has no instructions of its own is unpacked
+//! by that, and multiplied as all others are.
 //!
 //! So the result has one value, bit for bit, whatever the instructions, the number of tokens beside, or the rows beside.
 //! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
@@ -25,10 +27,13 @@ mod x86;
 
 use std::sync::OnceLock;
 
+pub use crate::dtype::Floats;
+use crate::dtype::{Block, BlockLayout, DType, PART_LEN, Scaling};
+
 /// Rows of a panel of blocks: what one call multiplies at once, a row in each lane.
 pub const PANEL_ROWS: usize = 8;
 /// Values in a block.
-pub const BLOCK_LEN: usize = 32;
+pub const BLOCK_LEN: usize = PART_LEN;
 /// Partial sums of a product of plain numbers.
 pub const LANES: usize = 8;
 /// The order in which they are added: neighbours, then the sums of neighbours, then the two that are left. It is its own inverse.
@@ -37,61 +42,6 @@ const LANE_ORDER: [usize; LANES] = [0, 4, 2, 6, 1, 5, 3, 7];
 pub const FLOAT_PANEL_ROWS: usize = 16;
 /// Tokens in a [`TileColumn`]: two vectors of sums for each, two of rows and one of a token's values fill sixteen registers.
 pub const TILE_TOKENS: usize = 6;
-
-/// How a weight's blocks of 32 values lie in memory; `crate::dtype::DType` describes them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blocks {
-    /// 34 bytes: scale, 32 × i8.
-    Q8_0,
-    /// 18 bytes: scale, 32 nibbles less 8.
-    Q4_0,
-    /// 20 bytes: scale, minimum, 32 nibbles.
-    Q4_1,
-    /// 210 bytes for eight blocks: 256 times six bits less 32, 16 × i8 scales, a scale of them all.
-    Q6K,
-}
-
-impl Blocks {
-    /// Bytes of a row of so many blocks of 32 values; of Q6_K, whole eights of them.
-    pub const fn row_bytes(self, n_blocks: usize) -> usize {
-        match self {
-            Blocks::Q8_0 => n_blocks * Q8_0,
-            Blocks::Q4_0 => n_blocks * Q4_0,
-            Blocks::Q4_1 => n_blocks * Q4_1,
-            Blocks::Q6K => n_blocks / SUPER_BLOCKS * Q6_K,
-        }
-    }
-}
-
-/// Blocks of 32 values that Q6_K stores together.
-const SUPER_BLOCKS: usize = 8;
-
-/// [`Blocks`] as constants, for functions that are generic over the form: the bytes of a block, of Q6_K of eight.
-const Q8_0: usize = 34;
-const Q4_0: usize = 18;
-const Q4_1: usize = 20;
-const Q6_K: usize = 210;
-
-/// How plain numbers lie in memory, little-endian and at any address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Floats {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// The upper half of an IEEE single.
-    BF16,
-}
-
-impl Floats {
-    /// Bytes of a value.
-    pub const fn size_bytes(self) -> usize {
-        match self {
-            Floats::F32 => 4,
-            Floats::F16 | Floats::BF16 => 2,
-        }
-    }
-}
 
 /// A token's 32 values as integers: value `k` is about `scale · values[place(k)]`.
 #[repr(C)]
@@ -122,20 +72,20 @@ pub const fn place(k: usize) -> usize {
 #[repr(C, align(32))]
 #[derive(Debug, Clone, Copy)]
 pub struct PanelBlock {
-    scales: [f32; PANEL_ROWS],
-    /// Zero where the form has none. Of Q6_K the scales of the last sixteen columns; `scales` are those of the first.
-    minimums: [f32; PANEL_ROWS],
-    /// `[16, rows, 2]`: the columns in pairs, in the order of [`place`]; of Q4_0 the nibbles as they are, 8 too large.
+    factors: [PanelProducts; MAX_FACTORS],
+    /// `[16, rows, 2]`: the columns in pairs, in the order of [`place`].
     values: [[[i16; 2]; PANEL_ROWS]; N_PAIRS],
 }
+
+/// Factors of a block: its scale; by [`Scaling`] its minimum behind that, or the scales of its halves.
+const MAX_FACTORS: usize = 2;
 
 /// Pairs of columns in a block.
 const N_PAIRS: usize = BLOCK_LEN / 2;
 
 impl PanelBlock {
     /// Zeros, to be filled.
-    pub const ZERO: PanelBlock =
-        PanelBlock { scales: [0.0; PANEL_ROWS], minimums: [0.0; PANEL_ROWS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
+    pub const ZERO: PanelBlock = PanelBlock { factors: [[0.0; PANEL_ROWS]; MAX_FACTORS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
 }
 
 /// One column of sixteen rows of plain numbers. A panel of `n_columns` has [`padded`]`(n_columns)` of them where [`column_places`]
@@ -169,17 +119,18 @@ pub type PanelRows<'a> = [&'a [u8]; PANEL_ROWS];
 /// One product for each of eight rows.
 pub type PanelProducts = [f32; PANEL_ROWS];
 
-/// The functions of one kind of processor. All panic where slices are not as long as they say.
+/// The functions of one kind of processor. All panic where slices are not as long as they say, and those of
+/// blocks where the dtype has none.
 #[derive(Debug)]
 pub struct Simd {
     /// Which instructions these are.
     pub name: &'static str,
     /// Eight rows of blocks times one token (`[n_columns / 32]`).
-    pub multiply_rows: fn(Blocks, &PanelRows<'_>, token: &[TokenBlock]) -> PanelProducts,
+    pub multiply_rows: fn(DType, &PanelRows<'_>, token: &[TokenBlock]) -> PanelProducts,
     /// Unpacks the blocks of eight rows into a panel (`[n_columns / 32]`).
-    pub unpack: fn(Blocks, &PanelRows<'_>, panel: &mut [PanelBlock]),
+    pub unpack: fn(DType, &PanelRows<'_>, panel: &mut [PanelBlock]),
     /// A panel times tokens (`[n_tokens, n_columns / 32]`): `products` is `[n_tokens]`, as `multiply_rows` has them.
-    pub multiply_panel: fn(Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [PanelProducts]),
+    pub multiply_panel: fn(DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [PanelProducts]),
     /// Eight rows of plain numbers times one token (`[n_columns]`).
     pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> PanelProducts,
     /// Decodes sixteen rows of plain numbers into the panel of `n_columns` columns.
@@ -209,6 +160,20 @@ pub fn all() -> Vec<&'static Simd> {
     found.push(&arm::SIMD);
     found.push(&portable::SIMD);
     found
+}
+
+/// How the blocks of `dtype` lie in memory; refuses a dtype that has none.
+fn layout_of(dtype: DType) -> &'static BlockLayout {
+    dtype.blocks().unwrap_or_else(|| panic!("{dtype} has no blocks"))
+}
+
+/// The factors of a block, as a [`PanelBlock`] has them.
+fn factors_of(scaling: Scaling, block: &Block) -> [f32; MAX_FACTORS] {
+    match scaling {
+        Scaling::One => [block.scales[0], 0.0],
+        Scaling::Minimum => [block.scales[0], block.minimums[0]],
+        Scaling::Two => block.scales,
+    }
 }
 
 /// Refuses rows that end before `n_bytes`: what the loads of the instructions rely on.

@@ -3,84 +3,62 @@
 use half::{bf16, f16};
 
 use super::{
-    BLOCK_LEN, Blocks, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, N_PAIRS, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Q4_0, Q4_1,
-    Q6_K, Q8_0, SUPER_BLOCKS, Simd, TileColumn, TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens,
-    column_places, place,
+    DType, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, N_PAIRS, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Scaling, Simd, TileColumn,
+    TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, column_places, factors_of, layout_of, place,
 };
-use crate::dtype::{q6_k_scale, q6_k_value};
+use crate::dtype::BlockLayout;
 
 /// The functions of this file.
 pub(super) static SIMD: Simd =
     Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, arrange, multiply_tile, dots, weighted_sums };
 
-fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, form.row_bytes(token.len()));
+fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let layout = layout_of(dtype);
+    check_rows(rows, layout.bytes_of_parts(token.len()));
     let mut sums = [0.0; PANEL_ROWS];
     for (index, token) in token.iter().enumerate() {
-        add_block(form, &unpack_block(form, rows, index), token, &mut sums);
+        add_block(layout.scaling, &unpack_block(layout, rows, index), token, &mut sums);
     }
     sums
 }
 
-pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
-    check_rows(rows, form.row_bytes(panel.len()));
+pub(super) fn unpack(dtype: DType, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    let layout = layout_of(dtype);
+    check_rows(rows, layout.bytes_of_parts(panel.len()));
     for (index, block) in panel.iter_mut().enumerate() {
-        *block = unpack_block(form, rows, index);
+        *block = unpack_block(layout, rows, index);
     }
 }
 
-fn unpack_block(form: Blocks, rows: &PanelRows<'_>, index: usize) -> PanelBlock {
+fn unpack_block(layout: &BlockLayout, rows: &PanelRows<'_>, index: usize) -> PanelBlock {
     let mut unpacked = PanelBlock::ZERO;
     for (row, bytes) in rows.iter().enumerate() {
-        let block = match form {
-            Blocks::Q8_0 => &bytes[index * Q8_0..][..Q8_0],
-            Blocks::Q4_0 => &bytes[index * Q4_0..][..Q4_0],
-            Blocks::Q4_1 => &bytes[index * Q4_1..][..Q4_1],
-            Blocks::Q6K => &bytes[index / SUPER_BLOCKS * Q6_K..][..Q6_K],
-        };
-        let half_at = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-        let mut put = |k: usize, value: i16| unpacked.values[place(k) / 2][row][place(k) % 2] = value;
-        unpacked.scales[row] = half_at(0);
-        let quantised = match form {
-            Blocks::Q8_0 | Blocks::Q4_0 => &block[2..],
-            Blocks::Q4_1 => {
-                unpacked.minimums[row] = half_at(2);
-                &block[4..]
-            }
-            Blocks::Q6K => {
-                let part = index % SUPER_BLOCKS;
-                let scale = |half: usize| half_at(208) * f32::from(q6_k_scale(block, 2 * part + half));
-                (unpacked.scales[row], unpacked.minimums[row]) = (scale(0), scale(1));
-                (0..BLOCK_LEN).for_each(|k| put(k, i16::from(q6_k_value(block, BLOCK_LEN * part + k))));
-                continue;
-            }
-        };
-        for (k, &byte) in quantised.iter().enumerate() {
-            if form == Blocks::Q8_0 {
-                put(k, i16::from(byte.cast_signed()));
-            } else {
-                put(k, i16::from(byte & 15));
-                put(k + BLOCK_LEN / 2, i16::from(byte >> 4));
-            }
+        let block = layout.part(bytes, index);
+        for (k, value) in block.values.into_iter().enumerate() {
+            unpacked.values[place(k) / 2][row][place(k) % 2] = i16::from(value);
+        }
+        for (factors, factor) in unpacked.factors.iter_mut().zip(factors_of(layout.scaling, &block)) {
+            factors[row] = factor;
         }
     }
     unpacked
 }
 
-fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+    let scaling = layout_of(dtype).scaling;
     check_tokens(tokens, panel.len(), products.len());
     for (token, products) in tokens.chunks_exact(panel.len().max(1)).zip(products) {
         *products = [0.0; PANEL_ROWS];
         for (block, token) in panel.iter().zip(token) {
-            add_block(form, block, token, products);
+            add_block(scaling, block, token, products);
         }
     }
 }
 
 /// The formula of the module's head for one block.
-fn add_block(form: Blocks, block: &PanelBlock, token: &TokenBlock, sums: &mut [f32; PANEL_ROWS]) {
-    let dots_of = |pairs: std::ops::Range<usize>, offset: i32| {
-        let mut dots = [offset; PANEL_ROWS];
+fn add_block(scaling: Scaling, block: &PanelBlock, token: &TokenBlock, sums: &mut [f32; PANEL_ROWS]) {
+    let dots_of = |pairs: std::ops::Range<usize>| {
+        let mut dots = [0; PANEL_ROWS];
         for (pairs, values) in block.values[pairs.clone()].iter().zip(&token.values.as_chunks::<2>().0[pairs]) {
             for (dot, pair) in dots.iter_mut().zip(pairs) {
                 *dot += i32::from(pair[0]) * i32::from(values[0]) + i32::from(pair[1]) * i32::from(values[1]);
@@ -88,18 +66,15 @@ fn add_block(form: Blocks, block: &PanelBlock, token: &TokenBlock, sums: &mut [f
         }
         dots
     };
-    if form == Blocks::Q6K {
-        let (first, last) = (dots_of(0..N_PAIRS / 2, 0), dots_of(N_PAIRS / 2..N_PAIRS, 0));
-        for (row, sum) in sums.iter_mut().enumerate() {
-            let scaled = |scale: f32, dot: i32| scale * token.scale * dot as f32;
-            *sum += scaled(block.scales[row], first[row]) + scaled(block.minimums[row], last[row]);
-        }
-        return;
-    }
-    let dots = dots_of(0..N_PAIRS, if form == Blocks::Q4_0 { -8 * token.sum } else { 0 });
+    let scaled = |scale: f32, dot: i32| scale * token.scale * dot as f32;
+    let (first, last) = (dots_of(0..N_PAIRS / 2), dots_of(N_PAIRS / 2..N_PAIRS));
     for (row, sum) in sums.iter_mut().enumerate() {
-        let scaled = block.scales[row] * token.scale * dots[row] as f32;
-        *sum += if form == Blocks::Q4_1 { scaled + block.minimums[row] * token.scaled_sum } else { scaled };
+        let [scale, other] = block.factors.map(|factors| factors[row]);
+        *sum += match scaling {
+            Scaling::One => scaled(scale, first[row] + last[row]),
+            Scaling::Minimum => scaled(scale, first[row] + last[row]) + other * token.scaled_sum,
+            Scaling::Two => scaled(scale, first[row]) + scaled(other, last[row]),
+        };
     }
 }
 
@@ -130,7 +105,7 @@ fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], pan
         let begin = chunk * LANES;
         let values = &mut values[..LANES.min(n_columns - begin)];
         for (row, bytes) in rows.iter().enumerate() {
-            decode(form, &bytes[begin * form.size_bytes()..], values);
+            form.decode(&bytes[begin * form.size_bytes()..], values);
             for (value, place) in values.iter().zip(column_places(n_columns, chunk)) {
                 panel[place].0[row] = *value;
             }
@@ -158,15 +133,6 @@ fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f3
 /// Partial sums in the order of [`LANE_ORDER`].
 fn add_lanes([a, b, c, d, e, f, g, h]: [f32; LANES]) -> f32 {
     ((a + b) + (c + d)) + ((e + f) + (g + h))
-}
-
-/// As many as `values` has room for.
-fn decode(form: Floats, bytes: &[u8], values: &mut [f32]) {
-    match form {
-        Floats::F32 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes)),
-        Floats::F16 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = f16::from_le_bytes(*bytes).to_f32()),
-        Floats::BF16 => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, bytes)| *value = bf16::from_le_bytes(*bytes).to_f32()),
-    }
 }
 
 fn dots(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {

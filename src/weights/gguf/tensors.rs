@@ -60,24 +60,14 @@ fn read_entry(reader: &mut Reader<'_>, index: u64) -> Result<TensorInfo> {
 
 fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
     let code = reader.u32("the type of a tensor")?;
-    // `enum ggml_type` of ggml.h.
-    let known = match code {
-        0 => Some(DType::F32),
-        1 => Some(DType::F16),
-        2 => Some(DType::Q4_0),
-        3 => Some(DType::Q4_1),
-        8 => Some(DType::Q8_0),
-        14 => Some(DType::Q6K),
-        30 => Some(DType::BF16),
-        _ => None,
-    };
-    known.ok_or_else(|| {
+    DType::of_gguf(code).ok_or_else(|| {
         let name = unsupported_name(code).map_or_else(|| format!("the unknown type {code}"), |name| format!("the type {name}"));
-        let fault = format!("tensor `{tensor}` has {name}; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1 and Q6_K");
+        let fault = format!("tensor `{tensor}` has {name}; supported are {}", DType::names());
         Error::UnsupportedModel { path: reader.path().to_owned(), fault }
     })
 }
 
+/// `enum ggml_type` of ggml.h, without the rows of [`DType`].
 fn unsupported_name(code: u32) -> Option<&'static str> {
     Some(match code {
         6 => "Q5_0",

@@ -6,10 +6,11 @@
 use std::arch::x86_64::*;
 
 use super::super::{
-    BLOCK_LEN, Blocks, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Q4_0, Q4_1, Q6_K, Q8_0, SUPER_BLOCKS, TokenBlock, check_rows,
-    check_tokens,
+    BLOCK_LEN, DType, MAX_FACTORS, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, TokenBlock, check_rows, check_tokens, factors_of,
+    layout_of,
 };
-use super::six_bits;
+use super::six_bits::{self, BYTES, PARTS};
+use crate::dtype::{BlockLayout, blocks};
 
 /// Tokens that share the loads of a panel: as many as leave room for their sums in the sixteen registers.
 const TILE: usize = 6;
@@ -19,66 +20,149 @@ const CACHE_LINE: usize = 64;
 
 /// A block of eight rows in registers: see [`PanelBlock`].
 pub(super) struct Unpacked {
-    pub(super) scales: __m256,
-    pub(super) minimums: __m256,
+    pub(super) factors: [__m256; MAX_FACTORS],
     pub(super) pairs: [__m256i; N_PAIRS],
 }
 
-pub(super) fn multiply_rows(form: Blocks, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, form.row_bytes(token.len()));
+/// What functions here are generic over: a dtype of 32 values that has instructions of its own, or all others of one scaling.
+type Form = u8;
+
+const Q8_0: Form = 0;
+/// Its integers stay 8 too large: see [`OFFSET_OF_Q4_0`].
+const Q4_0: Form = 1;
+const Q4_1: Form = 2;
+const ONE: Form = 3;
+const MINIMUM: Form = 4;
+const TWO: Form = 5;
+
+/// What is added to each integer of Q4_0, for all columns of a block at once.
+const OFFSET_OF_Q4_0: i32 = -8;
+
+const fn form_of(dtype: DType, scaling: Scaling) -> Form {
+    match (dtype, scaling) {
+        (DType::Q8_0, _) => Q8_0,
+        (DType::Q4_0, _) => Q4_0,
+        (DType::Q4_1, _) => Q4_1,
+        (_, Scaling::One) => ONE,
+        (_, Scaling::Minimum) => MINIMUM,
+        (_, Scaling::Two) => TWO,
+    }
+}
+
+/// Bytes of a block of a dtype that has instructions of its own.
+const fn bytes_of(form: Form) -> usize {
+    match form {
+        Q8_0 => blocks::Q8_0.bytes,
+        Q4_0 => blocks::Q4_0.bytes,
+        _ => blocks::Q4_1.bytes,
+    }
+}
+
+pub(super) fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let layout = layout_of(dtype);
+    check_rows(rows, layout.bytes_of_parts(token.len()));
     // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; the rows hold as many blocks as the token.
     unsafe {
-        match form {
-            Blocks::Q8_0 => rows_of::<Q8_0>(rows, token),
-            Blocks::Q4_0 => rows_of::<Q4_0>(rows, token),
-            Blocks::Q4_1 => rows_of::<Q4_1>(rows, token),
-            Blocks::Q6K => rows_of_super_blocks(rows, token),
+        match form_of(dtype, layout.scaling) {
+            Q8_0 => rows_of::<Q8_0>(rows, token),
+            Q4_0 => rows_of::<Q4_0>(rows, token),
+            Q4_1 => rows_of::<Q4_1>(rows, token),
+            _ if dtype == DType::Q6K => rows_of_six_bits(rows, token),
+            ONE => rows_of_others::<ONE>(layout, rows, token),
+            MINIMUM => rows_of_others::<MINIMUM>(layout, rows, token),
+            _ => rows_of_others::<TWO>(layout, rows, token),
         }
     }
 }
 
-pub(super) fn unpack(form: Blocks, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
-    check_rows(rows, form.row_bytes(panel.len()));
+pub(super) fn unpack(dtype: DType, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    let layout = layout_of(dtype);
+    check_rows(rows, layout.bytes_of_parts(panel.len()));
     // SAFETY: as in `multiply_rows`; the rows hold as many blocks as the panel.
     unsafe {
-        match form {
-            Blocks::Q8_0 => unpack_of::<Q8_0>(rows, panel),
-            Blocks::Q4_0 => unpack_of::<Q4_0>(rows, panel),
-            Blocks::Q4_1 => unpack_of::<Q4_1>(rows, panel),
-            Blocks::Q6K => unpack_super_blocks(rows, panel),
+        match form_of(dtype, layout.scaling) {
+            Q8_0 => unpack_of::<Q8_0>(rows, panel),
+            Q4_0 => unpack_of::<Q4_0>(rows, panel),
+            Q4_1 => unpack_of::<Q4_1>(rows, panel),
+            _ if dtype == DType::Q6K => unpack_six_bits(rows, panel),
+            _ => unpack_others(layout, rows, panel),
         }
     }
 }
 
-pub(super) fn multiply_panel(form: Blocks, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+pub(super) fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
     check_tokens(tokens, panel.len(), products.len());
     // SAFETY: as in `multiply_rows`.
     unsafe {
-        match form {
-            Blocks::Q8_0 => panel_of::<Q8_0>(panel, tokens, products),
-            Blocks::Q4_0 => panel_of::<Q4_0>(panel, tokens, products),
-            Blocks::Q4_1 => panel_of::<Q4_1>(panel, tokens, products),
-            Blocks::Q6K => panel_of::<Q6_K>(panel, tokens, products),
+        match form_of(dtype, layout_of(dtype).scaling) {
+            Q4_0 => panel_of::<Q4_0>(panel, tokens, products),
+            Q8_0 | ONE => panel_of::<ONE>(panel, tokens, products),
+            Q4_1 | MINIMUM => panel_of::<MINIMUM>(panel, tokens, products),
+            _ => panel_of::<TWO>(panel, tokens, products),
         }
     }
 }
 
 /// # Safety
-/// Each row holds as many blocks of `FORM` bytes as `token`.
+/// Each row holds as many blocks of the form as `token`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn rows_of<const FORM: usize>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+unsafe fn rows_of<const FORM: Form>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     let rows = rows.map(<[u8]>::as_ptr);
     let mut sums = [_mm256_setzero_ps()];
-    let next_panel = rows[0].wrapping_add(PANEL_ROWS * token.len() * FORM);
+    let next_panel = rows[0].wrapping_add(PANEL_ROWS * token.len() * const { bytes_of(FORM) });
     for (index, token) in token.iter().enumerate() {
         // SAFETY: the caller's promise; a prefetch may name any address.
         let block = unsafe {
-            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * FORM), PANEL_ROWS * FORM);
+            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * const { bytes_of(FORM) }), PANEL_ROWS * const { bytes_of(FORM) });
             unpack_block::<FORM>(&rows, index)
         };
-        add_block::<FORM, 1>(block.scales, block.minimums, &block.pairs, [token], &mut sums);
+        add_block::<FORM, 1>(&block.factors, &block.pairs, [token], &mut sums);
     }
     lanes(sums[0])
+}
+
+/// `rows_of` for every other dtype of a scaling.
+///
+/// # Safety
+/// As [`prefetch_line`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn rows_of_others<const FORM: Form>(layout: &BlockLayout, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let mut sums = [_mm256_setzero_ps()];
+    let part_bytes = layout.bytes / layout.n_parts();
+    let next_panel = rows[0].as_ptr().wrapping_add(PANEL_ROWS * layout.bytes_of_parts(token.len()));
+    for (index, token) in token.iter().enumerate() {
+        // SAFETY: a prefetch may name any address.
+        unsafe { prefetch(next_panel.wrapping_add(index * PANEL_ROWS * part_bytes), PANEL_ROWS * part_bytes) };
+        let block = unpack_rows(layout, rows, index);
+        add_block::<FORM, 1>(&block.factors, &block.pairs, [token], &mut sums);
+    }
+    lanes(sums[0])
+}
+
+/// Part `index` of eight rows of any dtype.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn unpack_rows(layout: &BlockLayout, rows: &PanelRows<'_>, index: usize) -> Unpacked {
+    let mut values = [[0i8; BLOCK_LEN]; PANEL_ROWS];
+    let mut factors = [[0.0; PANEL_ROWS]; MAX_FACTORS];
+    for (row, (bytes, values)) in rows.iter().zip(&mut values).enumerate() {
+        let block = layout.part(bytes, index);
+        *values = block.values;
+        for (factors, factor) in factors.iter_mut().zip(factors_of(layout.scaling, &block)) {
+            factors[row] = factor;
+        }
+    }
+    // SAFETY: each row has twice sixteen bytes.
+    let [first, last] = [0, BLOCK_LEN / 2].map(|begin| unsafe { columns(std::array::from_fn(|row| values[row][begin..].as_ptr().cast())) });
+    Unpacked { factors: registers(&factors), pairs: split_bytes(first, last) }
+}
+
+/// `unpack_of` for every other dtype.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_others(layout: &BlockLayout, rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    for (index, block) in panel.iter_mut().enumerate() {
+        put(block, &unpack_rows(layout, rows, index));
+    }
 }
 
 /// Asks for what the rows of the next panel will be read from. They follow each other in memory, and the processor's own prefetching
@@ -106,9 +190,9 @@ pub(super) unsafe fn prefetch_line(address: *const u8) {
 }
 
 /// # Safety
-/// Each row holds as many blocks of `FORM` bytes as `panel`.
+/// Each row holds as many blocks of the form as `panel`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_of<const FORM: usize>(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+unsafe fn unpack_of<const FORM: Form>(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
     let rows = rows.map(<[u8]>::as_ptr);
     for (index, block) in panel.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
@@ -119,8 +203,9 @@ unsafe fn unpack_of<const FORM: usize>(rows: &PanelRows<'_>, panel: &mut [PanelB
 #[target_feature(enable = "avx2")]
 #[inline]
 fn put(block: &mut PanelBlock, unpacked: &Unpacked) {
-    block.scales = lanes(unpacked.scales);
-    block.minimums = lanes(unpacked.minimums);
+    for (factors, vector) in block.factors.iter_mut().zip(unpacked.factors) {
+        *factors = lanes(vector);
+    }
     for (values, pair) in block.values.iter_mut().zip(unpacked.pairs) {
         // SAFETY: a vector has 32 bytes, as two i16 of eight rows have.
         unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), pair) };
@@ -132,22 +217,22 @@ fn put(block: &mut PanelBlock, unpacked: &Unpacked) {
 /// # Safety
 /// Each row holds as many eighths of blocks of 210 bytes as `token` has blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn rows_of_super_blocks(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+unsafe fn rows_of_six_bits(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     let rows = rows.map(<[u8]>::as_ptr);
     let mut sums = [_mm256_setzero_ps()];
-    let next_panel = rows[0].wrapping_add(PANEL_ROWS * (token.len() / SUPER_BLOCKS) * Q6_K);
-    for (index, token) in token.as_chunks::<SUPER_BLOCKS>().0.iter().enumerate() {
+    let next_panel = rows[0].wrapping_add(PANEL_ROWS * (token.len() / PARTS) * BYTES);
+    for (index, token) in token.as_chunks::<PARTS>().0.iter().enumerate() {
         // SAFETY: the caller's promise; a prefetch may name any address.
         let scales = unsafe {
-            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * Q6_K), PANEL_ROWS * Q6_K);
+            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * BYTES), PANEL_ROWS * BYTES);
             six_bits::scales(&rows, index)
         };
-        for (n, token) in token.as_chunks::<{ SUPER_BLOCKS / 2 }>().0.iter().enumerate() {
+        for (n, token) in token.as_chunks::<{ PARTS / 2 }>().0.iter().enumerate() {
             // SAFETY: as above.
             let half = unsafe { six_bits::half(&rows, index, n) };
             for (j, token) in token.iter().enumerate() {
                 let block = half.block(&scales, j);
-                add_block::<Q6_K, 1>(block.scales, block.minimums, &block.pairs, [token], &mut sums);
+                add_block::<TWO, 1>(&block.factors, &block.pairs, [token], &mut sums);
             }
         }
     }
@@ -159,12 +244,12 @@ unsafe fn rows_of_super_blocks(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f
 /// # Safety
 /// Each row holds as many eighths of blocks of 210 bytes as `panel` has blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_super_blocks(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+unsafe fn unpack_six_bits(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
     let rows = rows.map(<[u8]>::as_ptr);
-    for (index, blocks) in panel.as_chunks_mut::<SUPER_BLOCKS>().0.iter_mut().enumerate() {
+    for (index, blocks) in panel.as_chunks_mut::<PARTS>().0.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
         let scales = unsafe { six_bits::scales(&rows, index) };
-        for (n, blocks) in blocks.as_chunks_mut::<{ SUPER_BLOCKS / 2 }>().0.iter_mut().enumerate() {
+        for (n, blocks) in blocks.as_chunks_mut::<{ PARTS / 2 }>().0.iter_mut().enumerate() {
             // SAFETY: as above.
             let half = unsafe { six_bits::half(&rows, index, n) };
             blocks.iter_mut().enumerate().for_each(|(j, block)| put(block, &half.block(&scales, j)));
@@ -173,7 +258,7 @@ unsafe fn unpack_super_blocks(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel_of<const FORM: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+fn panel_of<const FORM: Form>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
     let n_blocks = panel.len();
     let (tiles, rest) = products.as_chunks_mut::<TILE>();
     let n_tiled = tiles.len() * TILE;
@@ -186,28 +271,33 @@ fn panel_of<const FORM: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], prod
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_of<const FORM: usize, const T: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]; T]) {
+fn tile_of<const FORM: Form, const T: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]; T]) {
     let tokens: [&[TokenBlock]; T] = std::array::from_fn(|token| &tokens[token * panel.len()..][..panel.len()]);
     let mut sums = [_mm256_setzero_ps(); T];
     for (index, block) in panel.iter().enumerate() {
-        let (scales, minimums, pairs) = registers(block);
-        add_block::<FORM, T>(scales, minimums, pairs, tokens.map(|token| &token[index]), &mut sums);
+        add_block::<FORM, T>(&registers(&block.factors), pairs_of(block), tokens.map(|token| &token[index]), &mut sums);
     }
     for (products, sum) in products.iter_mut().zip(sums) {
         *products = lanes(sum);
     }
 }
 
-/// The block as vectors; its pairs stay in memory until they are needed.
+/// The factors as vectors.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn registers(block: &PanelBlock) -> (__m256, __m256, &[__m256i; N_PAIRS]) {
-    // SAFETY: eight f32 each, and sixteen times 32 bytes that begin 64 bytes into a block whose alignment is 32.
-    unsafe {
-        let scales = _mm256_loadu_ps(block.scales.as_ptr());
-        let minimums = _mm256_loadu_ps(block.minimums.as_ptr());
-        (scales, minimums, &*block.values.as_ptr().cast())
+fn registers(factors: &[[f32; PANEL_ROWS]; MAX_FACTORS]) -> [__m256; MAX_FACTORS] {
+    let mut vectors = [_mm256_setzero_ps(); MAX_FACTORS];
+    for (vector, factors) in vectors.iter_mut().zip(factors) {
+        // SAFETY: eight f32.
+        *vector = unsafe { _mm256_loadu_ps(factors.as_ptr()) };
     }
+    vectors
+}
+
+/// The pairs as vectors, which stay in memory until they are needed.
+fn pairs_of(block: &PanelBlock) -> &[__m256i; N_PAIRS] {
+    // SAFETY: sixteen times 32 bytes that begin a multiple of 32 bytes into a block whose alignment is 32.
+    unsafe { &*block.values.as_ptr().cast() }
 }
 
 #[target_feature(enable = "avx2")]
@@ -219,27 +309,30 @@ pub(super) fn lanes(vector: __m256) -> [f32; PANEL_ROWS] {
     values
 }
 
-/// The formula of the module's head for one block of eight rows and `T` tokens.
+/// The formula of the module's head for one block of eight rows and `T` tokens, with the roundings that it names: no fused multiplication.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add_block<const FORM: usize, const T: usize>(
-    scales: __m256,
-    minimums: __m256,
+fn add_block<const FORM: Form, const T: usize>(
+    [scales, others]: &[__m256; MAX_FACTORS],
     pairs: &[__m256i; N_PAIRS],
     tokens: [&TokenBlock; T],
     sums: &mut [__m256; T],
 ) {
-    if FORM == Q6_K {
+    if FORM == TWO {
         let (first, last) = pairs.split_at(N_PAIRS / 2);
         let (first, last) = (dots::<T>(0, first, 0, tokens), dots::<T>(0, last, BLOCK_LEN / 2, tokens));
         for (((sum, first), last), token) in sums.iter_mut().zip(first).zip(last).zip(tokens) {
-            *sum = _mm256_add_ps(*sum, _mm256_add_ps(scaled(scales, first, token), scaled(minimums, last, token)));
+            *sum = _mm256_add_ps(*sum, _mm256_add_ps(scaled(*scales, first, token), scaled(*others, last, token)));
         }
         return;
     }
-    let dots = dots::<T>(if FORM == Q4_0 { -8 } else { 0 }, pairs, 0, tokens);
+    let dots = dots::<T>(if FORM == Q4_0 { OFFSET_OF_Q4_0 } else { 0 }, pairs, 0, tokens);
     for ((sum, dot), token) in sums.iter_mut().zip(dots).zip(tokens) {
-        *sum = add_scaled::<FORM>(*sum, scales, minimums, dot, token);
+        let mut added = scaled(*scales, dot, token);
+        if FORM == Q4_1 || FORM == MINIMUM {
+            added = _mm256_add_ps(added, _mm256_mul_ps(*others, _mm256_set1_ps(token.scaled_sum)));
+        }
+        *sum = _mm256_add_ps(*sum, added);
     }
 }
 
@@ -267,31 +360,19 @@ fn scaled(scales: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
     _mm256_mul_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.scale)), _mm256_cvtepi32_ps(dot))
 }
 
-/// Adds the scaled integers to the sums, with the roundings that the module's head names: no fused multiplication.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn add_scaled<const FORM: usize>(sum: __m256, scales: __m256, minimums: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
-    let scaled = scaled(scales, dot, token);
-    if FORM == Q4_1 {
-        _mm256_add_ps(sum, _mm256_add_ps(scaled, _mm256_mul_ps(minimums, _mm256_set1_ps(token.scaled_sum))))
-    } else {
-        _mm256_add_ps(sum, scaled)
-    }
-}
-
 /// # Safety
-/// Each row holds more than `index` blocks of `FORM` bytes.
+/// Each row holds more than `index` blocks of the form.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
+unsafe fn unpack_block<const FORM: Form>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
     // SAFETY: below, no load leaves the block: 2 or 4 bytes at its begin, 16 or 32 behind them.
-    let at = |row: usize, offset: usize| unsafe { rows[row].add(index * FORM + offset) };
+    let at = |row: usize, offset: usize| unsafe { rows[row].add(index * const { bytes_of(FORM) } + offset) };
     if FORM == Q4_1 {
         // SAFETY: as above.
         let (scales, minimums) = unsafe { half_pairs(std::array::from_fn(|row| at(row, 0).cast::<i32>().read_unaligned())) };
         // SAFETY: as above.
         let nibbles = unsafe { columns(std::array::from_fn(|row| at(row, 4))) };
-        return Unpacked { scales, minimums, pairs: split_nibbles(nibbles) };
+        return Unpacked { factors: [scales, minimums], pairs: split_nibbles(nibbles) };
     }
     // SAFETY: as above.
     let scales = halves(std::array::from_fn(|row| unsafe { at(row, 0).cast::<i16>().read_unaligned() }));
@@ -304,7 +385,7 @@ unsafe fn unpack_block<const FORM: usize>(rows: &[*const u8; PANEL_ROWS], index:
     } else {
         split_nibbles(first)
     };
-    Unpacked { scales, minimums: _mm256_setzero_ps(), pairs }
+    Unpacked { factors: [scales, _mm256_setzero_ps()], pairs }
 }
 
 /// Bytes of even and of odd place as i16. Low nibbles are columns 0 to 15, high ones 16 to 31.

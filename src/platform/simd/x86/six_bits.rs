@@ -2,9 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{N_PAIRS, PANEL_ROWS, Q6_K};
+use super::super::{N_PAIRS, PANEL_ROWS};
 use super::blocks::{Unpacked, columns, halves, split_bytes};
+use crate::dtype::blocks::Q6_K;
 
+/// Bytes of a block.
+pub(super) const BYTES: usize = Q6_K.bytes;
+/// Parts of 32 columns in a block.
+pub(super) const PARTS: usize = Q6_K.n_parts();
 /// Bytes of a vector of sixteen, and vectors of four of them from eight rows.
 const LOAD: usize = 16;
 const N_VECTORS: usize = 4;
@@ -32,7 +37,7 @@ pub(super) struct Half {
 pub(super) unsafe fn scales(rows: &[*const u8; PANEL_ROWS], index: usize) -> Scales {
     // SAFETY: the caller's promise: 2 bytes at 208, 16 at 192.
     let (of_all, integers) = unsafe {
-        let at = |row: usize, offset: usize| rows[row].add(index * Q6_K + offset);
+        let at = |row: usize, offset: usize| rows[row].add(index * BYTES + offset);
         let of_all = halves(std::array::from_fn(|row| at(row, SCALE).cast::<i16>().read_unaligned()));
         (of_all, columns(std::array::from_fn(|row| at(row, SCALES))))
     };
@@ -56,7 +61,7 @@ pub(super) unsafe fn half(rows: &[*const u8; PANEL_ROWS], index: usize, n: usize
     let mut half = Half { n, nibbles: [[_mm256_setzero_si256(); N_VECTORS]; 4], high_bits: [[_mm256_setzero_si256(); N_VECTORS]; 2] };
     // SAFETY: the caller's promise: 16 bytes at 112 and at 176 at most.
     unsafe {
-        let load = |offset: usize| columns(std::array::from_fn(|row| rows[row].add(index * Q6_K + offset)));
+        let load = |offset: usize| columns(std::array::from_fn(|row| rows[row].add(index * BYTES + offset)));
         for (i, nibbles) in half.nibbles.iter_mut().enumerate() {
             *nibbles = load(64 * n + LOAD * i);
         }
@@ -81,7 +86,7 @@ impl Half {
             }
         }
         let pairs: [__m256i; N_PAIRS] = split_bytes(bytes[0], bytes[1]);
-        Unpacked { scales: scales.0[first], minimums: scales.0[first + 1], pairs }
+        Unpacked { factors: [scales.0[first], scales.0[first + 1]], pairs }
     }
 }
 

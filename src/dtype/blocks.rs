@@ -1,0 +1,128 @@
+//! Blocks of quantised values: one constant and one function for each dtype. Every block is unpacked into parts of 32 integers with
+//! their scales, which all that reads weights on the host works on.
+
+use half::f16;
+
+/// Values in a part of a block, as [`BlockLayout::unpack`] returns it.
+pub const PART_LEN: usize = 32;
+
+/// How the integers of a part become values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scaling {
+    /// All are multiplied by one scale.
+    One,
+    /// All are multiplied by one scale, and one minimum is added.
+    Minimum,
+    /// Each sixteen have a scale.
+    Two,
+}
+
+/// Where a dtype has what.
+#[derive(Debug)]
+pub struct BlockLayout {
+    /// Values in a block: a multiple of [`PART_LEN`].
+    pub len: usize,
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// How its integers become values.
+    pub scaling: Scaling,
+    /// Columns between two values that share bytes: 16 or 32. Kernels decode both at once.
+    pub apart: usize,
+    /// Part `part` of a block of so many bytes.
+    pub unpack: fn(block: &[u8], part: usize) -> Block,
+}
+
+/// A part of a block: value `k` is `scales[k / 16] · values[k] + minimums[k / 16]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Block {
+    /// The integers.
+    pub values: [i8; PART_LEN],
+    /// Both the same where the [`Scaling`] has one.
+    pub scales: [f32; 2],
+    /// Zero where the [`Scaling`] has none.
+    pub minimums: [f32; 2],
+}
+
+impl BlockLayout {
+    /// Parts of a block.
+    pub const fn n_parts(&self) -> usize {
+        self.len / PART_LEN
+    }
+
+    /// Bytes of so many parts, whole blocks of them.
+    pub const fn bytes_of_parts(&self, n_parts: usize) -> usize {
+        n_parts / self.n_parts() * self.bytes
+    }
+
+    /// Part `index` of a row of blocks.
+    ///
+    /// # Panics
+    /// Where the row ends before it.
+    #[inline]
+    pub fn part(&self, row: &[u8], index: usize) -> Block {
+        (self.unpack)(&row[index / self.n_parts() * self.bytes..][..self.bytes], index % self.n_parts())
+    }
+
+    /// Decodes whole blocks into `output`.
+    pub(super) fn decode(&self, bytes: &[u8], output: &mut [f32]) {
+        for (index, output) in output.as_chunks_mut::<PART_LEN>().0.iter_mut().enumerate() {
+            let Block { values, scales, minimums } = self.part(bytes, index);
+            for (k, value) in output.iter_mut().enumerate() {
+                let scaled = scales[k / 16] * f32::from(values[k]);
+                *value = if self.scaling == Scaling::Minimum { scaled + minimums[k / 16] } else { scaled };
+            }
+        }
+    }
+}
+
+impl Block {
+    fn of_scale(scale: f32, values: [i8; PART_LEN]) -> Block {
+        Block { values, scales: [scale; 2], minimums: [0.0; 2] }
+    }
+
+    fn of_minimum(scale: f32, minimum: f32, values: [i8; PART_LEN]) -> Block {
+        Block { values, scales: [scale; 2], minimums: [minimum; 2] }
+    }
+}
+
+fn half_at(block: &[u8], offset: usize) -> f32 {
+    f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
+}
+
+/// The low nibbles of sixteen bytes, then their high ones.
+fn nibbles(bytes: &[u8]) -> [u8; PART_LEN] {
+    let mut values = [0; PART_LEN];
+    let (low, high) = values.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(&bytes[..16]) {
+        (*low, *high) = (byte & 15, byte >> 4);
+    }
+    values
+}
+
+pub(crate) const Q8_0: BlockLayout = BlockLayout { len: 32, bytes: 34, scaling: Scaling::One, apart: 16, unpack: q8_0 };
+
+fn q8_0(block: &[u8], _part: usize) -> Block {
+    Block::of_scale(half_at(block, 0), std::array::from_fn(|k| block[2 + k].cast_signed()))
+}
+
+pub(crate) const Q4_0: BlockLayout = BlockLayout { len: 32, bytes: 18, scaling: Scaling::One, apart: 16, unpack: q4_0 };
+
+fn q4_0(block: &[u8], _part: usize) -> Block {
+    Block::of_scale(half_at(block, 0), nibbles(&block[2..]).map(|q| q.cast_signed() - 8))
+}
+
+pub(crate) const Q4_1: BlockLayout = BlockLayout { len: 32, bytes: 20, scaling: Scaling::Minimum, apart: 16, unpack: q4_1 };
+
+fn q4_1(block: &[u8], _part: usize) -> Block {
+    Block::of_minimum(half_at(block, 0), half_at(block, 2), nibbles(&block[4..]).map(u8::cast_signed))
+}
+
+pub(crate) const Q6_K: BlockLayout = BlockLayout { len: 256, bytes: 210, scaling: Scaling::Two, apart: 32, unpack: q6_k };
+
+fn q6_k(block: &[u8], part: usize) -> Block {
+    let (n, j) = (part / 4, part % 4);
+    let (low, high) = (&block[64 * n + 32 * (j % 2)..][..PART_LEN], &block[128 + 32 * n..][..PART_LEN]);
+    let value = |l: usize| (low[l] >> (j / 2 * 4) & 15 | (high[l] >> (2 * j) & 3) << 4).cast_signed() - 32;
+    let scale = |half: usize| half_at(block, 208) * f32::from(block[192 + 2 * part + half].cast_signed());
+    Block { values: std::array::from_fn(value), scales: [scale(0), scale(1)], minimums: [0.0; 2] }
+}
