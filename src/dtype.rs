@@ -83,6 +83,8 @@ dtypes! {
     /// Value `128·n + 32·j + l` has its low four bits in nibble `j / 2` of byte `64·n + 32·(j % 2) + l`, its high two at bit `2·j` of
     /// byte `128 + 32·n + l`, and `s` at byte `192 + 8·n + 2·j + l / 16`.
     Q6K { name: "Q6_K", gguf: 14, layout: Layout::Blocks(blocks::Q6_K), measured_as: Q6K }
+    /// 22 bytes: f16 scale `d`, 32 high bits from the lowest on, 16 bytes of nibbles as in Q4_0; value `d·(q−16)`.
+    Q5_0 { name: "Q5_0", gguf: 6, layout: Layout::Blocks(blocks::Q5_0), measured_as: Q6K }
 }
 
 impl DType {

@@ -164,6 +164,7 @@ fn made_models_answer_as_the_reference_does() {
         ("gguf-q8_0", GgufType::Q8_0),
         ("gguf-q4_0", GgufType::Q4_0),
         ("gguf-q4_1", GgufType::Q4_1),
+        ("gguf-q5_0", GgufType::Q5_0),
     ] {
         let folder = root.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -183,7 +184,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 21);
+    assert_eq!(check_folders(root.path()), 22);
 }
 
 #[test]

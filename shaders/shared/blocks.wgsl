@@ -6,6 +6,8 @@
 // The last of the codes whose dtypes have paths of their own.
 const LAST_WITH_OWN_PATH: u32 = Q6_K;
 
+const Q5_0: u32 = 7u;
+
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
     bytes: vec4<u32>,
@@ -39,7 +41,14 @@ fn columns_of(part: u32) -> Columns {
 
 // Part `part` of the block that begins at byte `begin`.
 fn part_of(begin: u32, part: u32) -> Part {
-    return Part();
+    switch DTYPE {
+        case Q5_0: {
+            return part_q5_0(begin);
+        }
+        default: {
+            return Part();
+        }
+    }
 }
 
 fn scaled(columns: Sixteen) -> mat4x4<f32> {
@@ -72,4 +81,31 @@ fn byte_at(byte: u32) -> u32 {
 // The half that begins at an even byte.
 fn f16_at(byte: u32) -> f32 {
     return decode_f16(stored(byte / 4u) >> ((byte & 2u) * 8u)).x;
+}
+
+const LOW_NIBBLES: vec4<u32> = vec4<u32>(0x0f0f0f0fu);
+
+fn low_nibbles(bytes: vec4<u32>) -> vec4<u32> {
+    return bytes & LOW_NIBBLES;
+}
+
+fn high_nibbles(bytes: vec4<u32>) -> vec4<u32> {
+    return (bytes >> vec4<u32>(4u)) & LOW_NIBBLES;
+}
+
+// The lowest sixteen bits, one in each byte, as the bit above a nibble.
+fn fifth_bits(bits: u32) -> vec4<u32> {
+    let fours = (vec4<u32>(bits) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
+    return ((fours * 0x00204081u) & vec4<u32>(0x01010101u)) << vec4<u32>(4u);
+}
+
+// f16 scale, 32 fifth bits, nibbles of columns 0 to 15 and 16 to 31: d * (q - 16).
+fn part_q5_0(begin: u32) -> Part {
+    let d = f16_at(begin);
+    let bits = word_at_byte(begin + 2u);
+    let nibbles = quad_at(begin + 6u);
+    return Part(
+        Sixteen(low_nibbles(nibbles) | fifth_bits(bits), d, -16.0 * d),
+        Sixteen(high_nibbles(nibbles) | fifth_bits(bits >> 16u), d, -16.0 * d),
+    );
 }

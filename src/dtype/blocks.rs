@@ -126,3 +126,15 @@ fn q6_k(block: &[u8], part: usize) -> Block {
     let scale = |half: usize| half_at(block, 208) * f32::from(block[192 + 2 * part + half].cast_signed());
     Block { values: std::array::from_fn(value), scales: [scale(0), scale(1)], minimums: [0.0; 2] }
 }
+
+pub(crate) const Q5_0: BlockLayout = BlockLayout { len: 32, bytes: 22, scaling: Scaling::One, apart: 16, unpack: q5_0 };
+
+fn q5_0(block: &[u8], _part: usize) -> Block {
+    let values = with_fifth_bits(nibbles(&block[6..]), &block[2..6]);
+    Block::of_scale(half_at(block, 0), values.map(|q| q.cast_signed() - 16))
+}
+
+/// Four bits of each value, and a fifth from 32 bits that follow each other.
+fn with_fifth_bits(low: [u8; PART_LEN], high: &[u8]) -> [u8; PART_LEN] {
+    std::array::from_fn(|k| low[k] | (high[k / 8] >> (k % 8) & 1) << 4)
+}

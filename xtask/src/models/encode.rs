@@ -32,6 +32,8 @@ pub enum GgufType {
     Q4_1,
     /// 256 times six bits, a scale for each sixteen and one of these scales.
     Q6K,
+    /// 32 times five bits and a scale.
+    Q5_0,
 }
 
 impl Stored {
@@ -92,6 +94,7 @@ impl GgufType {
             GgufType::Q4_1 => 3,
             GgufType::Q8_0 => 8,
             GgufType::Q6K => 14,
+            GgufType::Q5_0 => 6,
             GgufType::BF16 => 30,
         }
     }
@@ -105,6 +108,7 @@ impl GgufType {
             GgufType::Q4_1 => 3,
             GgufType::Q8_0 => 7,
             GgufType::Q6K => 18,
+            GgufType::Q5_0 => 8,
             GgufType::BF16 => 32,
         }
     }
@@ -118,6 +122,7 @@ impl GgufType {
             GgufType::Q4_0 => (32, 18),
             GgufType::Q4_1 => (32, 20),
             GgufType::Q6K => (256, 210),
+            GgufType::Q5_0 => (32, 22),
         }
     }
 
@@ -131,6 +136,7 @@ impl GgufType {
             GgufType::Q4_0 => values.chunks_exact(32).for_each(|block| encode_q4_0(block, output)),
             GgufType::Q4_1 => values.chunks_exact(32).for_each(|block| encode_q4_1(block, output)),
             GgufType::Q6K => values.chunks_exact(256).for_each(|block| encode_q6_k(block, output)),
+            GgufType::Q5_0 => values.chunks_exact(32).for_each(|block| encode_q5_0(block, output)),
         }
     }
 }
@@ -147,7 +153,8 @@ impl FromStr for GgufType {
             "q4_0" => GgufType::Q4_0,
             "q4_1" => GgufType::Q4_1,
             "q6_k" => GgufType::Q6K,
-            _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1 or q6_k")),
+            "q5_0" => GgufType::Q5_0,
+            _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
 }
@@ -197,6 +204,21 @@ fn encode_q6_k(block: &[f32], output: &mut Vec<u8>) {
     bytes[192..].iter_mut().zip(&scales).for_each(|(byte, scale)| *byte = scale.cast_unsigned());
     output.extend(bytes);
     output.extend(d.to_le_bytes());
+}
+
+fn encode_q5_0(block: &[f32], output: &mut Vec<u8>) {
+    let extreme = block.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
+    let d = extreme / -16.0;
+    output.extend(f16::from_f32(d).to_le_bytes());
+    push_five_bits(block, output, |value| value * inverse(d) + 16.5);
+}
+
+/// 32 high bits from the lowest on, then nibbles.
+fn push_five_bits(block: &[f32], output: &mut Vec<u8>, level: impl Fn(f32) -> f32) {
+    let levels: Vec<u32> = block.iter().map(|value| (level(*value) as u32).min(31)).collect();
+    output.extend(levels.iter().enumerate().fold(0u32, |bits, (k, level)| bits | level >> 4 << k).to_le_bytes());
+    let (low, high) = levels.split_at(16);
+    output.extend(low.iter().zip(high).map(|(low, high)| (low & 15 | (high & 15) << 4) as u8));
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
