@@ -85,6 +85,8 @@ dtypes! {
     Q6K { name: "Q6_K", gguf: 14, layout: Layout::Blocks(blocks::Q6_K), measured_as: Q6K }
     /// 22 bytes: f16 scale `d`, 32 high bits from the lowest on, 16 bytes of nibbles as in Q4_0; value `d·(q−16)`.
     Q5_0 { name: "Q5_0", gguf: 6, layout: Layout::Blocks(blocks::Q5_0), measured_as: Q6K }
+    /// 24 bytes: f16 scale `d`, f16 minimum `m`, 32 high bits and 16 bytes of nibbles as in Q5_0; value `d·q+m`.
+    Q5_1 { name: "Q5_1", gguf: 7, layout: Layout::Blocks(blocks::Q5_1), measured_as: Q6K }
 }
 
 impl DType {

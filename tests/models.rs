@@ -165,6 +165,7 @@ fn made_models_answer_as_the_reference_does() {
         ("gguf-q4_0", GgufType::Q4_0),
         ("gguf-q4_1", GgufType::Q4_1),
         ("gguf-q5_0", GgufType::Q5_0),
+        ("gguf-q5_1", GgufType::Q5_1),
     ] {
         let folder = root.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -184,7 +185,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 22);
+    assert_eq!(check_folders(root.path()), 23);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 const LAST_WITH_OWN_PATH: u32 = Q6_K;
 
 const Q5_0: u32 = 7u;
+const Q5_1: u32 = 8u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -44,6 +45,9 @@ fn part_of(begin: u32, part: u32) -> Part {
     switch DTYPE {
         case Q5_0: {
             return part_q5_0(begin);
+        }
+        case Q5_1: {
+            return part_q5_1(begin);
         }
         default: {
             return Part();
@@ -107,5 +111,17 @@ fn part_q5_0(begin: u32) -> Part {
     return Part(
         Sixteen(low_nibbles(nibbles) | fifth_bits(bits), d, -16.0 * d),
         Sixteen(high_nibbles(nibbles) | fifth_bits(bits >> 16u), d, -16.0 * d),
+    );
+}
+
+// f16 scale and minimum, 32 fifth bits, nibbles as in Q5_0: d * q + m.
+fn part_q5_1(begin: u32) -> Part {
+    let d = f16_at(begin);
+    let m = f16_at(begin + 2u);
+    let bits = word_at_byte(begin + 4u);
+    let nibbles = quad_at(begin + 8u);
+    return Part(
+        Sixteen(low_nibbles(nibbles) | fifth_bits(bits), d, m),
+        Sixteen(high_nibbles(nibbles) | fifth_bits(bits >> 16u), d, m),
     );
 }

@@ -138,3 +138,10 @@ fn q5_0(block: &[u8], _part: usize) -> Block {
 fn with_fifth_bits(low: [u8; PART_LEN], high: &[u8]) -> [u8; PART_LEN] {
     std::array::from_fn(|k| low[k] | (high[k / 8] >> (k % 8) & 1) << 4)
 }
+
+pub(crate) const Q5_1: BlockLayout = BlockLayout { len: 32, bytes: 24, scaling: Scaling::Minimum, apart: 16, unpack: q5_1 };
+
+fn q5_1(block: &[u8], _part: usize) -> Block {
+    let values = with_fifth_bits(nibbles(&block[8..]), &block[4..8]);
+    Block::of_minimum(half_at(block, 0), half_at(block, 2), values.map(u8::cast_signed))
+}

@@ -70,7 +70,6 @@ fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
 /// `enum ggml_type` of ggml.h, without the rows of [`DType`].
 fn unsupported_name(code: u32) -> Option<&'static str> {
     Some(match code {
-        7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",

@@ -34,6 +34,8 @@ pub enum GgufType {
     Q6K,
     /// 32 times five bits and a scale.
     Q5_0,
+    /// 32 times five bits, a scale and a minimum.
+    Q5_1,
 }
 
 impl Stored {
@@ -96,6 +98,7 @@ impl GgufType {
             GgufType::Q6K => 14,
             GgufType::Q5_0 => 6,
             GgufType::BF16 => 30,
+            GgufType::Q5_1 => 7,
         }
     }
 
@@ -110,6 +113,7 @@ impl GgufType {
             GgufType::Q6K => 18,
             GgufType::Q5_0 => 8,
             GgufType::BF16 => 32,
+            GgufType::Q5_1 => 9,
         }
     }
 
@@ -123,6 +127,7 @@ impl GgufType {
             GgufType::Q4_1 => (32, 20),
             GgufType::Q6K => (256, 210),
             GgufType::Q5_0 => (32, 22),
+            GgufType::Q5_1 => (32, 24),
         }
     }
 
@@ -137,6 +142,7 @@ impl GgufType {
             GgufType::Q4_1 => values.chunks_exact(32).for_each(|block| encode_q4_1(block, output)),
             GgufType::Q6K => values.chunks_exact(256).for_each(|block| encode_q6_k(block, output)),
             GgufType::Q5_0 => values.chunks_exact(32).for_each(|block| encode_q5_0(block, output)),
+            GgufType::Q5_1 => values.chunks_exact(32).for_each(|block| encode_q5_1(block, output)),
         }
     }
 }
@@ -154,6 +160,7 @@ impl FromStr for GgufType {
             "q4_1" => GgufType::Q4_1,
             "q6_k" => GgufType::Q6K,
             "q5_0" => GgufType::Q5_0,
+            "q5_1" => GgufType::Q5_1,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -219,6 +226,14 @@ fn push_five_bits(block: &[f32], output: &mut Vec<u8>, level: impl Fn(f32) -> f3
     output.extend(levels.iter().enumerate().fold(0u32, |bits, (k, level)| bits | level >> 4 << k).to_le_bytes());
     let (low, high) = levels.split_at(16);
     output.extend(low.iter().zip(high).map(|(low, high)| (low & 15 | (high & 15) << 4) as u8));
+}
+
+fn encode_q5_1(block: &[f32], output: &mut Vec<u8>) {
+    let (low, high) = block.iter().fold((f32::MAX, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
+    let d = (high - low) / 31.0;
+    output.extend(f16::from_f32(d).to_le_bytes());
+    output.extend(f16::from_f32(low).to_le_bytes());
+    push_five_bits(block, output, |value| (value - low) * inverse(d) + 0.5);
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
