@@ -84,9 +84,13 @@ dtypes! {
     /// byte `128 + 32·n + l`, and `s` at byte `192 + 8·n + 2·j + l / 16`.
     Q6K { name: "Q6_K", gguf: 14, layout: Layout::Blocks(blocks::Q6_K), measured_as: Q6K }
     /// 22 bytes: f16 scale `d`, 32 high bits from the lowest on, 16 bytes of nibbles as in Q4_0; value `d·(q−16)`.
-    Q5_0 { name: "Q5_0", gguf: 6, layout: Layout::Blocks(blocks::Q5_0), measured_as: Q6K }
+    Q5_0 { name: "Q5_0", gguf: 6, layout: Layout::Blocks(blocks::Q5_0), measured_as: Q4K }
     /// 24 bytes: f16 scale `d`, f16 minimum `m`, 32 high bits and 16 bytes of nibbles as in Q5_0; value `d·q+m`.
-    Q5_1 { name: "Q5_1", gguf: 7, layout: Layout::Blocks(blocks::Q5_1), measured_as: Q6K }
+    Q5_1 { name: "Q5_1", gguf: 7, layout: Layout::Blocks(blocks::Q5_1), measured_as: Q4K }
+    /// 144 bytes for 256 values: f16 `d`, f16 `dmin`, 12 bytes of eight 6-bit scales `s` and eight 6-bit minimums `m` (one of each for 32
+    /// values), 128 bytes of nibbles; value `d·s·q − dmin·m`. Value `64·n + l` is the low nibble of byte `16 + 32·n + l`, value `64·n + 32 + l`
+    /// its high one.
+    Q4K { name: "Q4_K", gguf: 12, layout: Layout::Blocks(blocks::Q4_K), measured_as: Q4K }
 }
 
 impl DType {

@@ -178,6 +178,13 @@ fn made_models_answer_as_the_reference_does() {
         expect(&folder);
     }
     let wide = LlamaShape { hidden_size: 256, ffn_size: 96, n_layers: 2, ..tiny };
+    // As llama-quantize mixes them: the head and some matrices in Q6_K, and where 256 values do not divide a row, another dtype.
+    let whole = LlamaShape { ffn_size: 256, head_size: 64, tied: false, ..wide.clone() };
+    for (name, layers) in [("gguf-q4_k", GgufType::Q4K)] {
+        let folder = root.path().join(name);
+        write_mixed_gguf(&folder.join("model.gguf"), &whole, 7, Dtypes { layers, head: GgufType::Q6K }).unwrap();
+        expect(&folder);
+    }
     for (name, tied, head) in [("gguf-q4_0-head-q6_k", false, GgufType::Q6K), ("gguf-q4_1-embedding-q6_k", true, GgufType::Q6K)] {
         let folder = root.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -185,7 +192,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 23);
+    assert_eq!(check_folders(root.path()), 24);
 }
 
 #[test]

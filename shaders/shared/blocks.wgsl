@@ -8,6 +8,7 @@ const LAST_WITH_OWN_PATH: u32 = Q6_K;
 
 const Q5_0: u32 = 7u;
 const Q5_1: u32 = 8u;
+const Q4_K: u32 = 9u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -48,6 +49,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case Q5_1: {
             return part_q5_1(begin);
+        }
+        case Q4_K: {
+            return part_q4_k(begin, part);
         }
         default: {
             return Part();
@@ -124,4 +128,24 @@ fn part_q5_1(begin: u32) -> Part {
         Sixteen(low_nibbles(nibbles) | fifth_bits(bits), d, m),
         Sixteen(high_nibbles(nibbles) | fifth_bits(bits >> 16u), d, m),
     );
+}
+
+// Two f16, by which scales and minimums are multiplied, 12 bytes of these, 128 of nibbles: 32 bytes hold the low nibbles of 32 columns and
+// the high ones of the next 32. d * s * q - dmin * m.
+fn part_q4_k(begin: u32, part: u32) -> Part {
+    let nibbles = quad_at(begin + 16u + part * 16u);
+    let first = scale_and_minimum(begin, part / 2u * 2u);
+    let last = scale_and_minimum(begin, part / 2u * 2u + 1u);
+    return Part(Sixteen(low_nibbles(nibbles), first.x, first.y), Sixteen(high_nibbles(nibbles), last.x, last.y));
+}
+
+// The scale and the minimum of 32 columns of Q4_K or Q5_K, six bits each behind the halves that multiply them.
+fn scale_and_minimum(begin: u32, index: u32) -> vec2<f32> {
+    let is_low = index < 4u;
+    let a = byte_at(begin + 4u + index % 4u);
+    let b = byte_at(begin + 8u + index % 4u);
+    let c = byte_at(begin + 12u + index % 4u);
+    let scale = select((c & 15u) | ((a >> 6u) << 4u), a & 63u, is_low);
+    let minimum = select((c >> 4u) | ((b >> 6u) << 4u), b & 63u, is_low);
+    return vec2<f32>(f16_at(begin) * f32(scale), -f16_at(begin + 2u) * f32(minimum));
 }

@@ -145,3 +145,28 @@ fn q5_1(block: &[u8], _part: usize) -> Block {
     let values = with_fifth_bits(nibbles(&block[8..]), &block[4..8]);
     Block::of_minimum(half_at(block, 0), half_at(block, 2), values.map(u8::cast_signed))
 }
+
+pub(crate) const Q4_K: BlockLayout = BlockLayout { len: 256, bytes: 144, scaling: Scaling::Minimum, apart: 32, unpack: q4_k };
+
+fn q4_k(block: &[u8], part: usize) -> Block {
+    let (scale, minimum) = scale_and_minimum(block, part);
+    Block::of_minimum(scale, minimum, nibbles_of_part(&block[16..], part).map(u8::cast_signed))
+}
+
+/// The scale and the minimum of a part of Q4_K or Q5_K: six bits each in the twelve bytes behind the two halves that they multiply.
+fn scale_and_minimum(block: &[u8], part: usize) -> (f32, f32) {
+    let packed = &block[4..16];
+    let (scale, minimum) = if part < 4 {
+        (packed[part] & 63, packed[part + 4] & 63)
+    } else {
+        let low = packed[part + 4];
+        (low & 15 | packed[part - 4] >> 6 << 4, low >> 4 | packed[part] >> 6 << 4)
+    };
+    (half_at(block, 0) * f32::from(scale), -(half_at(block, 2) * f32::from(minimum)))
+}
+
+/// Each 32 bytes of nibbles are two parts: low nibbles, then high ones.
+fn nibbles_of_part(bytes: &[u8], part: usize) -> [u8; PART_LEN] {
+    let (bytes, shift) = (&bytes[part / 2 * PART_LEN..][..PART_LEN], part % 2 * 4);
+    std::array::from_fn(|k| bytes[k] >> shift & 15)
+}

@@ -36,6 +36,8 @@ pub enum GgufType {
     Q5_0,
     /// 32 times five bits, a scale and a minimum.
     Q5_1,
+    /// 256 times four bits, 6-bit scales and minimums.
+    Q4K,
 }
 
 impl Stored {
@@ -99,6 +101,7 @@ impl GgufType {
             GgufType::Q5_0 => 6,
             GgufType::BF16 => 30,
             GgufType::Q5_1 => 7,
+            GgufType::Q4K => 12,
         }
     }
 
@@ -114,6 +117,7 @@ impl GgufType {
             GgufType::Q5_0 => 8,
             GgufType::BF16 => 32,
             GgufType::Q5_1 => 9,
+            GgufType::Q4K => 15,
         }
     }
 
@@ -128,6 +132,7 @@ impl GgufType {
             GgufType::Q6K => (256, 210),
             GgufType::Q5_0 => (32, 22),
             GgufType::Q5_1 => (32, 24),
+            GgufType::Q4K => (256, 144),
         }
     }
 
@@ -143,6 +148,7 @@ impl GgufType {
             GgufType::Q6K => values.chunks_exact(256).for_each(|block| encode_q6_k(block, output)),
             GgufType::Q5_0 => values.chunks_exact(32).for_each(|block| encode_q5_0(block, output)),
             GgufType::Q5_1 => values.chunks_exact(32).for_each(|block| encode_q5_1(block, output)),
+            GgufType::Q4K => values.chunks_exact(256).for_each(|block| encode_q4_k(block, output)),
         }
     }
 }
@@ -161,6 +167,7 @@ impl FromStr for GgufType {
             "q6_k" => GgufType::Q6K,
             "q5_0" => GgufType::Q5_0,
             "q5_1" => GgufType::Q5_1,
+            "q4_k" => GgufType::Q4K,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -234,6 +241,41 @@ fn encode_q5_1(block: &[f32], output: &mut Vec<u8>) {
     output.extend(f16::from_f32(d).to_le_bytes());
     output.extend(f16::from_f32(low).to_le_bytes());
     push_five_bits(block, output, |value| (value - low) * inverse(d) + 0.5);
+}
+
+/// Each 32 values by their range, which begins at zero or below; ggml's own search finds scales that are a little better.
+fn encode_q4_k(block: &[f32], output: &mut Vec<u8>) {
+    let levels = push_scales_and_minimums(block, 15, output);
+    push_nibbles_of_parts(&levels, output);
+}
+
+/// Two halves and eight 6-bit scales and minimums; returns the levels of the values, at most `largest`.
+fn push_scales_and_minimums(block: &[f32], largest: u8, output: &mut Vec<u8>) -> Vec<u8> {
+    let bounds = |values: &[f32]| values.iter().fold((0f32, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
+    let ranges: Vec<(f32, f32)> = block.chunks_exact(32).map(bounds).collect();
+    let widest = ranges.iter().fold(0f32, |widest, (low, high)| widest.max(high - low)) / f32::from(largest);
+    let lowest = ranges.iter().fold(0f32, |lowest, range| lowest.min(range.0));
+    let [d, dmin] = [f16::from_f32(widest / 63.0), f16::from_f32(-lowest / 63.0)];
+    let six_bits = |wanted: f32, unit: f16| (wanted * inverse(unit.to_f32())).round().clamp(0.0, 63.0) as u8;
+    let scales: Vec<u8> = ranges.iter().map(|(low, high)| six_bits((high - low) / f32::from(largest), d)).collect();
+    let minimums: Vec<u8> = ranges.iter().map(|(low, _)| six_bits(-low, dmin)).collect();
+    output.extend([d, dmin].map(f16::to_le_bytes).concat());
+    output.extend((0..4).map(|i| scales[i] | scales[i + 4] >> 4 << 6));
+    output.extend((0..4).map(|i| minimums[i] | minimums[i + 4] >> 4 << 6));
+    output.extend((4..8).map(|i| scales[i] & 15 | (minimums[i] & 15) << 4));
+    let level = |(k, value): (usize, &f32)| {
+        let (scale, minimum) = (d.to_f32() * f32::from(scales[k / 32]), dmin.to_f32() * f32::from(minimums[k / 32]));
+        ((value + minimum) * inverse(scale)).round().clamp(0.0, f32::from(largest)) as u8
+    };
+    block.iter().enumerate().map(level).collect()
+}
+
+/// 32 low nibbles, and as high nibbles the next 32.
+fn push_nibbles_of_parts(levels: &[u8], output: &mut Vec<u8>) {
+    for levels in levels.chunks_exact(64) {
+        let (low, high) = levels.split_at(32);
+        output.extend(low.iter().zip(high).map(|(low, high)| low & 15 | (high & 15) << 4));
+    }
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
