@@ -91,6 +91,9 @@ dtypes! {
     /// values), 128 bytes of nibbles; value `d·s·q − dmin·m`. Value `64·n + l` is the low nibble of byte `16 + 32·n + l`, value `64·n + 32 + l`
     /// its high one.
     Q4K { name: "Q4_K", gguf: 12, layout: Layout::Blocks(blocks::Q4_K), measured_as: Q4K }
+    /// 176 bytes for 256 values: as Q4_K, with a fifth bit of each value: bit `j` of byte `16 + l` for value `32·j + l`; the nibbles from
+    /// byte 48 on.
+    Q5K { name: "Q5_K", gguf: 13, layout: Layout::Blocks(blocks::Q5_K), measured_as: Q4K }
 }
 
 impl DType {

@@ -9,6 +9,7 @@ const LAST_WITH_OWN_PATH: u32 = Q6_K;
 const Q5_0: u32 = 7u;
 const Q5_1: u32 = 8u;
 const Q4_K: u32 = 9u;
+const Q5_K: u32 = 10u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -52,6 +53,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case Q4_K: {
             return part_q4_k(begin, part);
+        }
+        case Q5_K: {
+            return part_q5_k(begin, part);
         }
         default: {
             return Part();
@@ -148,4 +152,22 @@ fn scale_and_minimum(begin: u32, index: u32) -> vec2<f32> {
     let scale = select((c & 15u) | ((a >> 6u) << 4u), a & 63u, is_low);
     let minimum = select((c >> 4u) | ((b >> 6u) << 4u), b & 63u, is_low);
     return vec2<f32>(f16_at(begin) * f32(scale), -f16_at(begin + 2u) * f32(minimum));
+}
+
+// As Q4_K, with 32 bytes of fifth bits before the nibbles: of 32 columns the bits of one place.
+fn part_q5_k(begin: u32, part: u32) -> Part {
+    let index = part / 2u * 2u;
+    let bits = quad_at(begin + 16u + part % 2u * 16u) >> vec4<u32>(index);
+    let nibbles = quad_at(begin + 48u + part * 16u);
+    let first = scale_and_minimum(begin, index);
+    let last = scale_and_minimum(begin, index + 1u);
+    return Part(
+        Sixteen(low_nibbles(nibbles) | lowest_bits(bits, 4u), first.x, first.y),
+        Sixteen(high_nibbles(nibbles) | lowest_bits(bits >> vec4<u32>(1u), 4u), last.x, last.y),
+    );
+}
+
+// The lowest bit of each byte, moved up.
+fn lowest_bits(bytes: vec4<u32>, by: u32) -> vec4<u32> {
+    return (bytes & vec4<u32>(0x01010101u)) << vec4<u32>(by);
 }

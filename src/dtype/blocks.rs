@@ -170,3 +170,11 @@ fn nibbles_of_part(bytes: &[u8], part: usize) -> [u8; PART_LEN] {
     let (bytes, shift) = (&bytes[part / 2 * PART_LEN..][..PART_LEN], part % 2 * 4);
     std::array::from_fn(|k| bytes[k] >> shift & 15)
 }
+
+pub(crate) const Q5_K: BlockLayout = BlockLayout { len: 256, bytes: 176, scaling: Scaling::Minimum, apart: 32, unpack: q5_k };
+
+fn q5_k(block: &[u8], part: usize) -> Block {
+    let (scale, minimum) = scale_and_minimum(block, part);
+    let (low, high) = (nibbles_of_part(&block[48..], part), &block[16..48]);
+    Block::of_minimum(scale, minimum, std::array::from_fn(|k| (low[k] | (high[k] >> part & 1) << 4).cast_signed()))
+}

@@ -38,6 +38,8 @@ pub enum GgufType {
     Q5_1,
     /// 256 times four bits, 6-bit scales and minimums.
     Q4K,
+    /// 256 times five bits, 6-bit scales and minimums.
+    Q5K,
 }
 
 impl Stored {
@@ -102,6 +104,7 @@ impl GgufType {
             GgufType::BF16 => 30,
             GgufType::Q5_1 => 7,
             GgufType::Q4K => 12,
+            GgufType::Q5K => 13,
         }
     }
 
@@ -118,6 +121,7 @@ impl GgufType {
             GgufType::BF16 => 32,
             GgufType::Q5_1 => 9,
             GgufType::Q4K => 15,
+            GgufType::Q5K => 17,
         }
     }
 
@@ -133,6 +137,7 @@ impl GgufType {
             GgufType::Q5_0 => (32, 22),
             GgufType::Q5_1 => (32, 24),
             GgufType::Q4K => (256, 144),
+            GgufType::Q5K => (256, 176),
         }
     }
 
@@ -149,6 +154,7 @@ impl GgufType {
             GgufType::Q5_0 => values.chunks_exact(32).for_each(|block| encode_q5_0(block, output)),
             GgufType::Q5_1 => values.chunks_exact(32).for_each(|block| encode_q5_1(block, output)),
             GgufType::Q4K => values.chunks_exact(256).for_each(|block| encode_q4_k(block, output)),
+            GgufType::Q5K => values.chunks_exact(256).for_each(|block| encode_q5_k(block, output)),
         }
     }
 }
@@ -168,6 +174,7 @@ impl FromStr for GgufType {
             "q5_0" => GgufType::Q5_0,
             "q5_1" => GgufType::Q5_1,
             "q4_k" => GgufType::Q4K,
+            "q5_k" => GgufType::Q5K,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -276,6 +283,12 @@ fn push_nibbles_of_parts(levels: &[u8], output: &mut Vec<u8>) {
         let (low, high) = levels.split_at(32);
         output.extend(low.iter().zip(high).map(|(low, high)| low & 15 | (high & 15) << 4));
     }
+}
+
+fn encode_q5_k(block: &[f32], output: &mut Vec<u8>) {
+    let levels = push_scales_and_minimums(block, 31, output);
+    output.extend((0..32).map(|l| (0..8).fold(0, |bits, j| bits | levels[32 * j + l] >> 4 << j)));
+    push_nibbles_of_parts(&levels, output);
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
