@@ -94,6 +94,10 @@ dtypes! {
     /// 176 bytes for 256 values: as Q4_K, with a fifth bit of each value: bit `j` of byte `16 + l` for value `32·j + l`; the nibbles from
     /// byte 48 on.
     Q5K { name: "Q5_K", gguf: 13, layout: Layout::Blocks(blocks::Q5_K), measured_as: Q4K }
+    /// 110 bytes for 256 values: 32 bytes of third bits, 64 of two bits each, 12 bytes of sixteen 6-bit scales `s` (one for sixteen values),
+    /// f16 scale `d`; value `d·(s−32)·(q−4)`. Value `32·j + l` has its low two bits at bit `2·(j % 4)` of byte `32 + 32·(j / 4) + l`, its third
+    /// at bit `j` of byte `l`.
+    Q3K { name: "Q3_K", gguf: 11, layout: Layout::Blocks(blocks::Q3_K), measured_as: Q4K }
 }
 
 impl DType {

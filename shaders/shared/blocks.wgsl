@@ -10,6 +10,7 @@ const Q5_0: u32 = 7u;
 const Q5_1: u32 = 8u;
 const Q4_K: u32 = 9u;
 const Q5_K: u32 = 10u;
+const Q3_K: u32 = 11u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -56,6 +57,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case Q5_K: {
             return part_q5_k(begin, part);
+        }
+        case Q3_K: {
+            return part_q3_k(begin, part);
         }
         default: {
             return Part();
@@ -170,4 +174,37 @@ fn part_q5_k(begin: u32, part: u32) -> Part {
 // The lowest bit of each byte, moved up.
 fn lowest_bits(bytes: vec4<u32>, by: u32) -> vec4<u32> {
     return (bytes & vec4<u32>(0x01010101u)) << vec4<u32>(by);
+}
+
+// 32 bytes of third bits, 64 of two bits each, 12 of 6-bit scales for sixteen columns each, f16 scale: d * (s - 32) * (q - 4).
+fn part_q3_k(begin: u32, part: u32) -> Part {
+    let index = part / 2u * 2u;
+    let side = part % 2u;
+    let d = f16_at(begin + 108u);
+    let high = quad_at(begin + side * 16u) >> vec4<u32>(index);
+    let low = two_bits(begin + 32u, part);
+    let first = d * scale_of_q3_k(begin + 96u, index * 2u + side);
+    let last = d * scale_of_q3_k(begin + 96u, index * 2u + 2u + side);
+    return Part(
+        Sixteen(low.first | lowest_bits(high, 2u), first, -4.0 * first),
+        Sixteen(low.last | lowest_bits(high >> vec4<u32>(1u), 2u), last, -4.0 * last),
+    );
+}
+
+// Of sixteen 6-bit scales the one at `index`: four bits in the first eight bytes, two in the last four.
+fn scale_of_q3_k(begin: u32, index: u32) -> f32 {
+    let low = (byte_at(begin + index % 8u) >> (index / 8u * 4u)) & 15u;
+    let high = (byte_at(begin + 8u + index % 4u) >> (index / 4u * 2u)) & 3u;
+    return f32(low | (high << 4u)) - 32.0;
+}
+
+// Of both sixteen columns two bits each, from bytes that hold those of four.
+struct TwoBits {
+    first: vec4<u32>,
+    last: vec4<u32>,
+}
+
+fn two_bits(begin: u32, part: u32) -> TwoBits {
+    let bits = quad_at(begin + part / 4u * 32u + part % 2u * 16u) >> vec4<u32>(part % 4u / 2u * 4u);
+    return TwoBits(bits & vec4<u32>(0x03030303u), (bits >> vec4<u32>(2u)) & vec4<u32>(0x03030303u));
 }

@@ -178,3 +178,22 @@ fn q5_k(block: &[u8], part: usize) -> Block {
     let (low, high) = (nibbles_of_part(&block[48..], part), &block[16..48]);
     Block::of_minimum(scale, minimum, std::array::from_fn(|k| (low[k] | (high[k] >> part & 1) << 4).cast_signed()))
 }
+
+pub(crate) const Q3_K: BlockLayout = BlockLayout { len: 256, bytes: 110, scaling: Scaling::Two, apart: 32, unpack: q3_k };
+
+fn q3_k(block: &[u8], part: usize) -> Block {
+    let (low, high) = (two_bits(&block[32..], part), &block[..32]);
+    let scale = |half: usize| {
+        let (index, packed) = (2 * part + half, &block[96..108]);
+        let six_bits = packed[index % 8] >> (index / 8 * 4) & 15 | (packed[8 + index % 4] >> (index / 4 * 2) & 3) << 4;
+        half_at(block, 108) * f32::from(six_bits.cast_signed() - 32)
+    };
+    let value = |k: usize| (low[k] | (high[k] >> part & 1) << 2).cast_signed() - 4;
+    Block { values: std::array::from_fn(value), scales: [scale(0), scale(1)], minimums: [0.0; 2] }
+}
+
+/// Each 32 bytes of two bits are four parts, from the lowest bits on.
+fn two_bits(bytes: &[u8], part: usize) -> [u8; PART_LEN] {
+    let (bytes, shift) = (&bytes[part / 4 * PART_LEN..][..PART_LEN], part % 4 * 2);
+    std::array::from_fn(|k| bytes[k] >> shift & 3)
+}

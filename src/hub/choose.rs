@@ -287,8 +287,8 @@ mod tests {
 
     #[test]
     fn a_repository_without_a_model_says_what_it_has() {
-        let error = choose("o/n", &["a-Q2_K.gguf", "b-Q3_K.gguf"]).unwrap_err().to_string();
-        assert!(error.contains("a-Q2_K.gguf, b-Q3_K.gguf") && error.contains("Q8_0"), "{error}");
+        let error = choose("o/n", &["a-IQ1_M.gguf", "b-IQ3_S.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("a-IQ1_M.gguf, b-IQ3_S.gguf") && error.contains("Q8_0"), "{error}");
         assert!(choose("o/n", &["README.md"]).unwrap_err().to_string().contains("neither"));
     }
 

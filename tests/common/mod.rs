@@ -212,6 +212,7 @@ pub fn scale_places(dtype: DType) -> &'static [usize] {
         DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
         DType::Q6K => &[208],
+        DType::Q3K => &[108],
     }
 }
 
@@ -227,5 +228,6 @@ fn largest_of(dtype: DType) -> [f32; 2] {
         DType::Q5_1 => [16.0, 2.0],
         DType::Q4K => [512.0, 64.0],
         DType::Q5K => [1024.0, 64.0],
+        DType::Q3K => [128.0, 1.0],
     }
 }

@@ -72,7 +72,6 @@ fn unsupported_name(code: u32) -> Option<&'static str> {
     Some(match code {
         9 => "Q8_1",
         10 => "Q2_K",
-        11 => "Q3_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",

@@ -40,6 +40,8 @@ pub enum GgufType {
     Q4K,
     /// 256 times five bits, 6-bit scales and minimums.
     Q5K,
+    /// 256 times three bits, 6-bit scales for each sixteen.
+    Q3K,
 }
 
 impl Stored {
@@ -105,6 +107,7 @@ impl GgufType {
             GgufType::Q5_1 => 7,
             GgufType::Q4K => 12,
             GgufType::Q5K => 13,
+            GgufType::Q3K => 11,
         }
     }
 
@@ -122,6 +125,7 @@ impl GgufType {
             GgufType::Q5_1 => 9,
             GgufType::Q4K => 15,
             GgufType::Q5K => 17,
+            GgufType::Q3K => 12,
         }
     }
 
@@ -138,6 +142,7 @@ impl GgufType {
             GgufType::Q5_1 => (32, 24),
             GgufType::Q4K => (256, 144),
             GgufType::Q5K => (256, 176),
+            GgufType::Q3K => (256, 110),
         }
     }
 
@@ -155,6 +160,7 @@ impl GgufType {
             GgufType::Q5_1 => values.chunks_exact(32).for_each(|block| encode_q5_1(block, output)),
             GgufType::Q4K => values.chunks_exact(256).for_each(|block| encode_q4_k(block, output)),
             GgufType::Q5K => values.chunks_exact(256).for_each(|block| encode_q5_k(block, output)),
+            GgufType::Q3K => values.chunks_exact(256).for_each(|block| encode_q3_k(block, output)),
         }
     }
 }
@@ -175,6 +181,7 @@ impl FromStr for GgufType {
             "q5_1" => GgufType::Q5_1,
             "q4_k" => GgufType::Q4K,
             "q5_k" => GgufType::Q5K,
+            "q3_k" => GgufType::Q3K,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -289,6 +296,30 @@ fn encode_q5_k(block: &[f32], output: &mut Vec<u8>) {
     let levels = push_scales_and_minimums(block, 31, output);
     output.extend((0..32).map(|l| (0..8).fold(0, |bits, j| bits | levels[32 * j + l] >> 4 << j)));
     push_nibbles_of_parts(&levels, output);
+}
+
+/// Each sixteen values by their extreme, as Q6_K does.
+fn encode_q3_k(block: &[f32], output: &mut Vec<u8>) {
+    let extreme = |values: &[f32]| values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
+    // The extreme, with its sign, becomes -4.
+    let wanted: Vec<f32> = block.chunks_exact(16).map(|values| extreme(values) / -4.0).collect();
+    let d = f16::from_f32(extreme(&wanted) / -32.0);
+    let scales: Vec<f32> = wanted.iter().map(|scale| (scale * inverse(d.to_f32())).round().clamp(-32.0, 31.0)).collect();
+    let level = |(k, value): (usize, &f32)| (value * inverse(d.to_f32() * scales[k / 16])).round().clamp(-4.0, 3.0) as i8 + 4;
+    let levels: Vec<u8> = block.iter().enumerate().map(|value| level(value).cast_unsigned()).collect();
+    output.extend((0..32).map(|l| (0..8).fold(0, |bits, j| bits | levels[32 * j + l] >> 2 << j)));
+    push_two_bits(&levels, output);
+    let six_bits: Vec<u8> = scales.iter().map(|scale| (scale + 32.0) as u8).collect();
+    output.extend((0..8).map(|i| six_bits[i] & 15 | (six_bits[i + 8] & 15) << 4));
+    output.extend((0..4).map(|i| (0..4).fold(0, |bits, j| bits | six_bits[i + 4 * j] >> 4 << (2 * j))));
+    output.extend(d.to_le_bytes());
+}
+
+/// Of each 128 values the low two bits: those of `l`, `l + 32`, `l + 64` and `l + 96` in one byte.
+fn push_two_bits(levels: &[u8], output: &mut Vec<u8>) {
+    for levels in levels.chunks_exact(128) {
+        output.extend((0..32).map(|l| (0..4).fold(0, |bits, j| bits | (levels[32 * j + l] & 3) << (2 * j))));
+    }
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
