@@ -98,6 +98,8 @@ dtypes! {
     /// f16 scale `d`; value `d·(s−32)·(q−4)`. Value `32·j + l` has its low two bits at bit `2·(j % 4)` of byte `32 + 32·(j / 4) + l`, its third
     /// at bit `j` of byte `l`.
     Q3K { name: "Q3_K", gguf: 11, layout: Layout::Blocks(blocks::Q3_K), measured_as: Q4K }
+    /// 18 bytes: f16 scale `d`, 16 bytes of nibbles as in Q4_0, which choose among sixteen integers; value `d·integer`.
+    IQ4NL { name: "IQ4_NL", gguf: 20, layout: Layout::Blocks(blocks::IQ4_NL), measured_as: Q4K }
 }
 
 impl DType {

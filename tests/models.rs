@@ -166,6 +166,7 @@ fn made_models_answer_as_the_reference_does() {
         ("gguf-q4_1", GgufType::Q4_1),
         ("gguf-q5_0", GgufType::Q5_0),
         ("gguf-q5_1", GgufType::Q5_1),
+        ("gguf-iq4_nl", GgufType::IQ4NL),
     ] {
         let folder = root.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -192,7 +193,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 26);
+    assert_eq!(check_folders(root.path()), 27);
 }
 
 #[test]

@@ -138,6 +138,7 @@ fn quantised_values_stay_near_the_true_ones() {
         (GgufType::Q4K, 0.1),
         (GgufType::Q5K, 0.05),
         (GgufType::Q3K, 0.3),
+        (GgufType::IQ4NL, 0.15),
     ] {
         let stored = gguf_model(root.path(), &shape, dtype);
         for tensor in &stored.catalog.tensors {

@@ -11,6 +11,7 @@ const Q5_1: u32 = 8u;
 const Q4_K: u32 = 9u;
 const Q5_K: u32 = 10u;
 const Q3_K: u32 = 11u;
+const IQ4_NL: u32 = 12u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -60,6 +61,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case Q3_K: {
             return part_q3_k(begin, part);
+        }
+        case IQ4_NL: {
+            return part_iq4_nl(begin);
         }
         default: {
             return Part();
@@ -207,4 +211,29 @@ struct TwoBits {
 fn two_bits(begin: u32, part: u32) -> TwoBits {
     let bits = quad_at(begin + part / 4u * 32u + part % 2u * 16u) >> vec4<u32>(part % 4u / 2u * 4u);
     return TwoBits(bits & vec4<u32>(0x03030303u), (bits >> vec4<u32>(2u)) & vec4<u32>(0x03030303u));
+}
+
+// f16 scale, nibbles as in Q5_0 that choose among sixteen integers.
+fn part_iq4_nl(begin: u32) -> Part {
+    let d = f16_at(begin);
+    let nibbles = quad_at(begin + 2u);
+    return Part(Sixteen(chosen(IQ4, low_nibbles(nibbles)), d, 0.0), Sixteen(chosen(IQ4, high_nibbles(nibbles)), d, 0.0));
+}
+
+// -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89 and 113 as bytes.
+const IQ4: vec4<u32> = vec4<u32>(0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u);
+
+// Instead of each byte, which is a nibble, the byte of `table` at that place.
+fn chosen(table: vec4<u32>, nibbles: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(four_chosen(table, nibbles.x), four_chosen(table, nibbles.y), four_chosen(table, nibbles.z), four_chosen(table, nibbles.w));
+}
+
+fn four_chosen(table: vec4<u32>, nibbles: u32) -> u32 {
+    let places = (vec4<u32>(nibbles) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u);
+    let are_odd = (places & vec4<u32>(4u)) != vec4<u32>(0u);
+    let lower = select(table.xxxx, table.yyyy, are_odd);
+    let upper = select(table.zzzz, table.wwww, are_odd);
+    let words = select(lower, upper, (places & vec4<u32>(8u)) != vec4<u32>(0u));
+    let bytes = (words >> ((places & vec4<u32>(3u)) * 8u)) & vec4<u32>(0xffu);
+    return bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
 }

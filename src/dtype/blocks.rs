@@ -197,3 +197,12 @@ fn two_bits(bytes: &[u8], part: usize) -> [u8; PART_LEN] {
     let (bytes, shift) = (&bytes[part / 4 * PART_LEN..][..PART_LEN], part % 4 * 2);
     std::array::from_fn(|k| bytes[k] >> shift & 3)
 }
+
+pub(crate) const IQ4_NL: BlockLayout = BlockLayout { len: 32, bytes: 18, scaling: Scaling::One, apart: 16, unpack: iq4_nl };
+
+/// What the nibbles of IQ4_NL and IQ4_XS stand for (`kvalues_iq4nl` of ggml).
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+fn iq4_nl(block: &[u8], _part: usize) -> Block {
+    Block::of_scale(half_at(block, 0), nibbles(&block[2..]).map(|q| IQ4[usize::from(q)]))
+}

@@ -42,6 +42,8 @@ pub enum GgufType {
     Q5K,
     /// 256 times three bits, 6-bit scales for each sixteen.
     Q3K,
+    /// 32 nibbles that choose among sixteen integers, and a scale.
+    IQ4NL,
 }
 
 impl Stored {
@@ -108,6 +110,7 @@ impl GgufType {
             GgufType::Q4K => 12,
             GgufType::Q5K => 13,
             GgufType::Q3K => 11,
+            GgufType::IQ4NL => 20,
         }
     }
 
@@ -126,6 +129,7 @@ impl GgufType {
             GgufType::Q4K => 15,
             GgufType::Q5K => 17,
             GgufType::Q3K => 12,
+            GgufType::IQ4NL => 25,
         }
     }
 
@@ -143,6 +147,7 @@ impl GgufType {
             GgufType::Q4K => (256, 144),
             GgufType::Q5K => (256, 176),
             GgufType::Q3K => (256, 110),
+            GgufType::IQ4NL => (32, 18),
         }
     }
 
@@ -161,6 +166,7 @@ impl GgufType {
             GgufType::Q4K => values.chunks_exact(256).for_each(|block| encode_q4_k(block, output)),
             GgufType::Q5K => values.chunks_exact(256).for_each(|block| encode_q5_k(block, output)),
             GgufType::Q3K => values.chunks_exact(256).for_each(|block| encode_q3_k(block, output)),
+            GgufType::IQ4NL => values.chunks_exact(32).for_each(|block| encode_iq4_nl(block, output)),
         }
     }
 }
@@ -182,6 +188,7 @@ impl FromStr for GgufType {
             "q4_k" => GgufType::Q4K,
             "q5_k" => GgufType::Q5K,
             "q3_k" => GgufType::Q3K,
+            "iq4_nl" => GgufType::IQ4NL,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -320,6 +327,28 @@ fn push_two_bits(levels: &[u8], output: &mut Vec<u8>) {
     for levels in levels.chunks_exact(128) {
         output.extend((0..32).map(|l| (0..4).fold(0, |bits, j| bits | (levels[32 * j + l] & 3) << (2 * j))));
     }
+}
+
+/// What the nibbles of IQ4_NL and IQ4_XS stand for (`kvalues_iq4nl` of ggml).
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The extreme, with its sign, becomes -127; ggml's own search finds scales that are a little better.
+fn encode_iq4_nl(block: &[f32], output: &mut Vec<u8>) {
+    let d = extreme_of(block) / -127.0;
+    output.extend(f16::from_f32(d).to_le_bytes());
+    push_nearest(&IQ4, block, d, output);
+}
+
+fn extreme_of(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme })
+}
+
+/// Nibbles of 32 values: the places of the nearest integers of `table`, in units of `d`.
+fn push_nearest(table: &[i8; 16], block: &[f32], d: f32, output: &mut Vec<u8>) {
+    let distance = |value: f32, place: &usize| (value * inverse(d) - f32::from(table[*place])).abs();
+    let nearest = |value: f32| (0..16).min_by(|a, b| distance(value, a).total_cmp(&distance(value, b))).unwrap_or(0) as u8;
+    let (low, high) = block.split_at(16);
+    output.extend(low.iter().zip(high).map(|(low, high)| nearest(*low) | nearest(*high) << 4));
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
