@@ -100,6 +100,9 @@ dtypes! {
     Q3K { name: "Q3_K", gguf: 11, layout: Layout::Blocks(blocks::Q3_K), measured_as: Q4K }
     /// 18 bytes: f16 scale `d`, 16 bytes of nibbles as in Q4_0, which choose among sixteen integers; value `d·integer`.
     IQ4NL { name: "IQ4_NL", gguf: 20, layout: Layout::Blocks(blocks::IQ4_NL), measured_as: Q4K }
+    /// 136 bytes for 256 values: f16 scale `d`, the high two bits (2 bytes) and low four (4 bytes) of eight scales `s`, one for 32 values, 128
+    /// bytes of nibbles, in each sixteen bytes as in Q4_0, which choose as those of IQ4_NL; value `d·(s−32)·integer`.
+    IQ4XS { name: "IQ4_XS", gguf: 23, layout: Layout::Blocks(blocks::IQ4_XS), measured_as: Q4K }
 }
 
 impl DType {

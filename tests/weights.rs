@@ -139,6 +139,7 @@ fn quantised_values_stay_near_the_true_ones() {
         (GgufType::Q5K, 0.05),
         (GgufType::Q3K, 0.3),
         (GgufType::IQ4NL, 0.15),
+        (GgufType::IQ4XS, 0.15),
     ] {
         let stored = gguf_model(root.path(), &shape, dtype);
         for tensor in &stored.catalog.tensors {

@@ -12,6 +12,7 @@ const Q4_K: u32 = 9u;
 const Q5_K: u32 = 10u;
 const Q3_K: u32 = 11u;
 const IQ4_NL: u32 = 12u;
+const IQ4_XS: u32 = 13u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -64,6 +65,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case IQ4_NL: {
             return part_iq4_nl(begin);
+        }
+        case IQ4_XS: {
+            return part_iq4_xs(begin, part);
         }
         default: {
             return Part();
@@ -236,4 +240,14 @@ fn four_chosen(table: vec4<u32>, nibbles: u32) -> u32 {
     let words = select(lower, upper, (places & vec4<u32>(8u)) != vec4<u32>(0u));
     let bytes = (words >> ((places & vec4<u32>(3u)) * 8u)) & vec4<u32>(0xffu);
     return bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+}
+
+// f16 scale, 6-bit scales of 32 columns each (16 high bits, 4 bytes of low nibbles), nibbles as in IQ4_NL: d * (s - 32) * integer.
+fn part_iq4_xs(begin: u32, part: u32) -> Part {
+    let halves = word_at_byte(begin);
+    let low = (byte_at(begin + 4u + part / 2u) >> (part % 2u * 4u)) & 15u;
+    let high = (halves >> (16u + part * 2u)) & 3u;
+    let scale = decode_f16(halves).x * (f32(low | (high << 4u)) - 32.0);
+    let nibbles = quad_at(begin + 8u + part * 16u);
+    return Part(Sixteen(chosen(IQ4, low_nibbles(nibbles)), scale, 0.0), Sixteen(chosen(IQ4, high_nibbles(nibbles)), scale, 0.0));
 }

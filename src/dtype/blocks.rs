@@ -206,3 +206,12 @@ const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 fn iq4_nl(block: &[u8], _part: usize) -> Block {
     Block::of_scale(half_at(block, 0), nibbles(&block[2..]).map(|q| IQ4[usize::from(q)]))
 }
+
+pub(crate) const IQ4_XS: BlockLayout = BlockLayout { len: 256, bytes: 136, scaling: Scaling::One, apart: 16, unpack: iq4_xs };
+
+fn iq4_xs(block: &[u8], part: usize) -> Block {
+    let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * part) & 3;
+    let scale = block[4 + part / 2] >> (part % 2 * 4) & 15 | (high as u8) << 4;
+    let values = nibbles(&block[8 + 16 * part..]).map(|q| IQ4[usize::from(q)]);
+    Block::of_scale(half_at(block, 0) * f32::from(scale.cast_signed() - 32), values)
+}

@@ -209,7 +209,7 @@ impl Random {
 pub fn scale_places(dtype: DType) -> &'static [usize] {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => &[],
-        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 | DType::IQ4NL => &[0],
+        DType::Q8_0 | DType::Q4_0 | DType::Q5_0 | DType::IQ4NL | DType::IQ4XS => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
         DType::Q6K => &[208],
         DType::Q3K => &[108],
@@ -230,5 +230,6 @@ fn largest_of(dtype: DType) -> [f32; 2] {
         DType::Q5K => [1024.0, 64.0],
         DType::Q3K => [128.0, 1.0],
         DType::IQ4NL => [128.0, 1.0],
+        DType::IQ4XS => [4096.0, 1.0],
     }
 }

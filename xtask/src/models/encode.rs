@@ -44,6 +44,8 @@ pub enum GgufType {
     Q3K,
     /// 32 nibbles that choose among sixteen integers, and a scale.
     IQ4NL,
+    /// 256 nibbles that choose among sixteen integers, 6-bit scales for each 32.
+    IQ4XS,
 }
 
 impl Stored {
@@ -111,6 +113,7 @@ impl GgufType {
             GgufType::Q5K => 13,
             GgufType::Q3K => 11,
             GgufType::IQ4NL => 20,
+            GgufType::IQ4XS => 23,
         }
     }
 
@@ -130,6 +133,7 @@ impl GgufType {
             GgufType::Q5K => 17,
             GgufType::Q3K => 12,
             GgufType::IQ4NL => 25,
+            GgufType::IQ4XS => 30,
         }
     }
 
@@ -148,6 +152,7 @@ impl GgufType {
             GgufType::Q5K => (256, 176),
             GgufType::Q3K => (256, 110),
             GgufType::IQ4NL => (32, 18),
+            GgufType::IQ4XS => (256, 136),
         }
     }
 
@@ -167,6 +172,7 @@ impl GgufType {
             GgufType::Q5K => values.chunks_exact(256).for_each(|block| encode_q5_k(block, output)),
             GgufType::Q3K => values.chunks_exact(256).for_each(|block| encode_q3_k(block, output)),
             GgufType::IQ4NL => values.chunks_exact(32).for_each(|block| encode_iq4_nl(block, output)),
+            GgufType::IQ4XS => values.chunks_exact(256).for_each(|block| encode_iq4_xs(block, output)),
         }
     }
 }
@@ -189,6 +195,7 @@ impl FromStr for GgufType {
             "q5_k" => GgufType::Q5K,
             "q3_k" => GgufType::Q3K,
             "iq4_nl" => GgufType::IQ4NL,
+            "iq4_xs" => GgufType::IQ4XS,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -349,6 +356,20 @@ fn push_nearest(table: &[i8; 16], block: &[f32], d: f32, output: &mut Vec<u8>) {
     let nearest = |value: f32| (0..16).min_by(|a, b| distance(value, a).total_cmp(&distance(value, b))).unwrap_or(0) as u8;
     let (low, high) = block.split_at(16);
     output.extend(low.iter().zip(high).map(|(low, high)| nearest(*low) | nearest(*high) << 4));
+}
+
+/// Each 32 values as in IQ4_NL.
+fn encode_iq4_xs(block: &[f32], output: &mut Vec<u8>) {
+    let wanted: Vec<f32> = block.chunks_exact(32).map(|values| extreme_of(values) / -127.0).collect();
+    let d = f16::from_f32(extreme_of(&wanted) / -32.0);
+    let scales: Vec<f32> = wanted.iter().map(|scale| (scale * inverse(d.to_f32())).round().clamp(-32.0, 31.0)).collect();
+    let six_bits: Vec<u16> = scales.iter().map(|scale| (scale + 32.0) as u16).collect();
+    output.extend(d.to_le_bytes());
+    output.extend(six_bits.iter().enumerate().fold(0, |bits, (part, scale)| bits | scale >> 4 << (2 * part)).to_le_bytes());
+    output.extend(six_bits.chunks_exact(2).map(|pair| (pair[0] & 15 | (pair[1] & 15) << 4) as u8));
+    for (values, scale) in block.chunks_exact(32).zip(&scales) {
+        push_nearest(&IQ4, values, d.to_f32() * scale, output);
+    }
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
