@@ -103,6 +103,9 @@ dtypes! {
     /// 136 bytes for 256 values: f16 scale `d`, the high two bits (2 bytes) and low four (4 bytes) of eight scales `s`, one for 32 values, 128
     /// bytes of nibbles, in each sixteen bytes as in Q4_0, which choose as those of IQ4_NL; value `d·(s−32)·integer`.
     IQ4XS { name: "IQ4_XS", gguf: 23, layout: Layout::Blocks(blocks::IQ4_XS), measured_as: Q4K }
+    /// 17 bytes: a power of two `d` as its biased exponent, 16 bytes of nibbles as in Q4_0, which choose among sixteen integers (twice the
+    /// numbers of E2M1); value `d·integer / 2`.
+    MXFP4 { name: "MXFP4", gguf: 39, layout: Layout::Blocks(blocks::MXFP4), measured_as: Q4K }
 }
 
 impl DType {

@@ -167,6 +167,7 @@ fn made_models_answer_as_the_reference_does() {
         ("gguf-q5_0", GgufType::Q5_0),
         ("gguf-q5_1", GgufType::Q5_1),
         ("gguf-iq4_nl", GgufType::IQ4NL),
+        ("gguf-mxfp4", GgufType::MXFP4),
     ] {
         let folder = root.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -195,7 +196,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 28);
+    assert_eq!(check_folders(root.path()), 29);
 }
 
 #[test]

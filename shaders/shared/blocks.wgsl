@@ -13,6 +13,7 @@ const Q5_K: u32 = 10u;
 const Q3_K: u32 = 11u;
 const IQ4_NL: u32 = 12u;
 const IQ4_XS: u32 = 13u;
+const MXFP4: u32 = 14u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -68,6 +69,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case IQ4_XS: {
             return part_iq4_xs(begin, part);
+        }
+        case MXFP4: {
+            return part_mxfp4(begin);
         }
         default: {
             return Part();
@@ -250,4 +254,19 @@ fn part_iq4_xs(begin: u32, part: u32) -> Part {
     let scale = decode_f16(halves).x * (f32(low | (high << 4u)) - 32.0);
     let nibbles = quad_at(begin + 8u + part * 16u);
     return Part(Sixteen(chosen(IQ4, low_nibbles(nibbles)), scale, 0.0), Sixteen(chosen(IQ4, high_nibbles(nibbles)), scale, 0.0));
+}
+
+// An exponent, nibbles as in Q5_0 that choose among sixteen integers: twice the numbers of E2M1.
+fn part_mxfp4(begin: u32) -> Part {
+    let d = half_of_power(byte_at(begin));
+    let nibbles = quad_at(begin + 1u);
+    return Part(Sixteen(chosen(E2M1, low_nibbles(nibbles)), d, 0.0), Sixteen(chosen(E2M1, high_nibbles(nibbles)), d, 0.0));
+}
+
+// 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8 and -12 as bytes.
+const E2M1: vec4<u32> = vec4<u32>(0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
+
+// Half of the power of two that this biased exponent stands for; the two least halves are subnormal.
+fn half_of_power(exponent: u32) -> f32 {
+    return bitcast<f32>(select((max(exponent, 1u) - 1u) << 23u, 0x00200000u << (exponent & 1u), exponent < 2u));
 }

@@ -215,3 +215,17 @@ fn iq4_xs(block: &[u8], part: usize) -> Block {
     let values = nibbles(&block[8 + 16 * part..]).map(|q| IQ4[usize::from(q)]);
     Block::of_scale(half_at(block, 0) * f32::from(scale.cast_signed() - 32), values)
 }
+
+pub(crate) const MXFP4: BlockLayout = BlockLayout { len: 32, bytes: 17, scaling: Scaling::One, apart: 16, unpack: mxfp4 };
+
+/// Twice what the nibbles of MXFP4 stand for (`kvalues_mxfp4` of ggml).
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+fn mxfp4(block: &[u8], _part: usize) -> Block {
+    Block::of_scale(half_of_power(block[0]), nibbles(&block[1..]).map(|q| E2M1[usize::from(q)]))
+}
+
+/// Half of the power of two that this biased exponent stands for; the two least halves are subnormal.
+fn half_of_power(exponent: u8) -> f32 {
+    f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { u32::from(exponent - 1) << 23 })
+}

@@ -6,7 +6,7 @@ use super::choose::stem_of;
 use crate::dtype::DType;
 
 /// How llama.cpp's mixtures of one dtype with finer ones are called, the one that is taken first at the front.
-const MIXTURES: [&str; 7] = ["_M", "_L", "_XL", "_S", "_XS", "_XXS", "_NL"];
+const MIXTURES: [&str; 8] = ["_M", "_L", "_XL", "_S", "_XS", "_XXS", "_NL", "_MOE"];
 
 /// A quantisation as names of files have it, in capitals: `Q8_0`, `Q4_K_M`, `BF16`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ mod tests {
         for dtype in DType::ALL {
             assert_eq!(quantisation_of(&format!("m-{dtype}.gguf")).and_then(|it| it.dtype()), Some(dtype));
         }
-        for name in ["m-IQ2_XXS.gguf", "m-TQ1_0.gguf", "m-Q4_0_4_4.gguf", "m-MXFP4.gguf"] {
+        for name in ["m-IQ2_XXS.gguf", "m-TQ1_0.gguf", "m-Q4_0_4_4.gguf", "m-IQ3_S.gguf"] {
             assert_eq!(quantisation_of(name).and_then(|it| it.dtype()), None, "{name}");
         }
         let order = dtypes_by_preference();

@@ -195,6 +195,10 @@ impl Random {
                 let largest = largest_of(dtype);
                 let mut bytes: Vec<u8> = (0..dtype.size_bytes(n_values as u64).unwrap()).map(|_| self.word() as u8).collect();
                 for block in bytes.chunks_exact_mut(dtype.block_bytes() as usize) {
+                    if dtype == DType::MXFP4 {
+                        // An exponent: 6 times the power of two is 0.1 to 1.5.
+                        block[0] = 121 + block[0] % 5;
+                    }
                     for (place, largest) in scale_places(dtype).iter().zip(largest) {
                         block[*place..place + 2].copy_from_slice(&half(self.float() / largest));
                     }
@@ -213,6 +217,7 @@ pub fn scale_places(dtype: DType) -> &'static [usize] {
         DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
         DType::Q6K => &[208],
         DType::Q3K => &[108],
+        DType::MXFP4 => &[],
     }
 }
 
@@ -231,5 +236,6 @@ fn largest_of(dtype: DType) -> [f32; 2] {
         DType::Q3K => [128.0, 1.0],
         DType::IQ4NL => [128.0, 1.0],
         DType::IQ4XS => [4096.0, 1.0],
+        DType::MXFP4 => [1.0, 1.0],
     }
 }

@@ -87,7 +87,6 @@ fn unsupported_name(code: u32) -> Option<&'static str> {
         29 => "IQ1_M",
         34 => "TQ1_0",
         35 => "TQ2_0",
-        39 => "MXFP4",
         _ => return None,
     })
 }

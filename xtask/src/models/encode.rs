@@ -46,6 +46,8 @@ pub enum GgufType {
     IQ4NL,
     /// 256 nibbles that choose among sixteen integers, 6-bit scales for each 32.
     IQ4XS,
+    /// 32 numbers of four bits and an exponent.
+    MXFP4,
 }
 
 impl Stored {
@@ -114,6 +116,7 @@ impl GgufType {
             GgufType::Q3K => 11,
             GgufType::IQ4NL => 20,
             GgufType::IQ4XS => 23,
+            GgufType::MXFP4 => 39,
         }
     }
 
@@ -134,6 +137,7 @@ impl GgufType {
             GgufType::Q3K => 12,
             GgufType::IQ4NL => 25,
             GgufType::IQ4XS => 30,
+            GgufType::MXFP4 => 38,
         }
     }
 
@@ -153,6 +157,7 @@ impl GgufType {
             GgufType::Q3K => (256, 110),
             GgufType::IQ4NL => (32, 18),
             GgufType::IQ4XS => (256, 136),
+            GgufType::MXFP4 => (32, 17),
         }
     }
 
@@ -173,6 +178,7 @@ impl GgufType {
             GgufType::Q3K => values.chunks_exact(256).for_each(|block| encode_q3_k(block, output)),
             GgufType::IQ4NL => values.chunks_exact(32).for_each(|block| encode_iq4_nl(block, output)),
             GgufType::IQ4XS => values.chunks_exact(256).for_each(|block| encode_iq4_xs(block, output)),
+            GgufType::MXFP4 => values.chunks_exact(32).for_each(|block| encode_mxfp4(block, output)),
         }
     }
 }
@@ -196,6 +202,7 @@ impl FromStr for GgufType {
             "q3_k" => GgufType::Q3K,
             "iq4_nl" => GgufType::IQ4NL,
             "iq4_xs" => GgufType::IQ4XS,
+            "mxfp4" => GgufType::MXFP4,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -370,6 +377,17 @@ fn encode_iq4_xs(block: &[f32], output: &mut Vec<u8>) {
     for (values, scale) in block.chunks_exact(32).zip(&scales) {
         push_nearest(&IQ4, values, d.to_f32() * scale, output);
     }
+}
+
+/// Twice what the nibbles of MXFP4 stand for (`kvalues_mxfp4` of ggml).
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The extreme becomes 4 to 8 times the power of two; what is above 6 times that is 6.
+fn encode_mxfp4(block: &[f32], output: &mut Vec<u8>) {
+    let extreme = extreme_of(block).abs();
+    let exponent = if extreme > 0.0 { (extreme.log2().floor() as i32 - 2 + 127).clamp(0, 254) } else { 0 };
+    output.push(exponent as u8);
+    push_nearest(&E2M1, block, ((exponent - 128) as f32).exp2(), output);
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.
