@@ -106,6 +106,9 @@ dtypes! {
     /// 17 bytes: a power of two `d` as its biased exponent, 16 bytes of nibbles as in Q4_0, which choose among sixteen integers (twice the
     /// numbers of E2M1); value `d·integer / 2`.
     MXFP4 { name: "MXFP4", gguf: 39, layout: Layout::Blocks(blocks::MXFP4), measured_as: Q4K }
+    /// 84 bytes for 256 values: sixteen bytes with a scale `s` and, as high nibble, a minimum `m` for sixteen values each, 64 bytes of two bits
+    /// each as in Q3_K, f16 `d`, f16 `dmin`; value `d·s·q − dmin·m`.
+    Q2K { name: "Q2_K", gguf: 10, layout: Layout::Blocks(blocks::Q2_K), measured_as: Q4K }
 }
 
 impl DType {

@@ -87,6 +87,12 @@ fn plain_block_product(dtype: DType, row: &[u8], token: &[simd::TokenBlock]) -> 
             Scaling::One => scaled(block.scales[0], dot(0..32)),
             Scaling::Minimum => scaled(block.scales[0], dot(0..32)) + block.minimums[0] * token.scaled_sum,
             Scaling::Two => scaled(block.scales[0], dot(0..16)) + scaled(block.scales[1], dot(16..32)),
+            Scaling::TwoMinimums => {
+                let sum = |columns: std::ops::Range<usize>| -> i32 { columns.map(|k| i32::from(token.values[simd::place(k)])).sum() };
+                let minimum = |half: usize, sum: i32| block.minimums[half] * (token.scale * sum as f32);
+                (scaled(block.scales[0], dot(0..16)) + scaled(block.scales[1], dot(16..32)))
+                    + (minimum(0, sum(0..16)) + minimum(1, sum(16..32)))
+            }
         };
     }
     sum

@@ -182,9 +182,13 @@ fn made_models_answer_as_the_reference_does() {
     let wide = LlamaShape { hidden_size: 256, ffn_size: 96, n_layers: 2, ..tiny };
     // As llama-quantize mixes them: the head and some matrices in Q6_K, and where 256 values do not divide a row, another dtype.
     let whole = LlamaShape { ffn_size: 256, head_size: 64, tied: false, ..wide.clone() };
-    for (name, layers) in
-        [("gguf-q4_k", GgufType::Q4K), ("gguf-q5_k", GgufType::Q5K), ("gguf-q3_k", GgufType::Q3K), ("gguf-iq4_xs", GgufType::IQ4XS)]
-    {
+    for (name, layers) in [
+        ("gguf-q4_k", GgufType::Q4K),
+        ("gguf-q5_k", GgufType::Q5K),
+        ("gguf-q3_k", GgufType::Q3K),
+        ("gguf-iq4_xs", GgufType::IQ4XS),
+        ("gguf-q2_k", GgufType::Q2K),
+    ] {
         let folder = root.path().join(name);
         write_mixed_gguf(&folder.join("model.gguf"), &whole, 7, Dtypes { layers, head: GgufType::Q6K }).unwrap();
         expect(&folder);
@@ -196,7 +200,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 29);
+    assert_eq!(check_folders(root.path()), 30);
 }
 
 #[test]

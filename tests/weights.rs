@@ -141,6 +141,7 @@ fn quantised_values_stay_near_the_true_ones() {
         (GgufType::IQ4NL, 0.15),
         (GgufType::IQ4XS, 0.15),
         (GgufType::MXFP4, 0.3),
+        (GgufType::Q2K, 0.4),
     ] {
         let stored = gguf_model(root.path(), &shape, dtype);
         for tensor in &stored.catalog.tensors {

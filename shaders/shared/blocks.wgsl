@@ -14,6 +14,7 @@ const Q3_K: u32 = 11u;
 const IQ4_NL: u32 = 12u;
 const IQ4_XS: u32 = 13u;
 const MXFP4: u32 = 14u;
+const Q2_K: u32 = 15u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -72,6 +73,9 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case MXFP4: {
             return part_mxfp4(begin);
+        }
+        case Q2_K: {
+            return part_q2_k(begin, part);
         }
         default: {
             return Part();
@@ -269,4 +273,16 @@ const E2M1: vec4<u32> = vec4<u32>(0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8f
 // Half of the power of two that this biased exponent stands for; the two least halves are subnormal.
 fn half_of_power(exponent: u32) -> f32 {
     return bitcast<f32>(select((max(exponent, 1u) - 1u) << 23u, 0x00200000u << (exponent & 1u), exponent < 2u));
+}
+
+// Sixteen bytes of a scale and a minimum for sixteen columns each, 64 of two bits each, two f16 that multiply them: d * s * q - dmin * m.
+fn part_q2_k(begin: u32, part: u32) -> Part {
+    let bits = two_bits(begin + 16u, part);
+    let index = part / 2u * 4u + part % 2u;
+    let factors = vec2<f32>(f16_at(begin + 80u), -f16_at(begin + 82u));
+    let first = byte_at(begin + index);
+    let last = byte_at(begin + index + 2u);
+    let of_first = factors * vec2<f32>(f32(first & 15u), f32(first >> 4u));
+    let of_last = factors * vec2<f32>(f32(last & 15u), f32(last >> 4u));
+    return Part(Sixteen(bits.first, of_first.x, of_first.y), Sixteen(bits.last, of_last.x, of_last.y));
 }

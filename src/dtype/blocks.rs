@@ -15,6 +15,8 @@ pub enum Scaling {
     Minimum,
     /// Each sixteen have a scale.
     Two,
+    /// Each sixteen have a scale and a minimum.
+    TwoMinimums,
 }
 
 /// Where a dtype has what.
@@ -69,7 +71,7 @@ impl BlockLayout {
             let Block { values, scales, minimums } = self.part(bytes, index);
             for (k, value) in output.iter_mut().enumerate() {
                 let scaled = scales[k / 16] * f32::from(values[k]);
-                *value = if self.scaling == Scaling::Minimum { scaled + minimums[k / 16] } else { scaled };
+                *value = if matches!(self.scaling, Scaling::Minimum | Scaling::TwoMinimums) { scaled + minimums[k / 16] } else { scaled };
             }
         }
     }
@@ -228,4 +230,14 @@ fn mxfp4(block: &[u8], _part: usize) -> Block {
 /// Half of the power of two that this biased exponent stands for; the two least halves are subnormal.
 fn half_of_power(exponent: u8) -> f32 {
     f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { u32::from(exponent - 1) << 23 })
+}
+
+pub(crate) const Q2_K: BlockLayout = BlockLayout { len: 256, bytes: 84, scaling: Scaling::TwoMinimums, apart: 32, unpack: q2_k };
+
+fn q2_k(block: &[u8], part: usize) -> Block {
+    let both = &block[2 * part..][..2];
+    let scale = |half: usize| half_at(block, 80) * f32::from(both[half] & 15);
+    let minimum = |half: usize| -(half_at(block, 82) * f32::from(both[half] >> 4));
+    let values = two_bits(&block[16..], part).map(u8::cast_signed);
+    Block { values, scales: [scale(0), scale(1)], minimums: [minimum(0), minimum(1)] }
 }

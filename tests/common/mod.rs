@@ -218,6 +218,7 @@ pub fn scale_places(dtype: DType) -> &'static [usize] {
         DType::Q6K => &[208],
         DType::Q3K => &[108],
         DType::MXFP4 => &[],
+        DType::Q2K => &[80, 82],
     }
 }
 
@@ -237,5 +238,6 @@ fn largest_of(dtype: DType) -> [f32; 2] {
         DType::IQ4NL => [128.0, 1.0],
         DType::IQ4XS => [4096.0, 1.0],
         DType::MXFP4 => [1.0, 1.0],
+        DType::Q2K => [32.0, 16.0],
     }
 }

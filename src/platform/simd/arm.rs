@@ -61,16 +61,23 @@ fn add_blocks<const T: usize>(
     for (index, block) in panel.iter().enumerate() {
         let tokens = tokens.map(|token| &token[index]);
         // A scale of their own have the first sixteen columns, or all.
-        let n_first = if scaling == Scaling::Two { N_PAIRS / 2 } else { N_PAIRS };
+        let n_first = if matches!(scaling, Scaling::Two | Scaling::TwoMinimums) { N_PAIRS / 2 } else { N_PAIRS };
         let dots = dots_of_block(block, 0..n_first, tokens);
         let others = dots_of_block(block, n_first..N_PAIRS, tokens);
         for half in 0..2 {
             // SAFETY: four of eight f32 each.
-            let [scales, factors] = block.factors.each_ref().map(|factors| unsafe { vld1q_f32(factors.as_ptr().add(half * 4)) });
+            let [scales, factors, minimums, other_minimums] =
+                block.factors.each_ref().map(|factors| unsafe { vld1q_f32(factors.as_ptr().add(half * 4)) });
             for (((sums, dots), others), token) in sums.iter_mut().zip(dots).zip(others).zip(tokens) {
                 let scaled = vmulq_f32(vmulq_f32(scales, vdupq_n_f32(token.scale)), vcvtq_f32_s32(dots[half]));
+                let other = || vmulq_f32(vmulq_f32(factors, vdupq_n_f32(token.scale)), vcvtq_f32_s32(others[half]));
                 let added = match scaling {
-                    Scaling::Two => vaddq_f32(scaled, vmulq_f32(vmulq_f32(factors, vdupq_n_f32(token.scale)), vcvtq_f32_s32(others[half]))),
+                    Scaling::Two => vaddq_f32(scaled, other()),
+                    Scaling::TwoMinimums => {
+                        let [first, last] = token.scaled_sums();
+                        let minimums = vaddq_f32(vmulq_f32(minimums, vdupq_n_f32(first)), vmulq_f32(other_minimums, vdupq_n_f32(last)));
+                        vaddq_f32(vaddq_f32(scaled, other()), minimums)
+                    }
                     Scaling::Minimum => vaddq_f32(scaled, vmulq_f32(factors, vdupq_n_f32(token.scaled_sum))),
                     Scaling::One => scaled,
                 };

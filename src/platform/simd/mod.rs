@@ -6,7 +6,8 @@
 //!
 //! `sum += (weight.scale · token.scale) · Σ_k q_weight[k] · q_token[k]  [+ weight.minimum · token.scaled_sum]`
 //!
-//! Blocks with a scale for each sixteen values give two integers, each scaled so; the sum of both is what is added.
+//! Blocks with a scale for each sixteen values give two integers, each scaled so; the sum of both is what is added. Where each sixteen
+//! have a minimum too, the sum of both minimums, times the sums of their tokens' values, is added to that.
 //! How a dtype's blocks become integers and scales, [`crate::dtype::blocks`] says; a dtype that has no instructions of its own is unpacked
 //! by that, and multiplied as all others are.
 //!
@@ -60,6 +61,13 @@ pub struct TokenBlock {
 impl TokenBlock {
     /// Zeros, to be filled.
     pub const ZERO: TokenBlock = TokenBlock { scale: 0.0, scaled_sum: 0.0, sum: 0, values: [0; BLOCK_LEN] };
+
+    /// `scale · sum` of each sixteen values.
+    #[inline]
+    pub fn scaled_sums(&self) -> [f32; 2] {
+        let first: i32 = self.values[..BLOCK_LEN / 2].iter().map(|value| i32::from(*value)).sum();
+        [self.scale * first as f32, self.scale * (self.sum - first) as f32]
+    }
 }
 
 /// Where column `k` of a block stands among its values: of each four columns the first and the third, then the second and the
@@ -77,8 +85,8 @@ pub struct PanelBlock {
     values: [[[i16; 2]; PANEL_ROWS]; N_PAIRS],
 }
 
-/// Factors of a block: its scale; by [`Scaling`] its minimum behind that, or the scales of its halves.
-const MAX_FACTORS: usize = 2;
+/// Factors of a block: its scale; by [`Scaling`] its minimum behind that, or the scales of its halves, and then their minimums.
+const MAX_FACTORS: usize = 4;
 
 /// Pairs of columns in a block.
 const N_PAIRS: usize = BLOCK_LEN / 2;
@@ -170,9 +178,9 @@ fn layout_of(dtype: DType) -> &'static BlockLayout {
 /// The factors of a block, as a [`PanelBlock`] has them.
 fn factors_of(scaling: Scaling, block: &Block) -> [f32; MAX_FACTORS] {
     match scaling {
-        Scaling::One => [block.scales[0], 0.0],
-        Scaling::Minimum => [block.scales[0], block.minimums[0]],
-        Scaling::Two => block.scales,
+        Scaling::One => [block.scales[0], 0.0, 0.0, 0.0],
+        Scaling::Minimum => [block.scales[0], block.minimums[0], 0.0, 0.0],
+        Scaling::Two | Scaling::TwoMinimums => [block.scales[0], block.scales[1], block.minimums[0], block.minimums[1]],
     }
 }
 

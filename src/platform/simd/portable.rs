@@ -67,13 +67,17 @@ fn add_block(scaling: Scaling, block: &PanelBlock, token: &TokenBlock, sums: &mu
         dots
     };
     let scaled = |scale: f32, dot: i32| scale * token.scale * dot as f32;
+    let scaled_sums = token.scaled_sums();
     let (first, last) = (dots_of(0..N_PAIRS / 2), dots_of(N_PAIRS / 2..N_PAIRS));
     for (row, sum) in sums.iter_mut().enumerate() {
-        let [scale, other] = block.factors.map(|factors| factors[row]);
+        let [scale, other, minimum, other_minimum] = block.factors.map(|factors| factors[row]);
         *sum += match scaling {
             Scaling::One => scaled(scale, first[row] + last[row]),
             Scaling::Minimum => scaled(scale, first[row] + last[row]) + other * token.scaled_sum,
             Scaling::Two => scaled(scale, first[row]) + scaled(other, last[row]),
+            Scaling::TwoMinimums => {
+                (scaled(scale, first[row]) + scaled(other, last[row])) + (minimum * scaled_sums[0] + other_minimum * scaled_sums[1])
+            }
         };
     }
 }

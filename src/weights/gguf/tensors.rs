@@ -71,7 +71,6 @@ fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
 fn unsupported_name(code: u32) -> Option<&'static str> {
     Some(match code {
         9 => "Q8_1",
-        10 => "Q2_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",

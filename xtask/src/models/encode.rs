@@ -48,6 +48,8 @@ pub enum GgufType {
     IQ4XS,
     /// 32 numbers of four bits and an exponent.
     MXFP4,
+    /// 256 times two bits, 4-bit scales and minimums for each sixteen.
+    Q2K,
 }
 
 impl Stored {
@@ -117,6 +119,7 @@ impl GgufType {
             GgufType::IQ4NL => 20,
             GgufType::IQ4XS => 23,
             GgufType::MXFP4 => 39,
+            GgufType::Q2K => 10,
         }
     }
 
@@ -138,6 +141,7 @@ impl GgufType {
             GgufType::IQ4NL => 25,
             GgufType::IQ4XS => 30,
             GgufType::MXFP4 => 38,
+            GgufType::Q2K => 10,
         }
     }
 
@@ -158,6 +162,7 @@ impl GgufType {
             GgufType::IQ4NL => (32, 18),
             GgufType::IQ4XS => (256, 136),
             GgufType::MXFP4 => (32, 17),
+            GgufType::Q2K => (256, 84),
         }
     }
 
@@ -179,6 +184,7 @@ impl GgufType {
             GgufType::IQ4NL => values.chunks_exact(32).for_each(|block| encode_iq4_nl(block, output)),
             GgufType::IQ4XS => values.chunks_exact(256).for_each(|block| encode_iq4_xs(block, output)),
             GgufType::MXFP4 => values.chunks_exact(32).for_each(|block| encode_mxfp4(block, output)),
+            GgufType::Q2K => values.chunks_exact(256).for_each(|block| encode_q2_k(block, output)),
         }
     }
 }
@@ -203,6 +209,7 @@ impl FromStr for GgufType {
             "iq4_nl" => GgufType::IQ4NL,
             "iq4_xs" => GgufType::IQ4XS,
             "mxfp4" => GgufType::MXFP4,
+            "q2_k" => GgufType::Q2K,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -388,6 +395,23 @@ fn encode_mxfp4(block: &[f32], output: &mut Vec<u8>) {
     let exponent = if extreme > 0.0 { (extreme.log2().floor() as i32 - 2 + 127).clamp(0, 254) } else { 0 };
     output.push(exponent as u8);
     push_nearest(&E2M1, block, ((exponent - 128) as f32).exp2(), output);
+}
+
+fn encode_q2_k(block: &[f32], output: &mut Vec<u8>) {
+    let bounds = |values: &[f32]| values.iter().fold((0f32, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
+    let ranges: Vec<(f32, f32)> = block.chunks_exact(16).map(bounds).collect();
+    let widest = ranges.iter().fold(0f32, |widest, (low, high)| widest.max(high - low)) / 3.0;
+    let lowest = ranges.iter().fold(0f32, |lowest, range| lowest.min(range.0));
+    let [d, dmin] = [f16::from_f32(widest / 15.0), f16::from_f32(-lowest / 15.0)];
+    let four_bits = |wanted: f32, unit: f16| (wanted * inverse(unit.to_f32())).round().clamp(0.0, 15.0);
+    let pairs: Vec<(f32, f32)> = ranges.iter().map(|(low, high)| (four_bits((high - low) / 3.0, d), four_bits(-low, dmin))).collect();
+    let level = |(k, value): (usize, &f32)| {
+        let (scale, minimum) = pairs[k / 16];
+        ((value + dmin.to_f32() * minimum) * inverse(d.to_f32() * scale)).round().clamp(0.0, 3.0) as u8
+    };
+    output.extend(pairs.iter().map(|(scale, minimum)| *scale as u8 | (*minimum as u8) << 4));
+    push_two_bits(&block.iter().enumerate().map(level).collect::<Vec<u8>>(), output);
+    output.extend([d, dmin].map(f16::to_le_bytes).concat());
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.

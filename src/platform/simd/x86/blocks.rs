@@ -34,6 +34,7 @@ const Q4_1: Form = 2;
 const ONE: Form = 3;
 const MINIMUM: Form = 4;
 const TWO: Form = 5;
+const TWO_MINIMUMS: Form = 6;
 
 /// What is added to each integer of Q4_0, for all columns of a block at once.
 const OFFSET_OF_Q4_0: i32 = -8;
@@ -46,6 +47,7 @@ const fn form_of(dtype: DType, scaling: Scaling) -> Form {
         (_, Scaling::One) => ONE,
         (_, Scaling::Minimum) => MINIMUM,
         (_, Scaling::Two) => TWO,
+        (_, Scaling::TwoMinimums) => TWO_MINIMUMS,
     }
 }
 
@@ -70,7 +72,8 @@ pub(super) fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBl
             _ if dtype == DType::Q6K => rows_of_six_bits(rows, token),
             ONE => rows_of_others::<ONE>(layout, rows, token),
             MINIMUM => rows_of_others::<MINIMUM>(layout, rows, token),
-            _ => rows_of_others::<TWO>(layout, rows, token),
+            TWO => rows_of_others::<TWO>(layout, rows, token),
+            _ => rows_of_others::<TWO_MINIMUMS>(layout, rows, token),
         }
     }
 }
@@ -98,7 +101,8 @@ pub(super) fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[Token
             Q4_0 => panel_of::<Q4_0>(panel, tokens, products),
             Q8_0 | ONE => panel_of::<ONE>(panel, tokens, products),
             Q4_1 | MINIMUM => panel_of::<MINIMUM>(panel, tokens, products),
-            _ => panel_of::<TWO>(panel, tokens, products),
+            TWO => panel_of::<TWO>(panel, tokens, products),
+            _ => panel_of::<TWO_MINIMUMS>(panel, tokens, products),
         }
     }
 }
@@ -313,16 +317,22 @@ pub(super) fn lanes(vector: __m256) -> [f32; PANEL_ROWS] {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn add_block<const FORM: Form, const T: usize>(
-    [scales, others]: &[__m256; MAX_FACTORS],
+    [scales, others, minimums, other_minimums]: &[__m256; MAX_FACTORS],
     pairs: &[__m256i; N_PAIRS],
     tokens: [&TokenBlock; T],
     sums: &mut [__m256; T],
 ) {
-    if FORM == TWO {
+    if FORM == TWO || FORM == TWO_MINIMUMS {
         let (first, last) = pairs.split_at(N_PAIRS / 2);
         let (first, last) = (dots::<T>(0, first, 0, tokens), dots::<T>(0, last, BLOCK_LEN / 2, tokens));
         for (((sum, first), last), token) in sums.iter_mut().zip(first).zip(last).zip(tokens) {
-            *sum = _mm256_add_ps(*sum, _mm256_add_ps(scaled(*scales, first, token), scaled(*others, last, token)));
+            let mut added = _mm256_add_ps(scaled(*scales, first, token), scaled(*others, last, token));
+            if FORM == TWO_MINIMUMS {
+                let [first, last] = token.scaled_sums();
+                let first = _mm256_mul_ps(*minimums, _mm256_set1_ps(first));
+                added = _mm256_add_ps(added, _mm256_add_ps(first, _mm256_mul_ps(*other_minimums, _mm256_set1_ps(last))));
+            }
+            *sum = _mm256_add_ps(*sum, added);
         }
         return;
     }
@@ -365,6 +375,7 @@ fn scaled(scales: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 unsafe fn unpack_block<const FORM: Form>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
+    let zero = _mm256_setzero_ps();
     // SAFETY: below, no load leaves the block: 2 or 4 bytes at its begin, 16 or 32 behind them.
     let at = |row: usize, offset: usize| unsafe { rows[row].add(index * const { bytes_of(FORM) } + offset) };
     if FORM == Q4_1 {
@@ -372,7 +383,7 @@ unsafe fn unpack_block<const FORM: Form>(rows: &[*const u8; PANEL_ROWS], index: 
         let (scales, minimums) = unsafe { half_pairs(std::array::from_fn(|row| at(row, 0).cast::<i32>().read_unaligned())) };
         // SAFETY: as above.
         let nibbles = unsafe { columns(std::array::from_fn(|row| at(row, 4))) };
-        return Unpacked { factors: [scales, minimums], pairs: split_nibbles(nibbles) };
+        return Unpacked { factors: [scales, minimums, zero, zero], pairs: split_nibbles(nibbles) };
     }
     // SAFETY: as above.
     let scales = halves(std::array::from_fn(|row| unsafe { at(row, 0).cast::<i16>().read_unaligned() }));
@@ -385,7 +396,7 @@ unsafe fn unpack_block<const FORM: Form>(rows: &[*const u8; PANEL_ROWS], index: 
     } else {
         split_nibbles(first)
     };
-    Unpacked { factors: [scales, _mm256_setzero_ps()], pairs }
+    Unpacked { factors: [scales, zero, zero, zero], pairs }
 }
 
 /// Bytes of even and of odd place as i16. Low nibbles are columns 0 to 15, high ones 16 to 31.

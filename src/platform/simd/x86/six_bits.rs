@@ -86,7 +86,8 @@ impl Half {
             }
         }
         let pairs: [__m256i; N_PAIRS] = split_bytes(bytes[0], bytes[1]);
-        Unpacked { factors: [scales.0[first], scales.0[first + 1]], pairs }
+        let zero = _mm256_setzero_ps();
+        Unpacked { factors: [scales.0[first], scales.0[first + 1], zero, zero], pairs }
     }
 }
 
