@@ -282,6 +282,7 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
         window,
         scale: 0.16,
         kv_dtype: 0,
+        softcap: 0.0,
     }
 }
 
