@@ -149,6 +149,19 @@ pub enum Error {
         /// What the driver said, and what to do.
         fault: String,
     },
+    /// The adapter finished nothing for as long as it may: it hangs, or is busy with something else. The engine stays usable: the next
+    /// forward waits for the adapter once more, and ends in [`Error::DeviceLost`] where that is in vain.
+    #[error(
+        "{adapter} has finished nothing for {} s: its driver may hang, or other programs keep it busy; \
+         run again, end what else uses it, or allow more with gpu_timeout",
+        waited.as_secs_f64()
+    )]
+    DeviceTimeout {
+        /// The adapter's name.
+        adapter: String,
+        /// How long it was waited for.
+        waited: std::time::Duration,
+    },
     /// The logits hold a NaN or an infinity: broken weights or a broken driver.
     #[error(
         "the model computed {value} as the score of token {token}; its weights (or the GPU driver) are broken: compare with --device cpu"

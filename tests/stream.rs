@@ -381,6 +381,102 @@ fn a_read_that_fails_leaves_the_engine_usable() {
     assert!(n_failed > 0, "no read ever failed");
 }
 
+/// Rings that stream and ones that do not, where an adapter computes.
+fn with_adapters() -> Vec<(&'static [Device], PlanOptions)> {
+    let on_gpus = teams().into_iter().filter(|team| team[0] == GPU);
+    let streams = |team: &[Device]| PlanOptions { resident_layers: ResidentLayers::AtMost(team.len() - 1), ..options() };
+    on_gpus.flat_map(|team| [(team, streams(team)), (team, PlanOptions { resident_layers: ResidentLayers::Auto, ..options() })]).collect()
+}
+
+#[test]
+fn an_adapter_that_comes_too_late_leaves_the_engine_usable() {
+    let model = test_model(None);
+    for (team, options) in with_adapters() {
+        let mut engine = open(&model, team, options).unwrap();
+        within(120, &format!("waiting on {team:?}"), move || {
+            let batch = Batch { tokens: tokens(0, 40), logits_for: vec![39], want: Want::Logits };
+            let expected = bits_of(&mut engine, &batch);
+            let names: Vec<String> = engine.prepared().devices.iter().map(|spec| spec.title()).collect();
+            let mut n_late = 0;
+            for _ in 0..10 {
+                // No work is done in no time.
+                engine.set_gpu_timeout(Duration::ZERO);
+                match pollster::block_on(engine.forward(&batch)) {
+                    Err(Error::DeviceTimeout { adapter, waited: Duration::ZERO }) if names.contains(&adapter) => n_late += 1,
+                    other => drop(other.unwrap()),
+                }
+                engine.set_gpu_timeout(gpu::GPU_TIMEOUT);
+                assert_eq!(bits_of(&mut engine, &batch), expected, "{team:?}");
+            }
+            assert!(n_late > 0, "{team:?}");
+        });
+    }
+}
+
+#[test]
+fn an_adapter_that_is_lost_midway_is_named_and_opens_anew() {
+    static FAILED: AtomicUsize = AtomicUsize::new(0);
+    let model = test_model(None);
+    for (team, options) in with_adapters() {
+        let batch = Batch { tokens: tokens(0, 40), logits_for: vec![39], want: Want::Logits };
+        let (mut engine, again) = (open(&model, team, options.clone()).unwrap(), model.path.clone());
+        let expected = bits_of(&mut engine, &batch);
+        within(120, &format!("a loss on {team:?}"), move || {
+            let name = engine.prepared().devices[0].title();
+            let is_named = |error: &Error| matches!(error, Error::DeviceLost { adapter, .. } if *adapter == name);
+            let lose = engine.loss_of(GPU).expect("it computes");
+            {
+                let mut midway = pin!(engine.forward(&batch));
+                let first = midway.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                lose();
+                // Where the adapter had done its part, others finish theirs.
+                if first.is_pending()
+                    && let Err(error) = pollster::block_on(midway)
+                {
+                    assert!(is_named(&error), "{error}");
+                    FAILED.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            for _ in 0..2 {
+                let error = pollster::block_on(engine.forward(&batch)).unwrap_err();
+                assert!(is_named(&error), "{error}");
+            }
+            drop(engine);
+            let builder = Engine::builder(&again).compute_on(team.iter().copied()).virtual_gpus(2).text(TextFiles::Skip);
+            let mut anew = pollster::block_on(builder.plan_options(options).open()).unwrap();
+            assert_eq!(bits_of(&mut anew, &batch), expected, "{team:?}");
+        });
+    }
+    assert!(FAILED.load(Ordering::Relaxed) > 0 || !has_gpu(), "no forward was under way as its adapter was lost");
+}
+
+#[test]
+fn a_generation_whose_adapter_is_lost_ends_and_so_does_the_next() {
+    let model = test_model(None);
+    let prompt: Vec<u32> = tokens(0, 10).iter().map(|token| token.token).collect();
+    for (team, options) in with_adapters() {
+        let engine = open(&model, team, options).unwrap();
+        let prompt = prompt.clone();
+        within(120, &format!("a loss on {team:?}"), move || {
+            let lose = engine.loss_of(GPU).expect("it computes");
+            let handle = engine.spawn().unwrap();
+            let mut sequence = pollster::block_on(handle.sequence()).unwrap();
+            let mut stream = sequence.generate(prompt.clone(), greedy(), at_most(50)).unwrap();
+            pollster::block_on(stream.next()).unwrap().expect("a first token");
+            // From another thread, wherever the engine's is.
+            lose();
+            let mut rest = std::iter::from_fn(|| pollster::block_on(stream.next()).transpose());
+            let ended = rest.find_map(Result::err);
+            // What was generated meanwhile may have been all of it.
+            assert!(matches!(ended, None | Some(Error::DeviceLost { .. })), "{ended:?} on {team:?}");
+            let mut next = sequence.generate(prompt, greedy(), at_most(50)).unwrap();
+            let error = pollster::block_on(next.next()).unwrap_err();
+            assert!(matches!(error, Error::DeviceLost { .. }), "{error} on {team:?}");
+            drop((sequence, handle));
+        });
+    }
+}
+
 /// What a session of its own generates after `prompt`.
 fn generated_alone(engine: &mut Engine, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
     let mut session = engine.session();

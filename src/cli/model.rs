@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::terminal::{Progress, Visibility, note};
@@ -104,7 +105,8 @@ impl<'a> Placement<'a> {
             KernelsArg::Auto => KernelChoice::Auto,
             KernelsArg::Portable => KernelChoice::Portable,
         };
-        Ok(builder.measure(measure).kernels(kernels).virtual_gpus(args.virtual_gpus as usize))
+        let builder = builder.measure(measure).kernels(kernels).virtual_gpus(args.virtual_gpus as usize);
+        Ok(builder.gpu_timeout(Duration::from_secs(args.gpu_timeout.into())))
     }
 }
 

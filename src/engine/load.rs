@@ -79,6 +79,7 @@ impl Prepared {
         };
         let budget = plan.device(device).and_then(|device| device.budget).unwrap_or_default();
         let gpu = Gpu::open(found, budget, self.limits).await?;
+        gpu.deadline.set_timeout(self.gpu_timeout);
         Ok(Member::Gpu(Box::new(GpuExecutor::new(gpu, device, &self.model, plan, store, trace, progress).await?)))
     }
 }

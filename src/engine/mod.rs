@@ -10,6 +10,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -107,8 +108,9 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`] for a batch larger than planned, or one whose
-    /// earlier positions are not cached; [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails; after
-    /// [`Error::DeviceLost`] the model must be loaded again.
+    /// earlier positions are not cached; [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails;
+    /// [`Error::DeviceTimeout`] where an adapter does not answer ([`EngineBuilder::gpu_timeout`]); after [`Error::DeviceLost`] the model
+    /// must be loaded again.
     pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
         self.forward_unless(batch, &AtomicBool::new(false)).await
     }
@@ -121,12 +123,26 @@ impl Engine {
         batch.check(self.config(), self.plan())?;
         self.cached.check(batch)?;
         if self.team.is_midway() {
-            stream::recover(&self.model.prepared.schedule, &mut self.team).await?;
+            let recovered = stream::recover(&self.model.prepared.schedule, &mut self.team).await;
+            recovered.map_err(|error| self.team.cause_of(error))?;
         }
         self.cached.begin(batch);
-        let scores = stream::forward(&self.model.prepared.schedule, &mut self.team, batch, cancelled).await?;
+        let scores = stream::forward(&self.model.prepared.schedule, &mut self.team, batch, cancelled).await;
+        let scores = scores.map_err(|error| self.team.cause_of(error))?;
         self.cached.end(batch);
         Ok(scores)
+    }
+
+    /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`], from now on.
+    pub fn set_gpu_timeout(&self, timeout: Duration) {
+        self.team.gpus().for_each(|(_, gpu)| gpu.deadline.set_timeout(timeout));
+    }
+
+    /// What takes the adapter `device` away, as a driver's reset does: for tests of what becomes of the engine.
+    #[doc(hidden)]
+    pub fn loss_of(&self, device: Device) -> Option<impl FnOnce() + Send + 'static> {
+        let lost = self.team.gpus().find(|(own, _)| *own == device).map(|(_, gpu)| gpu.device.clone());
+        lost.map(|lost| move || lost.destroy())
     }
 
     /// Bind groups and pipelines that were made so far for each adapter that computes.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, adapters_in_words};
 use crate::dtype::DType;
@@ -31,6 +32,7 @@ pub struct EngineBuilder {
     measure: Measure,
     kernels: KernelChoice,
     machine: Option<Vec<DeviceSpec>>,
+    gpu_timeout: Duration,
 }
 
 /// Where the model is.
@@ -95,6 +97,7 @@ pub struct Prepared {
     pub(super) learns: bool,
     pub(super) path: Option<PathBuf>,
     pub(super) limits: Option<GpuLimits>,
+    pub(super) gpu_timeout: Duration,
     pub(super) text_files: TextFiles,
     /// What of it was read already.
     pub(super) text: Option<ModelText>,
@@ -115,6 +118,7 @@ impl EngineBuilder {
             measure: Measure::Quick,
             kernels: KernelChoice::default(),
             machine: None,
+            gpu_timeout: gpu::GPU_TIMEOUT,
         }
     }
 
@@ -212,6 +216,14 @@ impl EngineBuilder {
         self
     }
 
+    /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`]; [`gpu::GPU_TIMEOUT`] unless told
+    /// otherwise. In a browser, where the browser watches over adapters itself, it is not used.
+    #[must_use]
+    pub fn gpu_timeout(mut self, timeout: Duration) -> EngineBuilder {
+        self.gpu_timeout = timeout;
+        self
+    }
+
     /// Reads headers, looks at the machine and plans. Nothing is loaded.
     ///
     /// # Errors
@@ -268,7 +280,7 @@ impl EngineBuilder {
         adapters.retain(|found| executors.contains(&found.spec.device));
         let is_here = self.machine.is_none();
         let path = self.model.path().map(Path::to_owned);
-        let (limits, text_files, plan) = (self.limits, self.text, Arc::new(plan));
+        let (limits, gpu_timeout, text_files, plan) = (self.limits, self.gpu_timeout, self.text, Arc::new(plan));
         Ok(Prepared {
             checkpoint,
             model,
@@ -283,6 +295,7 @@ impl EngineBuilder {
             learns,
             path,
             limits,
+            gpu_timeout,
             text_files,
             text,
         })

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod bind_groups;
+mod deadline;
 mod driver_cache;
 mod memory;
 mod params;
@@ -10,7 +11,11 @@ mod pipelines;
 mod readback;
 mod write;
 
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulForms};
 use crate::error::{Error, Result};
@@ -18,6 +23,8 @@ use crate::units::Bytes;
 pub use adapters::{AdapterFound, divided, list};
 use bind_groups::BindGroups;
 pub use bind_groups::ObjectCounts;
+pub use deadline::{Deadline, GPU_TIMEOUT};
+use deadline::{Late, Waited};
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Ledger, Purpose, Usage};
 pub use params::{PARAMS_STRIDE, ParamsArena};
 pub use pipelines::{Access, Dispatch, KernelSource, Pipeline};
@@ -41,6 +48,8 @@ pub struct Gpu {
     pub subgroup_lanes: Option<u32>,
     /// Every byte that [`Gpu::buffer`] gave out.
     pub ledger: Arc<Ledger>,
+    /// How long the adapter may finish nothing before a wait on it fails.
+    pub deadline: Arc<Deadline>,
     pipelines: pipelines::Pipelines,
     bind_groups: BindGroups,
     readback: Mutex<Option<Buffer>>,
@@ -83,6 +92,7 @@ impl Gpu {
             bind_groups: BindGroups::default(),
             readback: Mutex::new(None),
             ledger: Arc::new(Ledger::new(budget)),
+            deadline: Arc::default(),
             device,
             queue,
             spec,
@@ -98,6 +108,10 @@ impl Gpu {
     /// # Errors
     /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
     pub fn check(&self) -> Result<()> {
+        if let Some(Fault::Other(_)) = self.faults.first() {
+            // What is asked of a device that is lost fails before the driver tells of the loss.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
         match self.faults.first() {
             Some(Fault::Lost(fault)) => Err(Error::DeviceLost { adapter: self.spec.title(), fault }),
             Some(Fault::Other(fault)) => Err(self.fault(fault)),
@@ -105,15 +119,72 @@ impl Gpu {
         }
     }
 
+    /// What is behind `error`, with which work on this device ended: the loss of the device, where it is lost.
+    pub fn cause_of(&self, error: Error) -> Error {
+        if matches!(error, Error::DeviceLost { .. } | Error::DeviceTimeout { .. } | Error::Interrupted) {
+            return error;
+        }
+        // A loss is told once the work before it has ended.
+        match self.wait(None) {
+            Err(lost @ Error::DeviceLost { .. }) => lost,
+            _ => error,
+        }
+    }
+
     /// Waits natively until `submission` has run (`None`: all that was submitted); in a browser it returns at once,
     /// since the event loop does the waiting. Await [`read`] or a callback there.
     ///
     /// # Errors
-    /// Those of [`Gpu::check`], or a poll that failed.
+    /// Those of [`Gpu::check`]; [`Error::DeviceTimeout`] where the adapter finished nothing for as long as [`Gpu::deadline`] allows,
+    /// [`Error::DeviceLost`] where it did so twice in a row; a poll that failed.
     pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: submission, timeout: None });
+        let waited = self.deadline.wait(|timeout| {
+            let wait = wgpu::PollType::Wait { submission_index: submission.clone(), timeout: Some(timeout) };
+            // wgpu 30 panics where this times out just as another thread finds the queue empty: then the next wait is a short one.
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| self.device.poll(wait)));
+            self.check()?;
+            match polled {
+                Ok(Ok(_)) => Ok(Waited::Done),
+                Ok(Err(wgpu::PollError::Timeout)) => Ok(Waited::TimedOut),
+                Err(_) => Ok(Waited::Unsure),
+                Ok(Err(failed)) => Err(self.fault(format!("waiting for it failed: {failed}"))),
+            }
+        })?;
+        waited.map_err(|late| self.late(late))
+    }
+
+    /// The output of `work`, which waits for something that this adapter has to finish first.
+    ///
+    /// # Errors
+    /// Those of `work`; those of [`Gpu::wait`] where the adapter comes too late. In a browser it may take as long as it takes.
+    pub async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = pin!(work);
+        let output = std::future::poll_fn(|context| match work.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(output),
+            Poll::Pending => self.deadline.poll_late(context).map(|late| Err(self.late(late))),
+        });
+        output.await
+    }
+
+    /// After a wait that failed: waits once more for all that was submitted.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::wait`], and of a device that was lost before.
+    pub fn recover(&self) -> Result<()> {
         self.check()?;
-        polled.map(drop).map_err(|failed| self.fault(format!("waiting for it failed: {failed}")))
+        if self.deadline.has_passed() { self.wait(None) } else { Ok(()) }
+    }
+
+    fn late(&self, late: Late) -> Error {
+        match late {
+            Late::Once(waited) => Error::DeviceTimeout { adapter: self.spec.title(), waited },
+            Late::Again(waited) => {
+                let secs = waited.as_secs_f64();
+                let fault = format!("it has finished nothing in twice {secs} s; its driver hangs: end what else uses it, or restart");
+                self.faults.record(Fault::Lost(fault.clone()));
+                Error::DeviceLost { adapter: self.spec.title(), fault }
+            }
+        }
     }
 
     /// Runs the callbacks that are due, without waiting.
@@ -132,6 +203,17 @@ impl Gpu {
     }
 }
 
+impl Drop for Gpu {
+    /// What the driver says from here on is nobody's business any more.
+    fn drop(&mut self) {
+        self.faults.is_closed.store(true, Ordering::Relaxed);
+        if self.deadline.has_passed() {
+            // wgpu waits for a queue without a deadline when it is dropped: one that hangs is left to the system.
+            std::mem::forget(self.queue.clone());
+        }
+    }
+}
+
 /// What kernels that pass values round in a subgroup need.
 const SUBGROUP_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_INT64);
 
@@ -141,10 +223,13 @@ fn subgroup_lanes(found: &AdapterFound) -> Option<u32> {
     (is_fixed && found.kernels == KernelChoice::Auto).then_some(info.subgroup_max_size)
 }
 
-/// What the driver said out of turn. The callbacks may run on any thread; only the first fault is kept, the rest follow from it.
+/// What the driver said out of turn. The callbacks may run on any thread; only the first fault is kept, since the rest follow from it,
+/// and a loss, from which all others follow.
 #[derive(Debug, Default)]
 struct Faults {
     first: Mutex<Option<Fault>>,
+    /// The owner has closed the device.
+    is_closed: AtomicBool,
 }
 
 /// What went wrong, in the driver's words.
@@ -168,17 +253,22 @@ impl Faults {
         }));
         let faults = Arc::clone(self);
         device.set_device_lost_callback(move |reason, message| {
-            // A device that its owner dropped or destroyed is gone on purpose.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                let fault = format!("the device was lost ({reason:?}): {message}; the driver may have been reset: run again");
-                faults.record(Fault::Lost(fault));
-            }
+            let message = if message.is_empty() { String::new() } else { format!(": {message}") };
+            let fault = format!("the device was lost ({reason:?}){message}; the driver may have been reset: run again");
+            faults.record(Fault::Lost(fault));
         });
     }
 
     fn record(&self, fault: Fault) {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return;
+        }
         tracing::error!(?fault, "gpu");
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_worse = matches!((&*first, &fault), (None, _) | (Some(Fault::Other(_)), Fault::Lost(_)));
+        if is_worse {
+            *first = Some(fault);
+        }
     }
 
     fn first(&self) -> Option<Fault> {

@@ -1,40 +1,104 @@
 //! Tells when a GPU is done with what was submitted. Knows nothing of what that was.
 
+use std::time::Duration;
+
 use crate::error::Result;
+
+/// Who is told of a submission that comes too late.
+pub struct Watchdog {
+    /// How long one may take after the one before it.
+    pub timeout: Box<dyn Fn() -> Duration + Send>,
+    /// Told each time when so much has passed.
+    pub late: Box<dyn Fn() + Send>,
+}
 
 #[cfg(not(target_arch = "wasm32"))]
 mod system {
     use std::sync::mpsc::{Sender, channel};
+    use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
     use std::thread::JoinHandle;
+    use std::time::{Duration, Instant};
 
-    use super::Result;
+    use super::{Result, Watchdog};
     use crate::error::Error;
+
+    /// How often the watchdog looks, at least and at most.
+    const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(1)];
 
     /// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it is done. Of each
     /// submission it keeps a `T`.
     pub struct Completions<T> {
         submissions: Option<Sender<(wgpu::SubmissionIndex, Option<T>)>>,
-        thread: Option<JoinHandle<()>>,
+        waiting: Arc<Waiting>,
+        /// Who waits, and who looks how long that takes.
+        threads: Option<[JoinHandle<()>; 2]>,
+    }
+
+    /// What the two threads know of each other.
+    #[derive(Default)]
+    struct Waiting {
+        state: Mutex<State>,
+        closed: Condvar,
+    }
+
+    #[derive(Default)]
+    struct State {
+        /// When the wait for the present submission began.
+        since: Option<Instant>,
+        /// The present one has passed the deadline.
+        is_late: bool,
+        is_closed: bool,
+    }
+
+    impl Waiting {
+        fn state(&self) -> MutexGuard<'_, State> {
+            self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// Tells the watchdog of a submission that comes too late, until nobody wants to know any more. It never asks the driver
+        /// itself: wgpu 30 panics where a wait of one thread times out while another one finds the queue empty.
+        fn watch(&self, watchdog: &Watchdog) {
+            let mut state = self.state();
+            while !state.is_closed {
+                let timeout = (watchdog.timeout)();
+                if state.since.is_some_and(|since| since.elapsed() >= timeout) {
+                    (state.since, state.is_late) = (Some(Instant::now()), true);
+                    (watchdog.late)();
+                }
+                let look = (timeout / 4).clamp(LOOKS[0], LOOKS[1]);
+                state = self.closed.wait_timeout(state, look).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
     }
 
     impl<T: Send + 'static> Completions<T> {
-        /// Starts the thread, which calls `done` when a submission is done.
+        /// Starts the threads, which call `done` when a submission is done and the watchdog when one comes too late.
         ///
         /// # Errors
-        /// [`Error::Io`] where the system refuses it.
-        pub fn start(device: &wgpu::Device, mut done: impl FnMut(T) + Send + 'static) -> Result<Completions<T>> {
+        /// [`Error::Io`] where the system refuses one.
+        pub fn start(device: &wgpu::Device, watchdog: Watchdog, mut done: impl FnMut(T) + Send + 'static) -> Result<Completions<T>> {
             let (sender, receiver) = channel::<(wgpu::SubmissionIndex, Option<T>)>();
             let device = device.clone();
-            let run = move || {
+            let waiting = Arc::<Waiting>::default();
+            let (own, others) = (Arc::clone(&waiting), Arc::clone(&waiting));
+            let wait = move || {
                 for (submission_index, watched) in receiver {
+                    own.state().since = Some(Instant::now());
                     // An error here is a lost device, which the device's own callback records.
                     let _ = device.poll(wgpu::PollType::Wait { submission_index: Some(submission_index), timeout: None });
                     watched.into_iter().for_each(&mut done);
+                    let mut state = own.state();
+                    (state.since, state.is_late) = (None, false);
                 }
             };
-            let thread = std::thread::Builder::new().name("tierflow-poller".into()).spawn(run);
-            let thread = thread.map_err(|source| Error::io("start", "a thread that waits for the GPU", source))?;
-            Ok(Completions { submissions: Some(sender), thread: Some(thread) })
+            let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+                let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+                thread.map_err(|source| Error::io("start", "a thread that waits for the GPU", source))
+            };
+            let mut completions = Completions { submissions: Some(sender), waiting, threads: None };
+            let poller = spawn("tierflow-poller", Box::new(wait))?;
+            completions.threads = Some([poller, spawn("tierflow-watchdog", Box::new(move || others.watch(&watchdog)))?]);
+            Ok(completions)
         }
 
         /// Waits for `submission`, the latest on `queue`; what is `watched`, if anything, is handed over when it is done.
@@ -47,10 +111,19 @@ mod system {
     }
 
     impl<T> Drop for Completions<T> {
+        /// Ends the threads. One that waits for a device that hangs is left to the system.
         fn drop(&mut self) {
             self.submissions = None;
-            if let Some(thread) = self.thread.take() {
-                let _ = thread.join();
+            let is_late = {
+                let mut state = self.waiting.state();
+                state.is_closed = true;
+                state.is_late
+            };
+            self.waiting.closed.notify_all();
+            let Some([poller, watchdog]) = self.threads.take() else { return };
+            let _ = watchdog.join();
+            if !is_late {
+                let _ = poller.join();
             }
         }
     }
@@ -60,7 +133,7 @@ mod system {
 mod system {
     use std::sync::{Arc, Mutex, PoisonError};
 
-    use super::Result;
+    use super::{Result, Watchdog};
 
     /// What is called for each submission that is done.
     type Done<T> = Arc<Mutex<dyn FnMut(T) + Send>>;
@@ -71,11 +144,12 @@ mod system {
     }
 
     impl<T: Send + 'static> Completions<T> {
-        /// Nothing needs to be started. `done` is called when a submission is done.
+        /// Nothing needs to be started. `done` is called when a submission is done. Browsers have watchdogs of their own, which take a
+        /// device away that hangs.
         ///
         /// # Errors
         /// None.
-        pub fn start(_device: &wgpu::Device, done: impl FnMut(T) + Send + 'static) -> Result<Completions<T>> {
+        pub fn start(_device: &wgpu::Device, _watchdog: Watchdog, done: impl FnMut(T) + Send + 'static) -> Result<Completions<T>> {
             Ok(Completions { done: Arc::new(Mutex::new(done)) })
         }
 

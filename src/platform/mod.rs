@@ -36,7 +36,7 @@ mod zeroed;
 
 use crate::units::Bytes;
 pub use background::{in_background, yield_to_others};
-pub use completions::Completions;
+pub use completions::{Completions, Watchdog};
 pub use core_time::{CoreTime, waited_since};
 pub use direct::{ALIGNMENT as DIRECT_ALIGNMENT, DirectBuffer};
 #[cfg(all(feature = "hub", not(target_arch = "wasm32")))]

@@ -123,6 +123,11 @@ impl GpuExecutor {
         self.gpu.ledger.total().peak
     }
 
+    /// The adapter that it computes on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// Bind groups and pipelines that were made so far.
     pub fn object_counts(&self) -> ObjectCounts {
         self.gpu.object_counts()
@@ -252,7 +257,7 @@ impl Executor for GpuExecutor {
                 // What is recorded keeps the GPU busy while the upload is awaited.
                 self.submit()?;
                 let feeder = self.feeder.as_mut().ok_or_else(carriers_gone)?;
-                feeder.wait_for(piece, self.forward).await.map_err(|error| self.gpu.check().err().unwrap_or(error))?
+                self.gpu.in_time(feeder.wait_for(piece, self.forward)).await?
             }
         };
         self.computed_from.push(slot.index);
@@ -280,8 +285,8 @@ impl Executor for GpuExecutor {
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {
-        self.gpu.check()?;
         self.submitter.discard();
+        self.gpu.recover()?;
         let (Some(feeder), Some(ring)) = (&mut self.feeder, &self.ring) else { return Ok(()) };
         let (gpu, submitter) = (&self.gpu, &self.submitter);
         let release = |slot: usize| {
@@ -289,9 +294,7 @@ impl Executor for GpuExecutor {
             submitter.answer();
         };
         self.computed_from.drain(..).for_each(release);
-        let drained = feeder.drain(forward, |slot| release(slot.index)).await;
-        // A device that is lost says more than the carriers that end with it.
-        self.gpu.check().and(drained)
+        self.gpu.in_time(feeder.drain(forward, |slot| release(slot.index))).await
     }
 }
 

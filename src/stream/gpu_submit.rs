@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::plan::SUBMIT_SECS;
-use crate::platform::Completions;
+use crate::platform::{Completions, Watchdog};
 use crate::stream::gpu_forward::PlacedDispatch;
 use crate::stream::{Lane, Span, Trace};
 use crate::units::Bytes;
@@ -60,7 +60,10 @@ impl Submitter {
         let n_under_way = Arc::<AtomicUsize>::default();
         let n_watched = Arc::clone(&n_under_way);
         let mut last_end_secs = 0.0f64;
-        let completions = Completions::start(&gpu.device, move |submitted: Submitted| {
+        let [asked, told, watched_deadline] = std::array::from_fn(|_| Arc::clone(&gpu.deadline));
+        let watchdog = Watchdog { timeout: Box::new(move || asked.timeout()), late: Box::new(move || told.note_late()) };
+        let completions = Completions::start(&gpu.device, watchdog, move |submitted: Submitted| {
+            watched_deadline.note_done();
             n_watched.fetch_sub(1, Ordering::Relaxed);
             // The queue runs submissions one after the other: this one began when the one before it ended.
             let (start_secs, end_secs) = (last_end_secs.max(submitted.secs), watched_trace.now());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::gpu::ObjectCounts;
+use crate::gpu::{Gpu, ObjectCounts};
 use crate::plan::{Plan, Stage};
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Scores, Span, Store, Trace};
 use crate::units::Bytes;
@@ -71,6 +71,19 @@ impl Team {
     /// Who computes, in the order of their first pieces.
     pub fn members(&self) -> &[(Device, Member)] {
         &self.members
+    }
+
+    /// The adapters that compute.
+    pub fn gpus(&self) -> impl Iterator<Item = (Device, &Gpu)> {
+        self.members.iter().filter_map(|(device, member)| match member {
+            Member::Gpu(executor) => Some((*device, executor.gpu())),
+            Member::Host(_) => None,
+        })
+    }
+
+    /// What is behind an error of theirs: the loss of an adapter, where one is lost.
+    pub fn cause_of(&self, error: Error) -> Error {
+        self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
     }
 
     /// Whether the host computes any of it.

@@ -169,6 +169,11 @@ pub struct PlacementArgs {
     /// Do not measure a device that is not known yet; plan with typical rates
     #[arg(long, env = "TIERFLOW_NO_MEASURE")]
     pub no_measure: bool,
+    /// Seconds in which an adapter may finish nothing before a run gives up on it
+    #[arg(
+        long, env = "TIERFLOW_GPU_TIMEOUT", default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub gpu_timeout: u32,
     /// Open every adapter N times, each as an adapter of its own, for tests and rehearsals
     #[arg(
         long, env = "TIERFLOW_VIRTUAL_GPUS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8)

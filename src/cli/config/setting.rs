@@ -200,6 +200,7 @@ mod tests {
             ("ctx-size", Kind::Number),
             ("slots", Kind::Number),
             ("virtual-gpus", Kind::Number),
+            ("gpu-timeout", Kind::Number),
             ("n-gpu-layers", Kind::NumberOrText),
             ("strict", Kind::Switch),
             ("max-memory", Kind::Budgets),
@@ -218,6 +219,7 @@ mod tests {
             ("max-memory", "gpu:0=1GiB", "gpu:0", "DEVICE=SIZE"),
             ("slots", "1", "0", "not in 1.."),
             ("virtual-gpus", "8", "9", "1..=8"),
+            ("gpu-timeout", "600", "0", "not in 1.."),
         ] {
             assert_eq!(setting(name).check(good), Ok(()), "{name}");
             let fault = setting(name).check(bad).unwrap_err();
