@@ -1,16 +1,21 @@
-//! The one error type. Each variant names the thing at fault, carries the numbers, and its text says what to change.
+//! The one error type. Each variant names the thing at fault and carries the numbers; what to change is data, too, so that whoever
+//! shows an error says it in words of their own ([`Error::in_words`]).
+
+mod remedy;
+
+use std::fmt;
 
 use crate::units::Bytes;
+pub use remedy::{Advice, Argument, BudgetToSet, Fields, Remedy, Setting, Words};
 
 /// Result of every fallible function of the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, for the caller to match on.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused a file operation.
-    #[error("cannot {action} {path}: {source}")]
     Io {
         /// What was tried: "open", "read 4096 bytes at 128 of", ...
         action: String,
@@ -20,15 +25,22 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not what its format demands.
-    #[error("{path}: {fault}")]
     InvalidFile {
         /// The file.
         path: String,
         /// What is wrong with it, where.
         fault: String,
+        /// What to change, where it is known.
+        advice: Advice,
+    },
+    /// A file cannot be mapped into memory, or not be shown from its map.
+    NotMapped {
+        /// The file, or what of it.
+        path: String,
+        /// Why.
+        fault: String,
     },
     /// A file was truncated or rewritten while the model ran.
-    #[error("{path} changed while it was in use: {fault}; load the model again")]
     FileChanged {
         /// The file.
         path: String,
@@ -36,15 +48,20 @@ pub enum Error {
         fault: String,
     },
     /// The model is well-formed but of a kind that tierflow cannot run.
-    #[error("{path}: {fault}")]
     UnsupportedModel {
         /// The file that says so.
         path: String,
         /// The architecture, dtype or setting, and what is supported.
         fault: String,
     },
+    /// The model is well-formed, but no adapter can run it; the host can.
+    UnsupportedOnGpu {
+        /// The model's first file.
+        path: String,
+        /// What adapters cannot compute.
+        fault: String,
+    },
     /// A tensor that the architecture needs is in none of the model's files.
-    #[error("{path}: tensor `{tensor}` is missing")]
     MissingTensor {
         /// The model.
         path: String,
@@ -52,7 +69,6 @@ pub enum Error {
         tensor: String,
     },
     /// A tensor has not the shape that the config demands.
-    #[error("{path}: tensor `{tensor}` has shape {found:?} where the config demands {expected:?}")]
     WrongShape {
         /// The model.
         path: String,
@@ -64,15 +80,18 @@ pub enum Error {
         found: Vec<u64>,
     },
     /// An option or argument is out of its domain.
-    #[error("{option}: {fault}")]
     InvalidArgument {
-        /// The option as the user writes it.
-        option: String,
+        /// Which.
+        option: Argument,
         /// What is wrong and what is allowed.
         fault: String,
     },
+    /// No budget is enough for what is asked.
+    NoBudgetIsEnough {
+        /// What to change.
+        advice: Advice,
+    },
     /// The model, as asked for, does not fit a budget or a limit.
-    #[error("does not fit {device}: needs at least {}, has {}; {advice}", needed.typed(), available.typed_down())]
     DoesNotFit {
         /// The device whose budget or limit is too small.
         device: String,
@@ -80,19 +99,17 @@ pub enum Error {
         needed: Bytes,
         /// What there is.
         available: Bytes,
-        /// The option to change.
-        advice: String,
+        /// What to change.
+        advice: Advice,
     },
     /// Several budgets are too small, and none of them is enough alone, or more than the machine has.
-    #[error("does not fit {}; {advice}", in_words(shortfalls))]
     DoNotFit {
         /// The devices, what does, and what there is.
         shortfalls: Vec<Shortfall>,
-        /// The options to change.
-        advice: String,
+        /// What to change.
+        advice: Advice,
     },
     /// A limit of an adapter stands in the way, whatever its budget.
-    #[error("exceeds a limit of {device}: needs {needed}, may have {available}; {advice}")]
     ExceedsLimit {
         /// The adapter.
         device: String,
@@ -101,10 +118,9 @@ pub enum Error {
         /// The most that the adapter takes.
         available: Bytes,
         /// What to change.
-        advice: String,
+        advice: Advice,
     },
     /// The prompt and its answer need more positions than the context has.
-    #[error("the prompt has {needed} tokens and the context holds {available}; raise --ctx-size or shorten the prompt")]
     ContextFull {
         /// Positions needed.
         needed: usize,
@@ -112,7 +128,6 @@ pub enum Error {
         available: usize,
     },
     /// A token id outside the vocabulary.
-    #[error("token {token} is outside the vocabulary of {vocab_size} tokens; ids go from 0 to one less")]
     TokenOutOfVocabulary {
         /// The token.
         token: u32,
@@ -120,29 +135,31 @@ pub enum Error {
         vocab_size: usize,
     },
     /// The tokenizer or the chat template cannot be read or used.
-    #[error("{path}: {fault}")]
     Text {
         /// Where it came from.
         path: String,
         /// What is wrong.
         fault: String,
+        /// What to change, where something helps.
+        advice: Advice,
     },
     /// There is no adapter, or not the one demanded.
-    #[error("no usable GPU: {fault}")]
     NoGpu {
-        /// What was asked, what there is, what to do.
+        /// What was asked, and what there is.
         fault: String,
+        /// What to do, where it is known.
+        advice: Advice,
     },
     /// The adapter or its driver failed.
-    #[error("{adapter}: {fault}")]
     Gpu {
         /// The adapter's name.
         adapter: String,
-        /// What it said, and what to do.
+        /// What it said.
         fault: String,
+        /// What to do, where it is known.
+        advice: Advice,
     },
     /// The adapter was taken away: its driver was reset, or the browser needed its memory.
-    #[error("{adapter}: {fault}")]
     DeviceLost {
         /// The adapter's name.
         adapter: String,
@@ -151,11 +168,6 @@ pub enum Error {
     },
     /// The adapter finished nothing for as long as it may: it hangs, or is busy with something else. The engine stays usable: the next
     /// forward waits for the adapter once more, and ends in [`Error::DeviceLost`] where that is in vain.
-    #[error(
-        "{adapter} has finished nothing for {} s: its driver may hang, or other programs keep it busy; \
-         run again, end what else uses it, or allow more with gpu_timeout",
-        waited.as_secs_f64()
-    )]
     DeviceTimeout {
         /// The adapter's name.
         adapter: String,
@@ -163,9 +175,6 @@ pub enum Error {
         waited: std::time::Duration,
     },
     /// The logits hold a NaN or an infinity: broken weights or a broken driver.
-    #[error(
-        "the model computed {value} as the score of token {token}; its weights (or the GPU driver) are broken: compare with --device cpu"
-    )]
     NotFinite {
         /// The first such token.
         token: usize,
@@ -173,7 +182,6 @@ pub enum Error {
         value: f32,
     },
     /// A hub or another server did not deliver.
-    #[error("{url}: {fault}")]
     Network {
         /// What was asked for.
         url: String,
@@ -181,19 +189,15 @@ pub enum Error {
         fault: String,
     },
     /// All sequences that the plan provides for are in use.
-    #[error("all {n_seqs} sequences are in use; drop one, or plan for more")]
     AllSequencesInUse {
         /// How many there are.
         n_seqs: usize,
     },
     /// The engine's thread has ended.
-    #[error("the engine has ended; load the model again")]
     EngineGone,
     /// The user interrupted.
-    #[error("interrupted")]
     Interrupted,
     /// tierflow did not keep to its own rules.
-    #[error("{fault}; this is a fault of tierflow, please report it")]
     Internal {
         /// What was found.
         fault: String,
@@ -211,7 +215,7 @@ pub struct Shortfall {
     pub available: Bytes,
 }
 
-fn in_words(shortfalls: &[Shortfall]) -> String {
+fn together(shortfalls: &[Shortfall]) -> String {
     let devices: Vec<String> = shortfalls.iter().map(|short| short.device.clone()).collect();
     let needs = shortfalls
         .iter()
@@ -219,11 +223,102 @@ fn in_words(shortfalls: &[Shortfall]) -> String {
     format!("{} together: {}", devices.join(" and "), needs.collect::<Vec<_>>().join("; "))
 }
 
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_words(&Fields))
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
 impl Error {
+    /// The whole text: what is at fault, and what to change in these words.
+    pub fn in_words(&self, words: &dyn Words) -> String {
+        let fault = self.fault(words);
+        match self.advice().in_words(words) {
+            advice if advice.is_empty() => fault,
+            advice => format!("{fault}; {advice}"),
+        }
+    }
+
+    /// What is at fault.
+    fn fault(&self, words: &dyn Words) -> String {
+        match self {
+            Error::Io { action, path, source } => format!("cannot {action} {path}: {source}"),
+            Error::InvalidFile { path, fault, .. }
+            | Error::UnsupportedModel { path, fault }
+            | Error::UnsupportedOnGpu { path, fault }
+            | Error::Text { path, fault, .. } => format!("{path}: {fault}"),
+            Error::NotMapped { path, fault } => format!("cannot map {path}: {fault}"),
+            Error::FileChanged { path, fault } => format!("{path} changed while it was in use: {fault}; load the model again"),
+            Error::MissingTensor { path, tensor } => format!("{path}: tensor `{tensor}` is missing"),
+            Error::WrongShape { path, tensor, expected, found } => {
+                format!("{path}: tensor `{tensor}` has shape {found:?} where the config demands {expected:?}")
+            }
+            Error::InvalidArgument { option, fault } => format!("{}: {fault}", option.in_words(words)),
+            Error::NoBudgetIsEnough { .. } => format!("{}: no budget is enough", words.setting(Setting::MaxMemory)),
+            Error::DoesNotFit { device, needed, available, .. } => {
+                format!("does not fit {device}: needs at least {}, has {}", needed.typed(), available.typed_down())
+            }
+            Error::DoNotFit { shortfalls, .. } => format!("does not fit {}", together(shortfalls)),
+            Error::ExceedsLimit { device, needed, available, .. } => {
+                format!("exceeds a limit of {device}: needs {needed}, may have {available}")
+            }
+            Error::ContextFull { needed, available } => format!("the prompt has {needed} tokens and the context holds {available}"),
+            Error::TokenOutOfVocabulary { token, vocab_size } => {
+                format!("token {token} is outside the vocabulary of {vocab_size} tokens; ids go from 0 to one less")
+            }
+            Error::NoGpu { fault, .. } => format!("no usable GPU: {fault}"),
+            Error::Gpu { adapter, fault, .. } | Error::DeviceLost { adapter, fault } => format!("{adapter}: {fault}"),
+            Error::DeviceTimeout { adapter, waited } => {
+                let secs = waited.as_secs_f64();
+                format!("{adapter} has finished nothing for {secs} s: its driver may hang, or other programs keep it busy")
+            }
+            Error::NotFinite { token, value } => {
+                format!("the model computed {value} as the score of token {token}; its weights (or the GPU driver) are broken")
+            }
+            Error::Network { url, fault } => format!("{url}: {fault}"),
+            Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),
+            Error::EngineGone => "the engine has ended; load the model again".to_owned(),
+            Error::Interrupted => "interrupted".to_owned(),
+            Error::Internal { fault } => format!("{fault}; this is a fault of tierflow, please report it"),
+        }
+    }
+
+    /// What to change.
+    pub fn advice(&self) -> Advice {
+        match self {
+            Error::InvalidFile { advice, .. }
+            | Error::Text { advice, .. }
+            | Error::NoBudgetIsEnough { advice }
+            | Error::DoesNotFit { advice, .. }
+            | Error::DoNotFit { advice, .. }
+            | Error::ExceedsLimit { advice, .. }
+            | Error::NoGpu { advice, .. }
+            | Error::Gpu { advice, .. } => advice.clone(),
+            Error::NotMapped { .. } => [Remedy::Use(Setting::Io, "pread".into())].into(),
+            Error::UnsupportedOnGpu { .. } => [Remedy::Use(Setting::Device, "cpu".into())].into(),
+            Error::ContextFull { .. } => [Remedy::Raise(Setting::CtxSize), Remedy::other("shorten the prompt")].into(),
+            Error::DeviceTimeout { .. } => {
+                [Remedy::other("run again"), Remedy::other("end what else uses it"), Remedy::Raise(Setting::GpuTimeout)].into()
+            }
+            Error::NotFinite { .. } => [Remedy::CompareWith(Setting::Device, "cpu".into())].into(),
+            Error::AllSequencesInUse { .. } => [Remedy::other("drop one"), Remedy::Raise(Setting::NSeqs)].into(),
+            _ => Advice::default(),
+        }
+    }
+
     /// The process exit code for this error: 1 failed, 2 bad usage, 3 does not fit, 4 no usable GPU, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::InvalidArgument { .. } => 2,
+            Error::InvalidArgument { .. } | Error::NoBudgetIsEnough { .. } => 2,
             Error::DoesNotFit { .. } | Error::DoNotFit { .. } | Error::ExceedsLimit { .. } => 3,
             Error::NoGpu { .. } => 4,
             Error::Interrupted => 130,
@@ -236,6 +331,11 @@ impl Error {
         Error::Io { action: action.into(), path: path.to_string(), source }
     }
 
+    /// An [`Error::Gpu`] of `adapter`.
+    pub fn gpu(adapter: impl Into<String>, fault: impl Into<String>) -> Error {
+        Error::Gpu { adapter: adapter.into(), fault: fault.into(), advice: Advice::default() }
+    }
+
     /// An [`Error::Internal`].
     pub fn internal(fault: impl Into<String>) -> Error {
         Error::Internal { fault: fault.into() }
@@ -243,6 +343,6 @@ impl Error {
 
     /// An [`Error::InvalidFile`] about `path`.
     pub fn invalid_file(path: impl std::fmt::Display, fault: impl Into<String>) -> Error {
-        Error::InvalidFile { path: path.to_string(), fault: fault.into() }
+        Error::InvalidFile { path: path.to_string(), fault: fault.into(), advice: Advice::default() }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::stream::{Batch, BatchToken, Scores, Want};
 use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
 
@@ -116,7 +116,10 @@ impl<'a> Session<'a> {
             scores = self.engine.forward_unless(&batch, &self.cancelled).await?.into_iter().next();
             self.tokens.extend_from_slice(part);
         }
-        scores.ok_or_else(|| Error::InvalidArgument { option: "--prompt".into(), fault: "is empty; there is nothing to continue".into() })
+        scores.ok_or_else(|| Error::InvalidArgument {
+            option: Setting::Prompt.into(),
+            fault: "is empty; there is nothing to continue".into(),
+        })
     }
 
     /// The scores of every position of `tokens`, one after the other, to `each`.

@@ -29,6 +29,80 @@ fn the_code_keeps_to_the_import_table() {
     assert!(violations.is_empty(), "ARCHITECTURE.md forbids:\n{}", violations.join("\n"));
 }
 
+/// Options of the program are the program's: the library names settings ([`tierflow::error::Setting`]), and the program puts in the words.
+#[test]
+fn the_library_knows_no_option_of_the_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let mut named = Vec::new();
+    for path in files {
+        let name = path.strip_prefix(&root).unwrap().to_string_lossy().replace('\\', "/");
+        if !name.starts_with("cli") && name != "main.rs" {
+            let options = options_in(&fs::read_to_string(&path).unwrap());
+            named.extend(options.into_iter().map(|(line, text)| format!("src/{name}:{line}: {text}")));
+        }
+    }
+    assert!(named.is_empty(), "these texts name options of the program:\n{}", named.join("\n"));
+}
+
+/// Options of other programs.
+const OF_OTHERS: [&str; 2] = ["ulimit -", "llama-gguf-split --merge"];
+
+/// The texts of a file, by their lines, that name an option or a command of the program. Tests at its end are left out.
+fn options_in(source: &str) -> Vec<(usize, String)> {
+    let source = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let is_start = |before: Option<char>| before.is_none_or(|before| " (`'".contains(before));
+    let names_option = |text: &str| {
+        let own = OF_OTHERS.iter().fold(text.to_owned(), |text, other| text.replace(other, ""));
+        let long = own
+            .match_indices("--")
+            .any(|(at, _)| is_start(own[..at].chars().next_back()) && own[at + 2..].starts_with(|next: char| next.is_ascii_lowercase()));
+        let short = own.match_indices('-').any(|(at, _)| {
+            let letters = own[at + 1..].chars().take_while(char::is_ascii_alphabetic).count();
+            let after = own[at + 1..].chars().nth(letters);
+            let ends = after.is_none_or(|after| " ),;:`'".contains(after));
+            is_start(own[..at].chars().next_back()) && (1..=3).contains(&letters) && ends
+        });
+        long || short || own.contains("`tierflow ")
+    };
+    texts_of(source).into_iter().filter(|(_, text)| names_option(text)).collect()
+}
+
+/// The text literals of a source, with the lines in which they begin.
+fn texts_of(source: &str) -> Vec<(usize, String)> {
+    let mut texts = Vec::new();
+    let mut rest = source;
+    let line_of = |rest: &str| source[..source.len() - rest.len()].matches('\n').count() + 1;
+    while let Some(letter) = rest.chars().next() {
+        let (_, after) = rest.split_at(letter.len_utf8());
+        if rest.starts_with("//") {
+            rest = rest.find('\n').map_or("", |end| &rest[end..]);
+        } else if let Some(after_char) = ["'\"'", "'\\\"'"].iter().find_map(|quote| rest.strip_prefix(quote)) {
+            rest = after_char;
+        } else if letter == 'r' && after.trim_start_matches('#').starts_with('"') {
+            let hashes = &after[..after.len() - after.trim_start_matches('#').len()];
+            let text = &after[hashes.len() + 1..];
+            let end = text.find(&format!("\"{hashes}")).unwrap_or(text.len());
+            texts.push((line_of(rest), text[..end].to_owned()));
+            rest = text.get(end + 1 + hashes.len()..).unwrap_or_default();
+        } else if letter == '"' {
+            let mut escaped = false;
+            let end = after.find(|letter: char| {
+                let is_end = letter == '"' && !escaped;
+                escaped = letter == '\\' && !escaped;
+                is_end
+            });
+            let end = end.unwrap_or(after.len());
+            texts.push((line_of(rest), after[..end].to_owned()));
+            rest = after.get(end + 1..).unwrap_or_default();
+        } else {
+            rest = after;
+        }
+    }
+    texts
+}
+
 /// Rows of the form `| `module` | … | `a` `b` | yes |`.
 fn read_table(document: &str) -> Table {
     let section = document.split("## Who may import whom").nth(1).unwrap_or_default();
@@ -198,6 +272,15 @@ mod checker {
         assert!(check("gpu.rs", "use wgpu::Device;").is_empty());
         assert_eq!(check("gpu.rs", "#[cfg(not(target_arch = \"wasm32\"))]"), ["src/gpu.rs:1: cfg(target_…) outside src/platform/"]);
         assert!(check("lib.rs", "#[cfg(target_arch = \"wasm32\")]\nuse crate::gpu;").is_empty());
+    }
+
+    #[test]
+    fn options_in_texts_are_found_and_nothing_else() {
+        let source = "// use --no\nlet a = \"use --io\n pread\";\nlet b = '\"'; let c = r#\"lower \"-c\" (-ub)\"#;\n\
+                      let d = \"x \\\" -ngl\"; let e = \"`tierflow devices`\";\nlet ok = [\"a-b --- 1 -2\", \"ulimit -u\", \"non-zero\"];\n\
+                      #[cfg(test)]\nmod tests { let f = \"--io\"; }";
+        let lines: Vec<usize> = options_in(source).into_iter().map(|(line, _)| line).collect();
+        assert_eq!(lines, [2, 4, 5, 5]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 
 use crate::cli::familiar;
 use crate::cli::terminal::{Stream, note_styled, wrapped};
+use crate::cli::words::text_of;
 use crate::error::Error;
 pub use bench::{BenchArgs, BenchOutput, PlacementLists, TestArgs};
 pub use chat::ChatArgs;
@@ -320,7 +321,7 @@ fn parse_positive_or_default(text: &str) -> Result<u32, String> {
 fn parse_value<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| match error {
         Error::InvalidArgument { fault, .. } => fault,
-        other => other.to_string(),
+        other => text_of(&other),
     })
 }
 

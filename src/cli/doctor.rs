@@ -3,6 +3,7 @@
 use crate::cli::args::DoctorArgs;
 use crate::cli::devices::{self, Detail};
 use crate::cli::terminal::{print_json, print_report};
+use crate::cli::words::text_of;
 use crate::error::Result;
 use crate::machine::{self, Measure};
 use crate::platform::{cache_folder, host_memory, n_threads};
@@ -42,7 +43,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     );
     match found {
         Ok(found) => text.push_str(&devices::report(&found, Detail::Summary)),
-        Err(error) => text.push_str(&format!("devices: {error}\n")),
+        Err(error) => text.push_str(&format!("devices: {}\n", text_of(&error))),
     }
     print_report(&text)
 }

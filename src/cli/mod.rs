@@ -24,6 +24,7 @@ mod statistics;
 mod terminal;
 mod tokenize;
 mod trace_file;
+mod words;
 mod wrap;
 
 use std::collections::BTreeMap;
@@ -31,7 +32,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::error::Result;
-use crate::platform::choose_cache_folder;
+use crate::platform::{choose_cache_folder, guard_maps};
 use args::{Cli, Command, Read, blame_variable};
 use config::ConfigFile;
 use logging::Verbosity;
@@ -53,6 +54,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         _ => Verbosity::Normal,
     };
     logging::install(verbosity);
+    guard_maps(" (or use --io pread)");
     if verbosity != Verbosity::Quiet {
         notes.iter().for_each(|line| note(&format!("{line}\n")));
     }

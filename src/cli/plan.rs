@@ -5,6 +5,7 @@ use crate::cli::locate::locate;
 use crate::cli::model::Placement;
 use crate::cli::plan_text::print_plan;
 use crate::cli::terminal::{Visibility, print, print_json};
+use crate::cli::words::Options;
 use crate::device::Origin;
 use crate::error::Result;
 use crate::machine::read_devices_file;
@@ -34,7 +35,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if args.json {
         return print_json(&prepared.to_json(&explanation));
     }
-    let mut text = format!("{}{explanation}", prepared.summary());
+    let mut text = format!("{}{}", prepared.summary(), explanation.in_words(&Options));
     // Of a machine that is not here, its file says what is known.
     if prepared.is_here() && explanation.forecast.decode.rates != Origin::Measured {
         text.push_str("  measure      `tierflow devices --measure` measures the rates of this machine\n");

@@ -8,6 +8,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, Tab
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use textwrap::core::display_width;
 
+use crate::cli::words::text_of;
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
@@ -263,7 +264,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
 
 /// Says on stderr what ends the program, as faults of the command line are said.
 pub fn tell_error(error: &Error) {
-    let plain = format!("error: {error}\n");
+    let plain = format!("error: {}\n", text_of(error));
     let text = Stream::Stderr.shown(&plain);
     match text.strip_prefix("error:").filter(|_| Stream::Stderr.has_colour()) {
         Some(rest) => note_styled(&format!("\u{1b}[1;31merror:\u{1b}[0m{rest}")),

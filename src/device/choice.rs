@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, haystack};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 /// Which device is to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +84,7 @@ impl TryFrom<haystack::Device> for DeviceChoice {
 
 fn computes_nothing(text: impl fmt::Display) -> Error {
     let fault = format!("`{text}` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps");
-    Error::InvalidArgument { option: "--device".into(), fault }
+    Error::InvalidArgument { option: Setting::Device.into(), fault }
 }
 
 impl From<DeviceChoice> for String {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::units::Bytes;
 
 /// What a plan may use of each device; a device that is not named may be used as far as its capacity goes.
@@ -53,7 +53,7 @@ impl FromStr for MaxMemory {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<MaxMemory> {
-        let invalid = |fault: String| Error::InvalidArgument { option: "--max-memory".into(), fault };
+        let invalid = |fault: String| Error::InvalidArgument { option: Setting::MaxMemory.into(), fault };
         let mut budgets = MaxMemory::default();
         for entry in text.split(',') {
             let (device, amount) = entry
@@ -116,7 +116,7 @@ mod tests {
             ("gpu:0=1GiB,cpu= 16", "cpu=16 is 16 B; write a unit"),
         ] {
             let error = text.parse::<MaxMemory>().unwrap_err();
-            assert!(error.to_string().starts_with("--max-memory: ") && error.to_string().contains(part), "{text}: {error}");
+            assert!(error.to_string().starts_with("max_memory: ") && error.to_string().contains(part), "{text}: {error}");
             assert_eq!(error.exit_code(), 2);
         }
     }

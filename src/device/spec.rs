@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, Rates};
+use crate::error::{Advice, Error, Remedy, Setting};
 use crate::units::Bytes;
 
 /// Plain data about one device. In a file, `driver`, `capacity_source`, `limits` and `rates` may be left out.
@@ -40,14 +41,16 @@ impl DeviceSpec {
     }
 }
 
-/// The adapters among `specs` as part of a sentence; without any, what to do about it.
-pub fn adapters_in_words<'a>(specs: impl IntoIterator<Item = &'a DeviceSpec>) -> String {
+/// An [`Error::NoGpu`] for something that was asked for and that no adapter among `specs` is; without any, it says what to do about that.
+pub fn no_gpu<'a>(asked: String, specs: impl IntoIterator<Item = &'a DeviceSpec>) -> Error {
     let adapters = specs.into_iter().filter(|spec| matches!(spec.device, Device::Gpu(_)));
     let names: Vec<String> = adapters.map(|spec| format!("{} ({})", spec.device, spec.name)).collect();
-    if names.is_empty() {
-        return "there is no adapter; install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use --device cpu".into();
+    if !names.is_empty() {
+        return Error::NoGpu { fault: format!("{asked}; there is {}", names.join(", ")), advice: Advice::default() };
     }
-    format!("there is {}", names.join(", "))
+    let install = Remedy::other("install a Vulkan driver (on Debian: mesa-vulkan-drivers)");
+    let advice = [install, Remedy::Use(Setting::Device, "cpu".into())].into();
+    Error::NoGpu { fault: format!("{asked}; there is no adapter"), advice }
 }
 
 /// The kinds of adapter that wgpu tells apart.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::Device;
 use crate::engine::{Engine, LoadedModel, ModelText, Prepared};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::gpu::Gpu;
 use crate::stream::{self, CachedPositions, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
 use crate::units::Bytes;
@@ -26,8 +26,8 @@ impl Prepared {
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
     pub async fn load(mut self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
         if !self.is_here {
-            let fault = "the plan is for a machine that is described in a file; leave --devices out to run here".into();
-            return Err(Error::InvalidArgument { option: "--devices".into(), fault });
+            let fault = "the plan is for a machine that is described; leave the description out to run here".into();
+            return Err(Error::InvalidArgument { option: Setting::Machine.into(), fault });
         }
         let text = self.take_text()?;
         let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan);

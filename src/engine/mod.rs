@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::Plan;
@@ -98,7 +98,7 @@ impl Engine {
         let n_seqs = self.model.prepared.plan.n_seqs;
         if sequence as usize >= n_seqs {
             let fault = format!("there is no sequence {sequence}, the plan provides for {n_seqs}");
-            return Err(Error::InvalidArgument { option: "--n-seqs".into(), fault });
+            return Err(Error::InvalidArgument { option: Setting::NSeqs.into(), fault });
         }
         Ok(Session::resumed(self, sequence, tokens))
     }

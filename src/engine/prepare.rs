@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, adapters_in_words};
+use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, no_gpu};
 use crate::dtype::DType;
 use crate::engine::{Engine, ModelText};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
 use crate::model::{Checkpoint, Model, Unit};
@@ -335,7 +335,7 @@ impl EngineBuilder {
         let cannot_map = !found.spec.rates.is_empty() && found.spec.rates.upload_mapped.is_none();
         if self.options.upload == Some(UploadPath::Mapped) && cannot_map {
             let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
-            return Err(Error::InvalidArgument { option: "--upload".into(), fault });
+            return Err(Error::InvalidArgument { option: Setting::Upload.into(), fault });
         }
         Ok(())
     }
@@ -364,7 +364,8 @@ impl EngineBuilder {
 /// Tells of options that will not do what one hopes for.
 fn warn_of_vain_options(options: &PlanOptions, trained: usize) {
     if let Some(asked) = options.ctx_size.filter(|asked| *asked > trained) {
-        tracing::warn!("--ctx-size {asked}: the model was trained for {trained} positions, and may answer badly beyond them");
+        let setting = Setting::CtxSize.field();
+        tracing::warn!(setting, value = asked, "the model was trained for {trained} positions, and may answer badly beyond them");
     }
     let wants_layers = match options.resident_layers {
         ResidentLayers::Auto => false,
@@ -372,9 +373,7 @@ fn warn_of_vain_options(options: &PlanOptions, trained: usize) {
         ResidentLayers::All => true,
     };
     if wants_layers && options.compute_on.iter().all(|device| *device == Device::Cpu) {
-        tracing::warn!(
-            "--n-gpu-layers: no GPU computes, the host does all; `tierflow devices` lists what there is, --device gpu demands one"
-        );
+        tracing::warn!(setting = Setting::ResidentLayers.field(), "no GPU computes, the host does all; the device `gpu` demands one");
     }
 }
 
@@ -386,9 +385,8 @@ fn warn_of_large_budgets(options: &PlanOptions, devices: &[DeviceSpec]) {
             && *budget > capacity
         {
             let source = &spec.capacity_source;
-            tracing::warn!(
-                "--max-memory {device}={budget}: more than the {capacity} that are usable ({source}); a run may fail that uses it all"
-            );
+            let (setting, value) = (Setting::MaxMemory.field(), tracing::field::display(format!("{device}={budget}")));
+            tracing::warn!(setting, value, "more than the {capacity} that are usable ({source}); a run may fail that uses it all");
         }
     }
 }
@@ -402,7 +400,7 @@ fn check_map(map: &DeviceMap, tree: &ModuleTree) -> Result<()> {
         }
         Err(Error::InvalidArgument { fault, .. }) => {
             let why = map.misnaming(tree).map(|why| format!("; {why}")).unwrap_or_default();
-            Err(Error::InvalidArgument { option: "--device-map".into(), fault: format!("{fault}{why}") })
+            Err(Error::InvalidArgument { option: Setting::Homes.into(), fault: format!("{fault}{why}") })
         }
         Err(other) => Err(other),
     }
@@ -447,10 +445,7 @@ fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> R
     };
     let is_there = |device: &Device| !matches!(device, Device::Gpu(_)) || specs.iter().any(|spec| spec.device == *device);
     match demanded.iter().find(|device| !is_there(device)) {
-        Some(missing) => {
-            let there_is = adapters_in_words(specs.iter().filter(|spec| spec.limits.is_some()));
-            Err(Error::NoGpu { fault: format!("{missing} was asked for; {there_is}") })
-        }
+        Some(missing) => Err(no_gpu(format!("{missing} was asked for"), specs.iter().filter(|spec| spec.limits.is_some()))),
         None => Ok(demanded),
     }
 }
@@ -497,7 +492,10 @@ impl Prepared {
 /// Devices that were named one by one, each once.
 fn checked(devices: &[Device]) -> Result<Vec<Device>> {
     if devices.contains(&Device::Disk) {
-        return Err(Error::InvalidArgument { option: "--device".into(), fault: "the disk computes nothing; name gpu:N or cpu".into() });
+        return Err(Error::InvalidArgument {
+            option: Setting::Device.into(),
+            fault: "the disk computes nothing; name gpu:N or cpu".into(),
+        });
     }
     let mut once: Vec<Device> = Vec::with_capacity(devices.len());
     for device in devices {

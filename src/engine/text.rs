@@ -1,7 +1,7 @@
 //! The text side of a model: its tokenizer, its chat template, its own generation settings. Needs no weights.
 
 use crate::engine::TextFiles;
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::Checkpoint;
 use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
 
@@ -70,14 +70,15 @@ impl ModelText {
     }
 
     fn demand_template(&self) -> Result<&ChatTemplate> {
-        self.chat_template().ok_or_else(|| self.fault("there is no chat template; give the prompt as it is (--raw)"))
+        let advice = || [Remedy::Use(Setting::Raw, String::new())].into();
+        self.chat_template().ok_or_else(|| self.fault("there is no chat template", advice()))
     }
 
     fn demand_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer().ok_or_else(|| self.fault("the tokenizer was not read; open the model with TextFiles::Read"))
+        self.tokenizer().ok_or_else(|| self.fault("the tokenizer was not read; open the model with TextFiles::Read", Advice::default()))
     }
 
-    fn fault(&self, fault: &str) -> Error {
-        Error::Text { path: self.path.clone(), fault: fault.into() }
+    fn fault(&self, fault: &str, advice: Advice) -> Error {
+        Error::Text { path: self.path.clone(), fault: fault.into(), advice }
     }
 }

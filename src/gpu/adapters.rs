@@ -143,7 +143,7 @@ fn memory(adapter: &wgpu::Adapter, limits: &GpuLimits) -> (Bytes, String) {
     match largest_local_heap(adapter) {
         Some(Heap { size, free: Some(free) }) => (free, format!("{free} free of {size} by the driver's budget")),
         Some(Heap { size, free: None }) => (size, format!("{size} heap by the driver, use by others unknown")),
-        None => (limits.max_buffer_bytes, "no report: taken as large as the largest buffer; give --max-memory".to_owned()),
+        None => (limits.max_buffer_bytes, "no report: taken as large as the largest buffer".to_owned()),
     }
 }
 

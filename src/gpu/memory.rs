@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Gpu;
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::units::Bytes;
 
 /// A buffer whose bytes are counted for as long as it lives.
@@ -138,23 +138,25 @@ impl Gpu {
     /// [`Error::DoesNotFit`] over the budget, over the adapter's largest buffer, or where the driver has no memory left.
     pub async fn buffer(&self, label: &str, size: Bytes, usage: wgpu::BufferUsages, purpose: Purpose) -> Result<Buffer> {
         let size = Bytes(size.0.max(1)).align_up(BUFFER_ALIGNMENT);
-        let does_not_fit = |available, advice: &str| Error::DoesNotFit {
+        let does_not_fit = |available, advice: Advice| Error::DoesNotFit {
             device: format!("{} ({label})", self.spec.device),
             needed: size,
             available,
-            advice: advice.to_owned(),
+            advice,
         };
         if size > self.limits.max_buffer_bytes {
             return Err(Error::ExceedsLimit {
                 device: format!("{} ({label})", self.spec.device),
                 needed: size,
                 available: self.limits.max_buffer_bytes,
-                advice: "this is the adapter's largest buffer: the tensor must be cut into slices".into(),
+                advice: [Remedy::other("this is the adapter's largest buffer: the tensor must be cut into slices")].into(),
             });
         }
-        self.ledger
-            .take(size, purpose)
-            .map_err(|left| does_not_fit(left, "raise --max-memory for this GPU, or lower --ctx-size or --lookahead"))?;
+        let device = self.spec.device.to_string();
+        let smaller = [Setting::CtxSize, Setting::Lookahead].map(|setting| Remedy::Lower(setting, None));
+        let [ctx_size, lookahead] = smaller;
+        let taken = self.ledger.take(size, purpose);
+        taken.map_err(|left| does_not_fit(left, [Remedy::RaiseBudget(device), ctx_size, lookahead].into()))?;
         // Scopes nest: the inner one is popped first. Both are popped before the await, since a scope belongs to its thread.
         let memory_scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation_scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -166,7 +168,9 @@ impl Gpu {
         }
         if out_of_memory.await.is_some() {
             let free = self.ledger.budget().saturating_sub(self.ledger.total().in_use) + size;
-            return Err(does_not_fit(free, "the budget has room but the driver has not: lower --max-memory, or close other programs"));
+            let because = "the budget has room but the driver has not".to_owned();
+            let remedies = vec![Remedy::LowerBudgetOfGpu, Remedy::other("close other programs")];
+            return Err(does_not_fit(free, Advice { because, remedies }));
         }
         Ok(buffer)
     }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulForms};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result, Setting};
 use crate::units::Bytes;
 pub use adapters::{AdapterFound, divided, list};
 use bind_groups::BindGroups;
@@ -76,9 +76,13 @@ impl Gpu {
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|refused| Error::Gpu {
             adapter: found.spec.title(),
-            fault: format!(
-                "the driver refused to open it: {refused}; update the driver, choose another with --device gpu:N, or use --device cpu"
-            ),
+            fault: format!("the driver refused to open it: {refused}"),
+            advice: [
+                Remedy::other("update the driver"),
+                Remedy::UseInOrderTo("choose another", Setting::Device, "gpu:N".into()),
+                Remedy::Use(Setting::Device, "cpu".into()),
+            ]
+            .into(),
         })?;
         let faults = Arc::new(Faults::default());
         faults.listen(&device);
@@ -108,13 +112,17 @@ impl Gpu {
     /// # Errors
     /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
     pub fn check(&self) -> Result<()> {
-        if let Some(Fault::Other(_)) = self.faults.first() {
+        if matches!(self.faults.first(), Some(Fault::OutOfMemory | Fault::Other(_))) {
             // What is asked of a device that is lost fails before the driver tells of the loss.
             let _ = self.device.poll(wgpu::PollType::Poll);
         }
         match self.faults.first() {
             Some(Fault::Lost(fault)) => Err(Error::DeviceLost { adapter: self.spec.title(), fault }),
             Some(Fault::Other(fault)) => Err(self.fault(fault)),
+            Some(Fault::OutOfMemory) => {
+                let advice = [Remedy::LowerBudgetOfGpu].into();
+                Err(Error::Gpu { adapter: self.spec.title(), fault: "out of memory".into(), advice })
+            }
             None => Ok(()),
         }
     }
@@ -199,7 +207,7 @@ impl Gpu {
 
     /// An [`Error::Gpu`] about this adapter.
     pub fn fault(&self, fault: impl Into<String>) -> Error {
-        Error::Gpu { adapter: self.spec.title(), fault: fault.into() }
+        Error::gpu(self.spec.title(), fault)
     }
 }
 
@@ -237,6 +245,8 @@ struct Faults {
 enum Fault {
     /// The device is gone.
     Lost(String),
+    /// The driver has no memory left.
+    OutOfMemory,
     /// A call failed.
     Other(String),
 }
@@ -245,11 +255,11 @@ impl Faults {
     fn listen(self: &Arc<Self>, device: &wgpu::Device) {
         let faults = Arc::clone(self);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            faults.record(Fault::Other(match error {
-                wgpu::Error::OutOfMemory { .. } => "out of memory; lower --max-memory for this GPU".to_owned(),
-                wgpu::Error::Validation { description, .. } => format!("invalid use: {description}"),
-                wgpu::Error::Internal { description, .. } => format!("internal error: {description}"),
-            }));
+            faults.record(match error {
+                wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
+                wgpu::Error::Validation { description, .. } => Fault::Other(format!("invalid use: {description}")),
+                wgpu::Error::Internal { description, .. } => Fault::Other(format!("internal error: {description}")),
+            });
         }));
         let faults = Arc::clone(self);
         device.set_device_lost_callback(move |reason, message| {
@@ -265,7 +275,7 @@ impl Faults {
         }
         tracing::error!(?fault, "gpu");
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_worse = matches!((&*first, &fault), (None, _) | (Some(Fault::Other(_)), Fault::Lost(_)));
+        let is_worse = matches!((&*first, &fault), (None, _) | (Some(Fault::OutOfMemory | Fault::Other(_)), Fault::Lost(_)));
         if is_worse {
             *first = Some(fault);
         }

@@ -216,7 +216,7 @@ fn listing(names: &[String]) -> String {
 }
 
 fn refusal(model: &ModelRef, fault: &str) -> Error {
-    Error::InvalidArgument { option: model.to_string(), fault: fault.into() }
+    Error::InvalidArgument { option: model.to_string().into(), fault: fault.into() }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use ureq::{Agent, Body};
 
 use super::config::{HubConfig, Token};
 use super::model_ref::{ModelRef, is_safe_file_name, is_safe_revision};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::units::Bytes;
 
 /// How often a request is tried in all before its last fault is reported.
@@ -145,7 +145,7 @@ impl Client {
     pub fn list_files(&self, model: &ModelRef, attempts: u32) -> Result<Listing, Failure> {
         if !is_safe_revision(&model.revision) {
             return Err(Failure::for_good(Error::InvalidArgument {
-                option: "--revision".into(),
+                option: Setting::Revision.into(),
                 fault: format!("`{}` is no branch, tag or commit", model.revision),
             }));
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, DeviceSpec, GpuLimits, Rates};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result, Setting};
 use crate::platform;
 use crate::units::Bytes;
 
@@ -51,19 +51,27 @@ pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
 /// # Errors
 /// As there.
 pub fn parse_devices(bytes: &[u8], path: &str) -> Result<Vec<DeviceSpec>> {
-    platform::decode_text(bytes).and_then(|text| parse(text.as_bytes())).map_err(|fault| Error::invalid_file(path, fault))
+    let text = platform::decode_text(bytes).map_err(|fault| Error::invalid_file(path, fault))?;
+    check_schema(text.as_bytes(), path)?;
+    parse(text.as_bytes()).map_err(|fault| Error::invalid_file(path, fault))
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<DeviceSpec>, String> {
+fn check_schema(bytes: &[u8], path: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct Head {
         schema: Option<String>,
     }
-    let head: Head = serde_json::from_slice(bytes).map_err(|error| format!("is no description of a machine: {error}"))?;
-    if head.schema.as_deref() != Some(SCHEMA) {
-        let found = head.schema.map_or_else(|| "no schema".into(), |schema| format!("the schema `{schema}`"));
-        return Err(format!("has {found} where `{SCHEMA}` is read; write it anew with `tierflow devices --json`"));
+    let none = |error| Error::invalid_file(path, format!("is no description of a machine: {error}"));
+    let head: Head = serde_json::from_slice(bytes).map_err(none)?;
+    if head.schema.as_deref() == Some(SCHEMA) {
+        return Ok(());
     }
+    let found = head.schema.map_or_else(|| "no schema".into(), |schema| format!("the schema `{schema}`"));
+    let fault = format!("has {found} where `{SCHEMA}` is read");
+    Err(Error::InvalidFile { path: path.to_owned(), fault, advice: [Remedy::Write(Setting::Machine)].into() })
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<DeviceSpec>, String> {
     let file: DevicesFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut devices = file.devices.into_iter().map(checked).collect::<Result<Vec<_>, _>>()?;
     devices.sort_by_key(|spec| spec.device);

@@ -91,7 +91,7 @@ pub async fn try_memory(found: &mut AdapterFound) -> Result<()> {
 }
 
 fn tried(size: Bytes) -> String {
-    format!("no report: {size} were given when tried (tierflow devices --measure)")
+    format!("no report: {size} were given when tried")
 }
 
 /// By the driver's own name, and anew where the driver changes.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::device::{Device, DeviceSpec};
-use crate::error::Error;
+use crate::error::{Advice, Error, Remedy, Setting};
 use crate::model::UnitKind;
 use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_files};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of, share_slots};
@@ -131,19 +131,23 @@ impl Build<'_> {
     fn check_limits(&self, worker: usize) -> Result<(), Refusal> {
         let (site, shape, own) = (self.site, self.shape, &self.site.workers[worker]);
         let limit = own.largest_buffer();
-        let check = |what: &str, needed: Bytes, advice: &str| match needed <= limit {
+        let check = |what: &str, needed: Bytes, remedies: &[Remedy]| match needed <= limit {
             true => Ok(()),
             false => Err(Refusal::Limit(Error::ExceedsLimit {
                 device: format!("a binding of {} with {what}", own.device),
                 needed,
                 available: limit,
-                advice: advice.into(),
+                advice: Advice { because: String::new(), remedies: remedies.to_vec() },
             })),
         };
         let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_cache(own), site.options.n_seqs, shape.ctx_size);
-        check("the KV cache of one layer", kv_buffer, "lower --ctx-size, or use --kv-dtype f16")?;
+        check(
+            "the KV cache of one layer",
+            kv_buffer,
+            &[Remedy::Lower(Setting::CtxSize, None), Remedy::Use(Setting::KvDType, "f16".into())],
+        )?;
         let role = self.role(&self.units_of(worker));
-        check("the activations of one forward", site.largest_working(shape.forward, role), "lower --ubatch-size")
+        check("the activations of one forward", site.largest_working(shape.forward, role), &[Remedy::Lower(Setting::UbatchSize, None)])
     }
 
     /// Cuts a worker's units and gives it a ring.
@@ -427,7 +431,7 @@ impl Build<'_> {
     fn budget_source(&self, spec: &DeviceSpec) -> String {
         let shares = || self.site.workers.iter().any(|worker| worker.shares_host_memory());
         match self.site.options.max_memory.contains_key(&spec.device) {
-            true => "--max-memory".to_owned(),
+            true => Setting::MaxMemory.field().to_owned(),
             false if spec.device == Device::Cpu && shares() => format!("{}, less what adapters use of it", spec.capacity_source),
             false => spec.capacity_source.clone(),
         }

@@ -9,6 +9,7 @@ use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::costs::{Load, MachineCosts};
 use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, hop_bytes, predict};
+use crate::plan::explain::OtherWay;
 use crate::plan::placement::check_placements;
 use crate::plan::refusal::Refusal;
 use crate::plan::scorer::{Phase, Scorer};
@@ -130,20 +131,21 @@ fn is_allowed(site: &Site<'_>, plan: &Plan) -> bool {
     (site.options.spill == Spill::Allowed || site.keeps_within(plan)) && (may_stream || plan.streamed_bytes() == Bytes::ZERO)
 }
 
-/// The plans that need no search, named for people, fastest first.
-pub(super) fn simple(site: &Site<'_>) -> Vec<(String, Plan)> {
+/// The plans that need no search, fastest first.
+pub(super) fn simple(site: &Site<'_>) -> Vec<(OtherWay, Plan)> {
     let budgets = site.budgets();
-    let mut named: Vec<(String, Candidate)> = Vec::new();
+    let mut named: Vec<(OtherWay, Candidate)> = Vec::new();
     for chain in chains(site) {
         let Ok((shape, plan)) = site.greedy(&chain, &budgets) else { continue };
         let names: Vec<String> = plan.executors().iter().map(Device::to_string).collect();
         let streamed = plan.streamed_bytes();
         let streams = if streamed > Bytes::ZERO { format!(", {streamed} streamed") } else { String::new() };
         let alone = if names.len() == 1 { " alone" } else { "" };
-        named.push((format!("{}{alone}{streams}", names.join(", then ")), Candidate { secs: secs_of(site, &plan), plan, shape }));
+        let way = OtherWay::Devices(format!("{}{alone}{streams}", names.join(", then ")));
+        named.push((way, Candidate { secs: secs_of(site, &plan), plan, shape }));
     }
     let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, &budgets)).unwrap_or_default();
-    named.extend(sequential.into_iter().map(|candidate| ("--device-map sequential".to_owned(), candidate)));
+    named.extend(sequential.into_iter().map(|candidate| (OtherWay::Homes(DeviceMapMode::Sequential), candidate)));
     named.sort_by(|a, b| a.1.secs.total_cmp(&b.1.secs));
     named.dedup_by(|a, b| placements_of(&a.1.plan) == placements_of(&b.1.plan));
     named.into_iter().map(|(name, candidate)| (name, candidate.plan)).collect()

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::accelerate::{
     Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, NodeKind, clean_device_map,
@@ -82,7 +82,7 @@ fn check_is_there(site: &Site<'_>, home: Device) -> Result<()> {
     }
     let there_is: Vec<String> = site.workers.iter().map(|own| format!("{} ({})", own.device, own.spec.name)).collect();
     Err(Error::InvalidArgument {
-        option: "--device-map".into(),
+        option: Setting::Homes.into(),
         fault: format!("it names {home}, which does not compute here; there is {}", there_is.join(", ")),
     })
 }
@@ -123,7 +123,7 @@ fn no_split(site: &Site<'_>, tree: &ModuleTree) -> Result<Vec<String>> {
         Some(stranger) => {
             let classes: Vec<&str> = classes.into_iter().collect();
             let fault = format!("`{stranger}` is no class of this model, which has {}", classes.join(", "));
-            Err(Error::InvalidArgument { option: "--no-split".into(), fault })
+            Err(Error::InvalidArgument { option: Setting::NoSplit.into(), fault })
         }
         None => Ok(asked.clone()),
     }

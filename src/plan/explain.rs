@@ -2,10 +2,12 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::device::{Device, DeviceSpec, Origin};
+use crate::error::{Fields, Setting, Words};
 use crate::model::Model;
+use crate::plan::accelerate::DeviceMapMode;
 use crate::plan::candidates::{self, Forecast, forecast};
 use crate::plan::dry_run::{Bound, Prediction};
 use crate::plan::placement::settle;
@@ -35,12 +37,39 @@ pub struct Explanation {
 /// A plan that was not taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Alternative {
-    /// What it does otherwise, for people.
-    pub name: String,
+    /// What it does otherwise.
+    #[serde(rename = "name", serialize_with = "in_fields")]
+    pub way: OtherWay,
     /// How fast it should go.
     pub forecast: Forecast,
     /// Positions of its context.
     pub ctx_size: usize,
+    /// The same, where it is not that of the plan that was taken.
+    #[serde(skip)]
+    pub other_ctx_size: Option<usize>,
+}
+
+/// What a plan does otherwise than the one that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OtherWay {
+    /// Others compute, or in another order; in words.
+    Devices(String),
+    /// Homes by this rule of Accelerate's.
+    Homes(DeviceMapMode),
+}
+
+impl OtherWay {
+    /// In these words.
+    pub fn in_words(&self, words: &dyn Words) -> String {
+        match self {
+            OtherWay::Devices(text) => text.clone(),
+            OtherWay::Homes(mode) => format!("{} {mode}", words.setting(Setting::Homes)),
+        }
+    }
+}
+
+fn in_fields<S: Serializer>(way: &OtherWay, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&way.in_words(&Fields))
 }
 
 /// What more memory would bring.
@@ -66,10 +95,9 @@ pub fn explain(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
     let others = Site::new(catalog, model, devices, &site_options).map(|site| candidates::simple(&site)).unwrap_or_default();
     let differs = |other: &Plan| candidates::placements_of(other) != candidates::placements_of(plan);
     let others = others.into_iter().filter(|(_, other)| differs(other)).take(N_ALTERNATIVES);
-    let alternatives = others.map(|(name, other)| {
-        // Rates with another context are not the same thing.
-        let context = if other.ctx_size == plan.ctx_size { String::new() } else { format!(", context {}", other.ctx_size) };
-        Alternative { name: name + &context, forecast: of(&other), ctx_size: other.ctx_size }
+    let alternatives = others.map(|(way, other)| {
+        let other_ctx_size = (other.ctx_size != plan.ctx_size).then_some(other.ctx_size);
+        Alternative { way, other_ctx_size, forecast: of(&other), ctx_size: other.ctx_size }
     });
     let with_more = plan.devices.iter().filter(|device| device.budget.is_some()).filter_map(|device| {
         let mut options = options.clone();
@@ -99,26 +127,40 @@ fn per_sec(prediction: &Prediction) -> TokensPerSec {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_words(&Fields))
+    }
+}
+
+impl Alternative {
+    fn in_words(&self, words: &dyn Words) -> String {
+        let way = self.way.in_words(words);
+        // Rates with another context are not the same thing.
+        match self.other_ctx_size {
+            Some(ctx_size) => format!("{way}, context {ctx_size}: {}", self.forecast),
+            None => format!("{way}: {}", self.forecast),
+        }
+    }
+}
+
+impl Explanation {
+    /// As lines under a plan, in these words.
+    pub fn in_words(&self, words: &dyn Words) -> String {
+        let mut lines: Vec<(&str, String)> = Vec::new();
         let decode = &self.forecast.decode;
         let basis = match decode.rates {
             Origin::Measured => String::new(),
             other => format!("  (rates {other})"),
         };
-        writeln!(f, "  predicted    {}{basis}", self.forecast)?;
-        let of_what = if decode.load.n_tokens == 1 { "per token" } else { "per forward" };
-        for (index, line) in costs_of(decode).into_iter().enumerate() {
-            let head = if index == 0 { of_what } else { "" };
-            writeln!(f, "  {head:<12} {line}")?;
-        }
-        for (index, other) in self.alternatives.iter().enumerate() {
-            let head = if index == 0 { "otherwise" } else { "" };
-            writeln!(f, "  {head:<12} {}: {}", other.name, other.forecast)?;
-        }
-        for (index, more) in self.with_more.iter().enumerate() {
-            let head = if index == 0 { "more memory" } else { "" };
-            writeln!(f, "  {head:<12} {} more on {}: {}", more.bytes, more.device, more.effect(decode))?;
-        }
-        Ok(())
+        lines.push(("predicted", format!("{}{basis}", self.forecast)));
+        let mut under = |head: &'static str, texts: Vec<String>| {
+            let heads = std::iter::once(head).chain(std::iter::repeat(""));
+            lines.extend(heads.zip(texts));
+        };
+        under(if decode.load.n_tokens == 1 { "per token" } else { "per forward" }, costs_of(decode));
+        under("otherwise", self.alternatives.iter().map(|other| other.in_words(words)).collect());
+        let more = self.with_more.iter().map(|more| format!("{} more on {}: {}", more.bytes, more.device, more.effect(decode)));
+        under("more memory", more.collect());
+        lines.iter().map(|(head, text)| format!("  {head:<12} {text}\n")).collect()
     }
 }
 

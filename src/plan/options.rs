@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::{Placement, SavedPlan};
 use crate::units::Bytes;
@@ -49,7 +49,7 @@ impl FromStr for KvDType {
         match text {
             "f32" => Ok(KvDType::F32),
             "f16" => Ok(KvDType::F16),
-            _ => Err(Error::InvalidArgument { option: "--kv-dtype".into(), fault: format!("`{text}` is neither f32 nor f16") }),
+            _ => Err(Error::InvalidArgument { option: Setting::KvDType.into(), fault: format!("`{text}` is neither f32 nor f16") }),
         }
     }
 }

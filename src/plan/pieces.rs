@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::device::{Device, GpuLimits};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result, Setting};
 use crate::model::{Op, Unit};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
@@ -243,7 +243,7 @@ fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
         device: format!("a binding with one row of `{tensor}`"),
         needed: Bytes(row_bytes),
         available: Bytes(limit),
-        advice: "this adapter cannot run this model: take another, or --device cpu".into(),
+        advice: [Remedy::other("take another adapter"), Remedy::Use(Setting::Device, "cpu".into())].into(),
     }
 }
 

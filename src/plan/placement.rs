@@ -3,7 +3,7 @@
 use std::iter::successors;
 
 use crate::device::{Device, DeviceSpec};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 use crate::model::Model;
 use crate::plan::build::{Build, Outcome, Rings};
 use crate::plan::candidates;
@@ -131,7 +131,7 @@ fn fits_its_context(options: &PlanOptions) -> bool {
 
 /// Refuses placements that no schedule can carry out.
 pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Result<()> {
-    let invalid = |fault: String| Error::InvalidArgument { option: "--device-map".into(), fault };
+    let invalid = |fault: String| Error::InvalidArgument { option: Setting::Homes.into(), fault };
     if placements.len() != site.model.units.len() {
         return Err(invalid(format!("{} placements for {} units", placements.len(), site.model.units.len())));
     }

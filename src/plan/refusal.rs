@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::device::{Device, DeviceSpec};
-use crate::error::{Error, Shortfall};
+use crate::error::{Advice, BudgetToSet, Error, Remedy, Setting, Shortfall};
 use crate::plan::candidates;
 use crate::plan::placement::{Asked, settle};
 use crate::plan::site::{MAX_WORK, Site, Worker, budget, find};
@@ -31,7 +31,7 @@ impl From<Error> for Refusal {
     }
 }
 
-/// Budgets by device, as `--max-memory` gives them.
+/// Budgets by device, as they are given.
 type Budgets = BTreeMap<Device, Bytes>;
 
 /// A device whose budget is too small.
@@ -69,9 +69,9 @@ impl<'a> Asked<'a> {
         };
         let ways = self.ways_out();
         if shorts.is_empty() {
-            return self.limit_at(ample).unwrap_or_else(|| no_budget_is_enough(ample, &ways));
+            return self.limit_at(ample).unwrap_or_else(|| no_budget_is_enough(ample, ways));
         }
-        let advice = self.advice(&shorts, &ways);
+        let advice = self.advice(&shorts, ways);
         let mut shortfalls: Vec<Shortfall> = shorts.iter().map(Shortfall::from).collect();
         match shortfalls.pop() {
             Some(Shortfall { device, needed, available }) if shortfalls.is_empty() => {
@@ -194,7 +194,7 @@ impl<'a> Asked<'a> {
         devices.into_iter().filter_map(|device| find(self.devices, device).ok()).collect()
     }
 
-    /// What a device may use now: nothing where `--strict` does not let it hold weights.
+    /// What a device may use now: nothing where [`Spill::Refused`] does not let it hold weights.
     fn present(&self, spec: &DeviceSpec) -> Bytes {
         let Asked { options, .. } = self;
         let named = &options.max_memory;
@@ -224,20 +224,20 @@ impl<'a> Asked<'a> {
     }
 
     /// What to change: the budgets, where there is so much, or something else that helps.
-    fn advice(&self, shorts: &[Short<'_>], ways: &[String]) -> String {
+    fn advice(&self, shorts: &[Short<'_>], ways: Vec<Remedy>) -> Advice {
         let missing = shorts.iter().filter(|short| !short.is_there());
         let missing = missing.map(|short| format!("{} of this machine has {}", short.spec.device, short.spec.capacity.unwrap_or_default()));
         let missing: Vec<String> = missing.collect();
         if !missing.is_empty() {
-            let ways = if ways.is_empty() { "take a smaller model, or a machine with more memory".into() } else { ways.join(", or ") };
-            return format!("{}: {ways}", missing.join(" and "));
+            let others = ["take a smaller model", "a machine with more memory"].map(Remedy::other);
+            let remedies = if ways.is_empty() { others.into() } else { ways };
+            return Advice { because: missing.join(" and "), remedies };
         }
-        let mut budgets: BTreeMap<Device, String> =
-            self.options.max_memory.iter().map(|(&device, bytes)| (device, bytes.exact())).collect();
-        budgets.extend(shorts.iter().map(|short| (short.spec.device, short.needed.typed().replace(' ', ""))));
-        let budgets: Vec<String> = budgets.iter().map(|(device, bytes)| format!("{device}={bytes}")).collect();
-        let raise = format!("set --max-memory {}", budgets.join(","));
-        std::iter::once(raise).chain(ways.iter().cloned()).collect::<Vec<_>>().join(", or ")
+        let mut budgets: BTreeMap<Device, BudgetToSet> =
+            self.options.max_memory.iter().map(|(&device, &bytes)| (device, BudgetToSet::AsGiven(bytes))).collect();
+        budgets.extend(shorts.iter().map(|short| (short.spec.device, BudgetToSet::AtLeast(short.needed))));
+        let raise = Remedy::Budgets(budgets.into_iter().map(|(device, budget)| (device.to_string(), budget)).collect());
+        Advice { because: String::new(), remedies: std::iter::once(raise).chain(ways).collect() }
     }
 }
 
@@ -248,19 +248,14 @@ impl From<&Short<'_>> for Shortfall {
 }
 
 /// The refusal where no budget helps: what else was asked stands in the way, or it is more than can be typed.
-fn no_budget_is_enough(ample: Bytes, ways: &[String]) -> Error {
-    match ways {
-        [] if ample > MOST_TYPED => Error::ExceedsLimit {
-            device: "what a budget can be".into(),
-            needed: ample,
-            available: MOST_TYPED,
-            advice: "lower --ctx-size, --ubatch-size or --parallel".into(),
-        },
-        _ => {
-            let ways = if ways.is_empty() { "what is asked contradicts itself".into() } else { ways.join(", or ") };
-            Error::InvalidArgument { option: "--max-memory".into(), fault: format!("no budget is enough: {ways}") }
-        }
+fn no_budget_is_enough(ample: Bytes, ways: Vec<Remedy>) -> Error {
+    if ways.is_empty() && ample > MOST_TYPED {
+        let advice = [Setting::CtxSize, Setting::UbatchSize, Setting::NSeqs].map(|setting| Remedy::Lower(setting, None)).into();
+        return Error::ExceedsLimit { device: "what a budget can be".into(), needed: ample, available: MOST_TYPED, advice };
     }
+    let contradiction = || vec![Remedy::other("what is asked contradicts itself")];
+    let remedies = if ways.is_empty() { contradiction() } else { ways };
+    Error::NoBudgetIsEnough { advice: Advice { because: String::new(), remedies } }
 }
 
 /// The least that works, of what `round` rounds up to, where `too_small` does not and `enough`, which is round, does; before it the

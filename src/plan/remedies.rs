@@ -3,48 +3,54 @@
 use std::iter::successors;
 
 use crate::device::Device;
+use crate::error::{Remedy, Setting};
 use crate::plan::placement::{Asked, CTX_STEP, longest_ctx};
 use crate::plan::{Context, Homes, KvDType, PlanOptions, ResidentLayers, Spill};
 
 impl Asked<'_> {
-    /// Other options that let a plan be made within the budgets, as one says what to change.
-    pub(super) fn ways_out(&self) -> Vec<String> {
+    /// Other options that let a plan be made within the budgets.
+    pub(super) fn ways_out(&self) -> Vec<Remedy> {
         let options = self.options;
         let mut ways = Vec::new();
-        let mut offer = |way: &str, changed: PlanOptions| {
+        let mut offer = |way: Remedy, changed: PlanOptions| {
             if self.is_possible(&changed) {
-                ways.push(way.to_owned());
+                ways.push(way);
             }
         };
         if options.spill == Spill::Refused {
-            offer("drop --strict so that weights may live elsewhere", PlanOptions { spill: Spill::Allowed, ..options.clone() });
+            offer(
+                Remedy::Drop(Setting::Strict, "so that weights may live elsewhere"),
+                PlanOptions { spill: Spill::Allowed, ..options.clone() },
+            );
         }
         if options.context == Context::Fit && options.ctx_size.is_none() {
-            offer("drop --fit so that a part streams", PlanOptions { context: Context::Comfortable, ..options.clone() });
+            offer(Remedy::Drop(Setting::Fit, "so that a part streams"), PlanOptions { context: Context::Comfortable, ..options.clone() });
         }
         if options.resident_layers != ResidentLayers::Auto {
-            offer("drop --n-gpu-layers so that a part streams", PlanOptions { resident_layers: ResidentLayers::Auto, ..options.clone() });
+            let way = Remedy::Drop(Setting::ResidentLayers, "so that a part streams");
+            offer(way, PlanOptions { resident_layers: ResidentLayers::Auto, ..options.clone() });
         }
         if !matches!(options.homes, Homes::Auto | Homes::FrontToBack) {
-            offer("let the planner choose the homes (--device-map auto)", PlanOptions { homes: Homes::Auto, ..options.clone() });
+            let way = Remedy::UseInOrderTo("let the planner choose the homes", Setting::Homes, "auto".into());
+            offer(way, PlanOptions { homes: Homes::Auto, ..options.clone() });
         }
         if options.kv_dtype == KvDType::F32 {
-            offer("use --kv-dtype f16", PlanOptions { kv_dtype: KvDType::F16, ..options.clone() });
+            offer(Remedy::Use(Setting::KvDType, "f16".into()), PlanOptions { kv_dtype: KvDType::F16, ..options.clone() });
         }
         if options.n_slots.is_some() {
-            offer("drop --slots", PlanOptions { n_slots: None, ..options.clone() });
+            offer(Remedy::Drop(Setting::Slots, ""), PlanOptions { n_slots: None, ..options.clone() });
         }
         if options.compute_on != [Device::Cpu] {
             let of_host = PlanOptions { compute_on: vec![Device::Cpu], ..options.clone() };
-            offer("compute on the host (--device cpu)", of_host);
+            offer(Remedy::UseInOrderTo("compute on the host", Setting::Device, "cpu".into()), of_host);
         }
-        ways.extend(self.shorter_ctx().map(|n| format!("lower --ctx-size to {n}")));
+        ways.extend(self.shorter_ctx().map(|n| Remedy::Lower(Setting::CtxSize, Some(n))));
         let halves = |n: Option<usize>| successors(n, |&n| (n > 1).then_some(n.next_power_of_two() / 2)).skip(1);
         let ubatch_size = options.ubatch_size.map(|n| n.min(options.ctx_size.unwrap_or(self.model.config.context_length).max(1)));
         let mut smaller = halves(ubatch_size).filter(|&n| self.is_possible(&PlanOptions { ubatch_size: Some(n), ..options.clone() }));
-        ways.extend(smaller.next().map(|n| format!("lower --ubatch-size to {n}")));
+        ways.extend(smaller.next().map(|n| Remedy::Lower(Setting::UbatchSize, Some(n))));
         let mut fewer = halves(Some(options.n_seqs)).filter(|&n| self.is_possible(&PlanOptions { n_seqs: n, ..options.clone() }));
-        ways.extend(fewer.next().map(|n| format!("lower --parallel to {n}")));
+        ways.extend(fewer.next().map(|n| Remedy::Lower(Setting::NSeqs, Some(n))));
         ways
     }
 

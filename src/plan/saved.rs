@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, adapters_in_words};
-use crate::error::{Error, Result};
+use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, no_gpu};
+use crate::error::{Error, Remedy, Result, Setting};
 use crate::model::Model;
 use crate::plan::build::{Build, Cutting, Outcome, Rings};
 use crate::plan::candidates::placements_of;
@@ -21,7 +21,6 @@ use crate::units::Bytes;
 use crate::weights::Catalog;
 
 /// The option that reads such a file.
-const OPTION: &str = "--plan";
 
 /// A plan that was written to a file, to be made again for the same model on the same devices.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,10 +158,11 @@ impl SavedPlan {
         let mut document: Value = serde_json::from_str(json).map_err(|fault| invalid(format!("is no JSON: {fault}")))?;
         match document.get("schema").and_then(Value::as_str) {
             Some(PLAN_SCHEMA) => {}
-            Some(other) => return Err(invalid(format!("is of the form {}, and {OPTION} reads {PLAN_SCHEMA}", quoted(other)))),
+            Some(other) => return Err(invalid(format!("is of the form {}, where {PLAN_SCHEMA} is read", quoted(other)))),
             None => {
-                let fault = format!("is no plan, whose `schema` is {PLAN_SCHEMA}; `tierflow plan --export-plan FILE` writes one");
-                return Err(invalid(format!("{fault} (--device-map reads maps)")));
+                let fault = format!("is no plan, whose `schema` is {PLAN_SCHEMA}");
+                let advice = [Remedy::Write(Setting::SavedPlan)].into();
+                return Err(Error::InvalidFile { path: path.to_owned(), fault, advice });
             }
         }
         let mut take = |key: &str| document.get_mut(key).map(Value::take).ok_or_else(|| invalid(format!("`{key}` is missing")));
@@ -248,14 +248,13 @@ impl SavedPlan {
     }
 
     fn check_origin(&self, catalog: &Catalog, model: &Model, devices: &[DeviceSpec]) -> Result<()> {
-        let other = |fault: String| Error::InvalidArgument { option: OPTION.into(), fault: format!("{} {fault}", self.path) };
+        let other = |fault: String| Error::InvalidArgument { option: Setting::SavedPlan.into(), fault: format!("{} {fault}", self.path) };
         if let Some(difference) = self.made_for.model.difference(&ModelMark::of(catalog, model)) {
             return Err(other(format!("was made for another model: {difference}")));
         }
         for mark in &self.made_for.devices {
             let Some(spec) = devices.iter().find(|spec| spec.device == mark.device) else {
-                let fault = format!("{} needs {} ({}); {}", self.path, mark.device, quoted(&mark.name), adapters_in_words(devices));
-                return Err(Error::NoGpu { fault });
+                return Err(no_gpu(format!("{} needs {} ({})", self.path, mark.device, quoted(&mark.name)), devices));
             };
             if let Some(difference) = mark.difference(&DeviceMark::of(spec)) {
                 return Err(other(format!("was made for other devices: {difference}")));
@@ -326,8 +325,13 @@ impl SavedPlan {
         for (device, available) in of_workers.chain([(Device::Cpu, site.host_budget(shared))]) {
             let needed = used(device);
             if needed > available {
-                let advice = format!("raise --max-memory {device}=…, free memory there, or leave out {OPTION} for a plan of what there is");
-                return Err(Error::DoesNotFit { device: device.to_string(), needed, available, advice });
+                let device = device.to_string();
+                let advice = [
+                    Remedy::RaiseBudget(device.clone()),
+                    Remedy::other("free memory there"),
+                    Remedy::Drop(Setting::SavedPlan, "for a plan of what there is"),
+                ];
+                return Err(Error::DoesNotFit { device, needed, available, advice: advice.into() });
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 //! budgets, and every unit as it is cut where it is resident.
 
 use crate::device::{Device, DeviceSpec, GpuLimits};
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::{Model, UnitKind};
 use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kernel_fault, kv_buffer_bytes, working_set};
@@ -63,7 +63,7 @@ impl<'a> Site<'a> {
             return Err(error);
         }
         if workers.is_empty() {
-            return Err(Error::InvalidArgument { option: "--device".into(), fault: "no device is left to compute".into() });
+            return Err(Error::InvalidArgument { option: Setting::Device.into(), fault: "no device is left to compute".into() });
         }
         let row_bytes = Bytes(matrices.iter().map(|&id| catalog[id].row_bytes()).max().unwrap_or(0));
         Ok(Site { catalog, model, options, devices, host, workers, row_bytes })
@@ -139,10 +139,15 @@ impl<'a> Site<'a> {
     }
 }
 
+fn devices_in_words(devices: &[DeviceSpec]) -> String {
+    let names: Vec<String> = devices.iter().map(|spec| spec.device.to_string()).collect();
+    format!("there is {}", names.join(", "))
+}
+
 pub(super) fn find(devices: &[DeviceSpec], device: Device) -> Result<&DeviceSpec> {
     devices.iter().find(|spec| spec.device == device).ok_or_else(|| Error::InvalidArgument {
-        option: "--device".into(),
-        fault: format!("there is no {device}; `tierflow devices` lists what there is"),
+        option: Setting::Device.into(),
+        fault: format!("there is no {device}; {}", devices_in_words(devices)),
     })
 }
 
@@ -232,10 +237,9 @@ pub(super) fn n_slices(catalog: &Catalog, matrices: impl IntoIterator<Item = Ten
 fn check_kernels(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
     match kernel_fault(model).filter(|_| spec.limits.is_some()) {
         None => Ok(()),
-        Some(fault) => Err(Error::UnsupportedModel {
-            path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(),
-            fault: format!("{fault}; use --device cpu"),
-        }),
+        Some(fault) => {
+            Err(Error::UnsupportedOnGpu { path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(), fault })
+        }
     }
 }
 
@@ -249,7 +253,10 @@ fn check_cuts(catalog: &Catalog, matrices: &[TensorId], limits: &GpuLimits, spec
         device: format!("{MAX_WORK} bindings of {}", spec.device),
         needed: catalog.size_bytes(),
         available: max_slice.times(MAX_WORK),
-        advice: format!("the model would be cut into {n_slices} slices: take an adapter with larger bindings, or --device cpu"),
+        advice: Advice {
+            because: format!("the model would be cut into {n_slices} slices"),
+            remedies: vec![Remedy::other("take an adapter with larger bindings"), Remedy::Use(Setting::Device, "cpu".into())],
+        },
     })
 }
 

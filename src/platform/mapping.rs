@@ -2,7 +2,7 @@
 //!
 //! No map of a file that others may write is sound by proof. What is done about it: the file is compared with what was opened before
 //! every view, plain reads never go through the map, and where a file is truncated under a view all the same, the
-//! guard ends the process with a message that names the file.
+//! guard ends the process with a message that names the file, in programs that ask for it.
 
 #[cfg(unix)]
 mod guard;
@@ -18,15 +18,21 @@ use super::file::reach_back;
 use super::file::{Advice, FileSource, advise};
 use super::source::ByteSource;
 use crate::error::{Error, Result};
+#[cfg(unix)]
+pub use guard::guard_maps;
+
+/// Nothing needs to be guarded: the system does not let a mapped file be truncated.
+#[cfg(not(unix))]
+pub fn guard_maps(_advice: &'static str) {}
 
 /// Maps an open file. Where the table of guarded maps is full the file is read by position instead.
 pub(super) fn map(file: FileSource) -> Result<Arc<dyn ByteSource>> {
-    let too_large = |_| Error::invalid_file(file.path(), "is too large to be mapped on this machine; use --io pread");
-    let len = usize::try_from(file.len()).map_err(too_large)?;
+    let not_mapped = |fault: String| Error::NotMapped { path: file.path().to_owned(), fault };
+    let len = usize::try_from(file.len()).map_err(|_| not_mapped("it is too large for this machine".into()))?;
     // SAFETY: the bytes behind a view can change if another process writes the file. They are only ever copied or uploaded as plain
     // numbers, whose every bit pattern is valid, and each view is preceded by a check that the file is unchanged.
     let map = unsafe { MmapOptions::new().len(len).map(file.file()) };
-    let map = map.map_err(|source| Error::io("map (use --io pread)", file.path(), source))?;
+    let map = map.map_err(|source| not_mapped(source.to_string()))?;
     #[cfg(unix)]
     let Some(guard) = guard::Guard::new(map.as_ptr() as usize, map.len(), file.path()) else {
         return Ok(Arc::new(file));

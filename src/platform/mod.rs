@@ -49,6 +49,8 @@ pub use host::{
 };
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use host::{create_private_folder, state_folder};
+#[cfg(not(target_arch = "wasm32"))]
+pub use mapping::guard_maps;
 pub use pages::Pages;
 pub use source::{ByteSource, IoMode, open_source};
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]

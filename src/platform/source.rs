@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::direct::DirectBuffer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 /// Where bytes of a model come from. Offsets are absolute, requests are ranges: a file answers them as well as a server could.
 #[expect(clippy::len_without_is_empty, reason = "an empty file is refused at opening")]
@@ -76,7 +76,7 @@ impl FromStr for IoMode {
         match text {
             "mmap" => Ok(IoMode::Mmap),
             "pread" => Ok(IoMode::Pread),
-            _ => Err(Error::InvalidArgument { option: "--io".into(), fault: format!("`{text}` is not known; write mmap or pread") }),
+            _ => Err(Error::InvalidArgument { option: Setting::Io.into(), fault: format!("`{text}` is not known; write mmap or pread") }),
         }
     }
 }

@@ -129,8 +129,7 @@ impl GpuSlot {
         let padded = bytes.len().next_multiple_of(4);
         let range = offset as u64..(offset + padded) as u64;
         let view = self.memory.slice(range).get_mapped_range_mut();
-        let mut view =
-            view.map_err(|fault| Error::Gpu { adapter: adapter.to_owned(), fault: format!("cannot write to a mapped slot: {fault}") })?;
+        let mut view = view.map_err(|fault| Error::gpu(adapter, format!("cannot write to a mapped slot: {fault}")))?;
         view.slice(..bytes.len()).copy_from_slice(bytes);
         Ok(())
     }

@@ -229,7 +229,7 @@ fn rows<'a>(store: &'a Store, plan: &Plan, piece: usize, slice: &Slice) -> Resul
     // A mapped file that changed is not shown any more; reading it says why.
     let first = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
     store.checkpoint().read(slice.tensor, first, &mut vec![0; slice.size_bytes as usize])?;
-    Err(Error::io("show from its map", plan.piece_name(piece), std::io::Error::other("use --io pread")))
+    Err(Error::NotMapped { path: plan.piece_name(piece), fault: "its file is not shown any more".into() })
 }
 
 /// All scores of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.

@@ -11,7 +11,7 @@ use super::template_environment::{self, Limits};
 use super::template_json::Capped;
 use super::template_source::{self, MAX_SOURCE_BYTES};
 use super::tokenizer::{TemplateTokens, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Remedy, Result, Setting};
 use crate::model::{Checkpoint, Format};
 use crate::platform::Folder;
 use crate::platform::limited::{Unfinished, run_limited};
@@ -142,7 +142,8 @@ impl ChatTemplate {
     }
 
     fn fault(&self, fault: &str) -> Error {
-        text_error(&self.path, format!("its chat template cannot be used: {fault} (--raw does without it)"))
+        let fault = format!("its chat template cannot be used: {fault}");
+        Error::Text { path: self.path.clone(), fault, advice: [Remedy::Use(Setting::Raw, String::new())].into() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Result};
 use crate::platform::Folder;
 use crate::weights::parse_python_json;
 
@@ -34,5 +34,5 @@ pub(super) fn read_fields(folder: &Folder, name: &str, cap: u64) -> Result<Optio
 
 /// An [`Error::Text`] about `path`.
 pub(super) fn text_error(path: impl std::fmt::Display, fault: impl Into<String>) -> Error {
-    Error::Text { path: path.to_string(), fault: fault.into() }
+    Error::Text { path: path.to_string(), fault: fault.into(), advice: Advice::default() }
 }

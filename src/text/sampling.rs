@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::defaults::ModelDefaults;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 /// How the next token is chosen. The defaults are llama.cpp's.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -84,10 +84,10 @@ impl SamplingSettings {
 
     /// Refuses NaN, negative and out-of-range values, naming the option.
     pub fn check(&self) -> Result<()> {
-        check_range("--temp", self.temperature, 0.0, MAX_TEMPERATURE)?;
-        check_range("--top-p", self.top_p, 0.0, 1.0)?;
-        check_range("--min-p", self.min_p, 0.0, 1.0)?;
-        check_range("--repeat-penalty", self.repeat_penalty, MIN_PENALTY, MAX_PENALTY)
+        check_range(Setting::Temperature, self.temperature, 0.0, MAX_TEMPERATURE)?;
+        check_range(Setting::TopP, self.top_p, 0.0, 1.0)?;
+        check_range(Setting::MinP, self.min_p, 0.0, 1.0)?;
+        check_range(Setting::RepeatPenalty, self.repeat_penalty, MIN_PENALTY, MAX_PENALTY)
     }
 
     /// Which logits are needed to choose a token with these settings.
@@ -116,12 +116,12 @@ pub(super) const MIN_PENALTY: f32 = 0.001;
 /// See [`MIN_PENALTY`].
 pub(super) const MAX_PENALTY: f32 = 1000.0;
 
-fn check_range(option: &str, value: f32, least: f32, most: f32) -> Result<()> {
+fn check_range(setting: Setting, value: f32, least: f32, most: f32) -> Result<()> {
     // Written so that NaN fails.
     if value >= least && value <= most {
         return Ok(());
     }
-    Err(Error::InvalidArgument { option: option.to_owned(), fault: format!("{value} is out of range; allowed is {least} to {most}") })
+    Err(Error::InvalidArgument { option: setting.into(), fault: format!("{value} is out of range; allowed is {least} to {most}") })
 }
 
 /// A seed that differs from run to run, below 2^32 so that it is short to read and to pass back with `--seed`.
@@ -146,15 +146,15 @@ mod tests {
     fn bad_values_name_their_option() {
         let flags = SamplingFlags::default();
         for (flags, option) in [
-            (SamplingFlags { temperature: Some(f32::NAN), ..flags.clone() }, "--temp"),
-            (SamplingFlags { temperature: Some(-0.1), ..flags.clone() }, "--temp"),
-            (SamplingFlags { top_p: Some(1.01), ..flags.clone() }, "--top-p"),
-            (SamplingFlags { min_p: Some(-1.0), ..flags.clone() }, "--min-p"),
-            (SamplingFlags { repeat_penalty: Some(0.0), ..flags.clone() }, "--repeat-penalty"),
-            (SamplingFlags { repeat_penalty: Some(f32::INFINITY), ..flags.clone() }, "--repeat-penalty"),
+            (SamplingFlags { temperature: Some(f32::NAN), ..flags.clone() }, Setting::Temperature),
+            (SamplingFlags { temperature: Some(-0.1), ..flags.clone() }, Setting::Temperature),
+            (SamplingFlags { top_p: Some(1.01), ..flags.clone() }, Setting::TopP),
+            (SamplingFlags { min_p: Some(-1.0), ..flags.clone() }, Setting::MinP),
+            (SamplingFlags { repeat_penalty: Some(0.0), ..flags.clone() }, Setting::RepeatPenalty),
+            (SamplingFlags { repeat_penalty: Some(f32::INFINITY), ..flags.clone() }, Setting::RepeatPenalty),
         ] {
             let error = SamplingSettings::merged(&ModelDefaults::default(), &flags).unwrap_err();
-            assert!(matches!(&error, Error::InvalidArgument { option: named, .. } if named == option), "{error}");
+            assert!(matches!(&error, Error::InvalidArgument { option: named, .. } if *named == option.into()), "{error}");
             assert_eq!(error.exit_code(), 2);
         }
     }

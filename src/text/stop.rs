@@ -1,6 +1,6 @@
 //! Stop strings: text that may be the beginning of one is held back until it is known. Knows no tokens.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting};
 
 /// Watches a stream of text for strings that end it. The text ends before the stop string that is complete first
 /// (of several complete at once, before the longest), however the text is cut into pieces.
@@ -25,7 +25,7 @@ impl StopStrings {
     pub fn new(strings: Vec<String>) -> Result<StopStrings> {
         if strings.iter().any(String::is_empty) {
             let fault = "an empty stop string would end every answer at once; leave the option out".to_owned();
-            return Err(Error::InvalidArgument { option: "--stop".into(), fault });
+            return Err(Error::InvalidArgument { option: Setting::Stop.into(), fault });
         }
         Ok(StopStrings { strings, held: String::new(), stopped: false })
     }

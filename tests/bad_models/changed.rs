@@ -113,6 +113,7 @@ fn truncation_under_a_view_ends_in_a_message() {
 
 #[cfg(unix)]
 fn touch_truncated_view(path: &Path) {
+    tierflow::platform::guard_maps("");
     let source: std::sync::Arc<dyn ByteSource> = open_source(path, IoMode::Mmap).unwrap();
     let view = source.view(0, 1 << 20).unwrap();
     OpenOptions::new().write(true).open(path).unwrap().set_len(4096).unwrap();

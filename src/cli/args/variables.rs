@@ -8,6 +8,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory};
 
 use super::Cli;
+use crate::cli::words::Options;
 use crate::error::Error;
 
 /// `command` without the twins that are empty, as docker compose and scripts leave them.
@@ -49,14 +50,15 @@ pub(super) fn blamed(mut error: clap::Error, command: &Command, arguments: &[OsS
 pub fn blame_variable(error: Error, verb: &str, matches: &ArgMatches) -> Error {
     let Error::InvalidArgument { option, fault } = error else { return error };
     let command = Cli::command();
-    let is_named = |arg: &&Arg| match option.strip_prefix("--") {
+    let name = option.in_words(&Options);
+    let is_named = |arg: &&Arg| match name.strip_prefix("--") {
         Some(long) => arg.get_long() == Some(long),
-        None => option == "MODEL" && arg.get_long() == Some("model"),
+        None => name == "MODEL" && arg.get_long() == Some("model"),
     };
     let arg = command.find_subcommand(verb).and_then(|subcommand| subcommand.get_arguments().find(is_named));
     let variable = arg.filter(|arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::EnvVariable)).and_then(Arg::get_env);
     match variable {
-        Some(variable) => Error::InvalidArgument { option: variable.to_string_lossy().into_owned(), fault },
+        Some(variable) => Error::InvalidArgument { option: variable.to_string_lossy().into_owned().into(), fault },
         None => Error::InvalidArgument { option, fault },
     }
 }

@@ -13,6 +13,7 @@ use crate::cli::output::Output;
 use crate::cli::run::{Settings, answer, encode_messages};
 use crate::cli::statistics::Statistics;
 use crate::cli::terminal::note;
+use crate::cli::words::text_of;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::platform;
@@ -152,10 +153,10 @@ impl Chat<'_> {
             // Stopped before the first word: the question counts as not asked.
             Err(Error::Interrupted) => {}
             Err(error @ Error::ContextFull { .. }) => {
-                note(&format!("error: {error}; the conversation is as it was (/clear begins anew)\n"))
+                note(&format!("error: {}; the conversation is as it was (/clear begins anew)\n", text_of(&error)))
             }
             // The template or the tokenizer refuses this message; the chat goes on without it.
-            Err(error @ (Error::Text { .. } | Error::InvalidArgument { .. })) => note(&format!("error: {error}\n")),
+            Err(error @ (Error::Text { .. } | Error::InvalidArgument { .. })) => note(&format!("error: {}\n", text_of(&error))),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -234,7 +235,7 @@ fn path_of(file: &str) -> PathBuf {
 fn told<T>(outcome: Result<T>, text: impl FnOnce(T) -> String) {
     match outcome {
         Ok(done) => note(&text(done)),
-        Err(error) => note(&format!("error: {error}\n")),
+        Err(error) => note(&format!("error: {}\n", text_of(&error))),
     }
 }
 

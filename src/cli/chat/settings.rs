@@ -97,7 +97,7 @@ fn no_setting(name: &str) -> Error {
 }
 
 fn invalid(name: &str, fault: impl Into<String>) -> Error {
-    Error::InvalidArgument { option: format!("/set {name}"), fault: fault.into() }
+    Error::InvalidArgument { option: format!("/set {name}").into(), fault: fault.into() }
 }
 
 fn number<T: std::str::FromStr>(name: &str, value: Option<&str>) -> Result<Option<T>> {
@@ -188,7 +188,7 @@ mod tests {
             ("history maybe", "neither on nor off"),
             ("stop \"a", "in quotes"),
         ] {
-            let error = changed(line).map(|_| ()).unwrap_err().to_string();
+            let error = crate::cli::words::text_of(&changed(line).map(|_| ()).unwrap_err());
             assert!(error.contains(hint), "{line}: {error}");
         }
         let mut settings = Settings::for_tests();

@@ -45,7 +45,7 @@ pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
 /// Gives one setting a value: in its place where it is there, else with its meaning as a comment.
 fn set(document: &mut DocumentMut, setting: &Setting, text: &str, here: &Path) -> Result<()> {
     let anchored = setting.anchored(text, here).into_string().map_err(|path| Error::InvalidArgument {
-        option: format!("--{}", setting.name()),
+        option: format!("--{}", setting.name()).into(),
         fault: format!("{} is not UTF-8, as the config file must be; choose another place", path.display()),
     })?;
     let mut value = value_of(setting, &anchored);

@@ -237,7 +237,7 @@ impl Reader<'_> {
         let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
         let place = format!("{}, line {}", self.path.display(), before.matches('\n').count() + 1);
         let option = key.map_or_else(|| place.clone(), |key| format!("{place}, `{key}`"));
-        Error::InvalidArgument { option, fault: fault.into() }
+        Error::InvalidArgument { option: option.into(), fault: fault.into() }
     }
 }
 

@@ -93,7 +93,7 @@ fn typed_settings(matches: &ArgMatches) -> Result<Vec<Change>> {
     let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let Some(name) = setting::hidden_options().into_iter().find(|(id, _)| is_typed(id)).map(|(_, name)| name) {
         return Err(Error::InvalidArgument {
-            option: format!("--{name}"),
+            option: format!("--{name}").into(),
             fault: "is no setting of the config file; give it where it is needed".into(),
         });
     }
@@ -101,7 +101,7 @@ fn typed_settings(matches: &ArgMatches) -> Result<Vec<Change>> {
     typed
         .map(|setting| {
             let value = setting.value_in(matches).ok_or_else(|| Error::InvalidArgument {
-                option: format!("--{}", setting.name()),
+                option: format!("--{}", setting.name()).into(),
                 fault: "is not UTF-8, as the config file must be; choose another name".into(),
             })?;
             Ok(Change { setting, value: Some(value) })

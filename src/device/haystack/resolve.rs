@@ -3,7 +3,7 @@
 use super::{Device, DeviceType};
 use crate::device::vendor::{AMD, APPLE, INTEL, NVIDIA};
 use crate::device::{self, DeviceSpec};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 impl Device {
     /// The device that this word means among `specs`. An accelerator's id counts the adapters of the word's vendors in the
@@ -26,8 +26,7 @@ impl Device {
                 DeviceType::Mps => "Apple",
                 _ => "NVIDIA and AMD",
             };
-            let there_is = device::adapters_in_words(specs);
-            Error::NoGpu { fault: format!("{self} was asked for (adapters of {makers}: {}); {there_is}", named.len()) }
+            device::no_gpu(format!("{self} was asked for (adapters of {makers}: {})", named.len()), specs)
         })
     }
 }

@@ -66,7 +66,7 @@ impl TryFrom<DeviceKey> for Device {
         match key {
             DeviceKey::Accelerator(index) => u32::try_from(index).map(Device::Gpu).map_err(|_| Error::InvalidArgument {
                 option: "device_map".into(),
-                fault: format!("accelerator {index} is no device here; number adapters from 0, as `tierflow devices` does"),
+                fault: format!("accelerator {index} is no device here; number adapters from 0"),
             }),
             DeviceKey::Mps => Ok(Device::Gpu(0)),
             DeviceKey::Cpu => Ok(Device::Cpu),

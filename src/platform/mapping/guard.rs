@@ -1,4 +1,5 @@
-//! Turns the signal of a truncated map into a message: a table of live maps that a signal handler can read without locks.
+//! Turns the signal of a truncated map into a message, where a program asks for it: a table of live maps that a signal handler can read
+//! without locks.
 
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
@@ -13,7 +14,17 @@ const FREE: usize = 0;
 const CLAIMED: usize = 1;
 
 static SLOTS: [Slot; N_SLOTS] = [const { Slot::new() }; N_SLOTS];
+/// The handler before the guard's, once that is installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// What the message ends with.
+static ADVICE: OnceLock<&'static str> = OnceLock::new();
+
+/// From now on a file that is truncated under its map ends the process with a message, which ends with `advice` (128 bytes of it, at
+/// most). Without it the system's signal ends the process.
+pub fn guard_maps(advice: &'static str) {
+    let _ = ADVICE.set(advice);
+    PREVIOUS.get_or_init(install);
+}
 
 /// A map's entry in the table, for as long as the map lives.
 pub(super) struct Guard(&'static Slot);
@@ -21,7 +32,6 @@ pub(super) struct Guard(&'static Slot);
 impl Guard {
     /// Enters the map of `len` bytes at `start` under the name `path`; `None` where the table is full.
     pub(super) fn new(start: usize, len: usize, path: &str) -> Option<Guard> {
-        PREVIOUS.get_or_init(install);
         let slot = SLOTS.iter().find(|slot| slot.start.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
         let tail = path.as_bytes();
         let tail = tail.get(tail.len().saturating_sub(NAME_BYTES)..).unwrap_or_default();
@@ -97,11 +107,11 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, _context: 
 
 /// Writes the message without allocating.
 fn report(slot: &Slot) {
-    const AFTER: &[u8] =
-        b" changed while it was in use: truncated under its mapping, or its disk failed; load the model again (or use --io pread)\n";
-    let mut message = [0u8; NAME_BYTES + AFTER.len() + 16];
+    const AFTER: &[u8] = b" changed while it was in use: truncated under its mapping, or its disk failed; load the model again";
+    let mut message = [0u8; NAME_BYTES + AFTER.len() + 160];
+    let advice = ADVICE.get().copied().unwrap_or_default().bytes().take(128);
     let name = slot.name.iter().take(slot.name_len.load(Ordering::Relaxed)).map(|byte| byte.load(Ordering::Relaxed));
-    let text = b"error: ".iter().copied().chain(name).chain(AFTER.iter().copied());
+    let text = b"error: ".iter().copied().chain(name).chain(AFTER.iter().copied()).chain(advice).chain(*b"\n");
     let mut len = 0;
     for (place, byte) in message.iter_mut().zip(text) {
         *place = byte;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use tierflow::Error;
 use wasm_bindgen::JsValue;
 
-use crate::words;
+use crate::words::{OfThisApi, without_places};
 
 /// A fault on its way to JavaScript.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl From<Thrown> for JsValue {
 
 impl From<Error> for Thrown {
     fn from(error: Error) -> Thrown {
-        let thrown = js_sys::Error::new(&words::of_this_api(&error.to_string()));
+        let thrown = js_sys::Error::new(&without_places(&error.in_words(&OfThisApi)));
         thrown.set_name(name_of(&error));
         match &error {
             Error::DoesNotFit { device, needed, available, .. } => {
@@ -34,7 +34,7 @@ impl From<Error> for Thrown {
                 set(&thrown, "needed", &(*needed as f64).into());
                 set(&thrown, "available", &(*available as f64).into());
             }
-            Error::InvalidArgument { option, .. } => set(&thrown, "option", &words::of_this_api(option).into()),
+            Error::InvalidArgument { option, .. } => set(&thrown, "option", &option.in_words(&OfThisApi).into()),
             _ => {}
         }
         if let Error::DoNotFit { shortfalls, .. } = &error
@@ -62,12 +62,13 @@ fn name_of(error: &Error) -> &'static str {
         Error::InvalidFile { .. }
         | Error::FileChanged { .. }
         | Error::UnsupportedModel { .. }
+        | Error::UnsupportedOnGpu { .. }
         | Error::MissingTensor { .. }
         | Error::WrongShape { .. }
         | Error::Text { .. } => "InvalidFileError",
         Error::Interrupted => "InterruptedError",
         Error::ContextFull { .. } => "ContextFullError",
-        Error::InvalidArgument { .. } | Error::TokenOutOfVocabulary { .. } => "InvalidArgumentError",
+        Error::InvalidArgument { .. } | Error::NoBudgetIsEnough { .. } | Error::TokenOutOfVocabulary { .. } => "InvalidArgumentError",
         _ => "TierflowError",
     }
 }
@@ -80,11 +81,4 @@ pub fn invalid(argument: &str, fault: impl Into<String>) -> Error {
 /// `value` as JSON text.
 pub fn json(value: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|error| Error::io("write as JSON", "the answer", error.into()))
-}
-
-/// As [`json`], with texts in the words of this API.
-pub fn json_of_this_api(value: &impl Serialize) -> Result<String, Error> {
-    let mut value = serde_json::to_value(value).map_err(|error| Error::io("write as JSON", "the answer", error.into()))?;
-    words::all_of_this_api(&mut value);
-    json(&value)
 }

@@ -19,7 +19,7 @@ use tierflow::machine::{self, DevicesFile, Measure};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 
-use error::{Result, json, json_of_this_api};
+use error::{Result, json};
 
 #[wasm_bindgen]
 extern "C" {
@@ -43,7 +43,7 @@ pub fn start() {
 #[wasm_bindgen]
 pub async fn devices() -> Result<String> {
     let found: DevicesFile = machine::list(Measure::Never).await?;
-    let text = json_of_this_api(&found)?;
+    let text = json(&found)?;
     FOUND.set(Some(found.devices));
     Ok(text)
 }

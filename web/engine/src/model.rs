@@ -12,8 +12,9 @@ use tierflow::model::Checkpoint;
 use wasm_bindgen::prelude::*;
 
 use crate::engine::Engine;
-use crate::error::{Result, invalid, json, json_of_this_api};
+use crate::error::{Result, invalid, json};
 use crate::source::{Reading, Source, sources};
+use crate::words::OfThisApi;
 use crate::{found_devices, options};
 
 /// A model's files, their headers read.
@@ -49,7 +50,7 @@ impl Model {
             None => found_devices().ok_or_else(|| invalid("devices", "call devices() first, or give the text of a devices file"))?,
         };
         let prepared = at_once(options.builder(&self.checkpoint).machine(machine).prepare())?;
-        Ok(json_of_this_api(&described(&prepared, &options))?)
+        Ok(json(&described(&prepared, &options))?)
     }
 
     /// Loads what the plan holds in memory; `progress` is told bytes done and bytes in all, and ends the load by returning false:
@@ -57,7 +58,7 @@ impl Model {
     pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
         let options = options::read(options)?;
         let prepared = options.builder(&self.checkpoint).prepare().await?;
-        let plan = json_of_this_api(&described(&prepared, &options))?;
+        let plan = json(&described(&prepared, &options))?;
         let progress = Progress { function: progress, reading: self.reading.clone() };
         let loaded = prepared.load(&|loaded| progress.tell(loaded)).await;
         let ended = self.reading.check();
@@ -72,7 +73,7 @@ impl Model {
 fn described(prepared: &Prepared, options: &options::Options) -> serde_json::Value {
     let explanation = prepared.explain();
     let mut told = prepared.to_json(&explanation);
-    told["text"] = format!("{}{explanation}", prepared.summary()).into();
+    told["text"] = format!("{}{}", prepared.summary(), explanation.in_words(&OfThisApi)).into();
     told["forecast"] = serde_json::json!({"prefill": prepared.forecast.prefill, "decode": prepared.forecast.decode});
     told["command"] = options.command(&prepared.checkpoint.path).into();
     told
