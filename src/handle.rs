@@ -1,10 +1,15 @@
 //! An engine on a thread of its own, which many may hold: handles are clones, sequences live side by side, tokens come as streams.
-//! Commands and tokens cross by channels; whoever drops a stream ends its work before the next submission.
+//! Commands and tokens cross by channels; whoever drops a stream ends its work before the next submission, and who does not read one
+//! lets it pause.
+//!
+//! The engine's thread goes round: one part of one prompt, as large as the plan's forward, then one token of every sequence that
+//! generates. Those tokens share forwards, as many as go through the kernels of a single token ([`MAX_TOKENS_TOGETHER`]): so each sequence
+//! gets bit for bit what it gets alone, and a long prompt holds the others up for one part of it at a time.
 
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -14,11 +19,15 @@ use futures_core::Stream;
 
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
-use crate::session::{FinishReason, GenerateOptions, Generated, GenerationState, Session};
+use crate::session::{FinishReason, GenerateOptions, Generated, GenerationState};
+use crate::stream::{Batch, BatchToken, MAX_TOKENS_TOGETHER, Scores, Want};
 use crate::text::Sampler;
 
-/// A loaded model on a thread of its own. Clones are handles of the same engine, which ends when the last handle and the last sequence
-/// are gone.
+/// Steps of a stream that wait to be read, at most: then its generation pauses until they are.
+pub const MAX_UNREAD: usize = 64;
+
+/// A loaded model on a thread of its own. Clones are handles of the same engine, which ends when the last handle, sequence and stream are
+/// gone.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
@@ -35,8 +44,18 @@ pub struct Sequence {
 pub struct TokenStream {
     steps: tokens::UnboundedReceiver<Result<Step>>,
     cancelled: Arc<AtomicBool>,
+    unread: Arc<Unread>,
+    commands: mpsc::Sender<Command>,
     finish: Option<FinishReason>,
     n_prompt: usize,
+}
+
+/// What a stream and the engine's thread know of the steps between them.
+#[derive(Default)]
+struct Unread {
+    n_steps: AtomicUsize,
+    /// The engine's thread waits for them to be read.
+    is_awaited: AtomicBool,
 }
 
 /// What the engine's thread sends.
@@ -52,6 +71,8 @@ enum Command {
     Open(oneshot::Sender<Result<u32>>),
     Close(u32),
     Generate(Running),
+    /// Look again: a stream that was full is not any more.
+    Wake,
 }
 
 struct Request {
@@ -108,10 +129,11 @@ impl Sequence {
     /// [`Error::EngineGone`]; what else fails comes through the stream.
     pub fn generate(&mut self, prompt: Vec<u32>, sampler: Sampler, options: GenerateOptions) -> Result<TokenStream> {
         let (sender, steps) = tokens::unbounded();
-        let stream = TokenStream { steps, cancelled: Arc::default(), finish: None, n_prompt: 0 };
-        let stage = Stage::Prompt(Box::new(Request { prompt, sampler, options }));
-        let cancelled = Arc::clone(&stream.cancelled);
-        self.handle.send(Command::Generate(Running { sequence: self.id, stage, steps: sender, cancelled }))?;
+        let (cancelled, unread, commands) = (Arc::default(), Arc::default(), self.handle.commands.clone());
+        let stream = TokenStream { steps, cancelled, unread, commands, finish: None, n_prompt: 0 };
+        let stage = Stage::Asked(Box::new(Request { prompt, sampler, options }));
+        let listener = Listener { steps: sender, cancelled: Arc::clone(&stream.cancelled), unread: Arc::clone(&stream.unread) };
+        self.handle.send(Command::Generate(Running { sequence: self.id, stage, listener }))?;
         Ok(stream)
     }
 
@@ -142,6 +164,20 @@ impl TokenStream {
         Arc::clone(&self.cancelled)
     }
 
+    /// Steps that wait to be read: tokens, and that the prompt was read. No more than [`MAX_UNREAD`].
+    pub fn n_unread(&self) -> usize {
+        self.unread.n_steps.load(Ordering::SeqCst)
+    }
+
+    /// A step was read.
+    fn note_read(&self) {
+        self.unread.n_steps.fetch_sub(1, Ordering::SeqCst);
+        if self.unread.is_awaited.swap(false, Ordering::SeqCst) {
+            // Where the engine is gone, nobody waits.
+            let _ = self.commands.send(Command::Wake);
+        }
+    }
+
     /// Why it ended; `None` while it has not, and where it was cancelled.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish
@@ -158,7 +194,11 @@ impl Stream for TokenStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Generated>>> {
         loop {
-            match std::task::ready!(Pin::new(&mut self.steps).poll_next(context)) {
+            let step = std::task::ready!(Pin::new(&mut self.steps).poll_next(context));
+            if step.is_some() {
+                self.note_read();
+            }
+            match step {
                 Some(Ok(Step::Prompt(n_prompt))) => self.n_prompt = n_prompt,
                 Some(Ok(Step::Token(generated))) => return Poll::Ready(Some(Ok(generated))),
                 Some(Ok(Step::End(finish))) => {
@@ -199,15 +239,62 @@ struct Held {
 struct Running {
     sequence: u32,
     stage: Stage,
-    steps: tokens::UnboundedSender<Result<Step>>,
-    cancelled: Arc<AtomicBool>,
+    listener: Listener,
 }
 
 /// How far it has come.
 enum Stage {
-    /// Its prompt is still to be read.
-    Prompt(Box<Request>),
-    Tokens(Box<GenerationState>),
+    /// Nothing was done yet.
+    Asked(Box<Request>),
+    Begun(Box<Begun>),
+}
+
+struct Begun {
+    state: GenerationState,
+    /// Tokens to be computed before the next one is chosen: what is left of the prompt, or the last token. At least one.
+    due: Vec<u32>,
+    /// Whether the listener knows that the prompt was read.
+    prompt_is_told: bool,
+}
+
+/// Who gets the steps.
+struct Listener {
+    steps: tokens::UnboundedSender<Result<Step>>,
+    cancelled: Arc<AtomicBool>,
+    unread: Arc<Unread>,
+}
+
+impl Listener {
+    fn send(&self, step: Result<Step>) {
+        self.unread.n_steps.fetch_add(1, Ordering::SeqCst);
+        // Nobody may listen any more.
+        let _ = self.steps.unbounded_send(step);
+    }
+
+    /// Whether nobody wants any more.
+    fn is_gone(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.steps.is_closed()
+    }
+
+    /// Whether it may get more steps; if not, it wakes the engine's thread when it may.
+    fn has_room(&self) -> bool {
+        let has_room = || self.unread.n_steps.load(Ordering::SeqCst) < MAX_UNREAD;
+        if has_room() {
+            return true;
+        }
+        self.unread.is_awaited.store(true, Ordering::SeqCst);
+        has_room()
+    }
+}
+
+impl Running {
+    /// What is to be computed next; nothing before it has begun.
+    fn due(&self) -> &[u32] {
+        match &self.stage {
+            Stage::Asked(_) => &[],
+            Stage::Begun(begun) => &begun.due,
+        }
+    }
 }
 
 impl Worker {
@@ -216,11 +303,11 @@ impl Worker {
         Worker { engine, sequences: (0..n_seqs).map(|_| Held::default()).collect(), running: VecDeque::new() }
     }
 
-    /// Until the last handle is gone. While nothing runs it waits for commands; otherwise each generation has its turn: a prompt, or
-    /// one token.
+    /// Until the last handle is gone. While there is nothing to compute it waits for commands.
     fn run(mut self, commands: &mpsc::Receiver<Command>) {
         loop {
-            if self.running.is_empty() {
+            self.running.retain(|running| !running.listener.is_gone());
+            if !self.running.iter().any(|running| running.listener.has_room()) {
                 match commands.recv() {
                     Ok(command) => self.obey(command),
                     Err(_) => return,
@@ -229,11 +316,9 @@ impl Worker {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
-            if let Some(next) = self.running.pop_front()
-                && let Some(going) = self.turn(next)
-            {
-                self.running.push_back(going);
-            }
+            self.begin();
+            self.read_on();
+            self.generate();
         }
     }
 
@@ -257,58 +342,129 @@ impl Worker {
                 self.running.retain(|other| other.sequence != running.sequence);
                 self.running.push_back(running);
             }
+            Command::Wake => {}
         }
     }
 
-    /// The next step of a generation; yields it where it goes on.
-    fn turn(&mut self, running: Running) -> Option<Running> {
-        let Running { sequence, stage, steps, cancelled } = running;
-        if cancelled.load(Ordering::Relaxed) {
+    /// Begins what was asked for.
+    fn begin(&mut self) {
+        for running in std::mem::take(&mut self.running) {
+            let Running { sequence, stage, listener } = running;
+            let begun = match stage {
+                Stage::Begun(begun) => Ok(begun),
+                Stage::Asked(request) => {
+                    let Request { prompt, sampler, options } = *request;
+                    let cached = &mut self.sequences[sequence as usize].tokens;
+                    GenerationState::begin(&self.engine, cached, &prompt, sampler, options)
+                        .map(|(state, due)| Box::new(Begun { state, due, prompt_is_told: false }))
+                }
+            };
+            match begun {
+                Ok(begun) => self.running.push_back(Running { sequence, stage: Stage::Begun(begun), listener }),
+                Err(error) => listener.send(Err(error)),
+            }
+        }
+    }
+
+    /// One part of the prompt whose turn it is.
+    fn read_on(&mut self) {
+        let is_next = |running: &Running| running.due().len() > 1 && running.listener.has_room();
+        let next = self.running.iter().position(is_next).and_then(|index| self.running.remove(index));
+        if let Some(running) = next {
+            let n_tokens = running.due().len().min(self.engine.plan().forward.n_tokens);
+            let read = self.compute(vec![running], n_tokens);
+            self.running.extend(read);
+        }
+    }
+
+    /// One token of each sequence that generates, several in a forward.
+    fn generate(&mut self) {
+        let forward = self.engine.plan().forward;
+        let n_together = MAX_TOKENS_TOGETHER.min(forward.n_tokens).min(forward.n_logit_rows).max(1);
+        let is_ready = |running: &Running| running.due().len() == 1 && running.listener.has_room();
+        let (ready, others): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_ready);
+        self.running = others.into();
+        let (whole, best): (Vec<Running>, Vec<Running>) = ready.into_iter().partition(|running| want(running) == Want::Logits);
+        for mut ready in [whole, best] {
+            while !ready.is_empty() {
+                let rest = ready.split_off(ready.len().min(n_together));
+                let computed = self.compute(ready, 1);
+                self.running.extend(computed);
+                ready = rest;
+            }
+        }
+    }
+
+    /// Computes the first `n_tokens` that are due of each of `some` in one forward; yields those that go on. Where that fails for several,
+    /// each is tried alone, so that none ends with the fault of another.
+    fn compute(&mut self, some: Vec<Running>, n_tokens: usize) -> Vec<Running> {
+        match self.forward(&some, n_tokens) {
+            Ok(scores) => some.into_iter().zip(scores).filter_map(|(running, scores)| self.go_on(running, n_tokens, scores)).collect(),
+            // All of them were cancelled.
+            Err(Error::Interrupted) => Vec::new(),
+            Err(_) if some.len() > 1 => some.into_iter().flat_map(|running| self.compute(vec![running], n_tokens)).collect(),
+            Err(error) => {
+                if let Some(alone) = some.first() {
+                    alone.listener.send(Err(error));
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn forward(&mut self, some: &[Running], n_tokens: usize) -> Result<Vec<Scores>> {
+        let mut batch = Batch::default();
+        for running in some {
+            let first = self.sequences[running.sequence as usize].tokens.len() as u32;
+            let due = running.due().iter().take(n_tokens);
+            batch.tokens.extend((first..).zip(due).map(|(position, &token)| BatchToken { token, sequence: running.sequence, position }));
+            batch.logits_for.push(batch.tokens.len().saturating_sub(1) as u32);
+        }
+        // Only what follows all that is due is asked for: other scores need not cross the link.
+        let wanted = some.iter().filter(|running| running.due().len() == n_tokens).map(want);
+        batch.want = wanted.max_by_key(|want| if let Want::TopK(k) = want { *k } else { usize::MAX }).unwrap_or(Want::TopK(1));
+        let is_cancelled = || some.iter().all(|running| running.listener.cancelled.load(Ordering::Relaxed));
+        block_on(self.engine.forward_until(&batch, &is_cancelled))
+    }
+
+    /// After `n_tokens` of what is due were computed; where that was all, these are the scores of what follows. Yields the generation where
+    /// it goes on.
+    fn go_on(&mut self, mut running: Running, n_tokens: usize, scores: Scores) -> Option<Running> {
+        let held = &mut self.sequences[running.sequence as usize].tokens;
+        let Running { stage: Stage::Begun(begun), listener, .. } = &mut running else { return None };
+        held.extend(begun.due.drain(..n_tokens));
+        if listener.is_gone() {
             return None;
         }
-        let held = &mut self.sequences[sequence as usize].tokens;
-        let mut session = match self.engine.session_of(sequence, std::mem::take(held)) {
-            Ok(session) => session,
-            Err(error) => return fail(&steps, error),
-        };
-        session.cancel_with(Arc::clone(&cancelled));
-        let outcome = match stage {
-            Stage::Prompt(request) => block_on(start(&mut session, *request)),
-            Stage::Tokens(state) => block_on(step(&mut session, state)),
-        };
-        *held = session.tokens().to_vec();
-        match outcome {
-            Ok((sent, state)) => {
-                let is_heard = sent.into_iter().all(|step| steps.unbounded_send(Ok(step)).is_ok());
-                state.filter(|_| is_heard).map(|state| Running { sequence, stage: Stage::Tokens(state), steps, cancelled })
-            }
-            Err(Error::Interrupted) => None,
-            Err(error) => fail(&steps, error),
+        if !begun.due.is_empty() {
+            return Some(running);
         }
+        if !std::mem::replace(&mut begun.prompt_is_told, true) {
+            listener.send(Ok(Step::Prompt(begun.state.n_prompt())));
+        }
+        let scores = scores.limited_to(begun.state.want());
+        match begun.state.next(&scores, held.len(), &self.engine) {
+            Ok(token) => token.into_iter().for_each(|token| listener.send(Ok(Step::Token(token)))),
+            Err(error) => {
+                listener.send(Err(error));
+                return None;
+            }
+        }
+        if let Some(finish) = begun.state.finish_reason() {
+            listener.send(Ok(Step::End(finish)));
+            return None;
+        }
+        begun.due.extend(begun.state.due());
+        Some(running)
     }
 }
 
-/// What is sent, and the generation where it goes on.
-type Outcome = Result<(Vec<Step>, Option<Box<GenerationState>>)>;
-
-async fn start(session: &mut Session<'_>, request: Request) -> Outcome {
-    let Request { prompt, sampler, options } = request;
-    let state = GenerationState::begin(session, &prompt, sampler, options).await?;
-    Ok((vec![Step::Prompt(state.n_prompt())], Some(Box::new(state))))
-}
-
-async fn step(session: &mut Session<'_>, mut state: Box<GenerationState>) -> Outcome {
-    let token = state.next(session).await?.map(Step::Token);
-    let finish = state.finish_reason().map(Step::End);
-    let goes_on = finish.is_none();
-    Ok((token.into_iter().chain(finish).collect(), goes_on.then_some(state)))
-}
-
-/// Tells the error; the generation ends with it.
-fn fail(steps: &tokens::UnboundedSender<Result<Step>>, error: Error) -> Option<Running> {
-    // Nobody may listen any more.
-    let _ = steps.unbounded_send(Err(error));
-    None
+/// The scores that a generation needs.
+fn want(running: &Running) -> Want {
+    match &running.stage {
+        Stage::Asked(_) => Want::TopK(1),
+        Stage::Begun(begun) => begun.state.want(),
+    }
 }
 
 /// Polls the future on this thread, which sleeps while it waits.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result, Setting};
 use crate::stream::{Batch, BatchToken, Scores, Want};
 use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
@@ -51,6 +51,8 @@ pub struct Generated {
 pub struct Generation<'s, 'a> {
     session: &'s mut Session<'a>,
     state: GenerationState,
+    /// Of what follows the last token that was computed.
+    scores: Scores,
 }
 
 /// How far a generation has come, apart from the session that it goes on in.
@@ -59,7 +61,6 @@ pub(crate) struct GenerationState {
     options: GenerateOptions,
     detokenizer: Option<Detokenizer>,
     stop: StopStrings,
-    scores: Scores,
     /// The token generated last; it is computed only when what follows it is asked for.
     last: Option<u32>,
     /// Tokens before the generated ones.
@@ -116,10 +117,7 @@ impl<'a> Session<'a> {
             scores = self.engine.forward_unless(&batch, &self.cancelled).await?.into_iter().next();
             self.tokens.extend_from_slice(part);
         }
-        scores.ok_or_else(|| Error::InvalidArgument {
-            option: Setting::Prompt.into(),
-            fault: "is empty; there is nothing to continue".into(),
-        })
+        scores.ok_or_else(nothing_to_continue)
     }
 
     /// The scores of every position of `tokens`, one after the other, to `each`.
@@ -146,11 +144,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// How many of the first tokens of `prompt` are in the cache.
-    fn n_known(&self, prompt: &[u32]) -> usize {
-        self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count()
-    }
-
     fn check_room(&self, n_tokens: usize) -> Result<()> {
         self.engine.prepared().check_room(self.tokens.len() + n_tokens)
     }
@@ -160,17 +153,20 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As of [`Session::append`].
     pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
-        let state = GenerationState::begin(self, prompt, sampler, options).await?;
-        Ok(Generation { session: self, state })
+        let model = self.engine.model();
+        let (state, due) = GenerationState::begin(&model, &mut self.tokens, prompt, sampler, options)?;
+        let scores = self.append(&due, state.want()).await?;
+        Ok(Generation { session: self, state, scores })
     }
 }
 
-fn want(sampler: &Sampler) -> Want {
-    match sampler.needs() {
-        LogitsNeeded::Greedy => Want::TopK(1),
-        LogitsNeeded::TopK(k) if k as usize <= crate::plan::sizes::TOP_K_MAX => Want::TopK(k as usize),
-        LogitsNeeded::TopK(_) | LogitsNeeded::All => Want::Logits,
-    }
+/// How many of the first tokens of `prompt` are `cached`.
+fn n_known(cached: &[u32], prompt: &[u32]) -> usize {
+    cached.iter().zip(prompt).take_while(|(a, b)| a == b).count()
+}
+
+fn nothing_to_continue() -> Error {
+    Error::InvalidArgument { option: Setting::Prompt.into(), fault: "is empty; there is nothing to continue".into() }
 }
 
 impl Generation<'_, '_> {
@@ -179,7 +175,10 @@ impl Generation<'_, '_> {
     /// # Errors
     /// [`Error::NotFinite`] for broken weights; those of [`Engine::forward`].
     pub async fn next(&mut self) -> Result<Option<Generated>> {
-        self.state.next(self.session).await
+        if let Some(due) = self.state.due() {
+            self.scores = self.session.append(&[due], self.state.want()).await?;
+        }
+        self.state.next(&self.scores, self.session.tokens.len(), self.session.engine())
     }
 
     /// Whether the next token would be the last, since the context has no room for one after it; [`Generation::shift`] makes some.
@@ -204,7 +203,7 @@ impl Generation<'_, '_> {
             return Err(Error::ContextFull { needed: tokens.len() + 1, available });
         }
         self.state.n_before = prompt.len();
-        let n_known = self.session.n_known(&tokens);
+        let n_known = n_known(&self.session.tokens, &tokens);
         self.session.truncate(n_known);
         if n_known < tokens.len() {
             self.session.append(&tokens[n_known..], Want::TopK(1)).await?;
@@ -234,33 +233,39 @@ impl Generation<'_, '_> {
 }
 
 impl GenerationState {
-    /// Reads the prompt; what the cache already holds of it is not computed again.
-    pub(crate) async fn begin(
-        session: &mut Session<'_>,
+    /// Begins after `prompt`, of which the cache holds what it has in common with `cached`; the rest of that is cut off. Beside the state,
+    /// the tokens of the prompt that are to be computed, at least one.
+    pub(crate) fn begin(
+        model: &LoadedModel,
+        cached: &mut Vec<u32>,
         prompt: &[u32],
         mut sampler: Sampler,
         options: GenerateOptions,
-    ) -> Result<GenerationState> {
+    ) -> Result<(GenerationState, Vec<u32>)> {
         let stop = StopStrings::new(options.stop.clone())?;
         let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
         // The last token is always computed: its scores are what is asked for.
-        let n_known = session.n_known(prompt).min(prompt.len().saturating_sub(1));
-        session.truncate(n_known);
-        let scores = session.append(&prompt[n_known..], want(&sampler)).await?;
+        let n_known = n_known(cached, prompt).min(prompt.len().saturating_sub(1));
+        let due = prompt[n_known..].to_vec();
+        if due.is_empty() {
+            return Err(nothing_to_continue());
+        }
+        cached.truncate(n_known);
+        model.prepared().check_room(prompt.len())?;
         // What the prompt repeats counts as repeated, as in llama.cpp.
         prompt.iter().for_each(|&token| sampler.accept(token));
-        Ok(GenerationState {
-            detokenizer: session.engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
+        let state = GenerationState {
+            detokenizer: model.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
             stop,
             sampler,
             options,
-            scores,
             last: None,
             n_before: prompt.len(),
-            n_prompt: prompt.len() - n_known,
+            n_prompt: due.len(),
             n_generated: 0,
             finish,
-        })
+        };
+        Ok((state, due))
     }
 
     /// Tokens of the prompt that were computed; the others were in the cache.
@@ -273,20 +278,31 @@ impl GenerationState {
         self.finish
     }
 
-    /// The next token of `session`, or `None` at the end.
-    pub(crate) async fn next(&mut self, session: &mut Session<'_>) -> Result<Option<Generated>> {
+    /// The token that is to be computed before the next one is chosen; the last of the prompt is, before the first.
+    pub(crate) fn due(&self) -> Option<u32> {
+        self.last.filter(|_| self.finish.is_none())
+    }
+
+    /// The scores that choosing a token takes.
+    pub(crate) fn want(&self) -> Want {
+        match self.sampler.needs() {
+            LogitsNeeded::Greedy => Want::TopK(1),
+            LogitsNeeded::TopK(k) if k as usize <= crate::plan::sizes::TOP_K_MAX => Want::TopK(k as usize),
+            LogitsNeeded::TopK(_) | LogitsNeeded::All => Want::Logits,
+        }
+    }
+
+    /// The next token, by the scores of what follows the `n_cached` tokens in the cache; `None` at the end.
+    pub(crate) fn next(&mut self, scores: &Scores, n_cached: usize, model: &LoadedModel) -> Result<Option<Generated>> {
         if self.finish.is_some() {
             return Ok(None);
         }
-        if let Some(last) = self.last {
-            self.scores = session.append(&[last], want(&self.sampler)).await?;
-        }
-        let mut candidates = candidates(&self.scores)?;
+        let mut candidates = candidates(scores)?;
         let token = self.sampler.sample(&mut candidates)?;
         self.sampler.accept(token);
         self.last = Some(token);
         self.n_generated += 1;
-        let is_end = session.engine.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));
+        let is_end = model.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));
         let mut text = String::new();
         if is_end && !self.options.ignore_eos {
             self.finish = Some(FinishReason::Stop);
@@ -298,7 +314,7 @@ impl GenerationState {
                 self.finish = Some(FinishReason::Stop);
                 return Ok(Some(Generated { token, text }));
             }
-            let context_is_full = session.tokens.len() >= session.engine.plan().ctx_size;
+            let context_is_full = n_cached >= model.plan().ctx_size;
             if context_is_full || self.options.max_tokens.is_some_and(|most| self.n_generated >= most) {
                 self.finish = Some(FinishReason::Length);
             }

@@ -2,11 +2,11 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -14,11 +14,12 @@ use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
 use tierflow::gpu;
+use tierflow::handle::MAX_UNREAD;
 use tierflow::model::Checkpoint;
 use tierflow::plan::{Homes, KvDType, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
 use tierflow::platform::{ByteSource, IoMode, open_source};
 use tierflow::session::{FinishReason, GenerateOptions};
-use tierflow::stream::{Batch, BatchToken, Lane, Scores, Want};
+use tierflow::stream::{Batch, BatchToken, Lane, MAX_TOKENS_TOGETHER, Scores, Want};
 use tierflow::text::{Sampler, SamplingSettings};
 use tierflow::units::Bytes;
 use tierflow::{Sequence, TokenStream};
@@ -325,15 +326,23 @@ fn a_forward_dropped_midway_leaves_the_engine_usable() {
     assert!(STOPPED.load(Ordering::Relaxed) > 0, "no forward ever waited for an upload");
 }
 
-/// A source that refuses reads once a number of them is used up.
-#[derive(Debug)]
-struct Failing {
+/// A source that asks before each read.
+struct Watched {
     name: String,
     source: Arc<dyn ByteSource>,
-    n_left: Arc<AtomicUsize>,
+    before_read: Arc<BeforeRead>,
 }
 
-impl ByteSource for Failing {
+/// Gets the name of the file.
+type BeforeRead = dyn Fn(&str) -> Result<()> + Send + Sync;
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl ByteSource for Watched {
     fn path(&self) -> &str {
         &self.name
     }
@@ -343,11 +352,20 @@ impl ByteSource for Failing {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        match self.n_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => self.source.read_at(offset, buffer),
-            Err(_) => Err(Error::invalid_file(&self.name, "its disk is out")),
-        }
+        (self.before_read)(&self.name)?;
+        self.source.read_at(offset, buffer)
     }
+}
+
+/// The model, whose every read comes after this.
+fn watched(model: &TestModel, before_read: impl Fn(&str) -> Result<()> + Send + Sync + 'static) -> Arc<Checkpoint> {
+    let before_read: Arc<BeforeRead> = Arc::new(before_read);
+    let sources = std::fs::read_dir(&model.path).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        let (name, before_read) = (path.file_name().unwrap().to_str().unwrap().to_owned(), Arc::clone(&before_read));
+        Arc::new(Watched { name, source: open_source(&path, IoMode::Pread).unwrap(), before_read }) as Arc<dyn ByteSource>
+    });
+    Arc::new(Checkpoint::from_sources(sources.collect()).unwrap())
 }
 
 #[test]
@@ -356,12 +374,12 @@ fn a_read_that_fails_leaves_the_engine_usable() {
     let mut n_failed = 0;
     for team in teams() {
         let n_left = Arc::new(AtomicUsize::new(usize::MAX));
-        let sources = std::fs::read_dir(&model.path).unwrap().map(|entry| {
-            let path = entry.unwrap().path();
-            let (name, n_left) = (path.file_name().unwrap().to_str().unwrap().to_owned(), Arc::clone(&n_left));
-            Arc::new(Failing { name, source: open_source(&path, IoMode::Pread).unwrap(), n_left }) as Arc<dyn ByteSource>
+        let left = Arc::clone(&n_left);
+        // Refuses reads once a number of them is used up.
+        let checkpoint = watched(&model, move |name| {
+            let used = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            used.map(drop).map_err(|_| Error::invalid_file(name, "its disk is out"))
         });
-        let checkpoint = Arc::new(Checkpoint::from_sources(sources.collect()).unwrap());
         let ring = PlanOptions { resident_layers: ResidentLayers::AtMost(team.len() - 1), ..options() };
         let mut builder = Engine::builder_of(checkpoint).compute_on(team.iter().copied()).virtual_gpus(2);
         builder = builder.text(TextFiles::Skip).plan_options(ring);
@@ -544,6 +562,138 @@ fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
         let found: Vec<u32> = std::iter::from_fn(|| pollster::block_on(whole.next()).unwrap()).map(|step| step.token).collect();
         assert_eq!(found, expected, "{team:?}");
         drop((sequence, handle));
+    }
+}
+
+#[test]
+fn a_few_tokens_together_are_bit_for_bit_what_each_is_alone() {
+    for shape in shapes() {
+        let model = model_of(&shape);
+        for team in teams() {
+            let mut engine = open(&model, team, PlanOptions { n_seqs: MAX_TOKENS_TOGETHER, ..options() }).unwrap();
+            let last: Vec<BatchToken> = (0..MAX_TOKENS_TOGETHER as u32)
+                .map(|sequence| {
+                    let own = tokens(sequence, 12 - sequence);
+                    forward(&mut engine, &own, &[own.len() - 1]);
+                    own[own.len() - 1]
+                })
+                .collect();
+            let alone: Vec<Vec<u32>> = last.iter().map(|token| common::bits(&forward(&mut engine, &[*token], &[0])[0])).collect();
+            for n_tokens in 2..=MAX_TOKENS_TOGETHER {
+                let rows: Vec<usize> = (0..n_tokens).collect();
+                let together: Vec<Vec<u32>> =
+                    forward(&mut engine, &last[..n_tokens], &rows).iter().map(|logits| common::bits(logits)).collect();
+                assert!(together == alone[..n_tokens], "{n_tokens} tokens on {team:?}, {shape:?}");
+            }
+        }
+    }
+}
+
+/// The tokens of all that a stream is still to give.
+fn rest_of(stream: &mut TokenStream) -> Vec<u32> {
+    std::iter::from_fn(|| pollster::block_on(stream.next()).unwrap()).map(|step| step.token).collect()
+}
+
+fn ids(tokens: &[BatchToken]) -> Vec<u32> {
+    tokens.iter().map(|token| token.token).collect()
+}
+
+#[test]
+fn sequences_of_a_handle_share_forwards() {
+    let model = test_model(None);
+    for team in teams().into_iter().filter(|team| team[0] == GPU) {
+        // No forward goes on while this is locked: every one of them reads.
+        let gate = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&gate);
+        let checkpoint = watched(&model, move |_| {
+            drop(held.lock().unwrap());
+            Ok(())
+        });
+        let resident_layers = ResidentLayers::AtMost(team.len() - 1);
+        let ring = PlanOptions { n_slots: Some(1), lookahead: Some(1), resident_layers, ..options() };
+        let mut builder = Engine::builder_of(checkpoint).compute_on(team.iter().copied()).virtual_gpus(2);
+        builder = builder.text(TextFiles::Skip).plan_options(ring);
+        if !team.contains(&Device::Cpu) {
+            builder = builder.max_memory(Device::Cpu, Bytes::ZERO);
+        }
+        let mut engine = pollster::block_on(builder.open()).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 4 + sequence))).collect();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 8)).collect();
+        engine.trace().clear();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let closed = gate.lock().unwrap();
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(8)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        drop(closed);
+        let found: Vec<Vec<u32>> = streams.iter_mut().map(rest_of).collect();
+        assert_eq!(found, expected, "{team:?}");
+        // Each begins one round after the other, and computes seven tokens after its prompt.
+        let spans = handle.trace().spans();
+        let forwards: BTreeSet<usize> = spans.iter().filter(|span| span.lane == Lane::Readback).map(|span| span.forward).collect();
+        assert_eq!(forwards.len(), 3 + (7 + 2), "{team:?}: alone they take 3 · (1 + 7)");
+    }
+}
+
+#[test]
+fn a_long_prompt_lets_others_go_on_between_its_parts() {
+    let model = test_model(None);
+    for team in teams() {
+        let mut engine = open(&model, team, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
+        let (short, long) = (ids(&tokens(0, 4)), ids(&tokens(1, 40)));
+        let expected = [generated_alone(&mut engine, &short, 30), generated_alone(&mut engine, &long, 3)];
+        let handle = engine.spawn().unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| pollster::block_on(handle.sequence()).unwrap());
+        let mut goes_on = first.generate(short, greedy(), at_most(30)).unwrap();
+        let mut reads = second.generate(long, greedy(), at_most(3)).unwrap();
+        let begun = pollster::block_on(reads.next()).unwrap().unwrap().token;
+        assert!(goes_on.n_unread() > 40 / 8, "{} steps beside five parts on {team:?}", goes_on.n_unread());
+        let read = [vec![begun], rest_of(&mut reads)].concat();
+        assert_eq!([rest_of(&mut goes_on), read], expected, "{team:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_is_dropped_does_not_disturb_those_beside_it() {
+    let model = test_model(None);
+    for team in teams() {
+        let mut engine = open(&model, team, options()).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 5))).collect();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 40)).collect();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(40)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        let mut dropped = streams.remove(1);
+        for expected in &expected[1][..3] {
+            assert_eq!(pollster::block_on(dropped.next()).unwrap().unwrap().token, *expected);
+        }
+        drop(dropped);
+        streams[0].cancel_flag().store(true, Ordering::Relaxed);
+        assert_eq!(rest_of(&mut streams[1]), expected[2], "{team:?}");
+        let cancelled = rest_of(&mut streams[0]);
+        assert_eq!(cancelled, expected[0][..cancelled.len()], "{team:?}");
+        assert_eq!(rest_of(&mut sequences[1].generate(prompts[1].clone(), greedy(), at_most(40)).unwrap()), expected[1], "{team:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_nobody_reads_pauses_until_it_is_read() {
+    let model = test_model(None);
+    for team in teams() {
+        let mut engine = open(&model, team, PlanOptions { ctx_size: Some(256), ..options() }).unwrap();
+        let prompts = [ids(&tokens(0, 5)), ids(&tokens(1, 6))];
+        let n_tokens = 2 * MAX_UNREAD;
+        let expected = prompts.clone().map(|prompt| generated_alone(&mut engine, &prompt, n_tokens));
+        let handle = engine.spawn().unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| pollster::block_on(handle.sequence()).unwrap());
+        let [of_first, of_second] = prompts;
+        let mut unread = first.generate(of_first, greedy(), at_most(n_tokens)).unwrap();
+        let mut read = second.generate(of_second, greedy(), at_most(n_tokens)).unwrap();
+        assert_eq!(rest_of(&mut read), expected[1], "{team:?}");
+        assert_eq!(unread.n_unread(), MAX_UNREAD, "{team:?}");
+        assert_eq!(rest_of(&mut unread), expected[0], "{team:?}");
+        assert_eq!(unread.finish_reason(), Some(FinishReason::Length));
     }
 }
 

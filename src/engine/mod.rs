@@ -9,7 +9,7 @@ mod text;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::device::Device;
@@ -18,7 +18,7 @@ use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::Plan;
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Scores, Store, Team, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Scores, Store, Team, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub use inspection::{AtDType, Inspection, Named, Needs};
@@ -112,7 +112,7 @@ impl Engine {
     /// [`Error::DeviceTimeout`] where an adapter does not answer ([`EngineBuilder::gpu_timeout`]); after [`Error::DeviceLost`] the model
     /// must be loaded again.
     pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
-        self.forward_unless(batch, &AtomicBool::new(false)).await
+        self.forward_until(batch, &|| false).await
     }
 
     /// As [`Engine::forward`]; it ends before its next step once `cancelled` is true.
@@ -120,6 +120,11 @@ impl Engine {
     /// # Errors
     /// As of [`Engine::forward`]; [`Error::Interrupted`].
     pub async fn forward_unless(&mut self, batch: &Batch, cancelled: &AtomicBool) -> Result<Vec<Scores>> {
+        self.forward_until(batch, &|| cancelled.load(Ordering::Relaxed)).await
+    }
+
+    /// As [`Engine::forward_unless`], for what several may cancel.
+    pub(crate) async fn forward_until(&mut self, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Scores>> {
         batch.check(self.config(), self.plan())?;
         self.cached.check(batch)?;
         if self.team.is_midway() {

@@ -1,9 +1,13 @@
 //! What goes into a forward and what comes out.
 
 use crate::error::{Error, Result};
+use crate::kernels::matmul::MAX_FEW_TOKENS;
 use crate::model::{ModelConfig, RopeTable};
 use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
+
+/// Tokens of a forward that go through the kernels of a single one: each is computed bit for bit as if it were alone.
+pub const MAX_TOKENS_TOGETHER: usize = MAX_FEW_TOKENS as usize;
 
 /// One forward's input: tokens of one or several sequences, each at its position.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +48,20 @@ pub enum Scores {
     All(Vec<f32>),
     /// The best tokens with their scores, best first; ties in order of the token's id.
     Top(Vec<(u32, f32)>),
+}
+
+impl Scores {
+    /// The scores that `want` asks for, of more.
+    #[must_use]
+    pub fn limited_to(self, want: Want) -> Scores {
+        match (self, want) {
+            (Scores::Top(mut best), Want::TopK(k)) => {
+                best.truncate(k);
+                Scores::Top(best)
+            }
+            (all, _) => all,
+        }
+    }
 }
 
 impl Batch {

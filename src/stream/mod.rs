@@ -16,18 +16,19 @@ mod store;
 mod team;
 mod trace;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use crate::error::{Error, Result};
 use crate::host;
 use crate::plan::{Schedule, Step};
 use crate::platform::{self, Turns};
-pub use batch::{Batch, BatchToken, CachedPositions, Scores, Want};
+pub use batch::{Batch, BatchToken, CachedPositions, MAX_TOKENS_TOGETHER, Scores, Want};
 pub use gpu_executor::GpuExecutor;
 pub use host_executor::HostExecutor;
 pub use store::Store;
 pub use team::{Member, Team};
 pub use trace::{Lane, Span, Trace, TraceSummary};
+
+/// Asked before each step of a forward whether it shall end there.
+pub type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// What a device that computes does for its share of a schedule.
 pub trait Executor {
@@ -60,13 +61,13 @@ pub trait Executor {
 }
 
 /// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation. Several
-/// sequences on several devices that stream nothing go in two halves, so that the devices compute side by side. Once `cancelled` is
-/// true, it ends before its next step.
+/// sequences on several devices that stream nothing go in two halves, so that the devices compute side by side. Once `cancelled`
+/// says so, it ends before its next step.
 ///
 /// # Errors
 /// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings hold other pieces than a forward
 /// expects: [`recover`] comes before the next one.
-pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch, cancelled: &AtomicBool) -> Result<Vec<Scores>> {
+pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Scores>> {
     if let Some(halves) = pipeline::halves(team.plan(), batch) {
         team.begin_forward();
         let scores = pipeline::forward(team, halves, cancelled).await?;
@@ -99,13 +100,13 @@ const STEPS_AT_ONCE: usize = if platform::MAY_BLOCK { usize::MAX } else { 1 };
 
 /// # Errors
 /// [`Error::Interrupted`] where it is.
-fn check_cancelled(cancelled: &AtomicBool) -> Result<()> {
-    if cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+fn check_cancelled(cancelled: &Cancelled<'_>) -> Result<()> {
+    if cancelled() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Steps that wait for nothing. Where the host computes, they go over to its threads together, since each time is two handovers:
 /// with products of one input side by side, that made decoding of a small model a fifth faster on two cores.
-fn go_on(team: &mut Team, steps: &[Step], cancelled: &AtomicBool) -> Result<()> {
+fn go_on(team: &mut Team, steps: &[Step], cancelled: &Cancelled<'_>) -> Result<()> {
     let has_host = team.has_host();
     let mut all = || {
         steps.iter().try_for_each(|step| {
@@ -136,5 +137,5 @@ pub async fn recover(schedule: &Schedule, team: &mut Team) -> Result<()> {
 /// # Errors
 /// Those of the executors.
 pub fn prologue(schedule: &Schedule, team: &mut Team) -> Result<()> {
-    go_on(team, &schedule.prologue, &AtomicBool::new(false))
+    go_on(team, &schedule.prologue, &|| false)
 }

@@ -2,11 +2,9 @@
 //! first half of the sequences while another computes with the second. Only where every weight is resident: what streams
 //! would have to stream twice.
 
-use std::sync::atomic::AtomicBool;
-
 use crate::error::Result;
 use crate::plan::{Plan, Stage};
-use crate::stream::{Batch, Scores, Team, check_cancelled};
+use crate::stream::{Batch, Cancelled, Scores, Team, check_cancelled};
 
 /// Some of a batch's sequences, on their way through the stages.
 pub(super) struct Half {
@@ -42,7 +40,7 @@ pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
 }
 
 /// One forward of both halves, the second a stage behind the first.
-pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2], cancelled: &AtomicBool) -> Result<Vec<Scores>> {
+pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2], cancelled: &Cancelled<'_>) -> Result<Vec<Scores>> {
     let stages = team.plan().stages();
     for half in &mut halves {
         half.hidden = team.embedded(&half.batch)?;
