@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use safetensors::tensor::{Dtype, TensorView};
+
 use crate::cli::args::LogitsArgs;
 use crate::cli::locate::locate;
 use crate::cli::model::{Placement, load_with_bar};
@@ -90,14 +92,11 @@ fn text(args: &LogitsArgs, first: usize, rows: &[Vec<f32>]) -> String {
     text
 }
 
-/// One tensor `logits`, F32, `[n_rows, vocab_size]`, in the safetensors format (8 bytes of header length, JSON, data).
+/// One tensor `logits`, F32, `[n_rows, vocab_size]`, in the safetensors format.
 fn write_safetensors(file: &Path, rows: &[Vec<f32>]) -> Result<()> {
     let data: Vec<u8> = rows.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
     let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
-    let header = serde_json::json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, data.len()] } }).to_string();
-    let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend_from_slice(header.as_bytes());
-    bytes.extend_from_slice(&data);
+    let bytes = TensorView::new(Dtype::F32, shape.to_vec(), &data).and_then(|logits| safetensors::serialize([("logits", logits)], None));
+    let bytes = bytes.map_err(|fault| Error::internal(format!("the scores cannot be written: {fault}")))?;
     write_atomically(file, &bytes)
 }

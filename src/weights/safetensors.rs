@@ -2,10 +2,15 @@
 //!
 //! Format: eight bytes little-endian header length, that many bytes of JSON (`name → {dtype, shape, data_offsets}` and `__metadata__`),
 //! then the tensors' bytes without holes (<https://github.com/huggingface/safetensors>, "Format").
+//!
+//! Headers are read by the format's own crate. What it refuses, the reader here says where; it also takes offsets that no `usize` of the
+//! target holds, as those of a shard of more than 4 GiB in a browser.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 
+use safetensors::tensor::Metadata;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::dtype::DType;
@@ -61,14 +66,32 @@ pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header>
     }
     let mut json = vec![0; header_bytes as usize];
     source.read_at(8, &mut json)?;
-    let entries: Entries =
-        serde_json::from_slice(&json).map_err(|error| fault(format!("the safetensors header is not valid JSON: {error}")))?;
-    place(entries.0, source, data_start, shard).map_err(fault)
+    let (entries, refusal) = entries(&json).map_err(|error| fault(format!("the safetensors header is not valid JSON: {error}")))?;
+    let header = place(entries, source, data_start, shard).map_err(fault)?;
+    match refusal {
+        // Where a `usize` has 64 bits, nothing here exceeds it.
+        Some(refusal) if usize::BITS >= u64::BITS => Err(fault(format!("the safetensors header is not valid: {refusal}"))),
+        _ => Ok(header),
+    }
+}
+
+/// The header's entries; beside them why the format's crate does not take them, where it does not.
+fn entries(json: &[u8]) -> serde_json::Result<(Vec<(String, Entry)>, Option<serde_json::Error>)> {
+    match serde_json::from_slice::<Metadata>(json) {
+        Ok(metadata) => {
+            // The crate keeps one of two entries of one name.
+            serde_json::from_slice::<Entries<IgnoredAny>>(json)?;
+            let entry = |name: String| metadata.info(&name).map(Entry::from).map(|entry| (name, entry));
+            Ok((metadata.offset_keys().into_iter().filter_map(entry).collect(), None))
+        }
+        Err(refusal) => Ok((serde_json::from_slice::<Entries<Entry>>(json)?.0, Some(refusal))),
+    }
 }
 
 /// Checks that the entries fill the file's data part exactly, and makes them absolute.
 fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start: u64, shard: u32) -> Result<Header, String> {
-    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    // Empty tensors share an offset: their names make the order certain.
+    entries.sort_by(|(a_name, a), (b_name, b)| (a.data_offsets, a_name).cmp(&(b.data_offsets, b_name)));
     let mut header = Header::default();
     let mut expected = 0;
     for (name, entry) in entries {
@@ -157,20 +180,28 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// The header's pairs. A plain map would silently keep the last of two entries of one name.
-struct Entries(Vec<(String, Entry)>);
+impl From<&safetensors::tensor::TensorInfo> for Entry {
+    fn from(info: &safetensors::tensor::TensorInfo) -> Entry {
+        let (begin, end) = info.data_offsets;
+        let shape = info.shape.iter().map(|&dimension| dimension as u64).collect();
+        Entry { dtype: info.dtype.to_string(), shape, data_offsets: (begin as u64, end as u64) }
+    }
+}
 
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Entries, D::Error> {
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Entries;
+/// The header's pairs. A plain map would silently keep the last of two entries of one name.
+struct Entries<E>(Vec<(String, E)>);
+
+impl<'de, E: Deserialize<'de>> Deserialize<'de> for Entries<E> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Entries<E>, D::Error> {
+        struct Pairs<E>(PhantomData<E>);
+        impl<'de, E: Deserialize<'de>> Visitor<'de> for Pairs<E> {
+            type Value = Entries<E>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries<E>, A::Error> {
                 let mut seen = HashSet::new();
                 let mut entries = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
@@ -187,13 +218,118 @@ impl<'de> Deserialize<'de> for Entries {
                 Ok(Entries(entries))
             }
         }
-        deserializer.deserialize_map(Pairs)
+        deserializer.deserialize_map(Pairs(PhantomData))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use safetensors::SafeTensors;
+
     use super::*;
+
+    /// A file in memory.
+    #[derive(Debug)]
+    struct Memory(Vec<u8>);
+
+    impl ByteSource for Memory {
+        fn path(&self) -> &str {
+            "memory.safetensors"
+        }
+
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+    }
+
+    fn file(header: &str, n_data: usize) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; n_data]].concat()
+    }
+
+    /// A dtype's name, a shape, what is added to the offsets that are right, and to their names' number.
+    type Drawn = (&'static str, Vec<u64>, (i64, i64), usize);
+
+    fn drawn() -> impl Strategy<Value = Drawn> {
+        let dtype = prop_oneof![
+            8 => prop::sample::select(vec!["F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "F6_E2M3", "C64"]),
+            1 => prop::sample::select(vec!["F33", "f32", "Q8_0"]),
+        ];
+        let dimension = prop_oneof![8 => 0..5u64, 1 => Just(1 << 40), 1 => Just(u64::MAX)];
+        let offset = || prop_oneof![12 => Just(0), 1 => -9..9i64];
+        let twin = prop_oneof![12 => Just(0), 1 => Just(1)];
+        (dtype, prop::collection::vec(dimension, 0..4), (offset(), offset()), twin)
+    }
+
+    /// A header of these tensors, one behind the other but for what is drawn, and the bytes of their data.
+    fn header(tensors: &[Drawn], metadata: &str) -> (String, usize) {
+        let mut end = 0i64;
+        let mut entries = vec![format!(r#""__metadata__":{metadata}"#)];
+        for (index, (dtype, shape, (before, behind), twin)) in tensors.iter().enumerate() {
+            let bits = safetensors::Dtype::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(dtype));
+            let bits = bits.map_or(8, |dtype| dtype.bitsize() as u64);
+            let n_values = shape.iter().fold(1u64, |product, dimension| product.saturating_mul(*dimension)).min(1 << 20);
+            let begin = end + before;
+            end += (n_values * bits / 8) as i64 + behind;
+            let name = index.saturating_sub(*twin);
+            entries.push(format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#));
+        }
+        (format!("{{{}}}", entries.join(",")), end.clamp(0, 1 << 24) as usize)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// All that is read here the format's crate reads, and sees the same in it; what it reads and is refused here is absurd, or
+        /// names a tensor twice.
+        #[test]
+        fn both_readers_agree_on_what_is_valid(
+            tensors in prop::collection::vec(drawn(), 0..5),
+            metadata in prop::sample::select(vec!["{}", r#"{"format":"pt"}"#, "null", r#"{"format":1}"#]),
+            more in prop_oneof![9 => Just(0usize), 1 => 1..9usize],
+        ) {
+            let (header, n_data) = header(&tensors, metadata);
+            let bytes = file(&header, n_data + more);
+            let own = read_header(&Memory(bytes.clone()), 0);
+            match (SafeTensors::deserialize(&bytes), own) {
+                (Ok(theirs), Ok(own)) => {
+                    prop_assert_eq!(own.tensors.len() + own.unreadable.len(), theirs.len());
+                    for tensor in &own.tensors {
+                        let view = theirs.tensor(&tensor.name).expect("the name is there");
+                        let shape: Vec<u64> = view.shape().iter().map(|&dimension| dimension as u64).collect();
+                        prop_assert_eq!(&shape, &tensor.shape);
+                        prop_assert_eq!(view.data().len() as u64, tensor.size_bytes.0);
+                        prop_assert_eq!(view.data().as_ptr() as usize - bytes.as_ptr() as usize, tensor.offset as usize);
+                    }
+                }
+                (Err(_), Err(_)) => {}
+                (Err(theirs), Ok(_)) => prop_assert!(false, "only they refuse {header}: {theirs}"),
+                (Ok(_), Err(own)) => {
+                    let told = own.to_string();
+                    prop_assert!(told.contains("absurd shape") || told.contains("duplicate name"), "only we refuse {header}: {told}");
+                }
+            }
+        }
+    }
+
+    /// Behind the crate's back, as where a `usize` has 32 bits.
+    #[test]
+    fn the_reader_here_finds_the_same_entries() {
+        let json = br#"{"b":{"dtype":"BF16","shape":[4],"data_offsets":[16,24]},"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#;
+        let (theirs, refusal) = entries(json).unwrap();
+        assert!(refusal.is_none());
+        let mut own = serde_json::from_slice::<Entries<Entry>>(json).unwrap().0;
+        own.sort_by_key(|(_, entry)| entry.data_offsets);
+        let plain = |entries: Vec<(String, Entry)>| -> Vec<_> {
+            entries.into_iter().map(|(name, entry)| (name, entry.dtype, entry.shape, entry.data_offsets)).collect()
+        };
+        assert_eq!(plain(theirs), plain(own));
+    }
 
     #[test]
     fn absurd_shapes_are_counted_without_overflow() {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use half::{bf16, f16};
+use safetensors::Dtype;
 
 /// How a Hugging Face folder stores its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +54,12 @@ pub enum GgufType {
 }
 
 impl Stored {
-    /// Its name in safetensors headers.
-    pub fn name(self) -> &'static str {
+    /// As safetensors have it.
+    pub fn dtype(self) -> Dtype {
         match self {
-            Stored::F32 => "F32",
-            Stored::F16 => "F16",
-            Stored::BF16 => "BF16",
+            Stored::F32 => Dtype::F32,
+            Stored::F16 => Dtype::F16,
+            Stored::BF16 => Dtype::BF16,
         }
     }
 

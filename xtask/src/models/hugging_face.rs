@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::encode::Stored;
@@ -122,16 +123,16 @@ fn share_out(tensors: Vec<Tensor>, n_shards: usize) -> Vec<Vec<Tensor>> {
 }
 
 fn write_shard(path: &Path, tensors: &[Tensor], content: Content, stored: Stored) -> io::Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut infos = Vec::new();
     let mut end = 0;
     for tensor in tensors {
         let begin = end;
         end += tensor.n_values() * stored.size_bytes();
-        let entry = json!({"dtype": stored.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
-        header.insert(tensor.name.clone(), entry);
+        let info = TensorInfo { dtype: stored.dtype(), shape: tensor.shape.clone(), data_offsets: (begin, end) };
+        infos.push((tensor.name.clone(), info));
     }
-    let mut header = serde_json::to_vec(&header)?;
+    let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    let mut header = serde_json::to_vec(&Metadata::new(Some(metadata), infos).map_err(io::Error::other)?)?;
     // Spaces align the data part, as the reference writer does it.
     header.resize(header.len().next_multiple_of(8), b' ');
     write_whole(path, |file| {
