@@ -436,17 +436,34 @@ fn an_adapter_that_is_lost_midway_is_named_and_opens_anew() {
     static FAILED: AtomicUsize = AtomicUsize::new(0);
     let model = test_model(None);
     for (team, options) in with_adapters() {
+        let options = PlanOptions { n_slots: Some(1), lookahead: Some(1), ..options };
         let batch = Batch { tokens: tokens(0, 40), logits_for: vec![39], want: Want::Logits };
-        let (mut engine, again) = (open(&model, team, options.clone()).unwrap(), model.path.clone());
+        // While this is locked, a forward that streams waits for what is uploaded.
+        let gate = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&gate);
+        let checkpoint = watched(&model, move |_| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("tierflow-gpu:")) {
+                drop(held.lock().unwrap());
+            }
+            Ok(())
+        });
+        let builder = move || {
+            let builder = Engine::builder_of(Arc::clone(&checkpoint)).compute_on(team.iter().copied()).virtual_gpus(2);
+            let builder = builder.text(TextFiles::Skip).plan_options(options.clone());
+            if team.contains(&Device::Cpu) { builder } else { builder.max_memory(Device::Cpu, Bytes::ZERO) }
+        };
+        let mut engine = pollster::block_on(builder().open()).unwrap();
         let expected = bits_of(&mut engine, &batch);
         within(120, &format!("a loss on {team:?}"), move || {
             let name = engine.prepared().devices[0].title();
             let is_named = |error: &Error| matches!(error, Error::DeviceLost { adapter, .. } if *adapter == name);
             let lose = engine.loss_of(GPU).expect("it computes");
             {
+                let closed = gate.lock().unwrap();
                 let mut midway = pin!(engine.forward(&batch));
                 let first = midway.as_mut().poll(&mut Context::from_waker(Waker::noop()));
                 lose();
+                drop(closed);
                 // Where the adapter had done its part, others finish theirs.
                 if first.is_pending()
                     && let Err(error) = pollster::block_on(midway)
@@ -460,8 +477,7 @@ fn an_adapter_that_is_lost_midway_is_named_and_opens_anew() {
                 assert!(is_named(&error), "{error}");
             }
             drop(engine);
-            let builder = Engine::builder(&again).compute_on(team.iter().copied()).virtual_gpus(2).text(TextFiles::Skip);
-            let mut anew = pollster::block_on(builder.plan_options(options).open()).unwrap();
+            let mut anew = pollster::block_on(builder().open()).unwrap();
             assert_eq!(bits_of(&mut anew, &batch), expected, "{team:?}");
         });
     }

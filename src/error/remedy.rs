@@ -235,7 +235,7 @@ impl Remedy {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Advice {
     /// Why these remedies and no others, where that needs saying; otherwise empty.
-    pub because: String,
+    pub because: Box<str>,
     /// What can be changed.
     pub remedies: Vec<Remedy>,
 }
@@ -253,7 +253,7 @@ impl Advice {
 
 impl<const N: usize> From<[Remedy; N]> for Advice {
     fn from(remedies: [Remedy; N]) -> Advice {
-        Advice { because: String::new(), remedies: remedies.into() }
+        Advice { because: Box::default(), remedies: remedies.into() }
     }
 }
 

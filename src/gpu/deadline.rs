@@ -61,7 +61,8 @@ impl Deadline {
 
     /// Sets it, for waits that begin from now on.
     pub fn set_timeout(&self, timeout: Duration) {
-        self.state().timeout = timeout;
+        let mut state = self.state();
+        (state.timeout, state.is_late) = (timeout, false);
     }
 
     /// A submission is done.
@@ -71,14 +72,22 @@ impl Deadline {
         (state.gave_up_at, state.is_late) = (None, false);
     }
 
-    /// The oldest submission under way has passed the deadline: wakes who waits in [`Deadline::poll_late`].
-    pub fn note_late(&self) {
+    /// The oldest submission under way has taken `time`: wakes who waits in [`Deadline::poll_late`] where that is too long.
+    pub fn note_late(&self, time: Duration) {
         let waiter = {
             let mut state = self.state();
+            if time < state.timeout {
+                return;
+            }
             state.is_late = true;
             state.waiter.take()
         };
         waiter.into_iter().for_each(Waker::wake);
+    }
+
+    /// The submission that had passed the deadline is done after all.
+    pub fn note_ended(&self) {
+        self.state().is_late = false;
     }
 
     /// Waits on a fence: `wait` gets the time that it may take. As long as submissions finish, it waits again.
@@ -191,13 +200,15 @@ mod tests {
         let deadline = deadline();
         let mut context = Context::from_waker(Waker::noop());
         assert_eq!(deadline.poll_late(&mut context), Poll::Pending);
-        deadline.note_late();
+        deadline.note_late(SECOND);
         assert_eq!(deadline.poll_late(&mut context), Poll::Ready(Late::Once(SECOND)));
         assert_eq!(deadline.poll_late(&mut context), Poll::Pending, "it is told once");
-        deadline.note_late();
+        deadline.note_late(SECOND);
         assert_eq!(deadline.poll_late(&mut context), Poll::Ready(Late::Again(SECOND)));
-        deadline.note_late();
-        deadline.note_done();
-        assert_eq!(deadline.poll_late(&mut context), Poll::Pending, "it was done after all");
+        for note in [Deadline::note_done, Deadline::note_ended] {
+            deadline.note_late(SECOND);
+            note(&deadline);
+            assert_eq!(deadline.poll_late(&mut context), Poll::Pending, "it was done after all");
+        }
     }
 }

@@ -168,7 +168,7 @@ impl Gpu {
         }
         if out_of_memory.await.is_some() {
             let free = self.ledger.budget().saturating_sub(self.ledger.total().in_use) + size;
-            let because = "the budget has room but the driver has not".to_owned();
+            let because = "the budget has room but the driver has not".into();
             let remedies = vec![Remedy::LowerBudgetOfGpu, Remedy::other("close other programs")];
             return Err(does_not_fit(free, Advice { because, remedies }));
         }

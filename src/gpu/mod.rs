@@ -16,9 +16,11 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulForms};
 use crate::error::{Error, Remedy, Result, Setting};
+use crate::platform;
 use crate::units::Bytes;
 pub use adapters::{AdapterFound, divided, list};
 use bind_groups::BindGroups;
@@ -132,11 +134,17 @@ impl Gpu {
         if matches!(error, Error::DeviceLost { .. } | Error::DeviceTimeout { .. } | Error::Interrupted) {
             return error;
         }
-        // A loss is told once the work before it has ended.
-        match self.wait(None) {
-            Err(lost @ Error::DeviceLost { .. }) => lost,
-            _ => error,
+        let n_looks = if platform::MAY_BLOCK && matches!(error, Error::Gpu { .. } | Error::Internal { .. }) { LOSS_LOOKS } else { 1 };
+        for look in 0..n_looks {
+            if look > 0 {
+                std::thread::sleep(LOSS_LOOK);
+            }
+            // A loss is told once the work before it has ended, perhaps by another thread that is just about to.
+            if let Err(lost @ Error::DeviceLost { .. }) = self.wait(None) {
+                return lost;
+            }
         }
+        error
     }
 
     /// Waits natively until `submission` has run (`None`: all that was submitted); in a browser it returns at once,
@@ -221,6 +229,10 @@ impl Drop for Gpu {
         }
     }
 }
+
+/// How often a failure is looked at for a loss behind it, and how long between.
+const LOSS_LOOKS: usize = 20;
+const LOSS_LOOK: Duration = Duration::from_millis(1);
 
 /// What kernels that pass values round in a subgroup need.
 const SUBGROUP_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_INT64);

@@ -137,7 +137,7 @@ impl Build<'_> {
                 device: format!("a binding of {} with {what}", own.device),
                 needed,
                 available: limit,
-                advice: Advice { because: String::new(), remedies: remedies.to_vec() },
+                advice: Advice { because: Box::default(), remedies: remedies.to_vec() },
             })),
         };
         let kv_buffer = largest_kv_buffer_bytes(site.model, site.kv_cache(own), site.options.n_seqs, shape.ctx_size);

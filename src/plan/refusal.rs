@@ -231,13 +231,13 @@ impl<'a> Asked<'a> {
         if !missing.is_empty() {
             let others = ["take a smaller model", "a machine with more memory"].map(Remedy::other);
             let remedies = if ways.is_empty() { others.into() } else { ways };
-            return Advice { because: missing.join(" and "), remedies };
+            return Advice { because: missing.join(" and ").into(), remedies };
         }
         let mut budgets: BTreeMap<Device, BudgetToSet> =
             self.options.max_memory.iter().map(|(&device, &bytes)| (device, BudgetToSet::AsGiven(bytes))).collect();
         budgets.extend(shorts.iter().map(|short| (short.spec.device, BudgetToSet::AtLeast(short.needed))));
         let raise = Remedy::Budgets(budgets.into_iter().map(|(device, budget)| (device.to_string(), budget)).collect());
-        Advice { because: String::new(), remedies: std::iter::once(raise).chain(ways).collect() }
+        Advice { because: Box::default(), remedies: std::iter::once(raise).chain(ways).collect() }
     }
 }
 
@@ -255,7 +255,7 @@ fn no_budget_is_enough(ample: Bytes, ways: Vec<Remedy>) -> Error {
     }
     let contradiction = || vec![Remedy::other("what is asked contradicts itself")];
     let remedies = if ways.is_empty() { contradiction() } else { ways };
-    Error::NoBudgetIsEnough { advice: Advice { because: String::new(), remedies } }
+    Error::NoBudgetIsEnough { advice: Advice { because: Box::default(), remedies } }
 }
 
 /// The least that works, of what `round` rounds up to, where `too_small` does not and `enough`, which is round, does; before it the

@@ -20,8 +20,6 @@ use crate::plan::{ForwardSize, KvDType, PLAN_SCHEMA, Placement, Plan, PlanOption
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
-/// The option that reads such a file.
-
 /// A plan that was written to a file, to be made again for the same model on the same devices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedPlan {

@@ -254,7 +254,7 @@ fn check_cuts(catalog: &Catalog, matrices: &[TensorId], limits: &GpuLimits, spec
         needed: catalog.size_bytes(),
         available: max_slice.times(MAX_WORK),
         advice: Advice {
-            because: format!("the model would be cut into {n_slices} slices"),
+            because: format!("the model would be cut into {n_slices} slices").into(),
             remedies: vec![Remedy::other("take an adapter with larger bindings"), Remedy::Use(Setting::Device, "cpu".into())],
         },
     })

@@ -7,9 +7,11 @@ use crate::error::Result;
 /// Who is told of a submission that comes too late.
 pub struct Watchdog {
     /// How long one may take after the one before it.
-    pub timeout: Box<dyn Fn() -> Duration + Send>,
+    pub timeout: Box<dyn Fn() -> Duration + Send + Sync>,
     /// Told each time when so much has passed.
-    pub late: Box<dyn Fn() + Send>,
+    pub late: Box<dyn Fn(Duration) + Send + Sync>,
+    /// Told when one that came too late is done after all.
+    pub ended: Box<dyn Fn() + Send + Sync>,
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -63,7 +65,7 @@ mod system {
                 let timeout = (watchdog.timeout)();
                 if state.since.is_some_and(|since| since.elapsed() >= timeout) {
                     (state.since, state.is_late) = (Some(Instant::now()), true);
-                    (watchdog.late)();
+                    (watchdog.late)(timeout);
                 }
                 let look = (timeout / 4).clamp(LOOKS[0], LOOKS[1]);
                 state = self.closed.wait_timeout(state, look).unwrap_or_else(PoisonError::into_inner).0;
@@ -79,7 +81,8 @@ mod system {
         pub fn start(device: &wgpu::Device, watchdog: Watchdog, mut done: impl FnMut(T) + Send + 'static) -> Result<Completions<T>> {
             let (sender, receiver) = channel::<(wgpu::SubmissionIndex, Option<T>)>();
             let device = device.clone();
-            let waiting = Arc::<Waiting>::default();
+            let (waiting, watchdog) = (Arc::<Waiting>::default(), Arc::new(watchdog));
+            let told = Arc::clone(&watchdog);
             let (own, others) = (Arc::clone(&waiting), Arc::clone(&waiting));
             let wait = move || {
                 for (submission_index, watched) in receiver {
@@ -88,7 +91,10 @@ mod system {
                     let _ = device.poll(wgpu::PollType::Wait { submission_index: Some(submission_index), timeout: None });
                     watched.into_iter().for_each(&mut done);
                     let mut state = own.state();
-                    (state.since, state.is_late) = (None, false);
+                    if std::mem::take(&mut state.is_late) {
+                        (told.ended)();
+                    }
+                    state.since = None;
                 }
             };
             let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {

@@ -60,8 +60,12 @@ impl Submitter {
         let n_under_way = Arc::<AtomicUsize>::default();
         let n_watched = Arc::clone(&n_under_way);
         let mut last_end_secs = 0.0f64;
-        let [asked, told, watched_deadline] = std::array::from_fn(|_| Arc::clone(&gpu.deadline));
-        let watchdog = Watchdog { timeout: Box::new(move || asked.timeout()), late: Box::new(move || told.note_late()) };
+        let [asked, late, ended, watched_deadline] = std::array::from_fn(|_| Arc::clone(&gpu.deadline));
+        let watchdog = Watchdog {
+            timeout: Box::new(move || asked.timeout()),
+            late: Box::new(move |timeout| late.note_late(timeout)),
+            ended: Box::new(move || ended.note_ended()),
+        };
         let completions = Completions::start(&gpu.device, watchdog, move |submitted: Submitted| {
             watched_deadline.note_done();
             n_watched.fetch_sub(1, Ordering::Relaxed);

@@ -75,8 +75,10 @@ pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header>
     }
 }
 
+type NamedEntries = Vec<(String, Entry)>;
+
 /// The header's entries; beside them why the format's crate does not take them, where it does not.
-fn entries(json: &[u8]) -> serde_json::Result<(Vec<(String, Entry)>, Option<serde_json::Error>)> {
+fn entries(json: &[u8]) -> serde_json::Result<(NamedEntries, Option<serde_json::Error>)> {
     match serde_json::from_slice::<Metadata>(json) {
         Ok(metadata) => {
             // The crate keeps one of two entries of one name.
