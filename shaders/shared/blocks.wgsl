@@ -144,34 +144,33 @@ fn part_q5_0(begin: u32) -> Part {
 
 // f16 scale and minimum, 32 fifth bits, nibbles as in Q5_0: d * q + m.
 fn part_q5_1(begin: u32) -> Part {
-    let d = f16_at(begin);
-    let m = f16_at(begin + 2u);
+    let factors = decode_f16(word_at_byte(begin));
     let bits = word_at_byte(begin + 4u);
     let nibbles = quad_at(begin + 8u);
     return Part(
-        Sixteen(low_nibbles(nibbles) | fifth_bits(bits), d, m),
-        Sixteen(high_nibbles(nibbles) | fifth_bits(bits >> 16u), d, m),
+        Sixteen(low_nibbles(nibbles) | fifth_bits(bits), factors.x, factors.y),
+        Sixteen(high_nibbles(nibbles) | fifth_bits(bits >> 16u), factors.x, factors.y),
     );
 }
 
 // Two f16, by which scales and minimums are multiplied, 12 bytes of these, 128 of nibbles: 32 bytes hold the low nibbles of 32 columns and
 // the high ones of the next 32. d * s * q - dmin * m.
 fn part_q4_k(begin: u32, part: u32) -> Part {
+    let head = quad_at(begin);
     let nibbles = quad_at(begin + 16u + part * 16u);
-    let first = scale_and_minimum(begin, part / 2u * 2u);
-    let last = scale_and_minimum(begin, part / 2u * 2u + 1u);
+    let first = scale_and_minimum(head, part / 2u * 2u);
+    let last = scale_and_minimum(head, part / 2u * 2u + 1u);
     return Part(Sixteen(low_nibbles(nibbles), first.x, first.y), Sixteen(high_nibbles(nibbles), last.x, last.y));
 }
 
-// The scale and the minimum of 32 columns of Q4_K or Q5_K, six bits each behind the halves that multiply them.
-fn scale_and_minimum(begin: u32, index: u32) -> vec2<f32> {
-    let is_low = index < 4u;
-    let a = byte_at(begin + 4u + index % 4u);
-    let b = byte_at(begin + 8u + index % 4u);
-    let c = byte_at(begin + 12u + index % 4u);
-    let scale = select((c & 15u) | ((a >> 6u) << 4u), a & 63u, is_low);
-    let minimum = select((c >> 4u) | ((b >> 6u) << 4u), b & 63u, is_low);
-    return vec2<f32>(f16_at(begin) * f32(scale), -f16_at(begin + 2u) * f32(minimum));
+// The scale and the minimum of 32 columns of Q4_K or Q5_K: six bits each, in the first sixteen bytes of a block, behind the halves that
+// multiply them.
+fn scale_and_minimum(head: vec4<u32>, index: u32) -> vec2<f32> {
+    let bytes = (head.yzw >> vec3<u32>(index % 4u * 8u)) & vec3<u32>(0xffu);
+    let scale = select((bytes.z & 15u) | ((bytes.x >> 6u) << 4u), bytes.x & 63u, index < 4u);
+    let minimum = select((bytes.z >> 4u) | ((bytes.y >> 6u) << 4u), bytes.y & 63u, index < 4u);
+    let factors = decode_f16(head.x);
+    return vec2<f32>(factors.x * f32(scale), -factors.y * f32(minimum));
 }
 
 // As Q4_K, with 32 bytes of fifth bits before the nibbles: of 32 columns the bits of one place.
@@ -179,8 +178,9 @@ fn part_q5_k(begin: u32, part: u32) -> Part {
     let index = part / 2u * 2u;
     let bits = quad_at(begin + 16u + part % 2u * 16u) >> vec4<u32>(index);
     let nibbles = quad_at(begin + 48u + part * 16u);
-    let first = scale_and_minimum(begin, index);
-    let last = scale_and_minimum(begin, index + 1u);
+    let head = quad_at(begin);
+    let first = scale_and_minimum(head, index);
+    let last = scale_and_minimum(head, index + 1u);
     return Part(
         Sixteen(low_nibbles(nibbles) | lowest_bits(bits, 4u), first.x, first.y),
         Sixteen(high_nibbles(nibbles) | lowest_bits(bits >> vec4<u32>(1u), 4u), last.x, last.y),
@@ -196,22 +196,25 @@ fn lowest_bits(bytes: vec4<u32>, by: u32) -> vec4<u32> {
 fn part_q3_k(begin: u32, part: u32) -> Part {
     let index = part / 2u * 2u;
     let side = part % 2u;
-    let d = f16_at(begin + 108u);
+    // The last sixteen bytes: two bits, scales, their scale.
+    let tail = quad_at(begin + 94u);
+    let d = decode_f16(tail.w >> 16u).x;
     let high = quad_at(begin + side * 16u) >> vec4<u32>(index);
     let low = two_bits(begin + 32u, part);
-    let first = d * scale_of_q3_k(begin + 96u, index * 2u + side);
-    let last = d * scale_of_q3_k(begin + 96u, index * 2u + 2u + side);
+    let first = d * scale_of_q3_k(tail, index * 2u + side);
+    let last = d * scale_of_q3_k(tail, index * 2u + 2u + side);
     return Part(
         Sixteen(low.first | lowest_bits(high, 2u), first, -4.0 * first),
         Sixteen(low.last | lowest_bits(high >> vec4<u32>(1u), 2u), last, -4.0 * last),
     );
 }
 
-// Of sixteen 6-bit scales the one at `index`: four bits in the first eight bytes, two in the last four.
-fn scale_of_q3_k(begin: u32, index: u32) -> f32 {
-    let low = (byte_at(begin + index % 8u) >> (index / 8u * 4u)) & 15u;
-    let high = (byte_at(begin + 8u + index % 4u) >> (index / 4u * 2u)) & 3u;
-    return f32(low | (high << 4u)) - 32.0;
+// Of sixteen 6-bit scales the one at `index`: four bits in eight bytes, from the third of `tail` on, two in the next four.
+fn scale_of_q3_k(tail: vec4<u32>, index: u32) -> f32 {
+    let low_words = vec2<u32>(straddle(tail.x, tail.y), straddle(tail.y, tail.z));
+    let low = select(low_words.x, low_words.y, (index & 4u) != 0u) >> (index % 4u * 8u + index / 8u * 4u);
+    let high = straddle(tail.z, tail.w) >> (index % 4u * 8u + index / 4u * 2u);
+    return f32((low & 15u) | ((high & 3u) << 4u)) - 32.0;
 }
 
 // Of both sixteen columns two bits each, from bytes that hold those of four.
@@ -279,7 +282,7 @@ fn half_of_power(exponent: u32) -> f32 {
 fn part_q2_k(begin: u32, part: u32) -> Part {
     let bits = two_bits(begin + 16u, part);
     let index = part / 2u * 4u + part % 2u;
-    let factors = vec2<f32>(f16_at(begin + 80u), -f16_at(begin + 82u));
+    let factors = decode_f16(word_at_byte(begin + 80u)) * vec2<f32>(1.0, -1.0);
     let first = byte_at(begin + index);
     let last = byte_at(begin + index + 2u);
     let of_first = factors * vec2<f32>(f32(first & 15u), f32(first >> 4u));
