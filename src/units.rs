@@ -105,6 +105,11 @@ impl Bytes {
     }
 }
 
+/// `1 layer`, `2 layers`.
+pub fn counted(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
 impl std::ops::Add for Bytes {
     type Output = Bytes;
     fn add(self, other: Bytes) -> Bytes {

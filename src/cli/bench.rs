@@ -77,6 +77,7 @@ struct Measured {
 /// the engine.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let tests = tests(&args.tests)?;
+    args.trace.as_deref().map_or(Ok(()), platform::check_folder)?;
     let prepared = prepare_all(args, &tests)?;
     let threads = thread_counts(&args.lists.threads);
     let form = if args.json { BenchOutput::Json } else { args.output };

@@ -7,6 +7,7 @@ use crate::engine::{Inspection, Needs};
 use crate::error::Result;
 use crate::model::{Checkpoint, Model};
 use crate::platform::IoMode;
+use crate::units::counted;
 
 /// Prints the inspection.
 ///
@@ -32,8 +33,8 @@ fn report(inspection: &Inspection<'_>) -> String {
         inspection.bytes_by_dtype.iter().map(|(dtype, bytes)| format!("{dtype} {bytes}")).collect::<Vec<_>>().join(", "),
     );
     text.push_str(&format!(
-        "  {} layers, hidden {}, ffn {}, {} heads of {} ({} for keys and values), vocabulary {}, context {}{}{}\n",
-        config.n_layers,
+        "  {}, hidden {}, ffn {}, {} heads of {} ({} for keys and values), vocabulary {}, context {}{}{}\n",
+        counted(config.n_layers, "layer"),
         config.hidden_size,
         config.ffn_size,
         config.n_heads,

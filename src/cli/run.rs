@@ -17,7 +17,7 @@ use crate::cli::{chat, trace_file};
 use crate::engine::{Engine, ModelText, Observed, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
-use crate::platform::{CoreTime, waited_since};
+use crate::platform::{CoreTime, check_folder, waited_since};
 use crate::session::{FinishReason, GenerateOptions, Session};
 use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSettings, StopStrings, TemplateInput, Written, fresh_seed};
 
@@ -83,6 +83,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     // What cannot be is told before a model is fetched or loaded.
     let wishes = Wishes::of(&args.generation)?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_one_sequence();
+    args.trace.as_deref().map_or(Ok(()), check_folder)?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     if prompt.is_none() && args.json {
         return Err(Error::InvalidArgument { option: "--json".into(), fault: "tells of one answer, not of a chat; give a prompt".into() });

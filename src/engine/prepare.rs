@@ -14,7 +14,7 @@ use crate::model::{Checkpoint, Model, Unit};
 use crate::plan::accelerate::{DeviceMap, ModuleTree};
 use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, UploadPath};
 use crate::platform::{self, IoMode};
-use crate::units::Bytes;
+use crate::units::{Bytes, counted};
 use crate::weights::Catalog;
 
 /// What to open and how. Made by [`Engine::builder`].
@@ -465,7 +465,7 @@ impl Prepared {
     pub fn summary(&self) -> String {
         let (config, plan) = (&self.model.config, &self.plan);
         let name = if config.name.is_empty() { &self.checkpoint.path } else { &config.name };
-        format!("{name}  {}  {} layers\n{plan}", self.checkpoint.catalog.size_bytes(), config.n_layers)
+        format!("{name}  {}  {}\n{plan}", self.checkpoint.catalog.size_bytes(), counted(config.n_layers, "layer"))
     }
 
     /// The plan and all that it rests on, as `tierflow plan --json` prints it; [`SavedPlan::from_json`](plan::SavedPlan::from_json) reads it.

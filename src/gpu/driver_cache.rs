@@ -53,7 +53,7 @@ impl DriverCache {
         if *kept == checksum(&data) {
             return;
         }
-        match platform::write_atomically(path, &sealed(&data)) {
+        match platform::write_with_folder(path, &sealed(&data)) {
             Ok(()) => *kept = checksum(&data),
             Err(error) => tracing::debug!("the compiled kernels were not kept: {error}"),
         }

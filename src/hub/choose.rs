@@ -130,10 +130,12 @@ fn readable(model: &ModelRef, name: &str, names: &[String]) -> Result<Chosen> {
 
 /// What is said of a model of which `part` is one file.
 fn in_parts(part: &str, names: &[String]) -> String {
+    let others: Vec<String> = names.iter().filter(|name| !name.ends_with(".gguf") || shard_of(name).is_none()).cloned().collect();
+    let has_weights = others.iter().any(|name| name.ends_with(".gguf") || name.ends_with(".safetensors"));
+    let another = if has_weights { format!(", or take another: {}", listing(&others)) } else { String::new() };
     format!(
         "{part} is one part of a split GGUF, which tierflow does not read; fetch the parts elsewhere, join them with \
-         `llama-gguf-split --merge` and name the joined file, or take another: {}",
-        listing(names)
+         `llama-gguf-split --merge` and name the joined file{another}"
     )
 }
 
@@ -260,6 +262,8 @@ mod tests {
         for model in ["o/n:Q8_0", "o/n", "o/n:s-Q8_0-00002-of-00002.gguf"] {
             let error = choose(model, &names).unwrap_err().to_string();
             assert!(error.contains("one part of a split GGUF") && error.contains("llama-gguf-split --merge"), "{model}: {error}");
+            // Parts alone are nothing else to take.
+            assert!(!error.contains("take another") && error.matches("-of-00002").count() == 1 + model.matches("-of-").count(), "{error}");
         }
         let whole = ["s-Q4_0.gguf", names[0], names[1]];
         assert_eq!(choose("o/n", &whole).unwrap().open, "s-Q4_0.gguf");

@@ -62,6 +62,8 @@ impl FileInfo {
 #[derive(Debug)]
 pub(super) struct Failure {
     pub error: Error,
+    /// What happened without the advice of `error`, which counts once no other attempt follows; `None` where there is none in it.
+    reason: Option<String>,
     pub retry: Retry,
     /// Whether the hub could not be asked or is out of order, as opposed to an answer that says no.
     pub is_outage: bool,
@@ -70,12 +72,12 @@ pub(super) struct Failure {
 impl Failure {
     /// One that no other attempt can mend.
     pub fn for_good(error: Error) -> Failure {
-        Failure { error, retry: Retry::Never, is_outage: false }
+        Failure { error, reason: None, retry: Retry::Never, is_outage: false }
     }
 
     /// One of a connection, which another attempt may mend.
     pub fn passing(error: Error) -> Failure {
-        Failure { error, retry: Retry::Soon, is_outage: true }
+        Failure { error, reason: None, retry: Retry::Soon, is_outage: true }
     }
 }
 
@@ -224,7 +226,8 @@ impl Client {
         let wait = wait.min(MAX_RETRY_DELAY);
         let why = if matches!(failure.retry, Retry::After(_)) { ", as the server asks" } else { "" };
         let next = failed_attempts + 1;
-        tracing::warn!("{}; attempt {next} of {attempts} follows in {:.1} s{why}", failure.error, wait.as_secs_f64());
+        let reason = failure.reason.unwrap_or_else(|| failure.error.to_string());
+        tracing::warn!("{reason}; attempt {next} of {attempts} follows in {:.1} s{why}", wait.as_secs_f64());
         Ok(wait)
     }
 
@@ -279,7 +282,8 @@ fn broken(url: &str, fault: &ureq::Error) -> Failure {
         ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => Retry::Soon,
         _ => Retry::Never,
     };
-    Failure { error: network(url, format!("{fault}; check the network, or HF_ENDPOINT for another hub")), retry, is_outage: true }
+    let error = network(url, format!("{fault}; check the network, or HF_ENDPOINT for another hub"));
+    Failure { error, reason: Some(network(url, fault.to_string()).to_string()), retry, is_outage: true }
 }
 
 /// A server that compresses although it was asked not to: sizes, ranges and hashes are those of the file as it is.
@@ -299,7 +303,7 @@ fn demand_plain(url: &str, response: Response<Body>) -> Result<Response<Body>, F
 /// Status 416: what has arrived so far is not of the file that the server has.
 fn no_such_range(url: &str) -> Failure {
     let error = network(url, "416: the server has no such range of the file, which is fetched from its start");
-    Failure { error, retry: Retry::FromStart, is_outage: false }
+    Failure { error, reason: None, retry: Retry::FromStart, is_outage: false }
 }
 
 /// A server that asks for a wait that nobody sits through.
@@ -331,7 +335,8 @@ fn refused(url: &str, response: &Response<Body>, had_token: bool) -> Failure {
         408 | 429 | 500 | 502 | 503 | 504 => retry_after.map_or(Retry::Soon, Retry::After),
         _ => Retry::Never,
     };
-    Failure { error: network(url, format!("{status}: {advice}")), retry, is_outage }
+    let reason = Some(network(url, status.to_string()).to_string());
+    Failure { error: network(url, format!("{status}: {advice}")), reason, retry, is_outage }
 }
 
 /// A token goes into a header, which holds visible ASCII alone.

@@ -98,7 +98,7 @@ fn change(change: impl FnOnce(&mut File)) {
 
 fn write(path: &Path, file: &File) {
     let text = serde_json::to_vec_pretty(file).map_err(|error| error.to_string());
-    let written = text.and_then(|text| platform::write_atomically(path, &text).map_err(|error| error.to_string()));
+    let written = text.and_then(|text| platform::write_with_folder(path, &text).map_err(|error| error.to_string()));
     if let Err(error) = written {
         tracing::debug!("the measured rates were not kept: {error}");
     }

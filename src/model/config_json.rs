@@ -9,9 +9,11 @@ use super::limits::validate;
 use super::{Activation, ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
-use crate::weights::parse_python_json;
+use crate::weights::{PYTHON_CONSTANTS, parse_python_json};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// What messages call a text.
+const STRING: &str = "a string";
 
 /// Reads `folder/config.json`.
 pub(super) fn read_config(folder: &Folder) -> Result<ModelConfig> {
@@ -278,6 +280,10 @@ impl<'a> Fields<'a> {
     fn typed<T>(&self, key: &str, wanted: &str, parse: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         match self.fields.get(key) {
             None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if wanted != STRING && PYTHON_CONSTANTS.contains(&text.as_str()) => {
+                tracing::warn!("{}: `{key}` is {text} and is ignored; it must be {wanted}", self.path);
+                Ok(None)
+            }
             Some(value) => parse(value).map(Some).ok_or_else(|| {
                 let mut shown: String = value.to_string().chars().take(40).collect();
                 if shown.len() < value.to_string().len() {
@@ -305,7 +311,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "a string", Value::as_str)
+        self.typed(key, STRING, Value::as_str)
     }
 
     /// An object with something in it; an empty one counts as absent, as in transformers.

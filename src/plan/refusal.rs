@@ -226,7 +226,11 @@ impl<'a> Asked<'a> {
     /// What to change: the budgets, where there is so much, or something else that helps.
     fn advice(&self, shorts: &[Short<'_>], ways: Vec<Remedy>) -> Advice {
         let missing = shorts.iter().filter(|short| !short.is_there());
-        let missing = missing.map(|short| format!("{} of this machine has {}", short.spec.device, short.spec.capacity.unwrap_or_default()));
+        let missing = missing.map(|short| {
+            let (has, available) = (short.spec.capacity.unwrap_or_default().typed_down(), short.available.typed_down());
+            let has = if has == available { "no more" } else { has.as_str() };
+            format!("{} of this machine has {has}", short.spec.device)
+        });
         let missing: Vec<String> = missing.collect();
         if !missing.is_empty() {
             let others = ["take a smaller model", "a machine with more memory"].map(Remedy::other);

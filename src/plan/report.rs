@@ -7,7 +7,7 @@ use std::fmt;
 use crate::device::Device;
 use crate::model::UnitKind;
 use crate::plan::{DevicePlan, Plan, Schedule, Step, UnitPlan, UploadPath};
-use crate::units::Bytes;
+use crate::units::{Bytes, counted};
 
 const BAR_WIDTH: usize = 16;
 
@@ -193,11 +193,6 @@ impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.in_words(&counted(self.n_layers, "layer")))
     }
-}
-
-/// `1 layer`, `2 layers`.
-fn counted(count: usize, one: &str) -> String {
-    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
 /// `a`, `a and b`, `a, b and c`.

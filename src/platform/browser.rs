@@ -58,6 +58,14 @@ pub fn write_atomically(path: &Path, _bytes: &[u8]) -> Result<()> {
 /// Nothing can be written.
 ///
 /// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_with_folder(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, bytes)
+}
+
+/// Nothing can be written.
+///
+/// # Errors
 /// Always, of the kind [`ErrorKind::Unsupported`].
 pub fn with_temporary_file<T>(
     _folder: &Path,

@@ -45,7 +45,7 @@ pub use folder::Folder;
 pub use gpu_memory::{Heap, largest_local_heap};
 pub use host::{
     MAY_BLOCK, cache_folder, choose_cache_folder, cpu_name, file_system_of, host_memory, n_threads, temporary_folder, with_temporary_file,
-    write_atomically,
+    write_atomically, write_with_folder,
 };
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use host::{create_private_folder, state_folder};
@@ -60,6 +60,8 @@ pub use text_file::{decode_text, read_text};
 pub use threads::among_n_threads;
 pub use threads::{n_compute_threads, start_threads};
 pub use turn::Turns;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub(crate) use write::check_folder;
 #[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub(crate) use write::{temporary_called, temporary_in};
 pub(crate) use zeroed::{resize, zeroed};

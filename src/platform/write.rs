@@ -20,12 +20,34 @@ use crate::error::{Error, Result};
 /// Links that are followed from one path.
 const MAX_LINKS: usize = 40;
 
-/// Writes `bytes` to what stands at `path`, or to a new file there; its folder is made where there is none.
+/// Writes `bytes` to what stands at `path`, or to a new file in a folder that is there.
+///
+/// # Errors
+/// [`Error::Io`] naming the file, and the folder where there is none.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes).map_err(|source| Error::io("write", path.display(), source))
+}
+
+/// As [`write_atomically`], for what the program itself keeps: its folder is made where there is none.
 ///
 /// # Errors
 /// [`Error::Io`] naming the file.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    write(path, bytes).map_err(|source| Error::io("write", path.display(), source))
+pub fn write_with_folder(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::create_dir_all(folder_of(path)).map_err(|source| Error::io("write", path.display(), source))?;
+    write_atomically(path, bytes)
+}
+
+/// Refuses a path whose folder is not there, before work is done whose outcome could not be written.
+///
+/// # Errors
+/// [`Error::Io`] naming the file and the folder.
+#[cfg(feature = "cli")]
+pub(crate) fn check_folder(path: &Path) -> Result<()> {
+    let checked = destination(path).and_then(|destination| match destination {
+        Destination::Path(target) => folder_that_is_there(&target).map(|_| ()),
+        Destination::Descriptor(_) => Ok(()),
+    });
+    checked.map_err(|source| Error::io("write", path.display(), source))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -118,11 +140,9 @@ fn beside(target: &Path, there: &Metadata) -> io::Result<Option<NamedTempFile>> 
     Ok(is_alike.then_some(new))
 }
 
-/// Makes the file `target`, and its folder where there is none.
+/// Makes the file `target`.
 fn create(target: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = folder_of(target);
-    std::fs::create_dir_all(folder)?;
-    let mut new = temporary_in(folder)?;
+    let mut new = temporary_in(folder_that_is_there(target)?)?;
     fill(&mut new, bytes)?;
     new.persist(target).map(|_| ()).map_err(|fault| fault.error)
 }
@@ -134,6 +154,14 @@ fn fill(new: &mut NamedTempFile, bytes: &[u8]) -> io::Result<()> {
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn folder_that_is_there(path: &Path) -> io::Result<&Path> {
+    let folder = folder_of(path);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    Err(io::Error::new(ErrorKind::NotFound, format!("there is no folder {}", folder.display())))
 }
 
 /// Whether a file may still be written in place where its folder or its mount lets no other take its name.
@@ -202,7 +230,11 @@ mod tests {
     fn files_are_replaced_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub").join("file.json");
-        write_atomically(&path, b"one").unwrap();
+        let refusal = write_atomically(&path, b"one").unwrap_err().to_string();
+        let missing = format!("there is no folder {}", path.parent().unwrap().display());
+        assert!(refusal.contains(&path.display().to_string()) && refusal.ends_with(&missing), "{refusal}");
+        assert!(!path.parent().unwrap().exists());
+        write_with_folder(&path, b"one").unwrap();
         let mut first = File::open(&path).unwrap();
         write_atomically(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");

@@ -35,6 +35,9 @@ pub enum GenerationPrompt {
     Leave,
 }
 
+/// Where transformers keeps templates that have names.
+const ADDITIONAL: &str = "additional_chat_templates";
+
 /// Enough for the deepest syntax tree that the limits on sources allow; only what is used of it is real memory.
 const STACK_BYTES: usize = 64 << 20;
 
@@ -60,6 +63,12 @@ impl ChatTemplate {
         let path = folder.path_of("tokenizer_config.json");
         let config = files::read_fields(&folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
         let source = config.as_ref().and_then(|config| config.get("chat_template")).and_then(|entry| default_template(&path, entry));
+        if config.is_none_or(|config| config.get("chat_template").is_none_or(Value::is_null)) {
+            let names = additional_templates(&folder);
+            if !names.is_empty() {
+                warn_of_no_default(&folder.path_of(ADDITIONAL), &names);
+            }
+        }
         source.map(|source| ChatTemplate::new(path, source, tokenizer)).transpose()
     }
 
@@ -179,7 +188,24 @@ fn default_template(path: &str, entry: &Value) -> Option<String> {
     };
     let source = found.and_then(Value::as_str).map(str::to_owned);
     if source.is_none() {
-        tracing::warn!("{path}: none of its chat templates ({}) is called default, so that none is used", names.join(", "));
+        warn_of_no_default(path, &names);
     }
     source
+}
+
+fn warn_of_no_default(path: &str, names: &[impl AsRef<str>]) {
+    let names = names.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    tracing::warn!("{path}: none of its chat templates ({names}) is called default, so that none is used");
+}
+
+/// The names of the templates that transformers keeps beside the default one.
+fn additional_templates(folder: &Folder) -> Vec<String> {
+    let files = match folder {
+        Folder::Path(path) => Folder::Path(path.join(ADDITIONAL)).names_with("jinja"),
+        Folder::Sources(_) => folder.names_with("jinja"),
+    };
+    let prefix = format!("{ADDITIONAL}/");
+    let is_there = |name: &String| matches!(folder, Folder::Path(_)) || name.starts_with(&prefix);
+    let files = files.unwrap_or_default().into_iter().filter(is_there);
+    files.map(|name| name.trim_start_matches(&prefix).trim_end_matches(".jinja").to_owned()).collect()
 }

@@ -12,7 +12,7 @@ use super::gguf_repairs::{Named, Repairs};
 use super::pieces::{LeadingSpace, Spelling, byte_token};
 use super::pre_tokenizer::PreTokenizer;
 use super::sentence_piece::merges_from_scores;
-use super::tokenizer::{Frame, TemplateTokens, Vocabulary};
+use super::tokenizer::{Frame, OuterToken, TemplateTokens, Vocabulary};
 use crate::error::Result;
 use crate::weights::{MetaValue, Metadata};
 
@@ -245,5 +245,7 @@ fn finish(tokens: &Tokens<'_>, mut inner: tokenizers::Tokenizer, spelling: Spell
         ("mask_token", text(tokens.id("mask"))),
     ]);
     let frame = Frame::Settings { add_bos, add_eos };
-    Ok(Vocabulary { path: metadata.path.clone(), inner, spelling, bos: ends.bos, eos, frame, template_tokens })
+    let outer = |id| OuterToken { id, file: metadata.path.clone() };
+    let (bos, eos) = (ends.bos.map(outer), eos.into_iter().map(outer).collect());
+    Ok(Vocabulary { path: metadata.path.clone(), inner, spelling, bos, eos, frame, template_tokens })
 }

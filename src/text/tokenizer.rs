@@ -63,11 +63,19 @@ pub(super) struct Vocabulary {
     pub path: String,
     pub inner: tokenizers::Tokenizer,
     pub spelling: Spelling,
-    pub bos: Option<u32>,
+    pub bos: Option<OuterToken>,
     /// The first is the model's EOS proper.
-    pub eos: Vec<u32>,
+    pub eos: Vec<OuterToken>,
     pub frame: Frame,
     pub template_tokens: TemplateTokens,
+}
+
+/// A token that begins or ends a text.
+#[derive(Debug, Clone)]
+pub(super) struct OuterToken {
+    pub id: u32,
+    /// The file that names it, for messages.
+    pub file: String,
 }
 
 /// The texts that chat templates print by name (`bos_token`, `eos_token`, `unk_token`, `pad_token` and more): those that the model's files
@@ -113,17 +121,17 @@ impl Tokenizer {
 
     fn new(vocabulary: Vocabulary, vocab_size: usize) -> Tokenizer {
         let Vocabulary { path, inner, spelling, bos, eos, frame, template_tokens } = vocabulary;
-        let is_inside = |id: &u32| {
-            let is_inside = (*id as usize) < vocab_size;
+        let inside = |OuterToken { id, file }: OuterToken| {
+            let is_inside = (id as usize) < vocab_size;
             if !is_inside {
                 tracing::warn!(
-                    "{path}: {id} is named as a token that begins or ends a text, but the model's vocabulary has {vocab_size}; it is ignored"
+                    "{file}: {id} is named as a token that begins or ends a text, but the model's vocabulary has {vocab_size}; it is ignored"
                 );
             }
-            is_inside
+            is_inside.then_some(id)
         };
-        let bos = bos.filter(is_inside);
-        let eos = eos.into_iter().filter(is_inside).collect();
+        let bos = bos.and_then(inside);
+        let eos = eos.into_iter().filter_map(inside).collect();
         let inner = Arc::new(inner);
         let pieces = Arc::new(Pieces::new(&inner, spelling, vocab_size));
         let template_tokens = Arc::new(template_tokens);

@@ -8,7 +8,7 @@ use tokenizers::AddedToken;
 
 use super::files::{self, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, MAX_TOKENIZER_CONFIG_BYTES, text_error};
 use super::pieces::{LeadingSpace, Spelling};
-use super::tokenizer::{Frame, TemplateTokens, Vocabulary};
+use super::tokenizer::{Frame, OuterToken, TemplateTokens, Vocabulary};
 use super::tokenizer_json_checks::TokenizerFile;
 use crate::error::{Error, Result};
 use crate::platform::Folder;
@@ -38,7 +38,7 @@ pub(super) fn read(folder: &Folder) -> Result<Vocabulary> {
         Some(add_bos) if !add_bos || bos.is_some() => Frame::Settings { add_bos, add_eos: config.add_eos_token.unwrap_or(false) },
         _ => Frame::PostProcessor,
     };
-    let template_tokens = template_tokens(&config, &inner, bos, &eos);
+    let template_tokens = template_tokens(&config, &inner, bos.as_ref(), eos.first());
     Ok(Vocabulary { path, inner, spelling: spelling(file.decoder.as_ref()), bos, eos, frame, template_tokens })
 }
 
@@ -169,32 +169,40 @@ fn ids(path: &str, fields: &Map<String, Value>, name: &str) -> Option<Vec<u32>> 
 
 /// The id that begins a text and those that end an answer. `tokenizer_config.json` names one of each by its text;
 /// `generation_config.json`, or where it does not say `config.json`, gives ids: all of them end an answer.
-fn outer_tokens(folder: &Folder, config: &TokenizerConfig, inner: &tokenizers::Tokenizer) -> Result<(Option<u32>, Vec<u32>)> {
+fn outer_tokens(folder: &Folder, config: &TokenizerConfig, inner: &tokenizers::Tokenizer) -> Result<(Option<OuterToken>, Vec<OuterToken>)> {
     let read = |name: &str| {
         let fields = files::read_fields(folder, name, MAX_CONFIG_BYTES)?.unwrap_or_default();
         let path = folder.path_of(name);
-        Ok::<_, Error>(["bos_token_id", "eos_token_id"].map(|name| ids(&path, &fields, name)))
+        let named = |id| OuterToken { id, file: path.clone() };
+        let tokens = |key| ids(&path, &fields, key).map(|ids| ids.into_iter().map(named).collect::<Vec<_>>());
+        Ok::<_, Error>(["bos_token_id", "eos_token_id"].map(tokens))
     };
     let ([bos, eos], [model_bos, model_eos]) = (read("generation_config.json")?, read("config.json")?);
-    let by_text = |name: &str| config.token(name).and_then(|token| inner.token_to_id(token));
-    let bos = by_text("bos_token").or(bos.or(model_bos).unwrap_or_default().first().copied());
-    let mut ends = Vec::new();
-    for id in eos.or(model_eos).unwrap_or_default().into_iter().chain(by_text("eos_token")) {
-        if !ends.contains(&id) {
-            ends.push(id);
+    let file = if config.is_there { "tokenizer_config.json" } else { "special_tokens_map.json" };
+    let by_text = |name: &str| Some(OuterToken { id: inner.token_to_id(config.token(name)?)?, file: folder.path_of(file) });
+    let bos = by_text("bos_token").or_else(|| bos.or(model_bos).unwrap_or_default().into_iter().next());
+    let mut ends: Vec<OuterToken> = Vec::new();
+    for token in eos.or(model_eos).unwrap_or_default().into_iter().chain(by_text("eos_token")) {
+        if !ends.iter().any(|end| end.id == token.id) {
+            ends.push(token);
         }
     }
     Ok((bos, ends))
 }
 
 /// What templates print: the texts that the tokenizer's config names, and no others where there is one.
-fn template_tokens(config: &TokenizerConfig, inner: &tokenizers::Tokenizer, bos: Option<u32>, eos: &[u32]) -> TemplateTokens {
+fn template_tokens(
+    config: &TokenizerConfig,
+    inner: &tokenizers::Tokenizer,
+    bos: Option<&OuterToken>,
+    eos: Option<&OuterToken>,
+) -> TemplateTokens {
     let named = config.tokens.iter().map(|(name, text)| (name.clone(), text.clone()));
     if config.is_there {
         return named.collect();
     }
-    let by_id = [("bos_token", bos), ("eos_token", eos.first().copied())];
-    by_id.into_iter().map(|(name, id)| (name.to_owned(), id.and_then(|id| inner.id_to_token(id)))).chain(named).collect()
+    let by_id = [("bos_token", bos), ("eos_token", eos)];
+    by_id.into_iter().map(|(name, token)| (name.to_owned(), token.and_then(|token| inner.id_to_token(token.id)))).chain(named).collect()
 }
 
 /// How tokens are spelled, told by the decoder that turns them back.

@@ -9,4 +9,4 @@ pub(crate) mod safetensors;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
 pub use gguf::{MetaValue, Metadata};
-pub(crate) use python_json::parse as parse_python_json;
+pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};

@@ -2,21 +2,23 @@
 
 use serde_json::Value;
 
-/// `bytes` as a JSON value. As Python does, takes `NaN`, `Infinity` and `-Infinity` (they become null) and the last of a key's values;
-/// a byte order mark is passed over.
+/// The numbers that Python writes and JSON does not have.
+pub(crate) const CONSTANTS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// `bytes` as a JSON value. As Python does, takes [`CONSTANTS`] (they become texts, so that readers can say what they cannot use) and
+/// the last of a key's values; a byte order mark is passed over.
 pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     // The first error's line and column are those of the file.
-    serde_json::from_slice(bytes).or_else(|error| serde_json::from_slice(&without_constants(bytes)).map_err(|_| error))
+    serde_json::from_slice(bytes).or_else(|error| serde_json::from_slice(&with_quoted_constants(bytes)).map_err(|_| error))
 }
 
-/// `json` with null in place of the numbers that JSON does not have.
-fn without_constants(json: &[u8]) -> Vec<u8> {
+/// `json` with the numbers that JSON does not have in quotes.
+fn with_quoted_constants(json: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(json.len());
     let (mut rest, mut in_text) = (json, false);
     while let Some(&byte) = rest.first() {
-        let words = [b"NaN".as_slice(), b"Infinity", b"-Infinity"];
-        let word = words.into_iter().find(|word| !in_text && rest.starts_with(word));
+        let word = CONSTANTS.into_iter().find(|word| !in_text && rest.starts_with(word.as_bytes()));
         let len = match (byte, word) {
             (_, Some(word)) => word.len(),
             (b'\\', _) if in_text => rest.len().min(2),
@@ -24,7 +26,10 @@ fn without_constants(json: &[u8]) -> Vec<u8> {
         };
         in_text ^= byte == b'"';
         let (taken, left) = rest.split_at(len);
-        plain.extend_from_slice(if word.is_some() { b"null" } else { taken });
+        match word {
+            Some(word) => plain.extend_from_slice(format!("\"{word}\"").as_bytes()),
+            None => plain.extend_from_slice(taken),
+        }
         rest = left;
     }
     plain
@@ -39,7 +44,7 @@ mod tests {
     #[test]
     fn what_python_reads_is_read() {
         let text = r#"{"a": [NaN, -Infinity,Infinity], "b": "NaN \"Infinity\" \\", "c": 1, "c": 2}"#;
-        assert_eq!(parse(text.as_bytes()).unwrap(), json!({"a": [null, null, null], "b": "NaN \"Infinity\" \\", "c": 2}));
+        assert_eq!(parse(text.as_bytes()).unwrap(), json!({"a": ["NaN", "-Infinity", "Infinity"], "b": "NaN \"Infinity\" \\", "c": 2}));
         assert_eq!(parse("\u{feff}[1]".as_bytes()).unwrap(), json!([1]));
     }
 

@@ -281,7 +281,7 @@ fn a_file_cut_anywhere_is_refused() {
     let mut failures = Vec::new();
     for len in (1..bytes.len()).filter(|len| *len < 900 || len % 97 == 0) {
         fs::write(&path, &bytes[..len]).unwrap();
-        must_refuse(&format!("cut to {len}"), &path, "cut.gguf", "", &mut failures);
+        must_refuse(&format!("cut to {len}"), &path, "cut.gguf", "is cut short", &mut failures);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

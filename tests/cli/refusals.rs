@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use xtask::models::GgufType;
+use xtask::models::{GgufType, LlamaShape, write_gguf};
 
 use crate::common::program::{Home, devices, has_gpu, least, text};
 
@@ -240,7 +240,54 @@ fn a_file_that_cannot_be_written_is_named() {
         &["bench", &model, "-p", "2", "-n", "1", "-r", "1", "--trace", &nowhere],
     ] {
         let ran = home.run(&[command, &["--device", "cpu"]].concat());
-        // The folder is made where that is possible; what is not written is told.
-        assert!(ran.code == Some(0) && Path::new(&nowhere).exists() || ran.stderr.contains("no/such/folder"), "{ran:?}");
+        // A folder may be misspelt, and is not made.
+        assert!(ran.code == Some(1) && ran.stderr.contains(&nowhere) && ran.stderr.contains("there is no folder"), "{ran:?}");
+        assert!(!home.path("no").exists() && (command[0] == "logits" || ran.stdout.is_empty()), "{ran:?}");
     }
+}
+
+#[test]
+fn a_refusal_speaks_in_one_unit() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let devices = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json"));
+    let refusal = home.refusal(3, &["plan", &model, "--devices", &devices, "--device", "cpu", "-c", "100000000"]);
+    assert!(refusal.contains("of this machine has ") && refusal.contains("MiB") && !refusal.contains("GiB"), "{refusal}");
+}
+
+#[test]
+fn one_layer_is_one_layer() {
+    let home = Home::new();
+    let file = home.path("one.gguf");
+    write_gguf(&file, &LlamaShape { n_layers: 1, ..LlamaShape::tiny() }, 1, GgufType::F32).unwrap();
+    let model = text(&file);
+    assert!(home.stdout(&["inspect", &model]).contains("  1 layer, hidden"));
+    let ran = home.run(&["run", &model, "-p", "x", "-n", "1", "--device", "cpu"]);
+    assert!(ran.code == Some(0) && ran.stderr.contains("  1 layer\n"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_is_of_no_use_in_a_models_files_is_told_by_file_and_key() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let file = |name: &str| home.path("folder").join(name);
+    let append = |name: &str, more: &str| {
+        let text = fs::read_to_string(file(name)).unwrap();
+        fs::write(file(name), format!("{}, {more}}}", text.trim_end().strip_suffix('}').unwrap())).unwrap();
+    };
+    append("config.json", r#""rms_norm_eps": NaN, "rope_theta": Infinity, "unused": NaN"#);
+    append("tokenizer_config.json", r#""chat_template": null"#);
+    fs::write(file("generation_config.json"), r#"{"eos_token_id": [2, 99999]}"#).unwrap();
+    fs::create_dir(file("additional_chat_templates")).unwrap();
+    fs::write(file("additional_chat_templates/rag.jinja"), "{{ messages }}").unwrap();
+    let ran = home.run(&["run", &model, "-p", "x", "-n", "1", "--device", "cpu"]);
+    for told in [
+        "config.json: `rms_norm_eps` is NaN and is ignored",
+        "config.json: `rope_theta` is Infinity and is ignored",
+        "generation_config.json: 99999 is named as a token",
+        "additional_chat_templates: none of its chat templates (rag) is called default",
+    ] {
+        assert_eq!(ran.stderr.matches(told).count(), 1, "{told}: {}", ran.stderr);
+    }
+    assert!(ran.code == Some(0) && !ran.stderr.contains("unused"), "{}", ran.stderr);
 }

@@ -19,7 +19,7 @@ use clap::parser::ValueSource;
 use crate::cli::args::{ConfigAction, ConfigArgs};
 use crate::cli::terminal::{note, print, print_path};
 use crate::error::{Error, Result};
-use crate::platform::write_atomically;
+use crate::platform::write_with_folder;
 use edit::Change;
 pub(super) use file::ConfigFile;
 use file::Location;
@@ -59,7 +59,7 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
     } else {
         (file?.read_or_fault()?.text, typed)
     };
-    write_atomically(&location.path, edit::apply(&text, &changes)?.as_bytes())?;
+    write_with_folder(&location.path, edit::apply(&text, &changes)?.as_bytes())?;
     print(&format!("wrote {}\n", location.path.display()))
 }
 

@@ -84,9 +84,11 @@ impl<'a> Reader<'a> {
     fn counted_bytes(&mut self, limit: u64, what: &str) -> Result<Vec<u8>> {
         let at = self.position;
         let len = self.u64(what)?;
-        if len > limit.min(self.left()) {
-            let fault = format!("{what} at byte {at} claims {len} bytes; {} are left in the file and {limit} are allowed", self.left());
-            return Err(self.fault(fault));
+        if len > limit {
+            return Err(self.fault(format!("{what} at byte {at} claims {len} bytes; {limit} are allowed")));
+        }
+        if len > self.left() {
+            return Err(self.fault(format!("is cut short: {what} at byte {at} has {len} bytes, {} are left in the file", self.left())));
         }
         self.hold(len.saturating_add(24), what)?;
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| self.fault(format!("{what} at byte {at} is too long")))?];
@@ -98,7 +100,14 @@ impl<'a> Reader<'a> {
     pub(super) fn count(&mut self, least_bytes: u64, what: &str) -> Result<u64> {
         let count = self.u64(what)?;
         if count > self.left() / least_bytes {
-            return Err(self.fault(format!("claims {count} {what}, more than the file's {} bytes can hold", self.source.len())));
+            let (size, least) = (self.source.len(), count.saturating_mul(least_bytes));
+            // What no whole file could have is a lie.
+            let fault = if least > MAX_HELD_BYTES {
+                format!("claims {count} {what}, more than the file's {size} bytes can hold")
+            } else {
+                format!("is cut short: {count} {what} take {least} bytes at least, of which its {size} bytes have {}", self.left())
+            };
+            return Err(self.fault(fault));
         }
         Ok(count)
     }
@@ -174,7 +183,8 @@ impl<'a> Reader<'a> {
     fn fill(&mut self, target: &mut [u8], what: &str) -> Result<()> {
         let wanted = target.len() as u64;
         if wanted > self.left() {
-            let fault = format!("ends within {what}: {wanted} bytes are needed at byte {}, {} are left", self.position, self.left());
+            let needed = format!("{wanted} bytes are needed at byte {}, {} are left", self.position, self.left());
+            let fault = format!("is cut short: it ends within {what}: {needed}");
             return Err(self.fault(fault));
         }
         if wanted > BUFFER_BYTES {
