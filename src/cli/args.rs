@@ -2,6 +2,7 @@
 //! `TIERFLOW_CTX_SIZE`. Flags and defaults are llama.cpp's where it has them, and a config file may replace the defaults.
 //! Knows what can be said, not what it does.
 
+mod advice;
 mod bench;
 mod chat;
 mod config;
@@ -19,7 +20,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::FalseyValueParser;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::familiar;
@@ -106,10 +106,13 @@ impl Cli {
         let command = rewritten.without_revoked(command);
         let familiar::Rewritten { arguments, notes, .. } = rewritten;
         let matches = command.clone().try_get_matches_from(&arguments);
-        let mut matches = matches.map_err(|error| with_way_to_run(variables::blamed(error, &command, &arguments)))?;
-        let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command.clone()))?;
+        let mut matches =
+            matches.map_err(|error| advice::with_apt_advice(variables::blamed(error, &command, &arguments), &command, &arguments))?;
+        let mut subcommand =
+            command.find_subcommand(matches.subcommand_name().unwrap_or_default()).map_or(command.clone(), familiar::named);
+        let mut cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut subcommand))?;
         let (verb, matches) = matches.remove_subcommand().unwrap_or_default();
-        overrule::drop_overruled(&mut cli.command, &matches).map_err(|error| error.format(&mut command.clone()))?;
+        overrule::drop_overruled(&mut cli.command, &matches).map_err(|error| error.format(&mut subcommand))?;
         Ok(Read { command: cli.command, verb, matches, notes })
     }
 }
@@ -123,28 +126,6 @@ fn end(error: &clap::Error) -> ! {
         std::process::exit(error.exit_code());
     }
     error.exit()
-}
-
-/// Tells how a model is run where a word is no subcommand, nor like one: a few letters in another order are not like it to clap.
-fn with_way_to_run(mut error: clap::Error) -> clap::Error {
-    if error.kind() == ErrorKind::InvalidSubcommand
-        && error.get(ContextKind::SuggestedSubcommand).is_none()
-        && let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
-    {
-        let sorted = |word: &str| {
-            let mut letters: Vec<char> = word.chars().collect();
-            letters.sort_unstable();
-            letters
-        };
-        let command = Cli::command();
-        let meant = command.get_subcommands().map(clap::Command::get_name).find(|name| sorted(name) == sorted(word));
-        let tip = match meant {
-            Some(name) => format!("a similar subcommand exists: '{name}'"),
-            None => format!("a model is run by: tierflow run {word}"),
-        };
-        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
-    }
-    error
 }
 
 /// Gives the options that `defaults` name these defaults, in every subcommand that has them.
@@ -275,7 +256,7 @@ pub struct LogitsArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Token ids of the prompt
-    #[arg(long, env = "TIERFLOW_TOKENS", value_name = "ID,ID,…", value_delimiter = ',', required = true)]
+    #[arg(long, env = "TIERFLOW_TOKENS", value_name = "ID,ID,…", value_delimiter = ',', required = true, value_parser = parse_token)]
     pub tokens: Vec<u32>,
     /// Where it goes.
     #[command(flatten)]
@@ -301,20 +282,38 @@ fn parse_whole(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| format!("`{text}` is no whole number"))
 }
 
+/// Reads a whole number from `least` on; `or` says what else may be given.
+fn parse_from(least: u32, or: &str, text: &str) -> Result<u32, String> {
+    let number = text.parse::<i128>().ok();
+    if number.is_some_and(|number| number > u32::MAX.into()) {
+        return Err(format!("the largest number is {}", u32::MAX));
+    }
+    let read = number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number >= least);
+    read.ok_or_else(|| format!("give a whole number from {least} on{or}"))
+}
+
+/// Reads a whole number that is at least 1.
+fn parse_positive(text: &str) -> Result<u32, String> {
+    parse_from(1, "", text)
+}
+
+/// Reads the id of a token.
+fn parse_token(text: &str) -> Result<u32, String> {
+    parse_from(0, "", text.trim()).map_err(|fault| format!("no token id: {fault}"))
+}
+
 /// Reads a whole number; llama.cpp's -1 is the default, which is 0 here.
 fn parse_or_default(text: &str) -> Result<u32, String> {
-    match text {
-        "-1" => Ok(0),
-        _ => text.parse().map_err(|_| format!("`{text}` is no whole number in 0..={}, nor -1 for the default", u32::MAX)),
-    }
+    from_or_default(0, text)
 }
 
 /// As [`parse_or_default`], for what is at least 1.
 fn parse_positive_or_default(text: &str) -> Result<u32, String> {
-    match parse_or_default(text) {
-        Ok(0) if text != "-1" => Err(format!("{text} is not in 1..={}, nor -1 for the default", u32::MAX)),
-        read => read,
-    }
+    from_or_default(1, text)
+}
+
+fn from_or_default(least: u32, text: &str) -> Result<u32, String> {
+    if text == "-1" { Ok(0) } else { parse_from(least, ", or -1 for the default", text) }
 }
 
 /// Reads a value by its own `FromStr`; clap names the option, so the error's own name for it is left out.

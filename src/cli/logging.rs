@@ -1,6 +1,7 @@
 //! Log lines on stderr: warnings unless told otherwise, and whatever `RUST_LOG` asks for.
 
-use std::{fmt, io};
+use std::fmt;
+use std::io::{self, Write};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
@@ -9,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-use crate::cli::terminal::has_colour;
+use crate::cli::terminal::{Stream, has_colour, wrapped};
 use crate::cli::words::Options;
 use crate::error::{Setting, Words};
 
@@ -36,7 +37,7 @@ pub(super) fn install(verbosity: Verbosity) {
     let _ = tracing_subscriber::fmt()
         .fmt_fields(OptionFirst)
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(|| Lines)
         .with_ansi(colour)
         .with_target(verbosity == Verbosity::Verbose)
         .without_time()
@@ -83,5 +84,20 @@ impl Visit for Line {
             "value" => self.value = format!("{value:?}"),
             name => self.rest.push_str(&format!(" {name}={value:?}")),
         }
+    }
+}
+
+/// stderr, on a terminal with lines that fit it. Gets an event at once; its message is fit for a terminal already.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        io::stderr().lock().write_all(wrapped(&text, Stream::Stderr.width()).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }

@@ -20,6 +20,7 @@ mod plan_text;
 mod prompt;
 mod pull;
 mod run;
+mod similar;
 mod statistics;
 mod terminal;
 mod tokenize;

@@ -127,7 +127,7 @@ fn with_purpose(args: &PlacementArgs, options: PlanOptions) -> PlanOptions {
 fn start_threads(asked: Option<u32>) -> Result<()> {
     let most = platform::n_threads();
     if let Some(asked) = asked.filter(|asked| *asked as usize > most) {
-        note(&format!("--threads {asked}: {most} run at once here, and so many are started\n"));
+        note(&format!("--threads {asked}: {most} are started, as many as run at once here\n"));
     }
     platform::start_threads(asked.map(|asked| most.min(asked as usize)))
 }

@@ -99,12 +99,12 @@ impl Statistics {
 
     /// One line; its beginning is llama-cli's, which scripts read.
     pub fn line(&self, seed: u64) -> String {
-        let mut line = format!(
-            "[ Prompt: {} | Generation: {} | TTFT {:.2} s",
-            TokensPerSec(self.prompt_rate()),
-            TokensPerSec(self.decode_rate()),
-            self.first_token_secs
-        );
+        let mut line = format!("[ Prompt: {}", TokensPerSec(self.prompt_rate()));
+        // The prompt's own forward gives the first token.
+        if self.n_decoded > 0 {
+            line.push_str(&format!(" | Generation: {}", TokensPerSec(self.decode_rate())));
+        }
+        line.push_str(&format!(" | TTFT {:.2} s", self.first_token_secs));
         let decode = |all: Bytes, prompt: Bytes| Bytes(all.saturating_sub(prompt).0 / self.n_decoded.max(1) as u64);
         let uploaded = decode(self.all.uploaded, self.prompt.uploaded);
         if uploaded > Bytes::ZERO && self.n_decoded > 0 {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,38 +15,47 @@ use crate::units::Bytes;
 
 /// A bar of bytes on stderr: drawn on a terminal, silent on a pipe.
 pub struct Progress {
-    bar: ProgressBar,
+    visibility: Visibility,
+    bar: Mutex<ProgressBar>,
 }
 
 impl Progress {
     /// A bar that is not shown before the first [`Progress::update`].
     pub fn new(visibility: Visibility) -> Progress {
-        let target = match visibility {
+        Progress { visibility, bar: Mutex::new(ProgressBar::hidden()) }
+    }
+
+    /// A bar with all that its first frame shows: each setter of one that is shown draws it.
+    fn bar(&self, name: &str, done: Bytes, total: Bytes) -> ProgressBar {
+        let target = match self.visibility {
             // indicatif itself draws nothing where stderr is no terminal.
             Visibility::Auto => ProgressDrawTarget::stderr(),
             Visibility::Hidden => ProgressDrawTarget::hidden(),
         };
-        let bar = ProgressBar::with_draw_target(None, target);
+        let bar = ProgressBar::with_draw_target(Some(total.0), target).with_message(name.to_owned()).with_position(done.0);
         let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("██ "));
+        match ProgressStyle::with_template(template) {
+            Ok(style) => bar.with_style(style.progress_chars("██ ")),
+            Err(_) => bar,
         }
-        Progress { bar }
     }
 
     /// Shows that `done` of `total` bytes of `name` are there.
     pub fn update(&self, name: &str, done: Bytes, total: Bytes) {
-        if self.bar.message() != name {
-            self.bar.reset();
-            self.bar.set_message(name.to_owned());
+        let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if bar.message() != name {
+            bar.finish_and_clear();
+            *bar = self.bar(name, done, total);
+            bar.tick();
+            return;
         }
-        self.bar.set_length(total.0);
-        self.bar.set_position(done.0);
+        bar.set_length(total.0);
+        bar.set_position(done.0);
     }
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner).finish_and_clear();
     }
 }
 
@@ -344,7 +354,8 @@ mod tests {
         let progress = Progress::new(Visibility::Hidden);
         progress.update("a", Bytes(3), Bytes(7));
         progress.update("b", Bytes(1), Bytes(2));
-        assert_eq!((progress.bar.position(), progress.bar.length(), progress.bar.message().as_str()), (1, Some(2), "b"));
+        let bar = progress.bar.lock().unwrap().clone();
+        assert_eq!((bar.position(), bar.length(), bar.message().as_str()), (1, Some(2), "b"));
         progress.finish();
     }
 }

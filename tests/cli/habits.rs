@@ -51,7 +51,7 @@ fn no_more_threads_start_than_run_at_once() {
     let n_threads = std::thread::available_parallelism().unwrap();
     let ran = home.run(&[&["run", &model, "-p", "x", "-t", "5000"], &SHORT[..]].concat());
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    assert_eq!(ran.stderr.matches(&format!("--threads 5000: {n_threads} run at once here")).count(), 1, "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches(&format!("--threads 5000: {n_threads} are started")).count(), 1, "{}", ran.stderr);
 }
 
 #[test]
@@ -243,6 +243,48 @@ fn a_fault_of_a_variable_names_the_variable() {
     assert!(other.code == Some(2) && other.stderr.contains("--threads"), "{}", other.stderr);
     let ran = with_variables(&home, &["run", "-p", "x"], &[("TIERFLOW_MODEL", "no-such-model")]);
     assert!(ran.code == Some(2) && ran.stderr.contains("TIERFLOW_MODEL: `no-such-model`"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_unknown_option_meets_only_advice_that_is_apt() {
+    let home = Home::new();
+    for (arguments, advice) in [
+        (&["run", "m", "--nowordwrap"][..], "| cat leaves lines whole"),
+        (&["run", "m", "--load_in_8bit"], "weights are used as they are stored"),
+        (&["run", "m", "--torch_dtype=float16"], "weights are used as they are stored"),
+        (&["run", "m", "--quantize", "q4"], "weights are used as they are stored"),
+        (&["run", "m", "--fp16"], "weights are used as they are stored"),
+        (&["run", "m", "--offload_folder", "x"], "read from the model's own files"),
+        (&["run", "m", "--gpu-memory-utilization", "0.9"], "--max-memory"),
+        (&["run", "m", "--override-kv", "a=int:1"], "what the model's file says counts"),
+        (&["run", "m", "--do_sample"], "--temp 0"),
+        (&["run", "m", "--in-prefix", "x"], "the model's own template counts"),
+        (&["run", "m", "--export-device-map", "f.json"], "it is an option of `tierflow plan`"),
+        (&["plan", "m", "-p", "x"], "it is an option of `tierflow run`"),
+        (&["plan", "m", "-n", "4"], "it is an option of `tierflow run`"),
+        (&["run", "m", "--no_such_thing"], "--no_such_thing"),
+        (&["run", "m", "--max-mem", "1GiB"], "'--max-memory'"),
+        (&["nosuch"], "tierflow run nosuch"),
+    ] {
+        let refusal = home.refusal(2, arguments);
+        let (flag, similar) = (arguments.last().filter(|_| arguments.len() == 3), refusal.contains("similar"));
+        assert!(refusal.contains(advice) && !refusal.contains("as a value"), "{arguments:?}: {refusal}");
+        assert_eq!(similar, arguments.contains(&"--max-mem"), "{arguments:?}: {refusal}");
+        let typed = flag.map_or("", |flag| flag.split('=').next().unwrap());
+        assert!(refusal.contains(typed), "{arguments:?}: {refusal}");
+    }
+    let text = home.refusal(2, &["run", "m", "--what is that?"]);
+    assert!(text.contains("to pass '--what is that?' as a value"), "{text}");
+    for (arguments, fault) in [
+        (&["run", "m", "x", "-c", "4k"][..], "give a whole number from 0 on, or -1 for the default"),
+        (&["run", "m", "x", "-np", "0"], "give a whole number from 1 on, or -1 for the default"),
+        (&["run", "m", "x", "-ub", "0"], "give a whole number from 1 on"),
+        (&["run", "m", "x", "-t", "99999999999"], "the largest number is 4294967295"),
+        (&["logits", "m", "--tokens", "1,a"], "no token id: give a whole number from 0 on"),
+    ] {
+        let refusal = home.refusal(2, arguments);
+        assert!(refusal.contains(fault) && !refusal.contains("..="), "{arguments:?}: {refusal}");
+    }
 }
 
 #[test]

@@ -75,6 +75,7 @@ fn a_plan_that_does_not_fit_its_place_is_refused_with_what_differs() {
     for (shaping, name) in [(&["-c", "32"][..], "ctx-size"), (&["-ngl", "1"], "n-gpu-layers"), (&["--device-map", "auto"], "device-map")] {
         let conflict = refusal(2, shaping);
         assert!(conflict.contains(&format!("--plan cannot be used with --{name}")), "{conflict}");
+        assert!(conflict.contains("Usage: tierflow plan ") && !conflict.contains("\n\n\n"), "{conflict}");
     }
     let stranger = machine(&home, "a stranger");
     let device = home.refusal(2, &["plan", &model, "--devices", &stranger, "--plan", &file]);

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use xtask::models::GgufType;
 
-use crate::common::program::{Home, text};
+use crate::common::program::{Home, least, text};
 
 /// What `command` shows on a terminal of 24 rows and `columns` columns, on stdout and stderr.
 fn shown(command: Command, columns: u16) -> String {
@@ -73,6 +73,8 @@ fn reports_fit_the_terminal_and_are_coloured_there() {
         let of_columns = |columns: u16| shown(home.command(arguments), columns);
         let narrow = of_columns(60);
         assert!(narrow.contains("\u{1b}[1m"), "{narrow:?}");
+        // Of one token no rate of generation is known, and a bar has its numbers from the first frame on.
+        assert!(!narrow.contains("Generation:") && !narrow.contains("0 B/0 B"), "{narrow:?}");
         assert!(longest(&plain(&narrow)) <= 60 || arguments[0] == "run", "{arguments:?}: {narrow}");
         let mut without_colour = home.command(arguments);
         without_colour.env("NO_COLOR", "1");
@@ -165,4 +167,27 @@ fn models_are_listed_without_their_paths_where_those_do_not_fit() {
         narrow.contains("\norg/name:m-Q4_0.gguf   4 B\n") && !narrow.contains(&path) && narrow.contains("\npaths: tierflow ls --json "),
         "{narrow}"
     );
+}
+
+#[test]
+fn warnings_and_the_table_of_bench_fit_the_terminal() {
+    let home = Home::new();
+    let model = home.folder_model();
+    std::fs::write(home.path("folder/generation_config.json"), r#"{"top_p": 7}"#).unwrap();
+    let answer = plain(&shown(home.command(&["run", &model, "-p", "x", "-n", "1", "--device", "cpu"]), 60));
+    // A path is not broken.
+    let warned = answer.lines().skip_while(|line| !line.contains("WARN")).take_while(|line| !line.contains("layers"));
+    let warned: Vec<&str> = warned.filter(|line| !line.contains('/')).collect();
+    assert!(warned.concat().ends_with("and is ignored") && longest(&warned.join("\n")) <= 60, "{answer}");
+
+    let gguf = home.gguf_model(GgufType::F32);
+    let bench = |budget: &str| home.command(&["bench", &gguf, "--device", "cpu", "-p", "4", "-n", "2", "-r", "1", "--max-memory", budget]);
+    let refused = shown_with_status(bench("cpu=2KiB"), 300).0;
+    let budget = format!("cpu={}", least(&refused));
+    let [narrow, wide] = [80, 300].map(|columns| plain(&shown(bench(&budget), columns)));
+    assert!(wide.contains("| from disk/forward |") && !narrow.contains("| from disk/forward |"), "{narrow}{wide}");
+    // Before the first line, the bar of loading is taken away.
+    let table: Vec<&str> = narrow.lines().skip_while(|line| !line.contains("| size |")).skip(1).collect();
+    let below = table.iter().filter(|line| line.starts_with("  ") && line.contains("/forward")).count();
+    assert!(below >= 2 && longest(&table.join("\n")) <= 80, "{narrow}");
 }

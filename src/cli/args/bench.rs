@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 
-use super::{GpuLayers, ModelArgs, PlacementArgs, parse_value};
+use super::{GpuLayers, ModelArgs, PlacementArgs, parse_positive, parse_value};
 use crate::error::{Error, Result};
 
 /// `tierflow bench`
@@ -62,7 +62,7 @@ pub struct TestArgs {
     ///
     /// After one that warms up.
     #[arg(short, long, env = "TIERFLOW_REPETITIONS", value_name = "N", default_value_t = 5)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_parser = parse_positive)]
     pub repetitions: u32,
 }
 

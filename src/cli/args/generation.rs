@@ -100,7 +100,7 @@ pub struct GenerationArgs {
     pub temp: Option<f32>,
     /// Among the K likeliest tokens; 0 for all [default: 40]
     ///
-    /// So does -1. The default is the model's own where it has one.
+    /// -1 is for all, too. The default is the model's own where it has one.
     #[arg(long, env = "TIERFLOW_TOP_K", value_name = "K", value_parser = parse_or_default, allow_negative_numbers = true)]
     pub top_k: Option<u32>,
     /// Among the likeliest with this share [default: 0.95]

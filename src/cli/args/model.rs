@@ -8,7 +8,7 @@ use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Args, ValueEnum};
 
 use super::planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
-use super::{parse_or_default, parse_positive_or_default, parse_value};
+use super::{parse_or_default, parse_positive, parse_positive_or_default, parse_value};
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
@@ -134,10 +134,10 @@ pub struct PlacementArgs {
     #[arg(value_parser = parse_value::<GpuLayers>, allow_negative_numbers = true)]
     pub n_gpu_layers: GpuLayers,
     /// Most prompt tokens in one forward
-    #[arg(short, long, env = "TIERFLOW_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, env = "TIERFLOW_BATCH_SIZE", value_name = "N", value_parser = parse_positive)]
     pub batch_size: Option<u32>,
     /// Most prompt tokens that a kernel sees at once (-ub)
-    #[arg(long, env = "TIERFLOW_UBATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "TIERFLOW_UBATCH_SIZE", value_name = "N", value_parser = parse_positive)]
     pub ubatch_size: Option<u32>,
     /// Storage form of the KV cache (-ctk, -ctv)
     #[arg(long, env = "TIERFLOW_KV_DTYPE", value_name = "DTYPE")]
@@ -155,7 +155,7 @@ pub struct PlacementArgs {
     #[arg(long, env = "TIERFLOW_LOOKAHEAD", value_name = "N")]
     pub lookahead: Option<u32>,
     /// Slots of the ring on the GPU
-    #[arg(long, env = "TIERFLOW_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "TIERFLOW_SLOTS", value_name = "N", value_parser = parse_positive)]
     pub slots: Option<u32>,
     /// Way of weights to the GPU; auto measures and takes the faster
     #[arg(long, env = "TIERFLOW_UPLOAD", value_name = "PATH", default_value = "auto")]

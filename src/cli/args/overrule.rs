@@ -69,7 +69,7 @@ fn overrule_plan(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), c
         return Ok(());
     }
     let name = shaping.replace('_', "-");
-    let fault = format!("--plan cannot be used with --{name}, which the plan has settled; leave out one of them\n");
+    let fault = format!("--plan cannot be used with --{name}, which the plan has settled; leave out one of them");
     Err(clap::Error::raw(ErrorKind::ArgumentConflict, fault))
 }
 

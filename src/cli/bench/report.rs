@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
+use textwrap::core::display_width;
 
 use super::Measured;
 use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers};
-use crate::cli::terminal::{note, print, print_json};
+use crate::cli::terminal::{Stream, note, print, print_json, print_report};
 use crate::device::Device;
 use crate::engine::{Engine, MemoryUse};
 use crate::error::{Error, Result};
@@ -175,7 +176,18 @@ struct Columns {
     threads: bool,
     gpu_layers: bool,
     ubatch: bool,
-    streams: bool,
+    streams: Streams,
+}
+
+/// Where the table tells what streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Streams {
+    /// Nowhere: nothing does.
+    Nowhere,
+    /// In columns of its own.
+    Beside,
+    /// In a line below each row.
+    Below,
 }
 
 impl Report {
@@ -185,7 +197,10 @@ impl Report {
             threads: args.lists.threads.len() > 1,
             gpu_layers: args.lists.n_gpu_layers.len() > 1,
             ubatch: args.lists.batch_size.len().max(args.lists.ubatch_size.len()) > 1,
-            streams: plans.any(|plan| plan.devices.iter().any(|device| device.streamed_bytes > Bytes::ZERO)),
+            streams: match plans.any(|plan| plan.devices.iter().any(|device| device.streamed_bytes > Bytes::ZERO)) {
+                true => Streams::Beside,
+                false => Streams::Nowhere,
+            },
         };
         Report { form, columns, rows: Vec::new(), memory: BTreeMap::new() }
     }
@@ -198,9 +213,15 @@ impl Report {
         let is_first = self.rows.is_empty();
         match self.form {
             BenchOutput::Md => {
+                if is_first {
+                    self.columns = self.columns.fitting(Stream::Stdout.width(), &row);
+                }
                 let cells = self.columns.cells(&row);
                 let head = if is_first { Columns::head(&cells) } else { String::new() };
                 print(&format!("{head}{}", Columns::line(&cells)))?;
+                if self.columns.streams == Streams::Below {
+                    print_report(&Columns::below(&row))?;
+                }
             }
             BenchOutput::Csv => {
                 let head = if is_first { format!("{}\n", CSV_COLUMNS.join(",")) } else { String::new() };
@@ -240,6 +261,27 @@ impl Report {
 }
 
 impl Columns {
+    /// The same, with what streams below each row where a table like `row` is wider than `width`.
+    fn fitting(self, width: Option<usize>, row: &Row) -> Columns {
+        let cells = self.cells(row);
+        let table = Columns::head(&cells) + &Columns::line(&cells);
+        let fits = width.is_none_or(|width| table.lines().all(|line| display_width(line) <= width));
+        Columns { streams: if fits || self.streams == Streams::Nowhere { self.streams } else { Streams::Below }, ..self }
+    }
+
+    /// What streams, in a line below the row.
+    fn below(row: &Row) -> String {
+        let moved =
+            |what: &str, bytes: Bytes, rate: BytesPerSec| (bytes > Bytes::ZERO).then(|| format!("{what} {bytes}/forward at {rate}"));
+        let parts = [
+            moved("uploaded", row.uploaded_per_forward, row.upload_rate),
+            moved("from disk", row.fetched_per_forward, row.fetch_rate),
+            row.link_bound_ts.map(|bound| format!("{:.0} % overlapped · link bound {bound:.1} t/s", row.overlapped * 100.0)),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        if parts.is_empty() { String::new() } else { format!("  {}\n", parts.join(" · ")) }
+    }
+
     /// Headings and cells of a row; numbers are on the right.
     fn cells(self, row: &Row) -> Vec<(&'static str, String, bool)> {
         let moved = |bytes: Bytes, rate: BytesPerSec| if bytes > Bytes::ZERO { format!("{bytes} at {rate}") } else { "–".into() };
@@ -260,7 +302,7 @@ impl Columns {
         }
         cells.push(("test", row.test.clone(), true));
         cells.push(("t/s", format!("{:.2} ± {:.2}", row.avg_ts, row.stddev_ts), true));
-        if self.streams {
+        if self.streams == Streams::Beside {
             cells.push(("uploaded/forward", moved(row.uploaded_per_forward, row.upload_rate), true));
             cells.push(("from disk/forward", moved(row.fetched_per_forward, row.fetch_rate), true));
             cells.push(("overlapped", bound(&|_| format!("{:.0} %", row.overlapped * 100.0)), true));

@@ -1,5 +1,7 @@
 //! What a line of the chat asks for. Knows the words, not what they do.
 
+use crate::cli::similar::nearest;
+
 /// The marks around a text of several lines.
 pub(super) const BLOCK: &str = "\"\"\"";
 
@@ -124,20 +126,8 @@ fn unknown(command: &str) -> String {
     if let Some((_, advice)) = FOREIGN.iter().find(|(name, _)| *name == command) {
         return format!("{command} is no command here: {advice}");
     }
-    let likely = names().find(|name| command.len() > 2 && (name.starts_with(command) || is_near(name, command)));
-    let advice = likely.map_or_else(|| "/help lists them".to_owned(), |name| format!("did you mean {name}?"));
+    let advice = nearest(command, names()).map_or_else(|| "/help lists them".to_owned(), |name| format!("did you mean {name}?"));
     format!("{command} is no command and was not sent; {advice} (\"\"\"{command} …\"\"\" sends it as a message)")
-}
-
-/// Whether one letter too much, missing, wrong or swapped with its neighbour makes the difference.
-fn is_near(one: &str, other: &str) -> bool {
-    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
-    let same = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
-    let (one, other) = (&one[same..], &other[same..]);
-    let rest = |text: &[char], n: usize| text.get(n..).map(<[char]>::to_vec);
-    let is_swapped = one.len() > 1 && other.len() > 1 && one[0] == other[1] && one[1] == other[0] && one[2..] == other[2..];
-    let lens = [(1, 1), (0, 1), (1, 0)];
-    is_swapped || lens.into_iter().any(|(a, b)| rest(one, a).is_some_and(|left| rest(other, b).is_some_and(|right| left == right)))
 }
 
 /// What stands between quotes, threefold ones first, where the whole is quoted.

@@ -115,7 +115,7 @@ impl Conversation {
     pub(super) fn load(path: &Path) -> Result<Conversation> {
         let text = platform::read_text(path, FILE_BYTES_MAX)?;
         let invalid = |fault: String| Error::invalid_file(path.display(), format!("is no conversation: {fault}"));
-        let value: Value = serde_json::from_str(&text).map_err(|fault| invalid(fault.to_string()))?;
+        let value: Value = serde_json::from_str(&text).map_err(|_| invalid("/save writes JSON, which this is not".into()))?;
         let list = match value {
             Value::Object(mut fields) => fields.remove("messages").ok_or_else(|| invalid("it has no `messages`".into()))?,
             other => other,
@@ -194,6 +194,7 @@ mod tests {
         for other in ["notes", "{\"a\": 1}", "[1]", "{\"messages\": 3}"] {
             std::fs::write(&path, other).unwrap();
             assert!(Conversation::load(&path).unwrap_err().to_string().contains("chat.json: is no conversation"), "{other}");
+            assert_eq!(Conversation::load(&path).unwrap_err().to_string().contains("which this is not"), other == "notes");
             assert!(conversation.save(&path).unwrap_err().to_string().contains("something else"), "{other}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
         }

@@ -185,7 +185,7 @@ mod tests {
             asked.contains("`tpu` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps\ndevice [auto]: "),
             "{asked}"
         );
-        assert!(asked.contains("`-2` is no whole number in 0..="), "{asked}");
+        assert!(asked.contains("give a whole number from 0 on, or -1 for the default"), "{asked}");
     }
 
     #[test]

@@ -217,7 +217,7 @@ mod tests {
             ("device", "gpu:3", "tpu", "auto, gpu, gpu:N, cpu"),
             ("objective", "throughput", "speed", "latency or throughput"),
             ("max-memory", "gpu:0=1GiB", "gpu:0", "DEVICE=SIZE"),
-            ("slots", "1", "0", "not in 1.."),
+            ("slots", "1", "0", "give a whole number from 1 on"),
             ("virtual-gpus", "8", "9", "1..=8"),
             ("gpu-timeout", "600", "0", "not in 1.."),
         ] {

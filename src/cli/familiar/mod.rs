@@ -54,7 +54,7 @@ pub fn rewrite(arguments: impl IntoIterator<Item = OsString>, command: &Command)
     // By its own name from here on.
     arguments[1] = subcommand.get_name().into();
     let done = Rewritten { arguments, ..Rewritten::default() };
-    let mut rewriter = Rewriter { subcommand, rest, done, switches: Vec::new(), lists_devices: false };
+    let mut rewriter = Rewriter { command, subcommand, rest, done, switches: Vec::new(), lists_devices: false };
     rewriter.run()?;
     Ok(rewriter.done)
 }
@@ -93,6 +93,8 @@ fn put_verb(arguments: &mut Vec<OsString>, command: &Command) -> Result<(), clap
 
 /// What is under way.
 struct Rewriter<'a> {
+    /// The whole program's.
+    command: &'a Command,
     subcommand: &'a Command,
     rest: Peekable<IntoIter<OsString>>,
     done: Rewritten,
@@ -132,12 +134,12 @@ impl Rewriter<'_> {
 
     /// Rewrites one flag, and takes what belongs to it.
     fn flag(&mut self, text: &str) -> Result<(), clap::Error> {
-        let (name, value) = match text.split_once('=') {
+        let (typed, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (text, None),
         };
         // llama.cpp takes `--ctx_size` for `--ctx-size`, as Python's programs do.
-        let name = if name.starts_with("--") { name.replace('_', "-") } else { name.to_owned() };
+        let name = if typed.starts_with("--") { typed.replace('_', "-") } else { typed.to_owned() };
         if name == "--list-devices" {
             self.lists_devices = true;
             return Ok(());
@@ -154,15 +156,17 @@ impl Rewriter<'_> {
         }
         if let Some(idle) = IDLE.iter().find(|idle| idle.names.contains(&&*name)) {
             self.skip_value(idle.takes, value.is_some());
-            self.note(format!("{name} changes nothing here: {}", idle.why));
+            self.note(format!("{typed} changes nothing here: {}", idle.why));
             return Ok(());
         }
         if let Some((_, hint)) = ABSENT.iter().find(|(names, _)| names.contains(&&*name)) {
-            return Err(self.unknown(&name, Some(hint)));
+            return Err(self.unknown(typed, Some(hint)));
+        }
+        if let Some(hint) = self.elsewhere(&name) {
+            return Err(self.unknown(typed, Some(&hint)));
         }
         if name.starts_with("--") || name.len() == 2 || self.is_joined(&name, value) {
-            let value = value.map(|value| format!("={value}")).unwrap_or_default();
-            self.done.arguments.push(format!("{name}{value}").into());
+            self.done.arguments.push(text.into());
             return Ok(());
         }
         let first = name[1..].chars().next().unwrap_or_default();
@@ -259,6 +263,19 @@ impl Rewriter<'_> {
         }
     }
 
+    /// Which other subcommands have a flag that is called `name`, here or by others.
+    fn elsewhere(&self, name: &str) -> Option<String> {
+        // What stands behind one of several levels is clap's to read.
+        if self.subcommand.has_subcommands() {
+            return None;
+        }
+        let ours = RENAMED.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, ours)| ours.split('=').next().unwrap_or(ours));
+        // What `config` takes are the options of others.
+        let others = self.command.get_subcommands().filter(|other| other.get_name() != "config" && find(other, ours).is_some());
+        let others: Vec<String> = others.map(|other| format!("`tierflow {}`", other.get_name())).collect();
+        (!others.is_empty()).then(|| format!("it is an option of {}", others.join(", ")))
+    }
+
     fn unknown(&self, name: &str, hint: Option<&str>) -> clap::Error {
         refusal(self.subcommand, ErrorKind::UnknownArgument, &format!("unknown flag '{name}'"), hint)
     }
@@ -280,9 +297,13 @@ fn takes_value(arg: &Arg) -> bool {
 
 fn refusal(command: &Command, kind: ErrorKind, fault: &str, hint: Option<&str>) -> clap::Error {
     let hint = hint.map(|hint| format!("\n\n  tip: {hint}")).unwrap_or_default();
+    clap::Error::raw(kind, format!("{fault}{hint}")).format(&mut named(command))
+}
+
+/// `command`, the program's or one of its subcommands, so that its usage names it as it is typed.
+pub fn named(command: &Command) -> Command {
     let name = command.get_name();
-    let mut command = command.clone().bin_name(if name == "tierflow" { name.to_owned() } else { format!("tierflow {name}") });
-    clap::Error::raw(kind, format!("{fault}{hint}")).format(&mut command)
+    command.clone().bin_name(if name == "tierflow" { name.to_owned() } else { format!("tierflow {name}") })
 }
 
 #[cfg(test)]
@@ -363,7 +384,7 @@ mod tests {
             (&["plan", "m", "--tensor_split=3,1"], "--max-memory"),
         ] {
             let error = rewritten(line).unwrap_err();
-            let flag = line.iter().find(|word| word.starts_with('-')).unwrap().split('=').next().unwrap().replace('_', "-");
+            let flag = line.iter().find(|word| word.starts_with('-')).unwrap().split('=').next().unwrap();
             assert!(error.contains(&format!("unknown flag '{flag}'")) && error.contains(hint) && error.contains("Usage: "), "{error}");
         }
     }

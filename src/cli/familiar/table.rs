@@ -75,7 +75,7 @@ pub(super) const IDLE: [Idle; 20] = [
 ];
 
 /// Flags that are not here, and what is.
-pub(super) const ABSENT: [(&[&str], &str); 43] = [
+pub(super) const ABSENT: [(&[&str], &str); 48] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -86,7 +86,7 @@ pub(super) const ABSENT: [(&[&str], &str); 43] = [
     (&["-nkvo", "--no-kv-offload"], "the KV cache lies where attention is computed; --max-memory bounds it"),
     (&["-ot", "--override-tensor"], "--device-map FILE.json says where each part lives"),
     (&["-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe"], "models with experts do not run"),
-    (&["-fitt", "--fit-target"], "--max-memory gpu:0=6GiB says how much may be used"),
+    (&["-fitt", "--fit-target", "--gpu-memory-utilization"], "--max-memory gpu:0=6GiB says how much may be used"),
     (&["-fitc", "--fit-ctx"], "-c N demands a context of N positions"),
     (&["-lm", "--load-mode"], "--io mmap|pread says how weights are read"),
     (&["-mu", "--model-url"], "name the file with -m, or a model on the hub with -hf ORG/NAME:QUANT"),
@@ -107,7 +107,10 @@ pub(super) const ABSENT: [(&[&str], &str); 43] = [
     (&["-mm", "--mmproj", "-mmu", "--image", "--audio", "--video"], "models of texts alone run"),
     (&["--lora", "--lora-scaled", "--control-vector"], "adapters do not run; merge them into the model"),
     (&["-j", "--json-schema", "-jf", "--json-schema-file", "--grammar", "--grammar-file"], "answers cannot be constrained"),
-    (&["--chat-template", "--chat-template-file"], "the model's own template counts; --raw leaves it out"),
+    (
+        &["--chat-template", "--chat-template-file", "--in-prefix", "--in-suffix", "--in-prefix-bos"],
+        "the model's own template counts; --raw leaves it out",
+    ),
     (&["--presence-penalty", "--frequency-penalty"], "--repeat-penalty holds repetition down"),
     (
         &["--samplers", "--sampler-seq", "--sampling-seq", "--typical", "--mirostat", "--top-nsigma", "-l", "--logit-bias"],
@@ -122,6 +125,14 @@ pub(super) const ABSENT: [(&[&str], &str); 43] = [
     (&["--prompt-cache"], "no state is kept between runs; a chat keeps it while it lasts"),
     (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--numa"], "taskset and numactl bind a program to cores"),
     (&["--no-op-offload"], "--device cpu lets the host compute everything"),
+    (&["--nowordwrap"], "words are wrapped on a terminal alone: | cat leaves lines whole"),
+    (
+        &["--load-in-8bit", "--load-in-4bit", "--quantize", "--quantization", "--fp16", "--bf16", "--dtype", "--torch-dtype"],
+        "weights are used as they are stored; name a model that is stored so, as in -hf ORG/NAME:Q8_0",
+    ),
+    (&["--offload-folder", "--offload-dir"], "what fits nowhere is read from the model's own files"),
+    (&["--override-kv"], "what the model's file says counts"),
+    (&["--do-sample"], "--temp above 0 samples, --temp 0 takes the likeliest token"),
     (&["--format"], "--json prints the answer as JSON; answers cannot be constrained"),
     (&["--keepalive"], "a model is unloaded when the program ends"),
     (&["-a", "--alias", "--host", "--port"], "there is no server; tierflow run MODEL answers or chats"),
