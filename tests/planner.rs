@@ -3,6 +3,7 @@
 #[path = "common/models.rs"]
 mod models;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_oneof, proptest};
@@ -10,9 +11,10 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{RngSeed, TestRunner};
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
+use tierflow::machine::read_devices_file;
 use tierflow::model::{Model, ModelConfig};
 use tierflow::plan::accelerate::DeviceMapMode;
-use tierflow::plan::{Homes, Mix, Placement, Plan, PlanOptions, ResidentLayers, SavedPlan, exchange_secs, plan, plan_if_it_fits};
+use tierflow::plan::{Context, Homes, Mix, Placement, Plan, PlanOptions, ResidentLayers, SavedPlan, exchange_secs, plan, plan_if_it_fits};
 use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::weights::Catalog;
 
@@ -156,6 +158,61 @@ proptest! {
             let secs = exchange_secs(&other, &catalog, &model, &case.devices, &case.options);
             prop_assert!(least <= secs * WITHIN, "{least} s, where {secs} s is possible:\n{other}\nnot\n{made}");
         }
+    }
+}
+
+/// Llama 3.1 8B in 16 bits, as far as plans look at it.
+fn eight_billion() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 128_256,
+        hidden_size: 4096,
+        ffn_size: 14_336,
+        n_layers: 32,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_size: 128,
+        context_length: 131_072,
+        ..models::config()
+    }
+}
+
+/// The machine of README's example, with these budgets.
+fn example_machine() -> Vec<DeviceSpec> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/devices/rx7600-16gb.json");
+    read_devices_file(&path).expect("the example of a machine")
+}
+
+#[test]
+fn an_open_context_costs_nothing_beside_the_same_one_given() {
+    let (catalog, model) = models::model(&eight_billion(), |_| DType::BF16);
+    let devices = example_machine();
+    for (gpu, host) in [(2, 12), (4, 10), (7, 12)] {
+        let max_memory = [(Device::Gpu(0), Bytes::gib(gpu)), (Device::Cpu, Bytes::gib(host))].into();
+        let options = PlanOptions { compute_on: vec![Device::Gpu(0), Device::Cpu], max_memory, ..PlanOptions::default() };
+        let made = plan(&catalog, &model, &devices, &options).unwrap();
+        let secs = exchange_secs(&made, &catalog, &model, &devices, &options);
+        for layers in [ResidentLayers::default(), ResidentLayers::AtMost(10), ResidentLayers::AtMost(20)] {
+            let given = PlanOptions { ctx_size: Some(made.ctx_size), resident_layers: layers, ..options.clone() };
+            let Some(other) = plan_if_it_fits(&catalog, &model, &devices, &given).unwrap() else { continue };
+            let others = exchange_secs(&other, &catalog, &model, &devices, &given);
+            assert!(secs <= others * WITHIN, "{gpu} and {host} GiB: {secs} s, with {layers:?} {others} s:\n{other}\nnot\n{made}");
+        }
+    }
+}
+
+#[test]
+fn weights_stay_with_fit_whatever_the_context() {
+    let (catalog, model) = models::model(&eight_billion(), |_| DType::BF16);
+    let devices = example_machine();
+    let max_memory = [(Device::Gpu(0), Bytes::gib(7)), (Device::Cpu, Bytes::gib(12))].into();
+    let compute_on = vec![Device::Gpu(0), Device::Cpu];
+    let fit = PlanOptions { compute_on, max_memory, context: Context::Fit, ..PlanOptions::default() };
+    let longest = plan(&catalog, &model, &devices, &fit).unwrap();
+    assert!(longest.forward.n_tokens >= 64, "the context leaves forwards of {} tokens", longest.forward.n_tokens);
+    for ctx_size in [512, longest.ctx_size, longest.ctx_size * 2] {
+        let made = plan_if_it_fits(&catalog, &model, &devices, &PlanOptions { ctx_size: Some(ctx_size), ..fit.clone() }).unwrap();
+        assert_eq!(made.is_some(), ctx_size <= longest.ctx_size, "context {ctx_size}, where {} is the longest", longest.ctx_size);
+        assert!(made.is_none_or(|made| made.streamed_bytes() == Bytes::ZERO));
     }
 }
 

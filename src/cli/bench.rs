@@ -85,6 +85,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     for (Choice { n_gpu_layers, .. }, prepared) in prepared {
         note_plan(&prepared.summary());
         let mut engine = load_with_bar(prepared, Visibility::Auto)?;
+        if args.trace.is_some() {
+            engine.trace().keep_many();
+        }
         for &n_threads in &threads {
             for &test in &tests {
                 let mut measured = || measure(&mut engine, test, args.tests.repetitions);

@@ -99,6 +99,9 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         None => None,
     };
     let mut engine = load_with_bar(prepared, visibility)?;
+    if args.trace.is_some() {
+        engine.trace().keep_many();
+    }
     let settings = Settings { interrupted: stopped_by_ctrl_c(), ..settings };
     let Some(tokens) = asked else {
         let options =

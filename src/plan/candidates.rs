@@ -144,7 +144,8 @@ pub(super) fn simple(site: &Site<'_>) -> Vec<(OtherWay, Plan)> {
         let way = OtherWay::Devices(format!("{}{alone}{streams}", names.join(", then ")));
         named.push((way, Candidate { secs: secs_of(site, &plan), plan, shape }));
     }
-    let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, &budgets)).unwrap_or_default();
+    let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, &budgets));
+    let sequential = sequential.ok().and_then(|candidates| choose(site, candidates));
     named.extend(sequential.into_iter().map(|candidate| (OtherWay::Homes(DeviceMapMode::Sequential), candidate)));
     named.sort_by(|a, b| a.1.secs.total_cmp(&b.1.secs));
     named.dedup_by(|a, b| placements_of(&a.1.plan) == placements_of(&b.1.plan));
@@ -301,7 +302,7 @@ pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
     plan.units.iter().enumerate().map(of_unit).collect()
 }
 
-fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {
+pub(super) fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {
     exchange_secs(plan, site.catalog, site.model, site.devices, site.options)
 }
 

@@ -9,9 +9,9 @@ use crate::plan::build::{Build, Outcome, Rings};
 use crate::plan::candidates;
 use crate::plan::greedy::Greedy;
 use crate::plan::refusal::Refusal;
-use crate::plan::shape::Shape;
+use crate::plan::shape::{N_TOKENS_BUSY, N_TOKENS_FEW, Shape, UBATCH_SIZE};
 use crate::plan::site::Site;
-use crate::plan::{Context, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{Context, Homes, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -54,10 +54,23 @@ impl Asked<'_> {
         let settled = self.settled()?;
         let site = Site::new(self.catalog, self.model, self.devices, &settled)?;
         match candidates::best(&site) {
-            Ok(plan) => Ok(Some(plan)),
+            Ok(plan) => self.at_its_context(&settled, plan).map(Some),
             Err(Refusal::Limit(error)) => Err(error),
             Err(Refusal::Budget) => Ok(None),
         }
+    }
+
+    /// The faster of a plan whose context was open and the best with just that context: contexts are found by greedy plans, each with
+    /// forwards of one length, and at the same context another length, or a search of its own, may do better.
+    fn at_its_context(&self, settled: &PlanOptions, plan: Plan) -> Result<Plan> {
+        let may_gain = plan.streamed_bytes() > Bytes::ZERO || plan.forward.n_tokens < N_TOKENS_BUSY;
+        if settled.ctx_size.is_some() || settled.homes != Homes::Auto || !may_gain {
+            return Ok(plan);
+        }
+        let options = PlanOptions { ctx_size: Some(plan.ctx_size), ..settled.clone() };
+        let site = Site::new(self.catalog, self.model, self.devices, &options)?;
+        let other = candidates::best(&site).ok().filter(|other| candidates::secs_of(&site, other) < candidates::secs_of(&site, &plan));
+        Ok(other.unwrap_or(plan))
     }
 
     /// Options with the number of sequences, and with the context that `--fit` leaves open.
@@ -66,9 +79,11 @@ impl Asked<'_> {
         if options.n_seqs == 0 {
             options.n_seqs = self.n_seqs(&options);
         }
-        if fits_its_context(&options) {
+        if options.context == Context::Fit {
             options.resident_layers = ResidentLayers::All;
-            options.ctx_size = Some(self.largest_resident_ctx(&options)?);
+            if options.ctx_size.is_none() {
+                options.ctx_size = Some(self.largest_resident_ctx(&options)?);
+            }
         }
         Ok(options)
     }
@@ -89,8 +104,11 @@ impl Asked<'_> {
         let settled = settle(options);
         // What a plan with more sequences has room for, one with a single sequence has room for.
         let settled = PlanOptions { n_seqs: settled.n_seqs.max(1), ..settled };
-        if fits_its_context(&settled) {
-            let settled = PlanOptions { resident_layers: ResidentLayers::All, ..settled };
+        let settled = match settled.context {
+            Context::Fit => PlanOptions { resident_layers: ResidentLayers::All, ..settled },
+            _ => settled,
+        };
+        if settled.context == Context::Fit && settled.ctx_size.is_none() {
             let (least, most) = self.resident_ctx_range();
             return self.fits(&settled, least) || self.fits(&settled, most);
         }
@@ -108,25 +126,24 @@ impl Asked<'_> {
         Site::new(self.catalog, self.model, self.devices, &options).is_ok_and(|site| candidates::is_possible(&site))
     }
 
-    /// The largest context with which every weight stays resident: a multiple of [`CTX_STEP`], or the model's own. Where not even
-    /// the least fits, it is that: the refusal says how much is missing.
+    /// The largest context with which every weight stays resident, beside forwards of as many tokens as fit with the least: a multiple
+    /// of [`CTX_STEP`], or the model's own. Where not even the least fits, it is that: the refusal says how much is missing.
     fn largest_resident_ctx(&self, options: &PlanOptions) -> Result<usize> {
         // What is wrong with the options is told here.
         Site::new(self.catalog, self.model, self.devices, options)?;
         let (least, most) = self.resident_ctx_range();
-        if self.fits(options, most) {
+        let lengths = [UBATCH_SIZE, N_TOKENS_BUSY, N_TOKENS_FEW].map(|n_tokens| n_tokens.max(options.n_seqs));
+        let lengths = options.ubatch_size.is_none().then_some(lengths).into_iter().flatten();
+        let with_length = |n_tokens: usize| PlanOptions { ubatch_size: Some(n_tokens), ..options.clone() };
+        let options = lengths.map(with_length).find(|options| self.fits(options, least)).unwrap_or_else(|| options.clone());
+        if self.fits(&options, most) {
             return Ok(most);
         }
-        if !self.fits(options, least) {
+        if !self.fits(&options, least) {
             return Ok(least);
         }
-        Ok(longest_ctx(most, |ctx_size| self.fits(options, ctx_size)).min(most))
+        Ok(longest_ctx(most, |ctx_size| self.fits(&options, ctx_size)).min(most))
     }
-}
-
-/// Whether the context is as long as every weight stays resident.
-fn fits_its_context(options: &PlanOptions) -> bool {
-    options.context == Context::Fit && options.ctx_size.is_none()
 }
 
 /// Refuses placements that no schedule can carry out.
@@ -188,9 +205,7 @@ impl Site<'_> {
         mut make: impl FnMut(Shape) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let mut refusal = None;
-        let shapes = self.shapes(chain, budgets);
-        let shorter = shapes.last().copied().into_iter().flat_map(|least| self.shorter(least));
-        for shape in shapes.iter().copied().chain(shorter) {
+        for shape in self.all_shapes(chain, budgets) {
             match (make(shape), &refusal) {
                 (Ok(made), _) => return Ok(made),
                 // A shape that breaks a limit is no reason where another one lacks memory only.

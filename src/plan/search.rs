@@ -12,8 +12,8 @@ use crate::plan::scorer::Scorer;
 use crate::plan::site::Site;
 use crate::plan::sketch::{Sketch, Spot, SpotHome};
 
-/// Work of one search, in pieces of dry runs: about a quarter of a second on one core.
-pub(super) const EFFORT: usize = 2_000_000;
+/// Work of one search, in pieces of dry runs: about half a second on one core.
+pub(super) const EFFORT: usize = 4_000_000;
 /// Up to so many units, any three are moved at once.
 const N_UNITS_FEW: usize = 12;
 /// How many of all sketches are remembered.
@@ -29,9 +29,9 @@ const N_VALUES: usize = 33;
 /// Pairs of workers that are enumerated: all of three workers.
 const N_PAIRS: usize = 6;
 /// Kinds of plans of which the best is improved.
-const N_KINDS_IMPROVED: usize = 6;
+const N_KINDS_IMPROVED: usize = 8;
 /// Those of them that are improved unit by unit.
-const N_POLISHED: usize = 2;
+const N_POLISHED: usize = 4;
 /// A kind of plan whose bound is so many times the best is left out.
 const FAR_FROM_BEST: f64 = 1.1;
 
@@ -241,7 +241,19 @@ impl<'a> Search<'a> {
             // Parts alternate where one worker has some of a kind and the other one the rest.
             let is_shared = |kind: usize| computed[kind] > 0 && rest[kind] > 0;
             let mingled = MINGLED.into_iter().filter(|mingled| (0..N_KINDS).all(|kind| !mingled[kind] || is_shared(kind)));
-            all.extend(mingled.map(|mingled| Counts { mingled, ..base.clone() }));
+            for mingled in mingled {
+                let base = Counts { mingled, ..base.clone() };
+                // Attention beside the caches on one worker, most of the rest on the other: the one may have to stream what it has.
+                if computed[0] == n_layers && !is_whole && !self.stays {
+                    let streamed = [n_layers / 2, n_layers].map(|streamed| [streamed, 0]);
+                    all.extend(streamed.map(|streamed| {
+                        let mut counts = base.clone();
+                        counts.shares[0].streamed = streamed;
+                        counts
+                    }));
+                }
+                all.push(base);
+            }
         }
     }
 

@@ -12,9 +12,11 @@ use crate::units::Bytes;
 /// layer prefetching gain 8 % from a fourth slot and nothing from more.
 const N_SLOTS: usize = 3;
 /// Tokens per forward unless told otherwise, memory is short or an adapter slow.
-const UBATCH_SIZE: usize = 512;
+pub(super) const UBATCH_SIZE: usize = 512;
 /// Tokens that keep an adapter busy: fewer would gain little by being in a forward of their own.
-const N_TOKENS_BUSY: usize = 64;
+pub(super) const N_TOKENS_BUSY: usize = 64;
+/// Tokens of a forward where memory is short.
+pub(super) const N_TOKENS_FEW: usize = 16;
 /// The shortest context that the planner chooses.
 const CTX_LEAST: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
@@ -50,28 +52,42 @@ impl Site<'_> {
             let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows, n_positions: ctx_limit };
             self.working_bytes(forward, Role::ALONE).0 > budget.0 / 8 || self.largest_working(forward, Role::ALONE) > largest_buffer
         };
-        while n_tokens > 16 && is_too_large(n_tokens) {
+        while n_tokens > N_TOKENS_FEW && is_too_large(n_tokens) {
             n_tokens /= 2;
         }
         // The products of half as many compute for longer than weights take to arrive, so that more forwards cost next to nothing.
         while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > 2.0 * SUBMIT_SECS) {
             n_tokens /= 2;
         }
-        let shapes = [(n_tokens, N_SLOTS, 256), (16, N_SLOTS, 128), (1, 2, CTX_LEAST)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
-            let n_tokens = options.ubatch_size.unwrap_or(n_tokens).max(options.n_seqs);
-            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
-            let fitting = || self.context_that_fits(chain, budget, largest_buffer, forward, ctx_min);
-            let shape = Shape { forward, ctx_size: ctx_limit, n_slots: options.n_slots.unwrap_or(n_slots) };
-            shape.with_ctx_size(options.ctx_size.unwrap_or_else(fitting), options.n_seqs)
-        });
+        let shapes =
+            [(n_tokens, N_SLOTS, 256), (N_TOKENS_FEW, N_SLOTS, 128), (1, 2, CTX_LEAST)].into_iter().map(|(n_tokens, n_slots, ctx_min)| {
+                let n_tokens = options.ubatch_size.unwrap_or(n_tokens).max(options.n_seqs);
+                let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
+                let fitting = || self.context_that_fits(chain, budget, largest_buffer, forward, ctx_min);
+                let shape = Shape { forward, ctx_size: ctx_limit, n_slots: options.n_slots.unwrap_or(n_slots) };
+                shape.with_ctx_size(options.ctx_size.unwrap_or_else(fitting), options.n_seqs)
+            });
         shapes.collect()
     }
 
-    /// A shape with shorter and shorter contexts, where that is open: what fits the devices together may be too long for one of them.
-    pub(super) fn shorter(&self, shape: Shape) -> impl Iterator<Item = Shape> {
+    /// The same, each followed by shorter contexts where those are open: what fits the devices together may be too long for one of
+    /// them. Contexts that one can work with come before shorter forwards, all others behind them.
+    pub(super) fn all_shapes(&self, chain: &[usize], budgets: &[Bytes]) -> impl Iterator<Item = Shape> {
+        let shapes = self.shapes(chain, budgets);
+        let least = shapes.last().copied();
+        let comfortable = COMFORTABLE_CTX.min(self.model.config.context_length);
+        let with_shorter = move |shape: Shape| {
+            let shorter = self.shorter(shape, 2).take_while(move |shorter| shorter.ctx_size >= comfortable);
+            std::iter::once(shape).chain(shorter)
+        };
+        shapes.into_iter().flat_map(with_shorter).chain(least.into_iter().flat_map(|least| self.shorter(least, 4)))
+    }
+
+    /// A shape with shorter and shorter contexts, where that is open, each `times` shorter than the one before.
+    fn shorter(&self, shape: Shape, times: usize) -> impl Iterator<Item = Shape> {
         let is_open = self.options.ctx_size.is_none();
         let shorter = move |shape: &Shape| {
-            let ctx_size = (shape.ctx_size / 4).max(CTX_LEAST);
+            let ctx_size = (shape.ctx_size / times).max(CTX_LEAST);
             (is_open && ctx_size < shape.ctx_size).then(|| shape.with_ctx_size(ctx_size, self.options.n_seqs))
         };
         successors(shorter(&shape), shorter)

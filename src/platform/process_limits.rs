@@ -23,20 +23,29 @@ pub(super) fn memory() -> Option<HostMemory> {
     [left(libc::RLIMIT_AS, all), left(libc::RLIMIT_DATA, data)].into_iter().flatten().reduce(HostMemory::and)
 }
 
-/// Where address space is limited, lets all threads allocate from one arena: glibc reserves 64 MiB for each otherwise, which nobody
-/// uses (mallopt(3)).
+/// Less memory than this is short: what the allocator keeps for itself counts there.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(super) fn spare_address_space() {
-    if limit(libc::RLIMIT_AS).is_some() {
-        // SAFETY: the call takes two numbers and sets one of the allocator's.
-        #[expect(unsafe_code, reason = "a setting of the allocator that only C reaches")]
-        let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+const SHORT_MEMORY: Bytes = Bytes::mib(1024);
+/// Blocks of at least so many bytes go back to the system once they are freed, where memory is short (glibc's first threshold).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const RETURNED_BYTES: libc::c_int = 128 << 10;
+
+/// Where address space or memory is short, lets all threads allocate from one arena: glibc reserves 64 MiB for each otherwise, and what
+/// one thread has freed no other one uses. Large blocks then go back to the system at once, whatever was freed before (mallopt(3)).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(super) fn spare_memory() {
+    if limit(libc::RLIMIT_AS).is_some() || super::host::host_memory().total < SHORT_MEMORY {
+        for (setting, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, RETURNED_BYTES)] {
+            // SAFETY: the call takes two numbers and sets one of the allocator's.
+            #[expect(unsafe_code, reason = "settings of the allocator that only C reaches")]
+            let _ = unsafe { libc::mallopt(setting, value) };
+        }
     }
 }
 
 /// Other allocators reserve less.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(super) fn spare_address_space() {}
+pub(super) fn spare_memory() {}
 
 /// Pages of address space, and of data and stacks, that `/proc/self/statm` counts: its first and its sixth number (proc(5)).
 #[cfg(any(target_os = "linux", target_os = "android"))]

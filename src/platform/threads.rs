@@ -19,7 +19,7 @@ pub fn start_threads(n_threads: Option<usize>) -> Result<()> {
 
     let started = STARTED.get_or_init(|| {
         let wanted = n_threads.unwrap_or_else(usual_number).max(1);
-        process_limits::spare_address_space();
+        process_limits::spare_memory();
         pool::start(wanted).map_err(|fault| (fault.kind(), with_limits(&fault)))
     });
     let failed = |(kind, fault): &(std::io::ErrorKind, String)| Error::io("start", "a thread", std::io::Error::new(*kind, fault.clone()));

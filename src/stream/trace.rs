@@ -46,20 +46,25 @@ pub struct Span {
     pub size_bytes: Bytes,
 }
 
-/// Spans that are kept; older ones are forgotten, so that a long run does not fill the memory.
+/// Spans that are kept where nobody asked for more: less than a MiB. Older ones are forgotten, so that a long run does not fill the
+/// memory.
+const N_SPANS_USUAL: usize = 1 << 13;
+/// Spans that are kept for a trace that is looked at: some ten MiB.
 const N_SPANS_MAX: usize = 1 << 17;
 
-/// What happened when. Cheap to clone: all clones write into one record, from any thread. The latest 131 072 spans are
-/// kept; the sums of [`Trace::summary`] go on counting all of them.
+/// What happened when. Cheap to clone: all clones write into one record, from any thread. The latest 8192 spans are
+/// kept, after [`Trace::keep_many`] 131 072; the sums of [`Trace::summary`] go on counting all of them.
 #[derive(Debug, Clone)]
 pub struct Trace {
     begin: Instant,
     record: Arc<Mutex<Record>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Record {
     spans: VecDeque<Span>,
+    /// Most spans that are kept.
+    n_spans_max: usize,
     /// Of the spans that were forgotten.
     forgotten: Sums,
 }
@@ -79,7 +84,8 @@ struct Sums {
 
 impl Default for Trace {
     fn default() -> Trace {
-        Trace { begin: Instant::now(), record: Arc::default() }
+        let record = Record { spans: VecDeque::new(), n_spans_max: N_SPANS_USUAL, forgotten: Sums::default() };
+        Trace { begin: Instant::now(), record: Arc::new(Mutex::new(record)) }
     }
 }
 
@@ -89,12 +95,18 @@ impl Trace {
         self.begin.elapsed().as_secs_f64()
     }
 
+    /// Keeps the latest 131 072 spans from now on, for who wants to look at them: some ten MiB beside all budgets.
+    pub fn keep_many(&self) {
+        self.record().n_spans_max = N_SPANS_MAX;
+    }
+
     /// Adds a span.
     pub fn add(&self, span: Span) {
         let mut record = self.record();
-        if record.spans.len() >= N_SPANS_MAX {
+        if record.spans.len() >= record.n_spans_max {
             // Half at once, so that overlap is lost only where the halves meet, and the cost is spread thin.
-            let oldest: Vec<Span> = record.spans.drain(..N_SPANS_MAX / 2).collect();
+            let n_oldest = record.n_spans_max / 2;
+            let oldest: Vec<Span> = record.spans.drain(..n_oldest).collect();
             record.forgotten = record.forgotten.plus(Sums::of(&oldest));
         }
         record.spans.push_back(span);
@@ -107,7 +119,8 @@ impl Trace {
 
     /// Forgets all spans and sums; the clock goes on.
     pub fn clear(&self) {
-        *self.record() = Record::default();
+        let mut record = self.record();
+        (record.spans, record.forgotten) = (VecDeque::new(), Sums::default());
     }
 
     /// What all spans add up to.
@@ -290,11 +303,11 @@ mod tests {
     #[test]
     fn old_spans_are_forgotten_and_still_count() {
         let trace = Trace::default();
-        let n_spans = N_SPANS_MAX * 2 + 5;
+        let n_spans = N_SPANS_USUAL * 2 + 5;
         for index in 0..n_spans {
             trace.add(span(Lane::Upload, index as f64, index as f64 + 0.5));
         }
-        assert!(trace.spans().len() <= N_SPANS_MAX);
+        assert!(trace.spans().len() <= N_SPANS_USUAL);
         assert_eq!(trace.spans().last().map(|span| span.start_secs), Some((n_spans - 1) as f64));
         let summary = trace.summary();
         assert_eq!(summary.uploaded, Bytes(10 * n_spans as u64));

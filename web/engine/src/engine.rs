@@ -85,6 +85,7 @@ impl Engine {
     /// `plan` is what [`crate::model::Model::plan`] tells of it.
     pub fn new(engine: tierflow::Engine, plan: String) -> Engine {
         let made = engine.plan();
+        engine.trace().keep_many();
         Engine {
             cached: RefCell::default(),
             plan,
