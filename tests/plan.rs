@@ -514,7 +514,7 @@ fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
     let error = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::UnsupportedModel { .. }) && error.to_string().contains("258"), "{error}");
+    assert!(matches!(error, Error::UnsupportedOnGpu { .. }) && error.to_string().contains("258"), "{error}");
     plan(&catalog, &model, &devices, &PlanOptions { compute_on: vec![Device::Cpu], ..PlanOptions::default() }).unwrap();
 }
 

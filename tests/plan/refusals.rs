@@ -123,7 +123,7 @@ fn fault_of(case: &Case, catalog: &Catalog, model: &Model, refusal: &Error) -> O
         }
         Error::ExceedsLimit { needed, available, .. } => (needed <= available).then(|| refusal.to_string()),
         // What no budget changes.
-        Error::InvalidArgument { .. } => too_small(everywhere),
+        Error::NoBudgetIsEnough { .. } => too_small(everywhere),
         other => Some(other.to_string()),
     }
 }
