@@ -61,7 +61,8 @@ impl FileInfo {
 /// Why one attempt failed: whether another may help, and after which wait.
 #[derive(Debug)]
 pub(super) struct Failure {
-    pub error: Error,
+    /// Apart, since results that hold it are passed on often.
+    pub error: Box<Error>,
     /// What happened without the advice of `error`, which counts once no other attempt follows; `None` where there is none in it.
     reason: Option<String>,
     pub retry: Retry,
@@ -72,12 +73,12 @@ pub(super) struct Failure {
 impl Failure {
     /// One that no other attempt can mend.
     pub fn for_good(error: Error) -> Failure {
-        Failure { error, reason: None, retry: Retry::Never, is_outage: false }
+        Failure { error: Box::new(error), reason: None, retry: Retry::Never, is_outage: false }
     }
 
     /// One of a connection, which another attempt may mend.
     pub fn passing(error: Error) -> Failure {
-        Failure { error, reason: None, retry: Retry::Soon, is_outage: true }
+        Failure { error: Box::new(error), reason: None, retry: Retry::Soon, is_outage: true }
     }
 }
 
@@ -283,7 +284,7 @@ fn broken(url: &str, fault: &ureq::Error) -> Failure {
         _ => Retry::Never,
     };
     let error = network(url, format!("{fault}; check the network, or HF_ENDPOINT for another hub"));
-    Failure { error, reason: Some(network(url, fault.to_string()).to_string()), retry, is_outage: true }
+    Failure { error: Box::new(error), reason: Some(network(url, fault.to_string()).to_string()), retry, is_outage: true }
 }
 
 /// A server that compresses although it was asked not to: sizes, ranges and hashes are those of the file as it is.
@@ -303,19 +304,19 @@ fn demand_plain(url: &str, response: Response<Body>) -> Result<Response<Body>, F
 /// Status 416: what has arrived so far is not of the file that the server has.
 fn no_such_range(url: &str) -> Failure {
     let error = network(url, "416: the server has no such range of the file, which is fetched from its start");
-    Failure { error, reason: None, retry: Retry::FromStart, is_outage: false }
+    Failure { error: Box::new(error), reason: None, retry: Retry::FromStart, is_outage: false }
 }
 
 /// A server that asks for a wait that nobody sits through.
 fn too_long_a_wait(failure: Failure, asked: Duration) -> Failure {
-    let error = match failure.error {
+    let error = match *failure.error {
         Error::Network { url, fault } => {
             let fault = format!("{fault}; it asks to be left alone for {} s: try again after that", asked.as_secs());
             Error::Network { url, fault }
         }
         other => other,
     };
-    Failure { error, ..failure }
+    Failure { error: Box::new(error), ..failure }
 }
 
 /// A status of 400 or above.
@@ -336,7 +337,7 @@ fn refused(url: &str, response: &Response<Body>, had_token: bool) -> Failure {
         _ => Retry::Never,
     };
     let reason = Some(network(url, status.to_string()).to_string());
-    Failure { error: network(url, format!("{status}: {advice}")), reason, retry, is_outage }
+    Failure { error: Box::new(network(url, format!("{status}: {advice}"))), reason, retry, is_outage }
 }
 
 /// A token goes into a header, which holds visible ASCII alone.

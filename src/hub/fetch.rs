@@ -41,7 +41,7 @@ pub(super) fn fetch_file(
             progress(Progress::of(file, size, size));
             return Ok(Bytes::ZERO);
         }
-        (Err(failure), _) => return Err(failure.error),
+        (Err(failure), _) => return Err(*failure.error),
     };
     let size = info.size;
     let fetch = Fetch { client, url, file, info };
@@ -126,7 +126,7 @@ impl Fetch<'_> {
                 partial.discard()?;
                 arrived.done = Bytes::ZERO;
             }
-            let wait = self.client.wait_before_next(failure, failed.max(n_restarts), ATTEMPTS).map_err(|failure| failure.error)?;
+            let wait = self.client.wait_before_next(failure, failed.max(n_restarts), ATTEMPTS).map_err(|failure| *failure.error)?;
             progress(Progress { waiting: Some(wait), ..Progress::of(self.file, arrived.done, self.info.size) });
             std::thread::sleep(wait);
         }

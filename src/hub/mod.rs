@@ -101,7 +101,7 @@ fn bring(config: &HubConfig, model: &ModelRef, way: Way, progress: &mut dyn FnMu
             tracing::warn!("{}; {model} is wholly in the cache, which is used", failure.error);
             return Ok(whole);
         }
-        (Err(failure), _) => return Err(failure.error),
+        (Err(failure), _) => return Err(*failure.error),
     };
     let cache = RepoCache::new(&config.cache_dir, &model.repo);
     let chosen = choose::choose_files(model, &listing.files)?;
