@@ -72,7 +72,7 @@ fn descriptions_that_make_no_sense_are_refused_by_name() {
     };
     let cases: [(&'static str, Value, &str); 17] = [
         ("/schema", json!("tierflow.devices/2"), "tierflow.devices/1"),
-        ("/schema", Value::Null, "tierflow devices --json"),
+        ("/schema", Value::Null, "write it anew"),
         ("/more", json!(1), "unknown field `more`"),
         ("/devices/0/speed", json!(1), "unknown field `speed`"),
         ("/devices/0/rates/matvec_f16", json!(1), "unknown field `matvec_f16`"),

@@ -72,7 +72,7 @@ impl Deadline {
         (state.gave_up_at, state.is_late) = (None, false);
     }
 
-    /// The oldest submission under way has taken `time`: wakes who waits in [`Deadline::poll_late`] where that is too long.
+    /// The oldest submission under way has taken `time`: wakes who waits in `poll_late` where that is too long.
     pub fn note_late(&self, time: Duration) {
         let waiter = {
             let mut state = self.state();

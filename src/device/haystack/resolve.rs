@@ -11,7 +11,7 @@ impl Device {
     /// Intel's. There is one host and one disk, whatever id they are given.
     ///
     /// # Errors
-    /// [`Error::NoGpu`] where there is no such adapter; its text lists those that there are.
+    /// [`crate::error::Error::NoGpu`] where there is no such adapter; its text lists those that there are.
     pub fn resolve<'a>(self, specs: impl IntoIterator<Item = &'a DeviceSpec>) -> Result<device::Device> {
         match self.device_type {
             DeviceType::Cpu => return Ok(device::Device::Cpu),
