@@ -163,7 +163,7 @@ pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], op
 pub(super) fn is_possible(site: &Site<'_>) -> bool {
     let budgets = site.budgets();
     match &site.options.homes {
-        Homes::Auto => chains(site).iter().any(|chain| site.greedy(chain, &budgets).is_ok()),
+        Homes::Auto => chains(site).iter().any(|chain| site.has_greedy(chain, &budgets)),
         Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| made_of_map(site, map, &budgets)).is_ok(),
         Homes::Given(map) => made_of_map(site, map, &budgets).is_ok(),
         Homes::FrontToBack | Homes::Placed(_) => best(site).is_ok(),

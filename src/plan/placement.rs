@@ -186,10 +186,7 @@ pub(super) fn settle(options: &PlanOptions) -> PlanOptions {
 impl Site<'_> {
     /// The greedy plan along a chain of workers.
     pub(super) fn greedy(&self, chain: &[usize], budgets: &[Bytes]) -> Result<(Shape, Plan), Refusal> {
-        self.in_some_shape(chain, budgets, |shape| {
-            let plan = self.along(chain, shape, budgets)?;
-            if self.options.spill == Spill::Refused && !self.keeps_within(&plan) { Err(Refusal::Budget) } else { Ok((shape, plan)) }
-        })
+        self.in_some_shape(chain, budgets, |shape| self.greedy_in(chain, shape, budgets))
     }
 
     /// The plan with given placements.
@@ -197,15 +194,35 @@ impl Site<'_> {
         self.in_some_shape(&self.chain_of(placements), budgets, |shape| Ok((shape, self.with(placements, shape, budgets)?)))
     }
 
-    /// The first shape that works.
-    fn in_some_shape<T>(
+    /// Whether there is a greedy plan along a chain of workers.
+    pub(super) fn has_greedy(&self, chain: &[usize], budgets: &[Bytes]) -> bool {
+        self.in_first_shape(&self.shapes(chain, budgets), |shape| self.greedy_in(chain, shape, budgets)).is_ok()
+    }
+
+    fn greedy_in(&self, chain: &[usize], shape: Shape, budgets: &[Bytes]) -> Result<(Shape, Plan), Refusal> {
+        let plan = self.along(chain, shape, budgets)?;
+        if self.options.spill == Spill::Refused && !self.keeps_within(&plan) { Err(Refusal::Budget) } else { Ok((shape, plan)) }
+    }
+
+    /// The first shape that works, or one with longer forwards and a shorter context.
+    fn in_some_shape(
         &self,
         chain: &[usize],
         budgets: &[Bytes],
-        mut make: impl FnMut(Shape) -> Result<T, Refusal>,
-    ) -> Result<T, Refusal> {
+        mut make: impl FnMut(Shape) -> Result<(Shape, Plan), Refusal>,
+    ) -> Result<(Shape, Plan), Refusal> {
+        let shapes = self.shapes(chain, budgets);
+        let found = self.in_first_shape(&shapes, &mut make)?;
+        let longer = shapes.into_iter().filter(|shape| shape.forward.n_tokens > found.0.forward.n_tokens);
+        let longer = longer.flat_map(|shape| self.comfortably_shorter(shape)).find_map(|shape| make(shape).ok());
+        Ok(longer.unwrap_or(found))
+    }
+
+    /// The first of `shapes`, and of shorter and shorter contexts, that works.
+    fn in_first_shape<T>(&self, shapes: &[Shape], mut make: impl FnMut(Shape) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let mut refusal = None;
-        for shape in self.all_shapes(chain, budgets) {
+        let shorter = shapes.last().copied().into_iter().flat_map(|least| self.shorter(least, 4));
+        for shape in shapes.iter().copied().chain(shorter) {
             match (make(shape), &refusal) {
                 (Ok(made), _) => return Ok(made),
                 // A shape that breaks a limit is no reason where another one lacks memory only.

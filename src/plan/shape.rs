@@ -22,6 +22,9 @@ const CTX_LEAST: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
 const COMFORTABLE_CTX: usize = 2048;
 
+/// How often a context is halved for the sake of longer forwards.
+const N_HALVED: usize = 3;
+
 /// Sizes that the planner chooses where the user left them open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -70,21 +73,15 @@ impl Site<'_> {
         shapes.collect()
     }
 
-    /// The same, each followed by shorter contexts where those are open: what fits the devices together may be too long for one of
-    /// them. Contexts that one can work with come before shorter forwards, all others behind them.
-    pub(super) fn all_shapes(&self, chain: &[usize], budgets: &[Bytes]) -> impl Iterator<Item = Shape> {
-        let shapes = self.shapes(chain, budgets);
-        let least = shapes.last().copied();
+    /// A shape with a few shorter contexts that one can work with, where that is open.
+    pub(super) fn comfortably_shorter(&self, shape: Shape) -> impl Iterator<Item = Shape> {
         let comfortable = COMFORTABLE_CTX.min(self.model.config.context_length);
-        let with_shorter = move |shape: Shape| {
-            let shorter = self.shorter(shape, 2).take_while(move |shorter| shorter.ctx_size >= comfortable);
-            std::iter::once(shape).chain(shorter)
-        };
-        shapes.into_iter().flat_map(with_shorter).chain(least.into_iter().flat_map(|least| self.shorter(least, 4)))
+        self.shorter(shape, 2).take(N_HALVED).take_while(move |shorter| shorter.ctx_size >= comfortable)
     }
 
-    /// A shape with shorter and shorter contexts, where that is open, each `times` shorter than the one before.
-    fn shorter(&self, shape: Shape, times: usize) -> impl Iterator<Item = Shape> {
+    /// A shape with shorter and shorter contexts, where that is open, each `times` shorter than the one before: what fits the devices
+    /// together may be too long for one of them.
+    pub(super) fn shorter(&self, shape: Shape, times: usize) -> impl Iterator<Item = Shape> {
         let is_open = self.options.ctx_size.is_none();
         let shorter = move |shape: &Shape| {
             let ctx_size = (shape.ctx_size / times).max(CTX_LEAST);
