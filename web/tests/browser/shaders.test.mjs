@@ -10,8 +10,12 @@ import { before, test } from '../support/limited.mjs';
 /** For adapters with subgroups and 64-bit words, which WGSL does not have outside of naga: no browser runs them. */
 const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_subgroup_tile'];
 
-const DTYPES = [0, 1, 2, 3, 4, 5, 6];
-const BLOCK_DTYPES = [3, 4, 5, 6];
+const FLOAT_DTYPES = [0, 1, 2];
+/** Values and bytes of a block, and how far apart values stand that share bytes, as `src/dtype/blocks.rs` has them. */
+const BLOCK_DTYPES = [[32, 34, 16], [32, 18, 16], [32, 20, 16], [256, 210, 32], [32, 22, 16], [32, 24, 16], [256, 144, 32],
+  [256, 176, 32], [256, 110, 32], [32, 18, 16], [256, 136, 16], [32, 17, 16], [256, 84, 32]];
+const DTYPES = [...FLOAT_DTYPES.map(() => [32, 0, 16]), ...BLOCK_DTYPES]
+  .map(([BLOCK_LEN, BLOCK_BYTES, APART], DTYPE) => ({ DTYPE, BLOCK_LEN, BLOCK_BYTES, APART }));
 const BOOLS = [0, 1];
 /** The override constants that the engine sets, as `kernels/` chooses them. */
 const VARIANTS = {
@@ -20,15 +24,15 @@ const VARIANTS = {
     { LANES: 32, WORKGROUP: 64, ROWS: 4 },
   ]),
   matmul_tile: combined({ DTYPE: DTYPES }),
-  matmul_odd: combined({ DTYPE: DTYPES.filter((dtype) => !BLOCK_DTYPES.includes(dtype)) }),
+  matmul_odd: combined({ DTYPE: FLOAT_DTYPES }),
   rms_norm: combined({ LANES: [8, 64] }),
   rope_kv: combined({ KV_F16: BOOLS }),
   rope_kv_padded: combined({ KV_F16: BOOLS }),
-  attention_token: combined({ KV_F16: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
+  attention_token: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
   ]),
-  attention_tile: combined({ KV_F16: BOOLS }, [
+  attention_tile: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS }, [
     { SPLIT: 1, BLOCK: 16 },
     { SPLIT: 2, BLOCK: 16 },
     { SPLIT: 4, BLOCK: 16 },
@@ -37,19 +41,27 @@ const VARIANTS = {
   attention_combine: combined({ PART_POSITIONS: [64] }),
   attention_compact: combined({ HEAD_SIZE: [12] }),
   top_k: combined({ LANES: [8, 64] }),
+  glu: combined({ ACTIVATION: [0, 1] }),
+  map: combined({ FUNCTION: [0, 1] }),
 };
 
 /**
- * `shapes` with `values` added: `[{NAME: value, …}, …]`, so that each shape and each value occurs; with `--long` every combination
+ * `shapes` with `values` added: `[{NAME: value, …}, …]`, a value that is an object with all of its names, so that each shape and each value occurs; with `--long` every combination
  * of them, hundreds in all, of which a software adapter compiles about one in a second.
  */
 function combined(values, shapes = [{}]) {
   if (!process.env.TIERFLOW_WEB_LONG) {
     const length = Math.max(shapes.length, ...Object.values(values).map((choices) => choices.length));
-    const nth = (index) => Object.entries(values).map(([name, choices]) => [name, choices[index % choices.length]]);
-    return Array.from({ length }, (_, index) => ({ ...shapes[index % shapes.length], ...Object.fromEntries(nth(index)) }));
+    const nth = (index) => Object.entries(values).map(([name, choices]) => named(name, choices[index % choices.length]));
+    return Array.from({ length }, (_, index) => Object.assign({}, shapes[index % shapes.length], ...nth(index)));
   }
-  return Object.entries(values).reduce((list, [name, choices]) => list.flatMap((constants) => choices.map((value) => ({ ...constants, [name]: value }))), shapes);
+  const withAll = (list, [name, choices]) => list.flatMap((constants) => choices.map((value) => ({ ...constants, ...named(name, value) })));
+  return Object.entries(values).reduce(withAll, shapes);
+}
+
+/** A constant by its name; several that belong together have names of their own. */
+function named(name, value) {
+  return typeof value === 'object' ? value : { [name]: value };
 }
 
 let browser;
