@@ -48,8 +48,7 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     let candidates = match &site.options.homes {
         Homes::Auto => measured(site, &budgets)?,
         Homes::FrontToBack => {
-            let chain: Vec<usize> = (0..site.workers.len()).collect();
-            return site.greedy(&chain, &budgets).map(|(_, plan)| plan);
+            return site.greedy(&holders(site), &budgets).map(|(_, plan)| plan);
         }
         Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
         Homes::Given(map) => of_map(site, map, &budgets)?,
@@ -193,11 +192,18 @@ pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[Devic
     best.0
 }
 
+/// The workers that may hold weights, so that one that may not is as if it had a budget of nothing; all where none may.
+fn holders(site: &Site<'_>) -> Vec<usize> {
+    let all = 0..site.workers.len();
+    let holders: Vec<usize> = all.clone().filter(|&worker| site.may_hold(site.workers[worker].device)).collect();
+    if holders.is_empty() { all.collect() } else { holders }
+}
+
 /// In which orders layers are given to devices: each alone, all adapters, and adapters before and behind the host.
 fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
-    let all = 0..site.workers.len();
-    let (gpus, hosts): (Vec<usize>, Vec<usize>) = all.clone().partition(|&worker| site.workers[worker].is_gpu());
-    let mut chains: Vec<Vec<usize>> = all.map(|worker| vec![worker]).collect();
+    let all = holders(site);
+    let (gpus, hosts): (Vec<usize>, Vec<usize>) = all.iter().partition(|&&worker| site.workers[worker].is_gpu());
+    let mut chains: Vec<Vec<usize>> = all.into_iter().map(|worker| vec![worker]).collect();
     let behind = gpus.iter().chain(&hosts).copied().collect();
     let before = hosts.iter().chain(&gpus).copied().collect();
     for chain in [gpus, behind, before] {
