@@ -47,7 +47,11 @@ impl Site<'_> {
     pub(super) fn shapes(&self, chain: &[usize], budgets: &[Bytes]) -> Vec<Shape> {
         let options = self.options;
         let budget: Bytes = chain.iter().map(|&worker| budgets[worker]).sum();
-        let largest_buffer = chain.iter().map(|&worker| self.workers[worker].largest_buffer()).min().unwrap_or_default();
+        // A device that has no room for any part of the model sets no limits to the others.
+        let has_room = |worker: usize| self.workers[worker].block_bytes.iter().any(|&bytes| (Bytes(1)..=budgets[worker]).contains(&bytes));
+        let largest_buffer = |workers: &mut dyn Iterator<Item = usize>| workers.map(|worker| self.workers[worker].largest_buffer()).min();
+        let of_roomy = largest_buffer(&mut chain.iter().copied().filter(|&worker| has_room(worker)));
+        let largest_buffer = of_roomy.or_else(|| largest_buffer(&mut chain.iter().copied())).unwrap_or_default();
         let logit_rows = options.logit_rows.max(options.n_seqs);
         let ctx_limit = options.ctx_size.unwrap_or(self.model.config.context_length);
         let mut n_tokens = UBATCH_SIZE.min(ctx_limit).next_power_of_two();
