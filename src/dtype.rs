@@ -9,6 +9,8 @@ use std::fmt;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
+use crate::units::listed;
+
 pub use blocks::{Block, BlockLayout, PART_LEN, Scaling};
 
 /// What is known of a dtype.
@@ -167,9 +169,7 @@ impl DType {
 
     /// The names of all, for messages: `A, B and C`.
     pub fn names() -> String {
-        let names = DType::ALL.map(|dtype| dtype.row().name);
-        let (last, others) = names.split_last().unwrap_or((&"", &[]));
-        format!("{} and {last}", others.join(", "))
+        listed(&DType::ALL.map(|dtype| dtype.row().name))
     }
 
     /// Bytes of `n_values` consecutive values, or `None` where they are no whole number of blocks or overflow.

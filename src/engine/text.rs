@@ -1,7 +1,7 @@
 //! The text side of a model: its tokenizer, its chat template, its own generation settings. Needs no weights.
 
 use crate::engine::TextFiles;
-use crate::error::{Advice, Error, Remedy, Result, Setting};
+use crate::error::{Advice, Error, Remedy, Result};
 use crate::model::Checkpoint;
 use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
 
@@ -70,8 +70,7 @@ impl ModelText {
     }
 
     fn demand_template(&self) -> Result<&ChatTemplate> {
-        let advice = || [Remedy::Use(Setting::Raw, String::new())].into();
-        self.chat_template().ok_or_else(|| self.fault("there is no chat template", advice()))
+        self.chat_template().ok_or_else(|| self.fault("there is no chat template", [Remedy::raw_prompt()].into()))
     }
 
     fn demand_tokenizer(&self) -> Result<&Tokenizer> {

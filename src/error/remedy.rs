@@ -161,7 +161,8 @@ pub enum Remedy {
     Budgets(Vec<(String, BudgetToSet)>),
     /// Give a setting this value.
     Use(Setting, String),
-    /// As [`Remedy::Use`], where the same could be done in another way: what comes of it stands first.
+    /// As [`Remedy::Use`], where the same could be done in another way: what comes of it stands first. A setting that is on or off has no
+    /// value.
     UseInOrderTo(&'static str, Setting, String),
     /// See what becomes of it with this value.
     CompareWith(Setting, String),
@@ -205,6 +206,11 @@ impl Remedy {
         Remedy::Other(what.into())
     }
 
+    /// What helps where no template writes messages into a prompt.
+    pub fn raw_prompt() -> Remedy {
+        Remedy::UseInOrderTo("give the prompt as it is", Setting::Raw, String::new())
+    }
+
     /// As one says what to do, in these words.
     pub fn in_words(&self, words: &dyn Words) -> String {
         let name = |setting: &Setting| words.setting(*setting);
@@ -213,8 +219,8 @@ impl Remedy {
                 let budgets: Vec<String> = budgets.iter().map(|(device, bytes)| format!("{device}={bytes}")).collect();
                 format!("set {} {}", name(&Setting::MaxMemory), budgets.join(","))
             }
-            Remedy::Use(Setting::Raw, _) => format!("give the prompt as it is ({})", name(&Setting::Raw)),
             Remedy::Use(setting, value) => format!("use {} {value}", name(setting)),
+            Remedy::UseInOrderTo(what, setting, value) if value.is_empty() => format!("{what} ({})", name(setting)),
             Remedy::UseInOrderTo(what, setting, value) => format!("{what} ({} {value})", name(setting)),
             Remedy::CompareWith(setting, value) => format!("compare with {} {value}", name(setting)),
             Remedy::Drop(Setting::SavedPlan, what_for) => format!("leave out {} {what_for}", name(&Setting::SavedPlan)),

@@ -152,11 +152,11 @@ impl Gpu {
                 advice: [Remedy::other("this is the adapter's largest buffer: the tensor must be cut into slices")].into(),
             });
         }
-        let device = self.spec.device.to_string();
-        let smaller = [Setting::CtxSize, Setting::Lookahead].map(|setting| Remedy::Lower(setting, None));
-        let [ctx_size, lookahead] = smaller;
-        let taken = self.ledger.take(size, purpose);
-        taken.map_err(|left| does_not_fit(left, [Remedy::RaiseBudget(device), ctx_size, lookahead].into()))?;
+        self.ledger.take(size, purpose).map_err(|left| {
+            let lower = |setting| Remedy::Lower(setting, None);
+            let raise = Remedy::RaiseBudget(self.spec.device.to_string());
+            does_not_fit(left, [raise, lower(Setting::CtxSize), lower(Setting::Lookahead)].into())
+        })?;
         // Scopes nest: the inner one is popped first. Both are popped before the await, since a scope belongs to its thread.
         let memory_scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation_scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);

@@ -8,25 +8,6 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::model::{Rope, RopePairs};
 
-/// Which values of a head turn together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Pairing {
-    /// `i` with `i + rotary_size / 2` (Hugging Face).
-    Halves = 0,
-    /// `2i` with `2i + 1` (the paper, and GGUF's Llama weights).
-    Neighbours = 1,
-}
-
-impl From<RopePairs> for Pairing {
-    fn from(pairs: RopePairs) -> Pairing {
-        match pairs {
-            RopePairs::Halves => Pairing::Halves,
-            RopePairs::Neighbours => Pairing::Neighbours,
-        }
-    }
-}
-
 /// Params of the shader.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -39,7 +20,7 @@ pub struct Params {
     pub head_size: u32,
     /// Values of a head that turn, from the first on: even, at most `head_size`.
     pub rotary_size: u32,
-    /// A [`Pairing`] as a number.
+    /// [`RopePairs`] as a number.
     pub pairing: u32,
 }
 
@@ -51,7 +32,7 @@ impl Params {
             n_heads: rope.n_heads as u32,
             head_size: rope.head_size as u32,
             rotary_size: rope.rotary_size as u32,
-            pairing: Pairing::from(rope.pairs) as u32,
+            pairing: rope.pairs as u32,
         }
     }
 }
@@ -84,7 +65,8 @@ pub fn reference(params: &Params, cos_sin: &[f32], heads: &mut [f32]) {
     for (head, values) in heads.chunks_exact_mut(params.head_size as usize).enumerate() {
         let token = head / params.n_heads as usize;
         for pair in 0..n_pairs {
-            let (first, second) = if params.pairing == Pairing::Halves as u32 { (pair, pair + n_pairs) } else { (2 * pair, 2 * pair + 1) };
+            let (first, second) =
+                if params.pairing == RopePairs::Halves as u32 { (pair, pair + n_pairs) } else { (2 * pair, 2 * pair + 1) };
             let [cos, sin] = [0, 1].map(|part| cos_sin[(token * n_pairs + pair) * 2 + part]);
             let (a, b) = (values[first], values[second]);
             values[first] = a * cos - b * sin;

@@ -68,7 +68,7 @@ pub struct Params {
     pub kv_capacity: u32,
     /// A [`KvDType`] as a number.
     pub kv_dtype: u32,
-    /// A [`rope::Pairing`] as a number.
+    /// [`RopePairs`](crate::model::RopePairs) as a number.
     pub pairing: u32,
     /// Values of a head that turn, from the first on: a multiple of 4, at most `head_size`.
     pub rotary_size: u32,
@@ -85,7 +85,7 @@ impl Params {
             n_seqs: batch.n_seqs,
             kv_capacity: batch.kv_capacity,
             kv_dtype: batch.kv_dtype as u32,
-            pairing: query.map_or(0, |query| rope::Pairing::from(query.pairs) as u32),
+            pairing: query.map_or(0, |query| query.pairs as u32),
             rotary_size: query.map_or(0, |query| query.rotary_size as u32),
         }
     }

@@ -136,8 +136,9 @@ fn disk_with(rates: Rates) -> DeviceSpec {
     }
 }
 
-/// The rates of an adapter, kept per adapter and driver, those of products in `dtypes` (or in what [they are measured as](DType::measured_as)) among them, and in single precision, which
-/// tells how long attention takes. Empty, or without some of them, where they are not known and `measure` forbids to find out.
+/// The rates of an adapter, kept per adapter and driver. Among them are those of products in `dtypes`, or in what
+/// [they are measured as](DType::measured_as), and in single precision, which tells how long attention takes. Empty, or without some of
+/// them, where they are not known and `measure` forbids to find out.
 ///
 /// # Errors
 /// Where nothing is known, and the adapter cannot be opened or a probe fails. A cache that cannot be read or written is no error.

@@ -137,14 +137,15 @@ impl ModelConfig {
     }
 }
 
-/// Which values of a head are rotated together.
+/// Which values of a head are rotated together, by the numbers that the kernels have for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[repr(u32)]
 pub enum RopePairs {
-    /// `(i, i + head_size/2)`, as Hugging Face checkpoints have it.
-    Halves,
+    /// `(i, i + rotary_size/2)`, as Hugging Face checkpoints have it.
+    Halves = 0,
     /// `(2i, 2i + 1)`, as GGUF files of the Llama architecture have it (their q and k rows are permuted).
-    Neighbours,
+    Neighbours = 1,
 }
 
 /// Rotary embedding: everything that its frequency table needs.

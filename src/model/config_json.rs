@@ -137,10 +137,10 @@ impl Fields<'_> {
         }
     }
 
-    /// Which layers see a window only, as `layer_types` lists them; where it does not, as `pattern` says.
-    pub(super) fn windowed_layers(&self, n_layers: usize, pattern: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    /// Which layers see a window only, where `layer_types` lists them.
+    pub(super) fn windowed_layers(&self, n_layers: usize) -> Result<Option<Vec<bool>>> {
         let Some(types) = self.typed("layer_types", "a list of names", Value::as_array)? else {
-            return Ok((0..n_layers.min(MAX_LISTED)).map(pattern).collect());
+            return Ok(None);
         };
         if types.len() != n_layers {
             return Err(self.fault(format!("`layer_types` lists {} layers, the model has {n_layers}", types.len())));
@@ -153,7 +153,15 @@ impl Fields<'_> {
                 Err(Error::UnsupportedModel { path: self.path.to_owned(), fault })
             }
         };
-        types.iter().map(is_windowed).collect()
+        types.iter().map(is_windowed).collect::<Result<_>>().map(Some)
+    }
+
+    /// What a pattern of layers repeats after, at least 1.
+    pub(super) fn interval(&self, key: &str, default: usize) -> Result<usize> {
+        match self.unsigned(key)?.unwrap_or(default) {
+            0 => Err(self.fault(format!("`{key}` is 0, it must be at least 1"))),
+            interval => Ok(interval),
+        }
     }
 
     /// A list of numbers.
@@ -182,9 +190,6 @@ impl Fields<'_> {
         Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling: scaling_of(inner, self, context_length)? })
     }
 }
-
-/// More layers than any model may have; longer lists are refused with their models.
-const MAX_LISTED: usize = 4096;
 
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     let unsupported = |fault: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), fault });
@@ -425,6 +430,9 @@ mod tests {
             (r#"{"model_type":"gemma2","layer_types":["full_attention"]}"#, "layer_types"),
             (r#"{"model_type":"gemma3_text","sliding_window_pattern":0}"#, "sliding_window_pattern"),
             (r#"{"model_type":"phi3","partial_rotary_factor":0.2}"#, "rotary"),
+            (r#"{"model_type":"gemma2","num_hidden_layers":4611686018427387904}"#, "number of layers"),
+            (r#"{"model_type":"gemma3_text","num_hidden_layers":4611686018427387904}"#, "number of layers"),
+            (r#"{"model_type":"smollm3","num_hidden_layers":4611686018427387904}"#, "number of layers"),
             (r#"{"architectures":["LlamaForSequenceClassification"]}"#, "LlamaForSequenceClassification"),
             (r#"{"rope_scaling":{"rope_type":"yarn","factor":4.0}}"#, "yarn"),
             (r#"{"rope_scaling":{"rope_type":"linear"}}"#, "factor"),

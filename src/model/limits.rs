@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 
 /// Largest width of anything: hidden, feed-forward, all heads together.
 const MAX_SIZE: usize = 1 << 24;
-const MAX_LAYERS: usize = 1024;
+pub(super) const MAX_LAYERS: usize = 1024;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_SIZE: usize = 1 << 12;
 /// Positions: above every published context, and small enough for exact f32 angles to be somebody else's question.
@@ -48,7 +48,7 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
         return Err(Error::invalid_file(path, fault));
     }
     check_variant(&config.variant, path)?;
-    check_floats(config, path)?;
+    check_each(vec![("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
     check_rope(&config.rope, path)?;
     config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, path))
 }
@@ -64,10 +64,6 @@ fn check_variant(variant: &Variant, path: &str) -> Result<()> {
     ];
     let floats = scales.iter().filter_map(|&(what, value)| Some((what, f64::from(value?), MAX_FACTOR)));
     check_each(floats.collect(), path)
-}
-
-fn check_floats(config: &ModelConfig, path: &str) -> Result<()> {
-    check_each(vec![("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0)], path)
 }
 
 fn check_rope(rope: &RopeConfig, path: &str) -> Result<()> {

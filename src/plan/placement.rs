@@ -101,16 +101,15 @@ impl Asked<'_> {
 
     /// Whether [`place`] makes a plan with these options instead, without looking for the best.
     pub(super) fn is_possible(&self, options: &PlanOptions) -> bool {
-        let settled = settle(options);
+        let mut settled = settle(options);
         // What a plan with more sequences has room for, one with a single sequence has room for.
-        let settled = PlanOptions { n_seqs: settled.n_seqs.max(1), ..settled };
-        let settled = match settled.context {
-            Context::Fit => PlanOptions { resident_layers: ResidentLayers::All, ..settled },
-            _ => settled,
-        };
-        if settled.context == Context::Fit && settled.ctx_size.is_none() {
-            let (least, most) = self.resident_ctx_range();
-            return self.fits(&settled, least) || self.fits(&settled, most);
+        settled.n_seqs = settled.n_seqs.max(1);
+        if settled.context == Context::Fit {
+            settled.resident_layers = ResidentLayers::All;
+            if settled.ctx_size.is_none() {
+                let (least, most) = self.resident_ctx_range();
+                return self.fits(&settled, least) || self.fits(&settled, most);
+            }
         }
         Site::new(self.catalog, self.model, self.devices, &settled).is_ok_and(|site| candidates::is_possible(&site))
     }
@@ -135,14 +134,15 @@ impl Asked<'_> {
         let lengths = [UBATCH_SIZE, N_TOKENS_BUSY, N_TOKENS_FEW].map(|n_tokens| n_tokens.max(options.n_seqs));
         let lengths = options.ubatch_size.is_none().then_some(lengths).into_iter().flatten();
         let with_length = |n_tokens: usize| PlanOptions { ubatch_size: Some(n_tokens), ..options.clone() };
-        let options = lengths.map(with_length).find(|options| self.fits(options, least)).unwrap_or_else(|| options.clone());
-        if self.fits(&options, most) {
+        let with_room = lengths.map(with_length).find(|options| self.fits(options, least));
+        let options = with_room.as_ref().unwrap_or(options);
+        if self.fits(options, most) {
             return Ok(most);
         }
-        if !self.fits(&options, least) {
+        if with_room.is_none() && !self.fits(options, least) {
             return Ok(least);
         }
-        Ok(longest_ctx(most, |ctx_size| self.fits(&options, ctx_size)).min(most))
+        Ok(longest_ctx(most, |ctx_size| self.fits(options, ctx_size)).min(most))
     }
 }
 

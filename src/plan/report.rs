@@ -7,7 +7,7 @@ use std::fmt;
 use crate::device::Device;
 use crate::model::UnitKind;
 use crate::plan::{DevicePlan, Plan, Schedule, Step, UnitPlan, UploadPath};
-use crate::units::{Bytes, counted};
+use crate::units::{Bytes, counted, listed};
 
 const BAR_WIDTH: usize = 16;
 
@@ -192,15 +192,6 @@ impl Parts {
 impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.in_words(&counted(self.n_layers, "layer")))
-    }
-}
-
-/// `a`, `a and b`, `a, b and c`.
-fn listed(items: &[String]) -> String {
-    match items {
-        [] => String::new(),
-        [only] => only.clone(),
-        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
 

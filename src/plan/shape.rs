@@ -21,7 +21,6 @@ pub(super) const N_TOKENS_FEW: usize = 16;
 const CTX_LEAST: usize = 64;
 /// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
 const COMFORTABLE_CTX: usize = 2048;
-
 /// How often a context is halved for the sake of longer forwards.
 const N_HALVED: usize = 3;
 
@@ -49,9 +48,9 @@ impl Site<'_> {
         let budget: Bytes = chain.iter().map(|&worker| budgets[worker]).sum();
         // A device that has no room for any part of the model sets no limits to the others.
         let has_room = |worker: usize| self.workers[worker].block_bytes.iter().any(|&bytes| (Bytes(1)..=budgets[worker]).contains(&bytes));
-        let largest_buffer = |workers: &mut dyn Iterator<Item = usize>| workers.map(|worker| self.workers[worker].largest_buffer()).min();
-        let of_roomy = largest_buffer(&mut chain.iter().copied().filter(|&worker| has_room(worker)));
-        let largest_buffer = of_roomy.or_else(|| largest_buffer(&mut chain.iter().copied())).unwrap_or_default();
+        let roomy: Vec<usize> = chain.iter().copied().filter(|&worker| has_room(worker)).collect();
+        let limiting = if roomy.is_empty() { chain } else { &roomy };
+        let largest_buffer = limiting.iter().map(|&worker| self.workers[worker].largest_buffer()).min().unwrap_or_default();
         let logit_rows = options.logit_rows.max(options.n_seqs);
         let ctx_limit = options.ctx_size.unwrap_or(self.model.config.context_length);
         let mut n_tokens = UBATCH_SIZE.min(ctx_limit).next_power_of_two();

@@ -11,7 +11,7 @@ use super::template_environment::{self, Limits};
 use super::template_json::Capped;
 use super::template_source::{self, MAX_SOURCE_BYTES};
 use super::tokenizer::{TemplateTokens, Tokenizer};
-use crate::error::{Error, Remedy, Result, Setting};
+use crate::error::{Error, Remedy, Result};
 use crate::model::{Checkpoint, Format};
 use crate::platform::Folder;
 use crate::platform::limited::{Unfinished, run_limited};
@@ -152,7 +152,7 @@ impl ChatTemplate {
 
     fn fault(&self, fault: &str) -> Error {
         let fault = format!("its chat template cannot be used: {fault}");
-        Error::Text { path: self.path.clone(), fault, advice: [Remedy::Use(Setting::Raw, String::new())].into() }
+        Error::Text { path: self.path.clone(), fault, advice: [Remedy::raw_prompt()].into() }
     }
 }
 

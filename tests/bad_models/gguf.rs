@@ -75,6 +75,16 @@ impl Gguf {
         self.set(key, U32, value.to_le_bytes());
     }
 
+    /// Makes it a file of this architecture with 2^62 layers.
+    fn be_endless(&mut self, architecture: &str) {
+        for (key, ..) in &mut self.pairs {
+            let name = String::from_utf8(key[8..].to_vec()).expect("keys are UTF-8");
+            *key = text(&name.replace("llama.", &format!("{architecture}.")));
+        }
+        self.set("general.architecture", STRING, text(architecture));
+        self.set(&format!("{architecture}.block_count"), U64, (1u64 << 62).to_le_bytes());
+    }
+
     fn remove(&mut self, key: &str) {
         self.pairs.retain(|(name, ..)| *name != text(key));
     }
@@ -169,6 +179,10 @@ const ATTACKS: &[Attack] = &[
     ("block_count missing", "llama.block_count", |f| f.remove("llama.block_count")),
     ("block_count 0", "number of layers is 0", |f| f.set_u32("llama.block_count", 0)),
     ("block_count 2^32-1", "number of layers is 4294967295", |f| f.set_u32("llama.block_count", u32::MAX)),
+    ("block_count 2^62", "number of layers is 4611686018427387904", |f| f.be_endless("llama")),
+    ("block_count 2^62 of gemma2", "number of layers is 4611686018427387904", |f| f.be_endless("gemma2")),
+    ("block_count 2^62 of gemma3", "number of layers is 4611686018427387904", |f| f.be_endless("gemma3")),
+    ("block_count 2^62 of smollm3", "number of layers is 4611686018427387904", |f| f.be_endless("smollm3")),
     ("block_count text", "llama.block_count", |f| f.set("llama.block_count", STRING, text("1"))),
     ("context_length 0", "context length is 0", |f| f.set_u32("llama.context_length", 0)),
     ("context_length 2^32-1", "context length", |f| f.set_u32("llama.context_length", u32::MAX)),

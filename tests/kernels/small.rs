@@ -4,7 +4,7 @@ use tierflow::gpu::Gpu;
 use tierflow::kernels::{
     Binding, add, add_bias, attention, attention_compact, gather_rows, glu, map, rms_norm, rope, rope_kv, rope_kv_padded,
 };
-use tierflow::model::{Activation, Function};
+use tierflow::model::{Activation, Function, RopePairs};
 
 use crate::common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, upload};
 use crate::{EXP_TOLERANCE, SUM_TOLERANCE};
@@ -40,30 +40,25 @@ fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
     let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
         for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
-            (rope_kv::KvDType::F32, rope::Pairing::Halves, [5, 3, 12, 12]),
-            (rope_kv::KvDType::F16, rope::Pairing::Halves, [9, 3, 64, 64]),
-            (rope_kv::KvDType::F32, rope::Pairing::Neighbours, [1, 1, 4, 4]),
-            (rope_kv::KvDType::F16, rope::Pairing::Neighbours, [4, 2, 20, 20]),
+            (rope_kv::KvDType::F32, RopePairs::Halves, [5, 3, 12, 12]),
+            (rope_kv::KvDType::F16, RopePairs::Halves, [9, 3, 64, 64]),
+            (rope_kv::KvDType::F32, RopePairs::Neighbours, [1, 1, 4, 4]),
+            (rope_kv::KvDType::F16, RopePairs::Neighbours, [4, 2, 20, 20]),
             // Of some heads a part turns, or nothing; and there may be no queries to turn.
-            (rope_kv::KvDType::F16, rope::Pairing::Halves, [4, 2, 24, 8]),
-            (rope_kv::KvDType::F32, rope::Pairing::Neighbours, [3, 3, 20, 12]),
-            (rope_kv::KvDType::F16, rope::Pairing::Halves, [2, 1, 16, 0]),
-            (rope_kv::KvDType::F32, rope::Pairing::Halves, [0, 3, 16, 0]),
+            (rope_kv::KvDType::F16, RopePairs::Halves, [4, 2, 24, 8]),
+            (rope_kv::KvDType::F32, RopePairs::Neighbours, [3, 3, 20, 12]),
+            (rope_kv::KvDType::F16, RopePairs::Halves, [2, 1, 16, 0]),
+            (rope_kv::KvDType::F32, RopePairs::Halves, [0, 3, 16, 0]),
         ] {
-            let params = rope_kv::Params {
-                n_tokens: 5,
-                n_heads,
-                n_kv_heads,
-                head_size,
-                n_seqs: 2,
-                kv_capacity: 7,
-                kv_dtype: kv_dtype as u32,
-                pairing: pairing as u32,
-                rotary_size,
-            };
-            RopeKv::random(params).check(gpu, &tokens);
+            RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]).check(gpu, &tokens);
         }
     }
+}
+
+/// Cosines and sines of random angles.
+fn cos_sin_of(random: &mut Random, n_tokens: u32, rotary_size: u32) -> Vec<f32> {
+    let angles = random.floats((n_tokens * rotary_size / 2) as usize);
+    angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect()
 }
 
 struct RopeKv {
@@ -75,12 +70,23 @@ struct RopeKv {
 }
 
 impl RopeKv {
-    fn random(params: rope_kv::Params) -> RopeKv {
+    /// Five tokens of two sequences, whose caches have room for seven positions.
+    fn random(kv_dtype: rope_kv::KvDType, pairing: RopePairs, [n_heads, n_kv_heads, head_size, rotary_size]: [u32; 4]) -> RopeKv {
+        let params = rope_kv::Params {
+            n_tokens: 5,
+            n_heads,
+            n_kv_heads,
+            head_size,
+            n_seqs: 2,
+            kv_capacity: 7,
+            kv_dtype: kv_dtype as u32,
+            pairing: pairing as u32,
+            rotary_size,
+        };
         let mut random = Random(u64::from(params.head_size));
         let mut rows = |n_heads: u32| random.floats((params.n_tokens * n_heads * params.head_size) as usize);
         let [query, key, value] = [params.n_heads, params.n_kv_heads, params.n_kv_heads].map(&mut rows);
-        let angles = random.floats((params.n_tokens * params.rotary_size / 2) as usize);
-        let cos_sin = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
+        let cos_sin = cos_sin_of(&mut random, params.n_tokens, params.rotary_size);
         RopeKv { params, cos_sin, query, key, value }
     }
 
@@ -174,23 +180,12 @@ fn heads_of_any_even_size_are_stored_padded_with_zeros() {
             (12, 0, [2, 1]),
         ] {
             for (kv_dtype, pairing) in [
-                (rope_kv::KvDType::F32, rope::Pairing::Halves),
-                (rope_kv::KvDType::F16, rope::Pairing::Halves),
-                (rope_kv::KvDType::F32, rope::Pairing::Neighbours),
-                (rope_kv::KvDType::F16, rope::Pairing::Neighbours),
+                (rope_kv::KvDType::F32, RopePairs::Halves),
+                (rope_kv::KvDType::F16, RopePairs::Halves),
+                (rope_kv::KvDType::F32, RopePairs::Neighbours),
+                (rope_kv::KvDType::F16, RopePairs::Neighbours),
             ] {
-                let params = rope_kv::Params {
-                    n_tokens: 5,
-                    n_heads,
-                    n_kv_heads,
-                    head_size,
-                    n_seqs: 2,
-                    kv_capacity: 7,
-                    kv_dtype: kv_dtype as u32,
-                    pairing: pairing as u32,
-                    rotary_size,
-                };
-                RopeKv::random(params).check_padded(gpu, &tokens);
+                RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]).check_padded(gpu, &tokens);
             }
         }
     }
@@ -200,11 +195,10 @@ fn heads_of_any_even_size_are_stored_padded_with_zeros() {
 fn heads_turn_in_place_as_far_as_they_turn() {
     for gpu in gpus() {
         for [n_tokens, n_heads, head_size, rotary_size] in [[1, 1, 2, 2], [5, 3, 20, 20], [33, 4, 24, 10], [7, 1, 250, 128]] {
-            for pairing in [rope::Pairing::Halves, rope::Pairing::Neighbours] {
+            for pairing in [RopePairs::Halves, RopePairs::Neighbours] {
                 let params = rope::Params { n_tokens, n_heads, head_size, rotary_size, pairing: pairing as u32 };
                 let mut random = Random(u64::from(head_size));
-                let angles = random.floats((n_tokens * rotary_size / 2) as usize);
-                let cos_sin: Vec<f32> = angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect();
+                let cos_sin = cos_sin_of(&mut random, n_tokens, rotary_size);
                 let mut expected = random.floats((n_tokens * n_heads * head_size) as usize);
                 let [table, heads] =
                     [upload(gpu, "cos_sin", &cos_sin), upload(gpu, "heads", &[expected.clone(), vec![POISON; GUARD]].concat())];

@@ -2,7 +2,7 @@
 //! transformers' `Gemma2Config`.
 
 use super::decoder::{self, LLAMA, Layout};
-use super::{ATTENTION, Family, Modules};
+use super::{ATTENTION, Family, Modules, all_but_every, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -26,6 +26,9 @@ pub(super) const GGUF_NAMES: &[(&str, &str)] = &[
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
+
+/// Of so many layers the last sees everything.
+const PATTERN: usize = 2;
 
 pub(super) const LAYOUT: Layout = Layout {
     after_attention: Some("post_attention_layernorm"),
@@ -51,8 +54,8 @@ pub(super) const NORMS: Modules = &[
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = of_gemma(fields, &FAMILY, 8192, [Some(50.0), Some(30.0)])?;
-    let windowed_layers = Some(fields.windowed_layers(config.n_layers, |layer| layer % 2 == 0)?);
-    Ok(ModelConfig { variant: Variant { windowed_layers, ..config.variant }, ..config })
+    let windowed_layers = fields.windowed_layers(config.n_layers)?.unwrap_or_else(|| all_but_every(PATTERN, config.n_layers));
+    Ok(ModelConfig { variant: Variant { windowed_layers: Some(windowed_layers), ..config.variant }, ..config })
 }
 
 /// What the configs of Gemma 2 and 3 have in common; `softcaps` of scores and of logits.
@@ -70,8 +73,7 @@ pub(super) fn of_gemma(
         tied: true,
         ..Defaults::default()
     };
-    let config = fields.decoder(family, &defaults)?;
-    let bias = fields.bool("attention_bias")?.unwrap_or(false);
+    let config = llama::with_attention_biases(fields, fields.decoder(family, &defaults)?)?;
     let scalar = fields.float("query_pre_attn_scalar")?.unwrap_or(256.0);
     let variant = Variant {
         norm_weight_offset: 1.0,
@@ -82,7 +84,7 @@ pub(super) fn of_gemma(
         ..config.variant
     };
     let sliding_window = fields.nullable("sliding_window", 4096)?;
-    Ok(ModelConfig { sliding_window, attention_bias: bias, attention_output_bias: bias, variant, ..config })
+    Ok(ModelConfig { sliding_window, variant, ..config })
 }
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
@@ -91,7 +93,7 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let variant = Variant {
         attention_softcap: softcap("attn_logit_softcapping", 50.0)?,
         logit_softcap: softcap("final_logit_softcapping", 30.0)?,
-        windowed_layers: Some((0..config.n_layers).map(|layer| layer % 2 == 0).collect()),
+        windowed_layers: Some(all_but_every(PATTERN, config.n_layers)),
         ..config.variant
     };
     Ok(ModelConfig { variant, ..config })

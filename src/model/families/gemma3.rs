@@ -2,7 +2,7 @@
 //! rotary embedding of their own. Defaults are those of transformers' `Gemma3TextConfig`.
 
 use super::gemma2::{FEED_FORWARD, GGUF_NAMES, LAYOUT, NORMS, gguf_of_gemma, of_gemma};
-use super::{ATTENTION, Family, QUERY_KEY_NORMS, decoder};
+use super::{ATTENTION, Family, QUERY_KEY_NORMS, all_but_every, decoder};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::Fields;
@@ -29,11 +29,8 @@ const PATTERN: usize = 6;
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = of_gemma(fields, &FAMILY, 131_072, [None, None])?;
-    let pattern = fields.unsigned("sliding_window_pattern")?.unwrap_or(PATTERN);
-    if pattern == 0 {
-        return Err(fields.fault("`sliding_window_pattern` is 0, it must be at least 1"));
-    }
-    let windowed_layers = fields.windowed_layers(config.n_layers, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let pattern = fields.interval("sliding_window_pattern", PATTERN)?;
+    let windowed_layers = fields.windowed_layers(config.n_layers)?.unwrap_or_else(|| all_but_every(pattern, config.n_layers));
     let (rope, local_rope) = ropes(fields, config.context_length)?;
     let variant = Variant { local_rope: Some(local_rope), windowed_layers: Some(windowed_layers), ..config.variant };
     Ok(ModelConfig { qk_norm: true, rope, variant, ..config })
@@ -62,7 +59,7 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let variant = Variant {
         logit_softcap: keys.float("final_logit_softcapping")?.map(|cap| cap as f32),
         local_rope: Some(RopeConfig { theta, pairs: RopePairs::Halves, scaling: RopeScaling::None }),
-        windowed_layers: Some((0..config.n_layers).map(|layer| !(layer + 1).is_multiple_of(PATTERN)).collect()),
+        windowed_layers: Some(all_but_every(PATTERN, config.n_layers)),
         ..config.variant
     };
     let theta = keys.float("rope.freq_base")?.unwrap_or(THETA);

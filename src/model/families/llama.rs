@@ -26,7 +26,13 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
 
 /// Biases as `attention_bias` and `mlp_bias` say.
 pub(super) fn with_biases(fields: &Fields<'_>, config: ModelConfig) -> Result<ModelConfig> {
-    let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
+    let config = with_attention_biases(fields, config)?;
     let ffn_bias = fields.bool("mlp_bias")?.unwrap_or(false);
-    Ok(ModelConfig { attention_bias, attention_output_bias: attention_bias, ffn_bias, ..config })
+    Ok(ModelConfig { ffn_bias, ..config })
+}
+
+/// Biases of all four matrices of attention, or of none, as `attention_bias` says.
+pub(super) fn with_attention_biases(fields: &Fields<'_>, config: ModelConfig) -> Result<ModelConfig> {
+    let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
+    Ok(ModelConfig { attention_bias, attention_output_bias: attention_bias, ..config })
 }

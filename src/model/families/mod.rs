@@ -19,8 +19,10 @@ use serde_json::Value;
 
 use super::config_gguf::Keys;
 use super::config_json::Fields;
+use super::limits::MAX_LAYERS;
 use super::{Model, ModelConfig};
 use crate::error::{Error, Result};
+use crate::units::listed;
 use crate::weights::{Metadata, TensorId};
 
 /// All families.
@@ -145,13 +147,14 @@ pub(super) fn of_gguf(metadata: &Metadata) -> Result<&'static Family> {
     }
 }
 
-/// `a, b and c`.
 fn names_of_all() -> String {
-    let names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
-    match names.split_last() {
-        Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
-        _ => names.concat(),
-    }
+    listed(&FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>())
+}
+
+/// Of each layer whether it is none of every `n`th. Sizes are checked after a family has read its config: of more layers than any model
+/// may have, those are enough.
+fn all_but_every(n: usize, n_layers: usize) -> Vec<bool> {
+    (1..=n_layers.min(MAX_LAYERS)).map(|layer| !layer.is_multiple_of(n)).collect()
 }
 
 /// The modules of a layer of Llama and what is built like it.

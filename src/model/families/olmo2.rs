@@ -2,7 +2,7 @@
 //! `Olmo2Config`.
 
 use super::decoder::{self, LLAMA, Layout};
-use super::{ATTENTION, Family, QUERY_KEY_NORMS};
+use super::{ATTENTION, Family, QUERY_KEY_NORMS, llama};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairs};
@@ -43,6 +43,5 @@ const LAYOUT: Layout = Layout {
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = fields.decoder(&FAMILY, &Defaults { epsilon: 1e-5, ..Defaults::default() })?;
-    let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
-    Ok(ModelConfig { qk_norm: true, attention_bias, attention_output_bias: attention_bias, ..config })
+    Ok(ModelConfig { qk_norm: true, ..llama::with_attention_biases(fields, config)? })
 }

@@ -2,7 +2,7 @@
 //! those of transformers' `Qwen3Config`.
 
 use super::decoder::{self, LLAMA};
-use super::{ATTENTION, FEED_FORWARD_AND_NORMS, Family, QUERY_KEY_NORMS, qwen2};
+use super::{ATTENTION, FEED_FORWARD_AND_NORMS, Family, QUERY_KEY_NORMS, llama, qwen2};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairs};
@@ -23,6 +23,5 @@ pub(super) static FAMILY: Family = Family {
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let defaults = Defaults { n_kv_heads: Some(32), head_size: Some(128), context_length: 32_768, ..Defaults::default() };
     let config = qwen2::with_window(fields, fields.decoder(&FAMILY, &defaults)?)?;
-    let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
-    Ok(ModelConfig { qk_norm: true, attention_bias, attention_output_bias: attention_bias, ..config })
+    Ok(ModelConfig { qk_norm: true, ..llama::with_attention_biases(fields, config)? })
 }

@@ -1,7 +1,7 @@
 //! SmolLM3: Llama, of whose layers every fourth turns neither queries nor keys. Defaults are those of transformers' `SmolLM3Config`.
 
 use super::decoder::{self, LLAMA};
-use super::{DECODER_LAYER, Family, llama};
+use super::{DECODER_LAYER, Family, all_but_every, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -26,19 +26,16 @@ const INTERVAL: usize = 4;
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let defaults = Defaults { n_kv_heads: Some(4), context_length: 32_768, rope_theta: 2e6, tied: true, ..Defaults::default() };
     let config = llama::with_biases(fields, fields.decoder(&FAMILY, &defaults)?)?;
-    let interval = fields.unsigned("no_rope_layer_interval")?.unwrap_or(INTERVAL);
-    if interval == 0 {
-        return Err(fields.fault("`no_rope_layer_interval` is 0, it must be at least 1"));
-    }
+    let interval = fields.interval("no_rope_layer_interval", INTERVAL)?;
     let rotated = match fields.unsigned_list("no_rope_layers")? {
         // 1 stands for a layer that turns, whatever the name says.
         Some(layers) if layers.len() == config.n_layers => layers.iter().map(|turns| *turns != 0).collect(),
         Some(layers) => return Err(fields.fault(format!("`no_rope_layers` lists {} of {} layers", layers.len(), config.n_layers))),
-        None => every_but(interval, config.n_layers),
+        None => all_but_every(interval, config.n_layers),
     };
     let uses_window = fields.bool("use_sliding_window")?.unwrap_or(false);
     let sliding_window = fields.unsigned("sliding_window")?.filter(|_| uses_window);
-    let windowed = fields.windowed_layers(config.n_layers, |layer| !rotated.get(layer).copied().unwrap_or(true))?;
+    let windowed = fields.windowed_layers(config.n_layers)?.unwrap_or_else(|| rotated.iter().map(|turns| !turns).collect());
     let variant = Variant { rotated_layers: Some(rotated), windowed_layers: Some(windowed), ..config.variant };
     Ok(ModelConfig { sliding_window, variant, ..config })
 }
@@ -46,11 +43,6 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
 /// Converters permute the rows of q and k as for Llama, and write down no interval.
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let config = keys.decoder(&FAMILY, RopePairs::Neighbours)?;
-    let rotated_layers = Some(every_but(INTERVAL, config.n_layers));
+    let rotated_layers = Some(all_but_every(INTERVAL, config.n_layers));
     Ok(ModelConfig { variant: Variant { rotated_layers, ..config.variant }, ..config })
-}
-
-/// True but for every `interval`th.
-fn every_but(interval: usize, n_layers: usize) -> Vec<bool> {
-    (1..=n_layers).map(|layer| !layer.is_multiple_of(interval)).collect()
 }

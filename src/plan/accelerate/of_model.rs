@@ -59,14 +59,15 @@ fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
     let mut parameters: Vec<ParameterForm> = Vec::new();
     for id in model.embedding().into_iter().chain(used).filter(|id| seen.insert(*id)) {
         let mut part = parameter(id);
+        // `name:part` is rows of one stored matrix; its parts come one soon after the other.
         if let Some((whole, _)) = part.name.split_once(':') {
+            if let Some(whole) = parameters.iter_mut().rfind(|other| other.name == whole) {
+                whole.shape[0] += part.shape[0];
+                continue;
+            }
             part.name = whole.to_owned();
         }
-        match parameters.iter_mut().rfind(|other| other.name == part.name) {
-            // Rows of one stored matrix.
-            Some(whole) => whole.shape[0] += part.shape[0],
-            None => parameters.push(part),
-        }
+        parameters.push(part);
     }
     let head = model.units.iter().find(|unit| unit.kind == UnitKind::Head);
     if let (true, Some(embedding), Some(head)) = (model.config.tied_embeddings, model.embedding(), head) {

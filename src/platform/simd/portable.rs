@@ -67,7 +67,7 @@ fn add_block(scaling: Scaling, block: &PanelBlock, token: &TokenBlock, sums: &mu
         dots
     };
     let scaled = |scale: f32, dot: i32| scale * token.scale * dot as f32;
-    let scaled_sums = token.scaled_sums();
+    let scaled_sums = if scaling == Scaling::TwoMinimums { token.scaled_sums() } else { [0.0; 2] };
     let (first, last) = (dots_of(0..N_PAIRS / 2), dots_of(N_PAIRS / 2..N_PAIRS));
     for (row, sum) in sums.iter_mut().enumerate() {
         let [scale, other, minimum, other_minimum] = block.factors.map(|factors| factors[row]);

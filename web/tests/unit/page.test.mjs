@@ -133,7 +133,7 @@ test('a step that was told is acknowledged in a task of its own, behind what its
   const [worker] = workers;
   worker.onmessage({ data: { id: 1, event: { token: 1, text: 'a' }, step: 1 } });
   assert.deepEqual(worker.told.at(-1), { id: 1, cancel: true });
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  while (worker.told.at(-1).taken === undefined) await new Promise((resolve) => setTimeout(resolve, 1));
   assert.deepEqual(worker.told.slice(-2), [{ id: 1, cancel: true }, { id: 1, taken: 1 }]);
   worker.onmessage({ data: { id: 1, value: 'ended' } });
   assert.equal(await asked, 'ended');

@@ -220,23 +220,37 @@ fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
+/// The value of the largest magnitude, with its sign.
+fn extreme_of(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme })
+}
+
+/// The least and the largest value.
+fn bounds_of(values: &[f32]) -> (f32, f32) {
+    values.iter().fold((f32::MAX, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)))
+}
+
+/// The same, where the least is zero or below.
+fn range_of(values: &[f32]) -> (f32, f32) {
+    let (low, high) = bounds_of(values);
+    (low.min(0.0), high)
+}
+
 fn encode_q8_0(block: &[f32], output: &mut Vec<u8>) {
-    let largest = block.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    let d = largest / 127.0;
+    let d = extreme_of(block).abs() / 127.0;
     output.extend(f16::from_f32(d).to_le_bytes());
     output.extend(block.iter().map(|value| ((value * inverse(d)).round() as i8).cast_unsigned()));
 }
 
 fn encode_q4_0(block: &[f32], output: &mut Vec<u8>) {
-    // The value of the largest magnitude, with its sign, becomes -8.
-    let extreme = block.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
-    let d = extreme / -8.0;
+    // The extreme becomes -8.
+    let d = extreme_of(block) / -8.0;
     output.extend(f16::from_f32(d).to_le_bytes());
     push_nibbles(block, output, |value| value * inverse(d) + 8.5);
 }
 
 fn encode_q4_1(block: &[f32], output: &mut Vec<u8>) {
-    let (low, high) = block.iter().fold((f32::MAX, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
+    let (low, high) = bounds_of(block);
     let d = (high - low) / 15.0;
     output.extend(f16::from_f32(d).to_le_bytes());
     output.extend(f16::from_f32(low).to_le_bytes());
@@ -245,10 +259,9 @@ fn encode_q4_1(block: &[f32], output: &mut Vec<u8>) {
 
 /// Each sixteen values by their extreme, as Q4_0 does; ggml's own search finds scales that are a little better.
 fn encode_q6_k(block: &[f32], output: &mut Vec<u8>) {
-    let extreme = |values: &[f32]| values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
     // The extreme, with its sign, becomes -32.
-    let wanted: Vec<f32> = block.chunks_exact(16).map(|values| extreme(values) / -32.0).collect();
-    let d = f16::from_f32(extreme(&wanted) / -128.0);
+    let wanted: Vec<f32> = block.chunks_exact(16).map(|values| extreme_of(values) / -32.0).collect();
+    let d = f16::from_f32(extreme_of(&wanted) / -128.0);
     let scales: Vec<i8> = wanted.iter().map(|scale| (scale * inverse(d.to_f32())).round() as i8).collect();
     let mut bytes = [0u8; 208];
     for (k, value) in block.iter().enumerate() {
@@ -264,8 +277,7 @@ fn encode_q6_k(block: &[f32], output: &mut Vec<u8>) {
 }
 
 fn encode_q5_0(block: &[f32], output: &mut Vec<u8>) {
-    let extreme = block.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
-    let d = extreme / -16.0;
+    let d = extreme_of(block) / -16.0;
     output.extend(f16::from_f32(d).to_le_bytes());
     push_five_bits(block, output, |value| value * inverse(d) + 16.5);
 }
@@ -279,7 +291,7 @@ fn push_five_bits(block: &[f32], output: &mut Vec<u8>, level: impl Fn(f32) -> f3
 }
 
 fn encode_q5_1(block: &[f32], output: &mut Vec<u8>) {
-    let (low, high) = block.iter().fold((f32::MAX, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
+    let (low, high) = bounds_of(block);
     let d = (high - low) / 31.0;
     output.extend(f16::from_f32(d).to_le_bytes());
     output.extend(f16::from_f32(low).to_le_bytes());
@@ -294,8 +306,7 @@ fn encode_q4_k(block: &[f32], output: &mut Vec<u8>) {
 
 /// Two halves and eight 6-bit scales and minimums; returns the levels of the values, at most `largest`.
 fn push_scales_and_minimums(block: &[f32], largest: u8, output: &mut Vec<u8>) -> Vec<u8> {
-    let bounds = |values: &[f32]| values.iter().fold((0f32, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
-    let ranges: Vec<(f32, f32)> = block.chunks_exact(32).map(bounds).collect();
+    let ranges: Vec<(f32, f32)> = block.chunks_exact(32).map(range_of).collect();
     let widest = ranges.iter().fold(0f32, |widest, (low, high)| widest.max(high - low)) / f32::from(largest);
     let lowest = ranges.iter().fold(0f32, |lowest, range| lowest.min(range.0));
     let [d, dmin] = [f16::from_f32(widest / 63.0), f16::from_f32(-lowest / 63.0)];
@@ -329,10 +340,9 @@ fn encode_q5_k(block: &[f32], output: &mut Vec<u8>) {
 
 /// Each sixteen values by their extreme, as Q6_K does.
 fn encode_q3_k(block: &[f32], output: &mut Vec<u8>) {
-    let extreme = |values: &[f32]| values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme });
     // The extreme, with its sign, becomes -4.
-    let wanted: Vec<f32> = block.chunks_exact(16).map(|values| extreme(values) / -4.0).collect();
-    let d = f16::from_f32(extreme(&wanted) / -32.0);
+    let wanted: Vec<f32> = block.chunks_exact(16).map(|values| extreme_of(values) / -4.0).collect();
+    let d = f16::from_f32(extreme_of(&wanted) / -32.0);
     let scales: Vec<f32> = wanted.iter().map(|scale| (scale * inverse(d.to_f32())).round().clamp(-32.0, 31.0)).collect();
     let level = |(k, value): (usize, &f32)| (value * inverse(d.to_f32() * scales[k / 16])).round().clamp(-4.0, 3.0) as i8 + 4;
     let levels: Vec<u8> = block.iter().enumerate().map(|value| level(value).cast_unsigned()).collect();
@@ -359,10 +369,6 @@ fn encode_iq4_nl(block: &[f32], output: &mut Vec<u8>) {
     let d = extreme_of(block) / -127.0;
     output.extend(f16::from_f32(d).to_le_bytes());
     push_nearest(&IQ4, block, d, output);
-}
-
-fn extreme_of(values: &[f32]) -> f32 {
-    values.iter().fold(0f32, |extreme, value| if value.abs() > extreme.abs() { *value } else { extreme })
 }
 
 /// Nibbles of 32 values: the places of the nearest integers of `table`, in units of `d`.
@@ -399,8 +405,7 @@ fn encode_mxfp4(block: &[f32], output: &mut Vec<u8>) {
 }
 
 fn encode_q2_k(block: &[f32], output: &mut Vec<u8>) {
-    let bounds = |values: &[f32]| values.iter().fold((0f32, f32::MIN), |(low, high), value| (low.min(*value), high.max(*value)));
-    let ranges: Vec<(f32, f32)> = block.chunks_exact(16).map(bounds).collect();
+    let ranges: Vec<(f32, f32)> = block.chunks_exact(16).map(range_of).collect();
     let widest = ranges.iter().fold(0f32, |widest, (low, high)| widest.max(high - low)) / 3.0;
     let lowest = ranges.iter().fold(0f32, |lowest, range| lowest.min(range.0));
     let [d, dmin] = [f16::from_f32(widest / 15.0), f16::from_f32(-lowest / 15.0)];
