@@ -4,10 +4,10 @@
 use std::time::Instant;
 
 use tierflow::DType;
+use tierflow::host::simd::simd;
 use tierflow::host::{self, Input};
 use tierflow::kernels::rope_kv::Token;
 use tierflow::kernels::{attention, matmul};
-use tierflow::platform::simd::simd;
 
 /// Runs per figure; the best is printed, since other work only ever adds time.
 const RUNS: usize = 9;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tierflow::dtype::DType;
 use tierflow::error::Result;
 use tierflow::gpu::{self, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
-use tierflow::kernels::attention::AttentionForm;
+use tierflow::kernels::attention::AttentionVariant;
 use tierflow::kernels::{Binding, attention, glu, matmul, rms_norm, rope_kv, top_k};
 use tierflow::model::Activation;
 use tierflow::units::Bytes;
@@ -53,7 +53,7 @@ fn bench_products(gpu: &Gpu) -> Result<()> {
 /// in Q8_0 where the layers have four bits.
 fn bench_model(gpu: &Gpu) -> Result<()> {
     const N_LAYERS: f64 = 30.0;
-    /// Query, key and value together; what attention mixed; gate and up together; down.
+    /// Query, key and value together; what attention attended; gate and up together; down.
     const LAYER: [(u32, u32); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
     const HEAD: (u32, u32) = (49_152, 576);
     println!("{:<6} {:>44} {:>9}", "dtype", "products of one token of SmolLM2-135M, ms", "tokens/s");
@@ -136,12 +136,12 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             key_cache: read,
             value_cache: read,
             parts: Binding::whole(&parts),
-            mixed: write,
+            attended: write,
         };
         let tokens = attention::token_count(n_tokens as usize, 1);
         let chosen = attention::prepare(gpu, arena.buffer(), &params, bindings, tokens)?;
         report(&format!("attention f16 {n_tokens} at {kv_len}"), time_all(gpu, &arena, &chosen)?);
-        let alone = attention::prepare_as(gpu, arena.buffer(), &params, bindings, AttentionForm::Token)?;
+        let alone = attention::prepare_as(gpu, arena.buffer(), &params, bindings, AttentionVariant::Token)?;
         report(&format!("attention f16 {n_tokens} at {kv_len}, token by token"), time_all(gpu, &arena, &alone)?);
     }
 

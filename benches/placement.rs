@@ -13,11 +13,11 @@ mod changing_load;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use tierflow::accelerate::DeviceMapMode;
 use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
-use tierflow::plan::accelerate::DeviceMapMode;
-use tierflow::plan::{Homes, Load, PlanOptions, ResidentLayers};
-use tierflow::stream::{Scores, Want};
+use tierflow::plan::{PlacementRule, PlanOptions, ResidentLayers, Workload};
+use tierflow::stream::{Logits, LogitsRequest};
 use tierflow::units::Bytes;
 
 const GPU: Device = Device::Gpu(0);
@@ -78,7 +78,7 @@ fn builder(model: &PathBuf, way: Way, budget: Bytes) -> EngineBuilder {
     let options = PlanOptions {
         ctx_size: Some(64),
         ubatch_size: Some(16),
-        homes: if way == Way::Sequential { Homes::Accelerate(DeviceMapMode::Sequential) } else { Homes::Auto },
+        placement: if way == Way::Sequential { PlacementRule::Accelerate(DeviceMapMode::Sequential) } else { PlacementRule::Auto },
         resident_layers: if way == Way::AllStreamed { ResidentLayers::AtMost(0) } else { ResidentLayers::Auto },
         ..PlanOptions::default()
     };
@@ -103,19 +103,19 @@ impl Run {
     /// `None` where the budget is too small for any plan.
     fn open(model: &PathBuf, way: Way, budget: Bytes, n_tokens: usize) -> Option<Run> {
         let mut engine = pollster::block_on(builder(model, way, budget).open()).ok()?;
-        let predicted = engine.prepared().predict(Load::decode(PROMPT.len() + n_tokens / 2)).tokens_per_sec();
+        let predicted = engine.prepared().predict(Workload::decode(PROMPT.len() + n_tokens / 2)).tokens_per_sec();
         // The first forwards compile kernels and touch memory.
-        pollster::block_on(engine.session().append(&PROMPT, Want::TopK(1))).expect("a forward");
+        pollster::block_on(engine.session().append(&PROMPT, LogitsRequest::TopK(1))).expect("a forward");
         Some(Run { engine, predicted, secs: Vec::new() })
     }
 
     fn decode(&mut self, n_tokens: usize) {
         let mut session = self.engine.session();
-        let mut scores = pollster::block_on(session.append(&PROMPT, Want::TopK(1))).expect("a forward");
+        let mut logits = pollster::block_on(session.append(&PROMPT, LogitsRequest::TopK(1))).expect("a forward");
         for _ in 0..n_tokens {
-            let Scores::Top(best) = &scores else { unreachable!("the best was asked for") };
+            let Logits::Top(best) = &logits else { unreachable!("the best was asked for") };
             let begin = Instant::now();
-            scores = pollster::block_on(session.append(&[best[0].0], Want::TopK(1))).expect("a forward");
+            logits = pollster::block_on(session.append(&[best[0].0], LogitsRequest::TopK(1))).expect("a forward");
             self.secs.push(begin.elapsed().as_secs_f64());
         }
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::platform::{DirectBuffer, IoMode, open_source};
-use tierflow::stream::Want;
+use tierflow::stream::LogitsRequest;
 use tierflow::units::{Bytes, BytesPerSec};
 
 /// What a streamed run may use of the GPU.
@@ -62,7 +62,7 @@ fn decode(engine: &mut Engine) -> f64 {
     let mut session = engine.session();
     let begin = Instant::now();
     for token in 0..N_TOKENS {
-        pollster::block_on(session.append(&[token * 7 + 3], Want::TopK(1))).expect("a forward");
+        pollster::block_on(session.append(&[token * 7 + 3], LogitsRequest::TopK(1))).expect("a forward");
     }
     f64::from(N_TOKENS) / begin.elapsed().as_secs_f64()
 }
@@ -75,7 +75,7 @@ fn disk_rate(model: &Path) -> f64 {
     let mut buffer = DirectBuffer::default();
     let begin = Instant::now();
     for offset in (0..len).step_by(READ_BYTES) {
-        source.read_passing(offset, READ_BYTES, &mut buffer).expect("a read");
+        source.read_direct(offset, READ_BYTES, &mut buffer).expect("a read");
     }
     len as f64 / begin.elapsed().as_secs_f64()
 }

@@ -15,8 +15,8 @@ use tierflow::units::{Bytes, BytesPerSec};
 const N_ROUNDS: usize = 9;
 /// What one round moves: more than caches hold.
 const MOVED: Bytes = Bytes::mib(128);
-/// Pieces as plans have them.
-const PIECES: [Bytes; 3] = [Bytes::mib(1), Bytes::mib(4), Bytes::mib(16)];
+/// Chunks as plans have them.
+const CHUNKS: [Bytes; 3] = [Bytes::mib(1), Bytes::mib(4), Bytes::mib(16)];
 /// Those who carry in the engine.
 const N_THREADS: usize = 2;
 /// Of each thread: one is filled while the other's copy runs.
@@ -33,10 +33,10 @@ fn main() -> Result<()> {
     for found in pollster::block_on(gpu::list())? {
         println!("{}: {} ({}), {N_THREADS} threads\n", found.spec.device, found.spec.name, found.spec.driver);
         let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(1), None))?;
-        println!("| way | piece | GB/s (median of {N_ROUNDS}) | min – max | of a plain copy |");
+        println!("| way | chunk | GB/s (median of {N_ROUNDS}) | min – max | of a plain copy |");
         println!("| --- | ---: | ---: | ---: | ---: |");
-        for piece in PIECES {
-            from_host(&gpu, &held, piece)?;
+        for chunk in CHUNKS {
+            from_host(&gpu, &held, chunk)?;
         }
         if let Some(source) = &source {
             println!("\n| way | GB/s (median of {N_ROUNDS}) | min – max | of the disk |");
@@ -54,12 +54,12 @@ fn main() -> Result<()> {
 /// A way of bytes, with what its threads write to.
 struct Way<'a> {
     name: String,
-    carriers: Vec<Carrier<'a>>,
+    upload_workers: Vec<UploadWorker<'a>>,
     rates: Vec<f64>,
 }
 
 /// What one thread writes to.
-enum Carrier<'a> {
+enum UploadWorker<'a> {
     Memory(Pages),
     Slots {
         gpu: &'a Gpu,
@@ -79,25 +79,26 @@ struct Slot {
 }
 
 impl<'a> Way<'a> {
-    fn new(name: String, make: impl Fn() -> Result<Carrier<'a>>) -> Result<Way<'a>> {
-        Ok(Way { name, carriers: (0..N_THREADS).map(|_| make()).collect::<Result<_>>()?, rates: Vec::new() })
+    fn new(name: String, make: impl Fn() -> Result<UploadWorker<'a>>) -> Result<Way<'a>> {
+        Ok(Way { name, upload_workers: (0..N_THREADS).map(|_| make()).collect::<Result<_>>()?, rates: Vec::new() })
     }
 
     /// All ways to slots of `gpu`.
-    fn up(gpu: &'a Gpu, piece: Bytes) -> Result<Vec<Way<'a>>> {
+    fn up(gpu: &'a Gpu, chunk: Bytes) -> Result<Vec<Way<'a>>> {
         let paths = [UploadPath::Mapped, UploadPath::Staged, UploadPath::Written];
         let there = paths.into_iter().filter(|path| *path != UploadPath::Mapped || gpu.mappable);
-        there.map(|path| Way::new(path.to_string(), || Carrier::slots(gpu, path, piece))).collect()
+        there.map(|path| Way::new(path.to_string(), || UploadWorker::slots(gpu, path, chunk))).collect()
     }
 
     /// Seconds until all threads, which work at once, have brought up what is theirs.
-    fn run(&mut self, work: impl Fn(usize, &mut Carrier<'a>) -> Result<()> + Sync) -> Result<f64> {
-        let carry_all = |thread, carrier: &mut Carrier<'a>| work(thread, carrier).and_then(|()| carrier.finish());
+    fn run(&mut self, work: impl Fn(usize, &mut UploadWorker<'a>) -> Result<()> + Sync) -> Result<f64> {
+        let carry_all = |thread, upload_worker: &mut UploadWorker<'a>| work(thread, upload_worker).and_then(|()| upload_worker.finish());
         let begin = Instant::now();
         std::thread::scope(|scope| {
-            let carriers = self.carriers.iter_mut().enumerate();
+            let upload_workers = self.upload_workers.iter_mut().enumerate();
             let carry_all = &carry_all;
-            let threads: Vec<_> = carriers.map(|(thread, carrier)| scope.spawn(move || carry_all(thread, carrier))).collect();
+            let threads: Vec<_> =
+                upload_workers.map(|(thread, upload_worker)| scope.spawn(move || carry_all(thread, upload_worker))).collect();
             threads.into_iter().try_for_each(|thread| thread.join().expect("a thread that carries"))
         })?;
         Ok(begin.elapsed().as_secs_f64())
@@ -117,36 +118,36 @@ impl<'a> Way<'a> {
     }
 }
 
-impl<'a> Carrier<'a> {
-    fn memory(piece: Bytes) -> Result<Carrier<'a>> {
-        Ok(Carrier::Memory(Pages::of(piece.times(N_SLOTS as u64))?))
+impl<'a> UploadWorker<'a> {
+    fn memory(chunk: Bytes) -> Result<UploadWorker<'a>> {
+        Ok(UploadWorker::Memory(Pages::of(chunk.times(N_SLOTS as u64))?))
     }
 
-    fn slots(gpu: &'a Gpu, path: UploadPath, piece: Bytes) -> Result<Carrier<'a>> {
-        let slots = (0..N_SLOTS).map(|_| Slot::new(gpu, path, piece)).collect::<Result<_>>()?;
-        Ok(Carrier::Slots { gpu, path, slots })
+    fn slots(gpu: &'a Gpu, path: UploadPath, chunk: Bytes) -> Result<UploadWorker<'a>> {
+        let slots = (0..N_SLOTS).map(|_| Slot::new(gpu, path, chunk)).collect::<Result<_>>()?;
+        Ok(UploadWorker::Slots { gpu, path, slots })
     }
 
-    /// Brings the `index`th piece to the next place and waits for nothing but that.
-    fn carry(&mut self, index: usize, piece: &[u8]) -> Result<()> {
+    /// Brings the `index`th chunk to the next place and waits for nothing but that.
+    fn carry(&mut self, index: usize, chunk: &[u8]) -> Result<()> {
         match self {
-            Carrier::Memory(memory) => memory[index % N_SLOTS * piece.len()..][..piece.len()].copy_from_slice(piece),
-            Carrier::Slots { gpu, path, slots } => slots[index % N_SLOTS].fill(gpu, *path, piece)?,
-            Carrier::Nowhere => {}
+            UploadWorker::Memory(memory) => memory[index % N_SLOTS * chunk.len()..][..chunk.len()].copy_from_slice(chunk),
+            UploadWorker::Slots { gpu, path, slots } => slots[index % N_SLOTS].fill(gpu, *path, chunk)?,
+            UploadWorker::Nowhere => {}
         }
         Ok(())
     }
 
     /// Waits until all has arrived.
     fn finish(&self) -> Result<()> {
-        if let Carrier::Slots { gpu, .. } = self { gpu.wait(None) } else { Ok(()) }
+        if let UploadWorker::Slots { gpu, .. } = self { gpu.wait(None) } else { Ok(()) }
     }
 }
 
 impl Slot {
-    fn new(gpu: &Gpu, path: UploadPath, piece: Bytes) -> Result<Slot> {
+    fn new(gpu: &Gpu, path: UploadPath, chunk: Bytes) -> Result<Slot> {
         use wgpu::BufferUsages as Usage;
-        let buffer = |usage, purpose| pollster::block_on(gpu.buffer("slot", piece, usage, purpose));
+        let buffer = |usage, purpose| pollster::block_on(gpu.buffer("slot", chunk, usage, purpose));
         let (memory, block) = match path {
             UploadPath::Mapped => (buffer(Usage::STORAGE | Usage::MAP_WRITE, Purpose::Slots)?, None),
             UploadPath::Written => (buffer(Usage::STORAGE | Usage::COPY_DST, Purpose::Slots)?, None),
@@ -159,19 +160,19 @@ impl Slot {
     }
 
     /// As the engine's ring does it, once the slot is free.
-    fn fill(&mut self, gpu: &Gpu, path: UploadPath, piece: &[u8]) -> Result<()> {
+    fn fill(&mut self, gpu: &Gpu, path: UploadPath, chunk: &[u8]) -> Result<()> {
         if path == UploadPath::Written {
-            gpu::write(&gpu.queue, &self.memory, 0, piece);
+            gpu::write(&gpu.queue, &self.memory, 0, chunk);
             gpu.queue.submit([]);
             return gpu.poll();
         }
         self.map(gpu)?;
-        let fault = |fault: wgpu::MapRangeError| gpu.fault(format!("a slot was not mapped: {fault}"));
-        self.memory.slice(..).get_mapped_range_mut().map_err(fault)?.slice(..piece.len()).copy_from_slice(piece);
+        let invalid = |reason: wgpu::MapRangeError| gpu.error(format!("a slot was not mapped: {reason}"));
+        self.memory.slice(..).get_mapped_range_mut().map_err(invalid)?.slice(..chunk.len()).copy_from_slice(chunk);
         self.memory.unmap();
         if let Some(block) = &self.block {
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(&self.memory, 0, block, 0, piece.len() as u64);
+            encoder.copy_buffer_to_buffer(&self.memory, 0, block, 0, chunk.len() as u64);
             self.copy = Some(gpu.queue.submit([encoder.finish()]));
         }
         Ok(())
@@ -188,23 +189,23 @@ impl Slot {
         // Another thread's wait may be what answers.
         match mapped.recv() {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(fault)) => Err(gpu.fault(format!("a slot cannot be mapped: {fault}"))),
-            Err(_) => Err(gpu.fault("a slot cannot be mapped: nobody answered")),
+            Ok(Err(reason)) => Err(gpu.error(format!("a slot cannot be mapped: {reason}"))),
+            Err(_) => Err(gpu.error("a slot cannot be mapped: nobody answered")),
         }
     }
 }
 
-/// Every way up beside a plain copy from memory to memory, in pieces of this size.
-fn from_host(gpu: &Gpu, held: &[u8], piece: Bytes) -> Result<()> {
-    let mut ways = vec![Way::new("plain copy".into(), || Carrier::memory(piece))?];
-    ways.extend(Way::up(gpu, piece)?);
+/// Every way up beside a plain copy from memory to memory, in chunks of this size.
+fn from_host(gpu: &Gpu, held: &[u8], chunk: Bytes) -> Result<()> {
+    let mut ways = vec![Way::new("plain copy".into(), || UploadWorker::memory(chunk))?];
+    ways.extend(Way::up(gpu, chunk)?);
     let share = held.len() / N_THREADS;
-    in_turns(&mut ways, held.len(), |thread, carrier| {
-        let pieces = held[thread * share..][..share].chunks_exact(piece.0 as usize);
-        pieces.enumerate().try_for_each(|(index, piece)| carrier.carry(index, piece))
+    in_turns(&mut ways, held.len(), |thread, upload_worker| {
+        let chunks = held[thread * share..][..share].chunks_exact(chunk.0 as usize);
+        chunks.enumerate().try_for_each(|(index, chunk)| upload_worker.carry(index, chunk))
     })?;
     for way in &ways {
-        println!("| {} | {piece} | {}", way.name, way.cells(&ways[0]));
+        println!("| {} | {chunk} | {}", way.name, way.cells(&ways[0]));
     }
     Ok(())
 }
@@ -213,16 +214,16 @@ fn from_host(gpu: &Gpu, held: &[u8], piece: Bytes) -> Result<()> {
 fn from_disk(gpu: &Gpu, source: &dyn ByteSource) -> Result<()> {
     let n_reads = source.len().min(MOVED.0) as usize / READ_BYTES;
     if n_reads < N_THREADS {
-        let fault = format!("a file of {} is too small to tell: {} at least", Bytes(source.len()), Bytes((N_THREADS * READ_BYTES) as u64));
-        return Err(Error::InvalidArgument { option: "the file to read".into(), fault });
+        let reason = format!("a file of {} is too small to tell: {} at least", Bytes(source.len()), Bytes((N_THREADS * READ_BYTES) as u64));
+        return Err(Error::InvalidArgument { option: "the file to read".into(), reason });
     }
-    let mut ways = vec![Way::new("disk alone".into(), || Ok(Carrier::Nowhere))?];
+    let mut ways = vec![Way::new("disk alone".into(), || Ok(UploadWorker::Nowhere))?];
     ways.extend(Way::up(gpu, Bytes(READ_BYTES as u64))?);
-    in_turns(&mut ways, n_reads * READ_BYTES, |thread, carrier| {
+    in_turns(&mut ways, n_reads * READ_BYTES, |thread, upload_worker| {
         let mut buffer = DirectBuffer::default();
         (thread..n_reads).step_by(N_THREADS).enumerate().try_for_each(|(index, read)| {
-            let bytes = source.read_passing((read * READ_BYTES) as u64, READ_BYTES, &mut buffer)?;
-            carrier.carry(index, bytes)
+            let bytes = source.read_direct((read * READ_BYTES) as u64, READ_BYTES, &mut buffer)?;
+            upload_worker.carry(index, bytes)
         })
     })?;
     for way in &ways {
@@ -232,7 +233,7 @@ fn from_disk(gpu: &Gpu, source: &dyn ByteSource) -> Result<()> {
 }
 
 /// Has each way move so many bytes, round by round; `work` is one thread's part, by the thread's index.
-fn in_turns<'a>(ways: &mut [Way<'a>], n_bytes: usize, work: impl Fn(usize, &mut Carrier<'a>) -> Result<()> + Sync) -> Result<()> {
+fn in_turns<'a>(ways: &mut [Way<'a>], n_bytes: usize, work: impl Fn(usize, &mut UploadWorker<'a>) -> Result<()> + Sync) -> Result<()> {
     // The first round touches the memory.
     for round in 0..=N_ROUNDS {
         for way in &mut *ways {

@@ -9,7 +9,7 @@ fn main() -> tierflow::Result<()> {
     let (Some(model), Some(budgets)) = (arguments.next(), arguments.next()) else {
         return Err(Error::InvalidArgument {
             option: "MODEL BUDGETS".into(),
-            fault: "give a model and, say, gpu:0=40MiB,cpu=64MiB".into(),
+            reason: "give a model and, say, gpu:0=40MiB,cpu=64MiB".into(),
         });
     };
     pollster::block_on(run(&model, &budgets.parse()?))

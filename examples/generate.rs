@@ -6,9 +6,10 @@ use tierflow::{ChatMessage, Engine, Error, GenerateOptions, Sampler, SamplingSet
 
 fn main() -> tierflow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments
-        .next()
-        .ok_or_else(|| Error::InvalidArgument { option: "MODEL".into(), fault: "name a folder with safetensors or a .gguf file".into() })?;
+    let model = arguments.next().ok_or_else(|| Error::InvalidArgument {
+        option: "MODEL".into(),
+        reason: "name a folder with safetensors or a .gguf file".into(),
+    })?;
     let question = arguments.next().unwrap_or_else(|| "Why is the sky blue?".into());
     println!("{}", pollster::block_on(answer(&model, &question))?);
     Ok(())

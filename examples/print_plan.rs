@@ -5,9 +5,10 @@
 use tierflow::{Engine, Error};
 
 fn main() -> tierflow::Result<()> {
-    let model = std::env::args()
-        .nth(1)
-        .ok_or_else(|| Error::InvalidArgument { option: "MODEL".into(), fault: "name a folder with safetensors or a .gguf file".into() })?;
+    let model = std::env::args().nth(1).ok_or_else(|| Error::InvalidArgument {
+        option: "MODEL".into(),
+        reason: "name a folder with safetensors or a .gguf file".into(),
+    })?;
     let prepared = pollster::block_on(Engine::builder(model).prepare())?;
     print!("{}", prepared.plan);
     for unit in &prepared.plan.units {

@@ -9,9 +9,10 @@ use tierflow::{Engine, Error, GenerateOptions, Sampler, SamplingSettings};
 
 fn main() -> tierflow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let model = arguments
-        .next()
-        .ok_or_else(|| Error::InvalidArgument { option: "MODEL".into(), fault: "name a folder with safetensors or a .gguf file".into() })?;
+    let model = arguments.next().ok_or_else(|| Error::InvalidArgument {
+        option: "MODEL".into(),
+        reason: "name a folder with safetensors or a .gguf file".into(),
+    })?;
     let text = arguments.next().unwrap_or_else(|| "Once upon a time".into());
     pollster::block_on(continue_text(&model, &text))
 }

@@ -1,10 +1,10 @@
-// mixed[t, h, i] = padded[t, h, i] for i below HEAD_SIZE: what attention made of padded heads, side by side.
+// attended[t, h, i] = padded[t, h, i] for i below HEAD_SIZE: what attention made of padded heads, side by side.
 //
 // params  those of the attention
 // padded  [n_tokens, n_heads, head_size] f32
-// mixed   [n_tokens, n_heads, HEAD_SIZE] f32
+// attended   [n_tokens, n_heads, HEAD_SIZE] f32
 //
-// One invocation per value of mixed.
+// One invocation per value of attended.
 
 struct Params {
     n_tokens: u32,
@@ -21,7 +21,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> padded: array<f32>;
-@group(0) @binding(2) var<storage, read_write> mixed: array<f32>;
+@group(0) @binding(2) var<storage, read_write> attended: array<f32>;
 
 override HEAD_SIZE: u32 = 2u; // at most head_size
 
@@ -35,5 +35,5 @@ fn main(
     if index >= params.n_tokens * params.n_heads * HEAD_SIZE {
         return;
     }
-    mixed[index] = padded[index / HEAD_SIZE * params.head_size + index % HEAD_SIZE];
+    attended[index] = padded[index / HEAD_SIZE * params.head_size + index % HEAD_SIZE];
 }

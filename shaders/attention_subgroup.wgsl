@@ -6,7 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
-// mixed        as in attention_token.wgsl, with IS_SPLIT in parts
+// attended        as in attention_token.wgsl, with IS_SPLIT in parts
 //
 // One workgroup per token, HEADS query heads that share a key head, and part. Of a block of eight positions each lane scores one, for
 // which the subgroup has passed the queries round before; then each lane takes an eighth of the values of all eight, and the
@@ -33,7 +33,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec2<u64>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec2<u64>>;
-@group(0) @binding(5) var<storage, read_write> mixed: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> attended: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
@@ -135,8 +135,8 @@ fn store(first_quad: u32, stride: u32, lane: u32, norms: vec4<f32>) {
         if octet < OCTETS {
             for (var h = 0u; h < HEADS; h++) {
                 let place = (h * rounds() + round) * 2u;
-                mixed[first_quad + h * stride + octet * 2u] = norms[h] * sums[place];
-                mixed[first_quad + h * stride + octet * 2u + 1u] = norms[h] * sums[place + 1u];
+                attended[first_quad + h * stride + octet * 2u] = norms[h] * sums[place];
+                attended[first_quad + h * stride + octet * 2u + 1u] = norms[h] * sums[place + 1u];
             }
         }
     }
@@ -221,7 +221,7 @@ fn main(
     store(first_quad, stride, lane, vec4<f32>(1.0));
     if lane == 0u {
         for (var h = 0u; h < HEADS; h++) {
-            mixed[first_quad + h * stride + OCTETS * 2u] = vec4<f32>(maxima[h], all_totals[h], 0.0, 0.0);
+            attended[first_quad + h * stride + OCTETS * 2u] = vec4<f32>(maxima[h], all_totals[h], 0.0, 0.0);
         }
     }
 }

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_told_apart_by_name_and_code() {
+    fn rows_are_reported_apart_by_name_and_code() {
         for (index, dtype) in DType::ALL.into_iter().enumerate() {
             assert_eq!((dtype as usize, dtype.row().dtype), (index, dtype));
             assert_eq!(DType::of_gguf(dtype.row().gguf), Some(dtype));

@@ -29,7 +29,7 @@ pub enum Error {
         /// The file.
         path: String,
         /// What is wrong with it, where.
-        fault: String,
+        reason: String,
         /// What to change, where it is known.
         advice: Advice,
     },
@@ -38,28 +38,28 @@ pub enum Error {
         /// The file, or what of it.
         path: String,
         /// Why.
-        fault: String,
+        reason: String,
     },
     /// A file was truncated or rewritten while the model ran.
     FileChanged {
         /// The file.
         path: String,
         /// What was seen.
-        fault: String,
+        reason: String,
     },
     /// The model is well-formed but of a kind that tierflow cannot run.
     UnsupportedModel {
         /// The file that says so.
         path: String,
         /// The architecture, dtype or setting, and what is supported.
-        fault: String,
+        reason: String,
     },
     /// The model is well-formed, but no adapter can run it; the host can.
     UnsupportedOnGpu {
         /// The model's first file.
         path: String,
         /// What adapters cannot compute.
-        fault: String,
+        reason: String,
     },
     /// A tensor that the architecture needs is in none of the model's files.
     MissingTensor {
@@ -84,7 +84,7 @@ pub enum Error {
         /// Which.
         option: Argument,
         /// What is wrong and what is allowed.
-        fault: String,
+        reason: String,
     },
     /// No budget is enough for what is asked.
     NoBudgetIsEnough {
@@ -139,14 +139,14 @@ pub enum Error {
         /// Where it came from.
         path: String,
         /// What is wrong.
-        fault: String,
+        reason: String,
         /// What to change, where something helps.
         advice: Advice,
     },
     /// There is no adapter, or not the one demanded.
     NoGpu {
         /// What was asked, and what there is.
-        fault: String,
+        reason: String,
         /// What to do, where it is known.
         advice: Advice,
     },
@@ -155,7 +155,7 @@ pub enum Error {
         /// The adapter's name.
         adapter: String,
         /// What it said.
-        fault: String,
+        reason: String,
         /// What to do, where it is known.
         advice: Advice,
     },
@@ -164,7 +164,7 @@ pub enum Error {
         /// The adapter's name.
         adapter: String,
         /// What the driver said, and what to do.
-        fault: String,
+        reason: String,
     },
     /// The adapter finished nothing for as long as it may: it hangs, or is busy with something else. The engine stays usable: the next
     /// forward waits for the adapter once more, and ends in [`Error::DeviceLost`] where that is in vain.
@@ -186,7 +186,7 @@ pub enum Error {
         /// What was asked for.
         url: String,
         /// What came instead, and what to do.
-        fault: String,
+        reason: String,
     },
     /// All sequences that the plan provides for are in use.
     AllSequencesInUse {
@@ -200,7 +200,7 @@ pub enum Error {
     /// tierflow did not keep to its own rules.
     Internal {
         /// What was found.
-        fault: String,
+        reason: String,
     },
 }
 
@@ -241,28 +241,28 @@ impl std::error::Error for Error {
 impl Error {
     /// The whole text: what is at fault, and what to change in these words.
     pub fn in_words(&self, words: &dyn Words) -> String {
-        let fault = self.fault(words);
+        let reason = self.error(words);
         match self.advice().in_words(words) {
-            advice if advice.is_empty() => fault,
-            advice => format!("{fault}; {advice}"),
+            advice if advice.is_empty() => reason,
+            advice => format!("{reason}; {advice}"),
         }
     }
 
     /// What is at fault.
-    fn fault(&self, words: &dyn Words) -> String {
+    fn error(&self, words: &dyn Words) -> String {
         match self {
             Error::Io { action, path, source } => format!("cannot {action} {path}: {source}"),
-            Error::InvalidFile { path, fault, .. }
-            | Error::UnsupportedModel { path, fault }
-            | Error::UnsupportedOnGpu { path, fault }
-            | Error::Text { path, fault, .. } => format!("{path}: {fault}"),
-            Error::NotMapped { path, fault } => format!("cannot map {path}: {fault}"),
-            Error::FileChanged { path, fault } => format!("{path} changed while it was in use: {fault}; load the model again"),
+            Error::InvalidFile { path, reason, .. }
+            | Error::UnsupportedModel { path, reason }
+            | Error::UnsupportedOnGpu { path, reason }
+            | Error::Text { path, reason, .. } => format!("{path}: {reason}"),
+            Error::NotMapped { path, reason } => format!("cannot map {path}: {reason}"),
+            Error::FileChanged { path, reason } => format!("{path} changed while it was in use: {reason}; load the model again"),
             Error::MissingTensor { path, tensor } => format!("{path}: tensor `{tensor}` is missing"),
             Error::WrongShape { path, tensor, expected, found } => {
                 format!("{path}: tensor `{tensor}` has shape {found:?} where the config demands {expected:?}")
             }
-            Error::InvalidArgument { option, fault } => format!("{}: {fault}", option.in_words(words)),
+            Error::InvalidArgument { option, reason } => format!("{}: {reason}", option.in_words(words)),
             Error::NoBudgetIsEnough { .. } => format!("{}: no budget is enough", words.setting(Setting::MaxMemory)),
             Error::DoesNotFit { device, needed, available, .. } => {
                 format!("does not fit {device}: needs at least {}, has {}", needed.typed(), available.typed_down())
@@ -275,8 +275,8 @@ impl Error {
             Error::TokenOutOfVocabulary { token, vocab_size } => {
                 format!("token {token} is outside the vocabulary of {vocab_size} tokens; ids go from 0 to one less")
             }
-            Error::NoGpu { fault, .. } => format!("no usable GPU: {fault}"),
-            Error::Gpu { adapter, fault, .. } | Error::DeviceLost { adapter, fault } => format!("{adapter}: {fault}"),
+            Error::NoGpu { reason, .. } => format!("no usable GPU: {reason}"),
+            Error::Gpu { adapter, reason, .. } | Error::DeviceLost { adapter, reason } => format!("{adapter}: {reason}"),
             Error::DeviceTimeout { adapter, waited } => {
                 let secs = waited.as_secs_f64();
                 format!("{adapter} has finished nothing for {secs} s: its driver may hang, or other programs keep it busy")
@@ -284,11 +284,11 @@ impl Error {
             Error::NotFinite { token, value } => {
                 format!("the model computed {value} as the score of token {token}; its weights (or the GPU driver) are broken")
             }
-            Error::Network { url, fault } => format!("{url}: {fault}"),
+            Error::Network { url, reason } => format!("{url}: {reason}"),
             Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),
             Error::EngineGone => "the engine has ended; load the model again".to_owned(),
             Error::Interrupted => "interrupted".to_owned(),
-            Error::Internal { fault } => format!("{fault}; this is a fault of tierflow, please report it"),
+            Error::Internal { reason } => format!("{reason}; this is an error of tierflow, please report it"),
         }
     }
 
@@ -332,17 +332,17 @@ impl Error {
     }
 
     /// An [`Error::Gpu`] of `adapter`.
-    pub fn gpu(adapter: impl Into<String>, fault: impl Into<String>) -> Error {
-        Error::Gpu { adapter: adapter.into(), fault: fault.into(), advice: Advice::default() }
+    pub fn gpu(adapter: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Gpu { adapter: adapter.into(), reason: reason.into(), advice: Advice::default() }
     }
 
     /// An [`Error::Internal`].
-    pub fn internal(fault: impl Into<String>) -> Error {
-        Error::Internal { fault: fault.into() }
+    pub fn internal(reason: impl Into<String>) -> Error {
+        Error::Internal { reason: reason.into() }
     }
 
     /// An [`Error::InvalidFile`] about `path`.
-    pub fn invalid_file(path: impl std::fmt::Display, fault: impl Into<String>) -> Error {
-        Error::InvalidFile { path: path.to_string(), fault: fault.into(), advice: Advice::default() }
+    pub fn invalid_file(path: impl std::fmt::Display, reason: impl Into<String>) -> Error {
+        Error::InvalidFile { path: path.to_string(), reason: reason.into(), advice: Advice::default() }
     }
 }

@@ -20,7 +20,7 @@ use futures_core::Stream;
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::session::{FinishReason, GenerateOptions, Generated, GenerationState};
-use crate::stream::{Batch, BatchToken, MAX_TOKENS_TOGETHER, Scores, Want};
+use crate::stream::{Batch, BatchToken, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
 use crate::text::Sampler;
 
 /// Steps of a stream that wait to be read, at most: then its generation pauses until they are.
@@ -254,7 +254,7 @@ struct Begun {
     /// Tokens to be computed before the next one is chosen: what is left of the prompt, or the last token. At least one.
     due: Vec<u32>,
     /// Whether the listener knows that the prompt was read.
-    prompt_is_told: bool,
+    prompt_is_reported: bool,
 }
 
 /// Who gets the steps.
@@ -356,7 +356,7 @@ impl Worker {
                     let Request { prompt, sampler, options } = *request;
                     let cached = &mut self.sequences[sequence as usize].tokens;
                     GenerationState::begin(&self.engine, cached, &prompt, sampler, options)
-                        .map(|(state, due)| Box::new(Begun { state, due, prompt_is_told: false }))
+                        .map(|(state, due)| Box::new(Begun { state, due, prompt_is_reported: false }))
                 }
             };
             match begun {
@@ -384,7 +384,8 @@ impl Worker {
         let is_ready = |running: &Running| running.due().len() == 1 && running.listener.has_room();
         let (ready, others): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_ready);
         self.running = others.into();
-        let (whole, best): (Vec<Running>, Vec<Running>) = ready.into_iter().partition(|running| want(running) == Want::Logits);
+        let (whole, best): (Vec<Running>, Vec<Running>) =
+            ready.into_iter().partition(|running| logits_request(running) == LogitsRequest::All);
         for mut ready in [whole, best] {
             while !ready.is_empty() {
                 let rest = ready.split_off(ready.len().min(n_together));
@@ -396,10 +397,10 @@ impl Worker {
     }
 
     /// Computes the first `n_tokens` that are due of each of `some` in one forward; yields those that go on. Where that fails for several,
-    /// each is tried alone, so that none ends with the fault of another.
+    /// each is tried alone, so that none ends with the error of another.
     fn compute(&mut self, some: Vec<Running>, n_tokens: usize) -> Vec<Running> {
         match self.forward(&some, n_tokens) {
-            Ok(scores) => some.into_iter().zip(scores).filter_map(|(running, scores)| self.go_on(running, n_tokens, scores)).collect(),
+            Ok(logits) => some.into_iter().zip(logits).filter_map(|(running, logits)| self.go_on(running, n_tokens, logits)).collect(),
             // All of them were cancelled.
             Err(Error::Interrupted) => Vec::new(),
             Err(_) if some.len() > 1 => some.into_iter().flat_map(|running| self.compute(vec![running], n_tokens)).collect(),
@@ -412,7 +413,7 @@ impl Worker {
         }
     }
 
-    fn forward(&mut self, some: &[Running], n_tokens: usize) -> Result<Vec<Scores>> {
+    fn forward(&mut self, some: &[Running], n_tokens: usize) -> Result<Vec<Logits>> {
         let mut batch = Batch::default();
         for running in some {
             let first = self.sequences[running.sequence as usize].tokens.len() as u32;
@@ -420,16 +421,18 @@ impl Worker {
             batch.tokens.extend((first..).zip(due).map(|(position, &token)| BatchToken { token, sequence: running.sequence, position }));
             batch.logits_for.push(batch.tokens.len().saturating_sub(1) as u32);
         }
-        // Only what follows all that is due is asked for: other scores need not cross the link.
-        let wanted = some.iter().filter(|running| running.due().len() == n_tokens).map(want);
-        batch.want = wanted.max_by_key(|want| if let Want::TopK(k) = want { *k } else { usize::MAX }).unwrap_or(Want::TopK(1));
+        // Only what follows all that is due is asked for: other logits need not cross the link.
+        let wanted = some.iter().filter(|running| running.due().len() == n_tokens).map(logits_request);
+        batch.logits_request = wanted
+            .max_by_key(|logits_request| if let LogitsRequest::TopK(k) = logits_request { *k } else { usize::MAX })
+            .unwrap_or(LogitsRequest::TopK(1));
         let is_cancelled = || some.iter().all(|running| running.listener.cancelled.load(Ordering::Relaxed));
         block_on(self.engine.forward_until(&batch, &is_cancelled))
     }
 
-    /// After `n_tokens` of what is due were computed; where that was all, these are the scores of what follows. Yields the generation where
+    /// After `n_tokens` of what is due were computed; where that was all, these are the logits of what follows. Yields the generation where
     /// it goes on.
-    fn go_on(&mut self, mut running: Running, n_tokens: usize, scores: Scores) -> Option<Running> {
+    fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Logits) -> Option<Running> {
         let held = &mut self.sequences[running.sequence as usize].tokens;
         let Running { stage: Stage::Begun(begun), listener, .. } = &mut running else { return None };
         held.extend(begun.due.drain(..n_tokens));
@@ -439,11 +442,11 @@ impl Worker {
         if !begun.due.is_empty() {
             return Some(running);
         }
-        if !std::mem::replace(&mut begun.prompt_is_told, true) {
+        if !std::mem::replace(&mut begun.prompt_is_reported, true) {
             listener.send(Ok(Step::Prompt(begun.state.n_prompt())));
         }
-        let scores = scores.limited_to(begun.state.want());
-        match begun.state.next(&scores, held.len(), &self.engine) {
+        let logits = logits.limited_to(begun.state.logits_request());
+        match begun.state.next(&logits, held.len(), &self.engine) {
             Ok(token) => token.into_iter().for_each(|token| listener.send(Ok(Step::Token(token)))),
             Err(error) => {
                 listener.send(Err(error));
@@ -459,11 +462,11 @@ impl Worker {
     }
 }
 
-/// The scores that a generation needs.
-fn want(running: &Running) -> Want {
+/// The logits that a generation needs.
+fn logits_request(running: &Running) -> LogitsRequest {
     match &running.stage {
-        Stage::Asked(_) => Want::TopK(1),
-        Stage::Begun(begun) => begun.state.want(),
+        Stage::Asked(_) => LogitsRequest::TopK(1),
+        Stage::Begun(begun) => begun.state.logits_request(),
     }
 }
 

@@ -38,6 +38,7 @@
 //!
 //! Five values pass along it in one direction, each plain data that can be printed:
 //! [`Catalog`](weights::Catalog) → [`Plan`] → [`Schedule`](plan::Schedule) → an executor → [`Trace`](stream::Trace).
+pub mod accelerate;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod cli;
 pub mod device;

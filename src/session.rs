@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result, Setting};
-use crate::stream::{Batch, BatchToken, Scores, Want};
+use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
 
 /// A sequence and its place in the KV cache.
@@ -52,7 +52,7 @@ pub struct Generation<'s, 'a> {
     session: &'s mut Session<'a>,
     state: GenerationState,
     /// Of what follows the last token that was computed.
-    scores: Scores,
+    logits: Logits,
 }
 
 /// How far a generation has come, apart from the session that it goes on in.
@@ -96,31 +96,31 @@ impl<'a> Session<'a> {
         self.tokens.truncate(n_tokens);
     }
 
-    /// Appends `tokens` and yields the scores of what follows the last one. Long prompts go in as many forwards as the
+    /// Appends `tokens` and yields the logits of what follows the last one. Long prompts go in as many forwards as the
     /// plan's forward size demands.
     ///
     /// # Errors
     /// [`Error::ContextFull`] before anything is computed; those of [`Engine::forward`].
-    pub async fn append(&mut self, tokens: &[u32], want: Want) -> Result<Scores> {
+    pub async fn append(&mut self, tokens: &[u32], logits_request: LogitsRequest) -> Result<Logits> {
         self.check_room(tokens.len())?;
         let n_tokens_max = self.engine.plan().forward.n_tokens;
-        let mut scores = None;
+        let mut logits = None;
         let n_parts = tokens.len().div_ceil(n_tokens_max);
         for (index, part) in tokens.chunks(n_tokens_max).enumerate() {
             let first = self.tokens.len() as u32;
             let batch = Batch {
                 tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
                 logits_for: vec![part.len() as u32 - 1],
-                // Only what follows the whole is asked for: all of a part's scores need not cross the link.
-                want: if index + 1 == n_parts { want } else { Want::TopK(1) },
+                // Only what follows the whole is asked for: all of a part's logits need not cross the link.
+                logits_request: if index + 1 == n_parts { logits_request } else { LogitsRequest::TopK(1) },
             };
-            scores = self.engine.forward_unless(&batch, &self.cancelled).await?.into_iter().next();
+            logits = self.engine.forward_unless(&batch, &self.cancelled).await?.into_iter().next();
             self.tokens.extend_from_slice(part);
         }
-        scores.ok_or_else(nothing_to_continue)
+        logits.ok_or_else(nothing_to_continue)
     }
 
-    /// The scores of every position of `tokens`, one after the other, to `each`.
+    /// The logits of every position of `tokens`, one after the other, to `each`.
     ///
     /// # Errors
     /// As of [`Session::append`].
@@ -132,10 +132,10 @@ impl<'a> Session<'a> {
             let batch = Batch {
                 tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
                 logits_for: (0..part.len() as u32).collect(),
-                want: Want::Logits,
+                logits_request: LogitsRequest::All,
             };
-            for scores in self.engine.forward_unless(&batch, &self.cancelled).await? {
-                if let Scores::All(logits) = scores {
+            for logits in self.engine.forward_unless(&batch, &self.cancelled).await? {
+                if let Logits::All(logits) = logits {
                     each(logits);
                 }
             }
@@ -155,8 +155,8 @@ impl<'a> Session<'a> {
     pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
         let model = self.engine.model();
         let (state, due) = GenerationState::begin(&model, &mut self.tokens, prompt, sampler, options)?;
-        let scores = self.append(&due, state.want()).await?;
-        Ok(Generation { session: self, state, scores })
+        let logits = self.append(&due, state.logits_request()).await?;
+        Ok(Generation { session: self, state, logits })
     }
 }
 
@@ -166,7 +166,7 @@ fn n_known(cached: &[u32], prompt: &[u32]) -> usize {
 }
 
 fn nothing_to_continue() -> Error {
-    Error::InvalidArgument { option: Setting::Prompt.into(), fault: "is empty; there is nothing to continue".into() }
+    Error::InvalidArgument { option: Setting::Prompt.into(), reason: "is empty; there is nothing to continue".into() }
 }
 
 impl Generation<'_, '_> {
@@ -176,9 +176,9 @@ impl Generation<'_, '_> {
     /// [`Error::NotFinite`] for broken weights; those of [`Engine::forward`].
     pub async fn next(&mut self) -> Result<Option<Generated>> {
         if let Some(due) = self.state.due() {
-            self.scores = self.session.append(&[due], self.state.want()).await?;
+            self.logits = self.session.append(&[due], self.state.logits_request()).await?;
         }
-        self.state.next(&self.scores, self.session.tokens.len(), self.session.engine())
+        self.state.next(&self.logits, self.session.tokens.len(), self.session.engine())
     }
 
     /// Whether the next token would be the last, since the context has no room for one after it; [`Generation::shift`] makes some.
@@ -206,7 +206,7 @@ impl Generation<'_, '_> {
         let n_known = n_known(&self.session.tokens, &tokens);
         self.session.truncate(n_known);
         if n_known < tokens.len() {
-            self.session.append(&tokens[n_known..], Want::TopK(1)).await?;
+            self.session.append(&tokens[n_known..], LogitsRequest::TopK(1)).await?;
         }
         Ok(())
     }
@@ -244,7 +244,7 @@ impl GenerationState {
     ) -> Result<(GenerationState, Vec<u32>)> {
         let stop = StopStrings::new(options.stop.clone())?;
         let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
-        // The last token is always computed: its scores are what is asked for.
+        // The last token is always computed: its logits are what is asked for.
         let n_known = n_known(cached, prompt).min(prompt.len().saturating_sub(1));
         let due = prompt[n_known..].to_vec();
         if due.is_empty() {
@@ -283,21 +283,21 @@ impl GenerationState {
         self.last.filter(|_| self.finish.is_none())
     }
 
-    /// The scores that choosing a token takes.
-    pub(crate) fn want(&self) -> Want {
+    /// The logits that choosing a token takes.
+    pub(crate) fn logits_request(&self) -> LogitsRequest {
         match self.sampler.needs() {
-            LogitsNeeded::Greedy => Want::TopK(1),
-            LogitsNeeded::TopK(k) if k as usize <= crate::plan::sizes::TOP_K_MAX => Want::TopK(k as usize),
-            LogitsNeeded::TopK(_) | LogitsNeeded::All => Want::Logits,
+            LogitsNeeded::Greedy => LogitsRequest::TopK(1),
+            LogitsNeeded::TopK(k) if k as usize <= crate::plan::sizes::TOP_K_MAX => LogitsRequest::TopK(k as usize),
+            LogitsNeeded::TopK(_) | LogitsNeeded::All => LogitsRequest::All,
         }
     }
 
-    /// The next token, by the scores of what follows the `n_cached` tokens in the cache; `None` at the end.
-    pub(crate) fn next(&mut self, scores: &Scores, n_cached: usize, model: &LoadedModel) -> Result<Option<Generated>> {
+    /// The next token, by the logits of what follows the `n_cached` tokens in the cache; `None` at the end.
+    pub(crate) fn next(&mut self, logits: &Logits, n_cached: usize, model: &LoadedModel) -> Result<Option<Generated>> {
         if self.finish.is_some() {
             return Ok(None);
         }
-        let mut candidates = candidates(scores)?;
+        let mut candidates = candidates(logits)?;
         let token = self.sampler.sample(&mut candidates)?;
         self.sampler.accept(token);
         self.last = Some(token);
@@ -337,10 +337,10 @@ impl GenerationState {
     }
 }
 
-fn candidates(scores: &Scores) -> Result<Vec<Candidate>> {
-    let candidates: Vec<Candidate> = match scores {
-        Scores::All(logits) => (0..).zip(logits).map(|(token, &logit)| Candidate { token, logit }).collect(),
-        Scores::Top(best) => best.iter().map(|&(token, logit)| Candidate { token, logit }).collect(),
+fn candidates(logits: &Logits) -> Result<Vec<Candidate>> {
+    let candidates: Vec<Candidate> = match logits {
+        Logits::All(logits) => (0..).zip(logits).map(|(token, &logit)| Candidate { token, logit }).collect(),
+        Logits::Top(best) => best.iter().map(|&(token, logit)| Candidate { token, logit }).collect(),
     };
     match candidates.iter().find(|candidate| !candidate.logit.is_finite()) {
         Some(broken) => Err(Error::NotFinite { token: broken.token as usize, value: broken.logit }),

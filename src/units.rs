@@ -166,7 +166,7 @@ impl FromStr for Bytes {
         ];
         let invalid = || Error::InvalidArgument {
             option: "size".into(),
-            fault: format!("`{text}` is not a size; write bytes, or a number with KiB, MiB, GiB, TiB, KB, MB, GB or TB (40MiB, 1.5GB)"),
+            reason: format!("`{text}` is not a size; write bytes, or a number with KiB, MiB, GiB, TiB, KB, MB, GB or TB (40MiB, 1.5GB)"),
         };
         let lower = text.trim().to_ascii_lowercase();
         let (number, scale) = match UNITS.iter().find_map(|(unit, scale)| Some((lower.strip_suffix(unit)?, *scale))) {

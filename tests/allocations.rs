@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tierflow::device::Device;
 use tierflow::engine::{Engine, TextFiles};
-use tierflow::stream::{Batch, BatchToken, Want};
+use tierflow::stream::{Batch, BatchToken, LogitsRequest};
 use xtask::models::{LlamaShape, Stored, write_hf};
 
 /// The system's allocator, with a count of what was asked of it, by any thread.
@@ -46,7 +46,7 @@ fn per_token(device: Device, n_layers: usize) -> f64 {
     let mut engine = pollster::block_on(builder.open()).unwrap();
     let mut decode = |position: u32| {
         let tokens = vec![BatchToken { token: position % 7, sequence: 0, position }];
-        pollster::block_on(engine.forward(&Batch { tokens, logits_for: vec![0], want: Want::TopK(1) })).unwrap();
+        pollster::block_on(engine.forward(&Batch { tokens, logits_for: vec![0], logits_request: LogitsRequest::TopK(1) })).unwrap();
     };
     (0..N_TOKENS).for_each(&mut decode);
     let before = N_ALLOCATIONS.load(Ordering::Relaxed);
@@ -62,7 +62,7 @@ fn a_token_costs_the_allocator_little_more_in_a_larger_model() {
         println!("{device}: {few} allocations a token with 2 layers, {many} with 12");
         (many - few) / 10.0
     };
-    // Attention's scores, and what hands products to the threads.
+    // Attention's logits, and what hands products to the threads.
     let host = per_layer(Device::Cpu);
     assert!(host < 4.0, "host: {host} allocations a layer");
     if !common::gpus().is_empty() {

@@ -1,4 +1,4 @@
-// The products of a dispatch, which multiply different matrices with one input. Appended to the forms of the matrix product,
+// The products of a dispatch, which multiply different matrices with one input. Appended to the variants of the matrix product,
 // with the file that says how many they are.
 
 // Where a workgroup works.

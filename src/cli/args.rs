@@ -62,7 +62,7 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show the tokens of a text
     Tokenize(TokenizeArgs),
-    /// Compute the scores of given tokens, for checks
+    /// Compute the logits of given tokens, for checks
     Logits(LogitsArgs),
     /// Print a report to paste into a bug
     Doctor(DoctorArgs),
@@ -117,7 +117,7 @@ impl Cli {
     }
 }
 
-/// Prints a help on stdout or a fault on stderr, on a terminal with lines that fit it, and ends the process.
+/// Prints a help on stdout or an error on stderr, on a terminal with lines that fit it, and ends the process.
 fn end(error: &clap::Error) -> ! {
     if error.use_stderr() {
         let text = error.render();
@@ -235,7 +235,7 @@ pub struct PlanArgs {
     /// Instead of this one; `tierflow devices --json` writes such a file.
     #[arg(long, env = "TIERFLOW_DEVICES", value_name = "FILE")]
     pub devices: Option<PathBuf>,
-    /// Write the homes as a device map that Accelerate and transformers read
+    /// Write the placements as a device map that Accelerate and transformers read
     #[arg(long, env = "TIERFLOW_EXPORT_DEVICE_MAP", value_name = "FILE.json")]
     pub export_device_map: Option<PathBuf>,
     /// Write the plan so that --plan makes it again
@@ -261,16 +261,16 @@ pub struct LogitsArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// The scores of every position, not the last alone
+    /// The logits of every position, not the last alone
     #[arg(long, env = "TIERFLOW_ALL")]
     pub all: bool,
-    /// Only the K highest scores of a position
+    /// Only the K highest logits of a position
     #[arg(long, env = "TIERFLOW_TOP", value_name = "K")]
     pub top: Option<usize>,
-    /// Print the scores as JSON
+    /// Print the logits as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,
-    /// Write the scores to a file of safetensors
+    /// Write the logits to a file of safetensors
     ///
     /// As a tensor `logits` [n_tokens, vocab_size] in F32.
     #[arg(long, env = "TIERFLOW_OUT", value_name = "FILE")]
@@ -299,7 +299,7 @@ fn parse_positive(text: &str) -> Result<u32, String> {
 
 /// Reads the id of a token.
 fn parse_token(text: &str) -> Result<u32, String> {
-    parse_from(0, "", text.trim()).map_err(|fault| format!("no token id: {fault}"))
+    parse_from(0, "", text.trim()).map_err(|reason| format!("no token id: {reason}"))
 }
 
 /// Reads a whole number; llama.cpp's -1 is the default, which is 0 here.
@@ -319,7 +319,7 @@ fn from_or_default(least: u32, text: &str) -> Result<u32, String> {
 /// Reads a value by its own `FromStr`; clap names the option, so the error's own name for it is left out.
 fn parse_value<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| match error {
-        Error::InvalidArgument { fault, .. } => fault,
+        Error::InvalidArgument { reason, .. } => reason,
         other => text_of(&other),
     })
 }
@@ -387,8 +387,8 @@ mod tests {
         assert_eq!(args.generation.prompt.as_deref(), Some("-ngl"));
         assert_eq!(args.generation.stop, ["---", "END"]);
         assert!(read("run m -n -x").is_err());
-        let fault = read("run m -n many").unwrap_err().to_string();
-        assert!(fault.contains("`many` is no whole number"), "{fault}");
+        let reason = read("run m -n many").unwrap_err().to_string();
+        assert!(reason.contains("`many` is no whole number"), "{reason}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::engine::{Engine, Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::platform;
-use crate::stream::{TraceSummary, Want};
+use crate::stream::{LogitsRequest, TraceSummary};
 use report::{Report, Row};
 
 /// What one row is about, in tokens; prompt and generated tokens are not both zero.
@@ -114,8 +114,8 @@ fn tests(args: &TestArgs) -> Result<Vec<Test>> {
     }
     tests.retain(|test| test.n_tokens() > 0);
     if tests.is_empty() {
-        let fault = "and --n-gen are both 0; there is nothing to measure".into();
-        return Err(Error::InvalidArgument { option: "--n-prompt".into(), fault });
+        let reason = "and --n-gen are both 0; there is nothing to measure".into();
+        return Err(Error::InvalidArgument { option: "--n-prompt".into(), reason });
     }
     Ok(tests)
 }
@@ -128,8 +128,8 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(Choice, Prepared
     let n_positions = longest.n_positions();
     let check = |option: &str, ctx_size: usize| match ctx_size < n_positions as usize {
         true => {
-            let fault = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name());
-            Err(Error::InvalidArgument { option: option.into(), fault })
+            let reason = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name());
+            Err(Error::InvalidArgument { option: option.into(), reason })
         }
         false => Ok(()),
     };
@@ -191,15 +191,15 @@ fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, Tr
     for run in 0..=n_runs {
         let mut session = engine.session();
         if !before.is_empty() {
-            pollster::block_on(session.append(&before, Want::TopK(1)))?;
+            pollster::block_on(session.append(&before, LogitsRequest::TopK(1)))?;
         }
         session.engine().trace().clear();
         let begin = Instant::now();
         if !prompt.is_empty() {
-            pollster::block_on(session.append(&prompt, Want::TopK(1)))?;
+            pollster::block_on(session.append(&prompt, LogitsRequest::TopK(1)))?;
         }
         for token in &generated {
-            pollster::block_on(session.append(std::slice::from_ref(token), Want::TopK(1)))?;
+            pollster::block_on(session.append(std::slice::from_ref(token), LogitsRequest::TopK(1)))?;
         }
         if run > 0 {
             secs.push(begin.elapsed().as_secs_f64());

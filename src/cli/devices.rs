@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_told_in_their_largest_unit() {
+    fn ages_are_reported_in_their_largest_unit() {
         let ago = |secs: u64| age(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - secs);
         assert_eq!([ago(1), ago(60), ago(7300), ago(259_300)], ["just now", "1 minute ago", "2 hours ago", "3 days ago"]);
     }

@@ -27,7 +27,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         "cache": cache_folder().map(|folder| folder.to_string_lossy().into_owned()),
         "devices": found.as_ref().ok().map(|found| &found.devices),
         "features": found.as_ref().ok().map(|found| &found.features),
-        "devices_fault": found.as_ref().err().map(ToString::to_string),
+        "devices_reason": found.as_ref().err().map(ToString::to_string),
     });
     if args.json {
         return print_json(&report);

@@ -1,4 +1,4 @@
-//! `tierflow logits`: the scores of given tokens, for checks against other engines.
+//! `tierflow logits`: the logits of given tokens, for checks against other engines.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::engine::{Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::platform::write_atomically;
-use crate::stream::{Scores, Want};
+use crate::stream::{Logits, LogitsRequest};
 
 /// Rows of logits that one forward yields where every position is asked for.
 const ROWS_PER_FORWARD: usize = 16;
@@ -36,7 +36,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let mut session = engine.session();
     if args.all {
         pollster::block_on(session.append_scoring_all(&args.tokens, |row| rows.push(row)))?;
-    } else if let Scores::All(row) = pollster::block_on(session.append(&args.tokens, Want::Logits))? {
+    } else if let Logits::All(row) = pollster::block_on(session.append(&args.tokens, LogitsRequest::All))? {
         rows.push(row);
     }
     for row in &rows {
@@ -60,7 +60,7 @@ fn check_tokens(args: &LogitsArgs, prepared: &Prepared) -> Result<()> {
     prepared.check_room(args.tokens.len())
 }
 
-/// The highest scores of a row with their tokens, best first.
+/// The highest logits of a row with their tokens, best first.
 fn top(row: &[f32], k: usize) -> Vec<(usize, f32)> {
     let mut scored: Vec<(usize, f32)> = row.iter().copied().enumerate().collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -97,6 +97,6 @@ fn write_safetensors(file: &Path, rows: &[Vec<f32>]) -> Result<()> {
     let data: Vec<u8> = rows.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
     let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
     let bytes = TensorView::new(Dtype::F32, shape.to_vec(), &data).and_then(|logits| safetensors::serialize([("logits", logits)], None));
-    let bytes = bytes.map_err(|fault| Error::internal(format!("the scores cannot be written: {fault}")))?;
+    let bytes = bytes.map_err(|reason| Error::internal(format!("the logits cannot be written: {reason}")))?;
     write_atomically(file, &bytes)
 }

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::terminal::{Progress, Visibility, note};
 use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
 use crate::error::{Error, Result};
 use crate::machine::Measure;
-use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
-use crate::plan::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
+use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
 use crate::platform::{self, IoMode};
 
 /// No device map is longer.
@@ -38,8 +38,8 @@ impl<'a> Placement<'a> {
             return Ok(Placement { args, options: with_purpose(args, options) });
         }
         if args.no_split.is_some() && matches!(args.device_map, DeviceMapArg::Auto | DeviceMapArg::File(_)) {
-            let fault = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
-            return Err(Error::InvalidArgument { option: "--no-split".into(), fault });
+            let reason = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
+            return Err(Error::InvalidArgument { option: "--no-split".into(), reason });
         }
         let kv_dtype = match args.kv_dtype()? {
             None | Some(KvDtypeArg::F16) => KvDType::F16,
@@ -48,7 +48,7 @@ impl<'a> Placement<'a> {
         // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
         let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();
         let options = PlanOptions {
-            homes: homes(&args.device_map)?,
+            placement: placement_rule(&args.device_map)?,
             no_split: args.no_split.clone().map(|classes| classes.0),
             spill: if args.strict { Spill::Refused } else { Spill::Allowed },
             context: if args.fit { Context::Fit } else { Context::Comfortable },
@@ -132,16 +132,16 @@ fn start_threads(asked: Option<u32>) -> Result<()> {
     platform::start_threads(asked.map(|asked| most.min(asked as usize)))
 }
 
-/// The rule by which weights find their homes; a map is read from its file.
-fn homes(argument: &DeviceMapArg) -> Result<Homes> {
+/// The rule by which weights find their placements; a map is read from its file.
+fn placement_rule(argument: &DeviceMapArg) -> Result<PlacementRule> {
     Ok(match argument {
-        DeviceMapArg::Auto => Homes::Auto,
-        DeviceMapArg::Sequential => Homes::Accelerate(DeviceMapMode::Sequential),
-        DeviceMapArg::Balanced => Homes::Accelerate(DeviceMapMode::Balanced),
-        DeviceMapArg::BalancedLow0 => Homes::Accelerate(DeviceMapMode::BalancedLow0),
+        DeviceMapArg::Auto => PlacementRule::Auto,
+        DeviceMapArg::Sequential => PlacementRule::Accelerate(DeviceMapMode::Sequential),
+        DeviceMapArg::Balanced => PlacementRule::Accelerate(DeviceMapMode::Balanced),
+        DeviceMapArg::BalancedLow0 => PlacementRule::Accelerate(DeviceMapMode::BalancedLow0),
         DeviceMapArg::File(path) => {
             let json = platform::read_text(path, MAP_BYTES_MAX)?;
-            Homes::Given(DeviceMap::from_json(&json, &path.display().to_string())?)
+            PlacementRule::Given(DeviceMap::from_json(&json, &path.display().to_string())?)
         }
     })
 }

@@ -14,7 +14,7 @@ use crate::units::Bytes;
 /// The longest text that is read from a pipe or a file.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
-/// How long a pipe beside a prompt may say nothing before that is told.
+/// How long a pipe beside a prompt may say nothing before that is reported.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The prompt; `None` where the user sits at a terminal and gave none, which starts a chat. A pipe's text goes before the prompt
@@ -36,7 +36,7 @@ enum Way {
 
 /// As [`read_prompt`]; `pipe` is stdin where it is no terminal.
 fn read_prompt_beside(args: &RunArgs, pipe: Option<impl Read + Send + 'static>) -> Result<Option<String>> {
-    let invalid = |fault: &str| Error::InvalidArgument { option: "--prompt".into(), fault: fault.into() };
+    let invalid = |reason: &str| Error::InvalidArgument { option: "--prompt".into(), reason: reason.into() };
     let words = args.words().1;
     let given = match (words.is_empty(), args.generation.prompt.as_deref(), args.generation.file.as_deref()) {
         (true, None, None) => None,
@@ -123,7 +123,7 @@ pub fn read_system(args: &RunArgs) -> Result<Option<String>> {
     match (&args.generation.system, &args.generation.system_file) {
         (Some(_), Some(_)) => Err(Error::InvalidArgument {
             option: "--system".into(),
-            fault: "the system message is given twice; give -sys or -sysf, and only one of them".into(),
+            reason: "the system message is given twice; give -sys or -sysf, and only one of them".into(),
         }),
         (None, Some(path)) => read_file(path).map(Some),
         (text, None) => Ok(text.clone()),

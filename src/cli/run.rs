@@ -80,13 +80,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
 fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     let source = args.source()?;
-    // What cannot be is told before a model is fetched or loaded.
+    // What cannot be is reported before a model is fetched or loaded.
     let wishes = Wishes::of(&args.generation)?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_one_sequence();
     args.trace.as_deref().map_or(Ok(()), check_folder)?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     if prompt.is_none() && args.json {
-        return Err(Error::InvalidArgument { option: "--json".into(), fault: "tells of one answer, not of a chat; give a prompt".into() });
+        return Err(Error::InvalidArgument { option: "--json".into(), reason: "tells of one answer, not of a chat; give a prompt".into() });
     }
     let path = locate_or_fetch(&source, visibility)?;
     let mut prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;
@@ -153,7 +153,7 @@ struct Wishes {
 
 impl Wishes {
     fn of(args: &GenerationArgs) -> Result<Wishes> {
-        let invalid = |option: &str, fault: String| Error::InvalidArgument { option: option.into(), fault };
+        let invalid = |option: &str, reason: String| Error::InvalidArgument { option: option.into(), reason };
         let out_of_range = |option: &str, value: i64| invalid(option, format!("{value} is out of range; write -1 or more"));
         let repeat_last_n = match args.repeat_last_n {
             None => None,

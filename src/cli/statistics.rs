@@ -138,14 +138,14 @@ impl Statistics {
         line + &self.disturbance_line()
     }
 
-    /// What was predicted is a machine that does nothing else: what others took is told where it is much.
+    /// What was predicted is a machine that does nothing else: what others took is reported where it is much.
     fn disturbance_line(&self) -> String {
         let Some(disturbance) = self.disturbance else { return String::new() };
         let Disturbance { prompt_waited, decode_waited, prompt_rate, decode_rate } = disturbance;
         let without = |what: &str, waited: f64, undisturbed: f64, predicted: f64| {
             let error = (undisturbed / predicted - 1.0) * 100.0;
-            let told = format!("{:.0} % of {what}, without them {} ({error:+.0} %)", waited * 100.0, TokensPerSec(undisturbed));
-            (waited >= LEAST_WAITED && undisturbed > 0.0).then_some(told)
+            let reported = format!("{:.0} % of {what}, without them {} ({error:+.0} %)", waited * 100.0, TokensPerSec(undisturbed));
+            (waited >= LEAST_WAITED && undisturbed > 0.0).then_some(reported)
         };
         let parts = [
             without("the prompt", prompt_waited, prompt_rate, self.predicted.prompt_rate),

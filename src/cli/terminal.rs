@@ -272,7 +272,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.replace("\r\n", "\n").chars().map(shown).collect())
 }
 
-/// Says on stderr what ends the program, as faults of the command line are said.
+/// Says on stderr what ends the program, as errors of the command line are said.
 pub fn tell_error(error: &Error) {
     let plain = format!("error: {}\n", text_of(error));
     let text = Stream::Stderr.shown(&plain);
@@ -287,7 +287,7 @@ pub fn tell_error(error: &Error) {
 /// # Errors
 /// As [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|fault| Error::io("write to", "stdout", fault.into()))?;
+    let text = serde_json::to_string_pretty(value).map_err(|reason| Error::io("write to", "stdout", reason.into()))?;
     print(&format!("{text}\n"))
 }
 

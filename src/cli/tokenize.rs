@@ -62,7 +62,7 @@ fn read_text(args: &TokenizeArgs) -> Result<String> {
         (None, Some(path)) if !args.stdin => read_file(path),
         _ => Err(Error::InvalidArgument {
             option: "TEXT".into(),
-            fault: "the text is given twice; give TEXT, -p, -f or --stdin, and only one of them".into(),
+            reason: "the text is given twice; give TEXT, -p, -f or --stdin, and only one of them".into(),
         }),
     }
 }

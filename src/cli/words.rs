@@ -11,7 +11,7 @@ impl Words for Options {
         let name = match setting {
             Setting::MaxMemory => "max-memory",
             Setting::Device => "device",
-            Setting::Homes => "device-map",
+            Setting::Placement => "device-map",
             Setting::NoSplit => "no-split",
             Setting::SavedPlan => "plan",
             Setting::Machine => "devices",

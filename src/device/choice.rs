@@ -83,8 +83,8 @@ impl TryFrom<haystack::Device> for DeviceChoice {
 }
 
 fn computes_nothing(text: impl fmt::Display) -> Error {
-    let fault = format!("`{text}` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps");
-    Error::InvalidArgument { option: Setting::Device.into(), fault }
+    let reason = format!("`{text}` computes nothing; write auto, gpu, gpu:N, cpu, cuda, cuda:N, xpu or mps");
+    Error::InvalidArgument { option: Setting::Device.into(), reason }
 }
 
 impl From<DeviceChoice> for String {

@@ -53,7 +53,7 @@ impl FromStr for MaxMemory {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<MaxMemory> {
-        let invalid = |fault: String| Error::InvalidArgument { option: Setting::MaxMemory.into(), fault };
+        let invalid = |reason: String| Error::InvalidArgument { option: Setting::MaxMemory.into(), reason };
         let mut budgets = MaxMemory::default();
         for entry in text.split(',') {
             let (device, amount) = entry
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_the_entry() {
+    fn errors_name_the_entry() {
         for (text, part) in [
             ("", "DEVICE=SIZE"),
             ("40MiB", "DEVICE=SIZE"),

@@ -2,11 +2,11 @@
 
 mod choice;
 mod correction;
-mod forms;
 pub mod haystack;
 mod max_memory;
 mod rates;
 mod spec;
+mod variants;
 pub mod vendor;
 
 use std::fmt;
@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 pub use choice::DeviceChoice;
 pub use correction::{Aspect, Correction, Corrections, Sample};
-pub use forms::{KernelChoice, MatMulForm, MatMulForms, TokenCount};
 pub use max_memory::MaxMemory;
 pub use rates::{Origin, Rates};
 pub use spec::{AdapterKind, DeviceSpec, GpuLimits, no_gpu};
+pub use variants::{KernelChoice, MatMulVariant, MatMulVariants, TokenCount};
 
 /// The kind of a device, fast to slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ impl FromStr for Device {
 }
 
 fn unknown_device(text: &str) -> Error {
-    Error::InvalidArgument { option: "device".into(), fault: format!("`{text}` is no device; write gpu, gpu:N, cpu or disk") }
+    Error::InvalidArgument { option: "device".into(), reason: format!("`{text}` is no device; write gpu, gpu:N, cpu or disk") }
 }
 
 impl Serialize for Device {

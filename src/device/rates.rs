@@ -6,8 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::forms::nearest;
-use crate::device::{AdapterKind, Corrections, Device, MatMulForms};
+use crate::device::variants::nearest;
+use crate::device::{AdapterKind, Corrections, Device, MatMulVariants};
 use crate::dtype::DType;
 use crate::units::BytesPerSec;
 
@@ -43,9 +43,9 @@ pub struct Rates {
     /// Floating-point operations per second of a matrix × matrix product with many tokens (two per weight and token).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub matmul: BTreeMap<DType, f64>,
-    /// The forms of the matrix products that these rates hold for: the fastest on this adapter.
-    #[serde(skip_serializing_if = "MatMulForms::is_empty")]
-    pub forms: MatMulForms,
+    /// The variants of the matrix products that these rates hold for: the fastest on this adapter.
+    #[serde(skip_serializing_if = "MatMulVariants::is_empty")]
+    pub variants: MatMulVariants,
     /// Fixed cost of one more operation inside a submission, in seconds; on the host, of one more parallel product.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispatch_secs: Option<f64>,
@@ -55,7 +55,7 @@ pub struct Rates {
     /// An empty submission and the wait for it, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub round_trip_secs: Option<f64>,
-    /// Compiling one pipeline, in seconds: the median of the matrix kernels' forms.
+    /// Compiling one pipeline, in seconds: the median of the matrix kernels' variants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shader_compile_secs: Option<f64>,
     /// When they were measured, in seconds since 1970 (UTC); the oldest where several measurements were merged.
@@ -174,7 +174,7 @@ impl Rates {
             readback: self.readback.or(other.readback),
             matvec: if self.matvec.is_empty() { other.matvec.clone() } else { self.matvec },
             matmul: if self.matmul.is_empty() { other.matmul.clone() } else { self.matmul },
-            forms: if self.forms.is_empty() { other.forms.clone() } else { self.forms },
+            variants: if self.variants.is_empty() { other.variants.clone() } else { self.variants },
             dispatch_secs: self.dispatch_secs.or(other.dispatch_secs),
             submit_secs: self.submit_secs.or(other.submit_secs),
             round_trip_secs: self.round_trip_secs.or(other.round_trip_secs),
@@ -191,13 +191,13 @@ impl Rates {
         both
     }
 
-    /// These rates, and those of the products of `more`, which were measured later: in other dtypes, and with forms that count these in.
+    /// These rates, and those of the products of `more`, which were measured later: in other dtypes, and with variants that count these in.
     #[must_use]
     pub fn with_products(mut self, more: Rates) -> Rates {
         self.matvec.extend(more.matvec);
         self.matmul.extend(more.matmul);
         Rates {
-            forms: more.forms,
+            variants: more.variants,
             dispatch_secs: self.dispatch_secs.or(more.dispatch_secs),
             shader_compile_secs: self.shader_compile_secs.or(more.shader_compile_secs),
             ..self
@@ -265,7 +265,7 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{MatMulForm, TokenCount};
+    use crate::device::{MatMulVariant, TokenCount};
 
     fn measured() -> Rates {
         Rates {
@@ -307,13 +307,13 @@ mod tests {
     #[test]
     fn products_measured_later_are_added() {
         let rate = |dtype| BTreeMap::from([(dtype, BytesPerSec(3.0))]);
-        let mut forms = MatMulForms::default();
-        forms.insert(DType::Q8_0, TokenCount::Few, MatMulForm::Lane);
+        let mut variants = MatMulVariants::default();
+        variants.insert(DType::Q8_0, TokenCount::Few, MatMulVariant::Lane);
         let later =
-            Rates { matvec: rate(DType::Q8_0), forms: forms.clone(), dispatch_secs: Some(1e-5), readback: None, ..Rates::default() };
+            Rates { matvec: rate(DType::Q8_0), variants: variants.clone(), dispatch_secs: Some(1e-5), readback: None, ..Rates::default() };
         let both = Rates { dispatch_secs: Some(2e-5), ..measured() }.with_products(later.clone());
         assert_eq!((both.matvec_of(DType::Q8_0), both.matvec_of(DType::F16)), (Some(BytesPerSec(3.0)), Some(BytesPerSec(2.0))));
-        assert_eq!((both.forms, both.dispatch_secs, both.upload_staged), (forms, Some(2e-5), Some(BytesPerSec(5e9))));
+        assert_eq!((both.variants, both.dispatch_secs, both.upload_staged), (variants, Some(2e-5), Some(BytesPerSec(5e9))));
         assert_eq!(measured().with_products(later).dispatch_secs, Some(1e-5));
     }
 

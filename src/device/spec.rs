@@ -35,7 +35,7 @@ pub struct DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// What a fault calls it: its name or, as browsers often keep that to themselves, the device.
+    /// What an error calls it: its name or, as browsers often keep that to themselves, the device.
     pub fn title(&self) -> String {
         if self.name.is_empty() { self.device.to_string() } else { self.name.clone() }
     }
@@ -46,11 +46,11 @@ pub fn no_gpu<'a>(asked: String, specs: impl IntoIterator<Item = &'a DeviceSpec>
     let adapters = specs.into_iter().filter(|spec| matches!(spec.device, Device::Gpu(_)));
     let names: Vec<String> = adapters.map(|spec| format!("{} ({})", spec.device, spec.name)).collect();
     if !names.is_empty() {
-        return Error::NoGpu { fault: format!("{asked}; there is {}", names.join(", ")), advice: Advice::default() };
+        return Error::NoGpu { reason: format!("{asked}; there is {}", names.join(", ")), advice: Advice::default() };
     }
     let install = Remedy::other("install a Vulkan driver (on Debian: mesa-vulkan-drivers)");
     let advice = [install, Remedy::Use(Setting::Device, "cpu".into())].into();
-    Error::NoGpu { fault: format!("{asked}; there is no adapter"), advice }
+    Error::NoGpu { reason: format!("{asked}; there is no adapter"), advice }
 }
 
 /// The kinds of adapter that wgpu tells apart.

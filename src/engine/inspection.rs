@@ -8,7 +8,7 @@ use crate::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use crate::dtype::DType;
 use crate::model::{Checkpoint, Model, ModelConfig, Unit};
 use crate::plan::sizes::{KvCache, kv_bytes_per_position};
-use crate::plan::{self, Homes, KvDType, PlanOptions, ResidentLayers, Usage};
+use crate::plan::{self, KvDType, PlacementRule, PlanOptions, ResidentLayers, Usage};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -157,7 +157,7 @@ fn resident(catalog: &Catalog, model: &Model) -> Option<Usage> {
     let options = PlanOptions {
         compute_on: vec![gpu],
         ctx_size: Some(Inspection::CTX_SIZE),
-        homes: Homes::FrontToBack,
+        placement: PlacementRule::FrontToBack,
         resident_layers: ResidentLayers::All,
         ..PlanOptions::default()
     };

@@ -1,4 +1,4 @@
-//! From a plan to an engine: every device that computes is opened under its own budget, and weights go to their homes.
+//! From a plan to an engine: every device that computes is opened under its own budget, and weights go to their placements.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::engine::{Engine, LoadedModel, ModelText, Prepared};
 use crate::error::{Error, Result, Setting};
 use crate::gpu::Gpu;
-use crate::stream::{self, CachedPositions, GpuExecutor, HostExecutor, Member, Store, Team, Trace};
+use crate::stream::{self, CachedPositions, DeviceExecutor, Executors, GpuExecutor, HostExecutor, Store, Trace};
 use crate::units::Bytes;
 
 /// How far loading has come.
@@ -26,8 +26,8 @@ impl Prepared {
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
     pub async fn load(mut self, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Engine> {
         if !self.is_here {
-            let fault = "the plan is for a machine that is described; leave the description out to run here".into();
-            return Err(Error::InvalidArgument { option: Setting::Machine.into(), fault });
+            let reason = "the plan is for a machine that is described; leave the description out to run here".into();
+            return Err(Error::InvalidArgument { option: Setting::Machine.into(), reason });
         }
         let text = self.take_text()?;
         let total = Store::bytes_to_load(&self.checkpoint, &self.model, &self.plan);
@@ -38,15 +38,15 @@ impl Prepared {
         };
         let trace = Trace::default();
         let store = Arc::new(Store::load(Arc::clone(&self.checkpoint), &self.model, Arc::clone(&self.plan), &step)?);
-        let mut members = Vec::new();
+        let mut executors = Vec::new();
         for device in self.plan.executors() {
-            members.push((device, self.open(device, &store, &trace, &step).await?));
+            executors.push((device, self.open(device, &store, &trace, &step).await?));
         }
-        let mut team = Team::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), members);
-        stream::prologue(&self.schedule, &mut team)?;
+        let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), executors);
+        stream::prologue(&self.schedule, &mut executors)?;
         let cached = CachedPositions::new(self.plan.n_seqs);
         let model = Arc::new(LoadedModel { prepared: self, trace, text });
-        Ok(Engine { model, team, cached, store })
+        Ok(Engine { model, executors, cached, store })
     }
 
     /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.
@@ -72,14 +72,14 @@ impl Prepared {
     }
 
     /// Opens `device` under its own budget and loads what is resident there.
-    async fn open(&self, device: Device, store: &Arc<Store>, trace: &Trace, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Member> {
+    async fn open(&self, device: Device, store: &Arc<Store>, trace: &Trace, progress: &(dyn Fn(Bytes) + Sync)) -> Result<DeviceExecutor> {
         let (plan, store, trace) = (Arc::clone(&self.plan), Arc::clone(store), trace.clone());
         let Some(found) = self.adapters.iter().find(|found| found.spec.device == device) else {
-            return Ok(Member::Host(Box::new(HostExecutor::new(&self.model, plan, store, trace)?)));
+            return Ok(DeviceExecutor::Host(Box::new(HostExecutor::new(&self.model, plan, store, trace)?)));
         };
         let budget = plan.device(device).and_then(|device| device.budget).unwrap_or_default();
         let gpu = Gpu::open(found, budget, self.limits).await?;
         gpu.deadline.set_timeout(self.gpu_timeout);
-        Ok(Member::Gpu(Box::new(GpuExecutor::new(gpu, device, &self.model, plan, store, trace, progress).await?)))
+        Ok(DeviceExecutor::Gpu(Box::new(GpuExecutor::new(gpu, device, &self.model, plan, store, trace, progress).await?)))
     }
 }

@@ -18,7 +18,7 @@ use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::Plan;
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Cancelled, Scores, Store, Team, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub use inspection::{AtDType, Inspection, Named, Needs};
@@ -31,7 +31,7 @@ pub use text::ModelText;
 /// A loaded model, ready to compute.
 pub struct Engine {
     model: Arc<LoadedModel>,
-    team: Team,
+    executors: Executors,
     cached: CachedPositions,
     store: Arc<Store>,
 }
@@ -97,13 +97,13 @@ impl Engine {
     pub fn session_of(&mut self, sequence: u32, tokens: Vec<u32>) -> Result<Session<'_>> {
         let n_seqs = self.model.prepared.plan.n_seqs;
         if sequence as usize >= n_seqs {
-            let fault = format!("there is no sequence {sequence}, the plan provides for {n_seqs}");
-            return Err(Error::InvalidArgument { option: Setting::NSeqs.into(), fault });
+            let reason = format!("there is no sequence {sequence}, the plan provides for {n_seqs}");
+            return Err(Error::InvalidArgument { option: Setting::NSeqs.into(), reason });
         }
         Ok(Session::resumed(self, sequence, tokens))
     }
 
-    /// Runs one forward: the scores of the positions that the batch asks for, in its order. One that failed, or that was dropped
+    /// Runs one forward: the logits of the positions that the batch asks for, in its order. One that failed, or that was dropped
     /// before its end, leaves the engine usable: the positions of its batch count as not cached.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Engine {
     /// earlier positions are not cached; [`Error::FileChanged`], [`Error::Io`] and [`Error::Gpu`] where a device fails;
     /// [`Error::DeviceTimeout`] where an adapter does not answer ([`EngineBuilder::gpu_timeout`]); after [`Error::DeviceLost`] the model
     /// must be loaded again.
-    pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+    pub async fn forward(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
         self.forward_until(batch, &|| false).await
     }
 
@@ -119,40 +119,40 @@ impl Engine {
     ///
     /// # Errors
     /// As of [`Engine::forward`]; [`Error::Interrupted`].
-    pub async fn forward_unless(&mut self, batch: &Batch, cancelled: &AtomicBool) -> Result<Vec<Scores>> {
+    pub async fn forward_unless(&mut self, batch: &Batch, cancelled: &AtomicBool) -> Result<Vec<Logits>> {
         self.forward_until(batch, &|| cancelled.load(Ordering::Relaxed)).await
     }
 
     /// As [`Engine::forward_unless`], for what several may cancel.
-    pub(crate) async fn forward_until(&mut self, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Scores>> {
+    pub(crate) async fn forward_until(&mut self, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
         batch.check(self.config(), self.plan())?;
         self.cached.check(batch)?;
-        if self.team.is_midway() {
-            let recovered = stream::recover(&self.model.prepared.schedule, &mut self.team).await;
-            recovered.map_err(|error| self.team.cause_of(error))?;
+        if self.executors.is_midway() {
+            let recovered = stream::recover(&self.model.prepared.schedule, &mut self.executors).await;
+            recovered.map_err(|error| self.executors.cause_of(error))?;
         }
         self.cached.begin(batch);
-        let scores = stream::forward(&self.model.prepared.schedule, &mut self.team, batch, cancelled).await;
-        let scores = scores.map_err(|error| self.team.cause_of(error))?;
+        let logits = stream::forward(&self.model.prepared.schedule, &mut self.executors, batch, cancelled).await;
+        let logits = logits.map_err(|error| self.executors.cause_of(error))?;
         self.cached.end(batch);
-        Ok(scores)
+        Ok(logits)
     }
 
     /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`], from now on.
     pub fn set_gpu_timeout(&self, timeout: Duration) {
-        self.team.gpus().for_each(|(_, gpu)| gpu.deadline.set_timeout(timeout));
+        self.executors.gpus().for_each(|(_, gpu)| gpu.deadline.set_timeout(timeout));
     }
 
     /// What takes the adapter `device` away, as a driver's reset does: for tests of what becomes of the engine.
     #[doc(hidden)]
     pub fn loss_of(&self, device: Device) -> Option<impl FnOnce() + Send + 'static> {
-        let lost = self.team.gpus().find(|(own, _)| *own == device).map(|(_, gpu)| gpu.device.clone());
+        let lost = self.executors.gpus().find(|(own, _)| *own == device).map(|(_, gpu)| gpu.device.clone());
         lost.map(|lost| move || lost.destroy())
     }
 
     /// Bind groups and pipelines that were made so far for each adapter that computes.
     pub fn object_counts(&self) -> Vec<(Device, ObjectCounts)> {
-        self.team.members().iter().filter_map(|(device, member)| Some((*device, member.object_counts()?))).collect()
+        self.executors.executors().iter().filter_map(|(device, executor)| Some((*device, executor.object_counts()?))).collect()
     }
 
     /// Peak bytes per device beside the budgets, those that compute first: by the accounting of every allocation on an
@@ -162,7 +162,7 @@ impl Engine {
         let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
         let held = |device: Device| if device == Device::Cpu { self.store.held_bytes() } else { Bytes::ZERO };
         let mut list: Vec<MemoryUse> =
-            self.team.members().iter().map(|(device, member)| of(*device, member.peak() + held(*device))).collect();
+            self.executors.executors().iter().map(|(device, executor)| of(*device, executor.peak() + held(*device))).collect();
         if list.iter().all(|memory| memory.device != Device::Cpu) {
             list.push(of(Device::Cpu, held(Device::Cpu)));
         }

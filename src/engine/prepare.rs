@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::accelerate::{DeviceMap, ModuleTree};
 use crate::device::{AdapterKind, Device, DeviceChoice, DeviceSpec, GpuLimits, KernelChoice, Rates, no_gpu};
 use crate::dtype::DType;
 use crate::engine::{Engine, ModelText};
@@ -11,8 +12,9 @@ use crate::error::{Error, Result, Setting};
 use crate::gpu::{self, AdapterFound};
 use crate::machine::{self, Measure};
 use crate::model::{Checkpoint, Model, Unit};
-use crate::plan::accelerate::{DeviceMap, ModuleTree};
-use crate::plan::{self, Explanation, Forecast, Homes, Load, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, UploadPath};
+use crate::plan::{
+    self, Explanation, Forecast, PlacementRule, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, UploadPath, Workload,
+};
 use crate::platform::{self, IoMode};
 use crate::units::{Bytes, counted};
 use crate::weights::Catalog;
@@ -269,13 +271,13 @@ impl EngineBuilder {
         }
         warn_of_vain_options(&options, model.config.context_length);
         warn_of_large_budgets(&options, &devices);
-        if let Homes::Given(map) = &options.homes {
+        if let PlacementRule::Given(map) = &options.placement {
             check_map(map, &ModuleTree::of_model(&checkpoint.catalog, &model)?)?;
         }
         let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
         let schedule = Schedule::new(&plan);
         let executors = plan.executors();
-        tracing::debug!("{executors:?} compute; {} pieces in {} steps", plan.pieces.len(), schedule.steps.len());
+        tracing::debug!("{executors:?} compute; {} chunks in {} steps", plan.chunks.len(), schedule.steps.len());
         let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
         adapters.retain(|found| executors.contains(&found.spec.device));
         let is_here = self.machine.is_none();
@@ -334,8 +336,8 @@ impl EngineBuilder {
         }
         let cannot_map = !found.spec.rates.is_empty() && found.spec.rates.upload_mapped.is_none();
         if self.options.upload == Some(UploadPath::Mapped) && cannot_map {
-            let fault = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
-            return Err(Error::InvalidArgument { option: Setting::Upload.into(), fault });
+            let reason = format!("{} cannot map memory that its kernels read; use auto or staged", found.spec.name);
+            return Err(Error::InvalidArgument { option: Setting::Upload.into(), reason });
         }
         Ok(())
     }
@@ -391,16 +393,16 @@ fn warn_of_large_budgets(options: &PlanOptions, devices: &[DeviceSpec]) {
     }
 }
 
-/// Refuses a map that leaves a part of the model without a device; names that fit nothing are told.
+/// Refuses a map that leaves a part of the model without a device; names that fit nothing are reported.
 fn check_map(map: &DeviceMap, tree: &ModuleTree) -> Result<()> {
     match map.check(tree) {
         Ok(notice) => {
             notice.iter().for_each(|notice| tracing::warn!("{notice}"));
             Ok(())
         }
-        Err(Error::InvalidArgument { fault, .. }) => {
+        Err(Error::InvalidArgument { reason, .. }) => {
             let why = map.misnaming(tree).map(|why| format!("; {why}")).unwrap_or_default();
-            Err(Error::InvalidArgument { option: Setting::Homes.into(), fault: format!("{fault}{why}") })
+            Err(Error::InvalidArgument { option: Setting::Placement.into(), reason: format!("{reason}{why}") })
         }
         Err(other) => Err(other),
     }
@@ -417,7 +419,7 @@ fn dtypes_of(model: &Model, catalog: &Catalog) -> Vec<DType> {
 /// The adapters that have a budget, or that a device map names.
 fn named_adapters(options: &PlanOptions) -> Result<Vec<Device>> {
     let mut named: Vec<Device> = options.max_memory.keys().copied().collect();
-    if let Homes::Given(map) = &options.homes {
+    if let PlacementRule::Given(map) = &options.placement {
         for (_, key) in map.iter() {
             named.push(key.try_into()?);
         }
@@ -452,7 +454,7 @@ fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> R
 
 impl Prepared {
     /// What one forward should cost.
-    pub fn predict(&self, load: Load) -> Prediction {
+    pub fn predict(&self, load: Workload) -> Prediction {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, load)
     }
 
@@ -494,7 +496,7 @@ fn checked(devices: &[Device]) -> Result<Vec<Device>> {
     if devices.contains(&Device::Disk) {
         return Err(Error::InvalidArgument {
             option: Setting::Device.into(),
-            fault: "the disk computes nothing; name gpu:N or cpu".into(),
+            reason: "the disk computes nothing; name gpu:N or cpu".into(),
         });
     }
     let mut once: Vec<Device> = Vec::with_capacity(devices.len());

@@ -70,14 +70,14 @@ impl ModelText {
     }
 
     fn demand_template(&self) -> Result<&ChatTemplate> {
-        self.chat_template().ok_or_else(|| self.fault("there is no chat template", [Remedy::raw_prompt()].into()))
+        self.chat_template().ok_or_else(|| self.error("there is no chat template", [Remedy::raw_prompt()].into()))
     }
 
     fn demand_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer().ok_or_else(|| self.fault("the tokenizer was not read; open the model with TextFiles::Read", Advice::default()))
+        self.tokenizer().ok_or_else(|| self.error("the tokenizer was not read; open the model with TextFiles::Read", Advice::default()))
     }
 
-    fn fault(&self, fault: &str, advice: Advice) -> Error {
-        Error::Text { path: self.path.clone(), fault: fault.into(), advice }
+    fn error(&self, reason: &str, advice: Advice) -> Error {
+        Error::Text { path: self.path.clone(), reason: reason.into(), advice }
     }
 }

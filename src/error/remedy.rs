@@ -13,8 +13,8 @@ pub enum Setting {
     MaxMemory,
     /// [`EngineBuilder::device`](crate::engine::EngineBuilder::device).
     Device,
-    /// [`PlanOptions::homes`](crate::plan::PlanOptions::homes).
-    Homes,
+    /// [`PlanOptions::placement`](crate::plan::PlanOptions::placement).
+    Placement,
     /// [`PlanOptions::no_split`](crate::plan::PlanOptions::no_split).
     NoSplit,
     /// [`PlanOptions::saved`](crate::plan::PlanOptions::saved).
@@ -68,7 +68,7 @@ impl Setting {
     pub const ALL: &[Setting] = &[
         Setting::MaxMemory,
         Setting::Device,
-        Setting::Homes,
+        Setting::Placement,
         Setting::NoSplit,
         Setting::SavedPlan,
         Setting::Machine,
@@ -99,7 +99,7 @@ impl Setting {
         match self {
             Setting::MaxMemory => "max_memory",
             Setting::Device => "device",
-            Setting::Homes => "homes",
+            Setting::Placement => "placement",
             Setting::NoSplit => "no_split",
             Setting::SavedPlan => "saved",
             Setting::Machine => "machine",
@@ -336,12 +336,12 @@ mod tests {
                 Remedy::Write(Setting::SavedPlan),
             ],
         };
-        let told = advice.in_words(&Fields);
+        let reported = advice.in_words(&Fields);
         assert_eq!(
-            told,
+            reported,
             "cpu has 3 GiB: set max_memory cpu=2GiB,gpu:0=1.1KiB, or lower ctx_size to 64, or Prepared::to_saved_json writes one"
         );
-        let told = advice.in_words(&Options);
-        assert_eq!(told, "cpu has 3 GiB: set --max-memory cpu=2GiB,gpu:0=1.1KiB, or lower --ctx-size to 64, or `tool` writes one");
+        let reported = advice.in_words(&Options);
+        assert_eq!(reported, "cpu has 3 GiB: set --max-memory cpu=2GiB,gpu:0=1.1KiB, or lower --ctx-size to 64, or `tool` writes one");
     }
 }

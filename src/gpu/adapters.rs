@@ -29,7 +29,7 @@ const RESOURCE_BUDGET_PERCENT: u8 = 95;
 /// Names the APIs to ask for adapters, instead of those that a system's GPUs are best reached by: `vulkan,gl`.
 const BACKENDS_VARIABLE: &str = "TIERFLOW_BACKENDS";
 
-/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per piece of hardware,
+/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per chunk of hardware,
 /// or per API that `TIERFLOW_BACKENDS` names.
 ///
 /// # Errors
@@ -74,7 +74,9 @@ fn backends_of(words: &str) -> Result<wgpu::Backends> {
         "gl" => Ok(backends | wgpu::Backends::GL),
         unknown => Err(Error::InvalidArgument {
             option: BACKENDS_VARIABLE.into(),
-            fault: format!("`{unknown}` is no API that adapters are reached by; write vulkan, metal, dx12 or gl, with commas between them"),
+            reason: format!(
+                "`{unknown}` is no API that adapters are reached by; write vulkan, metal, dx12 or gl, with commas between them"
+            ),
         }),
     })
 }

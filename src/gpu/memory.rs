@@ -164,7 +164,7 @@ impl Gpu {
         let buffer = Buffer { buffer: self.device.create_buffer(&descriptor), purpose, ledger: Arc::clone(&self.ledger) };
         let (invalid, out_of_memory) = (validation_scope.pop(), memory_scope.pop());
         if let Some(error) = invalid.await {
-            return Err(self.fault(format!("buffer `{label}` of {size}: {error}")));
+            return Err(self.error(format!("buffer `{label}` of {size}: {error}")));
         }
         if out_of_memory.await.is_some() {
             let free = self.ledger.budget().saturating_sub(self.ledger.total().in_use) + size;

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulForms};
+use crate::device::{DeviceSpec, GpuLimits, KernelChoice, MatMulVariants};
 use crate::error::{Error, Remedy, Result, Setting};
 use crate::platform;
 use crate::units::Bytes;
@@ -55,7 +55,7 @@ pub struct Gpu {
     pipelines: pipelines::Pipelines,
     bind_groups: BindGroups,
     readback: Mutex<Option<Buffer>>,
-    faults: Arc<Faults>,
+    errors: Arc<UncapturedErrors>,
 }
 
 impl Gpu {
@@ -78,7 +78,7 @@ impl Gpu {
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|refused| Error::Gpu {
             adapter: found.spec.title(),
-            fault: format!("the driver refused to open it: {refused}"),
+            reason: format!("the driver refused to open it: {refused}"),
             advice: [
                 Remedy::other("update the driver"),
                 Remedy::UseInOrderTo("choose another", Setting::Device, "gpu:N".into()),
@@ -86,12 +86,12 @@ impl Gpu {
             ]
             .into(),
         })?;
-        let faults = Arc::new(Faults::default());
-        faults.listen(&device);
+        let errors = Arc::new(UncapturedErrors::default());
+        errors.listen(&device);
         let limits = adapters::limits_in_force(&required_limits);
         let mut spec = DeviceSpec { limits: Some(limits), ..found.spec.clone() };
         if found.kernels == KernelChoice::Portable {
-            spec.rates.forms = MatMulForms::default();
+            spec.rates.variants = MatMulVariants::default();
         }
         Ok(Gpu {
             pipelines: pipelines::Pipelines::new(&device, &adapter.get_info()),
@@ -105,7 +105,7 @@ impl Gpu {
             limits,
             mappable: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
             subgroup_lanes: subgroup_lanes(found),
-            faults,
+            errors,
         })
     }
 
@@ -114,16 +114,16 @@ impl Gpu {
     /// # Errors
     /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
     pub fn check(&self) -> Result<()> {
-        if matches!(self.faults.first(), Some(Fault::OutOfMemory | Fault::Other(_))) {
+        if matches!(self.errors.first(), Some(UncapturedError::OutOfMemory | UncapturedError::Other(_))) {
             // What is asked of a device that is lost fails before the driver tells of the loss.
             let _ = self.device.poll(wgpu::PollType::Poll);
         }
-        match self.faults.first() {
-            Some(Fault::Lost(fault)) => Err(Error::DeviceLost { adapter: self.spec.title(), fault }),
-            Some(Fault::Other(fault)) => Err(self.fault(fault)),
-            Some(Fault::OutOfMemory) => {
+        match self.errors.first() {
+            Some(UncapturedError::Lost(reason)) => Err(Error::DeviceLost { adapter: self.spec.title(), reason }),
+            Some(UncapturedError::Other(reason)) => Err(self.error(reason)),
+            Some(UncapturedError::OutOfMemory) => {
                 let advice = [Remedy::LowerBudgetOfGpu].into();
-                Err(Error::Gpu { adapter: self.spec.title(), fault: "out of memory".into(), advice })
+                Err(Error::Gpu { adapter: self.spec.title(), reason: "out of memory".into(), advice })
             }
             None => Ok(()),
         }
@@ -163,7 +163,7 @@ impl Gpu {
                 Ok(Ok(_)) => Ok(Waited::Done),
                 Ok(Err(wgpu::PollError::Timeout)) => Ok(Waited::TimedOut),
                 Err(_) => Ok(Waited::Unsure),
-                Ok(Err(failed)) => Err(self.fault(format!("waiting for it failed: {failed}"))),
+                Ok(Err(failed)) => Err(self.error(format!("waiting for it failed: {failed}"))),
             }
         })?;
         waited.map_err(|late| self.late(late))
@@ -196,9 +196,9 @@ impl Gpu {
             Late::Once(waited) => Error::DeviceTimeout { adapter: self.spec.title(), waited },
             Late::Again(waited) => {
                 let secs = waited.as_secs_f64();
-                let fault = format!("it has finished nothing in twice {secs} s; its driver hangs: end what else uses it, or restart");
-                self.faults.record(Fault::Lost(fault.clone()));
-                Error::DeviceLost { adapter: self.spec.title(), fault }
+                let reason = format!("it has finished nothing in twice {secs} s; its driver hangs: end what else uses it, or restart");
+                self.errors.record(UncapturedError::Lost(reason.clone()));
+                Error::DeviceLost { adapter: self.spec.title(), reason }
             }
         }
     }
@@ -210,19 +210,19 @@ impl Gpu {
     pub fn poll(&self) -> Result<()> {
         let polled = self.device.poll(wgpu::PollType::Poll);
         self.check()?;
-        polled.map(drop).map_err(|failed| self.fault(format!("polling it failed: {failed}")))
+        polled.map(drop).map_err(|failed| self.error(format!("polling it failed: {failed}")))
     }
 
     /// An [`Error::Gpu`] about this adapter.
-    pub fn fault(&self, fault: impl Into<String>) -> Error {
-        Error::gpu(self.spec.title(), fault)
+    pub fn error(&self, reason: impl Into<String>) -> Error {
+        Error::gpu(self.spec.title(), reason)
     }
 }
 
 impl Drop for Gpu {
     /// What the driver says from here on is nobody's business any more.
     fn drop(&mut self) {
-        self.faults.is_closed.store(true, Ordering::Relaxed);
+        self.errors.is_closed.store(true, Ordering::Relaxed);
         if self.deadline.has_passed() {
             // wgpu waits for a queue without a deadline when it is dropped: one that hangs is left to the system.
             std::mem::forget(self.queue.clone());
@@ -243,18 +243,18 @@ fn subgroup_lanes(found: &AdapterFound) -> Option<u32> {
     (is_fixed && found.kernels == KernelChoice::Auto).then_some(info.subgroup_max_size)
 }
 
-/// What the driver said out of turn. The callbacks may run on any thread; only the first fault is kept, since the rest follow from it,
+/// What the driver said out of turn. The callbacks may run on any thread; only the first error is kept, since the rest follow from it,
 /// and a loss, from which all others follow.
 #[derive(Debug, Default)]
-struct Faults {
-    first: Mutex<Option<Fault>>,
+struct UncapturedErrors {
+    first: Mutex<Option<UncapturedError>>,
     /// The owner has closed the device.
     is_closed: AtomicBool,
 }
 
 /// What went wrong, in the driver's words.
 #[derive(Debug, Clone)]
-enum Fault {
+enum UncapturedError {
     /// The device is gone.
     Lost(String),
     /// The driver has no memory left.
@@ -263,37 +263,40 @@ enum Fault {
     Other(String),
 }
 
-impl Faults {
+impl UncapturedErrors {
     fn listen(self: &Arc<Self>, device: &wgpu::Device) {
-        let faults = Arc::clone(self);
+        let errors = Arc::clone(self);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            faults.record(match error {
-                wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
-                wgpu::Error::Validation { description, .. } => Fault::Other(format!("invalid use: {description}")),
-                wgpu::Error::Internal { description, .. } => Fault::Other(format!("internal error: {description}")),
+            errors.record(match error {
+                wgpu::Error::OutOfMemory { .. } => UncapturedError::OutOfMemory,
+                wgpu::Error::Validation { description, .. } => UncapturedError::Other(format!("invalid use: {description}")),
+                wgpu::Error::Internal { description, .. } => UncapturedError::Other(format!("internal error: {description}")),
             });
         }));
-        let faults = Arc::clone(self);
+        let errors = Arc::clone(self);
         device.set_device_lost_callback(move |reason, message| {
             let message = if message.is_empty() { String::new() } else { format!(": {message}") };
-            let fault = format!("the device was lost ({reason:?}){message}; the driver may have been reset: run again");
-            faults.record(Fault::Lost(fault));
+            let reason = format!("the device was lost ({reason:?}){message}; the driver may have been reset: run again");
+            errors.record(UncapturedError::Lost(reason));
         });
     }
 
-    fn record(&self, fault: Fault) {
+    fn record(&self, reason: UncapturedError) {
         if self.is_closed.load(Ordering::Relaxed) {
             return;
         }
-        tracing::error!(?fault, "gpu");
+        tracing::error!(?reason, "gpu");
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_worse = matches!((&*first, &fault), (None, _) | (Some(Fault::OutOfMemory | Fault::Other(_)), Fault::Lost(_)));
+        let is_worse = matches!(
+            (&*first, &reason),
+            (None, _) | (Some(UncapturedError::OutOfMemory | UncapturedError::Other(_)), UncapturedError::Lost(_))
+        );
         if is_worse {
-            *first = Some(fault);
+            *first = Some(reason);
         }
     }
 
-    fn first(&self) -> Option<Fault> {
+    fn first(&self) -> Option<UncapturedError> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

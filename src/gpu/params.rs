@@ -58,11 +58,11 @@ impl ParamsArena {
     pub fn push_bytes(&mut self, gpu: &Gpu, params: &[u8]) -> Result<u32> {
         let offset = self.bytes.len();
         if self.len() >= self.capacity || params.len() as u64 > PARAMS_STRIDE {
-            return Err(gpu.fault(format!("the params of one forward exceed the {} that were planned", self.capacity)));
+            return Err(gpu.error(format!("the params of one forward exceed the {} that were planned", self.capacity)));
         }
         self.bytes.extend_from_slice(params);
         self.bytes.resize(offset + PARAMS_STRIDE as usize, 0);
-        u32::try_from(self.begin + offset as u64).map_err(|_| gpu.fault("the params of one forward exceed 4 GiB"))
+        u32::try_from(self.begin + offset as u64).map_err(|_| gpu.error("the params of one forward exceed 4 GiB"))
     }
 
     /// Writes all that was pushed. Comes before the submission that reads it; the queue keeps the order.

@@ -103,7 +103,7 @@ impl Pipelines {
 impl Gpu {
     /// The pipeline of `kernel` with these override constants. The first call begins to compile it beside the caller's thread,
     /// so that pipelines that are asked for one after the other are compiled side by side.
-    /// A shader that does not compile is a fault that [`Gpu::check`] reports.
+    /// A shader that does not compile is an error that [`Gpu::check`] reports.
     pub fn pipeline(&self, kernel: &'static KernelSource, constants: &[(&'static str, f64)]) -> Arc<Pipeline> {
         let kernel_key = (kernel.stem, kernel.bindings.len());
         let key = (kernel_key, constants.iter().map(|&(name, value)| (name, value.to_bits())).collect());

@@ -42,7 +42,7 @@ impl Readback {
     /// The bytes, once what was recorded is submitted and done.
     ///
     /// # Errors
-    /// A fault of the device.
+    /// An error of the device.
     pub async fn bytes(self, gpu: &Gpu) -> Result<Vec<u8>> {
         let Readback { staging, len } = self;
         let (sender, receiver) = oneshot::channel();
@@ -51,11 +51,11 @@ impl Readback {
             let _ = sender.send(mapped);
         });
         gpu.wait(None)?;
-        let mapped = receiver.await.map_err(|_| gpu.fault("the readback was never answered"))?;
+        let mapped = receiver.await.map_err(|_| gpu.error("the readback was never answered"))?;
         // A device that is lost says more than the mapping that fails for it.
         gpu.check()?;
-        mapped.map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
-        let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.fault(format!("the readback failed: {error}")))?;
+        mapped.map_err(|error| gpu.error(format!("the readback failed: {error}")))?;
+        let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.error(format!("the readback failed: {error}")))?;
         let bytes = view.to_vec();
         drop(view);
         staging.unmap();
@@ -66,7 +66,7 @@ impl Readback {
 
 fn check_range(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<()> {
     if offset.checked_add(len).is_none_or(|end| end > buffer.size()) || !(offset | len).is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT) {
-        return Err(gpu.fault(format!("readback of {len} bytes at {offset} of a buffer of {} bytes", buffer.size())));
+        return Err(gpu.error(format!("readback of {len} bytes at {offset} of a buffer of {} bytes", buffer.size())));
     }
     Ok(())
 }

@@ -5,30 +5,30 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::elementwise::MIN_PARALLEL_VALUES;
 use super::quantise::quantise_all;
+use crate::host::simd::{BLOCK_LEN, LANES, TILE_TOKENS, TileColumn, TokenBlock, column_places, padded};
 use crate::kernels::matmul::Params;
-use crate::platform::simd::{BLOCK_LEN, LANES, TILE_TOKENS, TileColumn, TokenBlock, column_places, padded};
 
-/// Tokens for which rows of plain numbers are read in place. For more it pays to decode them once and to sum in the lanes of rows.
+/// Tokens for which rows of unquantised values are read in place. For more it pays to decode them once and to sum in the lanes of rows.
 const FEW_TOKENS: u32 = 3;
 
 /// How products want their second factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputForm {
-    /// As it is: few tokens, a matrix of plain numbers.
+pub enum InputFormat {
+    /// As it is: few tokens, a matrix of unquantised values.
     Floats,
-    /// In tiles of six tokens: more tokens, a matrix of plain numbers.
+    /// In tiles of six tokens: more tokens, a matrix of unquantised values.
     Tiles,
     /// As integers: a matrix that is stored in blocks.
     Blocks,
 }
 
-impl InputForm {
+impl InputFormat {
     /// What the product of these sizes wants.
-    pub fn of(params: &Params) -> InputForm {
+    pub fn of(params: &Params) -> InputFormat {
         match params.dtype() {
-            Some(dtype) if dtype.has_blocks() => InputForm::Blocks,
-            _ if params.n_tokens <= FEW_TOKENS => InputForm::Floats,
-            _ => InputForm::Tiles,
+            Some(dtype) if dtype.has_blocks() => InputFormat::Blocks,
+            _ if params.n_tokens <= FEW_TOKENS => InputFormat::Floats,
+            _ => InputFormat::Tiles,
         }
     }
 }
@@ -36,7 +36,7 @@ impl InputForm {
 /// The second factor of a product, `[n_tokens, n_columns]`.
 #[derive(Debug, Clone, Copy)]
 pub enum Operand<'a> {
-    /// As it is, for matrices of plain numbers.
+    /// As it is, for matrices of unquantised values.
     Floats(&'a [f32]),
     /// `[n_tokens / 6, padded(n_columns)]`, the last tile filled with zeros, for the same where there are several tokens.
     Tiles(&'a [TileColumn]),
@@ -67,24 +67,24 @@ impl Input {
     /// The `values` `[n_tokens, n_columns]` as the product of `params` wants them.
     ///
     /// # Panics
-    /// Where there are fewer values than `params` say, or no columns: a fault of the caller.
+    /// Where there are fewer values than `params` say, or no columns: an error of the caller.
     pub fn prepare<'a>(&'a mut self, params: &Params, values: &'a [f32]) -> Operand<'a> {
-        let form = InputForm::of(params);
+        let form = InputFormat::of(params);
         self.fill(form, params, values);
         self.operand(form, values)
     }
 
-    /// Brings `values` into `form`. Plain numbers stay where they are, and what was brought into another form stays too.
-    pub(crate) fn fill(&mut self, form: InputForm, params: &Params, values: &[f32]) {
+    /// Brings `values` into `form`. Unquantised values stay where they are, and what was brought into another form stays too.
+    pub(crate) fn fill(&mut self, form: InputFormat, params: &Params, values: &[f32]) {
         let [n_tokens, n_columns] = [params.n_tokens, params.n_columns].map(|n| n as usize);
         let values = &values[..n_tokens * n_columns];
         match form {
-            InputForm::Floats => {}
-            InputForm::Tiles => {
+            InputFormat::Floats => {}
+            InputFormat::Tiles => {
                 self.blocks = Vec::new();
                 arrange_all(n_columns, values, &mut self.tiles);
             }
-            InputForm::Blocks => {
+            InputFormat::Blocks => {
                 self.tiles = Vec::new();
                 quantise_all(values, &mut self.blocks);
             }
@@ -92,11 +92,11 @@ impl Input {
     }
 
     /// `values`, which were [brought](Input::fill) into `form` last.
-    pub(crate) fn operand<'a>(&'a self, form: InputForm, values: &'a [f32]) -> Operand<'a> {
+    pub(crate) fn operand<'a>(&'a self, form: InputFormat, values: &'a [f32]) -> Operand<'a> {
         match form {
-            InputForm::Floats => Operand::Floats(values),
-            InputForm::Tiles => Operand::Tiles(&self.tiles),
-            InputForm::Blocks => Operand::Blocks(&self.blocks),
+            InputFormat::Floats => Operand::Floats(values),
+            InputFormat::Tiles => Operand::Tiles(&self.tiles),
+            InputFormat::Blocks => Operand::Blocks(&self.blocks),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The host's arithmetic: what the kernels' references define, in vector instructions and on all threads. Knows no plan and no schedule.
 //!
-//! No result depends on how rows are cut, on which thread computes, or on the tokens beside. `crate::platform::simd` holds the
+//! No result depends on how rows are cut, on which thread computes, or on the tokens beside. `crate::host::simd` holds the
 //! instructions, the kernels' references say what is computed.
 
 mod attention;
@@ -9,10 +9,11 @@ mod exp;
 mod input;
 mod product;
 mod quantise;
+pub mod simd;
 
 pub use attention::attention;
 pub use elementwise::{add, glu, map, rms_norm, rope};
-pub use input::{Input, InputForm, Operand};
+pub use input::{Input, InputFormat, Operand};
 pub use product::{Part, multiply, multiply_all};
 
 /// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each

@@ -1,6 +1,6 @@
 //! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
 //!
-//! A thread takes a range of rows. For one token, and for a few where the rows are plain numbers, eight rows at a time are read in
+//! A thread takes a range of rows. For one token, and for a few where the rows are unquantised values, eight rows at a time are read in
 //! place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
 
 use std::ops::RangeInclusive;
@@ -10,10 +10,10 @@ use rayon::slice::ParallelSliceMut;
 
 use super::Operand;
 use crate::dtype::DType;
-use crate::kernels::matmul::Params;
-use crate::platform::simd::{
+use crate::host::simd::{
     BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
 };
+use crate::kernels::matmul::Params;
 
 /// Parts of a product for each thread: several, so that a thread that other programs hold up is waited for less.
 const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
@@ -27,8 +27,8 @@ const TOKENS_AT_ONCE: usize = 24;
 /// The product by `simd`'s instructions. `weight` holds the rows as stored, `output` is `[n_tokens, output_stride]`.
 ///
 /// # Panics
-/// Where the slices are shorter than `params` say, or the operand is not of the [`InputForm`](super::InputForm) that the product
-/// wants: a fault of the caller.
+/// Where the slices are shorter than `params` say, or the operand is not of the [`InputFormat`](super::InputFormat) that the product
+/// wants: an error of the caller.
 pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
     let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
     let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);

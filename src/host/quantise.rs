@@ -4,7 +4,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::elementwise::MIN_PARALLEL_VALUES;
-use crate::platform::simd::{BLOCK_LEN, TokenBlock, place};
+use crate::host::simd::{BLOCK_LEN, TokenBlock, place};
 
 /// Adding it to a number of magnitude below 2²² rounds that to an integer, ties to even, which the lowest bits then hold.
 const ROUND: f32 = 12_582_912.0;

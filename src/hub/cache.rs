@@ -191,8 +191,8 @@ impl RepoCache {
         let own = temporary_called(blob, INCOMPLETE, &folder);
         let (file, path) =
             own.and_then(|own| own.keep().map_err(|failed| failed.error)).map_err(|source| Error::io("create", path.display(), source))?;
-        if let Err(fault) = file.try_lock() {
-            tracing::debug!("{} is not locked: {fault}", path.display());
+        if let Err(reason) = file.try_lock() {
+            tracing::debug!("{} is not locked: {reason}", path.display());
         }
         Ok(Partial::new(file, path, Ownership::Own))
     }
@@ -204,9 +204,9 @@ impl RepoCache {
         orphans.sort_by_key(|orphan| file_size(orphan));
         if orphans.last().is_some_and(|longest| file_size(longest) > file_size(path))
             && let Some(longest) = orphans.pop()
-            && let Err(fault) = fs::rename(&longest, path)
+            && let Err(reason) = fs::rename(&longest, path)
         {
-            tracing::debug!("{} is left alone: {fault}", longest.display());
+            tracing::debug!("{} is left alone: {reason}", longest.display());
         }
         orphans.iter().for_each(|orphan| remove(orphan));
     }
@@ -290,8 +290,8 @@ fn without_links(blob: &Path, path: &Path, folder: &Path, is_new: bool) -> io::R
 
 /// Removes what nobody needs; where that fails, it stays.
 fn remove(path: &Path) {
-    if let Err(fault) = fs::remove_file(path) {
-        tracing::debug!("{} is left alone: {fault}", path.display());
+    if let Err(reason) = fs::remove_file(path) {
+        tracing::debug!("{} is left alone: {reason}", path.display());
     }
 }
 

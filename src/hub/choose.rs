@@ -217,8 +217,8 @@ fn listing(names: &[String]) -> String {
     format!("it has {shown}{more}; tierflow runs {} and safetensors", runnable.join(", "))
 }
 
-fn refusal(model: &ModelRef, fault: &str) -> Error {
-    Error::InvalidArgument { option: model.to_string().into(), fault: fault.into() }
+fn refusal(model: &ModelRef, reason: &str) -> Error {
+    Error::InvalidArgument { option: model.to_string().into(), reason: reason.into() }
 }
 
 #[cfg(test)]

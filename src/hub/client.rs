@@ -12,7 +12,7 @@ use super::model_ref::{ModelRef, is_safe_file_name, is_safe_revision};
 use crate::error::{Error, Result, Setting};
 use crate::units::Bytes;
 
-/// How often a request is tried in all before its last fault is reported.
+/// How often a request is tried in all before its last error is reported.
 pub(super) const ATTEMPTS: u32 = 5;
 /// The same where the model is in the cache, whatever the hub would say.
 pub(super) const ATTEMPTS_BESIDE_CACHE: u32 = 2;
@@ -149,18 +149,18 @@ impl Client {
         if !is_safe_revision(&model.revision) {
             return Err(Failure::for_good(Error::InvalidArgument {
                 option: Setting::Revision.into(),
-                fault: format!("`{}` is no branch, tag or commit", model.revision),
+                reason: format!("`{}` is no branch, tag or commit", model.revision),
             }));
         }
         let url = format!("{}/api/models/{}/revision/{}", self.endpoint, model.repo, encode(&model.revision, ""));
         let text = self.with_retries(attempts, || {
             let mut response = self.send(Method::Get, &url, None)?;
             let body = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_string();
-            body.map_err(|fault| broken(&url, &fault))
+            body.map_err(|reason| broken(&url, &reason))
         })?;
-        let unusable = |fault: String| Failure::for_good(network(&url, fault));
+        let unusable = |reason: String| Failure::for_good(network(&url, reason));
         let info: RepoInfo = serde_json::from_str(&text)
-            .map_err(|fault| unusable(format!("the answer is not that of a Hugging Face hub ({fault}); check HF_ENDPOINT")))?;
+            .map_err(|reason| unusable(format!("the answer is not that of a Hugging Face hub ({reason}); check HF_ENDPOINT")))?;
         if !is_safe_file_name(&info.sha) || info.sha.contains('/') {
             return Err(unusable(format!("the hub names a commit {:?}, which is none", info.sha)));
         }
@@ -184,8 +184,8 @@ impl Client {
                 size => size,
             };
             let missing = |what: &str| {
-                let fault = format!("the server sends no usable {what}: it is no Hugging Face hub; check HF_ENDPOINT");
-                Failure::for_good(network(url, fault))
+                let reason = format!("the server sends no usable {what}: it is no Hugging Face hub; check HF_ENDPOINT");
+                Failure::for_good(network(url, reason))
             };
             let etag = etag.filter(|etag| !etag.is_empty()).ok_or_else(|| missing("etag"))?;
             let size = size.and_then(|size| size.parse().ok()).map(Bytes).ok_or_else(|| missing("length"))?;
@@ -264,7 +264,7 @@ impl Client {
         if let Some(start) = range_start {
             request = request.header("range", format!("bytes={}-", start.0));
         }
-        request.call().map_err(|fault| broken(url, &fault))
+        request.call().map_err(|reason| broken(url, &reason))
     }
 }
 
@@ -272,30 +272,30 @@ pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
     headers.get(name)?.to_str().ok()
 }
 
-pub(super) fn network(url: &str, fault: impl Into<String>) -> Error {
+pub(super) fn network(url: &str, reason: impl Into<String>) -> Error {
     // What a store's signed address carries behind `?` is a right of access and no one's business.
-    Error::Network { url: url.split('?').next().unwrap_or(url).to_owned(), fault: fault.into() }
+    Error::Network { url: url.split('?').next().unwrap_or(url).to_owned(), reason: reason.into() }
 }
 
 /// A connection that failed or broke; another attempt may do.
-fn broken(url: &str, fault: &ureq::Error) -> Failure {
-    let retry = match fault {
+fn broken(url: &str, reason: &ureq::Error) -> Failure {
+    let retry = match reason {
         ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => Retry::Soon,
         _ => Retry::Never,
     };
-    let error = network(url, format!("{fault}; check the network, or HF_ENDPOINT for another hub"));
-    Failure { error: Box::new(error), reason: Some(network(url, fault.to_string()).to_string()), retry, is_outage: true }
+    let error = network(url, format!("{reason}; check the network, or HF_ENDPOINT for another hub"));
+    Failure { error: Box::new(error), reason: Some(network(url, reason.to_string()).to_string()), retry, is_outage: true }
 }
 
 /// A server that compresses although it was asked not to: sizes, ranges and hashes are those of the file as it is.
 fn demand_plain(url: &str, response: Response<Body>) -> Result<Response<Body>, Failure> {
     match header(response.headers(), "content-encoding").map(str::trim) {
         Some(encoding) if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") => {
-            let fault = format!(
+            let reason = format!(
                 "the server sends the file encoded as `{encoding}`, although it was asked for the file as it is; \
                  turn compression off in the mirror, or set HF_ENDPOINT to another"
             );
-            Err(Failure::for_good(network(url, fault)))
+            Err(Failure::for_good(network(url, reason)))
         }
         _ => Ok(response),
     }
@@ -310,9 +310,9 @@ fn no_such_range(url: &str) -> Failure {
 /// A server that asks for a wait that nobody sits through.
 fn too_long_a_wait(failure: Failure, asked: Duration) -> Failure {
     let error = match *failure.error {
-        Error::Network { url, fault } => {
-            let fault = format!("{fault}; it asks to be left alone for {} s: try again after that", asked.as_secs());
-            Error::Network { url, fault }
+        Error::Network { url, reason } => {
+            let reason = format!("{reason}; it asks to be left alone for {} s: try again after that", asked.as_secs());
+            Error::Network { url, reason }
         }
         other => other,
     };
@@ -346,7 +346,7 @@ fn check_token(token: &Token) -> Result<()> {
         None => Ok(()),
         Some(letter) => Err(Error::InvalidArgument {
             option: "HF_TOKEN".into(),
-            fault: format!("the token holds {letter:?}, which no token does; copy it again from the hub's page of access tokens"),
+            reason: format!("the token holds {letter:?}, which no token does; copy it again from the hub's page of access tokens"),
         }),
     }
 }

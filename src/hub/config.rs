@@ -57,13 +57,13 @@ impl HubConfig {
             .or_else(|| user_home.as_ref().map(|home| home.join(".cache").join("huggingface")))
             .ok_or_else(|| Error::InvalidArgument {
                 option: "HF_HOME".into(),
-                fault: "there is no home folder to keep models in; set HF_HOME to a folder".into(),
+                reason: "there is no home folder to keep models in; set HF_HOME to a folder".into(),
             })?;
         let endpoint = get("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.into()).trim_end_matches('/').to_owned();
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return Err(Error::InvalidArgument {
                 option: "HF_ENDPOINT".into(),
-                fault: format!("`{endpoint}` is no address; write https://HOST"),
+                reason: format!("`{endpoint}` is no address; write https://HOST"),
             });
         }
         let token_path = folder("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));

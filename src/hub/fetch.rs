@@ -106,8 +106,8 @@ impl Fetch<'_> {
             return Ok(());
         }
         partial.discard()?;
-        let fault = format!("what arrived has the SHA-256 {found}, where the hub names {expected}; fetch it again, or check the mirror");
-        Err(network(&self.url, fault))
+        let reason = format!("what arrived has the SHA-256 {found}, where the hub names {expected}; fetch it again, or check the mirror");
+        Err(network(&self.url, reason))
     }
 
     /// Reads until the file is whole. A connection that breaks is taken up where it ended, as long as each brings a block at least.
@@ -143,7 +143,8 @@ impl Fetch<'_> {
         let mut block = vec![0; BLOCK_BYTES];
         loop {
             let read = body.read(&mut block);
-            let count = read.map_err(|fault| Failure::passing(self.fault(format!("the connection broke at {}: {fault}", arrived.done))))?;
+            let count =
+                read.map_err(|reason| Failure::passing(self.error(format!("the connection broke at {}: {reason}", arrived.done))))?;
             if count == 0 {
                 break;
             }
@@ -152,7 +153,7 @@ impl Fetch<'_> {
                 // What is on disk came from a server that does not keep its word.
                 partial.discard().map_err(Failure::for_good)?;
                 arrived.done = Bytes::ZERO;
-                return Err(Failure::for_good(self.fault(format!("the server sends more than the {} that it announced", self.info.size))));
+                return Err(Failure::for_good(self.error(format!("the server sends more than the {} that it announced", self.info.size))));
             }
             partial.write(arrived.done, &block[..count]).map_err(Failure::for_good)?;
             arrived.done = after;
@@ -160,14 +161,14 @@ impl Fetch<'_> {
             progress(Progress::of(self.file, after, self.info.size));
         }
         if arrived.done < self.info.size {
-            return Err(Failure::passing(self.fault(format!("the connection ended at {} of {}", arrived.done, self.info.size))));
+            return Err(Failure::passing(self.error(format!("the connection ended at {} of {}", arrived.done, self.info.size))));
         }
         Ok(())
     }
 
     /// Where the body of an answer begins: at `asked` with 206, at zero with 200. Checks that its length fits.
     fn start_of(&self, response: &Response<Body>, asked: Bytes) -> Result<Bytes, Failure> {
-        let refused = |fault: String| Err(Failure::for_good(self.fault(fault)));
+        let refused = |reason: String| Err(Failure::for_good(self.error(reason)));
         let start = match response.status().as_u16() {
             200 => Bytes::ZERO,
             206 => {
@@ -190,7 +191,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn fault(&self, fault: String) -> Error {
-        network(&self.url, fault)
+    fn error(&self, reason: String) -> Error {
+        network(&self.url, reason)
     }
 }

@@ -84,14 +84,14 @@ pub fn pull_anew(config: &HubConfig, model: &ModelRef, progress: &mut dyn FnMut(
 fn bring(config: &HubConfig, model: &ModelRef, way: Way, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Pulled> {
     let whole = if way == Way::Missing { cached_whole(config, model) } else { Ok(None) };
     if config.offline {
-        let fault = match way {
+        let reason = match way {
             Way::Missing => {
                 let cache = config.cache_dir.display();
                 format!("HF_HUB_OFFLINE is set and {model} is not (wholly) in {cache}; unset it to fetch the model")
             }
             Way::Anew => format!("HF_HUB_OFFLINE is set; unset it to fetch {model} again"),
         };
-        return whole?.ok_or_else(|| Error::Network { url: format!("{}/{}", config.endpoint, model.repo), fault });
+        return whole?.ok_or_else(|| Error::Network { url: format!("{}/{}", config.endpoint, model.repo), reason });
     }
     let client = Client::new(config)?;
     let attempts = if matches!(whole, Ok(Some(_))) { ATTEMPTS_BESIDE_CACHE } else { ATTEMPTS };

@@ -29,9 +29,9 @@ impl fmt::Display for ModelRef {
 /// # Errors
 /// [`Error::InvalidArgument`] where a part is missing or holds characters that no hub allows.
 pub fn parse_model_ref(text: &str) -> Result<ModelRef> {
-    let invalid = |fault: &str| Error::InvalidArgument {
+    let invalid = |reason: &str| Error::InvalidArgument {
         option: "model".into(),
-        fault: format!("`{text}` {fault}; write ORG/NAME, ORG/NAME:Q8_0 or ORG/NAME:FILE"),
+        reason: format!("`{text}` {reason}; write ORG/NAME, ORG/NAME:Q8_0 or ORG/NAME:FILE"),
     };
     let bare = text.strip_prefix("https://").unwrap_or(text);
     let bare = ["hf.co/", "huggingface.co/"].iter().find_map(|host| bare.strip_prefix(host)).unwrap_or(bare);

@@ -34,7 +34,7 @@ impl fmt::Display for Quantisation {
     }
 }
 
-/// What can be read, the dtype taken first at the front: those in blocks from the finest on, then plain numbers from the smallest on.
+/// What can be read, the dtype taken first at the front: those in blocks from the finest on, then unquantised values from the smallest on.
 pub(super) fn dtypes_by_preference() -> Vec<DType> {
     let mut dtypes = DType::ALL.to_vec();
     dtypes.sort_by(|a, b| {

@@ -1,15 +1,19 @@
 //! Causal attention over the caches of `rope_kv`, with grouped queries and an optional window:
-//! `mixed[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
+//! `attended[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
 //! each score `x` is `cap · tanh(x / cap)`.
-//! Chooses the kernel by the tokens and the adapter; holds the one reference of all forms.
+//! Chooses the kernel by the tokens and the adapter; holds the one reference of all variants.
+
+pub mod combine;
+pub mod compact;
+pub mod subgroup;
+pub mod tile;
+pub mod token;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::matmul::MAX_FEW_TOKENS;
 use super::rope_kv::{Token, checked_dtype};
-use super::{
-    BatchShape, Binding, Needed, attention_combine, attention_subgroup, attention_tile, attention_token, f32_bytes, is_software, require,
-};
+use super::{BatchShape, Binding, Needed, f32_bytes, is_software, require};
 use crate::device::TokenCount;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -18,7 +22,7 @@ use crate::model::Attention;
 /// Largest head; the shaders hold one in workgroup memory, or in lanes.
 pub const MAX_HEAD_SIZE: u32 = 256;
 
-/// Params of every form.
+/// Params of every variant.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct Params {
@@ -62,7 +66,7 @@ impl Params {
     }
 }
 
-/// Buffers of every form.
+/// Buffers of every variant.
 #[derive(Debug, Clone, Copy)]
 pub struct Bindings<'a> {
     /// `[n_tokens, n_heads, head_size]`.
@@ -76,7 +80,7 @@ pub struct Bindings<'a> {
     /// What [`parts_bytes`] says: the parts that a long context is attended in.
     pub parts: Binding<'a>,
     /// `[n_tokens, n_heads, head_size]`.
-    pub mixed: Binding<'a>,
+    pub attended: Binding<'a>,
 }
 
 impl<'a> Bindings<'a> {
@@ -84,15 +88,15 @@ impl<'a> Bindings<'a> {
     #[must_use]
     pub fn from_token(self, params: &Params, token: u32) -> Bindings<'a> {
         let rows = f32_bytes(&[token, params.n_heads, params.head_size]);
-        let [query, tokens, mixed] =
-            [(self.query, rows), (self.tokens, f32_bytes(&[token, 4])), (self.mixed, rows)].map(|(binding, bytes)| binding.behind(bytes));
-        Bindings { query, tokens, mixed, ..self }
+        let [query, tokens, attended] = [(self.query, rows), (self.tokens, f32_bytes(&[token, 4])), (self.attended, rows)]
+            .map(|(binding, bytes)| binding.behind(bytes));
+        Bindings { query, tokens, attended, ..self }
     }
 }
 
 /// How attention is spread over an adapter's lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttentionForm {
+pub enum AttentionVariant {
     /// Each token attends for itself; a long context in parts, where there are few tokens.
     Token,
     /// Tokens side by side share the keys and values that they load.
@@ -136,7 +140,7 @@ pub fn cut(params: &Params, n_cuts: usize) -> (Params, Vec<u32>) {
     (Params { n_tokens: n_together, ..*params }, begins)
 }
 
-/// Makes the dispatches of the form that suits, one or two, to be encoded in their order and with the same params.
+/// Makes the dispatches of the variant that suits, one or two, to be encoded in their order and with the same params.
 /// The choice sees what the forward is and what the adapter is, never what is resident on it.
 ///
 /// # Errors
@@ -148,46 +152,46 @@ pub fn prepare(
     bindings: Bindings<'_>,
     tokens: TokenCount,
 ) -> Result<Vec<Dispatch>> {
-    let form = match (tokens, is_software(gpu), attention_subgroup::is_possible(gpu)) {
-        (TokenCount::Few, true, true) => AttentionForm::Subgroup,
-        (TokenCount::Many, true, true) => AttentionForm::SubgroupTile,
-        (TokenCount::Many, false, _) => AttentionForm::Tile,
-        (TokenCount::Few, ..) | (TokenCount::Many, true, false) => AttentionForm::Token,
+    let variant = match (tokens, is_software(gpu), subgroup::is_possible(gpu)) {
+        (TokenCount::Few, true, true) => AttentionVariant::Subgroup,
+        (TokenCount::Many, true, true) => AttentionVariant::SubgroupTile,
+        (TokenCount::Many, false, _) => AttentionVariant::Tile,
+        (TokenCount::Few, ..) | (TokenCount::Many, true, false) => AttentionVariant::Token,
     };
-    prepare_as(gpu, params_buffer, params, bindings, form)
+    prepare_as(gpu, params_buffer, params, bindings, variant)
 }
 
-/// Makes the dispatches of this form.
+/// Makes the dispatches of this variant.
 ///
 /// # Errors
-/// As [`prepare`]; where the form is none of [`forms`].
+/// As [`prepare`]; where the variant is none of [`variants`].
 pub fn prepare_as(
     gpu: &Gpu,
     params_buffer: &wgpu::Buffer,
     params: &Params,
     bindings: Bindings<'_>,
-    form: AttentionForm,
+    variant: AttentionVariant,
 ) -> Result<Vec<Dispatch>> {
-    let whole = match form {
-        AttentionForm::Tile => attention_tile::prepare(gpu, params_buffer, params, bindings)?,
-        AttentionForm::SubgroupTile => attention_subgroup::prepare_tile(gpu, params_buffer, params, bindings)?,
-        AttentionForm::Token => attention_token::prepare(gpu, params_buffer, params, bindings)?,
-        AttentionForm::Subgroup => attention_subgroup::prepare(gpu, params_buffer, params, bindings)?,
+    let whole = match variant {
+        AttentionVariant::Tile => tile::prepare(gpu, params_buffer, params, bindings)?,
+        AttentionVariant::SubgroupTile => subgroup::prepare_tile(gpu, params_buffer, params, bindings)?,
+        AttentionVariant::Token => token::prepare(gpu, params_buffer, params, bindings)?,
+        AttentionVariant::Subgroup => subgroup::prepare(gpu, params_buffer, params, bindings)?,
     };
-    let takes_parts = matches!(form, AttentionForm::Token | AttentionForm::Subgroup);
+    let takes_parts = matches!(variant, AttentionVariant::Token | AttentionVariant::Subgroup);
     if takes_parts && n_parts(params) > 1 {
-        return Ok(vec![whole, attention_combine::prepare(gpu, params_buffer, params, bindings)?]);
+        return Ok(vec![whole, combine::prepare(gpu, params_buffer, params, bindings)?]);
     }
     Ok(vec![whole])
 }
 
-/// The forms that the adapter can run.
-pub fn forms(gpu: &Gpu) -> Vec<AttentionForm> {
-    let mut forms = vec![AttentionForm::Token, AttentionForm::Tile];
-    if attention_subgroup::is_possible(gpu) {
-        forms.extend([AttentionForm::Subgroup, AttentionForm::SubgroupTile]);
+/// The variants that the adapter can run.
+pub fn variants(gpu: &Gpu) -> Vec<AttentionVariant> {
+    let mut variants = vec![AttentionVariant::Token, AttentionVariant::Tile];
+    if subgroup::is_possible(gpu) {
+        variants.extend([AttentionVariant::Subgroup, AttentionVariant::SubgroupTile]);
     }
-    forms
+    variants
 }
 
 /// Positions of a part: what the parts begin at multiples of depends on nothing but the cache's capacity.
@@ -207,12 +211,12 @@ pub fn parts_bytes(params: &Params) -> u64 {
     if parts > 1 { f32_bytes(&[params.n_tokens, params.n_heads, parts, params.head_size.saturating_add(4)]) } else { 0 }
 }
 
-/// The override constant of all forms that says whether scores are capped.
+/// The override constant of all variants that says whether scores are capped.
 pub(super) fn softcap_constant(params: &Params) -> (&'static str, f64) {
     ("HAS_SOFTCAP", f64::from(u8::from(params.softcap > 0.0)))
 }
 
-/// Override constants of the forms that attend in parts.
+/// Override constants of the variants that attend in parts.
 pub(super) fn part_constants(params: &Params) -> [(&'static str, f64); 2] {
     let is_split = n_parts(params) > 1;
     [("IS_SPLIT", f64::from(u8::from(is_split))), ("PART_POSITIONS", f64::from(part_positions(params.kv_capacity)))]
@@ -236,18 +240,18 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
         (bindings.value_cache, cache),
         match target {
             Target::Parts if n_parts(params) > 1 => (bindings.parts, parts_bytes(params)),
-            Target::Parts | Target::Mixed => (bindings.mixed, rows),
+            Target::Parts | Target::Attended => (bindings.attended, rows),
         },
     ])
 }
 
-/// What a form writes.
+/// What a variant writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     /// The parts, where there are several.
     Parts,
     /// The result.
-    Mixed,
+    Attended,
 }
 
 /// Query heads of one key head that a workgroup serves: as many as divide the group, up to `most`.
@@ -263,19 +267,19 @@ pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
     begin as usize..end as usize
 }
 
-/// CPU twin of all forms, with caches in f32. The softmax is the plain one, over a row of scores.
-pub fn reference(params: &Params, query: &[f32], tokens: &[Token], key_cache: &[f32], value_cache: &[f32], mixed: &mut [f32]) {
+/// CPU twin of all variants, with caches in f32. The softmax is the plain one, over a row of scores.
+pub fn reference(params: &Params, query: &[f32], tokens: &[Token], key_cache: &[f32], value_cache: &[f32], attended: &mut [f32]) {
     for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
         for head in 0..params.n_heads as usize {
             let begin = (t * params.n_heads as usize + head) * params.head_size as usize;
             let range = begin..begin + params.head_size as usize;
-            reference_head(params, &query[range.clone()], token, head, (key_cache, value_cache), &mut mixed[range]);
+            reference_head(params, &query[range.clone()], token, head, (key_cache, value_cache), &mut attended[range]);
         }
     }
 }
 
-/// One query head of one token: `query` and `mixed` are `[head_size]`; `caches` are key and value.
-pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize, caches: (&[f32], &[f32]), mixed: &mut [f32]) {
+/// One query head of one token: `query` and `attended` are `[head_size]`; `caches` are key and value.
+pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize, caches: (&[f32], &[f32]), attended: &mut [f32]) {
     let kv_head = head / (params.n_heads / params.n_kv_heads) as usize;
     let first_row = (token.seq as usize * params.n_kv_heads as usize + kv_head) * params.kv_capacity as usize;
     let row_at = |position: usize| (first_row + position) * query.len()..(first_row + position + 1) * query.len();
@@ -284,18 +288,18 @@ pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize
     let capped = |score: f32| if params.softcap > 0.0 { params.softcap * (score / params.softcap).tanh() } else { score };
     let scores: Vec<f32> = positions.clone().map(|position| capped(score(position))).collect();
     let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    mixed.fill(0.0);
+    attended.fill(0.0);
     let mut total = 0.0;
     for (position, score) in positions.zip(&scores) {
         let share = (score - maximum).exp();
         total += share;
-        for (sum, value) in mixed.iter_mut().zip(&caches.1[row_at(position)]) {
+        for (sum, value) in attended.iter_mut().zip(&caches.1[row_at(position)]) {
             *sum += share * value;
         }
     }
     // A token that sees nothing mixes nothing.
     if !scores.is_empty() {
-        mixed.iter_mut().for_each(|sum| *sum /= total);
+        attended.iter_mut().for_each(|sum| *sum /= total);
     }
 }
 

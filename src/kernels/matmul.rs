@@ -1,11 +1,16 @@
 //! Matrix products: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
-//! Chooses the kernel by the number of tokens; holds the one reference of all forms. Up to three products of one input can
+//! Chooses the kernel by the number of tokens; holds the one reference of all variants. Up to three products of one input can
 //! share a dispatch, and a product can add to its output: fewer dispatches, the same bits.
+
+pub mod subgroup;
+pub mod tile;
+pub mod unaligned;
+pub mod vec;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, MAX_PRODUCTS, Needed, f32_bytes, is_software, matmul_odd, matmul_subgroup, matmul_tile, matmul_vec, require};
-use crate::device::{MatMulForm, TokenCount};
+use super::{Binding, MAX_PRODUCTS, Needed, f32_bytes, is_software, require};
+use crate::device::{MatMulVariant, TokenCount};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, KernelSource};
@@ -17,7 +22,7 @@ pub const MAX_FEW_TOKENS: u32 = 8;
 /// What [`Params::weight_begin`] counts in, in bytes: WebGPU's largest alignment of storage offsets.
 pub const WEIGHT_ALIGNMENT: u64 = 256;
 
-/// Params of every form, for one product.
+/// Params of every variant, for one product.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Params {
@@ -75,7 +80,7 @@ impl Params {
         DType::ALL.get(self.dtype as usize).copied()
     }
 
-    /// Whether each row is whole quads of words, or of blocks: what the fast forms read.
+    /// Whether each row is whole quads of words, or of blocks: what the fast variants read.
     pub(super) fn has_whole_quads(&self) -> bool {
         self.dtype().is_some_and(|dtype| dtype.has_blocks() || self.row_bytes().is_some_and(|bytes| bytes.is_multiple_of(16)))
     }
@@ -174,7 +179,7 @@ pub const fn dtype_code(dtype: DType) -> u32 {
     dtype as u32
 }
 
-/// Makes the dispatch of the form that suits `params`. The choice sees tokens, columns and dtype, never the rows:
+/// Makes the dispatch of the variant that suits `params`. The choice sees tokens, columns and dtype, never the rows:
 /// slices of one weight must run the same arithmetic.
 ///
 /// # Errors
@@ -189,8 +194,8 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
 /// As [`prepare`], and where the products cannot share a dispatch.
 pub fn prepare_products(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>) -> Result<Dispatch> {
     match chosen(gpu, &products.common()) {
-        Some(form) => prepare_products_as(gpu, params_buffer, products, form),
-        None => matmul_odd::prepare(gpu, params_buffer, products),
+        Some(variant) => prepare_products_as(gpu, params_buffer, products, variant),
+        None => unaligned::prepare(gpu, params_buffer, products),
     }
 }
 
@@ -199,52 +204,58 @@ fn alone<'a>(params: &'a Params, bindings: &'a Bindings<'a>) -> Products<'a> {
     Products { params: std::slice::from_ref(params), weight: *weight, input: *input, outputs: std::slice::from_ref(output) }
 }
 
-/// Makes the dispatch of this form.
+/// Makes the dispatch of this variant.
 ///
 /// # Errors
-/// As [`prepare`]; where the form is none of [`forms`].
-pub fn prepare_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, form: MatMulForm) -> Result<Dispatch> {
-    prepare_products_as(gpu, params_buffer, &alone(params, &bindings), form)
+/// As [`prepare`]; where the variant is none of [`variants`].
+pub fn prepare_as(
+    gpu: &Gpu,
+    params_buffer: &wgpu::Buffer,
+    params: &Params,
+    bindings: Bindings<'_>,
+    variant: MatMulVariant,
+) -> Result<Dispatch> {
+    prepare_products_as(gpu, params_buffer, &alone(params, &bindings), variant)
 }
 
 /// As [`prepare_as`], for products that share a dispatch; its params are [`padded`].
 ///
 /// # Errors
-/// As [`prepare_products`]; where the form is none of [`forms`].
-pub fn prepare_products_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>, form: MatMulForm) -> Result<Dispatch> {
-    match form {
-        MatMulForm::Lane | MatMulForm::Workgroup => matmul_vec::prepare(gpu, params_buffer, products, form),
-        MatMulForm::Tile => matmul_tile::prepare(gpu, params_buffer, products),
-        MatMulForm::Subgroup => matmul_subgroup::prepare(gpu, params_buffer, products),
+/// As [`prepare_products`]; where the variant is none of [`variants`].
+pub fn prepare_products_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>, variant: MatMulVariant) -> Result<Dispatch> {
+    match variant {
+        MatMulVariant::Lane | MatMulVariant::Workgroup => vec::prepare(gpu, params_buffer, products, variant),
+        MatMulVariant::Tile => tile::prepare(gpu, params_buffer, products),
+        MatMulVariant::Subgroup => subgroup::prepare(gpu, params_buffer, products),
     }
 }
 
-/// The forms that a product can take on this adapter: first what the kind of adapter suggests, then those to try. None where
+/// The variants that a product can take on this adapter: first what the kind of adapter suggests, then those to try. None where
 /// rows are no whole quads of words, which one kernel alone computes.
-pub fn forms(gpu: &Gpu, params: &Params) -> Vec<MatMulForm> {
+pub fn variants(gpu: &Gpu, params: &Params) -> Vec<MatMulVariant> {
     if !params.has_whole_quads() {
         return Vec::new();
     }
-    let mut forms = match (is_software(gpu), params.token_count()) {
-        (true, _) => vec![MatMulForm::Subgroup, MatMulForm::Lane],
-        (false, TokenCount::Few) => vec![MatMulForm::Workgroup, MatMulForm::Lane, MatMulForm::Subgroup],
-        (false, TokenCount::Many) => vec![MatMulForm::Tile, MatMulForm::Subgroup],
+    let mut variants = match (is_software(gpu), params.token_count()) {
+        (true, _) => vec![MatMulVariant::Subgroup, MatMulVariant::Lane],
+        (false, TokenCount::Few) => vec![MatMulVariant::Workgroup, MatMulVariant::Lane, MatMulVariant::Subgroup],
+        (false, TokenCount::Many) => vec![MatMulVariant::Tile, MatMulVariant::Subgroup],
     };
-    forms.retain(|form| *form != MatMulForm::Subgroup || matmul_subgroup::is_possible(gpu, params));
-    forms
+    variants.retain(|variant| *variant != MatMulVariant::Subgroup || subgroup::is_possible(gpu, params));
+    variants
 }
 
-/// The form that was measured to be fastest, where the product can take it, else the first of [`forms`].
-fn chosen(gpu: &Gpu, params: &Params) -> Option<MatMulForm> {
-    let possible = forms(gpu, params);
-    let measured = params.dtype().and_then(|dtype| gpu.spec.rates.forms.of(dtype, params.token_count()));
-    measured.filter(|form| possible.contains(form)).or(possible.first().copied())
+/// The variant that was measured to be fastest, where the product can take it, else the first of [`variants`].
+fn chosen(gpu: &Gpu, params: &Params) -> Option<MatMulVariant> {
+    let possible = variants(gpu, params);
+    let measured = params.dtype().and_then(|dtype| gpu.spec.rates.variants.of(dtype, params.token_count()));
+    measured.filter(|variant| possible.contains(variant)).or(possible.first().copied())
 }
 
-/// CPU twin of all forms. `weight`: the rows' bytes; `input` `[n_tokens, n_columns]`; `output` `[n_tokens, output_stride]`.
+/// CPU twin of all variants. `weight`: the rows' bytes; `input` `[n_tokens, n_columns]`; `output` `[n_tokens, output_stride]`.
 ///
 /// # Panics
-/// Where the slices are shorter than `params` say, or its dtype is none: a fault of the caller.
+/// Where the slices are shorter than `params` say, or its dtype is none: an error of the caller.
 pub fn reference(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
     let dtype = params.dtype().expect("a dtype code");
     let row_bytes = params.row_bytes().expect("whole blocks") as usize;

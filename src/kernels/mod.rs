@@ -6,19 +6,10 @@
 pub mod add;
 pub mod add_bias;
 pub mod attention;
-pub mod attention_combine;
-pub mod attention_compact;
-pub mod attention_subgroup;
-pub mod attention_tile;
-pub mod attention_token;
 pub mod gather_rows;
 pub mod glu;
 pub mod map;
 pub mod matmul;
-pub mod matmul_odd;
-pub mod matmul_subgroup;
-pub mod matmul_tile;
-pub mod matmul_vec;
 pub mod rms_norm;
 pub mod rope;
 pub mod rope_kv;
@@ -88,7 +79,7 @@ impl<'a> Binding<'a> {
 
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
-/// The forms of the matrix product have a row for each number of products in a dispatch.
+/// The variants of the matrix product have a row for each number of products in a dispatch.
 pub static KERNELS: [&KernelSource; 26] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
@@ -99,7 +90,7 @@ pub static KERNELS: [&KernelSource; 26] = [
     &MATMUL_SUBGROUP[0],
     &MATMUL_SUBGROUP[1],
     &MATMUL_SUBGROUP[2],
-    &MATMUL_ODD,
+    &MATMUL_UNALIGNED,
     &RMS_NORM,
     &ROPE,
     &ROPE_KV,
@@ -128,8 +119,8 @@ macro_rules! wgsl {
 /// Most products that share a dispatch: query, key and value.
 pub const MAX_PRODUCTS: usize = 3;
 
-/// The rows of one form of the matrix product, for one, two and three products in a dispatch; with the shared files that it
-/// needs beside those of all forms.
+/// The rows of one variant of the matrix product, for one, two and three products in a dispatch; with the shared files that it
+/// needs beside those of all variants.
 macro_rules! products {
     ($stem:literal $(, $shared:literal)*) => {
         [
@@ -146,7 +137,8 @@ const MATMUL_3: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("outpu
 static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes");
 static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes");
 static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
-static MATMUL_ODD: KernelSource = row::<matmul::Params>("matmul_odd", wgsl!("matmul_odd", "decode", "products_1"), MATMUL);
+static MATMUL_UNALIGNED: KernelSource =
+    row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
 static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("heads", Write)]);
@@ -169,16 +161,16 @@ static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
         ("value_cache", Write),
     ],
 );
-const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("mixed", Write)];
+const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("attended", Write)];
 static ATTENTION_TOKEN: KernelSource = row::<attention::Params>("attention_token", wgsl!("attention_token"), ATTENTION);
 static ATTENTION_TILE: KernelSource = row::<attention::Params>("attention_tile", wgsl!("attention_tile"), ATTENTION);
 static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>("attention_subgroup", wgsl!("attention_subgroup", "words"), ATTENTION);
 static ATTENTION_SUBGROUP_TILE: KernelSource =
     row::<attention::Params>("attention_subgroup_tile", wgsl!("attention_subgroup_tile", "words"), ATTENTION);
 static ATTENTION_COMBINE: KernelSource =
-    row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("mixed", Write)]);
+    row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("attended", Write)]);
 static ATTENTION_COMPACT: KernelSource =
-    row::<attention::Params>("attention_compact", wgsl!("attention_compact"), &[("padded", Read), ("mixed", Write)]);
+    row::<attention::Params>("attention_compact", wgsl!("attention_compact"), &[("padded", Read), ("attended", Write)]);
 static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu"), &[("gate", Read), ("up", Read), ("output", Write)]);
 static MAP: KernelSource = row::<map::Params>("map", wgsl!("map"), &[("target_values", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
@@ -222,7 +214,7 @@ fn dispatch(
 /// whole quads.
 fn checked_size(gpu: &Gpu, stem: &str, name: &str, bound: Binding<'_>, needed: u64) -> Result<u64> {
     let size = needed.max(1).next_multiple_of(BUFFER_ALIGNMENT);
-    let fault = if needed > bound.size || bound.offset.checked_add(size).is_none_or(|end| end > bound.buffer.size()) {
+    let reason = if needed > bound.size || bound.offset.checked_add(size).is_none_or(|end| end > bound.buffer.size()) {
         format!("needs {needed} bytes, has {} of a buffer of {}", bound.size, bound.buffer.size())
     } else if size > gpu.limits.max_binding_bytes.0 || size > u64::from(u32::MAX) {
         format!("needs {needed} bytes, the adapter binds {} at most: cut it into slices", gpu.limits.max_binding_bytes)
@@ -232,7 +224,7 @@ fn checked_size(gpu: &Gpu, stem: &str, name: &str, bound: Binding<'_>, needed: u
         let most = bound.size.min(gpu.limits.max_binding_bytes.0).min(u64::from(u32::MAX)) / BUFFER_ALIGNMENT * BUFFER_ALIGNMENT;
         return Ok(size.max(most));
     };
-    Err(gpu.fault(format!("kernel {stem}, binding `{name}`: {fault}")))
+    Err(gpu.error(format!("kernel {stem}, binding `{name}`: {reason}")))
 }
 
 /// `count` workgroups as x and y, where x alone has a limit; the shader drops the few too many.
@@ -241,7 +233,7 @@ fn fold(gpu: &Gpu, stem: &str, count: u64, z: u32) -> Result<[u32; 3]> {
     let x = count.clamp(1, max);
     let y = count.div_ceil(x).max(1);
     if y > max || u64::from(z) > max {
-        return Err(gpu.fault(format!("kernel {stem}: {count} × {z} workgroups exceed the adapter's {max} per dimension")));
+        return Err(gpu.error(format!("kernel {stem}: {count} × {z} workgroups exceed the adapter's {max} per dimension")));
     }
     Ok([x as u32, y as u32, z.max(1)])
 }
@@ -259,6 +251,6 @@ fn fold_items(gpu: &Gpu, stem: &str, shape: &[u32]) -> Result<[u32; 3]> {
 }
 
 /// Refuses params that no shader was written for.
-fn require(gpu: &Gpu, stem: &str, holds: bool, fault: &str) -> Result<()> {
-    if holds { Ok(()) } else { Err(gpu.fault(format!("kernel {stem}: {fault}"))) }
+fn require(gpu: &Gpu, stem: &str, holds: bool, reason: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(gpu.error(format!("kernel {stem}: {reason}"))) }
 }

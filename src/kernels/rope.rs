@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use super::{BatchShape, Binding, ROPE, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::{Rope, RopePairs};
+use crate::model::{Rope, RopePairing};
 
 /// Params of the shader.
 #[repr(C)]
@@ -20,7 +20,7 @@ pub struct Params {
     pub head_size: u32,
     /// Values of a head that turn, from the first on: even, at most `head_size`.
     pub rotary_size: u32,
-    /// [`RopePairs`] as a number.
+    /// [`RopePairing`] as a number.
     pub pairing: u32,
 }
 
@@ -66,7 +66,7 @@ pub fn reference(params: &Params, cos_sin: &[f32], heads: &mut [f32]) {
         let token = head / params.n_heads as usize;
         for pair in 0..n_pairs {
             let (first, second) =
-                if params.pairing == RopePairs::Halves as u32 { (pair, pair + n_pairs) } else { (2 * pair, 2 * pair + 1) };
+                if params.pairing == RopePairing::NeoX as u32 { (pair, pair + n_pairs) } else { (2 * pair, 2 * pair + 1) };
             let [cos, sin] = [0, 1].map(|part| cos_sin[(token * n_pairs + pair) * 2 + part]);
             let (a, b) = (values[first], values[second]);
             values[first] = a * cos - b * sin;

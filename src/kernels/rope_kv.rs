@@ -68,7 +68,7 @@ pub struct Params {
     pub kv_capacity: u32,
     /// A [`KvDType`] as a number.
     pub kv_dtype: u32,
-    /// [`RopePairs`](crate::model::RopePairs) as a number.
+    /// [`RopePairing`](crate::model::RopePairing) as a number.
     pub pairing: u32,
     /// Values of a head that turn, from the first on: a multiple of 4, at most `head_size`.
     pub rotary_size: u32,

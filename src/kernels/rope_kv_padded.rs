@@ -6,7 +6,7 @@ use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require, r
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
-/// Values of a head are padded to a multiple of so many, which the forms of attention load at once.
+/// Values of a head are padded to a multiple of so many, which the variants of attention load at once.
 pub const OCTET: u32 = 8;
 
 /// Values of a stored head.

@@ -1,9 +1,9 @@
 //! Probes of an adapter: both ways up, the way back, submissions, compilation and products.
 
 use super::effort::{Effort, middle, time};
-use super::forms;
 use super::products::{self, weight_bytes};
-use crate::device::{AdapterKind, MatMulForm, MatMulForms, Rates};
+use super::variants;
+use crate::device::{AdapterKind, MatMulVariant, MatMulVariants, Rates};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, AdapterFound, Buffer, Dispatch, Gpu, ParamsArena, Purpose};
@@ -11,7 +11,7 @@ use crate::kernels::{Binding, matmul};
 use crate::platform::clock::Instant;
 use crate::units::{Bytes, BytesPerSec};
 
-/// What one transfer moves: a piece as streaming has them.
+/// What one transfer moves: a chunk as streaming has them.
 const TRANSFER: Bytes = Bytes::mib(8);
 /// Host memory that the transfers read in turn, so that no cache holds it.
 const HELD: Bytes = Bytes::mib(64);
@@ -24,14 +24,14 @@ const POOL_SHARE: u64 = 4;
 const MAX_PLACES: u64 = 64;
 /// What a matrix in the pool begins at a multiple of: every adapter's storage alignment divides it.
 const WEIGHT_ALIGNMENT: u64 = 256;
-/// Share of the time in which the fastest forms are looked for: what kinds of adapters suggest is seldom wrong.
-const FORMS_PART: f64 = 0.25;
+/// Share of the time in which the fastest variants are looked for: what kinds of adapters suggest is seldom wrong.
+const VARIANTS_PART: f64 = 0.25;
 /// Input and output of the products.
 const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
 /// Submissions of which the cost of one is taken.
 const N_SUBMISSIONS: u32 = 16;
 
-/// Measures all rates of an adapter, of its products those in `dtypes`, and the forms for a model in those `of_model`.
+/// Measures all rates of an adapter, of its products those in `dtypes`, and the variants for a model in those `of_model`.
 ///
 /// # Errors
 /// Where the adapter cannot be opened or a probe fails.
@@ -41,7 +41,7 @@ pub(super) async fn measure(found: &AdapterFound, effort: &Effort, dtypes: &[DTy
     Ok(transfers_of(&gpu, &effort.anew()).await?.or(&products))
 }
 
-/// Measures an adapter's products in `dtypes`, and those forms for a model in those `of_model` that are not `known`.
+/// Measures an adapter's products in `dtypes`, and those variants for a model in those `of_model` that are not `known`.
 ///
 /// # Errors
 /// As of [`measure`].
@@ -50,10 +50,10 @@ pub(super) async fn measure_products(
     effort: &Effort,
     dtypes: &[DType],
     of_model: &[DType],
-    known: &MatMulForms,
+    known: &MatMulVariants,
 ) -> Result<Rates> {
     let mut gpu = open(found).await?;
-    gpu.spec.rates.forms = known.clone();
+    gpu.spec.rates.variants = known.clone();
     products_of(&mut gpu, pool_size(found), effort, dtypes, of_model).await
 }
 
@@ -62,20 +62,20 @@ async fn open(found: &AdapterFound) -> Result<Gpu> {
     Gpu::open(found, budget, None).await
 }
 
-/// The rates of products in `dtypes`, in the forms that are fastest.
+/// The rates of products in `dtypes`, in the variants that are fastest.
 async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &[DType], of_model: &[DType]) -> Result<Rates> {
     if dtypes.is_empty() {
         return Ok(Rates::default());
     }
     // Before anything else compiles them.
     let shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
-    // Of the forms of a product, the rates are those of the fastest, which is found first.
-    let forms = Bench::new(gpu, pool_size).await?.fastest_forms(&effort.part(FORMS_PART), of_model)?;
-    gpu.spec.rates.forms = forms.clone();
+    // Of the variants of a product, the rates are those of the fastest, which is found first.
+    let variants = Bench::new(gpu, pool_size).await?.fastest_variants(&effort.part(VARIANTS_PART), of_model)?;
+    gpu.spec.rates.variants = variants.clone();
     let mut bench = Bench::new(gpu, pool_size).await?;
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
     let rates = products::measure(&effort.anew(), dtypes, products::SMALL, largest, |params, repeats| bench.run(params, repeats))?;
-    Ok(Rates { forms, shader_compile_secs, ..rates })
+    Ok(Rates { variants, shader_compile_secs, ..rates })
 }
 
 /// The rates of all that brings bytes up and back, and of submissions.
@@ -123,13 +123,13 @@ async fn upload(gpu: &Gpu, effort: &Effort, way: Upload, held: &[u8]) -> Result<
         Upload::Mapped => None,
         Upload::Staged => Some(gpu.buffer("probe slot", TRANSFER, slot_usage, Purpose::Slots).await?),
     };
-    let mut pieces = held.chunks_exact(TRANSFER.0 as usize).cycle();
+    let mut chunks = held.chunks_exact(TRANSFER.0 as usize).cycle();
     let mut transfer = || {
-        let piece = pieces.next().unwrap_or_default();
+        let chunk = chunks.next().unwrap_or_default();
         time(|| {
             map(gpu, &memory)?;
-            let fault = |fault: wgpu::MapRangeError| gpu.fault(format!("the upload probe failed: {fault}"));
-            memory.slice(..).get_mapped_range_mut().map_err(fault)?.copy_from_slice(piece);
+            let invalid = |reason: wgpu::MapRangeError| gpu.error(format!("the upload probe failed: {reason}"));
+            memory.slice(..).get_mapped_range_mut().map_err(invalid)?.copy_from_slice(chunk);
             memory.unmap();
             if let Some(slot) = &slot {
                 let mut encoder = gpu.device.create_command_encoder(&Default::default());
@@ -151,8 +151,8 @@ fn map(gpu: &Gpu, memory: &Buffer) -> Result<()> {
     gpu.wait(None)?;
     match receiver.try_recv() {
         Ok(Some(Ok(()))) => Ok(()),
-        Ok(Some(Err(fault))) => Err(gpu.fault(format!("the upload probe failed: {fault}"))),
-        Ok(None) | Err(_) => Err(gpu.fault("the upload probe failed: its memory was not mapped")),
+        Ok(Some(Err(reason))) => Err(gpu.error(format!("the upload probe failed: {reason}"))),
+        Ok(None) | Err(_) => Err(gpu.error("the upload probe failed: its memory was not mapped")),
     }
 }
 
@@ -222,30 +222,30 @@ impl<'a> Bench<'a> {
 
     /// Compiles the products in `dtypes`; the median of the seconds that each took.
     fn compile(&self, dtypes: &[DType]) -> Result<f64> {
-        let secs = products::forms(dtypes).map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
+        let secs = products::variants(dtypes).map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
         Ok(middle(secs.collect::<Result<_>>()?))
     }
 
-    fn fastest_forms(mut self, effort: &Effort, dtypes: &[DType]) -> Result<MatMulForms> {
+    fn fastest_variants(mut self, effort: &Effort, dtypes: &[DType]) -> Result<MatMulVariants> {
         let gpu = self.gpu;
-        forms::measure(
+        variants::measure(
             effort,
             dtypes,
-            gpu.spec.rates.forms.clone(),
-            |params| matmul::forms(gpu, params),
-            |params, form| self.run_as(params, Some(form), 1),
+            gpu.spec.rates.variants.clone(),
+            |params| matmul::variants(gpu, params),
+            |params, variant| self.run_as(params, Some(variant), 1),
         )
     }
 
-    /// The dispatch of a product in this form, or in that which suits it.
-    fn dispatch(&self, params: &matmul::Params, form: Option<MatMulForm>, weight_begin: u64) -> Result<Dispatch> {
+    /// The dispatch of a product in this variant, or in that which suits it.
+    fn dispatch(&self, params: &matmul::Params, variant: Option<MatMulVariant>, weight_begin: u64) -> Result<Dispatch> {
         let bindings = matmul::Bindings {
             weight: Binding::part(&self.pool, weight_begin, weight_bytes(params)),
             input: Binding::whole(&self.input),
             output: Binding::whole(&self.output),
         };
-        let dispatch = match form {
-            Some(form) => matmul::prepare_as(self.gpu, self.params.buffer(), params, bindings, form),
+        let dispatch = match variant {
+            Some(variant) => matmul::prepare_as(self.gpu, self.params.buffer(), params, bindings, variant),
             None => matmul::prepare(self.gpu, self.params.buffer(), params, bindings),
         }?;
         // What compiles in the background must not fall into a run.
@@ -258,13 +258,13 @@ impl<'a> Bench<'a> {
         self.run_as(params, None, repeats)
     }
 
-    fn run_as(&mut self, params: &matmul::Params, form: Option<MatMulForm>, repeats: usize) -> Result<f64> {
+    fn run_as(&mut self, params: &matmul::Params, variant: Option<MatMulVariant>, repeats: usize) -> Result<f64> {
         self.params.clear();
         let offset = self.params.push(self.gpu, params)?;
         self.params.upload(self.gpu);
         let stride = Bytes(weight_bytes(params)).align_up(WEIGHT_ALIGNMENT).0;
         let n_places = (self.pool.size() / stride).clamp(1, MAX_PLACES.min(repeats as u64));
-        let dispatches = (0..n_places).map(|place| self.dispatch(params, form, place * stride)).collect::<Result<Vec<_>>>()?;
+        let dispatches = (0..n_places).map(|place| self.dispatch(params, variant, place * stride)).collect::<Result<Vec<_>>>()?;
         time(|| {
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&Default::default());

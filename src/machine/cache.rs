@@ -9,7 +9,7 @@ use crate::device::{Aspect, Rates, Sample};
 use crate::platform;
 use crate::units::Bytes;
 
-/// Form of the file, meaning of its figures, and generation of the kernels that they were measured with. A file of another version
+/// Variant of the file, meaning of its figures, and generation of the kernels that they were measured with. A file of another version
 /// is measured anew.
 const VERSION: u32 = 7;
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Remedy, Result, Setting};
 use crate::platform;
 use crate::units::Bytes;
 
-/// Version of the form. Another one is refused: its figures could mean something else.
+/// Version of the variant. Another one is refused: its figures could mean something else.
 const SCHEMA: &str = "tierflow.devices/1";
 /// No description is longer.
 const MAX_BYTES: u64 = 4 << 20;
@@ -39,7 +39,7 @@ impl DevicesFile {
 /// rates where the file has none.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::InvalidFile`] naming the device and what is wrong: another version of the form, an unknown name,
+/// [`Error::Io`], or [`Error::InvalidFile`] naming the device and what is wrong: another version of the variant, an unknown name,
 /// a rate or size that is no positive number, no or two hosts, a gap in the numbers of the adapters.
 pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
     let text = platform::read_text(path, MAX_BYTES)?;
@@ -51,9 +51,9 @@ pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
 /// # Errors
 /// As there.
 pub fn parse_devices(bytes: &[u8], path: &str) -> Result<Vec<DeviceSpec>> {
-    let text = platform::decode_text(bytes).map_err(|fault| Error::invalid_file(path, fault))?;
+    let text = platform::decode_text(bytes).map_err(|reason| Error::invalid_file(path, reason))?;
     check_schema(text.as_bytes(), path)?;
-    parse(text.as_bytes()).map_err(|fault| Error::invalid_file(path, fault))
+    parse(text.as_bytes()).map_err(|reason| Error::invalid_file(path, reason))
 }
 
 fn check_schema(bytes: &[u8], path: &str) -> Result<()> {
@@ -67,8 +67,8 @@ fn check_schema(bytes: &[u8], path: &str) -> Result<()> {
         return Ok(());
     }
     let found = head.schema.map_or_else(|| "no schema".into(), |schema| format!("the schema `{schema}`"));
-    let fault = format!("has {found} where `{SCHEMA}` is read");
-    Err(Error::InvalidFile { path: path.to_owned(), fault, advice: [Remedy::Write(Setting::Machine)].into() })
+    let reason = format!("has {found} where `{SCHEMA}` is read");
+    Err(Error::InvalidFile { path: path.to_owned(), reason, advice: [Remedy::Write(Setting::Machine)].into() })
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<DeviceSpec>, String> {
@@ -108,7 +108,7 @@ fn checked(mut spec: DeviceSpec) -> Result<DeviceSpec, String> {
     }
     match spec.limits {
         Some(_) if !is_gpu => return Err(format!("{device} has no limits: leave them out")),
-        Some(limits) => check_limits(&limits).map_err(|fault| format!("{device}: {fault}"))?,
+        Some(limits) => check_limits(&limits).map_err(|reason| format!("{device}: {reason}"))?,
         None => spec.limits = is_gpu.then(GpuLimits::default),
     }
     match spec.rates.figures().into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {

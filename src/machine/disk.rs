@@ -99,7 +99,7 @@ fn of_file(path: &Path, effort: &Effort) -> Result<Rates> {
 fn request_secs(source: &dyn ByteSource) -> Result<f64> {
     let mut buffer = DirectBuffer::default();
     let stride = source.len() / N_REQUESTS;
-    let one = |index: u64, buffer: &mut DirectBuffer| time(|| source.read_passing(index * stride, 1, buffer).map(drop));
+    let one = |index: u64, buffer: &mut DirectBuffer| time(|| source.read_direct(index * stride, 1, buffer).map(drop));
     (0..N_REQUESTS).map(|index| one(index, &mut buffer)).collect::<Result<_>>().map(middle)
 }
 
@@ -118,7 +118,7 @@ fn read_rate(source: &dyn ByteSource, effort: &Effort) -> Result<BytesPerSec> {
                 return Ok(n_bytes);
             }
             let len = STEP.min(source.len() - step * STEP);
-            n_bytes += source.read_passing(step * STEP, len as usize, &mut buffer)?.len() as u64;
+            n_bytes += source.read_direct(step * STEP, len as usize, &mut buffer)?.len() as u64;
         }
     };
     let n_bytes = std::thread::scope(|scope| {

@@ -4,8 +4,8 @@ use super::effort::{Effort, time};
 use super::products::{self, weight_bytes};
 use crate::device::Rates;
 use crate::dtype::DType;
+use crate::host::simd::simd;
 use crate::host::{self, Input};
-use crate::platform::simd::simd;
 use crate::units::{Bytes, BytesPerSec};
 
 /// What the products of a run read in turn: more than the last cache holds of most processors.
@@ -42,7 +42,7 @@ pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
         input.resize(n_in.max(input.len()), 0.5);
         output.resize(n_out.max(output.len()), 0.0);
         let (input, output) = (&input[..n_in], &mut output[..n_out]);
-        // As a piece of a plan is computed: handed to the threads once.
+        // As a chunk of a plan is computed: handed to the threads once.
         time(|| {
             host::among_threads(|| {
                 for index in 0..repeats {

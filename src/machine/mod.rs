@@ -7,10 +7,10 @@ mod cache;
 mod devices_file;
 mod disk;
 mod effort;
-mod forms;
 mod host;
 mod memory;
 mod products;
+mod variants;
 
 use std::path::Path;
 
@@ -155,7 +155,7 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) 
             Ok(cache::keep(key, watch.end(rates, before)))
         }
         (Some(known), Some(effort)) if !new.is_empty() => {
-            match adapter::measure_products(found, &effort, &new, dtypes, &known.forms).await {
+            match adapter::measure_products(found, &effort, &new, dtypes, &known.variants).await {
                 Ok(products) => Ok(cache::keep(key, known.with_products(products))),
                 Err(error) => {
                     tracing::warn!("the rates of {} were not measured in {new:?}: {error}", found.spec.name);

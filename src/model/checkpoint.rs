@@ -65,8 +65,8 @@ impl Checkpoint {
             [only] => Checkpoint::open_gguf(folder.open(only, io)?),
             [] => Err(Error::invalid_file(path.display(), "holds no config.json and no .gguf file; name a model's folder or file")),
             [first, ..] => {
-                let fault = format!("holds several .gguf files; name one of them, such as {}", folder.path_of(first));
-                Err(Error::invalid_file(path.display(), fault))
+                let reason = format!("holds several .gguf files; name one of them, such as {}", folder.path_of(first));
+                Err(Error::invalid_file(path.display(), reason))
             }
         }
     }
@@ -176,8 +176,8 @@ impl Checkpoint {
             let Some(dtype) = self.unreadable.get(name) else {
                 return Err(Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() });
             };
-            let fault = format!("tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16");
-            return Err(Error::UnsupportedModel { path: self.path.clone(), fault });
+            let reason = format!("tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16");
+            return Err(Error::UnsupportedModel { path: self.path.clone(), reason });
         };
         let found = &self.catalog[id].shape;
         if found != shape {
@@ -199,9 +199,9 @@ impl Checkpoint {
         }
     }
 
-    /// Bytes of a shard, read without leaving them in the system's memory ([`ByteSource::read_passing`]).
-    pub fn read_passing<'b>(&self, shard: u32, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        self.source(shard)?.read_passing(offset, len, buffer)
+    /// Bytes of a shard, read without leaving them in the system's memory ([`ByteSource::read_direct`]).
+    pub fn read_direct<'b>(&self, shard: u32, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        self.source(shard)?.read_direct(offset, len, buffer)
     }
 
     /// The same, into memory of the caller ([`ByteSource::read_into`]).

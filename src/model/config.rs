@@ -141,11 +141,11 @@ impl ModelConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u32)]
-pub enum RopePairs {
+pub enum RopePairing {
     /// `(i, i + rotary_size/2)`, as Hugging Face checkpoints have it.
-    Halves = 0,
+    NeoX = 0,
     /// `(2i, 2i + 1)`, as GGUF files of the Llama architecture have it (their q and k rows are permuted).
-    Neighbours = 1,
+    Interleaved = 1,
 }
 
 /// Rotary embedding: everything that its frequency table needs.
@@ -154,7 +154,7 @@ pub struct RopeConfig {
     /// Base of the frequencies.
     pub theta: f64,
     /// Which values are rotated together.
-    pub pairs: RopePairs,
+    pub pairs: RopePairing,
     /// How frequencies are stretched for longer contexts.
     pub scaling: RopeScaling,
 }
@@ -183,7 +183,7 @@ pub enum RopeScaling {
         original_context_length: f64,
     },
     /// One divisor per pair, as GGUF's tensor `rope_freqs.weight` stores it.
-    Divisors {
+    FrequencyFactors {
         /// `head_size / 2` of them.
         divisors: Vec<f32>,
     },
@@ -220,7 +220,7 @@ impl RopeConfig {
                     (1.0 - smooth) * frequency / factor + smooth * frequency
                 }
             }
-            RopeScaling::Divisors { divisors } => frequency / f64::from(divisors.get(i).copied().unwrap_or(1.0)),
+            RopeScaling::FrequencyFactors { divisors } => frequency / f64::from(divisors.get(i).copied().unwrap_or(1.0)),
         });
         stretched.map(|frequency| frequency as f32).collect()
     }
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn llama3_scaling_keeps_high_and_divides_low_frequencies() {
         let scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 8192.0 };
-        let plain = RopeConfig { theta: 500_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None };
+        let plain = RopeConfig { theta: 500_000.0, pairs: RopePairing::NeoX, scaling: RopeScaling::None };
         let scaled = RopeConfig { scaling, ..plain.clone() };
         let (plain, scaled) = (plain.inverse_frequencies(128), scaled.inverse_frequencies(128));
         assert_eq!(plain[0], scaled[0]);

@@ -2,7 +2,7 @@
 
 use super::families::Family;
 use super::limits::validate;
-use super::{ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
+use super::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
@@ -22,8 +22,8 @@ pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalo
 }
 
 impl Keys<'_> {
-    /// What files of Llama and of what is built like it say. Whether there are biases is told by the tensors.
-    pub(super) fn decoder(&self, family: &'static Family, pairs: RopePairs) -> Result<ModelConfig> {
+    /// What files of Llama and of what is built like it say. Whether there are biases is reported by the tensors.
+    pub(super) fn decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
         let hidden_size = self.required("embedding_length")?;
         let n_heads = self.required("attention.head_count")?;
         let has = |name: &str| self.catalog.find(name).is_some();
@@ -52,7 +52,7 @@ impl Keys<'_> {
     }
 
     /// The same of families that may turn a part of each head only.
-    pub(super) fn partly_rotary_decoder(&self, family: &'static Family, pairs: RopePairs) -> Result<ModelConfig> {
+    pub(super) fn partly_rotary_decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
         let own = Keys { allows_partial_rotary: true, ..*self };
         let config = own.decoder(family, pairs)?;
         let rotary_size = self.unsigned("rope.dimension_count")?.filter(|size| *size != config.head_size);
@@ -63,7 +63,7 @@ impl Keys<'_> {
     pub(super) fn refuse_tensor(&self, name: &str, what: &str) -> Result<()> {
         match self.catalog.find(name) {
             None => Ok(()),
-            Some(_) => Err(Error::UnsupportedModel { path: self.metadata.path.clone(), fault: format!("{what} is not supported") }),
+            Some(_) => Err(Error::UnsupportedModel { path: self.metadata.path.clone(), reason: format!("{what} is not supported") }),
         }
     }
 }
@@ -72,15 +72,15 @@ fn head_size(keys: &Keys<'_>, hidden_size: usize, n_heads: usize) -> Result<usiz
     let head_size = match keys.unsigned("attention.key_length")? {
         Some(size) => size,
         None if n_heads > 0 && hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
-        None => return Err(keys.fault(format!("embedding_length {hidden_size} is not divisible by attention.head_count {n_heads}"))),
+        None => return Err(keys.error(format!("embedding_length {hidden_size} is not divisible by attention.head_count {n_heads}"))),
     };
     for key in ["attention.value_length", "rope.dimension_count"] {
         if keys.allows_partial_rotary && key == "rope.dimension_count" {
             continue;
         }
         if let Some(other) = keys.unsigned(key)?.filter(|other| *other != head_size) {
-            let fault = format!("{}.{key} is {other} where a head has {head_size} values; only equal ones are supported", keys.prefix);
-            return Err(Error::UnsupportedModel { path: keys.metadata.path.clone(), fault });
+            let reason = format!("{}.{key} is {other} where a head has {head_size} values; only equal ones are supported", keys.prefix);
+            return Err(Error::UnsupportedModel { path: keys.metadata.path.clone(), reason });
         }
     }
     Ok(head_size)
@@ -91,13 +91,13 @@ fn vocab_size(keys: &Keys<'_>, catalog: &Catalog) -> Result<usize> {
     let name = "model.embed_tokens.weight";
     let missing = || Error::MissingTensor { path: keys.metadata.path.clone(), tensor: "token_embd.weight".into() };
     let embedding = &catalog[catalog.find(name).ok_or_else(missing)?];
-    let rows = usize::try_from(embedding.n_rows()).map_err(|_| keys.fault("its embedding is too large for this machine"))?;
+    let rows = usize::try_from(embedding.n_rows()).map_err(|_| keys.error("its embedding is too large for this machine"))?;
     if let Some(claimed) = keys.unsigned("vocab_size")?.filter(|claimed| *claimed != rows) {
-        return Err(keys.fault(format!("{}.vocab_size is {claimed}, but token_embd.weight has {rows} rows", keys.prefix)));
+        return Err(keys.error(format!("{}.vocab_size is {claimed}, but token_embd.weight has {rows} rows", keys.prefix)));
     }
     let tokens = keys.metadata.strings("tokenizer.ggml.tokens")?.map_or(0, <[String]>::len);
     if tokens > rows {
-        return Err(keys.fault(format!("its tokenizer has {tokens} tokens, but token_embd.weight has {rows} rows")));
+        return Err(keys.error(format!("its tokenizer has {tokens} tokens, but token_embd.weight has {rows} rows")));
     }
     Ok(rows)
 }
@@ -112,10 +112,10 @@ fn linear_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
         // A factor of 0 means that none was set; 1 changes nothing.
         (None | Some("linear"), Some(factor)) if factor == 0.0 || factor == 1.0 => Ok(RopeScaling::None),
         (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
-        (Some("linear"), None) => Err(keys.fault("rope scaling `linear` lacks its factor")),
+        (Some("linear"), None) => Err(keys.error("rope scaling `linear` lacks its factor")),
         (Some(other), _) => Err(Error::UnsupportedModel {
             path: keys.metadata.path.clone(),
-            fault: format!("rope scaling `{other}` is not supported; supported are none and linear"),
+            reason: format!("rope scaling `{other}` is not supported; supported are none and linear"),
         }),
     }
 }
@@ -147,7 +147,7 @@ fn with_divisors(scaling: &RopeScaling, mut divisors: Vec<f32>) -> RopeScaling {
     if let RopeScaling::Linear { factor } = scaling {
         divisors.iter_mut().for_each(|divisor| *divisor = (f64::from(*divisor) * factor) as f32);
     }
-    RopeScaling::Divisors { divisors }
+    RopeScaling::FrequencyFactors { divisors }
 }
 
 /// The keys under the architecture's prefix, beside the tensors.
@@ -163,7 +163,7 @@ impl<'a> Keys<'a> {
         Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or_default(), catalog, allows_partial_rotary: false })
     }
 
-    fn fault(&self, text: impl Into<String>) -> Error {
+    fn error(&self, text: impl Into<String>) -> Error {
         Error::invalid_file(&self.metadata.path, text)
     }
 
@@ -177,17 +177,17 @@ impl<'a> Keys<'a> {
             // One number for each layer, or one for all of them.
             Some(MetaValue::Integers(values)) => match values.as_slice() {
                 [first, rest @ ..] if rest.iter().all(|value| value == first) => {
-                    Some(u64::try_from(*first).map_err(|_| self.fault(format!("metadata key `{full}` is {first}")))?)
+                    Some(u64::try_from(*first).map_err(|_| self.error(format!("metadata key `{full}` is {first}")))?)
                 }
-                [] => return Err(self.fault(format!("metadata key `{full}` is an empty array"))),
+                [] => return Err(self.error(format!("metadata key `{full}` is an empty array"))),
                 _ => {
-                    let fault = format!("metadata key `{full}` differs from layer to layer, which is not supported");
-                    return Err(Error::UnsupportedModel { path: self.metadata.path.clone(), fault });
+                    let reason = format!("metadata key `{full}` differs from layer to layer, which is not supported");
+                    return Err(Error::UnsupportedModel { path: self.metadata.path.clone(), reason });
                 }
             },
             _ => self.metadata.unsigned(&full)?,
         };
-        value.map(|value| usize::try_from(value).map_err(|_| self.fault(format!("metadata key `{full}` is {value}")))).transpose()
+        value.map(|value| usize::try_from(value).map_err(|_| self.error(format!("metadata key `{full}` is {value}")))).transpose()
     }
 
     fn required(&self, key: &str) -> Result<usize> {
@@ -207,6 +207,6 @@ impl<'a> Keys<'a> {
     }
 
     fn missing(&self, key: &str) -> Error {
-        self.fault(format!("metadata key `{}` is missing", self.full(key)))
+        self.error(format!("metadata key `{}` is missing", self.full(key)))
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::families::{self, Family};
 use super::limits::validate;
-use super::{Activation, ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
+use super::{Activation, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
 use crate::weights::{PYTHON_CONSTANTS, parse_python_json};
@@ -78,13 +78,13 @@ impl Fields<'_> {
         let head_size = match self.unsigned("head_dim")?.or(defaults.head_size) {
             Some(size) => size,
             None if n_heads > 0 && hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
-            None => return Err(self.fault(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
+            None => return Err(self.error(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
         };
         let context_length = self.unsigned("max_position_embeddings")?.unwrap_or(defaults.context_length);
         let rotary_factor = self.rotary_factor()?.filter(|factor| *factor != 1.0);
         if let Some(factor) = rotary_factor.filter(|_| !defaults.partial_rotary) {
-            let fault = format!("partial_rotary_factor {factor} is not supported");
-            return Err(Error::UnsupportedModel { path: self.path.to_owned(), fault });
+            let reason = format!("partial_rotary_factor {factor} is not supported");
+            return Err(Error::UnsupportedModel { path: self.path.to_owned(), reason });
         }
         Ok(ModelConfig {
             family,
@@ -131,8 +131,8 @@ impl Fields<'_> {
             Some("silu" | "swish") => Ok(Activation::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
             Some(other) => {
-                let fault = format!("{key} `{other}` is not supported; supported are silu and gelu_pytorch_tanh");
-                Err(Error::UnsupportedModel { path: self.path.to_owned(), fault })
+                let reason = format!("{key} `{other}` is not supported; supported are silu and gelu_pytorch_tanh");
+                Err(Error::UnsupportedModel { path: self.path.to_owned(), reason })
             }
         }
     }
@@ -143,14 +143,14 @@ impl Fields<'_> {
             return Ok(None);
         };
         if types.len() != n_layers {
-            return Err(self.fault(format!("`layer_types` lists {} layers, the model has {n_layers}", types.len())));
+            return Err(self.error(format!("`layer_types` lists {} layers, the model has {n_layers}", types.len())));
         }
         let is_windowed = |name: &Value| match name.as_str() {
             Some("sliding_attention") => Ok(true),
             Some("full_attention") => Ok(false),
             _ => {
-                let fault = format!("layer type {name} is not supported; supported are sliding_attention and full_attention");
-                Err(Error::UnsupportedModel { path: self.path.to_owned(), fault })
+                let reason = format!("layer type {name} is not supported; supported are sliding_attention and full_attention");
+                Err(Error::UnsupportedModel { path: self.path.to_owned(), reason })
             }
         };
         types.iter().map(is_windowed).collect::<Result<_>>().map(Some)
@@ -159,7 +159,7 @@ impl Fields<'_> {
     /// What a pattern of layers repeats after, at least 1.
     pub(super) fn interval(&self, key: &str, default: usize) -> Result<usize> {
         match self.unsigned(key)?.unwrap_or(default) {
-            0 => Err(self.fault(format!("`{key}` is 0, it must be at least 1"))),
+            0 => Err(self.error(format!("`{key}` is 0, it must be at least 1"))),
             interval => Ok(interval),
         }
     }
@@ -187,12 +187,12 @@ impl Fields<'_> {
     /// Base and scaling in one object of `rope_parameters`.
     pub(super) fn rope_in(&self, inner: &Fields<'_>, theta: f64, context_length: usize) -> Result<RopeConfig> {
         let theta = inner.float("rope_theta")?.unwrap_or(theta);
-        Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling: scaling_of(inner, self, context_length)? })
+        Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: scaling_of(inner, self, context_length)? })
     }
 }
 
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
-    let unsupported = |fault: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), fault });
+    let unsupported = |reason: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), reason });
     if let Some(quantization) = fields.fields.get("quantization_config").filter(|value| !value.is_null()) {
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         return unsupported(format!(
@@ -236,12 +236,12 @@ fn rope_of(fields: &Fields<'_>, context_length: usize, default_theta: f64) -> Re
         None => RopeScaling::None,
         Some(inner) => scaling_of(&inner, fields, context_length)?,
     };
-    Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling })
+    Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling })
 }
 
 fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> Result<RopeScaling> {
     let kind = inner.string("rope_type")?.or(inner.string("type")?).unwrap_or("default");
-    let needed = |key: &str| inner.float(key)?.ok_or_else(|| inner.fault(format!("rope scaling `{kind}` lacks `{key}`")));
+    let needed = |key: &str| inner.float(key)?.ok_or_else(|| inner.error(format!("rope scaling `{kind}` lacks `{key}`")));
     match kind {
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: needed("factor")? }),
@@ -257,7 +257,7 @@ fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> 
         }
         other => Err(Error::UnsupportedModel {
             path: inner.path.to_owned(),
-            fault: format!("rope scaling `{other}` is not supported; supported are default, linear and llama3"),
+            reason: format!("rope scaling `{other}` is not supported; supported are default, linear and llama3"),
         }),
     }
 }
@@ -278,7 +278,7 @@ impl<'a> Fields<'a> {
         self.fields.get(key)
     }
 
-    pub(super) fn fault(&self, text: impl Into<String>) -> Error {
+    pub(super) fn error(&self, text: impl Into<String>) -> Error {
         Error::invalid_file(self.path, text)
     }
 
@@ -294,7 +294,7 @@ impl<'a> Fields<'a> {
                 if shown.len() < value.to_string().len() {
                     shown.push('…');
                 }
-                self.fault(format!("`{key}` is {shown}, it must be {wanted}"))
+                self.error(format!("`{key}` is {shown}, it must be {wanted}"))
             }),
         }
     }
@@ -304,7 +304,7 @@ impl<'a> Fields<'a> {
     }
 
     fn required(&self, key: &str) -> Result<usize> {
-        self.unsigned(key)?.ok_or_else(|| self.fault(format!("`{key}` is missing")))
+        self.unsigned(key)?.ok_or_else(|| self.error(format!("`{key}` is missing")))
     }
 
     pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
@@ -345,7 +345,7 @@ mod tests {
     fn defaults_are_those_of_transformers() {
         let config = parse("{}").unwrap();
         assert_eq!((config.n_kv_heads, config.head_size, config.rms_norm_epsilon), (4, 16, 1e-6));
-        assert_eq!(config.rope, RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None });
+        assert_eq!(config.rope, RopeConfig { theta: 10_000.0, pairs: RopePairing::NeoX, scaling: RopeScaling::None });
         assert!(!config.tied_embeddings && !config.attention_bias && config.sliding_window.is_none());
         let mistral = parse(r#"{"model_type":"mistral","architectures":["MistralForCausalLM"],"num_key_value_heads":2}"#).unwrap();
         assert_eq!(mistral.sliding_window, Some(4096));
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_gemma3_are_told_apart_in_both_spellings() {
+    fn layers_of_gemma3_are_reported_apart_in_both_spellings() {
         let gemma3 = |changes: &str| {
             let all = format!(
                 r#"{{"model_type":"gemma3_text","architectures":["Gemma3ForCausalLM"],"num_key_value_heads":2,"query_pre_attn_scalar":64,{changes}}}"#
@@ -443,8 +443,8 @@ mod tests {
             (r#"{"num_key_value_heads":3}"#, "key"),
             (r#"{"head_dim":15}"#, "head"),
         ] {
-            let fault = parse(changes).unwrap_err().to_string();
-            assert!(fault.starts_with("config.json") && fault.contains(named), "{changes}: {fault}");
+            let reason = parse(changes).unwrap_err().to_string();
+            assert!(reason.starts_with("config.json") && reason.contains(named), "{changes}: {reason}");
         }
     }
 }

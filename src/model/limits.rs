@@ -36,16 +36,16 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
         return Err(Error::invalid_file(path, format!("{} heads of {} values are absurdly wide", config.n_heads, config.head_size)));
     }
     if !config.n_heads.is_multiple_of(config.n_kv_heads) {
-        let fault = format!("{} attention heads cannot share {} key and value heads evenly", config.n_heads, config.n_kv_heads);
-        return Err(Error::invalid_file(path, fault));
+        let reason = format!("{} attention heads cannot share {} key and value heads evenly", config.n_heads, config.n_kv_heads);
+        return Err(Error::invalid_file(path, reason));
     }
     if !config.head_size.is_multiple_of(2) {
         return Err(Error::invalid_file(path, format!("the head size is {}, it must be even", config.head_size)));
     }
     let rotary_size = config.rotary_size();
     if rotary_size == 0 || !rotary_size.is_multiple_of(2) || rotary_size > config.head_size {
-        let fault = format!("of {} values of a head {rotary_size} are rotary; that must be an even number of them", config.head_size);
-        return Err(Error::invalid_file(path, fault));
+        let reason = format!("of {} values of a head {rotary_size} are rotary; that must be an even number of them", config.head_size);
+        return Err(Error::invalid_file(path, reason));
     }
     check_variant(&config.variant, path)?;
     check_each(vec![("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
@@ -77,12 +77,12 @@ fn check_rope(rope: &RopeConfig, path: &str) -> Result<()> {
             floats.push(("high_freq_factor of the rope scaling", *high_freq_factor, MAX_FACTOR));
             floats.push(("original context of the rope scaling", *original_context_length, MAX_FACTOR));
             if high_freq_factor <= low_freq_factor {
-                let fault =
+                let reason =
                     format!("the rope scaling's high_freq_factor {high_freq_factor} is not above its low_freq_factor {low_freq_factor}");
-                return Err(Error::invalid_file(path, fault));
+                return Err(Error::invalid_file(path, reason));
             }
         }
-        RopeScaling::Divisors { divisors } => {
+        RopeScaling::FrequencyFactors { divisors } => {
             if let Some((i, value)) = divisors.iter().enumerate().find(|(_, value)| !value.is_finite() || **value <= 0.0) {
                 return Err(Error::invalid_file(path, format!("rotary divisor {i} is {value}, it must be finite and above 0")));
             }

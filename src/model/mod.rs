@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{ModelConfig, RopeConfig, RopePairs, RopeScaling, RopeTable, Variant};
+pub use config::{ModelConfig, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
 pub use families::Family;
 pub use op::{Activation, Attention, Function, Op, RmsNorm, Rope, StoreKv};
 pub use value::{Rows, Value, ValueId};

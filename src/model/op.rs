@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::model::{RopePairs, ValueId};
+use crate::model::{RopePairing, ValueId};
 use crate::weights::TensorId;
 
 /// One operation. Formulas stand in the kernel of the same name.
@@ -127,7 +127,7 @@ pub struct Rope {
     /// Values of a head that turn, from the first on; even. The others stay as they are.
     pub rotary_size: usize,
     /// Which values turn together.
-    pub pairs: RopePairs,
+    pub pairs: RopePairing,
     /// By which angles: index into [`Model::rope_tables`](crate::model::Model::rope_tables), for heads of `rotary_size`.
     pub table: usize,
 }

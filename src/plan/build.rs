@@ -1,4 +1,4 @@
-//! From placements to a plan: who computes each unit and where it lives is given; pieces, rings and the exact memory of
+//! From placements to a plan: who computes each unit and where it lives is given; chunks, rings and the exact memory of
 //! every device follow.
 
 use std::ops::Range;
@@ -6,8 +6,8 @@ use std::ops::Range;
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Advice, Error, Remedy, Setting};
 use crate::model::UnitKind;
+use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of, share_slots};
 use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_files};
-use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of, share_slots};
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
@@ -15,7 +15,7 @@ use crate::plan::sizes::{Role, largest_kv_buffer_bytes};
 use crate::plan::{DevicePlan, PLAN_SCHEMA, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 
-/// Slots are made smaller for the sake of their layout only where they are so many times larger than what it adds: more pieces
+/// Slots are made smaller for the sake of their layout only where they are so many times larger than what it adds: more chunks
 /// cost more than copies in small slots.
 const SLOT_TO_PADDING: u64 = 16;
 
@@ -42,7 +42,7 @@ pub(super) enum Rings<'a> {
     Given(&'a [Option<Cutting>]),
 }
 
-/// How streamed pieces are cut.
+/// How streamed chunks are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cutting {
     /// For slots of so many bytes.
@@ -54,15 +54,15 @@ pub(super) struct Cutting {
 /// What came of a try.
 pub(super) enum Outcome {
     Made(Box<Plan>),
-    /// This worker's pieces need so many dispatches, and their parameters were not set aside.
+    /// This worker's chunks need so many dispatches, and their parameters were not set aside.
     NeedsDispatches(usize, usize),
 }
 
 /// What one worker gets.
 struct Part {
     worker: usize,
-    /// Pieces of the units that it computes, in the model's order.
-    pieces: Vec<Piece>,
+    /// Chunks of the units that it computes, in the model's order.
+    chunks: Vec<Chunk>,
     ring: Option<RingPlan>,
     used: Usage,
 }
@@ -73,10 +73,10 @@ enum PartOutcome {
     NeedsDispatches(usize),
 }
 
-/// A worker's units as pieces.
-enum Pieces {
-    /// The pieces, and how those that stream were cut, if any does.
-    Cut(Vec<Piece>, Option<Cutting>),
+/// A worker's units as chunks.
+enum Chunks {
+    /// The chunks, and how those that stream were cut, if any does.
+    Cut(Vec<Chunk>, Option<Cutting>),
     /// So many dispatches are needed, and their parameters were not set aside.
     NeedsDispatches(usize),
 }
@@ -95,7 +95,7 @@ impl Build<'_> {
                 PartOutcome::NeedsDispatches(needed) => return Ok(Outcome::NeedsDispatches(worker, needed)),
             }
         }
-        parts.sort_by_key(|part| part.pieces.first().map(Piece::unit));
+        parts.sort_by_key(|part| part.chunks.first().map(Chunk::unit));
         self.assemble(parts).map(|plan| Outcome::Made(Box::new(plan)))
     }
 
@@ -153,24 +153,24 @@ impl Build<'_> {
     /// Cuts a worker's units and gives it a ring.
     fn part(&self, worker: usize, units: &[usize]) -> Result<PartOutcome, Refusal> {
         let own = &self.site.workers[worker];
-        let pieces = match self.rings {
+        let chunks = match self.rings {
             Rings::Fitted(slot_limits) => self.fit(worker, units, slot_limits[worker])?,
             Rings::Given(cuttings) => self.cut_as_given(own, units, cuttings[worker])?,
         };
-        let (pieces, cutting) = match pieces {
-            Pieces::Cut(pieces, cutting) => (pieces, cutting),
-            Pieces::NeedsDispatches(needed) => return Ok(PartOutcome::NeedsDispatches(needed)),
+        let (chunks, cutting) = match chunks {
+            Chunks::Cut(chunks, cutting) => (chunks, cutting),
+            Chunks::NeedsDispatches(needed) => return Ok(PartOutcome::NeedsDispatches(needed)),
         };
-        let in_pieces = |resident: bool| {
-            let of_kind = pieces.iter().filter(move |piece| (piece.home == own.device) == resident);
-            of_kind.map(|piece| piece.size_bytes)
+        let in_chunks = |resident: bool| {
+            let of_kind = chunks.iter().filter(move |chunk| (chunk.stored_on == own.device) == resident);
+            of_kind.map(|chunk| chunk.size_bytes)
         };
-        let mut used = self.fixed(worker, units, n_dispatches_of(&pieces));
-        used.weights += in_pieces(true).sum();
+        let mut used = self.fixed(worker, units, n_dispatches_of(&chunks));
+        used.weights += in_chunks(true).sum();
         let ring = cutting.map(|Cutting { slot_bytes: cut_bytes, as_in_files }| {
             let n_slots = self.shape.n_slots;
             let lookahead = self.site.options.lookahead.unwrap_or(n_slots - 1).clamp(1, n_slots);
-            let slot_bytes = in_pieces(false).max().unwrap_or_default();
+            let slot_bytes = in_chunks(false).max().unwrap_or_default();
             RingPlan { n_slots, slot_bytes, cut_bytes, as_in_files, lookahead, upload: own.upload }
         });
         if let Some(ring) = ring {
@@ -182,11 +182,11 @@ impl Build<'_> {
         if used.total() > self.budgets[worker] {
             return Err(Refusal::Budget);
         }
-        Ok(PartOutcome::Made(Part { worker, pieces, ring, used }))
+        Ok(PartOutcome::Made(Part { worker, chunks, ring, used }))
     }
 
     /// Cuts a worker's units for slots that its budget has room for, with parameters for its dispatches set aside.
-    fn fit(&self, worker: usize, units: &[usize], slot_limit: Bytes) -> Result<Pieces, Refusal> {
+    fn fit(&self, worker: usize, units: &[usize], slot_limit: Bytes) -> Result<Chunks, Refusal> {
         let own = &self.site.workers[worker];
         let set_aside = self.n_dispatches[worker];
         let fixed = self.fixed(worker, units, set_aside);
@@ -205,23 +205,23 @@ impl Build<'_> {
         if let Some(slot_bytes) = slot_bytes {
             let at_least = self.least_dispatches(own, units, &streamed, slot_bytes)?;
             if at_least > set_aside {
-                return Ok(Pieces::NeedsDispatches(at_least));
+                return Ok(Chunks::NeedsDispatches(at_least));
             }
         }
-        let pieces = self.cut(own, units, slot_bytes.unwrap_or_default())?;
-        let (pieces, cutting) = match slot_bytes {
+        let chunks = self.cut(own, units, slot_bytes.unwrap_or_default())?;
+        let (chunks, cutting) = match slot_bytes {
             Some(slot_bytes) if own.device == Device::Cpu => {
-                let (pieces, cutting) = self.as_in_files(own, units, pieces, slot_bytes, room)?;
-                (pieces, Some(cutting))
+                let (chunks, cutting) = self.as_in_files(own, units, chunks, slot_bytes, room)?;
+                (chunks, Some(cutting))
             }
-            slot_bytes => (pieces, slot_bytes.map(|slot_bytes| Cutting { slot_bytes, as_in_files: false })),
+            slot_bytes => (chunks, slot_bytes.map(|slot_bytes| Cutting { slot_bytes, as_in_files: false })),
         };
-        let needed = n_dispatches_of(&pieces);
-        Ok(if needed > set_aside { Pieces::NeedsDispatches(needed) } else { Pieces::Cut(pieces, cutting) })
+        let needed = n_dispatches_of(&chunks);
+        Ok(if needed > set_aside { Chunks::NeedsDispatches(needed) } else { Chunks::Cut(chunks, cutting) })
     }
 
     /// Cuts a worker's units as they were cut before.
-    fn cut_as_given(&self, own: &Worker<'_>, units: &[usize], cutting: Option<Cutting>) -> Result<Pieces, Refusal> {
+    fn cut_as_given(&self, own: &Worker<'_>, units: &[usize], cutting: Option<Cutting>) -> Result<Chunks, Refusal> {
         let streamed = self.streamed(own, units);
         let cutting = cutting.filter(|_| !streamed.is_empty());
         let slot_bytes = cutting.map(|cutting| cutting.slot_bytes).unwrap_or_default();
@@ -231,11 +231,11 @@ impl Build<'_> {
             }
             self.least_dispatches(own, units, &streamed, slot_bytes)?;
         }
-        let mut pieces = self.cut(own, units, slot_bytes)?;
+        let mut chunks = self.cut(own, units, slot_bytes)?;
         if cutting.is_some_and(|cutting| cutting.as_in_files) {
-            self.lay_out_streamed(own, &mut pieces);
+            self.lay_out_streamed(own, &mut chunks);
         }
-        Ok(Pieces::Cut(pieces, cutting))
+        Ok(Chunks::Cut(chunks, cutting))
     }
 
     /// Those of `units` of which something streams.
@@ -248,13 +248,13 @@ impl Build<'_> {
         self.site.row_bytes.align_up(SLICE_ALIGNMENT)
     }
 
-    fn lay_out_streamed(&self, own: &Worker<'_>, pieces: &mut [Piece]) {
-        let streamed = pieces.iter_mut().filter(|piece| piece.home != own.device);
-        streamed.for_each(|piece| lay_out_as_in_files(piece, self.site.catalog));
+    fn lay_out_streamed(&self, own: &Worker<'_>, chunks: &mut [Chunk]) {
+        let streamed = chunks.iter_mut().filter(|chunk| chunk.stored_on != own.device);
+        streamed.for_each(|chunk| lay_out_as_in_files(chunk, self.site.catalog));
     }
 
     fn is_resident(&self, own: &Worker<'_>, unit: usize) -> bool {
-        self.placements[unit].homes.iter().all(|&home| home == own.device)
+        self.placements[unit].stored_on.iter().all(|&stored_on| stored_on == own.device)
     }
 
     /// Bytes of a unit that stay on its device; exact only for a unit that stays whole, and never too few.
@@ -262,19 +262,21 @@ impl Build<'_> {
         if self.is_resident(own, unit) {
             return own.block_bytes[unit];
         }
-        self.matrices_at(unit, |home| home == own.device).sum()
+        self.matrices_at(unit, |stored_on| stored_on == own.device).sum()
     }
 
-    /// Sizes of those matrices of a unit whose home is as asked.
+    /// Sizes of those matrices of a unit whose placement is as asked.
     fn matrices_at(&self, unit: usize, is_wanted: impl Fn(Device) -> bool) -> impl Iterator<Item = Bytes> {
-        let matrices = self.site.model.units[unit].matrices().zip(&self.placements[unit].homes);
-        matrices.filter(move |(_, home)| is_wanted(**home)).map(|(id, _)| self.site.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT))
+        let matrices = self.site.model.units[unit].matrices().zip(&self.placements[unit].stored_on);
+        matrices
+            .filter(move |(_, stored_on)| is_wanted(**stored_on))
+            .map(|(id, _)| self.site.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT))
     }
 
     /// Bytes of a slot: the largest streamed part of a unit whole, so that it is one large copy, where there is room.
     fn slot_bytes(&self, worker: usize, streamed: &[usize], room: Bytes, limit: Bytes) -> Result<Option<Bytes>, Refusal> {
         let own = &self.site.workers[worker];
-        let largest_part = |&unit: &usize| self.matrices_at(unit, |home| home != own.device).sum::<Bytes>();
+        let largest_part = |&unit: &usize| self.matrices_at(unit, |stored_on| stored_on != own.device).sum::<Bytes>();
         let Some(largest) = streamed.iter().map(largest_part).max() else { return Ok(None) };
         let least = self.least_slot();
         let share = Bytes(room.0 / own.ring_copies(self.shape.n_slots)).align_down(SLICE_ALIGNMENT);
@@ -295,14 +297,14 @@ impl Build<'_> {
         Ok(n_dispatches_of(resident) + n_slices as usize + n_ops.saturating_sub(1))
     }
 
-    fn cut(&self, own: &Worker<'_>, units: &[usize], slot_bytes: Bytes) -> Result<Vec<Piece>, Refusal> {
+    fn cut(&self, own: &Worker<'_>, units: &[usize], slot_bytes: Bytes) -> Result<Vec<Chunk>, Refusal> {
         let mut all = Vec::with_capacity(units.len());
         for &unit in units {
-            let homes = &self.placements[unit].homes;
-            let how = Cut { catalog: self.site.catalog, limits: &own.limits, homes, executor: own.device, slot_bytes };
+            let stored_on = &self.placements[unit].stored_on;
+            let how = Cut { catalog: self.site.catalog, limits: &own.limits, stored_on, executor: own.device, slot_bytes };
             all.extend(if self.is_resident(own, unit) {
                 own.blocks[unit].clone()
-            } else if homes.contains(&own.device) {
+            } else if stored_on.contains(&own.device) {
                 cut(unit, &self.site.model.units[unit], &how)?
             } else {
                 cut_evenly(unit, &self.site.model.units[unit], &how)?
@@ -312,38 +314,38 @@ impl Build<'_> {
     }
 
     /// What the host streams it reads from disk: into the slots themselves, without a copy, where there is `room` for what that
-    /// layout adds to slots of `slot_bytes`; where there is not, pieces that are a little smaller leave it.
+    /// layout adds to slots of `slot_bytes`; where there is not, chunks that are a little smaller leave it.
     fn as_in_files(
         &self,
         own: &Worker<'_>,
         units: &[usize],
-        mut pieces: Vec<Piece>,
+        mut chunks: Vec<Chunk>,
         mut slot_bytes: Bytes,
         room: Bytes,
-    ) -> Result<(Vec<Piece>, Cutting), Refusal> {
+    ) -> Result<(Vec<Chunk>, Cutting), Refusal> {
         let catalog = self.site.catalog;
-        let streams = |piece: &Piece| piece.home != own.device;
-        let fits = |pieces: &[Piece]| {
-            let resident: Bytes = pieces.iter().filter(|piece| !streams(piece)).map(|piece| piece.size_bytes).sum();
-            let streamed = pieces.iter().filter(|piece| streams(piece));
-            let slot = streamed.map(|piece| size_as_in_files(piece, catalog)).max().unwrap_or_default();
+        let streams = |chunk: &Chunk| chunk.stored_on != own.device;
+        let fits = |chunks: &[Chunk]| {
+            let resident: Bytes = chunks.iter().filter(|chunk| !streams(chunk)).map(|chunk| chunk.size_bytes).sum();
+            let streamed = chunks.iter().filter(|chunk| streams(chunk));
+            let slot = streamed.map(|chunk| size_as_in_files(chunk, catalog)).max().unwrap_or_default();
             resident + slot.times(own.ring_copies(self.shape.n_slots)) <= room
         };
-        if !fits(&pieces) {
-            let n_slices = pieces.iter().map(|piece| piece.slices.len()).max().unwrap_or(0);
+        if !fits(&chunks) {
+            let n_slices = chunks.iter().map(|chunk| chunk.slices.len()).max().unwrap_or(0);
             let padding = SLICE_PADDING.times(n_slices as u64);
             let smaller = slot_bytes.saturating_sub(padding).align_down(SLICE_ALIGNMENT);
             if padding.times(SLOT_TO_PADDING) > slot_bytes || smaller < self.least_slot() {
-                return Ok((pieces, Cutting { slot_bytes, as_in_files: false }));
+                return Ok((chunks, Cutting { slot_bytes, as_in_files: false }));
             }
-            let smaller_pieces = self.cut(own, units, smaller)?;
-            if !fits(&smaller_pieces) {
-                return Ok((pieces, Cutting { slot_bytes, as_in_files: false }));
+            let smaller_chunks = self.cut(own, units, smaller)?;
+            if !fits(&smaller_chunks) {
+                return Ok((chunks, Cutting { slot_bytes, as_in_files: false }));
             }
-            (pieces, slot_bytes) = (smaller_pieces, smaller);
+            (chunks, slot_bytes) = (smaller_chunks, smaller);
         }
-        self.lay_out_streamed(own, &mut pieces);
-        Ok((pieces, Cutting { slot_bytes, as_in_files: true }))
+        self.lay_out_streamed(own, &mut chunks);
+        Ok((chunks, Cutting { slot_bytes, as_in_files: true }))
     }
 
     /// Puts the parts together, where the host can hold what it is to hold.
@@ -358,24 +360,24 @@ impl Build<'_> {
         if host_used.total() > host_budget {
             return Err(Refusal::Budget);
         }
-        let (embedding_home, embedding_bytes) = self.home_of_embedding(host_budget.saturating_sub(host_used.total()));
+        let (embedding_stored_on, embedding_bytes) = self.place_embedding(host_budget.saturating_sub(host_used.total()));
         host_used.weights += embedding_bytes;
 
         let rows: Vec<(usize, Option<RingPlan>, Usage)> = parts.iter().map(|part| (part.worker, part.ring, part.used)).collect();
-        let mut pieces: Vec<Piece> = parts.into_iter().flat_map(|part| part.pieces).collect();
-        // No piece has units of two devices, and those of one unit stand in their order.
-        pieces.sort_by_key(Piece::unit);
-        let ranges = pieces_of_units(&pieces, site.model.units.len());
+        let mut chunks: Vec<Chunk> = parts.into_iter().flat_map(|part| part.chunks).collect();
+        // No chunk has units of two devices, and those of one unit stand in their order.
+        chunks.sort_by_key(Chunk::unit);
+        let ranges = chunks_of_units(&chunks, site.model.units.len());
         let unit_plan = |(index, own): (usize, Range<usize>)| {
             let is_embedding = site.model.units[index].kind == UnitKind::Embedding;
-            let home = if is_embedding { Some(embedding_home) } else { pieces[own.clone()].first().map(|piece| piece.home) };
+            let stored_on = if is_embedding { Some(embedding_stored_on) } else { chunks[own.clone()].first().map(|chunk| chunk.stored_on) };
             UnitPlan {
                 name: site.model.units[index].name.clone(),
                 kind: site.model.units[index].kind,
-                home: home.unwrap_or(Device::Cpu),
+                stored_on: stored_on.unwrap_or(Device::Cpu),
                 execute_on: if is_embedding { Device::Cpu } else { self.placements[index].execute_on },
                 size_bytes: self.unit_bytes(index),
-                pieces: own,
+                chunks: own,
             }
         };
         let units: Vec<UnitPlan> = ranges.into_iter().enumerate().map(unit_plan).collect();
@@ -383,7 +385,7 @@ impl Build<'_> {
             schema: PLAN_SCHEMA,
             devices: Vec::new(),
             units,
-            pieces,
+            chunks,
             ctx_size: self.shape.ctx_size,
             ctx_size_model: site.model.config.context_length,
             n_seqs: site.options.n_seqs,
@@ -403,13 +405,13 @@ impl Build<'_> {
             budget,
             budget_source: if budget.is_some() { self.budget_source(spec) } else { String::new() },
             used,
-            n_units: n_units(&|unit| unit.home == spec.device),
-            n_executed: n_units(&|unit| unit.execute_on == spec.device && !unit.pieces.is_empty()),
+            n_units: n_units(&|unit| unit.stored_on == spec.device),
+            n_executed: n_units(&|unit| unit.execute_on == spec.device && !unit.chunks.is_empty()),
             ring,
             streamed_bytes: plan
-                .streamed_pieces()
-                .filter(|&piece| plan.home(piece) == spec.device)
-                .map(|piece| plan.pieces[piece].stored_bytes())
+                .streamed_chunks()
+                .filter(|&chunk| plan.stored_on(chunk) == spec.device)
+                .map(|chunk| plan.chunks[chunk].stored_bytes())
                 .sum(),
         };
         let mut rows = Vec::new();
@@ -446,14 +448,14 @@ impl Build<'_> {
         }
     }
 
-    /// The embedding's rows are gathered on the host, a few per forward, so it never needs a GPU home, and reading
+    /// The embedding's rows are gathered on the host, a few per forward, so it never needs a GPU placement, and reading
     /// them from disk costs next to nothing: it takes host memory only where some is left (`room`), or where a tied head
-    /// lies there anyway. Its home, and the bytes that it takes on the host for itself.
-    fn home_of_embedding(&self, room: Bytes) -> (Device, Bytes) {
+    /// lies there anyway. Its placement, and the bytes that it takes on the host for itself.
+    fn place_embedding(&self, room: Bytes) -> (Device, Bytes) {
         let Some(embedding) = self.site.model.embedding() else { return (Device::Disk, Bytes::ZERO) };
         let size_bytes = self.site.catalog[embedding].size_bytes;
-        let head_home = self.placements.last().and_then(|head| head.homes.first());
-        let shared = self.site.model.config.tied_embeddings && head_home == Some(&Device::Cpu);
+        let head_stored_on = self.placements.last().and_then(|head| head.stored_on.first());
+        let shared = self.site.model.config.tied_embeddings && head_stored_on == Some(&Device::Cpu);
         match (shared, size_bytes <= room) {
             (true, _) => (Device::Cpu, Bytes::ZERO),
             (false, true) => (Device::Cpu, size_bytes),
@@ -464,14 +466,14 @@ impl Build<'_> {
 
 /// Bytes of a part that the host holds for it.
 fn held_bytes(part: &Part) -> Bytes {
-    part.pieces.iter().filter(|piece| piece.home == Device::Cpu).map(|piece| piece.size_bytes).sum()
+    part.chunks.iter().filter(|chunk| chunk.stored_on == Device::Cpu).map(|chunk| chunk.size_bytes).sum()
 }
 
-/// Which pieces each unit has part in.
-fn pieces_of_units(pieces: &[Piece], n_units: usize) -> Vec<Range<usize>> {
+/// Which chunks each unit has part in.
+fn chunks_of_units(chunks: &[Chunk], n_units: usize) -> Vec<Range<usize>> {
     let mut ranges = vec![0..0; n_units];
-    for (index, piece) in pieces.iter().enumerate() {
-        for of_unit in &piece.work {
+    for (index, chunk) in chunks.iter().enumerate() {
+        for of_unit in &chunk.work {
             let range = &mut ranges[of_unit.unit];
             *range = if range.end == 0 { index..index + 1 } else { range.start..index + 1 };
         }

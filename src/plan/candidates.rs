@@ -1,14 +1,15 @@
 //! Candidates: greedy plans along every chain of devices that may compute, and what a search makes of them. The one whose
-//! dry run is the fastest for the exchange that the plan is made for is taken.
+//! dry run is the fastest for the request that the plan is made for is taken.
 
 use serde::Serialize;
 
+use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::{Device, DeviceSpec};
 use crate::model::Model;
-use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
-use crate::plan::costs::{Load, MachineCosts};
+use crate::plan::assignment::Assignment;
+use crate::plan::costs::{MachineCosts, Workload};
 use crate::plan::device_map::{self, Offloaded};
-use crate::plan::dry_run::{Prediction, hop_bytes, predict};
+use crate::plan::dry_run::{Prediction, predict, transfer_bytes};
 use crate::plan::explain::OtherWay;
 use crate::plan::placement::check_placements;
 use crate::plan::refusal::Refusal;
@@ -16,14 +17,13 @@ use crate::plan::scorer::{Phase, Scorer};
 use crate::plan::search::{EFFORT, Search};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
-use crate::plan::sketch::Sketch;
-use crate::plan::{Homes, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
+use crate::plan::{Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
 /// Most sequences that the planner puts side by side by itself.
 const N_SEQS_MAX: usize = 256;
-/// Slots with which pieces of uneven times stay hidden, the better number first: half of them are computed from, the others filled
+/// Slots with which chunks of uneven times stay hidden, the better number first: half of them are computed from, the others filled
 /// meanwhile.
 const N_SLOTS_EVEN: [usize; 2] = [6, 4];
 /// The share of the predicted time that they may cost.
@@ -32,10 +32,10 @@ const SPARE_SLOTS_COST: f64 = 0.01;
 const EFFORT_OF_OTHERS: usize = EFFORT / 8;
 /// The share of the time that forwards of such a length must save.
 const LEAST_GAIN_OF_OTHERS: f64 = 0.01;
-/// Percent of every budget that sketches leave free: none, and more where no plan can be built of what was found.
-const SKETCH_MARGINS: [u64; 3] = [0, 1, 5];
+/// Percent of every budget that assignments leave free: none, and more where no plan can be built of what was found.
+const ASSIGNMENT_MARGINS: [u64; 3] = [0, 1, 5];
 
-/// A plan that could be taken, and how long the exchange takes with it.
+/// A plan that could be taken, and how long the request takes with it.
 struct Candidate {
     plan: Plan,
     secs: f64,
@@ -45,14 +45,14 @@ struct Candidate {
 /// The best plan for a site.
 pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     let budgets = site.budgets();
-    let candidates = match &site.options.homes {
-        Homes::Auto => measured(site, &budgets)?,
-        Homes::FrontToBack => {
+    let candidates = match &site.options.placement {
+        PlacementRule::Auto => measured(site, &budgets)?,
+        PlacementRule::FrontToBack => {
             return site.greedy(&holders(site), &budgets).map(|(_, plan)| plan);
         }
-        Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
-        Homes::Given(map) => of_map(site, map, &budgets)?,
-        Homes::Placed(placements) => {
+        PlacementRule::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
+        PlacementRule::Given(map) => of_map(site, map, &budgets)?,
+        PlacementRule::Placed(placements) => {
             check_placements(site, placements)?;
             return site.placed(placements, &budgets).map(|(_, plan)| plan);
         }
@@ -61,8 +61,8 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     Ok(with_spare_slots(site, &best, &budgets).unwrap_or(best.plan))
 }
 
-/// The same homes with more and smaller slots, where that costs next to nothing by the prediction. On its clock every piece takes the
-/// time that it should; in truth one takes longer and another one less, and pieces that are there already make up for it.
+/// The same placements with more and smaller slots, where that costs next to nothing by the prediction. On its clock every chunk takes the
+/// time that it should; in truth one takes longer and another one less, and chunks that are there already make up for it.
 fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Option<Plan> {
     if site.options.n_slots.is_some() || best.plan.devices.iter().all(|device| device.ring.is_none()) {
         return None;
@@ -145,7 +145,7 @@ pub(super) fn simple(site: &Site<'_>) -> Vec<(OtherWay, Plan)> {
     }
     let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, &budgets));
     let sequential = sequential.ok().and_then(|candidates| choose(site, candidates));
-    named.extend(sequential.into_iter().map(|candidate| (OtherWay::Homes(DeviceMapMode::Sequential), candidate)));
+    named.extend(sequential.into_iter().map(|candidate| (OtherWay::PlacementRule(DeviceMapMode::Sequential), candidate)));
     named.sort_by(|a, b| a.1.secs.total_cmp(&b.1.secs));
     named.dedup_by(|a, b| placements_of(&a.1.plan) == placements_of(&b.1.plan));
     named.into_iter().map(|(name, candidate)| (name, candidate.plan)).collect()
@@ -161,16 +161,16 @@ pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], op
 /// Whether [`best`] makes a plan, without the search for the best: that one is made where there is one of these.
 pub(super) fn is_possible(site: &Site<'_>) -> bool {
     let budgets = site.budgets();
-    match &site.options.homes {
-        Homes::Auto => chains(site).iter().any(|chain| site.has_greedy(chain, &budgets)),
-        Homes::Accelerate(mode) => device_map::along_mode(site, *mode, |map| made_of_map(site, map, &budgets)).is_ok(),
-        Homes::Given(map) => made_of_map(site, map, &budgets).is_ok(),
-        Homes::FrontToBack | Homes::Placed(_) => best(site).is_ok(),
+    match &site.options.placement {
+        PlacementRule::Auto => chains(site).iter().any(|chain| site.has_greedy(chain, &budgets)),
+        PlacementRule::Accelerate(mode) => device_map::along_mode(site, *mode, |map| made_of_map(site, map, &budgets)).is_ok(),
+        PlacementRule::Given(map) => made_of_map(site, map, &budgets).is_ok(),
+        PlacementRule::FrontToBack | PlacementRule::Placed(_) => best(site).is_ok(),
     }
 }
 
 /// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays and each
-/// of them has room for the exchange.
+/// of them has room for the request.
 pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> usize {
     let secs = |n_seqs: usize| {
         let options = PlanOptions { n_seqs, ..options.clone() };
@@ -232,25 +232,25 @@ fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<
 /// What a search in one shape finds, as plans.
 fn searched(site: &Site<'_>, candidates: &[Candidate], shape: Shape, budgets: &[Bytes], effort: usize) -> Vec<Candidate> {
     let machine = MachineCosts::new(site.devices);
-    let seed = |candidate: &Candidate| Sketch::of(site, &placements_of(&candidate.plan), shape.n_slots);
-    let seeds: Vec<Sketch> = candidates.iter().filter_map(seed).collect();
-    // What looks best in a sketch need not be buildable to the byte: the next one then is, or one that leaves a little room.
+    let seed = |candidate: &Candidate| Assignment::of(site, &placements_of(&candidate.plan), shape.n_slots);
+    let seeds: Vec<Assignment> = candidates.iter().filter_map(seed).collect();
+    // What looks best in an assignment need not be buildable to the byte: the next one then is, or one that leaves a little room.
     let with_margin = |margin: u64| -> Vec<Candidate> {
         let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
         let scorer = Scorer::new(site, &machine, shape, &less, phases(site, shape));
         let found = Search::new(site, scorer).best(&seeds, shape.n_slots, effort);
-        let built = found.iter().filter_map(|(sketch, _)| {
-            let shape = Shape { n_slots: sketch.n_slots, ..shape };
-            let plan = site.with(&sketch.placements(site), shape, budgets).ok()?;
+        let built = found.iter().filter_map(|(assignment, _)| {
+            let shape = Shape { n_slots: assignment.n_slots, ..shape };
+            let plan = site.with(&assignment.placements(site), shape, budgets).ok()?;
             Some(Candidate { secs: secs_of(site, &plan), plan, shape })
         });
         built.collect()
     };
-    SKETCH_MARGINS.into_iter().map(with_margin).find(|built| !built.is_empty()).unwrap_or_default()
+    ASSIGNMENT_MARGINS.into_iter().map(with_margin).find(|built| !built.is_empty()).unwrap_or_default()
 }
 
 /// The shapes of the candidates. Of those that differ in their context alone, the shortest that
-/// holds the exchange: it leaves the most room for weights.
+/// holds the request: it leaves the most room for weights.
 fn shapes_to_search(site: &Site<'_>, candidates: &[Candidate]) -> Vec<Shape> {
     let n_positions = n_positions_wanted(site);
     let mut shapes: Vec<Shape> = Vec::new();
@@ -268,13 +268,13 @@ fn shapes_to_search(site: &Site<'_>, candidates: &[Candidate]) -> Vec<Shape> {
     shapes
 }
 
-/// Positions of the exchange that the plan is made for, as far as the context reaches.
+/// Positions of the request that the plan is made for, as far as the context reaches.
 fn n_positions_wanted(site: &Site<'_>) -> usize {
     let most = site.options.ctx_size.unwrap_or(site.model.config.context_length).min(site.model.config.context_length);
     (site.options.mix.n_prompt + site.options.mix.n_generated).min(most)
 }
 
-/// The fastest of those that hold the whole exchange, if any does.
+/// The fastest of those that hold the whole request, if any does.
 fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> {
     let n_positions = n_positions_wanted(site);
     let keep = |candidates: &mut Vec<Candidate>, is_wanted: &dyn Fn(&Plan) -> bool| {
@@ -291,31 +291,31 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> 
 /// Who computes each unit of a plan, and where its matrices live.
 pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
     let of_unit = |(index, unit): (usize, &UnitPlan)| {
-        let mut homes = Vec::new();
+        let mut stored_on = Vec::new();
         let mut last = None;
-        for piece in &plan.pieces[unit.pieces.clone()] {
-            for slice in piece.slices_of(index) {
+        for chunk in &plan.chunks[unit.chunks.clone()] {
+            for slice in chunk.slices_of(index) {
                 // Rows of one matrix follow each other.
                 if last.replace((slice.tensor, slice.first_row + slice.n_rows)) != Some((slice.tensor, slice.first_row))
                     || slice.first_row == 0
                 {
-                    homes.push(piece.home);
+                    stored_on.push(chunk.stored_on);
                 }
             }
         }
-        Placement { execute_on: unit.execute_on, homes }
+        Placement { execute_on: unit.execute_on, stored_on }
     };
     plan.units.iter().enumerate().map(of_unit).collect()
 }
 
 pub(super) fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {
-    exchange_secs(plan, site.catalog, site.model, site.devices, site.options)
+    request_secs(plan, site.catalog, site.model, site.devices, site.options)
 }
 
-/// The forwards of the exchange that a plan is made for.
+/// The forwards of the request that a plan is made for.
 fn phases(site: &Site<'_>, shape: Shape) -> Vec<Phase> {
-    let phase = |load: Load, times: f64| Phase { load, times, hop_bytes: hop_bytes(site.model, load) };
-    exchange(site.options, shape.forward.n_tokens).into_iter().map(|(load, times)| phase(load, times)).collect()
+    let phase = |load: Workload, times: f64| Phase { load, times, transfer_bytes: transfer_bytes(site.model, load) };
+    request(site.options, shape.forward.n_tokens).into_iter().map(|(load, times)| phase(load, times)).collect()
 }
 
 /// Sequences that go on by a token in one forward.
@@ -327,32 +327,32 @@ fn n_together(objective: Objective, n_seqs: usize) -> usize {
 }
 
 /// Loads, and how often each occurs per sequence.
-fn exchange(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Load, f64)> {
+fn request(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Workload, f64)> {
     let mix = options.mix;
     let n_together = n_together(options.objective, options.n_seqs);
     let mut loads = Vec::new();
     if mix.n_prompt > 0 {
         let n_tokens = mix.n_prompt.min(n_tokens_max).max(1);
-        let load = Load { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2 };
+        let load = Workload { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2 };
         loads.push((load, mix.n_prompt as f64 / n_tokens as f64));
     }
     if mix.n_generated > 0 || mix.n_prompt == 0 {
-        let load = Load { n_tokens: n_together, n_logit_rows: n_together, position: mix.n_prompt + mix.n_generated / 2 };
+        let load = Workload { n_tokens: n_together, n_logit_rows: n_together, position: mix.n_prompt + mix.n_generated / 2 };
         loads.push((load, mix.n_generated.max(1) as f64 / n_together as f64));
     }
     loads
 }
 
-/// Seconds that a sequence of the exchange takes by a plan: what the planner makes least.
-pub fn exchange_secs(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> f64 {
-    let loads = exchange(options, plan.forward.n_tokens).into_iter();
+/// Seconds that a sequence of the request takes by a plan: what the planner makes least.
+pub fn request_secs(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> f64 {
+    let loads = request(options, plan.forward.n_tokens).into_iter();
     loads.map(|(load, times)| times * predict(plan, catalog, model, devices, load).secs).sum()
 }
 
 /// How fast a plan should go.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Forecast {
-    /// One forward of a prompt of the exchange that the plan is made for.
+    /// One forward of a prompt of the request that the plan is made for.
     pub prefill: Prediction,
     /// One forward of one token, in the middle of the answer; for throughput, of one token of each of the plan's sequences.
     pub decode: Prediction,
@@ -361,11 +361,11 @@ pub struct Forecast {
 /// Predicts the two kinds of forward that a conversation is made of.
 pub fn forecast(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Forecast {
     let mix = options.mix;
-    let of = |load: Load| predict(plan, catalog, model, devices, load);
+    let of = |load: Workload| predict(plan, catalog, model, devices, load);
     let n_prompt = mix.n_prompt.clamp(1, plan.forward.n_tokens);
     // Not cut to the plan's own context, so that plans with different ones compare.
     let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size_model);
     let n_together = n_together(options.objective, plan.n_seqs);
-    let decode = Load { n_tokens: n_together, n_logit_rows: n_together, position };
-    Forecast { prefill: of(Load::prefill(n_prompt)), decode: of(decode) }
+    let decode = Workload { n_tokens: n_together, n_logit_rows: n_together, position };
+    Forecast { prefill: of(Workload::prefill(n_prompt)), decode: of(decode) }
 }

@@ -16,13 +16,13 @@ use crate::weights::{Catalog, TensorInfo};
 /// others may use it too. Dispatches that would take much longer are given fewer tokens, but never so few that it costs.
 pub(crate) const SUBMIT_SECS: f64 = 0.25;
 
-/// By which share of a copy's time an adapter is late that computes on the host's cores. Carriers of the lowest priority find most of
+/// By which share of a copy's time an adapter is late that computes on the host's cores. Upload workers of the lowest priority find most of
 /// theirs in the gaps between dispatches: with 92 MiB a token, on two cores, tokens took 1.5 to 3.5 % longer than with none.
 const COPY_DELAY: f64 = 0.25;
 
 /// What one forward is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Load {
+pub struct Workload {
     /// Tokens in all.
     pub n_tokens: usize,
     /// Positions whose logits are asked for.
@@ -31,15 +31,15 @@ pub struct Load {
     pub position: usize,
 }
 
-impl Load {
+impl Workload {
     /// One new token of one sequence that has `position` positions.
-    pub const fn decode(position: usize) -> Load {
-        Load { n_tokens: 1, n_logit_rows: 1, position }
+    pub const fn decode(position: usize) -> Workload {
+        Workload { n_tokens: 1, n_logit_rows: 1, position }
     }
 
     /// `n_tokens` of a prompt at once, from its beginning.
-    pub const fn prefill(n_tokens: usize) -> Load {
-        Load { n_tokens, n_logit_rows: 1, position: n_tokens / 2 }
+    pub const fn prefill(n_tokens: usize) -> Workload {
+        Workload { n_tokens, n_logit_rows: 1, position: n_tokens / 2 }
     }
 
     /// Whether tokens follow each other in few sequences, as those of a prompt do, of which the last one alone is asked for logits.
@@ -91,7 +91,7 @@ impl DeviceCosts {
     }
 
     /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
-    pub(crate) fn op_secs(&self, op: &Op, load: Load) -> f64 {
+    pub(crate) fn op_secs(&self, op: &Op, load: Workload) -> f64 {
         match op {
             Op::Attention(attention) => self.attention_secs(attention, load.n_tokens, load.position, load.attention()),
             Op::Embed { .. }
@@ -129,7 +129,7 @@ impl DeviceCosts {
     }
 
     /// Seconds of a whole unit.
-    pub(super) fn unit_secs(&self, model: &Model, unit: &Unit, catalog: &Catalog, load: Load) -> f64 {
+    pub(super) fn unit_secs(&self, model: &Model, unit: &Unit, catalog: &Catalog, load: Workload) -> f64 {
         let of_op = |(index, op): (usize, &Op)| match op {
             Op::Embed { .. } => 0.0,
             Op::MatMul { input, weight, .. } => {
@@ -174,7 +174,7 @@ impl DeviceCosts {
     }
 
     /// Seconds in which `bytes` of the residual stream move from the device to the next one, or of the result to the host.
-    pub(super) fn hop_secs(&self, to: Option<&DeviceCosts>, bytes: Bytes) -> f64 {
+    pub(super) fn transfer_secs(&self, to: Option<&DeviceCosts>, bytes: Bytes) -> f64 {
         let up = to.filter(|to| to.device != Device::Cpu).map_or(0.0, |to| to.upload_secs(bytes, UploadPath::Staged));
         self.round_trip_secs() + self.readback_secs(bytes) + up
     }
@@ -221,6 +221,6 @@ impl MachineCosts {
 }
 
 /// Bytes of the residual stream of a forward.
-pub(super) fn hidden_bytes(model: &Model, load: Load) -> Bytes {
+pub(super) fn hidden_bytes(model: &Model, load: Workload) -> Bytes {
     Bytes(model.value(model.hidden).width as u64 * 4).times(load.n_tokens as u64)
 }

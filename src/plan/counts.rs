@@ -1,11 +1,11 @@
 //! How many: layers are alike, so that a useful plan is a few numbers. How many attention and feed-forward parts each device computes,
-//! in which order of devices, how many of them stream, and where the head is. Counts become sketches, and have neighbours.
+//! in which order of devices, how many of them stream, and where the head is. Counts become assignments, and have neighbours.
 
 use crate::device::Device;
 use crate::model::UnitKind;
+use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
 use crate::plan::scorer::Scorer;
 use crate::plan::site::Site;
-use crate::plan::sketch::{Sketch, Spot, SpotHome};
 use crate::units::Bytes;
 
 /// Kinds of parts that every layer has one of: attention and feed-forward.
@@ -107,15 +107,15 @@ impl Parts {
         self.of_kind[0].len()
     }
 
-    /// The counts of a sketch, near enough: each worker's parts follow each other. `None` where they do not.
-    pub(super) fn counts(&self, sketch: &Sketch) -> Option<Counts> {
+    /// The counts of an assignment, near enough: each worker's parts follow each other. `None` where they do not.
+    pub(super) fn counts(&self, assignment: &Assignment) -> Option<Counts> {
         let mut shares: Vec<Share> = Vec::new();
         for kind in 0..N_KINDS {
             let mut last = 0;
             for &unit in &self.of_kind[kind] {
-                let spot = sketch.spots[unit];
-                let place = shares.iter().position(|share| share.worker == spot.worker).unwrap_or_else(|| {
-                    shares.push(Share::of_layers(spot.worker, 0, 0));
+                let unit_assignment = assignment.unit_assignments[unit];
+                let place = shares.iter().position(|share| share.worker == unit_assignment.worker).unwrap_or_else(|| {
+                    shares.push(Share::of_layers(unit_assignment.worker, 0, 0));
                     shares.len() - 1
                 });
                 if place < last {
@@ -123,29 +123,29 @@ impl Parts {
                 }
                 last = place;
                 shares[place].computed[kind] += 1;
-                shares[place].streamed[kind] += usize::from(spot.home != SpotHome::Resident);
+                shares[place].streamed[kind] += usize::from(unit_assignment.stored_on != Residency::Resident);
             }
         }
-        let head = sketch.spots[self.head?];
+        let head = assignment.unit_assignments[self.head?];
         let place = shares.iter().position(|share| share.worker == head.worker).unwrap_or_else(|| {
             shares.push(Share::of_layers(head.worker, 0, 0));
             shares.len() - 1
         });
-        let streams_head = head.home != SpotHome::Resident;
-        Some(Counts { shares, head: place, streams_head, mingled: MINGLED[0], spread: Spread::Last, n_slots: sketch.n_slots })
+        let streams_head = head.stored_on != Residency::Resident;
+        Some(Counts { shares, head: place, streams_head, mingled: MINGLED[0], spread: Spread::Last, n_slots: assignment.n_slots })
     }
 
-    /// The sketch of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
-    pub(super) fn sketch(&self, site: &Site<'_>, counts: &Counts) -> Sketch {
+    /// The assignment of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
+    pub(super) fn assignment(&self, site: &Site<'_>, counts: &Counts) -> Assignment {
         let n_units = site.model.units.len() - 1;
-        let mut spots = vec![Spot { worker: 0, home: SpotHome::Resident }; n_units];
-        let streamed_home = |worker: usize| match site.workers[worker].is_gpu() && self.may_hold[0] {
-            true => SpotHome::Host,
-            false => SpotHome::Disk,
+        let mut unit_assignments = vec![UnitAssignment { worker: 0, stored_on: Residency::Resident }; n_units];
+        let streamed_stored_on = |worker: usize| match site.workers[worker].is_gpu() && self.may_hold[0] {
+            true => Residency::Host,
+            false => Residency::Disk,
         };
-        let spot = |worker: usize, unit: usize, streams: bool| {
+        let unit_assignment = |worker: usize, unit: usize, streams: bool| {
             let streams = streams || unit + 1 >= site.resident_limit(&site.workers[worker]);
-            Spot { worker, home: if streams { streamed_home(worker) } else { SpotHome::Resident } }
+            UnitAssignment { worker, stored_on: if streams { streamed_stored_on(worker) } else { Residency::Resident } }
         };
         for (kind, units) in self.of_kind.iter().enumerate() {
             let mut taken = vec![0; counts.shares.len()];
@@ -153,31 +153,31 @@ impl Parts {
                 let Some(place) = counts.share_of(kind, layer, &taken) else { break };
                 let share = &counts.shares[place];
                 let streams = counts.spread.picks(taken[place], share.computed[kind], share.streamed[kind]);
-                spots[unit] = spot(share.worker, unit, streams);
+                unit_assignments[unit] = unit_assignment(share.worker, unit, streams);
                 taken[place] += 1;
             }
         }
         if let Some(head) = self.head {
-            spots[head] = spot(counts.shares[counts.head].worker, head, counts.streams_head);
+            unit_assignments[head] = unit_assignment(counts.shares[counts.head].worker, head, counts.streams_head);
         }
-        Sketch { spots, n_slots: counts.n_slots }
+        Assignment { unit_assignments, n_slots: counts.n_slots }
     }
 
     /// Moves evenly spread units to disk where host memory has no room for all that it holds; `None` where nothing helps.
-    pub(super) fn settle_host(&self, scorer: &Scorer<'_>, sketch: &mut Sketch) -> Option<()> {
-        let held = |spot: &Spot| spot.home == SpotHome::Host;
-        let total: u128 = sketch
-            .spots
+    pub(super) fn settle_host(&self, scorer: &Scorer<'_>, assignment: &mut Assignment) -> Option<()> {
+        let held = |unit_assignment: &UnitAssignment| unit_assignment.stored_on == Residency::Host;
+        let total: u128 = assignment
+            .unit_assignments
             .iter()
             .enumerate()
-            .filter(|(_, spot)| held(spot))
-            .map(|(unit, spot)| u128::from(scorer.block_bytes(spot.worker, unit).0))
+            .filter(|(_, unit_assignment)| held(unit_assignment))
+            .map(|(unit, unit_assignment)| u128::from(scorer.block_bytes(unit_assignment.worker, unit).0))
             .sum();
         if total == 0 {
             return Some(());
         }
-        let memory = scorer.memory(sketch)?;
-        let room = memory.host_room.saturating_sub(scorer.held_padding(sketch, &memory));
+        let memory = scorer.memory(assignment)?;
+        let room = memory.host_room.saturating_sub(scorer.held_padding(assignment, &memory));
         if u128::from(room.0) >= total {
             return Some(());
         }
@@ -185,14 +185,16 @@ impl Parts {
             return None;
         }
         let (mut passed, mut kept) = (0u128, 0u128);
-        for (unit, spot) in sketch.spots.iter_mut().enumerate().filter(|(_, spot)| held(spot)) {
-            let Bytes(block) = scorer.block_bytes(spot.worker, unit);
+        for (unit, unit_assignment) in
+            assignment.unit_assignments.iter_mut().enumerate().filter(|(_, unit_assignment)| held(unit_assignment))
+        {
+            let Bytes(block) = scorer.block_bytes(unit_assignment.worker, unit);
             passed += u128::from(block);
             // The host keeps its share of what has been passed so far.
             if (kept + u128::from(block)) * total <= u128::from(room.0) * passed {
                 kept += u128::from(block);
             } else {
-                spot.home = SpotHome::Disk;
+                unit_assignment.stored_on = Residency::Disk;
             }
         }
         Some(())

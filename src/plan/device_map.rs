@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::accelerate::{
+    Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixPlacement, ModuleTree, NodeKind, clean_device_map,
+};
 use crate::device::Device;
 use crate::error::{Error, Result, Setting};
 use crate::model::{Model, Unit, UnitKind};
-use crate::plan::accelerate::{
-    Amount, Budgets, DeviceKey, DeviceMap, DeviceMapMode, InferOptions, MatrixHome, ModuleTree, NodeKind, clean_device_map,
-};
 use crate::plan::refusal::Refusal;
 use crate::plan::site::Site;
 use crate::plan::{Placement, Plan};
@@ -35,9 +35,9 @@ impl Offloaded {
 
 /// The placements of a map. Parts of a unit that live on several adapters are brought to the one that has most of it.
 pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded) -> Result<Option<Vec<Placement>>> {
-    let homes = map.homes(site.catalog, site.model)?;
-    for home in &homes {
-        check_is_there(site, home.home)?;
+    let stored_on = map.placements(site.catalog, site.model)?;
+    for stored_on in &stored_on {
+        check_is_there(site, stored_on.stored_on)?;
     }
     let first_gpu = site.workers.iter().find(|own| own.is_gpu()).map(|own| own.device);
     let host = site.worker(Device::Cpu).map(|_| Device::Cpu);
@@ -49,41 +49,41 @@ pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded)
     let Some(of_rest) = of_rest else { return Ok(None) };
     let placements = site.model.units.iter().enumerate().map(|(index, unit)| {
         if unit.kind == UnitKind::Embedding {
-            return Placement { execute_on: Device::Cpu, homes: Vec::new() };
+            return Placement { execute_on: Device::Cpu, stored_on: Vec::new() };
         }
-        let own: Vec<&MatrixHome> = homes.iter().filter(|home| home.unit == index).collect();
+        let own: Vec<&MatrixPlacement> = stored_on.iter().filter(|stored_on| stored_on.unit == index).collect();
         let execute_on = adapter_with_most(site.catalog, &own).unwrap_or(of_rest);
-        let home = |home: &&MatrixHome| match home.home {
+        let stored_on = |stored_on: &&MatrixPlacement| match stored_on.stored_on {
             Device::Gpu(_) => execute_on,
             // A host that computes streams from disk only.
             other => other,
         };
-        Placement { execute_on, homes: own.iter().map(home).collect() }
+        Placement { execute_on, stored_on: own.iter().map(stored_on).collect() }
     });
     Ok(Some(placements.collect()))
 }
 
 /// The adapter on which most of a unit lives, if any.
-fn adapter_with_most(catalog: &Catalog, homes: &[&MatrixHome]) -> Option<Device> {
+fn adapter_with_most(catalog: &Catalog, stored_on: &[&MatrixPlacement]) -> Option<Device> {
     let mut adapters: Vec<(Device, Bytes)> = Vec::new();
-    for home in homes.iter().filter(|home| matches!(home.home, Device::Gpu(_))) {
-        let bytes = catalog[home.tensor].size_bytes;
-        match adapters.iter_mut().find(|(device, _)| *device == home.home) {
+    for stored_on in stored_on.iter().filter(|stored_on| matches!(stored_on.stored_on, Device::Gpu(_))) {
+        let bytes = catalog[stored_on.tensor].size_bytes;
+        match adapters.iter_mut().find(|(device, _)| *device == stored_on.stored_on) {
             Some((_, sum)) => *sum += bytes,
-            None => adapters.push((home.home, bytes)),
+            None => adapters.push((stored_on.stored_on, bytes)),
         }
     }
     adapters.into_iter().reduce(|most, next| if next.1 > most.1 { next } else { most }).map(|(device, _)| device)
 }
 
-fn check_is_there(site: &Site<'_>, home: Device) -> Result<()> {
-    if !matches!(home, Device::Gpu(_)) || site.worker(home).is_some() {
+fn check_is_there(site: &Site<'_>, stored_on: Device) -> Result<()> {
+    if !matches!(stored_on, Device::Gpu(_)) || site.worker(stored_on).is_some() {
         return Ok(());
     }
     let there_is: Vec<String> = site.workers.iter().map(|own| format!("{} ({})", own.device, own.spec.name)).collect();
     Err(Error::InvalidArgument {
-        option: Setting::Homes.into(),
-        fault: format!("it names {home}, which does not compute here; there is {}", there_is.join(", ")),
+        option: Setting::Placement.into(),
+        reason: format!("it names {stored_on}, which does not compute here; there is {}", there_is.join(", ")),
     })
 }
 
@@ -122,14 +122,14 @@ fn no_split(site: &Site<'_>, tree: &ModuleTree) -> Result<Vec<String>> {
     match asked.iter().find(|class| !classes.contains(class.as_str())) {
         Some(stranger) => {
             let classes: Vec<&str> = classes.into_iter().collect();
-            let fault = format!("`{stranger}` is no class of this model, which has {}", classes.join(", "));
-            Err(Error::InvalidArgument { option: Setting::NoSplit.into(), fault })
+            let reason = format!("`{stranger}` is no class of this model, which has {}", classes.join(", "));
+            Err(Error::InvalidArgument { option: Setting::NoSplit.into(), reason })
         }
         None => Ok(asked.clone()),
     }
 }
 
-/// What Accelerate is told: every adapter's budget less so many shares of it, and the host's.
+/// What Accelerate is reported: every adapter's budget less so many shares of it, and the host's.
 fn budgets(site: &Site<'_>, lowered: u64) -> Budgets {
     let adapters = site.workers.iter().filter(|own| own.is_gpu());
     let of_adapter = |budget: Bytes| Amount::Int(i128::from(budget.0 - budget.0 / N_TRIES * lowered));
@@ -137,13 +137,13 @@ fn budgets(site: &Site<'_>, lowered: u64) -> Budgets {
     adapters.map(|own| (DeviceKey::from(own.device), of_adapter(own.budget))).chain([(DeviceKey::Cpu, host)]).collect()
 }
 
-/// The homes of a plan as Accelerate and transformers write them. Norms are where their unit is computed.
+/// The placements of a plan as Accelerate and transformers write them. Norms are where their unit is computed.
 pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap {
     let mut map = DeviceMap::default();
     for (unit, planned) in model.units.iter().zip(&plan.units) {
-        let home = DeviceKey::from(planned.home);
+        let stored_on = DeviceKey::from(planned.stored_on);
         let executor = DeviceKey::from(planned.execute_on);
-        let pieces = &plan.pieces[planned.pieces.clone()];
+        let chunks = &plan.chunks[planned.chunks.clone()];
         match unit.kind {
             UnitKind::Attention { layer } => map.insert(format!("model.layers.{layer}.input_layernorm"), executor),
             UnitKind::FeedForward { layer } => map.insert(format!("model.layers.{layer}.post_attention_layernorm"), executor),
@@ -153,10 +153,10 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
             }
             UnitKind::Embedding => {}
         }
-        if pieces.iter().all(|piece| piece.home == planned.home) {
-            map.insert(planned.name.clone(), home);
+        if chunks.iter().all(|chunk| chunk.stored_on == planned.stored_on) {
+            map.insert(planned.name.clone(), stored_on);
         } else {
-            insert_parts(&mut map, unit, plan, catalog, planned.pieces.clone());
+            insert_parts(&mut map, unit, plan, catalog, planned.chunks.clone());
         }
     }
     match ModuleTree::of_model(catalog, model) {
@@ -166,10 +166,10 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
 }
 
 /// One entry for each matrix of a unit that is cut.
-fn insert_parts(map: &mut DeviceMap, unit: &Unit, plan: &Plan, catalog: &Catalog, pieces: std::ops::Range<usize>) {
+fn insert_parts(map: &mut DeviceMap, unit: &Unit, plan: &Plan, catalog: &Catalog, chunks: std::ops::Range<usize>) {
     for id in unit.matrices() {
-        let home = plan.pieces[pieces.clone()].iter().find(|piece| piece.slices.iter().any(|slice| slice.tensor == id));
+        let stored_on = plan.chunks[chunks.clone()].iter().find(|chunk| chunk.slices.iter().any(|slice| slice.tensor == id));
         let name = catalog[id].name.trim_end_matches(".weight");
-        map.insert(name.to_owned(), home.map_or(DeviceKey::Disk, |piece| DeviceKey::from(piece.home)));
+        map.insert(name.to_owned(), stored_on.map_or(DeviceKey::Disk, |chunk| DeviceKey::from(chunk.stored_on)));
     }
 }

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::device::{Device, DeviceSpec, Origin};
 use crate::model::{Model, Op};
-use crate::plan::costs::{DeviceCosts, Load, MachineCosts, hidden_bytes};
+use crate::plan::costs::{DeviceCosts, MachineCosts, Workload, hidden_bytes};
 use crate::plan::schedule::{Schedule, Step};
-use crate::plan::{Piece, Plan, UnitWork, UploadPath, Work};
+use crate::plan::{Chunk, Plan, UnitWork, UploadPath, Work};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -17,13 +17,13 @@ use crate::weights::Catalog;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
     /// What the forward does.
-    pub load: Load,
+    pub load: Workload,
     /// Seconds of it.
     pub secs: f64,
     /// Seconds of it in which a device that computes waits for an upload.
     pub stall_secs: f64,
     /// Seconds in which the residual stream moves between devices and the result to the host.
-    pub hop_secs: f64,
+    pub transfer_secs: f64,
     /// Bytes that stream in it.
     pub streamed_bytes: Bytes,
     /// How long each device that computes is busy.
@@ -77,63 +77,63 @@ impl Prediction {
 }
 
 /// Predicts one forward of a plan on these devices.
-pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Load) -> Prediction {
+pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Workload) -> Prediction {
     let machine = MachineCosts::new(devices);
     let executors = plan.executors();
     let transfers: Vec<Transfer> = plan
-        .pieces
+        .chunks
         .iter()
         .enumerate()
-        .map(|(index, piece)| {
+        .map(|(index, chunk)| {
             let device = plan.executor(index);
             let costs = machine.of(device);
             Transfer {
                 executor: executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
-                compute_secs: piece_secs(piece, &machine, costs.device, catalog, model, load),
-                upload_secs: costs.upload_secs(piece.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
-                fetch_secs: if piece.home == Device::Disk { machine.disk().fetch_secs(piece.stored_bytes()) } else { 0.0 },
+                compute_secs: chunk_secs(chunk, &machine, costs.device, catalog, model, load),
+                upload_secs: costs.upload_secs(chunk.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
+                fetch_secs: if chunk.stored_on == Device::Disk { machine.disk().fetch_secs(chunk.stored_bytes()) } else { 0.0 },
             }
         })
         .collect();
     let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
-    let pace = DryRun::new(&machine, &transfers, &rings, hop_bytes(model, load)).run(&Schedule::new(plan));
+    let pace = DryRun::new(&machine, &transfers, &rings, transfer_bytes(model, load)).run(&Schedule::new(plan));
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
-    if plan.streamed_pieces().any(|piece| plan.home(piece) == Device::Disk) {
+    if plan.streamed_chunks().any(|chunk| plan.stored_on(chunk) == Device::Disk) {
         origins.push(machine.disk().origin());
     }
     let busy = |&device: &Device| {
-        let own = || (0..plan.pieces.len()).filter(|&piece| plan.executor(piece) == device);
+        let own = || (0..plan.chunks.len()).filter(|&chunk| plan.executor(chunk) == device);
         Busy {
             device,
-            compute_secs: own().map(|piece| transfers[piece].compute_secs).sum(),
-            upload_secs: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| transfers[piece].upload_secs).sum(),
-            streamed_bytes: own().filter(|&piece| !plan.is_resident(piece)).map(|piece| plan.pieces[piece].stored_bytes()).sum(),
+            compute_secs: own().map(|chunk| transfers[chunk].compute_secs).sum(),
+            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| transfers[chunk].upload_secs).sum(),
+            streamed_bytes: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| plan.chunks[chunk].stored_bytes()).sum(),
         }
     };
     Prediction {
         load,
         secs: pace.secs,
         stall_secs: pace.stall_secs,
-        hop_secs: pace.hop_secs,
+        transfer_secs: pace.transfer_secs,
         streamed_bytes: plan.streamed_bytes(),
         devices: executors.iter().map(busy).collect(),
         fetch_secs: transfers.iter().map(|transfer| transfer.fetch_secs).sum(),
-        fetched_bytes: plan.pieces.iter().filter(|piece| piece.home == Device::Disk).map(Piece::stored_bytes).sum(),
+        fetched_bytes: plan.chunks.iter().filter(|chunk| chunk.stored_on == Device::Disk).map(Chunk::stored_bytes).sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
 }
 
-fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Load) -> f64 {
+fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Workload) -> f64 {
     let costs = machine.of(device);
     let step_secs = |ops: &[Op], index: usize, step: &Work| match *step {
         Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], load),
         Work::Rows { op, slice } => {
-            let slice = &piece.slices[slice];
+            let slice = &chunk.slices[slice];
             let n_tokens = match &ops[op] {
                 Op::MatMul { input, .. } => model.value(*input).n_rows(load.n_tokens, load.n_logit_rows),
                 _ => load.n_tokens,
             };
-            // Rows of one matrix are computed slice by slice, and nothing is joined across pieces.
+            // Rows of one matrix are computed slice by slice, and nothing is joined across chunks.
             let can_join = slice.first_row == 0 && index > 0;
             let fixed = if can_join { costs.fixed_secs(ops, op) } else { costs.dispatch_secs() };
             fixed + costs.product_secs(&catalog[slice.tensor], slice.n_rows, n_tokens)
@@ -143,16 +143,16 @@ fn piece_secs(piece: &Piece, machine: &MachineCosts, device: Device, catalog: &C
         let steps = of_unit.steps.iter().enumerate();
         steps.map(|(index, step)| step_secs(&model.units[of_unit.unit].ops, index, step)).sum()
     };
-    piece.work.iter().map(unit_secs).sum()
+    chunk.work.iter().map(unit_secs).sum()
 }
 
-/// Bytes that a hop and the last readback move.
-pub(super) fn hop_bytes(model: &Model, load: Load) -> [Bytes; 2] {
+/// Bytes that a transfer and the last readback move.
+pub(super) fn transfer_bytes(model: &Model, load: Workload) -> [Bytes; 2] {
     // The best tokens are chosen on the device: what comes back of the logits is small.
     [hidden_bytes(model, load), Bytes(model.config.vocab_size as u64 / 4).times(load.n_logit_rows as u64)]
 }
 
-/// What a piece costs whom.
+/// What a chunk costs whom.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Transfer {
     /// Index of who computes it, among the devices of the run.
@@ -167,21 +167,21 @@ pub(super) struct Transfer {
 pub(super) struct Pace {
     pub(super) secs: f64,
     pub(super) stall_secs: f64,
-    pub(super) hop_secs: f64,
+    pub(super) transfer_secs: f64,
 }
 
 /// A virtual machine: a disk, and per device a link and a processor, each busy until some time.
 pub(super) struct DryRun<'a> {
     machine: &'a MachineCosts,
-    pieces: &'a [Transfer],
-    /// Bytes of a hop and of the last readback.
-    hop_bytes: [Bytes; 2],
+    chunks: &'a [Transfer],
+    /// Bytes of a transfer and of the last readback.
+    transfer_bytes: [Bytes; 2],
     devices: Vec<Virtual<'a>>,
     disk_free: f64,
     /// When the loop that starts steps comes to the next one: a GPU computes beside it, the host does not.
     now: f64,
     stall_secs: f64,
-    hop_secs: f64,
+    transfer_secs: f64,
 }
 
 /// One device of the virtual machine.
@@ -190,7 +190,7 @@ struct Virtual<'a> {
     costs: &'a DeviceCosts,
     upload_free: f64,
     compute_free: f64,
-    /// When each uploaded piece is ready, oldest first.
+    /// When each uploaded chunk is ready, oldest first.
     ready: VecDeque<f64>,
     /// When each free slot became so.
     free_slots: VecDeque<f64>,
@@ -208,10 +208,10 @@ impl Virtual<'_> {
     }
 }
 
-/// Pieces recorded before they are submitted, as the GPU executor does it.
-const PIECES_PER_SUBMIT: usize = 8;
+/// Chunks recorded before they are submitted, as the GPU executor does it.
+const CHUNKS_PER_SUBMIT: usize = 8;
 
-/// Streamed pieces that share a submission, as long as the adapter has another one to compute: half of the slots, so that the
+/// Streamed chunks that share a submission, as long as the adapter has another one to compute: half of the slots, so that the
 /// others can be filled meanwhile.
 pub(crate) fn n_to_share(n_slots: usize) -> usize {
     (n_slots / 2).max(1)
@@ -222,7 +222,12 @@ const N_FORWARDS: usize = 3;
 
 impl<'a> DryRun<'a> {
     /// `rings` names every device that computes, with its slots.
-    pub(super) fn new(machine: &'a MachineCosts, pieces: &'a [Transfer], rings: &[(Device, usize)], hop_bytes: [Bytes; 2]) -> DryRun<'a> {
+    pub(super) fn new(
+        machine: &'a MachineCosts,
+        chunks: &'a [Transfer],
+        rings: &[(Device, usize)],
+        transfer_bytes: [Bytes; 2],
+    ) -> DryRun<'a> {
         let virtual_device = |&(device, n_slots): &(Device, usize)| Virtual {
             device,
             costs: machine.of(device),
@@ -234,7 +239,7 @@ impl<'a> DryRun<'a> {
             n_to_share: if device == Device::Cpu { 1 } else { n_to_share(n_slots) },
         };
         let devices = rings.iter().map(virtual_device).collect();
-        DryRun { machine, pieces, hop_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, hop_secs: 0.0 }
+        DryRun { machine, chunks, transfer_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, transfer_secs: 0.0 }
     }
 
     /// The last of a few forwards.
@@ -242,22 +247,22 @@ impl<'a> DryRun<'a> {
         schedule.prologue.iter().for_each(|step| self.step(*step));
         let mut before = (0.0, 0.0, 0.0);
         for _ in 0..N_FORWARDS {
-            before = (self.now, self.stall_secs, self.hop_secs);
+            before = (self.now, self.stall_secs, self.transfer_secs);
             schedule.steps.iter().for_each(|step| self.step(*step));
         }
-        Pace { secs: self.now - before.0, stall_secs: self.stall_secs - before.1, hop_secs: self.hop_secs - before.2 }
+        Pace { secs: self.now - before.0, stall_secs: self.stall_secs - before.1, transfer_secs: self.transfer_secs - before.2 }
     }
 
     fn step(&mut self, step: Step) {
         match step {
             Step::Embed => {}
-            Step::FetchUpload(piece) | Step::Upload(piece) => self.upload(piece),
-            Step::ComputeResident(piece) => self.compute(piece, 0.0, 1.0 / PIECES_PER_SUBMIT as f64),
-            Step::ComputeStreamed(piece) => self.compute_streamed(piece),
-            Step::Hop { from, to } => self.hop(from, Some(to)),
+            Step::FetchUpload(chunk) | Step::Upload(chunk) => self.upload(chunk),
+            Step::ComputeResident(chunk) => self.compute(chunk, 0.0, 1.0 / CHUNKS_PER_SUBMIT as f64),
+            Step::ComputeStreamed(chunk) => self.compute_streamed(chunk),
+            Step::Transfer { from, to } => self.transfer(from, Some(to)),
             Step::Readback => {
-                if let Some(last) = self.pieces.last() {
-                    self.hop(self.devices[last.executor].device, None);
+                if let Some(last) = self.chunks.last() {
+                    self.transfer(self.devices[last.executor].device, None);
                 }
             }
         }
@@ -267,13 +272,13 @@ impl<'a> DryRun<'a> {
         self.devices.iter_mut().find(|own| own.device == device)
     }
 
-    fn upload(&mut self, piece: usize) {
-        let (now, disk_free, cost) = (self.now, self.disk_free, self.pieces[piece]);
+    fn upload(&mut self, chunk: usize) {
+        let (now, disk_free, cost) = (self.now, self.disk_free, self.chunks[chunk]);
         let request_secs = self.machine.disk().request_secs();
         let own = &mut self.devices[cost.executor];
         let begin = own.free_slots.pop_front().unwrap_or(own.compute_free).max(now);
         let fetched = if cost.fetch_secs > 0.0 { disk_free.max(begin + request_secs) + cost.fetch_secs } else { begin };
-        // A piece moves on while it is still being read.
+        // A chunk moves on while it is still being read.
         let moved = (own.upload_free.max(begin) + cost.upload_secs).max(fetched);
         own.upload_free = moved;
         own.compute_free += own.costs.delay_secs(cost.upload_secs);
@@ -283,8 +288,8 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    fn compute(&mut self, piece: usize, earliest: f64, submits: f64) {
-        let (now, cost) = (self.now, self.pieces[piece]);
+    fn compute(&mut self, chunk: usize, earliest: f64, submits: f64) {
+        let (now, cost) = (self.now, self.chunks[chunk]);
         let own = &mut self.devices[cost.executor];
         let secs = cost.compute_secs + submits * own.costs.submit_secs();
         let end = own.compute_free.max(earliest).max(now) + secs;
@@ -294,8 +299,8 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    fn compute_streamed(&mut self, piece: usize) {
-        let (now, executor) = (self.now, self.pieces[piece].executor);
+    fn compute_streamed(&mut self, chunk: usize) {
+        let (now, executor) = (self.now, self.chunks[chunk].executor);
         let own = &mut self.devices[executor];
         let ready = own.ready.pop_front().unwrap_or(0.0);
         let idle_from = own.compute_free.max(now);
@@ -305,7 +310,7 @@ impl<'a> DryRun<'a> {
         let share = own.n_to_share as f64;
         self.stall_secs += (ready - idle_from).max(0.0);
         self.now = now.max(ready);
-        self.compute(piece, ready, 1.0 / share);
+        self.compute(chunk, ready, 1.0 / share);
         let own = &mut self.devices[executor];
         own.computed_from += 1;
         if own.computed_from >= own.n_to_share {
@@ -314,14 +319,14 @@ impl<'a> DryRun<'a> {
     }
 
     /// The residual stream goes from one device to the next, or the result to the host.
-    fn hop(&mut self, from: Device, to: Option<Device>) {
-        let bytes = if to.is_some() { self.hop_bytes[0] } else { self.hop_bytes[1] };
-        let moves = self.machine.of(from).hop_secs(to.map(|to| self.machine.of(to)), bytes);
+    fn transfer(&mut self, from: Device, to: Option<Device>) {
+        let bytes = if to.is_some() { self.transfer_bytes[0] } else { self.transfer_bytes[1] };
+        let moves = self.machine.of(from).transfer_secs(to.map(|to| self.machine.of(to)), bytes);
         if let Some(own) = self.device(from) {
             own.submit();
         }
         let done = self.device(from).map_or(0.0, |own| own.compute_free).max(self.now);
         self.now = done + moves;
-        self.hop_secs += moves;
+        self.transfer_secs += moves;
     }
 }

@@ -4,10 +4,10 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::accelerate::DeviceMapMode;
 use crate::device::{Device, DeviceSpec, Origin};
 use crate::error::{Fields, Setting, Words};
 use crate::model::Model;
-use crate::plan::accelerate::DeviceMapMode;
 use crate::plan::candidates::{self, Forecast, forecast};
 use crate::plan::dry_run::{Bound, Prediction};
 use crate::plan::placement::settle;
@@ -18,9 +18,9 @@ use crate::weights::Catalog;
 
 /// What one more of a device's memory is weighed in.
 const MORE: Bytes = Bytes::gib(1);
-/// How many times faster a plan must be for that to be told.
-const LEAST_GAIN_TOLD: f64 = 1.01;
-/// How many alternatives are told.
+/// How many times faster a plan must be for that to be reported.
+const LEAST_GAIN_REPORTED: f64 = 1.01;
+/// How many alternatives are reported.
 const N_ALTERNATIVES: usize = 2;
 
 /// What else could have been done.
@@ -54,8 +54,8 @@ pub struct Alternative {
 pub enum OtherWay {
     /// Others compute, or in another order; in words.
     Devices(String),
-    /// Homes by this rule of Accelerate's.
-    Homes(DeviceMapMode),
+    /// Placements by this rule of Accelerate's.
+    PlacementRule(DeviceMapMode),
 }
 
 impl OtherWay {
@@ -63,7 +63,7 @@ impl OtherWay {
     pub fn in_words(&self, words: &dyn Words) -> String {
         match self {
             OtherWay::Devices(text) => text.clone(),
-            OtherWay::Homes(mode) => format!("{} {mode}", words.setting(Setting::Homes)),
+            OtherWay::PlacementRule(mode) => format!("{} {mode}", words.setting(Setting::Placement)),
         }
     }
 }
@@ -168,7 +168,7 @@ impl WithMore {
     /// What it would bring beside `decode` as it is.
     fn effect(&self, decode: &Prediction) -> String {
         let gain = self.forecast.decode.tokens_per_sec() / decode.tokens_per_sec().max(f64::MIN_POSITIVE);
-        let rate = (gain >= LEAST_GAIN_TOLD).then(|| format!("decode {}", per_sec(&self.forecast.decode)));
+        let rate = (gain >= LEAST_GAIN_REPORTED).then(|| format!("decode {}", per_sec(&self.forecast.decode)));
         let context = self.open_ctx_size.filter(|&open| open > self.ctx_size).map(|open| format!("a context of {open}"));
         match (rate, context) {
             (None, None) => "brings nothing".to_owned(),
@@ -185,7 +185,7 @@ fn costs_of(decode: &Prediction) -> Vec<String> {
     let of_each = decode.devices.iter().map(|busy| format!("{} {}", busy.device, millis(busy.compute_secs)));
     let of_each = match decode.devices.len() {
         0 | 1 => String::new(),
-        _ => format!(": {}, between them {}", of_each.collect::<Vec<_>>().join(", "), millis(decode.hop_secs)),
+        _ => format!(": {}, between them {}", of_each.collect::<Vec<_>>().join(", "), millis(decode.transfer_secs)),
     };
     let compute_secs: f64 = decode.devices.iter().map(|busy| busy.compute_secs).sum();
     let mut lines = vec![format!("computing {}{}{of_each}", millis(compute_secs), mark(Bound::Compute))];

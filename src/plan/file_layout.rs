@@ -1,7 +1,7 @@
-//! The layout of pieces that a disk's reads may be written to directly: their slices lie to each other as in the file, so that
+//! The layout of chunks that a disk's reads may be written to directly: their slices lie to each other as in the file, so that
 //! nothing has to be copied to its place.
 
-use crate::plan::{Piece, Slice};
+use crate::plan::{Chunk, Slice};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -9,17 +9,17 @@ use crate::weights::Catalog;
 /// addresses are multiples of a disk's logical block, which divides it.
 pub const FILE_ALIGNMENT: u64 = 4096;
 
-/// By how much a slice may lengthen such a piece, at most: the rest of a block of the file before it and behind it.
+/// By how much a slice may lengthen such a chunk, at most: the rest of a block of the file before it and behind it.
 pub(super) const SLICE_PADDING: Bytes = Bytes(2 * FILE_ALIGNMENT);
 
-/// Bytes of a file that a piece has as they stand there, rounded to [`FILE_ALIGNMENT`] at both ends.
+/// Bytes of a file that a chunk has as they stand there, rounded to [`FILE_ALIGNMENT`] at both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRange {
     /// Which file of the checkpoint.
     pub shard: u32,
     /// Where in the file; a multiple of [`FILE_ALIGNMENT`].
     pub file_offset: u64,
-    /// Where in the piece's block; a multiple of [`FILE_ALIGNMENT`].
+    /// Where in the chunk's block; a multiple of [`FILE_ALIGNMENT`].
     pub block_offset: u64,
     /// Bytes up to the end of its last slice, which may be the end of the file.
     pub len: u64,
@@ -31,11 +31,11 @@ impl FileRange {
     }
 }
 
-/// Moves the slices of `piece` to where its block has them as in the files, the rest of it closed up.
-pub(super) fn lay_out_as_in_files(piece: &mut Piece, catalog: &Catalog) {
-    let ranges = ranges_of(&piece.slices, catalog);
-    piece.size_bytes = size_of(&ranges);
-    for slice in &mut piece.slices {
+/// Moves the slices of `chunk` to where its block has them as in the files, the rest of it closed up.
+pub(super) fn lay_out_as_in_files(chunk: &mut Chunk, catalog: &Catalog) {
+    let ranges = ranges_of(&chunk.slices, catalog);
+    chunk.size_bytes = size_of(&ranges);
+    for slice in &mut chunk.slices {
         let (shard, offset) = slice.place(catalog);
         let holds = |range: &&FileRange| range.shard == shard && (range.file_offset..range.file_offset + range.len).contains(&offset);
         if let Some(range) = ranges.iter().find(holds) {
@@ -44,20 +44,20 @@ pub(super) fn lay_out_as_in_files(piece: &mut Piece, catalog: &Catalog) {
     }
 }
 
-/// Bytes of the block that `piece` has once it is [laid out](lay_out_as_in_files).
-pub(super) fn size_as_in_files(piece: &Piece, catalog: &Catalog) -> Bytes {
-    size_of(&ranges_of(&piece.slices, catalog))
+/// Bytes of the block that `chunk` has once it is [laid out](lay_out_as_in_files).
+pub(super) fn size_as_in_files(chunk: &Chunk, catalog: &Catalog) -> Bytes {
+    size_of(&ranges_of(&chunk.slices, catalog))
 }
 
 fn size_of(ranges: &[FileRange]) -> Bytes {
     Bytes(ranges.last().map_or(0, FileRange::block_end))
 }
 
-/// The ranges that a piece consists of, in the order of the files; `None` where its slices lie otherwise.
-pub fn file_ranges(piece: &Piece, catalog: &Catalog) -> Option<Vec<FileRange>> {
-    let mut laid_out = piece.clone();
+/// The ranges that a chunk consists of, in the order of the files; `None` where its slices lie otherwise.
+pub fn file_ranges(chunk: &Chunk, catalog: &Catalog) -> Option<Vec<FileRange>> {
+    let mut laid_out = chunk.clone();
     lay_out_as_in_files(&mut laid_out, catalog);
-    (laid_out == *piece).then(|| ranges_of(&piece.slices, catalog))
+    (laid_out == *chunk).then(|| ranges_of(&chunk.slices, catalog))
 }
 
 /// Slices that lie together, or so near that their paddings would take more than what lies between them, are one range.
@@ -87,17 +87,17 @@ fn ranges_of(slices: &[Slice], catalog: &Catalog) -> Vec<FileRange> {
     ranges
 }
 
-/// Pieces and catalogs for tests of layouts and reads.
+/// Chunks and catalogs for tests of layouts and reads.
 #[cfg(test)]
 pub(crate) mod samples {
     use crate::device::Device;
     use crate::dtype::DType;
-    use crate::plan::{Piece, SLICE_ALIGNMENT, Slice};
+    use crate::plan::{Chunk, SLICE_ALIGNMENT, Slice};
     use crate::units::Bytes;
     use crate::weights::{Catalog, Shard, TensorId, TensorInfo};
 
-    /// Tensors of bytes as (shard, offset, size) in two files, and a piece of all of them in this order.
-    pub(crate) fn piece_of(tensors: &[(u32, u64, u64)]) -> (Piece, Catalog) {
+    /// Tensors of bytes as (shard, offset, size) in two files, and a chunk of all of them in this order.
+    pub(crate) fn chunk_of(tensors: &[(u32, u64, u64)]) -> (Chunk, Catalog) {
         let info = |(index, &(shard, offset, size)): (usize, &(u32, u64, u64))| TensorInfo {
             name: index.to_string(),
             dtype: DType::F16,
@@ -115,11 +115,11 @@ pub(crate) mod samples {
             Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: size_bytes / 2, offset, size_bytes }
         };
         let slices = tensors.iter().enumerate().map(slice).collect();
-        (Piece { home: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
+        (Chunk { stored_on: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
     }
 
-    /// As [`piece_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), turned round by `turn`.
-    pub(crate) fn piece_with_gaps(gaps: &[(u64, u64, u32)], turn: usize) -> (Piece, Catalog) {
+    /// As [`chunk_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), turned round by `turn`.
+    pub(crate) fn chunk_with_gaps(gaps: &[(u64, u64, u32)], turn: usize) -> (Chunk, Catalog) {
         let mut ends = [8u64; 2];
         let behind = |&(gap, values, shard): &(u64, u64, u32)| {
             let offset = ends[shard as usize] + gap;
@@ -128,7 +128,7 @@ pub(crate) mod samples {
         };
         let mut tensors: Vec<(u32, u64, u64)> = gaps.iter().map(behind).collect();
         tensors.rotate_left(turn % gaps.len());
-        piece_of(&tensors)
+        chunk_of(&tensors)
     }
 }
 
@@ -136,20 +136,20 @@ pub(crate) mod samples {
 mod tests {
     use proptest::prelude::*;
 
-    use super::samples::{piece_of, piece_with_gaps};
+    use super::samples::{chunk_of, chunk_with_gaps};
     use super::*;
 
     #[test]
     fn what_lies_near_is_one_range_and_what_does_not_is_closed_up() {
-        let (mut piece, catalog) = piece_of(&[(0, 9000, 100), (0, 5000, 300), (1, 6000, 5000), (0, 90_000, 10)]);
-        assert_eq!(file_ranges(&piece, &catalog), None);
-        lay_out_as_in_files(&mut piece, &catalog);
-        let offsets: Vec<u64> = piece.slices.iter().map(|slice| slice.offset).collect();
+        let (mut chunk, catalog) = chunk_of(&[(0, 9000, 100), (0, 5000, 300), (1, 6000, 5000), (0, 90_000, 10)]);
+        assert_eq!(file_ranges(&chunk, &catalog), None);
+        lay_out_as_in_files(&mut chunk, &catalog);
+        let offsets: Vec<u64> = chunk.slices.iter().map(|slice| slice.offset).collect();
         assert_eq!(offsets, [9000 - 4096, 5000 - 4096, 12_288 + 6000 - 4096, 8192 + 90_000 % 4096]);
-        assert_eq!(piece.size_bytes, Bytes(20_480));
+        assert_eq!(chunk.size_bytes, Bytes(20_480));
         let range = |shard, file_offset, block_offset, len| FileRange { shard, file_offset, block_offset, len };
         let expected = [range(0, 4096, 0, 5004), range(0, 86_016, 8192, 3994), range(1, 4096, 12_288, 6904)];
-        assert_eq!(file_ranges(&piece, &catalog).unwrap(), expected);
+        assert_eq!(file_ranges(&chunk, &catalog).unwrap(), expected);
     }
 
     proptest! {
@@ -158,21 +158,21 @@ mod tests {
             gaps in prop::collection::vec((0u64..20_000, 1u64..60_000, 0u32..2), 1..8),
             turn in 0usize..8,
         ) {
-            let (mut piece, catalog) = piece_with_gaps(&gaps, turn);
-            let most = piece.stored_bytes() + SLICE_PADDING.times(gaps.len() as u64);
-            let promised = size_as_in_files(&piece, &catalog);
-            lay_out_as_in_files(&mut piece, &catalog);
-            prop_assert_eq!(piece.size_bytes, promised);
-            prop_assert!(piece.size_bytes <= most);
-            let ranges = file_ranges(&piece, &catalog).unwrap();
+            let (mut chunk, catalog) = chunk_with_gaps(&gaps, turn);
+            let most = chunk.stored_bytes() + SLICE_PADDING.times(gaps.len() as u64);
+            let promised = size_as_in_files(&chunk, &catalog);
+            lay_out_as_in_files(&mut chunk, &catalog);
+            prop_assert_eq!(chunk.size_bytes, promised);
+            prop_assert!(chunk.size_bytes <= most);
+            let ranges = file_ranges(&chunk, &catalog).unwrap();
             let mut block_end = 0;
             for range in &ranges {
                 prop_assert_eq!((range.file_offset % FILE_ALIGNMENT, range.block_offset % FILE_ALIGNMENT), (0, 0));
                 prop_assert!(range.block_offset >= block_end);
                 block_end = range.block_end();
             }
-            prop_assert!(block_end == piece.size_bytes.0);
-            for slice in &piece.slices {
+            prop_assert!(block_end == chunk.size_bytes.0);
+            for slice in &chunk.slices {
                 let (shard, offset) = slice.place(&catalog);
                 let holds = |range: &&FileRange| {
                     range.shard == shard && range.file_offset <= offset && offset + slice.size_bytes <= range.file_offset + range.len

@@ -19,7 +19,7 @@ pub(crate) fn is_fused(ops: &[Op], op: usize) -> bool {
 }
 
 /// The rotations that operation `store`, which stores keys, does on the way: that of the queries and that of the keys right before it.
-/// Nothing but matrix products begins a piece, so the three are computed in the same place.
+/// Nothing but matrix products begins a chunk, so the three are computed in the same place.
 pub(crate) fn turned_by(ops: &[Op], store: usize) -> Option<[&Rope; 2]> {
     let (Some(Op::StoreKv(stored)), Some(before)) = (ops.get(store), ops.get(..store)) else { return None };
     match before {
@@ -31,7 +31,7 @@ pub(crate) fn turned_by(ops: &[Op], store: usize) -> Option<[&Rope; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Attention, RopePairs, StoreKv, ValueId};
+    use crate::model::{Attention, RopePairing, StoreKv, ValueId};
     use crate::weights::TensorId;
 
     #[test]
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn queries_and_keys_are_turned_as_keys_are_stored_where_they_turn_alike() {
         let [query, key, value] = [0, 1, 2].map(ValueId);
-        let rope = |heads, table| Op::Rope(Rope { heads, n_heads: 1, head_size: 8, rotary_size: 8, pairs: RopePairs::Halves, table });
+        let rope = |heads, table| Op::Rope(Rope { heads, n_heads: 1, head_size: 8, rotary_size: 8, pairs: RopePairing::NeoX, table });
         let store = || Op::StoreKv(StoreKv { layer: 0, key, value, n_kv_heads: 1, head_size: 8 });
         let fused = |ops: &[Op]| (0..ops.len()).filter(|&op| is_fused(ops, op)).collect::<Vec<_>>();
         assert_eq!(fused(&[rope(query, 0), rope(key, 0), store()]), [0, 1]);

@@ -2,7 +2,7 @@
 //! streams to the last one, out of host memory while there is room, then from disk.
 
 use crate::device::Device;
-use crate::plan::pieces::SLICE_ALIGNMENT;
+use crate::plan::chunks::SLICE_ALIGNMENT;
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::{Site, Worker};
@@ -43,7 +43,7 @@ impl Greedy<'_> {
         let n_units = self.site.model.units.len();
         let mut draft = Draft { placements: Vec::with_capacity(n_units), slot_limits: vec![Bytes(u64::MAX); self.budgets.len()] };
         // The embedding, which has no matrix that is multiplied.
-        draft.placements.push(Placement { execute_on: Device::Cpu, homes: Vec::new() });
+        draft.placements.push(Placement { execute_on: Device::Cpu, stored_on: Vec::new() });
         let mut shared = Bytes::ZERO;
         for (position, &worker) in self.chain.iter().enumerate() {
             let own = &self.site.workers[worker];
@@ -72,8 +72,8 @@ impl Greedy<'_> {
 
     /// The next `n_units` stay on `own`.
     fn keep(&self, own: &Worker<'_>, first: usize, n_units: usize, draft: &mut Draft) {
-        let homes = |unit: usize| vec![own.device; self.site.model.units[unit].matrices().count()];
-        draft.placements.extend((first..first + n_units).map(|unit| Placement { execute_on: own.device, homes: homes(unit) }));
+        let stored_on = |unit: usize| vec![own.device; self.site.model.units[unit].matrices().count()];
+        draft.placements.extend((first..first + n_units).map(|unit| Placement { execute_on: own.device, stored_on: stored_on(unit) }));
     }
 
     /// Everything from `first` on is computed by `worker`: what fits beside a ring stays, the rest streams.
@@ -98,9 +98,9 @@ impl Greedy<'_> {
         for unit in first + n_resident..n_units {
             let bytes = self.streamed_bytes(own, unit, division.slot_bytes);
             host_room = host_room.filter(|&room| bytes <= room).map(|room| room.saturating_sub(bytes));
-            let home = if host_room.is_some() { Device::Cpu } else { Device::Disk };
+            let stored_on = if host_room.is_some() { Device::Cpu } else { Device::Disk };
             let n_matrices = self.site.model.units[unit].matrices().count();
-            draft.placements.push(Placement { execute_on: own.device, homes: vec![home; n_matrices] });
+            draft.placements.push(Placement { execute_on: own.device, stored_on: vec![stored_on; n_matrices] });
         }
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Greedy<'_> {
         let copies = own.ring_copies(self.shape.n_slots);
         let largest = |in_layer: bool| {
             let units = self.site.model.units.iter().zip(&own.blocks).filter(|(unit, _)| unit.kind.layer().is_some() == in_layer);
-            units.flat_map(|(_, pieces)| pieces).map(|piece| piece.size_bytes).max()
+            units.flat_map(|(_, chunks)| chunks).map(|chunk| chunk.size_bytes).max()
         };
         let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
         let most = largest(true).or_else(|| largest(false))?.max(least);
@@ -158,7 +158,7 @@ impl Greedy<'_> {
         Some(Division { resident_room: room.saturating_sub(share), slot_bytes: Bytes(share.0 / copies).align_down(SLICE_ALIGNMENT) })
     }
 
-    /// Most bytes that a unit's pieces take where it streams: each slice may be padded.
+    /// Most bytes that a unit's chunks take where it streams: each slice may be padded.
     fn streamed_bytes(&self, own: &Worker<'_>, unit: usize, slot_bytes: Bytes) -> Bytes {
         let max_slice = slot_bytes.min(own.limits.max_binding_bytes).0.max(1);
         let of_matrix = |size: Bytes, row_bytes: u64| {

@@ -1,9 +1,10 @@
 //! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: the same input gives the same plan,
 //! byte for byte; no files, no clocks, no GPU.
 
-pub mod accelerate;
+mod assignment;
 mod build;
 mod candidates;
+mod chunks;
 mod costs;
 mod counts;
 mod device_map;
@@ -14,7 +15,6 @@ mod fusion;
 mod greedy;
 mod observe;
 mod options;
-mod pieces;
 mod placement;
 mod refusal;
 mod remedies;
@@ -26,7 +26,6 @@ mod search;
 mod shape;
 mod site;
 pub mod sizes;
-mod sketch;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +34,9 @@ use crate::error::Result;
 use crate::model::{Model, UnitKind};
 use crate::units::Bytes;
 use crate::weights::Catalog;
-pub use candidates::{Forecast, exchange_secs, forecast};
-pub use costs::Load;
+pub use candidates::{Forecast, forecast, request_secs};
+pub use chunks::{Chunk, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};
+pub use costs::Workload;
 pub(crate) use costs::{DeviceCosts, SUBMIT_SECS};
 pub(crate) use dry_run::n_to_share;
 pub use dry_run::{Bound, Busy, Prediction, predict};
@@ -46,8 +46,7 @@ pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
 pub(crate) use fusion::{is_fused, turned_by};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
-pub use options::{Context, Homes, KvDType, Mix, Objective, PlanOptions, ResidentLayers, Spill, UploadPath};
-pub use pieces::{Piece, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};
+pub use options::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use saved::SavedPlan;
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
@@ -57,17 +56,17 @@ pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/3";
 
 /// Where every weight lives, who computes with it, and what memory that takes. An executor that allocates the vectors
 /// and KV caches of its units, [`sizes::working_set`] for its [`Plan::role`], parameters of [`Plan::n_dispatches`],
-/// resident pieces and its ring takes exactly [`DevicePlan::used`].
+/// resident chunks and its ring takes exactly [`DevicePlan::used`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     /// Version of this form, for programs that read it.
     pub schema: &'static str,
     /// Every device that takes part: those that compute, in the order of the computation, then host memory and disk.
     pub devices: Vec<DevicePlan>,
-    /// Every unit with its home and its executor, in the model's order.
+    /// Every unit with its placement and its executor, in the model's order.
     pub units: Vec<UnitPlan>,
-    /// The pieces that units are cut into, in the order of the computation.
-    pub pieces: Vec<Piece>,
+    /// The chunks that units are cut into, in the order of the computation.
+    pub chunks: Vec<Chunk>,
     /// Positions per sequence.
     pub ctx_size: usize,
     /// Positions that the model was trained for.
@@ -93,11 +92,11 @@ pub struct DevicePlan {
     pub budget_source: String,
     /// What it holds.
     pub used: Usage,
-    /// Units whose home it is.
+    /// Units whose placement it is.
     pub n_units: usize,
     /// Units that it computes.
     pub n_executed: usize,
-    /// The ring that its streamed pieces pass through; `None` where nothing streams to it.
+    /// The ring that its streamed chunks pass through; `None` where nothing streams to it.
     pub ring: Option<RingPlan>,
     /// Bytes of weights that leave it, per forward, to reach the devices that compute with them.
     pub streamed_bytes: Bytes,
@@ -133,37 +132,37 @@ pub struct UnitPlan {
     pub name: String,
     /// Which part of the model it is.
     pub kind: UnitKind,
-    /// Where its matrices live: the first of them, where a device map cuts inside the unit; each [`Piece`] has its own home.
-    pub home: Device,
+    /// Where its matrices live: the first of them, where a device map cuts inside the unit; each [`Chunk`] has its own placement.
+    pub stored_on: Device,
     /// Who computes it.
     pub execute_on: Device,
     /// Bytes of its matrices as stored (0 for a head that is the embedding and was counted there).
     pub size_bytes: Bytes,
-    /// The pieces that it has part in: a range of [`Plan::pieces`].
-    pub pieces: std::ops::Range<usize>,
+    /// The chunks that it has part in: a range of [`Plan::chunks`].
+    pub chunks: std::ops::Range<usize>,
 }
 
-/// Who computes a unit, and where its matrices live, as it is asked with [`Homes::Placed`].
+/// Who computes a unit, and where its matrices live, as it is asked with [`PlacementRule::Placed`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     /// Who computes the unit. Nobody's choice for the embedding: the host gathers its rows.
     pub execute_on: Device,
-    /// The home of each of its matrices, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
-    pub homes: Vec<Device>,
+    /// The placement of each of its matrices, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
+    pub stored_on: Vec<Device>,
 }
 
-/// The ring that streamed pieces pass through.
+/// The ring that streamed chunks pass through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingPlan {
     /// How many slots.
     pub n_slots: usize,
-    /// Bytes of each: what the largest piece takes.
+    /// Bytes of each: what the largest chunk takes.
     pub slot_bytes: Bytes,
-    /// Bytes of the slots that pieces were cut for.
+    /// Bytes of the slots that chunks were cut for.
     pub cut_bytes: Bytes,
-    /// Whether pieces lie in their slots as in the files, so that reads need no copy.
+    /// Whether chunks lie in their slots as in the files, so that reads need no copy.
     pub as_in_files: bool,
-    /// How many pieces ahead of the computation uploads are started.
+    /// How many chunks ahead of the computation uploads are started.
     pub lookahead: usize,
     /// How bytes reach a slot.
     pub upload: UploadPath,
@@ -201,17 +200,17 @@ fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {
 }
 
 impl Plan {
-    /// Where the matrices of `piece` live.
-    pub fn home(&self, piece: usize) -> Device {
-        self.pieces[piece].home
+    /// Where the matrices of `chunk` live.
+    pub fn stored_on(&self, chunk: usize) -> Device {
+        self.chunks[chunk].stored_on
     }
 
-    /// What to call `piece`: by its unit, and which part of that it is; or by its first and last unit, as `model.layers.3.self_attn … mlp`.
-    pub fn piece_name(&self, piece: usize) -> String {
-        let (first, last) = (self.pieces[piece].unit(), self.pieces[piece].last_unit());
-        let (name, own) = (&self.units[first].name, &self.units[first].pieces);
+    /// What to call `chunk`: by its unit, and which part of that it is; or by its first and last unit, as `model.layers.3.self_attn … mlp`.
+    pub fn chunk_name(&self, chunk: usize) -> String {
+        let (first, last) = (self.chunks[chunk].unit(), self.chunks[chunk].last_unit());
+        let (name, own) = (&self.units[first].name, &self.units[first].chunks);
         if first == last {
-            return if own.len() == 1 { name.clone() } else { format!("{name} ({}/{})", piece - own.start + 1, own.len()) };
+            return if own.len() == 1 { name.clone() } else { format!("{name} ({}/{})", chunk - own.start + 1, own.len()) };
         }
         let last = &self.units[last].name;
         let alike = name.split_inclusive('.').zip(last.split_inclusive('.')).take_while(|(a, b)| a == b);
@@ -219,16 +218,16 @@ impl Plan {
         format!("{name} … {}", &last[n_alike..])
     }
 
-    /// Who computes `piece`.
-    pub fn executor(&self, piece: usize) -> Device {
-        self.units[self.pieces[piece].unit()].execute_on
+    /// Who computes `chunk`.
+    pub fn executor(&self, chunk: usize) -> Device {
+        self.units[self.chunks[chunk].unit()].execute_on
     }
 
-    /// The devices that compute, in the order of their first piece.
+    /// The devices that compute, in the order of their first chunk.
     pub fn executors(&self) -> Vec<Device> {
         let mut executors = Vec::new();
-        for piece in 0..self.pieces.len() {
-            let executor = self.executor(piece);
+        for chunk in 0..self.chunks.len() {
+            let executor = self.executor(chunk);
             if !executors.contains(&executor) {
                 executors.push(executor);
             }
@@ -253,59 +252,59 @@ impl Plan {
 
     /// Whether `device` computes the head, and with it the logits.
     pub fn computes_head(&self, device: Device) -> bool {
-        self.pieces.len().checked_sub(1).is_some_and(|last| self.executor(last) == device)
+        self.chunks.len().checked_sub(1).is_some_and(|last| self.executor(last) == device)
     }
 
-    /// Runs of pieces that one device computes without a break, in order.
+    /// Runs of chunks that one device computes without a break, in order.
     pub fn stages(&self) -> Vec<Stage> {
         let mut stages: Vec<Stage> = Vec::new();
-        for piece in 0..self.pieces.len() {
-            let device = self.executor(piece);
+        for chunk in 0..self.chunks.len() {
+            let device = self.executor(chunk);
             match stages.last_mut() {
-                Some(stage) if stage.device == device => stage.pieces.end = piece + 1,
-                _ => stages.push(Stage { device, pieces: piece..piece + 1 }),
+                Some(stage) if stage.device == device => stage.chunks.end = chunk + 1,
+                _ => stages.push(Stage { device, chunks: chunk..chunk + 1 }),
             }
         }
         stages
     }
 
-    /// Whether `piece` stays on the device that computes it.
-    pub fn is_resident(&self, piece: usize) -> bool {
-        self.home(piece) == self.executor(piece)
+    /// Whether `chunk` stays on the device that computes it.
+    pub fn is_resident(&self, chunk: usize) -> bool {
+        self.stored_on(chunk) == self.executor(chunk)
     }
 
-    /// The pieces that pass through a ring at every forward, in order.
-    pub fn streamed_pieces(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.pieces.len()).filter(|&piece| !self.is_resident(piece))
+    /// The chunks that pass through a ring at every forward, in order.
+    pub fn streamed_chunks(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.chunks.len()).filter(|&chunk| !self.is_resident(chunk))
     }
 
     /// Of them, those that pass through the ring of `device`.
     pub fn streamed_to(&self, device: Device) -> impl Iterator<Item = usize> + '_ {
-        self.streamed_pieces().filter(move |&piece| self.executor(piece) == device)
+        self.streamed_chunks().filter(move |&chunk| self.executor(chunk) == device)
     }
 
     /// Bytes of the weights that pass through rings at every forward, without the gaps between slices.
     pub fn streamed_bytes(&self) -> Bytes {
-        self.streamed_pieces().map(|piece| self.pieces[piece].stored_bytes()).sum()
+        self.streamed_chunks().map(|chunk| self.chunks[chunk].stored_bytes()).sum()
     }
 
     /// Bytes of a unit's weights that live on `device`.
     pub fn bytes_at(&self, unit: usize, device: Device) -> Bytes {
         let own = &self.units[unit];
         if own.kind == UnitKind::Embedding {
-            return if own.home == device { own.size_bytes } else { Bytes::ZERO };
+            return if own.stored_on == device { own.size_bytes } else { Bytes::ZERO };
         }
-        let here = self.pieces[own.pieces.clone()].iter().filter(|piece| piece.home == device);
-        here.flat_map(|piece| piece.slices_of(unit)).map(|slice| Bytes(slice.size_bytes)).sum()
+        let here = self.chunks[own.chunks.clone()].iter().filter(|chunk| chunk.stored_on == device);
+        here.flat_map(|chunk| chunk.slices_of(unit)).map(|slice| Bytes(slice.size_bytes)).sum()
     }
 
     /// Dispatches of one forward on `device` at most; each needs a set of parameters.
     pub fn n_dispatches(&self, device: Device) -> usize {
-        pieces::n_dispatches_of((0..self.pieces.len()).filter(|&piece| self.executor(piece) == device).map(|piece| &self.pieces[piece]))
+        chunks::n_dispatches_of((0..self.chunks.len()).filter(|&chunk| self.executor(chunk) == device).map(|chunk| &self.chunks[chunk]))
     }
 
-    /// The homes as Accelerate and transformers write them; what [`Homes::Given`] reads again.
-    pub fn device_map(&self, catalog: &Catalog, model: &Model) -> accelerate::DeviceMap {
+    /// The placements as Accelerate and transformers write them; what [`PlacementRule::Given`] reads again.
+    pub fn device_map(&self, catalog: &Catalog, model: &Model) -> crate::accelerate::DeviceMap {
         device_map::export(self, catalog, model)
     }
 
@@ -320,11 +319,11 @@ impl Plan {
     }
 }
 
-/// Consecutive pieces that one device computes.
+/// Consecutive chunks that one device computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stage {
     /// Who computes them.
     pub device: Device,
-    /// Which they are: a range of [`Plan::pieces`].
-    pub pieces: std::ops::Range<usize>,
+    /// Which they are: a range of [`Plan::chunks`].
+    pub chunks: std::ops::Range<usize>,
 }

@@ -4,7 +4,7 @@ use crate::device::{AdapterKind, Aspect, Correction, Device, DeviceSpec};
 use crate::dtype::DType;
 use crate::model::Model;
 use crate::plan::Plan;
-use crate::plan::costs::Load;
+use crate::plan::costs::Workload;
 use crate::plan::dry_run::{Prediction, predict};
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -21,7 +21,7 @@ const FLOOR: f64 = 1.01;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forwards {
     /// Forwards that are alike, and their number.
-    alike: Vec<(Load, usize)>,
+    alike: Vec<(Workload, usize)>,
 }
 
 impl Forwards {
@@ -29,14 +29,14 @@ impl Forwards {
     pub fn of_prompt(n_before: usize, n_tokens: usize, n_tokens_max: usize) -> Forwards {
         let n_tokens_max = n_tokens_max.max(1);
         let (n_whole, rest) = (n_tokens / n_tokens_max, n_tokens % n_tokens_max);
-        let whole = Load { position: n_before + n_whole * n_tokens_max / 2, ..Load::prefill(n_tokens_max) };
-        let last = Load { position: n_before + n_tokens - rest / 2, ..Load::prefill(rest) };
+        let whole = Workload { position: n_before + n_whole * n_tokens_max / 2, ..Workload::prefill(n_tokens_max) };
+        let last = Workload { position: n_before + n_tokens - rest / 2, ..Workload::prefill(rest) };
         Forwards { alike: [(whole, n_whole), (last, usize::from(rest > 0))].into_iter().filter(|(_, n_times)| *n_times > 0).collect() }
     }
 
     /// Those of `n_tokens` of an answer behind `n_before` positions, each of one token.
     pub fn of_answer(n_before: usize, n_tokens: usize) -> Forwards {
-        Forwards { alike: if n_tokens > 0 { vec![(Load::decode(n_before + n_tokens / 2), n_tokens)] } else { Vec::new() } }
+        Forwards { alike: if n_tokens > 0 { vec![(Workload::decode(n_before + n_tokens / 2), n_tokens)] } else { Vec::new() } }
     }
 
     /// Tokens of all of them.
@@ -194,9 +194,9 @@ mod tests {
         let prompt = Forwards::of_prompt(10, 70, 32);
         let loads: Vec<(usize, usize, usize)> = prompt.alike.iter().map(|(load, n)| (load.n_tokens, load.position, *n)).collect();
         assert_eq!((loads, prompt.n_tokens()), (vec![(32, 42, 2), (6, 77, 1)], 70));
-        assert_eq!(Forwards::of_prompt(0, 20, 32).alike, [(Load::prefill(20), 1)]);
+        assert_eq!(Forwards::of_prompt(0, 20, 32).alike, [(Workload::prefill(20), 1)]);
         assert_eq!(Forwards::of_prompt(0, 64, 32).n_tokens(), 64);
-        assert_eq!(Forwards::of_answer(5, 10).alike, [(Load::decode(10), 10)]);
+        assert_eq!(Forwards::of_answer(5, 10).alike, [(Workload::decode(10), 10)]);
         for none in [Forwards::of_prompt(3, 0, 32), Forwards::of_answer(3, 0)] {
             assert_eq!((none.n_tokens(), none.alike.len()), (0, 0));
         }

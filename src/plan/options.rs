@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::Device;
 use crate::error::{Error, Result, Setting};
-use crate::plan::accelerate::{DeviceMap, DeviceMapMode};
 use crate::plan::{Placement, SavedPlan};
 use crate::units::Bytes;
 
@@ -49,7 +49,7 @@ impl FromStr for KvDType {
         match text {
             "f32" => Ok(KvDType::F32),
             "f16" => Ok(KvDType::F16),
-            _ => Err(Error::InvalidArgument { option: Setting::KvDType.into(), fault: format!("`{text}` is neither f32 nor f16") }),
+            _ => Err(Error::InvalidArgument { option: Setting::KvDType.into(), reason: format!("`{text}` is neither f32 nor f16") }),
         }
     }
 }
@@ -100,7 +100,7 @@ pub enum Objective {
     Throughput,
 }
 
-/// A typical exchange, which a plan is made for.
+/// A typical request, which a plan is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mix {
     /// Tokens of the prompt.
@@ -115,9 +115,9 @@ impl Default for Mix {
     }
 }
 
-/// By which rule weights find their homes (`--device-map`).
+/// By which rule weights find their placements (`--device-map`).
 #[derive(Debug, Clone, Default, PartialEq)]
-pub enum Homes {
+pub enum PlacementRule {
     /// By measured rates: the placements whose dry run is the fastest.
     #[default]
     Auto,
@@ -164,8 +164,8 @@ pub struct PlanOptions {
     pub ctx_size: Option<usize>,
     /// What the context is where `ctx_size` is open.
     pub context: Context,
-    /// By which rule weights find their homes.
-    pub homes: Homes,
+    /// By which rule weights find their placements.
+    pub placement: PlacementRule,
     /// Just this plan (`--plan`), within `max_memory`; of what else is asked, nothing shapes it.
     pub saved: Option<Arc<SavedPlan>>,
     /// Classes of modules that Accelerate's rules keep whole (`--no-split`); the model's layers where it is open, as transformers does.
@@ -184,13 +184,13 @@ pub struct PlanOptions {
     pub resident_layers: ResidentLayers,
     /// Slots of the ring (`--slots`); 1 to 64, whatever is asked.
     pub n_slots: Option<usize>,
-    /// How many pieces ahead of the computation uploads are started (`--lookahead`).
+    /// How many chunks ahead of the computation uploads are started (`--lookahead`).
     pub lookahead: Option<usize>,
     /// How weights reach a slot (`--upload`).
     pub upload: Option<UploadPath>,
     /// What the plan is made for (`--objective`).
     pub objective: Objective,
-    /// The exchange that it is made for (`--mix`).
+    /// The request that it is made for (`--mix`).
     pub mix: Mix,
 }
 
@@ -209,7 +209,7 @@ impl Default for PlanOptions {
             max_memory: BTreeMap::new(),
             ctx_size: None,
             context: Context::Comfortable,
-            homes: Homes::Auto,
+            placement: PlacementRule::Auto,
             saved: None,
             no_split: None,
             spill: Spill::Allowed,

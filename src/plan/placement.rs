@@ -11,13 +11,13 @@ use crate::plan::greedy::Greedy;
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::{N_TOKENS_BUSY, N_TOKENS_FEW, Shape, UBATCH_SIZE};
 use crate::plan::site::Site;
-use crate::plan::{Context, Homes, KvDType, Objective, Placement, Plan, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{Context, KvDType, Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
 /// Most slots that a ring has, whatever is asked.
 pub(super) const N_SLOTS_MAX: usize = 64;
-/// Rounds in which a plan is given just the dispatches that its pieces need.
+/// Rounds in which a plan is given just the dispatches that its chunks need.
 const N_EXACT_ROUNDS: usize = 4;
 /// Contexts that are found by trying are multiples of this.
 pub(super) const CTX_STEP: usize = 64;
@@ -64,7 +64,7 @@ impl Asked<'_> {
     /// forwards of one length, and at the same context another length, or a search of its own, may do better.
     fn at_its_context(&self, settled: &PlanOptions, plan: Plan) -> Result<Plan> {
         let may_gain = plan.streamed_bytes() > Bytes::ZERO || plan.forward.n_tokens < N_TOKENS_BUSY;
-        if settled.ctx_size.is_some() || settled.homes != Homes::Auto || !may_gain {
+        if settled.ctx_size.is_some() || settled.placement != PlacementRule::Auto || !may_gain {
             return Ok(plan);
         }
         let options = PlanOptions { ctx_size: Some(plan.ctx_size), ..settled.clone() };
@@ -128,7 +128,7 @@ impl Asked<'_> {
     /// The largest context with which every weight stays resident, beside forwards of as many tokens as fit with the least: a multiple
     /// of [`CTX_STEP`], or the model's own. Where not even the least fits, it is that: the refusal says how much is missing.
     fn largest_resident_ctx(&self, options: &PlanOptions) -> Result<usize> {
-        // What is wrong with the options is told here.
+        // What is wrong with the options is reported here.
         Site::new(self.catalog, self.model, self.devices, options)?;
         let (least, most) = self.resident_ctx_range();
         let lengths = [UBATCH_SIZE, N_TOKENS_BUSY, N_TOKENS_FEW].map(|n_tokens| n_tokens.max(options.n_seqs));
@@ -148,7 +148,7 @@ impl Asked<'_> {
 
 /// Refuses placements that no schedule can carry out.
 pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Result<()> {
-    let invalid = |fault: String| Error::InvalidArgument { option: Setting::Homes.into(), fault };
+    let invalid = |reason: String| Error::InvalidArgument { option: Setting::Placement.into(), reason };
     if placements.len() != site.model.units.len() {
         return Err(invalid(format!("{} placements for {} units", placements.len(), site.model.units.len())));
     }
@@ -157,12 +157,16 @@ pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Res
         if site.worker(device).is_none() {
             return Err(invalid(format!("{name} is to be computed by {device}, which does not compute here")));
         }
-        if placement.homes.len() != unit.matrices().count() {
-            return Err(invalid(format!("{} homes for the {} matrices of {name}", placement.homes.len(), unit.matrices().count())));
-        }
-        if let Some(home) = placement.homes.iter().find(|home| **home != device && matches!(home, Device::Gpu(_))) {
+        if placement.stored_on.len() != unit.matrices().count() {
             return Err(invalid(format!(
-                "a part of {name} lives on {home} and is computed by {device}: it can come from cpu or disk only"
+                "{} placements for the {} matrices of {name}",
+                placement.stored_on.len(),
+                unit.matrices().count()
+            )));
+        }
+        if let Some(stored_on) = placement.stored_on.iter().find(|stored_on| **stored_on != device && matches!(stored_on, Device::Gpu(_))) {
+            return Err(invalid(format!(
+                "a part of {name} lives on {stored_on} and is computed by {device}: it can come from cpu or disk only"
             )));
         }
     }
@@ -233,7 +237,7 @@ impl Site<'_> {
         Err(refusal.unwrap_or(Refusal::Budget))
     }
 
-    /// One greedy try. Cutting units into pieces adds dispatches, whose parameters take memory, which may cut more: settled
+    /// One greedy try. Cutting units into chunks adds dispatches, whose parameters take memory, which may cut more: settled
     /// in a few rounds.
     fn along(&self, chain: &[usize], shape: Shape, budgets: &[Bytes]) -> Result<Plan, Refusal> {
         self.settled(|n_dispatches| {

@@ -99,7 +99,7 @@ impl<'a> Asked<'a> {
             }
         }
         let (short, too_small) = best?;
-        // To the byte: rounded up as it is told, it is what was found.
+        // To the byte: rounded up as it is reported, it is what was found.
         let (_, needed) = narrow(too_small, short.needed, |bytes| bytes, |budget| self.works_with(short.spec, budget));
         Some(Short { needed, ..short })
     }

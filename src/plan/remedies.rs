@@ -5,7 +5,7 @@ use std::iter::successors;
 use crate::device::Device;
 use crate::error::{Remedy, Setting};
 use crate::plan::placement::{Asked, CTX_STEP, longest_ctx};
-use crate::plan::{Context, Homes, KvDType, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{Context, KvDType, PlacementRule, PlanOptions, ResidentLayers, Spill};
 
 impl Asked<'_> {
     /// Other options that let a plan be made within the budgets.
@@ -30,9 +30,9 @@ impl Asked<'_> {
             let way = Remedy::Drop(Setting::ResidentLayers, "so that a part streams");
             offer(way, PlanOptions { resident_layers: ResidentLayers::Auto, ..options.clone() });
         }
-        if !matches!(options.homes, Homes::Auto | Homes::FrontToBack) {
-            let way = Remedy::UseInOrderTo("let the planner choose the homes", Setting::Homes, "auto".into());
-            offer(way, PlanOptions { homes: Homes::Auto, ..options.clone() });
+        if !matches!(options.placement, PlacementRule::Auto | PlacementRule::FrontToBack) {
+            let way = Remedy::UseInOrderTo("let the planner choose the placements", Setting::Placement, "auto".into());
+            offer(way, PlanOptions { placement: PlacementRule::Auto, ..options.clone() });
         }
         if options.kv_dtype == KvDType::F32 {
             offer(Remedy::Use(Setting::KvDType, "f16".into()), PlanOptions { kv_dtype: KvDType::F16, ..options.clone() });

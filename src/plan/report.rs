@@ -67,7 +67,7 @@ impl Plan {
     /// Whether a unit is a head that is tied to the embedding, and the embedding lives on `device`: its bytes there are counted already.
     fn is_counted_as_embedding(&self, unit: usize, device: Device) -> bool {
         let is_tied = self.units[unit].kind == UnitKind::Head && self.units[unit].size_bytes == Bytes::ZERO;
-        is_tied && self.units.iter().any(|other| other.kind == UnitKind::Embedding && other.home == device)
+        is_tied && self.units.iter().any(|other| other.kind == UnitKind::Embedding && other.stored_on == device)
     }
 
     /// `computes 14 of 32 layers and the head`, or nothing.
@@ -78,16 +78,20 @@ impl Plan {
 
     /// What of that streams, where from and how much it is, or nothing.
     fn streamed_to_it(&self, device: &DevicePlan) -> String {
-        let streams = |_, unit: &UnitPlan| unit.is_computed_by(device.device) && unit.pieces.clone().any(|piece| !self.is_resident(piece));
+        let streams = |_, unit: &UnitPlan| unit.is_computed_by(device.device) && unit.chunks.clone().any(|chunk| !self.is_resident(chunk));
         let parts = self.parts(streams);
         if parts.is_none() {
             return String::new();
         }
-        let from = |home: Device| -> Bytes {
-            self.streamed_to(device.device).filter(|&piece| self.home(piece) == home).map(|piece| self.pieces[piece].stored_bytes()).sum()
+        let from = |stored_on: Device| -> Bytes {
+            self.streamed_to(device.device)
+                .filter(|&chunk| self.stored_on(chunk) == stored_on)
+                .map(|chunk| self.chunks[chunk].stored_bytes())
+                .sum()
         };
-        let sources = [Device::Cpu, Device::Disk].map(|home| (from(home), home));
-        let sources = sources.iter().filter(|(bytes, _)| *bytes > Bytes::ZERO).map(|(bytes, home)| format!("{bytes} from {home}"));
+        let sources = [Device::Cpu, Device::Disk].map(|stored_on| (from(stored_on), stored_on));
+        let sources =
+            sources.iter().filter(|(bytes, _)| *bytes > Bytes::ZERO).map(|(bytes, stored_on)| format!("{bytes} from {stored_on}"));
         format!("streams {parts}: {} per token", sources.collect::<Vec<_>>().join(" and "))
     }
 
@@ -116,7 +120,7 @@ impl Plan {
 impl UnitPlan {
     /// The embedding is nobody's: the host gathers its rows.
     fn is_computed_by(&self, device: Device) -> bool {
-        self.execute_on == device && !self.pieces.is_empty()
+        self.execute_on == device && !self.chunks.is_empty()
     }
 }
 
@@ -178,14 +182,14 @@ impl Parts {
     }
 
     fn in_words(&self, layers: &str) -> String {
-        let told = [
+        let reported = [
             (self.n_layers > 0).then(|| layers.to_owned()),
             (self.n_attention > 0).then(|| counted(self.n_attention, "attention part")),
             (self.n_feed_forward > 0).then(|| counted(self.n_feed_forward, "MLP part")),
             self.has_embedding.then(|| "the embedding".to_owned()),
             self.has_head.then(|| "the head".to_owned()),
         ];
-        listed(&told.into_iter().flatten().collect::<Vec<_>>())
+        listed(&reported.into_iter().flatten().collect::<Vec<_>>())
     }
 }
 
@@ -210,20 +214,20 @@ impl fmt::Display for ScheduleReport<'_> {
         let ScheduleReport(schedule, plan) = self;
         let steps = schedule.prologue.iter().map(|step| ("once", step)).chain(schedule.steps.iter().map(|step| ("", step)));
         for (when, step) in steps {
-            let (verb, piece) = match *step {
-                Step::Hop { from, to } => {
-                    writeln!(f, "{when:>5} hop           {from} to {to}")?;
+            let (verb, chunk) = match *step {
+                Step::Transfer { from, to } => {
+                    writeln!(f, "{when:>5} transfer           {from} to {to}")?;
                     continue;
                 }
                 Step::Embed => ("embed", None),
-                Step::FetchUpload(piece) => ("fetch+upload", Some(piece)),
-                Step::Upload(piece) => ("upload", Some(piece)),
-                Step::ComputeResident(piece) => ("compute", Some(piece)),
-                Step::ComputeStreamed(piece) => ("compute slot", Some(piece)),
+                Step::FetchUpload(chunk) => ("fetch+upload", Some(chunk)),
+                Step::Upload(chunk) => ("upload", Some(chunk)),
+                Step::ComputeResident(chunk) => ("compute", Some(chunk)),
+                Step::ComputeStreamed(chunk) => ("compute slot", Some(chunk)),
                 Step::Readback => ("readback", None),
             };
-            match piece {
-                Some(piece) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", plan.piece_name(piece), plan.pieces[piece].size_bytes)?,
+            match chunk {
+                Some(chunk) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", plan.chunk_name(chunk), plan.chunks[chunk].size_bytes)?,
                 None => writeln!(f, "{when:>5} {verb}")?,
             }
         }

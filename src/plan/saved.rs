@@ -152,24 +152,24 @@ impl SavedPlan {
     /// # Errors
     /// [`Error::InvalidFile`] for what is no such file.
     pub fn from_json(json: &str, path: &str) -> Result<SavedPlan> {
-        let invalid = |fault: String| Error::invalid_file(path, fault);
-        let mut document: Value = serde_json::from_str(json).map_err(|fault| invalid(format!("is no JSON: {fault}")))?;
+        let invalid = |reason: String| Error::invalid_file(path, reason);
+        let mut document: Value = serde_json::from_str(json).map_err(|reason| invalid(format!("is no JSON: {reason}")))?;
         match document.get("schema").and_then(Value::as_str) {
             Some(PLAN_SCHEMA) => {}
             Some(other) => return Err(invalid(format!("is of the form {}, where {PLAN_SCHEMA} is read", quoted(other)))),
             None => {
-                let fault = format!("is no plan, whose `schema` is {PLAN_SCHEMA}");
+                let reason = format!("is no plan, whose `schema` is {PLAN_SCHEMA}");
                 let advice = [Remedy::Write(Setting::SavedPlan)].into();
-                return Err(Error::InvalidFile { path: path.to_owned(), fault, advice });
+                return Err(Error::InvalidFile { path: path.to_owned(), reason, advice });
             }
         }
         let mut take = |key: &str| document.get_mut(key).map(Value::take).ok_or_else(|| invalid(format!("`{key}` is missing")));
         let (made_for, placements, written) = (take("made_for")?, take("placements")?, take("plan")?);
         let saved = SavedPlan {
             path: path.to_owned(),
-            made_for: serde_json::from_value(made_for).map_err(|fault| invalid(format!("`made_for`: {}", printable(&fault))))?,
-            placements: serde_json::from_value(placements).map_err(|fault| invalid(format!("`placements`: {}", printable(&fault))))?,
-            decisions: Decisions::deserialize(&written).map_err(|fault| invalid(format!("`plan`: {}", printable(&fault))))?,
+            made_for: serde_json::from_value(made_for).map_err(|reason| invalid(format!("`made_for`: {}", printable(&reason))))?,
+            placements: serde_json::from_value(placements).map_err(|reason| invalid(format!("`placements`: {}", printable(&reason))))?,
+            decisions: Decisions::deserialize(&written).map_err(|reason| invalid(format!("`plan`: {}", printable(&reason))))?,
             written,
         };
         saved.check_domains()?;
@@ -236,17 +236,18 @@ impl SavedPlan {
             let saved = self.row(row.device);
             row.budget_source = saved.map(|saved| saved.budget_source.clone()).unwrap_or_default();
         }
-        let made = serde_json::to_value(&plan).map_err(|fault| self.invalid(fault.to_string()))?;
+        let made = serde_json::to_value(&plan).map_err(|reason| self.invalid(reason.to_string()))?;
         if let Some(place) = first_difference(&made, &self.written, String::new()) {
-            let fault = "it was changed, or written for other files or by another version; export it again";
-            return Err(self.invalid(format!("the plan that follows from its placements differs at {place}: {fault}")));
+            let reason = "it was changed, or written for other files or by another version; export it again";
+            return Err(self.invalid(format!("the plan that follows from its placements differs at {place}: {reason}")));
         }
         self.check_budgets(&plan, catalog, model, devices, max_memory)?;
         Ok(plan)
     }
 
     fn check_origin(&self, catalog: &Catalog, model: &Model, devices: &[DeviceSpec]) -> Result<()> {
-        let other = |fault: String| Error::InvalidArgument { option: Setting::SavedPlan.into(), fault: format!("{} {fault}", self.path) };
+        let other =
+            |reason: String| Error::InvalidArgument { option: Setting::SavedPlan.into(), reason: format!("{} {reason}", self.path) };
         if let Some(difference) = self.made_for.model.difference(&ModelMark::of(catalog, model)) {
             return Err(other(format!("was made for another model: {difference}")));
         }
@@ -284,7 +285,7 @@ impl SavedPlan {
             worker.upload = self.ring(worker.device).map_or(worker.upload, |ring| ring.upload);
         }
         check_placements(&site, &self.placements).map_err(|error| match error {
-            Error::InvalidArgument { fault, .. } => self.invalid(fault),
+            Error::InvalidArgument { reason, .. } => self.invalid(reason),
             other => other,
         })?;
         let cutting = |ring: RingPlan| Cutting { slot_bytes: ring.cut_bytes, as_in_files: ring.as_in_files };
@@ -343,8 +344,8 @@ impl SavedPlan {
         self.row(device).and_then(|row| row.ring)
     }
 
-    fn invalid(&self, fault: String) -> Error {
-        Error::invalid_file(&self.path, fault)
+    fn invalid(&self, reason: String) -> Error {
+        Error::invalid_file(&self.path, reason)
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::device::Device;
 use crate::plan::Plan;
 
-/// The steps of a forward. Each device's ring is first in, first out, so a step need not name its slot; a piece's device
+/// The steps of a forward. Each device's ring is first in, first out, so a step need not name its slot; a chunk's device
 /// is the plan's matter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Schedule {
@@ -15,22 +15,22 @@ pub struct Schedule {
     pub steps: Vec<Step>,
 }
 
-/// One entry of a schedule; numbers index [`Plan::pieces`].
+/// One entry of a schedule; numbers index [`Plan::chunks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Token ids become vectors on the first device that computes.
     Embed,
-    /// Begin to read a piece from disk and to bring it to the next slot.
+    /// Begin to read a chunk from disk and to bring it to the next slot.
     FetchUpload(usize),
-    /// Begin to bring a piece from host memory to the next slot.
+    /// Begin to bring a chunk from host memory to the next slot.
     Upload(usize),
-    /// Compute with a piece that stays on the device that computes it.
+    /// Compute with a chunk that stays on the device that computes it.
     ComputeResident(usize),
-    /// Compute with the oldest slot of the ring, which holds this piece, and free it.
+    /// Compute with the oldest slot of the ring, which holds this chunk, and free it.
     ComputeStreamed(usize),
     /// Bring the residual stream from one device that computes to the next.
-    Hop {
+    Transfer {
         /// Who has it.
         from: Device,
         /// Who needs it.
@@ -40,11 +40,11 @@ pub enum Step {
     Readback,
 }
 
-/// What a schedule is made from: who computes each piece, where it lives, and the rings.
+/// What a schedule is made from: who computes each chunk, where it lives, and the rings.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
-    /// Executor and home of every piece, in the order of the computation.
-    pub(super) pieces: Vec<(Device, Device)>,
+    /// Executor and placement of every chunk, in the order of the computation.
+    pub(super) chunks: Vec<(Device, Device)>,
     /// Slots and lookahead of every device that something streams to.
     pub(super) rings: Vec<(Device, usize, usize)>,
 }
@@ -52,7 +52,10 @@ pub(super) struct Layout {
 impl Layout {
     fn of(plan: &Plan) -> Layout {
         let rings = plan.devices.iter().filter_map(|device| device.ring.map(|ring| (device.device, ring.n_slots, ring.lookahead)));
-        Layout { pieces: (0..plan.pieces.len()).map(|piece| (plan.executor(piece), plan.home(piece))).collect(), rings: rings.collect() }
+        Layout {
+            chunks: (0..plan.chunks.len()).map(|chunk| (plan.executor(chunk), plan.stored_on(chunk))).collect(),
+            rings: rings.collect(),
+        }
     }
 }
 
@@ -62,19 +65,19 @@ impl Schedule {
         Schedule::of(&Layout::of(plan))
     }
 
-    /// Orders the steps: each upload begins `lookahead` streamed pieces, of the same ring, before its piece is due.
+    /// Orders the steps: each upload begins `lookahead` streamed chunks, of the same ring, before its chunk is due.
     pub(super) fn of(layout: &Layout) -> Schedule {
         let mut feeds: Vec<Feed> = layout.rings.iter().map(|ring| Feed::new(layout, *ring)).collect();
         let prologue = feeds.iter().flat_map(|feed| (0..feed.lookahead).map(|ordinal| feed.upload(layout, ordinal))).collect();
         let mut steps = vec![Step::Embed];
         let mut before: Option<Device> = None;
-        for (piece, &(executor, home)) in layout.pieces.iter().enumerate() {
+        for (chunk, &(executor, stored_on)) in layout.chunks.iter().enumerate() {
             if let Some(from) = before.replace(executor).filter(|&from| from != executor) {
-                steps.push(Step::Hop { from, to: executor });
+                steps.push(Step::Transfer { from, to: executor });
             }
             match feeds.iter_mut().find(|feed| feed.device == executor) {
-                Some(feed) if home != executor => feed.compute(layout, piece, &mut steps),
-                _ => steps.push(Step::ComputeResident(piece)),
+                Some(feed) if stored_on != executor => feed.compute(layout, chunk, &mut steps),
+                _ => steps.push(Step::ComputeResident(chunk)),
             }
         }
         steps.push(Step::Readback);
@@ -85,7 +88,7 @@ impl Schedule {
 /// What streams to one device, and how far the computation has come with it.
 struct Feed {
     device: Device,
-    pieces: Vec<usize>,
+    chunks: Vec<usize>,
     lookahead: usize,
     n_slots: usize,
     n_computed: usize,
@@ -93,22 +96,22 @@ struct Feed {
 
 impl Feed {
     fn new(layout: &Layout, (device, n_slots, lookahead): (Device, usize, usize)) -> Feed {
-        let streams = |piece: &usize| layout.pieces[*piece].0 == device && layout.pieces[*piece].1 != device;
-        let pieces: Vec<usize> = (0..layout.pieces.len()).filter(streams).collect();
-        Feed { device, lookahead: lookahead.min(pieces.len()), n_slots, pieces, n_computed: 0 }
+        let streams = |chunk: &usize| layout.chunks[*chunk].0 == device && layout.chunks[*chunk].1 != device;
+        let chunks: Vec<usize> = (0..layout.chunks.len()).filter(streams).collect();
+        Feed { device, lookahead: lookahead.min(chunks.len()), n_slots, chunks, n_computed: 0 }
     }
 
-    /// The upload of the streamed piece that is the `ordinal`-th, counted on across forwards.
+    /// The upload of the streamed chunk that is the `ordinal`-th, counted on across forwards.
     fn upload(&self, layout: &Layout, ordinal: usize) -> Step {
-        let piece = self.pieces[ordinal % self.pieces.len()];
-        if layout.pieces[piece].1 == Device::Disk { Step::FetchUpload(piece) } else { Step::Upload(piece) }
+        let chunk = self.chunks[ordinal % self.chunks.len()];
+        if layout.chunks[chunk].1 == Device::Disk { Step::FetchUpload(chunk) } else { Step::Upload(chunk) }
     }
 
-    fn compute(&mut self, layout: &Layout, piece: usize, steps: &mut Vec<Step>) {
+    fn compute(&mut self, layout: &Layout, chunk: usize, steps: &mut Vec<Step>) {
         let upload = self.upload(layout, self.n_computed + self.lookahead);
         // With as many uploads under way as there are slots, the next one needs the slot just computed from.
         let order =
-            if self.lookahead < self.n_slots { [upload, Step::ComputeStreamed(piece)] } else { [Step::ComputeStreamed(piece), upload] };
+            if self.lookahead < self.n_slots { [upload, Step::ComputeStreamed(chunk)] } else { [Step::ComputeStreamed(chunk), upload] };
         steps.extend(order);
         self.n_computed += 1;
     }

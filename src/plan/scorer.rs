@@ -1,17 +1,17 @@
-//! Scores sketches: what memory they take, and how long the exchange that the plan is made for takes with them by the dry run. A bound
+//! Scores assignments: what memory they take, and how long the request that the plan is made for takes with them by the dry run. A bound
 //! that no dry run beats comes first, for a hundredth of the work.
 
 use std::ops::Range;
 
 use crate::device::Device;
-use crate::plan::costs::{Load, MachineCosts};
+use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
+use crate::plan::chunks::{Chunk, SLICE_ALIGNMENT};
+use crate::plan::costs::{MachineCosts, Workload};
 use crate::plan::dry_run::{DryRun, Transfer};
-use crate::plan::pieces::{Piece, SLICE_ALIGNMENT};
 use crate::plan::schedule::{Layout, Schedule};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
 use crate::plan::sizes::Role;
-use crate::plan::sketch::{Sketch, Spot, SpotHome};
 use crate::units::Bytes;
 
 /// Rounds in which the size of slots is settled.
@@ -21,13 +21,13 @@ const N_SLOT_ROUNDS: usize = 16;
 const HIDDEN_COST: f64 = 0.05;
 /// The share of a bound that a dry run always reaches: at the ends of a forward, uploads of the next one overlap.
 const BOUND_SHARE: f64 = 0.99;
-/// Sketches whose bound is computed in the time of one piece of a dry run, per unit.
-const BOUNDS_PER_PIECE: usize = 16;
+/// Assignments whose bound is computed in the time of one chunk of a dry run, per unit.
+const BOUNDS_PER_CHUNK: usize = 16;
 
 /// Links whose uploads a bound tells apart, and one more for all others.
 const N_LINKS: usize = 9;
 
-/// What stays the same while sketches are compared.
+/// What stays the same while assignments are compared.
 pub(super) struct Scorer<'a> {
     pub(super) site: &'a Site<'a>,
     machine: &'a MachineCosts,
@@ -38,16 +38,16 @@ pub(super) struct Scorer<'a> {
     base: Vec<[Bytes; 2]>,
     phases: Vec<Phase>,
     /// From one worker to another, per phase.
-    hop_secs: Vec<Vec<Vec<f64>>>,
-    /// Pieces of dry runs until now, and what stands for them: the work that was done.
+    transfer_secs: Vec<Vec<Vec<f64>>>,
+    /// Chunks of dry runs until now, and what stands for them: the work that was done.
     pub(super) n_looked_at: usize,
 }
 
-/// One kind of forward and how often an exchange needs it.
+/// One kind of forward and how often an request needs it.
 pub(super) struct Phase {
-    pub(super) load: Load,
+    pub(super) load: Workload,
     pub(super) times: f64,
-    pub(super) hop_bytes: [Bytes; 2],
+    pub(super) transfer_bytes: [Bytes; 2],
 }
 
 /// A unit on one worker.
@@ -63,7 +63,7 @@ struct UnitCosts {
     fetch_secs: f64,
 }
 
-/// What a piece has part in: whole units that share a slot, or a share of one.
+/// What a chunk has part in: whole units that share a slot, or a share of one.
 struct Owner {
     units: Range<usize>,
     share: f64,
@@ -75,7 +75,7 @@ pub(super) struct Ring {
     slot_bytes: Bytes,
 }
 
-/// How a sketch divides the memory of all devices.
+/// How an assignment divides the memory of all devices.
 pub(super) struct Memory {
     /// Per worker.
     rings: Vec<Option<Ring>>,
@@ -96,7 +96,7 @@ impl<'a> Scorer<'a> {
                 fetch_secs: machine.disk().fetch_secs(block),
                 block,
                 beside: own.vector_bytes[unit] + kv,
-                n_dispatches: own.blocks[unit].iter().map(Piece::n_steps).sum(),
+                n_dispatches: own.blocks[unit].iter().map(Chunk::n_steps).sum(),
                 compute_secs: phases.iter().map(secs).collect(),
             }
         };
@@ -105,29 +105,29 @@ impl<'a> Scorer<'a> {
         let passes_on = site.workers.len() > 1;
         let base = |on_host: bool, computes_head: bool| site.working_bytes(shape.forward, Role { computes_head, passes_on, on_host });
         let base = site.workers.iter().map(|own| [base(!own.is_gpu(), true), base(!own.is_gpu(), false)]).collect();
-        let hop_secs = |from: usize, to: usize| -> Vec<f64> {
+        let transfer_secs = |from: usize, to: usize| -> Vec<f64> {
             let [from, to] = [from, to].map(|worker| machine.of(site.workers[worker].device));
-            phases.iter().map(|phase| from.hop_secs(Some(to), phase.hop_bytes[0])).collect()
+            phases.iter().map(|phase| from.transfer_secs(Some(to), phase.transfer_bytes[0])).collect()
         };
         let n_workers = site.workers.len();
-        let hop_secs = (0..n_workers).map(|from| (0..n_workers).map(|to| hop_secs(from, to)).collect()).collect();
-        Scorer { site, machine, budgets, units, base, phases, hop_secs, n_looked_at: 0 }
+        let transfer_secs = (0..n_workers).map(|from| (0..n_workers).map(|to| transfer_secs(from, to)).collect()).collect();
+        Scorer { site, machine, budgets, units, base, phases, transfer_secs, n_looked_at: 0 }
     }
 
-    /// Seconds of the exchange that the plan is made for; `None` where the sketch does not fit.
-    pub(super) fn secs(&mut self, sketch: &Sketch) -> Option<f64> {
-        self.n_looked_at += sketch.spots.len() / BOUNDS_PER_PIECE + 1;
-        let memory = self.memory(sketch).filter(|memory| self.held_bytes(sketch, &memory.rings) <= memory.host_room)?;
-        let (layout, owners) = self.layout(sketch, &memory.rings);
-        self.n_looked_at += sketch.spots.len() + owners.len() * self.phases.len();
+    /// Seconds of the request that the plan is made for; `None` where the assignment does not fit.
+    pub(super) fn secs(&mut self, assignment: &Assignment) -> Option<f64> {
+        self.n_looked_at += assignment.unit_assignments.len() / BOUNDS_PER_CHUNK + 1;
+        let memory = self.memory(assignment).filter(|memory| self.held_bytes(assignment, &memory.rings) <= memory.host_room)?;
+        let (layout, owners) = self.layout(assignment, &memory.rings);
+        self.n_looked_at += assignment.unit_assignments.len() + owners.len() * self.phases.len();
         let schedule = Schedule::of(&layout);
-        let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, sketch.n_slots)).collect();
+        let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, assignment.n_slots)).collect();
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
-            let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(sketch, owner, index)).collect();
-            let streamed = transfers.iter().zip(&layout.pieces).filter(|(_, (executor, home))| executor != home);
+            let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(assignment, owner, index)).collect();
+            let streamed = transfers.iter().zip(&layout.chunks).filter(|(_, (executor, stored_on))| executor != stored_on);
             let hidden_secs: f64 = streamed.map(|(transfer, _)| transfer.fetch_secs + transfer.upload_secs).sum();
-            let pace = DryRun::new(self.machine, &transfers, &slots, phase.hop_bytes).run(&schedule);
+            let pace = DryRun::new(self.machine, &transfers, &slots, phase.transfer_bytes).run(&schedule);
             secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
         }
         Some(secs)
@@ -135,24 +135,24 @@ impl<'a> Scorer<'a> {
 
     /// Seconds that [`Scorer::secs`] never stays below: units are computed one after the other, and each link and the disk carry
     /// what streams.
-    pub(super) fn bound(&mut self, sketch: &Sketch) -> f64 {
-        self.n_looked_at += sketch.spots.len() / BOUNDS_PER_PIECE + 1;
+    pub(super) fn bound(&mut self, assignment: &Assignment) -> f64 {
+        self.n_looked_at += assignment.unit_assignments.len() / BOUNDS_PER_CHUNK + 1;
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
             let (mut computes, mut fetches) = (0.0, 0.0);
             let mut uploads = [0.0; N_LINKS];
-            let mut before = sketch.spots.first().map_or(0, |spot| spot.worker);
-            for (unit, spot) in sketch.spots.iter().enumerate() {
-                let costs = &self.units[spot.worker][unit];
+            let mut before = assignment.unit_assignments.first().map_or(0, |unit_assignment| unit_assignment.worker);
+            for (unit, unit_assignment) in assignment.unit_assignments.iter().enumerate() {
+                let costs = &self.units[unit_assignment.worker][unit];
                 computes += costs.compute_secs[index];
-                if spot.worker != before {
-                    computes += self.hop_secs[before][spot.worker][index];
-                    before = spot.worker;
+                if unit_assignment.worker != before {
+                    computes += self.transfer_secs[before][unit_assignment.worker][index];
+                    before = unit_assignment.worker;
                 }
-                if spot.home != SpotHome::Resident {
-                    uploads[spot.worker.min(N_LINKS - 1)] += costs.upload_secs;
+                if unit_assignment.stored_on != Residency::Resident {
+                    uploads[unit_assignment.worker.min(N_LINKS - 1)] += costs.upload_secs;
                 }
-                if spot.home == SpotHome::Disk {
+                if unit_assignment.stored_on == Residency::Disk {
                     fetches += costs.fetch_secs;
                 }
             }
@@ -164,72 +164,72 @@ impl<'a> Scorer<'a> {
         secs
     }
 
-    /// Pieces as they will be cut, near enough; with each, what it has part in.
-    fn layout(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> (Layout, Vec<Owner>) {
-        let (mut layout, mut owners): (Layout, Vec<Owner>) = (Layout::default(), Vec::with_capacity(sketch.spots.len()));
-        // What the slot of the last piece has left for units that follow with the same spot.
+    /// Chunks as they will be cut, near enough; with each, what it has part in.
+    fn layout(&self, assignment: &Assignment, rings: &[Option<Ring>]) -> (Layout, Vec<Owner>) {
+        let (mut layout, mut owners): (Layout, Vec<Owner>) = (Layout::default(), Vec::with_capacity(assignment.unit_assignments.len()));
+        // What the slot of the last chunk has left for units that follow with the same unit assignment.
         let mut room = Bytes::ZERO;
-        for (index, spot) in sketch.spots.iter().enumerate() {
-            let device = self.site.workers[spot.worker].device;
-            let home = spot.home.of(device);
-            let block = self.units[spot.worker][index].block;
-            let slot_bytes = rings[spot.worker].filter(|_| home != device).map_or(Bytes::ZERO, |ring| ring.slot_bytes);
-            let follows = index > 0 && sketch.spots[index - 1] == *spot;
+        for (index, unit_assignment) in assignment.unit_assignments.iter().enumerate() {
+            let device = self.site.workers[unit_assignment.worker].device;
+            let stored_on = unit_assignment.stored_on.of(device);
+            let block = self.units[unit_assignment.worker][index].block;
+            let slot_bytes = rings[unit_assignment.worker].filter(|_| stored_on != device).map_or(Bytes::ZERO, |ring| ring.slot_bytes);
+            let follows = index > 0 && assignment.unit_assignments[index - 1] == *unit_assignment;
             if let Some(owner) = owners.last_mut().filter(|_| follows && block <= room) {
                 owner.units.end = index + 1;
                 room = room.saturating_sub(block);
                 continue;
             }
-            let n_pieces = block.0.checked_div(slot_bytes.0).map_or(1, |_| block.0.div_ceil(slot_bytes.0).max(1));
-            room = if n_pieces == 1 { slot_bytes.saturating_sub(block) } else { Bytes::ZERO };
-            for _ in 0..n_pieces {
-                layout.pieces.push((device, home));
-                owners.push(Owner { units: index..index + 1, share: 1.0 / n_pieces as f64 });
+            let n_chunks = block.0.checked_div(slot_bytes.0).map_or(1, |_| block.0.div_ceil(slot_bytes.0).max(1));
+            room = if n_chunks == 1 { slot_bytes.saturating_sub(block) } else { Bytes::ZERO };
+            for _ in 0..n_chunks {
+                layout.chunks.push((device, stored_on));
+                owners.push(Owner { units: index..index + 1, share: 1.0 / n_chunks as f64 });
             }
         }
-        let lookahead = self.site.options.lookahead.unwrap_or(sketch.n_slots - 1).clamp(1, sketch.n_slots);
+        let lookahead = self.site.options.lookahead.unwrap_or(assignment.n_slots - 1).clamp(1, assignment.n_slots);
         let with_ring = self.site.workers.iter().zip(rings).filter(|(_, ring)| ring.is_some());
-        layout.rings = with_ring.map(|(own, _)| (own.device, sketch.n_slots, lookahead)).collect();
+        layout.rings = with_ring.map(|(own, _)| (own.device, assignment.n_slots, lookahead)).collect();
         (layout, owners)
     }
 
-    fn transfer(&self, sketch: &Sketch, Owner { units, share }: &Owner, phase: usize) -> Transfer {
-        let spot = sketch.spots[units.start];
-        let (own, costs) = (&self.site.workers[spot.worker], &self.units[spot.worker][units.clone()]);
+    fn transfer(&self, assignment: &Assignment, Owner { units, share }: &Owner, phase: usize) -> Transfer {
+        let unit_assignment = assignment.unit_assignments[units.start];
+        let (own, costs) = (&self.site.workers[unit_assignment.worker], &self.units[unit_assignment.worker][units.clone()]);
         let bytes = Bytes((costs.iter().map(|unit| unit.block.0).sum::<u64>() as f64 * share) as u64);
         Transfer {
-            executor: spot.worker,
+            executor: unit_assignment.worker,
             compute_secs: costs.iter().map(|unit| unit.compute_secs[phase]).sum::<f64>() * share,
             upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
-            fetch_secs: if spot.home == SpotHome::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
+            fetch_secs: if unit_assignment.stored_on == Residency::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
         }
     }
 
     /// The rings that the budgets leave room for, and the room beside what the workers use; `None` where that does not fit.
-    pub(super) fn memory(&self, sketch: &Sketch) -> Option<Memory> {
+    pub(super) fn memory(&self, assignment: &Assignment) -> Option<Memory> {
         let n_workers = self.site.workers.len();
         let (mut fixed, mut largest) = (vec![Bytes::ZERO; n_workers], vec![Bytes::ZERO; n_workers]);
         let (mut n_dispatches, mut is_used) = (vec![1usize; n_workers], vec![false; n_workers]);
-        for (index, spot) in sketch.spots.iter().enumerate() {
-            let costs = &self.units[spot.worker][index];
-            fixed[spot.worker] += costs.beside;
-            n_dispatches[spot.worker] += costs.n_dispatches;
-            is_used[spot.worker] = true;
-            match spot.home {
-                SpotHome::Resident => fixed[spot.worker] += costs.block,
-                SpotHome::Host | SpotHome::Disk => largest[spot.worker] = largest[spot.worker].max(costs.block),
+        for (index, unit_assignment) in assignment.unit_assignments.iter().enumerate() {
+            let costs = &self.units[unit_assignment.worker][index];
+            fixed[unit_assignment.worker] += costs.beside;
+            n_dispatches[unit_assignment.worker] += costs.n_dispatches;
+            is_used[unit_assignment.worker] = true;
+            match unit_assignment.stored_on {
+                Residency::Resident => fixed[unit_assignment.worker] += costs.block,
+                Residency::Host | Residency::Disk => largest[unit_assignment.worker] = largest[unit_assignment.worker].max(costs.block),
             }
         }
-        let head = sketch.spots.last().map(|spot| spot.worker);
+        let head = assignment.unit_assignments.last().map(|unit_assignment| unit_assignment.worker);
         let mut rings = vec![None; n_workers];
         let (mut shared, mut of_host) = (Bytes::ZERO, Bytes::ZERO);
         for worker in (0..n_workers).filter(|&worker| is_used[worker]) {
             let own = &self.site.workers[worker];
             let mut used = fixed[worker] + self.base[worker][usize::from(head != Some(worker))] + own.params_bytes(n_dispatches[worker]);
             if largest[worker] > Bytes::ZERO {
-                let copies = own.ring_copies(sketch.n_slots);
+                let copies = own.ring_copies(assignment.n_slots);
                 let room = self.budgets[worker].saturating_sub(used);
-                let (slot_bytes, params) = self.largest_slot(sketch, worker, room, copies, largest[worker])?;
+                let (slot_bytes, params) = self.largest_slot(assignment, worker, room, copies, largest[worker])?;
                 rings[worker] = Some(Ring { slot_bytes });
                 used += params + slot_bytes.times(copies);
             }
@@ -248,26 +248,28 @@ impl<'a> Scorer<'a> {
     }
 
     /// What cutting adds to the bytes that the host holds for adapters, at most.
-    pub(super) fn held_padding(&self, sketch: &Sketch, memory: &Memory) -> Bytes {
-        let held = sketch.spots.iter().enumerate().filter(|(_, spot)| spot.home == SpotHome::Host);
-        let block_bytes: Bytes = held.map(|(index, spot)| self.units[spot.worker][index].block).sum();
-        self.held_bytes(sketch, &memory.rings).saturating_sub(block_bytes)
+    pub(super) fn held_padding(&self, assignment: &Assignment, memory: &Memory) -> Bytes {
+        let held =
+            assignment.unit_assignments.iter().enumerate().filter(|(_, unit_assignment)| unit_assignment.stored_on == Residency::Host);
+        let block_bytes: Bytes = held.map(|(index, unit_assignment)| self.units[unit_assignment.worker][index].block).sum();
+        self.held_bytes(assignment, &memory.rings).saturating_sub(block_bytes)
     }
 
-    /// Bytes that the host holds for adapters, near enough: every piece ends with a padding of half an alignment on average.
-    fn held_bytes(&self, sketch: &Sketch, rings: &[Option<Ring>]) -> Bytes {
-        let held = sketch.spots.iter().enumerate().filter(|(_, spot)| spot.home == SpotHome::Host);
-        let bytes = held.map(|(index, spot)| {
-            let block = self.units[spot.worker][index].block;
-            let n_pieces = rings[spot.worker].map_or(1, |ring| block.0 / ring.slot_bytes.0.max(1));
-            block + Bytes(SLICE_ALIGNMENT / 2).times(n_pieces)
+    /// Bytes that the host holds for adapters, near enough: every chunk ends with a padding of half an alignment on average.
+    fn held_bytes(&self, assignment: &Assignment, rings: &[Option<Ring>]) -> Bytes {
+        let held =
+            assignment.unit_assignments.iter().enumerate().filter(|(_, unit_assignment)| unit_assignment.stored_on == Residency::Host);
+        let bytes = held.map(|(index, unit_assignment)| {
+            let block = self.units[unit_assignment.worker][index].block;
+            let n_chunks = rings[unit_assignment.worker].map_or(1, |ring| block.0 / ring.slot_bytes.0.max(1));
+            block + Bytes(SLICE_ALIGNMENT / 2).times(n_chunks)
         });
         bytes.sum()
     }
 
     /// The largest slots that `room` is enough for, and the parameters of the dispatches that cutting for them adds: smaller
     /// slots mean more dispatches, whose parameters make the slots smaller, settled in a few rounds.
-    fn largest_slot(&self, sketch: &Sketch, worker: usize, room: Bytes, copies: u64, largest: Bytes) -> Option<(Bytes, Bytes)> {
+    fn largest_slot(&self, assignment: &Assignment, worker: usize, room: Bytes, copies: u64, largest: Bytes) -> Option<(Bytes, Bytes)> {
         let least = self.site.row_bytes.align_up(SLICE_ALIGNMENT);
         let mut params = Bytes::ZERO;
         for _ in 0..N_SLOT_ROUNDS {
@@ -275,7 +277,7 @@ impl<'a> Scorer<'a> {
             if slot_bytes < least {
                 return None;
             }
-            let needed = self.site.workers[worker].params_bytes(self.n_more_dispatches(sketch, worker, slot_bytes));
+            let needed = self.site.workers[worker].params_bytes(self.n_more_dispatches(assignment, worker, slot_bytes));
             if slot_bytes.times(copies) + needed <= room {
                 return Some((slot_bytes, needed));
             }
@@ -290,9 +292,11 @@ impl<'a> Scorer<'a> {
     }
 
     /// Dispatches that are added where the streamed units of `worker` are cut for slots of this size.
-    fn n_more_dispatches(&self, sketch: &Sketch, worker: usize, slot_bytes: Bytes) -> usize {
-        let is_streamed = |spot: &Spot| spot.worker == worker && spot.home != SpotHome::Resident;
-        let streamed = sketch.spots.iter().zip(&self.units[worker]).filter(|(spot, _)| is_streamed(spot));
+    fn n_more_dispatches(&self, assignment: &Assignment, worker: usize, slot_bytes: Bytes) -> usize {
+        let is_streamed =
+            |unit_assignment: &UnitAssignment| unit_assignment.worker == worker && unit_assignment.stored_on != Residency::Resident;
+        let streamed =
+            assignment.unit_assignments.iter().zip(&self.units[worker]).filter(|(unit_assignment, _)| is_streamed(unit_assignment));
         streamed.map(|(_, costs)| (costs.block.0 / slot_bytes.0.max(1)) as usize).sum()
     }
 }

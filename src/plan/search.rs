@@ -7,16 +7,16 @@ use std::ops::RangeInclusive;
 
 use crate::device::Device;
 use crate::plan::ResidentLayers;
+use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
 use crate::plan::counts::{Counts, MINGLED, N_KINDS, Parts, PlanKind, Share, Spread};
 use crate::plan::scorer::Scorer;
 use crate::plan::site::Site;
-use crate::plan::sketch::{Sketch, Spot, SpotHome};
 
-/// Work of one search, in pieces of dry runs: about half a second on one core.
+/// Work of one search, in chunks of dry runs: about half a second on one core.
 pub(super) const EFFORT: usize = 4_000_000;
 /// Up to so many units, any three are moved at once.
 const N_UNITS_FEW: usize = 12;
-/// How many of all sketches are remembered.
+/// How many of all assignments are remembered.
 const N_BEST: usize = 8;
 /// Most slots that are tried.
 const N_SLOTS_TRIED: usize = 4;
@@ -52,20 +52,20 @@ impl<'a> Search<'a> {
         self.scorer.site
     }
 
-    /// The best few sketches with their seconds, best first. `seeds` are improved beside what is enumerated.
-    pub(super) fn best(mut self, seeds: &[Sketch], n_slots: usize, effort: usize) -> Vec<(Sketch, f64)> {
+    /// The best few assignments with their seconds, best first. `seeds` are improved beside what is enumerated.
+    pub(super) fn best(mut self, seeds: &[Assignment], n_slots: usize, effort: usize) -> Vec<(Assignment, f64)> {
         let slots = match self.site().options.n_slots {
             Some(_) => n_slots..=n_slots,
             None => 1..=N_SLOTS_TRIED,
         };
         let mut found = self.all(slots.clone(), effort).unwrap_or_else(|| {
             let mut found = self.by_counts(seeds, slots.clone(), effort);
-            let of_seed = |seed: &Sketch| Some((seed.clone(), self.scorer.secs(seed)?));
+            let of_seed = |seed: &Assignment| Some((seed.clone(), self.scorer.secs(seed)?));
             found.extend(seeds.iter().filter_map(of_seed));
             found.sort_by(|a, b| a.1.total_cmp(&b.1));
             found.dedup_by(|a, b| a.0 == b.0);
-            for (sketch, secs) in found.iter_mut().take(N_POLISHED) {
-                self.polish(sketch, secs, effort, slots.clone());
+            for (assignment, secs) in found.iter_mut().take(N_POLISHED) {
+                self.polish(assignment, secs, effort, slots.clone());
             }
             found
         });
@@ -74,27 +74,27 @@ impl<'a> Search<'a> {
         found
     }
 
-    /// Every sketch that there is, where that is no more work than a search.
-    fn all(&mut self, slots: RangeInclusive<usize>, effort: usize) -> Option<Vec<(Sketch, f64)>> {
-        let spots = self.spots();
+    /// Every assignment that there is, where that is no more work than a search.
+    fn all(&mut self, slots: RangeInclusive<usize>, effort: usize) -> Option<Vec<(Assignment, f64)>> {
+        let unit_assignments = self.unit_assignments();
         let n_units = self.site().model.units.len() - 1;
-        let n_sketches = spots.len().checked_pow(n_units as u32)?;
-        if n_sketches.checked_mul(slots.clone().count() * n_units)? > effort {
+        let n_assignments = unit_assignments.len().checked_pow(n_units as u32)?;
+        if n_assignments.checked_mul(slots.clone().count() * n_units)? > effort {
             return None;
         }
-        let mut best: Vec<(Sketch, f64)> = Vec::new();
-        for code in 0..n_sketches {
-            let spot = |place: usize| spots[code / spots.len().pow(place as u32) % spots.len()];
+        let mut best: Vec<(Assignment, f64)> = Vec::new();
+        for code in 0..n_assignments {
+            let unit_assignment = |place: usize| unit_assignments[code / unit_assignments.len().pow(place as u32) % unit_assignments.len()];
             for n_slots in slots.clone() {
-                let sketch = Sketch { spots: (0..n_units).map(spot).collect(), n_slots };
+                let assignment = Assignment { unit_assignments: (0..n_units).map(unit_assignment).collect(), n_slots };
                 let worst = best.last().filter(|_| best.len() >= N_BEST).map_or(f64::INFINITY, |(_, secs)| *secs);
-                if !self.is_allowed(&sketch) || self.scorer.bound(&sketch) >= worst {
+                if !self.is_allowed(&assignment) || self.scorer.bound(&assignment) >= worst {
                     continue;
                 }
-                if let Some(secs) = self.scorer.secs(&sketch).filter(|secs| *secs < worst) {
+                if let Some(secs) = self.scorer.secs(&assignment).filter(|secs| *secs < worst) {
                     best.truncate(N_BEST - 1);
                     let place = best.partition_point(|(_, other)| *other <= secs);
-                    best.insert(place, (sketch, secs));
+                    best.insert(place, (assignment, secs));
                 }
             }
         }
@@ -102,18 +102,18 @@ impl<'a> Search<'a> {
     }
 
     /// The best of every kind of plan, improved number by number.
-    fn by_counts(&mut self, seeds: &[Sketch], slots: RangeInclusive<usize>, effort: usize) -> Vec<(Sketch, f64)> {
+    fn by_counts(&mut self, seeds: &[Assignment], slots: RangeInclusive<usize>, effort: usize) -> Vec<(Assignment, f64)> {
         let mut tried: Vec<(f64, Counts)> = Vec::new();
         let seeds = seeds.iter().filter_map(|seed| self.parts.counts(seed));
         let enumerated: Vec<Counts> = seeds.chain(self.enumerate(slots.clone())).collect();
         for counts in enumerated {
-            let sketch = self.parts.sketch(self.site(), &counts);
-            if self.is_allowed(&sketch) {
-                tried.push((self.scorer.bound(&sketch), counts));
+            let assignment = self.parts.assignment(self.site(), &counts);
+            if self.is_allowed(&assignment) {
+                tried.push((self.scorer.bound(&assignment), counts));
             }
         }
         tried.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mut of_kind: BTreeMap<PlanKind, (Counts, Sketch, f64)> = BTreeMap::new();
+        let mut of_kind: BTreeMap<PlanKind, (Counts, Assignment, f64)> = BTreeMap::new();
         let mut least = f64::INFINITY;
         for (bound, counts) in tried {
             if bound >= least * FAR_FROM_BEST || self.scorer.n_looked_at >= effort / 2 {
@@ -121,35 +121,35 @@ impl<'a> Search<'a> {
             }
             let kind = counts.kind();
             let before = of_kind.get(&kind).map_or(f64::INFINITY, |(_, _, secs)| *secs);
-            if let Some((sketch, secs)) = self.secs(&counts, before) {
+            if let Some((assignment, secs)) = self.secs(&counts, before) {
                 least = least.min(secs);
-                of_kind.insert(kind, (counts, sketch, secs));
+                of_kind.insert(kind, (counts, assignment, secs));
             }
         }
-        let mut best: Vec<(Counts, Sketch, f64)> = of_kind.into_values().collect();
+        let mut best: Vec<(Counts, Assignment, f64)> = of_kind.into_values().collect();
         best.sort_by(|a, b| a.2.total_cmp(&b.2));
-        for (rank, (counts, sketch, secs)) in best.iter_mut().take(N_KINDS_IMPROVED).enumerate() {
-            self.climb(counts, sketch, secs, rank < N_POLISHED, slots.clone(), effort);
+        for (rank, (counts, assignment, secs)) in best.iter_mut().take(N_KINDS_IMPROVED).enumerate() {
+            self.climb(counts, assignment, secs, rank < N_POLISHED, slots.clone(), effort);
         }
-        best.into_iter().map(|(_, sketch, secs)| (sketch, secs)).collect()
+        best.into_iter().map(|(_, assignment, secs)| (assignment, secs)).collect()
     }
 
-    /// The sketch of `counts` with its seconds, where they are less than `before`.
-    fn secs(&mut self, counts: &Counts, before: f64) -> Option<(Sketch, f64)> {
-        let mut sketch = self.parts.sketch(self.site(), counts);
-        if !self.is_allowed(&sketch) || self.scorer.bound(&sketch) >= before {
+    /// The assignment of `counts` with its seconds, where they are less than `before`.
+    fn secs(&mut self, counts: &Counts, before: f64) -> Option<(Assignment, f64)> {
+        let mut assignment = self.parts.assignment(self.site(), counts);
+        if !self.is_allowed(&assignment) || self.scorer.bound(&assignment) >= before {
             return None;
         }
-        self.parts.settle_host(&self.scorer, &mut sketch)?;
-        let secs = self.scorer.secs(&sketch)?;
-        (secs < before).then_some((sketch, secs))
+        self.parts.settle_host(&self.scorer, &mut assignment)?;
+        let secs = self.scorer.secs(&assignment)?;
+        (secs < before).then_some((assignment, secs))
     }
 
     /// Takes the best change of one number for as long as there is one, then any of two numbers where `in_pairs`.
     fn climb(
         &mut self,
         counts: &mut Counts,
-        sketch: &mut Sketch,
+        assignment: &mut Assignment,
         secs: &mut f64,
         in_pairs: bool,
         slots: RangeInclusive<usize>,
@@ -157,22 +157,22 @@ impl<'a> Search<'a> {
     ) {
         *counts = counts.among(self.site().workers.len());
         while self.scorer.n_looked_at < effort {
-            let mut best: Option<(Counts, Sketch, f64)> = None;
+            let mut best: Option<(Counts, Assignment, f64)> = None;
             for other in counts.neighbours(slots.clone()) {
                 let before = best.as_ref().map_or(*secs * (1.0 - LEAST_GAIN_OF_COUNTS), |(_, _, secs)| *secs);
-                if let Some((sketch, secs)) = self.secs(&other, before) {
-                    best = Some((other, sketch, secs));
+                if let Some((assignment, secs)) = self.secs(&other, before) {
+                    best = Some((other, assignment, secs));
                 }
             }
             if best.is_none() && in_pairs {
                 let before = *secs * (1.0 - LEAST_GAIN_OF_COUNTS);
                 best = counts.second_neighbours().find_map(|other| {
-                    let (sketch, secs) = self.secs(&other, before)?;
-                    Some((other, sketch, secs))
+                    let (assignment, secs) = self.secs(&other, before)?;
+                    Some((other, assignment, secs))
                 });
             }
             let Some(better) = best else { return };
-            (*counts, *sketch, *secs) = better;
+            (*counts, *assignment, *secs) = better;
         }
     }
 
@@ -258,18 +258,18 @@ impl<'a> Search<'a> {
     }
 
     /// Takes every change of units that helps, until none does or enough was tried.
-    fn polish(&mut self, best: &mut Sketch, best_secs: &mut f64, effort: usize, slots: RangeInclusive<usize>) {
-        let spots = self.spots();
+    fn polish(&mut self, best: &mut Assignment, best_secs: &mut f64, effort: usize, slots: RangeInclusive<usize>) {
+        let unit_assignments = self.unit_assignments();
         let stop_at = self.scorer.n_looked_at + effort / 8;
         loop {
             let before = *best_secs;
-            self.try_runs(best, best_secs, stop_at, &spots);
+            self.try_runs(best, best_secs, stop_at, &unit_assignments);
             self.try_swaps(best, best_secs, stop_at);
-            if best.spots.len() <= N_UNITS_FEW {
-                self.try_triples(best, best_secs, stop_at, &spots);
+            if best.unit_assignments.len() <= N_UNITS_FEW {
+                self.try_triples(best, best_secs, stop_at, &unit_assignments);
             }
             for n_slots in slots.clone() {
-                self.take_if_better(best, best_secs, stop_at, |sketch| sketch.n_slots = n_slots);
+                self.take_if_better(best, best_secs, stop_at, |assignment| assignment.n_slots = n_slots);
             }
             if *best_secs >= before || self.scorer.n_looked_at >= stop_at {
                 return;
@@ -277,15 +277,17 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Runs of units to another spot; the long ones first, since one unit alone seldom pays for the hops around it.
-    fn try_runs(&mut self, best: &mut Sketch, best_secs: &mut f64, stop_at: usize, spots: &[Spot]) {
-        let n_units = best.spots.len();
+    /// Runs of units to another unit assignment; the long ones first, since one unit alone seldom pays for the transfers around it.
+    fn try_runs(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, unit_assignments: &[UnitAssignment]) {
+        let n_units = best.unit_assignments.len();
         let mut run = n_units.next_power_of_two() / 2;
         while run >= 1 {
             for first in (0..n_units).step_by(run) {
-                for &spot in spots {
+                for &unit_assignment in unit_assignments {
                     let end = (first + run).min(n_units);
-                    self.take_if_better(best, best_secs, stop_at, |sketch| sketch.spots[first..end].fill(spot));
+                    self.take_if_better(best, best_secs, stop_at, |assignment| {
+                        assignment.unit_assignments[first..end].fill(unit_assignment)
+                    });
                 }
             }
             run /= 2;
@@ -293,28 +295,29 @@ impl<'a> Search<'a> {
     }
 
     /// Two units change places, so that what streams lies where it is hidden best.
-    fn try_swaps(&mut self, best: &mut Sketch, best_secs: &mut f64, stop_at: usize) {
-        for first in 0..best.spots.len() {
-            for second in first + 1..best.spots.len() {
-                if best.spots[first] != best.spots[second] {
-                    self.take_if_better(best, best_secs, stop_at, |sketch| sketch.spots.swap(first, second));
+    fn try_swaps(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize) {
+        for first in 0..best.unit_assignments.len() {
+            for second in first + 1..best.unit_assignments.len() {
+                if best.unit_assignments[first] != best.unit_assignments[second] {
+                    self.take_if_better(best, best_secs, stop_at, |assignment| assignment.unit_assignments.swap(first, second));
                 }
             }
         }
     }
 
-    /// Any three units to any spots: with few units, one large one may have to make room for two small ones.
-    fn try_triples(&mut self, best: &mut Sketch, best_secs: &mut f64, stop_at: usize, spots: &[Spot]) {
-        let n_units = best.spots.len();
+    /// Any three units to any unit assignments: with few units, one large one may have to make room for two small ones.
+    fn try_triples(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, unit_assignments: &[UnitAssignment]) {
+        let n_units = best.unit_assignments.len();
         for first in 0..n_units {
             for second in first + 1..n_units {
                 for third in second..n_units {
-                    for code in 0..spots.len().pow(3) {
-                        let spot = |place: u32| spots[code / spots.len().pow(place) % spots.len()];
-                        self.take_if_better(best, best_secs, stop_at, |sketch| {
-                            sketch.spots[third] = spot(2);
-                            sketch.spots[second] = spot(1);
-                            sketch.spots[first] = spot(0);
+                    for code in 0..unit_assignments.len().pow(3) {
+                        let unit_assignment =
+                            |place: u32| unit_assignments[code / unit_assignments.len().pow(place) % unit_assignments.len()];
+                        self.take_if_better(best, best_secs, stop_at, |assignment| {
+                            assignment.unit_assignments[third] = unit_assignment(2);
+                            assignment.unit_assignments[second] = unit_assignment(1);
+                            assignment.unit_assignments[first] = unit_assignment(0);
                         });
                     }
                 }
@@ -322,7 +325,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn take_if_better(&mut self, best: &mut Sketch, best_secs: &mut f64, stop_at: usize, change: impl FnOnce(&mut Sketch)) {
+    fn take_if_better(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, change: impl FnOnce(&mut Assignment)) {
         if self.scorer.n_looked_at >= stop_at {
             return;
         }
@@ -339,29 +342,29 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Every spot that a unit may take.
-    fn spots(&self) -> Vec<Spot> {
-        let mut spots = Vec::new();
+    /// Every unit assignment that a unit may take.
+    fn unit_assignments(&self) -> Vec<UnitAssignment> {
+        let mut unit_assignments = Vec::new();
         for (worker, own) in self.site().workers.iter().enumerate() {
-            spots.push(Spot { worker, home: SpotHome::Resident });
+            unit_assignments.push(UnitAssignment { worker, stored_on: Residency::Resident });
             if own.device != Device::Cpu {
-                spots.push(Spot { worker, home: SpotHome::Host });
+                unit_assignments.push(UnitAssignment { worker, stored_on: Residency::Host });
             }
-            spots.push(Spot { worker, home: SpotHome::Disk });
+            unit_assignments.push(UnitAssignment { worker, stored_on: Residency::Disk });
         }
-        spots
+        unit_assignments
     }
 
     /// Whether `-ngl` and `--strict` allow it, and nothing streams where nothing may.
-    fn is_allowed(&self, sketch: &Sketch) -> bool {
+    fn is_allowed(&self, assignment: &Assignment) -> bool {
         let site = self.site();
-        sketch.spots.iter().enumerate().all(|(index, spot)| {
-            let own = &site.workers[spot.worker];
+        assignment.unit_assignments.iter().enumerate().all(|(index, unit_assignment)| {
+            let own = &site.workers[unit_assignment.worker];
             site.may_hold(own.device)
-                && match spot.home {
-                    SpotHome::Resident => index + 1 < site.resident_limit(own),
-                    SpotHome::Host => !self.stays && self.parts.may_hold[0],
-                    SpotHome::Disk => !self.stays && self.parts.may_hold[1],
+                && match unit_assignment.stored_on {
+                    Residency::Resident => index + 1 < site.resident_limit(own),
+                    Residency::Host => !self.stays && self.parts.may_hold[0],
+                    Residency::Disk => !self.stays && self.parts.may_hold[1],
                 }
         })
     }

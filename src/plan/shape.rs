@@ -2,8 +2,8 @@
 
 use std::iter::successors;
 
+use crate::plan::chunks::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
-use crate::plan::pieces::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_bytes_per_position, largest_kv_buffer_bytes};
 use crate::units::Bytes;
@@ -100,8 +100,8 @@ impl Site<'_> {
             return 0.0;
         }
         let costs = DeviceCosts::new(own.spec);
-        let of_layers = own.blocks.iter().flatten().filter(|piece| self.model.units[piece.unit()].kind.layer().is_some());
-        let slices = of_layers.flat_map(|piece| &piece.slices);
+        let of_layers = own.blocks.iter().flatten().filter(|chunk| self.model.units[chunk.unit()].kind.layer().is_some());
+        let slices = of_layers.flat_map(|chunk| &chunk.slices);
         slices.map(|slice| costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, n_tokens)).fold(0.0, f64::max)
     }
 

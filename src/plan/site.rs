@@ -4,8 +4,8 @@
 use crate::device::{Device, DeviceSpec, GpuLimits};
 use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::{Model, UnitKind};
-use crate::plan::pieces::{Cut, Piece, SLICE_ALIGNMENT, cut};
-use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kernel_fault, kv_buffer_bytes, working_set};
+use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
+use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kernel_reason, kv_buffer_bytes, working_set};
 use crate::plan::{Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
@@ -37,7 +37,7 @@ pub(super) struct Worker<'a> {
     /// What it may use.
     pub(super) budget: Bytes,
     /// Every unit as it is cut where it is resident; the embedding has no block.
-    pub(super) blocks: Vec<Vec<Piece>>,
+    pub(super) blocks: Vec<Vec<Chunk>>,
     /// Bytes of each unit's blocks.
     pub(super) block_bytes: Vec<Bytes>,
     /// Norms and biases of each unit, which are resident wherever it is computed.
@@ -55,7 +55,7 @@ impl<'a> Site<'a> {
         for &device in &options.compute_on {
             match Worker::new(catalog, model, &matrices, find(devices, device)?, host, options) {
                 Ok(worker) => workers.push(worker),
-                // One adapter that cannot run the model is no fault where another device can.
+                // One adapter that cannot run the model is no error where another device can.
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -63,7 +63,7 @@ impl<'a> Site<'a> {
             return Err(error);
         }
         if workers.is_empty() {
-            return Err(Error::InvalidArgument { option: Setting::Device.into(), fault: "no device is left to compute".into() });
+            return Err(Error::InvalidArgument { option: Setting::Device.into(), reason: "no device is left to compute".into() });
         }
         let row_bytes = Bytes(matrices.iter().map(|&id| catalog[id].row_bytes()).max().unwrap_or(0));
         Ok(Site { catalog, model, options, devices, host, workers, row_bytes })
@@ -113,7 +113,7 @@ impl<'a> Site<'a> {
 
     /// Whether a plan has weights only where the user named a device. The embedding, of which a forward reads a few rows, is exempt.
     pub(super) fn keeps_within(&self, plan: &Plan) -> bool {
-        plan.pieces.iter().all(|piece| self.may_hold(piece.home)) && plan.executors().into_iter().all(|device| self.may_hold(device))
+        plan.chunks.iter().all(|chunk| self.may_hold(chunk.stored_on)) && plan.executors().into_iter().all(|device| self.may_hold(device))
     }
 
     /// Whether weights may live on `device`, and be computed there: under `--strict` only where the user named it, or where somebody
@@ -128,7 +128,7 @@ impl<'a> Site<'a> {
     pub(super) fn allows_residents(&self, plan: &Plan) -> bool {
         let is_allowed = |(index, unit): (usize, &UnitPlan)| {
             let limit = self.worker(unit.execute_on).map_or(usize::MAX, |worker| self.resident_limit(&self.workers[worker]));
-            index < limit || unit.pieces.clone().all(|piece| !plan.is_resident(piece))
+            index < limit || unit.chunks.clone().all(|chunk| !plan.is_resident(chunk))
         };
         plan.units.iter().enumerate().all(is_allowed)
     }
@@ -147,7 +147,7 @@ fn devices_in_words(devices: &[DeviceSpec]) -> String {
 pub(super) fn find(devices: &[DeviceSpec], device: Device) -> Result<&DeviceSpec> {
     devices.iter().find(|spec| spec.device == device).ok_or_else(|| Error::InvalidArgument {
         option: Setting::Device.into(),
-        fault: format!("there is no {device}; {}", devices_in_words(devices)),
+        reason: format!("there is no {device}; {}", devices_in_words(devices)),
     })
 }
 
@@ -173,11 +173,11 @@ impl<'a> Worker<'a> {
             // Its rows are gathered on the host.
             UnitKind::Embedding => Ok(Vec::new()),
             _ => {
-                let how = Cut { catalog, limits: &limits, homes: &[], executor: spec.device, slot_bytes: Bytes::ZERO };
+                let how = Cut { catalog, limits: &limits, stored_on: &[], executor: spec.device, slot_bytes: Bytes::ZERO };
                 cut(index, unit, &how)
             }
         });
-        let blocks: Vec<Vec<Piece>> = blocks.collect::<Result<_>>()?;
+        let blocks: Vec<Vec<Chunk>> = blocks.collect::<Result<_>>()?;
         // Vectors are held decoded, each at a binding's alignment.
         let vector_bytes = |id: TensorId| Bytes(4).times(catalog[id].n_values()).align_up(SLICE_ALIGNMENT);
         Ok(Worker {
@@ -186,7 +186,7 @@ impl<'a> Worker<'a> {
             limits,
             upload: choose_upload(spec, options),
             budget: budget(spec, host, options),
-            block_bytes: blocks.iter().map(|pieces| pieces.iter().map(|piece| piece.size_bytes).sum()).collect(),
+            block_bytes: blocks.iter().map(|chunks| chunks.iter().map(|chunk| chunk.size_bytes).sum()).collect(),
             blocks,
             vector_bytes: model.units.iter().map(|unit| unit.vectors().map(vector_bytes).sum()).collect(),
         })
@@ -235,10 +235,10 @@ pub(super) fn n_slices(catalog: &Catalog, matrices: impl IntoIterator<Item = Ten
 
 /// What the kernels cannot compute is refused here, before anything is loaded.
 fn check_kernels(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
-    match kernel_fault(model).filter(|_| spec.limits.is_some()) {
+    match kernel_reason(model).filter(|_| spec.limits.is_some()) {
         None => Ok(()),
-        Some(fault) => {
-            Err(Error::UnsupportedOnGpu { path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(), fault })
+        Some(reason) => {
+            Err(Error::UnsupportedOnGpu { path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(), reason })
         }
     }
 }

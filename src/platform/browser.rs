@@ -32,7 +32,7 @@ pub fn n_threads() -> usize {
 /// There is no folder.
 pub fn choose_cache_folder(_folder: PathBuf) {}
 
-/// There is no folder; the page may keep what it is told.
+/// There is no folder; the page may keep what it is reported.
 pub fn cache_folder() -> Option<PathBuf> {
     None
 }

@@ -82,7 +82,7 @@ mod system {
             let (sender, receiver) = channel::<(wgpu::SubmissionIndex, Option<T>)>();
             let device = device.clone();
             let (waiting, watchdog) = (Arc::<Waiting>::default(), Arc::new(watchdog));
-            let told = Arc::clone(&watchdog);
+            let reported = Arc::clone(&watchdog);
             let (own, others) = (Arc::clone(&waiting), Arc::clone(&waiting));
             let wait = move || {
                 for (submission_index, watched) in receiver {
@@ -92,7 +92,7 @@ mod system {
                     watched.into_iter().for_each(&mut done);
                     let mut state = own.state();
                     if std::mem::take(&mut state.is_late) {
-                        (told.ended)();
+                        (reported.ended)();
                     }
                     state.since = None;
                 }

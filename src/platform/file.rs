@@ -34,7 +34,7 @@ pub(super) struct FileSource {
     /// The time of writing for which the bytes were last found to be those of the opening.
     modified: Mutex<Option<SystemTime>>,
     /// Whether a change of that time was logged.
-    is_told: AtomicBool,
+    is_reported: AtomicBool,
     inode: Option<(u64, u64)>,
     /// The same file, opened for reads past the page cache at the first of them; `None` where there are none.
     direct: OnceLock<Option<File>>,
@@ -62,7 +62,7 @@ impl FileSource {
             size: metadata.len(),
             samples,
             modified: Mutex::new(metadata.modified().ok()),
-            is_told: AtomicBool::new(false),
+            is_reported: AtomicBool::new(false),
             inode: inode(&metadata),
             direct: OnceLock::new(),
         })
@@ -87,7 +87,7 @@ impl FileSource {
         if samples != self.samples {
             return Err(self.changed("it was written to"));
         }
-        if !self.is_told.swap(true, Ordering::Relaxed) {
+        if !self.is_reported.swap(true, Ordering::Relaxed) {
             tracing::warn!("{} was written to or touched while it is in use; its length and samples of its bytes are the same", self.name);
         }
         *known = now.modified().ok();
@@ -105,13 +105,13 @@ impl FileSource {
         self.direct().is_some_and(|file| direct::read(file, read_some, offset, block, len).is_some())
     }
 
-    fn changed(&self, fault: impl Into<String>) -> Error {
-        Error::FileChanged { path: self.name.clone(), fault: fault.into() }
+    fn changed(&self, reason: impl Into<String>) -> Error {
+        Error::FileChanged { path: self.name.clone(), reason: reason.into() }
     }
 
     fn ended_early(&self, offset: u64, wanted: usize, got: usize) -> Error {
-        let fault = format!("the read of {wanted} bytes at offset {offset} ended after {got}");
-        Error::invalid_file(&self.name, fault)
+        let reason = format!("the read of {wanted} bytes at offset {offset} ended after {got}");
+        Error::invalid_file(&self.name, reason)
     }
 
     /// Whether the range lies inside the file as it was opened.
@@ -132,8 +132,8 @@ impl ByteSource for FileSource {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let wanted = buffer.len();
         if !self.contains(offset, wanted as u64) {
-            let fault = format!("a read of {wanted} bytes at offset {offset} passes its end at {}", self.size);
-            return Err(Error::invalid_file(&self.name, fault));
+            let reason = format!("a read of {wanted} bytes at offset {offset} passes its end at {}", self.size);
+            return Err(Error::invalid_file(&self.name, reason));
         }
         let mut got = 0;
         while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
@@ -151,7 +151,7 @@ impl ByteSource for FileSource {
         self.check()
     }
 
-    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+    fn read_direct<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
         let range = direct::aligned_range(offset, len).filter(|_| self.contains(offset, len as u64));
         if let Some((begin, whole, skip)) = range
             && self.fill_directly(begin, buffer.aligned(whole)?, skip + len)
@@ -208,7 +208,7 @@ fn samples(file: &File, size: u64) -> io::Result<u64> {
 }
 
 /// A range to drop, and some of what lies before it. The page cache holds files in folios and keeps one that is only partly in the range;
-/// a forward drops what it has passed piece by piece, so that reaching back frees the folio that straddles two pieces.
+/// a forward drops what it has passed chunk by chunk, so that reaching back frees the folio that straddles two chunks.
 #[cfg(unix)]
 pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
     const LARGEST_FOLIO: u64 = 2 << 20;
@@ -216,7 +216,7 @@ pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
     (offset - reach, len.saturating_add(reach))
 }
 
-/// What the page cache is told.
+/// What the page cache is reported.
 #[derive(Clone, Copy)]
 pub(super) enum Advice {
     /// Read ahead.
@@ -296,8 +296,8 @@ mod tests {
         let mut buffer = [0; 4];
         source.read_at(6, &mut buffer).unwrap();
         assert_eq!(&buffer, b"6789");
-        let fault = source.read_at(7, &mut buffer).unwrap_err().to_string();
-        assert!(fault.contains("weights.bin") && fault.contains("offset 7"), "{fault}");
+        let reason = source.read_at(7, &mut buffer).unwrap_err().to_string();
+        assert!(reason.contains("weights.bin") && reason.contains("offset 7"), "{reason}");
         assert!(source.read_at(u64::MAX, &mut buffer).is_err());
     }
 
@@ -312,8 +312,8 @@ mod tests {
             source.read_into(offset, &mut block[range.clone()], len).unwrap();
             assert_eq!(block[range][..len], bytes[offset as usize..][..len], "{len} bytes at {offset}");
         }
-        let fault = source.read_into(8192, &mut block, 4096).unwrap_err().to_string();
-        assert!(fault.contains("offset 8192"), "{fault}");
+        let reason = source.read_into(8192, &mut block, 4096).unwrap_err().to_string();
+        assert!(reason.contains("offset 8192"), "{reason}");
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub(crate) fn run_limited<T: Send + 'static>(
         let _ = sender.send(work());
     };
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(stack_bytes).spawn(job);
-    thread.map_err(|fault| Unfinished::NotStarted(super::threads::refused(name, &fault)))?;
+    thread.map_err(|reason| Unfinished::NotStarted(super::threads::refused(name, &reason)))?;
     receiver.recv_timeout(limit).map_err(|error| match error {
         std::sync::mpsc::RecvTimeoutError::Timeout => Unfinished::TimedOut,
         std::sync::mpsc::RecvTimeoutError::Disconnected => Unfinished::Panicked,
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_the_system_refuses_is_told_with_the_limits() {
+    fn a_thread_that_the_system_refuses_is_reported_with_the_limits() {
         // More than any address space has.
         let Err(Unfinished::NotStarted(error)) = run_limited("large", usize::MAX >> 1, Duration::from_secs(5), || ()) else {
             panic!("no system gives so large a stack")

@@ -27,7 +27,7 @@ pub fn guard_maps(_advice: &'static str) {}
 
 /// Maps an open file. Where the table of guarded maps is full the file is read by position instead.
 pub(super) fn map(file: FileSource) -> Result<Arc<dyn ByteSource>> {
-    let not_mapped = |fault: String| Error::NotMapped { path: file.path().to_owned(), fault };
+    let not_mapped = |reason: String| Error::NotMapped { path: file.path().to_owned(), reason };
     let len = usize::try_from(file.len()).map_err(|_| not_mapped("it is too large for this machine".into()))?;
     // SAFETY: the bytes behind a view can change if another process writes the file. They are only ever copied or uploaded as plain
     // numbers, whose every bit pattern is valid, and each view is preceded by a check that the file is unchanged.
@@ -73,8 +73,8 @@ impl ByteSource for MappedFile {
         self.file.read_at(offset, buffer)
     }
 
-    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        self.file.read_passing(offset, len, buffer)
+    fn read_direct<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+        self.file.read_direct(offset, len, buffer)
     }
 
     fn read_into(&self, offset: u64, block: &mut [u8], len: usize) -> Result<()> {

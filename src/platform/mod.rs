@@ -21,7 +21,6 @@ mod mapping;
 mod pages;
 #[cfg(not(target_arch = "wasm32"))]
 mod process_limits;
-pub mod simd;
 mod source;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 mod terminal;

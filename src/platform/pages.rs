@@ -26,7 +26,7 @@ impl Pages {
     /// [`Error::Io`] where the system has it not.
     pub fn of(size: Bytes) -> Result<Pages> {
         let made = usize::try_from(size.0).map_err(|_| io::ErrorKind::OutOfMemory.into()).and_then(allocate);
-        made.map_err(|fault| Error::io("allocate", format!("{size} of host memory"), fault))
+        made.map_err(|reason| Error::io("allocate", format!("{size} of host memory"), reason))
     }
 
     /// `n` times so much, side by side: many that are smaller than a large page lie in large pages together.
@@ -137,7 +137,7 @@ mod tests {
         slots.iter_mut().zip(1..).for_each(|(slot, value)| slot.fill(value));
         assert!(slots.iter().zip(1..).all(|(slot, value)| slot.len() == 3 << 19 && slot.iter().all(|byte| *byte == value)));
         assert!(Pages::several(0, Bytes(100)).unwrap().is_empty());
-        let fault = Pages::of(Bytes(u64::MAX)).unwrap_err().to_string();
-        assert!(fault.contains("of host memory"), "{fault}");
+        let reason = Pages::of(Bytes(u64::MAX)).unwrap_err().to_string();
+        assert!(reason.contains("of host memory"), "{reason}");
     }
 }

@@ -25,12 +25,12 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
 
     /// Reads as [`ByteSource::read_at`] does, but leaves nothing behind in the system's memory where that can be had:
     /// for bytes that will be read again and again and may not be held. They stand in `buffer` until its next use.
-    fn read_passing<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
+    fn read_direct<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
         self.read_at(offset, buffer.aligned(len)?)?;
         Ok(buffer.aligned(len)?)
     }
 
-    /// As [`ByteSource::read_passing`], into the first `len` bytes of `block`; what lies behind may be overwritten. Fastest where
+    /// As [`ByteSource::read_direct`], into the first `len` bytes of `block`; what lies behind may be overwritten. Fastest where
     /// offset, address and length of `block` are multiples of 4096.
     fn read_into(&self, offset: u64, block: &mut [u8], len: usize) -> Result<()> {
         self.read_at(offset, &mut block[..len])
@@ -76,7 +76,7 @@ impl FromStr for IoMode {
         match text {
             "mmap" => Ok(IoMode::Mmap),
             "pread" => Ok(IoMode::Pread),
-            _ => Err(Error::InvalidArgument { option: Setting::Io.into(), fault: format!("`{text}` is not known; write mmap or pread") }),
+            _ => Err(Error::InvalidArgument { option: Setting::Io.into(), reason: format!("`{text}` is not known; write mmap or pread") }),
         }
     }
 }
@@ -100,8 +100,8 @@ pub fn open_source(path: &Path, _mode: IoMode) -> Result<Arc<dyn ByteSource>> {
 /// Reads all of a source of at most `cap` bytes.
 pub(super) fn read_small(source: &dyn ByteSource, cap: u64) -> Result<Vec<u8>> {
     if source.len() > cap {
-        let fault = format!("has {} bytes, more than the {cap} that are allowed for this file", source.len());
-        return Err(Error::invalid_file(source.path(), fault));
+        let reason = format!("has {} bytes, more than the {cap} that are allowed for this file", source.len());
+        return Err(Error::invalid_file(source.path(), reason));
     }
     let len = usize::try_from(source.len()).map_err(|_| Error::invalid_file(source.path(), "is too large for this machine"))?;
     let mut bytes = vec![0; len];

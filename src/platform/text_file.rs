@@ -14,7 +14,7 @@ pub fn read_text(path: &Path, cap: u64) -> Result<String> {
     let failed = |source| Error::io("read", path.display(), source);
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(cap.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
-    let invalid = |fault: String| Error::invalid_file(path.display().to_string(), fault);
+    let invalid = |reason: String| Error::invalid_file(path.display().to_string(), reason);
     if bytes.len() as u64 > cap {
         return Err(invalid(format!("has more than the {cap} bytes that are allowed for this file")));
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_told() {
+    fn what_is_no_text_is_reported() {
         for (bytes, part) in [(&b"abc\xe9"[..], "byte 3"), (b"\xff\xfea\0b", "cut short"), (b"\xff\xfe\x00\xd8", "damaged")] {
             assert!(decode_text(bytes).unwrap_err().contains(part), "{bytes:?}");
         }

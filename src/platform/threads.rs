@@ -20,9 +20,9 @@ pub fn start_threads(n_threads: Option<usize>) -> Result<()> {
     let started = STARTED.get_or_init(|| {
         let wanted = n_threads.unwrap_or_else(usual_number).max(1);
         process_limits::spare_memory();
-        pool::start(wanted).map_err(|fault| (fault.kind(), with_limits(&fault)))
+        pool::start(wanted).map_err(|reason| (reason.kind(), with_limits(&reason)))
     });
-    let failed = |(kind, fault): &(std::io::ErrorKind, String)| Error::io("start", "a thread", std::io::Error::new(*kind, fault.clone()));
+    let failed = |(kind, reason): &(std::io::ErrorKind, String)| Error::io("start", "a thread", std::io::Error::new(*kind, reason.clone()));
     started.as_ref().map_err(failed).copied()
 }
 
@@ -39,17 +39,17 @@ pub fn n_compute_threads() -> usize {
     1
 }
 
-/// The fault of a thread that the system refused, and the limits that may be why.
+/// The error of a thread that the system refused, and the limits that may be why.
 #[cfg(not(target_arch = "wasm32"))]
-fn with_limits(fault: &std::io::Error) -> String {
+fn with_limits(reason: &std::io::Error) -> String {
     let memory = process_limits::memory().map(|memory| format!(" or of address space (ulimit -v, {} now)", memory.total));
-    format!("{fault}; raise the limit of processes (ulimit -u){}", memory.unwrap_or_default())
+    format!("{reason}; raise the limit of processes (ulimit -u){}", memory.unwrap_or_default())
 }
 
 /// The error of a thread for `what` that the system refused.
 #[cfg(not(target_arch = "wasm32"))]
-pub(super) fn refused(what: &str, fault: &std::io::Error) -> crate::error::Error {
-    crate::error::Error::io("start", format!("a thread for {what}"), std::io::Error::new(fault.kind(), with_limits(fault)))
+pub(super) fn refused(what: &str, reason: &std::io::Error) -> crate::error::Error {
+    crate::error::Error::io("start", format!("a thread for {what}"), std::io::Error::new(reason.kind(), with_limits(reason)))
 }
 
 /// Runs `work` among `n_threads` threads of its own: what the host computes in it spreads over these instead of those that
@@ -59,7 +59,7 @@ pub(super) fn refused(what: &str, fault: &std::io::Error) -> crate::error::Error
 /// [`crate::error::Error::Io`] where the system gives no thread.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn among_n_threads<R: Send>(n_threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
-    let pool = pool::of(n_threads.max(1)).map_err(|fault| refused("a part of the work", &fault))?;
+    let pool = pool::of(n_threads.max(1)).map_err(|reason| refused("a part of the work", &reason))?;
     Ok(pool.install(work))
 }
 
@@ -90,8 +90,8 @@ mod pool {
     /// threads end.
     pub(super) fn start(wanted: usize) -> io::Result<()> {
         let (n_threads, spawn) = spawner(wanted)?;
-        if let Err(fault) = ThreadPoolBuilder::new().num_threads(n_threads).spawn_handler(spawn).build_global() {
-            tracing::debug!("threads: {fault}");
+        if let Err(reason) = ThreadPoolBuilder::new().num_threads(n_threads).spawn_handler(spawn).build_global() {
+            tracing::debug!("threads: {reason}");
         }
         Ok(())
     }
@@ -124,7 +124,7 @@ mod pool {
             let job = move || receiver.into_iter().take(1).for_each(ThreadBuilder::run);
             match std::thread::Builder::new().name(format!("tierflow-{index}")).spawn(job) {
                 Ok(_) => waiting.push(sender),
-                Err(fault) if waiting.is_empty() => return Err(fault),
+                Err(reason) if waiting.is_empty() => return Err(reason),
                 Err(_) => break,
             }
         }

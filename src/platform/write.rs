@@ -59,8 +59,8 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Ok(there) if there.is_file() => replace(&target, &there, bytes),
         // What it is, its opening will say.
         Ok(_) => OpenOptions::new().write(true).open(path)?.write_all(bytes),
-        Err(fault) if fault.kind() == ErrorKind::NotFound => create(&target, bytes),
-        Err(fault) => Err(fault),
+        Err(reason) if reason.kind() == ErrorKind::NotFound => create(&target, bytes),
+        Err(reason) => Err(reason),
     }
 }
 
@@ -120,7 +120,7 @@ fn replace(target: &Path, there: &Metadata, bytes: &[u8]) -> io::Result<()> {
         fill(&mut new, bytes)?;
         match new.persist(target) {
             Ok(_) => return Ok(()),
-            Err(fault) if !cannot_be_replaced(&fault.error) => return Err(fault.error),
+            Err(reason) if !cannot_be_replaced(&reason.error) => return Err(reason.error),
             Err(_) => {}
         }
     }
@@ -133,8 +133,8 @@ fn replace(target: &Path, there: &Metadata, bytes: &[u8]) -> io::Result<()> {
 fn beside(target: &Path, there: &Metadata) -> io::Result<Option<NamedTempFile>> {
     let new = match temporary_in(folder_of(target)) {
         Ok(new) => new,
-        Err(fault) if cannot_be_replaced(&fault) => return Ok(None),
-        Err(fault) => return Err(fault),
+        Err(reason) if cannot_be_replaced(&reason) => return Ok(None),
+        Err(reason) => return Err(reason),
     };
     let is_alike = take_owner(new.as_file(), there) && new.as_file().set_permissions(there.permissions()).is_ok();
     Ok(is_alike.then_some(new))
@@ -144,7 +144,7 @@ fn beside(target: &Path, there: &Metadata) -> io::Result<Option<NamedTempFile>> 
 fn create(target: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = temporary_in(folder_that_is_there(target)?)?;
     fill(&mut new, bytes)?;
-    new.persist(target).map(|_| ()).map_err(|fault| fault.error)
+    new.persist(target).map(|_| ()).map_err(|reason| reason.error)
 }
 
 fn fill(new: &mut NamedTempFile, bytes: &[u8]) -> io::Result<()> {
@@ -165,9 +165,9 @@ fn folder_that_is_there(path: &Path) -> io::Result<&Path> {
 }
 
 /// Whether a file may still be written in place where its folder or its mount lets no other take its name.
-fn cannot_be_replaced(fault: &io::Error) -> bool {
+fn cannot_be_replaced(reason: &io::Error) -> bool {
     matches!(
-        fault.kind(),
+        reason.kind(),
         ErrorKind::PermissionDenied | ErrorKind::ResourceBusy | ErrorKind::CrossesDevices | ErrorKind::ReadOnlyFilesystem
     )
 }

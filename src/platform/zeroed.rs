@@ -30,8 +30,8 @@ pub(crate) fn resize<T: Zeroable + Copy>(values: &mut Vec<T>, len: usize, what: 
 }
 
 fn refused(bytes: u64, what: &str) -> Error {
-    let fault = std::io::ErrorKind::OutOfMemory.into();
-    Error::io("allocate", format!("{} of host memory for {what}", Bytes(bytes)), fault)
+    let reason = std::io::ErrorKind::OutOfMemory.into();
+    Error::io("allocate", format!("{} of host memory for {what}", Bytes(bytes)), reason)
 }
 
 #[cfg(test)]
@@ -47,9 +47,9 @@ mod tests {
         resize(&mut values, 1, "numbers").unwrap();
         assert_eq!(values, [1.0]);
         for len in [1 << 45, usize::MAX / 4, usize::MAX] {
-            for fault in [zeroed::<f32>(len, "the cache").unwrap_err(), resize(&mut values, len, "the cache").unwrap_err()] {
-                let text = fault.to_string();
-                assert!(text.contains("of host memory for the cache") && fault.exit_code() == 1, "{text}");
+            for reason in [zeroed::<f32>(len, "the cache").unwrap_err(), resize(&mut values, len, "the cache").unwrap_err()] {
+                let text = reason.to_string();
+                assert!(text.contains("of host memory for the cache") && reason.exit_code() == 1, "{text}");
             }
         }
     }

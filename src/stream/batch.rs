@@ -14,10 +14,10 @@ pub const MAX_TOKENS_TOGETHER: usize = MAX_FEW_TOKENS as usize;
 pub struct Batch {
     /// The tokens. Tokens of one sequence stand in ascending position, and all earlier positions are in the cache or in the batch.
     pub tokens: Vec<BatchToken>,
-    /// Indices into `tokens`: the positions whose scores are asked for.
+    /// Indices into `tokens`: the positions whose logits are asked for.
     pub logits_for: Vec<u32>,
-    /// How much of the scores must reach the host.
-    pub want: Want,
+    /// How much of the logits must reach the host.
+    pub logits_request: LogitsRequest,
 }
 
 /// One token of a batch.
@@ -31,33 +31,33 @@ pub struct BatchToken {
     pub position: u32,
 }
 
-/// How much of the scores must reach the host.
+/// How much of the logits must reach the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Want {
+pub enum LogitsRequest {
     /// All of them.
     #[default]
-    Logits,
+    All,
     /// The so many best of each row, 1 to [`TOP_K_MAX`].
     TopK(usize),
 }
 
-/// Scores of one position.
+/// Logits of one position.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Scores {
+pub enum Logits {
     /// Every token's. `[vocab_size]`
     All(Vec<f32>),
-    /// The best tokens with their scores, best first; ties in order of the token's id.
+    /// The best tokens with their logits, best first; ties in order of the token's id.
     Top(Vec<(u32, f32)>),
 }
 
-impl Scores {
-    /// The scores that `want` asks for, of more.
+impl Logits {
+    /// The logits that `logits_request` asks for, of more.
     #[must_use]
-    pub fn limited_to(self, want: Want) -> Scores {
-        match (self, want) {
-            (Scores::Top(mut best), Want::TopK(k)) => {
+    pub fn limited_to(self, logits_request: LogitsRequest) -> Logits {
+        match (self, logits_request) {
+            (Logits::Top(mut best), LogitsRequest::TopK(k)) => {
                 best.truncate(k);
-                Scores::Top(best)
+                Logits::Top(best)
             }
             (all, _) => all,
         }
@@ -82,7 +82,7 @@ impl Batch {
     pub fn check(&self, config: &ModelConfig, plan: &Plan) -> Result<()> {
         let over = |what: &str, n: usize, most: usize| Error::InvalidArgument {
             option: "batch".into(),
-            fault: format!("{n} {what}, where the plan provides for 1 to {most}"),
+            reason: format!("{n} {what}, where the plan provides for 1 to {most}"),
         };
         if self.tokens.is_empty() || self.tokens.len() > plan.forward.n_tokens {
             return Err(over("tokens", self.tokens.len(), plan.forward.n_tokens));
@@ -93,7 +93,7 @@ impl Batch {
         if let Some(&row) = self.logits_for.iter().find(|row| **row as usize >= self.tokens.len()) {
             return Err(over("as an index of a token", row as usize, self.tokens.len()));
         }
-        if let Want::TopK(k) = self.want
+        if let LogitsRequest::TopK(k) = self.logits_request
             && !(1..=TOP_K_MAX).contains(&k)
         {
             return Err(over("best tokens", k, TOP_K_MAX));
@@ -101,8 +101,8 @@ impl Batch {
         let mut places: Vec<(u32, u32)> = self.tokens.iter().map(|token| (token.sequence, token.position)).collect();
         places.sort_unstable();
         if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
-            let fault = format!("two tokens stand at position {} of sequence {}", twice[0].1, twice[0].0);
-            return Err(Error::InvalidArgument { option: "batch".into(), fault });
+            let reason = format!("two tokens stand at position {} of sequence {}", twice[0].1, twice[0].0);
+            return Err(Error::InvalidArgument { option: "batch".into(), reason });
         }
         for token in &self.tokens {
             if token.token as usize >= config.vocab_size {
@@ -139,8 +139,8 @@ impl CachedPositions {
             let follows = before.map_or(0, |other| other.position as usize + 1);
             let cached = self.0.get(sequence as usize).copied().unwrap_or(0).max(follows);
             if position as usize > cached {
-                let fault = format!("position {position} of sequence {sequence} comes before position {cached} is cached");
-                return Err(Error::InvalidArgument { option: "batch".into(), fault });
+                let reason = format!("position {position} of sequence {sequence} comes before position {cached} is cached");
+                return Err(Error::InvalidArgument { option: "batch".into(), reason });
             }
         }
         Ok(())
@@ -184,7 +184,7 @@ mod tests {
 
     fn batch(places: &[(u32, u32)]) -> Batch {
         let tokens = places.iter().map(|&(sequence, position)| BatchToken { token: 0, sequence, position }).collect();
-        Batch { tokens, logits_for: vec![0], want: Want::Logits }
+        Batch { tokens, logits_for: vec![0], logits_request: LogitsRequest::All }
     }
 
     #[test]
@@ -198,8 +198,8 @@ mod tests {
         cached.begin(&prompt);
         cached.end(&prompt);
         cached.check(&batch(&[(0, 3), (1, 2)])).unwrap();
-        let told = cached.check(&batch(&[(1, 3)])).unwrap_err().to_string();
-        assert!(told.contains("position 3 of sequence 1") && told.contains("position 2"), "{told}");
+        let reported = cached.check(&batch(&[(1, 3)])).unwrap_err().to_string();
+        assert!(reported.contains("position 3 of sequence 1") && reported.contains("position 2"), "{reported}");
         // Another text from position 1 on: what stood behind it counts no more.
         let other = batch(&[(0, 1)]);
         cached.check(&other).unwrap();

@@ -1,10 +1,10 @@
-//! Which ranges of the files are read for a piece. What lies side by side in a file is read at once, whatever the order in which the
-//! piece has it: disks are fast with few large requests, and the matrices of a layer mostly lie together.
+//! Which ranges of the files are read for a chunk. What lies side by side in a file is read at once, whatever the order in which the
+//! chunk has it: disks are fast with few large requests, and the matrices of a layer mostly lie together.
 
 use std::ops::Range;
 
 use crate::device::Device;
-use crate::plan::{FILE_ALIGNMENT, FileRange, Piece, Slice, file_ranges};
+use crate::plan::{Chunk, FILE_ALIGNMENT, FileRange, Slice, file_ranges};
 use crate::platform::DIRECT_ALIGNMENT;
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -14,10 +14,10 @@ const MOST_BYTES: u64 = (4 << 20) - (8 << 10);
 /// Bytes between two slices that are read and thrown away, at most: they take about as long as the fixed time of another read.
 const GAP_BYTES: u64 = 128 << 10;
 
-/// How a piece comes from disk.
+/// How a chunk comes from disk.
 #[derive(Debug)]
 pub(super) enum Reads {
-    /// Its home is another.
+    /// Its placement is another.
     None,
     /// Into memory for that, and from there to where the slot has it.
     Copied(Vec<Fetch>),
@@ -26,12 +26,12 @@ pub(super) enum Reads {
 }
 
 impl Reads {
-    /// The reads that bring `piece` to who computes with it.
-    pub(super) fn of(piece: &Piece, executor: Device, catalog: &Catalog) -> Reads {
-        let ranges = if executor == Device::Cpu { file_ranges(piece, catalog) } else { None };
-        match (piece.home, ranges) {
+    /// The reads that bring `chunk` to who computes with it.
+    pub(super) fn of(chunk: &Chunk, executor: Device, catalog: &Catalog) -> Reads {
+        let ranges = if executor == Device::Cpu { file_ranges(chunk, catalog) } else { None };
+        match (chunk.stored_on, ranges) {
             (Device::Disk, Some(ranges)) => Reads::Straight(straight_reads(&ranges)),
-            (Device::Disk, None) => Reads::Copied(fetches(piece, catalog)),
+            (Device::Disk, None) => Reads::Copied(fetches(chunk, catalog)),
             _ => Reads::None,
         }
     }
@@ -44,7 +44,7 @@ pub(super) struct Straight {
     pub(super) shard: u32,
     /// Where in the file.
     pub(super) offset: u64,
-    /// Where the piece's block has it; what is behind `len` belongs to nobody.
+    /// Where the chunk's block has it; what is behind `len` belongs to nobody.
     pub(super) block: Range<usize>,
     /// How much of it.
     pub(super) len: usize,
@@ -68,7 +68,7 @@ struct Part {
     /// Where they lie in what was read.
     from: usize,
     len: usize,
-    /// Where they belong in the piece's block.
+    /// Where they belong in the chunk's block.
     to: usize,
 }
 
@@ -78,7 +78,7 @@ impl Fetch {
         Bytes(self.parts.iter().map(|part| part.len as u64).sum())
     }
 
-    /// What was read, as parts, each with its place in the piece's block.
+    /// What was read, as parts, each with its place in the chunk's block.
     pub(super) fn parts<'a>(&'a self, read: &'a [u8]) -> impl Iterator<Item = (usize, &'a [u8])> {
         self.parts.iter().map(|part| (part.to, &read[part.from..part.from + part.len]))
     }
@@ -105,9 +105,9 @@ struct Rest {
     to: u64,
 }
 
-/// The reads that bring `piece`, in the order of the files.
-fn fetches(piece: &Piece, catalog: &Catalog) -> Vec<Fetch> {
-    let mut slices: Vec<&Slice> = piece.slices.iter().collect();
+/// The reads that bring `chunk`, in the order of the files.
+fn fetches(chunk: &Chunk, catalog: &Catalog) -> Vec<Fetch> {
+    let mut slices: Vec<&Slice> = chunk.slices.iter().collect();
     slices.sort_by_key(|slice| slice.place(catalog));
     let mut fetches: Vec<Fetch> = Vec::new();
     for slice in slices {
@@ -149,7 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::samples::{piece_of, piece_with_gaps};
+    use crate::plan::samples::{chunk_of, chunk_with_gaps};
 
     fn ranges(fetches: &[Fetch]) -> Vec<(u32, u64, usize)> {
         fetches.iter().map(|fetch| (fetch.shard, fetch.offset, fetch.len)).collect()
@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn what_lies_together_is_read_at_once_and_what_does_not_is_not() {
-        let (piece, catalog) = piece_of(&[(0, 3000, 1000), (0, 1000, 500), (1, 1500, 700), (0, 900_000, 300)]);
-        let fetches = fetches(&piece, &catalog);
+        let (chunk, catalog) = chunk_of(&[(0, 3000, 1000), (0, 1000, 500), (1, 1500, 700), (0, 900_000, 300)]);
+        let fetches = fetches(&chunk, &catalog);
         assert_eq!(ranges(&fetches), [(0, 1000, 3000), (0, 900_000, 300), (1, 1500, 700)]);
         assert_eq!(fetches[0].stored_bytes(), Bytes(1500));
         let read: Vec<u8> = (0..3000u32).map(|byte| (byte / 10) as u8).collect();
@@ -186,8 +186,8 @@ mod tests {
             gaps in prop::collection::vec((0u64..200_000, 1u64..6_000_000, 0u32..2), 1..8),
             turn in any::<usize>(),
         ) {
-            let (piece, catalog) = piece_with_gaps(&gaps, turn);
-            let fetches = fetches(&piece, &catalog);
+            let (chunk, catalog) = chunk_with_gaps(&gaps, turn);
+            let fetches = fetches(&chunk, &catalog);
             let mut came: Vec<(u64, u64, u32, u64)> = Vec::new();
             for fetch in &fetches {
                 prop_assert!(fetch.len as u64 <= MOST_BYTES);
@@ -198,7 +198,7 @@ mod tests {
             }
             came.sort_unstable();
             let mut came = came.into_iter().peekable();
-            for slice in &piece.slices {
+            for slice in &chunk.slices {
                 let tensor = &catalog[slice.tensor];
                 let mut done = 0;
                 while done < slice.size_bytes {

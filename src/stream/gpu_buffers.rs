@@ -1,4 +1,4 @@
-//! Everything that the GPU executor holds on the adapter besides the ring: resident pieces, vectors, KV caches,
+//! Everything that the GPU executor holds on the adapter besides the ring: resident chunks, vectors, KV caches,
 //! working buffers and parameters. All of it is allocated here, once.
 
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ const LOAD_STEPS_AT_ONCE: usize = 4;
 
 /// What is allocated on the adapter for as long as the executor lives.
 pub(super) struct Buffers {
-    /// One per piece; `None` where the piece streams, or another device computes it.
+    /// One per chunk; `None` where the chunk streams, or another device computes it.
     resident: Vec<Option<Buffer>>,
     vectors: HashMap<TensorId, Buffer>,
     /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`.
@@ -36,7 +36,7 @@ pub(super) struct Buffers {
 
 /// Consecutive bytes of a tensor and where they go.
 struct LoadStep {
-    piece: usize,
+    chunk: usize,
     block_offset: u64,
     tensor: TensorId,
     tensor_offset: u64,
@@ -100,9 +100,9 @@ impl Buffers {
         self.arenas.push(arena);
     }
 
-    /// The buffer of a resident piece.
-    pub(super) fn resident(&self, piece: usize) -> Option<&Buffer> {
-        self.resident[piece].as_ref()
+    /// The buffer of a resident chunk.
+    pub(super) fn resident(&self, chunk: usize) -> Option<&Buffer> {
+        self.resident[chunk].as_ref()
     }
 
     /// A norm weight or a bias.
@@ -113,7 +113,7 @@ impl Buffers {
     /// K and V of a layer.
     pub(super) fn kv_cache(&self, gpu: &Gpu, layer: usize) -> Result<(&Buffer, &Buffer)> {
         let cache = self.kv_caches.get(layer).and_then(Option::as_ref);
-        cache.map(|(keys, values)| (keys, values)).ok_or_else(|| gpu.fault(format!("there is no cache for layer {layer}")))
+        cache.map(|(keys, values)| (keys, values)).ok_or_else(|| gpu.error(format!("there is no cache for layer {layer}")))
     }
 
     /// Writes the beginning of a working buffer; the queue keeps the order.
@@ -125,7 +125,7 @@ impl Buffers {
     /// A working buffer.
     pub(super) fn working(&self, gpu: &Gpu, name: WorkingBuffer) -> Result<&Buffer> {
         let found = self.working.iter().find(|(candidate, _)| *candidate == name);
-        found.map(|(_, buffer)| buffer).ok_or_else(|| gpu.fault(format!("there is no buffer for {name:?}")))
+        found.map(|(_, buffer)| buffer).ok_or_else(|| gpu.error(format!("there is no buffer for {name:?}")))
     }
 }
 
@@ -139,19 +139,19 @@ async fn load_resident(
     // What is allocated later leaves room now: staging must not be what breaks the budget.
     let room = plan.device(device).map_or(0, |device| device.used.total().saturating_sub(device.used.weights).0);
     let step_bytes = LOAD_STEP_BYTES.min(room / 256 * 256).max(256);
-    let mut resident = Vec::with_capacity(plan.pieces.len());
+    let mut resident = Vec::with_capacity(plan.chunks.len());
     let mut steps = Vec::new();
-    for (index, piece) in plan.pieces.iter().enumerate() {
-        if piece.home != device || piece.slices.is_empty() {
+    for (index, chunk) in plan.chunks.iter().enumerate() {
+        if chunk.stored_on != device || chunk.slices.is_empty() {
             resident.push(None);
             continue;
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        resident.push(Some(gpu.buffer(&plan.piece_name(index), piece.size_bytes, usage, Purpose::Weights).await?));
-        for slice in &piece.slices {
+        resident.push(Some(gpu.buffer(&plan.chunk_name(index), chunk.size_bytes, usage, Purpose::Weights).await?));
+        for slice in &chunk.slices {
             let begin = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
             steps.extend((0..slice.size_bytes).step_by(step_bytes as usize).map(|done| LoadStep {
-                piece: index,
+                chunk: index,
                 block_offset: slice.offset + done,
                 tensor: slice.tensor,
                 tensor_offset: begin + done,
@@ -170,7 +170,7 @@ async fn load_resident(
         };
         let parts: Vec<Vec<u8>> = group.par_iter().map(read).collect::<Result<_>>()?;
         for (step, bytes) in group.iter().zip(&parts) {
-            if let Some(block) = &resident[step.piece] {
+            if let Some(block) = &resident[step.chunk] {
                 copy_through(gpu, &staging, bytes, block, step.block_offset).await?;
             }
             progress(Bytes(step.len));
@@ -185,13 +185,13 @@ async fn copy_through(gpu: &Gpu, staging: &Buffer, bytes: &[u8], target: &Buffer
     let (sender, receiver) = oneshot::channel();
     staging.slice(..).map_async(wgpu::MapMode::Write, move |mapped| drop(sender.send(mapped)));
     gpu.wait(None)?;
-    let mapped = receiver.await.map_err(|_| gpu.fault("mapping the load staging was never answered"))?;
-    mapped.map_err(|fault| gpu.fault(format!("cannot map the load staging: {fault}")))?;
+    let mapped = receiver.await.map_err(|_| gpu.error("mapping the load staging was never answered"))?;
+    mapped.map_err(|reason| gpu.error(format!("cannot map the load staging: {reason}")))?;
     // Copies are multiples of 4 bytes; blocks are padded to 256, so the tail stays inside the block.
     let padded = (bytes.len() as u64).next_multiple_of(4);
     {
         let view = staging.slice(..padded).get_mapped_range_mut();
-        let mut view = view.map_err(|fault| gpu.fault(format!("cannot write to the load staging: {fault}")))?;
+        let mut view = view.map_err(|reason| gpu.error(format!("cannot write to the load staging: {reason}")))?;
         view.slice(..bytes.len()).copy_from_slice(bytes);
     }
     staging.unmap();

@@ -1,4 +1,4 @@
-//! The GPU executor: resident pieces in buffers of their own, streamed ones in the ring, everything a forward needs
+//! The GPU executor: resident chunks in buffers of their own, streamed ones in the ring, everything a forward needs
 //! allocated when it is made. Decoding allocates nothing on the GPU.
 
 use std::collections::VecDeque;
@@ -10,12 +10,12 @@ use crate::gpu::{Buffer, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::Model;
 use crate::plan::{Plan, UploadPath, WorkingBuffer, n_to_share};
-use crate::stream::feeder::{Carriers, Feeder, carriers_gone};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
-use crate::stream::{Batch, Executor, Scores, Store, Trace, Want, batch};
+use crate::stream::uploader::{UploadWorkers, Uploader, upload_workers_gone};
+use crate::stream::{Batch, Executor, Logits, LogitsRequest, Store, Trace, batch};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
@@ -35,13 +35,13 @@ pub struct GpuExecutor {
     submitter: Submitter,
     /// Slots that are free once the adapter is done with what is recorded.
     computed_from: Vec<usize>,
-    feeder: Option<Feeder<GpuSlot>>,
+    uploader: Option<Uploader<GpuSlot>>,
     ring: Option<Ring>,
     gpu: Arc<Gpu>,
 }
 
 impl GpuExecutor {
-    /// Uploads what is resident on `device` and allocates the rest. `progress` is told of every resident piece.
+    /// Uploads what is resident on `device` and allocates the rest. `progress` is told of every resident chunk.
     ///
     /// # Errors
     /// Those of reading and of the adapter; [`crate::error::Error::DoesNotFit`] where an allocation would break the budget.
@@ -59,16 +59,16 @@ impl GpuExecutor {
         let gpu = Arc::new(gpu);
         let submitter = Submitter::start(&gpu, device, &trace)?;
         let buffers = Buffers::load(&gpu, device, model, &plan, &store, progress).await?;
-        let (mut feeder, mut ring) = (None, None);
+        let (mut uploader, mut ring) = (None, None);
         if let Some(ring_plan) = plan.ring(device) {
-            let carriers = match (ring_plan.upload, gpu.spec.kind) {
+            let upload_workers = match (ring_plan.upload, gpu.spec.kind) {
                 // What the queue writes, the thread that submits to it may as well hand over.
-                (UploadPath::Written, _) => Carriers::Caller,
-                (_, Some(AdapterKind::Software)) => Carriers::PatientThreads,
-                _ => Carriers::Threads,
+                (UploadPath::Written, _) => UploadWorkers::Caller,
+                (_, Some(AdapterKind::Software)) => UploadWorkers::PatientThreads,
+                _ => UploadWorkers::Threads,
             };
-            let (started, free) = Feeder::start(device, &store, &plan, &trace, carriers)?;
-            feeder = Some(started);
+            let (started, free) = Uploader::start(device, &store, &plan, &trace, upload_workers)?;
+            uploader = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
         }
         let mut executor = GpuExecutor {
@@ -81,7 +81,7 @@ impl GpuExecutor {
             forward: 0,
             submitter,
             computed_from: Vec::new(),
-            feeder,
+            uploader,
             ring,
             gpu,
         };
@@ -151,7 +151,7 @@ impl GpuExecutor {
         // The buffers of a dropped shape live on until the GPU is done with them; wgpu sees to that.
         let is_full = self.shapes.len() >= N_SHAPES;
         let arena = if is_full { self.shapes.pop_front().map(|(_, arena)| arena) } else { self.buffers.take_arena() };
-        let mut arena = arena.ok_or_else(|| self.gpu.fault("no parameters are left for another shape of forward"))?;
+        let mut arena = arena.ok_or_else(|| self.gpu.error("no parameters are left for another shape of forward"))?;
         let (gpu, model, plan, store, buffers) = (&self.gpu, &self.model, &self.plan, &self.store, &self.buffers);
         let parts = Parts { gpu, device: self.device, model, plan, store, buffers, ring: self.ring.as_ref() };
         match ForwardDispatches::new(parts, &mut arena, shape) {
@@ -164,16 +164,16 @@ impl GpuExecutor {
         Ok(())
     }
 
-    fn record(&mut self, piece: usize, slot: Option<usize>) -> Result<()> {
-        let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.fault("a piece was computed before its forward began"))?;
-        let size_bytes = self.plan.pieces[piece].size_bytes;
+    fn record(&mut self, chunk: usize, slot: Option<usize>) -> Result<()> {
+        let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.error("a chunk was computed before its forward began"))?;
+        let size_bytes = self.plan.chunks[chunk].size_bytes;
         if let (Some(ring), Some(slot)) = (&self.ring, slot) {
             ring.encode_copy(self.submitter.encoder(), slot, size_bytes.0);
         }
-        for placed in made.dispatches(piece, slot) {
-            self.submitter.dispatch(placed, Some(piece), self.forward)?;
+        for placed in made.dispatches(chunk, slot) {
+            self.submitter.dispatch(placed, Some(chunk), self.forward)?;
         }
-        self.submitter.end_piece(size_bytes);
+        self.submitter.end_chunk(size_bytes);
         Ok(())
     }
 
@@ -196,21 +196,21 @@ impl GpuExecutor {
         Ok(bytes)
     }
 
-    async fn scores(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+    async fn logits(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
         let vocab_size = self.model.config.vocab_size;
         let n_rows = batch.logits_for.len();
-        match batch.want {
-            Want::Logits => {
+        match batch.logits_request {
+            LogitsRequest::All => {
                 let logits = WorkingBuffer::Value(self.model.logits);
                 let bytes = self.read(logits, (n_rows * vocab_size * 4) as u64).await?;
                 let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-                Ok(values.chunks_exact(vocab_size).map(|row| Scores::All(row.to_vec())).collect())
+                Ok(values.chunks_exact(vocab_size).map(|row| Logits::All(row.to_vec())).collect())
             }
-            Want::TopK(k) => {
+            LogitsRequest::TopK(k) => {
                 let params = top_k::Params::new(n_rows as u32, vocab_size as u32, k as u32);
                 let bytes = self.read(WorkingBuffer::TopK, params.candidates_bytes()).await?;
                 let rows = top_k::merge(&params, &bytes).into_iter();
-                Ok(rows.map(|row| Scores::Top(row.into_iter().map(|best| (best.token, best.logit)).collect())).collect())
+                Ok(rows.map(|row| Logits::Top(row.into_iter().map(|best| (best.token, best.logit)).collect())).collect())
             }
         }
     }
@@ -219,7 +219,7 @@ impl GpuExecutor {
 impl Executor for GpuExecutor {
     fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()> {
         let computes_head = self.plan.computes_head(self.device);
-        let top_k = if let Want::TopK(k) = batch.want { k } else { 0 };
+        let top_k = if let LogitsRequest::TopK(k) = batch.logits_request { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
         let attention = attention::token_count(batch.tokens.len(), batch.n_runs());
         let n_positions = self.n_positions(attention, batch.n_positions());
@@ -237,31 +237,31 @@ impl Executor for GpuExecutor {
         Ok(())
     }
 
-    fn upload(&mut self, piece: usize) -> Result<()> {
-        self.feeder.as_mut().ok_or_else(carriers_gone)?.upload(piece)
+    fn upload(&mut self, chunk: usize) -> Result<()> {
+        self.uploader.as_mut().ok_or_else(upload_workers_gone)?.upload(chunk)
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
         self.buffers.write(&self.gpu, WorkingBuffer::Value(self.model.hidden), bytemuck::cast_slice(hidden))
     }
 
-    fn compute_resident(&mut self, piece: usize) -> Result<()> {
-        self.record(piece, None)?;
+    fn compute_resident(&mut self, chunk: usize) -> Result<()> {
+        self.record(chunk, None)?;
         if self.submitter.is_due() { self.submit() } else { Ok(()) }
     }
 
-    async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let slot = match self.feeder.as_mut().ok_or_else(carriers_gone)?.take(piece)? {
+    async fn compute_streamed(&mut self, chunk: usize) -> Result<()> {
+        let slot = match self.uploader.as_mut().ok_or_else(upload_workers_gone)?.take(chunk)? {
             Some(slot) => slot,
             None => {
                 // What is recorded keeps the GPU busy while the upload is awaited.
                 self.submit()?;
-                let feeder = self.feeder.as_mut().ok_or_else(carriers_gone)?;
-                self.gpu.in_time(feeder.wait_for(piece, self.forward)).await?
+                let uploader = self.uploader.as_mut().ok_or_else(upload_workers_gone)?;
+                self.gpu.in_time(uploader.wait_for(chunk, self.forward)).await?
             }
         };
         self.computed_from.push(slot.index);
-        self.record(piece, Some(slot.index))?;
+        self.record(chunk, Some(slot.index))?;
         let may_wait = !self.submitter.is_idle() && self.computed_from.len() < n_to_share(self.ring.as_ref().map_or(1, Ring::n_slots));
         if may_wait && !self.submitter.is_due() { Ok(()) } else { self.submit() }
     }
@@ -277,31 +277,31 @@ impl Executor for GpuExecutor {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+    async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
         if let Some(placed) = self.shapes.back().and_then(|(made, _)| made.top_k()) {
             self.submitter.dispatch(placed, None, self.forward)?;
         }
-        self.scores(batch).await
+        self.logits(batch).await
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {
         self.submitter.discard();
         self.gpu.recover()?;
-        let (Some(feeder), Some(ring)) = (&mut self.feeder, &self.ring) else { return Ok(()) };
+        let (Some(uploader), Some(ring)) = (&mut self.uploader, &self.ring) else { return Ok(()) };
         let (gpu, submitter) = (&self.gpu, &self.submitter);
         let release = |slot: usize| {
             ring.release(gpu, slot);
             submitter.answer();
         };
         self.computed_from.drain(..).for_each(release);
-        self.gpu.in_time(feeder.drain(forward, |slot| release(slot.index))).await
+        self.gpu.in_time(uploader.drain(forward, |slot| release(slot.index))).await
     }
 }
 
 impl Drop for GpuExecutor {
-    /// The carriers end before the ring whose memory they write to.
+    /// The upload workers end before the ring whose memory they write to.
     fn drop(&mut self) {
-        self.feeder = None;
+        self.uploader = None;
         self.gpu.keep_pipelines();
     }
 }

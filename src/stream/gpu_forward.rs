@@ -1,4 +1,4 @@
-//! From operations to dispatches: every piece of a plan becomes a list that is ready to encode, once per shape of forward.
+//! From operations to dispatches: every chunk of a plan becomes a list that is ready to encode, once per shape of forward.
 //! Dispatches are fewer than operations: see `gpu_fusion`.
 
 use std::sync::Arc;
@@ -9,8 +9,7 @@ use crate::device::{Device, TokenCount};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, attention_compact, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv,
-    rope_kv_padded, top_k,
+    BatchShape, Binding, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, top_k,
 };
 use crate::model::{Attention, Model, Op, StoreKv, ValueId};
 use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, turned_by};
@@ -48,9 +47,9 @@ pub(super) struct PlacedDispatch {
 /// All dispatches of one shape.
 pub(super) struct ForwardDispatches {
     pub(super) shape: ForwardShape,
-    /// Per piece, per place that it can be computed from: its own buffer, or each slot of the ring. None of pieces that
+    /// Per chunk, per place that it can be computed from: its own buffer, or each slot of the ring. None of chunks that
     /// another device computes.
-    pieces: Vec<Vec<Vec<PlacedDispatch>>>,
+    chunks: Vec<Vec<Vec<PlacedDispatch>>>,
     top_k: Option<PlacedDispatch>,
 }
 
@@ -94,10 +93,10 @@ impl ForwardDispatches {
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
         let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
         let terms = Terms { model, batch, n_positions, attention, catalog, costs: &costs, max_binding };
-        let mut pieces = Vec::with_capacity(plan.pieces.len());
-        for (index, piece) in plan.pieces.iter().enumerate() {
+        let mut chunks = Vec::with_capacity(plan.chunks.len());
+        for (index, chunk) in plan.chunks.iter().enumerate() {
             if plan.executor(index) != device {
-                pieces.push(Vec::new());
+                chunks.push(Vec::new());
                 continue;
             }
             let blocks: Vec<Option<&wgpu::Buffer>> = match ring {
@@ -105,11 +104,11 @@ impl ForwardDispatches {
                 Some(ring) => (0..ring.n_slots()).map(|slot| Some(ring.block(slot))).collect(),
                 None => vec![None],
             };
-            let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(piece.n_steps()); blocks.len()];
-            for of_unit in &piece.work {
+            let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(chunk.n_steps()); blocks.len()];
+            for of_unit in &chunk.work {
                 let ops = &model.units[of_unit.unit].ops;
-                let fused = fuse(of_unit, &piece.slices, ops, &terms);
-                for one in fused.ok_or_else(|| gpu.fault("a slice of something that is no matrix product"))? {
+                let fused = fuse(of_unit, &chunk.slices, ops, &terms);
+                for one in fused.ok_or_else(|| gpu.error("a slice of something that is no matrix product"))? {
                     let secs = terms.secs(&one, ops);
                     // The params are the same for every slot; what is bound is not.
                     let call = maker.call(ops, &one, secs)?;
@@ -121,7 +120,7 @@ impl ForwardDispatches {
                     }
                 }
             }
-            pieces.push(places);
+            chunks.push(places);
         }
         let top_k = match shape.top_k {
             0 => None,
@@ -133,17 +132,17 @@ impl ForwardDispatches {
             }
         };
         arena.upload(gpu);
-        Ok(ForwardDispatches { shape, pieces, top_k })
+        Ok(ForwardDispatches { shape, chunks, top_k })
     }
 
-    /// What to encode for a piece, computed from a slot or from its own buffer.
-    pub(super) fn dispatches(&self, piece: usize, slot: Option<usize>) -> &[PlacedDispatch] {
-        &self.pieces[piece][slot.unwrap_or(0)]
+    /// What to encode for a chunk, computed from a slot or from its own buffer.
+    pub(super) fn dispatches(&self, chunk: usize, slot: Option<usize>) -> &[PlacedDispatch] {
+        &self.chunks[chunk][slot.unwrap_or(0)]
     }
 
     /// All that there is to encode, one of each pipeline.
     pub(super) fn one_of_each_pipeline(&self) -> Vec<&PlacedDispatch> {
-        let all = self.pieces.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
+        let all = self.chunks.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
         let mut each: Vec<&PlacedDispatch> = all.collect();
         each.sort_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
         each.dedup_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
@@ -227,13 +226,13 @@ impl<'a> Maker<'a> {
                 Call::simple(params, move |arena, params| gather_rows::prepare(gpu, arena, params, bindings))
             }
             // The embedding is the schedule's own step, and products come with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.fault("an operation stands where it is not computed")),
+            Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.error("an operation stands where it is not computed")),
         })
     }
 
     /// The slices lie in the order of their offsets, each at a multiple of the alignment that params count in.
     fn products(&self, products: &[Product]) -> Result<Call<'a>> {
-        let [first, ..] = products else { return Err(self.gpu.fault("a dispatch of no products")) };
+        let [first, ..] = products else { return Err(self.gpu.error("a dispatch of no products")) };
         let begin = first.slice.offset;
         let end = products.iter().map(|product| product.slice.offset + product.slice.size_bytes).max().unwrap_or(begin);
         let placed = |product: &Product| {
@@ -245,7 +244,7 @@ impl<'a> Maker<'a> {
         let outputs: Vec<Binding<'a>> = products.iter().map(|product| self.value(product.output)).collect::<Result<_>>()?;
         let gpu = self.gpu;
         Ok(Call::new(&matmul::padded(&params), move |arena, block| {
-            let block = block.ok_or_else(|| gpu.fault("a matrix has neither a buffer nor a slot"))?;
+            let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
             let weight = Binding::part(block, begin, end - begin);
             Ok(vec![matmul::prepare_products(gpu, arena, &matmul::Products { params: &params, weight, input, outputs: &outputs })?])
         }))
@@ -256,7 +255,7 @@ impl<'a> Maker<'a> {
     fn store_kv(&self, store: &StoreKv, ops: &[Op], index: usize) -> Result<Call<'a>> {
         let gpu = self.gpu;
         let reader = |op: &Op| if let Op::Attention(attention) = op { Some(*attention) } else { None };
-        let reader = ops[index..].iter().find_map(reader).ok_or_else(|| gpu.fault("keys that no attention reads"))?;
+        let reader = ops[index..].iter().find_map(reader).ok_or_else(|| gpu.error("keys that no attention reads"))?;
         let turned = turned_by(ops, index);
         let query_rope = turned.map(|[query, _]| query);
         let params = rope_kv::Params::of(store, query_rope, &self.batch);
@@ -287,18 +286,18 @@ impl<'a> Maker<'a> {
         let head_size = params.head_size;
         let whole = attention::Params { head_size: rope_kv_padded::padded_size(head_size), ..params };
         let is_padded = whole.head_size != head_size;
-        let (query, mixed) = (self.value(op.query)?, self.value(op.output)?);
+        let (query, attended) = (self.value(op.query)?, self.value(op.output)?);
         let bindings = attention::Bindings {
-            query: if is_padded { mixed } else { query },
+            query: if is_padded { attended } else { query },
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
             parts: self.working(WorkingBuffer::AttentionParts)?,
-            mixed: if is_padded { query } else { mixed },
+            attended: if is_padded { query } else { attended },
         };
         let n_cuts = if tokens == TokenCount::Many { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
         let (params, begins) = attention::cut(&whole, n_cuts);
-        let compact = attention_compact::Bindings { padded: query, mixed };
+        let compact = attention::compact::Bindings { padded: query, attended };
         Ok(Call::new(&params, move |arena, _| {
             let mut dispatches = Vec::new();
             for &begin in &begins {
@@ -307,7 +306,7 @@ impl<'a> Maker<'a> {
             // What puts the heads of each cut side by side comes behind all cuts: some tokens are in two of them.
             for &begin in begins.iter().filter(|_| is_padded) {
                 let bindings = compact.from_token(&whole, head_size, begin);
-                dispatches.push(attention_compact::prepare(gpu, arena, &params, head_size, bindings)?);
+                dispatches.push(attention::compact::prepare(gpu, arena, &params, head_size, bindings)?);
             }
             Ok(dispatches)
         }))
@@ -329,7 +328,7 @@ impl<'a> Maker<'a> {
     }
 
     fn vector(&self, id: TensorId) -> Result<Binding<'a>> {
-        let buffer = self.buffers.vector(id).ok_or_else(|| self.gpu.fault("a norm weight or bias was not loaded"))?;
+        let buffer = self.buffers.vector(id).ok_or_else(|| self.gpu.error("a norm weight or bias was not loaded"))?;
         Ok(Binding::whole(buffer))
     }
 }

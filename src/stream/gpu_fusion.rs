@@ -1,4 +1,4 @@
-//! The work of a piece in as few dispatches as give the same bits as one for each operation would. Knows no buffers.
+//! The work of a chunk in as few dispatches as give the same bits as one for each operation would. Knows no buffers.
 
 use crate::device::TokenCount;
 use crate::gpu::BUFFER_ALIGNMENT;
@@ -46,7 +46,7 @@ pub(super) struct Terms<'a> {
     pub(super) max_binding: Bytes,
 }
 
-/// The dispatches of what a unit of these operations does with a piece of these slices. Products of one input go together where one
+/// The dispatches of what a unit of these operations does with a chunk of these slices. Products of one input go together where one
 /// binding holds their weights, and what a product gives that is only added to the residual stream is added at once. `None` where a
 /// slice belongs to no product.
 pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
@@ -120,7 +120,7 @@ mod tests {
     use crate::device::{AdapterKind, Device, DeviceSpec, Rates};
     use crate::dtype::DType;
     use crate::kernels::rope_kv::KvDType;
-    use crate::model::{Attention, ModelConfig, RopeConfig, RopePairs, RopeScaling, Value, Variant, families};
+    use crate::model::{Attention, ModelConfig, RopeConfig, RopePairing, RopeScaling, Value, Variant, families};
     use crate::weights::{Shard, TensorId, TensorInfo};
 
     /// The residual stream first.
@@ -150,7 +150,7 @@ mod tests {
             head_size: 16,
             context_length: 512,
             rms_norm_epsilon: 1e-5,
-            rope: RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None },
+            rope: RopeConfig { theta: 10_000.0, pairs: RopePairing::NeoX, scaling: RopeScaling::None },
             sliding_window: None,
             n_full_attention_layers: 0,
             attention_bias: true,
@@ -222,7 +222,7 @@ mod tests {
     }
 
     /// All of `ops`, their matrices one behind the other, that of `cut` in two slices.
-    fn piece(ops: &[Op], cut: Option<u32>) -> (UnitWork, Vec<Slice>) {
+    fn chunk(ops: &[Op], cut: Option<u32>) -> (UnitWork, Vec<Slice>) {
         let (mut steps, mut slices, mut size_bytes) = (Vec::new(), Vec::new(), Bytes::ZERO);
         for (index, op) in ops.iter().enumerate() {
             let Op::MatMul { weight, .. } = *op else {
@@ -250,7 +250,7 @@ mod tests {
         let attention = TokenCount::Few;
         let terms =
             Terms { model: &model, batch, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
-        let (work, slices) = piece(ops, cut);
+        let (work, slices) = chunk(ops, cut);
         let fused = fuse(&work, &slices, ops, &terms).unwrap();
         let n_products = |one: &Fused| if let Fused::Products(products) = one { products.len() } else { 0 };
         let count = fused.iter().map(n_products).collect();

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::plan::{RingPlan, UploadPath};
-use crate::stream::feeder::{FreeSlots, SlotMemory};
+use crate::stream::uploader::{FreeSlots, SlotMemory};
 
 /// All slots. A slot is at any time with one owner: free (queued for a worker), filling (with a worker), ready or in use (here).
 pub(super) struct Ring {
@@ -37,7 +37,7 @@ enum Way {
 }
 
 impl Ring {
-    /// Allocates the slots. The carriers get them from [`Ring::open`].
+    /// Allocates the slots. The upload workers get them from [`Ring::open`].
     pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: FreeSlots<GpuSlot>) -> Result<Ring> {
         let storage = wgpu::BufferUsages::STORAGE;
         let mut slots = Vec::with_capacity(plan.n_slots);
@@ -59,7 +59,7 @@ impl Ring {
         Ok(Ring { slots, upload: plan.upload, free })
     }
 
-    /// Gives all slots to the carriers.
+    /// Gives all slots to the upload workers.
     pub(super) fn open(&self, gpu: &Gpu) {
         (0..self.n_slots()).for_each(|index| self.release(gpu, index));
     }
@@ -81,7 +81,7 @@ impl Ring {
         }
     }
 
-    /// Gives the slot back to the carriers once the GPU has finished what was submitted so far.
+    /// Gives the slot back to the upload workers once the GPU has finished what was submitted so far.
     pub(super) fn release(&self, gpu: &Gpu, index: usize) {
         let slot = &self.slots[index];
         let memory: wgpu::Buffer = (**slot.staging.as_ref().unwrap_or(&slot.block)).clone();
@@ -92,7 +92,7 @@ impl Ring {
         }
         let (way, mapped) = (Way::Mapped { adapter: gpu.spec.title() }, memory.clone());
         memory.slice(..).map_async(wgpu::MapMode::Write, move |result| {
-            // Mapping fails only where the device is lost or closed: a carrier then gets no slot, and the error
+            // Mapping fails only where the device is lost or closed: an upload worker then gets no slot, and the error
             // shows at the next check of the device.
             free.give(result.is_ok().then_some(GpuSlot { index, memory: mapped, way }));
         });
@@ -129,7 +129,7 @@ impl GpuSlot {
         let padded = bytes.len().next_multiple_of(4);
         let range = offset as u64..(offset + padded) as u64;
         let view = self.memory.slice(range).get_mapped_range_mut();
-        let mut view = view.map_err(|fault| Error::gpu(adapter, format!("cannot write to a mapped slot: {fault}")))?;
+        let mut view = view.map_err(|reason| Error::gpu(adapter, format!("cannot write to a mapped slot: {reason}")))?;
         view.slice(..bytes.len()).copy_from_slice(bytes);
         Ok(())
     }

@@ -13,8 +13,8 @@ use crate::stream::gpu_forward::PlacedDispatch;
 use crate::stream::{Lane, Span, Trace};
 use crate::units::Bytes;
 
-/// Pieces recorded before they are submitted: few enough that the GPU starts early, many enough to hide a submit's cost.
-const PIECES_PER_SUBMIT: usize = 8;
+/// Chunks recorded before they are submitted: few enough that the GPU starts early, many enough to hide a submit's cost.
+const CHUNKS_PER_SUBMIT: usize = 8;
 /// A submission of this length is long enough to hide its cost, whatever is in it.
 const LONG_SECS: f64 = 0.02;
 /// Shorter submissions tell nothing about the adapter's pace: their fixed costs prevail.
@@ -37,9 +37,9 @@ pub(super) struct Submitter {
 /// What is recorded since the last submission.
 #[derive(Debug, Clone, Copy, Default)]
 struct Recorded {
-    n_pieces: usize,
+    n_chunks: usize,
     /// The last of which something is recorded.
-    piece: Option<usize>,
+    chunk: Option<usize>,
     size_bytes: Bytes,
     /// How long it should take, by the adapter's rates.
     secs: f64,
@@ -72,10 +72,10 @@ impl Submitter {
             // The queue runs submissions one after the other: this one began when the one before it ended.
             let (start_secs, end_secs) = (last_end_secs.max(submitted.secs), watched_trace.now());
             last_end_secs = end_secs;
-            let Recorded { piece, size_bytes, secs, .. } = submitted.recorded;
+            let Recorded { chunk, size_bytes, secs, .. } = submitted.recorded;
             watched_pace.observe(secs, end_secs - start_secs);
             let forward = submitted.forward;
-            watched_trace.add(Span { lane: Lane::Compute, device, piece, forward, start_secs, end_secs, size_bytes });
+            watched_trace.add(Span { lane: Lane::Compute, device, chunk, forward, start_secs, end_secs, size_bytes });
         })?;
         let (gpu, trace) = (Arc::clone(gpu), trace.clone());
         Ok(Submitter { device, trace, gpu, pass: None, encoder: None, recorded: Recorded::default(), pace, n_under_way, completions })
@@ -87,8 +87,8 @@ impl Submitter {
         self.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()))
     }
 
-    /// Records a dispatch of `piece`; what was recorded before is submitted first where both together would take too long.
-    pub(super) fn dispatch(&mut self, placed: &PlacedDispatch, piece: Option<usize>, forward: usize) -> Result<()> {
+    /// Records a dispatch of `chunk`; what was recorded before is submitted first where both together would take too long.
+    pub(super) fn dispatch(&mut self, placed: &PlacedDispatch, chunk: Option<usize>, forward: usize) -> Result<()> {
         if self.recorded.secs > 0.0 && self.recorded.secs + placed.secs > SUBMIT_SECS / self.pace.slowdown() {
             self.submit(forward, || {})?;
         }
@@ -99,19 +99,19 @@ impl Submitter {
             placed.dispatch.encode(pass, placed.params_offset);
         }
         self.recorded.secs += placed.secs;
-        self.recorded.piece = piece.or(self.recorded.piece);
+        self.recorded.chunk = chunk.or(self.recorded.chunk);
         Ok(())
     }
 
-    /// All of a piece is recorded.
-    pub(super) fn end_piece(&mut self, size_bytes: Bytes) {
-        self.recorded.n_pieces += 1;
+    /// All of a chunk is recorded.
+    pub(super) fn end_chunk(&mut self, size_bytes: Bytes) {
+        self.recorded.n_chunks += 1;
         self.recorded.size_bytes += size_bytes;
     }
 
     /// Whether enough is recorded for a submission.
     pub(super) fn is_due(&self) -> bool {
-        self.recorded.n_pieces >= PIECES_PER_SUBMIT || self.recorded.secs * self.pace.slowdown() >= LONG_SECS
+        self.recorded.n_chunks >= CHUNKS_PER_SUBMIT || self.recorded.secs * self.pace.slowdown() >= LONG_SECS
     }
 
     /// Whether nothing is submitted that the adapter is not done with.

@@ -13,10 +13,10 @@ use crate::model::{Model, Op, StoreKv};
 use crate::plan::sizes::{KvCache, kv_buffer_bytes, prepared_input_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
-use crate::stream::feeder::{Carriers, Feeder, FreeSlots, SlotMemory, carriers_gone};
 use crate::stream::host_values::{Prepared, Product, SideBySide, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
-use crate::stream::{Batch, Executor, Lane, Scores, Span, Store, Trace, Want, batch};
+use crate::stream::uploader::{FreeSlots, SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
+use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -28,7 +28,7 @@ pub struct HostExecutor {
     trace: Trace,
     values: Values,
     vectors: HashMap<TensorId, Vec<f32>>,
-    feeder: Option<(Feeder<HostSlot>, FreeSlots<HostSlot>)>,
+    uploader: Option<(Uploader<HostSlot>, FreeSlots<HostSlot>)>,
     /// Which forward is under way.
     forward: usize,
     activations_peak: Bytes,
@@ -56,7 +56,7 @@ impl SlotMemory for HostSlot {
 }
 
 impl HostExecutor {
-    /// Allocates caches and slots and reads the vectors; the pieces are held by `store`.
+    /// Allocates caches and slots and reads the vectors; the chunks are held by `store`.
     ///
     /// # Errors
     /// Those of reading.
@@ -69,13 +69,13 @@ impl HostExecutor {
         let cache = |layer: Option<&StoreKv>| platform::zeroed(layer.map_or(0, kv_values), "keys and values of a layer");
         let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok((cache(layer)?, cache(layer)?)));
         let kv_caches = caches.collect::<Result<_>>()?;
-        let feeder = match plan.ring(DEVICE) {
+        let uploader = match plan.ring(DEVICE) {
             Some(ring) => {
-                let (feeder, free) = Feeder::start(DEVICE, &store, &plan, &trace, Carriers::USUAL)?;
+                let (uploader, free) = Uploader::start(DEVICE, &store, &plan, &trace, UploadWorkers::USUAL)?;
                 for slot in Pages::several(ring.n_slots, ring.slot_bytes)? {
                     free.give(Some(HostSlot(slot)));
                 }
-                Some((feeder, free))
+                Some((uploader, free))
             }
             None => None,
         };
@@ -91,23 +91,23 @@ impl HostExecutor {
             ctx_size: plan.ctx_size,
             prepared: Prepared::default(),
         };
-        Ok(HostExecutor { model, plan, store, trace, values, vectors, feeder, forward: 0, activations_peak: Bytes::ZERO })
+        Ok(HostExecutor { model, plan, store, trace, values, vectors, uploader, forward: 0, activations_peak: Bytes::ZERO })
     }
 
     fn compute(&mut self, index: usize, slot: Option<&HostSlot>) -> Result<()> {
         let start_secs = self.trace.now();
         let (plan, model, store) = (Arc::clone(&self.plan), Arc::clone(&self.model), Arc::clone(&self.store));
-        let piece = &plan.pieces[index];
+        let chunk = &plan.chunks[index];
         let (values, vectors) = (&mut self.values, &self.vectors);
         host::among_threads(|| -> Result<()> {
             // Products that read the same input, such as query, key and value, are computed side by side.
             let mut products = SideBySide::new();
-            let steps = piece.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (&model.units[of_unit.unit].ops, step)));
+            let steps = chunk.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (&model.units[of_unit.unit].ops, step)));
             for (ops, step) in steps {
                 let product = match *step {
                     Work::Op(_) => None,
                     Work::Rows { op, slice } => {
-                        let slice = &piece.slices[slice];
+                        let slice = &chunk.slices[slice];
                         let rows = match slot {
                             Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
                             None => rows(&store, &plan, index, slice)?,
@@ -131,8 +131,8 @@ impl HostExecutor {
             values.multiply(&products);
             Ok(())
         })?;
-        let (forward, size_bytes, end_secs) = (self.forward, piece.size_bytes, self.trace.now());
-        self.trace.add(Span { lane: Lane::Compute, device: DEVICE, piece: Some(index), forward, start_secs, end_secs, size_bytes });
+        let (forward, size_bytes, end_secs) = (self.forward, chunk.size_bytes, self.trace.now());
+        self.trace.add(Span { lane: Lane::Compute, device: DEVICE, chunk: Some(index), forward, start_secs, end_secs, size_bytes });
         Ok(())
     }
 
@@ -165,9 +165,9 @@ impl Executor for HostExecutor {
         Ok(())
     }
 
-    fn upload(&mut self, piece: usize) -> Result<()> {
-        let (feeder, _) = self.feeder.as_mut().ok_or_else(carriers_gone)?;
-        feeder.upload(piece)
+    fn upload(&mut self, chunk: usize) -> Result<()> {
+        let (uploader, _) = self.uploader.as_mut().ok_or_else(upload_workers_gone)?;
+        uploader.upload(chunk)
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
@@ -178,18 +178,18 @@ impl Executor for HostExecutor {
         Ok(())
     }
 
-    fn compute_resident(&mut self, piece: usize) -> Result<()> {
-        self.compute(piece, None)
+    fn compute_resident(&mut self, chunk: usize) -> Result<()> {
+        self.compute(chunk, None)
     }
 
-    async fn compute_streamed(&mut self, piece: usize) -> Result<()> {
-        let (feeder, _) = self.feeder.as_mut().ok_or_else(carriers_gone)?;
-        let slot = match feeder.take(piece)? {
+    async fn compute_streamed(&mut self, chunk: usize) -> Result<()> {
+        let (uploader, _) = self.uploader.as_mut().ok_or_else(upload_workers_gone)?;
+        let slot = match uploader.take(chunk)? {
             Some(slot) => slot,
-            None => feeder.wait_for(piece, self.forward).await?,
+            None => uploader.wait_for(chunk, self.forward).await?,
         };
-        let computed = self.compute(piece, Some(&slot));
-        if let Some((_, free)) = &self.feeder {
+        let computed = self.compute(chunk, Some(&slot));
+        if let Some((_, free)) = &self.uploader {
             free.give(Some(slot));
         }
         computed
@@ -204,37 +204,37 @@ impl Executor for HostExecutor {
         Ok(self.values.get(self.model.hidden).to_vec())
     }
 
-    async fn readback(&mut self, batch: &Batch) -> Result<Vec<Scores>> {
+    async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
         let vocab_size = self.model.config.vocab_size;
         let logits = self.values.get(self.model.logits);
-        Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.want)).collect())
+        Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.logits_request)).collect())
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {
-        match &mut self.feeder {
-            Some((feeder, free)) => feeder.drain(forward, |slot| free.give(Some(slot))).await,
+        match &mut self.uploader {
+            Some((uploader, free)) => uploader.drain(forward, |slot| free.give(Some(slot))).await,
             None => Ok(()),
         }
     }
 }
 
 /// The stored bytes of a slice that is held or mapped.
-fn rows<'a>(store: &'a Store, plan: &Plan, piece: usize, slice: &Slice) -> Result<&'a [u8]> {
-    if let Some(block) = store.held(piece) {
+fn rows<'a>(store: &'a Store, plan: &Plan, chunk: usize, slice: &Slice) -> Result<&'a [u8]> {
+    if let Some(block) = store.held(chunk) {
         return Ok(&block[slice.offset as usize..][..slice.size_bytes as usize]);
     }
-    if let Some(rows) = store.mapped(piece, slice) {
+    if let Some(rows) = store.mapped(chunk, slice) {
         return Ok(rows);
     }
     // A mapped file that changed is not shown any more; reading it says why.
     let first = slice.first_row * store.checkpoint().catalog[slice.tensor].row_bytes();
     store.checkpoint().read(slice.tensor, first, &mut vec![0; slice.size_bytes as usize])?;
-    Err(Error::NotMapped { path: plan.piece_name(piece), fault: "its file is not shown any more".into() })
+    Err(Error::NotMapped { path: plan.chunk_name(chunk), reason: "its file is not shown any more".into() })
 }
 
-/// All scores of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.
-fn select(row: &[f32], want: Want) -> Scores {
-    let Want::TopK(k) = want else { return Scores::All(row.to_vec()) };
+/// All logits of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.
+fn select(row: &[f32], logits_request: LogitsRequest) -> Logits {
+    let LogitsRequest::TopK(k) = logits_request else { return Logits::All(row.to_vec()) };
     let mut scored: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
     let rank = |score: f32| if score.is_nan() { f32::INFINITY } else { score };
     let better = |a: &(u32, f32), b: &(u32, f32)| rank(b.1).total_cmp(&rank(a.1)).then(a.0.cmp(&b.0));
@@ -243,5 +243,5 @@ fn select(row: &[f32], want: Want) -> Scores {
         scored.truncate(k);
     }
     scored.sort_by(better);
-    Scores::Top(scored)
+    Logits::Top(scored)
 }

@@ -1,16 +1,16 @@
 //! What changes during a forward on the host (activations, KV caches) and the operations that change it.
-//! Knows neither pieces nor where weights lie: rows of matrices are handed in.
+//! Knows neither chunks nor where weights lie: rows of matrices are handed in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::host::{self, Input, InputForm, Operand, Part};
+use crate::host::simd::simd;
+use crate::host::{self, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, matmul, rms_norm, rope, rope_kv};
 use crate::model::{Attention, Model, Op, Rope, StoreKv, ValueId};
-use crate::platform::simd::simd;
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
@@ -32,7 +32,7 @@ pub(super) struct Values {
 #[derive(Default)]
 pub(super) struct Prepared {
     /// Which one; `None` once it has changed.
-    of: Option<(ValueId, InputForm)>,
+    of: Option<(ValueId, InputFormat)>,
     input: Input,
 }
 
@@ -43,12 +43,12 @@ impl Prepared {
     }
 
     fn operand<'a>(&'a mut self, product: &Product<'_>, values: &'a [f32]) -> Operand<'a> {
-        let form = InputForm::of(&product.params);
-        if form != InputForm::Floats && self.of != Some((product.input, form)) {
-            self.input.fill(form, &product.params, values);
-            self.of = Some((product.input, form));
+        let variant = InputFormat::of(&product.params);
+        if variant != InputFormat::Floats && self.of != Some((product.input, variant)) {
+            self.input.fill(variant, &product.params, values);
+            self.of = Some((product.input, variant));
         }
-        self.input.operand(form, values)
+        self.input.operand(variant, values)
     }
 }
 
@@ -66,9 +66,9 @@ pub(super) struct Product<'a> {
 impl Product<'_> {
     /// Whether it can be computed beside all of these: from the same numbers, to another place.
     pub(super) fn can_join(&self, others: &SideBySide<'_>) -> bool {
-        let form = InputForm::of(&self.params);
+        let variant = InputFormat::of(&self.params);
         let goes_with =
-            |other: &Product<'_>| self.input == other.input && self.output != other.output && form == InputForm::of(&other.params);
+            |other: &Product<'_>| self.input == other.input && self.output != other.output && variant == InputFormat::of(&other.params);
         !others.is_full() && others.iter().all(goes_with)
     }
 }

@@ -1,7 +1,7 @@
-//! Streaming: the overlap loop, and the executors that walk the one schedule as a team.
+//! Streaming: the overlap loop, and the executors that walk the one schedule together.
 
 mod batch;
-mod feeder;
+mod executors;
 mod fetch;
 mod gpu_buffers;
 mod gpu_executor;
@@ -13,18 +13,18 @@ mod host_executor;
 mod host_values;
 mod pipeline;
 mod store;
-mod team;
 mod trace;
+mod uploader;
 
 use crate::error::{Error, Result};
 use crate::host;
 use crate::plan::{Schedule, Step};
 use crate::platform::{self, Turns};
-pub use batch::{Batch, BatchToken, CachedPositions, MAX_TOKENS_TOGETHER, Scores, Want};
+pub use batch::{Batch, BatchToken, CachedPositions, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
+pub use executors::{DeviceExecutor, Executors};
 pub use gpu_executor::GpuExecutor;
 pub use host_executor::HostExecutor;
 pub use store::Store;
-pub use team::{Member, Team};
 pub use trace::{Lane, Span, Trace, TraceSummary};
 
 /// Asked before each step of a forward whether it shall end there.
@@ -35,17 +35,17 @@ pub trait Executor {
     /// Begins a forward, counted from 0: everything that its units need to know of the batch.
     fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()>;
 
-    /// Begins to bring a piece from disk or host memory to the next slot of the ring; does not wait.
-    fn upload(&mut self, piece: usize) -> Result<()>;
+    /// Begins to bring a chunk from disk or host memory to the next slot of the ring; does not wait.
+    fn upload(&mut self, chunk: usize) -> Result<()>;
 
     /// Takes the residual stream, `[n_tokens, hidden_size]`.
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()>;
 
-    /// Computes with a piece that stays on this device.
-    fn compute_resident(&mut self, piece: usize) -> Result<()>;
+    /// Computes with a chunk that stays on this device.
+    fn compute_resident(&mut self, chunk: usize) -> Result<()>;
 
-    /// Computes with the oldest slot of the ring, which holds `piece`, once it is there, and frees the slot.
-    fn compute_streamed(&mut self, piece: usize) -> impl Future<Output = Result<()>>;
+    /// Computes with the oldest slot of the ring, which holds `chunk`, once it is there, and frees the slot.
+    fn compute_streamed(&mut self, chunk: usize) -> impl Future<Output = Result<()>>;
 
     /// Hands over what is recorded, so that the device computes while others do; does not wait.
     fn flush(&mut self) -> Result<()>;
@@ -53,8 +53,8 @@ pub trait Executor {
     /// Gives the residual stream away, once it is computed. `[n_tokens, hidden_size]`
     fn read_hidden(&mut self) -> impl Future<Output = Result<Vec<f32>>>;
 
-    /// Brings the scores to the host, in the order in which the batch asks for them.
-    fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Scores>>>;
+    /// Brings the logits to the host, in the order in which the batch asks for them.
+    fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Logits>>>;
 
     /// Forgets a forward that stopped midway: nothing is recorded any more and the ring is empty. What comes next is forward `forward`.
     fn recover(&mut self, forward: usize) -> impl Future<Output = Result<()>>;
@@ -65,34 +65,34 @@ pub trait Executor {
 /// says so, it ends before its next step.
 ///
 /// # Errors
-/// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings hold other pieces than a forward
+/// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings hold other chunks than a forward
 /// expects: [`recover`] comes before the next one.
-pub async fn forward(schedule: &Schedule, team: &mut Team, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Scores>> {
-    if let Some(halves) = pipeline::halves(team.plan(), batch) {
-        team.begin_forward();
-        let scores = pipeline::forward(team, halves, cancelled).await?;
-        team.end_forward();
-        return Ok(scores);
+pub async fn forward(schedule: &Schedule, executors: &mut Executors, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
+    if let Some(halves) = pipeline::halves(executors.plan(), batch) {
+        executors.begin_forward();
+        let logits = pipeline::forward(executors, halves, cancelled).await?;
+        executors.end_forward();
+        return Ok(logits);
     }
-    let mut scores = Vec::new();
+    let mut logits = Vec::new();
     let mut turns = Turns::new();
     let waits = |step: &Step| !matches!(step, Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_));
     for steps in schedule.steps.chunk_by(|before, after| !waits(before) && !waits(after)) {
         check_cancelled(cancelled)?;
         match steps[0] {
-            Step::Embed => team.embed(batch)?,
+            Step::Embed => executors.embed(batch)?,
             Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_) => {
                 for some in steps.chunks(STEPS_AT_ONCE) {
-                    go_on(team, some, cancelled)?;
+                    go_on(executors, some, cancelled)?;
                     turns.give().await;
                 }
             }
-            Step::ComputeStreamed(piece) => team.compute_streamed(piece).await?,
-            Step::Hop { from, to } => team.hop(from, to).await?,
-            Step::Readback => scores = team.readback(batch).await?,
+            Step::ComputeStreamed(chunk) => executors.compute_streamed(chunk).await?,
+            Step::Transfer { from, to } => executors.transfer(from, to).await?,
+            Step::Readback => logits = executors.readback(batch).await?,
         }
     }
-    Ok(scores)
+    Ok(logits)
 }
 
 /// So many steps that wait for nothing are one: where a thread may not be kept for long, it hears between two of them.
@@ -106,14 +106,14 @@ fn check_cancelled(cancelled: &Cancelled<'_>) -> Result<()> {
 
 /// Steps that wait for nothing. Where the host computes, they go over to its threads together, since each time is two handovers:
 /// with products of one input side by side, that made decoding of a small model a fifth faster on two cores.
-fn go_on(team: &mut Team, steps: &[Step], cancelled: &Cancelled<'_>) -> Result<()> {
-    let has_host = team.has_host();
+fn go_on(executors: &mut Executors, steps: &[Step], cancelled: &Cancelled<'_>) -> Result<()> {
+    let has_host = executors.has_host();
     let mut all = || {
         steps.iter().try_for_each(|step| {
             check_cancelled(cancelled)?;
             match *step {
-                Step::FetchUpload(piece) | Step::Upload(piece) => team.upload(piece),
-                Step::ComputeResident(piece) => team.compute_resident(piece),
+                Step::FetchUpload(chunk) | Step::Upload(chunk) => executors.upload(chunk),
+                Step::ComputeResident(chunk) => executors.compute_resident(chunk),
                 _ => Ok(()),
             }
         })
@@ -125,10 +125,10 @@ fn go_on(team: &mut Team, steps: &[Step], cancelled: &Cancelled<'_>) -> Result<(
 ///
 /// # Errors
 /// Those of the executors; [`crate::error::Error::DeviceLost`] where an adapter is gone, after which the model must be loaded again.
-pub async fn recover(schedule: &Schedule, team: &mut Team) -> Result<()> {
-    team.recover().await?;
-    prologue(schedule, team)?;
-    team.end_recovery();
+pub async fn recover(schedule: &Schedule, executors: &mut Executors) -> Result<()> {
+    executors.recover().await?;
+    prologue(schedule, executors)?;
+    executors.end_recovery();
     Ok(())
 }
 
@@ -136,6 +136,6 @@ pub async fn recover(schedule: &Schedule, team: &mut Team) -> Result<()> {
 ///
 /// # Errors
 /// Those of the executors.
-pub fn prologue(schedule: &Schedule, team: &mut Team) -> Result<()> {
-    go_on(team, &schedule.prologue, &|| false)
+pub fn prologue(schedule: &Schedule, executors: &mut Executors) -> Result<()> {
+    go_on(executors, &schedule.prologue, &|| false)
 }

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::plan::{Plan, Stage};
-use crate::stream::{Batch, Cancelled, Scores, Team, check_cancelled};
+use crate::stream::{Batch, Cancelled, Executors, Logits, check_cancelled};
 
 /// Some of a batch's sequences, on their way through the stages.
 pub(super) struct Half {
@@ -21,7 +21,7 @@ pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
     if batch.tokens.iter().all(|token| Some(token.sequence) == batch.tokens.first().map(|first| first.sequence)) {
         return None;
     }
-    if plan.stages().len() < 2 || plan.streamed_pieces().next().is_some() {
+    if plan.stages().len() < 2 || plan.streamed_chunks().next().is_some() {
         return None;
     }
     let mut sequences: Vec<u32> = batch.tokens.iter().map(|token| token.sequence).collect();
@@ -34,18 +34,18 @@ pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
         let asked = batch.logits_for.iter().enumerate().filter_map(|(row, &token)| Some((row, place(token)? as u32)));
         let (rows, logits_for) = asked.unzip();
         let tokens = own.iter().map(|&index| batch.tokens[index]).collect();
-        Half { batch: Batch { tokens, logits_for, want: batch.want }, rows, hidden: Vec::new() }
+        Half { batch: Batch { tokens, logits_for, logits_request: batch.logits_request }, rows, hidden: Vec::new() }
     };
     Some([half(&|sequence| sequence < first_of_second), half(&|sequence| sequence >= first_of_second)])
 }
 
 /// One forward of both halves, the second a stage behind the first.
-pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2], cancelled: &Cancelled<'_>) -> Result<Vec<Scores>> {
-    let stages = team.plan().stages();
+pub(super) async fn forward(executors: &mut Executors, mut halves: [Half; 2], cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
+    let stages = executors.plan().stages();
     for half in &mut halves {
-        half.hidden = team.embedded(&half.batch)?;
+        half.hidden = executors.embedded(&half.batch)?;
     }
-    let mut scores: Vec<(usize, Scores)> = Vec::new();
+    let mut logits: Vec<(usize, Logits)> = Vec::new();
     for tick in 0..=stages.len() {
         check_cancelled(cancelled)?;
         // Neighbouring stages are on different devices, so no device has two jobs at a time.
@@ -56,18 +56,18 @@ pub(super) async fn forward(team: &mut Team, mut halves: [Half; 2], cancelled: &
         jobs.sort_by_key(|(_, _, stage)| stage.device);
         for (half, _, stage) in &jobs {
             let Half { batch, hidden, .. } = &halves[*half];
-            team.start_stage(stage, batch, hidden)?;
+            executors.start_stage(stage, batch, hidden)?;
         }
         for (half, index, stage) in jobs {
             let own = &mut halves[half];
             if index + 1 < stages.len() {
-                own.hidden = team.finish_stage(stage).await?;
+                own.hidden = executors.finish_stage(stage).await?;
             } else if !own.rows.is_empty() {
-                let found = team.finish_last_stage(stage, &own.batch).await?;
-                scores.extend(own.rows.iter().copied().zip(found));
+                let found = executors.finish_last_stage(stage, &own.batch).await?;
+                logits.extend(own.rows.iter().copied().zip(found));
             }
         }
     }
-    scores.sort_by_key(|(row, _)| *row);
-    Ok(scores.into_iter().map(|(_, scores)| scores).collect())
+    logits.sort_by_key(|(row, _)| *row);
+    Ok(logits.into_iter().map(|(_, logits)| logits).collect())
 }

@@ -1,4 +1,4 @@
-//! The host's side of the weights: pieces whose home is host memory, read once; the rest is read from disk when due.
+//! The host's side of the weights: chunks whose placement is host memory, read once; the rest is read from disk when due.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,22 +9,22 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, StoreKv, Unit, UnitKind};
-use crate::plan::{Piece, Plan, Slice};
+use crate::plan::{Chunk, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::fetch::{Fetch, Reads, Straight};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
-/// Bytes of a plan's pieces, wherever their home is.
+/// Bytes of a plan's chunks, wherever their placement is.
 #[derive(Debug)]
 pub struct Store {
     checkpoint: Arc<Checkpoint>,
     plan: Arc<Plan>,
-    /// All pieces that are held in host memory of our own, one behind the other.
+    /// All chunks that are held in host memory of our own, one behind the other.
     held: Pages,
-    /// One per piece: where it lies there.
+    /// One per chunk: where it lies there.
     places: Vec<Option<Range<usize>>>,
-    /// Per piece: how it is read where its home is the disk.
+    /// Per chunk: how it is read where its placement is the disk.
     reads: Vec<Reads>,
     embedding: Embedding,
     /// What its rows are multiplied by.
@@ -41,7 +41,7 @@ enum Embedding {
 }
 
 impl Store {
-    /// Reads every piece whose home is host memory, several at a time. With a mapped checkpoint nothing is copied:
+    /// Reads every chunk whose placement is host memory, several at a time. With a mapped checkpoint nothing is copied:
     /// pages come in when they are first touched and stay as long as the system lets them.
     ///
     /// # Errors
@@ -51,23 +51,23 @@ impl Store {
         let len = places.iter().flatten().last().map_or(0, |place| place.end);
         let mut held = Pages::of(Bytes(len as u64))?;
         let mut rest = &mut held[..];
-        let mut blocks: Vec<(&Piece, &mut [u8])> = Vec::new();
-        for (piece, place) in plan.pieces.iter().zip(&places) {
+        let mut blocks: Vec<(&Chunk, &mut [u8])> = Vec::new();
+        for (chunk, place) in plan.chunks.iter().zip(&places) {
             if let Some(place) = place {
                 let (block, behind) = rest.split_at_mut(place.len());
-                blocks.push((piece, block));
+                blocks.push((chunk, block));
                 rest = behind;
             }
         }
-        blocks.into_par_iter().try_for_each(|(piece, block)| {
-            read_slices(&checkpoint, piece, block)?;
-            progress(piece.stored_bytes());
+        blocks.into_par_iter().try_for_each(|(chunk, block)| {
+            read_slices(&checkpoint, chunk, block)?;
+            progress(chunk.stored_bytes());
             Ok(())
         })?;
         let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
         let embedding_scale = model.embed().map_or(1.0, |(_, scale)| scale);
-        let reads_of = |(index, piece)| Reads::of(piece, plan.executor(index), &checkpoint.catalog);
-        let reads = plan.pieces.iter().enumerate().map(reads_of).collect();
+        let reads_of = |(index, chunk)| Reads::of(chunk, plan.executor(index), &checkpoint.catalog);
+        let reads = plan.chunks.iter().enumerate().map(reads_of).collect();
         Ok(Store { checkpoint, plan, held, places, reads, embedding, embedding_scale })
     }
 
@@ -78,14 +78,14 @@ impl Store {
 
     /// Bytes that loading will report: what is resident on an adapter or held by the host, without what is mapped.
     pub fn bytes_to_load(checkpoint: &Checkpoint, model: &Model, plan: &Plan) -> Bytes {
-        let is_read = |index: &usize| match plan.home(*index) {
+        let is_read = |index: &usize| match plan.stored_on(*index) {
             Device::Gpu(_) => true,
-            Device::Cpu => !is_mapped(checkpoint, &plan.pieces[*index]),
+            Device::Cpu => !is_mapped(checkpoint, &plan.chunks[*index]),
             Device::Disk => false,
         };
-        let pieces: Bytes = (0..plan.pieces.len()).filter(is_read).map(|index| plan.pieces[index].stored_bytes()).sum();
+        let chunks: Bytes = (0..plan.chunks.len()).filter(is_read).map(|index| plan.chunks[index].stored_bytes()).sum();
         let embedding = model.embedding().filter(|id| holds_embedding(checkpoint, model, plan, *id));
-        pieces + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
+        chunks + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
     }
 
     /// Bytes held in host memory: read into memory of our own, or mapped for as long as the model is open.
@@ -95,28 +95,28 @@ impl Store {
             Embedding::Elsewhere(_) => 0,
         };
         let own = self.held.len();
-        let is_mapped = |index: &usize| self.plan.home(*index) == Device::Cpu && self.places[*index].is_none();
-        let mapped: Bytes = (0..self.places.len()).filter(is_mapped).map(|index| self.plan.pieces[index].size_bytes).sum();
+        let is_mapped = |index: &usize| self.plan.stored_on(*index) == Device::Cpu && self.places[*index].is_none();
+        let mapped: Bytes = (0..self.places.len()).filter(is_mapped).map(|index| self.plan.chunks[index].size_bytes).sum();
         Bytes((own + embedding) as u64) + mapped
     }
 
-    /// The bytes of a held piece, laid out as its slices say.
-    pub fn held(&self, piece: usize) -> Option<&[u8]> {
-        self.places[piece].clone().map(|place| &self.held[place])
+    /// The bytes of a held chunk, laid out as its slices say.
+    pub fn held(&self, chunk: usize) -> Option<&[u8]> {
+        self.places[chunk].clone().map(|place| &self.held[place])
     }
 
-    /// The bytes of one slice where the checkpoint is mapped, unchanged, and the piece's home is host memory.
-    pub fn mapped(&self, piece: usize, slice: &Slice) -> Option<&[u8]> {
-        if self.plan.home(piece) != Device::Cpu {
+    /// The bytes of one slice where the checkpoint is mapped, unchanged, and the chunk's placement is host memory.
+    pub fn mapped(&self, chunk: usize, slice: &Slice) -> Option<&[u8]> {
+        if self.plan.stored_on(chunk) != Device::Cpu {
             return None;
         }
         let row_bytes = self.checkpoint.catalog[slice.tensor].row_bytes();
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
     }
 
-    /// How a piece comes from disk.
-    pub(super) fn reads(&self, piece: usize) -> &Reads {
-        &self.reads[piece]
+    /// How a chunk comes from disk.
+    pub(super) fn reads(&self, chunk: usize) -> &Reads {
+        &self.reads[chunk]
     }
 
     /// Carries out one of them, past the page cache: what is read from disk at every forward must not silently become host memory.
@@ -124,7 +124,7 @@ impl Store {
     /// # Errors
     /// Those of reading.
     pub(super) fn fetch<'b>(&self, fetch: &Fetch, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
-        self.checkpoint.read_passing(fetch.shard, fetch.offset, fetch.len, buffer)
+        self.checkpoint.read_direct(fetch.shard, fetch.offset, fetch.len, buffer)
     }
 
     /// The same into a slot's memory, which begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
@@ -198,24 +198,24 @@ pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f
     Ok(values)
 }
 
-/// Where each piece lies in the memory of those that are held: whose home is host memory, whoever computes with it, the host
+/// Where each chunk lies in the memory of those that are held: whose placement is host memory, whoever computes with it, the host
 /// itself included, and which no map shows.
 fn places(checkpoint: &Checkpoint, plan: &Plan) -> Vec<Option<Range<usize>>> {
     let mut end = 0;
     let place = |index: usize| {
-        let piece = &plan.pieces[index];
-        if plan.home(index) != Device::Cpu || is_mapped(checkpoint, piece) {
+        let chunk = &plan.chunks[index];
+        if plan.stored_on(index) != Device::Cpu || is_mapped(checkpoint, chunk) {
             return None;
         }
         let begin = end;
-        end += piece.size_bytes.0 as usize;
+        end += chunk.size_bytes.0 as usize;
         Some(begin..end)
     };
-    (0..plan.pieces.len()).map(place).collect()
+    (0..plan.chunks.len()).map(place).collect()
 }
 
-fn read_slices(checkpoint: &Checkpoint, piece: &Piece, block: &mut [u8]) -> Result<()> {
-    for slice in &piece.slices {
+fn read_slices(checkpoint: &Checkpoint, chunk: &Chunk, block: &mut [u8]) -> Result<()> {
+    for slice in &chunk.slices {
         let row_bytes = checkpoint.catalog[slice.tensor].row_bytes();
         let range = slice.offset as usize..(slice.offset + slice.size_bytes) as usize;
         checkpoint.read(slice.tensor, slice.first_row * row_bytes, &mut block[range])?;
@@ -223,15 +223,15 @@ fn read_slices(checkpoint: &Checkpoint, piece: &Piece, block: &mut [u8]) -> Resu
     Ok(())
 }
 
-/// Whether the embedding is read whole: its home is host memory, and neither a map nor a tied head that is held shows it.
+/// Whether the embedding is read whole: its placement is host memory, and neither a map nor a tied head that is held shows it.
 fn holds_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, id: TensorId) -> bool {
-    let home = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.home);
-    let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.home == Device::Cpu);
-    home == Some(Device::Cpu) && !tied_head_is_held && checkpoint.view(id, 0, 1).is_none()
+    let stored_on = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.stored_on);
+    let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
+    stored_on == Some(Device::Cpu) && !tied_head_is_held && checkpoint.view(id, 0, 1).is_none()
 }
 
-fn is_mapped(checkpoint: &Checkpoint, piece: &Piece) -> bool {
-    piece.slices.iter().all(|slice| checkpoint.view(slice.tensor, 0, 1).is_some())
+fn is_mapped(checkpoint: &Checkpoint, chunk: &Chunk) -> bool {
+    chunk.slices.iter().all(|slice| checkpoint.view(slice.tensor, 0, 1).is_some())
 }
 
 fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress: &dyn Fn(Bytes)) -> Result<Embedding> {

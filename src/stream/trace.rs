@@ -22,7 +22,7 @@ pub enum Lane {
     /// The device waits for an upload.
     Stall,
     /// The residual stream goes on to another device that computes.
-    Hop,
+    Transfer,
     /// GPU to host.
     Readback,
 }
@@ -32,10 +32,10 @@ pub enum Lane {
 pub struct Span {
     /// Where it belongs.
     pub lane: Lane,
-    /// The device that it happens on or for: of a fetch and an upload the one that will compute, of a hop the one that is left.
+    /// The device that it happens on or for: of a fetch and an upload the one that will compute, of a transfer the one that is left.
     pub device: Device,
-    /// The piece of the plan it is about, if any.
-    pub piece: Option<usize>,
+    /// The chunk of the plan it is about, if any.
+    pub chunk: Option<usize>,
     /// Which forward it serves, counted from 0.
     pub forward: usize,
     /// When it began, in seconds since the trace began.
@@ -146,14 +146,14 @@ impl Trace {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The trace in the Chrome/Perfetto event format: one process per device, one thread per lane. `name` labels a piece.
+    /// The trace in the Chrome/Perfetto event format: one process per device, one thread per lane. `name` labels a chunk.
     pub fn to_chrome_json(&self, name: &dyn Fn(usize) -> String) -> serde_json::Value {
         const LANES: [(Lane, &str); 6] = [
             (Lane::Fetch, "fetch (disk → host)"),
             (Lane::Upload, "upload (host → GPU)"),
             (Lane::Compute, "compute"),
             (Lane::Stall, "stall"),
-            (Lane::Hop, "hop (to the next device)"),
+            (Lane::Transfer, "transfer (to the next device)"),
             (Lane::Readback, "readback (GPU → host)"),
         ];
         let spans = self.spans();
@@ -171,10 +171,10 @@ impl Trace {
                 "ph": "X",
                 "pid": process(span.device),
                 "tid": thread(span.lane),
-                "name": span.piece.map_or_else(|| format!("{:?}", span.lane).to_lowercase(), name),
+                "name": span.chunk.map_or_else(|| format!("{:?}", span.lane).to_lowercase(), name),
                 "ts": span.start_secs * 1e6,
                 "dur": (span.end_secs - span.start_secs) * 1e6,
-                "args": {"lane": span.lane, "device": span.device, "piece": span.piece, "forward": span.forward, "bytes": span.size_bytes},
+                "args": {"lane": span.lane, "device": span.device, "chunk": span.chunk, "forward": span.forward, "bytes": span.size_bytes},
             })
         });
         serde_json::json!({"displayTimeUnit": "ms", "traceEvents": names.chain(events).collect::<Vec<_>>()})
@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     fn span(lane: Lane, start_secs: f64, end_secs: f64) -> Span {
-        Span { lane, device: Device::Gpu(0), piece: Some(1), forward: 0, start_secs, end_secs, size_bytes: Bytes(10) }
+        Span { lane, device: Device::Gpu(0), chunk: Some(1), forward: 0, start_secs, end_secs, size_bytes: Bytes(10) }
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod tests {
         trace.add(span(Lane::Compute, 0.0, 2.0));
         trace.add(Span { device: Device::Cpu, ..span(Lane::Compute, 1.0, 3.0) });
         assert!((trace.summary().compute_secs - 3.0).abs() < 1e-12);
-        let json = trace.to_chrome_json(&|piece| format!("piece {piece}"));
+        let json = trace.to_chrome_json(&|chunk| format!("chunk {chunk}"));
         let events = json["traceEvents"].as_array().unwrap();
         let process = |device: &str| {
             let name = events.iter().find(|event| event["name"] == "process_name" && event["args"]["name"] == device).unwrap();

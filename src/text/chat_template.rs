@@ -111,11 +111,11 @@ impl ChatTemplate {
         let bytes = messages.iter().map(ChatMessage::n_bytes).sum::<usize>() + input.n_bytes();
         let limits = Limits::new(bytes);
         if bytes > limits.output {
-            let fault = format!(
+            let reason = format!(
                 "the conversation has {bytes} bytes, more than the {} that a chat template may print; shorten the prompt",
                 limits.output
             );
-            return Err(Error::InvalidArgument { option: "the prompt".into(), fault });
+            return Err(Error::InvalidArgument { option: "the prompt".into(), reason });
         }
         let source = self.source.clone();
         self.limited(limits.time, move || {
@@ -140,19 +140,19 @@ impl ChatTemplate {
     ) -> Result<T> {
         // The rendering ends itself at its limit; this is for what it cannot interrupt.
         let done = run_limited("the chat template", STACK_BYTES, time * 2, work);
-        let fault = match done {
+        let reason = match done {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(fault)) => fault,
+            Ok(Err(reason)) => reason,
             Err(Unfinished::TimedOut) => "it takes too long".to_owned(),
             Err(Unfinished::Panicked) => "the template engine panicked".to_owned(),
             Err(Unfinished::NotStarted(error)) => return Err(error),
         };
-        Err(self.fault(&fault))
+        Err(self.error(&reason))
     }
 
-    fn fault(&self, fault: &str) -> Error {
-        let fault = format!("its chat template cannot be used: {fault}");
-        Error::Text { path: self.path.clone(), fault, advice: [Remedy::raw_prompt()].into() }
+    fn error(&self, reason: &str) -> Error {
+        let reason = format!("its chat template cannot be used: {reason}");
+        Error::Text { path: self.path.clone(), reason, advice: [Remedy::raw_prompt()].into() }
     }
 }
 

@@ -33,6 +33,6 @@ pub(super) fn read_fields(folder: &Folder, name: &str, cap: u64) -> Result<Optio
 }
 
 /// An [`Error::Text`] about `path`.
-pub(super) fn text_error(path: impl std::fmt::Display, fault: impl Into<String>) -> Error {
-    Error::Text { path: path.to_string(), fault: fault.into(), advice: Advice::default() }
+pub(super) fn text_error(path: impl std::fmt::Display, reason: impl Into<String>) -> Error {
+    Error::Text { path: path.to_string(), reason: reason.into(), advice: Advice::default() }
 }

@@ -23,9 +23,9 @@ pub(super) fn read(metadata: &Metadata) -> Result<Vocabulary> {
         Some("gpt2") => byte_level(&tokens),
         Some("llama") => sentence_piece(&tokens),
         Some(other) => {
-            let fault =
+            let reason =
                 format!("tokenizer.ggml.model `{other}` is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)");
-            Err(text_error(&metadata.path, fault))
+            Err(text_error(&metadata.path, reason))
         }
         None => Err(text_error(&metadata.path, "has no tokenizer (metadata key `tokenizer.ggml.model`)")),
     }
@@ -62,21 +62,21 @@ const MAX_VOCABULARY_BYTES: usize = 16 << 20;
 
 impl<'a> Tokens<'a> {
     fn read(metadata: &'a Metadata) -> Result<Tokens<'a>> {
-        let fault = |text: String| Err(text_error(&metadata.path, text));
+        let invalid = |text: String| Err(text_error(&metadata.path, text));
         let texts = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
         let types = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
         if texts.is_empty() || u32::try_from(texts.len()).is_err() {
-            return fault(format!("tokenizer.ggml.tokens has {} tokens", texts.len()));
+            return invalid(format!("tokenizer.ggml.tokens has {} tokens", texts.len()));
         }
         if !types.is_empty() && types.len() != texts.len() {
-            return fault(format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), texts.len()));
+            return invalid(format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), texts.len()));
         }
         if let Some((id, text)) = texts.iter().enumerate().find(|(_, text)| text.len() > MAX_TOKEN_BYTES) {
-            return fault(format!("token {id} has {} bytes, more than {MAX_TOKEN_BYTES}", text.len()));
+            return invalid(format!("token {id} has {} bytes, more than {MAX_TOKEN_BYTES}", text.len()));
         }
         let total: usize = texts.iter().map(String::len).sum();
         if total > MAX_VOCABULARY_BYTES {
-            return fault(format!("its tokens have {total} bytes together, more than {MAX_VOCABULARY_BYTES}"));
+            return invalid(format!("its tokens have {total} bytes together, more than {MAX_VOCABULARY_BYTES}"));
         }
         let named = |name: &str| token_id(metadata, texts.len(), name).is_some();
         let named = Named { fill_padding: named("fim_pad"), repository: named("fim_rep"), file_separator: named("fim_sep") };
@@ -84,7 +84,7 @@ impl<'a> Tokens<'a> {
         let tokens = Tokens { metadata, texts, types, repairs: Repairs::new(named, |text| known.contains(text)) };
         let misspelt = tokens.iter().find(|(_, text, kind)| *kind == TokenType::Byte && byte_token(text).is_none());
         match misspelt {
-            Some((id, text, _)) => fault(format!("token {id} `{text}` is marked as a byte but not written as one (`<0x0A>`)")),
+            Some((id, text, _)) => invalid(format!("token {id} `{text}` is marked as a byte but not written as one (`<0x0A>`)")),
             None => Ok(tokens),
         }
     }
@@ -141,7 +141,7 @@ fn byte_level(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     let metadata = tokens.metadata;
     let failed = |error: tokenizers::Error| text_error(&metadata.path, format!("its vocabulary cannot be used: {error}"));
     let name = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
-    let way = PreTokenizer::from_name(name).map_err(|fault| text_error(&metadata.path, fault))?;
+    let way = PreTokenizer::from_name(name).map_err(|reason| text_error(&metadata.path, reason))?;
     let merges = listed_merges(tokens)?;
     let model = BPE::builder().vocab_and_merges(tokens.vocab(), merges).ignore_merges(way.takes_whole_words).build().map_err(failed)?;
     let mut inner = tokenizers::Tokenizer::new(model);
@@ -158,8 +158,8 @@ fn sentence_piece(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     let failed = |error: tokenizers::Error| text_error(&metadata.path, format!("its vocabulary cannot be used: {error}"));
     let scores = metadata.floats("tokenizer.ggml.scores")?.unwrap_or_default();
     if scores.len() != tokens.texts.len() {
-        let fault = format!("tokenizer.ggml.scores has {} entries for {} tokens", scores.len(), tokens.texts.len());
-        return Err(text_error(&metadata.path, fault));
+        let reason = format!("tokenizer.ggml.scores has {} entries for {} tokens", scores.len(), tokens.texts.len());
+        return Err(text_error(&metadata.path, reason));
     }
     if let Some(id) = scores.iter().position(|score| score.is_nan()) {
         return Err(text_error(&metadata.path, format!("the score of token {id} is not a number")));
@@ -190,13 +190,13 @@ fn listed_merges(tokens: &Tokens<'_>) -> Result<Vec<(String, String)>> {
     let (metadata, ids) = (tokens.metadata, tokens.ids());
     let lines = metadata.strings("tokenizer.ggml.merges")?.unwrap_or_default();
     let parse = |(number, line): (usize, &String)| {
-        let fault = |text: &str| text_error(&metadata.path, format!("merge {number} `{line}` {text}"));
+        let invalid = |text: &str| text_error(&metadata.path, format!("merge {number} `{line}` {text}"));
         let space = line.char_indices().skip(1).find(|(_, character)| *character == ' ');
-        let (left, right) = space.map(|(at, _)| line.split_at(at)).ok_or_else(|| fault("is not two tokens parted by a space"))?;
+        let (left, right) = space.map(|(at, _)| line.split_at(at)).ok_or_else(|| invalid("is not two tokens parted by a space"))?;
         let right = right.trim_start_matches(' ');
         for part in [left, right, &format!("{left}{right}")] {
             if !ids.contains_key(part) {
-                return Err(fault(&format!("needs the token `{part}`, which the vocabulary lacks")));
+                return Err(invalid(&format!("needs the token `{part}`, which the vocabulary lacks")));
             }
         }
         Ok((left.to_owned(), right.to_owned()))

@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
-        let fault = PreTokenizer::from_name("klingon").unwrap_err();
-        assert!(fault.contains("`klingon`") && fault.contains("llama-bpe") && fault.contains("smollm"), "{fault}");
+        let reason = PreTokenizer::from_name("klingon").unwrap_err();
+        assert!(reason.contains("`klingon`") && reason.contains("llama-bpe") && reason.contains("smollm"), "{reason}");
     }
 }

@@ -91,7 +91,7 @@ fn likeliest(candidates: &[Candidate]) -> Result<u32> {
         let by_value = b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal);
         by_value.then(a.token.cmp(&b.token))
     });
-    let empty = || Error::InvalidArgument { option: "candidates".into(), fault: "there is no token to choose from".into() };
+    let empty = || Error::InvalidArgument { option: "candidates".into(), reason: "there is no token to choose from".into() };
     first.map(|candidate| candidate.token).ok_or_else(empty)
 }
 

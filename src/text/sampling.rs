@@ -121,7 +121,7 @@ fn check_range(setting: Setting, value: f32, least: f32, most: f32) -> Result<()
     if value >= least && value <= most {
         return Ok(());
     }
-    Err(Error::InvalidArgument { option: setting.into(), fault: format!("{value} is out of range; allowed is {least} to {most}") })
+    Err(Error::InvalidArgument { option: setting.into(), reason: format!("{value} is out of range; allowed is {least} to {most}") })
 }
 
 /// A seed that differs from run to run, below 2^32 so that it is short to read and to pass back with `--seed`.

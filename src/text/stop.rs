@@ -24,8 +24,8 @@ impl StopStrings {
     /// Watches for `strings`; none is allowed to be empty.
     pub fn new(strings: Vec<String>) -> Result<StopStrings> {
         if strings.iter().any(String::is_empty) {
-            let fault = "an empty stop string would end every answer at once; leave the option out".to_owned();
-            return Err(Error::InvalidArgument { option: Setting::Stop.into(), fault });
+            let reason = "an empty stop string would end every answer at once; leave the option out".to_owned();
+            return Err(Error::InvalidArgument { option: Setting::Stop.into(), reason });
         }
         Ok(StopStrings { strings, held: String::new(), stopped: false })
     }

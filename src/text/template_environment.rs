@@ -325,6 +325,6 @@ fn weigh_into(value: &Value, left: &mut usize, depth: usize) -> Result<(), Error
     }
 }
 
-fn too_much(fault: &'static str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, fault)
+fn too_much(reason: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason)
 }

@@ -65,8 +65,8 @@ impl Options {
     }
 }
 
-fn invalid(fault: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, fault)
+fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason)
 }
 
 /// What is not there has none of anything.

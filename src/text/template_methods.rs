@@ -60,8 +60,8 @@ fn list_method(list: &Value, method: &str, arguments: &[Value]) -> Option<Result
     }
 }
 
-fn invalid(fault: &'static str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, fault)
+fn invalid(reason: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason)
 }
 
 fn three(before: &str, separator: &str, after: &str) -> Value {

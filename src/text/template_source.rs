@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn hostile_sources_are_refused() {
         let elifs = format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(2000));
-        for (text, fault) in [
+        for (text, reason) in [
             (format!("{{{{ {}1{} }}}}", "(".repeat(15_000), ")".repeat(15_000)), "brackets"),
             (format!("{{{{ {} }}}}", "not ".repeat(10_000)), "words"),
             (format!("{{{{ 1{} }}}}", "+1".repeat(10_000)), "words"),
@@ -377,7 +377,7 @@ mod tests {
             (format!("{{{{ {PRODUCT}(1, 2) }}}}"), "reserved"),
         ] {
             let error = prepare(&text).unwrap_err();
-            assert!(error.contains(fault), "{error}");
+            assert!(error.contains(reason), "{error}");
         }
     }
 }

@@ -9,7 +9,7 @@ const MAX_FORMAT_BYTES: usize = 4096;
 
 /// The present time, written by `format`.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let failed = |fault: &str| Error::new(ErrorKind::InvalidOperation, format!("strftime_now fails: {fault}"));
+    let failed = |reason: &str| Error::new(ErrorKind::InvalidOperation, format!("strftime_now fails: {reason}"));
     if format.len() > MAX_FORMAT_BYTES {
         return Err(failed("its format is too long"));
     }

@@ -179,7 +179,7 @@ impl Tokenizer {
 
     fn encode_by(&self, inner: &tokenizers::Tokenizer, text: &str, special: Special) -> Result<Vec<u32>> {
         let by_post_processor = special == Special::Add && self.frame == Frame::PostProcessor;
-        let failed = |fault: String| text_error(&self.path, format!("its tokenizer fails on this text: {fault}"));
+        let failed = |reason: String| text_error(&self.path, format!("its tokenizer fails on this text: {reason}"));
         let encoding = std::panic::catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, by_post_processor)))
             .map_err(|_| failed("it panicked".into()))?
             .map_err(|error| failed(error.to_string()))?;

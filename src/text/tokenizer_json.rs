@@ -17,11 +17,11 @@ use crate::platform::Folder;
 pub(super) fn read(folder: &Folder) -> Result<Vocabulary> {
     let path = folder.path_of("tokenizer.json");
     let Some(bytes) = files::read_optional(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)? else {
-        let fault = "has no tokenizer.json; download it with the model (slow tokenizers in tokenizer.model are not read)";
-        return Err(text_error(folder, fault));
+        let reason = "has no tokenizer.json; download it with the model (slow tokenizers in tokenizer.model are not read)";
+        return Err(text_error(folder, reason));
     };
     let file: TokenizerFile = serde_json::from_slice(&bytes).map_err(|error| text_error(&path, format!("cannot be read: {error}")))?;
-    file.check().map_err(|fault| text_error(&path, fault))?;
+    file.check().map_err(|reason| text_error(&path, reason))?;
     let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
     let mut inner = parsed
         .map_err(|_| text_error(&path, "cannot be read: the tokenizers library panicked"))?

@@ -183,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    fn fault(file: Value) -> String {
+    fn invalid(file: Value) -> String {
         serde_json::from_value::<TokenizerFile>(file).unwrap().check().unwrap_err()
     }
 
@@ -192,19 +192,19 @@ mod tests {
         let model = json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]});
         assert!(serde_json::from_value::<TokenizerFile>(json!({"model": model})).unwrap().check().is_ok());
         let long = json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b", "ab ab"]});
-        assert!(fault(json!({"model": long})).contains("4 bytes"));
+        assert!(invalid(json!({"model": long})).contains("4 bytes"));
         let template = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
             "pair": [], "special_tokens": {}});
-        assert!(fault(json!({"model": model, "post_processor": {"type": "Sequence", "processors": [template]}})).contains("[CLS]"));
+        assert!(invalid(json!({"model": model, "post_processor": {"type": "Sequence", "processors": [template]}})).contains("[CLS]"));
         let second = json!({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "B", "type_id": 0}}], "pair": []});
-        assert!(fault(json!({"model": model, "post_processor": second})).contains("second"));
+        assert!(invalid(json!({"model": model, "post_processor": second})).contains("second"));
         let zero = json!({"type": "Sequence", "pretokenizers": [{"type": "FixedLength", "length": 0}]});
-        assert!(fault(json!({"model": model, "pre_tokenizer": zero})).contains("length 0"));
+        assert!(invalid(json!({"model": model, "pre_tokenizer": zero})).contains("length 0"));
         assert!(
-            fault(json!({"model": model, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AA=="}})).contains("Precompiled")
+            invalid(json!({"model": model, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AA=="}})).contains("Precompiled")
         );
         let ids = json!({"type": "BPE", "vocab": {"a": u32::MAX}, "merges": []});
-        assert!(fault(json!({"model": ids})).contains("4294967295"));
-        assert!(fault(json!({"model": {"vocab": {}}})).contains("empty"));
+        assert!(invalid(json!({"model": ids})).contains("4294967295"));
+        assert!(invalid(json!({"model": {"vocab": {}}})).contains("empty"));
     }
 }

@@ -103,15 +103,15 @@ struct Index {
 
 impl Index {
     fn read(files: &platform::Folder) -> Result<Index> {
-        let fault = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
+        let invalid = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
         let file: IndexFile = serde_json::from_slice(&files.read_small(INDEX_NAME, MAX_INDEX_BYTES)?)
-            .map_err(|error| fault(format!("is not a valid safetensors index: {error}")))?;
+            .map_err(|error| invalid(format!("is not a valid safetensors index: {error}")))?;
         let names: BTreeSet<&String> = file.weight_map.0.values().collect();
         if names.is_empty() {
-            return Err(fault("its weight_map is empty".into()));
+            return Err(invalid("its weight_map is empty".into()));
         }
         if names.len() > MAX_SHARDS {
-            return Err(fault(format!("names {} shards, more than {MAX_SHARDS}", names.len())));
+            return Err(invalid(format!("names {} shards, more than {MAX_SHARDS}", names.len())));
         }
         let numbers: BTreeMap<&String, u32> = names.iter().copied().zip(0..).collect();
         let number = |shard: &String| numbers.get(shard).copied().unwrap_or(0);
@@ -164,17 +164,17 @@ fn is_plain(name: &str) -> bool {
 /// Checks a shard that an index names. The index comes from a stranger: its names must not reach outside its folder. Links in the folder
 /// are the user's own, and may.
 fn check_shard(files: &platform::Folder, name: &str) -> Result<()> {
-    let fault = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
+    let invalid = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);
     if !is_plain(name) {
-        return Err(fault(format!("names the shard `{}`, which is not a plain file name", name.escape_debug())));
+        return Err(invalid(format!("names the shard `{}`, which is not a plain file name", name.escape_debug())));
     }
     let platform::Folder::Path(folder) = files else {
-        let missing = || fault(format!("names the shard `{name}`, which was not given with it"));
+        let missing = || invalid(format!("names the shard `{name}`, which was not given with it"));
         return if files.contains(name) { Ok(()) } else { Err(missing()) };
     };
     let path = folder.join(name);
     path.metadata().map(drop).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => fault(format!("names the shard `{name}`, which is missing")),
+        std::io::ErrorKind::NotFound => invalid(format!("names the shard `{name}`, which is missing")),
         _ => Error::io("examine", path.display(), source),
     })
 }

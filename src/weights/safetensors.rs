@@ -42,35 +42,35 @@ pub(crate) struct Unreadable {
 pub(super) struct Header {
     /// Those whose values can be used.
     pub tensors: Vec<TensorInfo>,
-    /// The others: no fault as long as nobody needs them.
+    /// The others: no error as long as nobody needs them.
     pub unreadable: Vec<Unreadable>,
 }
 
 /// Reads and checks the header of `source`, the file number `shard` of its checkpoint.
 pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header> {
-    let fault = |text: String| Error::invalid_file(source.path(), text);
+    let invalid = |text: String| Error::invalid_file(source.path(), text);
     refuse_pointer(source)?;
     if source.len() < 8 {
-        return Err(fault(format!("has {} bytes, a safetensors file has at least 8", source.len())));
+        return Err(invalid(format!("has {} bytes, a safetensors file has at least 8", source.len())));
     }
     let mut prefix = [0; 8];
     source.read_at(0, &mut prefix)?;
     let header_bytes = u64::from_le_bytes(prefix);
     if header_bytes > MAX_HEADER_BYTES {
-        return Err(fault(format!("claims a header of {header_bytes} bytes, more than the {MAX_HEADER_BYTES} that are allowed")));
+        return Err(invalid(format!("claims a header of {header_bytes} bytes, more than the {MAX_HEADER_BYTES} that are allowed")));
     }
     // Both are bounded by the limit above, so that neither sum nor conversion can fail.
     let data_start = 8 + header_bytes;
     if data_start > source.len() {
-        return Err(fault(format!("claims a header of {header_bytes} bytes, but the file ends at {}", source.len())));
+        return Err(invalid(format!("claims a header of {header_bytes} bytes, but the file ends at {}", source.len())));
     }
     let mut json = vec![0; header_bytes as usize];
     source.read_at(8, &mut json)?;
-    let (entries, refusal) = entries(&json).map_err(|error| fault(format!("the safetensors header is not valid JSON: {error}")))?;
-    let header = place(entries, source, data_start, shard).map_err(fault)?;
+    let (entries, refusal) = entries(&json).map_err(|error| invalid(format!("the safetensors header is not valid JSON: {error}")))?;
+    let header = place(entries, source, data_start, shard).map_err(invalid)?;
     match refusal {
         // Where a `usize` has 64 bits, nothing here exceeds it.
-        Some(refusal) if usize::BITS >= u64::BITS => Err(fault(format!("the safetensors header is not valid: {refusal}"))),
+        Some(refusal) if usize::BITS >= u64::BITS => Err(invalid(format!("the safetensors header is not valid: {refusal}"))),
         _ => Ok(header),
     }
 }
@@ -99,7 +99,7 @@ fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start:
     for (name, entry) in entries {
         let (begin, end) = entry.data_offsets;
         let stored = Stored::parse(&entry.dtype).ok_or_else(|| format!("tensor `{name}` has the unknown dtype `{}`", entry.dtype))?;
-        let n_values = count_values(&entry.shape).map_err(|fault| format!("tensor `{name}` has {fault}"))?;
+        let n_values = count_values(&entry.shape).map_err(|reason| format!("tensor `{name}` has {reason}"))?;
         let size = stored.size_bytes(n_values).ok_or_else(|| format!("tensor `{name}` is no whole number of bytes long"))?;
         if begin != expected {
             let what = if begin < expected { "overlaps the tensor before it" } else { "leaves a hole before it" };
@@ -312,8 +312,8 @@ mod tests {
                 (Err(_), Err(_)) => {}
                 (Err(theirs), Ok(_)) => prop_assert!(false, "only they refuse {header}: {theirs}"),
                 (Ok(_), Err(own)) => {
-                    let told = own.to_string();
-                    prop_assert!(told.contains("absurd shape") || told.contains("duplicate name"), "only we refuse {header}: {told}");
+                    let reported = own.to_string();
+                    prop_assert!(reported.contains("absurd shape") || reported.contains("duplicate name"), "only we refuse {header}: {reported}");
                 }
             }
         }

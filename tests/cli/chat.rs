@@ -321,7 +321,7 @@ fn ctrl_c_ends_an_answer_and_the_chat_goes_on() {
 }
 
 #[test]
-fn what_can_only_be_told_of_one_answer_is_refused_and_a_trace_is_of_the_last() {
+fn what_can_only_be_reported_of_one_answer_is_refused_and_a_trace_is_of_the_last() {
     let home = Home::new();
     let model = home.folder_model();
     let command = home.command(&["run", &model, "--device", "cpu", "--json"]);

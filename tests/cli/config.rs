@@ -1,4 +1,4 @@
-//! The config file: who wins over whom, what `config` writes and shows, and what a bad file is told.
+//! The config file: who wins over whom, what `config` writes and shows, and what a bad file is reported.
 
 use std::fs;
 use std::path::PathBuf;

@@ -217,7 +217,7 @@ fn variables_that_are_empty_are_as_unset() {
 }
 
 #[test]
-fn a_fault_of_a_variable_names_the_variable() {
+fn a_reason_of_a_variable_names_the_variable() {
     let home = Home::new();
     let model = home.folder_model();
     for (name, value, option) in [
@@ -275,7 +275,7 @@ fn an_unknown_option_meets_only_advice_that_is_apt() {
     }
     let text = home.refusal(2, &["run", "m", "--what is that?"]);
     assert!(text.contains("to pass '--what is that?' as a value"), "{text}");
-    for (arguments, fault) in [
+    for (arguments, reason) in [
         (&["run", "m", "x", "-c", "4k"][..], "give a whole number from 0 on, or -1 for the default"),
         (&["run", "m", "x", "-np", "0"], "give a whole number from 1 on, or -1 for the default"),
         (&["run", "m", "x", "-ub", "0"], "give a whole number from 1 on"),
@@ -283,7 +283,7 @@ fn an_unknown_option_meets_only_advice_that_is_apt() {
         (&["logits", "m", "--tokens", "1,a"], "no token id: give a whole number from 0 on"),
     ] {
         let refusal = home.refusal(2, arguments);
-        assert!(refusal.contains(fault) && !refusal.contains("..="), "{arguments:?}: {refusal}");
+        assert!(refusal.contains(reason) && !refusal.contains("..="), "{arguments:?}: {refusal}");
     }
 }
 
@@ -309,9 +309,9 @@ fn options_are_checked_before_the_model_is_opened() {
     assert!(home.refusal(1, &start).contains("broken.gguf"));
     let file = text(&broken);
     for command in [&["run", &file, "-p", "x"][..], &["plan", &file], &["bench", &file], &["logits", &file, "--tokens", "1"]] {
-        for (more, fault) in [(&["-ctk", "f32", "-ctv", "f16"][..], "--kv-dtype"), (&["--no-split", "none"], "--no-split")] {
+        for (more, reason) in [(&["-ctk", "f32", "-ctv", "f16"][..], "--kv-dtype"), (&["--no-split", "none"], "--no-split")] {
             let refusal = home.refusal(2, &[command, more].concat());
-            assert!(refusal.contains(fault) && !refusal.contains("broken.gguf"), "{refusal}");
+            assert!(refusal.contains(reason) && !refusal.contains("broken.gguf"), "{refusal}");
         }
         let refusal = home.refusal(1, &[command, &["--device-map", "no-such-map.json"]].concat());
         assert!(refusal.contains("no-such-map.json") && !refusal.contains("broken.gguf"), "{refusal}");

@@ -90,7 +90,7 @@ fn a_file_that_is_truncated_under_a_run_is_named() {
         let refusal = home.refusal(3, &["plan", &model, "--device", "cpu", "--max-memory", "cpu=1KiB", "-c", "2048"]);
         let budget = format!("cpu={}", least(&refusal));
         let ran = truncated(&home, &model, &["--device", "cpu", "--max-memory", &budget, "-c", "2048", "--io", io]);
-        assert_truncation_is_told(&ran, &model, io);
+        assert_truncation_is_reported(&ran, &model, io);
     }
 }
 
@@ -103,12 +103,12 @@ fn a_file_that_is_truncated_under_a_run_on_a_gpu_is_named() {
         let home = Home::new();
         let model = home.larger_model();
         let ran = truncated(&home, &model, &["--device", "gpu", "--max-memory", "gpu:0=28MiB,cpu=0", "-c", "2048", "--io", io]);
-        assert_truncation_is_told(&ran, &model, io);
+        assert_truncation_is_reported(&ran, &model, io);
     }
 }
 
 #[track_caller]
-fn assert_truncation_is_told(ran: &Ran, model: &str, io: &str) {
+fn assert_truncation_is_reported(ran: &Ran, model: &str, io: &str) {
     assert_eq!(ran.code, Some(1), "--io {io}: {}", ran.stderr);
     assert!(ran.stderr.contains(model) && ran.stderr.contains("error: "), "--io {io}: {}", ran.stderr);
     assert!(!ran.stderr.contains("panicked"), "--io {io}: {}", ran.stderr);
@@ -132,7 +132,7 @@ fn a_model_that_is_deleted_replaced_or_touched_answers_to_the_end() {
     let touch: Fate = |model, _| {
         OpenOptions::new().write(true).open(model).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     };
-    for (fate, io, streams, is_told) in [
+    for (fate, io, streams, is_reported) in [
         (delete, "pread", true, false),
         (delete, "mmap", true, false),
         (delete, "pread", false, false),
@@ -154,6 +154,6 @@ fn a_model_that_is_deleted_replaced_or_touched_answers_to_the_end() {
         fate(std::path::Path::new(&model), &home.path(""));
         let ran = wait_after(first, child);
         assert_eq!(ran.code, Some(0), "{io} {budget}: {}", ran.stderr);
-        assert_eq!(ran.stderr.matches("touched").count(), usize::from(is_told), "{io} {budget}: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches("touched").count(), usize::from(is_reported), "{io} {budget}: {}", ran.stderr);
     }
 }

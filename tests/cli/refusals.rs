@@ -1,4 +1,4 @@
-//! What cannot be done is told: the exit code says of which kind it is, the text what and where.
+//! What cannot be done is reported: the exit code says of which kind it is, the text what and where.
 
 use std::fs;
 use std::path::Path;
@@ -88,12 +88,12 @@ fn what_a_refusal_says_to_set_is_enough_and_a_step_less_is_not() {
             n_refused += 1;
             let what = format!("{asked:?} with {device} and {budgets}: {}", refused.stderr);
             assert_eq!(refused.code, Some(3), "{what}");
-            let told = refused.stderr.split("set --max-memory ").nth(1).unwrap_or_else(|| panic!("{what}"));
-            let told = told.split(", or ").next().expect("budgets").trim();
-            assert_eq!(plan(told).code, Some(0), "{what}");
+            let reported = refused.stderr.split("set --max-memory ").nth(1).unwrap_or_else(|| panic!("{what}"));
+            let reported = reported.split(", or ").next().expect("budgets").trim();
+            assert_eq!(plan(reported).code, Some(0), "{what}");
             let needed = least(&refused.stderr);
-            let less = told.replacen(&needed, &a_step_less(&needed), 1);
-            assert!(less != told && plan(&less).code == Some(3), "{what}: {less}");
+            let less = reported.replacen(&needed, &a_step_less(&needed), 1);
+            assert!(less != reported && plan(&less).code == Some(3), "{what}: {less}");
         }
     }
     assert!(n_refused >= 26, "{n_refused} refusals");
@@ -132,7 +132,7 @@ fn a_prompt_longer_than_the_context_is_refused() {
 }
 
 #[test]
-fn a_budget_beyond_what_there_is_is_told() {
+fn a_budget_beyond_what_there_is_is_reported() {
     let home = Home::new();
     let model = home.folder_model();
     let plan = |budgets: &str| home.run(&["plan", &model, "--max-memory", budgets]);
@@ -159,7 +159,7 @@ fn a_token_out_of_the_vocabulary_is_refused() {
 }
 
 #[test]
-fn weights_that_are_not_a_number_are_told() {
+fn weights_that_are_not_a_number_are_reported() {
     let home = Home::new();
     let model = home.gguf_model(GgufType::F32);
     // The last row of the last tensor, which is the head: the score of one token alone.
@@ -267,7 +267,7 @@ fn one_layer_is_one_layer() {
 }
 
 #[test]
-fn what_is_of_no_use_in_a_models_files_is_told_by_file_and_key() {
+fn what_is_of_no_use_in_a_models_files_is_reported_by_file_and_key() {
     let home = Home::new();
     let model = home.folder_model();
     let file = |name: &str| home.path("folder").join(name);
@@ -281,13 +281,13 @@ fn what_is_of_no_use_in_a_models_files_is_told_by_file_and_key() {
     fs::create_dir(file("additional_chat_templates")).unwrap();
     fs::write(file("additional_chat_templates/rag.jinja"), "{{ messages }}").unwrap();
     let ran = home.run(&["run", &model, "-p", "x", "-n", "1", "--device", "cpu"]);
-    for told in [
+    for reported in [
         "config.json: `rms_norm_eps` is NaN and is ignored",
         "config.json: `rope_theta` is Infinity and is ignored",
         "generation_config.json: 99999 is named as a token",
         "additional_chat_templates: none of its chat templates (rag) is called default",
     ] {
-        assert_eq!(ran.stderr.matches(told).count(), 1, "{told}: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches(reported).count(), 1, "{reported}: {}", ran.stderr);
     }
     assert!(ran.code == Some(0) && !ran.stderr.contains("unused"), "{}", ran.stderr);
 }

@@ -122,14 +122,16 @@ fn resident(home: &Home, model: &str) -> Value {
 }
 
 #[test]
-fn options_that_do_not_do_what_one_hopes_for_are_told() {
+fn options_that_do_not_do_what_one_hopes_for_are_reported() {
     let home = Home::new();
     let model = home.gguf_model(GgufType::Q8_0);
     let stderr = |more: &[&str]| home.run(&[&["plan", &model, "--device", "cpu"], more].concat()).stderr;
     assert_eq!(stderr(&["-c", "64", "-ngl", "0"]), "");
     assert!(stderr(&["-c", "100000"]).contains("--ctx-size 100000: the model was trained for 512 positions"));
-    for (ctx_size, told) in [("100", "context 100 of 512\n"), ("512", "context 512\n"), ("100000", "context 100000 (trained for 512)\n")] {
-        assert!(home.stdout(&["plan", &model, "-c", ctx_size]).contains(told), "{told}");
+    for (ctx_size, reported) in
+        [("100", "context 100 of 512\n"), ("512", "context 512\n"), ("100000", "context 100000 (trained for 512)\n")]
+    {
+        assert!(home.stdout(&["plan", &model, "-c", ctx_size]).contains(reported), "{reported}");
     }
     assert!(stderr(&["-ngl", "9"]).contains("--n-gpu-layers: no GPU computes"));
     let json = home.json("tierflow.plan/3", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);
@@ -137,7 +139,7 @@ fn options_that_do_not_do_what_one_hopes_for_are_told() {
 }
 
 #[test]
-fn throughput_is_told_of_all_sequences_and_a_prompt_is_one() {
+fn throughput_is_reported_of_all_sequences_and_a_prompt_is_one() {
     let home = Home::new();
     let model = home.gguf_model(GgufType::Q8_0);
     let arguments = ["plan", &model, "--device", "cpu", "--objective", "throughput", "-np", "4", "-c", "64"];
@@ -154,7 +156,7 @@ fn throughput_is_told_of_all_sequences_and_a_prompt_is_one() {
 }
 
 #[test]
-fn more_memory_is_told_in_rates_and_positions_and_sequences_have_room() {
+fn more_memory_is_reported_in_rates_and_positions_and_sequences_have_room() {
     let home = Home::new();
     let (model, machine) = home.readme_example();
     let planned = |more: &[&str]| {
@@ -314,7 +316,7 @@ fn logits_are_the_same_in_text_json_and_file() {
     }
 }
 
-/// Writes the scores as safetensors, and reads them with the crate's own reader: as the one shard of a model.
+/// Writes the logits as safetensors, and reads them with the crate's own reader: as the one shard of a model.
 fn logits_file(home: &Home, model: &str, start: &[&str]) -> Vec<f32> {
     let folder = home.path("logits");
     fs::create_dir_all(&folder).unwrap();

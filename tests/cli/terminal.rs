@@ -114,7 +114,7 @@ fn an_answer_is_wrapped_on_a_terminal_and_nowhere_else() {
 }
 
 #[test]
-fn faults_fit_the_terminal() {
+fn errors_fit_the_terminal() {
     let home = Home::new();
     let model = home.folder_model();
     for arguments in [

@@ -48,8 +48,8 @@ pub fn placements(model: &Path, spot: impl Fn(usize, usize) -> (Device, Device))
     let prepared = pollster::block_on(builder.prepare()).expect("a plan for the host");
     let units = &prepared.model.units;
     let of = |(index, unit): (usize, &Unit)| {
-        let (execute_on, home) = spot(index, units.len());
-        Placement { execute_on, homes: vec![home; unit.matrices().count()] }
+        let (execute_on, stored_on) = spot(index, units.len());
+        Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] }
     };
     units.iter().enumerate().map(of).collect()
 }
@@ -91,7 +91,7 @@ pub fn run_with<P: Pod>(gpu: &Gpu, params: &P, prepare: impl FnOnce(&wgpu::Buffe
 
 /// Runs one dispatch for each of `params`, in one submission; more dispatches take the params in turn.
 pub fn run_all<P: Pod>(gpu: &Gpu, params: &[P], prepare: impl FnOnce(&wgpu::Buffer, &[P]) -> Result<Vec<Dispatch>>) {
-    // One at a time: the tests share a device, and a fault must be laid at the right door.
+    // One at a time: the tests share a device, and an error must be laid at the right door.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut arena = pollster::block_on(ParamsArena::new(gpu, params.len())).expect("an arena");
@@ -105,7 +105,7 @@ pub fn run_all<P: Pod>(gpu: &Gpu, params: &[P], prepare: impl FnOnce(&wgpu::Buff
     }
     drop(pass);
     gpu.queue.submit([encoder.finish()]);
-    gpu.wait(None).expect("no fault");
+    gpu.wait(None).expect("no error");
 }
 
 /// The first `len` values of an output; what lies behind them must be untouched.

@@ -3,7 +3,7 @@
 use tierflow::device::{AdapterKind, Device, DeviceSpec, GpuLimits, Rates};
 use tierflow::dtype::DType;
 use tierflow::error::Error;
-use tierflow::model::{Model, ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant, families};
+use tierflow::model::{Model, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant, families};
 use tierflow::units::Bytes;
 use tierflow::weights::{Catalog, Shard, TensorId, TensorInfo};
 
@@ -21,7 +21,7 @@ pub fn config() -> ModelConfig {
         head_size: 16,
         context_length: 512,
         rms_norm_epsilon: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, pairs: RopePairs::Halves, scaling: RopeScaling::None },
+        rope: RopeConfig { theta: 10_000.0, pairs: RopePairing::NeoX, scaling: RopeScaling::None },
         sliding_window: None,
         n_full_attention_layers: 0,
         attention_bias: false,

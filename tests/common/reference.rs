@@ -1,7 +1,7 @@
 //! A Llama in double precision, as plain as the formulas: what the engine's results are compared with. It shares no
 //! arithmetic with the crate except the decoding of stored numbers and the table of rotary frequencies.
 
-use tierflow::model::{Checkpoint, ModelConfig, RopePairs};
+use tierflow::model::{Checkpoint, ModelConfig, RopePairing};
 
 /// The whole model, decoded.
 pub struct Reference<'a> {
@@ -100,8 +100,8 @@ impl<'a> Reference<'a> {
             for (i, &frequency) in frequencies.iter().enumerate() {
                 let (sin, cos) = (position as f64 * f64::from(frequency)).sin_cos();
                 let (a, b) = match self.config.rope.pairs {
-                    RopePairs::Halves => (i, i + size / 2),
-                    RopePairs::Neighbours => (2 * i, 2 * i + 1),
+                    RopePairing::NeoX => (i, i + size / 2),
+                    RopePairing::Interleaved => (2 * i, 2 * i + 1),
                 };
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[b] * cos + head[a] * sin);
             }

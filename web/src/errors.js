@@ -5,7 +5,7 @@
 export class TierflowError extends Error {
   name = 'TierflowError';
 
-  /** @param {string} message @param {object} [details] figures and names that belong to the fault */
+  /** @param {string} message @param {object} [details] figures and names that belong to the error */
   constructor(message, details = {}) {
     super(message);
     Object.assign(this, details);
@@ -95,7 +95,7 @@ export function abortError(message = 'The operation was cancelled') {
 }
 
 /**
- * The plain form of anything thrown: `{name, message, …details}`, which `postMessage` can carry. After a fault of the engine's
+ * The plain form of anything thrown: `{name, message, …details}`, which `postMessage` can carry. After an error of the engine's
  * own (`isFatal`) nothing that it holds can be trusted.
  */
 export function toPlain(thrown) {

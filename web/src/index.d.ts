@@ -65,17 +65,17 @@ export interface DevicePlan {
 export interface UnitPlan {
   name: string;
   kind: 'embedding' | 'head' | { attention: { layer: number } } | { feed_forward: { layer: number } };
-  home: DeviceName;
+  stored_on: DeviceName;
   execute_on: DeviceName;
   size_bytes: number;
-  pieces: { start: number; end: number };
+  chunks: { start: number; end: number };
 }
 
 /** Where every weight lives, who computes with it, and what memory that takes. */
 export interface Plan {
   devices: DevicePlan[];
   units: UnitPlan[];
-  pieces: { unit: number; home: DeviceName; size_bytes: number }[];
+  chunks: { unit: number; stored_on: DeviceName; size_bytes: number }[];
   ctx_size: number;
   ctx_size_model: number;
   n_seqs: number;
@@ -129,9 +129,9 @@ export interface Loaded {
 
 export interface Trace {
   spans: {
-    lane: 'fetch' | 'upload' | 'compute' | 'stall' | 'hop' | 'readback';
+    lane: 'fetch' | 'upload' | 'compute' | 'stall' | 'transfer' | 'readback';
     device?: DeviceName;
-    piece: number | null;
+    chunk: number | null;
     forward: number;
     start_secs: number;
     end_secs: number;
@@ -266,7 +266,7 @@ export class Engine {
 
 export type WebGpuCheck =
   | { ok: true; name: string; isSoftware: boolean; limits: Record<string, number>; features: string[] }
-  | { ok: false; step: string; fault: string; advice: string };
+  | { ok: false; step: string; reason: string; advice: string };
 
 /** Whether this browser can compute on a GPU; where it cannot, which step failed and what to do. */
 export function checkWebGpu(): Promise<WebGpuCheck>;

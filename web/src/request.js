@@ -51,7 +51,7 @@ const NOT_THERE = {
 /** The engine's request for a body in OpenAI's shape. */
 export function requestOf(body) {
   if (!Array.isArray(body.messages) || body.messages.length === 0) {
-    throw fault('messages', 'give at least one message, as [{role: "user", content: "…"}]');
+    throw invalid('messages', 'give at least one message, as [{role: "user", content: "…"}]');
   }
   const given = Object.entries(body).filter(([, value]) => value !== undefined && value !== null);
   const options = given.filter(([name, value]) => isOption(name, value));
@@ -66,40 +66,40 @@ function isOption(name, value) {
   if (OF_THE_CALL.includes(name) || OF_SERVERS.includes(name)) return false;
   if (name in OPTIONS) {
     const { words, isIt } = OPTIONS[name];
-    if (!isIt(value)) throw fault(name, `give ${words}, not ${JSON.stringify(value) ?? String(value)}`);
+    if (!isIt(value)) throw invalid(name, `give ${words}, not ${JSON.stringify(value) ?? String(value)}`);
     return true;
   }
-  if (!(name in NOT_THERE)) throw fault(name, `is not known; there are ${Object.keys(OPTIONS).join(', ')}`);
+  if (!(name in NOT_THERE)) throw invalid(name, `is not known; there are ${Object.keys(OPTIONS).join(', ')}`);
   if (!NOT_THERE[name].some((neutral) => JSON.stringify(neutral) === JSON.stringify(value))) throw notThere(name);
   return false;
 }
 
 function notThere(name) {
-  if (name === 'n') return fault(name, 'one answer is made at a time; ask again for another');
-  return fault(name, 'is not supported yet; leave it out');
+  if (name === 'n') return invalid(name, 'one answer is made at a time; ask again for another');
+  return invalid(name, 'is not supported yet; leave it out');
 }
 
 /** A message as the engine takes it: texts in parts become one. */
 function messageOf(message) {
   const { role, content, ...others } = message ?? {};
   if (!Object.hasOwn(ROLES, role)) {
-    throw fault('messages', `each has a role (${Object.keys(ROLES).join(', ')}) and a content; one has the role \`${role}\``);
+    throw invalid('messages', `each has a role (${Object.keys(ROLES).join(', ')}) and a content; one has the role \`${role}\``);
   }
   const isNothing = (value) => value === undefined || value === null || (Array.isArray(value) && value.length === 0);
   const more = Object.keys(others).find((name) => !isNothing(others[name]));
-  if (more) throw fault('messages', `a message has \`${more}\`, which is not supported yet; leave it out`);
+  if (more) throw invalid('messages', `a message has \`${more}\`, which is not supported yet; leave it out`);
   const parts = Array.isArray(content) ? content : [{ type: 'text', text: content }];
   return { role: ROLES[role], content: parts.map(textOf).join('') };
 }
 
 function textOf(part) {
   if (part?.type !== 'text') {
-    throw fault('messages', `a part of a content is of the type \`${part?.type}\`, which is not supported yet; give parts of the type \`text\``);
+    throw invalid('messages', `a part of a content is of the type \`${part?.type}\`, which is not supported yet; give parts of the type \`text\``);
   }
-  if (typeof part.text !== 'string') throw fault('messages', 'the content of each is a text, or a list of parts {type: "text", text: "…"}');
+  if (typeof part.text !== 'string') throw invalid('messages', 'the content of each is a text, or a list of parts {type: "text", text: "…"}');
   return part.text;
 }
 
-function fault(option, words) {
+function invalid(option, words) {
   return new InvalidArgumentError(`${option}: ${words}`, { option });
 }

@@ -5,14 +5,14 @@ const LIMITS = ['maxBufferSize', 'maxStorageBufferBindingSize', 'maxComputeInvoc
 
 const NO_GPU_OBJECT = {
   step: 'navigator.gpu',
-  fault: 'This browser has no WebGPU.',
+  reason: 'This browser has no WebGPU.',
   advice:
     'For a GPU, use a recent Chrome, Edge, Safari or Firefox, and open the page by https:// or from localhost: WebGPU is hidden on plain http://.',
 };
 
 const NO_ADAPTER = {
   step: 'requestAdapter',
-  fault: 'This browser has WebGPU, but offers no adapter.',
+  reason: 'This browser has WebGPU, but offers no adapter.',
   advice:
     'For a GPU, turn on hardware acceleration in the settings of the browser, update the graphics driver, and look at chrome://gpu. On Linux, Chrome may want “Unsafe WebGPU Support” turned on at chrome://flags.',
 };
@@ -20,7 +20,7 @@ const NO_ADAPTER = {
 /**
  * Asks the browser step by step.
  * @returns {Promise<{ok: true, name: string, isSoftware: boolean, limits: Record<string, number>, features: string[]}
- *   | {ok: false, step: string, fault: string, advice: string}>}
+ *   | {ok: false, step: string, error: string, advice: string}>}
  */
 export async function checkWebGpu() {
   if (!globalThis.navigator?.gpu) return { ok: false, ...NO_GPU_OBJECT };
@@ -28,7 +28,7 @@ export async function checkWebGpu() {
   try {
     adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' });
   } catch (error) {
-    return { ok: false, ...NO_ADAPTER, fault: `${NO_ADAPTER.fault} It says: ${error.message}` };
+    return { ok: false, ...NO_ADAPTER, reason: `${NO_ADAPTER.reason} It says: ${error.message}` };
   }
   if (!adapter) return { ok: false, ...NO_ADAPTER };
   const { vendor, architecture, description, isFallbackAdapter } = adapter.info ?? {};

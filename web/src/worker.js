@@ -9,7 +9,7 @@ import { Store } from './sources/store.js';
 import { inTask } from './task.js';
 import * as wasm from './wasm/tierflow.js';
 
-/** Progress is told at most so often. */
+/** Progress is reported at most so often. */
 const PROGRESS_MS = 60;
 
 let hasStarted = false;
@@ -151,7 +151,7 @@ async function answer({ id, method, args }) {
 
 function inTurn(work) {
   const mine = turn.then(() => {
-    fault = null;
+    reason = null;
     return work();
   });
   turn = mine.catch(() => {});
@@ -187,14 +187,14 @@ async function openModel(sources, purpose, call) {
 /** Plans read stored models without a handle of their own, so that nobody is kept from replacing or deleting them. */
 async function openPart({ kind, name, url, keep, file }, purpose, call) {
   if (kind === 'file') return new FileSource(name, file);
-  // Headers can be read without a storage, too; what cannot be kept is told when it is loaded.
+  // Headers can be read without a storage, too; what cannot be kept is reported when it is loaded.
   const store = keep && (purpose === 'run' || Store.isThere) ? await Store.open() : null;
   if (await store?.has(url)) return purpose === 'run' ? store.source(url) : new FileSource(name, await store.file(url));
   return openHttp(name, url, call.signal);
 }
 
 /** Why a read failed, in the words of its source: the engine passes on less than that. */
-let fault = null;
+let reason = null;
 
 /** The source as the engine sees it. While `call` is not answered, raising its signal ends all reads. */
 function guarded(source, call) {
@@ -206,7 +206,7 @@ function guarded(source, call) {
         if (call.signal.aborted && calls.has(call.id)) throw abortError();
         source.read(offset, into);
       } catch (error) {
-        fault = error;
+        reason = error;
         throw error;
       }
     },
@@ -220,8 +220,8 @@ function guarded(source, call) {
 }
 
 function takeFault(error) {
-  const own = fault;
-  fault = null;
+  const own = reason;
+  reason = null;
   return own ?? error;
 }
 

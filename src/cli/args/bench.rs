@@ -102,7 +102,7 @@ impl FromStr for PromptThenGenerate {
             Some((n_prompt, n_gen)) if (n_prompt, n_gen) != (0, 0) => Ok(PromptThenGenerate { n_prompt, n_gen }),
             _ => Err(Error::InvalidArgument {
                 option: "--pg".into(),
-                fault: format!("`{text}` is no pair; write PROMPT,GENERATE in tokens, as in 512,128, of which one may be 0"),
+                reason: format!("`{text}` is no pair; write PROMPT,GENERATE in tokens, as in 512,128, of which one may be 0"),
             }),
         }
     }

@@ -111,7 +111,7 @@ pub struct GenerationArgs {
     /// Sample among tokens at least this likely, relative to the likeliest [default: the model's, else 0.05]
     #[arg(long, env = "TIERFLOW_MIN_P", value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
-    /// Divide the scores of repeated tokens by this [default: the model's, else 1]
+    /// Divide the logits of repeated tokens by this [default: the model's, else 1]
     #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// How many last tokens count as repeated; 0 none, -1 all [default: 64]

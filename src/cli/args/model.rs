@@ -56,7 +56,7 @@ impl ModelArgs {
 
 /// The model among the flags of `args` and the word `positional`.
 pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Result<ModelSource> {
-    let invalid = |fault: &str| Error::InvalidArgument { option: "MODEL".into(), fault: fault.into() };
+    let invalid = |reason: &str| Error::InvalidArgument { option: "MODEL".into(), reason: reason.into() };
     match (positional, args.model_flag.as_deref(), args.hf_repo.as_deref()) {
         (Some(named), None, None) | (None, Some(named), None) => Ok(ModelSource::Named(named.to_owned())),
         (None, None, Some(repo)) => {
@@ -114,7 +114,7 @@ pub struct PlacementArgs {
     /// Every weight stays resident, or what must give is said.
     #[arg(long, env = "TIERFLOW_FIT")]
     pub fit: bool,
-    /// Prompt and generated tokens of a typical exchange, for which the plan is made
+    /// Prompt and generated tokens of a typical request, for which the plan is made
     #[arg(long, env = "TIERFLOW_MIX", value_name = "PROMPT:GENERATE", default_value_t, value_parser = parse_value::<MixArg>)]
     pub mix: MixArg,
     /// Sequences that are generated at once (-np)
@@ -200,7 +200,7 @@ impl PlacementArgs {
         if asked.windows(2).any(|pair| pair[0] != pair[1]) {
             return Err(Error::InvalidArgument {
                 option: "--kv-dtype".into(),
-                fault: "keys and values are kept in one form; give -ctk and -ctv the same".into(),
+                reason: "keys and values are kept in one form; give -ctk and -ctv the same".into(),
             });
         }
         Ok(asked.first().copied())
@@ -255,7 +255,7 @@ impl FromStr for GpuLayers {
             "all" | "-2" => Ok(GpuLayers::All),
             _ => text.parse().map(GpuLayers::Count).map_err(|_| Error::InvalidArgument {
                 option: "--n-gpu-layers".into(),
-                fault: format!("`{text}` is no number of layers; write a number, auto or all"),
+                reason: format!("`{text}` is no number of layers; write a number, auto or all"),
             }),
         }
     }

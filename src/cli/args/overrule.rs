@@ -69,8 +69,8 @@ fn overrule_plan(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), c
         return Ok(());
     }
     let name = shaping.replace('_', "-");
-    let fault = format!("--plan cannot be used with --{name}, which the plan has settled; leave out one of them");
-    Err(clap::Error::raw(ErrorKind::ArgumentConflict, fault))
+    let reason = format!("--plan cannot be used with --{name}, which the plan has settled; leave out one of them");
+    Err(clap::Error::raw(ErrorKind::ArgumentConflict, reason))
 }
 
 /// Of `--kv-dtype` and llama.cpp's two halves of it, those count that the strongest source names.

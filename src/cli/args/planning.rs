@@ -81,7 +81,7 @@ impl FromStr for NoSplitArg {
         match classes.as_slice() {
             [] => Err(Error::InvalidArgument {
                 option: "--no-split".into(),
-                fault: "names nothing; write none, or classes as in LlamaAttention,LlamaMLP".into(),
+                reason: "names nothing; write none, or classes as in LlamaAttention,LlamaMLP".into(),
             }),
             [none] if none == "none" => Ok(NoSplitArg::default()),
             _ => Ok(NoSplitArg(classes)),
@@ -95,7 +95,7 @@ impl fmt::Display for NoSplitArg {
     }
 }
 
-/// Tokens of a typical exchange, written `PROMPT:GENERATE`.
+/// Tokens of a typical request, written `PROMPT:GENERATE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MixArg {
     /// Tokens of the prompt.
@@ -120,7 +120,7 @@ impl FromStr for MixArg {
             Some((n_prompt, n_generate)) if (n_prompt, n_generate) != (0, 0) => Ok(MixArg { n_prompt, n_generate }),
             _ => Err(Error::InvalidArgument {
                 option: "--mix".into(),
-                fault: format!("`{text}` is no mix; write PROMPT:GENERATE in tokens, as in 256:256, of which one may be 0"),
+                reason: format!("`{text}` is no mix; write PROMPT:GENERATE in tokens, as in 256:256, of which one may be 0"),
             }),
         }
     }
@@ -148,8 +148,8 @@ mod tests {
             assert_eq!(read(text), Ok(DeviceMapArg::File(text.into())));
         }
         for text in ["", "Auto", "balanced_low", "map.toml", "json"] {
-            let fault = read(text).unwrap_err();
-            assert!(fault.contains("balanced_low_0") && fault.contains("path of a file"), "{fault}");
+            let reason = read(text).unwrap_err();
+            assert!(reason.contains("balanced_low_0") && reason.contains("path of a file"), "{reason}");
         }
     }
 

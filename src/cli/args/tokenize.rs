@@ -52,7 +52,7 @@ impl TokenizeArgs {
         let first = first
             .map(|text| text.into_string())
             .transpose()
-            .map_err(|_| crate::error::Error::InvalidArgument { option: "TEXT".into(), fault: "is not UTF-8; give -f FILE".into() })?;
+            .map_err(|_| crate::error::Error::InvalidArgument { option: "TEXT".into(), reason: "is not UTF-8; give -f FILE".into() })?;
         Ok(self.text_word.clone().or(first))
     }
 

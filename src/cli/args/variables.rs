@@ -1,4 +1,4 @@
-//! Options' twins in the environment: empty ones are as unset, and a fault in one is told by the variable's name, since nobody
+//! Options' twins in the environment: empty ones are as unset, and an error in one is reported by the variable's name, since nobody
 //! typed the option's.
 
 use std::ffi::OsString;
@@ -48,7 +48,7 @@ pub(super) fn blamed(mut error: clap::Error, command: &Command, arguments: &[OsS
 
 /// The `error` of a subcommand whose options are `matches`, with a variable's name for an option's where the value came from there.
 pub fn blame_variable(error: Error, verb: &str, matches: &ArgMatches) -> Error {
-    let Error::InvalidArgument { option, fault } = error else { return error };
+    let Error::InvalidArgument { option, reason } = error else { return error };
     let command = Cli::command();
     let name = option.in_words(&Options);
     let is_named = |arg: &&Arg| match name.strip_prefix("--") {
@@ -58,7 +58,7 @@ pub fn blame_variable(error: Error, verb: &str, matches: &ArgMatches) -> Error {
     let arg = command.find_subcommand(verb).and_then(|subcommand| subcommand.get_arguments().find(is_named));
     let variable = arg.filter(|arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::EnvVariable)).and_then(Arg::get_env);
     match variable {
-        Some(variable) => Error::InvalidArgument { option: variable.to_string_lossy().into_owned().into(), fault },
-        None => Error::InvalidArgument { option, fault },
+        Some(variable) => Error::InvalidArgument { option: variable.to_string_lossy().into_owned().into(), reason },
+        None => Error::InvalidArgument { option, reason },
     }
 }

@@ -234,7 +234,7 @@ impl Report {
         Ok(())
     }
 
-    /// Takes what was used of each device; of several uses the largest is told.
+    /// Takes what was used of each device; of several uses the largest is reported.
     pub(super) fn add_memory(&mut self, used: Vec<MemoryUse>) {
         for memory in used {
             let most = self.memory.entry(memory.device.to_string()).or_insert(memory);
@@ -244,7 +244,7 @@ impl Report {
         }
     }
 
-    /// Prints what is told at the end.
+    /// Prints what is reported at the end.
     ///
     /// # Errors
     /// As [`Report::add`].
@@ -324,7 +324,7 @@ impl Columns {
 }
 
 fn to_value(row: &Row) -> Result<Value> {
-    serde_json::to_value(row).map_err(|fault| Error::io("write to", "stdout", fault.into()))
+    serde_json::to_value(row).map_err(|reason| Error::io("write to", "stdout", reason.into()))
 }
 
 /// The values of [`CSV_COLUMNS`], each in quotes as llama-bench writes them.

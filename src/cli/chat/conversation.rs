@@ -114,13 +114,13 @@ impl Conversation {
     /// [`Error::Io`]; [`Error::InvalidFile`] for what is neither.
     pub(super) fn load(path: &Path) -> Result<Conversation> {
         let text = platform::read_text(path, FILE_BYTES_MAX)?;
-        let invalid = |fault: String| Error::invalid_file(path.display(), format!("is no conversation: {fault}"));
+        let invalid = |reason: String| Error::invalid_file(path.display(), format!("is no conversation: {reason}"));
         let value: Value = serde_json::from_str(&text).map_err(|_| invalid("/save writes JSON, which this is not".into()))?;
         let list = match value {
             Value::Object(mut fields) => fields.remove("messages").ok_or_else(|| invalid("it has no `messages`".into()))?,
             other => other,
         };
-        let mut messages: Vec<ChatMessage> = serde_json::from_value(list).map_err(|fault| invalid(fault.to_string()))?;
+        let mut messages: Vec<ChatMessage> = serde_json::from_value(list).map_err(|reason| invalid(reason.to_string()))?;
         let begins_with_system = messages.first().is_some_and(|first| first.role() == "system");
         let system = begins_with_system.then(|| messages.remove(0).text().into_owned());
         Ok(Conversation { system, messages, n_left: 0 })

@@ -82,9 +82,9 @@ impl LineEditor {
         }
         let is_new = self.editor.add_history_entry(text).unwrap_or(false);
         if let Some(file) = self.file.as_deref().filter(|_| is_new && on_disk)
-            && let Err(fault) = keep(&mut self.editor, file)
+            && let Err(reason) = keep(&mut self.editor, file)
         {
-            tracing::warn!("lines are not kept for later chats: {}: {fault}", file.display());
+            tracing::warn!("lines are not kept for later chats: {}: {reason}", file.display());
             self.file = None;
         }
     }
@@ -92,8 +92,8 @@ impl LineEditor {
     /// What cannot be read is said, and left as it is.
     fn load(&mut self) {
         let Some(file) = self.file.as_deref().filter(|file| file.exists()) else { return };
-        if let Err(fault) = self.editor.load_history(file) {
-            tracing::warn!("lines of earlier chats cannot be read: {}: {fault}", file.display());
+        if let Err(reason) = self.editor.load_history(file) {
+            tracing::warn!("lines of earlier chats cannot be read: {}: {reason}", file.display());
             self.file = None;
         }
     }

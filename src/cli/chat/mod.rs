@@ -28,7 +28,7 @@ use settings::Manners;
 pub(super) struct ChatOptions {
     /// The system message.
     pub(super) system: Option<String>,
-    /// Nothing is said beside the answers but faults.
+    /// Nothing is said beside the answers but errors.
     pub(super) quiet: bool,
     /// Lines are kept for later chats.
     pub(super) history: bool,
@@ -52,7 +52,7 @@ struct Chat<'a> {
 /// Reads messages and commands until `/bye` or the end of input.
 ///
 /// # Errors
-/// Those of the engine and of the terminal; what is wrong with a message or a command is told, and the chat goes on.
+/// Those of the engine and of the terminal; what is wrong with a message or a command is reported, and the chat goes on.
 pub(super) fn run(engine: &mut Engine, settings: Settings, options: ChatOptions) -> Result<()> {
     let output = Output::beside_editor()?;
     let mut editor = LineEditor::new(options.history)?;
@@ -113,19 +113,19 @@ impl Chat<'_> {
             Input::Set(None) => note(&settings::shown(&self.settings, self.manners)),
             Input::Set(Some((name, value))) => {
                 let defaults = self.session.engine().defaults();
-                told(settings::set(&mut self.settings, &mut self.manners, defaults, &name, &value), |text| text);
+                reported(settings::set(&mut self.settings, &mut self.manners, defaults, &name, &value), |text| text);
             }
             Input::Show(what) => self.show(&what),
             Input::Save(file) => {
                 let n_messages = self.conversation.n_messages();
-                told(self.conversation.save(&path_of(&file)), |()| format!("{n_messages} messages are in {file}\n"));
+                reported(self.conversation.save(&path_of(&file)), |()| format!("{n_messages} messages are in {file}\n"));
             }
             Input::Load(file) => {
                 let loaded = Conversation::load(&path_of(&file)).map(|loaded| self.conversation = loaded);
                 let n_messages = self.conversation.n_messages();
-                told(loaded, |()| format!("{n_messages} messages of {file} are loaded\n"));
+                reported(loaded, |()| format!("{n_messages} messages of {file} are loaded\n"));
             }
-            Input::Refused(fault) => note(&format!("{fault}\n")),
+            Input::Refused(reason) => note(&format!("{reason}\n")),
         }
         Ok(())
     }
@@ -232,7 +232,7 @@ fn path_of(file: &str) -> PathBuf {
 }
 
 /// Says what came of a command.
-fn told<T>(outcome: Result<T>, text: impl FnOnce(T) -> String) {
+fn reported<T>(outcome: Result<T>, text: impl FnOnce(T) -> String) {
     match outcome {
         Ok(done) => note(&text(done)),
         Err(error) => note(&format!("error: {}\n", text_of(&error))),

@@ -11,7 +11,7 @@ pub(super) struct Manners {
     pub(super) history: bool,
     /// Words go to the next line whole.
     pub(super) word_wrap: bool,
-    /// What an answer cost is told after it.
+    /// What an answer cost is reported after it.
     pub(super) verbose: bool,
 }
 
@@ -85,7 +85,7 @@ fn list(settings: &Settings, manners: Manners) -> Vec<(String, Names)> {
 }
 
 fn no_setting(name: &str) -> Error {
-    let fault = match name {
+    let reason = match name {
         "" => "name a setting and its value; /set shows them all",
         "num-ctx" | "ctx-size" | "c" => "the context is laid out when the model loads: start with -c N",
         "num-gpu" | "n-gpu-layers" | "gpu-layers" | "ngl" => "layers are placed when the model loads: start with -ngl N",
@@ -93,11 +93,11 @@ fn no_setting(name: &str) -> Error {
         "think" | "nothink" | "format" | "noformat" => "ollama's setting has no twin here; /set shows what can be set",
         _ => "there is no such setting; /set shows them all",
     };
-    invalid(name, fault)
+    invalid(name, reason)
 }
 
-fn invalid(name: &str, fault: impl Into<String>) -> Error {
-    Error::InvalidArgument { option: format!("/set {name}").into(), fault: fault.into() }
+fn invalid(name: &str, reason: impl Into<String>) -> Error {
+    Error::InvalidArgument { option: format!("/set {name}").into(), reason: reason.into() }
 }
 
 fn number<T: std::str::FromStr>(name: &str, value: Option<&str>) -> Result<Option<T>> {

@@ -78,7 +78,7 @@ pub(super) fn ask(questions: &[Question], file: &ConfigFile, input: &mut dyn Buf
 /// # Errors
 /// [`Error::Io`].
 pub(super) fn yes(question: &str, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<bool> {
-    let failed = |fault| Error::io("use", "the terminal", fault);
+    let failed = |reason| Error::io("use", "the terminal", reason);
     loop {
         write!(output, "{question} [y/N]: ").and_then(|()| output.flush()).map_err(failed)?;
         let mut line = String::new();
@@ -112,9 +112,9 @@ fn ask_one(
     let prompt = format!("{} [{}]: ", question.name, kept.as_deref().unwrap_or(&question.otherwise));
     text.push_str(&prompt);
     loop {
-        output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(|fault| Error::io("write to", "the terminal", fault))?;
+        output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(|reason| Error::io("write to", "the terminal", reason))?;
         let mut line = String::new();
-        if input.read_line(&mut line).map_err(|fault| Error::io("read from", "the terminal", fault))? == 0 {
+        if input.read_line(&mut line).map_err(|reason| Error::io("read from", "the terminal", reason))? == 0 {
             return Err(Error::Interrupted);
         }
         let answer = line.trim();
@@ -122,7 +122,7 @@ fn ask_one(
             _ if answer.is_empty() => return Ok(kept),
             _ if can_go && answer == NOTHING => return Ok(None),
             Ok(()) => return Ok(Some(answer.to_owned())),
-            Err(fault) => text = format!("  {fault}\n{prompt}"),
+            Err(reason) => text = format!("  {reason}\n{prompt}"),
         }
     }
 }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_answer_is_told_and_asked_for_again() {
+    fn a_wrong_answer_is_reported_and_asked_for_again() {
         let (changes, asked) = answer("", "tpu\ngpu:1\ngpu:1=5MiB\n\n-2\n 4096 \n/tmp/rates\n");
         let expected = ["device=gpu:1", "max-memory=gpu:1=5MiB", "objective=latency", "ctx-size=4096", "cache-dir=/tmp/rates"];
         assert_eq!(changes.unwrap(), expected);

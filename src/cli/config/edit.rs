@@ -27,11 +27,11 @@ pub(super) struct Change {
 /// [`Error::InvalidArgument`] where `text` is no TOML, or a path no UTF-8; [`Error::Io`] where the working folder is gone, from which relative paths go.
 pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
     let begun = if text.trim().is_empty() { format!("{HEAD}{VERSION_KEY} = {VERSION}\n") } else { text.to_owned() };
-    let mut document: DocumentMut = begun.parse().map_err(|fault: toml_edit::TomlError| Error::InvalidArgument {
+    let mut document: DocumentMut = begun.parse().map_err(|reason: toml_edit::TomlError| Error::InvalidArgument {
         option: "config file".into(),
-        fault: format!("is no TOML: {}", fault.message()),
+        reason: format!("is no TOML: {}", reason.message()),
     })?;
-    let here = std::env::current_dir().map_err(|fault| Error::io("find", "the working folder", fault))?;
+    let here = std::env::current_dir().map_err(|reason| Error::io("find", "the working folder", reason))?;
     for change in changes {
         let name = change.setting.name();
         match &change.value {
@@ -46,7 +46,7 @@ pub(super) fn apply(text: &str, changes: &[Change]) -> Result<String> {
 fn set(document: &mut DocumentMut, setting: &Setting, text: &str, here: &Path) -> Result<()> {
     let anchored = setting.anchored(text, here).into_string().map_err(|path| Error::InvalidArgument {
         option: format!("--{}", setting.name()).into(),
-        fault: format!("{} is not UTF-8, as the config file must be; choose another place", path.display()),
+        reason: format!("{} is not UTF-8, as the config file must be; choose another place", path.display()),
     })?;
     let mut value = value_of(setting, &anchored);
     match document.get_mut(setting.name()) {

@@ -23,7 +23,7 @@ pub(super) const VERSION_KEY: &str = "version";
 pub(super) struct Location {
     /// The file, which need not be there.
     pub(super) path: PathBuf,
-    /// Whether the user named it, so that its absence is a fault.
+    /// Whether the user named it, so that its absence is an error.
     is_named: bool,
 }
 
@@ -39,7 +39,7 @@ impl Location {
             (None, Some(folder)) => Ok(Location { path: folder.join("tierflow").join("config.toml"), is_named: false }),
             (None, None) => Err(Error::InvalidArgument {
                 option: "TIERFLOW_CONFIG".into(),
-                fault: "there is no config folder, because there is no home folder; set the variable to the path of a file".into(),
+                reason: "there is no config folder, because there is no home folder; set the variable to the path of a file".into(),
             }),
         }
     }
@@ -57,7 +57,7 @@ pub(in crate::cli) struct ConfigFile {
     /// Its settings as they would be typed, by name.
     values: BTreeMap<String, OsString>,
     /// Why it was not read, where nobody named it.
-    fault: Option<(ErrorKind, String)>,
+    reason: Option<(ErrorKind, String)>,
 }
 
 impl ConfigFile {
@@ -70,7 +70,7 @@ impl ConfigFile {
     pub(in crate::cli) fn load() -> Result<ConfigFile> {
         match Location::find() {
             Ok(location) => ConfigFile::load_at(location),
-            Err(_) => Ok(ConfigFile { location: None, exists: false, text: String::new(), values: BTreeMap::new(), fault: None }),
+            Err(_) => Ok(ConfigFile { location: None, exists: false, text: String::new(), values: BTreeMap::new(), reason: None }),
         }
     }
 
@@ -81,19 +81,19 @@ impl ConfigFile {
     }
 
     fn load_at(location: Location) -> Result<ConfigFile> {
-        let (bytes, fault) = match std::fs::read(&location.path) {
+        let (bytes, reason) = match std::fs::read(&location.path) {
             Ok(bytes) => (Some(bytes), None),
-            Err(fault) if fault.kind() == ErrorKind::NotFound => (None, None),
-            Err(fault) if location.is_named => return Err(Error::io("read", location.path.display(), fault)),
+            Err(reason) if reason.kind() == ErrorKind::NotFound => (None, None),
+            Err(reason) if location.is_named => return Err(Error::io("read", location.path.display(), reason)),
             // A home that is no folder, such as a service's /dev/null, holds no file.
-            Err(fault) if fault.kind() == ErrorKind::NotADirectory => (None, None),
-            Err(fault) => (None, Some((fault.kind(), fault.to_string()))),
+            Err(reason) if reason.kind() == ErrorKind::NotADirectory => (None, None),
+            Err(reason) => (None, Some((reason.kind(), reason.to_string()))),
         };
         let exists = bytes.is_some();
         let reader = Reader { path: &location.path };
         let text = reader.decode(bytes.unwrap_or_default())?;
         let values = reader.read(&text)?;
-        Ok(ConfigFile { location: Some(location), exists, text, values, fault })
+        Ok(ConfigFile { location: Some(location), exists, text, values, reason })
     }
 
     /// The file, for commands that live by it.
@@ -104,19 +104,19 @@ impl ConfigFile {
         match &self.location {
             Some(location) if location.is_named && !self.exists => Err(Error::InvalidArgument {
                 option: "TIERFLOW_CONFIG".into(),
-                fault: format!("there is no file {}; write it with: tierflow config", location.path.display()),
+                reason: format!("there is no file {}; write it with: tierflow config", location.path.display()),
             }),
             _ => Ok(self),
         }
     }
 
     /// Logs that the file was not read, where it may hold something: a warning where it is there, a line for those who look closer
-    /// where even that cannot be told.
-    pub(in crate::cli) fn note_fault(&self) {
-        let (Some(path), Some((_, fault))) = (self.path(), &self.fault) else { return };
+    /// where even that cannot be reported.
+    pub(in crate::cli) fn note_reason(&self) {
+        let (Some(path), Some((_, reason))) = (self.path(), &self.reason) else { return };
         match path.symlink_metadata() {
-            Ok(_) => tracing::warn!("the config file {} is left out, since it cannot be read: {fault}", path.display()),
-            Err(_) => tracing::debug!("whether there is a config file {} cannot be told: {fault}", path.display()),
+            Ok(_) => tracing::warn!("the config file {} is left out, since it cannot be read: {reason}", path.display()),
+            Err(_) => tracing::debug!("whether there is a config file {} cannot be reported: {reason}", path.display()),
         }
     }
 
@@ -124,9 +124,9 @@ impl ConfigFile {
     ///
     /// # Errors
     /// [`Error::Io`] where it was not read.
-    pub(super) fn read_or_fault(self) -> Result<ConfigFile> {
-        match (&self.fault, self.path()) {
-            (Some((kind, fault)), Some(path)) => Err(Error::io("read", path.display(), std::io::Error::new(*kind, fault.clone()))),
+    pub(super) fn read_or_reason(self) -> Result<ConfigFile> {
+        match (&self.reason, self.path()) {
+            (Some((kind, reason)), Some(path)) => Err(Error::io("read", path.display(), std::io::Error::new(*kind, reason.clone()))),
             _ => Ok(self),
         }
     }
@@ -147,25 +147,25 @@ impl ConfigFile {
     }
 }
 
-/// Reads one file, and names it in every fault.
+/// Reads one file, and names it in every error.
 struct Reader<'a> {
     path: &'a Path,
 }
 
 impl Reader<'_> {
     fn decode(&self, bytes: Vec<u8>) -> Result<String> {
-        String::from_utf8(bytes).map_err(|fault| {
-            let good = String::from_utf8_lossy(&fault.as_bytes()[..fault.utf8_error().valid_up_to()]).into_owned();
+        String::from_utf8(bytes).map_err(|reason| {
+            let good = String::from_utf8_lossy(&reason.as_bytes()[..reason.utf8_error().valid_up_to()]).into_owned();
             let end = good.len();
-            self.fault(&good, Some(end..end), None, "is not UTF-8 here, as TOML must be")
+            self.error(&good, Some(end..end), None, "is not UTF-8 here, as TOML must be")
         })
     }
 
     /// The settings in `text` as they would be typed, by name.
     fn read(&self, text: &str) -> Result<BTreeMap<String, OsString>> {
-        let document = Document::parse(text).map_err(|fault| {
-            let words = fault.message().trim().replace('\n', ", ");
-            self.fault(text, fault.span(), None, &format!("is no TOML here: {words}"))
+        let document = Document::parse(text).map_err(|reason| {
+            let words = reason.message().trim().replace('\n', ", ");
+            self.error(text, reason.span(), None, &format!("is no TOML here: {words}"))
         })?;
         let table = document.as_table();
         // The version first: what else a newer file holds is not for this program to judge.
@@ -178,7 +178,7 @@ impl Reader<'_> {
             let span = table.key(name).and_then(toml_edit::Key::span).or(item.span());
             let Some(setting) = settings.iter().find(|setting| setting.name() == name) else {
                 let names: Vec<&str> = settings.iter().map(Setting::name).collect();
-                return Err(self.fault(text, span, Some(name), &format!("is no setting; there are {}", names.join(", "))));
+                return Err(self.error(text, span, Some(name), &format!("is no setting; there are {}", names.join(", "))));
             };
             let value = self.value(text, setting, item, span)?;
             values.insert(name.to_owned(), setting.anchored(&value, self.path.parent().unwrap_or(Path::new(""))));
@@ -187,7 +187,7 @@ impl Reader<'_> {
     }
 
     fn check_version(&self, text: &str, item: &Item) -> Result<()> {
-        let fault = match item.as_integer() {
+        let reason = match item.as_integer() {
             Some(VERSION) => return Ok(()),
             Some(version) if version > VERSION => {
                 format!(
@@ -196,12 +196,12 @@ impl Reader<'_> {
             }
             _ => format!("there is no such version; write {VERSION}"),
         };
-        Err(self.fault(text, item.span(), Some(VERSION_KEY), &fault))
+        Err(self.error(text, item.span(), Some(VERSION_KEY), &reason))
     }
 
     /// The value of one setting as it would be typed.
     fn value(&self, text: &str, setting: &Setting, item: &Item, span: Option<Range<usize>>) -> Result<String> {
-        let fault = |fault: String| self.fault(text, span.clone(), Some(setting.name()), &fault);
+        let invalid = |reason: String| self.error(text, span.clone(), Some(setting.name()), &reason);
         let kind = setting.kind();
         let written = match (kind, item.as_table_like()) {
             (Kind::Budgets, Some(budgets)) => self.budgets(text, setting, budgets)?,
@@ -210,8 +210,8 @@ impl Reader<'_> {
             (Kind::NumberOrText, _) if item.is_integer() => item.as_integer().map(|number| number.to_string()),
             _ => item.as_str().map(str::to_owned),
         };
-        let written = written.ok_or_else(|| fault(format!("{} is not allowed; write {}", described(item), kind.allowed())))?;
-        setting.check(&written).map_err(fault)?;
+        let written = written.ok_or_else(|| invalid(format!("{} is not allowed; write {}", described(item), kind.allowed())))?;
+        setting.check(&written).map_err(invalid)?;
         Ok(written)
     }
 
@@ -227,17 +227,17 @@ impl Reader<'_> {
                 Some(entry) => setting.check(&entry).map(|()| entry),
                 None => Err(format!("{} is not allowed; write a size as \"6GiB\"", described(item))),
             };
-            entries.push(checked.map_err(|fault| self.fault(text, span, Some(&key), &fault))?);
+            entries.push(checked.map_err(|reason| self.error(text, span, Some(&key), &reason))?);
         }
         Ok((!entries.is_empty()).then(|| entries.join(",")))
     }
 
-    /// The fault of `key` at `span` of `text`.
-    fn fault(&self, text: &str, span: Option<Range<usize>>, key: Option<&str>, fault: &str) -> Error {
+    /// The error of `key` at `span` of `text`.
+    fn error(&self, text: &str, span: Option<Range<usize>>, key: Option<&str>, reason: &str) -> Error {
         let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
         let place = format!("{}, line {}", self.path.display(), before.matches('\n').count() + 1);
         let option = key.map_or_else(|| place.clone(), |key| format!("{place}, `{key}`"));
-        Error::InvalidArgument { option: option.into(), fault: fault.into() }
+        Error::InvalidArgument { option: option.into(), reason: reason.into() }
     }
 }
 
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_file_line_and_key_and_what_is_allowed() {
+    fn errors_name_file_line_and_key_and_what_is_allowed() {
         for (text, line, key, allowed) in [
             ("\ndevise = \"cpu\"", 2, "devise", "device, "),
             ("device = 1", 1, "device", "a text in quotes"),
@@ -367,9 +367,9 @@ mod tests {
         // A folder in its place cannot be read even by root.
         let unread = at(folder.path().to_owned());
         assert!(unread.values().is_empty() && !unread.exists());
-        let fault = unread.read_or_fault().unwrap_err().to_string();
-        assert!(fault.contains(&folder.path().display().to_string()), "{fault}");
+        let reason = unread.read_or_reason().unwrap_err().to_string();
+        assert!(reason.contains(&folder.path().display().to_string()), "{reason}");
         let nowhere = at(folder.path().join("file").join("config.toml"));
-        assert!(nowhere.read_or_fault().unwrap().values().is_empty(), "where a home is no folder there is no file");
+        assert!(nowhere.read_or_reason().unwrap().values().is_empty(), "where a home is no folder there is no file");
     }
 }

@@ -53,11 +53,11 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
         });
         (String::new(), defaults.chain(typed).collect())
     } else if typed.is_empty() {
-        let file = file?.read_or_fault()?;
+        let file = file?.read_or_reason()?;
         let answers = answers(&file)?;
         (file.text, answers)
     } else {
-        (file?.read_or_fault()?.text, typed)
+        (file?.read_or_reason()?.text, typed)
     };
     write_with_folder(&location.path, edit::apply(&text, &changes)?.as_bytes())?;
     print(&format!("wrote {}\n", location.path.display()))
@@ -67,7 +67,7 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
 fn holds_something(path: &Path) -> bool {
     match std::fs::metadata(path) {
         Ok(metadata) => metadata.is_file() && metadata.len() > 0,
-        Err(fault) => fault.kind() != io::ErrorKind::NotFound,
+        Err(reason) => reason.kind() != io::ErrorKind::NotFound,
     }
 }
 
@@ -76,7 +76,7 @@ fn may_replace(path: &Path) -> Result<bool> {
     let Some((mut input, mut output)) = terminal() else {
         return Err(Error::InvalidArgument {
             option: "--default".into(),
-            fault: format!("{} is there already; add --yes to replace it", path.display()),
+            reason: format!("{} is there already; add --yes to replace it", path.display()),
         });
     };
     ask::yes(&format!("{} is there already. Replace it?", path.display()), &mut input, &mut output)
@@ -94,7 +94,7 @@ fn typed_settings(matches: &ArgMatches) -> Result<Vec<Change>> {
     if let Some(name) = setting::hidden_options().into_iter().find(|(id, _)| is_typed(id)).map(|(_, name)| name) {
         return Err(Error::InvalidArgument {
             option: format!("--{name}").into(),
-            fault: "is no setting of the config file; give it where it is needed".into(),
+            reason: "is no setting of the config file; give it where it is needed".into(),
         });
     }
     let typed = Setting::all().into_iter().filter(|setting| is_typed(setting.id()));
@@ -102,7 +102,7 @@ fn typed_settings(matches: &ArgMatches) -> Result<Vec<Change>> {
         .map(|setting| {
             let value = setting.value_in(matches).ok_or_else(|| Error::InvalidArgument {
                 option: format!("--{}", setting.name()).into(),
-                fault: "is not UTF-8, as the config file must be; choose another name".into(),
+                reason: "is not UTF-8, as the config file must be; choose another name".into(),
             })?;
             Ok(Change { setting, value: Some(value) })
         })
@@ -114,7 +114,7 @@ fn answers(file: &ConfigFile) -> Result<Vec<Change>> {
     let Some((mut input, mut output)) = terminal() else {
         return Err(Error::InvalidArgument {
             option: "tierflow config".into(),
-            fault: "there is no terminal to ask on; give settings (--device gpu:0), or --default to write the defaults".into(),
+            reason: "there is no terminal to ask on; give settings (--device gpu:0), or --default to write the defaults".into(),
         });
     };
     ask::ask(&ask::questions(ask::devices()), file, &mut input, &mut output)

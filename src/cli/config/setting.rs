@@ -38,7 +38,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What may be written, as a user would be told.
+    /// What may be written, as a user would be reported.
     pub(super) fn allowed(self) -> &'static str {
         match self {
             Kind::Text => "a text in quotes",
@@ -125,7 +125,7 @@ impl Setting {
             Ok(_) => Ok(()),
             Err(error) => Err(match (error.get(ContextKind::ValidValue), error.source()) {
                 (Some(ContextValue::Strings(words)), _) => format!("`{text}` is not allowed; write {}", words.join(" or ")),
-                (_, Some(fault)) => fault.to_string(),
+                (_, Some(reason)) => reason.to_string(),
                 _ => format!("`{text}` is not allowed; write {}", self.kind().allowed()),
             }),
         }
@@ -222,8 +222,8 @@ mod tests {
             ("gpu-timeout", "600", "0", "not in 1.."),
         ] {
             assert_eq!(setting(name).check(good), Ok(()), "{name}");
-            let fault = setting(name).check(bad).unwrap_err();
-            assert!(fault.contains(allowed), "{name}: {fault}");
+            let reason = setting(name).check(bad).unwrap_err();
+            assert!(reason.contains(allowed), "{name}: {reason}");
         }
     }
 

@@ -295,9 +295,9 @@ fn takes_value(arg: &Arg) -> bool {
     arg.get_action().takes_values() && !arg.is_require_equals_set()
 }
 
-fn refusal(command: &Command, kind: ErrorKind, fault: &str, hint: Option<&str>) -> clap::Error {
+fn refusal(command: &Command, kind: ErrorKind, reason: &str, hint: Option<&str>) -> clap::Error {
     let hint = hint.map(|hint| format!("\n\n  tip: {hint}")).unwrap_or_default();
-    clap::Error::raw(kind, format!("{fault}{hint}")).format(&mut named(command))
+    clap::Error::raw(kind, format!("{reason}{hint}")).format(&mut named(command))
 }
 
 /// `command`, the program's or one of its subcommands, so that its usage names it as it is typed.

@@ -39,8 +39,8 @@ impl ComponentDevice {
     /// [`Error::InvalidArgument`] for a disk, which computes nothing.
     pub fn from_single(device: Device) -> Result<ComponentDevice> {
         if device.device_type == DeviceType::Disk {
-            let fault = "The disk device can only be used as a part of device maps; name cpu, cuda:N, xpu or mps".to_owned();
-            return Err(invalid_device(fault));
+            let reason = "The disk device can only be used as a part of device maps; name cpu, cuda:N, xpu or mps".to_owned();
+            return Err(invalid_device(reason));
         }
         Ok(ComponentDevice(Extent::Single(device)))
     }
@@ -113,7 +113,7 @@ impl ComponentDevice {
         }
     }
 
-    /// What HuggingFace's libraries take: the text of a single device, or a map with plain numbers for `cuda` devices.
+    /// What HuggingFace's libraries take: the text of a single device, or a map with unquantised values for `cuda` devices.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a map with a `cuda` device that has no id.

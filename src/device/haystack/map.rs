@@ -72,7 +72,7 @@ impl DeviceMap {
     /// [`Error::InvalidArgument`] for a value that is no device.
     pub fn from_dict(dict: &Map<String, Value>) -> Result<DeviceMap> {
         read(dict, |name, value| match value {
-            Value::String(text) => Device::read(text).map_err(|fault| format!("`{name}`: {fault}")),
+            Value::String(text) => Device::read(text).map_err(|reason| format!("`{name}`: {reason}")),
             other => Err(format!("`{name}`: a device is a string as \"cuda:1\", got {other}")),
         })
     }
@@ -84,9 +84,9 @@ impl DeviceMap {
     /// [`Error::InvalidArgument`] for a value that is neither.
     pub fn from_hf(map: &Map<String, Value>) -> Result<DeviceMap> {
         read(map, |name, value| match value {
-            Value::String(text) => Device::read(text).map_err(|fault| format!("`{name}`: {fault}")),
+            Value::String(text) => Device::read(text).map_err(|reason| format!("`{name}`: {reason}")),
             Value::Number(id) if !id.is_f64() => {
-                Device::numbered(DeviceType::Gpu, &id.to_string()).map_err(|fault| format!("`{name}`: {fault}"))
+                Device::numbered(DeviceType::Gpu, &id.to_string()).map_err(|reason| format!("`{name}`: {reason}"))
             }
             other => Err(format!(
                 "Couldn't convert HuggingFace device map - unexpected device '{other}' for '{name}'; write a GPU's number or a string as \"cpu\""
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_the_entry() {
+    fn errors_name_the_entry() {
         for (map, part) in [
             (json!({"a": "cpu", "b": "meta"}), "`b`: Unknown device type string 'meta'"),
             (json!({"a": -1}), "`a`: Device id must be >= 0, got -1"),

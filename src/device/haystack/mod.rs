@@ -61,11 +61,11 @@ pub use typed::{Device, DeviceType};
 use crate::error::Error;
 
 /// Refuses a device.
-fn invalid_device(fault: String) -> Error {
-    Error::InvalidArgument { option: "device".into(), fault }
+fn invalid_device(reason: String) -> Error {
+    Error::InvalidArgument { option: "device".into(), reason }
 }
 
 /// Refuses a device map.
-fn invalid_map(fault: String) -> Error {
-    Error::InvalidArgument { option: "device_map".into(), fault }
+fn invalid_map(reason: String) -> Error {
+    Error::InvalidArgument { option: "device_map".into(), reason }
 }

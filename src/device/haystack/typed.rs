@@ -60,7 +60,7 @@ impl Device {
         Device { device_type: DeviceType::Xpu, id: None }
     }
 
-    /// Reads a device; the fault is Haystack's text, and what to write instead.
+    /// Reads a device; the error is Haystack's text, and what to write instead.
     pub(super) fn read(text: &str) -> Result<Device, String> {
         let Some((device_type, id)) = text.split_once(':') else {
             return Ok(Device { device_type: DeviceType::read(text)?, id: None });

@@ -6,7 +6,7 @@ use super::{ATTENTION, Family, Modules, all_but_every, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{Activation, ModelConfig, RopePairs, Variant};
+use crate::model::{Activation, ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma2",
@@ -102,7 +102,7 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
 /// What files of Gemma 2 and 3 have in common: norms hold what is added to 1, and no key says the scale of scores. The largest models,
 /// which have `n_layers_of_largest`, divide by the root of the hidden size over the heads.
 pub(super) fn gguf_of_gemma(keys: &Keys<'_>, family: &'static Family, n_layers_of_largest: usize) -> Result<ModelConfig> {
-    let config = keys.decoder(family, RopePairs::Halves)?;
+    let config = keys.decoder(family, RopePairing::NeoX)?;
     let is_largest = config.n_layers == n_layers_of_largest && config.n_heads > 0;
     let divisor = if is_largest { config.hidden_size / config.n_heads } else { config.head_size };
     let variant = Variant {

@@ -6,7 +6,7 @@ use super::{ATTENTION, Family, QUERY_KEY_NORMS, all_but_every, decoder};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::Fields;
-use crate::model::{ModelConfig, RopeConfig, RopePairs, RopeScaling, Variant};
+use crate::model::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma3_text",
@@ -42,7 +42,7 @@ fn ropes(fields: &Fields<'_>, context_length: usize) -> Result<(RopeConfig, Rope
     let of_kind = |kind: &str| parameters.map_or(Ok(None), |parameters| parameters.object(kind));
     let rope = |inner: Option<Fields<'_>>, theta: f64| match inner {
         Some(inner) => fields.rope_in(&inner, theta, context_length),
-        None => Ok(RopeConfig { theta, pairs: RopePairs::Halves, scaling: RopeScaling::None }),
+        None => Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: RopeScaling::None }),
     };
     let theta = fields.float("rope_theta")?.unwrap_or(THETA);
     let local_theta = fields.float("rope_local_base_freq")?.unwrap_or(LOCAL_THETA);
@@ -58,7 +58,7 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let theta = keys.float("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA);
     let variant = Variant {
         logit_softcap: keys.float("final_logit_softcapping")?.map(|cap| cap as f32),
-        local_rope: Some(RopeConfig { theta, pairs: RopePairs::Halves, scaling: RopeScaling::None }),
+        local_rope: Some(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: RopeScaling::None }),
         windowed_layers: Some(all_but_every(PATTERN, config.n_layers)),
         ..config.variant
     };

@@ -6,7 +6,7 @@ use super::{DECODER_LAYER, Family, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs, Variant};
+use crate::model::{ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "granite",
@@ -36,7 +36,7 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
 
 /// Converters permute the rows of q and k as for Llama. A factor that is absent or 0 is none.
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
-    let config = keys.decoder(&FAMILY, RopePairs::Neighbours)?;
+    let config = keys.decoder(&FAMILY, RopePairing::Interleaved)?;
     let factor = |key: &str| Ok(keys.float(key)?.filter(|factor| *factor != 0.0));
     let variant = Variant {
         embedding_scale: factor("embedding_scale")?.unwrap_or(1.0) as f32,

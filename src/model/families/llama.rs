@@ -4,7 +4,7 @@ use super::decoder::{self, LLAMA};
 use super::{DECODER_LAYER, Family};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs};
+use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "llama",
@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
     gguf_names: &[],
     from_json,
     // Converters permute the rows of q and k for it.
-    from_gguf: |keys| keys.decoder(&FAMILY, RopePairs::Neighbours),
+    from_gguf: |keys| keys.decoder(&FAMILY, RopePairing::Interleaved),
     stacked: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Llama",

@@ -110,14 +110,14 @@ pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
     let classes: Vec<&str> = match fields.get("architectures") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(_) => return Err(fields.fault("architectures is not a list of names")),
+        Some(_) => return Err(fields.error("architectures is not a list of names")),
     };
     let named = fields.string("model_type")?;
     let of_class = |class: &&str| FAMILIES.iter().find(|family| family.classes.contains(class)).copied();
     let by_class = classes.iter().find_map(of_class);
     let unsupported = |kind: &str, name: &str| Error::UnsupportedModel {
         path: fields.path.to_owned(),
-        fault: format!("{kind} `{name}` is not supported; supported are {} language models", names_of_all()),
+        reason: format!("{kind} `{name}` is not supported; supported are {} language models", names_of_all()),
     };
     if let (None, Some(class)) = (by_class, classes.first()) {
         return Err(unsupported("architecture", class));
@@ -125,7 +125,7 @@ pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
     match (named, by_class) {
         (Some(name), _) => by_name(name).ok_or_else(|| unsupported("model_type", name)),
         (None, Some(family)) => Ok(family),
-        (None, None) => Err(fields.fault("says neither model_type nor architectures")),
+        (None, None) => Err(fields.error("says neither model_type nor architectures")),
     }
 }
 
@@ -134,7 +134,7 @@ pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
 /// # Errors
 /// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`], or a mixture of experts.
 pub(super) fn of_gguf(metadata: &Metadata) -> Result<&'static Family> {
-    let unsupported = |fault: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), fault });
+    let unsupported = |reason: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), reason });
     let Some(name) = metadata.string("general.architecture")? else {
         return Err(Error::invalid_file(&metadata.path, "metadata key `general.architecture` is missing"));
     };
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_as_a_list() {
+    fn names_are_reported_as_a_list() {
         assert_eq!(names_of_all(), "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, smollm3 and granite");
         assert!(by_name("llama").is_some() && by_name("Llama").is_none());
     }

@@ -5,7 +5,7 @@ use super::decoder::{self, LLAMA, Layout};
 use super::{ATTENTION, Family, QUERY_KEY_NORMS, llama};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs};
+use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "olmo2",
@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
     gguf: &["olmo2"],
     gguf_names: &[("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")],
     from_json,
-    from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairs::Halves)? }),
+    from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairing::NeoX)? }),
     stacked: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LAYOUT),
     class_prefix: "Olmo2",

@@ -6,7 +6,7 @@ use super::{Family, Stacked};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs};
+use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "phi3",
@@ -53,5 +53,5 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     keys.refuse_tensor("rope_factors_long.weight", "rope scaling `longrope`")?;
-    keys.partly_rotary_decoder(&FAMILY, RopePairs::Halves)
+    keys.partly_rotary_decoder(&FAMILY, RopePairing::NeoX)
 }

@@ -5,7 +5,7 @@ use super::decoder::{self, LLAMA};
 use super::{DECODER_LAYER, Family};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs};
+use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen2",
@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
     gguf: &["qwen2"],
     gguf_names: &[],
     from_json,
-    from_gguf: |keys| keys.decoder(&FAMILY, RopePairs::Halves),
+    from_gguf: |keys| keys.decoder(&FAMILY, RopePairing::NeoX),
     stacked: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Qwen2",

@@ -5,7 +5,7 @@ use super::decoder::{self, LLAMA};
 use super::{ATTENTION, FEED_FORWARD_AND_NORMS, Family, QUERY_KEY_NORMS, llama, qwen2};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs};
+use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen3",
@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
     gguf: &["qwen3"],
     gguf_names: &[],
     from_json,
-    from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairs::Halves)? }),
+    from_gguf: |keys| Ok(ModelConfig { qk_norm: true, ..keys.decoder(&FAMILY, RopePairing::NeoX)? }),
     stacked: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Qwen3",

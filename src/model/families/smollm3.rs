@@ -5,7 +5,7 @@ use super::{DECODER_LAYER, Family, all_but_every, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{ModelConfig, RopePairs, Variant};
+use crate::model::{ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "smollm3",
@@ -30,7 +30,7 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let rotated = match fields.unsigned_list("no_rope_layers")? {
         // 1 stands for a layer that turns, whatever the name says.
         Some(layers) if layers.len() == config.n_layers => layers.iter().map(|turns| *turns != 0).collect(),
-        Some(layers) => return Err(fields.fault(format!("`no_rope_layers` lists {} of {} layers", layers.len(), config.n_layers))),
+        Some(layers) => return Err(fields.error(format!("`no_rope_layers` lists {} of {} layers", layers.len(), config.n_layers))),
         None => all_but_every(interval, config.n_layers),
     };
     let uses_window = fields.bool("use_sliding_window")?.unwrap_or(false);
@@ -42,7 +42,7 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
 
 /// Converters permute the rows of q and k as for Llama, and write down no interval.
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
-    let config = keys.decoder(&FAMILY, RopePairs::Neighbours)?;
+    let config = keys.decoder(&FAMILY, RopePairing::Interleaved)?;
     let rotated_layers = Some(all_but_every(INTERVAL, config.n_layers));
     Ok(ModelConfig { variant: Variant { rotated_layers, ..config.variant }, ..config })
 }

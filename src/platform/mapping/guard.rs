@@ -11,7 +11,7 @@ const N_SLOTS: usize = 1024;
 const NAME_BYTES: usize = 256;
 /// `start` of a slot that is free, and of one whose fields are being written. No map begins at either.
 const FREE: usize = 0;
-const CLAIMED: usize = 1;
+const RESERVED: usize = 1;
 
 static SLOTS: [Slot; N_SLOTS] = [const { Slot::new() }; N_SLOTS];
 /// The handler before the guard's, once that is installed.
@@ -32,7 +32,7 @@ pub(super) struct Guard(&'static Slot);
 impl Guard {
     /// Enters the map of `len` bytes at `start` under the name `path`; `None` where the table is full.
     pub(super) fn new(start: usize, len: usize, path: &str) -> Option<Guard> {
-        let slot = SLOTS.iter().find(|slot| slot.start.compare_exchange(FREE, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
+        let slot = SLOTS.iter().find(|slot| slot.start.compare_exchange(FREE, RESERVED, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
         let tail = path.as_bytes();
         let tail = tail.get(tail.len().saturating_sub(NAME_BYTES)..).unwrap_or_default();
         for (kept, byte) in slot.name.iter().zip(tail) {
@@ -71,7 +71,7 @@ impl Slot {
 
     fn contains(&self, address: usize) -> bool {
         let start = self.start.load(Ordering::Acquire);
-        start > CLAIMED && address >= start && address < self.end.load(Ordering::Relaxed)
+        start > RESERVED && address >= start && address < self.end.load(Ordering::Relaxed)
     }
 }
 

@@ -164,8 +164,8 @@ mod tests {
         assert_eq!(metadata.unsigned("count").unwrap(), Some(7));
         assert_eq!(metadata.unsigned("absent").unwrap(), None);
         assert_eq!(metadata.string("name").unwrap(), Some("tiny"));
-        let fault = metadata.unsigned("name").unwrap_err().to_string();
-        assert!(fault.contains("model.gguf") && fault.contains("`name` is a string"), "{fault}");
+        let reason = metadata.unsigned("name").unwrap_err().to_string();
+        assert!(reason.contains("model.gguf") && reason.contains("`name` is a string"), "{reason}");
         assert!(metadata.unsigned("negative").unwrap_err().to_string().contains("-1"));
     }
 }

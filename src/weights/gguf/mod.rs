@@ -43,8 +43,8 @@ impl<'a> Head<'a> {
         let n_pairs = reader.count(LEAST_PAIR_BYTES, "metadata pairs")?;
         let metadata = read_metadata(&mut reader, n_pairs)?;
         if let Some(parts) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
-            let fault = format!("is one of {parts} parts of a split model; join them with `llama-gguf-split --merge`");
-            return Err(Error::UnsupportedModel { path: source.path().to_owned(), fault });
+            let reason = format!("is one of {parts} parts of a split model; join them with `llama-gguf-split --merge`");
+            return Err(Error::UnsupportedModel { path: source.path().to_owned(), reason });
         }
         Ok(Head { reader, n_tensors, metadata })
     }
@@ -62,14 +62,14 @@ impl<'a> Head<'a> {
 
 fn check_version(reader: &mut Reader<'_>) -> Result<()> {
     if reader.bytes::<4>("the magic")? != MAGIC {
-        return Err(reader.fault("is no GGUF file: its first bytes are not `GGUF`"));
+        return Err(reader.error("is no GGUF file: its first bytes are not `GGUF`"));
     }
     match reader.u32("the version")? {
         2 | 3 => Ok(()),
         version if matches!(version.swap_bytes(), 1..=3) => {
-            Err(reader.fault("is a big-endian GGUF file; only little-endian ones can be read"))
+            Err(reader.error("is a big-endian GGUF file; only little-endian ones can be read"))
         }
-        version => Err(reader.fault(format!("is a GGUF file of version {version}; versions 2 and 3 can be read"))),
+        version => Err(reader.error(format!("is a GGUF file of version {version}; versions 2 and 3 can be read"))),
     }
 }
 
@@ -82,7 +82,7 @@ fn read_metadata(reader: &mut Reader<'_>, n_pairs: u64) -> Result<Metadata> {
         let kind = reader.u32(&what)?;
         let value = reader.value(kind, &what)?;
         if entries.insert(key, value).is_some() {
-            return Err(reader.fault(format!("{what} is there twice")));
+            return Err(reader.error(format!("{what} is there twice")));
         }
     }
     Ok(Metadata::new(reader.path(), entries))
@@ -91,8 +91,8 @@ fn read_metadata(reader: &mut Reader<'_>, n_pairs: u64) -> Result<Metadata> {
 fn alignment(metadata: &Metadata) -> Result<u64> {
     let alignment = metadata.unsigned("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
-        let fault = format!("general.alignment is {alignment}, it must be a power of two up to {MAX_ALIGNMENT}");
-        return Err(Error::invalid_file(&metadata.path, fault));
+        let reason = format!("general.alignment is {alignment}, it must be a power of two up to {MAX_ALIGNMENT}");
+        return Err(Error::invalid_file(&metadata.path, reason));
     }
     Ok(alignment)
 }

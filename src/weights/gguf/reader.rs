@@ -46,7 +46,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An [`Error::InvalidFile`] about this file.
-    pub(super) fn fault(&self, text: impl Into<String>) -> Error {
+    pub(super) fn error(&self, text: impl Into<String>) -> Error {
         Error::invalid_file(self.source.path(), text)
     }
 
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
     /// A length-prefixed name of at most `limit` bytes, which must be UTF-8.
     pub(super) fn string(&mut self, limit: u64, what: &str) -> Result<String> {
         let at = self.position;
-        String::from_utf8(self.counted_bytes(limit, what)?).map_err(|_| self.fault(format!("{what} at byte {at} is not UTF-8")))
+        String::from_utf8(self.counted_bytes(limit, what)?).map_err(|_| self.error(format!("{what} at byte {at} is not UTF-8")))
     }
 
     /// A value that is text. What is not UTF-8 in it (a licence's accents in Latin-1) becomes U+FFFD: few texts matter to a run.
@@ -85,13 +85,13 @@ impl<'a> Reader<'a> {
         let at = self.position;
         let len = self.u64(what)?;
         if len > limit {
-            return Err(self.fault(format!("{what} at byte {at} claims {len} bytes; {limit} are allowed")));
+            return Err(self.error(format!("{what} at byte {at} claims {len} bytes; {limit} are allowed")));
         }
         if len > self.left() {
-            return Err(self.fault(format!("is cut short: {what} at byte {at} has {len} bytes, {} are left in the file", self.left())));
+            return Err(self.error(format!("is cut short: {what} at byte {at} has {len} bytes, {} are left in the file", self.left())));
         }
         self.hold(len.saturating_add(24), what)?;
-        let mut bytes = vec![0; usize::try_from(len).map_err(|_| self.fault(format!("{what} at byte {at} is too long")))?];
+        let mut bytes = vec![0; usize::try_from(len).map_err(|_| self.error(format!("{what} at byte {at} is too long")))?];
         self.fill(&mut bytes, what)?;
         Ok(bytes)
     }
@@ -102,12 +102,12 @@ impl<'a> Reader<'a> {
         if count > self.left() / least_bytes {
             let (size, least) = (self.source.len(), count.saturating_mul(least_bytes));
             // What no whole file could have is a lie.
-            let fault = if least > MAX_HELD_BYTES {
+            let reason = if least > MAX_HELD_BYTES {
                 format!("claims {count} {what}, more than the file's {size} bytes can hold")
             } else {
                 format!("is cut short: {count} {what} take {least} bytes at least, of which its {size} bytes have {}", self.left())
             };
-            return Err(self.fault(fault));
+            return Err(self.error(reason));
         }
         Ok(count)
     }
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
 
     fn array(&mut self, what: &str) -> Result<MetaValue> {
         let kind = self.u32(what)?;
-        let least_bytes = element_bytes(kind).ok_or_else(|| self.fault(format!("{what} is an array of the unsupported type {kind}")))?;
+        let least_bytes = element_bytes(kind).ok_or_else(|| self.error(format!("{what} is an array of the unsupported type {kind}")))?;
         let n = self.count(least_bytes, &format!("elements in {what}"))?;
         // What one element takes in memory; a text's own bytes are counted as they are read.
         self.hold(n.saturating_mul(if kind == TYPE_BOOL { 1 } else { 8 }), what)?;
@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
         match self.bytes::<1>(what)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [other] => Err(self.fault(format!("{what} is a bool of value {other}"))),
+            [other] => Err(self.error(format!("{what} is a bool of value {other}"))),
         }
     }
 
@@ -165,9 +165,9 @@ impl<'a> Reader<'a> {
             TYPE_I64 => i64::from_le_bytes(self.bytes(what)?),
             TYPE_U64 => {
                 let value = self.u64(what)?;
-                i64::try_from(value).map_err(|_| self.fault(format!("{what} holds {value}, which is out of range")))?
+                i64::try_from(value).map_err(|_| self.error(format!("{what} holds {value}, which is out of range")))?
             }
-            _ => return Err(self.fault(format!("{what} has the unknown type {kind}"))),
+            _ => return Err(self.error(format!("{what} has the unknown type {kind}"))),
         })
     }
 
@@ -175,7 +175,7 @@ impl<'a> Reader<'a> {
     pub(super) fn hold(&mut self, bytes: u64, what: &str) -> Result<()> {
         self.held_bytes = self.held_bytes.saturating_add(bytes);
         if self.held_bytes > MAX_HELD_BYTES {
-            return Err(self.fault(format!("its metadata takes more than {} MiB at {what}", MAX_HELD_BYTES >> 20)));
+            return Err(self.error(format!("its metadata takes more than {} MiB at {what}", MAX_HELD_BYTES >> 20)));
         }
         Ok(())
     }
@@ -184,8 +184,8 @@ impl<'a> Reader<'a> {
         let wanted = target.len() as u64;
         if wanted > self.left() {
             let needed = format!("{wanted} bytes are needed at byte {}, {} are left", self.position, self.left());
-            let fault = format!("is cut short: it ends within {what}: {needed}");
-            return Err(self.fault(fault));
+            let reason = format!("is cut short: it ends within {what}: {needed}");
+            return Err(self.error(reason));
         }
         if wanted > BUFFER_BYTES {
             self.source.read_at(self.position, target)?;

@@ -25,7 +25,7 @@ pub(super) fn read_entries(reader: &mut Reader<'_>, n: u64) -> Result<Vec<Tensor
     for index in 0..n {
         let tensor = read_entry(reader, index)?;
         if !names.insert(tensor.name.clone()) {
-            return Err(reader.fault(format!("two tensors are named `{}`", tensor.name)));
+            return Err(reader.error(format!("two tensors are named `{}`", tensor.name)));
         }
         tensors.push(tensor);
     }
@@ -37,24 +37,24 @@ fn read_entry(reader: &mut Reader<'_>, index: u64) -> Result<TensorInfo> {
     reader.hold(HELD_BYTES, &what)?;
     let name = reader.string(MAX_NAME_BYTES, &format!("the name of tensor {index}"))?;
     if name.is_empty() || name.chars().any(char::is_control) {
-        return Err(reader.fault(format!("tensor {index} has the unusable name `{}`", name.escape_debug())));
+        return Err(reader.error(format!("tensor {index} has the unusable name `{}`", name.escape_debug())));
     }
     let n_dimensions = reader.u32(&what)?;
     if n_dimensions > MAX_DIMENSIONS {
-        return Err(reader.fault(format!("tensor `{name}` has {n_dimensions} dimensions, more than {MAX_DIMENSIONS}")));
+        return Err(reader.error(format!("tensor `{name}` has {n_dimensions} dimensions, more than {MAX_DIMENSIONS}")));
     }
     let mut shape = (0..n_dimensions).map(|_| reader.u64(&what)).collect::<Result<Vec<u64>>>()?;
     // GGUF lists the innermost dimension first.
     shape.reverse();
     let dtype = dtype_of(reader, &name)?;
     let offset = reader.u64(&what)?;
-    let n_values = count_values(&shape).map_err(|fault| reader.fault(format!("tensor `{name}` has {fault}")))?;
+    let n_values = count_values(&shape).map_err(|reason| reader.error(format!("tensor `{name}` has {reason}")))?;
     let row_len = shape.last().copied().unwrap_or(1);
     if !row_len.is_multiple_of(dtype.block_len()) {
-        let fault = format!("tensor `{name}` has rows of {row_len} values, which are no whole blocks of {dtype}");
-        return Err(reader.fault(fault));
+        let reason = format!("tensor `{name}` has rows of {row_len} values, which are no whole blocks of {dtype}");
+        return Err(reader.error(reason));
     }
-    let size = dtype.size_bytes(n_values).ok_or_else(|| reader.fault(format!("tensor `{name}` has the absurd shape {shape:?}")))?;
+    let size = dtype.size_bytes(n_values).ok_or_else(|| reader.error(format!("tensor `{name}` has the absurd shape {shape:?}")))?;
     Ok(TensorInfo { name, dtype, shape, shard: 0, offset, size_bytes: Bytes(size) })
 }
 
@@ -62,8 +62,8 @@ fn dtype_of(reader: &mut Reader<'_>, tensor: &str) -> Result<DType> {
     let code = reader.u32("the type of a tensor")?;
     DType::of_gguf(code).ok_or_else(|| {
         let name = unsupported_name(code).map_or_else(|| format!("the unknown type {code}"), |name| format!("the type {name}"));
-        let fault = format!("tensor `{tensor}` has {name}; supported are {}", DType::names());
-        Error::UnsupportedModel { path: reader.path().to_owned(), fault }
+        let reason = format!("tensor `{tensor}` has {name}; supported are {}", DType::names());
+        Error::UnsupportedModel { path: reader.path().to_owned(), reason }
     })
 }
 
@@ -104,18 +104,18 @@ pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data: Data,
     let file_size = reader.file_size();
     for tensor in tensors.iter_mut() {
         if !tensor.offset.is_multiple_of(alignment) {
-            return Err(reader.fault(format!("tensor `{}` begins at {}, no multiple of {alignment}", tensor.name, tensor.offset)));
+            return Err(reader.error(format!("tensor `{}` begins at {}, no multiple of {alignment}", tensor.name, tensor.offset)));
         }
         let begin = start.checked_add(tensor.offset);
         let end = begin.and_then(|begin| begin.checked_add(tensor.size_bytes.0));
         match begin.zip(end) {
             Some((begin, end)) if end <= file_size => tensor.offset = begin,
             _ => {
-                let fault = format!(
+                let reason = format!(
                     "is cut short: tensor `{}` ({} bytes at {} of the data part) ends beyond the file's {file_size} bytes",
                     tensor.name, tensor.size_bytes.0, tensor.offset
                 );
-                return Err(reader.fault(fault));
+                return Err(reader.error(reason));
             }
         }
     }
@@ -123,14 +123,14 @@ pub(super) fn place(reader: &Reader<'_>, tensors: &mut [TensorInfo], data: Data,
     for (earlier, later) in tensors.iter().zip(tensors.iter().skip(1)) {
         // Cannot overflow: both ends are inside the file.
         if earlier.offset + earlier.size_bytes.0 > later.offset {
-            return Err(reader.fault(format!("tensors `{}` and `{}` overlap", earlier.name, later.name)));
+            return Err(reader.error(format!("tensors `{}` and `{}` overlap", earlier.name, later.name)));
         }
     }
     let mut names = HashSet::new();
     for tensor in tensors {
         tensor.name = rename(&tensor.name);
         if !names.insert(tensor.name.as_str()) {
-            return Err(reader.fault(format!("two tensors are named `{}`", tensor.name)));
+            return Err(reader.error(format!("two tensors are named `{}`", tensor.name)));
         }
     }
     Ok(())

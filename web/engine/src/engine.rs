@@ -27,7 +27,7 @@ pub struct Engine {
     cached: RefCell<Vec<u32>>,
     plan: String,
     trace: Trace,
-    piece_names: Vec<String>,
+    chunk_names: Vec<String>,
     memory: RefCell<Vec<MemoryUse>>,
     pace: Cell<Pace>,
     cancelled: Arc<AtomicBool>,
@@ -90,7 +90,7 @@ impl Engine {
             cached: RefCell::default(),
             plan,
             trace: engine.trace().clone(),
-            piece_names: (0..made.pieces.len()).map(|piece| made.piece_name(piece)).collect(),
+            chunk_names: (0..made.chunks.len()).map(|chunk| made.chunk_name(chunk)).collect(),
             memory: RefCell::new(engine.memory_use()),
             pace: Cell::new(Pace::new(&engine.prepared().forecast)),
             cancelled: Arc::default(),
@@ -135,7 +135,7 @@ impl Engine {
 
     /// The whole trace as a Chrome/Perfetto file.
     pub fn perfetto(&self) -> Result<String> {
-        Ok(json(&self.trace.to_chrome_json(&|piece| self.piece_names.get(piece).cloned().unwrap_or_default()))?)
+        Ok(json(&self.trace.to_chrome_json(&|chunk| self.chunk_names.get(chunk).cloned().unwrap_or_default()))?)
     }
 
     /// Peak bytes per device beside the budgets (`devices`), and the memory that WebAssembly has taken (`wasm_bytes`), as JSON.

@@ -1,4 +1,4 @@
-//! Faults as JavaScript's `Error` objects, with a name to tell them apart and numbers where they have some.
+//! Errors as JavaScript's `Error` objects, with a name to tell them apart and numbers where they have some.
 
 use js_sys::Reflect;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use wasm_bindgen::JsValue;
 
 use crate::words::{OfThisApi, without_places};
 
-/// A fault on its way to JavaScript.
+/// An error on its way to JavaScript.
 #[derive(Debug)]
 pub struct Thrown(JsValue);
 
@@ -74,8 +74,8 @@ fn name_of(error: &Error) -> &'static str {
 }
 
 /// An argument that cannot be taken.
-pub fn invalid(argument: &str, fault: impl Into<String>) -> Error {
-    Error::InvalidArgument { option: argument.into(), fault: fault.into() }
+pub fn invalid(argument: &str, reason: impl Into<String>) -> Error {
+    Error::InvalidArgument { option: argument.into(), reason: reason.into() }
 }
 
 /// `value` as JSON text.

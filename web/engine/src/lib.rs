@@ -1,4 +1,4 @@
-//! tierflow in a browser's worker: what JavaScript may call. Structured values cross as JSON text; faults are thrown as `Error`
+//! tierflow in a browser's worker: what JavaScript may call. Structured values cross as JSON text; errors are thrown as `Error`
 //! objects with a name. Everything runs on the worker's one thread, where a source may be read synchronously.
 
 mod engine;
@@ -61,8 +61,8 @@ pub fn kernels() -> Result<String> {
 }
 
 /// What a function of JavaScript's answers: whether to go on. It may answer later; one that throws wants no more.
-async fn answer_of(told: Result<JsValue, JsValue>) -> bool {
-    let answer = match told.map(|answer| answer.dyn_into::<js_sys::Promise>()) {
+async fn answer_of(reported: Result<JsValue, JsValue>) -> bool {
+    let answer = match reported.map(|answer| answer.dyn_into::<js_sys::Promise>()) {
         Ok(Ok(later)) => JsFuture::from(later).await,
         Ok(Err(now)) => Ok(now),
         Err(thrown) => Err(thrown),

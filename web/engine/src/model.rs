@@ -72,11 +72,11 @@ impl Model {
 /// All that [`Model::plan`] tells.
 fn described(prepared: &Prepared, options: &options::Options) -> serde_json::Value {
     let explanation = prepared.explain();
-    let mut told = prepared.to_json(&explanation);
-    told["text"] = format!("{}{}", prepared.summary(), explanation.in_words(&OfThisApi)).into();
-    told["forecast"] = serde_json::json!({"prefill": prepared.forecast.prefill, "decode": prepared.forecast.decode});
-    told["command"] = options.command(&prepared.checkpoint.path).into();
-    told
+    let mut reported = prepared.to_json(&explanation);
+    reported["text"] = format!("{}{}", prepared.summary(), explanation.in_words(&OfThisApi)).into();
+    reported["forecast"] = serde_json::json!({"prefill": prepared.forecast.prefill, "decode": prepared.forecast.decode});
+    reported["command"] = options.command(&prepared.checkpoint.path).into();
+    reported
 }
 
 /// What a future yields that waits for nothing: planning for a machine that is described asks no adapter.
@@ -99,9 +99,9 @@ unsafe impl Sync for Progress {}
 
 impl Progress {
     fn tell(&self, loaded: LoadProgress) {
-        let told = self.function.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
+        let reported = self.function.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
         // A function that throws wants no more either.
-        if told.map_or(true, |answer| answer == JsValue::FALSE) {
+        if reported.map_or(true, |answer| answer == JsValue::FALSE) {
             self.reading.stop();
         }
     }

@@ -3,7 +3,7 @@
 use js_sys::Function;
 use tierflow::plan::Forecast;
 use tierflow::session::Session;
-use tierflow::stream::{Trace, Want};
+use tierflow::stream::{LogitsRequest, Trace};
 use tierflow::{Error, Result};
 
 use crate::answer_of;
@@ -71,8 +71,8 @@ pub async fn read(session: &mut Session<'_>, prompt: &[u32], pace: &mut Pace, tr
     session.truncate(n_known);
     loop {
         let n_read = session.tokens().len();
-        let told = on_part.call2(&wasm_bindgen::JsValue::NULL, &(n_read as f64).into(), &(prompt.len() as f64).into());
-        if !answer_of(told).await {
+        let reported = on_part.call2(&wasm_bindgen::JsValue::NULL, &(n_read as f64).into(), &(prompt.len() as f64).into());
+        if !answer_of(reported).await {
             return Ok(Read { n_known, is_whole: false });
         }
         let (n_part, rest) = (pace.n_tokens(most), &prompt[n_read..]);
@@ -80,7 +80,7 @@ pub async fn read(session: &mut Session<'_>, prompt: &[u32], pace: &mut Pace, tr
             return Ok(Read { n_known, is_whole: true });
         }
         let begin_secs = trace.now();
-        match session.append(&rest[..n_part], Want::TopK(1)).await {
+        match session.append(&rest[..n_part], LogitsRequest::TopK(1)).await {
             Ok(_) => pace.observe(n_part, trace.now() - begin_secs),
             Err(Error::Interrupted) => return Ok(Read { n_known, is_whole: false }),
             Err(error) => return Err(error),

@@ -109,8 +109,8 @@ impl ByteSource for JsSource {
         self.reading.check()?;
         let len = buffer.len();
         if offset.checked_add(len as u64).is_none_or(|end| end > self.size) {
-            let fault = format!("a read of {len} bytes at offset {offset} passes its end at {}", self.size);
-            return Err(Error::invalid_file(&self.name, fault));
+            let reason = format!("a read of {len} bytes at offset {offset} passes its end at {}", self.size);
+            return Err(Error::invalid_file(&self.name, reason));
         }
         self.source.read(offset as f64, buffer).map_err(|thrown| {
             let source = std::io::Error::other(text_of(&thrown));

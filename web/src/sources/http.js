@@ -121,32 +121,32 @@ export class HttpSource {
     try {
       request.send();
     } catch {
-      throw this.#fault(`the connection dropped while bytes ${offset} to ${last} were read, ${TRIES} times in a row; try again, or download the model first`, {
+      throw this.#invalid(`the connection dropped while bytes ${offset} to ${last} were read, ${TRIES} times in a row; try again, or download the model first`, {
         dropped: true,
       });
     }
     const body = new Uint8Array(request.response ?? new ArrayBuffer(0));
-    if (request.status === 200) throw this.#fault('the server ignores ranges and sends the whole file; download the model first, or use another server');
+    if (request.status === 200) throw this.#invalid('the server ignores ranges and sends the whole file; download the model first, or use another server');
     if (request.status !== 206) throw statusError(this.#url, request.status);
     this.#checkHeaders(request, offset, last);
     if (body.length !== length) {
-      throw this.#fault(`the server sends ${body.length} of ${length} bytes from ${offset}; use another server, or download the model first`, { dropped: body.length < length });
+      throw this.#invalid(`the server sends ${body.length} of ${length} bytes from ${offset}; use another server, or download the model first`, { dropped: body.length < length });
     }
     return body;
   }
 
   #checkHeaders(request, first, last) {
     const { hasRange, version } = this.#visible;
-    const told = hasRange ? request.getResponseHeader('Content-Range') : null;
-    const range = parseContentRange(told);
+    const reported = hasRange ? request.getResponseHeader('Content-Range') : null;
+    const range = parseContentRange(reported);
     if (hasRange && (range?.first !== first || range.last !== last)) {
-      throw this.#fault(`the server was asked for bytes ${first} to ${last} and answers \`${told}\`; use another server`);
+      throw this.#invalid(`the server was asked for bytes ${first} to ${last} and answers \`${reported}\`; use another server`);
     }
     const isOther = version.header && request.getResponseHeader(version.header) !== version.value;
-    if (isOther || (range && range.total !== this.size)) throw this.#fault('the file was replaced while it was read; load it again');
+    if (isOther || (range && range.total !== this.size)) throw this.#invalid('the file was replaced while it was read; load it again');
   }
 
-  #fault(text, details) {
+  #invalid(text, details) {
     return new ServerError(`${this.#url}: ${text}`, { url: this.#url, ...details });
   }
 }

@@ -8,7 +8,7 @@ const TRY_MS = 100;
 
 /**
  * What `work` yields on a file that somebody may still hold.
- * @template T @param {() => Promise<T>} work @param {string} name the model, for the fault of one that stays in use
+ * @template T @param {() => Promise<T>} work @param {string} name the model, for the error of one that stays in use
  * @returns {Promise<T>}
  */
 export async function onceFree(work, name) {

@@ -14,8 +14,8 @@ let browser;
 before(async () => (browser = await start()));
 after(() => browser.close());
 
-/** Serious faults that axe finds on the page as it is. */
-async function faults(page) {
+/** Serious errors that axe finds on the page as it is. */
+async function errors(page) {
   await page.evaluate(axe);
   const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
   const serious = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
@@ -23,18 +23,18 @@ async function faults(page) {
 }
 
 for (const colorScheme of ['light', 'dark']) {
-  test(`axe finds no serious fault on the empty page, with a plan, with a fault and with a model, ${colorScheme}`, async () => {
+  test(`axe finds no serious reason on the empty page, with a plan, with a reason and with a model, ${colorScheme}`, async () => {
     const page = await open(browser);
     await page.emulateMedia({ colorScheme });
-    assert.deepEqual(await faults(page), []);
+    assert.deepEqual(await errors(page), []);
     await chooseFile(page, TINY);
     await planFor(page);
     await page.click('summary >> nth=0');
-    assert.deepEqual(await faults(page), []);
+    assert.deepEqual(await errors(page), []);
     await page.fill('#gpu-budget .value input', '1 KiB');
     await page.press('#gpu-budget .value input', 'Enter');
-    await page.waitForSelector('#plan-fault button');
-    assert.deepEqual(await faults(page), []);
+    await page.waitForSelector('#plan-reason button');
+    assert.deepEqual(await errors(page), []);
     await planFor(page);
     await page.waitForSelector('#load:enabled');
     await load(page);
@@ -43,7 +43,7 @@ for (const colorScheme of ['light', 'dark']) {
     await page.press('#prompt', 'Enter');
     await page.waitForSelector('#timeline:not([hidden])');
     await page.waitForFunction(() => document.querySelector('#stop').disabled);
-    assert.deepEqual(await faults(page), []);
+    assert.deepEqual(await errors(page), []);
     await page.close();
   });
 }
@@ -86,7 +86,7 @@ test('the keyboard alone chooses, plans, loads, asks and stops', async () => {
   await page.keyboard.press('Enter');
   await page.waitForFunction(() => document.querySelector('#stop').disabled);
   await page.waitForFunction(() => document.activeElement.id === 'prompt');
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(page.errors, []);
   await page.close();
 });
 

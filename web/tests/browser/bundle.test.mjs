@@ -68,11 +68,11 @@ async function answerOf(built) {
   const server = await serve({ folder: built, model: MODEL, tiny: TINY });
   try {
     const page = await browser.context.newPage();
-    const faults = [];
-    page.on('pageerror', (error) => faults.push(String(error)));
+    const errors = [];
+    page.on('pageerror', (error) => errors.push(String(error)));
     await page.goto(`${server.address}/`);
-    while (!(await page.title()).startsWith('answered: ') && faults.length === 0) await page.waitForTimeout(50);
-    assert.deepEqual(faults, []);
+    while (!(await page.title()).startsWith('answered: ') && errors.length === 0) await page.waitForTimeout(50);
+    assert.deepEqual(errors, []);
     return (await page.title()).slice('answered: '.length);
   } finally {
     server.close();

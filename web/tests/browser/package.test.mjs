@@ -22,7 +22,7 @@ async function inPage(work, argument) {
   const page = await open(browser);
   const run = `async (argument) => (${work})(await import(new URL('../index.js', location.href).href), argument)`;
   const result = await page.evaluate(`(${run})(${JSON.stringify(argument)})`);
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(page.errors, []);
   await page.close();
   return result;
 }
@@ -71,7 +71,7 @@ for (const device of ['cpu', 'gpu:0']) {
   });
 }
 
-test('a long prompt is read in parts, whose progress is told, and a signal ends it between two of them', async () => {
+test('a long prompt is read in parts, whose progress is reported, and a signal ends it between two of them', async () => {
   const { steps, n, error, whole } = await inPage(async ({ Engine }, { tiny }) => {
     const engine = new Engine();
     await engine.load(tiny, { device: 'cpu', ctx_size: 512, ubatch_size: 16 });
@@ -136,26 +136,26 @@ test('on plain http the page plans, loads and chats', async () => {
   await page.fill('#prompt', 'Hello');
   await page.press('#prompt', 'Enter');
   await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
-  assert.equal(await page.isVisible('#chat-fault'), false);
+  assert.equal(await page.isVisible('#chat-reason'), false);
   assert.match(await page.textContent('#messages .assistant .note'), /^Cut off after 4 tokens/);
   await page.close();
 });
 
-test('what is not known is told by its name, in the words of the package', async () => {
+test('what is not known is reported by its name, in the words of the package', async () => {
   const errors = await inPage(async ({ Engine }, { tiny }) => {
     const engine = new Engine();
-    const told = async (work) => {
+    const reported = async (work) => {
       const { name, message, option } = await work().catch((error) => error);
       return { name, message, option };
     };
     const planned = [{ ctx: 5 }, { ctx_size: 'long' }, { device: 'tpu' }, { max_memory: { 'gpu:0': 1 }, device: 'gpu:0' }];
     const errors = [];
-    for (const options of planned) errors.push(await told(() => engine.plan(tiny, options)));
-    errors.push(await told(() => engine.plan(tiny, {}, '{"schema": "tierflow.devices/1", "devices": [{"device": 7}]}')));
+    for (const options of planned) errors.push(await reported(() => engine.plan(tiny, options)));
+    errors.push(await reported(() => engine.plan(tiny, {}, '{"schema": "tierflow.devices/1", "devices": [{"device": 7}]}')));
     await engine.load(tiny, { device: 'cpu', ctx_size: 128 });
     const messages = [{ role: 'user', content: 'word '.repeat(200) }];
-    errors.push(await told(() => engine.chat.completions.create({ messages })));
-    errors.push(await told(() => engine.chat.completions.create({ messages: [{ role: 'user', content: 'a' }], temperature: 5000 })));
+    errors.push(await reported(() => engine.chat.completions.create({ messages })));
+    errors.push(await reported(() => engine.chat.completions.create({ messages: [{ role: 'user', content: 'a' }], temperature: 5000 })));
     return errors;
   }, { tiny });
   for (const { message } of errors) assert.doesNotMatch(message, /--[a-z]|line \d|column \d/, message);

@@ -62,7 +62,7 @@ test('a dropped file gives a plan from its headers alone; budgets, map, rates an
   await page.waitForFunction(() => !document.querySelector('#command').textContent.includes('--max-memory'));
   assert.equal(await figure(page, '#rates', 'Streams'), '0 B');
   assert.deepEqual(browser.server.requests.filter(({ path }) => path.includes('.gguf') && path.startsWith('/faulty')), []);
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(page.errors, []);
   await page.close();
 });
 
@@ -107,8 +107,8 @@ test('a devices file plans for another machine, on which nothing can be loaded',
   await page.waitForFunction(() => document.querySelector('#tiers').textContent.includes('Somebody’s GPU'));
   assert.equal(await page.isDisabled('#load'), true);
   await page.setInputFiles('#devices-file', written('bad.json', '{"schema": "tierflow.devices/1"}'));
-  await page.waitForSelector('#plan-fault:not([hidden])');
-  assert.match(await page.textContent('#plan-fault'), /bad\.json.*devices --json/);
+  await page.waitForSelector('#plan-reason:not([hidden])');
+  assert.match(await page.textContent('#plan-reason'), /bad\.json.*devices --json/);
   await page.click('#own-devices');
   await page.waitForFunction(() => !document.querySelector('#tiers').textContent.includes('Somebody'));
   assert.equal(await page.isDisabled('#load'), false);
@@ -121,12 +121,12 @@ test('a budget that is too small says how much is needed, and one press takes it
   await planFor(page);
   await page.fill('#gpu-budget .value input', '2 MiB');
   await page.press('#gpu-budget .value input', 'Enter');
-  await page.waitForSelector('#plan-fault button');
-  assert.match(await page.textContent('#plan-fault'), /does not fit gpu:0: needs at least/);
+  await page.waitForSelector('#plan-reason button');
+  assert.match(await page.textContent('#plan-reason'), /does not fit gpu:0: needs at least/);
   assert.equal(await page.isDisabled('#load'), true);
   await picture(page, 'web-does-not-fit', '#plan');
-  await page.click('#plan-fault button');
-  await page.waitForSelector('#plan-fault', { state: 'hidden' });
+  await page.click('#plan-reason button');
+  await page.waitForSelector('#plan-reason', { state: 'hidden' });
   assert.equal(await page.isDisabled('#load'), false);
   await page.close();
 });
@@ -140,14 +140,14 @@ test('files that are no models, or only the beginning of one, are refused with t
     [beginning(60 << 20), /beginning-62914560\.gguf/],
   ]) {
     await chooseFile(page, path);
-    await page.waitForFunction((name) => document.querySelector('#model-fault').textContent.includes(name), path.split('/').pop());
-    assert.match(await page.textContent('#model-fault'), words);
+    await page.waitForFunction((name) => document.querySelector('#model-reason').textContent.includes(name), path.split('/').pop());
+    assert.match(await page.textContent('#model-reason'), words);
     assert.equal(await page.isVisible('#plan'), false);
   }
   await chooseFile(page, MODEL);
   await page.waitForSelector('#rates dd');
-  assert.equal(await page.isVisible('#model-fault'), false);
-  assert.deepEqual(page.faults, []);
+  assert.equal(await page.isVisible('#model-reason'), false);
+  assert.deepEqual(page.errors, []);
   await page.close();
 });
 

@@ -63,7 +63,7 @@ test('a chat with the small model: its text, its figures, its timeline', NOT_SHO
   assert.notEqual(await figure(page, '#speed', 'Moved per token'), '0.000 GB');
   assert.match(await page.textContent('#badge'), /^bound by (disk|upload|compute)$/);
   await picture(page, 'web-run', '#chat', '#timeline');
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(page.errors, []);
   await page.close();
 });
 
@@ -84,9 +84,9 @@ function stopAfter(length) {
 /** Deletes a stored model by its button, and waits until it is gone. */
 async function deleteStored(page, name) {
   await page.click(`#stored button[aria-label="Delete ${name}"]`);
-  const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-fault').hidden;
+  const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-reason').hidden;
   await page.waitForFunction(hasEnded, name);
-  assert.equal(await page.textContent('#run-fault'), '');
+  assert.equal(await page.textContent('#run-reason'), '');
 }
 
 test('load with progress, chat, stop, regenerate; after a reload the stored model is used, and can be deleted', async () => {
@@ -124,7 +124,7 @@ test('load with progress, chat, stop, regenerate; after a reload the stored mode
 
   page.on('dialog', (dialog) => dialog.accept());
   await deleteStored(page, 'tiny.gguf');
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(page.errors, []);
   await page.close();
 });
 
@@ -231,8 +231,8 @@ test('a tab that is closed in the middle of a download leaves what another tab g
   await chooseUrl(second, url);
   await planFor(second);
   await second.click('#load');
-  await second.waitForSelector('#run-fault:not([hidden])');
-  assert.match(await second.textContent('#run-fault'), /another tab is downloading this model/);
+  await second.waitForSelector('#run-reason:not([hidden])');
+  assert.match(await second.textContent('#run-reason'), /another tab is downloading this model/);
 
   await first.close();
   await second.waitForFunction(async () => (await navigator.locks.query()).held.length === 0);
@@ -248,24 +248,24 @@ test('a tab that is closed in the middle of a download leaves what another tab g
   await second.close();
 });
 
-test('servers that misbehave are told apart, and leave nothing that is taken for a model', async () => {
+test('servers that misbehave are reported apart, and leave nothing that is taken for a model', async () => {
   const page = await open(browser);
-  const fault = async (name, place) => {
+  const reason = async (name, place) => {
     await chooseUrl(page, `${browser.server.address}/faulty/${name}/broken.gguf`);
     await page.waitForFunction((selector) => !document.querySelector(selector).hidden, place);
     return page.textContent(place);
   };
-  assert.match(await fault('missing', '#model-fault'), /404, there is no such file/);
-  assert.match(await fault('html', '#model-fault'), /broken\.gguf/);
-  assert.match(await fault('short-range', '#model-fault'), /the server sends \d+ of \d+ bytes/);
-  assert.match(await fault('wrong-range', '#model-fault'), /the server was asked for bytes/);
+  assert.match(await invalid('missing', '#model-reason'), /404, there is no such file/);
+  assert.match(await invalid('html', '#model-reason'), /broken\.gguf/);
+  assert.match(await invalid('short-range', '#model-reason'), /the server sends \d+ of \d+ bytes/);
+  assert.match(await invalid('wrong-range', '#model-reason'), /the server was asked for bytes/);
   await picture(page, 'web-broken-server', '#model');
 
   await chooseUrl(page, `${browser.server.address}/faulty/drop-once/broken.gguf`);
   await planFor(page);
   await page.click('#load');
-  await page.waitForSelector('#run-fault:not([hidden])');
-  assert.match(await page.textContent('#run-fault'), /dropped after \d+ of 98362432 bytes; load again to go on/);
+  await page.waitForSelector('#run-reason:not([hidden])');
+  assert.match(await page.textContent('#run-reason'), /dropped after \d+ of 98362432 bytes; load again to go on/);
   await load(page);
   const stored = await page.evaluate(async () => {
     const { Engine } = await import(new URL('../index.js', location.href).href);
@@ -275,13 +275,13 @@ test('servers that misbehave are told apart, and leave nothing that is taken for
   await page.close();
 });
 
-test('a download that ends early where no length was told is refused, and not kept', async () => {
+test('a download that ends early where no length was reported is refused, and not kept', async () => {
   const page = await open(browser);
   await chooseUrl(page, `${browser.server.address}/faulty/truncated/tiny-cut.gguf`);
   await planFor(page);
   await page.click('#load');
-  await page.waitForSelector('#run-fault:not([hidden])');
-  assert.match(await page.textContent('#run-fault'), /This file cannot be used\. tiny-cut\.gguf/);
+  await page.waitForSelector('#run-reason:not([hidden])');
+  assert.match(await page.textContent('#run-reason'), /This file cannot be used\. tiny-cut\.gguf/);
   await page.waitForSelector('#load:enabled');
   assert.ok(!(await page.textContent('#stored')).includes('tiny-cut.gguf'));
   assert.match(await page.textContent('#run-facts'), /not stored yet/);
@@ -304,17 +304,17 @@ test('two tabs answer from one stored model, and neither takes it from the other
   await second.click('#unload');
   second.on('dialog', (dialog) => dialog.accept());
   await second.click('#stored button[aria-label="Delete tiny-shared.gguf"]');
-  await second.waitForSelector('#run-fault:not([hidden])');
-  assert.match(await second.textContent('#run-fault'), /in use, here or in another tab/);
+  await second.waitForSelector('#run-reason:not([hidden])');
+  assert.match(await second.textContent('#run-reason'), /in use, here or in another tab/);
   await first.click('#regenerate');
   await first.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
-  assert.equal(await first.isVisible('#chat-fault'), false);
+  assert.equal(await first.isVisible('#chat-reason'), false);
   await first.click('#unload');
   await deleteStored(second, 'tiny-shared.gguf');
   await Promise.all(tabs.map((page) => page.close()));
 });
 
-test('a load that reads from a server ends when it is told to, and another can begin at once', async () => {
+test('a load that reads from a server ends when it is reported to, and another can begin at once', async () => {
   const page = await open(browser);
   const { name, secs, stages } = await page.evaluate(
     async ({ url, budget }) => {
@@ -367,7 +367,7 @@ test('from a server without ranges a model is planned, downloaded and run', asyn
   await page.close();
 });
 
-test('storage that is too small, or full already, is told, and nothing is left of the try', async () => {
+test('storage that is too small, or full already, is reported, and nothing is left of the try', async () => {
   const page = await open(browser);
   const session = await browser.context.newCDPSession(page);
   const origin = new URL(browser.address).origin;
@@ -377,8 +377,8 @@ test('storage that is too small, or full already, is told, and nothing is left o
   for (const quotaSize of [usage + 5e6, 1]) {
     await session.send('Storage.overrideQuotaForOrigin', { origin, quotaSize });
     await page.click('#load');
-    await page.waitForFunction(() => !document.querySelector('#run-fault').hidden && !document.querySelector('#load').hidden);
-    assert.match(await page.textContent('#run-fault'), /full\.gguf: needs (94 MiB|more) of the browser's storage, which (has \d MiB left|takes no more); delete/);
+    await page.waitForFunction(() => !document.querySelector('#run-reason').hidden && !document.querySelector('#load').hidden);
+    assert.match(await page.textContent('#run-reason'), /full\.gguf: needs (94 MiB|more) of the browser's storage, which (has \d MiB left|takes no more); delete/);
     assert.ok(!(await page.textContent('#stored')).includes('full.gguf'));
   }
   await session.send('Storage.overrideQuotaForOrigin', { origin });
@@ -396,19 +396,19 @@ test('when the GPU is lost the text stays, and the model runs again with the sma
   await session.send('Browser.crashGpuProcess');
   await page.fill('#prompt', 'And then?');
   await page.press('#prompt', 'Enter');
-  await page.waitForSelector('#run-fault button');
-  assert.match(await page.textContent('#run-fault'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
+  await page.waitForSelector('#run-reason button');
+  assert.match(await page.textContent('#run-reason'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
   const said = await page.textContent('#messages');
   assert.ok(said.includes(answer) && said.includes('And then?'), `what was said stays: ${said}`);
   await picture(page, 'web-gpu-lost', '#run', '#chat');
 
-  await page.click('#run-fault button');
+  await page.click('#run-reason button');
   await page.waitForSelector('#unload:not([hidden])');
   const [, budget] = /^(\d+(?:\.\d)?) MiB$/.exec(await page.inputValue('#gpu-budget .value input'));
   assert.ok(Number(budget) * 2 ** 20 < BUDGET, budget);
-  assert.equal(await page.isVisible('#run-fault'), false);
+  assert.equal(await page.isVisible('#run-reason'), false);
   await page.click('#clear');
   assert.equal(await ask(page, question, TINY_TOKENS), answer);
-  assert.deepEqual(page.faults, []);
+  assert.deepEqual(page.errors, []);
   await page.close();
 });

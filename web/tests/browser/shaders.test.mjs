@@ -90,15 +90,15 @@ async function prepare() {
   globalThis.compile = async (kernel, variants) => {
     const module = device.createShaderModule({ label: kernel.stem, code: kernel.wgsl });
     const { messages } = await module.getCompilationInfo();
-    const faults = messages.filter(({ type }) => type === 'error').map(({ lineNum, linePos, message }) => `${kernel.stem}.wgsl:${lineNum}:${linePos}: ${message}`);
-    if (faults.length > 0) return faults;
+    const errors = messages.filter(({ type }) => type === 'error').map(({ lineNum, linePos, message }) => `${kernel.stem}.wgsl:${lineNum}:${linePos}: ${message}`);
+    if (errors.length > 0) return errors;
     const layout = layoutOf(kernel);
     const make = async (constants) => {
       const made = device.createComputePipelineAsync({ label: kernel.stem, layout, compute: { module, entryPoint: 'main', constants } });
-      await made.catch((error) => faults.push(`${kernel.stem} with ${JSON.stringify(constants)}: ${error.message}`));
+      await made.catch((error) => errors.push(`${kernel.stem} with ${JSON.stringify(constants)}: ${error.message}`));
     };
     await Promise.all(variants.map(make));
-    return faults;
+    return errors;
   };
 }
 
@@ -111,20 +111,20 @@ test('every shader compiles in the browser, in each form that the engine makes o
     const variants = (VARIANTS[stem] ?? [{}]).slice(0, compiled.has(stem) && NOT_SHORT.skip ? 1 : Infinity);
     const overrides = [...wgsl.matchAll(/^override (\w+)/gm)].map(([, name]) => name);
     assert.deepEqual(Object.keys(variants[0]).sort(), overrides.sort(), `${stem}: its overrides and those that are tested`);
-    const faults = await page.evaluate(([index, variants]) => globalThis.compile(globalThis.kernels[index], variants), [index, variants]);
-    assert.deepEqual(faults, []);
+    const errors = await page.evaluate(([index, variants]) => globalThis.compile(globalThis.kernels[index], variants), [index, variants]);
+    assert.deepEqual(errors, []);
     compiled.add(stem);
   }
   assert.equal(compiled.size + NOT_IN_BROWSERS.length, new Set(kernels.map(({ stem }) => stem)).size);
 });
 
-test('what naga accepts and the browser refuses is told', async () => {
+test('what naga accepts and the browser refuses is reported', async () => {
   // A barrier that not all lanes reach.
   const wgsl = `
     @group(0) @binding(1) var<storage, read_write> values: array<u32>;
     @compute @workgroup_size(8) fn main(@builtin(local_invocation_index) lane: u32) {
       if (values[lane] > 0u) { workgroupBarrier(); }
     }`;
-  const faults = await page.evaluate((kernel) => globalThis.compile(kernel, [{}]), { stem: 'barrier', wgsl, params_bytes: 16, bindings: ['write'] });
-  assert.match(faults.join(), /barrier\.wgsl:4:.*uniform control flow/);
+  const errors = await page.evaluate((kernel) => globalThis.compile(kernel, [{}]), { stem: 'barrier', wgsl, params_bytes: 16, bindings: ['write'] });
+  assert.match(errors.join(), /barrier\.wgsl:4:.*uniform control flow/);
 });

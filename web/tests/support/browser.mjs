@@ -70,11 +70,11 @@ async function pidOf(browser) {
   return processInfo.find(({ type }) => type === 'browser').id;
 }
 
-/** A new page; what it reports as an error ends up in `page.faults`. */
+/** A new page; what it reports as an error ends up in `page.errors`. */
 export async function open({ context, address }) {
   const page = await context.newPage();
-  page.faults = [];
-  page.on('pageerror', (error) => page.faults.push(String(error)));
+  page.errors = [];
+  page.on('pageerror', (error) => page.errors.push(String(error)));
   await page.goto(new URL('/page/', address).href);
   await page.waitForFunction(() => !document.querySelector('#webgpu').textContent.startsWith('Asking'));
   return page;
@@ -115,8 +115,8 @@ export async function planFor(page, budget = BUDGET) {
 /** Loads what is planned, and waits until it can be talked to. */
 export async function load(page) {
   await page.click('#load');
-  await page.waitForSelector('#unload:not([hidden]), #run-fault:not([hidden])');
-  if (await page.isVisible('#run-fault')) throw new Error(await page.textContent('#run-fault'));
+  await page.waitForSelector('#unload:not([hidden]), #run-reason:not([hidden])');
+  if (await page.isVisible('#run-reason')) throw new Error(await page.textContent('#run-reason'));
 }
 
 /** Sends a message, and waits for the answer's end. */

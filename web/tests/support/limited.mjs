@@ -115,8 +115,8 @@ function keepMessages(nKept) {
 
 /** How every open page is, in words. */
 async function describe() {
-  const told = await Promise.all(pages().filter((page) => page.url() !== 'about:blank').map(describePage));
-  return told.length > 0 ? told.join('\n') : 'no page is open';
+  const reported = await Promise.all(pages().filter((page) => page.url() !== 'about:blank').map(describePage));
+  return reported.length > 0 ? reported.join('\n') : 'no page is open';
 }
 
 async function describePage(page) {
@@ -131,7 +131,7 @@ async function describePage(page) {
 /** Runs in the page: what it shows of its state, whether it draws, and the last messages. */
 async function look(patienceMs) {
   const shown = [...document.querySelectorAll('[id]')].filter((node) => node.checkVisibility() && node.children.length === 0 && node.textContent.trim() !== '');
-  const faults = [...document.querySelectorAll('[id$="-fault"]:not([hidden])')];
+  const errors = [...document.querySelectorAll('[id$="-error"]:not([hidden])')];
   const buttons = [...document.querySelectorAll('button[id]:enabled')].filter((node) => node.checkVisibility());
   const text = (node) => node.textContent.trim().replaceAll(/\s+/g, ' ').slice(0, 200);
   const frame = await Promise.race([
@@ -141,7 +141,7 @@ async function look(patienceMs) {
   const now = performance.now();
   return [
     `${document.visibilityState}, ${frame}; buttons: ${buttons.map(({ id }) => id).join(' ')}`,
-    ...new Set([...faults, ...shown.filter((node) => node.tagName !== 'BUTTON')].map((node) => `#${node.id}: ${text(node)}`)),
+    ...new Set([...errors, ...shown.filter((node) => node.tagName !== 'BUTTON')].map((node) => `#${node.id}: ${text(node)}`)),
     ...(globalThis.lastMessages ?? []).map(({ at, text }) => `${((now - at) / 1000).toFixed(1)} s ago ${text.slice(0, 200)}`),
   ];
 }

@@ -20,7 +20,7 @@ const TYPES = {
 };
 
 /** What a server can do wrong; each is given the answer that would be right and changes it. */
-const FAULTS = {
+const ERRORS = {
   'no-ranges': (answer) => ({ ...answer, status: 200, first: 0, last: answer.size - 1, headers: without(answer.headers, 'Content-Range') }),
   // Right headers for a range, too few bytes, and a length that says so.
   'short-range': (answer) => (answer.status === 206 && answer.last > answer.first ? { ...answer, last: answer.first + Math.floor((answer.last - answer.first) / 2) } : answer),
@@ -29,7 +29,7 @@ const FAULTS = {
   drop: (answer) => ({ ...answer, dropAfter: Math.floor((answer.last - answer.first) / 2) }),
   // Only the first long answer is dropped.
   'drop-once': (answer, state) => (answer.last - answer.first > 4 << 20 && (state.drops = (state.drops ?? 0) + 1) === 1 ? { ...answer, dropAfter: Math.floor((answer.last - answer.first) * 0.7) } : answer),
-  // No length is told, and the end comes early.
+  // No length is reported, and the end comes early.
   truncated: (answer) => (answer.status === 200 ? { ...answer, last: Math.floor(answer.size / 2), isChunked: true } : answer),
   slow: (answer) => ({ ...answer, bytesPerSec: 8 << 20 }),
   'very-slow': (answer) => ({ ...answer, bytesPerSec: 128 << 10 }),
@@ -70,7 +70,7 @@ function answer(request, response, path, { files, states }) {
   const file = fileOf(path, files);
   const right = rightAnswer(request, file);
   if (!states.has(path)) states.set(path, {});
-  send(request, response, file, faulty ? FAULTS[faulty](right, states.get(path)) : right);
+  send(request, response, file, faulty ? ERRORS[faulty](right, states.get(path)) : right);
 }
 
 function fileOf(path, { folder, model, tiny, large }) {

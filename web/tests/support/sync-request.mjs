@@ -11,7 +11,7 @@ const FETCHER = `
       const body = await response.arrayBuffer();
       port.postMessage({ status: response.status, headers: [...response.headers], body });
     } catch (error) {
-      port.postMessage({ fault: String(error) });
+      port.postMessage({ reason: String(error) });
     }
     Atomics.store(signal, 0, 1);
     Atomics.notify(signal, 0);
@@ -43,7 +43,7 @@ export class SyncRequest {
     Atomics.wait(signal, 0, 0);
     const { message } = receiveMessageOnPort(port1);
     port1.close();
-    if (message.fault) throw new DOMException(message.fault, 'NetworkError');
+    if (message.reason) throw new DOMException(message.reason, 'NetworkError');
     this.#answer = message;
   }
 

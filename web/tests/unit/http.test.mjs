@@ -37,7 +37,7 @@ async function startInThread(file) {
   return { address, close: () => worker.terminate() };
 }
 
-const at = (fault) => `${server.address}/${fault ? `faulty/${fault}` : 'models'}/m.gguf`;
+const at = (reason) => `${server.address}/${reason ? `faulty/${reason}` : 'models'}/m.gguf`;
 
 function read(source, offset, length) {
   const into = new Uint8Array(length);
@@ -79,12 +79,12 @@ test('a file that is replaced while it is read is not mixed with the old one', a
   assert.throws(() => read(source, 0, 2 << 20), { name: 'ServerError', message: /was replaced/ });
 });
 
-test('a connection that drops every time is told after several tries', async () => {
+test('a connection that drops every time is reported after several tries', async () => {
   const source = await openHttp('m.gguf', at('drop'));
   assert.throws(() => read(source, 0, 2 << 20), { name: 'ServerError', message: /dropped/ });
 });
 
-test('a missing file and a dead server are told apart', async () => {
+test('a missing file and a dead server are reported apart', async () => {
   await assert.rejects(openHttp('m.gguf', at('missing')), { name: 'ServerError', message: /404, there is no such file/ });
   await assert.rejects(openHttp('m.gguf', 'http://127.0.0.1:9/m.gguf'), { name: 'ServerError', message: /no answer/ });
 });

@@ -22,7 +22,7 @@ test('sizes are read as they are written', () => {
   assert.equal(parseBytes(bytes(40 * MIB)), 40 * MIB);
 });
 
-const span = (lane, start_secs, end_secs, forward = 0, size_bytes = 0) => ({ lane, start_secs, end_secs, forward, piece: 0, size_bytes });
+const span = (lane, start_secs, end_secs, forward = 0, size_bytes = 0) => ({ lane, start_secs, end_secs, forward, chunk: 0, size_bytes });
 
 test('lanes: what overlaps counts once, gaps are what is left, the longest lane is the bound', () => {
   assert.deepEqual(union([span('x', 2, 3), span('x', 0, 1), span('x', 0.5, 1.5)]), [[0, 1.5], [2, 3]]);
@@ -38,17 +38,17 @@ test('lanes: what overlaps counts once, gaps are what is left, the longest lane 
 const none = { weights: 0, kv_cache: 0, activations: 0, slots: 0, staging: 0 };
 const plan = {
   units: [
-    { name: 'embed', home: 'cpu', execute_on: 'cpu', size_bytes: 50, pieces: { start: 0, end: 0 } },
-    { name: 'a', home: 'gpu:0', execute_on: 'gpu:0', size_bytes: 10, pieces: { start: 0, end: 1 } },
-    { name: 'b', home: 'cpu', execute_on: 'gpu:0', size_bytes: 20, pieces: { start: 1, end: 3 } },
-    { name: 'c', home: 'disk', execute_on: 'gpu:0', size_bytes: 3, pieces: { start: 2, end: 3 } },
-    { name: 'head', home: 'cpu', execute_on: 'gpu:0', size_bytes: 0, pieces: { start: 3, end: 4 } },
+    { name: 'embed', stored_on: 'cpu', execute_on: 'cpu', size_bytes: 50, chunks: { start: 0, end: 0 } },
+    { name: 'a', stored_on: 'gpu:0', execute_on: 'gpu:0', size_bytes: 10, chunks: { start: 0, end: 1 } },
+    { name: 'b', stored_on: 'cpu', execute_on: 'gpu:0', size_bytes: 20, chunks: { start: 1, end: 3 } },
+    { name: 'c', stored_on: 'disk', execute_on: 'gpu:0', size_bytes: 3, chunks: { start: 2, end: 3 } },
+    { name: 'head', stored_on: 'cpu', execute_on: 'gpu:0', size_bytes: 0, chunks: { start: 3, end: 4 } },
   ],
-  pieces: [
-    { work: [{ unit: 1 }], home: 'gpu:0', size_bytes: 10 },
-    { work: [{ unit: 2 }], home: 'cpu', size_bytes: 15 },
-    { work: [{ unit: 2 }, { unit: 3 }], home: 'disk', size_bytes: 5 },
-    { work: [{ unit: 4 }], home: 'cpu', size_bytes: 50 },
+  chunks: [
+    { work: [{ unit: 1 }], stored_on: 'gpu:0', size_bytes: 10 },
+    { work: [{ unit: 2 }], stored_on: 'cpu', size_bytes: 15 },
+    { work: [{ unit: 2 }, { unit: 3 }], stored_on: 'disk', size_bytes: 5 },
+    { work: [{ unit: 4 }], stored_on: 'cpu', size_bytes: 50 },
   ],
   devices: [
     { device: 'gpu:0', budget: 40, used: { ...none, weights: 10, kv_cache: 4, slots: 12 }, ring: { n_slots: 2, slot_bytes: 6 } },
@@ -67,7 +67,7 @@ test('the blocks of a bar add up to what the device holds; a head that is the em
   assert.deepEqual(blocksOf(plan, plan.devices[0]).map(({ kind }) => kind), ['resident', 'kv', 'slot', 'slot']);
   assert.deepEqual(blocksOf(plan, plan.devices[1]).map(({ kind }) => kind), ['host', 'host']);
   assert.deepEqual(blocksOf(plan, plan.devices[2]).map(({ kind }) => kind), ['disk']);
-  assert.equal(blocksOf(plan, plan.devices[2])[0].label, 'b … c, computed by gpu:0', 'what shares a slot is told together');
+  assert.equal(blocksOf(plan, plan.devices[2])[0].label, 'b … c, computed by gpu:0', 'what shares a slot is reported together');
   assert.equal(axisOf(plan), 65, 'a budget far beyond what is used does not shrink the bars');
 });
 
@@ -98,11 +98,11 @@ test('errors cross to the page with class, text and figures', () => {
   assert.equal(fromPlain({ name: 'Unheard', message: 'x' }).name, 'TierflowError');
 });
 
-/** A connection whose workers only note what they are told. */
+/** A connection whose workers only note what they are reported. */
 function connected() {
   const workers = [];
   const start = () => {
-    const worker = { told: [], terminated: false, postMessage: (data) => worker.told.push(data), terminate: () => (worker.terminated = true) };
+    const worker = { reported: [], terminated: false, postMessage: (data) => worker.reported.push(data), terminate: () => (worker.terminated = true) };
     workers.push(worker);
     return worker;
   };
@@ -116,7 +116,7 @@ test('a worker that is closed may give its files back first, and another begins 
     const asked = connection.call('plan');
     connection.close();
     await assert.rejects(asked, { name: 'AbortError' });
-    assert.deepEqual(workers[n].told.at(-1), { end: true });
+    assert.deepEqual(workers[n].reported.at(-1), { end: true });
     assert.equal(workers[n].terminated, false);
   }
   const [first, second] = workers;
@@ -126,15 +126,15 @@ test('a worker that is closed may give its files back first, and another begins 
   assert.equal(second.terminated, true, 'one that does not answer is ended all the same');
 });
 
-test('a step that was told is acknowledged in a task of its own, behind what its receiver says', async () => {
+test('a step that was reported is acknowledged in a task of its own, behind what its receiver says', async () => {
   const { workers, connection } = connected();
   const signal = new AbortController();
   const asked = connection.call('generate', {}, { signal: signal.signal, onEvent: () => signal.abort() });
   const [worker] = workers;
   worker.onmessage({ data: { id: 1, event: { token: 1, text: 'a' }, step: 1 } });
-  assert.deepEqual(worker.told.at(-1), { id: 1, cancel: true });
-  while (worker.told.at(-1).taken === undefined) await new Promise((resolve) => setTimeout(resolve, 1));
-  assert.deepEqual(worker.told.slice(-2), [{ id: 1, cancel: true }, { id: 1, taken: 1 }]);
+  assert.deepEqual(worker.reported.at(-1), { id: 1, cancel: true });
+  while (worker.reported.at(-1).taken === undefined) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.deepEqual(worker.reported.slice(-2), [{ id: 1, cancel: true }, { id: 1, taken: 1 }]);
   worker.onmessage({ data: { id: 1, value: 'ended' } });
   assert.equal(await asked, 'ended');
 });

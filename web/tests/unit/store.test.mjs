@@ -31,7 +31,7 @@ beforeEach(() => {
   store = new Store(root, async () => ({ usage: root.disk.used, quota: root.disk.quota }));
 });
 
-const at = (fault) => `${server.address}/${fault ? `faulty/${fault}` : 'models'}/${Math.random()}/m.gguf`;
+const at = (reason) => `${server.address}/${reason ? `faulty/${reason}` : 'models'}/${Math.random()}/m.gguf`;
 
 async function assertWhole(url) {
   const source = await store.source(url);
@@ -117,7 +117,7 @@ test('a changed file on the server makes the stored one outdated; a silent serve
   assert.equal(await store.isCurrent(dead), false, 'what is not stored is not current');
 });
 
-test('too little room is told before anything is downloaded, with the figures', async () => {
+test('too little room is reported before anything is downloaded, with the figures', async () => {
   root.disk.quota = 10_000_000;
   const url = at();
   await assert.rejects(store.download({ url, name: 'm' }), { name: 'StorageFullError', needed: SIZE, available: 10_000_000 });
@@ -138,7 +138,7 @@ test('a missing file and an empty answer leave no entry', async () => {
   assert.deepEqual((await store.list()).models, []);
 });
 
-test('two tabs: one downloads, the other is told; both read', async () => {
+test('two tabs: one downloads, the other is reported; both read', async () => {
   const url = at('slow');
   const controller = new AbortController();
   const first = store.download({ url, name: 'm' }, { signal: controller.signal });

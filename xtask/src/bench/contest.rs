@@ -42,7 +42,7 @@ impl Field {
         let mut field = Field { environments, threads, adapter, llama_gpu: None };
         match field.llama_backend() {
             Some(Ok(backend)) => field.llama_gpu = Some(backend),
-            Some(Err(fault)) => report.leave_out("llama.cpp on the GPU", &fault),
+            Some(Err(reason)) => report.leave_out("llama.cpp on the GPU", &reason),
             None => {}
         }
         Ok(field)
@@ -52,7 +52,7 @@ impl Field {
     fn llama_backend(&self) -> Option<std::result::Result<String, String>> {
         let described = match self.start_llama(Place::Gpu)? {
             Ok(mut peer) => peer.ask(json!({ "do": "describe" })),
-            Err(fault) => return Some(Err(fault)),
+            Err(reason) => return Some(Err(reason)),
         };
         Some(described.and_then(|described| {
             let device = described["devices"][0].as_str().and_then(|device| device.split(' ').next());
@@ -137,12 +137,12 @@ pub fn run(case: Case, field: &Field, rounds: usize, report: &mut Report) {
     for contestant in contestants {
         match Running::start(contestant, field, n_prompt, n_gen) {
             Ok(started) => running.push(started),
-            Err((name, fault)) => report.leave_out(&format!("{name} ({title})"), &fault),
+            Err((name, reason)) => report.leave_out(&format!("{name} ({title})"), &reason),
         }
     }
     take_turns(&mut running, rounds, n_prompt, n_gen);
     running.retain(|contestant| {
-        contestant.fault.as_ref().inspect(|fault| report.leave_out(&format!("{} ({title})", contestant.name), fault)).is_none()
+        contestant.reason.as_ref().inspect(|reason| report.leave_out(&format!("{} ({title})", contestant.name), reason)).is_none()
     });
     if running.first().map(|contestant| &contestant.name) != first.as_ref() {
         return;
@@ -157,14 +157,14 @@ pub fn run(case: Case, field: &Field, rounds: usize, report: &mut Report) {
 fn take_turns(running: &mut [Running], rounds: usize, n_prompt: u32, n_gen: u32) {
     for round in 0..rounds {
         let (later, sooner) = running.split_at_mut(round % running.len().max(1));
-        for contestant in sooner.iter_mut().chain(later).filter(|contestant| contestant.fault.is_none()) {
+        for contestant in sooner.iter_mut().chain(later).filter(|contestant| contestant.reason.is_none()) {
             match contestant.measure(n_prompt, n_gen) {
                 Ok(rates) => {
                     let figures = rates.map(|rate| rate.map_or(String::new(), |rate| format!("{rate:10.2}"))).concat();
                     eprintln!("  round {} {:32} {figures}", round + 1, contestant.name);
                     contestant.samples.push(rates);
                 }
-                Err(fault) => contestant.fault = Some(fault),
+                Err(reason) => contestant.reason = Some(reason),
             }
         }
     }
@@ -178,7 +178,7 @@ struct Running {
     name: String,
     measured: Measured,
     samples: Vec<Rates>,
-    fault: Option<String>,
+    reason: Option<String>,
 }
 
 enum Measured {
@@ -195,15 +195,15 @@ impl Running {
         let (peer, command) = match contestant.runner {
             Runner::Tierflow(mut arguments) => {
                 arguments.extend(["--threads".into(), threads.to_string()]);
-                return Ok(Running { name, measured: Measured::Tierflow(arguments), samples: Vec::new(), fault: None });
+                return Ok(Running { name, measured: Measured::Tierflow(arguments), samples: Vec::new(), reason: None });
             }
             Runner::LlamaCpp(model, place) => (field.start_llama(place), load(model, if place == Place::Cpu { "cpu" } else { "gpu" })),
             Runner::Accelerate(model, placement) => (field.environments.start(Program::Accelerate, &[]), load(model, placement)),
         };
         let loaded = peer.unwrap_or_else(|| Err("it is not installed".into())).and_then(|mut peer| peer.ask(command).map(|_| peer));
-        let peer = loaded.map_err(|fault| (name.clone(), fault))?;
-        let mut running = Running { name, measured: Measured::Peer(peer), samples: Vec::new(), fault: None };
-        running.fault = running.measure(n_prompt, n_gen).err();
+        let peer = loaded.map_err(|reason| (name.clone(), reason))?;
+        let mut running = Running { name, measured: Measured::Peer(peer), samples: Vec::new(), reason: None };
+        running.reason = running.measure(n_prompt, n_gen).err();
         Ok(running)
     }
 

@@ -64,14 +64,14 @@ impl Environments {
         for (program, given) in wanted {
             let python = match given {
                 Some(folder) => Ok(python_of(folder)),
-                None => install(program).map_err(|fault| format!("{fault}; {}", program.advice())),
+                None => install(program).map_err(|reason| format!("{reason}; {}", program.advice())),
             };
             match python.and_then(|python| Ok((Peer::start(program, &python, &[])?.ask(json!({ "do": "describe" }))?, python))) {
                 Ok((described, python)) => {
                     report.versions.push(described["version"].as_str().unwrap_or_default().to_owned());
                     found.push((program, python));
                 }
-                Err(fault) => report.leave_out(program.name(), &fault),
+                Err(reason) => report.leave_out(program.name(), &reason),
             }
         }
         Environments(found)
@@ -138,7 +138,7 @@ impl Peer {
         writeln!(commands, "{command}").and_then(|()| self.answers.read_line(&mut line)).map_err(|error| format!("it ended: {error}"))?;
         let mut reply: Value = serde_json::from_str(&line).map_err(|_| format!("it ended during {command}"))?;
         match reply["error"].as_str() {
-            Some(fault) => Err(fault.to_owned()),
+            Some(reason) => Err(reason.to_owned()),
             None => Ok(reply["answer"].take()),
         }
     }

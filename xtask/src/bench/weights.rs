@@ -30,14 +30,14 @@ pub fn prepare(field: &Field, report: &mut Report) -> Result<Weights> {
         let command = |out: &Path| json!({ "do": "requantise", "source": source, "out": out, "to": form });
         match make(field, Program::LlamaCpp, &out, command) {
             Some(Ok(())) => gguf.push((form, out)),
-            Some(Err(fault)) => report.leave_out(&format!("the model in {form}"), &fault),
+            Some(Err(reason)) => report.leave_out(&format!("the model in {form}"), &reason),
             None => report.leave_out(&format!("the model in {form}"), "llama.cpp writes it, and is left out"),
         }
     }
     let folder = cache.join("SmolLM2-135M-Instruct-f32");
     let made = make(field, Program::Accelerate, &folder, |out| json!({ "do": "safetensors", "source": source, "out": out }));
-    if let Some(Err(fault)) = &made {
-        report.leave_out("the model as safetensors", fault);
+    if let Some(Err(reason)) = &made {
+        report.leave_out("the model as safetensors", reason);
     }
     Ok(Weights { gguf, safetensors: matches!(made, Some(Ok(()))).then_some(folder) })
 }

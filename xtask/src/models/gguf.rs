@@ -31,8 +31,8 @@ pub fn write_mixed_gguf(file: &Path, shape: &LlamaShape, seed: u64, dtypes: Dtyp
     let tensors = shape.tensors();
     let block_len = |tensor: &Tensor| type_of(tensor, shape, dtypes).block().0;
     if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.len() > 1 && !tensor.shape[1].is_multiple_of(block_len(tensor))) {
-        let fault = format!("the rows of {} are no multiple of {} values", tensor.name, block_len(tensor));
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, fault));
+        let reason = format!("the rows of {} are no multiple of {} values", tensor.name, block_len(tensor));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;

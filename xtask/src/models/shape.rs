@@ -191,7 +191,7 @@ impl LlamaShape {
     /// Refuses sizes that cannot be a model.
     pub(super) fn check(&self) -> io::Result<()> {
         let n_tokens = super::vocabulary::n_tokens();
-        let fault = if self.vocab_size < n_tokens {
+        let reason = if self.vocab_size < n_tokens {
             format!("the vocabulary needs at least {n_tokens} tokens")
         } else if self.n_kv_heads == 0 || !self.n_heads.is_multiple_of(self.n_kv_heads) {
             "the key and value heads must divide the heads".into()
@@ -204,7 +204,7 @@ impl LlamaShape {
         } else {
             return Ok(());
         };
-        Err(io::Error::new(io::ErrorKind::InvalidInput, fault))
+        Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
     }
 }
 

@@ -1,0 +1,104 @@
+//! The module tree of a model of ours, as transformers would have it.
+
+use std::collections::HashSet;
+
+use crate::accelerate::{BufferForm, ElementType, ModuleForm, ModuleTree, ParameterForm, TreeForm};
+use crate::error::Result;
+use crate::model::{Model, ModelConfig, UnitKind};
+use crate::weights::{Catalog, TensorId};
+
+impl ModuleTree {
+    /// The tree of `model` with names and classes as transformers 5 has them and the sizes that `catalog` stores, quantised ones
+    /// included. A tied head has its parameter under its own name, tied to the embedding's.
+    ///
+    /// # Errors
+    /// Those of [`ModuleTree::new`], where two tensors of the model have one name.
+    pub fn of_model(catalog: &Catalog, model: &Model) -> Result<ModuleTree> {
+        let prefix = model.config.family.class_prefix;
+        let mut form = TreeForm {
+            modules: modules(&model.config, prefix),
+            params: parameters(catalog, model),
+            buffers: rotary_buffers(&model.config),
+            no_split_modules: vec![format!("{prefix}DecoderLayer")],
+            config_ties_weights: model.config.tied_embeddings,
+        };
+        add_missing_modules(&mut form);
+        ModuleTree::new(form)
+    }
+}
+
+/// Every module in the order of registration, which is not that of the computation: norms come after what they feed, and the rotary
+/// embedding comes last.
+fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
+    let mut modules = Vec::new();
+    let mut add = |name: String, class: &str| modules.push(ModuleForm { name, class: class.replace("{}", prefix) });
+    add(String::new(), "{}ForCausalLM");
+    add("model".into(), "{}Model");
+    add("model.embed_tokens".into(), "Embedding");
+    add("model.layers".into(), "ModuleList");
+    for layer in 0..config.n_layers {
+        let layer = format!("model.layers.{layer}");
+        for (member, class) in config.family.layer_modules.iter().copied().flatten() {
+            add(format!("{layer}{member}"), class);
+        }
+    }
+    add("model.norm".into(), "{}RMSNorm");
+    add("model.rotary_emb".into(), "{}RotaryEmbedding");
+    add("lm_head".into(), "Linear");
+    modules
+}
+
+/// Every tensor that the model uses, once, and the tied head's.
+fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
+    let parameter = |id: TensorId| {
+        let tensor = &catalog[id];
+        ParameterForm { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: tensor.dtype.into(), tied_to: None }
+    };
+    let used = model.units.iter().flat_map(|unit| unit.matrices().chain(unit.vectors()));
+    let mut seen = HashSet::new();
+    let mut parameters: Vec<ParameterForm> = Vec::new();
+    for id in model.embedding().into_iter().chain(used).filter(|id| seen.insert(*id)) {
+        let mut part = parameter(id);
+        // `name:part` is rows of one stored matrix; its parts come one soon after the other.
+        if let Some((whole, _)) = part.name.split_once(':') {
+            if let Some(whole) = parameters.iter_mut().rfind(|other| other.name == whole) {
+                whole.shape[0] += part.shape[0];
+                continue;
+            }
+            part.name = whole.to_owned();
+        }
+        parameters.push(part);
+    }
+    let head = model.units.iter().find(|unit| unit.kind == UnitKind::Head);
+    if let (true, Some(embedding), Some(head)) = (model.config.tied_embeddings, model.embedding(), head) {
+        let embedding = parameter(embedding);
+        parameters.push(ParameterForm { name: format!("{}.weight", head.name), tied_to: Some(embedding.name.clone()), ..embedding });
+    }
+    parameters
+}
+
+/// The frequencies of the rotary embedding, which no checkpoint holds: those in use, and those before they were stretched.
+fn rotary_buffers(config: &ModelConfig) -> Vec<BufferForm> {
+    let shape = vec![config.head_size as u64 / 2];
+    ["inv_freq", "original_inv_freq"]
+        .map(|name| BufferForm {
+            name: format!("model.rotary_emb.{name}"),
+            shape: shape.clone(),
+            dtype: ElementType::Float(4),
+            persistent: false,
+        })
+        .into()
+}
+
+/// Tensors may belong to modules that the list above does not know (a norm of queries); these come last in the module above them.
+fn add_missing_modules(form: &mut TreeForm) {
+    let mut known: HashSet<String> = form.modules.iter().map(|module| module.name.clone()).collect();
+    for parameter in &form.params {
+        let dots = parameter.name.match_indices('.').map(|(dot, _)| &parameter.name[..dot]);
+        for name in dots {
+            if known.insert(name.to_owned()) {
+                form.modules.push(ModuleForm { name: name.to_owned(), class: "Module".into() });
+            }
+        }
+    }
+}

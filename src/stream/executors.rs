@@ -1,0 +1,222 @@
+//! The devices that compute, as one: each step of a schedule goes to the device whose chunk it is about, and the residual
+//! stream goes from one to the next. Knows neither buffers nor rings.
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, ObjectCounts};
+use crate::plan::{Plan, Stage};
+use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
+use crate::units::Bytes;
+
+/// Everybody that computes a plan's chunks.
+pub struct Executors {
+    plan: Arc<Plan>,
+    store: Arc<Store>,
+    trace: Trace,
+    /// In the order of [`Plan::executors`].
+    executors: Vec<(Device, DeviceExecutor)>,
+    /// Embedded rows on their way to the first executor; kept from forward to forward.
+    hidden: Vec<f32>,
+    n_forwards: usize,
+    /// Set while a forward is under way: one that finds it set begins where another stopped.
+    is_midway: bool,
+}
+
+/// One that computes.
+pub enum DeviceExecutor {
+    /// On an adapter.
+    Gpu(Box<GpuExecutor>),
+    /// On the host's cores.
+    Host(Box<HostExecutor>),
+}
+
+impl DeviceExecutor {
+    /// Most bytes that it ever held on its device; without what the [`Store`] holds.
+    pub fn peak(&self) -> Bytes {
+        match self {
+            DeviceExecutor::Gpu(gpu) => gpu.peak(),
+            DeviceExecutor::Host(host) => host.peak(),
+        }
+    }
+}
+
+impl DeviceExecutor {
+    /// Objects that were made for its adapter so far; `None` of the host.
+    pub fn object_counts(&self) -> Option<ObjectCounts> {
+        match self {
+            DeviceExecutor::Gpu(gpu) => Some(gpu.object_counts()),
+            DeviceExecutor::Host(_) => None,
+        }
+    }
+}
+
+/// Calls the executor that an executor is: both have the same steps.
+macro_rules! with_executor {
+    ($which:expr, $executor:ident => $step:expr) => {
+        match $which {
+            DeviceExecutor::Gpu($executor) => $step,
+            DeviceExecutor::Host($executor) => $step,
+        }
+    };
+}
+
+impl Executors {
+    /// `executors` are one for each of [`Plan::executors`], in that order.
+    pub fn new(plan: Arc<Plan>, store: Arc<Store>, trace: Trace, executors: Vec<(Device, DeviceExecutor)>) -> Executors {
+        Executors { plan, store, trace, executors, hidden: Vec::new(), n_forwards: 0, is_midway: false }
+    }
+
+    /// Who computes, in the order of their first chunks.
+    pub fn executors(&self) -> &[(Device, DeviceExecutor)] {
+        &self.executors
+    }
+
+    /// The adapters that compute.
+    pub fn gpus(&self) -> impl Iterator<Item = (Device, &Gpu)> {
+        self.executors.iter().filter_map(|(device, executor)| match executor {
+            DeviceExecutor::Gpu(executor) => Some((*device, executor.gpu())),
+            DeviceExecutor::Host(_) => None,
+        })
+    }
+
+    /// What is behind an error of theirs: the loss of an adapter, where one is lost.
+    pub fn cause_of(&self, error: Error) -> Error {
+        self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
+    }
+
+    /// Whether the host computes any of it.
+    pub(super) fn has_host(&self) -> bool {
+        self.executors.iter().any(|(device, _)| *device == Device::Cpu)
+    }
+
+    /// What the executors carry out.
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether the last forward stopped midway, so that [`recover`](crate::stream::recover) must come before the next.
+    pub fn is_midway(&self) -> bool {
+        self.is_midway
+    }
+
+    /// Empties every ring.
+    pub(super) async fn recover(&mut self) -> Result<()> {
+        for (_, executor) in &mut self.executors {
+            with_executor!(executor, executor => executor.recover(self.n_forwards).await)?;
+        }
+        Ok(())
+    }
+
+    /// Marks that the rings are as a forward expects them.
+    pub(super) fn end_recovery(&mut self) {
+        self.is_midway = false;
+    }
+
+    /// Marks that a forward is under way.
+    pub(super) fn begin_forward(&mut self) {
+        self.is_midway = true;
+    }
+
+    /// Marks that it went to its end.
+    pub(super) fn end_forward(&mut self) {
+        self.n_forwards += 1;
+        self.is_midway = false;
+    }
+
+    /// The batch's tokens as vectors. `[n_tokens, hidden_size]`
+    pub(super) fn embedded(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let mut hidden = Vec::new();
+        self.store.embed(batch.tokens.iter().map(|token| token.token), &mut hidden)?;
+        Ok(hidden)
+    }
+
+    /// Computes a stage, whose chunks are all resident, with this batch; an adapter goes on by itself.
+    pub(super) fn start_stage(&mut self, stage: &Stage, batch: &Batch, hidden: &[f32]) -> Result<()> {
+        let forward = self.n_forwards;
+        with_executor!(self.executor(stage.device)?, executor => {
+            executor.begin(batch, forward)?;
+            executor.write_hidden(hidden)?;
+            stage.chunks.clone().try_for_each(|chunk| executor.compute_resident(chunk))?;
+            executor.flush()
+        })
+    }
+
+    /// The residual stream after a stage that was started.
+    pub(super) async fn finish_stage(&mut self, stage: &Stage) -> Result<Vec<f32>> {
+        let start_secs = self.trace.now();
+        let hidden = with_executor!(self.executor(stage.device)?, executor => executor.read_hidden().await)?;
+        self.span(Lane::Transfer, stage.device, Bytes(hidden.len() as u64 * 4), start_secs);
+        Ok(hidden)
+    }
+
+    /// The logits after the last stage.
+    pub(super) async fn finish_last_stage(&mut self, stage: &Stage, batch: &Batch) -> Result<Vec<Logits>> {
+        let start_secs = self.trace.now();
+        let logits = with_executor!(self.executor(stage.device)?, executor => executor.readback(batch).await)?;
+        self.span(Lane::Readback, stage.device, Bytes::ZERO, start_secs);
+        Ok(logits)
+    }
+
+    /// Begins a forward on every executor and brings the batch's tokens, as vectors, to the first.
+    pub(super) fn embed(&mut self, batch: &Batch) -> Result<()> {
+        let tokens = batch.tokens.iter().map(|token| token.token);
+        self.store.embed(tokens, &mut self.hidden)?;
+        // What an executor refuses from here on leaves it in the middle.
+        self.begin_forward();
+        for (_, executor) in &mut self.executors {
+            with_executor!(executor, executor => executor.begin(batch, self.n_forwards))?;
+        }
+        if let Some((_, first)) = self.executors.first_mut() {
+            with_executor!(first, executor => executor.write_hidden(&self.hidden))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn upload(&mut self, chunk: usize) -> Result<()> {
+        with_executor!(self.executor_of(chunk)?, executor => executor.upload(chunk))
+    }
+
+    pub(super) fn compute_resident(&mut self, chunk: usize) -> Result<()> {
+        with_executor!(self.executor_of(chunk)?, executor => executor.compute_resident(chunk))
+    }
+
+    pub(super) async fn compute_streamed(&mut self, chunk: usize) -> Result<()> {
+        with_executor!(self.executor_of(chunk)?, executor => executor.compute_streamed(chunk).await)
+    }
+
+    /// Brings the residual stream from one executor to another, bit by bit as it is.
+    pub(super) async fn transfer(&mut self, from: Device, to: Device) -> Result<()> {
+        let start_secs = self.trace.now();
+        let hidden = with_executor!(self.executor(from)?, executor => executor.read_hidden().await)?;
+        with_executor!(self.executor(to)?, executor => executor.write_hidden(&hidden))?;
+        self.span(Lane::Transfer, from, Bytes(hidden.len() as u64 * 4), start_secs);
+        Ok(())
+    }
+
+    /// Brings the result of the last executor to the host and ends the forward.
+    pub(super) async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
+        let last = self.plan.chunks.len().saturating_sub(1);
+        let device = self.plan.executor(last);
+        let start_secs = self.trace.now();
+        let logits = with_executor!(self.executor(device)?, executor => executor.readback(batch).await)?;
+        self.span(Lane::Readback, device, Bytes::ZERO, start_secs);
+        self.end_forward();
+        Ok(logits)
+    }
+
+    fn executor_of(&mut self, chunk: usize) -> Result<&mut DeviceExecutor> {
+        self.executor(self.plan.executor(chunk))
+    }
+
+    fn executor(&mut self, device: Device) -> Result<&mut DeviceExecutor> {
+        let found = self.executors.iter_mut().find(|(own, _)| *own == device);
+        found.map(|(_, executor)| executor).ok_or_else(|| Error::internal(format!("the schedule names {device}, which was not opened")))
+    }
+
+    fn span(&self, lane: Lane, device: Device, size_bytes: Bytes, start_secs: f64) {
+        let end_secs = self.trace.now();
+        self.trace.add(Span { lane, device, chunk: None, forward: self.n_forwards, start_secs, end_secs, size_bytes });
+    }
+}

@@ -1,0 +1,15 @@
+//! What is plain data in and plain data out: files, texts, plans, schedules, and the source itself. No adapter is asked for.
+
+mod bad_models;
+mod device_maps;
+mod haystack;
+mod hub;
+mod layers;
+#[path = "../common/models.rs"]
+mod models;
+mod plan;
+mod planner;
+mod schedule;
+mod shaders;
+mod text;
+mod weights;

@@ -1,0 +1,179 @@
+//! Every shader without a GPU: it parses and validates, has the bindings of the kernel table, and its `Params` lies in memory as Rust's does.
+
+use std::collections::BTreeSet;
+use std::mem::offset_of;
+
+use tierflow::DType;
+use tierflow::gpu::{Access, KernelSource};
+use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, top_k};
+use wgpu::naga;
+
+/// WebGPU's guarantee per stage.
+const MAX_STORAGE_BUFFERS: usize = 8;
+/// WebGPU's guarantee per workgroup, in bytes.
+const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
+
+/// Kernels for adapters that have more than WebGPU's base: each has a twin without, which the others take.
+const BEYOND_BASE: [&str; 3] = ["matmul_subgroup", "attention_subgroup", "attention_subgroup_tile"];
+
+type Members = Vec<(&'static str, usize)>;
+
+macro_rules! members {
+    ($module:ident: $($field:ident),+) => {
+        (size_of::<$module::Params>(), vec![$((stringify!($field), offset_of!($module::Params, $field))),+])
+    };
+}
+
+/// Size, and name and offset of each member, of the Rust side of `stem`.
+fn rust_params(stem: &str) -> (usize, Members) {
+    match stem {
+        "matmul_vec" | "matmul_tile" | "matmul_subgroup" | "matmul_unaligned" => {
+            members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
+        }
+        "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon, weight_offset),
+        "rope" => members!(rope: n_tokens, n_heads, head_size, rotary_size, pairing),
+        "rope_kv" | "rope_kv_padded" => {
+            members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size)
+        }
+        "attention_token"
+        | "attention_tile"
+        | "attention_subgroup"
+        | "attention_subgroup_tile"
+        | "attention_combine"
+        | "attention_compact" => {
+            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap)
+        }
+        "glu" => members!(glu: n_values),
+        "map" => members!(map: n_values, number),
+        "add" => members!(add: n_values),
+        "add_bias" => members!(add_bias: n_tokens, width),
+        "gather_rows" => members!(gather_rows: n_rows, n_input_rows, width),
+        "top_k" => members!(top_k: n_rows, vocab_size, k, n_segments),
+        _ => panic!("{stem}: a new kernel needs a row here"),
+    }
+}
+
+fn parse(kernel: &KernelSource) -> naga::Module {
+    let module = naga::front::wgsl::parse_str(kernel.wgsl)
+        .unwrap_or_else(|error| panic!("{}", error.emit_to_string_with_path(kernel.wgsl, kernel.stem)));
+    // WebGPU's base and nothing beyond: `unpack2x16float` belongs to it; f16, subgroups and immediates do not. A few kernels are
+    // for adapters that have more.
+    let base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let more = if BEYOND_BASE.contains(&kernel.stem) {
+        naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::SHADER_INT64
+    } else {
+        naga::valid::Capabilities::empty()
+    };
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), base | more);
+    validator.subgroup_operations(naga::valid::SubgroupOperationSet::all()).subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+    if let Err(error) = validator.validate(&module) {
+        panic!("{}", error.emit_to_string_with_path(kernel.wgsl, kernel.stem));
+    }
+    module
+}
+
+#[test]
+fn every_shader_is_valid_and_has_one_entry_point_named_main() {
+    for kernel in KERNELS {
+        let module = parse(kernel);
+        let names: Vec<&str> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["main"], "{}", kernel.stem);
+    }
+}
+
+#[test]
+fn params_lie_in_memory_as_rust_has_them() {
+    for kernel in KERNELS {
+        let module = parse(kernel);
+        let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Params")).expect("a struct Params");
+        let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{}: Params is no struct", kernel.stem) };
+        let found: Vec<(&str, usize)> =
+            members.iter().map(|member| (member.name.as_deref().unwrap_or_default(), member.offset as usize)).collect();
+        let (size, expected) = rust_params(kernel.stem);
+        assert_eq!(found, expected, "{}", kernel.stem);
+        assert_eq!(*span as usize, size, "{}", kernel.stem);
+        // The matrix products bind an array of them, one for each output.
+        let n_params = if kernel.stem.starts_with("matmul") { kernel.bindings.len() - 2 } else { 1 };
+        assert_eq!(kernel.params_bytes, (size * n_params) as u64, "{}", kernel.stem);
+        assert!(n_params == 1 || size.is_multiple_of(16), "{}: the stride of an array of uniforms", kernel.stem);
+    }
+}
+
+#[test]
+fn bindings_are_those_of_the_table_in_their_order() {
+    for kernel in KERNELS {
+        let module = parse(kernel);
+        let mut found = Vec::new();
+        for (_, variable) in module.global_variables.iter() {
+            let Some(binding) = &variable.binding else { continue };
+            assert_eq!(binding.group, 0, "{}", kernel.stem);
+            let access = match variable.space {
+                naga::AddressSpace::Uniform => None,
+                naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => Some(Access::Write),
+                naga::AddressSpace::Storage { .. } => Some(Access::Read),
+                _ => panic!("{}: a binding that is no buffer", kernel.stem),
+            };
+            found.push((binding.binding as usize, variable.name.clone().unwrap_or_default(), access));
+        }
+        found.sort_by_key(|&(index, ..)| index);
+        let mut expected = vec![(0, "params".to_owned(), None)];
+        expected.extend(kernel.bindings.iter().enumerate().map(|(index, &(name, access))| (index + 1, name.to_owned(), Some(access))));
+        assert_eq!(found, expected, "{}", kernel.stem);
+        assert!(kernel.bindings.len() <= MAX_STORAGE_BUFFERS, "{}", kernel.stem);
+    }
+}
+
+#[test]
+fn workgroup_memory_stays_within_what_every_adapter_has() {
+    for kernel in KERNELS {
+        let module = parse(kernel);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).expect("types have sizes");
+        let bytes: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, variable)| variable.space == naga::AddressSpace::WorkGroup)
+            .map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16))
+            .sum();
+        assert!(bytes <= MAX_WORKGROUP_BYTES, "{}: {bytes} bytes", kernel.stem);
+    }
+}
+
+#[test]
+fn every_shader_file_is_in_the_table_and_the_table_has_no_twins() {
+    let stems: BTreeSet<String> = KERNELS.iter().map(|kernel| kernel.stem.to_owned()).collect();
+    let rows: BTreeSet<(&str, usize)> = KERNELS.iter().map(|kernel| (kernel.stem, kernel.bindings.len())).collect();
+    assert_eq!(rows.len(), KERNELS.len());
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let files: BTreeSet<String> = std::fs::read_dir(folder)
+        .expect("the folder of shaders")
+        .filter_map(|entry| entry.expect("an entry").file_name().to_str()?.strip_suffix(".wgsl").map(str::to_owned))
+        .collect();
+    assert_eq!(files, stems);
+}
+
+#[test]
+fn no_shader_uses_what_is_known_to_fail() {
+    for kernel in KERNELS {
+        let uses_subgroups = kernel.wgsl.lines().any(|line| line.split("//").next().is_some_and(|code| code.contains("subgroup")));
+        assert!(!uses_subgroups || BEYOND_BASE.contains(&kernel.stem), "{}: not every adapter has subgroups", kernel.stem);
+        for (banned, why) in [
+            ("subgroupBroadcastFirst", "a software adapter ends the process where it compiles it"),
+            ("bitcast<vec2<f16>>", "naga compiles it wrongly; unpack2x16float is right"),
+            ("enable f16", "not every adapter has it"),
+            ("var<immediate>", "no browser has it"),
+        ] {
+            assert!(!kernel.wgsl.contains(banned), "{} uses `{banned}`: {why}", kernel.stem);
+        }
+    }
+}
+
+#[test]
+fn shaders_know_dtypes_by_their_codes() {
+    for kernel in KERNELS.iter().filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup"].contains(&kernel.stem)) {
+        for dtype in DType::ALL {
+            let code = format!("const {dtype}: u32 = {}u;", matmul::dtype_code(dtype));
+            assert!(kernel.wgsl.contains(&code), "{} lacks `{code}`", kernel.stem);
+        }
+    }
+}

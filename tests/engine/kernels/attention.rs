@@ -1,0 +1,218 @@
+//! Attention in every variant: alone and side by side, short and in parts, whole and cut.
+
+use tierflow::device::TokenCount;
+use tierflow::error::Result;
+use tierflow::gpu::{Buffer, Gpu};
+use tierflow::kernels::attention::AttentionVariant;
+use tierflow::kernels::{Binding, attention, rope_kv};
+
+use super::EXP_TOLERANCE;
+use crate::common::{Random, assert_close, bits, gpus, output, poisoned, run_with, upload};
+
+struct Attention {
+    params: attention::Params,
+    tokens: Vec<rope_kv::Token>,
+}
+
+impl Attention {
+    /// One sequence that ends at `kv_len`, of which the last `n_tokens` are new; `seq` 1 of 2.
+    fn of_one_sequence(heads: [u32; 2], head_size: u32, kv_len: u32, n_tokens: u32, window: u32) -> Attention {
+        let params = attention::Params {
+            n_tokens,
+            n_heads: heads[0],
+            n_kv_heads: heads[1],
+            head_size,
+            n_seqs: 2,
+            kv_capacity: kv_len + 3,
+            window,
+            scale: 1.0 / (head_size as f32).sqrt(),
+            kv_dtype: rope_kv::KvDType::F32 as u32,
+            softcap: 0.0,
+        };
+        Attention { params, tokens: (kv_len - n_tokens..kv_len).map(|position| rope_kv::Token::new(1, position, kv_len)).collect() }
+    }
+
+    /// Every variant against the reference.
+    fn check(&self, gpu: &Gpu, kv_dtype: rope_kv::KvDType) {
+        let params = attention::Params { kv_dtype: kv_dtype as u32, ..self.params };
+        let (query, caches) = self.random_values();
+        let halves = caches.each_ref().map(|cache| cache.iter().map(|&value| half::f16::from_f32(value)).collect::<Vec<_>>());
+        let is_f16 = kv_dtype == rope_kv::KvDType::F16;
+        let seen = if is_f16 { halves.each_ref().map(|cache| cache.iter().map(|value| value.to_f32()).collect()) } else { caches };
+        let mut expected = vec![0.0; query.len()];
+        attention::reference(&params, &query, &self.tokens, &seen[0], &seen[1], &mut expected);
+        let on_gpu: [Buffer; 2] = std::array::from_fn(|which| match is_f16 {
+            true => upload(gpu, "cache", &halves[which]),
+            false => upload(gpu, "cache", &seen[which]),
+        });
+        for variant in attention::variants(gpu) {
+            let found = attend(gpu, &params, &self.tokens, &query, &on_gpu, variant);
+            assert_close(&found, &expected, EXP_TOLERANCE, &format!("{variant:?} of {params:?}"));
+        }
+    }
+
+    /// Queries, and keys and values.
+    fn random_values(&self) -> (Vec<f32>, [Vec<f32>; 2]) {
+        let params = &self.params;
+        let mut random = Random(u64::from(params.kv_capacity * 131 + params.head_size));
+        let query = random.floats((params.n_tokens * params.n_heads * params.head_size) as usize);
+        let cache_len = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
+        (query.iter().map(|value| value * 4.0).collect(), [0, 1].map(|_| random.floats(cache_len)))
+    }
+}
+
+fn attend(
+    gpu: &Gpu,
+    params: &attention::Params,
+    tokens: &[rope_kv::Token],
+    query: &[f32],
+    caches: &[Buffer; 2],
+    variant: AttentionVariant,
+) -> Vec<f32> {
+    attend_in(1, gpu, params, tokens, query, caches, variant)
+}
+
+/// As `attend`, in as many as `n_cuts` dispatches.
+fn attend_in(
+    n_cuts: usize,
+    gpu: &Gpu,
+    params: &attention::Params,
+    tokens: &[rope_kv::Token],
+    query: &[f32],
+    caches: &[Buffer; 2],
+    variant: AttentionVariant,
+) -> Vec<f32> {
+    let [queries, places] = [upload(gpu, "query", query), upload(gpu, "tokens", tokens)];
+    let parts_len = attention::parts_bytes(params) as usize / 4;
+    let [parts, attended] = [poisoned(gpu, parts_len), poisoned(gpu, query.len())];
+    let bindings = attention::Bindings {
+        query: Binding::whole(&queries),
+        tokens: Binding::whole(&places),
+        key_cache: Binding::whole(&caches[0]),
+        value_cache: Binding::whole(&caches[1]),
+        parts: Binding::whole(&parts),
+        attended: Binding::whole(&attended),
+    };
+    let (each, begins) = attention::cut(params, n_cuts);
+    run_with(gpu, &each, |buffer| {
+        let of_cut = |&begin: &u32| attention::prepare_as(gpu, buffer, &each, bindings.from_token(params, begin), variant);
+        Ok(begins.iter().map(of_cut).collect::<Result<Vec<_>>>()?.concat())
+    });
+    output(gpu, &parts, parts_len);
+    output(gpu, &attended, query.len())
+}
+
+#[test]
+fn attention_matches_its_reference() {
+    for gpu in gpus() {
+        for kv_dtype in [rope_kv::KvDType::F32, rope_kv::KvDType::F16] {
+            for (heads, head_size, kv_len, n_tokens) in [
+                ([1, 1], 8, 1, 1),
+                ([3, 1], 24, 3, 3),
+                ([4, 2], 64, 31, 1),
+                ([9, 3], 64, 33, 5),
+                ([2, 2], 256, 257, 2),
+                ([6, 2], 80, 100, 33),
+            ] {
+                for window in [0, 1, 7, 64] {
+                    Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window).check(gpu, kv_dtype);
+                }
+            }
+        }
+        for (heads, head_size, kv_len, n_tokens, window) in [([4, 2], 64, 31, 1, 0), ([9, 3], 24, 70, 33, 7), ([2, 2], 256, 300, 3, 0)] {
+            let plain = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
+            let params = attention::Params { softcap: 0.7, ..plain.params };
+            Attention { params, ..plain }.check(gpu, rope_kv::KvDType::F16);
+        }
+        Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::KvDType::F32);
+        Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::KvDType::F16);
+    }
+}
+
+#[test]
+fn attention_to_a_long_context_is_put_together_from_its_parts() {
+    for gpu in gpus() {
+        // One position past a part, in its midst, and in the part before; more positions than there are parts of the least size.
+        for (kv_len, n_tokens, window) in [(385, 1, 0), (300, 8, 0), (300, 3, 50), (4200, 1, 0), (4200, 2, 700)] {
+            let attention = Attention::of_one_sequence([8, 1], 16, kv_len, n_tokens, window);
+            assert!(attention::parts_bytes(&attention.params) > 0);
+            attention.check(gpu, rope_kv::KvDType::F16);
+        }
+    }
+}
+
+#[test]
+fn attention_serves_tokens_of_several_sequences_at_once() {
+    for gpu in gpus() {
+        let mut attention = Attention::of_one_sequence([4, 2], 16, 40, 12, 0);
+        // The fourth sees nothing, and mixes nothing.
+        let places = [(0, 3, 4), (1, 39, 40), (0, 20, 21), (1, 5, 0)].into_iter().chain((0..8).map(|p| (p / 5, p + 7, p + 8)));
+        attention.tokens = places.map(|(seq, position, kv_len)| rope_kv::Token::new(seq, position, kv_len)).collect();
+        attention.check(gpu, rope_kv::KvDType::F32);
+        attention.tokens.truncate(4);
+        attention.params.n_tokens = 4;
+        attention.check(gpu, rope_kv::KvDType::F32);
+    }
+}
+
+#[test]
+fn attention_gives_a_token_the_same_bits_whatever_stands_beside_it() {
+    for gpu in gpus() {
+        for (heads, head_size, window) in [([9, 3], 64, 0), ([4, 4], 24, 13)] {
+            let whole = Attention::of_one_sequence(heads, head_size, 61, 29, window);
+            let (query, caches) = whole.random_values();
+            let caches = caches.map(|cache| upload(gpu, "cache", &cache));
+            let width = (heads[0] * head_size) as usize;
+            for variant in attention::variants(gpu) {
+                let all = attend(gpu, &whole.params, &whole.tokens, &query, &caches, variant);
+                // Nine tokens at least: eight may attend in parts.
+                for range in [0..9, 5..29, 18..29] {
+                    let params = attention::Params { n_tokens: range.len() as u32, ..whole.params };
+                    let values = range.start * width..range.end * width;
+                    let some = attend(gpu, &params, &whole.tokens[range.clone()], &query[values.clone()], &caches, variant);
+                    assert_eq!(bits(&some), bits(&all[values]), "{variant:?} {range:?} {heads:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_gives_the_same_bits_however_it_is_cut() {
+    for gpu in gpus() {
+        for (heads, head_size, n_tokens) in [([9, 3], 64, 203), ([2, 2], 8, 139)] {
+            let whole = Attention::of_one_sequence(heads, head_size, n_tokens + 40, n_tokens, 0);
+            let (query, caches) = whole.random_values();
+            let caches = caches.map(|cache| upload(gpu, "cache", &cache));
+            for variant in attention::variants(gpu) {
+                let attend_in = |n_cuts| bits(&attend_in(n_cuts, gpu, &whole.params, &whole.tokens, &query, &caches, variant));
+                let at_once = attend_in(1);
+                for n_cuts in [2, 3] {
+                    assert_eq!(attend_in(n_cuts), at_once, "{variant:?} of {n_tokens} tokens in {n_cuts}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_lets_a_nan_through() {
+    for gpu in gpus() {
+        let attention = Attention::of_one_sequence([1, 1], 8, 20, 1, 0);
+        let mut key = vec![0.5f32; 2 * 23 * 8];
+        key[23 * 8 + 17 * 8] = f32::NAN;
+        let caches = [upload(gpu, "key", &key), upload(gpu, "value", &vec![1f32; key.len()])];
+        for variant in attention::variants(gpu) {
+            let attended = attend(gpu, &attention.params, &attention.tokens, &[1f32; 8], &caches, variant);
+            assert!(attended.iter().all(|value| value.is_nan()), "{variant:?}: {attended:?}");
+        }
+    }
+}
+
+#[test]
+fn attention_takes_tiles_only_where_tokens_of_a_sequence_follow_each_other() {
+    assert_eq!(attention::token_count(256, 1), TokenCount::Many);
+    assert_eq!(attention::token_count(256, 64), TokenCount::Many);
+    assert_eq!(attention::token_count(32, 32), TokenCount::Few);
+    assert_eq!(attention::token_count(8, 1), TokenCount::Few);
+}

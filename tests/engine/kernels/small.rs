@@ -1,0 +1,315 @@
+//! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
+
+use tierflow::gpu::Gpu;
+use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, glu, map, rms_norm, rope, rope_kv, rope_kv_padded};
+use tierflow::model::{Activation, Function, RopePairing};
+
+use super::{EXP_TOLERANCE, SUM_TOLERANCE};
+use crate::common::{GUARD, POISON, Random, assert_close, bits, floats, gpus, output, poisoned, run, upload};
+
+/// One or two roundings.
+const ROUNDING_TOLERANCE: f32 = 3e-7;
+/// One step of f16, beside the largest value.
+const F16_TOLERANCE: f32 = 1.0 / 1024.0;
+
+#[test]
+fn rms_norm_matches_its_reference() {
+    for gpu in gpus() {
+        for (n_rows, hidden_size) in [(1, 1), (3, 31), (2, 33), (257, 3), (5, 576)] {
+            let params = rms_norm::Params { n_rows, hidden_size, epsilon: 1e-5, weight_offset: (n_rows % 2) as f32 };
+            let mut random = Random(u64::from(hidden_size));
+            let len = (n_rows * hidden_size) as usize;
+            let [input, weight] = [random.floats(len), random.floats(hidden_size as usize)];
+            let mut expected = vec![0.0; len];
+            rms_norm::reference(&params, &input, &weight, &mut expected);
+            let [input, weight, result] = [upload(gpu, "input", &input), upload(gpu, "weight", &weight), poisoned(gpu, len)];
+            let bindings =
+                rms_norm::Bindings { input: Binding::whole(&input), weight: Binding::whole(&weight), output: Binding::whole(&result) };
+            run(gpu, &params, |buffer| rms_norm::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{n_rows} rows of {hidden_size}"));
+        }
+    }
+}
+
+#[test]
+fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
+    // The last two tokens lie outside the caches: they are turned all the same, and not stored.
+    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
+    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for (kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
+            (rope_kv::KvDType::F32, RopePairing::NeoX, [5, 3, 12, 12]),
+            (rope_kv::KvDType::F16, RopePairing::NeoX, [9, 3, 64, 64]),
+            (rope_kv::KvDType::F32, RopePairing::Interleaved, [1, 1, 4, 4]),
+            (rope_kv::KvDType::F16, RopePairing::Interleaved, [4, 2, 20, 20]),
+            // Of some heads a part turns, or nothing; and there may be no queries to turn.
+            (rope_kv::KvDType::F16, RopePairing::NeoX, [4, 2, 24, 8]),
+            (rope_kv::KvDType::F32, RopePairing::Interleaved, [3, 3, 20, 12]),
+            (rope_kv::KvDType::F16, RopePairing::NeoX, [2, 1, 16, 0]),
+            (rope_kv::KvDType::F32, RopePairing::NeoX, [0, 3, 16, 0]),
+        ] {
+            RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]).check(gpu, &tokens);
+        }
+    }
+}
+
+/// Cosines and sines of random angles.
+fn cos_sin_of(random: &mut Random, n_tokens: u32, rotary_size: u32) -> Vec<f32> {
+    let angles = random.floats((n_tokens * rotary_size / 2) as usize);
+    angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect()
+}
+
+struct RopeKv {
+    params: rope_kv::Params,
+    cos_sin: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+impl RopeKv {
+    /// Five tokens of two sequences, whose caches have room for seven positions.
+    fn random(kv_dtype: rope_kv::KvDType, pairing: RopePairing, [n_heads, n_kv_heads, head_size, rotary_size]: [u32; 4]) -> RopeKv {
+        let params = rope_kv::Params {
+            n_tokens: 5,
+            n_heads,
+            n_kv_heads,
+            head_size,
+            n_seqs: 2,
+            kv_capacity: 7,
+            kv_dtype: kv_dtype as u32,
+            pairing: pairing as u32,
+            rotary_size,
+        };
+        let mut random = Random(u64::from(params.head_size));
+        let mut rows = |n_heads: u32| random.floats((params.n_tokens * n_heads * params.head_size) as usize);
+        let [query, key, value] = [params.n_heads, params.n_kv_heads, params.n_kv_heads].map(&mut rows);
+        let cos_sin = cos_sin_of(&mut random, params.n_tokens, params.rotary_size);
+        RopeKv { params, cos_sin, query, key, value }
+    }
+
+    /// As `check`, with heads that are padded on their way.
+    fn check_padded(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
+        let params = &self.params;
+        let padded_size = rope_kv_padded::padded_size(params.head_size);
+        let (mut query, mut key) = (self.query.clone(), self.key.clone());
+        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * padded_size) as usize;
+        let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
+        let expected =
+            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        let expected = rope_kv_padded::reference(params, &self.cos_sin, tokens, expected);
+
+        let in_word = params.kv_dtype as usize + 1;
+        let [query, table] = [upload(gpu, "query", &self.query), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let turned = poisoned(gpu, expected.len());
+        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let bindings = rope_kv_padded::Bindings {
+            cos_sin: Binding::whole(&table),
+            tokens: Binding::whole(&places),
+            key: Binding::whole(&key),
+            value: Binding::whole(&value),
+            query: Binding::whole(&query),
+            turned: Binding::whole(&turned),
+            key_cache: Binding::whole(&caches[0]),
+            value_cache: Binding::whole(&caches[1]),
+        };
+        run(gpu, params, |buffer| rope_kv_padded::prepare(gpu, buffer, params, bindings));
+        assert_close(&output(gpu, &turned, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
+        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
+        assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
+        let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
+        assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
+    }
+
+    /// Queries and caches against the reference. Values are copied, and cached to the bit; what is turned may be rounded otherwise.
+    fn check(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
+        let params = &self.params;
+        let (mut query, mut key) = (self.query.clone(), self.key.clone());
+        let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
+        let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
+        let expected =
+            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        rope_kv::reference(params, &self.cos_sin, tokens, expected);
+
+        let in_word = params.kv_dtype as usize + 1;
+        let padded = [self.query.clone(), vec![POISON; GUARD]].concat();
+        let [turned, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
+        let bindings = rope_kv::Bindings {
+            cos_sin: Binding::whole(&table),
+            tokens: Binding::whole(&places),
+            key: Binding::whole(&key),
+            value: Binding::whole(&value),
+            query: Binding::whole(&turned),
+            key_cache: Binding::whole(&caches[0]),
+            value_cache: Binding::whole(&caches[1]),
+        };
+        run(gpu, params, |buffer| rope_kv::prepare(gpu, buffer, params, bindings));
+        assert_close(&output(gpu, &turned, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
+        assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
+        // Values that differ in their last bit may be rounded to different f16.
+        let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
+        let is_stored = |keys: &[f32]| keys.iter().map(|key| *key != POISON).collect::<Vec<bool>>();
+        assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
+        let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
+        assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
+    }
+}
+
+#[test]
+fn heads_of_any_even_size_are_stored_padded_with_zeros() {
+    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
+    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for (head_size, rotary_size, [n_heads, n_kv_heads]) in [
+            (2, 2, [1, 1]),
+            (6, 6, [5, 1]),
+            (10, 10, [6, 2]),
+            (12, 12, [7, 7]),
+            (50, 50, [8, 1]),
+            (100, 100, [2, 1]),
+            (20, 10, [4, 2]),
+            (12, 0, [2, 1]),
+        ] {
+            for (kv_dtype, pairing) in [
+                (rope_kv::KvDType::F32, RopePairing::NeoX),
+                (rope_kv::KvDType::F16, RopePairing::NeoX),
+                (rope_kv::KvDType::F32, RopePairing::Interleaved),
+                (rope_kv::KvDType::F16, RopePairing::Interleaved),
+            ] {
+                RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]).check_padded(gpu, &tokens);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_turn_in_place_as_far_as_they_turn() {
+    for gpu in gpus() {
+        for [n_tokens, n_heads, head_size, rotary_size] in [[1, 1, 2, 2], [5, 3, 20, 20], [33, 4, 24, 10], [7, 1, 250, 128]] {
+            for pairing in [RopePairing::NeoX, RopePairing::Interleaved] {
+                let params = rope::Params { n_tokens, n_heads, head_size, rotary_size, pairing: pairing as u32 };
+                let mut random = Random(u64::from(head_size));
+                let cos_sin = cos_sin_of(&mut random, n_tokens, rotary_size);
+                let mut expected = random.floats((n_tokens * n_heads * head_size) as usize);
+                let [table, heads] =
+                    [upload(gpu, "cos_sin", &cos_sin), upload(gpu, "heads", &[expected.clone(), vec![POISON; GUARD]].concat())];
+                rope::reference(&params, &cos_sin, &mut expected);
+                let bindings = rope::Bindings { cos_sin: Binding::whole(&table), heads: Binding::whole(&heads) };
+                run(gpu, &params, |buffer| rope::prepare(gpu, buffer, &params, bindings));
+                assert_close(&output(gpu, &heads, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("{params:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_attention_makes_of_padded_heads_is_put_side_by_side() {
+    for gpu in gpus() {
+        for (n_tokens, n_heads, head_size) in [(1, 1, 2), (33, 3, 12), (64, 5, 100), (96, 1, 250)] {
+            let padded_size = rope_kv_padded::padded_size(head_size);
+            let sizes = attention::Params { n_tokens, n_heads, n_kv_heads: 1, head_size: padded_size, ..bytemuck::Zeroable::zeroed() };
+            let padded = Random(u64::from(head_size)).floats((n_tokens * n_heads * padded_size) as usize);
+            let mut expected = vec![0.0; (n_tokens * n_heads * head_size) as usize];
+            attention::compact::reference(&sizes, head_size, &padded, &mut expected);
+            let [input, result] = [upload(gpu, "padded", &padded), poisoned(gpu, expected.len())];
+            let bindings = attention::compact::Bindings { padded: Binding::whole(&input), attended: Binding::whole(&result) };
+            run(gpu, &sizes, |buffer| attention::compact::prepare(gpu, buffer, &sizes, head_size, bindings));
+            assert_eq!(bits(&output(gpu, &result, expected.len())), bits(&expected), "{n_heads} heads of {head_size}");
+            // From a token on, which begins where bindings may.
+            if n_tokens > 32 {
+                let rest = attention::Params { n_tokens: n_tokens - 32, ..sizes };
+                let result = poisoned(gpu, expected.len());
+                let whole = attention::compact::Bindings { padded: Binding::whole(&input), attended: Binding::whole(&result) };
+                let bindings = whole.from_token(&sizes, head_size, 32);
+                run(gpu, &rest, |buffer| attention::compact::prepare(gpu, buffer, &rest, head_size, bindings));
+                let begin = (32 * n_heads * head_size) as usize;
+                assert_eq!(bits(&output(gpu, &result, expected.len())[begin..]), bits(&expected[begin..]));
+            }
+        }
+    }
+}
+
+/// The values of a cache of which a word holds `in_word`; poisoned words stand for as many poisoned values.
+fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
+    let halves = |word: u32| [word as u16, (word >> 16) as u16].map(|bits| half::f16::from_bits(bits).to_f32());
+    let value = |&word: &f32| if in_word == 1 || word == POISON { vec![word; in_word] } else { halves(word.to_bits()).to_vec() };
+    words.iter().flat_map(value).collect()
+}
+
+#[test]
+fn elementwise_kernels_match_their_references() {
+    for gpu in gpus() {
+        for n_values in [1u32, 3, 31, 33, 257, 5000] {
+            let len = n_values as usize;
+            let mut random = Random(u64::from(n_values));
+            let gate: Vec<f32> = random.floats(len).iter().map(|value| value * 30.0).collect();
+            let up = random.floats(len);
+            let what = format!("{n_values} values");
+            let [gates, ups, result] = [upload(gpu, "gate", &gate), upload(gpu, "up", &up), poisoned(gpu, len)];
+
+            let params = glu::Params { n_values };
+            let mut expected = vec![0.0; len];
+            for activation in [Activation::GeluTanh, Activation::Silu] {
+                glu::reference(&params, activation, &gate, &up, &mut expected);
+                let bindings = glu::Bindings { gate: Binding::whole(&gates), up: Binding::whole(&ups), output: Binding::whole(&result) };
+                run(gpu, &params, |buffer| glu::prepare(gpu, buffer, &params, activation, bindings));
+                assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
+            }
+            // Far beyond a cap, about it and below.
+            for (function, number) in [(Function::Scale(-0.75), -0.75), (Function::Softcap(0.01), 0.01), (Function::Softcap(30.0), 30.0)] {
+                let mut expected = gate.clone();
+                map::reference(function, &mut expected);
+                let (params, mapped) =
+                    (map::Params { n_values, number }, upload(gpu, "values", &[gate.clone(), vec![POISON; GUARD]].concat()));
+                run(gpu, &params, |buffer| map::prepare(gpu, buffer, &params, function, Binding::whole(&mapped)));
+                assert_close(&output(gpu, &mapped, len), &expected, EXP_TOLERANCE, &format!("{function:?} of {what}"));
+            }
+
+            let params = add::Params { n_values };
+            add::reference(&params, &up, &mut expected);
+            let bindings = add::Bindings { input: Binding::whole(&ups), target_values: Binding::whole(&result) };
+            run(gpu, &params, |buffer| add::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
+        }
+    }
+}
+
+#[test]
+fn add_bias_and_gather_rows_match_their_references() {
+    for gpu in gpus() {
+        for (n_tokens, width) in [(1u32, 1u32), (3, 31), (33, 257)] {
+            let len = (n_tokens * width) as usize;
+            let mut random = Random(u64::from(width));
+            let [values, bias] = [random.floats(len), random.floats(width as usize)];
+            let params = add_bias::Params { n_tokens, width };
+            let mut expected = values.clone();
+            add_bias::reference(&params, &bias, &mut expected);
+            let [biases, result] = [upload(gpu, "bias", &bias), upload(gpu, "values", &[values.clone(), vec![POISON; GUARD]].concat())];
+            let bindings = add_bias::Bindings { bias: Binding::whole(&biases), target_values: Binding::whole(&result) };
+            run(gpu, &params, |buffer| add_bias::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(bits(&output(gpu, &result, len)), bits(&expected));
+
+            let row_indices = [n_tokens - 1, 0, n_tokens / 2, 99];
+            let params = gather_rows::Params { n_rows: 4, n_input_rows: n_tokens, width };
+            let mut expected = vec![0.0; 4 * width as usize];
+            gather_rows::reference(&params, &values, &row_indices, &mut expected);
+            let [input, rows] = [upload(gpu, "input", &values), upload(gpu, "row_indices", &row_indices)];
+            let chosen = poisoned(gpu, expected.len());
+            let bindings = gather_rows::Bindings {
+                input: Binding::whole(&input),
+                row_indices: Binding::whole(&rows),
+                output: Binding::whole(&chosen),
+            };
+            run(gpu, &params, |buffer| gather_rows::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(bits(&output(gpu, &chosen, expected.len())), bits(&expected));
+            assert_eq!(floats(gpu, &input)[..len], values, "the input is only read");
+        }
+    }
+}

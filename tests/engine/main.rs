@@ -1,0 +1,15 @@
+//! What computes: kernels, the host, engines resident and streamed, on the adapter that there is. `REQUIRE_GPU=1` fails without one.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod examples;
+mod golden;
+mod gpu;
+mod host;
+mod kernels;
+mod machine;
+mod models;
+#[path = "../common/reference.rs"]
+mod reference;
+mod sources;
+mod stream;

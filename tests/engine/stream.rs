@@ -1,0 +1,808 @@
+//! The executors in earnest, on a tiny model: sequences side by side, prompts in parts, and engines that are dropped midway.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use tierflow::device::{Device, DeviceChoice};
+use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::error::{Error, Result};
+use tierflow::gpu;
+use tierflow::handle::MAX_UNREAD;
+use tierflow::model::Checkpoint;
+use tierflow::plan::{KvDType, PlacementRule, PlanOptions, ResidentLayers, RingPlan, Schedule, UploadPath};
+use tierflow::platform::{ByteSource, IoMode, open_source};
+use tierflow::session::{FinishReason, GenerateOptions};
+use tierflow::stream::{Batch, BatchToken, Lane, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
+use tierflow::text::{Sampler, SamplingSettings};
+use tierflow::units::Bytes;
+use tierflow::{Sequence, TokenStream};
+use xtask::models::{LlamaShape, Stored, write_hf};
+
+use crate::common;
+
+/// Relative to the largest score: rows are computed by other kernels where a forward has more tokens.
+const TOLERANCE: f32 = 2e-5;
+
+struct TestModel {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn test_model(sliding_window: Option<usize>) -> TestModel {
+    model_of(&LlamaShape { sliding_window, ..LlamaShape::tiny() })
+}
+
+/// Without a window and with one; heads that adapters pad.
+fn shapes() -> [LlamaShape; 3] {
+    let tiny = LlamaShape::tiny();
+    [tiny.clone(), LlamaShape { sliding_window: Some(5), ..tiny.clone() }, LlamaShape { head_size: 12, n_heads: 5, n_kv_heads: 1, ..tiny }]
+}
+
+fn model_of(shape: &LlamaShape) -> TestModel {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    write_hf(&path, shape, 5, Stored::BF16, 1).unwrap();
+    TestModel { _folder: folder, path }
+}
+
+const GPU: Device = Device::Gpu(0);
+/// The other half of the one adapter, opened on its own.
+const OTHER: Device = Device::Gpu(1);
+
+/// Who computes together, the last with what the others cannot keep: the host always, adapters where there is one.
+fn executors() -> Vec<&'static [Device]> {
+    let mut executors: Vec<&[Device]> = vec![&[Device::Cpu]];
+    if has_gpu() {
+        executors.extend([&[GPU][..], &[GPU, OTHER], &[GPU, Device::Cpu]]);
+    }
+    executors
+}
+
+fn has_gpu() -> bool {
+    let found = !pollster::block_on(gpu::list()).unwrap().is_empty();
+    if !found {
+        assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|value| value != "1"), "REQUIRE_GPU=1, but there is no adapter");
+        eprintln!("SKIP: no adapter; on Debian `apt-get install mesa-vulkan-drivers` gives a software one");
+    }
+    found
+}
+
+fn builder(model: &TestModel, executors: &[Device], options: PlanOptions) -> EngineBuilder {
+    let builder = Engine::builder(&model.path).compute_on(executors.iter().copied()).virtual_gpus(2);
+    builder.text(TextFiles::Skip).plan_options(options)
+}
+
+fn open(model: &TestModel, executors: &[Device], options: PlanOptions) -> Result<Engine> {
+    pollster::block_on(builder(model, executors, options).open())
+}
+
+fn options() -> PlanOptions {
+    PlanOptions {
+        n_seqs: 3,
+        ctx_size: Some(64),
+        ubatch_size: Some(64),
+        resident_layers: ResidentLayers::AtMost(2),
+        // Every device of all executors has a part, whatever its rates.
+        placement: PlacementRule::FrontToBack,
+        // Keys that differ in their last bit would differ in f16's, where a rounding tips over.
+        kv_dtype: KvDType::F32,
+        ..PlanOptions::default()
+    }
+}
+
+fn tokens(sequence: u32, n_tokens: u32) -> Vec<BatchToken> {
+    (0..n_tokens).map(|position| BatchToken { token: (position * 37 + sequence * 11 + 3) % 320, sequence, position }).collect()
+}
+
+/// The logits after the last token of each of `rows`.
+fn forward(engine: &mut Engine, tokens: &[BatchToken], rows: &[usize]) -> Vec<Vec<f32>> {
+    let logits_for = rows.iter().map(|&row| row as u32).collect();
+    let batch = Batch { tokens: tokens.to_vec(), logits_for, logits_request: LogitsRequest::All };
+    let logits = pollster::block_on(engine.forward(&batch)).unwrap();
+    logits.into_iter().map(|logits| if let Logits::All(logits) = logits { logits } else { panic!("all were asked for") }).collect()
+}
+
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    assert!(largest > 0.0 && found.len() == expected.len(), "{what}");
+    for (found, expected) in found.iter().zip(expected) {
+        // Written so that a NaN fails.
+        assert!((found - expected).abs() <= TOLERANCE * largest, "{what}: {found} where {expected} is expected (largest {largest})");
+    }
+}
+
+/// Runs `work` in a thread of its own; a hang fails.
+fn within(secs: u64, what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, finished) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    match finished.recv_timeout(Duration::from_secs(secs)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what} hangs"),
+        _ => thread.join().expect("the work itself"),
+    }
+}
+
+#[test]
+fn sequences_side_by_side_are_what_each_is_alone() {
+    for shape in shapes() {
+        let model = model_of(&shape);
+        for executors in executors() {
+            let lengths = [7u32, 1, 12];
+            let alone: Vec<Vec<f32>> = (0..3u32)
+                .map(|sequence| {
+                    let mut engine = open(&model, executors, PlanOptions { n_seqs: 1, ..options() }).unwrap();
+                    let own: Vec<BatchToken> =
+                        tokens(sequence, lengths[sequence as usize]).iter().map(|token| BatchToken { sequence: 0, ..*token }).collect();
+                    forward(&mut engine, &own, &[own.len() - 1]).remove(0)
+                })
+                .collect();
+            let mut engine = open(&model, executors, options()).unwrap();
+            // Interleaved: the first tokens of all sequences, then the second ones.
+            let mut all: Vec<BatchToken> = (0..3).flat_map(|sequence| tokens(sequence, lengths[sequence as usize])).collect();
+            all.sort_by_key(|token| (token.position, token.sequence));
+            let last = |sequence: u32| all.iter().rposition(|token| token.sequence == sequence).unwrap();
+            let together = forward(&mut engine, &all, &[last(0), last(1), last(2)]);
+            for (sequence, (found, expected)) in together.iter().zip(&alone).enumerate() {
+                assert_close(found, expected, &format!("sequence {sequence} on {executors:?}, {shape:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_in_parts_is_the_prompt_at_once() {
+    for shape in shapes() {
+        let model = model_of(&shape);
+        for executors in executors() {
+            let prompt = tokens(1, 40);
+            let mut engine = open(&model, executors, options()).unwrap();
+            let at_once = forward(&mut engine, &prompt, &[39]).remove(0);
+            for part in [1, 7, 39] {
+                let mut engine = open(&model, executors, options()).unwrap();
+                let mut logits = Vec::new();
+                for tokens in prompt.chunks(part) {
+                    logits = forward(&mut engine, tokens, &[tokens.len() - 1]).remove(0);
+                }
+                assert_close(&logits, &at_once, &format!("parts of {part} on {executors:?}, {shape:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_ring_computes_the_same_bits() {
+    let model = test_model(None);
+    let adapters = pollster::block_on(gpu::list()).unwrap();
+    let has_mapped_slots = adapters.first().is_some_and(|found| found.features.iter().any(|name| name == "MAPPABLE_PRIMARY_BUFFERS"));
+    for executors in executors() {
+        let prompt = tokens(0, 9);
+        // A host beside an adapter gets layers only where the adapter may not keep them all; two adapters compute what one does.
+        let resident_layers = if executors == [GPU, Device::Cpu] { ResidentLayers::AtMost(1) } else { ResidentLayers::Auto };
+        let resident = PlanOptions { resident_layers, ..options() };
+        let mut engine = open(&model, executors, resident).unwrap();
+        assert!(engine.plan().streamed_chunks().next().is_none());
+        let expected: Vec<Vec<f32>> = (0..2).map(|_| forward(&mut engine, &prompt, &[8]).remove(0)).collect();
+        assert_eq!(expected[0], expected[1]);
+        for host in [Bytes::ZERO, Bytes::gib(1)] {
+            for n_slots in 1..=4 {
+                for lookahead in 1..=n_slots {
+                    let ring = PlanOptions {
+                        n_slots: Some(n_slots),
+                        lookahead: Some(lookahead),
+                        resident_layers: ResidentLayers::AtMost(1),
+                        upload: Some(match (n_slots + lookahead) % 3 {
+                            0 => UploadPath::Written,
+                            1 if has_mapped_slots => UploadPath::Mapped,
+                            _ => UploadPath::Staged,
+                        }),
+                        // What `-ngl` is to an adapter, a budget is to a host that computes: the least that works streams the most.
+                        max_memory: [(Device::Cpu, if executors.contains(&Device::Cpu) { Bytes(1) } else { host })].into(),
+                        ..options()
+                    };
+                    let opened = match open(&model, executors, ring.clone()) {
+                        Err(Error::DoesNotFit { needed, .. }) => {
+                            open(&model, executors, PlanOptions { max_memory: [(Device::Cpu, needed)].into(), ..ring })
+                        }
+                        opened => opened,
+                    };
+                    let mut engine = opened.unwrap();
+                    assert!(engine.plan().streamed_chunks().next().is_some());
+                    assert_eq!(engine.plan().executors(), executors);
+                    for expected in &expected {
+                        let found = forward(&mut engine, &prompt, &[8]).remove(0);
+                        assert!(found == *expected, "{n_slots} slots, lookahead {lookahead}, {host} of host memory on {executors:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Every adapter has a ring of its own, whose uploads go on while the other one computes.
+#[test]
+fn two_rings_side_by_side_compute_the_same_bits() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let prompt = tokens(0, 9);
+    let mut engine = open(&model, &[GPU], PlanOptions { resident_layers: ResidentLayers::Auto, ..options() }).unwrap();
+    let expected: Vec<Vec<f32>> = (0..3).map(|_| forward(&mut engine, &prompt, &[8]).remove(0)).collect();
+    for (n_slots, lookahead) in [(1, 1), (2, 1), (3, 3)] {
+        let options = PlanOptions { n_slots: Some(n_slots), lookahead: Some(lookahead), ..options() };
+        let mut prepared = pollster::block_on(builder(&model, &[GPU, OTHER], options).prepare()).unwrap();
+        let mut plan = (*prepared.plan).clone();
+        let own: Vec<usize> = (0..plan.chunks.len()).filter(|&chunk| plan.executor(chunk) == GPU).collect();
+        own.iter().for_each(|&chunk| plan.chunks[chunk].stored_on = Device::Cpu);
+        let slot_bytes = own.iter().map(|&chunk| plan.chunks[chunk].size_bytes).max().unwrap();
+        let ring = RingPlan { slot_bytes, ..*plan.ring(OTHER).unwrap() };
+        plan.devices.iter_mut().find(|device| device.device == GPU).unwrap().ring = Some(ring);
+        prepared.schedule = Schedule::new(&plan);
+        prepared.plan = Arc::new(plan);
+        let mut engine = pollster::block_on(prepared.load(&|_| {})).unwrap();
+        for expected in &expected {
+            assert!(forward(&mut engine, &prompt, &[8]).remove(0) == *expected, "{n_slots} slots, lookahead {lookahead}");
+        }
+        let spans = engine.trace().spans();
+        for device in [GPU, OTHER] {
+            assert!(spans.iter().any(|span| span.device == device && span.lane == Lane::Upload), "nothing streamed to {device}");
+        }
+    }
+}
+
+#[test]
+fn what_each_device_holds_stays_within_its_budget() {
+    for executors in executors() {
+        let model = test_model(None);
+        let mut engine = open(&model, executors, PlanOptions { resident_layers: ResidentLayers::AtMost(1), ..options() }).unwrap();
+        forward(&mut engine, &tokens(0, 30), &[29]);
+        forward(&mut engine, &tokens(1, 1), &[0]);
+        for memory in engine.memory_use() {
+            let planned = engine.plan().device(memory.device).unwrap();
+            assert!(memory.peak <= planned.used.total(), "{memory:?} where {} is planned", planned.used.total());
+        }
+        assert!(
+            executors.iter().all(|device| engine.memory_use().iter().any(|memory| memory.device == *device && memory.peak > Bytes::ZERO))
+        );
+    }
+}
+
+/// The bits of all logits behind the last of `batch`.
+fn bits_of(engine: &mut Engine, batch: &Batch) -> Vec<u32> {
+    match pollster::block_on(engine.forward(batch)).unwrap().remove(0) {
+        Logits::All(logits) => common::bits(&logits),
+        Logits::Top(_) => panic!("all logits"),
+    }
+}
+
+#[test]
+fn a_forward_dropped_midway_leaves_the_engine_usable() {
+    static STOPPED: AtomicUsize = AtomicUsize::new(0);
+    let model = test_model(None);
+    for executors in executors() {
+        for n_slots in 1..=4 {
+            for lookahead in 1..=n_slots {
+                let ring = PlanOptions {
+                    n_slots: Some(n_slots),
+                    lookahead: Some(lookahead),
+                    // Everybody but the last keeps a layer.
+                    resident_layers: ResidentLayers::AtMost(executors.len() - 1),
+                    ..options()
+                };
+                let mut engine = open(&model, executors, ring).unwrap();
+                within(60, &format!("{n_slots} slots, lookahead {lookahead} on {executors:?}"), move || {
+                    let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], logits_request: LogitsRequest::All };
+                    let expected = bits_of(&mut engine, &batch);
+                    // Stopped where it first waits, then a little later, and twice in a row.
+                    for n_polls in [1, 2, 3, 1] {
+                        let stopped = {
+                            let mut midway = pin!(engine.forward(&batch));
+                            let mut is_pending = || midway.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+                            (0..n_polls).all(|_| is_pending())
+                        };
+                        STOPPED.fetch_add(usize::from(stopped), Ordering::Relaxed);
+                        if n_polls == 1 {
+                            continue;
+                        }
+                        assert_eq!(bits_of(&mut engine, &batch), expected);
+                    }
+                    assert_eq!(bits_of(&mut engine, &batch), expected);
+                    // Dropped midway, it does not hang.
+                    {
+                        let mut midway = pin!(engine.forward(&batch));
+                        let _ = midway.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                    }
+                    drop(engine);
+                });
+            }
+        }
+    }
+    assert!(STOPPED.load(Ordering::Relaxed) > 0, "no forward ever waited for an upload");
+}
+
+/// A source that asks before each read.
+struct Watched {
+    name: String,
+    source: Arc<dyn ByteSource>,
+    before_read: Arc<BeforeRead>,
+}
+
+/// Gets the name of the file.
+type BeforeRead = dyn Fn(&str) -> Result<()> + Send + Sync;
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl ByteSource for Watched {
+    fn path(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.source.len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        (self.before_read)(&self.name)?;
+        self.source.read_at(offset, buffer)
+    }
+}
+
+/// The model, whose every read comes after this.
+fn watched(model: &TestModel, before_read: impl Fn(&str) -> Result<()> + Send + Sync + 'static) -> Arc<Checkpoint> {
+    let before_read: Arc<BeforeRead> = Arc::new(before_read);
+    let sources = std::fs::read_dir(&model.path).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        let (name, before_read) = (path.file_name().unwrap().to_str().unwrap().to_owned(), Arc::clone(&before_read));
+        Arc::new(Watched { name, source: open_source(&path, IoMode::Pread).unwrap(), before_read }) as Arc<dyn ByteSource>
+    });
+    Arc::new(Checkpoint::from_sources(sources.collect()).unwrap())
+}
+
+#[test]
+fn a_read_that_fails_leaves_the_engine_usable() {
+    let model = test_model(None);
+    let mut n_failed = 0;
+    for executors in executors() {
+        let n_left = Arc::new(AtomicUsize::new(usize::MAX));
+        let left = Arc::clone(&n_left);
+        // Refuses reads once a number of them is used up.
+        let checkpoint = watched(&model, move |name| {
+            let used = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            used.map(drop).map_err(|_| Error::invalid_file(name, "its disk is out"))
+        });
+        let ring = PlanOptions { resident_layers: ResidentLayers::AtMost(executors.len() - 1), ..options() };
+        let mut builder = Engine::builder_of(checkpoint).compute_on(executors.iter().copied()).virtual_gpus(2);
+        builder = builder.text(TextFiles::Skip).plan_options(ring);
+        if !executors.contains(&Device::Cpu) {
+            builder = builder.max_memory(Device::Cpu, Bytes::ZERO);
+        }
+        let mut engine = pollster::block_on(builder.open()).unwrap();
+        let batch = Batch { tokens: tokens(0, 5), logits_for: vec![4], logits_request: LogitsRequest::All };
+        let expected = bits_of(&mut engine, &batch);
+        for n_reads in 0..6 {
+            n_left.store(n_reads, Ordering::SeqCst);
+            n_failed += usize::from(pollster::block_on(engine.forward(&batch)).is_err());
+            n_left.store(usize::MAX, Ordering::SeqCst);
+            assert_eq!(bits_of(&mut engine, &batch), expected, "{n_reads} reads on {executors:?}");
+        }
+    }
+    assert!(n_failed > 0, "no read ever failed");
+}
+
+/// Rings that stream and ones that do not, where an adapter computes.
+fn with_adapters() -> Vec<(&'static [Device], PlanOptions)> {
+    let on_gpus = executors().into_iter().filter(|executors| executors[0] == GPU);
+    let streams = |executors: &[Device]| PlanOptions { resident_layers: ResidentLayers::AtMost(executors.len() - 1), ..options() };
+    on_gpus
+        .flat_map(|executors| {
+            [(executors, streams(executors)), (executors, PlanOptions { resident_layers: ResidentLayers::Auto, ..options() })]
+        })
+        .collect()
+}
+
+#[test]
+fn an_adapter_that_comes_too_late_leaves_the_engine_usable() {
+    let model = test_model(None);
+    for (executors, options) in with_adapters() {
+        let mut engine = open(&model, executors, options).unwrap();
+        within(120, &format!("waiting on {executors:?}"), move || {
+            let batch = Batch { tokens: tokens(0, 40), logits_for: vec![39], logits_request: LogitsRequest::All };
+            let expected = bits_of(&mut engine, &batch);
+            let names: Vec<String> = engine.prepared().devices.iter().map(|spec| spec.title()).collect();
+            let mut n_late = 0;
+            for _ in 0..10 {
+                // No work is done in no time.
+                engine.set_gpu_timeout(Duration::ZERO);
+                match pollster::block_on(engine.forward(&batch)) {
+                    Err(Error::DeviceTimeout { adapter, waited: Duration::ZERO }) if names.contains(&adapter) => n_late += 1,
+                    other => drop(other.unwrap()),
+                }
+                engine.set_gpu_timeout(gpu::GPU_TIMEOUT);
+                assert_eq!(bits_of(&mut engine, &batch), expected, "{executors:?}");
+            }
+            assert!(n_late > 0, "{executors:?}");
+        });
+    }
+}
+
+#[test]
+fn an_adapter_that_is_lost_midway_is_named_and_opens_anew() {
+    static FAILED: AtomicUsize = AtomicUsize::new(0);
+    let model = test_model(None);
+    for (executors, options) in with_adapters() {
+        let options = PlanOptions { n_slots: Some(1), lookahead: Some(1), ..options };
+        let batch = Batch { tokens: tokens(0, 40), logits_for: vec![39], logits_request: LogitsRequest::All };
+        // While this is locked, a forward that streams waits for what is uploaded.
+        let gate = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&gate);
+        let checkpoint = watched(&model, move |_| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("tierflow-gpu:")) {
+                drop(held.lock().unwrap());
+            }
+            Ok(())
+        });
+        let builder = move || {
+            let builder = Engine::builder_of(Arc::clone(&checkpoint)).compute_on(executors.iter().copied()).virtual_gpus(2);
+            let builder = builder.text(TextFiles::Skip).plan_options(options.clone());
+            if executors.contains(&Device::Cpu) { builder } else { builder.max_memory(Device::Cpu, Bytes::ZERO) }
+        };
+        let mut engine = pollster::block_on(builder().open()).unwrap();
+        let expected = bits_of(&mut engine, &batch);
+        within(120, &format!("a loss on {executors:?}"), move || {
+            let name = engine.prepared().devices[0].title();
+            let is_named = |error: &Error| matches!(error, Error::DeviceLost { adapter, .. } if *adapter == name);
+            let lose = engine.loss_of(GPU).expect("it computes");
+            {
+                let closed = gate.lock().unwrap();
+                let mut midway = pin!(engine.forward(&batch));
+                let first = midway.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                lose();
+                drop(closed);
+                // Where the adapter had done its part, others finish theirs.
+                if first.is_pending()
+                    && let Err(error) = pollster::block_on(midway)
+                {
+                    assert!(is_named(&error), "{error}");
+                    FAILED.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            for _ in 0..2 {
+                let error = pollster::block_on(engine.forward(&batch)).unwrap_err();
+                assert!(is_named(&error), "{error}");
+            }
+            drop(engine);
+            let mut anew = pollster::block_on(builder().open()).unwrap();
+            assert_eq!(bits_of(&mut anew, &batch), expected, "{executors:?}");
+        });
+    }
+    assert!(FAILED.load(Ordering::Relaxed) > 0 || !has_gpu(), "no forward was under way as its adapter was lost");
+}
+
+#[test]
+fn a_generation_whose_adapter_is_lost_ends_and_so_does_the_next() {
+    let model = test_model(None);
+    let prompt: Vec<u32> = tokens(0, 10).iter().map(|token| token.token).collect();
+    for (executors, options) in with_adapters() {
+        let engine = open(&model, executors, options).unwrap();
+        let prompt = prompt.clone();
+        within(120, &format!("a loss on {executors:?}"), move || {
+            let lose = engine.loss_of(GPU).expect("it computes");
+            let handle = engine.spawn().unwrap();
+            let mut sequence = pollster::block_on(handle.sequence()).unwrap();
+            let mut stream = sequence.generate(prompt.clone(), greedy(), at_most(50)).unwrap();
+            pollster::block_on(stream.next()).unwrap().expect("a first token");
+            // From another thread, wherever the engine's is.
+            lose();
+            let mut rest = std::iter::from_fn(|| pollster::block_on(stream.next()).transpose());
+            let ended = rest.find_map(Result::err);
+            // What was generated meanwhile may have been all of it.
+            assert!(matches!(ended, None | Some(Error::DeviceLost { .. })), "{ended:?} on {executors:?}");
+            let mut next = sequence.generate(prompt, greedy(), at_most(50)).unwrap();
+            let error = pollster::block_on(next.next()).unwrap_err();
+            assert!(matches!(error, Error::DeviceLost { .. }), "{error} on {executors:?}");
+            drop((sequence, handle));
+        });
+    }
+}
+
+/// What a session of its own generates after `prompt`.
+fn generated_alone(engine: &mut Engine, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
+    let mut session = engine.session();
+    let mut generation = pollster::block_on(session.generate(prompt, greedy(), at_most(n_tokens))).unwrap();
+    let mut tokens = Vec::new();
+    while let Some(step) = pollster::block_on(generation.next()).unwrap() {
+        tokens.push(step.token);
+    }
+    tokens
+}
+
+fn greedy() -> Sampler {
+    Sampler::new(SamplingSettings::greedy(), 0)
+}
+
+fn at_most(n_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_tokens: Some(n_tokens), ..GenerateOptions::default() }
+}
+
+#[test]
+fn sequences_of_a_handle_live_side_by_side() {
+    let model = test_model(None);
+    let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| tokens(sequence, 4 + sequence).iter().map(|token| token.token).collect()).collect();
+    for executors in executors() {
+        let mut engine = open(&model, executors, options()).unwrap();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 8)).collect();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let refused = pollster::block_on(handle.sequence()).err().unwrap();
+        assert!(matches!(refused, Error::AllSequencesInUse { n_seqs: 3 }), "{refused}");
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(8)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        for (stream, expected) in streams.iter_mut().zip(&expected) {
+            let mut found = Vec::new();
+            while let Some(step) = pollster::block_on(stream.next()).unwrap() {
+                found.push(step.token);
+            }
+            assert_eq!(&found, expected, "{executors:?}");
+            assert_eq!(stream.finish_reason(), Some(FinishReason::Length));
+        }
+        drop(sequences.pop());
+        pollster::block_on(handle.clone().sequence()).expect("one is free again");
+    }
+}
+
+#[test]
+fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
+    let model = test_model(None);
+    let prompt: Vec<u32> = tokens(0, 30).iter().map(|token| token.token).collect();
+    for executors in executors() {
+        let mut engine = open(&model, executors, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
+        let expected = generated_alone(&mut engine, &prompt, 6);
+        let handle = engine.spawn().unwrap();
+        let mut sequence = pollster::block_on(handle.sequence()).unwrap();
+        drop(sequence.generate(prompt.clone(), greedy(), at_most(30)).unwrap());
+        let mut some = sequence.generate(prompt.clone(), greedy(), at_most(30)).unwrap();
+        assert_eq!(pollster::block_on(some.next()).unwrap().unwrap().token, expected[0]);
+        some.cancel_flag().store(true, Ordering::Relaxed);
+        let mut n_more = 0;
+        while pollster::block_on(some.next()).unwrap().is_some() {
+            n_more += 1;
+        }
+        assert!(n_more < 29 && some.finish_reason().is_none(), "{n_more} more on {executors:?}");
+        let mut whole = sequence.generate(prompt.clone(), greedy(), at_most(6)).unwrap();
+        let found: Vec<u32> = std::iter::from_fn(|| pollster::block_on(whole.next()).unwrap()).map(|step| step.token).collect();
+        assert_eq!(found, expected, "{executors:?}");
+        drop((sequence, handle));
+    }
+}
+
+#[test]
+fn a_few_tokens_together_are_bit_for_bit_what_each_is_alone() {
+    for shape in shapes() {
+        let model = model_of(&shape);
+        for executors in executors() {
+            let mut engine = open(&model, executors, PlanOptions { n_seqs: MAX_TOKENS_TOGETHER, ..options() }).unwrap();
+            let last: Vec<BatchToken> = (0..MAX_TOKENS_TOGETHER as u32)
+                .map(|sequence| {
+                    let own = tokens(sequence, 12 - sequence);
+                    forward(&mut engine, &own, &[own.len() - 1]);
+                    own[own.len() - 1]
+                })
+                .collect();
+            let alone: Vec<Vec<u32>> = last.iter().map(|token| common::bits(&forward(&mut engine, &[*token], &[0])[0])).collect();
+            for n_tokens in 2..=MAX_TOKENS_TOGETHER {
+                let rows: Vec<usize> = (0..n_tokens).collect();
+                let together: Vec<Vec<u32>> =
+                    forward(&mut engine, &last[..n_tokens], &rows).iter().map(|logits| common::bits(logits)).collect();
+                assert!(together == alone[..n_tokens], "{n_tokens} tokens on {executors:?}, {shape:?}");
+            }
+        }
+    }
+}
+
+/// The tokens of all that a stream is still to give.
+fn rest_of(stream: &mut TokenStream) -> Vec<u32> {
+    std::iter::from_fn(|| pollster::block_on(stream.next()).unwrap()).map(|step| step.token).collect()
+}
+
+fn ids(tokens: &[BatchToken]) -> Vec<u32> {
+    tokens.iter().map(|token| token.token).collect()
+}
+
+#[test]
+fn sequences_of_a_handle_share_forwards() {
+    let model = test_model(None);
+    for executors in executors().into_iter().filter(|executors| executors[0] == GPU) {
+        // No forward goes on while this is locked: every one of them reads.
+        let gate = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&gate);
+        let checkpoint = watched(&model, move |_| {
+            drop(held.lock().unwrap());
+            Ok(())
+        });
+        let resident_layers = ResidentLayers::AtMost(executors.len() - 1);
+        let ring = PlanOptions { n_slots: Some(1), lookahead: Some(1), resident_layers, ..options() };
+        let mut builder = Engine::builder_of(checkpoint).compute_on(executors.iter().copied()).virtual_gpus(2);
+        builder = builder.text(TextFiles::Skip).plan_options(ring);
+        if !executors.contains(&Device::Cpu) {
+            builder = builder.max_memory(Device::Cpu, Bytes::ZERO);
+        }
+        let mut engine = pollster::block_on(builder.open()).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 4 + sequence))).collect();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 8)).collect();
+        engine.trace().clear();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let closed = gate.lock().unwrap();
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(8)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        drop(closed);
+        let found: Vec<Vec<u32>> = streams.iter_mut().map(rest_of).collect();
+        assert_eq!(found, expected, "{executors:?}");
+        // Each begins one round after the other, and computes seven tokens after its prompt.
+        let spans = handle.trace().spans();
+        let forwards: BTreeSet<usize> = spans.iter().filter(|span| span.lane == Lane::Readback).map(|span| span.forward).collect();
+        assert_eq!(forwards.len(), 3 + (7 + 2), "{executors:?}: alone they take 3 · (1 + 7)");
+    }
+}
+
+#[test]
+fn a_long_prompt_lets_others_go_on_between_its_parts() {
+    let model = test_model(None);
+    for executors in executors() {
+        let mut engine = open(&model, executors, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
+        let (short, long) = (ids(&tokens(0, 4)), ids(&tokens(1, 40)));
+        let expected = [generated_alone(&mut engine, &short, 30), generated_alone(&mut engine, &long, 3)];
+        let handle = engine.spawn().unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| pollster::block_on(handle.sequence()).unwrap());
+        let mut goes_on = first.generate(short, greedy(), at_most(30)).unwrap();
+        let mut reads = second.generate(long, greedy(), at_most(3)).unwrap();
+        let begun = pollster::block_on(reads.next()).unwrap().unwrap().token;
+        assert!(goes_on.n_unread() > 40 / 8, "{} steps beside five parts on {executors:?}", goes_on.n_unread());
+        let read = [vec![begun], rest_of(&mut reads)].concat();
+        assert_eq!([rest_of(&mut goes_on), read], expected, "{executors:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_is_dropped_does_not_disturb_those_beside_it() {
+    let model = test_model(None);
+    for executors in executors() {
+        let mut engine = open(&model, executors, options()).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 5))).collect();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 40)).collect();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(40)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        let mut dropped = streams.remove(1);
+        for expected in &expected[1][..3] {
+            assert_eq!(pollster::block_on(dropped.next()).unwrap().unwrap().token, *expected);
+        }
+        drop(dropped);
+        streams[0].cancel_flag().store(true, Ordering::Relaxed);
+        assert_eq!(rest_of(&mut streams[1]), expected[2], "{executors:?}");
+        let cancelled = rest_of(&mut streams[0]);
+        assert_eq!(cancelled, expected[0][..cancelled.len()], "{executors:?}");
+        assert_eq!(rest_of(&mut sequences[1].generate(prompts[1].clone(), greedy(), at_most(40)).unwrap()), expected[1], "{executors:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_nobody_reads_pauses_until_it_is_read() {
+    let model = test_model(None);
+    for executors in executors() {
+        let mut engine = open(&model, executors, PlanOptions { ctx_size: Some(256), ..options() }).unwrap();
+        let prompts = [ids(&tokens(0, 5)), ids(&tokens(1, 6))];
+        let n_tokens = 2 * MAX_UNREAD;
+        let expected = prompts.clone().map(|prompt| generated_alone(&mut engine, &prompt, n_tokens));
+        let handle = engine.spawn().unwrap();
+        let [mut first, mut second] = [(); 2].map(|()| pollster::block_on(handle.sequence()).unwrap());
+        let [of_first, of_second] = prompts;
+        let mut unread = first.generate(of_first, greedy(), at_most(n_tokens)).unwrap();
+        let mut read = second.generate(of_second, greedy(), at_most(n_tokens)).unwrap();
+        assert_eq!(rest_of(&mut read), expected[1], "{executors:?}");
+        assert_eq!(unread.n_unread(), MAX_UNREAD, "{executors:?}");
+        assert_eq!(rest_of(&mut unread), expected[0], "{executors:?}");
+        assert_eq!(unread.finish_reason(), Some(FinishReason::Length));
+    }
+}
+
+#[test]
+fn forwards_of_every_shape_bind_what_those_before_them_bound() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let some = PlanOptions { n_seqs: 8, ubatch_size: Some(40), resident_layers: ResidentLayers::AtMost(2), ..options() };
+    let mut engine = open(&model, &[GPU], some).unwrap();
+    let mut round = || {
+        for n_seqs in 1..=8 {
+            for n_tokens in (1..=40 / n_seqs).rev() {
+                let all: Vec<BatchToken> = (0..n_seqs).flat_map(|sequence| tokens(sequence, n_tokens)).collect();
+                let logits_for = (0..n_seqs).map(|sequence| (sequence + 1) * n_tokens - 1).collect();
+                let logits_request = if n_tokens % 2 == 0 { LogitsRequest::All } else { LogitsRequest::TopK(1 + n_tokens as usize) };
+                pollster::block_on(engine.forward(&Batch { tokens: all, logits_for, logits_request })).unwrap();
+            }
+        }
+        engine.object_counts()
+    };
+    let after_first = round();
+    assert_eq!(round(), after_first);
+}
+
+#[test]
+fn batches_that_were_not_planned_for_are_refused() {
+    let model = test_model(None);
+    let mut engine = open(&model, &[Device::Cpu], options()).unwrap();
+    let good = Batch { tokens: tokens(0, 3), logits_for: vec![2], logits_request: LogitsRequest::All };
+    let token = good.tokens[0];
+    let bad = [
+        Batch { tokens: vec![], ..good.clone() },
+        Batch { logits_for: vec![], ..good.clone() },
+        Batch { logits_for: vec![3], ..good.clone() },
+        Batch { logits_request: LogitsRequest::TopK(0), ..good.clone() },
+        Batch { logits_request: LogitsRequest::TopK(65), ..good.clone() },
+        Batch { tokens: vec![BatchToken { sequence: 3, ..token }; 3], ..good.clone() },
+        Batch { tokens: vec![BatchToken { position: 64, ..token }; 3], ..good.clone() },
+        Batch { tokens: vec![BatchToken { token: 320, ..token }; 3], ..good.clone() },
+        Batch { tokens: vec![token; 65], ..good.clone() },
+    ];
+    for batch in bad {
+        let error = pollster::block_on(engine.forward(&batch)).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. } | Error::ContextFull { .. } | Error::TokenOutOfVocabulary { .. }), "{error}");
+    }
+    assert_eq!(pollster::block_on(engine.forward(&good)).unwrap().len(), 1, "a refusal harms nothing");
+}
+
+/// An adapter and the host with two sequences: each computes with one of them while the other computes with the other.
+#[test]
+fn devices_compute_side_by_side_with_different_sequences() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let (gpu, host) = (Device::Gpu(0), Device::Cpu);
+    let placements = common::placements(&model.path, |unit, n_units| if unit < n_units / 2 { (gpu, gpu) } else { (host, host) });
+    let options = PlanOptions { placement: PlacementRule::Placed(placements), resident_layers: ResidentLayers::Auto, ..options() };
+    let builder = Engine::builder(&model.path).text(TextFiles::Skip).plan_options(options).compute_on([gpu, host]);
+    let mut engine = pollster::block_on(builder.open()).unwrap();
+    assert_eq!(engine.plan().executors(), [gpu, host]);
+    // Interleaved and with rows in another order than the tokens.
+    let mut all: Vec<BatchToken> = (0..3).flat_map(|sequence| tokens(sequence, 20)).collect();
+    all.sort_by_key(|token| (token.position, token.sequence));
+    let rows = [59, 3, 58];
+    let together = forward(&mut engine, &all, &rows);
+    let mut alone = pollster::block_on(
+        Engine::builder(&model.path).text(TextFiles::Skip).plan_options(self::options()).device(DeviceChoice::Gpu).open(),
+    )
+    .unwrap();
+    for (row, found) in rows.iter().zip(&together) {
+        let asked = all[*row];
+        let own: Vec<BatchToken> = tokens(asked.sequence, asked.position + 1);
+        let expected = forward(&mut alone, &own, &[own.len() - 1]).remove(0);
+        assert_close(found, &expected, &format!("row {row}"));
+    }
+    engine.trace().clear();
+    let mut overlaps = 0;
+    for _ in 0..5 {
+        forward(&mut engine, &all, &rows);
+    }
+    let spans = engine.trace().spans();
+    let on = |device: Device| spans.iter().filter(move |span| span.lane == Lane::Compute && span.device == device);
+    for span in on(gpu) {
+        overlaps += on(host).filter(|other| span.start_secs < other.end_secs && other.start_secs < span.end_secs).count();
+    }
+    assert!(overlaps > 0, "no computation of the adapter lies beside one of the host: {spans:?}");
+}
