@@ -12,7 +12,7 @@ fn main() -> tierflow::Result<()> {
     let prepared = pollster::block_on(Engine::builder(model).prepare())?;
     print!("{}", prepared.plan);
     for unit in &prepared.plan.units {
-        println!("{:<32} {:>10}  {}", unit.name, unit.size_bytes.to_string(), unit.home);
+        println!("{:<32} {:>10}  {}", unit.name, unit.size_bytes.to_string(), unit.stored_on);
     }
     print!("{}", prepared.schedule.report(&prepared.plan));
     Ok(())

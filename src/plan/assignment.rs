@@ -1,31 +1,32 @@
-//! An assignment of a plan: for every unit, who computes it and where it lives. Plans are searched as assignments, since whole units are
-//! compared in microseconds; chunks and exact bytes come later.
+//! Assignments: plans as the search sees them. For every unit, an assignment says which worker computes it and where its matrices are
+//! stored; it has neither chunks nor exact bytes, so that one is scored in microseconds. `build.rs` makes a plan of it.
 
 use crate::device::Device;
 use crate::plan::Placement;
 use crate::plan::site::Site;
 
-/// Where a unit lives, and who computes it.
+/// Which worker computes a unit, and where its matrices are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct UnitAssignment {
     /// Index of the worker that computes it.
     pub(super) worker: usize,
-    pub(super) stored_on: Residency,
+    pub(super) residency: Residency,
 }
 
+/// Where the matrices of a unit are stored, as seen from the worker that computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Residency {
-    /// With the worker.
+    /// On the worker's own device.
     Resident,
-    /// Held in host memory.
+    /// In host memory; it streams to the worker.
     Host,
-    /// On disk.
+    /// On disk; it streams to the worker.
     Disk,
 }
 
 impl Residency {
-    /// The device that it is for a unit computed by `executor`.
-    pub(super) fn of(self, executor: Device) -> Device {
+    /// The device that stores a unit computed by `executor`.
+    pub(super) fn device(self, executor: Device) -> Device {
         match self {
             Residency::Resident => executor,
             Residency::Host => Device::Cpu,
@@ -34,39 +35,37 @@ impl Residency {
     }
 }
 
-/// A unit assignment for every unit after the embedding, and the number of slots of each ring.
+/// One entry for every unit after the embedding, and the number of slots of each ring.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Assignment {
-    pub(super) unit_assignments: Vec<UnitAssignment>,
+    pub(super) units: Vec<UnitAssignment>,
     pub(super) n_slots: usize,
 }
 
 impl Assignment {
     /// The same as placements, for a build.
     pub(super) fn placements(&self, site: &Site<'_>) -> Vec<Placement> {
-        let of = |(index, unit_assignment): (usize, &UnitAssignment)| {
-            let device = site.workers[unit_assignment.worker].device;
-            Placement {
-                execute_on: device,
-                stored_on: vec![unit_assignment.stored_on.of(device); site.model.units[index + 1].matrices().count()],
-            }
+        let placement = |(index, unit): (usize, &UnitAssignment)| {
+            let device = site.workers[unit.worker].device;
+            let n_matrices = site.model.units[index + 1].matrices().count();
+            Placement { execute_on: device, stored_on: vec![unit.residency.device(device); n_matrices] }
         };
         let embedding = Placement { execute_on: Device::Cpu, stored_on: Vec::new() };
-        std::iter::once(embedding).chain(self.unit_assignments.iter().enumerate().map(of)).collect()
+        std::iter::once(embedding).chain(self.units.iter().enumerate().map(placement)).collect()
     }
 
-    /// The assignment of placements whose units are whole.
+    /// The assignment of these placements; `None` where the matrices of one unit are stored in several places.
     pub(super) fn of(site: &Site<'_>, placements: &[Placement], n_slots: usize) -> Option<Assignment> {
-        let unit_assignment = |placement: &Placement| {
-            let stored_on = match *placement.stored_on.first()? {
+        let unit = |placement: &Placement| {
+            let residency = match *placement.stored_on.first()? {
                 stored_on if stored_on == placement.execute_on => Residency::Resident,
                 Device::Cpu => Residency::Host,
                 Device::Disk => Residency::Disk,
                 Device::Gpu(_) => return None,
             };
             let is_whole = placement.stored_on.iter().all(|other| *other == placement.stored_on[0]);
-            is_whole.then_some(UnitAssignment { worker: site.worker(placement.execute_on)?, stored_on })
+            is_whole.then_some(UnitAssignment { worker: site.worker(placement.execute_on)?, residency })
         };
-        Some(Assignment { unit_assignments: placements.iter().skip(1).map(unit_assignment).collect::<Option<_>>()?, n_slots })
+        Some(Assignment { units: placements.iter().skip(1).map(unit).collect::<Option<_>>()?, n_slots })
     }
 }

@@ -1,5 +1,8 @@
-//! Candidates: greedy plans along every chain of devices that may compute, and what a search makes of them. The one whose
-//! dry run is the fastest for the request that the plan is made for is taken.
+//! Candidates: the plans among which the planner chooses, and the choice.
+//!
+//! Candidates are greedy plans (`greedy.rs`) for every order in which the devices may share the layers, Accelerate's own device maps,
+//! and what the search (`search.rs`) finds starting from both. Each is built to the byte and timed by a dry run; the one that serves
+//! the request of [`PlanOptions::mix`] in the least time is taken.
 
 use serde::Serialize;
 
@@ -23,17 +26,17 @@ use crate::weights::Catalog;
 
 /// Most sequences that the planner puts side by side by itself.
 const N_SEQS_MAX: usize = 256;
-/// Slots with which chunks of uneven times stay hidden, the better number first: half of them are computed from, the others filled
-/// meanwhile.
+/// Numbers of slots with which uploads of uneven duration stay hidden, the better one first: half of the slots are computed from while
+/// the others are filled.
 const N_SLOTS_EVEN: [usize; 2] = [6, 4];
-/// The share of the predicted time that they may cost.
+/// The share of the predicted time that such slots may cost.
 const SPARE_SLOTS_COST: f64 = 0.01;
 /// Work of a search with forwards of a length that no candidate has.
 const EFFORT_OF_OTHERS: usize = EFFORT / 8;
 /// The share of the time that forwards of such a length must save.
 const LEAST_GAIN_OF_OTHERS: f64 = 0.01;
-/// Percent of every budget that assignments leave free: none, and more where no plan can be built of what was found.
-const ASSIGNMENT_MARGINS: [u64; 3] = [0, 1, 5];
+/// Percent of every budget that a search leaves free: none, and more where no plan can be built of what it found.
+const SEARCH_MARGINS: [u64; 3] = [0, 1, 5];
 
 /// A plan that could be taken, and how long the request takes with it.
 struct Candidate {
@@ -42,7 +45,7 @@ struct Candidate {
     shape: Shape,
 }
 
-/// The best plan for a site.
+/// The best plan.
 pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     let budgets = site.budgets();
     let candidates = match &site.options.placement {
@@ -61,8 +64,8 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     Ok(with_spare_slots(site, &best, &budgets).unwrap_or(best.plan))
 }
 
-/// The same placements with more and smaller slots, where that costs next to nothing by the prediction. On its clock every chunk takes the
-/// time that it should; in truth one takes longer and another one less, and chunks that are there already make up for it.
+/// The same placements with more and smaller slots, where that costs next to nothing by the prediction. There every chunk takes just the
+/// predicted time; in truth some take longer, and chunks that are there already make up for it.
 fn with_spare_slots(site: &Site<'_>, best: &Candidate, budgets: &[Bytes]) -> Option<Plan> {
     if site.options.n_slots.is_some() || best.plan.devices.iter().all(|device| device.ring.is_none()) {
         return None;
@@ -145,7 +148,7 @@ pub(super) fn simple(site: &Site<'_>) -> Vec<(OtherWay, Plan)> {
     }
     let sequential = device_map::along_mode(site, DeviceMapMode::Sequential, |map| of_map(site, map, &budgets));
     let sequential = sequential.ok().and_then(|candidates| choose(site, candidates));
-    named.extend(sequential.into_iter().map(|candidate| (OtherWay::PlacementRule(DeviceMapMode::Sequential), candidate)));
+    named.extend(sequential.into_iter().map(|candidate| (OtherWay::DeviceMap(DeviceMapMode::Sequential), candidate)));
     named.sort_by(|a, b| a.1.secs.total_cmp(&b.1.secs));
     named.dedup_by(|a, b| placements_of(&a.1.plan) == placements_of(&b.1.plan));
     named.into_iter().map(|(name, candidate)| (name, candidate.plan)).collect()
@@ -234,7 +237,7 @@ fn searched(site: &Site<'_>, candidates: &[Candidate], shape: Shape, budgets: &[
     let machine = MachineCosts::new(site.devices);
     let seed = |candidate: &Candidate| Assignment::of(site, &placements_of(&candidate.plan), shape.n_slots);
     let seeds: Vec<Assignment> = candidates.iter().filter_map(seed).collect();
-    // What looks best in an assignment need not be buildable to the byte: the next one then is, or one that leaves a little room.
+    // Assignments do not count to the byte, so the best need not be buildable: then the next best may be, or one that leaves a little room.
     let with_margin = |margin: u64| -> Vec<Candidate> {
         let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
         let scorer = Scorer::new(site, &machine, shape, &less, phases(site, shape));
@@ -246,7 +249,7 @@ fn searched(site: &Site<'_>, candidates: &[Candidate], shape: Shape, budgets: &[
         });
         built.collect()
     };
-    ASSIGNMENT_MARGINS.into_iter().map(with_margin).find(|built| !built.is_empty()).unwrap_or_default()
+    SEARCH_MARGINS.into_iter().map(with_margin).find(|built| !built.is_empty()).unwrap_or_default()
 }
 
 /// The shapes of the candidates. Of those that differ in their context alone, the shortest that
@@ -288,7 +291,7 @@ fn choose(site: &Site<'_>, mut candidates: Vec<Candidate>) -> Option<Candidate> 
     candidates.into_iter().reduce(faster)
 }
 
-/// Who computes each unit of a plan, and where its matrices live.
+/// The placement of each unit of a plan.
 pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
     let of_unit = |(index, unit): (usize, &UnitPlan)| {
         let mut stored_on = Vec::new();

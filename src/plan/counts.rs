@@ -1,5 +1,6 @@
-//! How many: layers are alike, so that a useful plan is a few numbers. How many attention and feed-forward parts each device computes,
-//! in which order of devices, how many of them stream, and where the head is. Counts become assignments, and have neighbours.
+//! Counts: plans as a few numbers. Layers are alike, so it is enough to say how many attention and feed-forward parts each device
+//! computes, in which order of devices, how many of them stream, and which device computes the head. The search enumerates counts and
+//! changes them number by number; each becomes an assignment to be scored.
 
 use crate::device::Device;
 use crate::model::UnitKind;
@@ -76,12 +77,12 @@ impl Share {
     }
 }
 
-/// The parts of a model by kind, and which devices may hold them.
+/// The parts of a model by kind, and where they may be stored.
 pub(super) struct Parts {
     /// Per kind, the index of each layer's part among the units after the embedding.
     of_kind: [Vec<usize>; N_KINDS],
     head: Option<usize>,
-    /// Whether host memory and disk may hold weights for adapters.
+    /// Whether weights that stream to adapters may be stored in host memory, and on disk.
     pub(super) may_hold: [bool; 2],
 }
 
@@ -113,9 +114,9 @@ impl Parts {
         for kind in 0..N_KINDS {
             let mut last = 0;
             for &unit in &self.of_kind[kind] {
-                let unit_assignment = assignment.unit_assignments[unit];
-                let place = shares.iter().position(|share| share.worker == unit_assignment.worker).unwrap_or_else(|| {
-                    shares.push(Share::of_layers(unit_assignment.worker, 0, 0));
+                let unit = assignment.units[unit];
+                let place = shares.iter().position(|share| share.worker == unit.worker).unwrap_or_else(|| {
+                    shares.push(Share::of_layers(unit.worker, 0, 0));
                     shares.len() - 1
                 });
                 if place < last {
@@ -123,29 +124,29 @@ impl Parts {
                 }
                 last = place;
                 shares[place].computed[kind] += 1;
-                shares[place].streamed[kind] += usize::from(unit_assignment.stored_on != Residency::Resident);
+                shares[place].streamed[kind] += usize::from(unit.residency != Residency::Resident);
             }
         }
-        let head = assignment.unit_assignments[self.head?];
+        let head = assignment.units[self.head?];
         let place = shares.iter().position(|share| share.worker == head.worker).unwrap_or_else(|| {
             shares.push(Share::of_layers(head.worker, 0, 0));
             shares.len() - 1
         });
-        let streams_head = head.stored_on != Residency::Resident;
+        let streams_head = head.residency != Residency::Resident;
         Some(Counts { shares, head: place, streams_head, mingled: MINGLED[0], spread: Spread::Last, n_slots: assignment.n_slots })
     }
 
     /// The assignment of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
     pub(super) fn assignment(&self, site: &Site<'_>, counts: &Counts) -> Assignment {
         let n_units = site.model.units.len() - 1;
-        let mut unit_assignments = vec![UnitAssignment { worker: 0, stored_on: Residency::Resident }; n_units];
-        let streamed_stored_on = |worker: usize| match site.workers[worker].is_gpu() && self.may_hold[0] {
+        let mut assigned = vec![UnitAssignment { worker: 0, residency: Residency::Resident }; n_units];
+        let streamed_residency = |worker: usize| match site.workers[worker].is_gpu() && self.may_hold[0] {
             true => Residency::Host,
             false => Residency::Disk,
         };
-        let unit_assignment = |worker: usize, unit: usize, streams: bool| {
+        let assign = |worker: usize, unit: usize, streams: bool| {
             let streams = streams || unit + 1 >= site.resident_limit(&site.workers[worker]);
-            UnitAssignment { worker, stored_on: if streams { streamed_stored_on(worker) } else { Residency::Resident } }
+            UnitAssignment { worker, residency: if streams { streamed_residency(worker) } else { Residency::Resident } }
         };
         for (kind, units) in self.of_kind.iter().enumerate() {
             let mut taken = vec![0; counts.shares.len()];
@@ -153,31 +154,26 @@ impl Parts {
                 let Some(place) = counts.share_of(kind, layer, &taken) else { break };
                 let share = &counts.shares[place];
                 let streams = counts.spread.picks(taken[place], share.computed[kind], share.streamed[kind]);
-                unit_assignments[unit] = unit_assignment(share.worker, unit, streams);
+                assigned[unit] = assign(share.worker, unit, streams);
                 taken[place] += 1;
             }
         }
         if let Some(head) = self.head {
-            unit_assignments[head] = unit_assignment(counts.shares[counts.head].worker, head, counts.streams_head);
+            assigned[head] = assign(counts.shares[counts.head].worker, head, counts.streams_head);
         }
-        Assignment { unit_assignments, n_slots: counts.n_slots }
+        Assignment { units: assigned, n_slots: counts.n_slots }
     }
 
-    /// Moves evenly spread units to disk where host memory has no room for all that it holds; `None` where nothing helps.
+    /// Moves evenly spread host-resident units to disk where host memory has no room for all of them; `None` where nothing helps.
     pub(super) fn settle_host(&self, scorer: &Scorer<'_>, assignment: &mut Assignment) -> Option<()> {
-        let held = |unit_assignment: &UnitAssignment| unit_assignment.stored_on == Residency::Host;
-        let total: u128 = assignment
-            .unit_assignments
-            .iter()
-            .enumerate()
-            .filter(|(_, unit_assignment)| held(unit_assignment))
-            .map(|(unit, unit_assignment)| u128::from(scorer.block_bytes(unit_assignment.worker, unit).0))
-            .sum();
+        let on_host = |unit: &UnitAssignment| unit.residency == Residency::Host;
+        let bytes = |(index, unit): (usize, &UnitAssignment)| u128::from(scorer.block_bytes(unit.worker, index).0);
+        let total: u128 = assignment.units.iter().enumerate().filter(|(_, unit)| on_host(unit)).map(bytes).sum();
         if total == 0 {
             return Some(());
         }
         let memory = scorer.memory(assignment)?;
-        let room = memory.host_room.saturating_sub(scorer.held_padding(assignment, &memory));
+        let room = memory.host_room.saturating_sub(scorer.host_padding(assignment, &memory));
         if u128::from(room.0) >= total {
             return Some(());
         }
@@ -185,16 +181,14 @@ impl Parts {
             return None;
         }
         let (mut passed, mut kept) = (0u128, 0u128);
-        for (unit, unit_assignment) in
-            assignment.unit_assignments.iter_mut().enumerate().filter(|(_, unit_assignment)| held(unit_assignment))
-        {
-            let Bytes(block) = scorer.block_bytes(unit_assignment.worker, unit);
+        for (index, unit) in assignment.units.iter_mut().enumerate().filter(|(_, unit)| on_host(unit)) {
+            let Bytes(block) = scorer.block_bytes(unit.worker, index);
             passed += u128::from(block);
             // The host keeps its share of what has been passed so far.
             if (kept + u128::from(block)) * total <= u128::from(room.0) * passed {
                 kept += u128::from(block);
             } else {
-                unit_assignment.stored_on = Residency::Disk;
+                unit.residency = Residency::Disk;
             }
         }
         Some(())

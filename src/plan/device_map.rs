@@ -1,6 +1,6 @@
-//! Device maps of Accelerate's world as placements of ours, and back. A map says where weights live; who computes is found
-//! here: a unit that has weights on an adapter is computed there, and what lives on the host or on disk is computed by the
-//! host or brought to the first adapter, whichever a dry run finds faster.
+//! Accelerate's device maps as placements, and back. A map says only where weights are stored; who computes is decided here: a unit
+//! that has weights on an adapter is computed there, and one whose weights are all in host memory or on disk is computed by the host or
+//! streams to the first adapter, whichever a dry run finds faster.
 
 use std::collections::BTreeSet;
 
@@ -33,11 +33,11 @@ impl Offloaded {
     pub(super) const ALL: [Offloaded; 2] = [Offloaded::Streams, Offloaded::ComputedByHost];
 }
 
-/// The placements of a map. Parts of a unit that live on several adapters are brought to the one that has most of it.
+/// The placements of a map. Where parts of a unit are on several adapters, all go to the one that has most of it.
 pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded) -> Result<Option<Vec<Placement>>> {
-    let stored_on = map.placements(site.catalog, site.model)?;
-    for stored_on in &stored_on {
-        check_is_there(site, stored_on.stored_on)?;
+    let matrices = map.placements(site.catalog, site.model)?;
+    for matrix in &matrices {
+        check_is_there(site, matrix.stored_on)?;
     }
     let first_gpu = site.workers.iter().find(|own| own.is_gpu()).map(|own| own.device);
     let host = site.worker(Device::Cpu).map(|_| Device::Cpu);
@@ -51,9 +51,9 @@ pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded)
         if unit.kind == UnitKind::Embedding {
             return Placement { execute_on: Device::Cpu, stored_on: Vec::new() };
         }
-        let own: Vec<&MatrixPlacement> = stored_on.iter().filter(|stored_on| stored_on.unit == index).collect();
+        let own: Vec<&MatrixPlacement> = matrices.iter().filter(|matrix| matrix.unit == index).collect();
         let execute_on = adapter_with_most(site.catalog, &own).unwrap_or(of_rest);
-        let stored_on = |stored_on: &&MatrixPlacement| match stored_on.stored_on {
+        let stored_on = |matrix: &&MatrixPlacement| match matrix.stored_on {
             Device::Gpu(_) => execute_on,
             // A host that computes streams from disk only.
             other => other,
@@ -63,27 +63,27 @@ pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded)
     Ok(Some(placements.collect()))
 }
 
-/// The adapter on which most of a unit lives, if any.
-fn adapter_with_most(catalog: &Catalog, stored_on: &[&MatrixPlacement]) -> Option<Device> {
+/// The adapter that stores most of a unit, if any.
+fn adapter_with_most(catalog: &Catalog, matrices: &[&MatrixPlacement]) -> Option<Device> {
     let mut adapters: Vec<(Device, Bytes)> = Vec::new();
-    for stored_on in stored_on.iter().filter(|stored_on| matches!(stored_on.stored_on, Device::Gpu(_))) {
-        let bytes = catalog[stored_on.tensor].size_bytes;
-        match adapters.iter_mut().find(|(device, _)| *device == stored_on.stored_on) {
+    for matrix in matrices.iter().filter(|matrix| matches!(matrix.stored_on, Device::Gpu(_))) {
+        let bytes = catalog[matrix.tensor].size_bytes;
+        match adapters.iter_mut().find(|(device, _)| *device == matrix.stored_on) {
             Some((_, sum)) => *sum += bytes,
-            None => adapters.push((stored_on.stored_on, bytes)),
+            None => adapters.push((matrix.stored_on, bytes)),
         }
     }
     adapters.into_iter().reduce(|most, next| if next.1 > most.1 { next } else { most }).map(|(device, _)| device)
 }
 
-fn check_is_there(site: &Site<'_>, stored_on: Device) -> Result<()> {
-    if !matches!(stored_on, Device::Gpu(_)) || site.worker(stored_on).is_some() {
+fn check_is_there(site: &Site<'_>, device: Device) -> Result<()> {
+    if !matches!(device, Device::Gpu(_)) || site.worker(device).is_some() {
         return Ok(());
     }
     let there_is: Vec<String> = site.workers.iter().map(|own| format!("{} ({})", own.device, own.spec.name)).collect();
     Err(Error::InvalidArgument {
         option: Setting::Placement.into(),
-        reason: format!("it names {stored_on}, which does not compute here; there is {}", there_is.join(", ")),
+        reason: format!("it names {device}, which does not compute here; there is {}", there_is.join(", ")),
     })
 }
 
@@ -120,16 +120,16 @@ fn no_split(site: &Site<'_>, tree: &ModuleTree) -> Result<Vec<String>> {
     };
     let classes: BTreeSet<&str> = tree.nodes().filter_map(class).collect();
     match asked.iter().find(|class| !classes.contains(class.as_str())) {
-        Some(stranger) => {
+        Some(unknown) => {
             let classes: Vec<&str> = classes.into_iter().collect();
-            let reason = format!("`{stranger}` is no class of this model, which has {}", classes.join(", "));
+            let reason = format!("`{unknown}` is no class of this model, which has {}", classes.join(", "));
             Err(Error::InvalidArgument { option: Setting::NoSplit.into(), reason })
         }
         None => Ok(asked.clone()),
     }
 }
 
-/// What Accelerate is reported: every adapter's budget less so many shares of it, and the host's.
+/// The budgets that Accelerate is given: every adapter's less so many sixteenths of it, and the host's.
 fn budgets(site: &Site<'_>, lowered: u64) -> Budgets {
     let adapters = site.workers.iter().filter(|own| own.is_gpu());
     let of_adapter = |budget: Bytes| Amount::Int(i128::from(budget.0 - budget.0 / N_TRIES * lowered));
@@ -168,8 +168,8 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
 /// One entry for each matrix of a unit that is cut.
 fn insert_parts(map: &mut DeviceMap, unit: &Unit, plan: &Plan, catalog: &Catalog, chunks: std::ops::Range<usize>) {
     for id in unit.matrices() {
-        let stored_on = plan.chunks[chunks.clone()].iter().find(|chunk| chunk.slices.iter().any(|slice| slice.tensor == id));
+        let chunk = plan.chunks[chunks.clone()].iter().find(|chunk| chunk.slices.iter().any(|slice| slice.tensor == id));
         let name = catalog[id].name.trim_end_matches(".weight");
-        map.insert(name.to_owned(), stored_on.map_or(DeviceKey::Disk, |chunk| DeviceKey::from(chunk.stored_on)));
+        map.insert(name.to_owned(), chunk.map_or(DeviceKey::Disk, |chunk| DeviceKey::from(chunk.stored_on)));
     }
 }

@@ -1,5 +1,5 @@
-//! The dry run: the schedule that the engine will run, walked on a virtual clock. What the planner compares and what a
-//! user is told beforehand are both computed here.
+//! The dry run: the schedule that the engine will run, walked on a virtual clock. Both what the planner compares and what it predicts
+//! to the user are computed here.
 
 use std::collections::VecDeque;
 
@@ -80,14 +80,14 @@ impl Prediction {
 pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Workload) -> Prediction {
     let machine = MachineCosts::new(devices);
     let executors = plan.executors();
-    let transfers: Vec<Transfer> = plan
+    let costs_of: Vec<ChunkCost> = plan
         .chunks
         .iter()
         .enumerate()
         .map(|(index, chunk)| {
             let device = plan.executor(index);
             let costs = machine.of(device);
-            Transfer {
+            ChunkCost {
                 executor: executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
                 compute_secs: chunk_secs(chunk, &machine, costs.device, catalog, model, load),
                 upload_secs: costs.upload_secs(chunk.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
@@ -96,7 +96,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         })
         .collect();
     let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
-    let pace = DryRun::new(&machine, &transfers, &rings, transfer_bytes(model, load)).run(&Schedule::new(plan));
+    let pace = DryRun::new(&machine, &costs_of, &rings, transfer_bytes(model, load)).run(&Schedule::new(plan));
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
     if plan.streamed_chunks().any(|chunk| plan.stored_on(chunk) == Device::Disk) {
         origins.push(machine.disk().origin());
@@ -105,8 +105,8 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         let own = || (0..plan.chunks.len()).filter(|&chunk| plan.executor(chunk) == device);
         Busy {
             device,
-            compute_secs: own().map(|chunk| transfers[chunk].compute_secs).sum(),
-            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| transfers[chunk].upload_secs).sum(),
+            compute_secs: own().map(|chunk| costs_of[chunk].compute_secs).sum(),
+            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| costs_of[chunk].upload_secs).sum(),
             streamed_bytes: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| plan.chunks[chunk].stored_bytes()).sum(),
         }
     };
@@ -117,7 +117,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         transfer_secs: pace.transfer_secs,
         streamed_bytes: plan.streamed_bytes(),
         devices: executors.iter().map(busy).collect(),
-        fetch_secs: transfers.iter().map(|transfer| transfer.fetch_secs).sum(),
+        fetch_secs: costs_of.iter().map(|cost| cost.fetch_secs).sum(),
         fetched_bytes: plan.chunks.iter().filter(|chunk| chunk.stored_on == Device::Disk).map(Chunk::stored_bytes).sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
@@ -133,9 +133,9 @@ fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &C
                 Op::MatMul { input, .. } => model.value(*input).n_rows(load.n_tokens, load.n_logit_rows),
                 _ => load.n_tokens,
             };
-            // Rows of one matrix are computed slice by slice, and nothing is joined across chunks.
-            let can_join = slice.first_row == 0 && index > 0;
-            let fixed = if can_join { costs.fixed_secs(ops, op) } else { costs.dispatch_secs() };
+            // Rows of one matrix are computed slice by slice, and operations of different chunks are never fused.
+            let may_fuse = slice.first_row == 0 && index > 0;
+            let fixed = if may_fuse { costs.fixed_secs(ops, op) } else { costs.dispatch_secs() };
             fixed + costs.product_secs(&catalog[slice.tensor], slice.n_rows, n_tokens)
         }
     };
@@ -152,9 +152,9 @@ pub(super) fn transfer_bytes(model: &Model, load: Workload) -> [Bytes; 2] {
     [hidden_bytes(model, load), Bytes(model.config.vocab_size as u64 / 4).times(load.n_logit_rows as u64)]
 }
 
-/// What a chunk costs whom.
+/// What it takes to bring a chunk to its device and to compute with it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Transfer {
+pub(super) struct ChunkCost {
     /// Index of who computes it, among the devices of the run.
     pub(super) executor: usize,
     pub(super) compute_secs: f64,
@@ -173,7 +173,7 @@ pub(super) struct Pace {
 /// A virtual machine: a disk, and per device a link and a processor, each busy until some time.
 pub(super) struct DryRun<'a> {
     machine: &'a MachineCosts,
-    chunks: &'a [Transfer],
+    chunks: &'a [ChunkCost],
     /// Bytes of a transfer and of the last readback.
     transfer_bytes: [Bytes; 2],
     devices: Vec<Virtual<'a>>,
@@ -224,7 +224,7 @@ impl<'a> DryRun<'a> {
     /// `rings` names every device that computes, with its slots.
     pub(super) fn new(
         machine: &'a MachineCosts,
-        chunks: &'a [Transfer],
+        chunks: &'a [ChunkCost],
         rings: &[(Device, usize)],
         transfer_bytes: [Bytes; 2],
     ) -> DryRun<'a> {

@@ -54,8 +54,8 @@ pub struct Alternative {
 pub enum OtherWay {
     /// Others compute, or in another order; in words.
     Devices(String),
-    /// Placements by this rule of Accelerate's.
-    PlacementRule(DeviceMapMode),
+    /// Accelerate's device map of this mode.
+    DeviceMap(DeviceMapMode),
 }
 
 impl OtherWay {
@@ -63,7 +63,7 @@ impl OtherWay {
     pub fn in_words(&self, words: &dyn Words) -> String {
         match self {
             OtherWay::Devices(text) => text.clone(),
-            OtherWay::PlacementRule(mode) => format!("{} {mode}", words.setting(Setting::Placement)),
+            OtherWay::DeviceMap(mode) => format!("{} {mode}", words.setting(Setting::Placement)),
         }
     }
 }

@@ -5,8 +5,8 @@ use serde::Serialize;
 use crate::device::Device;
 use crate::plan::Plan;
 
-/// The steps of a forward. Each device's ring is first in, first out, so a step need not name its slot; a chunk's device
-/// is the plan's matter.
+/// The steps of a forward. Each device's ring is first in, first out, so a step need not name its slot; which device
+/// a chunk belongs to is in the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Schedule {
     /// Once, before the first forward: the rings' first uploads.
@@ -43,7 +43,7 @@ pub enum Step {
 /// What a schedule is made from: who computes each chunk, where it lives, and the rings.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
-    /// Executor and placement of every chunk, in the order of the computation.
+    /// Every chunk's executor and the device that stores it, in the order of the computation.
     pub(super) chunks: Vec<(Device, Device)>,
     /// Slots and lookahead of every device that something streams to.
     pub(super) rings: Vec<(Device, usize, usize)>,
@@ -65,18 +65,18 @@ impl Schedule {
         Schedule::of(&Layout::of(plan))
     }
 
-    /// Orders the steps: each upload begins `lookahead` streamed chunks, of the same ring, before its chunk is due.
+    /// Orders the steps: the upload of a chunk begins `lookahead` chunks of the same ring before it is computed with.
     pub(super) fn of(layout: &Layout) -> Schedule {
-        let mut feeds: Vec<Feed> = layout.rings.iter().map(|ring| Feed::new(layout, *ring)).collect();
-        let prologue = feeds.iter().flat_map(|feed| (0..feed.lookahead).map(|ordinal| feed.upload(layout, ordinal))).collect();
+        let mut queues: Vec<UploadQueue> = layout.rings.iter().map(|ring| UploadQueue::new(layout, *ring)).collect();
+        let prologue = queues.iter().flat_map(|queue| (0..queue.lookahead).map(|ordinal| queue.upload(layout, ordinal))).collect();
         let mut steps = vec![Step::Embed];
         let mut before: Option<Device> = None;
         for (chunk, &(executor, stored_on)) in layout.chunks.iter().enumerate() {
             if let Some(from) = before.replace(executor).filter(|&from| from != executor) {
                 steps.push(Step::Transfer { from, to: executor });
             }
-            match feeds.iter_mut().find(|feed| feed.device == executor) {
-                Some(feed) if stored_on != executor => feed.compute(layout, chunk, &mut steps),
+            match queues.iter_mut().find(|queue| queue.device == executor) {
+                Some(queue) if stored_on != executor => queue.compute(layout, chunk, &mut steps),
                 _ => steps.push(Step::ComputeResident(chunk)),
             }
         }
@@ -85,8 +85,8 @@ impl Schedule {
     }
 }
 
-/// What streams to one device, and how far the computation has come with it.
-struct Feed {
+/// The chunks that stream to one device, in order, and how many of them were computed with.
+struct UploadQueue {
     device: Device,
     chunks: Vec<usize>,
     lookahead: usize,
@@ -94,11 +94,11 @@ struct Feed {
     n_computed: usize,
 }
 
-impl Feed {
-    fn new(layout: &Layout, (device, n_slots, lookahead): (Device, usize, usize)) -> Feed {
+impl UploadQueue {
+    fn new(layout: &Layout, (device, n_slots, lookahead): (Device, usize, usize)) -> UploadQueue {
         let streams = |chunk: &usize| layout.chunks[*chunk].0 == device && layout.chunks[*chunk].1 != device;
         let chunks: Vec<usize> = (0..layout.chunks.len()).filter(streams).collect();
-        Feed { device, lookahead: lookahead.min(chunks.len()), n_slots, chunks, n_computed: 0 }
+        UploadQueue { device, lookahead: lookahead.min(chunks.len()), n_slots, chunks, n_computed: 0 }
     }
 
     /// The upload of the streamed chunk that is the `ordinal`-th, counted on across forwards.

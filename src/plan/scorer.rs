@@ -1,5 +1,5 @@
-//! Scores assignments: what memory they take, and how long the request that the plan is made for takes with them by the dry run. A bound
-//! that no dry run beats comes first, for a hundredth of the work.
+//! Scores of assignments: what memory they take, and how long the request that the plan is made for takes with them, by the dry run.
+//! A lower bound of that time, which costs a hundredth of a dry run, comes first: what cannot win is not run.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
 use crate::plan::chunks::{Chunk, SLICE_ALIGNMENT};
 use crate::plan::costs::{MachineCosts, Workload};
-use crate::plan::dry_run::{DryRun, Transfer};
+use crate::plan::dry_run::{ChunkCost, DryRun};
 use crate::plan::schedule::{Layout, Schedule};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
@@ -39,11 +39,11 @@ pub(super) struct Scorer<'a> {
     phases: Vec<Phase>,
     /// From one worker to another, per phase.
     transfer_secs: Vec<Vec<Vec<f64>>>,
-    /// Chunks of dry runs until now, and what stands for them: the work that was done.
+    /// The work done until now, in chunks of dry runs; bounds count as fractions of one.
     pub(super) n_looked_at: usize,
 }
 
-/// One kind of forward and how often an request needs it.
+/// One kind of forward and how often a request needs it.
 pub(super) struct Phase {
     pub(super) load: Workload,
     pub(super) times: f64,
@@ -69,7 +69,7 @@ struct Owner {
     share: f64,
 }
 
-/// How a worker's memory is divided.
+/// The ring of a worker.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ring {
     slot_bytes: Bytes,
@@ -79,7 +79,7 @@ pub(super) struct Ring {
 pub(super) struct Memory {
     /// Per worker.
     rings: Vec<Option<Ring>>,
-    /// What is left on the host for weights that adapters compute with.
+    /// What host memory has left for weights that stream to adapters.
     pub(super) host_room: Bytes,
 }
 
@@ -116,18 +116,18 @@ impl<'a> Scorer<'a> {
 
     /// Seconds of the request that the plan is made for; `None` where the assignment does not fit.
     pub(super) fn secs(&mut self, assignment: &Assignment) -> Option<f64> {
-        self.n_looked_at += assignment.unit_assignments.len() / BOUNDS_PER_CHUNK + 1;
-        let memory = self.memory(assignment).filter(|memory| self.held_bytes(assignment, &memory.rings) <= memory.host_room)?;
+        self.n_looked_at += assignment.units.len() / BOUNDS_PER_CHUNK + 1;
+        let memory = self.memory(assignment).filter(|memory| self.host_bytes(assignment, &memory.rings) <= memory.host_room)?;
         let (layout, owners) = self.layout(assignment, &memory.rings);
-        self.n_looked_at += assignment.unit_assignments.len() + owners.len() * self.phases.len();
+        self.n_looked_at += assignment.units.len() + owners.len() * self.phases.len();
         let schedule = Schedule::of(&layout);
         let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, assignment.n_slots)).collect();
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
-            let transfers: Vec<Transfer> = owners.iter().map(|owner| self.transfer(assignment, owner, index)).collect();
-            let streamed = transfers.iter().zip(&layout.chunks).filter(|(_, (executor, stored_on))| executor != stored_on);
-            let hidden_secs: f64 = streamed.map(|(transfer, _)| transfer.fetch_secs + transfer.upload_secs).sum();
-            let pace = DryRun::new(self.machine, &transfers, &slots, phase.transfer_bytes).run(&schedule);
+            let costs: Vec<ChunkCost> = owners.iter().map(|owner| self.chunk_cost(assignment, owner, index)).collect();
+            let streamed = costs.iter().zip(&layout.chunks).filter(|(_, (executor, stored_on))| executor != stored_on);
+            let hidden_secs: f64 = streamed.map(|(cost, _)| cost.fetch_secs + cost.upload_secs).sum();
+            let pace = DryRun::new(self.machine, &costs, &slots, phase.transfer_bytes).run(&schedule);
             secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
         }
         Some(secs)
@@ -136,23 +136,23 @@ impl<'a> Scorer<'a> {
     /// Seconds that [`Scorer::secs`] never stays below: units are computed one after the other, and each link and the disk carry
     /// what streams.
     pub(super) fn bound(&mut self, assignment: &Assignment) -> f64 {
-        self.n_looked_at += assignment.unit_assignments.len() / BOUNDS_PER_CHUNK + 1;
+        self.n_looked_at += assignment.units.len() / BOUNDS_PER_CHUNK + 1;
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
             let (mut computes, mut fetches) = (0.0, 0.0);
             let mut uploads = [0.0; N_LINKS];
-            let mut before = assignment.unit_assignments.first().map_or(0, |unit_assignment| unit_assignment.worker);
-            for (unit, unit_assignment) in assignment.unit_assignments.iter().enumerate() {
-                let costs = &self.units[unit_assignment.worker][unit];
+            let mut before = assignment.units.first().map_or(0, |unit| unit.worker);
+            for (index_of_unit, unit) in assignment.units.iter().enumerate() {
+                let costs = &self.units[unit.worker][index_of_unit];
                 computes += costs.compute_secs[index];
-                if unit_assignment.worker != before {
-                    computes += self.transfer_secs[before][unit_assignment.worker][index];
-                    before = unit_assignment.worker;
+                if unit.worker != before {
+                    computes += self.transfer_secs[before][unit.worker][index];
+                    before = unit.worker;
                 }
-                if unit_assignment.stored_on != Residency::Resident {
-                    uploads[unit_assignment.worker.min(N_LINKS - 1)] += costs.upload_secs;
+                if unit.residency != Residency::Resident {
+                    uploads[unit.worker.min(N_LINKS - 1)] += costs.upload_secs;
                 }
-                if unit_assignment.stored_on == Residency::Disk {
+                if unit.residency == Residency::Disk {
                     fetches += costs.fetch_secs;
                 }
             }
@@ -166,15 +166,15 @@ impl<'a> Scorer<'a> {
 
     /// Chunks as they will be cut, near enough; with each, what it has part in.
     fn layout(&self, assignment: &Assignment, rings: &[Option<Ring>]) -> (Layout, Vec<Owner>) {
-        let (mut layout, mut owners): (Layout, Vec<Owner>) = (Layout::default(), Vec::with_capacity(assignment.unit_assignments.len()));
-        // What the slot of the last chunk has left for units that follow with the same unit assignment.
+        let (mut layout, mut owners): (Layout, Vec<Owner>) = (Layout::default(), Vec::with_capacity(assignment.units.len()));
+        // What the slot of the last chunk has left for units that follow with the same worker and residency.
         let mut room = Bytes::ZERO;
-        for (index, unit_assignment) in assignment.unit_assignments.iter().enumerate() {
-            let device = self.site.workers[unit_assignment.worker].device;
-            let stored_on = unit_assignment.stored_on.of(device);
-            let block = self.units[unit_assignment.worker][index].block;
-            let slot_bytes = rings[unit_assignment.worker].filter(|_| stored_on != device).map_or(Bytes::ZERO, |ring| ring.slot_bytes);
-            let follows = index > 0 && assignment.unit_assignments[index - 1] == *unit_assignment;
+        for (index, unit) in assignment.units.iter().enumerate() {
+            let device = self.site.workers[unit.worker].device;
+            let stored_on = unit.residency.device(device);
+            let block = self.units[unit.worker][index].block;
+            let slot_bytes = rings[unit.worker].filter(|_| stored_on != device).map_or(Bytes::ZERO, |ring| ring.slot_bytes);
+            let follows = index > 0 && assignment.units[index - 1] == *unit;
             if let Some(owner) = owners.last_mut().filter(|_| follows && block <= room) {
                 owner.units.end = index + 1;
                 room = room.saturating_sub(block);
@@ -193,15 +193,15 @@ impl<'a> Scorer<'a> {
         (layout, owners)
     }
 
-    fn transfer(&self, assignment: &Assignment, Owner { units, share }: &Owner, phase: usize) -> Transfer {
-        let unit_assignment = assignment.unit_assignments[units.start];
-        let (own, costs) = (&self.site.workers[unit_assignment.worker], &self.units[unit_assignment.worker][units.clone()]);
+    fn chunk_cost(&self, assignment: &Assignment, Owner { units, share }: &Owner, phase: usize) -> ChunkCost {
+        let unit = assignment.units[units.start];
+        let (own, costs) = (&self.site.workers[unit.worker], &self.units[unit.worker][units.clone()]);
         let bytes = Bytes((costs.iter().map(|unit| unit.block.0).sum::<u64>() as f64 * share) as u64);
-        Transfer {
-            executor: unit_assignment.worker,
+        ChunkCost {
+            executor: unit.worker,
             compute_secs: costs.iter().map(|unit| unit.compute_secs[phase]).sum::<f64>() * share,
             upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
-            fetch_secs: if unit_assignment.stored_on == Residency::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
+            fetch_secs: if unit.residency == Residency::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
         }
     }
 
@@ -210,17 +210,17 @@ impl<'a> Scorer<'a> {
         let n_workers = self.site.workers.len();
         let (mut fixed, mut largest) = (vec![Bytes::ZERO; n_workers], vec![Bytes::ZERO; n_workers]);
         let (mut n_dispatches, mut is_used) = (vec![1usize; n_workers], vec![false; n_workers]);
-        for (index, unit_assignment) in assignment.unit_assignments.iter().enumerate() {
-            let costs = &self.units[unit_assignment.worker][index];
-            fixed[unit_assignment.worker] += costs.beside;
-            n_dispatches[unit_assignment.worker] += costs.n_dispatches;
-            is_used[unit_assignment.worker] = true;
-            match unit_assignment.stored_on {
-                Residency::Resident => fixed[unit_assignment.worker] += costs.block,
-                Residency::Host | Residency::Disk => largest[unit_assignment.worker] = largest[unit_assignment.worker].max(costs.block),
+        for (index, unit) in assignment.units.iter().enumerate() {
+            let costs = &self.units[unit.worker][index];
+            fixed[unit.worker] += costs.beside;
+            n_dispatches[unit.worker] += costs.n_dispatches;
+            is_used[unit.worker] = true;
+            match unit.residency {
+                Residency::Resident => fixed[unit.worker] += costs.block,
+                Residency::Host | Residency::Disk => largest[unit.worker] = largest[unit.worker].max(costs.block),
             }
         }
-        let head = assignment.unit_assignments.last().map(|unit_assignment| unit_assignment.worker);
+        let head = assignment.units.last().map(|unit| unit.worker);
         let mut rings = vec![None; n_workers];
         let (mut shared, mut of_host) = (Bytes::ZERO, Bytes::ZERO);
         for worker in (0..n_workers).filter(|&worker| is_used[worker]) {
@@ -247,21 +247,19 @@ impl<'a> Scorer<'a> {
         (of_host <= host_budget).then(|| Memory { rings, host_room: host_budget.saturating_sub(of_host) })
     }
 
-    /// What cutting adds to the bytes that the host holds for adapters, at most.
-    pub(super) fn held_padding(&self, assignment: &Assignment, memory: &Memory) -> Bytes {
-        let held =
-            assignment.unit_assignments.iter().enumerate().filter(|(_, unit_assignment)| unit_assignment.stored_on == Residency::Host);
-        let block_bytes: Bytes = held.map(|(index, unit_assignment)| self.units[unit_assignment.worker][index].block).sum();
-        self.held_bytes(assignment, &memory.rings).saturating_sub(block_bytes)
+    /// What cutting adds to the host-resident bytes that stream to adapters, at most.
+    pub(super) fn host_padding(&self, assignment: &Assignment, memory: &Memory) -> Bytes {
+        let on_host = assignment.units.iter().enumerate().filter(|(_, unit)| unit.residency == Residency::Host);
+        let block_bytes: Bytes = on_host.map(|(index, unit)| self.units[unit.worker][index].block).sum();
+        self.host_bytes(assignment, &memory.rings).saturating_sub(block_bytes)
     }
 
-    /// Bytes that the host holds for adapters, near enough: every chunk ends with a padding of half an alignment on average.
-    fn held_bytes(&self, assignment: &Assignment, rings: &[Option<Ring>]) -> Bytes {
-        let held =
-            assignment.unit_assignments.iter().enumerate().filter(|(_, unit_assignment)| unit_assignment.stored_on == Residency::Host);
-        let bytes = held.map(|(index, unit_assignment)| {
-            let block = self.units[unit_assignment.worker][index].block;
-            let n_chunks = rings[unit_assignment.worker].map_or(1, |ring| block.0 / ring.slot_bytes.0.max(1));
+    /// Host-resident bytes that stream to adapters, near enough: every chunk ends with a padding of half an alignment on average.
+    fn host_bytes(&self, assignment: &Assignment, rings: &[Option<Ring>]) -> Bytes {
+        let on_host = assignment.units.iter().enumerate().filter(|(_, unit)| unit.residency == Residency::Host);
+        let bytes = on_host.map(|(index, unit)| {
+            let block = self.units[unit.worker][index].block;
+            let n_chunks = rings[unit.worker].map_or(1, |ring| block.0 / ring.slot_bytes.0.max(1));
             block + Bytes(SLICE_ALIGNMENT / 2).times(n_chunks)
         });
         bytes.sum()
@@ -293,10 +291,8 @@ impl<'a> Scorer<'a> {
 
     /// Dispatches that are added where the streamed units of `worker` are cut for slots of this size.
     fn n_more_dispatches(&self, assignment: &Assignment, worker: usize, slot_bytes: Bytes) -> usize {
-        let is_streamed =
-            |unit_assignment: &UnitAssignment| unit_assignment.worker == worker && unit_assignment.stored_on != Residency::Resident;
-        let streamed =
-            assignment.unit_assignments.iter().zip(&self.units[worker]).filter(|(unit_assignment, _)| is_streamed(unit_assignment));
+        let is_streamed = |unit: &UnitAssignment| unit.worker == worker && unit.residency != Residency::Resident;
+        let streamed = assignment.units.iter().zip(&self.units[worker]).filter(|(unit, _)| is_streamed(unit));
         streamed.map(|(_, costs)| (costs.block.0 / slot_bytes.0.max(1)) as usize).sum()
     }
 }

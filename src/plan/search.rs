@@ -1,6 +1,12 @@
-//! Search: from how many parts each device computes and keeps to the placements that a dry run finds fastest. Layers are alike, so
-//! plans are enumerated as counts (`counts.rs`); a bound leaves out what cannot win, the dry run judges the rest, and what it finds
-//! best is changed number by number, then unit by unit, for as long as that helps. The same input always takes the same way.
+//! Search: which device should compute each unit, and where its matrices should be stored, so that a request takes the least time.
+//!
+//! 1. Enumerate plans as counts (`counts.rs`), with those of `seeds`; a lower bound of their time leaves out what cannot win.
+//! 2. Score the others by a dry run (`scorer.rs`) and keep the best of each kind of plan.
+//! 3. Improve the counts of the best kinds by hill climbing, one number at a time, then two.
+//! 4. Improve the best assignments unit by unit.
+//!
+//! A model with few units skips all that: every assignment is scored. Work is limited by `effort`, which counts steps and not time, so
+//! that the same input always gives the same result.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -16,11 +22,11 @@ use crate::plan::site::Site;
 pub(super) const EFFORT: usize = 4_000_000;
 /// Up to so many units, any three are moved at once.
 const N_UNITS_FEW: usize = 12;
-/// How many of all assignments are remembered.
+/// How many of the best assignments are returned.
 const N_BEST: usize = 8;
 /// Most slots that are tried.
 const N_SLOTS_TRIED: usize = 4;
-/// A change of units is worth making where it saves this share of the time: smaller ones only make plans ragged.
+/// A change of units is worth making where it saves this share of the time: smaller ones only make plans irregular.
 const LEAST_GAIN: f64 = 1e-3;
 /// The same for a change of counts.
 const LEAST_GAIN_OF_COUNTS: f64 = 1e-5;
@@ -52,7 +58,7 @@ impl<'a> Search<'a> {
         self.scorer.site
     }
 
-    /// The best few assignments with their seconds, best first. `seeds` are improved beside what is enumerated.
+    /// The best few assignments with their seconds, best first. Besides what is enumerated, `seeds` are improved.
     pub(super) fn best(mut self, seeds: &[Assignment], n_slots: usize, effort: usize) -> Vec<(Assignment, f64)> {
         let slots = match self.site().options.n_slots {
             Some(_) => n_slots..=n_slots,
@@ -76,17 +82,17 @@ impl<'a> Search<'a> {
 
     /// Every assignment that there is, where that is no more work than a search.
     fn all(&mut self, slots: RangeInclusive<usize>, effort: usize) -> Option<Vec<(Assignment, f64)>> {
-        let unit_assignments = self.unit_assignments();
+        let choices = self.choices();
         let n_units = self.site().model.units.len() - 1;
-        let n_assignments = unit_assignments.len().checked_pow(n_units as u32)?;
+        let n_assignments = choices.len().checked_pow(n_units as u32)?;
         if n_assignments.checked_mul(slots.clone().count() * n_units)? > effort {
             return None;
         }
         let mut best: Vec<(Assignment, f64)> = Vec::new();
         for code in 0..n_assignments {
-            let unit_assignment = |place: usize| unit_assignments[code / unit_assignments.len().pow(place as u32) % unit_assignments.len()];
+            let choice = |unit: usize| choices[code / choices.len().pow(unit as u32) % choices.len()];
             for n_slots in slots.clone() {
-                let assignment = Assignment { unit_assignments: (0..n_units).map(unit_assignment).collect(), n_slots };
+                let assignment = Assignment { units: (0..n_units).map(choice).collect(), n_slots };
                 let worst = best.last().filter(|_| best.len() >= N_BEST).map_or(f64::INFINITY, |(_, secs)| *secs);
                 if !self.is_allowed(&assignment) || self.scorer.bound(&assignment) >= worst {
                     continue;
@@ -259,14 +265,14 @@ impl<'a> Search<'a> {
 
     /// Takes every change of units that helps, until none does or enough was tried.
     fn polish(&mut self, best: &mut Assignment, best_secs: &mut f64, effort: usize, slots: RangeInclusive<usize>) {
-        let unit_assignments = self.unit_assignments();
+        let choices = self.choices();
         let stop_at = self.scorer.n_looked_at + effort / 8;
         loop {
             let before = *best_secs;
-            self.try_runs(best, best_secs, stop_at, &unit_assignments);
+            self.try_runs(best, best_secs, stop_at, &choices);
             self.try_swaps(best, best_secs, stop_at);
-            if best.unit_assignments.len() <= N_UNITS_FEW {
-                self.try_triples(best, best_secs, stop_at, &unit_assignments);
+            if best.units.len() <= N_UNITS_FEW {
+                self.try_triples(best, best_secs, stop_at, &choices);
             }
             for n_slots in slots.clone() {
                 self.take_if_better(best, best_secs, stop_at, |assignment| assignment.n_slots = n_slots);
@@ -277,47 +283,44 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Runs of units to another unit assignment; the long ones first, since one unit alone seldom pays for the transfers around it.
-    fn try_runs(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, unit_assignments: &[UnitAssignment]) {
-        let n_units = best.unit_assignments.len();
+    /// Tries every choice for runs of consecutive units, long runs first: one unit alone seldom pays for the transfers around it.
+    fn try_runs(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, choices: &[UnitAssignment]) {
+        let n_units = best.units.len();
         let mut run = n_units.next_power_of_two() / 2;
         while run >= 1 {
             for first in (0..n_units).step_by(run) {
-                for &unit_assignment in unit_assignments {
+                for &choice in choices {
                     let end = (first + run).min(n_units);
-                    self.take_if_better(best, best_secs, stop_at, |assignment| {
-                        assignment.unit_assignments[first..end].fill(unit_assignment)
-                    });
+                    self.take_if_better(best, best_secs, stop_at, |assignment| assignment.units[first..end].fill(choice));
                 }
             }
             run /= 2;
         }
     }
 
-    /// Two units change places, so that what streams lies where it is hidden best.
+    /// Tries to swap the choices of any two units, so that those stream whose transfers are hidden best.
     fn try_swaps(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize) {
-        for first in 0..best.unit_assignments.len() {
-            for second in first + 1..best.unit_assignments.len() {
-                if best.unit_assignments[first] != best.unit_assignments[second] {
-                    self.take_if_better(best, best_secs, stop_at, |assignment| assignment.unit_assignments.swap(first, second));
+        for first in 0..best.units.len() {
+            for second in first + 1..best.units.len() {
+                if best.units[first] != best.units[second] {
+                    self.take_if_better(best, best_secs, stop_at, |assignment| assignment.units.swap(first, second));
                 }
             }
         }
     }
 
-    /// Any three units to any unit assignments: with few units, one large one may have to make room for two small ones.
-    fn try_triples(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, unit_assignments: &[UnitAssignment]) {
-        let n_units = best.unit_assignments.len();
+    /// Tries every choice for any three units: with few units, a large one may have to make room for two small ones.
+    fn try_triples(&mut self, best: &mut Assignment, best_secs: &mut f64, stop_at: usize, choices: &[UnitAssignment]) {
+        let n_units = best.units.len();
         for first in 0..n_units {
             for second in first + 1..n_units {
                 for third in second..n_units {
-                    for code in 0..unit_assignments.len().pow(3) {
-                        let unit_assignment =
-                            |place: u32| unit_assignments[code / unit_assignments.len().pow(place) % unit_assignments.len()];
+                    for code in 0..choices.len().pow(3) {
+                        let choice = |place: u32| choices[code / choices.len().pow(place) % choices.len()];
                         self.take_if_better(best, best_secs, stop_at, |assignment| {
-                            assignment.unit_assignments[third] = unit_assignment(2);
-                            assignment.unit_assignments[second] = unit_assignment(1);
-                            assignment.unit_assignments[first] = unit_assignment(0);
+                            assignment.units[third] = choice(2);
+                            assignment.units[second] = choice(1);
+                            assignment.units[first] = choice(0);
                         });
                     }
                 }
@@ -342,26 +345,26 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Every unit assignment that a unit may take.
-    fn unit_assignments(&self) -> Vec<UnitAssignment> {
-        let mut unit_assignments = Vec::new();
+    /// All that may be chosen for one unit.
+    fn choices(&self) -> Vec<UnitAssignment> {
+        let mut choices = Vec::new();
         for (worker, own) in self.site().workers.iter().enumerate() {
-            unit_assignments.push(UnitAssignment { worker, stored_on: Residency::Resident });
+            choices.push(UnitAssignment { worker, residency: Residency::Resident });
             if own.device != Device::Cpu {
-                unit_assignments.push(UnitAssignment { worker, stored_on: Residency::Host });
+                choices.push(UnitAssignment { worker, residency: Residency::Host });
             }
-            unit_assignments.push(UnitAssignment { worker, stored_on: Residency::Disk });
+            choices.push(UnitAssignment { worker, residency: Residency::Disk });
         }
-        unit_assignments
+        choices
     }
 
-    /// Whether `-ngl` and `--strict` allow it, and nothing streams where nothing may.
+    /// Whether an assignment keeps to `-ngl` and `--strict`, and streams nothing where nothing may stream.
     fn is_allowed(&self, assignment: &Assignment) -> bool {
         let site = self.site();
-        assignment.unit_assignments.iter().enumerate().all(|(index, unit_assignment)| {
-            let own = &site.workers[unit_assignment.worker];
+        assignment.units.iter().enumerate().all(|(index, unit)| {
+            let own = &site.workers[unit.worker];
             site.may_hold(own.device)
-                && match unit_assignment.stored_on {
+                && match unit.residency {
                     Residency::Resident => index + 1 < site.resident_limit(own),
                     Residency::Host => !self.stays && self.parts.may_hold[0],
                     Residency::Disk => !self.stays && self.parts.may_hold[1],

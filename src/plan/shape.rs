@@ -1,4 +1,5 @@
-//! The sizes that the planner chooses where the user left them open: tokens of a forward, context, slots.
+//! Shape: the sizes of a plan that do not depend on who computes what: tokens of a forward, context, slots of a ring. Where the user
+//! left them open, several shapes are tried, from what one would like to the least that works.
 
 use std::iter::successors;
 
@@ -24,7 +25,7 @@ const COMFORTABLE_CTX: usize = 2048;
 /// How often a context is halved for the sake of longer forwards.
 const N_HALVED: usize = 3;
 
-/// Sizes that the planner chooses where the user left them open.
+/// The sizes of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) forward: ForwardSize,
@@ -42,14 +43,14 @@ impl Shape {
 }
 
 impl Site<'_> {
-    /// From what one would like to the least that works.
+    /// The shapes to try, from what one would like to the least that works.
     pub(super) fn shapes(&self, chain: &[usize], budgets: &[Bytes]) -> Vec<Shape> {
         let options = self.options;
         let budget: Bytes = chain.iter().map(|&worker| budgets[worker]).sum();
         // A device that has no room for any part of the model sets no limits to the others.
         let has_room = |worker: usize| self.workers[worker].block_bytes.iter().any(|&bytes| (Bytes(1)..=budgets[worker]).contains(&bytes));
-        let roomy: Vec<usize> = chain.iter().copied().filter(|&worker| has_room(worker)).collect();
-        let limiting = if roomy.is_empty() { chain } else { &roomy };
+        let with_room: Vec<usize> = chain.iter().copied().filter(|&worker| has_room(worker)).collect();
+        let limiting = if with_room.is_empty() { chain } else { &with_room };
         let largest_buffer = limiting.iter().map(|&worker| self.workers[worker].largest_buffer()).min().unwrap_or_default();
         let logit_rows = options.logit_rows.max(options.n_seqs);
         let ctx_limit = options.ctx_size.unwrap_or(self.model.config.context_length);
@@ -61,7 +62,7 @@ impl Site<'_> {
         while n_tokens > N_TOKENS_FEW && is_too_large(n_tokens) {
             n_tokens /= 2;
         }
-        // The products of half as many compute for longer than weights take to arrive, so that more forwards cost next to nothing.
+        // Half as many tokens still compute for longer than the weights take to arrive, so that twice as many forwards cost next to nothing.
         while n_tokens > N_TOKENS_BUSY && chain.iter().any(|&worker| self.longest_product_secs(worker, n_tokens) > 2.0 * SUBMIT_SECS) {
             n_tokens /= 2;
         }
@@ -93,7 +94,7 @@ impl Site<'_> {
         successors(shorter(&shape), shorter)
     }
 
-    /// Seconds of the longest dispatch of a product of `n_tokens` on an adapter, by its rates. The head's is not one: it computes few.
+    /// Seconds of the longest matrix product of `n_tokens` on an adapter, by its rates. The head's does not count: it computes few rows.
     fn longest_product_secs(&self, worker: usize, n_tokens: usize) -> f64 {
         let own = &self.workers[worker];
         if !own.is_gpu() {

@@ -1,11 +1,11 @@
-//! What stays the same while plans for one model on one machine are tried: the devices that may compute, their limits and
-//! budgets, and every unit as it is cut where it is resident.
+//! Site: the input of planning, prepared once for all plans that are tried. It has the model, the options, the devices that may compute
+//! (workers) with their limits and budgets, and every unit as it is cut where it is resident.
 
 use crate::device::{Device, DeviceSpec, GpuLimits};
 use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::{Model, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
-use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kernel_reason, kv_buffer_bytes, working_set};
+use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, unsupported_on_gpu, working_set};
 use crate::plan::{Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
@@ -15,7 +15,7 @@ pub(super) const MAX_WORK: u64 = 1 << 16;
 /// Most values of one buffer on the host: kernels count in u32.
 const HOST_BUFFER_MAX: Bytes = Bytes::gib(16);
 
-/// A model, a machine, and what is asked.
+/// A model, a machine, and the options.
 pub(super) struct Site<'a> {
     pub(super) catalog: &'a Catalog,
     pub(super) model: &'a Model,
@@ -55,7 +55,7 @@ impl<'a> Site<'a> {
         for &device in &options.compute_on {
             match Worker::new(catalog, model, &matrices, find(devices, device)?, host, options) {
                 Ok(worker) => workers.push(worker),
-                // One adapter that cannot run the model is no error where another device can.
+                // One adapter that cannot run the model is not an error where another device can.
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -106,7 +106,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// The index of `device` among the workers.
+    /// Index of the worker that is `device`.
     pub(super) fn worker(&self, device: Device) -> Option<usize> {
         self.workers.iter().position(|worker| worker.device == device)
     }
@@ -116,8 +116,8 @@ impl<'a> Site<'a> {
         plan.chunks.iter().all(|chunk| self.may_hold(chunk.stored_on)) && plan.executors().into_iter().all(|device| self.may_hold(device))
     }
 
-    /// Whether weights may live on `device`, and be computed there: under `--strict` only where the user named it, or where somebody
-    /// computes if no device was named.
+    /// Whether weights may be stored on `device`, and be computed with there. Under `--strict` that takes a device that the user named,
+    /// or one that computes where the user named none.
     pub(super) fn may_hold(&self, device: Device) -> bool {
         let named = &self.options.max_memory;
         let is_named = if named.is_empty() { self.worker(device).is_some() } else { named.contains_key(&device) };
@@ -133,7 +133,7 @@ impl<'a> Site<'a> {
         plan.units.iter().enumerate().all(is_allowed)
     }
 
-    /// Budgets of all workers, as they are before anything else is tried.
+    /// The full budgets of all workers.
     pub(super) fn budgets(&self) -> Vec<Bytes> {
         self.workers.iter().map(|worker| worker.budget).collect()
     }
@@ -235,7 +235,7 @@ pub(super) fn n_slices(catalog: &Catalog, matrices: impl IntoIterator<Item = Ten
 
 /// What the kernels cannot compute is refused here, before anything is loaded.
 fn check_kernels(catalog: &Catalog, model: &Model, spec: &DeviceSpec) -> Result<()> {
-    match kernel_reason(model).filter(|_| spec.limits.is_some()) {
+    match unsupported_on_gpu(model).filter(|_| spec.limits.is_some()) {
         None => Ok(()),
         Some(reason) => {
             Err(Error::UnsupportedOnGpu { path: catalog.shards.first().map(|shard| shard.path.clone()).unwrap_or_default(), reason })

@@ -180,7 +180,7 @@ pub fn kv_bytes_per_position(model: &Model, cache: KvCache) -> Bytes {
 
 /// Why no adapter can compute this model, whatever memory and limits it has; `None` where its kernels can: what they demand of params
 /// that a config decides.
-pub fn kernel_reason(model: &Model) -> Option<String> {
+pub fn unsupported_on_gpu(model: &Model) -> Option<String> {
     model.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match *op {
         Op::StoreKv(StoreKv { head_size, .. }) if head_size > HEAD_SIZE_MAX => {
             Some(format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}"))
