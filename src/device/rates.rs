@@ -44,7 +44,7 @@ pub struct Rates {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub matmul: BTreeMap<DType, f64>,
     /// The variants of the matrix products that these rates hold for: the fastest on this adapter.
-    #[serde(skip_serializing_if = "MatMulVariants::is_empty")]
+    #[serde(rename = "forms", skip_serializing_if = "MatMulVariants::is_empty")]
     pub variants: MatMulVariants,
     /// Fixed cost of one more operation inside a submission, in seconds; on the host, of one more parallel product.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -334,6 +334,8 @@ mod tests {
         let text = serde_json::to_string(&measured()).unwrap();
         assert_eq!(text, r#"{"upload_staged":5000000000.0,"matvec":{"F32":4.0,"F16":2.0,"Q4_1":1.0},"measured_at":1700000000}"#);
         assert_eq!(serde_json::from_str::<Rates>(&text).unwrap(), measured());
+        let with_variants: Rates = serde_json::from_str(r#"{"forms": {"few": {"F16": "lane"}}}"#).unwrap();
+        assert_eq!(with_variants.variants.of(DType::F16, TokenCount::Few), Some(MatMulVariant::Lane), "the key of tierflow.devices/1");
         assert!(serde_json::from_str::<Rates>(r#"{"matvec_f16": 1.0}"#).unwrap_err().to_string().contains("matvec_f16"));
         assert!(serde_json::from_str::<Rates>(r#"{"matvec": {"Q9": 1.0}}"#).unwrap_err().to_string().contains("Q9"));
     }

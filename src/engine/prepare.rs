@@ -454,8 +454,8 @@ fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> R
 
 impl Prepared {
     /// What one forward should cost.
-    pub fn predict(&self, load: Workload) -> Prediction {
-        plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, load)
+    pub fn predict(&self, workload: Workload) -> Prediction {
+        plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, workload)
     }
 
     /// Whether the machine that the plan is for is this one.

@@ -317,8 +317,8 @@ pub(super) fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {
 
 /// The forwards of the request that a plan is made for.
 fn phases(site: &Site<'_>, shape: Shape) -> Vec<Phase> {
-    let phase = |load: Workload, times: f64| Phase { load, times, transfer_bytes: transfer_bytes(site.model, load) };
-    request(site.options, shape.forward.n_tokens).into_iter().map(|(load, times)| phase(load, times)).collect()
+    let phase = |workload: Workload, times: f64| Phase { workload, times, transfer_bytes: transfer_bytes(site.model, workload) };
+    request(site.options, shape.forward.n_tokens).into_iter().map(|(workload, times)| phase(workload, times)).collect()
 }
 
 /// Sequences that go on by a token in one forward.
@@ -333,23 +333,23 @@ fn n_together(objective: Objective, n_seqs: usize) -> usize {
 fn request(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Workload, f64)> {
     let mix = options.mix;
     let n_together = n_together(options.objective, options.n_seqs);
-    let mut loads = Vec::new();
+    let mut workloads = Vec::new();
     if mix.n_prompt > 0 {
         let n_tokens = mix.n_prompt.min(n_tokens_max).max(1);
-        let load = Workload { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2 };
-        loads.push((load, mix.n_prompt as f64 / n_tokens as f64));
+        let workload = Workload { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2 };
+        workloads.push((workload, mix.n_prompt as f64 / n_tokens as f64));
     }
     if mix.n_generated > 0 || mix.n_prompt == 0 {
-        let load = Workload { n_tokens: n_together, n_logit_rows: n_together, position: mix.n_prompt + mix.n_generated / 2 };
-        loads.push((load, mix.n_generated.max(1) as f64 / n_together as f64));
+        let workload = Workload { n_tokens: n_together, n_logit_rows: n_together, position: mix.n_prompt + mix.n_generated / 2 };
+        workloads.push((workload, mix.n_generated.max(1) as f64 / n_together as f64));
     }
-    loads
+    workloads
 }
 
 /// Seconds that a sequence of the request takes by a plan: what the planner makes least.
 pub fn request_secs(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> f64 {
-    let loads = request(options, plan.forward.n_tokens).into_iter();
-    loads.map(|(load, times)| times * predict(plan, catalog, model, devices, load).secs).sum()
+    let workloads = request(options, plan.forward.n_tokens).into_iter();
+    workloads.map(|(workload, times)| times * predict(plan, catalog, model, devices, workload).secs).sum()
 }
 
 /// How fast a plan should go.
@@ -364,7 +364,7 @@ pub struct Forecast {
 /// Predicts the two kinds of forward that a conversation is made of.
 pub fn forecast(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Forecast {
     let mix = options.mix;
-    let of = |load: Workload| predict(plan, catalog, model, devices, load);
+    let of = |workload: Workload| predict(plan, catalog, model, devices, workload);
     let n_prompt = mix.n_prompt.clamp(1, plan.forward.n_tokens);
     // Not cut to the plan's own context, so that plans with different ones compare.
     let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size_model);

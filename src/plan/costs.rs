@@ -91,9 +91,9 @@ impl DeviceCosts {
     }
 
     /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
-    pub(crate) fn op_secs(&self, op: &Op, load: Workload) -> f64 {
+    pub(crate) fn op_secs(&self, op: &Op, workload: Workload) -> f64 {
         match op {
-            Op::Attention(attention) => self.attention_secs(attention, load.n_tokens, load.position, load.attention()),
+            Op::Attention(attention) => self.attention_secs(attention, workload.n_tokens, workload.position, workload.attention()),
             Op::Embed { .. }
             | Op::RmsNorm(_)
             | Op::MatMul { .. }
@@ -129,15 +129,15 @@ impl DeviceCosts {
     }
 
     /// Seconds of a whole unit.
-    pub(super) fn unit_secs(&self, model: &Model, unit: &Unit, catalog: &Catalog, load: Workload) -> f64 {
+    pub(super) fn unit_secs(&self, model: &Model, unit: &Unit, catalog: &Catalog, workload: Workload) -> f64 {
         let of_op = |(index, op): (usize, &Op)| match op {
             Op::Embed { .. } => 0.0,
             Op::MatMul { input, weight, .. } => {
                 let tensor = &catalog[*weight];
-                let n_tokens = model.value(*input).n_rows(load.n_tokens, load.n_logit_rows);
+                let n_tokens = model.value(*input).n_rows(workload.n_tokens, workload.n_logit_rows);
                 self.fixed_secs(&unit.ops, index) + self.product_secs(tensor, tensor.n_rows(), n_tokens)
             }
-            other => self.fixed_secs(&unit.ops, index) + self.op_secs(other, load),
+            other => self.fixed_secs(&unit.ops, index) + self.op_secs(other, workload),
         };
         unit.ops.iter().enumerate().map(of_op).sum()
     }
@@ -221,6 +221,6 @@ impl MachineCosts {
 }
 
 /// Bytes of the residual stream of a forward.
-pub(super) fn hidden_bytes(model: &Model, load: Workload) -> Bytes {
-    Bytes(model.value(model.hidden).width as u64 * 4).times(load.n_tokens as u64)
+pub(super) fn hidden_bytes(model: &Model, workload: Workload) -> Bytes {
+    Bytes(model.value(model.hidden).width as u64 * 4).times(workload.n_tokens as u64)
 }

@@ -17,7 +17,7 @@ use crate::weights::Catalog;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
     /// What the forward does.
-    pub load: Workload,
+    pub workload: Workload,
     /// Seconds of it.
     pub secs: f64,
     /// Seconds of it in which a device that computes waits for an upload.
@@ -64,7 +64,7 @@ pub enum Bound {
 impl Prediction {
     /// Tokens per second.
     pub fn tokens_per_sec(&self) -> f64 {
-        if self.secs > 0.0 { self.load.n_tokens as f64 / self.secs } else { 0.0 }
+        if self.secs > 0.0 { self.workload.n_tokens as f64 / self.secs } else { 0.0 }
     }
 
     /// What takes the most time.
@@ -77,7 +77,7 @@ impl Prediction {
 }
 
 /// Predicts one forward of a plan on these devices.
-pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], load: Workload) -> Prediction {
+pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], workload: Workload) -> Prediction {
     let machine = MachineCosts::new(devices);
     let executors = plan.executors();
     let costs_of: Vec<ChunkCost> = plan
@@ -89,14 +89,14 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
             let costs = machine.of(device);
             ChunkCost {
                 executor: executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
-                compute_secs: chunk_secs(chunk, &machine, costs.device, catalog, model, load),
+                compute_secs: chunk_secs(chunk, &machine, costs.device, catalog, model, workload),
                 upload_secs: costs.upload_secs(chunk.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
                 fetch_secs: if chunk.stored_on == Device::Disk { machine.disk().fetch_secs(chunk.stored_bytes()) } else { 0.0 },
             }
         })
         .collect();
     let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
-    let pace = DryRun::new(&machine, &costs_of, &rings, transfer_bytes(model, load)).run(&Schedule::new(plan));
+    let pace = DryRun::new(&machine, &costs_of, &rings, transfer_bytes(model, workload)).run(&Schedule::new(plan));
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
     if plan.streamed_chunks().any(|chunk| plan.stored_on(chunk) == Device::Disk) {
         origins.push(machine.disk().origin());
@@ -111,7 +111,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         }
     };
     Prediction {
-        load,
+        workload,
         secs: pace.secs,
         stall_secs: pace.stall_secs,
         transfer_secs: pace.transfer_secs,
@@ -123,15 +123,15 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
     }
 }
 
-fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, load: Workload) -> f64 {
+fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, workload: Workload) -> f64 {
     let costs = machine.of(device);
     let step_secs = |ops: &[Op], index: usize, step: &Work| match *step {
-        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], load),
+        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], workload),
         Work::Rows { op, slice } => {
             let slice = &chunk.slices[slice];
             let n_tokens = match &ops[op] {
-                Op::MatMul { input, .. } => model.value(*input).n_rows(load.n_tokens, load.n_logit_rows),
-                _ => load.n_tokens,
+                Op::MatMul { input, .. } => model.value(*input).n_rows(workload.n_tokens, workload.n_logit_rows),
+                _ => workload.n_tokens,
             };
             // Rows of one matrix are computed slice by slice, and operations of different chunks are never fused.
             let may_fuse = slice.first_row == 0 && index > 0;
@@ -147,9 +147,9 @@ fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &C
 }
 
 /// Bytes that a transfer and the last readback move.
-pub(super) fn transfer_bytes(model: &Model, load: Workload) -> [Bytes; 2] {
+pub(super) fn transfer_bytes(model: &Model, workload: Workload) -> [Bytes; 2] {
     // The best tokens are chosen on the device: what comes back of the logits is small.
-    [hidden_bytes(model, load), Bytes(model.config.vocab_size as u64 / 4).times(load.n_logit_rows as u64)]
+    [hidden_bytes(model, workload), Bytes(model.config.vocab_size as u64 / 4).times(workload.n_logit_rows as u64)]
 }
 
 /// What it takes to bring a chunk to its device and to compute with it.

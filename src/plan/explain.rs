@@ -114,7 +114,7 @@ pub fn explain(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "prefill {} · decode {}", per_sec(&self.prefill), per_sec(&self.decode))?;
-        match self.decode.load.n_tokens {
+        match self.decode.workload.n_tokens {
             1 => Ok(()),
             n_seqs => write!(f, " of {n_seqs} sequences together"),
         }
@@ -156,7 +156,7 @@ impl Explanation {
             let heads = std::iter::once(head).chain(std::iter::repeat(""));
             lines.extend(heads.zip(texts));
         };
-        under(if decode.load.n_tokens == 1 { "per token" } else { "per forward" }, costs_of(decode));
+        under(if decode.workload.n_tokens == 1 { "per token" } else { "per forward" }, costs_of(decode));
         under("otherwise", self.alternatives.iter().map(|other| other.in_words(words)).collect());
         let more = self.with_more.iter().map(|more| format!("{} more on {}: {}", more.bytes, more.device, more.effect(decode)));
         under("more memory", more.collect());

@@ -52,7 +52,7 @@ pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
 
 /// Version of the form in which plans are written.
-pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/3";
+pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/4";
 
 /// Where every weight lives, who computes with it, and what memory that takes. An executor that allocates the vectors
 /// and KV caches of its units, [`sizes::working_set`] for its [`Plan::role`], parameters of [`Plan::n_dispatches`],

@@ -41,18 +41,18 @@ impl Forwards {
 
     /// Tokens of all of them.
     pub fn n_tokens(&self) -> usize {
-        self.alike.iter().map(|(load, n_times)| load.n_tokens * n_times).sum()
+        self.alike.iter().map(|(workload, n_times)| workload.n_tokens * n_times).sum()
     }
 
     /// What all of them should take together; nothing where there are none.
     pub fn predict(&self, plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec]) -> Totals {
-        let predictions = self.alike.iter().map(|&(load, n_times)| (predict(plan, catalog, model, devices, load), n_times as f64));
+        let predictions = self.alike.iter().map(|&(workload, n_times)| (predict(plan, catalog, model, devices, workload), n_times as f64));
         predictions.fold(Totals::default(), |totals, (prediction, n_times)| totals.plus(&prediction, n_times, devices))
     }
 
     /// Whether they have many tokens each.
     pub fn is_prompt(&self) -> bool {
-        self.alike.iter().any(|(load, _)| load.n_tokens > 1)
+        self.alike.iter().any(|(workload, _)| workload.n_tokens > 1)
     }
 }
 
@@ -192,8 +192,9 @@ mod tests {
     #[test]
     fn forwards_of_a_prompt_are_whole_ones_and_a_last_one() {
         let prompt = Forwards::of_prompt(10, 70, 32);
-        let loads: Vec<(usize, usize, usize)> = prompt.alike.iter().map(|(load, n)| (load.n_tokens, load.position, *n)).collect();
-        assert_eq!((loads, prompt.n_tokens()), (vec![(32, 42, 2), (6, 77, 1)], 70));
+        let workloads: Vec<(usize, usize, usize)> =
+            prompt.alike.iter().map(|(workload, n)| (workload.n_tokens, workload.position, *n)).collect();
+        assert_eq!((workloads, prompt.n_tokens()), (vec![(32, 42, 2), (6, 77, 1)], 70));
         assert_eq!(Forwards::of_prompt(0, 20, 32).alike, [(Workload::prefill(20), 1)]);
         assert_eq!(Forwards::of_prompt(0, 64, 32).n_tokens(), 64);
         assert_eq!(Forwards::of_answer(5, 10).alike, [(Workload::decode(10), 10)]);

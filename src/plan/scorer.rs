@@ -45,7 +45,7 @@ pub(super) struct Scorer<'a> {
 
 /// One kind of forward and how often a request needs it.
 pub(super) struct Phase {
-    pub(super) load: Workload,
+    pub(super) workload: Workload,
     pub(super) times: f64,
     pub(super) transfer_bytes: [Bytes; 2],
 }
@@ -89,7 +89,7 @@ impl<'a> Scorer<'a> {
             let own = &site.workers[worker];
             let kv = site.kv_bytes_of_unit(own, unit, shape.ctx_size);
             let costs = machine.of(own.device);
-            let secs = |phase: &Phase| costs.unit_secs(site.model, &site.model.units[unit], site.catalog, phase.load);
+            let secs = |phase: &Phase| costs.unit_secs(site.model, &site.model.units[unit], site.catalog, phase.workload);
             let block = own.block_bytes[unit];
             UnitCosts {
                 upload_secs: costs.upload_secs(block, own.upload),

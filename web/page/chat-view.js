@@ -1,7 +1,7 @@
 // The conversation: send, stop, regenerate, and how fast it went. Text from the model goes in as text, never as markup.
 // What was not answered is no part of it: a message goes back to the box, an answer that was to be replaced stays.
 
-import { byId, element, showFault, showFigures } from './elements.js';
+import { byId, element, showError, showFigures } from './elements.js';
 import { bytes, duration, tokensPerSec } from './format.js';
 
 export class ChatView {
@@ -41,7 +41,7 @@ export class ChatView {
     this.isLoaded = loaded !== null;
     if (loaded) {
       byId('chat').hidden = false;
-      showFault(byId('chat-fault'));
+      showError(byId('chat-error'));
       byId('prompt').focus();
     }
     this.#update();
@@ -85,7 +85,7 @@ export class ChatView {
     this.#messages = [];
     this.#figures = [];
     byId('messages').replaceChildren();
-    showFault(byId('chat-fault'));
+    showError(byId('chat-error'));
     this.#show();
     this.#update();
   }
@@ -98,7 +98,7 @@ export class ChatView {
     const meter = new Meter();
     const spoken = new Spoken(byId('spoken'));
     const onProgress = (progress) => this.#follow(progress, answer, meter);
-    showFault(byId('chat-fault'));
+    showError(byId('chat-error'));
     this.#gbPerToken = null;
     this.#memory = [];
     this.#measure(meter);
@@ -143,7 +143,7 @@ export class ChatView {
     const isStopped = error.name === 'AbortError';
     const isLost = error.name === 'DeviceLostError';
     if (isLost) this.#onDeviceLost(error);
-    else if (!isStopped) showFault(byId('chat-fault'), error, this.#remedies(error));
+    else if (!isStopped) showError(byId('chat-error'), error, this.#remedies(error));
     answer.note(isStopped ? 'Stopped.' : 'Broken off.');
     if (answer.message.content !== '') return;
     this.#takeBack(answer);

@@ -32,7 +32,7 @@ export function showFigures(list, figures) {
 }
 
 /** Shows what went wrong and what can be done: a text, and buttons `[[label, action], …]`. Nothing hides the notice. */
-export function showFault(notice, error = null, actions = []) {
+export function showError(notice, error = null, actions = []) {
   notice.hidden = !error;
   if (!error) return void notice.replaceChildren();
   const buttons = actions.map(([label, action]) => element('button', { type: 'button', onclick: action }, label));
@@ -40,7 +40,7 @@ export function showFault(notice, error = null, actions = []) {
   notice.replaceChildren(element('strong', {}, titleOf(error)), ` ${wordsOf(error)}`, ...row);
 }
 
-/** A fault as the page says it: what to do about budgets and contexts has other names here than in the package. */
+/** An error as the page says it: what to do about budgets and contexts has other names here than in the package. */
 function wordsOf({ name, message, needed, available }) {
   if (name === 'DoesNotFitError') return `${message.split('; ')[0]}; raise that budget, or shorten the context.`;
   if (name !== 'ContextFullError') return message;

@@ -3,7 +3,7 @@
 import { nameOfUrl } from '../describe.js';
 import { Engine, checkWebGpu } from '../index.js';
 import { ChatView } from './chat-view.js';
-import { byId, showFault } from './elements.js';
+import { byId, showError } from './elements.js';
 import { bytes } from './format.js';
 import { droppedFiles, isDevicesFile } from './pick.js';
 import { PlanView } from './plan-view.js';
@@ -36,7 +36,7 @@ function setLoaded(loaded) {
 /** Reads the headers of a model, from this browser's storage if it is there, and shows what can be known of it. */
 async function choose(source) {
   const model = source.url ? { url: source.url, keep: true, name: source.name } : source.files;
-  showFault(byId('model-fault'));
+  showError(byId('model-error'));
   byId('model-facts').textContent = 'Reading headers…';
   try {
     const inspection = await planner.inspect(model);
@@ -48,7 +48,7 @@ async function choose(source) {
     byId('model-facts').textContent = '';
     plan.hide();
     run.hide();
-    showFault(byId('model-fault'), error);
+    showError(byId('model-error'), error);
   }
 }
 
@@ -85,7 +85,7 @@ byId('url-form').addEventListener('submit', (event) => {
   try {
     chooseUrl(new URL(text, location.href).href);
   } catch {
-    showFault(byId('model-fault'), { name: 'InvalidArgumentError', message: `\`${text}\` is no address; write https://… with the path of a .gguf file.` });
+    showError(byId('model-error'), { name: 'InvalidArgumentError', message: `\`${text}\` is no address; write https://… with the path of a .gguf file.` });
   }
 });
 
@@ -107,7 +107,7 @@ async function tellWebGpu() {
   const found = await checkWebGpu();
   const place = byId('webgpu');
   if (!found.ok) {
-    place.textContent = `The processor computes here: planning and chat work, slower than with a GPU. ${found.fault} ${found.advice} (The step that failed: ${found.step}.)`;
+    place.textContent = `The processor computes here: planning and chat work, slower than with a GPU. ${found.reason} ${found.advice} (The step that failed: ${found.step}.)`;
     return;
   }
   const limits = `buffers up to ${bytes(found.limits.maxBufferSize)}, bindings up to ${bytes(found.limits.maxStorageBufferBindingSize)}`;

@@ -1,7 +1,7 @@
 // The plan before anything is loaded: options in, tier map, rates and command line out. Plans run in an engine of their own,
 // so that an answer under way is not held up.
 
-import { byId, element, showFault, showFigures } from './elements.js';
+import { byId, element, showError, showFigures } from './elements.js';
 import { bytes, duration, parseBytes, tokensPerSec } from './format.js';
 import { Slider, sizeSteps } from './slider.js';
 import { drawLegend, drawTiers, executorsOf, fillTable, titleOf } from './tier-map.js';
@@ -101,7 +101,7 @@ export class PlanView {
       this.#devicesText = text;
       this.#setDevices(devices);
     } catch (error) {
-      return showFault(byId('plan-fault'), { name: 'InvalidFileError', message: `${file.name}: ${error.message}; write it with \`tierflow devices --json\`` });
+      return showError(byId('plan-error'), { name: 'InvalidFileError', message: `${file.name}: ${error.message}; write it with \`tierflow devices --json\`` });
     }
     byId('machine').textContent = `For the machine of ${file.name}.`;
     byId('own-devices').hidden = false;
@@ -131,11 +131,11 @@ export class PlanView {
       // Another model may have been chosen meanwhile, or none.
       if (source !== this.#source) return;
       this.#planned = planned;
-      showFault(byId('plan-fault'));
+      showError(byId('plan-error'));
     } catch (error) {
       if (source !== this.#source) return;
       this.#planned = null;
-      showFault(byId('plan-fault'), error, this.#remedies(error));
+      showError(byId('plan-error'), error, this.#remedies(error));
     }
     byId('planned').hidden = !this.#planned;
     if (this.#planned) this.#draw();
@@ -233,9 +233,9 @@ function figuresOf(plan, { prefill, decode }) {
 }
 
 function hintsOf(plan, { decode }, explanation) {
-  const own = decode.load.n_tokens / decode.secs;
+  const own = decode.workload.n_tokens / decode.secs;
   const more = (explanation?.with_more ?? []).map(({ device, bytes: size, forecast }) => {
-    const rate = forecast.decode.load.n_tokens / forecast.decode.secs;
+    const rate = forecast.decode.workload.n_tokens / forecast.decode.secs;
     return `${bytes(size)} more on ${device}: ${rate > own * 1.01 ? `decode ${tokensPerSec(rate)}` : 'brings nothing'}`;
   });
   const context = plan.ctx_size < plan.ctx_size_model ? [`Context ${plan.ctx_size} of ${plan.ctx_size_model}, KV cache in ${plan.kv_dtype}`] : [];

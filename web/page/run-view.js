@@ -1,6 +1,6 @@
 // Loading with progress and cancel, and the browser's storage.
 
-import { byId, element, showFault } from './elements.js';
+import { byId, element, showError } from './elements.js';
 import { bytes, duration, percent } from './format.js';
 import { executorsOf } from './tier-map.js';
 
@@ -35,7 +35,7 @@ export class RunView {
     this.#source = { ...source, size: inspection.size_bytes, name: source.name };
     byId('run').hidden = false;
     byId('keep-label').hidden = !source.url;
-    showFault(byId('run-fault'));
+    showError(byId('run-error'));
     byId('run-said').textContent = '';
     await this.#listStored();
     this.#showFacts();
@@ -64,7 +64,7 @@ export class RunView {
     const begin = performance.now();
     this.#onLoaded(null);
     this.#show('loading');
-    showFault(byId('run-fault'));
+    showError(byId('run-error'));
     try {
       const loaded = await this.#runner.load(source, { ...this.#plan.options, signal: controller.signal, onProgress: (progress) => this.#progress(progress, begin) });
       byId('run-said').textContent = `Loaded in ${duration((performance.now() - begin) / 1000)}; ${executorsOf(loaded.plan)} will compute.`;
@@ -73,7 +73,7 @@ export class RunView {
     } catch (error) {
       this.#show('idle');
       if (error.name === 'AbortError') byId('run-said').textContent = 'Cancelled. What was downloaded is kept, and goes on from there.';
-      else this.showFault(error);
+      else this.showError(error);
     } finally {
       this.#cancel = null;
       this.planChanged(this.#plan.planned);
@@ -94,12 +94,12 @@ export class RunView {
   lost(error) {
     this.#runner.close();
     this.#show('idle');
-    this.showFault(error);
+    this.showError(error);
   }
 
   /** Says what went wrong, and offers what may help. */
-  showFault(error) {
-    showFault(byId('run-fault'), error, this.#remedies(error));
+  showError(error) {
+    showError(byId('run-error'), error, this.#remedies(error));
     byId('run-said').textContent = '';
   }
 
@@ -183,12 +183,12 @@ export class RunView {
 
   async #remove({ key, name, url }) {
     if (!confirm(`Delete ${name} from this browser?`)) return;
-    showFault(byId('run-fault'));
+    showError(byId('run-error'));
     if (this.#runner.loaded && this.#source?.url === url) this.unload();
     try {
       await this.#planner.storage.remove(key);
     } catch (error) {
-      this.showFault(error);
+      this.showError(error);
     }
     await this.#listStored();
     this.#showFacts();

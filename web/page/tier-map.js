@@ -25,11 +25,11 @@ export function blocksOf(plan, { device, used, ring }) {
   const blocks = [];
   for (const [index, unit] of plan.units.entries()) {
     if (index === 0 && isSharedWithHead(plan, unit)) continue;
-    // What units have in one piece is told as one block, with the first of them.
-    const begun = plan.pieces.slice(unit.pieces.start, unit.pieces.end).filter((piece) => piece.work[0].unit === index);
-    const here = begun.filter((piece) => piece.home === device);
-    const isGathered = unit.pieces.start === unit.pieces.end && unit.home === device;
-    const size = isGathered ? unit.size_bytes : here.reduce((sum, piece) => sum + piece.size_bytes, 0);
+    // What units have in one chunk is shown as one block, with the first of them.
+    const begun = plan.chunks.slice(unit.chunks.start, unit.chunks.end).filter((chunk) => chunk.work[0].unit === index);
+    const here = begun.filter((chunk) => chunk.stored_on === device);
+    const isGathered = unit.chunks.start === unit.chunks.end && unit.stored_on === device;
+    const size = isGathered ? unit.size_bytes : here.reduce((sum, chunk) => sum + chunk.size_bytes, 0);
     if (size === 0) continue;
     const kind = isGathered || unit.execute_on === device ? 'resident' : device === 'disk' ? 'disk' : 'host';
     const name = here.length > 0 ? nameOf(plan, here[0]) : unit.name;
@@ -44,9 +44,9 @@ export function blocksOf(plan, { device, used, ring }) {
   return blocks;
 }
 
-/** What to call a piece: by its unit, or by the first and the last of those that share it. */
-export function nameOf(plan, piece) {
-  const [first, ...others] = piece.work.map(({ unit }) => plan.units[unit].name);
+/** What to call a chunk: by its unit, or by the first and the last of those that share it. */
+export function nameOf(plan, chunk) {
+  const [first, ...others] = chunk.work.map(({ unit }) => plan.units[unit].name);
   return others.length > 0 ? `${first} … ${others.at(-1)}` : first;
 }
 
@@ -67,7 +67,7 @@ export function sizeOn(plan, device) {
 function isSharedWithHead(plan, embedding) {
   const head = plan.units.at(-1);
   if (head.size_bytes > 0 || plan.units.length < 2) return false;
-  return plan.pieces.slice(head.pieces.start, head.pieces.end).some((piece) => piece.home === embedding.home);
+  return plan.chunks.slice(head.chunks.start, head.chunks.end).some((chunk) => chunk.stored_on === embedding.stored_on);
 }
 
 /** Draws all bars and the strip of layers into `place`; `say` is told of the block that is looked at. */
@@ -196,18 +196,18 @@ function drawStrip(plan, width) {
   const picture = shape('svg', { width, height: STRIP, viewBox: `0 0 ${width} ${STRIP}`, role: 'img', 'aria-label': stripInWords(plan) });
   picture.append(patterns('strip', Object.keys(KINDS)));
   for (const [index, unit] of plan.units.entries()) {
-    const isResident = unit.execute_on === unit.home || unit.pieces.start === unit.pieces.end;
-    const kind = isResident ? 'resident' : unit.home === 'disk' ? 'disk' : 'host';
+    const isResident = unit.execute_on === unit.stored_on || unit.chunks.start === unit.chunks.end;
+    const kind = isResident ? 'resident' : unit.stored_on === 'disk' ? 'disk' : 'host';
     const part = rect('strip', kind, 1 + index * cell, 1, Math.max(cell - 1, 0.5), STRIP - 2);
-    part.append(shape('title', {}, `${unit.name}: lives on ${unit.home}, computed by ${unit.execute_on}`));
+    part.append(shape('title', {}, `${unit.name}: lives on ${unit.stored_on}, computed by ${unit.execute_on}`));
     picture.append(part);
   }
   return element('div', { class: 'tier' }, element('h3', {}, 'Units in the order of the computation'), element('div', { class: 'strip' }, picture));
 }
 
 function stripInWords(plan) {
-  const homes = plan.devices.map(({ device, n_units }) => `${n_units} on ${device}`);
-  return `${plan.units.length} units in the order of the computation: ${homes.join(', ')}`;
+  const counts = plan.devices.map(({ device, n_units }) => `${n_units} on ${device}`);
+  return `${plan.units.length} units in the order of the computation: ${counts.join(', ')}`;
 }
 
 function rect(id, kind, x, y, width, height) {

@@ -65,12 +65,12 @@ export class TimelineView {
 
   #picture(width, colours) {
     const nForwards = Number(byId('n-tokens').value);
-    return drawTimeline(this.#spans, { width, nForwards, colours, nameOf: (piece) => this.#nameOf(piece) });
+    return drawTimeline(this.#spans, { width, nForwards, colours, nameOf: (chunk) => this.#nameOf(chunk) });
   }
 
-  #nameOf(piece) {
-    const found = this.#plan?.pieces[piece];
-    return found ? nameOf(this.#plan, found) : `piece ${piece}`;
+  #nameOf(chunk) {
+    const found = this.#plan?.chunks[chunk];
+    return found ? nameOf(this.#plan, found) : `chunk ${chunk}`;
   }
 
   #pause() {

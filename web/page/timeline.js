@@ -13,7 +13,7 @@ const MIN_GAP = 1.5;
 
 /**
  * @param {object[]} spans of a trace
- * @param {{width: number, nForwards: number, colours: Record<string, string>, nameOf: (piece: number) => string}} options
+ * @param {{width: number, nForwards: number, colours: Record<string, string>, nameOf: (chunk: number) => string}} options
  * @returns {{picture: SVGElement, summary: object} | null} nothing where nothing was traced
  */
 export function drawTimeline(spans, { width, nForwards, colours, nameOf }) {
@@ -63,9 +63,9 @@ function describe({ busy, from, to }) {
   return `Timeline of ${duration(to - from)}: ${parts.join(', ')}`;
 }
 
-function block({ lane, piece, start_secs, end_secs, size_bytes }, x, y, fill, nameOf) {
+function block({ lane, chunk, start_secs, end_secs, size_bytes }, x, y, fill, nameOf) {
   const left = x(start_secs);
-  const name = piece === null || piece === undefined ? lane : nameOf(piece);
+  const name = chunk === null || chunk === undefined ? lane : nameOf(chunk);
   const title = shape('title', {}, `${name}: ${duration(end_secs - start_secs)}${size_bytes ? `, ${bytes(size_bytes)}` : ''}`);
   return shape('rect', { x: left.toFixed(1), y: y + (ROW - BAR) / 2, width: Math.max(0.6, x(end_secs) - left).toFixed(1), height: BAR, fill }, title);
 }

@@ -84,7 +84,7 @@ export interface Plan {
 
 /** How long a forward should take, and what takes it. */
 export interface Prediction {
-  load: { n_tokens: number };
+  workload: { n_tokens: number };
   secs: number;
   stall_secs: number;
   streamed_bytes: number;

@@ -20,7 +20,7 @@ const NO_ADAPTER = {
 /**
  * Asks the browser step by step.
  * @returns {Promise<{ok: true, name: string, isSoftware: boolean, limits: Record<string, number>, features: string[]}
- *   | {ok: false, step: string, error: string, advice: string}>}
+ *   | {ok: false, step: string, reason: string, advice: string}>}
  */
 export async function checkWebGpu() {
   if (!globalThis.navigator?.gpu) return { ok: false, ...NO_GPU_OBJECT };

@@ -143,7 +143,7 @@ async function answer({ id, method, args }) {
     // What was stopped halfway has an answer too; its caller is told that it was stopped.
     self.postMessage(call.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
   } catch (error) {
-    self.postMessage({ id, error: toPlain(call.signal.aborted ? abortError() : takeFault(error)) });
+    self.postMessage({ id, error: toPlain(call.signal.aborted ? abortError() : takeReadError(error)) });
   } finally {
     calls.delete(id);
   }
@@ -151,7 +151,7 @@ async function answer({ id, method, args }) {
 
 function inTurn(work) {
   const mine = turn.then(() => {
-    reason = null;
+    readError = null;
     return work();
   });
   turn = mine.catch(() => {});
@@ -194,7 +194,7 @@ async function openPart({ kind, name, url, keep, file }, purpose, call) {
 }
 
 /** Why a read failed, in the words of its source: the engine passes on less than that. */
-let reason = null;
+let readError = null;
 
 /** The source as the engine sees it. While `call` is not answered, raising its signal ends all reads. */
 function guarded(source, call) {
@@ -206,7 +206,7 @@ function guarded(source, call) {
         if (call.signal.aborted && calls.has(call.id)) throw abortError();
         source.read(offset, into);
       } catch (error) {
-        reason = error;
+        readError = error;
         throw error;
       }
     },
@@ -219,9 +219,9 @@ function guarded(source, call) {
   return part;
 }
 
-function takeFault(error) {
-  const own = reason;
-  reason = null;
+function takeReadError(error) {
+  const own = readError;
+  readError = null;
   return own ?? error;
 }
 

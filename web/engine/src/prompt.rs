@@ -34,7 +34,7 @@ impl Pace {
     /// From the plan's own predictions, which in a browser rest on what such machines usually do.
     pub fn new(forecast: &Forecast) -> Pace {
         let (one, many) = (&forecast.decode, &forecast.prefill);
-        let n_more = many.load.n_tokens.saturating_sub(one.load.n_tokens).max(1) as f64;
+        let n_more = many.workload.n_tokens.saturating_sub(one.workload.n_tokens).max(1) as f64;
         Pace { one_secs: one.secs.max(1e-6), next_secs: ((many.secs - one.secs) / n_more).max(1e-9), slowdown: 1.0 }
     }
 

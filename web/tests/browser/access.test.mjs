@@ -23,7 +23,7 @@ async function errors(page) {
 }
 
 for (const colorScheme of ['light', 'dark']) {
-  test(`axe finds no serious reason on the empty page, with a plan, with a reason and with a model, ${colorScheme}`, async () => {
+  test(`axe finds no serious violation on the empty page, with a plan, with an error and with a model, ${colorScheme}`, async () => {
     const page = await open(browser);
     await page.emulateMedia({ colorScheme });
     assert.deepEqual(await errors(page), []);
@@ -33,7 +33,7 @@ for (const colorScheme of ['light', 'dark']) {
     assert.deepEqual(await errors(page), []);
     await page.fill('#gpu-budget .value input', '1 KiB');
     await page.press('#gpu-budget .value input', 'Enter');
-    await page.waitForSelector('#plan-reason button');
+    await page.waitForSelector('#plan-error button');
     assert.deepEqual(await errors(page), []);
     await planFor(page);
     await page.waitForSelector('#load:enabled');

@@ -35,13 +35,13 @@ test('a message that is longer than the context goes back to the box, and the co
   const long = 'word '.repeat(200).trim();
   await page.fill('#prompt', long);
   await page.press('#prompt', 'Enter');
-  await page.waitForSelector('#chat-reason:not([hidden])');
-  assert.match(await page.textContent('#chat-reason'), /^The context is full\. What was said comes to \d+ tokens, and the context holds 128/);
+  await page.waitForSelector('#chat-error:not([hidden])');
+  assert.match(await page.textContent('#chat-error'), /^The context is full\. What was said comes to \d+ tokens, and the context holds 128/);
   await page.waitForFunction(() => document.querySelector('#stop').disabled);
   assert.equal(await page.inputValue('#prompt'), long);
   assert.equal(await page.locator('#messages article').count(), 2, 'what was not answered is not part of what was said');
   assert.ok((await ask(page, 'Ho', 3)).length > 0);
-  assert.equal(await page.isVisible('#chat-reason'), false);
+  assert.equal(await page.isVisible('#chat-error'), false);
   await page.click('#clear');
   assert.equal(await ask(page, 'Hi', 3), first);
   assert.deepEqual(page.errors, []);
@@ -101,14 +101,14 @@ test('with an adapter that is software, header, plan and load say that the proce
   await page.close();
 });
 
-test('a file that is no model leaves nothing of the former model’s plan beside its reason', async () => {
+test('a file that is no model leaves nothing of the former model’s plan beside its error', async () => {
   const page = await open(browser);
   await chooseFile(page, TINY);
   await page.waitForSelector('#rates dd');
   const notes = join(mkdtempSync(join(tmpdir(), 'tierflow-notes-')), 'notes.gguf');
   writeFileSync(notes, 'no model');
   await chooseFile(page, notes);
-  await page.waitForSelector('#model-reason:not([hidden])');
+  await page.waitForSelector('#model-error:not([hidden])');
   assert.deepEqual([await page.isVisible('#plan'), await page.isVisible('#run')], [false, false]);
   assert.equal(await page.textContent('#model-facts'), '');
   await chooseFile(page, TINY);

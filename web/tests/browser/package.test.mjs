@@ -136,7 +136,7 @@ test('on plain http the page plans, loads and chats', async () => {
   await page.fill('#prompt', 'Hello');
   await page.press('#prompt', 'Enter');
   await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
-  assert.equal(await page.isVisible('#chat-reason'), false);
+  assert.equal(await page.isVisible('#chat-error'), false);
   assert.match(await page.textContent('#messages .assistant .note'), /^Cut off after 4 tokens/);
   await page.close();
 });

@@ -107,8 +107,8 @@ test('a devices file plans for another machine, on which nothing can be loaded',
   await page.waitForFunction(() => document.querySelector('#tiers').textContent.includes('Somebody’s GPU'));
   assert.equal(await page.isDisabled('#load'), true);
   await page.setInputFiles('#devices-file', written('bad.json', '{"schema": "tierflow.devices/1"}'));
-  await page.waitForSelector('#plan-reason:not([hidden])');
-  assert.match(await page.textContent('#plan-reason'), /bad\.json.*devices --json/);
+  await page.waitForSelector('#plan-error:not([hidden])');
+  assert.match(await page.textContent('#plan-error'), /bad\.json.*devices --json/);
   await page.click('#own-devices');
   await page.waitForFunction(() => !document.querySelector('#tiers').textContent.includes('Somebody'));
   assert.equal(await page.isDisabled('#load'), false);
@@ -121,12 +121,12 @@ test('a budget that is too small says how much is needed, and one press takes it
   await planFor(page);
   await page.fill('#gpu-budget .value input', '2 MiB');
   await page.press('#gpu-budget .value input', 'Enter');
-  await page.waitForSelector('#plan-reason button');
-  assert.match(await page.textContent('#plan-reason'), /does not fit gpu:0: needs at least/);
+  await page.waitForSelector('#plan-error button');
+  assert.match(await page.textContent('#plan-error'), /does not fit gpu:0: needs at least/);
   assert.equal(await page.isDisabled('#load'), true);
   await picture(page, 'web-does-not-fit', '#plan');
-  await page.click('#plan-reason button');
-  await page.waitForSelector('#plan-reason', { state: 'hidden' });
+  await page.click('#plan-error button');
+  await page.waitForSelector('#plan-error', { state: 'hidden' });
   assert.equal(await page.isDisabled('#load'), false);
   await page.close();
 });
@@ -140,13 +140,13 @@ test('files that are no models, or only the beginning of one, are refused with t
     [beginning(60 << 20), /beginning-62914560\.gguf/],
   ]) {
     await chooseFile(page, path);
-    await page.waitForFunction((name) => document.querySelector('#model-reason').textContent.includes(name), path.split('/').pop());
-    assert.match(await page.textContent('#model-reason'), words);
+    await page.waitForFunction((name) => document.querySelector('#model-error').textContent.includes(name), path.split('/').pop());
+    assert.match(await page.textContent('#model-error'), words);
     assert.equal(await page.isVisible('#plan'), false);
   }
   await chooseFile(page, MODEL);
   await page.waitForSelector('#rates dd');
-  assert.equal(await page.isVisible('#model-reason'), false);
+  assert.equal(await page.isVisible('#model-error'), false);
   assert.deepEqual(page.errors, []);
   await page.close();
 });

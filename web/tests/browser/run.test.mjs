@@ -84,9 +84,9 @@ function stopAfter(length) {
 /** Deletes a stored model by its button, and waits until it is gone. */
 async function deleteStored(page, name) {
   await page.click(`#stored button[aria-label="Delete ${name}"]`);
-  const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-reason').hidden;
+  const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-error').hidden;
   await page.waitForFunction(hasEnded, name);
-  assert.equal(await page.textContent('#run-reason'), '');
+  assert.equal(await page.textContent('#run-error'), '');
 }
 
 test('load with progress, chat, stop, regenerate; after a reload the stored model is used, and can be deleted', async () => {
@@ -231,8 +231,8 @@ test('a tab that is closed in the middle of a download leaves what another tab g
   await chooseUrl(second, url);
   await planFor(second);
   await second.click('#load');
-  await second.waitForSelector('#run-reason:not([hidden])');
-  assert.match(await second.textContent('#run-reason'), /another tab is downloading this model/);
+  await second.waitForSelector('#run-error:not([hidden])');
+  assert.match(await second.textContent('#run-error'), /another tab is downloading this model/);
 
   await first.close();
   await second.waitForFunction(async () => (await navigator.locks.query()).held.length === 0);
@@ -248,24 +248,24 @@ test('a tab that is closed in the middle of a download leaves what another tab g
   await second.close();
 });
 
-test('servers that misbehave are reported apart, and leave nothing that is taken for a model', async () => {
+test('servers that misbehave are told apart, and leave nothing that is taken for a model', async () => {
   const page = await open(browser);
-  const reason = async (name, place) => {
+  const messageOf = async (name, place) => {
     await chooseUrl(page, `${browser.server.address}/faulty/${name}/broken.gguf`);
     await page.waitForFunction((selector) => !document.querySelector(selector).hidden, place);
     return page.textContent(place);
   };
-  assert.match(await invalid('missing', '#model-reason'), /404, there is no such file/);
-  assert.match(await invalid('html', '#model-reason'), /broken\.gguf/);
-  assert.match(await invalid('short-range', '#model-reason'), /the server sends \d+ of \d+ bytes/);
-  assert.match(await invalid('wrong-range', '#model-reason'), /the server was asked for bytes/);
+  assert.match(await messageOf('missing', '#model-error'), /404, there is no such file/);
+  assert.match(await messageOf('html', '#model-error'), /broken\.gguf/);
+  assert.match(await messageOf('short-range', '#model-error'), /the server sends \d+ of \d+ bytes/);
+  assert.match(await messageOf('wrong-range', '#model-error'), /the server was asked for bytes/);
   await picture(page, 'web-broken-server', '#model');
 
   await chooseUrl(page, `${browser.server.address}/faulty/drop-once/broken.gguf`);
   await planFor(page);
   await page.click('#load');
-  await page.waitForSelector('#run-reason:not([hidden])');
-  assert.match(await page.textContent('#run-reason'), /dropped after \d+ of 98362432 bytes; load again to go on/);
+  await page.waitForSelector('#run-error:not([hidden])');
+  assert.match(await page.textContent('#run-error'), /dropped after \d+ of 98362432 bytes; load again to go on/);
   await load(page);
   const stored = await page.evaluate(async () => {
     const { Engine } = await import(new URL('../index.js', location.href).href);
@@ -280,8 +280,8 @@ test('a download that ends early where no length was reported is refused, and no
   await chooseUrl(page, `${browser.server.address}/faulty/truncated/tiny-cut.gguf`);
   await planFor(page);
   await page.click('#load');
-  await page.waitForSelector('#run-reason:not([hidden])');
-  assert.match(await page.textContent('#run-reason'), /This file cannot be used\. tiny-cut\.gguf/);
+  await page.waitForSelector('#run-error:not([hidden])');
+  assert.match(await page.textContent('#run-error'), /This file cannot be used\. tiny-cut\.gguf/);
   await page.waitForSelector('#load:enabled');
   assert.ok(!(await page.textContent('#stored')).includes('tiny-cut.gguf'));
   assert.match(await page.textContent('#run-facts'), /not stored yet/);
@@ -304,11 +304,11 @@ test('two tabs answer from one stored model, and neither takes it from the other
   await second.click('#unload');
   second.on('dialog', (dialog) => dialog.accept());
   await second.click('#stored button[aria-label="Delete tiny-shared.gguf"]');
-  await second.waitForSelector('#run-reason:not([hidden])');
-  assert.match(await second.textContent('#run-reason'), /in use, here or in another tab/);
+  await second.waitForSelector('#run-error:not([hidden])');
+  assert.match(await second.textContent('#run-error'), /in use, here or in another tab/);
   await first.click('#regenerate');
   await first.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
-  assert.equal(await first.isVisible('#chat-reason'), false);
+  assert.equal(await first.isVisible('#chat-error'), false);
   await first.click('#unload');
   await deleteStored(second, 'tiny-shared.gguf');
   await Promise.all(tabs.map((page) => page.close()));
@@ -377,8 +377,8 @@ test('storage that is too small, or full already, is reported, and nothing is le
   for (const quotaSize of [usage + 5e6, 1]) {
     await session.send('Storage.overrideQuotaForOrigin', { origin, quotaSize });
     await page.click('#load');
-    await page.waitForFunction(() => !document.querySelector('#run-reason').hidden && !document.querySelector('#load').hidden);
-    assert.match(await page.textContent('#run-reason'), /full\.gguf: needs (94 MiB|more) of the browser's storage, which (has \d MiB left|takes no more); delete/);
+    await page.waitForFunction(() => !document.querySelector('#run-error').hidden && !document.querySelector('#load').hidden);
+    assert.match(await page.textContent('#run-error'), /full\.gguf: needs (94 MiB|more) of the browser's storage, which (has \d MiB left|takes no more); delete/);
     assert.ok(!(await page.textContent('#stored')).includes('full.gguf'));
   }
   await session.send('Storage.overrideQuotaForOrigin', { origin });
@@ -396,17 +396,17 @@ test('when the GPU is lost the text stays, and the model runs again with the sma
   await session.send('Browser.crashGpuProcess');
   await page.fill('#prompt', 'And then?');
   await page.press('#prompt', 'Enter');
-  await page.waitForSelector('#run-reason button');
-  assert.match(await page.textContent('#run-reason'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
+  await page.waitForSelector('#run-error button');
+  assert.match(await page.textContent('#run-error'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
   const said = await page.textContent('#messages');
   assert.ok(said.includes(answer) && said.includes('And then?'), `what was said stays: ${said}`);
   await picture(page, 'web-gpu-lost', '#run', '#chat');
 
-  await page.click('#run-reason button');
+  await page.click('#run-error button');
   await page.waitForSelector('#unload:not([hidden])');
   const [, budget] = /^(\d+(?:\.\d)?) MiB$/.exec(await page.inputValue('#gpu-budget .value input'));
   assert.ok(Number(budget) * 2 ** 20 < BUDGET, budget);
-  assert.equal(await page.isVisible('#run-reason'), false);
+  assert.equal(await page.isVisible('#run-error'), false);
   await page.click('#clear');
   assert.equal(await ask(page, question, TINY_TOKENS), answer);
   assert.deepEqual(page.errors, []);

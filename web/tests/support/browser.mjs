@@ -115,8 +115,8 @@ export async function planFor(page, budget = BUDGET) {
 /** Loads what is planned, and waits until it can be talked to. */
 export async function load(page) {
   await page.click('#load');
-  await page.waitForSelector('#unload:not([hidden]), #run-reason:not([hidden])');
-  if (await page.isVisible('#run-reason')) throw new Error(await page.textContent('#run-reason'));
+  await page.waitForSelector('#unload:not([hidden]), #run-error:not([hidden])');
+  if (await page.isVisible('#run-error')) throw new Error(await page.textContent('#run-error'));
 }
 
 /** Sends a message, and waits for the answer's end. */
