@@ -1,4 +1,5 @@
-//! From a plan to an engine: every device that computes is opened under its own budget, and weights go to their placements.
+//! From a plan to an engine: every device that computes is opened under its own budget, and weights are loaded to where the plan stores
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ pub struct LoadProgress {
 }
 
 impl Prepared {
-    /// Loads what the plan holds in memory and starts the ring. `progress` is called from several threads.
+    /// Loads the weights that the plan keeps in memory and starts the rings. `progress` is called from several threads.
     ///
     /// # Errors
     /// Those of reading, of the adapter, and of a tokenizer that is there but broken.
@@ -38,11 +39,11 @@ impl Prepared {
         };
         let trace = Trace::default();
         let store = Arc::new(Store::load(Arc::clone(&self.checkpoint), &self.model, Arc::clone(&self.plan), &step)?);
-        let mut executors = Vec::new();
+        let mut devices = Vec::new();
         for device in self.plan.executors() {
-            executors.push((device, self.open(device, &store, &trace, &step).await?));
+            devices.push((device, self.open(device, &store, &trace, &step).await?));
         }
-        let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), executors);
+        let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
         let cached = CachedPositions::new(self.plan.n_seqs);
         let model = Arc::new(LoadedModel { prepared: self, trace, text });

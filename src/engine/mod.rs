@@ -152,7 +152,7 @@ impl Engine {
 
     /// Bind groups and pipelines that were made so far for each adapter that computes.
     pub fn object_counts(&self) -> Vec<(Device, ObjectCounts)> {
-        self.executors.executors().iter().filter_map(|(device, executor)| Some((*device, executor.object_counts()?))).collect()
+        self.executors.devices().iter().filter_map(|(device, executor)| Some((*device, executor.object_counts()?))).collect()
     }
 
     /// Peak bytes per device beside the budgets, those that compute first: by the accounting of every allocation on an
@@ -160,11 +160,11 @@ impl Engine {
     pub fn memory_use(&self) -> Vec<MemoryUse> {
         let plan = &self.model.prepared.plan;
         let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
-        let held = |device: Device| if device == Device::Cpu { self.store.held_bytes() } else { Bytes::ZERO };
+        let weights_on_host = |device: Device| if device == Device::Cpu { self.store.host_bytes() } else { Bytes::ZERO };
         let mut list: Vec<MemoryUse> =
-            self.executors.executors().iter().map(|(device, executor)| of(*device, executor.peak() + held(*device))).collect();
+            self.executors.devices().iter().map(|(device, executor)| of(*device, executor.peak() + weights_on_host(*device))).collect();
         if list.iter().all(|memory| memory.device != Device::Cpu) {
-            list.push(of(Device::Cpu, held(Device::Cpu)));
+            list.push(of(Device::Cpu, weights_on_host(Device::Cpu)));
         }
         list
     }

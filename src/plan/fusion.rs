@@ -36,18 +36,27 @@ mod tests {
 
     #[test]
     fn products_of_one_input_and_what_is_only_added_are_fused() {
-        let [hidden, normed, query, key, mixed, delta] = [0, 1, 2, 3, 4, 5].map(ValueId);
+        let [hidden, normed, query, key, attended, delta] = [0, 1, 2, 3, 4, 5].map(ValueId);
         let product = |input, output| Op::MatMul { input, weight: TensorId(0), output };
-        let attention =
-            Attention { layer: 0, query, output: mixed, n_heads: 1, n_kv_heads: 1, head_size: 8, window: None, scale: 1.0, softcap: None };
+        let attention = Attention {
+            layer: 0,
+            query,
+            output: attended,
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_size: 8,
+            window: None,
+            scale: 1.0,
+            softcap: None,
+        };
         let ops = [
             product(normed, query),
             Op::AddBias { bias: TensorId(1), target: query },
             product(normed, key),
             Op::Attention(attention),
-            product(mixed, delta),
+            product(attended, delta),
             Op::Add { input: delta, target: hidden },
-            product(mixed, delta),
+            product(attended, delta),
             Op::AddBias { bias: TensorId(1), target: delta },
             Op::Add { input: delta, target: hidden },
         ];

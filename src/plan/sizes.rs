@@ -1,4 +1,4 @@
-//! Bytes that a forward needs besides weights. The executors allocate exactly what stands here.
+//! Bytes that a forward needs besides weights. The executors allocate exactly these.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ pub const TOP_K_MAX: usize = 64;
 /// Logits of a row that one workgroup selects from; the kernel's segment.
 pub const TOP_K_SEGMENT: usize = 2048;
 
-/// Largest head that the attention kernel holds in workgroup memory; the kernel's bound.
+/// Largest head that the attention kernel has workgroup memory for; the kernel's bound.
 pub const HEAD_SIZE_MAX: usize = 256;
 /// Values that attention loads at once: an adapter's heads are padded to a multiple of so many; the kernel's bound.
 pub const HEAD_PADDING: usize = 8;
@@ -43,14 +43,14 @@ pub enum WorkingBuffer {
     },
     /// What attention makes of the parts of a long context: `[n_tokens, n_heads, parts, padded head_size + 4]` f32, for few tokens.
     AttentionParts,
-    /// Which rows' logits are asked for: `[n_rows]` u32.
-    PickedRows,
+    /// The rows whose logits are asked for: `[n_rows]` u32.
+    SelectedRows,
     /// Candidates of the top-k selection: `[n_rows, segments, k, 2]` u32.
     TopK,
     /// Host-visible memory that results are read through.
     Readback,
-    /// The input of a product as the host's vector instructions read it.
-    PreparedInput,
+    /// The input of a product, packed as the host's vector instructions read it.
+    PackedInput,
 }
 
 /// What one forward may ask for at most.
@@ -71,7 +71,7 @@ pub struct Role {
     pub computes_head: bool,
     /// It passes the residual stream on to another device at least once.
     pub passes_on: bool,
-    /// It is the host, which brings the inputs of its products into a form of its own.
+    /// It is the host, which packs the inputs of its products.
     pub on_host: bool,
 }
 
@@ -97,13 +97,13 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     let mut readback = if role.passes_on { bytes_of(model.value(model.hidden)) } else { Bytes::ZERO };
     if role.computes_head {
         let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
-        buffers.push((WorkingBuffer::PickedRows, Bytes(4).times(n_rows)));
+        buffers.push((WorkingBuffer::SelectedRows, Bytes(4).times(n_rows)));
         buffers.push((WorkingBuffer::TopK, top_k));
         readback = readback.max(bytes_of(model.value(model.logits))).max(top_k);
     }
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {
-        buffers.push((WorkingBuffer::PreparedInput, prepared_input_bytes(model, size.n_tokens)));
+        buffers.push((WorkingBuffer::PackedInput, packed_input_bytes(model, size.n_tokens)));
     } else {
         buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(model, size)));
     }
@@ -113,9 +113,9 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     buffers
 }
 
-/// Bytes of the widest input of a product as `host::Input` holds it: 76 for each block of 32 values, or tiles of six tokens and a
+/// Bytes of the widest input of a product as `host::Input` packs it: 76 for each block of 32 values, or tiles of six tokens and a
 /// multiple of eight columns; the larger of both, whatever the matrices' dtypes.
-pub fn prepared_input_bytes(model: &Model, n_tokens: usize) -> Bytes {
+pub fn packed_input_bytes(model: &Model, n_tokens: usize) -> Bytes {
     let widest = model.values.iter().filter(|value| value.rows == Rows::Tokens).map(|value| value.width).max().unwrap_or(0);
     let blocks = Bytes(76).times(widest.div_ceil(32) as u64).times(n_tokens as u64);
     let tiles = Bytes(4 * 6 * 8).times(widest.div_ceil(8) as u64).times(n_tokens.div_ceil(6) as u64);
@@ -178,8 +178,8 @@ pub fn kv_bytes_per_position(model: &Model, cache: KvCache) -> Bytes {
     model.caches().map(|layer| cache.position_bytes(layer)).sum::<Bytes>().times(2)
 }
 
-/// Why no adapter can compute this model, whatever memory and limits it has; `None` where its kernels can: what they demand of params
-/// that a config decides.
+/// Why no adapter can compute this model, whatever its memory and limits: the kernels do not take heads of its shape. `None` where they
+/// can.
 pub fn unsupported_on_gpu(model: &Model) -> Option<String> {
     model.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match *op {
         Op::StoreKv(StoreKv { head_size, .. }) if head_size > HEAD_SIZE_MAX => {

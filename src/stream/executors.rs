@@ -1,5 +1,5 @@
-//! The devices that compute, as one: each step of a schedule goes to the device whose chunk it is about, and the residual
-//! stream goes from one to the next. Knows neither buffers nor rings.
+//! The executors of all devices that compute, as one: each step of a schedule goes to the device of its chunk, and the residual stream is
+//! transferred from one to the next. Knows neither buffers nor rings.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use crate::plan::{Plan, Stage};
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
-/// Everybody that computes a plan's chunks.
+/// The executors of all devices that compute a plan's chunks.
 pub struct Executors {
     plan: Arc<Plan>,
     store: Arc<Store>,
     trace: Trace,
     /// In the order of [`Plan::executors`].
-    executors: Vec<(Device, DeviceExecutor)>,
+    devices: Vec<(Device, DeviceExecutor)>,
     /// Embedded rows on their way to the first executor; kept from forward to forward.
     hidden: Vec<f32>,
     n_forwards: usize,
@@ -24,7 +24,7 @@ pub struct Executors {
     is_midway: bool,
 }
 
-/// One that computes.
+/// The executor of one device.
 pub enum DeviceExecutor {
     /// On an adapter.
     Gpu(Box<GpuExecutor>),
@@ -40,9 +40,7 @@ impl DeviceExecutor {
             DeviceExecutor::Host(host) => host.peak(),
         }
     }
-}
 
-impl DeviceExecutor {
     /// Objects that were made for its adapter so far; `None` of the host.
     pub fn object_counts(&self) -> Option<ObjectCounts> {
         match self {
@@ -52,7 +50,7 @@ impl DeviceExecutor {
     }
 }
 
-/// Calls the executor that an executor is: both have the same steps.
+/// Runs a step on whichever executor it is: both kinds have the same steps.
 macro_rules! with_executor {
     ($which:expr, $executor:ident => $step:expr) => {
         match $which {
@@ -63,35 +61,35 @@ macro_rules! with_executor {
 }
 
 impl Executors {
-    /// `executors` are one for each of [`Plan::executors`], in that order.
-    pub fn new(plan: Arc<Plan>, store: Arc<Store>, trace: Trace, executors: Vec<(Device, DeviceExecutor)>) -> Executors {
-        Executors { plan, store, trace, executors, hidden: Vec::new(), n_forwards: 0, is_midway: false }
+    /// `devices` has one executor for each of [`Plan::executors`], in that order.
+    pub fn new(plan: Arc<Plan>, store: Arc<Store>, trace: Trace, devices: Vec<(Device, DeviceExecutor)>) -> Executors {
+        Executors { plan, store, trace, devices, hidden: Vec::new(), n_forwards: 0, is_midway: false }
     }
 
-    /// Who computes, in the order of their first chunks.
-    pub fn executors(&self) -> &[(Device, DeviceExecutor)] {
-        &self.executors
+    /// Each device with its executor, in the order of their first chunks.
+    pub fn devices(&self) -> &[(Device, DeviceExecutor)] {
+        &self.devices
     }
 
     /// The adapters that compute.
     pub fn gpus(&self) -> impl Iterator<Item = (Device, &Gpu)> {
-        self.executors.iter().filter_map(|(device, executor)| match executor {
+        self.devices.iter().filter_map(|(device, executor)| match executor {
             DeviceExecutor::Gpu(executor) => Some((*device, executor.gpu())),
             DeviceExecutor::Host(_) => None,
         })
     }
 
-    /// What is behind an error of theirs: the loss of an adapter, where one is lost.
+    /// The cause of an error of one of them: the loss of an adapter, where one is lost.
     pub fn cause_of(&self, error: Error) -> Error {
         self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
     }
 
     /// Whether the host computes any of it.
     pub(super) fn has_host(&self) -> bool {
-        self.executors.iter().any(|(device, _)| *device == Device::Cpu)
+        self.devices.iter().any(|(device, _)| *device == Device::Cpu)
     }
 
-    /// What the executors carry out.
+    /// The plan that they carry out.
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -103,7 +101,7 @@ impl Executors {
 
     /// Empties every ring.
     pub(super) async fn recover(&mut self) -> Result<()> {
-        for (_, executor) in &mut self.executors {
+        for (_, executor) in &mut self.devices {
             with_executor!(executor, executor => executor.recover(self.n_forwards).await)?;
         }
         Ok(())
@@ -165,10 +163,10 @@ impl Executors {
         self.store.embed(tokens, &mut self.hidden)?;
         // What an executor refuses from here on leaves it in the middle.
         self.begin_forward();
-        for (_, executor) in &mut self.executors {
+        for (_, executor) in &mut self.devices {
             with_executor!(executor, executor => executor.begin(batch, self.n_forwards))?;
         }
-        if let Some((_, first)) = self.executors.first_mut() {
+        if let Some((_, first)) = self.devices.first_mut() {
             with_executor!(first, executor => executor.write_hidden(&self.hidden))?;
         }
         Ok(())
@@ -211,7 +209,7 @@ impl Executors {
     }
 
     fn executor(&mut self, device: Device) -> Result<&mut DeviceExecutor> {
-        let found = self.executors.iter_mut().find(|(own, _)| *own == device);
+        let found = self.devices.iter_mut().find(|(own, _)| *own == device);
         found.map(|(_, executor)| executor).ok_or_else(|| Error::internal(format!("the schedule names {device}, which was not opened")))
     }
 

@@ -1,5 +1,5 @@
-//! Which ranges of the files are read for a chunk. What lies side by side in a file is read at once, whatever the order in which the
-//! chunk has it: disks are fast with few large requests, and the matrices of a layer mostly lie together.
+//! Which ranges of the files are read for a chunk. Neighbouring bytes of a file are read at once, whatever their order in the chunk:
+//! disks are fast with few large requests, and the matrices of a layer mostly lie together.
 
 use std::ops::Range;
 
@@ -17,12 +17,12 @@ const GAP_BYTES: u64 = 128 << 10;
 /// How a chunk comes from disk.
 #[derive(Debug)]
 pub(super) enum Reads {
-    /// Its placement is another.
+    /// It is not stored on disk.
     None,
-    /// Into memory for that, and from there to where the slot has it.
+    /// Into a buffer, and from there to the places in the slot.
     Copied(Vec<Fetch>),
-    /// Into the slot, whose layout is the file's.
-    Straight(Vec<Straight>),
+    /// Into the slot itself, which has the layout of the files.
+    InPlace(Vec<InPlaceRead>),
 }
 
 impl Reads {
@@ -30,27 +30,27 @@ impl Reads {
     pub(super) fn of(chunk: &Chunk, executor: Device, catalog: &Catalog) -> Reads {
         let ranges = if executor == Device::Cpu { file_ranges(chunk, catalog) } else { None };
         match (chunk.stored_on, ranges) {
-            (Device::Disk, Some(ranges)) => Reads::Straight(straight_reads(&ranges)),
+            (Device::Disk, Some(ranges)) => Reads::InPlace(in_place_reads(&ranges)),
             (Device::Disk, None) => Reads::Copied(fetches(chunk, catalog)),
             _ => Reads::None,
         }
     }
 }
 
-/// One read straight into the slot.
+/// One read into the slot itself.
 #[derive(Debug, PartialEq)]
-pub(super) struct Straight {
+pub(super) struct InPlaceRead {
     /// Which file of the checkpoint.
     pub(super) shard: u32,
     /// Where in the file.
     pub(super) offset: u64,
-    /// Where the chunk's block has it; what is behind `len` belongs to nobody.
+    /// The range of the chunk's block; its bytes beyond `len` have no meaning.
     pub(super) block: Range<usize>,
     /// How much of it.
     pub(super) len: usize,
 }
 
-/// One read, and where what it brings belongs.
+/// One read, and where its bytes belong in the chunk.
 #[derive(Debug, PartialEq)]
 pub(super) struct Fetch {
     /// Which file of the checkpoint.
@@ -62,7 +62,7 @@ pub(super) struct Fetch {
     parts: Vec<Part>,
 }
 
-/// Bytes of a slice.
+/// Part of a slice within a read.
 #[derive(Debug, PartialEq)]
 struct Part {
     /// Where they lie in what was read.
@@ -126,19 +126,19 @@ fn fetches(chunk: &Chunk, catalog: &Catalog) -> Vec<Fetch> {
 }
 
 /// Most bytes of a read that is not rounded: two large pages.
-const MOST_STRAIGHT_BYTES: u64 = 4 << 20;
-const _: () = assert!(MOST_STRAIGHT_BYTES.is_multiple_of(FILE_ALIGNMENT));
-// Else reads into slots would silently go the slow way, through the page cache.
+const MOST_IN_PLACE_BYTES: u64 = 4 << 20;
+const _: () = assert!(MOST_IN_PLACE_BYTES.is_multiple_of(FILE_ALIGNMENT));
+// Otherwise reads into slots would silently take the slow path, through the page cache.
 const _: () = assert!(FILE_ALIGNMENT.is_multiple_of(DIRECT_ALIGNMENT as u64));
 
-fn straight_reads(ranges: &[FileRange]) -> Vec<Straight> {
+fn in_place_reads(ranges: &[FileRange]) -> Vec<InPlaceRead> {
     let mut reads = Vec::new();
     for range in ranges {
-        for done in (0..range.len).step_by(MOST_STRAIGHT_BYTES as usize) {
-            let len = (range.len - done).min(MOST_STRAIGHT_BYTES);
+        for done in (0..range.len).step_by(MOST_IN_PLACE_BYTES as usize) {
+            let len = (range.len - done).min(MOST_IN_PLACE_BYTES);
             let begin = range.block_offset + done;
             let block = begin as usize..(begin + len).next_multiple_of(FILE_ALIGNMENT) as usize;
-            reads.push(Straight { shard: range.shard, offset: range.file_offset + done, block, len: len as usize });
+            reads.push(InPlaceRead { shard: range.shard, offset: range.file_offset + done, block, len: len as usize });
         }
     }
     reads
@@ -168,14 +168,14 @@ mod tests {
 
     #[test]
     fn a_range_is_read_in_steps_up_to_the_end_of_its_last_slice() {
-        let range = FileRange { shard: 1, file_offset: 8192, block_offset: 4096, len: MOST_STRAIGHT_BYTES + 5 };
-        let (step, second) = (MOST_STRAIGHT_BYTES as usize, 8192 + MOST_STRAIGHT_BYTES);
-        let reads = straight_reads(&[range]);
+        let range = FileRange { shard: 1, file_offset: 8192, block_offset: 4096, len: MOST_IN_PLACE_BYTES + 5 };
+        let (step, second) = (MOST_IN_PLACE_BYTES as usize, 8192 + MOST_IN_PLACE_BYTES);
+        let reads = in_place_reads(&[range]);
         assert_eq!(
             reads,
             [
-                Straight { shard: 1, offset: 8192, block: 4096..4096 + step, len: step },
-                Straight { shard: 1, offset: second, block: 4096 + step..8192 + step, len: 5 },
+                InPlaceRead { shard: 1, offset: 8192, block: 4096..4096 + step, len: step },
+                InPlaceRead { shard: 1, offset: second, block: 4096 + step..8192 + step, len: 5 },
             ]
         );
     }

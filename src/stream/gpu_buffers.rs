@@ -1,5 +1,5 @@
-//! Everything that the GPU executor holds on the adapter besides the ring: resident chunks, vectors, KV caches,
-//! working buffers and parameters. All of it is allocated here, once.
+//! The GPU executor's buffers besides the ring: resident chunks, vectors, KV caches, working buffers and parameters. All of them are
+//! allocated here, once.
 
 use std::collections::HashMap;
 
@@ -136,7 +136,7 @@ async fn load_resident(
     store: &Store,
     progress: &(dyn Fn(Bytes) + Sync),
 ) -> Result<Vec<Option<Buffer>>> {
-    // What is allocated later leaves room now: staging must not be what breaks the budget.
+    // Staging takes only the room of what is allocated later, so that it never breaks the budget.
     let room = plan.device(device).map_or(0, |device| device.used.total().saturating_sub(device.used.weights).0);
     let step_bytes = LOAD_STEP_BYTES.min(room / 256 * 256).max(256);
     let mut resident = Vec::with_capacity(plan.chunks.len());

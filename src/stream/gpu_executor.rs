@@ -1,5 +1,5 @@
-//! The GPU executor: resident chunks in buffers of their own, streamed ones in the ring, everything a forward needs
-//! allocated when it is made. Decoding allocates nothing on the GPU.
+//! The GPU executor: resident chunks have buffers of their own, streamed ones pass through the ring. All that a forward needs is allocated
+//! when the executor is made: decoding allocates nothing on the GPU.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -62,9 +62,9 @@ impl GpuExecutor {
         let (mut uploader, mut ring) = (None, None);
         if let Some(ring_plan) = plan.ring(device) {
             let upload_workers = match (ring_plan.upload, gpu.spec.kind) {
-                // What the queue writes, the thread that submits to it may as well hand over.
+                // Writing through the queue waits for nothing, so that the submitting thread may as well do it.
                 (UploadPath::Written, _) => UploadWorkers::Caller,
-                (_, Some(AdapterKind::Software)) => UploadWorkers::PatientThreads,
+                (_, Some(AdapterKind::Software)) => UploadWorkers::LowPriorityThreads,
                 _ => UploadWorkers::Threads,
             };
             let (started, free) = Uploader::start(device, &store, &plan, &trace, upload_workers)?;
@@ -96,8 +96,8 @@ impl GpuExecutor {
         Ok(executor)
     }
 
-    /// Makes the dispatches of a prompt and of decoding and has their kernels compiled, side by side, to the end: some drivers
-    /// come to it only when a kernel is first used. The slots are not mapped yet. Returns how many they are.
+    /// Makes the dispatches of a prompt and of decoding and compiles their kernels, several at a time. Some drivers finish that only when a
+    /// kernel is first used, so each is used once, before the slots are mapped. Returns the number of kernels.
     fn compile(&mut self) -> Result<usize> {
         let n_rows = usize::from(self.plan.computes_head(self.device));
         for n_tokens in [self.plan.forward.n_tokens, 1] {
@@ -133,7 +133,8 @@ impl GpuExecutor {
         self.gpu.object_counts()
     }
 
-    /// How far dispatches are made to look back: a prompt's are made anew where its context has doubled, those that generate tokens never.
+    /// The context length that dispatches are made for: those of a prompt are made anew where its context has doubled, those of decoding
+    /// never.
     fn n_positions(&self, attention: TokenCount, n_positions: usize) -> usize {
         match attention {
             TokenCount::Many => n_positions.next_power_of_two().min(self.plan.ctx_size),
@@ -231,7 +232,7 @@ impl Executor for GpuExecutor {
             self.buffers.write(&self.gpu, WorkingBuffer::CosSin { table }, bytemuck::cast_slice(&cos_sin))?;
         }
         if computes_head {
-            self.buffers.write(&self.gpu, WorkingBuffer::PickedRows, bytemuck::cast_slice(&batch.logits_for))?;
+            self.buffers.write(&self.gpu, WorkingBuffer::SelectedRows, bytemuck::cast_slice(&batch.logits_for))?;
         }
         self.forward = forward;
         Ok(())

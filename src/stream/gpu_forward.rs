@@ -222,7 +222,7 @@ impl<'a> Maker<'a> {
             Op::GatherRows { input, output } => {
                 let params = gather_rows::Params::of(model.value(input), batch);
                 let (input, output) = (self.value(input)?, self.value(output)?);
-                let bindings = gather_rows::Bindings { input, row_indices: self.working(WorkingBuffer::PickedRows)?, output };
+                let bindings = gather_rows::Bindings { input, row_indices: self.working(WorkingBuffer::SelectedRows)?, output };
                 Call::simple(params, move |arena, params| gather_rows::prepare(gpu, arena, params, bindings))
             }
             // The embedding is the schedule's own step, and products come with their rows.

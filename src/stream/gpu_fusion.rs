@@ -1,4 +1,4 @@
-//! The work of a chunk in as few dispatches as give the same bits as one for each operation would. Knows no buffers.
+//! Fusion: the work of a chunk in as few dispatches as possible, with the same bits as one dispatch per operation. Knows no buffers.
 
 use crate::device::TokenCount;
 use crate::gpu::BUFFER_ALIGNMENT;
@@ -8,20 +8,20 @@ use crate::plan::{DeviceCosts, Slice, UnitWork, Work, is_fused};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
-/// Products that would take longer together go apart: what a dispatch costs is nothing beside that, and a submission can
-/// end only between dispatches.
+/// Products that would take longer together are not fused: the cost of a dispatch is nothing beside that, and a submission can end only
+/// between dispatches.
 const SHARED_SECS: f64 = 0.03;
 
-/// What becomes one dispatch.
+/// Operations that become one dispatch.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Fused {
     /// An operation that needs no matrix: index into the unit's operations.
     Op(usize),
-    /// Products of one input, whose weights one binding holds, in the order of their offsets.
+    /// Products of one input, whose weights one binding covers, in the order of their offsets.
     Products(Vec<Product>),
 }
 
-/// The rows of a matrix product that one slice holds.
+/// The rows of a matrix product that are in one slice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Product {
     pub(super) params: matmul::Params,
@@ -46,9 +46,8 @@ pub(super) struct Terms<'a> {
     pub(super) max_binding: Bytes,
 }
 
-/// The dispatches of what a unit of these operations does with a chunk of these slices. Products of one input go together where one
-/// binding holds their weights, and what a product gives that is only added to the residual stream is added at once. `None` where a
-/// slice belongs to no product.
+/// The dispatches of one unit's part of a chunk: `work` with these slices. Products of one input are fused where one binding covers their
+/// weights, and so is a product with the addition of its result to the residual stream. `None` where a slice belongs to no product.
 pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<'_>) -> Option<Vec<Fused>> {
     let mut fused: Vec<Fused> = Vec::with_capacity(work.steps.len());
     for step in &work.steps {
@@ -57,7 +56,7 @@ pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
                 let product = product(ops, op, *slices.get(slice)?, terms)?;
-                match joinable(&mut fused, ops).filter(|others| can_join(others, &product, terms.max_binding)) {
+                match fusable(&mut fused, ops).filter(|others| can_fuse(others, &product, terms.max_binding)) {
                     Some(others) => others.push(product),
                     None => fused.push(Fused::Products(vec![product])),
                 }
@@ -95,8 +94,8 @@ fn product(ops: &[Op], op: usize, slice: Slice, terms: &Terms<'_>) -> Option<Pro
     })
 }
 
-/// The products that a product behind all these could join: the last, where nothing but their biases stands behind them.
-fn joinable<'s>(fused: &'s mut [Fused], ops: &[Op]) -> Option<&'s mut Vec<Product>> {
+/// The products that the next product could be fused with: the last ones, if only their biases come after them.
+fn fusable<'s>(fused: &'s mut [Fused], ops: &[Op]) -> Option<&'s mut Vec<Product>> {
     let is_bias = |one: &&mut Fused| matches!(one, Fused::Op(op) if matches!(ops[*op], Op::AddBias { .. }));
     match fused.iter_mut().rev().find(|one| !is_bias(one)) {
         Some(Fused::Products(products)) => Some(products),
@@ -104,7 +103,7 @@ fn joinable<'s>(fused: &'s mut [Fused], ops: &[Op]) -> Option<&'s mut Vec<Produc
     }
 }
 
-fn can_join(others: &[Product], product: &Product, max_binding: Bytes) -> bool {
+fn can_fuse(others: &[Product], product: &Product, max_binding: Bytes) -> bool {
     let begin = others.first().map_or(0, |first| first.slice.offset);
     let size = (product.slice.offset + product.slice.size_bytes - begin).next_multiple_of(BUFFER_ALIGNMENT);
     let can_share = |other: &Product| {
@@ -129,7 +128,7 @@ mod tests {
     const QUERY: ValueId = ValueId(2);
     const KEY: ValueId = ValueId(3);
     const VALUE: ValueId = ValueId(4);
-    const MIXED: ValueId = ValueId(5);
+    const ATTENDED: ValueId = ValueId(5);
     const DELTA: ValueId = ValueId(6);
 
     fn model() -> Model {
@@ -196,13 +195,13 @@ mod tests {
         Op::MatMul { input, weight: TensorId(weight), output }
     }
 
-    /// Query with its bias, key, value; and what attention mixed, added to the residual stream.
+    /// Query with its bias, key, value; and the attention output, added to the residual stream.
     fn ops() -> Vec<Op> {
         let (n_heads, head_size) = (4, 16);
         let attention = Attention {
             layer: 0,
             query: QUERY,
-            output: MIXED,
+            output: ATTENDED,
             n_heads,
             n_kv_heads: n_heads,
             head_size,
@@ -216,7 +215,7 @@ mod tests {
             product(1, NORMED, KEY),
             product(2, NORMED, VALUE),
             Op::Attention(attention),
-            product(3, MIXED, DELTA),
+            product(3, ATTENDED, DELTA),
             Op::Add { input: DELTA, target: HIDDEN },
         ]
     }
@@ -284,7 +283,7 @@ mod tests {
         let both = [product(2, NORMED, QUERY), product(3, NORMED, KEY)];
         assert_eq!(shape(&both, None, DType::F16, 1 << 20), [2]);
         assert_eq!(shape(&both, None, DType::BF16, 1 << 20), [1, 1]);
-        let other_input = [both[0].clone(), product(3, MIXED, KEY)];
+        let other_input = [both[0].clone(), product(3, ATTENDED, KEY)];
         assert_eq!(shape(&other_input, None, DType::F16, 1 << 20), [1, 1]);
     }
 
@@ -298,7 +297,7 @@ mod tests {
     #[test]
     fn a_product_with_a_bias_of_its_own_is_not_added_before_it() {
         let bias = Op::AddBias { bias: TensorId(0), target: DELTA };
-        let ops = [product(3, MIXED, DELTA), bias, Op::Add { input: DELTA, target: HIDDEN }];
+        let ops = [product(3, ATTENDED, DELTA), bias, Op::Add { input: DELTA, target: HIDDEN }];
         assert_eq!(shape(&ops, None, DType::F16, 1 << 20), [1, 0, 0]);
     }
 }

@@ -1,12 +1,12 @@
-//! The ring of slots on the GPU, for every upload path: slots that the host maps, staging in front of device-local slots, or
-//! slots that the queue writes to.
+//! The ring of slots on the GPU, for every upload path: slots that the host maps, staging buffers in front of device-local slots, or slots
+//! that the queue writes to.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::plan::{RingPlan, UploadPath};
 use crate::stream::uploader::{FreeSlots, SlotMemory};
 
-/// All slots. A slot is at any time with one owner: free (queued for a worker), filling (with a worker), ready or in use (here).
+/// All slots. A slot has one owner at a time: it is free or being filled (with the upload workers), ready or in use (here).
 pub(super) struct Ring {
     slots: Vec<Slot>,
     upload: UploadPath,

@@ -1,5 +1,5 @@
-//! Commands on their way to an adapter: recorded dispatch by dispatch, handed over in submissions that are long enough to hide
-//! what one costs, and so short that no watchdog takes the adapter for hung. Knows no kernels.
+//! Submissions to an adapter: dispatches are recorded one by one and submitted together, in submissions long enough to hide their fixed
+//! cost and short enough that no watchdog takes the adapter for hung. Knows no kernels.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use crate::units::Bytes;
 const CHUNKS_PER_SUBMIT: usize = 8;
 /// A submission of this length is long enough to hide its cost, whatever is in it.
 const LONG_SECS: f64 = 0.02;
-/// Shorter submissions tell nothing about the adapter's pace: their fixed costs prevail.
+/// Shorter submissions say nothing about the adapter's speed: their fixed costs prevail.
 const TELLING_SECS: f64 = 2e-3;
 
 /// What is recorded and what is under way.
@@ -87,7 +87,7 @@ impl Submitter {
         self.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()))
     }
 
-    /// Records a dispatch of `chunk`; what was recorded before is submitted first where both together would take too long.
+    /// Records a dispatch of `chunk`. Submits what was recorded before first, where both together would take too long.
     pub(super) fn dispatch(&mut self, placed: &PlacedDispatch, chunk: Option<usize>, forward: usize) -> Result<()> {
         if self.recorded.secs > 0.0 && self.recorded.secs + placed.secs > SUBMIT_SECS / self.pace.slowdown() {
             self.submit(forward, || {})?;

@@ -1,5 +1,5 @@
-//! The host executor: the same steps without any adapter. It is the check on the GPU, what runs where there is none, and
-//! what computes the layers that lie in host memory beside one.
+//! The host executor: the same steps on the CPU. It is the reference for the GPU executor, it runs where there is no adapter, and it
+//! computes the layers that a plan leaves to the host beside one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::host;
 use crate::kernels::matmul;
 use crate::kernels::rope_kv::Token;
 use crate::model::{Model, Op, StoreKv};
-use crate::plan::sizes::{KvCache, kv_buffer_bytes, prepared_input_bytes};
+use crate::plan::sizes::{KvCache, kv_buffer_bytes, packed_input_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
-use crate::stream::host_values::{Prepared, Product, SideBySide, Values};
+use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::stream::uploader::{FreeSlots, SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch};
@@ -34,10 +34,10 @@ pub struct HostExecutor {
     activations_peak: Bytes,
 }
 
-/// Who this executor is in a plan.
+/// The device of a plan that this executor is.
 const DEVICE: Device = Device::Cpu;
 
-/// A slot of the host's ring: what is streamed from disk is read into it.
+/// A slot of the host's ring, into which streamed weights are read from disk.
 struct HostSlot(Pages);
 
 impl SlotMemory for HostSlot {
@@ -56,7 +56,7 @@ impl SlotMemory for HostSlot {
 }
 
 impl HostExecutor {
-    /// Allocates caches and slots and reads the vectors; the chunks are held by `store`.
+    /// Allocates caches and slots and reads the vectors; `store` has the chunks.
     ///
     /// # Errors
     /// Those of reading.
@@ -86,10 +86,10 @@ impl HostExecutor {
             kv_caches,
             tokens: Vec::new(),
             cos_sin: Vec::new(),
-            picked_rows: Vec::new(),
+            selected_rows: Vec::new(),
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
-            prepared: Prepared::default(),
+            packed: PackedInput::default(),
         };
         Ok(HostExecutor { model, plan, store, trace, values, vectors, uploader, forward: 0, activations_peak: Bytes::ZERO })
     }
@@ -100,8 +100,8 @@ impl HostExecutor {
         let chunk = &plan.chunks[index];
         let (values, vectors) = (&mut self.values, &self.vectors);
         host::among_threads(|| -> Result<()> {
-            // Products that read the same input, such as query, key and value, are computed side by side.
-            let mut products = SideBySide::new();
+            // Products that read the same input, such as query, key and value, are fused.
+            let mut products = FusedProducts::new();
             let steps = chunk.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (&model.units[of_unit.unit].ops, step)));
             for (ops, step) in steps {
                 let product = match *step {
@@ -119,7 +119,7 @@ impl HostExecutor {
                         Some(Product { params, rows, input, output })
                     }
                 };
-                if !product.as_ref().is_some_and(|product| product.can_join(&products)) {
+                if !product.as_ref().is_some_and(|product| product.can_fuse(&products)) {
                     values.multiply(&products);
                     products.clear();
                 }
@@ -136,7 +136,7 @@ impl HostExecutor {
         Ok(())
     }
 
-    /// Bytes of what this executor holds besides the store, by its own counting: what the plan promised.
+    /// Bytes that this executor has allocated, besides the store, by its own count: what the plan promised.
     pub fn peak(&self) -> Bytes {
         let values = |values: &[f32]| Bytes(values.len() as u64 * 4);
         let caches: Bytes = self.values.kv_caches.iter().map(|(keys, cached)| values(keys) + values(cached)).sum();
@@ -156,11 +156,11 @@ impl Executor for HostExecutor {
             platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
             n_values += len as u64;
         }
-        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + prepared_input_bytes(&self.model, n_tokens));
-        self.values.prepared.forget();
+        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + packed_input_bytes(&self.model, n_tokens));
+        self.values.packed.forget();
         self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
         self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table)).collect();
-        self.values.picked_rows.clone_from(&batch.logits_for);
+        self.values.selected_rows.clone_from(&batch.logits_for);
         self.forward = forward;
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Executor for HostExecutor {
         let own = self.values.values.entry(self.model.hidden).or_default();
         own.clear();
         own.extend_from_slice(hidden);
-        self.values.prepared.forget();
+        self.values.packed.forget();
         Ok(())
     }
 
@@ -218,9 +218,9 @@ impl Executor for HostExecutor {
     }
 }
 
-/// The stored bytes of a slice that is held or mapped.
+/// The stored bytes of a host-resident slice.
 fn rows<'a>(store: &'a Store, plan: &Plan, chunk: usize, slice: &Slice) -> Result<&'a [u8]> {
-    if let Some(block) = store.held(chunk) {
+    if let Some(block) = store.host_resident(chunk) {
         return Ok(&block[slice.offset as usize..][..slice.size_bytes as usize]);
     }
     if let Some(rows) = store.mapped(chunk, slice) {
@@ -235,13 +235,13 @@ fn rows<'a>(store: &'a Store, plan: &Plan, chunk: usize, slice: &Slice) -> Resul
 /// All logits of a row, or its best: higher first, ties in order of the token, NaN above all so that nobody misses it.
 fn select(row: &[f32], logits_request: LogitsRequest) -> Logits {
     let LogitsRequest::TopK(k) = logits_request else { return Logits::All(row.to_vec()) };
-    let mut scored: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
-    let rank = |score: f32| if score.is_nan() { f32::INFINITY } else { score };
+    let mut best: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+    let rank = |logit: f32| if logit.is_nan() { f32::INFINITY } else { logit };
     let better = |a: &(u32, f32), b: &(u32, f32)| rank(b.1).total_cmp(&rank(a.1)).then(a.0.cmp(&b.0));
-    if k < scored.len() && k > 0 {
-        scored.select_nth_unstable_by(k - 1, better);
-        scored.truncate(k);
+    if k < best.len() && k > 0 {
+        best.select_nth_unstable_by(k - 1, better);
+        best.truncate(k);
     }
-    scored.sort_by(better);
-    Logits::Top(scored)
+    best.sort_by(better);
+    Logits::Top(best)
 }

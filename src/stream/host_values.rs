@@ -1,5 +1,5 @@
 //! What changes during a forward on the host (activations, KV caches) and the operations that change it.
-//! Knows neither chunks nor where weights lie: rows of matrices are handed in.
+//! Knows neither chunks nor where weights are stored: rows of matrices are handed in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,38 +22,38 @@ pub(super) struct Values {
     pub(super) tokens: Vec<Token>,
     /// By each of the model's rotary tables.
     pub(super) cos_sin: Vec<Vec<f32>>,
-    pub(super) picked_rows: Vec<u32>,
+    pub(super) selected_rows: Vec<u32>,
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
-    pub(super) prepared: Prepared,
+    pub(super) packed: PackedInput,
 }
 
-/// The value that products read last, in the form that they wanted.
+/// The input of the last products, in the format that their kernels read, for other products of the same input.
 #[derive(Default)]
-pub(super) struct Prepared {
-    /// Which one; `None` once it has changed.
+pub(super) struct PackedInput {
+    /// Of which value, in which format; `None` once the value has changed.
     of: Option<(ValueId, InputFormat)>,
     input: Input,
 }
 
-impl Prepared {
-    /// Other numbers stand where the last ones stood.
+impl PackedInput {
+    /// The value has changed.
     pub(super) fn forget(&mut self) {
         self.of = None;
     }
 
     fn operand<'a>(&'a mut self, product: &Product<'_>, values: &'a [f32]) -> Operand<'a> {
-        let variant = InputFormat::of(&product.params);
-        if variant != InputFormat::Floats && self.of != Some((product.input, variant)) {
-            self.input.fill(variant, &product.params, values);
-            self.of = Some((product.input, variant));
+        let format = InputFormat::of(&product.params);
+        if format != InputFormat::Floats && self.of != Some((product.input, format)) {
+            self.input.fill(format, &product.params, values);
+            self.of = Some((product.input, format));
         }
-        self.input.operand(variant, values)
+        self.input.operand(format, values)
     }
 }
 
-/// Products that the host computes together; a list of them takes no memory from the allocator.
-pub(super) type SideBySide<'a> = ArrayVec<Product<'a>, MAX_PRODUCTS>;
+/// Products of one input that the host computes together; the list itself is not allocated.
+pub(super) type FusedProducts<'a> = ArrayVec<Product<'a>, MAX_PRODUCTS>;
 
 /// Rows of a matrix times a value.
 pub(super) struct Product<'a> {
@@ -64,12 +64,12 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Whether it can be computed beside all of these: from the same numbers, to another place.
-    pub(super) fn can_join(&self, others: &SideBySide<'_>) -> bool {
-        let variant = InputFormat::of(&self.params);
-        let goes_with =
-            |other: &Product<'_>| self.input == other.input && self.output != other.output && variant == InputFormat::of(&other.params);
-        !others.is_full() && others.iter().all(goes_with)
+    /// Whether it can be computed together with all of these: they have the same input and other outputs.
+    pub(super) fn can_fuse(&self, others: &FusedProducts<'_>) -> bool {
+        let format = InputFormat::of(&self.params);
+        let fits =
+            |other: &Product<'_>| self.input == other.input && self.output != other.output && format == InputFormat::of(&other.params);
+        !others.is_full() && others.iter().all(fits)
     }
 }
 
@@ -80,7 +80,7 @@ impl Values {
     }
 
     fn put(&mut self, id: ValueId, numbers: Vec<f32>) {
-        self.prepared.of.take_if(|(of, _)| *of == id);
+        self.packed.of.take_if(|(of, _)| *of == id);
         self.values.insert(id, numbers);
     }
 
@@ -88,12 +88,12 @@ impl Values {
         self.values.get(&id).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Computes products that [go together](Product::can_join).
-    pub(super) fn multiply(&mut self, products: &SideBySide<'_>) {
+    /// Computes products that [can be fused](Product::can_fuse).
+    pub(super) fn multiply(&mut self, products: &FusedProducts<'_>) {
         let Some(first) = products.first() else { return };
         let mut results: ArrayVec<Vec<f32>, MAX_PRODUCTS> = products.iter().map(|product| self.take(product.output)).collect();
         let values = self.values.get(&first.input).map(Vec::as_slice).unwrap_or_default();
-        let operand = self.prepared.operand(first, values);
+        let operand = self.packed.operand(first, values);
         let mut parts: ArrayVec<Part<'_>, MAX_PRODUCTS> = products
             .iter()
             .zip(&mut results)
@@ -109,7 +109,7 @@ impl Values {
     pub(super) fn batch(&self) -> BatchShape {
         BatchShape {
             n_tokens: self.tokens.len() as u32,
-            n_logit_rows: self.picked_rows.len() as u32,
+            n_logit_rows: self.selected_rows.len() as u32,
             n_seqs: self.n_seqs as u32,
             kv_capacity: self.ctx_size as u32,
             kv_dtype: rope_kv::KvDType::F32,
@@ -153,7 +153,7 @@ impl Values {
             Op::GatherRows { input, output } => {
                 let mut result = self.take(output);
                 let params = gather_rows::Params::of(model.value(input), &batch);
-                gather_rows::reference(&params, self.get(input), &self.picked_rows, &mut result);
+                gather_rows::reference(&params, self.get(input), &self.selected_rows, &mut result);
                 self.put(output, result);
             }
             // The embedding is the schedule's own step, and products come with their rows.

@@ -1,4 +1,4 @@
-//! Streaming: the overlap loop, and the executors that walk the one schedule together.
+//! Streaming: the overlap loop, which walks a schedule, and the executors that carry out its steps.
 
 mod batch;
 mod executors;
@@ -32,25 +32,25 @@ pub type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// What a device that computes does for its share of a schedule.
 pub trait Executor {
-    /// Begins a forward, counted from 0: everything that its units need to know of the batch.
+    /// Begins forward number `forward`, counted from 0, with this batch.
     fn begin(&mut self, batch: &Batch, forward: usize) -> Result<()>;
 
     /// Begins to bring a chunk from disk or host memory to the next slot of the ring; does not wait.
     fn upload(&mut self, chunk: usize) -> Result<()>;
 
-    /// Takes the residual stream, `[n_tokens, hidden_size]`.
+    /// Sets the residual stream, `[n_tokens, hidden_size]`.
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()>;
 
     /// Computes with a chunk that stays on this device.
     fn compute_resident(&mut self, chunk: usize) -> Result<()>;
 
-    /// Computes with the oldest slot of the ring, which holds `chunk`, once it is there, and frees the slot.
+    /// Waits until `chunk` is in the oldest slot of the ring, computes with it, and frees the slot.
     fn compute_streamed(&mut self, chunk: usize) -> impl Future<Output = Result<()>>;
 
     /// Hands over what is recorded, so that the device computes while others do; does not wait.
     fn flush(&mut self) -> Result<()>;
 
-    /// Gives the residual stream away, once it is computed. `[n_tokens, hidden_size]`
+    /// The residual stream, once it is computed. `[n_tokens, hidden_size]`
     fn read_hidden(&mut self) -> impl Future<Output = Result<Vec<f32>>>;
 
     /// Brings the logits to the host, in the order in which the batch asks for them.
@@ -61,12 +61,12 @@ pub trait Executor {
 }
 
 /// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation. Several
-/// sequences on several devices that stream nothing go in two halves, so that the devices compute side by side. Once `cancelled`
-/// says so, it ends before its next step.
+/// sequences on several devices that stream nothing are pipelined, so that the devices compute at the same time. Once
+/// `cancelled` says so, it ends before its next step.
 ///
 /// # Errors
-/// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings hold other chunks than a forward
-/// expects: [`recover`] comes before the next one.
+/// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings have other
+/// chunks in them than the next forward expects: call [`recover`] before it.
 pub async fn forward(schedule: &Schedule, executors: &mut Executors, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
     if let Some(halves) = pipeline::halves(executors.plan(), batch) {
         executors.begin_forward();
@@ -83,7 +83,7 @@ pub async fn forward(schedule: &Schedule, executors: &mut Executors, batch: &Bat
             Step::Embed => executors.embed(batch)?,
             Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_) => {
                 for some in steps.chunks(STEPS_AT_ONCE) {
-                    go_on(executors, some, cancelled)?;
+                    run_steps(executors, some, cancelled)?;
                     turns.give().await;
                 }
             }
@@ -95,7 +95,7 @@ pub async fn forward(schedule: &Schedule, executors: &mut Executors, batch: &Bat
     Ok(logits)
 }
 
-/// So many steps that wait for nothing are one: where a thread may not be kept for long, it hears between two of them.
+/// Steps that wait for nothing are started so many at a time: where the thread may not be kept for long, it is given back after each.
 const STEPS_AT_ONCE: usize = if platform::MAY_BLOCK { usize::MAX } else { 1 };
 
 /// # Errors
@@ -104,9 +104,9 @@ fn check_cancelled(cancelled: &Cancelled<'_>) -> Result<()> {
     if cancelled() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Steps that wait for nothing. Where the host computes, they go over to its threads together, since each time is two handovers:
-/// with products of one input side by side, that made decoding of a small model a fifth faster on two cores.
-fn go_on(executors: &mut Executors, steps: &[Step], cancelled: &Cancelled<'_>) -> Result<()> {
+/// Runs steps that wait for nothing. Where the host computes, its thread pool gets them all at once, since each time costs two handovers:
+/// with fused products, that made decoding of a small model a fifth faster on two cores.
+fn run_steps(executors: &mut Executors, steps: &[Step], cancelled: &Cancelled<'_>) -> Result<()> {
     let has_host = executors.has_host();
     let mut all = || {
         steps.iter().try_for_each(|step| {
@@ -137,5 +137,5 @@ pub async fn recover(schedule: &Schedule, executors: &mut Executors) -> Result<(
 /// # Errors
 /// Those of the executors.
 pub fn prologue(schedule: &Schedule, executors: &mut Executors) -> Result<()> {
-    go_on(executors, &schedule.prologue, &|| false)
+    run_steps(executors, &schedule.prologue, &|| false)
 }

@@ -1,6 +1,5 @@
-//! Pipelining: a forward of several sequences over several devices goes in two halves, so that one device computes with the
-//! first half of the sequences while another computes with the second. Only where every weight is resident: what streams
-//! would have to stream twice.
+//! Pipelining: a batch of several sequences over several devices is split in two micro-batches, so that one device computes the first
+//! while another computes the second. Only where every weight is resident: what streams would have to stream twice.
 
 use crate::error::Result;
 use crate::plan::{Plan, Stage};
@@ -9,7 +8,7 @@ use crate::stream::{Batch, Cancelled, Executors, Logits, check_cancelled};
 /// Some of a batch's sequences, on their way through the stages.
 pub(super) struct Half {
     batch: Batch,
-    /// Which of the whole's rows of logits its own are.
+    /// The rows of logits of the whole batch that are its own.
     rows: Vec<usize>,
     /// The residual stream before its next stage. `[n_tokens, hidden_size]`
     hidden: Vec<f32>,
@@ -17,7 +16,7 @@ pub(super) struct Half {
 
 /// The two halves of a batch; `None` where there is nothing to gain: one device, one sequence, or weights that stream.
 pub(super) fn halves(plan: &Plan, batch: &Batch) -> Option<[Half; 2]> {
-    // Asked first, since it is the answer when one sequence is decoded, and costs nothing.
+    // Checked first: it is so when one sequence is decoded, and the check is cheap.
     if batch.tokens.iter().all(|token| Some(token.sequence) == batch.tokens.first().map(|first| first.sequence)) {
         return None;
     }

@@ -1,4 +1,4 @@
-//! The host's side of the weights: chunks whose placement is host memory, read once; the rest is read from disk when due.
+//! The weights as the host has them: chunks that are stored in host memory are read once, the rest is read from disk whenever it is due.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -11,20 +11,20 @@ use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, StoreKv, Unit, UnitKind};
 use crate::plan::{Chunk, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
-use crate::stream::fetch::{Fetch, Reads, Straight};
+use crate::stream::fetch::{Fetch, InPlaceRead, Reads};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
-/// Bytes of a plan's chunks, wherever their placement is.
+/// Gives the bytes of a plan's chunks, wherever they are stored.
 #[derive(Debug)]
 pub struct Store {
     checkpoint: Arc<Checkpoint>,
     plan: Arc<Plan>,
-    /// All chunks that are held in host memory of our own, one behind the other.
-    held: Pages,
-    /// One per chunk: where it lies there.
+    /// All chunks that were copied into host memory, one behind the other.
+    host_memory: Pages,
+    /// Per chunk: its range of `host_memory`, where it is there.
     places: Vec<Option<Range<usize>>>,
-    /// Per chunk: how it is read where its placement is the disk.
+    /// Per chunk: how it is read, where it is stored on disk.
     reads: Vec<Reads>,
     embedding: Embedding,
     /// What its rows are multiplied by.
@@ -35,13 +35,13 @@ pub struct Store {
 #[derive(Debug)]
 enum Embedding {
     /// In host memory, all rows.
-    Held(TensorId, Box<[u8]>),
-    /// In the file, where a forward reads the few rows that it needs.
-    Elsewhere(TensorId),
+    HostResident(TensorId, Box<[u8]>),
+    /// In the file, from which a forward reads the few rows that it needs.
+    InFile(TensorId),
 }
 
 impl Store {
-    /// Reads every chunk whose placement is host memory, several at a time. With a mapped checkpoint nothing is copied:
+    /// Reads every chunk that is stored in host memory, several at a time. With a mapped checkpoint nothing is copied:
     /// pages come in when they are first touched and stay as long as the system lets them.
     ///
     /// # Errors
@@ -49,8 +49,8 @@ impl Store {
     pub fn load(checkpoint: Arc<Checkpoint>, model: &Model, plan: Arc<Plan>, progress: &(dyn Fn(Bytes) + Sync)) -> Result<Store> {
         let places = places(&checkpoint, &plan);
         let len = places.iter().flatten().last().map_or(0, |place| place.end);
-        let mut held = Pages::of(Bytes(len as u64))?;
-        let mut rest = &mut held[..];
+        let mut host_memory = Pages::of(Bytes(len as u64))?;
+        let mut rest = &mut host_memory[..];
         let mut blocks: Vec<(&Chunk, &mut [u8])> = Vec::new();
         for (chunk, place) in plan.chunks.iter().zip(&places) {
             if let Some(place) = place {
@@ -68,7 +68,7 @@ impl Store {
         let embedding_scale = model.embed().map_or(1.0, |(_, scale)| scale);
         let reads_of = |(index, chunk)| Reads::of(chunk, plan.executor(index), &checkpoint.catalog);
         let reads = plan.chunks.iter().enumerate().map(reads_of).collect();
-        Ok(Store { checkpoint, plan, held, places, reads, embedding, embedding_scale })
+        Ok(Store { checkpoint, plan, host_memory, places, reads, embedding, embedding_scale })
     }
 
     /// The checkpoint whose bytes these are.
@@ -76,7 +76,7 @@ impl Store {
         &self.checkpoint
     }
 
-    /// Bytes that loading will report: what is resident on an adapter or held by the host, without what is mapped.
+    /// Bytes that loading will report: what is resident on adapters and on the host, without mapped files.
     pub fn bytes_to_load(checkpoint: &Checkpoint, model: &Model, plan: &Plan) -> Bytes {
         let is_read = |index: &usize| match plan.stored_on(*index) {
             Device::Gpu(_) => true,
@@ -84,28 +84,28 @@ impl Store {
             Device::Disk => false,
         };
         let chunks: Bytes = (0..plan.chunks.len()).filter(is_read).map(|index| plan.chunks[index].stored_bytes()).sum();
-        let embedding = model.embedding().filter(|id| holds_embedding(checkpoint, model, plan, *id));
+        let embedding = model.embedding().filter(|id| loads_embedding(checkpoint, model, plan, *id));
         chunks + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
     }
 
-    /// Bytes held in host memory: read into memory of our own, or mapped for as long as the model is open.
-    pub fn held_bytes(&self) -> Bytes {
+    /// Host-resident bytes: copied into memory, or mapped for as long as the model is open.
+    pub fn host_bytes(&self) -> Bytes {
         let embedding = match &self.embedding {
-            Embedding::Held(_, bytes) => bytes.len(),
-            Embedding::Elsewhere(_) => 0,
+            Embedding::HostResident(_, bytes) => bytes.len(),
+            Embedding::InFile(_) => 0,
         };
-        let own = self.held.len();
+        let own = self.host_memory.len();
         let is_mapped = |index: &usize| self.plan.stored_on(*index) == Device::Cpu && self.places[*index].is_none();
         let mapped: Bytes = (0..self.places.len()).filter(is_mapped).map(|index| self.plan.chunks[index].size_bytes).sum();
         Bytes((own + embedding) as u64) + mapped
     }
 
-    /// The bytes of a held chunk, laid out as its slices say.
-    pub fn held(&self, chunk: usize) -> Option<&[u8]> {
-        self.places[chunk].clone().map(|place| &self.held[place])
+    /// The bytes of a chunk that was copied into host memory, laid out as its slices say.
+    pub fn host_resident(&self, chunk: usize) -> Option<&[u8]> {
+        self.places[chunk].clone().map(|place| &self.host_memory[place])
     }
 
-    /// The bytes of one slice where the checkpoint is mapped, unchanged, and the chunk's placement is host memory.
+    /// The bytes of one slice of a chunk that is stored in host memory, where the checkpoint is mapped and unchanged.
     pub fn mapped(&self, chunk: usize, slice: &Slice) -> Option<&[u8]> {
         if self.plan.stored_on(chunk) != Device::Cpu {
             return None;
@@ -119,7 +119,7 @@ impl Store {
         &self.reads[chunk]
     }
 
-    /// Carries out one of them, past the page cache: what is read from disk at every forward must not silently become host memory.
+    /// Carries out one read, by direct I/O: what is read from disk at every forward must not silently fill the page cache.
     ///
     /// # Errors
     /// Those of reading.
@@ -127,11 +127,11 @@ impl Store {
         self.checkpoint.read_direct(fetch.shard, fetch.offset, fetch.len, buffer)
     }
 
-    /// The same into a slot's memory, which begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
+    /// The same, straight into a slot's memory, which begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
     ///
     /// # Errors
     /// Those of reading.
-    pub(super) fn read_straight(&self, read: &Straight, slot: &mut [u8]) -> Result<()> {
+    pub(super) fn read_in_place(&self, read: &InPlaceRead, slot: &mut [u8]) -> Result<()> {
         self.checkpoint.read_into(read.shard, read.offset, &mut slot[read.block.clone()], read.len)
     }
 
@@ -141,7 +141,7 @@ impl Store {
     /// Those of reading; [`Error::TokenOutOfVocabulary`].
     pub fn embed(&self, tokens: impl ExactSizeIterator<Item = u32>, output: &mut Vec<f32>) -> Result<()> {
         let id = match &self.embedding {
-            Embedding::Held(id, _) | Embedding::Elsewhere(id) => *id,
+            Embedding::HostResident(id, _) | Embedding::InFile(id) => *id,
         };
         let tensor = &self.checkpoint.catalog[id];
         let (row_bytes, width) = (tensor.row_bytes() as usize, tensor.n_columns() as usize);
@@ -153,8 +153,8 @@ impl Store {
             }
             let begin = token as usize * row_bytes;
             match &self.embedding {
-                Embedding::Held(_, bytes) => tensor.dtype.decode(&bytes[begin..begin + row_bytes], values),
-                Embedding::Elsewhere(_) => {
+                Embedding::HostResident(_, bytes) => tensor.dtype.decode(&bytes[begin..begin + row_bytes], values),
+                Embedding::InFile(_) => {
                     self.checkpoint.read(id, begin as u64, &mut row)?;
                     tensor.dtype.decode(&row, values);
                 }
@@ -172,7 +172,7 @@ pub(super) fn vectors_of(model: &Model, plan: &Plan, device: Device) -> BTreeSet
     units_of(model, plan, device).flat_map(Unit::vectors).collect()
 }
 
-/// The caches of each layer that `device` computes the attention of, and so holds.
+/// The KV caches of `device`: those of each layer whose attention it computes.
 pub(super) fn caches_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> Vec<Option<&'a StoreKv>> {
     let mut layers = vec![None; model.config.n_layers];
     for cache in units_of(model, plan, device).filter_map(Unit::cache) {
@@ -198,8 +198,8 @@ pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f
     Ok(values)
 }
 
-/// Where each chunk lies in the memory of those that are held: whose placement is host memory, whoever computes with it, the host
-/// itself included, and which no map shows.
+/// Where each chunk is copied to in host memory: those that are stored there, whichever device computes with them, unless the file is
+/// mapped.
 fn places(checkpoint: &Checkpoint, plan: &Plan) -> Vec<Option<Range<usize>>> {
     let mut end = 0;
     let place = |index: usize| {
@@ -223,11 +223,12 @@ fn read_slices(checkpoint: &Checkpoint, chunk: &Chunk, block: &mut [u8]) -> Resu
     Ok(())
 }
 
-/// Whether the embedding is read whole: its placement is host memory, and neither a map nor a tied head that is held shows it.
-fn holds_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, id: TensorId) -> bool {
+/// Whether the embedding is read into host memory for itself: it is stored there, the file is not mapped, and no tied head is
+/// host-resident.
+fn loads_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, id: TensorId) -> bool {
     let stored_on = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.stored_on);
-    let tied_head_is_held = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
-    stored_on == Some(Device::Cpu) && !tied_head_is_held && checkpoint.view(id, 0, 1).is_none()
+    let tied_head_is_host_resident = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
+    stored_on == Some(Device::Cpu) && !tied_head_is_host_resident && checkpoint.view(id, 0, 1).is_none()
 }
 
 fn is_mapped(checkpoint: &Checkpoint, chunk: &Chunk) -> bool {
@@ -238,11 +239,11 @@ fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress:
     let id = model
         .embedding()
         .ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: "model.embed_tokens.weight".into() })?;
-    if !holds_embedding(checkpoint, model, plan, id) {
-        return Ok(Embedding::Elsewhere(id));
+    if !loads_embedding(checkpoint, model, plan, id) {
+        return Ok(Embedding::InFile(id));
     }
     let mut bytes = platform::zeroed(checkpoint.catalog[id].size_bytes.0 as usize, "the embedding")?.into_boxed_slice();
     checkpoint.read(id, 0, &mut bytes)?;
     progress(checkpoint.catalog[id].size_bytes);
-    Ok(Embedding::Held(id, bytes))
+    Ok(Embedding::HostResident(id, bytes))
 }

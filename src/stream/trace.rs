@@ -1,4 +1,4 @@
-//! What happened when: spans on each device's lanes. Plain data, and its Chrome/Perfetto form.
+//! The trace: what happened when, as spans in each device's lanes. Plain data, exported for Chrome and Perfetto.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +32,7 @@ pub enum Lane {
 pub struct Span {
     /// Where it belongs.
     pub lane: Lane,
-    /// The device that it happens on or for: of a fetch and an upload the one that will compute, of a transfer the one that is left.
+    /// The device: of a fetch or an upload the one that will compute with it, of a transfer the one that it comes from.
     pub device: Device,
     /// The chunk of the plan it is about, if any.
     pub chunk: Option<usize>,
@@ -46,8 +46,7 @@ pub struct Span {
     pub size_bytes: Bytes,
 }
 
-/// Spans that are kept where nobody asked for more: less than a MiB. Older ones are forgotten, so that a long run does not fill the
-/// memory.
+/// Spans that are kept by default: less than a MiB. Older ones are dropped, so that a long run does not fill the memory.
 const N_SPANS_USUAL: usize = 1 << 13;
 /// Spans that are kept for a trace that is looked at: some ten MiB.
 const N_SPANS_MAX: usize = 1 << 17;
@@ -104,7 +103,7 @@ impl Trace {
     pub fn add(&self, span: Span) {
         let mut record = self.record();
         if record.spans.len() >= record.n_spans_max {
-            // Half at once, so that overlap is lost only where the halves meet, and the cost is spread thin.
+            // Half of them at once, so that the cost is spread and overlap is lost only where the halves meet.
             let n_oldest = record.n_spans_max / 2;
             let oldest: Vec<Span> = record.spans.drain(..n_oldest).collect();
             record.forgotten = record.forgotten.plus(Sums::of(&oldest));
@@ -186,11 +185,11 @@ impl Trace {
 pub struct TraceSummary {
     /// Bytes read from disk.
     pub fetched: Bytes,
-    /// Seconds in which at least one worker read.
+    /// Seconds in which at least one upload worker read.
     pub fetch_secs: f64,
     /// Bytes brought to the GPU.
     pub uploaded: Bytes,
-    /// Seconds in which at least one worker copied.
+    /// Seconds in which at least one upload worker copied.
     pub upload_secs: f64,
     /// Seconds in which at least one device computed.
     pub compute_secs: f64,
@@ -235,17 +234,17 @@ impl Sums {
     }
 }
 
-/// Sorted, with overlapping spans joined.
+/// Sorted, with overlapping spans merged.
 fn merged(mut spans: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     spans.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut joined: Vec<(f64, f64)> = Vec::with_capacity(spans.len());
+    let mut merged: Vec<(f64, f64)> = Vec::with_capacity(spans.len());
     for (start, end) in spans {
-        match joined.last_mut() {
+        match merged.last_mut() {
             Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => joined.push((start, end)),
+            _ => merged.push((start, end)),
         }
     }
-    joined
+    merged
 }
 
 /// Seconds that a merged list covers.

@@ -1,5 +1,5 @@
-//! One device's ring as its executor sees it: uploads begin, and filled slots come back in that order. Each chunk takes the next
-//! free slot; threads carry it there beside the computation, or the executor itself does where it may not start any.
+//! The uploads to one device. Its executor begins them, and gets the filled slots back in the same order. Each chunk takes the next free
+//! slot. Upload workers fill it while the device computes: threads, or the executor itself where it may not start any.
 
 mod caller;
 mod filling;
@@ -20,11 +20,11 @@ use crate::units::Bytes;
 use caller::Caller;
 use filling::Filler;
 use slots::Reservation;
-use threads::{Carry, Threads};
+use threads::{RunJob, Threads};
 
-/// Memory of a slot while the host may write to it.
+/// The memory of a slot, while the host may write to it.
 pub(super) trait SlotMemory: Send + 'static {
-    /// The memory itself, where a disk may write to it; it begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
+    /// The memory itself, where reads from disk may go straight into it; it begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
     fn memory(&mut self) -> Option<&mut [u8]>;
 
     /// Writes at an offset.
@@ -39,9 +39,9 @@ pub(super) trait SlotMemory: Send + 'static {
 pub(super) enum UploadWorkers {
     /// Threads of their own.
     Threads,
-    /// Threads that leave the cores to others first: for an adapter that computes on the same cores. With slots filled ahead, what
-    /// they do fits into the gaps between its dispatches. Where others leave them nothing, usual threads relieve them.
-    PatientThreads,
+    /// Threads of low priority, for an adapter that computes on the same cores: with slots filled ahead, their work fits into the gaps
+    /// between its dispatches. Where those are too few, threads of usual priority replace them.
+    LowPriorityThreads,
     /// The executor, while it waits.
     Caller,
 }
@@ -51,10 +51,10 @@ impl UploadWorkers {
     pub(super) const USUAL: UploadWorkers = if platform::MAY_BLOCK { UploadWorkers::Threads } else { UploadWorkers::Caller };
 }
 
-/// Patient threads that keep their executor waiting for so long are relieved.
+/// Threads of low priority that keep their executor waiting for so long are replaced.
 const STARVED_SECS: f64 = 0.1;
 
-/// A slot's way back to the upload workers; `None` tells them to end.
+/// Gives slots back to the upload workers; `None` tells them to end.
 pub(super) struct FreeSlots<S>(Arc<dyn Fn(Option<S>) + Send + Sync>);
 
 impl<S> FreeSlots<S> {
@@ -74,25 +74,26 @@ impl<S> Clone for FreeSlots<S> {
     }
 }
 
-/// Chunks under way to one device, and those who carry them.
+/// The uploads in flight to one device, and the workers.
 pub(super) struct Uploader<S: SlotMemory> {
     device: Device,
     trace: Trace,
     /// Oldest first.
-    under_way: VecDeque<UnderWay<S>>,
+    in_flight: VecDeque<InFlight<S>>,
     /// Chunks that stream to the device in one forward, at least 1.
     n_streamed: usize,
     n_begun: usize,
-    upload_worker: UploadWorker<S>,
+    workers: Workers<S>,
 }
 
-enum UploadWorker<S: SlotMemory> {
+/// The upload workers that were started.
+enum Workers<S: SlotMemory> {
     Threads(Threads<S>),
     Caller(Caller<S>),
 }
 
 /// A chunk on its way, and where its filled slot arrives.
-struct UnderWay<S> {
+struct InFlight<S> {
     chunk: usize,
     filled: oneshot::Receiver<Result<S>>,
 }
@@ -104,9 +105,9 @@ struct Job<S> {
 }
 
 impl<S: SlotMemory> Job<S> {
-    /// Fills the claimed slot and sends it to who waits for the chunk. Returns a slot that could not be filled: it is free again,
-    /// for chunks behind this one may wait for it.
-    fn carry_out(self, mut reservation: Reservation<S>, filler: &Filler, fetched: &mut DirectBuffer) -> Option<S> {
+    /// Fills the reserved slot and sends it to who waits for the chunk. Returns a slot that could not be filled: it is free again,
+    /// and later chunks may wait for it.
+    fn run(self, mut reservation: Reservation<S>, filler: &Filler, fetched: &mut DirectBuffer) -> Option<S> {
         let filled = filler.fill(&self, &mut reservation, fetched);
         // The receiver is gone where the session ended meanwhile.
         match filled {
@@ -123,7 +124,7 @@ impl<S: SlotMemory> Job<S> {
 }
 
 impl<S: SlotMemory> Uploader<S> {
-    /// Starts the upload workers. Slots are given to them through what is returned, at first and whenever one is free again.
+    /// Starts the upload workers. The [`FreeSlots`] give them the slots, at first and whenever one is free again.
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses a thread.
@@ -135,60 +136,60 @@ impl<S: SlotMemory> Uploader<S> {
         upload_workers: UploadWorkers,
     ) -> Result<(Uploader<S>, FreeSlots<S>)> {
         let filler = Filler { device, store: Arc::clone(store), plan: Arc::clone(plan), trace: trace.clone() };
-        let (upload_worker, free) = match upload_workers {
-            UploadWorkers::Threads | UploadWorkers::PatientThreads => {
+        let (workers, free) = match upload_workers {
+            UploadWorkers::Threads | UploadWorkers::LowPriorityThreads => {
                 let n_jobs = plan.ring(device).map_or(1, |ring| ring.n_slots + 1);
-                let carry: Carry<S> = Box::new(move |job, reservation, fetched| job.carry_out(reservation, &filler, fetched));
-                let (threads, free) = Threads::start(device, n_jobs, upload_workers == UploadWorkers::PatientThreads, carry)?;
-                (UploadWorker::Threads(threads), free)
+                let run: RunJob<S> = Box::new(move |job, reservation, fetched| job.run(reservation, &filler, fetched));
+                let (threads, free) = Threads::start(device, n_jobs, upload_workers == UploadWorkers::LowPriorityThreads, run)?;
+                (Workers::Threads(threads), free)
             }
             UploadWorkers::Caller => {
                 let (caller, free) = Caller::new(&filler);
-                (UploadWorker::Caller(caller), free)
+                (Workers::Caller(caller), free)
             }
         };
         let n_streamed = plan.streamed_to(device).count().max(1);
-        Ok((Uploader { device, trace: trace.clone(), under_way: VecDeque::new(), n_streamed, n_begun: 0, upload_worker }, free))
+        Ok((Uploader { device, trace: trace.clone(), in_flight: VecDeque::new(), n_streamed, n_begun: 0, workers }, free))
     }
 
     /// Begins to bring a chunk to the next free slot; does not wait.
     ///
     /// # Errors
-    /// [`Error::Io`] where the upload workers are gone.
+    /// [`Error::Internal`] where the upload workers are gone.
     pub(super) fn upload(&mut self, chunk: usize) -> Result<()> {
         let (reply, filled) = oneshot::channel();
         let job = Job { chunk, forward: self.n_begun / self.n_streamed, reply };
-        match &mut self.upload_worker {
-            UploadWorker::Threads(threads) => threads.begin(job)?,
-            UploadWorker::Caller(caller) => caller.begin(job),
+        match &mut self.workers {
+            Workers::Threads(threads) => threads.begin(job)?,
+            Workers::Caller(caller) => caller.begin(job),
         }
-        self.under_way.push_back(UnderWay { chunk, filled });
+        self.in_flight.push_back(InFlight { chunk, filled });
         self.n_begun += 1;
         Ok(())
     }
 
-    /// The slot that holds `chunk`, the oldest under way, where it is there already.
+    /// The slot that holds `chunk`, the oldest in flight, where it is there already.
     ///
     /// # Errors
-    /// Those of filling the slot; [`Error::Internal`] where another chunk is due.
+    /// Those of filling the slot; [`Error::Internal`] where another chunk is next.
     pub(super) fn take(&mut self, chunk: usize) -> Result<Option<S>> {
         match self.due(chunk)?.filled.try_recv() {
             Ok(Some(slot)) => {
-                self.under_way.pop_front();
+                self.in_flight.pop_front();
                 slot.map(Some)
             }
-            // Where the upload workers are gone, waiting says so.
+            // Where the upload workers are gone, `wait_for` says so.
             _ => Ok(None),
         }
     }
 
-    /// As [`Uploader::take`], waiting for it. Where threads carry, the trace of forward `forward` gets the stall; a caller that
-    /// carries waits for the device as well, so its stalls are the gaps between computations.
+    /// As [`Uploader::take`], waiting for it. With threads, the stall goes to the trace of forward `forward`; a caller that
+    /// uploads waits for the device as well, so its stalls are the gaps between computations.
     ///
     /// # Errors
     /// As of [`Uploader::take`].
     pub(super) async fn wait_for(&mut self, chunk: usize, forward: usize) -> Result<S> {
-        while let UploadWorker::Caller(caller) = &mut self.upload_worker {
+        while let Workers::Caller(caller) = &mut self.workers {
             caller.next().await?;
             if let Some(slot) = self.take(chunk)? {
                 return Ok(slot);
@@ -196,27 +197,27 @@ impl<S: SlotMemory> Uploader<S> {
         }
         let start_secs = self.trace.now();
         let slot = (&mut self.due(chunk)?.filled).await.map_err(|_| upload_workers_gone())?;
-        self.under_way.pop_front();
+        self.in_flight.pop_front();
         let (device, end_secs) = (self.device, self.trace.now());
         self.trace.add(Span { lane: Lane::Stall, device, chunk: Some(chunk), forward, start_secs, end_secs, size_bytes: Bytes::ZERO });
         if end_secs - start_secs > STARVED_SECS
-            && let UploadWorker::Threads(threads) = &mut self.upload_worker
+            && let Workers::Threads(threads) = &mut self.workers
         {
-            threads.hurry();
+            threads.replace();
         }
         slot
     }
 
-    /// Hands every slot under way to `give_back` as it is filled, oldest first, so that none is under way any more; what could not be
-    /// filled is free already. What begins next belongs to forward `forward`.
+    /// Hands every slot in flight to `give_back` as it is filled, oldest first, until none is left; a slot that could not be filled is
+    /// free already. The next upload belongs to forward `forward`.
     ///
     /// # Errors
-    /// [`Error::Io`] where the upload workers are gone.
+    /// [`Error::Internal`] where the upload workers are gone.
     pub(super) async fn drain(&mut self, forward: usize, mut give_back: impl FnMut(S)) -> Result<()> {
-        while let Some(oldest) = self.under_way.front_mut() {
-            let filled = match &mut self.upload_worker {
-                UploadWorker::Threads(_) => (&mut oldest.filled).await.map_err(|_| upload_workers_gone())?,
-                UploadWorker::Caller(caller) => loop {
+        while let Some(oldest) = self.in_flight.front_mut() {
+            let filled = match &mut self.workers {
+                Workers::Threads(_) => (&mut oldest.filled).await.map_err(|_| upload_workers_gone())?,
+                Workers::Caller(caller) => loop {
                     match oldest.filled.try_recv() {
                         Ok(Some(filled)) => break filled,
                         Ok(None) => caller.next().await?,
@@ -224,7 +225,7 @@ impl<S: SlotMemory> Uploader<S> {
                     }
                 },
             };
-            self.under_way.pop_front();
+            self.in_flight.pop_front();
             if let Ok(slot) = filled {
                 give_back(slot);
             }
@@ -233,14 +234,14 @@ impl<S: SlotMemory> Uploader<S> {
         Ok(())
     }
 
-    fn due(&mut self, chunk: usize) -> Result<&mut UnderWay<S>> {
-        self.under_way
+    fn due(&mut self, chunk: usize) -> Result<&mut InFlight<S>> {
+        self.in_flight
             .front_mut()
             .filter(|due| due.chunk == chunk)
-            .ok_or_else(|| Error::internal(format!("another chunk than {chunk} is due from the ring of {}", self.device)))
+            .ok_or_else(|| Error::internal(format!("chunk {chunk} is not the next one in the ring of {}", self.device)))
     }
 }
 
 pub(super) fn upload_workers_gone() -> Error {
-    Error::internal("those who stream weights ended early")
+    Error::internal("the upload workers ended early")
 }

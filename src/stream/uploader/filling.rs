@@ -1,4 +1,4 @@
-//! Filling one slot with one chunk: from disk, from what the host holds, or from what is mapped. Knows not who does it, nor when.
+//! Filling one slot with one chunk: from host memory, from a mapped file, or from disk. Does not know which worker does it, nor when.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::platform::DirectBuffer;
-use crate::stream::fetch::{Fetch, Reads, Straight};
+use crate::stream::fetch::{Fetch, InPlaceRead, Reads};
 use crate::stream::{Lane, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -22,13 +22,13 @@ pub(super) struct Filler {
 }
 
 impl Filler {
-    /// Brings the job's chunk into the claimed slot. `fetched` holds what was read last.
+    /// Brings the job's chunk into the reserved slot. `fetched` is the buffer for reads.
     ///
     /// # Errors
-    /// Those of reading and of writing to the slot; [`Error::Io`] where there will be no slot.
+    /// Those of reading and of writing to the slot; [`Error::Internal`] where there will be no slot.
     pub(super) fn fill<S: SlotMemory>(&self, job: &Job<S>, reservation: &mut Reservation<S>, fetched: &mut DirectBuffer) -> Result<()> {
         let chunk = &self.plan.chunks[job.chunk];
-        if let Some(bytes) = self.store.held(job.chunk) {
+        if let Some(bytes) = self.store.host_resident(job.chunk) {
             let slot = reservation.slot()?;
             return self.span(Lane::Upload, job, chunk.size_bytes, || {
                 slot.write(0, bytes)?;
@@ -48,23 +48,23 @@ impl Filler {
         match self.store.reads(job.chunk) {
             Reads::None => {}
             Reads::Copied(fetches) => self.copy_from_disk(fetches, job, reservation, fetched)?,
-            Reads::Straight(reads) => self.read_into_slot(reads, job, reservation.slot()?)?,
+            Reads::InPlace(reads) => self.read_into_slot(reads, job, reservation.slot()?)?,
         }
         reservation.slot()?.finish()
     }
 
-    fn read_into_slot<S: SlotMemory>(&self, reads: &[Straight], job: &Job<S>, slot: &mut S) -> Result<()> {
+    fn read_into_slot<S: SlotMemory>(&self, reads: &[InPlaceRead], job: &Job<S>, slot: &mut S) -> Result<()> {
         let Some(memory) = slot.memory() else {
             let reason = std::io::Error::other("no disk can write to it");
             return Err(Error::io("fill", format!("a slot of {}", self.device), reason));
         };
         for read in reads {
-            self.span(Lane::Fetch, job, Bytes(read.len as u64), || self.store.read_straight(read, memory))?;
+            self.span(Lane::Fetch, job, Bytes(read.len as u64), || self.store.read_in_place(read, memory))?;
         }
         Ok(())
     }
 
-    /// Disk to slot, a few MiB at a time. The first of them are read before the slot is free.
+    /// Disk to slot, a few MiB at a time. The first read may begin before the slot is free.
     fn copy_from_disk<S: SlotMemory>(
         &self,
         fetches: &[Fetch],

@@ -1,5 +1,5 @@
-//! Free slots on their way to the chunks that are to fill them, in the order of the chunks: a later chunk never gets the slot
-//! that an earlier one waits for, though both may be read from disk meanwhile.
+//! Free slots and their reservations. Slots go to chunks in the order of the reservations: a later chunk never gets the slot that an
+//! earlier one waits for, though both may be read from disk meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::upload_workers_gone;
 use crate::error::Result;
 
-/// Slots and those who wait for one; never both.
+/// Free slots, or reservations that wait for one; never both.
 pub(super) struct Slots<S>(Arc<Mutex<State<S>>>);
 
 struct State<S> {
@@ -24,7 +24,7 @@ impl<S> Slots<S> {
         Slots(Arc::new(Mutex::new(State { free: VecDeque::new(), waiting: VecDeque::new(), is_closed: false })))
     }
 
-    /// A slot is free; `None`: none will ever be again, and who waits for one is reported.
+    /// Adds a free slot. `None` says that there will be no more, and ends all waiting.
     pub(super) fn give(&self, slot: Option<S>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut slot) = slot else {
@@ -41,7 +41,7 @@ impl<S> Slots<S> {
         state.free.push_back(slot);
     }
 
-    /// The next slot that is free and claimed by nobody before; `None` where there will be none.
+    /// Reserves the next free slot; `None` where there will be none.
     pub(super) fn reserve(&self) -> Option<Reservation<S>> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.is_closed {
@@ -64,7 +64,7 @@ impl<S> Clone for Slots<S> {
     }
 }
 
-/// A slot that a chunk is to have; it may not be free yet.
+/// A slot that is reserved for a chunk; it may not be free yet.
 pub(super) enum Reservation<S> {
     /// It is free.
     Free(S),
@@ -76,7 +76,7 @@ impl<S> Reservation<S> {
     /// The slot, once it is free.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] where it never will be.
+    /// [`crate::error::Error::Internal`] where it never will be.
     pub(super) fn slot(&mut self) -> Result<&mut S> {
         if let Reservation::Due(due) = self
             && let Ok(slot) = due.recv()
@@ -109,7 +109,7 @@ mod tests {
         let reservations: Vec<Reservation<i32>> = (0..3).map(|_| slots.reserve().unwrap()).collect();
         slots.give(Some(2));
         slots.give(Some(3));
-        // The last reservation is asked first, and gets its own all the same.
+        // The last reservation is asked first, and gets its own slot all the same.
         let got: Vec<Option<i32>> = reservations.into_iter().rev().map(Reservation::into_slot).collect();
         assert_eq!(got, [Some(3), Some(2), Some(1)]);
     }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_are_reported_that_there_will_be_none() {
+    fn waiting_ends_where_there_will_be_no_more_slots() {
         let slots = Slots::<i32>::new();
         let reservation = slots.reserve().unwrap();
         slots.give(None);

@@ -586,11 +586,11 @@ fn absurd_sizes_neither_panic_nor_hang() {
 }
 
 #[test]
-fn a_prepared_input_takes_no_more_than_plans_count() {
+fn a_packed_input_takes_no_more_than_plans_count() {
     let config = models::config();
     let (_, model) = models::model(&config, |_| DType::F16);
     for n_tokens in [1, 2, 5, 6, 7, 64] {
-        let bytes = sizes::prepared_input_bytes(&model, n_tokens);
+        let bytes = sizes::packed_input_bytes(&model, n_tokens);
         for dtype in DType::ALL {
             let n_columns = config.ffn_size.max(config.hidden_size);
             let params = matmul::Params::new(dtype, 1, n_columns as u32, n_tokens as u32);
