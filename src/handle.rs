@@ -1,8 +1,8 @@
-//! An engine on a thread of its own, which many may hold: handles are clones, sequences live side by side, tokens come as streams.
-//! Commands and tokens cross by channels; whoever drops a stream ends its work before the next submission, and who does not read one
-//! lets it pause.
+//! An engine on a thread of its own, for many callers: handles can be cloned, several sequences are generated at the same time, and tokens
+//! come as streams. Commands and tokens cross by channels. A stream that is dropped ends its work before the next submission, and one that
+//! is not read pauses.
 //!
-//! The engine's thread goes round: one part of one prompt, as large as the plan's forward, then one token of every sequence that
+//! The engine's thread takes turns: one part of one prompt, as large as the plan's forward, then one token of every sequence that
 //! generates. Those tokens share forwards, as many as go through the kernels of a single token ([`MAX_TOKENS_TOGETHER`]): so each sequence
 //! gets bit for bit what it gets alone, and a long prompt holds the others up for one part of it at a time.
 
@@ -96,7 +96,7 @@ impl Engine {
 }
 
 impl EngineHandle {
-    /// A sequence that nobody else holds.
+    /// Takes a free sequence.
     ///
     /// # Errors
     /// [`Error::AllSequencesInUse`] where the plan provides for no more ([`n_seqs`](crate::plan::PlanOptions::n_seqs));
@@ -222,14 +222,14 @@ impl Drop for TokenStream {
 struct Worker {
     engine: Engine,
     /// Per sequence of the plan.
-    sequences: Vec<Held>,
+    sequences: Vec<SequenceState>,
     /// In the order of their turns.
     running: VecDeque<Running>,
 }
 
 /// A sequence as the engine's thread keeps it.
 #[derive(Default)]
-struct Held {
+struct SequenceState {
     is_open: bool,
     /// Tokens in its cache.
     tokens: Vec<u32>,
@@ -300,7 +300,7 @@ impl Running {
 impl Worker {
     fn new(engine: Engine) -> Worker {
         let n_seqs = engine.plan().n_seqs;
-        Worker { engine, sequences: (0..n_seqs).map(|_| Held::default()).collect(), running: VecDeque::new() }
+        Worker { engine, sequences: (0..n_seqs).map(|_| SequenceState::default()).collect(), running: VecDeque::new() }
     }
 
     /// Until the last handle is gone. While there is nothing to compute it waits for commands.
@@ -325,7 +325,7 @@ impl Worker {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Open(reply) => {
-                let found = self.sequences.iter().position(|held| !held.is_open);
+                let found = self.sequences.iter().position(|sequence| !sequence.is_open);
                 let opened = found.map(|id| id as u32).ok_or(Error::AllSequencesInUse { n_seqs: self.sequences.len() });
                 // Where nobody waits for it any more, it stays free.
                 if let (Ok(()), Some(id)) = (reply.send(opened), found) {
@@ -334,8 +334,8 @@ impl Worker {
             }
             Command::Close(sequence) => {
                 self.running.retain(|running| running.sequence != sequence);
-                if let Some(held) = self.sequences.get_mut(sequence as usize) {
-                    *held = Held::default();
+                if let Some(state) = self.sequences.get_mut(sequence as usize) {
+                    *state = SequenceState::default();
                 }
             }
             Command::Generate(running) => {
@@ -424,7 +424,7 @@ impl Worker {
         // Only what follows all that is due is asked for: other logits need not cross the link.
         let wanted = some.iter().filter(|running| running.due().len() == n_tokens).map(logits_request);
         batch.logits_request = wanted
-            .max_by_key(|logits_request| if let LogitsRequest::TopK(k) = logits_request { *k } else { usize::MAX })
+            .max_by_key(|request| if let LogitsRequest::TopK(k) = request { *k } else { usize::MAX })
             .unwrap_or(LogitsRequest::TopK(1));
         let is_cancelled = || some.iter().all(|running| running.listener.cancelled.load(Ordering::Relaxed));
         block_on(self.engine.forward_until(&batch, &is_cancelled))
@@ -433,9 +433,9 @@ impl Worker {
     /// After `n_tokens` of what is due were computed; where that was all, these are the logits of what follows. Yields the generation where
     /// it goes on.
     fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Logits) -> Option<Running> {
-        let held = &mut self.sequences[running.sequence as usize].tokens;
+        let cached = &mut self.sequences[running.sequence as usize].tokens;
         let Running { stage: Stage::Begun(begun), listener, .. } = &mut running else { return None };
-        held.extend(begun.due.drain(..n_tokens));
+        cached.extend(begun.due.drain(..n_tokens));
         if listener.is_gone() {
             return None;
         }
@@ -446,7 +446,7 @@ impl Worker {
             listener.send(Ok(Step::Prompt(begun.state.n_prompt())));
         }
         let logits = logits.limited_to(begun.state.logits_request());
-        match begun.state.next(&logits, held.len(), &self.engine) {
+        match begun.state.next(&logits, cached.len(), &self.engine) {
             Ok(token) => token.into_iter().for_each(|token| listener.send(Ok(Step::Token(token)))),
             Err(error) => {
                 listener.send(Err(error));

@@ -19,14 +19,14 @@ pub struct DeviceMap {
     places: HashMap<String, usize>,
 }
 
-/// The placement of one matrix, as a map says.
+/// Where a map stores one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixPlacement {
     /// Which of the model's units uses it.
     pub unit: usize,
-    /// The matrix. That of a tied head is the embedding's, and its placement as the head may be another.
+    /// The matrix. That of a tied head is the embedding's, and may be stored elsewhere as the head.
     pub tensor: TensorId,
-    /// Where it lives.
+    /// Where it is stored.
     pub stored_on: Device,
 }
 
@@ -117,13 +117,13 @@ impl DeviceMap {
         })
     }
 
-    /// The placement of every matrix of `model`, in the order of their use: the embedding's table and what is multiplied. Norms and biases
-    /// live where their unit is executed, whatever a map says. A tied head's matrix is looked for under the head's name first.
+    /// Where every matrix of `model` is stored, in the order of their use: the embedding's table and what is multiplied. Norms and biases are
+    /// stored where their unit is computed, whatever a map says. A tied head's matrix is looked for under the head's name first.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the names of all matrices without a device, and where a device's number is negative.
     pub fn placements(&self, catalog: &Catalog, model: &Model) -> Result<Vec<MatrixPlacement>> {
-        let mut stored_on = Vec::new();
+        let mut placements = Vec::new();
         let mut without = Vec::new();
         for (index, unit) in model.units.iter().enumerate() {
             let matrices = unit.ops.iter().filter_map(|op| match op {
@@ -135,13 +135,13 @@ impl DeviceMap {
                 let name = &catalog[tensor].name;
                 let of_head = if unit.kind == UnitKind::Head { self.device_of(&format!("{}.weight", unit.name)) } else { None };
                 match of_head.or_else(|| self.device_of(name)) {
-                    Some(device) => stored_on.push(MatrixPlacement { unit: index, tensor, stored_on: device.try_into()? }),
+                    Some(device) => placements.push(MatrixPlacement { unit: index, tensor, stored_on: device.try_into()? }),
                     None => without.push(name.as_str()),
                 }
             }
         }
         uncovered(without.into_iter())?;
-        Ok(stored_on)
+        Ok(placements)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Hugging Face Accelerate's planner, rule by rule: the same modules on the same devices for the same budgets.
 //!
-//! Reproduced from accelerate 1.15.0, `accelerate/utils/modeling.py`. Defects that decide about a result are kept, and said to be defects
-//! at the line that keeps them; where upstream ends with an unintended error, a sensible answer is given instead, and that is said too.
+//! Reproduced from accelerate 1.15.0, `accelerate/utils/modeling.py`. Defects that decide about a result are kept, and called so
+//! at the line that keeps them; where upstream ends with an unintended error, a sensible answer is given instead, which is said there, too.
 //! Sizes follow upstream: weights and buffers count, and activations, caches and staging do not. What tierflow itself plans with is
 //! [`plan`](crate::plan::plan()), which counts all of it.
 //!
@@ -17,7 +17,7 @@
 //! | `infer_auto_device_map`, `fallback_allocate` | [`infer_auto_device_map`] |
 //! | `clean_device_map` | [`clean_device_map`] |
 //! | `check_device_map` | [`DeviceMap::check`] |
-//! | `load_checkpoint_in_model`, where a tensor finds its device | [`DeviceMap::device_of`], [`DeviceMap::stored_on`] |
+//! | `load_checkpoint_in_model`, where a tensor finds its device | [`DeviceMap::device_of`], [`DeviceMap::placements`] |
 //! | the strings of `load_checkpoint_and_dispatch` | [`DeviceMapMode`] |
 //!
 //! Knows no machine: budgets come from the caller.

@@ -15,7 +15,7 @@ use crate::weights::Catalog;
 /// What a model is made of and what it would need, from its headers alone.
 #[derive(Debug, Serialize)]
 pub struct Inspection<'a> {
-    /// Form of the JSON.
+    /// Version of the JSON.
     pub schema: &'static str,
     /// The model as it was named.
     pub path: &'a str,
@@ -57,7 +57,7 @@ pub struct Needs {
     pub weights: Bytes,
     /// The largest layer's matrices, both parts.
     pub largest_layer: Bytes,
-    /// What a GPU holds that computes all of it from its own memory, by purpose, with a context of [`Inspection::CTX_SIZE`]; `None`
+    /// What a GPU uses that computes all of it from its own memory, by purpose, with a context of [`Inspection::CTX_SIZE`]; `None`
     /// where no GPU can.
     pub resident: Option<Usage>,
     /// All of that; 0 where no GPU can.
@@ -75,7 +75,7 @@ pub struct AtDType {
 }
 
 impl<'a> Inspection<'a> {
-    /// Positions of the context that needs are told with.
+    /// Positions of the context that needs are given for.
     pub const CTX_SIZE: usize = 4096;
 
     /// Inspects an opened model.

@@ -1,4 +1,4 @@
-//! What a run shows of the devices: what its forwards took beside what was predicted corrects the rates that are kept.
+//! Learning from runs: measured against predicted times correct the rates of the devices that are kept.
 
 use crate::device::Correction;
 use crate::engine::{Engine, Prepared};
@@ -17,7 +17,7 @@ pub struct Observed {
     pub waited: Option<f64>,
 }
 
-/// Fewer tokens say too little: of one vector each, and of many at once.
+/// Least tokens of a run that it is learnt from: decoded one by one, and of a prompt.
 const LEAST_ANSWER: usize = 8;
 const LEAST_PROMPT: usize = 16;
 

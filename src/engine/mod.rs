@@ -1,4 +1,4 @@
-//! The face: open a model, see the plan, run forwards. Prints nothing and never blocks.
+//! The public API: open a model, see its plan, run forwards. Prints nothing and never blocks.
 
 mod inspection;
 mod learn;
@@ -36,7 +36,7 @@ pub struct Engine {
     store: Arc<Store>,
 }
 
-/// A loaded model apart from what computes with it: plan, texts, trace. [`Engine`] and its handles dereference to it.
+/// What is known of a loaded model: plan, texts, trace. [`Engine`] and its handles dereference to it.
 pub struct LoadedModel {
     prepared: Prepared,
     trace: Trace,
@@ -51,12 +51,12 @@ impl Deref for Engine {
     }
 }
 
-/// The most that was ever in use on a device.
+/// The peak memory of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct MemoryUse {
     /// Which device.
     pub device: Device,
-    /// Bytes at the worst moment.
+    /// Most bytes that were in use at a time.
     pub peak: Bytes,
     /// What the plan promised not to exceed.
     pub budget: Option<Bytes>,
@@ -74,7 +74,7 @@ impl Engine {
         EngineBuilder::new(ModelSource::Open(checkpoint))
     }
 
-    /// The model apart from what computes, for those who outlive a borrow of the engine.
+    /// What is known of the model, for callers that outlive a borrow of the engine.
     pub fn model(&self) -> Arc<LoadedModel> {
         Arc::clone(&self.model)
     }
@@ -123,7 +123,7 @@ impl Engine {
         self.forward_until(batch, &|| cancelled.load(Ordering::Relaxed)).await
     }
 
-    /// As [`Engine::forward_unless`], for what several may cancel.
+    /// As [`Engine::forward_unless`], with any condition.
     pub(crate) async fn forward_until(&mut self, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
         batch.check(self.config(), self.plan())?;
         self.cached.check(batch)?;
@@ -143,7 +143,7 @@ impl Engine {
         self.executors.gpus().for_each(|(_, gpu)| gpu.deadline.set_timeout(timeout));
     }
 
-    /// What takes the adapter `device` away, as a driver's reset does: for tests of what becomes of the engine.
+    /// A function that takes the adapter `device` away, as a driver's reset does, for tests.
     #[doc(hidden)]
     pub fn loss_of(&self, device: Device) -> Option<impl FnOnce() + Send + 'static> {
         let lost = self.executors.gpus().find(|(own, _)| *own == device).map(|(_, gpu)| gpu.device.clone());
@@ -155,8 +155,8 @@ impl Engine {
         self.executors.devices().iter().filter_map(|(device, executor)| Some((*device, executor.object_counts()?))).collect()
     }
 
-    /// Peak bytes per device beside the budgets, those that compute first: by the accounting of every allocation on an
-    /// adapter, by counting what is held on the host.
+    /// Peak bytes and budget of each device, those that compute first. On adapters every allocation is counted, on the host what the store and
+    /// the executor have allocated.
     pub fn memory_use(&self) -> Vec<MemoryUse> {
         let plan = &self.model.prepared.plan;
         let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
@@ -171,7 +171,7 @@ impl Engine {
 }
 
 impl LoadedModel {
-    /// Where everything lives.
+    /// Where every weight is stored and who computes with it.
     pub fn plan(&self) -> &Plan {
         &self.prepared.plan
     }

@@ -1,4 +1,4 @@
-//! From a path to a plan: headers are read, the machine is looked at, and who may compute is found. Loads nothing.
+//! From a path to a plan: reads the headers, looks at the machine's devices, finds which may compute, and plans. Loads nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +81,7 @@ pub struct Prepared {
     pub model: Model,
     /// What the machine has, its rates as runs have shown them to be.
     pub devices: Vec<DeviceSpec>,
-    /// Where everything will live.
+    /// Where every weight will be stored and who will compute with it.
     pub plan: Arc<Plan>,
     /// The steps of one forward.
     pub schedule: Schedule,
@@ -188,8 +188,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Every adapter stands `n` times in the list, each time with its share of the memory and opened on its own: rehearses
-    /// on one adapter what a machine with several does.
+    /// Lists every adapter `n` times, each with its share of the memory and opened on its own: simulates a machine with several adapters on
+    /// one.
     #[must_use]
     pub fn virtual_gpus(mut self, n: usize) -> EngineBuilder {
         self.n_virtual = n;
@@ -303,12 +303,12 @@ impl EngineBuilder {
         })
     }
 
-    /// Whether runs go as the rates that are kept say: nothing that the adapters could do is forbidden to them.
+    /// Whether the kept rates apply to runs: no kernels or limits of the adapters are forbidden.
     fn is_usual(&self) -> bool {
         self.measure != Measure::Never && self.limits.is_none() && self.kernels == KernelChoice::Auto && self.n_virtual == 1
     }
 
-    /// The adapters of this machine. Without need of one, a broken driver is nobody's business, and none is asked for.
+    /// The adapters of this machine. Where none is needed, none is looked for, so that a broken driver does no harm.
     async fn adapters(&self) -> Result<Vec<AdapterFound>> {
         let needs_none = match &self.compute_on {
             Some(devices) => devices.iter().all(|device| *device == Device::Cpu),
@@ -363,7 +363,7 @@ impl EngineBuilder {
     }
 }
 
-/// Tells of options that will not do what one hopes for.
+/// Warns of options that will have no effect.
 fn warn_of_vain_options(options: &PlanOptions, trained: usize) {
     if let Some(asked) = options.ctx_size.filter(|asked| *asked > trained) {
         let setting = Setting::CtxSize.field();
@@ -379,7 +379,7 @@ fn warn_of_vain_options(options: &PlanOptions, trained: usize) {
     }
 }
 
-/// Tells of budgets beyond what a device has: a plan takes them at their word.
+/// Warns of budgets that are larger than a device's memory: a plan uses them all the same.
 fn warn_of_large_budgets(options: &PlanOptions, devices: &[DeviceSpec]) {
     for (device, budget) in &options.max_memory {
         let spec = devices.iter().find(|spec| spec.device == *device);

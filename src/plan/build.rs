@@ -1,5 +1,5 @@
-//! From placements to a plan: who computes each unit and where it lives is given; chunks, rings and the exact memory of
-//! every device follow.
+//! From placements to a plan: given which device computes each unit and where it is stored, finds the chunks, the rings and the exact
+//! memory of every device.
 
 use std::ops::Range;
 
@@ -15,8 +15,8 @@ use crate::plan::sizes::{Role, largest_kv_buffer_bytes};
 use crate::plan::{DevicePlan, PLAN_SCHEMA, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 
-/// Slots are made smaller for the sake of their layout only where they are so many times larger than what it adds: more chunks
-/// cost more than copies in small slots.
+/// Slots are made smaller for the layout of the files only where they are so many times larger than the padding it adds: otherwise the
+/// additional chunks would cost more than the copies that it saves.
 const SLOT_TO_PADDING: u64 = 16;
 
 /// One try: these budgets, this shape, these placements.
@@ -47,7 +47,7 @@ pub(super) enum Rings<'a> {
 pub(super) struct Cutting {
     /// For slots of so many bytes.
     pub(super) slot_bytes: Bytes,
-    /// Whether they are laid out as in the files.
+    /// Whether chunks are laid out as in the files.
     pub(super) as_in_files: bool,
 }
 
@@ -117,7 +117,7 @@ impl Build<'_> {
         }
     }
 
-    /// What a worker holds besides matrices and the ring.
+    /// What a worker uses besides matrices and the ring.
     fn fixed(&self, worker: usize, units: &[usize], n_dispatches: usize) -> Usage {
         let (site, own) = (self.site, &self.site.workers[worker]);
         Usage {
@@ -191,7 +191,7 @@ impl Build<'_> {
         let set_aside = self.n_dispatches[worker];
         let fixed = self.fixed(worker, units, set_aside);
         let all: Bytes = units.iter().map(|&unit| own.block_bytes[unit]).sum();
-        // Sums stop at the largest number: what reaches it is more than can be counted.
+        // Sums saturate: one that reaches the largest number is too large to be counted.
         if fixed.total() > self.budgets[worker] || fixed.total() + all == Bytes(u64::MAX) {
             return Err(Refusal::Budget);
         }
@@ -265,7 +265,7 @@ impl Build<'_> {
         self.matrices_at(unit, |stored_on| stored_on == own.device).sum()
     }
 
-    /// Sizes of those matrices of a unit whose placement is as asked.
+    /// Sizes of those matrices of a unit that are stored where `is_wanted` says.
     fn matrices_at(&self, unit: usize, is_wanted: impl Fn(Device) -> bool) -> impl Iterator<Item = Bytes> {
         let matrices = self.site.model.units[unit].matrices().zip(&self.placements[unit].stored_on);
         matrices
@@ -284,7 +284,7 @@ impl Build<'_> {
         if slot_bytes < least { Err(Refusal::Budget) } else { Ok(Some(slot_bytes)) }
     }
 
-    /// Counting is cheap and cutting is not; slices end early where a slot is full, so there may be more.
+    /// A lower bound of the dispatches, by counting, which is cheap where cutting is not. Slices that end early because a slot is full add more.
     fn least_dispatches(&self, own: &Worker<'_>, units: &[usize], streamed: &[usize], slot_bytes: Bytes) -> Result<usize, Refusal> {
         let model = self.site.model;
         let max_slice = slot_bytes.min(own.limits.max_binding_bytes);
@@ -313,8 +313,8 @@ impl Build<'_> {
         Ok(share_slots(all, own.device, slot_bytes.min(own.limits.max_buffer_bytes)))
     }
 
-    /// What the host streams it reads from disk: into the slots themselves, without a copy, where there is `room` for what that
-    /// layout adds to slots of `slot_bytes`; where there is not, chunks that are a little smaller leave it.
+    /// Lays chunks that the host streams from disk out as in the files, so that they are read into the slots themselves, without a copy.
+    /// Where there is no `room` for the padding which that adds to slots of `slot_bytes`, chunks that are a little smaller make some.
     fn as_in_files(
         &self,
         own: &Worker<'_>,
@@ -348,19 +348,20 @@ impl Build<'_> {
         Ok((chunks, Cutting { slot_bytes, as_in_files: true }))
     }
 
-    /// Puts the parts together, where the host can hold what it is to hold.
+    /// Puts the parts together, if host memory has room for all that is stored there.
     fn assemble(&self, parts: Vec<Part>) -> Result<Plan, Refusal> {
         let site = self.site;
         let shared = parts.iter().filter(|part| site.workers[part.worker].shares_host_memory()).map(|part| part.used.total()).sum();
         let host_part = parts.iter().find(|part| site.workers[part.worker].device == Device::Cpu);
         let host_budget = site.host_budget(shared);
-        let held: Bytes = parts.iter().filter(|part| site.workers[part.worker].device != Device::Cpu).map(held_bytes).sum();
+        let for_adapters: Bytes =
+            parts.iter().filter(|part| site.workers[part.worker].device != Device::Cpu).map(host_resident_bytes).sum();
         let mut host_used = host_part.map(|part| part.used).unwrap_or_default();
-        host_used.weights += held;
+        host_used.weights += for_adapters;
         if host_used.total() > host_budget {
             return Err(Refusal::Budget);
         }
-        let (embedding_stored_on, embedding_bytes) = self.place_embedding(host_budget.saturating_sub(host_used.total()));
+        let (embedding_device, embedding_bytes) = self.place_embedding(host_budget.saturating_sub(host_used.total()));
         host_used.weights += embedding_bytes;
 
         let rows: Vec<(usize, Option<RingPlan>, Usage)> = parts.iter().map(|part| (part.worker, part.ring, part.used)).collect();
@@ -370,7 +371,7 @@ impl Build<'_> {
         let ranges = chunks_of_units(&chunks, site.model.units.len());
         let unit_plan = |(index, own): (usize, Range<usize>)| {
             let is_embedding = site.model.units[index].kind == UnitKind::Embedding;
-            let stored_on = if is_embedding { Some(embedding_stored_on) } else { chunks[own.clone()].first().map(|chunk| chunk.stored_on) };
+            let stored_on = if is_embedding { Some(embedding_device) } else { chunks[own.clone()].first().map(|chunk| chunk.stored_on) };
             UnitPlan {
                 name: site.model.units[index].name.clone(),
                 kind: site.model.units[index].kind,
@@ -448,14 +449,14 @@ impl Build<'_> {
         }
     }
 
-    /// The embedding's rows are gathered on the host, a few per forward, so it never needs a GPU placement, and reading
-    /// them from disk costs next to nothing: it takes host memory only where some is left (`room`), or where a tied head
-    /// lies there anyway. Its placement, and the bytes that it takes on the host for itself.
+    /// Where the embedding is stored, and the bytes that it takes of host memory for itself. The host gathers a few of its rows per forward,
+    /// so it is never stored on a GPU, and reading them from disk costs next to nothing: it takes host memory only where some is left
+    /// (`room`), or where a tied head is stored there anyway.
     fn place_embedding(&self, room: Bytes) -> (Device, Bytes) {
         let Some(embedding) = self.site.model.embedding() else { return (Device::Disk, Bytes::ZERO) };
         let size_bytes = self.site.catalog[embedding].size_bytes;
-        let head_stored_on = self.placements.last().and_then(|head| head.stored_on.first());
-        let shared = self.site.model.config.tied_embeddings && head_stored_on == Some(&Device::Cpu);
+        let head_device = self.placements.last().and_then(|head| head.stored_on.first());
+        let shared = self.site.model.config.tied_embeddings && head_device == Some(&Device::Cpu);
         match (shared, size_bytes <= room) {
             (true, _) => (Device::Cpu, Bytes::ZERO),
             (false, true) => (Device::Cpu, size_bytes),
@@ -464,12 +465,12 @@ impl Build<'_> {
     }
 }
 
-/// Bytes of a part that the host holds for it.
-fn held_bytes(part: &Part) -> Bytes {
+/// Host-resident bytes of a part.
+fn host_resident_bytes(part: &Part) -> Bytes {
     part.chunks.iter().filter(|chunk| chunk.stored_on == Device::Cpu).map(|chunk| chunk.size_bytes).sum()
 }
 
-/// Which chunks each unit has part in.
+/// The range of chunks of each unit.
 fn chunks_of_units(chunks: &[Chunk], n_units: usize) -> Vec<Range<usize>> {
     let mut ranges = vec![0..0; n_units];
     for (index, chunk) in chunks.iter().enumerate() {

@@ -24,7 +24,7 @@ use crate::plan::{Objective, Placement, PlacementRule, Plan, PlanOptions, Reside
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
-/// Most sequences that the planner puts side by side by itself.
+/// Most sequences at the same time that the planner chooses by itself.
 const N_SEQS_MAX: usize = 256;
 /// Numbers of slots with which uploads of uneven duration stay hidden, the better one first: half of the slots are computed from while
 /// the others are filled.
@@ -33,7 +33,7 @@ const N_SLOTS_EVEN: [usize; 2] = [6, 4];
 const SPARE_SLOTS_COST: f64 = 0.01;
 /// Work of a search with forwards of a length that no candidate has.
 const EFFORT_OF_OTHERS: usize = EFFORT / 8;
-/// The share of the time that forwards of such a length must save.
+/// The share of the time that another length must save to be taken.
 const LEAST_GAIN_OF_OTHERS: f64 = 0.01;
 /// Percent of every budget that a search leaves free: none, and more where no plan can be built of what it found.
 const SEARCH_MARGINS: [u64; 3] = [0, 1, 5];
@@ -51,7 +51,7 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
     let candidates = match &site.options.placement {
         PlacementRule::Auto => measured(site, &budgets)?,
         PlacementRule::FrontToBack => {
-            return site.greedy(&holders(site), &budgets).map(|(_, plan)| plan);
+            return site.greedy(&storing_workers(site), &budgets).map(|(_, plan)| plan);
         }
         PlacementRule::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
         PlacementRule::Given(map) => of_map(site, map, &budgets)?,
@@ -161,7 +161,7 @@ pub(super) fn quick(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], op
     choose(&site, measured(&site, &budgets).ok()?).map(|candidate| candidate.plan)
 }
 
-/// Whether [`best`] makes a plan, without the search for the best: that one is made where there is one of these.
+/// Whether [`best`] makes a plan, without its search: it does wherever there is a candidate to begin with.
 pub(super) fn is_possible(site: &Site<'_>) -> bool {
     let budgets = site.budgets();
     match &site.options.placement {
@@ -172,8 +172,8 @@ pub(super) fn is_possible(site: &Site<'_>) -> bool {
     }
 }
 
-/// How many sequences side by side make the most tokens per second, by greedy plans: doubled for as long as that pays and each
-/// of them has room for the request.
+/// How many sequences at the same time give the most tokens per second, by greedy plans: doubled for as long as that pays and each
+/// sequence has room for the request.
 pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> usize {
     let secs = |n_seqs: usize| {
         let options = PlanOptions { n_seqs, ..options.clone() };
@@ -195,16 +195,16 @@ pub(super) fn n_seqs_that_pay(catalog: &Catalog, model: &Model, devices: &[Devic
     best.0
 }
 
-/// The workers that may hold weights, so that one that may not is as if it had a budget of nothing; all where none may.
-fn holders(site: &Site<'_>) -> Vec<usize> {
+/// The workers on which weights may be stored; all workers where there is none.
+fn storing_workers(site: &Site<'_>) -> Vec<usize> {
     let all = 0..site.workers.len();
     let holders: Vec<usize> = all.clone().filter(|&worker| site.may_hold(site.workers[worker].device)).collect();
     if holders.is_empty() { all.collect() } else { holders }
 }
 
-/// In which orders layers are given to devices: each alone, all adapters, and adapters before and behind the host.
+/// The orders in which layers are given to devices: each device alone, all adapters, and all adapters before and after the host.
 fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
-    let all = holders(site);
+    let all = storing_workers(site);
     let (gpus, hosts): (Vec<usize>, Vec<usize>) = all.iter().partition(|&&worker| site.workers[worker].is_gpu());
     let mut chains: Vec<Vec<usize>> = all.into_iter().map(|worker| vec![worker]).collect();
     let behind = gpus.iter().chain(&hosts).copied().collect();
@@ -217,8 +217,8 @@ fn chains(site: &Site<'_>) -> Vec<Vec<usize>> {
     chains
 }
 
-/// What a search finds, for each shape that one of the candidates has, and with less effort for other lengths of forwards: shorter
-/// ones leave room for weights, and pay by themselves where products of many tokens are slow. They must gain something.
+/// What searches find: one for each shape of the candidates, and with less effort one for each other length of forwards. Shorter forwards
+/// leave room for weights, and are faster where products of many tokens are slow; they are taken only where they gain enough.
 fn improve(site: &Site<'_>, candidates: &[Candidate], budgets: &[Bytes]) -> Vec<Candidate> {
     let shapes = shapes_to_search(site, candidates);
     let effort = EFFORT / shapes.len().max(1);

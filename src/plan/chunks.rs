@@ -1,6 +1,6 @@
-//! Cuts units into chunks: row slices that fit a binding, gathered into blocks that fit a buffer or a slot; small neighbours that
-//! stream share a slot.
-//! Rows are independent of each other, so no cut can change a result.
+//! Chunks: how units are cut. Matrices are cut into slices of rows that fit a binding, and slices are gathered into chunks that fit a
+//! buffer or a slot; small units that stream one after the other share a slot. Rows are independent of each other, so no cut can change a
+//! result.
 
 use serde::Serialize;
 
@@ -13,14 +13,14 @@ use crate::weights::{Catalog, TensorId};
 /// Offsets inside a block that a GPU computes with are multiples of this, WebGPU's largest `minStorageBufferOffsetAlignment`.
 pub const SLICE_ALIGNMENT: u64 = 256;
 
-/// What arrives at once: one buffer of a resident unit, or one filling of a slot, with part of a unit or several neighbours.
+/// The weights that are loaded or uploaded at once, into one buffer or one slot: part of a unit, or several consecutive units.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Chunk {
-    /// Where its matrices live.
+    /// Where it is stored.
     pub stored_on: Device,
     /// The weights in it, in the order of their use.
     pub slices: Vec<Slice>,
-    /// What can be computed once it is there, in order; one entry for each of its units, of which there is at least one.
+    /// What is computed with it, in order: one entry for each of its units, at least one.
     pub work: Vec<UnitWork>,
     /// Bytes of the whole block, gaps between slices included.
     pub size_bytes: Bytes,
@@ -62,7 +62,7 @@ impl Chunk {
         }
     }
 
-    /// Puts a chunk behind this one.
+    /// Appends the weights and the work of another chunk.
     fn append(&mut self, other: Chunk) {
         let (n_slices, begin) = (self.slices.len(), self.size_bytes.0);
         self.slices.extend(other.slices.into_iter().map(|slice| Slice { offset: begin + slice.offset, ..slice }));
@@ -86,7 +86,7 @@ impl Chunk {
     }
 }
 
-/// Rows of one matrix, somewhere in a block.
+/// Rows of one matrix, somewhere in the block of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Slice {
     /// The matrix.
@@ -102,7 +102,7 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// The file of the checkpoint that holds it, and where its bytes begin there.
+    /// Its file in the checkpoint, and where its bytes begin there.
     pub fn place(&self, catalog: &Catalog) -> (u32, u64) {
         let tensor = &catalog[self.tensor];
         (tensor.shard, tensor.offset + self.first_row * tensor.row_bytes())
@@ -124,7 +124,7 @@ pub struct UnitWork {
 pub enum Work {
     /// A whole operation that needs no matrix: index into the unit's operations.
     Op(usize),
-    /// The rows of a matrix product that one slice holds.
+    /// The rows of a matrix product that are in one slice.
     Rows {
         /// Index into the unit's operations.
         op: usize,
@@ -136,19 +136,19 @@ pub enum Work {
 /// How a unit is to be cut.
 #[derive(Clone, Copy)]
 pub struct Cut<'a> {
-    /// Its matrices' rows are told from here.
+    /// The sizes of its matrices.
     pub catalog: &'a Catalog,
     /// No slice and no chunk is larger.
     pub limits: &'a GpuLimits,
-    /// The placement of each of its matrices, in the order of [`Unit::matrices`]; a chunk has one placement.
+    /// Where each of its matrices is stored, in the order of [`Unit::matrices`]; all of a chunk is stored in one place.
     pub stored_on: &'a [Device],
     /// Who computes it.
     pub executor: Device,
-    /// Most bytes of a chunk whose placement is not `executor`.
+    /// Most bytes of a chunk that is not stored on `executor`.
     pub slot_bytes: Bytes,
 }
 
-/// Cuts `unit` into chunks of one placement each, whose slices fit the limits; what streams fits a slot.
+/// Cuts `unit` into chunks whose slices fit the limits; what streams fits a slot.
 ///
 /// # Errors
 /// [`Error::DoesNotFit`] where a single row is larger than a chunk or a binding may be.
@@ -214,9 +214,9 @@ pub(super) fn cut_evenly(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Resul
     Ok(if evenly.len() == chunks.len() { evenly } else { chunks })
 }
 
-/// Puts chunks that follow each other from the same placement to `executor` into one, as many as a slot holds: what is done chunk by
-/// chunk, such as mapping a slot and handing it over, is then done less often, and slots that one large unit needs are not left half
-/// empty by small ones.
+/// Merges consecutive chunks that stream from the same place to `executor`, as many as fit a slot. What is done for each chunk, such as
+/// mapping a slot and handing it over, is then done less often, and slots that are as large as the largest unit are not left half empty by
+/// small ones.
 pub(super) fn share_slots(chunks: Vec<Chunk>, executor: Device, slot_bytes: Bytes) -> Vec<Chunk> {
     let mut shared: Vec<Chunk> = Vec::with_capacity(chunks.len());
     for chunk in chunks {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_has_one_stored_on() {
+    fn a_chunk_is_stored_in_one_place() {
         let catalog = catalog(77, 33);
         let limits = GpuLimits::default();
         let how = Cut { stored_on: &[Device::Gpu(0), Device::Cpu], ..how(&catalog, &limits, Bytes(1000)) };
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_that_stream_share_a_slot_as_far_as_it_reaches() {
+    fn consecutive_units_that_stream_share_a_slot_while_it_has_room() {
         let catalog = catalog(77, 33);
         let limits = GpuLimits::default();
         let gpu = Device::Gpu(0);

@@ -1,5 +1,5 @@
-//! What operations cost on each device, by its rates. Knows neither plans nor schedules; they, and an executor that must not
-//! keep its adapter busy for too long, add up what stands here.
+//! Costs: how long operations take on each device, by its rates. Knows neither plans nor schedules. The dry run adds these costs up, and so
+//! does the GPU executor, which must not keep its adapter busy for too long.
 
 use serde::Serialize;
 
@@ -16,18 +16,18 @@ use crate::weights::{Catalog, TensorInfo};
 /// others may use it too. Dispatches that would take much longer are given fewer tokens, but never so few that it costs.
 pub(crate) const SUBMIT_SECS: f64 = 0.25;
 
-/// By which share of a copy's time an adapter is late that computes on the host's cores. Upload workers of the lowest priority find most of
-/// theirs in the gaps between dispatches: with 92 MiB a token, on two cores, tokens took 1.5 to 3.5 % longer than with none.
+/// The share of a copy's time by which an adapter that computes on the host's cores is late. Upload workers of the lowest priority mostly
+/// run in the gaps between its dispatches: with 92 MiB a token, on two cores, tokens took 1.5 to 3.5 % longer than with no uploads.
 const COPY_DELAY: f64 = 0.25;
 
-/// What one forward is asked to do.
+/// The workload of one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Workload {
     /// Tokens in all.
     pub n_tokens: usize,
     /// Positions whose logits are asked for.
     pub n_logit_rows: usize,
-    /// Positions that each token looks back on.
+    /// Positions that each token attends to.
     pub position: usize,
 }
 
@@ -42,7 +42,8 @@ impl Workload {
         Workload { n_tokens, n_logit_rows: 1, position: n_tokens / 2 }
     }
 
-    /// Whether tokens follow each other in few sequences, as those of a prompt do, of which the last one alone is asked for logits.
+    /// Which attention kernel it takes: that of prompts where many tokens follow each other in few sequences, of which only the last ones are
+    /// asked for logits.
     fn attention(&self) -> TokenCount {
         let is_prompt = self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows;
         if is_prompt { TokenCount::Many } else { TokenCount::Few }
@@ -70,12 +71,12 @@ impl DeviceCosts {
         self.rates.origin
     }
 
-    /// Seconds that an operation costs whatever its size: nothing where it is done with what stands before it.
+    /// The fixed cost of an operation: nothing where it is fused with the one before it.
     pub(crate) fn fixed_secs(&self, ops: &[Op], op: usize) -> f64 {
         if is_fused(ops, op) { 0.0 } else { self.dispatch_secs() }
     }
 
-    /// The fixed cost of an operation that stands alone.
+    /// The fixed cost of a dispatch.
     pub(crate) fn dispatch_secs(&self) -> f64 {
         self.rates.dispatch_secs.unwrap_or(0.0)
     }
@@ -107,19 +108,18 @@ impl DeviceCosts {
         }
     }
 
-    /// Seconds of one layer's attention of `n_tokens` that look back on `n_positions`, besides what is fixed.
+    /// Seconds of one layer's attention of `n_tokens` over `n_positions`, besides the fixed cost.
     pub(crate) fn attention_secs(&self, attention: &Attention, n_tokens: usize, n_positions: usize, tokens: TokenCount) -> f64 {
         let looked_at = n_positions.min(attention.window.unwrap_or(usize::MAX)) as f64;
         let token_positions = n_tokens as f64 * looked_at;
         match tokens {
-            // Scores and their mixture are two products with every position, and tokens share what they look back on as the
+            // Scores and the weighted sum of values are two products with every position, and tokens share the cached positions as the
             // vectors of a product share its matrix.
             TokenCount::Many => {
                 let flops = 4.0 * token_positions * (attention.n_heads * attention.head_size) as f64;
                 self.rates.matmul_of(DType::F32).map_or(0.0, |rate| flops / rate)
             }
-            // Each token reads what it looks back on, keys and values, for all heads at once: on adapters in f16, as they are
-            // kept unless told otherwise.
+            // Each token reads the keys and values of all heads and positions: on adapters in f16, the default of the cache.
             TokenCount::Few => {
                 let bytes_of_value = if self.device == Device::Cpu { 4 } else { 2 };
                 let bytes = token_positions * (2 * attention.n_kv_heads * attention.head_size * bytes_of_value) as f64;

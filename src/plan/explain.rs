@@ -1,4 +1,4 @@
-//! Why a plan is as it is: what else could have been done, and what more memory would bring. Printed under the plan.
+//! Explains a plan: its predicted costs, the alternatives, and what more memory would bring. Printed under the plan.
 
 use std::fmt;
 
@@ -16,14 +16,14 @@ use crate::plan::{Context, Plan, PlanOptions};
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, millis};
 use crate::weights::Catalog;
 
-/// What one more of a device's memory is weighed in.
+/// The step of memory whose benefit is predicted.
 const MORE: Bytes = Bytes::gib(1);
-/// How many times faster a plan must be for that to be reported.
+/// How many times faster a plan must be to be reported.
 const LEAST_GAIN_REPORTED: f64 = 1.01;
 /// How many alternatives are reported.
 const N_ALTERNATIVES: usize = 2;
 
-/// What else could have been done.
+/// A plan's costs and alternatives.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
     /// How fast the plan itself should go.
@@ -37,7 +37,7 @@ pub struct Explanation {
 /// A plan that was not taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Alternative {
-    /// What it does otherwise.
+    /// How it differs.
     #[serde(rename = "name", serialize_with = "in_fields")]
     pub way: OtherWay,
     /// How fast it should go.
@@ -49,10 +49,10 @@ pub struct Alternative {
     pub other_ctx_size: Option<usize>,
 }
 
-/// What a plan does otherwise than the one that was taken.
+/// How a plan differs from the one that was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OtherWay {
-    /// Others compute, or in another order; in words.
+    /// Other devices compute, or in another order; in words.
     Devices(String),
     /// Accelerate's device map of this mode.
     DeviceMap(DeviceMapMode),
@@ -87,7 +87,7 @@ pub struct WithMore {
     pub open_ctx_size: Option<usize>,
 }
 
-/// Weighs a plan against what was not done.
+/// Compares a plan with its alternatives.
 pub fn explain(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Explanation {
     let of = |plan: &Plan| forecast(plan, catalog, model, devices, options);
     let options = &PlanOptions { n_seqs: plan.n_seqs, ..options.clone() }.within(plan.ctx_size);

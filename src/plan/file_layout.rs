@@ -1,18 +1,18 @@
-//! The layout of chunks that a disk's reads may be written to directly: their slices lie to each other as in the file, so that
-//! nothing has to be copied to its place.
+//! The layout of chunks that are read from disk straight into their slots: slices have the same distances as in the file, so that nothing
+//! has to be copied to its place.
 
 use crate::plan::{Chunk, Slice};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
-/// Such a slice lies at the same place modulo this as in its file; so do reads past the page cache, whose offsets, lengths and
-/// addresses are multiples of a disk's logical block, which divides it.
+/// The offset of such a slice in its block equals its offset in the file modulo this. A multiple of a disk's logical block, as offsets,
+/// lengths and addresses of direct I/O must be.
 pub const FILE_ALIGNMENT: u64 = 4096;
 
-/// By how much a slice may lengthen such a chunk, at most: the rest of a block of the file before it and behind it.
+/// Most bytes that a slice adds to such a chunk as padding: the rest of a block of the file before and after it.
 pub(super) const SLICE_PADDING: Bytes = Bytes(2 * FILE_ALIGNMENT);
 
-/// Bytes of a file that a chunk has as they stand there, rounded to [`FILE_ALIGNMENT`] at both ends.
+/// A range of a file that a chunk contains unchanged, rounded to [`FILE_ALIGNMENT`] at both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRange {
     /// Which file of the checkpoint.
@@ -31,7 +31,8 @@ impl FileRange {
     }
 }
 
-/// Moves the slices of `chunk` to where its block has them as in the files, the rest of it closed up.
+/// Lays `chunk` out as in the files: slices that are near each other there keep their distance, and the gaps between such ranges are left
+/// out.
 pub(super) fn lay_out_as_in_files(chunk: &mut Chunk, catalog: &Catalog) {
     let ranges = ranges_of(&chunk.slices, catalog);
     chunk.size_bytes = size_of(&ranges);
@@ -53,14 +54,14 @@ fn size_of(ranges: &[FileRange]) -> Bytes {
     Bytes(ranges.last().map_or(0, FileRange::block_end))
 }
 
-/// The ranges that a chunk consists of, in the order of the files; `None` where its slices lie otherwise.
+/// The ranges that a chunk consists of, in the order of the files; `None` where it is not laid out so.
 pub fn file_ranges(chunk: &Chunk, catalog: &Catalog) -> Option<Vec<FileRange>> {
     let mut laid_out = chunk.clone();
     lay_out_as_in_files(&mut laid_out, catalog);
     (laid_out == *chunk).then(|| ranges_of(&chunk.slices, catalog))
 }
 
-/// Slices that lie together, or so near that their paddings would take more than what lies between them, are one range.
+/// The ranges of these slices. Slices are one range where they are adjacent, or so near that two paddings would take more than the gap.
 fn ranges_of(slices: &[Slice], catalog: &Catalog) -> Vec<FileRange> {
     let mut places: Vec<(u32, u64, u64)> = slices
         .iter()
@@ -118,7 +119,7 @@ pub(crate) mod samples {
         (Chunk { stored_on: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
     }
 
-    /// As [`chunk_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), turned round by `turn`.
+    /// As [`chunk_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), rotated by `turn`.
     pub(crate) fn chunk_with_gaps(gaps: &[(u64, u64, u32)], turn: usize) -> (Chunk, Catalog) {
         let mut ends = [8u64; 2];
         let behind = |&(gap, values, shard): &(u64, u64, u32)| {

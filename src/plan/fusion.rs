@@ -1,10 +1,10 @@
-//! Which operations need no dispatch of their own: the costs and both executors go by it.
+//! Which operations are fused with others, decided once for the costs and both executors.
 
 use crate::model::{Op, Rope};
 
-/// Whether operation `op` of a unit needs no dispatch of its own where what stands beside it is computed in the same place: a
-/// product is added to the residual stream as it is made, products of one input are made together, and queries and keys are turned
-/// as the keys are stored.
+/// Whether operation `op` of a unit needs no dispatch of its own where the operations before it are computed on the same device: the addition
+/// of a product to the residual stream is part of the product, products of one input are one dispatch, and queries and keys are rotated as
+/// the keys are stored.
 pub(crate) fn is_fused(ops: &[Op], op: usize) -> bool {
     let Some((last, before)) = ops.get(..=op).and_then(<[Op]>::split_last) else { return false };
     match last {
@@ -13,14 +13,14 @@ pub(crate) fn is_fused(ops: &[Op], op: usize) -> bool {
             let product = before.iter().rfind(|other| !matches!(other, Op::AddBias { .. }));
             matches!(product, Some(Op::MatMul { input: other, .. }) if other == input)
         }
-        Op::Rope(_) => (op + 1..op + 3).any(|store| turned_by(ops, store).is_some()),
+        Op::Rope(_) => (op + 1..op + 3).any(|store| rotated_by(ops, store).is_some()),
         _ => false,
     }
 }
 
-/// The rotations that operation `store`, which stores keys, does on the way: that of the queries and that of the keys right before it.
-/// Nothing but matrix products begins a chunk, so the three are computed in the same place.
-pub(crate) fn turned_by(ops: &[Op], store: usize) -> Option<[&Rope; 2]> {
+/// The rotations that are fused with operation `store`, which stores keys: those of queries and keys right before it. Only matrix products
+/// begin a chunk, so all three are in the same one.
+pub(crate) fn rotated_by(ops: &[Op], store: usize) -> Option<[&Rope; 2]> {
     let (Some(Op::StoreKv(stored)), Some(before)) = (ops.get(store), ops.get(..store)) else { return None };
     match before {
         [.., Op::Rope(query), Op::Rope(key)] if key.heads == stored.key && query.turns_like(key) => Some([query, key]),

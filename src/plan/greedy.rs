@@ -1,5 +1,5 @@
-//! Greedy placements: units go front to back to a chain of devices, each as far as its budget reaches. What is left over
-//! streams to the last one, out of host memory while there is room, then from disk.
+//! Greedy placements: units go front to back to a chain of devices, to each as many as fit its budget. What is left over streams to the
+//! last one, from host memory while that has room, then from disk.
 
 use crate::device::Device;
 use crate::plan::chunks::SLICE_ALIGNMENT;
@@ -10,7 +10,7 @@ use crate::plan::sizes::Role;
 use crate::plan::{Placement, ResidentLayers};
 use crate::units::Bytes;
 
-/// A smaller slot is not worth its overhead: the ring takes all the room before its slots get smaller than this.
+/// Smaller slots are not worth their overhead: the ring takes all the room before its slots get smaller than this.
 const SLOT_BYTES_MIN: Bytes = Bytes::kib(64);
 
 /// One try: these devices, these budgets, this shape.
@@ -76,13 +76,13 @@ impl Greedy<'_> {
         draft.placements.extend((first..first + n_units).map(|unit| Placement { execute_on: own.device, stored_on: stored_on(unit) }));
     }
 
-    /// Everything from `first` on is computed by `worker`: what fits beside a ring stays, the rest streams.
+    /// Has `worker` compute everything from `first` on: what fits beside a ring stays, the rest streams.
     fn divide_between(&self, worker: usize, first: usize, shared: Bytes, draft: &mut Draft) -> Result<(), Refusal> {
         let own = &self.site.workers[worker];
         let n_units = self.site.model.units.len();
         let fixed = self.base(worker, own.alone()) + (first..n_units).map(|unit| self.beside(own, unit)).sum();
         let all: Bytes = own.block_bytes[first..].iter().copied().sum();
-        // Sums stop at the largest number: what reaches it is more than can be counted.
+        // Sums saturate: one that reaches the largest number is too large to be counted.
         if fixed > self.budgets[worker] || fixed + all == Bytes(u64::MAX) {
             return Err(Refusal::Budget);
         }
@@ -93,7 +93,7 @@ impl Greedy<'_> {
         let resident: Bytes = own.block_bytes[first..first + n_resident].iter().copied().sum();
         let ring = division.slot_bytes.times(own.ring_copies(self.shape.n_slots));
         let shared = if own.shares_host_memory() { shared + fixed + resident + ring } else { shared };
-        // A host that computes holds what is resident; what is not comes from disk.
+        // What a host that computes does not keep resident comes from disk.
         let mut host_room = own.is_gpu().then(|| self.site.host_budget(shared));
         for unit in first + n_resident..n_units {
             let bytes = self.streamed_bytes(own, unit, division.slot_bytes);
@@ -105,12 +105,12 @@ impl Greedy<'_> {
         Ok(())
     }
 
-    /// What a worker holds whatever it computes.
+    /// What a worker uses whatever it computes.
     fn base(&self, worker: usize, role: Role) -> Bytes {
         self.site.working_bytes(self.shape.forward, role) + self.site.workers[worker].params_bytes(self.n_dispatches[worker])
     }
 
-    /// What a worker holds for a unit beside its matrices: vectors, and the cache of its layer.
+    /// What a worker uses for a unit besides its matrices: vectors, and the KV cache of its layer.
     fn beside(&self, own: &Worker<'_>, unit: usize) -> Bytes {
         own.vector_bytes[unit] + self.site.kv_bytes_of_unit(own, unit, self.shape.ctx_size)
     }
@@ -133,7 +133,7 @@ impl Greedy<'_> {
         (first..end).take_while(fits).count()
     }
 
-    /// What `worker` holds of the units `first..end` that it keeps.
+    /// What `worker` uses for the units `first..end`, all resident.
     fn used(&self, worker: usize, first: usize, end: usize) -> Bytes {
         let own = &self.site.workers[worker];
         self.base(worker, own.alone()) + (first..end).map(|unit| own.block_bytes[unit] + self.beside(own, unit)).sum()
@@ -141,7 +141,7 @@ impl Greedy<'_> {
 
     /// Divides the room between what stays and the ring. A slot takes the largest layer part whole, so that it is one
     /// large copy, as long as the ring takes at most a third of the room; it is smaller below that, and it takes more
-    /// than a third only to be no smaller than [`SLOT_BYTES_MIN`]. A larger room never leaves less for what stays.
+    /// than a third only to be no smaller than [`SLOT_BYTES_MIN`]. With more room, never less is left for what stays.
     fn divide(&self, own: &Worker<'_>, room: Bytes) -> Option<Division> {
         let copies = own.ring_copies(self.shape.n_slots);
         let largest = |in_layer: bool| {
@@ -158,7 +158,7 @@ impl Greedy<'_> {
         Some(Division { resident_room: room.saturating_sub(share), slot_bytes: Bytes(share.0 / copies).align_down(SLICE_ALIGNMENT) })
     }
 
-    /// Most bytes that a unit's chunks take where it streams: each slice may be padded.
+    /// Most bytes that a unit's chunks take where it streams, padding included.
     fn streamed_bytes(&self, own: &Worker<'_>, unit: usize, slot_bytes: Bytes) -> Bytes {
         let max_slice = slot_bytes.min(own.limits.max_binding_bytes).0.max(1);
         let of_matrix = |size: Bytes, row_bytes: u64| {

@@ -1,5 +1,5 @@
-//! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: the same input gives the same plan,
-//! byte for byte; no files, no clocks, no GPU.
+//! Planning: a catalog, a model, devices and options become a [`Plan`]. Pure: it reads no file, no clock and no GPU, and the same input
+//! gives the same plan, byte for byte.
 
 mod assignment;
 mod build;
@@ -44,26 +44,26 @@ pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
-pub(crate) use fusion::{is_fused, turned_by};
+pub(crate) use fusion::{is_fused, rotated_by};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
 pub use options::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use saved::SavedPlan;
 pub use schedule::{Schedule, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
 
-/// Version of the form in which plans are written.
+/// Version of the JSON of plans.
 pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/4";
 
-/// Where every weight lives, who computes with it, and what memory that takes. An executor that allocates the vectors
+/// Where every weight is stored, which device computes with it, and what memory that takes. An executor that allocates the vectors
 /// and KV caches of its units, [`sizes::working_set`] for its [`Plan::role`], parameters of [`Plan::n_dispatches`],
 /// resident chunks and its ring takes exactly [`DevicePlan::used`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// Version of this form, for programs that read it.
+    /// Version of this JSON, for programs that read it.
     pub schema: &'static str,
     /// Every device that takes part: those that compute, in the order of the computation, then host memory and disk.
     pub devices: Vec<DevicePlan>,
-    /// Every unit with its placement and its executor, in the model's order.
+    /// Every unit with its placement, in the model's order.
     pub units: Vec<UnitPlan>,
     /// The chunks that units are cut into, in the order of the computation.
     pub chunks: Vec<Chunk>,
@@ -84,15 +84,15 @@ pub struct Plan {
 pub struct DevicePlan {
     /// Which device.
     pub device: Device,
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// What the plan may use; `None` for a disk.
     pub budget: Option<Bytes>,
     /// Where the budget comes from.
     pub budget_source: String,
-    /// What it holds.
+    /// What the plan uses of it.
     pub used: Usage,
-    /// Units whose placement it is.
+    /// Units that are stored on it.
     pub n_units: usize,
     /// Units that it computes.
     pub n_executed: usize,
@@ -124,30 +124,29 @@ impl Usage {
     }
 }
 
-/// Where one unit lives and who computes it. The embedding, whose rows the host gathers, lies in host memory or on disk
-/// whatever the others do.
+/// The placement of one unit. The embedding, whose rows the host gathers, is always stored in host memory or on disk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UnitPlan {
     /// The unit's name, as device maps write it.
     pub name: String,
     /// Which part of the model it is.
     pub kind: UnitKind,
-    /// Where its matrices live: the first of them, where a device map cuts inside the unit; each [`Chunk`] has its own placement.
+    /// Where its matrices are stored: the first of them, where a device map cuts inside the unit; each [`Chunk`] says where it is.
     pub stored_on: Device,
     /// Who computes it.
     pub execute_on: Device,
     /// Bytes of its matrices as stored (0 for a head that is the embedding and was counted there).
     pub size_bytes: Bytes,
-    /// The chunks that it has part in: a range of [`Plan::chunks`].
+    /// The chunks with its matrices: a range of [`Plan::chunks`]. Small units may share one.
     pub chunks: std::ops::Range<usize>,
 }
 
-/// Who computes a unit, and where its matrices live, as it is asked with [`PlacementRule::Placed`].
+/// The placement of a unit: which device computes it, and where its matrices are stored. Input of [`PlacementRule::Placed`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
-    /// Who computes the unit. Nobody's choice for the embedding: the host gathers its rows.
+    /// Who computes the unit. Without effect for the embedding, whose rows the host gathers.
     pub execute_on: Device,
-    /// The placement of each of its matrices, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
+    /// Where each of its matrices is stored, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
     pub stored_on: Vec<Device>,
 }
 
@@ -168,8 +167,8 @@ pub struct RingPlan {
     pub upload: UploadPath,
 }
 
-/// Makes a plan, or makes the one that was saved again. A forward takes no more tokens than the context has positions, whatever is
-/// asked.
+/// Makes a plan, or again the one of [`PlanOptions::saved`]. A forward takes no more tokens than the context has positions, whatever the
+/// options say.
 ///
 /// # Errors
 /// [`crate::error::Error::DoesNotFit`] with the least budget that works with the others as they are, found by trying;
@@ -182,8 +181,7 @@ pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &
     placement::place(catalog, model, devices, &within_context(model, options))
 }
 
-/// As [`plan`], for those who try many options: where a budget is too small there is just no plan, and nobody looks for what would be
-/// enough.
+/// As [`plan`], for trying many options: `None` where a budget is too small, without a search for the least that would be enough.
 ///
 /// # Errors
 /// Those of [`plan`] that no budget changes.
@@ -200,12 +198,13 @@ fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {
 }
 
 impl Plan {
-    /// Where the matrices of `chunk` live.
+    /// Where `chunk` is stored.
     pub fn stored_on(&self, chunk: usize) -> Device {
         self.chunks[chunk].stored_on
     }
 
-    /// What to call `chunk`: by its unit, and which part of that it is; or by its first and last unit, as `model.layers.3.self_attn … mlp`.
+    /// A name for `chunk`: its unit's, with its number where the unit has several; or its first and last unit's, as
+    /// `model.layers.3.self_attn … mlp`.
     pub fn chunk_name(&self, chunk: usize) -> String {
         let (first, last) = (self.chunks[chunk].unit(), self.chunks[chunk].last_unit());
         let (name, own) = (&self.units[first].name, &self.units[first].chunks);
@@ -268,7 +267,7 @@ impl Plan {
         stages
     }
 
-    /// Whether `chunk` stays on the device that computes it.
+    /// Whether `chunk` is stored on the device that computes with it.
     pub fn is_resident(&self, chunk: usize) -> bool {
         self.stored_on(chunk) == self.executor(chunk)
     }
@@ -288,7 +287,7 @@ impl Plan {
         self.streamed_chunks().map(|chunk| self.chunks[chunk].stored_bytes()).sum()
     }
 
-    /// Bytes of a unit's weights that live on `device`.
+    /// Bytes of a unit's matrices that are stored on `device`.
     pub fn bytes_at(&self, unit: usize, device: Device) -> Bytes {
         let own = &self.units[unit];
         if own.kind == UnitKind::Embedding {

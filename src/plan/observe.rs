@@ -1,4 +1,5 @@
-//! A prediction turned round: what a run took says how fast the device is that took most of its time. Pure, as all of planning.
+//! Observation, the inverse of prediction: the time that a run took says how fast the device is that took most of it. Pure, as all of
+//! planning.
 
 use crate::device::{AdapterKind, Aspect, Correction, Device, DeviceSpec};
 use crate::dtype::DType;
@@ -11,16 +12,16 @@ use crate::weights::Catalog;
 
 /// A part that should take less than this share of the time is not what made a run fast or slow.
 const LEAST_SHARE: f64 = 0.4;
-/// How far from what is known now a factor is looked for, and in how many halvings of that range.
+/// A factor is looked for up to so many times above and below the present one, by so many bisections.
 const RANGE: f64 = 8.0;
 const N_HALVINGS: usize = 13;
-/// Seconds that lie so close to what the other parts take alone say nothing more of this one.
+/// Where a run takes less than so many times what the other parts take alone, its time says nothing of this part.
 const FLOOR: f64 = 1.01;
 
 /// Forwards that followed each other: those of a prompt or those of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forwards {
-    /// Forwards that are alike, and their number.
+    /// Workloads of forwards, each with their number.
     alike: Vec<(Workload, usize)>,
 }
 
@@ -61,7 +62,7 @@ impl Forwards {
 pub struct Totals {
     /// All of them.
     pub secs: f64,
-    /// Of these, those in which the host's cores are busy: where the host computes, or an adapter that is software.
+    /// Seconds of these in which the host's cores are busy: the host computes, or a software adapter.
     core_secs: f64,
     /// By what takes them, in the order of the plan's devices.
     parts: Vec<(Part, f64)>,

@@ -1,4 +1,4 @@
-//! What may be asked of a plan. Plain data.
+//! The options of a plan. Plain data.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -76,7 +76,7 @@ impl fmt::Display for UploadPath {
     }
 }
 
-/// How many layers may be resident on the executing adapter (`-ngl`). A host that computes holds what it can.
+/// How many layers may be resident on the adapter that computes (`-ngl`). A host that computes keeps as many as fit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResidentLayers {
@@ -115,7 +115,7 @@ impl Default for Mix {
     }
 }
 
-/// By which rule weights find their placements (`--device-map`).
+/// How placements are chosen (`--device-map`).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum PlacementRule {
     /// By measured rates: the placements whose dry run is the fastest.
@@ -124,26 +124,26 @@ pub enum PlacementRule {
     /// Front to back along the devices that may compute, each as far as its budget goes; what is left streams to the last. Asks
     /// for no rates.
     FrontToBack,
-    /// As Hugging Face Accelerate places, with budgets that leave room for what it does not count.
+    /// By Hugging Face Accelerate's rules, with budgets that leave room for what it does not count.
     Accelerate(DeviceMapMode),
-    /// As this map says.
+    /// By this device map.
     Given(DeviceMap),
     /// Exactly these placements, one per unit: who computes is given too.
     Placed(Vec<Placement>),
 }
 
-/// Whether weights may live on devices that were not named.
+/// Whether weights may be stored on devices that were not named.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Spill {
     /// They may: host memory and disk take what fits nowhere else.
     #[default]
     Allowed,
-    /// They may not (`--strict`): only the devices with a budget hold weights, or those that compute where none has one. The
+    /// They may not (`--strict`): weights are stored only on devices with a budget, or on those that compute where none has one. The
     /// embedding, of which a forward reads a few rows, is exempt.
     Refused,
 }
 
-/// How long the context is where nobody says.
+/// How long the context is where `ctx_size` is open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Context {
     /// As long as is comfortable beside the weights.
@@ -153,7 +153,7 @@ pub enum Context {
     Fit,
 }
 
-/// What may be asked of a plan. `None` leaves the choice to the planner, and so does a size of 0.
+/// The options of a plan. `None` leaves the choice to the planner, and so does a size of 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanOptions {
     /// Who may compute: adapters, the host, or both, in the order in which layers are given to them.
@@ -164,15 +164,15 @@ pub struct PlanOptions {
     pub ctx_size: Option<usize>,
     /// What the context is where `ctx_size` is open.
     pub context: Context,
-    /// By which rule weights find their placements.
+    /// How placements are chosen.
     pub placement: PlacementRule,
-    /// Just this plan (`--plan`), within `max_memory`; of what else is asked, nothing shapes it.
+    /// A saved plan that is to be made again (`--plan`), within `max_memory`; the other options have no effect on it.
     pub saved: Option<Arc<SavedPlan>>,
     /// Classes of modules that Accelerate's rules keep whole (`--no-split`); the model's layers where it is open, as transformers does.
     pub no_split: Option<Vec<String>>,
-    /// Whether weights may live on devices that were not named.
+    /// Whether weights may be stored on devices that were not named.
     pub spill: Spill,
-    /// Sequences that the KV cache holds side by side (`--parallel`); where it is open, one, or for throughput as many as pay.
+    /// Sequences in the KV cache at the same time (`--parallel`); where it is open, one, or for throughput as many as pay.
     pub n_seqs: usize,
     /// Tokens that one forward takes at most (`--ubatch-size`).
     pub ubatch_size: Option<usize>,
@@ -182,7 +182,7 @@ pub struct PlanOptions {
     pub kv_dtype: KvDType,
     /// How many layers may be resident (`-ngl`).
     pub resident_layers: ResidentLayers,
-    /// Slots of the ring (`--slots`); 1 to 64, whatever is asked.
+    /// Slots of the ring (`--slots`); clamped to 1 to 64.
     pub n_slots: Option<usize>,
     /// How many chunks ahead of the computation uploads are started (`--lookahead`).
     pub lookahead: Option<usize>,

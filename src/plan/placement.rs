@@ -1,4 +1,5 @@
-//! Placement: tries the sizes that the user left open, from what one would like to the least that works.
+//! The way from options to a plan: settles the options, tries shapes from what one would like to the least that works, and asks for the
+//! best candidate (`candidates.rs`), or for a refusal (`refusal.rs`).
 
 use std::iter::successors;
 
@@ -15,9 +16,9 @@ use crate::plan::{Context, KvDType, Objective, Placement, PlacementRule, Plan, P
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
-/// Most slots that a ring has, whatever is asked.
+/// Most slots that a ring has, whatever the options say.
 pub(super) const N_SLOTS_MAX: usize = 64;
-/// Rounds in which a plan is given just the dispatches that its chunks need.
+/// Rounds in which a plan is given exactly as many dispatches as its chunks need; after them, a few more.
 const N_EXACT_ROUNDS: usize = 4;
 /// Contexts that are found by trying are multiples of this.
 pub(super) const CTX_STEP: usize = 64;
@@ -38,7 +39,7 @@ pub(super) fn longest_ctx(too_long: usize, works: impl Fn(usize) -> bool) -> usi
     enough * CTX_STEP
 }
 
-/// All that a plan is made of.
+/// The input of planning as it was given.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) catalog: &'a Catalog,
@@ -60,8 +61,8 @@ impl Asked<'_> {
         }
     }
 
-    /// The faster of a plan whose context was open and the best with just that context: contexts are found by greedy plans, each with
-    /// forwards of one length, and at the same context another length, or a search of its own, may do better.
+    /// Plans anew with the context that was chosen for `plan`, and returns the faster plan. Open contexts are found by greedy plans, each with
+    /// forwards of one length; for the same context, another length or a search of its own may do better.
     fn at_its_context(&self, settled: &PlanOptions, plan: Plan) -> Result<Plan> {
         let may_gain = plan.streamed_bytes() > Bytes::ZERO || plan.forward.n_tokens < N_TOKENS_BUSY;
         if settled.ctx_size.is_some() || settled.placement != PlacementRule::Auto || !may_gain {
@@ -102,7 +103,7 @@ impl Asked<'_> {
     /// Whether [`place`] makes a plan with these options instead, without looking for the best.
     pub(super) fn is_possible(&self, options: &PlanOptions) -> bool {
         let mut settled = settle(options);
-        // What a plan with more sequences has room for, one with a single sequence has room for.
+        // Where there is room for several sequences, there is room for one.
         settled.n_seqs = settled.n_seqs.max(1);
         if settled.context == Context::Fit {
             settled.resident_layers = ResidentLayers::All;
@@ -128,7 +129,7 @@ impl Asked<'_> {
     /// The largest context with which every weight stays resident, beside forwards of as many tokens as fit with the least: a multiple
     /// of [`CTX_STEP`], or the model's own. Where not even the least fits, it is that: the refusal says how much is missing.
     fn largest_resident_ctx(&self, options: &PlanOptions) -> Result<usize> {
-        // What is wrong with the options is reported here.
+        // Invalid options are refused here.
         Site::new(self.catalog, self.model, self.devices, options)?;
         let (least, most) = self.resident_ctx_range();
         let lengths = [UBATCH_SIZE, N_TOKENS_BUSY, N_TOKENS_FEW].map(|n_tokens| n_tokens.max(options.n_seqs));
@@ -158,15 +159,11 @@ pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Res
             return Err(invalid(format!("{name} is to be computed by {device}, which does not compute here")));
         }
         if placement.stored_on.len() != unit.matrices().count() {
-            return Err(invalid(format!(
-                "{} placements for the {} matrices of {name}",
-                placement.stored_on.len(),
-                unit.matrices().count()
-            )));
+            return Err(invalid(format!("{} devices for the {} matrices of {name}", placement.stored_on.len(), unit.matrices().count())));
         }
         if let Some(stored_on) = placement.stored_on.iter().find(|stored_on| **stored_on != device && matches!(stored_on, Device::Gpu(_))) {
             return Err(invalid(format!(
-                "a part of {name} lives on {stored_on} and is computed by {device}: it can come from cpu or disk only"
+                "a part of {name} is stored on {stored_on} and computed by {device}: it can stream from cpu or disk only"
             )));
         }
     }
@@ -229,7 +226,7 @@ impl Site<'_> {
         for shape in shapes.iter().copied().chain(shorter) {
             match (make(shape), &refusal) {
                 (Ok(made), _) => return Ok(made),
-                // A shape that breaks a limit is no reason where another one lacks memory only.
+                // Where one shape lacks only memory, the limits of others are not the reason.
                 (Err(Refusal::Limit(_)), Some(Refusal::Budget)) => {}
                 (Err(other), _) => refusal = Some(other),
             }
@@ -260,7 +257,7 @@ impl Site<'_> {
         loop {
             match build(&n_dispatches)? {
                 Outcome::Made(plan) => return Ok(*plan),
-                // Exactly what is needed settles soon, or else a little more does.
+                // Mostly, the exact numbers settle soon; where they do not, a few more do.
                 Outcome::NeedsDispatches(worker, needed) if n_rounds < N_EXACT_ROUNDS => n_dispatches[worker] = needed,
                 Outcome::NeedsDispatches(worker, needed) => n_dispatches[worker] = needed + needed / 8,
             }

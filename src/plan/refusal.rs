@@ -1,4 +1,5 @@
-//! Refusals: why there is no plan, and exactly what would be enough. Found by the function that plans, so that it is true.
+//! Refusals: why there is no plan, and the least budget that would be enough. It is found by planning with other budgets, so that it is
+//! true.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::units::Bytes;
 const LEAST_TRIED: Bytes = Bytes::kib(64);
 /// The largest budget that can be typed.
 const MOST_TYPED: Bytes = Bytes(1 << 62);
-/// Rounds in which budgets that are needed together are made smaller, one after the other.
+/// Rounds in which budgets that must grow together are made smaller again, one after the other.
 const N_TOGETHER_ROUNDS: usize = 4;
 
 /// Why a plan cannot be made.
@@ -86,7 +87,7 @@ impl<'a> Asked<'a> {
         let mut best: Option<(Short<'_>, Bytes)> = None;
         for spec in self.budgeted() {
             let available = self.present(spec);
-            // What needs more than was found already is of no interest.
+            // A device that needs more than the best so far is skipped.
             let is_worse = |best: &Short<'_>| best.is_there() && !self.works_with(spec, available + best.growth());
             if best.as_ref().is_some_and(|(best, _)| is_worse(best)) {
                 continue;
@@ -99,12 +100,12 @@ impl<'a> Asked<'a> {
             }
         }
         let (short, too_small) = best?;
-        // To the byte: rounded up as it is reported, it is what was found.
+        // To the byte: the error rounds it up when it prints, which gives what was found.
         let (_, needed) = narrow(too_small, short.needed, |bytes| bytes, |budget| self.works_with(short.spec, budget));
         Some(Short { needed, ..short })
     }
 
-    /// What stands in the way where every device has `ample`.
+    /// The limit that is left where every device has `ample`.
     fn limit_at(&self, ample: Bytes) -> Option<Error> {
         let mut options = self.options.clone();
         options.max_memory.extend(self.budgeted().iter().map(|spec| (spec.device, ample)));
@@ -116,8 +117,8 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// The devices that must have more together, each the least that works with what the others then have: out of what the machine
-    /// has, where that is enough.
+    /// The devices whose budgets must grow together, each to the least that works with the others as they then are. Within the capacities
+    /// of this machine, where these are enough.
     fn together_short(&self, ample: Bytes) -> Vec<Short<'a>> {
         let specs = self.budgeted();
         let asked = &self.options.max_memory;
@@ -158,11 +159,11 @@ impl<'a> Asked<'a> {
         changed.collect()
     }
 
-    /// The least budget of one device that works with the others as they are, as it is typed, behind the next smaller one, which is
-    /// too small; `None` where none up to `ample` works.
+    /// (too small, enough): the least budget of one device that works with the others as they are, in steps that can be typed, and the step
+    /// below it. `None` where none up to `ample` works.
     fn least_alone(&self, spec: &DeviceSpec, ample: Bytes) -> Option<(Bytes, Bytes)> {
         let present = self.present(spec);
-        // What others have, or who may hold weights, can change as a budget is named: even the present one may do then.
+        // To name a budget can change what others have and where weights may be stored, so even the present one may be enough.
         let mut too_small = if self.works_with(spec, present) { Bytes::ZERO } else { present };
         let mut tried = (present + Bytes(1)).max(LEAST_TRIED).typed_up();
         while !self.works_with(spec, tried) {
@@ -185,7 +186,7 @@ impl<'a> Asked<'a> {
         self.works(&budgets)
     }
 
-    /// The devices that a budget can be given to: those that may compute, and the host, which holds what streams.
+    /// The devices that a budget can be given to: those that may compute, and the host, which stores what streams.
     fn budgeted(&self) -> Vec<&'a DeviceSpec> {
         let mut devices = self.options.compute_on.clone();
         if !devices.contains(&Device::Cpu) {
@@ -194,7 +195,7 @@ impl<'a> Asked<'a> {
         devices.into_iter().filter_map(|device| find(self.devices, device).ok()).collect()
     }
 
-    /// What a device may use now: nothing where [`Spill::Refused`] does not let it hold weights.
+    /// What a device may use now: nothing where [`Spill::Refused`] keeps weights off it.
     fn present(&self, spec: &DeviceSpec) -> Bytes {
         let Asked { options, .. } = self;
         let named = &options.max_memory;
@@ -205,7 +206,7 @@ impl<'a> Asked<'a> {
         find(self.devices, Device::Cpu).map_or(Bytes::ZERO, |host| budget(spec, host, options))
     }
 
-    /// More than any device can be made to hold.
+    /// More than any device can ever need.
     fn ample(&self) -> Bytes {
         let options = settle(self.options);
         let options = PlanOptions { n_seqs: options.n_seqs.max(1), ..options };
@@ -251,7 +252,7 @@ impl From<&Short<'_>> for Shortfall {
     }
 }
 
-/// The refusal where no budget helps: what else was asked stands in the way, or it is more than can be typed.
+/// The refusal where no budget helps: other options stand in the way, or more is needed than can be typed.
 fn no_budget_is_enough(ample: Bytes, ways: Vec<Remedy>) -> Error {
     if ways.is_empty() && ample > MOST_TYPED {
         let advice = [Setting::CtxSize, Setting::UbatchSize, Setting::NSeqs].map(|setting| Remedy::Lower(setting, None)).into();
@@ -262,8 +263,8 @@ fn no_budget_is_enough(ample: Bytes, ways: Vec<Remedy>) -> Error {
     Error::NoBudgetIsEnough { advice: Advice { because: Box::default(), remedies } }
 }
 
-/// The least that works, of what `round` rounds up to, where `too_small` does not and `enough`, which is round, does; before it the
-/// largest that was found too small.
+/// Bisects between `too_small`, which does not work, and `enough`, which does and is a multiple that `round` rounds up to. Returns (too
+/// small, enough) as close to each other as `round` allows.
 fn narrow(too_small: Bytes, enough: Bytes, round: impl Fn(Bytes) -> Bytes, works: impl Fn(Bytes) -> bool) -> (Bytes, Bytes) {
     let (mut too_small, mut enough) = (too_small, enough);
     loop {

@@ -19,7 +19,7 @@ impl Asked<'_> {
         };
         if options.spill == Spill::Refused {
             offer(
-                Remedy::Drop(Setting::Strict, "so that weights may live elsewhere"),
+                Remedy::Drop(Setting::Strict, "so that weights may be stored elsewhere"),
                 PlanOptions { spill: Spill::Allowed, ..options.clone() },
             );
         }

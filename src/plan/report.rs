@@ -1,5 +1,4 @@
-//! How plans and schedules print: what users read before anything is loaded. A fact a line, each as long as it is: who prints knows
-//! how wide the page is.
+//! How plans and schedules print, for users before anything is loaded. One fact a line, not wrapped: the caller knows how wide the page is.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -46,25 +45,25 @@ impl Plan {
             }
             None => return self.write_disk(f, device),
         }
-        let parts = [self.computed_by(device), self.held_for_others(device)];
+        let parts = [self.computed_by(device), self.stored_for_others(device)];
         let parts = parts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
         let lines = [parts, self.streamed_to_it(device), self.used_by(device), slots_of(device)];
         lines.iter().filter(|line| !line.is_empty()).try_for_each(|line| writeln!(f, "         {line}"))
     }
 
-    /// What lies on a device without a budget: no usage counts it.
+    /// What is stored on a device without a budget, which has no usage.
     fn write_disk(&self, f: &mut fmt::Formatter<'_>, device: &DevicePlan) -> fmt::Result {
         let bytes: Bytes = (0..self.units.len())
             .filter(|&unit| !self.is_counted_as_embedding(unit, device.device))
             .map(|unit| self.bytes_at(unit, device.device))
             .sum();
-        match self.held_for_others(device) {
+        match self.stored_for_others(device) {
             nothing if nothing.is_empty() => Ok(()),
-            held => writeln!(f, "  {:<6} {held}: {bytes}", device.device),
+            stored => writeln!(f, "  {:<6} {stored}: {bytes}", device.device),
         }
     }
 
-    /// Whether a unit is a head that is tied to the embedding, and the embedding lives on `device`: its bytes there are counted already.
+    /// Whether a unit is a head that is tied to the embedding, and the embedding is stored on `device`: its bytes there are counted already.
     fn is_counted_as_embedding(&self, unit: usize, device: Device) -> bool {
         let is_tied = self.units[unit].kind == UnitKind::Head && self.units[unit].size_bytes == Bytes::ZERO;
         is_tied && self.units.iter().any(|other| other.kind == UnitKind::Embedding && other.stored_on == device)
@@ -83,20 +82,19 @@ impl Plan {
         if parts.is_none() {
             return String::new();
         }
-        let from = |stored_on: Device| -> Bytes {
+        let from = |source: Device| -> Bytes {
             self.streamed_to(device.device)
-                .filter(|&chunk| self.stored_on(chunk) == stored_on)
+                .filter(|&chunk| self.stored_on(chunk) == source)
                 .map(|chunk| self.chunks[chunk].stored_bytes())
                 .sum()
         };
-        let sources = [Device::Cpu, Device::Disk].map(|stored_on| (from(stored_on), stored_on));
-        let sources =
-            sources.iter().filter(|(bytes, _)| *bytes > Bytes::ZERO).map(|(bytes, stored_on)| format!("{bytes} from {stored_on}"));
+        let sources = [Device::Cpu, Device::Disk].map(|source| (from(source), source));
+        let sources = sources.iter().filter(|(bytes, _)| *bytes > Bytes::ZERO).map(|(bytes, source)| format!("{bytes} from {source}"));
         format!("streams {parts}: {} per token", sources.collect::<Vec<_>>().join(" and "))
     }
 
-    /// What lives on a device and is computed by others, or nothing.
-    fn held_for_others(&self, device: &DevicePlan) -> String {
+    /// What is stored on a device and computed by others, or nothing.
+    fn stored_for_others(&self, device: &DevicePlan) -> String {
         let is_of_others = |unit: &UnitPlan| unit.kind == UnitKind::Embedding || unit.execute_on != device.device;
         let parts = self.parts(|index, unit| is_of_others(unit) && self.bytes_at(index, device.device) > Bytes::ZERO);
         if parts.is_none() { String::new() } else { format!("holds {parts}") }
@@ -118,7 +116,7 @@ impl Plan {
 }
 
 impl UnitPlan {
-    /// The embedding is nobody's: the host gathers its rows.
+    /// No device computes the embedding: the host gathers its rows.
     fn is_computed_by(&self, device: Device) -> bool {
         self.execute_on == device && !self.chunks.is_empty()
     }
@@ -182,14 +180,14 @@ impl Parts {
     }
 
     fn in_words(&self, layers: &str) -> String {
-        let reported = [
+        let texts = [
             (self.n_layers > 0).then(|| layers.to_owned()),
             (self.n_attention > 0).then(|| counted(self.n_attention, "attention part")),
             (self.n_feed_forward > 0).then(|| counted(self.n_feed_forward, "MLP part")),
             self.has_embedding.then(|| "the embedding".to_owned()),
             self.has_head.then(|| "the head".to_owned()),
         ];
-        listed(&reported.into_iter().flatten().collect::<Vec<_>>())
+        listed(&texts.into_iter().flatten().collect::<Vec<_>>())
     }
 }
 
@@ -247,7 +245,7 @@ mod tests {
         assert_eq!(text(&[]), "");
         assert_eq!(text(&layer(3)), "1 layer");
         assert_eq!(text(&[&[Embedding][..], &layer(0), &layer(1), &[Head]].concat()), "2 layers, the embedding and the head");
-        // Neighbours of two layers are no layer.
+        // Adjacent parts of two layers are no layer.
         assert_eq!(text(&[FeedForward { layer: 0 }, Attention { layer: 1 }]), "1 attention part and 1 MLP part");
         assert_eq!(text(&[Attention { layer: 0 }, FeedForward { layer: 1 }]), "1 attention part and 1 MLP part");
         assert_eq!(text(&[&layer(0)[..], &[FeedForward { layer: 5 }, FeedForward { layer: 7 }]].concat()), "1 layer and 2 MLP parts");

@@ -1,6 +1,5 @@
-//! Plans as files: what is written of a plan so that it can be made again, byte for byte, and the making. The file holds the plan
-//! itself and the decisions behind it; the plan is built from the decisions, and refused where it is not the one in the file, so
-//! that nothing else of the file is believed.
+//! Saved plans: files from which a plan is made again, byte for byte. A file has the plan itself and the decisions behind it. The plan is
+//! built anew from the decisions, and refused where it differs from the one in the file, so that nothing else of the file is trusted.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +31,7 @@ pub struct SavedPlan {
     written: Value,
 }
 
-/// By what a model and devices are known again.
+/// What identifies the model and the devices that a plan was made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct MadeFor {
     model: ModelMark,
@@ -55,7 +54,7 @@ struct DeviceMark {
     limits: Option<GpuLimits>,
 }
 
-/// What of a written plan is the planner's choice.
+/// The decisions of the planner in a written plan.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 struct Decisions {
     devices: Vec<DeviceRow>,
@@ -93,7 +92,7 @@ impl ModelMark {
         }
     }
 
-    /// What `other` has otherwise, in words.
+    /// How `other` differs, in words.
     fn difference(&self, other: &ModelMark) -> Option<String> {
         let differs = |what: &str, own: &dyn std::fmt::Display, other: &dyn std::fmt::Display| {
             let (own, other) = (own.to_string(), other.to_string());
@@ -111,7 +110,7 @@ impl DeviceMark {
         DeviceMark { device: spec.device, name: spec.name.clone(), kind: spec.kind, limits: spec.limits }
     }
 
-    /// What `other` has otherwise, in words.
+    /// How `other` differs, in words.
     fn difference(&self, other: &DeviceMark) -> Option<String> {
         let device = self.device;
         if self.name != other.name {
@@ -129,7 +128,7 @@ impl DeviceMark {
     }
 }
 
-/// A text from a file, for a message: in quotes, what no terminal should get escaped, and not all of a long one.
+/// A text from a file, for a message: quoted, with control characters escaped, and cut where it is long.
 fn quoted(text: &str) -> String {
     const N_CHARS: usize = 80;
     let cut: String = text.chars().take(N_CHARS).collect();
@@ -137,7 +136,7 @@ fn quoted(text: &str) -> String {
     format!("`{}{more}`", cut.escape_debug())
 }
 
-/// A message that may quote a file, without what no terminal should get.
+/// A message that may quote a file, with control characters escaped.
 fn printable(message: &impl std::fmt::Display) -> String {
     let escaped = |character: char| match character.is_control() {
         true => character.escape_default().to_string(),
@@ -153,10 +152,10 @@ impl SavedPlan {
     /// [`Error::InvalidFile`] for what is no such file.
     pub fn from_json(json: &str, path: &str) -> Result<SavedPlan> {
         let invalid = |reason: String| Error::invalid_file(path, reason);
-        let mut document: Value = serde_json::from_str(json).map_err(|reason| invalid(format!("is no JSON: {reason}")))?;
+        let mut document: Value = serde_json::from_str(json).map_err(|error| invalid(format!("is no JSON: {error}")))?;
         match document.get("schema").and_then(Value::as_str) {
             Some(PLAN_SCHEMA) => {}
-            Some(other) => return Err(invalid(format!("is of the form {}, where {PLAN_SCHEMA} is read", quoted(other)))),
+            Some(other) => return Err(invalid(format!("has the schema {}, where {PLAN_SCHEMA} is read", quoted(other)))),
             None => {
                 let reason = format!("is no plan, whose `schema` is {PLAN_SCHEMA}");
                 let advice = [Remedy::Write(Setting::SavedPlan)].into();
@@ -167,9 +166,9 @@ impl SavedPlan {
         let (made_for, placements, written) = (take("made_for")?, take("placements")?, take("plan")?);
         let saved = SavedPlan {
             path: path.to_owned(),
-            made_for: serde_json::from_value(made_for).map_err(|reason| invalid(format!("`made_for`: {}", printable(&reason))))?,
-            placements: serde_json::from_value(placements).map_err(|reason| invalid(format!("`placements`: {}", printable(&reason))))?,
-            decisions: Decisions::deserialize(&written).map_err(|reason| invalid(format!("`plan`: {}", printable(&reason))))?,
+            made_for: serde_json::from_value(made_for).map_err(|error| invalid(format!("`made_for`: {}", printable(&error))))?,
+            placements: serde_json::from_value(placements).map_err(|error| invalid(format!("`placements`: {}", printable(&error))))?,
+            decisions: Decisions::deserialize(&written).map_err(|error| invalid(format!("`plan`: {}", printable(&error))))?,
             written,
         };
         saved.check_domains()?;
@@ -187,7 +186,7 @@ impl SavedPlan {
         executors
     }
 
-    /// What could be asked of a planner, nothing beyond it.
+    /// Refuses decisions that no options could ask the planner for.
     fn check_domains(&self) -> Result<()> {
         let Decisions { devices, ctx_size, n_seqs, forward, .. } = &self.decisions;
         let sizes = [
@@ -236,7 +235,7 @@ impl SavedPlan {
             let saved = self.row(row.device);
             row.budget_source = saved.map(|saved| saved.budget_source.clone()).unwrap_or_default();
         }
-        let made = serde_json::to_value(&plan).map_err(|reason| self.invalid(reason.to_string()))?;
+        let made = serde_json::to_value(&plan).map_err(|error| self.invalid(error.to_string()))?;
         if let Some(place) = first_difference(&made, &self.written, String::new()) {
             let reason = "it was changed, or written for other files or by another version; export it again";
             return Err(self.invalid(format!("the plan that follows from its placements differs at {place}: {reason}")));

@@ -12,7 +12,7 @@ use crate::kernels::{
     BatchShape, Binding, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, top_k,
 };
 use crate::model::{Attention, Model, Op, StoreKv, ValueId};
-use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, turned_by};
+use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, rotated_by};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
@@ -256,7 +256,7 @@ impl<'a> Maker<'a> {
         let gpu = self.gpu;
         let reader = |op: &Op| if let Op::Attention(attention) = op { Some(*attention) } else { None };
         let reader = ops[index..].iter().find_map(reader).ok_or_else(|| gpu.error("keys that no attention reads"))?;
-        let turned = turned_by(ops, index);
+        let turned = rotated_by(ops, index);
         let query_rope = turned.map(|[query, _]| query);
         let params = rope_kv::Params::of(store, query_rope, &self.batch);
         let is_padded = params.head_size != rope_kv_padded::padded_size(params.head_size);

@@ -85,7 +85,7 @@ fn a_plan_that_does_not_fit_its_place_is_refused_with_what_differs() {
     let model = home.refusal(2, &["plan", &other, "--devices", &own, "--plan", &file]);
     assert!(model.contains("was made for another model") && model.contains("number of layers"), "{model}");
     for (bytes, part) in
-        [("{\"\": 0}", "is no plan"), ("", "is no JSON"), ("{\"schema\": \"tierflow.plan/2\"}", "is of the form `tierflow.plan/2`")]
+        [("{\"\": 0}", "is no plan"), ("", "is no JSON"), ("{\"schema\": \"tierflow.plan/2\"}", "has the schema `tierflow.plan/2`")]
     {
         fs::write(&file, bytes).unwrap();
         let refusal = refusal(1, &[]);
