@@ -1,8 +1,8 @@
 //! tierflow runs language models that are larger than the GPU's memory, on any vendor's GPU.
 //!
-//! Weights live where there is room, on the GPU, in host memory or on disk. What does not live on the GPU streams through a
-//! small ring of slots, so that the next part of a layer arrives while the present one computes. Where a weight lives never
-//! changes the answer.
+//! Weights are stored where there is room: on the GPU, in host memory or on disk. Those that are not on the GPU stream through a small
+//! ring of slots, so that the next chunk arrives while the GPU computes with the present one. Where a weight is stored never changes the
+//! answer.
 //!
 //! ```no_run
 //! use tierflow::{Bytes, ChatMessage, Device, Engine, GenerateOptions, Sampler, SamplingSettings};
@@ -29,15 +29,15 @@
 //! Seven files show how it works, from the outside in:
 //!
 //! 1. [`engine`] opens a model and runs forwards; [`session`] makes tokens of them.
-//! 2. [`plan`] decides from headers and budgets alone where every weight lives.
-//! 3. [`plan::Schedule`] lists the steps of one forward: upload this, compute that.
+//! 2. [`plan`] decides from headers, rates and budgets where every weight is stored and which device computes with it.
+//! 3. [`plan::Schedule`] lists the steps of one forward: uploads, computations, transfers.
 //! 4. [`stream`] walks the schedule: its overlap loop starts each upload before the step that needs it.
-//! 5. [`model`] says which operations a unit of a layer is made of.
-//! 6. [`kernels`] holds each operation: its parameters, its dispatch, and a plain reference on the CPU.
-//! 7. `shaders/` holds the WGSL that the kernels dispatch.
+//! 5. [`model`] says which operations a unit consists of.
+//! 6. [`kernels`] has a file for each operation: its parameters, its dispatch, and a reference on the CPU.
+//! 7. `shaders/` has the WGSL that the kernels dispatch.
 //!
-//! Five values pass along it in one direction, each plain data that can be printed:
-//! [`Catalog`](weights::Catalog) → [`Plan`] → [`Schedule`](plan::Schedule) → an executor → [`Trace`](stream::Trace).
+//! Each of these values is made from the one before it; all are plain data that can be printed:
+//! [`Catalog`](weights::Catalog) → [`Plan`] → [`Schedule`](plan::Schedule) → executors → [`Trace`](stream::Trace).
 pub mod accelerate;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod cli;
