@@ -23,7 +23,7 @@ use crate::session::{FinishReason, GenerateOptions, Generated, GenerationState};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
 use crate::text::Sampler;
 
-/// Steps of a stream that wait to be read, at most: then its generation pauses until they are.
+/// Most unread steps of a stream: its generation pauses until they are read.
 pub const MAX_UNREAD: usize = 64;
 
 /// A loaded model on a thread of its own. Clones are handles of the same engine, which ends when the last handle, sequence and stream are
@@ -50,11 +50,11 @@ pub struct TokenStream {
     n_prompt: usize,
 }
 
-/// What a stream and the engine's thread know of the steps between them.
+/// The steps that a stream has not read yet, as its reader and the engine's thread share them.
 #[derive(Default)]
 struct Unread {
     n_steps: AtomicUsize,
-    /// The engine's thread waits for them to be read.
+    /// Whether the engine's thread waits for them to be read.
     is_awaited: AtomicBool,
 }
 
@@ -159,7 +159,7 @@ impl TokenStream {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await.transpose()
     }
 
-    /// What ends the generation before its next submission, once it is true; what was generated until then stays.
+    /// Set to true, it ends the generation before its next submission; what was generated until then stays.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancelled)
     }
@@ -242,7 +242,7 @@ struct Running {
     listener: Listener,
 }
 
-/// How far it has come.
+/// The stage of a generation.
 enum Stage {
     /// Nothing was done yet.
     Asked(Box<Request>),
@@ -271,12 +271,12 @@ impl Listener {
         let _ = self.steps.unbounded_send(step);
     }
 
-    /// Whether nobody wants any more.
+    /// Whether nobody wants more steps.
     fn is_gone(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.steps.is_closed()
     }
 
-    /// Whether it may get more steps; if not, it wakes the engine's thread when it may.
+    /// Whether it may get more steps. If not, it wakes the engine's thread once it may.
     fn has_room(&self) -> bool {
         let has_room = || self.unread.n_steps.load(Ordering::SeqCst) < MAX_UNREAD;
         if has_room() {
@@ -288,7 +288,7 @@ impl Listener {
 }
 
 impl Running {
-    /// What is to be computed next; nothing before it has begun.
+    /// The tokens to be computed next; none before it has begun.
     fn due(&self) -> &[u32] {
         match &self.stage {
             Stage::Asked(_) => &[],
@@ -303,7 +303,7 @@ impl Worker {
         Worker { engine, sequences: (0..n_seqs).map(|_| SequenceState::default()).collect(), running: VecDeque::new() }
     }
 
-    /// Until the last handle is gone. While there is nothing to compute it waits for commands.
+    /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
     fn run(mut self, commands: &mpsc::Receiver<Command>) {
         loop {
             self.running.retain(|running| !running.listener.is_gone());
@@ -346,7 +346,7 @@ impl Worker {
         }
     }
 
-    /// Begins what was asked for.
+    /// Begins the generations that were asked for.
     fn begin(&mut self) {
         for running in std::mem::take(&mut self.running) {
             let Running { sequence, stage, listener } = running;
@@ -366,7 +366,7 @@ impl Worker {
         }
     }
 
-    /// One part of the prompt whose turn it is.
+    /// Computes one part of the prompt whose turn it is.
     fn read_on(&mut self) {
         let is_next = |running: &Running| running.due().len() > 1 && running.listener.has_room();
         let next = self.running.iter().position(is_next).and_then(|index| self.running.remove(index));
@@ -377,7 +377,7 @@ impl Worker {
         }
     }
 
-    /// One token of each sequence that generates, several in a forward.
+    /// Computes one token of each sequence that generates, several in a forward.
     fn generate(&mut self) {
         let forward = self.engine.plan().forward;
         let n_together = MAX_TOKENS_TOGETHER.min(forward.n_tokens).min(forward.n_logit_rows).max(1);
@@ -396,8 +396,8 @@ impl Worker {
         }
     }
 
-    /// Computes the first `n_tokens` that are due of each of `some` in one forward; yields those that go on. Where that fails for several,
-    /// each is tried alone, so that none ends with the error of another.
+    /// Computes the first `n_tokens` that are due of each of `some` in one forward, and returns those that go on. Where a forward of several
+    /// fails, each is tried alone, so that none ends with the error of another.
     fn compute(&mut self, some: Vec<Running>, n_tokens: usize) -> Vec<Running> {
         match self.forward(&some, n_tokens) {
             Ok(logits) => some.into_iter().zip(logits).filter_map(|(running, logits)| self.go_on(running, n_tokens, logits)).collect(),
@@ -421,7 +421,7 @@ impl Worker {
             batch.tokens.extend((first..).zip(due).map(|(position, &token)| BatchToken { token, sequence: running.sequence, position }));
             batch.logits_for.push(batch.tokens.len().saturating_sub(1) as u32);
         }
-        // Only what follows all that is due is asked for: other logits need not cross the link.
+        // Logits are needed only after all that is due: others need not cross the link.
         let wanted = some.iter().filter(|running| running.due().len() == n_tokens).map(logits_request);
         batch.logits_request = wanted
             .max_by_key(|request| if let LogitsRequest::TopK(k) = request { *k } else { usize::MAX })
@@ -430,8 +430,8 @@ impl Worker {
         block_on(self.engine.forward_until(&batch, &is_cancelled))
     }
 
-    /// After `n_tokens` of what is due were computed; where that was all, these are the logits of what follows. Yields the generation where
-    /// it goes on.
+    /// Goes on after `n_tokens` of what is due were computed; `logits` are those of the next token, where that was all. Returns the generation
+    /// unless it has ended.
     fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Logits) -> Option<Running> {
         let cached = &mut self.sequences[running.sequence as usize].tokens;
         let Running { stage: Stage::Begun(begun), listener, .. } = &mut running else { return None };

@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Setting};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
 
-/// A sequence and its place in the KV cache.
+/// A sequence in the KV cache.
 pub struct Session<'a> {
     engine: &'a mut Engine,
     /// Which of the plan's sequences.
@@ -51,17 +51,17 @@ pub struct Generated {
 pub struct Generation<'s, 'a> {
     session: &'s mut Session<'a>,
     state: GenerationState,
-    /// Of what follows the last token that was computed.
+    /// The logits after the last token that was computed.
     logits: Logits,
 }
 
-/// How far a generation has come, apart from the session that it goes on in.
+/// The state of a generation, without its session.
 pub(crate) struct GenerationState {
     sampler: Sampler,
     options: GenerateOptions,
     detokenizer: Option<Detokenizer>,
     stop: StopStrings,
-    /// The token generated last; it is computed only when what follows it is asked for.
+    /// The last generated token, which is computed only when the next one is asked for.
     last: Option<u32>,
     /// Tokens before the generated ones.
     n_before: usize,
@@ -85,8 +85,8 @@ impl<'a> Session<'a> {
         &self.tokens
     }
 
-    /// Ends what runs, with [`Error::Interrupted`] before its next submission, once `cancelled` is true. A long prompt is
-    /// many forwards; those that ended stay.
+    /// Ends what runs with [`Error::Interrupted`], before its next submission, once `cancelled` is true. Of a long prompt, the forwards
+    /// that ended before stay in the cache.
     pub fn cancel_with(&mut self, cancelled: Arc<AtomicBool>) {
         self.cancelled = cancelled;
     }
@@ -96,8 +96,7 @@ impl<'a> Session<'a> {
         self.tokens.truncate(n_tokens);
     }
 
-    /// Appends `tokens` and yields the logits of what follows the last one. Long prompts go in as many forwards as the
-    /// plan's forward size demands.
+    /// Appends `tokens` and returns the logits after the last one. Long prompts take as many forwards as the plan's forward size requires.
     ///
     /// # Errors
     /// [`Error::ContextFull`] before anything is computed; those of [`Engine::forward`].
@@ -111,7 +110,7 @@ impl<'a> Session<'a> {
             let batch = Batch {
                 tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
                 logits_for: vec![part.len() as u32 - 1],
-                // Only what follows the whole is asked for: all of a part's logits need not cross the link.
+                // Only the logits after the whole prompt are needed: those of its parts need not cross the link.
                 logits_request: if index + 1 == n_parts { logits_request } else { LogitsRequest::TopK(1) },
             };
             logits = self.engine.forward_unless(&batch, &self.cancelled).await?.into_iter().next();
@@ -120,7 +119,7 @@ impl<'a> Session<'a> {
         logits.ok_or_else(nothing_to_continue)
     }
 
-    /// The logits of every position of `tokens`, one after the other, to `each`.
+    /// Calls `each` with the logits of every position of `tokens`, in order.
     ///
     /// # Errors
     /// As of [`Session::append`].
@@ -148,7 +147,7 @@ impl<'a> Session<'a> {
         self.engine.prepared().check_room(self.tokens.len() + n_tokens)
     }
 
-    /// Reads the prompt and begins to generate. What the cache already holds of it is not computed again.
+    /// Reads the prompt and begins to generate. What is already cached of it is not computed again.
     ///
     /// # Errors
     /// As of [`Session::append`].
@@ -189,8 +188,8 @@ impl Generation<'_, '_> {
         is_going && more_wanted && self.session.tokens.len() + 1 >= self.session.engine.plan().ctx_size
     }
 
-    /// Goes on after `prompt` in place of the prompt so far, as if the same tokens had been generated after it. What was generated is
-    /// read anew behind it.
+    /// Replaces the prompt by `prompt` and goes on, as if the same tokens had been generated after it: they are computed anew after the new
+    /// prompt.
     ///
     /// # Errors
     /// [`Error::ContextFull`] where that leaves no room, and nothing has changed; those of [`Session::append`], after which the
@@ -233,8 +232,8 @@ impl Generation<'_, '_> {
 }
 
 impl GenerationState {
-    /// Begins after `prompt`, of which the cache holds what it has in common with `cached`; the rest of that is cut off. Beside the state,
-    /// the tokens of the prompt that are to be computed, at least one.
+    /// Begins after `prompt`. `cached` are the tokens in the cache; those beyond its common beginning with `prompt` are cut off. Returns the
+    /// state and the tokens of the prompt that are still to be computed, at least one.
     pub(crate) fn begin(
         model: &LoadedModel,
         cached: &mut Vec<u32>,
@@ -244,7 +243,7 @@ impl GenerationState {
     ) -> Result<(GenerationState, Vec<u32>)> {
         let stop = StopStrings::new(options.stop.clone())?;
         let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
-        // The last token is always computed: its logits are what is asked for.
+        // The last token is always computed, since its logits are needed.
         let n_known = n_known(cached, prompt).min(prompt.len().saturating_sub(1));
         let due = prompt[n_known..].to_vec();
         if due.is_empty() {
@@ -252,7 +251,7 @@ impl GenerationState {
         }
         cached.truncate(n_known);
         model.prepared().check_room(prompt.len())?;
-        // What the prompt repeats counts as repeated, as in llama.cpp.
+        // Tokens of the prompt count for the repetition penalty, as in llama.cpp.
         prompt.iter().for_each(|&token| sampler.accept(token));
         let state = GenerationState {
             detokenizer: model.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
@@ -278,12 +277,12 @@ impl GenerationState {
         self.finish
     }
 
-    /// The token that is to be computed before the next one is chosen; the last of the prompt is, before the first.
+    /// The token that must be computed before the next one is chosen; `None` before the first one, which follows the prompt.
     pub(crate) fn due(&self) -> Option<u32> {
         self.last.filter(|_| self.finish.is_none())
     }
 
-    /// The logits that choosing a token takes.
+    /// The logits that the sampler needs.
     pub(crate) fn logits_request(&self) -> LogitsRequest {
         match self.sampler.needs() {
             LogitsNeeded::Greedy => LogitsRequest::TopK(1),
@@ -292,7 +291,7 @@ impl GenerationState {
         }
     }
 
-    /// The next token, by the logits of what follows the `n_cached` tokens in the cache; `None` at the end.
+    /// Chooses the next token, by the logits after the `n_cached` tokens in the cache; `None` at the end.
     pub(crate) fn next(&mut self, logits: &Logits, n_cached: usize, model: &LoadedModel) -> Result<Option<Generated>> {
         if self.finish.is_some() {
             return Ok(None);

@@ -16,7 +16,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let found = pollster::block_on(machine::list(Measure::Quick));
     let memory = host_memory();
     let report = serde_json::json!({
-        "schema": "tierflow.doctor/1",
+        "schema": "tierflow.doctor/2",
         "version": env!("CARGO_PKG_VERSION"),
         "wgpu": "30",
         "os": std::env::consts::OS,
@@ -27,7 +27,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         "cache": cache_folder().map(|folder| folder.to_string_lossy().into_owned()),
         "devices": found.as_ref().ok().map(|found| &found.devices),
         "features": found.as_ref().ok().map(|found| &found.features),
-        "devices_reason": found.as_ref().err().map(ToString::to_string),
+        "devices_error": found.as_ref().err().map(ToString::to_string),
     });
     if args.json {
         return print_json(&report);

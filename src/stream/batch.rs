@@ -1,4 +1,4 @@
-//! What goes into a forward and what comes out.
+//! The input of a forward, a batch, and its output, logits.
 
 use crate::error::{Error, Result};
 use crate::kernels::matmul::MAX_FEW_TOKENS;
@@ -6,13 +6,13 @@ use crate::model::{ModelConfig, RopeTable};
 use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
 
-/// Tokens of a forward that go through the kernels of a single one: each is computed bit for bit as if it were alone.
+/// Most tokens of a forward that takes the same kernels as a forward of one token: each is computed bit for bit as if it were alone.
 pub const MAX_TOKENS_TOGETHER: usize = MAX_FEW_TOKENS as usize;
 
 /// One forward's input: tokens of one or several sequences, each at its position.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// The tokens. Tokens of one sequence stand in ascending position, and all earlier positions are in the cache or in the batch.
+    /// The tokens. Those of one sequence are in the order of their positions, and all earlier positions are in the cache or in the batch.
     pub tokens: Vec<BatchToken>,
     /// Indices into `tokens`: the positions whose logits are asked for.
     pub logits_for: Vec<u32>,
@@ -37,7 +37,7 @@ pub enum LogitsRequest {
     /// All of them.
     #[default]
     All,
-    /// The so many best of each row, 1 to [`TOP_K_MAX`].
+    /// The highest ones of each row, so many: 1 to [`TOP_K_MAX`].
     TopK(usize),
 }
 
@@ -46,12 +46,12 @@ pub enum LogitsRequest {
 pub enum Logits {
     /// Every token's. `[vocab_size]`
     All(Vec<f32>),
-    /// The best tokens with their logits, best first; ties in order of the token's id.
+    /// The tokens with the highest logits, best first; ties in the order of token ids.
     Top(Vec<(u32, f32)>),
 }
 
 impl Logits {
-    /// The logits that `logits_request` asks for, of more.
+    /// Leaves out what `logits_request` does not ask for.
     #[must_use]
     pub fn limited_to(self, logits_request: LogitsRequest) -> Logits {
         match (self, logits_request) {
@@ -65,17 +65,17 @@ impl Logits {
 }
 
 impl Batch {
-    /// Runs of tokens that follow each other in one sequence.
+    /// The number of runs of consecutive tokens of one sequence.
     pub fn n_runs(&self) -> usize {
         self.tokens.chunk_by(|a, b| a.sequence == b.sequence).count()
     }
 
-    /// Positions that its tokens look back on, at most, their own included.
+    /// Most positions that one of its tokens attends to, its own included.
     pub fn n_positions(&self) -> usize {
         self.tokens.iter().map(|token| token.position as usize + 1).max().unwrap_or(0)
     }
 
-    /// Checks the batch against what the plan provides for.
+    /// Checks the batch against the sizes of the plan.
     ///
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`].
@@ -101,7 +101,7 @@ impl Batch {
         let mut places: Vec<(u32, u32)> = self.tokens.iter().map(|token| (token.sequence, token.position)).collect();
         places.sort_unstable();
         if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
-            let reason = format!("two tokens stand at position {} of sequence {}", twice[0].1, twice[0].0);
+            let reason = format!("two tokens have position {} of sequence {}", twice[0].1, twice[0].0);
             return Err(Error::InvalidArgument { option: "batch".into(), reason });
         }
         for token in &self.tokens {
@@ -119,20 +119,20 @@ impl Batch {
     }
 }
 
-/// How many positions of each sequence the KV caches hold.
+/// How many positions of each sequence are cached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedPositions(Vec<usize>);
 
 impl CachedPositions {
-    /// Those of empty caches.
+    /// Empty caches.
     pub fn new(n_seqs: usize) -> CachedPositions {
         CachedPositions(vec![0; n_seqs])
     }
 
-    /// Checks that what each token of a batch looks back on is cached, or stands before it in the batch.
+    /// Checks that all positions before each token of a batch are cached, or come before it in the batch.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first position that comes too early.
+    /// [`Error::InvalidArgument`] with the first position that is not.
     pub fn check(&self, batch: &Batch) -> Result<()> {
         for (index, &BatchToken { sequence, position, .. }) in batch.tokens.iter().enumerate() {
             let before = batch.tokens[..index].iter().rfind(|other| other.sequence == sequence);
@@ -146,7 +146,7 @@ impl CachedPositions {
         Ok(())
     }
 
-    /// A forward begins: until its end, its positions and those behind them hold nothing that counts.
+    /// A forward begins: until it ends, its positions and all later ones count as not cached.
     pub fn begin(&mut self, batch: &Batch) {
         for token in &batch.tokens {
             if let Some(cached) = self.0.get_mut(token.sequence as usize) {
@@ -155,7 +155,7 @@ impl CachedPositions {
         }
     }
 
-    /// It ended well: its positions are cached.
+    /// A forward ended well: its positions are cached.
     pub fn end(&mut self, batch: &Batch) {
         for token in &batch.tokens {
             if let Some(cached) = self.0.get_mut(token.sequence as usize) {
@@ -165,8 +165,8 @@ impl CachedPositions {
     }
 }
 
-/// Cosine and sine of each token's angles by `table`: `[n_tokens, n_pairs, 2]`. Made on the host in double precision,
-/// so that every executor rotates by the same numbers and far positions lose nothing.
+/// Cosine and sine of each token's angles by `table`: `[n_tokens, n_pairs, 2]`. Computed on the host in double precision, so that every
+/// executor rotates by the same values and large positions lose no precision.
 pub(super) fn cos_sin(batch: &Batch, table: &RopeTable) -> Vec<f32> {
     let mut cos_sin = Vec::with_capacity(batch.tokens.len() * table.inverse_frequencies.len() * 2);
     for token in &batch.tokens {
@@ -200,7 +200,7 @@ mod tests {
         cached.check(&batch(&[(0, 3), (1, 2)])).unwrap();
         let reported = cached.check(&batch(&[(1, 3)])).unwrap_err().to_string();
         assert!(reported.contains("position 3 of sequence 1") && reported.contains("position 2"), "{reported}");
-        // Another text from position 1 on: what stood behind it counts no more.
+        // Another text from position 1 on: later positions are not cached any more.
         let other = batch(&[(0, 1)]);
         cached.check(&other).unwrap();
         cached.begin(&other);

@@ -25,7 +25,7 @@ const LOAD_STEPS_AT_ONCE: usize = 4;
 
 /// What is allocated on the adapter for as long as the executor lives.
 pub(super) struct Buffers {
-    /// One per chunk; `None` where the chunk streams, or another device computes it.
+    /// Per chunk; `None` where it streams, or another device computes it.
     resident: Vec<Option<Buffer>>,
     vectors: HashMap<TensorId, Buffer>,
     /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`.
@@ -95,7 +95,7 @@ impl Buffers {
         self.arenas.pop()
     }
 
-    /// Takes back a set of parameters that is not used after all.
+    /// Returns a set of parameters that was not used after all.
     pub(super) fn give_back_arena(&mut self, arena: ParamsArena) {
         self.arenas.push(arena);
     }

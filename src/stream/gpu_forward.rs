@@ -1,5 +1,5 @@
-//! From operations to dispatches: every chunk of a plan becomes a list that is ready to encode, once per shape of forward.
-//! Dispatches are fewer than operations: see `gpu_fusion`.
+//! From operations to dispatches: every chunk of a plan becomes a list of dispatches that are ready to encode, once per shape of forward.
+//! There are fewer dispatches than operations: see `gpu_fusion`.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
 use crate::weights::TensorId;
 
-/// What the dispatches of a device's part of a forward depend on.
+/// The shape of a device's part of a forward, on which its dispatches depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ForwardShape {
     /// Tokens of the batch.
@@ -28,9 +28,9 @@ pub(super) struct ForwardShape {
     pub(super) n_rows: usize,
     /// Best tokens to select per row; 0 selects nothing.
     pub(super) top_k: usize,
-    /// Whether tokens of one sequence follow each other, so that their attention can share keys.
+    /// Whether many tokens of one sequence follow each other, so that their attention can share keys.
     pub(super) attention: TokenCount,
-    /// Positions that a token looks back on, at most.
+    /// Most positions that a token attends to.
     pub(super) n_positions: usize,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct ForwardShape {
 #[derive(Debug, Clone)]
 pub(super) struct PlacedDispatch {
     pub(super) dispatch: Dispatch,
-    /// Where its params lie in the arena.
+    /// Offset of its params in the arena.
     pub(super) params_offset: u32,
     /// How long it should take, by the adapter's rates.
     pub(super) secs: f64,
@@ -47,13 +47,12 @@ pub(super) struct PlacedDispatch {
 /// All dispatches of one shape.
 pub(super) struct ForwardDispatches {
     pub(super) shape: ForwardShape,
-    /// Per chunk, per place that it can be computed from: its own buffer, or each slot of the ring. None of chunks that
-    /// another device computes.
+    /// Per chunk, for each buffer that it can be in: its own, or each slot of the ring. Empty for chunks that another device computes.
     chunks: Vec<Vec<Vec<PlacedDispatch>>>,
     top_k: Option<PlacedDispatch>,
 }
 
-/// What dispatches are made of, whatever their shape.
+/// What dispatches are made from, besides the shape.
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
     pub(super) gpu: &'a Gpu,
@@ -75,7 +74,7 @@ struct Maker<'a> {
 }
 
 impl ForwardDispatches {
-    /// Makes all dispatches and uploads their params to `arena`, in place of what it held.
+    /// Makes all dispatches and uploads their params to `arena`, whose former contents are discarded.
     pub(super) fn new(parts: Parts<'_>, arena: &mut ParamsArena, shape: ForwardShape) -> Result<ForwardDispatches> {
         let Parts { gpu, device, model, plan, store, buffers, ring } = parts;
         arena.clear();
@@ -110,7 +109,7 @@ impl ForwardDispatches {
                 let fused = fuse(of_unit, &chunk.slices, ops, &terms);
                 for one in fused.ok_or_else(|| gpu.error("a slice of something that is no matrix product"))? {
                     let secs = terms.secs(&one, ops);
-                    // The params are the same for every slot; what is bound is not.
+                    // The params are the same for every slot; the bindings are not.
                     let call = maker.call(ops, &one, secs)?;
                     let params_offset = arena.push_bytes(gpu, &call.params)?;
                     for (place, block) in places.iter_mut().zip(&blocks) {
@@ -135,12 +134,12 @@ impl ForwardDispatches {
         Ok(ForwardDispatches { shape, chunks, top_k })
     }
 
-    /// What to encode for a chunk, computed from a slot or from its own buffer.
+    /// The dispatches of a chunk that is in a slot, or in its own buffer.
     pub(super) fn dispatches(&self, chunk: usize, slot: Option<usize>) -> &[PlacedDispatch] {
         &self.chunks[chunk][slot.unwrap_or(0)]
     }
 
-    /// All that there is to encode, one of each pipeline.
+    /// One dispatch of each pipeline.
     pub(super) fn one_of_each_pipeline(&self) -> Vec<&PlacedDispatch> {
         let all = self.chunks.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
         let mut each: Vec<&PlacedDispatch> = all.collect();
@@ -155,17 +154,17 @@ impl ForwardDispatches {
     }
 }
 
-/// A kernel with its params and all it binds, except the block that matrices lie in.
+/// A kernel with its params and its bindings, except the block that has the matrices.
 struct Call<'a> {
     params: Vec<u8>,
     prepare: Box<Prepare<'a>>,
 }
 
-/// Makes the dispatches of a call, in their order, from the buffer that its params are in and the block that matrices lie in.
+/// Makes the dispatches of a call, in order, from the buffer of its params and the block that has the matrices.
 type Prepare<'a> = dyn Fn(&wgpu::Buffer, Option<&wgpu::Buffer>) -> Result<Vec<Dispatch>> + 'a;
 
 impl<'a> Call<'a> {
-    /// One that takes a single dispatch and no matrix.
+    /// A call of one dispatch without a matrix.
     fn simple<P: Pod>(params: P, prepare: impl Fn(&wgpu::Buffer, &P) -> Result<Dispatch> + 'a) -> Call<'a> {
         Call::new(&params, move |arena, _| Ok(vec![prepare(arena, &params)?]))
     }
@@ -225,12 +224,12 @@ impl<'a> Maker<'a> {
                 let bindings = gather_rows::Bindings { input, row_indices: self.working(WorkingBuffer::SelectedRows)?, output };
                 Call::simple(params, move |arena, params| gather_rows::prepare(gpu, arena, params, bindings))
             }
-            // The embedding is the schedule's own step, and products come with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.error("an operation stands where it is not computed")),
+            // The embedding is a step of the schedule, and products are fused with their rows.
+            Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.error("an operation is in a place where it is not computed")),
         })
     }
 
-    /// The slices lie in the order of their offsets, each at a multiple of the alignment that params count in.
+    /// The slices must be in the order of their offsets, each at a multiple of the alignment that params count in.
     fn products(&self, products: &[Product]) -> Result<Call<'a>> {
         let [first, ..] = products else { return Err(self.gpu.error("a dispatch of no products")) };
         let begin = first.slice.offset;
@@ -250,19 +249,19 @@ impl<'a> Maker<'a> {
         }))
     }
 
-    /// Stores keys and values, and turns queries and keys before where `ops` say so: the queries in place; or, where heads are no whole
-    /// octets, padded into the buffer that the result of the attention behind goes to later.
+    /// Stores keys and values, and rotates queries and keys before, where `ops` say so. Queries are rotated in place; where the head size is no
+    /// multiple of 8, they are padded into the buffer that later gets the attention output.
     fn store_kv(&self, store: &StoreKv, ops: &[Op], index: usize) -> Result<Call<'a>> {
         let gpu = self.gpu;
         let reader = |op: &Op| if let Op::Attention(attention) = op { Some(*attention) } else { None };
         let reader = ops[index..].iter().find_map(reader).ok_or_else(|| gpu.error("keys that no attention reads"))?;
-        let turned = rotated_by(ops, index);
-        let query_rope = turned.map(|[query, _]| query);
+        let rotations = rotated_by(ops, index);
+        let query_rope = rotations.map(|[query, _]| query);
         let params = rope_kv::Params::of(store, query_rope, &self.batch);
         let is_padded = params.head_size != rope_kv_padded::padded_size(params.head_size);
         let (keys, values) = self.buffers.kv_cache(gpu, store.layer)?;
         let tokens = self.working(WorkingBuffer::Tokens)?;
-        // Where nothing turns, no angle is read.
+        // Without a rotation, no angle is read.
         let cos_sin = query_rope.map_or(Ok(tokens), |rope| self.working(WorkingBuffer::CosSin { table: rope.table }))?;
         let (key, value, query) = (self.value(store.key)?, self.value(store.value)?, self.value(reader.query)?);
         let (key_cache, value_cache) = (Binding::whole(keys), Binding::whole(values));
@@ -275,10 +274,10 @@ impl<'a> Maker<'a> {
         Ok(Call::simple(params, move |arena, params| rope_kv_padded::prepare(gpu, arena, params, bindings)))
     }
 
-    /// Of many tokens, in as many dispatches as keep each short: no watchdog must take the adapter for hung. Few tokens read each
-    /// key once, which takes less.
+    /// Attention of a prompt takes several dispatches, each short enough that no watchdog takes the adapter for hung. That of decoding reads
+    /// each key once, and one dispatch is short enough.
     ///
-    /// Padded heads lie the other way round: queries where the result goes at last, what attention makes of them where queries were.
+    /// With padded heads, the buffers change roles: queries are in the output buffer, and the padded output goes to the query buffer.
     fn attention(&self, op: &Attention, secs: f64) -> Result<Call<'a>> {
         let (gpu, tokens) = (self.gpu, self.attention);
         let (keys, values) = self.buffers.kv_cache(gpu, op.layer)?;
@@ -303,7 +302,7 @@ impl<'a> Maker<'a> {
             for &begin in &begins {
                 dispatches.extend(attention::prepare(gpu, arena, &params, bindings.from_token(&whole, begin), tokens)?);
             }
-            // What puts the heads of each cut side by side comes behind all cuts: some tokens are in two of them.
+            // Padding is removed after all cuts, since some tokens are in two of them.
             for &begin in begins.iter().filter(|_| is_padded) {
                 let bindings = compact.from_token(&whole, head_size, begin);
                 dispatches.push(attention::compact::prepare(gpu, arena, &params, head_size, bindings)?);

@@ -156,7 +156,7 @@ impl Values {
                 gather_rows::reference(&params, self.get(input), &self.selected_rows, &mut result);
                 self.put(output, result);
             }
-            // The embedding is the schedule's own step, and products come with their rows.
+            // The embedding is a step of the schedule, and products are computed with their rows.
             Op::Embed { .. } | Op::MatMul { .. } => {}
         }
     }

@@ -15,7 +15,7 @@ use crate::common::program::{Home, devices, has_gpu, text, wait};
 #[test]
 fn devices_and_doctor_show_host_and_disk() {
     let home = Home::new();
-    for (schema, command) in [("tierflow.devices/1", "devices"), ("tierflow.doctor/1", "doctor")] {
+    for (schema, command) in [("tierflow.devices/1", "devices"), ("tierflow.doctor/2", "doctor")] {
         let names: Vec<Value> =
             home.json(schema, &[command, "--json"])["devices"].as_array().unwrap().iter().map(|one| one["device"].clone()).collect();
         assert!(names.contains(&"cpu".into()) && names.contains(&"disk".into()), "{names:?}");
