@@ -1,25 +1,12 @@
 // attended[t, h, :] = sum over parts of exp(maximum_part - maximum) * sum_part / sum over parts of exp(maximum_part - maximum) * total_part:
 // what the parts that attention_token.wgsl and its like write come to.
 //
-// params  those of the parts' dispatch
-// tokens  [n_tokens] of (seq, position, kv_len, 0)
-// parts   [n_tokens, n_heads, n_parts, head_size + 4] f32: sum, maximum, total, 0, 0; only those with positions that the token sees are read
-// attended   [n_tokens, n_heads, head_size] f32
+// params    those of the parts' dispatch
+// tokens    [n_tokens] of (seq, position, kv_len, 0)
+// parts     [n_tokens, n_heads, n_parts, head_size + 4] f32: sum, maximum, total, 0, 0; only those with positions that the token sees are read
+// attended  [n_tokens, n_heads, head_size] f32
 //
 // One invocation per four values of a head.
-
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32,
-    n_seqs: u32,
-    kv_capacity: u32,
-    window: u32, // positions that a token sees, its own included; 0: all
-    scale: f32,
-    kv_dtype: u32,
-    softcap: f32,
-}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;
@@ -27,8 +14,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> attended: array<vec4<f32>>;
 
 override PART_POSITIONS: u32 = 256u;
-
-const LOWEST: f32 = -3.4e38;
 
 @compute @workgroup_size(64)
 fn main(
@@ -42,18 +27,13 @@ fn main(
         return;
     }
     let head = index / n_quads; // counts the heads of all tokens
-    let token = tokens[head / params.n_heads];
-    let end = min(min(token.y + 1u, token.z), params.kv_capacity);
-    var begin = 0u;
-    if params.window > 0u && token.y + 1u > params.window {
-        begin = token.y + 1u - params.window;
-    }
+    let sight = sight_of(head / params.n_heads);
     let n_parts = (params.kv_capacity + PART_POSITIONS - 1u) / PART_POSITIONS;
-    let end_part = select(0u, (end + PART_POSITIONS - 1u) / PART_POSITIONS, begin < end);
+    let end_part = select(0u, (sight.end + PART_POSITIONS - 1u) / PART_POSITIONS, sight.begin < sight.end);
     var maximum = LOWEST;
     var total = 0.0;
     var sum = vec4<f32>(0.0);
-    for (var part = begin / PART_POSITIONS; part < end_part; part++) {
+    for (var part = sight.begin / PART_POSITIONS; part < end_part; part++) {
         let first_quad = (head * n_parts + part) * (n_quads + 1u);
         let facts = parts[first_quad + n_quads];
         let new_maximum = max(maximum, facts.x);
@@ -64,5 +44,5 @@ fn main(
         sum = fma(vec4<f32>(share), parts[first_quad + index % n_quads], rescale * sum);
     }
     // A token that sees nothing mixes nothing.
-    attended[index] = sum * select(1.0 / total, 0.0, begin >= end);
+    attended[index] = sum * select(1.0 / total, 0.0, sight.begin >= sight.end);
 }

@@ -1,23 +1,10 @@
 // attended[t, h, i] = padded[t, h, i] for i below HEAD_SIZE: what attention made of padded heads, side by side.
 //
-// params  those of the attention
-// padded  [n_tokens, n_heads, head_size] f32
-// attended   [n_tokens, n_heads, HEAD_SIZE] f32
+// params    those of the attention
+// padded    [n_tokens, n_heads, head_size] f32
+// attended  [n_tokens, n_heads, HEAD_SIZE] f32
 //
 // One invocation per value of attended.
-
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32,
-    n_seqs: u32,
-    kv_capacity: u32,
-    window: u32,
-    scale: f32,
-    kv_dtype: u32,
-    softcap: f32,
-}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> padded: array<f32>;

@@ -6,7 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
-// attended        as in attention_token.wgsl, with IS_SPLIT in parts
+// attended     as in attention_token.wgsl, with IS_SPLIT in parts
 //
 // One workgroup per token, HEADS query heads that share a key head, and part. Of a block of eight positions each lane scores one, for
 // which the subgroup has passed the queries round before; then each lane takes an eighth of the values of all eight, and the
@@ -14,19 +14,6 @@
 //
 // Arrays of a lane are indexed by constants only, once loops are unrolled: anything else costs this adapter dearly. Hence the
 // calls that stand written out.
-
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32, // chosen at pipeline creation, as OCTETS
-    n_seqs: u32,
-    kv_capacity: u32,
-    window: u32, // positions that a token sees, its own included; 0: all
-    scale: f32,
-    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
-}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> query: array<vec2<u64>>;
@@ -43,42 +30,10 @@ override IS_SPLIT: bool = false;
 override PART_POSITIONS: u32 = 256u; // with IS_SPLIT
 
 const LANES: u32 = 8u;
-const LOWEST: f32 = -3.4e38;
 
 var<private> scaled_query: array<vec4<f32>, 128>; // [HEADS, OCTETS, 2], the same in all lanes
 var<private> scores: vec4<f32>;                   // [HEADS] of this lane's position
 var<private> sums: array<vec4<f32>, 16>;          // [HEADS, rounds, 2] of this lane's octets
-
-struct Octet {
-    low: vec4<f32>,
-    high: vec4<f32>,
-}
-
-// `index` counts the octets of the whole cache.
-fn key_octet(index: u32) -> Octet {
-    if KV_F16 {
-        let words = key_cache[index];
-        return Octet(halves(words.x), halves(words.y));
-    }
-    return Octet(floats(key_cache[index * 2u]), floats(key_cache[index * 2u + 1u]));
-}
-
-fn value_octet(index: u32) -> Octet {
-    if KV_F16 {
-        let words = value_cache[index];
-        return Octet(halves(words.x), halves(words.y));
-    }
-    return Octet(floats(value_cache[index * 2u]), floats(value_cache[index * 2u + 1u]));
-}
-
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
-}
-
-// Octets that each lane loads of a row.
-fn rounds() -> u32 {
-    return (OCTETS + LANES - 1u) / LANES;
-}
 
 // Of the queries of HEADS heads, which lie side by side, each lane loads an eighth, which then all lanes get.
 fn load_queries(first_quad: u32, lane: u32) {
@@ -109,11 +64,6 @@ fn score_octets(row: u32, first: u32) {
             }
         }
     }
-}
-
-// Beyond 15, tanh is 1 in f32, and some drivers make it NaN.
-fn capped(x: vec4<f32>) -> vec4<f32> {
-    return params.softcap * tanh(clamp(x / params.softcap, vec4<f32>(-15.0), vec4<f32>(15.0)));
 }
 
 // Adds the values of one cached row in these shares to the sums.
@@ -154,14 +104,10 @@ fn main(
     let flat = min(workgroup.x + workgroup.y * n_workgroups.x, params.n_tokens * n_groups * n_parts - 1u);
     let index = flat / n_parts;
     let part = flat % n_parts;
-    let token = tokens[index / n_groups];
+    let sight = sight_of(index / n_groups);
     let kv_head = index % n_groups * HEADS / (params.n_heads / params.n_kv_heads);
-    let seq = min(token.x, params.n_seqs - 1u);
-    var end = min(min(token.y + 1u, token.z), params.kv_capacity);
-    var begin = 0u;
-    if params.window > 0u && token.y + 1u > params.window {
-        begin = token.y + 1u - params.window;
-    }
+    var begin = sight.begin;
+    var end = sight.end;
     if IS_SPLIT {
         begin = max(begin, part * PART_POSITIONS);
         end = min(end, (part + 1u) * PART_POSITIONS);
@@ -169,7 +115,7 @@ fn main(
             return;
         }
     }
-    let cache_row = (seq * params.n_kv_heads + kv_head) * params.kv_capacity;
+    let cache_row = (sight.seq * params.n_kv_heads + kv_head) * params.kv_capacity;
 
     load_queries(index * HEADS * OCTETS * 2u, lane); // index * HEADS counts the heads of all tokens
     var maxima = vec4<f32>(LOWEST);
@@ -186,7 +132,7 @@ fn main(
         score_octets(own_row, 24u);
         score_octets(own_row, 28u);
         if HAS_SOFTCAP {
-            scores = capped(scores);
+            scores = capped_quad(scores);
         }
         var shares = vec4<f32>(0.0);
         for (var h = 0u; h < HEADS; h++) {

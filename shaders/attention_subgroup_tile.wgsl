@@ -6,7 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
-// attended        [n_tokens, n_heads, head_size] f32
+// attended     [n_tokens, n_heads, head_size] f32
 //
 // One workgroup per eight tokens and HEADS query heads that share a key head. Of the keys and values each lane loads an eighth. Each lane
 // scores for a token of its own, the keys being passed round; of the sums it holds its eighth for all tokens, the shares being
@@ -15,19 +15,6 @@
 //
 // Arrays of a lane are indexed by constants only, once loops are unrolled: anything else costs this adapter dearly. Hence the
 // calls that stand written out.
-
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32, // chosen at pipeline creation, as OCTETS
-    n_seqs: u32,
-    kv_capacity: u32,
-    window: u32, // positions that a token sees, its own included; 0: all
-    scale: f32,
-    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
-}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> query: array<vec2<u64>>;
@@ -43,7 +30,6 @@ override OCTETS: u32 = 8u; // head_size / 8; HEADS * OCTETS is at most 32
 
 const LANES: u32 = 8u;
 const BLOCK: u32 = 4u;
-const LOWEST: f32 = -3.4e38;
 
 var<private> scaled_query: array<vec4<f32>, 64>; // [HEADS, OCTETS, 2] of this lane's token
 var<private> row_scores: vec4<f32>;              // [HEADS] of one position, of this lane's token
@@ -52,54 +38,6 @@ var<private> maxima: vec4<f32>;                  // [HEADS] of this lane's token
 var<private> totals: vec4<f32>;
 var<private> values: array<Octet, 16>;           // [rounds, BLOCK] of this lane's octets
 var<private> sums: array<vec4<f32>, 96>;         // [LANES, HEADS, rounds, 2] of all tokens, of this lane's octets
-
-struct Octet {
-    low: vec4<f32>,
-    high: vec4<f32>,
-}
-
-// `index` counts the octets of the whole cache.
-fn key_octet(index: u32) -> Octet {
-    if KV_F16 {
-        let words = key_cache[index];
-        return Octet(halves(words.x), halves(words.y));
-    }
-    return Octet(floats(key_cache[index * 2u]), floats(key_cache[index * 2u + 1u]));
-}
-
-fn value_octet(index: u32) -> Octet {
-    if KV_F16 {
-        let words = value_cache[index];
-        return Octet(halves(words.x), halves(words.y));
-    }
-    return Octet(floats(value_cache[index * 2u]), floats(value_cache[index * 2u + 1u]));
-}
-
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
-}
-
-
-// What a token sees.
-struct Sight {
-    seq: u32,
-    begin: u32,
-    end: u32,
-}
-
-fn sight_of(token_index: u32) -> Sight {
-    let token = tokens[token_index];
-    var begin = 0u;
-    if params.window > 0u && token.y + 1u > params.window {
-        begin = token.y + 1u - params.window;
-    }
-    return Sight(min(token.x, params.n_seqs - 1u), begin, min(min(token.y + 1u, token.z), params.kv_capacity));
-}
-
-// Octets that each lane loads of a row.
-fn rounds() -> u32 {
-    return (OCTETS + LANES - 1u) / LANES;
-}
 
 // Loads eight octets of the queries of HEADS heads, which lie side by side, from `first` on.
 fn load_queries(first_octet: u32, first: u32) {
@@ -142,11 +80,6 @@ fn score_round(row: u32, lane: u32, first: u32) {
     }
 }
 
-// Beyond 15, tanh is 1 in f32, and some drivers make it NaN.
-fn capped(x: vec4<f32>) -> vec4<f32> {
-    return params.softcap * tanh(clamp(x / params.softcap, vec4<f32>(-15.0), vec4<f32>(15.0)));
-}
-
 // Loads the block's values and scores it: the rows from `row` on; past `last_row` that one is repeated.
 fn load_block(row: u32, last_row: u32, lane: u32) {
     for (var j = 0u; j < BLOCK; j++) {
@@ -157,7 +90,7 @@ fn load_block(row: u32, last_row: u32, lane: u32) {
         score_round(own_row, lane, 16u);
         score_round(own_row, lane, 24u);
         if HAS_SOFTCAP {
-            row_scores = capped(row_scores);
+            row_scores = capped_quad(row_scores);
         }
         for (var h = 0u; h < HEADS; h++) {
             scores[h][j] = row_scores[h];

@@ -5,25 +5,12 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
-// attended        [n_tokens, n_heads, head_size] f32
+// attended     [n_tokens, n_heads, head_size] f32
 //
 // The query heads of a key head, token after token, are its rows; one workgroup per key head and ROWS of them. SPLIT lanes have a row
 // together: each holds 32 values of its query and of its sum, and scores cross workgroup memory to be added up. Positions are
 // taken BLOCK at a time, from multiples of BLOCK on, with a running maximum and sum; what a row does not see counts exactly nothing,
 // so its result does not depend on its neighbours. Tokens of several sequences take turns, run after run.
-
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32,
-    n_seqs: u32,
-    kv_capacity: u32,
-    window: u32, // positions that a token sees, its own included; 0: all
-    scale: f32,
-    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
-}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> query: array<vec4<f32>>;
@@ -40,26 +27,9 @@ override BLOCK: u32 = 16u; // at most MAX_BLOCK; BLOCK * head_size is at most 20
 const LANES: u32 = 128u;
 const MAX_BLOCK: u32 = 16u;
 const LANE_QUADS: u32 = 8u; // of a head, that one lane holds
-const LOWEST: f32 = -3.4e38;
 
 var<workgroup> tile: array<vec4<f32>, 512>; // [BLOCK, head quads]: keys, then values
 var<workgroup> scores: array<f32, 2048>;    // [BLOCK, LANES]: each lane's part of a score, then the share
-
-// What a row sees.
-struct Sight {
-    seq: u32,
-    begin: u32,
-    end: u32,
-}
-
-fn sight_of(token_index: u32) -> Sight {
-    let token = tokens[token_index];
-    var begin = 0u;
-    if params.window > 0u && token.y + 1u > params.window {
-        begin = token.y + 1u - params.window;
-    }
-    return Sight(min(token.x, params.n_seqs - 1u), begin, min(min(token.y + 1u, token.z), params.kv_capacity));
-}
 
 fn sees(sight: Sight, position: u32) -> bool {
     return position >= sight.begin && position < sight.end;
@@ -98,10 +68,6 @@ fn store_halves(octet: u32, words: vec4<u32>) {
 fn store_floats(octet: u32, low: vec4<u32>, high: vec4<u32>) {
     tile[octet * 2u] = bitcast<vec4<f32>>(low);
     tile[octet * 2u + 1u] = bitcast<vec4<f32>>(high);
-}
-
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
 }
 
 @compute @workgroup_size(LANES)
@@ -177,7 +143,7 @@ fn main(
                 }
                 if HAS_SOFTCAP {
                     // Beyond, tanh is 1 in f32, and some drivers make it NaN.
-                    score = params.softcap * tanh(clamp(score / params.softcap, -15.0, 15.0));
+                    score = capped(score);
                 }
                 shares[p] = score;
                 new_maximum = select(new_maximum, max(new_maximum, score), sees(sight, position + p));

@@ -6,25 +6,12 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
-// attended        [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
+// attended     [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
 //              [n_tokens, n_heads, parts, head_size + 4] f32, each the sum of exp(score - maximum) * value, maximum, total, 0, 0
 //
 // One workgroup per token, HEADS query heads that share a key head, and part: PART_POSITIONS positions of the sequence, from multiples
 // of PART_POSITIONS on. Positions are taken in blocks of LANES * POSITIONS with a running maximum and sum (online softmax), so that no
 // row of scores is ever held. Heads are cut into octets of values; head_size is whole octets.
-
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32, // chosen at pipeline creation, as OCTETS
-    n_seqs: u32,
-    kv_capacity: u32,
-    window: u32, // positions that a token sees, its own included; 0: all
-    scale: f32,
-    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    softcap: f32, // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
-}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> query: array<vec4<f32>>;
@@ -45,7 +32,6 @@ override PART_POSITIONS: u32 = 256u; // with IS_SPLIT
 
 const MAX_HEADS: u32 = 4u;
 const MAX_SCORES: u32 = 16u; // HEADS * POSITIONS
-const LOWEST: f32 = -3.4e38;
 
 // As large as they are used: the less of it, the more workgroups run at once, and browsers clear all of it in each.
 var<workgroup> scaled_query: array<vec4<f32>, HEADS * OCTETS * 2>;   // [HEADS, OCTETS, 2]
@@ -53,35 +39,15 @@ var<workgroup> sums: array<vec4<f32>, HEADS * SHARERS * OCTETS * 2>; // [HEADS, 
 var<workgroup> shares: array<f32, HEADS * LANES * POSITIONS>;        // [HEADS, block], exp(score - maximum)
 var<workgroup> of_lanes: array<f32, HEADS * LANES>;                  // [HEADS, LANES], each lane's maximum, at last its total
 
-struct Octet {
-    low: vec4<f32>,
-    high: vec4<f32>,
-}
-
-fn from_halves(words: vec4<u32>) -> Octet {
+fn octet_of_halves(words: vec4<u32>) -> Octet {
     return Octet(
         vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
         vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
     );
 }
 
-// `index` counts the octets of the whole cache.
-fn key_octet(index: u32) -> Octet {
-    if KV_F16 {
-        return from_halves(key_cache[index]);
-    }
-    return Octet(bitcast<vec4<f32>>(key_cache[index * 2u]), bitcast<vec4<f32>>(key_cache[index * 2u + 1u]));
-}
-
-fn value_octet(index: u32) -> Octet {
-    if KV_F16 {
-        return from_halves(value_cache[index]);
-    }
-    return Octet(bitcast<vec4<f32>>(value_cache[index * 2u]), bitcast<vec4<f32>>(value_cache[index * 2u + 1u]));
-}
-
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
+fn octet_of_floats(low: vec4<u32>, high: vec4<u32>) -> Octet {
+    return Octet(bitcast<vec4<f32>>(low), bitcast<vec4<f32>>(high));
 }
 
 // The scores of POSITIONS positions from `first` on, LANES apart; past `count` the last one is repeated.
@@ -102,8 +68,7 @@ fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {
     }
     if HAS_SOFTCAP {
         for (var s = 0u; s < HEADS * POSITIONS; s++) {
-            // Beyond, tanh is 1 in f32, and some drivers make it NaN.
-            scores[s] = params.softcap * tanh(clamp(scores[s] / params.softcap, -15.0, 15.0));
+            scores[s] = capped(scores[s]);
         }
     }
     return scores;
@@ -187,19 +152,15 @@ fn main(
     let flat = min(workgroup.x + workgroup.y * n_workgroups.x, params.n_tokens * n_groups * n_parts - 1u);
     let index = flat / n_parts;
     let part = flat % n_parts;
-    let token = tokens[index / n_groups];
+    let sight = sight_of(index / n_groups);
     let kv_head = index % n_groups * HEADS / (params.n_heads / params.n_kv_heads);
-    let seq = min(token.x, params.n_seqs - 1u);
-    var end = min(min(token.y + 1u, token.z), params.kv_capacity);
-    var begin = 0u;
-    if params.window > 0u && token.y + 1u > params.window {
-        begin = token.y + 1u - params.window;
-    }
+    var begin = sight.begin;
+    var end = sight.end;
     if IS_SPLIT {
         begin = max(begin, part * PART_POSITIONS);
         end = min(end, (part + 1u) * PART_POSITIONS);
     }
-    let cache_row = (seq * params.n_kv_heads + kv_head) * params.kv_capacity;
+    let cache_row = (sight.seq * params.n_kv_heads + kv_head) * params.kv_capacity;
     let n_quads = OCTETS * 2u;
 
     begin_heads(lane, index * HEADS * n_quads); // index * HEADS counts the heads of all tokens

@@ -162,15 +162,27 @@ static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
     ],
 );
 const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("attended", Write)];
-static ATTENTION_TOKEN: KernelSource = row::<attention::Params>("attention_token", wgsl!("attention_token"), ATTENTION);
-static ATTENTION_TILE: KernelSource = row::<attention::Params>("attention_tile", wgsl!("attention_tile"), ATTENTION);
-static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>("attention_subgroup", wgsl!("attention_subgroup", "words"), ATTENTION);
-static ATTENTION_SUBGROUP_TILE: KernelSource =
-    row::<attention::Params>("attention_subgroup_tile", wgsl!("attention_subgroup_tile", "words"), ATTENTION);
-static ATTENTION_COMBINE: KernelSource =
-    row::<attention::Params>("attention_combine", wgsl!("attention_combine"), &[("tokens", Read), ("parts", Read), ("attended", Write)]);
+static ATTENTION_TOKEN: KernelSource =
+    row::<attention::Params>("attention_token", wgsl!("attention_token", "attention_params", "attention", "octets"), ATTENTION);
+static ATTENTION_TILE: KernelSource =
+    row::<attention::Params>("attention_tile", wgsl!("attention_tile", "attention_params", "attention"), ATTENTION);
+static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>(
+    "attention_subgroup",
+    wgsl!("attention_subgroup", "attention_params", "attention", "octets", "octets_of_words", "words"),
+    ATTENTION,
+);
+static ATTENTION_SUBGROUP_TILE: KernelSource = row::<attention::Params>(
+    "attention_subgroup_tile",
+    wgsl!("attention_subgroup_tile", "attention_params", "attention", "octets", "octets_of_words", "words"),
+    ATTENTION,
+);
+static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(
+    "attention_combine",
+    wgsl!("attention_combine", "attention_params", "attention"),
+    &[("tokens", Read), ("parts", Read), ("attended", Write)],
+);
 static ATTENTION_COMPACT: KernelSource =
-    row::<attention::Params>("attention_compact", wgsl!("attention_compact"), &[("padded", Read), ("attended", Write)]);
+    row::<attention::Params>("attention_compact", wgsl!("attention_compact", "attention_params"), &[("padded", Read), ("attended", Write)]);
 static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu"), &[("gate", Read), ("up", Read), ("output", Write)]);
 static MAP: KernelSource = row::<map::Params>("map", wgsl!("map"), &[("target_values", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);

@@ -1,0 +1,14 @@
+
+// Params of attention, of what puts its parts together and of what takes the padding off its heads.
+struct Params {
+    n_tokens: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_size: u32, // OCTETS of a pipeline is an eighth of it
+    n_seqs: u32,
+    kv_capacity: u32,
+    window: u32, // positions that a token sees, its own included; 0: all
+    scale: f32,
+    kv_dtype: u32, // KV_F16 of a pipeline says the same
+    softcap: f32,  // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
+}
