@@ -35,8 +35,16 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    fn gguf(name: &str) -> Chosen {
-        Chosen { files: vec![name.to_owned()], open: name.to_owned() }
+    /// The file `name`, with the other parts among `names` where it is one of several.
+    fn gguf(name: &str, names: &[String]) -> Chosen {
+        let is_part = |other: &&String| other.ends_with(".gguf") && total_of(other) == total_of(name) && stem_of(other) == stem_of(name);
+        let mut files: Vec<String> = match total_of(name) {
+            Some(_) => names.iter().filter(is_part).cloned().collect(),
+            None => vec![name.to_owned()],
+        };
+        files.sort();
+        let open = files.first().map_or(name, String::as_str).to_owned();
+        Chosen { files, open }
     }
 
     /// What to open, in the folder `snapshot`.
@@ -44,8 +52,7 @@ impl Chosen {
         if self.open.is_empty() { snapshot.to_owned() } else { snapshot.join(&self.open) }
     }
 
-    /// Whether all shards that the names promise (`…-00001-of-00003…`) are among the files. Of a repository always
-    /// true; of a cache false while a fetch is under way.
+    /// Whether all shards that the names promise (`…-00001-of-00003…`) are among the files. Of a cache false while a fetch is under way.
     pub fn is_complete(&self) -> bool {
         let shards: Vec<(u32, u32)> = self.files.iter().filter_map(|name| shard_of(name)).collect();
         shards.iter().all(|&(_, total)| (1..=total).all(|index| shards.contains(&(index, total))))
@@ -82,17 +89,15 @@ pub(super) fn doubt(chosen: &Chosen) -> Option<String> {
 
 fn choose_wanted(model: &ModelRef, wanted: &str, names: &[String]) -> Result<Chosen> {
     if let Some(name) = names.iter().find(|name| *name == wanted) {
-        return match (name.ends_with(".gguf"), shard_of(name)) {
-            (true, None) => Ok(Chosen::gguf(name)),
-            (true, Some(_)) => Err(refusal(model, &in_parts(name, names))),
-            (false, _) => Err(refusal(model, &format!("{name} is no model in one .gguf"))),
+        return match name.ends_with(".gguf") {
+            true => Ok(Chosen::gguf(name, names)),
+            false => Err(refusal(model, &format!("{name} is no .gguf; name one, or the repository alone for its safetensors"))),
         };
     }
-    match (names_with_tag(ggufs(names), wanted).as_slice(), names_with_tag(parts(names), wanted).first()) {
-        ([name], _) => readable(model, name, names),
-        ([], Some(part)) => Err(refusal(model, &in_parts(part, names))),
-        ([], None) => Err(refusal(model, &format!("the repository has no {wanted}; {}", listing(names)))),
-        (several, _) => Err(refusal(model, &format!("{wanted} may be {}; name the file", several.join(" or ")))),
+    match names_with_tag(ggufs(names), wanted).as_slice() {
+        [name] => readable(model, name, names),
+        [] => Err(refusal(model, &format!("the repository has no {wanted}; {}", listing(names)))),
+        several => Err(refusal(model, &format!("{wanted} may be {}; name the file", several.join(" or ")))),
     }
 }
 
@@ -103,16 +108,15 @@ fn choose_default(model: &ModelRef, names: &[String]) -> Result<Chosen> {
         let best = ggufs.iter().filter_map(rank).min();
         match ggufs.iter().filter(|name| best.is_some() && rank(name) == best).copied().collect::<Vec<_>>().as_slice() {
             [] => {}
-            [name] => return Ok(Chosen::gguf(name)),
+            [name] => return Ok(Chosen::gguf(name, names)),
             several => return Err(refusal(model, &format!("it may be {}; name the file", several.join(" or ")))),
         }
     }
     if let Some(chosen) = safetensors(names) {
         return Ok(chosen);
     }
-    match (ggufs.as_slice(), parts(names).first()) {
-        ([name], _) => readable(model, name, names),
-        ([], Some(part)) => Err(refusal(model, &in_parts(part, names))),
+    match ggufs.as_slice() {
+        [name] => readable(model, name, names),
         _ => Err(refusal(model, &format!("none of its files runs here: {}", listing(names)))),
     }
 }
@@ -124,33 +128,14 @@ fn readable(model: &ModelRef, name: &str, names: &[String]) -> Result<Chosen> {
         Some(quantisation) if quantisation.dtype().is_none() => {
             Err(refusal(model, &format!("{name} is quantised as {quantisation}, which tierflow does not read; {}", listing(names))))
         }
-        _ => Ok(Chosen::gguf(name)),
+        _ => Ok(Chosen::gguf(name, names)),
     }
 }
 
-/// What is said of a model of which `part` is one file.
-fn in_parts(part: &str, names: &[String]) -> String {
-    let others: Vec<String> = names.iter().filter(|name| !name.ends_with(".gguf") || shard_of(name).is_none()).cloned().collect();
-    let has_weights = others.iter().any(|name| name.ends_with(".gguf") || name.ends_with(".safetensors"));
-    let another = if has_weights { format!(", or take another: {}", listing(&others)) } else { String::new() };
-    format!(
-        "{part} is one part of a split GGUF, which tierflow does not read; fetch the parts elsewhere, join them with \
-         `llama-gguf-split --merge` and name the joined file{another}"
-    )
-}
-
-/// The whole model files in GGUF form: no parts of a split one, no vision projectors.
+/// The models in GGUF form, a split one by its first part; no vision projectors.
 fn ggufs(names: &[String]) -> Vec<&str> {
-    models(names).filter(|name| shard_of(name).is_none()).collect()
-}
-
-/// The parts of split models in GGUF form.
-fn parts(names: &[String]) -> Vec<&str> {
-    models(names).filter(|name| shard_of(name).is_some()).collect()
-}
-
-fn models(names: &[String]) -> impl Iterator<Item = &str> {
-    names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf") && !name.contains("mmproj"))
+    let is_model = |name: &&str| name.ends_with(".gguf") && !name.contains("mmproj") && shard_of(name).is_none_or(|(index, _)| index == 1);
+    names.iter().map(String::as_str).filter(is_model).collect()
 }
 
 /// Those whose name ends in the quantisation `tag`, in any case: `model-q4_0.gguf`, `Model.Q4_0.gguf`, `Q4_0/model.gguf`.
@@ -205,6 +190,11 @@ fn shard_of(name: &str) -> Option<(u32, u32)> {
     Some((index.parse().ok()?, total)).filter(|_| total <= 10_000)
 }
 
+/// Of how many shards `name` is one.
+fn total_of(name: &str) -> Option<u32> {
+    shard_of(name).map(|(_, total)| total)
+}
+
 fn listing(names: &[String]) -> String {
     let weights: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf") || name.ends_with(".safetensors")).collect();
@@ -217,7 +207,8 @@ fn listing(names: &[String]) -> String {
     format!("it has {shown}{more}; tierflow runs {} and safetensors", runnable.join(", "))
 }
 
-fn refusal(model: &ModelRef, reason: &str) -> Error {
+/// An error about `model`.
+pub(super) fn refusal(model: &ModelRef, reason: &str) -> Error {
     Error::InvalidArgument { option: model.to_string().into(), reason: reason.into() }
 }
 
@@ -257,17 +248,18 @@ mod tests {
     }
 
     #[test]
-    fn a_split_file_is_called_that() {
-        let names = ["s-Q8_0-00001-of-00002.gguf", "s-Q8_0-00002-of-00002.gguf"];
-        for model in ["o/n:Q8_0", "o/n", "o/n:s-Q8_0-00002-of-00002.gguf"] {
-            let error = choose(model, &names).unwrap_err().to_string();
-            assert!(error.contains("one part of a split GGUF") && error.contains("llama-gguf-split --merge"), "{model}: {error}");
-            // Parts alone are nothing else to take.
-            assert!(!error.contains("take another") && error.matches("-of-00002").count() == 1 + model.matches("-of-").count(), "{error}");
+    fn a_split_file_is_all_of_its_parts() {
+        let names = ["Q8_0/s-Q8_0-00001-of-00002.gguf", "Q8_0/s-Q8_0-00002-of-00002.gguf"];
+        let shuffled = [names[1], "s-Q4_1-00001-of-00002.gguf", names[0]];
+        for model in ["o/n:Q8_0", "o/n", "o/n:Q8_0/s-Q8_0-00002-of-00002.gguf"] {
+            let chosen = choose(model, &shuffled).unwrap();
+            assert_eq!(chosen, Chosen { files: names.map(str::to_owned).to_vec(), open: names[0].into() }, "{model}");
+            assert!(chosen.is_complete());
         }
-        let whole = ["s-Q4_0.gguf", names[0], names[1]];
-        assert_eq!(choose("o/n", &whole).unwrap().open, "s-Q4_0.gguf");
-        assert!(choose("o/n:Q4_1", &names).unwrap_err().to_string().contains("has no Q4_1"));
+        assert!(!choose("o/n:Q4_1", &shuffled).unwrap().is_complete());
+        assert!(holds_no_candidate(&parse_model_ref("o/n:Q8_0").unwrap(), &[names[1].to_owned()]));
+        let error = choose("o/n:IQ2_XXS", &["m-IQ2_XXS-00001-of-00002.gguf", "m-IQ2_XXS-00002-of-00002.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("is quantised as IQ2_XXS"), "{error}");
     }
 
     #[test]

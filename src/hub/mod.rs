@@ -108,6 +108,9 @@ fn bring(config: &HubConfig, model: &ModelRef, way: Way, progress: &mut dyn FnMu
     if let Some(doubt) = choose::doubt(&chosen) {
         tracing::warn!("{doubt}");
     }
+    if !chosen.is_complete() {
+        return Err(choose::refusal(model, &format!("the repository lacks files that belong to {}", chosen.files.join(", "))));
+    }
     let mut fetched = Bytes::ZERO;
     for file in &chosen.files {
         fetched += fetch::fetch_file(&client, &cache, &listing.commit, file, way, progress)?;

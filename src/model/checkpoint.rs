@@ -8,8 +8,9 @@ use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
 use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
 use crate::units::Bytes;
+use crate::weights::gguf::{self, split};
 use crate::weights::safetensors::Unreadable;
-use crate::weights::{Catalog, Metadata, TensorId, TensorInfo, folder, gguf};
+use crate::weights::{Catalog, Metadata, TensorId, TensorInfo, folder};
 
 /// Makes a folder a model in Hugging Face's format.
 const CONFIG_NAME: &str = "config.json";
@@ -27,7 +28,7 @@ pub enum Format {
         /// The folder they are in; tokenizer files lie there too.
         folder: Folder,
     },
-    /// One `.gguf` file.
+    /// A `.gguf` file, or all parts of one that was split.
     Gguf,
 }
 
@@ -51,7 +52,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder, a `.gguf` file, or a folder by one of its files (`config.json`, `*.safetensors`, the index). Reads headers only.
+    /// Opens a folder, a `.gguf` file (any part of a split one), or a folder by one of its files (`config.json`, `*.safetensors`, the
+    /// index). Reads headers only.
     pub fn open(path: &Path, io: IoMode) -> Result<Checkpoint> {
         let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path.display(), source))?;
         if !metadata.is_dir() {
@@ -61,8 +63,11 @@ impl Checkpoint {
         if folder.contains(CONFIG_NAME) {
             return Checkpoint::open_folder(folder, io);
         }
-        match folder.names_with("gguf")?.as_slice() {
-            [only] => Checkpoint::open_gguf(folder.open(only, io)?),
+        let names = folder.names_with("gguf")?;
+        if let Some(only) = split::only_model(&names) {
+            return Checkpoint::open_gguf(folder.open(&only, io)?, &folder, io);
+        }
+        match names.as_slice() {
             [] => Err(Error::invalid_file(path.display(), "holds no config.json and no .gguf file; name a model's folder or file")),
             [first, ..] => {
                 let reason = format!("holds several .gguf files; name one of them, such as {}", folder.path_of(first));
@@ -71,7 +76,8 @@ impl Checkpoint {
         }
     }
 
-    /// Opens files that were handed in: one GGUF file, or those of a safetensors folder, each called by its bare name.
+    /// Opens files that were handed in: one GGUF file, all parts of a split one, or those of a safetensors folder, each called by its bare
+    /// name.
     /// Reads headers only.
     ///
     /// # Errors
@@ -80,14 +86,17 @@ impl Checkpoint {
         if let [only] = sources.as_slice()
             && is_gguf(only.as_ref())?
         {
-            return Checkpoint::open_gguf(Arc::clone(only));
+            return Checkpoint::open_gguf(Arc::clone(only), &Folder::Sources(sources.clone()), IoMode::Pread);
         }
         let folder = Folder::Sources(sources);
         if folder.contains(CONFIG_NAME) {
             return Checkpoint::open_folder(folder, IoMode::Pread);
         }
-        match folder.names_with("gguf")?.as_slice() {
-            [only] => Checkpoint::open_gguf(folder.open(only, IoMode::Pread)?),
+        let names = folder.names_with("gguf")?;
+        if let Some(only) = split::only_model(&names) {
+            return Checkpoint::open_gguf(folder.open(&only, IoMode::Pread)?, &folder, IoMode::Pread);
+        }
+        match names.as_slice() {
             [] => Err(Error::invalid_file(
                 &folder,
                 "is no GGUF file, and there is no config.json; give a .gguf file or all files of a model's folder",
@@ -99,34 +108,32 @@ impl Checkpoint {
     fn open_file(path: &Path, io: IoMode) -> Result<Checkpoint> {
         let source = open_source(path, io)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
+        let parent = Folder::from(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")));
         if extension == Some("gguf") || is_gguf(source.as_ref())? {
-            return Checkpoint::open_gguf(source);
+            return Checkpoint::open_gguf(source, &parent, io);
         }
         match extension {
-            Some("safetensors" | "json") => {
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                Checkpoint::open_folder(parent.into(), io)
-            }
+            Some("safetensors" | "json") => Checkpoint::open_folder(parent, io),
             _ => Err(Error::invalid_file(path.display(), "is neither a GGUF file nor part of a safetensors folder")),
         }
     }
 
-    fn open_gguf(source: Arc<dyn ByteSource>) -> Result<Checkpoint> {
+    /// The model in the file `source` of `folder`, and in its other parts where it is split.
+    fn open_gguf(source: Arc<dyn ByteSource>, folder: &Folder, io: IoMode) -> Result<Checkpoint> {
+        let path = source.path().to_owned();
         let head = gguf::Head::read(source.as_ref())?;
-        // Before the tensor list, so that a model of another kind is named as such and not by its tensor types.
-        let family = families::of_gguf(&head.metadata)?;
-        let (catalog, metadata) = head.catalog(&|name| gguf_names::translate(name, family.gguf_names))?;
-        let config = config_gguf::read_config(family, &metadata, &catalog, source.as_ref())?;
-        let catalog = with_parts(&config, catalog, source.path())?;
-        Ok(Checkpoint {
-            path: source.path().to_owned(),
-            format: Format::Gguf,
-            catalog,
-            config,
-            metadata: Some(metadata),
-            sources: vec![source],
-            unreadable: HashMap::new(),
-        })
+        let sources = split::open_parts(Arc::clone(&source), &head.metadata, folder, io)?;
+        let mut heads = match sources.as_slice() {
+            [_] => vec![head],
+            parts => parts.iter().map(|part| gguf::Head::read(part.as_ref())).collect::<Result<_>>()?,
+        };
+        // Before the tensor lists, so that a model of another kind is named as such and not by its tensor types.
+        let family = families::of_gguf(&heads[0].metadata)?;
+        let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family.gguf_names))?;
+        let metadata = heads.swap_remove(0).metadata;
+        let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
+        let catalog = with_parts(&config, catalog, &path)?;
+        Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })
     }
 
     fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {

@@ -1,5 +1,7 @@
 //! The metadata of a GGUF file as a [`ModelConfig`], as far as families have it in common. Key names are those of ggml's `docs/gguf.md`.
 
+use std::sync::Arc;
+
 use super::families::Family;
 use super::limits::validate;
 use super::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
@@ -8,13 +10,14 @@ use crate::error::{Error, Result};
 use crate::platform::ByteSource;
 use crate::weights::{Catalog, MetaValue, Metadata, TensorInfo};
 
-/// The config of a file of this family.
-pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalog, source: &dyn ByteSource) -> Result<ModelConfig> {
+/// The config of a model of this family; `sources` are the shards of the catalog.
+pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalog, sources: &[Arc<dyn ByteSource>]) -> Result<ModelConfig> {
     let keys = Keys::new(metadata, catalog)?;
     let mut config = (family.from_gguf)(&keys)?;
     validate(&config, &metadata.path)?;
     if let Some(id) = catalog.find("rope_freqs.weight") {
-        let divisors = read_divisors(&catalog[id], config.rotary_size(), source)?;
+        let (tensor, head_size) = (&catalog[id], config.rotary_size());
+        let divisors = read_divisors(tensor, head_size, sources[tensor.shard as usize].as_ref())?;
         config.rope.scaling = with_divisors(&config.rope.scaling, divisors);
         validate(&config, &metadata.path)?;
     }

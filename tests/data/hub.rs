@@ -559,7 +559,7 @@ fn what_does_not_run_is_not_fetched() {
     for (asked, files) in [
         ("org/name:IQ2_XXS", &["m-IQ2_XXS.gguf", "m-Q8_0.gguf"][..]),
         ("org/name", &["m-IQ2_XXS.gguf"]),
-        ("org/name:Q8_0", &["s-Q8_0-00001-of-00002.gguf", "s-Q8_0-00002-of-00002.gguf"]),
+        ("org/name:Q8_0", &["s-Q8_0-00001-of-00002.gguf"]),
     ] {
         let files: Vec<(&str, &[u8])> = files.iter().map(|name| (*name, &b"GGUF"[..])).collect();
         let hub = TestHub::start(&files, Behaviour::Plain);
@@ -569,6 +569,20 @@ fn what_does_not_run_is_not_fetched() {
         assert!(error.to_string().contains(files[0].0), "{error}");
         assert_eq!(hub.requests("").len(), 1, "only the listing was asked for");
     }
+}
+
+#[test]
+fn a_split_gguf_is_fetched_whole() {
+    let names = ["q8/s-Q8_0-00001-of-00002.gguf", "q8/s-Q8_0-00002-of-00002.gguf", "s-Q4_0.gguf"];
+    let hub = TestHub::start(&names.map(|name| (name, &b"GGUF"[..])), Behaviour::Plain);
+    let cache = tempfile::tempdir().unwrap();
+    let config = hub.config(cache.path());
+    let pulled = pull(&config, &model("org/name:Q8_0"), &mut quiet()).unwrap();
+    assert!(pulled.path.ends_with(names[0]) && pulled.path.with_file_name("s-Q8_0-00002-of-00002.gguf").exists(), "{pulled:?}");
+    assert_eq!(blobs(cache.path()).len(), 1, "both parts have the same bytes");
+    assert_eq!(cached(&config, &model("org/name:Q8_0")).unwrap(), Some(pulled.path.clone()));
+    fs::remove_file(pulled.path.with_file_name("s-Q8_0-00002-of-00002.gguf")).unwrap();
+    assert_eq!(cached(&config, &model("org/name:Q8_0")).unwrap(), None, "a part is missing");
 }
 
 #[test]

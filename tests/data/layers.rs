@@ -47,7 +47,7 @@ fn the_library_knows_no_option_of_the_program() {
 }
 
 /// Options of other programs.
-const OF_OTHERS: [&str; 2] = ["ulimit -", "llama-gguf-split --merge"];
+const OF_OTHERS: [&str; 1] = ["ulimit -"];
 
 /// The texts of a file, by their lines, that name an option or a command of the program. Tests at its end are left out.
 fn options_in(source: &str) -> Vec<(usize, String)> {

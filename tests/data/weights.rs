@@ -1,13 +1,13 @@
 //! Checkpoints from the outside: both formats of one seeded model hold the same values, however they are read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tierflow::dtype::DType;
 use tierflow::error::Error;
 use tierflow::model::{Checkpoint, Format, ModelConfig, RopePairing, RopeScaling};
 use tierflow::platform::IoMode;
 use tierflow::weights::TensorId;
-use xtask::models::{GgufType, LlamaShape, RopeScaling as ShapeScaling, Stored, write_gguf, write_hf};
+use xtask::models::{GgufType, LlamaShape, RopeScaling as ShapeScaling, Stored, write_gguf, write_hf, write_split_gguf};
 
 const SEED: u64 = 11;
 
@@ -228,6 +228,58 @@ fn a_folder_opens_by_any_of_its_files() {
     let nameless = root.path().join("blob");
     std::fs::copy(&gguf.path, &nameless).unwrap();
     assert!(matches!(Checkpoint::open(&nameless, IoMode::Pread).unwrap().format, Format::Gguf), "known by its first bytes");
+}
+
+#[test]
+fn a_split_gguf_opens_by_any_of_its_parts() {
+    let root = tempfile::tempdir().unwrap();
+    let scaling = ShapeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 128 };
+    let shape = LlamaShape { rope_scaling: Some(scaling), ..LlamaShape::tiny() };
+    let whole = gguf_model(root.path(), &shape, GgufType::Q8_0);
+    let folder = root.path().join("split");
+    let parts = write_split_gguf(&folder, "tiny-q8_0", &shape, SEED, GgufType::Q8_0, 3).unwrap();
+    for path in parts.iter().chain([&folder]) {
+        let split = Checkpoint::open(path, IoMode::Pread).unwrap();
+        assert_eq!((split.catalog.shards.len(), &split.config), (3, &whole.config), "{}", path.display());
+        assert_eq!(split.catalog.tensors.len(), whole.catalog.tensors.len());
+        for tensor in &split.catalog.tensors {
+            assert_eq!(values(&split, &tensor.name), values(&whole, &tensor.name), "{}", tensor.name);
+        }
+    }
+    write_gguf(&folder.join("another.gguf"), &shape, SEED, GgufType::F32).unwrap();
+    assert!(Checkpoint::open(&folder, IoMode::Pread).unwrap_err().to_string().contains("several .gguf files"));
+    assert!(Checkpoint::open(&parts[1], IoMode::Pread).is_ok());
+}
+
+#[test]
+fn parts_of_a_split_gguf_that_do_not_belong_together_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let parts = write_split_gguf(root.path(), "m", &LlamaShape::tiny(), SEED, GgufType::Q8_0, 3).unwrap();
+    let refusal = |path: &Path| Checkpoint::open(path, IoMode::Pread).unwrap_err().to_string();
+    let [first, second, third] = parts.try_into().unwrap();
+    let kept = std::fs::read(&third).unwrap();
+    std::fs::remove_file(&third).unwrap();
+    assert!(refusal(&first).contains("is part 1 of 3 of a split model, and m-00003-of-00003.gguf is not beside it"), "{}", refusal(&first));
+    std::fs::copy(&second, &third).unwrap();
+    assert!(refusal(&first).contains("is not part 3 of 3"), "{}", refusal(&first));
+    assert!(refusal(&third).contains("is part 2 of 3 of a split model, but its name"), "{}", refusal(&third));
+    let smaller = LlamaShape { n_layers: 2, ..LlamaShape::tiny() };
+    let others = write_split_gguf(&root.path().join("other"), "m", &smaller, SEED, GgufType::Q8_0, 3).unwrap();
+    std::fs::copy(&others[2], &third).unwrap();
+    let mixed = refusal(&first);
+    assert!(mixed.contains("two tensors named") || mixed.contains("tensors together, and they have"), "{mixed}");
+    std::fs::write(&third, &kept[..kept.len() / 2]).unwrap();
+    assert!(refusal(&second).contains("ends beyond"), "{}", refusal(&second));
+    std::fs::write(&third, kept).unwrap();
+    assert!(Checkpoint::open(&second, IoMode::Pread).is_ok());
+    assert!(refusal(&copied_as(&second, "model.gguf")).contains("call it NAME-00002-of-00003.gguf"));
+}
+
+/// A copy of `file` beside it.
+fn copied_as(file: &Path, name: &str) -> PathBuf {
+    let copy = file.with_file_name(name);
+    std::fs::copy(file, &copy).unwrap();
+    copy
 }
 
 #[test]

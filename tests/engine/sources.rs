@@ -9,7 +9,7 @@ use tierflow::platform::{ByteSource, DirectBuffer, IoMode};
 use tierflow::stream::{Logits, LogitsRequest};
 use tierflow::text::{Special, Tokenizer};
 use tierflow::{DeviceChoice, Engine};
-use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf};
+use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf, write_split_gguf};
 
 const SEED: u64 = 23;
 
@@ -57,11 +57,12 @@ fn logits(builder: tierflow::EngineBuilder) -> Vec<f32> {
 #[test]
 fn a_model_from_sources_is_the_model_from_its_path() {
     let root = tempfile::tempdir().unwrap();
-    let (shards, gguf) = (root.path().join("shards"), root.path().join("gguf"));
+    let (shards, gguf, split) = (root.path().join("shards"), root.path().join("gguf"), root.path().join("split"));
     write_hf(&shards, &LlamaShape::tiny(), SEED, Stored::BF16, 2).unwrap();
     std::fs::create_dir(&gguf).unwrap();
     write_gguf(&gguf.join("tiny.gguf"), &LlamaShape::tiny(), SEED, GgufType::Q8_0).unwrap();
-    for folder in [&shards, &gguf] {
+    write_split_gguf(&split, "tiny", &LlamaShape::tiny(), SEED, GgufType::Q8_0, 3).unwrap();
+    for folder in [&shards, &gguf, &split] {
         let by_path = Checkpoint::open(folder, IoMode::Pread).unwrap();
         let checkpoint = Arc::new(Checkpoint::from_sources(sources_of(folder, "")).unwrap());
         assert_eq!(checkpoint.catalog.tensors, by_path.catalog.tensors);

@@ -5,17 +5,21 @@ import { InvalidArgumentError } from './errors.js';
 /** Files of a folder that make up a model; the rest of the folder is left alone. */
 const PARTS = /\.(gguf|safetensors|jinja)$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|\.safetensors\.index\.json$/i;
 
+/** The name of one part of a split GGUF, as `model-00002-of-00003.gguf`. */
+const SPLIT = /-(\d{5})-of-(\d{5})\.gguf$/i;
+
 /**
+ * The files of a model. The address of one part of a split GGUF stands for all of its parts.
  * @param {File | Iterable<File> | string | URL | {url: string | URL, keep?: boolean, name?: string}} source
  * @returns {object[]} `{kind: 'file', name, file}` or `{kind: 'url', name, url, keep}`
  */
 export function describeSources(source) {
-  if (typeof source === 'string' || source instanceof URL) return [fromUrl({ url: source })];
+  if (typeof source === 'string' || source instanceof URL) return allParts(fromUrl({ url: source }));
   if (source instanceof Blob) return [fromFile(source)];
-  if (source && typeof source === 'object' && 'url' in source) return [fromUrl(source)];
+  if (source && typeof source === 'object' && 'url' in source) return allParts(fromUrl(source));
   const items = source?.[Symbol.iterator] ? [...source] : [];
   const parts = items.flatMap((item) => {
-    if (!(item instanceof Blob)) return describeSources(item);
+    if (!(item instanceof Blob)) return items.length === 1 ? describeSources(item) : [fromUrl(item?.url ? item : { url: item })];
     return items.length === 1 || PARTS.test(item.name) ? [fromFile(item)] : [];
   });
   if (parts.length === 0) {
@@ -68,11 +72,25 @@ function fileOfHub(address) {
   return new URL(address.href.replace(/^([^?#]*?\/)blob(\/)/, '$1resolve$2'));
 }
 
-/** One .gguf is a model by itself; two of them are a question. */
+/** All parts of the split GGUF of which `part` is one, beside each other on its server; itself where it is whole. */
+function allParts(part) {
+  const count = Number(SPLIT.exec(part.name)?.[2] ?? 1);
+  const { pathname } = new URL(part.url);
+  if (count === 1 || !SPLIT.test(pathname)) return [part];
+  return Array.from({ length: count }, (_, index) => {
+    const numbered = (text) => text.replace(SPLIT, `-${String(index + 1).padStart(5, '0')}-of-$2.gguf`);
+    const address = new URL(part.url);
+    address.pathname = numbered(pathname);
+    return { ...part, name: numbered(part.name), url: address.href };
+  });
+}
+
+/** One .gguf is a model by itself, and so are the parts of a split one; two models are a question. */
 function onlyModel(parts) {
   const ggufs = parts.filter((part) => /\.gguf$/i.test(part.name));
-  if (ggufs.length > 1) {
+  const model = ({ name }) => (SPLIT.test(name) ? name.replace(SPLIT, '-of-$2') : name);
+  if (ggufs.length > 1 && !ggufs.every((part) => SPLIT.test(part.name) && model(part) === model(ggufs[0]))) {
     throw new InvalidArgumentError(`model: ${ggufs.length} .gguf files were given; choose one: ${ggufs.map((part) => part.name).join(', ')}`);
   }
-  return ggufs.length === 1 ? ggufs : parts;
+  return ggufs.length > 0 ? ggufs : parts;
 }

@@ -13,7 +13,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 pub use encode::{GgufType, Stored};
-pub use gguf::{Dtypes, write_gguf, write_mixed_gguf};
+pub use gguf::{Dtypes, write_gguf, write_mixed_gguf, write_split_gguf};
 pub use hugging_face::{write_hf, write_hf_headers};
 pub use shape::{Family, LlamaShape, RopeScaling};
 

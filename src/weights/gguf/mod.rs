@@ -5,12 +5,13 @@
 
 mod metadata;
 mod reader;
+pub(crate) mod split;
 mod tensors;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use self::reader::Reader;
-use super::catalog::{Catalog, Shard};
+use super::catalog::{Catalog, Shard, TensorInfo};
 use super::lfs::refuse_pointer;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
@@ -42,21 +43,46 @@ impl<'a> Head<'a> {
         let n_tensors = reader.count(tensors::LEAST_ENTRY_BYTES, "tensors")?;
         let n_pairs = reader.count(LEAST_PAIR_BYTES, "metadata pairs")?;
         let metadata = read_metadata(&mut reader, n_pairs)?;
-        if let Some(parts) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
-            let reason = format!("is one of {parts} parts of a split model; join them with `llama-gguf-split --merge`");
-            return Err(Error::UnsupportedModel { path: source.path().to_owned(), reason });
-        }
         Ok(Head { reader, n_tensors, metadata })
     }
 
-    /// Reads the tensor list. Each tensor gets the name that `rename` makes of its own.
-    pub fn catalog(mut self, rename: &dyn Fn(&str) -> String) -> Result<(Catalog, Metadata)> {
+    /// Reads the tensor list of the file that becomes the shard `number`. Each tensor gets the name that `rename` makes of its own.
+    fn tensors(&mut self, number: u32, rename: &dyn Fn(&str) -> String) -> Result<(Shard, Vec<TensorInfo>)> {
         let alignment = alignment(&self.metadata)?;
-        let mut tensors = tensors::read_entries(&mut self.reader, self.n_tensors)?;
+        let mut tensors = tensors::read_entries(&mut self.reader, self.n_tensors, number)?;
         let data = tensors::Data { start: self.reader.position().next_multiple_of(alignment), alignment };
         tensors::place(&self.reader, &mut tensors, data, rename)?;
-        let shard = Shard { path: self.metadata.path.clone(), size_bytes: Bytes(self.reader.file_size()) };
-        Ok((Catalog::new(vec![shard], tensors), self.metadata))
+        Ok((Shard { path: self.metadata.path.clone(), size_bytes: Bytes(self.reader.file_size()) }, tensors))
+    }
+}
+
+/// The tensors of all files of a model, in the order of their parts.
+///
+/// # Errors
+/// [`Error::InvalidFile`] for a tensor list that is none, a file that is another part than its place says, a tensor that two parts have,
+/// and a number of tensors other than the parts were written with.
+pub(crate) fn join(heads: &mut [Head<'_>], rename: &dyn Fn(&str) -> String) -> Result<Catalog> {
+    let count = heads.len() as u64;
+    let (mut shards, mut tensors) = (Vec::new(), Vec::new());
+    for (number, head) in (0..).zip(heads.iter_mut()) {
+        if count > 1 && split::part_of(&head.metadata)? != Some((u64::from(number), count)) {
+            return Err(head.reader.error(format!("is not part {} of {count} of a split model, as its name says", number + 1)));
+        }
+        let (shard, own) = head.tensors(number, rename)?;
+        shards.push(shard);
+        tensors.extend(own);
+    }
+    let Some(first) = heads.first().filter(|_| count > 1) else { return Ok(Catalog::new(shards, tensors)) };
+    let mut names = HashSet::new();
+    if let Some(twice) = tensors.iter().find(|tensor| !names.insert(tensor.name.as_str())) {
+        return Err(first.reader.error(format!("and its other parts have two tensors named `{}`", twice.name)));
+    }
+    match first.metadata.unsigned("split.tensors.count")? {
+        Some(expected) if expected != tensors.len() as u64 => {
+            let reason = format!("says that all parts have {expected} tensors together, and they have {}", tensors.len());
+            Err(first.reader.error(reason))
+        }
+        _ => Ok(Catalog::new(shards, tensors)),
     }
 }
 

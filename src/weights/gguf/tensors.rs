@@ -18,12 +18,13 @@ pub(super) const LEAST_ENTRY_BYTES: u64 = 8 + 4 + 4 + 8;
 /// Host memory of an entry, generously.
 const HELD_BYTES: u64 = 256;
 
-/// Reads `n` entries; the reader stands after them then. Offsets are still relative to the data part, and names are the file's own.
-pub(super) fn read_entries(reader: &mut Reader<'_>, n: u64) -> Result<Vec<TensorInfo>> {
+/// Reads `n` entries of the shard `shard`; the reader stands after them then. Offsets are still relative to the data part, and names are
+/// the file's own.
+pub(super) fn read_entries(reader: &mut Reader<'_>, n: u64, shard: u32) -> Result<Vec<TensorInfo>> {
     let mut names = HashSet::new();
     let mut tensors = Vec::new();
     for index in 0..n {
-        let tensor = read_entry(reader, index)?;
+        let tensor = TensorInfo { shard, ..read_entry(reader, index)? };
         if !names.insert(tensor.name.clone()) {
             return Err(reader.error(format!("two tensors are named `{}`", tensor.name)));
         }

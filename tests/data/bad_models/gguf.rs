@@ -175,7 +175,11 @@ const ATTACKS: &[Attack] = &[
     ("architecture unknown", "`gptj`", |f| f.set("general.architecture", STRING, text("gptj"))),
     ("architecture a number", "must be a string", |f| f.set("general.architecture", U32, [0; 4])),
     ("experts", "8 experts", |f| f.set_u32("llama.expert_count", 8)),
-    ("split", "one of 3 parts", |f| f.set_u32("split.count", 3)),
+    ("split", "part 1 of 3 of a split model, but its name", |f| f.set_u32("split.count", 3)),
+    ("split, part 2^62", "split.no is 4611686018427387904", |f| {
+        f.set_u32("split.count", 3);
+        f.set("split.no", U64, (1u64 << 62).to_le_bytes());
+    }),
     ("block_count missing", "llama.block_count", |f| f.remove("llama.block_count")),
     ("block_count 0", "number of layers is 0", |f| f.set_u32("llama.block_count", 0)),
     ("block_count 2^32-1", "number of layers is 4294967295", |f| f.set_u32("llama.block_count", u32::MAX)),

@@ -78,6 +78,10 @@ test('models: one .gguf, a folder of which only a model’s files are taken, an 
   const folder = describeSources([file('config.json'), file('a.safetensors'), file('README.md'), file('pytorch_model.bin'), file('tokenizer.json')]);
   assert.deepEqual(folder.map(({ name }) => name), ['config.json', 'a.safetensors', 'tokenizer.json']);
   assert.deepEqual(describeSources('https://example.org/a/b.gguf?x=1')[0], { kind: 'url', name: 'b.gguf', url: 'https://example.org/a/b.gguf?x=1', keep: false });
+  const split = [file('a-00001-of-00002.gguf'), file('a-00002-of-00002.gguf')];
+  assert.equal(describeSources(split).length, 2, 'all parts of one split model');
+  assert.throws(() => describeSources([split[0], file('b-00002-of-00002.gguf')]), { message: /choose one/ });
+  assert.deepEqual(describeSources('https://example.org/a/b-00002-of-00003.gguf?x=1').map(({ name, url }) => [name, url])[0], ['b-00001-of-00003.gguf', 'https://example.org/a/b-00001-of-00003.gguf?x=1']);
   assert.throws(() => describeSources([file('a.gguf'), file('b.gguf')]), { name: 'InvalidArgumentError', message: /choose one/ });
   assert.throws(() => describeSources([]), { name: 'InvalidArgumentError', message: /no \.gguf/ });
   assert.throws(() => describeSources('ftp://x/y.gguf'), { name: 'InvalidArgumentError' });

@@ -1,7 +1,7 @@
 //! A test model as a GGUF file, version 3: metadata, tokenizer and tensors as llama.cpp's converter lays them out.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::encode::GgufType;
 use super::hugging_face::write_whole;
@@ -29,20 +29,68 @@ pub struct Dtypes {
 pub fn write_mixed_gguf(file: &Path, shape: &LlamaShape, seed: u64, dtypes: Dtypes) -> io::Result<()> {
     shape.check()?;
     let tensors = shape.tensors();
+    check_rows(&tensors, shape, dtypes)?;
+    let divisors = shape.rope_divisors();
+    write_file(file, shape, &whole_pairs(shape, dtypes), divisors.as_deref(), &tensors, seed, dtypes)
+}
+
+/// As [`write_gguf`], in `n_parts` files `STEM-00001-of-0000N.gguf` of `folder`, which are returned: what `llama-gguf-split` makes of the
+/// one file. Tensors go to the parts in equal numbers.
+pub fn write_split_gguf(
+    folder: &Path,
+    stem: &str,
+    shape: &LlamaShape,
+    seed: u64,
+    dtype: GgufType,
+    n_parts: usize,
+) -> io::Result<Vec<PathBuf>> {
+    shape.check()?;
+    let dtypes = Dtypes { layers: dtype, head: dtype };
+    let tensors = shape.tensors();
+    check_rows(&tensors, shape, dtypes)?;
+    let divisors = shape.rope_divisors();
+    let n_tensors = tensors.len() + usize::from(divisors.is_some());
+    let mut files = Vec::new();
+    for (index, own) in tensors.chunks(tensors.len().div_ceil(n_parts)).enumerate() {
+        let mut pairs = if index == 0 { whole_pairs(shape, dtypes) } else { Pairs::default() };
+        pairs.u16("split.no", index as u16);
+        pairs.u16("split.count", n_parts as u16);
+        pairs.i32("split.tensors.count", n_tensors as i32);
+        let file = folder.join(format!("{stem}-{:05}-of-{n_parts:05}.gguf", index + 1));
+        write_file(&file, shape, &pairs, divisors.as_deref().filter(|_| index == 0), own, seed, dtypes)?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// Whether all rows are whole blocks.
+fn check_rows(tensors: &[Tensor], shape: &LlamaShape, dtypes: Dtypes) -> io::Result<()> {
     let block_len = |tensor: &Tensor| type_of(tensor, shape, dtypes).block().0;
     if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.len() > 1 && !tensor.shape[1].is_multiple_of(block_len(tensor))) {
         let reason = format!("the rows of {} are no multiple of {} values", tensor.name, block_len(tensor));
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
+    Ok(())
+}
+
+/// Writes one file: its pairs, its tensors, behind the divisors of rotary embeddings where it has them.
+fn write_file(
+    file: &Path,
+    shape: &LlamaShape,
+    pairs: &Pairs,
+    divisors: Option<&[f32]>,
+    tensors: &[Tensor],
+    seed: u64,
+    dtypes: Dtypes,
+) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let divisors = shape.rope_divisors();
-    let head = head(shape, &tensors, divisors.as_deref(), dtypes);
+    let head = head(shape, pairs, tensors, divisors, dtypes);
     write_whole(file, |output| {
         output.write_all(&head)?;
         output.write_all(&padding(head.len()))?;
-        if let Some(divisors) = &divisors {
+        if let Some(divisors) = divisors {
             write_padded(output, GgufType::F32, divisors)?;
         }
         tensors.iter().try_for_each(|tensor| write_tensor(output, shape, tensor, seed, type_of(tensor, shape, dtypes)))
@@ -68,15 +116,12 @@ fn padding(len: usize) -> Vec<u8> {
 }
 
 /// Everything before the tensors' bytes.
-fn head(shape: &LlamaShape, tensors: &[Tensor], divisors: Option<&[f32]>, dtypes: Dtypes) -> Vec<u8> {
-    let mut pairs = Pairs::default();
-    model_pairs(&mut pairs, shape, dtypes.layers);
-    tokenizer_pairs(&mut pairs, shape);
+fn head(shape: &LlamaShape, pairs: &Pairs, tensors: &[Tensor], divisors: Option<&[f32]>, dtypes: Dtypes) -> Vec<u8> {
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
     head.extend((tensors.len() as u64 + u64::from(divisors.is_some())).to_le_bytes());
     head.extend(pairs.n.to_le_bytes());
-    head.extend(pairs.bytes);
+    head.extend(&pairs.bytes);
     let mut offset = 0;
     let mut entry = |name: &str, shape: &[usize], dtype: GgufType, size: usize| {
         push_string(&mut head, name);
@@ -94,6 +139,14 @@ fn head(shape: &LlamaShape, tensors: &[Tensor], divisors: Option<&[f32]>, dtypes
         entry(&tensor.gguf_name, &tensor.shape, dtype, size_bytes(tensor, dtype));
     }
     head
+}
+
+/// The metadata of a whole model.
+fn whole_pairs(shape: &LlamaShape, dtypes: Dtypes) -> Pairs {
+    let mut pairs = Pairs::default();
+    model_pairs(&mut pairs, shape, dtypes.layers);
+    tokenizer_pairs(&mut pairs, shape);
+    pairs
 }
 
 fn model_pairs(pairs: &mut Pairs, shape: &LlamaShape, dtype: GgufType) {
@@ -206,6 +259,16 @@ impl Pairs {
         self.n += 1;
         push_string(&mut self.bytes, key);
         self.bytes.extend(kind.to_le_bytes());
+    }
+
+    fn u16(&mut self, key: &str, value: u16) {
+        self.key(key, 2);
+        self.bytes.extend(value.to_le_bytes());
+    }
+
+    fn i32(&mut self, key: &str, value: i32) {
+        self.key(key, 5);
+        self.bytes.extend(value.to_le_bytes());
     }
 
     fn u32(&mut self, key: &str, value: u32) {
