@@ -241,6 +241,10 @@ impl GenerationState {
         mut sampler: Sampler,
         options: GenerateOptions,
     ) -> Result<(GenerationState, Vec<u32>)> {
+        if !model.prepared().model.has_head() {
+            let reason = "was opened without the model's head, for embeddings; open it with the head to generate".into();
+            return Err(Error::InvalidArgument { option: "engine".into(), reason });
+        }
         let stop = StopStrings::new(options.stop.clone())?;
         let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
         // The last token is always computed, since its logits are needed.

@@ -6,6 +6,7 @@ mod advice;
 mod bench;
 mod chat;
 mod config;
+mod embed;
 mod generation;
 mod help;
 mod model;
@@ -29,6 +30,7 @@ use crate::error::Error;
 pub use bench::{BenchArgs, BenchOutput, PlacementLists, TestArgs};
 pub use chat::ChatArgs;
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
+pub use embed::EmbedArgs;
 pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
@@ -62,6 +64,9 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show the tokens of a text
     Tokenize(TokenizeArgs),
+    /// Make vectors of texts
+    #[command(alias = "embedding")]
+    Embed(EmbedArgs),
     /// Compute the logits of given tokens, for checks
     Logits(LogitsArgs),
     /// Print a report to paste into a bug

@@ -1,5 +1,6 @@
 //! The public API: open a model, see its plan, run forwards. Prints nothing and never blocks.
 
+mod embed;
 mod inspection;
 mod learn;
 mod load;
@@ -21,6 +22,7 @@ use crate::session::Session;
 use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
+pub use embed::normalized;
 pub use inspection::{AtDType, Inspection, Named, Needs};
 pub use learn::Observed;
 pub use load::LoadProgress;

@@ -28,6 +28,7 @@ pub struct EngineBuilder {
     limits: Option<GpuLimits>,
     text: TextFiles,
     text_first: bool,
+    without_head: bool,
     options: PlanOptions,
     compute_on: Option<Vec<Device>>,
     n_virtual: usize,
@@ -114,6 +115,7 @@ impl EngineBuilder {
             limits: None,
             text: TextFiles::default(),
             text_first: false,
+            without_head: false,
             options: PlanOptions::default(),
             compute_on: None,
             n_virtual: 1,
@@ -171,6 +173,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn text_first(mut self) -> EngineBuilder {
         self.text_first = true;
+        self
+    }
+
+    /// Leaves the model's head out: forwards give the normed last hidden states in place of logits, as
+    /// [`Engine::embed`] wants them. Such an engine generates nothing.
+    #[must_use]
+    pub fn without_head(mut self) -> EngineBuilder {
+        self.without_head = true;
         self
     }
 
@@ -237,6 +247,7 @@ impl EngineBuilder {
         }
         let checkpoint = self.model.open(self.io)?;
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let model = if self.without_head { model.without_head() } else { model };
         let text = if self.text_first { Some(ModelText::open(&checkpoint, self.text)?) } else { None };
         let n_tensors = checkpoint.catalog.tensors.len();
         tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());

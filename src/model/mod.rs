@@ -32,7 +32,8 @@ pub struct Model {
     pub rope_tables: Vec<RopeTable>,
     /// The residual stream, which goes from unit to unit. `[n_tokens, hidden_size]`
     pub hidden: ValueId,
-    /// What the head gives: a number for every token of the vocabulary. `[n_rows, vocab_size]`
+    /// What the head gives: a number for every token of the vocabulary, `[n_rows, vocab_size]`; of a model [without its
+    /// head](Model::without_head), what the head would read, `[n_rows, hidden_size]`.
     pub logits: ValueId,
     /// The units: embedding first, then attention and feed-forward of every layer, the head last.
     pub units: Vec<Unit>,
@@ -86,6 +87,33 @@ impl Model {
     /// Those of `tensor`: a tensor is missing or has another shape than the config demands.
     pub fn new(config: &ModelConfig, tensor: &dyn Fn(&str, &[u64]) -> Result<TensorId>) -> Result<Model> {
         (config.family.model)(config, tensor)
+    }
+
+    /// The same model without the product of its head, for embeddings: a forward ends with the normed last hidden states.
+    #[must_use]
+    pub fn without_head(mut self) -> Model {
+        let logits = self.logits;
+        let Some(head) = self.units.last_mut() else { return self };
+        let product = head.ops.iter().enumerate().find_map(|(at, op)| match op {
+            Op::MatMul { input, output, .. } if *output == logits => Some((at, *input)),
+            _ => None,
+        });
+        if let Some((at, input)) = product {
+            head.ops.truncate(at);
+            self.logits = input;
+            self.values[usize::from(logits.0)].width = 0;
+        }
+        self
+    }
+
+    /// Whether its forwards give logits.
+    pub fn has_head(&self) -> bool {
+        self.units.last().is_some_and(|unit| unit.matrices().next().is_some())
+    }
+
+    /// Values in one row of what a forward gives: of the vocabulary, or of the hidden state where the head is left out.
+    pub fn output_width(&self) -> usize {
+        self.value(self.logits).width
     }
 
     /// What value `id` is.

@@ -12,7 +12,7 @@ pub struct ValueId(pub u16);
 pub struct Value {
     /// What messages call it.
     pub name: &'static str,
-    /// Values in one row.
+    /// Values in one row; 0 where no operation uses it.
     pub width: usize,
     /// Size of its heads, where attention reads or writes them: an adapter holds such heads padded for a while.
     pub head_size: Option<usize>,

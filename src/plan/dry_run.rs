@@ -149,7 +149,7 @@ fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &C
 /// Bytes that a transfer and the last readback move.
 pub(super) fn transfer_bytes(model: &Model, workload: Workload) -> [Bytes; 2] {
     // The best tokens are chosen on the device: what comes back of the logits is small.
-    [hidden_bytes(model, workload), Bytes(model.config.vocab_size as u64 / 4).times(workload.n_logit_rows as u64)]
+    [hidden_bytes(model, workload), Bytes(model.output_width() as u64 / 4).times(workload.n_logit_rows as u64)]
 }
 
 /// What it takes to bring a chunk to its device and to compute with it.

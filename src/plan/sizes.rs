@@ -82,13 +82,12 @@ impl Role {
 
 /// Every working buffer of a device's part of a forward, with its bytes.
 pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(WorkingBuffer, Bytes)> {
-    let config = &model.config;
     let (n_tokens, n_rows) = (size.n_tokens as u64, size.n_logit_rows as u64);
     let bytes_of = |value: &Value| {
         let width = if role.on_host { value.width } else { padded_width(value) };
         Bytes(width as u64 * 4).times(value.n_rows(size.n_tokens, size.n_logit_rows) as u64)
     };
-    let needed = model.values().filter(|(_, value)| role.computes_head || !value.is_of_head());
+    let needed = model.values().filter(|(_, value)| value.width > 0 && (role.computes_head || !value.is_of_head()));
     let mut buffers: Vec<_> = needed.map(|(id, value)| (WorkingBuffer::Value(id), bytes_of(value))).collect();
     buffers.push((WorkingBuffer::Tokens, Bytes(16).times(n_tokens)));
     for (table, angles) in model.rope_tables.iter().enumerate() {
@@ -96,7 +95,7 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     }
     let mut readback = if role.passes_on { bytes_of(model.value(model.hidden)) } else { Bytes::ZERO };
     if role.computes_head {
-        let top_k = Bytes((config.vocab_size.div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
+        let top_k = Bytes((model.output_width().div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
         buffers.push((WorkingBuffer::SelectedRows, Bytes(4).times(n_rows)));
         buffers.push((WorkingBuffer::TopK, top_k));
         readback = readback.max(bytes_of(model.value(model.logits))).max(top_k);

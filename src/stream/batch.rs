@@ -41,10 +41,10 @@ pub enum LogitsRequest {
     TopK(usize),
 }
 
-/// Logits of one position.
+/// Logits of one position; of a model [without its head](crate::model::Model::without_head) its normed last hidden state.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Logits {
-    /// Every token's. `[vocab_size]`
+    /// Every token's, `[vocab_size]`; or `[hidden_size]`.
     All(Vec<f32>),
     /// The tokens with the highest logits, best first; ties in the order of token ids.
     Top(Vec<(u32, f32)>),

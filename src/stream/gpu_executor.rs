@@ -198,17 +198,17 @@ impl GpuExecutor {
     }
 
     async fn logits(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
-        let vocab_size = self.model.config.vocab_size;
+        let width = self.model.output_width();
         let n_rows = batch.logits_for.len();
         match batch.logits_request {
             LogitsRequest::All => {
                 let logits = WorkingBuffer::Value(self.model.logits);
-                let bytes = self.read(logits, (n_rows * vocab_size * 4) as u64).await?;
+                let bytes = self.read(logits, (n_rows * width * 4) as u64).await?;
                 let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-                Ok(values.chunks_exact(vocab_size).map(|row| Logits::All(row.to_vec())).collect())
+                Ok(values.chunks_exact(width).map(|row| Logits::All(row.to_vec())).collect())
             }
             LogitsRequest::TopK(k) => {
-                let params = top_k::Params::new(n_rows as u32, vocab_size as u32, k as u32);
+                let params = top_k::Params::new(n_rows as u32, width as u32, k as u32);
                 let bytes = self.read(WorkingBuffer::TopK, params.candidates_bytes()).await?;
                 let rows = top_k::merge(&params, &bytes).into_iter();
                 Ok(rows.map(|row| Logits::Top(row.into_iter().map(|best| (best.token, best.logit)).collect())).collect())

@@ -151,7 +151,7 @@ impl Executor for HostExecutor {
         let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
         let computes_head = self.plan.computes_head(DEVICE);
         let mut n_values = 0;
-        for (id, value) in self.model.values().filter(|(_, value)| computes_head || !value.is_of_head()) {
+        for (id, value) in self.model.values().filter(|(_, value)| value.width > 0 && (computes_head || !value.is_of_head())) {
             let len = value.n_rows(n_tokens, n_rows) * value.width;
             platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
             n_values += len as u64;
@@ -205,9 +205,9 @@ impl Executor for HostExecutor {
     }
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
-        let vocab_size = self.model.config.vocab_size;
+        let width = self.model.output_width();
         let logits = self.values.get(self.model.logits);
-        Ok(logits.chunks_exact(vocab_size).take(batch.logits_for.len()).map(|row| select(row, batch.logits_request)).collect())
+        Ok(logits.chunks_exact(width).take(batch.logits_for.len()).map(|row| select(row, batch.logits_request)).collect())
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {

@@ -51,6 +51,35 @@ fn tokenize_shows_ids_and_pieces() {
     }
 }
 
+#[test]
+fn embed_prints_a_vector_for_each_text() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let vectors = |json: &Value| -> Vec<Vec<f64>> {
+        let of = |one: &Value| one["embedding"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+        json["embeddings"].as_array().unwrap().iter().map(of).collect()
+    };
+    let json = home.json("tierflow.embed/1", &["embed", &model, "a cat", "a dog", "--json", "--pooling", "last"]);
+    assert_eq!((&json["pooling"], &json["normalized"]), (&"last".into(), &true.into()));
+    let both = vectors(&json);
+    assert!(both.iter().all(|vector| (vector.iter().map(|value| value * value).sum::<f64>() - 1.0).abs() < 1e-5));
+    assert_ne!(both[0], both[1]);
+    let file = home.path("texts.txt");
+    fs::write(&file, "a cat\n\na dog\n").unwrap();
+    let of_file = home.json("tierflow.embed/1", &["embed", &model, "-f", file.to_str().unwrap(), "--json", "--pooling", "last"]);
+    assert_eq!(vectors(&of_file), both);
+    let lines = home.stdout(&["embed", "-m", &model, "a cat", "--pooling", "last"]);
+    let printed: Vec<f64> = lines.split_whitespace().map(|value| value.parse().unwrap()).collect();
+    assert_eq!(printed.len(), both[0].len());
+    assert!(printed.iter().zip(&both[0]).all(|(a, b)| (a - b).abs() < 1e-6));
+    let raw = vectors(&home.json("tierflow.embed/1", &["embed", &model, "a cat", "--json", "--pooling", "mean", "--no-normalize"]));
+    assert!((raw[0].iter().map(|value| value * value).sum::<f64>() - 1.0).abs() > 1e-3);
+    let noted = home.run(&["embed", &model, "a cat"]);
+    assert!(noted.stderr.contains("does not say how it pools"), "{}", noted.stderr);
+    assert!(home.refusal(2, &["embed", &model, "a", "--prompt-name", "query"]).contains("no prompt `query`"));
+    assert!(home.refusal(2, &["embed", &model, "a", "-f", "b"]).contains("given twice"));
+}
+
 /// The program on a machine whose Vulkan loader finds no driver.
 fn without_adapters(home: &Home, arguments: &[&str]) -> Command {
     let mut command = home.command(arguments);

@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod embed;
 mod examples;
 mod golden;
 mod gpu;

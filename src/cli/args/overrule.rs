@@ -23,6 +23,7 @@ pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) -> Res
         }
         Command::Plan(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Bench(args) => (&mut args.model, Some(&mut args.placement)),
+        Command::Embed(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Logits(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Inspect(args) => (&mut args.model, None),
         Command::Tokenize(args) => (&mut args.model, None),

@@ -66,7 +66,7 @@ pub async fn read(session: &mut Session<'_>, prompt: &[u32], pace: &mut Pace, tr
         return Err(Error::ContextFull { needed, available });
     }
     let most = session.engine().plan().forward.n_tokens;
-    // The last token is always computed: its scores are what is asked for.
+    // The last token is always computed: its logits are what is asked for.
     let n_known = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len().saturating_sub(1));
     session.truncate(n_known);
     loop {

@@ -1,0 +1,49 @@
+//! Texts as vectors, made of the hidden states that a model without its head gives.
+
+use super::Engine;
+use crate::error::{Error, Result};
+use crate::stream::{Logits, LogitsRequest};
+use crate::text::Pooling;
+
+impl Engine {
+    /// The embedding of `tokens`, `[hidden_size]`: the normed last hidden states of all of them, pooled. Not normalised. The engine was
+    /// opened [without the head](super::EngineBuilder::without_head).
+    ///
+    /// # Errors
+    /// Those of [`Engine::forward`]; [`Error::InvalidArgument`] where there are no tokens, or the engine has its head.
+    pub async fn embed(&mut self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>> {
+        let invalid = |option: &str, reason: &str| Err(Error::InvalidArgument { option: option.into(), reason: reason.into() });
+        if self.prepared().model.has_head() {
+            return invalid("engine", "computes logits; open it with EngineBuilder::without_head");
+        }
+        if tokens.is_empty() {
+            return invalid("text", "has no tokens to embed");
+        }
+        let mut session = self.session();
+        if pooling == Pooling::Last {
+            return match session.append(tokens, LogitsRequest::All).await? {
+                Logits::All(hidden) => Ok(hidden),
+                Logits::Top(_) => Err(Error::internal("an embedding was asked for, best tokens were given")),
+            };
+        }
+        let mut sums: Vec<f64> = Vec::new();
+        session
+            .append_scoring_all(tokens, |hidden| match sums.is_empty() {
+                true => sums.extend(hidden.iter().map(|value| f64::from(*value))),
+                false if pooling == Pooling::Cls => {}
+                false => sums.iter_mut().zip(&hidden).for_each(|(sum, value)| *sum += f64::from(*value)),
+            })
+            .await?;
+        let n_pooled = if pooling == Pooling::Cls { 1 } else { tokens.len() };
+        Ok(sums.iter().map(|sum| (sum / n_pooled as f64) as f32).collect())
+    }
+}
+
+/// `embedding` scaled to the length 1, as sentence-transformers' `Normalize` does; zeros stay zeros.
+pub fn normalized(mut embedding: Vec<f32>) -> Vec<f32> {
+    let length = embedding.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    if length > 0.0 {
+        embedding.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+    }
+    embedding
+}
