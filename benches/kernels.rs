@@ -124,6 +124,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             scale: 0.125,
             kv_dtype: rope_kv::KvDType::F16 as u32,
             softcap: 0.0,
+            is_causal: 1,
         };
         arena.push(gpu, &params)?;
         let tokens: Vec<rope_kv::Token> = (0..n_tokens).map(|t| rope_kv::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();

@@ -7,8 +7,9 @@ struct Params {
     head_size: u32, // OCTETS of a pipeline is an eighth of it
     n_seqs: u32,
     kv_capacity: u32,
-    window: u32, // positions that a token sees, its own included; 0: all
+    window: u32, // a token sees positions less than so many away; 0: all
     scale: f32,
     kv_dtype: u32, // KV_F16 of a pipeline says the same
     softcap: f32,  // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
+    is_causal: u32, // 0: a token sees positions behind its own as well
 }

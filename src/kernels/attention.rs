@@ -1,4 +1,4 @@
-//! Causal attention over the caches of `rope_kv`, with grouped queries and an optional window:
+//! Attention over the caches of `rope_kv`, causal or to both sides, with grouped queries and an optional window:
 //! `attended[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
 //! each score `x` is `cap · tanh(x / cap)`.
 //! Chooses the kernel by the tokens and the adapter; holds the one reference of all variants.
@@ -38,7 +38,7 @@ pub struct Params {
     pub n_seqs: u32,
     /// Positions of a sequence in the caches.
     pub kv_capacity: u32,
-    /// Positions that a token sees, its own included; 0 for all.
+    /// How near the positions are that a token sees: those less than so many away; 0 for all.
     pub window: u32,
     /// Usually `1 / sqrt(head_size)` of the heads as the model has them.
     pub scale: f32,
@@ -46,6 +46,8 @@ pub struct Params {
     pub kv_dtype: u32,
     /// The cap of scores; 0 for none.
     pub softcap: f32,
+    /// 1: a token sees no position behind its own; 0: it sees those as well.
+    pub is_causal: u32,
 }
 
 impl Params {
@@ -62,6 +64,7 @@ impl Params {
             scale: attention.scale,
             kv_dtype: batch.kv_dtype as u32,
             softcap: attention.softcap.unwrap_or(0.0),
+            is_causal: u32::from(attention.is_causal),
         }
     }
 }
@@ -262,7 +265,12 @@ pub(super) fn heads_together(params: &Params, most: u32) -> u32 {
 
 /// The positions that `token` sees.
 pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
-    let end = (token.position + 1).min(token.kv_len).min(params.kv_capacity);
+    let behind = match (params.is_causal, params.window) {
+        (0, 0) => u32::MAX,
+        (0, window) => token.position.saturating_add(window),
+        _ => token.position + 1,
+    };
+    let end = behind.min(token.kv_len).min(params.kv_capacity);
     let begin = if params.window > 0 { (token.position + 1).saturating_sub(params.window) } else { 0 };
     begin as usize..end as usize
 }
@@ -309,7 +317,19 @@ mod tests {
 
     fn params(n_tokens: u32) -> Params {
         let (n_heads, n_kv_heads, head_size) = (9, 3, 64);
-        Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs: 1, kv_capacity: 512, window: 0, scale: 0.125, kv_dtype: 1, softcap: 0.0 }
+        Params {
+            n_tokens,
+            n_heads,
+            n_kv_heads,
+            head_size,
+            n_seqs: 1,
+            kv_capacity: 512,
+            window: 0,
+            scale: 0.125,
+            kv_dtype: 1,
+            softcap: 0.0,
+            is_causal: 1,
+        }
     }
 
     #[test]

@@ -170,8 +170,10 @@ pub struct Attention {
     pub n_kv_heads: usize,
     /// Values of a head.
     pub head_size: usize,
-    /// Latest positions that a token sees, its own included; `None` sees all.
+    /// A token sees the positions less than so many away; `None` sees all.
     pub window: Option<usize>,
+    /// Whether a token sees no position behind its own.
+    pub is_causal: bool,
     /// What the products of query and key are multiplied by.
     pub scale: f32,
     /// Each product `x` becomes `cap · tanh(x / cap)` then; `None` leaves it.

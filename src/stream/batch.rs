@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::matmul::MAX_FEW_TOKENS;
+use crate::kernels::rope_kv::Token;
 use crate::model::{ModelConfig, RopeTable};
 use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
@@ -163,6 +164,12 @@ impl CachedPositions {
             }
         }
     }
+}
+
+/// The places of all tokens, as kernels read them. Caches hold each sequence up to its last token in the batch once the batch is computed.
+pub(super) fn places(batch: &Batch) -> Vec<Token> {
+    let last = |sequence: u32| batch.tokens.iter().rfind(|token| token.sequence == sequence).map_or(0, |token| token.position);
+    batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, last(token.sequence) + 1)).collect()
 }
 
 /// Cosine and sine of each token's angles by `table`: `[n_tokens, n_pairs, 2]`. Computed on the host in double precision, so that every

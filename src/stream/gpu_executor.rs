@@ -225,8 +225,7 @@ impl Executor for GpuExecutor {
         let attention = attention::token_count(batch.tokens.len(), batch.n_runs());
         let n_positions = self.n_positions(attention, batch.n_positions());
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
-        let tokens: Vec<[u32; 4]> = batch.tokens.iter().map(|token| [token.sequence, token.position, token.position + 1, 0]).collect();
-        self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&tokens))?;
+        self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&batch::places(batch)))?;
         for (table, angles) in self.model.rope_tables.iter().enumerate() {
             let cos_sin = batch::cos_sin(batch, angles);
             self.buffers.write(&self.gpu, WorkingBuffer::CosSin { table }, bytemuck::cast_slice(&cos_sin))?;

@@ -206,6 +206,7 @@ mod tests {
             n_kv_heads: n_heads,
             head_size,
             window: None,
+            is_causal: true,
             scale: 0.25,
             softcap: None,
         };

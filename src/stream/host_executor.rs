@@ -8,7 +8,6 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::matmul;
-use crate::kernels::rope_kv::Token;
 use crate::model::{Model, Op, StoreKv};
 use crate::plan::sizes::{KvCache, kv_buffer_bytes, packed_input_bytes};
 use crate::plan::{Plan, Slice, Work};
@@ -158,7 +157,7 @@ impl Executor for HostExecutor {
         }
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + packed_input_bytes(&self.model, n_tokens));
         self.values.packed.forget();
-        self.values.tokens = batch.tokens.iter().map(|token| Token::new(token.sequence, token.position, token.position + 1)).collect();
+        self.values.tokens = batch::places(batch);
         self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table)).collect();
         self.values.selected_rows.clone_from(&batch.logits_for);
         self.forward = forward;

@@ -8,9 +8,9 @@ use tierflow::model::Checkpoint;
 use tierflow::plan::PlanOptions;
 use tierflow::platform::IoMode;
 use tierflow::stream::{Logits, LogitsRequest};
-use tierflow::text::Pooling;
+use tierflow::text::{Pooling, SamplingSettings};
 use tierflow::units::Bytes;
-use tierflow::{DeviceChoice, Engine};
+use tierflow::{DeviceChoice, Engine, GenerateOptions, Sampler};
 use xtask::models::{LlamaShape, Stored, write_hf};
 
 use crate::common::{assert_close, bits, gpus};
@@ -58,9 +58,11 @@ fn hidden_states_are_what_the_head_reads() {
         let last = embed(&mut headless, &TOKENS, Pooling::Last);
         assert_close(&of_head(root.path(), &last), &logits, 1e-4, "logits");
         assert!(pollster::block_on(whole.embed(&TOKENS, Pooling::Last)).unwrap_err().to_string().contains("without_head"));
-        let mut session = headless.session();
-        let refused =
-            pollster::block_on(session.generate(&TOKENS, Sampler::new(SamplingSettings::greedy(), 0), GenerateOptions::default()));
+        let refused = pollster::block_on(headless.session().generate(
+            &TOKENS,
+            Sampler::new(SamplingSettings::greedy(), 0),
+            GenerateOptions::default(),
+        ));
         assert!(refused.err().unwrap().to_string().contains("without the model's head"));
     }
 }

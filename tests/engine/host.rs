@@ -283,16 +283,18 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
         scale: 0.16,
         kv_dtype: 0,
         softcap: 0.0,
+        is_causal: 1,
     }
 }
 
 #[test]
 fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     let (keys, cached) = (values(2 * 2 * 90 * 40, 1), values(2 * 2 * 90 * 40, 2));
-    let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, t % 41 + 21)).collect();
+    // Of one sequence the caches hold 61 positions, of the other one 49.
+    let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, if t < 41 { 61 } else { 49 })).collect();
     let query = values(tokens.len() * 240, 3);
-    for window in [0, 7] {
-        let params = attention_params(tokens.len(), window);
+    for (window, is_causal) in [(0, 1), (7, 1), (0, 0), (7, 0)] {
+        let params = attention::Params { is_causal, ..attention_params(tokens.len(), window) };
         let (mut attended, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
         host::attention(&params, &query, &tokens, (&keys, &cached), &mut attended);
         attention::reference(&params, &query, &tokens, &keys, &cached, &mut expected);
@@ -303,7 +305,7 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
         );
         for t in [0, 1, 40, 41, 69] {
             let mut alone = vec![f32::NAN; 240];
-            let params = attention_params(1, window);
+            let params = attention::Params { is_causal, ..attention_params(1, window) };
             host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), &mut alone);
             assert_eq!(bits(&alone), bits(&attended[t * 240..][..240]), "token {t}, window {window}");
         }

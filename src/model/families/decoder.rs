@@ -145,7 +145,8 @@ impl Units<'_> {
         let window = config.sliding_window.filter(|_| config.is_windowed(layer));
         let scale = config.variant.attention_scale.unwrap_or(1.0 / (head_size as f32).sqrt());
         let softcap = config.variant.attention_softcap;
-        let attention = Attention { layer, query: QUERY, output: ATTENTION, n_heads, n_kv_heads, head_size, window, scale, softcap };
+        let attention =
+            Attention { layer, query: QUERY, output: ATTENTION, n_heads, n_kv_heads, head_size, window, is_causal: true, scale, softcap };
         ops.push(Op::Attention(attention));
         self.matrix(&mut ops, &name, "o_proj", [hidden_size, query_size], [ATTENTION, DELTA], config.attention_output_bias)?;
         self.add_delta(&mut ops, layer, layout.after_attention)?;

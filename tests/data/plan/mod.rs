@@ -436,6 +436,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
                 scale: 1.0,
                 kv_dtype: 0,
                 softcap: 0.0,
+                is_causal: 1,
             };
             // A plan counts before it settles its context, which may become shorter.
             for n_positions in &capacities[index..] {

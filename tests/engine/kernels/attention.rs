@@ -28,6 +28,7 @@ impl Attention {
             scale: 1.0 / (head_size as f32).sqrt(),
             kv_dtype: rope_kv::KvDType::F32 as u32,
             softcap: 0.0,
+            is_causal: 1,
         };
         Attention { params, tokens: (kv_len - n_tokens..kv_len).map(|position| rope_kv::Token::new(1, position, kv_len)).collect() }
     }
@@ -123,6 +124,11 @@ fn attention_matches_its_reference() {
             let plain = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
             let params = attention::Params { softcap: 0.7, ..plain.params };
             Attention { params, ..plain }.check(gpu, rope_kv::KvDType::F16);
+        }
+        for (heads, head_size, kv_len, n_tokens, window) in [([4, 2], 64, 31, 31, 0), ([9, 3], 24, 70, 33, 7), ([2, 2], 256, 40, 3, 2)] {
+            let causal = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
+            let params = attention::Params { is_causal: 0, ..causal.params };
+            Attention { params, ..causal }.check(gpu, rope_kv::KvDType::F32);
         }
         Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::KvDType::F32);
         Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::KvDType::F16);
