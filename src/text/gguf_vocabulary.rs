@@ -13,6 +13,7 @@ use super::pieces::{LeadingSpace, Spelling, byte_token};
 use super::pre_tokenizer::PreTokenizer;
 use super::sentence_piece::merges_from_scores;
 use super::tokenizer::{Frame, OuterToken, TemplateTokens, Vocabulary};
+use super::word_piece;
 use crate::error::Result;
 use crate::weights::{MetaValue, Metadata};
 
@@ -22,9 +23,11 @@ pub(super) fn read(metadata: &Metadata) -> Result<Vocabulary> {
     match metadata.string("tokenizer.ggml.model")? {
         Some("gpt2") => byte_level(&tokens),
         Some("llama") => sentence_piece(&tokens),
+        Some("bert") => word_piece_of_words(&tokens),
         Some(other) => {
-            let reason =
-                format!("tokenizer.ggml.model `{other}` is not supported; supported are gpt2 (byte-level BPE) and llama (SentencePiece)");
+            let reason = format!(
+                "tokenizer.ggml.model `{other}` is not supported; supported are gpt2 (byte-level BPE), llama (SentencePiece) and bert (WordPiece)"
+            );
             Err(text_error(&metadata.path, reason))
         }
         None => Err(text_error(&metadata.path, "has no tokenizer (metadata key `tokenizer.ggml.model`)")),
@@ -183,6 +186,22 @@ fn sentence_piece(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     let or_default = |name: &str, id: u32| tokens.id(name).or(Some(id)).filter(|&id| (id as usize) < tokens.texts.len());
     let ends = Ends { bos: or_default("bos", 1), eos: or_default("eos", 2), adds_bos: true };
     finish(tokens, inner, Spelling::SentencePiece(leading_space), ends)
+}
+
+/// BERT's kind. The ids that a file does not name are those of BERT's own vocabulary, as llama.cpp takes them.
+fn word_piece_of_words(tokens: &Tokens<'_>) -> Result<Vocabulary> {
+    let or_default = |names: &[&str], id: u32| {
+        let named = names.iter().find_map(|name| tokens.id(name));
+        named.or(Some(id)).filter(|&id| (id as usize) < tokens.texts.len())
+    };
+    let unknown = or_default(&["unknown"], 100).and_then(|id| tokens.texts.get(id as usize)).map_or("[UNK]", String::as_str);
+    let is_special = |kind| matches!(kind, TokenType::Control | TokenType::Unknown | TokenType::UserDefined);
+    let words = tokens.iter().map(|(id, text, kind)| (id, text, is_special(kind)));
+    let inner = word_piece::tokenizer(words, unknown)
+        .map_err(|error| text_error(&tokens.metadata.path, format!("its vocabulary cannot be used: {error}")))?;
+    let ends = Ends { bos: or_default(&["cls", "bos"], 101), eos: or_default(&["seperator", "eos"], 102), adds_bos: true };
+    let vocabulary = finish(tokens, inner, Spelling::Other, ends)?;
+    Ok(Vocabulary { frame: Frame::Settings { add_bos: true, add_eos: true }, ..vocabulary })
 }
 
 /// `tokenizer.ggml.merges`: two tokens parted by a space, the first of which may begin with one.

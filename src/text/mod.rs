@@ -25,6 +25,7 @@ mod template_time;
 mod tokenizer;
 mod tokenizer_json;
 mod tokenizer_json_checks;
+mod word_piece;
 
 pub use chat_message::{ChatMessage, TemplateInput};
 pub use chat_template::{ChatTemplate, GenerationPrompt};

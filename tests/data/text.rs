@@ -77,6 +77,41 @@ fn sentence_piece() -> Tokenizer {
     Tokenizer::from_metadata(&Metadata::new("tiny.gguf", sentence_piece_metadata()), SENTENCE_PIECE_SIZE).unwrap()
 }
 
+#[test]
+fn word_piece_vocabularies_of_gguf_files_cut_words_as_bert_does() {
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(String::from);
+    let words = ["hello", "world", ",", "!", "un", "東", "京", "a", "x", "it", "'", "s"].map(|word| format!("▁{word}"));
+    let rest = ["aff", "able", "d", "l", "o"].map(String::from);
+    let tokens: Vec<String> = special.into_iter().chain(words).chain(rest).collect();
+    let types = [3; 5].into_iter().chain([1; 17]).collect();
+    let size = tokens.len();
+    let id = |id: u64| MetaValue::Unsigned(id);
+    let entries = BTreeMap::from([
+        ("tokenizer.ggml.model".to_owned(), MetaValue::String("bert".into())),
+        ("tokenizer.ggml.tokens".to_owned(), MetaValue::Strings(tokens)),
+        ("tokenizer.ggml.token_type".to_owned(), MetaValue::Integers(types)),
+        ("tokenizer.ggml.unknown_token_id".to_owned(), id(1)),
+        ("tokenizer.ggml.bos_token_id".to_owned(), id(2)),
+        ("tokenizer.ggml.seperator_token_id".to_owned(), id(3)),
+    ]);
+    let tokenizer = Tokenizer::from_metadata(&Metadata::new("tiny.gguf", entries), size).unwrap();
+    let long = format!("hellold x{}", "a".repeat(101));
+    // Ids of tokenizers 0.23, WordPiece behind BertNormalizer and BertPreTokenizer.
+    for (text, expected) in [
+        ("Héllo, wörld!", &[5, 7, 6, 8][..]),
+        ("unaffable  UNAFFABLE\tx", &[9, 17, 18, 9, 17, 18, 13]),
+        ("東京 a\u{200b}x", &[10, 11, 1]),
+        ("it's\0 zzz", &[14, 15, 16, 1]),
+        (&long, &[5, 20, 19, 1]),
+        ("", &[]),
+    ] {
+        assert_eq!(tokenizer.encode(text, Special::Leave).unwrap(), expected, "{text:?}");
+        assert_eq!(tokenizer.encode(text, Special::Add).unwrap(), [&[2], expected, &[3]].concat(), "{text:?}");
+    }
+    assert_eq!(tokenizer.encode("a [SEP]", Special::Leave).unwrap(), [12, 3]);
+    assert_eq!(tokenizer.decode(&[2, 9, 17, 18, 13, 3]), "unaffable x");
+}
+
 /// A Hugging Face folder with `files`.
 fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
