@@ -58,11 +58,9 @@ fn hidden_states_are_what_the_head_reads() {
         let last = embed(&mut headless, &TOKENS, Pooling::Last);
         assert_close(&of_head(root.path(), &last), &logits, 1e-4, "logits");
         assert!(pollster::block_on(whole.embed(&TOKENS, Pooling::Last)).unwrap_err().to_string().contains("without_head"));
-        let refused = pollster::block_on(headless.session().generate(
-            &TOKENS,
-            Sampler::new(SamplingSettings::greedy(), 0),
-            GenerateOptions::default(),
-        ));
+        let mut session = headless.session();
+        let refused =
+            pollster::block_on(session.generate(&TOKENS, Sampler::new(SamplingSettings::greedy(), 0), GenerateOptions::default()));
         assert!(refused.err().unwrap().to_string().contains("without the model's head"));
     }
 }
