@@ -89,7 +89,7 @@ impl Engine {
     pub fn spawn(self) -> Result<EngineHandle> {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
-        let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(move || Worker::new(self).run(&commands));
+        let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(move || EngineThread::new(self).run(&commands));
         thread.map_err(|source| Error::io("start", "the engine's thread", source))?;
         Ok(EngineHandle { commands: sender, model })
     }
@@ -131,9 +131,9 @@ impl Sequence {
         let (sender, steps) = tokens::unbounded();
         let (cancelled, unread, commands) = (Arc::default(), Arc::default(), self.handle.commands.clone());
         let stream = TokenStream { steps, cancelled, unread, commands, finish: None, n_prompt: 0 };
-        let stage = Stage::Asked(Box::new(Request { prompt, sampler, options }));
+        let progress = Progress::Requested(Box::new(Request { prompt, sampler, options }));
         let listener = Listener { steps: sender, cancelled: Arc::clone(&stream.cancelled), unread: Arc::clone(&stream.unread) };
-        self.handle.send(Command::Generate(Running { sequence: self.id, stage, listener }))?;
+        self.handle.send(Command::Generate(Running { sequence: self.id, progress, listener }))?;
         Ok(stream)
     }
 
@@ -219,7 +219,7 @@ impl Drop for TokenStream {
 }
 
 /// The engine's thread.
-struct Worker {
+struct EngineThread {
     engine: Engine,
     /// Per sequence of the plan.
     sequences: Vec<SequenceState>,
@@ -238,14 +238,14 @@ struct SequenceState {
 /// A generation under way.
 struct Running {
     sequence: u32,
-    stage: Stage,
+    progress: Progress,
     listener: Listener,
 }
 
-/// The stage of a generation.
-enum Stage {
+/// The progress of a generation.
+enum Progress {
     /// Nothing was done yet.
-    Asked(Box<Request>),
+    Requested(Box<Request>),
     Begun(Box<Begun>),
 }
 
@@ -290,17 +290,17 @@ impl Listener {
 impl Running {
     /// The tokens to be computed next; none before it has begun.
     fn due(&self) -> &[u32] {
-        match &self.stage {
-            Stage::Asked(_) => &[],
-            Stage::Begun(begun) => &begun.due,
+        match &self.progress {
+            Progress::Requested(_) => &[],
+            Progress::Begun(begun) => &begun.due,
         }
     }
 }
 
-impl Worker {
-    fn new(engine: Engine) -> Worker {
+impl EngineThread {
+    fn new(engine: Engine) -> EngineThread {
         let n_seqs = engine.plan().n_seqs;
-        Worker { engine, sequences: (0..n_seqs).map(|_| SequenceState::default()).collect(), running: VecDeque::new() }
+        EngineThread { engine, sequences: (0..n_seqs).map(|_| SequenceState::default()).collect(), running: VecDeque::new() }
     }
 
     /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
@@ -309,12 +309,12 @@ impl Worker {
             self.running.retain(|running| !running.listener.is_gone());
             if !self.running.iter().any(|running| running.listener.has_room()) {
                 match commands.recv() {
-                    Ok(command) => self.obey(command),
+                    Ok(command) => self.execute(command),
                     Err(_) => return,
                 }
             }
             while let Ok(command) = commands.try_recv() {
-                self.obey(command);
+                self.execute(command);
             }
             self.begin();
             self.read_on();
@@ -322,7 +322,7 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn execute(&mut self, command: Command) {
         match command {
             Command::Open(reply) => {
                 let found = self.sequences.iter().position(|sequence| !sequence.is_open);
@@ -349,10 +349,10 @@ impl Worker {
     /// Begins the generations that were asked for.
     fn begin(&mut self) {
         for running in std::mem::take(&mut self.running) {
-            let Running { sequence, stage, listener } = running;
-            let begun = match stage {
-                Stage::Begun(begun) => Ok(begun),
-                Stage::Asked(request) => {
+            let Running { sequence, progress, listener } = running;
+            let begun = match progress {
+                Progress::Begun(begun) => Ok(begun),
+                Progress::Requested(request) => {
                     let Request { prompt, sampler, options } = *request;
                     let cached = &mut self.sequences[sequence as usize].tokens;
                     GenerationState::begin(&self.engine, cached, &prompt, sampler, options)
@@ -360,7 +360,7 @@ impl Worker {
                 }
             };
             match begun {
-                Ok(begun) => self.running.push_back(Running { sequence, stage: Stage::Begun(begun), listener }),
+                Ok(begun) => self.running.push_back(Running { sequence, progress: Progress::Begun(begun), listener }),
                 Err(error) => listener.send(Err(error)),
             }
         }
@@ -434,7 +434,7 @@ impl Worker {
     /// unless it has ended.
     fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Logits) -> Option<Running> {
         let cached = &mut self.sequences[running.sequence as usize].tokens;
-        let Running { stage: Stage::Begun(begun), listener, .. } = &mut running else { return None };
+        let Running { progress: Progress::Begun(begun), listener, .. } = &mut running else { return None };
         cached.extend(begun.due.drain(..n_tokens));
         if listener.is_gone() {
             return None;
@@ -464,9 +464,9 @@ impl Worker {
 
 /// The logits that a generation needs.
 fn logits_request(running: &Running) -> LogitsRequest {
-    match &running.stage {
-        Stage::Asked(_) => LogitsRequest::TopK(1),
-        Stage::Begun(begun) => begun.state.logits_request(),
+    match &running.progress {
+        Progress::Requested(_) => LogitsRequest::TopK(1),
+        Progress::Begun(begun) => begun.state.logits_request(),
     }
 }
 

@@ -281,7 +281,8 @@ impl GenerationState {
         self.finish
     }
 
-    /// The token that must be computed before the next one is chosen; `None` before the first one, which follows the prompt.
+    /// The token that must be computed before the next one is chosen; `None` before the first one, which follows the prompt,
+    /// and at the end.
     pub(crate) fn due(&self) -> Option<u32> {
         self.last.filter(|_| self.finish.is_none())
     }

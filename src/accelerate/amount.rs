@@ -1,4 +1,4 @@
-//! Numbers as Accelerate's own language keeps them. Sizes begin as integers and turn into floats where a width is a fraction of a byte
+//! Numbers as Python, Accelerate's language, keeps them. Sizes begin as integers and turn into floats where a width is a fraction of a byte
 //! (a bool is an eighth, a custom int4 a half); from then on they print with a decimal point and round as floats do.
 
 use std::cmp::Ordering;
@@ -45,7 +45,7 @@ impl Amount {
         }
     }
 
-    /// Whole bytes that hold it: rounded up, and none where it is negative.
+    /// Rounded up to whole bytes; 0 where it is negative.
     pub fn to_bytes(self) -> Bytes {
         match self {
             Amount::Int(value) => Bytes(u64::try_from(value.max(0)).unwrap_or(u64::MAX)),
@@ -103,7 +103,7 @@ impl Ord for Amount {
     }
 }
 
-/// Zero has one sign here.
+/// Zero has no sign here.
 fn compare_floats(left: f64, right: f64) -> Ordering {
     (left + 0.0).total_cmp(&(right + 0.0))
 }

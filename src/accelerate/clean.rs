@@ -15,7 +15,7 @@ struct Group<'a> {
 /// Writes all entries below a prefix as one where there are two or more and they share a device; a whole model on one device becomes
 /// `{"": device}`. A lone entry keeps its name. Where a prefix has an entry of its own beside those below it, these decide, as upstream.
 ///
-/// The order is that of the first entries that were joined; upstream's differs from run to run.
+/// The order is that of the first entries that were merged; upstream's differs from run to run.
 pub fn clean_device_map(map: &DeviceMap) -> DeviceMap {
     let entries: Vec<(&str, DeviceKey)> = map.iter().collect();
     let mut cleaned: Vec<Option<(&str, DeviceKey)>> = entries.iter().copied().map(Some).collect();

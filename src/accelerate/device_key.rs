@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::device::Device;
 use crate::error::{Error, Result};
 
-/// A device of Accelerate's world. Ordered as its planner fills them: accelerators by number, `mps`, `cpu`, `disk`.
+/// A device, as Accelerate names it. Ordered as its planner fills them: accelerators by number, `mps`, `cpu`, `disk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceKey {
-    /// An accelerator of the one kind that a process of theirs sees. A negative number is let through, as theirs is.
+    /// An accelerator; one process of Accelerate sees only one kind. A negative number is let through, as Accelerate does.
     Accelerator(i64),
     /// Apple's GPU.
     Mps,
@@ -60,7 +60,7 @@ impl DeviceName {
     }
 }
 
-/// `mps` is the first adapter: a machine of Apple's has no second.
+/// `mps` is the first adapter: Apple's machines have no second one.
 impl TryFrom<DeviceKey> for Device {
     type Error = Error;
 

@@ -1,4 +1,4 @@
-//! How wide Accelerate takes one value of a tensor to be (`dtype_byte_size`).
+//! The size of one value of a tensor, as Accelerate counts it (`dtype_byte_size`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ pub enum ElementType {
     CustomInt2,
     /// `CustomDtype.INT4`: half a byte.
     CustomInt4,
-    /// Blocks as a checkpoint of ours stores them, scales included. Accelerate knows none; they are its floats of an odd width.
+    /// Blocks as a checkpoint of ours stores them, scales included. Accelerate knows none; to it, they are floats of an unusual width.
     Blocks(DType),
 }
 

@@ -96,15 +96,15 @@ impl DeviceMap {
         Ok((!keys.is_empty()).then_some(Notice::NoModules { keys }))
     }
 
-    /// Why names of a map that does not cover a model may fit none of its modules: they are written for the same model under
-    /// another parent, or as GGUF has them. `None` where they are neither.
+    /// Why the names of a map may fit none of a model's modules: they have another prefix, or are GGUF's names. `None` where they are
+    /// neither.
     pub fn misnaming(&self, tree: &ModuleTree) -> Option<String> {
-        let strangers = || self.iter().map(|(name, _)| name).filter(|name| tree.find(name).is_none());
-        if strangers().any(|name| name.starts_with("blk.")) {
+        let unknown = || self.iter().map(|(name, _)| name).filter(|name| tree.find(name).is_none());
+        if unknown().any(|name| name.starts_with("blk.")) {
             let names = "model.layers.N, model.embed_tokens, model.norm and lm_head";
             return Some(format!("its names are those of GGUF tensors; a device map has {names}"));
         }
-        strangers().find_map(|name| {
+        unknown().find_map(|name| {
             let own = |id| tree.name(id);
             let too_long =
                 tree.nodes().map(own).find_map(|own| name.strip_suffix(own).filter(|rest| !own.is_empty() && rest.ends_with('.')));

@@ -1,4 +1,4 @@
-//! What Accelerate's planner tells its user beside the map.
+//! The messages of Accelerate's planner to its user.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub enum Notice {
         /// How large they are.
         bytes: Amount,
     },
-    /// A lone accelerator is not filled to the brim.
+    /// A lone accelerator is not filled completely.
     KeepsATenth {
         /// Which one.
         device: DeviceKey,

@@ -1,4 +1,4 @@
-//! The module tree of a model of ours, as transformers would have it.
+//! The module tree of a [`Model`], as transformers would have it.
 
 use std::collections::HashSet;
 

@@ -86,7 +86,7 @@ pub struct Prepared {
     pub plan: Arc<Plan>,
     /// The steps of one forward.
     pub schedule: Schedule,
-    /// How fast it should go.
+    /// Its predicted speed.
     pub forecast: Forecast,
     /// What was asked of the plan.
     pub options: PlanOptions,
@@ -126,7 +126,7 @@ impl EngineBuilder {
         }
     }
 
-    /// Who shall compute; [`DeviceChoice::Auto`] unless told otherwise.
+    /// Which devices compute; [`DeviceChoice::Auto`] by default.
     #[must_use]
     pub fn device(mut self, device: DeviceChoice) -> EngineBuilder {
         self.device = device;
@@ -140,14 +140,14 @@ impl EngineBuilder {
         self
     }
 
-    /// Positions per sequence; as many as the plan finds room for unless told otherwise.
+    /// Positions per sequence; by default as many as the plan finds room for.
     #[must_use]
     pub fn ctx_size(mut self, ctx_size: usize) -> EngineBuilder {
         self.options.ctx_size = Some(ctx_size);
         self
     }
 
-    /// How the model's files are read; positioned reads unless told otherwise.
+    /// How the model's files are read; positioned reads by default.
     #[must_use]
     pub fn io(mut self, io: IoMode) -> EngineBuilder {
         self.io = io;
@@ -161,7 +161,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Whether tokenizer and chat template are read; they are unless told otherwise.
+    /// Whether tokenizer and chat template are read; by default they are.
     #[must_use]
     pub fn text(mut self, text: TextFiles) -> EngineBuilder {
         self.text = text;
@@ -184,14 +184,14 @@ impl EngineBuilder {
         self
     }
 
-    /// All options of the planner at once. `compute_on` is overruled by [`EngineBuilder::device`] and [`EngineBuilder::compute_on`].
+    /// All options of the planner at once. `compute_on` is overridden by [`EngineBuilder::device`] and [`EngineBuilder::compute_on`].
     #[must_use]
     pub fn plan_options(mut self, options: PlanOptions) -> EngineBuilder {
         self.options = options;
         self
     }
 
-    /// Just these devices may compute, in the order in which layers are given to them, whatever [`EngineBuilder::device`] says.
+    /// Exactly these devices may compute, in the order in which layers are given to them. Overrides [`EngineBuilder::device`].
     #[must_use]
     pub fn compute_on(mut self, devices: impl IntoIterator<Item = Device>) -> EngineBuilder {
         self.compute_on = Some(devices.into_iter().collect());
@@ -206,7 +206,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Whether rates that are not known are measured (in a few seconds, once for each device and dtype); they are unless told otherwise.
+    /// Whether rates that are not known are measured (in a few seconds, once for each device and dtype); by default they are.
     /// Without, a plan is made with typical rates.
     #[must_use]
     pub fn measure(mut self, measure: Measure) -> EngineBuilder {
@@ -214,7 +214,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Which kernels adapters may run; the fastest unless told otherwise.
+    /// Which kernels adapters may run; the fastest by default.
     #[must_use]
     pub fn kernels(mut self, kernels: KernelChoice) -> EngineBuilder {
         self.kernels = kernels;
@@ -228,8 +228,8 @@ impl EngineBuilder {
         self
     }
 
-    /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`]; [`gpu::GPU_TIMEOUT`] unless told
-    /// otherwise. In a browser, where the browser watches over adapters itself, it is not used.
+    /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`]; [`gpu::GPU_TIMEOUT`] by
+    /// default. In a browser, where the browser watches over adapters itself, it is not used.
     #[must_use]
     pub fn gpu_timeout(mut self, timeout: Duration) -> EngineBuilder {
         self.gpu_timeout = timeout;
@@ -464,7 +464,7 @@ fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> R
 }
 
 impl Prepared {
-    /// What one forward should cost.
+    /// The predicted time of one forward.
     pub fn predict(&self, workload: Workload) -> Prediction {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, workload)
     }
@@ -496,7 +496,7 @@ impl Prepared {
         self.plan.to_saved_json(&self.checkpoint.catalog, &self.model, &self.devices)
     }
 
-    /// What else could have been done, and what more memory would bring. Takes about as long as the plan did.
+    /// The plan's alternatives, and what more memory would bring. Takes about as long as planning.
     pub fn explain(&self) -> Explanation {
         plan::explain(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, &self.options)
     }

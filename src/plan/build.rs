@@ -366,7 +366,7 @@ impl Build<'_> {
 
         let rows: Vec<(usize, Option<RingPlan>, Usage)> = parts.iter().map(|part| (part.worker, part.ring, part.used)).collect();
         let mut chunks: Vec<Chunk> = parts.into_iter().flat_map(|part| part.chunks).collect();
-        // No chunk has units of two devices, and those of one unit stand in their order.
+        // No chunk has units of two devices, and the chunks of one unit keep their order.
         chunks.sort_by_key(Chunk::unit);
         let ranges = chunks_of_units(&chunks, site.model.units.len());
         let unit_plan = |(index, own): (usize, Range<usize>)| {

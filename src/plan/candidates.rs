@@ -14,7 +14,7 @@ use crate::plan::costs::{MachineCosts, Workload};
 use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, predict, transfer_bytes};
 use crate::plan::explain::OtherWay;
-use crate::plan::placement::check_placements;
+use crate::plan::planner::check_placements;
 use crate::plan::refusal::Refusal;
 use crate::plan::scorer::{Phase, Scorer};
 use crate::plan::search::{EFFORT, Search};

@@ -71,7 +71,7 @@ impl DeviceCosts {
         self.rates.origin
     }
 
-    /// The fixed cost of an operation: nothing where it is fused with the one before it.
+    /// The fixed cost of an operation: nothing where it is fused with another one.
     pub(crate) fn fixed_secs(&self, ops: &[Op], op: usize) -> f64 {
         if is_fused(ops, op) { 0.0 } else { self.dispatch_secs() }
     }

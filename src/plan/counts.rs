@@ -14,7 +14,7 @@ pub(super) const N_KINDS: usize = 2;
 /// The sets of kinds that are changed together, as flags.
 const KINDS: [[bool; N_KINDS]; 3] = [[true, true], [true, false], [false, true]];
 /// Which kinds may alternate between workers.
-pub(super) const MINGLED: [[bool; N_KINDS]; 4] = [[false, false], [true, false], [false, true], [true, true]];
+pub(super) const INTERLEAVED: [[bool; N_KINDS]; 4] = [[false, false], [true, false], [false, true], [true, true]];
 /// The largest step of a change that is made together with another one.
 const STEP_TOGETHER: usize = 4;
 
@@ -26,14 +26,14 @@ pub(super) struct Counts {
     /// Who computes the head: an index of `shares`.
     pub(super) head: usize,
     pub(super) streams_head: bool,
-    /// Per kind, whether the parts that different workers compute alternate, evenly, instead of following each other.
-    pub(super) mingled: [bool; N_KINDS],
+    /// Per kind, whether the parts of different workers alternate evenly, instead of being consecutive.
+    pub(super) interleaved: [bool; N_KINDS],
     pub(super) spread: Spread,
     pub(super) n_slots: usize,
 }
 
-/// What is alike in plans of one kind: who computes, in order, and whether they alternate; who computes the head, and whether that
-/// streams; to whom parts stream, per kind of part.
+/// What plans of one kind have in common: the workers in order, and whether they alternate; who computes the head, and whether it streams;
+/// to which workers parts stream, per kind of part.
 pub(super) type PlanKind = (Vec<usize>, [bool; N_KINDS], usize, bool, Vec<[bool; N_KINDS]>);
 
 /// What one worker does. Both arrays are per kind.
@@ -49,11 +49,11 @@ pub(super) struct Share {
 /// Which of a worker's parts stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Spread {
-    /// Every so many, so that each arrives while resident ones compute.
+    /// Evenly spaced ones, so that each is uploaded while resident ones are computed.
     Evenly,
     /// The first.
     First,
-    /// The last, as layers that follow `-ngl`.
+    /// The last, as the layers beyond `-ngl`.
     Last,
 }
 
@@ -108,7 +108,7 @@ impl Parts {
         self.of_kind[0].len()
     }
 
-    /// The counts of an assignment, near enough: each worker's parts follow each other. `None` where they do not.
+    /// The counts of an assignment, approximately. `None` where a worker's parts are not consecutive.
     pub(super) fn counts(&self, assignment: &Assignment) -> Option<Counts> {
         let mut shares: Vec<Share> = Vec::new();
         for kind in 0..N_KINDS {
@@ -133,7 +133,7 @@ impl Parts {
             shares.len() - 1
         });
         let streams_head = head.residency != Residency::Resident;
-        Some(Counts { shares, head: place, streams_head, mingled: MINGLED[0], spread: Spread::Last, n_slots: assignment.n_slots })
+        Some(Counts { shares, head: place, streams_head, interleaved: INTERLEAVED[0], spread: Spread::Last, n_slots: assignment.n_slots })
     }
 
     /// The assignment of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
@@ -201,10 +201,10 @@ impl Counts {
         let computes = |share: &&Share| share.computed.iter().any(|n| *n > 0);
         let workers = self.shares.iter().filter(computes).map(|share| share.worker).collect();
         let streams = self.shares.iter().filter(computes).map(|share| share.streamed.map(|n| n > 0)).collect();
-        (workers, self.mingled, self.shares[self.head].worker, self.streams_head, streams)
+        (workers, self.interleaved, self.shares[self.head].worker, self.streams_head, streams)
     }
 
-    /// The same with a share of nothing for every other one of `n_workers`, so that parts can move there.
+    /// The same with an empty share for each of `n_workers` that has none, so that parts can move there.
     pub(super) fn among(&self, n_workers: usize) -> Counts {
         let mut all = self.clone();
         for worker in (0..n_workers).filter(|&worker| self.shares.iter().all(|share| share.worker != worker)) {
@@ -213,19 +213,19 @@ impl Counts {
         all
     }
 
-    /// Which share computes a layer's part of a kind, where so many of each share are taken before it.
+    /// Which share computes a layer's part of a kind, after `taken` parts of each share were computed before it.
     fn share_of(&self, kind: usize, layer: usize, taken: &[usize]) -> Option<usize> {
         let open = || (0..self.shares.len()).filter(|&place| taken[place] < self.shares[place].computed[kind]);
-        if !self.mingled[kind] {
+        if !self.interleaved[kind] {
             return open().next();
         }
         let n_layers: usize = self.shares.iter().map(|share| share.computed[kind]).sum();
-        // The one that is furthest behind its even pace; of equals the first.
+        // The share that is furthest behind an even distribution; of equals the first.
         let behind = |place: usize| (self.shares[place].computed[kind] * (layer + 1)) as isize - (taken[place] * n_layers) as isize;
         open().reduce(|most, next| if behind(next) > behind(most) { next } else { most })
     }
 
-    /// All that differ in one number, or in where the head is.
+    /// All counts that differ in one number, in the head or in the spread.
     pub(super) fn neighbours(&self, n_slots: std::ops::RangeInclusive<usize>) -> Vec<Counts> {
         let mut all: Vec<Counts> = self.changes(usize::MAX).into_iter().filter_map(|change| change.of(self)).collect();
         for head in 0..self.shares.len() {
@@ -234,13 +234,13 @@ impl Counts {
             }
         }
         all.extend(Spread::ALL.map(|spread| Counts { spread, ..self.clone() }));
-        all.extend(MINGLED.map(|mingled| Counts { mingled, ..self.clone() }));
+        all.extend(INTERLEAVED.map(|interleaved| Counts { interleaved, ..self.clone() }));
         all.extend(n_slots.map(|n_slots| Counts { n_slots, ..self.clone() }));
         all.retain(|other| other != self);
         all
     }
 
-    /// All that differ in two numbers by a little.
+    /// All counts that differ in two numbers by a little.
     pub(super) fn second_neighbours(&self) -> impl Iterator<Item = Counts> + '_ {
         let changes = self.changes(STEP_TOGETHER);
         let pairs = (0..changes.len()).flat_map(move |first| (first + 1..changes.len()).map(move |second| [first, second]));
@@ -273,7 +273,7 @@ struct Change {
     share: usize,
     kinds: [bool; N_KINDS],
     step: isize,
-    /// Parts are computed here instead of by the next share, or stream instead of staying.
+    /// Whether parts move here from the next share; otherwise, parts that were resident stream.
     moves: bool,
 }
 

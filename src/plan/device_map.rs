@@ -16,8 +16,8 @@ use crate::plan::{Placement, Plan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
-/// How often Accelerate is told a smaller budget, until what it places fits beside caches, activations and slots, which it
-/// does not count.
+/// How many smaller and smaller budgets Accelerate is given, until its map leaves room for caches, activations and slots, which it does not
+/// count.
 const N_TRIES: u64 = 16;
 
 /// Who computes what a map leaves to the host or the disk.

@@ -32,7 +32,7 @@ pub struct Prediction {
     pub fetch_secs: f64,
     /// Bytes that it reads.
     pub fetched_bytes: Bytes,
-    /// Whether the rates behind it were measured.
+    /// Whether the rates that it is based on were measured.
     pub rates: Origin,
 }
 
@@ -80,7 +80,7 @@ impl Prediction {
 pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], workload: Workload) -> Prediction {
     let machine = MachineCosts::new(devices);
     let executors = plan.executors();
-    let costs_of: Vec<ChunkCost> = plan
+    let chunk_costs: Vec<ChunkCost> = plan
         .chunks
         .iter()
         .enumerate()
@@ -96,7 +96,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         })
         .collect();
     let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
-    let pace = DryRun::new(&machine, &costs_of, &rings, transfer_bytes(model, workload)).run(&Schedule::new(plan));
+    let pace = DryRun::new(&machine, &chunk_costs, &rings, transfer_bytes(model, workload)).run(&Schedule::new(plan));
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
     if plan.streamed_chunks().any(|chunk| plan.stored_on(chunk) == Device::Disk) {
         origins.push(machine.disk().origin());
@@ -105,8 +105,8 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         let own = || (0..plan.chunks.len()).filter(|&chunk| plan.executor(chunk) == device);
         Busy {
             device,
-            compute_secs: own().map(|chunk| costs_of[chunk].compute_secs).sum(),
-            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| costs_of[chunk].upload_secs).sum(),
+            compute_secs: own().map(|chunk| chunk_costs[chunk].compute_secs).sum(),
+            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| chunk_costs[chunk].upload_secs).sum(),
             streamed_bytes: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| plan.chunks[chunk].stored_bytes()).sum(),
         }
     };
@@ -117,7 +117,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         transfer_secs: pace.transfer_secs,
         streamed_bytes: plan.streamed_bytes(),
         devices: executors.iter().map(busy).collect(),
-        fetch_secs: costs_of.iter().map(|cost| cost.fetch_secs).sum(),
+        fetch_secs: chunk_costs.iter().map(|cost| cost.fetch_secs).sum(),
         fetched_bytes: plan.chunks.iter().filter(|chunk| chunk.stored_on == Device::Disk).map(Chunk::stored_bytes).sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
@@ -162,7 +162,7 @@ pub(super) struct ChunkCost {
     pub(super) fetch_secs: f64,
 }
 
-/// How a schedule goes in the steady state.
+/// The times of a forward in the steady state.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
     pub(super) secs: f64,
@@ -178,7 +178,7 @@ pub(super) struct DryRun<'a> {
     transfer_bytes: [Bytes; 2],
     devices: Vec<Virtual<'a>>,
     disk_free: f64,
-    /// When the loop that starts steps comes to the next one: a GPU computes beside it, the host does not.
+    /// When the overlap loop reaches the next step. A GPU computes while the loop goes on, the host does not.
     now: f64,
     stall_secs: f64,
     transfer_secs: f64,
@@ -318,7 +318,7 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// The residual stream goes from one device to the next, or the result to the host.
+    /// Transfers the residual stream from one device to the next, or the result to the host.
     fn transfer(&mut self, from: Device, to: Option<Device>) {
         let bytes = if to.is_some() { self.transfer_bytes[0] } else { self.transfer_bytes[1] };
         let moves = self.machine.of(from).transfer_secs(to.map(|to| self.machine.of(to)), bytes);

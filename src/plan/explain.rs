@@ -10,7 +10,7 @@ use crate::error::{Fields, Setting, Words};
 use crate::model::Model;
 use crate::plan::candidates::{self, Forecast, forecast};
 use crate::plan::dry_run::{Bound, Prediction};
-use crate::plan::placement::settle;
+use crate::plan::planner::settle;
 use crate::plan::site::Site;
 use crate::plan::{Context, Plan, PlanOptions};
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, millis};
@@ -165,7 +165,7 @@ impl Explanation {
 }
 
 impl WithMore {
-    /// What it would bring beside `decode` as it is.
+    /// The gain over `decode`, in words.
     fn effect(&self, decode: &Prediction) -> String {
         let gain = self.forecast.decode.tokens_per_sec() / decode.tokens_per_sec().max(f64::MIN_POSITIVE);
         let rate = (gain >= LEAST_GAIN_REPORTED).then(|| format!("decode {}", per_sec(&self.forecast.decode)));
@@ -178,7 +178,7 @@ impl WithMore {
     }
 }
 
-/// What a token's time goes to, the bound marked.
+/// How the time of a token is spent; what bounds it is marked.
 fn costs_of(decode: &Prediction) -> Vec<String> {
     let bound = decode.bound();
     let mark = |of: Bound| if bound == of { ", the bound" } else { "" };

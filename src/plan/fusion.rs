@@ -2,9 +2,9 @@
 
 use crate::model::{Op, Rope};
 
-/// Whether operation `op` of a unit needs no dispatch of its own where the operations before it are computed on the same device: the addition
-/// of a product to the residual stream is part of the product, products of one input are one dispatch, and queries and keys are rotated as
-/// the keys are stored.
+/// Whether operation `op` of a unit needs no dispatch of its own where the operations next to it are computed with the same chunk: the
+/// addition of a product to the residual stream is part of the product, products of one input are one dispatch, and queries and keys are
+/// rotated as the keys are stored.
 pub(crate) fn is_fused(ops: &[Op], op: usize) -> bool {
     let Some((last, before)) = ops.get(..=op).and_then(<[Op]>::split_last) else { return false };
     match last {

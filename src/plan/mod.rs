@@ -15,7 +15,7 @@ mod fusion;
 mod greedy;
 mod observe;
 mod options;
-mod placement;
+mod planner;
 mod refusal;
 mod remedies;
 mod report;
@@ -159,7 +159,7 @@ pub struct RingPlan {
     pub slot_bytes: Bytes,
     /// Bytes of the slots that chunks were cut for.
     pub cut_bytes: Bytes,
-    /// Whether chunks lie in their slots as in the files, so that reads need no copy.
+    /// Whether chunks have the layout of the files in their slots, so that reads need no copy.
     pub as_in_files: bool,
     /// How many chunks ahead of the computation uploads are started.
     pub lookahead: usize,
@@ -178,7 +178,7 @@ pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &
     if let Some(saved) = &options.saved {
         return saved.make(catalog, model, devices, &options.max_memory);
     }
-    placement::place(catalog, model, devices, &within_context(model, options))
+    planner::plan(catalog, model, devices, &within_context(model, options))
 }
 
 /// As [`plan`], for trying many options: `None` where a budget is too small, without a search for the least that would be enough.
@@ -189,7 +189,7 @@ pub fn plan_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec],
     if options.saved.is_some() {
         return plan(catalog, model, devices, options).map(Some);
     }
-    placement::Asked { catalog, model, devices, options: &within_context(model, options) }.place_if_it_fits()
+    planner::Planner { catalog, model, devices, options: &within_context(model, options) }.plan_if_it_fits()
 }
 
 fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {

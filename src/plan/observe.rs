@@ -26,7 +26,7 @@ pub struct Forwards {
 }
 
 impl Forwards {
-    /// Those of `n_tokens` of a prompt behind `n_before` positions, `n_tokens_max` at most in each.
+    /// Those of `n_tokens` of a prompt after `n_before` positions, at most `n_tokens_max` in each.
     pub fn of_prompt(n_before: usize, n_tokens: usize, n_tokens_max: usize) -> Forwards {
         let n_tokens_max = n_tokens_max.max(1);
         let (n_whole, rest) = (n_tokens / n_tokens_max, n_tokens % n_tokens_max);
@@ -35,7 +35,7 @@ impl Forwards {
         Forwards { alike: [(whole, n_whole), (last, usize::from(rest > 0))].into_iter().filter(|(_, n_times)| *n_times > 0).collect() }
     }
 
-    /// Those of `n_tokens` of an answer behind `n_before` positions, each of one token.
+    /// Those of `n_tokens` of an answer after `n_before` positions, each of one token.
     pub fn of_answer(n_before: usize, n_tokens: usize) -> Forwards {
         Forwards { alike: if n_tokens > 0 { vec![(Workload::decode(n_before + n_tokens / 2), n_tokens)] } else { Vec::new() } }
     }
@@ -115,20 +115,20 @@ fn computes_on_cores(devices: &[DeviceSpec], device: Device) -> bool {
     device == Device::Cpu || devices.iter().any(is_software)
 }
 
-/// What a run showed of a device.
+/// What a run shows about a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observation {
-    /// Of which.
+    /// Which device.
     pub device: Device,
-    /// Of which of its rates.
+    /// Which of its rates.
     pub aspect: Aspect,
     /// How many times faster they are than measured.
     pub factor: f64,
 }
 
-/// What `forwards` that took `secs`, and waited for cores for the share `waited` of the time in which they could have run, show of the
-/// device that took most of it: the factor with which the prediction is as long. `devices` have their rates as measured, beside what
-/// runs showed before. `None` where no part of the machine is decisive.
+/// The speed of the device that took most of the time of `forwards`, as the factor of its rates with which the prediction takes `secs`, too.
+/// `waited` is the share of the time in which threads that could have run waited for cores. `devices` have their rates as measured, and
+/// the corrections by former runs. `None` where no part of the machine is decisive.
 pub fn observe(
     plan: &Plan,
     catalog: &Catalog,

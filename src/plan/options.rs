@@ -121,8 +121,8 @@ pub enum PlacementRule {
     /// By measured rates: the placements whose dry run is the fastest.
     #[default]
     Auto,
-    /// Front to back along the devices that may compute, each as far as its budget goes; what is left streams to the last. Asks
-    /// for no rates.
+    /// Front to back along the devices that may compute, to each as many units as fit its budget; what is left streams to the last. Uses no
+    /// rates.
     FrontToBack,
     /// By Hugging Face Accelerate's rules, with budgets that leave room for what it does not count.
     Accelerate(DeviceMapMode),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Advice, BudgetToSet, Error, Remedy, Setting, Shortfall};
 use crate::plan::candidates;
-use crate::plan::placement::{Asked, settle};
+use crate::plan::planner::{Planner, settle};
 use crate::plan::site::{MAX_WORK, Site, Worker, budget, find};
 use crate::plan::{PlanOptions, Spill};
 use crate::units::Bytes;
@@ -54,7 +54,7 @@ impl Short<'_> {
     }
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Planner<'a> {
     /// The refusal of options for which there is no plan: the budget that is too small, the least that works there with the others
     /// as they are, and what else could be changed.
     pub(super) fn refusal(&self) -> Error {
@@ -109,7 +109,7 @@ impl<'a> Asked<'a> {
     fn limit_at(&self, ample: Bytes) -> Option<Error> {
         let mut options = self.options.clone();
         options.max_memory.extend(self.budgeted().iter().map(|spec| (spec.device, ample)));
-        let settled = Asked { options: &options, ..*self }.settled().ok()?;
+        let settled = Planner { options: &options, ..*self }.settled().ok()?;
         let site = Site::new(self.catalog, self.model, self.devices, &settled).ok()?;
         match candidates::best(&site) {
             Err(Refusal::Limit(error)) => Some(error),
@@ -197,7 +197,7 @@ impl<'a> Asked<'a> {
 
     /// What a device may use now: nothing where [`Spill::Refused`] keeps weights off it.
     fn present(&self, spec: &DeviceSpec) -> Bytes {
-        let Asked { options, .. } = self;
+        let Planner { options, .. } = self;
         let named = &options.max_memory;
         let may_hold = if named.is_empty() { options.compute_on.contains(&spec.device) } else { named.contains_key(&spec.device) };
         if options.spill == Spill::Refused && !may_hold {

@@ -4,10 +4,10 @@ use std::iter::successors;
 
 use crate::device::Device;
 use crate::error::{Remedy, Setting};
-use crate::plan::placement::{Asked, CTX_STEP, longest_ctx};
+use crate::plan::planner::{CTX_STEP, Planner, longest_ctx};
 use crate::plan::{Context, KvDType, PlacementRule, PlanOptions, ResidentLayers, Spill};
 
-impl Asked<'_> {
+impl Planner<'_> {
     /// Other options that let a plan be made within the budgets.
     pub(super) fn ways_out(&self) -> Vec<Remedy> {
         let options = self.options;

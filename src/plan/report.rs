@@ -122,7 +122,7 @@ impl UnitPlan {
     }
 }
 
-/// The slots and what is beside them, or nothing.
+/// The slots and staging, or nothing.
 fn slots_of(device: &DevicePlan) -> String {
     let Some(ring) = &device.ring else { return String::new() };
     let staging = if device.used.staging > Bytes::ZERO { format!(" and staging {}", device.used.staging) } else { String::new() };
@@ -136,7 +136,7 @@ fn slots_of(device: &DevicePlan) -> String {
     format!("slots {bytes}{staging}: {} of {each}{way}, filled up to {} ahead", ring.n_slots, ring.lookahead)
 }
 
-/// Parts of a model, counted: layers of which both parts are meant, and what is left.
+/// Parts of a model, counted: whole layers, and other parts.
 #[derive(Debug, Default, PartialEq)]
 struct Parts {
     n_layers: usize,
@@ -149,7 +149,7 @@ struct Parts {
 impl Parts {
     fn of(kinds: &[UnitKind]) -> Parts {
         let mut parts = Parts::default();
-        // Both parts of a layer stand side by side, attention first.
+        // The parts of a layer are adjacent, attention first.
         let mut open = None;
         for &kind in kinds {
             match kind {

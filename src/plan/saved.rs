@@ -11,7 +11,7 @@ use crate::error::{Error, Remedy, Result, Setting};
 use crate::model::Model;
 use crate::plan::build::{Build, Cutting, Outcome, Rings};
 use crate::plan::candidates::placements_of;
-use crate::plan::placement::{N_SLOTS_MAX, check_placements};
+use crate::plan::planner::{N_SLOTS_MAX, check_placements};
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
@@ -348,7 +348,7 @@ impl SavedPlan {
     }
 }
 
-/// Where two values first differ, as a JSON pointer behind `place`.
+/// Where two values first differ, as a JSON pointer appended to `place`.
 fn first_difference(own: &Value, other: &Value, place: String) -> Option<String> {
     match (own, other) {
         (Value::Object(own), Value::Object(other)) => {

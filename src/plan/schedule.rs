@@ -40,7 +40,7 @@ pub enum Step {
     Readback,
 }
 
-/// What a schedule is made from: who computes each chunk, where it lives, and the rings.
+/// What a schedule is made from: which device computes with each chunk, which stores it, and the rings.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
     /// Every chunk's executor and the device that stores it, in the order of the computation.

@@ -16,15 +16,14 @@ use crate::units::Bytes;
 
 /// Rounds in which the size of slots is settled.
 const N_SLOT_ROUNDS: usize = 16;
-/// What a second of reading or uploading counts for where it is hidden: of placements that are about as fast, the one that streams
-/// least is wanted.
+/// What a second of hidden reading or uploading counts: of plans that are about as fast, the one that streams least is better.
 const HIDDEN_COST: f64 = 0.05;
-/// The share of a bound that a dry run always reaches: at the ends of a forward, uploads of the next one overlap.
+/// The share of a bound that a dry run always takes: at the end of a forward, uploads of the next one overlap.
 const BOUND_SHARE: f64 = 0.99;
 /// Assignments whose bound is computed in the time of one chunk of a dry run, per unit.
 const BOUNDS_PER_CHUNK: usize = 16;
 
-/// Links whose uploads a bound tells apart, and one more for all others.
+/// Links whose uploads a bound sums separately, and one more for all others.
 const N_LINKS: usize = 9;
 
 /// What stays the same while assignments are compared.
@@ -205,7 +204,7 @@ impl<'a> Scorer<'a> {
         }
     }
 
-    /// The rings that the budgets leave room for, and the room beside what the workers use; `None` where that does not fit.
+    /// The rings that the budgets leave room for, and the host memory that the workers leave free; `None` where the assignment does not fit.
     pub(super) fn memory(&self, assignment: &Assignment) -> Option<Memory> {
         let n_workers = self.site.workers.len();
         let (mut fixed, mut largest) = (vec![Bytes::ZERO; n_workers], vec![Bytes::ZERO; n_workers]);

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use crate::device::Device;
 use crate::plan::ResidentLayers;
 use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
-use crate::plan::counts::{Counts, MINGLED, N_KINDS, Parts, PlanKind, Share, Spread};
+use crate::plan::counts::{Counts, INTERLEAVED, N_KINDS, Parts, PlanKind, Share, Spread};
 use crate::plan::scorer::Scorer;
 use crate::plan::site::Site;
 
@@ -30,15 +30,15 @@ const N_SLOTS_TRIED: usize = 4;
 const LEAST_GAIN: f64 = 1e-3;
 /// The same for a change of counts.
 const LEAST_GAIN_OF_COUNTS: f64 = 1e-5;
-/// Values of one number that are enumerated; of more, so many that lie evenly.
+/// Most values of one number that are enumerated: of a larger range, evenly spaced ones.
 const N_VALUES: usize = 33;
 /// Pairs of workers that are enumerated: all of three workers.
 const N_PAIRS: usize = 6;
-/// Kinds of plans of which the best is improved.
+/// Kinds of plans whose best is improved.
 const N_KINDS_IMPROVED: usize = 8;
 /// Those of them that are improved unit by unit.
-const N_POLISHED: usize = 4;
-/// A kind of plan whose bound is so many times the best is left out.
+const N_REFINED: usize = 4;
+/// Counts whose bound is so many times the best time are left out.
 const FAR_FROM_BEST: f64 = 1.1;
 
 /// Searches the placements of one shape.
@@ -70,8 +70,8 @@ impl<'a> Search<'a> {
             found.extend(seeds.iter().filter_map(of_seed));
             found.sort_by(|a, b| a.1.total_cmp(&b.1));
             found.dedup_by(|a, b| a.0 == b.0);
-            for (assignment, secs) in found.iter_mut().take(N_POLISHED) {
-                self.polish(assignment, secs, effort, slots.clone());
+            for (assignment, secs) in found.iter_mut().take(N_REFINED) {
+                self.refine(assignment, secs, effort, slots.clone());
             }
             found
         });
@@ -80,7 +80,7 @@ impl<'a> Search<'a> {
         found
     }
 
-    /// Every assignment that there is, where that is no more work than a search.
+    /// Scores every assignment, where that is no more work than a search; `None` where it is.
     fn all(&mut self, slots: RangeInclusive<usize>, effort: usize) -> Option<Vec<(Assignment, f64)>> {
         let choices = self.choices();
         let n_units = self.site().model.units.len() - 1;
@@ -107,7 +107,7 @@ impl<'a> Search<'a> {
         Some(best)
     }
 
-    /// The best of every kind of plan, improved number by number.
+    /// The best of every kind of plan, improved by hill climbing.
     fn by_counts(&mut self, seeds: &[Assignment], slots: RangeInclusive<usize>, effort: usize) -> Vec<(Assignment, f64)> {
         let mut tried: Vec<(f64, Counts)> = Vec::new();
         let seeds = seeds.iter().filter_map(|seed| self.parts.counts(seed));
@@ -135,7 +135,7 @@ impl<'a> Search<'a> {
         let mut best: Vec<(Counts, Assignment, f64)> = of_kind.into_values().collect();
         best.sort_by(|a, b| a.2.total_cmp(&b.2));
         for (rank, (counts, assignment, secs)) in best.iter_mut().take(N_KINDS_IMPROVED).enumerate() {
-            self.climb(counts, assignment, secs, rank < N_POLISHED, slots.clone(), effort);
+            self.climb(counts, assignment, secs, rank < N_REFINED, slots.clone(), effort);
         }
         best.into_iter().map(|(_, assignment, secs)| (assignment, secs)).collect()
     }
@@ -151,7 +151,7 @@ impl<'a> Search<'a> {
         (secs < before).then_some((assignment, secs))
     }
 
-    /// Takes the best change of one number for as long as there is one, then any of two numbers where `in_pairs`.
+    /// Makes the best change of one number for as long as one helps, then any change of two numbers, where `in_pairs`.
     fn climb(
         &mut self,
         counts: &mut Counts,
@@ -182,7 +182,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Plans of one worker or two, by their numbers; others are reached from these by moving parts.
+    /// The counts of plans of one worker or two; those of more workers are reached from these by moving parts.
     fn enumerate(&self, slots: RangeInclusive<usize>) -> Vec<Counts> {
         let (n_workers, n_layers) = (self.site().workers.len(), self.parts.n_layers());
         let mut all = Vec::new();
@@ -206,7 +206,7 @@ impl<'a> Search<'a> {
         let counts = |streamed: [usize; N_KINDS], streams_head: bool| {
             let share = Share { streamed, ..Share::of_layers(worker, n_layers, 0) };
             let shares = vec![share];
-            Counts { shares, head: 0, streams_head, mingled: MINGLED[0], spread: Spread::Evenly, n_slots: *slots.end() }
+            Counts { shares, head: 0, streams_head, interleaved: INTERLEAVED[0], spread: Spread::Evenly, n_slots: *slots.end() }
         };
         all.push(counts([0, 0], false));
         for n in values(n_layers).filter(|_| !self.stays) {
@@ -229,7 +229,7 @@ impl<'a> Search<'a> {
                 shares: shares.to_vec(),
                 head,
                 streams_head: false,
-                mingled: MINGLED[0],
+                interleaved: INTERLEAVED[0],
                 spread: Spread::Evenly,
                 n_slots: *slots.end(),
             };
@@ -246,10 +246,10 @@ impl<'a> Search<'a> {
             }
             // Parts alternate where one worker has some of a kind and the other one the rest.
             let is_shared = |kind: usize| computed[kind] > 0 && rest[kind] > 0;
-            let mingled = MINGLED.into_iter().filter(|mingled| (0..N_KINDS).all(|kind| !mingled[kind] || is_shared(kind)));
-            for mingled in mingled {
-                let base = Counts { mingled, ..base.clone() };
-                // Attention beside the caches on one worker, most of the rest on the other: the one may have to stream what it has.
+            let interleaved = INTERLEAVED.into_iter().filter(|interleaved| (0..N_KINDS).all(|kind| !interleaved[kind] || is_shared(kind)));
+            for interleaved in interleaved {
+                let base = Counts { interleaved, ..base.clone() };
+                // All attention (with the KV caches) on one worker and most of the rest on the other: the first may have to stream its part.
                 if computed[0] == n_layers && !is_whole && !self.stays {
                     let streamed = [n_layers / 2, n_layers].map(|streamed| [streamed, 0]);
                     all.extend(streamed.map(|streamed| {
@@ -263,8 +263,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Takes every change of units that helps, until none does or enough was tried.
-    fn polish(&mut self, best: &mut Assignment, best_secs: &mut f64, effort: usize, slots: RangeInclusive<usize>) {
+    /// Makes every change of units that helps, until none does or the effort is spent.
+    fn refine(&mut self, best: &mut Assignment, best_secs: &mut f64, effort: usize, slots: RangeInclusive<usize>) {
         let choices = self.choices();
         let stop_at = self.scorer.n_looked_at + effort / 8;
         loop {
@@ -373,7 +373,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// 0 to `n`: all, or so many that lie evenly.
+/// 0 to `n`: all, or evenly spaced ones.
 fn values(n: usize) -> impl Iterator<Item = usize> + Clone {
     let n_values = (n + 1).min(N_VALUES);
     (0..n_values).map(move |index| index * n / (n_values - 1).max(1))

@@ -9,18 +9,18 @@ use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_bytes_per_position, largest_kv_buffer_bytes};
 use crate::units::Bytes;
 
-/// Slots of a ring unless told otherwise: one computed from, one ready, one being filled. Published measurements of
+/// Slots of a ring by default: one computed from, one ready, one being filled. Published measurements of
 /// layer prefetching gain 8 % from a fourth slot and nothing from more.
 const N_SLOTS: usize = 3;
-/// Tokens per forward unless told otherwise, memory is short or an adapter slow.
+/// Tokens per forward, unless memory is short or an adapter slow.
 pub(super) const UBATCH_SIZE: usize = 512;
-/// Tokens that keep an adapter busy: fewer would gain little by being in a forward of their own.
+/// Tokens that keep an adapter busy: forwards of fewer tokens would gain little.
 pub(super) const N_TOKENS_BUSY: usize = 64;
 /// Tokens of a forward where memory is short.
 pub(super) const N_TOKENS_FEW: usize = 16;
 /// The shortest context that the planner chooses.
 const CTX_LEAST: usize = 64;
-/// A context that one can work with: a longer one is not bought by streaming weights that could be resident.
+/// A context that is long enough for most work: weights do not stream for the sake of a longer one.
 const COMFORTABLE_CTX: usize = 2048;
 /// How often a context is halved for the sake of longer forwards.
 const N_HALVED: usize = 3;
@@ -34,7 +34,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// With another context, and no more tokens in a forward than the contexts of all sequences have.
+    /// The shape with another context, and no more tokens in a forward than all contexts have positions.
     fn with_ctx_size(self, ctx_size: usize, n_seqs: usize) -> Shape {
         let n_tokens = self.forward.n_tokens.min(ctx_size.saturating_mul(n_seqs).max(1));
         let forward = ForwardSize { n_tokens, n_logit_rows: self.forward.n_logit_rows.min(n_tokens), ..self.forward };
@@ -77,14 +77,14 @@ impl Site<'_> {
         shapes.collect()
     }
 
-    /// A shape with a few shorter contexts that one can work with, where that is open.
+    /// The shape with a few shorter, still comfortable contexts, where the context is open.
     pub(super) fn comfortably_shorter(&self, shape: Shape) -> impl Iterator<Item = Shape> {
         let comfortable = COMFORTABLE_CTX.min(self.model.config.context_length);
         self.shorter(shape, 2).take(N_HALVED).take_while(move |shorter| shorter.ctx_size >= comfortable)
     }
 
-    /// A shape with shorter and shorter contexts, where that is open, each `times` shorter than the one before: what fits the devices
-    /// together may be too long for one of them.
+    /// The shape with shorter and shorter contexts, where the context is open, each `times` shorter than the one before: a context that fits
+    /// all devices together may be too long for one of them.
     pub(super) fn shorter(&self, shape: Shape, times: usize) -> impl Iterator<Item = Shape> {
         let is_open = self.options.ctx_size.is_none();
         let shorter = move |shape: &Shape| {
@@ -106,7 +106,7 @@ impl Site<'_> {
         slices.map(|slice| costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, n_tokens)).fold(0.0, f64::max)
     }
 
-    /// The longest context that leaves all weights resident, if one can work with it, else one that takes a quarter of the budget.
+    /// The longest context that leaves all weights resident, if it is comfortable; else one that takes a quarter of the budget.
     fn context_that_fits(&self, chain: &[usize], budget: Bytes, largest_buffer: Bytes, forward: ForwardSize, ctx_min: usize) -> usize {
         let config = &self.model.config;
         let own = &self.workers[chain.first().copied().unwrap_or(0)];

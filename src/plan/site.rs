@@ -216,7 +216,7 @@ impl<'a> Worker<'a> {
         if self.is_gpu() { Bytes(PARAMS_BYTES * N_PARAMS_SETS).times(n_dispatches as u64) } else { Bytes::ZERO }
     }
 
-    /// Slots, and staging buffers beside them, that take device memory.
+    /// How many times a slot's bytes the ring takes of device memory: slots, and staging buffers.
     pub(super) fn ring_copies(&self, n_slots: usize) -> u64 {
         let copies = if self.is_gpu() && self.upload == UploadPath::Staged { 2 } else { 1 };
         n_slots as u64 * copies

@@ -130,7 +130,7 @@ impl Executors {
         Ok(hidden)
     }
 
-    /// Computes a stage, whose chunks are all resident, with this batch; an adapter goes on by itself.
+    /// Computes a stage, whose chunks are all resident, with this batch; does not wait for an adapter.
     pub(super) fn start_stage(&mut self, stage: &Stage, batch: &Batch, hidden: &[f32]) -> Result<()> {
         let forward = self.n_forwards;
         with_executor!(self.executor(stage.device)?, executor => {

@@ -65,7 +65,7 @@ pub(super) struct Fetch {
 /// Part of a slice within a read.
 #[derive(Debug, PartialEq)]
 struct Part {
-    /// Where they lie in what was read.
+    /// Where they are in the buffer of the read.
     from: usize,
     len: usize,
     /// Where they belong in the chunk's block.
@@ -98,7 +98,7 @@ impl Fetch {
     }
 }
 
-/// What is left of a slice: where it lies in its file and where it belongs.
+/// The rest of a slice: where it is in its file and where it belongs in the chunk.
 struct Rest {
     offset: u64,
     len: u64,

@@ -18,12 +18,12 @@ use crate::stream::store::{caches_of, read_vector, vectors_of};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
-/// Bytes that one step of loading moves: large enough for a link's full speed, small beside any budget.
+/// Bytes that one step of loading moves: large enough for a link's full speed, small compared with any budget.
 const LOAD_STEP_BYTES: u64 = 4 << 20;
 /// Steps that are read at once.
 const LOAD_STEPS_AT_ONCE: usize = 4;
 
-/// What is allocated on the adapter for as long as the executor lives.
+/// The buffers that exist as long as the executor.
 pub(super) struct Buffers {
     /// Per chunk; `None` where it streams, or another device computes it.
     resident: Vec<Option<Buffer>>,

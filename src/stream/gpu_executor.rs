@@ -41,7 +41,7 @@ pub struct GpuExecutor {
 }
 
 impl GpuExecutor {
-    /// Uploads what is resident on `device` and allocates the rest. `progress` is told of every resident chunk.
+    /// Uploads what is resident on `device` and allocates the rest. `progress` gets the bytes of every resident chunk.
     ///
     /// # Errors
     /// Those of reading and of the adapter; [`crate::error::Error::DoesNotFit`] where an allocation would break the budget.
@@ -54,7 +54,7 @@ impl GpuExecutor {
         trace: Trace,
         progress: &(dyn Fn(Bytes) + Sync),
     ) -> Result<GpuExecutor> {
-        // All that is bound is allocated here and lives as long.
+        // All buffers that are bound are allocated here and live as long as the executor.
         gpu.keep_bind_groups();
         let gpu = Arc::new(gpu);
         let submitter = Submitter::start(&gpu, device, &trace)?;

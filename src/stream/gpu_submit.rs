@@ -25,7 +25,7 @@ pub(super) struct Submitter {
     device: Device,
     trace: Trace,
     gpu: Arc<Gpu>,
-    /// Open as long as dispatches come; it borrows the encoder, which wgpu checks.
+    /// Open as long as dispatches are recorded; it borrows the encoder, which wgpu checks at run time.
     pass: Option<wgpu::ComputePass<'static>>,
     encoder: Option<wgpu::CommandEncoder>,
     recorded: Recorded,
@@ -81,7 +81,7 @@ impl Submitter {
         Ok(Submitter { device, trace, gpu, pass: None, encoder: None, recorded: Recorded::default(), pace, n_under_way, completions })
     }
 
-    /// Where copies are recorded, behind all that was recorded before.
+    /// The encoder for copies, which come after all that was recorded before.
     pub(super) fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
         self.pass = None;
         self.encoder.get_or_insert_with(|| self.gpu.device.create_command_encoder(&Default::default()))
@@ -119,8 +119,8 @@ impl Submitter {
         self.n_under_way.load(Ordering::Relaxed) == 0
     }
 
-    /// Submits what is recorded, if anything; its span is added once the GPU is done with it. `before_waiting` asks for what
-    /// is answered while the submission is waited for.
+    /// Submits what is recorded, if anything; its span is added once the GPU is done with it. `before_waiting` may request callbacks, which are
+    /// called while the submission is waited for.
     pub(super) fn submit(&mut self, forward: usize, before_waiting: impl FnOnce()) -> Result<()> {
         self.pass = None;
         let Some(encoder) = self.encoder.take() else { return Ok(()) };
@@ -139,7 +139,7 @@ impl Submitter {
         (self.pass, self.encoder, self.recorded) = (None, None, Recorded::default());
     }
 
-    /// Has what was asked of the driver answered, once all that was submitted is done.
+    /// Has pending callbacks of the driver called, once all that was submitted is done.
     pub(super) fn answer(&self) {
         self.completions.watch(&self.gpu.queue, self.gpu.queue.submit([]), None);
     }

@@ -74,7 +74,7 @@ impl Product<'_> {
 }
 
 impl Values {
-    /// Takes a value out so that others can be read beside it.
+    /// Takes a value out, so that others can be read meanwhile.
     fn take(&mut self, id: ValueId) -> Vec<f32> {
         self.values.get_mut(&id).map(std::mem::take).unwrap_or_default()
     }

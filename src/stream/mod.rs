@@ -60,7 +60,7 @@ pub trait Executor {
     fn recover(&mut self, forward: usize) -> impl Future<Output = Result<()>>;
 }
 
-/// The overlap loop: one forward over the schedule. Uploads only begin here; they run beside the computation. Several
+/// The overlap loop: one forward over the schedule. Uploads only begin here; they run while devices compute. Several
 /// sequences on several devices that stream nothing are pipelined, so that the devices compute at the same time. Once
 /// `cancelled` says so, it ends before its next step.
 ///

@@ -21,7 +21,7 @@ pub enum Lane {
     Compute,
     /// The device waits for an upload.
     Stall,
-    /// The residual stream goes on to another device that computes.
+    /// The residual stream goes to the next device that computes.
     Transfer,
     /// GPU to host.
     Readback,
@@ -48,7 +48,7 @@ pub struct Span {
 
 /// Spans that are kept by default: less than a MiB. Older ones are dropped, so that a long run does not fill the memory.
 const N_SPANS_USUAL: usize = 1 << 13;
-/// Spans that are kept for a trace that is looked at: some ten MiB.
+/// Spans that are kept for a trace that is exported: some ten MiB.
 const N_SPANS_MAX: usize = 1 << 17;
 
 /// What happened when. Cheap to clone: all clones write into one record, from any thread. The latest 8192 spans are
@@ -94,7 +94,7 @@ impl Trace {
         self.begin.elapsed().as_secs_f64()
     }
 
-    /// Keeps the latest 131 072 spans from now on, for who wants to look at them: some ten MiB beside all budgets.
+    /// Keeps the latest 131 072 spans from now on, for a trace that is exported: some ten MiB, which no budget counts.
     pub fn keep_many(&self) {
         self.record().n_spans_max = N_SPANS_MAX;
     }
@@ -116,7 +116,7 @@ impl Trace {
         self.record().spans.iter().cloned().collect()
     }
 
-    /// Forgets all spans and sums; the clock goes on.
+    /// Drops all spans and sums; the clock goes on.
     pub fn clear(&self) {
         let mut record = self.record();
         (record.spans, record.forgotten) = (VecDeque::new(), Sums::default());
@@ -124,7 +124,7 @@ impl Trace {
 
     /// What all spans add up to.
     pub fn summary(&self) -> TraceSummary {
-        // Copied out, so that who adds spans does not wait for the sums.
+        // Copied first, so that threads that add spans do not wait for the sums.
         let (spans, forgotten) = {
             let record = self.record();
             (record.spans.iter().cloned().collect::<Vec<_>>(), record.forgotten)
@@ -195,7 +195,7 @@ pub struct TraceSummary {
     pub compute_secs: f64,
     /// Seconds in which at least one device waited for an upload.
     pub stall_secs: f64,
-    /// Share of the time in which weights moved that lay inside computation, 0 to 1.
+    /// The share of the time of fetches and uploads in which a device computed, 0 to 1.
     pub overlapped: f64,
 }
 
@@ -252,7 +252,7 @@ fn length(spans: &[(f64, f64)]) -> f64 {
     spans.iter().map(|(start, end)| end - start).sum()
 }
 
-/// Seconds that lie in both of two merged lists.
+/// Seconds that are in both of two merged lists.
 fn overlap(a: &[(f64, f64)], b: &[(f64, f64)]) -> f64 {
     let (mut i, mut j, mut shared) = (0, 0, 0.0);
     while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {

@@ -1,4 +1,4 @@
-//! The way from options to a plan: settles the options, tries shapes from what one would like to the least that works, and asks for the
+//! The planner: the way from options to a plan. Settles the options, tries shapes from what one would like to the least that works, and asks for the
 //! best candidate (`candidates.rs`), or for a refusal (`refusal.rs`).
 
 use std::iter::successors;
@@ -24,9 +24,9 @@ const N_EXACT_ROUNDS: usize = 4;
 pub(super) const CTX_STEP: usize = 64;
 
 /// Makes the plan, shrinking what the user left open until it fits.
-pub(super) fn place(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
-    let asked = Asked { catalog, model, devices, options };
-    asked.place_if_it_fits()?.ok_or_else(|| asked.refusal())
+pub(super) fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
+    let planner = Planner { catalog, model, devices, options };
+    planner.plan_if_it_fits()?.ok_or_else(|| planner.refusal())
 }
 
 /// The longest context below `too_long` that works, in steps of [`CTX_STEP`], of which the first does.
@@ -39,9 +39,9 @@ pub(super) fn longest_ctx(too_long: usize, works: impl Fn(usize) -> bool) -> usi
     enough * CTX_STEP
 }
 
-/// The input of planning as it was given.
+/// The input of planning, as it was given.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct Planner<'a> {
     pub(super) catalog: &'a Catalog,
     pub(super) model: &'a Model,
     pub(super) devices: &'a [DeviceSpec],
@@ -49,9 +49,9 @@ pub(super) struct Asked<'a> {
     pub(super) options: &'a PlanOptions,
 }
 
-impl Asked<'_> {
-    /// As [`place`]; `None` where a budget is too small, without looking for one that is not.
-    pub(super) fn place_if_it_fits(&self) -> Result<Option<Plan>> {
+impl Planner<'_> {
+    /// As [`plan`]; `None` where a budget is too small, without looking for one that is not.
+    pub(super) fn plan_if_it_fits(&self) -> Result<Option<Plan>> {
         let settled = self.settled()?;
         let site = Site::new(self.catalog, self.model, self.devices, &settled)?;
         match candidates::best(&site) {
@@ -100,7 +100,7 @@ impl Asked<'_> {
         possible.next().unwrap_or(1)
     }
 
-    /// Whether [`place`] makes a plan with these options instead, without looking for the best.
+    /// Whether [`plan`] makes a plan with these options instead, without looking for the best.
     pub(super) fn is_possible(&self, options: &PlanOptions) -> bool {
         let mut settled = settle(options);
         // Where there is room for several sequences, there is room for one.
@@ -126,8 +126,8 @@ impl Asked<'_> {
         Site::new(self.catalog, self.model, self.devices, &options).is_ok_and(|site| candidates::is_possible(&site))
     }
 
-    /// The largest context with which every weight stays resident, beside forwards of as many tokens as fit with the least: a multiple
-    /// of [`CTX_STEP`], or the model's own. Where not even the least fits, it is that: the refusal says how much is missing.
+    /// The largest context with which every weight stays resident: a multiple of [`CTX_STEP`], or the model's own. Forwards have as many tokens
+    /// as fit with the shortest context. Where not even that fits, it is returned, and the refusal says how much is missing.
     fn largest_resident_ctx(&self, options: &PlanOptions) -> Result<usize> {
         // Invalid options are refused here.
         Site::new(self.catalog, self.model, self.devices, options)?;
