@@ -41,7 +41,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         | "attention_subgroup_tile"
         | "attention_combine"
         | "attention_compact" => {
-            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap)
+            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal)
         }
         "glu" => members!(glu: n_values),
         "map" => members!(map: n_values, number),
