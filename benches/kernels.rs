@@ -1,5 +1,11 @@
 //! Rates of the matrix kernels on every adapter: `cargo bench --bench kernels [-- ADAPTER-NAME-PART]`.
 //! Prints GB/s of stored weights and GFLOP/s per dtype, what they allow a small model, and µs per dispatch of the small kernels.
+//!
+//! `cargo bench --bench kernels -- --json [--columns N,…] [--tokens N,…] [--dtypes DTYPE,…] [ADAPTER-NAME-PART]`: the table of every
+//! variant and shape instead.
+
+#[path = "kernels/table.rs"]
+mod table;
 
 use std::time::Instant;
 
@@ -15,11 +21,26 @@ use tierflow::units::Bytes;
 const RUNS: usize = 7;
 
 fn main() -> Result<()> {
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let (mut wanted, mut is_table, mut shapes) = (String::new(), false, table::Shapes::all());
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--json" => is_table = true,
+            "--columns" | "--tokens" | "--dtypes" => shapes.take(&word, &words.next().unwrap_or_default())?,
+            // `cargo bench` adds flags of its own.
+            _ if word.starts_with('-') => {}
+            _ => wanted = word,
+        }
+    }
     for found in pollster::block_on(gpu::list())? {
-        if found.spec.name.contains(&wanted) {
+        if !found.spec.name.contains(&wanted) {
+            continue;
+        }
+        let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(2), None))?;
+        if is_table {
+            table::print(&gpu, &shapes)?;
+        } else {
             println!("{}: {} ({})", found.spec.device, found.spec.name, found.spec.driver);
-            let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(2), None))?;
             bench_products(&gpu)?;
             bench_model(&gpu)?;
             bench_others(&gpu)?;
@@ -161,7 +182,7 @@ fn report(what: &str, seconds: f64) {
 }
 
 fn buffer(gpu: &Gpu, size: u64) -> Result<Buffer> {
-    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let buffer = pollster::block_on(gpu.buffer("bench", Bytes(size), usage, Purpose::Other))?;
     // Small positive bit patterns: no dtype reads them as NaN or subnormal, which would be slow for the wrong reason.
     gpu.queue.write_buffer(&buffer, 0, &vec![0x2A; buffer.size() as usize]);
@@ -176,20 +197,29 @@ fn time(gpu: &Gpu, arena: &ParamsArena, dispatch: &Dispatch) -> Result<f64> {
 /// Seconds that the dispatches take together, as [`time`].
 fn time_all(gpu: &Gpu, arena: &ParamsArena, dispatches: &[Dispatch]) -> Result<f64> {
     arena.upload(gpu);
+    submission_secs(gpu, 0.02, |encoder, repeats| encode_all(encoder, dispatches, repeats))
+}
+
+/// Encodes the dispatches, one after the other, so many times.
+fn encode_all(encoder: &mut wgpu::CommandEncoder, dispatches: &[Dispatch], repeats: u32) {
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    for _ in 0..repeats {
+        dispatches.iter().for_each(|dispatch| dispatch.encode(&mut pass, 0));
+    }
+}
+
+/// Seconds of what `encode` does once: the best of several submissions of as many repeats as take `run_secs`.
+fn submission_secs(gpu: &Gpu, run_secs: f64, encode: impl Fn(&mut wgpu::CommandEncoder, u32)) -> Result<f64> {
     let run = |repeats: u32| -> Result<f64> {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for _ in 0..repeats {
-            dispatches.iter().for_each(|dispatch| dispatch.encode(&mut pass, 0));
-        }
-        drop(pass);
+        encode(&mut encoder, repeats);
         let begin = Instant::now();
         let submission = gpu.queue.submit([encoder.finish()]);
         gpu.wait(Some(submission))?;
         Ok(begin.elapsed().as_secs_f64() / f64::from(repeats))
     };
     run(1)?;
-    let repeats = (0.02 / run(1)?).clamp(1.0, 100.0) as u32;
+    let repeats = (run_secs / run(1)?).clamp(1.0, 100.0) as u32;
     let mut best = f64::INFINITY;
     for _ in 0..RUNS {
         best = best.min(run(repeats)?);

@@ -1,7 +1,8 @@
 //! What brings weights to a slot of a GPU, alone, with nothing computed meanwhile: each way up from host memory beside a plain copy,
 //! and from disk beside the disk itself. All take turns, so that a noisy machine disturbs them alike. Prints medians as markdown.
 //!
-//! `TIERFLOW_SMOLLM2=FILE.gguf cargo bench --bench uploads` (or any file of weights as the first argument).
+//! `TIERFLOW_SMOLLM2=FILE.gguf cargo bench --bench uploads` (or any file of weights as the first argument); with `-- --json`, a JSON
+//! object a line instead, and with `--rounds N` other than nine rounds.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -12,11 +13,12 @@ use tierflow::plan::UploadPath;
 use tierflow::platform::{ByteSource, DirectBuffer, IoMode, Pages, open_source};
 use tierflow::units::{Bytes, BytesPerSec};
 
+/// Rounds of which a median is taken, unless told otherwise.
 const N_ROUNDS: usize = 9;
 /// What one round moves: more than caches hold.
-const MOVED: Bytes = Bytes::mib(128);
+const MOVED: Bytes = Bytes::mib(256);
 /// Chunks as plans have them.
-const CHUNKS: [Bytes; 3] = [Bytes::mib(1), Bytes::mib(4), Bytes::mib(16)];
+const CHUNKS: [Bytes; 4] = [Bytes::mib(1), Bytes::mib(4), Bytes::mib(16), Bytes::mib(64)];
 /// Those who carry in the engine.
 const N_THREADS: usize = 2;
 /// Of each thread: one is filled while the other's copy runs.
@@ -25,27 +27,44 @@ const N_SLOTS: usize = 2;
 const READ_BYTES: usize = (4 << 20) - (8 << 10);
 
 fn main() -> Result<()> {
-    let argument = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let file = argument.map(PathBuf::from).or_else(|| std::env::var_os("TIERFLOW_SMOLLM2").map(PathBuf::from));
+    let (mut is_json, mut n_rounds, mut file) = (false, N_ROUNDS, std::env::var_os("TIERFLOW_SMOLLM2").map(PathBuf::from));
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--json" => is_json = true,
+            "--rounds" => n_rounds = words.next().and_then(|text| text.parse().ok()).filter(|rounds| *rounds > 0).unwrap_or(N_ROUNDS),
+            // `cargo bench` adds flags of its own.
+            _ if word.starts_with('-') => {}
+            _ => file = Some(word.into()),
+        }
+    }
     let source = file.map(|path| open_source(&path, IoMode::Pread)).transpose()?;
     let mut held = Pages::of(MOVED)?;
     held.fill(0x2A);
     for found in pollster::block_on(gpu::list())? {
-        println!("{}: {} ({}), {N_THREADS} threads\n", found.spec.device, found.spec.name, found.spec.driver);
-        let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(1), None))?;
-        println!("| way | chunk | GB/s (median of {N_ROUNDS}) | min – max | of a plain copy |");
-        println!("| --- | ---: | ---: | ---: | ---: |");
+        let gpu = pollster::block_on(Gpu::open(&found, Bytes::gib(2), None))?;
+        if !is_json {
+            println!("{}: {} ({}), {N_THREADS} threads\n", found.spec.device, found.spec.name, found.spec.driver);
+            println!("| way | chunk | GB/s (median of {n_rounds}) | min – max | of a plain copy |");
+            println!("| --- | ---: | ---: | ---: | ---: |");
+        }
         for chunk in CHUNKS {
-            from_host(&gpu, &held, chunk)?;
+            let ways = from_host(&gpu, &held, chunk, n_rounds)?;
+            for way in &ways {
+                match is_json {
+                    true => println!("{}", way.values(&found.spec.name, chunk, &ways[0])),
+                    false => println!("| {} | {chunk} | {}", way.name, way.cells(&ways[0])),
+                }
+            }
         }
-        if let Some(source) = &source {
-            println!("\n| way | GB/s (median of {N_ROUNDS}) | min – max | of the disk |");
+        if let Some(source) = source.as_ref().filter(|_| !is_json) {
+            println!("\n| way | GB/s (median of {n_rounds}) | min – max | of the disk |");
             println!("| --- | ---: | ---: | ---: |");
-            from_disk(&gpu, source.as_ref())?;
+            from_disk(&gpu, source.as_ref(), n_rounds)?;
+            println!();
         }
-        println!();
     }
-    if source.is_none() {
+    if source.is_none() && !is_json {
         println!("no disk: give a file of weights as an argument, or in TIERFLOW_SMOLLM2");
     }
     Ok(())
@@ -87,7 +106,15 @@ impl<'a> Way<'a> {
     fn up(gpu: &'a Gpu, chunk: Bytes) -> Result<Vec<Way<'a>>> {
         let paths = [UploadPath::Mapped, UploadPath::Staged, UploadPath::Written];
         let there = paths.into_iter().filter(|path| *path != UploadPath::Mapped || gpu.mappable);
-        there.map(|path| Way::new(path.to_string(), || UploadWorker::slots(gpu, path, chunk))).collect()
+        // Few cards let the host write to more than a small part of their memory.
+        let make = |path: UploadPath| match Way::new(path.to_string(), || UploadWorker::slots(gpu, path, chunk)) {
+            Err(error) if path == UploadPath::Mapped => {
+                eprintln!("{path}, {chunk}: {error}");
+                None
+            }
+            way => Some(way),
+        };
+        there.filter_map(make).collect()
     }
 
     /// Seconds until all threads, which work at once, have brought up what is theirs.
@@ -110,9 +137,23 @@ impl<'a> Way<'a> {
         sorted[sorted.len() / 2]
     }
 
+    /// The slowest and the fastest round.
+    fn extremes(&self) -> (f64, f64) {
+        self.rates.iter().fold((f64::MAX, 0.0_f64), |(least, most), &rate| (least.min(rate), most.max(rate)))
+    }
+
+    /// Its row as JSON, in bytes and bytes per second; `other` is what it is compared with.
+    fn values(&self, adapter: &str, chunk: Bytes, other: &Way) -> serde_json::Value {
+        let (least, most) = self.extremes();
+        serde_json::json!({
+            "what": "upload", "adapter": adapter, "way": self.name, "chunk": chunk, "n_threads": N_THREADS,
+            "rate": self.median(), "least": least, "most": most, "of_plain_copy": self.median() / other.median(),
+        })
+    }
+
     /// The cells of its row; `other` is what it is compared with.
     fn cells(&self, other: &Way) -> String {
-        let (least, most) = self.rates.iter().fold((f64::MAX, 0.0_f64), |(least, most), &rate| (least.min(rate), most.max(rate)));
+        let (least, most) = self.extremes();
         let ratio = self.median() / other.median();
         format!("{} | {} – {} | {ratio:.2} |", BytesPerSec(self.median()), BytesPerSec(least), BytesPerSec(most))
     }
@@ -196,22 +237,19 @@ impl Slot {
 }
 
 /// Every way up beside a plain copy from memory to memory, in chunks of this size.
-fn from_host(gpu: &Gpu, held: &[u8], chunk: Bytes) -> Result<()> {
+fn from_host<'a>(gpu: &'a Gpu, held: &[u8], chunk: Bytes, n_rounds: usize) -> Result<Vec<Way<'a>>> {
     let mut ways = vec![Way::new("plain copy".into(), || UploadWorker::memory(chunk))?];
     ways.extend(Way::up(gpu, chunk)?);
     let share = held.len() / N_THREADS;
-    in_turns(&mut ways, held.len(), |thread, upload_worker| {
+    in_turns(&mut ways, held.len(), n_rounds, |thread, upload_worker| {
         let chunks = held[thread * share..][..share].chunks_exact(chunk.0 as usize);
         chunks.enumerate().try_for_each(|(index, chunk)| upload_worker.carry(index, chunk))
     })?;
-    for way in &ways {
-        println!("| {} | {chunk} | {}", way.name, way.cells(&ways[0]));
-    }
-    Ok(())
+    Ok(ways)
 }
 
 /// Reads past the page cache alone, and with what brings them up.
-fn from_disk(gpu: &Gpu, source: &dyn ByteSource) -> Result<()> {
+fn from_disk(gpu: &Gpu, source: &dyn ByteSource, n_rounds: usize) -> Result<()> {
     let n_reads = source.len().min(MOVED.0) as usize / READ_BYTES;
     if n_reads < N_THREADS {
         let reason = format!("a file of {} is too small to tell: {} at least", Bytes(source.len()), Bytes((N_THREADS * READ_BYTES) as u64));
@@ -219,7 +257,7 @@ fn from_disk(gpu: &Gpu, source: &dyn ByteSource) -> Result<()> {
     }
     let mut ways = vec![Way::new("disk alone".into(), || Ok(UploadWorker::Nowhere))?];
     ways.extend(Way::up(gpu, Bytes(READ_BYTES as u64))?);
-    in_turns(&mut ways, n_reads * READ_BYTES, |thread, upload_worker| {
+    in_turns(&mut ways, n_reads * READ_BYTES, n_rounds, |thread, upload_worker| {
         let mut buffer = DirectBuffer::default();
         (thread..n_reads).step_by(N_THREADS).enumerate().try_for_each(|(index, read)| {
             let bytes = source.read_direct((read * READ_BYTES) as u64, READ_BYTES, &mut buffer)?;
@@ -232,10 +270,15 @@ fn from_disk(gpu: &Gpu, source: &dyn ByteSource) -> Result<()> {
     Ok(())
 }
 
-/// Has each way move so many bytes, round by round; `work` is one thread's part, by the thread's index.
-fn in_turns<'a>(ways: &mut [Way<'a>], n_bytes: usize, work: impl Fn(usize, &mut UploadWorker<'a>) -> Result<()> + Sync) -> Result<()> {
+/// Has each way move so many bytes in each of `n_rounds` rounds; `work` is one thread's part, by the thread's index.
+fn in_turns<'a>(
+    ways: &mut [Way<'a>],
+    n_bytes: usize,
+    n_rounds: usize,
+    work: impl Fn(usize, &mut UploadWorker<'a>) -> Result<()> + Sync,
+) -> Result<()> {
     // The first round touches the memory.
-    for round in 0..=N_ROUNDS {
+    for round in 0..=n_rounds {
         for way in &mut *ways {
             let secs = way.run(&work)?;
             if round > 0 {

@@ -12,12 +12,12 @@ use crate::cli::terminal::Visibility;
 use crate::cli::trace_file;
 use crate::engine::{Engine, Prepared, TextFiles};
 use crate::error::{Error, Result};
-use crate::plan::PlanOptions;
+use crate::plan::{Forwards, Plan, PlanOptions};
 use crate::platform;
-use crate::stream::{LogitsRequest, TraceSummary};
+use crate::stream::{Batch, BatchToken, LogitsRequest, TraceSummary};
 use report::{Report, Row};
 
-/// What one row is about, in tokens; prompt and generated tokens are not both zero.
+/// What one row is about, in tokens of each sequence; prompt and generated tokens are not both zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Test {
     n_prompt: u32,
@@ -27,8 +27,8 @@ struct Test {
 }
 
 impl Test {
-    /// llama-bench's name for it.
-    fn name(self) -> String {
+    /// llama-bench's name for it, and the number of sequences where they are several.
+    fn name(self, n_seqs: usize) -> String {
         let mut name = match self {
             Test { n_gen: 0, n_prompt, .. } => format!("pp{n_prompt}"),
             Test { n_prompt: 0, n_gen, .. } => format!("tg{n_gen}"),
@@ -37,17 +37,27 @@ impl Test {
         if self.n_depth > 0 {
             name.push_str(&format!(" @ d{}", self.n_depth));
         }
+        if n_seqs > 1 {
+            name.push_str(&format!(" × {n_seqs}"));
+        }
         name
     }
 
-    /// Positions of the context that it fills.
+    /// Positions of the context of each sequence that it fills.
     fn n_positions(self) -> u32 {
         [self.n_depth, self.n_prompt, self.n_gen].into_iter().fold(0, u32::saturating_add)
     }
 
-    /// Tokens that are measured.
+    /// Tokens of each sequence that are measured.
     fn n_tokens(self) -> u32 {
         self.n_prompt.saturating_add(self.n_gen)
+    }
+
+    /// The forwards of its prompts and of its generated tokens, by `plan`.
+    fn forwards(self, plan: &Plan) -> [Forwards; 2] {
+        let [n_depth, n_prompt, n_gen] = [self.n_depth, self.n_prompt, self.n_gen].map(|n_tokens| n_tokens as usize);
+        let prompt = Forwards::of_prompt(n_depth, n_prompt, n_tokens_each(plan));
+        [prompt, Forwards::of_answer(n_depth + n_prompt, n_gen)].map(|forwards| forwards.side_by_side(plan.n_seqs))
     }
 }
 
@@ -55,6 +65,8 @@ impl Test {
 #[derive(Debug, Clone, Copy)]
 struct Choice {
     n_gpu_layers: GpuLayers,
+    /// `None` for one sequence, or as many as a plan from a file is for.
+    n_seqs: Option<u32>,
     batch_size: Option<u32>,
     ubatch_size: Option<u32>,
 }
@@ -128,7 +140,7 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(Choice, Prepared
     let n_positions = longest.n_positions();
     let check = |option: &str, ctx_size: usize| match ctx_size < n_positions as usize {
         true => {
-            let reason = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name());
+            let reason = format!("a context of {ctx_size} is less than the {n_positions} positions that {} fills", longest.name(1));
             Err(Error::InvalidArgument { option: option.into(), reason })
         }
         false => Ok(()),
@@ -143,9 +155,11 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(Choice, Prepared
     Placement::of(&placement, PlanOptions::default())?;
     let path = locate(&source, Visibility::Auto)?;
     let prepare = |choice: Choice| {
-        let Choice { n_gpu_layers, batch_size, ubatch_size } = choice;
-        let placement = PlacementArgs { n_gpu_layers, batch_size, ubatch_size, ..placement.clone() };
-        let builder = Placement::of(&placement, PlanOptions::default())?.of_one_sequence().builder(&path)?.text(TextFiles::Skip);
+        let Choice { n_gpu_layers, n_seqs, batch_size, ubatch_size } = choice;
+        let placement = PlacementArgs { n_gpu_layers, n_seqs, batch_size, ubatch_size, ..placement.clone() };
+        let placed = Placement::of(&placement, PlanOptions::default())?;
+        let placed = if n_seqs > Some(1) { placed.of_many_sequences() } else { placed.of_one_sequence() };
+        let builder = placed.builder(&path)?.text(TextFiles::Skip);
         let prepared = pollster::block_on(builder.prepare())?;
         if placement.plan.is_some() {
             check("--plan", prepared.plan.ctx_size)?;
@@ -153,7 +167,7 @@ fn prepare_all(args: &BenchArgs, tests: &[Test]) -> Result<Vec<(Choice, Prepared
         Ok((choice, prepared))
     };
     match &placement.plan {
-        Some(_) => Ok(vec![prepare(Choice { n_gpu_layers: GpuLayers::Auto, batch_size: None, ubatch_size: None })?]),
+        Some(_) => Ok(vec![prepare(Choice { n_gpu_layers: GpuLayers::Auto, n_seqs: None, batch_size: None, ubatch_size: None })?]),
         None => choices(&args.lists).into_iter().map(prepare).collect(),
     }
 }
@@ -165,8 +179,10 @@ fn choices(lists: &PlacementLists) -> Vec<Choice> {
     let (batch_sizes, ubatch_sizes) = (each(&lists.batch_size), each(&lists.ubatch_size));
     let mut choices = Vec::new();
     for &n_gpu_layers in &lists.n_gpu_layers {
-        for &batch_size in &batch_sizes {
-            choices.extend(ubatch_sizes.iter().map(|&ubatch_size| Choice { n_gpu_layers, batch_size, ubatch_size }));
+        for n_seqs in each(&lists.n_seqs) {
+            for &batch_size in &batch_sizes {
+                choices.extend(ubatch_sizes.iter().map(|&ubatch_size| Choice { n_gpu_layers, n_seqs, batch_size, ubatch_size }));
+            }
         }
     }
     choices
@@ -189,24 +205,39 @@ fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, Tr
     let (mut secs, mut traced) = (Vec::new(), TraceSummary::default());
     let (before, prompt, generated) = (tokens(0..test.n_depth), tokens(0..test.n_prompt), tokens(0..test.n_gen));
     for run in 0..=n_runs {
-        let mut session = engine.session();
-        if !before.is_empty() {
-            pollster::block_on(session.append(&before, LogitsRequest::TopK(1)))?;
-        }
-        session.engine().trace().clear();
+        append(engine, 0, &before)?;
+        engine.trace().clear();
         let begin = Instant::now();
-        if !prompt.is_empty() {
-            pollster::block_on(session.append(&prompt, LogitsRequest::TopK(1)))?;
-        }
-        for token in &generated {
-            pollster::block_on(session.append(std::slice::from_ref(token), LogitsRequest::TopK(1)))?;
+        append(engine, test.n_depth, &prompt)?;
+        for (position, token) in (test.n_depth + test.n_prompt..).zip(&generated) {
+            append(engine, position, std::slice::from_ref(token))?;
         }
         if run > 0 {
             secs.push(begin.elapsed().as_secs_f64());
         }
-        traced = session.engine().trace().summary();
+        traced = engine.trace().summary();
     }
     Ok((secs, traced))
+}
+
+/// Most tokens of each sequence in one forward by `plan`.
+fn n_tokens_each(plan: &Plan) -> usize {
+    (plan.forward.n_tokens / plan.n_seqs.max(1)).max(1)
+}
+
+/// Appends `tokens` to every sequence of the plan, from position `first` on, side by side.
+fn append(engine: &mut Engine, first: u32, tokens: &[u32]) -> Result<()> {
+    let (n_seqs, n_tokens_each) = (engine.plan().n_seqs as u32, n_tokens_each(engine.plan()));
+    for (part, first) in tokens.chunks(n_tokens_each).zip((first..).step_by(n_tokens_each)) {
+        let of_sequence = |sequence| (first..).zip(part).map(move |(position, &token)| BatchToken { token, sequence, position });
+        let batch = Batch {
+            tokens: (0..n_seqs).flat_map(of_sequence).collect(),
+            logits_for: (1..=n_seqs).map(|end| end * part.len() as u32 - 1).collect(),
+            logits_request: LogitsRequest::TopK(1),
+        };
+        pollster::block_on(engine.forward(&batch))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -225,8 +256,9 @@ mod tests {
             (test(16, 4, 0), "pp16+tg4", 20),
             (test(0, 8, 64), "tg8 @ d64", 72),
         ] {
-            assert_eq!((test.name().as_str(), test.n_positions()), (name, n_positions));
+            assert_eq!((test.name(1).as_str(), test.n_positions()), (name, n_positions));
         }
+        assert_eq!(test(0, 8, 64).name(32), "tg8 @ d64 × 32");
     }
 
     #[test]
@@ -239,7 +271,7 @@ mod tests {
             repetitions: 1,
         };
         let all = tests(&args(&[8, 0, 16], &[4], &[0, 9])).unwrap();
-        let names: Vec<String> = all.into_iter().map(Test::name).collect();
+        let names: Vec<String> = all.into_iter().map(|test| test.name(1)).collect();
         assert_eq!(names, ["pp8", "pp16", "tg4", "pp3+tg2", "pp8 @ d9", "pp16 @ d9", "tg4 @ d9", "pp3+tg2 @ d9"]);
         let nothing = TestArgs { pg: vec![], ..args(&[0], &[0], &[5]) };
         assert_eq!(tests(&nothing).unwrap_err().exit_code(), 2);
@@ -250,6 +282,7 @@ mod tests {
         let lists = |batch_size: &[u32], ubatch_size: &[u32]| PlacementLists {
             threads: vec![],
             n_gpu_layers: vec![GpuLayers::Auto, GpuLayers::Count(3)],
+            n_seqs: vec![],
             batch_size: batch_size.into(),
             ubatch_size: ubatch_size.into(),
         };
@@ -257,6 +290,8 @@ mod tests {
         assert_eq!(sizes(&lists(&[], &[])), [(None, None); 2]);
         let of_one = [(Some(8), Some(4)), (Some(8), Some(2)), (Some(16), Some(4)), (Some(16), Some(2))];
         assert_eq!(sizes(&lists(&[8, 16], &[4, 2])), [of_one, of_one].concat());
+        let side_by_side = choices(&PlacementLists { n_seqs: vec![1, 8], ..lists(&[], &[]) });
+        assert_eq!(side_by_side.iter().map(|it| it.n_seqs).collect::<Vec<_>>(), [Some(1), Some(8), Some(1), Some(8)]);
     }
 
     #[test]

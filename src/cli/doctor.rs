@@ -13,6 +13,8 @@ use crate::platform::{cache_folder, host_memory, n_threads};
 /// # Errors
 /// Those of writing to stdout; what cannot be looked at is part of the report.
 pub fn run(args: &DoctorArgs) -> Result<()> {
+    // Before anything takes memory of an adapter.
+    let adapters = pollster::block_on(machine::adapter_reports()).ok();
     let found = pollster::block_on(machine::list(Measure::Quick));
     let memory = host_memory();
     let report = serde_json::json!({
@@ -26,6 +28,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         "memory_available": memory.available,
         "cache": cache_folder().map(|folder| folder.to_string_lossy().into_owned()),
         "devices": found.as_ref().ok().map(|found| &found.devices),
+        "adapters": adapters,
         "features": found.as_ref().ok().map(|found| &found.features),
         "devices_error": found.as_ref().err().map(ToString::to_string),
     });

@@ -79,6 +79,12 @@ impl<'a> Placement<'a> {
         self
     }
 
+    /// The same for work that is all its sequences at once.
+    pub fn of_many_sequences(mut self) -> Placement<'a> {
+        self.options.objective = Objective::Throughput;
+        self
+    }
+
     /// An engine builder for `model`.
     ///
     /// # Errors

@@ -118,7 +118,8 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
         | wgpu::Features::SHADER_F16
         | wgpu::Features::SHADER_INT64
         | wgpu::Features::SUBGROUP
-        | wgpu::Features::TIMESTAMP_QUERY;
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     let features = (adapter.features() & wanted).iter_names().map(|(name, _)| name.to_owned()).collect();
     let mut found = AdapterFound { spec, backend: info.backend, features, kernels: KernelChoice::Auto, adapter };
     found.set_memory(whole, &source);

@@ -10,6 +10,7 @@ mod effort;
 mod host;
 mod memory;
 mod products;
+mod report;
 mod variants;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use crate::units::Bytes;
 use busy::Watch;
 pub use devices_file::{DevicesFile, parse_devices, read_devices_file};
 use effort::Effort;
+pub use report::{AdapterReport, adapter_reports};
 
 /// Share of the host's free memory that a plan may use when no budget is given: the rest is for everybody else.
 const HOST_SHARE: f64 = 0.8;

@@ -40,6 +40,26 @@ impl Forwards {
         Forwards { alike: if n_tokens > 0 { vec![(Workload::decode(n_before + n_tokens / 2), n_tokens)] } else { Vec::new() } }
     }
 
+    /// The same of `n_seqs` sequences side by side.
+    #[must_use]
+    pub fn side_by_side(mut self, n_seqs: usize) -> Forwards {
+        for (workload, _) in &mut self.alike {
+            workload.n_tokens *= n_seqs;
+            workload.n_logit_rows *= n_seqs;
+        }
+        self
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.alike.iter().map(|(_, n_times)| n_times).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.alike.is_empty()
+    }
+
     /// Tokens of all of them.
     pub fn n_tokens(&self) -> usize {
         self.alike.iter().map(|(workload, n_times)| workload.n_tokens * n_times).sum()
@@ -200,8 +220,11 @@ mod tests {
         assert_eq!(Forwards::of_prompt(0, 64, 32).n_tokens(), 64);
         assert_eq!(Forwards::of_answer(5, 10).alike, [(Workload::decode(10), 10)]);
         for none in [Forwards::of_prompt(3, 0, 32), Forwards::of_answer(3, 0)] {
-            assert_eq!((none.n_tokens(), none.alike.len()), (0, 0));
+            assert_eq!((none.n_tokens(), none.len(), none.is_empty()), (0, 0, true));
         }
+        let side_by_side = prompt.side_by_side(3);
+        assert_eq!((side_by_side.n_tokens(), side_by_side.len()), (210, 3));
+        assert_eq!(side_by_side.alike[0].0, Workload { n_tokens: 96, n_logit_rows: 3, position: 42 });
     }
 
     #[test]

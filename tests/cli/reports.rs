@@ -19,6 +19,14 @@ fn devices_and_doctor_show_host_and_disk() {
         let names: Vec<Value> =
             home.json(schema, &[command, "--json"])["devices"].as_array().unwrap().iter().map(|one| one["device"].clone()).collect();
         assert!(names.contains(&"cpu".into()) && names.contains(&"disk".into()), "{names:?}");
+        let adapters = home.json(schema, &[command, "--json"])["adapters"].clone();
+        if command == "doctor" && has_gpu() {
+            let [least, most] = [0, 1].map(|end| adapters[0]["subgroup_lanes"][end].as_u64().unwrap());
+            assert!(
+                adapters[0]["device"] == "gpu:0" && least <= most && adapters[0]["workgroup_lanes"].as_u64() >= Some(256),
+                "{adapters}"
+            );
+        }
         let table = home.stdout(&[command]);
         assert!(table.contains("\ncpu ") && table.contains("\ndisk "), "{table}");
         assert!(!table.contains('\u{1b}'));
@@ -286,6 +294,25 @@ fn bench_takes_ranges_and_sizes_of_batches() {
     assert!(table.starts_with("| model | size | backend | n_ubatch | test | t/s |\n") && table.contains("| cpu | 2 | pp4 |"), "{table}");
     let refusal = home.refusal(2, &["bench", &model, "-p", "9-3"]);
     assert!(refusal.contains("`9-3` is no number, and no range"), "{refusal}");
+}
+
+#[test]
+fn bench_measures_sequences_side_by_side_beside_its_predictions() {
+    let home = Home::new();
+    let model = home.folder_model();
+    for device in devices() {
+        let arguments = ["bench", &model, "-p", "8", "-n", "3", "-d", "2", "-r", "1", "-ub", "8", "-np", "1,3", "--device", device];
+        let lines = home.stdout(&[&arguments[..], &["-o", "jsonl"]].concat());
+        let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let names: Vec<&str> = rows.iter().map(|row| row["test"].as_str().unwrap()).collect();
+        assert_eq!(names, ["pp8 @ d2", "tg3 @ d2", "pp8 @ d2 × 3", "tg3 @ d2 × 3"]);
+        for (row, n_seqs) in rows.iter().zip([1.0, 1.0, 3.0, 3.0]) {
+            let n_tokens = (row["n_prompt"].as_f64().unwrap() + row["n_gen"].as_f64().unwrap()) * n_seqs;
+            let (secs, rate) = (row["avg_ns"].as_f64().unwrap() / 1e9, row["avg_ts"].as_f64().unwrap());
+            assert!((rate * secs / n_tokens - 1.0).abs() < 1e-3 && row["n_seqs"] == n_seqs as u64, "{row}");
+            assert!(row["predicted_ts"].as_f64().is_some_and(|rate| rate > 0.0), "{row}");
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod kit;
 mod library;
 mod machine;
 mod model;
@@ -17,7 +18,7 @@ const USAGE: &str = "usage: cargo xtask TASK
 
   demo          show the main job on this machine: find or install an adapter, fetch a model, build, plan, run
   test          format, clippy, docs and all tests, those of the page in Chromium; the first failure ends it
-  make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]
+  make-model DIR [--preset tiny|20m|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]
                 write a model with seeded random weights
   picture TRACE.json OUT.svg
                 draw the lanes of one forward of a trace
@@ -31,6 +32,9 @@ const USAGE: &str = "usage: cargo xtask TASK
                 Vulkan backend as well; --only takes the cases whose title holds TEXT
   chart BENCH.json OUT.svg
                 draw the chart of what bench --json wrote
+  gpu-kit [DIR] make a folder (gpu-kit/) that measures tierflow on a bare Linux machine with an NVIDIA GPU; its README.md tells how
+  gpu-report RESULTS [--check]
+                write the report of what a run of the kit left in a folder; with --check, fail where figures are missing
   fetch-model   fetch the small model that demo and test use, and print where it lies
 ";
 
@@ -43,6 +47,10 @@ fn main() -> ExitCode {
         ["web", "build"] => web::build(),
         ["web", "test", ..] => web::test(&arguments[2..]),
         ["web", port] if port.parse::<u16>().is_ok() => web::serve(port),
+        ["gpu-kit"] => kit::make(&steps::root().join(kit::FOLDER)),
+        ["gpu-kit", folder] if !folder.starts_with('-') => kit::make(Path::new(folder)),
+        ["gpu-report", folder] => kit::write_report(Path::new(folder), false),
+        ["gpu-report", "--check", folder] | ["gpu-report", folder, "--check"] => kit::write_report(Path::new(folder), true),
         ["fetch-model"] => model::ensure().map(|path| println!("{}", path.display())),
         ["make-model", ..] => xtask::models::make_model(&arguments[1..]).map_err(steps::Failure::new),
         ["bench", ..] => bench::run(&arguments[1..]),

@@ -1,11 +1,12 @@
 //! Seeded test models of the Llama family, as a Hugging Face folder or a GGUF file. Knows nothing of tierflow, so that it can check it.
 //!
 //! The weights are a function of seed, tensor and index alone: both formats, all dtypes and any number of shards hold the same model
-//! (rounded to the dtype), and a model of any size is written without being held in memory.
+//! (rounded to the dtype), and a model of any size is written by all cores without being held in memory.
 
 mod encode;
 mod gguf;
 mod hugging_face;
+mod parts;
 mod shape;
 mod vocabulary;
 mod weights;
@@ -17,7 +18,7 @@ pub use gguf::{Dtypes, write_gguf, write_mixed_gguf, write_split_gguf};
 pub use hugging_face::{write_hf, write_hf_headers};
 pub use shape::{Family, LlamaShape, RopeScaling};
 
-/// `make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]`.
+/// `make-model DIR [--preset tiny|20m|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]`.
 /// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only,
 /// and so does a dtype of its own for the head.
 /// With `--headers-only` the weights are left out: enough for a plan.
@@ -25,9 +26,10 @@ pub fn make_model(args: &[String]) -> Result<(), String> {
     let options = Options::parse(args)?;
     let shape = match options.preset.as_str() {
         "tiny" => LlamaShape::tiny(),
+        "20m" => LlamaShape::twenty_million(),
         "1b" => LlamaShape::one_billion(),
         "8b" => LlamaShape::eight_billion(),
-        other => return Err(format!("--preset {other} is not known; write tiny, 1b or 8b")),
+        other => return Err(format!("--preset {other} is not known; write tiny, 20m, 1b or 8b")),
     };
     let written = if options.headers_only {
         let dtype = options.dtype.parse::<Stored>()?;
@@ -60,7 +62,7 @@ struct Options {
 
 impl Options {
     fn parse(args: &[String]) -> Result<Options, String> {
-        const USAGE: &str = "usage: make-model DIR [--preset tiny|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]";
+        const USAGE: &str = "usage: make-model DIR [--preset tiny|20m|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]";
         let mut target = None;
         let mut options = Options {
             target: PathBuf::new(),

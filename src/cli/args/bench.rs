@@ -115,6 +115,8 @@ pub struct PlacementLists {
     pub threads: Vec<u32>,
     /// Most layers that are resident on GPUs.
     pub n_gpu_layers: Vec<GpuLayers>,
+    /// Sequences side by side; empty for one.
+    pub n_seqs: Vec<u32>,
     /// Most prompt tokens in one forward; empty where the plan chooses.
     pub batch_size: Vec<u32>,
     /// Most prompt tokens that a kernel sees at once; empty where the plan chooses.
@@ -122,7 +124,7 @@ pub struct PlacementLists {
 }
 
 /// Identifiers of those options.
-const LISTS: [&str; 4] = ["threads", "n_gpu_layers", "batch_size", "ubatch_size"];
+const LISTS: [&str; 5] = ["threads", "n_gpu_layers", "n_seqs", "batch_size", "ubatch_size"];
 
 /// Lets an option of the placement be a list.
 fn with_list(arg: Arg) -> Arg {
@@ -138,6 +140,7 @@ impl FromArgMatches for PlacementLists {
         Ok(PlacementLists {
             threads: matches.get_many("threads").unwrap_or_default().copied().collect(),
             n_gpu_layers: matches.get_many("n_gpu_layers").unwrap_or_default().copied().collect(),
+            n_seqs: matches.get_many("n_seqs").unwrap_or_default().copied().collect(),
             batch_size: matches.get_many("batch_size").unwrap_or_default().copied().collect(),
             ubatch_size: matches.get_many("ubatch_size").unwrap_or_default().copied().collect(),
         })
@@ -184,18 +187,26 @@ mod tests {
         assert_eq!((args.tests.repetitions, args.tests.pg, args.output), (5, vec![], BenchOutput::Md));
         assert_eq!(
             args.lists,
-            PlacementLists { threads: vec![], n_gpu_layers: vec![GpuLayers::Auto], batch_size: vec![], ubatch_size: vec![] }
+            PlacementLists {
+                threads: vec![],
+                n_gpu_layers: vec![GpuLayers::Auto],
+                n_seqs: vec![],
+                batch_size: vec![],
+                ubatch_size: vec![]
+            }
         );
     }
 
     #[test]
     fn lists_come_with_commas_and_by_repetition() {
         let args =
-            bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers -1,99,all -b 64,32 --ubatch-size 8").unwrap();
+            bench("-p 128,512 -p 7 -n 0 --pg 16,4 --pg 0,2 -d 0,64 -t 1,2 --n-gpu-layers -1,99,all --n-seqs 1,8 -b 64,32 --ubatch-size 8")
+                .unwrap();
         assert_eq!((args.tests.n_prompt, args.tests.n_gen, args.tests.n_depth), (vec![128, 512, 7], vec![0], vec![0, 64]));
         let pair = |n_prompt, n_gen| PromptThenGenerate { n_prompt, n_gen };
         assert_eq!(args.tests.pg, [pair(16, 4), pair(0, 2)]);
         assert_eq!((args.lists.threads, args.lists.batch_size, args.lists.ubatch_size), (vec![1, 2], vec![64, 32], vec![8]));
+        assert_eq!((args.lists.n_seqs, args.placement.n_seqs), (vec![1, 8], Some(1)));
         assert_eq!(args.lists.n_gpu_layers, [GpuLayers::Auto, GpuLayers::Count(99), GpuLayers::All]);
         assert_eq!((args.placement.threads, args.placement.n_gpu_layers), (Some(1), GpuLayers::Auto));
         for line in ["-p 1,x", "--pg 512", "--pg 0,0", "--pg 1,2,3", "-t 1,,2", "-b 0", "-p 9-3", "-o sql", "-r 0"] {

@@ -13,7 +13,7 @@ use crate::cli::terminal::{Stream, note, print, print_json, print_report};
 use crate::device::Device;
 use crate::engine::{Engine, MemoryUse};
 use crate::error::{Error, Result};
-use crate::plan::{KvDType, Plan};
+use crate::plan::{Forwards, KvDType, Plan};
 use crate::units::{Bytes, BytesPerSec};
 
 /// One test.
@@ -29,6 +29,8 @@ pub(super) struct Row {
     n_threads: usize,
     /// -1 for auto, -2 for all.
     n_gpu_layers: i64,
+    /// Sequences side by side; rates are of all of them together.
+    n_seqs: usize,
     n_ubatch: usize,
     type_k: KvDType,
     type_v: KvDType,
@@ -41,6 +43,8 @@ pub(super) struct Row {
     avg_ts: f64,
     stddev_ts: f64,
     median_ts: f64,
+    /// What was predicted for a machine that does nothing else.
+    predicted_ts: f64,
     samples_ns: Vec<u64>,
     samples_ts: Vec<f64>,
     /// Bytes that reached the GPU per forward, and at what rate.
@@ -57,7 +61,7 @@ pub(super) struct Row {
 }
 
 /// The columns of comma-separated values: all that is one value.
-const CSV_COLUMNS: [&str; 26] = [
+const CSV_COLUMNS: [&str; 28] = [
     "model_filename",
     "model_type",
     "model_size",
@@ -65,6 +69,7 @@ const CSV_COLUMNS: [&str; 26] = [
     "backends",
     "n_threads",
     "n_gpu_layers",
+    "n_seqs",
     "n_ubatch",
     "type_k",
     "type_v",
@@ -77,6 +82,7 @@ const CSV_COLUMNS: [&str; 26] = [
     "avg_ts",
     "stddev_ts",
     "median_ts",
+    "predicted_ts",
     "uploaded_per_forward",
     "upload_rate",
     "fetched_per_forward",
@@ -91,13 +97,14 @@ impl Row {
     pub(super) fn new(engine: &Engine, measured: &Measured) -> Row {
         let Measured { test, n_threads, n_gpu_layers, secs, traced } = measured;
         let (config, prepared, plan) = (engine.config(), engine.prepared(), engine.plan());
-        // A prompt takes as many forwards as it has batches, a generated token one.
-        let n_forwards = u64::from(test.n_prompt).div_ceil(plan.forward.n_tokens as u64) + u64::from(test.n_gen);
-        let per_forward = |bytes: Bytes| Bytes(bytes.0 / n_forwards.max(1));
+        let forwards = test.forwards(plan);
+        let predicted_secs: f64 = forwards.iter().map(|forwards| prepared.predict_all(forwards).secs).sum();
+        let n_forwards = forwards.iter().map(Forwards::len).sum::<usize>().max(1);
+        let per_forward = |bytes: Bytes| Bytes(bytes.0 / n_forwards as u64);
         let upload_rate = BytesPerSec::from_transfer(traced.uploaded, traced.upload_secs);
         let fetch_rate = BytesPerSec::from_transfer(traced.fetched, traced.fetch_secs);
         let link_secs = upload_rate.secs(traced.uploaded).max(fetch_rate.secs(traced.fetched));
-        let n_tokens = f64::from(test.n_tokens());
+        let n_tokens = f64::from(test.n_tokens()) * plan.n_seqs as f64;
         let (samples_ts, nanoseconds) = (secs.iter().map(|secs| n_tokens / secs).collect::<Vec<f64>>(), nanoseconds(secs));
         let mut sorted = samples_ts.clone();
         sorted.sort_by(f64::total_cmp);
@@ -110,10 +117,11 @@ impl Row {
             backends: backends(plan, ",", |device, _| device.to_string()),
             n_threads: *n_threads,
             n_gpu_layers: llama_number(*n_gpu_layers),
+            n_seqs: plan.n_seqs,
             n_ubatch: plan.forward.n_tokens,
             type_k: plan.kv_dtype,
             type_v: plan.kv_dtype,
-            test: test.name(),
+            test: test.name(plan.n_seqs),
             n_prompt: test.n_prompt,
             n_gen: test.n_gen,
             n_depth: test.n_depth,
@@ -122,6 +130,7 @@ impl Row {
             avg_ts,
             stddev_ts,
             median_ts: sorted.get(sorted.len() / 2).copied().unwrap_or_default(),
+            predicted_ts: n_tokens / predicted_secs,
             samples_ns: nanoseconds.iter().map(|&nanoseconds| nanoseconds as u64).collect(),
             samples_ts,
             uploaded_per_forward: per_forward(traced.uploaded),
@@ -129,7 +138,7 @@ impl Row {
             fetched_per_forward: per_forward(traced.fetched),
             fetch_rate,
             overlapped: traced.overlapped,
-            stall_secs_per_forward: traced.stall_secs / n_forwards.max(1) as f64,
+            stall_secs_per_forward: traced.stall_secs / n_forwards as f64,
             link_bound_ts: (link_secs > 0.0).then(|| n_tokens / link_secs),
         }
     }

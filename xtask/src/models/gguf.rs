@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::encode::GgufType;
 use super::hugging_face::write_whole;
+use super::parts::{PART_VALUES, write_parts};
 use super::shape::{Family, LlamaShape, Role, RopeScaling, Tensor};
 use super::vocabulary;
 use super::weights::Values;
@@ -213,18 +214,18 @@ fn write_tensor(output: &mut dyn Write, shape: &LlamaShape, tensor: &Tensor, see
         Role::Bias { n_heads } => (n_heads, 1),
         Role::Plain | Role::Norm => (None, tensor.shape.last().copied().unwrap_or(1)),
     };
-    let mut row_values = vec![0.0; row_len];
-    let mut bytes = Vec::new();
-    for row in 0..tensor.n_values() / row_len {
-        let source = if n_heads.is_some() && shape.family == Family::Llama { source_row(row, shape.head_size) } else { row };
-        values.fill(source * row_len, &mut row_values);
-        dtype.encode(&row_values, &mut bytes);
-        if bytes.len() >= 1 << 20 {
-            output.write_all(&bytes)?;
-            bytes.clear();
+    let n_rows = tensor.n_values() / row_len;
+    let part_rows = (PART_VALUES / row_len).max(1);
+    write_parts(output, n_rows.div_ceil(part_rows), |part| {
+        let mut row_values = vec![0.0; row_len];
+        let mut bytes = Vec::new();
+        for row in (part * part_rows..n_rows).take(part_rows) {
+            let source = if n_heads.is_some() && shape.family == Family::Llama { source_row(row, shape.head_size) } else { row };
+            values.fill(source * row_len, &mut row_values);
+            dtype.encode(&row_values, &mut bytes);
         }
-    }
-    output.write_all(&bytes)?;
+        bytes
+    })?;
     output.write_all(&padding(size_bytes(tensor, dtype)))
 }
 

@@ -8,6 +8,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::encode::Stored;
+use super::parts::{PART_VALUES, write_parts};
 use super::shape::{Family, LlamaShape, RopeScaling, Tensor};
 use super::vocabulary;
 use super::weights::Values;
@@ -151,17 +152,14 @@ fn write_shard(path: &Path, tensors: &[Tensor], content: Content, stored: Stored
 
 fn write_values(file: &mut dyn Write, tensor: &Tensor, seed: u64, stored: Stored) -> io::Result<()> {
     let values = Values::new(seed, tensor);
-    let mut piece = vec![0.0; 1 << 16];
-    let mut bytes = Vec::new();
-    for start in (0..tensor.n_values()).step_by(piece.len()) {
-        let len = piece.len().min(tensor.n_values() - start);
-        let piece = &mut piece[..len];
-        values.fill(start, piece);
-        bytes.clear();
-        stored.encode(piece, &mut bytes);
-        file.write_all(&bytes)?;
-    }
-    Ok(())
+    write_parts(file, tensor.n_values().div_ceil(PART_VALUES), |part| {
+        let start = part * PART_VALUES;
+        let mut made = vec![0.0; PART_VALUES.min(tensor.n_values() - start)];
+        values.fill(start, &mut made);
+        let mut bytes = Vec::with_capacity(made.len() * stored.size_bytes());
+        stored.encode(&made, &mut bytes);
+        bytes
+    })
 }
 
 fn write_json(path: &Path, value: &Value) -> io::Result<()> {

@@ -91,6 +91,21 @@ impl LlamaShape {
         }
     }
 
+    /// 20 million parameters, 40 MB in bf16: layers large enough that a part of them streams, and forwards that any machine computes.
+    pub fn twenty_million() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 1024,
+            hidden_size: 512,
+            ffn_size: 1536,
+            n_layers: 6,
+            n_heads: 8,
+            n_kv_heads: 4,
+            head_size: 64,
+            context_length: 2048,
+            ..LlamaShape::tiny()
+        }
+    }
+
     /// The sizes of TinyLlama: 1.1 billion parameters, 2.2 GB in bf16.
     pub fn one_billion() -> LlamaShape {
         LlamaShape {
