@@ -74,7 +74,7 @@ fn bench_products(gpu: &Gpu) -> Result<()> {
 /// in Q8_0 where the layers have four bits.
 fn bench_model(gpu: &Gpu) -> Result<()> {
     const N_LAYERS: f64 = 30.0;
-    /// Query, key and value together; what attention attended; gate and up together; down.
+    /// Query, key and value together; attention output; gate and up together; down.
     const LAYER: [(u32, u32); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
     const HEAD: (u32, u32) = (49_152, 576);
     println!("{:<6} {:>44} {:>9}", "dtype", "products of one token of SmolLM2-135M, ms", "tokens/s");
@@ -99,7 +99,7 @@ fn weight_bytes(params: &matmul::Params) -> u64 {
 fn product_secs(gpu: &Gpu, params: &matmul::Params) -> Result<f64> {
     const CACHES: u64 = 128 << 20;
     let size = weight_bytes(params).next_multiple_of(matmul::WEIGHT_ALIGNMENT);
-    let n_matrices = if params.n_tokens > matmul::MAX_FEW_TOKENS { 1 } else { CACHES.div_ceil(size) };
+    let n_matrices = if params.n_tokens > matmul::MAX_DECODE_TOKENS { 1 } else { CACHES.div_ceil(size) };
     let weights = buffer(gpu, size * n_matrices)?;
     let input = buffer(gpu, u64::from(params.n_tokens * params.n_columns) * 4)?;
     let output = buffer(gpu, u64::from(params.n_tokens * params.n_rows) * 4)?;
@@ -160,7 +160,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             parts: Binding::whole(&parts),
             attended: write,
         };
-        let tokens = attention::token_count(n_tokens as usize, 1);
+        let tokens = attention::phase(n_tokens as usize, 1);
         let chosen = attention::prepare(gpu, arena.buffer(), &params, bindings, tokens)?;
         report(&format!("attention f16 {n_tokens} at {kv_len}"), time_all(gpu, &arena, &chosen)?);
         let alone = attention::prepare_as(gpu, arena.buffer(), &params, bindings, AttentionVariant::Token)?;

@@ -324,7 +324,7 @@ fn spread(begin: u32, even: vec4<f32>, odd: vec4<f32>) {
 
 // The `i`th row of a lane, counted from the workgroup's first. Rows of blocks are short: if the lanes' rows lay side by side, each
 // page of memory would hold more streams than the processor fetches ahead, and 576 columns of Q8_0 take 1.3 times as long. So a lane
-// has neighbours. With unquantised values that takes 1.06 times as long as rows side by side.
+// has neighbours. With unquantised weights that takes 1.06 times as long as rows side by side.
 fn row_of(lane: u32, i: u32) -> u32 {
     return select(i * LANES + lane, lane * ROWS + i, DTYPE > BF16);
 }

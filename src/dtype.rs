@@ -31,7 +31,7 @@ enum Layout {
     Blocks(BlockLayout),
 }
 
-/// How unquantised numbers lie in memory, little-endian and at any address.
+/// How unquantised values lie in memory, little-endian and at any address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Floats {
     /// IEEE single.
@@ -123,7 +123,7 @@ impl DType {
         ROWS.iter().find(|row| row.gguf == code).map(|row| row.dtype)
     }
 
-    /// How its unquantised numbers lie in memory; `None` for one of blocks.
+    /// How its values lie in memory where it is unquantised; `None` for one of blocks.
     pub fn floats(self) -> Option<Floats> {
         match self.row().layout {
             Layout::Floats(floats) => Some(floats),
@@ -131,7 +131,7 @@ impl DType {
         }
     }
 
-    /// How its blocks lie in memory; `None` for one of unquantised numbers.
+    /// How its blocks lie in memory; `None` for an unquantised one.
     pub fn blocks(self) -> Option<&'static BlockLayout> {
         match &self.row().layout {
             Layout::Floats(_) => None,
@@ -139,7 +139,7 @@ impl DType {
         }
     }
 
-    /// Values in one block (1 for unquantised numbers).
+    /// Values in one block (1 for unquantised dtypes).
     pub fn block_len(self) -> u64 {
         self.blocks().map_or(1, |blocks| blocks.len as u64)
     }
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_reported_apart_by_name_and_code() {
+    fn rows_differ_in_name_and_code() {
         for (index, dtype) in DType::ALL.into_iter().enumerate() {
             assert_eq!((dtype as usize, dtype.row().dtype), (index, dtype));
             assert_eq!(DType::of_gguf(dtype.row().gguf), Some(dtype));

@@ -239,7 +239,7 @@ impl std::error::Error for Error {
 }
 
 impl Error {
-    /// The whole text: what is at fault, and what to change in these words.
+    /// The whole text: what is wrong, and what to change, with these words for settings.
     pub fn in_words(&self, words: &dyn Words) -> String {
         let reason = self.error(words);
         match self.advice().in_words(words) {
@@ -248,7 +248,7 @@ impl Error {
         }
     }
 
-    /// What is at fault.
+    /// What is wrong.
     fn error(&self, words: &dyn Words) -> String {
         match self {
             Error::Io { action, path, source } => format!("cannot {action} {path}: {source}"),
@@ -288,7 +288,7 @@ impl Error {
             Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),
             Error::EngineGone => "the engine has ended; load the model again".to_owned(),
             Error::Interrupted => "interrupted".to_owned(),
-            Error::Internal { reason } => format!("{reason}; this is an error of tierflow, please report it"),
+            Error::Internal { reason } => format!("{reason}; this is a bug in tierflow, please report it"),
         }
     }
 

@@ -91,7 +91,7 @@ pub struct Read {
     pub verb: String,
     /// Its options and where their values come from.
     pub matches: ArgMatches,
-    /// What the user should know of how the line was read, a line each.
+    /// Notes for the user on how the command line was read, a line each.
     pub notes: Vec<String>,
 }
 
@@ -193,7 +193,7 @@ pub struct DevicesArgs {
     /// Measure upload, copy, compute and disk rates (takes a few seconds) and keep them for later plans
     #[arg(long, env = "TIERFLOW_MEASURE")]
     pub measure: bool,
-    /// Show the rates of each storage form
+    /// Show the rates of each data type
     #[arg(short, long, env = "TIERFLOW_VERBOSE")]
     pub verbose: bool,
     /// Print the devices as JSON
@@ -240,10 +240,10 @@ pub struct PlanArgs {
     /// Instead of this one; `tierflow devices --json` writes such a file.
     #[arg(long, env = "TIERFLOW_DEVICES", value_name = "FILE")]
     pub devices: Option<PathBuf>,
-    /// Write the placements as a device map that Accelerate and transformers read
+    /// Write where each module is stored as a device map that Accelerate and transformers read
     #[arg(long, env = "TIERFLOW_EXPORT_DEVICE_MAP", value_name = "FILE.json")]
     pub export_device_map: Option<PathBuf>,
-    /// Write the plan so that --plan makes it again
+    /// Write the plan to a file for --plan
     #[arg(long, env = "TIERFLOW_EXPORT_PLAN", value_name = "FILE.json")]
     pub export_plan: Option<PathBuf>,
     /// Print the steps of one forward too
@@ -266,7 +266,7 @@ pub struct LogitsArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// The logits of every position, not the last alone
+    /// Logits of every position, not only of the last
     #[arg(long, env = "TIERFLOW_ALL")]
     pub all: bool,
     /// Only the K highest logits of a position

@@ -92,8 +92,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     args.trace.as_deref().map_or(Ok(()), platform::check_folder)?;
     let prepared = prepare_all(args, &tests)?;
     let threads = thread_counts(&args.lists.threads);
-    let form = if args.json { BenchOutput::Json } else { args.output };
-    let mut report = Report::new(form, args, prepared.iter().map(|(_, prepared)| &prepared.plan));
+    let output = if args.json { BenchOutput::Json } else { args.output };
+    let mut report = Report::new(output, args, prepared.iter().map(|(_, prepared)| &prepared.plan));
     for (Choice { n_gpu_layers, .. }, prepared) in prepared {
         note_plan(&prepared.summary());
         let mut engine = load_with_bar(prepared, Visibility::Auto)?;

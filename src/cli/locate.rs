@@ -8,7 +8,7 @@ use crate::cli::terminal::{Visibility, note};
 use crate::error::{Error, Result};
 use crate::hub::{self, HubConfig, ModelRef};
 
-/// Names of the cache that an error tells at most.
+/// Most names of cached models that an error lists.
 const MOST_ALIKE: usize = 5;
 
 /// Where the model lies. A name is a path first, then a model in the cache; only `-hf` fetches.
@@ -16,7 +16,7 @@ const MOST_ALIKE: usize = 5;
 /// # Errors
 /// [`Error::InvalidArgument`] where the name is neither; as [`hub::pull`] where the model is fetched.
 pub fn locate(source: &ModelSource, bar: Visibility) -> Result<PathBuf> {
-    locate_in(source, Absent::Reported, &HubConfig::from_env, bar)
+    locate_in(source, Absent::Refused, &HubConfig::from_env, bar)
 }
 
 /// As [`locate`], but a name as a hub has them is fetched where the cache lacks it, as ollama does.
@@ -27,12 +27,12 @@ pub fn locate_or_fetch(source: &ModelSource, bar: Visibility) -> Result<PathBuf>
     locate_in(source, Absent::Fetched, &HubConfig::from_env, bar)
 }
 
-/// What becomes of a named model that the cache lacks.
+/// What to do about a named model that the cache lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
-    /// How to fetch it is reported.
-    Reported,
-    /// It is fetched.
+    /// Refuse it, and say how to fetch it.
+    Refused,
+    /// Fetch it.
     Fetched,
 }
 
@@ -44,7 +44,7 @@ fn locate_in(source: &ModelSource, absent: Absent, config: &dyn Fn() -> Result<H
     let on_hub = name.to_str().filter(|name| hub::looks_like_model_ref(name) && !is_path_of_gguf(name));
     match Path::new(name).try_exists() {
         Ok(true) => return Ok(PathBuf::from(name)),
-        // Where that cannot be reported, as in a folder of somebody else, opening it says why.
+        // Where that is not known, as in a folder that another user owns, the error of opening it says why.
         Err(_) if on_hub.is_none() => return Ok(PathBuf::from(name)),
         _ => {}
     }
@@ -54,7 +54,7 @@ fn locate_in(source: &ModelSource, absent: Absent, config: &dyn Fn() -> Result<H
         return Ok(path);
     }
     let cache = config.cache_dir.display();
-    if absent == Absent::Reported || config.offline {
+    if absent == Absent::Refused || config.offline {
         return Err(not_found(named, &format!("is no folder or file, and not (wholly) in {cache}; fetch it with: tierflow pull {named}")));
     }
     if bar != Visibility::Hidden {
@@ -116,14 +116,14 @@ mod tests {
                 retry_delay: Duration::ZERO,
             })
         };
-        let locate = |name: &str| locate_in(&ModelSource::Named(name.into()), Absent::Reported, &config, Visibility::Hidden);
+        let locate = |name: &str| locate_in(&ModelSource::Named(name.into()), Absent::Refused, &config, Visibility::Hidden);
         let here = cache.path().to_str().unwrap();
         assert_eq!(locate(here).unwrap(), cache.path());
         assert!(locate("org/name").unwrap_err().to_string().contains("tierflow pull org/name"));
         for path in ["/no/such.gguf", "no-such/model.gguf"] {
             assert!(locate(path).unwrap_err().to_string().contains("check the path"), "{path}");
         }
-        // Whether it is there cannot be reported: the error of opening says why.
+        // Whether it exists is not known: the error of opening it says why.
         let behind_a_file = cache.path().join("file").join("m.gguf");
         std::fs::write(cache.path().join("file"), "").unwrap();
         assert_eq!(locate(behind_a_file.to_str().unwrap()).unwrap(), behind_a_file);
@@ -139,9 +139,9 @@ mod tests {
         for name in ["name", "NAME:7b", "Org"] {
             assert!(locate(name).unwrap_err().to_string().ends_with("; the cache has org/name"), "{name}");
         }
-        let reported = locate("llama3.2").unwrap_err().to_string();
-        assert!(reported.contains("ollama") && !reported.contains("the cache has"), "{reported}");
+        let refusal = locate("llama3.2").unwrap_err().to_string();
+        assert!(refusal.contains("ollama") && !refusal.contains("the cache has"), "{refusal}");
         let hub = ModelSource::Hub(hub::parse_model_ref("org/name:q4_0").unwrap());
-        assert_eq!(locate_in(&hub, Absent::Reported, &config, Visibility::Hidden).unwrap(), file);
+        assert_eq!(locate_in(&hub, Absent::Refused, &config, Visibility::Hidden).unwrap(), file);
     }
 }

@@ -1,4 +1,4 @@
-//! Log lines on stderr: warnings unless told otherwise, and whatever `RUST_LOG` asks for.
+//! Log lines on stderr: warnings by default, and whatever `RUST_LOG` asks for.
 
 use std::fmt;
 use std::io::{self, Write};

@@ -61,7 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         notes.iter().for_each(|line| note(&format!("{line}\n")));
     }
     if let Ok(file) = &file {
-        file.note_reason();
+        file.log_read_error();
     }
     // `config` is the one command that works on a file that is broken or not there.
     let file = if matches!(command, Command::Config(_)) { file } else { Ok(file?.demand()?) };

@@ -14,7 +14,7 @@ use crate::units::Bytes;
 /// The longest text that is read from a pipe or a file.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
-/// How long a pipe beside a prompt may say nothing before that is reported.
+/// How long a pipe beside a prompt may stay silent before a note says what is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The prompt; `None` where the user sits at a terminal and gave none, which starts a chat. A pipe's text goes before the prompt

@@ -80,13 +80,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
 fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     let source = args.source()?;
-    // What cannot be is reported before a model is fetched or loaded.
+    // Options that contradict each other are refused before a model is fetched or loaded.
     let wishes = Wishes::of(&args.generation)?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_one_sequence();
     args.trace.as_deref().map_or(Ok(()), check_folder)?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     if prompt.is_none() && args.json {
-        return Err(Error::InvalidArgument { option: "--json".into(), reason: "tells of one answer, not of a chat; give a prompt".into() });
+        return Err(Error::InvalidArgument { option: "--json".into(), reason: "describes one answer, not a chat; give a prompt".into() });
     }
     let path = locate_or_fetch(&source, visibility)?;
     let mut prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;

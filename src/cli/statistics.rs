@@ -8,7 +8,7 @@ use crate::plan::Totals;
 use crate::stream::TraceSummary;
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, three_digits};
 
-/// What others took of a run is told from this share on.
+/// From this share of a run on, the time that other programs took is printed.
 const LEAST_WAITED: f64 = 0.05;
 
 /// Counts and times of one answer.
@@ -138,14 +138,14 @@ impl Statistics {
         line + &self.disturbance_line()
     }
 
-    /// What was predicted is a machine that does nothing else: what others took is reported where it is much.
+    /// Predictions are for a machine that does nothing else: the share of time that other programs took is printed where it is large.
     fn disturbance_line(&self) -> String {
         let Some(disturbance) = self.disturbance else { return String::new() };
         let Disturbance { prompt_waited, decode_waited, prompt_rate, decode_rate } = disturbance;
         let without = |what: &str, waited: f64, undisturbed: f64, predicted: f64| {
             let error = (undisturbed / predicted - 1.0) * 100.0;
-            let reported = format!("{:.0} % of {what}, without them {} ({error:+.0} %)", waited * 100.0, TokensPerSec(undisturbed));
-            (waited >= LEAST_WAITED && undisturbed > 0.0).then_some(reported)
+            let text = format!("{:.0} % of {what}, without them {} ({error:+.0} %)", waited * 100.0, TokensPerSec(undisturbed));
+            (waited >= LEAST_WAITED && undisturbed > 0.0).then_some(text)
         };
         let parts = [
             without("the prompt", prompt_waited, prompt_rate, self.predicted.prompt_rate),

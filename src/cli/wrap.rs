@@ -17,7 +17,7 @@ pub(super) struct Wrap {
     word_columns: usize,
     /// Whether the end of the line is a part of a word that is not moved.
     is_fixed: bool,
-    /// What the line began with, as far as it tells a fence.
+    /// The beginning of the line, as far as it can be that of a fence.
     begin: String,
     is_code: bool,
 }

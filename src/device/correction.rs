@@ -20,7 +20,7 @@ const QUIET: f64 = 0.25;
 const AGREEMENT: f64 = 0.15;
 const WORTH_MEASURING: f64 = 3.0;
 
-/// What part of a device's rates a run tells about. Products count by the dtype of most of the model's weights: measurements of
+/// The part of a device's rates that a run measures. Products count by the dtype of most of the model's weights: measurements of
 /// dtypes are disturbed apart from each other, and what is fixed weighs differently in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -68,7 +68,7 @@ impl TryFrom<String> for Aspect {
 pub struct Sample {
     /// How many times faster than by the measured rates.
     pub factor: f64,
-    /// The share of its time in which it waited for cores that others had, 0 to 1; 0 where the system does not tell.
+    /// The share of its time in which it waited for cores that others had, 0 to 1; 0 where the system does not report it.
     #[serde(default)]
     pub waited: f64,
     /// When, in seconds since 1970 (UTC).

@@ -61,7 +61,7 @@ pub struct Rates {
     /// When they were measured, in seconds since 1970 (UTC); the oldest where several measurements were merged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured_at: Option<u64>,
-    /// How many measurements in a row found the machine busy with something else, and so told too little; 0 after one that did not.
+    /// How many measurements in a row found the machine busy with other work and are therefore unreliable; 0 after one that did not.
     #[serde(skip_serializing_if = "is_zero")]
     pub n_disturbed: u32,
     /// What runs showed beside the figures; [`Rates::corrected`] works it in.
@@ -191,7 +191,7 @@ impl Rates {
         both
     }
 
-    /// These rates, and those of the products of `more`, which were measured later: in other dtypes, and with variants that count these in.
+    /// These rates, with those of the products of `more` added, which were measured later in other dtypes, and with its variants.
     #[must_use]
     pub fn with_products(mut self, more: Rates) -> Rates {
         self.matvec.extend(more.matvec);
@@ -265,7 +265,7 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{MatMulVariant, TokenCount};
+    use crate::device::{MatMulVariant, Phase};
 
     fn measured() -> Rates {
         Rates {
@@ -308,7 +308,7 @@ mod tests {
     fn products_measured_later_are_added() {
         let rate = |dtype| BTreeMap::from([(dtype, BytesPerSec(3.0))]);
         let mut variants = MatMulVariants::default();
-        variants.insert(DType::Q8_0, TokenCount::Few, MatMulVariant::Lane);
+        variants.insert(DType::Q8_0, Phase::Decode, MatMulVariant::Lane);
         let later =
             Rates { matvec: rate(DType::Q8_0), variants: variants.clone(), dispatch_secs: Some(1e-5), readback: None, ..Rates::default() };
         let both = Rates { dispatch_secs: Some(2e-5), ..measured() }.with_products(later.clone());
@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(text, r#"{"upload_staged":5000000000.0,"matvec":{"F32":4.0,"F16":2.0,"Q4_1":1.0},"measured_at":1700000000}"#);
         assert_eq!(serde_json::from_str::<Rates>(&text).unwrap(), measured());
         let with_variants: Rates = serde_json::from_str(r#"{"forms": {"few": {"F16": "lane"}}}"#).unwrap();
-        assert_eq!(with_variants.variants.of(DType::F16, TokenCount::Few), Some(MatMulVariant::Lane), "the key of tierflow.devices/1");
+        assert_eq!(with_variants.variants.of(DType::F16, Phase::Decode), Some(MatMulVariant::Lane), "the key of tierflow.devices/1");
         assert!(serde_json::from_str::<Rates>(r#"{"matvec_f16": 1.0}"#).unwrap_err().to_string().contains("matvec_f16"));
         assert!(serde_json::from_str::<Rates>(r#"{"matvec": {"Q9": 1.0}}"#).unwrap_err().to_string().contains("Q9"));
     }

@@ -53,7 +53,7 @@ pub fn no_gpu<'a>(asked: String, specs: impl IntoIterator<Item = &'a DeviceSpec>
     Error::NoGpu { reason: format!("{asked}; there is no adapter"), advice }
 }
 
-/// The kinds of adapter that wgpu tells apart.
+/// The kinds of adapter that wgpu distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdapterKind {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::DType;
 
-/// How a matrix product is spread over an adapter's lanes.
+/// How a matrix product is distributed over an adapter's lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MatMulVariant {
@@ -20,13 +20,13 @@ pub enum MatMulVariant {
     Subgroup,
 }
 
-/// Whether a product is of few tokens, as decoding is, or of many, as prompts are.
+/// What a kernel works on: few tokens, as in decoding, or many, as in the prefill of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenCount {
-    /// Each weight is used a few times.
-    Few,
-    /// Each weight is used often.
-    Many,
+pub enum Phase {
+    /// Few tokens: each weight is used a few times.
+    Decode,
+    /// Many tokens: each weight is used often.
+    Prefill,
 }
 
 /// Which kernels an adapter may run.
@@ -47,52 +47,54 @@ pub enum KernelChoice {
 #[serde(default, deny_unknown_fields)]
 pub struct MatMulVariants {
     /// For few tokens.
-    pub few: BTreeMap<DType, MatMulVariant>,
+    #[serde(rename = "few")]
+    pub decode: BTreeMap<DType, MatMulVariant>,
     /// For many tokens.
-    pub many: BTreeMap<DType, MatMulVariant>,
+    #[serde(rename = "many")]
+    pub prefill: BTreeMap<DType, MatMulVariant>,
 }
 
 impl MatMulVariants {
     /// Whether nothing was measured.
     pub fn is_empty(&self) -> bool {
-        self.few.is_empty() && self.many.is_empty()
+        self.decode.is_empty() && self.prefill.is_empty()
     }
 
     /// The variant for a product in `dtype`, where one was measured.
-    pub fn of(&self, dtype: DType, tokens: TokenCount) -> Option<MatMulVariant> {
-        nearest(self.by_dtype(tokens), dtype)
+    pub fn of(&self, dtype: DType, phase: Phase) -> Option<MatMulVariant> {
+        nearest(self.by_dtype(phase), dtype)
     }
 
     /// Whether a variant was measured for this very dtype.
-    pub fn has(&self, dtype: DType, tokens: TokenCount) -> bool {
-        self.by_dtype(tokens).contains_key(&dtype)
+    pub fn has(&self, dtype: DType, phase: Phase) -> bool {
+        self.by_dtype(phase).contains_key(&dtype)
     }
 
     /// Remembers the fastest variant.
-    pub fn insert(&mut self, dtype: DType, tokens: TokenCount, variant: MatMulVariant) {
-        match tokens {
-            TokenCount::Few => self.few.insert(dtype, variant),
-            TokenCount::Many => self.many.insert(dtype, variant),
+    pub fn insert(&mut self, dtype: DType, phase: Phase, variant: MatMulVariant) {
+        match phase {
+            Phase::Decode => self.decode.insert(dtype, variant),
+            Phase::Prefill => self.prefill.insert(dtype, variant),
         };
     }
 
-    fn by_dtype(&self, tokens: TokenCount) -> &BTreeMap<DType, MatMulVariant> {
-        match tokens {
-            TokenCount::Few => &self.few,
-            TokenCount::Many => &self.many,
+    fn by_dtype(&self, phase: Phase) -> &BTreeMap<DType, MatMulVariant> {
+        match phase {
+            Phase::Decode => &self.decode,
+            Phase::Prefill => &self.prefill,
         }
     }
 }
 
-/// The value at `dtype`, else at the one that it is measured as, else at the dtype most like it: blocks before unquantised values where it
-/// is one of blocks, then by bits.
+/// The value at `dtype`, else at the one that it is measured as, else at the most similar dtype: a quantised one
+/// for a quantised one, then the one with the nearest number of bits.
 pub(super) fn nearest<T: Copy>(by_dtype: &BTreeMap<DType, T>, dtype: DType) -> Option<T> {
     if let Some(value) = by_dtype.get(&dtype).or_else(|| by_dtype.get(&dtype.measured_as())) {
         return Some(*value);
     }
     let distance = |other: DType| {
-        let other_variant = other.has_blocks() != dtype.has_blocks();
-        (other_variant, (other.bits() - dtype.bits()).abs())
+        let differs_in_blocks = other.has_blocks() != dtype.has_blocks();
+        (differs_in_blocks, (other.bits() - dtype.bits()).abs())
     };
     let by_distance = |a: &(&DType, &T), b: &(&DType, &T)| {
         let (a, b) = (distance(*a.0), distance(*b.0));
@@ -108,12 +110,12 @@ mod tests {
     #[test]
     fn the_nearest_dtype_stands_for_one_that_was_not_measured() {
         let mut variants = MatMulVariants::default();
-        assert!(variants.is_empty() && variants.of(DType::F16, TokenCount::Few).is_none());
-        variants.insert(DType::F16, TokenCount::Few, MatMulVariant::Workgroup);
-        variants.insert(DType::Q4_0, TokenCount::Few, MatMulVariant::Subgroup);
-        assert_eq!(variants.of(DType::BF16, TokenCount::Few), Some(MatMulVariant::Workgroup));
-        assert_eq!(variants.of(DType::Q8_0, TokenCount::Few), Some(MatMulVariant::Subgroup));
-        assert_eq!(variants.of(DType::Q8_0, TokenCount::Many), None);
+        assert!(variants.is_empty() && variants.of(DType::F16, Phase::Decode).is_none());
+        variants.insert(DType::F16, Phase::Decode, MatMulVariant::Workgroup);
+        variants.insert(DType::Q4_0, Phase::Decode, MatMulVariant::Subgroup);
+        assert_eq!(variants.of(DType::BF16, Phase::Decode), Some(MatMulVariant::Workgroup));
+        assert_eq!(variants.of(DType::Q8_0, Phase::Decode), Some(MatMulVariant::Subgroup));
+        assert_eq!(variants.of(DType::Q8_0, Phase::Prefill), None);
         let text = serde_json::to_string(&variants).unwrap();
         assert_eq!(text, r#"{"few":{"F16":"workgroup","Q4_0":"subgroup"},"many":{}}"#);
         assert_eq!(serde_json::from_str::<MatMulVariants>(&text).unwrap(), variants);

@@ -336,12 +336,12 @@ mod tests {
                 Remedy::Write(Setting::SavedPlan),
             ],
         };
-        let reported = advice.in_words(&Fields);
+        let text = advice.in_words(&Fields);
         assert_eq!(
-            reported,
+            text,
             "cpu has 3 GiB: set max_memory cpu=2GiB,gpu:0=1.1KiB, or lower ctx_size to 64, or Prepared::to_saved_json writes one"
         );
-        let reported = advice.in_words(&Options);
-        assert_eq!(reported, "cpu has 3 GiB: set --max-memory cpu=2GiB,gpu:0=1.1KiB, or lower --ctx-size to 64, or `tool` writes one");
+        let text = advice.in_words(&Options);
+        assert_eq!(text, "cpu has 3 GiB: set --max-memory cpu=2GiB,gpu:0=1.1KiB, or lower --ctx-size to 64, or `tool` writes one");
     }
 }

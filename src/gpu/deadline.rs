@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// What an adapter gets unless told otherwise. A submission is planned to take less than a second.
+/// The default deadline of an adapter. A submission is planned to take less than a second.
 pub const GPU_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The deadline of one adapter, and how far the adapter has come.
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(deadline.poll_late(&mut context), Poll::Pending);
         deadline.note_late(SECOND);
         assert_eq!(deadline.poll_late(&mut context), Poll::Ready(Late::Once(SECOND)));
-        assert_eq!(deadline.poll_late(&mut context), Poll::Pending, "it is told once");
+        assert_eq!(deadline.poll_late(&mut context), Poll::Pending, "it is reported once");
         deadline.note_late(SECOND);
         assert_eq!(deadline.poll_late(&mut context), Poll::Ready(Late::Again(SECOND)));
         for note in [Deadline::note_done, Deadline::note_ended] {

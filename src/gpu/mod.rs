@@ -115,7 +115,7 @@ impl Gpu {
     /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
     pub fn check(&self) -> Result<()> {
         if matches!(self.errors.first(), Some(UncapturedError::OutOfMemory | UncapturedError::Other(_))) {
-            // What is asked of a device that is lost fails before the driver tells of the loss.
+            // Calls on a lost device fail before the driver reports the loss.
             let _ = self.device.poll(wgpu::PollType::Poll);
         }
         match self.errors.first() {
@@ -139,7 +139,7 @@ impl Gpu {
             if look > 0 {
                 std::thread::sleep(LOSS_LOOK);
             }
-            // A loss is told once the work before it has ended, perhaps by another thread that is just about to.
+            // A loss is reported once the work before it has ended, perhaps by another thread that is just about to do so.
             if let Err(lost @ Error::DeviceLost { .. }) = self.wait(None) {
                 return lost;
             }

@@ -76,7 +76,7 @@ impl Dispatch {
     }
 }
 
-/// What tells kernels apart: two of one stem have different numbers of bindings.
+/// The key of a compiled kernel: two with the same stem have different numbers of bindings.
 type KernelKey = (&'static str, usize);
 /// A kernel and its override constants (as bits, since f64 has no order).
 type PipelineKey = (KernelKey, Vec<(&'static str, u64)>);

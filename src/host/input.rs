@@ -1,4 +1,4 @@
-//! The second factor of products in the form that they want.
+//! The activations that matrix products multiply, in the format that the products need: as they are, in tiles, or quantised.
 
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
@@ -8,22 +8,22 @@ use super::quantise::quantise_all;
 use crate::host::simd::{BLOCK_LEN, LANES, TILE_TOKENS, TileColumn, TokenBlock, column_places, padded};
 use crate::kernels::matmul::Params;
 
-/// Tokens for which rows of unquantised values are read in place. For more it pays to decode them once and to sum in the lanes of rows.
+/// Most tokens for which rows of unquantised weights are read in place. For more tokens it pays to decode the rows once into panels.
 const FEW_TOKENS: u32 = 3;
 
-/// How products want their second factor.
+/// The format in which a product needs its activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputFormat {
-    /// As it is: few tokens, a matrix of unquantised values.
+    /// As they are: for few tokens and an unquantised matrix.
     Floats,
-    /// In tiles of six tokens: more tokens, a matrix of unquantised values.
+    /// In tiles of six tokens: for more tokens and an unquantised matrix.
     Tiles,
-    /// As integers: a matrix that is stored in blocks.
+    /// Quantised to integers: for a matrix that is stored in blocks.
     Blocks,
 }
 
 impl InputFormat {
-    /// What the product of these sizes wants.
+    /// The format for a product of these sizes.
     pub fn of(params: &Params) -> InputFormat {
         match params.dtype() {
             Some(dtype) if dtype.has_blocks() => InputFormat::Blocks,
@@ -33,19 +33,19 @@ impl InputFormat {
     }
 }
 
-/// The second factor of a product, `[n_tokens, n_columns]`.
+/// The activations of a product, `[n_tokens, n_columns]`.
 #[derive(Debug, Clone, Copy)]
 pub enum Operand<'a> {
-    /// As it is, for matrices of unquantised values.
+    /// As they are, for unquantised matrices.
     Floats(&'a [f32]),
-    /// `[n_tokens / 6, padded(n_columns)]`, the last tile filled with zeros, for the same where there are several tokens.
+    /// `[n_tokens / 6, padded(n_columns)]`, the last tile filled up with zeros: for unquantised matrices and several tokens.
     Tiles(&'a [TileColumn]),
-    /// `[n_tokens, n_columns / 32]`, for matrices that are stored in blocks.
+    /// Quantised, `[n_tokens, n_columns / 32]`, for matrices that are stored in blocks.
     Blocks(&'a [TokenBlock]),
 }
 
 impl Operand<'_> {
-    /// Whether it holds so many tokens of so many columns, of which there are some.
+    /// Whether it holds `n_tokens` tokens of `n_columns` columns, of which there is at least one.
     pub(super) fn holds(&self, n_tokens: usize, n_columns: usize) -> bool {
         let (len, len_needed) = match self {
             Operand::Floats(values) => (values.len(), n_tokens * n_columns),
@@ -56,7 +56,7 @@ impl Operand<'_> {
     }
 }
 
-/// The input of products, brought into a form once for all matrices that want it so. Holds one form at a time, and its memory.
+/// The activations of products, converted once for all matrices that need them in this format. Holds one format at a time.
 #[derive(Debug, Default)]
 pub struct Input {
     tiles: Vec<TileColumn>,
@@ -64,21 +64,21 @@ pub struct Input {
 }
 
 impl Input {
-    /// The `values` `[n_tokens, n_columns]` as the product of `params` wants them.
+    /// The `values` `[n_tokens, n_columns]` in the format that the product of `params` needs.
     ///
     /// # Panics
-    /// Where there are fewer values than `params` say, or no columns: an error of the caller.
+    /// Where there are fewer values than `params` say, or no columns: a bug of the caller.
     pub fn prepare<'a>(&'a mut self, params: &Params, values: &'a [f32]) -> Operand<'a> {
-        let form = InputFormat::of(params);
-        self.fill(form, params, values);
-        self.operand(form, values)
+        let format = InputFormat::of(params);
+        self.fill(format, params, values);
+        self.operand(format, values)
     }
 
-    /// Brings `values` into `form`. Unquantised values stay where they are, and what was brought into another form stays too.
-    pub(crate) fn fill(&mut self, form: InputFormat, params: &Params, values: &[f32]) {
+    /// Converts `values` to `format`. For [`InputFormat::Floats`] nothing is done, and what was converted before stays.
+    pub(crate) fn fill(&mut self, format: InputFormat, params: &Params, values: &[f32]) {
         let [n_tokens, n_columns] = [params.n_tokens, params.n_columns].map(|n| n as usize);
         let values = &values[..n_tokens * n_columns];
-        match form {
+        match format {
             InputFormat::Floats => {}
             InputFormat::Tiles => {
                 self.blocks = Vec::new();
@@ -91,9 +91,9 @@ impl Input {
         }
     }
 
-    /// `values`, which were [brought](Input::fill) into `form` last.
-    pub(crate) fn operand<'a>(&'a self, form: InputFormat, values: &'a [f32]) -> Operand<'a> {
-        match form {
+    /// `values`, which were [converted](Input::fill) to `format` last.
+    pub(crate) fn operand<'a>(&'a self, format: InputFormat, values: &'a [f32]) -> Operand<'a> {
+        match format {
             InputFormat::Floats => Operand::Floats(values),
             InputFormat::Tiles => Operand::Tiles(&self.tiles),
             InputFormat::Blocks => Operand::Blocks(&self.blocks),

@@ -1,6 +1,6 @@
 //! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
 //!
-//! A thread takes a range of rows. For one token, and for a few where the rows are unquantised values, eight rows at a time are read in
+//! A thread takes a range of rows. For one token, and for a few where the rows are unquantised, eight rows at a time are read in
 //! place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
 
 use std::ops::RangeInclusive;
@@ -28,7 +28,7 @@ const TOKENS_AT_ONCE: usize = 24;
 ///
 /// # Panics
 /// Where the slices are shorter than `params` say, or the operand is not of the [`InputFormat`](super::InputFormat) that the product
-/// wants: an error of the caller.
+/// needs: a bug of the caller.
 pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_>, output: &mut [f32]) {
     let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
     let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
@@ -126,7 +126,7 @@ impl Product<'_> {
             let rows = self.rows(first);
             let products = match (self.operand, self.dtype.floats()) {
                 (Operand::Blocks(token), None) => (self.simd.multiply_rows)(self.dtype, &rows, token),
-                (Operand::Floats(token), Some(form)) => (self.simd.dot_rows)(form, &rows, &token[..self.n_columns]),
+                (Operand::Floats(token), Some(floats)) => (self.simd.dot_rows)(floats, &rows, &token[..self.n_columns]),
                 _ => self.refuse(),
             };
             output.copy_from_slice(&products[..output.len()]);
@@ -137,8 +137,8 @@ impl Product<'_> {
     fn many_tokens(&self, first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         match (self.operand, self.dtype.floats()) {
             (Operand::Blocks(tokens), None) => self.many_blocks(tokens, first_row, outputs, scratch),
-            (Operand::Tiles(tiles), Some(form)) => self.many_tiles(form, tiles, first_row, outputs, scratch),
-            (Operand::Floats(tokens), Some(form)) => self.few_tokens(form, tokens, first_row, outputs),
+            (Operand::Tiles(tiles), Some(floats)) => self.many_tiles(floats, tiles, first_row, outputs, scratch),
+            (Operand::Floats(tokens), Some(floats)) => self.few_tokens(floats, tokens, first_row, outputs),
             _ => self.refuse(),
         }
     }
@@ -168,7 +168,7 @@ impl Product<'_> {
         }
     }
 
-    fn many_tiles(&self, form: Floats, tiles: &[TileColumn], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
+    fn many_tiles(&self, floats: Floats, tiles: &[TileColumn], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         let n_padded = padded(self.n_columns);
         let panels_at_once = (UNPACKED_BYTES / (n_padded * size_of::<PanelColumn>())).max(1);
         let n_rows = outputs.first().map_or(0, |output| output.len());
@@ -177,7 +177,7 @@ impl Product<'_> {
             let end = n_rows.min(begin + panels_at_once * FLOAT_PANEL_ROWS);
             scratch.columns.resize((end - begin).div_ceil(FLOAT_PANEL_ROWS) * n_padded, PanelColumn::ZERO);
             for (panel, row) in scratch.columns.chunks_exact_mut(n_padded).zip((begin..end).step_by(FLOAT_PANEL_ROWS)) {
-                (self.simd.arrange)(form, self.n_columns, &self.rows(first_row + row), panel);
+                (self.simd.arrange)(floats, self.n_columns, &self.rows(first_row + row), panel);
             }
             for (tile, outputs) in tiles.chunks_exact(n_padded).zip(outputs.chunks_mut(TILE_TOKENS)) {
                 for (panel, row) in scratch.columns.chunks_exact(n_padded).zip((begin..end).step_by(FLOAT_PANEL_ROWS)) {
@@ -190,12 +190,12 @@ impl Product<'_> {
     }
 
     /// Each eight rows come from memory for the first token and from a cache for the others.
-    fn few_tokens(&self, form: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]]) {
+    fn few_tokens(&self, floats: Floats, tokens: &[f32], first_row: usize, outputs: &mut [&mut [f32]]) {
         let n_rows = outputs.first().map_or(0, |output| output.len());
         for row in (0..n_rows).step_by(PANEL_ROWS) {
             let panel = self.rows(first_row + row);
             for (output, token) in outputs.iter_mut().zip(tokens.chunks_exact(self.n_columns)) {
-                put(&[(self.simd.dot_rows)(form, &panel, token)], row, std::slice::from_mut(output));
+                put(&[(self.simd.dot_rows)(floats, &panel, token)], row, std::slice::from_mut(output));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Inputs of products as integers of 16 bits.
+//! Quantised activations: the inputs of products as integers of 16 bits.
 
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
@@ -8,7 +8,7 @@ use crate::host::simd::{BLOCK_LEN, TokenBlock, place};
 
 /// Adding it to a number of magnitude below 2²² rounds that to an integer, ties to even, which the lowest bits then hold.
 const ROUND: f32 = 12_582_912.0;
-/// What a block's largest magnitude becomes.
+/// The integer that a block's largest magnitude becomes.
 const LARGEST: f32 = 32_767.0;
 
 /// Quantises `input`, whose rows are whole blocks of 32 values, into `blocks`, whose memory is used again.

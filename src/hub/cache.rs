@@ -46,7 +46,7 @@ fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S:
 }
 
 /// All snapshots in the cache that hold `.gguf` or `.safetensors` files, by name and commit. A repository that cannot be read is left
-/// out with a warning in the log, and so is a cache of which it cannot even be told whether it is there.
+/// out with a warning in the log, and so is a cache of which it is not even known whether it exists.
 ///
 /// # Errors
 /// [`Error::Io`] where the cache is there and cannot be read.
@@ -103,7 +103,7 @@ pub(super) struct Partial {
 enum Ownership {
     /// The next fetch goes on with it; the lock keeps others away until this one ends.
     Shared(#[expect(dead_code, reason = "held, never read: the system releases the lock when it closes")] File),
-    /// Only this process. It holds a lock on the file itself, so that others can tell it from what a dead process left.
+    /// Only this process. It holds a lock on the file itself, so that other processes can distinguish it from what a dead process left.
     Own,
 }
 

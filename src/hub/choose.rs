@@ -132,7 +132,7 @@ fn readable(model: &ModelRef, name: &str, names: &[String]) -> Result<Chosen> {
     }
 }
 
-/// The models in GGUF form, a split one by its first part; no vision projectors.
+/// The models in the GGUF format, a split one by its first part; no vision projectors.
 fn ggufs(names: &[String]) -> Vec<&str> {
     let is_model = |name: &&str| name.ends_with(".gguf") && !name.contains("mmproj") && shard_of(name).is_none_or(|(index, _)| index == 1);
     names.iter().map(String::as_str).filter(is_model).collect()

@@ -1,4 +1,4 @@
-//! The quantisation that a GGUF file's name tells, and whether it can be read: what [`DType`] knows, this knows.
+//! The quantisation that a GGUF file's name gives, and whether it can be read, which follows from the table of [`DType`].
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ impl fmt::Display for Quantisation {
     }
 }
 
-/// What can be read, the dtype taken first at the front: those in blocks from the finest on, then unquantised values from the smallest on.
+/// The dtypes that can be read, in order of preference: quantised ones from the finest on, then unquantised ones from the smallest on.
 pub(super) fn dtypes_by_preference() -> Vec<DType> {
     let mut dtypes = DType::ALL.to_vec();
     dtypes.sort_by(|a, b| {

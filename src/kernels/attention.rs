@@ -11,10 +11,10 @@ pub mod token;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::matmul::MAX_FEW_TOKENS;
+use super::matmul::MAX_DECODE_TOKENS;
 use super::rope_kv::{Token, checked_dtype};
 use super::{BatchShape, Binding, Needed, f32_bytes, is_software, require};
-use crate::device::TokenCount;
+use crate::device::Phase;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::model::Attention;
@@ -122,9 +122,9 @@ pub const MIN_PART_POSITIONS: u32 = 256;
 pub const MAX_PARTS: u32 = 32;
 
 /// Whether attention of `n_tokens`, which are `n_runs` runs of tokens of one sequence, is best done token by token or in tiles.
-pub fn token_count(n_tokens: usize, n_runs: usize) -> TokenCount {
-    let is_many = n_tokens > MAX_FEW_TOKENS as usize && n_tokens / n_runs.max(1) >= MIN_RUN;
-    if is_many { TokenCount::Many } else { TokenCount::Few }
+pub fn phase(n_tokens: usize, n_runs: usize) -> Phase {
+    let is_prefill = n_tokens > MAX_DECODE_TOKENS as usize && n_tokens / n_runs.max(1) >= MIN_RUN;
+    if is_prefill { Phase::Prefill } else { Phase::Decode }
 }
 
 /// Attention of many tokens as that of some at a time, for an adapter that all of them would keep busy for too long: the params of each of
@@ -148,18 +148,12 @@ pub fn cut(params: &Params, n_cuts: usize) -> (Params, Vec<u32>) {
 ///
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or the heads do not divide or are too large.
-pub fn prepare(
-    gpu: &Gpu,
-    params_buffer: &wgpu::Buffer,
-    params: &Params,
-    bindings: Bindings<'_>,
-    tokens: TokenCount,
-) -> Result<Vec<Dispatch>> {
-    let variant = match (tokens, is_software(gpu), subgroup::is_possible(gpu)) {
-        (TokenCount::Few, true, true) => AttentionVariant::Subgroup,
-        (TokenCount::Many, true, true) => AttentionVariant::SubgroupTile,
-        (TokenCount::Many, false, _) => AttentionVariant::Tile,
-        (TokenCount::Few, ..) | (TokenCount::Many, true, false) => AttentionVariant::Token,
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, phase: Phase) -> Result<Vec<Dispatch>> {
+    let variant = match (phase, is_software(gpu), subgroup::is_possible(gpu)) {
+        (Phase::Decode, true, true) => AttentionVariant::Subgroup,
+        (Phase::Prefill, true, true) => AttentionVariant::SubgroupTile,
+        (Phase::Prefill, false, _) => AttentionVariant::Tile,
+        (Phase::Decode, ..) | (Phase::Prefill, true, false) => AttentionVariant::Token,
     };
     prepare_as(gpu, params_buffer, params, bindings, variant)
 }
@@ -204,7 +198,7 @@ pub fn part_positions(kv_capacity: u32) -> u32 {
 
 /// Parts that each token's context is attended in: one where there are tokens enough to keep an adapter busy.
 pub(super) fn n_parts(params: &Params) -> u32 {
-    let is_few = params.n_tokens <= MAX_FEW_TOKENS;
+    let is_few = params.n_tokens <= MAX_DECODE_TOKENS;
     if is_few { params.kv_capacity.div_ceil(part_positions(params.kv_capacity).max(1)) } else { 1 }
 }
 

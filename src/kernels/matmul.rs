@@ -10,14 +10,15 @@ pub mod vec;
 use bytemuck::{Pod, Zeroable};
 
 use super::{Binding, MAX_PRODUCTS, Needed, f32_bytes, is_software, require};
-use crate::device::{MatMulVariant, TokenCount};
+use crate::device::{MatMulVariant, Phase};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, KernelSource};
 use crate::weights::TensorInfo;
 
-/// Most tokens of a product that counts as one of few: beyond, decoding the weights for each four of them costs more than tiles do.
-pub const MAX_FEW_TOKENS: u32 = 8;
+/// Most tokens of a product that counts as one of decoding. For more of them, decoding the weights once for every four tokens costs
+/// more than tiles do.
+pub const MAX_DECODE_TOKENS: u32 = 8;
 
 /// What [`Params::weight_begin`] counts in, in bytes: WebGPU's largest alignment of storage offsets.
 pub const WEIGHT_ALIGNMENT: u64 = 256;
@@ -92,9 +93,9 @@ impl Params {
         [("DTYPE", f64::from(self.dtype)), ("BLOCK_LEN", len as f64), ("BLOCK_BYTES", bytes as f64), ("APART", apart as f64)]
     }
 
-    /// Whether this is a product of few tokens or of many.
-    pub fn token_count(&self) -> TokenCount {
-        if self.n_tokens <= MAX_FEW_TOKENS { TokenCount::Few } else { TokenCount::Many }
+    /// Whether this is a product of few tokens, as in decoding, or of many, as in prefill.
+    pub fn phase(&self) -> Phase {
+        if self.n_tokens <= MAX_DECODE_TOKENS { Phase::Decode } else { Phase::Prefill }
     }
 
     /// Bytes of one row, or `None` where it is no whole number of blocks.
@@ -236,10 +237,10 @@ pub fn variants(gpu: &Gpu, params: &Params) -> Vec<MatMulVariant> {
     if !params.has_whole_quads() {
         return Vec::new();
     }
-    let mut variants = match (is_software(gpu), params.token_count()) {
+    let mut variants = match (is_software(gpu), params.phase()) {
         (true, _) => vec![MatMulVariant::Subgroup, MatMulVariant::Lane],
-        (false, TokenCount::Few) => vec![MatMulVariant::Workgroup, MatMulVariant::Lane, MatMulVariant::Subgroup],
-        (false, TokenCount::Many) => vec![MatMulVariant::Tile, MatMulVariant::Subgroup],
+        (false, Phase::Decode) => vec![MatMulVariant::Workgroup, MatMulVariant::Lane, MatMulVariant::Subgroup],
+        (false, Phase::Prefill) => vec![MatMulVariant::Tile, MatMulVariant::Subgroup],
     };
     variants.retain(|variant| *variant != MatMulVariant::Subgroup || subgroup::is_possible(gpu, params));
     variants
@@ -248,14 +249,14 @@ pub fn variants(gpu: &Gpu, params: &Params) -> Vec<MatMulVariant> {
 /// The variant that was measured to be fastest, where the product can take it, else the first of [`variants`].
 fn chosen(gpu: &Gpu, params: &Params) -> Option<MatMulVariant> {
     let possible = variants(gpu, params);
-    let measured = params.dtype().and_then(|dtype| gpu.spec.rates.variants.of(dtype, params.token_count()));
+    let measured = params.dtype().and_then(|dtype| gpu.spec.rates.variants.of(dtype, params.phase()));
     measured.filter(|variant| possible.contains(variant)).or(possible.first().copied())
 }
 
 /// CPU twin of all variants. `weight`: the rows' bytes; `input` `[n_tokens, n_columns]`; `output` `[n_tokens, output_stride]`.
 ///
 /// # Panics
-/// Where the slices are shorter than `params` say, or its dtype is none: an error of the caller.
+/// Where the slices are shorter than `params` say, or its dtype is none: a bug of the caller.
 pub fn reference(params: &Params, weight: &[u8], input: &[f32], output: &mut [f32]) {
     let dtype = params.dtype().expect("a dtype code");
     let row_bytes = params.row_bytes().expect("whole blocks") as usize;

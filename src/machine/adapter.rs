@@ -11,10 +11,10 @@ use crate::kernels::{Binding, matmul};
 use crate::platform::clock::Instant;
 use crate::units::{Bytes, BytesPerSec};
 
-/// What one transfer moves: a chunk as streaming has them.
+/// Bytes of one transfer, as large as streamed chunks are.
 const TRANSFER: Bytes = Bytes::mib(8);
 /// Host memory that the transfers read in turn, so that no cache holds it.
-const HELD: Bytes = Bytes::mib(64);
+const SOURCE: Bytes = Bytes::mib(64);
 /// What the products of a run read in turn: more than the caches hold, those of the GPU or, for software, of the host.
 const HARDWARE_POOL: Bytes = Bytes::mib(256);
 const SOFTWARE_POOL: Bytes = Bytes::mib(64);
@@ -24,7 +24,7 @@ const POOL_SHARE: u64 = 4;
 const MAX_PLACES: u64 = 64;
 /// What a matrix in the pool begins at a multiple of: every adapter's storage alignment divides it.
 const WEIGHT_ALIGNMENT: u64 = 256;
-/// Share of the time in which the fastest variants are looked for: what kinds of adapters suggest is seldom wrong.
+/// Share of the time that is spent on finding the fastest variants: the one that the kind of adapter suggests is seldom wrong.
 const VARIANTS_PART: f64 = 0.25;
 /// Input and output of the products.
 const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
@@ -69,7 +69,7 @@ async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &
     }
     // Before anything else compiles them.
     let shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
-    // Of the variants of a product, the rates are those of the fastest, which is found first.
+    // The rates are those of the fastest variants, which are found first.
     let variants = Bench::new(gpu, pool_size).await?.fastest_variants(&effort.part(VARIANTS_PART), of_model)?;
     gpu.spec.rates.variants = variants.clone();
     let mut bench = Bench::new(gpu, pool_size).await?;
@@ -80,10 +80,10 @@ async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &
 
 /// The rates of all that brings bytes up and back, and of submissions.
 async fn transfers_of(gpu: &Gpu, effort: &Effort) -> Result<Rates> {
-    let held = vec![0x2A_u8; HELD.0 as usize];
-    let upload_staged = Some(upload(gpu, effort, Upload::Staged, &held).await?);
-    let upload_mapped = if gpu.mappable { Some(upload(gpu, effort, Upload::Mapped, &held).await?) } else { None };
-    drop(held);
+    let source = vec![0x2A_u8; SOURCE.0 as usize];
+    let upload_staged = Some(upload(gpu, effort, Upload::Staged, &source).await?);
+    let upload_mapped = if gpu.mappable { Some(upload(gpu, effort, Upload::Mapped, &source).await?) } else { None };
+    drop(source);
     Ok(Rates {
         upload_staged,
         upload_mapped,
@@ -110,8 +110,8 @@ enum Upload {
     Staged,
 }
 
-/// One way's rate: host memory to where kernels can read it, waiting for each transfer. `held` is whole transfers.
-async fn upload(gpu: &Gpu, effort: &Effort, way: Upload, held: &[u8]) -> Result<BytesPerSec> {
+/// One way's rate: host memory to where kernels can read it, waiting for each transfer. `source` is whole transfers.
+async fn upload(gpu: &Gpu, effort: &Effort, way: Upload, source: &[u8]) -> Result<BytesPerSec> {
     let host_usage = wgpu::BufferUsages::MAP_WRITE
         | match way {
             Upload::Mapped => wgpu::BufferUsages::STORAGE,
@@ -123,7 +123,7 @@ async fn upload(gpu: &Gpu, effort: &Effort, way: Upload, held: &[u8]) -> Result<
         Upload::Mapped => None,
         Upload::Staged => Some(gpu.buffer("probe slot", TRANSFER, slot_usage, Purpose::Slots).await?),
     };
-    let mut chunks = held.chunks_exact(TRANSFER.0 as usize).cycle();
+    let mut chunks = source.chunks_exact(TRANSFER.0 as usize).cycle();
     let mut transfer = || {
         let chunk = chunks.next().unwrap_or_default();
         time(|| {
@@ -212,7 +212,7 @@ impl<'a> Bench<'a> {
             output: gpu.buffer("probe output", VALUES, usage, Purpose::Activations).await?,
             params: ParamsArena::new(gpu, 1).await?,
         };
-        // wgpu clears memory at its first use; that must not fall into a run. Zero is a plain number in every dtype.
+        // wgpu clears memory at its first use; that must not fall into a run. Zero bytes decode to zeros in every dtype.
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         [&bench.pool, &bench.input, &bench.output].into_iter().for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
         gpu.queue.submit([encoder.finish()]);
@@ -237,7 +237,7 @@ impl<'a> Bench<'a> {
         )
     }
 
-    /// The dispatch of a product in this variant, or in that which suits it.
+    /// The dispatch of a product in this variant, or in the one that the kernels choose.
     fn dispatch(&self, params: &matmul::Params, variant: Option<MatMulVariant>, weight_begin: u64) -> Result<Dispatch> {
         let bindings = matmul::Bindings {
             weight: Binding::part(&self.pool, weight_begin, weight_bytes(params)),

@@ -9,8 +9,8 @@ use crate::device::{Aspect, Rates, Sample};
 use crate::platform;
 use crate::units::Bytes;
 
-/// Variant of the file, meaning of its figures, and generation of the kernels that they were measured with. A file of another version
-/// is measured anew.
+/// Version of the file's format, of what its figures mean, and of the kernels that they were measured with. With a file of another
+/// version, everything is measured again.
 const VERSION: u32 = 7;
 
 #[derive(Debug, Serialize, Deserialize)]

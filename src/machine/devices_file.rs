@@ -11,7 +11,7 @@ use crate::error::{Error, Remedy, Result, Setting};
 use crate::platform;
 use crate::units::Bytes;
 
-/// Version of the variant. Another one is refused: its figures could mean something else.
+/// Version of the format. Other versions are refused: their figures could mean something else.
 const SCHEMA: &str = "tierflow.devices/1";
 /// No description is longer.
 const MAX_BYTES: u64 = 4 << 20;
@@ -39,7 +39,7 @@ impl DevicesFile {
 /// rates where the file has none.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::InvalidFile`] naming the device and what is wrong: another version of the variant, an unknown name,
+/// [`Error::Io`], or [`Error::InvalidFile`] naming the device and what is wrong: another version of the format, an unknown name,
 /// a rate or size that is no positive number, no or two hosts, a gap in the numbers of the adapters.
 pub fn read_devices_file(path: &Path) -> Result<Vec<DeviceSpec>> {
     let text = platform::read_text(path, MAX_BYTES)?;

@@ -11,7 +11,7 @@ use crate::platform::clock::Instant;
 use crate::platform::{self, ByteSource, DirectBuffer, IoMode};
 use crate::units::{Bytes, BytesPerSec};
 
-/// Threads that read and bytes that each asks for at once: as the workers of `stream::feeder`.
+/// Threads that read and bytes that each asks for at once: as the workers of `stream::uploader`.
 const N_READERS: usize = 2;
 const STEP: u64 = 4 << 20;
 /// Small reads that are timed.

@@ -10,7 +10,7 @@ use crate::units::Bytes;
 const STEP: Bytes = Bytes::mib(256);
 const MOST: Bytes = Bytes::gib(64);
 
-/// Whether trying tells more than asking: not where the driver reports, and never on a software adapter, which would take the
+/// Whether trial allocations find out more than the driver says: not where the driver reports, and never on a software adapter, which would take the
 /// host's memory until the system fails.
 pub(super) fn is_worth_trying(found: &AdapterFound) -> bool {
     !found.reports_memory() && found.spec.kind != Some(AdapterKind::Software)

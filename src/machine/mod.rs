@@ -139,7 +139,7 @@ fn disk_with(rates: Rates) -> DeviceSpec {
 }
 
 /// The rates of an adapter, kept per adapter and driver. Among them are those of products in `dtypes`, or in what
-/// [they are measured as](DType::measured_as), and in single precision, which tells how long attention takes. Empty, or without some of
+/// [they are measured as](DType::measured_as), and in single precision, from which the time of attention follows. Empty, or without some of
 /// them, where they are not known and `measure` forbids to find out.
 ///
 /// # Errors
@@ -190,7 +190,7 @@ pub fn host_rates(measure: Measure) -> Rates {
 }
 
 /// How fast the disk of `model` is read, kept per file system: `model` is a file, or a folder whose largest file is read.
-/// Without a model, or where its files are too small to tell, a new file beside this user's caches is read instead.
+/// Without a model, or where its files are too small to measure, a new file beside this user's caches is read instead.
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] where a file cannot be written or read.

@@ -121,7 +121,7 @@ fn operations(params: &Params) -> f64 {
     2.0 * f64::from(params.n_rows) * f64::from(params.n_columns) * f64::from(params.n_tokens)
 }
 
-/// The shapes of the kernels' variants, for compiling each of them once: one token, and the tokens of a prompt.
+/// Products that compile each variant of the kernels once: of one token, and of the tokens of a prompt.
 pub(super) fn variants(dtypes: &[DType]) -> impl Iterator<Item = Params> {
     dtypes.iter().flat_map(|&dtype| [params(dtype, SMALL), params(dtype, TOKENS[0])])
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn fixed_cost_and_rates_are_reported_apart_on_fast_and_slow_devices() {
+    fn fixed_cost_and_rates_are_told_apart_on_fast_and_slow_devices() {
         for (fixed_secs, bytes_per_sec, flops) in [(5e-6, 1e12, 1e14), (20e-6, 1e9, 5e9), (2e-3, 1e8, 1e8)] {
             let rates = simulate(fixed_secs, bytes_per_sec, flops);
             assert!(rates.matvec.len() == DType::ALL.len() && rates.matmul.len() == DType::ALL.len());

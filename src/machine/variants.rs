@@ -1,21 +1,21 @@
 //! Which variant of the matrix products is fastest on an adapter, found by trying each.
 
 use super::effort::Effort;
-use crate::device::{MatMulVariant, MatMulVariants, TokenCount};
+use crate::device::{MatMulVariant, MatMulVariants, Phase};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::matmul::Params;
 
-/// One dtype of unquantised values and one of blocks: others take the variant of the nearest, whichever model is planned first.
+/// An unquantised dtype and a quantised one: others take the variant of the nearest, whichever model is planned first.
 const DTYPES: [DType; 2] = [DType::F16, DType::Q4_0];
 /// Products large enough to tell variants apart, and small enough for a slow adapter.
-const SHAPES: [(TokenCount, [u32; 3]); 2] = [(TokenCount::Few, [1024, 2048, 1]), (TokenCount::Many, [512, 512, 64])];
-/// What another variant must save of the time of the one that the kind of adapter suggests: less is noise, and variants differ in
-/// the last bits, which should not change from one measurement to the next.
+const SHAPES: [(Phase, [u32; 3]); 2] = [(Phase::Decode, [1024, 2048, 1]), (Phase::Prefill, [512, 512, 64])];
+/// The share of time that another variant must save against the one that the kind of adapter suggests. Less is noise, and variants
+/// differ in the last bits of results, which should not change from one measurement to the next.
 const LEAST_GAIN: f64 = 0.1;
 
-/// The fastest variants for products in `dtypes`, beside those that are `known`. `variants` lists those that a product can take, the
-/// suggested one first; `run` returns the seconds of one product. Whatever there was no time for is left to the suggestion.
+/// The fastest variants for products in `dtypes`, added to those that are `known`. `variants` lists those that a product can take, the
+/// suggested one first; `run` returns the seconds of one product. Where time runs out, the suggested variant is taken.
 pub(super) fn measure(
     effort: &Effort,
     dtypes: &[DType],
@@ -60,17 +60,17 @@ mod tests {
     fn a_variant_is_taken_where_it_is_clearly_faster_than_the_suggested_one() {
         let effort = Effort::of(Measure::Full).unwrap();
         let variants = |_: &Params| vec![MatMulVariant::Workgroup, MatMulVariant::Lane, MatMulVariant::Subgroup];
-        let secs = |params: &Params, variant: MatMulVariant| match (params.token_count(), variant) {
+        let secs = |params: &Params, variant: MatMulVariant| match (params.phase(), variant) {
             (_, MatMulVariant::Workgroup) => 1.0,
             // Noise for prompts, a gain for decoding.
-            (TokenCount::Few, MatMulVariant::Lane) => 0.7,
-            (TokenCount::Many, MatMulVariant::Lane) => 0.95,
+            (Phase::Decode, MatMulVariant::Lane) => 0.7,
+            (Phase::Prefill, MatMulVariant::Lane) => 0.95,
             _ => 0.68,
         };
         let fastest =
             measure(&effort, &DType::ALL, MatMulVariants::default(), variants, |params, variant| Ok(secs(params, variant))).unwrap();
-        assert_eq!(fastest.of(DType::F16, TokenCount::Few), Some(MatMulVariant::Lane));
-        assert_eq!(fastest.of(DType::Q4_1, TokenCount::Many), Some(MatMulVariant::Subgroup));
+        assert_eq!(fastest.of(DType::F16, Phase::Decode), Some(MatMulVariant::Lane));
+        assert_eq!(fastest.of(DType::Q4_1, Phase::Prefill), Some(MatMulVariant::Subgroup));
         assert!(measure(&effort, &DType::ALL, MatMulVariants::default(), |_| Vec::new(), |_, _| Ok(1.0)).unwrap().is_empty());
     }
 }

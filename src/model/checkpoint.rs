@@ -20,7 +20,7 @@ const HEAD_NAME: &str = "lm_head.weight";
 const N_SAMPLES: u64 = 64;
 const SAMPLE_BYTES: usize = 4096;
 
-/// The two formats, told apart by their bytes.
+/// The two formats, distinguished by a file's first bytes.
 #[derive(Debug, Clone)]
 pub enum Format {
     /// `config.json` and safetensors files.

@@ -182,10 +182,10 @@ pub enum RopeScaling {
         /// Context before stretching.
         original_context_length: f64,
     },
-    /// One divisor per pair, as GGUF's tensor `rope_freqs.weight` stores it.
+    /// One factor per pair, which divides its frequency, as GGUF's tensor `rope_freqs.weight` stores it.
     FrequencyFactors {
         /// `head_size / 2` of them.
-        divisors: Vec<f32>,
+        factors: Vec<f32>,
     },
 }
 
@@ -220,7 +220,7 @@ impl RopeConfig {
                     (1.0 - smooth) * frequency / factor + smooth * frequency
                 }
             }
-            RopeScaling::FrequencyFactors { divisors } => frequency / f64::from(divisors.get(i).copied().unwrap_or(1.0)),
+            RopeScaling::FrequencyFactors { factors } => frequency / f64::from(factors.get(i).copied().unwrap_or(1.0)),
         });
         stretched.map(|frequency| frequency as f32).collect()
     }

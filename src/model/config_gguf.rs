@@ -17,15 +17,15 @@ pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalo
     validate(&config, &metadata.path)?;
     if let Some(id) = catalog.find("rope_freqs.weight") {
         let (tensor, head_size) = (&catalog[id], config.rotary_size());
-        let divisors = read_divisors(tensor, head_size, sources[tensor.shard as usize].as_ref())?;
-        config.rope.scaling = with_divisors(&config.rope.scaling, divisors);
+        let factors = read_frequency_factors(tensor, head_size, sources[tensor.shard as usize].as_ref())?;
+        config.rope.scaling = with_frequency_factors(&config.rope.scaling, factors);
         validate(&config, &metadata.path)?;
     }
     Ok(config)
 }
 
 impl Keys<'_> {
-    /// What files of Llama and of what is built like it say. Whether there are biases is reported by the tensors.
+    /// The config of a Llama-like model. Whether there are biases shows in the tensors.
     pub(super) fn decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
         let hidden_size = self.required("embedding_length")?;
         let n_heads = self.required("attention.head_count")?;
@@ -123,8 +123,8 @@ fn linear_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
     }
 }
 
-/// `rope_freqs.weight`: one divisor per pair of a head.
-fn read_divisors(tensor: &TensorInfo, head_size: usize, source: &dyn ByteSource) -> Result<Vec<f32>> {
+/// `rope_freqs.weight`: one factor per pair of a head.
+fn read_frequency_factors(tensor: &TensorInfo, head_size: usize, source: &dyn ByteSource) -> Result<Vec<f32>> {
     let expected = vec![head_size as u64 / 2];
     if tensor.shape != expected {
         return Err(Error::WrongShape {
@@ -140,17 +140,17 @@ fn read_divisors(tensor: &TensorInfo, head_size: usize, source: &dyn ByteSource)
     // The head size was validated: at most a few KiB.
     let mut bytes = vec![0; head_size / 2 * 4];
     source.read_at(tensor.offset, &mut bytes)?;
-    let mut divisors = vec![0.0; head_size / 2];
-    tensor.dtype.decode(&bytes, &mut divisors);
-    Ok(divisors)
+    let mut factors = vec![0.0; head_size / 2];
+    tensor.dtype.decode(&bytes, &mut factors);
+    Ok(factors)
 }
 
-fn with_divisors(scaling: &RopeScaling, mut divisors: Vec<f32>) -> RopeScaling {
+fn with_frequency_factors(scaling: &RopeScaling, mut factors: Vec<f32>) -> RopeScaling {
     // llama.cpp applies both where a file has both.
     if let RopeScaling::Linear { factor } = scaling {
-        divisors.iter_mut().for_each(|divisor| *divisor = (f64::from(*divisor) * factor) as f32);
+        factors.iter_mut().for_each(|of_pair| *of_pair = (f64::from(*of_pair) * factor) as f32);
     }
-    RopeScaling::FrequencyFactors { divisors }
+    RopeScaling::FrequencyFactors { factors }
 }
 
 /// The keys under the architecture's prefix, beside the tensors.

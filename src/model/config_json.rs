@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_gemma3_are_reported_apart_in_both_spellings() {
+    fn layers_of_gemma3_are_told_apart_in_both_spellings() {
         let gemma3 = |changes: &str| {
             let all = format!(
                 r#"{{"model_type":"gemma3_text","architectures":["Gemma3ForCausalLM"],"num_key_value_heads":2,"query_pre_attn_scalar":64,{changes}}}"#

@@ -82,9 +82,9 @@ fn check_rope(rope: &RopeConfig, path: &str) -> Result<()> {
                 return Err(Error::invalid_file(path, reason));
             }
         }
-        RopeScaling::FrequencyFactors { divisors } => {
-            if let Some((i, value)) = divisors.iter().enumerate().find(|(_, value)| !value.is_finite() || **value <= 0.0) {
-                return Err(Error::invalid_file(path, format!("rotary divisor {i} is {value}, it must be finite and above 0")));
+        RopeScaling::FrequencyFactors { factors } => {
+            if let Some((i, value)) = factors.iter().enumerate().find(|(_, value)| !value.is_finite() || **value <= 0.0) {
+                return Err(Error::invalid_file(path, format!("rotary frequency factor {i} is {value}, it must be finite and above 0")));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Rates, TokenCount};
+use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Phase, Rates};
 use crate::dtype::DType;
 use crate::model::{Attention, Model, Op, Unit};
 use crate::plan::UploadPath;
@@ -44,9 +44,9 @@ impl Workload {
 
     /// Which attention kernel it takes: that of prompts where many tokens follow each other in few sequences, of which only the last ones are
     /// asked for logits.
-    fn attention(&self) -> TokenCount {
+    fn attention(&self) -> Phase {
         let is_prompt = self.n_tokens > ATTENTION_PARTS_TOKENS && self.n_tokens >= 4 * self.n_logit_rows;
-        if is_prompt { TokenCount::Many } else { TokenCount::Few }
+        if is_prompt { Phase::Prefill } else { Phase::Decode }
     }
 }
 
@@ -109,18 +109,18 @@ impl DeviceCosts {
     }
 
     /// Seconds of one layer's attention of `n_tokens` over `n_positions`, besides the fixed cost.
-    pub(crate) fn attention_secs(&self, attention: &Attention, n_tokens: usize, n_positions: usize, tokens: TokenCount) -> f64 {
+    pub(crate) fn attention_secs(&self, attention: &Attention, n_tokens: usize, n_positions: usize, phase: Phase) -> f64 {
         let looked_at = n_positions.min(attention.window.unwrap_or(usize::MAX)) as f64;
         let token_positions = n_tokens as f64 * looked_at;
-        match tokens {
+        match phase {
             // Scores and the weighted sum of values are two products with every position, and tokens share the cached positions as the
             // vectors of a product share its matrix.
-            TokenCount::Many => {
+            Phase::Prefill => {
                 let flops = 4.0 * token_positions * (attention.n_heads * attention.head_size) as f64;
                 self.rates.matmul_of(DType::F32).map_or(0.0, |rate| flops / rate)
             }
             // Each token reads the keys and values of all heads and positions: on adapters in f16, the default of the cache.
-            TokenCount::Few => {
+            Phase::Decode => {
                 let bytes_of_value = if self.device == Device::Cpu { 4 } else { 2 };
                 let bytes = token_positions * (2 * attention.n_kv_heads * attention.head_size * bytes_of_value) as f64;
                 self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)

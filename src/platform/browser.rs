@@ -1,4 +1,4 @@
-//! What a browser's worker says of the host: it tells next to nothing and has neither folders nor threads.
+//! The host as a browser's worker sees it: next to nothing is known of it, and there are neither folders nor threads.
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ pub fn n_threads() -> usize {
 /// There is no folder.
 pub fn choose_cache_folder(_folder: PathBuf) {}
 
-/// There is no folder; the page may keep what it is reported.
+/// There is no folder; the page may keep the rates that it is given.
 pub fn cache_folder() -> Option<PathBuf> {
     None
 }

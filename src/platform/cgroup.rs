@@ -1,5 +1,5 @@
 //! Memory that control groups grant this process: what its own group, and every group above it, has left. Both versions of the
-//! kernel's interface are read, through files that hold no secrets: where one is missing or says something odd, that group limits
+//! kernel's interface are read, through files that hold no secrets: where one is missing or cannot be parsed, that group limits
 //! nothing. Systems without such files have no groups.
 //!
 //! Files and meanings: Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst of the Linux kernel.
@@ -205,7 +205,7 @@ mod tests {
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", text_of(100)),
             ("sys/fs/cgroup/memory/memory.stat", stat),
         ];
-        // Bound by itself, over the whole hierarchy, and into a container whose path is told otherwise.
+        // Bound by itself, over the whole hierarchy, and into a container whose path is reported differently.
         for (own, mounts) in [
             (own, bound.clone()),
             (own, format!("{V1_MOUNT}{bound}")),

@@ -1,16 +1,16 @@
-//! Tells when a GPU is done with what was submitted. Knows nothing of what that was.
+//! Notices when a GPU has finished a submission, whatever was submitted.
 
 use std::time::Duration;
 
 use crate::error::Result;
 
-/// Who is told of a submission that comes too late.
+/// Callbacks for submissions that finish too late.
 pub struct Watchdog {
     /// How long one may take after the one before it.
     pub timeout: Box<dyn Fn() -> Duration + Send + Sync>,
-    /// Told each time when so much has passed.
+    /// Called each time when the timeout has passed.
     pub late: Box<dyn Fn(Duration) + Send + Sync>,
-    /// Told when one that came too late is done after all.
+    /// Called when a late one has finished after all.
     pub ended: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -27,7 +27,7 @@ mod system {
     /// How often the watchdog looks, at least and at most.
     const LOOKS: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(1)];
 
-    /// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and tells when it is done. Of each
+    /// Keeps a driver's callbacks going: waits for every submission, in a thread of its own, and reports when it is done. Of each
     /// submission it keeps a `T`.
     pub struct Completions<T> {
         submissions: Option<Sender<(wgpu::SubmissionIndex, Option<T>)>>,
@@ -57,7 +57,7 @@ mod system {
             self.state.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        /// Tells the watchdog of a submission that comes too late, until nobody wants to know any more. It never asks the driver
+        /// Reports submissions that finish too late to the watchdog, until the thread is closed. It never asks the driver
         /// itself: wgpu 30 panics where a wait of one thread times out while another one finds the queue empty.
         fn watch(&self, watchdog: &Watchdog) {
             let mut state = self.state();
@@ -82,7 +82,7 @@ mod system {
             let (sender, receiver) = channel::<(wgpu::SubmissionIndex, Option<T>)>();
             let device = device.clone();
             let (waiting, watchdog) = (Arc::<Waiting>::default(), Arc::new(watchdog));
-            let reported = Arc::clone(&watchdog);
+            let of_poller = Arc::clone(&watchdog);
             let (own, others) = (Arc::clone(&waiting), Arc::clone(&waiting));
             let wait = move || {
                 for (submission_index, watched) in receiver {
@@ -92,7 +92,7 @@ mod system {
                     watched.into_iter().for_each(&mut done);
                     let mut state = own.state();
                     if std::mem::take(&mut state.is_late) {
-                        (reported.ended)();
+                        (of_poller.ended)();
                     }
                     state.since = None;
                 }

@@ -8,7 +8,7 @@ pub struct CoreTime {
 }
 
 impl CoreTime {
-    /// Of the threads that the process has now; `None` where the system does not tell. On Linux from `/proc/self/task/*/schedstat`,
+    /// Of the threads that the process has now; `None` where the system does not report it. On Linux from `/proc/self/task/*/schedstat`,
     /// whose first two fields are nanoseconds on a core and nanoseconds of waiting for one (Documentation/scheduler/sched-stats.rst).
     /// Threads that make way for all others wait by design, and do not count.
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -35,7 +35,7 @@ impl CoreTime {
     }
 }
 
-/// The share from `before` to now; `None` where the system does not tell.
+/// The share from `before` to now; `None` where the system does not report it.
 pub fn waited_since(before: Option<CoreTime>) -> Option<f64> {
     Some(CoreTime::now()?.waited_since(before?))
 }

@@ -34,7 +34,7 @@ pub(super) struct FileSource {
     /// The time of writing for which the bytes were last found to be those of the opening.
     modified: Mutex<Option<SystemTime>>,
     /// Whether a change of that time was logged.
-    is_reported: AtomicBool,
+    is_logged: AtomicBool,
     inode: Option<(u64, u64)>,
     /// The same file, opened for reads past the page cache at the first of them; `None` where there are none.
     direct: OnceLock<Option<File>>,
@@ -62,7 +62,7 @@ impl FileSource {
             size: metadata.len(),
             samples,
             modified: Mutex::new(metadata.modified().ok()),
-            is_reported: AtomicBool::new(false),
+            is_logged: AtomicBool::new(false),
             inode: inode(&metadata),
             direct: OnceLock::new(),
         })
@@ -87,7 +87,7 @@ impl FileSource {
         if samples != self.samples {
             return Err(self.changed("it was written to"));
         }
-        if !self.is_reported.swap(true, Ordering::Relaxed) {
+        if !self.is_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!("{} was written to or touched while it is in use; its length and samples of its bytes are the same", self.name);
         }
         *known = now.modified().ok();
@@ -207,8 +207,8 @@ fn samples(file: &File, size: u64) -> io::Result<u64> {
     Ok(hasher.finish())
 }
 
-/// A range to drop, and some of what lies before it. The page cache holds files in folios and keeps one that is only partly in the range;
-/// a forward drops what it has passed chunk by chunk, so that reaching back frees the folio that straddles two chunks.
+/// A range to drop, extended backwards. The page cache holds files in folios and keeps a folio that is only partly in the range.
+/// A forward drops chunk after chunk, so that reaching back frees the folio that straddles two chunks.
 #[cfg(unix)]
 pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
     const LARGEST_FOLIO: u64 = 2 << 20;
@@ -216,7 +216,7 @@ pub(super) fn reach_back(offset: u64, len: u64) -> (u64, u64) {
     (offset - reach, len.saturating_add(reach))
 }
 
-/// What the page cache is reported.
+/// What to do with a range of the page cache.
 #[derive(Clone, Copy)]
 pub(super) enum Advice {
     /// Read ahead.

@@ -5,13 +5,13 @@ use crate::units::Bytes;
 /// The largest memory heap that is local to the adapter.
 #[derive(Debug, Clone, Copy)]
 pub struct Heap {
-    /// Its size; where the system tells no size, what it would let one process have.
+    /// Its size; where the system reports none, what it would let one process have.
     pub size: Bytes,
-    /// What the system lets this process still have, where the driver tells.
+    /// What the system still lets this process have, where the driver reports it.
     pub free: Option<Bytes>,
 }
 
-/// The largest local heap of `adapter`, or `None` where nobody tells, as in a browser.
+/// The largest local heap of `adapter`, or `None` where it is not reported, as in a browser.
 pub fn largest_local_heap(adapter: &wgpu::Adapter) -> Option<Heap> {
     by_vulkan(adapter).or_else(|| by_system(adapter))
 }

@@ -18,7 +18,7 @@ pub fn host_memory() -> HostMemory {
     granted.into_iter().flatten().fold(machine, HostMemory::and)
 }
 
-/// What the machine has. Where `/proc` is hidden the system call tells less: page cache counts as used there.
+/// The machine's memory. Where `/proc` is hidden, the system call says less: page cache counts as used there.
 fn machine_memory() -> HostMemory {
     let mut system = sysinfo::System::new();
     system.refresh_memory();

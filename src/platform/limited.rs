@@ -1,4 +1,4 @@
-//! Work that a stranger's file describes: run beside the caller with a stack of its own and a limit in time, where there are threads.
+//! Work that untrusted files describe: run beside the caller with a stack of its own and a time limit, where there are threads.
 
 use std::time::Duration;
 

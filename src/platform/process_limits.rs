@@ -1,5 +1,5 @@
 //! What the system lets this process have: its limits of address space and of data (`ulimit -v`, `ulimit -d`), and what the machine
-//! has where `/proc` does not tell.
+//! has where `/proc` does not say.
 
 use super::HostMemory;
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -1,14 +1,14 @@
 //! The input of a forward, a batch, and its output, logits.
 
 use crate::error::{Error, Result};
-use crate::kernels::matmul::MAX_FEW_TOKENS;
+use crate::kernels::matmul::MAX_DECODE_TOKENS;
 use crate::kernels::rope_kv::Token;
 use crate::model::{ModelConfig, RopeTable};
 use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
 
 /// Most tokens of a forward that takes the same kernels as a forward of one token: each is computed bit for bit as if it were alone.
-pub const MAX_TOKENS_TOGETHER: usize = MAX_FEW_TOKENS as usize;
+pub const MAX_TOKENS_TOGETHER: usize = MAX_DECODE_TOKENS as usize;
 
 /// One forward's input: tokens of one or several sequences, each at its position.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::device::{AdapterKind, Device, TokenCount};
+use crate::device::{AdapterKind, Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
@@ -101,7 +101,7 @@ impl GpuExecutor {
     fn compile(&mut self) -> Result<usize> {
         let n_rows = usize::from(self.plan.computes_head(self.device));
         for n_tokens in [self.plan.forward.n_tokens, 1] {
-            let attention = attention::token_count(n_tokens, 1);
+            let attention = attention::phase(n_tokens, 1);
             let n_positions = self.n_positions(attention, n_tokens);
             self.prepare(ForwardShape { n_tokens, n_rows, top_k: n_rows, attention, n_positions })?;
         }
@@ -135,10 +135,10 @@ impl GpuExecutor {
 
     /// The context length that dispatches are made for: those of a prompt are made anew where its context has doubled, those of decoding
     /// never.
-    fn n_positions(&self, attention: TokenCount, n_positions: usize) -> usize {
+    fn n_positions(&self, attention: Phase, n_positions: usize) -> usize {
         match attention {
-            TokenCount::Many => n_positions.next_power_of_two().min(self.plan.ctx_size),
-            TokenCount::Few => self.plan.ctx_size,
+            Phase::Prefill => n_positions.next_power_of_two().min(self.plan.ctx_size),
+            Phase::Decode => self.plan.ctx_size,
         }
     }
 
@@ -222,7 +222,7 @@ impl Executor for GpuExecutor {
         let computes_head = self.plan.computes_head(self.device);
         let top_k = if let LogitsRequest::TopK(k) = batch.logits_request { k } else { 0 };
         let (n_rows, top_k) = if computes_head { (batch.logits_for.len(), top_k) } else { (0, 0) };
-        let attention = attention::token_count(batch.tokens.len(), batch.n_runs());
+        let attention = attention::phase(batch.tokens.len(), batch.n_runs());
         let n_positions = self.n_positions(attention, batch.n_positions());
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&batch::places(batch)))?;

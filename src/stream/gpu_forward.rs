@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use crate::device::{Device, TokenCount};
+use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
@@ -29,7 +29,7 @@ pub(super) struct ForwardShape {
     /// Best tokens to select per row; 0 selects nothing.
     pub(super) top_k: usize,
     /// Whether many tokens of one sequence follow each other, so that their attention can share keys.
-    pub(super) attention: TokenCount,
+    pub(super) attention: Phase,
     /// Most positions that a token attends to.
     pub(super) n_positions: usize,
 }
@@ -70,7 +70,7 @@ struct Maker<'a> {
     model: &'a Model,
     buffers: &'a Buffers,
     batch: BatchShape,
-    attention: TokenCount,
+    attention: Phase,
 }
 
 impl ForwardDispatches {
@@ -294,7 +294,7 @@ impl<'a> Maker<'a> {
             parts: self.working(WorkingBuffer::AttentionParts)?,
             attended: if is_padded { query } else { attended },
         };
-        let n_cuts = if tokens == TokenCount::Many { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
+        let n_cuts = if tokens == Phase::Prefill { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
         let (params, begins) = attention::cut(&whole, n_cuts);
         let compact = attention::compact::Bindings { padded: query, attended };
         Ok(Call::new(&params, move |arena, _| {

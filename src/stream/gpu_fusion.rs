@@ -1,6 +1,6 @@
 //! Fusion: the work of a chunk in as few dispatches as possible, with the same bits as one dispatch per operation. Knows no buffers.
 
-use crate::device::TokenCount;
+use crate::device::Phase;
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{BatchShape, MAX_PRODUCTS, matmul};
 use crate::model::{Model, Op, ValueId};
@@ -40,7 +40,7 @@ pub(super) struct Terms<'a> {
     /// Positions that a token looks back on, at most.
     pub(super) n_positions: usize,
     /// Whether tokens share what they look back on.
-    pub(super) attention: TokenCount,
+    pub(super) attention: Phase,
     pub(super) catalog: &'a Catalog,
     pub(super) costs: &'a DeviceCosts,
     pub(super) max_binding: Bytes,
@@ -247,7 +247,7 @@ mod tests {
         let (model, catalog, costs) = (model(), catalog(last), DeviceCosts::new(&adapter()));
         let n_tokens = n_tokens as u32;
         let batch = BatchShape { n_tokens, n_logit_rows: 1, n_seqs: 1, kv_capacity: 8, kv_dtype: KvDType::F32 };
-        let attention = TokenCount::Few;
+        let attention = Phase::Decode;
         let terms =
             Terms { model: &model, batch, n_positions: 8, attention, catalog: &catalog, costs: &costs, max_binding: Bytes(max_binding) };
         let (work, slices) = chunk(ops, cut);

@@ -17,7 +17,7 @@ use crate::platform::Folder;
 use crate::platform::limited::{Unfinished, run_limited};
 use crate::weights::Metadata;
 
-/// A model's chat template. It comes from a stranger: rendering is limited in time, memory and length.
+/// A model's chat template. It is untrusted input: rendering is limited in time, memory and length.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     /// Where it came from, for messages.

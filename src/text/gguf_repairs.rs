@@ -86,7 +86,7 @@ pub(super) struct Repairs {
 }
 
 impl Repairs {
-    /// The repairs that a vocabulary of which `has` tells the texts needs.
+    /// The repairs that a vocabulary needs; `has` says whether it holds a text.
     pub(super) fn new(named: Named, has: impl Fn(&str) -> bool) -> Repairs {
         let calls = has("<|call|>") || has("<|calls|>");
         Repairs { named, end_parts_messages: calls && (has("<|return|>") || has("<|flush|>")), s_is_plain: has("<|tool_response>") }

@@ -56,7 +56,7 @@ impl Sampler {
         Ok(pick(candidates, self.settings.temperature, draw).unwrap_or(likeliest))
     }
 
-    /// Tells which token came next, drawn or not (a prompt's tokens count for the repeat penalty, too).
+    /// Notes which token came next, sampled or not (a prompt's tokens count for the repeat penalty, too).
     pub fn accept(&mut self, token: u32) {
         if !self.settings.penalises() {
             return;
@@ -86,7 +86,7 @@ fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
 }
 
 fn likeliest(candidates: &[Candidate]) -> Result<u32> {
-    // Zeros of either sign are one value, which total_cmp would tell apart.
+    // Zeros of either sign are one value, which total_cmp would distinguish.
     let first = candidates.iter().min_by(|a, b| {
         let by_value = b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal);
         by_value.then(a.token.cmp(&b.token))

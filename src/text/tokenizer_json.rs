@@ -205,7 +205,7 @@ fn template_tokens(
     by_id.into_iter().map(|(name, token)| (name.to_owned(), token.and_then(|token| inner.id_to_token(token.id)))).chain(named).collect()
 }
 
-/// How tokens are spelled, told by the decoder that turns them back.
+/// How tokens are spelled, which follows from the decoder.
 fn spelling(decoder: Option<&Value>) -> Spelling {
     let Some(decoder) = decoder else { return Spelling::Other };
     let kind = |step: &Value| step.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -161,7 +161,7 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
 }
 
-/// Checks a shard that an index names. The index comes from a stranger: its names must not reach outside its folder. Links in the folder
+/// Checks a shard that an index names. The index is untrusted input: its names must not lead outside its folder. Links in the folder
 /// are the user's own, and may.
 fn check_shard(files: &platform::Folder, name: &str) -> Result<()> {
     let invalid = |text: String| Error::invalid_file(files.path_of(INDEX_NAME), text);

@@ -28,7 +28,7 @@ const MAX_VALUES: u64 = 1 << 48;
 /// Most dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 8;
 
-/// A tensor that is well-formed but stored in a form that tierflow does not compute with.
+/// A tensor that is well-formed but stored in a dtype that tierflow does not compute with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unreadable {
     /// Its name.
@@ -42,7 +42,7 @@ pub(crate) struct Unreadable {
 pub(super) struct Header {
     /// Those whose values can be used.
     pub tensors: Vec<TensorInfo>,
-    /// The others: no error as long as nobody needs them.
+    /// The others, which are no error as long as the model does not need them.
     pub unreadable: Vec<Unreadable>,
 }
 
@@ -312,8 +312,8 @@ mod tests {
                 (Err(_), Err(_)) => {}
                 (Err(theirs), Ok(_)) => prop_assert!(false, "only they refuse {header}: {theirs}"),
                 (Ok(_), Err(own)) => {
-                    let reported = own.to_string();
-                    prop_assert!(reported.contains("absurd shape") || reported.contains("duplicate name"), "only we refuse {header}: {reported}");
+                    let text = own.to_string();
+                    prop_assert!(text.contains("absurd shape") || text.contains("duplicate name"), "only we refuse {header}: {text}");
                 }
             }
         }

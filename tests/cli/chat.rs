@@ -42,7 +42,7 @@ fn roles(messages: &[(String, String)]) -> String {
     messages.iter().map(|(role, _)| role.chars().next().unwrap()).collect()
 }
 
-/// The seed that `/stats` tells.
+/// The seed that `/stats` shows.
 fn seed(terminal: &mut Terminal) -> String {
     let shown = terminal.ask("/stats");
     shown.split("seed ").nth(1).unwrap_or_else(|| panic!("{shown}")).split(' ').next().unwrap().to_owned()
@@ -321,7 +321,7 @@ fn ctrl_c_ends_an_answer_and_the_chat_goes_on() {
 }
 
 #[test]
-fn what_can_only_be_reported_of_one_answer_is_refused_and_a_trace_is_of_the_last() {
+fn json_of_a_chat_is_refused_and_a_trace_is_of_the_last_answer() {
     let home = Home::new();
     let model = home.folder_model();
     let command = home.command(&["run", &model, "--device", "cpu", "--json"]);

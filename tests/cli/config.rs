@@ -1,4 +1,4 @@
-//! The config file: who wins over whom, what `config` writes and shows, and what a bad file is reported.
+//! The config file: which source of a setting wins, what `config` writes and shows, and what is said about a bad file.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What users of llama.cpp and ollama type: it does the same here, or is told what does.
+//! Command lines of llama.cpp and ollama: they do the same here, or the error says what does.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -217,7 +217,7 @@ fn variables_that_are_empty_are_as_unset() {
 }
 
 #[test]
-fn a_reason_of_a_variable_names_the_variable() {
+fn an_error_in_a_variable_names_the_variable() {
     let home = Home::new();
     let model = home.folder_model();
     for (name, value, option) in [

@@ -1,4 +1,4 @@
-//! What cannot be done is reported: the exit code says of which kind it is, the text what and where.
+//! Refusals: the exit code says which kind of error it is, the text what is wrong and where.
 
 use std::fs;
 use std::path::Path;
@@ -88,12 +88,12 @@ fn what_a_refusal_says_to_set_is_enough_and_a_step_less_is_not() {
             n_refused += 1;
             let what = format!("{asked:?} with {device} and {budgets}: {}", refused.stderr);
             assert_eq!(refused.code, Some(3), "{what}");
-            let reported = refused.stderr.split("set --max-memory ").nth(1).unwrap_or_else(|| panic!("{what}"));
-            let reported = reported.split(", or ").next().expect("budgets").trim();
-            assert_eq!(plan(reported).code, Some(0), "{what}");
+            let budgets = refused.stderr.split("set --max-memory ").nth(1).unwrap_or_else(|| panic!("{what}"));
+            let budgets = budgets.split(", or ").next().expect("budgets").trim();
+            assert_eq!(plan(budgets).code, Some(0), "{what}");
             let needed = least(&refused.stderr);
-            let less = reported.replacen(&needed, &a_step_less(&needed), 1);
-            assert!(less != reported && plan(&less).code == Some(3), "{what}: {less}");
+            let less = budgets.replacen(&needed, &a_step_less(&needed), 1);
+            assert!(less != budgets && plan(&less).code == Some(3), "{what}: {less}");
         }
     }
     assert!(n_refused >= 26, "{n_refused} refusals");
@@ -281,13 +281,13 @@ fn what_is_of_no_use_in_a_models_files_is_reported_by_file_and_key() {
     fs::create_dir(file("additional_chat_templates")).unwrap();
     fs::write(file("additional_chat_templates/rag.jinja"), "{{ messages }}").unwrap();
     let ran = home.run(&["run", &model, "-p", "x", "-n", "1", "--device", "cpu"]);
-    for reported in [
+    for named in [
         "config.json: `rms_norm_eps` is NaN and is ignored",
         "config.json: `rope_theta` is Infinity and is ignored",
         "generation_config.json: 99999 is named as a token",
         "additional_chat_templates: none of its chat templates (rag) is called default",
     ] {
-        assert_eq!(ran.stderr.matches(reported).count(), 1, "{reported}: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches(named).count(), 1, "{named}: {}", ran.stderr);
     }
     assert!(ran.code == Some(0) && !ran.stderr.contains("unused"), "{}", ran.stderr);
 }

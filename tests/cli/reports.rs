@@ -165,10 +165,8 @@ fn options_that_do_not_do_what_one_hopes_for_are_reported() {
     let stderr = |more: &[&str]| home.run(&[&["plan", &model, "--device", "cpu"], more].concat()).stderr;
     assert_eq!(stderr(&["-c", "64", "-ngl", "0"]), "");
     assert!(stderr(&["-c", "100000"]).contains("--ctx-size 100000: the model was trained for 512 positions"));
-    for (ctx_size, reported) in
-        [("100", "context 100 of 512\n"), ("512", "context 512\n"), ("100000", "context 100000 (trained for 512)\n")]
-    {
-        assert!(home.stdout(&["plan", &model, "-c", ctx_size]).contains(reported), "{reported}");
+    for (ctx_size, shown) in [("100", "context 100 of 512\n"), ("512", "context 512\n"), ("100000", "context 100000 (trained for 512)\n")] {
+        assert!(home.stdout(&["plan", &model, "-c", ctx_size]).contains(shown), "{shown}");
     }
     assert!(stderr(&["-ngl", "9"]).contains("--n-gpu-layers: no GPU computes"));
     let json = home.json("tierflow.plan/4", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);

@@ -101,7 +101,7 @@ fn the_seed_decides_what_is_sampled() {
         };
         assert_eq!(sampled("7"), sampled("7"), "{device}");
         assert_ne!(sampled("7").0, sampled("8").0, "{device}");
-        // A random seed is reported, and told right.
+        // A random seed is reported, and it is the one that was used.
         let (tokens, seed) = sampled("-1");
         assert_eq!(sampled(&seed.to_string()).0, tokens, "{device}");
     }

@@ -19,7 +19,7 @@ use tierflow::plan::Placement;
 use tierflow::units::Bytes;
 
 /// The adapter under WebGPU's default limits, which every kernel must do with; once as it is and once as if it were of the
-/// other kind, so that the forms for hardware and for software are both tested. Empty where there is no adapter, which
+/// other kind, so that the variants for hardware and for software are both tested. Empty where there is no adapter, which
 /// `REQUIRE_GPU=1` turns into a failure.
 pub fn gpus() -> &'static [Gpu] {
     static GPUS: LazyLock<Vec<Gpu>> = LazyLock::new(|| {
@@ -42,13 +42,13 @@ pub fn gpus() -> &'static [Gpu] {
     &GPUS
 }
 
-/// Who computes each unit and where its matrices live, by its place among all units.
-pub fn placements(model: &Path, spot: impl Fn(usize, usize) -> (Device, Device)) -> Vec<Placement> {
+/// A placement for each unit: `assign` takes its index and the number of units, and returns the devices that compute and store it.
+pub fn placements(model: &Path, assign: impl Fn(usize, usize) -> (Device, Device)) -> Vec<Placement> {
     let builder = Engine::builder(model).device(DeviceChoice::Cpu).text(TextFiles::Skip).measure(Measure::Never);
     let prepared = pollster::block_on(builder.prepare()).expect("a plan for the host");
     let units = &prepared.model.units;
     let of = |(index, unit): (usize, &Unit)| {
-        let (execute_on, stored_on) = spot(index, units.len());
+        let (execute_on, stored_on) = assign(index, units.len());
         Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] }
     };
     units.iter().enumerate().map(of).collect()
@@ -91,7 +91,7 @@ pub fn run_with<P: Pod>(gpu: &Gpu, params: &P, prepare: impl FnOnce(&wgpu::Buffe
 
 /// Runs one dispatch for each of `params`, in one submission; more dispatches take the params in turn.
 pub fn run_all<P: Pod>(gpu: &Gpu, params: &[P], prepare: impl FnOnce(&wgpu::Buffer, &[P]) -> Result<Vec<Dispatch>>) {
-    // One at a time: the tests share a device, and an error must be laid at the right door.
+    // One at a time: the tests share a device, and an error must reach the test that caused it.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut arena = pollster::block_on(ParamsArena::new(gpu, params.len())).expect("an arena");
@@ -209,7 +209,7 @@ impl Random {
     }
 }
 
-/// Where a block of `dtype` has its halves: a scale, and a minimum or its scale.
+/// Where a block of `dtype` has its f16 values: a scale, and a minimum or its scale.
 pub fn scale_places(dtype: DType) -> &'static [usize] {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => &[],
@@ -222,7 +222,7 @@ pub fn scale_places(dtype: DType) -> &'static [usize] {
     }
 }
 
-/// What multiplies the halves of [`scale_places`] at most.
+/// The largest numbers that multiply the f16 values of [`scale_places`].
 fn largest_of(dtype: DType) -> [f32; 2] {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => [1.0, 1.0],

@@ -229,7 +229,7 @@ fn a_pull_fills_the_standard_cache_and_a_second_one_fetches_nothing() {
     let (heads, gets) = (hub.requests("HEAD").len(), hub.requests("GET").len());
     let again = pull(&config, &model("org/name"), &mut quiet()).unwrap();
     assert_eq!((again.path, again.fetched), (pulled.path, Bytes::ZERO));
-    // The sizes tell a whole file from what is left of one.
+    // The sizes distinguish a whole file from a partial one.
     assert_eq!(
         (hub.requests("HEAD").len(), hub.requests("GET").len()),
         (heads + 2, gets + 1),

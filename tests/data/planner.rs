@@ -19,11 +19,12 @@ use tierflow::weights::Catalog;
 
 use crate::models;
 
-/// Who computes a unit, and its placement.
-const UNIT_ASSIGNMENTS: [(Device, Device); 5] = {
+/// The device that computes a unit, and the one that stores it.
+const ASSIGNMENTS: [(Device, Device); 5] = {
     let (gpu, host, disk) = (Device::Gpu(0), Device::Cpu, Device::Disk);
     [(gpu, gpu), (gpu, host), (gpu, disk), (host, host), (host, disk)]
 };
+
 fn realise(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions, placements: &[Placement]) -> Option<Plan> {
     plan_if_it_fits(catalog, model, devices, &PlanOptions { placement: PlacementRule::Placed(placements.to_vec()), ..options.clone() })
         .ok()?
@@ -86,18 +87,17 @@ fn cases() -> impl Strategy<Value = Case> {
 
 /// The least seconds over every placement of every unit and every number of slots.
 fn least_secs(case: &Case, catalog: &Catalog, model: &Model) -> Option<(f64, Vec<Placement>)> {
-    let unit_assignments = UNIT_ASSIGNMENTS;
     let n_units = model.units.len() - 1;
     let mut best: Option<(f64, Vec<Placement>)> = None;
-    for code in 0..unit_assignments.len().pow(n_units as u32) {
+    for code in 0..ASSIGNMENTS.len().pow(n_units as u32) {
         let mut placements = vec![Placement { execute_on: Device::Cpu, stored_on: Vec::new() }];
         let mut rest = code;
         for unit in &model.units[1..] {
-            let (execute_on, stored_on) = unit_assignments[rest % unit_assignments.len()];
-            rest /= unit_assignments.len();
+            let (execute_on, stored_on) = ASSIGNMENTS[rest % ASSIGNMENTS.len()];
+            rest /= ASSIGNMENTS.len();
             placements.push(Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] });
         }
-        let streams = placements.iter().any(|placement| placement.stored_on.iter().any(|stored_on| *stored_on != placement.execute_on));
+        let streams = placements.iter().any(|placement| placement.stored_on.iter().any(|device| *device != placement.execute_on));
         let n_slots = match case.options.n_slots {
             Some(n_slots) => n_slots..=n_slots,
             None if streams => 1..=4,
@@ -124,8 +124,8 @@ proptest! {
         match (plan(&catalog, &model, &case.devices, &case.options), least_secs(&case, &catalog, &model)) {
             (Ok(made), Some((least, placements))) => {
                 let secs = request_secs(&made, &catalog, &model, &case.devices, &case.options);
-                let stored_on: Vec<_> = placements.iter().map(|p| (p.execute_on, p.stored_on.first().copied())).collect();
-                prop_assert!(secs <= least * WITHIN, "{secs} s, where {least} s is possible with {stored_on:?}\n{made}");
+                let best: Vec<_> = placements.iter().map(|p| (p.execute_on, p.stored_on.first().copied())).collect();
+                prop_assert!(secs <= least * WITHIN, "{secs} s, where {least} s is possible with {best:?}\n{made}");
             }
             (Err(error), Some((_, placements))) => prop_assert!(false, "refused with {error}, where this works: {placements:?}"),
             (_, None) => {}
@@ -149,12 +149,12 @@ proptest! {
             (random >> 33) % n
         };
         for _ in 0..2000 {
-            // Runs of one unit assignment, since most scattered placements are hopeless.
-            let mut unit_assignment = UNIT_ASSIGNMENTS[next(5) as usize];
+            // Runs of one assignment, since most scattered placements are hopeless.
+            let mut assignment = ASSIGNMENTS[next(5) as usize];
             let mut placements = vec![Placement { execute_on: Device::Cpu, stored_on: Vec::new() }];
             for unit in &model.units[1..] {
-                unit_assignment = if next(3) == 0 { UNIT_ASSIGNMENTS[next(5) as usize] } else { unit_assignment };
-                placements.push(Placement { execute_on: unit_assignment.0, stored_on: vec![unit_assignment.1; unit.matrices().count()] });
+                assignment = if next(3) == 0 { ASSIGNMENTS[next(5) as usize] } else { assignment };
+                placements.push(Placement { execute_on: assignment.0, stored_on: vec![assignment.1; unit.matrices().count()] });
             }
             let Some(other) = realise(&catalog, &model, &case.devices, &case.options, &placements) else { continue };
             let secs = request_secs(&other, &catalog, &model, &case.devices, &case.options);

@@ -308,6 +308,6 @@ fn a_run_tells_of_what_takes_its_time_and_of_nothing_else() {
         assert_eq!([answer, prompt].map(|shown| (shown.device, shown.aspect)), expected, "{name}");
         assert!(answer.factor > 1.5, "{name}: {answer:?}");
         let never = plan::observe(&plan, &catalog, &model, &devices, &Forwards::of_answer(0, 0), [1.0, 0.0]);
-        assert_eq!(never, None, "no forwards tell nothing");
+        assert_eq!(never, None, "no forwards show nothing");
     }
 }

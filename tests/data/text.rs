@@ -1,4 +1,4 @@
-//! Text from outside: tokenizers of both formats against a real model and small made ones, chat templates of friends and untrusted input,
+//! Text from outside: tokenizers of both formats against a real model and small made ones, chat templates, known and untrusted,
 //! and properties of streams. Needs no model; with `TIERFLOW_SMOLLM2=file.gguf` the goldens are checked against the real vocabulary.
 
 use std::collections::BTreeMap;

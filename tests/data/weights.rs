@@ -37,15 +37,15 @@ fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     values
 }
 
-/// Rows of GGUF's queries or keys in the order of Hugging Face: neighbours become halves.
-fn halves_of(neighbours: &[f32], head_size: usize, row_len: usize) -> Vec<f32> {
-    let n_rows = neighbours.len() / row_len;
+/// Rows of GGUF's queries or keys, which are interleaved, in the order of Hugging Face, which is NeoX.
+fn neox_of(interleaved: &[f32], head_size: usize, row_len: usize) -> Vec<f32> {
+    let n_rows = interleaved.len() / row_len;
     let rows = (0..n_rows).map(|row| {
         let (head, within) = (row / head_size, row % head_size);
         let half = head_size / 2;
         head * head_size + within % half * 2 + within / half
     });
-    rows.flat_map(|row| &neighbours[row * row_len..][..row_len]).copied().collect()
+    rows.flat_map(|row| &interleaved[row * row_len..][..row_len]).copied().collect()
 }
 
 fn with_everything() -> LlamaShape {
@@ -66,7 +66,7 @@ fn both_formats_hold_the_same_values() {
         if tensor.name.contains("q_proj") || tensor.name.contains("k_proj") {
             let row_len = theirs.len() / tensor.shape[0] as usize;
             assert_ne!(theirs, values(&folder, &tensor.name), "{} is permuted in GGUF", tensor.name);
-            theirs = halves_of(&theirs, shape.head_size, row_len);
+            theirs = neox_of(&theirs, shape.head_size, row_len);
         }
         assert_eq!(theirs, values(&folder, &tensor.name), "{}", tensor.name);
     }
@@ -95,14 +95,14 @@ fn both_formats_say_the_same_config() {
 }
 
 #[test]
-fn llama3_scaling_is_the_same_by_formula_and_by_divisors() {
+fn llama3_scaling_is_the_same_by_formula_and_by_frequency_factors() {
     let root = tempfile::tempdir().unwrap();
     let scaling = ShapeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context_length: 128 };
     let shape = LlamaShape { rope_theta: 5e5, rope_scaling: Some(scaling), ..LlamaShape::tiny() };
     let folder = folder_model(root.path(), &shape, Stored::F32, 1).config.rope;
     let gguf = gguf_model(root.path(), &shape, GgufType::F32).config.rope;
     assert!(matches!(folder.scaling, RopeScaling::Llama3 { .. }));
-    assert!(matches!(&gguf.scaling, RopeScaling::FrequencyFactors { divisors } if divisors.len() == shape.head_size / 2));
+    assert!(matches!(&gguf.scaling, RopeScaling::FrequencyFactors { factors } if factors.len() == shape.head_size / 2));
     for (formula, divided) in folder.inverse_frequencies(shape.head_size).iter().zip(gguf.inverse_frequencies(shape.head_size)) {
         assert!((formula - divided).abs() <= formula * 1e-6, "{formula} {divided}");
     }

@@ -154,9 +154,9 @@ fn a_gpu_and_the_host() {
 #[test]
 fn vulkan_and_gl_side_by_side() {
     let Some(model) = gpu_and_model() else { return };
-    let stored_on = Home::new();
+    let home = Home::new();
     let json = |arguments: &[&str]| -> serde_json::Value {
-        let ran = wait(stored_on.command(arguments).env("TIERFLOW_BACKENDS", "vulkan,gl").spawn().unwrap());
+        let ran = wait(home.command(arguments).env("TIERFLOW_BACKENDS", "vulkan,gl").spawn().unwrap());
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
         serde_json::from_str(&ran.stdout).unwrap()
     };
@@ -169,7 +169,7 @@ fn vulkan_and_gl_side_by_side() {
     let model = model.to_str().unwrap();
     let layers = (0..30).map(|layer| format!("\"model.layers.{layer}\": {}", u8::from(layer >= 12)));
     let rest = ["\"model.embed_tokens\": \"cpu\"", "\"model.norm\": 1", "\"lm_head\": 1"].map(str::to_owned);
-    let map = stored_on.path("map.json").display().to_string();
+    let map = home.path("map.json").display().to_string();
     std::fs::write(&map, format!("{{{}}}", layers.chain(rest).collect::<Vec<_>>().join(", "))).unwrap();
     for golden in goldens() {
         let n_tokens = golden.new_ids.len().to_string();
@@ -198,9 +198,13 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
         (common::bits(&prefill), common::bits(&decode))
     };
     // The same forward size everywhere: another one may take another kernel. Front to back, so that a budget decides what streams.
-    let stored_on = || PlacementRule::FrontToBack;
-    let options =
-        |upload| PlanOptions { ctx_size: Some(64), ubatch_size: Some(64), upload, placement: stored_on(), ..PlanOptions::default() };
+    let options = |upload| PlanOptions {
+        ctx_size: Some(64),
+        ubatch_size: Some(64),
+        upload,
+        placement: PlacementRule::FrontToBack,
+        ..PlanOptions::default()
+    };
     let engine = || Engine::builder(&model).plan_options(options(None)).device(DeviceChoice::Gpu);
     let resident = logits(engine(), false);
     let small = Bytes::mib(24);

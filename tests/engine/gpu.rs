@@ -76,7 +76,7 @@ fn readback_returns_the_part_that_was_asked_for() {
 }
 
 #[test]
-fn a_reason_out_of_turn_is_reported_at_the_next_check() {
+fn an_uncaptured_error_is_reported_at_the_next_check() {
     let Some(gpu) = open(Bytes::gib(1), None) else { return };
     gpu.check().expect("nothing happened yet");
     // Too large for a buffer: outside any error scope this reaches the handler, which must not panic.

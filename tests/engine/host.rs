@@ -161,7 +161,7 @@ fn products_are_those_of_the_reference() {
     }
 }
 
-/// Columns that are no whole vectors, which unquantised values may have.
+/// Numbers of columns that are no whole vectors, which unquantised matrices may have.
 #[test]
 fn odd_columns_are_summed_too() {
     for simd in simd::all() {

@@ -183,7 +183,7 @@ fn the_first_plan_for_an_adapter_measures_it_and_the_second_does_not() {
     let mut others = with_other.clone();
     assert!(others.matvec.remove(&DType::Q8_0).is_some() && others.matmul.remove(&DType::Q8_0).is_some());
     assert_eq!(Rates { variants: rates.variants.clone(), ..others }, rates, "what is known is not measured again");
-    assert!(rates.variants.few.iter().all(|(dtype, variant)| with_other.variants.few.get(dtype) == Some(variant)), "{with_other:?}");
+    assert!(rates.variants.decode.iter().all(|(dtype, variant)| with_other.variants.decode.get(dtype) == Some(variant)), "{with_other:?}");
 }
 
 #[test]

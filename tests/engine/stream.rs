@@ -54,13 +54,13 @@ const GPU: Device = Device::Gpu(0);
 /// The other half of the one adapter, opened on its own.
 const OTHER: Device = Device::Gpu(1);
 
-/// Who computes together, the last with what the others cannot keep: the host always, adapters where there is one.
-fn executors() -> Vec<&'static [Device]> {
-    let mut executors: Vec<&[Device]> = vec![&[Device::Cpu]];
+/// Sets of devices that compute together: the host always, adapters where there is one.
+fn executor_sets() -> Vec<&'static [Device]> {
+    let mut sets: Vec<&[Device]> = vec![&[Device::Cpu]];
     if has_gpu() {
-        executors.extend([&[GPU][..], &[GPU, OTHER], &[GPU, Device::Cpu]]);
+        sets.extend([&[GPU][..], &[GPU, OTHER], &[GPU, Device::Cpu]]);
     }
-    executors
+    sets
 }
 
 fn has_gpu() -> bool {
@@ -87,7 +87,7 @@ fn options() -> PlanOptions {
         ctx_size: Some(64),
         ubatch_size: Some(64),
         resident_layers: ResidentLayers::AtMost(2),
-        // Every device of all executors has a part, whatever its rates.
+        // Every executor has a part, whatever its rates.
         placement: PlacementRule::FrontToBack,
         // Keys that differ in their last bit would differ in f16's, where a rounding tips over.
         kv_dtype: KvDType::F32,
@@ -134,7 +134,7 @@ fn within(secs: u64, what: &str, work: impl FnOnce() + Send + 'static) {
 fn sequences_side_by_side_are_what_each_is_alone() {
     for shape in shapes() {
         let model = model_of(&shape);
-        for executors in executors() {
+        for executors in executor_sets() {
             let lengths = [7u32, 1, 12];
             let alone: Vec<Vec<f32>> = (0..3u32)
                 .map(|sequence| {
@@ -161,7 +161,7 @@ fn sequences_side_by_side_are_what_each_is_alone() {
 fn a_prompt_in_parts_is_the_prompt_at_once() {
     for shape in shapes() {
         let model = model_of(&shape);
-        for executors in executors() {
+        for executors in executor_sets() {
             let prompt = tokens(1, 40);
             let mut engine = open(&model, executors, options()).unwrap();
             let at_once = forward(&mut engine, &prompt, &[39]).remove(0);
@@ -182,7 +182,7 @@ fn every_ring_computes_the_same_bits() {
     let model = test_model(None);
     let adapters = pollster::block_on(gpu::list()).unwrap();
     let has_mapped_slots = adapters.first().is_some_and(|found| found.features.iter().any(|name| name == "MAPPABLE_PRIMARY_BUFFERS"));
-    for executors in executors() {
+    for executors in executor_sets() {
         let prompt = tokens(0, 9);
         // A host beside an adapter gets layers only where the adapter may not keep them all; two adapters compute what one does.
         let resident_layers = if executors == [GPU, Device::Cpu] { ResidentLayers::AtMost(1) } else { ResidentLayers::Auto };
@@ -260,7 +260,7 @@ fn two_rings_side_by_side_compute_the_same_bits() {
 
 #[test]
 fn what_each_device_holds_stays_within_its_budget() {
-    for executors in executors() {
+    for executors in executor_sets() {
         let model = test_model(None);
         let mut engine = open(&model, executors, PlanOptions { resident_layers: ResidentLayers::AtMost(1), ..options() }).unwrap();
         forward(&mut engine, &tokens(0, 30), &[29]);
@@ -287,7 +287,7 @@ fn bits_of(engine: &mut Engine, batch: &Batch) -> Vec<u32> {
 fn a_forward_dropped_midway_leaves_the_engine_usable() {
     static STOPPED: AtomicUsize = AtomicUsize::new(0);
     let model = test_model(None);
-    for executors in executors() {
+    for executors in executor_sets() {
         for n_slots in 1..=4 {
             for lookahead in 1..=n_slots {
                 let ring = PlanOptions {
@@ -374,7 +374,7 @@ fn watched(model: &TestModel, before_read: impl Fn(&str) -> Result<()> + Send + 
 fn a_read_that_fails_leaves_the_engine_usable() {
     let model = test_model(None);
     let mut n_failed = 0;
-    for executors in executors() {
+    for executors in executor_sets() {
         let n_left = Arc::new(AtomicUsize::new(usize::MAX));
         let left = Arc::clone(&n_left);
         // Refuses reads once a number of them is used up.
@@ -403,7 +403,7 @@ fn a_read_that_fails_leaves_the_engine_usable() {
 
 /// Rings that stream and ones that do not, where an adapter computes.
 fn with_adapters() -> Vec<(&'static [Device], PlanOptions)> {
-    let on_gpus = executors().into_iter().filter(|executors| executors[0] == GPU);
+    let on_gpus = executor_sets().into_iter().filter(|executors| executors[0] == GPU);
     let streams = |executors: &[Device]| PlanOptions { resident_layers: ResidentLayers::AtMost(executors.len() - 1), ..options() };
     on_gpus
         .flat_map(|executors| {
@@ -540,7 +540,7 @@ fn at_most(n_tokens: usize) -> GenerateOptions {
 fn sequences_of_a_handle_live_side_by_side() {
     let model = test_model(None);
     let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| tokens(sequence, 4 + sequence).iter().map(|token| token.token).collect()).collect();
-    for executors in executors() {
+    for executors in executor_sets() {
         let mut engine = open(&model, executors, options()).unwrap();
         let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 8)).collect();
         let handle = engine.spawn().unwrap();
@@ -566,7 +566,7 @@ fn sequences_of_a_handle_live_side_by_side() {
 fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
     let model = test_model(None);
     let prompt: Vec<u32> = tokens(0, 30).iter().map(|token| token.token).collect();
-    for executors in executors() {
+    for executors in executor_sets() {
         let mut engine = open(&model, executors, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
         let expected = generated_alone(&mut engine, &prompt, 6);
         let handle = engine.spawn().unwrap();
@@ -591,7 +591,7 @@ fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
 fn a_few_tokens_together_are_bit_for_bit_what_each_is_alone() {
     for shape in shapes() {
         let model = model_of(&shape);
-        for executors in executors() {
+        for executors in executor_sets() {
             let mut engine = open(&model, executors, PlanOptions { n_seqs: MAX_TOKENS_TOGETHER, ..options() }).unwrap();
             let last: Vec<BatchToken> = (0..MAX_TOKENS_TOGETHER as u32)
                 .map(|sequence| {
@@ -623,7 +623,7 @@ fn ids(tokens: &[BatchToken]) -> Vec<u32> {
 #[test]
 fn sequences_of_a_handle_share_forwards() {
     let model = test_model(None);
-    for executors in executors().into_iter().filter(|executors| executors[0] == GPU) {
+    for executors in executor_sets().into_iter().filter(|executors| executors[0] == GPU) {
         // No forward goes on while this is locked: every one of them reads.
         let gate = Arc::new(Mutex::new(()));
         let held = Arc::clone(&gate);
@@ -660,7 +660,7 @@ fn sequences_of_a_handle_share_forwards() {
 #[test]
 fn a_long_prompt_lets_others_go_on_between_its_parts() {
     let model = test_model(None);
-    for executors in executors() {
+    for executors in executor_sets() {
         let mut engine = open(&model, executors, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
         let (short, long) = (ids(&tokens(0, 4)), ids(&tokens(1, 40)));
         let expected = [generated_alone(&mut engine, &short, 30), generated_alone(&mut engine, &long, 3)];
@@ -678,7 +678,7 @@ fn a_long_prompt_lets_others_go_on_between_its_parts() {
 #[test]
 fn a_stream_that_is_dropped_does_not_disturb_those_beside_it() {
     let model = test_model(None);
-    for executors in executors() {
+    for executors in executor_sets() {
         let mut engine = open(&model, executors, options()).unwrap();
         let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 5))).collect();
         let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 40)).collect();
@@ -702,7 +702,7 @@ fn a_stream_that_is_dropped_does_not_disturb_those_beside_it() {
 #[test]
 fn a_stream_that_nobody_reads_pauses_until_it_is_read() {
     let model = test_model(None);
-    for executors in executors() {
+    for executors in executor_sets() {
         let mut engine = open(&model, executors, PlanOptions { ctx_size: Some(256), ..options() }).unwrap();
         let prompts = [ids(&tokens(0, 5)), ids(&tokens(1, 6))];
         let n_tokens = 2 * MAX_UNREAD;

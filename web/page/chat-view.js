@@ -155,7 +155,7 @@ export class ChatView {
     return name === 'ContextFullError' && this.#messages.length > 2 ? [['Begin a new conversation', () => this.#clear()]] : [];
   }
 
-  /** Adds a message; its text can grow, and a note below it tells how it stands. */
+  /** Adds a message; its text can grow, and a note below it shows its state. */
   #say(message) {
     this.#messages.push(message);
     const text = document.createTextNode(message.content);
@@ -263,7 +263,7 @@ class Meter {
   }
 }
 
-/** Tells a screen reader whole sentences, not tokens. */
+/** Gives a screen reader whole sentences, not tokens. */
 class Spoken {
   #place;
   #rest = '';

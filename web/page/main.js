@@ -1,4 +1,4 @@
-// The page: which model is chosen, and who is told. Two engines: one plans, one holds the model that answers.
+// The page: which model is chosen, and which views are notified. Two engines: one plans, one holds the model that answers.
 
 import { nameOfUrl } from '../describe.js';
 import { Engine, checkWebGpu } from '../index.js';

@@ -24,7 +24,7 @@ export class PlanView {
   #host;
   #context;
 
-  /** @param {import('../index.js').Engine} engine @param {(planned: object | null) => void} onPlan told of every new plan */
+  /** @param {import('../index.js').Engine} engine @param {(planned: object | null) => void} onPlan called with every new plan */
   constructor(engine, onPlan) {
     this.#engine = engine;
     this.#onPlan = onPlan;

@@ -63,14 +63,14 @@ export function sizeOn(plan, device) {
   return blocksOf(plan, device).reduce((sum, { size }) => sum + size, 0);
 }
 
-/** Whether head and embedding are one matrix in one place, which is then told once, as the head. */
+/** Whether head and embedding are one matrix in one place, which is then shown once, as the head. */
 function isSharedWithHead(plan, embedding) {
   const head = plan.units.at(-1);
   if (head.size_bytes > 0 || plan.units.length < 2) return false;
   return plan.chunks.slice(head.chunks.start, head.chunks.end).some((chunk) => chunk.stored_on === embedding.stored_on);
 }
 
-/** Draws all bars and the strip of layers into `place`; `say` is told of the block that is looked at. */
+/** Draws all bars and the strip of layers into `place`; `say` is called with the block that is pointed at. */
 export function drawTiers(place, plan, say) {
   const width = Math.max(200, Math.floor(place.clientWidth));
   const axis = axisOf(plan);
@@ -145,7 +145,7 @@ function drawBar({ device, budget }, blocks, axis, width, say) {
     return part;
   });
   picture.append(...shapes);
-  const bar = element('div', { class: 'bar', 'data-device': device, tabindex: 0, role: 'group', 'aria-label': `${device}: ${blocks.length} blocks; the arrow keys tell each` }, picture);
+  const bar = element('div', { class: 'bar', 'data-device': device, tabindex: 0, role: 'group', 'aria-label': `${device}: ${blocks.length} blocks; the arrow keys describe each` }, picture);
   follow(bar, device, blocks, shapes, say);
   return bar;
 }
@@ -166,7 +166,7 @@ function partsOf({ used, ring, n_units, n_executed, streamed_bytes }) {
   return [...units, ...computes, ...sizes, ...streams, ...slots].join(' · ');
 }
 
-/** Pointer and arrow keys both choose a block, which is marked and told. */
+/** Pointer and arrow keys both choose a block, which is marked and described. */
 function follow(bar, device, blocks, shapes, say) {
   let chosen = -1;
   const choose = (index) => {

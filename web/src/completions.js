@@ -20,8 +20,8 @@ export class Completions {
 
   /**
    * One answer: whole, or with `stream: true` as an async iterable of chunks.
-   * Leaving the loop early stops the engine; so does `signal`, with an `AbortError` whose `usage` tells what was done until then.
-   * `onProgress` is told how many tokens of the prompt are read, and then how many the answer has.
+   * Leaving the loop early stops the engine; so does `signal`, with an `AbortError` whose `usage` says what was done until then.
+   * `onProgress` is called with how many tokens of the prompt are read, and then how many the answer has.
    */
   async create(body, { signal = body?.signal, onProgress = () => {} } = {}) {
     const request = requestOf(body ?? {});
@@ -96,7 +96,7 @@ function usageOf({ n_prompt, n_cached = 0, n_generated, prompt_secs, decode_secs
   };
 }
 
-/** Of an answer that was stopped, the engine tells how far it came. */
+/** Of an answer that was stopped, the engine says how far it came. */
 function throwWithUsage(error) {
   if (error.partial) error.usage = usageOf(error.partial);
   throw error;

@@ -86,7 +86,7 @@ export class Connection {
     else request.resolve(value);
   }
 
-  /** Tells the worker; one that is deep in work and does not hear in time is ended. */
+  /** Asks the worker to stop; one that is busy and does not answer in time is terminated. */
   #cancel(id) {
     const request = this.#pending.get(id);
     if (!request) return;

@@ -1,5 +1,5 @@
 // The errors of the package, and their plain form, in which they cross from the worker to the page.
-// Each text names what is at fault and says what to change; `name` is what a program tells them apart by.
+// Each text names what is wrong and says what to change; programs distinguish errors by `name`.
 
 /** What all errors of the package are. */
 export class TierflowError extends Error {
@@ -47,7 +47,7 @@ export class ContextFullError extends InvalidArgumentError {
   name = 'ContextFullError';
 }
 
-/** The engine was told to stop. */
+/** The engine was asked to stop. */
 export class InterruptedError extends TierflowError {
   name = 'InterruptedError';
 }
@@ -82,7 +82,7 @@ const CLASSES = {
   FileBusyError,
 };
 
-/** A `signal` was raised, or the engine was closed. Of an answer that had begun, `usage` tells how far it came. */
+/** A `signal` was raised, or the engine was closed. Of an answer that had begun, `usage` says how far it came. */
 export class AbortError extends DOMException {
   constructor(message) {
     super(message, 'AbortError');

@@ -40,7 +40,7 @@ export interface DeviceSpec {
   rates: Record<string, unknown>;
 }
 
-/** What `tierflow inspect --json` tells. */
+/** What `tierflow inspect --json` prints. */
 export interface Inspection {
   config: { name: string; n_layers: number; context_length: number; vocab_size: number; [key: string]: unknown };
   n_parameters: number;
@@ -113,7 +113,7 @@ export interface Progress {
   /** `download`: into the browser's storage. `load`: onto the devices. */
   stage: 'download' | 'load';
   done: number;
-  /** Bytes; `null` where a server does not tell. */
+  /** Bytes; `null` where a server does not send it. */
   total: number | null;
 }
 
@@ -271,7 +271,7 @@ export type WebGpuCheck =
 /** Whether this browser can compute on a GPU; where it cannot, which step failed and what to do. */
 export function checkWebGpu(): Promise<WebGpuCheck>;
 
-/** What all errors of the package are; `name` tells them apart. */
+/** The base of all errors of the package; `name` distinguishes them. */
 export class TierflowError extends Error {}
 /** There is no WebGPU here, or no adapter. */
 export class NoWebGpuError extends TierflowError {}
@@ -302,7 +302,7 @@ export class AbortError extends DOMException {
   /** How far an answer came that had begun. */
   readonly usage?: Usage;
 }
-/** The engine was told to stop. */
+/** The engine was asked to stop. */
 export class InterruptedError extends TierflowError {}
 /** A server did not give what was asked for. */
 export class ServerError extends TierflowError {

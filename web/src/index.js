@@ -1,4 +1,4 @@
-// The package's face on the page: `init`, `Engine`, errors. Holds no model; all work is done by the worker of each engine.
+// The package's public API: `init`, `Engine`, errors. Holds no model; all work is done by the worker of each engine.
 
 import { Completions } from './completions.js';
 import { Connection } from './connection.js';

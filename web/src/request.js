@@ -61,7 +61,7 @@ export function requestOf(body) {
   return request;
 }
 
-/** Whether the engine is told of it; refuses what it would not understand. */
+/** Whether it is passed on to the engine; refuses what the engine would not understand. */
 function isOption(name, value) {
   if (OF_THE_CALL.includes(name) || OF_SERVERS.includes(name)) return false;
   if (name in OPTIONS) {

@@ -35,7 +35,7 @@ export async function checkWebGpu() {
   return {
     ok: true,
     name: description || [vendor, architecture].filter(Boolean).join(' ') || 'WebGPU adapter',
-    // Older browsers tell it of the adapter, not of its info.
+    // Older browsers have it on the adapter, not on its info.
     isSoftware: isFallbackAdapter ?? adapter.isFallbackAdapter ?? false,
     limits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
     features: [...adapter.features].sort(),

@@ -82,7 +82,7 @@ function findDevices() {
   return found;
 }
 
-/** A request under way: whether it is still wanted, and what its page is told of it. */
+/** A request in progress: whether it is still wanted, and the messages that its page gets about it. */
 class Call {
   #id;
   #controller = new AbortController();
@@ -112,7 +112,7 @@ class Call {
   }
 
   /**
-   * Tells of a step; resolves to whether another is wanted. The page may be one step behind, while the next is made, and no more:
+   * Reports a step; resolves to whether another is wanted. The page may be one step behind, while the next is made, and no more:
    * so it can end the work within a step, however fast steps come. What the page says meanwhile is heard before.
    */
   async step(event) {
@@ -140,7 +140,7 @@ async function answer({ id, method, args }) {
   };
   try {
     const value = await (method in glances ? glances[method](args) : inTurn(work));
-    // What was stopped halfway has an answer too; its caller is told that it was stopped.
+    // What was stopped halfway has an answer too; its caller gets an error that says that it was stopped.
     self.postMessage(call.signal.aborted ? { id, error: toPlain(Object.assign(abortError(), { partial: value })) } : { id, value });
   } catch (error) {
     self.postMessage({ id, error: toPlain(call.signal.aborted ? abortError() : takeReadError(error)) });
@@ -269,7 +269,7 @@ async function download(sources, call) {
   return fresh;
 }
 
-/** What was just downloaded and is no model is not kept: a server that tells no length may have sent half of one. */
+/** What was just downloaded and is no model is not kept: a server that announces no length may have sent half of one. */
 async function forget(fresh, error) {
   if (error.name === 'InvalidFileError') {
     const store = await Store.open();

@@ -25,7 +25,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   web [PORT]    build the engine for browsers into web/dist, and serve its page with the small model beside it
   web build     only build it
   web test [--short] [--long] [--large FOLDER] …
-                build it and test it in a browser; what may follow is reported in web/tests/run.mjs
+                build it and test it in a browser; web/tests/run.mjs says which options there are
   bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
                 measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
                 installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's

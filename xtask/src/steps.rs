@@ -27,7 +27,7 @@ pub type Result<T> = std::result::Result<T, Failure>;
 pub enum Outcome {
     /// It was done.
     Passed,
-    /// This machine lacks what it needs, which was told.
+    /// This machine lacks what it needs, which was reported.
     LeftOut,
 }
 

@@ -41,7 +41,7 @@ pub fn check() -> Result<()> {
 }
 
 /// Runs the others of what [`check`] has built, without most of what the small model says. Where there is no browser and none can
-/// be installed, that is told and they are left out, but not in CI.
+/// be installed, that is reported and they are left out, but not in CI.
 pub fn check_in_browser() -> Result<Outcome> {
     if let Err(failure) = machine::ensure_browser() {
         if is_ci() {

@@ -48,7 +48,7 @@ fn of_flag(error: &mut clap::Error, flag: &str, subcommand: &Command) {
     }
 }
 
-/// Tells how a model is run where a word is like no subcommand.
+/// Says how a model is run where a word resembles no subcommand.
 fn of_verb(error: &mut clap::Error, word: &str, command: &Command) {
     error.remove(ContextKind::SuggestedSubcommand);
     let tip = match nearest(word, command.get_subcommands().map(Command::get_name)) {

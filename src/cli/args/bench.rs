@@ -24,7 +24,7 @@ pub struct BenchArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// Form: md, csv, json or jsonl
+    /// Format: md, csv, json or jsonl
     #[arg(short, long, env = "TIERFLOW_OUTPUT", value_name = "FORM", default_value = "md", hide_possible_values = true)]
     pub output: BenchOutput,
     /// The report as JSON, as with `-o json`
@@ -71,7 +71,7 @@ fn parse_count(text: &str) -> std::result::Result<u32, String> {
     text.trim().parse().map_err(|_| format!("`{text}` is no number, and no range of at most 1000 as in 1-4, 100-500+100 or 128-512*2"))
 }
 
-/// Forms of a bench report.
+/// Formats of a bench report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BenchOutput {
     /// A markdown table, as llama-bench prints.
@@ -80,7 +80,7 @@ pub enum BenchOutput {
     Csv,
     /// One JSON object with all rows, under llama-bench's names.
     Json,
-    /// A JSON object a line for each row, as soon as it is measured.
+    /// A JSON object on a line for each row, as soon as it is measured.
     Jsonl,
 }
 

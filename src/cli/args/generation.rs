@@ -95,17 +95,17 @@ pub struct GenerationArgs {
     pub seed: i64,
     /// Temperature; 0 takes the likeliest [default: 0.8]
     ///
-    /// The default is the model's own where it has one; so it is of all sampling.
+    /// Of every sampling option, the default is the model's own where it has one.
     #[arg(long, alias = "temperature", env = "TIERFLOW_TEMP", value_name = "T", allow_negative_numbers = true)]
     pub temp: Option<f32>,
-    /// Among the K likeliest tokens; 0 for all [default: 40]
+    /// Sample among the K likeliest tokens; 0 for all [default: 40]
     ///
-    /// -1 is for all, too. The default is the model's own where it has one.
+    /// -1 means all, too. The default is the model's own where it has one.
     #[arg(long, env = "TIERFLOW_TOP_K", value_name = "K", value_parser = parse_or_default, allow_negative_numbers = true)]
     pub top_k: Option<u32>,
-    /// Among the likeliest with this share [default: 0.95]
+    /// Sample among the likeliest tokens whose probabilities add up to this [default: 0.95]
     ///
-    /// Their probabilities add up to it. The default is the model's own where it has one.
+    /// The default is the model's own where it has one.
     #[arg(long, env = "TIERFLOW_TOP_P", value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Sample among tokens at least this likely, relative to the likeliest [default: the model's, else 0.05]
@@ -114,7 +114,7 @@ pub struct GenerationArgs {
     /// Divide the logits of repeated tokens by this [default: the model's, else 1]
     #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
-    /// How many last tokens count as repeated; 0 none, -1 all [default: 64]
+    /// How many of the last tokens count as repeated; 0 none, -1 all [default: 64]
     #[arg(long, env = "TIERFLOW_REPEAT_LAST_N", value_name = "N", allow_negative_numbers = true, value_parser = parse_whole)]
     pub repeat_last_n: Option<i64>,
     /// Text that ends the answer; may be given several times

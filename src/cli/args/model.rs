@@ -79,10 +79,10 @@ pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Res
 pub struct PlacementArgs {
     /// Memory to use, as in gpu:0=4GiB,cpu=16GiB
     ///
-    /// A device that is not named is used as far as it goes.
+    /// Of a device that is not named, all free memory is used, less a margin.
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
-    /// What computes: auto, cpu, gpu, gpu:N
+    /// Computes on: auto, cpu, gpu, gpu:N
     ///
     /// Or by vendor: cuda, cuda:N, xpu, mps. Also -dev.
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
@@ -90,20 +90,20 @@ pub struct PlacementArgs {
     /// What the plan is made for
     #[arg(long, env = "TIERFLOW_OBJECTIVE", value_name = "GOAL", default_value = "latency")]
     pub objective: ObjectiveArg,
-    /// Rule of placement: auto goes by measured rates; sequential, balanced and balanced_low_0 place as Hugging Face Accelerate
-    /// does; FILE.json is a map that Accelerate, transformers or `tierflow plan --export-device-map` wrote
+    /// Rule of placement: auto is by measured rates; sequential, balanced and balanced_low_0 are those of Hugging Face
+    /// Accelerate; FILE.json is a map that Accelerate, transformers or `tierflow plan --export-device-map` wrote
     #[arg(
         long, env = "TIERFLOW_DEVICE_MAP", value_name = "RULE|FILE.json", default_value_t,
         value_parser = OsStringValueParser::new().try_map(|text| DeviceMapArg::from_os(&text))
     )]
     pub device_map: DeviceMapArg,
-    /// Just the plan in this file, which `tierflow plan --export-plan` or `plan --json` wrote, if it still fits
+    /// Use the plan in this file, which `tierflow plan --export-plan` or `plan --json` wrote, if it still fits
     ///
-    /// It says all that shapes a plan, so -c, -ngl, --device-map and their like do not stand beside it; --max-memory bounds it.
+    /// It cannot be combined with options that shape a plan, such as -c, -ngl and --device-map; --max-memory limits it.
     #[arg(long, env = "TIERFLOW_PLAN", value_name = "FILE.json", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub plan: Option<PathBuf>,
-    /// Classes of modules that Accelerate's rules keep whole: names with commas, or none to split inside layers; a whole layer
-    /// unless told otherwise
+    /// Classes of modules that Accelerate's rules keep whole: names with commas, or none to split inside layers; by default
+    /// layers stay whole
     #[arg(long, env = "TIERFLOW_NO_SPLIT", value_name = "none|CLASS,…", value_parser = parse_value::<NoSplitArg>)]
     pub no_split: Option<NoSplitArg>,
     /// Refuse a plan that puts weights anywhere but on the devices named in --max-memory or --device
@@ -111,7 +111,7 @@ pub struct PlacementArgs {
     pub strict: bool,
     /// The largest context with which nothing streams
     ///
-    /// Every weight stays resident, or what must give is said.
+    /// Every weight stays resident. Where that cannot be, the error says what to change.
     #[arg(long, env = "TIERFLOW_FIT")]
     pub fit: bool,
     /// Prompt and generated tokens of a typical request, for which the plan is made
@@ -123,13 +123,13 @@ pub struct PlacementArgs {
     pub n_seqs: Option<u32>,
     /// Positions of context; 0: the model's
     ///
-    /// With 0 they are fewer where the budgets demand it.
+    /// With 0 there are fewer where the budgets have no room for the model's.
     #[arg(short, long, env = "TIERFLOW_CTX_SIZE", default_value_t = 0, value_name = "N")]
     #[arg(value_parser = parse_or_default, allow_negative_numbers = true)]
     pub ctx_size: u32,
     /// Layers on GPUs at most (-ngl)
     ///
-    /// A number, auto or all: how many may be resident there.
+    /// The most layers that may be resident there: a number, auto or all.
     #[arg(long, alias = "gpu-layers", env = "TIERFLOW_N_GPU_LAYERS", default_value = "auto", value_name = "N")]
     #[arg(value_parser = parse_value::<GpuLayers>, allow_negative_numbers = true)]
     pub n_gpu_layers: GpuLayers,
@@ -139,7 +139,7 @@ pub struct PlacementArgs {
     /// Most prompt tokens that a kernel sees at once (-ub)
     #[arg(long, env = "TIERFLOW_UBATCH_SIZE", value_name = "N", value_parser = parse_positive)]
     pub ubatch_size: Option<u32>,
-    /// Storage form of the KV cache (-ctk, -ctv)
+    /// Data type of the KV cache (-ctk, -ctv)
     #[arg(long, env = "TIERFLOW_KV_DTYPE", value_name = "DTYPE")]
     pub kv_dtype: Option<KvDtypeArg>,
     /// llama.cpp's two halves of --kv-dtype, which must agree.
@@ -157,19 +157,19 @@ pub struct PlacementArgs {
     /// Slots of the ring on the GPU
     #[arg(long, env = "TIERFLOW_SLOTS", value_name = "N", value_parser = parse_positive)]
     pub slots: Option<u32>,
-    /// Way of weights to the GPU; auto measures and takes the faster
+    /// How weights are uploaded to the GPU; auto measures and takes the faster way
     #[arg(long, env = "TIERFLOW_UPLOAD", value_name = "PATH", default_value = "auto")]
     pub upload: UploadArg,
     /// Kernels of adapters; auto takes the fastest that were measured, portable those that every adapter runs
     #[arg(long, env = "TIERFLOW_KERNELS", value_name = "CHOICE", default_value = "auto")]
     pub kernels: KernelsArg,
-    /// Threads of the host; 0 for one on each core
+    /// Threads that compute on the CPU; 0 for one per core
     #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = parse_or_default, allow_negative_numbers = true)]
     pub threads: Option<u32>,
     /// Do not measure a device that is not known yet; plan with typical rates
     #[arg(long, env = "TIERFLOW_NO_MEASURE")]
     pub no_measure: bool,
-    /// Seconds in which an adapter may finish nothing before a run gives up on it
+    /// Seconds without any finished work after which a run gives up on an adapter
     #[arg(
         long, env = "TIERFLOW_GPU_TIMEOUT", default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..)
     )]
@@ -191,16 +191,16 @@ pub struct PlacementArgs {
 }
 
 impl PlacementArgs {
-    /// Storage form of the KV cache, where one was asked for.
+    /// Data type of the KV cache, where one was asked for.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where keys and values are asked for in different forms.
+    /// [`Error::InvalidArgument`] where keys and values are asked for in different types.
     pub fn kv_dtype(&self) -> Result<Option<KvDtypeArg>> {
         let asked: Vec<KvDtypeArg> = [self.kv_dtype, self.cache_type_k, self.cache_type_v].into_iter().flatten().collect();
         if asked.windows(2).any(|pair| pair[0] != pair[1]) {
             return Err(Error::InvalidArgument {
                 option: "--kv-dtype".into(),
-                reason: "keys and values are kept in one form; give -ctk and -ctv the same".into(),
+                reason: "keys and values are stored in one type; give -ctk and -ctv the same".into(),
             });
         }
         Ok(asked.first().copied())
@@ -239,7 +239,7 @@ pub struct CacheArgs {
 pub enum GpuLayers {
     /// As many as the budgets allow.
     Auto,
-    /// All of them, or it is an error.
+    /// All of them; it is an error where they do not fit.
     All,
     /// No more than this.
     Count(u32),
@@ -261,7 +261,7 @@ impl FromStr for GpuLayers {
     }
 }
 
-/// Storage forms of the KV cache.
+/// Data types of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvDtypeArg {
     /// 4 bytes a number.
@@ -288,7 +288,7 @@ pub enum KernelsArg {
     Portable,
 }
 
-/// Ways of weights to the GPU.
+/// Ways to upload weights to the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum UploadArg {
     /// The one that measured faster.

@@ -1,4 +1,4 @@
-//! Options' twins in the environment: empty ones are as unset, and an error in one is reported by the variable's name, since nobody
+//! Options' twins in the environment: empty ones are as unset, and an error in one names the variable, since nobody
 //! typed the option's.
 
 use std::ffi::OsString;

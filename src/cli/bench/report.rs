@@ -171,15 +171,15 @@ fn average(samples: &[f64]) -> (f64, f64) {
     (mean, variance.sqrt())
 }
 
-/// The rows in one of the forms; all but JSON appear as they come.
+/// The rows in one of the formats; all but JSON are printed as they come.
 pub(super) struct Report {
-    form: BenchOutput,
+    output: BenchOutput,
     columns: Columns,
     rows: Vec<Row>,
     memory: BTreeMap<String, MemoryUse>,
 }
 
-/// Columns of the table that are there only where they tell something.
+/// Columns of the table that are shown only where they hold something.
 #[derive(Debug, Clone, Copy)]
 struct Columns {
     threads: bool,
@@ -188,7 +188,7 @@ struct Columns {
     streams: Streams,
 }
 
-/// Where the table tells what streams.
+/// Where the table says what streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Streams {
     /// Nowhere: nothing does.
@@ -201,7 +201,7 @@ enum Streams {
 
 impl Report {
     /// A report of what `args` ask for, by these plans.
-    pub(super) fn new<'a>(form: BenchOutput, args: &BenchArgs, mut plans: impl Iterator<Item = &'a Arc<Plan>>) -> Report {
+    pub(super) fn new<'a>(output: BenchOutput, args: &BenchArgs, mut plans: impl Iterator<Item = &'a Arc<Plan>>) -> Report {
         let columns = Columns {
             threads: args.lists.threads.len() > 1,
             gpu_layers: args.lists.n_gpu_layers.len() > 1,
@@ -211,16 +211,16 @@ impl Report {
                 false => Streams::Nowhere,
             },
         };
-        Report { form, columns, rows: Vec::new(), memory: BTreeMap::new() }
+        Report { output, columns, rows: Vec::new(), memory: BTreeMap::new() }
     }
 
-    /// Takes a row, and prints it where the form is one of lines.
+    /// Takes a row, and prints it where the format is printed line by line.
     ///
     /// # Errors
     /// [`Error::Io`] where stdout cannot be written.
     pub(super) fn add(&mut self, row: Row) -> Result<()> {
         let is_first = self.rows.is_empty();
-        match self.form {
+        match self.output {
             BenchOutput::Md => {
                 if is_first {
                     self.columns = self.columns.fitting(Stream::Stdout.width(), &row);
@@ -243,7 +243,7 @@ impl Report {
         Ok(())
     }
 
-    /// Takes what was used of each device; of several uses the largest is reported.
+    /// Notes the memory used on each device; of several uses the largest is reported.
     pub(super) fn add_memory(&mut self, used: Vec<MemoryUse>) {
         for memory in used {
             let most = self.memory.entry(memory.device.to_string()).or_insert(memory);
@@ -253,13 +253,13 @@ impl Report {
         }
     }
 
-    /// Prints what is reported at the end.
+    /// Prints the end of the report.
     ///
     /// # Errors
     /// As [`Report::add`].
     pub(super) fn finish(self) -> Result<()> {
         let memory: Vec<MemoryUse> = self.memory.into_values().collect();
-        if self.form == BenchOutput::Json {
+        if self.output == BenchOutput::Json {
             return print_json(&serde_json::json!({ "schema": "tierflow.bench/1", "rows": self.rows, "memory": memory }));
         }
         for memory in memory {

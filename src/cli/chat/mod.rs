@@ -28,7 +28,7 @@ use settings::Manners;
 pub(super) struct ChatOptions {
     /// The system message.
     pub(super) system: Option<String>,
-    /// Nothing is said beside the answers but errors.
+    /// Beside the answers, only errors are printed.
     pub(super) quiet: bool,
     /// Lines are kept for later chats.
     pub(super) history: bool,
@@ -52,7 +52,7 @@ struct Chat<'a> {
 /// Reads messages and commands until `/bye` or the end of input.
 ///
 /// # Errors
-/// Those of the engine and of the terminal; what is wrong with a message or a command is reported, and the chat goes on.
+/// Those of the engine and of the terminal. What is wrong with a message or a command is reported, and the chat goes on.
 pub(super) fn run(engine: &mut Engine, settings: Settings, options: ChatOptions) -> Result<()> {
     let output = Output::beside_editor()?;
     let mut editor = LineEditor::new(options.history)?;
@@ -113,17 +113,17 @@ impl Chat<'_> {
             Input::Set(None) => note(&settings::shown(&self.settings, self.manners)),
             Input::Set(Some((name, value))) => {
                 let defaults = self.session.engine().defaults();
-                reported(settings::set(&mut self.settings, &mut self.manners, defaults, &name, &value), |text| text);
+                report(settings::set(&mut self.settings, &mut self.manners, defaults, &name, &value), |text| text);
             }
             Input::Show(what) => self.show(&what),
             Input::Save(file) => {
                 let n_messages = self.conversation.n_messages();
-                reported(self.conversation.save(&path_of(&file)), |()| format!("{n_messages} messages are in {file}\n"));
+                report(self.conversation.save(&path_of(&file)), |()| format!("{n_messages} messages are in {file}\n"));
             }
             Input::Load(file) => {
                 let loaded = Conversation::load(&path_of(&file)).map(|loaded| self.conversation = loaded);
                 let n_messages = self.conversation.n_messages();
-                reported(loaded, |()| format!("{n_messages} messages of {file} are loaded\n"));
+                report(loaded, |()| format!("{n_messages} messages of {file} are loaded\n"));
             }
             Input::Refused(reason) => note(&format!("{reason}\n")),
         }
@@ -231,8 +231,8 @@ fn path_of(file: &str) -> PathBuf {
     platform::expanded(OsStr::new(file), dirs::home_dir().as_deref(), &|name| std::env::var_os(name))
 }
 
-/// Says what came of a command.
-fn reported<T>(outcome: Result<T>, text: impl FnOnce(T) -> String) {
+/// Prints the outcome of a command.
+fn report<T>(outcome: Result<T>, text: impl FnOnce(T) -> String) {
     match outcome {
         Ok(done) => note(&text(done)),
         Err(error) => note(&format!("error: {}\n", text_of(&error))),

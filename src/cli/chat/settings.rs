@@ -11,7 +11,7 @@ pub(super) struct Manners {
     pub(super) history: bool,
     /// Words go to the next line whole.
     pub(super) word_wrap: bool,
-    /// What an answer cost is reported after it.
+    /// The statistics of an answer are printed after it.
     pub(super) verbose: bool,
 }
 

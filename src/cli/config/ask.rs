@@ -44,7 +44,7 @@ pub(super) fn questions(devices: Vec<(String, String)>) -> Vec<Question> {
 
 /// This machine's devices that may have a budget, with their names and memory.
 pub(super) fn devices() -> Vec<(String, String)> {
-    // A machine whose drivers fail still has a host; `tierflow devices` tells what is wrong with them.
+    // A machine whose drivers fail still has a host; `tierflow devices` says what is wrong with them.
     let adapters = pollster::block_on(machine::adapters()).unwrap_or_default();
     let specs = adapters.into_iter().map(|found| found.spec).chain([machine::host_spec()]);
     specs

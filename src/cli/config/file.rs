@@ -12,7 +12,7 @@ use toml_edit::{Document, Item, TableLike};
 use super::setting::{Kind, Setting};
 use crate::error::{Error, Result};
 
-/// The version of the file's form that this program reads and writes.
+/// The version of the file's format that this program reads and writes.
 pub(super) const VERSION: i64 = 1;
 
 /// The key that holds it.
@@ -56,8 +56,8 @@ pub(in crate::cli) struct ConfigFile {
     pub(super) text: String,
     /// Its settings as they would be typed, by name.
     values: BTreeMap<String, OsString>,
-    /// Why it was not read, where nobody named it.
-    reason: Option<(ErrorKind, String)>,
+    /// Why it could not be read, where nobody named it.
+    read_error: Option<(ErrorKind, String)>,
 }
 
 impl ConfigFile {
@@ -70,7 +70,7 @@ impl ConfigFile {
     pub(in crate::cli) fn load() -> Result<ConfigFile> {
         match Location::find() {
             Ok(location) => ConfigFile::load_at(location),
-            Err(_) => Ok(ConfigFile { location: None, exists: false, text: String::new(), values: BTreeMap::new(), reason: None }),
+            Err(_) => Ok(ConfigFile { location: None, exists: false, text: String::new(), values: BTreeMap::new(), read_error: None }),
         }
     }
 
@@ -81,22 +81,22 @@ impl ConfigFile {
     }
 
     fn load_at(location: Location) -> Result<ConfigFile> {
-        let (bytes, reason) = match std::fs::read(&location.path) {
+        let (bytes, read_error) = match std::fs::read(&location.path) {
             Ok(bytes) => (Some(bytes), None),
-            Err(reason) if reason.kind() == ErrorKind::NotFound => (None, None),
-            Err(reason) if location.is_named => return Err(Error::io("read", location.path.display(), reason)),
+            Err(error) if error.kind() == ErrorKind::NotFound => (None, None),
+            Err(error) if location.is_named => return Err(Error::io("read", location.path.display(), error)),
             // A home that is no folder, such as a service's /dev/null, holds no file.
-            Err(reason) if reason.kind() == ErrorKind::NotADirectory => (None, None),
-            Err(reason) => (None, Some((reason.kind(), reason.to_string()))),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => (None, None),
+            Err(error) => (None, Some((error.kind(), error.to_string()))),
         };
         let exists = bytes.is_some();
         let reader = Reader { path: &location.path };
         let text = reader.decode(bytes.unwrap_or_default())?;
         let values = reader.read(&text)?;
-        Ok(ConfigFile { location: Some(location), exists, text, values, reason })
+        Ok(ConfigFile { location: Some(location), exists, text, values, read_error })
     }
 
-    /// The file, for commands that live by it.
+    /// The file, for commands that are about it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where the user named a file that is not there.
@@ -110,23 +110,22 @@ impl ConfigFile {
         }
     }
 
-    /// Logs that the file was not read, where it may hold something: a warning where it is there, a line for those who look closer
-    /// where even that cannot be reported.
-    pub(in crate::cli) fn note_reason(&self) {
-        let (Some(path), Some((_, reason))) = (self.path(), &self.reason) else { return };
+    /// Logs that the file could not be read: as a warning where it exists, at debug level where even that is not known.
+    pub(in crate::cli) fn log_read_error(&self) {
+        let (Some(path), Some((_, error))) = (self.path(), &self.read_error) else { return };
         match path.symlink_metadata() {
-            Ok(_) => tracing::warn!("the config file {} is left out, since it cannot be read: {reason}", path.display()),
-            Err(_) => tracing::debug!("whether there is a config file {} cannot be reported: {reason}", path.display()),
+            Ok(_) => tracing::warn!("the config file {} is left out, since it cannot be read: {error}", path.display()),
+            Err(_) => tracing::debug!("whether there is a config file {} is not known: {error}", path.display()),
         }
     }
 
-    /// The file, for who goes on from what it holds.
+    /// The file, for commands that change or replace what it holds.
     ///
     /// # Errors
-    /// [`Error::Io`] where it was not read.
-    pub(super) fn read_or_reason(self) -> Result<ConfigFile> {
-        match (&self.reason, self.path()) {
-            (Some((kind, reason)), Some(path)) => Err(Error::io("read", path.display(), std::io::Error::new(*kind, reason.clone()))),
+    /// [`Error::Io`] where it could not be read.
+    pub(super) fn require_read(self) -> Result<ConfigFile> {
+        match (&self.read_error, self.path()) {
+            (Some((kind, error)), Some(path)) => Err(Error::io("read", path.display(), std::io::Error::new(*kind, error.clone()))),
             _ => Ok(self),
         }
     }
@@ -154,8 +153,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn decode(&self, bytes: Vec<u8>) -> Result<String> {
-        String::from_utf8(bytes).map_err(|reason| {
-            let good = String::from_utf8_lossy(&reason.as_bytes()[..reason.utf8_error().valid_up_to()]).into_owned();
+        String::from_utf8(bytes).map_err(|error| {
+            let good = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
             let end = good.len();
             self.error(&good, Some(end..end), None, "is not UTF-8 here, as TOML must be")
         })
@@ -163,9 +162,9 @@ impl Reader<'_> {
 
     /// The settings in `text` as they would be typed, by name.
     fn read(&self, text: &str) -> Result<BTreeMap<String, OsString>> {
-        let document = Document::parse(text).map_err(|reason| {
-            let words = reason.message().trim().replace('\n', ", ");
-            self.error(text, reason.span(), None, &format!("is no TOML here: {words}"))
+        let document = Document::parse(text).map_err(|error| {
+            let words = error.message().trim().replace('\n', ", ");
+            self.error(text, error.span(), None, &format!("is no TOML here: {words}"))
         })?;
         let table = document.as_table();
         // The version first: what else a newer file holds is not for this program to judge.
@@ -367,9 +366,9 @@ mod tests {
         // A folder in its place cannot be read even by root.
         let unread = at(folder.path().to_owned());
         assert!(unread.values().is_empty() && !unread.exists());
-        let reason = unread.read_or_reason().unwrap_err().to_string();
+        let reason = unread.require_read().unwrap_err().to_string();
         assert!(reason.contains(&folder.path().display().to_string()), "{reason}");
         let nowhere = at(folder.path().join("file").join("config.toml"));
-        assert!(nowhere.read_or_reason().unwrap().values().is_empty(), "where a home is no folder there is no file");
+        assert!(nowhere.require_read().unwrap().values().is_empty(), "where a home is no folder there is no file");
     }
 }

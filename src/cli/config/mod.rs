@@ -53,11 +53,11 @@ fn write(args: &ConfigArgs, file: Result<ConfigFile>, matches: &ArgMatches) -> R
         });
         (String::new(), defaults.chain(typed).collect())
     } else if typed.is_empty() {
-        let file = file?.read_or_reason()?;
+        let file = file?.require_read()?;
         let answers = answers(&file)?;
         (file.text, answers)
     } else {
-        (file?.read_or_reason()?.text, typed)
+        (file?.require_read()?.text, typed)
     };
     write_with_folder(&location.path, edit::apply(&text, &changes)?.as_bytes())?;
     print(&format!("wrote {}\n", location.path.display()))

@@ -38,7 +38,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What may be written, as a user would be reported.
+    /// What may be written, in words for the user.
     pub(super) fn allowed(self) -> &'static str {
         match self {
             Kind::Text => "a text in quotes",

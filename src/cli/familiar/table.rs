@@ -59,7 +59,7 @@ pub(super) const IDLE: [Idle; 20] = [
     Idle { names: &["--keep"], takes: Takes::Value, why: "the system message stays, and the oldest turns of a chat leave whole" },
     Idle { names: &["--context-shift"], takes: Takes::Nothing, why: "a chat does that unless --no-context-shift forbids it" },
     Idle { names: &["--prio", "--prio-batch", "--poll", "--poll-batch"], takes: Takes::Value, why: "threads are the system's to order" },
-    Idle { names: &["--perf", "--no-perf", "--show-timings"], takes: Takes::Nothing, why: "rates are always told; -q leaves them out" },
+    Idle { names: &["--perf", "--no-perf", "--show-timings"], takes: Takes::Nothing, why: "rates are always shown; -q leaves them out" },
     Idle { names: &["--display-prompt", "--no-display-prompt"], takes: Takes::Nothing, why: "a prompt is never printed" },
     Idle { names: &["--no-escape"], takes: Takes::Nothing, why: "prompts are always taken as they are" },
     Idle { names: &["--simple-io"], takes: Takes::Nothing, why: "off a terminal, text comes plain" },

@@ -113,7 +113,7 @@ impl ComponentDevice {
         }
     }
 
-    /// What HuggingFace's libraries take: the text of a single device, or a map with unquantised values for `cuda` devices.
+    /// What HuggingFace's libraries take: the text of a single device, or a map with plain numbers for `cuda` devices.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a map with a `cuda` device that has no id.

@@ -1,4 +1,4 @@
-//! Blocks of integers with NEON, which every arm64 processor has: eight rows in two vectors of four lanes. Unquantised values are left
+//! Blocks of integers with NEON, which every arm64 processor has: eight rows in two vectors of four lanes. Unquantised weights are left
 //! to the compiler, which uses NEON without asking.
 
 use std::arch::aarch64::*;

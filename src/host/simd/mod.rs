@@ -14,7 +14,7 @@
 //! So the result has one value, bit for bit, whatever the instructions, the number of tokens beside, or the rows beside.
 //! Sixteen bits are as good as f32 here (a step is 1/65 534 of a block's span); eight, which llama.cpp takes, are a little faster,
 //! but change a small model's words.
-//! Of unquantised values, eight partial sums run over the columns, column `k` in sum `k % 8`, and are added at the end in one order,
+//! For unquantised weights, eight partial sums run over the columns, column `k` in sum `k % 8`, and are added at the end in one order,
 //! that of [`column_places`]. Their roundings may differ between processors (with or without fused multiplication), but not with
 //! the tokens or rows beside. One token's sums are the lanes of a vector. For many tokens the lanes are rows instead, which spares
 //! adding lanes and reading each row again: a [`PanelColumn`] meets a [`TileColumn`], the columns of one partial sum after those of
@@ -35,11 +35,11 @@ use crate::dtype::{Block, BlockLayout, DType, PART_LEN, Scaling};
 pub const PANEL_ROWS: usize = 8;
 /// Values in a block.
 pub const BLOCK_LEN: usize = PART_LEN;
-/// Partial sums of a product of unquantised values.
+/// Partial sums of a product with unquantised weights.
 pub const LANES: usize = 8;
 /// The order in which they are added: neighbours, then the sums of neighbours, then the two that are left. It is its own inverse.
 const LANE_ORDER: [usize; LANES] = [0, 4, 2, 6, 1, 5, 3, 7];
-/// Rows of a panel of unquantised values: two vectors of sums for each token, so that its values are loaded for two.
+/// Rows of a panel of unquantised weights: two vectors of sums for each token, so that its values are loaded for two.
 pub const FLOAT_PANEL_ROWS: usize = 16;
 /// Tokens in a [`TileColumn`]: two vectors of sums for each, two of rows and one of a token's values fill sixteen registers.
 pub const TILE_TOKENS: usize = 6;
@@ -96,7 +96,7 @@ impl PanelBlock {
     pub const ZERO: PanelBlock = PanelBlock { factors: [[0.0; PANEL_ROWS]; MAX_FACTORS], values: [[[0; 2]; PANEL_ROWS]; N_PAIRS] };
 }
 
-/// One column of sixteen rows of unquantised values. A panel of `n_columns` has [`padded`]`(n_columns)` of them where [`column_places`]
+/// One column of sixteen unquantised rows. A panel of `n_columns` has [`padded`]`(n_columns)` of them where [`column_places`]
 /// says, and zeros where no column is.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
@@ -139,9 +139,9 @@ pub struct Simd {
     pub unpack: fn(DType, &PanelRows<'_>, panel: &mut [PanelBlock]),
     /// A panel times tokens (`[n_tokens, n_columns / 32]`): `products` is `[n_tokens]`, as `multiply_rows` has them.
     pub multiply_panel: fn(DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [PanelProducts]),
-    /// Eight rows of unquantised values times one token (`[n_columns]`).
+    /// Eight unquantised rows times one token (`[n_columns]`).
     pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> PanelProducts,
-    /// Decodes sixteen rows of unquantised values into the panel of `n_columns` columns.
+    /// Decodes sixteen unquantised rows into the panel of `n_columns` columns.
     pub arrange: fn(Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]),
     /// A panel times a tile of as many columns: products of the tile's first `products.len()` tokens, as `dot_rows` has them.
     pub multiply_tile: fn(panel: &[PanelColumn], tile: &[TileColumn], products: &mut [[f32; FLOAT_PANEL_ROWS]]),

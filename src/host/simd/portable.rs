@@ -82,9 +82,9 @@ fn add_block(scaling: Scaling, block: &PanelBlock, token: &TokenBlock, sums: &mu
     }
 }
 
-fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, token.len() * form.size_bytes());
-    rows.map(|row| match form {
+fn dot_rows(floats: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
+    check_rows(rows, token.len() * floats.size_bytes());
+    rows.map(|row| match floats {
         Floats::F32 => dot(row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)), token),
         Floats::F16 => dot(row.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()), token),
         Floats::BF16 => dot(row.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()), token),
@@ -100,8 +100,8 @@ fn dot(row: impl Iterator<Item = f32>, token: &[f32]) -> f32 {
     add_lanes(LANE_ORDER.map(|lane| sums[lane]))
 }
 
-fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
-    check_rows(rows, n_columns * form.size_bytes());
+fn arrange(floats: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
+    check_rows(rows, n_columns * floats.size_bytes());
     check_panel(panel, n_columns);
     panel.fill(PanelColumn::ZERO);
     let mut values = [0.0; LANES];
@@ -109,7 +109,7 @@ fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], pan
         let begin = chunk * LANES;
         let values = &mut values[..LANES.min(n_columns - begin)];
         for (row, bytes) in rows.iter().enumerate() {
-            form.decode(&bytes[begin * form.size_bytes()..], values);
+            floats.decode(&bytes[begin * floats.size_bytes()..], values);
             for (value, place) in values.iter().zip(column_places(n_columns, chunk)) {
                 panel[place].0[row] = *value;
             }

@@ -8,7 +8,7 @@ use crate::kernels::{MATMUL_UNALIGNED, dispatch, fold, require};
 /// `@workgroup_size` of the shader.
 const WORKGROUP: u32 = 64;
 
-/// Makes the dispatch, of one product; the dtype is a plain one, since blocks hold 32 values.
+/// Makes the dispatch, of one product; the dtype is an unquantised one, since blocks hold 32 values.
 ///
 /// # Errors
 /// As [`crate::kernels::matmul::prepare_products`].

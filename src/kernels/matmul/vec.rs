@@ -24,7 +24,7 @@ const LANE: Shape = Shape { lanes: 1, workgroup: 8, rows: 8 };
 
 /// The same for one token and a matrix of blocks. A lane loads the token for four rows at a time in any case, and twice as many
 /// workgroups are shared out more evenly: a matrix of 576 rows has nine of the other shape, and of two threads one gets five.
-/// Lavapipe takes 0.84 to 0.97 of the time for Q4_0 and Q4_1, as long as before for Q8_0, and 1.05 for unquantised values.
+/// Lavapipe takes 0.84 to 0.97 of the time for Q4_0 and Q4_1, as long as before for Q8_0, and 1.05 for unquantised weights.
 const LANE_OF_BLOCKS: Shape = Shape { rows: 4, ..LANE };
 
 /// A row's blocks are read side by side by the lanes of half a hardware wave or more.

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_reported_as_a_list() {
+    fn names_are_written_as_a_list() {
         assert_eq!(names_of_all(), "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, smollm3 and granite");
         assert!(by_name("llama").is_some() && by_name("Llama").is_none());
     }

@@ -217,9 +217,9 @@ const ATTACKS: &[Attack] = &[
     }),
     ("tokens of numbers", "tokenizer.ggml.tokens", |f| f.set("tokenizer.ggml.tokens", ARRAY, array(U32, 1, &[0; 4]))),
     ("no embedding", "token_embd.weight", |f| f.tensors[0].0 = text("other.weight")),
-    ("rope divisor zero", "rotary divisor 3 is 0", |f| f.data[1612..1616].fill(0)),
-    ("rope divisor NaN", "rotary divisor 0 is NaN", |f| f.data[1600..1604].fill(0xFF)),
-    ("rope divisors of wrong type", "must be F32", |f| f.tensors[2].2 = 1),
+    ("rope frequency factor zero", "rotary frequency factor 3 is 0", |f| f.data[1612..1616].fill(0)),
+    ("rope frequency factor NaN", "rotary frequency factor 0 is NaN", |f| f.data[1600..1604].fill(0xFF)),
+    ("rope frequency factors of wrong type", "must be F32", |f| f.tensors[2].2 = 1),
 ];
 
 #[test]

@@ -1,4 +1,4 @@
-//! Model files from untrusted input: whatever is wrong with them, opening ends within seconds in an error that names the file and the error.
+//! Model files are untrusted input: whatever is wrong with them, opening ends within seconds in an error that names the file and the cause.
 
 mod changed;
 mod gguf;

@@ -1,4 +1,4 @@
-//! The form of `golden/device_maps.json`: what Accelerate 1.15.0 itself made of module trees and budgets.
+//! The format of `golden/device_maps.json`: what Accelerate 1.15.0 itself made of module trees and budgets.
 
 use std::collections::BTreeMap;
 

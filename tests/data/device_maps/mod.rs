@@ -1,5 +1,5 @@
 //! Device maps against those that Accelerate 1.15.0 itself made (`golden/device_maps.json`), through the public interface. The variable
-//! `TIERFLOW_DEVICE_MAPS` names another file of the same form.
+//! `TIERFLOW_DEVICE_MAPS` names another file of the same format.
 
 mod form;
 mod own_models;

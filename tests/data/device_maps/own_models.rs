@@ -78,22 +78,22 @@ fn quantised_weights_count_as_they_are_stored() {
 }
 
 #[test]
-fn an_inferred_map_gives_every_matrix_a_stored_on() {
+fn an_inferred_map_gives_every_matrix_a_device() {
     let (catalog, model) = small(true, DType::Q8_0);
     let tree = ModuleTree::of_model(&catalog, &model).unwrap();
     let budgets: MaxMemory = "gpu:0=100KiB,cpu=25KiB".parse().unwrap();
     let map = DeviceMapMode::Auto.device_map(&tree, &Budgets::from(&budgets), &InferOptions::default()).unwrap().map;
     assert_eq!(map.check(&tree).unwrap(), None, "every tensor has a device, and every name is a module");
-    let stored_on = map.placements(&catalog, &model).unwrap();
-    assert_eq!(stored_on.len(), 1 + model.units.iter().map(|unit| unit.matrices().count()).sum::<usize>());
+    let placements = map.placements(&catalog, &model).unwrap();
+    assert_eq!(placements.len(), 1 + model.units.iter().map(|unit| unit.matrices().count()).sum::<usize>());
     // A tied head shares its matrix with the embedding.
-    let matrices: BTreeSet<(TensorId, Device)> = stored_on.iter().map(|stored_on| (stored_on.tensor, stored_on.stored_on)).collect();
+    let matrices: BTreeSet<(TensorId, Device)> = placements.iter().map(|placed| (placed.tensor, placed.stored_on)).collect();
     let bytes =
         |device| -> Bytes { matrices.iter().filter(|(_, stored_on)| *stored_on == device).map(|(id, _)| catalog[*id].size_bytes).sum() };
     let used = [Device::Gpu(0), Device::Cpu, Device::Disk].map(bytes);
     assert!(used.iter().all(|used| *used > Bytes::ZERO), "{}", map.to_json());
     assert!(used[0] <= Bytes::kib(100) && used[1] <= Bytes::kib(25), "{used:?}");
-    assert_eq!(DeviceMap::from_json(&map.to_json(), "map.json").unwrap().placements(&catalog, &model).unwrap(), stored_on);
+    assert_eq!(DeviceMap::from_json(&map.to_json(), "map.json").unwrap().placements(&catalog, &model).unwrap(), placements);
 }
 
 #[test]
@@ -101,8 +101,8 @@ fn a_tied_head_may_live_apart_from_its_embedding() {
     let (catalog, model) = small(true, DType::F16);
     let read = |json: &str| DeviceMap::from_json(json, "map.json").unwrap();
     let embedding_and_head = |json: &str| {
-        let stored_on = read(json).placements(&catalog, &model).unwrap();
-        let of = |kind: UnitKind| stored_on.iter().find(|stored_on| model.units[stored_on.unit].kind == kind).unwrap();
+        let placements = read(json).placements(&catalog, &model).unwrap();
+        let of = |kind: UnitKind| placements.iter().find(|placed| model.units[placed.unit].kind == kind).unwrap();
         assert_eq!(of(UnitKind::Embedding).tensor, of(UnitKind::Head).tensor);
         (of(UnitKind::Embedding).stored_on, of(UnitKind::Head).stored_on)
     };

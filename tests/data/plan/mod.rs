@@ -230,10 +230,10 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
 
 /// What the host holds besides what it computes with: what streams from it, and the embedding.
 fn held_for_others(model: &Model, made: &Plan) -> u128 {
-    let held = |index: &usize| made.stored_on(*index) == Device::Cpu && made.executor(*index) != Device::Cpu;
-    let chunks: u128 = (0..made.chunks.len()).filter(held).map(|index| u128::from(made.chunks[index].size_bytes.0)).sum();
-    let tied_head_is_held = model.config.tied_embeddings && made.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
-    let has_embedding = made.units[0].stored_on == Device::Cpu && !tied_head_is_held;
+    let is_host_resident = |index: &usize| made.stored_on(*index) == Device::Cpu && made.executor(*index) != Device::Cpu;
+    let chunks: u128 = (0..made.chunks.len()).filter(is_host_resident).map(|index| u128::from(made.chunks[index].size_bytes.0)).sum();
+    let tied_head_is_host_resident = model.config.tied_embeddings && made.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
+    let has_embedding = made.units[0].stored_on == Device::Cpu && !tied_head_is_host_resident;
     chunks + if has_embedding { u128::from(made.units[0].size_bytes.0) } else { 0 }
 }
 
@@ -419,7 +419,7 @@ fn everything_is_resident_with_a_long_context_where_the_budget_suffices() {
 fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
     assert_eq!(sizes::ATTENTION_PARTS_MAX as u32, attention::MAX_PARTS);
     assert_eq!(sizes::ATTENTION_PART_POSITIONS_MIN as u32, attention::MIN_PART_POSITIONS);
-    assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_FEW_TOKENS);
+    assert_eq!(sizes::ATTENTION_PARTS_TOKENS as u32, matmul::MAX_DECODE_TOKENS);
     let config = models::config();
     let (_, model) = models::model(&config, |_| DType::F16);
     for n_tokens in [1, 3, 8, 9, 64] {
@@ -482,8 +482,8 @@ fn what_a_plan_tells_of_the_disk_adds_up() {
         let made = plan(&catalog, &model, &devices, &options).unwrap();
         let matrices: Bytes = catalog.tensors.iter().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.size_bytes).sum();
         let text = made.to_string();
-        let reported = format!("\n  disk   holds 3 layers, the embedding and the head: {matrices}\n");
-        assert!(text.contains(&reported), "{text}\n{reported}");
+        let line = format!("\n  disk   holds 3 layers, the embedding and the head: {matrices}\n");
+        assert!(text.contains(&line), "{text}\n{line}");
         let streamed = made.streamed_bytes();
         assert!(text.contains(&format!("\n         streams 3 layers and the head: {streamed} from disk per token\n")), "{text}");
     }

@@ -24,7 +24,7 @@ const N_FOLLOWED: usize = 900;
 /// More than any of the models takes with sizes within reason.
 const AMPLE: Bytes = Bytes(1 << 61);
 
-/// What placements are asked for; a map is made for the model's layers and the devices that compute.
+/// Which placement is asked for; a map is made for the model's layers and the devices that compute.
 #[derive(Debug, Clone)]
 enum Rule {
     Planner,
@@ -49,7 +49,7 @@ fn cases() -> impl Strategy<Value = Case> {
         |(case, rule, budgets, spill, fit, objective)| {
             let devices = [Device::Gpu(0), Device::Gpu(1), Device::Cpu].into_iter().zip(budgets);
             let max_memory: BTreeMap<Device, Bytes> = devices.filter_map(|(device, budget)| Some((device, Bytes(budget?)))).collect();
-            let stored_on = match rule {
+            let placement = match rule {
                 Rule::Planner => PlacementRule::Auto,
                 Rule::FrontToBack => PlacementRule::FrontToBack,
                 Rule::Mode(mode) => PlacementRule::Accelerate(mode),
@@ -58,7 +58,7 @@ fn cases() -> impl Strategy<Value = Case> {
             let context = if fit { Context::Fit } else { Context::Comfortable };
             let ctx_size = case.options.ctx_size.filter(|_| !fit);
             let n_seqs = if objective == Objective::Throughput { 0 } else { case.options.n_seqs };
-            let options = PlanOptions { max_memory, placement: stored_on, spill, context, ctx_size, objective, n_seqs, ..case.options };
+            let options = PlanOptions { max_memory, placement, spill, context, ctx_size, objective, n_seqs, ..case.options };
             Case { options, ..case }
         },
     )
@@ -88,8 +88,8 @@ fn below(typed: Bytes) -> Bytes {
     Bytes(typed.0 - 1).typed_down().parse().expect("a size")
 }
 
-/// What is not true of a refusal.
-fn reason_of(case: &Case, catalog: &Catalog, model: &Model, refusal: &Error) -> Option<String> {
+/// What is wrong with a refusal.
+fn error_in(case: &Case, catalog: &Catalog, model: &Model, refusal: &Error) -> Option<String> {
     let planned = |budgets: &[(Device, Bytes)]| {
         let mut options = case.options.clone();
         options.max_memory.extend(budgets.iter().copied());
@@ -103,10 +103,10 @@ fn reason_of(case: &Case, catalog: &Catalog, model: &Model, refusal: &Error) -> 
     match refusal {
         Error::DoesNotFit { device: name, needed, .. } => {
             let (device, typed) = (device(name), needed.typed_up());
-            let reported = format!("does not fit {name}: needs at least {}, has", needed.typed());
+            let expected = format!("does not fit {name}: needs at least {}, has", needed.typed());
             let text = refusal.to_string();
-            let is_reported = (!text.starts_with(&reported)).then_some(text);
-            let reason = is_reported.or_else(|| followed(&[(device, typed)])).or_else(|| followed(&[(device, *needed)]));
+            let wrong_text = (!text.starts_with(&expected)).then_some(text);
+            let reason = wrong_text.or_else(|| followed(&[(device, typed)])).or_else(|| followed(&[(device, *needed)]));
             reason.or_else(|| too_small(&[(device, Bytes(needed.0 - 1))])).or_else(|| too_small(&[(device, below(typed))]))
         }
         Error::DoNotFit { shortfalls, .. } => {
@@ -148,7 +148,7 @@ fn what_a_refusal_names_is_enough_and_the_least() {
             _ => "no budget",
         };
         *n_of_kind.entry(kind).or_default() += 1;
-        if let Some(reason) = reason_of(&case, &catalog, &model, &refusal) {
+        if let Some(reason) = error_in(&case, &catalog, &model, &refusal) {
             errors.push(format!("case {index}: {refusal}\n  but {reason}\n  {:?}", case.options));
         }
     }

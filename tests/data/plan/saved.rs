@@ -32,11 +32,10 @@ fn example() -> (Case, Value) {
     let config = ModelConfig { n_layers: 3, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::mib(64));
-    let unit_assignments =
+    let assignments =
         [(Device::Gpu(0), Device::Gpu(0)), (Device::Gpu(0), Device::Cpu), (Device::Cpu, Device::Disk), (Device::Gpu(0), Device::Disk)];
     let placement = |(index, unit): (usize, &tierflow::model::Unit)| {
-        let (execute_on, stored_on) =
-            if index == 0 { (Device::Cpu, Device::Cpu) } else { unit_assignments[index % unit_assignments.len()] };
+        let (execute_on, stored_on) = if index == 0 { (Device::Cpu, Device::Cpu) } else { assignments[index % assignments.len()] };
         Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] }
     };
     let placements = model.units.iter().enumerate().map(placement).collect();

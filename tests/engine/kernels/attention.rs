@@ -1,6 +1,6 @@
 //! Attention in every variant: alone and side by side, short and in parts, whole and cut.
 
-use tierflow::device::TokenCount;
+use tierflow::device::Phase;
 use tierflow::error::Result;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::kernels::attention::AttentionVariant;
@@ -217,8 +217,8 @@ fn attention_lets_a_nan_through() {
 
 #[test]
 fn attention_takes_tiles_only_where_tokens_of_a_sequence_follow_each_other() {
-    assert_eq!(attention::token_count(256, 1), TokenCount::Many);
-    assert_eq!(attention::token_count(256, 64), TokenCount::Many);
-    assert_eq!(attention::token_count(32, 32), TokenCount::Few);
-    assert_eq!(attention::token_count(8, 1), TokenCount::Few);
+    assert_eq!(attention::phase(256, 1), Phase::Prefill);
+    assert_eq!(attention::phase(256, 64), Phase::Prefill);
+    assert_eq!(attention::phase(32, 32), Phase::Decode);
+    assert_eq!(attention::phase(8, 1), Phase::Decode);
 }

@@ -36,13 +36,13 @@ struct Gguf {
 struct GgufTensor {
     name: String,
     from: String,
-    /// Heads whose rows are permuted: those that turn together become neighbours.
+    /// Heads whose rows are permuted to interleaved pairs.
     permuted_heads: Option<usize>,
     add: f32,
 }
 
 impl Golden {
-    /// Writes a folder, and where there is a GGUF form a folder with that, each with the answers; says how many.
+    /// Writes a folder, and where the case has a GGUF file a folder with that, each with the answers; returns how many.
     pub fn write(&self, root: &Path, name: &str) -> usize {
         let folder = root.join(name);
         self.write_folder(&folder);
@@ -135,7 +135,7 @@ impl Tensor {
     }
 }
 
-/// Rows (i, i + half) of a head become neighbours (`LlamaModel.permute` of llama.cpp's converter).
+/// Rows of a head from NeoX order (i, i + half) to interleaved pairs (`LlamaModel.permute` of llama.cpp's converter).
 fn permuted(values: &[f32], n_heads: usize, n_rows: usize, n_columns: usize) -> Vec<f32> {
     let size = n_rows / n_heads;
     let source = |row: usize| row / size * size + row % size / 2 + row % 2 * (size / 2);

@@ -28,8 +28,8 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("web-bundle: {fault}");
+        Err(error) => {
+            eprintln!("web-bundle: {error}");
             ExitCode::FAILURE
         }
     }

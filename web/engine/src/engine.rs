@@ -1,4 +1,4 @@
-//! A loaded model: it answers, and tells what happened when.
+//! A loaded model: it answers, and keeps a trace of what happened when.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -18,7 +18,7 @@ use crate::error::{Result, invalid, json};
 use crate::fields::Fields;
 use crate::prompt::{self, Pace};
 
-/// A loaded model. While it generates it still tells its plan, its trace and its memory.
+/// A loaded model. While it generates, its plan, trace and memory can still be asked for.
 #[wasm_bindgen]
 pub struct Engine {
     /// Taken out while it generates.
@@ -82,7 +82,7 @@ impl Request {
 }
 
 impl Engine {
-    /// `plan` is what [`crate::model::Model::plan`] tells of it.
+    /// `plan` is what [`crate::model::Model::plan`] returned.
     pub fn new(engine: tierflow::Engine, plan: String) -> Engine {
         let made = engine.plan();
         engine.trace().keep_many();
@@ -101,12 +101,12 @@ impl Engine {
 
 #[wasm_bindgen]
 impl Engine {
-    /// Where everything lives, as [`crate::model::Model::plan`] tells it.
+    /// Where everything is stored, as [`crate::model::Model::plan`] returns it.
     pub fn plan(&self) -> String {
         self.plan.clone()
     }
 
-    /// Answers `request` (JSON). `on_part` is told how many tokens of the prompt are read and how many there are, `on_step` each
+    /// Answers `request` (JSON). `on_part` is called with how many tokens of the prompt are read and how many there are, `on_step` each
     /// token of the answer and the text that it completes. Either may return a promise, which is waited for, and ends the answer
     /// with false. Yields JSON: the answer, why it ended (`stop`, `length` or `cancelled`), counts and times.
     pub async fn generate(&self, request: &str, on_part: Function, on_step: Function) -> Result<String> {

@@ -1,4 +1,4 @@
-//! Errors as JavaScript's `Error` objects, with a name to tell them apart and numbers where they have some.
+//! Errors as JavaScript's `Error` objects, with a name to distinguish them and numbers where they have some.
 
 use js_sys::Reflect;
 use serde::Serialize;

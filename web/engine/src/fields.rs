@@ -1,4 +1,4 @@
-//! Arguments that are JSON objects, field by field: what is wrong with one is reported by its name.
+//! Arguments that are JSON objects, field by field: an error names the field at fault.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -31,8 +31,8 @@ impl Fields {
         match self.values.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
-                let reported = value.to_string();
-                serde_json::from_value(value).map(Some).map_err(|_| invalid(name, format!("{reported} is not understood; give {form}")))
+                let found = value.to_string();
+                serde_json::from_value(value).map(Some).map_err(|_| invalid(name, format!("{found} is not understood; give {form}")))
             }
         }
     }

@@ -38,7 +38,7 @@ pub fn start() {
     std::panic::set_hook(Box::new(|panic| print_error(&format!("tierflow: {panic}"))));
 }
 
-/// This machine as the browser shows it, as JSON of the form of `tierflow devices --json`: the adapter if there is one, the
+/// This machine as the browser shows it, as JSON like that of `tierflow devices --json`: the adapter if there is one, the
 /// worker's own core, and the model's files. Plans that name no other machine are for this one.
 #[wasm_bindgen]
 pub async fn devices() -> Result<String> {
@@ -61,8 +61,8 @@ pub fn kernels() -> Result<String> {
 }
 
 /// What a function of JavaScript's answers: whether to go on. It may answer later; one that throws wants no more.
-async fn answer_of(reported: Result<JsValue, JsValue>) -> bool {
-    let answer = match reported.map(|answer| answer.dyn_into::<js_sys::Promise>()) {
+async fn answer_of(returned: Result<JsValue, JsValue>) -> bool {
+    let answer = match returned.map(|answer| answer.dyn_into::<js_sys::Promise>()) {
         Ok(Ok(later)) => JsFuture::from(later).await,
         Ok(Err(now)) => Ok(now),
         Err(thrown) => Err(thrown),

@@ -33,7 +33,7 @@ impl Model {
         Ok(Model { checkpoint: Arc::new(Checkpoint::from_sources(sources(files, &reading)?)?), reading })
     }
 
-    /// What it is made of and what it would need, as JSON of the form of `tierflow inspect --json`.
+    /// What it is made of and what it would need, as JSON like that of `tierflow inspect --json`.
     pub fn inspect(&self) -> Result<String> {
         let checkpoint = &self.checkpoint;
         let model = tierflow::model::Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
@@ -53,7 +53,7 @@ impl Model {
         Ok(json(&described(&prepared, &options))?)
     }
 
-    /// Loads what the plan holds in memory; `progress` is told bytes done and bytes in all, and ends the load by returning false:
+    /// Loads what the plan holds in memory; `progress` is called with bytes done and bytes in all, and ends the load by returning false:
     /// it fails with `InterruptedError` before anything more is read.
     pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
         let options = options::read(options)?;
@@ -69,14 +69,14 @@ impl Model {
     }
 }
 
-/// All that [`Model::plan`] tells.
+/// All that [`Model::plan`] returns.
 fn described(prepared: &Prepared, options: &options::Options) -> serde_json::Value {
     let explanation = prepared.explain();
-    let mut reported = prepared.to_json(&explanation);
-    reported["text"] = format!("{}{}", prepared.summary(), explanation.in_words(&OfThisApi)).into();
-    reported["forecast"] = serde_json::json!({"prefill": prepared.forecast.prefill, "decode": prepared.forecast.decode});
-    reported["command"] = options.command(&prepared.checkpoint.path).into();
-    reported
+    let mut json = prepared.to_json(&explanation);
+    json["text"] = format!("{}{}", prepared.summary(), explanation.in_words(&OfThisApi)).into();
+    json["forecast"] = serde_json::json!({"prefill": prepared.forecast.prefill, "decode": prepared.forecast.decode});
+    json["command"] = options.command(&prepared.checkpoint.path).into();
+    json
 }
 
 /// What a future yields that waits for nothing: planning for a machine that is described asks no adapter.
@@ -87,7 +87,7 @@ fn at_once<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error
     }
 }
 
-/// A function that is told how far loading has come, and may want no more.
+/// A function that is called with how far loading has come, and may end it.
 struct Progress {
     function: Function,
     reading: Reading,
@@ -99,9 +99,9 @@ unsafe impl Sync for Progress {}
 
 impl Progress {
     fn tell(&self, loaded: LoadProgress) {
-        let reported = self.function.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
+        let answer = self.function.call2(&JsValue::NULL, &(loaded.done.0 as f64).into(), &(loaded.total.0 as f64).into());
         // A function that throws wants no more either.
-        if reported.map_or(true, |answer| answer == JsValue::FALSE) {
+        if answer.map_or(true, |answer| answer == JsValue::FALSE) {
             self.reading.stop();
         }
     }

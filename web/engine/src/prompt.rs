@@ -1,4 +1,4 @@
-//! A prompt on its way into the cache, a part at a time, so that the worker hears between two parts and tells how far it is.
+//! A prompt on its way into the cache, a part at a time, so that the worker can receive messages and report progress between two parts.
 
 use js_sys::Function;
 use tierflow::plan::Forecast;
@@ -56,7 +56,7 @@ impl Pace {
 }
 
 /// Reads `prompt` into the cache up to its last part, which is left to [`Session::generate`]; what the cache already holds of it
-/// is kept. `on_part` is told how many tokens are read and how many there are, and ends the reading with false.
+/// is kept. `on_part` is called with how many tokens are read and how many there are, and ends the reading by returning false.
 ///
 /// # Errors
 /// [`Error::ContextFull`] before anything is computed; those of [`Session::append`].
@@ -71,8 +71,8 @@ pub async fn read(session: &mut Session<'_>, prompt: &[u32], pace: &mut Pace, tr
     session.truncate(n_known);
     loop {
         let n_read = session.tokens().len();
-        let reported = on_part.call2(&wasm_bindgen::JsValue::NULL, &(n_read as f64).into(), &(prompt.len() as f64).into());
-        if !answer_of(reported).await {
+        let returned = on_part.call2(&wasm_bindgen::JsValue::NULL, &(n_read as f64).into(), &(prompt.len() as f64).into());
+        if !answer_of(returned).await {
             return Ok(Read { n_known, is_whole: false });
         }
         let (n_part, rest) = (pace.n_tokens(most), &prompt[n_read..]);

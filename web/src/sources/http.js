@@ -1,5 +1,5 @@
 // A file on a server, read in ranges by synchronous requests: only in a worker.
-// A server is a stranger: the status, the range and the length of every answer are checked before a byte is used.
+// A server's answers are untrusted input: the status, the range and the length of every answer are checked before a byte is used.
 
 import { InvalidFileError, ServerError } from '../errors.js';
 
@@ -51,7 +51,7 @@ export function parseContentRange(text) {
 }
 
 /**
- * What tells one version of a file from the next: the header, and its value. A server of another origin may keep both from us,
+ * What identifies a version of a file: the header, and its value. A server of another origin may keep both from us,
  * and asking for what is kept only fills the console.
  */
 export function versionOf({ headers }) {
@@ -137,10 +137,10 @@ export class HttpSource {
 
   #checkHeaders(request, first, last) {
     const { hasRange, version } = this.#visible;
-    const reported = hasRange ? request.getResponseHeader('Content-Range') : null;
-    const range = parseContentRange(reported);
+    const contentRange = hasRange ? request.getResponseHeader('Content-Range') : null;
+    const range = parseContentRange(contentRange);
     if (hasRange && (range?.first !== first || range.last !== last)) {
-      throw this.#invalid(`the server was asked for bytes ${first} to ${last} and answers \`${reported}\`; use another server`);
+      throw this.#invalid(`the server was asked for bytes ${first} to ${last} and answers \`${contentRange}\`; use another server`);
     }
     const isOther = version.header && request.getResponseHeader(version.header) !== version.value;
     if (isOther || (range && range.total !== this.size)) throw this.#invalid('the file was replaced while it was read; load it again');
@@ -193,10 +193,10 @@ async function sizeOf(response, url, signal) {
   const head = await fetch(url, { method: 'HEAD', cache: 'no-store', signal }).catch(() => null);
   const length = Number(head?.headers.get('Content-Length') ?? NaN);
   if (head?.ok && Number.isSafeInteger(length) && length > 0) return length;
-  throw new ServerError(`${url}: the server does not tell the size of the file; use one that sends Content-Range or Content-Length`, { url });
+  throw new ServerError(`${url}: the server does not send the size of the file; use one that sends Content-Range or Content-Length`, { url });
 }
 
-/** The beginning of an answer, and the size of the whole; a size that is not told is taken to be enough. */
+/** The beginning of an answer, and the size of the whole; a size that is not announced is taken to be enough. */
 async function readPrefix(response, url) {
   const chunks = [];
   let length = 0;

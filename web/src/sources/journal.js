@@ -1,7 +1,7 @@
 // What is known of a stored model, written beside it: where it comes from, how much of it is safely on disk, and whether
 // that is all of it. Bytes beyond what the journal vouches for do not count, so that a tab may be closed at any moment.
 
-/** Version of the form; entries of another one are ignored and downloaded anew. */
+/** Version of the format; entries of another version are ignored and downloaded again. */
 const SCHEMA = 'tierflow.stored/1';
 const FILE = 'entry.json';
 
@@ -9,8 +9,8 @@ const FILE = 'entry.json';
  * @typedef {object} Entry
  * @property {string} url where it comes from
  * @property {string} name
- * @property {number | null} size bytes of the whole file, as the server told
- * @property {string | null} mark what tells this version of the file from the next: its ETag, or when it was modified
+ * @property {number | null} size bytes of the whole file, as the server announced it
+ * @property {string | null} mark what identifies this version of the file: its ETag, or when it was modified
  * @property {number} done bytes that are safely stored
  * @property {boolean} complete
  */

@@ -14,8 +14,8 @@ let browser;
 before(async () => (browser = await start()));
 after(() => browser.close());
 
-/** Serious errors that axe finds on the page as it is. */
-async function errors(page) {
+/** Serious violations that axe finds on the page as it is. */
+async function violationsOn(page) {
   await page.evaluate(axe);
   const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
   const serious = violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
@@ -26,15 +26,15 @@ for (const colorScheme of ['light', 'dark']) {
   test(`axe finds no serious violation on the empty page, with a plan, with an error and with a model, ${colorScheme}`, async () => {
     const page = await open(browser);
     await page.emulateMedia({ colorScheme });
-    assert.deepEqual(await errors(page), []);
+    assert.deepEqual(await violationsOn(page), []);
     await chooseFile(page, TINY);
     await planFor(page);
     await page.click('summary >> nth=0');
-    assert.deepEqual(await errors(page), []);
+    assert.deepEqual(await violationsOn(page), []);
     await page.fill('#gpu-budget .value input', '1 KiB');
     await page.press('#gpu-budget .value input', 'Enter');
     await page.waitForSelector('#plan-error button');
-    assert.deepEqual(await errors(page), []);
+    assert.deepEqual(await violationsOn(page), []);
     await planFor(page);
     await page.waitForSelector('#load:enabled');
     await load(page);
@@ -43,7 +43,7 @@ for (const colorScheme of ['light', 'dark']) {
     await page.press('#prompt', 'Enter');
     await page.waitForSelector('#timeline:not([hidden])');
     await page.waitForFunction(() => document.querySelector('#stop').disabled);
-    assert.deepEqual(await errors(page), []);
+    assert.deepEqual(await violationsOn(page), []);
     await page.close();
   });
 }

@@ -141,21 +141,21 @@ test('on plain http the page plans, loads and chats', async () => {
   await page.close();
 });
 
-test('what is not known is reported by its name, in the words of the package', async () => {
+test('what is not known is named in the error, in the words of the package', async () => {
   const errors = await inPage(async ({ Engine }, { tiny }) => {
     const engine = new Engine();
-    const reported = async (work) => {
+    const errorOf = async (work) => {
       const { name, message, option } = await work().catch((error) => error);
       return { name, message, option };
     };
     const planned = [{ ctx: 5 }, { ctx_size: 'long' }, { device: 'tpu' }, { max_memory: { 'gpu:0': 1 }, device: 'gpu:0' }];
     const errors = [];
-    for (const options of planned) errors.push(await reported(() => engine.plan(tiny, options)));
-    errors.push(await reported(() => engine.plan(tiny, {}, '{"schema": "tierflow.devices/1", "devices": [{"device": 7}]}')));
+    for (const options of planned) errors.push(await errorOf(() => engine.plan(tiny, options)));
+    errors.push(await errorOf(() => engine.plan(tiny, {}, '{"schema": "tierflow.devices/1", "devices": [{"device": 7}]}')));
     await engine.load(tiny, { device: 'cpu', ctx_size: 128 });
     const messages = [{ role: 'user', content: 'word '.repeat(200) }];
-    errors.push(await reported(() => engine.chat.completions.create({ messages })));
-    errors.push(await reported(() => engine.chat.completions.create({ messages: [{ role: 'user', content: 'a' }], temperature: 5000 })));
+    errors.push(await errorOf(() => engine.chat.completions.create({ messages })));
+    errors.push(await errorOf(() => engine.chat.completions.create({ messages: [{ role: 'user', content: 'a' }], temperature: 5000 })));
     return errors;
   }, { tiny });
   for (const { message } of errors) assert.doesNotMatch(message, /--[a-z]|line \d|column \d/, message);

@@ -275,7 +275,7 @@ test('servers that misbehave are told apart, and leave nothing that is taken for
   await page.close();
 });
 
-test('a download that ends early where no length was reported is refused, and not kept', async () => {
+test('a download that ends early where no length was announced is refused, and not kept', async () => {
   const page = await open(browser);
   await chooseUrl(page, `${browser.server.address}/faulty/truncated/tiny-cut.gguf`);
   await planFor(page);
@@ -314,7 +314,7 @@ test('two tabs answer from one stored model, and neither takes it from the other
   await Promise.all(tabs.map((page) => page.close()));
 });
 
-test('a load that reads from a server ends when it is reported to, and another can begin at once', async () => {
+test('a load that reads from a server ends when it is cancelled, and another can begin at once', async () => {
   const page = await open(browser);
   const { name, secs, stages } = await page.evaluate(
     async ({ url, budget }) => {

@@ -102,7 +102,7 @@ async function prepare() {
   };
 }
 
-test('every shader compiles in the browser, in each form that the engine makes of it', async () => {
+test('every shader compiles in the browser, in each variant that the engine makes of it', async () => {
   const kernels = await page.evaluate(() => globalThis.kernels.map(({ stem, bindings, wgsl }) => ({ stem, n_bindings: bindings.length, wgsl })));
   const compiled = new Set();
   for (const [index, { stem, wgsl }] of kernels.entries()) {

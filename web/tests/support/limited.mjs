@@ -115,8 +115,8 @@ function keepMessages(nKept) {
 
 /** How every open page is, in words. */
 async function describe() {
-  const reported = await Promise.all(pages().filter((page) => page.url() !== 'about:blank').map(describePage));
-  return reported.length > 0 ? reported.join('\n') : 'no page is open';
+  const described = await Promise.all(pages().filter((page) => page.url() !== 'about:blank').map(describePage));
+  return described.length > 0 ? described.join('\n') : 'no page is open';
 }
 
 async function describePage(page) {

@@ -29,7 +29,7 @@ const ERRORS = {
   drop: (answer) => ({ ...answer, dropAfter: Math.floor((answer.last - answer.first) / 2) }),
   // Only the first long answer is dropped.
   'drop-once': (answer, state) => (answer.last - answer.first > 4 << 20 && (state.drops = (state.drops ?? 0) + 1) === 1 ? { ...answer, dropAfter: Math.floor((answer.last - answer.first) * 0.7) } : answer),
-  // No length is reported, and the end comes early.
+  // No length is announced, and the end comes early.
   truncated: (answer) => (answer.status === 200 ? { ...answer, last: Math.floor(answer.size / 2), isChunked: true } : answer),
   slow: (answer) => ({ ...answer, bytesPerSec: 8 << 20 }),
   'very-slow': (answer) => ({ ...answer, bytesPerSec: 128 << 10 }),

@@ -84,7 +84,7 @@ test('a connection that drops every time is reported after several tries', async
   assert.throws(() => read(source, 0, 2 << 20), { name: 'ServerError', message: /dropped/ });
 });
 
-test('a missing file and a dead server are reported apart', async () => {
+test('a missing file and a dead server are different errors', async () => {
   await assert.rejects(openHttp('m.gguf', at('missing')), { name: 'ServerError', message: /404, there is no such file/ });
   await assert.rejects(openHttp('m.gguf', 'http://127.0.0.1:9/m.gguf'), { name: 'ServerError', message: /no answer/ });
 });

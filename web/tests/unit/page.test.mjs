@@ -67,7 +67,7 @@ test('the blocks of a bar add up to what the device holds; a head that is the em
   assert.deepEqual(blocksOf(plan, plan.devices[0]).map(({ kind }) => kind), ['resident', 'kv', 'slot', 'slot']);
   assert.deepEqual(blocksOf(plan, plan.devices[1]).map(({ kind }) => kind), ['host', 'host']);
   assert.deepEqual(blocksOf(plan, plan.devices[2]).map(({ kind }) => kind), ['disk']);
-  assert.equal(blocksOf(plan, plan.devices[2])[0].label, 'b … c, computed by gpu:0', 'what shares a slot is reported together');
+  assert.equal(blocksOf(plan, plan.devices[2])[0].label, 'b … c, computed by gpu:0', 'what shares a slot is one block');
   assert.equal(axisOf(plan), 65, 'a budget far beyond what is used does not shrink the bars');
 });
 
@@ -102,11 +102,11 @@ test('errors cross to the page with class, text and figures', () => {
   assert.equal(fromPlain({ name: 'Unheard', message: 'x' }).name, 'TierflowError');
 });
 
-/** A connection whose workers only note what they are reported. */
+/** A connection whose workers only note the messages that they get. */
 function connected() {
   const workers = [];
   const start = () => {
-    const worker = { reported: [], terminated: false, postMessage: (data) => worker.reported.push(data), terminate: () => (worker.terminated = true) };
+    const worker = { received: [], terminated: false, postMessage: (data) => worker.received.push(data), terminate: () => (worker.terminated = true) };
     workers.push(worker);
     return worker;
   };
@@ -120,7 +120,7 @@ test('a worker that is closed may give its files back first, and another begins 
     const asked = connection.call('plan');
     connection.close();
     await assert.rejects(asked, { name: 'AbortError' });
-    assert.deepEqual(workers[n].reported.at(-1), { end: true });
+    assert.deepEqual(workers[n].received.at(-1), { end: true });
     assert.equal(workers[n].terminated, false);
   }
   const [first, second] = workers;
@@ -130,15 +130,15 @@ test('a worker that is closed may give its files back first, and another begins 
   assert.equal(second.terminated, true, 'one that does not answer is ended all the same');
 });
 
-test('a step that was reported is acknowledged in a task of its own, behind what its receiver says', async () => {
+test('a step that was received is acknowledged in a task of its own, behind what its receiver says', async () => {
   const { workers, connection } = connected();
   const signal = new AbortController();
   const asked = connection.call('generate', {}, { signal: signal.signal, onEvent: () => signal.abort() });
   const [worker] = workers;
   worker.onmessage({ data: { id: 1, event: { token: 1, text: 'a' }, step: 1 } });
-  assert.deepEqual(worker.reported.at(-1), { id: 1, cancel: true });
-  while (worker.reported.at(-1).taken === undefined) await new Promise((resolve) => setTimeout(resolve, 1));
-  assert.deepEqual(worker.reported.slice(-2), [{ id: 1, cancel: true }, { id: 1, taken: 1 }]);
+  assert.deepEqual(worker.received.at(-1), { id: 1, cancel: true });
+  while (worker.received.at(-1).taken === undefined) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.deepEqual(worker.received.slice(-2), [{ id: 1, cancel: true }, { id: 1, taken: 1 }]);
   worker.onmessage({ data: { id: 1, value: 'ended' } });
   assert.equal(await asked, 'ended');
 });

@@ -138,7 +138,7 @@ test('a missing file and an empty answer leave no entry', async () => {
   assert.deepEqual((await store.list()).models, []);
 });
 
-test('two tabs: one downloads, the other is reported; both read', async () => {
+test('two tabs: one downloads, the other is refused; both read', async () => {
   const url = at('slow');
   const controller = new AbortController();
   const first = store.download({ url, name: 'm' }, { signal: controller.signal });

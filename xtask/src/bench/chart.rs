@@ -14,7 +14,7 @@ const FIGURES: f64 = 50.0;
 const BAR: f64 = 16.0;
 const BAR_STEP: f64 = 20.0;
 const HEADING: f64 = 44.0;
-/// Between two forms of weights in one panel.
+/// Between two dtypes of weights in one panel.
 const GROUP_GAP: f64 = 10.0;
 const PANEL_GAP: f64 = 26.0;
 
@@ -101,7 +101,7 @@ fn draw(panel: &Panel, left: f64, top: f64, width: f64, svg: &mut String) {
     }
 }
 
-/// The name without its program, where a word behind the comma tells the bars of one panel apart.
+/// The name without its program, where a word behind the comma distinguishes the bars of one panel.
 fn short(name: &str) -> &str {
     name.split_once(", ").map_or(name, |(_, rest)| if name.starts_with("tierflow") { rest } else { name })
 }

@@ -104,7 +104,7 @@ pub struct Contestant {
 
 /// Contestants that do the same work; the ratios are of the first one's rates to those of the others.
 pub struct Case {
-    /// Form of the weights.
+    /// Dtype of the weights.
     pub weights: String,
     /// Where they lie and who computes.
     pub place: String,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-/// Name and version of the JSON's form.
+/// Name and version of the JSON's schema.
 const SCHEMA: &str = "tierflow.peers/1";
 
 /// Everything that one run has found.
@@ -58,7 +58,7 @@ impl Test {
 /// One test of one case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Form of the weights.
+    /// Dtype of the weights.
     pub weights: String,
     /// Where they lie and who computes.
     pub place: String,

@@ -1,4 +1,4 @@
-//! The small model in the forms that are measured, made from the fetched one by the peers' own tools, once.
+//! The small model in the dtypes that are measured, made from the fetched one by the peers' own tools, once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use super::report::Report;
 use crate::model;
 use crate::steps::{self, Failure, Result, announce};
 
-/// Where each form lies; `None` for one that could not be made.
+/// The file of each dtype; `None` for one that could not be made.
 pub struct Weights {
-    /// GGUF files by the name of their form.
+    /// GGUF files by the name of their dtype.
     pub gguf: Vec<(&'static str, PathBuf)>,
     /// A folder of safetensors in f32.
     pub safetensors: Option<PathBuf>,
 }
 
-/// Fetches the model in Q4_1 and makes the other forms where they are missing.
+/// Fetches the model in Q4_1 and makes the other files where they are missing.
 pub fn prepare(field: &Field, report: &mut Report) -> Result<Weights> {
     let source = model::ensure()?;
     let cache = steps::root().join(".cache/smollm2");

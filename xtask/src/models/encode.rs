@@ -1,4 +1,4 @@
-//! Values as stored bytes: unquantised values, and ggml's blocks by its reference quantisation (`quantize_row_*_ref` of ggml-quants.c).
+//! Values as stored bytes: as F32, F16 or BF16, and as ggml's blocks by its reference quantisation (`quantize_row_*_ref` of ggml-quants.c).
 
 use std::str::FromStr;
 

@@ -31,8 +31,8 @@ pub fn write_mixed_gguf(file: &Path, shape: &LlamaShape, seed: u64, dtypes: Dtyp
     shape.check()?;
     let tensors = shape.tensors();
     check_rows(&tensors, shape, dtypes)?;
-    let divisors = shape.rope_divisors();
-    write_file(file, shape, &whole_pairs(shape, dtypes), divisors.as_deref(), &tensors, seed, dtypes)
+    let factors = shape.rope_frequency_factors();
+    write_file(file, shape, &whole_pairs(shape, dtypes), factors.as_deref(), &tensors, seed, dtypes)
 }
 
 /// As [`write_gguf`], in `n_parts` files `STEM-00001-of-0000N.gguf` of `folder`, which are returned: what `llama-gguf-split` makes of the
@@ -49,8 +49,8 @@ pub fn write_split_gguf(
     let dtypes = Dtypes { layers: dtype, head: dtype };
     let tensors = shape.tensors();
     check_rows(&tensors, shape, dtypes)?;
-    let divisors = shape.rope_divisors();
-    let n_tensors = tensors.len() + usize::from(divisors.is_some());
+    let factors = shape.rope_frequency_factors();
+    let n_tensors = tensors.len() + usize::from(factors.is_some());
     let mut files = Vec::new();
     for (index, own) in tensors.chunks(tensors.len().div_ceil(n_parts)).enumerate() {
         let mut pairs = if index == 0 { whole_pairs(shape, dtypes) } else { Pairs::default() };
@@ -58,7 +58,7 @@ pub fn write_split_gguf(
         pairs.u16("split.count", n_parts as u16);
         pairs.i32("split.tensors.count", n_tensors as i32);
         let file = folder.join(format!("{stem}-{:05}-of-{n_parts:05}.gguf", index + 1));
-        write_file(&file, shape, &pairs, divisors.as_deref().filter(|_| index == 0), own, seed, dtypes)?;
+        write_file(&file, shape, &pairs, factors.as_deref().filter(|_| index == 0), own, seed, dtypes)?;
         files.push(file);
     }
     Ok(files)
@@ -74,12 +74,12 @@ fn check_rows(tensors: &[Tensor], shape: &LlamaShape, dtypes: Dtypes) -> io::Res
     Ok(())
 }
 
-/// Writes one file: its pairs, its tensors, behind the divisors of rotary embeddings where it has them.
+/// Writes one file: its pairs, its tensors, after the frequency factors of rotary embeddings where it has them.
 fn write_file(
     file: &Path,
     shape: &LlamaShape,
     pairs: &Pairs,
-    divisors: Option<&[f32]>,
+    factors: Option<&[f32]>,
     tensors: &[Tensor],
     seed: u64,
     dtypes: Dtypes,
@@ -87,12 +87,12 @@ fn write_file(
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let head = head(shape, pairs, tensors, divisors, dtypes);
+    let head = head(shape, pairs, tensors, factors, dtypes);
     write_whole(file, |output| {
         output.write_all(&head)?;
         output.write_all(&padding(head.len()))?;
-        if let Some(divisors) = divisors {
-            write_padded(output, GgufType::F32, divisors)?;
+        if let Some(factors) = factors {
+            write_padded(output, GgufType::F32, factors)?;
         }
         tensors.iter().try_for_each(|tensor| write_tensor(output, shape, tensor, seed, type_of(tensor, shape, dtypes)))
     })
@@ -117,10 +117,10 @@ fn padding(len: usize) -> Vec<u8> {
 }
 
 /// Everything before the tensors' bytes.
-fn head(shape: &LlamaShape, pairs: &Pairs, tensors: &[Tensor], divisors: Option<&[f32]>, dtypes: Dtypes) -> Vec<u8> {
+fn head(shape: &LlamaShape, pairs: &Pairs, tensors: &[Tensor], factors: Option<&[f32]>, dtypes: Dtypes) -> Vec<u8> {
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
-    head.extend((tensors.len() as u64 + u64::from(divisors.is_some())).to_le_bytes());
+    head.extend((tensors.len() as u64 + u64::from(factors.is_some())).to_le_bytes());
     head.extend(pairs.n.to_le_bytes());
     head.extend(&pairs.bytes);
     let mut offset = 0;
@@ -132,8 +132,8 @@ fn head(shape: &LlamaShape, pairs: &Pairs, tensors: &[Tensor], divisors: Option<
         head.extend((offset as u64).to_le_bytes());
         offset += size.next_multiple_of(ALIGNMENT);
     };
-    if let Some(divisors) = divisors {
-        entry("rope_freqs.weight", &[divisors.len()], GgufType::F32, divisors.len() * 4);
+    if let Some(factors) = factors {
+        entry("rope_freqs.weight", &[factors.len()], GgufType::F32, factors.len() * 4);
     }
     for tensor in tensors {
         let dtype = type_of(tensor, shape, dtypes);
@@ -229,8 +229,8 @@ fn write_tensor(output: &mut dyn Write, shape: &LlamaShape, tensor: &Tensor, see
     output.write_all(&padding(size_bytes(tensor, dtype)))
 }
 
-/// Where row `row` of a GGUF's queries or keys is in the Hugging Face order: rows (i, i + head_size/2) of a head become neighbours
-/// (`LlamaModel.permute` of llama.cpp's converter).
+/// Where row `row` of a GGUF's queries or keys is in the Hugging Face order: rows (i, i + head_size/2) of a head, which are a pair there,
+/// become interleaved (`LlamaModel.permute` of llama.cpp's converter).
 fn source_row(row: usize, head_size: usize) -> usize {
     let (head, within) = (row / head_size, row % head_size);
     head * head_size + within / 2 + within % 2 * (head_size / 2)
@@ -318,7 +318,7 @@ mod tests {
     use super::source_row;
 
     #[test]
-    fn halves_become_neighbours() {
+    fn pairs_become_interleaved() {
         let rows: Vec<usize> = (0..16).map(|row| source_row(row, 8)).collect();
         assert_eq!(rows, [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]);
     }

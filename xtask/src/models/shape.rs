@@ -183,12 +183,12 @@ impl LlamaShape {
     }
 
     /// What GGUF stores for Llama 3's scaling: by how much each pair's frequency is divided.
-    pub(super) fn rope_divisors(&self) -> Option<Vec<f32>> {
+    pub(super) fn rope_frequency_factors(&self) -> Option<Vec<f32>> {
         let Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length }) = self.rope_scaling else {
             return None;
         };
         let original = f64::from(original_context_length);
-        let divisor = |pair: usize| {
+        let factor_of = |pair: usize| {
             let frequency = self.rope_theta.powf(-2.0 * pair as f64 / self.head_size as f64);
             let wavelength = std::f64::consts::TAU / frequency;
             if wavelength < original / high_freq_factor {
@@ -200,7 +200,7 @@ impl LlamaShape {
                 (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
             }
         };
-        Some((0..self.head_size / 2).map(divisor).collect())
+        Some((0..self.head_size / 2).map(factor_of).collect())
     }
 
     /// Refuses sizes that cannot be a model.

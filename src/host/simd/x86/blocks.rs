@@ -25,21 +25,21 @@ pub(super) struct Unpacked {
 }
 
 /// What functions here are generic over: a dtype of 32 values that has instructions of its own, or all others of one scaling.
-type Form = u8;
+type Format = u8;
 
-const Q8_0: Form = 0;
+const Q8_0: Format = 0;
 /// Its integers stay 8 too large: see [`OFFSET_OF_Q4_0`].
-const Q4_0: Form = 1;
-const Q4_1: Form = 2;
-const ONE: Form = 3;
-const MINIMUM: Form = 4;
-const TWO: Form = 5;
-const TWO_MINIMUMS: Form = 6;
+const Q4_0: Format = 1;
+const Q4_1: Format = 2;
+const ONE: Format = 3;
+const MINIMUM: Format = 4;
+const TWO: Format = 5;
+const TWO_MINIMUMS: Format = 6;
 
 /// What is added to each integer of Q4_0, for all columns of a block at once.
 const OFFSET_OF_Q4_0: i32 = -8;
 
-const fn form_of(dtype: DType, scaling: Scaling) -> Form {
+const fn format_of(dtype: DType, scaling: Scaling) -> Format {
     match (dtype, scaling) {
         (DType::Q8_0, _) => Q8_0,
         (DType::Q4_0, _) => Q4_0,
@@ -52,8 +52,8 @@ const fn form_of(dtype: DType, scaling: Scaling) -> Form {
 }
 
 /// Bytes of a block of a dtype that has instructions of its own.
-const fn bytes_of(form: Form) -> usize {
-    match form {
+const fn bytes_of(format: Format) -> usize {
+    match format {
         Q8_0 => blocks::Q8_0.bytes,
         Q4_0 => blocks::Q4_0.bytes,
         _ => blocks::Q4_1.bytes,
@@ -65,7 +65,7 @@ pub(super) fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBl
     check_rows(rows, layout.bytes_of_parts(token.len()));
     // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; the rows hold as many blocks as the token.
     unsafe {
-        match form_of(dtype, layout.scaling) {
+        match format_of(dtype, layout.scaling) {
             Q8_0 => rows_of::<Q8_0>(rows, token),
             Q4_0 => rows_of::<Q4_0>(rows, token),
             Q4_1 => rows_of::<Q4_1>(rows, token),
@@ -83,7 +83,7 @@ pub(super) fn unpack(dtype: DType, rows: &PanelRows<'_>, panel: &mut [PanelBlock
     check_rows(rows, layout.bytes_of_parts(panel.len()));
     // SAFETY: as in `multiply_rows`; the rows hold as many blocks as the panel.
     unsafe {
-        match form_of(dtype, layout.scaling) {
+        match format_of(dtype, layout.scaling) {
             Q8_0 => unpack_of::<Q8_0>(rows, panel),
             Q4_0 => unpack_of::<Q4_0>(rows, panel),
             Q4_1 => unpack_of::<Q4_1>(rows, panel),
@@ -97,7 +97,7 @@ pub(super) fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[Token
     check_tokens(tokens, panel.len(), products.len());
     // SAFETY: as in `multiply_rows`.
     unsafe {
-        match form_of(dtype, layout_of(dtype).scaling) {
+        match format_of(dtype, layout_of(dtype).scaling) {
             Q4_0 => panel_of::<Q4_0>(panel, tokens, products),
             Q8_0 | ONE => panel_of::<ONE>(panel, tokens, products),
             Q4_1 | MINIMUM => panel_of::<MINIMUM>(panel, tokens, products),
@@ -108,19 +108,19 @@ pub(super) fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[Token
 }
 
 /// # Safety
-/// Each row holds as many blocks of the form as `token`.
+/// Each row holds as many blocks of this format as `token`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn rows_of<const FORM: Form>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+unsafe fn rows_of<const FORMAT: Format>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     let rows = rows.map(<[u8]>::as_ptr);
     let mut sums = [_mm256_setzero_ps()];
-    let next_panel = rows[0].wrapping_add(PANEL_ROWS * token.len() * const { bytes_of(FORM) });
+    let next_panel = rows[0].wrapping_add(PANEL_ROWS * token.len() * const { bytes_of(FORMAT) });
     for (index, token) in token.iter().enumerate() {
         // SAFETY: the caller's promise; a prefetch may name any address.
         let block = unsafe {
-            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * const { bytes_of(FORM) }), PANEL_ROWS * const { bytes_of(FORM) });
-            unpack_block::<FORM>(&rows, index)
+            prefetch(next_panel.wrapping_add(index * PANEL_ROWS * const { bytes_of(FORMAT) }), PANEL_ROWS * const { bytes_of(FORMAT) });
+            unpack_block::<FORMAT>(&rows, index)
         };
-        add_block::<FORM, 1>(&block.factors, &block.pairs, [token], &mut sums);
+        add_block::<FORMAT, 1>(&block.factors, &block.pairs, [token], &mut sums);
     }
     lanes(sums[0])
 }
@@ -130,7 +130,7 @@ unsafe fn rows_of<const FORM: Form>(rows: &PanelRows<'_>, token: &[TokenBlock]) 
 /// # Safety
 /// As [`prefetch_line`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn rows_of_others<const FORM: Form>(layout: &BlockLayout, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+unsafe fn rows_of_others<const FORMAT: Format>(layout: &BlockLayout, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     let mut sums = [_mm256_setzero_ps()];
     let part_bytes = layout.bytes / layout.n_parts();
     let next_panel = rows[0].as_ptr().wrapping_add(PANEL_ROWS * layout.bytes_of_parts(token.len()));
@@ -138,7 +138,7 @@ unsafe fn rows_of_others<const FORM: Form>(layout: &BlockLayout, rows: &PanelRow
         // SAFETY: a prefetch may name any address.
         unsafe { prefetch(next_panel.wrapping_add(index * PANEL_ROWS * part_bytes), PANEL_ROWS * part_bytes) };
         let block = unpack_rows(layout, rows, index);
-        add_block::<FORM, 1>(&block.factors, &block.pairs, [token], &mut sums);
+        add_block::<FORMAT, 1>(&block.factors, &block.pairs, [token], &mut sums);
     }
     lanes(sums[0])
 }
@@ -194,13 +194,13 @@ pub(super) unsafe fn prefetch_line(address: *const u8) {
 }
 
 /// # Safety
-/// Each row holds as many blocks of the form as `panel`.
+/// Each row holds as many blocks of this format as `panel`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_of<const FORM: Form>(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+unsafe fn unpack_of<const FORMAT: Format>(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
     let rows = rows.map(<[u8]>::as_ptr);
     for (index, block) in panel.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        put(block, &unsafe { unpack_block::<FORM>(&rows, index) });
+        put(block, &unsafe { unpack_block::<FORMAT>(&rows, index) });
     }
 }
 
@@ -262,24 +262,24 @@ unsafe fn unpack_six_bits(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel_of<const FORM: Form>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
+fn panel_of<const FORMAT: Format>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
     let n_blocks = panel.len();
     let (tiles, rest) = products.as_chunks_mut::<TILE>();
     let n_tiled = tiles.len() * TILE;
     for (tile, products) in tiles.iter_mut().enumerate() {
-        tile_of::<FORM, TILE>(panel, &tokens[tile * TILE * n_blocks..], products);
+        tile_of::<FORMAT, TILE>(panel, &tokens[tile * TILE * n_blocks..], products);
     }
     for (index, product) in rest.iter_mut().enumerate() {
-        tile_of::<FORM, 1>(panel, &tokens[(n_tiled + index) * n_blocks..], std::array::from_mut(product));
+        tile_of::<FORMAT, 1>(panel, &tokens[(n_tiled + index) * n_blocks..], std::array::from_mut(product));
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_of<const FORM: Form, const T: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]; T]) {
+fn tile_of<const FORMAT: Format, const T: usize>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]; T]) {
     let tokens: [&[TokenBlock]; T] = std::array::from_fn(|token| &tokens[token * panel.len()..][..panel.len()]);
     let mut sums = [_mm256_setzero_ps(); T];
     for (index, block) in panel.iter().enumerate() {
-        add_block::<FORM, T>(&registers(&block.factors), pairs_of(block), tokens.map(|token| &token[index]), &mut sums);
+        add_block::<FORMAT, T>(&registers(&block.factors), pairs_of(block), tokens.map(|token| &token[index]), &mut sums);
     }
     for (products, sum) in products.iter_mut().zip(sums) {
         *products = lanes(sum);
@@ -316,18 +316,18 @@ pub(super) fn lanes(vector: __m256) -> [f32; PANEL_ROWS] {
 /// The formula of the module's head for one block of eight rows and `T` tokens, with the roundings that it names: no fused multiplication.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add_block<const FORM: Form, const T: usize>(
+fn add_block<const FORMAT: Format, const T: usize>(
     [scales, others, minimums, other_minimums]: &[__m256; MAX_FACTORS],
     pairs: &[__m256i; N_PAIRS],
     tokens: [&TokenBlock; T],
     sums: &mut [__m256; T],
 ) {
-    if FORM == TWO || FORM == TWO_MINIMUMS {
+    if FORMAT == TWO || FORMAT == TWO_MINIMUMS {
         let (first, last) = pairs.split_at(N_PAIRS / 2);
         let (first, last) = (dots::<T>(0, first, 0, tokens), dots::<T>(0, last, BLOCK_LEN / 2, tokens));
         for (((sum, first), last), token) in sums.iter_mut().zip(first).zip(last).zip(tokens) {
             let mut added = _mm256_add_ps(scaled(*scales, first, token), scaled(*others, last, token));
-            if FORM == TWO_MINIMUMS {
+            if FORMAT == TWO_MINIMUMS {
                 let [first, last] = token.scaled_sums();
                 let first = _mm256_mul_ps(*minimums, _mm256_set1_ps(first));
                 added = _mm256_add_ps(added, _mm256_add_ps(first, _mm256_mul_ps(*other_minimums, _mm256_set1_ps(last))));
@@ -336,10 +336,10 @@ fn add_block<const FORM: Form, const T: usize>(
         }
         return;
     }
-    let dots = dots::<T>(if FORM == Q4_0 { OFFSET_OF_Q4_0 } else { 0 }, pairs, 0, tokens);
+    let dots = dots::<T>(if FORMAT == Q4_0 { OFFSET_OF_Q4_0 } else { 0 }, pairs, 0, tokens);
     for ((sum, dot), token) in sums.iter_mut().zip(dots).zip(tokens) {
         let mut added = scaled(*scales, dot, token);
-        if FORM == Q4_1 || FORM == MINIMUM {
+        if FORMAT == Q4_1 || FORMAT == MINIMUM {
             added = _mm256_add_ps(added, _mm256_mul_ps(*others, _mm256_set1_ps(token.scaled_sum)));
         }
         *sum = _mm256_add_ps(*sum, added);
@@ -371,14 +371,14 @@ fn scaled(scales: __m256, dot: __m256i, token: &TokenBlock) -> __m256 {
 }
 
 /// # Safety
-/// Each row holds more than `index` blocks of the form.
+/// Each row holds more than `index` blocks of the format.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-unsafe fn unpack_block<const FORM: Form>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
+unsafe fn unpack_block<const FORMAT: Format>(rows: &[*const u8; PANEL_ROWS], index: usize) -> Unpacked {
     let zero = _mm256_setzero_ps();
     // SAFETY: below, no load leaves the block: 2 or 4 bytes at its begin, 16 or 32 behind them.
-    let at = |row: usize, offset: usize| unsafe { rows[row].add(index * const { bytes_of(FORM) } + offset) };
-    if FORM == Q4_1 {
+    let at = |row: usize, offset: usize| unsafe { rows[row].add(index * const { bytes_of(FORMAT) } + offset) };
+    if FORMAT == Q4_1 {
         // SAFETY: as above.
         let (scales, minimums) = unsafe { half_pairs(std::array::from_fn(|row| at(row, 0).cast::<i32>().read_unaligned())) };
         // SAFETY: as above.
@@ -389,7 +389,7 @@ unsafe fn unpack_block<const FORM: Form>(rows: &[*const u8; PANEL_ROWS], index: 
     let scales = halves(std::array::from_fn(|row| unsafe { at(row, 0).cast::<i16>().read_unaligned() }));
     // SAFETY: as above.
     let first = unsafe { columns(std::array::from_fn(|row| at(row, 2))) };
-    let pairs = if FORM == Q8_0 {
+    let pairs = if FORMAT == Q8_0 {
         // SAFETY: as above.
         let second = unsafe { columns(std::array::from_fn(|row| at(row, 18))) };
         split_bytes(first, second)

@@ -1,11 +1,11 @@
-//! Unquantised values with AVX2, FMA and F16C: eight columns in the eight lanes, and one vector of sums for each row and token.
+//! Unquantised weights with AVX2, FMA and F16C: eight columns in the eight lanes, and one vector of sums for each row and token.
 
 use std::arch::x86_64::*;
 
 use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
 use super::blocks::{lanes, prefetch_line};
 
-/// [`Floats`] as constants, for functions that are generic over the form.
+/// [`Floats`] as constants, for functions that are generic over them.
 pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
 pub(super) const BF16: u8 = 2;
@@ -21,14 +21,14 @@ const DOT_TOKENS: usize = 3;
 /// Vectors of a row that are summed at once.
 const SUM_VECTORS: usize = 4;
 
-pub(super) fn dot_rows(form: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
-    check_rows(rows, token.len() * form.size_bytes());
+pub(super) fn dot_rows(floats: Floats, rows: &PanelRows<'_>, token: &[f32]) -> [f32; PANEL_ROWS] {
+    check_rows(rows, token.len() * floats.size_bytes());
     let mut products = [0.0; PANEL_ROWS];
     for (rows, products) in rows.as_chunks().0.iter().zip(products.as_chunks_mut().0) {
         let (rows, token, n_columns) = (rows.map(<[u8]>::as_ptr), [token.as_ptr()], token.len());
         // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; rows and token hold the columns.
         [*products] = unsafe {
-            match form {
+            match floats {
                 Floats::F32 => tile::<F32, PAIR_ROWS, 1>(rows, token, n_columns),
                 Floats::F16 => tile::<F16, PAIR_ROWS, 1>(rows, token, n_columns),
                 Floats::BF16 => tile::<BF16, PAIR_ROWS, 1>(rows, token, n_columns),
@@ -59,10 +59,10 @@ pub(super) fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sum
 /// They can be read.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) unsafe fn load<const FORM: u8>(values: *const u8) -> __m256 {
+pub(super) unsafe fn load<const FLOATS: u8>(values: *const u8) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe {
-        match FORM {
+        match FLOATS {
             F32 => _mm256_loadu_ps(values.cast()),
             F16 => _mm256_cvtph_ps(_mm_loadu_si128(values.cast())),
             _ => _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(values.cast())), 16)),
@@ -75,17 +75,17 @@ pub(super) unsafe fn load<const FORM: u8>(values: *const u8) -> __m256 {
 /// # Safety
 /// They can be read.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn load_rest<const FORM: u8>(values: *const u8, n_values: usize) -> __m256 {
+pub(super) unsafe fn load_rest<const FLOATS: u8>(values: *const u8, n_values: usize) -> __m256 {
     let mut padded = [0u8; LANES * 4];
     // SAFETY: the caller's promise, and eight values fit at any size.
     unsafe {
-        std::ptr::copy_nonoverlapping(values, padded.as_mut_ptr(), n_values.min(LANES) * size_of_value(FORM));
-        load::<FORM>(padded.as_ptr())
+        std::ptr::copy_nonoverlapping(values, padded.as_mut_ptr(), n_values.min(LANES) * size_of_value(FLOATS));
+        load::<FLOATS>(padded.as_ptr())
     }
 }
 
-pub(super) const fn size_of_value(form: u8) -> usize {
-    if form == F32 { 4 } else { 2 }
+pub(super) const fn size_of_value(floats: u8) -> usize {
+    if floats == F32 { 4 } else { 2 }
 }
 
 /// Sums over the columns of `R` rows times `T` tokens. A function of its own, so that all its pointers have registers.
@@ -94,19 +94,19 @@ pub(super) const fn size_of_value(form: u8) -> usize {
 /// `n_columns` values can be read at each pointer.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
+unsafe fn tile<const FLOATS: u8, const R: usize, const T: usize>(
     rows: [*const u8; R],
     tokens: [*const f32; T],
     n_columns: usize,
 ) -> [[f32; R]; T] {
     let mut sums = [[_mm256_setzero_ps(); T]; R];
     let (n_chunks, n_rest) = (n_columns / LANES, n_columns % LANES);
-    let ahead = rows[0].wrapping_add(R * n_columns * size_of_value(FORM) + AHEAD);
+    let ahead = rows[0].wrapping_add(R * n_columns * size_of_value(FLOATS) + AHEAD);
     for chunk in 0..n_chunks {
         if R == PAIR_ROWS {
             // Rows of a pair come from memory, those of other tiles from a cache.
             // SAFETY: a prefetch may name any address.
-            unsafe { prefetch_line(chunk_of::<FORM>(ahead, PAIR_ROWS * chunk)) };
+            unsafe { prefetch_line(chunk_of::<FLOATS>(ahead, PAIR_ROWS * chunk)) };
         }
         let mut values = [_mm256_setzero_ps(); T];
         for (values, token) in values.iter_mut().zip(tokens) {
@@ -115,7 +115,7 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
         }
         for (sums, row) in sums.iter_mut().zip(rows) {
             // SAFETY: as above.
-            let weights = unsafe { load::<FORM>(chunk_of::<FORM>(row, chunk)) };
+            let weights = unsafe { load::<FLOATS>(chunk_of::<FLOATS>(row, chunk)) };
             for (sum, values) in sums.iter_mut().zip(values) {
                 *sum = _mm256_fmadd_ps(weights, values, *sum);
             }
@@ -129,7 +129,7 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
         }
         for (sums, row) in sums.iter_mut().zip(rows) {
             // SAFETY: as above.
-            let weights = unsafe { load_rest::<FORM>(chunk_of::<FORM>(row, n_chunks), n_rest) };
+            let weights = unsafe { load_rest::<FLOATS>(chunk_of::<FLOATS>(row, n_chunks), n_rest) };
             for (sum, values) in sums.iter_mut().zip(values) {
                 *sum = _mm256_fmadd_ps(weights, values, *sum);
             }
@@ -150,8 +150,8 @@ unsafe fn tile<const FORM: u8, const R: usize, const T: usize>(
 
 /// Where the eight values of a chunk begin: without the check for overflow that a sum in the inner loop would pay for.
 #[inline]
-fn chunk_of<const FORM: u8>(values: *const u8, chunk: usize) -> *const u8 {
-    values.wrapping_add(chunk.wrapping_mul(LANES * size_of_value(FORM)))
+fn chunk_of<const FLOATS: u8>(values: *const u8, chunk: usize) -> *const u8 {
+    values.wrapping_add(chunk.wrapping_mul(LANES * size_of_value(FLOATS)))
 }
 
 #[target_feature(enable = "avx2")]

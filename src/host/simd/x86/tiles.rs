@@ -1,4 +1,4 @@
-//! Panels of unquantised values times tiles of tokens, with AVX2 and FMA: sixteen rows in the lanes of two vectors, six tokens' values one
+//! Panels of unquantised weights times tiles of tokens, with AVX2 and FMA: sixteen rows in the lanes of two vectors, six tokens' values one
 //! by one.
 
 use std::arch::x86_64::*;
@@ -16,13 +16,13 @@ const HALVES: usize = FLOAT_PANEL_ROWS / LANES;
 /// Sums of sixteen rows for each of `T` tokens.
 type Sums<const T: usize> = [[__m256; HALVES]; T];
 
-pub(super) fn arrange(form: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
-    check_rows(rows, n_columns * form.size_bytes());
+pub(super) fn arrange(floats: Floats, n_columns: usize, rows: &[&[u8]; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
+    check_rows(rows, n_columns * floats.size_bytes());
     check_panel(panel, n_columns);
     let rows = rows.map(<[u8]>::as_ptr);
     // SAFETY: the processor has AVX2, FMA and F16C, or `found` would not show this function; each row holds the columns.
     unsafe {
-        match form {
+        match floats {
             Floats::F32 => arrange_of::<F32>(n_columns, &rows, panel),
             Floats::F16 => arrange_of::<F16>(n_columns, &rows, panel),
             Floats::BF16 => arrange_of::<BF16>(n_columns, &rows, panel),
@@ -50,9 +50,9 @@ pub(super) fn multiply_tile(panel: &[PanelColumn], tile: &[TileColumn], products
 /// # Safety
 /// `n_columns` values can be read at each of `rows`.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn arrange_of<const FORM: u8>(n_columns: usize, rows: &[*const u8; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
-    let next_panel = rows[0].wrapping_add(FLOAT_PANEL_ROWS * n_columns * size_of_value(FORM));
-    let chunk_bytes = FLOAT_PANEL_ROWS * LANES * size_of_value(FORM);
+unsafe fn arrange_of<const FLOATS: u8>(n_columns: usize, rows: &[*const u8; FLOAT_PANEL_ROWS], panel: &mut [PanelColumn]) {
+    let next_panel = rows[0].wrapping_add(FLOAT_PANEL_ROWS * n_columns * size_of_value(FLOATS));
+    let chunk_bytes = FLOAT_PANEL_ROWS * LANES * size_of_value(FLOATS);
     for chunk in 0..n_columns.div_ceil(LANES) {
         // SAFETY: a prefetch may name any address.
         unsafe { prefetch(next_panel.wrapping_add(chunk * chunk_bytes), chunk_bytes) };
@@ -60,9 +60,9 @@ unsafe fn arrange_of<const FORM: u8>(n_columns: usize, rows: &[*const u8; FLOAT_
         for (half, rows) in rows.as_chunks::<LANES>().0.iter().enumerate() {
             let mut values = [_mm256_setzero_ps(); LANES];
             for (values, row) in values.iter_mut().zip(rows) {
-                let from = row.wrapping_add(chunk * LANES * size_of_value(FORM));
+                let from = row.wrapping_add(chunk * LANES * size_of_value(FLOATS));
                 // SAFETY: a chunk's values are within the columns.
-                *values = unsafe { if n_values == LANES { load::<FORM>(from) } else { load_rest::<FORM>(from, n_values) } };
+                *values = unsafe { if n_values == LANES { load::<FLOATS>(from) } else { load_rest::<FLOATS>(from, n_values) } };
             }
             transpose(&mut values);
             for (values, place) in values.into_iter().zip(column_places(n_columns, chunk)) {
