@@ -1,4 +1,4 @@
-//! The one error type. Each variant names the thing at fault and carries the numbers; what to change is data, too, so that whoever
+//! The one error type. Each variant names the thing at fault and carries the numbers. What to change is data, too, so that whoever
 //! shows an error says it in words of their own ([`Error::in_words`]).
 
 mod remedy;
@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The operating system refused a file operation.
     Io {
-        /// What was tried: "open", "read 4096 bytes at 128 of", ...
+        /// The operation: "open", "read 4096 bytes at 128 of", ...
         action: String,
         /// The file or folder.
         path: String,
@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// A file cannot be mapped into memory, or not be shown from its map.
     NotMapped {
-        /// The file, or what of it.
+        /// The file, or a part of it.
         path: String,
         /// Why.
         reason: String,
@@ -79,7 +79,7 @@ pub enum Error {
         /// What the file says.
         found: Vec<u64>,
     },
-    /// An option or argument is out of its domain.
+    /// An option or argument has a value that is not allowed.
     InvalidArgument {
         /// Which.
         option: Argument,
@@ -102,7 +102,7 @@ pub enum Error {
         /// What to change.
         advice: Advice,
     },
-    /// Several budgets are too small, and none of them is enough alone, or more than the machine has.
+    /// Several budgets are too small, and raising one of them is not enough, or needs more than the machine has.
     DoNotFit {
         /// The devices, what does, and what there is.
         shortfalls: Vec<Shortfall>,
@@ -167,7 +167,7 @@ pub enum Error {
         reason: String,
     },
     /// The adapter finished nothing for as long as it may: it hangs, or is busy with something else. The engine stays usable: the next
-    /// forward waits for the adapter once more, and ends in [`Error::DeviceLost`] where that is in vain.
+    /// forward waits for the adapter once more, and ends in [`Error::DeviceLost`] if it still finishes nothing.
     DeviceTimeout {
         /// The adapter's name.
         adapter: String,
@@ -185,7 +185,7 @@ pub enum Error {
     Network {
         /// What was asked for.
         url: String,
-        /// What came instead, and what to do.
+        /// What happened instead, and what to do.
         reason: String,
     },
     /// All sequences that the plan provides for are in use.
@@ -197,7 +197,7 @@ pub enum Error {
     EngineGone,
     /// The user interrupted.
     Interrupted,
-    /// tierflow did not keep to its own rules.
+    /// A bug in tierflow.
     Internal {
         /// What was found.
         reason: String,

@@ -76,7 +76,7 @@ impl Bytes {
         UNITS[2..].iter().copied().find(|(size, _)| self.0 >= *size).unwrap_or((1, "B"))
     }
 
-    /// So many times as much, or the largest number.
+    /// The product with a count, or the largest number.
     #[must_use]
     pub const fn times(self, count: u64) -> Bytes {
         Bytes(self.0.saturating_mul(count))

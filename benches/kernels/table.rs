@@ -151,7 +151,7 @@ impl Table<'_> {
         }
         // Of few tokens as many matrices are taken in turns as no cache holds: a model's are.
         let n_matrices =
-            if params.n_tokens > matmul::MAX_FEW_TOKENS { 1 } else { (CACHE_BYTES / size).clamp(1, self.weights.size() / size) };
+            if params.n_tokens > matmul::MAX_DECODE_TOKENS { 1 } else { (CACHE_BYTES / size).clamp(1, self.weights.size() / size) };
         let mut arena = pollster::block_on(ParamsArena::new(gpu, 1))?;
         arena.push(gpu, params)?;
         let dispatch = |index: u64| {

@@ -1,6 +1,6 @@
 //! The arguments of every subcommand, as clap reads them. Each flag has a twin in the environment: `--ctx-size` is
 //! `TIERFLOW_CTX_SIZE`. Flags and defaults are llama.cpp's where it has them, and a config file may replace the defaults.
-//! Knows what can be said, not what it does.
+//! Defines what can be written, not what it does.
 
 mod advice;
 mod bench;
@@ -282,7 +282,7 @@ pub struct LogitsArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Reads a whole number, also one below zero.
+/// Reads a whole number, which may be negative.
 fn parse_whole(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| format!("`{text}` is no whole number"))
 }

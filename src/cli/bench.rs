@@ -103,7 +103,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         for &n_threads in &threads {
             for &test in &tests {
                 let mut measured = || measure(&mut engine, test, args.tests.repetitions);
-                // Threads are started once; a list of numbers needs some beside those.
+                // Threads are started once; a list of numbers needs further ones.
                 let (secs, traced) = if threads.len() > 1 { platform::among_n_threads(n_threads, measured)? } else { measured() }?;
                 report.add(Row::new(&engine, &Measured { test, n_threads, n_gpu_layers, secs, traced }))?;
             }
@@ -188,7 +188,7 @@ fn choices(lists: &PlacementLists) -> Vec<Choice> {
     choices
 }
 
-/// How many threads compute in each pass: none of them more than run at once, as one number alone has it.
+/// How many threads compute in each pass, never more than can run at once.
 fn thread_counts(asked: &[u32]) -> Vec<usize> {
     let most = platform::n_threads();
     let counts = asked.iter().map(|&n_threads| if n_threads == 0 { most } else { most.min(n_threads as usize) });

@@ -14,9 +14,9 @@ use crate::machine::Measure;
 use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
 use crate::platform::{self, IoMode};
 
-/// No device map is longer.
+/// The longest device map that is read.
 const MAP_BYTES_MAX: u64 = 64 << 20;
-/// No plan is longer; that of a thousand layers in `plan --json` has some megabytes.
+/// The longest plan that is read; one of a thousand layers in `plan --json` has some megabytes.
 const PLAN_BYTES_MAX: u64 = 256 << 20;
 
 /// Where a model goes, checked before one is looked for.
@@ -33,7 +33,7 @@ impl<'a> Placement<'a> {
     pub fn of(args: &'a PlacementArgs, options: PlanOptions) -> Result<Placement<'a>> {
         if let Some(file) = &args.plan {
             let saved = SavedPlan::from_json(&platform::read_text(file, PLAN_BYTES_MAX)?, &file.display().to_string())?;
-            // What shapes a plan stands in the file.
+            // A plan from a file holds everything that shapes it.
             let options = PlanOptions { saved: Some(Arc::new(saved)), ..PlanOptions::default() };
             return Ok(Placement { args, options: with_purpose(args, options) });
         }
@@ -73,7 +73,7 @@ impl<'a> Placement<'a> {
         Ok(Placement { args, options: with_purpose(args, options) })
     }
 
-    /// The same for work that is one sequence, whatever plans are made for otherwise.
+    /// The same for work with one sequence, whatever `--objective` and `--n-seqs` say.
     pub fn of_one_sequence(mut self) -> Placement<'a> {
         self.options.objective = Objective::Latency;
         self
@@ -138,7 +138,7 @@ fn start_threads(asked: Option<u32>) -> Result<()> {
     platform::start_threads(asked.map(|asked| most.min(asked as usize)))
 }
 
-/// The rule by which weights find their placements; a map is read from its file.
+/// The rule of placement; a device map is read from its file.
 fn placement_rule(argument: &DeviceMapArg) -> Result<PlacementRule> {
     Ok(match argument {
         DeviceMapArg::Auto => PlacementRule::Auto,

@@ -1,5 +1,5 @@
-//! How the text of a plan looks in a terminal: bars and names set off by colours, lines no longer than the terminal is wide. Knows
-//! what a plan's text looks like, and nothing of plans.
+//! The text of a plan in a terminal: colours for bars and names, and lines no longer than the terminal is wide. Knows only the text of a
+//! plan, not plans.
 
 use std::borrow::Cow;
 

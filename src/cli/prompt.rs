@@ -62,7 +62,7 @@ fn read_prompt_beside(args: &RunArgs, pipe: Option<impl Read + Send + 'static>) 
     Ok(Some(text))
 }
 
-/// A pipe's text and the prompt beside it, and a word about that.
+/// A pipe's text followed by the prompt, with a note about that on stderr.
 fn joined(beside: String, prompt: String, quiet: bool) -> String {
     if beside.trim().is_empty() {
         return prompt;
@@ -73,7 +73,7 @@ fn joined(beside: String, prompt: String, quiet: bool) -> String {
     format!("{beside}\n\n{prompt}")
 }
 
-/// A pipe that a thread of its own reads to its end, after a sign of life.
+/// A pipe that is read to its end by a thread of its own, which first signals that something has come.
 struct Beside {
     life: Receiver<()>,
     text: Receiver<Result<String>>,

@@ -23,7 +23,7 @@ use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSe
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
-    /// What the user set of the sampling.
+    /// The sampling settings that the user gave.
     pub(super) flags: SamplingFlags,
     /// Defaults, over them the model's own settings, over those the flags.
     pub(super) sampling: SamplingSettings,
@@ -310,7 +310,7 @@ pub(super) async fn answer(
 
 /// Why an answer ended that the model did not end.
 fn cut_in_words(ctx_size: usize, max_tokens: Option<usize>, n_generated: usize) -> String {
-    // What of the context the prompt took may have changed on the way, as turns of a chat left it.
+    // The prompt's share of the context may have changed meanwhile, as turns of a chat left it.
     match max_tokens == Some(n_generated) {
         true => format!("cut off: -n {n_generated} allows no more tokens"),
         false => format!("cut off: the context of {ctx_size} positions is full; -c N makes it longer"),

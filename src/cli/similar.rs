@@ -1,4 +1,4 @@
-//! Which name a word is close to. Knows no names.
+//! Finds the name that a misspelled word is close to.
 
 /// The name that `word` may have been meant as: one that it begins, or one that it is [near](is_near) to.
 pub(super) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

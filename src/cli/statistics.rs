@@ -30,9 +30,9 @@ pub struct Statistics {
     pub prompt: TraceSummary,
     /// What moved and computed in all.
     pub all: TraceSummary,
-    /// What the plan promised for such an answer.
+    /// What the plan predicted for such an answer.
     pub predicted: Predicted,
-    /// What other programs took of it; absent where the system does not tell.
+    /// What other programs took of it; absent where the system does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disturbance: Option<Disturbance>,
     /// Peak bytes per device beside the budgets; in JSON it stands beside the statistics.
@@ -51,7 +51,7 @@ pub struct Predicted {
     pub rates: Origin,
 }
 
-/// What of a run other programs took.
+/// The part of a run that other programs took.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Disturbance {
     /// The share of its time in which it waited for a core during the prompt, 0 to 1.
@@ -65,7 +65,7 @@ pub struct Disturbance {
 }
 
 impl Predicted {
-    /// What `prepared` promises for the forwards of a prompt and of an answer, beside which each has its prediction.
+    /// The rates that `prepared` predicts for the forwards of a prompt and of an answer.
     pub fn of(prepared: &Prepared, [prompt, answer]: &[(&Observed, Totals); 2]) -> Predicted {
         let rate_of = |(observed, totals): &(&Observed, Totals)| rate(observed.forwards.n_tokens(), totals.secs);
         let forecast = &prepared.forecast.decode;
@@ -75,7 +75,7 @@ impl Predicted {
 }
 
 impl Disturbance {
-    /// Of a run with these forwards, each beside its prediction; `None` where the system does not tell.
+    /// Of a run with these forwards, each beside its prediction; `None` where the system does not report it.
     pub fn of([prompt, answer]: &[(&Observed, Totals); 2]) -> Option<Disturbance> {
         let (prompt_waited, decode_waited) = (prompt.0.waited?, answer.0.waited?);
         let rate_of = |(observed, totals): &(&Observed, Totals), waited| {

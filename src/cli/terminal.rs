@@ -68,7 +68,7 @@ pub enum Visibility {
     Hidden,
 }
 
-/// The side on which the cells of a column meet.
+/// The side to which the cells of a column are aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
     /// Text.
@@ -245,7 +245,7 @@ pub fn print_report(text: &str) -> Result<()> {
     print(&wrapped(text, Stream::Stdout.width()))
 }
 
-/// Writes `text` to stderr, on a terminal with lines that fit it and nothing that it obeys. That nobody reads it is no error.
+/// Writes `text` to stderr, on a terminal with lines that fit it and with control characters made visible. It is no error if nobody reads it.
 pub fn note(text: &str) {
     note_styled(&Stream::Stderr.shown(text));
 }
@@ -255,8 +255,8 @@ pub fn note_styled(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// `text` for a terminal to show and not to obey: names in files and answers of models may hold any character. Carriage returns and
-/// other invisible controls are pictures (U+2400 and on) or the sign of what cannot be shown; line breaks and tabs stay.
+/// `text` with control characters made visible, so that the terminal does not obey them: names in files and answers of models may hold any
+/// character. Carriage returns and other invisible controls become pictures (U+2400 and on) or U+FFFD; line breaks and tabs stay.
 pub fn harmless(text: &str) -> Cow<'_, str> {
     let is_harmful = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
     if !text.contains(is_harmful) {
@@ -272,7 +272,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.replace("\r\n", "\n").chars().map(shown).collect())
 }
 
-/// Says on stderr what ends the program, as errors of the command line are said.
+/// Prints the error that ends the program on stderr, in the style of errors of the command line.
 pub fn tell_error(error: &Error) {
     let plain = format!("error: {}\n", text_of(error));
     let text = Stream::Stderr.shown(&plain);

@@ -47,7 +47,7 @@ impl Words for Options {
     }
 }
 
-/// What the program says of an error.
+/// The text of an error in the program's words.
 pub fn text_of(error: &Error) -> String {
     error.in_words(&Options)
 }

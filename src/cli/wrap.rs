@@ -1,5 +1,5 @@
-//! Words that do not fit a line of the terminal begin the next one. What is written is seen at once: a word that grows past the edge is
-//! taken back and written anew. Knows no terminal, only its width.
+//! Word wrap for text that is printed as it comes: a word that grows past the edge is erased and written again on the next line. Knows no
+//! terminal, only its width.
 
 use unicode_width::UnicodeWidthChar;
 

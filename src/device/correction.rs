@@ -1,4 +1,4 @@
-//! What runs showed of a device beside what was measured: by how much its rates must be multiplied. Knows no clock.
+//! Corrections of a device's measured rates by what runs showed. Knows no clock.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,14 +9,14 @@ use crate::device::Rates;
 use crate::dtype::DType;
 use crate::units::BytesPerSec;
 
-/// Runs that count: older ones say less of the machine as it is.
+/// Number of latest runs that count.
 const N_KEPT: usize = 6;
-/// By how much one run may move a correction, and how far from what was measured any may lie.
+/// The largest change of a correction by one run, and its largest distance from the measured rate, as factors.
 const MOST_PER_RUN: f64 = 8.0;
 const MOST: f64 = 16.0;
-/// A run that waited for cores for a larger share of its time counts only where there is no other.
+/// A run that waited for cores for a larger share of its time counts only if there are no others.
 const QUIET: f64 = 0.25;
-/// Runs that agree better than this that a rate is further off than that say that the measurement itself was wrong.
+/// If runs differ by less than the first and the rate is off by more than the second, the measurement itself was wrong.
 const AGREEMENT: f64 = 0.15;
 const WORTH_MEASURING: f64 = 3.0;
 
@@ -66,7 +66,7 @@ impl TryFrom<String> for Aspect {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sample {
-    /// How many times faster than by the measured rates.
+    /// How many times faster it was than the measured rates say.
     pub factor: f64,
     /// The share of its time in which it waited for cores that others had, 0 to 1; 0 where the system does not report it.
     #[serde(default)]
@@ -76,7 +76,7 @@ pub struct Sample {
     pub at: Option<u64>,
 }
 
-/// By how much the latest runs were faster than the measured rates say.
+/// How many times faster the latest runs were than the measured rates say.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Correction {
@@ -93,8 +93,8 @@ impl Correction {
         Correction { samples: vec![Sample { factor, waited: 0.0, at: None }] }
     }
 
-    /// What the measured rates are multiplied by. Whatever else the machine does only slows a run, so it is the factor that a third
-    /// of the latest runs reach: a faster one counts at once or with the next one, a slower one when most agree.
+    /// The factor for the measured rates. Other work on the machine can only slow a run, so it is the factor that a third of the
+    /// latest runs reach: a faster one counts at once or with the next one, a slower one when most agree.
     pub fn factor(&self) -> f64 {
         let samples = self.telling();
         samples.get(samples.len() / 3).copied().unwrap_or(1.0).clamp(1.0 / MOST, MOST)
@@ -147,7 +147,7 @@ impl Correction {
 }
 
 impl Rates {
-    /// The rates for a model whose weights are mostly in `dtype`, as runs have shown them to be: the corrections are worked in.
+    /// The corrected rates for a model whose weights are mostly in `dtype`.
     #[must_use]
     pub fn corrected(mut self, dtype: DType) -> Rates {
         let corrections = std::mem::take(&mut self.corrections);
@@ -163,7 +163,7 @@ impl Rates {
         self
     }
 
-    /// The faster figure of each of two measurements of one device, since all that disturbs them slows.
+    /// The faster figure of each of two measurements of one device, since disturbances can only slow them.
     #[must_use]
     pub fn fastest(self, other: &Rates) -> Rates {
         let mut both = self.or(other);

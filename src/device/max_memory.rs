@@ -1,4 +1,4 @@
-//! Budgets as the user writes them: `gpu:0=40MiB,cpu=64MiB`. What becomes of them is the planner's matter.
+//! Budgets as the user writes them: `gpu:0=40MiB,cpu=64MiB`. The planner applies them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -69,7 +69,7 @@ impl FromStr for MaxMemory {
             let size: Bytes = amount
                 .parse()
                 .map_err(|_| invalid(format!("`{}` is no size for {device}; write 40MiB, 1.5GB or plain bytes", amount.trim())))?;
-            // Nobody means so few bytes.
+            // A budget of so few bytes is a mistake.
             if (Bytes(1)..Bytes(1024)).contains(&size) {
                 return Err(invalid(format!("{device}={} is {size}; write a unit, as in {device}=4GiB", amount.trim())));
             }

@@ -1,4 +1,4 @@
-//! How fast a device is: what was measured, how gaps are filled, and what is assumed where nothing was measured.
+//! The rates of a device: measured ones, how gaps are filled, and what is assumed where nothing was measured.
 //! Knows no clock and measures nothing.
 
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ pub struct Rates {
     /// How many measurements in a row found the machine busy with other work and are therefore unreliable; 0 after one that did not.
     #[serde(skip_serializing_if = "is_zero")]
     pub n_disturbed: u32,
-    /// What runs showed beside the figures; [`Rates::corrected`] works it in.
+    /// Corrections of these figures by runs; [`Rates::corrected`] applies them.
     #[serde(skip_serializing_if = "Corrections::is_empty")]
     pub corrections: Corrections,
     /// Whether the figures were measured.
@@ -151,13 +151,13 @@ impl Rates {
         nearest(&self.matmul, dtype)
     }
 
-    /// The fastest of the ways to the GPU.
+    /// The rate of the fastest way to upload.
     pub fn upload(&self) -> Option<BytesPerSec> {
         [self.upload_mapped, self.upload_staged, self.upload_written].into_iter().flatten().max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
     /// These rates, and those of `other` where these have none. A map is taken over only where this one is empty: the nearest
-    /// dtype that was measured says more than a figure from elsewhere.
+    /// dtype that was measured is closer than a figure from elsewhere.
     #[must_use]
     pub fn or(self, other: &Rates) -> Rates {
         if self.is_empty() || other.is_empty() {

@@ -1,4 +1,4 @@
-//! What a planner needs to know of a device. Made by `gpu` and `platform`, or read from a file; never looks at a machine.
+//! What a planner needs to know of a device: plain data, made by `gpu` and `platform` or read from a file.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +35,13 @@ pub struct DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// What an error calls it: its name or, as browsers often keep that to themselves, the device.
+    /// Its name in errors, or the device where the name is empty, as it often is in browsers.
     pub fn title(&self) -> String {
         if self.name.is_empty() { self.device.to_string() } else { self.name.clone() }
     }
 }
 
-/// An [`Error::NoGpu`] for something that was asked for and that no adapter among `specs` is; without any, it says what to do about that.
+/// An [`Error::NoGpu`] for something that was asked for and that is none of the adapters in `specs`; without adapters it says what to do.
 pub fn no_gpu<'a>(asked: String, specs: impl IntoIterator<Item = &'a DeviceSpec>) -> Error {
     let adapters = specs.into_iter().filter(|spec| matches!(spec.device, Device::Gpu(_)));
     let names: Vec<String> = adapters.map(|spec| format!("{} ({})", spec.device, spec.name)).collect();

@@ -36,8 +36,8 @@ pub enum KernelChoice {
     /// The fastest that were measured, of all that it can run.
     #[default]
     Auto,
-    /// Those that every adapter runs, as its kind suggests them: the same on machines whose measurements differ, and a way
-    /// round a driver that fails with others. Predictions still rest on the fastest.
+    /// Those that every adapter runs, chosen by its kind: the same on machines whose measurements differ, and a way to avoid a
+    /// driver that fails with others. Predictions still assume the fastest.
     Portable,
 }
 

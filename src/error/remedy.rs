@@ -1,5 +1,5 @@
-//! What can be changed where something cannot be done, as data. Whoever shows it puts in the names of the settings: the library those of
-//! its own fields, a command line its options.
+//! What to change where something cannot be done, as data. Whoever shows it supplies the names of the settings: the library those of its own
+//! fields, the command line its options.
 
 use std::fmt;
 
@@ -164,7 +164,7 @@ pub enum Remedy {
     /// As [`Remedy::Use`], where the same could be done in another way: what comes of it stands first. A setting that is on or off has no
     /// value.
     UseInOrderTo(&'static str, Setting, String),
-    /// See what becomes of it with this value.
+    /// Look at the result with this value.
     CompareWith(Setting, String),
     /// Leave a setting out; for what.
     Drop(Setting, &'static str),
@@ -187,7 +187,7 @@ pub enum Remedy {
 pub enum BudgetToSet {
     /// As it was given, to the byte.
     AsGiven(Bytes),
-    /// So much at least, rounded up to what one types.
+    /// At least so much, rounded up to a size that is easily typed.
     AtLeast(Bytes),
 }
 
@@ -211,7 +211,7 @@ impl Remedy {
         Remedy::UseInOrderTo("give the prompt as it is", Setting::Raw, String::new())
     }
 
-    /// As one says what to do, in these words.
+    /// The remedy as an instruction, in these words.
     pub fn in_words(&self, words: &dyn Words) -> String {
         let name = |setting: &Setting| words.setting(*setting);
         match self {

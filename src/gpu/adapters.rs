@@ -26,10 +26,10 @@ const MARGIN_PERCENT: u64 = 10;
 /// Drivers refuse new buffers above this share of what the system lets the process have, instead of spilling silently.
 const RESOURCE_BUDGET_PERCENT: u8 = 95;
 
-/// Names the APIs to ask for adapters, instead of those that a system's GPUs are best reached by: `vulkan,gl`.
+/// Names the APIs to list adapters of, such as `vulkan,gl`; by default those through which a system's GPUs are best reached.
 const BACKENDS_VARIABLE: &str = "TIERFLOW_BACKENDS";
 
-/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per chunk of hardware,
+/// All usable adapters, numbered `gpu:0`, `gpu:1`, ...: real GPUs first, software last; one entry per GPU,
 /// or per API that `TIERFLOW_BACKENDS` names.
 ///
 /// # Errors
@@ -81,7 +81,7 @@ fn backends_of(words: &str) -> Result<wgpu::Backends> {
     })
 }
 
-/// Every adapter `n` times, each with its share of the memory, renumbered: a rehearsal of several adapters on one.
+/// Every adapter `n` times, each with its share of the memory, renumbered: to try out several adapters on a machine with one.
 pub fn divided(found: Vec<AdapterFound>, n: usize) -> Vec<AdapterFound> {
     if n <= 1 {
         return found;
@@ -127,7 +127,7 @@ fn describe(index: u32, info: &wgpu::AdapterInfo, adapter: wgpu::Adapter) -> Ada
 }
 
 impl AdapterFound {
-    /// Sets the memory to plan with when no budget is given: `whole`, which `source` says the origin of, less a margin.
+    /// Sets the memory to plan with when no budget is given: `whole` less a margin. `source` says where the number comes from.
     pub fn set_memory(&mut self, whole: Bytes, source: &str) {
         let shared = self.spec.kind.is_some_and(AdapterKind::shares_host_memory);
         let shared = if shared { "; this is host memory, shared with the cpu budget" } else { "" };
@@ -141,7 +141,7 @@ impl AdapterFound {
     }
 }
 
-/// How much memory there is by the driver, and where the number comes from.
+/// How much memory the driver reports, and where the number comes from.
 fn memory(adapter: &wgpu::Adapter, limits: &GpuLimits) -> (Bytes, String) {
     match largest_local_heap(adapter) {
         Some(Heap { size, free: Some(free) }) => (free, format!("{free} free of {size} by the driver's budget")),

@@ -1,4 +1,4 @@
-//! Bind groups, made once for the same buffers: a forward of another shape binds what the one before it bound.
+//! A cache of bind groups by what they bind: a forward of another shape uses those of the one before.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Gpu;
 
-/// Kept at most. Only long prompts that are cut in many ways come near; then all are made anew.
+/// Most bind groups that are kept. Only long prompts that are cut in many ways come near; then all are made again.
 const MAX_KEPT: usize = 1 << 14;
 
 /// A part of a buffer: the buffer, its first byte, its size.
@@ -18,7 +18,7 @@ type Kept = HashMap<(wgpu::BindGroupLayout, Vec<Part>), wgpu::BindGroup>;
 /// All bind groups of an adapter.
 #[derive(Debug, Default)]
 pub(super) struct BindGroups {
-    /// `None` where nothing is kept: what is bound would live as long.
+    /// `None` where nothing is kept, since bind groups keep the buffers alive that they bind.
     kept: Mutex<Option<Kept>>,
     n_made: AtomicUsize,
 }

@@ -1,4 +1,4 @@
-//! How long an adapter may go without finishing a submission before those who wait for it give up. Knows no adapter.
+//! The longest time without a finished submission, after which waits on an adapter fail. Knows no adapter.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The default deadline of an adapter. A submission is planned to take less than a second.
 pub const GPU_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The deadline of one adapter, and how far the adapter has come.
+/// The deadline of one adapter, and how many submissions it has finished.
 #[derive(Debug)]
 pub struct Deadline {
     state: Mutex<State>,
@@ -18,22 +18,22 @@ struct State {
     timeout: Duration,
     /// Submissions that are known to be done.
     n_done: u64,
-    /// The value of `n_done` when somebody last gave up.
+    /// The value of `n_done` when a wait last failed.
     gave_up_at: Option<u64>,
     /// Whether the oldest submission under way has passed the deadline.
     is_late: bool,
-    /// Who waits for something that the adapter has to finish first.
+    /// The tasks that wait for something that the adapter has to finish first.
     waiter: Option<Waker>,
 }
 
-/// What a wait on a fence ended with.
+/// How a wait on a fence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
-    /// It was reached.
+    /// The fence was reached.
     Done,
-    /// The time was up before.
+    /// The time was up first.
     TimedOut,
-    /// It may have been reached as the time was up.
+    /// The time was up; the fence may have been reached at that moment.
     Unsure,
 }
 
@@ -72,7 +72,7 @@ impl Deadline {
         (state.gave_up_at, state.is_late) = (None, false);
     }
 
-    /// The oldest submission under way has taken `time`: wakes who waits in `poll_late` where that is too long.
+    /// The oldest unfinished submission has taken `time`: wakes those who wait in `poll_late` where that is too long.
     pub fn note_late(&self, time: Duration) {
         let waiter = {
             let mut state = self.state();
@@ -85,7 +85,7 @@ impl Deadline {
         waiter.into_iter().for_each(Waker::wake);
     }
 
-    /// The submission that had passed the deadline is done after all.
+    /// The submission that had passed the deadline has finished after all.
     pub fn note_ended(&self) {
         self.state().is_late = false;
     }
@@ -124,7 +124,7 @@ impl Deadline {
         Poll::Ready(self.give_up())
     }
 
-    /// Whether somebody gave up, and nothing was finished since.
+    /// Whether a wait failed, and nothing was finished since.
     pub(super) fn has_passed(&self) -> bool {
         self.state().gave_up_at.is_some()
     }

@@ -1,5 +1,5 @@
-//! What the driver made of the shaders, kept on disk from run to run, where the driver gives it away. A cache: without it,
-//! or with one that was damaged or made by another driver, everything is compiled anew.
+//! The driver's compiled shaders, kept on disk from run to run where the driver hands them out. A cache: without it,
+//! or with one that was damaged or made by another driver, everything is compiled again.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::platform;
 
-/// A file that is larger was not written here.
+/// A larger file was not written by this program.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The checksum that the file begins with.
 const CHECKSUM_BYTES: usize = 8;
@@ -23,7 +23,7 @@ pub(super) struct DriverCache {
 }
 
 impl DriverCache {
-    /// Reads what an earlier run kept; `None` where the driver gives nothing away.
+    /// Reads what an earlier run kept; `None` where the driver does not hand out compiled shaders.
     pub(super) fn open(device: &wgpu::Device, adapter: &wgpu::AdapterInfo) -> Option<DriverCache> {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
@@ -61,7 +61,7 @@ impl DriverCache {
 }
 
 /// A file name for what this adapter's driver compiles, of letters, digits and lines alone; `None` where drivers of its API
-/// give nothing away.
+/// do not hand out compiled shaders.
 fn file_name(adapter: &wgpu::AdapterInfo) -> Option<String> {
     let key = wgpu::util::pipeline_cache_key(adapter)?;
     let whole = format!("{key}_{}_{}", adapter.driver, adapter.driver_info);

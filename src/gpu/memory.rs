@@ -1,4 +1,4 @@
-//! Buffers with accounting: the budget is kept here, since drivers would rather spill than refuse. Knows no tensors.
+//! Buffers with accounting: the budget is enforced here, since drivers spill to host memory instead of refusing. Knows no tensors.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ impl Deref for Buffer {
 }
 
 impl Drop for Buffer {
-    /// What was submitted with it still finds it; but no garbage collector of a browser is waited for, which sees no memory of GPUs.
+    /// Dropping it destroys the GPU's buffer once submitted work has ended, without waiting for a browser's garbage collector, which does not
+    /// see the memory of GPUs.
     fn drop(&mut self) {
         self.buffer.destroy();
         self.ledger.give_back(Bytes(self.buffer.size()), self.purpose);
@@ -98,7 +99,7 @@ impl Ledger {
         self.budget
     }
 
-    /// All purposes together. The peak is the promise that is checked against the budget.
+    /// All purposes together. Tests check the peak against the budget.
     pub fn total(&self) -> Usage {
         self.total.usage()
     }

@@ -1,4 +1,4 @@
-//! One open adapter: device, queue, budget, pipelines and the errors that arrive out of turn.
+//! One open adapter: device, queue, budget, pipelines and the errors that the driver reports by callback.
 //! Knows no model, no tensor and no kernel.
 
 mod adapters;
@@ -60,7 +60,7 @@ pub struct Gpu {
 
 impl Gpu {
     /// Opens `found` with `budget` bytes to give out. `limits`, where given, replaces the adapter's own larger limits,
-    /// and everything else is then held to WebGPU's defaults, so that a run shows that the smallest adapter would do.
+    /// and all other limits are then WebGPU's defaults, so that a run shows that the smallest adapter would do.
     ///
     /// # Errors
     /// [`Error::Gpu`] where the driver refuses the device.
@@ -72,7 +72,7 @@ impl Gpu {
             label: Some("tierflow"),
             required_features: features,
             required_limits: required_limits.clone(),
-            // Small blocks: memory that the allocator takes ahead of need would count against nobody's budget.
+            // Small blocks: memory that the allocator takes in advance would be in nobody's budget.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
@@ -109,7 +109,7 @@ impl Gpu {
         })
     }
 
-    /// The first error that arrived out of turn (validation, out of memory, device lost), if any did.
+    /// The first error that the driver reported by callback (validation, out of memory, device lost), if there was one.
     ///
     /// # Errors
     /// [`Error::Gpu`] or [`Error::DeviceLost`] with the driver's words; the same at every later call, since what was computed since is void.
@@ -129,7 +129,7 @@ impl Gpu {
         }
     }
 
-    /// What is behind `error`, with which work on this device ended: the loss of the device, where it is lost.
+    /// The cause of `error`, with which work on this device ended: the loss of the device where it is lost.
     pub fn cause_of(&self, error: Error) -> Error {
         if matches!(error, Error::DeviceLost { .. } | Error::DeviceTimeout { .. } | Error::Interrupted) {
             return error;
@@ -172,7 +172,7 @@ impl Gpu {
     /// The output of `work`, which waits for something that this adapter has to finish first.
     ///
     /// # Errors
-    /// Those of `work`; those of [`Gpu::wait`] where the adapter comes too late. In a browser it may take as long as it takes.
+    /// Those of `work`; those of [`Gpu::wait`] where the adapter is too late. In a browser there is no deadline.
     pub async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut work = pin!(work);
         let output = std::future::poll_fn(|context| match work.as_mut().poll(context) {
@@ -230,7 +230,7 @@ impl Drop for Gpu {
     }
 }
 
-/// How often a failure is looked at for a loss behind it, and how long between.
+/// How often a failure is checked for being the loss of the device, and the time between two checks.
 const LOSS_LOOKS: usize = 20;
 const LOSS_LOOK: Duration = Duration::from_millis(1);
 
@@ -243,8 +243,8 @@ fn subgroup_lanes(found: &AdapterFound) -> Option<u32> {
     (is_fixed && found.kernels == KernelChoice::Auto).then_some(info.subgroup_max_size)
 }
 
-/// What the driver said out of turn. The callbacks may run on any thread; only the first error is kept, since the rest follow from it,
-/// and a loss, from which all others follow.
+/// What the driver reported by callback, which may run on any thread. Only the first error is kept, since the rest follow from it; the loss
+/// of the device replaces it.
 #[derive(Debug, Default)]
 struct UncapturedErrors {
     first: Mutex<Option<UncapturedError>>,

@@ -30,8 +30,7 @@ impl ParamsArena {
         Ok(ParamsArena::several(gpu, 1, capacity).await?.remove(0))
     }
 
-    /// `n` arenas, each with room for `capacity` params, in one buffer: whichever of them dispatches take their params from, they bind
-    /// the same.
+    /// `n` arenas, each with room for `capacity` params, in one buffer, so that dispatches bind the same buffer with any of them.
     ///
     /// # Errors
     /// Those of [`Gpu::buffer`].

@@ -6,7 +6,7 @@ use super::{Buffer, Gpu, Purpose};
 use crate::error::Result;
 use crate::units::Bytes;
 
-/// A copy to the host that goes with other work: recorded behind it, brought in once both were submitted.
+/// A copy to the host that is recorded after other work and read once both were submitted.
 pub struct Readback {
     staging: Buffer,
     len: u64,
@@ -39,7 +39,7 @@ impl Readback {
         Ok(Readback { staging, len })
     }
 
-    /// The bytes, once what was recorded is submitted and done.
+    /// The bytes, once the recorded copy is submitted and done.
     ///
     /// # Errors
     /// An error of the device.
@@ -52,7 +52,7 @@ impl Readback {
         });
         gpu.wait(None)?;
         let mapped = receiver.await.map_err(|_| gpu.error("the readback was never answered"))?;
-        // A device that is lost says more than the mapping that fails for it.
+        // The loss of the device is the cause of the mapping that fails.
         gpu.check()?;
         mapped.map_err(|error| gpu.error(format!("the readback failed: {error}")))?;
         let view = staging.slice(..len).get_mapped_range().map_err(|error| gpu.error(format!("the readback failed: {error}")))?;
@@ -76,7 +76,7 @@ async fn take_staging(gpu: &Gpu, size: Bytes) -> Result<Buffer> {
     let kept = gpu.readback.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     match kept {
         Some(staging) if staging.size() >= size.0 => Ok(staging),
-        // The small one goes first, so that both never count at once.
+        // The small one is dropped first, so that both are never counted at once.
         kept => {
             drop(kept);
             gpu.buffer("readback", size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, Purpose::Staging).await

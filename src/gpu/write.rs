@@ -1,7 +1,7 @@
-//! Host → GPU by the queue, which takes a copy of the bytes and writes them in its turn. Knows no shapes.
+//! Host → GPU by the queue, which copies the bytes and writes them in the order of submissions. Knows no shapes.
 
 /// Writes `bytes` at `offset` of `buffer` (which needs `COPY_DST`) before what is submitted next. `offset` is a multiple of 4;
-/// where the length is none, up to three bytes of zero follow, for which the buffer has room.
+/// where the length is not, up to three zero bytes follow, for which the buffer has room.
 pub fn write(queue: &wgpu::Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
     let (words, rest) = bytes.as_chunks::<{ wgpu::COPY_BUFFER_ALIGNMENT as usize }>();
     let words = words.as_flattened();

@@ -1,4 +1,4 @@
-//! Probes of an adapter: both ways up, the way back, submissions, compilation and products.
+//! Probes of an adapter: both ways of upload, readback, submissions, compilation and products.
 
 use super::effort::{Effort, middle, time};
 use super::products::{self, weight_bytes};
@@ -13,7 +13,7 @@ use crate::units::{Bytes, BytesPerSec};
 
 /// Bytes of one transfer, as large as streamed chunks are.
 const TRANSFER: Bytes = Bytes::mib(8);
-/// Host memory that the transfers read in turn, so that no cache holds it.
+/// Host memory that the transfers read in turn, more than fits a cache.
 const SOURCE: Bytes = Bytes::mib(64);
 /// What the products of a run read in turn: more than the caches hold, those of the GPU or, for software, of the host.
 const HARDWARE_POOL: Bytes = Bytes::mib(256);
@@ -22,13 +22,13 @@ const SOFTWARE_POOL: Bytes = Bytes::mib(64);
 const POOL_SHARE: u64 = 4;
 /// Different matrices in one run.
 const MAX_PLACES: u64 = 64;
-/// What a matrix in the pool begins at a multiple of: every adapter's storage alignment divides it.
+/// Alignment of matrices in the pool, a multiple of every adapter's storage alignment.
 const WEIGHT_ALIGNMENT: u64 = 256;
 /// Share of the time that is spent on finding the fastest variants: the one that the kind of adapter suggests is seldom wrong.
 const VARIANTS_PART: f64 = 0.25;
 /// Input and output of the products.
 const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
-/// Submissions of which the cost of one is taken.
+/// Submissions that are timed together for the cost of one.
 const N_SUBMISSIONS: u32 = 16;
 
 /// Measures all rates of an adapter, of its products those in `dtypes`, and the variants for a model in those `of_model`.
@@ -78,7 +78,7 @@ async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &
     Ok(Rates { variants, shader_compile_secs, ..rates })
 }
 
-/// The rates of all that brings bytes up and back, and of submissions.
+/// The rates of uploads and readback, and the costs of submissions.
 async fn transfers_of(gpu: &Gpu, effort: &Effort) -> Result<Rates> {
     let source = vec![0x2A_u8; SOURCE.0 as usize];
     let upload_staged = Some(upload(gpu, effort, Upload::Staged, &source).await?);

@@ -1,12 +1,12 @@
-//! Whether the machine was busy with something else while it was measured. What was measured then is too slow, so it is measured once
-//! more by and by, and of each figure the faster one counts.
+//! Whether the machine was busy with other work while it was measured. The figures are then too slow, so they are measured again later,
+//! and of each figure the faster one counts.
 
 use crate::device::Rates;
 use crate::platform::{self, CoreTime};
 
 /// A measurement whose threads waited for cores for a larger share of their time than this says too little.
 const MOST_WAITED: f64 = 0.1;
-/// After so many such measurements in a row the machine is taken for what it always is.
+/// After so many such measurements in a row, the machine is assumed to be always this busy.
 const MOST_TRIES: u32 = 3;
 /// How long after one the next is made, in seconds: a machine is seldom busy for a moment only.
 const PATIENCE: u64 = 600;
@@ -19,7 +19,7 @@ impl Watch {
         Watch(CoreTime::now())
     }
 
-    /// What was measured meanwhile, `rates`, beside what was measured `before`.
+    /// The measured `rates`, merged with those that were measured `before`.
     pub(super) fn end(self, rates: Rates, before: Option<Rates>) -> Rates {
         let waited = platform::waited_since(self.0).unwrap_or(0.0);
         if waited > MOST_WAITED {

@@ -1,4 +1,4 @@
-//! Measured rates, kept in one file for all devices of this user. A cache: what cannot be read is measured anew.
+//! Measured rates, kept in one file for all devices of this user. A cache: what cannot be read is measured again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,8 @@ impl Default for File {
     }
 }
 
-/// Measurements that runs refute are forgotten where they are older than this many seconds, so that it is measured anew: those of a
-/// machine that is not as the planner sees it would only come back.
+/// Measurements that runs contradict are dropped, and made again, only where they are older than this many seconds: where the planner's
+/// model of the machine is wrong, new measurements would give the same figures at once.
 const REFUTED_AGE: u64 = 3600;
 
 impl File {

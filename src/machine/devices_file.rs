@@ -1,5 +1,5 @@
 //! The description of a machine as a file: what `tierflow devices --json` prints, read back for plans of a machine that is
-//! not here. Strict, since a plan believes it.
+//! not here. Checked strictly, since plans rely on it.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! How fast a disk is read in the way that streaming reads it: two threads, a few MiB at a time, past the page cache.
+//! The rate at which a disk is read the way streaming reads it: two threads, a few MiB at a time, past the page cache.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -47,7 +47,7 @@ impl Effort {
         self.part(1.0)
     }
 
-    /// Does what no figure comes of, such as a first run, which compiles: the time for the others stays what it was.
+    /// Runs work that is not measured, such as a first run, which compiles: its time is not taken from that of the others.
     pub(super) fn beside<T>(&self, work: impl FnOnce() -> T) -> T {
         let begin = Instant::now();
         let done = work();
@@ -55,8 +55,8 @@ impl Effort {
         done
     }
 
-    /// The least of what `run` returns, over all runs: whatever else the machine does only ever adds time. Past the deadline one
-    /// run has to do: a slow machine is measured less well, but whole.
+    /// The least of what `run` returns, over all runs, since other work on the machine can only add time. Past the deadline there
+    /// is one run only: a slow machine is measured less precisely, but completely.
     pub(super) fn best(&self, mut run: impl FnMut() -> Result<f64>) -> Result<f64> {
         let (mut best, mut done) = (run()?, 1);
         while self.wants_more(done) {

@@ -1,4 +1,4 @@
-//! The memory of an adapter that does not report any: found by taking as much as the driver gives.
+//! The memory of an adapter that does not report any: found by allocating as much as the driver gives.
 
 use crate::device::AdapterKind;
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::gpu::{AdapterFound, Gpu, Purpose};
 use crate::platform;
 use crate::units::Bytes;
 
-/// What is taken at a time, and at most.
+/// Bytes that are allocated at a time, and at most.
 const STEP: Bytes = Bytes::mib(256);
 const MOST: Bytes = Bytes::gib(64);
 

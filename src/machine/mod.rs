@@ -37,7 +37,7 @@ pub enum Measure {
     /// What was measured before, else measured now: about two seconds for an adapter besides what compiling its kernels takes, and
     /// half of one for the host and the disk. Of an adapter's products, those in the dtypes that are asked for.
     Quick,
-    /// Measured now, whatever is known: some seconds for each device.
+    /// Measured now, even where rates are known: some seconds for each device.
     Full,
 }
 
@@ -78,7 +78,7 @@ pub async fn adapters() -> Result<Vec<AdapterFound>> {
     Ok(adapters)
 }
 
-/// Finds out how much memory an adapter gives that reports none, by taking it; keeps the answer for later plans.
+/// Finds out how much memory an adapter has that reports none, by allocating it; keeps the answer for later plans.
 /// Nothing happens where the driver reports, or the adapter is software.
 ///
 /// # Errors
@@ -169,7 +169,7 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) 
     }
 }
 
-/// What is assumed of a device where no plan could know that it is reached otherwise than usual.
+/// Rates that are assumed of a device that is reached in an unusual way, which plans cannot know.
 fn assumed_here(device: Device, kind: Option<AdapterKind>) -> Rates {
     if platform::MAY_BLOCK { Rates::default() } else { Rates::assumed_in_browser(device, kind) }
 }

@@ -1,4 +1,4 @@
-//! Rates of matrix products on whatever computes them: the same sizes, repetitions and fit for adapters and the host.
+//! Rates of matrix products, measured with the same sizes, repetitions and fit on adapters and on the host.
 
 use super::effort::{Effort, middle};
 use crate::device::Rates;
@@ -57,7 +57,7 @@ struct Line {
 }
 
 impl Line {
-    /// The line through a small and a large product; where noise made it senseless, the large one alone says the rate.
+    /// The line through a small and a large product; where noise makes that meaningless, the large one alone gives the rate.
     fn through([small, large]: [&Params; 2], [small_secs, large_secs]: [f64; 2]) -> Line {
         let (small_bytes, large_bytes) = (weight_bytes(small) as f64, weight_bytes(large) as f64);
         let secs_per_byte = (large_secs - small_secs) / (large_bytes - small_bytes);

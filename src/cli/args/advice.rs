@@ -1,4 +1,4 @@
-//! The tips at the end of clap's errors, only where they are apt: a similar name where it is close, and `--` before what is a text.
+//! The tips at the end of clap's errors, kept only where they help: a similar name where it is close, and `--` before a text.
 
 use std::ffi::OsString;
 
@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cli::similar::nearest;
 
-/// clap's `error` of these arguments with other tips where its own mislead: what is alike to clap may have little in common.
+/// clap's `error` of these arguments, with other tips where its own mislead: names that clap finds similar may have little in common.
 pub(super) fn with_apt_advice(mut error: clap::Error, command: &Command, arguments: &[OsString]) -> clap::Error {
     let verb = arguments.get(1).and_then(|verb| verb.to_str()).unwrap_or_default();
     match error.kind() {
@@ -18,7 +18,7 @@ pub(super) fn with_apt_advice(mut error: clap::Error, command: &Command, argumen
             }
         }
         ErrorKind::InvalidSubcommand => {
-            // Not of what stands behind a subcommand.
+            // Not for what follows a subcommand.
             if let Some(word) = text(&error, ContextKind::InvalidSubcommand).filter(|word| word == verb) {
                 of_verb(&mut error, &word, command);
             }

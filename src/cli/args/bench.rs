@@ -15,7 +15,7 @@ pub struct BenchArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Options of the placement that are lists here; read before those, which take the first of each.
+    /// Placement options that may be lists here. Read before [`PlacementArgs`], which takes the first value of each.
     #[command(flatten)]
     pub lists: PlacementLists,
     /// What is measured.
@@ -66,7 +66,7 @@ pub struct TestArgs {
     pub repetitions: u32,
 }
 
-/// Reads a number of a list whose ranges were numbers already.
+/// Reads a number of a list whose ranges were expanded already.
 fn parse_count(text: &str) -> std::result::Result<u32, String> {
     text.trim().parse().map_err(|_| format!("`{text}` is no number, and no range of at most 1000 as in 1-4, 100-500+100 or 128-512*2"))
 }
@@ -108,7 +108,7 @@ impl FromStr for PromptThenGenerate {
     }
 }
 
-/// Options of the placement that `bench` takes lists of, all values of each. With other subcommands they have one value.
+/// Placement options of which `bench` takes lists: all values of each. Other subcommands take one value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementLists {
     /// Threads of the host; empty where the number is left to the machine.

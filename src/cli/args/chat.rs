@@ -5,10 +5,10 @@ use clap::Args;
 /// How a chat goes.
 #[derive(Debug, Clone, Args)]
 pub struct ChatArgs {
-    /// Refuse what a full context has no room for, instead of letting the oldest turns of a chat leave it
+    /// Refuse a message for which the context has no room, instead of dropping the oldest turns of the chat
     #[arg(long, env = "TIERFLOW_NO_CONTEXT_SHIFT")]
     pub no_context_shift: bool,
-    /// Keep nothing that is typed in a chat for later chats
+    /// Do not keep lines typed in a chat for later chats
     #[arg(long, env = "TIERFLOW_NO_HISTORY")]
     pub no_history: bool,
 }

@@ -16,7 +16,7 @@ pub struct ConfigArgs {
     pub placement: PlacementArgs,
     /// Write a new file with the defaults
     ///
-    /// Asks before it takes the place of another one.
+    /// Asks before it replaces an existing one.
     #[arg(long)]
     pub default: bool,
     /// With --default: do not ask

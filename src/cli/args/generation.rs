@@ -123,10 +123,10 @@ pub struct GenerationArgs {
     /// Give the prompt to the model as it is, without the chat template
     #[arg(long, env = "TIERFLOW_RAW")]
     pub raw: bool,
-    /// Special tokens that the prompt spells are text like any other
+    /// Treat special tokens in the prompt as ordinary text
     #[arg(long, env = "TIERFLOW_NO_PARSE_SPECIAL")]
     pub no_parse_special: bool,
-    /// Go on where the model would end
+    /// Go on after the token with which the model ends
     #[arg(long, env = "TIERFLOW_IGNORE_EOS")]
     pub ignore_eos: bool,
 }

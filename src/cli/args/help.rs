@@ -1,4 +1,4 @@
-//! How `-h` and `--help` show options: `-h` the daily ones on one screen, `--help` all of them in groups, the daily ones first.
+//! How `-h` and `--help` show options: `-h` the common ones on one screen, `--help` all of them in groups, the common ones first.
 
 use std::ffi::OsString;
 
@@ -25,13 +25,13 @@ const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_sp
                     no_history";
 
 /// What the long help ends with.
-const TWINS: &str = "Every option has a twin in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\
-                     Defaults of one's own are written by: tierflow config";
+const TWINS: &str = "Every option can be set in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\
+                     Your own defaults are written by: tierflow config";
 
 /// How much of the options a help shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Length {
-    /// The daily ones, in one list: headings would not leave a screen room for them.
+    /// The common ones, in one list, since with headings they would not fit a screen.
     Short,
     /// All, in groups.
     Long,

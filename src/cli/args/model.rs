@@ -210,7 +210,7 @@ impl PlacementArgs {
 /// The switches that the config file can set.
 const REVOCABLE_SWITCHES: [&str; 3] = ["strict", "fit", "no_measure"];
 
-/// Lets a switch be taken back on the command line that the config file or the environment has set: `--strict=no`.
+/// Lets the command line switch off what the config file or the environment has switched on: `--strict=no`.
 fn with_revocable_switch(arg: Arg) -> Arg {
     if !REVOCABLE_SWITCHES.contains(&arg.get_id().as_str()) {
         return arg;

@@ -1,5 +1,5 @@
-//! Where a thing can be named in several ways, the one on the command line wins over another's twin in the environment,
-//! and both over the config file.
+//! Where several options set the same thing, the one on the command line wins over another one's environment variable, and both
+//! win over the config file.
 
 use std::ffi::OsStr;
 
@@ -60,7 +60,7 @@ const SHAPING: [&str; 16] = [
     "upload",
 ];
 
-/// A plan from a file counts before options that shape one from a weaker source, and not where a stronger one names them.
+/// A plan from a file wins over options that shape a plan if those come from a weaker source, and loses to those from a stronger one.
 fn overrule_plan(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some(of_plan) = matches.value_source("plan") else { return Ok(()) };
     let given = |id: &&str| matches.value_source(id).is_some_and(|source| source >= of_plan);
@@ -74,7 +74,7 @@ fn overrule_plan(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<(), c
     Err(clap::Error::raw(ErrorKind::ArgumentConflict, reason))
 }
 
-/// Of `--kv-dtype` and llama.cpp's two halves of it, those count that the strongest source names.
+/// Of `--kv-dtype` and llama.cpp's two options for it, those from the strongest source count.
 fn overrule_kv_dtype(args: &mut PlacementArgs, matches: &ArgMatches) {
     let source = |id| matches.value_source(id);
     let ids = ["kv_dtype", "cache_type_k", "cache_type_v"];

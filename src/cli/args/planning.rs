@@ -1,4 +1,4 @@
-//! What a plan is made for and by which rules, as the user writes it. Knows words and files' names, not what they hold.
+//! The goal of a plan and its rules, as the user writes them. Knows words and file names, not what the files hold.
 
 use std::ffi::OsStr;
 use std::fmt;

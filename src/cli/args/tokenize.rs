@@ -34,7 +34,7 @@ pub struct TokenizeArgs {
     /// Put no BOS or EOS around the text, whatever the model wants
     #[arg(long, alias = "no-bos", env = "TIERFLOW_NO_SPECIAL")]
     pub no_special: bool,
-    /// Special tokens that the text spells are text like any other
+    /// Treat special tokens in the text as ordinary text
     #[arg(long, env = "TIERFLOW_NO_PARSE_SPECIAL")]
     pub no_parse_special: bool,
     /// Print the number of tokens too

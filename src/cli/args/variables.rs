@@ -1,5 +1,5 @@
-//! Options' twins in the environment: empty ones are as unset, and an error in one names the variable, since nobody
-//! typed the option's.
+//! The environment variables of options. Empty ones count as unset, and an error in one names the variable, since the user did not
+//! type the option.
 
 use std::ffi::OsString;
 
@@ -11,7 +11,7 @@ use super::Cli;
 use crate::cli::words::Options;
 use crate::error::Error;
 
-/// `command` without the twins that are empty, as docker compose and scripts leave them.
+/// `command` without the variables that are empty, as docker compose and scripts leave them.
 pub(super) fn without_empty(command: Command) -> Command {
     command
         .mut_args(|arg| match arg.get_env() {

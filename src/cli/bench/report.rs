@@ -53,7 +53,7 @@ pub(super) struct Row {
     /// Bytes that were read from disk per forward, and at what rate.
     fetched_per_forward: Bytes,
     fetch_rate: BytesPerSec,
-    /// Share of the time in which weights moved that lay inside computation.
+    /// The share of the transfer time that was hidden behind computation.
     overlapped: f64,
     stall_secs_per_forward: f64,
     /// What the slowest link alone would allow, in tokens per second; `None` where nothing streams.

@@ -1,4 +1,4 @@
-//! What a line of the chat asks for. Knows the words, not what they do.
+//! Parses the lines of a chat into messages and commands.
 
 use crate::cli::similar::nearest;
 

@@ -1,4 +1,4 @@
-//! What was said, which of it the model still sees, and its file.
+//! A conversation: its messages, which of them are still in the context, and its file.
 
 use std::path::Path;
 
@@ -62,7 +62,7 @@ impl Conversation {
         last_question.is_some()
     }
 
-    /// The prompt of at most `room` tokens as `encode` makes it. Where all that the model sees is longer, its oldest turns leave until
+    /// The prompt of at most `room` tokens, as `encode` makes it. Where the messages in the context are longer, the oldest turns leave it until
     /// `comfortable` tokens suffice; the last question and the system message never do, even if they need more than `room`.
     ///
     /// # Errors

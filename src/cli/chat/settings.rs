@@ -4,7 +4,7 @@ use crate::cli::run::Settings;
 use crate::error::{Error, Result};
 use crate::text::{ModelDefaults, SamplingSettings, StopStrings};
 
-/// What has to do with the screen and the disk.
+/// Settings of the screen and the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Manners {
     /// Lines are kept for later chats.
@@ -15,7 +15,7 @@ pub(super) struct Manners {
     pub(super) verbose: bool,
 }
 
-/// Sets `name` to `value` and yields what is so now; `default` leaves the choice to the model, then to the program.
+/// Sets `name` to `value` and returns a line that says so; `default` leaves the choice to the model, then to the program.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] where the name or the value is none; nothing has changed then.

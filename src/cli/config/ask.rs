@@ -1,4 +1,4 @@
-//! The questions of `tierflow config` on a terminal. Reads lines and writes text; whose they are is the caller's matter.
+//! The questions of `tierflow config` on a terminal. Reads and writes what the caller gives it.
 
 use std::io::{BufRead, Write};
 

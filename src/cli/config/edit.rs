@@ -1,4 +1,4 @@
-//! Changes of the config file that leave everything else in it, comments above all, as its owner wrote it.
+//! Changes of the config file that leave everything else in it, such as comments, as its owner wrote it.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! One setting of the config file: an option that every command with a model takes. All that is known of it, its name, its
-//! meaning, what it may be and what it is without the user's word, is read from clap's description of the option.
+//! One setting of the config file: an option that every command with a model takes. Its name, meaning, allowed values and default are read
+//! from clap's description of the option.
 
 use std::any::TypeId;
 use std::error::Error as _;
@@ -69,7 +69,7 @@ impl Setting {
         self.arg.get_id().as_str()
     }
 
-    /// Its twin in the environment.
+    /// Its environment variable.
     pub(super) fn variable(&self) -> String {
         self.arg.get_env().unwrap_or_default().to_string_lossy().into_owned()
     }
@@ -87,7 +87,7 @@ impl Setting {
         help
     }
 
-    /// Its value where nobody has said anything.
+    /// Its default value.
     pub(super) fn default(&self) -> Option<String> {
         self.arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned())
     }

@@ -1,4 +1,4 @@
-//! `tierflow config show`: every setting, its value, and the source that had the last word.
+//! `tierflow config show`: every setting, its value, and the source of the value.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;

@@ -1,6 +1,6 @@
 //! Command lines as users of llama.cpp and ollama write them, rewritten to what clap reads: short flags of several letters
-//! (clap would take `-ngl 20` for `-n gl`), other names, a value behind a switch, no subcommand at all. What changes nothing
-//! here is taken out and noted; what is not here is refused with what is. Knows what clap knows of each subcommand.
+//! (clap would take `-ngl 20` for `-n gl`), other names, a value after a switch, no subcommand at all. Options without effect here are
+//! removed and noted; options that do not exist here are refused with what to use instead. Knows what clap knows of each subcommand.
 
 mod ranges;
 mod table;
@@ -27,7 +27,7 @@ const LLAMA_SWITCH_WORDS: [&str; 7] = ["on", "off", "auto", "true", "false", "0"
 pub struct Rewritten {
     /// The arguments, program name first.
     pub arguments: Vec<OsString>,
-    /// What the user should know of the rewriting, a line each.
+    /// Notes for the user on the rewriting, a line each.
     pub notes: Vec<String>,
     /// Switches that are said to be off, whatever the environment says.
     pub revoked: Vec<Id>,
@@ -44,7 +44,7 @@ impl Rewritten {
 /// Rewrites `arguments` (program name first) for `command`, the whole program's.
 ///
 /// # Errors
-/// A flag or a subcommand that is not here, with what there is instead, as clap would say it.
+/// The error for a flag or a subcommand that does not exist here, with what to use instead, in clap's style.
 pub fn rewrite(arguments: impl IntoIterator<Item = OsString>, command: &Command) -> Result<Rewritten, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     put_verb(&mut arguments, command)?;

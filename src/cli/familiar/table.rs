@@ -1,4 +1,4 @@
-//! The words of llama.cpp and ollama as tables: what they are called here, what changes nothing here, what there is instead.
+//! Options and commands of llama.cpp and ollama as tables: their names here, those without effect here, and what to use instead of others.
 
 /// Flags that have another name here. A flag that the subcommand itself has is not looked up.
 pub(super) const RENAMED: [(&str, &str); 24] = [
@@ -39,7 +39,7 @@ pub(super) enum Takes {
     Switch,
 }
 
-/// Flags that change nothing here.
+/// Flags without effect here.
 pub(super) struct Idle {
     pub(super) names: &'static [&'static str],
     pub(super) takes: Takes,
@@ -74,7 +74,7 @@ pub(super) const IDLE: [Idle; 20] = [
     Idle { names: &["--swa-full", "--check-tensors", "--no-host", "--op-offload"], takes: Takes::Nothing, why: "there is no such choice" },
 ];
 
-/// Flags that are not here, and what is.
+/// Flags that do not exist here, and what to use instead.
 pub(super) const ABSENT: [(&[&str], &str); 48] = [
     (
         &["--modelfile", "--license", "--parameters"],
@@ -138,7 +138,7 @@ pub(super) const ABSENT: [(&[&str], &str); 48] = [
     (&["-a", "--alias", "--host", "--port"], "there is no server; tierflow run MODEL answers or chats"),
 ];
 
-/// Subcommands that are not here, and what is.
+/// Subcommands that do not exist here, and what to use instead.
 pub(super) const ABSENT_VERBS: [(&[&str], &str); 5] = [
     (&["version"], "tierflow --version"),
     (&["ps", "stop"], "no model stays loaded when a command ends; `tierflow ls` lists those in the cache"),

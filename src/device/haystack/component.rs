@@ -1,4 +1,4 @@
-//! What a component of a pipeline runs on: one device or a device map; and its forms for other libraries.
+//! What a component of a pipeline runs on: one device or a device map, and how other libraries write it.
 
 use std::fmt;
 use std::str::FromStr;
