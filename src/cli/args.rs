@@ -1,4 +1,4 @@
-//! The arguments of every subcommand, as clap reads them. Each flag has a twin in the environment: `--ctx-size` is
+//! The arguments of every subcommand, as clap reads them. Each flag has an environment variable: `--ctx-size` has
 //! `TIERFLOW_CTX_SIZE`. Flags and defaults are llama.cpp's where it has them, and a config file may replace the defaults.
 //! Defines what can be written, not what it does.
 

@@ -197,7 +197,7 @@ impl RepoCache {
         Ok(Partial::new(file, path, Ownership::Own))
     }
 
-    /// Lets the fetch under `path` go on from the longest of what processes left that died while they wrote files of their own; the
+    /// Lets the fetch under `path` resume from the longest file that a process left when it died while it wrote a file of its own; the
     /// others go.
     fn adopt_orphan(&self, blob: &str, path: &Path) {
         let mut orphans = self.orphans(blob);

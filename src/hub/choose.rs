@@ -73,7 +73,7 @@ pub(super) fn choose_files(model: &ModelRef, names: &[String]) -> Result<Chosen>
     }
 }
 
-/// Whether nothing among `names` could be meant by `model`: a cache in which it is not (yet).
+/// Whether none of `names` can be what `model` means, as in a cache that does not hold it (yet).
 pub(super) fn holds_no_candidate(model: &ModelRef, names: &[String]) -> bool {
     match &model.wanted {
         Some(wanted) => !names.contains(wanted) && names_with_tag(ggufs(names), wanted).is_empty(),
@@ -81,7 +81,7 @@ pub(super) fn holds_no_candidate(model: &ModelRef, names: &[String]) -> bool {
     }
 }
 
-/// What speaks against the files chosen: a name that was asked for as it is may lie.
+/// A doubt about the chosen files, in words: the name gives a quantisation that cannot be read. A file that was asked for by name may be misnamed.
 pub(super) fn doubt(chosen: &Chosen) -> Option<String> {
     let quantisation = quantisation_of(&chosen.open).filter(|quantisation| quantisation.dtype().is_none())?;
     Some(format!("{} is called {quantisation}, which tierflow does not read", chosen.open))

@@ -58,7 +58,7 @@ impl FileInfo {
     }
 }
 
-/// Why one attempt failed: whether another may help, and after which wait.
+/// Why one attempt failed, whether another one may help, and after how long.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// Apart, since results that hold it are passed on often.
@@ -66,7 +66,7 @@ pub(super) struct Failure {
     /// What happened without the advice of `error`, which counts once no other attempt follows; `None` where there is none in it.
     reason: Option<String>,
     pub retry: Retry,
-    /// Whether the hub could not be asked or is out of order, as opposed to an answer that says no.
+    /// Whether the hub could not be reached or failed, as opposed to an answer that refuses.
     pub is_outage: bool,
 }
 

@@ -1,5 +1,5 @@
 //! Models from a Hugging Face hub, in its standard cache: what to fetch, fetching it, finding it again.
-//! Knows files and names, not what is in them. Python's `huggingface_hub` finds what this fetches, and the reverse.
+//! Knows files and names, not what is in them. Python's `huggingface_hub` finds what this fetches, and vice versa.
 
 mod cache;
 mod choose;
@@ -59,10 +59,10 @@ pub struct Pulled {
     pub fetched: Bytes,
 }
 
-/// Brings the files of `model` into the cache, as far as they are not there yet in the size that the hub names, and says where they
-/// lie. Where the hub cannot be asked and the cache holds all of the model, that is it; a warning is logged.
+/// Brings the files of `model` into the cache, unless they are there in the size that the hub names, and returns where they lie. Where
+/// the hub cannot be reached and the cache holds the whole model, that one is taken, with a warning in the log.
 ///
-/// An interrupted fetch is taken up where it ended. Several processes may pull the same model at once: each blob is
+/// An interrupted fetch is resumed. Several processes may pull the same model at once: each blob is
 /// written under a name of its own or under a lock, and appears whole. Large files are checked by the SHA-256 that the hub names.
 ///
 /// # Errors

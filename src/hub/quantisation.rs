@@ -5,7 +5,7 @@ use std::fmt;
 use super::choose::stem_of;
 use crate::dtype::DType;
 
-/// How llama.cpp's mixtures of one dtype with finer ones are called, the one that is taken first at the front.
+/// The names of llama.cpp's mixtures of one dtype with finer ones, in order of preference.
 const MIXTURES: [&str; 8] = ["_M", "_L", "_XL", "_S", "_XS", "_XXS", "_NL", "_MOE"];
 
 /// A quantisation as names of files have it, in capitals: `Q8_0`, `Q4_K_M`, `BF16`.
@@ -44,7 +44,7 @@ pub(super) fn dtypes_by_preference() -> Vec<DType> {
     dtypes
 }
 
-/// The quantisation in which the name of a `.gguf` ends, or that a folder on its way is called.
+/// The quantisation at the end of the name of a `.gguf`, or in the name of a folder on its path.
 pub(super) fn quantisation_of(name: &str) -> Option<Quantisation> {
     let stem = stem_of(name).to_ascii_uppercase();
     let mut folders = stem.rsplit('/');

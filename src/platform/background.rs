@@ -1,7 +1,7 @@
 //! Work beside the caller's thread, where the system has threads to spare.
 
-/// From now on the calling thread takes a core only where all others leave one, and any of them takes it back at once. Beside
-/// a program that keeps every core busy it hardly runs. Where the system has no such thing, nothing changes.
+/// From now on the calling thread runs only on cores that no other thread wants, and is preempted by any of them. Beside a program
+/// that keeps every core busy it hardly runs. Where the system has no such scheduling class, nothing changes.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn yield_to_others() {
     // A high niceness would still hold a core for a slice of time, and keep the system from taking that core for free. Nobody

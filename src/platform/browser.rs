@@ -10,7 +10,7 @@ use crate::units::Bytes;
 /// A worker of a page is one thread, and while that waits no answer can reach it.
 pub const MAY_BLOCK: bool = false;
 
-/// What a plan starts from when nobody says how much of the tab's memory weights may take. WebAssembly could address 4 GiB,
+/// The tab's memory that weights may take by default. WebAssembly could address 4 GiB,
 /// but browsers end tabs that take much less, on phones above all.
 const USABLE_MEMORY: Bytes = Bytes::mib(512);
 

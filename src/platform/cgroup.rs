@@ -12,12 +12,12 @@ use crate::units::Bytes;
 /// Version 1 writes "no limit" as the largest multiple of a page; no machine has as much as this.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// What all groups of this process grant together; `None` where none limits its memory.
+/// The memory that all groups of this process allow together; `None` where none limits it.
 pub(super) fn memory() -> Option<HostMemory> {
     memory_below(Path::new("/"))
 }
 
-/// The same with the system's files under `root`.
+/// The same, with the system's files under `root`.
 fn memory_below(root: &Path) -> Option<HostMemory> {
     let read = |path: &str| std::fs::read(root.join(path)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let (own, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
@@ -82,7 +82,7 @@ fn own_path(own: &str, version: Version) -> Option<PathBuf> {
     lines.find(|(controllers, _)| is_it(controllers)).map(|(_, path)| path.into())
 }
 
-/// Blanks and the like stand in mountinfo as a backslash and three octal digits.
+/// mountinfo writes blanks and the like as a backslash and three octal digits.
 fn unescaped(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -105,7 +105,7 @@ fn folders_of(root: &Path, group: Group) -> Vec<(Version, PathBuf)> {
     folders.map(|folder| (group.version, folder)).collect()
 }
 
-/// What one group grants: its limit, and what is left of it if it gave up its page cache.
+/// The memory that one group allows: its limit, and how much of that is free if its page cache is dropped.
 fn granted(version: Version, folder: &Path) -> Option<HostMemory> {
     let text = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
     let number = |name: &str| text(name).trim().parse::<u64>().ok().filter(|value| *value < NO_LIMIT);
@@ -138,7 +138,7 @@ mod tests {
     const V1_MOUNT: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n";
     const V2_MOUNT: &str = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
 
-    /// What is granted where these files, paths and texts, are all that there is.
+    /// The memory that is allowed where these files (paths and texts) are the only ones.
     fn with_files(files: &[(&str, &str)]) -> Option<HostMemory> {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {

@@ -32,11 +32,11 @@ mod system {
     pub struct Completions<T> {
         submissions: Option<Sender<(wgpu::SubmissionIndex, Option<T>)>>,
         waiting: Arc<Waiting>,
-        /// Who waits, and who looks how long that takes.
+        /// The thread that waits, and the watchdog.
         threads: Option<[JoinHandle<()>; 2]>,
     }
 
-    /// What the two threads know of each other.
+    /// The state that the two threads share.
     #[derive(Default)]
     struct Waiting {
         state: Mutex<State>,
@@ -45,9 +45,9 @@ mod system {
 
     #[derive(Default)]
     struct State {
-        /// When the wait for the present submission began.
+        /// When the wait for the current submission began.
         since: Option<Instant>,
-        /// The present one has passed the deadline.
+        /// Whether the current one has passed the deadline.
         is_late: bool,
         is_closed: bool,
     }

@@ -1,4 +1,4 @@
-//! How much of a time the program's threads ran, and how much of it they waited for a core that others had.
+//! How long the program's threads ran, and how long they waited for a core that other programs used.
 
 /// Time of all threads of the process since they began, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -10,7 +10,7 @@ pub struct CoreTime {
 impl CoreTime {
     /// Of the threads that the process has now; `None` where the system does not report it. On Linux from `/proc/self/task/*/schedstat`,
     /// whose first two fields are nanoseconds on a core and nanoseconds of waiting for one (Documentation/scheduler/sched-stats.rst).
-    /// Threads that make way for all others wait by design, and do not count.
+    /// Threads of idle priority wait by design, and do not count.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn now() -> Option<CoreTime> {
         let threads = std::fs::read_dir("/proc/self/task").ok()?.flatten().map(|thread| thread.path());

@@ -1,4 +1,4 @@
-//! Reads past the page cache, for weights that are read again at every forward and must not fill memory on their way.
+//! Direct I/O (reads past the page cache), for weights that are read again at every forward and must not fill memory.
 //! Cheaper too: the kernel neither looks for pages nor copies out of them.
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -11,7 +11,7 @@ use super::pages::{LARGE_PAGE, Pages};
 use crate::error::Result;
 use crate::units::Bytes;
 
-/// Offsets, lengths and addresses of such reads are multiples of this; every disk's logical block divides it.
+/// Offsets, lengths and addresses of such reads are multiples of this, which is a multiple of every disk's logical block.
 pub const ALIGNMENT: usize = 4096;
 
 /// Memory that a disk can write to directly; grows to the largest request and is used again.

@@ -1,4 +1,4 @@
-//! A file read by position, checked at every read for being as it was opened.
+//! A file that is read by position; every read checks that the file is unchanged since it was opened.
 //!
 //! The open file is what is read, so that a model may be deleted, renamed or replaced while it runs. A new length is an error. A new
 //! time of writing alone may mean nothing (`touch`, a backup that was put back): then samples of the bytes are compared with those of

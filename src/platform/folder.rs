@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub enum Folder {
     /// A folder of the file system.
     Path(PathBuf),
-    /// Sources that somebody opened; each is called as [`ByteSource::path`] says. A browser has no other.
+    /// Sources that were opened elsewhere, each under the name of its [`ByteSource::path`]: the only ones in a browser.
     Sources(Vec<Arc<dyn ByteSource>>),
 }
 

@@ -1,4 +1,4 @@
-//! The memory of an adapter, where the system has a way to ask that wgpu has not. Knows nothing of budgets.
+//! The memory of an adapter, asked from the system where wgpu has no call for it. Knows nothing of budgets.
 
 use crate::units::Bytes;
 

@@ -60,7 +60,7 @@ pub fn cache_folder() -> Option<PathBuf> {
     }
 }
 
-/// Where the program keeps what it would miss: `tierflow` in the user's folder for state, or for data where the system has none.
+/// The folder for files that must last: `tierflow` in the user's folder for state, or for data where the system has none.
 #[cfg(feature = "cli")]
 pub(crate) fn state_folder() -> Option<PathBuf> {
     Some(dirs::state_dir().or_else(dirs::data_local_dir)?.join("tierflow"))
@@ -93,7 +93,7 @@ pub fn file_system_of(path: &Path) -> Option<String> {
     Some(format!("file system {}", whole.components().next()?.as_os_str().to_string_lossy()))
 }
 
-/// Where files may lie that nobody will miss.
+/// The folder for temporary files.
 pub fn temporary_folder() -> PathBuf {
     std::env::temp_dir()
 }
@@ -101,7 +101,7 @@ pub fn temporary_folder() -> PathBuf {
 /// Makes a file in `folder`, lets `fill` write it, brings it to its disk, and shows it to `read`; then it is gone.
 ///
 /// # Errors
-/// Those of the system; what `read` says is its own matter.
+/// Those of the system; the result of `read` is returned as it is.
 pub fn with_temporary_file<T>(
     folder: &Path,
     fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,

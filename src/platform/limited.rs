@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::clock::Instant;
 use crate::error::Error;
 
-/// A point in time after which work gives up.
+/// A point in time after which work is given up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
     at: Instant,
@@ -23,7 +23,7 @@ impl Deadline {
     }
 }
 
-/// Why [`run_limited`] has no answer.
+/// Why [`run_limited`] has no result.
 #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "there it always has one"))]
 #[derive(Debug)]
 pub(crate) enum Unfinished {

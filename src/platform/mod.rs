@@ -1,4 +1,4 @@
-//! What differs between operating systems and the browser, behind seams that read the same everywhere. Knows no model.
+//! What differs between operating systems and the browser, behind one interface. Knows no model.
 
 mod background;
 #[cfg(not(target_arch = "wasm32"))]

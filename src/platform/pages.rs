@@ -1,5 +1,5 @@
-//! Memory for many bytes, in large pages where the system has them: a disk's transfer into such memory, and a walk through it, touch
-//! few pages instead of thousands. On a virtual disk, reads of 2 MiB past the page cache were twice as fast that way and took a
+//! Large blocks of memory, in large pages where the system has them: disk transfers into such memory, and reading it, touch few pages
+//! instead of thousands. On a virtual disk, reads of 2 MiB past the page cache were twice as fast that way and took a
 //! quarter of the system's time (3.3 GB/s and 28 ms of it per GB, beside 1.5–2 GB/s and 95–120 ms); decoding on two cores gained 5–15 %.
 
 use std::io;

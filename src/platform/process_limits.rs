@@ -9,7 +9,7 @@ use crate::units::Bytes;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const STACKS: Bytes = Bytes::mib(96);
 
-/// What the process's own limits leave beside stacks; `None` where there are none.
+/// The memory that the process's own limits leave, less stacks; `None` where there are none.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn memory() -> Option<HostMemory> {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -23,7 +23,7 @@ pub(super) fn memory() -> Option<HostMemory> {
     [left(libc::RLIMIT_AS, all), left(libc::RLIMIT_DATA, data)].into_iter().flatten().reduce(HostMemory::and)
 }
 
-/// Less memory than this is short: what the allocator keeps for itself counts there.
+/// Below this, memory is short: what the allocator keeps for itself then matters.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const SHORT_MEMORY: Bytes = Bytes::mib(1024);
 /// Blocks of at least so many bytes go back to the system once they are freed, where memory is short (glibc's first threshold).

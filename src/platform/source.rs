@@ -1,4 +1,4 @@
-//! Where the bytes of a model come from: the seam, and its opening by path. Knows nothing of what the bytes mean.
+//! Where the bytes of a model come from: the trait, and opening a source by path. Knows nothing of what the bytes mean.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::direct::DirectBuffer;
 use crate::error::{Error, Result, Setting};
 
-/// Where bytes of a model come from. Offsets are absolute, requests are ranges: a file answers them as well as a server could.
+/// A source of a model's bytes. Offsets are absolute and requests are ranges, so that a file or a server can answer them.
 #[expect(clippy::len_without_is_empty, reason = "an empty file is refused at opening")]
 pub trait ByteSource: Send + Sync + fmt::Debug {
     /// What the source is called in messages: its path as it was given.
@@ -23,8 +23,8 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     /// [`Error::FileChanged`]; a read that fails or ends early is an error with path and offset.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
-    /// Reads as [`ByteSource::read_at`] does, but leaves nothing behind in the system's memory where that can be had:
-    /// for bytes that will be read again and again and may not be held. They stand in `buffer` until its next use.
+    /// Reads as [`ByteSource::read_at`] does, but by direct I/O where the source can, past the page cache: for bytes that are read
+    /// again and again and may not be kept in memory. They are in `buffer` until its next use.
     fn read_direct<'b>(&self, offset: u64, len: usize, buffer: &'b mut DirectBuffer) -> Result<&'b [u8]> {
         self.read_at(offset, buffer.aligned(len)?)?;
         Ok(buffer.aligned(len)?)

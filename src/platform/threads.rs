@@ -4,7 +4,7 @@
 use super::process_limits;
 use crate::error::Result;
 
-/// How starting them went.
+/// The result of starting them.
 #[cfg(not(target_arch = "wasm32"))]
 static STARTED: std::sync::OnceLock<Result<(), (std::io::ErrorKind, String)>> = std::sync::OnceLock::new();
 
@@ -116,7 +116,7 @@ mod pool {
         Ok((n_threads, spawn))
     }
 
-    /// Threads that wait for what they are to be: at least one, and no more than the system gives.
+    /// Threads that wait for their work: at least one, and no more than the system gives.
     fn waiting_threads(wanted: usize) -> io::Result<Vec<Sender<ThreadBuilder>>> {
         let mut waiting = Vec::new();
         for index in 0..wanted {

@@ -1,4 +1,4 @@
-//! Turns for what else waits on a thread. A browser's worker is one thread: while it computes, it hears nothing.
+//! Turns of the event loop during a computation. A browser's worker is one thread: while it computes, it receives no messages.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod system {
@@ -28,7 +28,7 @@ mod system {
 
     use super::super::clock::Instant;
 
-    /// Messages wait so long for an answer, at most: too short for a person to notice, long beside what a turn costs.
+    /// The longest time that messages wait: too short for a person to notice, and long compared with the cost of a turn.
     const INTERVAL: Duration = Duration::from_millis(25);
 
     /// Gives the worker's event loop its turns while an answer is computed.
@@ -49,7 +49,7 @@ mod system {
             Turns { last: Instant::now() }
         }
 
-        /// Lets messages that wait be heard, if the last turn was some time ago.
+        /// Lets waiting messages be received, if the last turn was some time ago.
         pub async fn give(&mut self) {
             if self.last.elapsed() >= INTERVAL {
                 turn().await;

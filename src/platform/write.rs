@@ -1,4 +1,4 @@
-//! Files that the user names: written whole or not at all where they are regular files, written through to where they are not.
+//! Writes files that the user names: regular files are replaced whole or not at all, other kinds are written to directly.
 //!
 //! A new text is written under a temporary name beside the file and renamed, so that nobody ever sees half of it. That replaces what
 //! stands at the path, which is right for a regular file alone: devices, FIFOs, sockets and open descriptors (`/dev/stdout`,
@@ -164,7 +164,7 @@ fn folder_that_is_there(path: &Path) -> io::Result<&Path> {
     Err(io::Error::new(ErrorKind::NotFound, format!("there is no folder {}", folder.display())))
 }
 
-/// Whether a file may still be written in place where its folder or its mount lets no other take its name.
+/// Whether the error means that the file cannot be replaced because of its folder or its mount, but may still be written in place.
 fn cannot_be_replaced(reason: &io::Error) -> bool {
     matches!(
         reason.kind(),

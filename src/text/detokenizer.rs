@@ -1,4 +1,4 @@
-//! Tokens back to text as they come: never half a character, never text that a later token would change. Chooses no tokens.
+//! Tokens to text as they come: never half a character, never text that a later token would change. Chooses no tokens.
 
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ impl Detokenizer {
 }
 
 impl Window {
-    /// `text` is that of all `tokens`: answers what is new in it and certain.
+    /// `text` is that of all `tokens`: returns the part of it that is new and certain.
     fn advance(&mut self, text: String, decode: impl Fn(&[u32]) -> String) -> String {
         let undecided = text.ends_with(char::REPLACEMENT_CHARACTER) && self.tokens.len() - self.n_emitted < MAX_UNDECIDED;
         let Some(new) = text.strip_prefix(self.emitted.as_str()).filter(|new| !new.is_empty() && !undecided) else {

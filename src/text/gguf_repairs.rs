@@ -1,4 +1,4 @@
-//! What the token types of GGUF files get wrong, mended by the tokens' texts as llama.cpp's loader mends it (`llama_vocab::impl::load`).
+//! Repairs of wrong token types in GGUF files, by the tokens' texts, as llama.cpp's loader does (`llama_vocab::impl::load`).
 //! Knows texts and types, no ids and no metadata.
 
 use super::gguf_vocabulary::TokenType;

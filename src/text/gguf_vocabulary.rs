@@ -120,7 +120,7 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// The id under `tokenizer.ggml.NAME_token_id`. One that no token has is as good as none: said, and left out.
+/// The id under `tokenizer.ggml.NAME_token_id`. One that no token has is left out, with a warning.
 fn token_id(metadata: &Metadata, n_tokens: usize, name: &str) -> Option<u32> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     let value = metadata.get(&key)?;

@@ -1,8 +1,8 @@
-//! Texts of users that spell special tokens (`<|im_end|>`) and mean no more than the letters. Knows no ids.
+//! Texts of users that contain the texts of special tokens (`<|im_end|>`) and mean only the letters. Knows no ids.
 
 use std::collections::HashMap;
 
-/// Stands inside what only looks like a special token. A noncharacter of Unicode: no text that is passed on has it.
+/// The mark inside of what only looks like a special token. A noncharacter of Unicode, which no text that is passed on contains.
 const MARK: char = '\u{FDD0}';
 
 /// The texts of special tokens, by their first characters, the longest first.

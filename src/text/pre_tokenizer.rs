@@ -1,4 +1,4 @@
-//! How text is cut into words before a byte-level vocabulary merges them, by the name that GGUF files give the way. Knows no vocabulary.
+//! How text is cut into words before a byte-level vocabulary merges them, by the names of GGUF files. Knows no vocabulary.
 
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;

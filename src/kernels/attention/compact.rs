@@ -8,7 +8,7 @@ use crate::kernels::{ATTENTION_COMPACT, Binding, dispatch, f32_bytes, fold_items
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]
 pub struct Bindings<'a> {
-    /// What attention attended: `[n_tokens, n_heads, params.head_size]`.
+    /// Attention output with padded heads: `[n_tokens, n_heads, params.head_size]`.
     pub padded: Binding<'a>,
     /// `[n_tokens, n_heads, head_size]`.
     pub attended: Binding<'a>,
