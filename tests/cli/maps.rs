@@ -138,9 +138,9 @@ fn map_file(home: &Home, map: &[u8]) -> String {
 }
 
 /// The home of a unit in the plan of a run that must succeed.
-fn home_of<'p>(plan: &'p Value, unit: &str) -> &'p str {
+fn stored_on<'p>(plan: &'p Value, unit: &str) -> &'p str {
     let units = plan["plan"]["units"].as_array().expect("units");
-    units.iter().find(|own| own["name"] == unit).unwrap_or_else(|| panic!("no {unit}"))["home"].as_str().expect("a device")
+    units.iter().find(|own| own["name"] == unit).unwrap_or_else(|| panic!("no {unit}"))["stored_on"].as_str().expect("a device")
 }
 
 #[test]
@@ -150,8 +150,8 @@ fn maps_that_accelerate_takes_are_taken() {
     for (what, map, expected) in taken() {
         let file = map_file(&home, map.as_bytes());
         let plan = home.json("tierflow.plan/4", &["plan", &model, "--devices", &machine, "--device-map", &file, "--json"]);
-        let homes = ["model.layers.0.self_attn", "model.layers.3.self_attn"].map(|unit| home_of(&plan, unit));
-        assert_eq!(homes, expected, "{what}: {map}");
+        let devices = ["model.layers.0.self_attn", "model.layers.3.self_attn"].map(|unit| stored_on(&plan, unit));
+        assert_eq!(devices, expected, "{what}: {map}");
     }
 }
 
@@ -177,7 +177,7 @@ fn maps_and_machines_come_in_the_encodings_of_shells() {
         fs::write(&machine, encode(&described)).unwrap();
         let file = map_file(&home, &encode(&changed(&[], json!({}))));
         let plan = home.json("tierflow.plan/4", &["plan", &model, "--devices", &machine, "--device-map", &file, "--json"]);
-        assert_eq!(home_of(&plan, "model.layers.0.mlp"), "gpu:0");
+        assert_eq!(stored_on(&plan, "model.layers.0.mlp"), "gpu:0");
     }
 }
 
@@ -196,11 +196,11 @@ fn maps_come_through_pipes_and_under_any_name() {
         assert_eq!(ran.code, Some(0), "{file:?}: {}", ran.stderr);
         serde_json::from_str::<Value>(&ran.stdout).unwrap()
     };
-    assert_eq!(home_of(&plan(latin.as_os_str(), Stdio::null()), "model.layers.0.mlp"), "gpu:0");
+    assert_eq!(stored_on(&plan(latin.as_os_str(), Stdio::null()), "model.layers.0.mlp"), "gpu:0");
     let (read, mut write) = std::io::pipe().unwrap();
     std::io::Write::write_all(&mut write, changed(&[], json!({})).as_bytes()).unwrap();
     drop(write);
-    assert_eq!(home_of(&plan(OsStr::new("/dev/stdin"), read.into()), "model.layers.0.mlp"), "gpu:0");
+    assert_eq!(stored_on(&plan(OsStr::new("/dev/stdin"), read.into()), "model.layers.0.mlp"), "gpu:0");
 }
 
 /// What Accelerate 1.15.0 answers for Llama-3.1-8B in float32 with 11.4 GB, split inside layers and not (`tests/golden/device_maps.json`).

@@ -104,7 +104,7 @@ fn truncation_under_a_view_ends_in_a_message() {
     let path = folder.path().join("weights.bin");
     fs::write(&path, vec![1; 1 << 20]).unwrap();
     let this = std::env::current_exe().unwrap();
-    let name = "changed::truncation_under_a_view_ends_in_a_message";
+    let name = "bad_models::changed::truncation_under_a_view_ends_in_a_message";
     let output = std::process::Command::new(this).args(["--exact", name, "--nocapture"]).env(CHILD, &path).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{:?} {stderr}", output.status);
