@@ -118,6 +118,7 @@ step() { # NAME LIMIT FORM COMMAND...
   left=$((total - for_peers - SECONDS))
   if (( limit > left )); then limit=$left; fi
   if (( limit < 2 )); then leave_out "$name" "the time is up"; return; fi
+  say "$name, at most $limit s"
   timeout -k 5 "$limit" "$@" >"$work/stdout" 2>"$work/stderr"
   rc=$?
   {
@@ -133,7 +134,7 @@ step() { # NAME LIMIT FORM COMMAND...
     if (( rc != 0 )); then tail -n 12 "$work/stderr" | escaped; fi
     printf '"}\n'
   } >>"$results"
-  if (( rc == 0 )); then say "$name"; else say "$name: rc $rc"; tail -n 3 "$work/stderr"; fi
+  if (( rc != 0 )); then say "$name ended with exit code $rc: $(tail -n 1 "$work/stderr")"; fi
   report
 }
 
@@ -162,13 +163,13 @@ smi() {
   fi
 }
 
-# Streamed forwards of a large model may take seconds each: few of them.
+# Streamed forwards of a large model may take seconds each, and its prompts on the host minutes: few and short ones.
 if $rehearse; then
   large=20m small=20m tests=kernels::small table=(--columns 576 --tokens 1,16 --dtypes q4_0) rounds=1
-  fast=(-c 128 -p 16 -n 4 -r 1) slow=("${fast[@]}") decode=(-c 64 -p 0 -n 3 -r 1) sequences=2,3
+  fast=(-c 128 -p 16 -n 4 -r 1) slow=("${fast[@]}") mixed=("${fast[@]}") decode=(-c 64 -p 0 -n 3 -r 1) sequences=2,3
 else
   large=8b small=1b tests=kernels:: table=() rounds=9
-  fast=(-c 1024 -p 512 -n 64 -r 3) slow=(-c 1024 -p 512 -n 8 -r 2) decode=(-c 128 -p 0 -n 6 -r 1) sequences=8,32
+  fast=(-c 1024 -p 512 -n 64 -r 3) slow=(-c 1024 -p 512 -n 8 -r 2) mixed=(-c 128 -p 32 -n 8 -r 2) decode=(-c 128 -p 0 -n 6 -r 1) sequences=8,32
 fi
 q4=$work/$large-q4_0.gguf whole=$work/$large-bf16 f16=$work/$small-f16.gguf
 
@@ -189,7 +190,7 @@ if [ -f "$work/trace.json" ]; then
   step picture 20 text "$work/bin/xtask" picture "$work/trace.json" "$out/overlap.svg"
   gzip -c "$work/trace.json" >"$out/trace.json.gz"
 fi
-bench mixed 90 "$whole" --max-memory "$quarter" "${slow[@]}"
+bench mixed 90 "$whole" --max-memory "$quarter" "${mixed[@]}"
 bench streamed-batch 90 "$whole" --device gpu --max-memory "$quarter" "${decode[@]}" -np $sequences
 # Kernels and uploads alone.
 step kernel-table 60 lines "$work/bin/kernels" --json "${table[@]}"

@@ -92,15 +92,17 @@ pub(super) fn quarter(results: &Results) -> String {
     format!("{head}{text}\nThe link: {link}. tierflow has one queue: wgpu gives no other.\n")
 }
 
-/// The rate of tierflow's faster way where transformers goes `way`: of decoding so many sequences, or of a prompt.
-fn rate_beside(results: &Results, way: &str, decodes: bool, n_seqs: u64) -> Option<f64> {
+/// The rate of tierflow's faster way beside a row of transformers: of decoding as many sequences, or of a prompt as long.
+fn rate_beside(results: &Results, row: &Value) -> Option<f64> {
+    let way = row["way"].as_str().unwrap_or_default();
+    let n_prompt = if row["test"] == "prompt" { row["n_tokens"].as_u64() } else { Some(0) };
     let names: &[&str] = match way {
         "resident" => &["resident-bf16", "resident-bf16-batch"],
         _ if way.contains("disk") => &["streamed-disk"],
         _ => &["streamed", "streamed-batch", "mixed", "mixed-batch"],
     };
     let rows = names.iter().flat_map(|name| results.rows(name));
-    let alike = rows.filter(|row| is_decode(row) == decodes && row["n_seqs"] == n_seqs);
+    let alike = rows.filter(|ours| ours["n_prompt"].as_u64() == n_prompt && ours["n_seqs"] == row["batch"]);
     alike.filter_map(|row| row["avg_ts"].as_f64()).reduce(f64::max)
 }
 
@@ -108,7 +110,7 @@ pub(super) fn peers(results: &Results) -> String {
     let mut text = String::new();
     for row in results.rows_of("peers", "generation") {
         let (rate, batch) = (number(row, "tokens_per_sec"), row["batch"].as_u64().unwrap_or(1));
-        let ours = rate_beside(results, row["way"].as_str().unwrap_or_default(), row["test"] == "decode", batch);
+        let ours = rate_beside(results, row);
         let _ = writeln!(
             text,
             "| {} | {} | {batch} | {} | {} | {} |",
@@ -152,5 +154,39 @@ pub(super) fn predictions(results: &Results) -> String {
     match (errors.get(errors.len() / 2), errors.last()) {
         (Some(median), Some(worst)) => format!("{text}\nOff by {median:.0} % at the median, {worst:.0} % at worst.\n"),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn transformers_stand_beside_the_same_work_of_tierflow() {
+        let ours = |n_prompt: u64, n_seqs: u64, rate: f64| json!({ "test": "t", "n_prompt": n_prompt, "n_seqs": n_seqs, "avg_ts": rate });
+        let theirs = |way: &str, test: &str, batch: u64| json!({ "what": "generation", "way": way, "test": test, "batch": batch, "n_tokens": 512, "tokens_per_sec": 2.0 });
+        let steps = [
+            ("streamed", vec![ours(512, 1, 8.0), ours(0, 1, 4.0)]),
+            ("mixed", vec![ours(32, 1, 16.0), ours(0, 1, 6.0)]),
+            ("streamed-batch", vec![ours(0, 8, 20.0)]),
+            ("streamed-disk", vec![ours(0, 1, 1.0)]),
+            (
+                "peers",
+                vec![
+                    theirs("cpu_offload", "prompt", 1),
+                    theirs("cpu_offload", "decode", 1),
+                    theirs("cpu_offload", "decode", 8),
+                    theirs("disk_offload", "decode", 1),
+                    theirs("resident", "decode", 1),
+                ],
+            ),
+        ];
+        let lines = steps.map(|(step, output)| json!({ "step": step, "rc": 0, "secs": 1.0, "output": output }).to_string());
+        let results = Results::parse(&lines.join("\n"));
+        let rates: Vec<Option<f64>> = results.rows("peers").iter().map(|row| rate_beside(&results, row)).collect();
+        assert_eq!(rates, [Some(8.0), Some(6.0), Some(20.0), Some(1.0), None]);
+        assert!(peers(&results).contains("| cpu_offload | decode | 8 | 2.00 | 20.0 | 10.00 |"), "{}", peers(&results));
     }
 }
