@@ -25,7 +25,7 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub placement: PlacementArgs,
     /// Format: md, csv, json or jsonl
-    #[arg(short, long, env = "TIERFLOW_OUTPUT", value_name = "FORM", default_value = "md", hide_possible_values = true)]
+    #[arg(short, long, env = "TIERFLOW_OUTPUT", value_name = "FORMAT", default_value = "md", hide_possible_values = true)]
     pub output: BenchOutput,
     /// The report as JSON, as with `-o json`
     #[arg(long, env = "TIERFLOW_JSON")]
