@@ -19,7 +19,7 @@ impl ModuleTree {
             modules: modules(&model.config, prefix),
             params: parameters(catalog, model),
             buffers: rotary_buffers(&model.config),
-            no_split_modules: vec![format!("{prefix}DecoderLayer")],
+            no_split_modules: vec![model.config.family.layer_class()],
             config_ties_weights: model.config.tied_embeddings,
         };
         add_missing_modules(&mut form);
@@ -32,19 +32,25 @@ impl ModuleTree {
 fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
     let mut modules = Vec::new();
     let mut add = |name: String, class: &str| modules.push(ModuleForm { name, class: class.replace("{}", prefix) });
-    add(String::new(), "{}ForCausalLM");
-    add("model".into(), "{}Model");
-    add("model.embed_tokens".into(), "Embedding");
-    add("model.layers".into(), "ModuleList");
+    let names = &config.family.names;
+    add(String::new(), config.family.class());
+    add(names.base().into(), "{}Model");
+    add(names.embedding.into(), "Embedding");
+    if let Some(positions) = names.positions {
+        add(positions.into(), "Embedding");
+    }
+    add(names.layers.into(), "ModuleList");
     for layer in 0..config.n_layers {
-        let layer = format!("model.layers.{layer}");
+        let layer = format!("{}.{layer}", names.layers);
         for (member, class) in config.family.layer_modules.iter().copied().flatten() {
             add(format!("{layer}{member}"), class);
         }
     }
-    add("model.norm".into(), "{}RMSNorm");
-    add("model.rotary_emb".into(), "{}RotaryEmbedding");
-    add("lm_head".into(), "Linear");
+    add(names.norm.into(), names.norm_class);
+    if let Some(rotary) = names.rotary {
+        add(rotary.into(), "{}RotaryEmbedding");
+    }
+    add(names.head.into(), "Linear");
     modules
 }
 
@@ -57,7 +63,7 @@ fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
     let used = model.units.iter().flat_map(|unit| unit.matrices().chain(unit.vectors()));
     let mut seen = HashSet::new();
     let mut parameters: Vec<ParameterForm> = Vec::new();
-    for id in model.embedding().into_iter().chain(used).filter(|id| seen.insert(*id)) {
+    for id in model.embedding().into_iter().chain(model.positions()).chain(used).filter(|id| seen.insert(*id)) {
         let mut part = parameter(id);
         // `name:part` is rows of one stored matrix; its parts come one soon after the other.
         if let Some((whole, _)) = part.name.split_once(':') {
@@ -80,14 +86,9 @@ fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
 /// The frequencies of the rotary embedding, which no checkpoint holds: those in use, and those before they were stretched.
 fn rotary_buffers(config: &ModelConfig) -> Vec<BufferForm> {
     let shape = vec![config.head_size as u64 / 2];
-    ["inv_freq", "original_inv_freq"]
-        .map(|name| BufferForm {
-            name: format!("model.rotary_emb.{name}"),
-            shape: shape.clone(),
-            dtype: ElementType::Float(4),
-            persistent: false,
-        })
-        .into()
+    let buffer = |name: String| BufferForm { name, shape: shape.clone(), dtype: ElementType::Float(4), persistent: false };
+    let of_rotary = |rotary: &str| ["inv_freq", "original_inv_freq"].map(|name| buffer(format!("{rotary}.{name}"))).into();
+    config.family.names.rotary.map(of_rotary).unwrap_or_default()
 }
 
 /// Tensors may belong to modules that the list above does not know (a norm of queries); these come last in the module above them.

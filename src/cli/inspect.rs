@@ -66,7 +66,7 @@ fn report(inspection: &Inspection<'_>) -> String {
     if let Some(used) = inspection.as_stored.resident {
         text.push_str(&format!(
             "All on a GPU: with the f16 KV cache of {} positions ({}) and activations ({}); the host keeps the embedding.\n",
-            Inspection::CTX_SIZE,
+            inspection.ctx_size(),
             used.kv_cache,
             used.activations
         ));

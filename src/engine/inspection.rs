@@ -57,7 +57,7 @@ pub struct Needs {
     pub weights: Bytes,
     /// The largest layer's matrices, both parts.
     pub largest_layer: Bytes,
-    /// What a GPU uses that computes all of it from its own memory, by purpose, with a context of [`Inspection::CTX_SIZE`]; `None`
+    /// What a GPU uses that computes all of it from its own memory, by purpose, with a context of [`Inspection::ctx_size`]; `None`
     /// where no GPU can.
     pub resident: Option<Usage>,
     /// All of that; 0 where no GPU can.
@@ -75,8 +75,13 @@ pub struct AtDType {
 }
 
 impl<'a> Inspection<'a> {
-    /// Positions of the context that needs are given for.
+    /// Positions of the context that needs are given for, where a model has so many.
     pub const CTX_SIZE: usize = 4096;
+
+    /// Positions of the context that its needs are given for.
+    pub fn ctx_size(&self) -> usize {
+        ctx_size(self.config)
+    }
 
     /// Inspects an opened model.
     pub fn new(checkpoint: &'a Checkpoint, model: &'a Model) -> Inspection<'a> {
@@ -139,6 +144,11 @@ fn needs(catalog: &Catalog, model: &Model) -> Needs {
     }
 }
 
+fn ctx_size(config: &ModelConfig) -> usize {
+    let most = if config.variant.learns_positions { config.context_length } else { usize::MAX };
+    Inspection::CTX_SIZE.min(most)
+}
+
 /// What the planner puts on a GPU that has room for everything.
 fn resident(catalog: &Catalog, model: &Model) -> Option<Usage> {
     let plenty = Bytes(1 << 60);
@@ -156,7 +166,7 @@ fn resident(catalog: &Catalog, model: &Model) -> Option<Usage> {
     };
     let options = PlanOptions {
         compute_on: vec![gpu],
-        ctx_size: Some(Inspection::CTX_SIZE),
+        ctx_size: Some(ctx_size(&model.config)),
         placement: PlacementRule::FrontToBack,
         resident_layers: ResidentLayers::All,
         ..PlanOptions::default()

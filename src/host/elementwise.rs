@@ -4,7 +4,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::exp::exp;
-use crate::kernels::{rms_norm as norm, rope};
+use crate::kernels::{layer_norm as centred, rms_norm as norm, rope};
 use crate::model::{Activation, Function};
 
 /// Values from which on a second thread pays: waking it takes a few microseconds, about what these take.
@@ -25,13 +25,35 @@ pub fn rms_norm(params: &norm::Params, input: &[f32], weight: &[f32], output: &m
     });
 }
 
+/// Layer norm, as [`centred::reference`] has it up to the order of its sums.
+/// `input` and `output` are `[n_rows, hidden_size]`, `weight` and `bias` `[hidden_size]`.
+pub fn layer_norm(params: &centred::Params, input: &[f32], weight: &[f32], bias: Option<&[f32]>, output: &mut [f32]) {
+    let hidden_size = params.hidden_size as usize;
+    let n_values = params.n_rows as usize * hidden_size;
+    in_parts(hidden_size, &mut output[..n_values], &input[..n_values], |output, input| {
+        let mean = sum_of(input, |value| value) / hidden_size as f32;
+        let variance = sum_of(input, |value| (value - mean) * (value - mean)) / hidden_size as f32;
+        let scale = 1.0 / (variance + params.epsilon).sqrt();
+        for ((output, input), weight) in output.iter_mut().zip(input).zip(weight) {
+            *output = (input - mean) * scale * (weight + params.weight_offset);
+        }
+        if let Some(bias) = bias {
+            output.iter_mut().zip(bias).for_each(|(output, bias)| *output += bias);
+        }
+    });
+}
+
 fn sum_of_squares(values: &[f32]) -> f32 {
+    sum_of(values, |value| value * value)
+}
+
+fn sum_of(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let (lanes, rest) = values.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for values in lanes {
-        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += of(*value));
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>()
+    sums.iter().sum::<f32>() + rest.iter().map(|value| of(*value)).sum::<f32>()
 }
 
 /// Rotary embedding in place: [`rope::reference`]. `cos_sin` is `[n_tokens, rotary_size / 2, 2]`, `values` `[n_tokens, n_heads, head_size]`.
@@ -49,10 +71,38 @@ pub fn rope(params: &rope::Params, cos_sin: &[f32], values: &mut [f32]) {
 /// `output[i] = activation(gate[i]) · up[i]`, as `kernels::glu::reference` has it up to the roundings of the exponential function.
 pub fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32]) {
     match activation {
-        Activation::Silu => glu_of(|x| x / (1.0 + exp(-x)), gate, up, output),
-        // (1 + tanh(u)) / 2 = 1 / (1 + exp(−2u)), and 2 · √(2/π) = 1.5957691.
-        Activation::GeluTanh => glu_of(|x| x / (1.0 + exp(-1.595_769_2 * (x + 0.044_715 * x * x * x))), gate, up, output),
+        Activation::Silu => glu_of(silu, gate, up, output),
+        Activation::GeluTanh => glu_of(gelu_tanh, gate, up, output),
+        Activation::Gelu => glu_of(gelu, gate, up, output),
+        Activation::Relu => glu_of(relu, gate, up, output),
+        Activation::ReluSquared => glu_of(relu_squared, gate, up, output),
     }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// (1 + tanh(u)) / 2 = 1 / (1 + exp(−2u)), and 2 · √(2/π) = 1.5957691.
+fn gelu_tanh(x: f32) -> f32 {
+    x / (1.0 + exp(-1.595_769_2 * (x + 0.044_715 * x * x * x)))
+}
+
+/// `x` times the normal distribution, whose tail is `exp(−z²) / 2` times a polynomial of `t` (Abramowitz, Stegun 7.1.26: within 1.5e-7).
+fn gelu(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (0.327_591_1 * z + 1.0);
+    let polynomial = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+    let tail = 0.5 * polynomial * exp(-z * z);
+    x * if x >= 0.0 { 1.0 - tail } else { tail }
+}
+
+fn relu(x: f32) -> f32 {
+    x.max(0.0)
+}
+
+fn relu_squared(x: f32) -> f32 {
+    relu(x) * relu(x)
 }
 
 fn glu_of(activated: impl Fn(f32) -> f32 + Sync, gate: &[f32], up: &[f32], output: &mut [f32]) {
@@ -72,8 +122,21 @@ fn glu_of(activated: impl Fn(f32) -> f32 + Sync, gate: &[f32], up: &[f32], outpu
 pub fn map(function: Function, target: &mut [f32]) {
     match function {
         Function::Scale(factor) => target.iter_mut().for_each(|value| *value *= factor),
-        Function::Softcap(cap) if target.len() <= MIN_PARALLEL_VALUES => softcap(cap, target),
-        Function::Softcap(cap) => target.par_chunks_mut(MIN_PARALLEL_VALUES).for_each(|part| softcap(cap, part)),
+        Function::Softcap(cap) => in_place(target, |part| softcap(cap, part)),
+        Function::Activation(Activation::Silu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = silu(*x))),
+        Function::Activation(Activation::GeluTanh) => in_place(target, |part| part.iter_mut().for_each(|x| *x = gelu_tanh(*x))),
+        Function::Activation(Activation::Gelu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = gelu(*x))),
+        Function::Activation(Activation::Relu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu(*x))),
+        Function::Activation(Activation::ReluSquared) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu_squared(*x))),
+    }
+}
+
+/// Calls `part` with each part of `target`, on all threads where it is long.
+fn in_place(target: &mut [f32], part: impl Fn(&mut [f32]) + Sync) {
+    if target.len() <= MIN_PARALLEL_VALUES {
+        part(target);
+    } else {
+        target.par_chunks_mut(MIN_PARALLEL_VALUES).for_each(&part);
     }
 }
 
@@ -105,6 +168,9 @@ mod tests {
     /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
     const TOLERANCE: f32 = 1e-6;
 
+    const ACTIVATIONS: [Activation; 5] =
+        [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu, Activation::ReluSquared];
+
     fn values(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin() * 3.0).collect()
     }
@@ -126,12 +192,19 @@ mod tests {
             norm::reference(&params, &input, &other[..hidden_size], &mut expected);
             assert_close(&output, &expected);
 
-            for activation in [Activation::Silu, Activation::GeluTanh] {
+            for bias in [None, Some(&input[..hidden_size])] {
+                let params = centred::Params { n_rows: n_rows as u32, hidden_size: hidden_size as u32, epsilon: 1e-5, weight_offset: 1.0 };
+                layer_norm(&params, &input, &other[..hidden_size], bias, &mut output);
+                centred::reference(&params, &input, &other[..hidden_size], bias, &mut expected);
+                assert_close(&output, &expected);
+            }
+
+            for activation in ACTIVATIONS {
                 glu(activation, &input, &other, &mut output);
                 gated::reference(&gated::Params { n_values: input.len() as u32 }, activation, &input, &other, &mut expected);
                 assert_close(&output, &expected);
             }
-            for function in [Function::Scale(0.3), Function::Softcap(2.0)] {
+            for function in [Function::Scale(0.3), Function::Softcap(2.0)].into_iter().chain(ACTIVATIONS.map(Function::Activation)) {
                 output.copy_from_slice(&input);
                 expected.copy_from_slice(&input);
                 map(function, &mut output);

@@ -12,7 +12,7 @@ mod quantise;
 pub mod simd;
 
 pub use attention::attention;
-pub use elementwise::{add, glu, map, rms_norm, rope};
+pub use elementwise::{add, glu, layer_norm, map, rms_norm, rope};
 pub use input::{Input, InputFormat, Operand};
 pub use product::{Part, multiply, multiply_all};
 

@@ -8,6 +8,7 @@ pub mod add_bias;
 pub mod attention;
 pub mod gather_rows;
 pub mod glu;
+pub mod layer_norm;
 pub mod map;
 pub mod matmul;
 pub mod rms_norm;
@@ -80,7 +81,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 26] = [
+pub static KERNELS: [&KernelSource; 27] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -92,6 +93,7 @@ pub static KERNELS: [&KernelSource; 26] = [
     &MATMUL_SUBGROUP[2],
     &MATMUL_UNALIGNED,
     &RMS_NORM,
+    &LAYER_NORM,
     &ROPE,
     &ROPE_KV,
     &ROPE_KV_PADDED,
@@ -141,6 +143,8 @@ static MATMUL_UNALIGNED: KernelSource =
     row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
     row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
+static LAYER_NORM: KernelSource =
+    row::<layer_norm::Params>("layer_norm", wgsl!("layer_norm"), &[("input", Read), ("weight", Read), ("bias", Read), ("output", Write)]);
 static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("heads", Write)]);
 static ROPE_KV: KernelSource = row::<rope_kv::Params>(
     "rope_kv",
@@ -183,8 +187,8 @@ static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(
 );
 static ATTENTION_COMPACT: KernelSource =
     row::<attention::Params>("attention_compact", wgsl!("attention_compact", "attention_params"), &[("padded", Read), ("attended", Write)]);
-static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu"), &[("gate", Read), ("up", Read), ("output", Write)]);
-static MAP: KernelSource = row::<map::Params>("map", wgsl!("map"), &[("target_values", Write)]);
+static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu", "activations"), &[("gate", Read), ("up", Read), ("output", Write)]);
+static MAP: KernelSource = row::<map::Params>("map", wgsl!("map", "activations"), &[("target_values", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
 static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);
 static GATHER_ROWS: KernelSource =

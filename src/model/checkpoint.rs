@@ -10,12 +10,10 @@ use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
 use crate::units::Bytes;
 use crate::weights::gguf::{self, split};
 use crate::weights::safetensors::Unreadable;
-use crate::weights::{Catalog, Metadata, TensorId, TensorInfo, folder};
+use crate::weights::{Catalog, Metadata, Order, Rearranged, Shard, TensorId, TensorInfo, folder};
 
 /// Makes a folder a model in Hugging Face's format.
 const CONFIG_NAME: &str = "config.json";
-const EMBEDDING_NAME: &str = "model.embed_tokens.weight";
-const HEAD_NAME: &str = "lm_head.weight";
 /// Where a head is compared with the embedding: heads that differ do so nearly everywhere, and reading all of both takes seconds.
 const N_SAMPLES: u64 = 64;
 const SAMPLE_BYTES: usize = 4096;
@@ -128,8 +126,11 @@ impl Checkpoint {
             parts => parts.iter().map(|part| gguf::Head::read(part.as_ref())).collect::<Result<_>>()?,
         };
         // Before the tensor lists, so that a model of another kind is named as such and not by its tensor types.
-        let family = families::of_gguf(&heads[0].metadata)?;
-        let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family.gguf_names))?;
+        let family = families::of_gguf(&heads[0].metadata, &|| {
+            let catalog = gguf::join(&mut [gguf::Head::read(source.as_ref()).ok()?], &|name| name.to_owned()).ok()?;
+            families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
+        })?;
+        let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family))?;
         let metadata = heads.swap_remove(0).metadata;
         let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
         let catalog = with_parts(&config, catalog, &path)?;
@@ -137,9 +138,13 @@ impl Checkpoint {
     }
 
     fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {
-        let config = config_json::read_config(&folder)?;
-        let folder::Folder { catalog, sources, unreadable } = folder::open(&folder, io)?;
-        let catalog = with_parts(&config, with_embedding(&config, catalog), &folder)?;
+        let config = config_json::read_config(&folder, &|| {
+            let folder::Folder { catalog, .. } = folder::open(&folder, io).ok()?;
+            families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
+        })?;
+        let folder::Folder { catalog, mut sources, unreadable } = folder::open(&folder, io)?;
+        let catalog = with_embedding(&config, with_base(&config, with_head(&config, catalog)));
+        let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources), &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),
             format: Format::HuggingFace { folder },
@@ -150,7 +155,8 @@ impl Checkpoint {
             unreadable: unreadable.into_iter().map(|Unreadable { name, dtype }| (name, dtype)).collect(),
         };
         if checkpoint.config.tied_embeddings && checkpoint.has_other_head()? {
-            tracing::warn!("{}: tie_word_embeddings is true, but lm_head.weight is another matrix; it is used", checkpoint.path);
+            let head = checkpoint.config.family.names.head_weight();
+            tracing::warn!("{}: tie_word_embeddings is true, but {head} is another matrix; it is used", checkpoint.path);
             checkpoint.config.tied_embeddings = false;
         }
         Ok(checkpoint)
@@ -158,7 +164,9 @@ impl Checkpoint {
 
     /// Whether a head is stored that is not the embedding: of another dtype, or with other bytes at any of some places.
     fn has_other_head(&self) -> Result<bool> {
-        let (Some(head), Some(embedding)) = (self.catalog.find(HEAD_NAME), self.catalog.find(EMBEDDING_NAME)) else { return Ok(false) };
+        let names = &self.config.family.names;
+        let [head, embedding] = [names.head_weight(), names.embedding_weight()].map(|name| self.catalog.find(&name));
+        let (Some(head), Some(embedding)) = (head, embedding) else { return Ok(false) };
         let (found, expected) = (&self.catalog[head], &self.catalog[embedding]);
         if (found.dtype, &found.shape) != (expected.dtype, &expected.shape) {
             return Ok(true);
@@ -254,39 +262,89 @@ impl Checkpoint {
     }
 }
 
-/// Of a model whose head is its embedding, some writers keep the head's name alone.
-fn with_embedding(config: &ModelConfig, catalog: Catalog) -> Catalog {
-    if !config.tied_embeddings || catalog.find(EMBEDDING_NAME).is_some() {
-        return catalog;
-    }
+/// A head under its former name is given its own.
+fn with_head(config: &ModelConfig, catalog: Catalog) -> Catalog {
+    let names = &config.family.names;
+    let Some(former) = names.former_head.map(|name| format!("{name}.weight")) else { return catalog };
     let Catalog { shards, mut tensors, .. } = catalog;
-    tensors.iter_mut().filter(|tensor| tensor.name == HEAD_NAME).for_each(|tensor| tensor.name = EMBEDDING_NAME.into());
+    let head = names.head_weight();
+    if !tensors.iter().any(|tensor| tensor.name == head) {
+        tensors.iter_mut().filter(|tensor| tensor.name == former).for_each(|tensor| tensor.name.clone_from(&head));
+    }
     Catalog::new(shards, tensors)
 }
 
-/// Each matrix that holds several of the family's, one behind the other, as those: rows are contiguous, so that some of them are a
-/// matrix too, which is placed, sliced and streamed as any other.
+/// A model that was saved without its head has names without the module that holds the rest; they are given it.
+fn with_base(config: &ModelConfig, catalog: Catalog) -> Catalog {
+    let names = &config.family.names;
+    let (embedding, base) = (names.embedding_weight(), names.base());
+    let bare = embedding.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).unwrap_or(&embedding);
+    if catalog.find(&embedding).is_some() || catalog.find(bare).is_none() {
+        return catalog;
+    }
+    let Catalog { shards, mut tensors, .. } = catalog;
+    let head = names.head_weight();
+    tensors.iter_mut().filter(|tensor| tensor.name != head).for_each(|tensor| tensor.name.insert_str(0, &format!("{base}.")));
+    Catalog::new(shards, tensors)
+}
+
+/// Of a model whose head is its embedding, some writers keep the head's name alone.
+fn with_embedding(config: &ModelConfig, catalog: Catalog) -> Catalog {
+    let [embedding, head] = [config.family.names.embedding_weight(), config.family.names.head_weight()];
+    if !config.tied_embeddings || catalog.find(&embedding).is_some() {
+        return catalog;
+    }
+    let Catalog { shards, mut tensors, .. } = catalog;
+    tensors.iter_mut().filter(|tensor| tensor.name == head).for_each(|tensor| tensor.name.clone_from(&embedding));
+    Catalog::new(shards, tensors)
+}
+
+/// What folders store in another order as what it is, in a file of its own that is read from those of `sources`.
+fn with_rows(config: &ModelConfig, catalog: Catalog, sources: &mut Vec<Arc<dyn ByteSource>>) -> Catalog {
+    let stored = (config.family.stored)(config);
+    let order_of = |tensor: &TensorInfo| {
+        let (module, kind) = tensor.name.rsplit_once('.')?;
+        let order = stored.iter().find(|stored| module.ends_with(stored.suffix))?.order?;
+        // Biases have one dimension, in which there is nothing to transpose.
+        (kind == "weight" || (kind == "bias" && order != Order::Transposed)).then_some(order)
+    };
+    let Catalog { mut shards, mut tensors, .. } = catalog;
+    let reordered = tensors.iter_mut().filter_map(|tensor| order_of(tensor).map(|order| (tensor, order))).collect();
+    if let Some(source) = Rearranged::of(reordered, sources, shards.len() as u32) {
+        shards.push(Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) });
+        sources.push(Arc::new(source));
+    }
+    Catalog::new(shards, tensors)
+}
+
+/// Each matrix that holds several of the family's, one behind the other, as those, and its bias likewise: rows are contiguous, so that
+/// some of them are a matrix too, which is placed, sliced and streamed as any other.
 fn with_parts(config: &ModelConfig, catalog: Catalog, path: impl std::fmt::Display) -> Result<Catalog> {
-    let stacked = (config.family.stacked)(config);
-    if stacked.is_empty() {
+    let mut stored = (config.family.stored)(config);
+    stored.retain(|stored| !stored.parts.is_empty());
+    if stored.is_empty() {
         return Ok(catalog);
     }
     let Catalog { shards, tensors, .. } = catalog;
     let mut parts = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        let Some(found) = stacked.iter().find(|stacked| tensor.name.ends_with(stacked.suffix)) else {
+        let module = tensor.name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind)).map(|(module, _)| module);
+        let Some(found) = module.and_then(|module| stored.iter().find(|stored| module.ends_with(stored.suffix))) else {
             parts.push(tensor);
             continue;
         };
-        let n_rows = found.parts.iter().map(|(_, n_rows)| n_rows).sum();
-        if tensor.shape.len() != 2 || tensor.n_rows() != n_rows {
-            let expected = vec![n_rows, tensor.n_columns()];
+        let n_rows: u64 = found.parts.iter().map(|(_, n_rows)| *n_rows as u64).sum();
+        // Of a matrix and of its bias, whose rows are single values.
+        let (n_found, inner) = tensor.shape.split_first().map_or((0, &[][..]), |(n_rows, inner)| (*n_rows, inner));
+        let is_whole = n_found == n_rows && n_rows > 0 && tensor.size_bytes.0.is_multiple_of(n_rows);
+        if inner.len() > 1 || !is_whole || (inner.is_empty() && tensor.dtype.block_len() > 1) {
+            let expected = [&[n_rows][..], inner].concat();
             return Err(Error::WrongShape { path: path.to_string(), tensor: tensor.name, expected, found: tensor.shape });
         }
-        let mut offset = tensor.offset;
+        let (mut offset, row_bytes) = (tensor.offset, tensor.size_bytes.0 / n_rows);
         for (part, n_rows) in &found.parts {
-            let size_bytes = Bytes(n_rows * tensor.row_bytes());
-            let (name, shape) = (format!("{}:{part}", tensor.name), vec![*n_rows, tensor.n_columns()]);
+            let size_bytes = Bytes(*n_rows as u64 * row_bytes);
+            let (name, shape) = (format!("{}:{part}", tensor.name), [&[*n_rows as u64][..], inner].concat());
             parts.push(TensorInfo { name, shape, offset, size_bytes, ..tensor.clone() });
             offset += size_bytes.0;
         }

@@ -29,7 +29,7 @@ pub struct ModelConfig {
     pub head_size: usize,
     /// Positions the model was trained for.
     pub context_length: usize,
-    /// Epsilon of the RMS norms.
+    /// Epsilon of the norms.
     pub rms_norm_epsilon: f32,
     /// Rotary embedding.
     pub rope: RopeConfig,
@@ -56,8 +56,14 @@ pub struct ModelConfig {
 /// family's own.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Variant {
-    /// Of the feed-forward part's gate.
+    /// Of the feed-forward part's gate, or of its up projection where it has no gate.
     pub activation: Activation,
+    /// Both parts of a layer read the residual stream as it is before the layer.
+    pub is_parallel: bool,
+    /// What its norms compute.
+    pub norm: NormKind,
+    /// Positions are learned: each has a row that is added to the embedding, and heads are not turned.
+    pub learns_positions: bool,
     /// Added to the weights of norms.
     pub norm_weight_offset: f32,
     /// What the embedding is multiplied by.
@@ -86,6 +92,9 @@ impl Default for Variant {
     fn default() -> Variant {
         Variant {
             activation: Activation::Silu,
+            is_parallel: false,
+            norm: NormKind::Rms,
+            learns_positions: false,
             norm_weight_offset: 0.0,
             embedding_scale: 1.0,
             residual_scale: 1.0,
@@ -99,6 +108,19 @@ impl Default for Variant {
             rotated_layers: None,
         }
     }
+}
+
+/// What the norms of a model compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Rows over the root of their mean square ([`RmsNorm`](crate::model::RmsNorm)).
+    Rms,
+    /// Rows less their mean, over their standard deviation ([`LayerNorm`](crate::model::LayerNorm)).
+    Layer {
+        /// Whether a bias is added.
+        has_bias: bool,
+    },
 }
 
 impl Variant {
@@ -128,7 +150,8 @@ impl ModelConfig {
 
     /// Whether a layer turns queries and keys.
     pub fn is_rotated(&self, layer: usize) -> bool {
-        self.variant.rotated_layers.as_ref().is_none_or(|layers| layers.get(layer).copied().unwrap_or(true))
+        let is_rotated = |layers: &Vec<bool>| layers.get(layer).copied().unwrap_or(true);
+        !self.variant.learns_positions && self.variant.rotated_layers.as_ref().is_none_or(is_rotated)
     }
 
     /// Width of all key (or value) heads together.
@@ -182,6 +205,34 @@ pub enum RopeScaling {
         /// Context before stretching.
         original_context_length: f64,
     },
+    /// YaRN's: pairs that turn seldom within the original context are stretched, pairs that turn often are not, a ramp between, and
+    /// cosines and sines are multiplied (Peng et al. 2023; `_compute_yarn_parameters` of transformers).
+    Yarn {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Context before stretching.
+        original_context_length: f64,
+        /// Turns within the original context above which a pair is left as it is.
+        beta_fast: f64,
+        /// Turns within it below which a pair is stretched wholly.
+        beta_slow: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+        /// Whether the ends of the ramp are whole pairs.
+        truncates: bool,
+    },
+    /// LongRoPE's: a divisor for each pair, others where the context is longer than the original one, and cosines and sines are
+    /// multiplied (Ding et al. 2024; `_compute_longrope_parameters` of transformers).
+    LongRope {
+        /// Divisors up to the original context, one per pair.
+        short: Vec<f32>,
+        /// Divisors beyond.
+        long: Vec<f32>,
+        /// Context before stretching.
+        original_context_length: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
     /// One factor per pair, which divides its frequency, as GGUF's tensor `rope_freqs.weight` stores it.
     FrequencyFactors {
         /// `head_size / 2` of them.
@@ -194,12 +245,40 @@ pub enum RopeScaling {
 pub struct RopeTable {
     /// The angle per position of each pair of a head.
     pub inverse_frequencies: Vec<f32>,
+    /// Where caches have room for more positions than so many, the angles are these: as many.
+    pub beyond: Option<(usize, Vec<f32>)>,
+    /// What cosines and sines are multiplied by.
+    pub scale: f32,
+}
+
+impl RopeTable {
+    /// The angles where caches have room for `ctx_size` positions: all that a cache holds must turn alike.
+    pub fn of_context(&self, ctx_size: usize) -> &[f32] {
+        match &self.beyond {
+            Some((most, frequencies)) if ctx_size > *most => frequencies,
+            _ => &self.inverse_frequencies,
+        }
+    }
 }
 
 impl RopeConfig {
     /// The table for heads of which `rotary_size` values turn.
     pub fn table(&self, rotary_size: usize) -> RopeTable {
-        RopeTable { inverse_frequencies: self.inverse_frequencies(rotary_size) }
+        let scale = match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        };
+        let beyond = match &self.scaling {
+            RopeScaling::LongRope { long, original_context_length, .. } => {
+                Some((*original_context_length as usize, self.divided(rotary_size, long)))
+            }
+            _ => None,
+        };
+        RopeTable { inverse_frequencies: self.inverse_frequencies(rotary_size), beyond, scale }
+    }
+
+    fn divided(&self, rotary_size: usize, factors: &[f32]) -> Vec<f32> {
+        RopeConfig { scaling: RopeScaling::FrequencyFactors { factors: factors.into() }, ..self.clone() }.inverse_frequencies(rotary_size)
     }
 
     /// The angle per position of each pair: `theta^(-2i/head_size)`, stretched. Length `head_size / 2`, where `head_size` counts the values
@@ -207,6 +286,19 @@ impl RopeConfig {
     pub fn inverse_frequencies(&self, head_size: usize) -> Vec<f32> {
         let base = (0..head_size / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_size as f64));
         let stretched = base.enumerate().map(|(i, frequency)| match &self.scaling {
+            RopeScaling::Yarn { factor, original_context_length, beta_fast, beta_slow, truncates, .. } => {
+                // The pair that turns so often within the original context.
+                let pair_of = |turns: f64| {
+                    head_size as f64 * (original_context_length / (turns * std::f64::consts::TAU)).ln() / (2.0 * self.theta.ln())
+                };
+                let [low, high] = [pair_of(*beta_fast), pair_of(*beta_slow)];
+                let [low, high] = if *truncates { [low.floor(), high.ceil()] } else { [low, high] };
+                let [low, high] = [low.max(0.0), high.min(head_size as f64 - 1.0)];
+                let high = if low == high { high + 0.001 } else { high };
+                let stretched = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                frequency / factor * stretched + frequency * (1.0 - stretched)
+            }
+            RopeScaling::LongRope { short, .. } => frequency / f64::from(short.get(i).copied().unwrap_or(1.0)),
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_length } => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::families::Family;
+use super::gguf_names::translate;
 use super::limits::validate;
 use super::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::dtype::DType;
@@ -11,13 +12,31 @@ use crate::platform::ByteSource;
 use crate::weights::{Catalog, MetaValue, Metadata, TensorInfo};
 
 /// The config of a model of this family; `sources` are the shards of the catalog.
-pub(super) fn read_config(family: &Family, metadata: &Metadata, catalog: &Catalog, sources: &[Arc<dyn ByteSource>]) -> Result<ModelConfig> {
-    let keys = Keys::new(metadata, catalog)?;
+pub(super) fn read_config(
+    family: &'static Family,
+    metadata: &Metadata,
+    catalog: &Catalog,
+    sources: &[Arc<dyn ByteSource>],
+) -> Result<ModelConfig> {
+    let keys = Keys::new(family, metadata, catalog)?;
     let mut config = (family.from_gguf)(&keys)?;
     validate(&config, &metadata.path)?;
-    if let Some(id) = catalog.find("rope_freqs.weight") {
-        let (tensor, head_size) = (&catalog[id], config.rotary_size());
-        let factors = read_frequency_factors(tensor, head_size, sources[tensor.shard as usize].as_ref())?;
+    let factors_of = |name: &str| {
+        let read = |id| {
+            let tensor: &TensorInfo = &catalog[id];
+            read_frequency_factors(tensor, config.rotary_size(), sources[tensor.shard as usize].as_ref())
+        };
+        catalog.find(name).map(read).transpose()
+    };
+    let [all, short, long] = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"].map(factors_of);
+    if let (Some(short), Some(long)) = (short?, long?) {
+        // Converters write the factor, and where stretching begins, beside the tensors.
+        let original = keys.unsigned("rope.scaling.original_context_length")?;
+        let original_context_length = original.unwrap_or(config.context_length) as f64;
+        let attention_factor = keys.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        config.rope.scaling = RopeScaling::LongRope { short, long, original_context_length, attention_factor };
+        validate(&config, &metadata.path)?;
+    } else if let Some(factors) = all? {
         config.rope.scaling = with_frequency_factors(&config.rope.scaling, factors);
         validate(&config, &metadata.path)?;
     }
@@ -29,7 +48,7 @@ impl Keys<'_> {
     pub(super) fn decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
         let hidden_size = self.required("embedding_length")?;
         let n_heads = self.required("attention.head_count")?;
-        let has = |name: &str| self.catalog.find(name).is_some();
+        let has = |name: &str| self.catalog.find(&translate(name, self.family)).is_some();
         Ok(ModelConfig {
             family,
             name: self.metadata.string("general.name")?.unwrap_or(self.prefix).to_owned(),
@@ -41,15 +60,15 @@ impl Keys<'_> {
             n_kv_heads: self.unsigned("attention.head_count_kv")?.unwrap_or(n_heads),
             head_size: head_size(self, hidden_size, n_heads)?,
             context_length: self.required("context_length")?,
-            rms_norm_epsilon: self.required_float("attention.layer_norm_rms_epsilon")? as f32,
-            rope: RopeConfig { theta: self.float("rope.freq_base")?.unwrap_or(10_000.0), pairs, scaling: linear_scaling(self)? },
+            rms_norm_epsilon: self.epsilon()? as f32,
+            rope: RopeConfig { theta: self.float("rope.freq_base")?.unwrap_or(10_000.0), pairs, scaling: scaling_of(self)? },
             sliding_window: self.unsigned("attention.sliding_window")?.filter(|window| *window > 0),
             n_full_attention_layers: 0,
-            attention_bias: has("model.layers.0.self_attn.q_proj.bias"),
-            attention_output_bias: has("model.layers.0.self_attn.o_proj.bias"),
-            ffn_bias: has("model.layers.0.mlp.gate_proj.bias"),
+            attention_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
+            attention_output_bias: has("blk.0.attn_output.bias"),
+            ffn_bias: has("blk.0.ffn_up.bias"),
             qk_norm: false,
-            tied_embeddings: !has("lm_head.weight"),
+            tied_embeddings: !has("output.weight"),
             variant: Variant::default(),
         })
     }
@@ -91,9 +110,8 @@ fn head_size(keys: &Keys<'_>, hidden_size: usize, n_heads: usize) -> Result<usiz
 
 /// Rows of the embedding. What the metadata says about them must agree.
 fn vocab_size(keys: &Keys<'_>, catalog: &Catalog) -> Result<usize> {
-    let name = "model.embed_tokens.weight";
     let missing = || Error::MissingTensor { path: keys.metadata.path.clone(), tensor: "token_embd.weight".into() };
-    let embedding = &catalog[catalog.find(name).ok_or_else(missing)?];
+    let embedding = &catalog[catalog.find(&keys.family.names.embedding_weight()).ok_or_else(missing)?];
     let rows = usize::try_from(embedding.n_rows()).map_err(|_| keys.error("its embedding is too large for this machine"))?;
     if let Some(claimed) = keys.unsigned("vocab_size")?.filter(|claimed| *claimed != rows) {
         return Err(keys.error(format!("{}.vocab_size is {claimed}, but token_embd.weight has {rows} rows", keys.prefix)));
@@ -105,25 +123,41 @@ fn vocab_size(keys: &Keys<'_>, catalog: &Catalog) -> Result<usize> {
     Ok(rows)
 }
 
-fn linear_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
+/// Without what tensors say.
+fn scaling_of(keys: &Keys<'_>) -> Result<RopeScaling> {
     let factor = match keys.float("rope.scaling.factor")? {
         None => keys.float("rope.scale_linear")?,
         found => found,
     };
+    let original = keys.unsigned("rope.scaling.original_context_length")?.map(|n_positions| n_positions as f64);
     match (keys.string("rope.scaling.type")?, factor) {
+        (Some("yarn"), Some(factor)) if factor > 0.0 => {
+            let Some(original_context_length) = original else {
+                return Err(keys.missing("rope.scaling.original_context_length"));
+            };
+            let turns = |key: &str, default: f64| Ok(keys.float(key)?.unwrap_or(default));
+            Ok(RopeScaling::Yarn {
+                factor,
+                original_context_length,
+                beta_fast: turns("rope.scaling.yarn_beta_fast", 32.0)?,
+                beta_slow: turns("rope.scaling.yarn_beta_slow", 1.0)?,
+                attention_factor: keys.float("rope.scaling.attn_factor")?.unwrap_or(1.0) * (1.0 + 0.1 * factor.max(1.0).ln()),
+                truncates: true,
+            })
+        }
         (Some("none"), _) | (None, None) => Ok(RopeScaling::None),
         // A factor of 0 means that none was set; 1 changes nothing.
         (None | Some("linear"), Some(factor)) if factor == 0.0 || factor == 1.0 => Ok(RopeScaling::None),
         (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
-        (Some("linear"), None) => Err(keys.error("rope scaling `linear` lacks its factor")),
+        (Some(kind @ ("linear" | "yarn")), _) => Err(keys.error(format!("rope scaling `{kind}` lacks its factor"))),
         (Some(other), _) => Err(Error::UnsupportedModel {
             path: keys.metadata.path.clone(),
-            reason: format!("rope scaling `{other}` is not supported; supported are none and linear"),
+            reason: format!("rope scaling `{other}` is not supported; supported are none, linear and yarn"),
         }),
     }
 }
 
-/// `rope_freqs.weight`: one factor per pair of a head.
+/// One factor per pair of a head.
 fn read_frequency_factors(tensor: &TensorInfo, head_size: usize, source: &dyn ByteSource) -> Result<Vec<f32>> {
     let expected = vec![head_size as u64 / 2];
     if tensor.shape != expected {
@@ -135,7 +169,7 @@ fn read_frequency_factors(tensor: &TensorInfo, head_size: usize, source: &dyn By
         });
     }
     if tensor.dtype != DType::F32 {
-        return Err(Error::invalid_file(source.path(), format!("rope_freqs.weight is stored as {}, it must be F32", tensor.dtype)));
+        return Err(Error::invalid_file(source.path(), format!("{} is stored as {}, it must be F32", tensor.name, tensor.dtype)));
     }
     // The head size was validated: at most a few KiB.
     let mut bytes = vec![0; head_size / 2 * 4];
@@ -155,6 +189,7 @@ fn with_frequency_factors(scaling: &RopeScaling, mut factors: Vec<f32>) -> RopeS
 
 /// The keys under the architecture's prefix, beside the tensors.
 pub(super) struct Keys<'a> {
+    family: &'static Family,
     metadata: &'a Metadata,
     prefix: &'a str,
     catalog: &'a Catalog,
@@ -162,8 +197,17 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    fn new(metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
-        Ok(Keys { metadata, prefix: metadata.string("general.architecture")?.unwrap_or_default(), catalog, allows_partial_rotary: false })
+    fn new(family: &'static Family, metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
+        let prefix = metadata.string("general.architecture")?.unwrap_or_default();
+        Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false })
+    }
+
+    /// That of the norms, of whichever kind they are.
+    fn epsilon(&self) -> Result<f64> {
+        match self.float("attention.layer_norm_epsilon")? {
+            Some(epsilon) => Ok(epsilon),
+            None => self.required_float("attention.layer_norm_rms_epsilon"),
+        }
     }
 
     fn error(&self, text: impl Into<String>) -> Error {
@@ -207,6 +251,10 @@ impl<'a> Keys<'a> {
 
     fn string(&self, key: &str) -> Result<Option<&'a str>> {
         self.metadata.string(&self.full(key))
+    }
+
+    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.metadata.bool(&self.full(key))
     }
 
     fn missing(&self, key: &str) -> Error {

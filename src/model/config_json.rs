@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::families::{self, Family};
+use super::families::{self, Family, Hint};
 use super::limits::validate;
 use super::{Activation, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::error::{Error, Result};
@@ -15,15 +15,15 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// What messages call a text.
 const STRING: &str = "a string";
 
-/// Reads `folder/config.json`.
-pub(super) fn read_config(folder: &Folder) -> Result<ModelConfig> {
+/// Reads `folder/config.json`. `hint` is asked where it is of an unknown family.
+pub(super) fn read_config(folder: &Folder, hint: Hint<'_>) -> Result<ModelConfig> {
     let name = folder.path_of("config.json");
     let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
     let value = parse_python_json(&bytes).map_err(|error| Error::invalid_file(&name, format!("is not valid JSON: {error}")))?;
     let Value::Object(fields) = value else {
         return Err(Error::invalid_file(&name, "is not a JSON object"));
     };
-    config_of(&Fields { path: &name, name: &model_name(&fields, folder), fields: &fields })
+    config_of(&Fields { path: &name, name: &model_name(&fields, folder), fields: &fields, other_names: &[] }, hint)
 }
 
 /// Where the config classes of families differ.
@@ -32,14 +32,16 @@ pub(super) struct Defaults {
     pub(super) n_kv_heads: Option<usize>,
     /// Values of a head; `None`: the hidden size over the heads.
     pub(super) head_size: Option<usize>,
+    /// Width of the feed-forward part in hidden sizes, where the config may leave it out.
+    pub(super) ffn_factor: Option<usize>,
     /// Positions.
     pub(super) context_length: usize,
     /// Epsilon of the norms.
     pub(super) epsilon: f64,
     /// Base of the rotary embedding.
     pub(super) rope_theta: f64,
-    /// Whether a part of each head may be turned only.
-    pub(super) partial_rotary: bool,
+    /// The share of each head that is turned where the config does not say; `None`: all of it, and no config may say otherwise.
+    pub(super) partial_rotary: Option<f64>,
     /// Where the feed-forward part's activation stands, and which it is where it does not.
     pub(super) activation: (&'static str, Activation),
     /// Whether the head is the embedding matrix.
@@ -52,18 +54,19 @@ impl Default for Defaults {
         Defaults {
             n_kv_heads: None,
             head_size: None,
+            ffn_factor: None,
             context_length: 2048,
             epsilon: 1e-6,
             rope_theta: 10_000.0,
-            partial_rotary: false,
+            partial_rotary: None,
             activation: ("hidden_act", Activation::Silu),
             tied: false,
         }
     }
 }
 
-fn config_of(fields: &Fields<'_>) -> Result<ModelConfig> {
-    let family = families::of_json(fields)?;
+fn config_of(fields: &Fields<'_>, hint: Hint<'_>) -> Result<ModelConfig> {
+    let family = families::of_json(fields, hint)?;
     refuse_unsupported(fields)?;
     let config = (family.from_json)(fields)?;
     validate(&config, fields.path)?;
@@ -81,8 +84,8 @@ impl Fields<'_> {
             None => return Err(self.error(format!("hidden_size {hidden_size} is not divisible by num_attention_heads {n_heads}"))),
         };
         let context_length = self.unsigned("max_position_embeddings")?.unwrap_or(defaults.context_length);
-        let rotary_factor = self.rotary_factor()?.filter(|factor| *factor != 1.0);
-        if let Some(factor) = rotary_factor.filter(|_| !defaults.partial_rotary) {
+        let rotary_factor = self.rotary_factor()?.or(defaults.partial_rotary).filter(|factor| *factor != 1.0);
+        if let Some(factor) = rotary_factor.filter(|_| defaults.partial_rotary.is_none()) {
             let reason = format!("partial_rotary_factor {factor} is not supported");
             return Err(Error::UnsupportedModel { path: self.path.to_owned(), reason });
         }
@@ -91,7 +94,10 @@ impl Fields<'_> {
             name: self.name.to_owned(),
             vocab_size: self.required("vocab_size")?,
             hidden_size,
-            ffn_size: self.required("intermediate_size")?,
+            ffn_size: match defaults.ffn_factor {
+                Some(factor) => self.unsigned("intermediate_size")?.unwrap_or(hidden_size.saturating_mul(factor)),
+                None => self.required("intermediate_size")?,
+            },
             n_layers: self.required("num_hidden_layers")?,
             n_heads,
             n_kv_heads: self.unsigned("num_key_value_heads")?.unwrap_or(defaults.n_kv_heads.unwrap_or(n_heads)),
@@ -129,9 +135,12 @@ impl Fields<'_> {
         match self.string(key)? {
             None => Ok(default),
             Some("silu" | "swish") => Ok(Activation::Silu),
-            Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate") => Ok(Activation::GeluTanh),
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("relu") => Ok(Activation::Relu),
+            Some("relu2") => Ok(Activation::ReluSquared),
             Some(other) => {
-                let reason = format!("{key} `{other}` is not supported; supported are silu and gelu_pytorch_tanh");
+                let reason = format!("{key} `{other}` is not supported; supported are silu, gelu, gelu_pytorch_tanh, relu and relu2");
                 Err(Error::UnsupportedModel { path: self.path.to_owned(), reason })
             }
         }
@@ -184,8 +193,26 @@ impl Fields<'_> {
         Ok(value.map(|value| value as f32))
     }
 
+    /// Rotary embeddings of layers that see everything, and of those with a window, whose bases are `thetas` by default: by the kind of
+    /// layer in `rope_parameters` (transformers 5), or `rope_theta`, `rope_scaling` and `rope_local_base_freq` (before it).
+    pub(super) fn ropes_of_layers(&self, context_length: usize, thetas: [f64; 2]) -> Result<(RopeConfig, RopeConfig)> {
+        let parameters = self.object("rope_parameters")?;
+        let of_kind = |kind: &str| parameters.map_or(Ok(None), |parameters| parameters.object(kind));
+        let rope = |inner: Option<Fields<'_>>, theta: f64| match inner {
+            Some(inner) => self.rope_in(&inner, theta, context_length),
+            None => Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: RopeScaling::None }),
+        };
+        let theta = self.float("rope_theta")?.unwrap_or(thetas[0]);
+        let local_theta = self.float("rope_local_base_freq")?.unwrap_or(thetas[1]);
+        let global = match of_kind("full_attention")? {
+            None => self.object("rope_scaling")?,
+            found => found,
+        };
+        Ok((rope(global, theta)?, rope(of_kind("sliding_attention")?, local_theta)?))
+    }
+
     /// Base and scaling in one object of `rope_parameters`.
-    pub(super) fn rope_in(&self, inner: &Fields<'_>, theta: f64, context_length: usize) -> Result<RopeConfig> {
+    fn rope_in(&self, inner: &Fields<'_>, theta: f64, context_length: usize) -> Result<RopeConfig> {
         let theta = inner.float("rope_theta")?.unwrap_or(theta);
         Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: scaling_of(inner, self, context_length)? })
     }
@@ -239,15 +266,53 @@ fn rope_of(fields: &Fields<'_>, context_length: usize, default_theta: f64) -> Re
     Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling })
 }
 
+/// Positions before stretching, where the config says them.
+fn original_context(inner: &Fields<'_>, outer: &Fields<'_>) -> Result<Option<f64>> {
+    const KEY: &str = "original_max_position_embeddings";
+    Ok(inner.float(KEY)?.or(outer.float(KEY)?))
+}
+
 fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> Result<RopeScaling> {
     let kind = inner.string("rope_type")?.or(inner.string("type")?).unwrap_or("default");
     let needed = |key: &str| inner.float(key)?.ok_or_else(|| inner.error(format!("rope scaling `{kind}` lacks `{key}`")));
     match kind {
-        "default" => Ok(RopeScaling::None),
+        // What is called dynamic stretches only what lies beyond the positions that the model was trained for.
+        "default" | "dynamic" => Ok(RopeScaling::None),
+        "yarn" => {
+            let original = original_context(inner, outer)?.unwrap_or(context_length as f64);
+            let factor = inner.float("factor")?.unwrap_or(context_length as f64 / original);
+            let length_factor = |share: f64| if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 };
+            let shares = [inner.float("mscale")?, inner.float("mscale_all_dim")?].map(|share| share.filter(|share| *share != 0.0));
+            let attention_factor = match (inner.float("attention_factor")?, shares) {
+                (Some(factor), _) => factor,
+                (None, [Some(share), Some(of_all)]) => length_factor(share) / length_factor(of_all),
+                (None, _) => length_factor(1.0),
+            };
+            let turns = |key: &str, default: f64| Ok(inner.float(key)?.filter(|turns| *turns != 0.0).unwrap_or(default));
+            Ok(RopeScaling::Yarn {
+                factor,
+                original_context_length: original,
+                beta_fast: turns("beta_fast", 32.0)?,
+                beta_slow: turns("beta_slow", 1.0)?,
+                attention_factor,
+                truncates: inner.bool("truncate")?.unwrap_or(true),
+            })
+        }
+        "longrope" | "su" => {
+            let original = original_context(inner, outer)?.unwrap_or(context_length as f64);
+            let factor = inner.float("factor")?.unwrap_or(context_length as f64 / original);
+            let derived = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+            let factors = |key: &str| inner.floats(key)?.ok_or_else(|| inner.error(format!("rope scaling `{kind}` lacks `{key}`")));
+            Ok(RopeScaling::LongRope {
+                short: factors("short_factor")?,
+                long: factors("long_factor")?,
+                original_context_length: original,
+                attention_factor: inner.float("attention_factor")?.unwrap_or(derived),
+            })
+        }
         "linear" => Ok(RopeScaling::Linear { factor: needed("factor")? }),
         "llama3" => {
-            let key = "original_max_position_embeddings";
-            let original = inner.float(key)?.or(outer.float(key)?).unwrap_or(context_length as f64);
+            let original = original_context(inner, outer)?.unwrap_or(context_length as f64);
             Ok(RopeScaling::Llama3 {
                 factor: needed("factor")?,
                 low_freq_factor: needed("low_freq_factor")?,
@@ -257,7 +322,7 @@ fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> 
         }
         other => Err(Error::UnsupportedModel {
             path: inner.path.to_owned(),
-            reason: format!("rope scaling `{other}` is not supported; supported are default, linear and llama3"),
+            reason: format!("rope scaling `{other}` is not supported; supported are default, dynamic, linear, llama3, longrope and yarn"),
         }),
     }
 }
@@ -270,12 +335,33 @@ pub(super) struct Fields<'a> {
     /// What the model calls itself.
     name: &'a str,
     fields: &'a Map<String, Value>,
+    /// Keys and what this family calls them.
+    other_names: &'static [(&'static str, &'static str)],
 }
 
 impl<'a> Fields<'a> {
+    /// The same with names that a family has for keys, (the key, its name); as in transformers, the key itself is understood too.
+    pub(super) fn with_other_names(self, other_names: &'static [(&'static str, &'static str)]) -> Fields<'a> {
+        Fields { other_names, ..self }
+    }
+
+    /// What this config calls `key`.
+    fn named<'k>(&self, key: &'k str) -> &'k str {
+        let other = self.other_names.iter().find(|(one, _)| *one == key && !self.fields.contains_key(key));
+        other.map_or(key, |(_, name)| name)
+    }
+
     /// The value of `key`, whatever its type.
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.fields.get(key)
+        self.fields.get(self.named(key))
+    }
+
+    /// Refuses a config in which `key` is true.
+    pub(super) fn refuse_switch(&self, key: &str) -> Result<()> {
+        match self.bool(key)? {
+            Some(true) => Err(Error::UnsupportedModel { path: self.path.to_owned(), reason: format!("{key} is not supported") }),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn error(&self, text: impl Into<String>) -> Error {
@@ -283,6 +369,7 @@ impl<'a> Fields<'a> {
     }
 
     fn typed<T>(&self, key: &str, wanted: &str, parse: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        let key = self.named(key);
         match self.fields.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) if wanted != STRING && PYTHON_CONSTANTS.contains(&text.as_str()) => {
@@ -304,11 +391,17 @@ impl<'a> Fields<'a> {
     }
 
     fn required(&self, key: &str) -> Result<usize> {
-        self.unsigned(key)?.ok_or_else(|| self.error(format!("`{key}` is missing")))
+        self.unsigned(key)?.ok_or_else(|| self.error(format!("`{}` is missing", self.named(key))))
     }
 
     pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", Value::as_f64)
+    }
+
+    /// A list of numbers.
+    fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        let numbers = |value: &Value| value.as_array()?.iter().map(|number| Some(number.as_f64()? as f32)).collect();
+        self.typed(key, "a list of numbers", numbers)
     }
 
     pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
@@ -322,7 +415,7 @@ impl<'a> Fields<'a> {
     /// An object with something in it; an empty one counts as absent, as in transformers.
     pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let fields = self.typed(key, "an object", Value::as_object)?;
-        Ok(fields.filter(|fields| !fields.is_empty()).map(|fields| Fields { path: self.path, name: self.name, fields }))
+        Ok(fields.filter(|fields| !fields.is_empty()).map(|fields| Fields { path: self.path, name: self.name, fields, other_names: &[] }))
     }
 }
 
@@ -338,7 +431,7 @@ mod tests {
         .unwrap();
         let changes: Map<String, Value> = serde_json::from_str(changes).unwrap();
         value.as_object_mut().unwrap().extend(changes);
-        config_of(&Fields { path: "config.json", name: "tiny", fields: value.as_object().unwrap() })
+        config_of(&Fields { path: "config.json", name: "tiny", fields: value.as_object().unwrap(), other_names: &[] }, &|| None)
     }
 
     #[test]
@@ -424,8 +517,9 @@ mod tests {
     #[test]
     fn what_cannot_run_is_named() {
         for (changes, named) in [
-            (r#"{"hidden_act":"gelu"}"#, "gelu"),
-            (r#"{"model_type":"gpt2"}"#, "gpt2"),
+            (r#"{"hidden_act":"mish"}"#, "mish"),
+            (r#"{"model_type":"gpt3"}"#, "gpt3"),
+            (r#"{"model_type":"gpt2","scale_attn_by_inverse_layer_idx":true}"#, "scale_attn_by_inverse_layer_idx"),
             (r#"{"partial_rotary_factor":0.5}"#, "partial_rotary_factor"),
             (r#"{"model_type":"gemma2","layer_types":["full_attention"]}"#, "layer_types"),
             (r#"{"model_type":"gemma3_text","sliding_window_pattern":0}"#, "sliding_window_pattern"),
@@ -434,7 +528,10 @@ mod tests {
             (r#"{"model_type":"gemma3_text","num_hidden_layers":4611686018427387904}"#, "number of layers"),
             (r#"{"model_type":"smollm3","num_hidden_layers":4611686018427387904}"#, "number of layers"),
             (r#"{"architectures":["LlamaForSequenceClassification"]}"#, "LlamaForSequenceClassification"),
-            (r#"{"rope_scaling":{"rope_type":"yarn","factor":4.0}}"#, "yarn"),
+            (r#"{"rope_scaling":{"rope_type":"ntk","factor":4.0}}"#, "ntk"),
+            (r#"{"rope_scaling":{"rope_type":"yarn","factor":0.0}}"#, "factor"),
+            (r#"{"rope_scaling":{"rope_type":"longrope","short_factor":[1.0],"long_factor":[1.0]}}"#, "1 factors where 8 pairs turn"),
+            (r#"{"rope_scaling":{"rope_type":"longrope","short_factor":[1.0]}}"#, "long_factor"),
             (r#"{"rope_scaling":{"rope_type":"linear"}}"#, "factor"),
             (r#"{"quantization_config":{"quant_method":"gptq"}}"#, "gptq"),
             (r#"{"hidden_size":64.5}"#, "hidden_size"),

@@ -1,23 +1,27 @@
 //! GGUF tensor names as Hugging Face checkpoints write them. Names that are not listed stay as they are.
 
-/// `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`. `own`: parts of a layer that a family calls otherwise.
-pub(super) fn translate(name: &str, own: &[(&str, &str)]) -> String {
+use super::families::Family;
+
+/// `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`, with the names that `family` has.
+pub(super) fn translate(name: &str, family: &Family) -> String {
     let Some((stem, kind)) = name.rsplit_once('.') else {
         return name.to_owned();
     };
+    let names = &family.names;
     let outer = match stem {
-        "token_embd" => Some("model.embed_tokens"),
-        "output_norm" => Some("model.norm"),
-        "output" => Some("lm_head"),
+        "token_embd" => Some(names.embedding),
+        "position_embd" => names.positions,
+        "output_norm" => Some(names.norm),
+        "output" => Some(names.head),
         _ => None,
     };
     if let Some(outer) = outer {
         return format!("{outer}.{kind}");
     }
     let in_layer = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    let of_family = |part: &str| own.iter().find(|(gguf, _)| *gguf == part).map(|(_, name)| *name);
+    let of_family = |part: &str| family.gguf_names.iter().find(|(gguf, _)| *gguf == part).map(|(_, name)| *name);
     match in_layer.and_then(|(layer, part)| Some((layer, of_family(part).or_else(|| layer_part(part))?))) {
-        Some((layer, part)) => format!("model.layers.{layer}.{part}.{kind}"),
+        Some((layer, part)) => format!("{}.{layer}.{part}.{kind}", names.layers),
         None => name.to_owned(),
     }
 }
@@ -41,23 +45,27 @@ fn layer_part(part: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::families::by_name;
     use super::translate;
 
     #[test]
     fn names_become_those_of_hugging_face() {
+        let of = |family: &str, name: &str| translate(name, by_name(family).unwrap());
         for (gguf, hugging_face) in [
             ("token_embd.weight", "model.embed_tokens.weight"),
             ("output.weight", "lm_head.weight"),
             ("blk.11.attn_output.bias", "model.layers.11.self_attn.o_proj.bias"),
             ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
             ("rope_freqs.weight", "rope_freqs.weight"),
+            ("position_embd.weight", "position_embd.weight"),
             ("blk.0.ssm_a", "blk.0.ssm_a"),
             ("blk", "blk"),
         ] {
-            assert_eq!(translate(gguf, &[]), hugging_face);
+            assert_eq!(of("llama", gguf), hugging_face);
         }
-        let own = [("ffn_up", "mlp.gate_up_proj")];
-        assert_eq!(translate("blk.2.ffn_up.weight", &own), "model.layers.2.mlp.gate_up_proj.weight");
-        assert_eq!(translate("blk.2.ffn_down.weight", &own), "model.layers.2.mlp.down_proj.weight");
+        assert_eq!(of("phi3", "blk.2.ffn_up.weight"), "model.layers.2.mlp.gate_up_proj.weight");
+        assert_eq!(of("phi3", "blk.2.ffn_down.weight"), "model.layers.2.mlp.down_proj.weight");
+        assert_eq!(of("gpt2", "position_embd.weight"), "transformer.wpe.weight");
+        assert_eq!(of("gpt2", "blk.2.ffn_down.bias"), "transformer.h.2.mlp.c_proj.bias");
     }
 }

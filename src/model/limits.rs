@@ -48,9 +48,9 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
         return Err(Error::invalid_file(path, reason));
     }
     check_variant(&config.variant, path)?;
-    check_each(vec![("epsilon of the RMS norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
-    check_rope(&config.rope, path)?;
-    config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, path))
+    check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
+    check_rope(&config.rope, rotary_size, path)?;
+    config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rotary_size, path))
 }
 
 fn check_variant(variant: &Variant, path: &str) -> Result<()> {
@@ -66,7 +66,7 @@ fn check_variant(variant: &Variant, path: &str) -> Result<()> {
     check_each(floats.collect(), path)
 }
 
-fn check_rope(rope: &RopeConfig, path: &str) -> Result<()> {
+fn check_rope(rope: &RopeConfig, rotary_size: usize, path: &str) -> Result<()> {
     let mut floats = vec![("base of the rotary embedding", rope.theta, MAX_FACTOR)];
     match &rope.scaling {
         RopeScaling::None => {}
@@ -82,13 +82,36 @@ fn check_rope(rope: &RopeConfig, path: &str) -> Result<()> {
                 return Err(Error::invalid_file(path, reason));
             }
         }
-        RopeScaling::FrequencyFactors { factors } => {
-            if let Some((i, value)) = factors.iter().enumerate().find(|(_, value)| !value.is_finite() || **value <= 0.0) {
-                return Err(Error::invalid_file(path, format!("rotary frequency factor {i} is {value}, it must be finite and above 0")));
+        RopeScaling::Yarn { factor, original_context_length, beta_fast, beta_slow, attention_factor, .. } => {
+            floats.push(("factor of the rope scaling", *factor, MAX_FACTOR));
+            floats.push(("original context of the rope scaling", *original_context_length, MAX_FACTOR));
+            floats.push(("beta_fast of the rope scaling", *beta_fast, MAX_FACTOR));
+            floats.push(("beta_slow of the rope scaling", *beta_slow, MAX_FACTOR));
+            floats.push(("attention factor of the rope scaling", *attention_factor, MAX_FACTOR));
+        }
+        RopeScaling::LongRope { short, long, original_context_length, attention_factor } => {
+            floats.push(("original context of the rope scaling", *original_context_length, MAX_FACTOR));
+            floats.push(("attention factor of the rope scaling", *attention_factor, MAX_FACTOR));
+            for factors in [short, long] {
+                if factors.len() != rotary_size / 2 {
+                    let reason = format!("the rope scaling has {} factors where {} pairs turn", factors.len(), rotary_size / 2);
+                    return Err(Error::invalid_file(path, reason));
+                }
+                check_factors(factors, path)?;
             }
         }
+        RopeScaling::FrequencyFactors { factors } => check_factors(factors, path)?,
     }
     check_each(floats, path)
+}
+
+fn check_factors(factors: &[f32], path: &str) -> Result<()> {
+    match factors.iter().enumerate().find(|(_, value)| !value.is_finite() || **value <= 0.0) {
+        Some((i, value)) => {
+            Err(Error::invalid_file(path, format!("rotary frequency factor {i} is {value}, it must be finite and above 0")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Each is above 0 and at most its limit.

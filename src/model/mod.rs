@@ -16,9 +16,9 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{ModelConfig, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
+pub use config::{ModelConfig, NormKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
 pub use families::Family;
-pub use op::{Activation, Attention, Function, Op, RmsNorm, Rope, StoreKv};
+pub use op::{Activation, Attention, Function, LayerNorm, Op, RmsNorm, Rope, StoreKv};
 pub use value::{Rows, Value, ValueId};
 
 /// A whole model: its units in the order of the computation.
@@ -35,7 +35,7 @@ pub struct Model {
     /// What the head gives: a number for every token of the vocabulary, `[n_rows, vocab_size]`; of a model [without its
     /// head](Model::without_head), what the head would read, `[n_rows, hidden_size]`.
     pub logits: ValueId,
-    /// The units: embedding first, then attention and feed-forward of every layer, the head last.
+    /// The units: embedding first, then attention and feed-forward of every layer, together where they read the same, the head last.
     pub units: Vec<Unit>,
 }
 
@@ -66,6 +66,11 @@ pub enum UnitKind {
         /// Which layer.
         layer: usize,
     },
+    /// Both parts of a layer, where they read the same residual stream.
+    Layer {
+        /// Which one.
+        layer: usize,
+    },
     /// Last norm and the scores of all tokens.
     Head,
 }
@@ -74,7 +79,7 @@ impl UnitKind {
     /// The layer it belongs to, if any.
     pub fn layer(self) -> Option<usize> {
         match self {
-            UnitKind::Attention { layer } | UnitKind::FeedForward { layer } => Some(layer),
+            UnitKind::Attention { layer } | UnitKind::FeedForward { layer } | UnitKind::Layer { layer } => Some(layer),
             UnitKind::Embedding | UnitKind::Head => None,
         }
     }
@@ -143,6 +148,14 @@ impl Model {
             _ => None,
         })
     }
+
+    /// What is added to the embedding by position, `[context_length, hidden_size]`, where positions are learned.
+    pub fn positions(&self) -> Option<TensorId> {
+        self.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
+            Op::Embed { positions, .. } => *positions,
+            _ => None,
+        })
+    }
 }
 
 impl Unit {
@@ -164,10 +177,14 @@ impl Unit {
 
     /// Norm weights and biases: small, always resident where the unit is executed.
     pub fn vectors(&self) -> impl Iterator<Item = TensorId> + '_ {
-        self.ops.iter().filter_map(|op| match op {
-            Op::RmsNorm(norm) => Some(norm.weight),
-            Op::AddBias { bias, .. } => Some(*bias),
-            _ => None,
-        })
+        self.ops
+            .iter()
+            .flat_map(|op| match op {
+                Op::RmsNorm(norm) => [Some(norm.weight), None],
+                Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
+                Op::AddBias { bias, .. } => [Some(*bias), None],
+                _ => [None, None],
+            })
+            .flatten()
     }
 }

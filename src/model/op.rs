@@ -16,11 +16,15 @@ pub enum Op {
         table: TensorId,
         /// What they are multiplied by.
         scale: f32,
+        /// `[context_length, hidden_size]`: the rows that are added by the tokens' positions, where positions are learned.
+        positions: Option<TensorId>,
         /// `[n_tokens, hidden_size]`
         output: ValueId,
     },
     /// Root-mean-square norm.
     RmsNorm(RmsNorm),
+    /// Layer norm.
+    LayerNorm(LayerNorm),
     /// `output[t, r]` = Σₖ `weight[r, k]` · `input[t, k]`.
     MatMul {
         /// `[n_tokens, n_columns]`
@@ -77,7 +81,7 @@ pub enum Op {
     },
 }
 
-/// What the gate of a feed-forward part goes through.
+/// What the gate of a feed-forward part goes through, or its up projection where it has no gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -86,6 +90,12 @@ pub enum Activation {
     /// The Gaussian error linear unit in the approximation by tanh (Hendrycks, Gimpel 2016):
     /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`
     GeluTanh,
+    /// The Gaussian error linear unit itself: `x / 2 · (1 + erf(x / √2))`
+    Gelu,
+    /// `max(x, 0)`
+    Relu,
+    /// `max(x, 0)²`
+    ReluSquared,
 }
 
 /// A function of single values.
@@ -96,6 +106,8 @@ pub enum Function {
     Scale(f32),
     /// `cap · tanh(x / cap)`
     Softcap(f32),
+    /// An activation.
+    Activation(Activation),
 }
 
 /// `output` = `input` over the root of its mean square, times `weight` + `weight_offset`; each group of a row is normed for itself.
@@ -110,6 +122,25 @@ pub struct RmsNorm {
     /// Values that are normed together: those of a row, or of a head.
     pub group_size: usize,
     /// Added to the mean square.
+    pub epsilon: f32,
+    /// Added to each weight: 1 where a checkpoint stores by how much weights differ from 1.
+    pub weight_offset: f32,
+}
+
+/// `output` = (`input` − its mean) over its standard deviation, times `weight` + `weight_offset`, plus `bias`; of each group of a row for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LayerNorm {
+    /// What is normed.
+    pub input: ValueId,
+    /// `[group_size]`
+    pub weight: TensorId,
+    /// `[group_size]`; `None` adds nothing.
+    pub bias: Option<TensorId>,
+    /// The result, as wide as `input`.
+    pub output: ValueId,
+    /// Values that are normed together: those of a row, or of a head.
+    pub group_size: usize,
+    /// Added to the variance.
     pub epsilon: f32,
     /// Added to each weight: 1 where a checkpoint stores by how much weights differ from 1.
     pub weight_offset: f32,

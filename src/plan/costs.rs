@@ -97,6 +97,7 @@ impl DeviceCosts {
             Op::Attention(attention) => self.attention_secs(attention, workload.n_tokens, workload.position, workload.attention()),
             Op::Embed { .. }
             | Op::RmsNorm(_)
+            | Op::LayerNorm(_)
             | Op::MatMul { .. }
             | Op::AddBias { .. }
             | Op::Rope(_)

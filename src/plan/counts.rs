@@ -95,7 +95,7 @@ impl Parts {
         };
         for (index, unit) in site.model.units.iter().skip(1).enumerate() {
             match unit.kind {
-                UnitKind::Attention { .. } => parts.of_kind[0].push(index),
+                UnitKind::Attention { .. } | UnitKind::Layer { .. } => parts.of_kind[0].push(index),
                 UnitKind::FeedForward { .. } => parts.of_kind[1].push(index),
                 UnitKind::Head => parts.head = Some(index),
                 UnitKind::Embedding => {}

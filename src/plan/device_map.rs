@@ -12,7 +12,7 @@ use crate::error::{Error, Result, Setting};
 use crate::model::{Model, Unit, UnitKind};
 use crate::plan::refusal::Refusal;
 use crate::plan::site::Site;
-use crate::plan::{Placement, Plan};
+use crate::plan::{Placement, Plan, UnitPlan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -140,21 +140,22 @@ fn budgets(site: &Site<'_>, lowered: u64) -> Budgets {
 /// The placements of a plan as Accelerate and transformers write them. Norms are where their unit is computed.
 pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap {
     let mut map = DeviceMap::default();
+    let names = &model.config.family.names;
     for (unit, planned) in model.units.iter().zip(&plan.units) {
         let stored_on = DeviceKey::from(planned.stored_on);
         let executor = DeviceKey::from(planned.execute_on);
         let chunks = &plan.chunks[planned.chunks.clone()];
         match unit.kind {
-            UnitKind::Attention { layer } => map.insert(format!("model.layers.{layer}.input_layernorm"), executor),
-            UnitKind::FeedForward { layer } => map.insert(format!("model.layers.{layer}.post_attention_layernorm"), executor),
-            UnitKind::Head => {
-                map.insert("model.norm".into(), executor);
-                map.insert("model.rotary_emb".into(), executor);
+            UnitKind::Attention { layer } => map.insert(format!("{}.{layer}.{}", names.layers, names.norms[0]), executor),
+            UnitKind::FeedForward { layer } => map.insert(format!("{}.{layer}.{}", names.layers, names.norms[1]), executor),
+            UnitKind::Layer { layer } => {
+                names.norms.iter().for_each(|norm| map.insert(format!("{}.{layer}.{norm}", names.layers), executor));
             }
-            UnitKind::Embedding => {}
+            UnitKind::Head => [names.norm].into_iter().chain(names.rotary).for_each(|name| map.insert(name.into(), executor)),
+            UnitKind::Embedding => names.positions.into_iter().for_each(|name| map.insert(name.into(), stored_on)),
         }
         if chunks.iter().all(|chunk| chunk.stored_on == planned.stored_on) {
-            map.insert(planned.name.clone(), stored_on);
+            insert_whole(&mut map, model, unit, planned, stored_on);
         } else {
             insert_parts(&mut map, unit, plan, catalog, planned.chunks.clone());
         }
@@ -162,6 +163,17 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
     match ModuleTree::of_model(catalog, model) {
         Ok(tree) => clean_device_map(&map.in_order_of(&tree)),
         Err(_) => map,
+    }
+}
+
+/// One entry for a unit, or for each part of a whole layer: its norms are placed for themselves.
+fn insert_whole(map: &mut DeviceMap, model: &Model, unit: &Unit, planned: &UnitPlan, stored_on: DeviceKey) {
+    let names = &model.config.family.names;
+    match unit.kind {
+        UnitKind::Layer { .. } => {
+            [names.attention, names.ffn].iter().for_each(|part| map.insert(format!("{}.{part}", planned.name), stored_on));
+        }
+        _ => map.insert(planned.name.clone(), stored_on),
     }
 }
 

@@ -30,7 +30,7 @@ pub mod sizes;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Device, DeviceSpec};
-use crate::error::Result;
+use crate::error::{Error, Result, Setting};
 use crate::model::{Model, UnitKind};
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -175,11 +175,13 @@ pub struct RingPlan {
 /// [`Error::DoNotFit`](crate::error::Error::DoNotFit) where several are too small;
 /// [`Error::ExceedsLimit`](crate::error::Error::ExceedsLimit) with the limit in the way;
 /// [`Error::UnsupportedOnGpu`](crate::error::Error::UnsupportedOnGpu) for heads too large for a GPU;
-/// [`Error::InvalidArgument`](crate::error::Error::InvalidArgument) for a device that is not there.
+/// [`Error::InvalidArgument`](crate::error::Error::InvalidArgument) for a device that is not there, and for a context
+/// beyond the positions that a model learned.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     if let Some(saved) = &options.saved {
         return saved.make(catalog, model, devices, &options.max_memory);
     }
+    check_positions(model, options)?;
     planner::plan(catalog, model, devices, &within_context(model, options))
 }
 
@@ -191,7 +193,20 @@ pub fn plan_if_it_fits(catalog: &Catalog, model: &Model, devices: &[DeviceSpec],
     if options.saved.is_some() {
         return plan(catalog, model, devices, options).map(Some);
     }
+    check_positions(model, options)?;
     planner::Planner { catalog, model, devices, options: &within_context(model, options) }.plan_if_it_fits()
+}
+
+/// Of learned positions there are no more than the model has learned.
+fn check_positions(model: &Model, options: &PlanOptions) -> Result<()> {
+    let learned = model.config.context_length;
+    match options.ctx_size.filter(|asked| model.config.variant.learns_positions && *asked > learned) {
+        Some(asked) => {
+            let reason = format!("{asked} is more than the {learned} positions that the model has learned");
+            Err(Error::InvalidArgument { option: Setting::CtxSize.into(), reason })
+        }
+        None => Ok(()),
+    }
 }
 
 fn within_context(model: &Model, options: &PlanOptions) -> PlanOptions {

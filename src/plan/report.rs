@@ -164,6 +164,7 @@ impl Parts {
                     parts.n_layers += 1;
                 }
                 UnitKind::FeedForward { .. } => parts.n_feed_forward += 1,
+                UnitKind::Layer { .. } => parts.n_layers += 1,
             }
         }
         parts
@@ -175,7 +176,7 @@ impl Parts {
 
     /// As it prints, with the number of all layers.
     fn of_all(&self, plan: &Plan) -> String {
-        let n_layers = plan.units.iter().filter(|unit| matches!(unit.kind, UnitKind::Attention { .. })).count();
+        let n_layers = plan.units.iter().filter(|unit| matches!(unit.kind, UnitKind::Attention { .. } | UnitKind::Layer { .. })).count();
         self.in_words(&format!("{} of {}", self.n_layers, counted(n_layers, "layer")))
     }
 

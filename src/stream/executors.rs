@@ -126,7 +126,7 @@ impl Executors {
     /// The batch's tokens as vectors. `[n_tokens, hidden_size]`
     pub(super) fn embedded(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let mut hidden = Vec::new();
-        self.store.embed(batch.tokens.iter().map(|token| token.token), &mut hidden)?;
+        self.store.embed(&batch.tokens, &mut hidden)?;
         Ok(hidden)
     }
 
@@ -159,8 +159,7 @@ impl Executors {
 
     /// Begins a forward on every executor and brings the batch's tokens, as vectors, to the first.
     pub(super) fn embed(&mut self, batch: &Batch) -> Result<()> {
-        let tokens = batch.tokens.iter().map(|token| token.token);
-        self.store.embed(tokens, &mut self.hidden)?;
+        self.store.embed(&batch.tokens, &mut self.hidden)?;
         // What an executor refuses from here on leaves it in the middle.
         self.begin_forward();
         for (_, executor) in &mut self.devices {

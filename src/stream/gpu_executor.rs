@@ -227,7 +227,7 @@ impl Executor for GpuExecutor {
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&batch::places(batch)))?;
         for (table, angles) in self.model.rope_tables.iter().enumerate() {
-            let cos_sin = batch::cos_sin(batch, angles);
+            let cos_sin = batch::cos_sin(batch, angles, self.plan.ctx_size);
             self.buffers.write(&self.gpu, WorkingBuffer::CosSin { table }, bytemuck::cast_slice(&cos_sin))?;
         }
         if computes_head {

@@ -9,7 +9,8 @@ use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, top_k,
+    BatchShape, Binding, add, add_bias, attention, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded,
+    top_k,
 };
 use crate::model::{Attention, Model, Op, StoreKv, ValueId};
 use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, rotated_by};
@@ -191,6 +192,13 @@ impl<'a> Maker<'a> {
                 let bindings = rms_norm::Bindings { input, weight: self.vector(norm.weight)?, output };
                 let params = rms_norm::Params::of(&norm, model.value(norm.input), batch);
                 Call::simple(params, move |arena, params| rms_norm::prepare(gpu, arena, params, bindings))
+            }
+            Op::LayerNorm(norm) => {
+                let bias = norm.bias.map(|bias| self.vector(bias)).transpose()?;
+                let (input, output) = (self.value(norm.input)?, self.value(norm.output)?);
+                let bindings = layer_norm::Bindings { input, weight: self.vector(norm.weight)?, bias, output };
+                let params = layer_norm::Params::of(&norm, model.value(norm.input), batch);
+                Call::simple(params, move |arena, params| layer_norm::prepare(gpu, arena, params, bindings))
             }
             Op::AddBias { bias, target } => {
                 let bindings = add_bias::Bindings { bias: self.vector(bias)?, target_values: self.value(target)? };

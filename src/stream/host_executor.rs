@@ -158,7 +158,7 @@ impl Executor for HostExecutor {
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + packed_input_bytes(&self.model, n_tokens));
         self.values.packed.forget();
         self.values.tokens = batch::places(batch);
-        self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table)).collect();
+        self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table, self.values.ctx_size)).collect();
         self.values.selected_rows.clone_from(&batch.logits_for);
         self.forward = forward;
         Ok(())

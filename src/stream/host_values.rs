@@ -9,7 +9,7 @@ use arrayvec::ArrayVec;
 use crate::host::simd::simd;
 use crate::host::{self, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
-use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, matmul, rms_norm, rope, rope_kv};
+use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, layer_norm, matmul, rms_norm, rope, rope_kv};
 use crate::model::{Attention, Model, Op, Rope, StoreKv, ValueId};
 use crate::weights::TensorId;
 
@@ -125,6 +125,12 @@ impl Values {
                 let mut result = self.take(norm.output);
                 let params = rms_norm::Params::of(&norm, model.value(norm.input), &batch);
                 host::rms_norm(&params, self.get(norm.input), vector(norm.weight), &mut result);
+                self.put(norm.output, result);
+            }
+            Op::LayerNorm(norm) => {
+                let mut result = self.take(norm.output);
+                let params = layer_norm::Params::of(&norm, model.value(norm.input), &batch);
+                host::layer_norm(&params, self.get(norm.input), vector(norm.weight), norm.bias.map(vector), &mut result);
                 self.put(norm.output, result);
             }
             Op::AddBias { bias, target } => {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, StoreKv, Unit, UnitKind};
 use crate::plan::{Chunk, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
+use crate::stream::BatchToken;
 use crate::stream::fetch::{Fetch, InPlaceRead, Reads};
 use crate::units::Bytes;
 use crate::weights::TensorId;
@@ -29,6 +30,8 @@ pub struct Store {
     embedding: Embedding,
     /// What its rows are multiplied by.
     embedding_scale: f32,
+    /// What is added to them by position, where positions are learned. Its rows are read from the file as they are needed: they are few.
+    positions: Option<TensorId>,
 }
 
 /// Where the embedding's rows are read.
@@ -68,7 +71,7 @@ impl Store {
         let embedding_scale = model.embed().map_or(1.0, |(_, scale)| scale);
         let reads_of = |(index, chunk)| Reads::of(chunk, plan.executor(index), &checkpoint.catalog);
         let reads = plan.chunks.iter().enumerate().map(reads_of).collect();
-        Ok(Store { checkpoint, plan, host_memory, places, reads, embedding, embedding_scale })
+        Ok(Store { checkpoint, plan, host_memory, places, reads, embedding, embedding_scale, positions: model.positions() })
     }
 
     /// The checkpoint whose bytes these are.
@@ -135,11 +138,12 @@ impl Store {
         self.checkpoint.read_into(read.shard, read.offset, &mut slot[read.block.clone()], read.len)
     }
 
-    /// Decodes the embedding rows of `tokens`, scaled, into `output`, `[n_tokens, hidden_size]`, in place of what was there.
+    /// Decodes the embedding rows of `tokens`, scaled, plus the rows of their positions where these are learned, into `output`,
+    /// `[n_tokens, hidden_size]`, in place of what was there.
     ///
     /// # Errors
-    /// Those of reading; [`Error::TokenOutOfVocabulary`].
-    pub fn embed(&self, tokens: impl ExactSizeIterator<Item = u32>, output: &mut Vec<f32>) -> Result<()> {
+    /// Those of reading; [`Error::TokenOutOfVocabulary`]; [`Error::ContextFull`] where no row was learned for a position.
+    pub fn embed(&self, tokens: &[BatchToken], output: &mut Vec<f32>) -> Result<()> {
         let id = match &self.embedding {
             Embedding::HostResident(id, _) | Embedding::InFile(id) => *id,
         };
@@ -147,7 +151,7 @@ impl Store {
         let (row_bytes, width) = (tensor.row_bytes() as usize, tensor.n_columns() as usize);
         platform::resize(output, tokens.len() * width, "embedded tokens")?;
         let mut row = platform::zeroed(row_bytes, "a row of the embedding")?;
-        for (token, values) in tokens.zip(output.chunks_exact_mut(width)) {
+        for (&BatchToken { token, position, .. }, values) in tokens.iter().zip(output.chunks_exact_mut(width)) {
             if u64::from(token) >= tensor.n_rows() {
                 return Err(Error::TokenOutOfVocabulary { token, vocab_size: tensor.n_rows() as usize });
             }
@@ -162,7 +166,23 @@ impl Store {
             if self.embedding_scale != 1.0 {
                 values.iter_mut().for_each(|value| *value *= self.embedding_scale);
             }
+            if let Some(positions) = self.positions {
+                self.add_position(positions, position, values)?;
+            }
         }
+        Ok(())
+    }
+
+    fn add_position(&self, positions: TensorId, position: u32, values: &mut [f32]) -> Result<()> {
+        let tensor = &self.checkpoint.catalog[positions];
+        if u64::from(position) >= tensor.n_rows() {
+            return Err(Error::ContextFull { needed: position as usize + 1, available: tensor.n_rows() as usize });
+        }
+        let mut row = platform::zeroed(tensor.row_bytes() as usize, "a row of the positions")?;
+        self.checkpoint.read(positions, u64::from(position) * tensor.row_bytes(), &mut row)?;
+        let mut learned = platform::zeroed(values.len(), "a row of the positions")?;
+        tensor.dtype.decode(&row, &mut learned);
+        values.iter_mut().zip(&learned).for_each(|(value, learned)| *value += learned);
         Ok(())
     }
 }
@@ -238,7 +258,7 @@ fn is_mapped(checkpoint: &Checkpoint, chunk: &Chunk) -> bool {
 fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress: &dyn Fn(Bytes)) -> Result<Embedding> {
     let id = model
         .embedding()
-        .ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: "model.embed_tokens.weight".into() })?;
+        .ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: model.config.family.names.embedding_weight() })?;
     if !loads_embedding(checkpoint, model, plan, id) {
         return Ok(Embedding::InFile(id));
     }

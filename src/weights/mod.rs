@@ -5,8 +5,10 @@ pub(crate) mod folder;
 pub(crate) mod gguf;
 mod lfs;
 mod python_json;
+mod rearranged;
 pub(crate) mod safetensors;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
 pub use gguf::{MetaValue, Metadata};
 pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};
+pub(crate) use rearranged::{Order, Rearranged};

@@ -9,6 +9,7 @@ mod layers;
 mod models;
 mod plan;
 mod planner;
+mod readme;
 mod schedule;
 mod shaders;
 mod text;

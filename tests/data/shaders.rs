@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
-use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, glu, map, matmul, rms_norm, rope, rope_kv, top_k};
+use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, top_k};
 use wgpu::naga;
 
 /// WebGPU's guarantee per stage.
@@ -31,6 +31,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
             members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
         }
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon, weight_offset),
+        "layer_norm" => members!(layer_norm: n_rows, hidden_size, epsilon, weight_offset),
         "rope" => members!(rope: n_tokens, n_heads, head_size, rotary_size, pairing),
         "rope_kv" | "rope_kv_padded" => {
             members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size)

@@ -1,4 +1,4 @@
-"""Answers of small models of every family by transformers, for tests/models.rs: `python tests/golden/families.py`.
+"""Answers of small models of every family by transformers, for tests/models.rs: `python tests/golden/families.py [CASE…]`.
 
 Writes tests/golden/families/NAME.json. Needs torch and transformers; the tests need neither: they make the same weights from the same
 hash, store them as a folder and as a GGUF file, and compare.
@@ -6,12 +6,13 @@ hash, store them as a folder and as a GGUF file, and compare.
 Weights: value i of a tensor is base + scale * u, where u in [-1, 1) comes from a hash of the tensor's name and i (`uniform`), all in
 f32, then rounded to the dtype of the file. Transformers computes with them in f32.
 
-A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so,
-1 added to the norms of Gemma, vectors in f32.
+A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
+1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, vectors and learned positions in f32.
 """
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -46,19 +47,15 @@ def uniform(name, n):
     return (hashes >> np.uint64(40)).astype(np.float32) / np.float32(2**23) - np.float32(1)
 
 
-def spread(name, shape, gemma):
+def spread(name, shape, is_offset, is_transposed):
     """Base and scale of a tensor's values."""
     if len(shape) == 1:
         if name.endswith("bias"):
             return 0.0, 0.25
-        return (0.0, 0.25) if gemma else (1.0, 0.25)
+        return (0.0, 0.25) if is_offset else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
-    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj"])
-    return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[1])))
-
-
-def permuted(n_heads):
-    return {"permute": n_heads}
+    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value"])
+    return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else 1])))
 
 
 # What GGUF files call the parts of a layer.
@@ -78,21 +75,49 @@ COMMON = {
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 GEMMA = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 PHI3 = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
-OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GPT2 = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down"}
+STARCODER2 = {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+GLM4 = {"post_self_attn_layernorm": "post_attention_norm", "mlp.gate_up_proj": "ffn_up", "post_mlp_layernorm": "post_ffw_norm"}
+SEED_OSS = {"post_attention_layernorm": "post_attention_norm"}
+PHI = {"self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}
+NEOX = {"attention.query_key_value": "attn_qkv", "attention.dense": "attn_output", "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down"}
+OUTER = {"gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output",
+         "model.final_layernorm": "output_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "transformer.wte": "token_embd",
+         "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm"}
+# Matrices of `Conv1D`, whose rows are inputs.
+TRANSPOSED = ["c_attn.weight", "c_proj.weight", "c_fc.weight"]
 
 SMALL = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hidden_layers": 4, "num_attention_heads": 6,
          "num_key_value_heads": 3, "head_dim": 20, "max_position_embeddings": 256}
 # Of what has no `head_dim`.
 SPLIT = {key: value for key, value in SMALL.items() if key != "head_dim"}
 
+# Heads of 32 values, of which a quarter turns.
+NEOX_SHAPE = {"vocab_size": 261, "hidden_size": 96, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
+              "max_position_embeddings": 256, "rotary_pct": 0.25}
+# Of heads of 24 values; the original context is long enough for all prompts.
+LONGROPE = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "original_max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1 + 0.125 * i for i in range(12)],
+                                "long_factor": [2 + 0.5 * i for i in range(12)]}}
 
-def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False):
+
+def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False, lacks="", lengths=(1, 5, 33)):
     return {"name": name, "kind": kind, "dtype": dtype, "config": config, "gguf": gguf, "arch": arch or kind, "own": own or {},
-            "is_permuted": is_permuted}
+            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths}
+
+
+def is_transposed(case, name):
+    return case["kind"] == "gpt2" and any(name.endswith(one) for one in TRANSPOSED)
 
 
 CASES = [
     case("llama", "llama", "F32", SMALL | {"rope_theta": 5e5}, {}, is_permuted=True),
+    case("llama-yarn", "llama", "F32", SMALL | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                                                    "original_max_position_embeddings": 64, "beta_fast": 8.0}},
+         {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64,
+          "rope.scaling.yarn_beta_fast": 8.0}, is_permuted=True),
     case("mistral", "mistral", "BF16", SMALL | {"sliding_window": 9, "num_key_value_heads": 1}, {"attention.sliding_window": 9},
          arch="llama", is_permuted=True),
     case("qwen2", "qwen2", "F16", SPLIT | {"hidden_size": 96, "num_attention_heads": 6, "tie_word_embeddings": True}, {}),
@@ -117,6 +142,8 @@ CASES = [
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
                                                                      "partial_rotary_factor": 0.5}},
          {"rope.dimension_count": 12, "attention.sliding_window": 11}, own=PHI3),
+    case("phi3-longrope", "phi3", "F32", SPLIT | LONGROPE, {}, own=PHI3),
+    case("phi3-longrope-far", "phi3", "BF16", SPLIT | LONGROPE | {"original_max_position_embeddings": 32}, {}, own=PHI3, lengths=[33, 40]),
     case("olmo2", "olmo2", "BF16", SPLIT | {"num_key_value_heads": 6}, {}, own=AFTER),
     case("olmo2-grouped", "olmo2", "F32", SPLIT | {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2,
                                                    "tie_word_embeddings": True}),
@@ -127,26 +154,76 @@ CASES = [
                                                 "residual_multiplier": 0.6, "attention_multiplier": 0.4, "logits_scaling": 3.0,
                                                 "tie_word_embeddings": True},
          {"embedding_scale": 1.5, "residual_scale": 0.6, "attention.scale": 0.4, "logit_scale": 3.0}, is_permuted=True),
+    case("gpt2", "gpt2", "F16", {"vocab_size": 261, "n_embd": 60, "n_inner": 99, "n_layer": 3, "n_head": 3, "n_positions": 64}, {},
+         own=GPT2),
+    case("gpt2-bare", "gpt2", "F32", {"vocab_size": 257, "n_embd": 96, "n_layer": 2, "n_head": 4, "n_positions": 48,
+                                      "activation_function": "gelu", "scale_attn_weights": False}, lacks="transformer."),
+    case("starcoder2", "starcoder2", "BF16", SPLIT | {"num_key_value_heads": 2}, {}, own=STARCODER2),
+    case("starcoder2-window", "starcoder2", "F32", SPLIT | {"hidden_size": 72, "sliding_window": 7, "use_bias": False,
+                                                            "tie_word_embeddings": False}),
+    case("stablelm", "stablelm", "F16", SPLIT | {"hidden_size": 96, "num_attention_heads": 3, "use_qkv_bias": True},
+         {"rope.dimension_count": 8}),
+    case("nemotron", "nemotron", "F32", SPLIT | {"hidden_size": 72, "num_attention_heads": 6, "num_key_value_heads": 2},
+         {"rope.dimension_count": 6}),
+    case("nemotron-biases", "nemotron", "F16", SMALL | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    case("olmo3", "olmo3", "F32", SPLIT | {"num_hidden_layers": 5, "sliding_window": 6},
+         {"attention.sliding_window": 6, "rope.freq_base": 5e5}, arch="olmo2", own=AFTER),
+    case("exaone4", "exaone4", "BF16", SPLIT | {"sliding_window": None, "layer_types": ["full_attention"] * 4}, {}, own=AFTER),
+    case("exaone4-window", "exaone4", "F32", SMALL | {"num_hidden_layers": 5, "sliding_window": 6},
+         {"attention.sliding_window": 6}, own=AFTER),
+    case("glm4", "glm4", "F16", SMALL | {"head_dim": 24, "num_key_value_heads": 2}, {"rope.dimension_count": 12}, own=GLM4),
+    case("ernie4_5", "ernie4_5", "BF16", SMALL, {"rope.freq_base": 5e5}),
+    case("ernie4_5-biases", "ernie4_5", "F32", SMALL | {"use_bias": True, "tie_word_embeddings": False}),
+    case("seed_oss", "seed_oss", "F16", SMALL, {}, own=SEED_OSS),
+    case("internlm3", "internlm3", "F32", SMALL | {"attention_bias": True, "mlp_bias": True,
+                                                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e4, "factor": 6.0}},
+         {}, arch="llama", is_permuted=True),
+    case("phi", "phi", "F16", SPLIT | {"hidden_size": 72, "num_attention_heads": 3, "partial_rotary_factor": 0.5},
+         {"rope.dimension_count": 12}, arch="phi2", own=PHI),
+    case("gpt_neox", "gpt_neox", "BF16", NEOX_SHAPE | {"use_parallel_residual": True},
+         {"rope.dimension_count": 8, "use_parallel_residual": True}, arch="gptneox", own=NEOX),
+    case("gpt_neox-serial", "gpt_neox", "F32", NEOX_SHAPE | {"use_parallel_residual": False, "attention_bias": False},
+         {"rope.dimension_count": 8, "use_parallel_residual": False}, arch="gptneox", own=NEOX),
+    case("cohere", "cohere", "F32", SPLIT | {"logit_scale": 0.5}, {"logit_scale": 0.5, "rope.freq_base": 5e5}, arch="command-r"),
+    case("arcee", "arcee", "BF16", SMALL, {}, is_permuted=True),
 ]
+
+
+def is_offset(case):
+    """Whether weights of norms are stored as what is added to 1."""
+    return "gemma" in case["kind"] or case["kind"] == "nemotron"
 
 
 def gguf_of(case, config, shapes):
     """Keys, and tensors with what they are made of."""
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    theta = (config.rope_parameters or {}).get("rope_theta", 10_000.0)
     keys = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner,
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": head_size,
-        "attention.value_length": head_size,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.dimension_count": head_size,
-        "rope.freq_base": theta,
-    } | case["gguf"]
+    }
+    if case["kind"] == "gpt2":
+        keys["attention.layer_norm_epsilon"] = config.layer_norm_epsilon
+    else:
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        rms, layer = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+        epsilons = {"rms_norm_eps": rms, "norm_epsilon": layer, "layer_norm_eps": layer, "norm_eps": layer}
+        keys |= {
+            "attention.head_count_kv": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            "attention.key_length": head_size,
+            "attention.value_length": head_size,
+            "rope.dimension_count": head_size,
+            "rope.freq_base": (config.rope_parameters or {}).get("rope_theta", 10_000.0),
+        } | {gguf: getattr(config, name) for name, gguf in epsilons.items() if hasattr(config, name)}
+    vectors = []
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        rope, original = config.rope_parameters, config.original_max_position_embeddings
+        factor = config.max_position_embeddings / original
+        keys |= {"rope.scaling.attn_factor": float(np.sqrt(1 + np.log(factor) / np.log(original))),
+                 "rope.scaling.original_context_length": original}
+        vectors = [{"name": f"rope_factors_{kind}.weight", "values": rope[f"{kind}_factor"]} for kind in ["long", "short"]]
+    keys |= case["gguf"]
     names = COMMON | case["own"]
     tensors = []
     for name in shapes:
@@ -161,9 +238,11 @@ def gguf_of(case, config, shapes):
             permute = config.num_attention_heads
         if case["is_permuted"] and "k_proj" in name:
             permute = config.num_key_value_heads
-        add = 1.0 if "gemma" in case["kind"] and len(shapes[name]) == 1 else 0.0
-        tensors.append({"name": f"{gguf}.{kind}", "from": name, "permuted_heads": permute, "add": add})
-    return {"architecture": case["arch"], "keys": keys, "tensors": tensors}
+        add = 1.0 if is_offset(case) and name.endswith("norm.weight") else 0.0
+        tensors.append({"name": f"{gguf}.{kind}", "from": name, "permuted_heads": permute, "add": add}
+                       | ({"transposed": True} if is_transposed(case, name) else {})
+                       | ({"heads_of_parts": config.num_attention_heads} if "query_key_value" in name else {}))
+    return {"architecture": case["arch"], "keys": keys, "tensors": tensors} | ({"vectors": vectors} if vectors else {})
 
 
 def answer(case):
@@ -175,14 +254,14 @@ def answer(case):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = list(parameter.shape)
-            base, scale = spread(name, shape, "gemma" in case["kind"])
+            base, scale = spread(name, shape, is_offset(case), is_transposed(case, name))
             values = np.float32(base) + np.float32(scale) * uniform(name, parameter.numel())
             parameter.copy_(torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float())
             shapes[name] = shape
             tensors.append({"name": name, "shape": shape, "base": base, "scale": scale})
     assert tied == ("lm_head.weight" not in shapes), case["name"]
     cases = []
-    for length in [1, 5, 33]:
+    for length in case["lengths"]:
         prompt = [(i * 37 + length) % config.vocab_size for i in range(length)]
         tokens, last_logits, margins = list(prompt), None, []
         for _ in range(N_GREEDY):
@@ -202,12 +281,13 @@ def answer(case):
     written["architectures"] = [type(model).__name__]
     gguf = None if case["gguf"] is None else gguf_of(case, config, shapes)
     return {"transformers": transformers.__version__, "dtype": case["dtype"], "config": written, "tensors": tensors, "gguf": gguf,
-            "cases": cases}
+            "cases": cases} | ({"lacks": case["lacks"]} if case["lacks"] else {})
 
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for one in CASES:
+    # Names of cases on the command line, or all.
+    for one in (one for one in CASES if not sys.argv[1:] or one["name"] in sys.argv[1:]):
         print(one["name"])
         text = json.dumps(answer(one), separators=(",", ":"))
         (FOLDER / f"{one['name']}.json").write_text(text + "\n")

@@ -64,7 +64,8 @@ export interface DevicePlan {
 
 export interface UnitPlan {
   name: string;
-  kind: 'embedding' | 'head' | { attention: { layer: number } } | { feed_forward: { layer: number } };
+  kind: 'embedding' | 'head' | { attention: { layer: number } } | { feed_forward: { layer: number } }
+    | { layer: { layer: number } };
   stored_on: DeviceName;
   execute_on: DeviceName;
   size_bytes: number;

@@ -1,26 +1,33 @@
 //! The forward pass of Llama and of what is built like it as a list of operations, top to bottom. Families say by a [`Layout`] what
 //! their layers are made of, by a [`Variant`](crate::model::Variant) which numbers they have.
 
-use super::Tensors;
+use super::{Names, Tensors};
 use crate::error::Result;
-use crate::model::{Attention, Function, Model, ModelConfig, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value, ValueId};
+use crate::model::{
+    Attention, Function, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value, ValueId,
+};
+use crate::weights::TensorId;
 
-const HIDDEN: ValueId = ValueId(0);
-const NORMED: ValueId = ValueId(1);
-const QUERY: ValueId = ValueId(2);
-const KEY: ValueId = ValueId(3);
-const VALUE: ValueId = ValueId(4);
-const ATTENTION: ValueId = ValueId(5);
-const GATE: ValueId = ValueId(6);
-const UP: ValueId = ValueId(7);
-const GATED: ValueId = ValueId(8);
-const DELTA: ValueId = ValueId(9);
-const LAST: ValueId = ValueId(10);
-const LAST_NORMED: ValueId = ValueId(11);
-const LOGITS: ValueId = ValueId(12);
-/// Of families that norm queries and keys: both as they are before.
-const PLAIN_QUERY: ValueId = ValueId(13);
-const PLAIN_KEY: ValueId = ValueId(14);
+/// The values of a decoder.
+struct Ids {
+    hidden: ValueId,
+    normed: ValueId,
+    query: ValueId,
+    key: ValueId,
+    value: ValueId,
+    attention: ValueId,
+    /// The gate, where there is one.
+    gate: Option<ValueId>,
+    up: ValueId,
+    /// What the down projection reads: the gated up projection, or the up projection itself.
+    activated: ValueId,
+    delta: ValueId,
+    last: ValueId,
+    last_normed: ValueId,
+    logits: ValueId,
+    /// Queries and keys before their norms, where they are normed.
+    plain: Option<[ValueId; 2]>,
+}
 
 /// What the layers of a family are made of: norms and matrices by their names in a layer.
 pub(super) struct Layout {
@@ -28,16 +35,24 @@ pub(super) struct Layout {
     pub(super) before_attention: Option<&'static str>,
     /// Norm of what attention gives.
     pub(super) after_attention: Option<&'static str>,
-    /// Norm of what the feed-forward part reads.
+    /// Norm of what the feed-forward part reads; where both parts of a layer read the same, `None` means attention's.
     pub(super) before_ffn: Option<&'static str>,
     /// Norm of what the feed-forward part gives.
     pub(super) after_ffn: Option<&'static str>,
     /// Where queries and keys are normed, whole rows are, not each head for itself.
     pub(super) norms_whole_rows: bool,
-    /// Queries, keys and values. `name:part` is a part of a matrix that holds several, [`Family::stacked`](super::Family::stacked).
+    /// Queries, keys and values. `name:part` is a part of a matrix that holds several, [`Family::stored`](super::Family::stored).
     pub(super) projections: [&'static str; 3],
-    /// Gate and up projection.
-    pub(super) gate_up: [&'static str; 2],
+    /// The output projection of attention.
+    pub(super) output: &'static str,
+    /// The gate of the feed-forward part, where it has one.
+    pub(super) gate: Option<&'static str>,
+    /// Its up projection.
+    pub(super) up: &'static str,
+    /// Its down projection.
+    pub(super) down: &'static str,
+    /// Whether a bias is added to the logits.
+    pub(super) head_has_bias: bool,
 }
 
 /// That of Llama, and of most.
@@ -48,124 +63,200 @@ pub(super) const LLAMA: Layout = Layout {
     after_ffn: None,
     norms_whole_rows: false,
     projections: ["q_proj", "k_proj", "v_proj"],
-    gate_up: ["gate_proj", "up_proj"],
+    output: "o_proj",
+    gate: Some("gate_proj"),
+    up: "up_proj",
+    down: "down_proj",
+    head_has_bias: false,
 };
 
 /// A decoder of this layout; tensor names as Hugging Face checkpoints write them.
 pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout) -> Result<Model> {
-    let ropes = [&config.rope].into_iter().chain(&config.variant.local_rope);
+    let ropes = [&config.rope].into_iter().chain(&config.variant.local_rope).filter(|_| !config.variant.learns_positions);
     let rope_tables = ropes.map(|rope| rope.table(config.rotary_size())).collect();
-    let units = Units { config, tensor, layout }.all()?;
-    Ok(Model { config: config.clone(), values: values(config), rope_tables, hidden: HIDDEN, logits: LOGITS, units })
+    let (values, ids) = declare(config, layout);
+    let (hidden, logits) = (ids.hidden, ids.logits);
+    let units = Units { config, tensor, layout, names: &config.family.names, ids }.all()?;
+    Ok(Model { config: config.clone(), values, rope_tables, hidden, logits, units })
 }
 
-/// In the order of the ids above.
-fn values(config: &ModelConfig) -> Vec<Value> {
-    let mut values = vec![
-        Value::of_tokens("hidden state", config.hidden_size),
-        Value::of_tokens("normed hidden state", config.hidden_size),
-        Value::of_heads("queries", config.n_heads, config.head_size),
-        Value::of_tokens("keys", config.kv_size()),
-        Value::of_tokens("values", config.kv_size()),
-        Value::of_heads("attention output", config.n_heads, config.head_size),
-        Value::of_tokens("gate", config.ffn_size),
-        Value::of_tokens("up projection", config.ffn_size),
-        Value::of_tokens("gated up projection", config.ffn_size),
-        Value::of_tokens("output of a unit", config.hidden_size),
-        Value::of_logits("last hidden states", config.hidden_size),
-        Value::of_logits("normed last hidden states", config.hidden_size),
-        Value::of_logits("logits", config.vocab_size),
-    ];
-    if config.qk_norm {
-        values.push(Value::of_tokens("queries before their norm", config.query_size()));
-        values.push(Value::of_tokens("keys before their norm", config.kv_size()));
-    }
-    values
+fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
+    let ModelConfig { hidden_size, ffn_size, n_heads, head_size, .. } = *config;
+    let mut values = Vec::new();
+    let mut declare = |value: Value| {
+        values.push(value);
+        ValueId(values.len() as u16 - 1)
+    };
+    let hidden = declare(Value::of_tokens("hidden state", hidden_size));
+    let normed = declare(Value::of_tokens("normed hidden state", hidden_size));
+    let query = declare(Value::of_heads("queries", n_heads, head_size));
+    let key = declare(Value::of_tokens("keys", config.kv_size()));
+    let value = declare(Value::of_tokens("values", config.kv_size()));
+    let attention = declare(Value::of_heads("attention output", n_heads, head_size));
+    let gate = layout.gate.map(|_| declare(Value::of_tokens("gate", ffn_size)));
+    let up = declare(Value::of_tokens("up projection", ffn_size));
+    let activated = gate.map_or(up, |_| declare(Value::of_tokens("gated up projection", ffn_size)));
+    let delta = declare(Value::of_tokens("output of a unit", hidden_size));
+    let last = declare(Value::of_logits("last hidden states", hidden_size));
+    let last_normed = declare(Value::of_logits("normed last hidden states", hidden_size));
+    let logits = declare(Value::of_logits("logits", config.vocab_size));
+    let plain = config.qk_norm.then(|| {
+        let query = declare(Value::of_tokens("queries before their norm", config.query_size()));
+        [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
+    });
+    let ids = Ids { hidden, normed, query, key, value, attention, gate, up, activated, delta, last, last_normed, logits, plain };
+    (values, ids)
 }
 
 struct Units<'a> {
     config: &'a ModelConfig,
     tensor: &'a Tensors<'a>,
     layout: &'a Layout,
+    names: &'a Names,
+    ids: Ids,
 }
 
 impl Units<'_> {
     fn all(&self) -> Result<Vec<Unit>> {
         let config = self.config;
-        let (vocab_size, hidden_size) = (config.vocab_size as u64, config.hidden_size as u64);
-        let embedding = (self.tensor)("model.embed_tokens.weight", &[vocab_size, hidden_size])?;
-        let embed = Op::Embed { table: embedding, scale: config.variant.embedding_scale, output: HIDDEN };
-        let mut units = vec![Unit { name: "model.embed_tokens".into(), kind: UnitKind::Embedding, ops: vec![embed] }];
+        let matrix = |name: &str, n_rows: usize| (self.tensor)(&format!("{name}.weight"), &[n_rows as u64, config.hidden_size as u64]);
+        let names = self.names;
+        let table = matrix(names.embedding, config.vocab_size)?;
+        let positions = names.positions.filter(|_| config.variant.learns_positions);
+        let positions = positions.map(|name| matrix(name, config.context_length)).transpose()?;
+        let embed = Op::Embed { table, scale: config.variant.embedding_scale, positions, output: self.ids.hidden };
+        let mut units = vec![Unit { name: names.embedding.into(), kind: UnitKind::Embedding, ops: vec![embed] }];
         for layer in 0..config.n_layers {
-            units.push(self.attention(layer)?);
-            units.push(self.feed_forward(layer)?);
+            if config.variant.is_parallel {
+                units.push(self.layer(layer)?);
+            } else {
+                units.push(self.attention(layer)?);
+                units.push(self.feed_forward(layer)?);
+            }
         }
-        let head = if config.tied_embeddings { embedding } else { (self.tensor)("lm_head.weight", &[vocab_size, hidden_size])? };
-        let mut ops = vec![
-            Op::GatherRows { input: HIDDEN, output: LAST },
-            self.norm("model.norm", LAST, LAST_NORMED, config.hidden_size)?,
-            Op::MatMul { input: LAST_NORMED, weight: head, output: LOGITS },
-        ];
-        if config.variant.logit_scale != 1.0 {
-            ops.push(Op::Map { function: Function::Scale(config.variant.logit_scale), target: LOGITS });
-        }
-        if let Some(cap) = config.variant.logit_softcap {
-            ops.push(Op::Map { function: Function::Softcap(cap), target: LOGITS });
-        }
-        units.push(Unit { name: "lm_head".into(), kind: UnitKind::Head, ops });
+        let head = if config.tied_embeddings { table } else { matrix(names.head, config.vocab_size)? };
+        units.push(Unit { name: names.head.into(), kind: UnitKind::Head, ops: self.head(head)? });
         Ok(units)
     }
 
+    fn head(&self, weight: TensorId) -> Result<Vec<Op>> {
+        let (variant, ids) = (&self.config.variant, &self.ids);
+        let mut ops = vec![
+            Op::GatherRows { input: ids.hidden, output: ids.last },
+            self.norm(self.names.norm, ids.last, ids.last_normed, self.config.hidden_size)?,
+            Op::MatMul { input: ids.last_normed, weight, output: ids.logits },
+        ];
+        if self.layout.head_has_bias {
+            let bias = (self.tensor)(&format!("{}.bias", self.names.head), &[self.config.vocab_size as u64])?;
+            ops.push(Op::AddBias { bias, target: ids.logits });
+        }
+        if variant.logit_scale != 1.0 {
+            ops.push(Op::Map { function: Function::Scale(variant.logit_scale), target: ids.logits });
+        }
+        if let Some(cap) = variant.logit_softcap {
+            ops.push(Op::Map { function: Function::Softcap(cap), target: ids.logits });
+        }
+        Ok(ops)
+    }
+
     fn attention(&self, layer: usize) -> Result<Unit> {
-        let (config, layout) = (self.config, self.layout);
-        let ModelConfig { n_heads, n_kv_heads, head_size, .. } = *config;
-        let (hidden_size, query_size, kv_size) = (config.hidden_size, config.query_size(), config.kv_size());
-        let name = format!("model.layers.{layer}.self_attn");
+        let name = format!("{}.{layer}.{}", self.names.layers, self.names.attention);
         let mut ops = Vec::new();
-        let input = self.norm_before(&mut ops, layer, layout.before_attention)?;
-        let (query, key) = if config.qk_norm { (PLAIN_QUERY, PLAIN_KEY) } else { (QUERY, KEY) };
-        let [query_name, key_name, value_name] = layout.projections;
-        for (part, n_rows, output) in [(query_name, query_size, query), (key_name, kv_size, key), (value_name, kv_size, VALUE)] {
-            self.matrix(&mut ops, &name, part, [n_rows, hidden_size], [input, output], config.attention_bias)?;
-        }
-        if config.qk_norm {
-            for (part, input, output, row_size) in [("q_norm", PLAIN_QUERY, QUERY, query_size), ("k_norm", PLAIN_KEY, KEY, kv_size)] {
-                let group_size = if layout.norms_whole_rows { row_size } else { head_size };
-                ops.push(self.norm(&format!("{name}.{part}"), input, output, group_size)?);
-            }
-        }
-        if config.is_rotated(layer) {
-            let table = usize::from(config.variant.local_rope.is_some() && config.is_windowed(layer));
-            let (rotary_size, pairs) = (config.rotary_size(), config.rope.pairs);
-            for (heads, n_heads) in [(QUERY, n_heads), (KEY, n_kv_heads)] {
-                ops.push(Op::Rope(Rope { heads, n_heads, head_size, rotary_size, pairs, table }));
-            }
-        }
-        ops.push(Op::StoreKv(StoreKv { layer, key: KEY, value: VALUE, n_kv_heads, head_size }));
-        let window = config.sliding_window.filter(|_| config.is_windowed(layer));
-        let scale = config.variant.attention_scale.unwrap_or(1.0 / (head_size as f32).sqrt());
-        let softcap = config.variant.attention_softcap;
-        let attention =
-            Attention { layer, query: QUERY, output: ATTENTION, n_heads, n_kv_heads, head_size, window, is_causal: true, scale, softcap };
-        ops.push(Op::Attention(attention));
-        self.matrix(&mut ops, &name, "o_proj", [hidden_size, query_size], [ATTENTION, DELTA], config.attention_output_bias)?;
-        self.add_delta(&mut ops, layer, layout.after_attention)?;
+        let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?;
+        self.project(&mut ops, &name, input)?;
+        self.attend(&mut ops, &name, layer)?;
         Ok(Unit { name, kind: UnitKind::Attention { layer }, ops })
     }
 
     fn feed_forward(&self, layer: usize) -> Result<Unit> {
-        let (config, layout) = (self.config, self.layout);
-        let ModelConfig { hidden_size, ffn_size, ffn_bias, .. } = *config;
-        let name = format!("model.layers.{layer}.mlp");
+        let name = format!("{}.{layer}.{}", self.names.layers, self.names.ffn);
         let mut ops = Vec::new();
-        let input = self.norm_before(&mut ops, layer, layout.before_ffn)?;
-        for (part, output) in layout.gate_up.into_iter().zip([GATE, UP]) {
-            self.matrix(&mut ops, &name, part, [ffn_size, hidden_size], [input, output], ffn_bias)?;
-        }
-        ops.push(Op::Glu { activation: config.variant.activation, gate: GATE, up: UP, output: GATED });
-        self.matrix(&mut ops, &name, "down_proj", [hidden_size, ffn_size], [GATED, DELTA], ffn_bias)?;
-        self.add_delta(&mut ops, layer, layout.after_ffn)?;
+        let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?;
+        self.transform(&mut ops, &name, layer, input)?;
         Ok(Unit { name, kind: UnitKind::FeedForward { layer }, ops })
+    }
+
+    /// Both parts of a layer that read the same residual stream: what the second reads is normed before the first is added.
+    fn layer(&self, layer: usize) -> Result<Unit> {
+        let name = format!("{}.{layer}", self.names.layers);
+        let [attention, ffn] = [self.names.attention, self.names.ffn].map(|part| format!("{name}.{part}"));
+        let mut ops = Vec::new();
+        let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?;
+        self.project(&mut ops, &attention, input)?;
+        let input = match self.layout.before_ffn {
+            None => input,
+            norm => self.norm_before(&mut ops, layer, norm)?,
+        };
+        self.attend(&mut ops, &attention, layer)?;
+        self.transform(&mut ops, &ffn, layer, input)?;
+        Ok(Unit { name, kind: UnitKind::Layer { layer }, ops })
+    }
+
+    /// Queries, keys and values of `input`.
+    fn project(&self, ops: &mut Vec<Op>, name: &str, input: ValueId) -> Result<()> {
+        let (config, layout, ids) = (self.config, self.layout, &self.ids);
+        let (hidden_size, query_size, kv_size) = (config.hidden_size, config.query_size(), config.kv_size());
+        let [query, key] = ids.plain.unwrap_or([ids.query, ids.key]);
+        let [query_name, key_name, value_name] = layout.projections;
+        for (part, n_rows, output) in [(query_name, query_size, query), (key_name, kv_size, key), (value_name, kv_size, ids.value)] {
+            self.matrix(ops, name, part, [n_rows, hidden_size], [input, output], config.attention_bias)?;
+        }
+        if ids.plain.is_some() {
+            for (part, input, output, row_size) in [("q_norm", query, ids.query, query_size), ("k_norm", key, ids.key, kv_size)] {
+                let group_size = if layout.norms_whole_rows { row_size } else { config.head_size };
+                ops.push(self.norm(&format!("{name}.{part}"), input, output, group_size)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attention, which is added to the residual stream.
+    fn attend(&self, ops: &mut Vec<Op>, name: &str, layer: usize) -> Result<()> {
+        let (config, layout, ids) = (self.config, self.layout, &self.ids);
+        let ModelConfig { hidden_size, n_heads, n_kv_heads, head_size, .. } = *config;
+        let query_size = config.query_size();
+        if config.is_rotated(layer) {
+            let table = usize::from(config.variant.local_rope.is_some() && config.is_windowed(layer));
+            let (rotary_size, pairs) = (config.rotary_size(), config.rope.pairs);
+            for (heads, n_heads) in [(ids.query, n_heads), (ids.key, n_kv_heads)] {
+                ops.push(Op::Rope(Rope { heads, n_heads, head_size, rotary_size, pairs, table }));
+            }
+        }
+        ops.push(Op::StoreKv(StoreKv { layer, key: ids.key, value: ids.value, n_kv_heads, head_size }));
+        let window = config.sliding_window.filter(|_| config.is_windowed(layer));
+        let scale = config.variant.attention_scale.unwrap_or(1.0 / (head_size as f32).sqrt());
+        let softcap = config.variant.attention_softcap;
+        let attention = Attention {
+            layer,
+            query: ids.query,
+            output: ids.attention,
+            n_heads,
+            n_kv_heads,
+            head_size,
+            window,
+            is_causal: true,
+            scale,
+            softcap,
+        };
+        ops.push(Op::Attention(attention));
+        self.matrix(ops, name, layout.output, [hidden_size, query_size], [ids.attention, ids.delta], config.attention_output_bias)?;
+        self.add_delta(ops, layer, layout.after_attention)
+    }
+
+    /// The feed-forward part, which is added to the residual stream.
+    fn transform(&self, ops: &mut Vec<Op>, name: &str, layer: usize, input: ValueId) -> Result<()> {
+        let (config, layout, ids) = (self.config, self.layout, &self.ids);
+        let ModelConfig { hidden_size, ffn_size, ffn_bias, .. } = *config;
+        for (part, output) in layout.gate.into_iter().zip(ids.gate).chain([(layout.up, ids.up)]) {
+            self.matrix(ops, name, part, [ffn_size, hidden_size], [input, output], ffn_bias)?;
+        }
+        let activation = config.variant.activation;
+        ops.push(match ids.gate {
+            Some(gate) => Op::Glu { activation, gate, up: ids.up, output: ids.activated },
+            None => Op::Map { function: Function::Activation(activation), target: ids.up },
+        });
+        self.matrix(ops, name, layout.down, [hidden_size, ffn_size], [ids.activated, ids.delta], ffn_bias)?;
+        self.add_delta(ops, layer, layout.after_ffn)
     }
 
     /// A product, and its bias. `name:part` is a part of the matrix `name`.
@@ -179,42 +270,51 @@ impl Units<'_> {
         has_bias: bool,
     ) -> Result<()> {
         let shape = shape.map(|size| size as u64);
-        let stored = match name.split_once(':') {
-            Some((name, part)) => format!("{module}.{name}.weight:{part}"),
-            None => format!("{module}.{name}.weight"),
+        let stored = |kind: &str| match name.split_once(':') {
+            Some((name, part)) => format!("{module}.{name}.{kind}:{part}"),
+            None => format!("{module}.{name}.{kind}"),
         };
-        ops.push(Op::MatMul { input, weight: (self.tensor)(&stored, &shape)?, output });
+        ops.push(Op::MatMul { input, weight: (self.tensor)(&stored("weight"), &shape)?, output });
         if has_bias {
-            ops.push(Op::AddBias { bias: (self.tensor)(&format!("{module}.{name}.bias"), &shape[..1])?, target: output });
+            ops.push(Op::AddBias { bias: (self.tensor)(&stored("bias"), &shape[..1])?, target: output });
         }
         Ok(())
     }
 
     /// What a part of a layer reads: the residual stream, normed where the layout has a norm there.
     fn norm_before(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>) -> Result<ValueId> {
-        let Some(norm) = norm else { return Ok(HIDDEN) };
-        ops.push(self.norm(&format!("model.layers.{layer}.{norm}"), HIDDEN, NORMED, self.config.hidden_size)?);
-        Ok(NORMED)
+        let ids = &self.ids;
+        let Some(norm) = norm else { return Ok(ids.hidden) };
+        ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), ids.hidden, ids.normed, self.config.hidden_size)?);
+        Ok(ids.normed)
     }
 
     /// What a part of a layer gives is added to the residual stream; normed and scaled before, where the model has it so.
     fn add_delta(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>) -> Result<()> {
-        let mut delta = DELTA;
+        let ids = &self.ids;
+        let mut delta = ids.delta;
         if let Some(norm) = norm {
             // What the part has read is not needed any more.
-            ops.push(self.norm(&format!("model.layers.{layer}.{norm}"), DELTA, NORMED, self.config.hidden_size)?);
-            delta = NORMED;
+            ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), delta, ids.normed, self.config.hidden_size)?);
+            delta = ids.normed;
         }
         if self.config.variant.residual_scale != 1.0 {
             ops.push(Op::Map { function: Function::Scale(self.config.variant.residual_scale), target: delta });
         }
-        ops.push(Op::Add { input: delta, target: HIDDEN });
+        ops.push(Op::Add { input: delta, target: ids.hidden });
         Ok(())
     }
 
     fn norm(&self, module: &str, input: ValueId, output: ValueId, group_size: usize) -> Result<Op> {
-        let weight = (self.tensor)(&format!("{module}.weight"), &[group_size as u64])?;
+        let vector = |kind: &str| (self.tensor)(&format!("{module}.{kind}"), &[group_size as u64]);
+        let weight = vector("weight")?;
         let (epsilon, weight_offset) = (self.config.rms_norm_epsilon, self.config.variant.norm_weight_offset);
-        Ok(Op::RmsNorm(RmsNorm { input, weight, output, group_size, epsilon, weight_offset }))
+        Ok(match self.config.variant.norm {
+            NormKind::Rms => Op::RmsNorm(RmsNorm { input, weight, output, group_size, epsilon, weight_offset }),
+            NormKind::Layer { has_bias } => {
+                let bias = if has_bias { Some(vector("bias")?) } else { None };
+                Op::LayerNorm(LayerNorm { input, weight, bias, output, group_size, epsilon, weight_offset })
+            }
+        })
     }
 }

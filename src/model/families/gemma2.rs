@@ -2,7 +2,7 @@
 //! transformers' `Gemma2Config`.
 
 use super::decoder::{self, LLAMA, Layout};
-use super::{ATTENTION, Family, Modules, all_but_every, llama};
+use super::{ATTENTION, Family, LLAMA_NAMES, Modules, all_but_every, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -10,12 +10,14 @@ use crate::model::{Activation, ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma2",
+    models: "Gemma 2",
     classes: &["Gemma2ForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["gemma2"],
     gguf_names: GGUF_NAMES,
     from_json,
     from_gguf,
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LAYOUT),
     class_prefix: "Gemma2",
     layer_modules: &[ATTENTION, FEED_FORWARD, NORMS],

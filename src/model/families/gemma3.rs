@@ -2,7 +2,7 @@
 //! rotary embedding of their own. Defaults are those of transformers' `Gemma3TextConfig`.
 
 use super::gemma2::{FEED_FORWARD, GGUF_NAMES, LAYOUT, NORMS, gguf_of_gemma, of_gemma};
-use super::{ATTENTION, Family, QUERY_KEY_NORMS, all_but_every, decoder};
+use super::{ATTENTION, Family, LLAMA_NAMES, QUERY_KEY_NORMS, all_but_every, decoder};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::Fields;
@@ -10,12 +10,14 @@ use crate::model::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma3_text",
+    models: "Gemma 3 (text)",
     classes: &["Gemma3ForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["gemma3"],
     gguf_names: GGUF_NAMES,
     from_json,
     from_gguf,
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LAYOUT),
     class_prefix: "Gemma3",
     layer_modules: &[ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD, NORMS],
@@ -31,26 +33,9 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = of_gemma(fields, &FAMILY, 131_072, [None, None])?;
     let pattern = fields.interval("sliding_window_pattern", PATTERN)?;
     let windowed_layers = fields.windowed_layers(config.n_layers)?.unwrap_or_else(|| all_but_every(pattern, config.n_layers));
-    let (rope, local_rope) = ropes(fields, config.context_length)?;
+    let (rope, local_rope) = fields.ropes_of_layers(config.context_length, [THETA, LOCAL_THETA])?;
     let variant = Variant { local_rope: Some(local_rope), windowed_layers: Some(windowed_layers), ..config.variant };
     Ok(ModelConfig { qk_norm: true, rope, variant, ..config })
-}
-
-/// By the kind of layer in `rope_parameters` (transformers 5), or `rope_theta`, `rope_scaling` and `rope_local_base_freq` (before it).
-fn ropes(fields: &Fields<'_>, context_length: usize) -> Result<(RopeConfig, RopeConfig)> {
-    let parameters = fields.object("rope_parameters")?;
-    let of_kind = |kind: &str| parameters.map_or(Ok(None), |parameters| parameters.object(kind));
-    let rope = |inner: Option<Fields<'_>>, theta: f64| match inner {
-        Some(inner) => fields.rope_in(&inner, theta, context_length),
-        None => Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: RopeScaling::None }),
-    };
-    let theta = fields.float("rope_theta")?.unwrap_or(THETA);
-    let local_theta = fields.float("rope_local_base_freq")?.unwrap_or(LOCAL_THETA);
-    let global = match of_kind("full_attention")? {
-        None => fields.object("rope_scaling")?,
-        found => found,
-    };
-    Ok((rope(global, theta)?, rope(of_kind("sliding_attention")?, local_theta)?))
 }
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {

@@ -2,7 +2,7 @@
 //! `GraniteConfig`.
 
 use super::decoder::{self, LLAMA};
-use super::{DECODER_LAYER, Family, llama};
+use super::{DECODER_LAYER, Family, LLAMA_NAMES, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -10,12 +10,14 @@ use crate::model::{ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "granite",
+    models: "Granite 3 (dense)",
     classes: &["GraniteForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["granite"],
     gguf_names: &[],
     from_json,
     from_gguf,
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Granite",
     layer_modules: DECODER_LAYER,

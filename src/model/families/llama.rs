@@ -1,20 +1,22 @@
 //! Llama. Defaults are those of transformers' `LlamaConfig`.
 
 use super::decoder::{self, LLAMA};
-use super::{DECODER_LAYER, Family};
+use super::{DECODER_LAYER, Family, LLAMA_NAMES};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "llama",
+    models: "Llama 1 to 3, TinyLlama, SmolLM, Yi, DeepSeek (dense)",
     classes: &["LlamaForCausalLM", "LLaMAForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["llama"],
     gguf_names: &[],
     from_json,
     // Converters permute the rows of q and k for it.
     from_gguf: |keys| keys.decoder(&FAMILY, RopePairing::Interleaved),
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Llama",
     layer_modules: DECODER_LAYER,

@@ -1,19 +1,21 @@
 //! Mistral: Llama with a sliding window. Defaults are those of transformers' `MistralConfig`.
 
 use super::decoder::{self, LLAMA};
-use super::{DECODER_LAYER, Family};
+use super::{DECODER_LAYER, Family, LLAMA_NAMES};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "mistral",
+    models: "Mistral, Ministral, Codestral",
     classes: &["MistralForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["mistral"],
     gguf_names: &[],
     from_json,
     from_gguf: |keys| keys.decoder(&FAMILY, RopePairing::Interleaved),
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Mistral",
     layer_modules: DECODER_LAYER,

@@ -1,16 +1,31 @@
 //! The families of models that run here: one file each, one row each in [`FAMILIES`].
 
+mod arcee;
+mod cohere;
 mod decoder;
+mod ernie4_5;
+mod exaone4;
 mod gemma2;
 mod gemma3;
+mod glm4;
+mod gpt2;
+mod gpt_neox;
 mod granite;
+mod internlm3;
 mod llama;
 mod mistral;
+mod nearest;
+mod nemotron;
 mod olmo2;
+mod olmo3;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use std::fmt;
 
@@ -23,7 +38,9 @@ use super::limits::MAX_LAYERS;
 use super::{Model, ModelConfig};
 use crate::error::{Error, Result};
 use crate::units::listed;
-use crate::weights::{Metadata, TensorId};
+use crate::weights::{Metadata, Order, TensorId};
+
+pub(super) use nearest::nearest;
 
 /// All families.
 pub static FAMILIES: &[&Family] = &[
@@ -37,6 +54,20 @@ pub static FAMILIES: &[&Family] = &[
     &olmo2::FAMILY,
     &smollm3::FAMILY,
     &granite::FAMILY,
+    &gpt2::FAMILY,
+    &starcoder2::FAMILY,
+    &stablelm::FAMILY,
+    &nemotron::FAMILY,
+    &olmo3::FAMILY,
+    &exaone4::FAMILY,
+    &glm4::FAMILY,
+    &ernie4_5::FAMILY,
+    &seed_oss::FAMILY,
+    &internlm3::FAMILY,
+    &arcee::FAMILY,
+    &phi::FAMILY,
+    &gpt_neox::FAMILY,
+    &cohere::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.
@@ -49,10 +80,14 @@ type Modules = &'static [(&'static str, &'static str)];
 pub struct Family {
     /// What messages and JSON call it; `model_type` in config.json.
     pub name: &'static str,
+    /// What people call its models.
+    pub models: &'static str,
     /// Its language models in config.json's `architectures`.
     classes: &'static [&'static str],
+    /// What its modules are called in Hugging Face checkpoints.
+    pub names: Names,
     /// Its `general.architecture` in GGUF files.
-    gguf: &'static [&'static str],
+    pub gguf: &'static [&'static str],
     /// Parts of a layer that GGUF files of the family name otherwise than [most](super::gguf_names): what they are there and in
     /// Hugging Face checkpoints.
     pub(super) gguf_names: &'static [(&'static str, &'static str)],
@@ -60,8 +95,8 @@ pub struct Family {
     pub(super) from_json: fn(&Fields<'_>) -> Result<ModelConfig>,
     /// What GGUF metadata say.
     pub(super) from_gguf: fn(&Keys<'_>) -> Result<ModelConfig>,
-    /// Its matrices that hold several, one behind the other.
-    pub(super) stacked: fn(&ModelConfig) -> Vec<Stacked>,
+    /// Its matrices that are stored otherwise than each for itself, row by row.
+    pub(super) stored: fn(&ModelConfig) -> Vec<Stored>,
     /// Its units and their operations; tensor names as Hugging Face checkpoints write them.
     pub(super) model: fn(&ModelConfig, &Tensors<'_>) -> Result<Model>,
     /// What the names of transformers' classes begin with.
@@ -71,12 +106,93 @@ pub struct Family {
     pub layer_modules: &'static [Modules],
 }
 
-/// A stored matrix that holds several, the rows of one behind those of the other.
-pub(super) struct Stacked {
-    /// What its name ends with.
+/// What the modules of a family's models are called, those of a layer relative to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// The embedding.
+    pub embedding: &'static str,
+    /// The table of what is added to the embedding by position, where positions are learned.
+    pub positions: Option<&'static str>,
+    /// The list of the layers.
+    pub layers: &'static str,
+    /// The attention part of a layer.
+    pub attention: &'static str,
+    /// The feed-forward part of a layer.
+    pub ffn: &'static str,
+    /// The norms before both parts, which go where their part is computed.
+    pub norms: [&'static str; 2],
+    /// The last norm.
+    pub norm: &'static str,
+    /// Its class, in which `{}` stands for the prefix.
+    pub norm_class: &'static str,
+    /// The frequencies of the rotary embedding, where there is one.
+    pub rotary: Option<&'static str>,
+    /// The head.
+    pub head: &'static str,
+    /// What checkpoints call it that were written before transformers did.
+    pub former_head: Option<&'static str>,
+}
+
+/// Those of Llama, and of most.
+pub(super) const LLAMA_NAMES: Names = Names {
+    embedding: "model.embed_tokens",
+    positions: None,
+    layers: "model.layers",
+    attention: "self_attn",
+    ffn: "mlp",
+    norms: ["input_layernorm", "post_attention_layernorm"],
+    norm: "model.norm",
+    norm_class: "{}RMSNorm",
+    rotary: Some("model.rotary_emb"),
+    head: "lm_head",
+    former_head: None,
+};
+
+impl Names {
+    /// The module that holds all but the head.
+    pub fn base(&self) -> &'static str {
+        self.layers.split('.').next().unwrap_or_default()
+    }
+
+    /// The embedding's matrix.
+    pub fn embedding_weight(&self) -> String {
+        format!("{}.weight", self.embedding)
+    }
+
+    /// The head's matrix.
+    pub fn head_weight(&self) -> String {
+        format!("{}.weight", self.head)
+    }
+}
+
+impl Family {
+    /// The class of the whole language model in transformers.
+    pub fn class(&self) -> &'static str {
+        self.classes.first().copied().unwrap_or_default()
+    }
+
+    /// The class of a layer in transformers.
+    pub fn layer_class(&self) -> String {
+        let class = self.layer_modules.iter().copied().flatten().next().map_or("", |(_, class)| class);
+        class.replace("{}", self.class_prefix)
+    }
+}
+
+/// How a matrix is stored, and the bias with its name.
+pub(super) struct Stored {
+    /// What the name of its module ends with.
     pub(super) suffix: &'static str,
-    /// The parts and their rows; a part is called `name:part`.
-    pub(super) parts: Vec<(&'static str, u64)>,
+    /// The matrices that it holds, the rows of one behind those of the other; a part is called `name:part`. Empty: it is one.
+    pub(super) parts: Vec<(&'static str, usize)>,
+    /// The order that folders have it in, where it is another: `Conv1D` of transformers has it transposed.
+    pub(super) order: Option<Order>,
+}
+
+impl Stored {
+    /// Several matrices one behind the other.
+    pub(super) fn stacked(suffix: &'static str, parts: Vec<(&'static str, usize)>) -> Stored {
+        Stored { suffix, parts, order: None }
+    }
 }
 
 impl fmt::Debug for Family {
@@ -106,7 +222,7 @@ pub fn by_name(name: &str) -> Option<&'static Family> {
 ///
 /// # Errors
 /// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`].
-pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
+pub(super) fn of_json(fields: &Fields<'_>, hint: Hint<'_>) -> Result<&'static Family> {
     let classes: Vec<&str> = match fields.get("architectures") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
@@ -117,7 +233,7 @@ pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
     let by_class = classes.iter().find_map(of_class);
     let unsupported = |kind: &str, name: &str| Error::UnsupportedModel {
         path: fields.path.to_owned(),
-        reason: format!("{kind} `{name}` is not supported; supported are {} language models", names_of_all()),
+        reason: format!("{kind} `{name}` is not supported; supported are {} language models{}", names_of_all(), hinted(hint)),
     };
     if let (None, Some(class)) = (by_class, classes.first()) {
         return Err(unsupported("architecture", class));
@@ -133,18 +249,25 @@ pub(super) fn of_json(fields: &Fields<'_>) -> Result<&'static Family> {
 ///
 /// # Errors
 /// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`], or a mixture of experts.
-pub(super) fn of_gguf(metadata: &Metadata) -> Result<&'static Family> {
+pub(super) fn of_gguf(metadata: &Metadata, hint: Hint<'_>) -> Result<&'static Family> {
     let unsupported = |reason: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), reason });
     let Some(name) = metadata.string("general.architecture")? else {
         return Err(Error::invalid_file(&metadata.path, "metadata key `general.architecture` is missing"));
     };
     let Some(family) = FAMILIES.iter().find(|family| family.gguf.contains(&name)) else {
-        return unsupported(format!("architecture `{name}` is not supported; supported are {}", names_of_all()));
+        return unsupported(format!("architecture `{name}` is not supported; supported are {}{}", names_of_all(), hinted(hint)));
     };
     match metadata.unsigned(&format!("{name}.expert_count"))? {
         Some(n) if n > 0 => unsupported(format!("a mixture of {n} experts is not supported")),
         _ => Ok(family),
     }
+}
+
+/// What the tensors of a model say about its family, where its config says nothing that is known.
+pub(super) type Hint<'a> = &'a dyn Fn() -> Option<String>;
+
+fn hinted(hint: Hint<'_>) -> String {
+    hint().map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
 fn names_of_all() -> String {
@@ -189,7 +312,8 @@ mod tests {
 
     #[test]
     fn names_are_written_as_a_list() {
-        assert_eq!(names_of_all(), "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, smollm3 and granite");
+        assert_eq!(names_of_all().matches(", ").count() + 2, FAMILIES.len());
+        assert!(names_of_all().starts_with("llama, mistral, qwen2, qwen3, ") && names_of_all().contains(" and "));
         assert!(by_name("llama").is_some() && by_name("Llama").is_none());
     }
 }

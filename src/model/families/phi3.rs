@@ -2,7 +2,7 @@
 //! part. Defaults are those of transformers' `Phi3Config`.
 
 use super::decoder::{self, LLAMA, Layout};
-use super::{Family, Stacked};
+use super::{Family, LLAMA_NAMES, Stored};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -10,12 +10,14 @@ use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "phi3",
+    models: "Phi-3, Phi-4",
     classes: &["Phi3ForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["phi3"],
     gguf_names: &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
     from_json,
     from_gguf,
-    stacked,
+    stored,
     model: |config, tensor| decoder::model(config, tensor, &LAYOUT),
     class_prefix: "Phi3",
     layer_modules: &[&[
@@ -35,23 +37,22 @@ pub(super) static FAMILY: Family = Family {
 };
 
 const LAYOUT: Layout =
-    Layout { projections: ["qkv_proj:q", "qkv_proj:k", "qkv_proj:v"], gate_up: ["gate_up_proj:gate", "gate_up_proj:up"], ..LLAMA };
+    Layout { projections: ["qkv_proj:q", "qkv_proj:k", "qkv_proj:v"], gate: Some("gate_up_proj:gate"), up: "gate_up_proj:up", ..LLAMA };
 
-fn stacked(config: &ModelConfig) -> Vec<Stacked> {
-    let [query, kv, ffn] = [config.query_size(), config.kv_size(), config.ffn_size].map(|size| size as u64);
+fn stored(config: &ModelConfig) -> Vec<Stored> {
+    let [query, kv, ffn] = [config.query_size(), config.kv_size(), config.ffn_size];
     vec![
-        Stacked { suffix: ".self_attn.qkv_proj.weight", parts: vec![("q", query), ("k", kv), ("v", kv)] },
-        Stacked { suffix: ".mlp.gate_up_proj.weight", parts: vec![("gate", ffn), ("up", ffn)] },
+        Stored::stacked(".self_attn.qkv_proj", [("q", query), ("k", kv), ("v", kv)].into()),
+        Stored::stacked(".mlp.gate_up_proj", [("gate", ffn), ("up", ffn)].into()),
     ]
 }
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
-    let defaults = Defaults { context_length: 4096, epsilon: 1e-5, partial_rotary: true, ..Defaults::default() };
+    let defaults = Defaults { context_length: 4096, epsilon: 1e-5, partial_rotary: Some(1.0), ..Defaults::default() };
     let config = fields.decoder(&FAMILY, &defaults)?;
     Ok(ModelConfig { sliding_window: fields.unsigned("sliding_window")?, ..config })
 }
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
-    keys.refuse_tensor("rope_factors_long.weight", "rope scaling `longrope`")?;
     keys.partly_rotary_decoder(&FAMILY, RopePairing::NeoX)
 }

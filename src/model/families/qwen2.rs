@@ -2,19 +2,21 @@
 //! Defaults are those of transformers' `Qwen2Config`.
 
 use super::decoder::{self, LLAMA};
-use super::{DECODER_LAYER, Family};
+use super::{DECODER_LAYER, Family, LLAMA_NAMES};
 use crate::error::Result;
 use crate::model::config_json::{Defaults, Fields};
 use crate::model::{ModelConfig, RopePairing};
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen2",
+    models: "Qwen2, Qwen2.5",
     classes: &["Qwen2ForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["qwen2"],
     gguf_names: &[],
     from_json,
     from_gguf: |keys| keys.decoder(&FAMILY, RopePairing::NeoX),
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Qwen2",
     layer_modules: DECODER_LAYER,

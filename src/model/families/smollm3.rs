@@ -1,7 +1,7 @@
 //! SmolLM3: Llama, of whose layers every fourth turns neither queries nor keys. Defaults are those of transformers' `SmolLM3Config`.
 
 use super::decoder::{self, LLAMA};
-use super::{DECODER_LAYER, Family, all_but_every, llama};
+use super::{DECODER_LAYER, Family, LLAMA_NAMES, all_but_every, llama};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -9,12 +9,14 @@ use crate::model::{ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "smollm3",
+    models: "SmolLM3",
     classes: &["SmolLM3ForCausalLM"],
+    names: LLAMA_NAMES,
     gguf: &["smollm3"],
     gguf_names: &[],
     from_json,
     from_gguf,
-    stacked: |_| Vec::new(),
+    stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "SmolLM3",
     layer_modules: DECODER_LAYER,

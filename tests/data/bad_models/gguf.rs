@@ -209,7 +209,8 @@ const ATTACKS: &[Attack] = &[
     ("epsilon NaN", "epsilon", |f| f.set("llama.attention.layer_norm_rms_epsilon", F32, f32::NAN.to_le_bytes())),
     ("epsilon negative", "epsilon", |f| f.set("llama.attention.layer_norm_rms_epsilon", F32, (-1f32).to_le_bytes())),
     ("theta infinite", "rotary embedding is inf", |f| f.set("llama.rope.freq_base", F32, f32::INFINITY.to_le_bytes())),
-    ("rope scaling unknown", "`yarn`", |f| f.set("llama.rope.scaling.type", STRING, text("yarn"))),
+    ("rope scaling unknown", "`ntk`", |f| f.set("llama.rope.scaling.type", STRING, text("ntk"))),
+    ("rope scaling without its factor", "`yarn` lacks its factor", |f| f.set("llama.rope.scaling.type", STRING, text("yarn"))),
     ("rope scaling negative", "factor", |f| f.set("llama.rope.scaling.factor", F32, (-2f32).to_le_bytes())),
     ("vocab_size lies", "vocab_size is 99", |f| f.set_u32("llama.vocab_size", 99)),
     ("more tokens than rows", "tokenizer has 5 tokens", |f| {

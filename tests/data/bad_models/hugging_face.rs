@@ -113,9 +113,9 @@ const ATTACKS: &[Attack] = &[
         fs::write(f.join(CONFIG), r#"{"model_type":"llama","unused":NaN,"num_attention_heads":1,"hidden_size":8}"#).unwrap()
     }),
     ("model_type unknown", CONFIG, "`bert`", |f| config(f, "model_type", json!("bert"))),
-    ("architecture unknown", CONFIG, "`GPT2LMHeadModel`", |f| config(f, "architectures", json!(["GPT2LMHeadModel"]))),
+    ("architecture unknown", CONFIG, "`FalconForCausalLM`", |f| config(f, "architectures", json!(["FalconForCausalLM"]))),
     ("architectures a number", CONFIG, "architectures", |f| config(f, "architectures", json!(7))),
-    ("activation", CONFIG, "`gelu`", |f| config(f, "hidden_act", json!("gelu"))),
+    ("activation", CONFIG, "`mish`", |f| config(f, "hidden_act", json!("mish"))),
     ("quantised", CONFIG, "`awq`", |f| config(f, "quantization_config", json!({"quant_method": "awq"}))),
     ("hidden_size missing", CONFIG, "`hidden_size` is missing", |f| config(f, "hidden_size", Value::Null)),
     ("hidden_size negative", CONFIG, "`hidden_size` is -64", |f| config(f, "hidden_size", json!(-64))),
@@ -131,7 +131,8 @@ const ATTACKS: &[Attack] = &[
     ("context 0", CONFIG, "context length is 0", |f| config(f, "max_position_embeddings", json!(0))),
     ("epsilon 0", CONFIG, "epsilon", |f| config(f, "rms_norm_eps", json!(0))),
     ("theta negative", CONFIG, "rotary", |f| config(f, "rope_theta", json!(-1.0))),
-    ("rope type unknown", CONFIG, "`longrope`", |f| config(f, "rope_scaling", json!({"type": "longrope"}))),
+    ("rope type unknown", CONFIG, "`ntk`", |f| config(f, "rope_scaling", json!({"type": "ntk"}))),
+    ("rope factors missing", CONFIG, "`short_factor`", |f| config(f, "rope_scaling", json!({"type": "longrope"}))),
     ("rope factor missing", CONFIG, "`factor`", |f| config(f, "rope_parameters", json!({"rope_type": "linear"}))),
     ("rope scaling a number", CONFIG, "`rope_scaling`", |f| config(f, "rope_scaling", json!(2))),
     ("window 0", CONFIG, "sliding window is 0", |f| {

@@ -1,7 +1,7 @@
 //! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
 
 use tierflow::gpu::Gpu;
-use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, glu, map, rms_norm, rope, rope_kv, rope_kv_padded};
+use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv, rope_kv_padded};
 use tierflow::model::{Activation, Function, RopePairing};
 
 use super::{EXP_TOLERANCE, SUM_TOLERANCE};
@@ -26,6 +26,32 @@ fn rms_norm_matches_its_reference() {
             let bindings =
                 rms_norm::Bindings { input: Binding::whole(&input), weight: Binding::whole(&weight), output: Binding::whole(&result) };
             run(gpu, &params, |buffer| rms_norm::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{n_rows} rows of {hidden_size}"));
+        }
+    }
+}
+
+#[test]
+fn layer_norm_matches_its_reference() {
+    for gpu in gpus() {
+        for (n_rows, hidden_size, has_bias) in [(1, 1, true), (3, 31, false), (2, 33, true), (257, 3, true), (5, 576, false)] {
+            let params = layer_norm::Params { n_rows, hidden_size, epsilon: 1e-5, weight_offset: (n_rows % 2) as f32 };
+            let mut random = Random(u64::from(hidden_size));
+            let len = (n_rows * hidden_size) as usize;
+            // Far from zero, so that a variance that forgets the mean is another.
+            let input: Vec<f32> = random.floats(len).iter().map(|value| value + 3.0).collect();
+            let [weight, bias] = [0, 1].map(|_| random.floats(hidden_size as usize));
+            let mut expected = vec![0.0; len];
+            layer_norm::reference(&params, &input, &weight, has_bias.then_some(&bias[..]), &mut expected);
+            let [input, weight, bias] = [("input", &input), ("weight", &weight), ("bias", &bias)].map(|(name, v)| upload(gpu, name, v));
+            let result = poisoned(gpu, len);
+            let bindings = layer_norm::Bindings {
+                input: Binding::whole(&input),
+                weight: Binding::whole(&weight),
+                bias: has_bias.then_some(Binding::whole(&bias)),
+                output: Binding::whole(&result),
+            };
+            run(gpu, &params, |buffer| layer_norm::prepare(gpu, buffer, &params, bindings));
             assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{n_rows} rows of {hidden_size}"));
         }
     }
@@ -243,6 +269,8 @@ fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
     words.iter().flat_map(value).collect()
 }
 
+const ACTIVATIONS: [Activation; 5] = [Activation::GeluTanh, Activation::Silu, Activation::Gelu, Activation::Relu, Activation::ReluSquared];
+
 #[test]
 fn elementwise_kernels_match_their_references() {
     for gpu in gpus() {
@@ -256,14 +284,16 @@ fn elementwise_kernels_match_their_references() {
 
             let params = glu::Params { n_values };
             let mut expected = vec![0.0; len];
-            for activation in [Activation::GeluTanh, Activation::Silu] {
+            for activation in ACTIVATIONS {
                 glu::reference(&params, activation, &gate, &up, &mut expected);
                 let bindings = glu::Bindings { gate: Binding::whole(&gates), up: Binding::whole(&ups), output: Binding::whole(&result) };
                 run(gpu, &params, |buffer| glu::prepare(gpu, buffer, &params, activation, bindings));
                 assert_close(&output(gpu, &result, len), &expected, EXP_TOLERANCE, &what);
             }
             // Far beyond a cap, about it and below.
-            for (function, number) in [(Function::Scale(-0.75), -0.75), (Function::Softcap(0.01), 0.01), (Function::Softcap(30.0), 30.0)] {
+            let numbered = [(Function::Scale(-0.75), -0.75), (Function::Softcap(0.01), 0.01), (Function::Softcap(30.0), 30.0)];
+            let activations = ACTIVATIONS.map(|activation| (Function::Activation(activation), 0.0));
+            for (function, number) in numbered.into_iter().chain(activations) {
                 let mut expected = gate.clone();
                 map::reference(function, &mut expected);
                 let (params, mapped) =

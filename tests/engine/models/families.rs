@@ -12,6 +12,9 @@ pub struct Golden {
     dtype: String,
     config: Value,
     tensors: Vec<Tensor>,
+    /// What the folder's names lack, where it was saved without its head.
+    #[serde(default)]
+    lacks: String,
     gguf: Option<Gguf>,
     cases: Value,
 }
@@ -29,6 +32,15 @@ struct Gguf {
     architecture: String,
     keys: Map<String, Value>,
     tensors: Vec<GgufTensor>,
+    /// Those that converters make of the config.
+    #[serde(default)]
+    vectors: Vec<GgufVector>,
+}
+
+#[derive(Deserialize)]
+struct GgufVector {
+    name: String,
+    values: Vec<f32>,
 }
 
 /// A tensor of a GGUF file, made of one of the folder's.
@@ -38,6 +50,11 @@ struct GgufTensor {
     from: String,
     /// Heads whose rows are permuted to interleaved pairs.
     permuted_heads: Option<usize>,
+    /// Heads of a matrix that has queries, keys and values of each; all queries become neighbours, and so on.
+    heads_of_parts: Option<usize>,
+    /// Whether columns become rows.
+    #[serde(default)]
+    transposed: bool,
     add: f32,
 }
 
@@ -65,7 +82,8 @@ impl Golden {
             let begin = data.len();
             data.extend(encode(&self.dtype, &tensor.values(&self.dtype)));
             let entry = json!({ "dtype": self.dtype, "shape": tensor.shape, "data_offsets": [begin, data.len()] });
-            header.insert(tensor.name.clone(), entry);
+            let name = tensor.name.strip_prefix(&self.lacks).unwrap_or(&tensor.name);
+            header.insert(name.to_owned(), entry);
         }
         let mut header = Value::Object(header).to_string();
         header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
@@ -77,26 +95,36 @@ impl Golden {
         self.write_answers(folder);
         let mut file = b"GGUF".to_vec();
         file.extend(3u32.to_le_bytes());
-        file.extend((gguf.tensors.len() as u64).to_le_bytes());
+        file.extend(((gguf.tensors.len() + gguf.vectors.len()) as u64).to_le_bytes());
         file.extend((gguf.keys.len() as u64 + 1).to_le_bytes());
         push_text(&mut file, "general.architecture");
         file.extend(8u32.to_le_bytes());
         push_text(&mut file, &gguf.architecture);
         for (key, value) in &gguf.keys {
             push_text(&mut file, &format!("{}.{key}", gguf.architecture));
-            match value.as_u64() {
-                Some(number) => file.extend([4u32.to_le_bytes(), (number as u32).to_le_bytes()].concat()),
-                None => file.extend([6u32.to_le_bytes(), (value.as_f64().unwrap() as f32).to_le_bytes()].concat()),
+            match (value.as_str(), value.as_u64()) {
+                (Some(text), _) => {
+                    file.extend(8u32.to_le_bytes());
+                    push_text(&mut file, text);
+                }
+                _ if value.is_boolean() => file.extend([&7u32.to_le_bytes()[..], &[u8::from(value == true)]].concat()),
+                (_, Some(number)) => file.extend([4u32.to_le_bytes(), (number as u32).to_le_bytes()].concat()),
+                _ => file.extend([6u32.to_le_bytes(), (value.as_f64().unwrap() as f32).to_le_bytes()].concat()),
             }
         }
         let mut data = Vec::new();
         for entry in &gguf.tensors {
             let tensor = self.tensors.iter().find(|tensor| tensor.name == entry.from).unwrap();
-            // As the converter has it: vectors in f32.
-            let dtype = if tensor.shape.len() == 1 { "F32" } else { &self.dtype };
+            // As the converter has it: vectors and learned positions in f32.
+            let is_small = tensor.shape.len() == 1 || entry.name.starts_with("position_embd");
+            let dtype = if is_small { "F32" } else { &self.dtype };
+            let mut shape = tensor.shape.clone();
+            if entry.transposed {
+                shape.reverse();
+            }
             push_text(&mut file, &entry.name);
-            file.extend((tensor.shape.len() as u32).to_le_bytes());
-            file.extend(tensor.shape.iter().rev().flat_map(|size| (*size as u64).to_le_bytes()));
+            file.extend((shape.len() as u32).to_le_bytes());
+            file.extend(shape.iter().rev().flat_map(|size| (*size as u64).to_le_bytes()));
             file.extend(match dtype {
                 "F32" => 0u32.to_le_bytes(),
                 "F16" => 1u32.to_le_bytes(),
@@ -106,9 +134,27 @@ impl Golden {
             let mut values = tensor.values(&self.dtype);
             values.iter_mut().for_each(|value| *value += entry.add);
             if let Some(n_heads) = entry.permuted_heads {
-                values = permuted(&values, n_heads, tensor.shape[0], tensor.shape[1]);
+                values = permuted(&values, n_heads, tensor.shape[0], tensor.shape.get(1).copied().unwrap_or(1));
+            }
+            if let Some(n_heads) = entry.heads_of_parts {
+                let head_len = values.len() / (3 * n_heads);
+                let place = |index: usize| (index % n_heads * 3 + index / n_heads) * head_len;
+                values = (0..3 * n_heads).flat_map(|index| &values[place(index)..][..head_len]).copied().collect();
+            }
+            if entry.transposed {
+                let n_columns = tensor.shape[1];
+                values = (0..n_columns).flat_map(|column| values.iter().skip(column).step_by(n_columns)).copied().collect();
             }
             data.extend(encode(dtype, &values));
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        for vector in &gguf.vectors {
+            push_text(&mut file, &vector.name);
+            file.extend(1u32.to_le_bytes());
+            file.extend((vector.values.len() as u64).to_le_bytes());
+            file.extend(0u32.to_le_bytes());
+            file.extend((data.len() as u64).to_le_bytes());
+            data.extend(encode("F32", &vector.values));
             data.resize(data.len().next_multiple_of(32), 0);
         }
         file.resize(file.len().next_multiple_of(32), 0);

@@ -24,8 +24,9 @@ const VARIANTS = {
     { LANES: 32, WORKGROUP: 64, ROWS: 4 },
   ]),
   matmul_tile: combined({ DTYPE: DTYPES }),
-  matmul_odd: combined({ DTYPE: FLOAT_DTYPES }),
+  matmul_unaligned: combined({ DTYPE: FLOAT_DTYPES }),
   rms_norm: combined({ LANES: [8, 64] }),
+  layer_norm: combined({ LANES: [8, 64], HAS_BIAS: BOOLS }),
   rope_kv: combined({ KV_F16: BOOLS }),
   rope_kv_padded: combined({ KV_F16: BOOLS }),
   attention_token: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
@@ -41,8 +42,8 @@ const VARIANTS = {
   attention_combine: combined({ PART_POSITIONS: [64] }),
   attention_compact: combined({ HEAD_SIZE: [12] }),
   top_k: combined({ LANES: [8, 64] }),
-  glu: combined({ ACTIVATION: [0, 1] }),
-  map: combined({ FUNCTION: [0, 1] }),
+  glu: combined({ ACTIVATION: [0, 1, 2, 3, 4] }),
+  map: combined({ FUNCTION: [0, 1, 2, 2, 2, 2, 2], ACTIVATION: [0, 0, 0, 1, 2, 3, 4] }),
 };
 
 /**

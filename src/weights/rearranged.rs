@@ -1,0 +1,242 @@
+//! Matrices that a file has transposed or with their rows in another order, as a file of their own that has them row by row as the model
+//! computes with them. The values pass as they are stored; they change places on the way from the disk to wherever their placement is,
+//! so that plans, slots and kernels know one order only.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::platform::{self, ByteSource};
+use crate::units::Bytes;
+use crate::weights::TensorInfo;
+
+/// Bytes that are read at a time, at most, where a row of the file is not longer.
+const BLOCK_BYTES: u64 = 256 << 10;
+
+/// In which order a file has a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Its columns are where others have rows.
+    Transposed,
+    /// The rows of one head behind those of another, each head with those of all parts; as the model computes with them, all heads of a
+    /// part are one behind the other. Vectors have single values as rows.
+    ByHeads {
+        /// How many heads.
+        n_heads: u64,
+        /// How many parts each has: queries, keys and values.
+        n_parts: u64,
+    },
+}
+
+/// The matrices, one behind the other, read from the files that have them otherwise.
+#[derive(Debug)]
+pub(crate) struct Rearranged {
+    /// The first of those files, for messages.
+    path: String,
+    len: u64,
+    matrices: Vec<Matrix>,
+}
+
+#[derive(Debug)]
+struct Matrix {
+    source: Arc<dyn ByteSource>,
+    /// Where the file has it, and where it lies here.
+    stored: u64,
+    begin: u64,
+    n_rows: u64,
+    n_columns: u64,
+    /// Bytes of a value.
+    width: u64,
+    order: Order,
+}
+
+impl Rearranged {
+    /// Makes of each of `tensors`, which have single values in the files `sources`, one of file number `shard`. `None` where there are
+    /// none.
+    pub(crate) fn of(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<dyn ByteSource>], shard: u32) -> Option<Rearranged> {
+        let mut file: Option<Rearranged> = None;
+        for (tensor, order) in tensors {
+            let Some(source) = sources.get(tensor.shard as usize) else { continue };
+            match (tensor.shape.as_mut_slice(), order) {
+                ([n_rows, n_columns], Order::Transposed) => std::mem::swap(n_rows, n_columns),
+                ([n_rows, ..], Order::ByHeads { n_heads, n_parts }) if n_rows.is_multiple_of(n_heads * n_parts) => {}
+                // The model will say that it has another shape.
+                _ => continue,
+            }
+            let file = file.get_or_insert_with(|| Rearranged { path: source.path().to_owned(), len: 0, matrices: Vec::new() });
+            let (n_rows, n_columns) = (tensor.shape[0], tensor.shape[1..].iter().product());
+            let (stored, begin, width) = (tensor.offset, file.len, tensor.size_bytes.0 / tensor.n_values().max(1));
+            file.matrices.push(Matrix { source: Arc::clone(source), stored, begin, n_rows, n_columns, width, order });
+            (tensor.shard, tensor.offset) = (shard, begin);
+            file.len = (begin + tensor.size_bytes.0).next_multiple_of(platform::DIRECT_ALIGNMENT as u64);
+        }
+        file
+    }
+}
+
+impl ByteSource for Rearranged {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset + buffer.len() as u64;
+        // What lies between matrices is nobody's.
+        buffer.fill(0);
+        for matrix in &self.matrices {
+            let (begin, matrix_end) = (matrix.begin.max(offset), (matrix.begin + matrix.size().0).min(end));
+            if begin < matrix_end {
+                let part = &mut buffer[(begin - offset) as usize..(matrix_end - offset) as usize];
+                matrix.read(begin - matrix.begin, part)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Matrix {
+    fn size(&self) -> Bytes {
+        Bytes(self.n_rows * self.n_columns * self.width)
+    }
+
+    /// Bytes from `offset` on, which lie in it.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match self.order {
+            Order::Transposed => self.read_transposed(offset, buffer),
+            Order::ByHeads { n_heads, n_parts } => self.read_heads(n_heads, n_parts, offset, buffer),
+        }
+    }
+
+    fn read_heads(&self, n_heads: u64, n_parts: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let head_bytes = self.size().0 / (n_heads * n_parts);
+        let mut rest = buffer;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let (head, within) = (at / head_bytes, at % head_bytes);
+            let (part, head) = (head / n_heads, head % n_heads);
+            let (now, behind) = rest.split_at_mut((head_bytes - within).min(rest.len() as u64) as usize);
+            self.source.read_at(self.stored + (head * n_parts + part) * head_bytes + within, now)?;
+            at += now.len() as u64;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Rows here are columns of the file, where most of a row lies beside what is wanted if few of
+    /// its values are: those are read by themselves then.
+    fn read_transposed(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let row_bytes = self.n_columns * self.width;
+        let rows = offset / row_bytes..(offset + buffer.len() as u64).div_ceil(row_bytes);
+        let n_wanted = rows.end - rows.start;
+        let reads_all = 2 * n_wanted >= self.n_rows;
+        let (n_read, first) = if reads_all { (self.n_rows, 0) } else { (n_wanted, rows.start) };
+        let read_bytes = n_read * self.width;
+        let n_at_once = if reads_all { (BLOCK_BYTES / read_bytes).max(1) } else { 1 };
+        let mut block = platform::zeroed((n_at_once.min(self.n_columns) * read_bytes) as usize, "a matrix that is stored transposed")?;
+        let mut column = 0;
+        while column < self.n_columns {
+            let n_columns = n_at_once.min(self.n_columns - column);
+            let block = &mut block[..(n_columns * read_bytes) as usize];
+            self.source.read_at(self.stored + (column * self.n_rows + first) * self.width, block)?;
+            for row in rows.clone() {
+                for index in 0..n_columns {
+                    let from = (index * read_bytes + (row - first) * self.width) as usize;
+                    let to = row * row_bytes + (column + index) * self.width;
+                    put(&block[from..][..self.width as usize], to, offset, buffer);
+                }
+            }
+            column += n_columns;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a value that belongs at `to` into `buffer`, which begins at `offset`: all of it, or what of it lies there.
+fn put(value: &[u8], to: u64, offset: u64, buffer: &mut [u8]) {
+    if let Some(target) = to.checked_sub(offset).and_then(|to| buffer.get_mut(to as usize..to as usize + value.len())) {
+        target.copy_from_slice(value);
+        return;
+    }
+    for (index, byte) in (to..).zip(value) {
+        if let Some(target) = index.checked_sub(offset).and_then(|index| buffer.get_mut(index as usize)) {
+            *target = *byte;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dtype::DType;
+
+    #[derive(Debug)]
+    struct Memory(Vec<u8>);
+
+    impl ByteSource for Memory {
+        fn path(&self) -> &str {
+            "memory"
+        }
+
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+    }
+
+    fn matrix(dtype: DType, shape: [u64; 2], offset: u64) -> TensorInfo {
+        let size_bytes = Bytes(dtype.size_bytes(shape[0] * shape[1]).unwrap());
+        TensorInfo { name: String::new(), dtype, shape: shape.into(), shard: 0, offset, size_bytes }
+    }
+
+    #[test]
+    fn heads_of_a_part_are_put_together() {
+        let source: Arc<dyn ByteSource> = Arc::new(Memory((0..48).collect()));
+        // Two heads of three parts with two rows each, two columns of halves.
+        let mut tensor = matrix(DType::F16, [12, 2], 0);
+        let file = Rearranged::of(vec![(&mut tensor, Order::ByHeads { n_heads: 2, n_parts: 3 })], &[source], 1).unwrap();
+        let heads = [0u8, 24, 8, 32, 16, 40].into_iter().flat_map(|begin| begin..begin + 8);
+        let expected: Vec<u8> = heads.collect();
+        for (begin, end) in [(0, 48), (3, 21), (8, 9)] {
+            let mut read = vec![0; end - begin];
+            file.read_at(begin as u64, &mut read).unwrap();
+            assert_eq!(read, expected[begin..end]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_range_is_that_of_the_matrices_row_by_row(
+            [rows, columns, others] in prop::array::uniform3(1u64..70),
+            [begin, len] in prop::array::uniform2(0.0..1.0f64),
+        ) {
+            let mut tensors = [matrix(DType::F32, [rows, columns], 8), matrix(DType::F16, [others, rows], 8 + 4 * rows * columns)];
+            let stored = tensors.clone();
+            let bytes: Vec<u8> = (0..8 + 4 * rows * columns + 2 * others * rows).map(|index| (index * 7 % 251) as u8).collect();
+            let source: Arc<dyn ByteSource> = Arc::new(Memory(bytes.clone()));
+            let file = Rearranged::of(tensors.iter_mut().map(|tensor| (tensor, Order::Transposed)).collect(), &[source], 5).unwrap();
+            let mut expected = vec![0u8; file.len() as usize];
+            for (tensor, stored) in tensors.iter().zip(&stored) {
+                prop_assert_eq!((tensor.shard, &tensor.shape), (5, &vec![stored.shape[1], stored.shape[0]]));
+                let width = stored.size_bytes.0 / stored.n_values();
+                for (row, column) in (0..stored.shape[0]).flat_map(|row| (0..stored.shape[1]).map(move |column| (row, column))) {
+                    let from = (stored.offset + (row * stored.shape[1] + column) * width) as usize;
+                    let to = (tensor.offset + (column * stored.shape[0] + row) * width) as usize;
+                    expected[to..to + width as usize].copy_from_slice(&bytes[from..from + width as usize]);
+                }
+            }
+            let begin = (begin * file.len() as f64) as usize;
+            let mut read = vec![1; (len * (file.len() as usize - begin) as f64) as usize];
+            file.read_at(begin as u64, &mut read).unwrap();
+            prop_assert_eq!(&read, &expected[begin..begin + read.len()]);
+        }
+    }
+}
