@@ -24,6 +24,9 @@ pub(super) enum Residency {
     Disk,
 }
 
+/// How many of them there are.
+const N_RESIDENCIES: usize = 3;
+
 impl Residency {
     /// The device that stores a unit computed by `executor`.
     pub(super) fn device(self, executor: Device) -> Device {
@@ -36,13 +39,20 @@ impl Residency {
 }
 
 /// One entry for every unit after the embedding, and the number of slots of each ring.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Assignment {
     pub(super) units: Vec<UnitAssignment>,
     pub(super) n_slots: usize,
 }
 
 impl Assignment {
+    /// The same in little memory, to look up what is known of it: equal for equal assignments only.
+    pub(super) fn key(&self) -> Vec<u16> {
+        let of_unit = |unit: &UnitAssignment| unit.worker * N_RESIDENCIES + unit.residency as usize;
+        // There are far fewer workers, and slots, than numbers of 16 bits.
+        self.units.iter().map(of_unit).chain([self.n_slots]).map(|number| number as u16).collect()
+    }
+
     /// The same as placements, for a build.
     pub(super) fn placements(&self, site: &Site<'_>) -> Vec<Placement> {
         let placement = |(index, unit): (usize, &UnitAssignment)| {

@@ -5,7 +5,7 @@
 use crate::device::Device;
 use crate::model::UnitKind;
 use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
-use crate::plan::scorer::Scorer;
+use crate::plan::scorer::{Memory, Scorer};
 use crate::plan::site::Site;
 use crate::units::Bytes;
 
@@ -60,13 +60,40 @@ pub(super) enum Spread {
 impl Spread {
     pub(super) const ALL: [Spread; 3] = [Spread::Evenly, Spread::First, Spread::Last];
 
-    /// Whether part `index` of `n` is one of the `n_streamed`.
-    fn picks(self, index: usize, n: usize, n_streamed: usize) -> bool {
-        match self {
-            Spread::Evenly => (index + 1) * n_streamed / n > index * n_streamed / n,
-            Spread::First => index < n_streamed,
-            Spread::Last => index + n_streamed >= n,
+    /// Which of `n` parts are the `n_streamed`, one after the other.
+    fn picked(self, n: usize, n_streamed: usize) -> Picked {
+        let n_as_first = match self {
+            Spread::Evenly => 0,
+            Spread::First => n_streamed,
+            Spread::Last => n.saturating_sub(n_streamed),
+        };
+        Picked { spread: self, n, n_streamed, n_as_first, rest: 0 }
+    }
+}
+
+/// Where [`Spread::picked`] is.
+struct Picked {
+    spread: Spread,
+    n: usize,
+    n_streamed: usize,
+    /// Parts that are as the first one, of those that are left, where they are not spread evenly.
+    n_as_first: usize,
+    /// Where they are, what has come together for the next one that is picked, in `n`ths.
+    rest: usize,
+}
+
+impl Picked {
+    /// Whether the next part is one of them.
+    fn next(&mut self) -> bool {
+        if self.spread == Spread::Evenly {
+            self.rest += self.n_streamed;
+            let is_picked = self.rest >= self.n;
+            self.rest -= if is_picked { self.n } else { 0 };
+            return is_picked;
         }
+        let is_as_first = self.n_as_first > 0;
+        self.n_as_first = self.n_as_first.saturating_sub(1);
+        is_as_first == (self.spread == Spread::First)
     }
 }
 
@@ -82,17 +109,33 @@ pub(super) struct Parts {
     /// Per kind, the index of each layer's part among the units after the embedding.
     of_kind: [Vec<usize>; N_KINDS],
     head: Option<usize>,
+    n_units: usize,
     /// Whether weights that stream to adapters may be stored in host memory, and on disk.
     pub(super) may_hold: [bool; 2],
+    /// Per worker.
+    rules: Vec<Rules>,
+}
+
+/// What is asked of one worker.
+struct Rules {
+    /// Whether `--strict` lets it hold weights.
+    may_hold: bool,
+    /// How many units from the front, the embedding among them, may be resident.
+    resident_limit: usize,
+    /// Where its parts lie that stream.
+    streamed_residency: Residency,
 }
 
 impl Parts {
     pub(super) fn of(site: &Site<'_>) -> Parts {
-        let mut parts = Parts {
-            of_kind: [Vec::new(), Vec::new()],
-            head: None,
-            may_hold: [Device::Cpu, Device::Disk].map(|device| site.may_hold(device)),
-        };
+        let may_hold = [Device::Cpu, Device::Disk].map(|device| site.may_hold(device));
+        let rules = site.workers.iter().map(|own| Rules {
+            may_hold: site.may_hold(own.device),
+            resident_limit: site.resident_limit(own),
+            streamed_residency: if own.is_gpu() && may_hold[0] { Residency::Host } else { Residency::Disk },
+        });
+        let n_units = site.model.units.len() - 1;
+        let mut parts = Parts { of_kind: [Vec::new(), Vec::new()], head: None, n_units, may_hold, rules: rules.collect() };
         for (index, unit) in site.model.units.iter().skip(1).enumerate() {
             match unit.kind {
                 UnitKind::Attention { .. } | UnitKind::Layer { .. } => parts.of_kind[0].push(index),
@@ -136,46 +179,69 @@ impl Parts {
         Some(Counts { shares, head: place, streams_head, interleaved: INTERLEAVED[0], spread: Spread::Last, n_slots: assignment.n_slots })
     }
 
-    /// The assignment of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
-    pub(super) fn assignment(&self, site: &Site<'_>, counts: &Counts) -> Assignment {
-        let n_units = site.model.units.len() - 1;
-        let mut assigned = vec![UnitAssignment { worker: 0, residency: Residency::Resident }; n_units];
-        let streamed_residency = |worker: usize| match site.workers[worker].is_gpu() && self.may_hold[0] {
-            true => Residency::Host,
-            false => Residency::Disk,
-        };
+    /// Makes `assignment` that of `counts`, with all that streams to adapters in host memory; what may not stay by `-ngl` streams too.
+    pub(super) fn assign(&self, counts: &Counts, assignment: &mut Assignment) {
+        let assigned = &mut assignment.units;
+        assigned.clear();
+        assigned.resize(self.n_units, UnitAssignment { worker: 0, residency: Residency::Resident });
         let assign = |worker: usize, unit: usize, streams: bool| {
-            let streams = streams || unit + 1 >= site.resident_limit(&site.workers[worker]);
-            UnitAssignment { worker, residency: if streams { streamed_residency(worker) } else { Residency::Resident } }
+            let rules = &self.rules[worker];
+            let streams = streams || unit + 1 >= rules.resident_limit;
+            UnitAssignment { worker, residency: if streams { rules.streamed_residency } else { Residency::Resident } }
         };
         for (kind, units) in self.of_kind.iter().enumerate() {
-            let mut taken = vec![0; counts.shares.len()];
-            for (layer, &unit) in units.iter().enumerate() {
-                let Some(place) = counts.share_of(kind, layer, &taken) else { break };
-                let share = &counts.shares[place];
-                let streams = counts.spread.picks(taken[place], share.computed[kind], share.streamed[kind]);
-                assigned[unit] = assign(share.worker, unit, streams);
-                taken[place] += 1;
+            let picked = |share: &Share| counts.spread.picked(share.computed[kind], share.streamed[kind]);
+            if counts.interleaved[kind] {
+                let (mut taken, mut picked) = (vec![0; counts.shares.len()], counts.shares.iter().map(picked).collect::<Vec<_>>());
+                for (layer, &unit) in units.iter().enumerate() {
+                    let Some(place) = counts.furthest_behind(kind, layer, &taken) else { break };
+                    assigned[unit] = assign(counts.shares[place].worker, unit, picked[place].next());
+                    taken[place] += 1;
+                }
+            } else {
+                let mut rest = units.as_slice();
+                for share in &counts.shares {
+                    let (own, behind) = rest.split_at(share.computed[kind].min(rest.len()));
+                    let mut picked = picked(share);
+                    for &unit in own {
+                        assigned[unit] = assign(share.worker, unit, picked.next());
+                    }
+                    rest = behind;
+                }
             }
         }
         if let Some(head) = self.head {
             assigned[head] = assign(counts.shares[counts.head].worker, head, counts.streams_head);
         }
-        Assignment { units: assigned, n_slots: counts.n_slots }
+        assignment.n_slots = counts.n_slots;
+    }
+
+    /// Whether an assignment keeps to `-ngl` and `--strict`, and streams nothing where nothing `may_stream`.
+    pub(super) fn is_allowed(&self, assignment: &Assignment, may_stream: bool) -> bool {
+        assignment.units.iter().enumerate().all(|(index, unit)| {
+            let rules = &self.rules[unit.worker];
+            rules.may_hold
+                && match unit.residency {
+                    Residency::Resident => index + 1 < rules.resident_limit,
+                    Residency::Host => may_stream && self.may_hold[0],
+                    Residency::Disk => may_stream && self.may_hold[1],
+                }
+        })
     }
 
     /// Moves evenly spread host-resident units to disk where host memory has no room for all of them; `None` where nothing helps.
-    pub(super) fn settle_host(&self, scorer: &Scorer<'_>, assignment: &mut Assignment) -> Option<()> {
+    /// Gives the assignment's memory, which that does not change, where it was looked at.
+    pub(super) fn settle_host(&self, scorer: &Scorer<'_>, assignment: &mut Assignment) -> Option<Option<Memory>> {
         let on_host = |unit: &UnitAssignment| unit.residency == Residency::Host;
         let bytes = |(index, unit): (usize, &UnitAssignment)| u128::from(scorer.block_bytes(unit.worker, index).0);
         let total: u128 = assignment.units.iter().enumerate().filter(|(_, unit)| on_host(unit)).map(bytes).sum();
         if total == 0 {
-            return Some(());
+            return Some(None);
         }
         let memory = scorer.memory(assignment)?;
         let room = memory.host_room.saturating_sub(scorer.host_padding(assignment, &memory));
         if u128::from(room.0) >= total {
-            return Some(());
+            return Some(Some(memory));
         }
         if !self.may_hold[1] {
             return None;
@@ -191,7 +257,7 @@ impl Parts {
                 unit.residency = Residency::Disk;
             }
         }
-        Some(())
+        Some(Some(memory))
     }
 }
 
@@ -213,16 +279,13 @@ impl Counts {
         all
     }
 
-    /// Which share computes a layer's part of a kind, after `taken` parts of each share were computed before it.
-    fn share_of(&self, kind: usize, layer: usize, taken: &[usize]) -> Option<usize> {
-        let open = || (0..self.shares.len()).filter(|&place| taken[place] < self.shares[place].computed[kind]);
-        if !self.interleaved[kind] {
-            return open().next();
-        }
+    /// Which share computes a layer's part of a kind where they are interleaved, after `taken` parts of each share were computed before it:
+    /// the share that is furthest behind an even distribution; of equals the first.
+    fn furthest_behind(&self, kind: usize, layer: usize, taken: &[usize]) -> Option<usize> {
+        let open = (0..self.shares.len()).filter(|&place| taken[place] < self.shares[place].computed[kind]);
         let n_layers: usize = self.shares.iter().map(|share| share.computed[kind]).sum();
-        // The share that is furthest behind an even distribution; of equals the first.
         let behind = |place: usize| (self.shares[place].computed[kind] * (layer + 1)) as isize - (taken[place] * n_layers) as isize;
-        open().reduce(|most, next| if behind(next) > behind(most) { next } else { most })
+        open.reduce(|most, next| if behind(next) > behind(most) { next } else { most })
     }
 
     /// All counts that differ in one number, in the head or in the spread.

@@ -198,12 +198,15 @@ struct Virtual<'a> {
     computed_from: usize,
     /// Most of them.
     n_to_share: usize,
+    /// What a chunk that stays, and one that streams, adds for its share of a submission.
+    submit_secs: [f64; 2],
+    round_trip_secs: f64,
 }
 
 impl Virtual<'_> {
     /// Ends a submission: its slots are free once it is computed and the host knows.
     fn submit(&mut self) {
-        let free = self.compute_free + self.costs.round_trip_secs();
+        let free = self.compute_free + self.round_trip_secs;
         self.free_slots.extend(std::iter::repeat_n(free, std::mem::take(&mut self.computed_from)));
     }
 }
@@ -228,15 +231,21 @@ impl<'a> DryRun<'a> {
         rings: &[(Device, usize)],
         transfer_bytes: [Bytes; 2],
     ) -> DryRun<'a> {
-        let virtual_device = |&(device, n_slots): &(Device, usize)| Virtual {
-            device,
-            costs: machine.of(device),
-            upload_free: 0.0,
-            compute_free: 0.0,
-            ready: VecDeque::new(),
-            free_slots: vec![0.0; n_slots].into(),
-            computed_from: 0,
-            n_to_share: if device == Device::Cpu { 1 } else { n_to_share(n_slots) },
+        let virtual_device = |&(device, n_slots): &(Device, usize)| {
+            let costs = machine.of(device);
+            let n_to_share = if device == Device::Cpu { 1 } else { n_to_share(n_slots) };
+            Virtual {
+                device,
+                costs,
+                upload_free: 0.0,
+                compute_free: 0.0,
+                ready: VecDeque::with_capacity(n_slots),
+                free_slots: vec![0.0; n_slots].into(),
+                computed_from: 0,
+                n_to_share,
+                submit_secs: [CHUNKS_PER_SUBMIT, n_to_share].map(|n_chunks| 1.0 / n_chunks as f64 * costs.submit_secs()),
+                round_trip_secs: costs.round_trip_secs(),
+            }
         };
         let devices = rings.iter().map(virtual_device).collect();
         DryRun { machine, chunks, transfer_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, transfer_secs: 0.0 }
@@ -257,7 +266,7 @@ impl<'a> DryRun<'a> {
         match step {
             Step::Embed => {}
             Step::FetchUpload(chunk) | Step::Upload(chunk) => self.upload(chunk),
-            Step::ComputeResident(chunk) => self.compute(chunk, 0.0, 1.0 / CHUNKS_PER_SUBMIT as f64),
+            Step::ComputeResident(chunk) => self.compute(chunk, 0.0, false),
             Step::ComputeStreamed(chunk) => self.compute_streamed(chunk),
             Step::Transfer { from, to } => self.transfer(from, Some(to)),
             Step::Readback => {
@@ -288,10 +297,10 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    fn compute(&mut self, chunk: usize, earliest: f64, submits: f64) {
+    fn compute(&mut self, chunk: usize, earliest: f64, streams: bool) {
         let (now, cost) = (self.now, self.chunks[chunk]);
         let own = &mut self.devices[cost.executor];
-        let secs = cost.compute_secs + submits * own.costs.submit_secs();
+        let secs = cost.compute_secs + own.submit_secs[usize::from(streams)];
         let end = own.compute_free.max(earliest).max(now) + secs;
         own.compute_free = end;
         if own.device == Device::Cpu {
@@ -307,10 +316,9 @@ impl<'a> DryRun<'a> {
         if ready > now {
             own.submit();
         }
-        let share = own.n_to_share as f64;
         self.stall_secs += (ready - idle_from).max(0.0);
         self.now = now.max(ready);
-        self.compute(chunk, ready, 1.0 / share);
+        self.compute(chunk, ready, true);
         let own = &mut self.devices[executor];
         own.computed_from += 1;
         if own.computed_from >= own.n_to_share {

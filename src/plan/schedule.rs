@@ -69,7 +69,9 @@ impl Schedule {
     pub(super) fn of(layout: &Layout) -> Schedule {
         let mut queues: Vec<UploadQueue> = layout.rings.iter().map(|ring| UploadQueue::new(layout, *ring)).collect();
         let prologue = queues.iter().flat_map(|queue| (0..queue.lookahead).map(|ordinal| queue.upload(layout, ordinal))).collect();
-        let mut steps = vec![Step::Embed];
+        // An upload and a computation for each, at most, and what stands before and behind.
+        let mut steps = Vec::with_capacity(2 * layout.chunks.len() + 2);
+        steps.push(Step::Embed);
         let mut before: Option<Device> = None;
         for (chunk, &(executor, stored_on)) in layout.chunks.iter().enumerate() {
             if let Some(from) = before.replace(executor).filter(|&from| from != executor) {

@@ -1,6 +1,7 @@
 //! Scores of assignments: what memory they take, and how long the request that the plan is made for takes with them, by the dry run.
 //! A lower bound of that time, which costs a hundredth of a dry run, comes first: what cannot win is not run.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::device::Device;
@@ -23,6 +24,8 @@ const BOUND_SHARE: f64 = 0.99;
 /// Assignments whose bound is computed in the time of one chunk of a dry run, per unit.
 const BOUNDS_PER_CHUNK: usize = 16;
 
+/// Kinds of forwards of a request at most: those of its prompt and those of its answer.
+const N_PHASES: usize = 2;
 /// Links whose uploads a bound sums separately, and one more for all others.
 const N_LINKS: usize = 9;
 
@@ -36,8 +39,10 @@ pub(super) struct Scorer<'a> {
     /// Per worker: fixed memory as [head, no head].
     base: Vec<[Bytes; 2]>,
     phases: Vec<Phase>,
-    /// From one worker to another, per phase.
-    transfer_secs: Vec<Vec<Vec<f64>>>,
+    /// From one worker to another.
+    transfer_secs: Vec<Vec<PerPhase>>,
+    /// What was found of every assignment that was asked for: searches meet most of them again.
+    scores: HashMap<Vec<u16>, Score>,
     /// The work done until now, in chunks of dry runs; bounds count as fractions of one.
     pub(super) n_looked_at: usize,
 }
@@ -49,13 +54,24 @@ pub(super) struct Phase {
     pub(super) transfer_bytes: [Bytes; 2],
 }
 
+/// Seconds in each phase; nothing in a phase that there is not.
+type PerPhase = [f64; N_PHASES];
+
+/// What is known of an assignment.
+#[derive(Clone, Copy)]
+struct Score {
+    /// Seconds of the request; `None` where the assignment does not fit.
+    secs: Option<f64>,
+    /// The work of finding it, as [`Scorer::n_looked_at`] counts.
+    n_looked_at: usize,
+}
+
 /// A unit on one worker.
 struct UnitCosts {
     block: Bytes,
     beside: Bytes,
     n_dispatches: usize,
-    /// Per phase.
-    compute_secs: Vec<f64>,
+    compute_secs: PerPhase,
     /// To bring it to the worker whole, from host memory.
     upload_secs: f64,
     /// To read it from disk whole.
@@ -66,6 +82,15 @@ struct UnitCosts {
 struct Owner {
     units: Range<usize>,
     share: f64,
+}
+
+/// What one worker's units take together.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    fixed: Bytes,
+    largest_streamed: Bytes,
+    n_dispatches: usize,
+    is_used: bool,
 }
 
 /// The ring of a worker.
@@ -84,6 +109,7 @@ pub(super) struct Memory {
 
 impl<'a> Scorer<'a> {
     pub(super) fn new(site: &'a Site<'a>, machine: &'a MachineCosts, shape: Shape, budgets: &'a [Bytes], phases: Vec<Phase>) -> Scorer<'a> {
+        let per_phase = |secs: &dyn Fn(&Phase) -> f64| std::array::from_fn(|index| phases.get(index).map_or(0.0, secs));
         let unit_costs = |worker: usize, unit: usize| {
             let own = &site.workers[worker];
             let kv = site.kv_bytes_of_unit(own, unit, shape.ctx_size);
@@ -96,7 +122,7 @@ impl<'a> Scorer<'a> {
                 block,
                 beside: own.vector_bytes[unit] + kv,
                 n_dispatches: own.blocks[unit].iter().map(Chunk::n_steps).sum(),
-                compute_secs: phases.iter().map(secs).collect(),
+                compute_secs: per_phase(&secs),
             }
         };
         let n_units = site.model.units.len();
@@ -104,63 +130,90 @@ impl<'a> Scorer<'a> {
         let passes_on = site.workers.len() > 1;
         let base = |on_host: bool, computes_head: bool| site.working_bytes(shape.forward, Role { computes_head, passes_on, on_host });
         let base = site.workers.iter().map(|own| [base(!own.is_gpu(), true), base(!own.is_gpu(), false)]).collect();
-        let transfer_secs = |from: usize, to: usize| -> Vec<f64> {
+        let transfer_secs = |from: usize, to: usize| -> PerPhase {
             let [from, to] = [from, to].map(|worker| machine.of(site.workers[worker].device));
-            phases.iter().map(|phase| from.transfer_secs(Some(to), phase.transfer_bytes[0])).collect()
+            per_phase(&|phase: &Phase| from.transfer_secs(Some(to), phase.transfer_bytes[0]))
         };
         let n_workers = site.workers.len();
         let transfer_secs = (0..n_workers).map(|from| (0..n_workers).map(|to| transfer_secs(from, to)).collect()).collect();
-        Scorer { site, machine, budgets, units, base, phases, transfer_secs, n_looked_at: 0 }
+        Scorer { site, machine, budgets, units, base, phases, transfer_secs, scores: HashMap::new(), n_looked_at: 0 }
     }
 
-    /// Seconds of the request that the plan is made for; `None` where the assignment does not fit.
-    pub(super) fn secs(&mut self, assignment: &Assignment) -> Option<f64> {
-        self.n_looked_at += assignment.units.len() / BOUNDS_PER_CHUNK + 1;
-        let memory = self.memory(assignment).filter(|memory| self.host_bytes(assignment, &memory.rings) <= memory.host_room)?;
+    /// Seconds of the request that the plan is made for; `None` where the assignment does not fit. `memory` is the assignment's, where
+    /// that is known.
+    pub(super) fn secs(&mut self, assignment: &Assignment, memory: Option<Memory>) -> Option<f64> {
+        let key = assignment.key();
+        let known = self.scores.get(&key).copied();
+        let score = known.unwrap_or_else(|| {
+            let score = self.score(assignment, memory);
+            self.scores.insert(key, score);
+            score
+        });
+        // What is found again counts as if it were found anew, so that where a search ends does not depend on what is remembered.
+        self.n_looked_at += score.n_looked_at;
+        score.secs
+    }
+
+    /// As [`Scorer::secs`], of an assignment that will not be met again.
+    pub(super) fn secs_once(&mut self, assignment: &Assignment) -> Option<f64> {
+        let score = self.score(assignment, None);
+        self.n_looked_at += score.n_looked_at;
+        score.secs
+    }
+
+    fn score(&self, assignment: &Assignment, memory: Option<Memory>) -> Score {
+        let mut n_looked_at = assignment.units.len() / BOUNDS_PER_CHUNK + 1;
+        let memory = memory.or_else(|| self.memory(assignment));
+        let Some(memory) = memory.filter(|memory| self.host_bytes(assignment, &memory.rings) <= memory.host_room) else {
+            return Score { secs: None, n_looked_at };
+        };
         let (layout, owners) = self.layout(assignment, &memory.rings);
-        self.n_looked_at += assignment.units.len() + owners.len() * self.phases.len();
+        n_looked_at += assignment.units.len() + owners.len() * self.phases.len();
         let schedule = Schedule::of(&layout);
         let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, assignment.n_slots)).collect();
+        let mut costs: Vec<ChunkCost> = owners.iter().map(|owner| self.moving_cost(assignment, owner)).collect();
+        let streamed = costs.iter().zip(&layout.chunks).filter(|(_, (executor, stored_on))| executor != stored_on);
+        let hidden_secs: f64 = streamed.map(|(cost, _)| cost.fetch_secs + cost.upload_secs).sum();
         let mut secs = 0.0;
         for (index, phase) in self.phases.iter().enumerate() {
-            let costs: Vec<ChunkCost> = owners.iter().map(|owner| self.chunk_cost(assignment, owner, index)).collect();
-            let streamed = costs.iter().zip(&layout.chunks).filter(|(_, (executor, stored_on))| executor != stored_on);
-            let hidden_secs: f64 = streamed.map(|(cost, _)| cost.fetch_secs + cost.upload_secs).sum();
+            for (cost, Owner { units, share }) in costs.iter_mut().zip(&owners) {
+                let units = &self.units[cost.executor][units.clone()];
+                cost.compute_secs = units.iter().map(|unit| unit.compute_secs[index]).sum::<f64>() * share;
+            }
             let pace = DryRun::new(self.machine, &costs, &slots, phase.transfer_bytes).run(&schedule);
             secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
         }
-        Some(secs)
+        Score { secs: Some(secs), n_looked_at }
     }
 
     /// Seconds that [`Scorer::secs`] never stays below: units are computed one after the other, and each link and the disk carry
     /// what streams.
     pub(super) fn bound(&mut self, assignment: &Assignment) -> f64 {
         self.n_looked_at += assignment.units.len() / BOUNDS_PER_CHUNK + 1;
-        let mut secs = 0.0;
-        for (index, phase) in self.phases.iter().enumerate() {
-            let (mut computes, mut fetches) = (0.0, 0.0);
-            let mut uploads = [0.0; N_LINKS];
-            let mut before = assignment.units.first().map_or(0, |unit| unit.worker);
-            for (index_of_unit, unit) in assignment.units.iter().enumerate() {
-                let costs = &self.units[unit.worker][index_of_unit];
-                computes += costs.compute_secs[index];
-                if unit.worker != before {
-                    computes += self.transfer_secs[before][unit.worker][index];
-                    before = unit.worker;
-                }
-                if unit.residency != Residency::Resident {
-                    uploads[unit.worker.min(N_LINKS - 1)] += costs.upload_secs;
-                }
-                if unit.residency == Residency::Disk {
-                    fetches += costs.fetch_secs;
-                }
+        let (mut computes, mut fetches) = ([0.0; N_PHASES], 0.0);
+        let mut uploads = [0.0; N_LINKS];
+        let add = |computes: &mut PerPhase, secs: &PerPhase| computes.iter_mut().zip(secs).for_each(|(sum, secs)| *sum += secs);
+        let mut before = assignment.units.first().map_or(0, |unit| unit.worker);
+        for (index, unit) in assignment.units.iter().enumerate() {
+            let costs = &self.units[unit.worker][index];
+            add(&mut computes, &costs.compute_secs);
+            if unit.worker != before {
+                add(&mut computes, &self.transfer_secs[before][unit.worker]);
+                before = unit.worker;
             }
-            // Workers beyond the last link share it here, and a sum is no bound.
-            let n_links = self.site.workers.len().min(N_LINKS - 1);
-            let longest = uploads[..n_links].iter().copied().fold(fetches, f64::max).max(computes);
-            secs += phase.times * (BOUND_SHARE * longest + HIDDEN_COST * (uploads.iter().sum::<f64>() + fetches));
+            if unit.residency != Residency::Resident {
+                uploads[unit.worker.min(N_LINKS - 1)] += costs.upload_secs;
+            }
+            if unit.residency == Residency::Disk {
+                fetches += costs.fetch_secs;
+            }
         }
-        secs
+        // Workers beyond the last link share it here, and a sum is no bound.
+        let n_links = self.site.workers.len().min(N_LINKS - 1);
+        let moves = uploads[..n_links].iter().copied().fold(fetches, f64::max);
+        let hidden_secs = uploads.iter().sum::<f64>() + fetches;
+        let of_phase = |(phase, computes): (&Phase, f64)| phase.times * (BOUND_SHARE * moves.max(computes) + HIDDEN_COST * hidden_secs);
+        self.phases.iter().zip(computes).map(of_phase).fold(0.0, |secs, of_phase| secs + of_phase)
     }
 
     /// Chunks as they will be cut, near enough; with each, what it has part in.
@@ -192,13 +245,14 @@ impl<'a> Scorer<'a> {
         (layout, owners)
     }
 
-    fn chunk_cost(&self, assignment: &Assignment, Owner { units, share }: &Owner, phase: usize) -> ChunkCost {
+    /// What it costs to bring a chunk to its worker.
+    fn moving_cost(&self, assignment: &Assignment, Owner { units, share }: &Owner) -> ChunkCost {
         let unit = assignment.units[units.start];
         let (own, costs) = (&self.site.workers[unit.worker], &self.units[unit.worker][units.clone()]);
         let bytes = Bytes((costs.iter().map(|unit| unit.block.0).sum::<u64>() as f64 * share) as u64);
         ChunkCost {
             executor: unit.worker,
-            compute_secs: costs.iter().map(|unit| unit.compute_secs[phase]).sum::<f64>() * share,
+            compute_secs: 0.0,
             upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
             fetch_secs: if unit.residency == Residency::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
         }
@@ -207,28 +261,29 @@ impl<'a> Scorer<'a> {
     /// The rings that the budgets leave room for, and the host memory that the workers leave free; `None` where the assignment does not fit.
     pub(super) fn memory(&self, assignment: &Assignment) -> Option<Memory> {
         let n_workers = self.site.workers.len();
-        let (mut fixed, mut largest) = (vec![Bytes::ZERO; n_workers], vec![Bytes::ZERO; n_workers]);
-        let (mut n_dispatches, mut is_used) = (vec![1usize; n_workers], vec![false; n_workers]);
+        let mut sums = vec![Sums::default(); n_workers];
         for (index, unit) in assignment.units.iter().enumerate() {
-            let costs = &self.units[unit.worker][index];
-            fixed[unit.worker] += costs.beside;
-            n_dispatches[unit.worker] += costs.n_dispatches;
-            is_used[unit.worker] = true;
+            let (costs, own) = (&self.units[unit.worker][index], &mut sums[unit.worker]);
+            own.fixed += costs.beside;
+            own.n_dispatches += costs.n_dispatches;
+            own.is_used = true;
             match unit.residency {
-                Residency::Resident => fixed[unit.worker] += costs.block,
-                Residency::Host | Residency::Disk => largest[unit.worker] = largest[unit.worker].max(costs.block),
+                Residency::Resident => own.fixed += costs.block,
+                Residency::Host | Residency::Disk => own.largest_streamed = own.largest_streamed.max(costs.block),
             }
         }
         let head = assignment.units.last().map(|unit| unit.worker);
         let mut rings = vec![None; n_workers];
         let (mut shared, mut of_host) = (Bytes::ZERO, Bytes::ZERO);
-        for worker in (0..n_workers).filter(|&worker| is_used[worker]) {
+        for (worker, sums) in sums.into_iter().enumerate().filter(|(_, sums)| sums.is_used) {
             let own = &self.site.workers[worker];
-            let mut used = fixed[worker] + self.base[worker][usize::from(head != Some(worker))] + own.params_bytes(n_dispatches[worker]);
-            if largest[worker] > Bytes::ZERO {
+            // One more selects the best tokens.
+            let params = own.params_bytes(sums.n_dispatches + 1);
+            let mut used = sums.fixed + self.base[worker][usize::from(head != Some(worker))] + params;
+            if sums.largest_streamed > Bytes::ZERO {
                 let copies = own.ring_copies(assignment.n_slots);
                 let room = self.budgets[worker].saturating_sub(used);
-                let (slot_bytes, params) = self.largest_slot(assignment, worker, room, copies, largest[worker])?;
+                let (slot_bytes, params) = self.largest_slot(assignment, worker, room, copies, sums.largest_streamed)?;
                 rings[worker] = Some(Ring { slot_bytes });
                 used += params + slot_bytes.times(copies);
             }

@@ -47,11 +47,14 @@ pub(super) struct Search<'a> {
     parts: Parts,
     /// Whether nothing may stream.
     stays: bool,
+    /// Memory for assignments that are tried.
+    scratch: Assignment,
 }
 
 impl<'a> Search<'a> {
     pub(super) fn new(site: &'a Site<'a>, scorer: Scorer<'a>) -> Search<'a> {
-        Search { scorer, parts: Parts::of(site), stays: site.options.resident_layers == ResidentLayers::All }
+        let stays = site.options.resident_layers == ResidentLayers::All;
+        Search { scorer, parts: Parts::of(site), stays, scratch: Assignment::default() }
     }
 
     fn site(&self) -> &'a Site<'a> {
@@ -66,7 +69,7 @@ impl<'a> Search<'a> {
         };
         let mut found = self.all(slots.clone(), effort).unwrap_or_else(|| {
             let mut found = self.by_counts(seeds, slots.clone(), effort);
-            let of_seed = |seed: &Assignment| Some((seed.clone(), self.scorer.secs(seed)?));
+            let of_seed = |seed: &Assignment| Some((seed.clone(), self.scorer.secs(seed, None)?));
             found.extend(seeds.iter().filter_map(of_seed));
             found.sort_by(|a, b| a.1.total_cmp(&b.1));
             found.dedup_by(|a, b| a.0 == b.0);
@@ -91,16 +94,17 @@ impl<'a> Search<'a> {
         let mut best: Vec<(Assignment, f64)> = Vec::new();
         for code in 0..n_assignments {
             let choice = |unit: usize| choices[code / choices.len().pow(unit as u32) % choices.len()];
+            let mut assignment = Assignment { units: (0..n_units).map(choice).collect(), n_slots: 0 };
             for n_slots in slots.clone() {
-                let assignment = Assignment { units: (0..n_units).map(choice).collect(), n_slots };
+                assignment.n_slots = n_slots;
                 let worst = best.last().filter(|_| best.len() >= N_BEST).map_or(f64::INFINITY, |(_, secs)| *secs);
                 if !self.is_allowed(&assignment) || self.scorer.bound(&assignment) >= worst {
                     continue;
                 }
-                if let Some(secs) = self.scorer.secs(&assignment).filter(|secs| *secs < worst) {
+                if let Some(secs) = self.scorer.secs_once(&assignment).filter(|secs| *secs < worst) {
                     best.truncate(N_BEST - 1);
                     let place = best.partition_point(|(_, other)| *other <= secs);
-                    best.insert(place, (assignment, secs));
+                    best.insert(place, (assignment.clone(), secs));
                 }
             }
         }
@@ -112,8 +116,9 @@ impl<'a> Search<'a> {
         let mut tried: Vec<(f64, Counts)> = Vec::new();
         let seeds = seeds.iter().filter_map(|seed| self.parts.counts(seed));
         let enumerated: Vec<Counts> = seeds.chain(self.enumerate(slots.clone())).collect();
+        let mut assignment = Assignment::default();
         for counts in enumerated {
-            let assignment = self.parts.assignment(self.site(), &counts);
+            self.parts.assign(&counts, &mut assignment);
             if self.is_allowed(&assignment) {
                 tried.push((self.scorer.bound(&assignment), counts));
             }
@@ -142,13 +147,23 @@ impl<'a> Search<'a> {
 
     /// The assignment of `counts` with its seconds, where they are less than `before`.
     fn secs(&mut self, counts: &Counts, before: f64) -> Option<(Assignment, f64)> {
-        let mut assignment = self.parts.assignment(self.site(), counts);
-        if !self.is_allowed(&assignment) || self.scorer.bound(&assignment) >= before {
+        let mut assignment = std::mem::take(&mut self.scratch);
+        self.parts.assign(counts, &mut assignment);
+        let secs = self.settled_secs(&mut assignment, before);
+        if secs.is_none() {
+            self.scratch = assignment;
             return None;
         }
-        self.parts.settle_host(&self.scorer, &mut assignment)?;
-        let secs = self.scorer.secs(&assignment)?;
-        (secs < before).then_some((assignment, secs))
+        Some((assignment, secs?))
+    }
+
+    /// Seconds of an assignment, with what host memory has no room for on disk, where they are less than `before`.
+    fn settled_secs(&mut self, assignment: &mut Assignment, before: f64) -> Option<f64> {
+        if !self.is_allowed(assignment) || self.scorer.bound(assignment) >= before {
+            return None;
+        }
+        let memory = self.parts.settle_host(&self.scorer, assignment)?;
+        self.scorer.secs(assignment, memory).filter(|secs| *secs < before)
     }
 
     /// Makes the best change of one number for as long as one helps, then any change of two numbers, where `in_pairs`.
@@ -332,17 +347,17 @@ impl<'a> Search<'a> {
         if self.scorer.n_looked_at >= stop_at {
             return;
         }
-        let mut tried = best.clone();
+        let mut tried = std::mem::take(&mut self.scratch);
+        tried.units.clone_from(&best.units);
+        tried.n_slots = best.n_slots;
         change(&mut tried);
-        if tried == *best || !self.is_allowed(&tried) {
-            return;
+        let is_hopeless = tried == *best || !self.is_allowed(&tried) || self.scorer.bound(&tried) >= *best_secs;
+        let secs = if is_hopeless { None } else { self.scorer.secs(&tried, None) };
+        if let Some(secs) = secs.filter(|secs| *secs < *best_secs * (1.0 - LEAST_GAIN)) {
+            std::mem::swap(best, &mut tried);
+            *best_secs = secs;
         }
-        if self.scorer.bound(&tried) >= *best_secs {
-            return;
-        }
-        if let Some(secs) = self.scorer.secs(&tried).filter(|secs| *secs < *best_secs * (1.0 - LEAST_GAIN)) {
-            (*best, *best_secs) = (tried, secs);
-        }
+        self.scratch = tried;
     }
 
     /// All that may be chosen for one unit.
@@ -358,18 +373,8 @@ impl<'a> Search<'a> {
         choices
     }
 
-    /// Whether an assignment keeps to `-ngl` and `--strict`, and streams nothing where nothing may stream.
     fn is_allowed(&self, assignment: &Assignment) -> bool {
-        let site = self.site();
-        assignment.units.iter().enumerate().all(|(index, unit)| {
-            let own = &site.workers[unit.worker];
-            site.may_hold(own.device)
-                && match unit.residency {
-                    Residency::Resident => index + 1 < site.resident_limit(own),
-                    Residency::Host => !self.stays && self.parts.may_hold[0],
-                    Residency::Disk => !self.stays && self.parts.may_hold[1],
-                }
-        })
+        self.parts.is_allowed(assignment, !self.stays)
     }
 }
 
