@@ -8,10 +8,10 @@
 
 use std::collections::VecDeque;
 use std::ops::Deref;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
 use futures_channel::mpsc as tokens;
 use futures_channel::oneshot;
@@ -19,6 +19,7 @@ use futures_core::Stream;
 
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
+use crate::platform;
 use crate::session::{FinishReason, GenerateOptions, Generated, GenerationState};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
 use crate::text::Sampler;
@@ -427,7 +428,7 @@ impl EngineThread {
             .max_by_key(|request| if let LogitsRequest::TopK(k) = request { *k } else { usize::MAX })
             .unwrap_or(LogitsRequest::TopK(1));
         let is_cancelled = || some.iter().all(|running| running.listener.cancelled.load(Ordering::Relaxed));
-        block_on(self.engine.forward_until(&batch, &is_cancelled))
+        platform::block_on(self.engine.forward_until(&batch, &is_cancelled))
     }
 
     /// Goes on after `n_tokens` of what is due were computed; `logits` are those of the next token, where that was all. Returns the generation
@@ -467,23 +468,5 @@ fn logits_request(running: &Running) -> LogitsRequest {
     match &running.progress {
         Progress::Requested(_) => LogitsRequest::TopK(1),
         Progress::Begun(begun) => begun.state.logits_request(),
-    }
-}
-
-/// Polls the future on this thread, which sleeps while it waits.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
     }
 }

@@ -1,5 +1,9 @@
 //! The threads that share the host's cores.
 
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
 #[cfg(not(target_arch = "wasm32"))]
 use super::process_limits;
 use crate::error::Result;
@@ -61,6 +65,24 @@ pub(super) fn refused(what: &str, reason: &std::io::Error) -> crate::error::Erro
 pub fn among_n_threads<R: Send>(n_threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
     let pool = pool::of(n_threads.max(1)).map_err(|reason| refused("a part of the work", &reason))?;
     Ok(pool.install(work))
+}
+
+/// Polls the future on this thread, which sleeps while it waits.
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
 }
 
 /// The one thread there is computes.

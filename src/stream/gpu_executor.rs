@@ -14,7 +14,7 @@ use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
-use crate::stream::uploader::{UploadWorkers, Uploader, upload_workers_gone};
+use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, Logits, LogitsRequest, Store, Trace, batch};
 use crate::units::Bytes;
 
@@ -260,8 +260,8 @@ impl Executor for GpuExecutor {
                 self.gpu.in_time(uploader.wait_for(chunk, self.forward)).await?
             }
         };
-        self.computed_from.push(slot.index);
-        self.record(chunk, Some(slot.index))?;
+        self.computed_from.push(slot.index());
+        self.record(chunk, Some(slot.index()))?;
         let may_wait = !self.submitter.is_idle() && self.computed_from.len() < n_to_share(self.ring.as_ref().map_or(1, Ring::n_slots));
         if may_wait && !self.submitter.is_due() { Ok(()) } else { self.submit() }
     }
@@ -294,7 +294,7 @@ impl Executor for GpuExecutor {
             submitter.answer();
         };
         self.computed_from.drain(..).for_each(release);
-        self.gpu.in_time(uploader.drain(forward, |slot| release(slot.index))).await
+        self.gpu.in_time(uploader.drain(forward, |slot| release(slot.index()))).await
     }
 }
 

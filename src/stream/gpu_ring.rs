@@ -4,13 +4,13 @@
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::plan::{RingPlan, UploadPath};
-use crate::stream::uploader::{FreeSlots, SlotMemory};
+use crate::stream::uploader::{SlotMemory, Slots};
 
-/// All slots. A slot has one owner at a time: it is free or being filled (with the upload workers), ready or in use (here).
+/// The buffers of all slots. [`Slots`] know which of them are free, being filled or in use.
 pub(super) struct Ring {
     slots: Vec<Slot>,
     upload: UploadPath,
-    free: FreeSlots<GpuSlot>,
+    free: Slots<GpuSlot>,
 }
 
 struct Slot {
@@ -22,8 +22,7 @@ struct Slot {
 
 /// A slot that may be filled.
 pub(super) struct GpuSlot {
-    /// Which slot of the ring.
-    pub(super) index: usize,
+    index: usize,
     memory: wgpu::Buffer,
     way: Way,
 }
@@ -38,7 +37,7 @@ enum Way {
 
 impl Ring {
     /// Allocates the slots. The upload workers get them from [`Ring::open`].
-    pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: FreeSlots<GpuSlot>) -> Result<Ring> {
+    pub(super) async fn new(gpu: &Gpu, plan: &RingPlan, free: Slots<GpuSlot>) -> Result<Ring> {
         let storage = wgpu::BufferUsages::STORAGE;
         let mut slots = Vec::with_capacity(plan.n_slots);
         for index in 0..plan.n_slots {
@@ -88,18 +87,25 @@ impl Ring {
         let free = self.free.clone();
         if self.upload == UploadPath::Written {
             let way = Way::Written(gpu.queue.clone());
-            return gpu.queue.on_submitted_work_done(move || free.give(Some(GpuSlot { index, memory, way })));
+            return gpu.queue.on_submitted_work_done(move || free.give(GpuSlot { index, memory, way }));
         }
         let (way, mapped) = (Way::Mapped { adapter: gpu.spec.title() }, memory.clone());
         memory.slice(..).map_async(wgpu::MapMode::Write, move |result| {
             // Mapping fails only where the device is lost or closed: an upload worker then gets no slot, and the error
             // shows at the next check of the device.
-            free.give(result.is_ok().then_some(GpuSlot { index, memory: mapped, way }));
+            match result {
+                Ok(()) => free.give(GpuSlot { index, memory: mapped, way }),
+                Err(_) => free.close(),
+            }
         });
     }
 }
 
 impl SlotMemory for GpuSlot {
+    fn index(&self) -> usize {
+        self.index
+    }
+
     fn memory(&mut self) -> Option<&mut [u8]> {
         // Mapped GPU memory may be write-combined: it is written front to back, never read. Nor can disks write to most of it.
         None

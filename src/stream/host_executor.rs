@@ -14,7 +14,7 @@ use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
 use crate::stream::store::{caches_of, read_vector, vectors_of};
-use crate::stream::uploader::{FreeSlots, SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
+use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch};
 use crate::units::Bytes;
 use crate::weights::TensorId;
@@ -27,7 +27,7 @@ pub struct HostExecutor {
     trace: Trace,
     values: Values,
     vectors: HashMap<TensorId, Vec<f32>>,
-    uploader: Option<(Uploader<HostSlot>, FreeSlots<HostSlot>)>,
+    uploader: Option<(Uploader<HostSlot>, Slots<HostSlot>)>,
     /// Which forward is under way.
     forward: usize,
     activations_peak: Bytes,
@@ -37,15 +37,22 @@ pub struct HostExecutor {
 const DEVICE: Device = Device::Cpu;
 
 /// A slot of the host's ring, into which streamed weights are read from disk.
-struct HostSlot(Pages);
+struct HostSlot {
+    index: usize,
+    memory: Pages,
+}
 
 impl SlotMemory for HostSlot {
+    fn index(&self) -> usize {
+        self.index
+    }
+
     fn memory(&mut self) -> Option<&mut [u8]> {
-        Some(&mut self.0)
+        Some(&mut self.memory)
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.0[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.memory[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
@@ -70,11 +77,11 @@ impl HostExecutor {
         let kv_caches = caches.collect::<Result<_>>()?;
         let uploader = match plan.ring(DEVICE) {
             Some(ring) => {
-                let (uploader, free) = Uploader::start(DEVICE, &store, &plan, &trace, UploadWorkers::USUAL)?;
-                for slot in Pages::several(ring.n_slots, ring.slot_bytes)? {
-                    free.give(Some(HostSlot(slot)));
+                let (uploader, slots) = Uploader::start(DEVICE, &store, &plan, &trace, UploadWorkers::USUAL)?;
+                for (index, memory) in Pages::several(ring.n_slots, ring.slot_bytes)?.into_iter().enumerate() {
+                    slots.give(HostSlot { index, memory });
                 }
-                Some((uploader, free))
+                Some((uploader, slots))
             }
             None => None,
         };
@@ -108,7 +115,7 @@ impl HostExecutor {
                     Work::Rows { op, slice } => {
                         let slice = &chunk.slices[slice];
                         let rows = match slot {
-                            Some(slot) => &slot.0[slice.offset as usize..][..slice.size_bytes as usize],
+                            Some(slot) => &slot.memory[slice.offset as usize..][..slice.size_bytes as usize],
                             None => rows(&store, &plan, index, slice)?,
                         };
                         let Op::MatMul { input, output, .. } = ops[op] else { continue };
@@ -188,8 +195,8 @@ impl Executor for HostExecutor {
             None => uploader.wait_for(chunk, self.forward).await?,
         };
         let computed = self.compute(chunk, Some(&slot));
-        if let Some((_, free)) = &self.uploader {
-            free.give(Some(slot));
+        if let Some((_, slots)) = &self.uploader {
+            slots.give(slot);
         }
         computed
     }
@@ -211,7 +218,7 @@ impl Executor for HostExecutor {
 
     async fn recover(&mut self, forward: usize) -> Result<()> {
         match &mut self.uploader {
-            Some((uploader, free)) => uploader.drain(forward, |slot| free.give(Some(slot))).await,
+            Some((uploader, slots)) => uploader.drain(forward, |slot| slots.give(slot)).await,
             None => Ok(()),
         }
     }

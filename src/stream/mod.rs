@@ -12,6 +12,7 @@ mod gpu_submit;
 mod host_executor;
 mod host_values;
 mod pipeline;
+mod slot_pool;
 mod store;
 mod trace;
 mod uploader;
@@ -24,6 +25,7 @@ pub use batch::{Batch, BatchToken, CachedPositions, Logits, LogitsRequest, MAX_T
 pub use executors::{DeviceExecutor, Executors};
 pub use gpu_executor::GpuExecutor;
 pub use host_executor::HostExecutor;
+pub use slot_pool::{Reserved, SlotPolicy, SlotPool};
 pub use store::Store;
 pub use trace::{Lane, Span, Trace, TraceSummary};
 

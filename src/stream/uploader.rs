@@ -20,10 +20,14 @@ use crate::units::Bytes;
 use caller::Caller;
 use filling::Filler;
 use slots::Reservation;
+pub(super) use slots::Slots;
 use threads::{RunJob, Threads};
 
 /// The memory of a slot, while the host may write to it.
 pub(super) trait SlotMemory: Send + 'static {
+    /// Which slot of the ring it is.
+    fn index(&self) -> usize;
+
     /// The memory itself, where reads from disk may go straight into it; it begins at a multiple of [`crate::plan::FILE_ALIGNMENT`].
     fn memory(&mut self) -> Option<&mut [u8]>;
 
@@ -53,26 +57,6 @@ impl UploadWorkers {
 
 /// Threads of low priority that keep their executor waiting for so long are replaced.
 const STARVED_SECS: f64 = 0.1;
-
-/// Gives slots back to the upload workers; `None` tells them to end.
-pub(super) struct FreeSlots<S>(Arc<dyn Fn(Option<S>) + Send + Sync>);
-
-impl<S> FreeSlots<S> {
-    fn new(give: impl Fn(Option<S>) + Send + Sync + 'static) -> FreeSlots<S> {
-        FreeSlots(Arc::new(give))
-    }
-
-    /// Gives a slot back.
-    pub(super) fn give(&self, slot: Option<S>) {
-        (self.0)(slot);
-    }
-}
-
-impl<S> Clone for FreeSlots<S> {
-    fn clone(&self) -> FreeSlots<S> {
-        FreeSlots(Arc::clone(&self.0))
-    }
-}
 
 /// The uploads in flight to one device, and the workers.
 pub(super) struct Uploader<S: SlotMemory> {
@@ -105,26 +89,16 @@ struct Job<S> {
 }
 
 impl<S: SlotMemory> Job<S> {
-    /// Fills the reserved slot and sends it to who waits for the chunk. Returns a slot that could not be filled: it is free again,
-    /// and later chunks may wait for it.
-    fn run(self, mut reservation: Reservation<S>, filler: &Filler, fetched: &mut DirectBuffer) -> Option<S> {
-        let filled = filler.fill(&self, &mut reservation, fetched);
+    /// Fills the reserved slot and sends it to who waits for the chunk. A slot that could not be filled is free again.
+    fn run(self, mut reservation: Reservation<S>, filler: &Filler, fetched: &mut DirectBuffer) {
+        let filled = filler.fill(&self, &mut reservation, fetched).and_then(|()| reservation.filled());
         // The receiver is gone where the session ended meanwhile.
-        match filled {
-            Ok(()) => {
-                let _ = self.reply.send(reservation.into_slot().ok_or_else(upload_workers_gone));
-                None
-            }
-            Err(error) => {
-                let _ = self.reply.send(Err(error));
-                reservation.into_slot()
-            }
-        }
+        let _ = self.reply.send(filled);
     }
 }
 
 impl<S: SlotMemory> Uploader<S> {
-    /// Starts the upload workers. The [`FreeSlots`] give them the slots, at first and whenever one is free again.
+    /// Starts the upload workers of a ring, and returns its slots, none of which is free until it is given.
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses a thread.
@@ -134,22 +108,20 @@ impl<S: SlotMemory> Uploader<S> {
         plan: &Arc<Plan>,
         trace: &Trace,
         upload_workers: UploadWorkers,
-    ) -> Result<(Uploader<S>, FreeSlots<S>)> {
+    ) -> Result<(Uploader<S>, Slots<S>)> {
+        let n_slots = plan.ring(device).map_or(0, |ring| ring.n_slots);
+        let slots = Slots::new(n_slots);
         let filler = Filler { device, store: Arc::clone(store), plan: Arc::clone(plan), trace: trace.clone() };
-        let (workers, free) = match upload_workers {
+        let workers = match upload_workers {
             UploadWorkers::Threads | UploadWorkers::LowPriorityThreads => {
-                let n_jobs = plan.ring(device).map_or(1, |ring| ring.n_slots + 1);
                 let run: RunJob<S> = Box::new(move |job, reservation, fetched| job.run(reservation, &filler, fetched));
-                let (threads, free) = Threads::start(device, n_jobs, upload_workers == UploadWorkers::LowPriorityThreads, run)?;
-                (Workers::Threads(threads), free)
+                let at_low_priority = upload_workers == UploadWorkers::LowPriorityThreads;
+                Workers::Threads(Threads::start(device, &slots, n_slots + 1, at_low_priority, run)?)
             }
-            UploadWorkers::Caller => {
-                let (caller, free) = Caller::new(&filler);
-                (Workers::Caller(caller), free)
-            }
+            UploadWorkers::Caller => Workers::Caller(Caller::new(&filler, &slots)),
         };
         let n_streamed = plan.streamed_to(device).count().max(1);
-        Ok((Uploader { device, trace: trace.clone(), in_flight: VecDeque::new(), n_streamed, n_begun: 0, workers }, free))
+        Ok((Uploader { device, trace: trace.clone(), in_flight: VecDeque::new(), n_streamed, n_begun: 0, workers }, slots))
     }
 
     /// Begins to bring a chunk to the next free slot; does not wait.

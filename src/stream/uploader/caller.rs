@@ -3,11 +3,9 @@
 
 use std::collections::VecDeque;
 
-use futures_channel::mpsc::{UnboundedReceiver, unbounded};
-
 use super::filling::Filler;
-use super::slots::Reservation;
-use super::{FreeSlots, Job, SlotMemory, upload_workers_gone};
+use super::slots::{Reservation, Slots};
+use super::{Job, SlotMemory, upload_workers_gone};
 use crate::error::Result;
 use crate::platform::DirectBuffer;
 
@@ -17,27 +15,24 @@ pub(super) struct Caller<S: SlotMemory> {
     filler: Filler,
     /// Oldest first.
     jobs: VecDeque<Job<S>>,
-    free: UnboundedReceiver<Option<S>>,
-    give_back: FreeSlots<S>,
+    slots: Slots<S>,
+    /// The slot of the oldest job, where it was asked for.
+    reservation: Option<Reservation<S>>,
     fetched: DirectBuffer,
 }
 
 impl<S: SlotMemory> Caller<S> {
-    /// No job waits and no slot is free yet.
-    pub(super) fn new(filler: &Filler) -> (Caller<S>, FreeSlots<S>) {
-        let (sender, free) = unbounded();
-        let give_back = FreeSlots::new(move |slot| drop(sender.unbounded_send(slot)));
+    /// No job waits yet.
+    pub(super) fn new(filler: &Filler, slots: &Slots<S>) -> Caller<S> {
         let (jobs, fetched) = (VecDeque::new(), DirectBuffer::default());
-        (Caller { filler: filler.clone(), jobs, free, give_back: give_back.clone(), fetched }, give_back)
+        Caller { filler: filler.clone(), jobs, slots: slots.clone(), reservation: None, fetched }
     }
 
     /// Adds a job, and runs those that can be run without waiting.
     pub(super) fn begin(&mut self, job: Job<S>) {
         self.jobs.push_back(job);
-        while !self.jobs.is_empty()
-            && let Ok(Some(slot)) = self.free.try_recv()
-        {
-            self.run_oldest(slot);
+        while self.reserved().is_some_and(Reservation::is_free) {
+            self.run_oldest();
         }
     }
 
@@ -46,21 +41,23 @@ impl<S: SlotMemory> Caller<S> {
     /// # Errors
     /// [`crate::error::Error::Internal`] where there is no job, or no slot will ever be free.
     pub(super) async fn next(&mut self) -> Result<()> {
-        match self.free.recv().await {
-            Ok(Some(slot)) if !self.jobs.is_empty() => {
-                self.run_oldest(slot);
-                Ok(())
-            }
-            _ => Err(upload_workers_gone()),
-        }
+        self.reserved().ok_or_else(upload_workers_gone)?.wait().await?;
+        self.run_oldest();
+        Ok(())
     }
 
-    fn run_oldest(&mut self, slot: S) {
-        if let Some(job) = self.jobs.pop_front() {
-            let unfilled = job.run(Reservation::Free(slot), &self.filler, &mut self.fetched);
-            if unfilled.is_some() {
-                self.give_back.give(unfilled);
-            }
+    /// The slot of the oldest job. It stays reserved where waiting for it is given up.
+    fn reserved(&mut self) -> Option<&mut Reservation<S>> {
+        let oldest = self.jobs.front()?;
+        if self.reservation.is_none() {
+            self.reservation = self.slots.reserve(oldest.chunk);
+        }
+        self.reservation.as_mut()
+    }
+
+    fn run_oldest(&mut self) {
+        if let (Some(job), Some(reservation)) = (self.jobs.pop_front(), self.reservation.take()) {
+            job.run(reservation, &self.filler, &mut self.fetched);
         }
     }
 }

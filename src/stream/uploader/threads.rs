@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::slots::{Reservation, Slots};
-use super::{FreeSlots, Job, SlotMemory, upload_workers_gone};
+use super::{Job, SlotMemory, upload_workers_gone};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::platform::{self, DirectBuffer};
@@ -14,8 +14,8 @@ use crate::platform::{self, DirectBuffer};
 /// Two: one reads from disk while the other copies, and a disk sees two requests at a time.
 const N_WORKERS: usize = 2;
 
-/// Runs a job with the reserved slot and the thread's buffer for reads; returns a slot that was not filled.
-pub(super) type RunJob<S> = Box<dyn Fn(Job<S>, Reservation<S>, &mut DirectBuffer) -> Option<S> + Send + Sync>;
+/// Runs a job with the reserved slot and the thread's buffer for reads.
+pub(super) type RunJob<S> = Box<dyn Fn(Job<S>, Reservation<S>, &mut DirectBuffer) + Send + Sync>;
 
 /// The threads of an uploader.
 pub(super) struct Threads<S: SlotMemory> {
@@ -41,21 +41,18 @@ struct Work<S: SlotMemory> {
 }
 
 impl<S: SlotMemory> Threads<S> {
-    /// Starts the threads of a device; up to `n_jobs` may wait for them.
+    /// Starts the threads that fill these slots of a device; up to `n_jobs` may wait for them.
     ///
     /// # Errors
     /// [`Error::Io`] where the system refuses a thread.
-    pub(super) fn start(device: Device, n_jobs: usize, at_low_priority: bool, run_job: RunJob<S>) -> Result<(Threads<S>, FreeSlots<S>)> {
-        let slots = Slots::new();
-        let given = slots.clone();
-        let free = FreeSlots::new(move |slot| given.give(slot));
+    pub(super) fn start(device: Device, slots: &Slots<S>, n_jobs: usize, at_low_priority: bool, run_job: RunJob<S>) -> Result<Threads<S>> {
         let (jobs_sender, jobs) = sync_channel(n_jobs);
         let work = Arc::new(Work { run_job, jobs: Mutex::new(jobs), slots: slots.clone() });
         let replacement = at_low_priority.then(|| Replacement { work: Arc::clone(&work), is_there: Arc::default() });
         let is_replaced = replacement.as_ref().map(|replacement| Arc::clone(&replacement.is_there));
-        let mut threads = Threads { device, jobs: Some(jobs_sender), slots, running: Vec::new(), replacement };
+        let mut threads = Threads { device, jobs: Some(jobs_sender), slots: slots.clone(), running: Vec::new(), replacement };
         threads.spawn(&work, is_replaced.as_ref())?;
-        Ok((threads, free))
+        Ok(threads)
     }
 
     /// Starts threads: of low priority, and ending once `is_replaced` is true, where that is given.
@@ -104,7 +101,7 @@ impl<S: SlotMemory> Drop for Threads<S> {
     /// Ends the threads: one that waits for a job sees the channel closed, and one that waits for a slot gets none.
     fn drop(&mut self) {
         self.jobs = None;
-        self.slots.give(None);
+        self.slots.close();
         for thread in self.running.drain(..) {
             let _ = thread.join();
         }
@@ -120,13 +117,10 @@ impl<S: SlotMemory> Work<S> {
             let (job, reservation) = {
                 let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
                 let Ok(job) = jobs.recv() else { return };
-                let Some(reservation) = self.slots.reserve() else { return };
+                let Some(reservation) = self.slots.reserve(job.chunk) else { return };
                 (job, reservation)
             };
-            let unfilled = (self.run_job)(job, reservation, &mut fetched);
-            if unfilled.is_some() {
-                self.slots.give(unfilled);
-            }
+            (self.run_job)(job, reservation, &mut fetched);
         }
     }
 }
@@ -143,6 +137,10 @@ mod tests {
     struct Signed(String);
 
     impl SlotMemory for Signed {
+        fn index(&self) -> usize {
+            0
+        }
+
         fn memory(&mut self) -> Option<&mut [u8]> {
             None
         }
@@ -159,18 +157,18 @@ mod tests {
     #[test]
     fn threads_that_replace_those_of_low_priority_run_all_later_jobs() {
         let sign: RunJob<Signed> = Box::new(|job, reservation, _| {
-            let mut slot = reservation.into_slot()?;
+            let mut slot = reservation.filled().unwrap();
             slot.0 = std::thread::current().name().unwrap_or_default().to_owned();
             drop(job.reply.send(Ok(slot)));
-            None
         });
-        let (mut threads, free) = Threads::start(Device::Gpu(0), 4, true, sign).unwrap();
-        free.give(Some(Signed(String::new())));
+        let slots = Slots::new(1);
+        let mut threads = Threads::start(Device::Gpu(0), &slots, 4, true, sign).unwrap();
+        slots.give(Signed(String::new()));
         let filled_by = |threads: &Threads<Signed>| {
             let (reply, filled) = oneshot::channel();
             threads.begin(Job { chunk: 0, forward: 0, reply }).unwrap();
             let Signed(name) = pollster::block_on(filled).unwrap().unwrap();
-            free.give(Some(Signed(String::new())));
+            slots.give(Signed(String::new()));
             name
         };
         let names: Vec<String> = (0..4).map(|_| filled_by(&threads)).collect();
@@ -188,10 +186,9 @@ mod tests {
         let ((begun, has_begun), (ended, has_ended)) = (channel(), channel());
         let wait: RunJob<Signed> = Box::new(move |_, reservation, _| {
             begun.send(()).unwrap();
-            ended.send(reservation.into_slot().is_none()).unwrap();
-            None
+            ended.send(reservation.filled().is_err()).unwrap();
         });
-        let (threads, _free) = Threads::start(Device::Gpu(0), 4, false, wait).unwrap();
+        let threads = Threads::start(Device::Gpu(0), &Slots::<Signed>::new(1), 4, false, wait).unwrap();
         let (reply, _filled) = oneshot::channel();
         threads.begin(Job { chunk: 0, forward: 0, reply }).unwrap();
         has_begun.recv().unwrap();
