@@ -176,9 +176,9 @@ pub enum Error {
     },
     /// The logits hold a NaN or an infinity: broken weights or a broken driver.
     NotFinite {
-        /// Its place in the output: a token, or a value of an embedding.
+        /// The first such token.
         token: usize,
-        /// What was computed.
+        /// Its logit.
         value: f32,
     },
     /// A hub or another server did not deliver.
@@ -282,7 +282,7 @@ impl Error {
                 format!("{adapter} has finished nothing for {secs} s: its driver may hang, or other programs keep it busy")
             }
             Error::NotFinite { token, value } => {
-                format!("the model computed {value} as value {token} of its output; its weights (or the GPU driver) are broken")
+                format!("the model computed {value} as the logit of token {token}; its weights (or the GPU driver) are broken")
             }
             Error::Network { url, reason } => format!("{url}: {reason}"),
             Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),

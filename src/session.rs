@@ -242,7 +242,7 @@ impl GenerationState {
         options: GenerateOptions,
     ) -> Result<(GenerationState, Vec<u32>)> {
         if !model.prepared().model.has_head() {
-            let reason = "was opened without the model's head, for embeddings; open it with the head to generate".into();
+            let reason = "has no head and generates nothing: the model is an encoder, or was opened without its head".into();
             return Err(Error::InvalidArgument { option: "engine".into(), reason });
         }
         let stop = StopStrings::new(options.stop.clone())?;

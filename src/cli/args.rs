@@ -53,7 +53,7 @@ pub enum Command {
     /// Answer one prompt, or chat
     #[command(visible_alias = "chat")]
     Run(Box<RunArgs>),
-    /// Show where every layer would live and what would stream; loads nothing
+    /// Show where every layer would live; loads nothing
     Plan(PlanArgs),
     /// List adapters, host memory and disk
     Devices(DevicesArgs),

@@ -13,8 +13,8 @@ use crate::plan::PlanOptions;
 use crate::text::{EmbeddingSettings, Pooling, Written};
 use crate::units::Bytes;
 
-/// Rows of hidden states that one forward yields.
-const ROWS_PER_FORWARD: usize = 128;
+/// Rows of hidden states that one forward yields: an encoder reads all of a text at once.
+const ROWS_PER_FORWARD: usize = 512;
 
 /// Prints one embedding a line, its values divided by spaces, or JSON.
 ///
@@ -61,8 +61,9 @@ fn embed(engine: &mut Engine, texts: &[String], encoded: &[Vec<u32>], pooling: P
         bar.update("embedding", Bytes(n_done), Bytes(n_bytes));
         n_done += text.len() as u64;
         let embedding = pollster::block_on(engine.embed(tokens, pooling))?;
-        if let Some((token, &value)) = embedding.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-            return Err(Error::NotFinite { token, value });
+        if let Some(value) = embedding.iter().find(|value| !value.is_finite()) {
+            let reason = format!("gives {value} in an embedding; its weights (or the GPU driver) are broken");
+            return Err(Error::invalid_file(&engine.prepared().checkpoint.path, reason));
         }
         embeddings.push(if is_normalized { normalized(embedding) } else { embedding });
     }

@@ -64,6 +64,8 @@ pub struct Variant {
     pub norm: NormKind,
     /// Positions are learned: each has a row that is added to the embedding, and heads are not turned.
     pub learns_positions: bool,
+    /// Kinds of texts that have a row which is added to the embedding.
+    pub n_token_types: usize,
     /// Added to the weights of norms.
     pub norm_weight_offset: f32,
     /// What the embedding is multiplied by.
@@ -95,6 +97,7 @@ impl Default for Variant {
             is_parallel: false,
             norm: NormKind::Rms,
             learns_positions: false,
+            n_token_types: 0,
             norm_weight_offset: 0.0,
             embedding_scale: 1.0,
             residual_scale: 1.0,

@@ -81,6 +81,11 @@ impl Keys<'_> {
         Ok(ModelConfig { variant: Variant { rotary_size, ..Variant::default() }, ..config })
     }
 
+    /// Rows of this tensor; none where the file lacks it.
+    pub(super) fn n_rows(&self, name: &str) -> usize {
+        self.catalog.find(name).map_or(0, |id| self.catalog[id].n_rows() as usize)
+    }
+
     /// Refuses a file that has this tensor.
     pub(super) fn refuse_tensor(&self, name: &str, what: &str) -> Result<()> {
         match self.catalog.find(name) {

@@ -15,11 +15,11 @@ pub(super) fn translate(name: &str, family: &Family) -> String {
         "output" => Some(names.head),
         _ => None,
     };
-    if let Some(outer) = outer {
+    let of_family = |part: &str| family.gguf_names.iter().find(|(gguf, _)| *gguf == part).map(|(_, name)| *name);
+    if let Some(outer) = outer.or_else(|| of_family(stem)) {
         return format!("{outer}.{kind}");
     }
     let in_layer = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    let of_family = |part: &str| family.gguf_names.iter().find(|(gguf, _)| *gguf == part).map(|(_, name)| *name);
     match in_layer.and_then(|(layer, part)| Some((layer, of_family(part).or_else(|| layer_part(part))?))) {
         Some((layer, part)) => format!("{}.{layer}.{part}.{kind}", names.layers),
         None => name.to_owned(),
@@ -65,6 +65,8 @@ mod tests {
         }
         assert_eq!(of("phi3", "blk.2.ffn_up.weight"), "model.layers.2.mlp.gate_up_proj.weight");
         assert_eq!(of("phi3", "blk.2.ffn_down.weight"), "model.layers.2.mlp.down_proj.weight");
+        assert_eq!(of("bert", "token_types.weight"), "bert.embeddings.token_type_embeddings.weight");
+        assert_eq!(of("bert", "blk.2.ffn_down.bias"), "bert.encoder.layer.2.output.dense.bias");
         assert_eq!(of("gpt2", "position_embd.weight"), "transformer.wpe.weight");
         assert_eq!(of("gpt2", "blk.2.ffn_down.bias"), "transformer.h.2.mlp.c_proj.bias");
     }

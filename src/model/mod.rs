@@ -111,6 +111,11 @@ impl Model {
         self
     }
 
+    /// Whether tokens see what stands behind them, so that all of a text must go into one forward.
+    pub fn is_encoder(&self) -> bool {
+        self.units.iter().flat_map(|unit| &unit.ops).any(|op| matches!(op, Op::Attention(attention) if !attention.is_causal))
+    }
+
     /// Whether its forwards give logits.
     pub fn has_head(&self) -> bool {
         self.units.last().is_some_and(|unit| unit.matrices().next().is_some())

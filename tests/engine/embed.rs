@@ -61,7 +61,7 @@ fn hidden_states_are_what_the_head_reads() {
         let mut session = headless.session();
         let refused =
             pollster::block_on(session.generate(&TOKENS, Sampler::new(SamplingSettings::greedy(), 0), GenerateOptions::default()));
-        assert!(refused.err().unwrap().to_string().contains("without the model's head"));
+        assert!(refused.err().unwrap().to_string().contains("without its head"));
     }
 }
 

@@ -6,8 +6,10 @@ hash, store them as a folder and as a GGUF file, and compare.
 Weights: value i of a tensor is base + scale * u, where u in [-1, 1) comes from a hash of the tensor's name and i (`uniform`), all in
 f32, then rounded to the dtype of the file. Transformers computes with them in f32.
 
+Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated.
+
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
-1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, vectors and learned positions in f32.
+1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, vectors, learned positions and kinds of texts in f32.
 """
 
 import json
@@ -17,7 +19,7 @@ import sys
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 FOLDER = pathlib.Path(__file__).parent / "families"
 GOLDEN = 0x9E3779B97F4A7C15
@@ -54,7 +56,7 @@ def spread(name, shape, is_offset, is_transposed):
             return 0.0, 0.25
         return (0.0, 0.25) if is_offset else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
-    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value"])
+    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key"])
     return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else 1])))
 
 
@@ -83,7 +85,13 @@ SEED_OSS = {"post_attention_layernorm": "post_attention_norm"}
 PHI = {"self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}
 NEOX = {"attention.query_key_value": "attn_qkv", "attention.dense": "attn_output", "mlp.dense_h_to_4h": "ffn_up",
         "mlp.dense_4h_to_h": "ffn_down"}
-OUTER = {"gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output",
+BERT = {"attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
+        "attention.output.dense": "attn_output", "attention.output.LayerNorm": "attn_output_norm", "intermediate.dense": "ffn_up",
+        "output.dense": "ffn_down", "output.LayerNorm": "layer_output_norm"}
+ENCODERS = ["bert"]
+OUTER = {"embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
+         "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
+         "gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output",
          "model.final_layernorm": "output_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "transformer.wte": "token_embd",
          "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm"}
 # Matrices of `Conv1D`, whose rows are inputs.
@@ -93,6 +101,9 @@ SMALL = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hid
          "num_key_value_heads": 3, "head_dim": 20, "max_position_embeddings": 256}
 # Of what has no `head_dim`.
 SPLIT = {key: value for key, value in SMALL.items() if key != "head_dim"}
+
+BERT_SHAPE = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
+              "max_position_embeddings": 64}
 
 # Heads of 32 values, of which a quarter turns.
 NEOX_SHAPE = {"vocab_size": 261, "hidden_size": 96, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -186,6 +197,9 @@ CASES = [
          {"rope.dimension_count": 8, "use_parallel_residual": False}, arch="gptneox", own=NEOX),
     case("cohere", "cohere", "F32", SPLIT | {"logit_scale": 0.5}, {"logit_scale": 0.5, "rope.freq_base": 5e5}, arch="command-r"),
     case("arcee", "arcee", "BF16", SMALL, {}, is_permuted=True),
+    case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
+    case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
+                                                     "hidden_act": "gelu_new"}),
 ]
 
 
@@ -203,8 +217,8 @@ def gguf_of(case, config, shapes):
         "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner,
         "attention.head_count": config.num_attention_heads,
     }
-    if case["kind"] == "gpt2":
-        keys["attention.layer_norm_epsilon"] = config.layer_norm_epsilon
+    if case["kind"] in ["gpt2", *ENCODERS]:
+        keys["attention.layer_norm_epsilon"] = config.layer_norm_epsilon if case["kind"] == "gpt2" else config.layer_norm_eps
     else:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         rms, layer = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -248,7 +262,9 @@ def gguf_of(case, config, shapes):
 def answer(case):
     config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=None, **case["config"])
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    is_encoder = case["kind"] in ENCODERS
+    model = AutoModel.from_config(config, add_pooling_layer=False) if is_encoder else AutoModelForCausalLM.from_config(config)
+    model = model.float().eval()
     tied = config.tie_word_embeddings
     shapes, tensors = {}, []
     with torch.no_grad():
@@ -259,11 +275,16 @@ def answer(case):
             parameter.copy_(torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float())
             shapes[name] = shape
             tensors.append({"name": name, "shape": shape, "base": base, "scale": scale})
-    assert tied == ("lm_head.weight" not in shapes), case["name"]
+    assert is_encoder or tied == ("lm_head.weight" not in shapes), case["name"]
     cases = []
     for length in case["lengths"]:
         prompt = [(i * 37 + length) % config.vocab_size for i in range(length)]
         tokens, last_logits, margins = list(prompt), None, []
+        if is_encoder:
+            with torch.no_grad():
+                hidden = model(torch.tensor([prompt])).last_hidden_state[0, -1].float()
+            cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in hidden.tolist()], "greedy": []})
+            continue
         for _ in range(N_GREEDY):
             with torch.no_grad():
                 logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()

@@ -23,13 +23,13 @@ pub struct EmbedArgs {
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,
-    /// What becomes of the hidden states of a text's tokens [default: as the model's files say, else mean]
+    /// Which hidden states count [default: the model's, else mean]
     #[arg(long, env = "TIERFLOW_POOLING", value_name = "POOLING")]
     pub pooling: Option<PoolingArg>,
-    /// Leave embeddings as long as they are; else as the model's files say, or of length 1
+    /// Do not scale vectors to the length 1
     #[arg(long, env = "TIERFLOW_NO_NORMALIZE")]
     pub no_normalize: bool,
-    /// Put the model's prompt of this name before each text, such as query
+    /// The model's prompt that goes before each text
     #[arg(long, env = "TIERFLOW_PROMPT_NAME", value_name = "NAME")]
     pub prompt_name: Option<String>,
     /// Print the embeddings as JSON

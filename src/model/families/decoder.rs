@@ -49,10 +49,18 @@ pub(super) struct Layout {
     pub(super) gate: Option<&'static str>,
     /// Its up projection.
     pub(super) up: &'static str,
-    /// Its down projection.
+    /// Its down projection; with a dot before it, as it is called in the layer.
     pub(super) down: &'static str,
     /// Whether a bias is added to the logits.
     pub(super) head_has_bias: bool,
+    /// Whether the norms behind a part are of its sum with what the part read, not of what it gives.
+    pub(super) norms_sums: bool,
+    /// The table of rows for kinds of texts, the first of which is added to the embedding.
+    pub(super) token_types: Option<&'static str>,
+    /// Norm of the embedding.
+    pub(super) embedding_norm: Option<&'static str>,
+    /// Whether tokens see both sides, and hidden states are the result.
+    pub(super) is_encoder: bool,
 }
 
 /// That of Llama, and of most.
@@ -68,6 +76,10 @@ pub(super) const LLAMA: Layout = Layout {
     up: "up_proj",
     down: "down_proj",
     head_has_bias: false,
+    norms_sums: false,
+    token_types: None,
+    embedding_norm: None,
+    is_encoder: false,
 };
 
 /// A decoder of this layout; tensor names as Hugging Face checkpoints write them.
@@ -75,7 +87,7 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
     let ropes = [&config.rope].into_iter().chain(&config.variant.local_rope).filter(|_| !config.variant.learns_positions);
     let rope_tables = ropes.map(|rope| rope.table(config.rotary_size())).collect();
     let (values, ids) = declare(config, layout);
-    let (hidden, logits) = (ids.hidden, ids.logits);
+    let (hidden, logits) = (ids.hidden, if layout.is_encoder { ids.last } else { ids.logits });
     let units = Units { config, tensor, layout, names: &config.family.names, ids }.all()?;
     Ok(Model { config: config.clone(), values, rope_tables, hidden, logits, units })
 }
@@ -98,8 +110,10 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let activated = gate.map_or(up, |_| declare(Value::of_tokens("gated up projection", ffn_size)));
     let delta = declare(Value::of_tokens("output of a unit", hidden_size));
     let last = declare(Value::of_logits("last hidden states", hidden_size));
-    let last_normed = declare(Value::of_logits("normed last hidden states", hidden_size));
-    let logits = declare(Value::of_logits("logits", config.vocab_size));
+    // An encoder ends with its last hidden states.
+    let of_head = |width: usize| if layout.is_encoder { 0 } else { width };
+    let last_normed = declare(Value::of_logits("normed last hidden states", of_head(hidden_size)));
+    let logits = declare(Value::of_logits("logits", of_head(config.vocab_size)));
     let plain = config.qk_norm.then(|| {
         let query = declare(Value::of_tokens("queries before their norm", config.query_size()));
         [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
@@ -134,6 +148,11 @@ impl Units<'_> {
                 units.push(self.feed_forward(layer)?);
             }
         }
+        if self.layout.is_encoder {
+            let ops = vec![Op::GatherRows { input: self.ids.hidden, output: self.ids.last }];
+            units.push(Unit { name: names.head.into(), kind: UnitKind::Head, ops });
+            return Ok(units);
+        }
         let head = if config.tied_embeddings { table } else { matrix(names.head, config.vocab_size)? };
         units.push(Unit { name: names.head.into(), kind: UnitKind::Head, ops: self.head(head)? });
         Ok(units)
@@ -162,16 +181,17 @@ impl Units<'_> {
     fn attention(&self, layer: usize) -> Result<Unit> {
         let name = format!("{}.{layer}.{}", self.names.layers, self.names.attention);
         let mut ops = Vec::new();
-        let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?;
+        let read = self.embedded(&mut ops, layer)?;
+        let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?.unwrap_or(read);
         self.project(&mut ops, &name, input)?;
-        self.attend(&mut ops, &name, layer)?;
+        self.attend(&mut ops, &name, layer, read)?;
         Ok(Unit { name, kind: UnitKind::Attention { layer }, ops })
     }
 
     fn feed_forward(&self, layer: usize) -> Result<Unit> {
         let name = format!("{}.{layer}.{}", self.names.layers, self.names.ffn);
         let mut ops = Vec::new();
-        let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?;
+        let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?.unwrap_or(self.ids.hidden);
         self.transform(&mut ops, &name, layer, input)?;
         Ok(Unit { name, kind: UnitKind::FeedForward { layer }, ops })
     }
@@ -181,13 +201,11 @@ impl Units<'_> {
         let name = format!("{}.{layer}", self.names.layers);
         let [attention, ffn] = [self.names.attention, self.names.ffn].map(|part| format!("{name}.{part}"));
         let mut ops = Vec::new();
-        let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?;
+        let hidden = self.ids.hidden;
+        let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?.unwrap_or(hidden);
         self.project(&mut ops, &attention, input)?;
-        let input = match self.layout.before_ffn {
-            None => input,
-            norm => self.norm_before(&mut ops, layer, norm)?,
-        };
-        self.attend(&mut ops, &attention, layer)?;
+        let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?.unwrap_or(input);
+        self.attend(&mut ops, &attention, layer, hidden)?;
         self.transform(&mut ops, &ffn, layer, input)?;
         Ok(Unit { name, kind: UnitKind::Layer { layer }, ops })
     }
@@ -210,8 +228,8 @@ impl Units<'_> {
         Ok(())
     }
 
-    /// Attention, which is added to the residual stream.
-    fn attend(&self, ops: &mut Vec<Op>, name: &str, layer: usize) -> Result<()> {
+    /// Attention, which is added to what the part has read, `read`.
+    fn attend(&self, ops: &mut Vec<Op>, name: &str, layer: usize, read: ValueId) -> Result<()> {
         let (config, layout, ids) = (self.config, self.layout, &self.ids);
         let ModelConfig { hidden_size, n_heads, n_kv_heads, head_size, .. } = *config;
         let query_size = config.query_size();
@@ -234,13 +252,13 @@ impl Units<'_> {
             n_kv_heads,
             head_size,
             window,
-            is_causal: true,
+            is_causal: !layout.is_encoder,
             scale,
             softcap,
         };
         ops.push(Op::Attention(attention));
         self.matrix(ops, name, layout.output, [hidden_size, query_size], [ids.attention, ids.delta], config.attention_output_bias)?;
-        self.add_delta(ops, layer, layout.after_attention)
+        self.add_delta(ops, layer, layout.after_attention, read)
     }
 
     /// The feed-forward part, which is added to the residual stream.
@@ -255,8 +273,12 @@ impl Units<'_> {
             Some(gate) => Op::Glu { activation, gate, up: ids.up, output: ids.activated },
             None => Op::Map { function: Function::Activation(activation), target: ids.up },
         });
-        self.matrix(ops, name, layout.down, [hidden_size, ffn_size], [ids.activated, ids.delta], ffn_bias)?;
-        self.add_delta(ops, layer, layout.after_ffn)
+        let (module, down) = match layout.down.strip_prefix('.') {
+            Some(down) => (format!("{}.{layer}", self.names.layers), down),
+            None => (name.to_owned(), layout.down),
+        };
+        self.matrix(ops, &module, down, [hidden_size, ffn_size], [ids.activated, ids.delta], ffn_bias)?;
+        self.add_delta(ops, layer, layout.after_ffn, ids.hidden)
     }
 
     /// A product, and its bias. `name:part` is a part of the matrix `name`.
@@ -281,17 +303,36 @@ impl Units<'_> {
         Ok(())
     }
 
-    /// What a part of a layer reads: the residual stream, normed where the layout has a norm there.
-    fn norm_before(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>) -> Result<ValueId> {
-        let ids = &self.ids;
-        let Some(norm) = norm else { return Ok(ids.hidden) };
-        ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), ids.hidden, ids.normed, self.config.hidden_size)?);
+    /// What the first part of a layer reads and adds to: the residual stream; before the first layer the embedding, completed and normed
+    /// where the layout has it so.
+    fn embedded(&self, ops: &mut Vec<Op>, layer: usize) -> Result<ValueId> {
+        let (layout, ids, hidden_size) = (self.layout, &self.ids, self.config.hidden_size);
+        if let Some(table) = layout.token_types.filter(|_| layer == 0 && self.config.variant.n_token_types > 0) {
+            let row = (self.tensor)(&format!("{table}.weight:first"), &[1, hidden_size as u64])?;
+            ops.push(Op::AddBias { bias: row, target: ids.hidden });
+        }
+        let Some(norm) = layout.embedding_norm.filter(|_| layer == 0) else { return Ok(ids.hidden) };
+        ops.push(self.norm(norm, ids.hidden, ids.normed, hidden_size)?);
         Ok(ids.normed)
     }
 
-    /// What a part of a layer gives is added to the residual stream; normed and scaled before, where the model has it so.
-    fn add_delta(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>) -> Result<()> {
+    /// The residual stream, normed by what the layout has before a part of a layer; `None` where it has nothing there.
+    fn norm_before(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>) -> Result<Option<ValueId>> {
         let ids = &self.ids;
+        let Some(norm) = norm else { return Ok(None) };
+        ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), ids.hidden, ids.normed, self.config.hidden_size)?);
+        Ok(Some(ids.normed))
+    }
+
+    /// What a part of a layer gives is added to the residual stream; normed and scaled before, where the model has it so. Where it norms
+    /// sums, the residual stream becomes the normed sum with `read`.
+    fn add_delta(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>, read: ValueId) -> Result<()> {
+        let ids = &self.ids;
+        if let Some(norm) = norm.filter(|_| self.layout.norms_sums) {
+            ops.push(Op::Add { input: read, target: ids.delta });
+            ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), ids.delta, ids.hidden, self.config.hidden_size)?);
+            return Ok(());
+        }
         let mut delta = ids.delta;
         if let Some(norm) = norm {
             // What the part has read is not needed any more.

@@ -1,6 +1,7 @@
 //! The families of models that run here: one file each, one row each in [`FAMILIES`].
 
 mod arcee;
+mod bert;
 mod cohere;
 mod decoder;
 mod ernie4_5;
@@ -68,6 +69,7 @@ pub static FAMILIES: &[&Family] = &[
     &phi::FAMILY,
     &gpt_neox::FAMILY,
     &cohere::FAMILY,
+    &bert::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.
@@ -88,8 +90,8 @@ pub struct Family {
     pub names: Names,
     /// Its `general.architecture` in GGUF files.
     pub gguf: &'static [&'static str],
-    /// Parts of a layer that GGUF files of the family name otherwise than [most](super::gguf_names): what they are there and in
-    /// Hugging Face checkpoints.
+    /// What GGUF files of the family name otherwise than [most](super::gguf_names): what it is there and in Hugging Face checkpoints; parts
+    /// of a layer by their names in it.
     pub(super) gguf_names: &'static [(&'static str, &'static str)],
     /// What config.json says, by the defaults of transformers' config class.
     pub(super) from_json: fn(&Fields<'_>) -> Result<ModelConfig>,

@@ -115,8 +115,8 @@ impl Golden {
         let mut data = Vec::new();
         for entry in &gguf.tensors {
             let tensor = self.tensors.iter().find(|tensor| tensor.name == entry.from).unwrap();
-            // As the converter has it: vectors and learned positions in f32.
-            let is_small = tensor.shape.len() == 1 || entry.name.starts_with("position_embd");
+            // As the converter has it: vectors, learned positions and kinds of texts in f32.
+            let is_small = tensor.shape.len() == 1 || ["position_embd", "token_types"].iter().any(|name| entry.name.starts_with(name));
             let dtype = if is_small { "F32" } else { &self.dtype };
             let mut shape = tensor.shape.clone();
             if entry.transposed {
