@@ -82,7 +82,7 @@ pub struct PlacementArgs {
     /// Of a device that is not named, all free memory is used, less a margin.
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
-    /// Computes on: auto, cpu, gpu, gpu:N
+    /// What computes: auto, cpu, gpu, gpu:N
     ///
     /// Or by vendor: cuda, cuda:N, xpu, mps. Also -dev.
     #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]

@@ -112,7 +112,7 @@ const ATTACKS: &[Attack] = &[
     ("config NaN", CONFIG, "vocab_size", |f| {
         fs::write(f.join(CONFIG), r#"{"model_type":"llama","unused":NaN,"num_attention_heads":1,"hidden_size":8}"#).unwrap()
     }),
-    ("model_type unknown", CONFIG, "`bert`", |f| config(f, "model_type", json!("bert"))),
+    ("model_type unknown", CONFIG, "`t5`", |f| config(f, "model_type", json!("t5"))),
     ("architecture unknown", CONFIG, "`FalconForCausalLM`", |f| config(f, "architectures", json!(["FalconForCausalLM"]))),
     ("architectures a number", CONFIG, "architectures", |f| config(f, "architectures", json!(7))),
     ("activation", CONFIG, "`mish`", |f| config(f, "hidden_act", json!("mish"))),
