@@ -103,6 +103,7 @@ impl<'a> Session<'a> {
     pub async fn append(&mut self, tokens: &[u32], logits_request: LogitsRequest) -> Result<Logits> {
         self.check_room(tokens.len())?;
         let n_tokens_max = self.engine.plan().forward.n_tokens;
+        self.check_whole(tokens.len(), n_tokens_max)?;
         let mut logits = None;
         let n_parts = tokens.len().div_ceil(n_tokens_max);
         for (index, part) in tokens.chunks(n_tokens_max).enumerate() {
@@ -126,6 +127,7 @@ impl<'a> Session<'a> {
     pub async fn append_scoring_all(&mut self, tokens: &[u32], mut each: impl FnMut(Vec<f32>)) -> Result<()> {
         self.check_room(tokens.len())?;
         let n_rows_max = self.engine.plan().forward.n_logit_rows.min(self.engine.plan().forward.n_tokens);
+        self.check_whole(tokens.len(), n_rows_max)?;
         for part in tokens.chunks(n_rows_max) {
             let first = self.tokens.len() as u32;
             let batch = Batch {
@@ -141,6 +143,16 @@ impl<'a> Session<'a> {
             self.tokens.extend_from_slice(part);
         }
         Ok(())
+    }
+
+    /// Refuses to cut a text of an encoder, whose tokens see what stands behind them.
+    fn check_whole(&self, n_tokens: usize, most: usize) -> Result<()> {
+        let is_whole = self.tokens.is_empty() && n_tokens <= most;
+        if is_whole || !self.engine.prepared().model.is_encoder() {
+            return Ok(());
+        }
+        let reason = format!("an encoder reads all of a text at once: {n_tokens} tokens, of which {most} go into one forward");
+        Err(Error::InvalidArgument { option: Setting::UbatchSize.into(), reason })
     }
 
     fn check_room(&self, n_tokens: usize) -> Result<()> {

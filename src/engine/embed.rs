@@ -1,7 +1,7 @@
 //! Texts as vectors, made of the hidden states that a model without its head gives.
 
 use super::Engine;
-use crate::error::{Error, Result, Setting};
+use crate::error::{Error, Result};
 use crate::stream::{Logits, LogitsRequest};
 use crate::text::Pooling;
 
@@ -18,13 +18,6 @@ impl Engine {
         }
         if tokens.is_empty() {
             return invalid("text", "has no tokens to embed");
-        }
-        let forward = self.plan().forward;
-        let most = if pooling == Pooling::Last { forward.n_tokens } else { forward.n_tokens.min(forward.n_logit_rows) };
-        if self.prepared().model.is_encoder() && tokens.len() > most {
-            let reason =
-                format!("has {} tokens, of which {most} go into one forward; an encoder reads all of a text at once", tokens.len());
-            return Err(Error::InvalidArgument { option: Setting::UbatchSize.into(), reason });
         }
         let mut session = self.session();
         if pooling == Pooling::Last {

@@ -276,6 +276,10 @@ impl EngineBuilder {
         }
         let learns = self.machine.is_none() && self.is_usual();
         let mut options = PlanOptions { compute_on, ..self.options };
+        if model.is_encoder() && options.ubatch_size.is_none() {
+            // Tokens see what stands behind them: all of a text goes into one forward.
+            options.ubatch_size = Some(options.ctx_size.unwrap_or(model.config.context_length));
+        }
         if options.compute_on == [Device::Cpu] {
             // Where no GPU computes, none has a part in the plan.
             options.max_memory.retain(|device, _| *device == Device::Cpu);
