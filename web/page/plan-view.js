@@ -221,7 +221,7 @@ function parsed(text) {
 }
 
 function figuresOf(plan, { prefill, decode }) {
-  const rate = ({ load, secs }) => tokensPerSec(secs > 0 ? load.n_tokens / secs : 0);
+  const rate = ({ workload, secs }) => tokensPerSec(secs > 0 ? workload.n_tokens / secs : 0);
   const bound = boundOf(decode);
   return [
     ['Decode, predicted', rate(decode)],
