@@ -171,11 +171,11 @@ pub struct RingPlan {
 /// options say.
 ///
 /// # Errors
-/// [`Error::DoesNotFit`](crate::error::Error::DoesNotFit) with the least budget that works with the others as they are, found by trying;
-/// [`Error::DoNotFit`](crate::error::Error::DoNotFit) where several are too small;
-/// [`Error::ExceedsLimit`](crate::error::Error::ExceedsLimit) with the limit in the way;
-/// [`Error::UnsupportedOnGpu`](crate::error::Error::UnsupportedOnGpu) for heads too large for a GPU;
-/// [`Error::InvalidArgument`](crate::error::Error::InvalidArgument) for a device that is not there, and for a context
+/// [`Error::DoesNotFit`] with the least budget that works with the others as they are, found by trying;
+/// [`Error::DoNotFit`] where several are too small;
+/// [`Error::ExceedsLimit`] with the limit in the way;
+/// [`Error::UnsupportedOnGpu`] for heads too large for a GPU;
+/// [`Error::InvalidArgument`] for a device that is not there, and for a context
 /// beyond the positions that a model learned.
 pub fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
     if let Some(saved) = &options.saved {
