@@ -9,13 +9,6 @@
 //
 // One workgroup per row.
 
-struct Params {
-    n_rows: u32,
-    hidden_size: u32,
-    epsilon: f32,
-    weight_offset: f32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<f32>;
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
@@ -24,22 +17,6 @@ struct Params {
 
 override LANES: u32 = 64u; // a power of two, at most 64
 override HAS_BIAS: bool = true;
-
-var<workgroup> partial: array<f32, 64>;
-
-// The sum of what all lanes have; every lane must come here.
-fn sum_of_lanes(lane: u32, own: f32) -> f32 {
-    workgroupBarrier(); // the sum before is read
-    partial[lane] = own;
-    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
-        workgroupBarrier(); // the partial sums of the level above are written
-        if lane < stride {
-            partial[lane] += partial[lane + stride];
-        }
-    }
-    workgroupBarrier(); // partial[0] is the whole sum
-    return partial[0];
-}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -56,6 +33,7 @@ fn main(
         sum += input[begin + i];
     }
     let mean = sum_of_lanes(lane, sum) / f32(params.hidden_size);
+    workgroupBarrier(); // all lanes have read the first sum
     var squares = 0.0;
     for (var i = lane; i < params.hidden_size; i += LANES) {
         let centred = input[begin + i] - mean;

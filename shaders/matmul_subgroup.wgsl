@@ -13,17 +13,6 @@
 // ROWS rows a lane for TOKENS tokens; z counts the groups of tokens. Every sum adds its products in an order that depends on k
 // alone, so a row's result is the same in every slice and every batch.
 
-struct Params {
-    n_rows: u32,
-    n_columns: u32,
-    n_tokens: u32,
-    output_stride: u32,
-    output_row_begin: u32,
-    dtype: u32, // chosen at pipeline creation, as DTYPE
-    weight_begin: u32, // in 256 bytes
-    accumulates: u32,
-}
-
 @group(0) @binding(1) var<storage, read> weight: array<u64>;
 @group(0) @binding(2) var<storage, read> input: array<vec4<u64>>;
 

@@ -8,17 +8,6 @@
 // One workgroup of 64 per 32 rows x 32 tokens; 4 x 4 sums per invocation. Weights are decoded once, into workgroup memory.
 // Every sum adds its products in the order of k, so a row's result is the same in every slice and every batch.
 
-struct Params {
-    n_rows: u32,
-    n_columns: u32,
-    n_tokens: u32,
-    output_stride: u32,
-    output_row_begin: u32,
-    dtype: u32, // chosen at pipeline creation, as DTYPE
-    weight_begin: u32, // in 256 bytes
-    accumulates: u32,
-}
-
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
 

@@ -7,17 +7,6 @@
 //
 // One invocation per row and token; z counts the tokens. Models have no such shapes; the plain variant keeps them right.
 
-struct Params {
-    n_rows: u32,
-    n_columns: u32,
-    n_tokens: u32,
-    output_stride: u32,
-    output_row_begin: u32,
-    dtype: u32, // chosen at pipeline creation, as DTYPE
-    weight_begin: u32, // in 256 bytes
-    accumulates: u32,
-}
-
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> input: array<f32>;
 

@@ -9,17 +9,6 @@
 // LANES lanes share a row and ROWS rows, for TOKENS tokens at a time; z counts the groups of tokens.
 // Which lane adds which products depends on n_columns alone, so a row's result is the same in every slice and every batch.
 
-struct Params {
-    n_rows: u32,
-    n_columns: u32,
-    n_tokens: u32,
-    output_stride: u32,
-    output_row_begin: u32,
-    dtype: u32, // chosen at pipeline creation, as DTYPE
-    weight_begin: u32, // in 256 bytes
-    accumulates: u32,
-}
-
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> input: array<vec4<f32>>;
 

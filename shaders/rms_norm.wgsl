@@ -7,21 +7,12 @@
 //
 // One workgroup per row.
 
-struct Params {
-    n_rows: u32,
-    hidden_size: u32,
-    epsilon: f32,
-    weight_offset: f32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<f32>;
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 override LANES: u32 = 64u; // a power of two, at most 64
-
-var<workgroup> partial: array<f32, 64>;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -37,15 +28,7 @@ fn main(
     for (var i = lane; i < params.hidden_size; i += LANES) {
         sum = fma(input[begin + i], input[begin + i], sum);
     }
-    partial[lane] = sum;
-    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
-        workgroupBarrier(); // the partial sums of the level above are written
-        if lane < stride {
-            partial[lane] += partial[lane + stride];
-        }
-    }
-    workgroupBarrier(); // partial[0] is the whole sum
-    let scale = 1.0 / sqrt(partial[0] / f32(params.hidden_size) + params.epsilon);
+    let scale = 1.0 / sqrt(sum_of_lanes(lane, sum) / f32(params.hidden_size) + params.epsilon);
 
     if row >= params.n_rows {
         return;

@@ -26,7 +26,7 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
     let options = PlanOptions { logit_rows: ROWS_PER_FORWARD, ..PlanOptions::default() };
     let placement = Placement::of(&args.placement, options)?.of_one_sequence();
     let builder = placement.builder(&locate(&source, Visibility::Auto)?)?;
-    let prepared = pollster::block_on(builder.without_head().text_first().prepare())?;
+    let mut prepared = pollster::block_on(builder.without_head().text_first().prepare())?;
     let settings = EmbeddingSettings::open(&prepared.checkpoint)?;
     let prompt = settings.prompt(args.prompt_name.as_deref())?;
     let pooling = args.pooling.map(Pooling::from).or(settings.pooling).unwrap_or_else(|| {
@@ -34,12 +34,11 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
         Pooling::Mean
     });
     let is_normalized = settings.normalize && !args.no_normalize;
-    let mut engine = load_with_bar(prepared, Visibility::Auto)?;
-    let encoded = texts.iter().map(|text| engine.text().encode(&format!("{prompt}{text}"), Written::Plain));
+    let model_text = prepared.text()?;
+    let encoded = texts.iter().map(|text| model_text.encode(&format!("{prompt}{text}"), Written::Plain));
     let encoded = encoded.collect::<Result<Vec<Vec<u32>>>>()?;
-    for tokens in &encoded {
-        engine.prepared().check_room(tokens.len())?;
-    }
+    encoded.iter().try_for_each(|tokens| prepared.check_room(tokens.len()))?;
+    let mut engine = load_with_bar(prepared, Visibility::Auto)?;
     let embeddings = embed(&mut engine, &texts, &encoded, pooling, is_normalized)?;
     if args.json {
         let of = |(tokens, embedding): (&Vec<u32>, &Vec<f32>)| serde_json::json!({ "n_tokens": tokens.len(), "embedding": embedding });

@@ -126,9 +126,9 @@ pub const MAX_PRODUCTS: usize = 3;
 macro_rules! products {
     ($stem:literal $(, $shared:literal)*) => {
         [
-            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "decode", "blocks", $($shared,)* "products", "products_1"), MATMUL),
-            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "decode", "blocks", $($shared,)* "products", "products_2"), MATMUL_2),
-            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "decode", "blocks", $($shared,)* "products", "products_3"), MATMUL_3),
+            row::<[matmul::Params; 1]>($stem, wgsl!($stem, "matmul_params", "decode", "blocks", $($shared,)* "products", "products_1"), MATMUL),
+            row::<[matmul::Params; 2]>($stem, wgsl!($stem, "matmul_params", "decode", "blocks", $($shared,)* "products", "products_2"), MATMUL_2),
+            row::<[matmul::Params; 3]>($stem, wgsl!($stem, "matmul_params", "decode", "blocks", $($shared,)* "products", "products_3"), MATMUL_3),
         ]
     };
 }
@@ -140,11 +140,14 @@ static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes
 static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes");
 static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
 static MATMUL_UNALIGNED: KernelSource =
-    row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "decode", "products_1"), MATMUL);
+    row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "matmul_params", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
-    row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
-static LAYER_NORM: KernelSource =
-    row::<layer_norm::Params>("layer_norm", wgsl!("layer_norm"), &[("input", Read), ("weight", Read), ("bias", Read), ("output", Write)]);
+    row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm", "norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
+static LAYER_NORM: KernelSource = row::<layer_norm::Params>(
+    "layer_norm",
+    wgsl!("layer_norm", "norm"),
+    &[("input", Read), ("weight", Read), ("bias", Read), ("output", Write)],
+);
 static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("heads", Write)]);
 static ROPE_KV: KernelSource = row::<rope_kv::Params>(
     "rope_kv",

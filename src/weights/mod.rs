@@ -3,6 +3,8 @@
 mod catalog;
 pub(crate) mod folder;
 pub(crate) mod gguf;
+#[cfg(test)]
+mod in_memory;
 mod lfs;
 mod python_json;
 mod rearranged;

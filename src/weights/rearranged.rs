@@ -173,24 +173,7 @@ mod tests {
 
     use super::*;
     use crate::dtype::DType;
-
-    #[derive(Debug)]
-    struct Memory(Vec<u8>);
-
-    impl ByteSource for Memory {
-        fn path(&self) -> &str {
-            "memory"
-        }
-
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-            buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
-            Ok(())
-        }
-    }
+    use crate::weights::in_memory::Memory;
 
     fn matrix(dtype: DType, shape: [u64; 2], offset: u64) -> TensorInfo {
         let size_bytes = Bytes(dtype.size_bytes(shape[0] * shape[1]).unwrap());

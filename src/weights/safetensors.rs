@@ -230,25 +230,7 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-
-    /// A file in memory.
-    #[derive(Debug)]
-    struct Memory(Vec<u8>);
-
-    impl ByteSource for Memory {
-        fn path(&self) -> &str {
-            "memory.safetensors"
-        }
-
-        fn len(&self) -> u64 {
-            self.0.len() as u64
-        }
-
-        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-            buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
-            Ok(())
-        }
-    }
+    use crate::weights::in_memory::Memory;
 
     fn file(header: &str, n_data: usize) -> Vec<u8> {
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; n_data]].concat()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
+use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source, first_word_as_text};
 use crate::error::Result;
 use crate::text::Pooling;
 
@@ -64,11 +64,7 @@ impl EmbedArgs {
     /// # Errors
     /// [`crate::error::Error::InvalidArgument`] where the first text is no UTF-8.
     pub fn texts(&self) -> Result<Vec<String>> {
-        let first = self.model.model.clone().filter(|_| self.is_named_by_flag());
-        let first = first
-            .map(|text| text.into_string())
-            .transpose()
-            .map_err(|_| crate::error::Error::InvalidArgument { option: "TEXT".into(), reason: "is not UTF-8; give -f FILE".into() })?;
+        let first = if self.is_named_by_flag() { first_word_as_text(&self.model)? } else { None };
         Ok(first.into_iter().chain(self.texts.iter().cloned()).collect())
     }
 

@@ -54,6 +54,15 @@ impl ModelArgs {
     }
 }
 
+/// The first word, where it is no model but a text.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where it is not UTF-8.
+pub(super) fn first_word_as_text(args: &ModelArgs) -> Result<Option<String>> {
+    let invalid = |_| Error::InvalidArgument { option: "TEXT".into(), reason: "is not UTF-8; give -f FILE".into() };
+    args.model.clone().map(|word| word.into_string().map_err(invalid)).transpose()
+}
+
 /// The model among the flags of `args` and the word `positional`.
 pub(super) fn choose_source(args: &ModelArgs, positional: Option<&OsStr>) -> Result<ModelSource> {
     let invalid = |reason: &str| Error::InvalidArgument { option: "MODEL".into(), reason: reason.into() };

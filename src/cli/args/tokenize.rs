@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::model::{ModelArgs, ModelSource, choose_source};
+use super::model::{ModelArgs, ModelSource, choose_source, first_word_as_text};
 use crate::error::Result;
 
 /// `tierflow tokenize`
@@ -48,11 +48,7 @@ impl TokenizeArgs {
     /// # Errors
     /// [`crate::error::Error::InvalidArgument`] where the text is no UTF-8.
     pub fn text(&self) -> Result<Option<String>> {
-        let first = self.model.model.clone().filter(|_| self.is_named_by_flag());
-        let first = first
-            .map(|text| text.into_string())
-            .transpose()
-            .map_err(|_| crate::error::Error::InvalidArgument { option: "TEXT".into(), reason: "is not UTF-8; give -f FILE".into() })?;
+        let first = if self.is_named_by_flag() { first_word_as_text(&self.model)? } else { None };
         Ok(self.text_word.clone().or(first))
     }
 
