@@ -356,7 +356,7 @@ impl EngineThread {
                 Progress::Requested(request) => {
                     let Request { prompt, sampler, options } = *request;
                     let cached = &mut self.sequences[sequence as usize].tokens;
-                    GenerationState::begin(&self.engine, cached, &prompt, sampler, options)
+                    GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)
                         .map(|(state, due)| Box::new(Begun { state, due, prompt_is_reported: false }))
                 }
             };

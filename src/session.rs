@@ -104,6 +104,7 @@ impl<'a> Session<'a> {
         self.check_room(tokens.len())?;
         let n_tokens_max = self.engine.plan().forward.n_tokens;
         self.check_whole(tokens.len(), n_tokens_max)?;
+        self.restore().await?;
         let mut logits = None;
         let n_parts = tokens.len().div_ceil(n_tokens_max);
         for (index, part) in tokens.chunks(n_tokens_max).enumerate() {
@@ -128,6 +129,7 @@ impl<'a> Session<'a> {
         self.check_room(tokens.len())?;
         let n_rows_max = self.engine.plan().forward.n_logit_rows.min(self.engine.plan().forward.n_tokens);
         self.check_whole(tokens.len(), n_rows_max)?;
+        self.restore().await?;
         for part in tokens.chunks(n_rows_max) {
             let first = self.tokens.len() as u32;
             let batch = Batch {
@@ -141,6 +143,21 @@ impl<'a> Session<'a> {
                 }
             }
             self.tokens.extend_from_slice(part);
+        }
+        Ok(())
+    }
+
+    /// Computes again what is not cached of the sequence any more: of a model with recurrent states all of it, where the states are of
+    /// another position.
+    async fn restore(&mut self) -> Result<()> {
+        let n_tokens_max = self.engine.plan().forward.n_tokens;
+        let mut n_cached = self.engine.n_reusable(self.sequence, self.tokens.len());
+        while let Some(part) = self.tokens[n_cached..].chunks(n_tokens_max).next() {
+            let tokens = (n_cached as u32..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position });
+            let logits_for = vec![part.len() as u32 - 1];
+            let batch = Batch { tokens: tokens.collect(), logits_for, logits_request: LogitsRequest::TopK(1) };
+            self.engine.forward_unless(&batch, &self.cancelled).await?;
+            n_cached += part.len();
         }
         Ok(())
     }
@@ -164,8 +181,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As of [`Session::append`].
     pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
-        let model = self.engine.model();
-        let (state, due) = GenerationState::begin(&model, &mut self.tokens, prompt, sampler, options)?;
+        let (state, due) = GenerationState::begin(self.engine, self.sequence, &mut self.tokens, prompt, sampler, options)?;
         let logits = self.append(&due, state.logits_request()).await?;
         Ok(Generation { session: self, state, logits })
     }
@@ -244,16 +260,18 @@ impl Generation<'_, '_> {
 }
 
 impl GenerationState {
-    /// Begins after `prompt`. `cached` are the tokens in the cache; those beyond its common beginning with `prompt` are cut off. Returns the
+    /// Begins after `prompt`. `cached` are the tokens of `sequence` in the cache; those beyond its common beginning with `prompt` are cut off,
+    /// and all of them where the model has recurrent states and must begin anew. Returns the
     /// state and the tokens of the prompt that are still to be computed, at least one.
     pub(crate) fn begin(
-        model: &LoadedModel,
+        engine: &Engine,
+        sequence: u32,
         cached: &mut Vec<u32>,
         prompt: &[u32],
         mut sampler: Sampler,
         options: GenerateOptions,
     ) -> Result<(GenerationState, Vec<u32>)> {
-        if !model.prepared().model.has_head() {
+        if !engine.prepared().model.has_head() {
             let reason = "has no head and generates nothing: the model is an encoder, or was opened without its head".into();
             return Err(Error::InvalidArgument { option: "engine".into(), reason });
         }
@@ -261,16 +279,17 @@ impl GenerationState {
         let finish = (options.max_tokens == Some(0)).then_some(FinishReason::Length);
         // The last token is always computed, since its logits are needed.
         let n_known = n_known(cached, prompt).min(prompt.len().saturating_sub(1));
+        let n_known = engine.n_reusable(sequence, n_known);
         let due = prompt[n_known..].to_vec();
         if due.is_empty() {
             return Err(nothing_to_continue());
         }
         cached.truncate(n_known);
-        model.prepared().check_room(prompt.len())?;
+        engine.prepared().check_room(prompt.len())?;
         // Tokens of the prompt count for the repetition penalty, as in llama.cpp.
         prompt.iter().for_each(|&token| sampler.accept(token));
         let state = GenerationState {
-            detokenizer: model.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
+            detokenizer: engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
             stop,
             sampler,
             options,

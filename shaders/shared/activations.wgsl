@@ -1,7 +1,7 @@
 
 // What values of a feed-forward part go through.
 
-override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu by tanh, 2: gelu, 3: relu, 4: relu^2
+override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu by tanh, 2: gelu, 3: relu, 4: relu^2, 5: x itself
 
 fn activated(x: f32) -> f32 {
     switch ACTIVATION {
@@ -24,6 +24,9 @@ fn activated(x: f32) -> f32 {
         case 4u: {
             let positive = max(x, 0.0);
             return positive * positive;
+        }
+        case 5u: {
+            return x;
         }
         default: {
             return x / (1.0 + exp(-x));

@@ -41,9 +41,10 @@ fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
     }
     add(names.layers.into(), "ModuleList");
     for layer in 0..config.n_layers {
-        let layer = format!("{}.{layer}", names.layers);
-        for (member, class) in config.family.layer_modules.iter().copied().flatten() {
-            add(format!("{layer}{member}"), class);
+        let name = format!("{}.{layer}", names.layers);
+        let members = config.family.layer_modules.iter().copied().flatten();
+        for (member, class) in members.filter(|(member, _)| has_module(config, layer, member)) {
+            add(format!("{name}{member}"), class);
         }
     }
     add(names.norm.into(), names.norm_class);
@@ -52,6 +53,14 @@ fn modules(config: &ModelConfig, prefix: &str) -> Vec<ModuleForm> {
     }
     add(names.head.into(), "Linear");
     modules
+}
+
+/// Whether a layer has this member, where some layers have attention and others something in its place.
+fn has_module(config: &ModelConfig, layer: usize, member: &str) -> bool {
+    let Some(recurrent) = &config.variant.recurrent else { return true };
+    let absent = if config.recurrent(layer).is_some() { config.family.names.attention } else { recurrent.kind.module() };
+    let inside = member.strip_prefix('.').and_then(|member| member.strip_prefix(absent));
+    !inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Every tensor that the model uses, once, and the tied head's.

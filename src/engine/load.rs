@@ -45,7 +45,7 @@ impl Prepared {
         }
         let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
-        let cached = CachedPositions::new(self.plan.n_seqs);
+        let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text });
         Ok(Engine { model, executors, cached, store })
     }

@@ -140,6 +140,12 @@ impl Engine {
         Ok(logits)
     }
 
+    /// How many of the first `n_tokens` positions of a sequence need not be computed again: those that are cached; of a model with
+    /// [recurrent states](crate::model::Model::is_recurrent) all, or none where its states are of another position.
+    pub(crate) fn n_reusable(&self, sequence: u32, n_tokens: usize) -> usize {
+        self.cached.n_reusable(sequence, n_tokens)
+    }
+
     /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`], from now on.
     pub fn set_gpu_timeout(&self, timeout: Duration) {
         self.executors.gpus().for_each(|(_, gpu)| gpu.deadline.set_timeout(timeout));

@@ -76,6 +76,7 @@ pub fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32])
         Activation::Gelu => glu_of(gelu, gate, up, output),
         Activation::Relu => glu_of(relu, gate, up, output),
         Activation::ReluSquared => glu_of(relu_squared, gate, up, output),
+        Activation::Identity => glu_of(|x| x, gate, up, output),
     }
 }
 
@@ -128,6 +129,7 @@ pub fn map(function: Function, target: &mut [f32]) {
         Function::Activation(Activation::Gelu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = gelu(*x))),
         Function::Activation(Activation::Relu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu(*x))),
         Function::Activation(Activation::ReluSquared) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu_squared(*x))),
+        Function::Activation(Activation::Identity) => {}
     }
 }
 
@@ -168,8 +170,8 @@ mod tests {
     /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
     const TOLERANCE: f32 = 1e-6;
 
-    const ACTIVATIONS: [Activation; 5] =
-        [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu, Activation::ReluSquared];
+    const ACTIVATIONS: [Activation; 6] =
+        [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu, Activation::ReluSquared, Activation::Identity];
 
     fn values(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin() * 3.0).collect()

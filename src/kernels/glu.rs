@@ -64,6 +64,7 @@ pub(super) fn code(activation: Activation) -> f64 {
         Activation::Gelu => 2.0,
         Activation::Relu => 3.0,
         Activation::ReluSquared => 4.0,
+        Activation::Identity => 5.0,
     }
 }
 
@@ -80,6 +81,7 @@ pub(super) fn activated(activation: Activation, x: f32) -> f32 {
         }
         Activation::Relu => x.max(0.0),
         Activation::ReluSquared => x.max(0.0) * x.max(0.0),
+        Activation::Identity => x,
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod add;
 pub mod add_bias;
 pub mod attention;
+pub mod conv;
 pub mod gather_rows;
 pub mod glu;
 pub mod layer_norm;
@@ -81,7 +82,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 27] = [
+pub static KERNELS: [&KernelSource; 28] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -103,6 +104,7 @@ pub static KERNELS: [&KernelSource; 27] = [
     &ATTENTION_SUBGROUP_TILE,
     &ATTENTION_COMBINE,
     &ATTENTION_COMPACT,
+    &CONV,
     &GLU,
     &MAP,
     &ADD,
@@ -190,6 +192,11 @@ static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(
 );
 static ATTENTION_COMPACT: KernelSource =
     row::<attention::Params>("attention_compact", wgsl!("attention_compact", "attention_params"), &[("padded", Read), ("attended", Write)]);
+static CONV: KernelSource = row::<conv::Params>(
+    "conv",
+    wgsl!("conv"),
+    &[("tokens", Read), ("input", Read), ("weight", Read), ("bias", Read), ("state", Write), ("output", Write)],
+);
 static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu", "activations"), &[("gate", Read), ("up", Read), ("output", Write)]);
 static MAP: KernelSource = row::<map::Params>("map", wgsl!("map", "activations"), &[("target_values", Write)]);
 static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);

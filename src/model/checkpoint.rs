@@ -143,7 +143,7 @@ impl Checkpoint {
             families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
         })?;
         let folder::Folder { catalog, mut sources, unreadable } = folder::open(&folder, io)?;
-        let catalog = with_embedding(&config, with_base(&config, with_head(&config, catalog)));
+        let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(catalog))));
         let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources), &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),
@@ -260,6 +260,15 @@ impl Checkpoint {
         let source = self.sources.get(tensor.shard as usize)?;
         Some((source.as_ref(), tensor.offset.checked_add(offset)?))
     }
+}
+
+/// Convolutions of single channels as matrices: folders have `[channels, 1, taps]`.
+fn with_taps(catalog: Catalog) -> Catalog {
+    let Catalog { shards, mut tensors, .. } = catalog;
+    for tensor in tensors.iter_mut().filter(|tensor| matches!(tensor.shape[..], [_, 1, _])) {
+        tensor.shape.remove(1);
+    }
+    Catalog::new(shards, tensors)
 }
 
 /// A head under its former name is given its own.

@@ -88,6 +88,39 @@ pub struct Variant {
     pub windowed_layers: Option<Vec<bool>>,
     /// Which layers turn queries and keys; `None`: all.
     pub rotated_layers: Option<Vec<bool>>,
+    /// What some layers have in place of attention.
+    pub recurrent: Option<Recurrent>,
+}
+
+/// Layers that keep a state of fixed size instead of keys and values.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recurrent {
+    /// Which layers; one entry for each of the model's.
+    pub layers: Vec<bool>,
+    /// What they compute.
+    pub kind: RecurrentKind,
+}
+
+/// What stands in place of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum RecurrentKind {
+    /// A short convolution between two gates.
+    ShortConv {
+        /// Positions that an output depends on.
+        n_taps: usize,
+        /// Whether the convolution and the projections have biases.
+        has_bias: bool,
+    },
+}
+
+impl RecurrentKind {
+    /// What its module in a layer is called.
+    pub fn module(self) -> &'static str {
+        match self {
+            RecurrentKind::ShortConv { .. } => "conv",
+        }
+    }
 }
 
 impl Default for Variant {
@@ -109,6 +142,7 @@ impl Default for Variant {
             local_rope: None,
             windowed_layers: None,
             rotated_layers: None,
+            recurrent: None,
         }
     }
 }
@@ -155,6 +189,12 @@ impl ModelConfig {
     pub fn is_rotated(&self, layer: usize) -> bool {
         let is_rotated = |layers: &Vec<bool>| layers.get(layer).copied().unwrap_or(true);
         !self.variant.learns_positions && self.variant.rotated_layers.as_ref().is_none_or(is_rotated)
+    }
+
+    /// What a layer has in place of attention, if it has none.
+    pub fn recurrent(&self, layer: usize) -> Option<RecurrentKind> {
+        let recurrent = self.variant.recurrent.as_ref()?;
+        recurrent.layers.get(layer).copied().unwrap_or(false).then_some(recurrent.kind)
     }
 
     /// Width of all key (or value) heads together.

@@ -81,6 +81,19 @@ impl Keys<'_> {
         Ok(ModelConfig { variant: Variant { rotary_size, ..Variant::default() }, ..config })
     }
 
+    /// The same of families of which some layers have no attention: no key and value heads.
+    pub(super) fn hybrid_decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
+        Keys { skips_zeros: true, ..*self }.partly_rotary_decoder(family, pairs)
+    }
+
+    /// Of each layer whether its number under `key` is 0; none are listed where one number stands for all.
+    pub(super) fn zero_layers(&self, key: &str) -> Vec<bool> {
+        match self.metadata.get(&self.full(key)) {
+            Some(MetaValue::Integers(values)) => values.iter().map(|value| *value == 0).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Rows of this tensor; none where the file lacks it.
     pub(super) fn n_rows(&self, name: &str) -> usize {
         self.catalog.find(name).map_or(0, |id| self.catalog[id].n_rows() as usize)
@@ -199,12 +212,14 @@ pub(super) struct Keys<'a> {
     prefix: &'a str,
     catalog: &'a Catalog,
     allows_partial_rotary: bool,
+    /// Whether layers without attention have a 0 in lists.
+    skips_zeros: bool,
 }
 
 impl<'a> Keys<'a> {
     fn new(family: &'static Family, metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
         let prefix = metadata.string("general.architecture")?.unwrap_or_default();
-        Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false })
+        Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false, skips_zeros: false })
     }
 
     /// That of the norms, of whichever kind they are.
@@ -223,15 +238,15 @@ impl<'a> Keys<'a> {
         format!("{}.{key}", self.prefix)
     }
 
-    fn unsigned(&self, key: &str) -> Result<Option<usize>> {
+    pub(super) fn unsigned(&self, key: &str) -> Result<Option<usize>> {
         let full = self.full(key);
         let value = match self.metadata.get(&full) {
             // One number for each layer, or one for all of them.
-            Some(MetaValue::Integers(values)) => match values.as_slice() {
-                [first, rest @ ..] if rest.iter().all(|value| value == first) => {
+            Some(MetaValue::Integers(values)) => match values.iter().find(|value| !(self.skips_zeros && **value == 0)) {
+                Some(first) if values.iter().all(|value| value == first || (self.skips_zeros && *value == 0)) => {
                     Some(u64::try_from(*first).map_err(|_| self.error(format!("metadata key `{full}` is {first}")))?)
                 }
-                [] => return Err(self.error(format!("metadata key `{full}` is an empty array"))),
+                None => return Err(self.error(format!("metadata key `{full}` lists no number"))),
                 _ => {
                     let reason = format!("metadata key `{full}` differs from layer to layer, which is not supported");
                     return Err(Error::UnsupportedModel { path: self.metadata.path.clone(), reason });
@@ -242,7 +257,7 @@ impl<'a> Keys<'a> {
         value.map(|value| usize::try_from(value).map_err(|_| self.error(format!("metadata key `{full}` is {value}")))).transpose()
     }
 
-    fn required(&self, key: &str) -> Result<usize> {
+    pub(super) fn required(&self, key: &str) -> Result<usize> {
         self.unsigned(key)?.ok_or_else(|| self.missing(key))
     }
 

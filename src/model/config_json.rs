@@ -148,21 +148,26 @@ impl Fields<'_> {
 
     /// Which layers see a window only, where `layer_types` lists them.
     pub(super) fn windowed_layers(&self, n_layers: usize) -> Result<Option<Vec<bool>>> {
+        self.layers_of_type("sliding_attention", "full_attention", n_layers)
+    }
+
+    /// Which layers are of type `one`, where `layer_types` lists them; all others are of type `other`.
+    pub(super) fn layers_of_type(&self, one: &str, other: &str, n_layers: usize) -> Result<Option<Vec<bool>>> {
         let Some(types) = self.typed("layer_types", "a list of names", Value::as_array)? else {
             return Ok(None);
         };
         if types.len() != n_layers {
             return Err(self.error(format!("`layer_types` lists {} layers, the model has {n_layers}", types.len())));
         }
-        let is_windowed = |name: &Value| match name.as_str() {
-            Some("sliding_attention") => Ok(true),
-            Some("full_attention") => Ok(false),
+        let is_one = |name: &Value| match name.as_str() {
+            Some(name) if name == one => Ok(true),
+            Some(name) if name == other => Ok(false),
             _ => {
-                let reason = format!("layer type {name} is not supported; supported are sliding_attention and full_attention");
+                let reason = format!("layer type {name} is not supported; supported are {one} and {other}");
                 Err(Error::UnsupportedModel { path: self.path.to_owned(), reason })
             }
         };
-        types.iter().map(is_windowed).collect::<Result<_>>().map(Some)
+        types.iter().map(is_one).collect::<Result<_>>().map(Some)
     }
 
     /// What a pattern of layers repeats after, at least 1.
@@ -527,6 +532,16 @@ mod tests {
             (r#"{"model_type":"gemma2","num_hidden_layers":4611686018427387904}"#, "number of layers"),
             (r#"{"model_type":"gemma3_text","num_hidden_layers":4611686018427387904}"#, "number of layers"),
             (r#"{"model_type":"smollm3","num_hidden_layers":4611686018427387904}"#, "number of layers"),
+            (r#"{"model_type":"lfm2","num_hidden_layers":4611686018427387904}"#, "number of layers"),
+            (r#"{"model_type":"lfm2","intermediate_size":4611686018427387904}"#, "feed-forward size"),
+            (r#"{"model_type":"lfm2","layer_types":["conv","full_attention","conv","mamba"]}"#, "mamba"),
+            (r#"{"model_type":"lfm2","layer_types":["conv"]}"#, "layer_types"),
+            (r#"{"model_type":"lfm2","num_key_value_heads":2,"full_attn_idxs":[1],"conv_L_cache":0}"#, "0 taps"),
+            (
+                r#"{"model_type":"lfm2","num_key_value_heads":2,"full_attn_idxs":[1],"conv_L_cache":4611686018427387904}"#,
+                "4611686018427387904 taps",
+            ),
+            (r#"{"model_type":"lfm2","block_multiple_of":0}"#, "block_multiple_of"),
             (r#"{"architectures":["LlamaForSequenceClassification"]}"#, "LlamaForSequenceClassification"),
             (r#"{"rope_scaling":{"rope_type":"ntk","factor":4.0}}"#, "ntk"),
             (r#"{"rope_scaling":{"rope_type":"yarn","factor":0.0}}"#, "factor"),

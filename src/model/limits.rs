@@ -1,6 +1,6 @@
 //! What a model's config may say at all. Both readers end here, so that nothing later meets a zero or an overflow.
 
-use super::{ModelConfig, RopeConfig, RopeScaling, Variant};
+use super::{ModelConfig, RecurrentKind, RopeConfig, RopeScaling, Variant};
 use crate::error::{Error, Result};
 
 /// Largest width of anything: hidden, feed-forward, all heads together.
@@ -8,6 +8,8 @@ const MAX_SIZE: usize = 1 << 24;
 pub(super) const MAX_LAYERS: usize = 1024;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_SIZE: usize = 1 << 12;
+/// Taps of a convolution.
+const MAX_TAPS: usize = 64;
 /// Positions: above every published context, and small enough for exact f32 angles to be somebody else's question.
 const MAX_CONTEXT: usize = 1 << 28;
 /// Largest float setting (theta, factors).
@@ -48,9 +50,23 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
         return Err(Error::invalid_file(path, reason));
     }
     check_variant(&config.variant, path)?;
+    check_recurrent(config, path)?;
     check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
     check_rope(&config.rope, rotary_size, path)?;
     config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rotary_size, path))
+}
+
+fn check_recurrent(config: &ModelConfig, path: &str) -> Result<()> {
+    let Some(recurrent) = &config.variant.recurrent else { return Ok(()) };
+    let (n_listed, n_layers) = (recurrent.layers.len(), config.n_layers);
+    if n_listed != n_layers {
+        return Err(Error::invalid_file(path, format!("kinds of {n_listed} layers are listed, the model has {n_layers}")));
+    }
+    let RecurrentKind::ShortConv { n_taps, .. } = recurrent.kind;
+    match n_taps {
+        1..=MAX_TAPS => Ok(()),
+        _ => Err(Error::invalid_file(path, format!("the convolutions have {n_taps} taps, they must have from 1 to {MAX_TAPS}"))),
+    }
 }
 
 fn check_variant(variant: &Variant, path: &str) -> Result<()> {

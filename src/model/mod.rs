@@ -16,9 +16,9 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{ModelConfig, NormKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
+pub use config::{ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
 pub use families::Family;
-pub use op::{Activation, Attention, Function, LayerNorm, Op, RmsNorm, Rope, StoreKv};
+pub use op::{Activation, Attention, Conv, Function, LayerNorm, Op, RmsNorm, Rope, State, StateKind, StoreKv};
 pub use value::{Rows, Value, ValueId};
 
 /// A whole model: its units in the order of the computation.
@@ -56,7 +56,7 @@ pub struct Unit {
 pub enum UnitKind {
     /// Token ids become vectors; rows are gathered on the host.
     Embedding,
-    /// Norm, projections, attention over the cache, residual.
+    /// Norm, projections, attention over the cache or what stands in its place (a convolution), residual.
     Attention {
         /// Which layer.
         layer: usize,
@@ -126,6 +126,11 @@ impl Model {
         self.value(self.logits).width
     }
 
+    /// Whether it keeps states that only a sequence's next token or its first one can follow.
+    pub fn is_recurrent(&self) -> bool {
+        self.units.iter().any(|unit| unit.states().next().is_some())
+    }
+
     /// What value `id` is.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[usize::from(id.0)]
@@ -180,13 +185,19 @@ impl Unit {
         })
     }
 
-    /// Norm weights and biases: small, always resident where the unit is executed.
+    /// The states that it keeps, if any.
+    pub fn states(&self) -> impl Iterator<Item = State> + '_ {
+        self.ops.iter().filter_map(Op::state)
+    }
+
+    /// Norm weights, biases and taps of convolutions: small, always resident where the unit is executed.
     pub fn vectors(&self) -> impl Iterator<Item = TensorId> + '_ {
         self.ops
             .iter()
             .flat_map(|op| match op {
                 Op::RmsNorm(norm) => [Some(norm.weight), None],
                 Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
+                Op::Conv(conv) => [Some(conv.weight), conv.bias],
                 Op::AddBias { bias, .. } => [Some(*bias), None],
                 _ => [None, None],
             })

@@ -47,6 +47,8 @@ pub enum Op {
     StoreKv(StoreKv),
     /// Causal attention over a layer's cache.
     Attention(Attention),
+    /// Causal convolution over a sequence, each channel for itself.
+    Conv(Conv),
     /// `output` = activation(`gate`) · `up`.
     Glu {
         /// Of the gate.
@@ -96,6 +98,8 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`
     ReluSquared,
+    /// `x` itself.
+    Identity,
 }
 
 /// A function of single values.
@@ -184,6 +188,58 @@ pub struct StoreKv {
     pub n_kv_heads: usize,
     /// Values of a head; even.
     pub head_size: usize,
+}
+
+/// `output[t, c]` = `bias[c]` + Σₖ `weight[c, n_taps − 1 − k]` · `input[t − k, c]`, where `t − k` is the token `k` positions before `t` in its
+/// sequence, if there is one. The layer's state keeps the latest `n_taps` inputs of each sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Conv {
+    /// Which layer's state.
+    pub layer: usize,
+    /// `[n_tokens, width]`
+    pub input: ValueId,
+    /// `[width, n_taps]`
+    pub weight: TensorId,
+    /// `[width]`; `None` adds nothing.
+    pub bias: Option<TensorId>,
+    /// As `input`.
+    pub output: ValueId,
+    /// Channels.
+    pub width: usize,
+    /// Positions that an output depends on, its own included.
+    pub n_taps: usize,
+}
+
+/// What a layer keeps of each sequence besides keys and values: as many f32 values however long the sequence is. It is that after the
+/// sequence's last token, so that a sequence goes on from there or begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct State {
+    /// Which layer's.
+    pub layer: usize,
+    /// Of which operation.
+    pub kind: StateKind,
+    /// Values of one sequence.
+    pub n_values: u64,
+}
+
+/// The operations that keep a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateKind {
+    /// [`Conv`]: `[n_taps, width]`, the input of position `p` in row `p mod n_taps`.
+    Conv,
+}
+
+impl Op {
+    /// What it keeps of each sequence, if anything.
+    pub fn state(&self) -> Option<State> {
+        match self {
+            Op::Conv(conv) => {
+                Some(State { layer: conv.layer, kind: StateKind::Conv, n_values: (conv.width as u64).saturating_mul(conv.n_taps as u64) })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// `output` = attention of `query` over the cache of `layer`.

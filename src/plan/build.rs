@@ -11,7 +11,7 @@ use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_fi
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
 use crate::plan::site::{MAX_WORK, Site, Worker, n_slices};
-use crate::plan::sizes::{Role, largest_kv_buffer_bytes};
+use crate::plan::sizes::{Role, largest_kv_buffer_bytes, largest_state_buffer_bytes};
 use crate::plan::{DevicePlan, PLAN_SCHEMA, Placement, Plan, RingPlan, UnitPlan, UploadPath, Usage};
 use crate::units::Bytes;
 
@@ -146,6 +146,8 @@ impl Build<'_> {
             kv_buffer,
             &[Remedy::Lower(Setting::CtxSize, None), Remedy::Use(Setting::KvDType, "f16".into())],
         )?;
+        let state = largest_state_buffer_bytes(site.model, site.options.n_seqs);
+        check("the recurrent state of one layer", state, &[Remedy::Lower(Setting::NSeqs, None)])?;
         let role = self.role(&self.units_of(worker));
         check("the activations of one forward", site.largest_working(shape.forward, role), &[Remedy::Lower(Setting::UbatchSize, None)])
     }

@@ -102,6 +102,7 @@ impl DeviceCosts {
             | Op::AddBias { .. }
             | Op::Rope(_)
             | Op::StoreKv(_)
+            | Op::Conv(_)
             | Op::Glu { .. }
             | Op::Map { .. }
             | Op::Add { .. }

@@ -6,7 +6,7 @@ use std::iter::successors;
 use crate::plan::chunks::{SLICE_ALIGNMENT, n_dispatches_of};
 use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
 use crate::plan::site::Site;
-use crate::plan::sizes::{ForwardSize, Role, kv_bytes_per_position, largest_kv_buffer_bytes};
+use crate::plan::sizes::{ForwardSize, Role, kv_bytes_per_position, largest_kv_buffer_bytes, state_bytes};
 use crate::units::Bytes;
 
 /// Slots of a ring by default: one computed from, one ready, one being filled. Published measurements of
@@ -115,7 +115,8 @@ impl Site<'_> {
         let vectors: Bytes = own.vector_bytes.iter().copied().sum();
         let blocks: Bytes = own.block_bytes.iter().copied().sum();
         let params = own.params_bytes(n_dispatches_of(own.blocks.iter().flatten()));
-        let room = budget.saturating_sub(self.working_bytes(forward, own.alone()) + vectors + params);
+        let states: Bytes = self.model.units.iter().map(|unit| state_bytes(unit, self.options.n_seqs)).sum();
+        let room = budget.saturating_sub(self.working_bytes(forward, own.alone()) + vectors + params + states);
         // Caches of short contexts are padded to a binding's alignment.
         let padding = Bytes(2 * SLICE_ALIGNMENT * config.n_layers as u64);
         let beside_weights = (room.saturating_sub(blocks).saturating_sub(padding).0 / per_position) as usize;

@@ -5,7 +5,9 @@ use crate::device::{Device, DeviceSpec, GpuLimits};
 use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::{Model, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
-use crate::plan::sizes::{ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, unsupported_on_gpu, working_set};
+use crate::plan::sizes::{
+    ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, state_bytes, unsupported_on_gpu, working_set,
+};
 use crate::plan::{Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
@@ -74,10 +76,11 @@ impl<'a> Site<'a> {
         if worker.is_gpu() { KvCache::Gpu(self.options.kv_dtype) } else { KvCache::Host }
     }
 
-    /// Bytes of the K and V caches of a unit, if it has any.
+    /// Bytes of the K and V caches and of the states of a unit, if it has any.
     pub(super) fn kv_bytes_of_unit(&self, worker: &Worker<'_>, unit: usize, ctx_size: usize) -> Bytes {
         let of_layer = |layer| kv_buffer_bytes(layer, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(2);
-        self.model.units[unit].cache().map_or(Bytes::ZERO, of_layer)
+        let unit = &self.model.units[unit];
+        unit.cache().map_or(Bytes::ZERO, of_layer) + state_bytes(unit, self.options.n_seqs)
     }
 
     pub(super) fn working_bytes(&self, forward: ForwardSize, role: Role) -> Bytes {

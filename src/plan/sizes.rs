@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Model, Op, Rows, StoreKv, Value, ValueId};
+use crate::model::{Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
 use crate::plan::KvDType;
 use crate::units::Bytes;
 
@@ -170,6 +170,21 @@ pub fn kv_buffer_bytes(layer: &StoreKv, cache: KvCache, n_seqs: usize, ctx_size:
 /// Bytes of the largest K (or V) cache of all layers.
 pub fn largest_kv_buffer_bytes(model: &Model, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
     model.caches().map(|layer| kv_buffer_bytes(layer, cache, n_seqs, ctx_size)).max().unwrap_or_default()
+}
+
+/// Bytes of a layer's state of all sequences, f32 on every device: `[n_seqs, n_values]`.
+pub fn state_buffer_bytes(state: &State, n_seqs: usize) -> Bytes {
+    Bytes(KvDType::F32.size_bytes()).times(state.n_values).times(n_seqs as u64).align_up(256)
+}
+
+/// Bytes of the states of a unit.
+pub fn state_bytes(unit: &Unit, n_seqs: usize) -> Bytes {
+    unit.states().map(|state| state_buffer_bytes(&state, n_seqs)).sum()
+}
+
+/// Bytes of the largest state of all layers.
+pub fn largest_state_buffer_bytes(model: &Model, n_seqs: usize) -> Bytes {
+    model.units.iter().flat_map(Unit::states).map(|state| state_buffer_bytes(&state, n_seqs)).max().unwrap_or_default()
 }
 
 /// Bytes of all K and V caches per position of one sequence.

@@ -120,38 +120,63 @@ impl Batch {
     }
 }
 
-/// How many positions of each sequence are cached.
+/// How many positions of each sequence are cached. Of a model with recurrent states those are the states after so many positions: a
+/// sequence goes on there, or begins anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CachedPositions(Vec<usize>);
+pub struct CachedPositions {
+    positions: Vec<usize>,
+    /// Whether the model has recurrent states.
+    is_recurrent: bool,
+}
 
 impl CachedPositions {
     /// Empty caches.
-    pub fn new(n_seqs: usize) -> CachedPositions {
-        CachedPositions(vec![0; n_seqs])
+    pub fn new(n_seqs: usize, is_recurrent: bool) -> CachedPositions {
+        CachedPositions { positions: vec![0; n_seqs], is_recurrent }
     }
 
-    /// Checks that all positions before each token of a batch are cached, or come before it in the batch.
+    /// How many of the first `n_tokens` positions of a sequence need not be computed again.
+    pub fn n_reusable(&self, sequence: u32, n_tokens: usize) -> usize {
+        let cached = self.of(sequence);
+        if self.is_recurrent && cached != n_tokens { 0 } else { cached.min(n_tokens) }
+    }
+
+    fn of(&self, sequence: u32) -> usize {
+        self.positions.get(sequence as usize).copied().unwrap_or(0)
+    }
+
+    /// Checks that all positions before each token of a batch are cached, or come before it in the batch. Of a model with recurrent
+    /// states, that each token follows the one before it in its sequence, or is the first.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first position that is not.
+    /// [`Error::InvalidArgument`] with the first position of which that is not so.
     pub fn check(&self, batch: &Batch) -> Result<()> {
         for (index, &BatchToken { sequence, position, .. }) in batch.tokens.iter().enumerate() {
             let before = batch.tokens[..index].iter().rfind(|other| other.sequence == sequence);
             let follows = before.map_or(0, |other| other.position as usize + 1);
-            let cached = self.0.get(sequence as usize).copied().unwrap_or(0).max(follows);
+            let cached = self.of(sequence).max(follows);
+            let invalid = |reason: String| Err(Error::InvalidArgument { option: "batch".into(), reason });
             if position as usize > cached {
-                let reason = format!("position {position} of sequence {sequence} comes before position {cached} is cached");
-                return Err(Error::InvalidArgument { option: "batch".into(), reason });
+                return invalid(format!("position {position} of sequence {sequence} comes before position {cached} is cached"));
+            }
+            let next = before.map_or(cached, |_| follows);
+            let is_first = before.is_none() && position == 0;
+            if self.is_recurrent && position as usize != next && !is_first {
+                let reason = format!(
+                    "position {position} of sequence {sequence} does not follow position {next}, and the model has recurrent states, which \
+                     cannot go back: begin at position 0"
+                );
+                return invalid(reason);
             }
         }
         Ok(())
     }
 
-    /// A forward begins: until it ends, its positions and all later ones count as not cached.
+    /// A forward begins: until it ends, its positions and all later ones count as not cached; of a recurrent model all of its sequences.
     pub fn begin(&mut self, batch: &Batch) {
         for token in &batch.tokens {
-            if let Some(cached) = self.0.get_mut(token.sequence as usize) {
-                *cached = (*cached).min(token.position as usize);
+            if let Some(cached) = self.positions.get_mut(token.sequence as usize) {
+                *cached = if self.is_recurrent { 0 } else { (*cached).min(token.position as usize) };
             }
         }
     }
@@ -159,7 +184,7 @@ impl CachedPositions {
     /// A forward ended well: its positions are cached.
     pub fn end(&mut self, batch: &Batch) {
         for token in &batch.tokens {
-            if let Some(cached) = self.0.get_mut(token.sequence as usize) {
+            if let Some(cached) = self.positions.get_mut(token.sequence as usize) {
                 *cached = (*cached).max(token.position as usize + 1);
             }
         }
@@ -197,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_a_token_looks_back_on_must_be_cached() {
-        let mut cached = CachedPositions::new(2);
+        let mut cached = CachedPositions::new(2, false);
         let prompt = batch(&[(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]);
         cached.check(&prompt).unwrap();
         assert!(cached.check(&batch(&[(0, 0), (1, 1)])).is_err());
@@ -214,5 +239,23 @@ mod tests {
         cached.begin(&other);
         cached.end(&other);
         assert!(cached.check(&batch(&[(0, 3)])).is_err());
+        assert_eq!([cached.n_reusable(0, 1), cached.n_reusable(0, 5)], [1, 2]);
+    }
+
+    #[test]
+    fn recurrent_states_go_on_or_begin_anew() {
+        let mut cached = CachedPositions::new(2, true);
+        let prompt = batch(&[(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]);
+        cached.check(&prompt).unwrap();
+        cached.begin(&prompt);
+        assert_eq!(cached.n_reusable(0, 0), 0);
+        assert!(cached.check(&batch(&[(0, 1)])).is_err(), "it failed");
+        cached.end(&prompt);
+        cached.check(&batch(&[(0, 3), (1, 2), (0, 4)])).unwrap();
+        cached.check(&batch(&[(0, 0), (0, 1)])).unwrap();
+        let reported = cached.check(&batch(&[(0, 2)])).unwrap_err().to_string();
+        assert!(reported.contains("position 2 of sequence 0 does not follow position 3"), "{reported}");
+        assert!(cached.check(&batch(&[(0, 3), (0, 3)])).is_err() && cached.check(&batch(&[(0, 3), (0, 0)])).is_err());
+        assert_eq!([cached.n_reusable(0, 2), cached.n_reusable(0, 3), cached.n_reusable(1, 2)], [0, 3, 2]);
     }
 }

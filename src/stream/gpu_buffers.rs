@@ -1,4 +1,4 @@
-//! The GPU executor's buffers besides the ring: resident chunks, vectors, KV caches, working buffers and parameters. All of them are
+//! The GPU executor's buffers besides the ring: resident chunks, vectors, KV caches and states, working buffers and parameters. All of them are
 //! allocated here, once.
 
 use std::collections::HashMap;
@@ -9,12 +9,12 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
-use crate::model::Model;
-use crate::plan::sizes::{KvCache, N_PARAMS_SETS, kv_buffer_bytes, working_set};
+use crate::model::{Model, StateKind};
+use crate::plan::sizes::{KvCache, N_PARAMS_SETS, kv_buffer_bytes, state_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::platform;
 use crate::stream::Store;
-use crate::stream::store::{caches_of, read_vector, vectors_of};
+use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -30,6 +30,8 @@ pub(super) struct Buffers {
     vectors: HashMap<TensorId, Buffer>,
     /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`.
     kv_caches: Vec<Option<(Buffer, Buffer)>>,
+    /// What layers keep of each sequence besides: `[n_seqs, …]`.
+    states: HashMap<(usize, StateKind), Buffer>,
     working: Vec<(WorkingBuffer, Buffer)>,
     arenas: Vec<ParamsArena>,
 }
@@ -74,6 +76,11 @@ impl Buffers {
             let values = gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
             kv_caches.push(Some((keys, values)));
         }
+        let mut states = HashMap::new();
+        for state in states_of(model, plan, device) {
+            let (label, size) = (format!("state of layer {}", state.layer), state_buffer_bytes(&state, plan.n_seqs));
+            states.insert((state.layer, state.kind), gpu.buffer(&label, size, storage, Purpose::KvCache).await?);
+        }
         let mut working = Vec::new();
         for (name, size) in working_set(model, plan.forward, plan.role(device)) {
             // The readback buffer is made by the readback itself.
@@ -87,7 +94,7 @@ impl Buffers {
             }
         }
         let arenas = ParamsArena::several(gpu, N_PARAMS_SETS as usize, plan.n_dispatches(device)).await?;
-        Ok(Buffers { resident, vectors, kv_caches, working, arenas })
+        Ok(Buffers { resident, vectors, kv_caches, states, working, arenas })
     }
 
     /// A set of parameters that nobody uses yet.
@@ -114,6 +121,11 @@ impl Buffers {
     pub(super) fn kv_cache(&self, gpu: &Gpu, layer: usize) -> Result<(&Buffer, &Buffer)> {
         let cache = self.kv_caches.get(layer).and_then(Option::as_ref);
         cache.map(|(keys, values)| (keys, values)).ok_or_else(|| gpu.error(format!("there is no cache for layer {layer}")))
+    }
+
+    /// A state of a layer.
+    pub(super) fn state(&self, gpu: &Gpu, layer: usize, kind: StateKind) -> Result<&Buffer> {
+        self.states.get(&(layer, kind)).ok_or_else(|| gpu.error(format!("there is no state for layer {layer}")))
     }
 
     /// Writes the beginning of a working buffer; the queue keeps the order.

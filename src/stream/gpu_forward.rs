@@ -9,10 +9,10 @@ use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded,
-    top_k,
+    BatchShape, Binding, add, add_bias, attention, conv, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv,
+    rope_kv_padded, top_k,
 };
-use crate::model::{Attention, Model, Op, StoreKv, ValueId};
+use crate::model::{Attention, Conv, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, rotated_by};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
@@ -212,6 +212,7 @@ impl<'a> Maker<'a> {
             }
             Op::StoreKv(store) => self.store_kv(&store, ops, op)?,
             Op::Attention(attention) => self.attention(&attention, secs)?,
+            Op::Conv(conv) => self.conv(&conv)?,
             Op::Glu { activation, gate, up, output } => {
                 let params = glu::Params::of(model.value(gate), batch);
                 let bindings = glu::Bindings { gate: self.value(gate)?, up: self.value(up)?, output: self.value(output)? };
@@ -317,6 +318,19 @@ impl<'a> Maker<'a> {
             }
             Ok(dispatches)
         }))
+    }
+
+    fn conv(&self, op: &Conv) -> Result<Call<'a>> {
+        let (gpu, params) = (self.gpu, conv::Params::of(op, &self.batch));
+        let bindings = conv::Bindings {
+            tokens: self.working(WorkingBuffer::Tokens)?,
+            input: self.value(op.input)?,
+            weight: self.vector(op.weight)?,
+            bias: op.bias.map(|bias| self.vector(bias)).transpose()?,
+            state: Binding::whole(self.buffers.state(gpu, op.layer, StateKind::Conv)?),
+            output: self.value(op.output)?,
+        };
+        Ok(Call::simple(params, move |arena, params| conv::prepare(gpu, arena, params, bindings)))
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {

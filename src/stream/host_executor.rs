@@ -8,12 +8,12 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::matmul;
-use crate::model::{Model, Op, StoreKv};
-use crate::plan::sizes::{KvCache, kv_buffer_bytes, packed_input_bytes};
+use crate::model::{Model, Op, State, StoreKv};
+use crate::plan::sizes::{KvCache, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
-use crate::stream::store::{caches_of, read_vector, vectors_of};
+use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch};
 use crate::units::Bytes;
@@ -75,6 +75,9 @@ impl HostExecutor {
         let cache = |layer: Option<&StoreKv>| platform::zeroed(layer.map_or(0, kv_values), "keys and values of a layer");
         let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok((cache(layer)?, cache(layer)?)));
         let kv_caches = caches.collect::<Result<_>>()?;
+        let zeroed = |state: &State| platform::zeroed((state_buffer_bytes(state, plan.n_seqs).0 / 4) as usize, "the state of a layer");
+        let states = states_of(model, &plan, DEVICE).into_iter().map(|state| Ok(((state.layer, state.kind), zeroed(&state)?)));
+        let states = states.collect::<Result<_>>()?;
         let uploader = match plan.ring(DEVICE) {
             Some(ring) => {
                 let (uploader, slots) = Uploader::start(DEVICE, &store, &plan, &trace, UploadWorkers::USUAL)?;
@@ -90,6 +93,7 @@ impl HostExecutor {
             model: Arc::clone(&model),
             values: HashMap::new(),
             kv_caches,
+            states,
             tokens: Vec::new(),
             cos_sin: Vec::new(),
             selected_rows: Vec::new(),
@@ -146,9 +150,10 @@ impl HostExecutor {
     pub fn peak(&self) -> Bytes {
         let values = |values: &[f32]| Bytes(values.len() as u64 * 4);
         let caches: Bytes = self.values.kv_caches.iter().map(|(keys, cached)| values(keys) + values(cached)).sum();
+        let states: Bytes = self.values.states.values().map(|state| values(state)).sum();
         let vectors: Bytes = self.vectors.values().map(|vector| values(vector)).sum();
         let ring = self.plan.ring(DEVICE).map_or(Bytes::ZERO, |ring| ring.slot_bytes.times(ring.n_slots as u64));
-        caches + self.activations_peak + vectors + ring
+        caches + states + self.activations_peak + vectors + ring
     }
 }
 

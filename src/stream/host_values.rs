@@ -9,8 +9,8 @@ use arrayvec::ArrayVec;
 use crate::host::simd::simd;
 use crate::host::{self, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
-use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, gather_rows, layer_norm, matmul, rms_norm, rope, rope_kv};
-use crate::model::{Attention, Model, Op, Rope, StoreKv, ValueId};
+use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, conv, gather_rows, layer_norm, matmul, rms_norm, rope, rope_kv};
+use crate::model::{Attention, Conv, Model, Op, Rope, StateKind, StoreKv, ValueId};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
@@ -19,6 +19,8 @@ pub(super) struct Values {
     pub(super) values: HashMap<ValueId, Vec<f32>>,
     /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
     pub(super) kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
+    /// What layers keep of each sequence besides: `[n_seqs, …]`.
+    pub(super) states: HashMap<(usize, StateKind), Vec<f32>>,
     pub(super) tokens: Vec<Token>,
     /// By each of the model's rotary tables.
     pub(super) cos_sin: Vec<Vec<f32>>,
@@ -141,6 +143,7 @@ impl Values {
             Op::Rope(rope) => self.rope(&rope),
             Op::StoreKv(store) => self.store_kv(&store),
             Op::Attention(attention) => self.attention(&attention),
+            Op::Conv(conv) => self.conv(&conv, vector(conv.weight), conv.bias.map(vector)),
             Op::Glu { activation, gate, up, output } => {
                 let mut result = self.take(output);
                 host::glu(activation, self.get(gate), self.get(up), &mut result);
@@ -178,6 +181,15 @@ impl Values {
         let mut caches = std::mem::take(&mut self.kv_caches[store.layer]);
         rope_kv::store(&params, self.get(store.key), self.get(store.value), &self.tokens, [&mut caches.0, &mut caches.1]);
         self.kv_caches[store.layer] = caches;
+    }
+
+    fn conv(&mut self, op: &Conv, weight: &[f32], bias: Option<&[f32]>) {
+        let mut output = self.take(op.output);
+        let mut state = self.states.get_mut(&(op.layer, StateKind::Conv)).map(std::mem::take).unwrap_or_default();
+        let values = conv::Values { input: self.get(op.input), weight, bias, state: &mut state, output: &mut output };
+        conv::reference(&conv::Params::of(op, &self.batch()), &self.tokens, values);
+        self.states.insert((op.layer, StateKind::Conv), state);
+        self.put(op.output, output);
     }
 
     fn attention(&mut self, op: &Attention) {

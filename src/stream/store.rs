@@ -8,7 +8,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Model, StoreKv, Unit, UnitKind};
+use crate::model::{Checkpoint, Model, State, StoreKv, Unit, UnitKind};
 use crate::plan::{Chunk, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::BatchToken;
@@ -199,6 +199,11 @@ pub(super) fn caches_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> Ve
         layers[cache.layer] = Some(cache);
     }
     layers
+}
+
+/// The states of the units that `device` computes.
+pub(super) fn states_of(model: &Model, plan: &Plan, device: Device) -> Vec<State> {
+    units_of(model, plan, device).flat_map(Unit::states).collect()
 }
 
 fn units_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> impl Iterator<Item = &'a Unit> {

@@ -5,7 +5,9 @@ use std::mem::offset_of;
 
 use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
-use tierflow::kernels::{KERNELS, add, add_bias, attention, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, top_k};
+use tierflow::kernels::{
+    KERNELS, add, add_bias, attention, conv, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, top_k,
+};
 use wgpu::naga;
 
 /// WebGPU's guarantee per stage.
@@ -44,6 +46,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         | "attention_compact" => {
             members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal)
         }
+        "conv" => members!(conv: n_tokens, width, n_taps, n_seqs),
         "glu" => members!(glu: n_values),
         "map" => members!(map: n_values, number),
         "add" => members!(add: n_values),

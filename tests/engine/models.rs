@@ -6,6 +6,8 @@
 mod families;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::reference::Reference;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
@@ -14,7 +16,8 @@ use tierflow::error::Error;
 use tierflow::model::Checkpoint;
 use tierflow::plan::{KvDType, PlanOptions};
 use tierflow::platform::IoMode;
-use tierflow::stream::{Logits, LogitsRequest};
+use tierflow::session::Session;
+use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use tierflow::units::Bytes;
 use xtask::models::{Dtypes, Family, GgufType, LlamaShape, RopeScaling, Stored, write_gguf, write_hf, write_mixed_gguf};
 
@@ -222,6 +225,68 @@ fn every_family_answers_as_transformers_does() {
     let all: std::collections::BTreeSet<&str> = tierflow::model::families::FAMILIES.iter().map(|family| family.name).collect();
     assert_eq!(families, all, "each family has a golden");
     assert_eq!(check_folders(root.path()), n_written);
+}
+
+/// What keeps states goes on in parts, beside other sequences, after it was cut short, and after a forward that was interrupted.
+#[test]
+fn recurrent_states_follow_their_sequence() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["lfm2"] {
+        let golden = format!("{}/tests/golden/families/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+        golden.write(root.path(), name);
+        let folder = root.path().join(name);
+        let expected: Expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let cases: Vec<&Case> = expected.cases.iter().filter(|case| case.prompt.len() > 1).collect();
+        for device in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+            if device == DeviceChoice::Gpu && common::gpus().is_empty() {
+                continue;
+            }
+            let options = PlanOptions { n_seqs: 2, ctx_size: Some(64), logit_rows: 2, ..PlanOptions::default() };
+            let builder = Engine::builder(&folder).plan_options(options).device(device).text(TextFiles::Skip);
+            let mut engine = pollster::block_on(builder.open()).unwrap();
+            follow_sequences(&mut engine, &cases, &format!("{name} on {device:?}"));
+        }
+    }
+}
+
+fn follow_sequences(engine: &mut Engine, cases: &[&Case], what: &str) {
+    let assert_answers = |logits: Logits, case: &Case, how: &str| {
+        let Logits::All(logits) = logits else { panic!("{what} {how}") };
+        common::assert_close(&logits, &case.last_logits, LOGITS_TOLERANCE, &format!("{what} {how}"));
+    };
+    let [short, long] = [cases[0], cases[1]];
+    let tokens = |case: &Case, sequence: u32| {
+        let tokens = (0..).zip(case.prompt.clone());
+        tokens.map(move |(position, token)| BatchToken { token, sequence, position }).collect::<Vec<_>>()
+    };
+    // Both at once: the short one's tokens between those of the long one.
+    let mut both: Vec<BatchToken> = tokens(long, 1);
+    for (index, token) in tokens(short, 0).into_iter().enumerate() {
+        both.insert(3 * index + 1, token);
+    }
+    let last_of = |sequence: u32| both.iter().rposition(|token| token.sequence == sequence).unwrap() as u32;
+    let batch = Batch { logits_for: vec![last_of(0), last_of(1)], tokens: both.clone(), ..Batch::default() };
+    let [of_short, of_long] = <[Logits; 2]>::try_from(pollster::block_on(engine.forward(&batch)).unwrap()).unwrap();
+    assert_answers(of_short, short, "beside the other");
+    assert_answers(of_long, long, "beside the other");
+
+    let back = Batch { tokens: vec![tokens(long, 1)[4]], logits_for: vec![0], ..Batch::default() };
+    let refused = pollster::block_on(engine.forward(&back)).unwrap_err().to_string();
+    assert!(refused.contains("recurrent states"), "{what}: {refused}");
+
+    let mut session = engine.session_of(1, Vec::new()).unwrap();
+    let append = |session: &mut Session<'_>, tokens: &[u32]| pollster::block_on(session.append(tokens, LogitsRequest::All));
+    append(&mut session, &long.prompt[..2]).unwrap();
+    append(&mut session, &long.prompt[2..9]).unwrap();
+    assert_answers(append(&mut session, &long.prompt[9..]).unwrap(), long, "in parts");
+    session.truncate(7);
+    assert_answers(append(&mut session, &long.prompt[7..]).unwrap(), long, "cut short");
+    session.truncate(long.prompt.len() - 1);
+    session.cancel_with(Arc::new(AtomicBool::new(true)));
+    assert!(append(&mut session, &long.prompt[long.prompt.len() - 1..]).is_err(), "{what}: interrupted");
+    session.cancel_with(Arc::default());
+    assert_answers(append(&mut session, &long.prompt[long.prompt.len() - 1..]).unwrap(), long, "after an interruption");
 }
 
 /// Both formats hold the same weights, so they give the same logits, up to the order of sums in the rotary embedding.

@@ -57,7 +57,7 @@ def spread(name, shape, is_offset, is_transposed):
         return (0.0, 0.25) if is_offset else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
     is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key"])
-    return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else 1])))
+    return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else -1])))
 
 
 # What GGUF files call the parts of a layer.
@@ -88,8 +88,11 @@ NEOX = {"attention.query_key_value": "attn_qkv", "attention.dense": "attn_output
 BERT = {"attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
         "attention.output.dense": "attn_output", "attention.output.LayerNorm": "attn_output_norm", "intermediate.dense": "ffn_up",
         "output.dense": "ffn_down", "output.LayerNorm": "layer_output_norm"}
+LFM2 = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm", "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm",
+        "self_attn.out_proj": "attn_output", "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj",
+        "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up", "feed_forward.w2": "ffn_down"}
 ENCODERS = ["bert"]
-OUTER = {"embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
+OUTER = {"model.embedding_norm": "token_embd_norm", "embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
          "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
          "gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output",
          "model.final_layernorm": "output_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "transformer.wte": "token_embd",
@@ -197,6 +200,14 @@ CASES = [
          {"rope.dimension_count": 8, "use_parallel_residual": False}, arch="gptneox", own=NEOX),
     case("cohere", "cohere", "F32", SPLIT | {"logit_scale": 0.5}, {"logit_scale": 0.5, "rope.freq_base": 5e5}, arch="command-r"),
     case("arcee", "arcee", "BF16", SMALL, {}, is_permuted=True),
+    # The feed-forward part is as wide as the config says, multiplied and rounded up to 24.
+    case("lfm2", "lfm2", "BF16", SPLIT | {"num_hidden_layers": 5, "intermediate_size": 150, "block_multiple_of": 24, "block_ffn_dim_multiplier": 1.1,
+                                          "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
+         {"attention.head_count_kv": [0, 0, 3, 0, 3], "feed_forward_length": 120, "shortconv.l_cache": 3}, own=LFM2),
+    case("lfm2-biases", "lfm2", "F32", SPLIT | {"hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 1, "conv_bias": True,
+                                                "conv_L_cache": 5, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False,
+                                                "full_attn_idxs": [1]},
+         {"attention.head_count_kv": [0, 1, 0, 0], "shortconv.l_cache": 5}, own=LFM2),
     case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
     case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
                                                      "hidden_act": "gelu_new"}),
@@ -222,7 +233,8 @@ def gguf_of(case, config, shapes):
     else:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         rms, layer = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-        epsilons = {"rms_norm_eps": rms, "norm_epsilon": layer, "layer_norm_eps": layer, "norm_eps": layer}
+        epsilons = {"rms_norm_eps": rms, "norm_epsilon": layer, "layer_norm_eps": layer,
+                    "norm_eps": rms if case["kind"] == "lfm2" else layer}
         keys |= {
             "attention.head_count_kv": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             "attention.key_length": head_size,

@@ -1,6 +1,8 @@
 //! The forward pass of Llama and of what is built like it as a list of operations, top to bottom. Families say by a [`Layout`] what
 //! their layers are made of, by a [`Variant`](crate::model::Variant) which numbers they have.
 
+pub(super) mod recurrent;
+
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
@@ -27,6 +29,8 @@ struct Ids {
     logits: ValueId,
     /// Queries and keys before their norms, where they are normed.
     plain: Option<[ValueId; 2]>,
+    /// What layers without attention work with.
+    recurrent: Option<recurrent::Ids>,
 }
 
 /// What the layers of a family are made of: norms and matrices by their names in a layer.
@@ -43,6 +47,8 @@ pub(super) struct Layout {
     pub(super) norms_whole_rows: bool,
     /// Queries, keys and values. `name:part` is a part of a matrix that holds several, [`Family::stored`](super::Family::stored).
     pub(super) projections: [&'static str; 3],
+    /// Norms of queries and of keys.
+    pub(super) query_key_norms: [&'static str; 2],
     /// The output projection of attention.
     pub(super) output: &'static str,
     /// The gate of the feed-forward part, where it has one.
@@ -71,6 +77,7 @@ pub(super) const LLAMA: Layout = Layout {
     after_ffn: None,
     norms_whole_rows: false,
     projections: ["q_proj", "k_proj", "v_proj"],
+    query_key_norms: ["q_norm", "k_norm"],
     output: "o_proj",
     gate: Some("gate_proj"),
     up: "up_proj",
@@ -118,7 +125,8 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
         let query = declare(Value::of_tokens("queries before their norm", config.query_size()));
         [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
     });
-    let ids = Ids { hidden, normed, query, key, value, attention, gate, up, activated, delta, last, last_normed, logits, plain };
+    let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
+    let ids = Ids { hidden, normed, query, key, value, attention, gate, up, activated, delta, last, last_normed, logits, plain, recurrent };
     (values, ids)
 }
 
@@ -179,6 +187,9 @@ impl Units<'_> {
     }
 
     fn attention(&self, layer: usize) -> Result<Unit> {
+        if let Some(kind) = self.config.recurrent(layer) {
+            return self.recurrent(layer, kind);
+        }
         let name = format!("{}.{layer}.{}", self.names.layers, self.names.attention);
         let mut ops = Vec::new();
         let read = self.embedded(&mut ops, layer)?;
@@ -220,7 +231,8 @@ impl Units<'_> {
             self.matrix(ops, name, part, [n_rows, hidden_size], [input, output], config.attention_bias)?;
         }
         if ids.plain.is_some() {
-            for (part, input, output, row_size) in [("q_norm", query, ids.query, query_size), ("k_norm", key, ids.key, kv_size)] {
+            let [query_norm, key_norm] = layout.query_key_norms;
+            for (part, input, output, row_size) in [(query_norm, query, ids.query, query_size), (key_norm, key, ids.key, kv_size)] {
                 let group_size = if layout.norms_whole_rows { row_size } else { config.head_size };
                 ops.push(self.norm(&format!("{name}.{part}"), input, output, group_size)?);
             }

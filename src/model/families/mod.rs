@@ -13,6 +13,7 @@ mod gpt2;
 mod gpt_neox;
 mod granite;
 mod internlm3;
+mod lfm2;
 mod llama;
 mod mistral;
 mod nearest;
@@ -69,6 +70,7 @@ pub static FAMILIES: &[&Family] = &[
     &phi::FAMILY,
     &gpt_neox::FAMILY,
     &cohere::FAMILY,
+    &lfm2::FAMILY,
     &bert::FAMILY,
 ];
 

@@ -36,7 +36,8 @@ pub(in crate::model) fn nearest<'a>(names: impl Iterator<Item = &'a str> + Clone
 fn known(family: &Family) -> BTreeSet<String> {
     let names = &family.names;
     let of_layer = family.layer_modules.iter().copied().flatten();
-    let holds_tensors = |class: &str| ["Linear", "Conv1D", "LayerNorm", "LayerNorm1P", "RMSNorm"].iter().any(|end| class.ends_with(end));
+    let holds_tensors =
+        |class: &str| ["Linear", "Conv1D", "Conv1d", "LayerNorm", "LayerNorm1P", "RMSNorm"].iter().any(|end| class.ends_with(end));
     let of_layer = of_layer.filter(|(_, class)| holds_tensors(class)).map(|(member, _)| format!("{}.N{member}", names.layers));
     [names.embedding, names.norm].into_iter().chain(names.positions).map(str::to_owned).chain(of_layer).collect()
 }

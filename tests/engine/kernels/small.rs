@@ -1,7 +1,9 @@
 //! The kernels that multiply no matrix: norms, rotary embedding and caches, element by element.
 
 use tierflow::gpu::Gpu;
-use tierflow::kernels::{Binding, add, add_bias, attention, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv, rope_kv_padded};
+use tierflow::kernels::{
+    Binding, add, add_bias, attention, conv, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv, rope_kv_padded,
+};
 use tierflow::model::{Activation, Function, RopePairing};
 
 use super::{EXP_TOLERANCE, SUM_TOLERANCE};
@@ -53,6 +55,45 @@ fn layer_norm_matches_its_reference() {
             };
             run(gpu, &params, |buffer| layer_norm::prepare(gpu, buffer, &params, bindings));
             assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{n_rows} rows of {hidden_size}"));
+        }
+    }
+}
+
+/// Tokens of two sequences between each other, the first at the beginning, the second in its midst; the last is of none.
+const PLACES: [(u32, u32); 7] = [(0, 0), (1, 7), (0, 1), (1, 8), (0, 2), (1, 9), (2, 0)];
+
+#[test]
+fn conv_matches_its_reference_and_keeps_its_inputs() {
+    let tokens: Vec<rope_kv::Token> = PLACES.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for (width, n_taps, has_bias) in [(1, 1, false), (67, 3, true), (130, 4, false), (5, 9, true)] {
+            let params = conv::Params { n_tokens: 7, width, n_taps, n_seqs: 2 };
+            let mut random = Random(u64::from(width));
+            let [input, weight, bias, state] =
+                [7 * width, width * n_taps, width, 2 * n_taps * width].map(|len| random.floats(len as usize));
+            let (mut after, mut expected) = (state.clone(), vec![POISON; input.len()]);
+            let values = conv::Values {
+                input: &input,
+                weight: &weight,
+                bias: has_bias.then_some(&bias[..]),
+                state: &mut after,
+                output: &mut expected,
+            };
+            conv::reference(&params, &tokens, values);
+            let [input, weight, bias] = [("input", &input), ("weight", &weight), ("bias", &bias)].map(|(name, v)| upload(gpu, name, v));
+            let (places, state, result) = (upload(gpu, "tokens", &tokens), upload(gpu, "state", &state), poisoned(gpu, expected.len()));
+            let bindings = conv::Bindings {
+                tokens: Binding::whole(&places),
+                input: Binding::whole(&input),
+                weight: Binding::whole(&weight),
+                bias: has_bias.then_some(Binding::whole(&bias)),
+                state: Binding::whole(&state),
+                output: Binding::whole(&result),
+            };
+            run(gpu, &params, |buffer| conv::prepare(gpu, buffer, &params, bindings));
+            let what = format!("{width} channels of {n_taps} taps");
+            assert_close(&output(gpu, &result, expected.len()), &expected, SUM_TOLERANCE, &what);
+            assert_eq!(floats(gpu, &state)[..after.len()], after, "{what}");
         }
     }
 }
@@ -269,7 +310,8 @@ fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
     words.iter().flat_map(value).collect()
 }
 
-const ACTIVATIONS: [Activation; 5] = [Activation::GeluTanh, Activation::Silu, Activation::Gelu, Activation::Relu, Activation::ReluSquared];
+const ACTIVATIONS: [Activation; 6] =
+    [Activation::GeluTanh, Activation::Silu, Activation::Gelu, Activation::Relu, Activation::ReluSquared, Activation::Identity];
 
 #[test]
 fn elementwise_kernels_match_their_references() {

@@ -103,6 +103,7 @@ impl Golden {
         for (key, value) in &gguf.keys {
             push_text(&mut file, &format!("{}.{key}", gguf.architecture));
             match (value.as_str(), value.as_u64()) {
+                _ if value.is_array() => push_numbers(&mut file, value.as_array().unwrap()),
                 (Some(text), _) => {
                     file.extend(8u32.to_le_bytes());
                     push_text(&mut file, text);
@@ -115,10 +116,13 @@ impl Golden {
         let mut data = Vec::new();
         for entry in &gguf.tensors {
             let tensor = self.tensors.iter().find(|tensor| tensor.name == entry.from).unwrap();
-            // As the converter has it: vectors, learned positions and kinds of texts in f32.
-            let is_small = tensor.shape.len() == 1 || ["position_embd", "token_types"].iter().any(|name| entry.name.starts_with(name));
-            let dtype = if is_small { "F32" } else { &self.dtype };
+            // As the converter has it: vectors, learned positions, kinds of texts and taps of convolutions in f32.
+            let is_small = ["position_embd", "token_types"].iter().any(|name| entry.name.starts_with(name));
+            let dtype = if is_small || tensor.shape.len() != 2 { "F32" } else { &self.dtype };
             let mut shape = tensor.shape.clone();
+            if let [_, 1, _] = shape[..] {
+                shape.remove(1);
+            }
             if entry.transposed {
                 shape.reverse();
             }
@@ -195,6 +199,13 @@ fn encode(dtype: &str, values: &[f32]) -> Vec<u8> {
         "BF16" => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
         other => panic!("{other}"),
     }
+}
+
+/// An array of i32.
+fn push_numbers(bytes: &mut Vec<u8>, numbers: &[Value]) {
+    bytes.extend([9u32, 5].into_iter().flat_map(u32::to_le_bytes));
+    bytes.extend((numbers.len() as u64).to_le_bytes());
+    bytes.extend(numbers.iter().flat_map(|number| (number.as_i64().unwrap() as i32).to_le_bytes()));
 }
 
 fn push_text(bytes: &mut Vec<u8>, text: &str) {
