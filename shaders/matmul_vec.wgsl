@@ -17,8 +17,8 @@ override BLOCK_LEN: u32 = 32u;  // these three: see shared/blocks.wgsl
 override BLOCK_BYTES: u32 = 0u;
 override APART: u32 = 16u;
 override LANES: u32 = 32u;     // a power of two
-override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
-override ROWS: u32 = 4u;       // 4 or 8
+override WORKGROUP: u32 = 64u; // a multiple of LANES; ROWS * WORKGROUP at most 1024
+override ROWS: u32 = 4u;       // at most 8; 4 or 8 where LANES is 1
 override TOKENS: u32 = 1u;     // at most 4
 
 const MAX_SUMS: u32 = 32u; // ROWS * TOKENS

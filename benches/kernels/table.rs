@@ -87,14 +87,27 @@ pub fn print(gpu: &Gpu, shapes: &Shapes) -> Result<()> {
     println!("{}", json!({ "what": "adapter", "device": gpu.spec.device, "name": gpu.spec.name, "driver": gpu.spec.driver }));
     let table = Table::new(gpu)?;
     println!("{}", json!({ "what": "copy", "bytes": table.weights.size(), "read_and_written_gb_per_s": table.copy_rate()? / 1e9 }));
-    for params in shapes.products() {
-        for variant in matmul::variants(gpu, &params) {
-            if let Some(secs) = table.product_secs(&params, variant)? {
-                println!("{}", row(&params, variant, secs));
-            }
-        }
+    let products = shapes.products();
+    for params in &products {
+        table.print_products(params, matmul::variants(gpu, params))?;
+    }
+    // What a search on this adapter looks at, in two dtypes: the neighbours of the first shapes.
+    let is_searched = |params: &&matmul::Params| {
+        Some(&params.n_columns) == shapes.columns.first() && matches!(params.dtype(), Some(DType::F16 | DType::Q4_0))
+    };
+    for params in products.iter().filter(is_searched).filter(|params| matches!(params.n_tokens, 1 | 512)) {
+        table.print_products(params, matmul::variants(gpu, params).into_iter().flat_map(other_shapes).collect())?;
     }
     Ok(())
+}
+
+/// The shapes next to the one of `variant`, where it has shapes.
+fn other_shapes(variant: MatMulVariant) -> Vec<MatMulVariant> {
+    match variant {
+        MatMulVariant::Workgroup(shape) => shape.neighbours().into_iter().map(MatMulVariant::Workgroup).collect(),
+        MatMulVariant::Tile(shape) => shape.neighbours().into_iter().map(MatMulVariant::Tile).collect(),
+        MatMulVariant::Lane | MatMulVariant::Subgroup => Vec::new(),
+    }
 }
 
 fn row(params: &matmul::Params, variant: MatMulVariant, secs: f64) -> serde_json::Value {
@@ -127,6 +140,16 @@ impl Table<'_> {
         let values_bytes = u64::from(TOKENS.into_iter().max().unwrap_or(1) * COLUMNS.into_iter().max().unwrap_or(1)) * 4;
         let [weights, copied, input, output] = [pool_bytes, pool_bytes, values_bytes, values_bytes].map(|bytes| buffer(gpu, bytes));
         Ok(Table { gpu, weights: weights?, copied: copied?, input: input?, output: output? })
+    }
+
+    /// Measures a product in each of `variants` and prints what was found.
+    fn print_products(&self, params: &matmul::Params, variants: Vec<MatMulVariant>) -> Result<()> {
+        for variant in variants {
+            if let Some(secs) = self.product_secs(params, variant)? {
+                println!("{}", row(params, variant, secs));
+            }
+        }
+        Ok(())
     }
 
     /// Bytes per second that a copy on the adapter reads and writes together.

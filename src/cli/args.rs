@@ -193,6 +193,9 @@ pub struct DevicesArgs {
     /// Measure upload, copy, compute and disk rates (takes a few seconds) and keep them for later plans
     #[arg(long, env = "TIERFLOW_MEASURE")]
     pub measure: bool,
+    /// Also search for the fastest kernels of each data type (takes up to a minute for each adapter)
+    #[arg(long, env = "TIERFLOW_TUNE")]
+    pub tune: bool,
     /// Show the rates of each data type
     #[arg(short, long, env = "TIERFLOW_VERBOSE")]
     pub verbose: bool,

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::DevicesArgs;
 use crate::cli::terminal::{Align, print_json, print_report, table};
-use crate::device::{AdapterKind, Aspect, Correction, Device, DeviceSpec, Rates};
+use crate::device::{AdapterKind, Aspect, Correction, Device, DeviceSpec, Phase, Rates};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::machine::{self, DevicesFile, Measure};
@@ -24,12 +24,16 @@ pub(super) enum Detail {
 /// # Errors
 /// Those of asking the drivers and of measuring.
 pub fn run(args: &DevicesArgs) -> Result<()> {
-    let measure = if args.measure { Measure::Full } else { Measure::Never };
+    let measure = match (args.tune, args.measure) {
+        (true, _) => Measure::Tune,
+        (false, true) => Measure::Full,
+        (false, false) => Measure::Never,
+    };
     let found = pollster::block_on(machine::list(measure))?;
     if args.json {
         return print_json(&found);
     }
-    let detail = if args.measure || args.verbose { Detail::PerDType } else { Detail::Summary };
+    let detail = if measure != Measure::Never || args.verbose { Detail::PerDType } else { Detail::Summary };
     print_report(&report(&found, detail))
 }
 
@@ -144,7 +148,7 @@ fn age(at: u64) -> String {
     }
 }
 
-/// The products of each dtype on each device that was measured.
+/// The products of each dtype on each device that was measured, with the kernels that adapters take for them.
 fn products(devices: &[DeviceSpec]) -> String {
     let mut rows = Vec::new();
     for spec in devices {
@@ -153,14 +157,23 @@ fn products(devices: &[DeviceSpec]) -> String {
             if matvec.is_some() || matmul.is_some() {
                 let matvec = matvec.map_or_else(|| "–".into(), ToString::to_string);
                 let matmul = matmul.map_or_else(|| "–".into(), |flops| flops_text(*flops));
-                rows.push(vec![spec.device.to_string(), dtype.to_string(), matvec, matmul]);
+                let variant = |phase| spec.rates.variants.of(dtype, phase).map_or_else(|| "–".into(), |variant| variant.to_string());
+                let [decode, prefill] = [Phase::Decode, Phase::Prefill].map(variant);
+                rows.push(vec![spec.device.to_string(), dtype.to_string(), matvec, decode, matmul, prefill]);
             }
         }
     }
     if rows.is_empty() {
         return String::new();
     }
-    let columns = [("DEVICE", Align::Left), ("WEIGHTS", Align::Left), ("MATRIX × VECTOR", Align::Right), ("MATRIX × MATRIX", Align::Right)];
+    let columns = [
+        ("DEVICE", Align::Left),
+        ("WEIGHTS", Align::Left),
+        ("MATRIX × VECTOR", Align::Right),
+        ("KERNEL", Align::Left),
+        ("MATRIX × MATRIX", Align::Right),
+        ("KERNEL", Align::Left),
+    ];
     table(&columns, &rows)
 }
 

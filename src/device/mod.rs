@@ -20,7 +20,7 @@ pub use correction::{Aspect, Correction, Corrections, Sample};
 pub use max_memory::MaxMemory;
 pub use rates::{Origin, Rates};
 pub use spec::{AdapterKind, DeviceSpec, GpuLimits, no_gpu};
-pub use variants::{KernelChoice, MatMulVariant, MatMulVariants, Phase};
+pub use variants::{KernelChoice, MatMulVariant, MatMulVariants, Phase, RowShape, TileShape};
 
 /// The kind of a device, fast to slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

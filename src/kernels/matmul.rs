@@ -225,32 +225,48 @@ pub fn prepare_as(
 /// As [`prepare_products`]; where the variant is none of [`variants`].
 pub fn prepare_products_as(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>, variant: MatMulVariant) -> Result<Dispatch> {
     match variant {
-        MatMulVariant::Lane | MatMulVariant::Workgroup => vec::prepare(gpu, params_buffer, products, variant),
-        MatMulVariant::Tile => tile::prepare(gpu, params_buffer, products),
+        MatMulVariant::Lane => vec::prepare(gpu, params_buffer, products, None),
+        MatMulVariant::Workgroup(shape) => vec::prepare(gpu, params_buffer, products, Some(shape)),
+        MatMulVariant::Tile(shape) => tile::prepare(gpu, params_buffer, products, shape),
         MatMulVariant::Subgroup => subgroup::prepare(gpu, params_buffer, products),
     }
 }
 
-/// The variants that a product can take on this adapter: first what the kind of adapter suggests, then those to try. None where
-/// rows are no whole quads of words, which one kernel alone computes.
+/// The variants to try for a product on this adapter: first what the kind of adapter suggests. Those that have shapes are listed in the
+/// first of them. None where rows are no whole quads of words, which one kernel alone computes.
 pub fn variants(gpu: &Gpu, params: &Params) -> Vec<MatMulVariant> {
     if !params.has_whole_quads() {
         return Vec::new();
     }
     let mut variants = match (is_software(gpu), params.phase()) {
         (true, _) => vec![MatMulVariant::Subgroup, MatMulVariant::Lane],
-        (false, Phase::Decode) => vec![MatMulVariant::Workgroup, MatMulVariant::Lane, MatMulVariant::Subgroup],
-        (false, Phase::Prefill) => vec![MatMulVariant::Tile, MatMulVariant::Subgroup],
+        (false, Phase::Decode) => vec![MatMulVariant::WORKGROUP, MatMulVariant::Lane, MatMulVariant::Subgroup],
+        (false, Phase::Prefill) => vec![MatMulVariant::TILE, MatMulVariant::Subgroup],
     };
-    variants.retain(|variant| *variant != MatMulVariant::Subgroup || subgroup::is_possible(gpu, params));
+    variants.retain(|variant| is_possible(gpu, params, *variant));
     variants
+}
+
+/// As [`variants`], and behind them those that other kinds of adapter are suggested.
+pub fn all_variants(gpu: &Gpu, params: &Params) -> Vec<MatMulVariant> {
+    let mut all = variants(gpu, params);
+    for variant in [MatMulVariant::WORKGROUP, MatMulVariant::Lane, MatMulVariant::TILE, MatMulVariant::Subgroup] {
+        if is_possible(gpu, params, variant) && !all.contains(&variant) {
+            all.push(variant);
+        }
+    }
+    all
+}
+
+/// Whether the adapter can run the product in this variant.
+fn is_possible(gpu: &Gpu, params: &Params, variant: MatMulVariant) -> bool {
+    params.has_whole_quads() && (variant != MatMulVariant::Subgroup || subgroup::is_possible(gpu, params))
 }
 
 /// The variant that was measured to be fastest, where the product can take it, else the first of [`variants`].
 fn chosen(gpu: &Gpu, params: &Params) -> Option<MatMulVariant> {
-    let possible = variants(gpu, params);
     let measured = params.dtype().and_then(|dtype| gpu.spec.rates.variants.of(dtype, params.phase()));
-    measured.filter(|variant| possible.contains(variant)).or(possible.first().copied())
+    measured.filter(|variant| is_possible(gpu, params, *variant)).or_else(|| variants(gpu, params).first().copied())
 }
 
 /// CPU twin of all variants. `weight`: the rows' bytes; `input` `[n_tokens, n_columns]`; `output` `[n_tokens, output_stride]`.

@@ -2,7 +2,7 @@
 
 use super::effort::{Effort, middle, time};
 use super::products::{self, weight_bytes};
-use super::variants;
+use super::variants::{Extent, Search};
 use crate::device::{AdapterKind, MatMulVariant, MatMulVariants, Rates};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -24,8 +24,6 @@ const POOL_SHARE: u64 = 4;
 const MAX_PLACES: u64 = 64;
 /// Alignment of matrices in the pool, a multiple of every adapter's storage alignment.
 const WEIGHT_ALIGNMENT: u64 = 256;
-/// Share of the time that is spent on finding the fastest variants: the one that the kind of adapter suggests is seldom wrong.
-const VARIANTS_PART: f64 = 0.25;
 /// Input and output of the products.
 const VALUES: Bytes = Bytes(products::MOST_VALUES as u64 * 4);
 /// Submissions that are timed together for the cost of one.
@@ -37,7 +35,7 @@ const N_SUBMISSIONS: u32 = 16;
 /// Where the adapter cannot be opened or a probe fails.
 pub(super) async fn measure(found: &AdapterFound, effort: &Effort, dtypes: &[DType], of_model: &[DType]) -> Result<Rates> {
     let mut gpu = open(found).await?;
-    let products = products_of(&mut gpu, pool_size(found), effort, dtypes, of_model).await?;
+    let products = products_of(&mut gpu, found, effort, dtypes, of_model).await?;
     Ok(transfers_of(&gpu, &effort.anew()).await?.or(&products))
 }
 
@@ -54,7 +52,16 @@ pub(super) async fn measure_products(
 ) -> Result<Rates> {
     let mut gpu = open(found).await?;
     gpu.spec.rates.variants = known.clone();
-    products_of(&mut gpu, pool_size(found), effort, dtypes, of_model).await
+    products_of(&mut gpu, found, effort, dtypes, of_model).await
+}
+
+/// Whether a search would find variants for a model in the dtypes `of_model` that are not `known`.
+pub(super) fn lacks_variants(found: &AdapterFound, effort: &Effort, of_model: &[DType], known: &MatMulVariants) -> bool {
+    !Search::new(extent(found, effort), of_model, known.clone()).is_done()
+}
+
+fn extent(found: &AdapterFound, effort: &Effort) -> Extent {
+    Extent { is_software: found.spec.kind == Some(AdapterKind::Software), is_full: effort.is_full_search() }
 }
 
 async fn open(found: &AdapterFound) -> Result<Gpu> {
@@ -63,19 +70,46 @@ async fn open(found: &AdapterFound) -> Result<Gpu> {
 }
 
 /// The rates of products in `dtypes`, in the variants that are fastest.
-async fn products_of(gpu: &mut Gpu, pool_size: Bytes, effort: &Effort, dtypes: &[DType], of_model: &[DType]) -> Result<Rates> {
-    if dtypes.is_empty() {
-        return Ok(Rates::default());
+async fn products_of(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, dtypes: &[DType], of_model: &[DType]) -> Result<Rates> {
+    let pool_size = pool_size(found);
+    let mut shader_compile_secs = None;
+    if !dtypes.is_empty() {
+        // Before anything else compiles them.
+        shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
     }
-    // Before anything else compiles them.
-    let shader_compile_secs = Some(Bench::new(gpu, pool_size).await?.compile(dtypes)?);
     // The rates are those of the fastest variants, which are found first.
-    let variants = Bench::new(gpu, pool_size).await?.fastest_variants(&effort.part(VARIANTS_PART), of_model)?;
+    let variants = fastest_variants(gpu, found, effort, of_model).await?;
+    if dtypes.is_empty() {
+        return Ok(Rates { variants, ..Rates::default() });
+    }
     gpu.spec.rates.variants = variants.clone();
     let mut bench = Bench::new(gpu, pool_size).await?;
     let largest = Bytes(pool_size.0 / 2).min(gpu.limits.max_binding_bytes);
     let rates = products::measure(&effort.anew(), dtypes, products::SMALL, largest, |params, repeats| bench.run(params, repeats))?;
     Ok(Rates { variants, shader_compile_secs, ..rates })
+}
+
+/// The fastest variants for a model in the dtypes `of_model`, beside those that are known. One that fails, with whatever the driver
+/// does then, is left out.
+async fn fastest_variants(gpu: &mut Gpu, found: &AdapterFound, effort: &Effort, of_model: &[DType]) -> Result<MatMulVariants> {
+    let extent = extent(found, effort);
+    let mut search = Search::new(extent, of_model, gpu.spec.rates.variants.clone());
+    let effort = effort.of_search(extent.is_software);
+    loop {
+        let mut bench = Bench::new(gpu, pool_size(found)).await?;
+        let gpu_of_search = bench.gpu;
+        let variants = |params: &matmul::Params| {
+            if extent.is_full { matmul::all_variants(gpu_of_search, params) } else { matmul::variants(gpu_of_search, params) }
+        };
+        let outcome = search.go_on(&effort, variants, |params, variant| bench.run_as(params, Some(variant), 1));
+        drop(bench);
+        let Err((variant, error)) = outcome else { return Ok(search.into_fastest()) };
+        tracing::warn!("the variant {variant} of matrix products is left out on {}: {error}", found.spec.name);
+        // What a device computes after a failure is void.
+        let known = std::mem::take(&mut gpu.spec.rates.variants);
+        *gpu = open(found).await?;
+        gpu.spec.rates.variants = known;
+    }
 }
 
 /// The rates of uploads and readback, and the costs of submissions.
@@ -224,17 +258,6 @@ impl<'a> Bench<'a> {
     fn compile(&self, dtypes: &[DType]) -> Result<f64> {
         let secs = products::variants(dtypes).map(|params| time(|| self.dispatch(&params, None, 0).map(drop)));
         Ok(middle(secs.collect::<Result<_>>()?))
-    }
-
-    fn fastest_variants(mut self, effort: &Effort, dtypes: &[DType]) -> Result<MatMulVariants> {
-        let gpu = self.gpu;
-        variants::measure(
-            effort,
-            dtypes,
-            gpu.spec.rates.variants.clone(),
-            |params| matmul::variants(gpu, params),
-            |params, variant| self.run_as(params, Some(variant), 1),
-        )
     }
 
     /// The dispatch of a product in this variant, or in the one that the kernels choose.

@@ -18,6 +18,7 @@ pub(super) struct Effort {
     n_runs: usize,
     /// How long all may take.
     length: Duration,
+    measure: Measure,
     deadline: Cell<Instant>,
 }
 
@@ -30,16 +31,33 @@ impl Effort {
         let (secs_per_run, disk_secs, n_runs, secs) = match measure {
             Measure::Never => return None,
             Measure::Quick => (0.005, 0.25, 5, 0.8),
-            Measure::Full => (0.03, 1.5, 9, 8.0),
+            Measure::Full | Measure::Tune => (0.03, 1.5, 9, 8.0),
         };
         let length = Duration::from_secs_f64(secs);
-        Some(Effort { secs_per_run, disk_secs, n_runs, length, deadline: Cell::new(Instant::now() + length) })
+        Some(Effort { secs_per_run, disk_secs, n_runs, length, measure, deadline: Cell::new(Instant::now() + length) })
     }
 
     /// The same effort in a part of the time, from now on.
     pub(super) fn part(&self, part: f64) -> Effort {
         let length = self.length.mul_f64(part);
         Effort { length, deadline: Cell::new(Instant::now() + length), ..*self }
+    }
+
+    /// The effort of a search for the fastest kernels: on hardware, whose best shapes nobody knows, longer than for all rates together;
+    /// on a software adapter, of which more is known, a part of that.
+    pub(super) fn of_search(&self, is_software: bool) -> Effort {
+        let secs = match (self.measure, is_software) {
+            (Measure::Tune, _) => 60.0,
+            (Measure::Quick, true) => 0.2,
+            (_, true) => 2.0,
+            (_, false) => 3.2,
+        };
+        self.part(secs / self.length.as_secs_f64())
+    }
+
+    /// Whether the search for the fastest kernels is to leave nothing out.
+    pub(super) fn is_full_search(&self) -> bool {
+        self.measure == Measure::Tune
     }
 
     /// The same effort once more, from now on.

@@ -39,6 +39,15 @@ pub enum Measure {
     Quick,
     /// Measured now, even where rates are known: some seconds for each device.
     Full,
+    /// As [`Measure::Full`], after a search for the fastest kernels of every dtype: up to a minute for each adapter.
+    Tune,
+}
+
+impl Measure {
+    /// Whether what is known is measured again.
+    fn is_anew(self) -> bool {
+        matches!(self, Measure::Full | Measure::Tune)
+    }
 }
 
 /// Every device of this machine, with its rates.
@@ -49,7 +58,7 @@ pub async fn list(measure: Measure) -> Result<DevicesFile> {
     platform::start_threads(None)?;
     let mut found = DevicesFile::new(Vec::new(), Default::default());
     for mut adapter in adapters().await? {
-        if measure == Measure::Full {
+        if measure.is_anew() {
             try_memory(&mut adapter).await?;
         }
         adapter.spec.rates = rates_of(&adapter, measure, &DType::ALL).await?;
@@ -156,7 +165,7 @@ pub async fn rates_of(found: &AdapterFound, measure: Measure, dtypes: &[DType]) 
             let rates = adapter::measure(found, &effort, &new, dtypes).await?;
             Ok(cache::keep(key, watch.end(rates, before)))
         }
-        (Some(known), Some(effort)) if !new.is_empty() => {
+        (Some(known), Some(effort)) if !new.is_empty() || adapter::lacks_variants(found, &effort, dtypes, &known.variants) => {
             match adapter::measure_products(found, &effort, &new, dtypes, &known.variants).await {
                 Ok(products) => Ok(cache::keep(key, known.with_products(products))),
                 Err(error) => {
@@ -240,7 +249,7 @@ struct Known {
 
 /// The rates kept under `key`, unless they are to be measured anew.
 fn known(key: &str, measure: Measure) -> Known {
-    let found = if measure == Measure::Full { None } else { cache::find(key) };
+    let found = if measure.is_anew() { None } else { cache::find(key) };
     let is_due = |rates: &Rates| measure == Measure::Quick && busy::wants_another(rates, platform::clock::unix_seconds());
     if found.as_ref().is_some_and(is_due) { Known { known: None, before: found } } else { Known { known: found, before: None } }
 }

@@ -14,7 +14,7 @@ const GROUPS: [(&str, &str); 6] = [
     (
         "Placement",
         "device n_gpu_layers threads devices objective mix device_map plan no_split strict n_seqs io lookahead slots upload \
-         kernels no_measure gpu_timeout virtual_gpus cache_dir measure",
+         kernels no_measure gpu_timeout virtual_gpus cache_dir measure tune",
     ),
 ];
 

@@ -158,12 +158,63 @@ fn all_variants_of_matmul_agree() {
                     has_subgroups && n_columns.is_multiple_of(64),
                     "{dtype} × {n_columns}"
                 );
-                for variant in [MatMulVariant::Lane, MatMulVariant::Workgroup, MatMulVariant::Tile].into_iter().chain(possible) {
+                for variant in matmul::all_variants(gpu, &product.params) {
                     run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, variant));
                     let what = format!("{variant:?} of {n_rows} × {n_columns} × {n_tokens} {dtype}");
                     assert_close(&output(gpu, &result, product.output_len()), &product.reference(), SUM_TOLERANCE, &what);
                 }
             }
+        }
+    }
+}
+
+/// All shapes of a variant, by steps from the first.
+fn shapes_of(first: MatMulVariant) -> Vec<MatMulVariant> {
+    let (mut shapes, mut index) = (vec![first], 0);
+    while let Some(shape) = shapes.get(index) {
+        let around: Vec<MatMulVariant> = match shape {
+            MatMulVariant::Workgroup(shape) => shape.neighbours().into_iter().map(MatMulVariant::Workgroup).collect(),
+            MatMulVariant::Tile(shape) => shape.neighbours().into_iter().map(MatMulVariant::Tile).collect(),
+            MatMulVariant::Lane | MatMulVariant::Subgroup => Vec::new(),
+        };
+        let new: Vec<MatMulVariant> = around.into_iter().filter(|neighbour| !shapes.contains(neighbour)).collect();
+        shapes.extend(new);
+        index += 1;
+    }
+    shapes
+}
+
+/// Each shape with one of the dtypes in turn, so that all dtypes meet several shapes.
+#[test]
+fn every_shape_of_shared_rows_agrees_with_the_reference() {
+    for gpu in gpus() {
+        for (index, variant) in shapes_of(MatMulVariant::WORKGROUP).into_iter().enumerate() {
+            let dtype = DType::ALL[index % DType::ALL.len()];
+            let product = Product::random(dtype, 131, whole(dtype, 96), 3);
+            let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
+            let result = poisoned(gpu, product.output_len());
+            let bindings =
+                matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
+            run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, variant));
+            assert_close(&output(gpu, &result, product.output_len()), &product.reference(), SUM_TOLERANCE, &format!("{variant} {dtype}"));
+        }
+    }
+}
+
+/// Each sum adds its products in the order of the columns, whatever the tile.
+#[test]
+fn every_shape_of_the_tile_gives_the_same_bits() {
+    for gpu in gpus() {
+        let product = Product::random(DType::Q4_0, 70, 160, 40);
+        let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
+        let mut expected = None;
+        for variant in shapes_of(MatMulVariant::TILE) {
+            let result = poisoned(gpu, product.output_len());
+            let bindings =
+                matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
+            run(gpu, &product.params, |buffer| matmul::prepare_as(gpu, buffer, &product.params, bindings, variant));
+            let found = bits(&output(gpu, &result, product.output_len()));
+            assert_eq!(&found, expected.get_or_insert_with(|| found.clone()), "{variant}");
         }
     }
 }
@@ -184,8 +235,7 @@ fn products_that_share_a_dispatch_give_the_bits_of_products_alone() {
                     block.extend(&product.weight);
                 }
                 let [block, input] = [upload(gpu, "weights", &block), upload(gpu, "input", &input)];
-                let variants = [MatMulVariant::Lane, MatMulVariant::Workgroup, MatMulVariant::Tile];
-                for variant in variants.into_iter().chain(matmul::variants(gpu, &params[0])) {
+                for variant in matmul::all_variants(gpu, &params[0]) {
                     let results: Vec<Buffer> = products.iter().map(|product| poisoned(gpu, product.output_len())).collect();
                     let outputs: Vec<Binding<'_>> = results.iter().map(|result| Binding::whole(result)).collect();
                     let (weight, input) = (Binding::whole(&block), Binding::whole(&input));
