@@ -158,7 +158,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             key_cache: read,
             value_cache: read,
             parts: Binding::whole(&parts),
-            attended: write,
+            attention_output: write,
         };
         let tokens = attention::phase(n_tokens as usize, 1);
         let chosen = attention::prepare(gpu, arena.buffer(), &params, bindings, tokens)?;

@@ -1,17 +1,17 @@
-// attended[t, h, :] = sum over parts of exp(maximum_part - maximum) * sum_part / sum over parts of exp(maximum_part - maximum) * total_part:
+// attention_output[t, h, :] = sum over parts of exp(maximum_part - maximum) * sum_part / sum over parts of exp(maximum_part - maximum) * total_part:
 // what the parts that attention_token.wgsl and its like write come to.
 //
 // params    those of the parts' dispatch
 // tokens    [n_tokens] of (seq, position, kv_len, 0)
 // parts     [n_tokens, n_heads, n_parts, head_size + 4] f32: sum, maximum, total, 0, 0; only those with positions that the token sees are read
-// attended  [n_tokens, n_heads, head_size] f32
+// attention_output [n_tokens, n_heads, head_size] f32
 //
 // One invocation per four values of a head.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> parts: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> attended: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override PART_POSITIONS: u32 = 256u;
 
@@ -44,5 +44,5 @@ fn main(
         sum = fma(vec4<f32>(share), parts[first_quad + index % n_quads], rescale * sum);
     }
     // A token that sees nothing mixes nothing.
-    attended[index] = sum * select(1.0 / total, 0.0, sight.begin >= sight.end);
+    attention_output[index] = sum * select(1.0 / total, 0.0, sight.begin >= sight.end);
 }

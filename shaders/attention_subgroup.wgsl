@@ -6,7 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
-// attended     as in attention_token.wgsl, with IS_SPLIT in parts
+// attention_output     as in attention_token.wgsl, with IS_SPLIT in parts
 //
 // One workgroup per token, HEADS query heads that share a key head, and part. Of a block of eight positions each lane scores one, for
 // which the subgroup has passed the queries round before; then each lane takes an eighth of the values of all eight, and the
@@ -20,7 +20,7 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec2<u64>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec2<u64>>;
-@group(0) @binding(5) var<storage, read_write> attended: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
@@ -85,8 +85,8 @@ fn store(first_quad: u32, stride: u32, lane: u32, norms: vec4<f32>) {
         if octet < OCTETS {
             for (var h = 0u; h < HEADS; h++) {
                 let place = (h * rounds() + round) * 2u;
-                attended[first_quad + h * stride + octet * 2u] = norms[h] * sums[place];
-                attended[first_quad + h * stride + octet * 2u + 1u] = norms[h] * sums[place + 1u];
+                attention_output[first_quad + h * stride + octet * 2u] = norms[h] * sums[place];
+                attention_output[first_quad + h * stride + octet * 2u + 1u] = norms[h] * sums[place + 1u];
             }
         }
     }
@@ -167,7 +167,7 @@ fn main(
     store(first_quad, stride, lane, vec4<f32>(1.0));
     if lane == 0u {
         for (var h = 0u; h < HEADS; h++) {
-            attended[first_quad + h * stride + OCTETS * 2u] = vec4<f32>(maxima[h], all_totals[h], 0.0, 0.0);
+            attention_output[first_quad + h * stride + OCTETS * 2u] = vec4<f32>(maxima[h], all_totals[h], 0.0, 0.0);
         }
     }
 }

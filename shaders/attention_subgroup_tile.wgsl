@@ -6,7 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
-// attended     [n_tokens, n_heads, head_size] f32
+// attention_output [n_tokens, n_heads, head_size] f32
 //
 // One workgroup per eight tokens and HEADS query heads that share a key head. Of the keys and values each lane loads an eighth. Each lane
 // scores for a token of its own, the keys being passed round; of the sums it holds its eighth for all tokens, the shares being
@@ -21,7 +21,7 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec2<u64>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec2<u64>>;
-@group(0) @binding(5) var<storage, read_write> attended: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
@@ -149,8 +149,8 @@ fn store_token(t: u32, first_token: u32, run_begin: u32, run_end: u32, first_hea
             for (var h = 0u; h < HEADS; h++) {
                 let place = ((t * HEADS + h) * rounds() + round) * 2u;
                 let index = ((token * params.n_heads + first_head + h) * OCTETS + octet) * 2u;
-                attended[index] = norms[h] * sums[place];
-                attended[index + 1u] = norms[h] * sums[place + 1u];
+                attention_output[index] = norms[h] * sums[place];
+                attention_output[index + 1u] = norms[h] * sums[place + 1u];
             }
         }
     }

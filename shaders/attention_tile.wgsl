@@ -5,7 +5,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
-// attended     [n_tokens, n_heads, head_size] f32
+// attention_output [n_tokens, n_heads, head_size] f32
 //
 // The query heads of a key head, token after token, are its rows; one workgroup per key head and ROWS of them. SPLIT lanes have a row
 // together: each holds 32 values of its query and of its sum, and scores cross workgroup memory to be added up. Positions are
@@ -17,7 +17,7 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read_write> attended: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
@@ -172,7 +172,7 @@ fn main(
             let norm = select(1.0 / total, 0.0, sight.begin >= sight.end);
             for (var i = 0u; i < LANE_QUADS; i++) {
                 if lane_quad + i < n_quads {
-                    attended[head_quad + lane_quad + i] = norm * sums[i];
+                    attention_output[head_quad + lane_quad + i] = norm * sums[i];
                 }
             }
         }

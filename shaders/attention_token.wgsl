@@ -1,4 +1,4 @@
-// Causal attention: attended[t, h, :] = sum over p of softmax_p(scale * query[t, h, :] . key[p, :]) * value[p, :],
+// Causal attention: attention_output[t, h, :] = sum over p of softmax_p(scale * query[t, h, :] . key[p, :]) * value[p, :],
 // where p runs over the positions of the token's sequence up to its own, and no further back than the window.
 //
 // params       one per dispatch
@@ -6,7 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
-// attended     [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
+// attention_output [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
 //              [n_tokens, n_heads, parts, head_size + 4] f32, each the sum of exp(score - maximum) * value, maximum, total, 0, 0
 //
 // One workgroup per token, HEADS query heads that share a key head, and part: PART_POSITIONS positions of the sequence, from multiples
@@ -18,7 +18,7 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read_write> attended: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
@@ -132,10 +132,10 @@ fn end_heads(lane: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEA
             for (var sharer = 1u; sharer < SHARERS; sharer++) {
                 sum += sums[(h * SHARERS + sharer) * n_quads + quad];
             }
-            attended[first_quad + h * stride + quad] = sum * norm;
+            attention_output[first_quad + h * stride + quad] = sum * norm;
         }
         if IS_SPLIT && lane == 0u {
-            attended[first_quad + h * stride + n_quads] = vec4<f32>(maxima[h], total, 0.0, 0.0);
+            attention_output[first_quad + h * stride + n_quads] = vec4<f32>(maxima[h], total, 0.0, 0.0);
         }
     }
 }

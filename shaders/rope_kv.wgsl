@@ -53,7 +53,7 @@ fn place_of(quad: u32) -> Place {
 }
 
 // `turns` are (cos, sin) of the first pair, then of the second.
-fn turned(v: vec4<f32>, turns: vec4<f32>) -> vec4<f32> {
+fn rotated(v: vec4<f32>, turns: vec4<f32>) -> vec4<f32> {
     let cosines = turns.xz;
     let sines = turns.yw;
     if params.pairing == HALVES {
@@ -110,7 +110,7 @@ fn main(
         let begin = (t * params.n_heads + row) * params.head_size;
         let first = begin + place.first;
         let second = begin + place.second;
-        let v = turned(vec4<f32>(query[first], query[first + 1u], query[second], query[second + 1u]), turns);
+        let v = rotated(vec4<f32>(query[first], query[first + 1u], query[second], query[second + 1u]), turns);
         query[first] = v.x;
         query[first + 1u] = v.y;
         query[second] = v.z;
@@ -127,6 +127,6 @@ fn main(
     let first = begin + place.first;
     let second = begin + place.second;
     let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * params.head_size;
-    let k = turned(vec4<f32>(key[first], key[first + 1u], key[second], key[second + 1u]), turns);
+    let k = rotated(vec4<f32>(key[first], key[first + 1u], key[second], key[second + 1u]), turns);
     store(cached, place, k, vec4<f32>(value[first], value[first + 1u], value[second], value[second + 1u]));
 }

@@ -1,15 +1,15 @@
-// Turns queries and keys by their positions and stores keys and values, as rope_kv.wgsl does, for heads of any even size: what is
+// Rotates queries and keys by their positions and stores keys and values, as rope_kv.wgsl does, for heads of any even size: what is
 // written has rows of whole octets, as attention reads them, and zeros behind each head.
 //
-// params       one per dispatch
-// cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
-// tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key          [n_tokens, n_kv_heads, head_size] f32
-// value        as key
-// query        [n_tokens, n_heads, head_size] f32
-// turned       [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 two to a word (KV_F16)
-// value_cache  as key_cache
+// params        one per dispatch
+// cos_sin       [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
+// tokens        [n_tokens] of (seq, position, kv_len, 0)
+// key           [n_tokens, n_kv_heads, head_size] f32
+// value         as key
+// query         [n_tokens, n_heads, head_size] f32
+// rotated_query [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
+// key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 two to a word (KV_F16)
+// value_cache   as key_cache
 //
 // One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
 // the cache are dropped.
@@ -32,7 +32,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> key: array<f32>;
 @group(0) @binding(4) var<storage, read> value: array<f32>;
 @group(0) @binding(5) var<storage, read> query: array<f32>;
-@group(0) @binding(6) var<storage, read_write> turned: array<f32>;
+@group(0) @binding(6) var<storage, read_write> rotated_query: array<f32>;
 @group(0) @binding(7) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(8) var<storage, read_write> value_cache: array<u32>;
 
@@ -68,7 +68,7 @@ fn turn_of(t: u32, i: u32) -> Turn {
 }
 
 // Value `i` of the head of queries that begins at `begin`; zero past its end.
-fn turned_query(t: u32, begin: u32, i: u32) -> f32 {
+fn rotated_query_at(t: u32, begin: u32, i: u32) -> f32 {
     if i >= params.head_size {
         return 0.0;
     }
@@ -76,7 +76,7 @@ fn turned_query(t: u32, begin: u32, i: u32) -> f32 {
     return query[begin + i] * turn.cosine + query[begin + turn.partner] * turn.sine;
 }
 
-fn turned_key(t: u32, begin: u32, i: u32) -> f32 {
+fn rotated_key_at(t: u32, begin: u32, i: u32) -> f32 {
     if i >= params.head_size {
         return 0.0;
     }
@@ -122,8 +122,8 @@ fn main(
     let t = index / n_twos / n_rows;
     if row < params.n_heads {
         let head = t * params.n_heads + row;
-        turned[head * padded + i] = turned_query(t, head * params.head_size, i);
-        turned[head * padded + i + 1u] = turned_query(t, head * params.head_size, i + 1u);
+        rotated_query[head * padded + i] = rotated_query_at(t, head * params.head_size, i);
+        rotated_query[head * padded + i + 1u] = rotated_query_at(t, head * params.head_size, i + 1u);
         return;
     }
     let seq = tokens[t].x;
@@ -134,6 +134,6 @@ fn main(
     let head = row - params.n_heads;
     let begin = (t * params.n_kv_heads + head) * params.head_size;
     let cached = ((seq * params.n_kv_heads + head) * params.kv_capacity + position) * padded;
-    let k = vec2<f32>(turned_key(t, begin, i), turned_key(t, begin, i + 1u));
+    let k = vec2<f32>(rotated_key_at(t, begin, i), rotated_key_at(t, begin, i + 1u));
     store(cached + i, k, vec2<f32>(value_at(begin, i), value_at(begin, i + 1u)));
 }

@@ -1,6 +1,7 @@
 //! From a plan to an engine: every device that computes is opened under its own budget, and weights are loaded to where the plan stores
 //! them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,7 +48,7 @@ impl Prepared {
         stream::prologue(&self.schedule, &mut executors)?;
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text });
-        Ok(Engine { model, executors, cached, store })
+        Ok(Engine { model, executors, cached, known_halves: HashMap::new(), store })
     }
 
     /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.

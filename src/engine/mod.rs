@@ -7,6 +7,7 @@ mod load;
 mod prepare;
 mod text;
 
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,9 +18,9 @@ use crate::device::Device;
 use crate::error::{Error, Result, Setting};
 use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
-use crate::plan::Plan;
+use crate::plan::{Plan, Workload};
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Logits, Store, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Halves, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub use embed::normalized;
@@ -35,8 +36,13 @@ pub struct Engine {
     model: Arc<LoadedModel>,
     executors: Executors,
     cached: CachedPositions,
+    /// Whether batches of these workloads, whole and in halves, are computed in halves.
+    known_halves: HashMap<[Workload; 3], bool>,
     store: Arc<Store>,
 }
+
+/// Shapes of batches whose halves are known: more are asked for anew.
+const MAX_KNOWN_HALVES: usize = 256;
 
 /// What is known of a loaded model: plan, texts, trace. [`Engine`] and its handles dereference to it.
 pub struct LoadedModel {
@@ -134,7 +140,8 @@ impl Engine {
             recovered.map_err(|error| self.executors.cause_of(error))?;
         }
         self.cached.begin(batch);
-        let logits = stream::forward(&self.model.prepared.schedule, &mut self.executors, batch, cancelled).await;
+        let halves = self.halves_that_pay(batch);
+        let logits = stream::forward(&self.model.prepared.schedule, &mut self.executors, batch, halves, cancelled).await;
         let logits = logits.map_err(|error| self.executors.cause_of(error))?;
         self.cached.end(batch);
         Ok(logits)
@@ -144,6 +151,22 @@ impl Engine {
     /// [recurrent states](crate::model::Model::is_recurrent) all, or none where its states are of another position.
     pub(crate) fn n_reusable(&self, sequence: u32, n_tokens: usize) -> usize {
         self.cached.n_reusable(sequence, n_tokens)
+    }
+
+    /// The halves of a batch, where it should be computed in halves: as the plan's predictions say, which are asked once for each shape.
+    fn halves_that_pay(&mut self, batch: &Batch) -> Option<Halves> {
+        let prepared = &self.model.prepared;
+        if prepared.schedule.in_halves.is_empty() {
+            return None;
+        }
+        let halves = Halves::of(batch)?;
+        let (whole, parts) = (batch.workload(), halves.workloads());
+        let rounded = |workload: Workload| Workload { position: workload.position.next_power_of_two(), ..workload };
+        if self.known_halves.len() >= MAX_KNOWN_HALVES {
+            self.known_halves.clear();
+        }
+        let known = self.known_halves.entry([whole, parts[0], parts[1]].map(rounded));
+        known.or_insert_with(|| prepared.halves_pay(whole, parts)).then_some(halves)
     }
 
     /// How long an adapter may finish nothing before a wait on it ends in [`Error::DeviceTimeout`], from now on.

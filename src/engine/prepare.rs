@@ -468,6 +468,11 @@ fn candidates(choice: DeviceChoice, named: &[Device], specs: &[DeviceSpec]) -> R
 }
 
 impl Prepared {
+    /// Whether a batch of this workload is computed in these halves, as [`plan::predict`] decides it.
+    pub(super) fn halves_pay(&self, whole: Workload, halves: [Workload; 2]) -> bool {
+        plan::halves_pay(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, whole, halves)
+    }
+
     /// The predicted time of one forward.
     pub fn predict(&self, workload: Workload) -> Prediction {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, workload)

@@ -1,7 +1,6 @@
 //! A cache of bind groups by what they bind: a forward of another shape uses those of the one before.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use super::Gpu;
@@ -20,14 +19,15 @@ type Kept = HashMap<(wgpu::BindGroupLayout, Vec<Part>), wgpu::BindGroup>;
 pub(super) struct BindGroups {
     /// `None` where nothing is kept, since bind groups keep the buffers alive that they bind.
     kept: Mutex<Option<Kept>>,
-    n_made: AtomicUsize,
+    /// By the kernel that they are for.
+    n_made: Mutex<BTreeMap<&'static str, usize>>,
 }
 
 /// How many objects were made for an adapter so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectCounts {
-    /// Bind groups.
-    pub bind_groups: usize,
+    /// Bind groups, by the kernel that they are for.
+    pub bind_groups: BTreeMap<&'static str, usize>,
     /// Pipelines.
     pub pipelines: usize,
 }
@@ -43,16 +43,16 @@ impl Gpu {
         self.bind_groups.kept.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
     }
 
-    /// The bind group of `parts`, at bindings 0, 1, and so on.
-    pub fn bind_group(&self, label: &str, layout: &wgpu::BindGroupLayout, parts: Vec<Part>) -> wgpu::BindGroup {
+    /// The bind group of `parts`, at bindings 0, 1, and so on, for the kernel of this name.
+    pub fn bind_group(&self, kernel: &'static str, layout: &wgpu::BindGroupLayout, parts: Vec<Part>) -> wgpu::BindGroup {
         let mut kept = self.bind_groups.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (layout.clone(), parts);
         if let Some(found) = kept.as_ref().and_then(|kept| kept.get(&key)) {
             return found.clone();
         }
         let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..).zip(&key.1).map(|(binding, part)| entry(binding, part)).collect();
-        let made = self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries });
-        self.bind_groups.n_made.fetch_add(1, Ordering::Relaxed);
+        let made = self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(kernel), layout, entries: &entries });
+        *self.bind_groups.n_made.lock().unwrap_or_else(PoisonError::into_inner).entry(kernel).or_default() += 1;
         if let Some(kept) = &mut *kept {
             if kept.len() >= MAX_KEPT {
                 kept.clear();
@@ -64,6 +64,7 @@ impl Gpu {
 
     /// How many bind groups and pipelines were made so far.
     pub fn object_counts(&self) -> ObjectCounts {
-        ObjectCounts { bind_groups: self.bind_groups.n_made.load(Ordering::Relaxed), pipelines: self.n_pipelines() }
+        let bind_groups = self.bind_groups.n_made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ObjectCounts { bind_groups, pipelines: self.n_pipelines() }
     }
 }

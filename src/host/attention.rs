@@ -18,27 +18,33 @@ const LANES: usize = 8;
 
 /// Attention of every token and head.
 ///
-/// `query` and `attended` are `[n_tokens, n_heads, head_size]`, the caches `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
-pub fn attention(params: &Params, query: &[f32], tokens: &[Token], caches: (&[f32], &[f32]), attended: &mut [f32]) {
+/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, the caches `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
+pub fn attention(params: &Params, query: &[f32], tokens: &[Token], caches: (&[f32], &[f32]), attention_output: &mut [f32]) {
     let tokens = &tokens[..params.n_tokens as usize];
     let sizes = Sizes::new(params);
     let token_len = sizes.n_kv_heads * sizes.group_len();
     let attention = Attention { simd: simd(), params, sizes, query, caches };
-    let attended = &mut attended[..tokens.len() * token_len];
+    let attention_output = &mut attention_output[..tokens.len() * token_len];
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
-        attention.mix(0, tokens, 0, attended, &mut Scratch::default());
+        attention.mix(0, tokens, 0, attention_output, &mut Scratch::default());
     } else if tokens.len() >= TOKENS_AT_ONCE * rayon::current_num_threads() {
-        attended.par_chunks_mut(TOKENS_AT_ONCE * token_len).enumerate().for_each_init(Scratch::default, |scratch, (part, attended)| {
-            let first = part * TOKENS_AT_ONCE;
-            let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
-            attention.mix(first, tokens, 0, attended, scratch);
-        });
+        attention_output.par_chunks_mut(TOKENS_AT_ONCE * token_len).enumerate().for_each_init(
+            Scratch::default,
+            |scratch, (part, attention_output)| {
+                let first = part * TOKENS_AT_ONCE;
+                let tokens = &tokens[first..tokens.len().min(first + TOKENS_AT_ONCE)];
+                attention.mix(first, tokens, 0, attention_output, scratch);
+            },
+        );
     } else {
-        attended.par_chunks_mut(sizes.group_len()).enumerate().for_each_init(Scratch::default, |scratch, (part, attended)| {
-            let (token, kv_head) = (part / sizes.n_kv_heads, part % sizes.n_kv_heads);
-            attention.mix(token, &tokens[token..=token], kv_head, attended, scratch);
-        });
+        attention_output.par_chunks_mut(sizes.group_len()).enumerate().for_each_init(
+            Scratch::default,
+            |scratch, (part, attention_output)| {
+                let (token, kv_head) = (part / sizes.n_kv_heads, part % sizes.n_kv_heads);
+                attention.mix(token, &tokens[token..=token], kv_head, attention_output, scratch);
+            },
+        );
     }
 }
 
@@ -82,17 +88,17 @@ struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// `tokens`, of which `first` is the first, with the key heads from `first_kv_head` on that `attended` has room for.
-    fn mix(&self, first: usize, tokens: &[Token], first_kv_head: usize, attended: &mut [f32], scratch: &mut Scratch) {
-        let token_len = attended.len() / tokens.len().max(1);
+    /// `tokens`, of which `first` is the first, with the key heads from `first_kv_head` on that `attention_output` has room for.
+    fn mix(&self, first: usize, tokens: &[Token], first_kv_head: usize, attention_output: &mut [f32], scratch: &mut Scratch) {
+        let token_len = attention_output.len() / tokens.len().max(1);
         let mut begin = 0;
         for run in tokens.chunk_by(|a, b| a.seq == b.seq) {
-            let attended = &mut attended[begin * token_len..][..run.len() * token_len];
+            let attention_output = &mut attention_output[begin * token_len..][..run.len() * token_len];
             for head in 0..token_len / self.sizes.group_len() {
                 self.mix_group(first + begin, run, first_kv_head + head, scratch);
                 let sums = scratch.sums.chunks_exact(self.sizes.group_len());
-                for (attended, sums) in attended.chunks_exact_mut(token_len).zip(sums) {
-                    attended[head * self.sizes.group_len()..][..sums.len()].copy_from_slice(sums);
+                for (attention_output, sums) in attention_output.chunks_exact_mut(token_len).zip(sums) {
+                    attention_output[head * self.sizes.group_len()..][..sums.len()].copy_from_slice(sums);
                 }
             }
             begin += run.len();

@@ -1,5 +1,5 @@
 //! Attention over the caches of `rope_kv`, causal or to both sides, with grouped queries and an optional window:
-//! `attended[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
+//! `attention_output[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
 //! each score `x` is `cap · tanh(x / cap)`.
 //! Chooses the kernel by the tokens and the adapter; holds the one reference of all variants.
 
@@ -83,7 +83,7 @@ pub struct Bindings<'a> {
     /// What [`parts_bytes`] says: the parts that a long context is attended in.
     pub parts: Binding<'a>,
     /// `[n_tokens, n_heads, head_size]`.
-    pub attended: Binding<'a>,
+    pub attention_output: Binding<'a>,
 }
 
 impl<'a> Bindings<'a> {
@@ -91,9 +91,9 @@ impl<'a> Bindings<'a> {
     #[must_use]
     pub fn from_token(self, params: &Params, token: u32) -> Bindings<'a> {
         let rows = f32_bytes(&[token, params.n_heads, params.head_size]);
-        let [query, tokens, attended] = [(self.query, rows), (self.tokens, f32_bytes(&[token, 4])), (self.attended, rows)]
+        let [query, tokens, attention_output] = [(self.query, rows), (self.tokens, f32_bytes(&[token, 4])), (self.attention_output, rows)]
             .map(|(binding, bytes)| binding.behind(bytes));
-        Bindings { query, tokens, attended, ..self }
+        Bindings { query, tokens, attention_output, ..self }
     }
 }
 
@@ -237,7 +237,7 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
         (bindings.value_cache, cache),
         match target {
             Target::Parts if n_parts(params) > 1 => (bindings.parts, parts_bytes(params)),
-            Target::Parts | Target::Attended => (bindings.attended, rows),
+            Target::Parts | Target::Output => (bindings.attention_output, rows),
         },
     ])
 }
@@ -248,7 +248,7 @@ pub(super) enum Target {
     /// The parts, where there are several.
     Parts,
     /// The result.
-    Attended,
+    Output,
 }
 
 /// Query heads of one key head that a workgroup serves: as many as divide the group, up to `most`.
@@ -270,18 +270,18 @@ pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
 }
 
 /// CPU twin of all variants, with caches in f32. The softmax is the plain one, over a row of scores.
-pub fn reference(params: &Params, query: &[f32], tokens: &[Token], key_cache: &[f32], value_cache: &[f32], attended: &mut [f32]) {
+pub fn reference(params: &Params, query: &[f32], tokens: &[Token], key_cache: &[f32], value_cache: &[f32], attention_output: &mut [f32]) {
     for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
         for head in 0..params.n_heads as usize {
             let begin = (t * params.n_heads as usize + head) * params.head_size as usize;
             let range = begin..begin + params.head_size as usize;
-            reference_head(params, &query[range.clone()], token, head, (key_cache, value_cache), &mut attended[range]);
+            reference_head(params, &query[range.clone()], token, head, (key_cache, value_cache), &mut attention_output[range]);
         }
     }
 }
 
-/// One query head of one token: `query` and `attended` are `[head_size]`; `caches` are key and value.
-pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize, caches: (&[f32], &[f32]), attended: &mut [f32]) {
+/// One query head of one token: `query` and `attention_output` are `[head_size]`; `caches` are key and value.
+pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize, caches: (&[f32], &[f32]), attention_output: &mut [f32]) {
     let kv_head = head / (params.n_heads / params.n_kv_heads) as usize;
     let first_row = (token.seq as usize * params.n_kv_heads as usize + kv_head) * params.kv_capacity as usize;
     let row_at = |position: usize| (first_row + position) * query.len()..(first_row + position + 1) * query.len();
@@ -290,18 +290,18 @@ pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize
     let capped = |score: f32| if params.softcap > 0.0 { params.softcap * (score / params.softcap).tanh() } else { score };
     let scores: Vec<f32> = positions.clone().map(|position| capped(score(position))).collect();
     let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    attended.fill(0.0);
+    attention_output.fill(0.0);
     let mut total = 0.0;
     for (position, score) in positions.zip(&scores) {
         let share = (score - maximum).exp();
         total += share;
-        for (sum, value) in attended.iter_mut().zip(&caches.1[row_at(position)]) {
+        for (sum, value) in attention_output.iter_mut().zip(&caches.1[row_at(position)]) {
             *sum += share * value;
         }
     }
     // A token that sees nothing mixes nothing.
     if !scores.is_empty() {
-        attended.iter_mut().for_each(|sum| *sum /= total);
+        attention_output.iter_mut().for_each(|sum| *sum /= total);
     }
 }
 

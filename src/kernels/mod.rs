@@ -165,12 +165,13 @@ static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
         ("key", Read),
         ("value", Read),
         ("query", Read),
-        ("turned", Write),
+        ("rotated_query", Write),
         ("key_cache", Write),
         ("value_cache", Write),
     ],
 );
-const ATTENTION: &[(&str, Access)] = &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("attended", Write)];
+const ATTENTION: &[(&str, Access)] =
+    &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("attention_output", Write)];
 static ATTENTION_TOKEN: KernelSource =
     row::<attention::Params>("attention_token", wgsl!("attention_token", "attention_params", "attention", "octets"), ATTENTION);
 static ATTENTION_TILE: KernelSource =
@@ -188,10 +189,13 @@ static ATTENTION_SUBGROUP_TILE: KernelSource = row::<attention::Params>(
 static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(
     "attention_combine",
     wgsl!("attention_combine", "attention_params", "attention"),
-    &[("tokens", Read), ("parts", Read), ("attended", Write)],
+    &[("tokens", Read), ("parts", Read), ("attention_output", Write)],
 );
-static ATTENTION_COMPACT: KernelSource =
-    row::<attention::Params>("attention_compact", wgsl!("attention_compact", "attention_params"), &[("padded", Read), ("attended", Write)]);
+static ATTENTION_COMPACT: KernelSource = row::<attention::Params>(
+    "attention_compact",
+    wgsl!("attention_compact", "attention_params"),
+    &[("padded", Read), ("attention_output", Write)],
+);
 static CONV: KernelSource = row::<conv::Params>(
     "conv",
     wgsl!("conv"),

@@ -104,11 +104,11 @@ pub struct Bindings<'a> {
     pub cos_sin: Binding<'a>,
     /// `[n_tokens]` of [`Token`].
     pub tokens: Binding<'a>,
-    /// `[n_tokens, n_kv_heads, head_size]`, not turned yet.
+    /// `[n_tokens, n_kv_heads, head_size]`, not rotated yet.
     pub key: Binding<'a>,
     /// As `key`.
     pub value: Binding<'a>,
-    /// `[n_tokens, n_heads, head_size]`, turned in place.
+    /// `[n_tokens, n_heads, head_size]`, rotated in place.
     pub query: Binding<'a>,
     /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`KvDType`].
     pub key_cache: Binding<'a>,
@@ -168,7 +168,7 @@ pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Val
     store(params, values.key, values.value, tokens, values.caches);
 }
 
-/// The storing part alone, of keys that are turned.
+/// The storing part alone, of keys that are rotated.
 pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key_cache, value_cache]: [&mut [f32]; 2]) {
     let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
     let stored = |x: f32| if params.kv_dtype == KvDType::F16 as u32 { half::f16::from_f32(x).to_f32() } else { x };

@@ -21,14 +21,14 @@ pub struct Bindings<'a> {
     pub cos_sin: Binding<'a>,
     /// `[n_tokens]` of [`Token`].
     pub tokens: Binding<'a>,
-    /// `[n_tokens, n_kv_heads, head_size]`, not turned yet.
+    /// `[n_tokens, n_kv_heads, head_size]`, not rotated yet.
     pub key: Binding<'a>,
     /// As `key`.
     pub value: Binding<'a>,
-    /// `[n_tokens, n_heads, head_size]`, not turned yet.
+    /// `[n_tokens, n_heads, head_size]`, not rotated yet.
     pub query: Binding<'a>,
     /// The queries: `[n_tokens, n_heads, padded]`.
-    pub turned: Binding<'a>,
+    pub rotated_query: Binding<'a>,
     /// `[n_seqs, n_kv_heads, kv_capacity, padded]` as [`super::rope_kv::KvDType`].
     pub key_cache: Binding<'a>,
     /// As `key_cache`.
@@ -54,7 +54,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.key, rows),
         (bindings.value, rows),
         (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
-        (bindings.turned, f32_bytes(&[n_tokens, n_heads, padded])),
+        (bindings.rotated_query, f32_bytes(&[n_tokens, n_heads, padded])),
         (bindings.key_cache, cache),
         (bindings.value_cache, cache),
     ];

@@ -62,7 +62,7 @@ pub struct Variant {
     pub is_parallel: bool,
     /// What its norms compute.
     pub norm: NormKind,
-    /// Positions are learned: each has a row that is added to the embedding, and heads are not turned.
+    /// Positions are learned: each has a row that is added to the embedding, and heads are not rotated.
     pub learns_positions: bool,
     /// Kinds of texts that have a row which is added to the embedding.
     pub n_token_types: usize,
@@ -80,7 +80,7 @@ pub struct Variant {
     pub attention_softcap: Option<f32>,
     /// Cap of the logits.
     pub logit_softcap: Option<f32>,
-    /// Values of a head that are turned, from the first on; `None`: all.
+    /// Values of a head that are rotated, from the first on; `None`: all.
     pub rotary_size: Option<usize>,
     /// Rotary embedding of the layers that see a window only, where it is another.
     pub local_rope: Option<RopeConfig>,
@@ -172,7 +172,7 @@ impl ModelConfig {
         self.n_heads * self.head_size
     }
 
-    /// Values of a head that are turned.
+    /// Values of a head that are rotated.
     pub fn rotary_size(&self) -> usize {
         self.variant.rotary_size.unwrap_or(self.head_size)
     }
@@ -325,7 +325,7 @@ impl RopeConfig {
     }
 
     /// The angle per position of each pair: `theta^(-2i/head_size)`, stretched. Length `head_size / 2`, where `head_size` counts the values
-    /// of a head that are turned.
+    /// of a head that are rotated.
     pub fn inverse_frequencies(&self, head_size: usize) -> Vec<f32> {
         let base = (0..head_size / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_size as f64));
         let stretched = base.enumerate().map(|(i, frequency)| match &self.scaling {

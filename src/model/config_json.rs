@@ -40,7 +40,7 @@ pub(super) struct Defaults {
     pub(super) epsilon: f64,
     /// Base of the rotary embedding.
     pub(super) rope_theta: f64,
-    /// The share of each head that is turned where the config does not say; `None`: all of it, and no config may say otherwise.
+    /// The share of each head that is rotated where the config does not say; `None`: all of it, and no config may say otherwise.
     pub(super) partial_rotary: Option<f64>,
     /// Where the feed-forward part's activation stands, and which it is where it does not.
     pub(super) activation: (&'static str, Activation),
@@ -120,7 +120,7 @@ impl Fields<'_> {
         })
     }
 
-    /// The share of each head that is turned.
+    /// The share of each head that is rotated.
     fn rotary_factor(&self) -> Result<Option<f64>> {
         const KEY: &str = "partial_rotary_factor";
         for object in ["rope_scaling", "rope_parameters"] {

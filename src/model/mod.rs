@@ -28,7 +28,7 @@ pub struct Model {
     pub config: ModelConfig,
     /// The values that its operations read and write.
     pub values: Vec<Value>,
-    /// The angles that heads are turned by; operations name them by their index.
+    /// The angles that heads are rotated by; operations name them by their index.
     pub rope_tables: Vec<RopeTable>,
     /// The residual stream, which goes from unit to unit. `[n_tokens, hidden_size]`
     pub hidden: ValueId,

@@ -12,11 +12,11 @@ use crate::model::Model;
 use crate::plan::assignment::Assignment;
 use crate::plan::costs::{MachineCosts, Workload};
 use crate::plan::device_map::{self, Offloaded};
-use crate::plan::dry_run::{Prediction, predict, transfer_bytes};
+use crate::plan::dry_run::{Prediction, predict};
 use crate::plan::explain::OtherWay;
 use crate::plan::planner::check_placements;
 use crate::plan::refusal::Refusal;
-use crate::plan::scorer::{Phase, Scorer};
+use crate::plan::scorer::{ForwardKind, Scorer};
 use crate::plan::search::{EFFORT, Search};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
@@ -240,7 +240,7 @@ fn searched(site: &Site<'_>, candidates: &[Candidate], shape: Shape, budgets: &[
     // Assignments do not count to the byte, so the best need not be buildable: then the next best may be, or one that leaves a little room.
     let with_margin = |margin: u64| -> Vec<Candidate> {
         let less: Vec<Bytes> = budgets.iter().map(|budget| Bytes(budget.0 - budget.0 / 100 * margin)).collect();
-        let scorer = Scorer::new(site, &machine, shape, &less, phases(site, shape));
+        let scorer = Scorer::new(site, &machine, shape, &less, kinds(site, shape));
         let found = Search::new(site, scorer).best(&seeds, shape.n_slots, effort);
         let built = found.iter().filter_map(|(assignment, _)| {
             let shape = Shape { n_slots: assignment.n_slots, ..shape };
@@ -316,9 +316,11 @@ pub(super) fn secs_of(site: &Site<'_>, plan: &Plan) -> f64 {
 }
 
 /// The forwards of the request that a plan is made for.
-fn phases(site: &Site<'_>, shape: Shape) -> Vec<Phase> {
-    let phase = |workload: Workload, times: f64| Phase { workload, times, transfer_bytes: transfer_bytes(site.model, workload) };
-    request(site.options, shape.forward.n_tokens).into_iter().map(|(workload, times)| phase(workload, times)).collect()
+fn kinds(site: &Site<'_>, shape: Shape) -> Vec<ForwardKind> {
+    request(site.options, shape.forward.n_tokens)
+        .into_iter()
+        .map(|(workload, times)| ForwardKind::new(site.model, workload, times))
+        .collect()
 }
 
 /// Sequences that go on by a token in one forward.
@@ -329,18 +331,18 @@ fn n_together(objective: Objective, n_seqs: usize) -> usize {
     }
 }
 
-/// Loads, and how often each occurs per sequence.
+/// Workloads, and how often each occurs per sequence.
 fn request(options: &PlanOptions, n_tokens_max: usize) -> Vec<(Workload, f64)> {
     let mix = options.mix;
     let n_together = n_together(options.objective, options.n_seqs);
     let mut workloads = Vec::new();
     if mix.n_prompt > 0 {
         let n_tokens = mix.n_prompt.min(n_tokens_max).max(1);
-        let workload = Workload { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2 };
+        let workload = Workload { n_tokens, n_logit_rows: 1, position: mix.n_prompt / 2, n_seqs: 1 };
         workloads.push((workload, mix.n_prompt as f64 / n_tokens as f64));
     }
     if mix.n_generated > 0 || mix.n_prompt == 0 {
-        let workload = Workload { n_tokens: n_together, n_logit_rows: n_together, position: mix.n_prompt + mix.n_generated / 2 };
+        let workload = Workload::decode(mix.n_prompt + mix.n_generated / 2).side_by_side(n_together);
         workloads.push((workload, mix.n_generated.max(1) as f64 / n_together as f64));
     }
     workloads
@@ -369,6 +371,6 @@ pub fn forecast(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[Device
     // Not cut to the plan's own context, so that plans with different ones compare.
     let position = (mix.n_prompt + mix.n_generated / 2).min(plan.ctx_size_model);
     let n_together = n_together(options.objective, plan.n_seqs);
-    let decode = Workload { n_tokens: n_together, n_logit_rows: n_together, position };
+    let decode = Workload::decode(position).side_by_side(n_together);
     Forecast { prefill: of(Workload::prefill(n_prompt)), decode: of(decode) }
 }

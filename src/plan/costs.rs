@@ -21,7 +21,7 @@ pub(crate) const SUBMIT_SECS: f64 = 0.25;
 const COPY_DELAY: f64 = 0.25;
 
 /// The workload of one forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Workload {
     /// Tokens in all.
     pub n_tokens: usize,
@@ -29,17 +29,42 @@ pub struct Workload {
     pub n_logit_rows: usize,
     /// Positions that each token attends to.
     pub position: usize,
+    /// Sequences that the tokens belong to.
+    pub n_seqs: usize,
 }
 
 impl Workload {
     /// One new token of one sequence that has `position` positions.
     pub const fn decode(position: usize) -> Workload {
-        Workload { n_tokens: 1, n_logit_rows: 1, position }
+        Workload { n_tokens: 1, n_logit_rows: 1, position, n_seqs: 1 }
     }
 
     /// `n_tokens` of a prompt at once, from its beginning.
     pub const fn prefill(n_tokens: usize) -> Workload {
-        Workload { n_tokens, n_logit_rows: 1, position: n_tokens / 2 }
+        Workload { n_tokens, n_logit_rows: 1, position: n_tokens / 2, n_seqs: 1 }
+    }
+
+    /// The same of `n_seqs` sequences side by side.
+    #[must_use]
+    pub const fn side_by_side(self, n_seqs: usize) -> Workload {
+        let Workload { n_tokens, n_logit_rows, position, .. } = self;
+        Workload { n_tokens: n_tokens * n_seqs, n_logit_rows: n_logit_rows * n_seqs, position, n_seqs: self.n_seqs * n_seqs }
+    }
+
+    /// Those of two micro-batches with half of the sequences each, the first with one more of an odd number; `None` of one sequence.
+    pub(super) fn halves(&self) -> Option<[Workload; 2]> {
+        let first_of = |n: usize| (n * self.n_seqs.div_ceil(2)).div_ceil(self.n_seqs);
+        (self.n_seqs > 1).then(|| {
+            let [n_tokens, n_logit_rows, n_seqs] = [self.n_tokens, self.n_logit_rows, self.n_seqs].map(first_of);
+            let first = Workload { n_tokens, n_logit_rows, n_seqs, ..*self };
+            let rest = Workload {
+                n_tokens: self.n_tokens - n_tokens,
+                n_logit_rows: self.n_logit_rows - n_logit_rows,
+                n_seqs: self.n_seqs - n_seqs,
+                ..*self
+            };
+            [first, rest]
+        })
     }
 
     /// Which attention kernel it takes: that of prompts where many tokens follow each other in few sequences, of which only the last ones are
@@ -82,10 +107,11 @@ impl DeviceCosts {
     }
 
     /// Seconds of one product of `n_rows` rows of `tensor` with `n_tokens` vectors, besides what is fixed: the weights are read once,
-    /// and each further vector costs its arithmetic.
+    /// and each further vector costs its arithmetic. With no vector, there is no product.
     pub(crate) fn product_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
         let bytes = n_rows as f64 * tensor.row_bytes() as f64;
-        let flops = 2.0 * n_rows as f64 * tensor.n_columns() as f64 * (n_tokens - 1) as f64;
+        let Some(n_more) = n_tokens.checked_sub(1) else { return 0.0 };
+        let flops = 2.0 * n_rows as f64 * tensor.n_columns() as f64 * n_more as f64;
         let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| bytes / rate.0);
         let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| flops / rate);
         read + multiplied

@@ -20,6 +20,8 @@ pub struct Prediction {
     pub workload: Workload,
     /// Seconds of it.
     pub secs: f64,
+    /// Whether its batch goes in two halves, because that is faster (see [`Schedule::in_halves`]).
+    pub in_halves: bool,
     /// Seconds of it in which a device that computes waits for an upload.
     pub stall_secs: f64,
     /// Seconds in which the residual stream moves between devices and the result to the host.
@@ -78,48 +80,96 @@ impl Prediction {
 
 /// Predicts one forward of a plan on these devices.
 pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], workload: Workload) -> Prediction {
-    let machine = MachineCosts::new(devices);
-    let executors = plan.executors();
-    let chunk_costs: Vec<ChunkCost> = plan
-        .chunks
-        .iter()
-        .enumerate()
-        .map(|(index, chunk)| {
-            let device = plan.executor(index);
-            let costs = machine.of(device);
-            ChunkCost {
-                executor: executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
-                compute_secs: chunk_secs(chunk, &machine, costs.device, catalog, model, workload),
-                upload_secs: costs.upload_secs(chunk.size_bytes, plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload)),
-                fetch_secs: if chunk.stored_on == Device::Disk { machine.disk().fetch_secs(chunk.stored_bytes()) } else { 0.0 },
-            }
-        })
-        .collect();
-    let rings: Vec<(Device, usize)> = executors.iter().map(|&device| (device, plan.ring(device).map_or(0, |ring| ring.n_slots))).collect();
-    let pace = DryRun::new(&machine, &chunk_costs, &rings, transfer_bytes(model, workload)).run(&Schedule::new(plan));
+    let predictor = Predictor::new(plan, catalog, model, devices);
+    let halves = workload.halves().filter(|halves| predictor.halves_pay(workload, *halves));
+    let parts: Vec<PartCosts> = match halves {
+        Some(halves) => halves.map(|half| predictor.costs(half)).into(),
+        None => vec![predictor.costs(workload)],
+    };
+    let Predictor { machine, executors, .. } = &predictor;
+    let pace = predictor.pace(&parts);
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
     if plan.streamed_chunks().any(|chunk| plan.stored_on(chunk) == Device::Disk) {
         origins.push(machine.disk().origin());
     }
+    // What moves is the same in every part.
+    let moving = &parts[0].chunks;
     let busy = |&device: &Device| {
         let own = || (0..plan.chunks.len()).filter(|&chunk| plan.executor(chunk) == device);
         Busy {
             device,
-            compute_secs: own().map(|chunk| chunk_costs[chunk].compute_secs).sum(),
-            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| chunk_costs[chunk].upload_secs).sum(),
+            compute_secs: parts.iter().flat_map(|part| own().map(|chunk| part.chunks[chunk].compute_secs)).sum(),
+            upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| moving[chunk].upload_secs).sum(),
             streamed_bytes: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| plan.chunks[chunk].stored_bytes()).sum(),
         }
     };
     Prediction {
         workload,
         secs: pace.secs,
+        in_halves: halves.is_some(),
         stall_secs: pace.stall_secs,
         transfer_secs: pace.transfer_secs,
         streamed_bytes: plan.streamed_bytes(),
         devices: executors.iter().map(busy).collect(),
-        fetch_secs: chunk_costs.iter().map(|cost| cost.fetch_secs).sum(),
+        fetch_secs: moving.iter().map(|cost| cost.fetch_secs).sum(),
         fetched_bytes: plan.chunks.iter().filter(|chunk| chunk.stored_on == Device::Disk).map(Chunk::stored_bytes).sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
+    }
+}
+
+/// Whether a batch of this workload takes less time in these halves than whole, as [`predict`] decides it. Contexts count as the next
+/// power of two, so that the answer seldom changes from forward to forward.
+pub fn halves_pay(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceSpec], whole: Workload, halves: [Workload; 2]) -> bool {
+    Predictor::new(plan, catalog, model, devices).halves_pay(whole, halves)
+}
+
+/// What predictions of one plan have in common.
+struct Predictor<'a> {
+    plan: &'a Plan,
+    catalog: &'a Catalog,
+    model: &'a Model,
+    machine: MachineCosts,
+    /// The devices that compute.
+    executors: Vec<Device>,
+    schedule: Schedule,
+}
+
+impl<'a> Predictor<'a> {
+    fn new(plan: &'a Plan, catalog: &'a Catalog, model: &'a Model, devices: &[DeviceSpec]) -> Predictor<'a> {
+        let (machine, executors, schedule) = (MachineCosts::new(devices), plan.executors(), Schedule::new(plan));
+        Predictor { plan, catalog, model, machine, executors, schedule }
+    }
+
+    /// What it takes to compute a batch, or half of one.
+    fn costs(&self, workload: Workload) -> PartCosts {
+        let cost = |(index, chunk): (usize, &Chunk)| {
+            let device = self.plan.executor(index);
+            let costs = self.machine.of(device);
+            let upload = self.plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload);
+            ChunkCost {
+                executor: self.executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
+                compute_secs: chunk_secs(chunk, &self.machine, costs.device, self.catalog, self.model, workload),
+                upload_secs: costs.upload_secs(chunk.size_bytes, upload),
+                fetch_secs: if chunk.stored_on == Device::Disk { self.machine.disk().fetch_secs(chunk.stored_bytes()) } else { 0.0 },
+            }
+        };
+        let chunks = self.plan.chunks.iter().enumerate().map(cost).collect();
+        PartCosts { chunks, transfer_bytes: transfer_bytes(self.model, workload) }
+    }
+
+    /// The dry run of a whole batch, or of both halves of one.
+    fn pace(&self, parts: &[PartCosts]) -> Pace {
+        let ring = |&device: &Device| (device, self.plan.ring(device).map_or(0, |ring| ring.n_slots));
+        let rings: Vec<(Device, usize)> = self.executors.iter().map(ring).collect();
+        DryRun::new(&self.machine, parts, &rings).run(&self.schedule)
+    }
+
+    fn halves_pay(&self, whole: Workload, halves: [Workload; 2]) -> bool {
+        if self.schedule.in_halves.is_empty() {
+            return false;
+        }
+        let costs = |workload: Workload| self.costs(Workload { position: workload.position.next_power_of_two(), ..workload });
+        self.pace(&halves.map(costs)).secs < self.pace(&[costs(whole)]).secs
     }
 }
 
@@ -162,6 +212,15 @@ pub(super) struct ChunkCost {
     pub(super) fetch_secs: f64,
 }
 
+/// What it takes to compute a batch, or half of one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PartCosts {
+    /// Of every chunk.
+    pub(super) chunks: Vec<ChunkCost>,
+    /// Bytes of a transfer and of the last readback.
+    pub(super) transfer_bytes: [Bytes; 2],
+}
+
 /// The times of a forward in the steady state.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
@@ -173,9 +232,8 @@ pub(super) struct Pace {
 /// A virtual machine: a disk, and per device a link and a processor, each busy until some time.
 pub(super) struct DryRun<'a> {
     machine: &'a MachineCosts,
-    chunks: &'a [ChunkCost],
-    /// Bytes of a transfer and of the last readback.
-    transfer_bytes: [Bytes; 2],
+    /// The whole batch, or its halves.
+    parts: &'a [PartCosts],
     devices: Vec<Virtual<'a>>,
     disk_free: f64,
     /// When the overlap loop reaches the next step. A GPU computes while the loop goes on, the host does not.
@@ -224,13 +282,9 @@ pub(crate) fn n_to_share(n_slots: usize) -> usize {
 const N_FORWARDS: usize = 3;
 
 impl<'a> DryRun<'a> {
-    /// `rings` names every device that computes, with its slots.
-    pub(super) fn new(
-        machine: &'a MachineCosts,
-        chunks: &'a [ChunkCost],
-        rings: &[(Device, usize)],
-        transfer_bytes: [Bytes; 2],
-    ) -> DryRun<'a> {
+    /// `parts` is one of a whole batch, or two halves, of which there must be the steps in the schedule. `rings` names every device that
+    /// computes, with its slots.
+    pub(super) fn new(machine: &'a MachineCosts, parts: &'a [PartCosts], rings: &[(Device, usize)]) -> DryRun<'a> {
         let virtual_device = |&(device, n_slots): &(Device, usize)| {
             let costs = machine.of(device);
             let n_to_share = if device == Device::Cpu { 1 } else { n_to_share(n_slots) };
@@ -248,16 +302,17 @@ impl<'a> DryRun<'a> {
             }
         };
         let devices = rings.iter().map(virtual_device).collect();
-        DryRun { machine, chunks, transfer_bytes, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, transfer_secs: 0.0 }
+        DryRun { machine, parts, devices, disk_free: 0.0, now: 0.0, stall_secs: 0.0, transfer_secs: 0.0 }
     }
 
     /// The last of a few forwards.
     pub(super) fn run(mut self, schedule: &Schedule) -> Pace {
+        let steps = if self.parts.len() > 1 { &schedule.in_halves } else { &schedule.steps };
         schedule.prologue.iter().for_each(|step| self.step(*step));
         let mut before = (0.0, 0.0, 0.0);
         for _ in 0..N_FORWARDS {
             before = (self.now, self.stall_secs, self.transfer_secs);
-            schedule.steps.iter().for_each(|step| self.step(*step));
+            steps.iter().for_each(|step| self.step(*step));
         }
         Pace { secs: self.now - before.0, stall_secs: self.stall_secs - before.1, transfer_secs: self.transfer_secs - before.2 }
     }
@@ -266,15 +321,26 @@ impl<'a> DryRun<'a> {
         match step {
             Step::Embed => {}
             Step::FetchUpload(chunk) | Step::Upload(chunk) => self.upload(chunk),
-            Step::ComputeResident(chunk) => self.compute(chunk, 0.0, false),
+            Step::ComputeResident(chunk) => self.compute(0, chunk, 0.0, false),
             Step::ComputeStreamed(chunk) => self.compute_streamed(chunk),
-            Step::Transfer { from, to } => self.transfer(from, Some(to)),
+            Step::Transfer { from, to } => self.transfer(0, from, Some(to)),
             Step::Readback => {
-                if let Some(last) = self.chunks.last() {
-                    self.transfer(self.devices[last.executor].device, None);
+                if let Some(from) = self.parts[0].chunks.len().checked_sub(1).and_then(|last| self.executor(last)) {
+                    self.transfer(0, from, None);
+                }
+            }
+            Step::StartStage { half, first, last } => (first..=last).for_each(|chunk| self.compute(half, chunk, 0.0, false)),
+            Step::FinishStage { half, last } => {
+                if let Some(from) = self.executor(last) {
+                    self.transfer(half, from, self.executor(last + 1));
                 }
             }
         }
+    }
+
+    /// Who computes a chunk; `None` behind the last one.
+    fn executor(&self, chunk: usize) -> Option<Device> {
+        self.parts[0].chunks.get(chunk).map(|cost| self.devices[cost.executor].device)
     }
 
     fn device(&mut self, device: Device) -> Option<&mut Virtual<'a>> {
@@ -282,7 +348,7 @@ impl<'a> DryRun<'a> {
     }
 
     fn upload(&mut self, chunk: usize) {
-        let (now, disk_free, cost) = (self.now, self.disk_free, self.chunks[chunk]);
+        let (now, disk_free, cost) = (self.now, self.disk_free, self.parts[0].chunks[chunk]);
         let request_secs = self.machine.disk().request_secs();
         let own = &mut self.devices[cost.executor];
         let begin = own.free_slots.pop_front().unwrap_or(own.compute_free).max(now);
@@ -297,8 +363,8 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    fn compute(&mut self, chunk: usize, earliest: f64, streams: bool) {
-        let (now, cost) = (self.now, self.chunks[chunk]);
+    fn compute(&mut self, part: usize, chunk: usize, earliest: f64, streams: bool) {
+        let (now, cost) = (self.now, self.parts[part].chunks[chunk]);
         let own = &mut self.devices[cost.executor];
         let secs = cost.compute_secs + own.submit_secs[usize::from(streams)];
         let end = own.compute_free.max(earliest).max(now) + secs;
@@ -309,7 +375,7 @@ impl<'a> DryRun<'a> {
     }
 
     fn compute_streamed(&mut self, chunk: usize) {
-        let (now, executor) = (self.now, self.chunks[chunk].executor);
+        let (now, executor) = (self.now, self.parts[0].chunks[chunk].executor);
         let own = &mut self.devices[executor];
         let ready = own.ready.pop_front().unwrap_or(0.0);
         let idle_from = own.compute_free.max(now);
@@ -318,7 +384,7 @@ impl<'a> DryRun<'a> {
         }
         self.stall_secs += (ready - idle_from).max(0.0);
         self.now = now.max(ready);
-        self.compute(chunk, ready, true);
+        self.compute(0, chunk, ready, true);
         let own = &mut self.devices[executor];
         own.computed_from += 1;
         if own.computed_from >= own.n_to_share {
@@ -326,9 +392,10 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// Transfers the residual stream from one device to the next, or the result to the host.
-    fn transfer(&mut self, from: Device, to: Option<Device>) {
-        let bytes = if to.is_some() { self.transfer_bytes[0] } else { self.transfer_bytes[1] };
+    /// Transfers the residual stream of a part from one device to the next, or its result to the host.
+    fn transfer(&mut self, part: usize, from: Device, to: Option<Device>) {
+        let [residual_bytes, result_bytes] = self.parts[part].transfer_bytes;
+        let bytes = if to.is_some() { residual_bytes } else { result_bytes };
         let moves = self.machine.of(from).transfer_secs(to.map(|to| self.machine.of(to)), bytes);
         if let Some(own) = self.device(from) {
             own.submit();

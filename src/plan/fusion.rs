@@ -36,12 +36,12 @@ mod tests {
 
     #[test]
     fn products_of_one_input_and_what_is_only_added_are_fused() {
-        let [hidden, normed, query, key, attended, delta] = [0, 1, 2, 3, 4, 5].map(ValueId);
+        let [hidden, normed, query, key, attention_output, delta] = [0, 1, 2, 3, 4, 5].map(ValueId);
         let product = |input, output| Op::MatMul { input, weight: TensorId(0), output };
         let attention = Attention {
             layer: 0,
             query,
-            output: attended,
+            output: attention_output,
             n_heads: 1,
             n_kv_heads: 1,
             head_size: 8,
@@ -55,9 +55,9 @@ mod tests {
             Op::AddBias { bias: TensorId(1), target: query },
             product(normed, key),
             Op::Attention(attention),
-            product(attended, delta),
+            product(attention_output, delta),
             Op::Add { input: delta, target: hidden },
-            product(attended, delta),
+            product(attention_output, delta),
             Op::AddBias { bias: TensorId(1), target: delta },
             Op::Add { input: delta, target: hidden },
         ];
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_and_keys_are_turned_as_keys_are_stored_where_they_turn_alike() {
+    fn queries_and_keys_are_rotated_as_keys_are_stored_where_their_angles_are_the_same() {
         let [query, key, value] = [0, 1, 2].map(ValueId);
         let rope = |heads, table| Op::Rope(Rope { heads, n_heads: 1, head_size: 8, rotary_size: 8, pairs: RopePairing::NeoX, table });
         let store = || Op::StoreKv(StoreKv { layer: 0, key, value, n_kv_heads: 1, head_size: 8 });

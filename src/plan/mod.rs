@@ -39,7 +39,7 @@ pub use chunks::{Chunk, SLICE_ALIGNMENT, Slice, UnitWork, Work, cut};
 pub use costs::Workload;
 pub(crate) use costs::{DeviceCosts, SUBMIT_SECS};
 pub(crate) use dry_run::n_to_share;
-pub use dry_run::{Bound, Busy, Prediction, predict};
+pub use dry_run::{Bound, Busy, Prediction, halves_pay, predict};
 pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
@@ -48,7 +48,7 @@ pub(crate) use fusion::{is_fused, rotated_by};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
 pub use options::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use saved::SavedPlan;
-pub use schedule::{Schedule, Step};
+pub use schedule::{Schedule, Stage, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
 
 /// Version of the JSON of plans.
@@ -273,15 +273,7 @@ impl Plan {
 
     /// Runs of chunks that one device computes without a break, in order.
     pub fn stages(&self) -> Vec<Stage> {
-        let mut stages: Vec<Stage> = Vec::new();
-        for chunk in 0..self.chunks.len() {
-            let device = self.executor(chunk);
-            match stages.last_mut() {
-                Some(stage) if stage.device == device => stage.chunks.end = chunk + 1,
-                _ => stages.push(Stage { device, chunks: chunk..chunk + 1 }),
-            }
-        }
-        stages
+        Stage::all((0..self.chunks.len()).map(|chunk| self.executor(chunk)))
     }
 
     /// Whether `chunk` is stored on the device that computes with it.
@@ -333,13 +325,4 @@ impl Plan {
     pub fn ring(&self, device: Device) -> Option<&RingPlan> {
         self.device(device).and_then(|plan| plan.ring.as_ref())
     }
-}
-
-/// Consecutive chunks that one device computes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stage {
-    /// Who computes them.
-    pub device: Device,
-    /// Which they are: a range of [`Plan::chunks`].
-    pub chunks: std::ops::Range<usize>,
 }

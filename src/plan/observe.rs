@@ -44,8 +44,7 @@ impl Forwards {
     #[must_use]
     pub fn side_by_side(mut self, n_seqs: usize) -> Forwards {
         for (workload, _) in &mut self.alike {
-            workload.n_tokens *= n_seqs;
-            workload.n_logit_rows *= n_seqs;
+            *workload = workload.side_by_side(n_seqs);
         }
         self
     }
@@ -224,7 +223,7 @@ mod tests {
         }
         let side_by_side = prompt.side_by_side(3);
         assert_eq!((side_by_side.n_tokens(), side_by_side.len()), (210, 3));
-        assert_eq!(side_by_side.alike[0].0, Workload { n_tokens: 96, n_logit_rows: 3, position: 42 });
+        assert_eq!(side_by_side.alike[0].0, Workload { n_tokens: 96, n_logit_rows: 3, position: 42, n_seqs: 3 });
     }
 
     #[test]

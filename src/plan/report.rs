@@ -211,26 +211,35 @@ impl Schedule {
 impl fmt::Display for ScheduleReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ScheduleReport(schedule, plan) = self;
-        let steps = schedule.prologue.iter().map(|step| ("once", step)).chain(schedule.steps.iter().map(|step| ("", step)));
-        for (when, step) in steps {
-            let (verb, chunk) = match *step {
-                Step::Transfer { from, to } => {
-                    writeln!(f, "{when:>5} transfer           {from} to {to}")?;
-                    continue;
-                }
-                Step::Embed => ("embed", None),
-                Step::FetchUpload(chunk) => ("fetch+upload", Some(chunk)),
-                Step::Upload(chunk) => ("upload", Some(chunk)),
-                Step::ComputeResident(chunk) => ("compute", Some(chunk)),
-                Step::ComputeStreamed(chunk) => ("compute slot", Some(chunk)),
-                Step::Readback => ("readback", None),
-            };
-            match chunk {
-                Some(chunk) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", plan.chunk_name(chunk), plan.chunks[chunk].size_bytes)?,
-                None => writeln!(f, "{when:>5} {verb}")?,
-            }
+        schedule.prologue.iter().try_for_each(|step| write_step(f, plan, "once", step))?;
+        schedule.steps.iter().try_for_each(|step| write_step(f, plan, "", step))?;
+        if !schedule.in_halves.is_empty() {
+            writeln!(f, "of several sequences in two halves, where that is faster")?;
         }
-        Ok(())
+        schedule.in_halves.iter().try_for_each(|step| write_step(f, plan, "", step))
+    }
+}
+
+fn write_step(f: &mut fmt::Formatter<'_>, plan: &Plan, when: &str, step: &Step) -> fmt::Result {
+    let (verb, chunk) = match *step {
+        Step::Transfer { from, to } => return writeln!(f, "{when:>5} transfer           {from} to {to}"),
+        Step::StartStage { half, first, last } => {
+            let (device, chunks) = (plan.executor(first), counted(last + 1 - first, "chunk"));
+            return writeln!(f, "{when:>5} start stage        half {} on {device}: {chunks} from {}", half + 1, plan.chunk_name(first));
+        }
+        Step::FinishStage { half, last } => {
+            return writeln!(f, "{when:>5} finish stage       half {} on {}", half + 1, plan.executor(last));
+        }
+        Step::Embed => ("embed", None),
+        Step::FetchUpload(chunk) => ("fetch+upload", Some(chunk)),
+        Step::Upload(chunk) => ("upload", Some(chunk)),
+        Step::ComputeResident(chunk) => ("compute", Some(chunk)),
+        Step::ComputeStreamed(chunk) => ("compute slot", Some(chunk)),
+        Step::Readback => ("readback", None),
+    };
+    match chunk {
+        Some(chunk) => writeln!(f, "{when:>5} {verb:<13} {:<40} {:>10}", plan.chunk_name(chunk), plan.chunks[chunk].size_bytes),
+        None => writeln!(f, "{when:>5} {verb}"),
     }
 }
 

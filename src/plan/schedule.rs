@@ -13,6 +13,11 @@ pub struct Schedule {
     pub prologue: Vec<Step>,
     /// At every forward. Its last uploads are the next forward's first: the rings run on across forwards.
     pub steps: Vec<Step>,
+    /// The same forward with its batch in two micro-batches of about half of the sequences each, the second a stage behind the first, so
+    /// that one device computes the first while another computes the second. Empty where one device computes, and where weights stream:
+    /// they would have to stream twice. A forward takes it instead of `steps` where [`predict`](crate::plan::predict) finds it faster.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub in_halves: Vec<Step>,
 }
 
 /// One entry of a schedule; numbers index [`Plan::chunks`].
@@ -38,6 +43,22 @@ pub enum Step {
     },
     /// Bring the result to the host.
     Readback,
+    /// Begin to compute half of a batch (0 or 1) with the chunks of a stage, which are resident on one device.
+    StartStage {
+        /// Which half.
+        half: usize,
+        /// The stage's first chunk.
+        first: usize,
+        /// Its last chunk.
+        last: usize,
+    },
+    /// Wait until a stage is computed for half of a batch, and bring its residual stream, or after the last stage its result, to the host.
+    FinishStage {
+        /// Which half.
+        half: usize,
+        /// The stage's last chunk.
+        last: usize,
+    },
 }
 
 /// What a schedule is made from: which device computes with each chunk, which stores it, and the rings.
@@ -56,6 +77,56 @@ impl Layout {
             chunks: (0..plan.chunks.len()).map(|chunk| (plan.executor(chunk), plan.stored_on(chunk))).collect(),
             rings: rings.collect(),
         }
+    }
+}
+
+/// Consecutive chunks that one device computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Who computes them.
+    pub device: Device,
+    /// Which they are: a range of [`Plan::chunks`].
+    pub chunks: std::ops::Range<usize>,
+}
+
+impl Stage {
+    /// The stages of chunks that these devices compute.
+    pub(super) fn all(executors: impl Iterator<Item = Device>) -> Vec<Stage> {
+        let mut stages: Vec<Stage> = Vec::new();
+        for (chunk, device) in executors.enumerate() {
+            match stages.last_mut() {
+                Some(stage) if stage.device == device => stage.chunks.end = chunk + 1,
+                _ => stages.push(Stage { device, chunks: chunk..chunk + 1 }),
+            }
+        }
+        stages
+    }
+}
+
+impl Layout {
+    /// See [`Schedule::in_halves`].
+    fn in_halves(&self) -> Vec<Step> {
+        let streams = |&(executor, stored_on): &(Device, Device)| executor != stored_on;
+        let one_computes = self.chunks.windows(2).all(|pair| pair[0].0 == pair[1].0);
+        if one_computes || self.chunks.iter().any(streams) {
+            return Vec::new();
+        }
+        let stages = Stage::all(self.chunks.iter().map(|(executor, _)| *executor));
+        let mut steps = vec![Step::Embed];
+        for tick in 0..=stages.len() {
+            // Neighbouring stages are on different devices, so no device has two jobs at a time.
+            let stage_of = |half: usize| Some((half, tick.checked_sub(half).and_then(|stage| stages.get(stage))?));
+            let mut jobs: Vec<(usize, &Stage)> = (0..2).filter_map(stage_of).collect();
+            // Adapters first: they compute on their own, and the host computes in the thread that walks the steps.
+            jobs.sort_by_key(|(_, stage)| stage.device);
+            steps.extend(jobs.iter().map(|&(half, Stage { chunks, .. })| Step::StartStage {
+                half,
+                first: chunks.start,
+                last: chunks.end - 1,
+            }));
+            steps.extend(jobs.iter().map(|&(half, Stage { chunks, .. })| Step::FinishStage { half, last: chunks.end - 1 }));
+        }
+        steps
     }
 }
 
@@ -83,7 +154,7 @@ impl Schedule {
             }
         }
         steps.push(Step::Readback);
-        Schedule { prologue, steps }
+        Schedule { prologue, steps, in_halves: layout.in_halves() }
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::device::Device;
+use crate::model::Model;
 use crate::plan::assignment::{Assignment, Residency, UnitAssignment};
 use crate::plan::chunks::{Chunk, SLICE_ALIGNMENT};
 use crate::plan::costs::{MachineCosts, Workload};
-use crate::plan::dry_run::{ChunkCost, DryRun};
+use crate::plan::dry_run::{ChunkCost, DryRun, PartCosts, transfer_bytes};
 use crate::plan::schedule::{Layout, Schedule};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
@@ -25,7 +26,7 @@ const BOUND_SHARE: f64 = 0.99;
 const BOUNDS_PER_CHUNK: usize = 16;
 
 /// Kinds of forwards of a request at most: those of its prompt and those of its answer.
-const N_PHASES: usize = 2;
+const N_KINDS: usize = 2;
 /// Links whose uploads a bound sums separately, and one more for all others.
 const N_LINKS: usize = 9;
 
@@ -38,9 +39,9 @@ pub(super) struct Scorer<'a> {
     units: Vec<Vec<UnitCosts>>,
     /// Per worker: fixed memory as [head, no head].
     base: Vec<[Bytes; 2]>,
-    phases: Vec<Phase>,
+    kinds: Vec<ForwardKind>,
     /// From one worker to another.
-    transfer_secs: Vec<Vec<PerPhase>>,
+    transfer_secs: Vec<Vec<PerKind>>,
     /// What was found of every assignment that was asked for: searches meet most of them again.
     scores: HashMap<Vec<u16>, Score>,
     /// The work done until now, in chunks of dry runs; bounds count as fractions of one.
@@ -48,14 +49,22 @@ pub(super) struct Scorer<'a> {
 }
 
 /// One kind of forward and how often a request needs it.
-pub(super) struct Phase {
+pub(super) struct ForwardKind {
     pub(super) workload: Workload,
     pub(super) times: f64,
-    pub(super) transfer_bytes: [Bytes; 2],
+    transfer_bytes: [Bytes; 2],
+    /// The halves of its batch, where it has several sequences.
+    halves: Option<[Workload; 2]>,
 }
 
-/// Seconds in each phase; nothing in a phase that there is not.
-type PerPhase = [f64; N_PHASES];
+impl ForwardKind {
+    pub(super) fn new(model: &Model, workload: Workload, times: f64) -> ForwardKind {
+        ForwardKind { workload, times, transfer_bytes: transfer_bytes(model, workload), halves: workload.halves() }
+    }
+}
+
+/// Seconds in each kind; nothing in a kind that there is not.
+type PerKind = [f64; N_KINDS];
 
 /// What is known of an assignment.
 #[derive(Clone, Copy)]
@@ -71,7 +80,9 @@ struct UnitCosts {
     block: Bytes,
     beside: Bytes,
     n_dispatches: usize,
-    compute_secs: PerPhase,
+    compute_secs: PerKind,
+    /// For each half of a batch; nothing where there are no halves.
+    half_secs: [PerKind; 2],
     /// To bring it to the worker whole, from host memory.
     upload_secs: f64,
     /// To read it from disk whole.
@@ -108,13 +119,20 @@ pub(super) struct Memory {
 }
 
 impl<'a> Scorer<'a> {
-    pub(super) fn new(site: &'a Site<'a>, machine: &'a MachineCosts, shape: Shape, budgets: &'a [Bytes], phases: Vec<Phase>) -> Scorer<'a> {
-        let per_phase = |secs: &dyn Fn(&Phase) -> f64| std::array::from_fn(|index| phases.get(index).map_or(0.0, secs));
+    pub(super) fn new(
+        site: &'a Site<'a>,
+        machine: &'a MachineCosts,
+        shape: Shape,
+        budgets: &'a [Bytes],
+        kinds: Vec<ForwardKind>,
+    ) -> Scorer<'a> {
+        let per_kind = |secs: &dyn Fn(&ForwardKind) -> f64| std::array::from_fn(|index| kinds.get(index).map_or(0.0, secs));
         let unit_costs = |worker: usize, unit: usize| {
             let own = &site.workers[worker];
             let kv = site.kv_bytes_of_unit(own, unit, shape.ctx_size);
             let costs = machine.of(own.device);
-            let secs = |phase: &Phase| costs.unit_secs(site.model, &site.model.units[unit], site.catalog, phase.workload);
+            let secs = |workload: Workload| costs.unit_secs(site.model, &site.model.units[unit], site.catalog, workload);
+            let secs_of_half = |half: usize| per_kind(&|kind: &ForwardKind| kind.halves.map_or(0.0, |halves| secs(halves[half])));
             let block = own.block_bytes[unit];
             UnitCosts {
                 upload_secs: costs.upload_secs(block, own.upload),
@@ -122,7 +140,8 @@ impl<'a> Scorer<'a> {
                 block,
                 beside: own.vector_bytes[unit] + kv,
                 n_dispatches: own.blocks[unit].iter().map(Chunk::n_steps).sum(),
-                compute_secs: per_phase(&secs),
+                compute_secs: per_kind(&|kind: &ForwardKind| secs(kind.workload)),
+                half_secs: [0, 1].map(secs_of_half),
             }
         };
         let n_units = site.model.units.len();
@@ -130,13 +149,13 @@ impl<'a> Scorer<'a> {
         let passes_on = site.workers.len() > 1;
         let base = |on_host: bool, computes_head: bool| site.working_bytes(shape.forward, Role { computes_head, passes_on, on_host });
         let base = site.workers.iter().map(|own| [base(!own.is_gpu(), true), base(!own.is_gpu(), false)]).collect();
-        let transfer_secs = |from: usize, to: usize| -> PerPhase {
+        let transfer_secs = |from: usize, to: usize| -> PerKind {
             let [from, to] = [from, to].map(|worker| machine.of(site.workers[worker].device));
-            per_phase(&|phase: &Phase| from.transfer_secs(Some(to), phase.transfer_bytes[0]))
+            per_kind(&|kind: &ForwardKind| from.transfer_secs(Some(to), kind.transfer_bytes[0]))
         };
         let n_workers = site.workers.len();
         let transfer_secs = (0..n_workers).map(|from| (0..n_workers).map(|to| transfer_secs(from, to)).collect()).collect();
-        Scorer { site, machine, budgets, units, base, phases, transfer_secs, scores: HashMap::new(), n_looked_at: 0 }
+        Scorer { site, machine, budgets, units, base, kinds, transfer_secs, scores: HashMap::new(), n_looked_at: 0 }
     }
 
     /// Seconds of the request that the plan is made for; `None` where the assignment does not fit. `memory` is the assignment's, where
@@ -168,35 +187,44 @@ impl<'a> Scorer<'a> {
             return Score { secs: None, n_looked_at };
         };
         let (layout, owners) = self.layout(assignment, &memory.rings);
-        n_looked_at += assignment.units.len() + owners.len() * self.phases.len();
+        n_looked_at += assignment.units.len() + owners.len() * self.kinds.len();
         let schedule = Schedule::of(&layout);
         let slots: Vec<(Device, usize)> = self.site.workers.iter().map(|own| (own.device, assignment.n_slots)).collect();
-        let mut costs: Vec<ChunkCost> = owners.iter().map(|owner| self.moving_cost(assignment, owner)).collect();
+        let costs: Vec<ChunkCost> = owners.iter().map(|owner| self.moving_cost(assignment, owner)).collect();
         let streamed = costs.iter().zip(&layout.chunks).filter(|(_, (executor, stored_on))| executor != stored_on);
         let hidden_secs: f64 = streamed.map(|(cost, _)| cost.fetch_secs + cost.upload_secs).sum();
-        let mut secs = 0.0;
-        for (index, phase) in self.phases.iter().enumerate() {
-            for (cost, Owner { units, share }) in costs.iter_mut().zip(&owners) {
-                let units = &self.units[cost.executor][units.clone()];
-                cost.compute_secs = units.iter().map(|unit| unit.compute_secs[index]).sum::<f64>() * share;
+        let part = |transfer_bytes: [Bytes; 2], secs: &dyn Fn(&UnitCosts) -> f64| {
+            let mut chunks = costs.clone();
+            for (cost, Owner { units, share }) in chunks.iter_mut().zip(&owners) {
+                cost.compute_secs = self.units[cost.executor][units.clone()].iter().map(secs).sum::<f64>() * share;
             }
-            let pace = DryRun::new(self.machine, &costs, &slots, phase.transfer_bytes).run(&schedule);
-            secs += phase.times * (pace.secs + HIDDEN_COST * hidden_secs);
+            PartCosts { chunks, transfer_bytes }
+        };
+        let pace = |parts: &[PartCosts]| DryRun::new(self.machine, parts, &slots).run(&schedule).secs;
+        let mut secs = 0.0;
+        for (index, kind) in self.kinds.iter().enumerate() {
+            let mut of_forward = pace(&[part(kind.transfer_bytes, &|unit| unit.compute_secs[index])]);
+            if let Some(halves) = kind.halves.filter(|_| !schedule.in_halves.is_empty()) {
+                let bytes = halves.map(|half| transfer_bytes(self.site.model, half));
+                of_forward = of_forward.min(pace(&[0, 1].map(|half| part(bytes[half], &|unit| unit.half_secs[half][index]))));
+            }
+            secs += kind.times * (of_forward + HIDDEN_COST * hidden_secs);
         }
         Score { secs: Some(secs), n_looked_at }
     }
 
-    /// Seconds that [`Scorer::secs`] never stays below: units are computed one after the other, and each link and the disk carry
-    /// what streams.
+    /// Seconds that [`Scorer::secs`] never stays below: units are computed one after the other, or each device computes its units for
+    /// both halves of a batch, and each link and the disk carry what streams.
     pub(super) fn bound(&mut self, assignment: &Assignment) -> f64 {
         self.n_looked_at += assignment.units.len() / BOUNDS_PER_CHUNK + 1;
-        let (mut computes, mut fetches) = ([0.0; N_PHASES], 0.0);
-        let mut uploads = [0.0; N_LINKS];
-        let add = |computes: &mut PerPhase, secs: &PerPhase| computes.iter_mut().zip(secs).for_each(|(sum, secs)| *sum += secs);
+        let (mut computes, mut fetches) = ([0.0; N_KINDS], 0.0);
+        let (mut uploads, mut of_workers) = ([0.0; N_LINKS], [PerKind::default(); N_LINKS]);
+        let add = |computes: &mut PerKind, secs: &PerKind| computes.iter_mut().zip(secs).for_each(|(sum, secs)| *sum += secs);
         let mut before = assignment.units.first().map_or(0, |unit| unit.worker);
         for (index, unit) in assignment.units.iter().enumerate() {
             let costs = &self.units[unit.worker][index];
             add(&mut computes, &costs.compute_secs);
+            costs.half_secs.iter().for_each(|half| add(&mut of_workers[unit.worker.min(N_LINKS - 1)], half));
             if unit.worker != before {
                 add(&mut computes, &self.transfer_secs[before][unit.worker]);
                 before = unit.worker;
@@ -212,8 +240,12 @@ impl<'a> Scorer<'a> {
         let n_links = self.site.workers.len().min(N_LINKS - 1);
         let moves = uploads[..n_links].iter().copied().fold(fetches, f64::max);
         let hidden_secs = uploads.iter().sum::<f64>() + fetches;
-        let of_phase = |(phase, computes): (&Phase, f64)| phase.times * (BOUND_SHARE * moves.max(computes) + HIDDEN_COST * hidden_secs);
-        self.phases.iter().zip(computes).map(of_phase).fold(0.0, |secs, of_phase| secs + of_phase)
+        let of_kind = |(index, kind): (usize, &ForwardKind)| {
+            let in_halves = || of_workers[..n_links].iter().map(|secs| secs[index]).fold(0.0, f64::max);
+            let computes = kind.halves.map_or(computes[index], |_| computes[index].min(in_halves()));
+            kind.times * (BOUND_SHARE * moves.max(computes) + HIDDEN_COST * hidden_secs)
+        };
+        self.kinds.iter().enumerate().map(of_kind).fold(0.0, |secs, of_kind| secs + of_kind)
     }
 
     /// Chunks as they will be cut, near enough; with each, what it has part in.

@@ -200,8 +200,8 @@ pub fn unsupported_on_gpu(model: &Model) -> Option<String> {
             Some(format!("its heads have {head_size} values and a GPU computes with at most {HEAD_SIZE_MAX}"))
         }
         Op::Rope(rope) if rope.head_size.is_multiple_of(HEAD_PADDING) && !rope.rotary_size.is_multiple_of(4) => {
-            let (turned, of) = (rope.rotary_size, rope.head_size);
-            Some(format!("of the {of} values of its heads {turned} turn, and of such heads a GPU turns only multiples of 4"))
+            let (rotated, of) = (rope.rotary_size, rope.head_size);
+            Some(format!("of the {of} values of its heads {rotated} are rotated, and of such heads a GPU rotates only multiples of 4"))
         }
         _ => None,
     })

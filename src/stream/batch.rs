@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::kernels::matmul::MAX_DECODE_TOKENS;
 use crate::kernels::rope_kv::Token;
 use crate::model::{ModelConfig, RopeTable};
-use crate::plan::Plan;
 use crate::plan::sizes::TOP_K_MAX;
+use crate::plan::{Plan, Workload};
 
 /// Most tokens of a forward that takes the same kernels as a forward of one token: each is computed bit for bit as if it were alone.
 pub const MAX_TOKENS_TOGETHER: usize = MAX_DECODE_TOKENS as usize;
@@ -69,6 +69,22 @@ impl Batch {
     /// The number of runs of consecutive tokens of one sequence.
     pub fn n_runs(&self) -> usize {
         self.tokens.chunk_by(|a, b| a.sequence == b.sequence).count()
+    }
+
+    /// The sequences that its tokens belong to, in order.
+    pub(crate) fn sequences(&self) -> Vec<u32> {
+        let mut sequences: Vec<u32> = self.tokens.iter().map(|token| token.sequence).collect();
+        sequences.sort_unstable();
+        sequences.dedup();
+        sequences
+    }
+
+    /// What it asks of a forward, for predictions: tokens attend to as many positions as they do on average.
+    pub fn workload(&self) -> Workload {
+        let n_tokens = self.tokens.len();
+        let positions: usize = self.tokens.iter().map(|token| token.position as usize).sum();
+        let position = positions / n_tokens.max(1);
+        Workload { n_tokens, n_logit_rows: self.logits_for.len(), position, n_seqs: self.sequences().len() }
     }
 
     /// Most positions that one of its tokens attends to, its own included.

@@ -1,12 +1,13 @@
 //! The executors of all devices that compute, as one: each step of a schedule goes to the device of its chunk, and the residual stream is
 //! transferred from one to the next. Knows neither buffers nor rings.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
-use crate::plan::{Plan, Stage};
+use crate::plan::Plan;
 use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -89,11 +90,6 @@ impl Executors {
         self.devices.iter().any(|(device, _)| *device == Device::Cpu)
     }
 
-    /// The plan that they carry out.
-    pub(super) fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
     /// Whether the last forward stopped midway, so that [`recover`](crate::stream::recover) must come before the next.
     pub fn is_midway(&self) -> bool {
         self.is_midway
@@ -113,7 +109,7 @@ impl Executors {
     }
 
     /// Marks that a forward is under way.
-    pub(super) fn begin_forward(&mut self) {
+    fn begin_forward(&mut self) {
         self.is_midway = true;
     }
 
@@ -123,37 +119,43 @@ impl Executors {
         self.is_midway = false;
     }
 
-    /// The batch's tokens as vectors. `[n_tokens, hidden_size]`
+    /// The tokens of half a batch as vectors: a forward begins. `[n_tokens, hidden_size]`
     pub(super) fn embedded(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.begin_forward();
         let mut hidden = Vec::new();
         self.store.embed(&batch.tokens, &mut hidden)?;
         Ok(hidden)
     }
 
-    /// Computes a stage, whose chunks are all resident, with this batch; does not wait for an adapter.
-    pub(super) fn start_stage(&mut self, stage: &Stage, batch: &Batch, hidden: &[f32]) -> Result<()> {
+    /// Whether `chunk` is the plan's last.
+    pub(super) fn is_last(&self, chunk: usize) -> bool {
+        chunk + 1 == self.plan.chunks.len()
+    }
+
+    /// Computes a stage, whose chunks are all resident on one device, with this batch; does not wait for an adapter.
+    pub(super) fn start_stage(&mut self, mut chunks: RangeInclusive<usize>, batch: &Batch, hidden: &[f32]) -> Result<()> {
         let forward = self.n_forwards;
-        with_executor!(self.executor(stage.device)?, executor => {
+        with_executor!(self.executor_of(*chunks.start())?, executor => {
             executor.begin(batch, forward)?;
             executor.write_hidden(hidden)?;
-            stage.chunks.clone().try_for_each(|chunk| executor.compute_resident(chunk))?;
+            chunks.try_for_each(|chunk| executor.compute_resident(chunk))?;
             executor.flush()
         })
     }
 
-    /// The residual stream after a stage that was started.
-    pub(super) async fn finish_stage(&mut self, stage: &Stage) -> Result<Vec<f32>> {
+    /// The residual stream after the stage that ends with chunk `last`.
+    pub(super) async fn finish_stage(&mut self, last: usize) -> Result<Vec<f32>> {
         let start_secs = self.trace.now();
-        let hidden = with_executor!(self.executor(stage.device)?, executor => executor.read_hidden().await)?;
-        self.span(Lane::Transfer, stage.device, Bytes(hidden.len() as u64 * 4), start_secs);
+        let hidden = with_executor!(self.executor_of(last)?, executor => executor.read_hidden().await)?;
+        self.span(Lane::Transfer, self.plan.executor(last), Bytes(hidden.len() as u64 * 4), start_secs);
         Ok(hidden)
     }
 
-    /// The logits after the last stage.
-    pub(super) async fn finish_last_stage(&mut self, stage: &Stage, batch: &Batch) -> Result<Vec<Logits>> {
+    /// The logits of this batch after the last stage, which ends with chunk `last`.
+    pub(super) async fn finish_last_stage(&mut self, last: usize, batch: &Batch) -> Result<Vec<Logits>> {
         let start_secs = self.trace.now();
-        let logits = with_executor!(self.executor(stage.device)?, executor => executor.readback(batch).await)?;
-        self.span(Lane::Readback, stage.device, Bytes::ZERO, start_secs);
+        let logits = with_executor!(self.executor_of(last)?, executor => executor.readback(batch).await)?;
+        self.span(Lane::Readback, self.plan.executor(last), Bytes::ZERO, start_secs);
         Ok(logits)
     }
 
@@ -192,15 +194,9 @@ impl Executors {
         Ok(())
     }
 
-    /// Brings the result of the last executor to the host and ends the forward.
+    /// Brings the result of the last executor to the host.
     pub(super) async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
-        let last = self.plan.chunks.len().saturating_sub(1);
-        let device = self.plan.executor(last);
-        let start_secs = self.trace.now();
-        let logits = with_executor!(self.executor(device)?, executor => executor.readback(batch).await)?;
-        self.span(Lane::Readback, device, Bytes::ZERO, start_secs);
-        self.end_forward();
-        Ok(logits)
+        self.finish_last_stage(self.plan.chunks.len().saturating_sub(1), batch).await
     }
 
     fn executor_of(&mut self, chunk: usize) -> Result<&mut DeviceExecutor> {

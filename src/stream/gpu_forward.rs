@@ -1,6 +1,7 @@
 //! From operations to dispatches: every chunk of a plan becomes a list of dispatches that are ready to encode, once per shape of forward.
 //! There are fewer dispatches than operations: see `gpu_fusion`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -18,6 +19,7 @@ use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
+use crate::units::Bytes;
 use crate::weights::TensorId;
 
 /// The shape of a device's part of a forward, on which its dispatches depend.
@@ -72,6 +74,21 @@ struct Maker<'a> {
     buffers: &'a Buffers,
     batch: BatchShape,
     attention: Phase,
+    max_binding: Bytes,
+}
+
+/// The part of a block of `block_bytes` to bind for weights that are in `used` of it: all of it where the adapter can bind that much, else
+/// one of few parts, each of which begins in the middle of the one before. So the weights of all layers share bind groups. Only what lies
+/// across several parts is bound by itself. `used` must begin at a multiple of [`matmul::WEIGHT_ALIGNMENT`], and so does the part.
+fn bound_part(block_bytes: u64, used: Range<u64>, max_binding: Bytes) -> Range<u64> {
+    let most = max_binding.0.min(u64::from(u32::MAX)) / matmul::WEIGHT_ALIGNMENT * matmul::WEIGHT_ALIGNMENT;
+    if block_bytes <= most {
+        return 0..block_bytes;
+    }
+    let step = (most / 2).next_multiple_of(matmul::WEIGHT_ALIGNMENT);
+    let begin = used.start.checked_div(step).unwrap_or(0) * step;
+    let part = begin..(begin + most).min(block_bytes);
+    if used.end <= part.end { part } else { used }
 }
 
 impl ForwardDispatches {
@@ -89,8 +106,8 @@ impl ForwardDispatches {
                 KvDType::F16 => rope_kv::KvDType::F16,
             },
         };
-        let maker = Maker { gpu, model, buffers, batch, attention: shape.attention };
         let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
+        let maker = Maker { gpu, model, buffers, batch, attention: shape.attention, max_binding };
         let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
         let terms = Terms { model, batch, n_positions, attention, catalog, costs: &costs, max_binding };
         let mut chunks = Vec::with_capacity(plan.chunks.len());
@@ -104,6 +121,8 @@ impl ForwardDispatches {
                 Some(ring) => (0..ring.n_slots()).map(|slot| Some(ring.block(slot))).collect(),
                 None => vec![None],
             };
+            // All slots have one size.
+            let block_bytes = blocks.iter().flatten().map(|block| block.size()).next().unwrap_or(0);
             let mut places: Vec<Vec<PlacedDispatch>> = vec![Vec::with_capacity(chunk.n_steps()); blocks.len()];
             for of_unit in &chunk.work {
                 let ops = &model.units[of_unit.unit].ops;
@@ -111,7 +130,7 @@ impl ForwardDispatches {
                 for one in fused.ok_or_else(|| gpu.error("a slice of something that is no matrix product"))? {
                     let secs = terms.secs(&one, ops);
                     // The params are the same for every slot; the bindings are not.
-                    let call = maker.call(ops, &one, secs)?;
+                    let call = maker.call(ops, &one, secs, block_bytes)?;
                     let params_offset = arena.push_bytes(gpu, &call.params)?;
                     for (place, block) in places.iter_mut().zip(&blocks) {
                         let dispatches = (call.prepare)(arena.buffer(), *block)?;
@@ -176,11 +195,11 @@ impl<'a> Call<'a> {
 }
 
 impl<'a> Maker<'a> {
-    /// `secs`: how long it should take.
-    fn call(&self, ops: &[Op], one: &Fused, secs: f64) -> Result<Call<'a>> {
+    /// `secs`: how long it should take; `block_bytes`: the size of the block that has its matrices.
+    fn call(&self, ops: &[Op], one: &Fused, secs: f64, block_bytes: u64) -> Result<Call<'a>> {
         match one {
             Fused::Op(op) => self.op(ops, *op, secs),
-            Fused::Products(products) => self.products(products),
+            Fused::Products(products) => self.products(products, block_bytes),
         }
     }
 
@@ -239,12 +258,13 @@ impl<'a> Maker<'a> {
     }
 
     /// The slices must be in the order of their offsets, each at a multiple of the alignment that params count in.
-    fn products(&self, products: &[Product]) -> Result<Call<'a>> {
+    fn products(&self, products: &[Product], block_bytes: u64) -> Result<Call<'a>> {
         let [first, ..] = products else { return Err(self.gpu.error("a dispatch of no products")) };
         let begin = first.slice.offset;
         let end = products.iter().map(|product| product.slice.offset + product.slice.size_bytes).max().unwrap_or(begin);
+        let part = bound_part(block_bytes, begin..end, self.max_binding);
         let placed = |product: &Product| {
-            let weight_begin = (product.slice.offset - begin) / matmul::WEIGHT_ALIGNMENT;
+            let weight_begin = (product.slice.offset - part.start) / matmul::WEIGHT_ALIGNMENT;
             matmul::Params { weight_begin: weight_begin as u32, ..product.params }
         };
         let params: Vec<matmul::Params> = products.iter().map(placed).collect();
@@ -253,7 +273,7 @@ impl<'a> Maker<'a> {
         let gpu = self.gpu;
         Ok(Call::new(&matmul::padded(&params), move |arena, block| {
             let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
-            let weight = Binding::part(block, begin, end - begin);
+            let weight = Binding::part(block, part.start, part.end - part.start);
             Ok(vec![matmul::prepare_products(gpu, arena, &matmul::Products { params: &params, weight, input, outputs: &outputs })?])
         }))
     }
@@ -278,8 +298,8 @@ impl<'a> Maker<'a> {
             let bindings = rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache };
             return Ok(Call::simple(params, move |arena, params| rope_kv::prepare(gpu, arena, params, bindings)));
         }
-        let (turned, params) = (self.value(reader.output)?, rope_kv::Params { n_heads: reader.n_heads as u32, ..params });
-        let bindings = rope_kv_padded::Bindings { cos_sin, tokens, key, value, query, turned, key_cache, value_cache };
+        let (rotated_query, params) = (self.value(reader.output)?, rope_kv::Params { n_heads: reader.n_heads as u32, ..params });
+        let bindings = rope_kv_padded::Bindings { cos_sin, tokens, key, value, query, rotated_query, key_cache, value_cache };
         Ok(Call::simple(params, move |arena, params| rope_kv_padded::prepare(gpu, arena, params, bindings)))
     }
 
@@ -294,18 +314,18 @@ impl<'a> Maker<'a> {
         let head_size = params.head_size;
         let whole = attention::Params { head_size: rope_kv_padded::padded_size(head_size), ..params };
         let is_padded = whole.head_size != head_size;
-        let (query, attended) = (self.value(op.query)?, self.value(op.output)?);
+        let (query, attention_output) = (self.value(op.query)?, self.value(op.output)?);
         let bindings = attention::Bindings {
-            query: if is_padded { attended } else { query },
+            query: if is_padded { attention_output } else { query },
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
             parts: self.working(WorkingBuffer::AttentionParts)?,
-            attended: if is_padded { query } else { attended },
+            attention_output: if is_padded { query } else { attention_output },
         };
         let n_cuts = if tokens == Phase::Prefill { (secs / SUBMIT_SECS).ceil() as usize } else { 1 };
         let (params, begins) = attention::cut(&whole, n_cuts);
-        let compact = attention::compact::Bindings { padded: query, attended };
+        let compact = attention::compact::Bindings { padded: query, attention_output };
         Ok(Call::new(&params, move |arena, _| {
             let mut dispatches = Vec::new();
             for &begin in &begins {
@@ -351,5 +371,28 @@ impl<'a> Maker<'a> {
     fn vector(&self, id: TensorId) -> Result<Binding<'a>> {
         let buffer = self.buffers.vector(id).ok_or_else(|| self.gpu.error("a norm weight or bias was not loaded"))?;
         Ok(Binding::whole(buffer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_to_bind_are_few_and_cover_what_is_used() {
+        let max_binding = Bytes(2000);
+        assert_eq!(bound_part(1792, 512..700, max_binding), 0..1792, "all that an adapter can bind");
+        let mut parts = std::collections::BTreeSet::new();
+        for begin in (0..10_240).step_by(256) {
+            for size in [1, 256, 700, 1024] {
+                let used = begin..(begin + size).min(10_240);
+                let part = bound_part(10_240, used.clone(), max_binding);
+                assert!(part.start <= used.start && used.end <= part.end && part.end - part.start <= max_binding.0, "{used:?} in {part:?}");
+                assert!(part.start.is_multiple_of(matmul::WEIGHT_ALIGNMENT));
+                parts.insert((part.start, part.end));
+            }
+        }
+        assert!(parts.len() <= 12, "{parts:?}");
+        assert_eq!(bound_part(10_240, 768..2560, max_binding), 768..2560, "across two parts");
     }
 }

@@ -128,7 +128,7 @@ mod tests {
     const QUERY: ValueId = ValueId(2);
     const KEY: ValueId = ValueId(3);
     const VALUE: ValueId = ValueId(4);
-    const ATTENDED: ValueId = ValueId(5);
+    const ATTENTION_OUTPUT: ValueId = ValueId(5);
     const DELTA: ValueId = ValueId(6);
 
     fn model() -> Model {
@@ -201,7 +201,7 @@ mod tests {
         let attention = Attention {
             layer: 0,
             query: QUERY,
-            output: ATTENDED,
+            output: ATTENTION_OUTPUT,
             n_heads,
             n_kv_heads: n_heads,
             head_size,
@@ -216,7 +216,7 @@ mod tests {
             product(1, NORMED, KEY),
             product(2, NORMED, VALUE),
             Op::Attention(attention),
-            product(3, ATTENDED, DELTA),
+            product(3, ATTENTION_OUTPUT, DELTA),
             Op::Add { input: DELTA, target: HIDDEN },
         ]
     }
@@ -284,7 +284,7 @@ mod tests {
         let both = [product(2, NORMED, QUERY), product(3, NORMED, KEY)];
         assert_eq!(shape(&both, None, DType::F16, 1 << 20), [2]);
         assert_eq!(shape(&both, None, DType::BF16, 1 << 20), [1, 1]);
-        let other_input = [both[0].clone(), product(3, ATTENDED, KEY)];
+        let other_input = [both[0].clone(), product(3, ATTENTION_OUTPUT, KEY)];
         assert_eq!(shape(&other_input, None, DType::F16, 1 << 20), [1, 1]);
     }
 
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_product_with_a_bias_of_its_own_is_not_added_before_it() {
         let bias = Op::AddBias { bias: TensorId(0), target: DELTA };
-        let ops = [product(3, ATTENDED, DELTA), bias, Op::Add { input: DELTA, target: HIDDEN }];
+        let ops = [product(3, ATTENTION_OUTPUT, DELTA), bias, Op::Add { input: DELTA, target: HIDDEN }];
         assert_eq!(shape(&ops, None, DType::F16, 1 << 20), [1, 0, 0]);
     }
 }

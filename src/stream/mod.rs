@@ -9,9 +9,9 @@ mod gpu_forward;
 mod gpu_fusion;
 mod gpu_ring;
 mod gpu_submit;
+mod halves;
 mod host_executor;
 mod host_values;
-mod pipeline;
 mod slot_pool;
 mod store;
 mod trace;
@@ -24,6 +24,7 @@ use crate::platform::{self, Turns};
 pub use batch::{Batch, BatchToken, CachedPositions, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
 pub use executors::{DeviceExecutor, Executors};
 pub use gpu_executor::GpuExecutor;
+pub use halves::Halves;
 pub use host_executor::HostExecutor;
 pub use slot_pool::{Reserved, SlotPolicy, SlotPool};
 pub use store::Store;
@@ -62,39 +63,45 @@ pub trait Executor {
     fn recover(&mut self, forward: usize) -> impl Future<Output = Result<()>>;
 }
 
-/// The overlap loop: one forward over the schedule. Uploads only begin here; they run while devices compute. Several
-/// sequences on several devices that stream nothing are pipelined, so that the devices compute at the same time. Once
+/// The overlap loop: one forward over the schedule. Uploads only begin here; they run while devices compute. With `halves` of the
+/// batch, which [`halves_pay`](crate::plan::halves_pay) decides on, they are pipelined, so that devices compute at the same time. Once
 /// `cancelled` says so, it ends before its next step.
 ///
 /// # Errors
 /// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings have other
 /// chunks in them than the next forward expects: call [`recover`] before it.
-pub async fn forward(schedule: &Schedule, executors: &mut Executors, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
-    if let Some(halves) = pipeline::halves(executors.plan(), batch) {
-        executors.begin_forward();
-        let logits = pipeline::forward(executors, halves, cancelled).await?;
-        executors.end_forward();
-        return Ok(logits);
-    }
+pub async fn forward(
+    schedule: &Schedule,
+    executors: &mut Executors,
+    batch: &Batch,
+    mut halves: Option<Halves>,
+    cancelled: &Cancelled<'_>,
+) -> Result<Vec<Logits>> {
     let mut logits = Vec::new();
     let mut turns = Turns::new();
     let waits = |step: &Step| !matches!(step, Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_));
-    for steps in schedule.steps.chunk_by(|before, after| !waits(before) && !waits(after)) {
+    let steps = if halves.is_some() { &schedule.in_halves } else { &schedule.steps };
+    for steps in steps.chunk_by(|before, after| !waits(before) && !waits(after)) {
         check_cancelled(cancelled)?;
-        match steps[0] {
-            Step::Embed => executors.embed(batch)?,
-            Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_) => {
+        match (steps[0], &mut halves) {
+            (Step::Embed, None) => executors.embed(batch)?,
+            (Step::Embed, Some(halves)) => halves.embed(executors)?,
+            (Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_), _) => {
                 for some in steps.chunks(STEPS_AT_ONCE) {
                     run_steps(executors, some, cancelled)?;
                     turns.give().await;
                 }
             }
-            Step::ComputeStreamed(chunk) => executors.compute_streamed(chunk).await?,
-            Step::Transfer { from, to } => executors.transfer(from, to).await?,
-            Step::Readback => logits = executors.readback(batch).await?,
+            (Step::ComputeStreamed(chunk), _) => executors.compute_streamed(chunk).await?,
+            (Step::Transfer { from, to }, _) => executors.transfer(from, to).await?,
+            (Step::Readback, _) => logits = executors.readback(batch).await?,
+            (Step::StartStage { half, first, last }, Some(halves)) => halves.start_stage(executors, half, first, last)?,
+            (Step::FinishStage { half, last }, Some(halves)) => halves.finish_stage(executors, half, last).await?,
+            (Step::StartStage { .. } | Step::FinishStage { .. }, None) => return Err(halves::no_such_half()),
         }
     }
-    Ok(logits)
+    executors.end_forward();
+    Ok(halves.map_or(logits, Halves::into_logits))
 }
 
 /// Steps that wait for nothing are started so many at a time: where the thread may not be kept for long, it is given back after each.

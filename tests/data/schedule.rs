@@ -81,6 +81,7 @@ impl Walk<'_> {
             }
             Step::Transfer { from, to } => assert_eq!(self.at.replace(to), Some(from), "who passes the residual stream on has it"),
             Step::Readback => assert_eq!(self.at.take(), Some(self.plan.executor(self.plan.chunks.len() - 1))),
+            Step::StartStage { .. } | Step::FinishStage { .. } => panic!("a step of half a batch among those of a whole one"),
         }
     }
 
@@ -141,6 +142,86 @@ fn two_rings_run_on_side_by_side() {
             }
         }
     }
+}
+
+/// All layers and the head resident, and computed by a second adapter where `is_other` says so.
+fn resident_plan(n_layers: usize, is_other: impl Fn(usize) -> bool) -> Plan {
+    let (catalog, model) = models::model(&ModelConfig { n_layers, ..models::config() }, |_| DType::F32);
+    let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+    shared(plan(&catalog, &model, &devices, &PlanOptions { n_seqs: 32, ..PlanOptions::default() }).unwrap(), is_other)
+}
+
+#[test]
+fn halves_pass_through_all_stages_one_behind_the_other() {
+    for n_units in [1, 3, 4, 11] {
+        let plan = resident_plan(10, |unit| unit / n_units % 2 == 1);
+        let schedule = Schedule::new(&plan);
+        walk(&plan, &schedule);
+        let (mut computed, mut started) = ([0, 0], BTreeMap::new());
+        let mut n_together = 0;
+        assert_eq!(schedule.in_halves.first(), Some(&Step::Embed));
+        for step in &schedule.in_halves[1..] {
+            match *step {
+                Step::StartStage { half, first, last } => {
+                    assert_eq!(computed[half], first, "half {half} leaves chunks out");
+                    assert!((first..=last).all(|chunk| plan.executor(chunk) == plan.executor(first) && plan.is_resident(chunk)));
+                    assert_eq!(started.insert(plan.executor(first), half), None, "a device has two jobs");
+                    n_together += usize::from(started.len() == 2);
+                    computed[half] = last + 1;
+                }
+                Step::FinishStage { half, last } => {
+                    assert_eq!(started.remove(&plan.executor(last)), Some(half));
+                    assert_eq!(computed[half], last + 1, "half {half} is elsewhere");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(started.is_empty() && computed == [plan.chunks.len(); 2] && n_together >= plan.stages().len() - 1);
+    }
+    assert!(Schedule::new(&resident_plan(10, |_| false)).in_halves.is_empty(), "one device has nothing to do beside itself");
+    let streamed = shared(streamed_plan(10, 5, 2, 1, Bytes::gib(1)), |unit| unit > 10);
+    assert!(Schedule::new(&streamed).in_halves.is_empty(), "weights would stream twice");
+}
+
+#[test]
+fn batches_are_halved_where_that_is_faster_and_predicted_as_they_run() {
+    let n_layers = 10;
+    let (catalog, model) = models::model(&ModelConfig { n_layers, ..models::config() }, |_| DType::F32);
+    // Both have layers of their own, and the second one the head.
+    let plan = resident_plan(n_layers, |unit| unit > 11);
+    let predicted = |reads: f64, multiplies: f64, n_seqs: usize| {
+        let mut devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
+        let other =
+            devices.iter().find(|spec| spec.device == Device::Gpu(0)).map(|spec| DeviceSpec { device: Device::Gpu(1), ..spec.clone() });
+        devices.extend(other);
+        for device in &mut devices {
+            device.rates = Rates {
+                matvec: [(DType::F32, BytesPerSec(reads))].into(),
+                matmul: [(DType::F32, multiplies)].into(),
+                upload_staged: Some(BytesPerSec(1e15)),
+                readback: Some(BytesPerSec(1e15)),
+                dispatch_secs: Some(0.0),
+                submit_secs: Some(0.0),
+                round_trip_secs: Some(0.0),
+                ..Rates::default()
+            };
+        }
+        predict(&plan, &catalog, &model, &devices, Workload::decode(0).side_by_side(n_seqs))
+    };
+    let busy = |predicted: &Prediction| predicted.devices.iter().map(|busy| busy.compute_secs).collect::<Vec<_>>();
+    // Where reading the weights takes the time, both halves would read them: three stages of it instead of two.
+    let reading = predicted(1e9, 1e15, 16);
+    let weights: u64 = plan.chunks.iter().map(|chunk| chunk.stored_bytes().0).sum();
+    assert!(!reading.in_halves);
+    assert!((reading.secs / (weights as f64 / 1e9) - 1.0).abs() < 0.02, "{reading:?}");
+    // Where the arithmetic of each token takes the time, the devices share it.
+    let multiplying = predicted(1e15, 1e9, 16);
+    assert!(multiplying.in_halves, "{multiplying:?}");
+    let of_each = busy(&multiplying);
+    let (sum, most) = (of_each.iter().sum::<f64>(), of_each.iter().copied().fold(0.0, f64::max));
+    assert!(multiplying.secs < sum * 0.9 && multiplying.secs > most, "{multiplying:?}");
+    assert_eq!(multiplying, predicted(1e15, 1e9, 16), "the same every time");
+    assert!(!predicted(1e15, 1e9, 1).in_halves, "one sequence has no halves");
 }
 
 #[test]

@@ -295,19 +295,19 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     let query = values(tokens.len() * 240, 3);
     for (window, is_causal) in [(0, 1), (7, 1), (0, 0), (7, 0)] {
         let params = attention::Params { is_causal, ..attention_params(tokens.len(), window) };
-        let (mut attended, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
-        host::attention(&params, &query, &tokens, (&keys, &cached), &mut attended);
+        let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
+        host::attention(&params, &query, &tokens, (&keys, &cached), &mut attention_output);
         attention::reference(&params, &query, &tokens, &keys, &cached, &mut expected);
         assert!(
-            worst(&attended, &expected) <= 4.0 * F32_TOLERANCE * largest(&expected),
+            worst(&attention_output, &expected) <= 4.0 * F32_TOLERANCE * largest(&expected),
             "window {window}: {}",
-            worst(&attended, &expected)
+            worst(&attention_output, &expected)
         );
         for t in [0, 1, 40, 41, 69] {
             let mut alone = vec![f32::NAN; 240];
             let params = attention::Params { is_causal, ..attention_params(1, window) };
             host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), &mut alone);
-            assert_eq!(bits(&alone), bits(&attended[t * 240..][..240]), "token {t}, window {window}");
+            assert_eq!(bits(&alone), bits(&attention_output[t * 240..][..240]), "token {t}, window {window}");
         }
     }
 }
@@ -315,8 +315,8 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
 #[test]
 fn a_token_that_sees_nothing_mixes_nothing() {
     let params = attention_params(1, 0);
-    let mut attended = vec![f32::NAN; 240];
+    let mut attention_output = vec![f32::NAN; 240];
     let caches = vec![1.0; 2 * 2 * 90 * 40];
-    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], (&caches, &caches), &mut attended);
-    assert_eq!(attended, [0.0; 240]);
+    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], (&caches, &caches), &mut attention_output);
+    assert_eq!(attention_output, [0.0; 240]);
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tierflow::device::{Device, DeviceChoice};
+use tierflow::device::{Device, DeviceChoice, Rates};
+use tierflow::dtype::DType;
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
 use tierflow::gpu;
@@ -19,7 +20,7 @@ use tierflow::platform::{ByteSource, IoMode, open_source};
 use tierflow::session::{FinishReason, GenerateOptions};
 use tierflow::stream::{Batch, BatchToken, Lane, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
 use tierflow::text::{Sampler, SamplingSettings};
-use tierflow::units::Bytes;
+use tierflow::units::{Bytes, BytesPerSec};
 use tierflow::{Sequence, TokenStream};
 use xtask::models::{LlamaShape, Stored, write_hf};
 
@@ -744,6 +745,36 @@ fn forwards_of_every_shape_bind_what_those_before_them_bound() {
     assert_eq!(round(), after_first);
 }
 
+/// Layers that stream through the same slots bind their weights together, however many layers there are and however they are cut.
+#[test]
+fn bind_groups_of_products_do_not_grow_with_the_layers_that_stream() {
+    if !has_gpu() {
+        return;
+    }
+    let products_of = |n_layers: usize, slot: Option<u64>| {
+        let model = model_of(&LlamaShape { n_layers, ..LlamaShape::tiny() });
+        let some = PlanOptions { n_slots: Some(2), resident_layers: ResidentLayers::AtMost(0), ..options() };
+        let most = slot.map(|bytes| (GPU, Bytes(bytes)));
+        let some = PlanOptions { max_memory: most.into_iter().collect(), ..some };
+        let opened = match open(&model, &[GPU], some.clone()) {
+            Err(Error::DoesNotFit { needed, .. }) => open(&model, &[GPU], PlanOptions { max_memory: [(GPU, needed)].into(), ..some }),
+            opened => opened,
+        };
+        let mut engine = opened.unwrap();
+        forward(&mut engine, &tokens(0, 9), &[8]);
+        forward(&mut engine, &tokens(1, 1), &[0]);
+        let n_streamed = engine.plan().streamed_chunks().count();
+        let counts = engine.object_counts().remove(0).1.bind_groups;
+        (n_streamed, counts.into_iter().filter(|(kernel, _)| kernel.starts_with("matmul")).map(|(_, n)| n).sum::<usize>())
+    };
+    // With as much memory as there is, and with so little that layers are cut in many ways.
+    for slot in [None, Some(1)] {
+        let (few, many) = (products_of(6, slot), products_of(18, slot));
+        assert!(many.0 >= few.0 + 12, "{} chunks stream, and {} of the smaller model", many.0, few.0);
+        assert!(many.1 > 0 && many.1 <= few.1, "{} bind groups of products for {} chunks, {} for {}", few.1, few.0, many.1, many.0);
+    }
+}
+
 #[test]
 fn batches_that_were_not_planned_for_are_refused() {
     let model = test_model(None);
@@ -779,7 +810,15 @@ fn devices_compute_side_by_side_with_different_sequences() {
     let placements = common::placements(&model.path, |unit, n_units| if unit < n_units / 2 { (gpu, gpu) } else { (host, host) });
     let options = PlanOptions { placement: PlacementRule::Placed(placements), resident_layers: ResidentLayers::Auto, ..options() };
     let builder = Engine::builder(&model.path).text(TextFiles::Skip).plan_options(options).compute_on([gpu, host]);
-    let mut engine = pollster::block_on(builder.open()).unwrap();
+    let mut prepared = pollster::block_on(builder.prepare()).unwrap();
+    // A batch goes in halves where that is predicted to be faster: as with these rates, where arithmetic takes all of the time.
+    for spec in &mut prepared.devices {
+        let matmul = DType::ALL.map(|dtype| (dtype, 1e6)).into();
+        let matvec = DType::ALL.map(|dtype| (dtype, BytesPerSec(1e15))).into();
+        spec.rates =
+            Rates { matmul, matvec, dispatch_secs: Some(0.0), submit_secs: Some(0.0), round_trip_secs: Some(0.0), ..Rates::default() };
+    }
+    let mut engine = pollster::block_on(prepared.load(&|_| {})).unwrap();
     assert_eq!(engine.plan().executors(), [gpu, host]);
     // Interleaved and with rows in another order than the tokens.
     let mut all: Vec<BatchToken> = (0..3).flat_map(|sequence| tokens(sequence, 20)).collect();

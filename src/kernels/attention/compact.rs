@@ -11,7 +11,7 @@ pub struct Bindings<'a> {
     /// Attention output with padded heads: `[n_tokens, n_heads, params.head_size]`.
     pub padded: Binding<'a>,
     /// `[n_tokens, n_heads, head_size]`.
-    pub attended: Binding<'a>,
+    pub attention_output: Binding<'a>,
 }
 
 impl<'a> Bindings<'a> {
@@ -19,7 +19,7 @@ impl<'a> Bindings<'a> {
     #[must_use]
     pub fn from_token(self, params: &Params, head_size: u32, token: u32) -> Bindings<'a> {
         let behind = |binding: Binding<'a>, head_size| binding.behind(f32_bytes(&[token, params.n_heads, head_size]));
-        Bindings { padded: behind(self.padded, params.head_size), attended: behind(self.attended, head_size) }
+        Bindings { padded: behind(self.padded, params.head_size), attention_output: behind(self.attention_output, head_size) }
     }
 }
 
@@ -32,13 +32,13 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, head_si
     require(gpu, stem, head_size <= params.head_size, "its heads are larger than the padded ones")?;
     let rows = [params.n_tokens, params.n_heads, head_size];
     let needed =
-        [(bindings.padded, f32_bytes(&[params.n_tokens, params.n_heads, params.head_size])), (bindings.attended, f32_bytes(&rows))];
+        [(bindings.padded, f32_bytes(&[params.n_tokens, params.n_heads, params.head_size])), (bindings.attention_output, f32_bytes(&rows))];
     let workgroups = fold_items(gpu, stem, &rows)?;
     dispatch(gpu, &ATTENTION_COMPACT, &[("HEAD_SIZE", f64::from(head_size))], params_buffer, &needed, workgroups)
 }
 
 /// CPU twin of `shaders/attention_compact.wgsl`.
-pub fn reference(params: &Params, head_size: u32, padded: &[f32], attended: &mut [f32]) {
-    let heads = padded.chunks_exact(params.head_size as usize).zip(attended.chunks_exact_mut(head_size as usize));
+pub fn reference(params: &Params, head_size: u32, padded: &[f32], attention_output: &mut [f32]) {
+    let heads = padded.chunks_exact(params.head_size as usize).zip(attention_output.chunks_exact_mut(head_size as usize));
     heads.for_each(|(from, to)| to.copy_from_slice(&from[..head_size as usize]));
 }

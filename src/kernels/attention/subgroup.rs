@@ -41,7 +41,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
 /// As [`prepare`].
 pub fn prepare_tile(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ATTENTION_SUBGROUP_TILE.stem;
-    let needed = needed(gpu, stem, params, bindings, Target::Attended)?;
+    let needed = needed(gpu, stem, params, bindings, Target::Output)?;
     require(gpu, stem, is_possible(gpu), NO_SUBGROUPS)?;
     let heads = heads_together(params, (MAX_TILE_QUERY_VALUES / params.head_size).min(MAX_HEADS));
     let count = u64::from(params.n_tokens.div_ceil(LANES)) * u64::from(params.n_heads / heads);

@@ -20,7 +20,7 @@ const TILE_VALUES: u32 = 2048;
 /// As [`crate::kernels::attention::prepare`].
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ATTENTION_TILE.stem;
-    let needed = needed(gpu, stem, params, bindings, Target::Attended)?;
+    let needed = needed(gpu, stem, params, bindings, Target::Output)?;
     let split = params.head_size.div_ceil(LANE_VALUES);
     let block = (TILE_VALUES / params.head_size).min(MAX_BLOCK);
     let kv_f16 = ("KV_F16", f64::from(params.kv_dtype));

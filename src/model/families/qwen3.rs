@@ -1,4 +1,4 @@
-//! Qwen3, the dense models: as Qwen2 without biases, its queries and keys normed head by head before they are turned. Defaults are
+//! Qwen3, the dense models: as Qwen2 without biases, its queries and keys normed head by head before they are rotated. Defaults are
 //! those of transformers' `Qwen3Config`.
 
 use super::decoder::{self, LLAMA};

@@ -85,14 +85,14 @@ fn attend_in(
 ) -> Vec<f32> {
     let [queries, places] = [upload(gpu, "query", query), upload(gpu, "tokens", tokens)];
     let parts_len = attention::parts_bytes(params) as usize / 4;
-    let [parts, attended] = [poisoned(gpu, parts_len), poisoned(gpu, query.len())];
+    let [parts, attention_output] = [poisoned(gpu, parts_len), poisoned(gpu, query.len())];
     let bindings = attention::Bindings {
         query: Binding::whole(&queries),
         tokens: Binding::whole(&places),
         key_cache: Binding::whole(&caches[0]),
         value_cache: Binding::whole(&caches[1]),
         parts: Binding::whole(&parts),
-        attended: Binding::whole(&attended),
+        attention_output: Binding::whole(&attention_output),
     };
     let (each, begins) = attention::cut(params, n_cuts);
     run_with(gpu, &each, |buffer| {
@@ -100,7 +100,7 @@ fn attend_in(
         Ok(begins.iter().map(of_cut).collect::<Result<Vec<_>>>()?.concat())
     });
     output(gpu, &parts, parts_len);
-    output(gpu, &attended, query.len())
+    output(gpu, &attention_output, query.len())
 }
 
 #[test]
@@ -209,8 +209,8 @@ fn attention_lets_a_nan_through() {
         key[23 * 8 + 17 * 8] = f32::NAN;
         let caches = [upload(gpu, "key", &key), upload(gpu, "value", &vec![1f32; key.len()])];
         for variant in attention::variants(gpu) {
-            let attended = attend(gpu, &attention.params, &attention.tokens, &[1f32; 8], &caches, variant);
-            assert!(attended.iter().all(|value| value.is_nan()), "{variant:?}: {attended:?}");
+            let attention_output = attend(gpu, &attention.params, &attention.tokens, &[1f32; 8], &caches, variant);
+            assert!(attention_output.iter().all(|value| value.is_nan()), "{variant:?}: {attention_output:?}");
         }
     }
 }

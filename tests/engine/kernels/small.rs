@@ -100,7 +100,7 @@ fn conv_matches_its_reference_and_keeps_its_inputs() {
 
 #[test]
 fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
-    // The last two tokens lie outside the caches: they are turned all the same, and not stored.
+    // The last two tokens lie outside the caches: they are rotated all the same, and not stored.
     let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
     let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
     for gpu in gpus() {
@@ -169,7 +169,7 @@ impl RopeKv {
         let in_word = params.kv_dtype as usize + 1;
         let [query, table] = [upload(gpu, "query", &self.query), upload(gpu, "cos_sin", &self.cos_sin)];
         let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
-        let turned = poisoned(gpu, expected.len());
+        let rotated_query = poisoned(gpu, expected.len());
         let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
         let bindings = rope_kv_padded::Bindings {
             cos_sin: Binding::whole(&table),
@@ -177,12 +177,12 @@ impl RopeKv {
             key: Binding::whole(&key),
             value: Binding::whole(&value),
             query: Binding::whole(&query),
-            turned: Binding::whole(&turned),
+            rotated_query: Binding::whole(&rotated_query),
             key_cache: Binding::whole(&caches[0]),
             value_cache: Binding::whole(&caches[1]),
         };
         run(gpu, params, |buffer| rope_kv_padded::prepare(gpu, buffer, params, bindings));
-        assert_close(&output(gpu, &turned, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        assert_close(&output(gpu, &rotated_query, expected.len()), &expected, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
         let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
         assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
         let tolerance = if in_word == 2 { F16_TOLERANCE } else { ROUNDING_TOLERANCE };
@@ -192,7 +192,7 @@ impl RopeKv {
         assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
     }
 
-    /// Queries and caches against the reference. Values are copied, and cached to the bit; what is turned may be rounded otherwise.
+    /// Queries and caches against the reference. Values are copied, and cached to the bit; what is rotated may be rounded otherwise.
     fn check(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
         let params = &self.params;
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
@@ -204,7 +204,7 @@ impl RopeKv {
 
         let in_word = params.kv_dtype as usize + 1;
         let padded = [self.query.clone(), vec![POISON; GUARD]].concat();
-        let [turned, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [rotated_query, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
         let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
         let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
         let bindings = rope_kv::Bindings {
@@ -212,12 +212,12 @@ impl RopeKv {
             tokens: Binding::whole(&places),
             key: Binding::whole(&key),
             value: Binding::whole(&value),
-            query: Binding::whole(&turned),
+            query: Binding::whole(&rotated_query),
             key_cache: Binding::whole(&caches[0]),
             value_cache: Binding::whole(&caches[1]),
         };
         run(gpu, params, |buffer| rope_kv::prepare(gpu, buffer, params, bindings));
-        assert_close(&output(gpu, &turned, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        assert_close(&output(gpu, &rotated_query, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
         let [found_keys, found_values] = caches.each_ref().map(|cache| unpacked(&output(gpu, cache, cached / in_word), in_word));
         assert_eq!(bits(&found_values), bits(&values), "values of {params:?}");
         // Values that differ in their last bit may be rounded to different f16.
@@ -286,14 +286,14 @@ fn what_attention_makes_of_padded_heads_is_put_side_by_side() {
             let mut expected = vec![0.0; (n_tokens * n_heads * head_size) as usize];
             attention::compact::reference(&sizes, head_size, &padded, &mut expected);
             let [input, result] = [upload(gpu, "padded", &padded), poisoned(gpu, expected.len())];
-            let bindings = attention::compact::Bindings { padded: Binding::whole(&input), attended: Binding::whole(&result) };
+            let bindings = attention::compact::Bindings { padded: Binding::whole(&input), attention_output: Binding::whole(&result) };
             run(gpu, &sizes, |buffer| attention::compact::prepare(gpu, buffer, &sizes, head_size, bindings));
             assert_eq!(bits(&output(gpu, &result, expected.len())), bits(&expected), "{n_heads} heads of {head_size}");
             // From a token on, which begins where bindings may.
             if n_tokens > 32 {
                 let rest = attention::Params { n_tokens: n_tokens - 32, ..sizes };
                 let result = poisoned(gpu, expected.len());
-                let whole = attention::compact::Bindings { padded: Binding::whole(&input), attended: Binding::whole(&result) };
+                let whole = attention::compact::Bindings { padded: Binding::whole(&input), attention_output: Binding::whole(&result) };
                 let bindings = whole.from_token(&sizes, head_size, 32);
                 run(gpu, &rest, |buffer| attention::compact::prepare(gpu, buffer, &rest, head_size, bindings));
                 let begin = (32 * n_heads * head_size) as usize;
