@@ -3,6 +3,7 @@
 //! A dtype is one row of the table below, one function in [`blocks`] and one in `shaders/shared/blocks.wgsl`; see ARCHITECTURE.md.
 
 pub mod blocks;
+mod encode;
 
 use std::fmt;
 
@@ -121,6 +122,11 @@ impl DType {
     /// The dtype of this number in `enum ggml_type` of ggml.h.
     pub fn of_gguf(code: u32) -> Option<DType> {
         ROWS.iter().find(|row| row.gguf == code).map(|row| row.dtype)
+    }
+
+    /// Its number in `enum ggml_type` of ggml.h.
+    pub fn gguf_code(self) -> u32 {
+        self.row().gguf
     }
 
     /// How its values lie in memory where it is unquantised; `None` for one of blocks.

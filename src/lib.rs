@@ -41,6 +41,8 @@
 pub mod accelerate;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod cli;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod convert;
 pub mod device;
 pub mod dtype;
 pub mod engine;

@@ -6,6 +6,7 @@ mod advice;
 mod bench;
 mod chat;
 mod config;
+mod convert;
 mod embed;
 mod generation;
 mod help;
@@ -30,6 +31,7 @@ use crate::error::Error;
 pub use bench::{BenchArgs, BenchOutput, PlacementLists, TestArgs};
 pub use chat::ChatArgs;
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
+pub use convert::ConvertArgs;
 pub use embed::EmbedArgs;
 pub use generation::{GenerationArgs, RunArgs};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
@@ -67,7 +69,11 @@ pub enum Command {
     /// Make vectors of texts
     #[command(alias = "embedding")]
     Embed(EmbedArgs),
+    /// Write a model as a GGUF file, quantised or not
+    #[command(alias = "quantize")]
+    Convert(ConvertArgs),
     /// Compute the logits of given tokens, for checks
+    #[command(hide = true)]
     Logits(LogitsArgs),
     /// Print a report to paste into a bug
     Doctor(DoctorArgs),

@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod completions;
 mod config;
+mod convert;
 mod devices;
 mod doctor;
 mod embed;
@@ -76,6 +77,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Embed(args) => embed::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),

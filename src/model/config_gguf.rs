@@ -217,7 +217,7 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    fn new(family: &'static Family, metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
+    pub(super) fn new(family: &'static Family, metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
         let prefix = metadata.string("general.architecture")?.unwrap_or_default();
         Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false, skips_zeros: false })
     }

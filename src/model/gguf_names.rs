@@ -26,27 +26,51 @@ pub(super) fn translate(name: &str, family: &Family) -> String {
     }
 }
 
-fn layer_part(part: &str) -> Option<&str> {
-    Some(match part {
-        "attn_norm" => "input_layernorm",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    })
+/// The opposite: what GGUF files call the tensor that Hugging Face checkpoints of `family` call `name`; `None` where they have no name
+/// for it.
+pub(super) fn gguf_name(name: &str, family: &Family) -> Option<String> {
+    let (module, kind) = name.rsplit_once('.')?;
+    let names = &family.names;
+    let outer = [
+        (Some(names.embedding), "token_embd"),
+        (names.positions, "position_embd"),
+        (Some(names.norm), "output_norm"),
+        (Some(names.head), "output"),
+    ];
+    let outer = outer.into_iter().find(|(module_of, _)| *module_of == Some(module)).map(|(_, gguf)| gguf);
+    let of_family = |part: &str| family.gguf_names.iter().find(|(_, name)| *name == part).map(|(gguf, _)| *gguf);
+    let common = |part: &str| LAYER_PARTS.iter().find(|(_, name)| *name == part).map(|(gguf, _)| *gguf);
+    let in_layer = || {
+        let (layer, part) = module.strip_prefix(names.layers)?.strip_prefix('.')?.split_once('.')?;
+        Some(format!("blk.{layer}.{}", of_family(part).or_else(|| common(part))?))
+    };
+    let stem = of_family(module).or(outer).map(str::to_owned).or_else(in_layer)?;
+    Some(format!("{stem}.{kind}")).filter(|gguf| translate(gguf, family) == name)
 }
+
+fn layer_part(part: &str) -> Option<&str> {
+    LAYER_PARTS.iter().find(|(gguf, _)| *gguf == part).map(|(_, name)| *name)
+}
+
+/// What most families call the parts of a layer.
+const LAYER_PARTS: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
 
 #[cfg(test)]
 mod tests {
     use super::super::families::by_name;
-    use super::translate;
+    use super::{gguf_name, translate};
 
     #[test]
     fn names_become_those_of_hugging_face() {
@@ -69,5 +93,26 @@ mod tests {
         assert_eq!(of("bert", "blk.2.ffn_down.bias"), "bert.encoder.layer.2.output.dense.bias");
         assert_eq!(of("gpt2", "position_embd.weight"), "transformer.wpe.weight");
         assert_eq!(of("gpt2", "blk.2.ffn_down.bias"), "transformer.h.2.mlp.c_proj.bias");
+    }
+
+    #[test]
+    fn names_go_back_to_those_of_gguf() {
+        let of = |family: &str, name: &str| gguf_name(name, by_name(family).unwrap());
+        for (family, gguf) in [
+            ("llama", "token_embd.weight"),
+            ("llama", "output.weight"),
+            ("llama", "blk.11.attn_output.bias"),
+            ("gemma2", "blk.0.ffn_norm.weight"),
+            ("gemma2", "blk.0.post_attention_norm.weight"),
+            ("phi3", "blk.2.ffn_up.weight"),
+            ("bert", "token_types.weight"),
+            ("bert", "blk.2.layer_output_norm.bias"),
+            ("gpt2", "position_embd.weight"),
+        ] {
+            assert_eq!(of(family, &translate(gguf, by_name(family).unwrap())).as_deref(), Some(gguf), "{family}");
+        }
+        assert_eq!(of("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"), None);
+        // A name that would mean another tensor when it is read again.
+        assert_eq!(of("gemma2", "model.layers.0.mlp.experts.weight"), None);
     }
 }

@@ -9,6 +9,7 @@ pub mod families;
 mod gguf_names;
 mod limits;
 mod op;
+mod to_gguf;
 mod value;
 
 use serde::Serialize;
@@ -19,6 +20,7 @@ pub use checkpoint::{Checkpoint, Format};
 pub use config::{ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
 pub use families::Family;
 pub use op::{Activation, Attention, Conv, Function, LayerNorm, Op, RmsNorm, Rope, State, StateKind, StoreKv};
+pub use to_gguf::{AsGguf, GgufTensor, Origin, as_gguf};
 pub use value::{Rows, Value, ValueId};
 
 /// A whole model: its units in the order of the computation.

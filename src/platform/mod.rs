@@ -61,6 +61,8 @@ pub use threads::{block_on, n_compute_threads, start_threads};
 pub use turn::Turns;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use write::check_folder;
+#[cfg(not(target_arch = "wasm32"))]
+pub use write::{Checked, is_same_file, write_atomically_by};
 #[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub(crate) use write::{temporary_called, temporary_in};
 pub(crate) use zeroed::{resize, zeroed};

@@ -25,7 +25,52 @@ const MAX_LINKS: usize = 40;
 /// # Errors
 /// [`Error::Io`] naming the file, and the folder where there is none.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    write(path, bytes).map_err(|source| Error::io("write", path.display(), source))
+    write(path, &mut |target| target.write_all(bytes)).map_err(|source| Error::io("write", path.display(), source))
+}
+
+/// What writes a file from its first byte to its last.
+type Fill<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
+
+/// As [`write_atomically`], for what is too large to be held: `fill` writes it, and may be asked again from the start, where a file can
+/// after all be written in place only.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; those of `fill`, after which nothing has changed where the file could be replaced.
+pub fn write_atomically_by(path: &Path, mut fill: impl FnMut(&mut Checked<'_>) -> Result<()>) -> Result<()> {
+    let mut failure = None;
+    let written = write(path, &mut |target| {
+        let mut checked = Checked { target, path };
+        fill(&mut checked).map_err(|error| {
+            failure = Some(error);
+            io::Error::other("what is written could not be made")
+        })
+    });
+    match (written, failure) {
+        (_, Some(error)) => Err(error),
+        (written, None) => written.map_err(|source| Error::io("write", path.display(), source)),
+    }
+}
+
+/// A file that is being written; errors name it.
+pub struct Checked<'a> {
+    target: &'a mut dyn Write,
+    path: &'a Path,
+}
+
+impl Checked<'_> {
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        self.target.write_all(bytes).map_err(|source| Error::io("write", self.path.display(), source))
+    }
+}
+
+/// Whether both paths lead to one file.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    let same_path = || one.canonicalize().ok().zip(other.canonicalize().ok()).is_some_and(|(one, other)| one == other);
+    same_path() || has_same_identity(one, other)
 }
 
 /// As [`write_atomically`], for what the program itself keeps: its folder is made where there is none.
@@ -50,16 +95,16 @@ pub(crate) fn check_folder(path: &Path) -> Result<()> {
     checked.map_err(|source| Error::io("write", path.display(), source))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write(path: &Path, fill: Fill<'_>) -> io::Result<()> {
     let target = match destination(path)? {
-        Destination::Descriptor(mut stream) => return stream.write_all(bytes),
+        Destination::Descriptor(mut stream) => return fill(&mut stream),
         Destination::Path(target) => target,
     };
     match std::fs::metadata(path) {
-        Ok(there) if there.is_file() => replace(&target, &there, bytes),
+        Ok(there) if there.is_file() => replace(&target, &there, fill),
         // What it is, its opening will say.
-        Ok(_) => OpenOptions::new().write(true).open(path)?.write_all(bytes),
-        Err(reason) if reason.kind() == ErrorKind::NotFound => create(&target, bytes),
+        Ok(_) => fill(&mut OpenOptions::new().write(true).open(path)?),
+        Err(reason) if reason.kind() == ErrorKind::NotFound => create(&target, fill),
         Err(reason) => Err(reason),
     }
 }
@@ -113,11 +158,11 @@ fn own_descriptor(_path: &Path) -> io::Result<Option<File>> {
 }
 
 /// Gives the regular file `target` a new content.
-fn replace(target: &Path, there: &Metadata, bytes: &[u8]) -> io::Result<()> {
+fn replace(target: &Path, there: &Metadata, fill: Fill<'_>) -> io::Result<()> {
     drop(OpenOptions::new().write(true).open(target)?);
     let new = if has_other_names(there) { None } else { beside(target, there)? };
     if let Some(mut new) = new {
-        fill(&mut new, bytes)?;
+        fill_whole(new.as_file_mut(), fill)?;
         match new.persist(target) {
             Ok(_) => return Ok(()),
             Err(reason) if !cannot_be_replaced(&reason.error) => return Err(reason.error),
@@ -125,8 +170,7 @@ fn replace(target: &Path, there: &Metadata, bytes: &[u8]) -> io::Result<()> {
         }
     }
     let mut old = OpenOptions::new().write(true).truncate(true).open(target)?;
-    old.write_all(bytes)?;
-    old.sync_all()
+    fill_whole(&mut old, fill)
 }
 
 /// A temporary file in the folder of `target` with the mode and owner of what is `there`; `None` where it cannot have them.
@@ -141,15 +185,15 @@ fn beside(target: &Path, there: &Metadata) -> io::Result<Option<NamedTempFile>> 
 }
 
 /// Makes the file `target`.
-fn create(target: &Path, bytes: &[u8]) -> io::Result<()> {
+fn create(target: &Path, fill: Fill<'_>) -> io::Result<()> {
     let mut new = temporary_in(folder_that_is_there(target)?)?;
-    fill(&mut new, bytes)?;
+    fill_whole(new.as_file_mut(), fill)?;
     new.persist(target).map(|_| ()).map_err(|reason| reason.error)
 }
 
-fn fill(new: &mut NamedTempFile, bytes: &[u8]) -> io::Result<()> {
-    new.write_all(bytes)?;
-    new.as_file().sync_all()
+fn fill_whole(file: &mut File, fill: Fill<'_>) -> io::Result<()> {
+    fill(file)?;
+    file.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -206,6 +250,18 @@ fn has_other_names(there: &Metadata) -> bool {
 
 #[cfg(not(unix))]
 fn has_other_names(_there: &Metadata) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn has_same_identity(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    identity(one).is_some_and(|one| Some(one) == identity(other))
+}
+
+#[cfg(not(unix))]
+fn has_same_identity(_one: &Path, _other: &Path) -> bool {
     false
 }
 

@@ -193,6 +193,16 @@ static WAYS: [PreTokenizer; 29] = [
 ];
 
 impl PreTokenizer {
+    /// All of them.
+    pub(super) fn all() -> &'static [PreTokenizer] {
+        &WAYS
+    }
+
+    /// The first of its names.
+    pub(super) fn name(&self) -> &'static str {
+        self.names[0]
+    }
+
     /// The way of cutting called `name`, or the names there are.
     pub(super) fn from_name(name: &str) -> Result<&'static PreTokenizer, String> {
         WAYS.iter().find(|way| way.names.contains(&name)).ok_or_else(|| {

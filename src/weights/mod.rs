@@ -11,6 +11,6 @@ mod rearranged;
 pub(crate) mod safetensors;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
-pub use gguf::{MetaValue, Metadata};
+pub use gguf::{MetaValue, Metadata, NewFile, NewTensor, WrittenValue, written_pairs};
 pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};
 pub(crate) use rearranged::{Order, Rearranged};

@@ -357,8 +357,22 @@ fn help_comes_in_groups_the_daily_options_first() {
 #[test]
 fn help_fits_into_80_columns_and_the_short_one_a_screen() {
     let home = Home::new();
-    let commands =
-        ["run", "plan", "devices", "inspect", "bench", "tokenize", "embed", "logits", "doctor", "pull", "ls", "config", "completions"];
+    let commands = [
+        "run",
+        "plan",
+        "devices",
+        "inspect",
+        "bench",
+        "tokenize",
+        "embed",
+        "convert",
+        "logits",
+        "doctor",
+        "pull",
+        "ls",
+        "config",
+        "completions",
+    ];
     for command in commands.iter().map(|command| vec![*command]).chain([vec![], vec!["config", "show"], vec!["config", "path"]]) {
         for flag in ["-h", "--help"] {
             let help = home.stdout(&[&command[..], &[flag]].concat());

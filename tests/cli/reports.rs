@@ -441,3 +441,26 @@ fn help_and_version_are_answers() {
         assert!(home.stdout(&[command, "--help"]).contains("Usage: tierflow"), "{command}");
     }
 }
+
+#[test]
+fn convert_writes_a_file_that_runs() {
+    let home = Home::new();
+    let (model, out) = (home.folder_model(), text(&home.path("out.gguf")));
+    let report = home.json("tierflow.convert/1", &["convert", &model, &out, "--type", "Q8_0", "--json"]);
+    assert_eq!(
+        (report["architecture"].as_str(), report["size_bytes"].as_u64()),
+        (Some("llama"), fs::metadata(&out).ok().map(|file| file.len()))
+    );
+    assert!(report["tensors"]["Q8_0"].as_u64() > Some(0), "{report}");
+    assert_eq!(home.stdout(&["tokenize", &out, "Hello there", "--ids"]), home.stdout(&["tokenize", &model, "Hello there", "--ids"]));
+    let second = text(&home.path("second.gguf"));
+    assert_eq!(home.stdout(&["convert", "-m", &out, &second, "--type", "q4_0"]).trim_end(), second);
+    for (arguments, named) in [
+        (vec!["convert", &model, "--type", "q8_0"], "OUT.gguf"),
+        (vec!["convert", &model, &out, "--type", "q9_9"], "q4_k_m"),
+        (vec!["convert", &out, &out, "--type", "f16"], "the model itself"),
+    ] {
+        let refusal = home.refusal(2, &arguments);
+        assert!(refusal.contains(named), "{arguments:?}: {refusal}");
+    }
+}

@@ -1,7 +1,10 @@
 //! What is plain data in and plain data out: files, texts, plans, schedules, and the source itself. No adapter is asked for.
 
 mod bad_models;
+mod convert;
 mod device_maps;
+#[path = "../engine/models/families.rs"]
+mod families;
 mod haystack;
 mod hub;
 mod layers;

@@ -27,6 +27,7 @@ pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) -> Res
         Command::Logits(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Inspect(args) => (&mut args.model, None),
         Command::Tokenize(args) => (&mut args.model, None),
+        Command::Convert(args) => (&mut args.model, None),
         Command::Devices(_) | Command::Doctor(_) | Command::Pull(_) | Command::Ls(_) | Command::Config(_) | Command::Completions(_) => {
             return Ok(());
         }

@@ -7,6 +7,7 @@ mod metadata;
 mod reader;
 pub(crate) mod split;
 mod tensors;
+mod writer;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::platform::ByteSource;
 use crate::units::Bytes;
 pub use metadata::{MetaValue, Metadata};
+pub use writer::{NewFile, NewTensor, WrittenValue};
 
 /// The first bytes of every GGUF file.
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
@@ -84,6 +86,29 @@ pub(crate) fn join(heads: &mut [Head<'_>], rename: &dyn Fn(&str) -> String) -> R
         }
         _ => Ok(Catalog::new(shards, tensors)),
     }
+}
+
+/// The pairs of a file as they are written in it, in its order.
+///
+/// # Errors
+/// As of reading its head.
+pub fn written_pairs(source: &dyn ByteSource) -> Result<Vec<(String, WrittenValue)>> {
+    let mut reader = Reader::new(source);
+    check_version(&mut reader)?;
+    reader.count(tensors::LEAST_ENTRY_BYTES, "tensors")?;
+    let n_pairs = reader.count(LEAST_PAIR_BYTES, "metadata pairs")?;
+    let mut pairs = Vec::new();
+    for index in 0..n_pairs {
+        let key = reader.string(MAX_KEY_BYTES, &format!("the key of metadata pair {index}"))?;
+        let begin = reader.position();
+        let kind = reader.u32(&key)?;
+        reader.value(kind, &key)?;
+        // What was just read lies in the file.
+        let mut bytes = vec![0; (reader.position() - begin) as usize];
+        source.read_at(begin, &mut bytes)?;
+        pairs.push((key, WrittenValue(bytes)));
+    }
+    Ok(pairs)
 }
 
 fn check_version(reader: &mut Reader<'_>) -> Result<()> {

@@ -219,14 +219,14 @@ const TYPE_U8: u32 = 0;
 const TYPE_I8: u32 = 1;
 const TYPE_U16: u32 = 2;
 const TYPE_I16: u32 = 3;
-const TYPE_U32: u32 = 4;
-const TYPE_I32: u32 = 5;
-const TYPE_F32: u32 = 6;
-const TYPE_BOOL: u32 = 7;
-const TYPE_STRING: u32 = 8;
-const TYPE_ARRAY: u32 = 9;
-const TYPE_U64: u32 = 10;
-const TYPE_I64: u32 = 11;
+pub(super) const TYPE_U32: u32 = 4;
+pub(super) const TYPE_I32: u32 = 5;
+pub(super) const TYPE_F32: u32 = 6;
+pub(super) const TYPE_BOOL: u32 = 7;
+pub(super) const TYPE_STRING: u32 = 8;
+pub(super) const TYPE_ARRAY: u32 = 9;
+pub(super) const TYPE_U64: u32 = 10;
+pub(super) const TYPE_I64: u32 = 11;
 const TYPE_F64: u32 = 12;
 
 fn is_signed(kind: u32) -> bool {

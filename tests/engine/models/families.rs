@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 /// What the script wrote about one model.
 #[derive(Deserialize)]
 pub struct Golden {
-    dtype: String,
+    /// How the folder's tensors are stored.
+    pub dtype: String,
     config: Value,
     tensors: Vec<Tensor>,
     /// What the folder's names lack, where it was saved without its head.
