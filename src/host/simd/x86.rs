@@ -1,6 +1,7 @@
 //! x86-64: AVX2 with FMA and F16C, which nearly every processor since 2013 has.
 
 mod blocks;
+mod five_bits;
 mod floats;
 mod six_bits;
 mod tiles;

@@ -9,6 +9,7 @@ use super::super::{
     BLOCK_LEN, DType, MAX_FACTORS, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, TokenBlock, check_rows, check_tokens, factors_of,
     layout_of,
 };
+use super::five_bits::{self, Bits, FIVE, FOUR};
 use super::six_bits::{self, BYTES, PARTS};
 use crate::dtype::{BlockLayout, blocks};
 
@@ -69,6 +70,8 @@ pub(super) fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBl
             Q8_0 => rows_of::<Q8_0>(rows, token),
             Q4_0 => rows_of::<Q4_0>(rows, token),
             Q4_1 => rows_of::<Q4_1>(rows, token),
+            _ if dtype == DType::Q4K => rows_of_five_bits::<FOUR>(rows, token),
+            _ if dtype == DType::Q5K => rows_of_five_bits::<FIVE>(rows, token),
             _ if dtype == DType::Q6K => rows_of_six_bits(rows, token),
             ONE => rows_of_others::<ONE>(layout, rows, token),
             MINIMUM => rows_of_others::<MINIMUM>(layout, rows, token),
@@ -87,6 +90,8 @@ pub(super) fn unpack(dtype: DType, rows: &PanelRows<'_>, panel: &mut [PanelBlock
             Q8_0 => unpack_of::<Q8_0>(rows, panel),
             Q4_0 => unpack_of::<Q4_0>(rows, panel),
             Q4_1 => unpack_of::<Q4_1>(rows, panel),
+            _ if dtype == DType::Q4K => unpack_five_bits::<FOUR>(rows, panel),
+            _ if dtype == DType::Q5K => unpack_five_bits::<FIVE>(rows, panel),
             _ if dtype == DType::Q6K => unpack_six_bits(rows, panel),
             _ => unpack_others(layout, rows, panel),
         }
@@ -261,6 +266,51 @@ unsafe fn unpack_six_bits(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
     }
 }
 
+/// `rows_of` in Q4_K and Q5_K: two parts share what is loaded.
+///
+/// # Safety
+/// Each row holds as many eighths of blocks as `token` has blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn rows_of_five_bits<const BITS: Bits>(rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
+    let rows = rows.map(<[u8]>::as_ptr);
+    let bytes = PANEL_ROWS * const { five_bits::bytes_of(BITS) };
+    let mut sums = [_mm256_setzero_ps()];
+    let next_panel = rows[0].wrapping_add(token.len() / five_bits::PARTS * bytes);
+    for (index, token) in token.as_chunks::<{ five_bits::PARTS }>().0.iter().enumerate() {
+        // SAFETY: the caller's promise; a prefetch may name any address.
+        let scales = unsafe {
+            prefetch(next_panel.wrapping_add(index * bytes), bytes);
+            five_bits::scales::<BITS>(&rows, index)
+        };
+        for (n, token) in token.as_chunks::<2>().0.iter().enumerate() {
+            // SAFETY: as above.
+            let parts = unsafe { five_bits::two_parts::<BITS>(&rows, index, n, &scales) };
+            for (block, token) in parts.iter().zip(token) {
+                add_block::<MINIMUM, 1>(&block.factors, &block.pairs, [token], &mut sums);
+            }
+        }
+    }
+    lanes(sums[0])
+}
+
+/// `unpack_of` in Q4_K and Q5_K.
+///
+/// # Safety
+/// Each row holds as many eighths of blocks as `panel` has blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_five_bits<const BITS: Bits>(rows: &PanelRows<'_>, panel: &mut [PanelBlock]) {
+    let rows = rows.map(<[u8]>::as_ptr);
+    for (index, blocks) in panel.as_chunks_mut::<{ five_bits::PARTS }>().0.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let scales = unsafe { five_bits::scales::<BITS>(&rows, index) };
+        for (n, blocks) in blocks.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            // SAFETY: as above.
+            let parts = unsafe { five_bits::two_parts::<BITS>(&rows, index, n, &scales) };
+            blocks.iter_mut().zip(&parts).for_each(|(block, part)| put(block, part));
+        }
+    }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn panel_of<const FORMAT: Format>(panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
     let n_blocks = panel.len();
@@ -380,7 +430,8 @@ unsafe fn unpack_block<const FORMAT: Format>(rows: &[*const u8; PANEL_ROWS], ind
     let at = |row: usize, offset: usize| unsafe { rows[row].add(index * const { bytes_of(FORMAT) } + offset) };
     if FORMAT == Q4_1 {
         // SAFETY: as above.
-        let (scales, minimums) = unsafe { half_pairs(std::array::from_fn(|row| at(row, 0).cast::<i32>().read_unaligned())) };
+        let [a, b, c, d, e, f, g, h] = std::array::from_fn(|row| unsafe { at(row, 0).cast::<i32>().read_unaligned() });
+        let (scales, minimums) = half_pairs(_mm256_setr_epi32(a, b, c, d, e, f, g, h));
         // SAFETY: as above.
         let nibbles = unsafe { columns(std::array::from_fn(|row| at(row, 4))) };
         return Unpacked { factors: [scales, minimums, zero, zero], pairs: split_nibbles(nibbles) };
@@ -402,7 +453,7 @@ unsafe fn unpack_block<const FORMAT: Format>(rows: &[*const u8; PANEL_ROWS], ind
 /// Bytes of even and of odd place as i16. Low nibbles are columns 0 to 15, high ones 16 to 31.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn split_nibbles([a, b, c, d]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
+pub(super) fn split_nibbles([a, b, c, d]: [__m256i; 4]) -> [__m256i; N_PAIRS] {
     let mask = _mm256_set1_epi16(15);
     let mut pairs = [_mm256_setzero_si256(); N_PAIRS];
     let (low, high) = pairs.split_at_mut(N_PAIRS / 2);
@@ -454,8 +505,7 @@ pub(super) fn halves([a, b, c, d, e, f, g, h]: [i16; PANEL_ROWS]) -> __m256 {
 /// The lower and the upper halves of eight words.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn half_pairs([a, b, c, d, e, f, g, h]: [i32; PANEL_ROWS]) -> (__m256, __m256) {
-    let words = _mm256_setr_epi32(a, b, c, d, e, f, g, h);
+pub(super) fn half_pairs(words: __m256i) -> (__m256, __m256) {
     let lower = _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF));
     let packed = _mm256_packus_epi32(lower, _mm256_srli_epi32(words, 16)); // lower a–d, upper a–d, lower e–h, upper e–h
     let packed = _mm256_permute4x64_epi64(packed, 0b11_01_10_00);
