@@ -128,8 +128,7 @@ impl DeviceMap {
         for (index, unit) in model.units.iter().enumerate() {
             let matrices = unit.ops.iter().filter_map(|op| match op {
                 Op::Embed { table, .. } => Some(*table),
-                Op::MatMul { weight, .. } => Some(*weight),
-                _ => None,
+                other => other.matrix(),
             });
             for tensor in matrices {
                 let name = &catalog[tensor].name;

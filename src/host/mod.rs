@@ -6,6 +6,7 @@
 mod attention;
 mod elementwise;
 mod exp;
+mod experts;
 mod input;
 mod product;
 mod quantise;
@@ -13,6 +14,7 @@ pub mod simd;
 
 pub use attention::attention;
 pub use elementwise::{add, glu, layer_norm, map, rms_norm, rope};
+pub use experts::{ExpertScratch, multiply_experts};
 pub use input::{Input, InputFormat, Operand};
 pub use product::{Part, multiply, multiply_all};
 

@@ -7,6 +7,8 @@ pub mod add;
 pub mod add_bias;
 pub mod attention;
 pub mod conv;
+pub mod expert_matmul;
+pub mod gate_rows;
 pub mod gather_rows;
 pub mod glu;
 pub mod layer_norm;
@@ -16,6 +18,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rope_kv;
 pub mod rope_kv_padded;
+pub mod route;
+pub mod sum_experts;
 pub mod top_k;
 
 use crate::device::AdapterKind;
@@ -82,7 +86,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 28] = [
+pub static KERNELS: [&KernelSource; 32] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -111,6 +115,10 @@ pub static KERNELS: [&KernelSource; 28] = [
     &ADD_BIAS,
     &GATHER_ROWS,
     &TOP_K,
+    &ROUTE,
+    &EXPERT_MATMUL,
+    &SUM_EXPERTS,
+    &GATE_ROWS,
 ];
 
 /// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
@@ -208,6 +216,15 @@ static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_b
 static GATHER_ROWS: KernelSource =
     row::<gather_rows::Params>("gather_rows", wgsl!("gather_rows"), &[("input", Read), ("row_indices", Read), ("output", Write)]);
 static TOP_K: KernelSource = row::<top_k::Params>("top_k", wgsl!("top_k"), &[("logits", Read), ("candidates", Write)]);
+static ROUTE: KernelSource = row::<route::Params>("route", wgsl!("route"), &[("logits", Read), ("bias", Read), ("routing", Write)]);
+static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
+    "expert_matmul",
+    wgsl!("expert_matmul", "decode", "blocks", "bytes"),
+    &[("weight", Read), ("input", Read), ("routing", Read), ("output", Write)],
+);
+static SUM_EXPERTS: KernelSource =
+    row::<sum_experts::Params>("sum_experts", wgsl!("sum_experts"), &[("input", Read), ("routing", Read), ("output", Write)]);
+static GATE_ROWS: KernelSource = row::<gate_rows::Params>("gate_rows", wgsl!("gate_rows"), &[("gate", Read), ("target_values", Write)]);
 
 const fn row<P>(stem: &'static str, wgsl: &'static str, bindings: &'static [(&'static str, Access)]) -> KernelSource {
     KernelSource { stem, wgsl, params_bytes: size_of::<P>() as u64, bindings }

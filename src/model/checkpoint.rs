@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::expert_tensors::with_experts;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
 use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
@@ -133,6 +134,8 @@ impl Checkpoint {
         let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family))?;
         let metadata = heads.swap_remove(0).metadata;
         let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
+        let mut sources = sources;
+        let catalog = with_experts(&config, catalog, &mut sources, &path)?;
         let catalog = with_parts(&config, catalog, &path)?;
         Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })
     }
@@ -144,7 +147,8 @@ impl Checkpoint {
         })?;
         let folder::Folder { catalog, mut sources, unreadable } = folder::open(&folder, io)?;
         let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(catalog))));
-        let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources), &folder)?;
+        let catalog = with_experts(&config, with_rows(&config, catalog, &mut sources), &mut sources, &folder.to_string())?;
+        let catalog = with_parts(&config, catalog, &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),
             format: Format::HuggingFace { folder },

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::experts::Experts;
 use super::families::Family;
 use super::op::Activation;
 
@@ -90,6 +91,9 @@ pub struct Variant {
     pub rotated_layers: Option<Vec<bool>>,
     /// What some layers have in place of attention.
     pub recurrent: Option<Recurrent>,
+    /// The experts that feed-forward parts consist of, in a mixture of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
 }
 
 /// Layers that keep a state of fixed size instead of keys and values.
@@ -143,6 +147,7 @@ impl Default for Variant {
             windowed_layers: None,
             rotated_layers: None,
             recurrent: None,
+            experts: None,
         }
     }
 }
@@ -195,6 +200,11 @@ impl ModelConfig {
     pub fn recurrent(&self, layer: usize) -> Option<RecurrentKind> {
         let recurrent = self.variant.recurrent.as_ref()?;
         recurrent.layers.get(layer).copied().unwrap_or(false).then_some(recurrent.kind)
+    }
+
+    /// The experts of a layer that has any.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.variant.experts.as_ref().filter(|experts| experts.are_in(layer))
     }
 
     /// Width of all key (or value) heads together.

@@ -369,6 +369,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Refuses a config in which `key` is a number.
+    pub(super) fn refuse_number(&self, key: &str) -> Result<()> {
+        match self.float(key)? {
+            Some(number) => Err(Error::UnsupportedModel { path: self.path.to_owned(), reason: format!("{key} {number} is not supported") }),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn error(&self, text: impl Into<String>) -> Error {
         Error::invalid_file(self.path, text)
     }
@@ -395,7 +403,11 @@ impl<'a> Fields<'a> {
         self.typed(key, "a whole number that is not negative", |value| usize::try_from(value.as_u64()?).ok())
     }
 
-    fn required(&self, key: &str) -> Result<usize> {
+    pub(super) fn signed(&self, key: &str) -> Result<Option<i64>> {
+        self.typed(key, "a whole number", Value::as_i64)
+    }
+
+    pub(super) fn required(&self, key: &str) -> Result<usize> {
         self.unsigned(key)?.ok_or_else(|| self.error(format!("`{}` is missing", self.named(key))))
     }
 

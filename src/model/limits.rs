@@ -1,11 +1,13 @@
 //! What a model's config may say at all. Both readers end here, so that nothing later meets a zero or an overflow.
 
-use super::{ModelConfig, RecurrentKind, RopeConfig, RopeScaling, Variant};
+use super::{Experts, ModelConfig, RecurrentKind, RopeConfig, RopeScaling, Variant};
 use crate::error::{Error, Result};
 
 /// Largest width of anything: hidden, feed-forward, all heads together.
 const MAX_SIZE: usize = 1 << 24;
 pub(super) const MAX_LAYERS: usize = 1024;
+/// Experts of a layer: above every published number, and what a GPU's router has workgroup memory for.
+const MAX_EXPERTS: usize = 1024;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_SIZE: usize = 1 << 12;
 /// Taps of a convolution.
@@ -51,6 +53,7 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
     }
     check_variant(&config.variant, path)?;
     check_recurrent(config, path)?;
+    config.variant.experts.as_ref().map_or(Ok(()), |experts| check_experts(experts, config, path))?;
     check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
     check_rope(&config.rope, rotary_size, path)?;
     config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rotary_size, path))
@@ -80,6 +83,38 @@ fn check_variant(variant: &Variant, path: &str) -> Result<()> {
     ];
     let floats = scales.iter().filter_map(|&(what, value)| Some((what, f64::from(value?), MAX_FACTOR)));
     check_each(floats.collect(), path)
+}
+
+fn check_experts(experts: &Experts, config: &ModelConfig, path: &str) -> Result<()> {
+    let invalid = |reason: String| Err(Error::invalid_file(path, reason));
+    let &Experts { n_experts, n_used, ffn_size, .. } = experts;
+    let shared = experts.shared.map_or(1, |shared| shared.ffn_size);
+    for (what, value, limit) in [
+        ("number of experts", n_experts, MAX_EXPERTS),
+        ("number of experts of a token", n_used, n_experts),
+        ("feed-forward size of an expert", ffn_size, MAX_SIZE),
+        ("feed-forward size of the shared expert", shared, MAX_SIZE),
+    ] {
+        if value == 0 || value > limit {
+            return invalid(format!("the {what} is {value}, it must be from 1 to {limit}"));
+        }
+    }
+    // Rows of all experts, and what all experts of a token give; neither overflows, both factors being bounded.
+    let widest = ffn_size.max(config.hidden_size);
+    if n_experts.saturating_mul(widest) > u32::MAX as usize || n_used.saturating_mul(widest) > MAX_SIZE {
+        return invalid(format!("{n_experts} experts of {ffn_size} values, {n_used} of a token, are absurdly wide"));
+    }
+    if let Some(groups) = experts.groups {
+        let (n_groups, n_chosen) = (groups.n_groups, groups.n_used);
+        if n_groups == 0 || !n_experts.is_multiple_of(n_groups) {
+            return invalid(format!("{n_experts} experts cannot be in {n_groups} groups of the same size"));
+        }
+        if n_chosen == 0 || n_chosen > n_groups || n_chosen * (n_experts / n_groups) < n_used {
+            let reason = format!("{n_used} experts of a token cannot be of {n_chosen} of {n_groups} groups, of {n_experts} experts in all");
+            return invalid(reason);
+        }
+    }
+    check_each(vec![("scale of the experts", f64::from(experts.scale), MAX_FACTOR)], path)
 }
 
 fn check_rope(rope: &RopeConfig, rotary_size: usize, path: &str) -> Result<()> {

@@ -5,6 +5,8 @@ mod checkpoint;
 mod config;
 mod config_gguf;
 mod config_json;
+mod expert_tensors;
+mod experts;
 pub mod families;
 mod gguf_names;
 mod limits;
@@ -18,8 +20,12 @@ use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
 pub use config::{ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
+pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
-pub use op::{Activation, Attention, Conv, Function, LayerNorm, Op, RmsNorm, Rope, State, StateKind, StoreKv};
+pub use op::{
+    Activation, Attention, Conv, ExpertGroups, ExpertMatMul, Function, LayerNorm, Op, RmsNorm, Rope, Route, Scores, State, StateKind,
+    StoreKv,
+};
 pub use to_gguf::{AsGguf, GgufTensor, Origin, as_gguf};
 pub use value::{Rows, Value, ValueId};
 
@@ -173,10 +179,7 @@ impl Model {
 impl Unit {
     /// The matrices whose rows may be sliced and streamed, in the order of their use.
     pub fn matrices(&self) -> impl Iterator<Item = TensorId> + '_ {
-        self.ops.iter().filter_map(|op| match op {
-            Op::MatMul { weight, .. } => Some(*weight),
-            _ => None,
-        })
+        self.ops.iter().filter_map(Op::matrix)
     }
 
     /// The cache that it fills, if it has one.
@@ -201,6 +204,7 @@ impl Unit {
                 Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
                 Op::Conv(conv) => [Some(conv.weight), conv.bias],
                 Op::AddBias { bias, .. } => [Some(*bias), None],
+                Op::Route(route) => [route.bias, None],
                 _ => [None, None],
             })
             .flatten()

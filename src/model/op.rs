@@ -67,6 +67,26 @@ pub enum Op {
         /// Any value.
         target: ValueId,
     },
+    /// Which experts each token takes, and by which weights.
+    Route(Route),
+    /// Products with the matrices of the chosen experts.
+    ExpertMatMul(ExpertMatMul),
+    /// `output[t, i]` = Σⱼ `weight[t, j]` · `input[t, j, i]`, with the weights that the experts were chosen by.
+    SumExperts {
+        /// `[n_tokens, n_used, width]`
+        input: ValueId,
+        /// As [`Route::routing`].
+        routing: ValueId,
+        /// `[n_tokens, width]`
+        output: ValueId,
+    },
+    /// `target[t, i]` *= sigmoid(`gate[t]`).
+    GateRows {
+        /// `[n_tokens, 1]`
+        gate: ValueId,
+        /// `[n_tokens, width]`
+        target: ValueId,
+    },
     /// `target` += `input`.
     Add {
         /// What is added.
@@ -81,6 +101,16 @@ pub enum Op {
         /// `[n_rows, width]`
         output: ValueId,
     },
+}
+
+impl Op {
+    /// The matrix whose rows may be sliced and streamed, of an operation that multiplies one.
+    pub fn matrix(&self) -> Option<TensorId> {
+        match self {
+            Op::MatMul { weight, .. } | Op::ExpertMatMul(ExpertMatMul { weight, .. }) => Some(*weight),
+            _ => None,
+        }
+    }
 }
 
 /// What the gate of a feed-forward part goes through, or its up projection where it has no gate.
@@ -112,6 +142,73 @@ pub enum Function {
     Softcap(f32),
     /// An activation.
     Activation(Activation),
+}
+
+/// Chooses `n_used` of `n_experts` experts for each token: those of the best scores, of equal ones the first.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Route {
+    /// `[n_tokens, n_experts]`
+    pub logits: ValueId,
+    /// `[n_experts]`: added to the scores that experts are chosen by, and not to their weights.
+    pub bias: Option<TensorId>,
+    /// `[n_tokens, 2, n_used]`: numbers of the experts, the best first, and their weights.
+    pub routing: ValueId,
+    /// Experts.
+    pub n_experts: usize,
+    /// Experts of a token; at most `n_experts`.
+    pub n_used: usize,
+    /// What scores are.
+    pub scores: Scores,
+    /// Whether the weights of a token are divided by their sum.
+    pub normalises: bool,
+    /// What weights are multiplied by.
+    pub scale: f32,
+    /// Where experts are chosen from some groups of them only.
+    pub groups: Option<ExpertGroups>,
+}
+
+/// What the scores of experts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u32)]
+pub enum Scores {
+    /// `exp(logit)`, over the sum of it of all experts.
+    Softmax = 0,
+    /// `1 / (1 + exp(−logit))`
+    Sigmoid = 1,
+}
+
+/// Experts in groups of the same size, one behind the other; those of other than the best groups are not chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ExpertGroups {
+    /// Groups; divides the number of experts.
+    pub n_groups: usize,
+    /// Groups that experts are chosen from; with room for all that are chosen.
+    pub n_used: usize,
+    /// A group is as good as the sum of its so many best experts: 1 or 2.
+    pub n_best: usize,
+}
+
+/// `output[t, j, r]` = Σₖ `weight[e, r, k]` · `input[t, j, k]`, where e is the `j`th expert of token t. The matrices of all experts are
+/// one behind the other, so that any rows of them are slices of one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ExpertMatMul {
+    /// `[n_tokens, n_used, n_columns]`; or `[n_tokens, n_columns]`, which all experts of a token read.
+    pub input: ValueId,
+    /// As [`Route::routing`].
+    pub routing: ValueId,
+    /// `[n_experts · n_rows, n_columns]`
+    pub weight: TensorId,
+    /// `[n_tokens, n_used, n_rows]`
+    pub output: ValueId,
+    /// Experts.
+    pub n_experts: usize,
+    /// Experts of a token.
+    pub n_used: usize,
+    /// Rows of an expert's matrix.
+    pub n_rows: usize,
+    /// Its columns.
+    pub n_columns: usize,
 }
 
 /// `output` = `input` over the root of its mean square, times `weight` + `weight_offset`; each group of a row is normed for itself.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::device::{Device, GpuLimits};
 use crate::error::{Error, Remedy, Result, Setting};
-use crate::model::{Op, Unit};
+use crate::model::Unit;
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -162,7 +162,7 @@ pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Chunk>> 
     let mut chunks = Vec::new();
     let mut chunk = empty(how.stored_on.first().copied().unwrap_or(how.executor));
     for (op_index, op) in unit.ops.iter().enumerate() {
-        let Op::MatMul { weight, .. } = op else {
+        let Some(weight) = op.matrix() else {
             chunk.push(Work::Op(op_index));
             continue;
         };
@@ -172,7 +172,7 @@ pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Chunk>> 
         }
         chunk.stored_on = stored_on;
         let max_chunk = if stored_on == how.executor { max_block.0 } else { how.slot_bytes.min(max_block).0 };
-        let tensor = &how.catalog[*weight];
+        let tensor = &how.catalog[weight];
         let (n_rows, row_bytes) = (tensor.n_rows(), tensor.row_bytes());
         let mut first_row = 0;
         while first_row < n_rows {
@@ -187,7 +187,7 @@ pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Chunk>> 
             }
             let size_bytes = fitting_rows * row_bytes;
             chunk.push(Work::Rows { op: op_index, slice: chunk.slices.len() });
-            chunk.slices.push(Slice { tensor: *weight, first_row, n_rows: fitting_rows, offset: chunk.size_bytes.0, size_bytes });
+            chunk.slices.push(Slice { tensor: weight, first_row, n_rows: fitting_rows, offset: chunk.size_bytes.0, size_bytes });
             chunk.size_bytes = Bytes(chunk.size_bytes.0 + size_bytes).align_up(SLICE_ALIGNMENT);
             first_row += fitting_rows;
         }
@@ -251,7 +251,7 @@ fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::model::{Activation, UnitKind, ValueId};
+    use crate::model::{Activation, Op, UnitKind, ValueId};
     use crate::weights::{Shard, TensorInfo};
 
     fn catalog(rows: u64, row_values: u64) -> Catalog {

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Phase, Rates};
 use crate::dtype::DType;
-use crate::model::{Attention, Model, Op, Unit};
+use crate::model::{Attention, ExpertMatMul, Model, Op, Unit};
 use crate::plan::UploadPath;
 use crate::plan::fusion::is_fused;
 use crate::plan::sizes::ATTENTION_PARTS_TOKENS;
@@ -117,6 +117,30 @@ impl DeviceCosts {
         read + multiplied
     }
 
+    /// Seconds of the products of `n_tokens` with `n_rows` rows of all experts' matrices in `tensor`, besides what is fixed. A token reads the
+    /// rows of its experts only, which are spread evenly over all rows. The host reads each expert once for all tokens that take it; an
+    /// adapter reads it for each of them.
+    pub(crate) fn expert_secs(&self, op: &ExpertMatMul, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
+        let share = op.n_used as f64 / op.n_experts.max(1) as f64;
+        let n_products = share * n_tokens as f64;
+        // Of tokens that choose independently, the share of experts that any takes.
+        let n_read = if self.device == Device::Cpu { 1.0 - (1.0 - share).powf(n_tokens as f64) } else { n_products };
+        let (bytes, values) = (n_rows as f64 * tensor.row_bytes() as f64, n_rows as f64 * tensor.n_columns() as f64);
+        let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| n_read * bytes / rate.0);
+        let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| 2.0 * (n_products - n_read).max(0.0) * values / rate);
+        read + multiplied
+    }
+
+    /// Seconds of the rows of a matrix in `tensor` that operation `op` multiplies, in a forward of this workload, besides what is fixed.
+    pub(crate) fn rows_secs(&self, model: &Model, op: &Op, tensor: &TensorInfo, n_rows: u64, workload: Workload) -> f64 {
+        let n_tokens = |input| model.value(input).n_rows(workload.n_tokens, workload.n_logit_rows);
+        match op {
+            Op::ExpertMatMul(op) => self.expert_secs(op, tensor, n_rows, n_tokens(op.input)),
+            Op::MatMul { input, .. } => self.product_secs(tensor, n_rows, n_tokens(*input)),
+            _ => 0.0,
+        }
+    }
+
     /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
     pub(crate) fn op_secs(&self, op: &Op, workload: Workload) -> f64 {
         match op {
@@ -125,6 +149,10 @@ impl DeviceCosts {
             | Op::RmsNorm(_)
             | Op::LayerNorm(_)
             | Op::MatMul { .. }
+            | Op::ExpertMatMul(_)
+            | Op::Route(_)
+            | Op::SumExperts { .. }
+            | Op::GateRows { .. }
             | Op::AddBias { .. }
             | Op::Rope(_)
             | Op::StoreKv(_)
@@ -158,14 +186,13 @@ impl DeviceCosts {
 
     /// Seconds of a whole unit.
     pub(super) fn unit_secs(&self, model: &Model, unit: &Unit, catalog: &Catalog, workload: Workload) -> f64 {
-        let of_op = |(index, op): (usize, &Op)| match op {
-            Op::Embed { .. } => 0.0,
-            Op::MatMul { input, weight, .. } => {
-                let tensor = &catalog[*weight];
-                let n_tokens = model.value(*input).n_rows(workload.n_tokens, workload.n_logit_rows);
-                self.fixed_secs(&unit.ops, index) + self.product_secs(tensor, tensor.n_rows(), n_tokens)
+        let of_op = |(index, op): (usize, &Op)| match (op, op.matrix()) {
+            (Op::Embed { .. }, _) => 0.0,
+            (_, Some(weight)) => {
+                let tensor = &catalog[weight];
+                self.fixed_secs(&unit.ops, index) + self.rows_secs(model, op, tensor, tensor.n_rows(), workload)
             }
-            other => self.fixed_secs(&unit.ops, index) + self.op_secs(other, workload),
+            (_, None) => self.fixed_secs(&unit.ops, index) + self.op_secs(op, workload),
         };
         unit.ops.iter().enumerate().map(of_op).sum()
     }

@@ -179,14 +179,10 @@ fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &C
         Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], workload),
         Work::Rows { op, slice } => {
             let slice = &chunk.slices[slice];
-            let n_tokens = match &ops[op] {
-                Op::MatMul { input, .. } => model.value(*input).n_rows(workload.n_tokens, workload.n_logit_rows),
-                _ => workload.n_tokens,
-            };
             // Rows of one matrix are computed slice by slice, and operations of different chunks are never fused.
             let may_fuse = slice.first_row == 0 && index > 0;
             let fixed = if may_fuse { costs.fixed_secs(ops, op) } else { costs.dispatch_secs() };
-            fixed + costs.product_secs(&catalog[slice.tensor], slice.n_rows, n_tokens)
+            fixed + costs.rows_secs(model, &ops[op], &catalog[slice.tensor], slice.n_rows, workload)
         }
     };
     let unit_secs = |of_unit: &UnitWork| -> f64 {

@@ -4,9 +4,10 @@
 use std::iter::successors;
 
 use crate::plan::chunks::{SLICE_ALIGNMENT, n_dispatches_of};
-use crate::plan::costs::{DeviceCosts, SUBMIT_SECS};
+use crate::plan::costs::{DeviceCosts, SUBMIT_SECS, Workload};
 use crate::plan::site::Site;
 use crate::plan::sizes::{ForwardSize, Role, kv_bytes_per_position, largest_kv_buffer_bytes, state_bytes};
+use crate::plan::{Chunk, Work};
 use crate::units::Bytes;
 
 /// Slots of a ring by default: one computed from, one ready, one being filled. Published measurements of
@@ -102,8 +103,19 @@ impl Site<'_> {
         }
         let costs = DeviceCosts::new(own.spec);
         let of_layers = own.blocks.iter().flatten().filter(|chunk| self.model.units[chunk.unit()].kind.layer().is_some());
-        let slices = of_layers.flat_map(|chunk| &chunk.slices);
-        slices.map(|slice| costs.product_secs(&self.catalog[slice.tensor], slice.n_rows, n_tokens)).fold(0.0, f64::max)
+        let workload = Workload::prefill(n_tokens);
+        let secs_of = |chunk: &Chunk| {
+            let steps = chunk.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (&self.model.units[of_unit.unit].ops, *step)));
+            let secs = steps.map(|(ops, step)| match step {
+                Work::Op(_) => 0.0,
+                Work::Rows { op, slice } => {
+                    let slice = &chunk.slices[slice];
+                    costs.rows_secs(self.model, &ops[op], &self.catalog[slice.tensor], slice.n_rows, workload)
+                }
+            });
+            secs.fold(0.0, f64::max)
+        };
+        of_layers.map(secs_of).fold(0.0, f64::max)
     }
 
     /// The longest context that leaves all weights resident, if it is comfortable; else one that takes a quarter of the budget.

@@ -51,6 +51,8 @@ pub enum WorkingBuffer {
     Readback,
     /// The input of a product, packed as the host's vector instructions read it.
     PackedInput,
+    /// What the host brings together of the tokens that take one expert.
+    ExpertRows,
 }
 
 /// What one forward may ask for at most.
@@ -103,6 +105,7 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {
         buffers.push((WorkingBuffer::PackedInput, packed_input_bytes(model, size.n_tokens)));
+        buffers.extend(expert_rows_bytes(model, size.n_tokens).map(|bytes| (WorkingBuffer::ExpertRows, bytes)));
     } else {
         buffers.push((WorkingBuffer::AttentionParts, attention_parts_bytes(model, size)));
     }
@@ -119,6 +122,16 @@ pub fn packed_input_bytes(model: &Model, n_tokens: usize) -> Bytes {
     let blocks = Bytes(76).times(widest.div_ceil(32) as u64).times(n_tokens as u64);
     let tiles = Bytes(4 * 6 * 8).times(widest.div_ceil(8) as u64).times(n_tokens.div_ceil(6) as u64);
     blocks.max(tiles)
+}
+
+/// Bytes of what the host brings together for experts, of which all tokens may take the same one: inputs, outputs, and where both belong.
+/// `None` of a model without experts.
+pub fn expert_rows_bytes(model: &Model, n_tokens: usize) -> Option<Bytes> {
+    let of_token = model.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| match op {
+        Op::ExpertMatMul(op) => Some(Bytes((4 * (op.n_columns + op.n_rows) + 8 * op.n_used) as u64)),
+        _ => None,
+    });
+    Some(of_token.max()?.times(n_tokens as u64))
 }
 
 /// Bytes of the parts of a context, for as many as a context of `size.n_positions` or less may have; never none, so that there is

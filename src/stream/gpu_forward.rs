@@ -10,17 +10,17 @@ use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, conv, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv,
-    rope_kv_padded, top_k,
+    BatchShape, Binding, add, add_bias, attention, conv, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map, matmul, rms_norm,
+    rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
 };
-use crate::model::{Attention, Conv, Model, Op, StateKind, StoreKv, ValueId};
-use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, WorkingBuffer, rotated_by};
+use crate::model::{Attention, Conv, ExpertMatMul, Model, Op, StateKind, StoreKv, ValueId};
+use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, rotated_by};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
 use crate::units::Bytes;
-use crate::weights::TensorId;
+use crate::weights::{Catalog, TensorId};
 
 /// The shape of a device's part of a forward, on which its dispatches depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,7 @@ struct Maker<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
     buffers: &'a Buffers,
+    catalog: &'a Catalog,
     batch: BatchShape,
     attention: Phase,
     max_binding: Bytes,
@@ -106,9 +107,9 @@ impl ForwardDispatches {
                 KvDType::F16 => rope_kv::KvDType::F16,
             },
         };
-        let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
-        let maker = Maker { gpu, model, buffers, batch, attention: shape.attention, max_binding };
         let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
+        let (costs, max_binding) = (DeviceCosts::new(&gpu.spec), gpu.limits.max_binding_bytes);
+        let maker = Maker { gpu, model, buffers, catalog, batch, attention, max_binding };
         let terms = Terms { model, batch, n_positions, attention, catalog, costs: &costs, max_binding };
         let mut chunks = Vec::with_capacity(plan.chunks.len());
         for (index, chunk) in plan.chunks.iter().enumerate() {
@@ -200,6 +201,7 @@ impl<'a> Maker<'a> {
         match one {
             Fused::Op(op) => self.op(ops, *op, secs),
             Fused::Products(products) => self.products(products, block_bytes),
+            Fused::Experts(op, slice) => self.experts(op, *slice),
         }
     }
 
@@ -252,8 +254,27 @@ impl<'a> Maker<'a> {
                 let bindings = gather_rows::Bindings { input, row_indices: self.working(WorkingBuffer::SelectedRows)?, output };
                 Call::simple(params, move |arena, params| gather_rows::prepare(gpu, arena, params, bindings))
             }
+            Op::Route(op) => {
+                let bias = op.bias.map(|bias| self.vector(bias)).transpose()?;
+                let bindings = route::Bindings { logits: self.value(op.logits)?, bias, routing: self.value(op.routing)? };
+                let params = route::Params::of(&op, model.value(op.logits), batch);
+                Call::simple(params, move |arena, params| route::prepare(gpu, arena, params, bindings))
+            }
+            Op::SumExperts { input, routing, output } => {
+                let params = sum_experts::Params::of(model.value(routing), model.value(output), batch);
+                let [input, routing, output] = [self.value(input)?, self.value(routing)?, self.value(output)?];
+                let bindings = sum_experts::Bindings { input, routing, output };
+                Call::simple(params, move |arena, params| sum_experts::prepare(gpu, arena, params, bindings))
+            }
+            Op::GateRows { gate, target } => {
+                let bindings = gate_rows::Bindings { gate: self.value(gate)?, target_values: self.value(target)? };
+                let params = gate_rows::Params::of(model.value(target), batch);
+                Call::simple(params, move |arena, params| gate_rows::prepare(gpu, arena, params, bindings))
+            }
             // The embedding is a step of the schedule, and products are fused with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } => return Err(self.gpu.error("an operation is in a place where it is not computed")),
+            Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul(_) => {
+                return Err(self.gpu.error("an operation is in a place where it is not computed"));
+            }
         })
     }
 
@@ -275,6 +296,19 @@ impl<'a> Maker<'a> {
             let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
             let weight = Binding::part(block, part.start, part.end - part.start);
             Ok(vec![matmul::prepare_products(gpu, arena, &matmul::Products { params: &params, weight, input, outputs: &outputs })?])
+        }))
+    }
+
+    /// Products with the chosen experts' rows that are in one slice.
+    fn experts(&self, op: &ExpertMatMul, slice: Slice) -> Result<Call<'a>> {
+        let (gpu, dtype) = (self.gpu, self.catalog[slice.tensor].dtype);
+        let params = expert_matmul::Params::of(op, self.model.value(op.input), [slice.first_row, slice.n_rows], &self.batch);
+        let (input, routing, output) = (self.value(op.input)?, self.value(op.routing)?, self.value(op.output)?);
+        Ok(Call::new(&params, move |arena, block| {
+            let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
+            let weight = Binding::part(block, slice.offset, slice.size_bytes);
+            let bindings = expert_matmul::Bindings { weight, input, routing, output };
+            Ok(vec![expert_matmul::prepare(gpu, arena, &params, dtype, bindings)?])
         }))
     }
 

@@ -3,7 +3,7 @@
 use crate::device::Phase;
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{BatchShape, MAX_PRODUCTS, matmul};
-use crate::model::{Model, Op, ValueId};
+use crate::model::{ExpertMatMul, Model, Op, ValueId};
 use crate::plan::{DeviceCosts, Slice, UnitWork, Work, is_fused};
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -19,6 +19,8 @@ pub(super) enum Fused {
     Op(usize),
     /// Products of one input, whose weights one binding covers, in the order of their offsets.
     Products(Vec<Product>),
+    /// The rows of the experts' matrices that are in one slice.
+    Experts(ExpertMatMul, Slice),
 }
 
 /// The rows of a matrix product that are in one slice.
@@ -55,7 +57,12 @@ pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<
             Work::Op(op) if is_fused(ops, op) => {}
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
-                let product = product(ops, op, *slices.get(slice)?, terms)?;
+                let slice = *slices.get(slice)?;
+                if let Some(Op::ExpertMatMul(op)) = ops.get(op) {
+                    fused.push(Fused::Experts(*op, slice));
+                    continue;
+                }
+                let product = product(ops, op, slice, terms)?;
                 match fusable(&mut fused, ops).filter(|others| can_fuse(others, &product, terms.max_binding)) {
                     Some(others) => others.push(product),
                     None => fused.push(Fused::Products(vec![product])),
@@ -75,6 +82,9 @@ impl Terms<'_> {
                 _ => 0.0,
             },
             Fused::Products(products) => products.iter().map(|product| product.secs).sum(),
+            Fused::Experts(op, slice) => {
+                self.costs.expert_secs(op, &self.catalog[slice.tensor], slice.n_rows, self.batch.n_tokens as usize)
+            }
         };
         self.costs.dispatch_secs() + secs
     }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::kernels::matmul;
+use crate::kernels::{expert_matmul, matmul};
 use crate::model::{Model, Op, State, StoreKv};
-use crate::plan::sizes::{KvCache, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
+use crate::plan::sizes::{KvCache, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
@@ -100,6 +100,7 @@ impl HostExecutor {
             n_seqs: plan.n_seqs,
             ctx_size: plan.ctx_size,
             packed: PackedInput::default(),
+            experts: host::ExpertScratch::default(),
         };
         Ok(HostExecutor { model, plan, store, trace, values, vectors, uploader, forward: 0, activations_peak: Bytes::ZERO })
     }
@@ -122,11 +123,23 @@ impl HostExecutor {
                             Some(slot) => &slot.memory[slice.offset as usize..][..slice.size_bytes as usize],
                             None => rows(&store, &plan, index, slice)?,
                         };
-                        let Op::MatMul { input, output, .. } = ops[op] else { continue };
                         let tensor = &store.checkpoint().catalog[slice.tensor];
-                        let n_tokens = values.batch().rows_of(model.value(input));
-                        let params = matmul::Params::of_rows(tensor, slice.first_row, slice.n_rows, n_tokens);
-                        Some(Product { params, rows, input, output })
+                        match ops[op] {
+                            Op::MatMul { input, output, .. } => {
+                                let n_tokens = values.batch().rows_of(model.value(input));
+                                let params = matmul::Params::of_rows(tensor, slice.first_row, slice.n_rows, n_tokens);
+                                Some(Product { params, rows, input, output })
+                            }
+                            Op::ExpertMatMul(op) => {
+                                values.multiply(&products);
+                                products.clear();
+                                let (input, places) = (model.value(op.input), [slice.first_row, slice.n_rows]);
+                                let params = expert_matmul::Params::of(&op, input, places, &values.batch());
+                                values.multiply_experts(&op, &params, (tensor.dtype, rows));
+                                None
+                            }
+                            _ => None,
+                        }
                     }
                 };
                 if !product.as_ref().is_some_and(|product| product.can_fuse(&products)) {
@@ -167,7 +180,8 @@ impl Executor for HostExecutor {
             platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
             n_values += len as u64;
         }
-        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + packed_input_bytes(&self.model, n_tokens));
+        let scratch = packed_input_bytes(&self.model, n_tokens) + expert_rows_bytes(&self.model, n_tokens).unwrap_or_default();
+        self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + scratch);
         self.values.packed.forget();
         self.values.tokens = batch::places(batch);
         self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table, self.values.ctx_size)).collect();

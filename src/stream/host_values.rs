@@ -6,11 +6,15 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use crate::dtype::DType;
 use crate::host::simd::simd;
-use crate::host::{self, Input, InputFormat, Operand, Part};
+use crate::host::{self, ExpertScratch, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
-use crate::kernels::{BatchShape, MAX_PRODUCTS, add_bias, attention, conv, gather_rows, layer_norm, matmul, rms_norm, rope, rope_kv};
-use crate::model::{Attention, Conv, Model, Op, Rope, StateKind, StoreKv, ValueId};
+use crate::kernels::{
+    BatchShape, MAX_PRODUCTS, add_bias, attention, conv, expert_matmul, gate_rows, gather_rows, layer_norm, matmul, rms_norm, rope,
+    rope_kv, route, sum_experts,
+};
+use crate::model::{Attention, Conv, ExpertMatMul, Model, Op, Rope, StateKind, StoreKv, ValueId};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
@@ -28,6 +32,7 @@ pub(super) struct Values {
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
     pub(super) packed: PackedInput,
+    pub(super) experts: ExpertScratch,
 }
 
 /// The input of the last products, in the format that their kernels read, for other products of the same input.
@@ -108,6 +113,18 @@ impl Values {
         }
     }
 
+    /// Computes products with the chosen experts' rows of a slice, which are stored as `weight`.
+    pub(super) fn multiply_experts(&mut self, op: &ExpertMatMul, params: &expert_matmul::Params, weight: (DType, &[u8])) {
+        let mut result = self.take(op.output);
+        let mut scratch = std::mem::take(&mut self.experts);
+        let mut packed = std::mem::take(&mut self.packed);
+        packed.forget();
+        let (input, routing) = (self.get(op.input), self.get(op.routing));
+        host::multiply_experts(simd(), params, weight, [input, routing], &mut result, (&mut packed.input, &mut scratch));
+        (self.experts, self.packed) = (scratch, packed);
+        self.put(op.output, result);
+    }
+
     pub(super) fn batch(&self) -> BatchShape {
         BatchShape {
             n_tokens: self.tokens.len() as u32,
@@ -165,8 +182,25 @@ impl Values {
                 gather_rows::reference(&params, self.get(input), &self.selected_rows, &mut result);
                 self.put(output, result);
             }
+            Op::Route(route) => {
+                let mut result = self.take(route.routing);
+                let params = route::Params::of(&route, model.value(route.logits), &batch);
+                route::reference(&params, self.get(route.logits), route.bias.map(vector), &mut result);
+                self.put(route.routing, result);
+            }
+            Op::SumExperts { input, routing, output } => {
+                let mut result = self.take(output);
+                let params = sum_experts::Params::of(model.value(routing), model.value(output), &batch);
+                sum_experts::reference(&params, self.get(input), self.get(routing), &mut result);
+                self.put(output, result);
+            }
+            Op::GateRows { gate, target } => {
+                let mut result = self.take(target);
+                gate_rows::reference(&gate_rows::Params::of(model.value(target), &batch), self.get(gate), &mut result);
+                self.put(target, result);
+            }
             // The embedding is a step of the schedule, and products are computed with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } => {}
+            Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul(_) => {}
         }
     }
 

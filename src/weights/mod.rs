@@ -2,6 +2,7 @@
 
 mod catalog;
 pub(crate) mod folder;
+mod gathered;
 pub(crate) mod gguf;
 #[cfg(test)]
 mod in_memory;
@@ -11,6 +12,7 @@ mod rearranged;
 pub(crate) mod safetensors;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
+pub(crate) use gathered::{Gathered, Piece};
 pub use gguf::{MetaValue, Metadata, NewFile, NewTensor, WrittenValue, written_pairs};
 pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};
 pub(crate) use rearranged::{Order, Rearranged};

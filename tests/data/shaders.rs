@@ -6,7 +6,8 @@ use std::mem::offset_of;
 use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::{
-    KERNELS, add, add_bias, attention, conv, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, top_k,
+    KERNELS, add, add_bias, attention, conv, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope, rope_kv,
+    route, sum_experts, top_k,
 };
 use wgpu::naga;
 
@@ -53,6 +54,10 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "add_bias" => members!(add_bias: n_tokens, width),
         "gather_rows" => members!(gather_rows: n_rows, n_input_rows, width),
         "top_k" => members!(top_k: n_rows, vocab_size, k, n_segments),
+        "route" => members!(route: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
+        "expert_matmul" => members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input),
+        "sum_experts" => members!(sum_experts: n_tokens, n_used, width),
+        "gate_rows" => members!(gate_rows: n_tokens, width),
         _ => panic!("{stem}: a new kernel needs a row here"),
     }
 }
@@ -174,7 +179,7 @@ fn no_shader_uses_what_is_known_to_fail() {
 
 #[test]
 fn shaders_know_dtypes_by_their_codes() {
-    for kernel in KERNELS.iter().filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup"].contains(&kernel.stem)) {
+    for kernel in KERNELS.iter().filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup", "expert_matmul"].contains(&kernel.stem)) {
         for dtype in DType::ALL {
             let code = format!("const {dtype}: u32 = {}u;", matmul::dtype_code(dtype));
             assert!(kernel.wgsl.contains(&code), "{} lacks `{code}`", kernel.stem);

@@ -9,7 +9,8 @@ f32, then rounded to the dtype of the file. Transformers computes with them in f
 Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated.
 
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
-1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, vectors, learned positions and kinds of texts in f32.
+1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, those of all experts stacked, vectors, learned positions, kinds of
+texts and routers in f32.
 """
 
 import json
@@ -73,7 +74,17 @@ COMMON = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
+MIXTRAL = {"block_sparse_moe.gate": "ffn_gate_inp"}
+SHARED = {"mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
+          "mlp.shared_experts.down_proj": "ffn_down_shexp"}
+GLM4_MOE = SHARED | {"post_attention_layernorm": "post_attention_norm"}
+GRANITE_MOE = {"block_sparse_moe.router.layer": "ffn_gate_inp"}
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 GEMMA = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 PHI3 = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
@@ -117,13 +128,58 @@ LONGROPE = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 
                                 "long_factor": [2 + 0.5 * i for i in range(12)]}}
 
 
-def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False, lacks="", lengths=(1, 5, 33)):
+def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False, lacks="", lengths=(1, 5, 33), is_stacked=False):
     return {"name": name, "kind": kind, "dtype": dtype, "config": config, "gguf": gguf, "arch": arch or kind, "own": own or {},
-            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths}
+            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths, "is_stacked": is_stacked}
 
 
 def is_transposed(case, name):
     return case["kind"] == "gpt2" and any(name.endswith(one) for one in TRANSPOSED)
+
+
+# Experts of odd sizes. What GGUF files say of them.
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 37}
+EXPERT_KEYS = {"expert_count": 7, "expert_used_count": 3}
+
+
+def parts_of(case, name, shape):
+    """What checkpoints have in place of a parameter: the tensor's name, its shape, and which part of the parameter it is."""
+    module, _, parameter = name.rpartition(".")
+    is_both = parameter == "gate_up_proj"
+    if case["kind"] == "mixtral":
+        module = module.replace(".mlp", ".block_sparse_moe")
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    if case["kind"] == "granitemoe":
+        names = {"experts.gate_up_proj": "input_linear.weight", "experts.down_proj": "output_linear.weight", "router.weight": "router.layer.weight"}
+        for of_transformers, stored in names.items():
+            name = name.replace(f"block_sparse_moe.{of_transformers}", f"block_sparse_moe.{stored}")
+        return [(name, shape, ...)]
+    if case["kind"] == "ernie4_5_moe":
+        name = name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")
+    if not module.endswith(".experts") or case["is_stacked"]:
+        return [(name, shape, ...)]
+    gate, up, down = ["w1", "w3", "w2"] if case["kind"] == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    n_experts, n_rows, n_columns = shape
+    half = n_rows // 2
+    rows = [(gate, slice(0, half)), (up, slice(half, n_rows))] if is_both else [(down, slice(0, n_rows))]
+    return [(f"{module}.{expert}.{part}.weight", [where.stop - where.start, n_columns], (expert, where))
+            for expert in range(n_experts) for part, where in rows]
+
+
+def stacked_of(case, shapes):
+    """Tensors of a GGUF file that have the matrices of all experts of a layer, with what they are made of."""
+    n_experts = case["gguf"]["expert_count"]
+    for name in shapes:
+        module, kind = name.rsplit(".", 1)
+        layer = name.split(".")[2] if ".layers." in name else None
+        if module.endswith("input_linear"):
+            for half, part in enumerate(["gate", "up"]):
+                yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "experts": n_experts, "half": half}
+        elif module.endswith("output_linear"):
+            yield {"name": f"blk.{layer}.ffn_down_exps.{kind}", "from": name}
+        elif ".experts.0." in name:
+            part = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}[module.split(".")[-1]]
+            yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name.replace(".experts.0.", ".experts.{}."), "experts": n_experts}
 
 
 CASES = [
@@ -208,6 +264,31 @@ CASES = [
                                                 "conv_L_cache": 5, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False,
                                                 "full_attn_idxs": [1]},
          {"attention.head_count_kv": [0, 1, 0, 0], "shortconv.l_cache": 5}, own=LFM2),
+    case("mixtral", "mixtral", "F16", SMALL | {"num_local_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 41, "rope_theta": 1e6},
+         EXPERT_KEYS, arch="llama", own=MIXTRAL, is_permuted=True),
+    case("qwen3_moe", "qwen3_moe", "BF16", SMALL | EXPERTS | {"head_dim": 24, "norm_topk_prob": True},
+         EXPERT_KEYS | {"expert_feed_forward_length": 37}, arch="qwen3moe"),
+    case("qwen3_moe-some-layers", "qwen3_moe", "F32", SMALL | EXPERTS | {"num_hidden_layers": 5, "decoder_sparse_step": 2,
+                                                                        "mlp_only_layers": [3], "num_experts_per_tok": 1}, is_stacked=True),
+    case("olmoe", "olmoe", "F32", SPLIT | {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 7,
+                                           "num_experts_per_tok": 3, "intermediate_size": 33}, EXPERT_KEYS),
+    case("qwen2_moe", "qwen2_moe", "F16", SPLIT | EXPERTS | {"hidden_size": 96, "shared_expert_intermediate_size": 51},
+         EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_feed_forward_length": 51}, arch="qwen2moe"),
+    case("granitemoe", "granitemoe", "BF16", SPLIT | {"hidden_size": 96, "num_local_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 34,
+                                                      "embedding_multiplier": 1.5, "residual_multiplier": 0.6, "attention_multiplier": 0.4,
+                                                      "logits_scaling": 3.0, "tie_word_embeddings": True},
+         EXPERT_KEYS | {"embedding_scale": 1.5, "residual_scale": 0.6, "attention.scale": 0.4, "logit_scale": 3.0}, own=GRANITE_MOE,
+         is_permuted=True),
+    case("glm4_moe", "glm4_moe", "BF16", SMALL | {"n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 37, "n_group": 4,
+                                                  "topk_group": 2, "n_shared_experts": 2, "routed_scaling_factor": 1.5, "head_dim": 16,
+                                                  "use_qk_norm": True, "attention_bias": True},
+         {"expert_count": 12, "expert_used_count": 3, "expert_feed_forward_length": 37, "expert_shared_count": 2, "expert_group_count": 4,
+          "expert_group_used_count": 2, "expert_weights_scale": 1.5, "expert_weights_norm": True, "leading_dense_block_count": 1,
+          "rope.dimension_count": 8}, arch="glm4moe", own=GLM4_MOE),
+    case("ernie4_5_moe", "ernie4_5_moe", "F32", SPLIT | {"moe_num_experts": 7, "moe_k": 3, "moe_intermediate_size": 37, "num_hidden_layers": 5,
+                                                         "moe_layer_interval": 2, "moe_num_shared_experts": 1},
+         EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_count": 1, "interleave_moe_layer_step": 2,
+                        "leading_dense_block_count": 1, "rope.freq_base": 5e5}, arch="ernie4_5-moe", own=SHARED),
     case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
     case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
                                                      "hidden_act": "gelu_new"}),
@@ -252,13 +333,19 @@ def gguf_of(case, config, shapes):
     keys |= case["gguf"]
     names = COMMON | case["own"]
     tensors = []
+    if "expert_count" in case["gguf"]:
+        stacked = list(stacked_of(case, shapes))
+        tensors = [{"permuted_heads": None, "add": 0.0} | tensor for tensor in stacked]
+        shapes = {name: shape for name, shape in shapes.items() if not any(part in name for part in [".experts.", "put_linear."])}
     for name in shapes:
         module, kind = name.rsplit(".", 1)
         if module in OUTER:
             gguf = OUTER[module]
         else:
             _, _, layer, part = module.split(".", 3)
-            gguf = f"blk.{layer}.{names[part]}"
+            is_selection = kind == "e_score_correction_bias"
+            gguf = f"blk.{layer}.{'exp_probs_b' if is_selection else names[part]}"
+            kind = "bias" if is_selection else kind
         permute = None
         if case["is_permuted"] and "q_proj" in name:
             permute = config.num_attention_heads
@@ -271,26 +358,57 @@ def gguf_of(case, config, shapes):
     return {"architecture": case["arch"], "keys": keys, "tensors": tensors} | ({"vectors": vectors} if vectors else {})
 
 
+# What attention gives is off by so much of it, about as a cache of halves makes it; logits may be off by so much of the largest then.
+NOISE, TAME = 1e-3, 0.006
+
+
+def prompt_of(case, model, config, length):
+    """A prompt; of a mixture of experts one of which no rounding makes a token choose other experts, which changes logits by more."""
+    for salt in range(200):
+        prompt = [(i * 37 + length + salt * 11) % config.vocab_size for i in range(length)]
+        if not any("experts." in name for name, _ in model.named_parameters()) or is_tame(model, prompt):
+            return prompt
+    raise ValueError(f"{case['name']}: every prompt of {length} has a token between two experts")
+
+
+def is_tame(model, prompt):
+    def with_noise(module, inputs, output):
+        return (output[0] * (1 + NOISE * torch.randn_like(output[0])), *output[1:])
+
+    tokens = list(prompt)
+    with torch.no_grad():
+        for _ in range(N_GREEDY - 1):
+            tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
+        torch.manual_seed(0)
+        hooks = [layer.self_attn.register_forward_hook(with_noise) for layer in model.model.layers if hasattr(layer, "self_attn")]
+        noisy = [model(torch.tensor([tokens]), use_cache=False).logits[0] for _ in range(6)]
+    for hook in hooks:
+        hook.remove()
+    return all(float((each - logits).abs().max()) < TAME * float(logits.abs().max()) for each in noisy)
+
+
 def answer(case):
     config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=None, **case["config"])
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     is_encoder = case["kind"] in ENCODERS
     model = AutoModel.from_config(config, add_pooling_layer=False) if is_encoder else AutoModelForCausalLM.from_config(config)
     model = model.float().eval()
     tied = config.tie_word_embeddings
     shapes, tensors = {}, []
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            shape = list(parameter.shape)
-            base, scale = spread(name, shape, is_offset(case), is_transposed(case, name))
-            values = np.float32(base) + np.float32(scale) * uniform(name, parameter.numel())
-            parameter.copy_(torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float())
-            shapes[name] = shape
-            tensors.append({"name": name, "shape": shape, "base": base, "scale": scale})
+        biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+        for name, parameter in [*model.named_parameters(), *biases]:
+            for name, shape, part in parts_of(case, name, list(parameter.shape)):
+                base, scale = spread(name, shape, is_offset(case), is_transposed(case, name))
+                values = np.float32(base) + np.float32(scale) * uniform(name, int(np.prod(shape)))
+                parameter[part] = torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float()
+                shapes[name] = shape
+                tensors.append({"name": name, "shape": shape, "base": base, "scale": scale})
     assert is_encoder or tied == ("lm_head.weight" not in shapes), case["name"]
     cases = []
     for length in case["lengths"]:
-        prompt = [(i * 37 + length) % config.vocab_size for i in range(length)]
+        prompt = prompt_of(case, model, config, length)
         tokens, last_logits, margins = list(prompt), None, []
         if is_encoder:
             with torch.no_grad():

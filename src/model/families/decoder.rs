@@ -3,6 +3,7 @@
 
 pub(super) mod recurrent;
 
+use super::experts::{self, ExpertIds};
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
@@ -31,6 +32,8 @@ struct Ids {
     plain: Option<[ValueId; 2]>,
     /// What layers without attention work with.
     recurrent: Option<recurrent::Ids>,
+    /// Those of experts, where there are any.
+    experts: Option<ExpertIds>,
 }
 
 /// What the layers of a family are made of: norms and matrices by their names in a layer.
@@ -100,7 +103,9 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
 }
 
 fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
-    let ModelConfig { hidden_size, ffn_size, n_heads, head_size, .. } = *config;
+    let ModelConfig { hidden_size, n_heads, head_size, .. } = *config;
+    let has_ffn = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none());
+    let ffn_size = if has_ffn { config.ffn_size } else { 0 };
     let mut values = Vec::new();
     let mut declare = |value: Value| {
         values.push(value);
@@ -126,7 +131,25 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
         [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
     });
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
-    let ids = Ids { hidden, normed, query, key, value, attention, gate, up, activated, delta, last, last_normed, logits, plain, recurrent };
+    let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
+    let ids = Ids {
+        hidden,
+        normed,
+        query,
+        key,
+        value,
+        attention,
+        gate,
+        up,
+        activated,
+        delta,
+        last,
+        last_normed,
+        logits,
+        plain,
+        recurrent,
+        experts,
+    };
     (values, ids)
 }
 
@@ -276,6 +299,10 @@ impl Units<'_> {
     /// The feed-forward part, which is added to the residual stream.
     fn transform(&self, ops: &mut Vec<Op>, name: &str, layer: usize, input: ValueId) -> Result<()> {
         let (config, layout, ids) = (self.config, self.layout, &self.ids);
+        if let (Some(experts), Some(of_experts)) = (config.experts_of(layer), &ids.experts) {
+            experts::push(ops, self.tensor, name, (config, experts), of_experts, [input, ids.delta])?;
+            return self.add_delta(ops, layer, layout.after_ffn, ids.hidden);
+        }
         let ModelConfig { hidden_size, ffn_size, ffn_bias, .. } = *config;
         for (part, output) in layout.gate.into_iter().zip(ids.gate).chain([(layout.up, ids.up)]) {
             self.matrix(ops, name, part, [ffn_size, hidden_size], [input, output], ffn_bias)?;

@@ -25,27 +25,34 @@ pub(super) static FAMILY: Family = Family {
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = llama::with_biases(fields, fields.decoder(&FAMILY, &Defaults::default())?)?;
+    Ok(ModelConfig { variant: multipliers_of_json(fields, config.variant)?, ..config })
+}
+
+/// Converters permute the rows of q and k as for Llama.
+fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
+    let config = keys.decoder(&FAMILY, RopePairing::Interleaved)?;
+    Ok(ModelConfig { variant: multipliers_of_gguf(keys, config.variant)?, ..config })
+}
+
+pub(super) fn multipliers_of_json(fields: &Fields<'_>, variant: Variant) -> Result<Variant> {
     let factor = |key: &str| Ok(fields.float(key)?.unwrap_or(1.0));
-    let variant = Variant {
+    Ok(Variant {
         embedding_scale: factor("embedding_multiplier")? as f32,
         residual_scale: factor("residual_multiplier")? as f32,
         attention_scale: Some(factor("attention_multiplier")? as f32),
         logit_scale: (1.0 / factor("logits_scaling")?) as f32,
-        ..config.variant
-    };
-    Ok(ModelConfig { variant, ..config })
+        ..variant
+    })
 }
 
-/// Converters permute the rows of q and k as for Llama. A factor that is absent or 0 is none.
-fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
-    let config = keys.decoder(&FAMILY, RopePairing::Interleaved)?;
+/// A factor that is absent or 0 is none.
+pub(super) fn multipliers_of_gguf(keys: &Keys<'_>, variant: Variant) -> Result<Variant> {
     let factor = |key: &str| Ok(keys.float(key)?.filter(|factor| *factor != 0.0));
-    let variant = Variant {
+    Ok(Variant {
         embedding_scale: factor("embedding_scale")?.unwrap_or(1.0) as f32,
         residual_scale: factor("residual_scale")?.unwrap_or(1.0) as f32,
         attention_scale: factor("attention.scale")?.map(|factor| factor as f32),
         logit_scale: (1.0 / factor("logit_scale")?.unwrap_or(1.0)) as f32,
-        ..config.variant
-    };
-    Ok(ModelConfig { variant, ..config })
+        ..variant
+    })
 }

@@ -5,25 +5,33 @@ mod bert;
 mod cohere;
 mod decoder;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
+mod experts;
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod granite;
+mod granitemoe;
 mod internlm3;
 mod lfm2;
 mod llama;
 mod mistral;
+mod mixtral;
 mod nearest;
 mod nemotron;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -72,6 +80,13 @@ pub static FAMILIES: &[&Family] = &[
     &cohere::FAMILY,
     &lfm2::FAMILY,
     &bert::FAMILY,
+    &mixtral::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3_moe::FAMILY,
+    &olmoe::FAMILY,
+    &granitemoe::FAMILY,
+    &glm4_moe::FAMILY,
+    &ernie4_5_moe::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.
@@ -175,6 +190,11 @@ impl Family {
         self.classes.first().copied().unwrap_or_default()
     }
 
+    /// Whether its layers have experts.
+    pub fn is_mixture(&self) -> bool {
+        self.layer_modules.iter().copied().flatten().any(|(member, _)| member.ends_with(".experts"))
+    }
+
     /// The class of a layer in transformers.
     pub fn layer_class(&self) -> String {
         let class = self.layer_modules.iter().copied().flatten().next().map_or("", |(_, class)| class);
@@ -252,18 +272,22 @@ pub(super) fn of_json(fields: &Fields<'_>, hint: Hint<'_>) -> Result<&'static Fa
 /// The family that a GGUF file's metadata name.
 ///
 /// # Errors
-/// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`], or a mixture of experts.
+/// [`Error::UnsupportedModel`] where it is none of [`FAMILIES`]; [`Error::InvalidFile`] of a mixture without a number of experts.
 pub(super) fn of_gguf(metadata: &Metadata, hint: Hint<'_>) -> Result<&'static Family> {
     let unsupported = |reason: String| Err(Error::UnsupportedModel { path: metadata.path.clone(), reason });
     let Some(name) = metadata.string("general.architecture")? else {
         return Err(Error::invalid_file(&metadata.path, "metadata key `general.architecture` is missing"));
     };
-    let Some(family) = FAMILIES.iter().find(|family| family.gguf.contains(&name)) else {
+    let named = || FAMILIES.iter().copied().filter(|family| family.gguf.contains(&name));
+    if named().next().is_none() {
         return unsupported(format!("architecture `{name}` is not supported; supported are {}{}", names_of_all(), hinted(hint)));
-    };
-    match metadata.unsigned(&format!("{name}.expert_count"))? {
-        Some(n) if n > 0 => unsupported(format!("a mixture of {n} experts is not supported")),
-        _ => Ok(family),
+    }
+    // Files of some mixtures are called as those of the dense models that they are like.
+    let n_experts = metadata.unsigned(&format!("{name}.expert_count"))?.unwrap_or(0);
+    match named().find(|family| family.is_mixture() == (n_experts > 0)) {
+        Some(family) => Ok(family),
+        None if n_experts > 0 => unsupported(format!("a mixture of {n_experts} experts of architecture `{name}` is not supported")),
+        None => Err(Error::invalid_file(&metadata.path, format!("metadata key `{name}.expert_count` is missing or 0"))),
     }
 }
 
@@ -299,6 +323,16 @@ const ATTENTION: Modules = &[
 
 /// What norms queries and keys in it.
 const QUERY_KEY_NORMS: Modules = &[(".self_attn.q_norm", "{}RMSNorm"), (".self_attn.k_norm", "{}RMSNorm")];
+
+/// Experts in place of a feed-forward part, and norms.
+const EXPERTS_AND_NORMS: Modules = &[
+    (".mlp", "{}SparseMoeBlock"),
+    (".mlp.gate", "{}TopKRouter"),
+    (".mlp.experts", "{}Experts"),
+    (".mlp.experts.act_fn", "SiLUActivation"),
+    (".input_layernorm", "{}RMSNorm"),
+    (".post_attention_layernorm", "{}RMSNorm"),
+];
 
 const FEED_FORWARD_AND_NORMS: Modules = &[
     (".mlp", "{}MLP"),

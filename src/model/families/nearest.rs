@@ -36,8 +36,8 @@ pub(in crate::model) fn nearest<'a>(names: impl Iterator<Item = &'a str> + Clone
 fn known(family: &Family) -> BTreeSet<String> {
     let names = &family.names;
     let of_layer = family.layer_modules.iter().copied().flatten();
-    let holds_tensors =
-        |class: &str| ["Linear", "Conv1D", "Conv1d", "LayerNorm", "LayerNorm1P", "RMSNorm"].iter().any(|end| class.ends_with(end));
+    let ends = ["Linear", "Conv1D", "Conv1d", "LayerNorm", "LayerNorm1P", "RMSNorm", "Router", "Experts"];
+    let holds_tensors = |class: &str| ends.iter().any(|end| class.ends_with(end));
     let of_layer = of_layer.filter(|(_, class)| holds_tensors(class)).map(|(member, _)| format!("{}.N{member}", names.layers));
     [names.embedding, names.norm].into_iter().chain(names.positions).map(str::to_owned).chain(of_layer).collect()
 }
@@ -46,7 +46,11 @@ fn known(family: &Family) -> BTreeSet<String> {
 fn found<'a>(family: &Family, names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     let modules = names.filter_map(|name| {
         let name = translate(name, family);
-        let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
+        // Experts may have a tensor each, or one for all.
+        let module = match name.find(".experts.") {
+            Some(at) => &name[..at + ".experts".len()],
+            None => name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module),
+        };
         let numbered = module.split('.').map(|part| if part.parse::<u32>().is_ok() { "N" } else { part });
         Some(numbered.collect::<Vec<_>>().join(".")).filter(|module| module != family.names.head)
     });

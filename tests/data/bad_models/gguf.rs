@@ -75,6 +75,12 @@ impl Gguf {
         self.set(key, U32, value.to_le_bytes());
     }
 
+    /// Says that it has eight experts, so many for each token.
+    fn be_mixture(&mut self, n_used: u32) {
+        self.set_u32("llama.expert_count", 8);
+        self.set_u32("llama.expert_used_count", n_used);
+    }
+
     /// Makes it a file of this architecture with 2^62 layers.
     fn be_endless(&mut self, architecture: &str) {
         for (key, ..) in &mut self.pairs {
@@ -174,7 +180,22 @@ const ATTACKS: &[Attack] = &[
     ("no architecture", "general.architecture", |f| f.remove("general.architecture")),
     ("architecture unknown", "`gptj`", |f| f.set("general.architecture", STRING, text("gptj"))),
     ("architecture a number", "must be a string", |f| f.set("general.architecture", U32, [0; 4])),
-    ("experts", "8 experts", |f| f.set_u32("llama.expert_count", 8)),
+    ("experts of no token", "`llama.expert_used_count` is missing", |f| f.set_u32("llama.expert_count", 8)),
+    ("experts 2^40", "number of experts is 1099511627776", |f| {
+        f.set("llama.expert_count", U64, (1u64 << 40).to_le_bytes());
+        f.set_u32("llama.expert_used_count", 2);
+    }),
+    ("experts of a token above all", "experts of a token is 9", |f| f.be_mixture(9)),
+    ("experts without tensors", "`model.layers.0.mlp.experts.0.w1.weight` is missing", |f| f.be_mixture(2)),
+    ("experts of another number", "shape [7, 64, 32] where the config demands [8, 64, 32]", |f| {
+        f.be_mixture(2);
+        f.tensors.push((text("blk.0.ffn_gate_exps.weight"), vec![32, 64, 7], 8, 1632));
+        f.data.extend(vec![0; 7 * 64 * 34]);
+    }),
+    ("no mixture of this architecture", "a mixture of 8 experts of architecture `smollm3`", |f| {
+        f.set("general.architecture", STRING, text("smollm3"));
+        f.set_u32("smollm3.expert_count", 8);
+    }),
     ("split", "part 1 of 3 of a split model, but its name", |f| f.set_u32("split.count", 3)),
     ("split, part 2^62", "split.no is 4611686018427387904", |f| {
         f.set_u32("split.count", 3);

@@ -39,6 +39,38 @@ fn index_names(folder: &Path, shard: &str) {
     fs::write(folder.join(INDEX), serde_json::to_vec(&index).unwrap()).unwrap();
 }
 
+/// Makes the config that of a mixture of four experts, two of a token, and sets `key`.
+fn mixture(folder: &Path, key: &str, value: Value) {
+    edit(folder, "config.json", |config| {
+        for (key, value) in [
+            ("architectures", json!(["Qwen3MoeForCausalLM"])),
+            ("model_type", json!("qwen3_moe")),
+            ("hidden_size", json!(64)),
+            ("head_dim", json!(16)),
+            ("num_experts", json!(4)),
+            ("num_experts_per_tok", json!(2)),
+            ("moe_intermediate_size", json!(8)),
+            (key, value),
+        ] {
+            config[key] = value;
+        }
+    });
+}
+
+/// Weights of nothing but gate projections of experts of these shapes.
+fn put_experts(folder: &Path, shapes: &[&str]) {
+    let mut end = 0;
+    let entries = shapes.iter().enumerate().map(|(expert, shape)| {
+        let [rows, columns] = serde_json::from_str::<[usize; 2]>(shape).unwrap();
+        let begin = end;
+        end += rows * columns * 4;
+        let name = format!("model.layers.0.mlp.experts.{expert}.gate_proj.weight");
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    put(folder, &header, end);
+}
+
 type Attack = (&'static str, &'static str, &'static str, fn(&Path));
 
 const ONE: &str = "model.safetensors";
@@ -135,6 +167,21 @@ const ATTACKS: &[Attack] = &[
     ("rope factors missing", CONFIG, "`short_factor`", |f| config(f, "rope_scaling", json!({"type": "longrope"}))),
     ("rope factor missing", CONFIG, "`factor`", |f| config(f, "rope_parameters", json!({"rope_type": "linear"}))),
     ("rope scaling a number", CONFIG, "`rope_scaling`", |f| config(f, "rope_scaling", json!(2))),
+    ("experts 0", CONFIG, "number of experts is 0", |f| mixture(f, "num_experts", json!(0))),
+    ("experts 2^40", CONFIG, "number of experts is 1099511627776", |f| mixture(f, "num_experts", json!(1u64 << 40))),
+    ("experts of a token above all", CONFIG, "experts of a token is 5", |f| mixture(f, "num_experts_per_tok", json!(5))),
+    ("experts absurdly wide", CONFIG, "absurdly wide", |f| mixture(f, "moe_intermediate_size", json!(1 << 24))),
+    ("layers with experts every 0", CONFIG, "`decoder_sparse_step` is 0", |f| mixture(f, "decoder_sparse_step", json!(0))),
+    ("layers of experts 2^62", CONFIG, "number of layers", |f| mixture(f, "num_hidden_layers", json!(1u64 << 62))),
+    ("experts without tensors", "broken", "experts.0.gate_proj.weight` is missing", |f| mixture(f, "num_experts", json!(2))),
+    ("more experts than the config says", "broken", "its config says 2 experts", |f| {
+        mixture(f, "num_experts", json!(2));
+        put_experts(f, &["[8,64]", "[8,64]", "[8,64]"]);
+    }),
+    ("an expert of another shape", "broken", "shape [9, 64]", |f| {
+        mixture(f, "num_experts", json!(2));
+        put_experts(f, &["[8,64]", "[9,64]"]);
+    }),
     ("window 0", CONFIG, "sliding window is 0", |f| {
         config(f, "architectures", json!(["MistralForCausalLM"]));
         config(f, "model_type", json!("mistral"));

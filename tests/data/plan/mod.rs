@@ -277,10 +277,9 @@ fn check_rows(catalog: &Catalog, model: &Model, made: &Plan) {
     for (index, (unit, planned)) in model.units.iter().zip(&made.units).enumerate() {
         let mut expected: Vec<(usize, u64)> = Vec::new();
         for (op, operation) in unit.ops.iter().enumerate() {
-            match operation {
-                Op::Embed { .. } => {}
-                Op::MatMul { weight, .. } => expected.push((op, catalog[*weight].n_rows())),
-                _ => expected.push((op, 0)),
+            match (operation, operation.matrix()) {
+                (Op::Embed { .. }, _) => {}
+                (_, weight) => expected.push((op, weight.map_or(0, |weight| catalog[weight].n_rows()))),
             }
         }
         let mut found: Vec<(usize, u64)> = Vec::new();

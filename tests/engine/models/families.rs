@@ -48,7 +48,13 @@ struct GgufVector {
 #[derive(Deserialize)]
 struct GgufTensor {
     name: String,
+    /// `{}` stands for the number of each expert.
     from: String,
+    /// Experts whose matrices it has.
+    #[serde(default)]
+    experts: usize,
+    /// Which half of each expert's rows it has, if not all of them.
+    half: Option<usize>,
     /// Heads whose rows are permuted to interleaved pairs.
     permuted_heads: Option<usize>,
     /// Heads of a matrix that has queries, keys and values of each; all queries become neighbours, and so on.
@@ -92,6 +98,24 @@ impl Golden {
         std::fs::write(folder.join("model.safetensors"), file).unwrap();
     }
 
+    /// What a tensor of a GGUF file is made of: all experts' matrices one behind the other, where it has those.
+    fn source_of(&self, entry: &GgufTensor) -> (Vec<usize>, Vec<f32>) {
+        let find = |name: &str| self.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        if entry.from.contains("{}") {
+            let of_experts: Vec<&Tensor> = (0..entry.experts).map(|expert| find(&entry.from.replace("{}", &expert.to_string()))).collect();
+            let shape = [&[entry.experts][..], &of_experts[0].shape].concat();
+            return (shape, of_experts.iter().flat_map(|tensor| tensor.values(&self.dtype)).collect());
+        }
+        let tensor = find(&entry.from);
+        let (mut shape, mut values) = (tensor.shape.clone(), tensor.values(&self.dtype));
+        if let Some(half) = entry.half {
+            let len = values.len() / entry.experts / 2;
+            values = values.chunks(len).skip(half).step_by(2).flatten().copied().collect();
+            shape[1] /= 2;
+        }
+        (shape, values)
+    }
+
     fn write_gguf(&self, gguf: &Gguf, folder: &Path) {
         self.write_answers(folder);
         let mut file = b"GGUF".to_vec();
@@ -116,14 +140,18 @@ impl Golden {
         }
         let mut data = Vec::new();
         for entry in &gguf.tensors {
-            let tensor = self.tensors.iter().find(|tensor| tensor.name == entry.from).unwrap();
-            // As the converter has it: vectors, learned positions, kinds of texts and taps of convolutions in f32.
-            let is_small = ["position_embd", "token_types"].iter().any(|name| entry.name.starts_with(name));
-            let dtype = if is_small || tensor.shape.len() != 2 { "F32" } else { &self.dtype };
-            let mut shape = tensor.shape.clone();
-            if let [_, 1, _] = shape[..] {
+            let (mut shape, mut values) = self.source_of(entry);
+            if shape[0] == 1 {
+                shape.remove(0);
+            }
+            // As the converter has it: vectors, learned positions, kinds of texts, taps of convolutions and routers in f32.
+            let is_kept = ["position_embd", "token_types", "ffn_gate_inp"].iter().any(|name| entry.name.contains(name));
+            let is_taps = matches!(shape[..], [_, 1, _]);
+            if is_taps {
                 shape.remove(1);
             }
+            let dtype = if shape.len() == 1 || is_taps || is_kept { "F32" } else { &self.dtype };
+            let [n_rows, n_columns] = [shape[0], shape.get(1).copied().unwrap_or(1)];
             if entry.transposed {
                 shape.reverse();
             }
@@ -136,10 +164,9 @@ impl Golden {
                 _ => 30u32.to_le_bytes(),
             });
             file.extend((data.len() as u64).to_le_bytes());
-            let mut values = tensor.values(&self.dtype);
             values.iter_mut().for_each(|value| *value += entry.add);
             if let Some(n_heads) = entry.permuted_heads {
-                values = permuted(&values, n_heads, tensor.shape[0], tensor.shape.get(1).copied().unwrap_or(1));
+                values = permuted(&values, n_heads, n_rows, n_columns);
             }
             if let Some(n_heads) = entry.heads_of_parts {
                 let head_len = values.len() / (3 * n_heads);
@@ -147,7 +174,6 @@ impl Golden {
                 values = (0..3 * n_heads).flat_map(|index| &values[place(index)..][..head_len]).copied().collect();
             }
             if entry.transposed {
-                let n_columns = tensor.shape[1];
                 values = (0..n_columns).flat_map(|column| values.iter().skip(column).step_by(n_columns)).copied().collect();
             }
             data.extend(encode(dtype, &values));

@@ -1,0 +1,178 @@
+// output[t, j, r] = sum over k of weight[e * expert_rows + r, k] * input[t, j, k], where e is the j-th expert of token t: for the rows that
+// are in this slice of the experts' matrices. What belongs to other rows is left as it is.
+//
+// params   one per dispatch
+// weight   [n_rows, n_columns] as stored (DTYPE), from row first_row of all experts' on; rows may begin at any byte that their dtype allows
+// input    [n_tokens, n_used, n_columns] f32, or [n_tokens, n_columns] where shares_input is not 0
+// routing  [n_tokens, 2, n_used] f32: numbers of experts, then their weights, which are not read
+// output   [n_tokens, n_used, expert_rows] f32
+//
+// LANES lanes share a row and WORKGROUP / LANES rows of one expert; groups of rows of a token's expert follow each other, then those of its
+// next expert. Which lane adds which products depends on n_columns alone.
+
+struct Params {
+    n_rows: u32, // of this slice
+    n_columns: u32,
+    n_tokens: u32,
+    n_used: u32,
+    expert_rows: u32,
+    first_row: u32,
+    shares_input: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> weight: array<u32>;
+@group(0) @binding(2) var<storage, read> input: array<f32>;
+@group(0) @binding(3) var<storage, read> routing: array<f32>;
+@group(0) @binding(4) var<storage, read_write> output: array<f32>;
+
+override DTYPE: u32 = 0u;
+override BLOCK_LEN: u32 = 32u; // these three: see shared/blocks.wgsl
+override BLOCK_BYTES: u32 = 0u;
+override APART: u32 = 16u;
+override LANES: u32 = 32u;     // a power of two
+override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
+
+var<workgroup> partial: array<f32, 64>; // of the lanes that share a row
+
+fn stored(word: u32) -> u32 {
+    return weight[word];
+}
+
+fn float_at(index: u32) -> f32 {
+    if DTYPE == F32 {
+        return bitcast<f32>(weight[index]);
+    }
+    let word = weight[index / 2u];
+    let pair = select(decode_bf16(word), decode_f16(word), DTYPE == F16);
+    return select(pair.x, pair.y, (index & 1u) == 1u);
+}
+
+fn sum_of_floats(lane: u32, row: u32, token: u32) -> f32 {
+    var sum = 0.0;
+    for (var k = lane; k < params.n_columns; k += LANES) {
+        sum = fma(float_at(row * params.n_columns + k), input[token + k], sum);
+    }
+    return sum;
+}
+
+// The blocks that the other products have paths of their own for, as `part_of` has those of the others.
+fn any_part_of(begin: u32, part: u32) -> Part {
+    switch DTYPE {
+        case Q8_0: {
+            let d = f16_at(begin);
+            return Part(Sixteen(quad_at(begin + 2u), d, 0.0), Sixteen(quad_at(begin + 18u), d, 0.0));
+        }
+        case Q4_0: {
+            let d = f16_at(begin);
+            let nibbles = quad_at(begin + 2u);
+            return Part(Sixteen(low_nibbles(nibbles), d, -8.0 * d), Sixteen(high_nibbles(nibbles), d, -8.0 * d));
+        }
+        case Q4_1: {
+            let factors = decode_f16(word_at_byte(begin));
+            let nibbles = quad_at(begin + 4u);
+            return Part(Sixteen(low_nibbles(nibbles), factors.x, factors.y), Sixteen(high_nibbles(nibbles), factors.x, factors.y));
+        }
+        case Q6_K: {
+            return part_q6_k(begin, part);
+        }
+        default: {
+            return part_of(begin, part);
+        }
+    }
+}
+
+// 128 bytes of nibbles, 64 of two bits each, sixteen scales, f16 that multiplies them: d * s * (q - 32). Columns that stand 32 apart have
+// their nibbles 32 bytes apart, and their two bits in the same byte.
+fn part_q6_k(begin: u32, part: u32) -> Part {
+    let half = part / 4u; // of the block
+    let pair = part % 4u / 2u;
+    let side = part & 1u;
+    let nibbles_at = begin + half * 64u + side * 16u;
+    let first_bytes = quad_at(nibbles_at) >> vec4<u32>(pair * 4u);
+    let last_bytes = quad_at(nibbles_at + 32u) >> vec4<u32>(pair * 4u);
+    let bits = quad_at(begin + 128u + half * 32u + side * 16u) >> vec4<u32>(pair * 4u);
+    let scales = begin + 192u + half * 8u + pair * 4u + side;
+    let d = f16_at(begin + 208u);
+    let first = d * signed_byte(byte_at(scales));
+    let last = d * signed_byte(byte_at(scales + 2u));
+    return Part(
+        Sixteen(low_nibbles(first_bytes) | two_lowest_bits(bits), first, -32.0 * first),
+        Sixteen(low_nibbles(last_bytes) | two_lowest_bits(bits >> vec4<u32>(2u)), last, -32.0 * last),
+    );
+}
+
+// The two lowest bits of each byte, above a nibble.
+fn two_lowest_bits(bytes: vec4<u32>) -> vec4<u32> {
+    return (bytes & vec4<u32>(0x03030303u)) << vec4<u32>(4u);
+}
+
+fn signed_byte(byte: u32) -> f32 {
+    return f32(bitcast<i32>(byte << 24u) >> 24u);
+}
+
+fn sixteen_products(columns: Sixteen, begin: u32, sum: f32) -> f32 {
+    let w = scaled(columns);
+    var total = sum;
+    for (var i = 0u; i < 4u; i++) {
+        let k = begin + i * 4u;
+        let x = vec4<f32>(input[k], input[k + 1u], input[k + 2u], input[k + 3u]);
+        total = fma(w[i].w, x.w, fma(w[i].z, x.z, fma(w[i].y, x.y, fma(w[i].x, x.x, total))));
+    }
+    return total;
+}
+
+fn sum_of_blocks(lane: u32, row: u32, token: u32) -> f32 {
+    let n_parts = params.n_columns / 32u;
+    let parts_of_block = BLOCK_LEN / 32u;
+    var sum = 0.0;
+    for (var part = lane; part < n_parts; part += LANES) {
+        let begin = (row * n_parts + part) / parts_of_block * BLOCK_BYTES;
+        let columns = any_part_of(begin, part % parts_of_block);
+        let first = token + quad_of(part) * 4u;
+        sum = sixteen_products(columns.first, first, sum);
+        sum = sixteen_products(columns.last, first + APART, sum);
+    }
+    return sum;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) n_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let rows_at_once = WORKGROUP / LANES;
+    let n_groups = (params.expert_rows + rows_at_once - 1u) / rows_at_once;
+    let index = workgroup.x + workgroup.y * n_workgroups.x;
+    let n_slots = params.n_tokens * params.n_used;
+    // Folding may add workgroups past the last one, which compute nothing that is stored.
+    let slot = min(index / n_groups, n_slots - 1u); // an expert of a token
+    let lane = local % LANES;
+    let expert_row = index % n_groups * rows_at_once + local / LANES;
+    let token = slot / params.n_used;
+    let expert = u32(routing[token * 2u * params.n_used + slot % params.n_used]);
+    let row = expert * params.expert_rows + expert_row;
+    let is_here = index / n_groups < n_slots && expert_row < params.expert_rows && row >= params.first_row
+        && row - params.first_row < params.n_rows;
+
+    var sum = 0.0;
+    if is_here {
+        let begin = select(slot, token, params.shares_input != 0u) * params.n_columns;
+        if DTYPE == F32 || DTYPE == F16 || DTYPE == BF16 {
+            sum = sum_of_floats(lane, row - params.first_row, begin);
+        } else {
+            sum = sum_of_blocks(lane, row - params.first_row, begin);
+        }
+    }
+    partial[local] = sum;
+    for (var stride = LANES / 2u; stride > 0u; stride /= 2u) {
+        workgroupBarrier(); // the partial sums of the level above are written
+        if lane < stride {
+            partial[local] += partial[local + stride];
+        }
+    }
+    if is_here && lane == 0u {
+        output[slot * params.expert_rows + expert_row] = partial[local];
+    }
+}

@@ -1,0 +1,115 @@
+//! Products with the matrices of the experts that tokens have chosen: `output[t, j, r] = Σ_k weight[e·expert_rows + r, k] · input[t, j, k]`,
+//! e the `j`th expert of token t. The matrices of all experts are one; a slice of its rows gives what belongs to them and leaves the rest.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{BatchShape, Binding, EXPERT_MATMUL, dispatch, f32_bytes, fold, is_software, matmul, require};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+use crate::model::{ExpertMatMul, Value};
+
+/// Params of the shader.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Params {
+    /// Rows of the weight: of this slice of all experts'.
+    pub n_rows: u32,
+    /// Columns of the weight.
+    pub n_columns: u32,
+    /// Tokens.
+    pub n_tokens: u32,
+    /// Experts of a token.
+    pub n_used: u32,
+    /// Rows of one expert's matrix.
+    pub expert_rows: u32,
+    /// The slice's first row among those of all experts.
+    pub first_row: u32,
+    /// 1: all experts of a token read the same input; 0: each has its own.
+    pub shares_input: u32,
+}
+
+impl Params {
+    /// Those of the rows from `first_row` on, `n_rows` of them; `input` is the operation's.
+    pub fn of(op: &ExpertMatMul, input: &Value, rows: [u64; 2], batch: &BatchShape) -> Params {
+        let [first_row, n_rows] = rows.map(|n| n as u32);
+        Params {
+            n_rows,
+            n_columns: op.n_columns as u32,
+            n_tokens: batch.rows_of(input),
+            n_used: op.n_used as u32,
+            expert_rows: op.n_rows as u32,
+            first_row,
+            shares_input: (input.width == op.n_columns).into(),
+        }
+    }
+
+    /// Rows of inputs.
+    fn n_inputs(&self) -> u32 {
+        if self.shares_input != 0 { self.n_tokens } else { self.n_tokens.saturating_mul(self.n_used) }
+    }
+
+    /// The row of inputs that the `choice`th expert of a token reads.
+    pub(crate) fn input_row(&self, token: usize, choice: usize) -> usize {
+        if self.shares_input != 0 { token } else { token * self.n_used as usize + choice }
+    }
+}
+
+/// Buffers of the shader.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_rows, n_columns]` as stored.
+    pub weight: Binding<'a>,
+    /// `[n_tokens, n_used, n_columns]`, or `[n_tokens, n_columns]` where experts share it.
+    pub input: Binding<'a>,
+    /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights.
+    pub routing: Binding<'a>,
+    /// `[n_tokens, n_used, expert_rows]`.
+    pub output: Binding<'a>,
+}
+
+/// Makes the dispatch, for a weight of this dtype.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: DType, bindings: Bindings<'_>) -> Result<Dispatch> {
+    let Params { n_rows, n_columns, n_tokens, n_used, expert_rows, .. } = *params;
+    let stem = EXPERT_MATMUL.stem;
+    let of_dtype = matmul::Params::new(dtype, n_rows, n_columns, n_tokens);
+    let row_bytes = of_dtype.row_bytes().unwrap_or(0);
+    require(gpu, stem, row_bytes > 0 && n_rows > 0, "its rows are no whole number of blocks, or there are none")?;
+    require(gpu, stem, n_tokens > 0 && n_used > 0 && expert_rows > 0, "it is empty")?;
+    let needed = [
+        (bindings.weight, row_bytes.saturating_mul(n_rows.into())),
+        (bindings.input, f32_bytes(&[params.n_inputs(), n_columns])),
+        (bindings.routing, f32_bytes(&[n_tokens, 2, n_used])),
+        (bindings.output, f32_bytes(&[n_tokens, n_used, expert_rows])),
+    ];
+    // Lanes that share a row read it side by side; a software adapter loads for each lane alone.
+    let [lanes, workgroup] = if is_software(gpu) { [1, 8] } else { [32, 64] };
+    let constants = [&of_dtype.dtype_constants()[..], &[("LANES", f64::from(lanes)), ("WORKGROUP", f64::from(workgroup))]].concat();
+    let groups = u64::from(expert_rows.div_ceil(workgroup / lanes));
+    let count = u64::from(n_tokens) * u64::from(n_used) * groups;
+    require(gpu, stem, count <= u64::from(u32::MAX), "it has more workgroups than u32 counts")?;
+    dispatch(gpu, &EXPERT_MATMUL, &constants, params_buffer, &needed, fold(gpu, stem, count, 1)?)
+}
+
+/// CPU twin of `shaders/expert_matmul.wgsl`.
+///
+/// # Panics
+/// Where the slices are shorter than `params` say: a bug of the caller.
+pub fn reference(params: &Params, dtype: DType, weight: &[u8], input: &[f32], routing: &[f32], output: &mut [f32]) {
+    let [n_rows, n_columns, n_used, expert_rows, first_row] =
+        [params.n_rows, params.n_columns, params.n_used, params.expert_rows, params.first_row].map(|n| n as usize);
+    let row_bytes = dtype.size_bytes(n_columns as u64).expect("whole blocks") as usize;
+    let mut scratch = vec![0.0; n_columns];
+    for (token, choice) in (0..params.n_tokens as usize).flat_map(|token| (0..n_used).map(move |choice| (token, choice))) {
+        let expert = routing[token * 2 * n_used + choice] as usize;
+        let input = &input[params.input_row(token, choice) * n_columns..][..n_columns];
+        let output = &mut output[(token * n_used + choice) * expert_rows..][..expert_rows];
+        for (row, value) in (expert * expert_rows..).zip(output) {
+            let Some(row) = row.checked_sub(first_row).filter(|row| *row < n_rows) else { continue };
+            *value = matmul::reference_row(dtype, &weight[row * row_bytes..][..row_bytes], input, &mut scratch);
+        }
+    }
+}

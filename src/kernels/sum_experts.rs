@@ -1,0 +1,65 @@
+//! What the experts of each token give, by the weights that they were chosen with: `output[t, i] = Σ_j weight[t, j] · input[t, j, i]`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{BatchShape, Binding, SUM_EXPERTS, dispatch, f32_bytes, fold_items, require};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Gpu};
+use crate::model::Value;
+
+/// Params of the shader.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Params {
+    /// Tokens.
+    pub n_tokens: u32,
+    /// Experts of a token.
+    pub n_used: u32,
+    /// Values that each gives.
+    pub width: u32,
+}
+
+impl Params {
+    /// Those of an operation with this routing and this output.
+    pub fn of(routing: &Value, output: &Value, batch: &BatchShape) -> Params {
+        Params { n_tokens: batch.rows_of(output), n_used: routing.width as u32 / 2, width: output.width as u32 }
+    }
+}
+
+/// Buffers of the shader.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    /// `[n_tokens, n_used, width]`.
+    pub input: Binding<'a>,
+    /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights.
+    pub routing: Binding<'a>,
+    /// `[n_tokens, width]`.
+    pub output: Binding<'a>,
+}
+
+/// Makes the dispatch.
+///
+/// # Errors
+/// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned.
+pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
+    let Params { n_tokens, n_used, width } = *params;
+    require(gpu, SUM_EXPERTS.stem, n_used > 0, "a token takes no expert")?;
+    let needed = [
+        (bindings.input, f32_bytes(&[n_tokens, n_used, width])),
+        (bindings.routing, f32_bytes(&[n_tokens, 2, n_used])),
+        (bindings.output, f32_bytes(&[n_tokens, width])),
+    ];
+    dispatch(gpu, &SUM_EXPERTS, &[], params_buffer, &needed, fold_items(gpu, SUM_EXPERTS.stem, &[n_tokens, width])?)
+}
+
+/// CPU twin of `shaders/sum_experts.wgsl`.
+pub fn reference(params: &Params, input: &[f32], routing: &[f32], output: &mut [f32]) {
+    let [n_used, width] = [params.n_used, params.width].map(|n| n as usize);
+    let tokens = input.chunks_exact(n_used * width).zip(routing.chunks_exact(2 * n_used)).zip(output.chunks_exact_mut(width));
+    for ((input, routing), output) in tokens.take(params.n_tokens as usize) {
+        output.fill(0.0);
+        for (input, weight) in input.chunks_exact(width).zip(&routing[n_used..]) {
+            output.iter_mut().zip(input).for_each(|(sum, value)| *sum = weight.mul_add(*value, *sum));
+        }
+    }
+}

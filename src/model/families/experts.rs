@@ -1,0 +1,98 @@
+//! The experts of a layer as operations: a router chooses some for each token, their products are those of a feed-forward part, and what
+//! they give is summed by the weights that they were chosen with.
+
+use super::Tensors;
+use crate::error::Result;
+use crate::model::experts::STACKED;
+use crate::model::{ExpertMatMul, Experts, ModelConfig, Op, Route, SharedExpert, Value, ValueId};
+
+/// The values of experts.
+pub(super) struct ExpertIds {
+    /// What the router gives each expert.
+    logits: ValueId,
+    routing: ValueId,
+    gate: ValueId,
+    up: ValueId,
+    activated: ValueId,
+    /// What each of a token's experts gives.
+    outputs: ValueId,
+    shared: Option<SharedIds>,
+}
+
+/// Those of the expert that every token takes.
+struct SharedIds {
+    gate: ValueId,
+    up: ValueId,
+    activated: ValueId,
+    output: ValueId,
+    /// By what it is multiplied, where it is.
+    factor: Option<ValueId>,
+}
+
+/// Declares the values of `experts`.
+pub(super) fn declare(experts: &Experts, hidden_size: usize, declare: &mut dyn FnMut(Value) -> ValueId) -> ExpertIds {
+    let wide = experts.n_used * experts.ffn_size;
+    let mut value = |name, width| declare(Value::of_tokens(name, width));
+    ExpertIds {
+        logits: value("scores of the experts", experts.n_experts),
+        routing: value("choice of experts", 2 * experts.n_used),
+        gate: value("gates of the experts", wide),
+        up: value("up projections of the experts", wide),
+        activated: value("gated up projections of the experts", wide),
+        outputs: value("outputs of the experts", experts.n_used * hidden_size),
+        shared: experts.shared.map(|SharedExpert { ffn_size, is_gated }| SharedIds {
+            gate: value("gate of the shared expert", ffn_size),
+            up: value("up projection of the shared expert", ffn_size),
+            activated: value("gated up projection of the shared expert", ffn_size),
+            output: value("output of the shared expert", hidden_size),
+            factor: is_gated.then(|| value("factor of the shared expert", 1)),
+        }),
+    }
+}
+
+/// Appends what experts make of `input` as `output`; `name` is the module that they are in.
+pub(super) fn push(
+    ops: &mut Vec<Op>,
+    tensor: &Tensors<'_>,
+    name: &str,
+    (config, experts): (&ModelConfig, &Experts),
+    ids: &ExpertIds,
+    [input, output]: [ValueId; 2],
+) -> Result<()> {
+    let &Experts { n_experts, n_used, scores, normalises, scale, groups, names, .. } = experts;
+    let matrix = |module: &str, shape: [usize; 2]| tensor(&format!("{name}.{module}.weight"), &shape.map(|size| size as u64));
+    let router = matrix(names.router, [n_experts, config.hidden_size])?;
+    ops.push(Op::MatMul { input, weight: router, output: ids.logits });
+    let bias = experts.has_selection_bias.then(|| tensor(&format!("{name}.{}", names.selection_bias), &[n_experts as u64])).transpose()?;
+    let (logits, routing) = (ids.logits, ids.routing);
+    ops.push(Op::Route(Route { logits, bias, routing, n_experts, n_used, scores, normalises, scale, groups }));
+    let shapes = experts.shapes(config.hidden_size);
+    let product = |which: usize, input: ValueId, output: ValueId| {
+        let [n_rows, n_columns] = shapes[which];
+        let stacked = format!("{name}.{}.{}", names.experts, STACKED[which]);
+        let weight = tensor(&stacked, &[(n_experts * n_rows) as u64, n_columns as u64])?;
+        Ok(Op::ExpertMatMul(ExpertMatMul { input, routing, weight, output, n_experts, n_used, n_rows, n_columns }))
+    };
+    ops.extend([product(0, input, ids.gate)?, product(1, input, ids.up)?]);
+    let activation = config.variant.activation;
+    ops.push(Op::Glu { activation, gate: ids.gate, up: ids.up, output: ids.activated });
+    ops.push(product(2, ids.activated, ids.outputs)?);
+    ops.push(Op::SumExperts { input: ids.outputs, routing, output });
+    let (Some(SharedExpert { ffn_size, .. }), Some(shared)) = (experts.shared, &ids.shared) else { return Ok(()) };
+    let [module, factor] = names.shared;
+    if let Some(value) = shared.factor {
+        ops.push(Op::MatMul { input, weight: matrix(factor, [1, config.hidden_size])?, output: value });
+    }
+    for (part, output) in [("gate_proj", shared.gate), ("up_proj", shared.up)] {
+        let weight = matrix(&format!("{module}.{part}"), [ffn_size, config.hidden_size])?;
+        ops.push(Op::MatMul { input, weight, output });
+    }
+    ops.push(Op::Glu { activation, gate: shared.gate, up: shared.up, output: shared.activated });
+    let weight = matrix(&format!("{module}.down_proj"), [config.hidden_size, ffn_size])?;
+    ops.push(Op::MatMul { input: shared.activated, weight, output: shared.output });
+    if let Some(gate) = shared.factor {
+        ops.push(Op::GateRows { gate, target: shared.output });
+    }
+    ops.push(Op::Add { input: shared.output, target: output });
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The kernels of experts, and the host's twin of their product.
+
+use tierflow::dtype::DType;
+use tierflow::gpu::{Buffer, Gpu};
+use tierflow::host::simd;
+use tierflow::host::{ExpertScratch, Input, multiply_experts};
+use tierflow::kernels::{Binding, expert_matmul, gate_rows, route, sum_experts};
+
+use super::{EXP_TOLERANCE, SUM_TOLERANCE};
+use crate::common::{POISON, Random, assert_close, bits, gpus, output, poisoned, run, run_all, upload};
+
+/// The host's products of blocks have inputs of 16 bits, whose roundings add up, beside the largest of many products.
+const HOST_TOLERANCE: f32 = 1e-4;
+
+const PLAIN: route::Params =
+    route::Params { n_tokens: 1, n_experts: 1, n_used: 1, scores: 0, n_groups: 1, n_groups_used: 1, n_best: 1, normalises: 0, scale: 1.0 };
+
+#[test]
+fn routes_match_their_reference() {
+    for gpu in gpus() {
+        for (params, has_bias) in [
+            (PLAIN, false),
+            (route::Params { n_tokens: 3, n_experts: 7, n_used: 7, ..PLAIN }, true),
+            (route::Params { n_tokens: 33, n_experts: 128, n_used: 8, normalises: 1, ..PLAIN }, false),
+            (route::Params { n_tokens: 2, n_experts: 130, n_used: 5, scores: 1, normalises: 1, scale: 2.5, ..PLAIN }, true),
+            (route::Params { n_tokens: 9, n_experts: 64, n_used: 6, n_groups: 8, n_groups_used: 3, scale: 16.0, ..PLAIN }, false),
+            (route::Params { n_tokens: 5, n_experts: 96, n_used: 7, scores: 1, n_groups: 6, n_groups_used: 2, n_best: 2, ..PLAIN }, true),
+            (route::Params { n_tokens: 2, n_experts: 1024, n_used: 10, normalises: 1, ..PLAIN }, false),
+        ] {
+            check_route(gpu, &params, has_bias);
+        }
+    }
+}
+
+fn check_route(gpu: &Gpu, params: &route::Params, has_bias: bool) {
+    let mut random = Random(u64::from(params.n_experts));
+    let logits: Vec<f32> = random.floats((params.n_tokens * params.n_experts) as usize).iter().map(|logit| 4.0 * logit).collect();
+    let bias = has_bias.then(|| random.floats(params.n_experts as usize));
+    let len = (params.n_tokens * 2 * params.n_used) as usize;
+    let mut expected = vec![0.0; len];
+    route::reference(params, &logits, bias.as_deref(), &mut expected);
+    let (logits, result) = (upload(gpu, "logits", &logits), poisoned(gpu, len));
+    let bias = bias.map(|bias| upload(gpu, "bias", &bias));
+    let bindings = route::Bindings {
+        logits: Binding::whole(&logits),
+        bias: bias.as_ref().map(|bias| Binding::whole(bias)),
+        routing: Binding::whole(&result),
+    };
+    run(gpu, params, |buffer| route::prepare(gpu, buffer, params, bindings));
+    let found = output(gpu, &result, len);
+    let n_used = params.n_used as usize;
+    for (token, (found, expected)) in found.chunks(2 * n_used).zip(expected.chunks(2 * n_used)).enumerate() {
+        assert_eq!(found[..n_used], expected[..n_used], "experts of token {token} of {params:?}");
+        assert_close(&found[n_used..], &expected[n_used..], EXP_TOLERANCE, &format!("weights of token {token} of {params:?}"));
+    }
+}
+
+/// A product with random experts of each token.
+struct Product {
+    params: expert_matmul::Params,
+    dtype: DType,
+    weight: Vec<u8>,
+    input: Vec<f32>,
+    routing: Vec<f32>,
+}
+
+impl Product {
+    /// Five experts, of which each token takes three; their matrices have `expert_rows` rows.
+    fn random(dtype: DType, expert_rows: u32, n_columns: u32, n_tokens: u32, shares_input: bool) -> Product {
+        let (n_experts, n_used) = (5, 3);
+        let n_columns = n_columns.next_multiple_of(dtype.block_len() as u32);
+        let (n_rows, shares_input) = (n_experts * expert_rows, u32::from(shares_input));
+        let params = expert_matmul::Params { n_rows, n_columns, n_tokens, n_used, expert_rows, first_row: 0, shares_input };
+        let mut random = Random(u64::from(n_rows * 7919 + n_columns * 31 + n_tokens));
+        let n_inputs = if shares_input == 1 { n_tokens } else { n_tokens * n_used };
+        let routing = (0..n_tokens).flat_map(|_| {
+            let first = random.word() % n_experts;
+            (0..n_used).map(move |choice| ((first + 2 * choice) % n_experts) as f32).chain([f32::NAN; 3])
+        });
+        Product {
+            params,
+            dtype,
+            routing: routing.collect(),
+            weight: random.weights(dtype, (n_rows * n_columns) as usize),
+            input: random.floats((n_inputs * n_columns) as usize),
+        }
+    }
+
+    fn output_len(&self) -> usize {
+        (self.params.n_tokens * self.params.n_used * self.params.expert_rows) as usize
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.dtype.size_bytes(self.params.n_columns.into()).unwrap() as usize
+    }
+
+    /// The params of slices of so many rows.
+    fn slices(&self, slice_rows: u32) -> Vec<expert_matmul::Params> {
+        let first_rows = (0..self.params.n_rows).step_by(slice_rows as usize);
+        let of = |first_row| expert_matmul::Params { first_row, n_rows: slice_rows.min(self.params.n_rows - first_row), ..self.params };
+        first_rows.map(of).collect()
+    }
+
+    fn rows(&self, params: &expert_matmul::Params) -> &[u8] {
+        &self.weight[params.first_row as usize * self.row_bytes()..][..params.n_rows as usize * self.row_bytes()]
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let mut output = vec![0.0; self.output_len()];
+        expert_matmul::reference(&self.params, self.dtype, &self.weight, &self.input, &self.routing, &mut output);
+        output
+    }
+
+    fn on_gpu(&self, gpu: &Gpu, slice_rows: u32) -> Vec<f32> {
+        let (input, routing) = (upload(gpu, "input", &self.input), upload(gpu, "routing", &self.routing));
+        let result = poisoned(gpu, self.output_len());
+        let slices = self.slices(slice_rows);
+        let weights: Vec<_> = slices.iter().map(|slice| upload(gpu, "weight", self.rows(slice))).collect();
+        run_all(gpu, &slices, |buffer, _| {
+            let of = |(params, weight): (&expert_matmul::Params, &Buffer)| {
+                let [input, routing, output] = [&input, &routing, &result].map(|buffer| Binding::whole(buffer));
+                let bindings = expert_matmul::Bindings { weight: Binding::whole(weight), input, routing, output };
+                expert_matmul::prepare(gpu, buffer, params, self.dtype, bindings)
+            };
+            slices.iter().zip(&weights).map(of).collect()
+        });
+        output(gpu, &result, self.output_len())
+    }
+
+    fn on_host(&self, slice_rows: u32) -> Vec<f32> {
+        let mut output = vec![POISON; self.output_len()];
+        let (mut packed, mut scratch) = (Input::default(), ExpertScratch::default());
+        for slice in self.slices(slice_rows) {
+            let weight = (self.dtype, self.rows(&slice));
+            multiply_experts(simd::simd(), &slice, weight, [&self.input, &self.routing], &mut output, (&mut packed, &mut scratch));
+        }
+        output
+    }
+}
+
+#[test]
+fn products_with_experts_match_their_reference_for_every_dtype() {
+    for dtype in DType::ALL {
+        for (expert_rows, n_columns, n_tokens, shares_input) in [(1, 1, 1, true), (9, 33, 1, false), (13, 288, 5, true), (7, 300, 4, false)]
+        {
+            let product = Product::random(dtype, expert_rows, n_columns, n_tokens, shares_input);
+            let expected = product.reference();
+            let what = format!("{dtype}, experts of [{expert_rows}, {n_columns}] × {n_tokens}");
+            for gpu in gpus() {
+                assert_close(&product.on_gpu(gpu, product.params.n_rows), &expected, SUM_TOLERANCE, &what);
+            }
+            // Of a few products the largest may be small.
+            if expected.len() > 16 {
+                assert_close(&product.on_host(product.params.n_rows), &expected, HOST_TOLERANCE, &format!("{what} on the host"));
+            }
+        }
+    }
+}
+
+#[test]
+fn slices_of_experts_give_the_bits_of_the_whole() {
+    for dtype in [DType::F16, DType::Q8_0, DType::Q6K] {
+        let product = Product::random(dtype, 11, 256, 3, true);
+        let on_host = product.on_host(product.params.n_rows);
+        for slice_rows in [1, 7, 11, 30] {
+            let what = format!("{dtype} in slices of {slice_rows}");
+            assert_eq!(bits(&product.on_host(slice_rows)), bits(&on_host), "{what} on the host");
+            for gpu in gpus() {
+                assert_eq!(bits(&product.on_gpu(gpu, slice_rows)), bits(&product.on_gpu(gpu, product.params.n_rows)), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_experts_match_their_reference() {
+    for gpu in gpus() {
+        for (n_tokens, n_used, width) in [(1, 1, 1), (3, 5, 67), (2, 8, 256)] {
+            let params = sum_experts::Params { n_tokens, n_used, width };
+            let mut random = Random(u64::from(width));
+            let [input, routing] = [n_used * width, 2 * n_used].map(|len| random.floats((n_tokens * len) as usize));
+            let len = (n_tokens * width) as usize;
+            let mut expected = vec![0.0; len];
+            sum_experts::reference(&params, &input, &routing, &mut expected);
+            let [input, routing, result] = [upload(gpu, "input", &input), upload(gpu, "routing", &routing), poisoned(gpu, len)];
+            let [input, routing, output_] = [&input, &routing, &result].map(|buffer| Binding::whole(buffer));
+            let bindings = sum_experts::Bindings { input, routing, output: output_ };
+            run(gpu, &params, |buffer| sum_experts::prepare(gpu, buffer, &params, bindings));
+            assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{params:?}"));
+        }
+    }
+}
+
+#[test]
+fn gated_rows_match_their_reference() {
+    for gpu in gpus() {
+        for (n_tokens, width) in [(1, 1), (3, 67), (5, 256)] {
+            let params = gate_rows::Params { n_tokens, width };
+            let mut random = Random(u64::from(width));
+            let len = (n_tokens * width) as usize;
+            let (gate, values) = (random.floats(n_tokens as usize), random.floats(len));
+            let mut expected = values.clone();
+            gate_rows::reference(&params, &gate, &mut expected);
+            let (gate, target) = (upload(gpu, "gate", &gate), upload(gpu, "values", &values));
+            let bindings = gate_rows::Bindings { gate: Binding::whole(&gate), target_values: Binding::whole(&target) };
+            run(gpu, &params, |buffer| gate_rows::prepare(gpu, buffer, &params, bindings));
+            assert_close(&crate::common::floats(gpu, &target)[..len], &expected, EXP_TOLERANCE, &format!("{params:?}"));
+        }
+    }
+}
