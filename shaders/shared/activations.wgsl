@@ -1,7 +1,7 @@
 
 // What values of a feed-forward part go through.
 
-override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu by tanh, 2: gelu, 3: relu, 4: relu^2, 5: x itself
+override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu by tanh, 2: gelu, 3: relu, 4: relu^2, 5: x itself, 6: sigmoid
 
 fn activated(x: f32) -> f32 {
     switch ACTIVATION {
@@ -27,6 +27,9 @@ fn activated(x: f32) -> f32 {
         }
         case 5u: {
             return x;
+        }
+        case 6u: {
+            return 1.0 / (1.0 + exp(-x));
         }
         default: {
             return x / (1.0 + exp(-x));

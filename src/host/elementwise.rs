@@ -77,6 +77,7 @@ pub fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32])
         Activation::Relu => glu_of(relu, gate, up, output),
         Activation::ReluSquared => glu_of(relu_squared, gate, up, output),
         Activation::Identity => glu_of(|x| x, gate, up, output),
+        Activation::Sigmoid => glu_of(sigmoid, gate, up, output),
     }
 }
 
@@ -106,6 +107,10 @@ fn relu_squared(x: f32) -> f32 {
     relu(x) * relu(x)
 }
 
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 fn glu_of(activated: impl Fn(f32) -> f32 + Sync, gate: &[f32], up: &[f32], output: &mut [f32]) {
     let part = |output: &mut [f32], gate: &[f32], up: &[f32]| {
         for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
@@ -130,6 +135,7 @@ pub fn map(function: Function, target: &mut [f32]) {
         Function::Activation(Activation::Relu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu(*x))),
         Function::Activation(Activation::ReluSquared) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu_squared(*x))),
         Function::Activation(Activation::Identity) => {}
+        Function::Activation(Activation::Sigmoid) => in_place(target, |part| part.iter_mut().for_each(|x| *x = sigmoid(*x))),
     }
 }
 
@@ -170,8 +176,15 @@ mod tests {
     /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
     const TOLERANCE: f32 = 1e-6;
 
-    const ACTIVATIONS: [Activation; 6] =
-        [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu, Activation::ReluSquared, Activation::Identity];
+    const ACTIVATIONS: [Activation; 7] = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::Gelu,
+        Activation::Relu,
+        Activation::ReluSquared,
+        Activation::Identity,
+        Activation::Sigmoid,
+    ];
 
     fn values(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin() * 3.0).collect()

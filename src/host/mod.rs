@@ -4,6 +4,7 @@
 //! instructions, the kernels' references say what is computed.
 
 mod attention;
+mod delta_rule;
 mod elementwise;
 mod exp;
 mod experts;
@@ -13,6 +14,7 @@ mod quantise;
 pub mod simd;
 
 pub use attention::attention;
+pub use delta_rule::delta_rule;
 pub use elementwise::{add, glu, layer_norm, map, rms_norm, rope};
 pub use experts::{ExpertScratch, multiply_experts};
 pub use input::{Input, InputFormat, Operand};

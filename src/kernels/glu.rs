@@ -65,6 +65,7 @@ pub(super) fn code(activation: Activation) -> f64 {
         Activation::Relu => 3.0,
         Activation::ReluSquared => 4.0,
         Activation::Identity => 5.0,
+        Activation::Sigmoid => 6.0,
     }
 }
 
@@ -82,6 +83,7 @@ pub(super) fn activated(activation: Activation, x: f32) -> f32 {
         Activation::Relu => x.max(0.0),
         Activation::ReluSquared => x.max(0.0) * x.max(0.0),
         Activation::Identity => x,
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     }
 }
 

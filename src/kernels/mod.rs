@@ -7,6 +7,7 @@ pub mod add;
 pub mod add_bias;
 pub mod attention;
 pub mod conv;
+pub mod delta_rule;
 pub mod expert_matmul;
 pub mod gate_rows;
 pub mod gather_rows;
@@ -86,7 +87,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 32] = [
+pub static KERNELS: [&KernelSource; 33] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -109,6 +110,7 @@ pub static KERNELS: [&KernelSource; 32] = [
     &ATTENTION_COMBINE,
     &ATTENTION_COMPACT,
     &CONV,
+    &DELTA_RULE,
     &GLU,
     &MAP,
     &ADD,
@@ -208,6 +210,20 @@ static CONV: KernelSource = row::<conv::Params>(
     "conv",
     wgsl!("conv"),
     &[("tokens", Read), ("input", Read), ("weight", Read), ("bias", Read), ("state", Write), ("output", Write)],
+);
+static DELTA_RULE: KernelSource = row::<delta_rule::Params>(
+    "delta_rule",
+    wgsl!("delta_rule"),
+    &[
+        ("tokens", Read),
+        ("input", Read),
+        ("alpha", Read),
+        ("beta", Read),
+        ("decay", Read),
+        ("bias", Read),
+        ("state", Write),
+        ("output", Write),
+    ],
 );
 static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu", "activations"), &[("gate", Read), ("up", Read), ("output", Write)]);
 static MAP: KernelSource = row::<map::Params>("map", wgsl!("map", "activations"), &[("target_values", Write)]);

@@ -121,7 +121,7 @@ impl Checkpoint {
     fn open_gguf(source: Arc<dyn ByteSource>, folder: &Folder, io: IoMode) -> Result<Checkpoint> {
         let path = source.path().to_owned();
         let head = gguf::Head::read(source.as_ref())?;
-        let sources = split::open_parts(Arc::clone(&source), &head.metadata, folder, io)?;
+        let mut sources = split::open_parts(Arc::clone(&source), &head.metadata, folder, io)?;
         let mut heads = match sources.as_slice() {
             [_] => vec![head],
             parts => parts.iter().map(|part| gguf::Head::read(part.as_ref())).collect::<Result<_>>()?,
@@ -136,7 +136,7 @@ impl Checkpoint {
         let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
         let mut sources = sources;
         let catalog = with_experts(&config, catalog, &mut sources, &path)?;
-        let catalog = with_parts(&config, catalog, &path)?;
+        let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources, true), &path)?;
         Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })
     }
 
@@ -146,8 +146,8 @@ impl Checkpoint {
             families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
         })?;
         let folder::Folder { catalog, mut sources, unreadable } = folder::open(&folder, io)?;
-        let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(catalog))));
-        let catalog = with_experts(&config, with_rows(&config, catalog, &mut sources), &mut sources, &folder.to_string())?;
+        let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(with_text(&config, catalog, &folder)))));
+        let catalog = with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &folder.to_string())?;
         let catalog = with_parts(&config, catalog, &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),
@@ -266,6 +266,31 @@ impl Checkpoint {
     }
 }
 
+/// What holds the text model where a checkpoint has more: in its names now, and as it was called before.
+const TEXT_MODELS: [(&str, &str); 3] =
+    [("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")];
+
+/// The tensors of the text model alone, by their names in it, where the checkpoint holds a model that sees or hears, too.
+fn with_text(config: &ModelConfig, catalog: Catalog, path: impl std::fmt::Display) -> Catalog {
+    let is_part = |tensor: &TensorInfo| TEXT_MODELS.iter().any(|(prefix, _)| tensor.name.starts_with(prefix));
+    if !catalog.tensors.iter().any(is_part) {
+        return catalog;
+    }
+    let head = config.family.names.head_weight();
+    let Catalog { shards, mut tensors, .. } = catalog;
+    let n_all = tensors.len();
+    tensors.retain(|tensor| is_part(tensor) || tensor.name == head);
+    for tensor in &mut tensors {
+        let renamed = TEXT_MODELS.iter().find_map(|(prefix, own)| Some(format!("{own}{}", tensor.name.strip_prefix(prefix)?)));
+        tensor.name = renamed.unwrap_or_else(|| std::mem::take(&mut tensor.name));
+    }
+    let n_others = n_all - tensors.len();
+    if n_others > 0 {
+        tracing::warn!("{path}: holds a text model and {n_others} tensors of other parts (pictures, sound), which are ignored");
+    }
+    Catalog::new(shards, tensors)
+}
+
 /// Convolutions of single channels as matrices: folders have `[channels, 1, taps]`.
 fn with_taps(catalog: Catalog) -> Catalog {
     let Catalog { shards, mut tensors, .. } = catalog;
@@ -312,9 +337,10 @@ fn with_embedding(config: &ModelConfig, catalog: Catalog) -> Catalog {
     Catalog::new(shards, tensors)
 }
 
-/// What folders store in another order as what it is, in a file of its own that is read from those of `sources`.
-fn with_rows(config: &ModelConfig, catalog: Catalog, sources: &mut Vec<Arc<dyn ByteSource>>) -> Catalog {
-    let stored = (config.family.stored)(config);
+/// What files store in another order as what it is, in a file of its own that is read from those of `sources`.
+fn with_rows(config: &ModelConfig, catalog: Catalog, sources: &mut Vec<Arc<dyn ByteSource>>, is_gguf: bool) -> Catalog {
+    let mut stored = (config.family.stored)(config);
+    stored.retain(|stored| stored.is_so_in_gguf || !is_gguf);
     let order_of = |tensor: &TensorInfo| {
         let (module, kind) = tensor.name.rsplit_once('.')?;
         let order = stored.iter().find(|stored| module.ends_with(stored.suffix))?.order?;

@@ -116,6 +116,22 @@ pub enum RecurrentKind {
         /// Whether the convolution and the projections have biases.
         has_bias: bool,
     },
+    /// The gated delta rule behind a short convolution of queries, keys and values.
+    DeltaNet {
+        /// Positions that an output of the convolution depends on.
+        n_taps: usize,
+        /// Heads of queries, and of keys.
+        n_key_heads: usize,
+        /// Heads of values; a multiple of `n_key_heads`.
+        n_value_heads: usize,
+        /// Values of a query's or key's head.
+        key_size: usize,
+        /// Values of a value's head.
+        value_size: usize,
+        /// Whether files are as llama.cpp's converter writes them: value head `h` has key head `h mod n_key_heads`, and rates are stored
+        /// themselves, not their logarithms.
+        is_of_gguf: bool,
+    },
 }
 
 impl RecurrentKind {
@@ -123,6 +139,7 @@ impl RecurrentKind {
     pub fn module(self) -> &'static str {
         match self {
             RecurrentKind::ShortConv { .. } => "conv",
+            RecurrentKind::DeltaNet { .. } => "linear_attn",
         }
     }
 }

@@ -23,7 +23,27 @@ pub(super) fn read_config(folder: &Folder, hint: Hint<'_>) -> Result<ModelConfig
     let Value::Object(fields) = value else {
         return Err(Error::invalid_file(&name, "is not a JSON object"));
     };
+    let fields = with_text_config(fields);
     config_of(&Fields { path: &name, name: &model_name(&fields, folder), fields: &fields, other_names: &[] }, hint)
+}
+
+/// The config of the text model where that is a part of one that sees or hears, too, and of a known family. What both say counts as the
+/// whole says it.
+fn with_text_config(mut fields: Map<String, Value>) -> Map<String, Value> {
+    let is_known =
+        |text: &Map<String, Value>| text.get("model_type").and_then(Value::as_str).is_some_and(|name| families::by_name(name).is_some());
+    let Some(Value::Object(text)) = fields.get_mut("text_config").filter(|text| text.as_object().is_some_and(is_known)) else {
+        return fields;
+    };
+    let mut text = std::mem::take(text);
+    // The class is that of the whole.
+    text.remove("architectures");
+    for key in ["tie_word_embeddings", "quantization_config", "_name_or_path"] {
+        if let Some(value) = fields.remove(key) {
+            text.insert(key.to_owned(), value);
+        }
+    }
+    text
 }
 
 /// Where the config classes of families differ.
@@ -516,6 +536,18 @@ mod tests {
     }
 
     #[test]
+    fn the_text_model_of_a_larger_one_is_found() {
+        let parse = |text: &str| with_text_config(serde_json::from_str(text).unwrap());
+        let whole = r#"{"model_type":"gemma3","architectures":["Gemma3ForConditionalGeneration"],"tie_word_embeddings":true,
+            "text_config":{"model_type":"gemma3_text","hidden_size":64,"tie_word_embeddings":false,"architectures":null}}"#;
+        let text = parse(r#"{"model_type":"gemma3_text","hidden_size":64,"tie_word_embeddings":true}"#);
+        assert_eq!(parse(whole), text);
+        for other in [r#"{"model_type":"llama","text_config":7}"#, r#"{"model_type":"x","text_config":{"model_type":"unknown"}}"#] {
+            assert_eq!(Value::Object(parse(other)), serde_json::from_str::<Value>(other).unwrap(), "stays as it is");
+        }
+    }
+
+    #[test]
     fn rope_is_read_from_both_places() {
         let old = parse(r#"{"rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2}}"#).unwrap();
         let new = parse(r#"{"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2.0}}"#).unwrap();
@@ -554,6 +586,11 @@ mod tests {
                 "4611686018427387904 taps",
             ),
             (r#"{"model_type":"lfm2","block_multiple_of":0}"#, "block_multiple_of"),
+            (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"linear_num_value_heads":4611686018427387904}"#, "value heads"),
+            (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"linear_num_value_heads":24}"#, "24 value heads cannot share 16"),
+            (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"linear_key_head_dim":0}"#, "key heads is 0"),
+            (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"full_attention_interval":0}"#, "full_attention_interval"),
+            (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"layer_types":["conv"]}"#, "layer_types"),
             (r#"{"architectures":["LlamaForSequenceClassification"]}"#, "LlamaForSequenceClassification"),
             (r#"{"rope_scaling":{"rope_type":"ntk","factor":4.0}}"#, "ntk"),
             (r#"{"rope_scaling":{"rope_type":"yarn","factor":0.0}}"#, "factor"),

@@ -19,6 +19,11 @@ pub(super) fn translate(name: &str, family: &Family) -> String {
     if let Some(outer) = outer.or_else(|| of_family(stem)) {
         return format!("{outer}.{kind}");
     }
+    // Some families have other names for a whole tensor of a layer.
+    let whole = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    if let Some((layer, renamed)) = whole.and_then(|(layer, rest)| Some((layer, of_family(rest)?))) {
+        return format!("{}.{layer}.{renamed}", names.layers);
+    }
     let in_layer = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     match in_layer.and_then(|(layer, part)| Some((layer, of_family(part).or_else(|| layer_part(part))?))) {
         Some((layer, part)) => format!("{}.{layer}.{part}.{kind}", names.layers),
@@ -98,6 +103,8 @@ mod tests {
         }
         assert_eq!(of("phi3", "blk.2.ffn_up.weight"), "model.layers.2.mlp.gate_up_proj.weight");
         assert_eq!(of("phi3", "blk.2.ffn_down.weight"), "model.layers.2.mlp.down_proj.weight");
+        assert_eq!(of("qwen3_5_text", "blk.2.ssm_a"), "model.layers.2.linear_attn.A_log");
+        assert_eq!(of("qwen3_5_text", "blk.2.ssm_dt.bias"), "model.layers.2.linear_attn.dt_bias");
         assert_eq!(of("bert", "token_types.weight"), "bert.embeddings.token_type_embeddings.weight");
         assert_eq!(of("bert", "blk.2.ffn_down.bias"), "bert.encoder.layer.2.output.dense.bias");
         assert_eq!(of("gpt2", "position_embd.weight"), "transformer.wpe.weight");

@@ -65,11 +65,31 @@ fn check_recurrent(config: &ModelConfig, path: &str) -> Result<()> {
     if n_listed != n_layers {
         return Err(Error::invalid_file(path, format!("kinds of {n_listed} layers are listed, the model has {n_layers}")));
     }
-    let RecurrentKind::ShortConv { n_taps, .. } = recurrent.kind;
-    match n_taps {
-        1..=MAX_TAPS => Ok(()),
-        _ => Err(Error::invalid_file(path, format!("the convolutions have {n_taps} taps, they must have from 1 to {MAX_TAPS}"))),
+    let (RecurrentKind::ShortConv { n_taps, .. } | RecurrentKind::DeltaNet { n_taps, .. }) = recurrent.kind;
+    if !(1..=MAX_TAPS).contains(&n_taps) {
+        return Err(Error::invalid_file(path, format!("the convolutions have {n_taps} taps, they must have from 1 to {MAX_TAPS}")));
     }
+    let RecurrentKind::DeltaNet { n_key_heads, n_value_heads, key_size, value_size, .. } = recurrent.kind else { return Ok(()) };
+    let sizes = [
+        ("number of linear attention's key heads", n_key_heads, MAX_HEADS),
+        ("number of linear attention's value heads", n_value_heads, MAX_HEADS),
+        ("size of linear attention's key heads", key_size, MAX_HEAD_SIZE),
+        ("size of linear attention's value heads", value_size, MAX_HEAD_SIZE),
+    ];
+    if let Some((what, value, limit)) = sizes.into_iter().find(|(_, value, limit)| *value == 0 || value > limit) {
+        return Err(Error::invalid_file(path, format!("the {what} is {value}, it must be from 1 to {limit}")));
+    }
+    // Cannot overflow: all factors are bounded above.
+    if n_key_heads * key_size > MAX_SIZE || n_value_heads * value_size > MAX_SIZE {
+        let reason =
+            format!("linear attention's {n_key_heads} and {n_value_heads} heads of {key_size} and {value_size} values are absurdly wide");
+        return Err(Error::invalid_file(path, reason));
+    }
+    if !n_value_heads.is_multiple_of(n_key_heads) {
+        let reason = format!("linear attention's {n_value_heads} value heads cannot share {n_key_heads} key heads evenly");
+        return Err(Error::invalid_file(path, reason));
+    }
+    Ok(())
 }
 
 fn check_variant(variant: &Variant, path: &str) -> Result<()> {

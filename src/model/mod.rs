@@ -23,8 +23,8 @@ pub use config::{ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, Ro
 pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
 pub use op::{
-    Activation, Attention, Conv, ExpertGroups, ExpertMatMul, Function, LayerNorm, Op, RmsNorm, Rope, Route, Scores, State, StateKind,
-    StoreKv,
+    Activation, Attention, Conv, DeltaRule, ExpertGroups, ExpertMatMul, Function, LayerNorm, Op, RmsNorm, Rope, Route, Scores, State,
+    StateKind, StoreKv,
 };
 pub use to_gguf::{AsGguf, GgufTensor, Origin, as_gguf};
 pub use value::{Rows, Value, ValueId};
@@ -64,7 +64,7 @@ pub struct Unit {
 pub enum UnitKind {
     /// Token ids become vectors; rows are gathered on the host.
     Embedding,
-    /// Norm, projections, attention over the cache or what stands in its place (a convolution), residual.
+    /// Norm, projections, attention over the cache or what stands in its place (a convolution, the delta rule), residual.
     Attention {
         /// Which layer.
         layer: usize,
@@ -203,6 +203,7 @@ impl Unit {
                 Op::RmsNorm(norm) => [Some(norm.weight), None],
                 Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
                 Op::Conv(conv) => [Some(conv.weight), conv.bias],
+                Op::DeltaRule(rule) => [Some(rule.decay), Some(rule.bias)],
                 Op::AddBias { bias, .. } => [Some(*bias), None],
                 Op::Route(route) => [route.bias, None],
                 _ => [None, None],

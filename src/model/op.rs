@@ -49,6 +49,8 @@ pub enum Op {
     Attention(Attention),
     /// Causal convolution over a sequence, each channel for itself.
     Conv(Conv),
+    /// The gated delta rule over a sequence.
+    DeltaRule(DeltaRule),
     /// `output` = activation(`gate`) · `up`.
     Glu {
         /// Of the gate.
@@ -130,6 +132,8 @@ pub enum Activation {
     ReluSquared,
     /// `x` itself.
     Identity,
+    /// `1 / (1 + exp(−x))`
+    Sigmoid,
 }
 
 /// A function of single values.
@@ -307,6 +311,37 @@ pub struct Conv {
     pub n_taps: usize,
 }
 
+/// Each head's queries read from a matrix that its keys and values change, token by token; the formula stands in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct DeltaRule {
+    /// Which layer's state.
+    pub layer: usize,
+    /// `[n_tokens, 2 · n_key_heads · key_size + n_value_heads · value_size]`: queries, keys, values
+    pub input: ValueId,
+    /// What decides how much of the state is kept, `[n_tokens, n_value_heads]`
+    pub alpha: ValueId,
+    /// What decides how much of it is changed, as `alpha`
+    pub beta: ValueId,
+    /// `[n_value_heads]`: minus the rate at which heads forget, or its logarithm
+    pub decay: TensorId,
+    /// Whether it is the logarithm of the rate.
+    pub decay_is_log: bool,
+    /// Added to `alpha`, `[n_value_heads]`
+    pub bias: TensorId,
+    /// `[n_tokens, n_value_heads, value_size]`
+    pub output: ValueId,
+    /// Heads of queries, and of keys.
+    pub n_key_heads: usize,
+    /// Heads of values; a multiple of `n_key_heads`.
+    pub n_value_heads: usize,
+    /// Values of a query's or key's head.
+    pub key_size: usize,
+    /// Values of a value's head.
+    pub value_size: usize,
+    /// Whether value head `h` has key head `h mod n_key_heads`; otherwise consecutive value heads share one.
+    pub is_tiled: bool,
+}
+
 /// What a layer keeps of each sequence besides keys and values: as many f32 values however long the sequence is. It is that after the
 /// sequence's last token, so that a sequence goes on from there or begins anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -325,6 +360,8 @@ pub struct State {
 pub enum StateKind {
     /// [`Conv`]: `[n_taps, width]`, the input of position `p` in row `p mod n_taps`.
     Conv,
+    /// [`DeltaRule`]: `[n_value_heads, key_size, value_size]`.
+    DeltaRule,
 }
 
 impl Op {
@@ -333,6 +370,11 @@ impl Op {
         match self {
             Op::Conv(conv) => {
                 Some(State { layer: conv.layer, kind: StateKind::Conv, n_values: (conv.width as u64).saturating_mul(conv.n_taps as u64) })
+            }
+            Op::DeltaRule(rule) => {
+                let sizes = [rule.n_value_heads, rule.key_size, rule.value_size];
+                let n_values = sizes.iter().fold(1u64, |all, size| all.saturating_mul(*size as u64));
+                Some(State { layer: rule.layer, kind: StateKind::DeltaRule, n_values })
             }
             _ => None,
         }

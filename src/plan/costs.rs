@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Phase, Rates};
 use crate::dtype::DType;
-use crate::model::{Attention, ExpertMatMul, Model, Op, Unit};
+use crate::model::{Attention, DeltaRule, ExpertMatMul, Model, Op, Unit};
 use crate::plan::UploadPath;
 use crate::plan::fusion::is_fused;
 use crate::plan::sizes::ATTENTION_PARTS_TOKENS;
@@ -141,10 +141,11 @@ impl DeviceCosts {
         }
     }
 
-    /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention alone takes long.
+    /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention and the delta rule alone take long.
     pub(crate) fn op_secs(&self, op: &Op, workload: Workload) -> f64 {
         match op {
             Op::Attention(attention) => self.attention_secs(attention, workload.n_tokens, workload.position, workload.attention()),
+            Op::DeltaRule(rule) => self.delta_rule_secs(rule, workload.n_tokens),
             Op::Embed { .. }
             | Op::RmsNorm(_)
             | Op::LayerNorm(_)
@@ -182,6 +183,12 @@ impl DeviceCosts {
                 self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)
             }
         }
+    }
+
+    /// Seconds of the delta rule of `n_tokens`, besides the fixed cost: each token reads the state twice and writes it.
+    pub(crate) fn delta_rule_secs(&self, rule: &DeltaRule, n_tokens: usize) -> f64 {
+        let bytes = 12.0 * (n_tokens * rule.n_value_heads * rule.key_size) as f64 * rule.value_size as f64;
+        self.rates.matvec_of(DType::F32).map_or(0.0, |rate| bytes / rate.0)
     }
 
     /// Seconds of a whole unit.

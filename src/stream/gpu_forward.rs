@@ -10,10 +10,10 @@ use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, conv, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map, matmul, rms_norm,
-    rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
+    BatchShape, Binding, add, add_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map, matmul,
+    rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
 };
-use crate::model::{Attention, Conv, ExpertMatMul, Model, Op, StateKind, StoreKv, ValueId};
+use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, rotated_by};
 use crate::stream::Store;
 use crate::stream::gpu_buffers::Buffers;
@@ -234,6 +234,7 @@ impl<'a> Maker<'a> {
             Op::StoreKv(store) => self.store_kv(&store, ops, op)?,
             Op::Attention(attention) => self.attention(&attention, secs)?,
             Op::Conv(conv) => self.conv(&conv)?,
+            Op::DeltaRule(rule) => self.delta_rule(&rule)?,
             Op::Glu { activation, gate, up, output } => {
                 let params = glu::Params::of(model.value(gate), batch);
                 let bindings = glu::Bindings { gate: self.value(gate)?, up: self.value(up)?, output: self.value(output)? };
@@ -385,6 +386,21 @@ impl<'a> Maker<'a> {
             output: self.value(op.output)?,
         };
         Ok(Call::simple(params, move |arena, params| conv::prepare(gpu, arena, params, bindings)))
+    }
+
+    fn delta_rule(&self, op: &DeltaRule) -> Result<Call<'a>> {
+        let (gpu, params, is_log) = (self.gpu, delta_rule::Params::of(op, &self.batch), op.decay_is_log);
+        let bindings = delta_rule::Bindings {
+            tokens: self.working(WorkingBuffer::Tokens)?,
+            input: self.value(op.input)?,
+            alpha: self.value(op.alpha)?,
+            beta: self.value(op.beta)?,
+            decay: self.vector(op.decay)?,
+            bias: self.vector(op.bias)?,
+            state: Binding::whole(self.buffers.state(gpu, op.layer, StateKind::DeltaRule)?),
+            output: self.value(op.output)?,
+        };
+        Ok(Call::simple(params, move |arena, params| delta_rule::prepare(gpu, arena, params, is_log, bindings)))
     }
 
     fn top_k(&self, k: usize) -> Result<Call<'a>> {

@@ -11,10 +11,10 @@ use crate::host::simd::simd;
 use crate::host::{self, ExpertScratch, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{
-    BatchShape, MAX_PRODUCTS, add_bias, attention, conv, expert_matmul, gate_rows, gather_rows, layer_norm, matmul, rms_norm, rope,
-    rope_kv, route, sum_experts,
+    BatchShape, MAX_PRODUCTS, add_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, layer_norm, matmul, rms_norm,
+    rope, rope_kv, route, sum_experts,
 };
-use crate::model::{Attention, Conv, ExpertMatMul, Model, Op, Rope, StateKind, StoreKv, ValueId};
+use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, Rope, StateKind, StoreKv, ValueId};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
@@ -161,6 +161,7 @@ impl Values {
             Op::StoreKv(store) => self.store_kv(&store),
             Op::Attention(attention) => self.attention(&attention),
             Op::Conv(conv) => self.conv(&conv, vector(conv.weight), conv.bias.map(vector)),
+            Op::DeltaRule(rule) => self.delta_rule(&rule, vector(rule.decay), vector(rule.bias)),
             Op::Glu { activation, gate, up, output } => {
                 let mut result = self.take(output);
                 host::glu(activation, self.get(gate), self.get(up), &mut result);
@@ -219,11 +220,25 @@ impl Values {
 
     fn conv(&mut self, op: &Conv, weight: &[f32], bias: Option<&[f32]>) {
         let mut output = self.take(op.output);
-        let mut state = self.states.get_mut(&(op.layer, StateKind::Conv)).map(std::mem::take).unwrap_or_default();
+        let mut state = self.take_state(op.layer, StateKind::Conv);
         let values = conv::Values { input: self.get(op.input), weight, bias, state: &mut state, output: &mut output };
         conv::reference(&conv::Params::of(op, &self.batch()), &self.tokens, values);
         self.states.insert((op.layer, StateKind::Conv), state);
         self.put(op.output, output);
+    }
+
+    fn delta_rule(&mut self, op: &DeltaRule, decay: &[f32], bias: &[f32]) {
+        let mut output = self.take(op.output);
+        let mut state = self.take_state(op.layer, StateKind::DeltaRule);
+        let [input, alpha, beta] = [op.input, op.alpha, op.beta].map(|id| self.get(id));
+        let inputs = delta_rule::Inputs { input, alpha, beta, decay, is_log: op.decay_is_log, bias };
+        host::delta_rule(&delta_rule::Params::of(op, &self.batch()), &self.tokens, &inputs, &mut state, &mut output);
+        self.states.insert((op.layer, StateKind::DeltaRule), state);
+        self.put(op.output, output);
+    }
+
+    fn take_state(&mut self, layer: usize, kind: StateKind) -> Vec<f32> {
+        self.states.get_mut(&(layer, kind)).map(std::mem::take).unwrap_or_default()
     }
 
     fn attention(&mut self, op: &Attention) {

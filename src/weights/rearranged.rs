@@ -44,14 +44,15 @@ struct Matrix {
     begin: u64,
     n_rows: u64,
     n_columns: u64,
-    /// Bytes of a value.
+    /// Bytes of a value, where values are stored one by one.
     width: u64,
+    size: Bytes,
     order: Order,
 }
 
 impl Rearranged {
-    /// Makes of each of `tensors`, which have single values in the files `sources`, one of file number `shard`. `None` where there are
-    /// none.
+    /// Makes of each of `tensors` of the files `sources` one of file number `shard`; those to transpose have single values. `None` where
+    /// there are none.
     pub(crate) fn of(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<dyn ByteSource>], shard: u32) -> Option<Rearranged> {
         let mut file: Option<Rearranged> = None;
         for (tensor, order) in tensors {
@@ -65,7 +66,16 @@ impl Rearranged {
             let file = file.get_or_insert_with(|| Rearranged { path: source.path().to_owned(), len: 0, matrices: Vec::new() });
             let (n_rows, n_columns) = (tensor.shape[0], tensor.shape[1..].iter().product());
             let (stored, begin, width) = (tensor.offset, file.len, tensor.size_bytes.0 / tensor.n_values().max(1));
-            file.matrices.push(Matrix { source: Arc::clone(source), stored, begin, n_rows, n_columns, width, order });
+            file.matrices.push(Matrix {
+                source: Arc::clone(source),
+                stored,
+                begin,
+                n_rows,
+                n_columns,
+                width,
+                size: tensor.size_bytes,
+                order,
+            });
             (tensor.shard, tensor.offset) = (shard, begin);
             file.len = (begin + tensor.size_bytes.0).next_multiple_of(platform::DIRECT_ALIGNMENT as u64);
         }
@@ -87,7 +97,7 @@ impl ByteSource for Rearranged {
         // What lies between matrices is nobody's.
         buffer.fill(0);
         for matrix in &self.matrices {
-            let (begin, matrix_end) = (matrix.begin.max(offset), (matrix.begin + matrix.size().0).min(end));
+            let (begin, matrix_end) = (matrix.begin.max(offset), (matrix.begin + matrix.size.0).min(end));
             if begin < matrix_end {
                 let part = &mut buffer[(begin - offset) as usize..(matrix_end - offset) as usize];
                 matrix.read(begin - matrix.begin, part)?;
@@ -98,10 +108,6 @@ impl ByteSource for Rearranged {
 }
 
 impl Matrix {
-    fn size(&self) -> Bytes {
-        Bytes(self.n_rows * self.n_columns * self.width)
-    }
-
     /// Bytes from `offset` on, which lie in it.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self.order {
@@ -111,7 +117,7 @@ impl Matrix {
     }
 
     fn read_heads(&self, n_heads: u64, n_parts: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let head_bytes = self.size().0 / (n_heads * n_parts);
+        let head_bytes = self.size.0 / (n_heads * n_parts);
         let mut rest = buffer;
         let mut at = offset;
         while !rest.is_empty() {

@@ -231,7 +231,7 @@ fn every_family_answers_as_transformers_does() {
 #[test]
 fn recurrent_states_follow_their_sequence() {
     let root = tempfile::tempdir().unwrap();
-    for name in ["lfm2"] {
+    for name in ["lfm2", "qwen3_5"] {
         let golden = format!("{}/tests/golden/families/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
         golden.write(root.path(), name);

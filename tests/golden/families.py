@@ -20,7 +20,7 @@ import sys
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 FOLDER = pathlib.Path(__file__).parent / "families"
 GOLDEN = 0x9E3779B97F4A7C15
@@ -53,9 +53,9 @@ def uniform(name, n):
 def spread(name, shape, is_offset, is_transposed):
     """Base and scale of a tensor's values."""
     if len(shape) == 1:
-        if name.endswith("bias"):
+        if name.endswith(("bias", "A_log")):
             return 0.0, 0.25
-        return (0.0, 0.25) if is_offset else (1.0, 0.25)
+        return (0.0, 0.25) if is_offset and "linear_attn" not in name else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
     is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key"])
     return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else -1])))
@@ -102,6 +102,11 @@ BERT = {"attention.self.query": "attn_q", "attention.self.key": "attn_k", "atten
 LFM2 = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm", "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm",
         "self_attn.out_proj": "attn_output", "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj",
         "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up", "feed_forward.w2": "ffn_down"}
+QWEN3_5 = {"post_attention_layernorm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
+           "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d",
+           "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
+# Parameters that are no module's weight or bias.
+BARE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
 ENCODERS = ["bert"]
 OUTER = {"model.embedding_norm": "token_embd_norm", "embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
          "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
@@ -115,6 +120,10 @@ SMALL = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hid
          "num_key_value_heads": 3, "head_dim": 20, "max_position_embeddings": 256}
 # Of what has no `head_dim`.
 SPLIT = {key: value for key, value in SMALL.items() if key != "head_dim"}
+
+# The gated delta rule of three value heads for each key head.
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 12, "linear_value_head_dim": 10}
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 BERT_SHAPE = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
               "max_position_embeddings": 64}
@@ -289,6 +298,21 @@ CASES = [
                                                          "moe_layer_interval": 2, "moe_num_shared_experts": 1},
          EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_count": 1, "interleave_moe_layer_step": 2,
                         "leading_dense_block_count": 1, "rope.freq_base": 5e5}, arch="ernie4_5-moe", own=SHARED),
+    case("qwen3_5", "qwen3_5_text", "F32", SMALL | DELTA | {"num_hidden_layers": 5, "head_dim": 32},
+         {"rope.dimension_count": 8, "full_attention_interval": 4, "ssm.conv_kernel": 4, "ssm.state_size": 12, "ssm.group_count": 2,
+          "ssm.time_step_rank": 6, "ssm.inner_size": 60}, arch="qwen35", own=QWEN3_5),
+    case("qwen3_5-biases", "qwen3_5_text", "BF16", SMALL | DELTA | {
+        "head_dim": 16, "num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True, "linear_num_value_heads": 2,
+        "linear_value_head_dim": 33, "linear_conv_kernel_dim": 3, "layer_types": ["full_attention", *["linear_attention"] * 3],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}),
+    # Models that see, of which the text model is used.
+    case("qwen3_5-vision", "qwen3_5", "F32", {"text_config": SMALL | DELTA | {"num_hidden_layers": 4, "head_dim": 32, **NO_TOKENS},
+                                              "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+                                                                "out_hidden_size": 60, "num_position_embeddings": 16}}),
+    case("gemma3-vision", "gemma3", "F16", {"text_config": SMALL | {"num_hidden_layers": 2, "sliding_window": 6, "query_pre_attn_scalar": 20, **NO_TOKENS},
+                                            "vision_config": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16,
+                                                              "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
+                                            "mm_tokens_per_image": 4}),
     case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
     case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
                                                      "hidden_act": "gelu_new"}),
@@ -297,7 +321,21 @@ CASES = [
 
 def is_offset(case):
     """Whether weights of norms are stored as what is added to 1."""
-    return "gemma" in case["kind"] or case["kind"] == "nemotron"
+    return any(kind in case["kind"] for kind in ["gemma", "nemotron", "qwen3_5"])
+
+
+def tiled(case, config, name, shape):
+    """Of which rows, and of which columns, a converter makes those of a tensor, where it puts value heads that share a key head apart."""
+    if case["kind"] != "qwen3_5_text" or "linear_attn" not in name or "linear_attn.norm" in name:
+        return {}
+    n_key_heads, n_value_heads = config.linear_num_key_heads, config.linear_num_value_heads
+    n_shared, axis = n_value_heads // n_key_heads, 1 if "out_proj" in name else 0
+    values = config.linear_value_head_dim * n_value_heads
+    n_before = shape[axis] - values if shape[axis] > n_value_heads else 0
+    size = (shape[axis] - n_before) // n_value_heads
+    heads = [head % n_key_heads * n_shared + head // n_key_heads for head in range(n_value_heads)]
+    order = list(range(n_before)) + [n_before + head * size + i for head in heads for i in range(size)]
+    return {"columns" if axis else "rows": order}
 
 
 def gguf_of(case, config, shapes):
@@ -339,6 +377,11 @@ def gguf_of(case, config, shapes):
         shapes = {name: shape for name, shape in shapes.items() if not any(part in name for part in [".experts.", "put_linear."])}
     for name in shapes:
         module, kind = name.rsplit(".", 1)
+        bare = next((gguf for end, gguf in BARE.items() if name.endswith(end)), None)
+        if bare:
+            tensors.append({"name": f"blk.{name.split('.')[2]}.{bare}", "from": name, "add": 0.0, "negated_exp": bare == "ssm_a"}
+                           | tiled(case, config, name, shapes[name]))
+            continue
         if module in OUTER:
             gguf = OUTER[module]
         else:
@@ -351,9 +394,10 @@ def gguf_of(case, config, shapes):
             permute = config.num_attention_heads
         if case["is_permuted"] and "k_proj" in name:
             permute = config.num_key_value_heads
-        add = 1.0 if is_offset(case) and name.endswith("norm.weight") else 0.0
+        add = 1.0 if is_offset(case) and name.endswith("norm.weight") and "linear_attn" not in name else 0.0
         tensors.append({"name": f"{gguf}.{kind}", "from": name, "permuted_heads": permute, "add": add}
                        | ({"transposed": True} if is_transposed(case, name) else {})
+                       | tiled(case, config, name, shapes[name])
                        | ({"heads_of_parts": config.num_attention_heads} if "query_key_value" in name else {}))
     return {"architecture": case["arch"], "keys": keys, "tensors": tensors} | ({"vectors": vectors} if vectors else {})
 
@@ -365,7 +409,7 @@ NOISE, TAME = 1e-3, 0.006
 def prompt_of(case, model, config, length):
     """A prompt; of a mixture of experts one of which no rounding makes a token choose other experts, which changes logits by more."""
     for salt in range(200):
-        prompt = [(i * 37 + length + salt * 11) % config.vocab_size for i in range(length)]
+        prompt = [(i * 37 + length + salt * 11) % config.get_text_config().vocab_size for i in range(length)]
         if not any("experts." in name for name, _ in model.named_parameters()) or is_tame(model, prompt):
             return prompt
     raise ValueError(f"{case['name']}: every prompt of {length} has a token between two experts")
@@ -392,7 +436,10 @@ def answer(case):
     config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=None, **case["config"])
     config._attn_implementation = config._experts_implementation = "eager"
     is_encoder = case["kind"] in ENCODERS
-    model = AutoModel.from_config(config, add_pooling_layer=False) if is_encoder else AutoModelForCausalLM.from_config(config)
+    if is_encoder:
+        model = AutoModel.from_config(config, add_pooling_layer=False)
+    else:
+        model = (AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM).from_config(config)
     model = model.float().eval()
     tied = config.tie_word_embeddings
     shapes, tensors = {}, []

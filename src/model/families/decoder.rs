@@ -7,7 +7,7 @@ use super::experts::{self, ExpertIds};
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
-    Attention, Function, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value, ValueId,
+    Activation, Attention, Function, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value, ValueId,
 };
 use crate::weights::TensorId;
 
@@ -30,6 +30,8 @@ struct Ids {
     logits: ValueId,
     /// Queries and keys before their norms, where they are normed.
     plain: Option<[ValueId; 2]>,
+    /// What the output of attention is gated by, where it is.
+    output_gate: Option<ValueId>,
     /// What layers without attention work with.
     recurrent: Option<recurrent::Ids>,
     /// Those of experts, where there are any.
@@ -50,6 +52,8 @@ pub(super) struct Layout {
     pub(super) norms_whole_rows: bool,
     /// Queries, keys and values. `name:part` is a part of a matrix that holds several, [`Family::stored`](super::Family::stored).
     pub(super) projections: [&'static str; 3],
+    /// What attention's output is multiplied by, through a sigmoid, where there is such a gate.
+    pub(super) output_gate: Option<&'static str>,
     /// Norms of queries and of keys.
     pub(super) query_key_norms: [&'static str; 2],
     /// The output projection of attention.
@@ -80,6 +84,7 @@ pub(super) const LLAMA: Layout = Layout {
     after_ffn: None,
     norms_whole_rows: false,
     projections: ["q_proj", "k_proj", "v_proj"],
+    output_gate: None,
     query_key_norms: ["q_norm", "k_norm"],
     output: "o_proj",
     gate: Some("gate_proj"),
@@ -130,6 +135,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
         let query = declare(Value::of_tokens("queries before their norm", config.query_size()));
         [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
     });
+    let output_gate = layout.output_gate.map(|_| declare(Value::of_tokens("gate of the attention output", config.query_size())));
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
     let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
     let ids = Ids {
@@ -147,6 +153,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
         last_normed,
         logits,
         plain,
+        output_gate,
         recurrent,
         experts,
     };
@@ -253,6 +260,9 @@ impl Units<'_> {
         for (part, n_rows, output) in [(query_name, query_size, query), (key_name, kv_size, key), (value_name, kv_size, ids.value)] {
             self.matrix(ops, name, part, [n_rows, hidden_size], [input, output], config.attention_bias)?;
         }
+        for (part, output) in layout.output_gate.into_iter().zip(ids.output_gate) {
+            self.matrix(ops, name, part, [query_size, hidden_size], [input, output], config.attention_bias)?;
+        }
         if ids.plain.is_some() {
             let [query_norm, key_norm] = layout.query_key_norms;
             for (part, input, output, row_size) in [(query_norm, query, ids.query, query_size), (key_norm, key, ids.key, kv_size)] {
@@ -292,7 +302,15 @@ impl Units<'_> {
             softcap,
         };
         ops.push(Op::Attention(attention));
-        self.matrix(ops, name, layout.output, [hidden_size, query_size], [ids.attention, ids.delta], config.attention_output_bias)?;
+        let attended = match ids.output_gate {
+            // Queries are not needed any more.
+            Some(gate) => {
+                ops.push(Op::Glu { activation: Activation::Sigmoid, gate, up: ids.attention, output: ids.query });
+                ids.query
+            }
+            None => ids.attention,
+        };
+        self.matrix(ops, name, layout.output, [hidden_size, query_size], [attended, ids.delta], config.attention_output_bias)?;
         self.add_delta(ops, layer, layout.after_attention, read)
     }
 

@@ -10,7 +10,7 @@ use crate::model::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma3_text",
-    models: "Gemma 3 (text)",
+    models: "Gemma 3 (text, also of models that see)",
     classes: &["Gemma3ForCausalLM"],
     names: LLAMA_NAMES,
     gguf: &["gemma3"],

@@ -80,7 +80,7 @@ const KEYS: &[(&str, &str)] = &[
 
 fn stored(config: &ModelConfig) -> Vec<Stored> {
     let projections = ["q", "k", "v"].map(|part| (part, config.hidden_size)).into();
-    let transposed = |suffix, parts| Stored { suffix, parts, order: Some(Order::Transposed) };
+    let transposed = |suffix, parts| Stored { suffix, parts, order: Some(Order::Transposed), is_so_in_gguf: false };
     let mut stored = vec![transposed(".attn.c_attn", projections)];
     stored.extend([".attn.c_proj", ".mlp.c_fc", ".mlp.c_proj"].map(|suffix| transposed(suffix, Vec::new())));
     stored

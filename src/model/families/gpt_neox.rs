@@ -67,7 +67,7 @@ const LAYOUT: Layout = Layout {
 fn stored(config: &ModelConfig) -> Vec<Stored> {
     let parts = ["q", "k", "v"].map(|part| (part, config.query_size())).into();
     let order = Some(Order::ByHeads { n_heads: config.n_heads as u64, n_parts: 3 });
-    vec![Stored { suffix: ".attention.query_key_value", parts, order }]
+    vec![Stored { suffix: ".attention.query_key_value", parts, order, is_so_in_gguf: false }]
 }
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {

@@ -31,6 +31,7 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
@@ -79,6 +80,7 @@ pub static FAMILIES: &[&Family] = &[
     &gpt_neox::FAMILY,
     &cohere::FAMILY,
     &lfm2::FAMILY,
+    &qwen3_5::FAMILY,
     &bert::FAMILY,
     &mixtral::FAMILY,
     &qwen2_moe::FAMILY,
@@ -210,12 +212,14 @@ pub(super) struct Stored {
     pub(super) parts: Vec<(&'static str, usize)>,
     /// The order that folders have it in, where it is another: `Conv1D` of transformers has it transposed.
     pub(super) order: Option<Order>,
+    /// Whether GGUF files have it in that order, too.
+    pub(super) is_so_in_gguf: bool,
 }
 
 impl Stored {
     /// Several matrices one behind the other.
     pub(super) fn stacked(suffix: &'static str, parts: Vec<(&'static str, usize)>) -> Stored {
-        Stored { suffix, parts, order: None }
+        Stored { suffix, parts, order: None, is_so_in_gguf: false }
     }
 }
 

@@ -147,6 +147,19 @@ const ATTACKS: &[Attack] = &[
     ("model_type unknown", CONFIG, "`t5`", |f| config(f, "model_type", json!("t5"))),
     ("architecture unknown", CONFIG, "`FalconForCausalLM`", |f| config(f, "architectures", json!(["FalconForCausalLM"]))),
     ("architectures a number", CONFIG, "architectures", |f| config(f, "architectures", json!(7))),
+    ("layer types against tensors", "broken", "self_attn.q_proj", |f| {
+        edit(f, CONFIG, |config| {
+            let n_layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
+            config["model_type"] = json!("qwen3_5_text");
+            config["architectures"] = json!(["Qwen3_5ForCausalLM"]);
+            config["layer_types"] = json!(vec!["linear_attention"; n_layers]);
+        });
+    }),
+    ("text_config a list", CONFIG, "`gemma3`", |f| {
+        config(f, "text_config", json!([1]));
+        config(f, "architectures", Value::Null);
+        config(f, "model_type", json!("gemma3"));
+    }),
     ("activation", CONFIG, "`mish`", |f| config(f, "hidden_act", json!("mish"))),
     ("quantised", CONFIG, "`awq`", |f| config(f, "quantization_config", json!({"quant_method": "awq"}))),
     ("hidden_size missing", CONFIG, "`hidden_size` is missing", |f| config(f, "hidden_size", Value::Null)),

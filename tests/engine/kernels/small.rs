@@ -2,7 +2,7 @@
 
 use tierflow::gpu::Gpu;
 use tierflow::kernels::{
-    Binding, add, add_bias, attention, conv, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv, rope_kv_padded,
+    Binding, add, add_bias, attention, conv, delta_rule, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv, rope_kv_padded,
 };
 use tierflow::model::{Activation, Function, RopePairing};
 
@@ -94,6 +94,58 @@ fn conv_matches_its_reference_and_keeps_its_inputs() {
             let what = format!("{width} channels of {n_taps} taps");
             assert_close(&output(gpu, &result, expected.len()), &expected, SUM_TOLERANCE, &what);
             assert_eq!(floats(gpu, &state)[..after.len()], after, "{what}");
+        }
+    }
+}
+
+#[test]
+fn delta_rule_matches_its_reference_and_keeps_its_state() {
+    let tokens: Vec<rope_kv::Token> = PLACES.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for ([n_key_heads, n_value_heads, key_size, value_size], is_tiled, is_log) in
+            [([1, 1, 1, 1], 0, false), ([2, 6, 12, 10], 0, true), ([2, 6, 12, 10], 1, false), ([3, 3, 33, 70], 0, true)]
+        {
+            let params = delta_rule::Params { n_tokens: 7, n_seqs: 2, n_key_heads, n_value_heads, key_size, value_size, is_tiled };
+            let mut random = Random(u64::from(key_size));
+            let [input, alpha, beta, decay, bias, state] = [
+                7 * (2 * n_key_heads * key_size + n_value_heads * value_size),
+                7 * n_value_heads,
+                7 * n_value_heads,
+                n_value_heads,
+                n_value_heads,
+                2 * n_value_heads * key_size * value_size,
+            ]
+            .map(|len| random.floats(len as usize));
+            // A rate is above 0.
+            let decay: Vec<f32> = decay.iter().map(|value| if is_log { *value } else { -value.abs() }).collect();
+            let (mut after, mut expected) = (state.clone(), vec![POISON; (7 * n_value_heads * value_size) as usize]);
+            let inputs = delta_rule::Inputs { input: &input, alpha: &alpha, beta: &beta, decay: &decay, is_log, bias: &bias };
+            delta_rule::reference(&params, &tokens, &inputs, &mut after, &mut expected);
+
+            let (mut on_host, mut result) = (state.clone(), vec![POISON; expected.len()]);
+            tierflow::host::delta_rule(&params, &tokens, &inputs, &mut on_host, &mut result);
+            assert!(bits(&on_host) == bits(&after) && bits(&result) == bits(&expected), "the host computes each head as the reference");
+
+            let named = [("input", &input), ("alpha", &alpha), ("beta", &beta), ("decay", &decay), ("bias", &bias), ("state", &state)];
+            let [input, alpha, beta, decay, bias, state] = named.map(|(name, values)| upload(gpu, name, values));
+            let (places, result) = (upload(gpu, "tokens", &tokens), poisoned(gpu, expected.len()));
+            let bindings = delta_rule::Bindings {
+                tokens: Binding::whole(&places),
+                input: Binding::whole(&input),
+                alpha: Binding::whole(&alpha),
+                beta: Binding::whole(&beta),
+                decay: Binding::whole(&decay),
+                bias: Binding::whole(&bias),
+                state: Binding::whole(&state),
+                output: Binding::whole(&result),
+            };
+            run(gpu, &params, |buffer| delta_rule::prepare(gpu, buffer, &params, is_log, bindings));
+            let what = format!("{n_key_heads} and {n_value_heads} heads of {key_size} and {value_size}");
+            // The row of the token of no sequence stays as it was.
+            let n_written = expected.len() / 7 * 6;
+            let found = output(gpu, &result, expected.len());
+            assert_close(&found[..n_written], &expected[..n_written], EXP_TOLERANCE, &what);
+            assert_close(&floats(gpu, &state)[..after.len()], &after, EXP_TOLERANCE, &what);
         }
     }
 }
@@ -310,8 +362,15 @@ fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
     words.iter().flat_map(value).collect()
 }
 
-const ACTIVATIONS: [Activation; 6] =
-    [Activation::GeluTanh, Activation::Silu, Activation::Gelu, Activation::Relu, Activation::ReluSquared, Activation::Identity];
+const ACTIVATIONS: [Activation; 7] = [
+    Activation::GeluTanh,
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::Relu,
+    Activation::ReluSquared,
+    Activation::Identity,
+    Activation::Sigmoid,
+];
 
 #[test]
 fn elementwise_kernels_match_their_references() {

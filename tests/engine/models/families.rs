@@ -62,6 +62,14 @@ struct GgufTensor {
     /// Whether columns become rows.
     #[serde(default)]
     transposed: bool,
+    /// Which rows, or which columns, it is made of, where they have another order.
+    #[serde(default)]
+    rows: Vec<usize>,
+    #[serde(default)]
+    columns: Vec<usize>,
+    /// Whether it is minus the exponential.
+    #[serde(default)]
+    negated_exp: bool,
     add: f32,
 }
 
@@ -165,6 +173,17 @@ impl Golden {
             });
             file.extend((data.len() as u64).to_le_bytes());
             values.iter_mut().for_each(|value| *value += entry.add);
+            if entry.negated_exp {
+                values.iter_mut().for_each(|value| *value = -value.exp());
+            }
+            if !entry.rows.is_empty() {
+                let n_columns = values.len() / entry.rows.len();
+                values = entry.rows.iter().flat_map(|row| &values[row * n_columns..][..n_columns]).copied().collect();
+            }
+            if !entry.columns.is_empty() {
+                let rows = values.chunks_exact(entry.columns.len());
+                values = rows.flat_map(|row| entry.columns.iter().map(|column| row[*column])).collect();
+            }
             if let Some(n_heads) = entry.permuted_heads {
                 values = permuted(&values, n_heads, n_rows, n_columns);
             }
