@@ -134,7 +134,6 @@ impl Checkpoint {
         let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family))?;
         let metadata = heads.swap_remove(0).metadata;
         let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
-        let mut sources = sources;
         let catalog = with_experts(&config, catalog, &mut sources, &path)?;
         let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources, true), &path)?;
         Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })

@@ -57,7 +57,7 @@ def spread(name, shape, is_offset, is_transposed):
             return 0.0, 0.25
         return (0.0, 0.25) if is_offset and "linear_attn" not in name else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
-    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key"])
+    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key", "Wqkv"])
     return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else -1])))
 
 
@@ -107,8 +107,10 @@ QWEN3_5 = {"post_attention_layernorm": "post_attention_norm", "linear_attn.in_pr
            "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
 # Parameters that are no module's weight or bias.
 BARE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
-ENCODERS = ["bert"]
-OUTER = {"model.embedding_norm": "token_embd_norm", "embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
+NOMIC = {"attn.Wqkv": "attn_qkv", "attn.out_proj": "attn_output", "norm1": "attn_output_norm", "mlp.fc11": "ffn_up", "mlp.fc12": "ffn_gate",
+         "mlp.fc2": "ffn_down", "norm2": "layer_output_norm"}
+ENCODERS = ["bert", "nomic_bert"]
+OUTER = {"emb_ln": "token_embd_norm", "model.embedding_norm": "token_embd_norm", "embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
          "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
          "gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output",
          "model.final_layernorm": "output_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "transformer.wte": "token_embd",
@@ -316,6 +318,8 @@ CASES = [
     case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
     case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
                                                      "hidden_act": "gelu_new"}),
+    case("nomic_bert", "nomic_bert", "F32", BERT_SHAPE | {"head_dim": 20},
+         {"attention.causal": False, "rope.freq_base": 1000.0}, arch="nomic-bert", own=NOMIC),
 ]
 
 
@@ -432,8 +436,32 @@ def is_tame(model, prompt):
     return all(float((each - logits).abs().max()) < TAME * float(logits.abs().max()) for each in noisy)
 
 
+def parameters_of(case, model):
+    """The parameters of a model by the names that folders have for them."""
+    parameters = dict(model.named_parameters())
+    if case["kind"] != "nomic_bert":
+        return list(parameters.items())
+    # Transformers renames those of this family as it reads them: `nomic_bert` in its conversion_mapping.py.
+    renamed = {"layers.": "encoder.layers.", "embeddings.LayerNorm": "emb_ln", "self_attn.o_proj": "attn.out_proj", "mlp.up_proj": "mlp.fc11",
+               "mlp.gate_proj": "mlp.fc12", "mlp.down_proj": "mlp.fc2", "post_attention_layernorm": "norm1", "post_mlp_layernorm": "norm2"}
+    found = {}
+    for name, parameter in parameters.items():
+        for one, other in renamed.items():
+            name = name.replace(one, other)
+        if "self_attn" not in name:
+            found[name] = parameter
+        elif "q_proj" in name:
+            whole = torch.empty(3 * parameter.shape[0], parameter.shape[1])
+            found[name.replace("self_attn.q_proj", "attn.Wqkv")] = whole
+            for part, own in enumerate(["q_proj", "k_proj", "v_proj"]):
+                index = name.split(".")[2]
+                parameters[f"layers.{index}.self_attn.{own}.weight"].data = whole[part * parameter.shape[0]:(part + 1) * parameter.shape[0]]
+    return list(found.items())
+
+
 def answer(case):
-    config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=None, **case["config"])
+    pad = 0 if case["kind"] == "nomic_bert" else None
+    config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=pad, **case["config"])
     config._attn_implementation = config._experts_implementation = "eager"
     is_encoder = case["kind"] in ENCODERS
     if is_encoder:
@@ -445,7 +473,7 @@ def answer(case):
     shapes, tensors = {}, []
     with torch.no_grad():
         biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
-        for name, parameter in [*model.named_parameters(), *biases]:
+        for name, parameter in [*parameters_of(case, model), *biases]:
             for name, shape, part in parts_of(case, name, list(parameter.shape)):
                 base, scale = spread(name, shape, is_offset(case), is_transposed(case, name))
                 values = np.float32(base) + np.float32(scale) * uniform(name, int(np.prod(shape)))

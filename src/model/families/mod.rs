@@ -23,6 +23,7 @@ mod mistral;
 mod mixtral;
 mod nearest;
 mod nemotron;
+mod nomic_bert;
 mod olmo2;
 mod olmo3;
 mod olmoe;
@@ -89,6 +90,7 @@ pub static FAMILIES: &[&Family] = &[
     &granitemoe::FAMILY,
     &glm4_moe::FAMILY,
     &ernie4_5_moe::FAMILY,
+    &nomic_bert::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.
