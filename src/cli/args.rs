@@ -33,7 +33,7 @@ pub use chat::ChatArgs;
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
 pub use convert::ConvertArgs;
 pub use embed::EmbedArgs;
-pub use generation::{GenerationArgs, RunArgs};
+pub use generation::{GenerationArgs, RunArgs, Thinking};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use tokenize::TokenizeArgs;

@@ -1,11 +1,14 @@
 //! `tierflow run`: one prompt, or a chat. stdout carries the answer and nothing else.
 
 use std::borrow::Cow;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::cli::args::{GenerationArgs, RunArgs};
+use serde_json::{Map, Value};
+
+use crate::cli::args::{GenerationArgs, RunArgs, Thinking};
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::output::Output;
@@ -19,7 +22,10 @@ use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, check_folder, waited_since};
 use crate::session::{FinishReason, GenerateOptions, Session};
-use crate::text::{ChatMessage, ModelDefaults, Sampler, SamplingFlags, SamplingSettings, StopStrings, TemplateInput, Written, fresh_seed};
+use crate::text::{
+    ChatMessage, ChatTemplate, ModelDefaults, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
+    TemplateInput, Written, fresh_seed,
+};
 
 /// What stays the same for all prompts of a run.
 pub(super) struct Settings {
@@ -31,6 +37,8 @@ pub(super) struct Settings {
     pub(super) seed: Option<u64>,
     pub(super) generate: GenerateOptions,
     pub(super) raw: bool,
+    /// Whether the model thinks before it answers; `None` leaves that to its chat template.
+    pub(super) thinking: Option<Thinking>,
     pub(super) written: Written,
     pub(super) interrupted: Arc<AtomicBool>,
 }
@@ -49,6 +57,7 @@ impl Settings {
             seed: None,
             generate: GenerateOptions::default(),
             raw: false,
+            thinking: None,
             written: Written::Parsed,
             interrupted: Arc::default(),
         }
@@ -58,6 +67,8 @@ impl Settings {
 /// One answer.
 pub(super) struct Answer {
     pub(super) text: String,
+    /// What the model thought before it; empty where it did not, or where nothing tells it from the answer.
+    pub(super) reasoning: String,
     pub(super) tokens: Vec<u32>,
     pub(super) finish: Option<FinishReason>,
     /// Why it ended before the model did.
@@ -103,17 +114,24 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         engine.trace().keep_many();
     }
     let settings = Settings { interrupted: stopped_by_ctrl_c(), ..settings };
+    // What is thought goes to stderr where stdout is no terminal.
+    let shows_reasoning = !args.generation.hide_thinking && (!args.quiet || std::io::stdout().is_terminal());
     let Some(tokens) = asked else {
-        let options =
-            chat::ChatOptions { system, quiet: args.quiet, history: !args.chat.no_history, context_shift: !args.chat.no_context_shift };
+        let options = chat::ChatOptions {
+            system,
+            quiet: args.quiet,
+            shows_reasoning,
+            history: !args.chat.no_history,
+            context_shift: !args.chat.no_context_shift,
+        };
         chat::run(&mut engine, settings, options)?;
         // The last answer's: each begins a trace of its own.
         return args.trace.as_deref().map_or(Ok(()), |file| trace_file::write(file, &engine));
     };
     let mut session = engine.session();
-    let mut output = Output::stdout();
+    let mut output = Output::stdout(shows_reasoning);
     output.begin(true);
-    let mut write = |text: &str| if args.json { Ok(()) } else { output.write(text) };
+    let mut write = |segment: &Segment| if args.json { Ok(()) } else { output.write_segment(segment) };
     let answer =
         pollster::block_on(answer(&mut session, &settings, &tokens, settings.seed_of_answer(0), &mut write, &mut |_, _| Ok(None)))?;
     if !args.json {
@@ -126,6 +144,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         print_json(&serde_json::json!({
             "schema": "tierflow.run/1",
             "text": answer.text,
+            "reasoning": Some(answer.reasoning).filter(|text| !text.is_empty()),
             "tokens": answer.tokens,
             "prompt_tokens": tokens.len(),
             "finish_reason": answer.finish,
@@ -148,6 +167,7 @@ struct Wishes {
     seed: Option<u64>,
     generate: GenerateOptions,
     raw: bool,
+    thinking: Option<Thinking>,
     written: Written,
 }
 
@@ -182,7 +202,11 @@ impl Wishes {
         };
         let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone() };
         let written = if args.no_parse_special { Written::Plain } else { Written::Parsed };
-        Ok(Wishes { sampling, seed, generate, raw: args.raw, written })
+        if args.no_think && args.think.is_some_and(|thinking| thinking != Thinking::False) {
+            return Err(invalid("--no-think", "says the opposite of --think; leave out one of them".into()));
+        }
+        let thinking = if args.no_think { Some(Thinking::False) } else { args.think };
+        Ok(Wishes { sampling, seed, generate, raw: args.raw, thinking, written })
     }
 
     /// Defaults, over them the model's own settings, over those the wishes. Nothing interrupts yet.
@@ -191,8 +215,11 @@ impl Wishes {
         if !self.raw && text.chat_template().is_none() {
             tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
         }
-        let Wishes { sampling: flags, seed, generate, raw, written } = self;
-        Ok(Settings { flags, sampling, seed, generate, raw, written, interrupted: Arc::default() })
+        let Wishes { sampling: flags, seed, generate, raw, thinking, written } = self;
+        if let Some(thinking) = thinking {
+            warn_of_deaf_template(text, raw, thinking);
+        }
+        Ok(Settings { flags, sampling, seed, generate, raw, thinking, written, interrupted: Arc::default() })
     }
 }
 
@@ -217,7 +244,33 @@ pub(super) fn encode_messages(model: &ModelText, settings: &Settings, messages: 
         let texts: Vec<Cow<'_, str>> = messages.iter().map(ChatMessage::text).collect();
         return model.encode(&texts.join("\n"), settings.written);
     }
-    model.encode_chat(messages, &TemplateInput::default(), settings.written)
+    let variables = settings.thinking.map(template_variables).unwrap_or_default();
+    model.encode_chat(messages, &TemplateInput { variables, ..TemplateInput::default() }, settings.written)
+}
+
+/// What chat templates know of thinking: `enable_thinking` with most, `thinking` with DeepSeek and Granite, `reasoning_effort` with gpt-oss.
+fn template_variables(thinking: Thinking) -> Map<String, Value> {
+    let is_on = thinking != Thinking::False;
+    let effort = match thinking {
+        Thinking::True | Thinking::False => None,
+        Thinking::Low => Some("low"),
+        Thinking::Medium => Some("medium"),
+        Thinking::High => Some("high"),
+    };
+    let switches = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), Value::from(is_on)));
+    switches.into_iter().chain(effort.map(|effort| ("reasoning_effort".to_owned(), effort.into()))).collect()
+}
+
+/// Says so where a wish cannot come true.
+pub(super) fn warn_of_deaf_template(text: &ModelText, raw: bool, thinking: Thinking) {
+    let variables = template_variables(thinking);
+    let is_known = |template: &ChatTemplate| variables.keys().any(|name| template.source().contains(name.as_str()));
+    if raw || !text.chat_template().is_some_and(is_known) {
+        tracing::warn!(
+            "nothing tells the model whether to think: {}",
+            if raw { "--raw leaves its chat template out" } else { "its chat template does not ask" }
+        );
+    }
 }
 
 /// The tokens of one prompt, checked to fit the context before anything is loaded.
@@ -232,13 +285,13 @@ fn encode_prompt(prepared: &mut Prepared, settings: &Settings, prompt: String, s
 /// A shorter prompt for a generation whose context is full, given the tokens generated so far; `None` where there is none.
 pub(super) type Shift<'a> = dyn FnMut(&Engine, usize) -> Result<Option<Vec<u32>>> + 'a;
 
-/// Generates an answer to `tokens`; every complete text goes to `write` at once, and `shift` is asked where the context is full.
+/// Generates an answer to `tokens`; every part of it that is certain goes to `write` at once, and `shift` is asked where the context is full.
 pub(super) async fn answer(
     session: &mut Session<'_>,
     settings: &Settings,
     tokens: &[u32],
     seed: u64,
-    write: &mut dyn FnMut(&str) -> Result<()>,
+    write: &mut dyn FnMut(&Segment) -> Result<()>,
     shift: &mut Shift<'_>,
 ) -> Result<Answer> {
     session.engine().trace().clear();
@@ -249,7 +302,21 @@ pub(super) async fn answer(
     let (prompt_secs, prompt_waited) = (begin.elapsed().as_secs_f64(), waited_since(begin_cores));
     let after_prompt = generation.engine().trace().summary();
     let mut first_token_secs = None;
-    let (mut text, mut generated) = (String::new(), Vec::new());
+    let mut generated = Vec::new();
+    let (mut text, mut reasoning) = (String::new(), String::new());
+    let mut splitter = match settings.raw {
+        true => ReasoningSplitter::new(None),
+        false => generation.engine().text().reasoning_splitter(tokens),
+    };
+    let mut take = |segments: Vec<Segment>| {
+        segments.iter().try_for_each(|segment| {
+            match segment {
+                Segment::Reasoning(part) => reasoning.push_str(part),
+                Segment::Answer(part) => text.push_str(part),
+            }
+            write(segment)
+        })
+    };
     let (decode_begin, decode_cores) = (Instant::now(), CoreTime::now());
     let mut is_shifted = false;
     loop {
@@ -269,13 +336,13 @@ pub(super) async fn answer(
             Err(error) => return Err(error),
         };
         first_token_secs.get_or_insert_with(|| begin.elapsed().as_secs_f64());
-        write(&step.text)?;
-        text.push_str(&step.text);
+        take(splitter.push_token(step.token, &step.text))?;
         generated.push(step.token);
         if settings.interrupted.load(Ordering::Relaxed) {
             break;
         }
     }
+    take(splitter.finish())?;
     let (decode_secs, decode_waited) = (decode_begin.elapsed().as_secs_f64(), waited_since(decode_cores));
     let finish = generation.finish_reason();
     let engine = generation.engine();
@@ -305,7 +372,7 @@ pub(super) async fn answer(
     }
     let cut =
         (finish == Some(FinishReason::Length)).then(|| cut_in_words(engine.plan().ctx_size, settings.generate.max_tokens, generated.len()));
-    Ok(Answer { text, tokens: generated, finish, cut, seed, statistics })
+    Ok(Answer { text, reasoning, tokens: generated, finish, cut, seed, statistics })
 }
 
 /// Why an answer ended that the model did not end.

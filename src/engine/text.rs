@@ -3,7 +3,10 @@
 use crate::engine::TextFiles;
 use crate::error::{Advice, Error, Remedy, Result};
 use crate::model::Checkpoint;
-use crate::text::{ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, Special, TemplateInput, Tokenizer, Written};
+use crate::text::{
+    ChatMessage, ChatTemplate, GenerationPrompt, ModelDefaults, ReasoningFormat, ReasoningSplitter, Special, TemplateInput, Tokenizer,
+    Written,
+};
 
 /// What makes tokens of texts, and says how a model would be sampled.
 pub struct ModelText {
@@ -35,6 +38,19 @@ impl ModelText {
     /// The model's chat template, if its files have one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// How the model sets its reasoning apart from its answer, as far as its tokens and its chat template tell.
+    pub fn reasoning_format(&self) -> Option<ReasoningFormat> {
+        ReasoningFormat::of(self.tokenizer()?, self.chat_template())
+    }
+
+    /// What tells reasoning from answer in what the model writes after `prompt`, the tokens of a conversation.
+    pub fn reasoning_splitter(&self, prompt: &[u32]) -> ReasoningSplitter {
+        match self.tokenizer() {
+            Some(tokenizer) => ReasoningSplitter::after_prompt(self.reasoning_format(), tokenizer, prompt),
+            None => ReasoningSplitter::new(None),
+        }
     }
 
     /// The model's own generation settings.

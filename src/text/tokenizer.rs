@@ -232,6 +232,11 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
+    /// Whether a token is special: texts of tokens leave it out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
     /// Tokens that end an answer, the model's EOS first.
     pub fn eos_tokens(&self) -> &[u32] {
         &self.eos

@@ -48,6 +48,29 @@ fn seed(terminal: &mut Terminal) -> String {
     shown.split("seed ").nth(1).unwrap_or_else(|| panic!("{shown}")).split(' ').next().unwrap().to_owned()
 }
 
+/// On a terminal without colours, words stand around what is thought; in the next prompt the template finds it by its name.
+#[test]
+fn a_chat_shows_what_the_model_thinks_and_keeps_it_apart() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let template = "{% for m in messages %}{{ m.content }}{{ m.reasoning_content }}\n{% endfor %}\
+        {{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}";
+    std::fs::write(std::path::Path::new(&model).join("chat_template.jinja"), template).unwrap();
+    let mut command = home.command(&["run", &model, "--device", "cpu", "-n", "6", "--ignore-eos", "--temp", "0"]);
+    command.env("TERM", "dumb").env("NO_COLOR", "1").env("HOME", home.path(""));
+    let mut terminal = Terminal::start(command, Stream::Terminal, Stream::Terminal);
+    terminal.wait_for(">>> ");
+    assert!(terminal.ask("hello").contains("Thinking..."));
+    let path = home.path("chat.json");
+    terminal.ask(&format!("/save {}", text(&path)));
+    let value: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let kept = &value["messages"][1];
+    assert!(kept["content"] == "" && kept["reasoning_content"].as_str().is_some_and(|text| !text.is_empty()), "{kept}");
+    assert!(terminal.ask("/set nothink").contains("off"));
+    assert!(!terminal.ask("hello again").contains("Thinking..."));
+    terminal.type_line("/bye");
+}
+
 #[test]
 fn stdout_carries_the_answers_alone_where_it_is_no_terminal() {
     for term in TERMS {

@@ -125,6 +125,52 @@ fn the_prompt_comes_from_a_flag_a_word_a_file_or_a_pipe() {
     assert_ne!(run(&["-p", "other words"]), expected);
 }
 
+/// A model whose chat template opens the reasoning, or closes it where none is wanted: all that it writes is one or the other.
+fn thinking_model(home: &Home) -> String {
+    let model = home.folder_model();
+    let template = "{% for message in messages %}{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}\
+        {{ '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '<think>\n' }}{% endif %}";
+    std::fs::write(Path::new(&model).join("chat_template.jinja"), template).unwrap();
+    model
+}
+
+#[test]
+fn what_a_model_thinks_is_told_apart_from_its_answer() {
+    let home = Home::new();
+    let model = thinking_model(&home);
+    let start = ["--device", "cpu", "--temp", "0", "-n", "12", "--ignore-eos"];
+    let json = |more: &[&str]| answer(&home, &model, &[&start, more].concat());
+    let thought = json(&[]);
+    let reasoning = thought["reasoning"].as_str().unwrap().to_owned();
+    assert!(thought["text"] == "" && !reasoning.trim().is_empty(), "{thought}");
+    for more in [&["--think"][..], &["--think=high"], &["--no-think", "--think"]] {
+        assert_eq!(json(more)["reasoning"], reasoning, "{more:?}");
+    }
+    for more in [&["--no-think"][..], &["--think=false"], &["--think", "--no-think"], &["--raw"]] {
+        let said = json(more);
+        assert!(said["reasoning"].is_null() && said["text"].as_str().is_some_and(|text| !text.is_empty()), "{more:?}: {said}");
+    }
+    // The answer alone is on stdout.
+    let ran = |more: &[&str]| home.run(&[&["run", &model, "-p", "hello"], &start[..], more].concat());
+    let shown = ran(&[]);
+    assert_eq!(shown.stdout, "\n");
+    assert!(shown.stderr.contains(&format!("Thinking...\n{reasoning}")), "{}", shown.stderr);
+    for more in ["--hide-thinking", "-q"] {
+        assert!(!ran(&[more]).stderr.contains("Thinking..."), "{more}");
+    }
+    assert_eq!(ran(&["--no-think"]).stdout, format!("{}\n", json(&["--no-think"])["text"].as_str().unwrap()));
+}
+
+#[test]
+fn templates_that_do_not_ask_about_thinking_are_named() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let stderr = |more: &[&str]| home.run(&[&["run", &model, "-p", "x", "-n", "1", "--device", "cpu"], more].concat()).stderr;
+    assert!(stderr(&["--no-think"]).contains("its chat template does not ask"));
+    assert!(stderr(&["--think", "--raw"]).contains("--raw leaves its chat template out"));
+    assert!(!stderr(&[]).contains("whether to think"));
+}
+
 #[test]
 fn raw_leaves_the_chat_template_out() {
     let home = Home::new();

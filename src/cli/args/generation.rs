@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::chat::ChatArgs;
 use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
@@ -67,6 +67,23 @@ impl RunArgs {
     }
 }
 
+/// Whether a model thinks before it answers, in ollama's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Thinking {
+    /// It does.
+    #[value(alias = "on")]
+    True,
+    /// It does not.
+    #[value(alias = "off")]
+    False,
+    /// A little.
+    Low,
+    /// More.
+    Medium,
+    /// Much.
+    High,
+}
+
 /// What is generated. An option that is `None` leaves the choice to the model's own settings, then to the default.
 #[derive(Debug, Clone, Args)]
 pub struct GenerationArgs {
@@ -120,6 +137,18 @@ pub struct GenerationArgs {
     /// Text that ends the answer; may be given several times
     #[arg(long, alias = "reverse-prompt", env = "TIERFLOW_STOP", value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// Let the model think before it answers; low, medium or high says how much
+    ///
+    /// Passed to the chat template as `enable_thinking` and `reasoning_effort`; without it, the template decides.
+    #[arg(long, env = "TIERFLOW_THINK", value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(overrides_with = "no_think")]
+    pub think: Option<Thinking>,
+    /// Let the model answer without thinking
+    #[arg(long, alias = "nothink", env = "TIERFLOW_NO_THINK", overrides_with = "think")]
+    pub no_think: bool,
+    /// Print the answer alone, without what the model thinks before it
+    #[arg(long, alias = "hidethinking", env = "TIERFLOW_HIDE_THINKING")]
+    pub hide_thinking: bool,
     /// Give the prompt to the model as it is, without the chat template
     #[arg(long, env = "TIERFLOW_RAW")]
     pub raw: bool,

@@ -1,6 +1,7 @@
 //! Where several options set the same thing, the one on the command line wins over another one's environment variable, and both
 //! win over the config file.
 
+use std::cmp::Ordering;
 use std::ffi::OsStr;
 
 use clap::ArgMatches;
@@ -104,6 +105,11 @@ fn overrule_run(args: &mut RunArgs, matches: &ArgMatches) {
     };
     let is_named = flag_names_model || first.is_some_and(is_model);
     overrule_model(&mut args.model, matches, is_named);
+    match matches.value_source("think").cmp(&matches.value_source("no_think")) {
+        Ordering::Less => args.generation.think = args.generation.think.filter(|_| !args.generation.no_think),
+        Ordering::Equal => {}
+        Ordering::Greater => args.generation.no_think &= args.generation.think.is_none(),
+    }
     if !args.words().1.is_empty() || prompt_is_flag {
         let generation = &mut args.generation;
         drop_from_env(&mut generation.prompt, matches, "prompt");

@@ -48,8 +48,13 @@ impl Conversation {
         self.messages.push(ChatMessage::new("user", question));
     }
 
-    pub(super) fn answer(&mut self, answer: &str) {
-        self.messages.push(ChatMessage::new("assistant", answer));
+    /// `reasoning`: what was thought before, under the name that templates have for it; whether it is said again is theirs to decide.
+    pub(super) fn answer(&mut self, answer: &str, reasoning: Option<(&str, &str)>) {
+        let message = ChatMessage::new("assistant", answer);
+        self.messages.push(match reasoning {
+            Some((field, text)) => message.with(field, text),
+            None => message,
+        });
     }
 
     /// Takes back what was answered to the last question; false where there is none.
@@ -144,7 +149,7 @@ mod tests {
         let mut conversation = Conversation::new(Some("SY".into()));
         for (question, answer) in [("q1q1", "a1a1"), ("q2q2", "a2a2")] {
             conversation.ask(question);
-            conversation.answer(answer);
+            conversation.answer(answer, (question == "q2q2").then_some(("reasoning_content", "thought")));
         }
         conversation.ask("q3q3");
         conversation
@@ -173,7 +178,7 @@ mod tests {
         let mut conversation = Conversation::default();
         assert!(!conversation.take_back_answer());
         conversation.ask("q");
-        conversation.answer("a");
+        conversation.answer("a", None);
         assert!(conversation.take_back_answer());
         assert_eq!(text(&conversation.fit(9, 9, &bytes).unwrap()), "q");
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use crate::cli::output::Output;
-use crate::cli::run::{Settings, answer, encode_messages};
+use crate::cli::run::{Settings, answer, encode_messages, warn_of_deaf_template};
 use crate::cli::statistics::Statistics;
 use crate::cli::terminal::note;
 use crate::cli::words::text_of;
@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::Session;
-use crate::text::ChatMessage;
+use crate::text::{ChatMessage, Segment};
 use commands::Input;
 use conversation::Conversation;
 use editor::LineEditor;
@@ -30,6 +30,8 @@ pub(super) struct ChatOptions {
     pub(super) system: Option<String>,
     /// Beside the answers, only errors are printed.
     pub(super) quiet: bool,
+    /// What the model thinks before an answer is printed, too.
+    pub(super) shows_reasoning: bool,
     /// Lines are kept for later chats.
     pub(super) history: bool,
     /// Where the context is full, the oldest turns leave it.
@@ -54,7 +56,7 @@ struct Chat<'a> {
 /// # Errors
 /// Those of the engine and of the terminal. What is wrong with a message or a command is reported, and the chat goes on.
 pub(super) fn run(engine: &mut Engine, settings: Settings, options: ChatOptions) -> Result<()> {
-    let output = Output::beside_editor()?;
+    let output = Output::beside_editor(options.shows_reasoning)?;
     let mut editor = LineEditor::new(options.history)?;
     let mut chat = Chat {
         session: engine.session(),
@@ -114,6 +116,9 @@ impl Chat<'_> {
             Input::Set(Some((name, value))) => {
                 let defaults = self.session.engine().defaults();
                 report(settings::set(&mut self.settings, &mut self.manners, defaults, &name, &value), |text| text);
+                if let Some(thinking) = self.settings.thinking.filter(|_| name.contains("think")) {
+                    warn_of_deaf_template(self.session.engine().text(), self.settings.raw, thinking);
+                }
             }
             Input::Show(what) => self.show(&what),
             Input::Save(file) => {
@@ -143,7 +148,7 @@ impl Chat<'_> {
                     note(&format!("{cut}\n"));
                 }
                 note_shift(n_left, context);
-                asked.answer(&answer.text);
+                asked.answer(&answer.text, self.reasoning_of(&answer));
                 self.conversation = asked;
                 self.last = Some((answer.statistics, answer.seed));
                 if self.manners.verbose {
@@ -192,8 +197,14 @@ impl Chat<'_> {
         };
         output.begin(manners.word_wrap);
         let seed = settings.seed_of_answer(self.n_again);
-        let mut write = |text: &str| output.write(text);
+        let mut write = |segment: &Segment| output.write_segment(segment);
         pollster::block_on(answer(session, settings, &fitted.tokens, seed, &mut write, &mut shift))
+    }
+
+    /// The field in which templates look for what was thought, with it.
+    fn reasoning_of<'t>(&self, answer: &'t crate::cli::run::Answer) -> Option<(&'static str, &'t str)> {
+        let format = self.session.engine().text().reasoning_format()?;
+        (!answer.reasoning.is_empty()).then_some((format.message_field(), answer.reasoning.as_str()))
     }
 
     fn show_statistics(&self) {

@@ -1,5 +1,8 @@
 //! `/set`: what of a chat can be changed while it runs, under the names of the command line, of ollama and of llama.cpp.
 
+use clap::ValueEnum;
+
+use crate::cli::args::Thinking;
 use crate::cli::run::Settings;
 use crate::error::{Error, Result};
 use crate::text::{ModelDefaults, SamplingSettings, StopStrings};
@@ -35,6 +38,8 @@ pub(super) fn set(settings: &mut Settings, manners: &mut Manners, model: &ModelD
             settings.generate.max_tokens = number::<i64>(&name, value)?.and_then(|most| usize::try_from(most).ok());
         }
         "stop" => settings.generate.stop = stops(value)?,
+        "think" => settings.thinking = thinking(&name, value)?,
+        "nothink" | "no-think" => settings.thinking = Some(Thinking::False),
         "ignore-eos" => settings.generate.ignore_eos = value.map_or(Ok(false), |value| switch(&name, value))?,
         "history" => manners.history = switch(&name, value.unwrap_or(""))?,
         "nohistory" | "no-history" => manners.history = false,
@@ -63,6 +68,11 @@ fn list(settings: &Settings, manners: Manners) -> Vec<(String, Names)> {
     let seed = settings.seed.map_or_else(|| "new for every answer".to_owned(), |seed| seed.to_string());
     let most = settings.generate.max_tokens.map_or_else(|| "until the model ends".to_owned(), |most| most.to_string());
     let last_n = if sampling.repeat_last_n == u32::MAX { "all".to_owned() } else { sampling.repeat_last_n.to_string() };
+    let thinking = match settings.thinking {
+        None => "as the model's template has it".to_owned(),
+        Some(Thinking::True | Thinking::False) => on(settings.thinking == Some(Thinking::True)),
+        Some(effort) => effort.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default(),
+    };
     let stop = settings.generate.stop.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(" ");
     [
         (sampling.temperature.to_string(), Names(&["temp", "temperature"])),
@@ -75,6 +85,7 @@ fn list(settings: &Settings, manners: Manners) -> Vec<(String, Names)> {
         (most, Names(&["predict", "n-predict", "num-predict", "max-tokens", "n"])),
         (if stop.is_empty() { "nothing".to_owned() } else { stop }, Names(&["stop"])),
         (on(settings.generate.ignore_eos), Names(&["ignore-eos"])),
+        (thinking, Names(&["think", "nothink", "no-think"])),
         (on(manners.history), Names(&["history", "nohistory", "no-history"])),
         (on(manners.word_wrap), Names(&["wordwrap", "word-wrap", "nowordwrap", "no-word-wrap"])),
         (on(manners.verbose), Names(&["verbose", "quiet"])),
@@ -90,7 +101,7 @@ fn no_setting(name: &str) -> Error {
         "num-ctx" | "ctx-size" | "c" => "the context is laid out when the model loads: start with -c N",
         "num-gpu" | "n-gpu-layers" | "gpu-layers" | "ngl" => "layers are placed when the model loads: start with -ngl N",
         "num-thread" | "threads" | "t" => "threads start with the program: start with -t N",
-        "think" | "nothink" | "format" | "noformat" => "ollama's setting has no twin here; /set shows what can be set",
+        "format" | "noformat" => "ollama's setting has no twin here; /set shows what can be set",
         _ => "there is no such setting; /set shows them all",
     };
     invalid(name, reason)
@@ -98,6 +109,16 @@ fn no_setting(name: &str) -> Error {
 
 fn invalid(name: &str, reason: impl Into<String>) -> Error {
     Error::InvalidArgument { option: format!("/set {name}").into(), reason: reason.into() }
+}
+
+/// ollama's `/set think`, with a value or none.
+fn thinking(name: &str, value: Option<&str>) -> Result<Option<Thinking>> {
+    let read = |value: &str| match value {
+        "" => Ok(Thinking::True),
+        other => Thinking::from_str(other, true)
+            .map_err(|_| invalid(name, format!("`{other}` is none of on, off, low, medium, high and default"))),
+    };
+    value.map(read).transpose()
 }
 
 fn number<T: std::str::FromStr>(name: &str, value: Option<&str>) -> Result<Option<T>> {
@@ -165,6 +186,10 @@ mod tests {
             ("stop END", "  stop             \"END\"\n"),
             ("stop \"a b\" \"\\n\"", "  stop             \"a b\" \"\\n\"\n"),
             ("stop default", "  stop             nothing\n"),
+            ("think", "  think            on\n"),
+            ("nothink", "  think            off\n"),
+            ("think high", "  think            high\n"),
+            ("think default", "  think            as the model's template has it\n"),
             ("history off", "  history          off\n"),
             ("nohistory", "  history          off\n"),
             ("nowordwrap", "  wordwrap         off\n"),
@@ -186,6 +211,7 @@ mod tests {
             ("num_gpu 3", "start with -ngl N"),
             ("colour red", "/set colour: there is no such setting"),
             ("history maybe", "neither on nor off"),
+            ("think hard", "none of on, off, low"),
             ("stop \"a", "in quotes"),
         ] {
             let error = crate::cli::words::text_of(&changed(line).map(|_| ()).unwrap_err());

@@ -120,7 +120,10 @@ pub(super) const ABSENT: [(&[&str], &str); 48] = [
     (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], "positions are scaled as the model says"),
     (&["--verbose-prompt"], "tierflow tokenize MODEL TEXT shows the tokens of a text"),
     (&["--completion-bash"], "tierflow completions bash"),
-    (&["--think", "--hidethinking"], "an answer is printed as the model gives it"),
+    (
+        &["-rea", "--reasoning", "--reasoning-budget", "--reasoning-format"],
+        "--think and --no-think; --hide-thinking prints the answer alone",
+    ),
     (&["--insecure"], "HF_ENDPOINT names another hub, also one on plain http"),
     (&["--prompt-cache"], "no state is kept between runs; a chat keeps it while it lasts"),
     (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--numa"], "taskset and numactl bind a program to cores"),
