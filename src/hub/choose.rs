@@ -8,7 +8,7 @@ use super::quantisation::{dtypes_by_preference, quantisation_of};
 use crate::error::{Error, Result};
 
 /// The small files that belong to a safetensors model.
-const COMPANIONS: [&str; 11] = [
+const COMPANIONS: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -20,6 +20,7 @@ const COMPANIONS: [&str; 11] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "tiktoken.model",
 ];
 
 /// The index of a model in several shards.

@@ -23,6 +23,8 @@ pub struct ChatTemplate {
     /// Where it came from, for messages.
     path: String,
     source: String,
+    /// The one called `tool_use`, which takes the place of the other where tools are given.
+    with_tools: Option<String>,
     tokens: TemplateTokens,
 }
 
@@ -37,13 +39,15 @@ pub enum GenerationPrompt {
 
 /// Where transformers keeps templates that have names.
 const ADDITIONAL: &str = "additional_chat_templates";
+/// What it calls the one for conversations with tools.
+const TOOL_USE: &str = "tool_use";
 
 /// Enough for the deepest syntax tree that the limits on sources allow; only what is used of it is real memory.
 const STACK_BYTES: usize = 64 << 20;
 
 impl ChatTemplate {
-    /// The template of `checkpoint`, if it has one: `chat_template.jinja`, `chat_template` of `tokenizer_config.json`, or
-    /// `tokenizer.chat_template` of a GGUF file. Refuses one that does not compile.
+    /// The template of `checkpoint`, if it has one: `chat_template.jinja`, `chat_template` of `tokenizer_config.json` or of
+    /// `chat_template.json`, or `tokenizer.chat_template` of a GGUF file. Refuses one that does not compile.
     pub fn open(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
         match (&checkpoint.format, &checkpoint.metadata) {
             (Format::HuggingFace { folder }, _) => ChatTemplate::from_folder(folder, tokenizer),
@@ -52,35 +56,48 @@ impl ChatTemplate {
         }
     }
 
-    /// The template in a Hugging Face folder.
+    /// The template in a Hugging Face folder, and beside it the one called `tool_use`.
     pub fn from_folder(folder: impl Into<Folder>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
         let folder = folder.into();
-        let path = folder.path_of("chat_template.jinja");
-        if let Some(bytes) = files::read_optional(&folder, "chat_template.jinja", MAX_SOURCE_BYTES as u64)? {
-            let source = String::from_utf8(bytes).map_err(|_| text_error(&path, "is not UTF-8"))?;
-            return ChatTemplate::new(path, source, tokenizer).map(Some);
+        let read = |name: &str| {
+            let bytes = files::read_optional(&folder, name, MAX_SOURCE_BYTES as u64)?;
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| text_error(folder.path_of(name), "is not UTF-8"));
+            bytes.map(text).transpose()
+        };
+        if let Some(source) = read("chat_template.jinja")? {
+            let template = ChatTemplate::new(folder.path_of("chat_template.jinja"), source, tokenizer)?;
+            return Ok(Some(ChatTemplate { with_tools: read(&format!("{ADDITIONAL}/{TOOL_USE}.jinja"))?, ..template }));
         }
-        let path = folder.path_of("tokenizer_config.json");
-        let config = files::read_fields(&folder, "tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES)?;
-        let source = config.as_ref().and_then(|config| config.get("chat_template")).and_then(|entry| default_template(&path, entry));
-        if config.is_none_or(|config| config.get("chat_template").is_none_or(Value::is_null)) {
+        // The second is what older processors of transformers wrote.
+        let entry = |name: &str| {
+            let fields = files::read_fields(&folder, name, MAX_TOKENIZER_CONFIG_BYTES)?;
+            let entry = fields.and_then(|mut fields| fields.remove("chat_template")).filter(|entry| !entry.is_null());
+            Ok::<_, Error>(entry.map(|entry| (folder.path_of(name), entry)))
+        };
+        let of_config = entry("tokenizer_config.json")?;
+        let Some((path, entry)) = of_config.map_or_else(|| entry("chat_template.json"), |found| Ok(Some(found)))? else {
             let names = additional_templates(&folder);
             if !names.is_empty() {
                 warn_of_no_default(&folder.path_of(ADDITIONAL), &names);
             }
-        }
-        source.map(|source| ChatTemplate::new(path, source, tokenizer)).transpose()
+            return Ok(None);
+        };
+        let Some(source) = default_template(&path, &entry) else { return Ok(None) };
+        let template = ChatTemplate::new(path, source, tokenizer)?;
+        Ok(Some(ChatTemplate { with_tools: named_template(&entry, TOOL_USE), ..template }))
     }
 
-    /// The template in a GGUF file's metadata.
+    /// The template in a GGUF file's metadata, and beside it the one called `tool_use`.
     pub fn from_metadata(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
         let Some(source) = metadata.string("tokenizer.chat_template")? else { return Ok(None) };
-        ChatTemplate::new(metadata.path.clone(), source.to_owned(), tokenizer).map(Some)
+        let template = ChatTemplate::new(metadata.path.clone(), source.to_owned(), tokenizer)?;
+        let with_tools = metadata.string(&format!("tokenizer.chat_template.{TOOL_USE}"))?.map(str::to_owned);
+        Ok(Some(ChatTemplate { with_tools, ..template }))
     }
 
     /// A template given as text; `path` says in messages where it came from. Refuses one that does not compile.
     pub fn new(path: String, source: String, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-        let template = ChatTemplate { path, source, tokens: tokenizer.template_tokens().clone() };
+        let template = ChatTemplate { path, source, with_tools: None, tokens: tokenizer.template_tokens().clone() };
         let source = template.source.clone();
         let limits = Limits::new(0);
         template
@@ -117,7 +134,8 @@ impl ChatTemplate {
             );
             return Err(Error::InvalidArgument { option: "the prompt".into(), reason });
         }
-        let source = self.source.clone();
+        // As transformers' `get_chat_template` chooses.
+        let source = self.with_tools.as_ref().filter(|_| input.tools.is_some()).unwrap_or(&self.source).clone();
         self.limited(limits.time, move || {
             let environment = compile(template_source::prepare(&source)?, limits)?;
             let template = environment.get_template("chat").map_err(|error| describe(&error))?;
@@ -171,26 +189,33 @@ fn describe(error: &minijinja::Error) -> String {
     text
 }
 
-/// The template that `entry` names: itself, or the one called `default` of a list or an object of them.
+/// The template that `entry` is: itself, or the one called `default` of a list or an object of them.
 fn default_template(path: &str, entry: &Value) -> Option<String> {
-    let (names, found): (Vec<&str>, _) = match entry {
-        Value::Null => return None,
-        Value::String(source) => return Some(source.clone()),
-        Value::Object(named) => (named.keys().map(String::as_str).collect(), named.get("default")),
-        Value::Array(list) => {
-            let found = list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
-            (
-                list.iter().filter_map(|entry| entry.get("name").and_then(Value::as_str)).collect(),
-                found.and_then(|entry| entry.get("template")),
-            )
-        }
-        _ => (Vec::new(), None),
-    };
-    let source = found.and_then(Value::as_str).map(str::to_owned);
+    if let Value::String(source) = entry {
+        return Some(source.clone());
+    }
+    let source = named_template(entry, "default");
     if source.is_none() {
+        let names: Vec<&str> = match entry {
+            Value::Object(named) => named.keys().map(String::as_str).collect(),
+            Value::Array(list) => list.iter().filter_map(|entry| entry.get("name").and_then(Value::as_str)).collect(),
+            _ => Vec::new(),
+        };
         warn_of_no_default(path, &names);
     }
     source
+}
+
+/// The template called `name` of a list or an object of them.
+fn named_template(entry: &Value, name: &str) -> Option<String> {
+    let found = match entry {
+        Value::Object(named) => named.get(name),
+        Value::Array(list) => {
+            list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name)).and_then(|entry| entry.get("template"))
+        }
+        _ => None,
+    };
+    found.and_then(Value::as_str).map(str::to_owned)
 }
 
 fn warn_of_no_default(path: &str, names: &[impl AsRef<str>]) {

@@ -4,14 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::utils::Sequence;
-use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace};
+use tokenizers::normalizers::Replace;
 
 use super::files::text_error;
 use super::gguf_repairs::{Named, Repairs};
 use super::pieces::{LeadingSpace, Spelling, byte_token};
 use super::pre_tokenizer::PreTokenizer;
-use super::sentence_piece::merges_from_scores;
+use super::sentence_piece::{Segmentation, SentencePieces};
 use super::tokenizer::{Frame, OuterToken, TemplateTokens, Vocabulary};
 use super::word_piece;
 use crate::error::Result;
@@ -21,12 +20,15 @@ use crate::weights::{MetaValue, Metadata};
 pub(super) fn read(metadata: &Metadata) -> Result<Vocabulary> {
     let tokens = Tokens::read(metadata)?;
     match metadata.string("tokenizer.ggml.model")? {
+        Some("gpt2") if metadata.string("tokenizer.ggml.pre")?.is_some_and(|pre| SPACES_AS_MARKS.contains(&pre)) => marked_spaces(&tokens),
         Some("gpt2") => byte_level(&tokens),
-        Some("llama") => sentence_piece(&tokens),
+        Some("gemma4") => marked_spaces(&tokens),
+        Some("llama") => sentence_piece(&tokens, Segmentation::Merges),
+        Some("t5") => sentence_piece(&tokens, Segmentation::Likeliest),
         Some("bert") => word_piece_of_words(&tokens),
         Some(other) => {
             let reason = format!(
-                "tokenizer.ggml.model `{other}` is not supported; supported are gpt2 (byte-level BPE), llama (SentencePiece) and bert (WordPiece)"
+                "tokenizer.ggml.model `{other}` is not supported; supported are gpt2 (byte-level BPE), gemma4 (BPE), llama (SentencePiece's BPE), t5 (its Unigram) and bert (WordPiece)"
             );
             Err(text_error(&metadata.path, reason))
         }
@@ -46,7 +48,7 @@ struct Tokens<'a> {
 /// What a token is for (`llama_token_type` of llama.cpp).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenType {
-    /// 1 and 5 (unused), and numbers that are not known: part of the vocabulary and nothing else.
+    /// 1, and numbers that are not known: part of the vocabulary and nothing else. So is 5 (unused) in GGUF files.
     Normal,
     /// 2: stands for text that has no tokens.
     Unknown,
@@ -54,14 +56,23 @@ pub(super) enum TokenType {
     Control,
     /// 4: shown, found in text before anything else.
     UserDefined,
+    /// 5 of SentencePiece's own files: no text is made of it.
+    Unused,
     /// 6: a single byte.
     Byte,
 }
 
+impl TokenType {
+    /// Whether texts are made of it.
+    pub(super) fn is_of_texts(self) -> bool {
+        matches!(self, TokenType::Normal | TokenType::UserDefined)
+    }
+}
+
 /// Merging is quadratic in a token's length; vocabularies in use have some 100 characters at most.
-const MAX_TOKEN_BYTES: usize = 1024;
+pub(super) const MAX_TOKEN_BYTES: usize = 1024;
 /// All tokens' texts together; the largest vocabularies in use have about 4 MB.
-const MAX_VOCABULARY_BYTES: usize = 16 << 20;
+pub(super) const MAX_VOCABULARY_BYTES: usize = 16 << 20;
 
 impl<'a> Tokens<'a> {
     fn read(metadata: &'a Metadata) -> Result<Tokens<'a>> {
@@ -151,14 +162,30 @@ fn byte_level(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     inner.with_normalizer(way.normalizer()).map_err(failed)?;
     inner.with_pre_tokenizer(Some(way.build().map_err(failed)?));
     // llama.cpp's default for both is 11, a leftover of Falcon: a comma or so elsewhere, which must not end an answer.
-    let ends = Ends { bos: tokens.id("bos"), eos: tokens.id("eos"), adds_bos: way.adds_bos };
+    let ends = Ends { bos: tokens.id("bos"), eos: tokens.id("eos"), adds_bos: way.adds_bos, adds_eos: false };
     finish(tokens, inner, Spelling::ByteLevel, ends)
 }
 
-/// SentencePiece's kind: `▁` for the space, the likeliest merge first, bytes for what has no token.
-fn sentence_piece(tokens: &Tokens<'_>) -> Result<Vocabulary> {
+/// Names under `tokenizer.ggml.pre` of vocabularies that are merged from a list, but spelled as SentencePiece's.
+const SPACES_AS_MARKS: [&str; 3] = ["gemma4", "granite-embed-multi-311m", "sarvam-moe"];
+
+/// Gemma 4's kind: `▁` for the space, characters merged in the order of a list and cut into no words, bytes for what has no token.
+fn marked_spaces(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     let metadata = tokens.metadata;
     let failed = |error: tokenizers::Error| text_error(&metadata.path, format!("its vocabulary cannot be used: {error}"));
+    let mut builder = BPE::builder().vocab_and_merges(tokens.vocab(), listed_merges(tokens)?).byte_fallback(true).fuse_unk(true);
+    if let Some((_, unknown, _)) = tokens.iter().find(|(_, _, kind)| *kind == TokenType::Unknown) {
+        builder = builder.unk_token(unknown.to_owned());
+    }
+    let mut inner = tokenizers::Tokenizer::new(builder.build().map_err(failed)?);
+    inner.with_normalizer(Some(Replace::new(" ", "\u{2581}").map_err(failed)?)).map_err(failed)?;
+    let ends = Ends { bos: tokens.id("bos"), eos: tokens.id("eos"), adds_bos: true, adds_eos: false };
+    finish(tokens, inner, Spelling::SentencePiece(LeadingSpace::Kept), ends)
+}
+
+/// SentencePiece's kinds: `▁` for the space, pieces with scores, bytes for what has no token.
+fn sentence_piece(tokens: &Tokens<'_>, segmentation: Segmentation) -> Result<Vocabulary> {
+    let metadata = tokens.metadata;
     let scores = metadata.floats("tokenizer.ggml.scores")?.unwrap_or_default();
     if scores.len() != tokens.texts.len() {
         let reason = format!("tokenizer.ggml.scores has {} entries for {} tokens", scores.len(), tokens.texts.len());
@@ -167,25 +194,33 @@ fn sentence_piece(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     if let Some(id) = scores.iter().position(|score| score.is_nan()) {
         return Err(text_error(&metadata.path, format!("the score of token {id} is not a number")));
     }
-    let mergeable = |kind| matches!(kind, TokenType::Normal | TokenType::UserDefined);
-    let pieces = tokens.iter().zip(scores).filter(|((_, _, kind), _)| mergeable(*kind));
-    let merges = merges_from_scores(pieces.map(|((id, text, _), score)| (id, text, *score)));
-
-    let mut builder = BPE::builder().vocab_and_merges(tokens.vocab(), merges).byte_fallback(true).fuse_unk(true);
-    if let Some((_, unknown, _)) = tokens.iter().find(|(_, _, kind)| *kind == TokenType::Unknown) {
-        builder = builder.unk_token(unknown.to_owned());
-    }
-    let mut inner = tokenizers::Tokenizer::new(builder.build().map_err(failed)?);
-    let add_space = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let mut steps = Vec::new();
-    steps.extend(add_space.then(|| NormalizerWrapper::Prepend(Prepend::new("\u{2581}".into()))));
-    steps.push(NormalizerWrapper::Replace(Replace::new(" ", "\u{2581}").map_err(failed)?));
-    inner.with_normalizer(Some(NormalizerWrapper::Sequence(Sequence::new(steps)))).map_err(failed)?;
-    let leading_space = if add_space { LeadingSpace::Dropped } else { LeadingSpace::Kept };
-    // SentencePiece's own ids, as llama.cpp takes them where the file has none that can be used.
+    let adds_space = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    // What llama.cpp reads of these, it reads for this kind alone.
+    let is_unigram = segmentation == Segmentation::Likeliest;
+    let pieces = SentencePieces {
+        pieces: tokens.iter().zip(scores).map(|((_, text, kind), score)| (text, kind, *score)).collect(),
+        segmentation,
+        charsmap: if is_unigram { charsmap(metadata)? } else { None },
+        trims_spaces: is_unigram && metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false),
+        adds_space,
+    };
+    let inner = pieces.tokenizer().map_err(|error| text_error(&metadata.path, format!("its vocabulary cannot be used: {error}")))?;
+    let leading_space = if adds_space { LeadingSpace::Dropped } else { LeadingSpace::Kept };
+    // The ids of SentencePiece and of T5, as llama.cpp takes them where the file has none that can be used.
     let or_default = |name: &str, id: u32| tokens.id(name).or(Some(id)).filter(|&id| (id as usize) < tokens.texts.len());
-    let ends = Ends { bos: or_default("bos", 1), eos: or_default("eos", 2), adds_bos: true };
+    let ends = match segmentation {
+        Segmentation::Merges => Ends { bos: or_default("bos", 1), eos: or_default("eos", 2), adds_bos: true, adds_eos: false },
+        Segmentation::Likeliest => Ends { bos: tokens.id("bos"), eos: or_default("eos", 1), adds_bos: false, adds_eos: true },
+    };
     finish(tokens, inner, Spelling::SentencePiece(leading_space), ends)
+}
+
+/// `tokenizer.ggml.precompiled_charsmap`: bytes.
+fn charsmap(metadata: &Metadata) -> Result<Option<Vec<u8>>> {
+    let Some(bytes) = metadata.integers("tokenizer.ggml.precompiled_charsmap")? else { return Ok(None) };
+    let bytes: Option<Vec<u8>> =
+        bytes.iter().map(|byte| u8::try_from(*byte).ok().or(i8::try_from(*byte).ok().map(|byte| byte as u8))).collect();
+    bytes.map(Some).ok_or_else(|| text_error(&metadata.path, "tokenizer.ggml.precompiled_charsmap has numbers that are no bytes"))
 }
 
 /// BERT's kind. The ids that a file does not name are those of BERT's own vocabulary, as llama.cpp takes them.
@@ -199,7 +234,7 @@ fn word_piece_of_words(tokens: &Tokens<'_>) -> Result<Vocabulary> {
     let words = tokens.iter().map(|(id, text, kind)| (id, text, is_special(kind)));
     let inner = word_piece::tokenizer(words, unknown)
         .map_err(|error| text_error(&tokens.metadata.path, format!("its vocabulary cannot be used: {error}")))?;
-    let ends = Ends { bos: or_default(&["cls", "bos"], 101), eos: or_default(&["seperator", "eos"], 102), adds_bos: true };
+    let ends = Ends { bos: or_default(&["cls", "bos"], 101), eos: or_default(&["seperator", "eos"], 102), adds_bos: true, adds_eos: true };
     let vocabulary = finish(tokens, inner, Spelling::Other, ends)?;
     Ok(Vocabulary { frame: Frame::Settings { add_bos: true, add_eos: true }, ..vocabulary })
 }
@@ -229,6 +264,8 @@ struct Ends {
     eos: Option<u32>,
     /// BOS is put before a text where the file does not say.
     adds_bos: bool,
+    /// EOS is put behind it.
+    adds_eos: bool,
 }
 
 /// Adds the tokens that stand outside the merging, and gathers which ids end an answer.
@@ -237,7 +274,7 @@ fn finish(tokens: &Tokens<'_>, mut inner: tokenizers::Tokenizer, spelling: Spell
     let added = tokens.iter().filter_map(|(_, text, kind)| match kind {
         TokenType::Control | TokenType::Unknown => Some(AddedToken::from(text, true).normalized(false)),
         TokenType::UserDefined => Some(AddedToken::from(text, false).normalized(false)),
-        TokenType::Normal | TokenType::Byte => None,
+        TokenType::Normal | TokenType::Unused | TokenType::Byte => None,
     });
     let added: Vec<AddedToken> = added.filter(|token| !token.content.is_empty()).collect();
     if !added.is_empty() {
@@ -252,7 +289,7 @@ fn finish(tokens: &Tokens<'_>, mut inner: tokenizers::Tokenizer, spelling: Spell
         }
     }
     let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(ends.adds_bos);
-    let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && ends.eos.is_some();
+    let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(ends.adds_eos) && ends.eos.is_some();
     let text = |id: Option<u32>| id.and_then(|id| tokens.texts.get(id as usize)).cloned();
     let template_tokens = TemplateTokens::from_iter([
         ("bos_token", text(ends.bos)),

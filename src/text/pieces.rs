@@ -119,7 +119,7 @@ fn byte_level_bytes(text: &str, byte_of: &HashMap<char, u8>) -> Vec<u8> {
 
 /// GPT-2's alphabet: printable Latin-1 characters stand for themselves, the other bytes for U+0100 and following, in order
 /// (`bytes_to_unicode` of its `encoder.py`).
-fn byte_level_alphabet() -> HashMap<char, u8> {
+pub(super) fn byte_level_alphabet() -> HashMap<char, u8> {
     let is_printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let printable = (0..=u8::MAX).filter(is_printable).map(|byte| (char::from(byte), byte));
     let others = (0..=u8::MAX).filter(|byte| !is_printable(byte));

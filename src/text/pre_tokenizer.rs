@@ -67,7 +67,7 @@ impl PreTokenizer {
     }
 }
 
-static WAYS: [PreTokenizer; 29] = [
+static WAYS: [PreTokenizer; 30] = [
     // Where a file does not say.
     cut(&["default"], &[r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]"]),
     cut(&["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"], &[LLAMA3_WORDS])
@@ -148,6 +148,15 @@ static WAYS: [PreTokenizer; 29] = [
             ),
             r"\p{N}",
         ],
+    ),
+    cut(
+        &["kimi-k2"],
+        &[concat!(
+            r"\p{Han}+|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )],
     ),
     cut(&["falcon"], &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2_WORDS, "[0-9][0-9][0-9]"]),
     cut(&["viking"], &[UNPUNCTUATED, r"\p{N}"]),

@@ -1,4 +1,5 @@
-//! `tokenizer.json` and the configs beside it, checked and read. What the library would panic on is refused before it sees it.
+//! `tokenizer.json` or `tokenizer.model` and the configs beside it, checked and read. What the library would panic on is refused before it
+//! sees it.
 
 use std::collections::BTreeMap;
 
@@ -7,39 +8,157 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::files::{self, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, MAX_TOKENIZER_CONFIG_BYTES, text_error};
+use super::gguf_vocabulary::TokenType;
 use super::pieces::{LeadingSpace, Spelling};
+use super::pre_tokenizer::PreTokenizer;
+use super::rank_file;
+use super::sentence_piece::Segmentation;
+use super::sentence_piece_file::{self, SentencePieceFile};
 use super::tokenizer::{Frame, OuterToken, TemplateTokens, Vocabulary};
 use super::tokenizer_json_checks::TokenizerFile;
 use crate::error::{Error, Result};
 use crate::platform::Folder;
 
-/// Reads the tokenizer of a Hugging Face folder.
+/// Reads the tokenizer of a Hugging Face folder: `tokenizer.json`, or where there is none SentencePiece's `tokenizer.model` or a file of
+/// tiktoken's.
 pub(super) fn read(folder: &Folder) -> Result<Vocabulary> {
-    let path = folder.path_of("tokenizer.json");
-    let Some(bytes) = files::read_optional(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)? else {
-        let reason = "has no tokenizer.json; download it with the model (slow tokenizers in tokenizer.model are not read)";
-        return Err(text_error(folder, reason));
+    let config = TokenizerConfig::read(folder)?;
+    let Read { path, inner, spelling, bos, eos, frame } = match files::read_optional(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)? {
+        Some(bytes) => from_json(folder, &config, &bytes)?,
+        None => match other_file(folder)? {
+            Some((name, bytes)) if rank_file::is_one(&bytes) => from_tiktoken(folder, &config, &name, &bytes)?,
+            Some((name, bytes)) => from_sentence_piece(folder, &config, &name, &bytes)?,
+            None => {
+                return Err(text_error(
+                    folder,
+                    "has no tokenizer.json, tokenizer.model or tiktoken file; download one of them with the model",
+                ));
+            }
+        },
     };
-    let file: TokenizerFile = serde_json::from_slice(&bytes).map_err(|error| text_error(&path, format!("cannot be read: {error}")))?;
+    let (named_bos, named_eos) = outer_tokens(folder, &config, &inner)?;
+    let own = |id: u32| OuterToken { id, file: path.clone() };
+    let bos = named_bos.or(bos.map(own));
+    let eos = if named_eos.is_empty() { eos.map(own).into_iter().collect() } else { named_eos };
+    let frame = match config.add_bos_token {
+        // Without a BOS to add only the post-processor can know what is meant.
+        Some(add_bos) if !add_bos || bos.is_some() => Frame::Settings { add_bos, add_eos: config.add_eos_token.unwrap_or(false) },
+        _ => frame,
+    };
+    let template_tokens = template_tokens(&config, &inner, bos.as_ref(), eos.first());
+    Ok(Vocabulary { path, inner, spelling, bos, eos, frame, template_tokens })
+}
+
+/// The file of a vocabulary that is no `tokenizer.json`, and its bytes: SentencePiece's or tiktoken's.
+fn other_file(folder: &Folder) -> Result<Option<(String, Vec<u8>)>> {
+    let named = folder.names_with("tiktoken").unwrap_or_default();
+    for name in ["tokenizer.model".to_owned(), "tiktoken.model".to_owned()].into_iter().chain(named) {
+        if let Some(bytes) = files::read_optional(folder, &name, MAX_TOKENIZER_BYTES)? {
+            return Ok(Some((name, bytes)));
+        }
+    }
+    Ok(None)
+}
+
+/// What one file says of a tokenizer.
+struct Read {
+    path: String,
+    inner: tokenizers::Tokenizer,
+    spelling: Spelling,
+    /// Where no other file names them.
+    bos: Option<u32>,
+    eos: Option<u32>,
+    frame: Frame,
+}
+
+fn from_json(folder: &Folder, config: &TokenizerConfig, bytes: &[u8]) -> Result<Read> {
+    let path = folder.path_of("tokenizer.json");
+    let file: TokenizerFile = serde_json::from_slice(bytes).map_err(|error| text_error(&path, format!("cannot be read: {error}")))?;
     file.check().map_err(|reason| text_error(&path, reason))?;
-    let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
+    let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
     let mut inner = parsed
         .map_err(|_| text_error(&path, "cannot be read: the tokenizers library panicked"))?
         .map_err(|error| text_error(&path, format!("cannot be read: {error}")))?;
     // A prompt is never cut or filled up behind the user's back, whatever the file was saved with.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|error| text_error(&path, error.to_string()))?;
+    add_tokens(&mut inner, config).map_err(|error| text_error(&path, error.to_string()))?;
+    let spelling = spelling(file.decoder.as_ref());
+    Ok(Read { path, inner, spelling, bos: None, eos: None, frame: Frame::PostProcessor })
+}
 
-    let config = TokenizerConfig::read(folder)?;
-    add_tokens(&mut inner, &config).map_err(|error| text_error(&path, error.to_string()))?;
-    let (bos, eos) = outer_tokens(folder, &config, &inner)?;
-    let frame = match config.add_bos_token {
-        // Without a BOS to add only the post-processor can know what is meant.
-        Some(add_bos) if !add_bos || bos.is_some() => Frame::Settings { add_bos, add_eos: config.add_eos_token.unwrap_or(false) },
-        _ => Frame::PostProcessor,
+/// A text begins with BOS where the model merges, as Llama's does, and ends with EOS where it does not, as T5's does: so the classes of
+/// transformers have it where the config says nothing.
+fn from_sentence_piece(folder: &Folder, config: &TokenizerConfig, name: &str, bytes: &[u8]) -> Result<Read> {
+    let path = folder.path_of(name);
+    let SentencePieceFile { pieces, bos, eos } = sentence_piece_file::read(&path, bytes)?;
+    let failed = |error: tokenizers::Error| text_error(&path, format!("its vocabulary cannot be used: {error}"));
+    let mut inner = pieces.tokenizer().map_err(failed)?;
+    let added = |&(text, kind, _): &(&str, TokenType, f32)| match kind {
+        TokenType::Control | TokenType::Unknown => Some(AddedToken::from(text, true).normalized(false)),
+        TokenType::UserDefined => Some(AddedToken::from(text, false).normalized(false)),
+        TokenType::Normal | TokenType::Unused | TokenType::Byte => None,
     };
-    let template_tokens = template_tokens(&config, &inner, bos.as_ref(), eos.first());
-    Ok(Vocabulary { path, inner, spelling: spelling(file.decoder.as_ref()), bos, eos, frame, template_tokens })
+    let added: Vec<AddedToken> = pieces.pieces.iter().filter_map(added).filter(|token| !token.content.is_empty()).collect();
+    inner.add_tokens(added).map_err(failed)?;
+    add_behind(&mut inner, added_behind(folder, config)?, Gaps::Refused).map_err(|reason| text_error(&path, reason))?;
+    let spelling = Spelling::SentencePiece(if pieces.adds_space { LeadingSpace::Dropped } else { LeadingSpace::Kept });
+    let merges = pieces.segmentation == Segmentation::Merges;
+    Ok(Read { path, inner, spelling, bos, eos, frame: Frame::Settings { add_bos: merges, add_eos: !merges } })
+}
+
+/// The tokens that are added to a SentencePiece vocabulary: those of `added_tokens_decoder`, or of the older `added_tokens.json`, by id.
+fn added_behind(folder: &Folder, config: &TokenizerConfig) -> Result<Vec<(u32, AddedToken)>> {
+    let mut added: Vec<(u32, AddedToken)> = config.added_tokens.iter().map(|(id, entry)| (*id, entry.to_added())).collect();
+    if added.is_empty() {
+        let fields = files::read_fields(folder, "added_tokens.json", MAX_TOKENIZER_CONFIG_BYTES)?.unwrap_or_default();
+        let is_named = |text: &str| config.tokens.values().flatten().any(|named| named == text);
+        let token = |(text, id): (&String, &Value)| {
+            let id = u32::try_from(id.as_u64()?).ok()?;
+            Some((id, AddedToken::from(text.clone(), is_named(text)).normalized(false)))
+        };
+        added = fields.iter().filter_map(token).collect();
+    }
+    added.sort_by_key(|(id, _)| *id);
+    Ok(added)
+}
+
+/// A file of tiktoken's does not say how texts are cut into words; the code of each model does. Here Llama 3's way is taken, or Kimi's
+/// where the file has its name.
+fn from_tiktoken(folder: &Folder, config: &TokenizerConfig, name: &str, bytes: &[u8]) -> Result<Read> {
+    let path = folder.path_of(name);
+    let way = PreTokenizer::from_name(if name == "tiktoken.model" { "kimi-k2" } else { "llama-bpe" });
+    let way = way.map_err(|reason| text_error(&path, reason))?;
+    let mut inner = rank_file::tokenizer(&path, bytes, way)?;
+    add_behind(&mut inner, added_behind(folder, config)?, Gaps::Reserved).map_err(|reason| text_error(&path, reason))?;
+    let frame = Frame::Settings { add_bos: way.adds_bos, add_eos: false };
+    Ok(Read { path, inner, spelling: Spelling::ByteLevel, bos: None, eos: None, frame })
+}
+
+/// What becomes of ids between the vocabulary's and those of added tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gaps {
+    Refused,
+    /// They are special tokens that no text has.
+    Reserved,
+}
+
+/// So many ids may be reserved; models have some hundreds.
+const MAX_RESERVED: usize = 4096;
+
+/// Adds tokens whose ids follow those that there are, and sets the flags of those that are there.
+fn add_behind(inner: &mut tokenizers::Tokenizer, added: Vec<(u32, AddedToken)>, gaps: Gaps) -> std::result::Result<(), String> {
+    for (id, token) in added {
+        let (n_tokens, there) = (inner.get_vocab_size(true), inner.token_to_id(&token.content));
+        let gap = (id as usize).checked_sub(n_tokens).filter(|gap| *gap == 0 || (gaps == Gaps::Reserved && *gap <= MAX_RESERVED));
+        if there.is_some_and(|there| there != id) || (there.is_none() && gap.is_none()) {
+            let due = there.map_or(n_tokens, |id| id as usize);
+            return Err(format!("the token `{}` is to be added as {id}, where {due} is due", token.content));
+        }
+        let reserved = (n_tokens..).take(gap.unwrap_or(0)).map(|id| AddedToken::from(format!("<|reserved_token_{id}|>"), true));
+        inner.add_tokens(reserved.chain([token])).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// The tokens that files name, as keys of `tokenizer_config.json` and of templates (transformers' `SPECIAL_TOKENS_ATTRIBUTES`).

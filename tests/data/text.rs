@@ -10,7 +10,8 @@ use tierflow::error::Error;
 use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::{
-    Candidate, ChatMessage, ChatTemplate, GenerationPrompt, Sampler, SamplingSettings, Special, StopStrings, TemplateInput, Tokenizer,
+    Candidate, ChatMessage, ChatTemplate, GenerationPrompt, ReasoningFormat, ReasoningSplitter, Sampler, SamplingSettings, Segment,
+    Special, StopStrings, TemplateInput, Tokenizer,
 };
 use tierflow::weights::{MetaValue, Metadata};
 
@@ -44,6 +45,129 @@ const BYTE_LEVEL_SIZE: usize = 265;
 
 fn byte_level(pre: &str) -> Tokenizer {
     Tokenizer::from_metadata(&Metadata::new("tiny.gguf", byte_level_metadata(pre)), BYTE_LEVEL_SIZE).unwrap()
+}
+
+/// The models and texts that the sentencepiece package was asked about (`tests/golden/sentence_piece.py`).
+fn sentence_piece_golden() -> Value {
+    serde_json::from_str(include_str!("../golden/sentence_piece.json")).unwrap()
+}
+
+fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[track_caller]
+fn check_sentence_piece(tokenizer: &Tokenizer, golden: &Value, name: &str) {
+    let model = &golden["models"][name];
+    let texts: Vec<String> = numbers(&golden["texts"]);
+    let [ids, decoded] = [&model["ids"], &model["decoded"]];
+    for (index, text) in texts.iter().enumerate() {
+        let expected: Vec<u32> = numbers(&ids[index]);
+        assert_eq!(tokenizer.encode_plain(text, Special::Leave).unwrap(), expected, "{name}: {text:?}");
+        // What is unknown has no text here, and of marks that a text begins with the package drops all.
+        if !expected.contains(&0) && !text.starts_with('▁') {
+            assert_eq!(tokenizer.decode(&expected), decoded[index].as_str().unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn sentence_pieces_own_file_gives_the_ids_of_its_own_package() {
+    let golden = sentence_piece_golden();
+    for (name, model) in golden["models"].as_object().unwrap() {
+        let folder = tempfile::tempdir().unwrap();
+        let hex = model["model"].as_str().unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        std::fs::write(folder.path().join("tokenizer.model"), &bytes).unwrap();
+        let n_pieces = model["pieces"].as_array().unwrap().len();
+        let tokenizer = Tokenizer::from_folder(folder.path(), n_pieces + 3).unwrap();
+        check_sentence_piece(&tokenizer, &golden, name);
+        // Llama's kind begins a text with BOS, T5's ends it with EOS.
+        let framed = tokenizer.encode("the", Special::Add).unwrap();
+        let merges = ["llama", "gemma"].contains(&name.as_str());
+        assert_eq!((framed.first() == Some(&1), framed.last() == Some(&2)), (merges, !merges), "{name}: {framed:?}");
+        assert_eq!(tokenizer.eos_tokens(), [2]);
+
+        // Tokens behind the pieces, as the configs of transformers have them; what leaves a gap is refused.
+        let added = |id: usize, text: &str| (id.to_string(), json!({"content": text, "special": true, "rstrip": true}));
+        let write = |added: serde_json::Map<String, Value>| {
+            let config = json!({"added_tokens_decoder": added, "eos_token": "<|end|>", "add_bos_token": false});
+            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        };
+        write([added(n_pieces + 1, "<|end|>"), added(n_pieces, "<|start|>")].into_iter().collect());
+        let tokenizer = Tokenizer::from_folder(folder.path(), n_pieces + 3).unwrap();
+        let ids = tokenizer.encode("<|start|>  the<|end|>", Special::Leave).unwrap();
+        let [start, end] = [n_pieces, n_pieces + 1].map(|id| id as u32);
+        assert_eq!(tokenizer.eos_tokens(), [end]);
+        assert_eq!(ids, [&[start], &*tokenizer.encode("the", Special::Leave).unwrap(), &[end]].concat(), "{name}: spaces behind it go");
+        write([added(n_pieces + 1, "<|end|>")].into_iter().collect());
+        let error = Tokenizer::from_folder(folder.path(), n_pieces + 3).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.model") && error.contains(&format!("as {}, where {n_pieces} is due", n_pieces + 1)), "{error}");
+    }
+}
+
+#[test]
+fn sentence_pieces_in_gguf_files_give_the_same_ids() {
+    let golden = sentence_piece_golden();
+    for (name, model) in golden["models"].as_object().unwrap() {
+        let kind = if ["llama", "gemma"].contains(&name.as_str()) { "llama" } else { "t5" };
+        let mut entries = BTreeMap::from([
+            ("model".to_owned(), MetaValue::String(kind.into())),
+            ("tokens".to_owned(), MetaValue::Strings(numbers(&model["pieces"]))),
+            ("token_type".to_owned(), MetaValue::Integers(numbers(&model["types"]))),
+            ("scores".to_owned(), MetaValue::Floats(numbers(&model["scores"]))),
+            ("add_space_prefix".to_owned(), MetaValue::Bool(numbers(&model["add_space_prefix"]))),
+            ("remove_extra_whitespaces".to_owned(), MetaValue::Bool(numbers(&model["remove_extra_whitespaces"]))),
+            ("precompiled_charsmap".to_owned(), MetaValue::Integers(numbers(&model["precompiled_charsmap"]))),
+        ]);
+        let of = |entries: &BTreeMap<String, MetaValue>| {
+            let entries = entries.iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone())).collect();
+            Tokenizer::from_metadata(&Metadata::new("m.gguf", entries), 1000)
+        };
+        check_sentence_piece(&of(&entries).unwrap(), &golden, name);
+        // Gemma's newer files list the merges; what the texts become is the same.
+        if name == "gemma" {
+            let merges = ("merges".to_owned(), MetaValue::Strings(numbers(&model["merges"])));
+            let [tokens, types] = ["tokens", "token_type"].map(|key| (key.to_owned(), entries[key].clone()));
+            for (model, pre) in [("gemma4", "gemma4"), ("gpt2", "sarvam-moe")] {
+                let [model, pre] = [("model", model), ("pre", pre)].map(|(key, text)| (key.to_owned(), MetaValue::String(text.into())));
+                let listed = BTreeMap::from([model, pre, tokens.clone(), types.clone(), merges.clone()]);
+                check_sentence_piece(&of(&listed).unwrap(), &golden, name);
+            }
+        }
+        if kind == "t5" {
+            entries.insert("precompiled_charsmap".to_owned(), MetaValue::Integers(vec![4, 0, 0, 0, 300]));
+            assert!(of(&entries).unwrap_err().to_string().contains("no bytes"));
+            entries.insert("precompiled_charsmap".to_owned(), MetaValue::Integers(vec![255, 255, 0, 0, 3]));
+            assert!(of(&entries).unwrap_err().to_string().contains("cannot be used"));
+        }
+    }
+}
+
+/// Against the tiktoken package (`tests/golden/tiktoken_files.py`), with the words of Llama 3 and those of Kimi K2.
+#[test]
+fn tiktokens_files_give_the_ids_of_its_own_package() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/tiktoken_files.json")).unwrap();
+    let file = golden["file"].as_str().unwrap();
+    let n_tokens = file.lines().count();
+    let texts: Vec<String> = numbers(&golden["texts"]);
+    for (name, expected) in golden["ids"].as_object().unwrap() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), file).unwrap();
+        // Between the vocabulary and the added tokens, Kimi has ids that are reserved.
+        let added = json!({(n_tokens + 2).to_string(): {"content": "<|end|>", "special": true}});
+        let config = json!({"added_tokens_decoder": added, "eos_token": "<|end|>"});
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_folder(folder.path(), n_tokens + 3).unwrap();
+        for (text, ids) in texts.iter().zip(expected.as_array().unwrap()) {
+            let ids: Vec<u32> = numbers(ids);
+            assert_eq!(tokenizer.encode(text, Special::Leave).unwrap(), ids, "{name}: {text:?}");
+            assert_eq!(&tokenizer.decode(&ids), text, "{name}");
+        }
+        assert_eq!(tokenizer.eos_tokens(), [n_tokens as u32 + 2]);
+        assert_eq!(tokenizer.encode("<|end|>", Special::Leave).unwrap(), tokenizer.eos_tokens());
+        assert_eq!(tokenizer.token_text(n_tokens as u32).as_deref(), Some(&*format!("<|reserved_token_{n_tokens}|>")));
+    }
 }
 
 /// GGUF metadata of a SentencePiece vocabulary: `<unk>`, `<s>`, `</s>`, 256 bytes, then pieces with falling scores.
@@ -543,10 +667,93 @@ fn templates_are_found_in_their_order() {
     assert_eq!(open(&[config(json!({"tool_use": "tools", "default": "named"}))]).as_deref(), Some("named"));
     assert_eq!(open(&[config(json!([{"name": "tool_use", "template": "tools"}]))]), None);
     assert_eq!(open(&[config(Value::Null)]), None);
+    let older = ("chat_template.json", json!({"chat_template": "older"}));
+    assert_eq!(open(&[config(Value::Null), older.clone()]).as_deref(), Some("older"));
+    assert_eq!(open(&[config(json!("config")), older]).as_deref(), Some("config"));
     assert_eq!(open(&[]), None);
     let entries = BTreeMap::from([("tokenizer.chat_template".to_owned(), MetaValue::String("gguf".into()))]);
     let found = ChatTemplate::from_metadata(&Metadata::new("m.gguf", entries), &tokenizer).unwrap().unwrap();
     assert_eq!(found.render(&[], GenerationPrompt::Leave).unwrap(), "gguf");
+}
+
+/// Reasoning and answer of what a model writes token by token.
+fn told_apart(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &str, written: &str) -> [String; 2] {
+    let tokens = |text: &str| tokenizer.encode(text, Special::Leave).unwrap();
+    let format = ReasoningFormat::of(tokenizer, template);
+    let mut splitter = ReasoningSplitter::after_prompt(format, tokenizer, &tokens(prompt));
+    let mut detokenizer = tokenizer.detokenizer();
+    let mut segments = Vec::new();
+    for token in tokens(written) {
+        let text = detokenizer.push(token);
+        segments.extend(splitter.push_token(token, &text));
+    }
+    segments.extend(splitter.finish());
+    let text = |wanted: bool| {
+        segments.iter().filter_map(move |segment| match segment {
+            Segment::Reasoning(text) => wanted.then_some(text.as_str()),
+            Segment::Answer(text) => (!wanted).then_some(text.as_str()),
+        })
+    };
+    [text(true).collect(), text(false).collect()]
+}
+
+#[test]
+fn reasoning_is_told_apart_by_tokens_and_by_templates() {
+    // Marks that are special tokens have no text of their own.
+    let mut entries = byte_level_metadata("gpt-2");
+    for mark in ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "[THINK]", "[/THINK]"] {
+        if let Some(MetaValue::Strings(tokens)) = entries.get_mut("tokenizer.ggml.tokens") {
+            tokens.push(mark.to_owned());
+        }
+        if let Some(MetaValue::Integers(types)) = entries.get_mut("tokenizer.ggml.token_type") {
+            types.push(3);
+        }
+    }
+    let harmony = Tokenizer::from_metadata(&Metadata::new("m.gguf", entries.clone()), BYTE_LEVEL_SIZE + 6).unwrap();
+    let written = "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final<|message|>It is é 4.";
+    let expected = ["Easy.".to_owned(), "It is é 4.".to_owned()];
+    assert_eq!(told_apart(&harmony, None, "<|start|>user<|message|>2 + 2?<|end|><|start|>assistant", written), expected);
+    let begun = "<|start|>assistant<|channel|>analysis<|message|>";
+    assert_eq!(told_apart(&harmony, None, begun, "Hm.<|end|><|start|>assistant<|channel|>final<|message|>4"), ["Hm.", "4"]);
+    // The same marks where a model has no channels.
+    if let Some(MetaValue::Strings(tokens)) = entries.get_mut("tokenizer.ggml.tokens") {
+        tokens.iter_mut().filter(|token| *token == "<|channel|>").for_each(|token| *token = "<|other|>".to_owned());
+    }
+    let mistral = Tokenizer::from_metadata(&Metadata::new("m.gguf", entries), BYTE_LEVEL_SIZE + 6).unwrap();
+    assert_eq!(told_apart(&mistral, None, "the", "[THINK]a the b[/THINK]c the"), ["a the b", "c the"]);
+    assert_eq!(told_apart(&mistral, None, "the[THINK]", "a[/THINK]b"), ["a", "b"]);
+    // Marks that are several tokens, and that only the template writes.
+    let plain = byte_level("gpt-2");
+    let template = |source: &str| ChatTemplate::new("t".into(), source.into(), &plain).unwrap();
+    let thinking = template("{{ '<think></think>' }}");
+    let written = "a\n</think>\n\nb <think>";
+    assert_eq!(told_apart(&plain, Some(&thinking), "the<think>\n", written), ["a", "b <think>"]);
+    assert_eq!(told_apart(&plain, Some(&thinking), "<think>the", written), ["", written]);
+    assert_eq!(told_apart(&plain, Some(&template("{{ messages }}")), "<think>\n", written), ["", written]);
+}
+
+#[test]
+fn conversations_with_tools_have_a_template_of_their_own() {
+    let tokenizer = byte_level("gpt-2");
+    let tools = |tools: Option<Vec<Value>>| TemplateInput { tools, ..TemplateInput::default() };
+    let both = |template: ChatTemplate| {
+        [None, Some(Vec::new()), Some(vec![json!({"type": "function"})])]
+            .map(|given| template.render_with(&[], &tools(given), GenerationPrompt::Leave).unwrap())
+    };
+    let open = |folder: &Path| both(ChatTemplate::from_folder(folder, &tokenizer).unwrap().unwrap());
+    let expected = ["plain", "tools", "tools"];
+    let config = |template: Value| folder(&[("tokenizer_config.json", json!({"chat_template": template}))]);
+    let list = json!([{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]);
+    assert_eq!(open(config(list).path()), expected);
+    assert_eq!(open(config(json!({"default": "plain", "tool_use": "tools"})).path()), expected);
+    let files = folder(&[("chat_template.jinja", json!("plain"))]);
+    assert_eq!(open(files.path()), ["plain"; 3]);
+    std::fs::create_dir(files.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(files.path().join("additional_chat_templates/tool_use.jinja"), "tools").unwrap();
+    assert_eq!(open(files.path()), expected);
+    let entries = [("tokenizer.chat_template", "plain"), ("tokenizer.chat_template.tool_use", "tools")];
+    let entries = entries.map(|(key, text)| (key.to_owned(), MetaValue::String(text.into()))).into();
+    assert_eq!(both(ChatTemplate::from_metadata(&Metadata::new("m.gguf", entries), &tokenizer).unwrap().unwrap()), expected);
 }
 
 /// Where the text ends by definition: at the first position at which any stop string is complete, before the longest that is.

@@ -3,7 +3,7 @@
 import { InvalidArgumentError } from './errors.js';
 
 /** Files of a folder that make up a model; the rest of the folder is left alone. */
-const PARTS = /\.(gguf|safetensors|jinja)$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|\.safetensors\.index\.json$/i;
+const PARTS = /\.(gguf|safetensors|jinja|tiktoken)$|(^|\/)(tokenizer|tiktoken)\.model$|(^|\/)(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json$|\.safetensors\.index\.json$/i;
 
 /** The name of one part of a split GGUF, as `model-00002-of-00003.gguf`. */
 const SPLIT = /-(\d{5})-of-(\d{5})\.gguf$/i;
