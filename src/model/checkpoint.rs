@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::expert_tensors::with_experts;
+use super::scaled_weights::with_scales;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
 use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
@@ -144,7 +145,8 @@ impl Checkpoint {
             let folder::Folder { catalog, .. } = folder::open(&folder, io).ok()?;
             families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
         })?;
-        let folder::Folder { catalog, mut sources, unreadable } = folder::open(&folder, io)?;
+        let folder::Folder { catalog, mut sources, mut unreadable } = folder::open(&folder, io)?;
+        let catalog = with_scales(config_json::scale_block(&folder)?, catalog, &mut unreadable, &mut sources)?;
         let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(with_text(&config, catalog, &folder)))));
         let catalog = with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &folder.to_string())?;
         let catalog = with_parts(&config, catalog, &folder)?;
@@ -155,7 +157,7 @@ impl Checkpoint {
             config,
             metadata: None,
             sources,
-            unreadable: unreadable.into_iter().map(|Unreadable { name, dtype }| (name, dtype)).collect(),
+            unreadable: unreadable.into_iter().map(|Unreadable { name, dtype, .. }| (name, dtype)).collect(),
         };
         if checkpoint.config.tied_embeddings && checkpoint.has_other_head()? {
             let head = checkpoint.config.family.names.head_weight();
@@ -194,7 +196,7 @@ impl Checkpoint {
             let Some(dtype) = self.unreadable.get(name) else {
                 return Err(Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() });
             };
-            let reason = format!("tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16");
+            let reason = format!("tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16, and 8-bit floats with scales");
             return Err(Error::UnsupportedModel { path: self.path.clone(), reason });
         };
         let found = &self.catalog[id].shape;

@@ -6,12 +6,15 @@ use serde_json::{Map, Value};
 
 use super::families::{self, Family, Hint};
 use super::limits::validate;
+use super::scaled_weights::ScaleBlock;
 use super::{Activation, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
 use crate::weights::{PYTHON_CONSTANTS, parse_python_json};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Where configs say how weights are quantised.
+const QUANTIZATION: &str = "quantization_config";
 /// What messages call a text.
 const STRING: &str = "a string";
 
@@ -44,6 +47,15 @@ fn with_text_config(mut fields: Map<String, Value>) -> Map<String, Value> {
         }
     }
     text
+}
+
+/// What the config of `folder` says of scales beside its weights.
+pub(super) fn scale_block(folder: &Folder) -> Result<ScaleBlock> {
+    let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
+    let value = parse_python_json(&bytes).unwrap_or_default();
+    let quantization = value.get(QUANTIZATION).filter(|value| !value.is_null());
+    let of_path = |reason| Error::UnsupportedModel { path: folder.path_of("config.json"), reason };
+    quantization.map_or(Ok(ScaleBlock::default()), |quantization| ScaleBlock::of(quantization).map_err(of_path))
 }
 
 /// Where the config classes of families differ.
@@ -244,12 +256,9 @@ impl Fields<'_> {
 }
 
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
-    let unsupported = |reason: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), reason });
-    if let Some(quantization) = fields.fields.get("quantization_config").filter(|value| !value.is_null()) {
-        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        return unsupported(format!(
-            "weights quantised by `{method}` are not supported; use the original in F32, F16 or BF16, or a GGUF file"
-        ));
+    if let Some(quantization) = fields.fields.get(QUANTIZATION).filter(|value| !value.is_null()) {
+        let of_path = |reason| Error::UnsupportedModel { path: fields.path.to_owned(), reason };
+        ScaleBlock::of(quantization).map_err(of_path)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ pub mod families;
 mod gguf_names;
 mod limits;
 mod op;
+mod scaled_weights;
 mod to_gguf;
 mod value;
 

@@ -10,6 +10,7 @@ mod lfs;
 mod python_json;
 mod rearranged;
 pub(crate) mod safetensors;
+pub(crate) mod scaled;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
 pub(crate) use gathered::{Gathered, Piece};

@@ -35,6 +35,12 @@ pub(crate) struct Unreadable {
     pub name: String,
     /// The dtype's own name.
     pub dtype: String,
+    /// Outermost dimension first.
+    pub shape: Vec<u64>,
+    /// Which file of the checkpoint.
+    pub shard: u32,
+    /// Where its bytes begin in that file.
+    pub offset: u64,
 }
 
 /// The tensors of one file, in the order of their bytes.
@@ -109,13 +115,15 @@ fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start:
             return Err(format!("tensor `{name}` has offsets {begin}..{end}, but {} of {:?} take {size} bytes", entry.dtype, entry.shape));
         }
         expected = end;
+        // May pass the file's end here; the comparison after the loop refuses the whole file then.
+        let offset = data_start.checked_add(begin).ok_or_else(|| format!("tensor `{name}` begins beyond any file"))?;
         match stored {
             Stored::Known(dtype) => {
-                // May pass the file's end here; the comparison after the loop refuses the whole file then.
-                let offset = data_start.checked_add(begin).ok_or_else(|| format!("tensor `{name}` begins beyond any file"))?;
                 header.tensors.push(TensorInfo { name, dtype, shape: entry.shape, shard, offset, size_bytes: Bytes(size) });
             }
-            Stored::Other { .. } => header.unreadable.push(Unreadable { name, dtype: entry.dtype }),
+            Stored::Other { .. } => {
+                header.unreadable.push(Unreadable { name, dtype: entry.dtype, shape: entry.shape, shard, offset });
+            }
         }
     }
     let present = source.len() - data_start;

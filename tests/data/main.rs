@@ -5,6 +5,7 @@ mod convert;
 mod device_maps;
 #[path = "../engine/models/families.rs"]
 mod families;
+mod float8;
 mod haystack;
 mod hub;
 mod layers;

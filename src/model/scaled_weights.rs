@@ -1,0 +1,198 @@
+//! Folders whose matrices are 8-bit floats with scales beside them: what config.json says of that, and the catalog as if they were BF16.
+//!
+//! `X.weight` is stored in F8_E4M3 or F8_E5M2, and `X.weight_scale_inv` (DeepSeek's and Qwen's `fp8`) or `X.weight_scale`
+//! (compressed-tensors' `float-quantized`, `fbgemm_fp8`) holds what its values are multiplied by: one number, one for each row, or one for
+//! each block of rows and columns. Scales of activations are not used: products here keep activations in more bits.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::platform::{self, ByteSource};
+use crate::units::Bytes;
+use crate::weights::safetensors::Unreadable;
+use crate::weights::scaled::{Float8, Scaled, ScaledMatrix};
+use crate::weights::{Catalog, Shard, TensorInfo};
+
+/// What the name of a scale has behind that of its matrix.
+const SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
+
+/// Rows and columns that share a scale; `None` where a tensor's scales themselves say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct ScaleBlock(Option<[u64; 2]>);
+
+impl ScaleBlock {
+    /// What `quantization_config` says, or why its weights cannot be read.
+    pub(super) fn of(quantization: &Value) -> std::result::Result<ScaleBlock, String> {
+        let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
+        let method = text(quantization, "quant_method");
+        let unsupported = |what: &str| {
+            Err(format!("weights quantised by {what} are not supported; use the original in F32, F16 or BF16, or a GGUF file"))
+        };
+        match method.as_str() {
+            "fp8" => ScaleBlock::listed(quantization, "weight_block_size"),
+            "fbgemm_fp8" => Ok(ScaleBlock(None)),
+            "compressed-tensors" => {
+                let groups = quantization.get("config_groups").and_then(Value::as_object);
+                let mut weights = groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("weights"));
+                let Some(first) = weights.next() else { return unsupported("`compressed-tensors` without groups of weights") };
+                let is_float8 =
+                    |weights: &Value| weights.get("num_bits").and_then(Value::as_u64) == Some(8) && text(weights, "type") == "float";
+                if !is_float8(first) || !weights.all(|weights| is_float8(weights)) {
+                    return unsupported(&format!(
+                        "`compressed-tensors` in another way than as 8-bit floats (`{}`)",
+                        text(quantization, "format")
+                    ));
+                }
+                ScaleBlock::listed(first, "block_structure")
+            }
+            other => unsupported(&format!("`{other}`")),
+        }
+    }
+
+    fn listed(value: &Value, key: &str) -> std::result::Result<ScaleBlock, String> {
+        let sizes = match value.get(key) {
+            None | Some(Value::Null) => return Ok(ScaleBlock(None)),
+            Some(sizes) => {
+                sizes.as_array().map(|sizes| sizes.iter().map(|size| size.as_u64().filter(|size| *size > 0)).collect::<Vec<_>>())
+            }
+        };
+        match sizes.as_deref() {
+            Some([Some(rows), Some(columns)]) => Ok(ScaleBlock(Some([*rows, *columns]))),
+            _ => Err(format!("`{key}` of quantization_config is no pair of sizes")),
+        }
+    }
+
+    /// Rows and columns of a matrix that share one of the scales in a tensor of this shape; `None` where the shapes do not fit.
+    fn of_shape(self, scales: &[u64], [rows, columns]: [u64; 2]) -> Option<[u64; 2]> {
+        let grid = match scales {
+            [] | [1] => [1, 1],
+            [n] => [*n, 1],
+            [n_rows, n_columns] => [*n_rows, *n_columns],
+            _ => return None,
+        };
+        let fits = |block: &[u64; 2]| [rows.div_ceil(block[0]), columns.div_ceil(block[1])] == grid;
+        let even = || {
+            let is_even = grid.iter().all(|n| *n > 0) && rows.is_multiple_of(grid[0]) && columns.is_multiple_of(grid[1]);
+            is_even.then(|| [rows / grid[0], columns / grid[1]])
+        };
+        let block =
+            self.0.filter(fits).or_else(|| even().filter(|block| self.0.is_none() || grid[1] == 1 && (grid[0] == 1 || block[0] == 1)));
+        block.filter(|[rows, columns]| *rows > 0 && *columns > 0)
+    }
+}
+
+/// The catalog with the matrices of 8-bit floats that are among `unreadable`, in a file of their own that is read from those of `sources`.
+/// One that has no scale stays unreadable.
+///
+/// # Errors
+/// [`Error::WrongShape`] for scales that do not fit their matrix, [`Error::InvalidFile`] for one that is no number; those of reading.
+pub(super) fn with_scales(
+    block: ScaleBlock,
+    catalog: Catalog,
+    unreadable: &mut Vec<Unreadable>,
+    sources: &mut Vec<Arc<dyn ByteSource>>,
+) -> Result<Catalog> {
+    let (mut file, mut found) = (Scaled::default(), Vec::new());
+    let mut others = Vec::new();
+    for tensor in std::mem::take(unreadable) {
+        let scale = SUFFIXES.iter().find_map(|suffix| catalog.find(&format!("{}{suffix}", tensor.name)));
+        let (Some(float), Some(scale), [n_rows, n_columns]) = (Float8::named(&tensor.dtype), scale, tensor.shape.as_slice()) else {
+            let lacks = if Float8::named(&tensor.dtype).is_some() { " without a scale" } else { "" };
+            others.push(Unreadable { dtype: format!("{}{lacks}", tensor.dtype), ..tensor });
+            continue;
+        };
+        let (n_rows, n_columns, scale) = (*n_rows, *n_columns, &catalog[scale]);
+        let Some(block) = block.of_shape(&scale.shape, [n_rows, n_columns]) else {
+            let [rows, columns] = block.0.unwrap_or([1, n_columns]);
+            return Err(Error::WrongShape {
+                path: catalog.shards[scale.shard as usize].path.clone(),
+                tensor: scale.name.clone(),
+                expected: vec![n_rows.div_ceil(rows.max(1)), n_columns.div_ceil(columns.max(1))],
+                found: scale.shape.clone(),
+            });
+        };
+        let scales = read_scales(scale, sources[scale.shard as usize].as_ref())?;
+        let source = Arc::clone(&sources[tensor.shard as usize]);
+        let (offset, size_bytes) = file.push(ScaledMatrix { source, stored: tensor.offset, n_rows, n_columns, float, block, scales });
+        found.push(TensorInfo {
+            name: tensor.name,
+            dtype: DType::BF16,
+            shape: tensor.shape,
+            shard: sources.len() as u32,
+            offset,
+            size_bytes,
+        });
+    }
+    *unreadable = others;
+    if file.is_empty() {
+        return Ok(catalog);
+    }
+    let Catalog { mut shards, mut tensors, .. } = catalog;
+    tensors.extend(found);
+    shards.push(Shard { path: file.path().to_owned(), size_bytes: Bytes(file.len()) });
+    sources.push(Arc::new(file));
+    Ok(Catalog::new(shards, tensors))
+}
+
+fn read_scales(tensor: &TensorInfo, source: &dyn ByteSource) -> Result<Vec<f32>> {
+    // Both are bounded by the file, which holds them.
+    let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, "the scales of a matrix")?;
+    source.read_at(tensor.offset, &mut bytes)?;
+    let mut scales = platform::zeroed(tensor.n_values() as usize, "the scales of a matrix")?;
+    tensor.dtype.decode(&bytes, &mut scales);
+    match scales.iter().position(|scale: &f32| !scale.is_finite()) {
+        None => Ok(scales),
+        Some(at) => Err(Error::invalid_file(source.path(), format!("scale {at} of tensor `{}` is {}", tensor.name, scales[at]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn scales_are_for_all_for_rows_or_for_blocks() {
+        let plain = ScaleBlock(None);
+        let blocks = ScaleBlock(Some([128, 128]));
+        for (block, shape, matrix, expected) in [
+            (plain, &[][..], [6, 40], Some([6, 40])),
+            (plain, &[1], [6, 40], Some([6, 40])),
+            (plain, &[6, 1], [6, 40], Some([1, 40])),
+            (plain, &[6], [6, 40], Some([1, 40])),
+            (plain, &[3, 2], [6, 40], Some([2, 20])),
+            (plain, &[4, 2], [6, 40], None),
+            (plain, &[6, 40, 1], [6, 40], None),
+            (plain, &[0, 1], [6, 40], None),
+            (blocks, &[5, 2], [576, 256], Some([128, 128])),
+            (blocks, &[4, 2], [576, 256], None),
+            (blocks, &[1, 1], [60, 40], Some([128, 128])),
+            (blocks, &[], [576, 256], Some([576, 256])),
+            (blocks, &[576, 1], [576, 256], Some([1, 256])),
+        ] {
+            assert_eq!(block.of_shape(shape, matrix), expected, "{block:?} {shape:?} {matrix:?}");
+        }
+    }
+
+    #[test]
+    fn ways_of_quantising_that_are_known_say_their_blocks() {
+        let of = |value: Value| ScaleBlock::of(&value);
+        assert_eq!(of(json!({"quant_method": "fp8", "weight_block_size": [128, 128]})), Ok(ScaleBlock(Some([128, 128]))));
+        assert_eq!(of(json!({"quant_method": "fp8", "weight_block_size": null})), Ok(ScaleBlock(None)));
+        let group = |weights: Value| json!({"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": {"weights": weights}}});
+        assert_eq!(of(group(json!({"num_bits": 8, "type": "float", "strategy": "channel"}))), Ok(ScaleBlock(None)));
+        assert_eq!(of(group(json!({"num_bits": 8, "type": "float", "block_structure": [64, 32]}))), Ok(ScaleBlock(Some([64, 32]))));
+        for (value, named) in [
+            (group(json!({"num_bits": 4, "type": "int"})), "compressed-tensors"),
+            (json!({"quant_method": "gptq"}), "gptq"),
+            (json!({"quant_method": "fp8", "weight_block_size": [0, 128]}), "weight_block_size"),
+        ] {
+            let reason = of(value).unwrap_err();
+            assert!(reason.contains(named), "{reason}");
+        }
+    }
+}
