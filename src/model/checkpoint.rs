@@ -196,7 +196,9 @@ impl Checkpoint {
             let Some(dtype) = self.unreadable.get(name) else {
                 return Err(Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() });
             };
-            let reason = format!("tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16, and 8-bit floats with scales");
+            let reason = format!(
+                "tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16, 8-bit floats with scales and symmetric 4-bit integers of compressed-tensors"
+            );
             return Err(Error::UnsupportedModel { path: self.path.clone(), reason });
         };
         let found = &self.catalog[id].shape;

@@ -1,12 +1,14 @@
 //! The formats that weights are stored in: headers become a [`Catalog`], GGUF's key-value pairs a [`Metadata`]. Knows no model.
 
 mod catalog;
+pub(crate) mod derived;
 pub(crate) mod folder;
 mod gathered;
 pub(crate) mod gguf;
 #[cfg(test)]
 mod in_memory;
 mod lfs;
+pub(crate) mod packed;
 mod python_json;
 mod rearranged;
 pub(crate) mod safetensors;

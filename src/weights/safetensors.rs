@@ -23,7 +23,7 @@ use crate::weights::lfs::refuse_pointer;
 /// Longest header, as the reference implementation has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Longest dimension and most values of a tensor: far above any model, far below what overflows.
-pub(super) const MAX_DIMENSION: u64 = 1 << 36;
+pub(crate) const MAX_DIMENSION: u64 = 1 << 36;
 const MAX_VALUES: u64 = 1 << 48;
 /// Most dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 8;

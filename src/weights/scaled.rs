@@ -1,4 +1,4 @@
-//! Matrices of 8-bit floats with scales, as a file of their own that has them in BF16: each value is the stored one times its scale, in
+//! Matrices of 8-bit floats with scales, in a file of their own that has them in BF16: each value is the stored one times its scale, in
 //! f32, rounded to BF16, which is what transformers' dequantisation (`Fp8Dequantize`) and compressed-tensors' decompression give. One
 //! byte a value is read, on the way from the disk to wherever the matrix is computed with; in memory and in slots a value takes two.
 
@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::derived::DerivedMatrix;
 use crate::error::Result;
 use crate::platform::{self, ByteSource};
-use crate::units::Bytes;
 
 /// Bytes that are read at a time.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -72,64 +72,17 @@ pub(crate) struct ScaledMatrix {
     pub(crate) scales: Vec<f32>,
 }
 
-/// The matrices, one behind the other.
-#[derive(Debug, Default)]
-pub(crate) struct Scaled {
-    /// The first file, for messages.
-    path: String,
-    len: u64,
-    matrices: Vec<(u64, ScaledMatrix, Vec<f32>)>,
-}
-
-impl Scaled {
-    /// Appends a matrix; where its BF16 values begin here, and how many bytes they take.
-    pub(crate) fn push(&mut self, matrix: ScaledMatrix) -> (u64, Bytes) {
-        if self.matrices.is_empty() {
-            matrix.source.path().clone_into(&mut self.path);
-        }
-        let (begin, size) = (self.len, Bytes(matrix.size()));
-        self.len = (begin + size.0).next_multiple_of(platform::DIRECT_ALIGNMENT as u64);
-        let table = matrix.float.table();
-        self.matrices.push((begin, matrix, table));
-        (begin, size)
+impl DerivedMatrix for ScaledMatrix {
+    fn source(&self) -> &dyn ByteSource {
+        self.source.as_ref()
     }
 
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.matrices.is_empty()
-    }
-}
-
-impl ByteSource for Scaled {
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let end = offset + buffer.len() as u64;
-        // What lies between matrices is nobody's.
-        buffer.fill(0);
-        for (begin, matrix, table) in &self.matrices {
-            let (from, to) = ((*begin).max(offset), (begin + matrix.size()).min(end));
-            if from < to {
-                matrix.read(from - begin, &mut buffer[(from - offset) as usize..(to - offset) as usize], table)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl ScaledMatrix {
     fn size(&self) -> u64 {
         self.n_rows * self.n_columns * WIDTH
     }
 
-    /// Bytes from `offset` on, which lie in it.
-    fn read(&self, offset: u64, buffer: &mut [u8], table: &[f32]) -> Result<()> {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let table = self.float.table();
         let (first, last) = (offset / WIDTH, (offset + buffer.len() as u64).div_ceil(WIDTH));
         let mut stored = platform::zeroed(BLOCK_BYTES.min((last - first) as usize), "a matrix of 8-bit floats")?;
         let mut index = first;
@@ -149,7 +102,9 @@ impl ScaledMatrix {
         }
         Ok(())
     }
+}
 
+impl ScaledMatrix {
     /// Of value `index`.
     fn scale(&self, index: u64) -> f32 {
         let [rows, columns] = self.block;
@@ -163,6 +118,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::weights::derived::DerivedFile;
     use crate::weights::in_memory::Memory;
 
     #[derive(Deserialize)]
@@ -183,7 +139,7 @@ mod tests {
     /// Made by `tests/golden/float8.py`.
     #[test]
     fn values_are_those_that_torch_gives_from_any_byte_on() {
-        let mut file = Scaled::default();
+        let mut file = DerivedFile::default();
         let mut expected = Vec::new();
         for golden in goldens() {
             let source: Arc<dyn ByteSource> = Arc::new(Memory([&[0xEE; 5][..], &golden.bytes].concat()));

@@ -5,7 +5,6 @@ mod convert;
 mod device_maps;
 #[path = "../engine/models/families.rs"]
 mod families;
-mod float8;
 mod haystack;
 mod hub;
 mod layers;
@@ -14,6 +13,7 @@ mod models;
 mod plan;
 mod planner;
 mod readme;
+mod scaled;
 mod schedule;
 mod shaders;
 mod text;

@@ -1,9 +1,10 @@
-//! Folders whose matrices are 8-bit floats with scales: they are what their values in BF16 are.
+//! Folders whose matrices are 8-bit floats or packed 4-bit integers with scales: they are what their values are.
 
 use std::path::Path;
 
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
+use tierflow::DType;
 use tierflow::device::DeviceChoice;
 use tierflow::engine::{Engine, TextFiles};
 use tierflow::model::Checkpoint;
@@ -167,4 +168,104 @@ fn scales_that_are_missing_or_wrong_are_named() {
     with_quantization(&folder, json!({"quant_method": "awq", "bits": 4}));
     let method = refused(&|_, _| {});
     assert!(method.contains("`awq`") && method.contains("not supported"), "{method}");
+}
+
+/// The tensors of a model whose matrices in layers are packed 4-bit integers, with groups of 32 columns, and the same in F32.
+fn packed(plain: &Checkpoint) -> [Vec<Tensor>; 2] {
+    let (mut small, mut wide) = (Vec::new(), Vec::new());
+    for (number, tensor) in plain.catalog.tensors.iter().enumerate() {
+        let mut bytes = vec![0; tensor.size_bytes.0 as usize];
+        plain.sources[tensor.shard as usize].read_at(tensor.offset, &mut bytes).unwrap();
+        let named = |suffix: &str, dtype, shape: &[u64], bytes| Tensor {
+            name: format!("{}{suffix}", tensor.name),
+            dtype,
+            shape: shape.into(),
+            bytes,
+        };
+        let (&[rows, columns], true) = (tensor.shape.as_slice(), tensor.name.contains("layers")) else {
+            small.push(named("", "F32", &tensor.shape, bytes.clone()));
+            wide.push(named("", "F32", &tensor.shape, bytes));
+            continue;
+        };
+        let integer = |index: u64| (index * 11 + number as u64 * 5) / 3 % 16;
+        let scale = |group: u64| bf16::from_f32(0.01 + (group * 7 % 23) as f32 * 0.001);
+        let word = |first: u64| (0..8).fold(0u32, |word, k| word | (integer(first + k) as u32) << (4 * k));
+        let words = (0..rows * columns / 8).flat_map(|index| word(8 * index).to_le_bytes());
+        small.push(named("_packed", "I32", &[rows, columns / 8], words.collect()));
+        small.push(named("_shape", "I64", &[2], [rows, columns].into_iter().flat_map(u64::to_le_bytes).collect()));
+        let scales = (0..rows * columns / 32).flat_map(|group| scale(group).to_le_bytes());
+        small.push(named("_scale", "BF16", &[rows, columns / 32], scales.collect()));
+        let values = (0..rows * columns).map(|index| (integer(index) as f32 - 8.0) * scale(index / 32).to_f32());
+        wide.push(named("", "F32", &[rows, columns], values.flat_map(f32::to_le_bytes).collect()));
+    }
+    [small, wide]
+}
+
+#[test]
+fn packed_integers_are_q4_0_of_the_same_values() {
+    let root = tempfile::tempdir().unwrap();
+    let [plain, small, wide] = ["plain", "small", "wide"].map(|name| root.path().join(name));
+    for folder in [&plain, &small, &wide] {
+        write_hf(folder, &LlamaShape::tiny(), 7, Stored::F32, 1).unwrap();
+    }
+    let plain = Checkpoint::open(&plain, IoMode::Pread).unwrap();
+    let [of_small, of_wide] = packed(&plain);
+    write(&small, &of_small);
+    write(&wide, &of_wide);
+    let weights = json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32});
+    with_quantization(
+        &small,
+        json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": {"weights": weights}}}),
+    );
+    let [found, expected] = [&small, &wide].map(|path| Checkpoint::open(path, IoMode::Pread).unwrap());
+    let mut n_packed = 0;
+    for tensor in &expected.catalog.tensors {
+        let values = |checkpoint: &Checkpoint| {
+            let id = checkpoint.expect(&tensor.name, &tensor.shape).unwrap();
+            let info = &checkpoint.catalog[id];
+            let mut bytes = vec![0; info.size_bytes.0 as usize];
+            checkpoint.read(id, 0, &mut bytes).unwrap();
+            let mut values = vec![f32::NAN; info.n_values() as usize];
+            info.dtype.decode(&bytes, &mut values);
+            (info.dtype, values)
+        };
+        let ((dtype, found), (_, expected)) = (values(&found), values(&expected));
+        n_packed += usize::from(dtype == DType::Q4_0);
+        assert!(found == expected, "{}", tensor.name);
+    }
+    assert!(n_packed >= 14, "{n_packed}");
+    let [found, expected] = [&small, &wide].map(|path| logits(path).into_iter().map(f32::from_bits).collect::<Vec<f32>>());
+    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 2e-3 * largest));
+
+    let refused = |change: &dyn Fn(&mut Vec<Tensor>)| {
+        let [mut tensors, _] = packed(&plain);
+        change(&mut tensors);
+        write(&small, &tensors);
+        Checkpoint::open(&small, IoMode::Pread).unwrap_err().to_string()
+    };
+    const NAME: &str = "model.layers.1.mlp.up_proj.weight";
+    let at = |tensors: &[Tensor], suffix: &str| tensors.iter().position(|tensor| tensor.name == format!("{NAME}{suffix}")).unwrap();
+    let scale = refused(&|tensors| drop(tensors.remove(at(tensors, "_scale"))));
+    assert!(scale.contains(&format!("`{NAME}_scale` is missing")), "{scale}");
+    let points = refused(&|tensors| {
+        let place = at(tensors, "_shape");
+        tensors[place].name = format!("{NAME}_zero_point");
+    });
+    assert!(points.contains(&format!("`{NAME}_zero_point` are not supported")), "{points}");
+    let shape = refused(&|tensors| {
+        let place = at(tensors, "_shape");
+        tensors[place].bytes[0] ^= 1;
+    });
+    assert!(shape.contains(&format!("`{NAME}_packed` has shape")), "{shape}");
+    let absurd = refused(&|tensors| {
+        let place = at(tensors, "_shape");
+        tensors[place].bytes[15] = 0xFF;
+    });
+    assert!(absurd.contains("absurd size"), "{absurd}");
+    let small_scale = refused(&|tensors| {
+        let place = at(tensors, "_scale");
+        tensors[place].bytes[..2].copy_from_slice(&bf16::from_f32(1.1e-7).to_le_bytes());
+    });
+    assert!(small_scale.contains("F16 cannot hold"), "{small_scale}");
 }
