@@ -64,6 +64,9 @@ pub fn as_gguf(checkpoint: &Checkpoint) -> Result<AsGguf> {
     let unsupported = |reason: String| Error::UnsupportedModel { path: checkpoint.path.clone(), reason };
     let architecture = architecture(config.family)
         .ok_or_else(|| unsupported(format!("family `{}` has no architecture in GGUF files", config.family.name)))?;
+    if let Some(kind) = unwritten(config) {
+        return Err(unsupported(format!("family `{}` {kind}: such models are not converted", config.family.name)));
+    }
     let mut tensors = tensors_of(checkpoint)?;
     tensors.extend(factors(config).into_iter().map(|(name, values)| GgufTensor {
         name: name.to_owned(),
@@ -90,6 +93,16 @@ impl Origin {
             Origin::Tensors { parts, .. } => parts,
             Origin::Values(_) => &[],
         }
+    }
+}
+
+/// What a model has whose tensors GGUF files lay out in a way that is not written here.
+fn unwritten(config: &ModelConfig) -> Option<&'static str> {
+    let has_delta_rule =
+        config.variant.recurrent.as_ref().is_some_and(|recurrent| matches!(recurrent.kind, RecurrentKind::DeltaNet { .. }));
+    match config.family.is_mixture() {
+        true => Some("is a mixture of experts"),
+        false => has_delta_rule.then_some("has the gated delta rule"),
     }
 }
 

@@ -30,6 +30,8 @@ const LOCAL_THETA: f64 = 1e4;
 const PATTERN: usize = 6;
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
+    // EmbeddingGemma's tokens see both sides.
+    fields.refuse_switch("use_bidirectional_attention")?;
     let config = of_gemma(fields, &FAMILY, 131_072, [None, None])?;
     let pattern = fields.interval("sliding_window_pattern", PATTERN)?;
     let windowed_layers = fields.windowed_layers(config.n_layers)?.unwrap_or_else(|| all_but_every(pattern, config.n_layers));

@@ -155,6 +155,11 @@ const ATTACKS: &[Attack] = &[
             config["layer_types"] = json!(vec!["linear_attention"; n_layers]);
         });
     }),
+    ("tokens that see both sides", CONFIG, "use_bidirectional_attention is not supported", |f| {
+        config(f, "use_bidirectional_attention", json!(true));
+        config(f, "architectures", Value::Null);
+        config(f, "model_type", json!("gemma3_text"));
+    }),
     ("text_config a list", CONFIG, "`gemma3`", |f| {
         config(f, "text_config", json!([1]));
         config(f, "architectures", Value::Null);
