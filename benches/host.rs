@@ -74,7 +74,7 @@ fn bench_attention(kv_len: u32, n_tokens: u32) {
     let query = vec![0.5; (n_tokens * 9 * 64) as usize];
     let mut mixed = vec![0.0; query.len()];
     let secs = best(|| {
-        host::among_threads(|| host::attention(&params, &query, &tokens, (&cache, &cache), std::hint::black_box(&mut mixed)));
+        host::among_threads(|| host::attention(&params, &query, &tokens, (&cache, &cache), None, std::hint::black_box(&mut mixed)));
     });
     println!("attention of {n_tokens} at {kv_len} {:>10.1} µs", secs * 1e6);
 }

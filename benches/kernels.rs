@@ -157,6 +157,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             tokens: Binding::whole(&places),
             key_cache: read,
             value_cache: read,
+            sinks: None,
             parts: Binding::whole(&parts),
             attention_output: write,
         };

@@ -4,6 +4,7 @@
 // params    those of the parts' dispatch
 // tokens    [n_tokens] of (seq, position, kv_len, 0)
 // parts     [n_tokens, n_heads, n_parts, head_size + 4] f32: sum, maximum, total, 0, 0; only those with positions that the token sees are read
+// sinks     [n_heads] f32, as there (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
 //
 // One invocation per four values of a head.
@@ -11,8 +12,10 @@
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> parts: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> attention_output: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> sinks: array<f32>;
+@group(0) @binding(4) var<storage, read_write> attention_output: array<vec4<f32>>;
 
+override HAS_SINKS: bool = false;
 override PART_POSITIONS: u32 = 256u;
 
 @compute @workgroup_size(64)
@@ -44,5 +47,5 @@ fn main(
         sum = fma(vec4<f32>(share), parts[first_quad + index % n_quads], rescale * sum);
     }
     // A token that sees nothing mixes nothing.
-    attention_output[index] = sum * select(1.0 / total, 0.0, sight.begin >= sight.end);
+    attention_output[index] = sum * select(norm_of(head % params.n_heads, total, maximum), 0.0, sight.begin >= sight.end);
 }

@@ -6,6 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
+// sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output     as in attention_token.wgsl, with IS_SPLIT in parts
 //
 // One workgroup per token, HEADS query heads that share a key head, and part. Of a block of eight positions each lane scores one, for
@@ -20,10 +21,12 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec2<u64>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec2<u64>>;
-@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+@group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
+override HAS_SINKS: bool = false;
 override HEADS: u32 = 1u;  // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override OCTETS: u32 = 8u; // head_size / 8; HEADS * OCTETS is at most 64
 override IS_SPLIT: bool = false;
@@ -159,7 +162,8 @@ fn main(
     let all_totals = subgroupAdd(totals);
     if !IS_SPLIT {
         // A token that sees nothing mixes nothing.
-        store(index * HEADS * OCTETS * 2u, OCTETS * 2u, lane, select(1.0 / all_totals, vec4<f32>(0.0), begin >= end));
+        let norms = select(norms_of(index % n_groups * HEADS, all_totals, maxima), vec4<f32>(0.0), begin >= end);
+        store(index * HEADS * OCTETS * 2u, OCTETS * 2u, lane, norms);
         return;
     }
     let stride = n_parts * (OCTETS * 2u + 1u);

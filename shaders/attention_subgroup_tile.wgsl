@@ -6,6 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16), read 16 bytes at a time
 // value_cache  as key_cache
+// sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
 //
 // One workgroup per eight tokens and HEADS query heads that share a key head. Of the keys and values each lane loads an eighth. Each lane
@@ -21,10 +22,12 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec2<u64>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec2<u64>>;
-@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+@group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
+override HAS_SINKS: bool = false;
 override HEADS: u32 = 1u;  // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override OCTETS: u32 = 8u; // head_size / 8; HEADS * OCTETS is at most 32
 
@@ -205,7 +208,7 @@ fn main(
             add_block(3u, is_seen);
         }
         // A token that sees nothing mixes nothing.
-        let norms = select(1.0 / totals, vec4<f32>(0.0), sight.begin >= sight.end);
+        let norms = select(norms_of(first_head, totals, maxima), vec4<f32>(0.0), sight.begin >= sight.end);
         store_token(0u, first_token, first_of_run, token, first_head, lane, subgroupBroadcast(norms, 0u));
         store_token(1u, first_token, first_of_run, token, first_head, lane, subgroupBroadcast(norms, 1u));
         store_token(2u, first_token, first_of_run, token, first_head, lane, subgroupBroadcast(norms, 2u));

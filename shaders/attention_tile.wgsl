@@ -5,6 +5,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
+// sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
 //
 // The query heads of a key head, token after token, are its rows; one workgroup per key head and ROWS of them. SPLIT lanes have a row
@@ -17,10 +18,12 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+@group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
+override HAS_SINKS: bool = false;
 override SPLIT: u32 = 1u;  // lanes of a row: head_size / 32, rounded up
 override BLOCK: u32 = 16u; // at most MAX_BLOCK; BLOCK * head_size is at most 2048
 
@@ -169,7 +172,7 @@ fn main(
         }
         if own_token >= first_of_run && own_token < token {
             // A row that sees nothing mixes nothing.
-            let norm = select(1.0 / total, 0.0, sight.begin >= sight.end);
+            let norm = select(norm_of(kv_head * group_size + row % group_size, total, maximum), 0.0, sight.begin >= sight.end);
             for (var i = 0u; i < LANE_QUADS; i++) {
                 if lane_quad + i < n_quads {
                     attention_output[head_quad + lane_quad + i] = norm * sums[i];

@@ -6,6 +6,7 @@
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
 // value_cache  as key_cache
+// sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
 //              [n_tokens, n_heads, parts, head_size + 4] f32, each the sum of exp(score - maximum) * value, maximum, total, 0, 0
 //
@@ -18,10 +19,12 @@
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> key_cache: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> value_cache: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read_write> attention_output: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+@group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
 override KV_F16: bool = false;
 override HAS_SOFTCAP: bool = false;
+override HAS_SINKS: bool = false;
 override LANES: u32 = 64u;    // at most 64
 override HEADS: u32 = 1u;     // query heads of a workgroup, at most 4; divides n_heads / n_kv_heads
 override POSITIONS: u32 = 1u; // positions of a lane, at most 4
@@ -117,8 +120,9 @@ fn begin_heads(lane: u32, query_begin: u32) {
     }
 }
 
-// Adds up the lanes and the lanes' shares of the sums, and writes the heads: `first_quad` is that of the first, `stride` leads to the next.
-fn end_heads(lane: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEADS>, is_empty: bool) {
+// Adds up the lanes and the lanes' shares of the sums, and writes the heads from `first_head` on: `first_quad` is that of the first, `stride`
+// leads to the next.
+fn end_heads(lane: u32, first_head: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEADS>, is_empty: bool) {
     let n_quads = OCTETS * 2u;
     for (var h = 0u; h < HEADS; h++) {
         var total = 0.0;
@@ -126,7 +130,7 @@ fn end_heads(lane: u32, first_quad: u32, stride: u32, maxima: array<f32, MAX_HEA
             total += of_lanes[h * LANES + i];
         }
         // A token that sees nothing mixes nothing.
-        let norm = select(select(1.0 / total, 0.0, is_empty), 1.0, IS_SPLIT);
+        let norm = select(select(norm_of(first_head + h, total, maxima[h]), 0.0, is_empty), 1.0, IS_SPLIT);
         for (var quad = lane; quad < n_quads; quad += LANES) {
             var sum = sums[h * SHARERS * n_quads + quad];
             for (var sharer = 1u; sharer < SHARERS; sharer++) {
@@ -208,5 +212,5 @@ fn main(
     }
     workgroupBarrier(); // the sums and the totals of all lanes are written
     let part_quads = select(n_quads, n_quads + 1u, IS_SPLIT);
-    end_heads(lane, (index * HEADS * n_parts + part) * part_quads, n_parts * part_quads, maxima, begin >= end);
+    end_heads(lane, index % n_groups * HEADS, (index * HEADS * n_parts + part) * part_quads, n_parts * part_quads, maxima, begin >= end);
 }

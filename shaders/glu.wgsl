@@ -1,4 +1,4 @@
-// output[i] = activated(gate[i]) * up[i]
+// output[i] = activated(gate[i]) * up[i], with up clamped and moved by 1 where the activation is clamped silu.
 //
 // params  one per dispatch
 // gate    [n_values] f32
@@ -26,5 +26,6 @@ fn main(
     if index >= params.n_values {
         return;
     }
-    output[index] = activated(gate[index]) * up[index];
+    let factor = select(up[index], clamp(up[index], -7.0, 7.0) + 1.0, ACTIVATION == 7u);
+    output[index] = activated(gate[index]) * factor;
 }

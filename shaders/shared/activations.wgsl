@@ -1,7 +1,7 @@
 
 // What values of a feed-forward part go through.
 
-override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu by tanh, 2: gelu, 3: relu, 4: relu^2, 5: x itself, 6: sigmoid
+override ACTIVATION: u32 = 0u; // 0: silu, 1: gelu by tanh, 2: gelu, 3: relu, 4: relu^2, 5: x itself, 6: sigmoid, 7: clamped silu
 
 fn activated(x: f32) -> f32 {
     switch ACTIVATION {
@@ -30,6 +30,10 @@ fn activated(x: f32) -> f32 {
         }
         case 6u: {
             return 1.0 / (1.0 + exp(-x));
+        }
+        case 7u: {
+            let clamped = min(x, 7.0);
+            return clamped / (1.0 + exp(-1.702 * clamped));
         }
         default: {
             return x / (1.0 + exp(-x));

@@ -18,12 +18,19 @@ const LANES: usize = 8;
 
 /// Attention of every token and head.
 ///
-/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, the caches `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
-pub fn attention(params: &Params, query: &[f32], tokens: &[Token], caches: (&[f32], &[f32]), attention_output: &mut [f32]) {
+/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, the caches `[n_seqs, n_kv_heads, kv_capacity, head_size]`, sinks `[n_heads]`.
+pub fn attention(
+    params: &Params,
+    query: &[f32],
+    tokens: &[Token],
+    caches: (&[f32], &[f32]),
+    sinks: Option<&[f32]>,
+    attention_output: &mut [f32],
+) {
     let tokens = &tokens[..params.n_tokens as usize];
     let sizes = Sizes::new(params);
     let token_len = sizes.n_kv_heads * sizes.group_len();
-    let attention = Attention { simd: simd(), params, sizes, query, caches };
+    let attention = Attention { simd: simd(), params, sizes, query, caches, sinks };
     let attention_output = &mut attention_output[..tokens.len() * token_len];
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
@@ -85,6 +92,7 @@ struct Attention<'a> {
     sizes: Sizes,
     query: &'a [f32],
     caches: (&'a [f32], &'a [f32]),
+    sinks: Option<&'a [f32]>,
 }
 
 impl Attention<'_> {
@@ -127,14 +135,15 @@ impl Attention<'_> {
         scratch.scores.resize(tokens.len() * n_in_group * (end - begin), 0.0);
         (self.simd.dots)(head_size, &self.caches.0[cached.clone()], &scratch.query, &mut scratch.scores);
         for (scores, range) in scratch.scores.chunks_exact_mut(n_in_group * (end - begin)).zip(ranges()) {
-            for scores in scores.chunks_exact_mut(end - begin) {
+            for (head, scores) in (kv_head * n_in_group..).zip(scores.chunks_exact_mut(end - begin)) {
+                let sink = self.sinks.map(|sinks| sinks[head]);
                 let visible = range.start.max(begin) - begin..range.end.max(begin) - begin;
                 if self.params.softcap > 0.0 {
                     scores.iter_mut().for_each(|score| *score *= self.params.scale);
                     softcap(self.params.softcap, scores);
-                    shares(scores, visible, 1.0);
+                    shares(scores, visible, 1.0, sink);
                 } else {
-                    shares(scores, visible, self.params.scale);
+                    shares(scores, visible, self.params.scale, sink);
                 }
             }
         }
@@ -142,18 +151,19 @@ impl Attention<'_> {
     }
 }
 
-/// Scores become shares: `softmax(scale · scores)` in the visible range, zero elsewhere.
-fn shares(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f32) {
+/// Scores become shares: `softmax(scale · scores)` in the visible range, zero elsewhere. A sink is one more score, which is scaled already.
+fn shares(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f32, sink: Option<f32>) {
     let (before, rest) = scores.split_at_mut(visible.start.min(scores.len()));
     let (seen, behind) = rest.split_at_mut(visible.len());
     before.fill(0.0);
     behind.fill(0.0);
-    let maximum = seen.iter().fold(f32::NEG_INFINITY, |maximum, score| maximum.max(scale * score));
+    let maximum = seen.iter().fold(sink.unwrap_or(f32::NEG_INFINITY), |maximum, score| maximum.max(scale * score));
     seen.iter_mut().for_each(|score| *score = exp(scale * *score - maximum));
     let mut sums = [0.0; LANES];
     for seen in seen.chunks(LANES) {
         sums.iter_mut().zip(seen).for_each(|(sum, share)| *sum += share);
     }
-    let per_total = 1.0 / sums.iter().sum::<f32>();
+    let of_sink = sink.map_or(0.0, |sink| exp(sink - maximum));
+    let per_total = 1.0 / (sums.iter().sum::<f32>() + of_sink);
     seen.iter_mut().for_each(|share| *share *= per_total);
 }

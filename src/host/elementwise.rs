@@ -4,6 +4,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::exp::exp;
+use crate::kernels::glu::beside;
 use crate::kernels::{layer_norm as centred, rms_norm as norm, rope};
 use crate::model::{Activation, Function};
 
@@ -78,6 +79,9 @@ pub fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32])
         Activation::ReluSquared => glu_of(relu_squared, gate, up, output),
         Activation::Identity => glu_of(|x| x, gate, up, output),
         Activation::Sigmoid => glu_of(sigmoid, gate, up, output),
+        Activation::ClampedSilu => {
+            glu_with(clamped_silu, |up| beside(activation, up), gate, up, output);
+        }
     }
 }
 
@@ -103,6 +107,11 @@ fn relu(x: f32) -> f32 {
     x.max(0.0)
 }
 
+fn clamped_silu(x: f32) -> f32 {
+    let x = x.min(7.0);
+    x / (1.0 + exp(-1.702 * x))
+}
+
 fn relu_squared(x: f32) -> f32 {
     relu(x) * relu(x)
 }
@@ -112,9 +121,13 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 fn glu_of(activated: impl Fn(f32) -> f32 + Sync, gate: &[f32], up: &[f32], output: &mut [f32]) {
+    glu_with(activated, |up| up, gate, up, output);
+}
+
+fn glu_with(activated: impl Fn(f32) -> f32 + Sync, beside: impl Fn(f32) -> f32 + Sync, gate: &[f32], up: &[f32], output: &mut [f32]) {
     let part = |output: &mut [f32], gate: &[f32], up: &[f32]| {
         for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
-            *output = activated(*gate) * up;
+            *output = activated(*gate) * beside(*up);
         }
     };
     if output.len() <= MIN_PARALLEL_VALUES {
@@ -136,6 +149,7 @@ pub fn map(function: Function, target: &mut [f32]) {
         Function::Activation(Activation::ReluSquared) => in_place(target, |part| part.iter_mut().for_each(|x| *x = relu_squared(*x))),
         Function::Activation(Activation::Identity) => {}
         Function::Activation(Activation::Sigmoid) => in_place(target, |part| part.iter_mut().for_each(|x| *x = sigmoid(*x))),
+        Function::Activation(Activation::ClampedSilu) => in_place(target, |part| part.iter_mut().for_each(|x| *x = clamped_silu(*x))),
     }
 }
 
@@ -176,7 +190,7 @@ mod tests {
     /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
     const TOLERANCE: f32 = 1e-6;
 
-    const ACTIVATIONS: [Activation; 7] = [
+    const ACTIVATIONS: [Activation; 8] = [
         Activation::Silu,
         Activation::GeluTanh,
         Activation::Gelu,
@@ -184,6 +198,7 @@ mod tests {
         Activation::ReluSquared,
         Activation::Identity,
         Activation::Sigmoid,
+        Activation::ClampedSilu,
     ];
 
     fn values(n: usize, step: f32) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! Attention over the caches of `rope_kv`, causal or to both sides, with grouped queries and an optional window:
 //! `attention_output[t, h] = Σ_p softmax_p(scale · query[t, h] · key[p]) · value[p]`, in memory that does not grow with the context; with a softcap
-//! each score `x` is `cap · tanh(x / cap)`.
+//! each score `x` is `cap · tanh(x / cap)`; a sink is one more score of a head, with no value.
 //! Chooses the kernel by the tokens and the adapter; holds the one reference of all variants.
 
 pub mod combine;
@@ -80,6 +80,8 @@ pub struct Bindings<'a> {
     pub key_cache: Binding<'a>,
     /// As `key_cache`.
     pub value_cache: Binding<'a>,
+    /// `[n_heads]`: a score of each head that takes a share and has no value; `None` where there are none.
+    pub sinks: Option<Binding<'a>>,
     /// What [`parts_bytes`] says: the parts that a long context is attended in.
     pub parts: Binding<'a>,
     /// `[n_tokens, n_heads, head_size]`.
@@ -220,7 +222,7 @@ pub(super) fn part_constants(params: &Params) -> [(&'static str, f64); 2] {
 }
 
 /// The bindings of `params` with the bytes that they demand; what is written comes last.
-pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>, target: Target) -> Result<[Needed<'a>; 5]> {
+pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>, target: Target) -> Result<[Needed<'a>; 6]> {
     let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, .. } = *params;
     let in_word = checked_dtype(gpu, stem, kv_dtype, head_size)?;
     let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
@@ -235,11 +237,22 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
         (bindings.key_cache, cache),
         (bindings.value_cache, cache),
+        sinks_needed(params, &bindings),
         match target {
             Target::Parts if n_parts(params) > 1 => (bindings.parts, parts_bytes(params)),
             Target::Parts | Target::Output => (bindings.attention_output, rows),
         },
     ])
+}
+
+/// The sinks with the bytes of them that the params demand. Without any, something must be bound that is not read.
+pub(super) fn sinks_needed<'a>(params: &Params, bindings: &Bindings<'a>) -> Needed<'a> {
+    bindings.sinks.map_or((bindings.tokens, 4), |sinks| (sinks, f32_bytes(&[params.n_heads])))
+}
+
+/// The override constant of all variants that says whether there are sinks.
+pub(super) fn sinks_constant(bindings: &Bindings<'_>) -> (&'static str, f64) {
+    ("HAS_SINKS", f64::from(u8::from(bindings.sinks.is_some())))
 }
 
 /// What a variant writes.
@@ -269,19 +282,34 @@ pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
     begin as usize..end as usize
 }
 
-/// CPU twin of all variants, with caches in f32. The softmax is the plain one, over a row of scores.
-pub fn reference(params: &Params, query: &[f32], tokens: &[Token], key_cache: &[f32], value_cache: &[f32], attention_output: &mut [f32]) {
+/// CPU twin of all variants, with caches in f32, of keys and of values. The softmax is the plain one, over a row of scores.
+pub fn reference(
+    params: &Params,
+    query: &[f32],
+    tokens: &[Token],
+    caches: (&[f32], &[f32]),
+    sinks: Option<&[f32]>,
+    attention_output: &mut [f32],
+) {
     for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
         for head in 0..params.n_heads as usize {
             let begin = (t * params.n_heads as usize + head) * params.head_size as usize;
             let range = begin..begin + params.head_size as usize;
-            reference_head(params, &query[range.clone()], token, head, (key_cache, value_cache), &mut attention_output[range]);
+            let sink = sinks.map(|sinks| sinks[head]);
+            reference_head(params, &query[range.clone()], (token, head), caches, sink, &mut attention_output[range]);
         }
     }
 }
 
 /// One query head of one token: `query` and `attention_output` are `[head_size]`; `caches` are key and value.
-pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize, caches: (&[f32], &[f32]), attention_output: &mut [f32]) {
+pub fn reference_head(
+    params: &Params,
+    query: &[f32],
+    (token, head): (&Token, usize),
+    caches: (&[f32], &[f32]),
+    sink: Option<f32>,
+    attention_output: &mut [f32],
+) {
     let kv_head = head / (params.n_heads / params.n_kv_heads) as usize;
     let first_row = (token.seq as usize * params.n_kv_heads as usize + kv_head) * params.kv_capacity as usize;
     let row_at = |position: usize| (first_row + position) * query.len()..(first_row + position + 1) * query.len();
@@ -289,9 +317,9 @@ pub fn reference_head(params: &Params, query: &[f32], token: &Token, head: usize
     let score = |position: usize| params.scale * super::matmul::dot(query, &caches.0[row_at(position)]);
     let capped = |score: f32| if params.softcap > 0.0 { params.softcap * (score / params.softcap).tanh() } else { score };
     let scores: Vec<f32> = positions.clone().map(|position| capped(score(position))).collect();
-    let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let maximum = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
     attention_output.fill(0.0);
-    let mut total = 0.0;
+    let mut total = sink.map_or(0.0, |sink| (sink - maximum).exp());
     for (position, score) in positions.zip(&scores) {
         let share = (score - maximum).exp();
         total += share;

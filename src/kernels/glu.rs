@@ -1,4 +1,4 @@
-//! Gated activation: `output[i] = activation(gate[i]) · up[i]`.
+//! Gated activation: `output[i] = activation(gate[i]) · up[i]`, of one activation with the up projection clamped.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -66,6 +66,7 @@ pub(super) fn code(activation: Activation) -> f64 {
         Activation::ReluSquared => 4.0,
         Activation::Identity => 5.0,
         Activation::Sigmoid => 6.0,
+        Activation::ClampedSilu => 7.0,
     }
 }
 
@@ -82,6 +83,10 @@ pub(super) fn activated(activation: Activation, x: f32) -> f32 {
         }
         Activation::Relu => x.max(0.0),
         Activation::ReluSquared => x.max(0.0) * x.max(0.0),
+        Activation::ClampedSilu => {
+            let x = x.min(CLAMP);
+            x / (1.0 + (-1.702 * x).exp())
+        }
         Activation::Identity => x,
         Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     }
@@ -103,10 +108,18 @@ fn erfc(z: f64) -> f64 {
     factor / 2.0 / fraction
 }
 
+/// Limit of what [`Activation::ClampedSilu`] is of, and of the up projection beside it.
+const CLAMP: f32 = 7.0;
+
+/// What an activated gate is multiplied by, of an up projection.
+pub(crate) fn beside(activation: Activation, up: f32) -> f32 {
+    if activation == Activation::ClampedSilu { up.clamp(-CLAMP, CLAMP) + 1.0 } else { up }
+}
+
 /// CPU twin of `shaders/glu.wgsl`.
 pub fn reference(params: &Params, activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32]) {
     for index in 0..params.n_values as usize {
-        output[index] = activated(activation, gate[index]) * up[index];
+        output[index] = activated(activation, gate[index]) * beside(activation, up[index]);
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod add;
 pub mod add_bias;
+pub mod add_expert_bias;
 pub mod attention;
 pub mod conv;
 pub mod delta_rule;
@@ -87,7 +88,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 33] = [
+pub static KERNELS: [&KernelSource; 34] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -121,6 +122,7 @@ pub static KERNELS: [&KernelSource; 33] = [
     &EXPERT_MATMUL,
     &SUM_EXPERTS,
     &GATE_ROWS,
+    &ADD_EXPERT_BIAS,
 ];
 
 /// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
@@ -181,7 +183,7 @@ static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
     ],
 );
 const ATTENTION: &[(&str, Access)] =
-    &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("attention_output", Write)];
+    &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("sinks", Read), ("attention_output", Write)];
 static ATTENTION_TOKEN: KernelSource =
     row::<attention::Params>("attention_token", wgsl!("attention_token", "attention_params", "attention", "octets"), ATTENTION);
 static ATTENTION_TILE: KernelSource =
@@ -199,7 +201,7 @@ static ATTENTION_SUBGROUP_TILE: KernelSource = row::<attention::Params>(
 static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(
     "attention_combine",
     wgsl!("attention_combine", "attention_params", "attention"),
-    &[("tokens", Read), ("parts", Read), ("attention_output", Write)],
+    &[("tokens", Read), ("parts", Read), ("sinks", Read), ("attention_output", Write)],
 );
 static ATTENTION_COMPACT: KernelSource = row::<attention::Params>(
     "attention_compact",
@@ -241,6 +243,11 @@ static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
 static SUM_EXPERTS: KernelSource =
     row::<sum_experts::Params>("sum_experts", wgsl!("sum_experts"), &[("input", Read), ("routing", Read), ("output", Write)]);
 static GATE_ROWS: KernelSource = row::<gate_rows::Params>("gate_rows", wgsl!("gate_rows"), &[("gate", Read), ("target_values", Write)]);
+static ADD_EXPERT_BIAS: KernelSource = row::<add_expert_bias::Params>(
+    "add_expert_bias",
+    wgsl!("add_expert_bias"),
+    &[("bias", Read), ("routing", Read), ("target_values", Write)],
+);
 
 const fn row<P>(stem: &'static str, wgsl: &'static str, bindings: &'static [(&'static str, Access)]) -> KernelSource {
     KernelSource { stem, wgsl, params_bytes: size_of::<P>() as u64, bindings }

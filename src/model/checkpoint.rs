@@ -135,7 +135,7 @@ impl Checkpoint {
         let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family))?;
         let metadata = heads.swap_remove(0).metadata;
         let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
-        let catalog = with_experts(&config, catalog, &mut sources, &path)?;
+        let catalog = with_experts(&config, catalog, &mut sources, &[], &path)?;
         let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources, true), &path)?;
         Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })
     }
@@ -148,7 +148,8 @@ impl Checkpoint {
         let folder::Folder { catalog, mut sources, mut unreadable } = folder::open(&folder, io)?;
         let catalog = with_scales(config_json::scale_block(&folder)?, catalog, &mut unreadable, &mut sources)?;
         let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(with_text(&config, catalog, &folder)))));
-        let catalog = with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &folder.to_string())?;
+        let catalog =
+            with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &unreadable, &folder.to_string())?;
         let catalog = with_parts(&config, catalog, &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),

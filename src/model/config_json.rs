@@ -53,9 +53,14 @@ fn with_text_config(mut fields: Map<String, Value>) -> Map<String, Value> {
 pub(super) fn scale_block(folder: &Folder) -> Result<ScaleBlock> {
     let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
     let value = parse_python_json(&bytes).unwrap_or_default();
-    let quantization = value.get(QUANTIZATION).filter(|value| !value.is_null());
+    let quantization = value.get(QUANTIZATION).filter(|value| !value.is_null() && !is_mxfp4(value));
     let of_path = |reason| Error::UnsupportedModel { path: folder.path_of("config.json"), reason };
     quantization.map_or(Ok(ScaleBlock::default()), |quantization| ScaleBlock::of(quantization).map_err(of_path))
+}
+
+/// Whether experts are stored in MXFP4, whose scales stand in tensors of their own.
+fn is_mxfp4(quantization: &Value) -> bool {
+    quantization.get("quant_method").and_then(Value::as_str) == Some("mxfp4")
 }
 
 /// Where the config classes of families differ.
@@ -99,7 +104,7 @@ impl Default for Defaults {
 
 fn config_of(fields: &Fields<'_>, hint: Hint<'_>) -> Result<ModelConfig> {
     let family = families::of_json(fields, hint)?;
-    refuse_unsupported(fields)?;
+    refuse_unsupported(fields, family)?;
     let config = (family.from_json)(fields)?;
     validate(&config, fields.path)?;
     Ok(config)
@@ -255,8 +260,11 @@ impl Fields<'_> {
     }
 }
 
-fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+fn refuse_unsupported(fields: &Fields<'_>, family: &Family) -> Result<()> {
     if let Some(quantization) = fields.fields.get(QUANTIZATION).filter(|value| !value.is_null()) {
+        if is_mxfp4(quantization) && family.is_mixture() {
+            return Ok(());
+        }
         let of_path = |reason| Error::UnsupportedModel { path: fields.path.to_owned(), reason };
         ScaleBlock::of(quantization).map_err(of_path)?;
     }
@@ -394,6 +402,17 @@ impl<'a> Fields<'a> {
     pub(super) fn refuse_switch(&self, key: &str) -> Result<()> {
         match self.bool(key)? {
             Some(true) => Err(Error::UnsupportedModel { path: self.path.to_owned(), reason: format!("{key} is not supported") }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a config in which `key` is another number than the only one that is computed with.
+    pub(super) fn refuse_other_number(&self, key: &str, known: f64) -> Result<()> {
+        match self.float(key)? {
+            Some(number) if number != known => {
+                let reason = format!("{key} {number} is not supported; it must be {known}");
+                Err(Error::UnsupportedModel { path: self.path.to_owned(), reason })
+            }
             _ => Ok(()),
         }
     }

@@ -10,13 +10,21 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
 use crate::units::Bytes;
-use crate::weights::{Catalog, Gathered, Piece, Shard, TensorInfo};
+use crate::weights::safetensors::Unreadable;
+use crate::weights::{Apart, Catalog, Gathered, Mxfp4, Order, Piece, Rearranged, Shard, TensorInfo};
 
-/// The catalog with stacked experts, what is put together in a file of its own that is read from those of `sources`; `path` is for messages.
+/// The catalog with stacked experts, what is put together in files of their own that are read from those of `sources`; `packed` are tensors
+/// of dtypes that are none by themselves, `path` is for messages.
 ///
 /// # Errors
 /// [`Error::MissingTensor`], [`Error::WrongShape`] and [`Error::InvalidFile`] where tensors contradict the config.
-pub(super) fn with_experts(config: &ModelConfig, catalog: Catalog, sources: &mut Vec<Arc<dyn ByteSource>>, path: &str) -> Result<Catalog> {
+pub(super) fn with_experts(
+    config: &ModelConfig,
+    catalog: Catalog,
+    sources: &mut Vec<Arc<dyn ByteSource>>,
+    packed: &[Unreadable],
+    path: &str,
+) -> Result<Catalog> {
     let Some(experts) = &config.variant.experts else { return Ok(catalog) };
     let Catalog { mut shards, mut tensors, .. } = catalog;
     for tensor in &mut tensors {
@@ -31,28 +39,48 @@ pub(super) fn with_experts(config: &ModelConfig, catalog: Catalog, sources: &mut
     }
     let places = tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
     let names = &config.family.names;
-    let mut stacks = Vec::new();
+    let (mut whole, mut scattered, mut apart) = (Vec::new(), Vec::new(), Vec::new());
     for layer in (0..config.n_layers).filter(|layer| experts.are_in(*layer)) {
         let prefix = format!("{}.{layer}.{}.{}", names.layers, names.ffn, experts.names.experts);
-        let stored = Stored { experts, tensors: &tensors, places: &places, prefix, path };
+        let stored = Stored { experts, tensors: &tensors, places: &places, packed, prefix, path };
         for (which, shape) in experts.shapes(config.hidden_size).into_iter().enumerate() {
-            stacks.push(stored.stack(which, shape)?);
+            let (tensor, place) = stored.stack(which, shape)?;
+            match place {
+                Place::Pieces(pieces) => match joined(&pieces).as_slice() {
+                    [only] => whole.push(TensorInfo { shard: only.shard, offset: only.offset, ..tensor }),
+                    pieces => scattered.push((tensor, pieces.to_vec())),
+                },
+                Place::Apart(place) => apart.push((tensor, place)),
+            }
         }
-    }
-    let (mut whole, mut scattered) = (Vec::new(), Vec::new());
-    for (tensor, pieces) in stacks {
-        match joined(&pieces).as_slice() {
-            [only] => whole.push(TensorInfo { shard: only.shard, offset: only.offset, ..tensor }),
-            pieces => scattered.push((tensor, pieces.to_vec())),
+        if experts.has_bias {
+            whole.extend(stored.biases(config.hidden_size, &mut shards, sources)?);
         }
     }
     let parts = scattered.iter_mut().map(|(tensor, pieces)| (tensor, std::mem::take(pieces))).collect();
-    if let Some(source) = Gathered::of(parts, sources, shards.len() as u32) {
-        shards.push(Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) });
-        sources.push(Arc::new(source));
-    }
-    tensors.extend(whole.into_iter().chain(scattered.into_iter().map(|(tensor, _)| tensor)));
+    let gathered = Gathered::of(parts, sources, shards.len() as u32).map(|file| Arc::new(file) as Arc<dyn ByteSource>);
+    add_file(gathered, &mut shards, sources);
+    let parts = apart.iter_mut().map(|(tensor, place)| (tensor, *place)).collect();
+    let blocks = Mxfp4::of(parts, sources, shards.len() as u32).map(|file| Arc::new(file) as Arc<dyn ByteSource>);
+    add_file(blocks, &mut shards, sources);
+    tensors.extend(whole);
+    tensors.extend(scattered.into_iter().map(|(tensor, _)| tensor).chain(apart.into_iter().map(|(tensor, _)| tensor)));
     Ok(Catalog::new(shards, tensors))
+}
+
+fn add_file(file: Option<Arc<dyn ByteSource>>, shards: &mut Vec<Shard>, sources: &mut Vec<Arc<dyn ByteSource>>) {
+    if let Some(file) = file {
+        shards.push(Shard { path: file.path().to_owned(), size_bytes: Bytes(file.len()) });
+        sources.push(file);
+    }
+}
+
+/// Where the bytes of a stacked matrix are.
+enum Place {
+    /// One behind the other.
+    Pieces(Vec<Piece>),
+    /// As nibbles and scales.
+    Apart(Apart),
 }
 
 /// The name of a tensor that was called otherwise before.
@@ -69,24 +97,89 @@ struct Stored<'a> {
     experts: &'a Experts,
     tensors: &'a [TensorInfo],
     places: &'a HashMap<String, usize>,
+    packed: &'a [Unreadable],
     /// The module of the experts.
     prefix: String,
     path: &'a str,
 }
 
 impl Stored<'_> {
-    /// The stacked matrix number `which` of [`STACKED`], in whose place it is not known yet, and its pieces. `shape` is that of one expert.
-    fn stack(&self, which: usize, shape: [usize; 2]) -> Result<(TensorInfo, Vec<Piece>)> {
+    /// The stacked matrix number `which` of [`STACKED`], whose place is not known yet, and where its bytes are. `shape` is that of one expert.
+    fn stack(&self, which: usize, shape: [usize; 2]) -> Result<(TensorInfo, Place)> {
         let each = self.experts.names.each[which];
+        let n_rows = (self.experts.n_experts * shape[0]) as u64;
+        let name = format!("{}.{}", self.prefix, STACKED[which]);
+        let stacked = |dtype, size_bytes| TensorInfo { name, dtype, shape: vec![n_rows, shape[1] as u64], shard: 0, offset: 0, size_bytes };
+        if let Some(place) = self.apart(which, shape)? {
+            return Ok((stacked(DType::MXFP4, Bytes::ZERO), Place::Apart(place)));
+        }
         let (dtype, pieces) = match (self.find(&format!("{}.{each}.weight", self.prefix)), self.of_both(which)) {
             (Some(tensor), _) => self.whole(tensor, shape)?,
             (None, Some(both)) => self.part_of_both(both, which, shape)?,
             (None, None) => self.of_each(each, shape)?,
         };
-        let n_rows = (self.experts.n_experts * shape[0]) as u64;
         let size_bytes = Bytes(pieces.iter().map(|piece| piece.len).sum());
-        let name = format!("{}.{}", self.prefix, STACKED[which]);
-        Ok((TensorInfo { name, dtype, shape: vec![n_rows, shape[1] as u64], shard: 0, offset: 0, size_bytes }, pieces))
+        Ok((stacked(dtype, size_bytes), Place::Pieces(pieces)))
+    }
+
+    /// Nibbles and scales of the matrix: `[n_experts, rows, blocks, 16]` and `[n_experts, rows, blocks]`, where rows of gate and up projection
+    /// take turns.
+    fn apart(&self, which: usize, [n_rows, n_columns]: [usize; 2]) -> Result<Option<Apart>> {
+        let (both, _) = STACKED[which].split_once(':').unwrap_or((STACKED[which], ""));
+        let find = |kind: &str| {
+            let name = format!("{}.{both}_{kind}", self.prefix);
+            self.packed.iter().find(|tensor| tensor.name == name).ok_or(name)
+        };
+        let Ok(nibbles) = find("blocks") else { return Ok(None) };
+        let scales = find("scales").map_err(|tensor| Error::MissingTensor { path: self.path.to_owned(), tensor })?;
+        if !(n_columns as u64).is_multiple_of(DType::MXFP4.block_len()) {
+            let reason =
+                format!("`{}` has rows of {n_columns} values, which blocks of {} do not divide", nibbles.name, DType::MXFP4.block_len());
+            return Err(Error::invalid_file(self.path, reason));
+        }
+        let step = if which < 2 { 2 } else { 1 };
+        let shape = [self.experts.n_experts, n_rows * step, n_columns / DType::MXFP4.block_len() as usize];
+        for (tensor, expected) in [(nibbles, &[&shape[..], &[16]].concat()), (scales, &shape.to_vec())] {
+            let expected: Vec<u64> = expected.iter().map(|size| *size as u64).collect();
+            if tensor.shape != expected {
+                let (path, tensor, found) = (self.path.to_owned(), tensor.name.clone(), tensor.shape.clone());
+                return Err(Error::WrongShape { path, tensor, expected, found });
+            }
+            if tensor.dtype != "U8" {
+                let reason = format!("tensor `{}` is stored as {}, it must be U8", tensor.name, tensor.dtype);
+                return Err(Error::UnsupportedModel { path: self.path.to_owned(), reason });
+            }
+        }
+        let piece = |tensor: &Unreadable| Piece { shard: tensor.shard, offset: tensor.offset, len: tensor.size_bytes.0 };
+        let first = if which == 1 { 1 } else { 0 };
+        Ok(Some(Apart { nibbles: piece(nibbles), scales: piece(scales), first, step: step as u64 }))
+    }
+
+    /// The biases of gate, up and down projections. Folders have those of gates and up projections in turn; they are put in order in a file of
+    /// their own.
+    fn biases(&self, hidden_size: usize, shards: &mut Vec<Shard>, sources: &mut Vec<Arc<dyn ByteSource>>) -> Result<Vec<TensorInfo>> {
+        let (n_experts, ffn_size) = (self.experts.n_experts, self.experts.ffn_size);
+        let names = ["gate_up_proj_bias:gate", "gate_up_proj_bias:up", "down_proj_bias"].map(|name| format!("{}.{name}", self.prefix));
+        let sizes = [ffn_size, ffn_size, hidden_size];
+        let mut biases = Vec::new();
+        for ((name, each), size) in names.iter().zip(self.experts.names.each).zip(sizes) {
+            let of_gguf = self.find(&format!("{}.{each}.bias", self.prefix));
+            let Some(tensor) = of_gguf.or_else(|| self.find(name)) else { continue };
+            self.check(tensor, &[n_experts, size])?;
+            biases.push(TensorInfo { name: name.clone(), ..tensor.clone() });
+        }
+        if let Some(both) = self.find(&format!("{}.gate_up_proj_bias", self.prefix)) {
+            self.check(both, &[n_experts, 2 * ffn_size])?;
+            let mut pairs = TensorInfo { shape: vec![(n_experts * ffn_size) as u64, 2], ..both.clone() };
+            let file = Rearranged::of(vec![(&mut pairs, Order::Transposed)], sources, shards.len() as u32);
+            add_file(file.map(|file| Arc::new(file) as Arc<dyn ByteSource>), shards, sources);
+            let size_bytes = Bytes(pairs.size_bytes.0 / 2);
+            for (name, offset) in names.iter().zip([0, size_bytes.0]) {
+                let shape = vec![n_experts as u64, ffn_size as u64];
+                biases.push(TensorInfo { name: name.clone(), shape, offset: pairs.offset + offset, size_bytes, ..pairs.clone() });
+            }
+        }
+        Ok(biases)
     }
 
     fn find(&self, name: &str) -> Option<&TensorInfo> {

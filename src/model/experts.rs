@@ -22,6 +22,8 @@ pub struct Experts {
     pub shared: Option<SharedExpert>,
     /// What the scores of experts are.
     pub scores: Scores,
+    /// Whether router and experts have biases.
+    pub has_bias: bool,
     /// Whether a bias is added to the scores that experts are chosen by.
     pub has_selection_bias: bool,
     /// Whether the weights of a token's experts are divided by their sum.
@@ -91,6 +93,7 @@ impl Experts {
             ffn_size,
             shared: None,
             scores: Scores::Softmax,
+            has_bias: false,
             has_selection_bias: false,
             normalises: true,
             scale: 1.0,

@@ -207,6 +207,8 @@ impl Unit {
                 Op::DeltaRule(rule) => [Some(rule.decay), Some(rule.bias)],
                 Op::AddBias { bias, .. } => [Some(*bias), None],
                 Op::Route(route) => [route.bias, None],
+                Op::Attention(attention) => [attention.sinks, None],
+                Op::AddExpertBias { bias, .. } => [Some(*bias), None],
                 _ => [None, None],
             })
             .flatten()

@@ -82,6 +82,15 @@ pub enum Op {
         /// `[n_tokens, width]`
         output: ValueId,
     },
+    /// `target[t, j, i]` += `bias[e, i]`, where e is the `j`th expert of token t.
+    AddExpertBias {
+        /// `[n_experts, width]`
+        bias: TensorId,
+        /// As [`Route::routing`].
+        routing: ValueId,
+        /// `[n_tokens, n_used, width]`
+        target: ValueId,
+    },
     /// `target[t, i]` *= sigmoid(`gate[t]`).
     GateRows {
         /// `[n_tokens, 1]`
@@ -130,6 +139,8 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`
     ReluSquared,
+    /// That of gpt-oss: `x' / (1 + exp(−1.702 · x'))` with `x' = min(x, 7)`; an up projection `u` is `min(max(u, −7), 7) + 1` beside it.
+    ClampedSilu,
     /// `x` itself.
     Identity,
     /// `1 / (1 + exp(−x))`
@@ -404,4 +415,6 @@ pub struct Attention {
     pub scale: f32,
     /// Each product `x` becomes `cap · tanh(x / cap)` then; `None` leaves it.
     pub softcap: Option<f32>,
+    /// `[n_heads]`: one more score of each head, with no value.
+    pub sinks: Option<TensorId>,
 }

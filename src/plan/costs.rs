@@ -152,6 +152,7 @@ impl DeviceCosts {
             | Op::MatMul { .. }
             | Op::ExpertMatMul(_)
             | Op::Route(_)
+            | Op::AddExpertBias { .. }
             | Op::SumExperts { .. }
             | Op::GateRows { .. }
             | Op::AddBias { .. }

@@ -49,6 +49,7 @@ mod tests {
             is_causal: true,
             scale: 1.0,
             softcap: None,
+            sinks: None,
         };
         let ops = [
             product(normed, query),

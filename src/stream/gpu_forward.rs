@@ -10,8 +10,8 @@ use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map, matmul,
-    rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
+    BatchShape, Binding, add, add_bias, add_expert_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu,
+    layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
 };
 use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, rotated_by};
@@ -267,6 +267,12 @@ impl<'a> Maker<'a> {
                 let bindings = sum_experts::Bindings { input, routing, output };
                 Call::simple(params, move |arena, params| sum_experts::prepare(gpu, arena, params, bindings))
             }
+            Op::AddExpertBias { bias, routing, target } => {
+                let params = add_expert_bias::Params::of(model.value(routing), model.value(target), batch);
+                let [routing, target_values] = [self.value(routing)?, self.value(target)?];
+                let bindings = add_expert_bias::Bindings { bias: self.vector(bias)?, routing, target_values };
+                Call::simple(params, move |arena, params| add_expert_bias::prepare(gpu, arena, params, bindings))
+            }
             Op::GateRows { gate, target } => {
                 let bindings = gate_rows::Bindings { gate: self.value(gate)?, target_values: self.value(target)? };
                 let params = gate_rows::Params::of(model.value(target), batch);
@@ -355,6 +361,7 @@ impl<'a> Maker<'a> {
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
             value_cache: Binding::whole(values),
+            sinks: op.sinks.map(|sinks| self.vector(sinks)).transpose()?,
             parts: self.working(WorkingBuffer::AttentionParts)?,
             attention_output: if is_padded { query } else { attention_output },
         };

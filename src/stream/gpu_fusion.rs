@@ -220,6 +220,7 @@ mod tests {
             is_causal: true,
             scale: 0.25,
             softcap: None,
+            sinks: None,
         };
         vec![
             product(0, NORMED, QUERY),

@@ -11,8 +11,8 @@ use crate::host::simd::simd;
 use crate::host::{self, ExpertScratch, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{
-    BatchShape, MAX_PRODUCTS, add_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, layer_norm, matmul, rms_norm,
-    rope, rope_kv, route, sum_experts,
+    BatchShape, MAX_PRODUCTS, add_bias, add_expert_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, layer_norm,
+    matmul, rms_norm, rope, rope_kv, route, sum_experts,
 };
 use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, Rope, StateKind, StoreKv, ValueId};
 use crate::weights::TensorId;
@@ -159,7 +159,7 @@ impl Values {
             }
             Op::Rope(rope) => self.rope(&rope),
             Op::StoreKv(store) => self.store_kv(&store),
-            Op::Attention(attention) => self.attention(&attention),
+            Op::Attention(attention) => self.attention(&attention, attention.sinks.map(vector)),
             Op::Conv(conv) => self.conv(&conv, vector(conv.weight), conv.bias.map(vector)),
             Op::DeltaRule(rule) => self.delta_rule(&rule, vector(rule.decay), vector(rule.bias)),
             Op::Glu { activation, gate, up, output } => {
@@ -194,6 +194,12 @@ impl Values {
                 let params = sum_experts::Params::of(model.value(routing), model.value(output), &batch);
                 sum_experts::reference(&params, self.get(input), self.get(routing), &mut result);
                 self.put(output, result);
+            }
+            Op::AddExpertBias { bias, routing, target } => {
+                let mut result = self.take(target);
+                let params = add_expert_bias::Params::of(model.value(routing), model.value(target), &batch);
+                add_expert_bias::reference(&params, vector(bias), self.get(routing), &mut result);
+                self.put(target, result);
             }
             Op::GateRows { gate, target } => {
                 let mut result = self.take(target);
@@ -241,11 +247,11 @@ impl Values {
         self.states.get_mut(&(layer, kind)).map(std::mem::take).unwrap_or_default()
     }
 
-    fn attention(&mut self, op: &Attention) {
+    fn attention(&mut self, op: &Attention, sinks: Option<&[f32]>) {
         let mut output = self.take(op.output);
         let (keys, values) = &self.kv_caches[op.layer];
         let params = attention::Params::of(op, &self.batch());
-        host::attention(&params, self.get(op.query), &self.tokens, (keys, values), &mut output);
+        host::attention(&params, self.get(op.query), &self.tokens, (keys, values), sinks, &mut output);
         self.put(op.output, output);
     }
 }

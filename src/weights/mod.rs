@@ -8,6 +8,7 @@ pub(crate) mod gguf;
 #[cfg(test)]
 mod in_memory;
 mod lfs;
+mod mxfp4;
 pub(crate) mod packed;
 mod python_json;
 mod rearranged;
@@ -17,5 +18,6 @@ pub(crate) mod scaled;
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
 pub(crate) use gathered::{Gathered, Piece};
 pub use gguf::{MetaValue, Metadata, NewFile, NewTensor, WrittenValue, written_pairs};
+pub(crate) use mxfp4::{Apart, Mxfp4};
 pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};
 pub(crate) use rearranged::{Order, Rearranged};

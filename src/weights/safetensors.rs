@@ -37,10 +37,12 @@ pub(crate) struct Unreadable {
     pub dtype: String,
     /// Outermost dimension first.
     pub shape: Vec<u64>,
-    /// Which file of the checkpoint.
+    /// Which file.
     pub shard: u32,
     /// Where its bytes begin in that file.
     pub offset: u64,
+    /// How many bytes it has.
+    pub size_bytes: Bytes,
 }
 
 /// The tensors of one file, in the order of their bytes.
@@ -117,13 +119,11 @@ fn place(mut entries: Vec<(String, Entry)>, source: &dyn ByteSource, data_start:
         expected = end;
         // May pass the file's end here; the comparison after the loop refuses the whole file then.
         let offset = data_start.checked_add(begin).ok_or_else(|| format!("tensor `{name}` begins beyond any file"))?;
+        let Entry { dtype, shape, .. } = entry;
+        let size_bytes = Bytes(size);
         match stored {
-            Stored::Known(dtype) => {
-                header.tensors.push(TensorInfo { name, dtype, shape: entry.shape, shard, offset, size_bytes: Bytes(size) });
-            }
-            Stored::Other { .. } => {
-                header.unreadable.push(Unreadable { name, dtype: entry.dtype, shape: entry.shape, shard, offset });
-            }
+            Stored::Known(dtype) => header.tensors.push(TensorInfo { name, dtype, shape, shard, offset, size_bytes }),
+            Stored::Other { .. } => header.unreadable.push(Unreadable { name, dtype, shape, shard, offset, size_bytes }),
         }
     }
     let present = source.len() - data_start;

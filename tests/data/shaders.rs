@@ -6,8 +6,8 @@ use std::mem::offset_of;
 use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::{
-    KERNELS, add, add_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map, matmul, rms_norm,
-    rope, rope_kv, route, sum_experts, top_k,
+    KERNELS, add, add_bias, add_expert_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map,
+    matmul, rms_norm, rope, rope_kv, route, sum_experts, top_k,
 };
 use wgpu::naga;
 
@@ -58,6 +58,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "route" => members!(route: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
         "expert_matmul" => members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input),
         "sum_experts" => members!(sum_experts: n_tokens, n_used, width),
+        "add_expert_bias" => members!(add_expert_bias: n_tokens, n_used, width),
         "gate_rows" => members!(gate_rows: n_tokens, width),
         _ => panic!("{stem}: a new kernel needs a row here"),
     }

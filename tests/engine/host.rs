@@ -293,11 +293,14 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     // Of one sequence the caches hold 61 positions, of the other one 49.
     let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, if t < 41 { 61 } else { 49 })).collect();
     let query = values(tokens.len() * 240, 3);
-    for (window, is_causal) in [(0, 1), (7, 1), (0, 0), (7, 0)] {
+    let of_heads = [1.5, -3.0, 0.0, 60.0, -90.0, 0.4];
+    for (window, is_causal, sinks) in
+        [(0, 1, None), (7, 1, None), (0, 0, None), (7, 0, None), (0, 1, Some(&of_heads[..])), (7, 1, Some(&of_heads[..]))]
+    {
         let params = attention::Params { is_causal, ..attention_params(tokens.len(), window) };
         let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
-        host::attention(&params, &query, &tokens, (&keys, &cached), &mut attention_output);
-        attention::reference(&params, &query, &tokens, &keys, &cached, &mut expected);
+        host::attention(&params, &query, &tokens, (&keys, &cached), sinks, &mut attention_output);
+        attention::reference(&params, &query, &tokens, (&keys, &cached), sinks, &mut expected);
         assert!(
             worst(&attention_output, &expected) <= 4.0 * F32_TOLERANCE * largest(&expected),
             "window {window}: {}",
@@ -306,7 +309,7 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
         for t in [0, 1, 40, 41, 69] {
             let mut alone = vec![f32::NAN; 240];
             let params = attention::Params { is_causal, ..attention_params(1, window) };
-            host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), &mut alone);
+            host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), sinks, &mut alone);
             assert_eq!(bits(&alone), bits(&attention_output[t * 240..][..240]), "token {t}, window {window}");
         }
     }
@@ -317,6 +320,6 @@ fn a_token_that_sees_nothing_mixes_nothing() {
     let params = attention_params(1, 0);
     let mut attention_output = vec![f32::NAN; 240];
     let caches = vec![1.0; 2 * 2 * 90 * 40];
-    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], (&caches, &caches), &mut attention_output);
+    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], (&caches, &caches), None, &mut attention_output);
     assert_eq!(attention_output, [0.0; 240]);
 }

@@ -9,7 +9,8 @@ f32, then rounded to the dtype of the file. Transformers computes with them in f
 Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated.
 
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
-1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, those of all experts stacked, vectors, learned positions, kinds of
+1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, those of all experts stacked, nibbles and
+scales of MXFP4 in blocks, vectors, learned positions, kinds of
 texts and routers in f32.
 """
 
@@ -84,6 +85,7 @@ MIXTRAL = {"block_sparse_moe.gate": "ffn_gate_inp"}
 SHARED = {"mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
           "mlp.shared_experts.down_proj": "ffn_down_shexp"}
 GLM4_MOE = SHARED | {"post_attention_layernorm": "post_attention_norm"}
+GPT_OSS = {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp"}
 GRANITE_MOE = {"block_sparse_moe.router.layer": "ffn_gate_inp"}
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 GEMMA = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
@@ -153,6 +155,27 @@ EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 
 EXPERT_KEYS = {"expert_count": 7, "expert_used_count": 3}
 
 
+# The numbers of E2M1 by their nibbles.
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+
+
+def bytes_of(name, n, base, count):
+    """Bytes of a tensor from `base` on, `count` different ones."""
+    return (np.uint64(base) + np.floor((uniform(name, n) + 1) / 2 * count).astype(np.uint64)).astype(np.uint8)
+
+
+def in_mxfp4(name, shape):
+    """Nibbles and scales that a folder has in place of a matrix of all experts, and its values: its rows are columns of the parameter."""
+    n_experts, n_columns, n_rows = shape
+    shapes = [(f"{name}_blocks", [n_experts, n_rows, n_columns // 32, 16], 0, 256),
+              (f"{name}_scales", [n_experts, n_rows, n_columns // 32], 122 if "gate_up" in name else 119, 4)]
+    blocks, scales = (bytes_of(stored, int(np.prod(shape)), base, count).reshape(shape) for stored, shape, base, count in shapes)
+    nibbles = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:3], 32)
+    values = E2M1[nibbles] * np.exp2(scales.astype(np.float32) - 127)[..., None]
+    tensors = [{"name": stored, "shape": shape, "base": base, "scale": count, "is_bytes": True} for stored, shape, base, count in shapes]
+    return tensors, torch.from_numpy(values.reshape(n_experts, n_rows, n_columns)).transpose(1, 2)
+
+
 def parts_of(case, name, shape):
     """What checkpoints have in place of a parameter: the tensor's name, its shape, and which part of the parameter it is."""
     module, _, parameter = name.rpartition(".")
@@ -167,7 +190,7 @@ def parts_of(case, name, shape):
         return [(name, shape, ...)]
     if case["kind"] == "ernie4_5_moe":
         name = name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")
-    if not module.endswith(".experts") or case["is_stacked"]:
+    if not module.endswith(".experts") or case["is_stacked"] or case["kind"] == "gpt_oss":
         return [(name, shape, ...)]
     gate, up, down = ["w1", "w3", "w2"] if case["kind"] == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
     n_experts, n_rows, n_columns = shape
@@ -183,7 +206,13 @@ def stacked_of(case, shapes):
     for name in shapes:
         module, kind = name.rsplit(".", 1)
         layer = name.split(".")[2] if ".layers." in name else None
-        if module.endswith("input_linear"):
+        if "experts." in name and case["kind"] == "gpt_oss":
+            both = {"gate": ["gate_up_proj", 0, 2], "up": ["gate_up_proj", 1, 2], "down": ["down_proj", 0, 1]}
+            for part, (stored, first, step) in both.items():
+                for ending, kind in [("_blocks", "weight"), ("_bias", "bias")]:
+                    if name.endswith(f"{stored}{ending}"):
+                        yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "every": [first, step]}
+        elif module.endswith("input_linear"):
             for half, part in enumerate(["gate", "up"]):
                 yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "experts": n_experts, "half": half}
         elif module.endswith("output_linear"):
@@ -315,6 +344,15 @@ CASES = [
                                             "vision_config": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16,
                                                               "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
                                             "mm_tokens_per_image": 4}),
+    # Of scales of MXFP4 some are so large that gates are clamped.
+    case("gpt_oss", "gpt_oss", "BF16", {"vocab_size": 261, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 4,
+                                        "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 20, "max_position_embeddings": 256,
+                                        "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7,
+                                        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1.5e5, "factor": 8.0, "beta_fast": 32.0,
+                                                            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 32}},
+         {"expert_count": 5, "expert_used_count": 2, "expert_feed_forward_length": 64, "attention.sliding_window": 7,
+          "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 32}, arch="gpt-oss",
+         own=GPT_OSS | {"self_attn": "attn_sinks"}),
     case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
     case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
                                                      "hidden_act": "gelu_new"}),
@@ -390,6 +428,8 @@ def gguf_of(case, config, shapes):
             gguf = OUTER[module]
         else:
             _, _, layer, part = module.split(".", 3)
+            if kind == "sinks":
+                part, kind = "self_attn", "weight"
             is_selection = kind == "e_score_correction_bias"
             gguf = f"blk.{layer}.{'exp_probs_b' if is_selection else names[part]}"
             kind = "bias" if is_selection else kind
@@ -474,6 +514,12 @@ def answer(case):
     with torch.no_grad():
         biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
         for name, parameter in [*parameters_of(case, model), *biases]:
+            if case["kind"] == "gpt_oss" and name.endswith(("gate_up_proj", "down_proj")):
+                packed, values = in_mxfp4(name, list(parameter.shape))
+                parameter.copy_(values)
+                shapes |= {tensor["name"]: tensor["shape"] for tensor in packed}
+                tensors += packed
+                continue
             for name, shape, part in parts_of(case, name, list(parameter.shape)):
                 base, scale = spread(name, shape, is_offset(case), is_transposed(case, name))
                 values = np.float32(base) + np.float32(scale) * uniform(name, int(np.prod(shape)))

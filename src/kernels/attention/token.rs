@@ -1,6 +1,6 @@
 //! Attention of each token for itself, on any adapter. Params, bindings and reference are in `attention`.
 
-use super::{Bindings, Params, Target, heads_together, n_parts, needed, part_constants, softcap_constant};
+use super::{Bindings, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{ATTENTION_TOKEN, dispatch, fold, is_software};
@@ -23,6 +23,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         ("OCTETS", f64::from(octets)),
         ("SHARERS", f64::from((shape.lanes / octets).max(1))),
         softcap_constant(params),
+        sinks_constant(&bindings),
         is_split,
         part_positions,
     ];

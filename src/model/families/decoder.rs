@@ -72,6 +72,8 @@ pub(super) struct Layout {
     pub(super) token_types: Option<&'static str>,
     /// Norm of the embedding.
     pub(super) embedding_norm: Option<&'static str>,
+    /// Whether heads have a score besides those of positions, with no value.
+    pub(super) has_sinks: bool,
     /// Whether tokens see both sides, and hidden states are the result.
     pub(super) is_encoder: bool,
 }
@@ -94,6 +96,7 @@ pub(super) const LLAMA: Layout = Layout {
     norms_sums: false,
     token_types: None,
     embedding_norm: None,
+    has_sinks: false,
     is_encoder: false,
 };
 
@@ -289,6 +292,7 @@ impl Units<'_> {
         let window = config.sliding_window.filter(|_| config.is_windowed(layer));
         let scale = config.variant.attention_scale.unwrap_or(1.0 / (head_size as f32).sqrt());
         let softcap = config.variant.attention_softcap;
+        let sinks = layout.has_sinks.then(|| (self.tensor)(&format!("{name}.sinks"), &[n_heads as u64])).transpose()?;
         let attention = Attention {
             layer,
             query: ids.query,
@@ -300,6 +304,7 @@ impl Units<'_> {
             is_causal: !layout.is_encoder,
             scale,
             softcap,
+            sinks,
         };
         ops.push(Op::Attention(attention));
         let attended = match ids.output_gate {

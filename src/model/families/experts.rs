@@ -63,6 +63,14 @@ pub(super) fn push(
     let matrix = |module: &str, shape: [usize; 2]| tensor(&format!("{name}.{module}.weight"), &shape.map(|size| size as u64));
     let router = matrix(names.router, [n_experts, config.hidden_size])?;
     ops.push(Op::MatMul { input, weight: router, output: ids.logits });
+    let vector = |module: &str, shape: &[usize]| {
+        let shape: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
+        tensor(&format!("{name}.{module}"), &shape)
+    };
+    if experts.has_bias {
+        let bias = vector(&format!("{}.bias", names.router), &[n_experts])?;
+        ops.push(Op::AddBias { bias, target: ids.logits });
+    }
     let bias = experts.has_selection_bias.then(|| tensor(&format!("{name}.{}", names.selection_bias), &[n_experts as u64])).transpose()?;
     let (logits, routing) = (ids.logits, ids.routing);
     ops.push(Op::Route(Route { logits, bias, routing, n_experts, n_used, scores, normalises, scale, groups }));
@@ -73,10 +81,18 @@ pub(super) fn push(
         let weight = tensor(&stacked, &[(n_experts * n_rows) as u64, n_columns as u64])?;
         Ok(Op::ExpertMatMul(ExpertMatMul { input, routing, weight, output, n_experts, n_used, n_rows, n_columns }))
     };
+    // Of the biases of all experts those of the chosen ones are added.
+    let biased = |bias: &str, width: usize, target: ValueId| {
+        let add = || Ok(Op::AddExpertBias { bias: vector(&format!("{}.{bias}", names.experts), &[n_experts, width])?, routing, target });
+        experts.has_bias.then(add).transpose()
+    };
     ops.extend([product(0, input, ids.gate)?, product(1, input, ids.up)?]);
+    ops.extend(biased("gate_up_proj_bias:gate", experts.ffn_size, ids.gate)?);
+    ops.extend(biased("gate_up_proj_bias:up", experts.ffn_size, ids.up)?);
     let activation = config.variant.activation;
     ops.push(Op::Glu { activation, gate: ids.gate, up: ids.up, output: ids.activated });
     ops.push(product(2, ids.activated, ids.outputs)?);
+    ops.extend(biased("down_proj_bias", config.hidden_size, ids.outputs)?);
     ops.push(Op::SumExperts { input: ids.outputs, routing, output });
     let (Some(SharedExpert { ffn_size, .. }), Some(shared)) = (experts.shared, &ids.shared) else { return Ok(()) };
     let [module, factor] = names.shared;

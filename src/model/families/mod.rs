@@ -14,6 +14,7 @@ mod glm4;
 mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod granitemoe;
 mod internlm3;
@@ -91,6 +92,7 @@ pub static FAMILIES: &[&Family] = &[
     &glm4_moe::FAMILY,
     &ernie4_5_moe::FAMILY,
     &nomic_bert::FAMILY,
+    &gpt_oss::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.

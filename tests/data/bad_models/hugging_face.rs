@@ -71,6 +71,24 @@ fn put_experts(folder: &Path, shapes: &[&str]) {
     put(folder, &header, end);
 }
 
+/// Makes the config that of gpt-oss with a hidden size and four experts of 8 values, and its weights gate and up projections of the first
+/// layer's experts in MXFP4, of these shapes.
+fn put_mxfp4(folder: &Path, hidden_size: usize, parts: &[(&str, &str)]) {
+    mixture(folder, "hidden_size", json!(hidden_size));
+    config(folder, "architectures", json!(["GptOssForCausalLM"]));
+    config(folder, "model_type", json!("gpt_oss"));
+    config(folder, "quantization_config", json!({"quant_method": "mxfp4"}));
+    let mut end = 0;
+    let entries = parts.iter().map(|(kind, shape)| {
+        let begin = end;
+        end += serde_json::from_str::<Vec<usize>>(shape).unwrap().iter().product::<usize>();
+        let name = format!("model.layers.0.mlp.experts.gate_up_proj_{kind}");
+        format!(r#""{name}":{{"dtype":"U8","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    put(folder, &header, end);
+}
+
 type Attack = (&'static str, &'static str, &'static str, fn(&Path));
 
 const ONE: &str = "model.safetensors";
@@ -199,6 +217,20 @@ const ATTACKS: &[Attack] = &[
     ("an expert of another shape", "broken", "shape [9, 64]", |f| {
         mixture(f, "num_experts", json!(2));
         put_experts(f, &["[8,64]", "[9,64]"]);
+    }),
+    ("MXFP4 without scales", "broken", "experts.gate_up_proj_scales` is missing", |f| put_mxfp4(f, 64, &[("blocks", "[4,16,2,16]")])),
+    ("MXFP4 with other scales", "broken", "shape [4, 16, 3]", |f| {
+        put_mxfp4(f, 64, &[("blocks", "[4,16,2,16]"), ("scales", "[4,16,3]")]);
+    }),
+    ("MXFP4 of other experts", "broken", "shape [5, 16, 2, 16]", |f| {
+        put_mxfp4(f, 64, &[("blocks", "[5,16,2,16]"), ("scales", "[5,16,2]")]);
+    }),
+    ("MXFP4 of rows that are no whole blocks", "broken", "rows of 40 values", |f| {
+        put_mxfp4(f, 40, &[("blocks", "[4,16,1,16]"), ("scales", "[4,16,1]")]);
+    }),
+    ("clamped otherwise", CONFIG, "swiglu_limit 6 is not supported", |f| {
+        put_mxfp4(f, 64, &[]);
+        config(f, "swiglu_limit", json!(6.0));
     }),
     ("window 0", CONFIG, "sliding window is 0", |f| {
         config(f, "architectures", json!(["MistralForCausalLM"]));

@@ -12,6 +12,8 @@ use crate::common::{Random, assert_close, bits, gpus, output, poisoned, run_with
 struct Attention {
     params: attention::Params,
     tokens: Vec<rope_kv::Token>,
+    /// A score of each head that has no value, if there are any.
+    sinks: Option<Vec<f32>>,
 }
 
 impl Attention {
@@ -30,7 +32,11 @@ impl Attention {
             softcap: 0.0,
             is_causal: 1,
         };
-        Attention { params, tokens: (kv_len - n_tokens..kv_len).map(|position| rope_kv::Token::new(1, position, kv_len)).collect() }
+        Attention {
+            params,
+            tokens: (kv_len - n_tokens..kv_len).map(|position| rope_kv::Token::new(1, position, kv_len)).collect(),
+            sinks: None,
+        }
     }
 
     /// Every variant against the reference.
@@ -41,13 +47,13 @@ impl Attention {
         let is_f16 = kv_dtype == rope_kv::KvDType::F16;
         let seen = if is_f16 { halves.each_ref().map(|cache| cache.iter().map(|value| value.to_f32()).collect()) } else { caches };
         let mut expected = vec![0.0; query.len()];
-        attention::reference(&params, &query, &self.tokens, &seen[0], &seen[1], &mut expected);
+        attention::reference(&params, &query, &self.tokens, (&seen[0], &seen[1]), self.sinks.as_deref(), &mut expected);
         let on_gpu: [Buffer; 2] = std::array::from_fn(|which| match is_f16 {
             true => upload(gpu, "cache", &halves[which]),
             false => upload(gpu, "cache", &seen[which]),
         });
         for variant in attention::variants(gpu) {
-            let found = attend(gpu, &params, &self.tokens, &query, &on_gpu, variant);
+            let found = attend_in(1, gpu, &params, &self.tokens, (&query, self.sinks.as_deref()), &on_gpu, variant);
             assert_close(&found, &expected, EXP_TOLERANCE, &format!("{variant:?} of {params:?}"));
         }
     }
@@ -70,20 +76,21 @@ fn attend(
     caches: &[Buffer; 2],
     variant: AttentionVariant,
 ) -> Vec<f32> {
-    attend_in(1, gpu, params, tokens, query, caches, variant)
+    attend_in(1, gpu, params, tokens, (query, None), caches, variant)
 }
 
-/// As `attend`, in as many as `n_cuts` dispatches.
+/// As `attend`, in as many as `n_cuts` dispatches, with sinks.
 fn attend_in(
     n_cuts: usize,
     gpu: &Gpu,
     params: &attention::Params,
     tokens: &[rope_kv::Token],
-    query: &[f32],
+    (query, sinks): (&[f32], Option<&[f32]>),
     caches: &[Buffer; 2],
     variant: AttentionVariant,
 ) -> Vec<f32> {
     let [queries, places] = [upload(gpu, "query", query), upload(gpu, "tokens", tokens)];
+    let sinks = sinks.map(|sinks| upload(gpu, "sinks", sinks));
     let parts_len = attention::parts_bytes(params) as usize / 4;
     let [parts, attention_output] = [poisoned(gpu, parts_len), poisoned(gpu, query.len())];
     let bindings = attention::Bindings {
@@ -91,6 +98,7 @@ fn attend_in(
         tokens: Binding::whole(&places),
         key_cache: Binding::whole(&caches[0]),
         value_cache: Binding::whole(&caches[1]),
+        sinks: sinks.as_ref().map(|sinks| Binding::whole(sinks)),
         parts: Binding::whole(&parts),
         attention_output: Binding::whole(&attention_output),
     };
@@ -191,7 +199,7 @@ fn attention_gives_the_same_bits_however_it_is_cut() {
             let (query, caches) = whole.random_values();
             let caches = caches.map(|cache| upload(gpu, "cache", &cache));
             for variant in attention::variants(gpu) {
-                let attend_in = |n_cuts| bits(&attend_in(n_cuts, gpu, &whole.params, &whole.tokens, &query, &caches, variant));
+                let attend_in = |n_cuts| bits(&attend_in(n_cuts, gpu, &whole.params, &whole.tokens, (&query, None), &caches, variant));
                 let at_once = attend_in(1);
                 for n_cuts in [2, 3] {
                     assert_eq!(attend_in(n_cuts), at_once, "{variant:?} of {n_tokens} tokens in {n_cuts}");
@@ -221,4 +229,16 @@ fn attention_takes_tiles_only_where_tokens_of_a_sequence_follow_each_other() {
     assert_eq!(attention::phase(256, 64), Phase::Prefill);
     assert_eq!(attention::phase(32, 32), Phase::Decode);
     assert_eq!(attention::phase(8, 1), Phase::Decode);
+}
+
+#[test]
+fn sinks_take_their_share_in_every_variant() {
+    for gpu in gpus() {
+        // Short contexts, in tiles, and in parts; sinks that hardly count and such that leave nothing.
+        for (heads, head_size, kv_len, n_tokens) in [([6, 2], 24, 9, 3), ([8, 2], 64, 33, 12), ([5, 1], 80, 700, 2)] {
+            let sinks = (0..heads[0]).map(|head| [0.5, -20.0, 3.0, 95.0][head as usize % 4]).collect();
+            let attention = Attention { sinks: Some(sinks), ..Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, 0) };
+            attention.check(gpu, rope_kv::KvDType::F32);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use tierflow::dtype::DType;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::host::simd;
 use tierflow::host::{ExpertScratch, Input, multiply_experts};
-use tierflow::kernels::{Binding, expert_matmul, gate_rows, route, sum_experts};
+use tierflow::kernels::{Binding, add_expert_bias, expert_matmul, gate_rows, route, sum_experts};
 
 use super::{EXP_TOLERANCE, SUM_TOLERANCE};
 use crate::common::{POISON, Random, assert_close, bits, gpus, output, poisoned, run, run_all, upload};
@@ -187,6 +187,27 @@ fn sums_of_experts_match_their_reference() {
             let bindings = sum_experts::Bindings { input, routing, output: output_ };
             run(gpu, &params, |buffer| sum_experts::prepare(gpu, buffer, &params, bindings));
             assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{params:?}"));
+        }
+    }
+}
+
+#[test]
+fn biases_of_experts_match_their_reference() {
+    for gpu in gpus() {
+        for (n_tokens, n_used, width) in [(1, 1, 1), (3, 2, 67), (2, 4, 256)] {
+            let params = add_expert_bias::Params { n_tokens, n_used, width };
+            let mut random = Random(u64::from(width));
+            let n_experts = 5;
+            let (bias, values) = (random.floats((n_experts * width) as usize), random.floats((n_tokens * n_used * width) as usize));
+            let routing: Vec<f32> = (0..2 * n_tokens * n_used).map(|_| (random.word() % n_experts) as f32).collect();
+            let mut expected = values.clone();
+            add_expert_bias::reference(&params, &bias, &routing, &mut expected);
+            let [bias, routing, target] =
+                [("bias", &bias), ("routing", &routing), ("values", &values)].map(|(name, v)| upload(gpu, name, v));
+            let [bias, routing, target_values] = [&bias, &routing, &target].map(|buffer| Binding::whole(buffer));
+            let bindings = add_expert_bias::Bindings { bias, routing, target_values };
+            run(gpu, &params, |buffer| add_expert_bias::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(crate::common::floats(gpu, &target)[..expected.len()], expected, "{params:?}");
         }
     }
 }

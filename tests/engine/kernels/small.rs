@@ -362,7 +362,7 @@ fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
     words.iter().flat_map(value).collect()
 }
 
-const ACTIVATIONS: [Activation; 7] = [
+const ACTIVATIONS: [Activation; 8] = [
     Activation::GeluTanh,
     Activation::Silu,
     Activation::Gelu,
@@ -370,6 +370,7 @@ const ACTIVATIONS: [Activation; 7] = [
     Activation::ReluSquared,
     Activation::Identity,
     Activation::Sigmoid,
+    Activation::ClampedSilu,
 ];
 
 #[test]

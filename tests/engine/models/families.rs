@@ -26,6 +26,9 @@ struct Tensor {
     shape: Vec<usize>,
     base: f32,
     scale: f32,
+    /// Whether its values are bytes from `base` on, `scale` different ones.
+    #[serde(default)]
+    is_bytes: bool,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +56,8 @@ struct GgufTensor {
     /// Experts whose matrices it has.
     #[serde(default)]
     experts: usize,
+    /// Of the rows of MXFP4, or of the values of a bias, the first and the step to the next.
+    every: Option<[usize; 2]>,
     /// Which half of each expert's rows it has, if not all of them.
     half: Option<usize>,
     /// Heads whose rows are permuted to interleaved pairs.
@@ -95,8 +100,9 @@ impl Golden {
         let (mut header, mut data) = (Map::new(), Vec::new());
         for tensor in &self.tensors {
             let begin = data.len();
-            data.extend(encode(&self.dtype, &tensor.values(&self.dtype)));
-            let entry = json!({ "dtype": self.dtype, "shape": tensor.shape, "data_offsets": [begin, data.len()] });
+            let dtype = if tensor.is_bytes { "U8" } else { &self.dtype };
+            data.extend(encode(dtype, &tensor.values(dtype)));
+            let entry = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [begin, data.len()] });
             let name = tensor.name.strip_prefix(&self.lacks).unwrap_or(&tensor.name);
             header.insert(name.to_owned(), entry);
         }
@@ -104,6 +110,21 @@ impl Golden {
         header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
         let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
         std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    }
+
+    /// Blocks of MXFP4 from nibbles and scales that lie apart (`transform_nibble_layout` of llama.cpp's converter).
+    fn blocks_of(&self, from: &str, [first, step]: [usize; 2]) -> (Vec<usize>, Vec<u8>) {
+        let find = |name: &str| self.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        let (nibbles, scales) = (find(from), find(&from.replace("_blocks", "_scales")));
+        let [n_experts, n_rows, n_blocks, _] = nibbles.shape[..] else { panic!("{from}") };
+        let [nibbles, scales] = [nibbles, scales].map(|tensor| encode("U8", &tensor.values("U8")));
+        let mut bytes = Vec::new();
+        for block in (0..n_experts * n_rows).skip(first).step_by(step).flat_map(|row| row * n_blocks..(row + 1) * n_blocks) {
+            let values: Vec<u8> = nibbles[block * 16..][..16].iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
+            bytes.push(scales[block]);
+            bytes.extend((0..16).map(|index| values[index] | (values[index + 16] << 4)));
+        }
+        (vec![n_experts, n_rows / step, n_blocks * 32], bytes)
     }
 
     /// What a tensor of a GGUF file is made of: all experts' matrices one behind the other, where it has those.
@@ -116,6 +137,10 @@ impl Golden {
         }
         let tensor = find(&entry.from);
         let (mut shape, mut values) = (tensor.shape.clone(), tensor.values(&self.dtype));
+        if let Some([first, step]) = entry.every {
+            values = values.into_iter().skip(first).step_by(step).collect();
+            shape[1] /= step;
+        }
         if let Some(half) = entry.half {
             let len = values.len() / entry.experts / 2;
             values = values.chunks(len).skip(half).step_by(2).flatten().copied().collect();
@@ -148,12 +173,23 @@ impl Golden {
         }
         let mut data = Vec::new();
         for entry in &gguf.tensors {
+            if let (true, Some(every)) = (entry.from.ends_with("_blocks"), entry.every) {
+                let (shape, bytes) = self.blocks_of(&entry.from, every);
+                push_text(&mut file, &entry.name);
+                file.extend((shape.len() as u32).to_le_bytes());
+                file.extend(shape.iter().rev().flat_map(|size| (*size as u64).to_le_bytes()));
+                file.extend(39u32.to_le_bytes());
+                file.extend((data.len() as u64).to_le_bytes());
+                data.extend(bytes);
+                data.resize(data.len().next_multiple_of(32), 0);
+                continue;
+            }
             let (mut shape, mut values) = self.source_of(entry);
             if shape[0] == 1 {
                 shape.remove(0);
             }
             // As the converter has it: vectors, learned positions, kinds of texts, taps of convolutions and routers in f32.
-            let is_kept = ["position_embd", "token_types", "ffn_gate_inp"].iter().any(|name| entry.name.contains(name));
+            let is_kept = ["position_embd", "token_types", "ffn_gate_inp", ".bias"].iter().any(|name| entry.name.contains(name));
             let is_taps = matches!(shape[..], [_, 1, _]);
             if is_taps {
                 shape.remove(1);
@@ -220,6 +256,9 @@ impl Tensor {
         let value = |index: u64| {
             let hash = mix(key.wrapping_add(index.wrapping_mul(GOLDEN)));
             let uniform = (hash >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+            if self.is_bytes {
+                return self.base + ((uniform + 1.0) / 2.0 * self.scale).floor();
+            }
             let value = self.base + self.scale * uniform;
             match dtype {
                 "F16" => half::f16::from_f32(value).to_f32(),
@@ -241,6 +280,7 @@ fn permuted(values: &[f32], n_heads: usize, n_rows: usize, n_columns: usize) -> 
 fn encode(dtype: &str, values: &[f32]) -> Vec<u8> {
     match dtype {
         "F32" => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        "U8" => values.iter().map(|value| *value as u8).collect(),
         "F16" => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
         "BF16" => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
         other => panic!("{other}"),
