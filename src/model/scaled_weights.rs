@@ -50,7 +50,7 @@ impl ScaleBlock {
                 let is_symmetric = |weights: &Value| weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
                 let is_packed = |weights: &Value| number(weights) == Some(4) && text(weights, "type") == "int" && is_symmetric(weights);
                 let is_read = |weights: &Value| is_float8(weights) || is_packed(weights);
-                if !is_read(first) || !weights.all(|weights| is_read(weights)) {
+                if !is_read(first) || !weights.all(is_read) {
                     let what = "as 8-bit floats or symmetric 4-bit integers";
                     return unsupported(&format!("`compressed-tensors` in another way than {what} (`{}`)", text(quantization, "format")));
                 }

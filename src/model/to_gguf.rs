@@ -286,7 +286,7 @@ fn read_back(path: &str, keys: &[(String, MetaValue)], tensors: &[GgufTensor]) -
 fn differences(config: &ModelConfig, read: &ModelConfig) -> Vec<String> {
     let [config, read] = [config, read].map(|config| {
         let mut config = config.clone();
-        config.family = &families::FAMILIES[0];
+        config.family = families::FAMILIES[0];
         config.name.clear();
         config.rope.pairs = RopePairing::NeoX;
         config.variant.norm_weight_offset = 0.0;

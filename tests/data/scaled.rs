@@ -64,7 +64,7 @@ fn both(plain: &Checkpoint, way: Way) -> [Vec<Tensor>; 2] {
         let grid = [rows.div_ceil(block_rows), columns.div_ceil(block_columns)];
         let scale = |index: u64| (1.0 + (index * 7 % 13) as f32 / 16.0) * if way.dtype == "BF16" { 1.0 / 64.0 } else { 0.013 };
         let stored: Vec<u8> =
-            (0..rows * columns).map(|index| ((index * 37 + number as u64) % 107) as u8 | (index % 3 << 7) as u8).collect();
+            (0..rows * columns).map(|index| ((index * 37 + number as u64) % 107) as u8 | ((index % 3) << 7) as u8).collect();
         let value = |byte: u8| match way.suffix {
             "_scale_inv" => f16::from_bits(u16::from(byte & 0x80) << 8 | u16::from(byte & 0x7F) << 7).to_f32() * 256.0,
             _ => f16::from_bits(u16::from(byte) << 8).to_f32(),
