@@ -22,28 +22,41 @@ const VARIANTS = {
   matmul_vec: combined({ DTYPE: DTYPES, TOKENS: [1, 2, 4] }, [
     { LANES: 1, WORKGROUP: 8, ROWS: 8 },
     { LANES: 32, WORKGROUP: 64, ROWS: 4 },
+    { LANES: 8, WORKGROUP: 256, ROWS: 4 },
+    { LANES: 64, WORKGROUP: 128, ROWS: 8 },
   ]),
-  matmul_tile: combined({ DTYPE: DTYPES }),
+  matmul_tile: combined({ DTYPE: DTYPES }, [
+    { ROWS: 32, TOKENS: 32, LANE_ROWS: 4, LANE_TOKENS: 4, WORKGROUP: 64 },
+    { ROWS: 64, TOKENS: 64, LANE_ROWS: 8, LANE_TOKENS: 8, WORKGROUP: 64 },
+    { ROWS: 16, TOKENS: 64, LANE_ROWS: 2, LANE_TOKENS: 2, WORKGROUP: 256 },
+  ]),
+  expert_matmul: combined({ DTYPE: DTYPES }, [
+    { LANES: 1, WORKGROUP: 8 },
+    { LANES: 32, WORKGROUP: 64 },
+  ]),
+  route: combined({ LANES: [1, 64], HAS_BIAS: BOOLS }),
+  conv: combined({ HAS_BIAS: BOOLS }),
+  delta_rule: combined({ IS_LOG: BOOLS }),
   matmul_unaligned: combined({ DTYPE: FLOAT_DTYPES }),
   rms_norm: combined({ LANES: [8, 64] }),
   layer_norm: combined({ LANES: [8, 64], HAS_BIAS: BOOLS }),
   rope_kv: combined({ KV_F16: BOOLS }),
   rope_kv_padded: combined({ KV_F16: BOOLS }),
-  attention_token: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
+  attention_token: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
   ]),
-  attention_tile: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS }, [
+  attention_tile: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS }, [
     { SPLIT: 1, BLOCK: 16 },
     { SPLIT: 2, BLOCK: 16 },
     { SPLIT: 4, BLOCK: 16 },
     { SPLIT: 8, BLOCK: 8 },
   ]),
-  attention_combine: combined({ PART_POSITIONS: [64] }),
+  attention_combine: combined({ PART_POSITIONS: [64], HAS_SINKS: BOOLS }),
   attention_compact: combined({ HEAD_SIZE: [12] }),
   top_k: combined({ LANES: [8, 64] }),
-  glu: combined({ ACTIVATION: [0, 1, 2, 3, 4] }),
-  map: combined({ FUNCTION: [0, 1, 2, 2, 2, 2, 2], ACTIVATION: [0, 0, 0, 1, 2, 3, 4] }),
+  glu: combined({ ACTIVATION: [0, 1, 2, 3, 4, 5, 6, 7] }),
+  map: combined({ FUNCTION: [0, 1, 2, 2, 2, 2, 2, 2, 2, 2], ACTIVATION: [0, 0, 0, 1, 2, 3, 4, 5, 6, 7] }),
 };
 
 /**
