@@ -96,18 +96,9 @@ pub fn print(gpu: &Gpu, shapes: &Shapes) -> Result<()> {
         Some(&params.n_columns) == shapes.columns.first() && matches!(params.dtype(), Some(DType::F16 | DType::Q4_0))
     };
     for params in products.iter().filter(is_searched).filter(|params| matches!(params.n_tokens, 1 | 512)) {
-        table.print_products(params, matmul::variants(gpu, params).into_iter().flat_map(other_shapes).collect())?;
+        table.print_products(params, matmul::variants(gpu, params).into_iter().flat_map(MatMulVariant::neighbours).collect())?;
     }
     Ok(())
-}
-
-/// The shapes next to the one of `variant`, where it has shapes.
-fn other_shapes(variant: MatMulVariant) -> Vec<MatMulVariant> {
-    match variant {
-        MatMulVariant::Workgroup(shape) => shape.neighbours().into_iter().map(MatMulVariant::Workgroup).collect(),
-        MatMulVariant::Tile(shape) => shape.neighbours().into_iter().map(MatMulVariant::Tile).collect(),
-        MatMulVariant::Lane | MatMulVariant::Subgroup => Vec::new(),
-    }
 }
 
 fn row(params: &matmul::Params, variant: MatMulVariant, secs: f64) -> serde_json::Value {

@@ -26,6 +26,26 @@ impl MatMulVariant {
     pub const WORKGROUP: MatMulVariant = MatMulVariant::Workgroup(RowShape { lanes: 32, workgroup: 64, rows: 4 });
     /// [`MatMulVariant::Tile`] in the shape that suits most adapters.
     pub const TILE: MatMulVariant = MatMulVariant::Tile(TileShape { rows: 32, tokens: 32, lane_rows: 4, lane_tokens: 4 });
+
+    /// The same variant in the shapes next to its own; none where it has no shapes.
+    pub fn neighbours(self) -> Vec<MatMulVariant> {
+        match self {
+            MatMulVariant::Workgroup(shape) => shape.neighbours().into_iter().map(MatMulVariant::Workgroup).collect(),
+            MatMulVariant::Tile(shape) => shape.neighbours().into_iter().map(MatMulVariant::Tile).collect(),
+            MatMulVariant::Lane | MatMulVariant::Subgroup => Vec::new(),
+        }
+    }
+
+    /// The same variant in every shape, its own first.
+    pub fn all_shapes(self) -> Vec<MatMulVariant> {
+        let (mut shapes, mut index) = (vec![self], 0);
+        while let Some(shape) = shapes.get(index) {
+            let new: Vec<MatMulVariant> = shape.neighbours().into_iter().filter(|neighbour| !shapes.contains(neighbour)).collect();
+            shapes.extend(new);
+            index += 1;
+        }
+        shapes
+    }
 }
 
 /// The shape of [`MatMulVariant::Workgroup`]; `LANESxWORKGROUPxROWS` in text.
@@ -47,7 +67,7 @@ impl RowShape {
     }
 
     /// The valid shapes that differ from this one by one step of one figure.
-    pub fn neighbours(self) -> Vec<RowShape> {
+    fn neighbours(self) -> Vec<RowShape> {
         let halved_and_doubled = |value: u32| [value / 2, value * 2];
         let lanes = halved_and_doubled(self.lanes).map(|lanes| RowShape { lanes, ..self });
         let workgroup = halved_and_doubled(self.workgroup).map(|workgroup| RowShape { workgroup, ..self });
@@ -83,7 +103,7 @@ impl TileShape {
     }
 
     /// The valid shapes whose tile, or whose part of a lane, is twice or half as large along one side.
-    pub fn neighbours(self) -> Vec<TileShape> {
+    fn neighbours(self) -> Vec<TileShape> {
         let halved_and_doubled = |value: u32| [value / 2, value * 2];
         let rows = halved_and_doubled(self.rows).map(|rows| TileShape { rows, ..self });
         let tokens = halved_and_doubled(self.tokens).map(|tokens| TileShape { tokens, ..self });
@@ -256,20 +276,9 @@ mod tests {
 
     #[test]
     fn every_shape_is_reached_by_steps_from_the_first() {
-        fn reached<T: Copy + PartialEq>(first: T, neighbours: impl Fn(T) -> Vec<T>) -> Vec<T> {
-            let (mut reached, mut index) = (vec![first], 0);
-            while let Some(&shape) = reached.get(index) {
-                let new: Vec<T> = neighbours(shape).into_iter().filter(|neighbour| !reached.contains(neighbour)).collect();
-                reached.extend(new);
-                index += 1;
-            }
-            reached
-        }
-        let (MatMulVariant::Workgroup(rows), MatMulVariant::Tile(tile)) = (MatMulVariant::WORKGROUP, MatMulVariant::TILE) else {
-            panic!("what they are called")
-        };
-        let (rows, tiles) = (reached(rows, RowShape::neighbours), reached(tile, TileShape::neighbours));
-        assert!(rows.iter().all(RowShape::is_valid) && tiles.iter().all(TileShape::is_valid));
+        let (rows, tiles) = (MatMulVariant::WORKGROUP.all_shapes(), MatMulVariant::TILE.all_shapes());
+        assert!(rows.iter().all(|variant| matches!(variant, MatMulVariant::Workgroup(shape) if shape.is_valid())));
+        assert!(tiles.iter().all(|variant| matches!(variant, MatMulVariant::Tile(shape) if shape.is_valid())));
         assert!(rows.len() > 40 && tiles.len() > 30, "{} and {}", rows.len(), tiles.len());
     }
 }

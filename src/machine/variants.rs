@@ -3,17 +3,17 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::effort::Effort;
-use crate::device::{MatMulVariant, MatMulVariants, Phase};
+use crate::device::{MatMulVariant, MatMulVariants};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::matmul::Params;
 
 /// An unquantised dtype and a quantised one: others take the variant of the nearest, whichever model is planned first.
 const DTYPES: [DType; 2] = [DType::F16, DType::Q4_0];
-/// Products large enough to tell variants apart, and small enough for a software adapter.
-const SHAPES_FOR_SOFTWARE: [(Phase, [u32; 3]); 2] = [(Phase::Decode, [1024, 2048, 1]), (Phase::Prefill, [512, 512, 64])];
+/// A product of decoding and one of prefill, large enough to tell variants apart, and small enough for a software adapter.
+const SHAPES_FOR_SOFTWARE: [[u32; 3]; 2] = [[1024, 2048, 1], [512, 512, 64]];
 /// Those of a model of some billion parameters, which fill a GPU.
-const SHAPES_FOR_HARDWARE: [(Phase, [u32; 3]); 2] = [(Phase::Decode, [4096, 4096, 1]), (Phase::Prefill, [2048, 2048, 256])];
+const SHAPES_FOR_HARDWARE: [[u32; 3]; 2] = [[4096, 4096, 1], [2048, 2048, 256]];
 /// The share of time that another variant must save against the one that the kind of adapter suggests. Less is noise, and variants
 /// differ in the last bits of results, which should not change from one measurement to the next.
 const LEAST_GAIN: f64 = 0.1;
@@ -36,7 +36,7 @@ impl Extent {
         let dtypes: Vec<DType> = if self.is_full { DType::measured().collect() } else { DTYPES.into_iter().filter(is_asked_for).collect() };
         let shapes = if self.is_software { SHAPES_FOR_SOFTWARE } else { SHAPES_FOR_HARDWARE };
         let product = |dtype, [n_rows, n_columns, n_tokens]: [u32; 3]| Params::new(dtype, n_rows, n_columns, n_tokens);
-        dtypes.into_iter().flat_map(|dtype| shapes.map(|(_, shape)| product(dtype, shape))).collect()
+        dtypes.into_iter().flat_map(|dtype| shapes.map(|shape| product(dtype, shape))).collect()
     }
 
     fn has_shapes(self) -> bool {
@@ -133,12 +133,8 @@ struct Climb {
 impl Climb {
     fn next(&mut self, with_shapes: bool) -> Option<MatMulVariant> {
         if self.due.is_empty() && with_shapes {
-            let around = match self.best {
-                Some((MatMulVariant::Workgroup(shape), _)) => shape.neighbours().into_iter().map(MatMulVariant::Workgroup).collect(),
-                Some((MatMulVariant::Tile(shape), _)) => shape.neighbours().into_iter().map(MatMulVariant::Tile).collect(),
-                Some((MatMulVariant::Lane | MatMulVariant::Subgroup, _)) | None => Vec::new(),
-            };
-            self.due.extend(around.into_iter().filter(|variant| !self.tried.contains(variant)));
+            let around = self.best.map(|(best, _)| best.neighbours());
+            self.due.extend(around.into_iter().flatten().filter(|variant| !self.tried.contains(variant)));
         }
         let next = self.due.pop_front()?;
         self.tried.push(next);
@@ -159,7 +155,7 @@ impl Climb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{RowShape, TileShape};
+    use crate::device::{Phase, RowShape, TileShape};
     use crate::machine::Measure;
 
     const HARDWARE: Extent = Extent { is_software: false, is_full: false };

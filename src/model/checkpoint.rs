@@ -12,7 +12,7 @@ use crate::platform::{ByteSource, DirectBuffer, Folder, IoMode, open_source};
 use crate::units::Bytes;
 use crate::weights::gguf::{self, split};
 use crate::weights::safetensors::Unreadable;
-use crate::weights::{Catalog, Metadata, Order, Rearranged, Shard, TensorId, TensorInfo, folder};
+use crate::weights::{Catalog, Metadata, Order, TensorId, TensorInfo, add_file, folder, rearranged};
 
 /// Makes a folder a model in Hugging Face's format.
 const CONFIG_NAME: &str = "config.json";
@@ -353,9 +353,8 @@ fn with_rows(config: &ModelConfig, catalog: Catalog, sources: &mut Vec<Arc<dyn B
     };
     let Catalog { mut shards, mut tensors, .. } = catalog;
     let reordered = tensors.iter_mut().filter_map(|tensor| order_of(tensor).map(|order| (tensor, order))).collect();
-    if let Some(source) = Rearranged::of(reordered, sources, shards.len() as u32) {
-        shards.push(Shard { path: source.path().to_owned(), size_bytes: Bytes(source.len()) });
-        sources.push(Arc::new(source));
+    if let Some(file) = rearranged(reordered, sources, shards.len() as u32) {
+        add_file(file, &mut shards, sources);
     }
     Catalog::new(shards, tensors)
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::platform::ByteSource;
 use crate::units::Bytes;
 use crate::weights::safetensors::Unreadable;
-use crate::weights::{Apart, Catalog, Gathered, Mxfp4, Order, Piece, Rearranged, Shard, TensorInfo};
+use crate::weights::{Apart, Catalog, Gathered, Order, Piece, Shard, TensorInfo, add_file, mxfp4_blocks, rearranged};
 
 /// The catalog with stacked experts, what is put together in files of their own that are read from those of `sources`; `packed` are tensors
 /// of dtypes that are none by themselves, `path` is for messages.
@@ -58,21 +58,16 @@ pub(super) fn with_experts(
         }
     }
     let parts = scattered.iter_mut().map(|(tensor, pieces)| (tensor, std::mem::take(pieces))).collect();
-    let gathered = Gathered::of(parts, sources, shards.len() as u32).map(|file| Arc::new(file) as Arc<dyn ByteSource>);
-    add_file(gathered, &mut shards, sources);
+    if let Some(file) = Gathered::of(parts, sources, shards.len() as u32) {
+        add_file(file, &mut shards, sources);
+    }
     let parts = apart.iter_mut().map(|(tensor, place)| (tensor, *place)).collect();
-    let blocks = Mxfp4::of(parts, sources, shards.len() as u32).map(|file| Arc::new(file) as Arc<dyn ByteSource>);
-    add_file(blocks, &mut shards, sources);
+    if let Some(file) = mxfp4_blocks(parts, sources, shards.len() as u32) {
+        add_file(file, &mut shards, sources);
+    }
     tensors.extend(whole);
     tensors.extend(scattered.into_iter().map(|(tensor, _)| tensor).chain(apart.into_iter().map(|(tensor, _)| tensor)));
     Ok(Catalog::new(shards, tensors))
-}
-
-fn add_file(file: Option<Arc<dyn ByteSource>>, shards: &mut Vec<Shard>, sources: &mut Vec<Arc<dyn ByteSource>>) {
-    if let Some(file) = file {
-        shards.push(Shard { path: file.path().to_owned(), size_bytes: Bytes(file.len()) });
-        sources.push(file);
-    }
 }
 
 /// Where the bytes of a stacked matrix are.
@@ -171,8 +166,9 @@ impl Stored<'_> {
         if let Some(both) = self.find(&format!("{}.gate_up_proj_bias", self.prefix)) {
             self.check(both, &[n_experts, 2 * ffn_size])?;
             let mut pairs = TensorInfo { shape: vec![(n_experts * ffn_size) as u64, 2], ..both.clone() };
-            let file = Rearranged::of(vec![(&mut pairs, Order::Transposed)], sources, shards.len() as u32);
-            add_file(file.map(|file| Arc::new(file) as Arc<dyn ByteSource>), shards, sources);
+            if let Some(file) = rearranged(vec![(&mut pairs, Order::Transposed)], sources, shards.len() as u32) {
+                add_file(file, shards, sources);
+            }
             let size_bytes = Bytes(pairs.size_bytes.0 / 2);
             for (name, offset) in names.iter().zip([0, size_bytes.0]) {
                 let shape = vec![n_experts as u64, ffn_size as u64];

@@ -21,7 +21,7 @@ use crate::weights::derived::DerivedFile;
 use crate::weights::packed::{self, PackedMatrix};
 use crate::weights::safetensors::{MAX_DIMENSION, Unreadable};
 use crate::weights::scaled::{Float8, ScaledMatrix};
-use crate::weights::{Catalog, Shard, TensorInfo};
+use crate::weights::{Catalog, TensorInfo, add_file};
 
 /// What the name of a scale has behind that of its matrix.
 const SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
@@ -127,8 +127,7 @@ pub(super) fn with_scales(
     }
     let Catalog { mut shards, mut tensors, .. } = catalog;
     tensors.extend(made);
-    shards.push(Shard { path: file.path().to_owned(), size_bytes: Bytes(file.len()) });
-    sources.push(Arc::new(file));
+    add_file(file, &mut shards, sources);
     Ok(Catalog::new(shards, tensors))
 }
 

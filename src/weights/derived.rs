@@ -1,10 +1,12 @@
 //! A file of matrices that are made of what other files store, as they are read: plans, slots and kernels know one order and few dtypes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::platform::{self, ByteSource};
 use crate::units::Bytes;
+use crate::weights::Shard;
 
 /// A matrix that is made of what a file stores.
 pub(crate) trait DerivedMatrix: fmt::Debug + Send + Sync {
@@ -43,6 +45,12 @@ impl DerivedFile {
     pub(crate) fn is_empty(&self) -> bool {
         self.matrices.is_empty()
     }
+}
+
+/// Adds a file that is made to those that a checkpoint has.
+pub(crate) fn add_file(file: impl ByteSource + 'static, shards: &mut Vec<Shard>, sources: &mut Vec<Arc<dyn ByteSource>>) {
+    shards.push(Shard { path: file.path().to_owned(), size_bytes: Bytes(file.len()) });
+    sources.push(Arc::new(file));
 }
 
 impl ByteSource for DerivedFile {

@@ -16,8 +16,9 @@ pub(crate) mod safetensors;
 pub(crate) mod scaled;
 
 pub use catalog::{Catalog, Shard, TensorId, TensorInfo};
+pub(crate) use derived::add_file;
 pub(crate) use gathered::{Gathered, Piece};
 pub use gguf::{MetaValue, Metadata, NewFile, NewTensor, WrittenValue, written_pairs};
-pub(crate) use mxfp4::{Apart, Mxfp4};
+pub(crate) use mxfp4::{Apart, mxfp4_blocks};
 pub(crate) use python_json::{CONSTANTS as PYTHON_CONSTANTS, parse as parse_python_json};
-pub(crate) use rearranged::{Order, Rearranged};
+pub(crate) use rearranged::{Order, rearranged};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::platform::{self, ByteSource};
-use crate::units::Bytes;
+use crate::weights::derived::{DerivedFile, DerivedMatrix};
 use crate::weights::{Piece, TensorInfo};
 
 /// Bytes of nibbles in a stored block.
@@ -30,80 +30,48 @@ pub(crate) struct Apart {
     pub(crate) step: u64,
 }
 
-/// The matrices, one behind the other.
+/// A matrix that is put together.
 #[derive(Debug)]
-pub(crate) struct Mxfp4 {
-    /// The first of the files, for messages.
-    path: String,
-    len: u64,
-    matrices: Vec<Matrix>,
-}
-
-#[derive(Debug)]
-struct Matrix {
+struct Mxfp4 {
     nibbles: Arc<dyn ByteSource>,
     scales: Arc<dyn ByteSource>,
     stored: Apart,
-    /// Where it lies here.
-    begin: u64,
     n_rows: u64,
     /// Blocks of a row.
     n_blocks: u64,
 }
 
+/// Gives each of `tensors`, whose names and shapes are known, a place in one file of number `shard`, which reads from the files `sources`.
+/// `None` where there are none.
+pub(crate) fn mxfp4_blocks(tensors: Vec<(&mut TensorInfo, Apart)>, sources: &[Arc<dyn ByteSource>], shard: u32) -> Option<DerivedFile> {
+    let mut file = DerivedFile::default();
+    for (tensor, stored) in tensors {
+        let [nibbles, scales] = [stored.nibbles, stored.scales].map(|piece| sources.get(piece.shard as usize));
+        let (Some(nibbles), Some(scales)) = (nibbles, scales) else { continue };
+        let (n_rows, n_blocks) = (tensor.n_rows(), tensor.n_columns() / DType::MXFP4.block_len());
+        let (nibbles, scales) = (Arc::clone(nibbles), Arc::clone(scales));
+        let (offset, size_bytes) = file.push(Mxfp4 { nibbles, scales, stored, n_rows, n_blocks });
+        (tensor.dtype, tensor.shard, tensor.offset, tensor.size_bytes) = (DType::MXFP4, shard, offset, size_bytes);
+    }
+    (!file.is_empty()).then_some(file)
+}
+
 impl Mxfp4 {
-    /// Gives each of `tensors`, whose names and shapes are known, a place in one file of number `shard`, which reads from the files
-    /// `sources`. `None` where there are none.
-    pub(crate) fn of(tensors: Vec<(&mut TensorInfo, Apart)>, sources: &[Arc<dyn ByteSource>], shard: u32) -> Option<Mxfp4> {
-        let mut file: Option<Mxfp4> = None;
-        for (tensor, stored) in tensors {
-            let [nibbles, scales] = [stored.nibbles, stored.scales].map(|piece| sources.get(piece.shard as usize));
-            let (Some(nibbles), Some(scales)) = (nibbles, scales) else { continue };
-            let file = file.get_or_insert_with(|| Mxfp4 { path: nibbles.path().to_owned(), len: 0, matrices: Vec::new() });
-            let (n_rows, n_blocks) = (tensor.n_rows(), tensor.n_columns() / DType::MXFP4.block_len());
-            let (nibbles, scales, begin) = (Arc::clone(nibbles), Arc::clone(scales), file.len);
-            let matrix = Matrix { nibbles, scales, stored, begin, n_rows, n_blocks };
-            (tensor.dtype, tensor.shard, tensor.offset, tensor.size_bytes) = (DType::MXFP4, shard, begin, Bytes(matrix.len()));
-            file.len = (begin + matrix.len()).next_multiple_of(platform::DIRECT_ALIGNMENT as u64);
-            file.matrices.push(matrix);
-        }
-        file
-    }
-}
-
-impl ByteSource for Mxfp4 {
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let end = offset + buffer.len() as u64;
-        // What lies between matrices is nobody's.
-        buffer.fill(0);
-        for matrix in &self.matrices {
-            let (begin, matrix_end) = (matrix.begin.max(offset), (matrix.begin + matrix.len()).min(end));
-            if begin < matrix_end {
-                matrix.read(begin - matrix.begin, &mut buffer[(begin - offset) as usize..(matrix_end - offset) as usize])?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Matrix {
     fn row_bytes(&self) -> u64 {
         self.n_blocks * (NIBBLE_BYTES + 1)
     }
+}
 
-    fn len(&self) -> u64 {
+impl DerivedMatrix for Mxfp4 {
+    fn source(&self) -> &dyn ByteSource {
+        self.nibbles.as_ref()
+    }
+
+    fn size(&self) -> u64 {
         self.n_rows * self.row_bytes()
     }
 
-    /// Bytes from `offset` on, which lie in it: some rows at a time, with the stored rows between them.
+    /// Some rows at a time, with the stored rows between them.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let (row_bytes, end) = (self.row_bytes(), offset + buffer.len() as u64);
         let rows_at_once = (READ_BYTES / (self.n_blocks * NIBBLE_BYTES * self.stored.step)).max(1);
@@ -148,6 +116,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::units::Bytes;
     use crate::weights::in_memory::Memory;
 
     proptest! {
@@ -165,7 +134,7 @@ mod tests {
             let shape = vec![n_rows, n_blocks * 32];
             let mut tensor = TensorInfo { name: String::new(), dtype: DType::F32, shape, shard: 0, offset: 0, size_bytes: Bytes(0) };
             let apart = Apart { nibbles: piece(0), scales: piece(scales_at), first, step: 2 };
-            let file = Mxfp4::of(vec![(&mut tensor, apart)], &[source], 3).unwrap();
+            let file = mxfp4_blocks(vec![(&mut tensor, apart)], &[source], 3).unwrap();
             prop_assert_eq!((tensor.dtype, tensor.shard, tensor.size_bytes.0), (DType::MXFP4, 3, n_rows * n_blocks * 17));
             let mut expected = vec![0u8; file.len() as usize];
             for (row, block, value) in (0..n_rows).flat_map(|row| (0..n_blocks).flat_map(move |block| (0..32).map(move |value| (row, block, value)))) {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::platform::{self, ByteSource};
 use crate::units::Bytes;
 use crate::weights::TensorInfo;
+use crate::weights::derived::{DerivedFile, DerivedMatrix};
 
 /// Bytes that are read at a time, at most, where a row of the file is not longer.
 const BLOCK_BYTES: u64 = 256 << 10;
@@ -27,21 +28,12 @@ pub(crate) enum Order {
     },
 }
 
-/// The matrices, one behind the other, read from the files that have them otherwise.
+/// A matrix that a file has otherwise.
 #[derive(Debug)]
-pub(crate) struct Rearranged {
-    /// The first of those files, for messages.
-    path: String,
-    len: u64,
-    matrices: Vec<Matrix>,
-}
-
-#[derive(Debug)]
-struct Matrix {
+struct Rearranged {
     source: Arc<dyn ByteSource>,
-    /// Where the file has it, and where it lies here.
+    /// Where the file has it.
     stored: u64,
-    begin: u64,
     n_rows: u64,
     n_columns: u64,
     /// Bytes of a value, where values are stored one by one.
@@ -50,72 +42,44 @@ struct Matrix {
     order: Order,
 }
 
-impl Rearranged {
-    /// Makes of each of `tensors` of the files `sources` one of file number `shard`; those to transpose have single values. `None` where
-    /// there are none.
-    pub(crate) fn of(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<dyn ByteSource>], shard: u32) -> Option<Rearranged> {
-        let mut file: Option<Rearranged> = None;
-        for (tensor, order) in tensors {
-            let Some(source) = sources.get(tensor.shard as usize) else { continue };
-            match (tensor.shape.as_mut_slice(), order) {
-                ([n_rows, n_columns], Order::Transposed) => std::mem::swap(n_rows, n_columns),
-                ([n_rows, ..], Order::ByHeads { n_heads, n_parts }) if n_rows.is_multiple_of(n_heads * n_parts) => {}
-                // The model will say that it has another shape.
-                _ => continue,
-            }
-            let file = file.get_or_insert_with(|| Rearranged { path: source.path().to_owned(), len: 0, matrices: Vec::new() });
-            let (n_rows, n_columns) = (tensor.shape[0], tensor.shape[1..].iter().product());
-            let (stored, begin, width) = (tensor.offset, file.len, tensor.size_bytes.0 / tensor.n_values().max(1));
-            file.matrices.push(Matrix {
-                source: Arc::clone(source),
-                stored,
-                begin,
-                n_rows,
-                n_columns,
-                width,
-                size: tensor.size_bytes,
-                order,
-            });
-            (tensor.shard, tensor.offset) = (shard, begin);
-            file.len = (begin + tensor.size_bytes.0).next_multiple_of(platform::DIRECT_ALIGNMENT as u64);
+/// Makes of each of `tensors` of the files `sources` one of file number `shard`; those to transpose have single values. `None` where there
+/// are none.
+pub(crate) fn rearranged(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<dyn ByteSource>], shard: u32) -> Option<DerivedFile> {
+    let mut file = DerivedFile::default();
+    for (tensor, order) in tensors {
+        let Some(source) = sources.get(tensor.shard as usize) else { continue };
+        match (tensor.shape.as_mut_slice(), order) {
+            ([n_rows, n_columns], Order::Transposed) => std::mem::swap(n_rows, n_columns),
+            ([n_rows, ..], Order::ByHeads { n_heads, n_parts }) if n_rows.is_multiple_of(n_heads * n_parts) => {}
+            // The model will say that it has another shape.
+            _ => continue,
         }
-        file
+        let (n_rows, n_columns) = (tensor.shape[0], tensor.shape[1..].iter().product());
+        let (stored, size, width) = (tensor.offset, tensor.size_bytes, tensor.size_bytes.0 / tensor.n_values().max(1));
+        let (offset, _) = file.push(Rearranged { source: Arc::clone(source), stored, n_rows, n_columns, width, size, order });
+        (tensor.shard, tensor.offset) = (shard, offset);
     }
+    (!file.is_empty()).then_some(file)
 }
 
-impl ByteSource for Rearranged {
-    fn path(&self) -> &str {
-        &self.path
+impl DerivedMatrix for Rearranged {
+    fn source(&self) -> &dyn ByteSource {
+        self.source.as_ref()
     }
 
-    fn len(&self) -> u64 {
-        self.len
+    fn size(&self) -> u64 {
+        self.size.0
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let end = offset + buffer.len() as u64;
-        // What lies between matrices is nobody's.
-        buffer.fill(0);
-        for matrix in &self.matrices {
-            let (begin, matrix_end) = (matrix.begin.max(offset), (matrix.begin + matrix.size.0).min(end));
-            if begin < matrix_end {
-                let part = &mut buffer[(begin - offset) as usize..(matrix_end - offset) as usize];
-                matrix.read(begin - matrix.begin, part)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Matrix {
-    /// Bytes from `offset` on, which lie in it.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self.order {
             Order::Transposed => self.read_transposed(offset, buffer),
             Order::ByHeads { n_heads, n_parts } => self.read_heads(n_heads, n_parts, offset, buffer),
         }
     }
+}
 
+impl Rearranged {
     fn read_heads(&self, n_heads: u64, n_parts: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let head_bytes = self.size.0 / (n_heads * n_parts);
         let mut rest = buffer;
@@ -191,7 +155,7 @@ mod tests {
         let source: Arc<dyn ByteSource> = Arc::new(Memory((0..48).collect()));
         // Two heads of three parts with two rows each, two columns of halves.
         let mut tensor = matrix(DType::F16, [12, 2], 0);
-        let file = Rearranged::of(vec![(&mut tensor, Order::ByHeads { n_heads: 2, n_parts: 3 })], &[source], 1).unwrap();
+        let file = rearranged(vec![(&mut tensor, Order::ByHeads { n_heads: 2, n_parts: 3 })], &[source], 1).unwrap();
         let heads = [0u8, 24, 8, 32, 16, 40].into_iter().flat_map(|begin| begin..begin + 8);
         let expected: Vec<u8> = heads.collect();
         for (begin, end) in [(0, 48), (3, 21), (8, 9)] {
@@ -211,7 +175,7 @@ mod tests {
             let stored = tensors.clone();
             let bytes: Vec<u8> = (0..8 + 4 * rows * columns + 2 * others * rows).map(|index| (index * 7 % 251) as u8).collect();
             let source: Arc<dyn ByteSource> = Arc::new(Memory(bytes.clone()));
-            let file = Rearranged::of(tensors.iter_mut().map(|tensor| (tensor, Order::Transposed)).collect(), &[source], 5).unwrap();
+            let file = rearranged(tensors.iter_mut().map(|tensor| (tensor, Order::Transposed)).collect(), &[source], 5).unwrap();
             let mut expected = vec![0u8; file.len() as usize];
             for (tensor, stored) in tensors.iter().zip(&stored) {
                 prop_assert_eq!((tensor.shard, &tensor.shape), (5, &vec![stored.shape[1], stored.shape[0]]));

@@ -168,27 +168,11 @@ fn all_variants_of_matmul_agree() {
     }
 }
 
-/// All shapes of a variant, by steps from the first.
-fn shapes_of(first: MatMulVariant) -> Vec<MatMulVariant> {
-    let (mut shapes, mut index) = (vec![first], 0);
-    while let Some(shape) = shapes.get(index) {
-        let around: Vec<MatMulVariant> = match shape {
-            MatMulVariant::Workgroup(shape) => shape.neighbours().into_iter().map(MatMulVariant::Workgroup).collect(),
-            MatMulVariant::Tile(shape) => shape.neighbours().into_iter().map(MatMulVariant::Tile).collect(),
-            MatMulVariant::Lane | MatMulVariant::Subgroup => Vec::new(),
-        };
-        let new: Vec<MatMulVariant> = around.into_iter().filter(|neighbour| !shapes.contains(neighbour)).collect();
-        shapes.extend(new);
-        index += 1;
-    }
-    shapes
-}
-
 /// Each shape with one of the dtypes in turn, so that all dtypes meet several shapes.
 #[test]
 fn every_shape_of_shared_rows_agrees_with_the_reference() {
     for gpu in gpus() {
-        for (index, variant) in shapes_of(MatMulVariant::WORKGROUP).into_iter().enumerate() {
+        for (index, variant) in MatMulVariant::WORKGROUP.all_shapes().into_iter().enumerate() {
             let dtype = DType::ALL[index % DType::ALL.len()];
             let product = Product::random(dtype, 131, whole(dtype, 96), 3);
             let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
@@ -208,7 +192,7 @@ fn every_shape_of_the_tile_gives_the_same_bits() {
         let product = Product::random(DType::Q4_0, 70, 160, 40);
         let [weight, input] = [upload(gpu, "weight", &product.weight), upload(gpu, "input", &product.input)];
         let mut expected = None;
-        for variant in shapes_of(MatMulVariant::TILE) {
+        for variant in MatMulVariant::TILE.all_shapes() {
             let result = poisoned(gpu, product.output_len());
             let bindings =
                 matmul::Bindings { weight: Binding::whole(&weight), input: Binding::whole(&input), output: Binding::whole(&result) };
