@@ -6,22 +6,13 @@
 //
 // One invocation per value.
 
-struct Params {
-    n_tokens: u32,
-    width: u32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> bias: array<f32>;
 @group(0) @binding(2) var<storage, read_write> target_values: array<f32>;
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+fn main(invocation: Invocation) {
+    let index = item_of(invocation);
     if index >= params.n_tokens * params.width {
         return;
     }

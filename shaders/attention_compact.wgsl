@@ -13,12 +13,8 @@
 override HEAD_SIZE: u32 = 2u; // at most head_size
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+fn main(invocation: Invocation) {
+    let index = item_of(invocation);
     if index >= params.n_tokens * params.n_heads * HEAD_SIZE {
         return;
     }

@@ -44,12 +44,8 @@ fn softplus(x: f32) -> f32 {
 }
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+fn main(invocation: Invocation) {
+    let index = item_of(invocation);
     let n_values = params.n_value_heads * params.value_size;
     if index >= params.n_seqs * n_values {
         return;

@@ -19,12 +19,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+fn main(invocation: Invocation) {
+    let index = item_of(invocation);
     if index >= params.n_rows * params.width {
         return;
     }

@@ -22,13 +22,9 @@ struct Params {
 const HALVES: u32 = 0u;
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
+fn main(invocation: Invocation) {
     let n_pairs = params.rotary_size / 2u;
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    let index = item_of(invocation);
     if index >= params.n_tokens * params.n_heads * n_pairs {
         return;
     }

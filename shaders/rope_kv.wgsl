@@ -14,18 +14,6 @@
 // values stays as it is; with n_heads = 0 there are no queries to turn. The keys and values of a token outside
 // the cache are dropped.
 
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32, // a multiple of 4
-    n_seqs: u32,
-    kv_capacity: u32,
-    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    pairing: u32,  // 0: i with i + rotary_size / 2; 1: 2 i with 2 i + 1
-    rotary_size: u32, // a multiple of 4
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> cos_sin: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
@@ -34,10 +22,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> query: array<f32>;
 @group(0) @binding(6) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(7) var<storage, read_write> value_cache: array<u32>;
-
-override KV_F16: bool = false;
-
-const HALVES: u32 = 0u;
 
 // Where in a head an invocation's four values lie: two at `first`, two at `second`.
 struct Place {
@@ -86,14 +70,10 @@ fn store(row: u32, place: Place, k: vec4<f32>, v: vec4<f32>) {
 }
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
+fn main(invocation: Invocation) {
     let n_quads = params.head_size / 4u;
     let n_rows = params.n_heads + params.n_kv_heads; // of a token: its queries, then its keys with their values
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    let index = item_of(invocation);
     if index >= params.n_tokens * n_rows * n_quads {
         return;
     }

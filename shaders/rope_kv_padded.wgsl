@@ -14,18 +14,6 @@
 // One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
 // the cache are dropped.
 
-struct Params {
-    n_tokens: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_size: u32, // even
-    n_seqs: u32,
-    kv_capacity: u32,
-    kv_dtype: u32, // chosen at pipeline creation, as KV_F16
-    pairing: u32,  // 0: i with i + rotary_size / 2; 1: 2 i with 2 i + 1
-    rotary_size: u32, // even
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> cos_sin: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read> tokens: array<vec4<u32>>;
@@ -35,10 +23,6 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> rotated_query: array<f32>;
 @group(0) @binding(7) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(8) var<storage, read_write> value_cache: array<u32>;
-
-override KV_F16: bool = false;
-
-const HALVES: u32 = 0u;
 
 // What value `i` of a head turns with: its partner, and the sine's part of it.
 struct Turn {
@@ -105,15 +89,11 @@ fn store(first: u32, k: vec2<f32>, v: vec2<f32>) {
 }
 
 @compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) n_workgroups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
+fn main(invocation: Invocation) {
     let padded = (params.head_size + 7u) / 8u * 8u;
     let n_twos = padded / 2u;
     let n_rows = params.n_heads + params.n_kv_heads; // of a token: its queries, then its keys with their values
-    let index = (workgroup.x + workgroup.y * n_workgroups.x) * 64u + local;
+    let index = item_of(invocation);
     if index >= params.n_tokens * n_rows * n_twos {
         return;
     }

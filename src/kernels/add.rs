@@ -1,26 +1,10 @@
 //! The residual sum, in place: `target_values[i] += input[i]`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{ADD, BatchShape, Binding, dispatch, f32_bytes, fold_items};
+use super::{ADD, Binding, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::Value;
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct Params {
-    /// Values in all.
-    pub n_values: u32,
-}
-
-impl Params {
-    /// Those of a sum onto `target`.
-    pub fn of(target: &Value, batch: &BatchShape) -> Params {
-        Params { n_values: batch.n_values(target) }
-    }
-}
+pub use super::params::ValueParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

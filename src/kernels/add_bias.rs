@@ -1,28 +1,10 @@
 //! Adds one row to all rows, in place: `target_values[t, i] += bias[i]`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{ADD_BIAS, BatchShape, Binding, dispatch, f32_bytes, fold_items};
+use super::{ADD_BIAS, Binding, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::Value;
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct Params {
-    /// Rows.
-    pub n_tokens: u32,
-    /// Values of a row.
-    pub width: u32,
-}
-
-impl Params {
-    /// Those of a bias of `target`.
-    pub fn of(target: &Value, batch: &BatchShape) -> Params {
-        Params { n_tokens: batch.rows_of(target), width: target.width as u32 }
-    }
-}
+pub use super::params::RowParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

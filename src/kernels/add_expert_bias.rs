@@ -1,32 +1,11 @@
 //! Adds to what experts of tokens give the biases of these experts, in place: `target_values[t, j, i] += bias[e, i]`, e the `j`th expert of
 //! token t.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{ADD_EXPERT_BIAS, BatchShape, Binding, dispatch, f32_bytes, fold_items, require};
+use super::{ADD_EXPERT_BIAS, Binding, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::Value;
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Params {
-    /// Tokens.
-    pub n_tokens: u32,
-    /// Experts of a token.
-    pub n_used: u32,
-    /// Values of each.
-    pub width: u32,
-}
-
-impl Params {
-    /// Those of an operation with this routing and this target.
-    pub fn of(routing: &Value, target: &Value, batch: &BatchShape) -> Params {
-        let n_used = routing.width as u32 / 2;
-        Params { n_tokens: batch.rows_of(target), n_used, width: target.width as u32 / n_used.max(1) }
-    }
-}
+pub use super::params::ExpertParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

@@ -1,28 +1,10 @@
 //! Each row times the sigmoid of a number of its own, in place: `target_values[t, i] *= 1 / (1 + exp(−gate[t]))`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{BatchShape, Binding, GATE_ROWS, dispatch, f32_bytes, fold_items};
+use super::{Binding, GATE_ROWS, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::Value;
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Params {
-    /// Rows.
-    pub n_tokens: u32,
-    /// Values of a row.
-    pub width: u32,
-}
-
-impl Params {
-    /// Those of the rows of `target`.
-    pub fn of(target: &Value, batch: &BatchShape) -> Params {
-        Params { n_tokens: batch.rows_of(target), width: target.width as u32 }
-    }
-}
+pub use super::params::RowParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

@@ -1,26 +1,11 @@
 //! Gated activation: `output[i] = activation(gate[i]) · up[i]`, of one activation with the up projection clamped.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{BatchShape, Binding, GLU, dispatch, f32_bytes, fold_items};
+use super::{Binding, GLU, dispatch, f32_bytes, fold_items};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::{Activation, Value};
+use crate::model::Activation;
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct Params {
-    /// Values in all.
-    pub n_values: u32,
-}
-
-impl Params {
-    /// Those of what is as large as `gate`.
-    pub fn of(gate: &Value, batch: &BatchShape) -> Params {
-        Params { n_values: batch.n_values(gate) }
-    }
-}
+pub use super::params::ValueParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

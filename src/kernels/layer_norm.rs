@@ -1,39 +1,11 @@
 //! Layer norm: `output[r, i] = (input[r, i] − m) / sqrt(mean_j (input[r, j] − m)² + epsilon) · (weight[i] + weight_offset) + bias[i]`,
 //! where `m` is the mean of row `r`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{BatchShape, Binding, LAYER_NORM, dispatch, f32_bytes, fold, is_software, require};
+use super::{Binding, LAYER_NORM, dispatch, f32_bytes, fold, is_software, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::{LayerNorm, Value};
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct Params {
-    /// Rows, each normed for itself: tokens, or heads of tokens.
-    pub n_rows: u32,
-    /// Values of a row.
-    pub hidden_size: u32,
-    /// Added to the variance.
-    pub epsilon: f32,
-    /// Added to each weight.
-    pub weight_offset: f32,
-}
-
-impl Params {
-    /// Those of `norm`, whose input is `input`.
-    pub fn of(norm: &LayerNorm, input: &Value, batch: &BatchShape) -> Params {
-        let n_groups = (input.width / norm.group_size) as u32;
-        Params {
-            n_rows: batch.rows_of(input) * n_groups,
-            hidden_size: norm.group_size as u32,
-            epsilon: norm.epsilon,
-            weight_offset: norm.weight_offset,
-        }
-    }
-}
+pub use super::params::NormParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

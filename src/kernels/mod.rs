@@ -16,6 +16,7 @@ pub mod glu;
 pub mod layer_norm;
 pub mod map;
 pub mod matmul;
+mod params;
 pub mod rms_norm;
 pub mod rope;
 pub mod rope_kv;
@@ -162,15 +163,15 @@ static LAYER_NORM: KernelSource = row::<layer_norm::Params>(
     wgsl!("layer_norm", "norm"),
     &[("input", Read), ("weight", Read), ("bias", Read), ("output", Write)],
 );
-static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope"), &[("cos_sin", Read), ("heads", Write)]);
+static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope", "items"), &[("cos_sin", Read), ("heads", Write)]);
 static ROPE_KV: KernelSource = row::<rope_kv::Params>(
     "rope_kv",
-    wgsl!("rope_kv"),
+    wgsl!("rope_kv", "rope_kv_params", "items"),
     &[("cos_sin", Read), ("tokens", Read), ("key", Read), ("value", Read), ("query", Write), ("key_cache", Write), ("value_cache", Write)],
 );
 static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
     "rope_kv_padded",
-    wgsl!("rope_kv_padded"),
+    wgsl!("rope_kv_padded", "rope_kv_params", "items"),
     &[
         ("cos_sin", Read),
         ("tokens", Read),
@@ -205,17 +206,17 @@ static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(
 );
 static ATTENTION_COMPACT: KernelSource = row::<attention::Params>(
     "attention_compact",
-    wgsl!("attention_compact", "attention_params"),
+    wgsl!("attention_compact", "attention_params", "items"),
     &[("padded", Read), ("attention_output", Write)],
 );
 static CONV: KernelSource = row::<conv::Params>(
     "conv",
-    wgsl!("conv"),
+    wgsl!("conv", "items"),
     &[("tokens", Read), ("input", Read), ("weight", Read), ("bias", Read), ("state", Write), ("output", Write)],
 );
 static DELTA_RULE: KernelSource = row::<delta_rule::Params>(
     "delta_rule",
-    wgsl!("delta_rule"),
+    wgsl!("delta_rule", "items"),
     &[
         ("tokens", Read),
         ("input", Read),
@@ -227,12 +228,14 @@ static DELTA_RULE: KernelSource = row::<delta_rule::Params>(
         ("output", Write),
     ],
 );
-static GLU: KernelSource = row::<glu::Params>("glu", wgsl!("glu", "activations"), &[("gate", Read), ("up", Read), ("output", Write)]);
-static MAP: KernelSource = row::<map::Params>("map", wgsl!("map", "activations"), &[("target_values", Write)]);
-static ADD: KernelSource = row::<add::Params>("add", wgsl!("add"), &[("input", Read), ("target_values", Write)]);
-static ADD_BIAS: KernelSource = row::<add_bias::Params>("add_bias", wgsl!("add_bias"), &[("bias", Read), ("target_values", Write)]);
+static GLU: KernelSource =
+    row::<glu::Params>("glu", wgsl!("glu", "value_params", "activations", "items"), &[("gate", Read), ("up", Read), ("output", Write)]);
+static MAP: KernelSource = row::<map::Params>("map", wgsl!("map", "activations", "items"), &[("target_values", Write)]);
+static ADD: KernelSource = row::<add::Params>("add", wgsl!("add", "value_params", "items"), &[("input", Read), ("target_values", Write)]);
+static ADD_BIAS: KernelSource =
+    row::<add_bias::Params>("add_bias", wgsl!("add_bias", "row_params", "items"), &[("bias", Read), ("target_values", Write)]);
 static GATHER_ROWS: KernelSource =
-    row::<gather_rows::Params>("gather_rows", wgsl!("gather_rows"), &[("input", Read), ("row_indices", Read), ("output", Write)]);
+    row::<gather_rows::Params>("gather_rows", wgsl!("gather_rows", "items"), &[("input", Read), ("row_indices", Read), ("output", Write)]);
 static TOP_K: KernelSource = row::<top_k::Params>("top_k", wgsl!("top_k"), &[("logits", Read), ("candidates", Write)]);
 static ROUTE: KernelSource = row::<route::Params>("route", wgsl!("route"), &[("logits", Read), ("bias", Read), ("routing", Write)]);
 static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
@@ -240,12 +243,16 @@ static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
     wgsl!("expert_matmul", "decode", "blocks", "bytes"),
     &[("weight", Read), ("input", Read), ("routing", Read), ("output", Write)],
 );
-static SUM_EXPERTS: KernelSource =
-    row::<sum_experts::Params>("sum_experts", wgsl!("sum_experts"), &[("input", Read), ("routing", Read), ("output", Write)]);
-static GATE_ROWS: KernelSource = row::<gate_rows::Params>("gate_rows", wgsl!("gate_rows"), &[("gate", Read), ("target_values", Write)]);
+static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(
+    "sum_experts",
+    wgsl!("sum_experts", "expert_params", "items"),
+    &[("input", Read), ("routing", Read), ("output", Write)],
+);
+static GATE_ROWS: KernelSource =
+    row::<gate_rows::Params>("gate_rows", wgsl!("gate_rows", "row_params", "items"), &[("gate", Read), ("target_values", Write)]);
 static ADD_EXPERT_BIAS: KernelSource = row::<add_expert_bias::Params>(
     "add_expert_bias",
-    wgsl!("add_expert_bias"),
+    wgsl!("add_expert_bias", "expert_params", "items"),
     &[("bias", Read), ("routing", Read), ("target_values", Write)],
 );
 

@@ -1,30 +1,10 @@
 //! What the experts of each token give, by the weights that they were chosen with: `output[t, i] = Σ_j weight[t, j] · input[t, j, i]`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{BatchShape, Binding, SUM_EXPERTS, dispatch, f32_bytes, fold_items, require};
+use super::{Binding, SUM_EXPERTS, dispatch, f32_bytes, fold_items, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::Value;
 
-/// Params of the shader.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Params {
-    /// Tokens.
-    pub n_tokens: u32,
-    /// Experts of a token.
-    pub n_used: u32,
-    /// Values that each gives.
-    pub width: u32,
-}
-
-impl Params {
-    /// Those of an operation with this routing and this output.
-    pub fn of(routing: &Value, output: &Value, batch: &BatchShape) -> Params {
-        Params { n_tokens: batch.rows_of(output), n_used: routing.width as u32 / 2, width: output.width as u32 }
-    }
-}
+pub use super::params::ExpertParams as Params;
 
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]

@@ -211,14 +211,14 @@ impl<'a> Maker<'a> {
             Op::RmsNorm(norm) => {
                 let (input, output) = (self.value(norm.input)?, self.value(norm.output)?);
                 let bindings = rms_norm::Bindings { input, weight: self.vector(norm.weight)?, output };
-                let params = rms_norm::Params::of(&norm, model.value(norm.input), batch);
+                let params = rms_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, batch);
                 Call::simple(params, move |arena, params| rms_norm::prepare(gpu, arena, params, bindings))
             }
             Op::LayerNorm(norm) => {
                 let bias = norm.bias.map(|bias| self.vector(bias)).transpose()?;
                 let (input, output) = (self.value(norm.input)?, self.value(norm.output)?);
                 let bindings = layer_norm::Bindings { input, weight: self.vector(norm.weight)?, bias, output };
-                let params = layer_norm::Params::of(&norm, model.value(norm.input), batch);
+                let params = layer_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, batch);
                 Call::simple(params, move |arena, params| layer_norm::prepare(gpu, arena, params, bindings))
             }
             Op::AddBias { bias, target } => {
@@ -262,13 +262,13 @@ impl<'a> Maker<'a> {
                 Call::simple(params, move |arena, params| route::prepare(gpu, arena, params, bindings))
             }
             Op::SumExperts { input, routing, output } => {
-                let params = sum_experts::Params::of(model.value(routing), model.value(output), batch);
+                let params = sum_experts::Params::of_sum(model.value(routing), model.value(output), batch);
                 let [input, routing, output] = [self.value(input)?, self.value(routing)?, self.value(output)?];
                 let bindings = sum_experts::Bindings { input, routing, output };
                 Call::simple(params, move |arena, params| sum_experts::prepare(gpu, arena, params, bindings))
             }
             Op::AddExpertBias { bias, routing, target } => {
-                let params = add_expert_bias::Params::of(model.value(routing), model.value(target), batch);
+                let params = add_expert_bias::Params::of_each(model.value(routing), model.value(target), batch);
                 let [routing, target_values] = [self.value(routing)?, self.value(target)?];
                 let bindings = add_expert_bias::Bindings { bias: self.vector(bias)?, routing, target_values };
                 Call::simple(params, move |arena, params| add_expert_bias::prepare(gpu, arena, params, bindings))

@@ -142,13 +142,13 @@ impl Values {
         match *op {
             Op::RmsNorm(norm) => {
                 let mut result = self.take(norm.output);
-                let params = rms_norm::Params::of(&norm, model.value(norm.input), &batch);
+                let params = rms_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, &batch);
                 host::rms_norm(&params, self.get(norm.input), vector(norm.weight), &mut result);
                 self.put(norm.output, result);
             }
             Op::LayerNorm(norm) => {
                 let mut result = self.take(norm.output);
-                let params = layer_norm::Params::of(&norm, model.value(norm.input), &batch);
+                let params = layer_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, &batch);
                 host::layer_norm(&params, self.get(norm.input), vector(norm.weight), norm.bias.map(vector), &mut result);
                 self.put(norm.output, result);
             }
@@ -191,13 +191,13 @@ impl Values {
             }
             Op::SumExperts { input, routing, output } => {
                 let mut result = self.take(output);
-                let params = sum_experts::Params::of(model.value(routing), model.value(output), &batch);
+                let params = sum_experts::Params::of_sum(model.value(routing), model.value(output), &batch);
                 sum_experts::reference(&params, self.get(input), self.get(routing), &mut result);
                 self.put(output, result);
             }
             Op::AddExpertBias { bias, routing, target } => {
                 let mut result = self.take(target);
-                let params = add_expert_bias::Params::of(model.value(routing), model.value(target), &batch);
+                let params = add_expert_bias::Params::of_each(model.value(routing), model.value(target), &batch);
                 add_expert_bias::reference(&params, vector(bias), self.get(routing), &mut result);
                 self.put(target, result);
             }

@@ -1,0 +1,5 @@
+
+struct Params {
+    n_tokens: u32,
+    width: u32,
+}

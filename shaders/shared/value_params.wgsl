@@ -1,0 +1,4 @@
+
+struct Params {
+    n_values: u32,
+}
