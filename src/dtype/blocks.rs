@@ -203,7 +203,7 @@ fn two_bits(bytes: &[u8], part: usize) -> [u8; PART_LEN] {
 pub(crate) const IQ4_NL: BlockLayout = BlockLayout { len: 32, bytes: 18, scaling: Scaling::One, apart: 16, unpack: iq4_nl };
 
 /// What the nibbles of IQ4_NL and IQ4_XS stand for (`kvalues_iq4nl` of ggml).
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 fn iq4_nl(block: &[u8], _part: usize) -> Block {
     Block::of_scale(half_at(block, 0), nibbles(&block[2..]).map(|q| IQ4[usize::from(q)]))
@@ -221,7 +221,7 @@ fn iq4_xs(block: &[u8], part: usize) -> Block {
 pub(crate) const MXFP4: BlockLayout = BlockLayout { len: 32, bytes: 17, scaling: Scaling::One, apart: 16, unpack: mxfp4 };
 
 /// Twice what the nibbles of MXFP4 stand for (`kvalues_mxfp4` of ggml).
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 fn mxfp4(block: &[u8], _part: usize) -> Block {
     Block::of_scale(half_of_power(block[0]), nibbles(&block[1..]).map(|q| E2M1[usize::from(q)]))

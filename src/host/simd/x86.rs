@@ -1,9 +1,10 @@
 //! x86-64: AVX2 with FMA and F16C, which nearly every processor since 2013 has.
 
 mod blocks;
-mod five_bits;
+mod columns;
 mod floats;
-mod six_bits;
+mod formats;
+mod sums;
 mod tiles;
 
 use super::Simd;

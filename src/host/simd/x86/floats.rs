@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
-use super::blocks::{lanes, prefetch_line};
+use super::blocks::prefetch_line;
+use super::columns::lanes;
 
 /// [`Floats`] as constants, for functions that are generic over them.
 pub(super) const F32: u8 = 0;
