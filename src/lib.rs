@@ -58,6 +58,8 @@ pub mod machine;
 pub mod model;
 pub mod plan;
 pub mod platform;
+#[cfg(all(feature = "server", not(target_arch = "wasm32")))]
+pub mod server;
 pub mod session;
 pub mod stream;
 pub mod text;

@@ -13,6 +13,7 @@ mod help;
 mod model;
 mod overrule;
 mod planning;
+mod serve;
 mod tokenize;
 mod variables;
 
@@ -36,6 +37,7 @@ pub use embed::EmbedArgs;
 pub use generation::{GenerationArgs, RunArgs, Thinking};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
+pub use serve::{Key, ServeArgs};
 pub use tokenize::TokenizeArgs;
 pub use variables::blame_variable;
 
@@ -43,6 +45,8 @@ pub use variables::blame_variable;
 #[derive(Debug, Parser)]
 #[command(name = "tierflow", version, about, max_term_width = 80, arg_required_else_help = true)]
 #[command(args_override_self = true, disable_help_subcommand = true)]
+// Without clap's empty line below `about`, the commands fit a screen.
+#[command(help_template = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -55,6 +59,9 @@ pub enum Command {
     /// Answer one prompt, or chat
     #[command(visible_alias = "chat")]
     Run(Box<RunArgs>),
+    /// Serve a model over HTTP, as OpenAI's API
+    #[command(alias = "server")]
+    Serve(Box<ServeArgs>),
     /// Show where every layer would live; loads nothing
     Plan(PlanArgs),
     /// List adapters, host memory and disk

@@ -22,6 +22,7 @@ mod plan_text;
 mod prompt;
 mod pull;
 mod run;
+mod serve;
 mod similar;
 mod statistics;
 mod terminal;
@@ -53,6 +54,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let Read { command, verb, matches, notes } = Cli::read(arguments, file.as_ref().map_or(&BTreeMap::new(), ConfigFile::values));
     let verbosity = match &command {
         Command::Run(args) if args.quiet => Verbosity::Quiet,
+        Command::Serve(args) if args.quiet => Verbosity::Quiet,
         Command::Run(args) if args.verbose => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
@@ -71,6 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     }
     let outcome = match command {
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -21,6 +21,8 @@ mod mapping;
 mod pages;
 #[cfg(not(target_arch = "wasm32"))]
 mod process_limits;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+mod signals;
 mod source;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 mod terminal;
@@ -51,6 +53,8 @@ pub(crate) use host::{create_private_folder, state_folder};
 #[cfg(not(target_arch = "wasm32"))]
 pub use mapping::guard_maps;
 pub use pages::Pages;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub(crate) use signals::asked_to_end;
 pub use source::{ByteSource, IoMode, open_source};
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use terminal::take_stdout_apart;

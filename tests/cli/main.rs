@@ -13,6 +13,7 @@ mod plans;
 mod refusals;
 mod reports;
 mod run;
+mod serve;
 #[cfg(unix)]
 mod terminal;
 #[cfg(unix)]

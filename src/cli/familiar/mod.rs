@@ -465,7 +465,7 @@ mod tests {
         ] {
             becomes(line, expected);
         }
-        for verb in ["ps", "rm", "serve"] {
+        for verb in ["ps", "rm", "stop"] {
             let error = rewritten(&[verb, "m"]).unwrap_err();
             assert!(error.contains(&format!("no subcommand '{verb}'")) && error.contains("tip: "), "{error}");
         }

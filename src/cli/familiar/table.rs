@@ -1,7 +1,8 @@
 //! Options and commands of llama.cpp and ollama as tables: their names here, those without effect here, and what to use instead of others.
 
 /// Flags that have another name here. A flag that the subcommand itself has is not looked up.
-pub(super) const RENAMED: [(&str, &str); 24] = [
+pub(super) const RENAMED: [(&str, &str); 25] = [
+    ("-a", "--alias"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
@@ -138,17 +139,16 @@ pub(super) const ABSENT: [(&[&str], &str); 48] = [
     (&["--do-sample"], "--temp above 0 samples, --temp 0 takes the likeliest token"),
     (&["--format"], "--json prints the answer as JSON; answers cannot be constrained"),
     (&["--keepalive"], "a model is unloaded when the program ends"),
-    (&["-a", "--alias", "--host", "--port"], "there is no server; tierflow run MODEL answers or chats"),
+    (&["--host", "--port", "--api-key"], "they are of the server: tierflow serve MODEL"),
 ];
 
 /// Subcommands that do not exist here, and what to use instead.
-pub(super) const ABSENT_VERBS: [(&[&str], &str); 5] = [
+pub(super) const ABSENT_VERBS: [(&[&str], &str); 4] = [
     (&["version"], "tierflow --version"),
     (&["ps", "stop"], "no model stays loaded when a command ends; `tierflow ls` lists those in the cache"),
     (
         &["rm", "remove", "delete"],
         "models lie in the cache of Hugging Face: delete the folder that `tierflow ls` shows, or use its own `hf cache rm`",
     ),
-    (&["serve", "server", "start"], "there is no server; `tierflow run MODEL` answers or chats"),
     (&["create", "cp", "push"], "models are used as they are: a folder, a .gguf file, or ORG/NAME:QUANT on a hub"),
 ];

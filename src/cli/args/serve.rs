@@ -1,0 +1,57 @@
+//! The options of `tierflow serve`.
+
+use std::convert::Infallible;
+
+use clap::Args;
+
+use super::model::{ModelArgs, PlacementArgs};
+
+/// `tierflow serve`
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen on; any but this machine's own needs --api-key or --allow-remote
+    #[arg(long, env = "TIERFLOW_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub host: String,
+    /// Port to listen on; 0 for a free one
+    #[arg(long, env = "TIERFLOW_PORT", default_value_t = 8080, value_name = "N")]
+    pub port: u16,
+    /// Key that every request must carry; in TIERFLOW_API_KEY, other users do not see it
+    #[arg(long, env = "TIERFLOW_API_KEY", value_name = "KEY", value_parser = parse_key)]
+    pub api_key: Option<Key>,
+    /// Let other machines ask without a key
+    #[arg(long, env = "TIERFLOW_ALLOW_REMOTE")]
+    pub allow_remote: bool,
+    /// Origin of web pages that may ask, as in http://localhost:3000; * for all; may be given several times
+    #[arg(long, env = "TIERFLOW_CORS", value_name = "ORIGIN")]
+    pub cors: Vec<String>,
+    /// Requests that may wait for a sequence; more are refused
+    #[arg(long, env = "TIERFLOW_QUEUE", default_value_t = 64, value_name = "N")]
+    pub queue: u32,
+    /// Name under which the model is asked for, instead of its file's
+    #[arg(long, env = "TIERFLOW_ALIAS", value_name = "NAME")]
+    pub alias: Option<String>,
+    /// Where it goes.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, env = "TIERFLOW_QUIET")]
+    pub quiet: bool,
+}
+
+/// A key, which is not shown.
+#[derive(Clone)]
+pub struct Key(pub String);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key(hidden)")
+    }
+}
+
+/// Reads a key. What is none is refused later, since clap would repeat it.
+fn parse_key(text: &str) -> Result<Key, Infallible> {
+    Ok(Key(text.to_owned()))
+}

@@ -1,0 +1,135 @@
+//! `tierflow serve`: the model as a server. stderr has the plan and the address.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
+
+use crate::cli::args::{Key, ModelSource, ServeArgs};
+use crate::cli::locate::locate_or_fetch;
+use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::plan_text::note_plan;
+use crate::cli::terminal::{Visibility, note};
+use crate::error::{Error, Result};
+use crate::plan::PlanOptions;
+use crate::platform::asked_to_end;
+use crate::server::{ApiKey, ServerSettings, serve};
+
+/// Sequences where no number was asked for: as many as llama.cpp's server has.
+const N_SEQS: usize = 4;
+/// Threads that read requests; their texts go through template and tokenizer there.
+const N_READERS: usize = 4;
+
+/// Serves until Ctrl-C or SIGTERM, then finishes the answers under way; a second Ctrl-C ends at once.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an address that others reach without a key; those of listening, of planning and of loading.
+pub fn run(args: &ServeArgs) -> Result<()> {
+    let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
+    let source = args.model.source()?;
+    let placement = Placement::of(&args.placement, PlanOptions { n_seqs: N_SEQS, ..PlanOptions::default() })?;
+    check_origins(&args.cors)?;
+    args.api_key.as_ref().map_or(Ok(()), check_key)?;
+    // The port is taken before minutes of loading, not after.
+    let listener = listen(args)?;
+    let path = locate_or_fetch(&source, visibility)?;
+    let prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;
+    if !prepared.model.has_head() {
+        let reason = "is an encoder, which generates nothing; `tierflow embed` makes vectors with it";
+        return Err(Error::InvalidArgument { option: "MODEL".into(), reason: reason.into() });
+    }
+    if !args.quiet {
+        note_plan(&prepared.summary());
+    }
+    let settings = settings_of(args, &source, &path);
+    let engine = load_with_bar(prepared, visibility)?.spawn()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(N_READERS).build();
+    let runtime = runtime.map_err(|error| Error::io("start", "the server's thread", error))?;
+    let address = listener.local_addr().map_err(|error| Error::io("listen on", &args.host, error))?;
+    note(&format!("`{}` is served on http://{address}\n", settings.model_name));
+    let served = runtime.block_on(serve(listener, engine, settings, stop(args.quiet)));
+    // Requests that are being read have no client any more.
+    runtime.shutdown_background();
+    served
+}
+
+/// Ready when the server shall end. What follows ends the program at once.
+async fn stop(is_quiet: bool) {
+    asked_to_end().await;
+    if !is_quiet {
+        note("ending: answers under way are finished; Ctrl-C ends at once\n");
+    }
+    tokio::spawn(async {
+        asked_to_end().await;
+        std::process::exit(130);
+    });
+}
+
+/// Listens on the address that was asked for, unless others reach it who must not.
+fn listen(args: &ServeArgs) -> Result<TcpListener> {
+    let addresses: Vec<SocketAddr> = match (args.host.as_str(), args.port).to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => {
+            let reason = format!("`{}` is no address of this machine: {error}", args.host);
+            return Err(Error::InvalidArgument { option: "--host".into(), reason });
+        }
+    };
+    let is_local = addresses.iter().all(|address| address.ip().is_loopback());
+    if !is_local && args.api_key.is_none() && !args.allow_remote {
+        let reason = format!(
+            "on {} everyone who reaches this machine could use the model; give --api-key KEY, which requests must carry then, or \
+             --allow-remote if everyone may",
+            args.host
+        );
+        return Err(Error::InvalidArgument { option: "--host".into(), reason });
+    }
+    TcpListener::bind(addresses.as_slice()).map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => Error::InvalidArgument {
+            option: "--port".into(),
+            reason: format!("another program listens on {}:{}; give another one, or 0 for a free one", args.host, args.port),
+        },
+        _ => Error::io("listen on", format!("{}:{}", args.host, args.port), source),
+    })
+}
+
+/// Refuses what no header can carry, without repeating it.
+fn check_key(Key(key): &Key) -> Result<()> {
+    if !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(());
+    }
+    let reason = "a key is printable ASCII without spaces, at least one character".into();
+    Err(Error::InvalidArgument { option: "--api-key".into(), reason })
+}
+
+/// Refuses what no browser sends as an origin.
+fn check_origins(origins: &[String]) -> Result<()> {
+    let is_origin = |origin: &str| {
+        let rest = origin.split_once("://").map(|(_, rest)| rest.trim_end_matches('/'));
+        origin == "*" || origin == "null" || rest.is_some_and(|host| !host.is_empty() && !host.contains('/'))
+    };
+    match origins.iter().find(|origin| !is_origin(origin)) {
+        Some(origin) => {
+            let reason = format!("`{origin}` is no origin; write it as browsers do, as in http://localhost:3000, or *");
+            Err(Error::InvalidArgument { option: "--cors".into(), reason })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The model is called as it was asked for: by the alias, by its name on the hub, else by its file without `.gguf`, or its folder.
+fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> ServerSettings {
+    let named = match source {
+        ModelSource::Named(name) => name.to_string_lossy().into_owned(),
+        ModelSource::Hub(model) => model.to_string(),
+    };
+    let file = std::path::absolute(path).ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let file = file.unwrap_or_else(|| named.clone());
+    let stem = file.strip_suffix(".gguf").unwrap_or(&file).to_owned();
+    let is_path = Path::new(&named).exists();
+    let model_name = args.alias.clone().unwrap_or(if is_path { stem.clone() } else { named.clone() });
+    ServerSettings {
+        model_name,
+        other_names: vec![named, file, stem],
+        api_key: args.api_key.clone().map(|key| ApiKey::new(key.0)),
+        origins: args.cors.clone(),
+        n_waiting: args.queue as usize,
+    }
+}

@@ -1,0 +1,142 @@
+//! One answer after the other to a request's work, on one sequence: its text as it comes, told apart from reasoning, and what it took.
+
+use std::sync::Arc;
+
+use super::app::App;
+use super::error::ApiError;
+use super::pool::Lease;
+use super::work::{How, Work};
+use crate::handle::TokenStream;
+use crate::session::FinishReason;
+use crate::text::{ReasoningSplitter, Sampler, Segment};
+
+/// A sequence that answers.
+pub(super) struct Answering {
+    app: Arc<App>,
+    lease: Lease,
+    /// `None` before the first answer.
+    current: Option<Current>,
+}
+
+/// An answer under way. When it is dropped, its generation ends before the next submission.
+struct Current {
+    stream: TokenStream,
+    splitter: ReasoningSplitter,
+    usage: Usage,
+    has_ended: bool,
+}
+
+/// What came with a token.
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    pub(super) reasoning: String,
+    pub(super) text: String,
+}
+
+/// Tokens of an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Usage {
+    pub(super) n_prompt: usize,
+    /// Tokens of the prompt that were not computed, since the sequence had them.
+    pub(super) n_cached: usize,
+    pub(super) n_generated: usize,
+    /// Tokens of reasoning, of those that were generated.
+    pub(super) n_reasoning: usize,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub(super) finish: FinishReason,
+    pub(super) usage: Usage,
+}
+
+impl Usage {
+    /// The tokens of all answers of a request. Several answers to one prompt have it counted once for each prompt, as OpenAI does.
+    pub(super) fn sum(usages: &[Usage], n_answers: usize) -> Usage {
+        let prompts = || usages.iter().step_by(n_answers.max(1));
+        Usage {
+            n_prompt: prompts().map(|usage| usage.n_prompt).sum(),
+            n_cached: prompts().map(|usage| usage.n_cached).sum(),
+            n_generated: usages.iter().map(|usage| usage.n_generated).sum(),
+            n_reasoning: usages.iter().map(|usage| usage.n_reasoning).sum(),
+        }
+    }
+}
+
+impl Answering {
+    /// Waits for a sequence.
+    pub(super) async fn wait(app: &Arc<App>, work: &Work) -> Result<Answering, ApiError> {
+        let first = work.prompts.first().map(Vec::as_slice).unwrap_or_default();
+        let lease = app.pool.lease(first).await?;
+        Ok(Answering { app: Arc::clone(app), lease, current: None })
+    }
+
+    /// Begins an answer.
+    pub(super) fn begin(&mut self, prompt: &[u32], seed: u64, work: &Work) -> Result<(), ApiError> {
+        let How { sampling, options, .. } = &work.how;
+        self.end();
+        let splitter = match work.splits_reasoning {
+            true => self.app.engine.text().reasoning_splitter(prompt),
+            false => ReasoningSplitter::new(None),
+        };
+        let sampler = Sampler::new(sampling.clone(), seed);
+        let stream = self.lease.sequence()?.generate(prompt.to_vec(), sampler, options.clone())?;
+        self.lease.tokens.clear();
+        self.lease.tokens.extend_from_slice(prompt);
+        let usage = Usage { n_prompt: prompt.len(), ..Usage::default() };
+        self.current = Some(Current { stream, splitter, usage, has_ended: false });
+        Ok(())
+    }
+
+    /// The next part, which may be empty, or `None` at the end. Nothing is lost where the future is dropped.
+    pub(super) async fn next(&mut self) -> Result<Option<Part>, ApiError> {
+        let Some(current) = self.current.as_mut().filter(|current| !current.has_ended) else { return Ok(None) };
+        let step = current.stream.next().await?;
+        current.usage.n_cached = current.usage.n_prompt.saturating_sub(current.stream.n_prompt());
+        let segments = match &step {
+            Some(step) => {
+                current.usage.n_generated += 1;
+                self.lease.tokens.push(step.token);
+                current.splitter.push_token(step.token, &step.text)
+            }
+            None => {
+                current.has_ended = true;
+                std::mem::replace(&mut current.splitter, ReasoningSplitter::new(None)).finish()
+            }
+        };
+        let mut part = Part::default();
+        for segment in segments {
+            match segment {
+                Segment::Reasoning(text) => part.reasoning.push_str(&text),
+                Segment::Answer(text) => part.text.push_str(&text),
+            }
+        }
+        if step.is_some() && !part.reasoning.is_empty() && part.text.is_empty() {
+            current.usage.n_reasoning += 1;
+        }
+        let is_over = step.is_none() && part.reasoning.is_empty() && part.text.is_empty();
+        Ok((!is_over).then_some(part))
+    }
+
+    /// How the answer ended that [`Answering::next`] has no more of.
+    pub(super) fn outcome(&self) -> End {
+        let Some(current) = &self.current else {
+            return End { finish: FinishReason::Stop, usage: Usage::default() };
+        };
+        End { finish: current.stream.finish_reason().unwrap_or(FinishReason::Stop), usage: current.usage }
+    }
+
+    /// Notes what the answer took, whole or not.
+    fn end(&mut self) {
+        if let Some(current) = self.current.take() {
+            self.app.metrics.count_answer(&current.usage, current.stream.finish_reason().is_some());
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

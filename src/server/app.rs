@@ -1,0 +1,54 @@
+//! What all requests share.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::ServerSettings;
+use super::error::ApiError;
+use super::guard::Guard;
+use super::metrics::Metrics;
+use super::pool::Pool;
+use crate::error::Result;
+use crate::handle::EngineHandle;
+use crate::text::fresh_seed;
+
+/// One server.
+pub(super) struct App {
+    pub(super) engine: EngineHandle,
+    pub(super) pool: Arc<Pool>,
+    pub(super) guard: Guard,
+    pub(super) metrics: Metrics,
+    pub(super) model_name: String,
+    other_names: Vec<String>,
+    /// Seconds since 1970.
+    pub(super) started: u64,
+}
+
+impl App {
+    pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, is_local: bool) -> Result<App> {
+        let ServerSettings { model_name, other_names, api_key, origins, n_waiting } = settings;
+        let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
+        let guard = Guard::new(api_key, origins, is_local);
+        Ok(App { engine, pool, guard, metrics: Metrics::default(), model_name, other_names, started: now() })
+    }
+
+    /// Refuses names of other models. Ollama's clients add `:latest`.
+    pub(super) fn check_model(&self, name: &str) -> Result<(), ApiError> {
+        let bare = name.strip_suffix(":latest").unwrap_or(name);
+        let is_known = [name, bare].iter().any(|name| *name == self.model_name || self.other_names.iter().any(|other| other == name));
+        match is_known {
+            true => Ok(()),
+            false => Err(ApiError::no_model(name, &self.model_name)),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// An id that no other answer has, behind `prefix`.
+pub(super) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{:08x}{:08x}{:08x}", fresh_seed(), fresh_seed(), fresh_seed())
+}

@@ -1,0 +1,84 @@
+//! The messages of a conversation, as requests write them, checked and made those of chat templates.
+
+use serde_json::{Map, Value};
+
+use super::app::App;
+use super::error::ApiError;
+use super::fields::{Fields, is_nothing};
+use crate::text::{ChatMessage, TemplateInput, Written};
+
+/// Reads OpenAI's messages.
+pub(super) fn read_messages(app: &App, list: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
+    if list.is_empty() {
+        return Err(ApiError::field("messages", "is empty; there is nothing to answer"));
+    }
+    list.into_iter().enumerate().map(|(index, message)| read_message(app, message, &format!("messages[{index}]"))).collect()
+}
+
+fn read_message(app: &App, message: Value, path: &str) -> Result<ChatMessage, ApiError> {
+    let mut fields = Fields::of_value(message, path)?;
+    let role = fields.text("role")?.ok_or_else(|| ApiError::field(&fields.name("role"), "is missing"))?;
+    let role = match role.as_str() {
+        // Templates know the older name.
+        "developer" => "system",
+        "system" | "user" | "assistant" | "tool" => role.as_str(),
+        _ => return Err(ApiError::field(&fields.name("role"), "must be system, developer, user, assistant or tool")),
+    };
+    let content = match fields.value("content") {
+        Some(content) => text_of_content(content, &fields.name("content"))?,
+        None if role == "assistant" => String::new(),
+        None => return Err(ApiError::field(&fields.name("content"), "is missing")),
+    };
+    let mut read = ChatMessage::new(role, content);
+    for name in ["name", "tool_call_id"] {
+        if let Some(text) = fields.text(name)? {
+            read = read.with(name, text);
+        }
+    }
+    if let Some(reasoning) = fields.text("reasoning_content")?.or(fields.text("reasoning")?)
+        && let Some(format) = app.engine.text().reasoning_format()
+    {
+        read = read.with(format.message_field(), reasoning);
+    }
+    fields.only("tool_calls", is_nothing, "is not supported")?;
+    fields.ignore(&["refusal", "annotations"]);
+    fields.finish()?;
+    Ok(read)
+}
+
+/// A text, or the texts of parts, one behind the other.
+pub(super) fn text_of_content(content: Value, path: &str) -> Result<String, ApiError> {
+    match content {
+        Value::String(text) => Ok(text),
+        Value::Array(parts) => parts.into_iter().enumerate().map(|(index, part)| text_of_part(part, &format!("{path}[{index}]"))).collect(),
+        _ => Err(ApiError::field(path, "must be a text or a list of parts")),
+    }
+}
+
+fn text_of_part(part: Value, path: &str) -> Result<String, ApiError> {
+    let mut fields = Fields::of_value(part, path)?;
+    let kind = fields.text("type")?.unwrap_or_default();
+    if kind != "text" {
+        let kind: String = kind.chars().take(50).collect();
+        return Err(ApiError::unsupported(&fields.name("type"), format!("`{kind}` is not supported; the model reads text alone")));
+    }
+    let text = fields.text("text")?.ok_or_else(|| ApiError::field(&fields.name("text"), "is missing"))?;
+    fields.ignore(&["cache_control"]);
+    fields.finish()?;
+    Ok(text)
+}
+
+/// The tokens of a conversation. What looks like a special token in a message is text: messages may come from anywhere.
+pub(super) fn encode(app: &App, messages: &[ChatMessage], variables: Map<String, Value>) -> Result<Vec<u32>, ApiError> {
+    if app.engine.chat_template().is_none() {
+        return Err(ApiError::invalid("the model has no chat template; ask it by /v1/completions, with a prompt"));
+    }
+    let input = TemplateInput { variables, ..TemplateInput::default() };
+    Ok(app.engine.encode_chat_with(messages, &input, Written::Plain)?)
+}
+
+/// What chat templates know of thinking: `enable_thinking` with most, `thinking` with DeepSeek and Granite, `reasoning_effort` with gpt-oss.
+pub(super) fn thinking_variables(is_on: bool, effort: Option<&str>) -> Map<String, Value> {
+    let switches = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), Value::from(is_on)));
+    switches.into_iter().chain(effort.map(|effort| ("reasoning_effort".to_owned(), effort.into()))).collect()
+}

@@ -1,0 +1,66 @@
+//! Counters, in the text format of Prometheus: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::http::StatusCode;
+
+use super::answer::Usage;
+use super::pool::Pool;
+
+/// What was counted since the start.
+#[derive(Debug, Default)]
+pub(super) struct Metrics {
+    responses: [AtomicU64; 3],
+    n_computed: AtomicU64,
+    n_cached: AtomicU64,
+    n_generated: AtomicU64,
+    n_answered: AtomicU64,
+    n_abandoned: AtomicU64,
+}
+
+/// Labels of [`Metrics::responses`].
+const CLASSES: [&str; 3] = ["ok", "refused", "failed"];
+
+impl Metrics {
+    pub(super) fn count_response(&self, status: StatusCode) {
+        let class = match status.as_u16() {
+            ..400 => 0,
+            400..500 => 1,
+            _ => 2,
+        };
+        self.responses[class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An answer ended, by itself or because nobody waited for it any more.
+    pub(super) fn count_answer(&self, usage: &Usage, is_whole: bool) {
+        let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Ordering::Relaxed);
+        // Before the first token nobody knows what was computed of the prompt.
+        if usage.n_generated > 0 {
+            add(&self.n_computed, usage.n_prompt - usage.n_cached);
+            add(&self.n_cached, usage.n_cached);
+        }
+        add(&self.n_generated, usage.n_generated);
+        add(if is_whole { &self.n_answered } else { &self.n_abandoned }, 1);
+    }
+
+    /// All of them as text.
+    pub(super) fn text(&self, pool: &Pool) -> String {
+        let mut text = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
+            text.push_str(&format!("# HELP tierflow_{name} {help}\n# TYPE tierflow_{name} {kind}\n"));
+            values.iter().for_each(|(labels, value)| text.push_str(&format!("tierflow_{name}{labels} {value}\n")));
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let labels = CLASSES.map(|class| format!("{{outcome=\"{class}\"}}"));
+        let responses: Vec<(&str, u64)> = labels.iter().map(String::as_str).zip(self.responses.iter().map(read)).collect();
+        family("responses_total", "counter", "Responses by outcome.", &responses);
+        let prompt = [("{source=\"computed\"}", read(&self.n_computed)), ("{source=\"cache\"}", read(&self.n_cached))];
+        family("prompt_tokens_total", "counter", "Tokens of prompts, computed or found in the cache.", &prompt);
+        family("generated_tokens_total", "counter", "Tokens generated.", &[("", read(&self.n_generated))]);
+        let answers = [("{end=\"whole\"}", read(&self.n_answered)), ("{end=\"abandoned\"}", read(&self.n_abandoned))];
+        family("answers_total", "counter", "Answers that ended, by themselves or since the client left.", &answers);
+        family("sequences_in_use", "gauge", "Sequences that answer.", &[("", pool.n_leased() as u64)]);
+        family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", pool.n_waiting() as u64)]);
+        text
+    }
+}

@@ -1,0 +1,67 @@
+//! The HTTP server: one model, asked in the API of OpenAI. Knows no options and no files.
+//!
+//! A request passes the guard (`guard`: key, host, origin), its body is read field by field (`fields`), which becomes work for one or
+//! several answers (`work`); the work waits for a sequence (`pool`), is generated (`answer`), and goes out in the API's shape, whole or
+//! as it comes (`body`). Errors are one type, which knows the shapes of the APIs (`error`).
+
+mod answer;
+mod app;
+mod body;
+mod connections;
+mod error;
+mod fields;
+mod guard;
+mod messages;
+mod metrics;
+mod openai;
+mod pages;
+mod pool;
+mod read;
+mod routes;
+mod work;
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::handle::EngineHandle;
+use app::App;
+pub use guard::ApiKey;
+
+/// Longest body of a request, in bytes.
+pub const MAX_BODY_BYTES: usize = 8 << 20;
+/// Most connections at a time; others wait to be accepted.
+pub const MAX_CONNECTIONS: usize = 256;
+
+/// What a server is told beside its model.
+#[derive(Debug, Clone, Default)]
+pub struct ServerSettings {
+    /// The name that the model is asked for by.
+    pub model_name: String,
+    /// Other names of it.
+    pub other_names: Vec<String>,
+    /// The key that requests must carry; `None` lets everyone ask.
+    pub api_key: Option<ApiKey>,
+    /// Origins of web pages that may ask, as browsers write them (`http://localhost:3000`), or `*`.
+    pub origins: Vec<String>,
+    /// Requests that may wait for a sequence; more are refused.
+    pub n_waiting: usize,
+}
+
+/// Answers requests on `listener` until `stop` is ready, then finishes the answers under way, and returns. All sequences of the plan are
+/// taken. On a loopback address, only requests that name this machine as their host are answered.
+///
+/// It needs a runtime of tokio with its clock and its I/O.
+///
+/// # Errors
+/// [`Error::Io`] where the listener cannot be used; [`Error::AllSequencesInUse`] where others have sequences of the engine.
+pub async fn serve(listener: TcpListener, engine: EngineHandle, settings: ServerSettings, stop: impl Future<Output = ()>) -> Result<()> {
+    let failed = |error| Error::io("listen on", "the server's address", error);
+    let is_local = listener.local_addr().map_err(failed)?.ip().is_loopback();
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let app = Arc::new(App::new(engine, settings, is_local).await?);
+    connections::serve(listener, &app, stop).await;
+    Ok(())
+}

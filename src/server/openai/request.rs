@@ -1,0 +1,140 @@
+//! What requests of OpenAI's API may say. A field that would change the answer and is not supported is refused; one that changes nothing here
+//! is taken.
+
+use serde_json::{Map, Value};
+
+use crate::server::app::App;
+use crate::server::error::ApiError;
+use crate::server::fields::{Fields, is_nothing};
+use crate::server::messages::{encode, read_messages, thinking_variables};
+use crate::server::work::{How, Work};
+use crate::text::Written;
+
+/// A request for answers.
+pub(super) struct Asked {
+    pub(super) work: Work,
+    pub(super) is_streamed: bool,
+    /// Whether a stream ends with what it took.
+    pub(super) includes_usage: bool,
+}
+
+/// Fields for OpenAI's own bookkeeping and speed, which change no answer.
+const HARMLESS: [&str; 9] = [
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "service_tier",
+    "parallel_tool_calls",
+    "prediction",
+    "cache_prompt",
+];
+
+/// Reads `/v1/chat/completions`.
+pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
+    let list = fields.list("messages")?.ok_or_else(|| ApiError::field("messages", "is missing"))?;
+    let messages = read_messages(app, list)?;
+    let variables = template_variables(fields)?;
+    fields.only("response_format", |format| format.get("type").is_some_and(|kind| kind == "text"), "only text is supported")?;
+    for name in ["tools", "functions", "web_search_options", "audio"] {
+        fields.only(name, is_nothing, "is not supported")?;
+    }
+    for name in ["tool_choice", "function_call"] {
+        fields.only(name, |choice| choice == "none" || choice == "auto", "is not supported")?;
+    }
+    fields.only("modalities", |kinds| *kinds == serde_json::json!(["text"]), "only text is supported")?;
+    fields.only("verbosity", |how| how == "medium", "is not supported")?;
+    fields.only("logprobs", is_nothing, "is not supported")?;
+    fields.only("top_logprobs", is_nothing, "is not supported")?;
+    let common = Common::read(app, fields)?;
+    let prompt = encode(app, &messages, variables)?;
+    common.asked(app, vec![prompt], true)
+}
+
+/// Reads `/v1/completions`.
+pub(super) fn read_completion(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
+    let prompts = match fields.value("prompt") {
+        Some(prompt) => read_prompts(app, prompt)?,
+        None => return Err(ApiError::field("prompt", "is missing")),
+    };
+    fields.only("suffix", is_nothing, "is not supported")?;
+    fields.only("echo", is_nothing, "is not supported")?;
+    fields.only("logprobs", |_| false, "is not supported")?;
+    let common = Common::read(app, fields)?;
+    common.asked(app, prompts, false)
+}
+
+/// A text, tokens, or a list of either.
+fn read_prompts(app: &App, prompt: Value) -> Result<Vec<Vec<u32>>, ApiError> {
+    match prompt {
+        Value::Array(list) if list.iter().any(|entry| entry.is_string() || entry.is_array()) => {
+            if list.len() > crate::server::work::MAX_ANSWERS {
+                return Err(ApiError::field("prompt", format!("may be {} prompts at most", crate::server::work::MAX_ANSWERS)));
+            }
+            list.into_iter().map(|entry| read_prompt(app, entry)).collect()
+        }
+        one => Ok(vec![read_prompt(app, one)?]),
+    }
+}
+
+fn read_prompt(app: &App, prompt: Value) -> Result<Vec<u32>, ApiError> {
+    let wrong = || ApiError::field("prompt", "must be a text, a list of token ids, or a list of either");
+    match prompt {
+        Value::String(text) => Ok(app.engine.text().encode(&text, Written::Parsed)?),
+        Value::Array(ids) => {
+            let ids: Option<Vec<u32>> = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+            ids.ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// What the chat template is told beside the messages: `reasoning_effort`, and vLLM's and llama.cpp's `chat_template_kwargs`.
+fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = match fields.text("reasoning_effort")?.as_deref() {
+        None => Map::new(),
+        Some("none" | "minimal") => thinking_variables(false, None),
+        Some(effort @ ("low" | "medium" | "high")) => thinking_variables(true, Some(effort)),
+        Some(_) => return Err(ApiError::field("reasoning_effort", "must be none, minimal, low, medium or high")),
+    };
+    variables.extend(fields.object("chat_template_kwargs")?.unwrap_or_default());
+    for name in ["messages", "tools", "documents", "add_generation_prompt"] {
+        variables.shift_remove(name);
+    }
+    Ok(variables)
+}
+
+/// What both kinds of requests may say.
+struct Common {
+    how: How,
+    is_streamed: bool,
+    includes_usage: bool,
+}
+
+impl Common {
+    fn read(app: &App, fields: &mut Fields) -> Result<Common, ApiError> {
+        if let Some(name) = fields.text("model")? {
+            app.check_model(&name)?;
+        }
+        let is_streamed = fields.flag("stream")?.unwrap_or(false);
+        let mut includes_usage = false;
+        if let Some(options) = fields.value("stream_options") {
+            let mut options = Fields::of_value(options, "stream_options")?;
+            includes_usage = options.flag("include_usage")?.unwrap_or(false);
+            options.ignore(&["include_obfuscation"]);
+            options.finish()?;
+        }
+        fields.only("store", is_nothing, "nothing is stored here")?;
+        let how = How::read(app, fields)?;
+        let n_answers = how.n_answers as u64;
+        fields.only("best_of", |best_of| best_of.as_u64() == Some(n_answers), "must be n")?;
+        fields.ignore(&HARMLESS);
+        Ok(Common { how, is_streamed, includes_usage })
+    }
+
+    fn asked(self, app: &App, prompts: Vec<Vec<u32>>, splits_reasoning: bool) -> Result<Asked, ApiError> {
+        let work = Work::new(app, prompts, self.how, splits_reasoning)?;
+        Ok(Asked { work, is_streamed: self.is_streamed, includes_usage: self.includes_usage })
+    }
+}

@@ -1,0 +1,85 @@
+//! What a server tells of itself, and its tokenizer.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use super::app::App;
+use super::body::{json_response, typed};
+use super::error::ApiError;
+use super::fields::Fields;
+use super::pool::ending;
+use super::read::read;
+use crate::text::{Special, Tokenizer};
+
+/// Most tokens that are made text at once.
+const MAX_TOKENS: usize = 1 << 20;
+
+fn ok(value: &Value) -> Response {
+    json_response(StatusCode::OK, value)
+}
+
+pub(super) async fn index() -> Response {
+    typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("tierflow is running\n"))
+}
+
+/// 503 once the server ends, so that nothing more is sent here.
+pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    if app.pool.is_closed() { Err(ending()) } else { Ok(ok(&json!({ "status": "ok" }))) }
+}
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(app.metrics.text(&app.pool)))
+}
+
+pub(super) async fn slots(State(app): State<Arc<App>>) -> Response {
+    let n_ctx = app.engine.plan().ctx_size;
+    ok(&json!({ "n_ctx": n_ctx, "n_waiting": app.pool.n_waiting(), "slots": app.pool.states() }))
+}
+
+/// The plan, with what is needed to make it again.
+pub(super) async fn plan(State(app): State<Arc<App>>) -> Response {
+    ok(&app.engine.prepared().to_saved_json())
+}
+
+fn tokenizer(app: &App) -> Result<&Tokenizer, ApiError> {
+    app.engine.tokenizer().ok_or_else(|| ApiError::invalid("the model has no tokenizer"))
+}
+
+/// The tokens of `content`, as llama.cpp's server gives them: `add_special` (default false) frames them, `parse_special` (default true) reads
+/// special tokens, `with_pieces` adds the text of each.
+pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let tokens = read(&app, request, |app, fields: &mut Fields| {
+        let text = fields.text("content")?.ok_or_else(|| ApiError::field("content", "is missing"))?;
+        let special = if fields.flag("add_special")?.unwrap_or(false) { Special::Add } else { Special::Leave };
+        let parses = fields.flag("parse_special")?.unwrap_or(true);
+        let with_pieces = fields.flag("with_pieces")?.unwrap_or(false);
+        let tokenizer = tokenizer(app)?;
+        let tokens = if parses { tokenizer.encode(&text, special)? } else { tokenizer.encode_plain(&text, special)? };
+        Ok(match with_pieces {
+            true => tokens.iter().map(|&id| json!({ "id": id, "piece": tokenizer.piece(id) })).collect(),
+            false => json!(tokens),
+        })
+    });
+    Ok(ok(&json!({ "tokens": tokens.await? })))
+}
+
+/// The text of `tokens`.
+pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let text = read(&app, request, |app, fields: &mut Fields| {
+        let list = fields.list("tokens")?.ok_or_else(|| ApiError::field("tokens", "is missing"))?;
+        if list.len() > MAX_TOKENS {
+            return Err(ApiError::field("tokens", format!("may be {MAX_TOKENS} at most")));
+        }
+        let vocab_size = app.engine.config().vocab_size;
+        let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < vocab_size);
+        let tokens: Option<Vec<u32>> = list.iter().map(token).collect();
+        let tokens = tokens.ok_or_else(|| ApiError::field("tokens", format!("must be whole numbers below {vocab_size}")))?;
+        Ok(tokenizer(app)?.decode(&tokens))
+    });
+    Ok(ok(&json!({ "content": text.await? })))
+}

@@ -1,0 +1,193 @@
+//! The sequences, which requests take in turn. One that ends leaves what it computed in the cache, and the next request goes on there as far
+//! as the two begin alike: a chat's history is not computed again.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+
+use super::error::ApiError;
+use crate::error::Result;
+use crate::handle::{EngineHandle, Sequence};
+
+/// All sequences of the plan.
+pub(super) struct Pool {
+    slots: Mutex<Vec<Slot>>,
+    /// One for each free sequence; closed when the server ends.
+    free: Arc<Semaphore>,
+    n_waiting: AtomicUsize,
+    n_waiting_max: usize,
+    /// Leases that there are.
+    n_leased: watch::Sender<usize>,
+    /// Whether a sequence can go back to no earlier place.
+    is_recurrent: bool,
+}
+
+/// One sequence of the pool.
+struct Slot {
+    /// Absent while it is leased.
+    sequence: Option<Sequence>,
+    /// What its cache holds, at most.
+    tokens: Vec<u32>,
+    /// Leases of the pool until its own last one: the smallest is that of longest ago.
+    last_use: u64,
+    n_uses: u64,
+}
+
+/// A sequence for one request, until it is dropped.
+pub(super) struct Lease {
+    pool: Arc<Pool>,
+    index: usize,
+    /// Absent only while it is dropped.
+    sequence: Option<Sequence>,
+    /// What the sequence holds when the lease ends.
+    pub(super) tokens: Vec<u32>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A sequence as `/slots` shows it.
+#[derive(Debug, Serialize)]
+pub(super) struct SlotState {
+    id: usize,
+    is_processing: bool,
+    /// Tokens in its cache, where it is free.
+    n_cached: usize,
+    n_requests: u64,
+}
+
+/// A request that waits, as long as it is there.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A sequence is continued where at least this part of the prompt is in its cache: otherwise it may still serve whoever it is of.
+const WORTHWHILE: usize = 10;
+
+impl Pool {
+    pub(super) async fn new(engine: &EngineHandle, n_waiting_max: usize) -> Result<Pool> {
+        let n_seqs = engine.plan().n_seqs;
+        let mut slots = Vec::with_capacity(n_seqs);
+        for _ in 0..n_seqs {
+            slots.push(Slot { sequence: Some(engine.sequence().await?), tokens: Vec::new(), last_use: 0, n_uses: 0 });
+        }
+        Ok(Pool {
+            slots: Mutex::new(slots),
+            free: Arc::new(Semaphore::new(n_seqs)),
+            n_waiting: AtomicUsize::new(0),
+            n_waiting_max,
+            n_leased: watch::Sender::new(0),
+            is_recurrent: engine.prepared().model.is_recurrent(),
+        })
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a free sequence, in the order of coming, and takes the one that has the most of `prompt`.
+    ///
+    /// # Errors
+    /// Where too many wait already, or the server ends.
+    pub(super) async fn lease(self: &Arc<Pool>, prompt: &[u32]) -> Result<Lease, ApiError> {
+        let permit = match Arc::clone(&self.free).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(TryAcquireError::Closed) => return Err(ending()),
+            Err(TryAcquireError::NoPermits) => {
+                let _waiting = self.wait()?;
+                Arc::clone(&self.free).acquire_owned().await.map_err(|_| ending())?
+            }
+        };
+        let mut slots = self.slots();
+        let n_uses = slots.iter().map(|slot| slot.last_use).max().unwrap_or_default() + 1;
+        let rank = |slot: &Slot| (self.n_shared(slot, prompt), std::cmp::Reverse(slot.last_use));
+        let best = slots.iter_mut().enumerate().filter(|(_, slot)| slot.sequence.is_some()).max_by_key(|(_, slot)| rank(slot));
+        let Some((index, slot)) = best else { return Err(ApiError::busy("all sequences are in use")) };
+        (slot.last_use, slot.n_uses) = (n_uses, slot.n_uses + 1);
+        self.n_leased.send_modify(|n_leased| *n_leased += 1);
+        Ok(Lease {
+            pool: Arc::clone(self),
+            index,
+            sequence: slot.sequence.take(),
+            tokens: std::mem::take(&mut slot.tokens),
+            _permit: permit,
+        })
+    }
+
+    /// Tokens of `prompt` that need not be computed on that sequence; 0 where they are too few.
+    fn n_shared(&self, slot: &Slot, prompt: &[u32]) -> usize {
+        let n_alike = slot.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let can_go_on = !self.is_recurrent || n_alike == slot.tokens.len();
+        if can_go_on && n_alike * WORTHWHILE >= prompt.len() { n_alike } else { 0 }
+    }
+
+    /// Counts a request as waiting, while there is room.
+    fn wait(&self) -> Result<Waiting<'_>, ApiError> {
+        let more = |n_waiting: usize| (n_waiting < self.n_waiting_max).then_some(n_waiting + 1);
+        match self.n_waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more) {
+            Ok(_) => Ok(Waiting(&self.n_waiting)),
+            Err(_) => Err(ApiError::busy(format!("{} requests wait already; try again later", self.n_waiting_max))),
+        }
+    }
+
+    /// Requests that wait for a sequence.
+    pub(super) fn n_waiting(&self) -> usize {
+        self.n_waiting.load(Ordering::SeqCst)
+    }
+
+    /// Sequences in use.
+    pub(super) fn n_leased(&self) -> usize {
+        *self.n_leased.borrow()
+    }
+
+    /// Whether no further requests are taken.
+    pub(super) fn is_closed(&self) -> bool {
+        self.free.is_closed()
+    }
+
+    /// Takes no further requests, and refuses those that wait.
+    pub(super) fn close(&self) {
+        self.free.close();
+    }
+
+    /// Waits until no sequence is leased.
+    pub(super) async fn drained(&self) {
+        // The sender is here, so that the channel is open.
+        let _ = self.n_leased.subscribe().wait_for(|n_leased| *n_leased == 0).await;
+    }
+
+    pub(super) fn states(&self) -> Vec<SlotState> {
+        let state = |(id, slot): (usize, &Slot)| SlotState {
+            id,
+            is_processing: slot.sequence.is_none(),
+            n_cached: slot.tokens.len(),
+            n_requests: slot.n_uses,
+        };
+        self.slots().iter().enumerate().map(state).collect()
+    }
+}
+
+/// Why nothing is begun any more.
+pub(super) fn ending() -> ApiError {
+    ApiError::busy("the server is ending; it takes no more requests")
+}
+
+impl Lease {
+    /// The sequence.
+    pub(super) fn sequence(&mut self) -> Result<&mut Sequence, ApiError> {
+        self.sequence.as_mut().ok_or_else(ending)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(slot) = self.pool.slots().get_mut(self.index) {
+            (slot.sequence, slot.tokens) = (self.sequence.take(), std::mem::take(&mut self.tokens));
+        }
+        self.pool.n_leased.send_modify(|n_leased| *n_leased -= 1);
+    }
+}

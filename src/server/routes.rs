@@ -1,0 +1,44 @@
+//! Which path is answered by whom.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+
+use super::app::App;
+use super::error::ApiError;
+use super::guard::guarded;
+use super::{openai, pages};
+
+/// All paths, behind the guard.
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(pages::index))
+        .route("/health", get(pages::health))
+        .route("/metrics", get(pages::metrics))
+        .route("/slots", get(pages::slots))
+        .route("/plan", get(pages::plan))
+        .route("/tokenize", post(pages::tokenize))
+        .route("/detokenize", post(pages::detokenize))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*name}", get(openai::model))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .fallback(no_path)
+        .method_not_allowed_fallback(no_method)
+        .with_state(Arc::clone(&app))
+        .layer(from_fn_with_state(app, guarded))
+}
+
+async fn no_path(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(100).collect();
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no path {path}"))
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(100).collect();
+    let method: String = method.as_str().chars().take(20).collect();
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is not for {method}"))
+}

@@ -1,0 +1,21 @@
+//! `tierflow serve`, asked over HTTP.
+
+mod client;
+mod openai;
+mod refusals;
+mod running;
+
+use serde_json::{Value, json};
+
+/// A greedy chat request of one message.
+fn hello(max_tokens: u32) -> Value {
+    json!({ "messages": [{ "role": "user", "content": "hello" }], "temperature": 0, "max_tokens": max_tokens })
+}
+
+/// `object` with the fields of `more`.
+fn with(mut object: Value, more: &Value) -> Value {
+    for (name, value) in more.as_object().expect("an object") {
+        object[name] = value.clone();
+    }
+    object
+}

@@ -1,0 +1,141 @@
+//! A server at work: clients that leave or dawdle, a full queue, its end.
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use super::client::{Reply, Server};
+use super::{hello, with};
+use crate::common::program::Home;
+
+/// An answer that takes seconds, until the context is full.
+fn long(is_streamed: bool) -> Value {
+    json!({ "prompt": "hello", "temperature": 0, "ignore_eos": true, "stream": is_streamed })
+}
+
+/// Sends a request for a long stream, and reads its beginning.
+fn begun(server: &Server) -> TcpStream {
+    let mut stream = server.send("POST", "/v1/completions", "", &long(true).to_string());
+    stream.read_exact(&mut [0; 64]).expect("a beginning");
+    stream
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_sequence() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.larger_model(), &["--parallel", "1"]);
+    for is_streamed in [true, false] {
+        let stream = match is_streamed {
+            true => begun(&server),
+            false => server.send("POST", "/v1/completions", "", &long(false).to_string()),
+        };
+        server.wait_for("tierflow_sequences_in_use", 1);
+        drop(stream);
+        server.wait_for("tierflow_sequences_in_use", 0);
+        let n_generated = server.metric("tierflow_generated_tokens_total");
+        assert!(n_generated < 4000, "{n_generated} tokens were generated");
+        // The sequence answers others.
+        assert_eq!(server.json("/v1/chat/completions", &hello(2))["usage"]["completion_tokens"], 2);
+    }
+    assert_eq!(server.metric("tierflow_answers_total{end=\"abandoned\"}"), 2);
+}
+
+#[test]
+fn one_that_reads_nothing_holds_up_nobody() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.larger_model(), &["--parallel", "2"]);
+    let dawdler = begun(&server);
+    for _ in 0..3 {
+        assert_eq!(server.json("/v1/chat/completions", &hello(8))["usage"]["completion_tokens"], 8);
+    }
+    assert_eq!(server.metric("tierflow_sequences_in_use"), 1);
+    drop(dawdler);
+    server.wait_for("tierflow_sequences_in_use", 0);
+}
+
+#[test]
+fn sequences_side_by_side_get_what_they_get_alone() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["--parallel", "4"]);
+    let asked = |index: u32| json!({ "prompt": format!("words {index}"), "temperature": 1, "seed": index, "max_tokens": 24 });
+    let alone: Vec<Value> = (0..6).map(|index| server.json("/v1/completions", &asked(index))["choices"].clone()).collect();
+    let streams: Vec<TcpStream> = (0..6).map(|index| server.send("POST", "/v1/completions", "", &asked(index).to_string())).collect();
+    let together: Vec<Value> = streams.into_iter().map(|stream| Reply::read(stream).json()["choices"].clone()).collect();
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_when_to_come_again() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.larger_model(), &["--parallel", "1", "--queue", "1"]);
+    let first = begun(&server);
+    let second = server.send("POST", "/v1/chat/completions", "", &hello(2).to_string());
+    server.wait_for("tierflow_requests_waiting", 1);
+    let refused = server.post("/v1/chat/completions", &hello(2));
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.headers.contains("retry-after: "), "{}", refused.headers);
+    let slots = server.get("/slots").json();
+    assert_eq!((slots["n_waiting"].as_u64(), slots["slots"][0]["is_processing"].as_bool()), (Some(1), Some(true)));
+    // One that waits and leaves makes room; what runs goes on.
+    drop(second);
+    server.wait_for("tierflow_requests_waiting", 0);
+    let third = server.send("POST", "/v1/chat/completions", "", &hello(2).to_string());
+    server.wait_for("tierflow_requests_waiting", 1);
+    drop(first);
+    assert_eq!(Reply::read(third).json()["usage"]["completion_tokens"], 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_runs_is_finished_before_the_end() {
+    let home = Home::new();
+    let model = home.larger_model();
+    for signal in ["TERM", "INT"] {
+        let server = Server::start(&home, &model, &["--parallel", "1"]);
+        let asked = with(hello(300), &json!({ "ignore_eos": true, "stream": true, "stream_options": { "include_usage": true } }));
+        let mut stream = server.send("POST", "/v1/chat/completions", "", &asked.to_string());
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).unwrap();
+        let waiting = server.send("POST", "/v1/chat/completions", "", &hello(2).to_string());
+        server.wait_for("tierflow_requests_waiting", 1);
+        server.signal(signal);
+        assert!(server.lines.recv().unwrap().contains("ending"));
+        assert_eq!(server.get("/health").status, 503);
+        let refused = server.post("/v1/chat/completions", &hello(2));
+        assert_eq!((refused.status, Reply::read(waiting).status), (503, 503), "{refused:?}");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        let rest = String::from_utf8(rest).unwrap();
+        assert!(rest.contains("\"completion_tokens\":300") && rest.contains("[DONE]"), "{rest}");
+        assert_eq!(server.end(), Some(0));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_ends_at_once() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.larger_model(), &[]);
+    let _stream = begun(&server);
+    server.signal("INT");
+    assert!(server.lines.recv().unwrap().contains("ending"));
+    server.signal("INT");
+    assert_eq!(server.end(), Some(130));
+}
+
+#[test]
+fn the_server_tells_of_itself() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["--alias", "tiny", "-c", "128"]);
+    assert_eq!(server.get("/health").json()["status"], "ok");
+    assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "tiny");
+    let plan = server.get("/plan").json();
+    assert_eq!(plan["schema"], "tierflow.plan/4");
+    assert_eq!(server.get("/slots").json()["slots"].as_array().unwrap().len(), 4);
+    assert_eq!(server.get("/slots").json()["n_ctx"], 128);
+    let pieces = server.json("/tokenize", &json!({ "content": "hello", "with_pieces": true }));
+    let text: String = pieces["tokens"].as_array().unwrap().iter().map(|token| token["piece"].as_str().unwrap()).collect();
+    assert_eq!(text, "hello");
+    assert!(server.get("/metrics").body.contains("# TYPE tierflow_prompt_tokens_total counter"));
+}
