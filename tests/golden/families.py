@@ -192,7 +192,7 @@ def parts_of(case, name, shape):
         name = name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")
     if not module.endswith(".experts") or case["is_stacked"] or case["kind"] == "gpt_oss":
         return [(name, shape, ...)]
-    gate, up, down = ["w1", "w3", "w2"] if case["kind"] == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    gate, up, down = ["w1", "w3", "w2"] if case["kind"] in ["mixtral", "lfm2_moe"] else ["gate_proj", "up_proj", "down_proj"]
     n_experts, n_rows, n_columns = shape
     half = n_rows // 2
     rows = [(gate, slice(0, half)), (up, slice(half, n_rows))] if is_both else [(down, slice(0, n_rows))]
@@ -353,6 +353,15 @@ CASES = [
          {"expert_count": 5, "expert_used_count": 2, "expert_feed_forward_length": 64, "attention.sliding_window": 7,
           "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 32}, arch="gpt-oss",
          own=GPT_OSS | {"self_attn": "attn_sinks"}),
+    case("dots1", "dots1", "F32", SMALL | {"n_routed_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 37, "n_shared_experts": 1,
+                                          "first_k_dense_replace": 2, "norm_topk_prob": True, "sliding_window": None},
+         EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_count": 1, "expert_weights_norm": True,
+                        "leading_dense_block_count": 2}, own=SHARED),
+    case("lfm2_moe", "lfm2_moe", "F16", SPLIT | EXPERTS | {"num_dense_layers": 1, "routed_scaling_factor": 1.5,
+                                                          "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+         EXPERT_KEYS | {"attention.head_count_kv": [0, 3, 0, 3], "shortconv.l_cache": 3, "expert_feed_forward_length": 37,
+                        "expert_weights_scale": 1.5, "leading_dense_block_count": 1}, arch="lfm2moe",
+         own=LFM2 | {"feed_forward.gate": "ffn_gate_inp", "feed_forward": "exp_probs_b"}),
     case("bert", "bert", "F32", BERT_SHAPE, {"attention.causal": False}, own=BERT),
     case("bert-one-kind", "bert", "F16", BERT_SHAPE | {"hidden_size": 64, "num_attention_heads": 4, "type_vocab_size": 1,
                                                      "hidden_act": "gelu_new"}),
@@ -430,7 +439,7 @@ def gguf_of(case, config, shapes):
             _, _, layer, part = module.split(".", 3)
             if kind == "sinks":
                 part, kind = "self_attn", "weight"
-            is_selection = kind == "e_score_correction_bias"
+            is_selection = kind in ["e_score_correction_bias", "expert_bias"]
             gguf = f"blk.{layer}.{'exp_probs_b' if is_selection else names[part]}"
             kind = "bias" if is_selection else kind
         permute = None
@@ -512,7 +521,7 @@ def answer(case):
     tied = config.tie_word_embeddings
     shapes, tensors = {}, []
     with torch.no_grad():
-        biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+        biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("e_score_correction_bias", "expert_bias"))]
         for name, parameter in [*parameters_of(case, model), *biases]:
             if case["kind"] == "gpt_oss" and name.endswith(("gate_up_proj", "down_proj")):
                 packed, values = in_mxfp4(name, list(parameter.shape))

@@ -4,6 +4,7 @@ mod arcee;
 mod bert;
 mod cohere;
 mod decoder;
+mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
@@ -19,6 +20,7 @@ mod granite;
 mod granitemoe;
 mod internlm3;
 mod lfm2;
+mod lfm2_moe;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -93,6 +95,8 @@ pub static FAMILIES: &[&Family] = &[
     &ernie4_5_moe::FAMILY,
     &nomic_bert::FAMILY,
     &gpt_oss::FAMILY,
+    &dots1::FAMILY,
+    &lfm2_moe::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.

@@ -27,8 +27,11 @@ impl Scales {
     fn of<const J: usize>(&self, n: usize) -> [__m256; 2] {
         // Vector `i` has four of them: those of two parts.
         let bytes = self.bytes[n * GROUP / 2 + J / 2];
-        let [first, last] =
-            if J % 2 == 0 { [_mm256_slli_epi32(bytes, 24), _mm256_slli_epi32(bytes, 16)] } else { [_mm256_slli_epi32(bytes, 8), bytes] };
+        let [first, last] = if J.is_multiple_of(2) {
+            [_mm256_slli_epi32(bytes, 24), _mm256_slli_epi32(bytes, 16)]
+        } else {
+            [_mm256_slli_epi32(bytes, 8), bytes]
+        };
         let scaled = |byte| _mm256_mul_ps(self.of_all, _mm256_cvtepi32_ps(_mm256_srai_epi32(byte, 24)));
         [scaled(first), scaled(last)]
     }
