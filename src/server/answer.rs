@@ -1,6 +1,7 @@
 //! One answer after the other to a request's work, on one sequence: its text as it comes, told apart from reasoning, and what it took.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::app::App;
 use super::error::ApiError;
@@ -22,6 +23,9 @@ pub(super) struct Answering {
 struct Current {
     stream: TokenStream,
     splitter: ReasoningSplitter,
+    stops: Vec<String>,
+    begin: Instant,
+    first: Option<Instant>,
     usage: Usage,
     has_ended: bool,
 }
@@ -45,10 +49,16 @@ pub(super) struct Usage {
 }
 
 /// How an answer ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) finish: FinishReason,
     pub(super) usage: Usage,
+    /// The text that ended it, where not the model did.
+    pub(super) stop: Option<String>,
+    /// Until the first token.
+    pub(super) prompt_time: Duration,
+    /// From the first token on.
+    pub(super) answer_time: Duration,
 }
 
 impl Usage {
@@ -85,7 +95,8 @@ impl Answering {
         self.lease.tokens.clear();
         self.lease.tokens.extend_from_slice(prompt);
         let usage = Usage { n_prompt: prompt.len(), ..Usage::default() };
-        self.current = Some(Current { stream, splitter, usage, has_ended: false });
+        let stops = options.stop.clone();
+        self.current = Some(Current { stream, splitter, stops, begin: Instant::now(), first: None, usage, has_ended: false });
         Ok(())
     }
 
@@ -96,6 +107,7 @@ impl Answering {
         current.usage.n_cached = current.usage.n_prompt.saturating_sub(current.stream.n_prompt());
         let segments = match &step {
             Some(step) => {
+                current.first.get_or_insert_with(Instant::now);
                 current.usage.n_generated += 1;
                 self.lease.tokens.push(step.token);
                 current.splitter.push_token(step.token, &step.text)
@@ -122,9 +134,30 @@ impl Answering {
     /// How the answer ended that [`Answering::next`] has no more of.
     pub(super) fn outcome(&self) -> End {
         let Some(current) = &self.current else {
-            return End { finish: FinishReason::Stop, usage: Usage::default() };
+            let (prompt_time, answer_time) = Default::default();
+            return End { finish: FinishReason::Stop, usage: Usage::default(), stop: None, prompt_time, answer_time };
         };
-        End { finish: current.stream.finish_reason().unwrap_or(FinishReason::Stop), usage: current.usage }
+        let finish = current.stream.finish_reason().unwrap_or(FinishReason::Stop);
+        let first = current.first.unwrap_or_else(Instant::now);
+        End {
+            finish,
+            usage: current.usage,
+            stop: (finish == FinishReason::Stop).then(|| self.stop_of(current)).flatten(),
+            prompt_time: first - current.begin,
+            answer_time: first.elapsed(),
+        }
+    }
+
+    /// The first stop string in what was generated, unless the model itself ended.
+    fn stop_of(&self, current: &Current) -> Option<String> {
+        let tokenizer = self.app.engine.tokenizer().filter(|_| !current.stops.is_empty())?;
+        let generated = self.lease.tokens.get(current.usage.n_prompt..)?;
+        if generated.last().is_some_and(|last| tokenizer.eos_tokens().contains(last)) {
+            return None;
+        }
+        let text = tokenizer.decode(generated);
+        let found = current.stops.iter().filter_map(|stop| Some((text.find(stop.as_str())?, stop)));
+        found.min_by_key(|(at, _)| *at).map(|(_, stop)| stop.clone())
     }
 
     /// Notes what the answer took, whole or not.

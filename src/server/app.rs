@@ -5,12 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ServerSettings;
 use super::error::ApiError;
+use super::facts::Facts;
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::pool::Pool;
 use crate::error::Result;
 use crate::handle::EngineHandle;
-use crate::text::fresh_seed;
+use crate::text::{fresh_seed, strftime};
 
 /// One server.
 pub(super) struct App {
@@ -22,6 +23,7 @@ pub(super) struct App {
     other_names: Vec<String>,
     /// Seconds since 1970.
     pub(super) started: u64,
+    pub(super) facts: Facts,
 }
 
 impl App {
@@ -29,7 +31,8 @@ impl App {
         let ServerSettings { model_name, other_names, api_key, origins, n_waiting } = settings;
         let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
         let guard = Guard::new(api_key, origins, is_local);
-        Ok(App { engine, pool, guard, metrics: Metrics::default(), model_name, other_names, started: now() })
+        let facts = Facts::of(&engine);
+        Ok(App { facts, engine, pool, guard, metrics: Metrics::default(), model_name, other_names, started: now() })
     }
 
     /// Refuses names of other models. Ollama's clients add `:latest`.
@@ -46,6 +49,11 @@ impl App {
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// That time as the APIs write it.
+pub(super) fn rfc3339(seconds: u64) -> String {
+    strftime("%Y-%m-%dT%H:%M:%SZ", seconds)
 }
 
 /// An id that no other answer has, behind `prefix`.

@@ -11,12 +11,18 @@ use crate::error::{Error, Fields};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     OpenAi,
+    Anthropic,
+    Ollama,
 }
 
 impl Dialect {
     /// The API that has `path`.
-    pub(super) fn of(_path: &str) -> Dialect {
-        Dialect::OpenAi
+    pub(super) fn of(path: &str) -> Dialect {
+        match path {
+            _ if path.starts_with("/api/") => Dialect::Ollama,
+            _ if path.starts_with("/v1/messages") => Dialect::Anthropic,
+            _ => Dialect::OpenAi,
+        }
     }
 }
 
@@ -77,6 +83,8 @@ impl ApiError {
             Dialect::OpenAi => {
                 json!({ "error": { "message": self.message, "type": self.kind(), "param": self.param, "code": self.code } })
             }
+            Dialect::Anthropic => json!({ "type": "error", "error": { "type": self.kind(), "message": self.message } }),
+            Dialect::Ollama => json!({ "error": self.message }),
         }
     }
 
@@ -140,6 +148,14 @@ mod tests {
         assert_eq!(status(Error::InvalidArgument { option: "x".into(), reason: "y".into() }), 400);
         assert_eq!(status(Error::AllSequencesInUse { n_seqs: 1 }), 503);
         assert_eq!(status(Error::EngineGone), 500);
+    }
+
+    #[test]
+    fn each_api_reads_its_own_shape() {
+        let body = |path: &str| ApiError::invalid("x").body(Dialect::of(path));
+        assert_eq!(body("/api/chat"), json!({ "error": "x" }));
+        assert_eq!(body("/v1/messages"), json!({ "type": "error", "error": { "type": "invalid_request_error", "message": "x" } }));
+        assert!(body("/v1/completions")["error"]["message"].is_string());
     }
 
     #[test]

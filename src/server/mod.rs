@@ -1,18 +1,23 @@
-//! The HTTP server: one model, asked in the API of OpenAI. Knows no options and no files.
+//! The HTTP server: one model, asked in the APIs of OpenAI, Anthropic, Ollama and llama.cpp. Knows no options and no files.
 //!
 //! A request passes the guard (`guard`: key, host, origin), its body is read field by field (`fields`), which becomes work for one or
 //! several answers (`work`); the work waits for a sequence (`pool`), is generated (`answer`), and goes out in the API's shape, whole or
-//! as it comes (`body`). Errors are one type, which knows the shapes of the APIs (`error`).
+//! as it comes (`deliver`, `body`). Each API has a module with its requests and its shape. Errors are one type, which knows the shapes of the APIs (`error`).
 
 mod answer;
+mod anthropic;
 mod app;
 mod body;
 mod connections;
+mod deliver;
 mod error;
+mod facts;
 mod fields;
 mod guard;
+mod llama_cpp;
 mod messages;
 mod metrics;
+mod ollama;
 mod openai;
 mod pages;
 mod pool;

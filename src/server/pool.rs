@@ -65,9 +65,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A sequence is continued where at least this part of the prompt is in its cache: otherwise it may still serve whoever it is of.
-const WORTHWHILE: usize = 10;
-
 impl Pool {
     pub(super) async fn new(engine: &EngineHandle, n_waiting_max: usize) -> Result<Pool> {
         let n_seqs = engine.plan().n_seqs;
@@ -118,11 +115,12 @@ impl Pool {
         })
     }
 
-    /// Tokens of `prompt` that need not be computed on that sequence; 0 where they are too few.
+    /// Tokens of `prompt` that need not be computed on that sequence. 0 where most of its tokens would be lost: whoever they are of may
+    /// go on with them.
     fn n_shared(&self, slot: &Slot, prompt: &[u32]) -> usize {
         let n_alike = slot.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let can_go_on = !self.is_recurrent || n_alike == slot.tokens.len();
-        if can_go_on && n_alike * WORTHWHILE >= prompt.len() { n_alike } else { 0 }
+        if can_go_on && n_alike * 2 >= slot.tokens.len() { n_alike } else { 0 }
     }
 
     /// Counts a request as waiting, while there is room.

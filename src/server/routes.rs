@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use super::app::App;
 use super::error::ApiError;
 use super::guard::guarded;
-use super::{openai, pages};
+use super::{anthropic, llama_cpp, ollama, openai, pages};
 
 /// All paths, behind the guard.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -22,10 +22,20 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/plan", get(pages::plan))
         .route("/tokenize", post(pages::tokenize))
         .route("/detokenize", post(pages::detokenize))
+        .route("/props", get(llama_cpp::props))
+        .route("/completion", post(llama_cpp::completion))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*name}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/api/version", get(ollama::version))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
         .with_state(Arc::clone(&app))

@@ -39,7 +39,7 @@ struct Moment {
 }
 
 /// The moment `seconds` after 1970-01-01, by `format`. Fields that C's `strftime` does not have stay as they are written, as glibc does it.
-fn strftime(format: &str, seconds: u64) -> String {
+pub(crate) fn strftime(format: &str, seconds: u64) -> String {
     let moment = Moment::new(seconds);
     let mut text = String::new();
     let mut rest = format.chars();

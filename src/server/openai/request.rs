@@ -19,11 +19,12 @@ pub(super) struct Asked {
 }
 
 /// Fields for OpenAI's own bookkeeping and speed, which change no answer.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 10] = [
     "user",
     "metadata",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "service_tier",
     "parallel_tool_calls",

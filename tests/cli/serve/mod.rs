@@ -2,6 +2,7 @@
 
 mod client;
 mod openai;
+mod others;
 mod refusals;
 mod running;
 

@@ -138,3 +138,19 @@ fn a_conversation_goes_on_where_it_was() {
     let asked = json!({ "messages": messages, "temperature": 0, "max_tokens": 8 });
     assert_eq!(other.json("/v1/chat/completions", &asked)["choices"], second["choices"]);
 }
+
+#[test]
+fn a_question_beside_it_costs_a_conversation_no_cache() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["--parallel", "2"]);
+    let cached = |text: &str| {
+        let usage = server.json("/v1/completions", &json!({ "prompt": text, "temperature": 0, "max_tokens": 2 }))["usage"].clone();
+        [&usage["prompt_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]].map(|count| count.as_u64().unwrap())
+    };
+    let conversation = "a long conversation with many turns of words ".repeat(8);
+    let [n_before, _] = cached(&conversation);
+    // Begins alike, and is a small part of the conversation: the other sequence takes it.
+    cached("a long question");
+    let [_, n_cached] = cached(&format!("{conversation} and more"));
+    assert!(n_cached + 2 >= n_before, "{n_cached} of {n_before}");
+}

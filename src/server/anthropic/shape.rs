@@ -1,0 +1,142 @@
+//! The objects of Anthropic's responses: a message of blocks, and the events that make it up in a stream.
+
+use serde_json::{Value, json};
+
+use crate::server::answer::{End, Part, Usage};
+use crate::server::app::{App, new_id};
+use crate::server::deliver::{Shape, Whole};
+use crate::server::error::{ApiError, Dialect};
+use crate::session::FinishReason;
+
+/// One response.
+pub(super) struct Anthropic {
+    id: String,
+    model: String,
+    /// The block of a stream that is open, and how many were closed.
+    block: Option<Block>,
+    n_closed: usize,
+    /// How the answer ended, once it has.
+    end: Value,
+}
+
+/// Kinds of content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Block {
+    Thinking,
+    Text,
+}
+
+impl Block {
+    fn of(self, text: &str) -> Value {
+        match self {
+            Block::Thinking => json!({ "type": "thinking", "thinking": text, "signature": "" }),
+            Block::Text => json!({ "type": "text", "text": text }),
+        }
+    }
+
+    fn delta(self, text: &str) -> Value {
+        match self {
+            Block::Thinking => json!({ "type": "thinking_delta", "thinking": text }),
+            Block::Text => json!({ "type": "text_delta", "text": text }),
+        }
+    }
+}
+
+impl Anthropic {
+    pub(super) fn new(app: &App) -> Anthropic {
+        Anthropic { id: new_id("msg_"), model: app.model_name.clone(), block: None, n_closed: 0, end: Value::Null }
+    }
+
+    fn message(&self, content: Vec<Value>, end: &Value, usage: &Value) -> Value {
+        json!({
+            "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
+            "stop_reason": end["stop_reason"], "stop_sequence": end["stop_sequence"], "usage": usage,
+        })
+    }
+
+    /// The text of a block goes on, in a new one where the open one is of another kind.
+    fn go_on(&mut self, block: Block, text: &str) -> String {
+        let mut events = String::new();
+        if text.is_empty() {
+            return events;
+        }
+        if self.block != Some(block) {
+            events.push_str(&self.close());
+            self.block = Some(block);
+            events.push_str(&event("content_block_start", json!({ "index": self.n_closed, "content_block": block.of("") })));
+        }
+        events + &event("content_block_delta", json!({ "index": self.n_closed, "delta": block.delta(text) }))
+    }
+
+    /// Closes the block that is open.
+    fn close(&mut self) -> String {
+        if self.block.take().is_none() {
+            return String::new();
+        }
+        self.n_closed += 1;
+        event("content_block_stop", json!({ "index": self.n_closed - 1 }))
+    }
+}
+
+impl Shape for Anthropic {
+    const STREAM_TYPE: &'static str = "text/event-stream";
+
+    fn begin(&mut self, _index: usize, n_prompt: usize) -> String {
+        // What of it is cached is known later.
+        let usage = usage_of(&Usage { n_prompt, ..Usage::default() });
+        event("message_start", json!({ "message": self.message(Vec::new(), &Value::Null, &usage) }))
+    }
+
+    fn part(&mut self, part: &Part) -> String {
+        self.go_on(Block::Thinking, &part.reasoning) + &self.go_on(Block::Text, &part.text)
+    }
+
+    fn silence(&self) -> String {
+        event("ping", json!({}))
+    }
+
+    fn end(&mut self, end: &End) -> String {
+        self.end = ended(end);
+        self.close()
+    }
+
+    fn last(&mut self, usage: &Usage) -> String {
+        event("message_delta", json!({ "delta": self.end, "usage": usage_of(usage) })) + &event("message_stop", json!({}))
+    }
+
+    fn error(&self, error: &ApiError) -> String {
+        event("error", error.body(Dialect::Anthropic))
+    }
+
+    fn whole(&mut self, answers: Vec<Whole>, usage: &Usage) -> Value {
+        let Some(answer) = answers.first() else { return self.message(Vec::new(), &Value::Null, &usage_of(usage)) };
+        let blocks = [(Block::Thinking, &answer.reasoning), (Block::Text, &answer.text)];
+        let content = blocks.into_iter().filter(|(_, text)| !text.is_empty()).map(|(block, text)| block.of(text)).collect();
+        self.message(content, &ended(&answer.end), &usage_of(usage))
+    }
+}
+
+/// An event: its data begins with its type.
+fn event(kind: &str, fields: Value) -> String {
+    let mut data = json!({ "type": kind });
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        data[name] = value.clone();
+    }
+    format!("event: {kind}\ndata: {data}\n\n")
+}
+
+fn ended(end: &End) -> Value {
+    let reason = match (end.finish, &end.stop) {
+        (FinishReason::Length, _) => "max_tokens",
+        (FinishReason::Stop, Some(_)) => "stop_sequence",
+        (FinishReason::Stop, None) => "end_turn",
+    };
+    json!({ "stop_reason": reason, "stop_sequence": end.stop })
+}
+
+fn usage_of(usage: &Usage) -> Value {
+    json!({
+        "input_tokens": usage.n_prompt - usage.n_cached, "cache_creation_input_tokens": 0, "cache_read_input_tokens": usage.n_cached,
+        "output_tokens": usage.n_generated,
+    })
+}

@@ -1,0 +1,153 @@
+//! What requests of Ollama's API may say.
+
+use serde_json::Value;
+
+use crate::server::app::App;
+use crate::server::error::ApiError;
+use crate::server::fields::{Fields, is_nothing};
+use crate::server::messages::{encode, read_messages, thinking_variables};
+use crate::server::work::{How, Work};
+use crate::session::GenerateOptions;
+use crate::text::{ChatMessage, SamplingFlags, Written};
+
+/// A request for an answer.
+pub(super) struct Asked {
+    /// `None` where there is nothing to answer.
+    pub(super) work: Option<Work>,
+    pub(super) is_streamed: bool,
+    /// The model as it was asked for.
+    pub(super) name: Option<String>,
+}
+
+/// Options of Ollama's engine that change no answer here.
+const HARMLESS_OPTIONS: [&str; 16] = [
+    "numa",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "vocab_only",
+    "use_mmap",
+    "use_mlock",
+    "embedding_only",
+    "num_thread",
+    "num_keep",
+    "mirostat_tau",
+    "mirostat_eta",
+    "penalize_newline",
+];
+
+/// Reads `/api/chat`.
+pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
+    let list = fields.list("messages")?.unwrap_or_default();
+    let messages = list.into_iter().map(renamed).collect::<Result<Vec<Value>, ApiError>>()?;
+    let messages = if messages.is_empty() { Vec::new() } else { read_messages(app, messages)? };
+    fields.only("tools", is_nothing, "is not supported")?;
+    read_rest(app, fields, |app, variables| match messages.as_slice() {
+        [] => Ok(None),
+        messages => encode(app, messages, variables).map(Some),
+    })
+}
+
+/// Reads `/api/generate`.
+pub(super) fn read_generate(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
+    let prompt = fields.text("prompt")?.filter(|prompt| !prompt.is_empty());
+    let system = fields.text("system")?.filter(|system| !system.is_empty());
+    let is_raw = fields.flag("raw")?.unwrap_or(false);
+    for name in ["suffix", "template", "context", "images"] {
+        fields.only(name, is_nothing, "is not supported")?;
+    }
+    read_rest(app, fields, |app, variables| {
+        let Some(prompt) = prompt else { return Ok(None) };
+        if is_raw || app.engine.chat_template().is_none() {
+            return Ok(Some(app.engine.text().encode(&prompt, Written::Parsed)?));
+        }
+        let system = system.map(|system| ChatMessage::new("system", system));
+        let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();
+        encode(app, &messages, variables).map(Some)
+    })
+}
+
+/// A message with its fields under OpenAI's names.
+fn renamed(mut message: Value) -> Result<Value, ApiError> {
+    if let Some(fields) = message.as_object_mut() {
+        if fields.shift_remove("images").is_some_and(|images| !is_nothing(&images)) {
+            return Err(ApiError::unsupported("messages.images", "is not supported; the model reads text alone"));
+        }
+        for (own, other) in [("thinking", "reasoning_content"), ("tool_name", "name")] {
+            if let Some(value) = fields.shift_remove(own) {
+                fields.insert(other.to_owned(), value);
+            }
+        }
+    }
+    Ok(message)
+}
+
+/// What both kinds of requests may say. `encode` makes the prompt of it, with the variables of the chat template.
+fn read_rest(
+    app: &App,
+    fields: &mut Fields,
+    encode: impl FnOnce(&App, serde_json::Map<String, Value>) -> Result<Option<Vec<u32>>, ApiError>,
+) -> Result<Asked, ApiError> {
+    let name = fields.text("model")?;
+    name.as_ref().map_or(Ok(()), |name| app.check_model(name))?;
+    let is_streamed = fields.flag("stream")?.unwrap_or(true);
+    let think = fields.value("think");
+    let variables = match &think {
+        None => serde_json::Map::new(),
+        Some(Value::Bool(is_on)) => thinking_variables(*is_on, None),
+        Some(Value::String(effort)) if ["low", "medium", "high"].contains(&effort.as_str()) => thinking_variables(true, Some(effort)),
+        Some(_) => return Err(ApiError::field("think", "must be true, false, low, medium or high")),
+    };
+    for name in ["format", "logprobs", "top_logprobs"] {
+        fields.only(name, is_nothing, "is not supported")?;
+    }
+    fields.ignore(&["keep_alive"]);
+    let how = match fields.value("options") {
+        Some(options) => read_options(app, Fields::of_value(options, "options")?)?,
+        None => How::checked(app, 1, &SamplingFlags::default(), None, GenerateOptions::default())?,
+    };
+    let work = encode(app, variables)?.map(|prompt| Work::new(app, vec![prompt], how, true)).transpose()?;
+    Ok(Asked { work, is_streamed, name })
+}
+
+fn read_options(app: &App, mut fields: Fields) -> Result<How, ApiError> {
+    let n_ctx = app.engine.plan().ctx_size;
+    if let Some(asked) = fields.count("num_ctx")?.filter(|asked| *asked as usize > n_ctx) {
+        return Err(ApiError::field("options.num_ctx", format!("is {asked}, and the context of this server holds {n_ctx}")));
+    }
+    let max_tokens = match fields.integer("num_predict")? {
+        None | Some(-2 | -1) => None,
+        Some(most) => match usize::try_from(most) {
+            Ok(most) => Some(most),
+            Err(_) => return Err(ApiError::field("options.num_predict", "must be -1 or more")),
+        },
+    };
+    let repeat_last_n = match fields.integer("repeat_last_n")? {
+        None => None,
+        Some(-1) => Some(u32::MAX),
+        Some(last) => Some(u32::try_from(last).map_err(|_| ApiError::field("options.repeat_last_n", "must be -1 or more"))?),
+    };
+    let flags = SamplingFlags {
+        temperature: fields.number("temperature")?,
+        top_k: fields.integer("top_k")?.map(|top_k| u32::try_from(top_k).unwrap_or_default()),
+        top_p: fields.number("top_p")?,
+        min_p: fields.number("min_p")?,
+        repeat_penalty: fields.number("repeat_penalty")?,
+        repeat_last_n,
+        seed: None,
+    };
+    for name in ["presence_penalty", "frequency_penalty", "mirostat"] {
+        fields.only(name, is_nothing, "is not supported; repeat_penalty is")?;
+    }
+    for name in ["tfs_z", "typical_p"] {
+        fields.only(name, |value| value.as_f64() == Some(1.0), "is not supported")?;
+    }
+    let options = GenerateOptions { max_tokens, ignore_eos: false, stop: fields.texts("stop")?.unwrap_or_default() };
+    let seed = fields.integer("seed")?;
+    fields.ignore(&HARMLESS_OPTIONS);
+    fields.finish()?;
+    How::checked(app, 1, &flags, seed, options)
+}
