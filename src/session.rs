@@ -287,7 +287,7 @@ impl GenerationState {
         cached.truncate(n_known);
         engine.prepared().check_room(prompt.len())?;
         // Tokens of the prompt count for the repetition penalty, as in llama.cpp.
-        prompt.iter().for_each(|&token| sampler.accept(token));
+        prompt.iter().for_each(|&token| sampler.remember(token));
         let state = GenerationState {
             detokenizer: engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
             stop,
@@ -334,7 +334,7 @@ impl GenerationState {
         }
         let mut candidates = candidates(logits)?;
         let token = self.sampler.sample(&mut candidates)?;
-        self.sampler.accept(token);
+        self.sampler.accept(token)?;
         self.last = Some(token);
         self.n_generated += 1;
         let is_end = model.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));

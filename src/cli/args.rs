@@ -59,7 +59,7 @@ pub enum Command {
     /// Answer one prompt, or chat
     #[command(visible_alias = "chat")]
     Run(Box<RunArgs>),
-    /// Serve a model over HTTP, to clients of OpenAI, Anthropic and Ollama
+    /// Serve a model to clients of OpenAI, Anthropic and Ollama
     #[command(alias = "server")]
     Serve(Box<ServeArgs>),
     /// Show where every layer would live; loads nothing

@@ -84,13 +84,17 @@ impl Answering {
 
     /// Begins an answer.
     pub(super) fn begin(&mut self, prompt: &[u32], seed: u64, work: &Work) -> Result<(), ApiError> {
-        let How { sampling, options, .. } = &work.how;
+        let How { sampling, options, grammar, .. } = &work.how;
         self.end();
         let splitter = match work.splits_reasoning {
             true => self.app.engine.text().reasoning_splitter(prompt),
             false => ReasoningSplitter::new(None),
         };
         let sampler = Sampler::new(sampling.clone(), seed);
+        let sampler = match grammar {
+            Some(grammar) => sampler.constrained(grammar.constraint()),
+            None => sampler,
+        };
         let stream = self.lease.sequence()?.generate(prompt.to_vec(), sampler, options.clone())?;
         self.lease.tokens.clear();
         self.lease.tokens.extend_from_slice(prompt);

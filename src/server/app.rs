@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::ServerSettings;
 use super::error::ApiError;
 use super::facts::Facts;
+use super::grammar::Vocabulary;
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::pool::Pool;
@@ -24,6 +25,7 @@ pub(super) struct App {
     /// Seconds since 1970.
     pub(super) started: u64,
     pub(super) facts: Facts,
+    pub(super) vocabulary: Vocabulary,
 }
 
 impl App {
@@ -32,7 +34,17 @@ impl App {
         let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
         let guard = Guard::new(api_key, origins, is_local);
         let facts = Facts::of(&engine);
-        Ok(App { facts, engine, pool, guard, metrics: Metrics::default(), model_name, other_names, started: now() })
+        Ok(App {
+            facts,
+            vocabulary: Vocabulary::default(),
+            engine,
+            pool,
+            guard,
+            metrics: Metrics::default(),
+            model_name,
+            other_names,
+            started: now(),
+        })
     }
 
     /// Refuses names of other models. Ollama's clients add `:latest`.

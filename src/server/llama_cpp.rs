@@ -14,6 +14,7 @@ use super::body::json_response;
 use super::deliver::{Shape, Whole, deliver};
 use super::error::{ApiError, Dialect};
 use super::fields::{Fields, is_nothing};
+use super::grammar::Grammar;
 use super::read::read_work;
 use super::work::{How, Work};
 use crate::session::{FinishReason, GenerateOptions};
@@ -55,11 +56,12 @@ fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiEr
         stop: fields.texts("stop")?.unwrap_or_default(),
     };
     let (seed, is_streamed) = (fields.integer("seed")?, fields.flag("stream")?.unwrap_or(false));
-    for name in ["presence_penalty", "frequency_penalty", "logit_bias", "n_probs", "grammar", "json_schema"] {
+    for name in ["presence_penalty", "frequency_penalty", "logit_bias", "n_probs", "grammar"] {
         fields.only(name, is_nothing, "is not supported")?;
     }
     fields.ignore(&["cache_prompt", "id_slot", "n_keep"]);
-    let how = How::checked(app, 1, &flags, seed, options)?;
+    let mut how = How::checked(app, 1, &flags, seed, options)?;
+    how.grammar = fields.value("json_schema").map(|schema| Grammar::of_schema(app, "json_schema", schema)).transpose()?;
     let tokens = app.engine.text().encode(&prompt, Written::Parsed)?;
     Ok((Work::new(app, vec![tokens], how, false)?, is_streamed))
 }

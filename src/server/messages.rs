@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::app::App;
 use super::error::ApiError;
 use super::fields::{Fields, is_nothing};
-use crate::text::{ChatMessage, TemplateInput, Written};
+use crate::text::{ChatMessage, ReasoningFormat, TemplateInput, Written};
 
 /// Reads OpenAI's messages.
 pub(super) fn read_messages(app: &App, list: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
@@ -75,6 +75,15 @@ pub(super) fn encode(app: &App, messages: &[ChatMessage], variables: Map<String,
     }
     let input = TemplateInput { variables, ..TemplateInput::default() };
     Ok(app.engine.encode_chat_with(messages, &input, Written::Plain)?)
+}
+
+/// The variables of an answer that has a form, the field `name` of a request: the model does not think before it.
+pub(super) fn form_variables(app: &App, variables: Map<String, Value>, name: &str) -> Result<Map<String, Value>, ApiError> {
+    if app.engine.text().reasoning_format() == Some(ReasoningFormat::Channels) {
+        return Err(ApiError::unsupported(name, "is not supported with a model that answers in channels"));
+    }
+    let off = thinking_variables(false, None);
+    Ok(variables.into_iter().chain(off).collect())
 }
 
 /// What chat templates know of thinking: `enable_thinking` with most, `thinking` with DeepSeek and Granite, `reasoning_effort` with gpt-oss.

@@ -13,6 +13,7 @@ mod deliver;
 mod error;
 mod facts;
 mod fields;
+mod grammar;
 mod guard;
 mod llama_cpp;
 mod messages;

@@ -3,6 +3,7 @@
 use super::app::App;
 use super::error::ApiError;
 use super::fields::{Fields, is_nothing};
+use super::grammar::Grammar;
 use crate::session::GenerateOptions;
 use crate::text::{SamplingFlags, SamplingSettings, StopStrings, fresh_seed};
 
@@ -23,6 +24,8 @@ pub(super) struct How {
     /// The first answer's; each further one has the next.
     pub(super) seed: u64,
     pub(super) options: GenerateOptions,
+    /// The form of answers, where they must have one.
+    pub(super) grammar: Option<Grammar>,
 }
 
 /// Most answers of one request.
@@ -101,6 +104,6 @@ impl How {
         }
         StopStrings::new(options.stop.clone())?;
         let seed = seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(fresh_seed);
-        Ok(How { n_answers, sampling, seed, options })
+        Ok(How { n_answers, sampling, seed, options, grammar: None })
     }
 }

@@ -2,6 +2,7 @@
 
 mod chat_message;
 mod chat_template;
+mod constraint;
 mod defaults;
 mod detokenizer;
 mod embedding;
@@ -33,6 +34,7 @@ mod word_piece;
 
 pub use chat_message::{ChatMessage, TemplateInput};
 pub use chat_template::{ChatTemplate, GenerationPrompt};
+pub use constraint::Constraint;
 pub use defaults::ModelDefaults;
 pub use detokenizer::Detokenizer;
 pub use embedding::{EmbeddingSettings, Pooling};

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::constraint::Constraint;
 use super::sampling::{LogitsNeeded, SamplingSettings};
 use crate::error::{Error, Result};
 
@@ -19,22 +20,30 @@ pub struct Candidate {
 }
 
 /// Draws tokens. The same settings, seed and logits give the same tokens, on every platform and in whatever order candidates come.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sampler {
     settings: SamplingSettings,
     random: ChaCha8Rng,
     recent: VecDeque<u32>,
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 impl Sampler {
     /// A sampler at the beginning of its draws; `settings.seed` is not looked at.
     pub fn new(settings: SamplingSettings, seed: u64) -> Sampler {
-        Sampler { settings, random: ChaCha8Rng::seed_from_u64(seed), recent: VecDeque::new() }
+        Sampler { settings, random: ChaCha8Rng::seed_from_u64(seed), recent: VecDeque::new(), constraint: None }
+    }
+
+    /// The same, drawing only what `constraint` allows.
+    #[must_use]
+    pub fn constrained(mut self, constraint: Box<dyn Constraint>) -> Sampler {
+        self.constraint = Some(constraint);
+        self
     }
 
     /// Which candidates [`Sampler::sample`] must be given.
     pub fn needs(&self) -> LogitsNeeded {
-        self.settings.needs()
+        if self.constraint.is_some() { LogitsNeeded::All } else { self.settings.needs() }
     }
 
     /// The next token, one of `candidates`, which are left filtered and sorted. They are what [`Sampler::needs`] says, in any order.
@@ -42,6 +51,9 @@ impl Sampler {
     pub fn sample(&mut self, candidates: &mut Vec<Candidate>) -> Result<u32> {
         if let Some(broken) = candidates.iter().find(|candidate| !candidate.logit.is_finite()) {
             return Err(Error::NotFinite { token: broken.token as usize, value: broken.logit });
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.keep_allowed(candidates)?;
         }
         self.penalise(candidates);
         if self.settings.temperature == 0.0 {
@@ -56,8 +68,17 @@ impl Sampler {
         Ok(pick(candidates, self.settings.temperature, draw).unwrap_or(likeliest))
     }
 
-    /// Notes which token came next, sampled or not (a prompt's tokens count for the repeat penalty, too).
-    pub fn accept(&mut self, token: u32) {
+    /// Notes which token came next, sampled or not.
+    ///
+    /// # Errors
+    /// Where a constraint does not allow it.
+    pub fn accept(&mut self, token: u32) -> Result<()> {
+        self.remember(token);
+        self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.accept(token))
+    }
+
+    /// Notes a token of the prompt: those count for the repeat penalty, too.
+    pub fn remember(&mut self, token: u32) {
         if !self.settings.penalises() {
             return;
         }
@@ -199,11 +220,11 @@ mod tests {
     fn the_penalty_reaches_only_recent_tokens() {
         let settings = SamplingSettings { repeat_penalty: 2.0, repeat_last_n: 2, ..SamplingSettings::greedy() };
         let mut sampler = Sampler::new(settings, 0);
-        let mut next = || sampler.sample(&mut candidates(&[4.0, 3.0, -1.0])).inspect(|&token| sampler.accept(token)).unwrap();
+        let mut next = || sampler.sample(&mut candidates(&[4.0, 3.0, -1.0])).inspect(|&token| sampler.remember(token)).unwrap();
         // 0 wins; penalised to 2 it loses to 1; both penalised it wins (2 over 1.5) until 1 is no longer recent.
         assert_eq!([next(), next(), next(), next(), next()], [0, 1, 0, 0, 1]);
         let mut negative = Sampler::new(SamplingSettings { repeat_penalty: 2.0, ..SamplingSettings::greedy() }, 0);
-        negative.accept(0);
+        negative.remember(0);
         assert_eq!(negative.sample(&mut candidates(&[-1.0, -1.5])).unwrap(), 1, "negative logits are multiplied");
     }
 

@@ -227,6 +227,15 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes of one token inside a text: none for special tokens. `None` where only runs of tokens have a text.
+    #[cfg(all(feature = "server", not(target_arch = "wasm32")))]
+    pub(crate) fn bytes(&self, id: u32) -> Option<&[u8]> {
+        match self.pieces.as_ref() {
+            Pieces::Bytes(table) => Some(table.bytes(id)),
+            Pieces::Decoder(_) => None,
+        }
+    }
+
     /// The id of a token as the vocabulary writes it.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.inner.token_to_id(text)

@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
-use crate::server::messages::{encode, read_messages, thinking_variables};
+use crate::server::grammar::Grammar;
+use crate::server::messages::{encode, form_variables, read_messages, thinking_variables};
 use crate::server::work::{How, Work};
 use crate::session::GenerateOptions;
 use crate::text::{ChatMessage, SamplingFlags, Written};
@@ -101,15 +102,25 @@ fn read_rest(
         Some(Value::String(effort)) if ["low", "medium", "high"].contains(&effort.as_str()) => thinking_variables(true, Some(effort)),
         Some(_) => return Err(ApiError::field("think", "must be true, false, low, medium or high")),
     };
-    for name in ["format", "logprobs", "top_logprobs"] {
+    let grammar = match fields.value("format").filter(|format| !is_nothing(format)) {
+        None => None,
+        Some(Value::String(form)) if form == "json" => Some(Grammar::of_object(app, "format")?),
+        Some(Value::String(_)) => return Err(ApiError::field("format", "must be json or a schema")),
+        Some(schema) => Some(Grammar::of_schema(app, "format", schema)?),
+    };
+    let variables = if grammar.is_some() { form_variables(app, variables, "format")? } else { variables };
+    for name in ["logprobs", "top_logprobs"] {
         fields.only(name, is_nothing, "is not supported")?;
     }
     fields.ignore(&["keep_alive"]);
-    let how = match fields.value("options") {
+    let mut how = match fields.value("options") {
         Some(options) => read_options(app, Fields::of_value(options, "options")?)?,
         None => How::checked(app, 1, &SamplingFlags::default(), None, GenerateOptions::default())?,
     };
-    let work = encode(app, variables)?.map(|prompt| Work::new(app, vec![prompt], how, true)).transpose()?;
+    // What has a form is all answer.
+    let splits_reasoning = grammar.is_none();
+    how.grammar = grammar;
+    let work = encode(app, variables)?.map(|prompt| Work::new(app, vec![prompt], how, splits_reasoning)).transpose()?;
     Ok(Asked { work, is_streamed, name })
 }
 

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
-use crate::server::messages::{encode, read_messages, thinking_variables};
+use crate::server::grammar::Grammar;
+use crate::server::messages::{self, encode, read_messages, thinking_variables};
 use crate::server::work::{How, Work};
 use crate::text::Written;
 
@@ -37,7 +38,8 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let list = fields.list("messages")?.ok_or_else(|| ApiError::field("messages", "is missing"))?;
     let messages = read_messages(app, list)?;
     let variables = template_variables(fields)?;
-    fields.only("response_format", |format| format.get("type").is_some_and(|kind| kind == "text"), "only text is supported")?;
+    let grammar = fields.value("response_format").map(|format| read_format(app, format)).transpose()?.flatten();
+    let variables = if grammar.is_some() { messages::form_variables(app, variables, "response_format")? } else { variables };
     for name in ["tools", "functions", "web_search_options", "audio"] {
         fields.only(name, is_nothing, "is not supported")?;
     }
@@ -48,9 +50,32 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     fields.only("verbosity", |how| how == "medium", "is not supported")?;
     fields.only("logprobs", is_nothing, "is not supported")?;
     fields.only("top_logprobs", is_nothing, "is not supported")?;
-    let common = Common::read(app, fields)?;
+    let mut common = Common::read(app, fields)?;
+    common.how.grammar = grammar;
     let prompt = encode(app, &messages, variables)?;
-    common.asked(app, vec![prompt], true)
+    // What has a form is all answer, even where the template has opened the reasoning.
+    let splits_reasoning = common.how.grammar.is_none();
+    common.asked(app, vec![prompt], splits_reasoning)
+}
+
+/// The form that `response_format` asks for.
+fn read_format(app: &App, format: Value) -> Result<Option<Grammar>, ApiError> {
+    let mut format = Fields::of_value(format, "response_format")?;
+    let grammar = match format.text("type")?.as_deref() {
+        Some("text") => None,
+        Some("json_object") => Some(Grammar::of_object(app, "response_format")?),
+        Some("json_schema") => {
+            let schema = format.value("json_schema").ok_or_else(|| ApiError::field("response_format.json_schema", "is missing"))?;
+            let mut named = Fields::of_value(schema, "response_format.json_schema")?;
+            let schema = named.value("schema").unwrap_or_else(|| serde_json::json!({ "type": "object" }));
+            named.ignore(&["name", "description", "strict"]);
+            named.finish()?;
+            Some(Grammar::of_schema(app, "response_format.json_schema.schema", schema)?)
+        }
+        _ => return Err(ApiError::field("response_format.type", "must be text, json_object or json_schema")),
+    };
+    format.finish()?;
+    Ok(grammar)
 }
 
 /// Reads `/v1/completions`.

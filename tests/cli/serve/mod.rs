@@ -1,6 +1,7 @@
 //! `tierflow serve`, asked over HTTP.
 
 mod client;
+mod forms;
 mod openai;
 mod others;
 mod refusals;

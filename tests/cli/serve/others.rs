@@ -68,7 +68,7 @@ fn ollama_s_errors_are_one_text() {
         ("/api/chat", json!({ "model": "llama3.2", "messages": messages }), 404, "llama3.2"),
         ("/api/chat", json!({ "messages": messages, "options": { "num_ctx": 4096 } }), 400, "128"),
         ("/api/chat", json!({ "messages": messages, "options": { "what": 1 } }), 400, "options.what"),
-        ("/api/chat", json!({ "messages": messages, "format": "json" }), 400, "format"),
+        ("/api/chat", json!({ "messages": messages, "format": "xml" }), 400, "format"),
         ("/api/chat", json!({ "messages": messages, "think": "much" }), 400, "think"),
         ("/api/chat", json!({ "messages": [{ "role": "user", "content": "x", "images": ["AAAA"] }] }), 400, "images"),
         ("/api/generate", json!({ "prompt": "x", "suffix": "y" }), 400, "suffix"),

@@ -24,7 +24,7 @@ fn fields_that_would_change_the_answer_are_refused_by_name() {
         (json!({ "logit_bias": { "5": 10 } }), 400, "logit_bias"),
         (json!({ "presence_penalty": 0.5 }), 400, "presence_penalty"),
         (json!({ "tools": [{ "type": "function" }] }), 400, "tools"),
-        (json!({ "response_format": { "type": "json_object" } }), 400, "response_format"),
+        (json!({ "response_format": { "type": "xml" } }), 400, "response_format"),
         (json!({ "store": true }), 400, "store"),
         (json!({ "no_such_field": 1 }), 400, "no_such_field"),
         (json!({ "stream_options": { "what": 1 } }), 400, "stream_options.what"),
