@@ -13,6 +13,16 @@ const POOL: Bytes = Bytes::mib(64);
 /// The least that holds the smallest of the products that are measured in every dtype, twice.
 const LEAST_POOL: Bytes = Bytes::mib(8);
 
+/// The dtype whose products are measured for those in `dtype`: itself, or one whose blocks cost the host about as much for each byte
+/// (some 20 % more or less). Unpacking them costs instructions, which adapters have to spare: there, [`DType::measured_as`] says which.
+fn measured_as(dtype: DType) -> DType {
+    match dtype {
+        DType::Q5_0 | DType::Q5_1 | DType::Q5K | DType::IQ4NL | DType::IQ4XS | DType::MXFP4 => DType::Q6K,
+        DType::Q2K => DType::Q3K,
+        other => other,
+    }
+}
+
 /// Measures copies and products, in no more than half of the memory that is `free`; nothing where that does not do.
 pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
     let pool_bytes = POOL.min(Bytes(free.0 / 2));
@@ -34,7 +44,7 @@ pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
     // As long as the largest product so far needs them.
     let (mut input, mut output) = (Vec::new(), Vec::new());
     let mut prepared = Input::default();
-    let dtypes: Vec<DType> = DType::measured().collect();
+    let dtypes: Vec<DType> = DType::ALL.into_iter().filter(|dtype| measured_as(*dtype) == *dtype).collect();
     let rates = products::measure(effort, &dtypes, products::SMALL_ON_HOST, Bytes(pool_bytes.0 / 2), |params, repeats| {
         let len = weight_bytes(params) as usize;
         let places = pool.len() / len;
@@ -53,7 +63,12 @@ pub(super) fn measure(effort: &Effort, free: Bytes) -> Rates {
             })
         })
     });
-    let rates = rates.unwrap_or_default(); // The host's products cannot fail.
+    let mut rates = rates.unwrap_or_default(); // The host's products cannot fail.
+    for dtype in DType::ALL {
+        let (matvec, matmul) = (rates.matvec.get(&measured_as(dtype)).copied(), rates.matmul.get(&measured_as(dtype)).copied());
+        rates.matvec.extend(matvec.map(|rate| (dtype, rate)));
+        rates.matmul.extend(matmul.map(|rate| (dtype, rate)));
+    }
     Rates { host_copy: host_copy.ok().map(|secs| BytesPerSec::from_transfer(copied, secs)), ..rates }
 }
 
@@ -72,7 +87,7 @@ mod tests {
     }
 
     fn check(rates: &Rates) {
-        assert_eq!([rates.matvec.len(), rates.matmul.len()], [DType::measured().count(); 2]);
+        assert_eq!([rates.matvec.len(), rates.matmul.len()], [DType::ALL.len(); 2]);
         assert!(rates.matvec.values().all(|rate| rate.0.is_finite() && rate.0 > 0.0), "{rates:?}");
         assert!(rates.matmul.values().all(|rate| rate.is_finite() && *rate > 0.0), "{rates:?}");
         assert!(rates.host_copy.is_some_and(|rate| rate.0 > 0.0) && rates.dispatch_secs.is_some_and(|secs| secs > 0.0), "{rates:?}");

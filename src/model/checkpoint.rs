@@ -146,7 +146,7 @@ impl Checkpoint {
             families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
         })?;
         let folder::Folder { catalog, mut sources, mut unreadable } = folder::open(&folder, io)?;
-        let catalog = with_scales(config_json::scale_block(&folder)?, catalog, &mut unreadable, &mut sources)?;
+        let catalog = with_scales(config_json::quantization(&folder)?, catalog, &mut unreadable, &mut sources)?;
         let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(with_text(&config, catalog, &folder)))));
         let catalog =
             with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &unreadable, &folder.to_string())?;
@@ -198,7 +198,7 @@ impl Checkpoint {
                 return Err(Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() });
             };
             let reason = format!(
-                "tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16, 8-bit floats with scales and symmetric 4-bit integers of compressed-tensors"
+                "tensor `{name}` is stored as {dtype}; supported are F32, F16 and BF16, 8-bit floats with scales, 4-bit integers of compressed-tensors, GPTQ and AWQ, and 4-bit codes of bitsandbytes"
             );
             return Err(Error::UnsupportedModel { path: self.path.clone(), reason });
         };

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::families::{self, Family, Hint};
 use super::limits::validate;
-use super::scaled_weights::ScaleBlock;
+use super::scaled_weights::Quantization;
 use super::{Activation, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::error::{Error, Result};
 use crate::platform::Folder;
@@ -49,13 +49,13 @@ fn with_text_config(mut fields: Map<String, Value>) -> Map<String, Value> {
     text
 }
 
-/// What the config of `folder` says of scales beside its weights.
-pub(super) fn scale_block(folder: &Folder) -> Result<ScaleBlock> {
+/// What the config of `folder` says of how its weights are quantised.
+pub(super) fn quantization(folder: &Folder) -> Result<Quantization> {
     let bytes = folder.read_small("config.json", MAX_CONFIG_BYTES)?;
     let value = parse_python_json(&bytes).unwrap_or_default();
     let quantization = value.get(QUANTIZATION).filter(|value| !value.is_null() && !is_mxfp4(value));
     let of_path = |reason| Error::UnsupportedModel { path: folder.path_of("config.json"), reason };
-    quantization.map_or(Ok(ScaleBlock::default()), |quantization| ScaleBlock::of(quantization).map_err(of_path))
+    quantization.map_or(Ok(Quantization::default()), |quantization| Quantization::of(quantization).map_err(of_path))
 }
 
 /// Whether experts are stored in MXFP4, whose scales stand in tensors of their own.
@@ -266,7 +266,7 @@ fn refuse_unsupported(fields: &Fields<'_>, family: &Family) -> Result<()> {
             return Ok(());
         }
         let of_path = |reason| Error::UnsupportedModel { path: fields.path.to_owned(), reason };
-        ScaleBlock::of(quantization).map_err(of_path)?;
+        Quantization::of(quantization).map_err(of_path)?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! Knows neither tiers nor budgets: a model does not know where it lives.
 
 mod checkpoint;
+mod coded_weights;
 mod config;
 mod config_gguf;
 mod config_json;
@@ -11,6 +12,7 @@ pub mod families;
 mod gguf_names;
 mod limits;
 mod op;
+mod packed_weights;
 mod scaled_weights;
 mod to_gguf;
 mod value;

@@ -1,6 +1,7 @@
 //! The formats that weights are stored in: headers become a [`Catalog`], GGUF's key-value pairs a [`Metadata`]. Knows no model.
 
 mod catalog;
+pub(crate) mod coded;
 pub(crate) mod derived;
 pub(crate) mod folder;
 mod gathered;

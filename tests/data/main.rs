@@ -12,6 +12,7 @@ mod layers;
 mod models;
 mod plan;
 mod planner;
+mod quantised;
 mod readme;
 mod scaled;
 mod schedule;

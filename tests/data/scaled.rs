@@ -13,14 +13,16 @@ use tierflow::stream::{Logits, LogitsRequest};
 use xtask::models::{LlamaShape, Stored, write_hf};
 
 /// A tensor as safetensors have it.
-struct Tensor {
-    name: String,
-    dtype: &'static str,
-    shape: Vec<u64>,
-    bytes: Vec<u8>,
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: &'static str,
+    pub shape: Vec<u64>,
+    pub bytes: Vec<u8>,
 }
 
-fn write(folder: &Path, tensors: &[Tensor]) {
+/// The only file of a folder's tensors.
+pub fn write(folder: &Path, tensors: &[Tensor]) {
     let (mut header, mut data) = (Map::new(), Vec::new());
     for tensor in tensors {
         let begin = data.len();
@@ -90,7 +92,8 @@ fn both(plain: &Checkpoint, way: Way) -> [Vec<Tensor>; 2] {
     [small, wide]
 }
 
-fn logits(path: &Path) -> Vec<u32> {
+/// The bits of the logits of a few tokens.
+pub fn logits(path: &Path) -> Vec<u32> {
     let builder = Engine::builder(path).text(TextFiles::Skip).device(DeviceChoice::Cpu).ctx_size(16);
     let mut engine = pollster::block_on(builder.open()).unwrap();
     match pollster::block_on(engine.session().append(&[3, 1, 4, 1, 5], LogitsRequest::All)).unwrap() {
@@ -99,7 +102,8 @@ fn logits(path: &Path) -> Vec<u32> {
     }
 }
 
-fn with_quantization(folder: &Path, quantization: Value) {
+/// Puts that into the folder's config.
+pub fn with_quantization(folder: &Path, quantization: Value) {
     let path = folder.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["quantization_config"] = quantization;
@@ -165,9 +169,9 @@ fn scales_that_are_missing_or_wrong_are_named() {
         tensors[at].bytes.resize(longer, 0);
     });
     assert!(shape.contains("up_proj.weight_scale_inv") && shape.contains("has shape"), "{shape}");
-    with_quantization(&folder, json!({"quant_method": "awq", "bits": 4}));
+    with_quantization(&folder, json!({"quant_method": "hqq", "bits": 4}));
     let method = refused(&|_, _| {});
-    assert!(method.contains("`awq`") && method.contains("not supported"), "{method}");
+    assert!(method.contains("`hqq`") && method.contains("not supported"), "{method}");
 }
 
 /// The tensors of a model whose matrices in layers are packed 4-bit integers, with groups of 32 columns, and the same in F32.
@@ -248,11 +252,11 @@ fn packed_integers_are_q4_0_of_the_same_values() {
     let at = |tensors: &[Tensor], suffix: &str| tensors.iter().position(|tensor| tensor.name == format!("{NAME}{suffix}")).unwrap();
     let scale = refused(&|tensors| drop(tensors.remove(at(tensors, "_scale"))));
     assert!(scale.contains(&format!("`{NAME}_scale` is missing")), "{scale}");
-    let points = refused(&|tensors| {
+    let order = refused(&|tensors| {
         let place = at(tensors, "_shape");
-        tensors[place].name = format!("{NAME}_zero_point");
+        tensors[place].name = format!("{NAME}_g_idx");
     });
-    assert!(points.contains(&format!("`{NAME}_zero_point` are not supported")), "{points}");
+    assert!(order.contains(&format!("`{NAME}_g_idx` are not supported")), "{order}");
     let shape = refused(&|tensors| {
         let place = at(tensors, "_shape");
         tensors[place].bytes[0] ^= 1;
