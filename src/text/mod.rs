@@ -42,7 +42,7 @@ pub use reasoning::{ReasoningFormat, ReasoningSplitter, Segment};
 pub use sampler::{Candidate, Sampler};
 pub use sampling::{LogitsNeeded, SamplingFlags, SamplingSettings, fresh_seed};
 pub use stop::{StopOutcome, StopStrings};
-#[cfg(all(feature = "server", not(target_arch = "wasm32")))]
+#[cfg(feature = "server")]
 pub(crate) use template_time::strftime;
 pub use to_gguf::text_keys;
 pub use tokenizer::{Special, Tokenizer, Written};

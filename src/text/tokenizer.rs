@@ -228,7 +228,7 @@ impl Tokenizer {
     }
 
     /// The bytes of one token inside a text: none for special tokens. `None` where only runs of tokens have a text.
-    #[cfg(all(feature = "server", not(target_arch = "wasm32")))]
+    #[cfg(feature = "server")]
     pub(crate) fn bytes(&self, id: u32) -> Option<&[u8]> {
         match self.pieces.as_ref() {
             Pieces::Bytes(table) => Some(table.bytes(id)),

@@ -821,7 +821,7 @@ proptest! {
             let mut sampler = Sampler::new(settings.clone(), seed);
             let mut next = || {
                 let token = sampler.sample(&mut candidates.to_vec()).unwrap();
-                sampler.accept(token);
+                sampler.accept(token).unwrap();
                 token
             };
             (0..8).map(|_| next()).collect()
