@@ -5,7 +5,11 @@
 // weight   [n_rows, n_columns] as stored (DTYPE), from row first_row of all experts' on; rows may begin at any byte that their dtype allows
 // input    [n_tokens, n_used, n_columns] f32, or [n_tokens, n_columns] where shares_input is not 0
 // routing  [n_tokens, 2, n_used] f32: numbers of experts, then their weights, which are not read
+// slots    [n_experts] u32: the slot of each expert in weight, or NO_SLOT; read where IN_SLOTS alone
 // output   [n_tokens, n_used, expert_rows] f32
+//
+// With IN_SLOTS, weight is [slots, slot_bytes / 4] instead: the rows of an expert begin matrix_begin bytes behind the beginning of its slot,
+// and what belongs to experts without a slot is left as it is.
 //
 // LANES lanes share a row and WORKGROUP / LANES rows of one expert; groups of rows of a token's expert follow each other, then those of its
 // next expert. Which lane adds which products depends on n_columns alone.
@@ -18,13 +22,16 @@ struct Params {
     expert_rows: u32,
     first_row: u32,
     shares_input: u32,
+    slot_bytes: u32,   // a multiple of 256, as matrix_begin is
+    matrix_begin: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> input: array<f32>;
 @group(0) @binding(3) var<storage, read> routing: array<f32>;
-@group(0) @binding(4) var<storage, read_write> output: array<f32>;
+@group(0) @binding(4) var<storage, read> slots: array<u32>;
+@group(0) @binding(5) var<storage, read_write> output: array<f32>;
 
 override DTYPE: u32 = 0u;
 override BLOCK_LEN: u32 = 32u; // these three: see shared/blocks.wgsl
@@ -32,6 +39,9 @@ override BLOCK_BYTES: u32 = 0u;
 override APART: u32 = 16u;
 override LANES: u32 = 32u;     // a power of two
 override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
+override IN_SLOTS: u32 = 0u;
+
+const NO_SLOT: u32 = 0xffffffffu;
 
 var<workgroup> partial: array<f32, 64>; // of the lanes that share a row
 
@@ -39,19 +49,21 @@ fn stored(word: u32) -> u32 {
     return weight[word];
 }
 
-fn float_at(index: u32) -> f32 {
+// Value `index` behind byte `begin`, a multiple of 4.
+fn float_at(begin: u32, index: u32) -> f32 {
     if DTYPE == F32 {
-        return bitcast<f32>(weight[index]);
+        return bitcast<f32>(weight[begin / 4u + index]);
     }
-    let word = weight[index / 2u];
+    let word = weight[begin / 4u + index / 2u];
     let pair = select(decode_bf16(word), decode_f16(word), DTYPE == F16);
     return select(pair.x, pair.y, (index & 1u) == 1u);
 }
 
-fn sum_of_floats(lane: u32, row: u32, token: u32) -> f32 {
+// The rows are counted from byte `rows_begin` on, here and below.
+fn sum_of_floats(lane: u32, rows_begin: u32, row: u32, token: u32) -> f32 {
     var sum = 0.0;
     for (var k = lane; k < params.n_columns; k += LANES) {
-        sum = fma(float_at(row * params.n_columns + k), input[token + k], sum);
+        sum = fma(float_at(rows_begin, row * params.n_columns + k), input[token + k], sum);
     }
     return sum;
 }
@@ -122,12 +134,12 @@ fn sixteen_products(columns: Sixteen, begin: u32, sum: f32) -> f32 {
     return total;
 }
 
-fn sum_of_blocks(lane: u32, row: u32, token: u32) -> f32 {
+fn sum_of_blocks(lane: u32, rows_begin: u32, row: u32, token: u32) -> f32 {
     let n_parts = params.n_columns / 32u;
     let parts_of_block = BLOCK_LEN / 32u;
     var sum = 0.0;
     for (var part = lane; part < n_parts; part += LANES) {
-        let begin = (row * n_parts + part) / parts_of_block * BLOCK_BYTES;
+        let begin = rows_begin + (row * n_parts + part) / parts_of_block * BLOCK_BYTES;
         let columns = any_part_of(begin, part % parts_of_block);
         let first = token + quad_of(part) * 4u;
         sum = sixteen_products(columns.first, first, sum);
@@ -145,24 +157,33 @@ fn main(
     let rows_at_once = WORKGROUP / LANES;
     let n_groups = (params.expert_rows + rows_at_once - 1u) / rows_at_once;
     let index = workgroup.x + workgroup.y * n_workgroups.x;
-    let n_slots = params.n_tokens * params.n_used;
+    let n_choices = params.n_tokens * params.n_used;
     // Folding may add workgroups past the last one, which compute nothing that is stored.
-    let slot = min(index / n_groups, n_slots - 1u); // an expert of a token
+    let choice = min(index / n_groups, n_choices - 1u); // an expert of a token
     let lane = local % LANES;
     let expert_row = index % n_groups * rows_at_once + local / LANES;
-    let token = slot / params.n_used;
-    let expert = u32(routing[token * 2u * params.n_used + slot % params.n_used]);
-    let row = expert * params.expert_rows + expert_row;
-    let is_here = index / n_groups < n_slots && expert_row < params.expert_rows && row >= params.first_row
-        && row - params.first_row < params.n_rows;
+    let token = choice / params.n_used;
+    let expert = u32(routing[token * 2u * params.n_used + choice % params.n_used]);
+    var is_here = index / n_groups < n_choices && expert_row < params.expert_rows;
+    var rows_begin = 0u;
+    var row = expert_row;
+    if IN_SLOTS != 0u {
+        let place = slots[min(expert, arrayLength(&slots) - 1u)];
+        is_here = is_here && place != NO_SLOT;
+        rows_begin = place * params.slot_bytes + params.matrix_begin;
+    } else {
+        let of_all = expert * params.expert_rows + expert_row;
+        is_here = is_here && of_all >= params.first_row && of_all - params.first_row < params.n_rows;
+        row = of_all - params.first_row;
+    }
 
     var sum = 0.0;
     if is_here {
-        let begin = select(slot, token, params.shares_input != 0u) * params.n_columns;
+        let begin = select(choice, token, params.shares_input != 0u) * params.n_columns;
         if DTYPE == F32 || DTYPE == F16 || DTYPE == BF16 {
-            sum = sum_of_floats(lane, row - params.first_row, begin);
+            sum = sum_of_floats(lane, rows_begin, row, begin);
         } else {
-            sum = sum_of_blocks(lane, row - params.first_row, begin);
+            sum = sum_of_blocks(lane, rows_begin, row, begin);
         }
     }
     partial[local] = sum;
@@ -173,6 +194,6 @@ fn main(
         }
     }
     if is_here && lane == 0u {
-        output[slot * params.expert_rows + expert_row] = partial[local];
+        output[choice * params.expert_rows + expert_row] = partial[local];
     }
 }

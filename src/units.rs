@@ -18,6 +18,11 @@ const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "
 pub struct Bytes(pub u64);
 
 impl Bytes {
+    /// Whether it is no byte at all.
+    pub fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+
     /// Zero bytes.
     pub const ZERO: Bytes = Bytes(0);
 

@@ -48,7 +48,10 @@ impl<'a> Placement<'a> {
         // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
         let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();
         let options = PlanOptions {
-            placement: placement_rule(&args.device_map)?,
+            placement: match args.experts_on_host()? {
+                Some(n_layers) => PlacementRule::ExpertsOnHost(n_layers),
+                None => placement_rule(&args.device_map)?,
+            },
             no_split: args.no_split.clone().map(|classes| classes.0),
             spill: if args.strict { Spill::Refused } else { Spill::Allowed },
             context: if args.fit { Context::Fit } else { Context::Comfortable },
@@ -63,6 +66,7 @@ impl<'a> Placement<'a> {
             },
             n_slots: args.slots.map(|n_slots| n_slots as usize),
             lookahead: args.lookahead.map(|lookahead| lookahead as usize),
+            expert_cache: args.expert_cache,
             upload: match args.upload {
                 UploadArg::Auto => None,
                 UploadArg::Mapped => Some(UploadPath::Mapped),

@@ -301,6 +301,7 @@ pub(super) async fn answer(
     let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
     let (prompt_secs, prompt_waited) = (begin.elapsed().as_secs_f64(), waited_since(begin_cores));
     let after_prompt = generation.engine().trace().summary();
+    let experts_before = generation.engine().expert_statistics();
     let mut first_token_secs = None;
     let mut generated = Vec::new();
     let (mut text, mut reasoning) = (String::new(), String::new());
@@ -362,6 +363,7 @@ pub(super) async fn answer(
         first_token_secs: first_token_secs.unwrap_or(prompt_secs),
         prompt: after_prompt,
         all: engine.trace().summary(),
+        experts: engine.expert_statistics().since(&experts_before),
         predicted: Predicted::of(engine.prepared(), &expected),
         disturbance: Disturbance::of(&expected),
         memory: engine.memory_use(),

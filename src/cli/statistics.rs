@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::device::Origin;
 use crate::engine::{MemoryUse, Observed, Prepared};
 use crate::plan::Totals;
-use crate::stream::TraceSummary;
+use crate::stream::{ExpertStatistics, TraceSummary};
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, three_digits};
 
 /// From this share of a run on, the time that other programs took is printed.
@@ -30,6 +30,8 @@ pub struct Statistics {
     pub prompt: TraceSummary,
     /// What moved and computed in all.
     pub all: TraceSummary,
+    /// What expert caches were asked for while tokens were generated.
+    pub experts: ExpertStatistics,
     /// What the plan predicted for such an answer.
     pub predicted: Predicted,
     /// What other programs took of it; absent where the system does not report it.
@@ -111,6 +113,9 @@ impl Statistics {
             let secs = self.all.upload_secs - self.prompt.upload_secs;
             let moved = BytesPerSec::from_transfer(Bytes(uploaded.0 * self.n_decoded as u64), secs);
             line.push_str(&format!(" | streamed {uploaded}/token at {moved}"));
+        }
+        if let Some(hit_rate) = self.experts.hit_rate() {
+            line.push_str(&format!(" | {:.0} % of experts found", hit_rate * 100.0));
         }
         let fetched = decode(self.all.fetched, self.prompt.fetched);
         if fetched > Bytes::ZERO && self.n_decoded > 0 {

@@ -22,6 +22,7 @@ impl Words for Options {
             Setting::UbatchSize => "ubatch-size",
             Setting::NSeqs => "n-seqs",
             Setting::KvDType => "kv-dtype",
+            Setting::ExpertCache => "expert-cache",
             Setting::Slots => "slots",
             Setting::Lookahead => "lookahead",
             Setting::Upload => "upload",

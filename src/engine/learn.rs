@@ -39,7 +39,8 @@ impl Engine {
     /// for another machine, with typical rates, or with kernels or limits that it would not choose by itself.
     pub fn learn(&self, observed: &[Observed]) {
         let prepared = &self.prepared;
-        if !prepared.learns {
+        // What an expert cache finds is assumed, so that forwards with one do not tell rates.
+        if !prepared.learns || prepared.plan.devices.iter().any(|device| device.expert_cache.is_some()) {
             return;
         }
         let mut measured = prepared.measured.clone();

@@ -20,7 +20,7 @@ use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::{Plan, Workload};
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, Halves, Logits, Store, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, ExpertStatistics, Halves, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub use embed::normalized;
@@ -179,6 +179,11 @@ impl Engine {
     pub fn loss_of(&self, device: Device) -> Option<impl FnOnce() + Send + 'static> {
         let lost = self.executors.gpus().find(|(own, _)| *own == device).map(|(_, gpu)| gpu.device.clone());
         lost.map(|lost| move || lost.destroy())
+    }
+
+    /// What the expert caches of all adapters were asked for so far.
+    pub fn expert_statistics(&self) -> ExpertStatistics {
+        self.executors.devices().iter().filter_map(|(_, executor)| executor.expert_statistics()).sum()
     }
 
     /// Bind groups and pipelines that were made so far for each adapter that computes.

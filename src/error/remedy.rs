@@ -35,6 +35,8 @@ pub enum Setting {
     NSeqs,
     /// [`PlanOptions::kv_dtype`](crate::plan::PlanOptions::kv_dtype).
     KvDType,
+    /// [`PlanOptions::expert_cache`](crate::plan::PlanOptions::expert_cache).
+    ExpertCache,
     /// [`PlanOptions::n_slots`](crate::plan::PlanOptions::n_slots).
     Slots,
     /// [`PlanOptions::lookahead`](crate::plan::PlanOptions::lookahead).
@@ -79,6 +81,7 @@ impl Setting {
         Setting::UbatchSize,
         Setting::NSeqs,
         Setting::KvDType,
+        Setting::ExpertCache,
         Setting::Slots,
         Setting::Lookahead,
         Setting::Upload,
@@ -110,6 +113,7 @@ impl Setting {
             Setting::UbatchSize => "ubatch_size",
             Setting::NSeqs => "n_seqs",
             Setting::KvDType => "kv_dtype",
+            Setting::ExpertCache => "expert_cache",
             Setting::Slots => "n_slots",
             Setting::Lookahead => "lookahead",
             Setting::Upload => "upload",

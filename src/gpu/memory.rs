@@ -43,6 +43,8 @@ pub enum Purpose {
     Weights,
     /// Slots of the ring that streamed units pass through.
     Slots,
+    /// The cache of experts.
+    Experts,
     /// Memory that copies go through, both ways.
     Staging,
     /// Keys and values of past positions.
@@ -55,8 +57,8 @@ pub enum Purpose {
 
 impl Purpose {
     /// All of them, for tables.
-    pub const ALL: [Purpose; 6] =
-        [Purpose::Weights, Purpose::Slots, Purpose::Staging, Purpose::KvCache, Purpose::Activations, Purpose::Other];
+    pub const ALL: [Purpose; 7] =
+        [Purpose::Weights, Purpose::Slots, Purpose::Experts, Purpose::Staging, Purpose::KvCache, Purpose::Activations, Purpose::Other];
 }
 
 /// Bytes in use, and the most that ever were.

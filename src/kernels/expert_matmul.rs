@@ -27,6 +27,10 @@ pub struct Params {
     pub first_row: u32,
     /// 1: all experts of a token read the same input; 0: each has its own.
     pub shares_input: u32,
+    /// Bytes of a slot, where the experts are in slots.
+    pub slot_bytes: u32,
+    /// Where the matrix begins in a slot, in bytes.
+    pub matrix_begin: u32,
 }
 
 impl Params {
@@ -41,7 +45,15 @@ impl Params {
             expert_rows: op.n_rows as u32,
             first_row,
             shares_input: (input.width == op.n_columns).into(),
+            slot_bytes: 0,
+            matrix_begin: 0,
         }
+    }
+
+    /// The same with experts in slots of `slot_bytes`, in each of which the matrix begins at `matrix_begin`; both are multiples of 256.
+    #[must_use]
+    pub fn in_slots(self, slot_bytes: u32, matrix_begin: u32) -> Params {
+        Params { slot_bytes, matrix_begin, ..self }
     }
 
     /// Rows of inputs.
@@ -58,15 +70,21 @@ impl Params {
 /// Buffers of the shader.
 #[derive(Debug, Clone, Copy)]
 pub struct Bindings<'a> {
-    /// `[n_rows, n_columns]` as stored.
+    /// `[n_rows, n_columns]` as stored; or slots.
     pub weight: Binding<'a>,
     /// `[n_tokens, n_used, n_columns]`, or `[n_tokens, n_columns]` where experts share it.
     pub input: Binding<'a>,
     /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights.
     pub routing: Binding<'a>,
+    /// Which slot has which expert, where they are in slots: `[n_experts]` u32, [`NO_SLOT`] of those that are elsewhere. What belongs to
+    /// these is left as it is.
+    pub slots: Option<Binding<'a>>,
     /// `[n_tokens, n_used, expert_rows]`.
     pub output: Binding<'a>,
 }
+
+/// The slot of an expert that is in none.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// Makes the dispatch, for a weight of this dtype.
 ///
@@ -79,15 +97,23 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
     let row_bytes = of_dtype.row_bytes().unwrap_or(0);
     require(gpu, stem, row_bytes > 0 && n_rows > 0, "its rows are no whole number of blocks, or there are none")?;
     require(gpu, stem, n_tokens > 0 && n_used > 0 && expert_rows > 0, "it is empty")?;
+    // In slots, as many rows are needed as the table names, which nobody knows yet: it is up to who writes it.
+    let in_slots = bindings.slots.is_some();
+    require(gpu, stem, !in_slots || params.slot_bytes > 0, "slots have no size")?;
+    let weight_bytes = if in_slots { params.slot_bytes.into() } else { row_bytes.saturating_mul(n_rows.into()) };
+    let n_experts = n_rows / expert_rows;
     let needed = [
-        (bindings.weight, row_bytes.saturating_mul(n_rows.into())),
+        (bindings.weight, weight_bytes),
         (bindings.input, f32_bytes(&[params.n_inputs(), n_columns])),
         (bindings.routing, f32_bytes(&[n_tokens, 2, n_used])),
+        // Where there are no slots, something must be bound all the same.
+        bindings.slots.map_or((bindings.routing, 0), |slots| (slots, f32_bytes(&[n_experts]))),
         (bindings.output, f32_bytes(&[n_tokens, n_used, expert_rows])),
     ];
     // Lanes that share a row read it side by side; a software adapter loads for each lane alone.
     let [lanes, workgroup] = if is_software(gpu) { [1, 8] } else { [32, 64] };
-    let constants = [&of_dtype.dtype_constants()[..], &[("LANES", f64::from(lanes)), ("WORKGROUP", f64::from(workgroup))]].concat();
+    let shape = [("LANES", f64::from(lanes)), ("WORKGROUP", f64::from(workgroup)), ("IN_SLOTS", f64::from(u8::from(in_slots)))];
+    let constants = [&of_dtype.dtype_constants()[..], &shape].concat();
     let groups = u64::from(expert_rows.div_ceil(workgroup / lanes));
     let count = u64::from(n_tokens) * u64::from(n_used) * groups;
     require(gpu, stem, count <= u64::from(u32::MAX), "it has more workgroups than u32 counts")?;

@@ -241,7 +241,7 @@ static ROUTE: KernelSource = row::<route::Params>("route", wgsl!("route"), &[("l
 static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul",
     wgsl!("expert_matmul", "decode", "blocks", "bytes"),
-    &[("weight", Read), ("input", Read), ("routing", Read), ("output", Write)],
+    &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write)],
 );
 static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(
     "sum_experts",

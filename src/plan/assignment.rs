@@ -58,9 +58,9 @@ impl Assignment {
         let placement = |(index, unit): (usize, &UnitAssignment)| {
             let device = site.workers[unit.worker].device;
             let n_matrices = site.model.units[index + 1].matrices().count();
-            Placement { execute_on: device, stored_on: vec![unit.residency.device(device); n_matrices] }
+            Placement::new(device, vec![unit.residency.device(device); n_matrices])
         };
-        let embedding = Placement { execute_on: Device::Cpu, stored_on: Vec::new() };
+        let embedding = Placement::new(Device::Cpu, Vec::new());
         std::iter::once(embedding).chain(self.units.iter().enumerate().map(placement)).collect()
     }
 

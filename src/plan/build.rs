@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Advice, Error, Remedy, Setting};
-use crate::model::UnitKind;
+use crate::model::{Op, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of, share_slots};
+use crate::plan::expert_cache::{ExpertCachePlan, expert_shape};
 use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_files};
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
@@ -64,8 +65,12 @@ struct Part {
     /// Chunks of the units that it computes, in the model's order.
     chunks: Vec<Chunk>,
     ring: Option<RingPlan>,
+    expert_cache: Option<ExpertCachePlan>,
     used: Usage,
 }
+
+/// What a plan says of one worker besides its chunks.
+type PartRow = (usize, Option<RingPlan>, Option<ExpertCachePlan>, Usage);
 
 /// What came of one worker.
 enum PartOutcome {
@@ -164,7 +169,7 @@ impl Build<'_> {
             Chunks::NeedsDispatches(needed) => return Ok(PartOutcome::NeedsDispatches(needed)),
         };
         let in_chunks = |resident: bool| {
-            let of_kind = chunks.iter().filter(move |chunk| (chunk.stored_on == own.device) == resident);
+            let of_kind = chunks.iter().filter(move |chunk| !chunk.is_cached && (chunk.stored_on == own.device) == resident);
             of_kind.map(|chunk| chunk.size_bytes)
         };
         let mut used = self.fixed(worker, units, n_dispatches_of(&chunks));
@@ -184,7 +189,19 @@ impl Build<'_> {
         if used.total() > self.budgets[worker] {
             return Err(Refusal::Budget);
         }
-        Ok(PartOutcome::Made(Part { worker, chunks, ring, used }))
+        let expert_cache = self.expert_cache(own, &chunks, self.budgets[worker].saturating_sub(used.total()))?;
+        used.expert_cache = expert_cache.map_or(Bytes::ZERO, |cache| cache.size_bytes());
+        Ok(PartOutcome::Made(Part { worker, chunks, ring, expert_cache, used }))
+    }
+
+    /// The cache in `room` bytes for the experts of `chunks` that are cached, if any are.
+    fn expert_cache(&self, own: &Worker<'_>, chunks: &[Chunk], room: Bytes) -> Result<Option<ExpertCachePlan>, Refusal> {
+        let cached = chunks.iter().filter(|chunk| chunk.is_cached);
+        let shapes: Vec<_> = cached.filter_map(|chunk| expert_shape(chunk, self.site.model)).collect();
+        if shapes.is_empty() {
+            return Ok(None);
+        }
+        ExpertCachePlan::fitted(&shapes, &own.limits, room).map(Some).ok_or(Refusal::Budget)
     }
 
     /// Cuts a worker's units for slots that its budget has room for, with parameters for its dispatches set aside.
@@ -242,7 +259,7 @@ impl Build<'_> {
 
     /// Those of `units` of which something streams.
     fn streamed(&self, own: &Worker<'_>, units: &[usize]) -> Vec<usize> {
-        units.iter().copied().filter(|&unit| !self.is_resident(own, unit)).collect()
+        units.iter().copied().filter(|&unit| self.matrices_at(unit, |stored_on| stored_on != own.device).next().is_some()).collect()
     }
 
     /// A slot that holds any row.
@@ -251,7 +268,7 @@ impl Build<'_> {
     }
 
     fn lay_out_streamed(&self, own: &Worker<'_>, chunks: &mut [Chunk]) {
-        let streamed = chunks.iter_mut().filter(|chunk| chunk.stored_on != own.device);
+        let streamed = chunks.iter_mut().filter(|chunk| !chunk.is_cached && chunk.stored_on != own.device);
         streamed.for_each(|chunk| lay_out_as_in_files(chunk, self.site.catalog));
     }
 
@@ -267,12 +284,16 @@ impl Build<'_> {
         self.matrices_at(unit, |stored_on| stored_on == own.device).sum()
     }
 
-    /// Sizes of those matrices of a unit that are stored where `is_wanted` says.
+    /// Sizes of those matrices of a unit that are stored where `is_wanted` says, without the experts that pass through a cache.
     fn matrices_at(&self, unit: usize, is_wanted: impl Fn(Device) -> bool) -> impl Iterator<Item = Bytes> {
-        let matrices = self.site.model.units[unit].matrices().zip(&self.placements[unit].stored_on);
+        let placement = &self.placements[unit];
+        let matrices = self.site.model.units[unit].ops.iter().filter_map(|op| Some((op, op.matrix()?)));
+        let is_cached =
+            |op: &Op, stored_on: Device| placement.caches_experts && stored_on != placement.execute_on && matches!(op, Op::ExpertMatMul(_));
         matrices
-            .filter(move |(_, stored_on)| is_wanted(**stored_on))
-            .map(|(id, _)| self.site.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT))
+            .zip(&placement.stored_on)
+            .filter(move |((op, _), stored_on)| is_wanted(**stored_on) && !is_cached(op, **stored_on))
+            .map(|((_, id), _)| self.site.catalog[id].size_bytes.align_up(SLICE_ALIGNMENT))
     }
 
     /// Bytes of a slot: the largest streamed part of a unit whole, so that it is one large copy, where there is room.
@@ -303,10 +324,11 @@ impl Build<'_> {
         let mut all = Vec::with_capacity(units.len());
         for &unit in units {
             let stored_on = &self.placements[unit].stored_on;
-            let how = Cut { catalog: self.site.catalog, limits: &own.limits, stored_on, executor: own.device, slot_bytes };
+            let caches_experts = self.placements[unit].caches_experts;
+            let how = Cut { catalog: self.site.catalog, limits: &own.limits, stored_on, executor: own.device, slot_bytes, caches_experts };
             all.extend(if self.is_resident(own, unit) {
                 own.blocks[unit].clone()
-            } else if stored_on.contains(&own.device) {
+            } else if caches_experts || stored_on.contains(&own.device) {
                 cut(unit, &self.site.model.units[unit], &how)?
             } else {
                 cut_evenly(unit, &self.site.model.units[unit], &how)?
@@ -366,7 +388,7 @@ impl Build<'_> {
         let (embedding_device, embedding_bytes) = self.place_embedding(host_budget.saturating_sub(host_used.total()));
         host_used.weights += embedding_bytes;
 
-        let rows: Vec<(usize, Option<RingPlan>, Usage)> = parts.iter().map(|part| (part.worker, part.ring, part.used)).collect();
+        let rows: Vec<PartRow> = parts.iter().map(|part| (part.worker, part.ring, part.expert_cache, part.used)).collect();
         let mut chunks: Vec<Chunk> = parts.into_iter().flat_map(|part| part.chunks).collect();
         // No chunk has units of two devices, and the chunks of one unit keep their order.
         chunks.sort_by_key(Chunk::unit);
@@ -399,10 +421,10 @@ impl Build<'_> {
         Ok(plan)
     }
 
-    fn device_rows(&self, plan: &Plan, parts: &[(usize, Option<RingPlan>, Usage)], host: (Bytes, Usage)) -> Vec<DevicePlan> {
+    fn device_rows(&self, plan: &Plan, parts: &[PartRow], host: (Bytes, Usage)) -> Vec<DevicePlan> {
         let site = self.site;
         let n_units = |is_own: &dyn Fn(&UnitPlan) -> bool| plan.units.iter().filter(|unit| is_own(unit)).count();
-        let row = |spec: &DeviceSpec, budget: Option<Bytes>, used: Usage, ring: Option<RingPlan>| DevicePlan {
+        let row = |spec: &DeviceSpec, budget: Option<Bytes>, used: Usage, (ring, expert_cache)| DevicePlan {
             device: spec.device,
             name: spec.name.clone(),
             budget,
@@ -411,6 +433,7 @@ impl Build<'_> {
             n_units: n_units(&|unit| unit.stored_on == spec.device),
             n_executed: n_units(&|unit| unit.execute_on == spec.device && !unit.chunks.is_empty()),
             ring,
+            expert_cache,
             streamed_bytes: plan
                 .streamed_chunks()
                 .filter(|&chunk| plan.stored_on(chunk) == spec.device)
@@ -418,17 +441,17 @@ impl Build<'_> {
                 .sum(),
         };
         let mut rows = Vec::new();
-        for &(worker, ring, used) in parts {
+        for &(worker, ring, expert_cache, used) in parts {
             let own = &site.workers[worker];
             let (budget, used) = if own.device == Device::Cpu { host } else { (self.budgets[worker], used) };
-            rows.push(row(own.spec, Some(budget), used, ring));
+            rows.push(row(own.spec, Some(budget), used, (ring, expert_cache)));
         }
         if rows.iter().all(|row| row.device != Device::Cpu) {
-            rows.push(row(site.host, Some(host.0), host.1, None));
+            rows.push(row(site.host, Some(host.0), host.1, (None, None)));
         }
         match site.devices.iter().find(|spec| spec.device == Device::Disk) {
-            Some(disk) => rows.push(row(disk, None, Usage::default(), None)),
-            None => rows.push(row(&nameless_disk(), None, Usage::default(), None)),
+            Some(disk) => rows.push(row(disk, None, Usage::default(), (None, None))),
+            None => rows.push(row(&nameless_disk(), None, Usage::default(), (None, None))),
         }
         rows
     }

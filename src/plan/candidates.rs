@@ -8,11 +8,14 @@ use serde::Serialize;
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::{Device, DeviceSpec};
+use crate::error::{Error, Setting};
 use crate::model::Model;
 use crate::plan::assignment::Assignment;
 use crate::plan::costs::{MachineCosts, Workload};
 use crate::plan::device_map::{self, Offloaded};
 use crate::plan::dry_run::{Prediction, predict};
+use crate::plan::expert_cache::ExpertCacheRule;
+use crate::plan::expert_placements;
 use crate::plan::explain::OtherWay;
 use crate::plan::planner::check_placements;
 use crate::plan::refusal::Refusal;
@@ -55,6 +58,7 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
         }
         PlacementRule::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
         PlacementRule::Given(map) => of_map(site, map, &budgets)?,
+        PlacementRule::ExpertsOnHost(n_layers) => return experts_on_host(site, *n_layers, &budgets).map(|made| made.plan),
         PlacementRule::Placed(placements) => {
             check_placements(site, placements)?;
             return site.placed(placements, &budgets).map(|(_, plan)| plan);
@@ -88,9 +92,64 @@ fn measured(site: &Site<'_>, budgets: &[Bytes]) -> Result<Vec<Candidate>, Refusa
         let of_mode = device_map::along_mode(site, mode, |map| of_map(site, map, budgets));
         candidates.extend(of_mode.into_iter().flatten().filter(|candidate| site.allows_residents(&candidate.plan)));
     }
+    let caching = caching(site, budgets);
+    if site.options.expert_cache == ExpertCacheRule::Always && !caching.is_empty() {
+        return Ok(caching);
+    }
     let improved = improve(site, &candidates, budgets);
     candidates.extend(improved);
+    candidates.extend(caching);
     Ok(candidates)
+}
+
+/// Plans by which one adapter computes everything and the experts pass through its cache.
+fn caching(site: &Site<'_>, budgets: &[Bytes]) -> Vec<Candidate> {
+    if site.options.expert_cache == ExpertCacheRule::Never || site.options.resident_layers != ResidentLayers::Auto {
+        return Vec::new();
+    }
+    let of_adapter = |worker: usize| {
+        let made = in_some_host_room(site, worker, budgets, |room| expert_placements::cached(site, worker, room)).ok()??;
+        is_allowed(site, &made.plan).then_some(made)
+    };
+    adapters(site).filter_map(of_adapter).collect()
+}
+
+/// The plan by which the host computes the experts of so many layers.
+fn experts_on_host(site: &Site<'_>, n_layers: usize, budgets: &[Bytes]) -> Result<Candidate, Refusal> {
+    let invalid = |reason: &str| Refusal::Limit(Error::InvalidArgument { option: Setting::Placement.into(), reason: reason.into() });
+    if site.worker(Device::Cpu).is_none() {
+        return Err(invalid("the host is to compute experts, and it does not compute here"));
+    }
+    let adapter = adapters(site).next().ok_or_else(|| invalid("only the host computes here, and it computes the experts already"))?;
+    let made = in_some_host_room(site, adapter, budgets, |room| expert_placements::on_host(site, adapter, n_layers, room))?;
+    made.ok_or_else(|| invalid("the model has no experts"))
+}
+
+/// The workers that are adapters and may hold weights.
+fn adapters(site: &Site<'_>) -> impl Iterator<Item = usize> {
+    (0..site.workers.len()).filter(|&worker| site.workers[worker].is_gpu() && site.may_hold(site.workers[worker].device))
+}
+
+/// The plan with the most of these placements in host memory that fits, beside what an adapter uses of that; `None` where there are no
+/// placements.
+fn in_some_host_room(
+    site: &Site<'_>,
+    adapter: usize,
+    budgets: &[Bytes],
+    placements: impl Fn(Bytes) -> Option<Vec<Placement>>,
+) -> Result<Option<Candidate>, Refusal> {
+    let shared = if site.workers[adapter].shares_host_memory() { budgets[adapter] } else { Bytes::ZERO };
+    let whole = site.host_budget(shared);
+    let mut refusal = Refusal::Budget;
+    // What a plan needs of host memory besides is not counted here.
+    for room in [whole, Bytes(whole.0 / 8 * 7), Bytes(whole.0 / 2), Bytes::ZERO] {
+        let Some(placements) = placements(room) else { return Ok(None) };
+        match site.placed(&placements, budgets) {
+            Ok((shape, plan)) => return Ok(Some(Candidate { secs: secs_of(site, &plan), plan, shape })),
+            Err(other) => refusal = other,
+        }
+    }
+    Err(refusal)
 }
 
 /// The greedy plans along every chain, and why there are no more.
@@ -168,7 +227,7 @@ pub(super) fn is_possible(site: &Site<'_>) -> bool {
         PlacementRule::Auto => chains(site).iter().any(|chain| site.has_greedy(chain, &budgets)),
         PlacementRule::Accelerate(mode) => device_map::along_mode(site, *mode, |map| made_of_map(site, map, &budgets)).is_ok(),
         PlacementRule::Given(map) => made_of_map(site, map, &budgets).is_ok(),
-        PlacementRule::FrontToBack | PlacementRule::Placed(_) => best(site).is_ok(),
+        PlacementRule::FrontToBack | PlacementRule::ExpertsOnHost(_) | PlacementRule::Placed(_) => best(site).is_ok(),
     }
 }
 
@@ -306,7 +365,8 @@ pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
                 }
             }
         }
-        Placement { execute_on: unit.execute_on, stored_on }
+        let caches_experts = plan.chunks[unit.chunks.clone()].iter().any(|chunk| chunk.is_cached);
+        Placement { execute_on: unit.execute_on, stored_on, caches_experts }
     };
     plan.units.iter().enumerate().map(of_unit).collect()
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::device::{Device, GpuLimits};
 use crate::error::{Error, Remedy, Result, Setting};
-use crate::model::Unit;
+use crate::model::{Op, Unit};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -24,12 +24,16 @@ pub struct Chunk {
     pub work: Vec<UnitWork>,
     /// Bytes of the whole block, gaps between slices included.
     pub size_bytes: Bytes,
+    /// Whether it has the matrices of all experts of a unit, whole, of which only those that tokens take are brought to the expert cache of
+    /// the device that computes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_cached: bool,
 }
 
 impl Chunk {
     fn empty(unit: usize, stored_on: Device) -> Chunk {
         let work = vec![UnitWork { unit, steps: Vec::new() }];
-        Chunk { stored_on, slices: Vec::new(), work, size_bytes: Bytes::ZERO }
+        Chunk { stored_on, slices: Vec::new(), work, size_bytes: Bytes::ZERO, is_cached: false }
     }
 
     /// Index of its first unit in the model.
@@ -146,6 +150,8 @@ pub struct Cut<'a> {
     pub executor: Device,
     /// Most bytes of a chunk that is not stored on `executor`.
     pub slot_bytes: Bytes,
+    /// Whether matrices of experts that are not stored on `executor` pass through its expert cache.
+    pub caches_experts: bool,
 }
 
 /// Cuts `unit` into chunks whose slices fit the limits; what streams fits a slot.
@@ -167,10 +173,20 @@ pub fn cut(unit_index: usize, unit: &Unit, how: &Cut<'_>) -> Result<Vec<Chunk>> 
             continue;
         };
         let stored_on = stored_on.next().unwrap_or(how.executor);
-        if stored_on != chunk.stored_on && !chunk.slices.is_empty() {
+        let is_cached = how.caches_experts && stored_on != how.executor && matches!(op, Op::ExpertMatMul(_));
+        // What comes before experts that are cached is computed before it is known which of them are needed.
+        let begins_cached = is_cached && !chunk.is_cached && chunk.n_steps() > 0;
+        if begins_cached || (stored_on != chunk.stored_on || chunk.is_cached != is_cached) && !chunk.slices.is_empty() {
             chunks.push(std::mem::replace(&mut chunk, empty(stored_on)));
         }
-        chunk.stored_on = stored_on;
+        (chunk.stored_on, chunk.is_cached) = (stored_on, is_cached);
+        if is_cached {
+            let (size_bytes, n_rows) = (how.catalog[weight].size_bytes.0, how.catalog[weight].n_rows());
+            chunk.push(Work::Rows { op: op_index, slice: chunk.slices.len() });
+            chunk.slices.push(Slice { tensor: weight, first_row: 0, n_rows, offset: chunk.size_bytes.0, size_bytes });
+            chunk.size_bytes = Bytes(chunk.size_bytes.0.saturating_add(size_bytes)).align_up(SLICE_ALIGNMENT);
+            continue;
+        }
         let max_chunk = if stored_on == how.executor { max_block.0 } else { how.slot_bytes.min(max_block).0 };
         let tensor = &how.catalog[weight];
         let (n_rows, row_bytes) = (tensor.n_rows(), tensor.row_bytes());
@@ -223,7 +239,8 @@ pub(super) fn share_slots(chunks: Vec<Chunk>, executor: Device, slot_bytes: Byte
         let streams = chunk.stored_on != executor;
         let has_room = |last: &Chunk| {
             let follows = last.stored_on == chunk.stored_on && chunk.unit() <= last.last_unit() + 1;
-            follows && last.size_bytes + chunk.size_bytes <= slot_bytes
+            let streams = !last.is_cached && !chunk.is_cached;
+            follows && streams && last.size_bytes + chunk.size_bytes <= slot_bytes
         };
         match shared.last_mut().filter(|last| streams && has_room(last)) {
             Some(last) => last.append(chunk),
@@ -251,7 +268,7 @@ fn row_too_large(tensor: &str, row_bytes: u64, limit: u64) -> Error {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::model::{Activation, Op, UnitKind, ValueId};
+    use crate::model::{Activation, UnitKind, ValueId};
     use crate::weights::{Shard, TensorInfo};
 
     fn catalog(rows: u64, row_values: u64) -> Catalog {
@@ -270,7 +287,7 @@ mod tests {
     }
 
     fn how<'a>(catalog: &'a Catalog, limits: &'a GpuLimits, slot_bytes: Bytes) -> Cut<'a> {
-        Cut { catalog, limits, stored_on: &[Device::Cpu; 2], executor: Device::Gpu(0), slot_bytes }
+        Cut { catalog, limits, stored_on: &[Device::Cpu; 2], executor: Device::Gpu(0), slot_bytes, caches_experts: false }
     }
 
     #[test]

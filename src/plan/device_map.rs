@@ -49,7 +49,7 @@ pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded)
     let Some(of_rest) = of_rest else { return Ok(None) };
     let placements = site.model.units.iter().enumerate().map(|(index, unit)| {
         if unit.kind == UnitKind::Embedding {
-            return Placement { execute_on: Device::Cpu, stored_on: Vec::new() };
+            return Placement::new(Device::Cpu, Vec::new());
         }
         let own: Vec<&MatrixPlacement> = matrices.iter().filter(|matrix| matrix.unit == index).collect();
         let execute_on = adapter_with_most(site.catalog, &own).unwrap_or(of_rest);
@@ -58,7 +58,7 @@ pub(super) fn placements(site: &Site<'_>, map: &DeviceMap, offloaded: Offloaded)
             // A host that computes streams from disk only.
             other => other,
         };
-        Placement { execute_on, stored_on: own.iter().map(stored_on).collect() }
+        Placement::new(execute_on, own.iter().map(stored_on).collect())
     });
     Ok(Some(placements.collect()))
 }

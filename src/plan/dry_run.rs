@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::device::{Device, DeviceSpec, Origin};
 use crate::model::{Model, Op};
 use crate::plan::costs::{DeviceCosts, MachineCosts, Workload, hidden_bytes};
+use crate::plan::expert_cache::{cached_shapes, moved_bytes};
 use crate::plan::schedule::{Schedule, Step};
 use crate::plan::{Chunk, Plan, UnitWork, UploadPath, Work};
 use crate::units::Bytes;
@@ -89,7 +90,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
     let Predictor { machine, executors, .. } = &predictor;
     let pace = predictor.pace(&parts);
     let mut origins: Vec<Origin> = executors.iter().map(|&device| machine.of(device).origin()).collect();
-    if plan.streamed_chunks().any(|chunk| plan.stored_on(chunk) == Device::Disk) {
+    if (0..plan.chunks.len()).any(|chunk| plan.stored_on(chunk) == Device::Disk) {
         origins.push(machine.disk().origin());
     }
     // What moves is the same in every part.
@@ -100,7 +101,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
             device,
             compute_secs: parts.iter().flat_map(|part| own().map(|chunk| part.chunks[chunk].compute_secs)).sum(),
             upload_secs: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| moving[chunk].upload_secs).sum(),
-            streamed_bytes: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| plan.chunks[chunk].stored_bytes()).sum(),
+            streamed_bytes: own().filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| moving[chunk].moved_bytes).sum(),
         }
     };
     Prediction {
@@ -109,10 +110,13 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         in_halves: halves.is_some(),
         stall_secs: pace.stall_secs,
         transfer_secs: pace.transfer_secs,
-        streamed_bytes: plan.streamed_bytes(),
+        streamed_bytes: (0..plan.chunks.len()).filter(|&chunk| !plan.is_resident(chunk)).map(|chunk| moving[chunk].moved_bytes).sum(),
         devices: executors.iter().map(busy).collect(),
         fetch_secs: moving.iter().map(|cost| cost.fetch_secs).sum(),
-        fetched_bytes: plan.chunks.iter().filter(|chunk| chunk.stored_on == Device::Disk).map(Chunk::stored_bytes).sum(),
+        fetched_bytes: (0..plan.chunks.len())
+            .filter(|&chunk| plan.stored_on(chunk) == Device::Disk)
+            .map(|chunk| moving[chunk].moved_bytes)
+            .sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
 }
@@ -142,19 +146,38 @@ impl<'a> Predictor<'a> {
 
     /// What it takes to compute a batch, or half of one.
     fn costs(&self, workload: Workload) -> PartCosts {
+        let hit_rates: Vec<f64> = self.executors.iter().map(|&device| self.hit_rate(device, workload)).collect();
         let cost = |(index, chunk): (usize, &Chunk)| {
             let device = self.plan.executor(index);
+            let executor = self.executors.iter().position(|other| *other == device).unwrap_or(0); // All of them are listed.
             let costs = self.machine.of(device);
-            let upload = self.plan.ring(costs.device).map_or(UploadPath::Staged, |ring| ring.upload);
+            let (upload, moved_bytes, uploaded_bytes) = match chunk.is_cached {
+                true => {
+                    let moved = moved_bytes(chunk, self.model, workload.n_tokens, hit_rates[executor]);
+                    (UploadPath::Written, moved, moved)
+                }
+                false => {
+                    let upload = self.plan.ring(device).map_or(UploadPath::Staged, |ring| ring.upload);
+                    (upload, chunk.stored_bytes(), chunk.size_bytes)
+                }
+            };
             ChunkCost {
-                executor: self.executors.iter().position(|other| *other == device).unwrap_or(0), // All of them are listed.
-                compute_secs: chunk_secs(chunk, &self.machine, costs.device, self.catalog, self.model, workload),
-                upload_secs: costs.upload_secs(chunk.size_bytes, upload),
-                fetch_secs: if chunk.stored_on == Device::Disk { self.machine.disk().fetch_secs(chunk.stored_bytes()) } else { 0.0 },
+                executor,
+                compute_secs: chunk_secs(chunk, &self.machine, device, self.catalog, self.model, workload),
+                upload_secs: costs.upload_secs(uploaded_bytes, upload),
+                fetch_secs: if chunk.stored_on == Device::Disk { self.machine.disk().fetch_secs(moved_bytes) } else { 0.0 },
+                moved_bytes,
             }
         };
         let chunks = self.plan.chunks.iter().enumerate().map(cost).collect();
         PartCosts { chunks, transfer_bytes: transfer_bytes(self.model, workload) }
+    }
+
+    /// The share of a forward's experts that is expected to be in the expert cache of `device`.
+    fn hit_rate(&self, device: Device, workload: Workload) -> f64 {
+        let Some(cache) = self.plan.expert_cache(device) else { return 0.0 };
+        let shapes = cached_shapes(self.plan, self.model, device);
+        cache.hit_rate(shapes.iter().map(|shape| shape.n_taken(workload.n_tokens)).sum())
     }
 
     /// The dry run of a whole batch, or of both halves of one.
@@ -206,6 +229,8 @@ pub(super) struct ChunkCost {
     pub(super) compute_secs: f64,
     pub(super) upload_secs: f64,
     pub(super) fetch_secs: f64,
+    /// Bytes of weights that are moved for it, of a chunk that is not resident.
+    pub(super) moved_bytes: Bytes,
 }
 
 /// What it takes to compute a batch, or half of one.
@@ -319,6 +344,7 @@ impl<'a> DryRun<'a> {
             Step::FetchUpload(chunk) | Step::Upload(chunk) => self.upload(chunk),
             Step::ComputeResident(chunk) => self.compute(0, chunk, 0.0, false),
             Step::ComputeStreamed(chunk) => self.compute_streamed(chunk),
+            Step::ComputeCached(chunk) => self.compute_cached(chunk),
             Step::Transfer { from, to } => self.transfer(0, from, Some(to)),
             Step::Readback => {
                 if let Some(from) = self.parts[0].chunks.len().checked_sub(1).and_then(|last| self.executor(last)) {
@@ -386,6 +412,24 @@ impl<'a> DryRun<'a> {
         if own.computed_from >= own.n_to_share {
             own.submit();
         }
+    }
+
+    /// What was recorded is computed before it is known which experts are needed; those that are missing are brought before any is used.
+    fn compute_cached(&mut self, chunk: usize) {
+        let (now, disk_free, cost) = (self.now, self.disk_free, self.parts[0].chunks[chunk]);
+        let request_secs = if cost.fetch_secs > 0.0 { self.machine.disk().request_secs() } else { 0.0 };
+        let own = &mut self.devices[cost.executor];
+        own.submit();
+        let known = own.compute_free.max(now) + own.round_trip_secs;
+        let fetched = if cost.fetch_secs > 0.0 { disk_free.max(known + request_secs) + cost.fetch_secs } else { known };
+        let there = (own.upload_free.max(known) + cost.upload_secs).max(fetched);
+        own.upload_free = there;
+        self.stall_secs += there - known;
+        self.now = there;
+        if cost.fetch_secs > 0.0 {
+            self.disk_free = fetched;
+        }
+        self.compute(0, chunk, there, false);
     }
 
     /// Transfers the residual stream of a part from one device to the next, or its result to the host.

@@ -116,7 +116,7 @@ pub(crate) mod samples {
             Slice { tensor: TensorId(index as u32), first_row: 0, n_rows: size_bytes / 2, offset, size_bytes }
         };
         let slices = tensors.iter().enumerate().map(slice).collect();
-        (Chunk { stored_on: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block) }, catalog)
+        (Chunk { stored_on: Device::Disk, slices, work: Vec::new(), size_bytes: Bytes(block), is_cached: false }, catalog)
     }
 
     /// As [`chunk_of`], of tensors that follow in their file after a gap each, as (gap, values, shard), rotated by `turn`.

@@ -43,7 +43,7 @@ impl Greedy<'_> {
         let n_units = self.site.model.units.len();
         let mut draft = Draft { placements: Vec::with_capacity(n_units), slot_limits: vec![Bytes(u64::MAX); self.budgets.len()] };
         // The embedding, which has no matrix that is multiplied.
-        draft.placements.push(Placement { execute_on: Device::Cpu, stored_on: Vec::new() });
+        draft.placements.push(Placement::new(Device::Cpu, Vec::new()));
         let mut shared = Bytes::ZERO;
         for (position, &worker) in self.chain.iter().enumerate() {
             let own = &self.site.workers[worker];
@@ -73,7 +73,7 @@ impl Greedy<'_> {
     /// The next `n_units` stay on `own`.
     fn keep(&self, own: &Worker<'_>, first: usize, n_units: usize, draft: &mut Draft) {
         let stored_on = |unit: usize| vec![own.device; self.site.model.units[unit].matrices().count()];
-        draft.placements.extend((first..first + n_units).map(|unit| Placement { execute_on: own.device, stored_on: stored_on(unit) }));
+        draft.placements.extend((first..first + n_units).map(|unit| Placement::new(own.device, stored_on(unit))));
     }
 
     /// Has `worker` compute everything from `first` on: what fits beside a ring stays, the rest streams.
@@ -100,7 +100,7 @@ impl Greedy<'_> {
             host_room = host_room.filter(|&room| bytes <= room).map(|room| room.saturating_sub(bytes));
             let stored_on = if host_room.is_some() { Device::Cpu } else { Device::Disk };
             let n_matrices = self.site.model.units[unit].matrices().count();
-            draft.placements.push(Placement { execute_on: own.device, stored_on: vec![stored_on; n_matrices] });
+            draft.placements.push(Placement::new(own.device, vec![stored_on; n_matrices]));
         }
         Ok(())
     }

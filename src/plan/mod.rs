@@ -9,6 +9,8 @@ mod costs;
 mod counts;
 mod device_map;
 mod dry_run;
+mod expert_cache;
+mod expert_placements;
 mod explain;
 mod file_layout;
 mod fusion;
@@ -40,6 +42,8 @@ pub use costs::Workload;
 pub(crate) use costs::{DeviceCosts, SUBMIT_SECS};
 pub(crate) use dry_run::n_to_share;
 pub use dry_run::{Bound, Busy, Prediction, halves_pay, predict};
+pub(crate) use expert_cache::expert_products;
+pub use expert_cache::{ExpertCacheBlock, ExpertCachePlan, ExpertCacheRule, ExpertShape, expert_shape};
 pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
@@ -98,6 +102,9 @@ pub struct DevicePlan {
     pub n_executed: usize,
     /// The ring that its streamed chunks pass through; `None` where nothing streams to it.
     pub ring: Option<RingPlan>,
+    /// The cache of the experts that it computes with and does not store; `None` where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_cache: Option<ExpertCachePlan>,
     /// Bytes of weights that leave it, per forward, to reach the devices that compute with them.
     pub streamed_bytes: Bytes,
 }
@@ -115,12 +122,15 @@ pub struct Usage {
     pub slots: Bytes,
     /// Staging in front of the slots.
     pub staging: Bytes,
+    /// The cache of experts.
+    #[serde(skip_serializing_if = "Bytes::is_zero")]
+    pub expert_cache: Bytes,
 }
 
 impl Usage {
     /// All of it.
     pub fn total(&self) -> Bytes {
-        self.weights + self.kv_cache + self.activations + self.slots + self.staging
+        self.weights + self.kv_cache + self.activations + self.slots + self.staging + self.expert_cache
     }
 }
 
@@ -148,6 +158,17 @@ pub struct Placement {
     pub execute_on: Device,
     /// Where each of its matrices is stored, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
     pub stored_on: Vec<Device>,
+    /// Whether the matrices of experts that are not stored on `execute_on` do not stream whole: of them, only the experts that tokens take
+    /// are brought there, to its expert cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub caches_experts: bool,
+}
+
+impl Placement {
+    /// A placement in which all that is not stored on `execute_on` streams there.
+    pub fn new(execute_on: Device, stored_on: Vec<Device>) -> Placement {
+        Placement { execute_on, stored_on, caches_experts: false }
+    }
 }
 
 /// The ring that streamed chunks pass through.
@@ -281,9 +302,19 @@ impl Plan {
         self.stored_on(chunk) == self.executor(chunk)
     }
 
+    /// Whether `chunk` passes through a ring at every forward.
+    pub fn streams(&self, chunk: usize) -> bool {
+        !self.is_resident(chunk) && !self.chunks[chunk].is_cached
+    }
+
     /// The chunks that pass through a ring at every forward, in order.
     pub fn streamed_chunks(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.chunks.len()).filter(|&chunk| !self.is_resident(chunk))
+        (0..self.chunks.len()).filter(|&chunk| self.streams(chunk))
+    }
+
+    /// The chunks whose experts pass through the expert cache of `device`, in order.
+    pub fn cached_on(&self, device: Device) -> impl Iterator<Item = usize> + '_ {
+        (0..self.chunks.len()).filter(move |&chunk| self.chunks[chunk].is_cached && self.executor(chunk) == device)
     }
 
     /// Of them, those that pass through the ring of `device`.
@@ -319,6 +350,11 @@ impl Plan {
     /// What is planned for `device`.
     pub fn device(&self, device: Device) -> Option<&DevicePlan> {
         self.devices.iter().find(|plan| plan.device == device)
+    }
+
+    /// The expert cache of `device`; `None` where it has none.
+    pub fn expert_cache(&self, device: Device) -> Option<&ExpertCachePlan> {
+        self.device(device).and_then(|plan| plan.expert_cache.as_ref())
     }
 
     /// The ring of `device`; `None` where nothing streams to it.

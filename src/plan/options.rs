@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::Device;
 use crate::error::{Error, Result, Setting};
-use crate::plan::{Placement, SavedPlan};
+use crate::plan::{ExpertCacheRule, Placement, SavedPlan};
 use crate::units::Bytes;
 
 /// How the KV cache stores its numbers.
@@ -128,6 +128,8 @@ pub enum PlacementRule {
     Accelerate(DeviceMapMode),
     /// By this device map.
     Given(DeviceMap),
+    /// The host computes the feed-forward parts of so many layers with experts, from the first on; the first adapter has all else.
+    ExpertsOnHost(usize),
     /// Exactly these placements, one per unit: who computes is given too.
     Placed(Vec<Placement>),
 }
@@ -182,6 +184,8 @@ pub struct PlanOptions {
     pub kv_dtype: KvDType,
     /// How many layers may be resident (`-ngl`).
     pub resident_layers: ResidentLayers,
+    /// Whether experts may pass through a cache on an adapter (`--expert-cache`).
+    pub expert_cache: ExpertCacheRule,
     /// Slots of the ring (`--slots`); clamped to 1 to 64.
     pub n_slots: Option<usize>,
     /// How many chunks ahead of the computation uploads are started (`--lookahead`).
@@ -218,6 +222,7 @@ impl Default for PlanOptions {
             logit_rows: 1,
             kv_dtype: KvDType::F16,
             resident_layers: ResidentLayers::Auto,
+            expert_cache: ExpertCacheRule::Auto,
             n_slots: None,
             lookahead: None,
             upload: None,

@@ -26,7 +26,7 @@ impl fmt::Display for Plan {
         }
         writeln!(f)?;
         self.devices.iter().try_for_each(|device| self.write_device(f, device))?;
-        if self.streamed_bytes() == Bytes::ZERO {
+        if (0..self.chunks.len()).all(|chunk| self.is_resident(chunk)) {
             writeln!(f, "  nothing streams: every weight is resident where it is computed with")?;
         }
         Ok(())
@@ -47,7 +47,7 @@ impl Plan {
         }
         let parts = [self.computed_by(device), self.stored_for_others(device)];
         let parts = parts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
-        let lines = [parts, self.streamed_to_it(device), self.used_by(device), slots_of(device)];
+        let lines = [parts, self.streamed_to_it(device), self.used_by(device), slots_of(device), cache_of(device)];
         lines.iter().filter(|line| !line.is_empty()).try_for_each(|line| writeln!(f, "         {line}"))
     }
 
@@ -77,7 +77,7 @@ impl Plan {
 
     /// What of that streams, where from and how much it is, or nothing.
     fn streamed_to_it(&self, device: &DevicePlan) -> String {
-        let streams = |_, unit: &UnitPlan| unit.is_computed_by(device.device) && unit.chunks.clone().any(|chunk| !self.is_resident(chunk));
+        let streams = |_, unit: &UnitPlan| unit.is_computed_by(device.device) && unit.chunks.clone().any(|chunk| self.streams(chunk));
         let parts = self.parts(streams);
         if parts.is_none() {
             return String::new();
@@ -134,6 +134,16 @@ fn slots_of(device: &DevicePlan) -> String {
     };
     let (bytes, each) = (device.used.slots, ring.slot_bytes);
     format!("slots {bytes}{staging}: {} of {each}{way}, filled up to {} ahead", ring.n_slots, ring.lookahead)
+}
+
+/// The expert cache, or nothing.
+fn cache_of(device: &DevicePlan) -> String {
+    let Some(cache) = &device.expert_cache else { return String::new() };
+    let (bytes, assumed) = (device.used.expert_cache, cache.assumed_hit_rate() * 100.0);
+    format!(
+        "expert cache {bytes}: {} of {} experts, {assumed:.0} % of those that a token takes assumed there",
+        cache.n_slots, cache.n_experts
+    )
 }
 
 /// Parts of a model, counted: whole layers, and other parts.
@@ -235,6 +245,7 @@ fn write_step(f: &mut fmt::Formatter<'_>, plan: &Plan, when: &str, step: &Step) 
         Step::Upload(chunk) => ("upload", Some(chunk)),
         Step::ComputeResident(chunk) => ("compute", Some(chunk)),
         Step::ComputeStreamed(chunk) => ("compute slot", Some(chunk)),
+        Step::ComputeCached(chunk) => ("compute taken", Some(chunk)),
         Step::Readback => ("readback", None),
     };
     match chunk {

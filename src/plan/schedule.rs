@@ -1,5 +1,7 @@
 //! The schedule: a plan as the ordered steps of one forward. Plain data, printable, the same for every executor.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::device::Device;
@@ -34,6 +36,8 @@ pub enum Step {
     ComputeResident(usize),
     /// Compute with the oldest slot of the ring, which holds this chunk, and free it.
     ComputeStreamed(usize),
+    /// Wait until it is known which experts of a chunk the tokens take, bring those to the expert cache that it lacks, and compute with them.
+    ComputeCached(usize),
     /// Bring the residual stream from one device that computes to the next.
     Transfer {
         /// Who has it.
@@ -66,6 +70,8 @@ pub enum Step {
 pub(super) struct Layout {
     /// Every chunk's executor and the device that stores it, in the order of the computation.
     pub(super) chunks: Vec<(Device, Device)>,
+    /// Of these, those whose experts pass through a cache.
+    pub(super) cached: BTreeSet<usize>,
     /// Slots and lookahead of every device that something streams to.
     pub(super) rings: Vec<(Device, usize, usize)>,
 }
@@ -75,6 +81,7 @@ impl Layout {
         let rings = plan.devices.iter().filter_map(|device| device.ring.map(|ring| (device.device, ring.n_slots, ring.lookahead)));
         Layout {
             chunks: (0..plan.chunks.len()).map(|chunk| (plan.executor(chunk), plan.stored_on(chunk))).collect(),
+            cached: (0..plan.chunks.len()).filter(|&chunk| plan.chunks[chunk].is_cached).collect(),
             rings: rings.collect(),
         }
     }
@@ -149,6 +156,7 @@ impl Schedule {
                 steps.push(Step::Transfer { from, to: executor });
             }
             match queues.iter_mut().find(|queue| queue.device == executor) {
+                _ if layout.cached.contains(&chunk) => steps.push(Step::ComputeCached(chunk)),
                 Some(queue) if stored_on != executor => queue.compute(layout, chunk, &mut steps),
                 _ => steps.push(Step::ComputeResident(chunk)),
             }
@@ -169,7 +177,10 @@ struct UploadQueue {
 
 impl UploadQueue {
     fn new(layout: &Layout, (device, n_slots, lookahead): (Device, usize, usize)) -> UploadQueue {
-        let streams = |chunk: &usize| layout.chunks[*chunk].0 == device && layout.chunks[*chunk].1 != device;
+        let streams = |chunk: &usize| {
+            let (executor, stored_on) = layout.chunks[*chunk];
+            executor == device && stored_on != device && !layout.cached.contains(chunk)
+        };
         let chunks: Vec<usize> = (0..layout.chunks.len()).filter(streams).collect();
         UploadQueue { device, lookahead: lookahead.min(chunks.len()), n_slots, chunks, n_computed: 0 }
     }

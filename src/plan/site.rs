@@ -176,7 +176,8 @@ impl<'a> Worker<'a> {
             // Its rows are gathered on the host.
             UnitKind::Embedding => Ok(Vec::new()),
             _ => {
-                let how = Cut { catalog, limits: &limits, stored_on: &[], executor: spec.device, slot_bytes: Bytes::ZERO };
+                let how =
+                    Cut { catalog, limits: &limits, stored_on: &[], executor: spec.device, slot_bytes: Bytes::ZERO, caches_experts: false };
                 cut(index, unit, &how)
             }
         });

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
 use crate::plan::KvDType;
+use crate::plan::expert_cache::routing_bytes;
 use crate::units::Bytes;
 
 /// Most tokens that a GPU-side selection returns per row; the kernel's bound.
@@ -101,6 +102,9 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
         buffers.push((WorkingBuffer::SelectedRows, Bytes(4).times(n_rows)));
         buffers.push((WorkingBuffer::TopK, top_k));
         readback = readback.max(bytes_of(model.value(model.logits))).max(top_k);
+    }
+    if !role.on_host {
+        readback = readback.max(routing_bytes(model, size.n_tokens));
     }
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {

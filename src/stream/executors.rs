@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
 use crate::plan::Plan;
-use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
+use crate::stream::{Batch, Executor, ExpertStatistics, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
 /// The executors of all devices that compute a plan's chunks.
@@ -39,6 +39,14 @@ impl DeviceExecutor {
         match self {
             DeviceExecutor::Gpu(gpu) => gpu.peak(),
             DeviceExecutor::Host(host) => host.peak(),
+        }
+    }
+
+    /// What its expert cache was asked for so far; `None` where it has none.
+    pub fn expert_statistics(&self) -> Option<ExpertStatistics> {
+        match self {
+            DeviceExecutor::Gpu(gpu) => gpu.expert_statistics(),
+            DeviceExecutor::Host(_) => None,
         }
     }
 
@@ -183,6 +191,10 @@ impl Executors {
 
     pub(super) async fn compute_streamed(&mut self, chunk: usize) -> Result<()> {
         with_executor!(self.executor_of(chunk)?, executor => executor.compute_streamed(chunk).await)
+    }
+
+    pub(super) async fn compute_cached(&mut self, chunk: usize) -> Result<()> {
+        with_executor!(self.executor_of(chunk)?, executor => executor.compute_cached(chunk).await)
     }
 
     /// Brings the residual stream from one executor to another, bit by bit as it is.

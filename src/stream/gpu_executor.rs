@@ -1,7 +1,7 @@
 //! The GPU executor: resident chunks have buffers of their own, streamed ones pass through the ring. All that a forward needs is allocated
 //! when the executor is made: decoding allocates nothing on the GPU.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, Phase};
@@ -9,13 +9,14 @@ use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::Model;
-use crate::plan::{Plan, UploadPath, WorkingBuffer, n_to_share};
+use crate::plan::{Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, n_to_share};
+use crate::stream::expert_cache::{Asked, ExpertCache};
 use crate::stream::gpu_buffers::Buffers;
-use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, Parts};
+use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EACH_GROUP, Parts};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, Logits, LogitsRequest, Store, Trace, batch};
+use crate::stream::{Batch, Executor, ExpertStatistics, Logits, LogitsRequest, Store, Trace, batch};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
@@ -37,6 +38,7 @@ pub struct GpuExecutor {
     computed_from: Vec<usize>,
     uploader: Option<Uploader<GpuSlot>>,
     ring: Option<Ring>,
+    expert_cache: Option<ExpertCache>,
     gpu: Arc<Gpu>,
 }
 
@@ -71,6 +73,10 @@ impl GpuExecutor {
             uploader = Some(started);
             ring = Some(Ring::new(&gpu, ring_plan, free).await?);
         }
+        let expert_cache = match plan.expert_cache(device) {
+            Some(cache) => Some(ExpertCache::new(&gpu, device, cache, &trace).await?),
+            None => None,
+        };
         let mut executor = GpuExecutor {
             device,
             model: Arc::new(model.clone()),
@@ -83,6 +89,7 @@ impl GpuExecutor {
             computed_from: Vec::new(),
             uploader,
             ring,
+            expert_cache,
             gpu,
         };
         let begin_secs = trace.now();
@@ -128,6 +135,11 @@ impl GpuExecutor {
         &self.gpu
     }
 
+    /// What the expert cache was asked for so far; `None` where there is none.
+    pub fn expert_statistics(&self) -> Option<ExpertStatistics> {
+        self.expert_cache.as_ref().map(ExpertCache::statistics)
+    }
+
     /// Bind groups and pipelines that were made so far.
     pub fn object_counts(&self) -> ObjectCounts {
         self.gpu.object_counts()
@@ -154,7 +166,16 @@ impl GpuExecutor {
         let arena = if is_full { self.shapes.pop_front().map(|(_, arena)| arena) } else { self.buffers.take_arena() };
         let mut arena = arena.ok_or_else(|| self.gpu.error("no parameters are left for another shape of forward"))?;
         let (gpu, model, plan, store, buffers) = (&self.gpu, &self.model, &self.plan, &self.store, &self.buffers);
-        let parts = Parts { gpu, device: self.device, model, plan, store, buffers, ring: self.ring.as_ref() };
+        let parts = Parts {
+            gpu,
+            device: self.device,
+            model,
+            plan,
+            store,
+            buffers,
+            ring: self.ring.as_ref(),
+            expert_cache: self.expert_cache.as_ref(),
+        };
         match ForwardDispatches::new(parts, &mut arena, shape) {
             Ok(made) => self.shapes.push_back((made, arena)),
             Err(error) => {
@@ -176,6 +197,29 @@ impl GpuExecutor {
         }
         self.submitter.end_chunk(size_bytes);
         Ok(())
+    }
+
+    /// The experts of a chunk that the tokens of this forward take, once the router has spoken.
+    async fn experts_taken(&mut self, chunk: usize, n_experts: usize) -> Result<BTreeSet<usize>> {
+        let model = Arc::clone(&self.model);
+        let first = expert_products(&self.plan.chunks[chunk], &model).next();
+        let (routing, n_used) =
+            first.map(|(op, _)| (op.routing, op.n_used)).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
+        let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);
+        let bytes = self.read(WorkingBuffer::Value(routing), (n_tokens * 2 * n_used * 4) as u64).await?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        let taken: BTreeSet<usize> =
+            values.chunks_exact(2 * n_used).flat_map(|row| &row[..n_used]).map(|expert| *expert as usize).collect();
+        match taken.last() {
+            Some(last) if *last >= n_experts => Err(self.gpu.error(format!("expert {last} of {n_experts} was chosen"))),
+            _ => Ok(taken),
+        }
+    }
+
+    /// Records the dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`] or [`OF_ALL`].
+    fn record_cached(&mut self, chunk: usize, which: usize) -> Result<()> {
+        let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.error("a chunk was computed before its forward began"))?;
+        made.dispatches(chunk, Some(which)).iter().try_for_each(|placed| self.submitter.dispatch(placed, Some(chunk), self.forward))
     }
 
     /// Submits what is recorded, and frees the slots that it was the last to use.
@@ -266,6 +310,28 @@ impl Executor for GpuExecutor {
         if may_wait && !self.submitter.is_due() { Ok(()) } else { self.submit() }
     }
 
+    async fn compute_cached(&mut self, chunk: usize) -> Result<()> {
+        let shape = expert_shape(&self.plan.chunks[chunk], &self.model).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
+        let mut wanted = self.experts_taken(chunk, shape.n_experts).await?;
+        let uploaded = |cache: &Option<ExpertCache>| cache.as_ref().map_or(Bytes::ZERO, |cache| cache.statistics().uploaded);
+        let before = uploaded(&self.expert_cache);
+        while !wanted.is_empty() {
+            let cache = self.expert_cache.as_mut().ok_or_else(|| self.gpu.error("there is no expert cache"))?;
+            cache.bring(&self.gpu, &self.store, Asked { chunk, shape: &shape, forward: self.forward }, &mut wanted)?;
+            self.record_cached(chunk, OF_EACH_GROUP)?;
+            // The next group's tables and slots are written before what is submitted after them.
+            if !wanted.is_empty() {
+                self.submit()?;
+            }
+            if let Some(cache) = &mut self.expert_cache {
+                cache.release()?;
+            }
+        }
+        self.record_cached(chunk, OF_ALL)?;
+        self.submitter.end_chunk(uploaded(&self.expert_cache).saturating_sub(before));
+        if self.submitter.is_due() { self.submit() } else { Ok(()) }
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.submit()
     }
@@ -287,6 +353,9 @@ impl Executor for GpuExecutor {
     async fn recover(&mut self, forward: usize) -> Result<()> {
         self.submitter.discard();
         self.gpu.recover()?;
+        if let Some(cache) = &mut self.expert_cache {
+            cache.recover()?;
+        }
         let (Some(uploader), Some(ring)) = (&mut self.uploader, &self.ring) else { return Ok(()) };
         let (gpu, submitter) = (&self.gpu, &self.submitter);
         let release = |slot: usize| {

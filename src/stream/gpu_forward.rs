@@ -14,8 +14,9 @@ use crate::kernels::{
     layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
 };
 use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, StateKind, StoreKv, ValueId};
-use crate::plan::{DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, rotated_by};
+use crate::plan::{Chunk, DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
 use crate::stream::Store;
+use crate::stream::expert_cache::ExpertCache;
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_fusion::{Fused, Product, Terms, fuse};
 use crate::stream::gpu_ring::Ring;
@@ -50,7 +51,8 @@ pub(super) struct PlacedDispatch {
 /// All dispatches of one shape.
 pub(super) struct ForwardDispatches {
     pub(super) shape: ForwardShape,
-    /// Per chunk, for each buffer that it can be in: its own, or each slot of the ring. Empty for chunks that another device computes.
+    /// Per chunk, for each buffer that it can be in: its own, or each slot of the ring. Of chunks whose experts are cached, [`OF_EACH_GROUP`] and
+    /// [`OF_ALL`]. Empty for chunks that another device computes.
     chunks: Vec<Vec<Vec<PlacedDispatch>>>,
     top_k: Option<PlacedDispatch>,
 }
@@ -65,7 +67,13 @@ pub(super) struct Parts<'a> {
     pub(super) store: &'a Store,
     pub(super) buffers: &'a Buffers,
     pub(super) ring: Option<&'a Ring>,
+    pub(super) expert_cache: Option<&'a ExpertCache>,
 }
+
+/// The dispatches of a chunk whose experts are cached: those that are made for each group of experts, and those that follow once.
+pub(super) const OF_EACH_GROUP: usize = 0;
+/// See [`OF_EACH_GROUP`].
+pub(super) const OF_ALL: usize = 1;
 
 /// What stays the same while dispatches of one shape are made.
 struct Maker<'a> {
@@ -95,7 +103,7 @@ fn bound_part(block_bytes: u64, used: Range<u64>, max_binding: Bytes) -> Range<u
 impl ForwardDispatches {
     /// Makes all dispatches and uploads their params to `arena`, whose former contents are discarded.
     pub(super) fn new(parts: Parts<'_>, arena: &mut ParamsArena, shape: ForwardShape) -> Result<ForwardDispatches> {
-        let Parts { gpu, device, model, plan, store, buffers, ring } = parts;
+        let Parts { gpu, device, model, plan, store, buffers, ring, expert_cache } = parts;
         arena.clear();
         let batch = BatchShape {
             n_tokens: shape.n_tokens as u32,
@@ -115,6 +123,11 @@ impl ForwardDispatches {
         for (index, chunk) in plan.chunks.iter().enumerate() {
             if plan.executor(index) != device {
                 chunks.push(Vec::new());
+                continue;
+            }
+            if chunk.is_cached {
+                let cache = expert_cache.ok_or_else(|| gpu.error("there is no expert cache"))?;
+                chunks.push(maker.cached(chunk, cache, &terms, arena)?.into());
                 continue;
             }
             let blocks: Vec<Option<&wgpu::Buffer>> = match ring {
@@ -306,6 +319,57 @@ impl<'a> Maker<'a> {
         }))
     }
 
+    /// The dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`], up to the last product with experts, and [`OF_ALL`].
+    fn cached(
+        &self,
+        chunk: &Chunk,
+        cache: &'a ExpertCache,
+        terms: &Terms<'_>,
+        arena: &mut ParamsArena,
+    ) -> Result<[Vec<PlacedDispatch>; 2]> {
+        let gpu = self.gpu;
+        let shape = expert_shape(chunk, self.model).ok_or_else(|| gpu.error("a chunk of experts has none"))?;
+        let mut begins = shape.matrices.iter().map(|(begin, _)| *begin);
+        let mut dispatches = [Vec::new(), Vec::new()];
+        for of_unit in &chunk.work {
+            let ops = &self.model.units[of_unit.unit].ops;
+            let fused = fuse(of_unit, &chunk.slices, ops, terms);
+            let fused = fused.ok_or_else(|| gpu.error("a slice of something that is no matrix product"))?;
+            let last = fused.iter().rposition(|one| matches!(one, Fused::Experts(..)));
+            for (index, one) in fused.iter().enumerate() {
+                let secs = terms.secs(one, ops);
+                let call = match (one, last) {
+                    (Fused::Experts(op, slice), _) => {
+                        let begin = begins.next().ok_or_else(|| gpu.error("an expert has more matrices than its chunk"))?;
+                        self.cached_experts(op, *slice, cache, begin)?
+                    }
+                    _ => self.call(ops, one, secs, 0)?,
+                };
+                let place = if last.is_some_and(|last| index <= last) { OF_EACH_GROUP } else { OF_ALL };
+                let params_offset = arena.push_bytes(gpu, &call.params)?;
+                let made = (call.prepare)(arena.buffer(), None)?;
+                let secs = secs / made.len() as f64;
+                dispatches[place].extend(made.into_iter().map(|dispatch| PlacedDispatch { dispatch, params_offset, secs }));
+            }
+        }
+        Ok(dispatches)
+    }
+
+    /// Products with the chosen experts' rows that are in slots, one for each buffer of slots; the matrix begins at `begin` in a slot.
+    fn cached_experts(&self, op: &ExpertMatMul, slice: Slice, cache: &'a ExpertCache, begin: u64) -> Result<Call<'a>> {
+        let (gpu, dtype) = (self.gpu, self.catalog[slice.tensor].dtype);
+        let params = expert_matmul::Params::of(op, self.model.value(op.input), [slice.first_row, slice.n_rows], &self.batch);
+        let params = params.in_slots(cache.slot_bytes().0 as u32, begin as u32);
+        let (input, routing, output) = (self.value(op.input)?, self.value(op.routing)?, self.value(op.output)?);
+        Ok(Call::new(&params, move |arena, _| {
+            let of_block = |[weight, slots]: [Binding<'_>; 2]| {
+                let bindings = expert_matmul::Bindings { weight, input, routing, slots: Some(slots), output };
+                expert_matmul::prepare(gpu, arena, &params, dtype, bindings)
+            };
+            cache.bindings().map(of_block).collect()
+        }))
+    }
+
     /// Products with the chosen experts' rows that are in one slice.
     fn experts(&self, op: &ExpertMatMul, slice: Slice) -> Result<Call<'a>> {
         let (gpu, dtype) = (self.gpu, self.catalog[slice.tensor].dtype);
@@ -314,7 +378,7 @@ impl<'a> Maker<'a> {
         Ok(Call::new(&params, move |arena, block| {
             let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
             let weight = Binding::part(block, slice.offset, slice.size_bytes);
-            let bindings = expert_matmul::Bindings { weight, input, routing, output };
+            let bindings = expert_matmul::Bindings { weight, input, routing, slots: None, output };
             Ok(vec![expert_matmul::prepare(gpu, arena, &params, dtype, bindings)?])
         }))
     }

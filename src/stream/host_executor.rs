@@ -220,6 +220,10 @@ impl Executor for HostExecutor {
         computed
     }
 
+    async fn compute_cached(&mut self, chunk: usize) -> Result<()> {
+        Err(Error::internal(format!("the host has no expert cache for {}", self.plan.chunk_name(chunk))))
+    }
+
     /// The host computes at once.
     fn flush(&mut self) -> Result<()> {
         Ok(())

@@ -2,6 +2,7 @@
 
 mod batch;
 mod executors;
+mod expert_cache;
 mod fetch;
 mod gpu_buffers;
 mod gpu_executor;
@@ -23,6 +24,7 @@ use crate::plan::{Schedule, Step};
 use crate::platform::{self, Turns};
 pub use batch::{Batch, BatchToken, CachedPositions, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
 pub use executors::{DeviceExecutor, Executors};
+pub use expert_cache::ExpertStatistics;
 pub use gpu_executor::GpuExecutor;
 pub use halves::Halves;
 pub use host_executor::HostExecutor;
@@ -49,6 +51,9 @@ pub trait Executor {
 
     /// Waits until `chunk` is in the oldest slot of the ring, computes with it, and frees the slot.
     fn compute_streamed(&mut self, chunk: usize) -> impl Future<Output = Result<()>>;
+
+    /// Waits until it is known which experts of `chunk` the tokens take, brings those to the expert cache that it lacks, and computes with them.
+    fn compute_cached(&mut self, chunk: usize) -> impl Future<Output = Result<()>>;
 
     /// Hands over what is recorded, so that the device computes while others do; does not wait.
     fn flush(&mut self) -> Result<()>;
@@ -93,6 +98,7 @@ pub async fn forward(
                 }
             }
             (Step::ComputeStreamed(chunk), _) => executors.compute_streamed(chunk).await?,
+            (Step::ComputeCached(chunk), _) => executors.compute_cached(chunk).await?,
             (Step::Transfer { from, to }, _) => executors.transfer(from, to).await?,
             (Step::Readback, _) => logits = executors.readback(batch).await?,
             (Step::StartStage { half, first, last }, Some(halves)) => halves.start_stage(executors, half, first, last)?,

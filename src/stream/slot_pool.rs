@@ -130,6 +130,11 @@ impl<Key: Clone + Eq + Hash> SlotPool<Key> {
         Ok(())
     }
 
+    /// The slot that has `key`, or is being filled with it; `None` with [`SlotPolicy::Fifo`].
+    pub fn slot_of(&self, key: &Key) -> Option<usize> {
+        self.slot_of.get(key).copied()
+    }
+
     /// The key that a slot holds; `None` where it is free or still being filled.
     pub fn key(&self, index: usize) -> Option<&Key> {
         self.slots.get(index).filter(|slot| slot.is_filled)?.key.as_ref()

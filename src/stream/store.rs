@@ -1,5 +1,6 @@
 //! The weights as the host has them: chunks that are stored in host memory are read once, the rest is read from disk whenever it is due.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Model, State, StoreKv, Unit, UnitKind};
-use crate::plan::{Chunk, Plan, Slice};
+use crate::plan::{Chunk, ExpertShape, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::BatchToken;
 use crate::stream::fetch::{Fetch, InPlaceRead, Reads};
@@ -115,6 +116,30 @@ impl Store {
         }
         let row_bytes = self.checkpoint.catalog[slice.tensor].row_bytes();
         self.checkpoint.view(slice.tensor, slice.first_row * row_bytes, slice.size_bytes)
+    }
+
+    /// The rows of one expert in slice `matrix` of a chunk that passes through an expert cache.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(super) fn expert(&self, chunk: usize, matrix: usize, expert: usize, shape: &ExpertShape) -> Result<Cow<'_, [u8]>> {
+        let slice = self.plan.chunks[chunk].slices.get(matrix).zip(shape.matrices.get(matrix));
+        let (slice, &(_, len)) = slice.ok_or_else(|| Error::internal("an expert has no such matrix"))?;
+        let begin = expert as u64 * len;
+        if let Some(block) = self.host_resident(chunk) {
+            return Ok(Cow::Borrowed(&block[(slice.offset + begin) as usize..][..len as usize]));
+        }
+        if let Some(rows) = self.checkpoint.view(slice.tensor, begin, len).filter(|_| !self.is_on_disk(chunk)) {
+            return Ok(Cow::Borrowed(rows));
+        }
+        let mut rows = platform::zeroed(len as usize, "an expert")?;
+        self.checkpoint.read(slice.tensor, begin, &mut rows)?;
+        Ok(Cow::Owned(rows))
+    }
+
+    /// Whether a chunk is stored on disk.
+    pub(super) fn is_on_disk(&self, chunk: usize) -> bool {
+        self.plan.stored_on(chunk) == Device::Disk
     }
 
     /// How a chunk comes from disk.

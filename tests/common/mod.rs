@@ -49,7 +49,7 @@ pub fn placements(model: &Path, assign: impl Fn(usize, usize) -> (Device, Device
     let units = &prepared.model.units;
     let of = |(index, unit): (usize, &Unit)| {
         let (execute_on, stored_on) = assign(index, units.len());
-        Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] }
+        Placement::new(execute_on, vec![stored_on; unit.matrices().count()])
     };
     units.iter().enumerate().map(of).collect()
 }

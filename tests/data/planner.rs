@@ -96,12 +96,12 @@ fn least_secs(case: &Case, catalog: &Catalog, model: &Model) -> Option<(f64, Vec
 
 /// All placements of all units, numbered.
 fn placements(model: &Model, code: usize) -> Vec<Placement> {
-    let mut placements = vec![Placement { execute_on: Device::Cpu, stored_on: Vec::new() }];
+    let mut placements = vec![Placement::new(Device::Cpu, Vec::new())];
     let mut rest = code;
     for unit in &model.units[1..] {
         let (execute_on, stored_on) = ASSIGNMENTS[rest % ASSIGNMENTS.len()];
         rest /= ASSIGNMENTS.len();
-        placements.push(Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] });
+        placements.push(Placement::new(execute_on, vec![stored_on; unit.matrices().count()]));
     }
     placements
 }
@@ -159,10 +159,10 @@ proptest! {
         for _ in 0..2000 {
             // Runs of one assignment, since most scattered placements are hopeless.
             let mut assignment = ASSIGNMENTS[next(5) as usize];
-            let mut placements = vec![Placement { execute_on: Device::Cpu, stored_on: Vec::new() }];
+            let mut placements = vec![Placement::new(Device::Cpu, Vec::new())];
             for unit in &model.units[1..] {
                 assignment = if next(3) == 0 { ASSIGNMENTS[next(5) as usize] } else { assignment };
-                placements.push(Placement { execute_on: assignment.0, stored_on: vec![assignment.1; unit.matrices().count()] });
+                placements.push(Placement::new(assignment.0, vec![assignment.1; unit.matrices().count()]));
             }
             let Some(other) = realise(&catalog, &model, &case.devices, &case.options, &placements) else { continue };
             let secs = request_secs(&other, &catalog, &model, &case.devices, &case.options);

@@ -74,6 +74,7 @@ impl Walk<'_> {
                 assert!(self.plan.is_resident(chunk));
                 self.compute(chunk);
             }
+            Step::ComputeCached(chunk) => panic!("chunk {chunk} has no experts"),
             Step::ComputeStreamed(chunk) => {
                 let oldest = self.rings.get_mut(&self.plan.executor(chunk)).and_then(|ring| ring.under_way.pop_front());
                 assert_eq!(oldest, Some(chunk), "the oldest upload is another chunk");

@@ -56,7 +56,9 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "gather_rows" => members!(gather_rows: n_rows, n_input_rows, width),
         "top_k" => members!(top_k: n_rows, vocab_size, k, n_segments),
         "route" => members!(route: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
-        "expert_matmul" => members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input),
+        "expert_matmul" => {
+            members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin)
+        }
         "sum_experts" => members!(sum_experts: n_tokens, n_used, width),
         "add_expert_bias" => members!(add_expert_bias: n_tokens, n_used, width),
         "gate_rows" => members!(gate_rows: n_tokens, width),

@@ -4,6 +4,7 @@
 mod common;
 mod embed;
 mod examples;
+mod experts;
 mod golden;
 mod gpu;
 mod host;

@@ -3,7 +3,7 @@
 //!
 //! `expected.json`: `{"cases": [{"prompt": [ids], "last_logits": [floats], "greedy": [ids]}]}`.
 
-mod families;
+pub mod families;
 
 use std::path::Path;
 use std::sync::Arc;

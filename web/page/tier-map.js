@@ -38,6 +38,7 @@ export function blocksOf(plan, { device, used, ring }) {
   if (used.kv_cache > 0) blocks.push({ label: 'KV cache', size: used.kv_cache, kind: 'kv' });
   if (used.activations > 0) blocks.push({ label: 'activations', size: used.activations, kind: 'working' });
   if (used.staging > 0) blocks.push({ label: 'staging', size: used.staging, kind: 'working' });
+  if (used.expert_cache > 0) blocks.push({ label: 'expert cache', size: used.expert_cache, kind: 'slot' });
   for (let slot = 0; slot < (ring?.n_slots ?? 0) && used.slots > 0; slot += 1) {
     blocks.push({ label: `slot ${slot} of ${ring.n_slots}`, size: used.slots / ring.n_slots, kind: 'slot' });
   }
@@ -157,6 +158,7 @@ function partsOf({ used, ring, n_units, n_executed, streamed_bytes }) {
     ['activations', used.activations],
     ['slots', used.slots],
     ['staging', used.staging],
+    ['expert cache', used.expert_cache ?? 0],
   ];
   const sizes = parts.filter(([, size]) => size > 0).map(([name, size]) => `${name} ${bytes(size)}`);
   const units = n_units > 0 ? [`holds ${n_units} units`] : [];

@@ -55,7 +55,7 @@ export interface DevicePlan {
   name: string;
   budget: number | null;
   budget_source: string;
-  used: { weights: number; kv_cache: number; activations: number; slots: number; staging: number };
+  used: { weights: number; kv_cache: number; activations: number; slots: number; staging: number; expert_cache?: number };
   n_units: number;
   n_executed: number;
   ring: { n_slots: number; slot_bytes: number; lookahead: number; upload: string } | null;

@@ -18,7 +18,7 @@ const USAGE: &str = "usage: cargo xtask TASK
 
   demo          show the main job on this machine: find or install an adapter, fetch a model, build, plan, run
   test          format, clippy, docs and all tests, those of the page in Chromium; the first failure ends it
-  make-model DIR [--preset tiny|20m|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]
+  make-model DIR [--preset tiny|20m|1b|8b|moe|moe-3b|qwen3-30b-a3b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1] [--seed N] [--shards N] [--gguf|--headers-only]
                 write a model with seeded random weights
   picture TRACE.json OUT.svg
                 draw the lanes of one forward of a trace

@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 pub use encode::{GgufType, Stored};
 pub use gguf::{Dtypes, write_gguf, write_mixed_gguf, write_split_gguf};
 pub use hugging_face::{write_hf, write_hf_headers};
-pub use shape::{Family, LlamaShape, RopeScaling};
+pub use shape::{Family, LlamaShape, RopeScaling, TestExperts};
 
-/// `make-model DIR [--preset tiny|20m|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]`.
+/// `make-model DIR [--preset tiny|20m|1b|8b|moe|moe-3b|qwen3-30b-a3b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]`.
 /// With `--gguf`, DIR may be the file's name; else the file is `DIR/model.gguf`. Quantised dtypes exist in GGUF only,
 /// and so does a dtype of its own for the head.
 /// With `--headers-only` the weights are left out: enough for a plan.
@@ -29,7 +29,10 @@ pub fn make_model(args: &[String]) -> Result<(), String> {
         "20m" => LlamaShape::twenty_million(),
         "1b" => LlamaShape::one_billion(),
         "8b" => LlamaShape::eight_billion(),
-        other => return Err(format!("--preset {other} is not known; write tiny, 20m, 1b or 8b")),
+        "moe" => LlamaShape::small_experts(),
+        "moe-3b" => LlamaShape::three_billion_experts(),
+        "qwen3-30b-a3b" => LlamaShape::qwen3_30b_a3b(),
+        other => return Err(format!("--preset {other} is not known; write tiny, 20m, 1b, 8b, moe, moe-3b or qwen3-30b-a3b")),
     };
     let written = if options.headers_only {
         let dtype = options.dtype.parse::<Stored>()?;
@@ -62,7 +65,7 @@ struct Options {
 
 impl Options {
     fn parse(args: &[String]) -> Result<Options, String> {
-        const USAGE: &str = "usage: make-model DIR [--preset tiny|20m|1b|8b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]";
+        const USAGE: &str = "usage: make-model DIR [--preset tiny|20m|1b|8b|moe|moe-3b|qwen3-30b-a3b] [--dtype f32|f16|bf16|q8_0|q4_0|q4_1|q6_k] [--head-dtype …] [--seed N] [--shards N] [--gguf|--headers-only]";
         let mut target = None;
         let mut options = Options {
             target: PathBuf::new(),

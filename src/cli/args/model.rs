@@ -12,6 +12,7 @@ use super::{parse_or_default, parse_positive, parse_positive_or_default, parse_v
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
+use crate::plan::ExpertCacheRule;
 use crate::units::Bytes;
 
 /// Which model.
@@ -163,6 +164,19 @@ pub struct PlacementArgs {
     /// Units fetched and uploaded ahead of the one that computes
     #[arg(long, env = "TIERFLOW_LOOKAHEAD", value_name = "N")]
     pub lookahead: Option<u32>,
+    /// The CPU computes the experts of the first N layers (-ncmoe)
+    ///
+    /// Of mixtures of experts; everything else is resident on the GPU.
+    #[arg(long, env = "TIERFLOW_N_CPU_MOE", value_name = "N")]
+    pub n_cpu_moe: Option<u32>,
+    /// The CPU computes the experts of all layers (-cmoe)
+    #[arg(long, env = "TIERFLOW_CPU_MOE")]
+    pub cpu_moe: bool,
+    /// Whether experts that do not fit the GPU pass through a cache there (auto, on, off)
+    ///
+    /// Only the experts that tokens take are moved, and those that are used often stay.
+    #[arg(long, env = "TIERFLOW_EXPERT_CACHE", value_name = "CHOICE", default_value = "auto")]
+    pub expert_cache: ExpertCacheRule,
     /// Slots of the ring on the GPU
     #[arg(long, env = "TIERFLOW_SLOTS", value_name = "N", value_parser = parse_positive)]
     pub slots: Option<u32>,
@@ -214,10 +228,26 @@ impl PlacementArgs {
         }
         Ok(asked.first().copied())
     }
+
+    /// Of how many layers the host computes the experts, where that is asked for.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] beside a rule of placement.
+    pub fn experts_on_host(&self) -> Result<Option<usize>> {
+        let asked = if self.cpu_moe { Some(usize::MAX) } else { self.n_cpu_moe.map(|n_layers| n_layers as usize) };
+        if asked.is_some() && self.device_map != DeviceMapArg::Auto {
+            let option = if self.cpu_moe { "--cpu-moe" } else { "--n-cpu-moe" };
+            return Err(Error::InvalidArgument {
+                option: option.into(),
+                reason: "is a placement of its own; leave --device-map out".into(),
+            });
+        }
+        Ok(asked)
+    }
 }
 
 /// The switches that the config file can set.
-const REVOCABLE_SWITCHES: [&str; 3] = ["strict", "fit", "no_measure"];
+const REVOCABLE_SWITCHES: [&str; 4] = ["strict", "fit", "no_measure", "cpu_moe"];
 
 /// Lets the command line switch off what the config file or the environment has switched on: `--strict=no`.
 fn with_revocable_switch(arg: Arg) -> Arg {

@@ -44,7 +44,7 @@ fn overrule_placement(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<
 }
 
 /// The options that shape a plan, all of which a plan from a file has settled.
-const SHAPING: [&str; 16] = [
+const SHAPING: [&str; 19] = [
     "device",
     "device_map",
     "no_split",
@@ -61,6 +61,9 @@ const SHAPING: [&str; 16] = [
     "lookahead",
     "slots",
     "upload",
+    "expert_cache",
+    "n_cpu_moe",
+    "cpu_moe",
 ];
 
 /// A plan from a file wins over options that shape a plan if those come from a weaker source, and loses to those from a stronger one.

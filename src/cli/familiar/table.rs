@@ -1,8 +1,10 @@
 //! Options and commands of llama.cpp and ollama as tables: their names here, those without effect here, and what to use instead of others.
 
 /// Flags that have another name here. A flag that the subcommand itself has is not looked up.
-pub(super) const RENAMED: [(&str, &str); 25] = [
+pub(super) const RENAMED: [(&str, &str); 27] = [
     ("-a", "--alias"),
+    ("-cmoe", "--cpu-moe"),
+    ("-ncmoe", "--n-cpu-moe"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
@@ -76,7 +78,7 @@ pub(super) const IDLE: [Idle; 20] = [
 ];
 
 /// Flags that do not exist here, and what to use instead.
-pub(super) const ABSENT: [(&[&str], &str); 48] = [
+pub(super) const ABSENT: [(&[&str], &str); 47] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -86,7 +88,6 @@ pub(super) const ABSENT: [(&[&str], &str); 48] = [
     (&["-mg", "--main-gpu"], "--device gpu:N chooses the GPU"),
     (&["-nkvo", "--no-kv-offload"], "the KV cache lies where attention is computed; --max-memory bounds it"),
     (&["-ot", "--override-tensor"], "--device-map FILE.json says where each part lives"),
-    (&["-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe"], "models with experts do not run"),
     (&["-fitt", "--fit-target", "--gpu-memory-utilization"], "--max-memory gpu:0=6GiB says how much may be used"),
     (&["-fitc", "--fit-ctx"], "-c N demands a context of N positions"),
     (&["-lm", "--load-mode"], "--io mmap|pread says how weights are read"),

@@ -1,5 +1,6 @@
 //! What every plan keeps, over random models, devices, budgets and options; recomputed here from the plan's parts.
 
+mod experts;
 mod refusals;
 mod saved;
 
@@ -452,7 +453,7 @@ fn a_plan_counts_layers_and_the_parts_of_others() {
     let config = ModelConfig { n_layers: 6, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::mib(64), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
-    let on = |device: Device, unit: usize| Placement { execute_on: device, stored_on: vec![device; model.units[unit].matrices().count()] };
+    let on = |device: Device, unit: usize| Placement::new(device, vec![device; model.units[unit].matrices().count()]);
     let alternating = (0..model.units.len()).map(|unit| on(if unit % 2 == 0 { Device::Cpu } else { Device::Gpu(0) }, unit)).collect();
     let options = PlanOptions {
         compute_on: vec![Device::Gpu(0), Device::Cpu],
@@ -474,7 +475,7 @@ fn what_a_plan_tells_of_the_disk_adds_up() {
         let devices = models::devices(Bytes::mib(8), AdapterKind::Discrete, GpuLimits::default(), Bytes::ZERO);
         let on_disk = |unit: usize| {
             let execute_on = if unit == 0 { Device::Cpu } else { Device::Gpu(0) };
-            Placement { execute_on, stored_on: vec![Device::Disk; model.units[unit].matrices().count()] }
+            Placement::new(execute_on, vec![Device::Disk; model.units[unit].matrices().count()])
         };
         let options =
             PlanOptions { placement: PlacementRule::Placed((0..model.units.len()).map(on_disk).collect()), ..PlanOptions::default() };

@@ -36,7 +36,7 @@ fn example() -> (Case, Value) {
         [(Device::Gpu(0), Device::Gpu(0)), (Device::Gpu(0), Device::Cpu), (Device::Cpu, Device::Disk), (Device::Gpu(0), Device::Disk)];
     let placement = |(index, unit): (usize, &tierflow::model::Unit)| {
         let (execute_on, stored_on) = if index == 0 { (Device::Cpu, Device::Cpu) } else { assignments[index % assignments.len()] };
-        Placement { execute_on, stored_on: vec![stored_on; unit.matrices().count()] }
+        Placement::new(execute_on, vec![stored_on; unit.matrices().count()])
     };
     let placements = model.units.iter().enumerate().map(placement).collect();
     let options = PlanOptions {

@@ -70,7 +70,17 @@ impl Product {
         let (n_experts, n_used) = (5, 3);
         let n_columns = n_columns.next_multiple_of(dtype.block_len() as u32);
         let (n_rows, shares_input) = (n_experts * expert_rows, u32::from(shares_input));
-        let params = expert_matmul::Params { n_rows, n_columns, n_tokens, n_used, expert_rows, first_row: 0, shares_input };
+        let params = expert_matmul::Params {
+            n_rows,
+            n_columns,
+            n_tokens,
+            n_used,
+            expert_rows,
+            first_row: 0,
+            shares_input,
+            slot_bytes: 0,
+            matrix_begin: 0,
+        };
         let mut random = Random(u64::from(n_rows * 7919 + n_columns * 31 + n_tokens));
         let n_inputs = if shares_input == 1 { n_tokens } else { n_tokens * n_used };
         let routing = (0..n_tokens).flat_map(|_| {
@@ -119,10 +129,40 @@ impl Product {
         run_all(gpu, &slices, |buffer, _| {
             let of = |(params, weight): (&expert_matmul::Params, &Buffer)| {
                 let [input, routing, output] = [&input, &routing, &result].map(|buffer| Binding::whole(buffer));
-                let bindings = expert_matmul::Bindings { weight: Binding::whole(weight), input, routing, output };
+                let bindings = expert_matmul::Bindings { weight: Binding::whole(weight), input, routing, slots: None, output };
                 expert_matmul::prepare(gpu, buffer, params, self.dtype, bindings)
             };
             slices.iter().zip(&weights).map(of).collect()
+        });
+        output(gpu, &result, self.output_len())
+    }
+
+    /// With the experts in slots, one buffer after the other; each has so many bytes before the matrix, and ends anywhere behind it.
+    fn in_slots(&self, gpu: &Gpu, buffers: &[&[usize]], matrix_begin: u32) -> Vec<f32> {
+        let (n_experts, expert_bytes) = (self.params.n_rows / self.params.expert_rows, self.params.expert_rows as usize * self.row_bytes());
+        let slot_bytes = (matrix_begin as usize + expert_bytes + 1).next_multiple_of(256);
+        let params = self.params.in_slots(slot_bytes as u32, matrix_begin);
+        let (input, routing) = (upload(gpu, "input", &self.input), upload(gpu, "routing", &self.routing));
+        let result = poisoned(gpu, self.output_len());
+        let of_buffer = |experts: &&[usize]| {
+            let mut memory = vec![0xa5u8; slot_bytes * experts.len()];
+            let mut table = vec![expert_matmul::NO_SLOT; n_experts as usize];
+            for (slot, &expert) in experts.iter().enumerate() {
+                let rows = &self.weight[expert * expert_bytes..][..expert_bytes];
+                memory[slot * slot_bytes + matrix_begin as usize..][..expert_bytes].copy_from_slice(rows);
+                table[expert] = slot as u32;
+            }
+            [upload(gpu, "slots", &memory), upload(gpu, "table", &table)]
+        };
+        let buffers: Vec<[Buffer; 2]> = buffers.iter().map(of_buffer).collect();
+        run_all(gpu, &vec![params; buffers.len()], |buffer, _| {
+            let of = |[weight, slots]: &[Buffer; 2]| {
+                let [weight, slots, input, routing, output] =
+                    [weight, slots, &input, &routing, &result].map(|buffer| Binding::whole(buffer));
+                let bindings = expert_matmul::Bindings { weight, input, routing, slots: Some(slots), output };
+                expert_matmul::prepare(gpu, buffer, &params, self.dtype, bindings)
+            };
+            buffers.iter().map(of).collect()
         });
         output(gpu, &result, self.output_len())
     }
@@ -167,6 +207,29 @@ fn slices_of_experts_give_the_bits_of_the_whole() {
             assert_eq!(bits(&product.on_host(slice_rows)), bits(&on_host), "{what} on the host");
             for gpu in gpus() {
                 assert_eq!(bits(&product.on_gpu(gpu, slice_rows)), bits(&product.on_gpu(gpu, product.params.n_rows)), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_in_slots_give_the_bits_of_the_whole() {
+    for dtype in DType::ALL {
+        let product = Product::random(dtype, 11, 256, 3, true);
+        for gpu in gpus() {
+            let whole = product.on_gpu(gpu, product.params.n_rows);
+            for matrix_begin in [0, 512] {
+                let found = product.in_slots(gpu, &[&[3, 0], &[4, 1, 2]], matrix_begin);
+                assert_eq!(bits(&found), bits(&whole), "{dtype} at {matrix_begin}");
+            }
+            // What belongs to experts that are in no slot is left as it is.
+            let n_used = product.params.n_used as usize;
+            let some = product.in_slots(gpu, &[&[1, 4]], 0);
+            let rows = || some.chunks_exact(11).zip(whole.chunks_exact(11)).enumerate();
+            for (index, (found, whole)) in rows() {
+                let expert = product.routing[index / n_used * 2 * n_used + index % n_used];
+                let expected = if expert == 1.0 || expert == 4.0 { whole.to_vec() } else { vec![POISON; 11] };
+                assert_eq!(bits(found), bits(&expected), "{dtype}, expert {expert}");
             }
         }
     }

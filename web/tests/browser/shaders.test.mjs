@@ -30,7 +30,7 @@ const VARIANTS = {
     { ROWS: 64, TOKENS: 64, LANE_ROWS: 8, LANE_TOKENS: 8, WORKGROUP: 64 },
     { ROWS: 16, TOKENS: 64, LANE_ROWS: 2, LANE_TOKENS: 2, WORKGROUP: 256 },
   ]),
-  expert_matmul: combined({ DTYPE: DTYPES }, [
+  expert_matmul: combined({ DTYPE: DTYPES, IN_SLOTS: [0, 1] }, [
     { LANES: 1, WORKGROUP: 8 },
     { LANES: 32, WORKGROUP: 64 },
   ]),

@@ -67,7 +67,7 @@ pub fn write_split_gguf(
 /// Whether all rows are whole blocks.
 fn check_rows(tensors: &[Tensor], shape: &LlamaShape, dtypes: Dtypes) -> io::Result<()> {
     let block_len = |tensor: &Tensor| type_of(tensor, shape, dtypes).block().0;
-    if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.len() > 1 && !tensor.shape[1].is_multiple_of(block_len(tensor))) {
+    if let Some(tensor) = tensors.iter().find(|tensor| tensor.shape.len() > 1 && !tensor.n_columns().is_multiple_of(block_len(tensor))) {
         let reason = format!("the rows of {} are no multiple of {} values", tensor.name, block_len(tensor));
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
@@ -102,6 +102,7 @@ fn type_of(tensor: &Tensor, shape: &LlamaShape, dtypes: Dtypes) -> GgufType {
     let head = if shape.tied { "token_embd.weight" } else { "output.weight" };
     match tensor.shape.len() {
         0 | 1 => GgufType::F32,
+        _ if tensor.role == Role::Router => GgufType::F32,
         _ if tensor.gguf_name == head => dtypes.head,
         _ => dtypes.layers,
     }
@@ -155,6 +156,7 @@ fn model_pairs(pairs: &mut Pairs, shape: &LlamaShape, dtype: GgufType) {
         Family::Llama => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
+        Family::Qwen3Moe(_) => "qwen3moe",
     };
     let key = |name: &str| format!("{family}.{name}");
     pairs.string("general.architecture", family);
@@ -173,6 +175,11 @@ fn model_pairs(pairs: &mut Pairs, shape: &LlamaShape, dtype: GgufType) {
     pairs.f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
     pairs.size(&key("rope.dimension_count"), shape.head_size);
     pairs.f32(&key("rope.freq_base"), shape.rope_theta as f32);
+    if let Family::Qwen3Moe(experts) = shape.family {
+        pairs.size(&key("expert_count"), experts.n_experts);
+        pairs.size(&key("expert_used_count"), experts.n_used);
+        pairs.size(&key("expert_feed_forward_length"), experts.ffn_size);
+    }
     if let Some(window) = shape.sliding_window {
         pairs.size(&key("attention.sliding_window"), window);
     }
@@ -212,7 +219,7 @@ fn write_tensor(output: &mut dyn Write, shape: &LlamaShape, tensor: &Tensor, see
     let (n_heads, row_len) = match tensor.role {
         Role::Rotated { n_heads } => (Some(n_heads), tensor.shape[1]),
         Role::Bias { n_heads } => (n_heads, 1),
-        Role::Plain | Role::Norm => (None, tensor.shape.last().copied().unwrap_or(1)),
+        Role::Plain | Role::Router | Role::Norm => (None, tensor.n_columns()),
     };
     let n_rows = tensor.n_values() / row_len;
     let part_rows = (PART_VALUES / row_len).max(1);

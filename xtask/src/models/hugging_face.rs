@@ -34,7 +34,7 @@ enum Content {
 fn write_folder(folder: &Path, shape: &LlamaShape, content: Content, stored: Stored, n_shards: usize) -> io::Result<()> {
     shape.check()?;
     fs::create_dir_all(folder)?;
-    let shards = share_out(shape.tensors(), n_shards.max(1));
+    let shards = share_out(shape.tensors_of_folder(), n_shards.max(1));
     if let [only] = shards.as_slice() {
         write_shard(&folder.join("model.safetensors"), only, content, stored)?;
     } else {
@@ -62,6 +62,7 @@ fn config(shape: &LlamaShape, stored: Stored) -> Value {
         Family::Llama => ("LlamaForCausalLM", "llama"),
         Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
         Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        Family::Qwen3Moe(_) => ("Qwen3MoeForCausalLM", "qwen3_moe"),
     };
     let mut config = json!({
         "architectures": [class],
@@ -84,6 +85,12 @@ fn config(shape: &LlamaShape, stored: Stored) -> Value {
         "torch_dtype": stored.torch_name(),
     });
     if let Value::Object(fields) = &mut config {
+        if let Family::Qwen3Moe(experts) = shape.family {
+            fields.insert("num_experts".into(), json!(experts.n_experts));
+            fields.insert("num_experts_per_tok".into(), json!(experts.n_used));
+            fields.insert("moe_intermediate_size".into(), json!(experts.ffn_size));
+            fields.insert("norm_topk_prob".into(), json!(true));
+        }
         if shape.sliding_window.is_some() {
             fields.insert("sliding_window".into(), json!(shape.sliding_window));
         } else if shape.family == Family::Llama {

@@ -32,6 +32,19 @@ pub enum Family {
     Qwen2,
     /// Qwen3: queries and keys are normed head by head; in GGUF files rows stay where they are.
     Qwen3,
+    /// Qwen3 with experts in place of each feed-forward part.
+    Qwen3Moe(TestExperts),
+}
+
+/// The experts of a test model. A few are taken more often than the others, as in models that people use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TestExperts {
+    /// Experts of a layer.
+    pub n_experts: usize,
+    /// Experts of a token.
+    pub n_used: usize,
+    /// Width of one expert.
+    pub ffn_size: usize,
 }
 
 /// Sizes and settings of a test model.
@@ -143,6 +156,85 @@ impl LlamaShape {
         }
     }
 
+    /// A small mixture of experts: 16 million parameters, 1.4 million of them for a token.
+    pub fn small_experts() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 1024,
+            hidden_size: 256,
+            n_layers: 6,
+            n_heads: 8,
+            n_kv_heads: 2,
+            head_size: 32,
+            context_length: 2048,
+            family: Family::Qwen3Moe(TestExperts { n_experts: 32, n_used: 4, ffn_size: 96 }),
+            ..LlamaShape::tiny()
+        }
+    }
+
+    /// A mixture of 64 experts in each of 48 layers, of which a token takes four: 3.0 billion parameters.
+    pub fn three_billion_experts() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 32_000,
+            hidden_size: 1024,
+            n_layers: 48,
+            n_heads: 16,
+            n_kv_heads: 4,
+            head_size: 64,
+            context_length: 8192,
+            family: Family::Qwen3Moe(TestExperts { n_experts: 64, n_used: 4, ffn_size: 288 }),
+            ..LlamaShape::tiny()
+        }
+    }
+
+    /// The sizes of Qwen3-30B-A3B.
+    pub fn qwen3_30b_a3b() -> LlamaShape {
+        LlamaShape {
+            vocab_size: 151_936,
+            hidden_size: 2048,
+            n_layers: 48,
+            n_heads: 32,
+            n_kv_heads: 4,
+            head_size: 128,
+            context_length: 40_960,
+            rope_theta: 1_000_000.0,
+            family: Family::Qwen3Moe(TestExperts { n_experts: 128, n_used: 8, ffn_size: 768 }),
+            ..LlamaShape::tiny()
+        }
+    }
+
+    /// The tensors of a folder: those of experts one by one.
+    pub(super) fn tensors_of_folder(&self) -> Vec<Tensor> {
+        let each = |tensor: Tensor| match tensor.shape.as_slice() {
+            &[n_experts, rows, columns] => {
+                let of = |expert: usize| Tensor {
+                    name: tensor.name.replace("experts", &format!("experts.{expert}")),
+                    shape: vec![rows, columns],
+                    ..tensor.clone()
+                };
+                (0..n_experts).map(of).collect()
+            }
+            _ => vec![tensor],
+        };
+        self.tensors().into_iter().flat_map(each).collect()
+    }
+
+    /// The experts' tensors of a layer: a router, and three stacks of matrices.
+    fn expert_tensors(&self, layer: usize, TestExperts { n_experts, ffn_size, .. }: TestExperts) -> [Tensor; 4] {
+        let prefix = |name: &str, gguf: &str| (format!("model.layers.{layer}.mlp.{name}"), format!("blk.{layer}.{gguf}"));
+        let stack = |name: &str, gguf: &str, [rows, columns]: [usize; 2]| {
+            let (name, gguf) = prefix(name, gguf);
+            let shape = vec![n_experts, rows, columns];
+            Tensor { name: format!("{name}.weight"), gguf_name: format!("{gguf}.weight"), shape, role: Role::Plain }
+        };
+        let (name, gguf) = prefix("gate", "ffn_gate_inp");
+        [
+            Tensor::matrix(&name, &gguf, n_experts, self.hidden_size, Role::Router),
+            stack("experts.gate_proj", "ffn_gate_exps", [ffn_size, self.hidden_size]),
+            stack("experts.up_proj", "ffn_up_exps", [ffn_size, self.hidden_size]),
+            stack("experts.down_proj", "ffn_down_exps", [self.hidden_size, ffn_size]),
+        ]
+    }
+
     /// All tensors in the order in which they are written.
     pub(super) fn tensors(&self) -> Vec<Tensor> {
         let (hidden, ffn) = (self.hidden_size, self.ffn_size);
@@ -161,16 +253,21 @@ impl LlamaShape {
             linear("self_attn.k_proj", "attn_k", kv, hidden, Role::Rotated { n_heads: self.n_kv_heads }, attention_bias);
             linear("self_attn.v_proj", "attn_v", kv, hidden, Role::Plain, attention_bias);
             linear("self_attn.o_proj", "attn_output", hidden, query, Role::Plain, self.attention_bias);
-            linear("mlp.gate_proj", "ffn_gate", ffn, hidden, Role::Plain, mlp_bias);
-            linear("mlp.up_proj", "ffn_up", ffn, hidden, Role::Plain, mlp_bias);
-            linear("mlp.down_proj", "ffn_down", hidden, ffn, Role::Plain, mlp_bias);
+            match self.family {
+                Family::Qwen3Moe(experts) => tensors.extend(self.expert_tensors(layer, experts)),
+                _ => {
+                    linear("mlp.gate_proj", "ffn_gate", ffn, hidden, Role::Plain, mlp_bias);
+                    linear("mlp.up_proj", "ffn_up", ffn, hidden, Role::Plain, mlp_bias);
+                    linear("mlp.down_proj", "ffn_down", hidden, ffn, Role::Plain, mlp_bias);
+                }
+            }
             let mut norm = |name: &str, gguf: &str, size| {
                 let (name, gguf) = (format!("model.layers.{layer}.{name}.weight"), format!("blk.{layer}.{gguf}.weight"));
                 tensors.push(Tensor::vector(&name, &gguf, size, Role::Norm));
             };
             norm("input_layernorm", "attn_norm", hidden);
             norm("post_attention_layernorm", "ffn_norm", hidden);
-            if self.family == Family::Qwen3 {
+            if matches!(self.family, Family::Qwen3 | Family::Qwen3Moe(_)) {
                 norm("self_attn.q_norm", "attn_q_norm", self.head_size);
                 norm("self_attn.k_norm", "attn_k_norm", self.head_size);
             }
@@ -228,6 +325,8 @@ impl LlamaShape {
 pub(super) enum Role {
     /// A matrix.
     Plain,
+    /// The matrix of a router: the larger the values of an expert's row, the more often tokens take it.
+    Router,
     /// Queries or keys: rows are permuted in GGUF.
     Rotated { n_heads: usize },
     /// Values near 1.
@@ -262,6 +361,11 @@ impl Tensor {
 
     fn vector(name: &str, gguf: &str, len: usize, role: Role) -> Tensor {
         Tensor { name: name.to_owned(), gguf_name: gguf.to_owned(), shape: vec![len], role }
+    }
+
+    /// Values of a row.
+    pub fn n_columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 
     /// Values in all.

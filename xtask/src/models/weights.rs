@@ -8,6 +8,7 @@ pub(super) struct Values {
     /// Matrices: factor that turns the hash into a normal-like value of the right spread.
     scale: f32,
     role: Role,
+    n_columns: u64,
 }
 
 impl Values {
@@ -23,7 +24,7 @@ impl Values {
             Role::Rotated { .. } => 1.5 / columns.sqrt(),
             _ => (1.0 / columns.sqrt()).clamp(0.02, 0.05),
         };
-        Values { key, scale: (spread / SUM_SPREAD) as f32, role: tensor.role }
+        Values { key, scale: (spread / SUM_SPREAD) as f32, role: tensor.role, n_columns: (columns as u64).max(1) }
     }
 
     /// The values from index `start` on, in the order of Hugging Face checkpoints.
@@ -32,6 +33,8 @@ impl Values {
             let hash = mix(self.key.wrapping_add(index.wrapping_mul(GOLDEN)));
             *value = match self.role {
                 Role::Plain | Role::Rotated { .. } => self.scale * centred_sum(hash),
+                // The scores of the 64th expert spread a third as far as those of the first.
+                Role::Router => self.scale * centred_sum(hash) * 6.0 / (1.0 + index as f32 / self.n_columns as f32 / 32.0),
                 // Multiples of 1/128 around 1 and of 1/1024 around 0: exact in f16 and bf16, so that vectors are the same in all dtypes.
                 Role::Norm => 1.0 + ((hash % 65) as f32 - 32.0) / 128.0,
                 Role::Bias { .. } => ((hash % 129) as f32 - 64.0) / 1024.0,

@@ -1,0 +1,79 @@
+//! Plans of models with experts: what a cache takes is counted, what is predicted agrees with its size, and files give the plan again.
+
+use std::sync::Arc;
+
+use tierflow::model::{Checkpoint, Model};
+use tierflow::plan::{ExpertCacheRule, SavedPlan, Schedule, Step, Workload, predict};
+use tierflow::platform::IoMode;
+use xtask::models::{LlamaShape, Stored, write_hf_headers};
+
+use super::*;
+
+/// The headers of a small model with 192 experts, and a machine with an adapter of its own memory.
+fn model() -> (Checkpoint, Vec<DeviceSpec>) {
+    let folder = tempfile::tempdir().unwrap();
+    write_hf_headers(folder.path(), &LlamaShape::small_experts(), Stored::BF16, 1).unwrap();
+    let checkpoint = Checkpoint::open(folder.path(), IoMode::Pread).unwrap();
+    (checkpoint, models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1)))
+}
+
+fn options(gpu: Bytes, rule: ExpertCacheRule) -> PlanOptions {
+    let max_memory = [(Device::Gpu(0), gpu)].into();
+    PlanOptions { max_memory, ctx_size: Some(256), ubatch_size: Some(64), expert_cache: rule, ..PlanOptions::default() }
+}
+
+#[test]
+fn a_cache_fills_the_budget_that_all_else_leaves() {
+    let (checkpoint, devices) = model();
+    let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
+    let make = |gpu: Bytes| plan(&checkpoint.catalog, &model, &devices, &options(gpu, ExpertCacheRule::Always)).unwrap();
+    let mut before = 0;
+    for mib in [14, 18, 24, 40] {
+        let made = make(Bytes::mib(mib));
+        let row = made.device(Device::Gpu(0)).unwrap();
+        let cache = row.expert_cache.unwrap();
+        assert!(cache.n_slots > before && cache.n_experts == 192, "{mib} MiB: {cache:?}");
+        assert_eq!(row.used.expert_cache, cache.size_bytes());
+        assert!(row.used.total() <= Bytes::mib(mib), "{mib} MiB: {:?}", row.used);
+        let is_whole = cache.n_slots == cache.n_experts;
+        assert!(is_whole || row.used.total() + cache.slot_bytes > Bytes::mib(mib), "{mib} MiB: another slot has room");
+        before = cache.n_slots;
+
+        let steps = Schedule::new(&made).steps;
+        assert_eq!(steps.iter().filter(|step| matches!(step, Step::ComputeCached(_))).count(), 6, "one a layer");
+        let decode = predict(&made, &checkpoint.catalog, &model, &devices, Workload::decode(16));
+        let asked = cache.slot_bytes.0 * 24;
+        let moved = decode.streamed_bytes.0 as f64 / asked as f64;
+        assert!((moved - (1.0 - cache.assumed_hit_rate())).abs() < 0.01, "{mib} MiB: {moved} of {asked} B");
+
+        let json = made.to_saved_json(&checkpoint.catalog, &model, &devices).to_string();
+        let saved = Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap()));
+        let again = plan(&checkpoint.catalog, &model, &devices, &PlanOptions { saved, ..PlanOptions::default() }).unwrap();
+        assert_eq!(again, made, "{mib} MiB");
+    }
+}
+
+#[test]
+fn experts_are_where_options_say() {
+    let (checkpoint, devices) = model();
+    let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
+    let both = vec![Device::Gpu(0), Device::Cpu];
+    let make = |options: PlanOptions| plan(&checkpoint.catalog, &model, &devices, &options);
+    let never = make(options(Bytes::mib(18), ExpertCacheRule::Never)).unwrap();
+    assert!(never.chunks.iter().all(|chunk| !chunk.is_cached));
+    let auto = make(options(Bytes::gib(1), ExpertCacheRule::Auto)).unwrap();
+    assert!(auto.chunks.iter().all(|chunk| !chunk.is_cached), "all experts are resident where there is room");
+
+    for n_layers in [0, 2, usize::MAX] {
+        let placement = PlacementRule::ExpertsOnHost(n_layers);
+        let made = make(PlanOptions { placement, compute_on: both.clone(), ..options(Bytes::gib(1), ExpertCacheRule::Auto) }).unwrap();
+        let on_host = |unit: &&tierflow::plan::UnitPlan| unit.execute_on == Device::Cpu && unit.kind != UnitKind::Embedding;
+        let kinds: Vec<UnitKind> = made.units.iter().filter(on_host).map(|unit| unit.kind).collect();
+        let expected: Vec<UnitKind> = (0..6.min(n_layers)).map(|layer| UnitKind::FeedForward { layer }).collect();
+        assert_eq!(kinds, expected);
+        assert_eq!(made.streamed_bytes(), Bytes::ZERO);
+    }
+    let placement = PlacementRule::ExpertsOnHost(1);
+    let refused = make(PlanOptions { placement, ..options(Bytes::gib(1), ExpertCacheRule::Auto) }).unwrap_err().to_string();
+    assert!(refused.contains("does not compute here"), "{refused}");
+}
