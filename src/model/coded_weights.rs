@@ -1,7 +1,7 @@
-//! Matrices of 4-bit codes as bitsandbytes stores them (NF4, FP4), in the dtype that they had: [`coded`](crate::weights::coded) says how.
+//! Matrices of 4-bit codes as bitsandbytes stores them (NF4), in the dtype that they had: [`coded`](crate::weights::coded) says how.
 //!
 //! `X.weight` holds the codes, `X.weight.quant_map` what they stand for, `X.weight.absmax` a scale for each block, and
-//! `X.weight.quant_state.bitsandbytes__nf4` (or `__fp4`) the shape and sizes as JSON. Scales may be codes of eight bits themselves, with
+//! `X.weight.quant_state.bitsandbytes__nf4` the shape and sizes as JSON. Scales may be codes of eight bits themselves, with
 //! `X.weight.nested_absmax` and `X.weight.nested_quant_map`.
 
 use std::sync::Arc;
@@ -31,8 +31,7 @@ impl Derived {
     /// The matrix whose codes are in `tensor`; `false` where nothing says that there are any.
     pub(super) fn decode_codes(&mut self, tensor: &Unreadable, beside: &Beside<'_>) -> Result<bool> {
         let name = |suffix: &str| format!("{}.{suffix}", tensor.name);
-        let state = ["nf4", "fp4"].iter().find_map(|kind| beside.other(&name(&format!("quant_state.bitsandbytes__{kind}"))));
-        let Some(state) = state else { return Ok(false) };
+        let Some(state) = beside.other(&name("quant_state.bitsandbytes__nf4")) else { return Ok(false) };
         let state = read_state(state, beside)?;
         let (dtype, floats) = match state.dtype.as_str() {
             "bfloat16" => (DType::BF16, Floats::BF16),

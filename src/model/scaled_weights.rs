@@ -43,6 +43,7 @@ impl Quantization {
                 let integers = Some(GroupedIntegers::of(&method, quantization).map_err(unsupported)?);
                 Ok(Quantization { integers, ..Quantization::default() })
             }
+            "bitsandbytes" if text(quantization, "bnb_4bit_quant_type") == "fp4" => Err(unsupported("`bitsandbytes` in FP4".into())),
             "bitsandbytes" if quantization.get("load_in_4bit").and_then(Value::as_bool) == Some(true) => Ok(Quantization::default()),
             "bitsandbytes" => Err(unsupported("`bitsandbytes` in other than 4 bits".into())),
             other => Err(unsupported(format!("`{other}`"))),
@@ -305,6 +306,7 @@ mod tests {
             (json!({"quant_method": "awq", "bits": 4, "version": "gemv"}), "gemv"),
             (json!({"quant_method": "awq"}), "unknown number of bits"),
             (json!({"quant_method": "bitsandbytes", "load_in_8bit": true}), "bitsandbytes"),
+            (json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "fp4"}), "FP4"),
             (json!({"quant_method": "hqq"}), "hqq"),
             (group(json!({"num_bits": 3, "type": "int"})), "compressed-tensors"),
             (json!({"quant_method": "fp8", "weight_block_size": [0, 128]}), "weight_block_size"),

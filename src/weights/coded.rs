@@ -1,4 +1,4 @@
-//! Matrices of 4-bit codes as bitsandbytes stores them (NF4, FP4), in a file of their own that has them unquantised: a value is what a
+//! Matrices of 4-bit codes as bitsandbytes stores them (NF4), in a file of their own that has them unquantised: a value is what a
 //! table says of its code, times the scale of its block, in f32, rounded to the dtype that the matrix had. That is what bitsandbytes'
 //! `dequantize_4bit` gives, bit for bit. Four bits a value are read, on the way from the disk; in memory and in slots a value is as wide as
 //! it was. The numbers of the table are none that blocks of integers could hold.

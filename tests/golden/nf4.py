@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Makes nf4.json: matrices as the PyPI package bitsandbytes (0.50.2) quantises them to 4 bits, and what its `dequantize_4bit` makes of
-them on the CPU.
+"""Makes nf4.json: matrices as the PyPI package bitsandbytes (0.50.2) quantises them to NF4, and what its `dequantize_4bit` makes of
+them on the CPU. (It mistakes the scales of rows that are shorter than a block and a multiple of 16 long, hence these shapes; each
+value is near what was quantised.)
 
 python3 tests/golden/nf4.py > tests/golden/nf4.json
 """
@@ -17,10 +18,11 @@ def bits(values):
     return [int(x) & mask for x in values.reshape(-1).view(kind)]
 
 
-def case(dtype, shape, block, quant_type, *, nested):
+def case(dtype, shape, block, *, nested):
     weights = torch.randn(shape).to(dtype) * 0.05
-    codes, state = bnb.quantize_4bit(weights, blocksize=block, compress_statistics=nested, quant_type=quant_type)
+    codes, state = bnb.quantize_4bit(weights, blocksize=block, compress_statistics=nested, quant_type="nf4")
     values = bnb.dequantize_4bit(codes, state)
+    assert (values - weights).abs().max() < 0.2 * weights.abs().max()
     scales = [int(x) for x in state.absmax] if nested else bits(state.absmax)
     inner = {"table": state.state2.code.tolist(), "block": state.state2.blocksize, "scales": state.state2.absmax.tolist(),
              "offset": float(state.offset)} if nested else None
@@ -30,6 +32,6 @@ def case(dtype, shape, block, quant_type, *, nested):
 
 torch.manual_seed(3)
 print(json.dumps([
-    case(torch.bfloat16, [9, 50], 64, "nf4", nested=False), case(torch.float16, [33, 16], 64, "nf4", nested=True),
-    case(torch.float32, [6, 40], 128, "fp4", nested=False),
+    case(torch.bfloat16, [9, 50], 64, nested=False), case(torch.float16, [33, 18], 64, nested=True),
+    case(torch.float32, [2, 130], 128, nested=False),
 ], separators=(",", ":")))
