@@ -39,14 +39,16 @@ impl Server {
         let stderr = BufReader::new(child.stderr.take().expect("stderr"));
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut report = String::new();
+        // From here on it is ended and waited for, whatever comes.
+        let mut server = Server { child, address: ([0; 4], 0).into(), lines, report: String::new() };
         loop {
-            let line = lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no address ({error}): {report}"));
+            let line = server.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no address ({error}): {}", server.report));
             if let Some((_, address)) = line.split_once(" is served on http://") {
-                return Server { child, address: address.parse().expect("an address"), lines, report };
+                server.address = address.parse().expect("an address");
+                return server;
             }
-            report.push_str(&line);
-            report.push('\n');
+            server.report.push_str(&line);
+            server.report.push('\n');
         }
     }
 
