@@ -1,7 +1,8 @@
 //! The matrices of experts in a catalog, however a checkpoint stores them: one tensor for each expert, one for all, or one that has gate and
 //! up projections of all. They become one matrix each for gate, up and down projection, of the rows of all experts.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::experts::STACKED;
@@ -40,9 +41,10 @@ pub(super) fn with_experts(
     let places = tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
     let names = &config.family.names;
     let (mut whole, mut scattered, mut apart) = (Vec::new(), Vec::new(), Vec::new());
+    let used = RefCell::default();
     for layer in (0..config.n_layers).filter(|layer| experts.are_in(*layer)) {
         let prefix = format!("{}.{layer}.{}.{}", names.layers, names.ffn, experts.names.experts);
-        let stored = Stored { experts, tensors: &tensors, places: &places, packed, prefix, path };
+        let stored = Stored { experts, tensors: &tensors, places: &places, packed, prefix, path, used: &used };
         for (which, shape) in experts.shapes(config.hidden_size).into_iter().enumerate() {
             let (tensor, place) = stored.stack(which, shape)?;
             match place {
@@ -65,6 +67,9 @@ pub(super) fn with_experts(
     if let Some(file) = mxfp4_blocks(parts, sources, shards.len() as u32) {
         add_file(file, &mut shards, sources);
     }
+    // Each value is in the catalog once.
+    let used = used.into_inner();
+    tensors.retain(|tensor| !used.contains(&tensor.name));
     tensors.extend(whole);
     tensors.extend(scattered.into_iter().map(|(tensor, _)| tensor).chain(apart.into_iter().map(|(tensor, _)| tensor)));
     Ok(Catalog::new(shards, tensors))
@@ -96,6 +101,8 @@ struct Stored<'a> {
     /// The module of the experts.
     prefix: String,
     path: &'a str,
+    /// The names of those that stacks are made of.
+    used: &'a RefCell<HashSet<String>>,
 }
 
 impl Stored<'_> {
@@ -231,6 +238,7 @@ impl Stored<'_> {
     fn check(&self, tensor: &TensorInfo, shape: &[usize]) -> Result<()> {
         let expected: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
         if tensor.shape == expected {
+            self.used.borrow_mut().insert(tensor.name.clone());
             return Ok(());
         }
         let (path, tensor, found) = (self.path.to_owned(), tensor.name.clone(), tensor.shape.clone());

@@ -66,6 +66,8 @@ pub struct ExpertCachePlan {
     pub table_bytes: Bytes,
     /// Experts of all layers that pass through it.
     pub n_experts: usize,
+    /// Of them, those that a token takes.
+    pub n_used: usize,
 }
 
 /// One buffer of an expert cache.
@@ -86,7 +88,8 @@ impl ExpertCachePlan {
         let block_slots = usize::try_from(most.0.checked_div(slot_bytes.0)?).ok()?;
         let n_experts = shapes.iter().map(|shape| shape.n_experts).sum();
         let table_bytes = Bytes(4 * shapes.iter().map(|shape| shape.n_experts).max()? as u64).align_up(SLICE_ALIGNMENT);
-        let of = |n_slots: usize| ExpertCachePlan { n_slots, slot_bytes, block_slots, table_bytes, n_experts };
+        let n_used = shapes.iter().map(|shape| shape.n_used).sum();
+        let of = |n_slots: usize| ExpertCachePlan { n_slots, slot_bytes, block_slots, table_bytes, n_experts, n_used };
         let block = of(block_slots).size_bytes();
         let (n_whole, rest) = (room.0.checked_div(block.0)?, room.0 % block.0);
         let n_more = rest.saturating_sub(table_bytes.0) / slot_bytes.0;
@@ -119,15 +122,15 @@ impl ExpertCachePlan {
             return 1.0;
         }
         // What takes more than there is room for has replaced all before it comes back to the first layer.
-        if n_taken > self.n_slots as f64 {
+        if n_taken > self.n_slots as f64 + 0.5 {
             return 0.0;
         }
-        self.assumed_hit_rate()
+        1.0 - (1.0 - self.n_slots as f64 / self.n_experts as f64).powi(REUSE)
     }
 
     /// The share of a token's experts that is assumed to be in it.
     pub fn assumed_hit_rate(&self) -> f64 {
-        1.0 - (1.0 - self.n_slots as f64 / self.n_experts.max(1) as f64).max(0.0).powi(REUSE)
+        self.hit_rate(self.n_used as f64)
     }
 }
 
