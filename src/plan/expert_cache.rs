@@ -136,7 +136,7 @@ impl ExpertCachePlan {
 
 /// The experts of one chunk: how many there are, and how one lies in a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpertShape {
+pub(crate) struct ExpertShape {
     /// Experts.
     pub n_experts: usize,
     /// Experts of a token.
@@ -168,7 +168,7 @@ pub(crate) fn expert_products<'a>(chunk: &'a Chunk, model: &'a Model) -> impl It
 }
 
 /// The experts of a chunk that passes through an expert cache; `None` of one that has none.
-pub fn expert_shape(chunk: &Chunk, model: &Model) -> Option<ExpertShape> {
+pub(crate) fn expert_shape(chunk: &Chunk, model: &Model) -> Option<ExpertShape> {
     let (first, _) = expert_products(chunk, model).next()?;
     let (n_experts, n_used) = (first.n_experts, first.n_used);
     let mut end = 0;

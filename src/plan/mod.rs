@@ -42,8 +42,8 @@ pub use costs::Workload;
 pub(crate) use costs::{DeviceCosts, SUBMIT_SECS};
 pub(crate) use dry_run::n_to_share;
 pub use dry_run::{Bound, Busy, Prediction, halves_pay, predict};
-pub(crate) use expert_cache::expert_products;
-pub use expert_cache::{ExpertCacheBlock, ExpertCachePlan, ExpertCacheRule, ExpertShape, expert_shape};
+pub use expert_cache::{ExpertCacheBlock, ExpertCachePlan, ExpertCacheRule};
+pub(crate) use expert_cache::{ExpertShape, expert_products, expert_shape};
 pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;

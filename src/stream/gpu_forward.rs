@@ -175,7 +175,7 @@ impl ForwardDispatches {
 
     /// One dispatch of each pipeline.
     pub(super) fn one_of_each_pipeline(&self) -> Vec<&PlacedDispatch> {
-        let all = self.chunks.iter().filter_map(|places| places.first()).flatten().chain(&self.top_k);
+        let all = self.chunks.iter().flatten().flatten().chain(&self.top_k);
         let mut each: Vec<&PlacedDispatch> = all.collect();
         each.sort_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
         each.dedup_by_key(|placed| Arc::as_ptr(&placed.dispatch.pipeline));
