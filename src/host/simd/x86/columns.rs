@@ -107,11 +107,11 @@ pub(super) unsafe fn columns(rows: [*const u8; PANEL_ROWS]) -> [__m256i; 4] {
 /// The lower and the upper halves of eight words.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) fn half_pairs(words: __m256i) -> (__m256, __m256) {
+pub(super) fn half_pairs(words: __m256i) -> [__m256; 2] {
     let lower = _mm256_and_si256(words, _mm256_set1_epi32(0xFFFF));
     let packed = _mm256_packus_epi32(lower, _mm256_srli_epi32(words, 16)); // lower a–d, upper a–d, lower e–h, upper e–h
     let packed = _mm256_permute4x64_epi64(packed, 0b11_01_10_00);
-    (_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1)))
+    [_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1))]
 }
 
 /// The low nibbles of sixteen bytes, then their high ones.
@@ -137,6 +137,13 @@ pub(super) fn bits_from<const SHIFT: i32>(bytes: &ByteColumns, mask: i8) -> Byte
         *bits = _mm256_and_si256(_mm256_srli_epi16::<SHIFT>(*bits), _mm256_set1_epi8(mask));
     }
     bits
+}
+
+/// The low nibbles of each byte, or its high ones.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn nibbles_of(bytes: &ByteColumns, is_high: bool) -> ByteColumns {
+    if is_high { bits_from::<4>(bytes, 15) } else { bits_from::<0>(bytes, 15) }
 }
 
 /// Sets the bits of `added` in each byte of `columns` where `bits` has, or lacks, the one that `mask` has.

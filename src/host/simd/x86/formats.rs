@@ -23,15 +23,15 @@ impl Unpacked {
     #[target_feature(enable = "avx2")]
     #[inline]
     fn of_scale(scale: __m256, pairs: [__m256i; N_PAIRS]) -> Unpacked {
-        let zero = _mm256_setzero_ps();
-        Unpacked { factors: [scale, zero, zero, zero], pairs }
+        Unpacked::of_two([scale, _mm256_setzero_ps()], pairs)
     }
 
+    /// With a scale and a minimum, or a scale of each half.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn of_minimum((scale, minimum): (__m256, __m256), pairs: [__m256i; N_PAIRS]) -> Unpacked {
+    fn of_two([first, second]: [__m256; 2], pairs: [__m256i; N_PAIRS]) -> Unpacked {
         let zero = _mm256_setzero_ps();
-        Unpacked { factors: [scale, minimum, zero, zero], pairs }
+        Unpacked { factors: [first, second, zero, zero], pairs }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::columns::{Blocks, ByteColumns, LOAD, bits_from, half_pairs, or_where, unsigned_pairs};
+use super::super::columns::{Blocks, ByteColumns, LOAD, half_pairs, nibbles_of, or_where, unsigned_pairs};
 use super::super::sums::Minimum;
 use super::{Format, Unpacked};
 use crate::dtype::{BlockLayout, blocks};
@@ -16,7 +16,7 @@ pub(in super::super) struct Q4K;
 pub(in super::super) struct Q5K;
 
 /// Of eight rows the scales and minimums of each 32 columns.
-pub(in super::super) struct Scales([(__m256, __m256); PARTS]);
+pub(in super::super) struct Scales([[__m256; 2]; PARTS]);
 
 impl Format for Q4K {
     const LAYOUT: &'static BlockLayout = &blocks::Q4_K;
@@ -42,7 +42,7 @@ impl Format for Q4K {
     #[target_feature(enable = "avx2")]
     #[inline]
     unsafe fn part<const J: usize>(scales: &Scales, bytes: &ByteColumns, n: usize) -> Unpacked {
-        Unpacked::of_minimum(scales.0[GROUP * n + J], unsigned_pairs(&nibbles_of::<J>(bytes)))
+        Unpacked::of_two(scales.0[GROUP * n + J], unsigned_pairs(&nibbles_of(bytes, J == 1)))
     }
 }
 
@@ -75,28 +75,21 @@ impl Format for Q5K {
     #[inline]
     unsafe fn part<const J: usize>(ScalesAndBits(scales, bits): &ScalesAndBits, bytes: &ByteColumns, n: usize) -> Unpacked {
         let part = GROUP * n + J;
-        let mut integers = nibbles_of::<J>(bytes);
+        let mut integers = nibbles_of(bytes, J == 1);
         or_where::<true>(&mut integers, bits, (1_u8 << part).cast_signed(), 16);
-        Unpacked::of_minimum(scales.0[part], unsigned_pairs(&integers))
+        Unpacked::of_two(scales.0[part], unsigned_pairs(&integers))
     }
-}
-
-/// The low nibbles for part 0 of a group, the high ones for part 1.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn nibbles_of<const J: usize>(bytes: &ByteColumns) -> ByteColumns {
-    if J == 0 { bits_from::<0>(bytes, 15) } else { bits_from::<4>(bytes, 15) }
 }
 
 /// The scales of a block that begins so: two halves, then six bits for each scale and minimum in twelve bytes.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn scales([halves, first, second, third]: [__m256i; 4]) -> Scales {
-    let (scale, minimum) = half_pairs(halves);
+    let [scale, minimum] = half_pairs(halves);
     let (low, high) = (_mm256_set1_epi32(15), _mm256_set1_epi32(48));
     let six = _mm256_set1_epi32(63);
     let sign = _mm256_set1_ps(-0.0);
-    let mut all = Scales([(_mm256_setzero_ps(), _mm256_setzero_ps()); PARTS]);
+    let mut all = Scales([[_mm256_setzero_ps(); 2]; PARTS]);
     for part in 0..PARTS / 2 {
         let shift = |words: __m256i, bits: usize| _mm256_srl_epi32(words, _mm_cvtsi32_si128((8 * part + bits) as i32));
         // Four bits of the third word, and the two upper ones of a byte of the others.
@@ -108,7 +101,7 @@ fn scales([halves, first, second, third]: [__m256i; 4]) -> Scales {
         let subtracted = [_mm256_and_si256(shift(second, 0), six), with_upper(second, 4)];
         for (place, (factor, subtracted)) in [part, part + PARTS / 2].into_iter().zip(factors.into_iter().zip(subtracted)) {
             let negated = _mm256_xor_ps(sign, _mm256_mul_ps(minimum, _mm256_cvtepi32_ps(subtracted)));
-            all.0[place] = (_mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor)), negated);
+            all.0[place] = [_mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor)), negated];
         }
     }
     all

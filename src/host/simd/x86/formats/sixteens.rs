@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::columns::{Blocks, ByteColumns, bits_from, half_pairs, or_where, signed_pairs, unsigned_pairs};
+use super::super::columns::{Blocks, ByteColumns, bits_from, half_pairs, nibbles_of, or_where, signed_pairs, unsigned_pairs};
 use super::super::sums::{Two, TwoMinimums};
 use super::{Format, Unpacked};
 use crate::dtype::{BlockLayout, blocks};
@@ -62,7 +62,7 @@ impl Format for Q2K {
     unsafe fn shared(blocks: &Blocks<'_>) -> [Scales; 2] {
         // SAFETY: the caller's promise: 84 bytes.
         let (both, factors) = unsafe { (blocks.sixteen(0), blocks.word(80)) };
-        let (scale, minimum) = half_pairs(factors);
+        let [scale, minimum] = half_pairs(factors);
         let mut nibbles = [both; 2];
         let [scales, minimums] = &mut nibbles;
         for (scales, minimums) in scales.iter_mut().zip(minimums) {
@@ -129,9 +129,7 @@ impl Format for Q3K {
         let mut integers = two_bits::<J>(bytes);
         // Without its third bit, an integer is 4 less.
         or_where::<false>(&mut integers, bits, (1_u8 << (GROUP * n + J)).cast_signed(), -4);
-        let [first, last] = scales.of::<J>(n);
-        let zero = _mm256_setzero_ps();
-        Unpacked { factors: [first, last, zero, zero], pairs: signed_pairs(&integers) }
+        Unpacked::of_two(scales.of::<J>(n), signed_pairs(&integers))
     }
 }
 
@@ -168,8 +166,7 @@ impl Format for Q6K {
     #[target_feature(enable = "avx2")]
     #[inline]
     unsafe fn part<const J: usize>(scales: &Scales, loaded: &SixBits, n: usize) -> Unpacked {
-        let bytes = &loaded.nibbles[J % 2];
-        let mut integers = if J < 2 { bits_from::<0>(bytes, 15) } else { bits_from::<4>(bytes, 15) };
+        let mut integers = nibbles_of(&loaded.nibbles[J % 2], J >= 2);
         for (integers, high) in integers.iter_mut().zip(loaded.high) {
             // What crosses into a neighbouring byte is masked away.
             let high = match J {
@@ -181,8 +178,6 @@ impl Format for Q6K {
             let high = _mm256_and_si256(high, _mm256_set1_epi8(0x30));
             *integers = _mm256_sub_epi8(_mm256_or_si256(*integers, high), _mm256_set1_epi8(32));
         }
-        let [first, last] = scales.of::<J>(n);
-        let zero = _mm256_setzero_ps();
-        Unpacked { factors: [first, last, zero, zero], pairs: signed_pairs(&integers) }
+        Unpacked::of_two(scales.of::<J>(n), signed_pairs(&integers))
     }
 }

@@ -58,7 +58,7 @@ impl Format for IQ4XS {
     unsafe fn shared(blocks: &Blocks<'_>) -> PartScales {
         // SAFETY: the caller's promise: 8 bytes of 136.
         let (first, low) = unsafe { (blocks.word(0), blocks.word(4)) };
-        PartScales { of_all: half_pairs(first).0, high: _mm256_srli_epi32(first, 16), low }
+        PartScales { of_all: half_pairs(first)[0], high: _mm256_srli_epi32(first, 16), low }
     }
 
     #[target_feature(enable = "avx2")]

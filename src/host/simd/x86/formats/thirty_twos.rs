@@ -73,12 +73,12 @@ impl Format for Q4_1 {
     const LAYOUT: &'static BlockLayout = &blocks::Q4_1;
     const GROUP: usize = 1;
     type Sum = Minimum;
-    type Shared = (__m256, __m256);
+    type Shared = [__m256; 2];
     type Loaded = [__m256i; 4];
 
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    unsafe fn shared(blocks: &Blocks<'_>) -> (__m256, __m256) {
+    unsafe fn shared(blocks: &Blocks<'_>) -> [__m256; 2] {
         // SAFETY: the caller's promise: 4 bytes of 20.
         half_pairs(unsafe { blocks.word(0) })
     }
@@ -92,8 +92,8 @@ impl Format for Q4_1 {
 
     #[target_feature(enable = "avx2")]
     #[inline]
-    unsafe fn part<const J: usize>(factors: &(__m256, __m256), bytes: &[__m256i; 4], _n: usize) -> Unpacked {
-        Unpacked::of_minimum(*factors, unsigned_pairs(&nibbles(*bytes)))
+    unsafe fn part<const J: usize>(factors: &[__m256; 2], bytes: &[__m256i; 4], _n: usize) -> Unpacked {
+        Unpacked::of_two(*factors, unsigned_pairs(&nibbles(*bytes)))
     }
 }
 
@@ -129,12 +129,12 @@ impl Format for Q5_1 {
     const LAYOUT: &'static BlockLayout = &blocks::Q5_1;
     const GROUP: usize = 1;
     type Sum = Minimum;
-    type Shared = (__m256, __m256);
+    type Shared = [__m256; 2];
     type Loaded = ByteColumns;
 
     #[target_feature(enable = "avx2,f16c")]
     #[inline]
-    unsafe fn shared(blocks: &Blocks<'_>) -> (__m256, __m256) {
+    unsafe fn shared(blocks: &Blocks<'_>) -> [__m256; 2] {
         // SAFETY: the caller's promise: 4 bytes of 24.
         half_pairs(unsafe { blocks.word(0) })
     }
@@ -148,8 +148,8 @@ impl Format for Q5_1 {
 
     #[target_feature(enable = "avx2")]
     #[inline]
-    unsafe fn part<const J: usize>(factors: &(__m256, __m256), bytes: &ByteColumns, _n: usize) -> Unpacked {
-        Unpacked::of_minimum(*factors, unsigned_pairs(bytes))
+    unsafe fn part<const J: usize>(factors: &[__m256; 2], bytes: &ByteColumns, _n: usize) -> Unpacked {
+        Unpacked::of_two(*factors, unsigned_pairs(bytes))
     }
 }
 
