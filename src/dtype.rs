@@ -112,6 +112,12 @@ dtypes! {
     /// 84 bytes for 256 values: sixteen bytes with a scale `s` and, as high nibble, a minimum `m` for sixteen values each, 64 bytes of two bits
     /// each as in Q3_K, f16 `d`, f16 `dmin`; value `d·s·q − dmin·m`.
     Q2K { name: "Q2_K", gguf: 10, layout: Layout::Blocks(blocks::Q2_K), measured_as: Q4K }
+    /// 54 bytes for 256 values: 48 bytes of five and 4 of four ternary digits `q`, f16 scale `d`; value `d·(q−1)`. A byte is a fraction of 256
+    /// whose first digit, in base three, is behind its point. The first 32 bytes have the first digits of the first 32 values, then the second
+    /// ones of the next 32, and so on; the next 16 bytes so those of 80 values, the last 4 those of 16.
+    TQ1_0 { name: "TQ1_0", gguf: 34, layout: Layout::Blocks(blocks::TQ1_0), measured_as: Q4K }
+    /// 66 bytes for 256 values: 64 bytes of two bits each as in Q3_K, f16 scale `d`; value `d·(q−1)`.
+    TQ2_0 { name: "TQ2_0", gguf: 35, layout: Layout::Blocks(blocks::TQ2_0), measured_as: Q4K }
 }
 
 impl DType {

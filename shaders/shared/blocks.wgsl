@@ -15,6 +15,8 @@ const IQ4_NL: u32 = 12u;
 const IQ4_XS: u32 = 13u;
 const MXFP4: u32 = 14u;
 const Q2_K: u32 = 15u;
+const TQ1_0: u32 = 16u;
+const TQ2_0: u32 = 17u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -76,6 +78,12 @@ fn part_of(begin: u32, part: u32) -> Part {
         }
         case Q2_K: {
             return part_q2_k(begin, part);
+        }
+        case TQ1_0: {
+            return part_tq1_0(begin, part);
+        }
+        case TQ2_0: {
+            return part_tq2_0(begin, part);
         }
         default: {
             return Part();
@@ -288,4 +296,42 @@ fn part_q2_k(begin: u32, part: u32) -> Part {
     let of_first = factors * vec2<f32>(f32(first & 15u), f32(first >> 4u));
     let of_last = factors * vec2<f32>(f32(last & 15u), f32(last >> 4u));
     return Part(Sixteen(bits.first, of_first.x, of_first.y), Sixteen(bits.last, of_last.x, of_last.y));
+}
+
+// 48 bytes of five ternary digits, 4 of four, f16 scale: d * (q - 1). Of the first five parts each has one digit of the first 32 bytes, of
+// the last three each sixteen columns have one of the next 16 bytes, and the very last the four digits of the last 4.
+fn part_tq1_0(begin: u32, part: u32) -> Part {
+    let d = f16_at(begin + 52u);
+    let is_early = part < 5u;
+    let bytes = quad_at(select(begin + 32u, begin, is_early));
+    let first = ternary_digits(bytes, vec4<u32>(power_of_three(select(part * 2u - 10u, part, is_early))));
+    var last: vec4<u32>;
+    if is_early {
+        last = ternary_digits(quad_at(begin + 16u), vec4<u32>(power_of_three(part)));
+    } else if part < 7u {
+        last = ternary_digits(bytes, vec4<u32>(power_of_three(part * 2u - 9u)));
+    } else {
+        last = ternary_digits(vec4<u32>(word_at_byte(begin + 48u)), vec4<u32>(1u, 3u, 9u, 27u));
+    }
+    return Part(Sixteen(first, d, -d), Sixteen(last, d, -d));
+}
+
+// 1, 3, 9, 27 or 81.
+fn power_of_three(exponent: u32) -> u32 {
+    return select((0x1b090301u >> (exponent * 8u)) & 0xffu, 81u, exponent == 4u);
+}
+
+// Of each byte the ternary digit that comes behind the point where it is multiplied by a power of three.
+fn ternary_digits(bytes: vec4<u32>, powers: vec4<u32>) -> vec4<u32> {
+    let mask = vec4<u32>(0x00ff00ffu);
+    let even = (((bytes & mask) * powers) & mask) * 3u;
+    let odd = ((((bytes >> vec4<u32>(8u)) & mask) * powers) & mask) * 3u;
+    return ((even >> vec4<u32>(8u)) & vec4<u32>(0x00030003u)) | (odd & vec4<u32>(0x03000300u));
+}
+
+// 64 bytes of two bits for each column, f16 scale: d * (q - 1).
+fn part_tq2_0(begin: u32, part: u32) -> Part {
+    let d = f16_at(begin + 64u);
+    let bits = two_bits(begin, part);
+    return Part(Sixteen(bits.first, d, -d), Sixteen(bits.last, d, -d));
 }

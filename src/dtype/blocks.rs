@@ -241,3 +241,26 @@ fn q2_k(block: &[u8], part: usize) -> Block {
     let values = two_bits(&block[16..], part).map(u8::cast_signed);
     Block { values, scales: [scale(0), scale(1)], minimums: [minimum(0), minimum(1)] }
 }
+
+pub(crate) const TQ1_0: BlockLayout = BlockLayout { len: 256, bytes: 54, scaling: Scaling::One, apart: 16, unpack: tq1_0 };
+
+/// Powers of three, by which a byte's fraction is multiplied to bring each of its digits behind the point.
+pub(crate) const TERNARY: [u8; 5] = [1, 3, 9, 27, 81];
+
+fn tq1_0(block: &[u8], part: usize) -> Block {
+    let value = |k: usize| {
+        let (byte, digit) = match (part, k / 16) {
+            (0..=4, _) => (block[k], part),
+            (7, 1) => (block[48 + k % 4], k / 4 - 4),
+            (_, half) => (block[32 + k % 16], 2 * (part - 5) + half),
+        };
+        (u16::from(byte.wrapping_mul(TERNARY[digit])) * 3 >> 8) as i8 - 1
+    };
+    Block::of_scale(half_at(block, 52), std::array::from_fn(value))
+}
+
+pub(crate) const TQ2_0: BlockLayout = BlockLayout { len: 256, bytes: 66, scaling: Scaling::One, apart: 32, unpack: tq2_0 };
+
+fn tq2_0(block: &[u8], part: usize) -> Block {
+    Block::of_scale(half_at(block, 64), two_bits(block, part).map(|q| q.cast_signed() - 1))
+}

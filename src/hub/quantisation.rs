@@ -96,7 +96,7 @@ mod tests {
         for dtype in DType::ALL {
             assert_eq!(quantisation_of(&format!("m-{dtype}.gguf")).and_then(|it| it.dtype()), Some(dtype));
         }
-        for name in ["m-IQ2_XXS.gguf", "m-TQ1_0.gguf", "m-Q4_0_4_4.gguf", "m-IQ3_S.gguf"] {
+        for name in ["m-IQ2_XXS.gguf", "m-Q4_0_4_4.gguf", "m-IQ3_S.gguf"] {
             assert_eq!(quantisation_of(name).and_then(|it| it.dtype()), None, "{name}");
         }
         let order = dtypes_by_preference();

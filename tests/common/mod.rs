@@ -219,6 +219,8 @@ pub fn scale_places(dtype: DType) -> &'static [usize] {
         DType::Q3K => &[108],
         DType::MXFP4 => &[],
         DType::Q2K => &[80, 82],
+        DType::TQ1_0 => &[52],
+        DType::TQ2_0 => &[64],
     }
 }
 
@@ -237,7 +239,7 @@ fn largest_of(dtype: DType) -> [f32; 2] {
         DType::Q3K => [128.0, 1.0],
         DType::IQ4NL => [128.0, 1.0],
         DType::IQ4XS => [4096.0, 1.0],
-        DType::MXFP4 => [1.0, 1.0],
+        DType::MXFP4 | DType::TQ1_0 | DType::TQ2_0 => [1.0, 1.0],
         DType::Q2K => [32.0, 16.0],
     }
 }

@@ -142,6 +142,8 @@ fn quantised_values_stay_near_the_true_ones() {
         (GgufType::IQ4XS, 0.15),
         (GgufType::MXFP4, 0.3),
         (GgufType::Q2K, 0.4),
+        (GgufType::TQ1_0, 0.501),
+        (GgufType::TQ2_0, 0.501),
     ] {
         let stored = gguf_model(root.path(), &shape, dtype);
         for tensor in &stored.catalog.tensors {

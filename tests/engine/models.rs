@@ -189,6 +189,8 @@ fn made_models_answer_as_the_reference_does() {
         ("gguf-q3_k", GgufType::Q3K),
         ("gguf-iq4_xs", GgufType::IQ4XS),
         ("gguf-q2_k", GgufType::Q2K),
+        ("gguf-tq1_0", GgufType::TQ1_0),
+        ("gguf-tq2_0", GgufType::TQ2_0),
     ] {
         let folder = root.path().join(name);
         write_mixed_gguf(&folder.join("model.gguf"), &whole, 7, Dtypes { layers, head: GgufType::Q6K }).unwrap();
@@ -201,7 +203,7 @@ fn made_models_answer_as_the_reference_does() {
         write_mixed_gguf(&folder.join("model.gguf"), &LlamaShape { tied, ..wide.clone() }, 7, Dtypes { layers, head }).unwrap();
         expect(&folder);
     }
-    assert_eq!(check_folders(root.path()), 30);
+    assert_eq!(check_folders(root.path()), 32);
 }
 
 #[test]

@@ -51,6 +51,10 @@ pub enum GgufType {
     MXFP4,
     /// 256 times two bits, 4-bit scales and minimums for each sixteen.
     Q2K,
+    /// 256 times -1, 0 or 1, five to a byte, and a scale.
+    TQ1_0,
+    /// The same, four to a byte.
+    TQ2_0,
 }
 
 impl Stored {
@@ -121,6 +125,8 @@ impl GgufType {
             GgufType::IQ4XS => 23,
             GgufType::MXFP4 => 39,
             GgufType::Q2K => 10,
+            GgufType::TQ1_0 => 34,
+            GgufType::TQ2_0 => 35,
         }
     }
 
@@ -143,6 +149,8 @@ impl GgufType {
             GgufType::IQ4XS => 30,
             GgufType::MXFP4 => 38,
             GgufType::Q2K => 10,
+            GgufType::TQ1_0 => 36,
+            GgufType::TQ2_0 => 37,
         }
     }
 
@@ -164,6 +172,8 @@ impl GgufType {
             GgufType::IQ4XS => (256, 136),
             GgufType::MXFP4 => (32, 17),
             GgufType::Q2K => (256, 84),
+            GgufType::TQ1_0 => (256, 54),
+            GgufType::TQ2_0 => (256, 66),
         }
     }
 
@@ -186,6 +196,8 @@ impl GgufType {
             GgufType::IQ4XS => values.chunks_exact(256).for_each(|block| encode_iq4_xs(block, output)),
             GgufType::MXFP4 => values.chunks_exact(32).for_each(|block| encode_mxfp4(block, output)),
             GgufType::Q2K => values.chunks_exact(256).for_each(|block| encode_q2_k(block, output)),
+            GgufType::TQ1_0 => values.chunks_exact(256).for_each(|block| encode_tq1_0(block, output)),
+            GgufType::TQ2_0 => values.chunks_exact(256).for_each(|block| encode_tq2_0(block, output)),
         }
     }
 }
@@ -211,6 +223,8 @@ impl FromStr for GgufType {
             "iq4_xs" => GgufType::IQ4XS,
             "mxfp4" => GgufType::MXFP4,
             "q2_k" => GgufType::Q2K,
+            "tq1_0" => GgufType::TQ1_0,
+            "tq2_0" => GgufType::TQ2_0,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }
@@ -418,6 +432,31 @@ fn encode_q2_k(block: &[f32], output: &mut Vec<u8>) {
     output.extend(pairs.iter().map(|(scale, minimum)| *scale as u8 | (*minimum as u8) << 4));
     push_two_bits(&block.iter().enumerate().map(level).collect::<Vec<u8>>(), output);
     output.extend([d, dmin].map(f16::to_le_bytes).concat());
+}
+
+/// The largest magnitude, and each value as 0, 1 or 2: in units of it, plus 1.
+fn ternary(block: &[f32]) -> (f32, Vec<u8>) {
+    let d = extreme_of(block).abs();
+    (d, block.iter().map(|value| ((value * inverse(d)).round() as i8 + 1).cast_unsigned()).collect())
+}
+
+fn encode_tq1_0(block: &[f32], output: &mut Vec<u8>) {
+    let (d, levels) = ternary(block);
+    let (first, rest) = levels.split_at(5 * 32);
+    let (second, last) = rest.split_at(5 * 16);
+    for (levels, n_bytes) in [(first, 32), (second, 16), (last, 4)] {
+        let digit = |byte: usize, digit: usize| u16::from(levels.get(digit * n_bytes + byte).copied().unwrap_or(0));
+        let number = |byte: usize| (0..5).fold(0, |number, place| number * 3 + digit(byte, place));
+        // The least fraction of 256 that has these digits.
+        output.extend((0..n_bytes).map(|byte| (number(byte) * 256).div_ceil(243) as u8));
+    }
+    output.extend(f16::from_f32(d).to_le_bytes());
+}
+
+fn encode_tq2_0(block: &[f32], output: &mut Vec<u8>) {
+    let (d, levels) = ternary(block);
+    push_two_bits(&levels, output);
+    output.extend(f16::from_f32(d).to_le_bytes());
 }
 
 /// Value j goes into the low half of byte j, value j + 16 into its high half.

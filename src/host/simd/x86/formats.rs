@@ -3,6 +3,7 @@
 mod k_nibbles;
 mod sixteens;
 mod tables;
+mod ternary;
 mod thirty_twos;
 
 use std::arch::x86_64::*;
@@ -97,6 +98,8 @@ pub(super) const fn functions_of(dtype: DType) -> Option<Functions> {
         DType::IQ4NL => Functions::of::<tables::IQ4NL>(),
         DType::IQ4XS => Functions::of::<tables::IQ4XS>(),
         DType::MXFP4 => Functions::of::<tables::MXFP4>(),
+        DType::TQ1_0 => Functions::of::<ternary::TQ1_0>(),
+        DType::TQ2_0 => Functions::of::<ternary::TQ2_0>(),
         DType::F32 | DType::F16 | DType::BF16 => return None,
     })
 }

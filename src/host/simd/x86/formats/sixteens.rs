@@ -40,7 +40,7 @@ impl Scales {
 /// Part `J` of the four whose bits share these bytes.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn two_bits<const J: usize>(bytes: &ByteColumns) -> ByteColumns {
+pub(super) fn two_bits<const J: usize>(bytes: &ByteColumns) -> ByteColumns {
     match J {
         0 => bits_from::<0>(bytes, 3),
         1 => bits_from::<2>(bytes, 3),
