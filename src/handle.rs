@@ -4,7 +4,10 @@
 //!
 //! The engine's thread takes turns: one part of one prompt, as large as the plan's forward, then one token of every sequence that
 //! generates. Those tokens share forwards, as many as go through the kernels of a single token ([`MAX_TOKENS_TOGETHER`]): so each sequence
-//! gets bit for bit what it gets alone, and a long prompt holds the others up for one part of it at a time.
+//! gets bit for bit what it gets alone, and a long prompt holds the others up for one part of it at a time. Drafts of the sequences take
+//! what room is left.
+//!
+//! [`MAX_TOKENS_TOGETHER`]: crate::stream::MAX_TOKENS_TOGETHER
 
 use std::collections::VecDeque;
 use std::ops::Deref;
@@ -20,8 +23,8 @@ use futures_core::Stream;
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
-use crate::session::{FinishReason, GenerateOptions, Generated, GenerationState};
-use crate::stream::{Batch, BatchToken, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
+use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, choose};
+use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::Sampler;
 
 /// Most unread steps of a stream: its generation pauses until they are read.
@@ -49,6 +52,7 @@ pub struct TokenStream {
     commands: mpsc::Sender<Command>,
     finish: Option<FinishReason>,
     n_prompt: usize,
+    drafts: DraftStatistics,
 }
 
 /// The steps that a stream has not read yet, as its reader and the engine's thread share them.
@@ -63,7 +67,8 @@ struct Unread {
 enum Step {
     /// The prompt is read; so many tokens of it were computed.
     Prompt(usize),
-    Token(Generated),
+    /// A token, and what drafts had brought by then.
+    Token(Generated, DraftStatistics),
     End(FinishReason),
 }
 
@@ -131,7 +136,7 @@ impl Sequence {
     pub fn generate(&mut self, prompt: Vec<u32>, sampler: Sampler, options: GenerateOptions) -> Result<TokenStream> {
         let (sender, steps) = tokens::unbounded();
         let (cancelled, unread, commands) = (Arc::default(), Arc::default(), self.handle.commands.clone());
-        let stream = TokenStream { steps, cancelled, unread, commands, finish: None, n_prompt: 0 };
+        let stream = TokenStream { steps, cancelled, unread, commands, finish: None, n_prompt: 0, drafts: DraftStatistics::default() };
         let progress = Progress::Requested(Box::new(Request { prompt, sampler, options }));
         let listener = Listener { steps: sender, cancelled: Arc::clone(&stream.cancelled), unread: Arc::clone(&stream.unread) };
         self.handle.send(Command::Generate(Running { sequence: self.id, progress, listener }))?;
@@ -188,6 +193,11 @@ impl TokenStream {
     pub fn n_prompt(&self) -> usize {
         self.n_prompt
     }
+
+    /// Forwards after the prompt, and what drafts brought, up to the last token that was read.
+    pub fn drafts(&self) -> DraftStatistics {
+        self.drafts
+    }
 }
 
 impl Stream for TokenStream {
@@ -201,7 +211,10 @@ impl Stream for TokenStream {
             }
             match step {
                 Some(Ok(Step::Prompt(n_prompt))) => self.n_prompt = n_prompt,
-                Some(Ok(Step::Token(generated))) => return Poll::Ready(Some(Ok(generated))),
+                Some(Ok(Step::Token(generated, drafts))) => {
+                    self.drafts = drafts;
+                    return Poll::Ready(Some(Ok(generated)));
+                }
                 Some(Ok(Step::End(finish))) => {
                     self.finish = Some(finish);
                     return Poll::Ready(None);
@@ -254,6 +267,8 @@ struct Begun {
     state: GenerationState,
     /// Tokens to be computed before the next one is chosen: what is left of the prompt, or the last token. At least one.
     due: Vec<u32>,
+    /// Tokens that are computed behind what is due, since they may be next.
+    draft: Vec<u32>,
     /// Whether the listener knows that the prompt was read.
     prompt_is_reported: bool,
 }
@@ -279,12 +294,16 @@ impl Listener {
 
     /// Whether it may get more steps. If not, it wakes the engine's thread once it may.
     fn has_room(&self) -> bool {
-        let has_room = || self.unread.n_steps.load(Ordering::SeqCst) < MAX_UNREAD;
-        if has_room() {
+        if self.room() > 0 {
             return true;
         }
         self.unread.is_awaited.store(true, Ordering::SeqCst);
-        has_room()
+        self.room() > 0
+    }
+
+    /// How many more steps it may get.
+    fn room(&self) -> usize {
+        MAX_UNREAD.saturating_sub(self.unread.n_steps.load(Ordering::SeqCst))
     }
 }
 
@@ -295,6 +314,23 @@ impl Running {
             Progress::Requested(_) => &[],
             Progress::Begun(begun) => &begun.due,
         }
+    }
+
+    /// The tokens to be computed behind them.
+    fn draft(&self) -> &[u32] {
+        match &self.progress {
+            Progress::Requested(_) => &[],
+            Progress::Begun(begun) => &begun.draft,
+        }
+    }
+
+    /// The draft that may be computed behind what is due, where `cached` are the tokens in its cache.
+    fn offer(&self, cached: &[u32], model: &LoadedModel) -> Offer {
+        let Progress::Begun(begun) = &self.progress else { return Offer::default() };
+        let mut offer = begun.state.offer(cached, model);
+        // The token that is due gives a step as well.
+        offer.tokens.truncate(self.listener.room().saturating_sub(1));
+        offer
     }
 }
 
@@ -357,7 +393,7 @@ impl EngineThread {
                     let Request { prompt, sampler, options } = *request;
                     let cached = &mut self.sequences[sequence as usize].tokens;
                     GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)
-                        .map(|(state, due)| Box::new(Begun { state, due, prompt_is_reported: false }))
+                        .map(|(state, due)| Box::new(Begun { state, due, draft: Vec::new(), prompt_is_reported: false }))
                 }
             };
             match begun {
@@ -378,10 +414,9 @@ impl EngineThread {
         }
     }
 
-    /// Computes one token of each sequence that generates, several in a forward.
+    /// Computes one token of each sequence that generates, several in a forward, and drafts where there is room for them.
     fn generate(&mut self) {
-        let forward = self.engine.plan().forward;
-        let n_together = MAX_TOKENS_TOGETHER.min(forward.n_tokens).min(forward.n_logit_rows).max(1);
+        let n_together = self.engine.prepared().n_together();
         let is_ready = |running: &Running| running.due().len() == 1 && running.listener.has_room();
         let (ready, others): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_ready);
         self.running = others.into();
@@ -390,9 +425,22 @@ impl EngineThread {
         for mut ready in [whole, best] {
             while !ready.is_empty() {
                 let rest = ready.split_off(ready.len().min(n_together));
+                self.draft(&mut ready);
                 let computed = self.compute(ready, 1);
                 self.running.extend(computed);
                 ready = rest;
+            }
+        }
+    }
+
+    /// Chooses the drafts of generations that go into one forward.
+    fn draft(&self, ready: &mut [Running]) {
+        let offer = |running: &Running| running.offer(&self.sequences[running.sequence as usize].tokens, &self.engine);
+        let mut offers: Vec<Offer> = ready.iter().map(offer).collect();
+        choose(&mut offers, &self.engine);
+        for (running, offer) in ready.iter_mut().zip(offers) {
+            if let Progress::Begun(begun) = &mut running.progress {
+                begun.draft = offer.tokens;
             }
         }
     }
@@ -401,7 +449,14 @@ impl EngineThread {
     /// fails, each is tried alone, so that none ends with the error of another.
     fn compute(&mut self, some: Vec<Running>, n_tokens: usize) -> Vec<Running> {
         match self.forward(&some, n_tokens) {
-            Ok(logits) => some.into_iter().zip(logits).filter_map(|(running, logits)| self.go_on(running, n_tokens, logits)).collect(),
+            Ok(logits) => {
+                let mut logits = logits.into_iter();
+                let mut with_own = |running: Running| {
+                    let own = logits.by_ref().take(1 + running.draft().len()).collect();
+                    self.go_on(running, n_tokens, own)
+                };
+                some.into_iter().filter_map(&mut with_own).collect()
+            }
             // All of them were cancelled.
             Err(Error::Interrupted) => Vec::new(),
             Err(_) if some.len() > 1 => some.into_iter().flat_map(|running| self.compute(vec![running], n_tokens)).collect(),
@@ -418,9 +473,10 @@ impl EngineThread {
         let mut batch = Batch::default();
         for running in some {
             let first = self.sequences[running.sequence as usize].tokens.len() as u32;
-            let due = running.due().iter().take(n_tokens);
-            batch.tokens.extend((first..).zip(due).map(|(position, &token)| BatchToken { token, sequence: running.sequence, position }));
-            batch.logits_for.push(batch.tokens.len().saturating_sub(1) as u32);
+            let tokens = running.due().iter().take(n_tokens).chain(running.draft());
+            batch.tokens.extend((first..).zip(tokens).map(|(position, &token)| BatchToken { token, sequence: running.sequence, position }));
+            let end = batch.tokens.len() as u32;
+            batch.logits_for.extend(end.saturating_sub(1 + running.draft().len() as u32)..end);
         }
         // Logits are needed only after all that is due: others need not cross the link.
         let wanted = some.iter().filter(|running| running.due().len() == n_tokens).map(logits_request);
@@ -431,12 +487,13 @@ impl EngineThread {
         platform::block_on(self.engine.forward_until(&batch, &is_cancelled))
     }
 
-    /// Goes on after `n_tokens` of what is due were computed; `logits` are those of the next token, where that was all. Returns the generation
-    /// unless it has ended.
-    fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Logits) -> Option<Running> {
+    /// Goes on after `n_tokens` of what is due were computed, and its draft; `logits` are those behind them, which count where that was all
+    /// that is due. Returns the generation unless it has ended.
+    fn go_on(&mut self, mut running: Running, n_tokens: usize, logits: Vec<Logits>) -> Option<Running> {
         let cached = &mut self.sequences[running.sequence as usize].tokens;
         let Running { progress: Progress::Begun(begun), listener, .. } = &mut running else { return None };
         cached.extend(begun.due.drain(..n_tokens));
+        let draft = std::mem::take(&mut begun.draft);
         if listener.is_gone() {
             return None;
         }
@@ -446,20 +503,25 @@ impl EngineThread {
         if !std::mem::replace(&mut begun.prompt_is_reported, true) {
             listener.send(Ok(Step::Prompt(begun.state.n_prompt())));
         }
-        let logits = logits.limited_to(begun.state.logits_request());
-        match begun.state.next(&logits, cached.len(), &self.engine) {
-            Ok(token) => token.into_iter().for_each(|token| listener.send(Ok(Step::Token(token)))),
-            Err(error) => {
-                listener.send(Err(error));
+        begun.state.take(draft, logits);
+        loop {
+            match begun.state.next(cached.len(), &self.engine) {
+                Ok(token) => token.into_iter().for_each(|token| listener.send(Ok(Step::Token(token, begun.state.drafts())))),
+                Err(error) => {
+                    listener.send(Err(error));
+                    return None;
+                }
+            }
+            if let Some(finish) = begun.state.finish_reason() {
+                listener.send(Ok(Step::End(finish)));
                 return None;
             }
+            // Where the token was drafted, the logits behind it are there.
+            if let Some(due) = begun.state.advance(cached) {
+                begun.due.push(due);
+                return Some(running);
+            }
         }
-        if let Some(finish) = begun.state.finish_reason() {
-            listener.send(Ok(Step::End(finish)));
-            return None;
-        }
-        begun.due.extend(begun.state.due());
-        Some(running)
     }
 }
 

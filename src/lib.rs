@@ -73,6 +73,6 @@ pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::{EngineHandle, Sequence, TokenStream};
 pub use plan::{KvDType, Plan, PlanOptions};
-pub use session::{FinishReason, GenerateOptions, Generated, Generation, Session};
+pub use session::{DraftSource, FinishReason, GenerateOptions, Generated, Generation, Session, Speculation};
 pub use text::{ChatMessage, Sampler, SamplingSettings, TemplateInput};
 pub use units::Bytes;

@@ -1,5 +1,8 @@
 //! One sequence on an engine: prompts in, tokens out.
 
+mod draft;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -7,6 +10,9 @@ use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result, Setting};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
+use draft::Drafts;
+pub use draft::{DraftSource, DraftStatistics, Speculation};
+pub(crate) use draft::{Offer, choose};
 
 /// A sequence in the KV cache.
 pub struct Session<'a> {
@@ -17,7 +23,7 @@ pub struct Session<'a> {
     cancelled: Arc<AtomicBool>,
 }
 
-/// When a generation ends by itself.
+/// When a generation ends by itself, and how it goes.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// Most tokens to generate; `None` until the model ends or the context is full.
@@ -26,6 +32,8 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Texts that end the generation; they are not part of its text.
     pub stop: Vec<String>,
+    /// Whether tokens are drafted, several of which then come of one forward; the text is the same.
+    pub speculation: Speculation,
 }
 
 /// Why a generation ended, in the words of the OpenAI API.
@@ -51,8 +59,6 @@ pub struct Generated {
 pub struct Generation<'s, 'a> {
     session: &'s mut Session<'a>,
     state: GenerationState,
-    /// The logits after the last token that was computed.
-    logits: Logits,
 }
 
 /// The state of a generation, without its session.
@@ -63,6 +69,9 @@ pub(crate) struct GenerationState {
     stop: StopStrings,
     /// The last generated token, which is computed only when the next one is asked for.
     last: Option<u32>,
+    /// The logits by which the next tokens are chosen: those after the last token that was due, and after each that was drafted.
+    logits: VecDeque<Logits>,
+    drafts: Drafts,
     /// Tokens before the generated ones.
     n_before: usize,
     n_prompt: usize,
@@ -108,9 +117,8 @@ impl<'a> Session<'a> {
         let mut logits = None;
         let n_parts = tokens.len().div_ceil(n_tokens_max);
         for (index, part) in tokens.chunks(n_tokens_max).enumerate() {
-            let first = self.tokens.len() as u32;
             let batch = Batch {
-                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
+                tokens: self.placed(self.tokens.len(), part),
                 logits_for: vec![part.len() as u32 - 1],
                 // Only the logits after the whole prompt are needed: those of its parts need not cross the link.
                 logits_request: if index + 1 == n_parts { logits_request } else { LogitsRequest::TopK(1) },
@@ -131,9 +139,8 @@ impl<'a> Session<'a> {
         self.check_whole(tokens.len(), n_rows_max)?;
         self.restore().await?;
         for part in tokens.chunks(n_rows_max) {
-            let first = self.tokens.len() as u32;
             let batch = Batch {
-                tokens: (first..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position }).collect(),
+                tokens: self.placed(self.tokens.len(), part),
                 logits_for: (0..part.len() as u32).collect(),
                 logits_request: LogitsRequest::All,
             };
@@ -147,15 +154,31 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Appends `due` and computes `draft` behind it, which does not count as appended: the logits after each of them.
+    async fn append_with_draft(&mut self, due: u32, draft: &[u32], logits_request: LogitsRequest) -> Result<Vec<Logits>> {
+        self.check_room(1)?;
+        self.restore().await?;
+        let tokens = self.placed(self.tokens.len(), &[&[due], draft].concat());
+        let batch = Batch { logits_for: (0..tokens.len() as u32).collect(), tokens, logits_request };
+        let logits = self.engine.forward_unless(&batch, &self.cancelled).await?;
+        self.tokens.push(due);
+        Ok(logits)
+    }
+
+    /// `tokens` at the positions of this sequence from `first` on.
+    fn placed(&self, first: usize, tokens: &[u32]) -> Vec<BatchToken> {
+        let sequence = self.sequence;
+        (first as u32..).zip(tokens).map(|(position, &token)| BatchToken { token, sequence, position }).collect()
+    }
+
     /// Computes again what is not cached of the sequence any more: of a model with recurrent states all of it, where the states are of
     /// another position.
     async fn restore(&mut self) -> Result<()> {
         let n_tokens_max = self.engine.plan().forward.n_tokens;
         let mut n_cached = self.engine.n_reusable(self.sequence, self.tokens.len());
         while let Some(part) = self.tokens[n_cached..].chunks(n_tokens_max).next() {
-            let tokens = (n_cached as u32..).zip(part).map(|(position, &token)| BatchToken { token, sequence: self.sequence, position });
             let logits_for = vec![part.len() as u32 - 1];
-            let batch = Batch { tokens: tokens.collect(), logits_for, logits_request: LogitsRequest::TopK(1) };
+            let batch = Batch { tokens: self.placed(n_cached, part), logits_for, logits_request: LogitsRequest::TopK(1) };
             self.engine.forward_unless(&batch, &self.cancelled).await?;
             n_cached += part.len();
         }
@@ -181,9 +204,10 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As of [`Session::append`].
     pub async fn generate<'s>(&'s mut self, prompt: &[u32], sampler: Sampler, options: GenerateOptions) -> Result<Generation<'s, 'a>> {
-        let (state, due) = GenerationState::begin(self.engine, self.sequence, &mut self.tokens, prompt, sampler, options)?;
+        let (mut state, due) = GenerationState::begin(self.engine, self.sequence, &mut self.tokens, prompt, sampler, options)?;
         let logits = self.append(&due, state.logits_request()).await?;
-        Ok(Generation { session: self, state, logits })
+        state.take(Vec::new(), vec![logits]);
+        Ok(Generation { session: self, state })
     }
 }
 
@@ -202,10 +226,15 @@ impl Generation<'_, '_> {
     /// # Errors
     /// [`Error::NotFinite`] for broken weights; those of [`Engine::forward`].
     pub async fn next(&mut self) -> Result<Option<Generated>> {
-        if let Some(due) = self.state.due() {
-            self.logits = self.session.append(&[due], self.state.logits_request()).await?;
+        let Generation { session, state } = self;
+        if let Some(due) = state.advance(&mut session.tokens) {
+            let mut offer = [state.offer(&session.tokens, session.engine)];
+            choose(&mut offer, session.engine);
+            let [Offer { tokens: draft, .. }] = offer;
+            let logits = session.append_with_draft(due, &draft, state.logits_request()).await?;
+            state.take(draft, logits);
         }
-        self.state.next(&self.logits, self.session.tokens.len(), self.session.engine())
+        state.next(session.tokens.len(), session.engine)
     }
 
     /// Whether the next token would be the last, since the context has no room for one after it; [`Generation::shift`] makes some.
@@ -230,6 +259,7 @@ impl Generation<'_, '_> {
             return Err(Error::ContextFull { needed: tokens.len() + 1, available });
         }
         self.state.n_before = prompt.len();
+        self.state.drop_ahead();
         let n_known = n_known(&self.session.tokens, &tokens);
         self.session.truncate(n_known);
         if n_known < tokens.len() {
@@ -256,6 +286,11 @@ impl Generation<'_, '_> {
     /// Tokens generated so far, an end token included.
     pub fn n_generated(&self) -> usize {
         self.state.n_generated
+    }
+
+    /// Forwards after the prompt, and what drafts brought.
+    pub fn drafts(&self) -> DraftStatistics {
+        self.state.drafts()
     }
 }
 
@@ -292,8 +327,10 @@ impl GenerationState {
             detokenizer: engine.tokenizer().map(|tokenizer| tokenizer.detokenizer()),
             stop,
             sampler,
+            drafts: Drafts::new(options.speculation),
             options,
             last: None,
+            logits: VecDeque::new(),
             n_before: prompt.len(),
             n_prompt: due.len(),
             n_generated: 0,
@@ -312,9 +349,48 @@ impl GenerationState {
         self.finish
     }
 
-    /// The token that must be computed before the next one is chosen; `None` before the first one, which follows the prompt,
-    /// and at the end.
-    pub(crate) fn due(&self) -> Option<u32> {
+    /// Forwards after the prompt, and what drafts brought.
+    pub(crate) fn drafts(&self) -> DraftStatistics {
+        self.drafts.statistics
+    }
+
+    /// Goes on to the last token. Where it was drafted, it is in the cache, and joins `cached`; else it is returned and must be computed
+    /// before the next one is chosen. `None` too before the first one, which follows the prompt, and at the end.
+    pub(crate) fn advance(&mut self, cached: &mut Vec<u32>) -> Option<u32> {
+        let due = self.due()?;
+        if self.drafts.take(due) {
+            cached.push(due);
+            return None;
+        }
+        self.logits.clear();
+        Some(due)
+    }
+
+    /// The draft that may be computed behind the token that is due, where `cached` are the tokens in the cache before it.
+    pub(crate) fn offer(&self, cached: &[u32], model: &LoadedModel) -> Offer {
+        let (Some(due), Ok(most)) = (self.due(), model.prepared().most_drafted()) else { return Offer::default() };
+        let in_context = model.plan().ctx_size.saturating_sub(cached.len() + 1);
+        // The forward gives one token more than were drafted.
+        let wanted = self.options.max_tokens.map_or(usize::MAX, |most| most.saturating_sub(self.n_generated + 1));
+        self.drafts.offer(cached, due, most.min(in_context).min(wanted))
+    }
+
+    /// Takes the logits of a forward: those after what was due, the prompt or a token, and those after each token of `draft`.
+    pub(crate) fn take(&mut self, draft: Vec<u32>, logits: Vec<Logits>) {
+        let logits_request = self.logits_request();
+        self.logits = logits.into_iter().map(|logits| logits.limited_to(logits_request)).collect();
+        if self.last.is_some() {
+            self.drafts.begin(draft);
+        }
+    }
+
+    /// Forgets what was computed ahead.
+    fn drop_ahead(&mut self) {
+        self.logits.clear();
+        self.drafts.drop_ahead();
+    }
+
+    fn due(&self) -> Option<u32> {
         self.last.filter(|_| self.finish.is_none())
     }
 
@@ -328,11 +404,12 @@ impl GenerationState {
     }
 
     /// Chooses the next token, by the logits after the `n_cached` tokens in the cache; `None` at the end.
-    pub(crate) fn next(&mut self, logits: &Logits, n_cached: usize, model: &LoadedModel) -> Result<Option<Generated>> {
+    pub(crate) fn next(&mut self, n_cached: usize, model: &LoadedModel) -> Result<Option<Generated>> {
         if self.finish.is_some() {
             return Ok(None);
         }
-        let mut candidates = candidates(logits)?;
+        let logits = self.logits.pop_front().ok_or_else(|| Error::internal("a token was to be chosen without logits"))?;
+        let mut candidates = candidates(&logits)?;
         let token = self.sampler.sample(&mut candidates)?;
         self.sampler.accept(token)?;
         self.last = Some(token);

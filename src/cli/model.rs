@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
-use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, UploadArg};
+use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, SpecTypeArg, UploadArg};
 use crate::cli::terminal::{Progress, Visibility, note};
 use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 use crate::machine::Measure;
 use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
 use crate::platform::{self, IoMode};
+use crate::session::{DraftSource, Speculation};
+use crate::stream::MAX_TOKENS_TOGETHER;
 
 /// The longest device map that is read.
 const MAP_BYTES_MAX: u64 = 64 << 20;
@@ -67,6 +69,11 @@ impl<'a> Placement<'a> {
             n_slots: args.slots.map(|n_slots| n_slots as usize),
             lookahead: args.lookahead.map(|lookahead| lookahead as usize),
             expert_cache: args.expert_cache,
+            // Each drafted token has logits of its own, and so has the one that is due.
+            logit_rows: match args.drafts.spec_type {
+                SpecTypeArg::None => options.logit_rows,
+                SpecTypeArg::NgramSimple => options.logit_rows.max(MAX_TOKENS_TOGETHER.min(args.drafts.draft_max as usize + 1)),
+            },
             upload: match args.upload {
                 UploadArg::Auto => None,
                 UploadArg::Mapped => Some(UploadPath::Mapped),
@@ -154,6 +161,18 @@ fn placement_rule(argument: &DeviceMapArg) -> Result<PlacementRule> {
             PlacementRule::Given(DeviceMap::from_json(&json, &path.display().to_string())?)
         }
     })
+}
+
+/// Says so where tokens are to be drafted and cannot be.
+pub fn warn_of_vain_drafts(prepared: &Prepared, speculation: &Speculation) {
+    if speculation.source == DraftSource::None {
+        return;
+    }
+    match prepared.most_drafted() {
+        Ok(most) if most < speculation.least => tracing::warn!("nothing is drafted: at most {most} tokens can be"),
+        Ok(_) => {}
+        Err(reason) => tracing::warn!("nothing is drafted: {reason}"),
+    }
 }
 
 /// Loads with a bar on stderr.

@@ -10,18 +10,18 @@ use serde_json::{Map, Value};
 
 use crate::cli::args::{GenerationArgs, RunArgs, Thinking};
 use crate::cli::locate::locate_or_fetch;
-use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::model::{Placement, load_with_bar, warn_of_vain_drafts};
 use crate::cli::output::Output;
 use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
-use crate::cli::statistics::{Disturbance, Predicted, Statistics};
+use crate::cli::statistics::{Disturbance, Drafts, Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
 use crate::cli::{chat, trace_file};
 use crate::engine::{Engine, ModelText, Observed, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, check_folder, waited_since};
-use crate::session::{FinishReason, GenerateOptions, Session};
+use crate::session::{DraftSource, FinishReason, GenerateOptions, Session, Speculation};
 use crate::text::{
     ChatMessage, ChatTemplate, ModelDefaults, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
     TemplateInput, Written, fresh_seed,
@@ -92,7 +92,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     let source = args.source()?;
     // Options that contradict each other are refused before a model is fetched or loaded.
-    let wishes = Wishes::of(&args.generation)?;
+    let wishes = Wishes::of(&args.generation, args.placement.drafts.speculation())?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_one_sequence();
     args.trace.as_deref().map_or(Ok(()), check_folder)?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
@@ -104,6 +104,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     if !args.quiet {
         note_plan(&prepared.summary());
     }
+    warn_of_vain_drafts(&prepared, &wishes.generate.speculation);
     let settings = wishes.settings(prepared.text()?)?;
     let asked = match prompt {
         Some(prompt) => Some(encode_prompt(&mut prepared, &settings, prompt, system.clone())?),
@@ -172,7 +173,7 @@ struct Wishes {
 }
 
 impl Wishes {
-    fn of(args: &GenerationArgs) -> Result<Wishes> {
+    fn of(args: &GenerationArgs, speculation: Speculation) -> Result<Wishes> {
         let invalid = |option: &str, reason: String| Error::InvalidArgument { option: option.into(), reason };
         let out_of_range = |option: &str, value: i64| invalid(option, format!("{value} is out of range; write -1 or more"));
         let repeat_last_n = match args.repeat_last_n {
@@ -200,7 +201,7 @@ impl Wishes {
             -1 | -2 => None,
             n => Some(usize::try_from(n).map_err(|_| out_of_range("--predict", n))?),
         };
-        let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone() };
+        let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone(), speculation };
         let written = if args.no_parse_special { Written::Plain } else { Written::Parsed };
         if args.no_think && args.think.is_some_and(|thinking| thinking != Thinking::False) {
             return Err(invalid("--no-think", "says the opposite of --think; leave out one of them".into()));
@@ -352,7 +353,9 @@ pub(super) async fn answer(
     let prompt = Forwards::of_prompt(n_before, n_prompt, engine.plan().forward.n_tokens);
     let prompt = Observed { forwards: prompt, secs: prompt_secs, waited: prompt_waited };
     // The first token comes out of the prompt's own forward.
-    let decoded = Observed { forwards: Forwards::of_answer(tokens.len(), n_decoded), secs: decode_secs, waited: decode_waited };
+    let drafts = generation.drafts();
+    let decoded = Forwards::of_drafted_answer(tokens.len(), n_decoded, &drafts.forwards);
+    let decoded = Observed { forwards: decoded, secs: decode_secs, waited: decode_waited };
     let expected = [&prompt, &decoded].map(|observed| (observed, engine.prepared().predict_all(&observed.forwards)));
     let statistics = Statistics {
         n_prompt,
@@ -364,6 +367,7 @@ pub(super) async fn answer(
         prompt: after_prompt,
         all: engine.trace().summary(),
         experts: engine.expert_statistics().since(&experts_before),
+        drafts: (settings.generate.speculation.source != DraftSource::None).then(|| Drafts::of(&drafts, n_decoded)),
         predicted: Predicted::of(engine.prepared(), &expected),
         disturbance: Disturbance::of(&expected),
         memory: engine.memory_use(),

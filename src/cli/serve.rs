@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::cli::args::{Key, ModelSource, ServeArgs};
 use crate::cli::locate::locate_or_fetch;
-use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::model::{Placement, load_with_bar, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
 use crate::cli::terminal::{Visibility, note};
 use crate::error::{Error, Result};
@@ -39,6 +39,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     if !args.quiet {
         note_plan(&prepared.summary());
     }
+    warn_of_vain_drafts(&prepared, &args.placement.drafts.speculation());
     let settings = settings_of(args, &source, &path);
     let engine = load_with_bar(prepared, visibility)?.spawn()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(N_READERS).build();
@@ -131,5 +132,6 @@ fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> ServerSet
         api_key: args.api_key.clone().map(|key| ApiKey::new(key.0)),
         origins: args.cors.clone(),
         n_waiting: args.queue as usize,
+        speculation: args.placement.drafts.speculation(),
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::device::Origin;
 use crate::engine::{MemoryUse, Observed, Prepared};
 use crate::plan::Totals;
+use crate::session::DraftStatistics;
 use crate::stream::{ExpertStatistics, TraceSummary};
 use crate::units::{Bytes, BytesPerSec, TokensPerSec, three_digits};
 
@@ -32,6 +33,9 @@ pub struct Statistics {
     pub all: TraceSummary,
     /// What expert caches were asked for while tokens were generated.
     pub experts: ExpertStatistics,
+    /// What drafts brought, where there were to be any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<Drafts>,
     /// What the plan predicted for such an answer.
     pub predicted: Predicted,
     /// What other programs took of it; absent where the system does not report it.
@@ -40,6 +44,19 @@ pub struct Statistics {
     /// Peak bytes per device beside the budgets; in JSON it stands beside the statistics.
     #[serde(skip)]
     pub memory: Vec<MemoryUse>,
+}
+
+/// What drafts brought to an answer.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Drafts {
+    /// Tokens that were drafted.
+    pub drafted: usize,
+    /// Of them, those that came.
+    pub accepted: usize,
+    /// Forwards after the prompt's.
+    pub forwards: usize,
+    /// Tokens that came of one of these, on average.
+    pub tokens_per_forward: f64,
 }
 
 /// Rates that were predicted before the run, for a machine that does nothing else.
@@ -88,6 +105,15 @@ impl Disturbance {
     }
 }
 
+impl Drafts {
+    /// Of an answer that took forwards for `n_decoded` of its tokens.
+    pub fn of(statistics: &DraftStatistics, n_decoded: usize) -> Drafts {
+        let forwards = statistics.n_forwards();
+        let tokens_per_forward = n_decoded as f64 / forwards.max(1) as f64;
+        Drafts { drafted: statistics.n_drafted, accepted: statistics.n_accepted, forwards, tokens_per_forward }
+    }
+}
+
 impl Statistics {
     /// Prompt tokens per second.
     pub fn prompt_rate(&self) -> f64 {
@@ -113,6 +139,9 @@ impl Statistics {
             let secs = self.all.upload_secs - self.prompt.upload_secs;
             let moved = BytesPerSec::from_transfer(Bytes(uploaded.0 * self.n_decoded as u64), secs);
             line.push_str(&format!(" | streamed {uploaded}/token at {moved}"));
+        }
+        if let Some(Drafts { drafted, accepted, tokens_per_forward, .. }) = self.drafts.filter(|drafts| drafts.forwards > 0) {
+            line.push_str(&format!(" | {tokens_per_forward:.2} tokens/forward, {accepted} of {drafted} drafted accepted"));
         }
         if let Some(hit_rate) = self.experts.hit_rate() {
             line.push_str(&format!(" | {:.0} % of experts found", hit_rate * 100.0));

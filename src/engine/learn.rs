@@ -23,7 +23,10 @@ const LEAST_PROMPT: usize = 16;
 
 impl Observed {
     fn tells(&self) -> bool {
-        self.secs > 0.0 && self.forwards.n_tokens() >= if self.forwards.is_prompt() { LEAST_PROMPT } else { LEAST_ANSWER }
+        // Rates are kept for one token and for many.
+        !self.forwards.is_drafted()
+            && self.secs > 0.0
+            && self.forwards.n_tokens() >= if self.forwards.is_prompt() { LEAST_PROMPT } else { LEAST_ANSWER }
     }
 }
 

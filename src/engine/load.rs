@@ -2,8 +2,8 @@
 //! them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::device::Device;
 use crate::engine::{Engine, LoadedModel, ModelText, Prepared};
@@ -47,7 +47,7 @@ impl Prepared {
         let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
-        let model = Arc::new(LoadedModel { prepared: self, trace, text });
+        let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new() });
         Ok(Engine { model, executors, cached, known_halves: HashMap::new(), store })
     }
 

@@ -1,5 +1,6 @@
 //! The public API: open a model, see its plan, run forwards. Prints nothing and never blocks.
 
+mod drafts;
 mod embed;
 mod inspection;
 mod learn;
@@ -10,8 +11,8 @@ mod text;
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::device::Device;
@@ -49,6 +50,8 @@ pub struct LoadedModel {
     prepared: Prepared,
     trace: Trace,
     text: ModelText,
+    /// Predicted once it is asked for.
+    decode_secs: OnceLock<Vec<f64>>,
 }
 
 impl Deref for Engine {

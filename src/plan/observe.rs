@@ -23,6 +23,8 @@ const FLOOR: f64 = 1.01;
 pub struct Forwards {
     /// Workloads of forwards, each with their number.
     alike: Vec<(Workload, usize)>,
+    /// Tokens that stayed, where some were drafted.
+    n_kept: Option<usize>,
 }
 
 impl Forwards {
@@ -32,12 +34,25 @@ impl Forwards {
         let (n_whole, rest) = (n_tokens / n_tokens_max, n_tokens % n_tokens_max);
         let whole = Workload { position: n_before + n_whole * n_tokens_max / 2, ..Workload::prefill(n_tokens_max) };
         let last = Workload { position: n_before + n_tokens - rest / 2, ..Workload::prefill(rest) };
-        Forwards { alike: [(whole, n_whole), (last, usize::from(rest > 0))].into_iter().filter(|(_, n_times)| *n_times > 0).collect() }
+        Forwards::of([(whole, n_whole), (last, usize::from(rest > 0))])
     }
 
     /// Those of `n_tokens` of an answer after `n_before` positions, each of one token.
     pub fn of_answer(n_before: usize, n_tokens: usize) -> Forwards {
-        Forwards { alike: if n_tokens > 0 { vec![(Workload::decode(n_before + n_tokens / 2), n_tokens)] } else { Vec::new() } }
+        Forwards::of([(Workload::decode(n_before + n_tokens / 2), n_tokens)])
+    }
+
+    /// Those of `n_tokens` of an answer after `n_before` positions, of which some were drafted: so many forwards of 1, 2, … tokens.
+    pub fn of_drafted_answer(n_before: usize, n_tokens: usize, by_n_tokens: &[usize]) -> Forwards {
+        let position = n_before + n_tokens / 2;
+        let workload = |n_tokens| Workload { n_tokens, n_logit_rows: n_tokens, position, n_seqs: 1 };
+        let forwards = Forwards::of((1..).map(workload).zip(by_n_tokens.iter().copied()));
+        let n_kept = forwards.is_prompt().then_some(n_tokens);
+        Forwards { n_kept, ..forwards }
+    }
+
+    fn of(alike: impl IntoIterator<Item = (Workload, usize)>) -> Forwards {
+        Forwards { alike: alike.into_iter().filter(|(_, n_times)| *n_times > 0).collect(), n_kept: None }
     }
 
     /// The same of `n_seqs` sequences side by side.
@@ -46,6 +61,7 @@ impl Forwards {
         for (workload, _) in &mut self.alike {
             *workload = workload.side_by_side(n_seqs);
         }
+        self.n_kept = self.n_kept.map(|n_kept| n_kept * n_seqs);
         self
     }
 
@@ -59,8 +75,17 @@ impl Forwards {
         self.alike.is_empty()
     }
 
-    /// Tokens of all of them.
+    /// Tokens of all of them; not those that were drafted in vain.
     pub fn n_tokens(&self) -> usize {
+        self.n_kept.unwrap_or_else(|| self.n_computed())
+    }
+
+    /// Whether some of their tokens were drafted.
+    pub fn is_drafted(&self) -> bool {
+        self.n_kept.is_some()
+    }
+
+    fn n_computed(&self) -> usize {
         self.alike.iter().map(|(workload, n_times)| workload.n_tokens * n_times).sum()
     }
 

@@ -168,6 +168,7 @@ impl Answering {
     fn end(&mut self) {
         if let Some(current) = self.current.take() {
             self.app.metrics.count_answer(&current.usage, current.stream.finish_reason().is_some());
+            self.app.metrics.count_drafts(&current.stream.drafts());
         }
     }
 }

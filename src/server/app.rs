@@ -12,6 +12,7 @@ use super::metrics::Metrics;
 use super::pool::Pool;
 use crate::error::Result;
 use crate::handle::EngineHandle;
+use crate::session::Speculation;
 use crate::text::{fresh_seed, strftime};
 
 /// One server.
@@ -26,11 +27,13 @@ pub(super) struct App {
     pub(super) started: u64,
     pub(super) facts: Facts,
     pub(super) vocabulary: Vocabulary,
+    /// Of all answers.
+    pub(super) speculation: Speculation,
 }
 
 impl App {
     pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, is_local: bool) -> Result<App> {
-        let ServerSettings { model_name, other_names, api_key, origins, n_waiting } = settings;
+        let ServerSettings { model_name, other_names, api_key, origins, n_waiting, speculation } = settings;
         let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
         let guard = Guard::new(api_key, origins, is_local);
         let facts = Facts::of(&engine);
@@ -44,6 +47,7 @@ impl App {
             model_name,
             other_names,
             started: now(),
+            speculation,
         })
     }
 

@@ -54,6 +54,7 @@ fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiEr
         max_tokens,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         stop: fields.texts("stop")?.unwrap_or_default(),
+        ..GenerateOptions::default()
     };
     let (seed, is_streamed) = (fields.integer("seed")?, fields.flag("stream")?.unwrap_or(false));
     for name in ["presence_penalty", "frequency_penalty", "logit_bias", "n_probs", "grammar"] {

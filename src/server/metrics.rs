@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 
 use super::answer::Usage;
 use super::pool::Pool;
+use crate::session::DraftStatistics;
 
 /// What was counted since the start.
 #[derive(Debug, Default)]
@@ -16,6 +17,9 @@ pub(super) struct Metrics {
     n_generated: AtomicU64,
     n_answered: AtomicU64,
     n_abandoned: AtomicU64,
+    n_forwards: AtomicU64,
+    n_accepted: AtomicU64,
+    n_rejected: AtomicU64,
 }
 
 /// Labels of [`Metrics::responses`].
@@ -43,6 +47,14 @@ impl Metrics {
         add(if is_whole { &self.n_answered } else { &self.n_abandoned }, 1);
     }
 
+    /// What an answer's forwards and drafts were, whole or not.
+    pub(super) fn count_drafts(&self, drafts: &DraftStatistics) {
+        let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Ordering::Relaxed);
+        add(&self.n_forwards, drafts.n_forwards());
+        add(&self.n_accepted, drafts.n_accepted);
+        add(&self.n_rejected, drafts.n_drafted.saturating_sub(drafts.n_accepted));
+    }
+
     /// All of them as text.
     pub(super) fn text(&self, pool: &Pool) -> String {
         let mut text = String::new();
@@ -57,6 +69,15 @@ impl Metrics {
         let prompt = [("{source=\"computed\"}", read(&self.n_computed)), ("{source=\"cache\"}", read(&self.n_cached))];
         family("prompt_tokens_total", "counter", "Tokens of prompts, computed or found in the cache.", &prompt);
         family("generated_tokens_total", "counter", "Tokens generated.", &[("", read(&self.n_generated))]);
+        let forwards = [("", read(&self.n_forwards))];
+        family(
+            "answer_forwards_total",
+            "counter",
+            "Forwards after those of prompts, counted for each answer that they brought on.",
+            &forwards,
+        );
+        let drafted = [("{outcome=\"accepted\"}", read(&self.n_accepted)), ("{outcome=\"rejected\"}", read(&self.n_rejected))];
+        family("draft_tokens_total", "counter", "Tokens that were drafted, by whether they came.", &drafted);
         let answers = [("{end=\"whole\"}", read(&self.n_answered)), ("{end=\"abandoned\"}", read(&self.n_abandoned))];
         family("answers_total", "counter", "Answers that ended, by themselves or since the client left.", &answers);
         family("sequences_in_use", "gauge", "Sequences that answer.", &[("", pool.n_leased() as u64)]);

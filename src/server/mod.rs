@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::handle::EngineHandle;
+use crate::session::Speculation;
 use app::App;
 pub use guard::ApiKey;
 
@@ -53,6 +54,8 @@ pub struct ServerSettings {
     pub origins: Vec<String>,
     /// Requests that may wait for a sequence; more are refused.
     pub n_waiting: usize,
+    /// Whether tokens of answers are drafted.
+    pub speculation: Speculation,
 }
 
 /// Answers requests on `listener` until `stop` is ready, then finishes the answers under way, and returns. All sequences of the plan are

@@ -86,6 +86,7 @@ impl How {
             max_tokens: most.map(|most| most as usize),
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or_default(),
             stop: fields.texts("stop")?.unwrap_or_default(),
+            ..GenerateOptions::default()
         };
         How::checked(app, n_answers, &sampling, seed, options)
     }
@@ -104,6 +105,7 @@ impl How {
         }
         StopStrings::new(options.stop.clone())?;
         let seed = seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(fresh_seed);
+        let options = GenerateOptions { speculation: app.speculation, ..options };
         Ok(How { n_answers, sampling, seed, options, grammar: None })
     }
 }

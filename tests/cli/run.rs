@@ -108,6 +108,42 @@ fn the_seed_decides_what_is_sampled() {
 }
 
 #[test]
+fn drafts_change_nothing_but_the_number_of_forwards() {
+    let home = Home::new();
+    let model = home.circling_model();
+    let drafted = ["--spec-type", "ngram-simple", "--draft-min", "2"];
+    let count = |json: &Value, key: &str| json["statistics"]["drafts"][key].as_u64().unwrap();
+    for device in devices() {
+        for sampling in [&["--temp", "0"][..], &["--temp", "0", "--repeat-penalty", "1.1"], &["--temp", "1", "-s", "3"]] {
+            let start = [&["-n", "64", "--ignore-eos", "--device", device], sampling].concat();
+            let plain = answer(&home, &model, &start);
+            let found = answer(&home, &model, &[&start[..], &drafted].concat());
+            assert_eq!((&found["tokens"], &found["text"]), (&plain["tokens"], &plain["text"]), "{sampling:?} on {device}");
+            assert_eq!(count(&found, "forwards") + count(&found, "accepted"), 63, "{found}");
+            assert!(sampling != ["--temp", "0"] || count(&found, "forwards") < 50, "{found}");
+            assert!(plain["statistics"].get("drafts").is_none());
+            for memory in found["memory"].as_array().unwrap() {
+                assert!(memory["peak"].as_u64() <= memory["budget"].as_u64(), "{memory}");
+            }
+        }
+    }
+    let start = ["run", &model, "-p", "hello", "--device", "cpu", "--temp", "0", "-n", "64", "--ignore-eos"];
+    let stderr = |more: &[&str]| home.run(&[&start[..], more].concat()).stderr;
+    assert!(stderr(&drafted).contains(" tokens/forward, ") && !stderr(&[]).contains("tokens/forward"));
+    // A saved plan has room for drafts where it was made for them.
+    let file = home.path("plan.json");
+    let file = file.to_str().unwrap();
+    let start = ["run", &model, "-p", "hello", "--temp", "0", "-n", "64", "--ignore-eos", "--plan", file];
+    for (of_plan, is_drafted) in [(&[][..], false), (&drafted, true)] {
+        home.stdout(&[&["plan", &model, "--device", "cpu", "--export-plan", file], of_plan].concat());
+        let ran = home.run(&[&start[..], &drafted].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        assert_eq!(ran.stderr.contains("nothing is drafted: the plan has room for the logits of one token"), !is_drafted, "{}", ran.stderr);
+        assert_eq!(ran.stderr.contains(" 0 of 0 drafted accepted"), !is_drafted, "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn the_prompt_comes_from_a_flag_a_word_a_file_or_a_pipe() {
     let home = Home::new();
     let model = home.folder_model();

@@ -43,6 +43,13 @@ impl Home {
         text(&folder)
     }
 
+    /// The same, of which each token sees itself alone: greedy texts soon go round in a circle.
+    pub fn circling_model(&self) -> String {
+        let folder = self.path("circling");
+        write_hf(&folder, &LlamaShape { sliding_window: Some(1), ..LlamaShape::tiny() }, 1, Stored::BF16, 1).expect("a model");
+        text(&folder)
+    }
+
     /// A tiny model as a GGUF file, matrices in `dtype`.
     pub fn gguf_model(&self, dtype: GgufType) -> String {
         let file = self.path("tiny.gguf");

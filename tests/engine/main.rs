@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod drafts;
 mod embed;
 mod examples;
 mod experts;

@@ -29,34 +29,34 @@ use crate::common;
 /// Relative to the largest score: rows are computed by other kernels where a forward has more tokens.
 const TOLERANCE: f32 = 2e-5;
 
-struct TestModel {
+pub struct TestModel {
     _folder: tempfile::TempDir,
     path: PathBuf,
 }
 
-fn test_model(sliding_window: Option<usize>) -> TestModel {
+pub fn test_model(sliding_window: Option<usize>) -> TestModel {
     model_of(&LlamaShape { sliding_window, ..LlamaShape::tiny() })
 }
 
 /// Without a window and with one; heads that adapters pad.
-fn shapes() -> [LlamaShape; 3] {
+pub fn shapes() -> [LlamaShape; 3] {
     let tiny = LlamaShape::tiny();
     [tiny.clone(), LlamaShape { sliding_window: Some(5), ..tiny.clone() }, LlamaShape { head_size: 12, n_heads: 5, n_kv_heads: 1, ..tiny }]
 }
 
-fn model_of(shape: &LlamaShape) -> TestModel {
+pub fn model_of(shape: &LlamaShape) -> TestModel {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     write_hf(&path, shape, 5, Stored::BF16, 1).unwrap();
     TestModel { _folder: folder, path }
 }
 
-const GPU: Device = Device::Gpu(0);
+pub const GPU: Device = Device::Gpu(0);
 /// The other half of the one adapter, opened on its own.
 const OTHER: Device = Device::Gpu(1);
 
 /// Sets of devices that compute together: the host always, adapters where there is one.
-fn executor_sets() -> Vec<&'static [Device]> {
+pub fn executor_sets() -> Vec<&'static [Device]> {
     let mut sets: Vec<&[Device]> = vec![&[Device::Cpu]];
     if has_gpu() {
         sets.extend([&[GPU][..], &[GPU, OTHER], &[GPU, Device::Cpu]]);
@@ -64,7 +64,7 @@ fn executor_sets() -> Vec<&'static [Device]> {
     sets
 }
 
-fn has_gpu() -> bool {
+pub fn has_gpu() -> bool {
     let found = !pollster::block_on(gpu::list()).unwrap().is_empty();
     if !found {
         assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|value| value != "1"), "REQUIRE_GPU=1, but there is no adapter");
@@ -78,11 +78,11 @@ fn builder(model: &TestModel, executors: &[Device], options: PlanOptions) -> Eng
     builder.text(TextFiles::Skip).plan_options(options)
 }
 
-fn open(model: &TestModel, executors: &[Device], options: PlanOptions) -> Result<Engine> {
+pub fn open(model: &TestModel, executors: &[Device], options: PlanOptions) -> Result<Engine> {
     pollster::block_on(builder(model, executors, options).open())
 }
 
-fn options() -> PlanOptions {
+pub fn options() -> PlanOptions {
     PlanOptions {
         n_seqs: 3,
         ctx_size: Some(64),
@@ -96,12 +96,12 @@ fn options() -> PlanOptions {
     }
 }
 
-fn tokens(sequence: u32, n_tokens: u32) -> Vec<BatchToken> {
+pub fn tokens(sequence: u32, n_tokens: u32) -> Vec<BatchToken> {
     (0..n_tokens).map(|position| BatchToken { token: (position * 37 + sequence * 11 + 3) % 320, sequence, position }).collect()
 }
 
 /// The logits after the last token of each of `rows`.
-fn forward(engine: &mut Engine, tokens: &[BatchToken], rows: &[usize]) -> Vec<Vec<f32>> {
+pub fn forward(engine: &mut Engine, tokens: &[BatchToken], rows: &[usize]) -> Vec<Vec<f32>> {
     let logits_for = rows.iter().map(|&row| row as u32).collect();
     let batch = Batch { tokens: tokens.to_vec(), logits_for, logits_request: LogitsRequest::All };
     let logits = pollster::block_on(engine.forward(&batch)).unwrap();
@@ -529,11 +529,11 @@ fn generated_alone(engine: &mut Engine, prompt: &[u32], n_tokens: usize) -> Vec<
     tokens
 }
 
-fn greedy() -> Sampler {
+pub fn greedy() -> Sampler {
     Sampler::new(SamplingSettings::greedy(), 0)
 }
 
-fn at_most(n_tokens: usize) -> GenerateOptions {
+pub fn at_most(n_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_tokens: Some(n_tokens), ..GenerateOptions::default() }
 }
 
@@ -615,11 +615,11 @@ fn a_few_tokens_together_are_bit_for_bit_what_each_is_alone() {
 }
 
 /// The tokens of all that a stream is still to give.
-fn rest_of(stream: &mut TokenStream) -> Vec<u32> {
+pub fn rest_of(stream: &mut TokenStream) -> Vec<u32> {
     std::iter::from_fn(|| pollster::block_on(stream.next()).unwrap()).map(|step| step.token).collect()
 }
 
-fn ids(tokens: &[BatchToken]) -> Vec<u32> {
+pub fn ids(tokens: &[BatchToken]) -> Vec<u32> {
     tokens.iter().map(|token| token.token).collect()
 }
 

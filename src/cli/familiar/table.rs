@@ -50,7 +50,7 @@ pub(super) struct Idle {
     pub(super) why: &'static str,
 }
 
-pub(super) const IDLE: [Idle; 20] = [
+pub(super) const IDLE: [Idle; 21] = [
     Idle { names: &["-fa", "--flash-attn"], takes: Takes::Switch, why: "attention is always computed that way" },
     Idle { names: &["-fit"], takes: Takes::Switch, why: "every plan fits; --fit asks for one in which nothing streams" },
     Idle { names: &["-cnv", "--conversation"], takes: Takes::Nothing, why: "without a prompt, a terminal starts a chat" },
@@ -71,6 +71,11 @@ pub(super) const IDLE: [Idle; 20] = [
         names: &["-cb", "--cont-batching", "-nocb", "--no-cont-batching"],
         takes: Takes::Nothing,
         why: "sequences always go side by side",
+    },
+    Idle {
+        names: &["--spec-ngram-size-n", "--spec-ngram-size-m", "--spec-ngram-check-rate", "--spec-ngram-min-hits"],
+        takes: Takes::Value,
+        why: "the last four to two tokens are looked up, each time",
     },
     Idle { names: &["-dt", "--defrag-thold"], takes: Takes::Value, why: "the KV cache has no gaps" },
     Idle { names: &["-nr", "--no-repack", "--repack"], takes: Takes::Nothing, why: "weights stay as they are stored" },
@@ -105,7 +110,10 @@ pub(super) const ABSENT: [(&[&str], &str); 47] = [
     (&["-co", "--color", "--log-colors"], "NO_COLOR=1 turns colours off"),
     (&["-o", "--output-file"], "the answer alone goes to stdout: > FILE keeps it"),
     (&["-oe", "--output-err"], "the report goes to stdout: > FILE keeps it"),
-    (&["-md", "--model-draft", "-hfd", "-ngld", "-td", "-devd", "--draft", "--draft-max"], "there is no speculative decoding"),
+    (
+        &["-md", "--model-draft", "-hfd", "-ngld", "-td", "-devd"],
+        "no second model drafts; --spec-type ngram-simple drafts from the context",
+    ),
     (&["-mm", "--mmproj", "-mmu", "--image", "--audio", "--video"], "models of texts alone run"),
     (&["--lora", "--lora-scaled", "--control-vector"], "adapters do not run; merge them into the model"),
     (&["-j", "--json-schema", "-jf", "--json-schema-file", "--grammar", "--grammar-file"], "answers cannot be constrained"),

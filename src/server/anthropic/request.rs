@@ -22,7 +22,7 @@ pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, boo
     let stop = fields.texts("stop_sequences")?.unwrap_or_default();
     let is_streamed = fields.flag("stream")?.unwrap_or(false);
     fields.ignore(&["metadata", "service_tier", "inference_geo", "diagnostics"]);
-    let options = GenerateOptions { max_tokens: Some(most as usize), ignore_eos: false, stop };
+    let options = GenerateOptions { max_tokens: Some(most as usize), stop, ..GenerateOptions::default() };
     let how = How::checked(app, 1, &flags, None, options)?;
     let prompt = read_prompt(app, fields)?;
     Ok((Work::new(app, vec![prompt], how, true)?, is_streamed))

@@ -156,7 +156,7 @@ fn read_options(app: &App, mut fields: Fields) -> Result<How, ApiError> {
     for name in ["tfs_z", "typical_p"] {
         fields.only(name, |value| value.as_f64() == Some(1.0), "is not supported")?;
     }
-    let options = GenerateOptions { max_tokens, ignore_eos: false, stop: fields.texts("stop")?.unwrap_or_default() };
+    let options = GenerateOptions { max_tokens, stop: fields.texts("stop")?.unwrap_or_default(), ..GenerateOptions::default() };
     let seed = fields.integer("seed")?;
     fields.ignore(&HARMLESS_OPTIONS);
     fields.finish()?;

@@ -66,6 +66,33 @@ fn sequences_side_by_side_get_what_they_get_alone() {
 }
 
 #[test]
+fn drafts_change_no_answer_and_are_counted() {
+    let home = Home::new();
+    let model = home.circling_model();
+    let plain = Server::start(&home, &model, &["--parallel", "2"]);
+    let drafts = Server::start(&home, &model, &["--parallel", "2", "--spec-type", "ngram-simple", "--draft-min", "1"]);
+    let schema = json!({ "type": "array", "items": { "enum": ["one", "two"] } });
+    let asked = [
+        json!({ "prompt": "words", "temperature": 0, "ignore_eos": true, "n_predict": 64 }),
+        json!({ "prompt": "words", "temperature": 0, "json_schema": schema, "n_predict": 64 }),
+        json!({ "prompt": "words 2", "temperature": 1, "seed": 2, "n_predict": 32 }),
+        json!({ "prompt": "words 3", "temperature": 1, "seed": 3, "n_predict": 32 }),
+    ];
+    let answers = |server: &Server| -> Vec<Value> {
+        let streams: Vec<TcpStream> = asked.iter().map(|asked| server.send("POST", "/completion", "", &asked.to_string())).collect();
+        streams.into_iter().map(|stream| Reply::read(stream).json()["content"].clone()).collect()
+    };
+    assert_eq!(answers(&drafts), answers(&plain));
+    let count = |server: &Server, outcome: &str| server.metric(&format!("tierflow_draft_tokens_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!([count(&plain, "accepted"), count(&plain, "rejected")], [0, 0]);
+    assert!(count(&drafts, "accepted") > 10, "{}", drafts.get("/metrics").body);
+    let n_forwards = drafts.metric("tierflow_answer_forwards_total");
+    // The first tokens come of the forwards of prompts.
+    assert_eq!(n_forwards + count(&drafts, "accepted") + 4, drafts.metric("tierflow_generated_tokens_total"));
+    assert_eq!(plain.metric("tierflow_answer_forwards_total"), n_forwards + count(&drafts, "accepted"));
+}
+
+#[test]
 fn a_full_queue_refuses_and_says_when_to_come_again() {
     let home = Home::new();
     let server = Server::start(&home, &home.larger_model(), &["--parallel", "1", "--queue", "1"]);

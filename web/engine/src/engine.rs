@@ -166,7 +166,7 @@ impl Engine {
         let mut prompt_secs = trace.now() - begin;
         let mut n_read = session.tokens().len();
         if is_whole {
-            let options = GenerateOptions { max_tokens: request.max_tokens, ignore_eos: false, stop: request.stop };
+            let options = GenerateOptions { max_tokens: request.max_tokens, stop: request.stop, ..GenerateOptions::default() };
             let mut generation = session.generate(&prompt, Sampler::new(sampling, seed), options).await?;
             (prompt_secs, n_read) = (trace.now() - begin, prompt.len());
             while let Some(step) = generation.next().await? {
