@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result, Setting};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
-use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings};
+use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings, TokenLogprobs};
 use draft::Drafts;
 pub use draft::{DraftSource, DraftStatistics, Speculation};
 pub(crate) use draft::{Offer, choose};
@@ -34,6 +34,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whether tokens are drafted, several of which then come of one forward; the text is the same.
     pub speculation: Speculation,
+    /// Tell how likely each token was, and so many of the likeliest ones.
+    pub n_logprobs: Option<usize>,
 }
 
 /// Why a generation ended, in the words of the OpenAI API.
@@ -47,12 +49,14 @@ pub enum FinishReason {
 }
 
 /// One step of a generation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
     /// The token.
     pub token: u32,
     /// Text that is complete with it; often a word, sometimes empty.
     pub text: String,
+    /// How likely it was, where [`GenerateOptions::n_logprobs`] asks for it.
+    pub logprobs: Option<TokenLogprobs>,
 }
 
 /// Tokens as they come: call [`Generation::next`] until it yields `None`.
@@ -397,6 +401,7 @@ impl GenerationState {
     /// The logits that the sampler needs.
     pub(crate) fn logits_request(&self) -> LogitsRequest {
         match self.sampler.needs() {
+            _ if self.options.n_logprobs.is_some() => LogitsRequest::All,
             LogitsNeeded::Greedy => LogitsRequest::TopK(1),
             LogitsNeeded::TopK(k) if k as usize <= crate::plan::sizes::TOP_K_MAX => LogitsRequest::TopK(k as usize),
             LogitsNeeded::TopK(_) | LogitsNeeded::All => LogitsRequest::All,
@@ -412,6 +417,7 @@ impl GenerationState {
         let mut candidates = candidates(&logits)?;
         let token = self.sampler.sample(&mut candidates)?;
         self.sampler.accept(token)?;
+        let logprobs = self.options.n_logprobs.and_then(|n_top| logprobs(&logits, token, n_top));
         self.last = Some(token);
         self.n_generated += 1;
         let is_end = model.tokenizer().is_some_and(|tokenizer| tokenizer.eos_tokens().contains(&token));
@@ -424,7 +430,7 @@ impl GenerationState {
             text = outcome.text;
             if outcome.stopped {
                 self.finish = Some(FinishReason::Stop);
-                return Ok(Some(Generated { token, text }));
+                return Ok(Some(Generated { token, text, logprobs }));
             }
             let context_is_full = n_cached >= model.plan().ctx_size;
             if context_is_full || self.options.max_tokens.is_some_and(|most| self.n_generated >= most) {
@@ -434,7 +440,7 @@ impl GenerationState {
         if self.finish.is_some() {
             text.push_str(&self.held_back());
         }
-        Ok(Some(Generated { token, text }))
+        Ok(Some(Generated { token, text, logprobs }))
     }
 
     /// Text that waited for the rest of a character or of a stop string, neither of which came.
@@ -446,6 +452,13 @@ impl GenerationState {
             text.push_str(&self.stop.finish());
         }
         text
+    }
+}
+
+fn logprobs(logits: &Logits, token: u32, n_top: usize) -> Option<TokenLogprobs> {
+    match logits {
+        Logits::All(logits) => TokenLogprobs::of(logits, token, n_top),
+        Logits::Top(_) => None,
     }
 }
 

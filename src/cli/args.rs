@@ -3,6 +3,7 @@
 //! Defines what can be written, not what it does.
 
 mod advice;
+mod batch;
 mod bench;
 mod chat;
 mod config;
@@ -30,6 +31,7 @@ use crate::cli::familiar;
 use crate::cli::terminal::{Stream, note_styled, wrapped};
 use crate::cli::words::text_of;
 use crate::error::Error;
+pub use batch::BatchArgs;
 pub use bench::{BenchArgs, BenchOutput, PlacementLists, TestArgs};
 pub use chat::ChatArgs;
 pub use config::{ConfigAction, ConfigArgs, ConfigShowArgs};
@@ -64,6 +66,8 @@ pub enum Command {
     /// Serve a model to clients of OpenAI, Anthropic and Ollama
     #[command(alias = "server")]
     Serve(Box<ServeArgs>),
+    /// Answer the requests of a file into another one
+    Batch(Box<BatchArgs>),
     /// Show where every layer would live; loads nothing
     Plan(PlanArgs),
     /// List adapters, host memory and disk
@@ -95,6 +99,8 @@ pub enum Command {
     /// Write the defaults of all commands, or show them
     Config(Box<ConfigArgs>),
     /// Print a completion script for a shell
+    // Once in a shell's life; the others fill the screen.
+    #[command(hide = true)]
     Completions(CompletionsArgs),
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file. Prints, and decides nothing that a library user would have to decide again.
 
 pub mod args;
+mod batch;
 mod bench;
 mod chat;
 mod completions;
@@ -55,6 +56,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let verbosity = match &command {
         Command::Run(args) if args.quiet => Verbosity::Quiet,
         Command::Serve(args) if args.quiet => Verbosity::Quiet,
+        Command::Batch(args) if args.quiet => Verbosity::Quiet,
         Command::Run(args) if args.verbose => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
@@ -74,6 +76,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let outcome = match command {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Batch(args) => batch::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),

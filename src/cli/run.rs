@@ -187,7 +187,10 @@ impl Wishes {
             top_p: args.top_p,
             min_p: args.min_p,
             repeat_penalty: args.repeat_penalty,
+            presence_penalty: args.presence_penalty,
+            frequency_penalty: args.frequency_penalty,
             repeat_last_n,
+            logit_bias: args.logit_bias.iter().copied().collect(),
             seed: None,
         };
         SamplingSettings::merged(&ModelDefaults::default(), &sampling)?;
@@ -201,7 +204,7 @@ impl Wishes {
             -1 | -2 => None,
             n => Some(usize::try_from(n).map_err(|_| out_of_range("--predict", n))?),
         };
-        let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone(), speculation };
+        let generate = GenerateOptions { max_tokens, ignore_eos: args.ignore_eos, stop: args.stop.clone(), speculation, n_logprobs: None };
         let written = if args.no_parse_special { Written::Plain } else { Written::Parsed };
         if args.no_think && args.think.is_some_and(|thinking| thinking != Thinking::False) {
             return Err(invalid("--no-think", "says the opposite of --think; leave out one of them".into()));

@@ -115,8 +115,21 @@ fn check_origins(origins: &[String]) -> Result<()> {
     }
 }
 
-/// The model is called as it was asked for: by the alias, by its name on the hub, else by its file without `.gguf`, or its folder.
 fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> ServerSettings {
+    let (model_name, other_names) = names_of(args.alias.as_deref(), source, path);
+    ServerSettings {
+        model_name,
+        other_names,
+        api_key: args.api_key.clone().map(|key| ApiKey::new(key.0)),
+        origins: args.cors.clone(),
+        n_waiting: args.queue as usize,
+        speculation: args.placement.drafts.speculation(),
+    }
+}
+
+/// The name that a model is asked for by, and its other ones. It is called as it was asked for: by the alias, by its name on the hub, else
+/// by its file without `.gguf`, or its folder.
+pub(super) fn names_of(alias: Option<&str>, source: &ModelSource, path: &Path) -> (String, Vec<String>) {
     let named = match source {
         ModelSource::Named(name) => name.to_string_lossy().into_owned(),
         ModelSource::Hub(model) => model.to_string(),
@@ -125,13 +138,6 @@ fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> ServerSet
     let file = file.unwrap_or_else(|| named.clone());
     let stem = file.strip_suffix(".gguf").unwrap_or(&file).to_owned();
     let is_path = Path::new(&named).exists();
-    let model_name = args.alias.clone().unwrap_or(if is_path { stem.clone() } else { named.clone() });
-    ServerSettings {
-        model_name,
-        other_names: vec![named, file, stem],
-        api_key: args.api_key.clone().map(|key| ApiKey::new(key.0)),
-        origins: args.cors.clone(),
-        n_waiting: args.queue as usize,
-        speculation: args.placement.drafts.speculation(),
-    }
+    let model_name = alias.map_or_else(|| if is_path { stem.clone() } else { named.clone() }, str::to_owned);
+    (model_name, vec![named, file, stem])
 }

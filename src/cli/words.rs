@@ -34,6 +34,9 @@ impl Words for Options {
             Setting::TopP => "top-p",
             Setting::MinP => "min-p",
             Setting::RepeatPenalty => "repeat-penalty",
+            Setting::PresencePenalty => "presence-penalty",
+            Setting::FrequencyPenalty => "frequency-penalty",
+            Setting::LogitBias => "logit-bias",
             Setting::Stop => "stop",
             Setting::Revision => "revision",
         };

@@ -86,10 +86,6 @@ impl<'a> Inspection<'a> {
     /// Inspects an opened model.
     pub fn new(checkpoint: &'a Checkpoint, model: &'a Model) -> Inspection<'a> {
         let catalog = &checkpoint.catalog;
-        let mut bytes_by_dtype = BTreeMap::new();
-        for tensor in &catalog.tensors {
-            *bytes_by_dtype.entry(tensor.dtype.to_string()).or_insert(Bytes::ZERO) += tensor.size_bytes;
-        }
         let stored = |unit: &Unit| -> Bytes { unit.matrices().map(|id| catalog[id].size_bytes).sum() };
         let largest_unit = model.units.iter().max_by_key(|unit| stored(unit));
         let largest_tensor = catalog.tensors.iter().max_by_key(|tensor| tensor.size_bytes);
@@ -98,10 +94,10 @@ impl<'a> Inspection<'a> {
             schema: "tierflow.inspect/1",
             path: &checkpoint.path,
             config: &model.config,
-            n_parameters: catalog.tensors.iter().map(|tensor| tensor.n_values()).sum(),
+            n_parameters: catalog.n_values(),
             size_bytes: catalog.size_bytes(),
             n_tensors: catalog.tensors.len(),
-            bytes_by_dtype,
+            bytes_by_dtype: catalog.bytes_by_dtype(),
             largest_unit: largest_unit.map_or(Named { name: String::new(), size_bytes: Bytes::ZERO }, |unit| Named {
                 name: unit.name.clone(),
                 size_bytes: stored(unit),

@@ -59,6 +59,12 @@ pub enum Setting {
     MinP,
     /// [`SamplingSettings::repeat_penalty`](crate::text::SamplingSettings::repeat_penalty).
     RepeatPenalty,
+    /// [`SamplingSettings::presence_penalty`](crate::text::SamplingSettings::presence_penalty).
+    PresencePenalty,
+    /// [`SamplingSettings::frequency_penalty`](crate::text::SamplingSettings::frequency_penalty).
+    FrequencyPenalty,
+    /// [`SamplingSettings::logit_bias`](crate::text::SamplingSettings::logit_bias).
+    LogitBias,
     /// [`GenerateOptions::stop`](crate::session::GenerateOptions::stop).
     Stop,
     /// Branch, tag or commit of a hub's repository.
@@ -93,6 +99,9 @@ impl Setting {
         Setting::TopP,
         Setting::MinP,
         Setting::RepeatPenalty,
+        Setting::PresencePenalty,
+        Setting::FrequencyPenalty,
+        Setting::LogitBias,
         Setting::Stop,
         Setting::Revision,
     ];
@@ -125,6 +134,9 @@ impl Setting {
             Setting::TopP => "top_p",
             Setting::MinP => "min_p",
             Setting::RepeatPenalty => "repeat_penalty",
+            Setting::PresencePenalty => "presence_penalty",
+            Setting::FrequencyPenalty => "frequency_penalty",
+            Setting::LogitBias => "logit_bias",
             Setting::Stop => "stop",
             Setting::Revision => "revision",
         }

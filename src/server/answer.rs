@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use super::app::App;
 use super::error::ApiError;
 use super::pool::Lease;
+use super::scored::ScoredToken;
+use super::tools::Call;
 use super::work::{How, Work};
 use crate::handle::TokenStream;
 use crate::session::FinishReason;
-use crate::text::{ReasoningSplitter, Sampler, Segment};
+use crate::text::{ReasoningSplitter, Said, Sampler, Segment, ToolSplitter};
 
 /// A sequence that answers.
 pub(super) struct Answering {
@@ -23,6 +25,9 @@ pub(super) struct Answering {
 struct Current {
     stream: TokenStream,
     splitter: ReasoningSplitter,
+    /// Where the model may call.
+    calls: Option<ToolSplitter>,
+    n_calls: usize,
     stops: Vec<String>,
     begin: Instant,
     first: Option<Instant>,
@@ -35,6 +40,10 @@ struct Current {
 pub(super) struct Part {
     pub(super) reasoning: String,
     pub(super) text: String,
+    /// What the model calls.
+    pub(super) calls: Vec<Call>,
+    /// How likely its token was, where that was asked for and the token is of the answer.
+    pub(super) scored: Option<ScoredToken>,
 }
 
 /// Tokens of an answer.
@@ -53,6 +62,8 @@ pub(super) struct Usage {
 pub(super) struct End {
     pub(super) finish: FinishReason,
     pub(super) usage: Usage,
+    /// Whether it calls tools.
+    pub(super) has_calls: bool,
     /// The text that ended it, where not the model did.
     pub(super) stop: Option<String>,
     /// Until the first token.
@@ -74,6 +85,31 @@ impl Usage {
     }
 }
 
+impl Current {
+    /// Tells reasoning, answer and calls apart.
+    fn part_of(&mut self, segments: Vec<Segment>) -> Part {
+        let (mut part, mut said) = (Part::default(), Vec::new());
+        for segment in segments {
+            match (segment, &mut self.calls) {
+                (Segment::Reasoning(text), _) => part.reasoning.push_str(&text),
+                (Segment::Answer(text), None) => part.text.push_str(&text),
+                (Segment::Answer(text), Some(calls)) => said.extend(calls.push(&text)),
+            }
+        }
+        if self.has_ended {
+            said.extend(self.calls.take().into_iter().flat_map(ToolSplitter::finish));
+        }
+        for said in said {
+            match said {
+                Said::Text(text) => part.text.push_str(&text),
+                Said::Call(call) => part.calls.push(Call::new(call)),
+            }
+        }
+        self.n_calls += part.calls.len();
+        part
+    }
+}
+
 impl Answering {
     /// Waits for a sequence.
     pub(super) async fn wait(app: &Arc<App>, work: &Work) -> Result<Answering, ApiError> {
@@ -84,7 +120,7 @@ impl Answering {
 
     /// Begins an answer.
     pub(super) fn begin(&mut self, prompt: &[u32], seed: u64, work: &Work) -> Result<(), ApiError> {
-        let How { sampling, options, grammar, .. } = &work.how;
+        let How { sampling, options, grammar, tools, .. } = &work.how;
         self.end();
         let splitter = match work.splits_reasoning {
             true => self.app.engine.text().reasoning_splitter(prompt),
@@ -100,7 +136,9 @@ impl Answering {
         self.lease.tokens.extend_from_slice(prompt);
         let usage = Usage { n_prompt: prompt.len(), ..Usage::default() };
         let stops = options.stop.clone();
-        self.current = Some(Current { stream, splitter, stops, begin: Instant::now(), first: None, usage, has_ended: false });
+        let calls = tools.as_ref().map(|tools| ToolSplitter::new(tools.format, tools.list.clone(), self.app.engine.tokenizer()));
+        self.current =
+            Some(Current { stream, splitter, calls, n_calls: 0, stops, begin: Instant::now(), first: None, usage, has_ended: false });
         Ok(())
     }
 
@@ -114,24 +152,21 @@ impl Answering {
                 current.first.get_or_insert_with(Instant::now);
                 current.usage.n_generated += 1;
                 self.lease.tokens.push(step.token);
-                current.splitter.push_token(step.token, &step.text)
+                let mark = current.calls.as_ref().map_or("", |calls| calls.mark(step.token));
+                current.splitter.push_token(step.token, &format!("{}{mark}", step.text))
             }
             None => {
                 current.has_ended = true;
                 std::mem::replace(&mut current.splitter, ReasoningSplitter::new(None)).finish()
             }
         };
-        let mut part = Part::default();
-        for segment in segments {
-            match segment {
-                Segment::Reasoning(text) => part.reasoning.push_str(&text),
-                Segment::Answer(text) => part.text.push_str(&text),
-            }
+        let mut part = current.part_of(segments);
+        let is_thought = !part.reasoning.is_empty() && part.text.is_empty();
+        if let Some(step) = &step {
+            current.usage.n_reasoning += usize::from(is_thought);
+            part.scored = if is_thought { None } else { ScoredToken::of(&self.app, step) };
         }
-        if step.is_some() && !part.reasoning.is_empty() && part.text.is_empty() {
-            current.usage.n_reasoning += 1;
-        }
-        let is_over = step.is_none() && part.reasoning.is_empty() && part.text.is_empty();
+        let is_over = step.is_none() && part.reasoning.is_empty() && part.text.is_empty() && part.calls.is_empty();
         Ok((!is_over).then_some(part))
     }
 
@@ -139,13 +174,14 @@ impl Answering {
     pub(super) fn outcome(&self) -> End {
         let Some(current) = &self.current else {
             let (prompt_time, answer_time) = Default::default();
-            return End { finish: FinishReason::Stop, usage: Usage::default(), stop: None, prompt_time, answer_time };
+            return End { finish: FinishReason::Stop, usage: Usage::default(), has_calls: false, stop: None, prompt_time, answer_time };
         };
         let finish = current.stream.finish_reason().unwrap_or(FinishReason::Stop);
         let first = current.first.unwrap_or_else(Instant::now);
         End {
             finish,
             usage: current.usage,
+            has_calls: current.n_calls > 0,
             stop: (finish == FinishReason::Stop).then(|| self.stop_of(current)).flatten(),
             prompt_time: first - current.begin,
             answer_time: first.elapsed(),

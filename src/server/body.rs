@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 /// Pieces that wait to be sent.
@@ -21,6 +21,25 @@ const MAX_STALL: Duration = Duration::from_secs(120);
 /// A response of JSON.
 pub(super) fn json_response(status: StatusCode, value: &Value) -> Response {
     typed(status, "application/json", Body::from(value.to_string()))
+}
+
+/// The response of a request that went well.
+pub(super) fn ok(value: &Value) -> Response {
+    json_response(StatusCode::OK, value)
+}
+
+/// An event of a stream that has no name (`text/event-stream`).
+pub(super) fn data_event(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+/// An event of a stream that has a name, which its data begins with as their type.
+pub(super) fn named_event(kind: &str, fields: Value) -> String {
+    let mut data = json!({ "type": kind });
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        data[name] = value.clone();
+    }
+    format!("event: {kind}\ndata: {data}\n\n")
 }
 
 pub(super) fn typed(status: StatusCode, content_type: &'static str, body: Body) -> Response {

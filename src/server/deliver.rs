@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::Value;
 
 use super::answer::{Answering, End, Part, Usage};
 use super::app::App;
-use super::body::{Gone, Pieces, json_response, streamed};
+use super::body::{Gone, Pieces, ok, streamed};
 use super::error::ApiError;
+use super::scored::ScoredToken;
+use super::tools::Call;
 use super::work::Work;
 
 /// Silence after which a stream tells that it is alive.
@@ -49,6 +50,9 @@ pub(super) trait Shape: Send + 'static {
 pub(super) struct Whole {
     pub(super) text: String,
     pub(super) reasoning: String,
+    pub(super) calls: Vec<Call>,
+    /// Its tokens, where it was asked how likely they were.
+    pub(super) scored: Vec<ScoredToken>,
     pub(super) end: End,
 }
 
@@ -56,8 +60,7 @@ pub(super) struct Whole {
 pub(super) async fn deliver<S: Shape>(app: &Arc<App>, work: Work, is_streamed: bool, mut shape: S) -> Result<Response, ApiError> {
     let mut answering = Answering::wait(app, &work).await?;
     if !is_streamed {
-        let (answers, usage) = whole(&mut answering, &work).await?;
-        return Ok(json_response(StatusCode::OK, &shape.whole(answers, &usage)));
+        return Ok(ok(&told_whole(&mut answering, &work, shape).await?));
     }
     let (pieces, response) = streamed(S::STREAM_TYPE);
     tokio::spawn(async move {
@@ -79,16 +82,28 @@ pub(super) async fn deliver<S: Shape>(app: &Arc<App>, work: Work, is_streamed: b
     Ok(response)
 }
 
+/// Waits for a sequence and gives all answers at once.
+pub(super) async fn answer_whole(app: &Arc<App>, work: &Work, shape: impl Shape) -> Result<Value, ApiError> {
+    told_whole(&mut Answering::wait(app, work).await?, work, shape).await
+}
+
+async fn told_whole(answering: &mut Answering, work: &Work, mut shape: impl Shape) -> Result<Value, ApiError> {
+    let (answers, usage) = whole(answering, work).await?;
+    Ok(shape.whole(answers, &usage))
+}
+
 async fn whole(answering: &mut Answering, work: &Work) -> Result<(Vec<Whole>, Usage), ApiError> {
     let mut answers = Vec::new();
     for (prompt, seed) in work.answers() {
         answering.begin(prompt, seed, work)?;
-        let (mut text, mut reasoning) = (String::new(), String::new());
+        let (mut text, mut reasoning, mut calls, mut scored) = (String::new(), String::new(), Vec::new(), Vec::new());
         while let Some(part) = answering.next().await? {
             text.push_str(&part.text);
             reasoning.push_str(&part.reasoning);
+            calls.extend(part.calls);
+            scored.extend(part.scored);
         }
-        answers.push(Whole { text, reasoning, end: answering.outcome() });
+        answers.push(Whole { text, reasoning, calls, scored, end: answering.outcome() });
     }
     let usages: Vec<Usage> = answers.iter().map(|answer| answer.end.usage).collect();
     Ok((answers, Usage::sum(&usages, work.how.n_answers)))

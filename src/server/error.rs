@@ -72,6 +72,11 @@ impl ApiError {
         ApiError { code: Some("invalid_api_key"), ..ApiError::new(StatusCode::UNAUTHORIZED, message) }
     }
 
+    /// The server is at fault.
+    pub(super) fn bug(what: &str) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}; this is a bug in tierflow, please report it"))
+    }
+
     /// It may be tried again later.
     pub(super) fn busy(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)

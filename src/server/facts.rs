@@ -1,7 +1,5 @@
 //! What APIs tell of a model: its size, its main dtype, a digest.
 
-use std::collections::BTreeMap;
-
 use sha2::{Digest, Sha256};
 
 use crate::device::Device;
@@ -26,19 +24,15 @@ impl Facts {
     pub(super) fn of(engine: &EngineHandle) -> Facts {
         let prepared = engine.prepared();
         let catalog = &prepared.checkpoint.catalog;
-        let mut bytes_of = BTreeMap::new();
-        for tensor in &catalog.tensors {
-            *bytes_of.entry(tensor.dtype.to_string()).or_insert(0) += tensor.size_bytes.0;
-        }
         let on_gpus = engine.plan().devices.iter().filter(|device| matches!(device.device, Device::Gpu(_)));
         let described = serde_json::to_vec(&catalog.tensors).unwrap_or_default();
         Facts {
             family: engine.config().family.name,
             format: if matches!(prepared.checkpoint.format, Format::Gguf) { "gguf" } else { "safetensors" },
-            n_parameters: catalog.tensors.iter().map(|tensor| tensor.n_values()).sum(),
+            n_parameters: catalog.n_values(),
             size_bytes: catalog.size_bytes().0,
             gpu_bytes: on_gpus.map(|device| device.used.total().0).sum(),
-            dtype: bytes_of.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype).unwrap_or_default(),
+            dtype: catalog.bytes_by_dtype().into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype).unwrap_or_default(),
             digest: Sha256::digest(described).iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }

@@ -16,10 +16,15 @@ impl Fields {
     /// Those of a whole request.
     pub(super) fn of_request(body: &[u8]) -> Result<Fields, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(left)) => Ok(Fields { left, path: String::new() }),
+            Ok(Value::Object(left)) => Ok(Fields::of_object(left)),
             Ok(_) => Err(ApiError::invalid("the body must be a JSON object")),
             Err(error) => Err(ApiError::invalid(format!("the body is no JSON: {error}"))),
         }
+    }
+
+    /// Those of an object that is a whole request.
+    pub(super) fn of_object(left: Map<String, Value>) -> Fields {
+        Fields { left, path: String::new() }
     }
 
     /// Those of an object inside it.
@@ -82,6 +87,12 @@ impl Fields {
             Value::Array(list) => list.into_iter().map(|value| value.as_str().map(str::to_owned)).collect(),
             _ => None,
         })
+    }
+
+    /// Copies of fields that are there, which are not taken by that.
+    pub(super) fn copies(&self, names: &[&str]) -> Map<String, Value> {
+        let copy = |name: &&str| Some(((*name).to_owned(), self.left.get(*name).filter(|value| !value.is_null())?.clone()));
+        names.iter().filter_map(copy).collect()
     }
 
     /// Takes fields that change nothing here.

@@ -1,7 +1,8 @@
-//! Answers of a given form: JSON, by a schema or by none. Tokens that would leave the form are not drawn (llguidance).
+//! Answers of a given form: JSON, by a schema or by none, or calls of tools (`call_grammar`). Tokens that would leave the form are not drawn
+//! (llguidance).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
@@ -9,6 +10,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use super::app::App;
+use super::call_grammar::CallGrammar;
 use super::error::ApiError;
 use crate::error::{Error, Result};
 use crate::text::{Candidate, Constraint, Tokenizer};
@@ -17,8 +19,13 @@ use crate::text::{Candidate, Constraint, Tokenizer};
 #[derive(Default)]
 pub(super) struct Vocabulary(OnceLock<Result<ParserFactory, String>>);
 
-/// A form that answers must have, at its beginning.
-pub(super) struct Grammar(Mutex<Matcher>);
+/// What answers must be.
+pub(super) enum Grammar {
+    /// All of an answer has a form; this is its beginning.
+    Form(Mutex<Matcher>),
+    /// Calls in an answer have one.
+    Calls(CallGrammar),
+}
 
 /// The form of one answer.
 struct Form(Mutex<Matcher>);
@@ -61,17 +68,7 @@ fn new_factory(tokenizer: &Tokenizer) -> std::result::Result<ParserFactory, Stri
 impl Grammar {
     /// JSON that keeps to `schema`, the field `name` of a request.
     pub(super) fn of_schema(app: &App, name: &str, schema: Value) -> Result<Grammar, ApiError> {
-        let Value::Object(mut schema) = schema else { return Err(ApiError::field(name, "must be an object")) };
-        let mut style = json!({ "whitespace_flexible": false });
-        STYLE.iter().for_each(|(name, value)| style[name] = (*value).into());
-        schema.insert("x-guidance".to_owned(), style);
-        let tokenizer = app.engine.tokenizer().ok_or_else(|| ApiError::unsupported(name, "the model has no tokenizer"))?;
-        let factory = app.vocabulary.factory(tokenizer).map_err(|reason| ApiError::unsupported(name, reason))?;
-        let matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_json_schema(schema.into())));
-        match matcher.get_error() {
-            Some(reason) => Err(ApiError::field(name, reason.chars().take(MAX_REASON_CHARS).collect::<String>())),
-            None => Ok(Grammar(Mutex::new(matcher))),
-        }
+        Ok(Grammar::Form(Mutex::new(matcher_of(app, name, schema)?)))
     }
 
     /// Any object of JSON.
@@ -81,14 +78,42 @@ impl Grammar {
 
     /// The rules for an answer.
     pub(super) fn constraint(&self) -> Box<dyn Constraint> {
-        Box::new(Form(Mutex::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).deep_clone())))
+        match self {
+            Grammar::Form(matcher) => Box::new(Form(copied(matcher))),
+            Grammar::Calls(calls) => calls.constraint(),
+        }
     }
 }
 
-impl Form {
-    fn matcher(&mut self) -> &mut Matcher {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+/// What follows text that keeps to `schema`, the field `name` of a request, or is said by it.
+pub(super) fn matcher_of(app: &App, name: &str, schema: Value) -> Result<Matcher, ApiError> {
+    let Value::Object(mut schema) = schema else { return Err(ApiError::field(name, "must be an object")) };
+    let mut style = json!({ "whitespace_flexible": false });
+    STYLE.iter().for_each(|(name, value)| style[name] = (*value).into());
+    schema.insert("x-guidance".to_owned(), style);
+    let tokenizer = app.engine.tokenizer().ok_or_else(|| ApiError::unsupported(name, "the model has no tokenizer"))?;
+    let factory = app.vocabulary.factory(tokenizer).map_err(|reason| ApiError::unsupported(name, reason))?;
+    let matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_json_schema(schema.into())));
+    match matcher.get_error() {
+        Some(reason) => Err(ApiError::field(name, reason.chars().take(MAX_REASON_CHARS).collect::<String>())),
+        None => Ok(matcher),
     }
+}
+
+/// A matcher in the state of another one.
+pub(super) fn copied(matcher: &Mutex<Matcher>) -> Mutex<Matcher> {
+    Mutex::new(locked(matcher).deep_clone())
+}
+
+pub(super) fn locked(matcher: &Mutex<Matcher>) -> MutexGuard<'_, Matcher> {
+    matcher.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes away what may not come next.
+pub(super) fn keep_allowed(matcher: &Mutex<Matcher>, candidates: &mut Vec<Candidate>) -> Result<()> {
+    let allowed = locked(matcher).compute_mask_or_eos().map_err(failed)?;
+    candidates.retain(|candidate| allowed.is_allowed(candidate.token));
+    Ok(())
 }
 
 impl fmt::Debug for Form {
@@ -99,18 +124,16 @@ impl fmt::Debug for Form {
 
 impl Constraint for Form {
     fn keep_allowed(&mut self, candidates: &mut Vec<Candidate>) -> Result<()> {
-        let allowed = self.matcher().compute_mask_or_eos().map_err(failed)?;
-        candidates.retain(|candidate| allowed.is_allowed(candidate.token));
-        Ok(())
+        keep_allowed(&self.0, candidates)
     }
 
     fn accept(&mut self, token: u32) -> Result<()> {
-        let matcher = self.matcher();
+        let mut matcher = locked(&self.0);
         if matcher.is_stopped() { Ok(()) } else { matcher.consume_token(token).map_err(failed) }
     }
 }
 
-fn failed(error: impl fmt::Display) -> Error {
+pub(super) fn failed(error: impl fmt::Display) -> Error {
     let reason: String = error.to_string().chars().take(MAX_REASON_CHARS).collect();
-    Error::InvalidArgument { option: "response_format".into(), reason: format!("the answer cannot be held to its form: {reason}") }
+    Error::InvalidArgument { option: "the answer's form".into(), reason: format!("cannot be kept: {reason}") }
 }

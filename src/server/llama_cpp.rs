@@ -4,33 +4,30 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::{End, Part, Usage};
 use super::app::App;
-use super::body::json_response;
+use super::body::{data_event, ok};
 use super::deliver::{Shape, Whole, deliver};
 use super::error::{ApiError, Dialect};
 use super::fields::{Fields, is_nothing};
 use super::grammar::Grammar;
 use super::read::read_work;
-use super::work::{How, Work};
+use super::scored::{LikelyToken, ScoredToken};
+use super::work::{How, Work, checked_logprobs, sampling_flags};
 use crate::session::{FinishReason, GenerateOptions};
-use crate::text::{SamplingFlags, Written};
+use crate::text::Written;
 
 pub(super) async fn props(State(app): State<Arc<App>>) -> Response {
     let plan = app.engine.plan();
     let template = app.engine.chat_template().map(|template| template.source()).unwrap_or_default();
-    json_response(
-        StatusCode::OK,
-        &json!({
-            "default_generation_settings": { "n_ctx": plan.ctx_size }, "total_slots": plan.n_seqs, "model_alias": app.model_name,
-            "chat_template": template, "modalities": { "vision": false, "audio": false },
-            "build_info": concat!("tierflow ", env!("CARGO_PKG_VERSION")),
-        }),
-    )
+    ok(&json!({
+        "default_generation_settings": { "n_ctx": plan.ctx_size }, "total_slots": plan.n_seqs, "model_alias": app.model_name,
+        "chat_template": template, "modalities": { "vision": false, "audio": false },
+        "build_info": concat!("tierflow ", env!("CARGO_PKG_VERSION")),
+    }))
 }
 
 pub(super) async fn completion(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -40,26 +37,17 @@ pub(super) async fn completion(State(app): State<Arc<App>>, request: Request) ->
 
 fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiError> {
     let prompt = fields.text("prompt")?.ok_or_else(|| ApiError::field("prompt", "must be a text"))?;
-    let flags = SamplingFlags {
-        temperature: fields.number("temperature")?,
-        top_k: fields.count("top_k")?,
-        top_p: fields.number("top_p")?,
-        min_p: fields.number("min_p")?,
-        repeat_penalty: fields.number("repeat_penalty")?,
-        repeat_last_n: fields.count("repeat_last_n")?,
-        seed: None,
-    };
+    let flags = sampling_flags(app, fields)?;
     let max_tokens = fields.integer("n_predict")?.and_then(|most| usize::try_from(most).ok());
     let options = GenerateOptions {
         max_tokens,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         stop: fields.texts("stop")?.unwrap_or_default(),
+        n_logprobs: fields.count("n_probs")?.filter(|n_top| *n_top > 0).map(|n_top| checked_logprobs("n_probs", n_top)).transpose()?,
         ..GenerateOptions::default()
     };
     let (seed, is_streamed) = (fields.integer("seed")?, fields.flag("stream")?.unwrap_or(false));
-    for name in ["presence_penalty", "frequency_penalty", "logit_bias", "n_probs", "grammar"] {
-        fields.only(name, is_nothing, "is not supported")?;
-    }
+    fields.only("grammar", is_nothing, "is not supported")?;
     fields.ignore(&["cache_prompt", "id_slot", "n_keep"]);
     let mut how = How::checked(app, 1, &flags, seed, options)?;
     how.grammar = fields.value("json_schema").map(|schema| Grammar::of_schema(app, "json_schema", schema)).transpose()?;
@@ -100,14 +88,14 @@ impl Shape for LlamaCpp {
     }
 
     fn part(&mut self, part: &Part) -> String {
-        match part.text.is_empty() {
-            true => String::new(),
-            false => format!("data: {}\n\n", json!({ "content": part.text, "stop": false })),
+        if part.text.is_empty() && part.scored.is_none() {
+            return String::new();
         }
+        data_event(&with_logprobs(json!({ "content": part.text, "stop": false }), &part.scored))
     }
 
     fn end(&mut self, end: &End) -> String {
-        format!("data: {}\n\n", self.ended("", end))
+        data_event(&self.ended("", end))
     }
 
     fn last(&mut self, _usage: &Usage) -> String {
@@ -115,10 +103,28 @@ impl Shape for LlamaCpp {
     }
 
     fn error(&self, error: &ApiError) -> String {
-        format!("data: {}\n\n", error.body(Dialect::OpenAi))
+        data_event(&error.body(Dialect::OpenAi))
     }
 
     fn whole(&mut self, answers: Vec<Whole>, _usage: &Usage) -> Value {
-        answers.first().map(|answer| self.ended(&answer.text, &answer.end)).unwrap_or_default()
+        answers.first().map(|answer| with_logprobs(self.ended(&answer.text, &answer.end), &answer.scored)).unwrap_or_default()
     }
+}
+
+/// Tells how likely tokens were, where that was asked for (`n_probs`).
+fn with_logprobs<'a>(mut object: Value, scored: impl IntoIterator<Item = &'a ScoredToken>) -> Value {
+    let with_id = |likely: &LikelyToken, mut told: Value| {
+        told["id"] = likely.id.into();
+        told
+    };
+    let told = scored.into_iter().map(|token| {
+        let mut told = with_id(&token.chosen, token.chosen.to_json());
+        told["top_logprobs"] = token.top.iter().map(|likely| with_id(likely, likely.to_json())).collect();
+        told
+    });
+    let told: Vec<Value> = told.collect();
+    if !told.is_empty() {
+        object["completion_probabilities"] = told.into();
+    }
+    object
 }

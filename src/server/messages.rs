@@ -1,10 +1,13 @@
 //! The messages of a conversation, as requests write them, checked and made those of chat templates.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::app::App;
 use super::error::ApiError;
-use super::fields::{Fields, is_nothing};
+use super::fields::Fields;
+use super::tools::{Tools, read_calls, written_out};
 use crate::text::{ChatMessage, ReasoningFormat, TemplateInput, Written};
 
 /// Reads OpenAI's messages.
@@ -40,7 +43,9 @@ fn read_message(app: &App, message: Value, path: &str) -> Result<ChatMessage, Ap
     {
         read = read.with(format.message_field(), reasoning);
     }
-    fields.only("tool_calls", is_nothing, "is not supported")?;
+    if let Some(calls) = fields.list("tool_calls")?.filter(|calls| !calls.is_empty()) {
+        read = read.with("tool_calls", read_calls(calls, &fields.name("tool_calls"))?);
+    }
     fields.ignore(&["refusal", "annotations"]);
     fields.finish()?;
     Ok(read)
@@ -68,13 +73,22 @@ fn text_of_part(part: Value, path: &str) -> Result<String, ApiError> {
     Ok(text)
 }
 
-/// The tokens of a conversation. What looks like a special token in a message is text: messages may come from anywhere.
-pub(super) fn encode(app: &App, messages: &[ChatMessage], variables: Map<String, Value>) -> Result<Vec<u32>, ApiError> {
+/// The tokens of a conversation in which `tools` may be called. What looks like a special token in a message is text: messages may come from anywhere.
+pub(super) fn encode(
+    app: &App,
+    messages: &[ChatMessage],
+    variables: Map<String, Value>,
+    tools: Option<&Tools>,
+) -> Result<Vec<u32>, ApiError> {
     if app.engine.chat_template().is_none() {
         return Err(ApiError::invalid("the model has no chat template; ask it by /v1/completions, with a prompt"));
     }
-    let input = TemplateInput { variables, ..TemplateInput::default() };
-    Ok(app.engine.encode_chat_with(messages, &input, Written::Plain)?)
+    let (messages, tools) = match tools {
+        Some(tools) if !tools.format.is_in_template => (Cow::Owned(written_out(messages, tools)), None),
+        tools => (Cow::Borrowed(messages), tools.map(|tools| tools.list.clone())),
+    };
+    let input = TemplateInput { tools, variables, ..TemplateInput::default() };
+    Ok(app.engine.encode_chat_with(&messages, &input, Written::Plain)?)
 }
 
 /// The variables of an answer that has a form, the field `name` of a request: the model does not think before it.
@@ -90,4 +104,14 @@ pub(super) fn form_variables(app: &App, variables: Map<String, Value>, name: &st
 pub(super) fn thinking_variables(is_on: bool, effort: Option<&str>) -> Map<String, Value> {
     let switches = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), Value::from(is_on)));
     switches.into_iter().chain(effort.map(|effort| ("reasoning_effort".to_owned(), effort.into()))).collect()
+}
+
+/// What chat templates are told of OpenAI's effort of reasoning, the field `name`.
+pub(super) fn effort_variables(fields: &mut Fields, name: &str) -> Result<Map<String, Value>, ApiError> {
+    match fields.text(name)?.as_deref() {
+        None => Ok(Map::new()),
+        Some("none" | "minimal") => Ok(thinking_variables(false, None)),
+        Some(effort @ ("low" | "medium" | "high")) => Ok(thinking_variables(true, Some(effort))),
+        Some(_) => Err(ApiError::field(&fields.name(name), "must be none, minimal, low, medium or high")),
+    }
 }

@@ -7,7 +7,9 @@
 mod answer;
 mod anthropic;
 mod app;
+mod batch;
 mod body;
+mod call_grammar;
 mod connections;
 mod deliver;
 mod error;
@@ -23,7 +25,10 @@ mod openai;
 mod pages;
 mod pool;
 mod read;
+mod responses;
 mod routes;
+mod scored;
+mod tools;
 mod work;
 
 use std::future::Future;
@@ -34,6 +39,7 @@ use crate::error::{Error, Result};
 use crate::handle::EngineHandle;
 use crate::session::Speculation;
 use app::App;
+pub use batch::{BatchAnswer, answer_batch};
 pub use guard::ApiKey;
 
 /// Longest body of a request, in bytes.

@@ -1,15 +1,15 @@
-//! What a server tells of itself, and its tokenizer.
+//! What a server tells of itself, its page (`page.html`), and its tokenizer.
 
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::app::App;
-use super::body::{json_response, typed};
+use super::body::{ok, typed};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::pool::ending;
@@ -19,12 +19,18 @@ use crate::text::{Special, Tokenizer};
 /// Most tokens that are made text at once.
 const MAX_TOKENS: usize = 1 << 20;
 
-fn ok(value: &Value) -> Response {
-    json_response(StatusCode::OK, value)
-}
-
-pub(super) async fn index() -> Response {
-    typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("tierflow is running\n"))
+/// The page, for browsers; a line for others.
+pub(super) async fn index(headers: HeaderMap) -> Response {
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+    if !accepted.contains("text/html") {
+        return typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("tierflow is running\n"));
+    }
+    let mut page = typed(StatusCode::OK, "text/html; charset=utf-8", Body::from(include_str!("page.html")));
+    // What the model writes is text to the page, and nothing comes from elsewhere.
+    let policy = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
+                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    page.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    page
 }
 
 /// 503 once the server ends, so that nothing more is sent here.

@@ -46,9 +46,7 @@ pub(super) async fn read<T: Send + 'static>(
         fields.finish()?;
         Ok(read)
     };
-    let failed =
-        |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "reading the request failed; this is a bug in tierflow, please report it");
-    tokio::task::spawn_blocking(task).await.map_err(failed)?
+    tokio::task::spawn_blocking(task).await.map_err(|_| ApiError::bug("reading the request failed"))?
 }
 
 /// As [`read`], for work that needs a sequence: refused at once where the server ends.

@@ -1,9 +1,15 @@
 //! What a request asks for, in no API's words: prompts as tokens, and how to go on after them. Read from fields that the APIs share.
 
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
 use super::app::App;
+use super::call_grammar::CallGrammar;
 use super::error::ApiError;
-use super::fields::{Fields, is_nothing};
+use super::fields::Fields;
 use super::grammar::Grammar;
+use super::tools::Tools;
 use crate::session::GenerateOptions;
 use crate::text::{SamplingFlags, SamplingSettings, StopStrings, fresh_seed};
 
@@ -26,12 +32,16 @@ pub(super) struct How {
     pub(super) options: GenerateOptions,
     /// The form of answers, where they must have one.
     pub(super) grammar: Option<Grammar>,
+    /// What the model may call.
+    pub(super) tools: Option<Tools>,
 }
 
 /// Most answers of one request.
 pub(super) const MAX_ANSWERS: usize = 64;
 /// Most texts that end an answer, and the longest of them.
 const MAX_STOPS: usize = 64;
+/// Most likeliest tokens that are told with each, as OpenAI has it.
+const MAX_LOGPROBS: u32 = 20;
 /// See [`MAX_STOPS`].
 const MAX_STOP_BYTES: usize = 1024;
 
@@ -64,18 +74,7 @@ impl Work {
 impl How {
     /// Reads what the APIs of OpenAI and of llama.cpp's server call sampling.
     pub(super) fn read(app: &App, fields: &mut Fields) -> Result<How, ApiError> {
-        let sampling = SamplingFlags {
-            temperature: fields.number("temperature")?,
-            top_k: fields.count("top_k")?,
-            top_p: fields.number("top_p")?,
-            min_p: fields.number("min_p")?,
-            repeat_penalty: fields.number("repeat_penalty")?.or(fields.number("repetition_penalty")?),
-            repeat_last_n: fields.count("repeat_last_n")?,
-            seed: None,
-        };
-        for name in ["presence_penalty", "frequency_penalty", "logit_bias"] {
-            fields.only(name, is_nothing, "is not supported; repeat_penalty is")?;
-        }
+        let sampling = sampling_flags(app, fields)?;
         let n_answers = fields.count("n")?.unwrap_or(1) as usize;
         if n_answers == 0 {
             return Err(ApiError::field("n", "must be at least 1"));
@@ -89,6 +88,18 @@ impl How {
             ..GenerateOptions::default()
         };
         How::checked(app, n_answers, &sampling, seed, options)
+    }
+
+    /// Lets the model call `tools`. What it writes of them keeps to their schemas, where there are rules for the way in which it calls.
+    pub(super) fn offer(&mut self, app: &App, tools: Option<Tools>) -> Result<(), ApiError> {
+        if let Some(tools) = &tools {
+            if self.grammar.is_some() {
+                return Err(ApiError::unsupported("tools", "cannot be combined with a form of the answer"));
+            }
+            self.grammar = CallGrammar::new(app, tools)?.map(Grammar::Calls);
+        }
+        self.tools = tools;
+        Ok(())
     }
 
     /// Over the model's own settings those of the request, checked. A seed below 0 is a random one, as in llama.cpp.
@@ -106,6 +117,62 @@ impl How {
         StopStrings::new(options.stop.clone())?;
         let seed = seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(fresh_seed);
         let options = GenerateOptions { speculation: app.speculation, ..options };
-        Ok(How { n_answers, sampling, seed, options, grammar: None })
+        Ok(How { n_answers, sampling, seed, options, grammar: None, tools: None })
     }
+}
+
+/// What the APIs of OpenAI and of llama.cpp's server call sampling, without the seed.
+pub(super) fn sampling_flags(app: &App, fields: &mut Fields) -> Result<SamplingFlags, ApiError> {
+    Ok(SamplingFlags {
+        temperature: fields.number("temperature")?,
+        top_k: fields.count("top_k")?,
+        top_p: fields.number("top_p")?,
+        min_p: fields.number("min_p")?,
+        repeat_penalty: fields.number("repeat_penalty")?.or(fields.number("repetition_penalty")?),
+        presence_penalty: fields.number("presence_penalty")?,
+        frequency_penalty: fields.number("frequency_penalty")?,
+        repeat_last_n: fields.count("repeat_last_n")?,
+        logit_bias: fields.value("logit_bias").map(|biases| read_biases(app, biases)).transpose()?.unwrap_or_default(),
+        seed: None,
+    })
+}
+
+/// Biases as OpenAI writes them, an object, or as llama.cpp does, a list of pairs, in which false forbids a token.
+fn read_biases(app: &App, biases: Value) -> Result<BTreeMap<u32, f32>, ApiError> {
+    let name = "logit_bias";
+    let id = |id: &Value| id.as_u64().or_else(|| id.as_str()?.parse().ok()).and_then(|id| u32::try_from(id).ok());
+    let bias = |bias: &Value| match bias {
+        Value::Bool(false) => Some(f32::NEG_INFINITY),
+        bias => bias.as_f64().map(|bias| bias as f32),
+    };
+    let wrong = || ApiError::field(name, "must be an object of biases by token ids, or a list of pairs [id, bias]");
+    let pairs: Option<BTreeMap<u32, f32>> = match &biases {
+        Value::Object(biases) => biases.iter().map(|(token, value)| Some((token.parse().ok()?, bias(value)?))).collect(),
+        Value::Array(pairs) => pairs.iter().map(|pair| Some((id(pair.get(0)?)?, bias(pair.get(1)?)?))).collect(),
+        _ => None,
+    };
+    let pairs = pairs.ok_or_else(wrong)?;
+    let vocab_size = app.engine.config().vocab_size;
+    match pairs.keys().find(|token| **token as usize >= vocab_size) {
+        Some(token) => Err(ApiError::field(name, format!("names the token {token}; the model has {vocab_size}"))),
+        None => Ok(pairs),
+    }
+}
+
+/// How many of the likeliest tokens are told with each: the field `most` of a request, where its field `asks` asks for any.
+pub(super) fn read_logprobs(fields: &mut Fields, asks: &str, most: &str) -> Result<Option<usize>, ApiError> {
+    let (is_asked, n_top) = (fields.flag(asks)?.unwrap_or(false), fields.count(most)?);
+    match n_top {
+        Some(n_top) if !is_asked && n_top > 0 => Err(ApiError::field(&fields.name(most), format!("needs {asks}"))),
+        n_top if is_asked => checked_logprobs(&fields.name(most), n_top.unwrap_or_default()).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// That number, the field `name` of a request.
+pub(super) fn checked_logprobs(name: &str, n_top: u32) -> Result<usize, ApiError> {
+    if n_top > MAX_LOGPROBS {
+        return Err(ApiError::field(name, format!("may be {MAX_LOGPROBS} at most")));
+    }
+    Ok(n_top as usize)
 }

@@ -145,6 +145,11 @@ impl ChatTemplate {
         })
     }
 
+    /// Whether `mark` is written in it, or in the one for conversations with tools.
+    pub fn mentions(&self, mark: &str) -> bool {
+        [Some(&self.source), self.with_tools.as_ref()].into_iter().flatten().any(|source| source.contains(mark))
+    }
+
     /// The template's own text.
     pub fn source(&self) -> &str {
         &self.source

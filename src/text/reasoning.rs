@@ -280,7 +280,7 @@ fn of_channel(header: &str) -> State {
 }
 
 /// Bytes at the end of `text` with which one of the marks may begin.
-fn begun(text: &str, marks: &[&str]) -> usize {
+pub(super) fn begun(text: &str, marks: &[&str]) -> usize {
     let longest = |mark: &&str| (1..mark.len()).rev().find(|n| mark.is_char_boundary(*n) && text.ends_with(&mark[..*n]));
     marks.iter().filter_map(longest).max().unwrap_or(0)
 }

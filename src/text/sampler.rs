@@ -1,12 +1,12 @@
-//! Draws the next token from logits: penalties → top-k → top-p → min-p → temperature → pick, in llama.cpp's order. Knows no model.
+//! Draws the next token from logits: biases → penalties → top-k → top-p → min-p → temperature → pick, in llama.cpp's order. Knows no model.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::constraint::Constraint;
+use super::penalties::{Recent, add_biases, penalise};
 use super::sampling::{LogitsNeeded, SamplingSettings};
 use crate::error::{Error, Result};
 
@@ -24,14 +24,14 @@ pub struct Candidate {
 pub struct Sampler {
     settings: SamplingSettings,
     random: ChaCha8Rng,
-    recent: VecDeque<u32>,
+    recent: Recent,
     constraint: Option<Box<dyn Constraint>>,
 }
 
 impl Sampler {
     /// A sampler at the beginning of its draws; `settings.seed` is not looked at.
     pub fn new(settings: SamplingSettings, seed: u64) -> Sampler {
-        Sampler { settings, random: ChaCha8Rng::seed_from_u64(seed), recent: VecDeque::new(), constraint: None }
+        Sampler { settings, random: ChaCha8Rng::seed_from_u64(seed), recent: Recent::default(), constraint: None }
     }
 
     /// The same, drawing only what `constraint` allows.
@@ -55,7 +55,8 @@ impl Sampler {
         if let Some(constraint) = &mut self.constraint {
             constraint.keep_allowed(candidates)?;
         }
-        self.penalise(candidates);
+        add_biases(candidates, &self.settings);
+        penalise(candidates, &self.recent, &self.settings);
         if self.settings.temperature == 0.0 {
             return likeliest(candidates);
         }
@@ -77,26 +78,10 @@ impl Sampler {
         self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.accept(token))
     }
 
-    /// Notes a token of the prompt: those count for the repeat penalty, too.
+    /// Notes a token of the prompt: those count for penalties, too.
     pub fn remember(&mut self, token: u32) {
-        if !self.settings.penalises() {
-            return;
-        }
-        while self.recent.len() >= self.settings.repeat_last_n as usize {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(token);
-    }
-
-    /// Recent tokens become less likely: `logit / penalty` where positive, else `logit * penalty` (Keskar et al. 2019, CTRL).
-    fn penalise(&self, candidates: &mut [Candidate]) {
-        if !self.settings.penalises() {
-            return;
-        }
-        let recent: std::collections::HashSet<u32> = self.recent.iter().copied().collect();
-        for candidate in candidates.iter_mut().filter(|candidate| recent.contains(&candidate.token)) {
-            let penalty = self.settings.repeat_penalty;
-            candidate.logit = if candidate.logit > 0.0 { candidate.logit / penalty } else { candidate.logit * penalty };
+        if self.settings.penalises() {
+            self.recent.push(token, self.settings.repeat_last_n as usize);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How the next token is chosen, as settings: defaults, the model's own, the user's, and their merging. Draws nothing itself.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::defaults::ModelDefaults;
@@ -18,15 +19,32 @@ pub struct SamplingSettings {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of recent tokens; 1 changes nothing.
     pub repeat_penalty: f32,
-    /// How many latest tokens count as recent.
+    /// Is taken from the logits of recent tokens; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Is taken from the logits of recent tokens as many times as they came; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// How many latest tokens, of prompt and answer, count as recent.
     pub repeat_last_n: u32,
+    /// Added to the logits of these tokens; minus infinity forbids them.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Seed of the draws; `None` leaves it to the caller ([`fresh_seed`]).
     pub seed: Option<u64>,
 }
 
 impl Default for SamplingSettings {
     fn default() -> SamplingSettings {
-        SamplingSettings { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, repeat_penalty: 1.0, repeat_last_n: 64, seed: None }
+        SamplingSettings {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repeat_last_n: 64,
+            logit_bias: BTreeMap::new(),
+            seed: None,
+        }
     }
 }
 
@@ -43,8 +61,14 @@ pub struct SamplingFlags {
     pub min_p: Option<f32>,
     /// `--repeat-penalty`.
     pub repeat_penalty: Option<f32>,
+    /// `--presence-penalty`.
+    pub presence_penalty: Option<f32>,
+    /// `--frequency-penalty`.
+    pub frequency_penalty: Option<f32>,
     /// `--repeat-last-n`.
     pub repeat_last_n: Option<u32>,
+    /// `--logit-bias`.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// `--seed`.
     pub seed: Option<u64>,
 }
@@ -75,6 +99,9 @@ impl SamplingSettings {
             top_p: flags.top_p.or(model.top_p).unwrap_or(base.top_p),
             min_p: flags.min_p.or(model.min_p).unwrap_or(base.min_p),
             repeat_penalty: flags.repeat_penalty.or(model.repeat_penalty).unwrap_or(base.repeat_penalty),
+            presence_penalty: flags.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: flags.frequency_penalty.unwrap_or(base.frequency_penalty),
+            logit_bias: flags.logit_bias.clone(),
             repeat_last_n: flags.repeat_last_n.or(model.repeat_last_n).unwrap_or(base.repeat_last_n),
             seed: flags.seed,
         };
@@ -87,13 +114,17 @@ impl SamplingSettings {
         check_range(Setting::Temperature, self.temperature, 0.0, MAX_TEMPERATURE)?;
         check_range(Setting::TopP, self.top_p, 0.0, 1.0)?;
         check_range(Setting::MinP, self.min_p, 0.0, 1.0)?;
-        check_range(Setting::RepeatPenalty, self.repeat_penalty, MIN_PENALTY, MAX_PENALTY)
+        check_range(Setting::RepeatPenalty, self.repeat_penalty, MIN_PENALTY, MAX_PENALTY)?;
+        check_range(Setting::PresencePenalty, self.presence_penalty, -MAX_BIAS, MAX_BIAS)?;
+        check_range(Setting::FrequencyPenalty, self.frequency_penalty, -MAX_BIAS, MAX_BIAS)?;
+        let biases = self.logit_bias.values().filter(|bias| **bias != f32::NEG_INFINITY);
+        biases.into_iter().try_for_each(|bias| check_range(Setting::LogitBias, *bias, -MAX_BIAS, MAX_BIAS))
     }
 
     /// Which logits are needed to choose a token with these settings.
     pub fn needs(&self) -> LogitsNeeded {
-        // A penalty can lift any token over the likeliest ones, so the device's selection would be the wrong one.
-        if self.penalises() {
+        // A penalty or a bias can lift any token over the likeliest ones, so the device's selection would be the wrong one.
+        if self.penalises() || !self.logit_bias.is_empty() {
             return LogitsNeeded::All;
         }
         match (self.temperature == 0.0, self.top_k) {
@@ -105,7 +136,8 @@ impl SamplingSettings {
 
     /// Whether recent tokens change the logits.
     pub(super) fn penalises(&self) -> bool {
-        self.repeat_penalty != 1.0 && self.repeat_last_n > 0
+        let changes = self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        changes && self.repeat_last_n > 0
     }
 }
 
@@ -115,6 +147,8 @@ pub(super) const MAX_TEMPERATURE: f32 = 1000.0;
 pub(super) const MIN_PENALTY: f32 = 0.001;
 /// See [`MIN_PENALTY`].
 pub(super) const MAX_PENALTY: f32 = 1000.0;
+/// OpenAI's bound of biases, which forces or forbids a token with any model.
+const MAX_BIAS: f32 = 100.0;
 
 fn check_range(setting: Setting, value: f32, least: f32, most: f32) -> Result<()> {
     // Written so that NaN fails.
@@ -152,6 +186,9 @@ mod tests {
             (SamplingFlags { min_p: Some(-1.0), ..flags.clone() }, Setting::MinP),
             (SamplingFlags { repeat_penalty: Some(0.0), ..flags.clone() }, Setting::RepeatPenalty),
             (SamplingFlags { repeat_penalty: Some(f32::INFINITY), ..flags.clone() }, Setting::RepeatPenalty),
+            (SamplingFlags { presence_penalty: Some(-101.0), ..flags.clone() }, Setting::PresencePenalty),
+            (SamplingFlags { frequency_penalty: Some(f32::NAN), ..flags.clone() }, Setting::FrequencyPenalty),
+            (SamplingFlags { logit_bias: [(1, f32::INFINITY)].into(), ..flags.clone() }, Setting::LogitBias),
         ] {
             let error = SamplingSettings::merged(&ModelDefaults::default(), &flags).unwrap_err();
             assert!(matches!(&error, Error::InvalidArgument { option: named, .. } if *named == option.into()), "{error}");
@@ -166,6 +203,8 @@ mod tests {
         assert_eq!(SamplingSettings::greedy().needs(), LogitsNeeded::Greedy);
         assert_eq!(SamplingSettings { top_k: 0, ..settings.clone() }.needs(), LogitsNeeded::All);
         assert_eq!(SamplingSettings { repeat_penalty: 1.1, ..SamplingSettings::greedy() }.needs(), LogitsNeeded::All);
+        assert_eq!(SamplingSettings { presence_penalty: 0.1, ..settings.clone() }.needs(), LogitsNeeded::All);
+        assert_eq!(SamplingSettings { logit_bias: [(1, -100.0)].into(), ..settings.clone() }.needs(), LogitsNeeded::All);
         assert_eq!(SamplingSettings { repeat_penalty: 1.1, repeat_last_n: 0, ..settings }.needs(), LogitsNeeded::TopK(40));
     }
 }

@@ -1,6 +1,6 @@
 //! The catalog: names, dtypes, shapes and byte ranges of a checkpoint's tensors, read from headers only. Holds no tensor data.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
@@ -86,6 +86,20 @@ impl Catalog {
     /// Bytes of all tensors.
     pub fn size_bytes(&self) -> Bytes {
         self.tensors.iter().map(|tensor| tensor.size_bytes).sum()
+    }
+
+    /// Values of all tensors: the model's parameters.
+    pub fn n_values(&self) -> u64 {
+        self.tensors.iter().map(TensorInfo::n_values).sum()
+    }
+
+    /// Bytes of the tensors of each dtype, by its name.
+    pub fn bytes_by_dtype(&self) -> BTreeMap<String, Bytes> {
+        let mut bytes = BTreeMap::new();
+        for tensor in &self.tensors {
+            *bytes.entry(tensor.dtype.to_string()).or_insert(Bytes::ZERO) += tensor.size_bytes;
+        }
+        bytes
     }
 }
 

@@ -357,6 +357,7 @@ fn help_fits_into_80_columns_and_the_short_one_a_screen() {
     let commands = [
         "run",
         "serve",
+        "batch",
         "plan",
         "devices",
         "inspect",

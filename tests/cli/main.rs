@@ -1,5 +1,6 @@
 //! The program from a user's side: arguments in; stdout, stderr and exit codes out.
 
+mod batch;
 #[cfg(unix)]
 mod chat;
 #[path = "../common/mod.rs"]

@@ -67,6 +67,14 @@ impl RunArgs {
     }
 }
 
+/// A token and its bias, in llama.cpp's form.
+fn parse_bias(text: &str) -> std::result::Result<(u32, f32), String> {
+    let wrong = || "is no token id with a bias; write 15043+1, 15043-0.5 or 15043-inf".to_owned();
+    let at = text.find(['+', '-']).ok_or_else(wrong)?;
+    let (id, bias) = text.split_at(at);
+    Ok((id.parse().map_err(|_| wrong())?, bias.parse().map_err(|_| wrong())?))
+}
+
 /// Whether a model thinks before it answers, in ollama's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Thinking {
@@ -131,6 +139,17 @@ pub struct GenerationArgs {
     /// Divide the logits of repeated tokens by this [default: the model's, else 1]
     #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
+    /// Take this from the logits of repeated tokens [default: 0]
+    #[arg(long, env = "TIERFLOW_PRESENCE_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Take this from the logits of repeated tokens each time that they came [default: 0]
+    #[arg(long, env = "TIERFLOW_FREQUENCY_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Add to the logit of a token, as in 15043+1 or 15043-1; may be given several times
+    ///
+    /// -inf forbids the token. `tierflow tokenize` shows ids.
+    #[arg(short = 'l', long, env = "TIERFLOW_LOGIT_BIAS", value_name = "ID+X", value_parser = parse_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
     /// How many of the last tokens count as repeated; 0 none, -1 all [default: 64]
     #[arg(long, env = "TIERFLOW_REPEAT_LAST_N", value_name = "N", allow_negative_numbers = true, value_parser = parse_whole)]
     pub repeat_last_n: Option<i64>,

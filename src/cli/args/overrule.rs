@@ -23,6 +23,7 @@ pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) -> Res
             return overrule_placement(&mut args.placement, matches);
         }
         Command::Serve(args) => (&mut args.model, Some(&mut args.placement)),
+        Command::Batch(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Plan(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Bench(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Embed(args) => (&mut args.model, Some(&mut args.placement)),

@@ -32,6 +32,8 @@ pub(super) fn set(settings: &mut Settings, manners: &mut Manners, model: &ModelD
         "top-p" => flags.top_p = number(&name, value)?,
         "min-p" => flags.min_p = number(&name, value)?,
         "repeat-penalty" | "repetition-penalty" => flags.repeat_penalty = number(&name, value)?,
+        "presence-penalty" => flags.presence_penalty = number(&name, value)?,
+        "frequency-penalty" => flags.frequency_penalty = number(&name, value)?,
         "repeat-last-n" => flags.repeat_last_n = all_if_negative(number(&name, value)?, u32::MAX),
         "seed" | "s" => settings.seed = number::<i64>(&name, value)?.and_then(|seed| u64::try_from(seed).ok()),
         "predict" | "n-predict" | "num-predict" | "max-tokens" | "n" => {
@@ -80,6 +82,8 @@ fn list(settings: &Settings, manners: Manners) -> Vec<(String, Names)> {
         (sampling.top_p.to_string(), Names(&["top-p"])),
         (sampling.min_p.to_string(), Names(&["min-p"])),
         (sampling.repeat_penalty.to_string(), Names(&["repeat-penalty", "repetition-penalty"])),
+        (sampling.presence_penalty.to_string(), Names(&["presence-penalty"])),
+        (sampling.frequency_penalty.to_string(), Names(&["frequency-penalty"])),
         (last_n, Names(&["repeat-last-n"])),
         (seed, Names(&["seed", "s"])),
         (most, Names(&["predict", "n-predict", "num-predict", "max-tokens", "n"])),
@@ -91,7 +95,7 @@ fn list(settings: &Settings, manners: Manners) -> Vec<(String, Names)> {
         (on(manners.verbose), Names(&["verbose", "quiet"])),
     ]
     .into_iter()
-    .map(|(value, names)| (format!("  {:<16} {value}\n", names.0[0]), names))
+    .map(|(value, names)| (format!("  {:<17} {value}\n", names.0[0]), names))
     .collect()
 }
 

@@ -83,7 +83,7 @@ pub(super) const IDLE: [Idle; 21] = [
 ];
 
 /// Flags that do not exist here, and what to use instead.
-pub(super) const ABSENT: [(&[&str], &str); 47] = [
+pub(super) const ABSENT: [(&[&str], &str); 46] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -121,10 +121,9 @@ pub(super) const ABSENT: [(&[&str], &str); 47] = [
         &["--chat-template", "--chat-template-file", "--in-prefix", "--in-suffix", "--in-prefix-bos"],
         "the model's own template counts; --raw leaves it out",
     ),
-    (&["--presence-penalty", "--frequency-penalty"], "--repeat-penalty holds repetition down"),
     (
-        &["--samplers", "--sampler-seq", "--sampling-seq", "--typical", "--mirostat", "--top-nsigma", "-l", "--logit-bias"],
-        "--temp, --top-k, --top-p, --min-p and --repeat-penalty are the sampling that there is",
+        &["--samplers", "--sampler-seq", "--sampling-seq", "--typical", "--mirostat", "--top-nsigma"],
+        "--temp, --top-k, --top-p, --min-p, --logit-bias and the penalties are the sampling that there is",
     ),
     (&["--xtc-probability", "--xtc-threshold", "--dry-multiplier", "--dynatemp-range"], "--top-p and --min-p are what comes near"),
     (&["--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"], "positions are scaled as the model says"),

@@ -6,12 +6,11 @@ mod shape;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
 
 use super::app::App;
-use super::body::json_response;
+use super::body::ok;
 use super::deliver::deliver;
 use super::error::ApiError;
 use super::read::{read, read_work};
@@ -23,6 +22,6 @@ pub(super) async fn messages(State(app): State<Arc<App>>, request: Request) -> R
 }
 
 pub(super) async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let n_tokens = read(&app, request, |app, fields| Ok(request::read_prompt(app, fields)?.len())).await?;
-    Ok(json_response(StatusCode::OK, &json!({ "input_tokens": n_tokens })))
+    let n_tokens = read(&app, request, |app, fields| Ok(request::read_prompt(app, fields)?.0.len())).await?;
+    Ok(ok(&json!({ "input_tokens": n_tokens })))
 }

@@ -6,6 +6,7 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::messages::{self, encode, text_of_content, thinking_variables};
+use crate::server::tools::{ToolChoice, Tools};
 use crate::server::work::{How, Work};
 use crate::session::GenerateOptions;
 use crate::text::SamplingFlags;
@@ -23,13 +24,15 @@ pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, boo
     let is_streamed = fields.flag("stream")?.unwrap_or(false);
     fields.ignore(&["metadata", "service_tier", "inference_geo", "diagnostics"]);
     let options = GenerateOptions { max_tokens: Some(most as usize), stop, ..GenerateOptions::default() };
-    let how = How::checked(app, 1, &flags, None, options)?;
-    let prompt = read_prompt(app, fields)?;
-    Ok((Work::new(app, vec![prompt], how, true)?, is_streamed))
+    let mut how = How::checked(app, 1, &flags, None, options)?;
+    let (prompt, tools) = read_prompt(app, fields)?;
+    let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
+    how.offer(app, tools)?;
+    Ok((Work::new(app, vec![prompt], how, !is_demanded)?, is_streamed))
 }
 
-/// Reads what `/v1/messages` and `/v1/messages/count_tokens` both have: what makes the prompt.
-pub(super) fn read_prompt(app: &App, fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
+/// Reads what `/v1/messages` and `/v1/messages/count_tokens` both have: what makes the prompt, and the tools in it.
+pub(super) fn read_prompt(app: &App, fields: &mut Fields) -> Result<(Vec<u32>, Option<Tools>), ApiError> {
     if let Some(name) = fields.text("model")? {
         app.check_model(&name)?;
     }
@@ -42,44 +45,87 @@ pub(super) fn read_prompt(app: &App, fields: &mut Fields) -> Result<Vec<u32>, Ap
         return Err(ApiError::field("messages", "must end with one of the role user"));
     }
     for (index, message) in said.into_iter().enumerate() {
-        list.push(renamed(message, &format!("messages[{index}]"))?);
+        list.extend(renamed(message, &format!("messages[{index}]"))?);
     }
-    for name in ["tools", "mcp_servers", "container", "context_management", "output_config", "output_format"] {
+    for name in ["mcp_servers", "container", "context_management", "output_config", "output_format"] {
         fields.only(name, is_nothing, "is not supported")?;
     }
-    fields.only("tool_choice", |choice| choice["type"] == "none" || choice["type"] == "auto", "is not supported")?;
+    let tools = read_tools(app, fields)?;
     fields.ignore(&["cache_control", "speed", "user_profile_id", "workspace_id"]);
     let variables = thinking(fields)?;
-    encode(app, &messages::read_messages(app, list)?, variables)
+    let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
+    let variables = if is_demanded { messages::form_variables(app, variables, "tool_choice")? } else { variables };
+    let prompt = encode(app, &messages::read_messages(app, list)?, variables, tools.as_ref())?;
+    Ok((prompt, tools))
 }
 
-/// A message in OpenAI's form: what was thought, in a field of its own.
-fn renamed(message: Value, path: &str) -> Result<Value, ApiError> {
+/// Reads `tools` and `tool_choice`.
+fn read_tools(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
+    let list = fields.list("tools")?.unwrap_or_default();
+    let renamed = |(index, tool): (usize, Value)| {
+        let mut fields = Fields::of_value(tool, &format!("tools[{index}]"))?;
+        fields.only("type", |kind| kind == "custom", "is not supported; the server runs no tools itself")?;
+        let [name, description, schema] = ["name", "description", "input_schema"].map(|name| fields.value(name).unwrap_or_default());
+        fields.ignore(&["cache_control", "strict", "input_examples"]);
+        fields.finish()?;
+        Ok(json!({ "type": "function", "function": { "name": name, "description": description, "parameters": schema } }))
+    };
+    let list = list.into_iter().enumerate().map(renamed).collect::<Result<Vec<Value>, ApiError>>()?;
+    let Some(choice) = fields.value("tool_choice") else { return Tools::offered(app, list, None, false) };
+    let mut choice = Fields::of_value(choice, "tool_choice")?;
+    let is_single = choice.flag("disable_parallel_tool_use")?.unwrap_or(false);
+    let name = choice.text("name")?;
+    let read = match (choice.text("type")?.as_deref(), name) {
+        (Some("auto"), _) => ToolChoice::Auto,
+        (Some("none"), _) => ToolChoice::Never,
+        (Some("any"), _) => ToolChoice::Required,
+        (Some("tool"), Some(name)) => ToolChoice::Named(name),
+        _ => return Err(ApiError::field("tool_choice.type", "must be auto, any, none, or tool with a name")),
+    };
+    choice.finish()?;
+    Tools::offered(app, list, Some(read), is_single)
+}
+
+/// A message in OpenAI's form: what was thought and what was called, in fields of their own; results of tools, in messages of their own.
+fn renamed(message: Value, path: &str) -> Result<Vec<Value>, ApiError> {
     let mut fields = Fields::of_value(message, path)?;
     let role = fields.text("role")?.unwrap_or_default();
     if role != "user" && role != "assistant" {
         return Err(ApiError::field(&fields.name("role"), "must be user or assistant"));
     }
     let content = fields.value("content").ok_or_else(|| ApiError::field(&fields.name("content"), "is missing"))?;
-    let (mut thought, mut said) = (String::new(), Vec::new());
-    match content {
-        Value::Array(blocks) => {
-            for block in blocks {
-                match block["type"].as_str() {
-                    Some("thinking") => thought.push_str(block["thinking"].as_str().unwrap_or_default()),
-                    Some("redacted_thinking") => {}
-                    _ => said.push(block),
-                }
-            }
-        }
-        text => said.push(json!({ "type": "text", "text": text })),
-    }
     fields.finish()?;
-    let mut renamed = json!({ "role": role, "content": said });
-    if !thought.is_empty() {
-        renamed["reasoning_content"] = thought.into();
+    let blocks = match content {
+        Value::Array(blocks) => blocks,
+        text => vec![json!({ "type": "text", "text": text })],
+    };
+    let (mut thought, mut said, mut calls, mut messages) = (String::new(), Vec::new(), Vec::new(), Vec::new());
+    for block in blocks {
+        match block["type"].as_str() {
+            Some("thinking") => thought.push_str(block["thinking"].as_str().unwrap_or_default()),
+            Some("redacted_thinking") => {}
+            Some("tool_use") => {
+                let function = json!({ "name": block["name"], "arguments": block["input"] });
+                calls.push(json!({ "id": block["id"], "type": "function", "function": function }));
+            }
+            Some("tool_result") => {
+                let content = if block["content"].is_null() { "".into() } else { block["content"].clone() };
+                messages.push(json!({ "role": "tool", "tool_call_id": block["tool_use_id"], "content": content }));
+            }
+            _ => said.push(block),
+        }
     }
-    Ok(renamed)
+    if messages.is_empty() || !said.is_empty() {
+        let mut renamed = json!({ "role": role, "content": said });
+        if !thought.is_empty() {
+            renamed["reasoning_content"] = thought.into();
+        }
+        if !calls.is_empty() {
+            renamed["tool_calls"] = calls.into();
+        }
+        messages.push(renamed);
+    }
+    Ok(messages)
 }
 
 /// Whether the model thinks. A budget of tokens cannot be held to.

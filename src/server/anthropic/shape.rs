@@ -4,8 +4,10 @@ use serde_json::{Value, json};
 
 use crate::server::answer::{End, Part, Usage};
 use crate::server::app::{App, new_id};
+use crate::server::body::named_event;
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
+use crate::server::tools::Call;
 use crate::session::FinishReason;
 
 /// One response.
@@ -42,6 +44,11 @@ impl Block {
     }
 }
 
+/// A call as a block, with what it is called with or, where that comes later, nothing.
+fn block_of(call: &Call, input: Value) -> Value {
+    json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": input })
+}
+
 impl Anthropic {
     pub(super) fn new(app: &App) -> Anthropic {
         Anthropic { id: new_id("msg_"), model: app.model_name.clone(), block: None, n_closed: 0, end: Value::Null }
@@ -63,9 +70,20 @@ impl Anthropic {
         if self.block != Some(block) {
             events.push_str(&self.close());
             self.block = Some(block);
-            events.push_str(&event("content_block_start", json!({ "index": self.n_closed, "content_block": block.of("") })));
+            events.push_str(&named_event("content_block_start", json!({ "index": self.n_closed, "content_block": block.of("") })));
         }
-        events + &event("content_block_delta", json!({ "index": self.n_closed, "delta": block.delta(text) }))
+        events + &named_event("content_block_delta", json!({ "index": self.n_closed, "delta": block.delta(text) }))
+    }
+
+    /// A call, in a block of its own.
+    fn call(&mut self, call: &Call) -> String {
+        let (before, index) = (self.close(), self.n_closed);
+        self.n_closed += 1;
+        let input = Value::Object(call.arguments.clone()).to_string();
+        before
+            + &named_event("content_block_start", json!({ "index": index, "content_block": block_of(call, json!({})) }))
+            + &named_event("content_block_delta", json!({ "index": index, "delta": { "type": "input_json_delta", "partial_json": input } }))
+            + &named_event("content_block_stop", json!({ "index": index }))
     }
 
     /// Closes the block that is open.
@@ -74,7 +92,7 @@ impl Anthropic {
             return String::new();
         }
         self.n_closed += 1;
-        event("content_block_stop", json!({ "index": self.n_closed - 1 }))
+        named_event("content_block_stop", json!({ "index": self.n_closed - 1 }))
     }
 }
 
@@ -84,15 +102,16 @@ impl Shape for Anthropic {
     fn begin(&mut self, _index: usize, n_prompt: usize) -> String {
         // What of it is cached is known later.
         let usage = usage_of(&Usage { n_prompt, ..Usage::default() });
-        event("message_start", json!({ "message": self.message(Vec::new(), &Value::Null, &usage) }))
+        named_event("message_start", json!({ "message": self.message(Vec::new(), &Value::Null, &usage) }))
     }
 
     fn part(&mut self, part: &Part) -> String {
-        self.go_on(Block::Thinking, &part.reasoning) + &self.go_on(Block::Text, &part.text)
+        let said = self.go_on(Block::Thinking, &part.reasoning) + &self.go_on(Block::Text, &part.text);
+        part.calls.iter().fold(said, |said, call| said + &self.call(call))
     }
 
     fn silence(&self) -> String {
-        event("ping", json!({}))
+        named_event("ping", json!({}))
     }
 
     fn end(&mut self, end: &End) -> String {
@@ -101,33 +120,27 @@ impl Shape for Anthropic {
     }
 
     fn last(&mut self, usage: &Usage) -> String {
-        event("message_delta", json!({ "delta": self.end, "usage": usage_of(usage) })) + &event("message_stop", json!({}))
+        named_event("message_delta", json!({ "delta": self.end, "usage": usage_of(usage) })) + &named_event("message_stop", json!({}))
     }
 
     fn error(&self, error: &ApiError) -> String {
-        event("error", error.body(Dialect::Anthropic))
+        named_event("error", error.body(Dialect::Anthropic))
     }
 
     fn whole(&mut self, answers: Vec<Whole>, usage: &Usage) -> Value {
         let Some(answer) = answers.first() else { return self.message(Vec::new(), &Value::Null, &usage_of(usage)) };
         let blocks = [(Block::Thinking, &answer.reasoning), (Block::Text, &answer.text)];
-        let content = blocks.into_iter().filter(|(_, text)| !text.is_empty()).map(|(block, text)| block.of(text)).collect();
+        let content = blocks.into_iter().filter(|(_, text)| !text.is_empty()).map(|(block, text)| block.of(text));
+        let calls = answer.calls.iter().map(|call| block_of(call, call.arguments.clone().into()));
+        let content = content.chain(calls).collect();
         self.message(content, &ended(&answer.end), &usage_of(usage))
     }
-}
-
-/// An event: its data begins with its type.
-fn event(kind: &str, fields: Value) -> String {
-    let mut data = json!({ "type": kind });
-    for (name, value) in fields.as_object().into_iter().flatten() {
-        data[name] = value.clone();
-    }
-    format!("event: {kind}\ndata: {data}\n\n")
 }
 
 fn ended(end: &End) -> Value {
     let reason = match (end.finish, &end.stop) {
         (FinishReason::Length, _) => "max_tokens",
+        (FinishReason::Stop, _) if end.has_calls => "tool_use",
         (FinishReason::Stop, Some(_)) => "stop_sequence",
         (FinishReason::Stop, None) => "end_turn",
     };

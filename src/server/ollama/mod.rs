@@ -6,21 +6,17 @@ mod shape;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::app::{App, rfc3339};
-use super::body::json_response;
+use super::body::ok;
 use super::deliver::deliver;
 use super::error::ApiError;
 use super::read::{read, read_work};
+use crate::text::ToolFormat;
 use request::Asked;
 use shape::{Kind, Ollama};
-
-fn ok(value: &Value) -> Response {
-    json_response(StatusCode::OK, value)
-}
 
 /// Ollama's names have a tag.
 fn tagged(app: &App) -> String {
@@ -74,7 +70,8 @@ pub(super) async fn show(State(app): State<Arc<App>>, request: Request) -> Resul
     info.insert("general.architecture".into(), family.into());
     info.insert("general.parameter_count".into(), app.facts.n_parameters.into());
     let thinks = app.engine.text().reasoning_format().is_some();
-    let capabilities: Vec<&str> = ["completion"].into_iter().chain(thinks.then_some("thinking")).collect();
+    let calls = app.engine.chat_template().is_some_and(|template| ToolFormat::of(template).is_some());
+    let capabilities: Vec<&str> = ["completion"].into_iter().chain(calls.then_some("tools")).chain(thinks.then_some("thinking")).collect();
     Ok(ok(&json!({
         "modelfile": "", "parameters": "", "template": app.engine.chat_template().map(|template| template.source()).unwrap_or_default(),
         "details": details(&app), "model_info": info, "capabilities": capabilities, "modified_at": rfc3339(app.started),

@@ -7,7 +7,8 @@ use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
 use crate::server::messages::{encode, form_variables, read_messages, thinking_variables};
-use crate::server::work::{How, Work};
+use crate::server::tools::Tools;
+use crate::server::work::{How, Work, read_logprobs};
 use crate::session::GenerateOptions;
 use crate::text::{ChatMessage, SamplingFlags, Written};
 
@@ -45,11 +46,15 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let list = fields.list("messages")?.unwrap_or_default();
     let messages = list.into_iter().map(renamed).collect::<Result<Vec<Value>, ApiError>>()?;
     let messages = if messages.is_empty() { Vec::new() } else { read_messages(app, messages)? };
-    fields.only("tools", is_nothing, "is not supported")?;
-    read_rest(app, fields, |app, variables| match messages.as_slice() {
+    let tools = Tools::offered(app, fields.list("tools")?.unwrap_or_default(), None, false)?;
+    let mut asked = read_rest(app, fields, |app, variables| match messages.as_slice() {
         [] => Ok(None),
-        messages => encode(app, messages, variables).map(Some),
-    })
+        messages => encode(app, messages, variables, tools.as_ref()).map(Some),
+    })?;
+    if let Some(work) = &mut asked.work {
+        work.how.offer(app, tools)?;
+    }
+    Ok(asked)
 }
 
 /// Reads `/api/generate`.
@@ -67,7 +72,7 @@ pub(super) fn read_generate(app: &App, fields: &mut Fields) -> Result<Asked, Api
         }
         let system = system.map(|system| ChatMessage::new("system", system));
         let messages: Vec<ChatMessage> = system.into_iter().chain([ChatMessage::new("user", prompt)]).collect();
-        encode(app, &messages, variables).map(Some)
+        encode(app, &messages, variables, None).map(Some)
     })
 }
 
@@ -109,9 +114,7 @@ fn read_rest(
         Some(schema) => Some(Grammar::of_schema(app, "format", schema)?),
     };
     let variables = if grammar.is_some() { form_variables(app, variables, "format")? } else { variables };
-    for name in ["logprobs", "top_logprobs"] {
-        fields.only(name, is_nothing, "is not supported")?;
-    }
+    let n_logprobs = read_logprobs(fields, "logprobs", "top_logprobs")?;
     fields.ignore(&["keep_alive"]);
     let mut how = match fields.value("options") {
         Some(options) => read_options(app, Fields::of_value(options, "options")?)?,
@@ -120,6 +123,7 @@ fn read_rest(
     // What has a form is all answer.
     let splits_reasoning = grammar.is_none();
     how.grammar = grammar;
+    how.options.n_logprobs = n_logprobs;
     let work = encode(app, variables)?.map(|prompt| Work::new(app, vec![prompt], how, splits_reasoning)).transpose()?;
     Ok(Asked { work, is_streamed, name })
 }
@@ -147,12 +151,12 @@ fn read_options(app: &App, mut fields: Fields) -> Result<How, ApiError> {
         top_p: fields.number("top_p")?,
         min_p: fields.number("min_p")?,
         repeat_penalty: fields.number("repeat_penalty")?,
+        presence_penalty: fields.number("presence_penalty")?,
+        frequency_penalty: fields.number("frequency_penalty")?,
         repeat_last_n,
-        seed: None,
+        ..SamplingFlags::default()
     };
-    for name in ["presence_penalty", "frequency_penalty", "mirostat"] {
-        fields.only(name, is_nothing, "is not supported; repeat_penalty is")?;
-    }
+    fields.only("mirostat", is_nothing, "is not supported")?;
     for name in ["tfs_z", "typical_p"] {
         fields.only(name, |value| value.as_f64() == Some(1.0), "is not supported")?;
     }

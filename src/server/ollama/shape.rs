@@ -6,6 +6,8 @@ use crate::server::answer::{End, Part, Usage};
 use crate::server::app::{now, rfc3339};
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
+use crate::server::scored::ScoredToken;
+use crate::server::tools::Call;
 
 /// What is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +29,16 @@ impl Ollama {
         Ollama { kind, model, end: Value::Null }
     }
 
-    fn object(&self, text: &str, thinking: &str, more: &Value) -> Value {
+    fn object(&self, text: &str, thinking: &str, calls: &[Call], more: &Value) -> Value {
         let mut object = json!({ "model": self.model, "created_at": rfc3339(now()) });
         match self.kind {
             Kind::Chat => object["message"] = json!({ "role": "assistant", "content": text }),
             Kind::Generate => object["response"] = text.into(),
+        }
+        if !calls.is_empty() && self.kind == Kind::Chat {
+            let function = |(index, call): (usize, &Call)| json!({ "index": index, "name": call.name, "arguments": call.arguments });
+            let calls = calls.iter().enumerate().map(|call| json!({ "id": call.1.id, "function": function(call) }));
+            object["message"]["tool_calls"] = calls.collect();
         }
         if !thinking.is_empty() {
             let holder = if self.kind == Kind::Chat { &mut object["message"] } else { &mut object };
@@ -46,8 +53,17 @@ impl Ollama {
 
     /// The answer to a request that asks nothing.
     pub(super) fn loaded(&self) -> Value {
-        self.object("", "", &json!({ "done_reason": "load" }))
+        self.object("", "", &[], &json!({ "done_reason": "load" }))
     }
+}
+
+/// Tells how likely tokens were, where that was asked for.
+fn with_logprobs<'a>(mut object: Value, scored: impl IntoIterator<Item = &'a ScoredToken>) -> Value {
+    let told: Vec<Value> = scored.into_iter().map(ScoredToken::to_json).collect();
+    if !told.is_empty() {
+        object["logprobs"] = told.into();
+    }
+    object
 }
 
 /// Reason, counts, and times in nanoseconds.
@@ -68,10 +84,10 @@ impl Shape for Ollama {
     }
 
     fn part(&mut self, part: &Part) -> String {
-        if part.text.is_empty() && part.reasoning.is_empty() {
+        if part.text.is_empty() && part.reasoning.is_empty() && part.calls.is_empty() && part.scored.is_none() {
             return String::new();
         }
-        format!("{}\n", self.object(&part.text, &part.reasoning, &Value::Null))
+        format!("{}\n", with_logprobs(self.object(&part.text, &part.reasoning, &part.calls, &Value::Null), &part.scored))
     }
 
     fn end(&mut self, end: &End) -> String {
@@ -80,7 +96,7 @@ impl Shape for Ollama {
     }
 
     fn last(&mut self, _usage: &Usage) -> String {
-        format!("{}\n", self.object("", "", &self.end))
+        format!("{}\n", self.object("", "", &[], &self.end))
     }
 
     fn error(&self, error: &ApiError) -> String {
@@ -89,7 +105,7 @@ impl Shape for Ollama {
 
     fn whole(&mut self, answers: Vec<Whole>, _usage: &Usage) -> Value {
         match answers.first() {
-            Some(answer) => self.object(&answer.text, &answer.reasoning, &ended(&answer.end)),
+            Some(answer) => with_logprobs(self.object(&answer.text, &answer.reasoning, &answer.calls, &ended(&answer.end)), &answer.scored),
             None => self.loaded(),
         }
     }

@@ -6,25 +6,27 @@ mod shape;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::app::{App, rfc3339};
-use super::body::json_response;
+use super::body::ok;
 use super::deliver::deliver;
 use super::error::ApiError;
+use super::fields::Fields;
 use super::read::read_work;
+use super::work::Work;
 use request::Asked;
-use shape::{Kind, OpenAi};
+use shape::Kind;
+pub(super) use shape::OpenAi;
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
-    json_response(StatusCode::OK, &json!({ "object": "list", "data": [described(&app)] }))
+    ok(&json!({ "object": "list", "data": [described(&app)] }))
 }
 
 pub(super) async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
     app.check_model(&name)?;
-    Ok(json_response(StatusCode::OK, &described(&app)))
+    Ok(ok(&described(&app)))
 }
 
 /// With the fields of Anthropic's list, too, which has the same path.
@@ -45,6 +47,19 @@ pub(super) async fn chat(State(app): State<Arc<App>>, request: Request) -> Resul
 pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let asked = read_work(&app, request, request::read_completion).await?;
     answered(&app, asked, Kind::Completion).await
+}
+
+/// The work of a line of a batch, and the shape of its answer.
+pub(super) fn read_for_batch(app: &App, url: &str, fields: &mut Fields) -> Result<(Work, OpenAi), ApiError> {
+    let (asked, kind) = match url {
+        "/v1/chat/completions" => (request::read_chat(app, fields)?, Kind::Chat),
+        "/v1/completions" => (request::read_completion(app, fields)?, Kind::Completion),
+        _ => return Err(ApiError::field("url", "must be /v1/chat/completions or /v1/completions")),
+    };
+    match asked.is_streamed {
+        true => Err(ApiError::unsupported("stream", "is not for batches")),
+        false => Ok((asked.work, OpenAi::new(app, kind, false))),
+    }
 }
 
 async fn answered(app: &Arc<App>, asked: Asked, kind: Kind) -> Result<Response, ApiError> {

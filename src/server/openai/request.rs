@@ -7,8 +7,9 @@ use crate::server::app::App;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
-use crate::server::messages::{self, encode, read_messages, thinking_variables};
-use crate::server::work::{How, Work};
+use crate::server::messages::{self, effort_variables, encode, read_messages};
+use crate::server::tools::Tools;
+use crate::server::work::{How, Work, checked_logprobs, read_logprobs};
 use crate::text::Written;
 
 /// A request for answers.
@@ -20,7 +21,7 @@ pub(super) struct Asked {
 }
 
 /// Fields for OpenAI's own bookkeeping and speed, which change no answer.
-const HARMLESS: [&str; 10] = [
+const HARMLESS: [&str; 9] = [
     "user",
     "metadata",
     "safety_identifier",
@@ -28,7 +29,6 @@ const HARMLESS: [&str; 10] = [
     "prompt_cache_options",
     "prompt_cache_retention",
     "service_tier",
-    "parallel_tool_calls",
     "prediction",
     "cache_prompt",
 ];
@@ -39,22 +39,24 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let messages = read_messages(app, list)?;
     let variables = template_variables(fields)?;
     let grammar = fields.value("response_format").map(|format| read_format(app, format)).transpose()?.flatten();
-    let variables = if grammar.is_some() { messages::form_variables(app, variables, "response_format")? } else { variables };
-    for name in ["tools", "functions", "web_search_options", "audio"] {
+    let tools = Tools::read(app, fields)?;
+    for name in ["functions", "web_search_options", "audio"] {
         fields.only(name, is_nothing, "is not supported")?;
     }
-    for name in ["tool_choice", "function_call"] {
-        fields.only(name, |choice| choice == "none" || choice == "auto", "is not supported")?;
-    }
+    fields.only("function_call", |choice| choice == "none" || choice == "auto", "is not supported; tool_choice is")?;
     fields.only("modalities", |kinds| *kinds == serde_json::json!(["text"]), "only text is supported")?;
     fields.only("verbosity", |how| how == "medium", "is not supported")?;
-    fields.only("logprobs", is_nothing, "is not supported")?;
-    fields.only("top_logprobs", is_nothing, "is not supported")?;
+    let n_logprobs = read_logprobs(fields, "logprobs", "top_logprobs")?;
     let mut common = Common::read(app, fields)?;
+    common.how.options.n_logprobs = n_logprobs;
+    let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
+    let form = if is_demanded { "tool_choice" } else { "response_format" };
+    let variables = if grammar.is_some() || is_demanded { messages::form_variables(app, variables, form)? } else { variables };
     common.how.grammar = grammar;
-    let prompt = encode(app, &messages, variables)?;
     // What has a form is all answer, even where the template has opened the reasoning.
-    let splits_reasoning = common.how.grammar.is_none();
+    let splits_reasoning = common.how.grammar.is_none() && !is_demanded;
+    let prompt = encode(app, &messages, variables, tools.as_ref())?;
+    common.how.offer(app, tools)?;
     common.asked(app, vec![prompt], splits_reasoning)
 }
 
@@ -86,8 +88,9 @@ pub(super) fn read_completion(app: &App, fields: &mut Fields) -> Result<Asked, A
     };
     fields.only("suffix", is_nothing, "is not supported")?;
     fields.only("echo", is_nothing, "is not supported")?;
-    fields.only("logprobs", |_| false, "is not supported")?;
-    let common = Common::read(app, fields)?;
+    let n_logprobs = fields.count("logprobs")?.map(|n_top| checked_logprobs("logprobs", n_top)).transpose()?;
+    let mut common = Common::read(app, fields)?;
+    common.how.options.n_logprobs = n_logprobs;
     common.asked(app, prompts, false)
 }
 
@@ -118,12 +121,7 @@ fn read_prompt(app: &App, prompt: Value) -> Result<Vec<u32>, ApiError> {
 
 /// What the chat template is told beside the messages: `reasoning_effort`, and vLLM's and llama.cpp's `chat_template_kwargs`.
 fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
-    let mut variables = match fields.text("reasoning_effort")?.as_deref() {
-        None => Map::new(),
-        Some("none" | "minimal") => thinking_variables(false, None),
-        Some(effort @ ("low" | "medium" | "high")) => thinking_variables(true, Some(effort)),
-        Some(_) => return Err(ApiError::field("reasoning_effort", "must be none, minimal, low, medium or high")),
-    };
+    let mut variables = effort_variables(fields, "reasoning_effort")?;
     variables.extend(fields.object("chat_template_kwargs")?.unwrap_or_default());
     for name in ["messages", "tools", "documents", "add_generation_prompt"] {
         variables.shift_remove(name);

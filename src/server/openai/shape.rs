@@ -4,8 +4,10 @@ use serde_json::{Map, Value, json};
 
 use crate::server::answer::{End, Part, Usage};
 use crate::server::app::{App, new_id, now};
+use crate::server::body::data_event;
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
+use crate::server::scored::ScoredToken;
 use crate::session::FinishReason;
 
 /// What is answered.
@@ -16,7 +18,7 @@ pub(super) enum Kind {
 }
 
 /// One response.
-pub(super) struct OpenAi {
+pub(in crate::server) struct OpenAi {
     kind: Kind,
     id: String,
     created: u64,
@@ -25,12 +27,16 @@ pub(super) struct OpenAi {
     includes_usage: bool,
     /// Which answer is under way.
     index: usize,
+    /// Characters of its tokens until now, where they are told.
+    n_chars: usize,
+    /// Its calls until now.
+    n_calls: usize,
 }
 
 impl OpenAi {
     pub(super) fn new(app: &App, kind: Kind, includes_usage: bool) -> OpenAi {
         let id = new_id(if kind == Kind::Chat { "chatcmpl-" } else { "cmpl-" });
-        OpenAi { kind, id, created: now(), model: app.model_name.clone(), includes_usage, index: 0 }
+        OpenAi { kind, id, created: now(), model: app.model_name.clone(), includes_usage, index: 0, n_chars: 0, n_calls: 0 }
     }
 
     fn object(&self, is_chunk: bool, choices: Value) -> Value {
@@ -43,27 +49,43 @@ impl OpenAi {
     }
 
     fn choice(&self, index: usize, answer: &Whole) -> Value {
-        let finish = answer.end.finish;
+        let finish = reason(&answer.end);
         if self.kind == Kind::Completion {
-            return json!({ "index": index, "text": answer.text, "logprobs": null, "finish_reason": finish });
+            let logprobs = self.logprobs(&answer.scored, 0);
+            return json!({ "index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": finish });
         }
-        let mut message = json!({ "role": "assistant", "content": answer.text, "refusal": null });
+        // Beside calls, no words are null.
+        let content = if answer.calls.is_empty() || !answer.text.is_empty() { answer.text.as_str().into() } else { Value::Null };
+        let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+        if !answer.calls.is_empty() {
+            message["tool_calls"] = answer.calls.iter().map(|call| call.to_json(None)).collect();
+        }
         if !answer.reasoning.is_empty() {
             message["reasoning_content"] = answer.reasoning.as_str().into();
         }
-        json!({ "index": index, "message": message, "logprobs": null, "finish_reason": finish })
+        json!({ "index": index, "message": message, "logprobs": self.logprobs(&answer.scored, 0), "finish_reason": finish })
+    }
+
+    /// How likely tokens were, the first of them at the character `offset` of a completion; null where that was not asked for.
+    fn logprobs<'a>(&self, scored: impl IntoIterator<Item = &'a ScoredToken>, offset: usize) -> Value {
+        let scored: Vec<&ScoredToken> = scored.into_iter().collect();
+        match self.kind {
+            _ if scored.is_empty() => Value::Null,
+            Kind::Chat => json!({ "content": scored.iter().map(|token| token.to_json()).collect::<Vec<_>>(), "refusal": null }),
+            Kind::Completion => in_columns(&scored, offset),
+        }
     }
 
     /// An event with a chunk of the answer under way.
-    fn chunk(&self, delta: Value, finish: Option<FinishReason>) -> String {
+    fn chunk(&self, delta: Value, logprobs: Value, finish: Option<&str>) -> String {
         let name = if self.kind == Kind::Chat { "delta" } else { "text" };
-        let mut choice = json!({ "index": self.index, "logprobs": null, "finish_reason": finish });
+        let mut choice = json!({ "index": self.index, "logprobs": logprobs, "finish_reason": finish });
         choice[name] = delta;
         let mut object = self.object(true, json!([choice]));
         if self.includes_usage {
             object["usage"] = Value::Null;
         }
-        event(&object)
+        data_event(&object)
     }
 }
 
@@ -71,20 +93,31 @@ impl Shape for OpenAi {
     const STREAM_TYPE: &'static str = "text/event-stream";
 
     fn begin(&mut self, index: usize, _n_prompt: usize) -> String {
-        self.index = index;
+        (self.index, self.n_chars, self.n_calls) = (index, 0, 0);
         match self.kind {
-            Kind::Chat => self.chunk(json!({ "role": "assistant", "content": "" }), None),
+            Kind::Chat => self.chunk(json!({ "role": "assistant", "content": "" }), Value::Null, None),
             Kind::Completion => String::new(),
         }
     }
 
     fn part(&mut self, part: &Part) -> String {
-        let fields = [("reasoning_content", &part.reasoning), ("content", &part.text)];
-        let chunk = |(name, text): (&str, &String)| match self.kind {
-            Kind::Chat => self.chunk(Map::from_iter([(name.to_owned(), text.as_str().into())]).into(), None),
-            Kind::Completion => self.chunk(text.as_str().into(), None),
+        let mut chunks = String::new();
+        let delta = |name: &str, text: &str| match self.kind {
+            Kind::Chat => Map::from_iter([(name.to_owned(), text.into())]).into(),
+            Kind::Completion => text.into(),
         };
-        fields.into_iter().filter(|(_, text)| !text.is_empty()).map(chunk).collect()
+        if !part.reasoning.is_empty() {
+            chunks.push_str(&self.chunk(delta("reasoning_content", &part.reasoning), Value::Null, None));
+        }
+        if !part.text.is_empty() || part.scored.is_some() {
+            chunks.push_str(&self.chunk(delta("content", &part.text), self.logprobs(&part.scored, self.n_chars), None));
+            self.n_chars += part.scored.iter().map(|token| token.chosen.text().chars().count()).sum::<usize>();
+        }
+        for call in &part.calls {
+            chunks.push_str(&self.chunk(json!({ "tool_calls": [call.to_json(Some(self.n_calls))] }), Value::Null, None));
+            self.n_calls += 1;
+        }
+        chunks
     }
 
     fn silence(&self) -> String {
@@ -92,7 +125,7 @@ impl Shape for OpenAi {
     }
 
     fn end(&mut self, end: &End) -> String {
-        self.chunk(if self.kind == Kind::Chat { json!({}) } else { json!("") }, Some(end.finish))
+        self.chunk(if self.kind == Kind::Chat { json!({}) } else { json!("") }, Value::Null, Some(reason(end)))
     }
 
     fn last(&mut self, usage: &Usage) -> String {
@@ -100,13 +133,13 @@ impl Shape for OpenAi {
         if self.includes_usage {
             let mut object = self.object(true, json!([]));
             object["usage"] = usage_of(usage);
-            last.push_str(&event(&object));
+            last.push_str(&data_event(&object));
         }
         last + "data: [DONE]\n\n"
     }
 
     fn error(&self, error: &ApiError) -> String {
-        event(&error.body(Dialect::OpenAi))
+        data_event(&error.body(Dialect::OpenAi))
     }
 
     fn whole(&mut self, answers: Vec<Whole>, usage: &Usage) -> Value {
@@ -117,8 +150,28 @@ impl Shape for OpenAi {
     }
 }
 
-fn event(value: &Value) -> String {
-    format!("data: {value}\n\n")
+/// Why an answer ended.
+fn reason(end: &End) -> &'static str {
+    match (end.finish, end.has_calls) {
+        (FinishReason::Length, _) => "length",
+        (FinishReason::Stop, true) => "tool_calls",
+        (FinishReason::Stop, false) => "stop",
+    }
+}
+
+/// The form that `/v1/completions` has: a list for each thing that is told of tokens.
+fn in_columns(scored: &[&ScoredToken], mut offset: usize) -> Value {
+    let (mut offsets, mut top) = (Vec::new(), Vec::new());
+    for token in scored {
+        offsets.push(offset);
+        offset += token.chosen.text().chars().count();
+        top.push(token.top.iter().map(|likely| (likely.text().into_owned(), likely.logprob.into())).collect::<Map<String, Value>>());
+    }
+    json!({
+        "tokens": scored.iter().map(|token| token.chosen.text()).collect::<Vec<_>>(),
+        "token_logprobs": scored.iter().map(|token| token.chosen.logprob).collect::<Vec<_>>(),
+        "top_logprobs": top, "text_offset": offsets,
+    })
 }
 
 fn usage_of(usage: &Usage) -> Value {

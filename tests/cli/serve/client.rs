@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -12,6 +12,21 @@ use crate::common::program::Home;
 
 /// Nothing that these tests wait for takes so long.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Looks before it is given up.
+const N_LOOKS: usize = 24_000;
+
+/// Looks until `found` finds something, or `None` after [`N_LOOKS`].
+fn look_for<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
+    (0..N_LOOKS).find_map(|_| {
+        let seen = found();
+        if seen.is_none() {
+            std::thread::sleep(PAUSE);
+        }
+        seen
+    })
+}
 
 pub struct Server {
     pub child: Child,
@@ -100,11 +115,8 @@ impl Server {
     /// Waits until a value of `/metrics` is `wanted`.
     #[track_caller]
     pub fn wait_for(&self, name: &str, wanted: u64) {
-        let begin = Instant::now();
-        while self.metric(name) != wanted {
-            assert!(begin.elapsed() < PATIENCE, "{name} stays {} instead of {wanted}", self.metric(name));
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let reached = look_for(|| (self.metric(name) == wanted).then_some(()));
+        reached.unwrap_or_else(|| panic!("{name} stays {} instead of {wanted}", self.metric(name)));
     }
 
     /// Sends a signal of that name.
@@ -117,14 +129,7 @@ impl Server {
     /// Waits for its end, and returns its exit code.
     #[track_caller]
     pub fn end(mut self) -> Option<i32> {
-        let begin = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return status.code();
-            }
-            assert!(begin.elapsed() < PATIENCE, "it does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        look_for(|| self.child.try_wait().expect("a child")).expect("it does not end").code()
     }
 }
 

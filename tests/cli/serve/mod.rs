@@ -1,11 +1,14 @@
 //! `tierflow serve`, asked over HTTP.
 
-mod client;
+pub mod client;
 mod forms;
 mod openai;
 mod others;
 mod refusals;
+mod responses;
 mod running;
+mod sampling;
+mod tools;
 
 use serde_json::{Value, json};
 

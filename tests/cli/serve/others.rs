@@ -55,7 +55,10 @@ fn ollama_s_lists_name_the_model() {
     let running = server.get("/api/ps").json();
     assert_eq!((running["models"][0]["context_length"].as_u64(), &running["models"][0]["size_vram"]), (Some(128), &json!(0)));
     let shown = server.json("/api/show", &json!({ "model": "folder:latest" }));
-    assert_eq!((shown["model_info"]["general.architecture"].as_str(), &shown["capabilities"]), (Some("llama"), &json!(["completion"])));
+    assert_eq!(
+        (shown["model_info"]["general.architecture"].as_str(), &shown["capabilities"]),
+        (Some("llama"), &json!(["completion", "tools"]))
+    );
     assert!(shown["template"].as_str().unwrap().contains("messages"));
 }
 

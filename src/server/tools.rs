@@ -1,0 +1,211 @@
+//! Tools that a request offers: how the model is told of them, and when it must call one.
+
+use serde_json::{Map, Value, json};
+
+use super::app::App;
+use super::error::ApiError;
+use super::fields::{Fields, is_nothing};
+use crate::text::{ChatMessage, ReasoningFormat, ToolCall, ToolFormat, fresh_seed};
+
+/// Tools for an answer.
+pub(super) struct Tools {
+    pub(super) format: ToolFormat,
+    /// In OpenAI's form, checked.
+    pub(super) list: Vec<Value>,
+    pub(super) choice: ToolChoice,
+    /// Whether one call is the most.
+    pub(super) is_single: bool,
+}
+
+/// Whether the model calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ToolChoice {
+    /// Where it finds that it helps.
+    Auto,
+    /// Not at all.
+    Never,
+    /// It must call one.
+    Required,
+    /// It must call that one.
+    Named(String),
+}
+
+impl ToolChoice {
+    /// Reads `tool_choice` of OpenAI's API.
+    pub(super) fn read(choice: Value) -> Result<ToolChoice, ApiError> {
+        match choice.as_str() {
+            Some("auto") => Ok(ToolChoice::Auto),
+            Some("none") => Ok(ToolChoice::Never),
+            Some("required") => Ok(ToolChoice::Required),
+            _ => match (choice["type"].as_str(), choice["function"]["name"].as_str()) {
+                (Some("function"), Some(name)) => Ok(ToolChoice::Named(name.to_owned())),
+                _ => Err(ApiError::field("tool_choice", "must be auto, none, required, or an object that names a function")),
+            },
+        }
+    }
+}
+
+/// A call in an answer.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    /// Nine letters and digits: Mistral's templates want so many.
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) arguments: Map<String, Value>,
+}
+
+impl Call {
+    pub(super) fn new(call: ToolCall) -> Call {
+        let id = format!("{:08x}{:x}", fresh_seed(), fresh_seed() % 16);
+        Call { id, name: call.name, arguments: call.arguments }
+    }
+
+    /// Its arguments as a text of JSON.
+    pub(super) fn arguments_text(&self) -> String {
+        Value::Object(self.arguments.clone()).to_string()
+    }
+
+    /// As OpenAI writes it, with its place among the calls of the answer where it is a part of a stream.
+    pub(super) fn to_json(&self, index: Option<usize>) -> Value {
+        let function = json!({ "name": self.name, "arguments": self.arguments_text() });
+        match index {
+            Some(index) => json!({ "index": index, "id": self.id, "type": "function", "function": function }),
+            None => json!({ "id": self.id, "type": "function", "function": function }),
+        }
+    }
+}
+
+/// Most tools of a request, as OpenAI has it.
+const MAX_TOOLS: usize = 128;
+
+impl Tools {
+    /// Reads `tools`, `tool_choice` and `parallel_tool_calls` of OpenAI's API; `None` where nothing is offered.
+    pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
+        let list = fields.list("tools")?.unwrap_or_default();
+        let choice = fields.value("tool_choice").map(ToolChoice::read).transpose()?;
+        let is_single = fields.flag("parallel_tool_calls")? == Some(false);
+        Tools::offered(app, list, choice, is_single)
+    }
+
+    /// Checks what is offered. Without tools, nothing may be demanded.
+    pub(super) fn offered(app: &App, list: Vec<Value>, choice: Option<ToolChoice>, is_single: bool) -> Result<Option<Tools>, ApiError> {
+        let choice = choice.unwrap_or(ToolChoice::Auto);
+        if list.len() > MAX_TOOLS {
+            return Err(ApiError::field("tools", format!("may be {MAX_TOOLS} at most")));
+        }
+        let list =
+            list.into_iter().enumerate().map(|(index, tool)| checked(tool, &format!("tools[{index}]"))).collect::<Result<Vec<_>, _>>()?;
+        match &choice {
+            ToolChoice::Never => return Ok(None),
+            ToolChoice::Auto if list.is_empty() => return Ok(None),
+            ToolChoice::Required if list.is_empty() => {
+                return Err(ApiError::field("tool_choice", "asks for a call, and there are no tools"));
+            }
+            ToolChoice::Named(name) if !list.iter().any(|tool| tool["function"]["name"] == *name) => {
+                return Err(ApiError::field("tool_choice", "names a tool that is not among `tools`"));
+            }
+            _ => {}
+        }
+        Ok(Some(Tools { format: format_of(app)?, list, choice, is_single }))
+    }
+
+    /// Whether there must be a call.
+    pub(super) fn is_demanded(&self) -> bool {
+        matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
+    }
+
+    /// The tools that may be called.
+    pub(super) fn allowed(&self) -> impl Iterator<Item = &Map<String, Value>> {
+        let is_allowed = |name: &Value| if let ToolChoice::Named(only) = &self.choice { name == only } else { true };
+        self.list.iter().filter_map(|tool| tool["function"].as_object()).filter(move |function| is_allowed(&function["name"]))
+    }
+}
+
+/// How the model writes calls.
+fn format_of(app: &App) -> Result<ToolFormat, ApiError> {
+    let unknown = |reason| ApiError::unsupported("tools", reason);
+    let template = app.engine.chat_template().ok_or_else(|| unknown("are not supported: the model has no chat template"))?;
+    if app.engine.text().reasoning_format() == Some(ReasoningFormat::Channels) {
+        return Err(unknown("are not supported with a model that answers in channels"));
+    }
+    ToolFormat::of(template).ok_or_else(|| unknown("are not supported: the model's chat template has them in a form that is not known"))
+}
+
+/// A tool in OpenAI's form, without what templates need not know.
+fn checked(tool: Value, path: &str) -> Result<Value, ApiError> {
+    let mut fields = Fields::of_value(tool, path)?;
+    fields.only("type", |kind| kind == "function", "must be function; the server runs no tools itself")?;
+    let function = fields.value("function").ok_or_else(|| ApiError::field(&fields.name("function"), "is missing"))?;
+    fields.finish()?;
+    let mut function = Fields::of_value(function, &format!("{path}.function"))?;
+    let name = function.text("name")?.unwrap_or_default();
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) {
+        return Err(ApiError::field(&function.name("name"), "must be 1 to 64 letters, digits, underscores, hyphens or dots"));
+    }
+    let description = function.text("description")?.unwrap_or_default();
+    let parameters = function.object("parameters")?.unwrap_or_else(no_parameters);
+    function.only("strict", |strict| strict.is_boolean() || is_nothing(strict), "must be true or false")?;
+    function.finish()?;
+    Ok(json!({ "type": "function", "function": { "name": name, "description": description, "parameters": parameters } }))
+}
+
+fn no_parameters() -> Map<String, Value> {
+    Map::from_iter([("type".to_owned(), "object".into()), ("properties".to_owned(), json!({}))])
+}
+
+/// The calls of an assistant's message for chat templates: arguments are objects there, and texts in OpenAI's API.
+pub(super) fn read_calls(calls: Vec<Value>, path: &str) -> Result<Vec<Value>, ApiError> {
+    let call = |(index, call): (usize, Value)| {
+        let path = format!("{path}[{index}]");
+        let mut fields = Fields::of_value(call, &path)?;
+        fields.only("type", |kind| kind == "function", "must be function")?;
+        let id = fields.text("id")?.unwrap_or_default();
+        let function = fields.value("function").ok_or_else(|| ApiError::field(&fields.name("function"), "is missing"))?;
+        fields.ignore(&["index"]);
+        fields.finish()?;
+        let mut function = Fields::of_value(function, &format!("{path}.function"))?;
+        let name = function.text("name")?.ok_or_else(|| ApiError::field(&function.name("name"), "is missing"))?;
+        let arguments = match function.value("arguments") {
+            None => json!({}),
+            Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            Some(object @ Value::Object(_)) => object,
+            Some(_) => return Err(ApiError::field(&function.name("arguments"), "must be a text of JSON")),
+        };
+        function.ignore(&["index"]);
+        function.finish()?;
+        Ok(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))
+    };
+    calls.into_iter().enumerate().map(call).collect()
+}
+
+/// A conversation for a template that knows no tools: what it does not write, messages say.
+pub(super) fn written_out(messages: &[ChatMessage], tools: &Tools) -> Vec<ChatMessage> {
+    let list: String = tools.list.iter().map(|tool| format!("{}\n", tool["function"])).collect();
+    let ToolFormat { begin, lead, end, .. } = tools.format;
+    let end = end.unwrap_or_default();
+    let told = format!(
+        "You can call these functions:\n{list}To call one, answer with this and nothing else, with the function's name and an object of \
+         arguments:\n{begin}{lead}{{\"name\": \"...\", \"arguments\": {{}}}}{lead}{end}\nThe results come in the next message. Call none \
+         where you can answer without."
+    );
+    let mut written: Vec<ChatMessage> = Vec::with_capacity(messages.len() + 1);
+    let mut rest = messages;
+    match messages.split_first() {
+        Some((system, others)) if system.role() == "system" => {
+            written.push(ChatMessage::new("system", format!("{}\n\n{told}", system.text())));
+            rest = others;
+        }
+        _ => written.push(ChatMessage::new("system", told)),
+    }
+    let plain = |message: &ChatMessage| {
+        let calls = message.fields().get("tool_calls").and_then(Value::as_array);
+        let calls = calls.into_iter().flatten().map(|call| format!("{begin}{lead}{}{lead}{end}", call["function"]));
+        match message.role() {
+            "tool" => ChatMessage::new("user", format!("<tool_response>\n{}\n</tool_response>", message.text())),
+            "assistant" => ChatMessage::new("assistant", [message.text().into_owned()].into_iter().chain(calls).collect::<String>()),
+            _ => message.clone(),
+        }
+    };
+    written.extend(rest.iter().map(plain));
+    written
+}

@@ -1,0 +1,227 @@
+//! Tells calls from answer in a stream of text.
+
+use serde_json::Value;
+
+use super::parse::parse;
+use super::{PYTHON_TAG, ToolCall, ToolFormat};
+use crate::text::Tokenizer;
+use crate::text::reasoning::begun;
+
+/// A part of what a model says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// Words for the user.
+    Text(String),
+    /// A call of a tool.
+    Call(ToolCall),
+}
+
+/// Tells calls from answer in a stream of text. What looks like a call and is none stays text; white space around calls is in neither.
+/// However the text is cut, the parts put together are the same.
+#[derive(Debug, Clone)]
+pub struct ToolSplitter {
+    format: ToolFormat,
+    /// Tools that were offered, in OpenAI's form.
+    tools: Vec<Value>,
+    /// Marks that are special tokens, which have no text of their own.
+    marks: Vec<(u32, &'static str)>,
+    state: State,
+    /// Text that is not told yet.
+    pending: String,
+    /// White space before the mark that began calls, which is text where they are none.
+    gap: String,
+    /// Whether a call was the latest thing.
+    is_after_call: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing but white space has come.
+    Begin,
+    Text,
+    /// Behind the mark that begins calls.
+    Calls,
+}
+
+impl ToolSplitter {
+    /// For what a model writes in `format`, which was offered `tools`.
+    pub fn new(format: ToolFormat, tools: Vec<Value>, tokenizer: Option<&Tokenizer>) -> ToolSplitter {
+        let special = |mark: &'static str| {
+            let tokenizer = tokenizer?;
+            Some((tokenizer.token_id(mark).filter(|id| tokenizer.is_special(*id))?, mark))
+        };
+        let marks = format.marks().into_iter().filter_map(special).collect();
+        ToolSplitter { format, tools, marks, state: State::Begin, pending: String::new(), gap: String::new(), is_after_call: false }
+    }
+
+    /// The text of a token that is a mark and has none by itself; empty for all others.
+    pub fn mark(&self, token: u32) -> &'static str {
+        self.marks.iter().find(|(id, _)| *id == token).map_or("", |(_, mark)| *mark)
+    }
+
+    /// What is certain with further text.
+    pub fn push(&mut self, text: &str) -> Vec<Said> {
+        self.pending.push_str(text);
+        let mut said = Vec::new();
+        while self.step(&mut said) {}
+        said
+    }
+
+    /// The rest, once no more text comes.
+    pub fn finish(mut self) -> Vec<Said> {
+        let mut said = Vec::new();
+        match self.state {
+            State::Calls => self.end_calls(self.pending.len(), self.pending.len(), &mut said),
+            State::Begin | State::Text if self.is_after_call && self.pending.trim().is_empty() => {}
+            State::Begin | State::Text => self.say(self.pending.len(), &mut said),
+        }
+        said
+    }
+
+    /// Takes what is certain out of `pending`; whether more may be.
+    fn step(&mut self, said: &mut Vec<Said>) -> bool {
+        match self.state {
+            State::Begin if self.format.begin.is_empty() => {
+                let text = self.pending.trim_start();
+                match text {
+                    "" => return false,
+                    _ if text.starts_with('{') || text.starts_with(PYTHON_TAG) => self.state = State::Calls,
+                    _ if PYTHON_TAG.starts_with(text) => return false,
+                    _ => self.state = State::Text,
+                }
+                true
+            }
+            State::Begin => {
+                self.state = State::Text;
+                true
+            }
+            State::Text if self.format.begin.is_empty() => {
+                self.say(self.pending.len(), said);
+                false
+            }
+            State::Text => self.step_in_text(said),
+            State::Calls => {
+                let found = self.format.end.and_then(|end| Some((self.pending.find(end)?, end)));
+                let Some((at, end)) = found else { return false };
+                self.end_calls(at, at + end.len(), said);
+                true
+            }
+        }
+    }
+
+    fn step_in_text(&mut self, said: &mut Vec<Said>) -> bool {
+        if self.is_after_call {
+            self.pending = self.pending.trim_start().to_owned();
+        }
+        let begin = self.format.begin;
+        if let Some(at) = self.pending.find(begin) {
+            let n_text = self.pending[..at].trim_end().len();
+            self.say(n_text, said);
+            self.gap = self.pending.drain(..at - n_text).collect();
+            self.pending.drain(..begin.len());
+            self.state = State::Calls;
+            return true;
+        }
+        let certain = self.pending.len() - begun(&self.pending, &[begin]);
+        self.say(self.pending[..certain].trim_end().len(), said);
+        false
+    }
+
+    /// The first `n_body` bytes of `pending` are calls; with the mark behind them they are `n_bytes`.
+    fn end_calls(&mut self, n_body: usize, n_bytes: usize, said: &mut Vec<Said>) {
+        let calls = parse(&self.format, &self.pending[..n_body], &self.tools);
+        match calls {
+            Some(calls) => {
+                said.extend(calls.into_iter().map(Said::Call));
+                self.pending.drain(..n_bytes);
+                self.is_after_call = true;
+            }
+            None => {
+                let before = std::mem::take(&mut self.gap) + self.format.begin;
+                self.pending.insert_str(0, &before);
+                self.say(before.len() + n_bytes, said);
+            }
+        }
+        self.state = State::Text;
+    }
+
+    /// Takes the first `n_bytes` of `pending` as text.
+    fn say(&mut self, n_bytes: usize, said: &mut Vec<Said>) {
+        if n_bytes > 0 {
+            self.is_after_call = false;
+            said.push(Said::Text(self.pending.drain(..n_bytes).collect()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::text::tools::{FORMATS, HERMES};
+
+    /// Text and names of calls of what comes in parts of `n` characters.
+    fn split(format: ToolFormat, text: &str, n: usize) -> (String, Vec<String>) {
+        let mut splitter = ToolSplitter::new(format, Vec::new(), None);
+        let chars: Vec<char> = text.chars().collect();
+        let mut said: Vec<Said> = chars.chunks(n).flat_map(|part| splitter.push(&part.iter().collect::<String>())).collect();
+        said.extend(splitter.finish());
+        let (mut text, mut names) = (String::new(), Vec::new());
+        for part in said {
+            match part {
+                Said::Text(part) => text.push_str(&part),
+                Said::Call(call) => names.push(call.name),
+            }
+        }
+        (text, names)
+    }
+
+    #[test]
+    fn calls_are_told_from_text() {
+        let (mistral, llama) = (FORMATS[3].1, FORMATS[9].1);
+        let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
+        for (format, text, expected, names) in [
+            (HERMES, "No call.\n", "No call.\n", &[][..]),
+            (HERMES, call, "", &["f"]),
+            (HERMES, &format!("I look.\n\n{call}\n{call}\n"), "I look.", &["f", "f"]),
+            (HERMES, &format!("{call} Done. "), "Done. ", &["f"]),
+            (HERMES, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}", "", &["f"]),
+            (HERMES, "So:\n<tool_call>words</tool_call> <tool_c", "So:\n<tool_call>words</tool_call> <tool_c", &[]),
+            (mistral, "[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]g[ARGS]{}", "", &["f", "g"]),
+            (llama, " {\"name\": \"f\", \"parameters\": {\"a\": 1}}", "", &["f"]),
+            (llama, "{\"answer\": 4}", "{\"answer\": 4}", &[]),
+            (llama, "It is {\"name\": \"f\"}", "It is {\"name\": \"f\"}", &[]),
+        ] {
+            for n in [1, 2, 5, 1000] {
+                assert_eq!(
+                    split(format, text, n),
+                    (expected.to_owned(), names.iter().map(|name| (*name).to_owned()).collect()),
+                    "{text:?} by {n}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_make_no_difference(
+            words in proptest::collection::vec(
+                prop_oneof![
+                    Just("<tool_call>"), Just("</tool_call>"), Just("{\"name\": \"f\"}"), Just("<tool"), Just("{"), Just("\n"), Just(" "), Just("é"),
+                    Just("[TOOL_CALLS]"), Just("f[ARGS]{}"), Just("a b"), Just("<function=f>"), Just("</function>"), Just("<parameter=a>"),
+                    Just("<arg_key>"), Just("</arg_key>"), Just("<arg_value>"), Just("<|tool_call|>"), Just("[")
+                ],
+                0..20,
+            ),
+            format in 0..FORMATS.len(),
+        ) {
+            let (text, format) = (words.concat(), FORMATS[format].1);
+            let whole = split(format, &text, usize::MAX);
+            for n in 1..5 {
+                prop_assert_eq!(&split(format, &text, n), &whole);
+            }
+            prop_assert!(whole.0.len() <= text.len(), "nothing is written twice");
+        }
+    }
+}
