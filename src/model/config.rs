@@ -128,9 +128,10 @@ pub enum RecurrentKind {
         key_size: usize,
         /// Values of a value's head.
         value_size: usize,
-        /// Whether files are as llama.cpp's converter writes them: value head `h` has key head `h mod n_key_heads`, and rates are stored
-        /// themselves, not their logarithms.
-        is_of_gguf: bool,
+        /// Whether value head `h` has key head `h mod n_key_heads`; otherwise consecutive value heads share one.
+        is_tiled: bool,
+        /// Whether the logarithms of the rates at which heads forget are stored; otherwise the rates themselves, negated.
+        decay_is_log: bool,
     },
 }
 

@@ -54,7 +54,7 @@ impl Keys<'_> {
             name: self.metadata.string("general.name")?.unwrap_or(self.prefix).to_owned(),
             vocab_size: vocab_size(self, self.catalog)?,
             hidden_size,
-            ffn_size: self.required("feed_forward_length")?,
+            ffn_size: self.ffn_size()?,
             n_layers: self.required("block_count")?,
             n_heads,
             n_kv_heads: self.unsigned("attention.head_count_kv")?.unwrap_or(n_heads),
@@ -71,6 +71,14 @@ impl Keys<'_> {
             tied_embeddings: !has("output.weight"),
             variant: Variant::default(),
         })
+    }
+
+    /// Where every layer has experts, files may know the width of one only.
+    fn ffn_size(&self) -> Result<usize> {
+        match self.unsigned("feed_forward_length")? {
+            Some(size) => Ok(size),
+            None => self.unsigned("expert_feed_forward_length")?.ok_or_else(|| self.missing("feed_forward_length")),
+        }
     }
 
     /// The same of families that may turn a part of each head only.

@@ -23,8 +23,8 @@ pub(crate) enum Order {
     ByHeads {
         /// How many heads.
         n_heads: u64,
-        /// How many parts each has: queries, keys and values.
-        n_parts: u64,
+        /// Rows that each has of each part, such as queries, keys and values; 0 of those that there are not.
+        parts: [u64; 4],
     },
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn rearranged(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<
         let Some(source) = sources.get(tensor.shard as usize) else { continue };
         match (tensor.shape.as_mut_slice(), order) {
             ([n_rows, n_columns], Order::Transposed) => std::mem::swap(n_rows, n_columns),
-            ([n_rows, ..], Order::ByHeads { n_heads, n_parts }) if n_rows.is_multiple_of(n_heads * n_parts) => {}
+            ([n_rows, ..], Order::ByHeads { n_heads, parts }) if *n_rows > 0 && *n_rows == n_heads * parts.iter().sum::<u64>() => {}
             // The model will say that it has another shape.
             _ => continue,
         }
@@ -74,23 +74,29 @@ impl DerivedMatrix for Rearranged {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self.order {
             Order::Transposed => self.read_transposed(offset, buffer),
-            Order::ByHeads { n_heads, n_parts } => self.read_heads(n_heads, n_parts, offset, buffer),
+            Order::ByHeads { n_heads, parts } => self.read_heads(n_heads, parts, offset, buffer),
         }
     }
 }
 
 impl Rearranged {
-    fn read_heads(&self, n_heads: u64, n_parts: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let head_bytes = self.size.0 / (n_heads * n_parts);
-        let mut rest = buffer;
-        let mut at = offset;
-        while !rest.is_empty() {
-            let (head, within) = (at / head_bytes, at % head_bytes);
-            let (part, head) = (head / n_heads, head % n_heads);
-            let (now, behind) = rest.split_at_mut((head_bytes - within).min(rest.len() as u64) as usize);
-            self.source.read_at(self.stored + (head * n_parts + part) * head_bytes + within, now)?;
-            at += now.len() as u64;
-            rest = behind;
+    fn read_heads(&self, n_heads: u64, parts: [u64; 4], offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let row_bytes = self.size.0 / self.n_rows;
+        let head_bytes = parts.iter().sum::<u64>() * row_bytes;
+        let end = offset + buffer.len() as u64;
+        // Where a part of all heads begins here, and where in each head of the file.
+        let (mut begin, mut in_head) = (0, 0);
+        for part_bytes in parts.map(|n_rows| n_rows * row_bytes) {
+            let mut at = offset.max(begin);
+            while at < end.min(begin + n_heads * part_bytes) {
+                let (head, within) = ((at - begin) / part_bytes, (at - begin) % part_bytes);
+                let len = (part_bytes - within).min(end - at);
+                self.source
+                    .read_at(self.stored + head * head_bytes + in_head + within, &mut buffer[(at - offset) as usize..][..len as usize])?;
+                at += len;
+            }
+            begin += n_heads * part_bytes;
+            in_head += part_bytes;
         }
         Ok(())
     }
@@ -153,11 +159,11 @@ mod tests {
     #[test]
     fn heads_of_a_part_are_put_together() {
         let source: Arc<dyn ByteSource> = Arc::new(Memory((0..48).collect()));
-        // Two heads of three parts with two rows each, two columns of halves.
+        // Two heads of three parts with two, one and three rows, two columns of halves.
         let mut tensor = matrix(DType::F16, [12, 2], 0);
-        let file = rearranged(vec![(&mut tensor, Order::ByHeads { n_heads: 2, n_parts: 3 })], &[source], 1).unwrap();
-        let heads = [0u8, 24, 8, 32, 16, 40].into_iter().flat_map(|begin| begin..begin + 8);
-        let expected: Vec<u8> = heads.collect();
+        let file = rearranged(vec![(&mut tensor, Order::ByHeads { n_heads: 2, parts: [2, 1, 3, 0] })], &[source], 1).unwrap();
+        let heads = [0u8..8, 24..32, 8..12, 32..36, 12..24, 36..48];
+        let expected: Vec<u8> = heads.into_iter().flatten().collect();
         for (begin, end) in [(0, 48), (3, 21), (8, 9)] {
             let mut read = vec![0; end - begin];
             file.read_at(begin as u64, &mut read).unwrap();

@@ -107,6 +107,7 @@ LFM2 = {"operator_norm": "attn_norm", "ffn_norm": "ffn_norm", "self_attn.q_layer
 QWEN3_5 = {"post_attention_layernorm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
            "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d",
            "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
+QWEN3_NEXT = {name: gguf for name, gguf in QWEN3_5.items() if "in_proj" not in name} | {"linear_attn.in_proj_ba": "ssm_ba"}
 # Parameters that are no module's weight or bias.
 BARE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
 NOMIC = {"attn.Wqkv": "attn_qkv", "attn.out_proj": "attn_output", "norm1": "attn_output_norm", "mlp.fc11": "ffn_up", "mlp.fc12": "ffn_gate",
@@ -127,6 +128,8 @@ SPLIT = {key: value for key, value in SMALL.items() if key != "head_dim"}
 
 # The gated delta rule of three value heads for each key head.
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 12, "linear_value_head_dim": 10}
+DELTA_KEYS = {"full_attention_interval": 4, "ssm.conv_kernel": 4, "ssm.state_size": 12, "ssm.group_count": 2, "ssm.time_step_rank": 6,
+              "ssm.inner_size": 60}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 BERT_SHAPE = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -154,6 +157,10 @@ def is_transposed(case, name):
 EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 37}
 EXPERT_KEYS = {"expert_count": 7, "expert_used_count": 3}
 
+
+# One more that every token takes.
+SHARED_EXPERT = {"shared_expert_intermediate_size": 51}
+SHARED_EXPERT_KEYS = {"expert_feed_forward_length": 37, "expert_shared_feed_forward_length": 51}
 
 # The numbers of E2M1 by their nibbles.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
@@ -212,11 +219,11 @@ def stacked_of(case, shapes):
                 for ending, kind in [("_blocks", "weight"), ("_bias", "bias")]:
                     if name.endswith(f"{stored}{ending}"):
                         yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "every": [first, step]}
-        elif module.endswith("input_linear"):
+        elif module.endswith("input_linear") or name.endswith("experts.gate_up_proj"):
             for half, part in enumerate(["gate", "up"]):
-                yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "experts": n_experts, "half": half}
-        elif module.endswith("output_linear"):
-            yield {"name": f"blk.{layer}.ffn_down_exps.{kind}", "from": name}
+                yield {"name": f"blk.{layer}.ffn_{part}_exps.weight", "from": name, "experts": n_experts, "half": half}
+        elif module.endswith("output_linear") or name.endswith("experts.down_proj"):
+            yield {"name": f"blk.{layer}.ffn_down_exps.weight", "from": name}
         elif ".experts.0." in name:
             part = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}[module.split(".")[-1]]
             yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name.replace(".experts.0.", ".experts.{}."), "experts": n_experts}
@@ -312,8 +319,8 @@ CASES = [
                                                                         "mlp_only_layers": [3], "num_experts_per_tok": 1}, is_stacked=True),
     case("olmoe", "olmoe", "F32", SPLIT | {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 7,
                                            "num_experts_per_tok": 3, "intermediate_size": 33}, EXPERT_KEYS),
-    case("qwen2_moe", "qwen2_moe", "F16", SPLIT | EXPERTS | {"hidden_size": 96, "shared_expert_intermediate_size": 51},
-         EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_feed_forward_length": 51}, arch="qwen2moe"),
+    case("qwen2_moe", "qwen2_moe", "F16", SPLIT | EXPERTS | SHARED_EXPERT | {"hidden_size": 96},
+         EXPERT_KEYS | SHARED_EXPERT_KEYS, arch="qwen2moe"),
     case("granitemoe", "granitemoe", "BF16", SPLIT | {"hidden_size": 96, "num_local_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 34,
                                                       "embedding_multiplier": 1.5, "residual_multiplier": 0.6, "attention_multiplier": 0.4,
                                                       "logits_scaling": 3.0, "tie_word_embeddings": True},
@@ -330,13 +337,27 @@ CASES = [
          EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_count": 1, "interleave_moe_layer_step": 2,
                         "leading_dense_block_count": 1, "rope.freq_base": 5e5}, arch="ernie4_5-moe", own=SHARED),
     case("qwen3_5", "qwen3_5_text", "F32", SMALL | DELTA | {"num_hidden_layers": 5, "head_dim": 32},
-         {"rope.dimension_count": 8, "full_attention_interval": 4, "ssm.conv_kernel": 4, "ssm.state_size": 12, "ssm.group_count": 2,
-          "ssm.time_step_rank": 6, "ssm.inner_size": 60}, arch="qwen35", own=QWEN3_5),
+         DELTA_KEYS | {"rope.dimension_count": 8}, arch="qwen35", own=QWEN3_5),
     case("qwen3_5-biases", "qwen3_5_text", "BF16", SMALL | DELTA | {
         "head_dim": 16, "num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True, "linear_num_value_heads": 2,
         "linear_value_head_dim": 33, "linear_conv_kernel_dim": 3, "layer_types": ["full_attention", *["linear_attention"] * 3],
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}}),
+    # Files count the layers that predict further tokens, which do not run.
+    case("qwen3_5_moe", "qwen3_5_moe_text", "BF16", SMALL | DELTA | EXPERTS | SHARED_EXPERT | {"num_hidden_layers": 5, "head_dim": 32},
+         EXPERT_KEYS | SHARED_EXPERT_KEYS | DELTA_KEYS | {"rope.dimension_count": 8, "block_count": 6, "nextn_predict_layers": 1},
+         arch="qwen35moe", own=QWEN3_5, is_stacked=True),
+    case("qwen3_next", "qwen3_next", "F32", SMALL | DELTA | EXPERTS | SHARED_EXPERT | {"num_hidden_layers": 5, "head_dim": 32},
+         EXPERT_KEYS | SHARED_EXPERT_KEYS | DELTA_KEYS | {"rope.dimension_count": 8}, arch="qwen3next", own=QWEN3_NEXT),
+    case("qwen3_next-some-layers", "qwen3_next", "F16", SMALL | DELTA | EXPERTS | SHARED_EXPERT | {
+        "head_dim": 16, "num_key_value_heads": 1, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_value_head_dim": 33,
+        "linear_conv_kernel_dim": 3, "decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False, "attention_bias": True,
+        "layer_types": ["full_attention", "linear_attention", "full_attention", "linear_attention"]}, lengths=[1, 5, 17]),
     # Models that see, of which the text model is used.
+    case("qwen3_5_moe-vision", "qwen3_5_moe", "F32", {
+        "text_config": SMALL | DELTA | EXPERTS | SHARED_EXPERT | {"head_dim": 32, "tie_word_embeddings": True, **NO_TOKENS},
+        "tie_word_embeddings": True,
+        "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 60,
+                          "num_position_embeddings": 16}}),
     case("qwen3_5-vision", "qwen3_5", "F32", {"text_config": SMALL | DELTA | {"num_hidden_layers": 4, "head_dim": 32, **NO_TOKENS},
                                               "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
                                                                 "out_hidden_size": 60, "num_position_embeddings": 16}}),
@@ -372,12 +393,12 @@ CASES = [
 
 def is_offset(case):
     """Whether weights of norms are stored as what is added to 1."""
-    return any(kind in case["kind"] for kind in ["gemma", "nemotron", "qwen3_5"])
+    return any(kind in case["kind"] for kind in ["gemma", "nemotron", "qwen3_5", "qwen3_next"])
 
 
 def tiled(case, config, name, shape):
     """Of which rows, and of which columns, a converter makes those of a tensor, where it puts value heads that share a key head apart."""
-    if case["kind"] != "qwen3_5_text" or "linear_attn" not in name or "linear_attn.norm" in name:
+    if case["kind"] not in ["qwen3_5_text", "qwen3_5_moe_text"] or "linear_attn" not in name or "linear_attn.norm" in name:
         return {}
     n_key_heads, n_value_heads = config.linear_num_key_heads, config.linear_num_value_heads
     n_shared, axis = n_value_heads // n_key_heads, 1 if "out_proj" in name else 0
@@ -389,15 +410,27 @@ def tiled(case, config, name, shape):
     return {"columns" if axis else "rows": order}
 
 
+def parts_of_heads(config, name):
+    """Tensors of a GGUF file that a matrix of Qwen3-Next becomes, in which the rows of queries, keys, values and gates lie head by head."""
+    n_heads, key_size = config.linear_num_key_heads, config.linear_key_head_dim
+    value_size = config.linear_num_value_heads // n_heads * config.linear_value_head_dim
+    ends = np.cumsum([0, key_size, key_size, value_size, value_size])
+    rows = [[head * int(ends[-1]) + row for head in range(n_heads) for row in range(ends[part], ends[part + 1])] for part in range(4)]
+    layer = name.split(".")[2]
+    for part, of_part in [("attn_qkv", rows[0] + rows[1] + rows[2]), ("attn_gate", rows[3])]:
+        yield {"name": f"blk.{layer}.{part}.weight", "from": name, "add": 0.0, "rows": [int(row) for row in of_part]}
+
+
 def gguf_of(case, config, shapes):
     """Keys, and tensors with what they are made of."""
     keys = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner,
         "attention.head_count": config.num_attention_heads,
     }
+    if ffn_size := getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None):
+        keys["feed_forward_length"] = ffn_size
     if case["kind"] in ["gpt2", *ENCODERS]:
         keys["attention.layer_norm_epsilon"] = config.layer_norm_epsilon if case["kind"] == "gpt2" else config.layer_norm_eps
     else:
@@ -427,6 +460,9 @@ def gguf_of(case, config, shapes):
         tensors = [{"permuted_heads": None, "add": 0.0} | tensor for tensor in stacked]
         shapes = {name: shape for name, shape in shapes.items() if not any(part in name for part in [".experts.", "put_linear."])}
     for name in shapes:
+        if "in_proj_qkvz" in name:
+            tensors += parts_of_heads(config, name)
+            continue
         module, kind = name.rsplit(".", 1)
         bare = next((gguf for end, gguf in BARE.items() if name.endswith(end)), None)
         if bare:
@@ -478,7 +514,7 @@ def is_tame(model, prompt):
             tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
         torch.manual_seed(0)
-        hooks = [layer.self_attn.register_forward_hook(with_noise) for layer in model.model.layers if hasattr(layer, "self_attn")]
+        hooks = [layer.self_attn.register_forward_hook(with_noise) for layer in getattr(model.model, "language_model", model.model).layers if hasattr(layer, "self_attn")]
         noisy = [model(torch.tensor([tokens]), use_cache=False).logits[0] for _ in range(6)]
     for hook in hooks:
         hook.remove()

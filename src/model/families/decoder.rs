@@ -56,6 +56,8 @@ pub(super) struct Layout {
     pub(super) output_gate: Option<&'static str>,
     /// Norms of queries and of keys.
     pub(super) query_key_norms: [&'static str; 2],
+    /// What layers with the delta rule compute from their input: queries, keys and values, the gate, beta and alpha.
+    pub(super) delta_projections: [&'static str; 4],
     /// The output projection of attention.
     pub(super) output: &'static str,
     /// The gate of the feed-forward part, where it has one.
@@ -88,6 +90,7 @@ pub(super) const LLAMA: Layout = Layout {
     projections: ["q_proj", "k_proj", "v_proj"],
     output_gate: None,
     query_key_norms: ["q_norm", "k_norm"],
+    delta_projections: ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"],
     output: "o_proj",
     gate: Some("gate_proj"),
     up: "up_proj",

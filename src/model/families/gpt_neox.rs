@@ -66,7 +66,8 @@ const LAYOUT: Layout = Layout {
 
 fn stored(config: &ModelConfig) -> Vec<Stored> {
     let parts = ["q", "k", "v"].map(|part| (part, config.query_size())).into();
-    let order = Some(Order::ByHeads { n_heads: config.n_heads as u64, n_parts: 3 });
+    let head_size = config.head_size as u64;
+    let order = Some(Order::ByHeads { n_heads: config.n_heads as u64, parts: [head_size, head_size, head_size, 0] });
     vec![Stored { suffix: ".attention.query_key_value", parts, order, is_so_in_gguf: false }]
 }
 

@@ -36,7 +36,9 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
+mod qwen3_next;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -97,6 +99,8 @@ pub static FAMILIES: &[&Family] = &[
     &gpt_oss::FAMILY,
     &dots1::FAMILY,
     &lfm2_moe::FAMILY,
+    &qwen3_5_moe::FAMILY,
+    &qwen3_next::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.

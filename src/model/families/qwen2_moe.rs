@@ -3,7 +3,7 @@
 
 use super::decoder::{self, LLAMA};
 use super::qwen3_moe::sparse_layers;
-use super::{ATTENTION, EXPERTS_AND_NORMS, Family, LLAMA_NAMES};
+use super::{ATTENTION, EXPERTS_AND_NORMS, Family, LLAMA_NAMES, Modules};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -21,19 +21,18 @@ pub(super) static FAMILY: Family = Family {
     stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LLAMA),
     class_prefix: "Qwen2Moe",
-    layer_modules: &[
-        ATTENTION,
-        EXPERTS_AND_NORMS,
-        &[
-            (".mlp.shared_expert", "{}MLP"),
-            (".mlp.shared_expert.gate_proj", "Linear"),
-            (".mlp.shared_expert.up_proj", "Linear"),
-            (".mlp.shared_expert.down_proj", "Linear"),
-            (".mlp.shared_expert.act_fn", "SiLUActivation"),
-            (".mlp.shared_expert_gate", "Linear"),
-        ],
-    ],
+    layer_modules: &[ATTENTION, EXPERTS_AND_NORMS, SHARED_EXPERT],
 };
+
+/// The expert that every token takes, and its gate.
+pub(super) const SHARED_EXPERT: Modules = &[
+    (".mlp.shared_expert", "{}MLP"),
+    (".mlp.shared_expert.gate_proj", "Linear"),
+    (".mlp.shared_expert.up_proj", "Linear"),
+    (".mlp.shared_expert.down_proj", "Linear"),
+    (".mlp.shared_expert.act_fn", "SiLUActivation"),
+    (".mlp.shared_expert_gate", "Linear"),
+];
 
 fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let defaults = Defaults { n_kv_heads: Some(16), context_length: 32_768, ..Defaults::default() };

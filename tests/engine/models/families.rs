@@ -67,7 +67,7 @@ struct GgufTensor {
     /// Whether columns become rows.
     #[serde(default)]
     transposed: bool,
-    /// Which rows, or which columns, it is made of, where they have another order.
+    /// Which rows, or which columns, it is made of, where those are some of them or in another order.
     #[serde(default)]
     rows: Vec<usize>,
     #[serde(default)]
@@ -185,6 +185,11 @@ impl Golden {
                 continue;
             }
             let (mut shape, mut values) = self.source_of(entry);
+            if !entry.rows.is_empty() {
+                let n_columns = values.len() / shape[0];
+                values = entry.rows.iter().flat_map(|row| &values[row * n_columns..][..n_columns]).copied().collect();
+                shape[0] = entry.rows.len();
+            }
             if shape[0] == 1 {
                 shape.remove(0);
             }
@@ -211,10 +216,6 @@ impl Golden {
             values.iter_mut().for_each(|value| *value += entry.add);
             if entry.negated_exp {
                 values.iter_mut().for_each(|value| *value = -value.exp());
-            }
-            if !entry.rows.is_empty() {
-                let n_columns = values.len() / entry.rows.len();
-                values = entry.rows.iter().flat_map(|row| &values[row * n_columns..][..n_columns]).copied().collect();
             }
             if !entry.columns.is_empty() {
                 let rows = values.chunks_exact(entry.columns.len());

@@ -84,17 +84,14 @@ impl Units<'_> {
 
     /// Queries, keys and values are convolved, the delta rule is applied, and its output is normed and gated.
     fn delta_net(&self, ops: &mut Vec<Op>, name: &str, input: ValueId, layer: usize, kind: RecurrentKind) -> Result<()> {
-        let RecurrentKind::DeltaNet { n_taps, n_key_heads, n_value_heads, key_size, value_size, is_of_gguf } = kind else { return Ok(()) };
+        let RecurrentKind::DeltaNet { n_taps, n_key_heads, n_value_heads, key_size, value_size, is_tiled, decay_is_log } = kind else {
+            return Ok(());
+        };
         let Some(Ids::DeltaNet { projected, convolved, alpha, beta, gate, output, normed }) = self.ids.recurrent else { return Ok(()) };
         let (hidden_size, value_width) = (self.config.hidden_size, n_value_heads * value_size);
         let width = 2 * n_key_heads * key_size + value_width;
-        let products = [
-            ("in_proj_qkv", width, projected),
-            ("in_proj_z", value_width, gate),
-            ("in_proj_b", n_value_heads, beta),
-            ("in_proj_a", n_value_heads, alpha),
-        ];
-        for (part, n_rows, output) in products {
+        let products = [(width, projected), (value_width, gate), (n_value_heads, beta), (n_value_heads, alpha)];
+        for (part, (n_rows, output)) in self.layout.delta_projections.into_iter().zip(products) {
             self.matrix(ops, name, part, [n_rows, hidden_size], [input, output], false)?;
         }
         let weight = self.parameter(name, "conv1d.weight", &[width, n_taps])?;
@@ -106,14 +103,14 @@ impl Units<'_> {
             alpha,
             beta,
             decay: self.parameter(name, "A_log", &[n_value_heads])?,
-            decay_is_log: !is_of_gguf,
+            decay_is_log,
             bias: self.parameter(name, "dt_bias", &[n_value_heads])?,
             output,
             n_key_heads,
             n_value_heads,
             key_size,
             value_size,
-            is_tiled: is_of_gguf,
+            is_tiled,
         }));
         let weight = self.parameter(name, "norm.weight", &[value_size])?;
         let epsilon = self.config.rms_norm_epsilon;
