@@ -39,7 +39,11 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
     let encoded = encoded.collect::<Result<Vec<Vec<u32>>>>()?;
     encoded.iter().try_for_each(|tokens| prepared.check_room(tokens.len()))?;
     let mut engine = load_with_bar(prepared, Visibility::Auto)?;
-    let embeddings = embed(&mut engine, &texts, &encoded, pooling, is_normalized)?;
+    let finish = |pooled: Vec<f32>| {
+        let embedding = settings.project(pooled);
+        if is_normalized { normalized(embedding) } else { embedding }
+    };
+    let embeddings = embed(&mut engine, &texts, &encoded, pooling, &finish)?;
     if args.json {
         let of = |(tokens, embedding): (&Vec<u32>, &Vec<f32>)| serde_json::json!({ "n_tokens": tokens.len(), "embedding": embedding });
         return print_json(&serde_json::json!({
@@ -53,18 +57,25 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
     print(&embeddings.iter().map(line).collect::<String>())
 }
 
-fn embed(engine: &mut Engine, texts: &[String], encoded: &[Vec<u32>], pooling: Pooling, is_normalized: bool) -> Result<Vec<Vec<f32>>> {
+/// The embeddings of `encoded`; `finish` makes one of what was pooled.
+fn embed(
+    engine: &mut Engine,
+    texts: &[String],
+    encoded: &[Vec<u32>],
+    pooling: Pooling,
+    finish: &dyn Fn(Vec<f32>) -> Vec<f32>,
+) -> Result<Vec<Vec<f32>>> {
     let (bar, n_bytes) = (Progress::new(Visibility::Auto), texts.iter().map(String::len).sum::<usize>() as u64);
     let (mut embeddings, mut n_done) = (Vec::with_capacity(encoded.len()), 0);
     for (text, tokens) in texts.iter().zip(encoded) {
         bar.update("embedding", Bytes(n_done), Bytes(n_bytes));
         n_done += text.len() as u64;
-        let embedding = pollster::block_on(engine.embed(tokens, pooling))?;
+        let embedding = finish(pollster::block_on(engine.embed(tokens, pooling))?);
         if let Some(value) = embedding.iter().find(|value| !value.is_finite()) {
             let reason = format!("gives {value} in an embedding; its weights (or the GPU driver) are broken");
             return Err(Error::invalid_file(&engine.prepared().checkpoint.path, reason));
         }
-        embeddings.push(if is_normalized { normalized(embedding) } else { embedding });
+        embeddings.push(embedding);
     }
     bar.finish();
     Ok(embeddings)

@@ -8,7 +8,7 @@ use super::quantisation::{dtypes_by_preference, quantisation_of};
 use crate::error::{Error, Result};
 
 /// The small files that belong to a safetensors model.
-const COMPANIONS: [&str; 12] = [
+const COMPANIONS: [&str; 14] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -21,6 +21,8 @@ const COMPANIONS: [&str; 12] = [
     "merges.txt",
     "tokenizer.model",
     "tiktoken.model",
+    "modules.json",
+    "config_sentence_transformers.json",
 ];
 
 /// The index of a model in several shards.
@@ -174,7 +176,14 @@ fn safetensors(names: &[String]) -> Option<Chosen> {
         return None;
     }
     let companions = COMPANIONS.iter().filter(|name| has(name)).map(|name| (*name).to_owned());
-    Some(Chosen { files: companions.chain(weights.into_iter().cloned()).collect(), open: String::new() })
+    let of_modules = names.iter().filter(|name| is_of_module(name)).cloned();
+    Some(Chosen { files: companions.chain(of_modules).chain(weights.into_iter().cloned()).collect(), open: String::new() })
+}
+
+/// Whether the file belongs to a module of sentence-transformers, whose folders are numbered: `1_Pooling/config.json`.
+fn is_of_module(name: &str) -> bool {
+    let Some((folder, "config.json" | "model.safetensors")) = name.split_once('/') else { return false };
+    folder.split_once('_').is_some_and(|(number, _)| !number.is_empty() && number.chars().all(|digit| digit.is_ascii_digit()))
 }
 
 fn is_top_safetensors(name: &str) -> bool {
@@ -280,6 +289,9 @@ mod tests {
         assert!(!partial.is_complete());
         let chosen = choose("o/n", &["onnx/x.safetensors", "tokenizer.json", "config.json", "model.safetensors"]).unwrap();
         assert_eq!(chosen.files, ["config.json", "tokenizer.json", "model.safetensors"]);
+        let of_modules = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"];
+        let chosen = choose("o/n", &[&["a_b/config.json", "config.json", "modules.json", "model.safetensors"][..], &of_modules].concat());
+        assert_eq!(chosen.unwrap().files, [&["config.json", "modules.json"][..], &of_modules, &["model.safetensors"]].concat());
     }
 
     #[test]

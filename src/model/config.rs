@@ -89,6 +89,9 @@ pub struct Variant {
     pub windowed_layers: Option<Vec<bool>>,
     /// Which layers turn queries and keys; `None`: all.
     pub rotated_layers: Option<Vec<bool>>,
+    /// Tokens see what stands behind them as well, and the normed hidden states are the result.
+    #[serde(skip_serializing_if = "is_false")]
+    pub sees_both_sides: bool,
     /// What some layers have in place of attention.
     pub recurrent: Option<Recurrent>,
     /// The experts that feed-forward parts consist of, in a mixture of them.
@@ -164,10 +167,15 @@ impl Default for Variant {
             local_rope: None,
             windowed_layers: None,
             rotated_layers: None,
+            sees_both_sides: false,
             recurrent: None,
             experts: None,
         }
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What the norms of a model compute.

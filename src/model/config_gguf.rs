@@ -230,6 +230,11 @@ impl<'a> Keys<'a> {
         Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false, skips_zeros: false })
     }
 
+    /// What the file calls the family.
+    pub(super) fn architecture(&self) -> &str {
+        self.prefix
+    }
+
     /// That of the norms, of whichever kind they are.
     fn epsilon(&self) -> Result<f64> {
         match self.float("attention.layer_norm_epsilon")? {

@@ -100,9 +100,10 @@ impl Origin {
 fn unwritten(config: &ModelConfig) -> Option<&'static str> {
     let has_delta_rule =
         config.variant.recurrent.as_ref().is_some_and(|recurrent| matches!(recurrent.kind, RecurrentKind::DeltaNet { .. }));
-    match config.family.is_mixture() {
-        true => Some("is a mixture of experts"),
-        false => has_delta_rule.then_some("has the gated delta rule"),
+    match (config.family.is_mixture(), config.variant.sees_both_sides) {
+        (true, _) => Some("is a mixture of experts"),
+        (false, true) => Some("sees both sides"),
+        (false, false) => has_delta_rule.then_some("has the gated delta rule"),
     }
 }
 

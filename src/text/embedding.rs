@@ -1,11 +1,12 @@
 //! How a model's hidden states become the embedding of a text, as its files say: the modules of sentence-transformers beside a folder's
-//! config (`modules.json`, the `config.json` of its pooling, `config_sentence_transformers.json`), `ARCHITECTURE.pooling_type` of a GGUF
-//! file (`enum llama_pooling_type` of llama.h).
+//! config (`modules.json`, what the folders of its modules hold, `config_sentence_transformers.json`), `ARCHITECTURE.pooling_type` and the
+//! layers of a GGUF file (`enum llama_pooling_type` of llama.h).
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::dense::Dense;
 use super::files::{self, MAX_CONFIG_BYTES, text_error};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Format};
@@ -30,6 +31,8 @@ pub enum Pooling {
 pub struct EmbeddingSettings {
     /// What its files say; `None` where they say nothing.
     pub pooling: Option<Pooling>,
+    /// The linear layers that what was pooled goes through.
+    pub dense: Vec<Dense>,
     /// Whether embeddings are scaled to the length 1.
     pub normalize: bool,
     /// Texts that are put before what is embedded, by their names, such as `query`.
@@ -40,7 +43,7 @@ pub struct EmbeddingSettings {
 
 impl Default for EmbeddingSettings {
     fn default() -> EmbeddingSettings {
-        EmbeddingSettings { pooling: None, normalize: true, prompts: BTreeMap::new(), default_prompt: None }
+        EmbeddingSettings { pooling: None, dense: Vec::new(), normalize: true, prompts: BTreeMap::new(), default_prompt: None }
     }
 }
 
@@ -48,13 +51,30 @@ impl EmbeddingSettings {
     /// Those of `checkpoint`.
     ///
     /// # Errors
-    /// [`Error::Text`] for files that cannot be read; [`Error::UnsupportedModel`] for a pooling or a module that is not known here.
+    /// [`Error::Text`] for files that cannot be read; [`Error::UnsupportedModel`] for a pooling or a module that is not known here;
+    /// [`Error::InvalidFile`] for layers that do not read what is before them.
     pub fn open(checkpoint: &Checkpoint) -> Result<EmbeddingSettings> {
-        match (&checkpoint.format, &checkpoint.metadata) {
-            (Format::HuggingFace { folder }, _) => EmbeddingSettings::from_folder(folder),
-            (Format::Gguf, Some(metadata)) => EmbeddingSettings::from_metadata(metadata),
-            (Format::Gguf, None) => Ok(EmbeddingSettings::default()),
+        let settings = match (&checkpoint.format, &checkpoint.metadata) {
+            (Format::HuggingFace { folder }, _) => EmbeddingSettings::from_folder(folder)?,
+            (Format::Gguf, Some(metadata)) => {
+                EmbeddingSettings { dense: Dense::from_checkpoint(checkpoint)?, ..EmbeddingSettings::from_metadata(metadata)? }
+            }
+            (Format::Gguf, None) => EmbeddingSettings::default(),
+        };
+        let mut width = checkpoint.config.hidden_size;
+        for dense in &settings.dense {
+            if dense.n_inputs() != width {
+                let reason = format!("a layer of its embeddings reads {} values where there are {width}", dense.n_inputs());
+                return Err(Error::invalid_file(&checkpoint.path, reason));
+            }
+            width = dense.n_outputs();
         }
+        Ok(settings)
+    }
+
+    /// What becomes of hidden states that were pooled, before they are scaled to the length 1.
+    pub fn project(&self, pooled: Vec<f32>) -> Vec<f32> {
+        self.dense.iter().fold(pooled, |embedding, dense| dense.apply(&embedding))
     }
 
     fn from_metadata(metadata: &Metadata) -> Result<EmbeddingSettings> {
@@ -80,6 +100,15 @@ impl EmbeddingSettings {
                     "Transformer" => {}
                     "Normalize" => settings.normalize = true,
                     "Pooling" => settings.pooling = Some(pooling_of(folder, &path)?),
+                    "Dense" if settings.pooling.is_some() && !settings.normalize => {
+                        if !is_plain(&path) {
+                            return Err(text_error(folder.path_of(MODULES), format!("names the module `{path}`, which is not there")));
+                        }
+                        settings.dense.push(Dense::from_folder(folder, &path)?);
+                    }
+                    "Dense" => {
+                        return Err(unsupported(&folder.path_of(MODULES), "has a module Dense that is not between Pooling and Normalize"));
+                    }
                     other => return Err(unsupported(&folder.path_of(MODULES), &format!("has a module {other}, which tierflow lacks"))),
                 }
             }
@@ -122,11 +151,15 @@ fn modules(folder: &Folder) -> Result<Option<Vec<(String, String)>>> {
     Ok(Some(listed.iter().map(module).collect()))
 }
 
+/// Whether it is the name of a folder beside the model's files.
+fn is_plain(path: &str) -> bool {
+    !path.is_empty() && path.chars().all(|character| character.is_ascii_alphanumeric() || "_-".contains(character))
+}
+
 /// The one pooling that the config in the folder `path` switches on.
 fn pooling_of(folder: &Folder, path: &str) -> Result<Pooling> {
     let name = format!("{path}/config.json");
-    let is_plain = !path.is_empty() && path.chars().all(|character| character.is_ascii_alphanumeric() || "_-".contains(character));
-    let fields = if is_plain { files::read_fields(folder, &name, MAX_CONFIG_BYTES)? } else { None };
+    let fields = if is_plain(path) { files::read_fields(folder, &name, MAX_CONFIG_BYTES)? } else { None };
     let fields = fields.ok_or_else(|| text_error(folder.path_of(MODULES), format!("names the pooling `{name}`, which is not there")))?;
     let mut on = fields.iter().filter(|(key, value)| key.starts_with("pooling_mode_") && **value == Value::Bool(true));
     let mode = match (fields.get("pooling_mode"), on.next(), on.next()) {
@@ -189,9 +222,26 @@ mod tests {
         assert!(pooling(r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#).contains("several"));
         assert!(pooling("{}").contains("no pooling"));
         assert!(of(&[("modules.json", MODULES_JSON)]).unwrap_err().to_string().contains("1_Pooling/config.json"));
-        let dense = MODULES_JSON.replace("Normalize\"", "Dense\"");
-        let error = of(&[("modules.json", &dense), ("1_Pooling/config.json", r#"{"pooling_mode": "mean"}"#)]).unwrap_err().to_string();
-        assert!(error.contains("module Dense"), "{error}");
+        let second = |kind: &str, files: &[(&str, &str)]| {
+            let modules = MODULES_JSON.replace("Normalize\"", kind);
+            let pooling = [("modules.json", modules.as_str()), ("1_Pooling/config.json", r#"{"pooling_mode": "mean"}"#)];
+            of(&[&pooling, files].concat()).unwrap_err().to_string()
+        };
+        let error = second("LayerNorm\"", &[]);
+        assert!(error.contains("module LayerNorm"), "{error}");
+        let error = second("Dense\"", &[]);
+        assert!(error.contains("2_Normalize/config.json") && error.contains("missing"), "{error}");
+        let config = "2_Normalize/config.json";
+        for (fields, named) in [
+            (r#"{"activation_function": "torch.nn.modules.activation.ReLU"}"#, "`ReLU`"),
+            (r#"{"activation_function": "x.Tanh", "module_input_name": "token_embeddings"}"#, "`token_embeddings`"),
+            (r#"{"activation_function": "torch.nn.modules.linear.Identity"}"#, "no *.safetensors"),
+        ] {
+            let error = second("Dense\"", &[(config, fields)]);
+            assert!(error.contains(named), "{fields}: {error}");
+        }
+        let early = MODULES_JSON.replace("Pooling\"", "Dense\"");
+        assert!(of(&[("modules.json", &early)]).unwrap_err().to_string().contains("not between"));
         let away = MODULES_JSON.replace("1_Pooling", "../../etc");
         assert!(of(&[("modules.json", &away)]).unwrap_err().to_string().contains("not there"));
     }

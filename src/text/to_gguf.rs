@@ -15,7 +15,7 @@ use super::pieces::{LeadingSpace, Spelling, byte_token};
 use super::pre_tokenizer::PreTokenizer;
 use super::tokenizer::{Special, Tokenizer, Vocabulary};
 use super::tokenizer_json;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Format};
 use crate::platform::Folder;
 use crate::weights::{MetaValue, Metadata};
@@ -52,7 +52,12 @@ const HARD_TEXTS: [&str; 12] = [
 pub fn text_keys(checkpoint: &Checkpoint, architecture: &str) -> Result<Vec<(String, MetaValue)>> {
     let Format::HuggingFace { folder } = &checkpoint.format else { return Ok(Vec::new()) };
     let mut keys = sampling_keys(&ModelDefaults::from_folder(folder.clone())?);
-    if let Some(pooling) = EmbeddingSettings::open(checkpoint)?.pooling {
+    let embedding = EmbeddingSettings::open(checkpoint)?;
+    if !embedding.dense.is_empty() {
+        let reason = "has a module Dense: such models are not converted";
+        return Err(Error::UnsupportedModel { path: checkpoint.path.clone(), reason: reason.into() });
+    }
+    if let Some(pooling) = embedding.pooling {
         let number = match pooling {
             Pooling::Mean => 1,
             Pooling::Cls => 2,

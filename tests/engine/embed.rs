@@ -8,12 +8,13 @@ use tierflow::model::Checkpoint;
 use tierflow::plan::PlanOptions;
 use tierflow::platform::IoMode;
 use tierflow::stream::{Logits, LogitsRequest};
-use tierflow::text::{Pooling, SamplingSettings};
+use tierflow::text::{EmbeddingSettings, Pooling, SamplingSettings};
 use tierflow::units::Bytes;
 use tierflow::{DeviceChoice, Engine, GenerateOptions, Sampler};
 use xtask::models::{LlamaShape, Stored, write_hf};
 
 use crate::common::{assert_close, bits, gpus};
+use crate::models::families::Golden;
 
 const SEED: u64 = 29;
 const TOKENS: [u32; 5] = [3, 90, 17, 3, 41];
@@ -96,4 +97,44 @@ fn streamed_embeddings_are_the_resident_ones() {
     assert!(prepared.plan.streamed_chunks().next().is_some(), "something is streamed");
     let mut streamed = pollster::block_on(prepared.load(&|_| ())).unwrap();
     assert_eq!(bits(&embed(&mut streamed, &TOKENS, Pooling::Mean)), bits(&resident));
+}
+
+/// EmbeddingGemma in both formats: its tokens see both sides, and linear layers stand behind its pooling.
+#[test]
+fn layers_behind_the_pooling_are_those_of_sentence_transformers() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        prompt: Vec<u32>,
+        embedding: Vec<f32>,
+    }
+    let root = tempfile::tempdir().unwrap();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families/embedding_gemma.json");
+    let golden: Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    golden.write(root.path(), "model");
+    for name in ["model", "model-gguf"] {
+        let folder = root.path().join(name);
+        let settings = EmbeddingSettings::open(&Checkpoint::open(&folder, IoMode::Pread).unwrap()).unwrap();
+        assert_eq!((settings.pooling, settings.dense.len(), settings.normalize), (Some(Pooling::Mean), 2, true), "{name}");
+        let expected: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let cases: Vec<Case> = serde_json::from_value(expected["cases"].clone()).unwrap();
+        for device in devices() {
+            let mut engine = open(builder(&folder, device).without_head());
+            for case in &cases {
+                let embedding = normalized(settings.project(embed(&mut engine, &case.prompt, Pooling::Mean)));
+                assert_close(&embedding, &case.embedding, 2e-3, &format!("{name} on {device:?}"));
+            }
+        }
+    }
+    let [first, second] = ["2_Dense", "3_Dense"].map(|layer| root.path().join("model").join(layer));
+    let refused =
+        || EmbeddingSettings::open(&Checkpoint::open(&root.path().join("model"), IoMode::Pread).unwrap()).unwrap_err().to_string();
+    std::fs::write(second.join("config.json"), r#"{"in_features": 102, "out_features": 61}"#).unwrap();
+    let error = refused();
+    assert!(error.contains("`out_features` is 61, but linear.weight has 60"), "{error}");
+    std::fs::write(second.join("config.json"), "{}").unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(second.join(file), first.join(file)).unwrap();
+    }
+    let error = refused();
+    assert!(error.contains("reads 102 values where there are 60"), "{error}");
 }

@@ -6,7 +6,8 @@ hash, store them as a folder and as a GGUF file, and compare.
 Weights: value i of a tensor is base + scale * u, where u in [-1, 1) comes from a hash of the tensor's name and i (`uniform`), all in
 f32, then rounded to the dtype of the file. Transformers computes with them in f32.
 
-Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated.
+Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated. One with linear layers behind
+its pooling has embeddings, too: as sentence-transformers' modules Pooling (mean), Dense and Normalize make them.
 
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
 1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, those of all experts stacked, nibbles and
@@ -144,9 +145,10 @@ LONGROPE = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 
                                 "long_factor": [2 + 0.5 * i for i in range(12)]}}
 
 
-def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False, lacks="", lengths=(1, 5, 33), is_stacked=False):
+def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False, lacks="", lengths=(1, 5, 33), is_stacked=False,
+         dense=()):
     return {"name": name, "kind": kind, "dtype": dtype, "config": config, "gguf": gguf, "arch": arch or kind, "own": own or {},
-            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths, "is_stacked": is_stacked}
+            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths, "is_stacked": is_stacked, "dense": dense}
 
 
 def is_transposed(case, name):
@@ -253,6 +255,11 @@ CASES = [
                                                        "rope_parameters": {
                                                            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                                                            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    # EmbeddingGemma; a window counts the positions on both sides.
+    case("embedding_gemma", "gemma3_text", "F32", SMALL | {"num_hidden_layers": 7, "sliding_window": 10, "query_pre_attn_scalar": 20,
+                                                           "use_bidirectional_attention": True},
+         {"attention.sliding_window": 10, "rope.freq_base": 1e6, "pooling_type": 1, "dense_2_feat_in": 60, "dense_2_feat_out": 102,
+          "dense_3_feat_in": 102, "dense_3_feat_out": 60}, arch="gemma-embedding", own=GEMMA, lacks="model.", dense=[[102, 60], [60, 102]]),
     case("phi3", "phi3", "F16", SPLIT | {"hidden_size": 120, "num_key_value_heads": 2}, {}, own=PHI3),
     case("phi3-partial", "phi3", "F32", SPLIT | {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
                                                  "tie_word_embeddings": True, "sliding_window": 11,
@@ -488,6 +495,7 @@ def gguf_of(case, config, shapes):
                        | ({"transposed": True} if is_transposed(case, name) else {})
                        | tiled(case, config, name, shapes[name])
                        | ({"heads_of_parts": config.num_attention_heads} if "query_key_value" in name else {}))
+    tensors += [{"name": tensor["name"], "from": tensor["name"], "add": 0.0} for tensor, _ in dense_of(case)]
     return {"architecture": case["arch"], "keys": keys, "tensors": tensors} | ({"vectors": vectors} if vectors else {})
 
 
@@ -544,12 +552,30 @@ def parameters_of(case, model):
     return list(found.items())
 
 
+def dense_of(case):
+    """Linear layers behind the pooling, as tensors of files and as matrices."""
+    for number, shape in enumerate(case["dense"], 2):
+        name = f"dense_{number}.weight"
+        base, scale = spread(name, shape, False, False)
+        values = np.float32(base) + np.float32(scale) * uniform(name, int(np.prod(shape)))
+        matrix = torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float()
+        yield {"name": name, "shape": shape, "base": base, "scale": scale}, matrix
+
+
+def embedding_of(case, states):
+    embedding = states.mean(dim=0)
+    for _, matrix in dense_of(case):
+        embedding = matrix @ embedding
+    return torch.nn.functional.normalize(embedding, dim=0)
+
+
 def answer(case):
     pad = 0 if case["kind"] == "nomic_bert" else None
     config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=pad, **case["config"])
     config._attn_implementation = config._experts_implementation = "eager"
-    is_encoder = case["kind"] in ENCODERS
-    if is_encoder:
+    sees_both_sides = bool(case["config"].get("use_bidirectional_attention"))
+    is_encoder = case["kind"] in ENCODERS or sees_both_sides
+    if case["kind"] in ENCODERS:
         model = AutoModel.from_config(config, add_pooling_layer=False)
     else:
         model = (AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM).from_config(config)
@@ -578,8 +604,9 @@ def answer(case):
         tokens, last_logits, margins = list(prompt), None, []
         if is_encoder:
             with torch.no_grad():
-                hidden = model(torch.tensor([prompt])).last_hidden_state[0, -1].float()
-            cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in hidden.tolist()], "greedy": []})
+                states = (model.model if sees_both_sides else model)(torch.tensor([prompt])).last_hidden_state[0].float()
+            cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in states[-1].tolist()], "greedy": []}
+                         | ({"embedding": [float(f"{x:.6g}") for x in embedding_of(case, states).tolist()]} if case["dense"] else {}))
             continue
         for _ in range(N_GREEDY):
             with torch.no_grad():
@@ -595,10 +622,11 @@ def answer(case):
                       "greedy": tokens[length:length + sure]})
     written = config.to_dict()
     written = {key: value for key, value in written.items() if not key.startswith("_") and key not in ("transformers_version", "dtype")}
-    written["architectures"] = [type(model).__name__]
+    written["architectures"] = [type(model.model if sees_both_sides else model).__name__]
     gguf = None if case["gguf"] is None else gguf_of(case, config, shapes)
     return {"transformers": transformers.__version__, "dtype": case["dtype"], "config": written, "tensors": tensors, "gguf": gguf,
-            "cases": cases} | ({"lacks": case["lacks"]} if case["lacks"] else {})
+            "cases": cases} | ({"lacks": case["lacks"]} if case["lacks"] else {}) | (
+                {"dense": [tensor for tensor, _ in dense_of(case)]} if case["dense"] else {})
 
 
 def main():

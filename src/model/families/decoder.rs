@@ -108,7 +108,12 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
     let ropes = [&config.rope].into_iter().chain(&config.variant.local_rope).filter(|_| !config.variant.learns_positions);
     let rope_tables = ropes.map(|rope| rope.table(config.rotary_size())).collect();
     let (values, ids) = declare(config, layout);
-    let (hidden, logits) = (ids.hidden, if layout.is_encoder { ids.last } else { ids.logits });
+    let logits = match (layout.is_encoder, config.variant.sees_both_sides) {
+        (true, _) => ids.last,
+        (false, true) => ids.last_normed,
+        (false, false) => ids.logits,
+    };
+    let hidden = ids.hidden;
     let units = Units { config, tensor, layout, names: &config.family.names, ids }.all()?;
     Ok(Model { config: config.clone(), values, rope_tables, hidden, logits, units })
 }
@@ -133,10 +138,11 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let activated = gate.map_or(up, |_| declare(Value::of_tokens("gated up projection", ffn_size)));
     let delta = declare(Value::of_tokens("output of a unit", hidden_size));
     let last = declare(Value::of_logits("last hidden states", hidden_size));
-    // An encoder ends with its last hidden states.
-    let of_head = |width: usize| if layout.is_encoder { 0 } else { width };
-    let last_normed = declare(Value::of_logits("normed last hidden states", of_head(hidden_size)));
-    let logits = declare(Value::of_logits("logits", of_head(config.vocab_size)));
+    // An encoder ends with its last hidden states, normed or not.
+    let width_if = |is_computed: bool, width: usize| if is_computed { width } else { 0 };
+    let last_normed = declare(Value::of_logits("normed last hidden states", width_if(!layout.is_encoder, hidden_size)));
+    let has_head = !layout.is_encoder && !config.variant.sees_both_sides;
+    let logits = declare(Value::of_logits("logits", width_if(has_head, config.vocab_size)));
     let plain = config.qk_norm.then(|| {
         let query = declare(Value::of_tokens("queries before their norm", config.query_size()));
         [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
@@ -194,6 +200,12 @@ impl Units<'_> {
         }
         if self.layout.is_encoder {
             let ops = vec![Op::GatherRows { input: self.ids.hidden, output: self.ids.last }];
+            units.push(Unit { name: names.head.into(), kind: UnitKind::Head, ops });
+            return Ok(units);
+        }
+        if config.variant.sees_both_sides {
+            let norm = self.norm(names.norm, self.ids.last, self.ids.last_normed, config.hidden_size)?;
+            let ops = vec![Op::GatherRows { input: self.ids.hidden, output: self.ids.last }, norm];
             units.push(Unit { name: names.head.into(), kind: UnitKind::Head, ops });
             return Ok(units);
         }
@@ -304,7 +316,7 @@ impl Units<'_> {
             n_kv_heads,
             head_size,
             window,
-            is_causal: !layout.is_encoder,
+            is_causal: !layout.is_encoder && !config.variant.sees_both_sides,
             scale,
             softcap,
             sinks,

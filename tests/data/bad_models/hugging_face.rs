@@ -173,8 +173,8 @@ const ATTACKS: &[Attack] = &[
             config["layer_types"] = json!(vec!["linear_attention"; n_layers]);
         });
     }),
-    ("tokens that see both sides", CONFIG, "use_bidirectional_attention is not supported", |f| {
-        config(f, "use_bidirectional_attention", json!(true));
+    ("tokens that see both sides", CONFIG, "`use_bidirectional_attention` is \"vision\", it must be true or false", |f| {
+        config(f, "use_bidirectional_attention", json!("vision"));
         config(f, "architectures", Value::Null);
         config(f, "model_type", json!("gemma3_text"));
     }),

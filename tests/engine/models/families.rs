@@ -17,6 +17,9 @@ pub struct Golden {
     #[serde(default)]
     lacks: String,
     gguf: Option<Gguf>,
+    /// Layers behind the pooling, of one that makes embeddings by them.
+    #[serde(default)]
+    dense: Vec<Tensor>,
     cases: Value,
 }
 
@@ -106,10 +109,33 @@ impl Golden {
             let name = tensor.name.strip_prefix(&self.lacks).unwrap_or(&tensor.name);
             header.insert(name.to_owned(), entry);
         }
-        let mut header = Value::Object(header).to_string();
-        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
-        std::fs::write(folder.join("model.safetensors"), file).unwrap();
+        write_safetensors(folder, header, &data);
+        if !self.dense.is_empty() {
+            self.write_modules(folder);
+        }
+    }
+
+    /// Those of sentence-transformers: the mean, linear layers, and what scales to the length 1.
+    fn write_modules(&self, folder: &Path) {
+        let names = |number: usize| format!("{number}_Dense");
+        let kinds = ["", "1_Pooling"].map(str::to_owned).into_iter();
+        let paths = kinds.chain((2..).take(self.dense.len()).map(names)).chain([format!("{}_Normalize", self.dense.len() + 2)]);
+        let kind = |path: &str| path.split_once('_').map_or("Transformer", |(_, kind)| kind).to_owned();
+        let module = |path: String| json!({ "path": path, "type": format!("sentence_transformers.models.{}", kind(&path)) });
+        std::fs::write(folder.join("modules.json"), Value::Array(paths.map(module).collect()).to_string()).unwrap();
+        let config = |path: &Path, config: Value| {
+            std::fs::create_dir_all(path).unwrap();
+            std::fs::write(path.join("config.json"), config.to_string()).unwrap();
+        };
+        config(&folder.join("1_Pooling"), json!({ "pooling_mode_mean_tokens": true }));
+        for (number, tensor) in (2..).zip(&self.dense) {
+            let folder = folder.join(names(number));
+            let function = "torch.nn.modules.linear.Identity";
+            config(&folder, json!({ "in_features": tensor.shape[1], "out_features": tensor.shape[0], "activation_function": function }));
+            let data = encode(&self.dtype, &tensor.values(&self.dtype));
+            let entry = json!({ "dtype": self.dtype, "shape": tensor.shape, "data_offsets": [0, data.len()] });
+            write_safetensors(&folder, [("linear.weight".to_owned(), entry)].into_iter().collect(), &data);
+        }
     }
 
     /// Blocks of MXFP4 from nibbles and scales that lie apart (`transform_nibble_layout` of llama.cpp's converter).
@@ -129,7 +155,7 @@ impl Golden {
 
     /// What a tensor of a GGUF file is made of: all experts' matrices one behind the other, where it has those.
     fn source_of(&self, entry: &GgufTensor) -> (Vec<usize>, Vec<f32>) {
-        let find = |name: &str| self.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        let find = |name: &str| self.tensors.iter().chain(&self.dense).find(|tensor| tensor.name == name).unwrap();
         if entry.from.contains("{}") {
             let of_experts: Vec<&Tensor> = (0..entry.experts).map(|expert| find(&entry.from.replace("{}", &expert.to_string()))).collect();
             let shape = [&[entry.experts][..], &of_experts[0].shape].concat();
@@ -248,6 +274,13 @@ impl Golden {
         file.extend(data);
         std::fs::write(folder.join("model.gguf"), file).unwrap();
     }
+}
+
+fn write_safetensors(folder: &Path, header: Map<String, Value>, data: &[u8]) {
+    let mut header = Value::Object(header).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+    std::fs::write(folder.join("model.safetensors"), file).unwrap();
 }
 
 impl Tensor {
