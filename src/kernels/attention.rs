@@ -19,8 +19,10 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::model::Attention;
 
-/// Largest head; the shaders hold one in workgroup memory, or in lanes.
-pub const MAX_HEAD_SIZE: u32 = 256;
+/// Largest head; the shaders hold one in workgroup memory.
+pub const MAX_HEAD_SIZE: u32 = 512;
+/// Largest head of all variants but `Token`, which hold tiles of it there, or one in lanes.
+const MAX_SHARED_HEAD_SIZE: u32 = 256;
 
 /// Params of every variant.
 #[repr(C)]
@@ -152,6 +154,7 @@ pub fn cut(params: &Params, n_cuts: usize) -> (Params, Vec<u32>) {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or the heads do not divide or are too large.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, phase: Phase) -> Result<Vec<Dispatch>> {
     let variant = match (phase, is_software(gpu), subgroup::is_possible(gpu)) {
+        _ if params.head_size > MAX_SHARED_HEAD_SIZE => AttentionVariant::Token,
         (Phase::Decode, true, true) => AttentionVariant::Subgroup,
         (Phase::Prefill, true, true) => AttentionVariant::SubgroupTile,
         (Phase::Prefill, false, _) => AttentionVariant::Tile,
@@ -171,6 +174,14 @@ pub fn prepare_as(
     bindings: Bindings<'_>,
     variant: AttentionVariant,
 ) -> Result<Vec<Dispatch>> {
+    if variant != AttentionVariant::Token {
+        require(
+            gpu,
+            "attention",
+            params.head_size <= MAX_SHARED_HEAD_SIZE,
+            "heads of more than 256 values are attended token by token only",
+        )?;
+    }
     let whole = match variant {
         AttentionVariant::Tile => tile::prepare(gpu, params_buffer, params, bindings)?,
         AttentionVariant::SubgroupTile => subgroup::prepare_tile(gpu, params_buffer, params, bindings)?,
@@ -184,8 +195,11 @@ pub fn prepare_as(
     Ok(vec![whole])
 }
 
-/// The variants that the adapter can run.
-pub fn variants(gpu: &Gpu) -> Vec<AttentionVariant> {
+/// The variants that the adapter can run with heads of `head_size`.
+pub fn variants(gpu: &Gpu, head_size: u32) -> Vec<AttentionVariant> {
+    if head_size > MAX_SHARED_HEAD_SIZE {
+        return vec![AttentionVariant::Token];
+    }
     let mut variants = vec![AttentionVariant::Token, AttentionVariant::Tile];
     if subgroup::is_possible(gpu) {
         variants.extend([AttentionVariant::Subgroup, AttentionVariant::SubgroupTile]);
@@ -228,7 +242,7 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
     let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
     require(gpu, stem, heads_fit, "n_kv_heads does not divide n_heads")?;
     let size_fits = (8..=MAX_HEAD_SIZE).contains(&head_size) && head_size.is_multiple_of(8);
-    require(gpu, stem, size_fits, "head_size must be a multiple of 8, at most 256")?;
+    require(gpu, stem, size_fits, "head_size must be a multiple of 8, at most 512")?;
     require(gpu, stem, n_tokens > 0 && n_seqs > 0 && kv_capacity > 0, "it is empty")?;
     let rows = f32_bytes(&[n_tokens, n_heads, head_size]);
     let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);

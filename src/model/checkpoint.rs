@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::constants::{layer_scales, with_value_norms};
 use super::expert_tensors::with_experts;
 use super::scaled_weights::with_scales;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
@@ -134,20 +135,24 @@ impl Checkpoint {
         })?;
         let catalog = gguf::join(&mut heads, &|name| gguf_names::translate(name, family))?;
         let metadata = heads.swap_remove(0).metadata;
-        let config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
+        let mut config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
+        config.variant.layer_scales = layer_scales(&config, &catalog, &sources, &path)?;
+        let catalog = with_value_norms(&config, catalog, &mut sources);
         let catalog = with_experts(&config, catalog, &mut sources, &[], &path)?;
         let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources, true), &path)?;
         Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })
     }
 
     fn open_folder(folder: Folder, io: IoMode) -> Result<Checkpoint> {
-        let config = config_json::read_config(&folder, &|| {
+        let mut config = config_json::read_config(&folder, &|| {
             let folder::Folder { catalog, .. } = folder::open(&folder, io).ok()?;
             families::nearest(catalog.tensors.iter().map(|tensor| tensor.name.as_str()))
         })?;
         let folder::Folder { catalog, mut sources, mut unreadable } = folder::open(&folder, io)?;
         let catalog = with_scales(config_json::quantization(&folder)?, catalog, &mut unreadable, &mut sources)?;
         let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(with_text(&config, catalog, &folder)))));
+        config.variant.layer_scales = layer_scales(&config, &catalog, &sources, &folder.to_string())?;
+        let catalog = with_value_norms(&config, catalog, &mut sources);
         let catalog =
             with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &unreadable, &folder.to_string())?;
         let catalog = with_parts(&config, catalog, &folder)?;

@@ -89,6 +89,15 @@ pub struct Variant {
     pub windowed_layers: Option<Vec<bool>>,
     /// Which layers turn queries and keys; `None`: all.
     pub rotated_layers: Option<Vec<bool>>,
+    /// Heads of the layers that see everything, where they are others than those of layers with a window; all of each is rotated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_heads: Option<Heads>,
+    /// Values are normed, head by head.
+    #[serde(skip_serializing_if = "is_false")]
+    pub norms_values: bool,
+    /// What the residual stream is multiplied by behind each layer; `None`: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_scales: Option<Vec<f32>>,
     /// Tokens see what stands behind them as well, and the normed hidden states are the result.
     #[serde(skip_serializing_if = "is_false")]
     pub sees_both_sides: bool,
@@ -97,6 +106,17 @@ pub struct Variant {
     /// The experts that feed-forward parts consist of, in a mixture of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
+}
+
+/// Heads of a layer's attention, beside their number of queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Heads {
+    /// Key and value heads; divides the query heads.
+    pub n_kv_heads: usize,
+    /// Values per head; even.
+    pub head_size: usize,
+    /// Values are the keys as they are before their norm, so that they have no matrix.
+    pub values_are_keys: bool,
 }
 
 /// Layers that keep a state of fixed size instead of keys and values.
@@ -167,6 +187,9 @@ impl Default for Variant {
             local_rope: None,
             windowed_layers: None,
             rotated_layers: None,
+            full_heads: None,
+            norms_values: false,
+            layer_scales: None,
             sees_both_sides: false,
             recurrent: None,
             experts: None,
@@ -201,6 +224,17 @@ impl ModelConfig {
     /// Width of all query heads together.
     pub fn query_size(&self) -> usize {
         self.n_heads * self.head_size
+    }
+
+    /// The heads of a layer.
+    pub fn heads_of(&self, layer: usize) -> Heads {
+        let usual = Heads { n_kv_heads: self.n_kv_heads, head_size: self.head_size, values_are_keys: false };
+        self.variant.full_heads.filter(|_| !self.is_windowed(layer)).unwrap_or(usual)
+    }
+
+    /// Values of a head that are rotated in layers that see everything.
+    pub fn full_rotary_size(&self) -> usize {
+        self.variant.full_heads.map_or(self.rotary_size(), |heads| heads.head_size)
     }
 
     /// Values of a head that are rotated.

@@ -24,7 +24,7 @@ pub(super) fn read_config(
     let factors_of = |name: &str| {
         let read = |id| {
             let tensor: &TensorInfo = &catalog[id];
-            read_frequency_factors(tensor, config.rotary_size(), sources[tensor.shard as usize].as_ref())
+            read_frequency_factors(tensor, config.full_rotary_size(), sources[tensor.shard as usize].as_ref())
         };
         catalog.find(name).map(read).transpose()
     };
@@ -94,12 +94,27 @@ impl Keys<'_> {
         Keys { skips_zeros: true, ..*self }.partly_rotary_decoder(family, pairs)
     }
 
+    /// The same of families whose layers that see everything have other heads than those with a window.
+    pub(super) fn two_sized_decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
+        Keys { takes_first: true, ..*self }.decoder(family, pairs)
+    }
+
+    /// The numbers of all layers under `key`, where they are listed.
+    pub(super) fn integers(&self, key: &str) -> Option<&[i64]> {
+        match self.metadata.get(&self.full(key)) {
+            Some(MetaValue::Integers(values)) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// What is listed of all layers under `key`.
+    pub(super) fn bools(&self, key: &str) -> Result<Option<&[bool]>> {
+        self.metadata.bools(&self.full(key))
+    }
+
     /// Of each layer whether its number under `key` is 0; none are listed where one number stands for all.
     pub(super) fn zero_layers(&self, key: &str) -> Vec<bool> {
-        match self.metadata.get(&self.full(key)) {
-            Some(MetaValue::Integers(values)) => values.iter().map(|value| *value == 0).collect(),
-            _ => Vec::new(),
-        }
+        self.integers(key).unwrap_or_default().iter().map(|value| *value == 0).collect()
     }
 
     /// Rows of this tensor; none where the file lacks it.
@@ -107,11 +122,16 @@ impl Keys<'_> {
         self.catalog.find(name).map_or(0, |id| self.catalog[id].n_rows() as usize)
     }
 
+    /// An error that says that this is not supported.
+    pub(super) fn unsupported(&self, reason: impl Into<String>) -> Error {
+        Error::UnsupportedModel { path: self.metadata.path.clone(), reason: reason.into() }
+    }
+
     /// Refuses a file that has this tensor.
     pub(super) fn refuse_tensor(&self, name: &str, what: &str) -> Result<()> {
         match self.catalog.find(name) {
             None => Ok(()),
-            Some(_) => Err(Error::UnsupportedModel { path: self.metadata.path.clone(), reason: format!("{what} is not supported") }),
+            Some(_) => Err(self.unsupported(format!("{what} is not supported"))),
         }
     }
 }
@@ -222,12 +242,14 @@ pub(super) struct Keys<'a> {
     allows_partial_rotary: bool,
     /// Whether layers without attention have a 0 in lists.
     skips_zeros: bool,
+    /// Whether a list whose numbers differ stands for its first one: its family looks at the others itself.
+    takes_first: bool,
 }
 
 impl<'a> Keys<'a> {
     pub(super) fn new(family: &'static Family, metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
         let prefix = metadata.string("general.architecture")?.unwrap_or_default();
-        Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false, skips_zeros: false })
+        Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false, skips_zeros: false, takes_first: false })
     }
 
     /// What the file calls the family.
@@ -243,7 +265,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn error(&self, text: impl Into<String>) -> Error {
+    pub(super) fn error(&self, text: impl Into<String>) -> Error {
         Error::invalid_file(&self.metadata.path, text)
     }
 
@@ -256,7 +278,7 @@ impl<'a> Keys<'a> {
         let value = match self.metadata.get(&full) {
             // One number for each layer, or one for all of them.
             Some(MetaValue::Integers(values)) => match values.iter().find(|value| !(self.skips_zeros && **value == 0)) {
-                Some(first) if values.iter().all(|value| value == first || (self.skips_zeros && *value == 0)) => {
+                Some(first) if self.takes_first || values.iter().all(|value| value == first || (self.skips_zeros && *value == 0)) => {
                     Some(u64::try_from(*first).map_err(|_| self.error(format!("metadata key `{full}` is {first}")))?)
                 }
                 None => return Err(self.error(format!("metadata key `{full}` lists no number"))),

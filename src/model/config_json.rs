@@ -254,7 +254,7 @@ impl Fields<'_> {
     }
 
     /// Base and scaling in one object of `rope_parameters`.
-    fn rope_in(&self, inner: &Fields<'_>, theta: f64, context_length: usize) -> Result<RopeConfig> {
+    pub(super) fn rope_in(&self, inner: &Fields<'_>, theta: f64, context_length: usize) -> Result<RopeConfig> {
         let theta = inner.float("rope_theta")?.unwrap_or(theta);
         Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling: scaling_of(inner, self, context_length)? })
     }

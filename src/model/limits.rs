@@ -1,6 +1,6 @@
 //! What a model's config may say at all. Both readers end here, so that nothing later meets a zero or an overflow.
 
-use super::{Experts, ModelConfig, RecurrentKind, RopeConfig, RopeScaling, Variant};
+use super::{Experts, Heads, ModelConfig, RecurrentKind, RopeConfig, RopeScaling, Variant};
 use crate::error::{Error, Result};
 
 /// Largest width of anything: hidden, feed-forward, all heads together.
@@ -9,7 +9,7 @@ pub(super) const MAX_LAYERS: usize = 1024;
 /// Experts of a layer: above every published number, and what a GPU's router has workgroup memory for.
 const MAX_EXPERTS: usize = 1024;
 const MAX_HEADS: usize = 1 << 16;
-const MAX_HEAD_SIZE: usize = 1 << 12;
+pub(super) const MAX_HEAD_SIZE: usize = 1 << 12;
 /// Taps of a convolution.
 const MAX_TAPS: usize = 64;
 /// Positions: above every published context, and small enough for exact f32 angles to be somebody else's question.
@@ -52,11 +52,31 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
         return Err(Error::invalid_file(path, reason));
     }
     check_variant(&config.variant, path)?;
+    config.variant.full_heads.map_or(Ok(()), |heads| check_heads(heads, config, path))?;
     check_recurrent(config, path)?;
     config.variant.experts.as_ref().map_or(Ok(()), |experts| check_experts(experts, config, path))?;
     check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
-    check_rope(&config.rope, rotary_size, path)?;
+    check_rope(&config.rope, config.full_rotary_size(), path)?;
     config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rotary_size, path))
+}
+
+/// Heads of layers that see everything, where they are others.
+fn check_heads(heads: Heads, config: &ModelConfig, path: &str) -> Result<()> {
+    let Heads { n_kv_heads, head_size, .. } = heads;
+    let invalid = |reason: String| Err(Error::invalid_file(path, reason));
+    let sizes = [("number of key and value heads", n_kv_heads, MAX_HEADS), ("head size", head_size, MAX_HEAD_SIZE)];
+    if let Some((what, value, limit)) = sizes.into_iter().find(|(_, value, limit)| *value == 0 || value > limit) {
+        return invalid(format!("the {what} of layers that see everything is {value}, it must be from 1 to {limit}"));
+    }
+    if !head_size.is_multiple_of(2) || config.n_heads * head_size > MAX_SIZE {
+        return invalid(format!("layers that see everything have {} heads of {head_size} values; that is odd or too wide", config.n_heads));
+    }
+    if !config.n_heads.is_multiple_of(n_kv_heads) {
+        let reason =
+            format!("{} attention heads cannot share {n_kv_heads} key and value heads of layers that see everything", config.n_heads);
+        return invalid(reason);
+    }
+    Ok(())
 }
 
 fn check_recurrent(config: &ModelConfig, path: &str) -> Result<()> {

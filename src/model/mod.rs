@@ -6,6 +6,7 @@ mod coded_weights;
 mod config;
 mod config_gguf;
 mod config_json;
+mod constants;
 mod expert_tensors;
 mod experts;
 pub mod families;
@@ -22,7 +23,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
+pub use config::{Heads, ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
 pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
 pub use op::{

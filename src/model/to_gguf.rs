@@ -100,11 +100,13 @@ impl Origin {
 fn unwritten(config: &ModelConfig) -> Option<&'static str> {
     let has_delta_rule =
         config.variant.recurrent.as_ref().is_some_and(|recurrent| matches!(recurrent.kind, RecurrentKind::DeltaNet { .. }));
-    match (config.family.is_mixture(), config.variant.sees_both_sides) {
-        (true, _) => Some("is a mixture of experts"),
-        (false, true) => Some("sees both sides"),
-        (false, false) => has_delta_rule.then_some("has the gated delta rule"),
-    }
+    let kinds = [
+        (config.family.is_mixture(), "is a mixture of experts"),
+        (config.variant.sees_both_sides, "sees both sides"),
+        (config.variant.full_heads.is_some(), "has heads of two sizes"),
+        (has_delta_rule, "has the gated delta rule"),
+    ];
+    kinds.into_iter().find(|(is_so, _)| *is_so).map(|(_, kind)| kind)
 }
 
 /// What llama.cpp's converter calls the family. Some share an architecture.

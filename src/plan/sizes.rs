@@ -13,7 +13,7 @@ pub const TOP_K_MAX: usize = 64;
 pub const TOP_K_SEGMENT: usize = 2048;
 
 /// Largest head that the attention kernel has workgroup memory for; the kernel's bound.
-pub const HEAD_SIZE_MAX: usize = 256;
+pub const HEAD_SIZE_MAX: usize = 512;
 /// Values that attention loads at once: an adapter's heads are padded to a multiple of so many; the kernel's bound.
 pub const HEAD_PADDING: usize = 8;
 

@@ -110,7 +110,7 @@ QWEN3_5 = {"post_attention_layernorm": "post_attention_norm", "linear_attn.in_pr
            "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
 QWEN3_NEXT = {name: gguf for name, gguf in QWEN3_5.items() if "in_proj" not in name} | {"linear_attn.in_proj_ba": "ssm_ba"}
 # Parameters that are no module's weight or bias.
-BARE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
+BARE = {"layer_scalar": "layer_output_scale.weight", "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
 NOMIC = {"attn.Wqkv": "attn_qkv", "attn.out_proj": "attn_output", "norm1": "attn_output_norm", "mlp.fc11": "ffn_up", "mlp.fc12": "ffn_gate",
          "mlp.fc2": "ffn_down", "norm2": "layer_output_norm"}
 ENCODERS = ["bert", "nomic_bert"]
@@ -135,6 +135,16 @@ NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 BERT_SHAPE = {"vocab_size": 261, "hidden_size": 60, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
               "max_position_embeddings": 64}
+
+# Layers that see everything have wider heads.
+GEMMA4 = {"num_hidden_layers": 5, "sliding_window": 6, "final_logit_softcapping": 4.0, "hidden_size_per_layer_input": 0,
+          "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+          "rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+                              "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}
+GEMMA4_KEYS = {"attention.key_length": 36, "attention.value_length": 36, "rope.dimension_count": 36, "attention.key_length_swa": 20,
+               "attention.value_length_swa": 20, "rope.dimension_count_swa": 20, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4,
+               "attention.sliding_window": 6, "attention.sliding_window_pattern": [True, True, False, True, False],
+               "attention.shared_kv_layers": 0, "embedding_length_per_layer_input": 0, "final_logit_softcapping": 4.0}
 
 # Heads of 32 values, of which a quarter turns.
 NEOX_SHAPE = {"vocab_size": 261, "hidden_size": 96, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -260,6 +270,11 @@ CASES = [
                                                            "use_bidirectional_attention": True},
          {"attention.sliding_window": 10, "rope.freq_base": 1e6, "pooling_type": 1, "dense_2_feat_in": 60, "dense_2_feat_out": 102,
           "dense_3_feat_in": 102, "dense_3_feat_out": 60}, arch="gemma-embedding", own=GEMMA, lacks="model.", dense=[[102, 60], [60, 102]]),
+    case("gemma4", "gemma4_text", "F32", SMALL | GEMMA4 | {"global_head_dim": 36, "num_global_key_value_heads": 2, "attention_k_eq_v": True},
+         GEMMA4_KEYS | {"attention.head_count_kv": [3, 3, 2, 3, 2]}, arch="gemma4", own=GEMMA),
+    # As transformers writes the heads, and as published configs have them.
+    case("gemma4-wide", "gemma4_text", "BF16", SMALL | GEMMA4 | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256,
+                                                                 "global_head_dim": 512, "final_logit_softcapping": None}),
     case("phi3", "phi3", "F16", SPLIT | {"hidden_size": 120, "num_key_value_heads": 2}, {}, own=PHI3),
     case("phi3-partial", "phi3", "F32", SPLIT | {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
                                                  "tie_word_embeddings": True, "sliding_window": 11,
@@ -400,7 +415,7 @@ CASES = [
 
 def is_offset(case):
     """Whether weights of norms are stored as what is added to 1."""
-    return any(kind in case["kind"] for kind in ["gemma", "nemotron", "qwen3_5", "qwen3_next"])
+    return any(kind in case["kind"] for kind in ["gemma2", "gemma3", "nemotron", "qwen3_5", "qwen3_next"])
 
 
 def tiled(case, config, name, shape):
@@ -430,6 +445,8 @@ def parts_of_heads(config, name):
 
 def gguf_of(case, config, shapes):
     """Keys, and tensors with what they are made of."""
+    # Of heads that differ from layer to layer, those of layers with a window.
+    config.allow_global_per_layer_attribute_access = True
     keys = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -459,6 +476,10 @@ def gguf_of(case, config, shapes):
         keys |= {"rope.scaling.attn_factor": float(np.sqrt(1 + np.log(factor) / np.log(original))),
                  "rope.scaling.original_context_length": original}
         vectors = [{"name": f"rope_factors_{kind}.weight", "values": rope[f"{kind}_factor"]} for kind in ["long", "short"]]
+    if case["kind"] == "gemma4_text":
+        n_pairs = case["gguf"]["attention.key_length"] // 2
+        n_turning = int(config.rope_parameters["full_attention"]["partial_rotary_factor"] * n_pairs)
+        vectors = [{"name": "rope_freqs.weight", "values": [1.0] * n_turning + [1e30] * (n_pairs - n_turning)}]
     keys |= case["gguf"]
     names = COMMON | case["own"]
     tensors = []
@@ -583,7 +604,7 @@ def answer(case):
     tied = config.tie_word_embeddings
     shapes, tensors = {}, []
     with torch.no_grad():
-        biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("e_score_correction_bias", "expert_bias"))]
+        biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar"))]
         for name, parameter in [*parameters_of(case, model), *biases]:
             if case["kind"] == "gpt_oss" and name.endswith(("gate_up_proj", "down_proj")):
                 packed, values = in_mxfp4(name, list(parameter.shape))
@@ -593,6 +614,9 @@ def answer(case):
                 continue
             for name, shape, part in parts_of(case, name, list(parameter.shape)):
                 base, scale = spread(name, shape, is_offset(case), is_transposed(case, name))
+                if case["kind"] == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
+                    # These weights stand in place of a scale of the scores.
+                    base, scale = 0.4, 0.1
                 values = np.float32(base) + np.float32(scale) * uniform(name, int(np.prod(shape)))
                 parameter[part] = torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float()
                 shapes[name] = shape
@@ -622,6 +646,9 @@ def answer(case):
                       "greedy": tokens[length:length + sure]})
     written = config.to_dict()
     written = {key: value for key, value in written.items() if not key.startswith("_") and key not in ("transformers_version", "dtype")}
+    if case["name"] == "gemma4-wide":
+        del written["per_layer_config"]
+        written |= {"global_head_dim": 512, "num_global_key_value_heads": None}
     written["architectures"] = [type(model.model if sees_both_sides else model).__name__]
     gguf = None if case["gguf"] is None else gguf_of(case, config, shapes)
     return {"transformers": transformers.__version__, "dtype": case["dtype"], "config": written, "tensors": tensors, "gguf": gguf,

@@ -1,6 +1,8 @@
 //! Attention of each token for itself, on any adapter. Params, bindings and reference are in `attention`.
 
-use super::{Bindings, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant};
+use super::{
+    Bindings, MAX_SHARED_HEAD_SIZE, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant,
+};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{ATTENTION_TOKEN, dispatch, fold, is_software};
@@ -44,5 +46,7 @@ const HARDWARE: Shape = Shape { lanes: 64, heads: 1, positions: 1 };
 
 /// Each load costs a software adapter dearly: a lane shares the keys it loads among query heads, the queries among positions.
 fn software(params: &Params) -> Shape {
-    Shape { lanes: 8, heads: heads_together(params, 4), positions: 4 }
+    // Workgroup memory holds the queries and the sums of all of them.
+    let most = if params.head_size > MAX_SHARED_HEAD_SIZE { 2 } else { 4 };
+    Shape { lanes: 8, heads: heads_together(params, most), positions: 4 }
 }

@@ -7,7 +7,8 @@ use super::experts::{self, ExpertIds};
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
-    Activation, Attention, Function, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value, ValueId,
+    Activation, Attention, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value,
+    ValueId,
 };
 use crate::weights::TensorId;
 
@@ -15,10 +16,8 @@ use crate::weights::TensorId;
 struct Ids {
     hidden: ValueId,
     normed: ValueId,
-    query: ValueId,
-    key: ValueId,
-    value: ValueId,
-    attention: ValueId,
+    /// Those of heads; where layers that see everything have others, these come second.
+    heads: Vec<HeadIds>,
     /// The gate, where there is one.
     gate: Option<ValueId>,
     up: ValueId,
@@ -28,14 +27,24 @@ struct Ids {
     last: ValueId,
     last_normed: ValueId,
     logits: ValueId,
-    /// Queries and keys before their norms, where they are normed.
-    plain: Option<[ValueId; 2]>,
     /// What the output of attention is gated by, where it is.
     output_gate: Option<ValueId>,
     /// What layers without attention work with.
     recurrent: Option<recurrent::Ids>,
     /// Those of experts, where there are any.
     experts: Option<ExpertIds>,
+}
+
+/// The values of a layer's heads.
+struct HeadIds {
+    query: ValueId,
+    key: ValueId,
+    value: ValueId,
+    attention: ValueId,
+    /// Queries and keys before their norms, where they are normed.
+    plain: Option<[ValueId; 2]>,
+    /// Values before their norm, where they are normed.
+    plain_value: Option<ValueId>,
 }
 
 /// What the layers of a family are made of: norms and matrices by their names in a layer.
@@ -106,7 +115,8 @@ pub(super) const LLAMA: Layout = Layout {
 /// A decoder of this layout; tensor names as Hugging Face checkpoints write them.
 pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout) -> Result<Model> {
     let ropes = [&config.rope].into_iter().chain(&config.variant.local_rope).filter(|_| !config.variant.learns_positions);
-    let rope_tables = ropes.map(|rope| rope.table(config.rotary_size())).collect();
+    let rotary_sizes = [config.full_rotary_size(), config.rotary_size()];
+    let rope_tables = ropes.zip(rotary_sizes).map(|(rope, rotary_size)| rope.table(rotary_size)).collect();
     let (values, ids) = declare(config, layout);
     let logits = match (layout.is_encoder, config.variant.sees_both_sides) {
         (true, _) => ids.last,
@@ -119,7 +129,7 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
 }
 
 fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
-    let ModelConfig { hidden_size, n_heads, head_size, .. } = *config;
+    let hidden_size = config.hidden_size;
     let has_ffn = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none());
     let ffn_size = if has_ffn { config.ffn_size } else { 0 };
     let mut values = Vec::new();
@@ -129,10 +139,8 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     };
     let hidden = declare(Value::of_tokens("hidden state", hidden_size));
     let normed = declare(Value::of_tokens("normed hidden state", hidden_size));
-    let query = declare(Value::of_heads("queries", n_heads, head_size));
-    let key = declare(Value::of_tokens("keys", config.kv_size()));
-    let value = declare(Value::of_tokens("values", config.kv_size()));
-    let attention = declare(Value::of_heads("attention output", n_heads, head_size));
+    let usual = Heads { n_kv_heads: config.n_kv_heads, head_size: config.head_size, values_are_keys: false };
+    let heads = [usual].into_iter().chain(config.variant.full_heads).map(|heads| declare_heads(config, heads, &mut declare)).collect();
     let gate = layout.gate.map(|_| declare(Value::of_tokens("gate", ffn_size)));
     let up = declare(Value::of_tokens("up projection", ffn_size));
     let activated = gate.map_or(up, |_| declare(Value::of_tokens("gated up projection", ffn_size)));
@@ -143,33 +151,29 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let last_normed = declare(Value::of_logits("normed last hidden states", width_if(!layout.is_encoder, hidden_size)));
     let has_head = !layout.is_encoder && !config.variant.sees_both_sides;
     let logits = declare(Value::of_logits("logits", width_if(has_head, config.vocab_size)));
-    let plain = config.qk_norm.then(|| {
-        let query = declare(Value::of_tokens("queries before their norm", config.query_size()));
-        [query, declare(Value::of_tokens("keys before their norm", config.kv_size()))]
-    });
     let output_gate = layout.output_gate.map(|_| declare(Value::of_tokens("gate of the attention output", config.query_size())));
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
     let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
-    let ids = Ids {
-        hidden,
-        normed,
-        query,
-        key,
-        value,
-        attention,
-        gate,
-        up,
-        activated,
-        delta,
-        last,
-        last_normed,
-        logits,
-        plain,
-        output_gate,
-        recurrent,
-        experts,
-    };
+    let ids = Ids { hidden, normed, heads, gate, up, activated, delta, last, last_normed, logits, output_gate, recurrent, experts };
     (values, ids)
+}
+
+fn declare_heads(config: &ModelConfig, heads: Heads, declare: &mut dyn FnMut(Value) -> ValueId) -> HeadIds {
+    let (n_heads, Heads { n_kv_heads, head_size, values_are_keys }) = (config.n_heads, heads);
+    let kv_size = n_kv_heads * head_size;
+    let query = declare(Value::of_heads("queries", n_heads, head_size));
+    let key = declare(Value::of_tokens("keys", kv_size));
+    let value = declare(Value::of_tokens("values", kv_size));
+    let attention = declare(Value::of_heads("attention output", n_heads, head_size));
+    let plain = config.qk_norm.then(|| {
+        let query = declare(Value::of_tokens("queries before their norm", n_heads * head_size));
+        [query, declare(Value::of_tokens("keys before their norm", kv_size))]
+    });
+    let plain_value = config.variant.norms_values.then(|| match plain {
+        Some([_, key]) if values_are_keys => key,
+        _ => declare(Value::of_tokens("values before their norm", kv_size)),
+    });
+    HeadIds { query, key, value, attention, plain, plain_value }
 }
 
 struct Units<'a> {
@@ -242,7 +246,7 @@ impl Units<'_> {
         let mut ops = Vec::new();
         let read = self.embedded(&mut ops, layer)?;
         let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?.unwrap_or(read);
-        self.project(&mut ops, &name, input)?;
+        self.project(&mut ops, &name, layer, input)?;
         self.attend(&mut ops, &name, layer, read)?;
         Ok(Unit { name, kind: UnitKind::Attention { layer }, ops })
     }
@@ -252,6 +256,9 @@ impl Units<'_> {
         let mut ops = Vec::new();
         let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?.unwrap_or(self.ids.hidden);
         self.transform(&mut ops, &name, layer, input)?;
+        if let Some(scale) = self.config.variant.layer_scales.as_ref().and_then(|scales| scales.get(layer)) {
+            ops.push(Op::Map { function: Function::Scale(*scale), target: self.ids.hidden });
+        }
         Ok(Unit { name, kind: UnitKind::FeedForward { layer }, ops })
     }
 
@@ -262,43 +269,58 @@ impl Units<'_> {
         let mut ops = Vec::new();
         let hidden = self.ids.hidden;
         let input = self.norm_before(&mut ops, layer, self.layout.before_attention)?.unwrap_or(hidden);
-        self.project(&mut ops, &attention, input)?;
+        self.project(&mut ops, &attention, layer, input)?;
         let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?.unwrap_or(input);
         self.attend(&mut ops, &attention, layer, hidden)?;
         self.transform(&mut ops, &ffn, layer, input)?;
         Ok(Unit { name, kind: UnitKind::Layer { layer }, ops })
     }
 
+    /// The values of a layer's heads.
+    fn head_ids(&self, layer: usize) -> &HeadIds {
+        let is_full = self.config.variant.full_heads.is_some() && !self.config.is_windowed(layer);
+        &self.ids.heads[usize::from(is_full)]
+    }
+
     /// Queries, keys and values of `input`.
-    fn project(&self, ops: &mut Vec<Op>, name: &str, input: ValueId) -> Result<()> {
-        let (config, layout, ids) = (self.config, self.layout, &self.ids);
-        let (hidden_size, query_size, kv_size) = (config.hidden_size, config.query_size(), config.kv_size());
+    fn project(&self, ops: &mut Vec<Op>, name: &str, layer: usize, input: ValueId) -> Result<()> {
+        let (config, layout, ids) = (self.config, self.layout, self.head_ids(layer));
+        let Heads { n_kv_heads, head_size, values_are_keys } = config.heads_of(layer);
+        let (hidden_size, query_size, kv_size) = (config.hidden_size, config.n_heads * head_size, n_kv_heads * head_size);
         let [query, key] = ids.plain.unwrap_or([ids.query, ids.key]);
+        let value = ids.plain_value.unwrap_or(ids.value);
         let [query_name, key_name, value_name] = layout.projections;
-        for (part, n_rows, output) in [(query_name, query_size, query), (key_name, kv_size, key), (value_name, kv_size, ids.value)] {
+        let n_projected = if values_are_keys { 2 } else { 3 };
+        let projected = [(query_name, query_size, query), (key_name, kv_size, key), (value_name, kv_size, value)];
+        for (part, n_rows, output) in projected.into_iter().take(n_projected) {
             self.matrix(ops, name, part, [n_rows, hidden_size], [input, output], config.attention_bias)?;
         }
-        for (part, output) in layout.output_gate.into_iter().zip(ids.output_gate) {
+        for (part, output) in layout.output_gate.into_iter().zip(self.ids.output_gate) {
             self.matrix(ops, name, part, [query_size, hidden_size], [input, output], config.attention_bias)?;
         }
         if ids.plain.is_some() {
             let [query_norm, key_norm] = layout.query_key_norms;
             for (part, input, output, row_size) in [(query_norm, query, ids.query, query_size), (key_norm, key, ids.key, kv_size)] {
-                let group_size = if layout.norms_whole_rows { row_size } else { config.head_size };
+                let group_size = if layout.norms_whole_rows { row_size } else { head_size };
                 ops.push(self.norm(&format!("{name}.{part}"), input, output, group_size)?);
             }
+        }
+        if ids.plain_value.is_some() {
+            ops.push(self.norm(&format!("{name}.v_norm"), value, ids.value, head_size)?);
         }
         Ok(())
     }
 
     /// Attention, which is added to what the part has read, `read`.
     fn attend(&self, ops: &mut Vec<Op>, name: &str, layer: usize, read: ValueId) -> Result<()> {
-        let (config, layout, ids) = (self.config, self.layout, &self.ids);
-        let ModelConfig { hidden_size, n_heads, n_kv_heads, head_size, .. } = *config;
-        let query_size = config.query_size();
+        let (config, layout, ids) = (self.config, self.layout, self.head_ids(layer));
+        let ModelConfig { hidden_size, n_heads, .. } = *config;
+        let Heads { n_kv_heads, head_size, .. } = config.heads_of(layer);
+        let query_size = n_heads * head_size;
         if config.is_rotated(layer) {
             let table = usize::from(config.variant.local_rope.is_some() && config.is_windowed(layer));
-            let (rotary_size, pairs) = (config.rotary_size(), config.rope.pairs);
+            let rotary_size = if config.is_windowed(layer) { config.rotary_size() } else { config.full_rotary_size() };
+            let pairs = config.rope.pairs;
             for (heads, n_heads) in [(ids.query, n_heads), (ids.key, n_kv_heads)] {
                 ops.push(Op::Rope(Rope { heads, n_heads, head_size, rotary_size, pairs, table }));
             }
@@ -322,7 +344,7 @@ impl Units<'_> {
             sinks,
         };
         ops.push(Op::Attention(attention));
-        let attended = match ids.output_gate {
+        let attended = match self.ids.output_gate {
             // Queries are not needed any more.
             Some(gate) => {
                 ops.push(Op::Glu { activation: Activation::Sigmoid, gate, up: ids.attention, output: ids.query });
@@ -330,7 +352,7 @@ impl Units<'_> {
             }
             None => ids.attention,
         };
-        self.matrix(ops, name, layout.output, [hidden_size, query_size], [attended, ids.delta], config.attention_output_bias)?;
+        self.matrix(ops, name, layout.output, [hidden_size, query_size], [attended, self.ids.delta], config.attention_output_bias)?;
         self.add_delta(ops, layer, layout.after_attention, read)
     }
 

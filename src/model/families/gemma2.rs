@@ -23,7 +23,9 @@ pub(super) static FAMILY: Family = Family {
     layer_modules: &[ATTENTION, FEED_FORWARD, NORMS],
 };
 
-pub(super) const GGUF_NAMES: &[(&str, &str)] = &[
+pub(super) const GGUF_NAMES: &[(&str, &str)] = &GGUF_NAMES_OF_NORMS;
+
+pub(super) const GGUF_NAMES_OF_NORMS: [(&str, &str); 3] = [
     ("post_attention_norm", "post_attention_layernorm"),
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),

@@ -11,6 +11,7 @@ mod exaone4;
 mod experts;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4_moe;
 mod gpt2;
@@ -101,6 +102,7 @@ pub static FAMILIES: &[&Family] = &[
     &lfm2_moe::FAMILY,
     &qwen3_5_moe::FAMILY,
     &qwen3_next::FAMILY,
+    &gemma4::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.

@@ -52,7 +52,7 @@ impl Attention {
             true => upload(gpu, "cache", &halves[which]),
             false => upload(gpu, "cache", &seen[which]),
         });
-        for variant in attention::variants(gpu) {
+        for variant in attention::variants(gpu, params.head_size) {
             let found = attend_in(1, gpu, &params, &self.tokens, (&query, self.sinks.as_deref()), &on_gpu, variant);
             assert_close(&found, &expected, EXP_TOLERANCE, &format!("{variant:?} of {params:?}"));
         }
@@ -121,6 +121,8 @@ fn attention_matches_its_reference() {
                 ([4, 2], 64, 31, 1),
                 ([9, 3], 64, 33, 5),
                 ([2, 2], 256, 257, 2),
+                ([4, 1], 512, 300, 3),
+                ([2, 2], 264, 20, 17),
                 ([6, 2], 80, 100, 33),
             ] {
                 for window in [0, 1, 7, 64] {
@@ -177,7 +179,7 @@ fn attention_gives_a_token_the_same_bits_whatever_stands_beside_it() {
             let (query, caches) = whole.random_values();
             let caches = caches.map(|cache| upload(gpu, "cache", &cache));
             let width = (heads[0] * head_size) as usize;
-            for variant in attention::variants(gpu) {
+            for variant in attention::variants(gpu, head_size) {
                 let all = attend(gpu, &whole.params, &whole.tokens, &query, &caches, variant);
                 // Nine tokens at least: eight may attend in parts.
                 for range in [0..9, 5..29, 18..29] {
@@ -198,7 +200,7 @@ fn attention_gives_the_same_bits_however_it_is_cut() {
             let whole = Attention::of_one_sequence(heads, head_size, n_tokens + 40, n_tokens, 0);
             let (query, caches) = whole.random_values();
             let caches = caches.map(|cache| upload(gpu, "cache", &cache));
-            for variant in attention::variants(gpu) {
+            for variant in attention::variants(gpu, head_size) {
                 let attend_in = |n_cuts| bits(&attend_in(n_cuts, gpu, &whole.params, &whole.tokens, (&query, None), &caches, variant));
                 let at_once = attend_in(1);
                 for n_cuts in [2, 3] {
@@ -216,7 +218,7 @@ fn attention_lets_a_nan_through() {
         let mut key = vec![0.5f32; 2 * 23 * 8];
         key[23 * 8 + 17 * 8] = f32::NAN;
         let caches = [upload(gpu, "key", &key), upload(gpu, "value", &vec![1f32; key.len()])];
-        for variant in attention::variants(gpu) {
+        for variant in attention::variants(gpu, 8) {
             let attention_output = attend(gpu, &attention.params, &attention.tokens, &[1f32; 8], &caches, variant);
             assert!(attention_output.iter().all(|value| value.is_nan()), "{variant:?}: {attention_output:?}");
         }

@@ -216,7 +216,7 @@ impl Golden {
                 values = entry.rows.iter().flat_map(|row| &values[row * n_columns..][..n_columns]).copied().collect();
                 shape[0] = entry.rows.len();
             }
-            if shape[0] == 1 {
+            if shape[0] == 1 && shape.len() > 1 {
                 shape.remove(0);
             }
             // As the converter has it: vectors, learned positions, kinds of texts, taps of convolutions and routers in f32.
@@ -321,8 +321,14 @@ fn encode(dtype: &str, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// An array of i32.
+/// An array of i32, or of bool.
 fn push_numbers(bytes: &mut Vec<u8>, numbers: &[Value]) {
+    if numbers.iter().all(Value::is_boolean) {
+        bytes.extend([9u32, 7].into_iter().flat_map(u32::to_le_bytes));
+        bytes.extend((numbers.len() as u64).to_le_bytes());
+        bytes.extend(numbers.iter().map(|value| u8::from(*value == true)));
+        return;
+    }
     bytes.extend([9u32, 5].into_iter().flat_map(u32::to_le_bytes));
     bytes.extend((numbers.len() as u64).to_le_bytes());
     bytes.extend(numbers.iter().flat_map(|number| (number.as_i64().unwrap() as i32).to_le_bytes()));
