@@ -1,10 +1,11 @@
 // routing[t] = the n_used best experts of token t, the best first, of equal ones the first; behind them their weights: scores of their
-// logits, over their sum where they are normalised, times scale. Scores are softmax or sigmoid; what experts are chosen by is the score
+// logits, over their sum where they are normalised, times scale and the expert's factor. Scores are softmax or sigmoid; what experts are chosen by is the score
 // plus bias, and only those of the best groups of experts are, where there are several.
 //
 // params   one per dispatch
 // logits   [n_tokens, n_experts] f32
 // bias     [n_experts] f32, where HAS_BIAS is 1; anything else
+// factors  [n_experts] f32, where HAS_FACTORS is 1; anything else
 // routing  [n_tokens, 2, n_used] f32, numbers of experts as f32
 //
 // One workgroup per token. A lane has every LANES-th expert; groups are few and left to the first lane.
@@ -24,10 +25,12 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> routing: array<f32>;
+@group(0) @binding(3) var<storage, read> factors: array<f32>;
+@group(0) @binding(4) var<storage, read_write> routing: array<f32>;
 
 override LANES: u32 = 64u; // a power of two, at most 64
 override HAS_BIAS: u32 = 0u;
+override HAS_FACTORS: u32 = 0u;
 
 const MAX_EXPERTS: u32 = 1024u;
 const LEAST: f32 = -3.4028234e38;
@@ -187,8 +190,11 @@ fn main(
         if lane == expert % LANES {
             left[expert] = 0u;
         }
-        let weight = scores[expert];
+        var weight = scores[expert];
         sum += weight;
+        if HAS_FACTORS == 1u {
+            weight *= factors[expert];
+        }
         if lane == 0u {
             routing[row + j] = f32(expert);
             routing[row + params.n_used + j] = weight;

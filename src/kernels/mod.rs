@@ -237,7 +237,8 @@ static ADD_BIAS: KernelSource =
 static GATHER_ROWS: KernelSource =
     row::<gather_rows::Params>("gather_rows", wgsl!("gather_rows", "items"), &[("input", Read), ("row_indices", Read), ("output", Write)]);
 static TOP_K: KernelSource = row::<top_k::Params>("top_k", wgsl!("top_k"), &[("logits", Read), ("candidates", Write)]);
-static ROUTE: KernelSource = row::<route::Params>("route", wgsl!("route"), &[("logits", Read), ("bias", Read), ("routing", Write)]);
+static ROUTE: KernelSource =
+    row::<route::Params>("route", wgsl!("route"), &[("logits", Read), ("bias", Read), ("factors", Read), ("routing", Write)]);
 static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul",
     wgsl!("expert_matmul", "decode", "blocks", "bytes"),

@@ -61,6 +61,8 @@ pub struct Bindings<'a> {
     pub logits: Binding<'a>,
     /// `[n_experts]`, added to what experts are chosen by; `None` adds nothing.
     pub bias: Option<Binding<'a>>,
+    /// `[n_experts]`, what weights are multiplied by besides; `None`: nothing.
+    pub factors: Option<Binding<'a>>,
     /// `[n_tokens, 2, n_used]`.
     pub routing: Binding<'a>,
 }
@@ -75,15 +77,21 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     require(gpu, ROUTE.stem, (1..=n_experts).contains(&n_used), "a token takes no expert, or more than there are")?;
     require(gpu, ROUTE.stem, n_groups > 0 && n_experts.is_multiple_of(n_groups), "its groups are of different sizes")?;
     let logits_bytes = f32_bytes(&[n_tokens, n_experts]);
-    // Without a bias, something must be bound that is not read.
-    let bias = bindings.bias.map_or((bindings.logits, logits_bytes), |bias| (bias, f32_bytes(&[n_experts])));
-    let needed = [(bindings.logits, logits_bytes), bias, (bindings.routing, f32_bytes(&[n_tokens, 2, n_used]))];
-    let constants = [("LANES", if is_software(gpu) { 1.0 } else { 64.0 }), ("HAS_BIAS", f64::from(u8::from(bindings.bias.is_some())))];
+    // Without a bias or factors, something must be bound that is not read.
+    let [bias, factors] =
+        [bindings.bias, bindings.factors].map(|each| each.map_or((bindings.logits, logits_bytes), |each| (each, f32_bytes(&[n_experts]))));
+    let needed = [(bindings.logits, logits_bytes), bias, factors, (bindings.routing, f32_bytes(&[n_tokens, 2, n_used]))];
+    let flag = |is_there: bool| f64::from(u8::from(is_there));
+    let constants = [
+        ("LANES", if is_software(gpu) { 1.0 } else { 64.0 }),
+        ("HAS_BIAS", flag(bindings.bias.is_some())),
+        ("HAS_FACTORS", flag(bindings.factors.is_some())),
+    ];
     dispatch(gpu, &ROUTE, &constants, params_buffer, &needed, fold(gpu, ROUTE.stem, n_tokens.into(), 1)?)
 }
 
 /// CPU twin of `shaders/route.wgsl`.
-pub fn reference(params: &Params, logits: &[f32], bias: Option<&[f32]>, routing: &mut [f32]) {
+pub fn reference(params: &Params, logits: &[f32], [bias, factors]: [Option<&[f32]>; 2], routing: &mut [f32]) {
     let [n_experts, n_used] = [params.n_experts, params.n_used].map(|n| n as usize);
     let rows = logits.chunks_exact(n_experts).zip(routing.chunks_exact_mut(2 * n_used));
     for (logits, routing) in rows.take(params.n_tokens as usize) {
@@ -99,7 +107,9 @@ pub fn reference(params: &Params, logits: &[f32], bias: Option<&[f32]>, routing:
         }
         let sum: f32 = weights.iter().sum();
         let factor = if params.normalises != 0 { params.scale / (sum + SMALL) } else { params.scale };
-        weights.iter_mut().for_each(|weight| *weight *= factor);
+        for (weight, expert) in weights.iter_mut().zip(chosen) {
+            *weight *= factor * factors.map_or(1.0, |factors| factors[*expert as usize]);
+        }
     }
 }
 
@@ -166,8 +176,15 @@ mod tests {
 
     fn routed(params: &Params, logits: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let mut routing = vec![0.0; 2 * params.n_used as usize];
-        reference(params, logits, bias, &mut routing);
+        reference(params, logits, [bias, None], &mut routing);
         routing
+    }
+
+    #[test]
+    fn factors_of_experts_weigh_and_do_not_choose() {
+        let mut routing = [0.0; 4];
+        reference(&PLAIN, &[0.0, 1.0, 1.0, 0.0, 0.0, 0.0], [None, Some(&[9.0, 9.0, 0.5, 9.0, 9.0, 9.0])], &mut routing);
+        assert_eq!(routing, [1.0, 2.0, 4.5, 0.25]);
     }
 
     #[test]

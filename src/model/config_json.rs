@@ -619,6 +619,27 @@ mod tests {
             (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"linear_key_head_dim":0}"#, "key heads is 0"),
             (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"full_attention_interval":0}"#, "full_attention_interval"),
             (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"layer_types":["conv"]}"#, "layer_types"),
+            (r#"{"model_type":"gemma4_text"}"#, "hidden_size_per_layer_input 256"),
+            (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"num_kv_shared_layers":2}"#, "num_kv_shared_layers 2"),
+            (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"use_bidirectional_attention":"all"}"#, "`all`"),
+            (
+                r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"per_layer_config":{"0":{"head_dim":8}}}"#,
+                "layer 0 4 key heads of 8 values where others of its kind have 4 of 256",
+            ),
+            (
+                r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"global_head_dim":4611686018427387904}"#,
+                "head size of layers that see everything is 4611686018427387904",
+            ),
+            (
+                r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"attention_k_eq_v":true,"num_global_key_value_heads":3}"#,
+                "cannot share 3",
+            ),
+            (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"num_hidden_layers":4611686018427387904}"#, "number of layers"),
+            (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"enable_moe_block":true}"#, "`top_k_experts` is missing"),
+            (
+                r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"rope_parameters":{"full_attention":{"rope_type":"yarn"}}}"#,
+                "rope_type `yarn`",
+            ),
             (r#"{"model_type":"nomic_bert","moe_every_n_layers":2}"#, "mixture of experts"),
             (r#"{"model_type":"nomic_bert","activation_function":"geglu"}"#, "geglu"),
             (r#"{"model_type":"nomic_bert","prenorm":true}"#, "prenorm"),

@@ -32,6 +32,9 @@ pub struct Experts {
     pub scale: f32,
     /// Where a token's experts are of some groups only.
     pub groups: Option<ExpertGroups>,
+    /// Whether they stand beside a plain feed-forward part, each with norms of its own, and the router norms what it reads and has a factor for
+    /// each expert.
+    pub beside_plain: bool,
     /// Which layers have experts, the others a plain feed-forward part; `None`: all.
     pub layers: Option<Vec<bool>>,
     /// What their tensors are called.
@@ -98,6 +101,7 @@ impl Experts {
             normalises: true,
             scale: 1.0,
             groups: None,
+            beside_plain: false,
             layers: None,
             names: &QWEN_EXPERTS,
         }

@@ -209,7 +209,7 @@ impl Unit {
                 Op::Conv(conv) => [Some(conv.weight), conv.bias],
                 Op::DeltaRule(rule) => [Some(rule.decay), Some(rule.bias)],
                 Op::AddBias { bias, .. } => [Some(*bias), None],
-                Op::Route(route) => [route.bias, None],
+                Op::Route(route) => [route.bias, route.factors],
                 Op::Attention(attention) => [attention.sinks, None],
                 Op::AddExpertBias { bias, .. } => [Some(*bias), None],
                 _ => [None, None],

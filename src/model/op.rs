@@ -166,6 +166,8 @@ pub struct Route {
     pub logits: ValueId,
     /// `[n_experts]`: added to the scores that experts are chosen by, and not to their weights.
     pub bias: Option<TensorId>,
+    /// `[n_experts]`: what the weights of each expert are multiplied by besides.
+    pub factors: Option<TensorId>,
     /// `[n_tokens, 2, n_used]`: numbers of the experts, the best first, and their weights.
     pub routing: ValueId,
     /// Experts.

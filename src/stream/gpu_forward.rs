@@ -269,8 +269,9 @@ impl<'a> Maker<'a> {
                 Call::simple(params, move |arena, params| gather_rows::prepare(gpu, arena, params, bindings))
             }
             Op::Route(op) => {
-                let bias = op.bias.map(|bias| self.vector(bias)).transpose()?;
-                let bindings = route::Bindings { logits: self.value(op.logits)?, bias, routing: self.value(op.routing)? };
+                let vector = |id: Option<TensorId>| id.map(|id| self.vector(id)).transpose();
+                let (bias, factors) = (vector(op.bias)?, vector(op.factors)?);
+                let bindings = route::Bindings { logits: self.value(op.logits)?, bias, factors, routing: self.value(op.routing)? };
                 let params = route::Params::of(&op, model.value(op.logits), batch);
                 Call::simple(params, move |arena, params| route::prepare(gpu, arena, params, bindings))
             }

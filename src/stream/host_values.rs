@@ -186,7 +186,7 @@ impl Values {
             Op::Route(route) => {
                 let mut result = self.take(route.routing);
                 let params = route::Params::of(&route, model.value(route.logits), &batch);
-                route::reference(&params, self.get(route.logits), route.bias.map(vector), &mut result);
+                route::reference(&params, self.get(route.logits), [route.bias, route.factors].map(|each| each.map(vector)), &mut result);
                 self.put(route.routing, result);
             }
             Op::SumExperts { input, routing, output } => {

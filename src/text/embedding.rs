@@ -230,8 +230,8 @@ mod tests {
         let error = second("LayerNorm\"", &[]);
         assert!(error.contains("module LayerNorm"), "{error}");
         let error = second("Dense\"", &[]);
-        assert!(error.contains("2_Normalize/config.json") && error.contains("missing"), "{error}");
-        let config = "2_Normalize/config.json";
+        assert!(error.contains("2_Dense/config.json") && error.contains("missing"), "{error}");
+        let config = "2_Dense/config.json";
         for (fields, named) in [
             (r#"{"activation_function": "torch.nn.modules.activation.ReLU"}"#, "`ReLU`"),
             (r#"{"activation_function": "x.Tanh", "module_input_name": "token_embeddings"}"#, "`token_embeddings`"),

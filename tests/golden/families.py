@@ -6,8 +6,8 @@ hash, store them as a folder and as a GGUF file, and compare.
 Weights: value i of a tensor is base + scale * u, where u in [-1, 1) comes from a hash of the tensor's name and i (`uniform`), all in
 f32, then rounded to the dtype of the file. Transformers computes with them in f32.
 
-Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated. One with linear layers behind
-its pooling has embeddings, too: as sentence-transformers' modules Pooling (mean), Dense and Normalize make them.
+Of an encoder the last hidden state of the last token stands in place of logits, and nothing is generated. One that says how it
+pools has embeddings, too: as sentence-transformers' modules Pooling, Dense and Normalize make them.
 
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
 1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, those of all experts stacked, nibbles and
@@ -90,6 +90,8 @@ GPT_OSS = {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn
 GRANITE_MOE = {"block_sparse_moe.router.layer": "ffn_gate_inp"}
 AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 GEMMA = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
+GEMMA4_MOE = GEMMA | {"router.proj": "ffn_gate_inp", "post_feedforward_layernorm_1": "post_ffw_norm_1",
+                      "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "post_feedforward_layernorm_2": "post_ffw_norm_2"}
 PHI3 = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 GPT2 = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up",
         "mlp.c_proj": "ffn_down"}
@@ -110,7 +112,8 @@ QWEN3_5 = {"post_attention_layernorm": "post_attention_norm", "linear_attn.in_pr
            "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out"}
 QWEN3_NEXT = {name: gguf for name, gguf in QWEN3_5.items() if "in_proj" not in name} | {"linear_attn.in_proj_ba": "ssm_ba"}
 # Parameters that are no module's weight or bias.
-BARE = {"layer_scalar": "layer_output_scale.weight", "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
+BARE = {"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale",
+        "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
 NOMIC = {"attn.Wqkv": "attn_qkv", "attn.out_proj": "attn_output", "norm1": "attn_output_norm", "mlp.fc11": "ffn_up", "mlp.fc12": "ffn_gate",
          "mlp.fc2": "ffn_down", "norm2": "layer_output_norm"}
 ENCODERS = ["bert", "nomic_bert"]
@@ -156,9 +159,10 @@ LONGROPE = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 
 
 
 def case(name, kind, dtype, config, gguf=None, arch=None, own=None, is_permuted=False, lacks="", lengths=(1, 5, 33), is_stacked=False,
-         dense=()):
+         pooling=None, dense=()):
     return {"name": name, "kind": kind, "dtype": dtype, "config": config, "gguf": gguf, "arch": arch or kind, "own": own or {},
-            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths, "is_stacked": is_stacked, "dense": dense}
+            "is_permuted": is_permuted, "lacks": lacks, "lengths": lengths, "is_stacked": is_stacked, "pooling": pooling,
+            "dense": dense}
 
 
 def is_transposed(case, name):
@@ -231,6 +235,8 @@ def stacked_of(case, shapes):
                 for ending, kind in [("_blocks", "weight"), ("_bias", "bias")]:
                     if name.endswith(f"{stored}{ending}"):
                         yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "every": [first, step]}
+        elif name.endswith("experts.gate_up_proj") and case["kind"] == "gemma4_text":
+            yield {"name": f"blk.{layer}.ffn_gate_up_exps.weight", "from": name}
         elif module.endswith("input_linear") or name.endswith("experts.gate_up_proj"):
             for half, part in enumerate(["gate", "up"]):
                 yield {"name": f"blk.{layer}.ffn_{part}_exps.weight", "from": name, "experts": n_experts, "half": half}
@@ -252,6 +258,9 @@ CASES = [
     case("qwen2", "qwen2", "F16", SPLIT | {"hidden_size": 96, "num_attention_heads": 6, "tie_word_embeddings": True}, {}),
     case("qwen2-window", "qwen2", "F32", SPLIT | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
     case("qwen3", "qwen3", "BF16", SMALL | {"head_dim": 24, "num_attention_heads": 8, "num_key_value_heads": 1}, {}),
+    # Saved without its head, as models for embeddings are.
+    case("qwen3-embedding", "qwen3", "F16", SMALL | {"head_dim": 24, "num_key_value_heads": 2, "tie_word_embeddings": True},
+         {"pooling_type": 3}, lacks="model.", pooling="lasttoken"),
     case("gemma2", "gemma2", "BF16", SMALL | {"head_dim": 24, "sliding_window": 7, "query_pre_attn_scalar": 24,
                                               "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
          {"attention.sliding_window": 7, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}, own=GEMMA),
@@ -269,12 +278,16 @@ CASES = [
     case("embedding_gemma", "gemma3_text", "F32", SMALL | {"num_hidden_layers": 7, "sliding_window": 10, "query_pre_attn_scalar": 20,
                                                            "use_bidirectional_attention": True},
          {"attention.sliding_window": 10, "rope.freq_base": 1e6, "pooling_type": 1, "dense_2_feat_in": 60, "dense_2_feat_out": 102,
-          "dense_3_feat_in": 102, "dense_3_feat_out": 60}, arch="gemma-embedding", own=GEMMA, lacks="model.", dense=[[102, 60], [60, 102]]),
+          "dense_3_feat_in": 102, "dense_3_feat_out": 60}, arch="gemma-embedding", own=GEMMA, lacks="model.", pooling="mean",
+         dense=[[102, 60], [60, 102]]),
     case("gemma4", "gemma4_text", "F32", SMALL | GEMMA4 | {"global_head_dim": 36, "num_global_key_value_heads": 2, "attention_k_eq_v": True},
          GEMMA4_KEYS | {"attention.head_count_kv": [3, 3, 2, 3, 2]}, arch="gemma4", own=GEMMA),
     # As transformers writes the heads, and as published configs have them.
     case("gemma4-wide", "gemma4_text", "BF16", SMALL | GEMMA4 | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256,
                                                                  "global_head_dim": 512, "final_logit_softcapping": None}),
+    case("gemma4_moe", "gemma4_text", "F32", SMALL | GEMMA4 | {
+        "enable_moe_block": True, "num_experts": 7, "top_k_experts": 3, "moe_intermediate_size": 37, "global_head_dim": 36},
+         EXPERT_KEYS | GEMMA4_KEYS | {"expert_feed_forward_length": 37}, arch="gemma4", own=GEMMA4_MOE, is_stacked=True),
     case("phi3", "phi3", "F16", SPLIT | {"hidden_size": 120, "num_key_value_heads": 2}, {}, own=PHI3),
     case("phi3-partial", "phi3", "F32", SPLIT | {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
                                                  "tie_word_embeddings": True, "sliding_window": 11,
@@ -584,7 +597,7 @@ def dense_of(case):
 
 
 def embedding_of(case, states):
-    embedding = states.mean(dim=0)
+    embedding = states[-1] if case["pooling"] == "lasttoken" else states.mean(dim=0)
     for _, matrix in dense_of(case):
         embedding = matrix @ embedding
     return torch.nn.functional.normalize(embedding, dim=0)
@@ -629,8 +642,7 @@ def answer(case):
         if is_encoder:
             with torch.no_grad():
                 states = (model.model if sees_both_sides else model)(torch.tensor([prompt])).last_hidden_state[0].float()
-            cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in states[-1].tolist()], "greedy": []}
-                         | ({"embedding": [float(f"{x:.6g}") for x in embedding_of(case, states).tolist()]} if case["dense"] else {}))
+            cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in states[-1].tolist()], "greedy": []})
             continue
         for _ in range(N_GREEDY):
             with torch.no_grad():
@@ -644,6 +656,10 @@ def answer(case):
         sure = next((i for i, margin in enumerate(margins) if margin < 0.02 * float(last_logits.abs().max())), N_GREEDY)
         cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in last_logits.tolist()],
                       "greedy": tokens[length:length + sure]})
+    for one in cases if case["pooling"] else []:
+        with torch.no_grad():
+            embedding = embedding_of(case, model.model(torch.tensor([one["prompt"]])).last_hidden_state[0].float())
+        one["embedding"] = [float(f"{x:.6g}") for x in embedding.tolist()]
     written = config.to_dict()
     written = {key: value for key, value in written.items() if not key.startswith("_") and key not in ("transformers_version", "dtype")}
     if case["name"] == "gemma4-wide":
@@ -653,7 +669,7 @@ def answer(case):
     gguf = None if case["gguf"] is None else gguf_of(case, config, shapes)
     return {"transformers": transformers.__version__, "dtype": case["dtype"], "config": written, "tensors": tensors, "gguf": gguf,
             "cases": cases} | ({"lacks": case["lacks"]} if case["lacks"] else {}) | (
-                {"dense": [tensor for tensor, _ in dense_of(case)]} if case["dense"] else {})
+                {"pooling": case["pooling"], "dense": [tensor for tensor, _ in dense_of(case)]} if case["pooling"] else {})
 
 
 def main():

@@ -3,12 +3,12 @@
 
 pub(super) mod recurrent;
 
-use super::experts::{self, ExpertIds};
+use super::experts::{self, ExpertIds, Router};
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
-    Activation, Attention, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind, Value,
-    ValueId,
+    Activation, Attention, Experts, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind,
+    Value, ValueId,
 };
 use crate::weights::TensorId;
 
@@ -33,6 +33,8 @@ struct Ids {
     recurrent: Option<recurrent::Ids>,
     /// Those of experts, where there are any.
     experts: Option<ExpertIds>,
+    /// What a plain feed-forward part beside experts gives, normed, and what their router reads.
+    beside: Option<[ValueId; 2]>,
 }
 
 /// The values of a layer's heads.
@@ -130,7 +132,7 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
 
 fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let hidden_size = config.hidden_size;
-    let has_ffn = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none());
+    let has_ffn = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none_or(|experts| experts.beside_plain));
     let ffn_size = if has_ffn { config.ffn_size } else { 0 };
     let mut values = Vec::new();
     let mut declare = |value: Value| {
@@ -154,7 +156,14 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let output_gate = layout.output_gate.map(|_| declare(Value::of_tokens("gate of the attention output", config.query_size())));
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
     let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
-    let ids = Ids { hidden, normed, heads, gate, up, activated, delta, last, last_normed, logits, output_gate, recurrent, experts };
+    let beside = config.variant.experts.as_ref().filter(|experts| experts.beside_plain);
+    let beside = beside.map(|_| {
+        [
+            declare(Value::of_tokens("normed output of the plain part", hidden_size)),
+            declare(Value::of_tokens("router's input", hidden_size)),
+        ]
+    });
+    let ids = Ids { hidden, normed, heads, gate, up, activated, delta, last, last_normed, logits, output_gate, recurrent, experts, beside };
     (values, ids)
 }
 
@@ -359,8 +368,9 @@ impl Units<'_> {
     /// The feed-forward part, which is added to the residual stream.
     fn transform(&self, ops: &mut Vec<Op>, name: &str, layer: usize, input: ValueId) -> Result<()> {
         let (config, layout, ids) = (self.config, self.layout, &self.ids);
-        if let (Some(experts), Some(of_experts)) = (config.experts_of(layer), &ids.experts) {
-            experts::push(ops, self.tensor, name, (config, experts), of_experts, [input, ids.delta])?;
+        let experts = config.experts_of(layer).zip(ids.experts.as_ref());
+        if let Some((experts, of_experts)) = experts.filter(|(experts, _)| !experts.beside_plain) {
+            experts::push(ops, self.tensor, name, (config, experts), of_experts, [input, ids.delta], None)?;
             return self.add_delta(ops, layer, layout.after_ffn, ids.hidden);
         }
         let ModelConfig { hidden_size, ffn_size, ffn_bias, .. } = *config;
@@ -377,7 +387,29 @@ impl Units<'_> {
             None => (name.to_owned(), layout.down),
         };
         self.matrix(ops, &module, down, [hidden_size, ffn_size], [ids.activated, ids.delta], ffn_bias)?;
-        self.add_delta(ops, layer, layout.after_ffn, ids.hidden)
+        let delta = match experts {
+            Some((experts, of_experts)) => self.add_experts(ops, name, layer, (experts, of_experts))?,
+            None => ids.delta,
+        };
+        self.add_to_residual(ops, layer, layout.after_ffn, [ids.hidden, delta])
+    }
+
+    /// What experts make of the residual stream is added to what the plain part beside them gave, each behind a norm of its own; the value
+    /// that has the sum.
+    fn add_experts(&self, ops: &mut Vec<Op>, name: &str, layer: usize, (experts, of_experts): (&Experts, &ExpertIds)) -> Result<ValueId> {
+        let (config, ids, hidden_size) = (self.config, &self.ids, self.config.hidden_size);
+        let Some([plain, router_input]) = ids.beside else { return Ok(ids.delta) };
+        let norm = |norm: &str, input, output| self.norm(&format!("{}.{layer}.{norm}", self.names.layers), input, output, hidden_size);
+        ops.push(norm("post_feedforward_layernorm_1", ids.delta, plain)?);
+        let weight = (self.tensor)(&format!("{name}.router.scale"), &[hidden_size as u64])?;
+        let (epsilon, group_size) = (config.rms_norm_epsilon, hidden_size);
+        ops.push(Op::RmsNorm(RmsNorm { input: ids.hidden, weight, output: router_input, group_size, epsilon, weight_offset: 0.0 }));
+        ops.push(norm("pre_feedforward_layernorm_2", ids.hidden, ids.normed)?);
+        let router = Router { input: router_input, logit_scale: 1.0 / (hidden_size as f32).sqrt() };
+        experts::push(ops, self.tensor, name, (config, experts), of_experts, [ids.normed, ids.delta], Some(router))?;
+        ops.push(norm("post_feedforward_layernorm_2", ids.delta, ids.normed)?);
+        ops.push(Op::Add { input: ids.normed, target: plain });
+        Ok(plain)
     }
 
     /// A product, and its bias. `name:part` is a part of the matrix `name`.
@@ -426,13 +458,17 @@ impl Units<'_> {
     /// What a part of a layer gives is added to the residual stream; normed and scaled before, where the model has it so. Where it norms
     /// sums, the residual stream becomes the normed sum with `read`.
     fn add_delta(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>, read: ValueId) -> Result<()> {
+        self.add_to_residual(ops, layer, norm, [read, self.ids.delta])
+    }
+
+    /// The same of what a part gives as `delta`.
+    fn add_to_residual(&self, ops: &mut Vec<Op>, layer: usize, norm: Option<&str>, [read, mut delta]: [ValueId; 2]) -> Result<()> {
         let ids = &self.ids;
         if let Some(norm) = norm.filter(|_| self.layout.norms_sums) {
-            ops.push(Op::Add { input: read, target: ids.delta });
-            ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), ids.delta, ids.hidden, self.config.hidden_size)?);
+            ops.push(Op::Add { input: read, target: delta });
+            ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), delta, ids.hidden, self.config.hidden_size)?);
             return Ok(());
         }
-        let mut delta = ids.delta;
         if let Some(norm) = norm {
             // What the part has read is not needed any more.
             ops.push(self.norm(&format!("{}.{layer}.{norm}", self.names.layers), delta, ids.normed, self.config.hidden_size)?);

@@ -4,7 +4,7 @@
 use super::Tensors;
 use crate::error::Result;
 use crate::model::experts::STACKED;
-use crate::model::{ExpertMatMul, Experts, ModelConfig, Op, Route, SharedExpert, Value, ValueId};
+use crate::model::{ExpertMatMul, Experts, Function, ModelConfig, Op, Route, SharedExpert, Value, ValueId};
 
 /// The values of experts.
 pub(super) struct ExpertIds {
@@ -50,6 +50,13 @@ pub(super) fn declare(experts: &Experts, hidden_size: usize, declare: &mut dyn F
     }
 }
 
+/// What a router reads where it is not what experts read, and what its logits are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Router {
+    pub(super) input: ValueId,
+    pub(super) logit_scale: f32,
+}
+
 /// Appends what experts make of `input` as `output`; `name` is the module that they are in.
 pub(super) fn push(
     ops: &mut Vec<Op>,
@@ -58,11 +65,15 @@ pub(super) fn push(
     (config, experts): (&ModelConfig, &Experts),
     ids: &ExpertIds,
     [input, output]: [ValueId; 2],
+    of_router: Option<Router>,
 ) -> Result<()> {
     let &Experts { n_experts, n_used, scores, normalises, scale, groups, names, .. } = experts;
     let matrix = |module: &str, shape: [usize; 2]| tensor(&format!("{name}.{module}.weight"), &shape.map(|size| size as u64));
     let router = matrix(names.router, [n_experts, config.hidden_size])?;
-    ops.push(Op::MatMul { input, weight: router, output: ids.logits });
+    ops.push(Op::MatMul { input: of_router.map_or(input, |router| router.input), weight: router, output: ids.logits });
+    if let Some(Router { logit_scale, .. }) = of_router {
+        ops.push(Op::Map { function: Function::Scale(logit_scale), target: ids.logits });
+    }
     let vector = |module: &str, shape: &[usize]| {
         let shape: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
         tensor(&format!("{name}.{module}"), &shape)
@@ -72,8 +83,9 @@ pub(super) fn push(
         ops.push(Op::AddBias { bias, target: ids.logits });
     }
     let bias = experts.has_selection_bias.then(|| tensor(&format!("{name}.{}", names.selection_bias), &[n_experts as u64])).transpose()?;
+    let factors = experts.beside_plain.then(|| vector("router.per_expert_scale", &[n_experts])).transpose()?;
     let (logits, routing) = (ids.logits, ids.routing);
-    ops.push(Op::Route(Route { logits, bias, routing, n_experts, n_used, scores, normalises, scale, groups }));
+    ops.push(Op::Route(Route { logits, bias, factors, routing, n_experts, n_used, scores, normalises, scale, groups }));
     let shapes = experts.shapes(config.hidden_size);
     let product = |which: usize, input: ValueId, output: ValueId| {
         let [n_rows, n_columns] = shapes[which];

@@ -1,16 +1,40 @@
 //! Gemma 4, its language model: norms and windows of Gemma 3, values that are normed too, layers that see everything with heads of their
-//! own, whose keys may be their values, and a number that the residual stream is multiplied by behind each layer. Defaults are those of
-//! transformers' `Gemma4TextConfig`.
+//! own, whose keys may be their values, and a number that the residual stream is multiplied by behind each layer. The mixtures have experts
+//! beside the plain feed-forward part of each layer; their configs bear the same name. Defaults are those of transformers'
+//! `Gemma4TextConfig`.
 
 use super::gemma2::{GGUF_NAMES_OF_NORMS, LAYOUT};
-use super::{Family, LLAMA_NAMES, all_but_every, decoder, llama};
+use super::{Family, LLAMA_NAMES, Modules, all_but_every, decoder, llama};
 use crate::error::{Error, Result};
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
+use crate::model::experts::QWEN_EXPERTS;
 use crate::model::limits::MAX_HEAD_SIZE;
-use crate::model::{Activation, Heads, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
+use crate::model::{Activation, ExpertNames, Experts, Heads, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 
-pub(super) static FAMILY: Family = Family {
+pub(super) static FAMILY: Family = DENSE;
+
+/// The mixtures of experts.
+pub(super) static MIXTURE: Family = Family {
+    name: "gemma4_moe",
+    models: "Gemma 4 (26B-A4B, `gemma4_text` in configs; text, also of models that see)",
+    layer_modules: &[
+        LAYER,
+        &[
+            (".router", "{}TextRouter"),
+            (".router.norm", "{}RMSNorm"),
+            (".router.proj", "Linear"),
+            (".experts", "{}TextExperts"),
+            (".experts.act_fn", "GELUTanh"),
+            (".post_feedforward_layernorm_1", "{}RMSNorm"),
+            (".post_feedforward_layernorm_2", "{}RMSNorm"),
+            (".pre_feedforward_layernorm_2", "{}RMSNorm"),
+        ],
+    ],
+    ..DENSE
+};
+
+const DENSE: Family = Family {
     name: "gemma4_text",
     models: "Gemma 4 (31B; text, also of models that see)",
     classes: &["Gemma4ForCausalLM"],
@@ -22,30 +46,51 @@ pub(super) static FAMILY: Family = Family {
     stored: |_| Vec::new(),
     model: |config, tensor| decoder::model(config, tensor, &LAYOUT),
     class_prefix: "Gemma4",
-    layer_modules: &[&[
-        ("", "{}TextDecoderLayer"),
-        (".self_attn", "{}TextAttention"),
-        (".self_attn.q_proj", "Linear"),
-        (".self_attn.q_norm", "{}RMSNorm"),
-        (".self_attn.k_norm", "{}RMSNorm"),
-        (".self_attn.v_norm", "{}RMSNorm"),
-        (".self_attn.k_proj", "Linear"),
-        (".self_attn.v_proj", "Linear"),
-        (".self_attn.o_proj", "Linear"),
-        (".mlp", "{}TextMLP"),
-        (".mlp.gate_proj", "Linear"),
-        (".mlp.up_proj", "Linear"),
-        (".mlp.down_proj", "Linear"),
-        (".mlp.act_fn", "GELUTanh"),
-        (".input_layernorm", "{}RMSNorm"),
-        (".post_attention_layernorm", "{}RMSNorm"),
-        (".pre_feedforward_layernorm", "{}RMSNorm"),
-        (".post_feedforward_layernorm", "{}RMSNorm"),
-    ]],
+    layer_modules: &[LAYER],
 };
 
-const GGUF_NAMES: &[(&str, &str)] =
-    &[GGUF_NAMES_OF_NORMS[0], GGUF_NAMES_OF_NORMS[1], GGUF_NAMES_OF_NORMS[2], ("layer_output_scale.weight", "layer_scalar")];
+/// The modules of a layer.
+const LAYER: Modules = &[
+    ("", "{}TextDecoderLayer"),
+    (".self_attn", "{}TextAttention"),
+    (".self_attn.q_proj", "Linear"),
+    (".self_attn.q_norm", "{}RMSNorm"),
+    (".self_attn.k_norm", "{}RMSNorm"),
+    (".self_attn.v_norm", "{}RMSNorm"),
+    (".self_attn.k_proj", "Linear"),
+    (".self_attn.v_proj", "Linear"),
+    (".self_attn.o_proj", "Linear"),
+    (".mlp", "{}TextMLP"),
+    (".mlp.gate_proj", "Linear"),
+    (".mlp.up_proj", "Linear"),
+    (".mlp.down_proj", "Linear"),
+    (".mlp.act_fn", "GELUTanh"),
+    (".input_layernorm", "{}RMSNorm"),
+    (".post_attention_layernorm", "{}RMSNorm"),
+    (".pre_feedforward_layernorm", "{}RMSNorm"),
+    (".post_feedforward_layernorm", "{}RMSNorm"),
+];
+
+const GGUF_NAMES: &[(&str, &str)] = &[
+    GGUF_NAMES_OF_NORMS[0],
+    GGUF_NAMES_OF_NORMS[1],
+    GGUF_NAMES_OF_NORMS[2],
+    ("layer_output_scale.weight", "layer_scalar"),
+    ("ffn_gate_inp", "router.proj"),
+    ("ffn_gate_inp.scale", "router.scale"),
+    ("ffn_gate_exps", "experts.gate_proj"),
+    ("ffn_up_exps", "experts.up_proj"),
+    ("ffn_gate_up_exps", "experts.gate_up_proj"),
+    ("ffn_down_exps", "experts.down_proj"),
+    ("ffn_down_exps.scale", "router.per_expert_scale"),
+    ("post_ffw_norm_1", "post_feedforward_layernorm_1"),
+    ("pre_ffw_norm_2", "pre_feedforward_layernorm_2"),
+    ("post_ffw_norm_2", "post_feedforward_layernorm_2"),
+];
+
+/// Router and experts are modules of the layer, not of its feed-forward part, in which they are sought.
+const EXPERTS: ExpertNames =
+    ExpertNames { router: "router.proj", former: &[(".router.", ".mlp.router."), (".experts.", ".mlp.experts.")], ..QWEN_EXPERTS };
 
 /// Bases of the rotary embeddings of layers that see everything, and of those with a window.
 const THETA: f64 = 1e6;
@@ -84,14 +129,24 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let softcap = fields.nullable_float("final_logit_softcapping", None)?;
     let window = fields.unsigned("sliding_window")?.unwrap_or(512);
     let rope = RopeConfig { theta, pairs: RopePairing::NeoX, scaling };
-    let config = ModelConfig { rope, sliding_window: Some(window), ..config };
-    Ok(of_gemma4(config, heads, windowed, local, softcap))
+    let config = of_gemma4(ModelConfig { rope, sliding_window: Some(window), ..config }, heads, windowed, local, softcap);
+    if !fields.bool("enable_moe_block")?.unwrap_or(false) {
+        return Ok(config);
+    }
+    let fields = fields.with_other_names(&[("num_experts_per_tok", "top_k_experts")]);
+    let (n_used, ffn_size) = (fields.required("num_experts_per_tok")?, fields.required("moe_intermediate_size")?);
+    Ok(with_experts(config, Experts::plain(fields.required("num_experts")?, n_used, ffn_size)))
+}
+
+/// The same with experts in every layer.
+fn with_experts(config: ModelConfig, experts: Experts) -> ModelConfig {
+    let experts = Some(Experts { beside_plain: true, names: &EXPERTS, ..experts });
+    ModelConfig { family: &MIXTURE, variant: Variant { experts, ..config.variant }, ..config }
 }
 
 /// What some models of this family have and tierflow lacks.
 fn refuse_others(fields: &Fields<'_>) -> Result<()> {
     let unsupported = |reason: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), reason });
-    fields.refuse_switch("enable_moe_block")?;
     match fields.unsigned("num_kv_shared_layers")?.unwrap_or(0) {
         0 => {}
         n => return unsupported(format!("num_kv_shared_layers {n} is not supported: layers that share keys and values")),
@@ -191,7 +246,14 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let softcap = keys.float("final_logit_softcapping")?.map(|cap| cap as f32);
     let rope = RopeConfig { theta: keys.float("rope.freq_base")?.unwrap_or(THETA), ..config.rope };
     let variant = Variant { activation: Activation::GeluTanh, ..config.variant };
-    Ok(of_gemma4(ModelConfig { n_kv_heads, head_size, rope, variant, ..config }, heads, windowed, local, softcap))
+    let config = of_gemma4(ModelConfig { n_kv_heads, head_size, rope, variant, ..config }, heads, windowed, local, softcap);
+    Ok(match keys.unsigned("expert_count")?.filter(|n| *n > 0) {
+        Some(n) => {
+            let (n_used, ffn_size) = (keys.required("expert_used_count")?, keys.required("expert_feed_forward_length")?);
+            with_experts(config, Experts::plain(n, n_used, ffn_size))
+        }
+        None => config,
+    })
 }
 
 /// Key and value heads of layers with a window and of those that see everything.

@@ -103,6 +103,7 @@ pub static FAMILIES: &[&Family] = &[
     &qwen3_5_moe::FAMILY,
     &qwen3_next::FAMILY,
     &gemma4::FAMILY,
+    &gemma4::MIXTURE,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.

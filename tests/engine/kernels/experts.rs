@@ -27,23 +27,26 @@ fn routes_match_their_reference() {
             (route::Params { n_tokens: 5, n_experts: 96, n_used: 7, scores: 1, n_groups: 6, n_groups_used: 2, n_best: 2, ..PLAIN }, true),
             (route::Params { n_tokens: 2, n_experts: 1024, n_used: 10, normalises: 1, ..PLAIN }, false),
         ] {
-            check_route(gpu, &params, has_bias);
+            for has_factors in [false, true] {
+                check_route(gpu, &params, has_bias, has_factors);
+            }
         }
     }
 }
 
-fn check_route(gpu: &Gpu, params: &route::Params, has_bias: bool) {
+fn check_route(gpu: &Gpu, params: &route::Params, has_bias: bool, has_factors: bool) {
     let mut random = Random(u64::from(params.n_experts));
     let logits: Vec<f32> = random.floats((params.n_tokens * params.n_experts) as usize).iter().map(|logit| 4.0 * logit).collect();
-    let bias = has_bias.then(|| random.floats(params.n_experts as usize));
+    let [bias, factors] = [has_bias, has_factors].map(|is_there| is_there.then(|| random.floats(params.n_experts as usize)));
     let len = (params.n_tokens * 2 * params.n_used) as usize;
     let mut expected = vec![0.0; len];
-    route::reference(params, &logits, bias.as_deref(), &mut expected);
+    route::reference(params, &logits, [bias.as_deref(), factors.as_deref()], &mut expected);
     let (logits, result) = (upload(gpu, "logits", &logits), poisoned(gpu, len));
-    let bias = bias.map(|bias| upload(gpu, "bias", &bias));
+    let [bias, factors] = [bias, factors].map(|each| each.map(|each| upload(gpu, "vector", &each)));
     let bindings = route::Bindings {
         logits: Binding::whole(&logits),
         bias: bias.as_ref().map(|bias| Binding::whole(bias)),
+        factors: factors.as_ref().map(|factors| Binding::whole(factors)),
         routing: Binding::whole(&result),
     };
     run(gpu, params, |buffer| route::prepare(gpu, buffer, params, bindings));

@@ -17,7 +17,9 @@ pub struct Golden {
     #[serde(default)]
     lacks: String,
     gguf: Option<Gguf>,
-    /// Layers behind the pooling, of one that makes embeddings by them.
+    /// How it pools, of one that makes embeddings.
+    pooling: Option<String>,
+    /// Layers behind the pooling, if there are any.
     #[serde(default)]
     dense: Vec<Tensor>,
     cases: Value,
@@ -110,13 +112,13 @@ impl Golden {
             header.insert(name.to_owned(), entry);
         }
         write_safetensors(folder, header, &data);
-        if !self.dense.is_empty() {
-            self.write_modules(folder);
+        if let Some(pooling) = &self.pooling {
+            self.write_modules(pooling, folder);
         }
     }
 
-    /// Those of sentence-transformers: the mean, linear layers, and what scales to the length 1.
-    fn write_modules(&self, folder: &Path) {
+    /// Those of sentence-transformers: what pools, linear layers, and what scales to the length 1.
+    fn write_modules(&self, pooling: &str, folder: &Path) {
         let names = |number: usize| format!("{number}_Dense");
         let kinds = ["", "1_Pooling"].map(str::to_owned).into_iter();
         let paths = kinds.chain((2..).take(self.dense.len()).map(names)).chain([format!("{}_Normalize", self.dense.len() + 2)]);
@@ -127,7 +129,7 @@ impl Golden {
             std::fs::create_dir_all(path).unwrap();
             std::fs::write(path.join("config.json"), config.to_string()).unwrap();
         };
-        config(&folder.join("1_Pooling"), json!({ "pooling_mode_mean_tokens": true }));
+        config(&folder.join("1_Pooling"), json!({ "pooling_mode": pooling }));
         for (number, tensor) in (2..).zip(&self.dense) {
             let folder = folder.join(names(number));
             let function = "torch.nn.modules.linear.Identity";
