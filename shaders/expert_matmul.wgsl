@@ -7,6 +7,7 @@
 // routing  [n_tokens, 2, n_used] f32: numbers of experts, then their weights, which are not read
 // slots    [n_experts] u32: the slot of each expert in weight, or NO_SLOT; read where IN_SLOTS alone
 // output   [n_tokens, n_used, expert_rows] f32
+// grid     see shared/blocks.wgsl
 //
 // With IN_SLOTS, weight is [slots, slot_bytes / 4] instead: the rows of an expert begin matrix_begin bytes behind the beginning of its slot,
 // and what belongs to experts without a slot is left as it is.
@@ -32,6 +33,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> routing: array<f32>;
 @group(0) @binding(4) var<storage, read> slots: array<u32>;
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;
+@group(0) @binding(6) var<storage, read> grid: array<u32>;
 
 override DTYPE: u32 = 0u;
 override BLOCK_LEN: u32 = 32u; // these three: see shared/blocks.wgsl

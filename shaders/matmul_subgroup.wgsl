@@ -6,6 +6,7 @@
 //         read 8 bytes at a time
 // input   [n_tokens, n_columns] f32, read 32 bytes at a time
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
+// grid    see shared/blocks.wgsl; bound there too
 //
 // What costs is loads, by their number and not by their width: such an adapter puts each word of each lane into its vector
 // through memory. So each lane has rows of its own, which it reads in the widest words and no word twice: two blocks at a time,

@@ -4,6 +4,7 @@
 // weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row where the one before ends
 // input   [n_tokens, n_columns] f32, read as quads
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
+// grid    see shared/blocks.wgsl; bound there too
 //
 // One workgroup per ROWS x TOKENS; LANE_ROWS x LANE_TOKENS sums per invocation. Weights are decoded once, into workgroup memory.
 // Every sum adds its products in the order of k, so a row's result is the same in every slice, every batch and every shape.

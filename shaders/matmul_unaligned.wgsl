@@ -4,6 +4,7 @@
 // weight  [n_rows, n_columns] F32, F16 or BF16 as stored; the first row begins at weight_begin
 // input   [n_tokens, n_columns] f32
 // output  [n_tokens, output_stride] f32, replaced, or added to (accumulates); bound there too
+// grid    not read; bound there too
 //
 // One invocation per row and token; z counts the tokens. Models have no such shapes; the plain variant keeps them right.
 

@@ -5,6 +5,7 @@
 // weight  [n_rows, n_columns] as stored (DTYPE); the first row begins at weight_begin, each row where the one before ends
 // input   [n_tokens, n_columns] f32, read as quads
 // output  [n_tokens, output_stride] f32, for each product; replaced, or added to (accumulates); bound there too
+// grid    see shared/blocks.wgsl; bound there too
 //
 // LANES lanes share a row and ROWS rows, for TOKENS tokens at a time; z counts the groups of tokens.
 // Which lane adds which products depends on n_columns alone, so a row's result is the same in every slice and every batch.

@@ -4,6 +4,7 @@
 
 pub mod blocks;
 mod encode;
+pub(crate) mod grids;
 
 use std::fmt;
 
@@ -118,6 +119,29 @@ dtypes! {
     TQ1_0 { name: "TQ1_0", gguf: 34, layout: Layout::Blocks(blocks::TQ1_0), measured_as: Q4K }
     /// 66 bytes for 256 values: 64 bytes of two bits each as in Q3_K, f16 scale `d`; value `d·(q−1)`.
     TQ2_0 { name: "TQ2_0", gguf: 35, layout: Layout::Blocks(blocks::TQ2_0), measured_as: Q4K }
+    /// 98 bytes for 256 values: f16 scale `d`, 64 bytes that choose four magnitudes each from [`DType::grid`], a word for each 32 values: seven
+    /// signs of each eight (the eighth makes the number of negative ones even), and in its highest bits a scale `s`; value
+    /// `d·(s + 1/2)/2·magnitude`.
+    IQ3XXS { name: "IQ3_XXS", gguf: 18, layout: Layout::Blocks(blocks::IQ3_XXS), measured_as: Q4K }
+    /// 110 bytes for 256 values: f16 scale `d`, 64 bytes that choose as those of IQ3_XXS, with 8 bytes of their ninth bits, 32 bytes of signs,
+    /// 4 bytes of scales `s`, one for 32 values; value `d·(2·s + 1)·magnitude`.
+    IQ3S { name: "IQ3_S", gguf: 21, layout: Layout::Blocks(blocks::IQ3_S), measured_as: Q4K }
+    /// 66 bytes for 256 values: f16 scale `d`, for each 32 values four bytes that choose eight magnitudes each from [`DType::grid`], then signs
+    /// and a scale `s` as in IQ3_XXS; value `d·(s + 1/2)/4·magnitude`.
+    IQ2XXS { name: "IQ2_XXS", gguf: 16, layout: Layout::Blocks(blocks::IQ2_XXS), measured_as: Q4K }
+    /// 74 bytes for 256 values: f16 scale `d`, for each eight values nine bits that choose as those of IQ2_XXS and seven signs, then eight bytes
+    /// of scales `s`, one for sixteen values; value as in IQ2_XXS.
+    IQ2XS { name: "IQ2_XS", gguf: 17, layout: Layout::Blocks(blocks::IQ2_XS), measured_as: Q4K }
+    /// 82 bytes for 256 values: f16 scale `d`, 32 bytes that choose as those of IQ2_XXS, 32 bytes of signs, 8 bytes of the ninth and tenth bits
+    /// of what chooses, scales as in IQ2_XS; value as in IQ2_XXS.
+    IQ2S { name: "IQ2_S", gguf: 22, layout: Layout::Blocks(blocks::IQ2_S), measured_as: Q4K }
+    /// 50 bytes for 256 values: f16 scale `d`, 32 bytes that choose eight of -1, 0 and 1 each, two bytes for each 32 values: three more bits of
+    /// each choice, three of a scale `s`, and the sign of an eighth that is added to all; value `d·(2·s + 1)·(q ± 1/8)`.
+    IQ1S { name: "IQ1_S", gguf: 19, layout: Layout::Blocks(blocks::IQ1_S), measured_as: Q4K }
+    /// 56 bytes for 256 values: 32 bytes that choose as those of IQ1_S, four bits for each with three more and the sign of the eighth, four times
+    /// sixteen bits with four scales `s` of three bits, one for sixteen values, and a quarter of the f16 scale `d`, the lowest first; value as in
+    /// IQ1_S.
+    IQ1M { name: "IQ1_M", gguf: 29, layout: Layout::Blocks(blocks::IQ1_M), measured_as: Q4K }
 }
 
 impl DType {
@@ -148,6 +172,20 @@ impl DType {
         match &self.row().layout {
             Layout::Floats(_) => None,
             Layout::Blocks(blocks) => Some(blocks),
+        }
+    }
+
+    /// What the indices in its blocks choose from, four integers in a word, the first in the lowest byte; `None` where they have none.
+    /// Kernels read it from a buffer, since tables inside of shaders are slow on some adapters.
+    pub fn grid(self) -> Option<&'static [u32]> {
+        match self {
+            DType::IQ3XXS => Some(&grids::IQ3_XXS),
+            DType::IQ3S => Some(&grids::IQ3_S),
+            DType::IQ2XXS => Some(&grids::IQ2_XXS),
+            DType::IQ2XS => Some(&grids::IQ2_XS),
+            DType::IQ2S => Some(&grids::IQ2_S),
+            DType::IQ1S | DType::IQ1M => Some(&grids::IQ1),
+            _ => None,
         }
     }
 

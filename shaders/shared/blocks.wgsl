@@ -1,6 +1,7 @@
 // Blocks of the dtypes that have no path of their own in the matrix products: one function each, a row of `columns_of`.
-// Appended to shaders that have `stored`, the matrix's 32-bit word at an index, `quad_at`, sixteen bytes from a byte on, and as overrides
-// BLOCK_LEN, the columns of a block, BLOCK_BYTES, and APART, the columns between two that share bytes: 16 or 32.
+// Appended to shaders that have `stored`, the matrix's 32-bit word at an index, `quad_at`, sixteen bytes from a byte on, `grid`, from which
+// blocks of some dtypes choose (`DType::grid`), and as overrides BLOCK_LEN, the columns of a block, BLOCK_BYTES, and APART, the columns
+// between two that share bytes: 16 or 32.
 // Blocks begin at any byte. Nothing here touches a word that holds none of the bytes asked for.
 
 // The last of the codes whose dtypes have paths of their own.
@@ -17,6 +18,13 @@ const MXFP4: u32 = 14u;
 const Q2_K: u32 = 15u;
 const TQ1_0: u32 = 16u;
 const TQ2_0: u32 = 17u;
+const IQ3_XXS: u32 = 18u;
+const IQ3_S: u32 = 19u;
+const IQ2_XXS: u32 = 20u;
+const IQ2_XS: u32 = 21u;
+const IQ2_S: u32 = 22u;
+const IQ1_S: u32 = 23u;
+const IQ1_M: u32 = 24u;
 
 // Sixteen neighbouring columns: scale * bytes + minimum, where the bytes are signed, the lowest first.
 struct Sixteen {
@@ -85,6 +93,27 @@ fn part_of(begin: u32, part: u32) -> Part {
         case TQ2_0: {
             return part_tq2_0(begin, part);
         }
+        case IQ3_XXS: {
+            return part_iq3_xxs(begin, part);
+        }
+        case IQ3_S: {
+            return part_iq3_s(begin, part);
+        }
+        case IQ2_XXS: {
+            return part_iq2_xxs(begin, part);
+        }
+        case IQ2_XS: {
+            return part_iq2_xs(begin, part);
+        }
+        case IQ2_S: {
+            return part_iq2_s(begin, part);
+        }
+        case IQ1_S: {
+            return part_iq1_s(begin, part);
+        }
+        case IQ1_M: {
+            return part_iq1_m(begin, part);
+        }
         default: {
             return Part();
         }
@@ -120,7 +149,12 @@ fn byte_at(byte: u32) -> u32 {
 
 // The half that begins at an even byte.
 fn f16_at(byte: u32) -> f32 {
-    return decode_f16(stored(byte / 4u) >> ((byte & 2u) * 8u)).x;
+    return decode_f16(half_at_byte(byte)).x;
+}
+
+// Its bits; above them others.
+fn half_at_byte(byte: u32) -> u32 {
+    return stored(byte / 4u) >> ((byte & 2u) * 8u);
 }
 
 const LOW_NIBBLES: vec4<u32> = vec4<u32>(0x0f0f0f0fu);
@@ -133,10 +167,15 @@ fn high_nibbles(bytes: vec4<u32>) -> vec4<u32> {
     return (bytes >> vec4<u32>(4u)) & LOW_NIBBLES;
 }
 
-// The lowest sixteen bits, one in each byte, as the bit above a nibble.
-fn fifth_bits(bits: u32) -> vec4<u32> {
+// The lowest sixteen bits, one in each byte.
+fn one_bits(bits: u32) -> vec4<u32> {
     let fours = (vec4<u32>(bits) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
-    return ((fours * 0x00204081u) & vec4<u32>(0x01010101u)) << vec4<u32>(4u);
+    return (fours * 0x00204081u) & vec4<u32>(0x01010101u);
+}
+
+// The same as the bit above a nibble.
+fn fifth_bits(bits: u32) -> vec4<u32> {
+    return one_bits(bits) << vec4<u32>(4u);
 }
 
 // f16 scale, 32 fifth bits, nibbles of columns 0 to 15 and 16 to 31: d * (q - 16).
@@ -334,4 +373,126 @@ fn part_tq2_0(begin: u32, part: u32) -> Part {
     let d = f16_at(begin + 64u);
     let bits = two_bits(begin, part);
     return Part(Sixteen(bits.first, d, -d), Sixteen(bits.last, d, -d));
+}
+
+// f16 scale, 64 bytes that choose four magnitudes each, a word of signs and a scale for 32 columns: d * (s + 1/2) / 2 * magnitude.
+fn part_iq3_xxs(begin: u32, part: u32) -> Part {
+    let low = begin + 2u + part * 8u;
+    let word = word_at_byte(begin + 66u + part * 4u);
+    let scale = f16_at(begin) * (0.5 + f32(word >> 28u)) * 0.5;
+    let signs = even_signs(word);
+    let first = words_of_grid(bytes_of(word_at_byte(low)));
+    let last = words_of_grid(bytes_of(word_at_byte(low + 4u)));
+    return Part(Sixteen(with_signs(first, signs), scale, 0.0), Sixteen(with_signs(last, signs >> 16u), scale, 0.0));
+}
+
+fn bytes_of(word: u32) -> vec4<u32> {
+    return (vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
+}
+
+fn words_of_grid(places: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(grid[places.x], grid[places.y], grid[places.z], grid[places.w]);
+}
+
+// Bytes of 1 to 127, and negative where the lowest sixteen bits of `signs` say so.
+fn with_signs(bytes: vec4<u32>, signs: u32) -> vec4<u32> {
+    let are_negative = one_bits(signs);
+    return (bytes ^ (are_negative * 0xffu)) + are_negative;
+}
+
+// Signs of 32 columns, of which seven of each eight are given in 28 bits: an even number of eight are negative.
+fn even_signs(sevens: u32) -> u32 {
+    let spread = (sevens & 0x7fu) | ((sevens << 1u) & 0x7f00u) | ((sevens << 2u) & 0x7f0000u) | ((sevens << 3u) & 0x7f000000u);
+    let of_fours = (spread ^ (spread >> 4u)) & 0x0f0f0f0fu;
+    let of_twos = of_fours ^ (of_fours >> 2u);
+    return spread | (((of_twos ^ (of_twos >> 1u)) & 0x01010101u) << 7u);
+}
+
+// f16 scale, 64 bytes that choose as those of IQ3_XXS with 8 of ninth bits, 32 of signs, 4 of scales for 32 columns each:
+// d * (2 * s + 1) * magnitude.
+fn part_iq3_s(begin: u32, part: u32) -> Part {
+    let low = begin + 2u + part * 8u;
+    let high = vec4<u32>(byte_at(begin + 66u + part) << 8u);
+    let signs = word_at_byte(begin + 74u + part * 4u);
+    let four_bits = (byte_at(begin + 106u + part / 2u) >> (part % 2u * 4u)) & 15u;
+    let scale = f16_at(begin) * f32(four_bits * 2u + 1u);
+    let first = words_of_grid(bytes_of(word_at_byte(low)) | ((high >> vec4<u32>(0u, 1u, 2u, 3u)) & vec4<u32>(0x100u)));
+    let last = words_of_grid(bytes_of(word_at_byte(low + 4u)) | ((high >> vec4<u32>(4u, 5u, 6u, 7u)) & vec4<u32>(0x100u)));
+    return Part(Sixteen(with_signs(first, signs), scale, 0.0), Sixteen(with_signs(last, signs >> 16u), scale, 0.0));
+}
+
+// f16 scale, for each 32 columns 4 bytes that choose eight magnitudes each, and signs and a scale as in IQ3_XXS:
+// d * (s + 1/2) / 4 * magnitude.
+fn part_iq2_xxs(begin: u32, part: u32) -> Part {
+    let places = bytes_of(word_at_byte(begin + 2u + part * 8u));
+    let word = word_at_byte(begin + 6u + part * 8u);
+    let scale = f16_at(begin) * (0.5 + f32(word >> 28u)) * 0.25;
+    return part_of_octets(places, even_signs(word), vec2<f32>(scale));
+}
+
+// What octets of the grid at these places are, with a bit for each column that is negative, and a scale for each sixteen.
+fn part_of_octets(places: vec4<u32>, signs: u32, scales: vec2<f32>) -> Part {
+    return Part(
+        Sixteen(with_signs(octets_of_grid(places.xy), signs), scales.x, 0.0),
+        Sixteen(with_signs(octets_of_grid(places.zw), signs >> 16u), scales.y, 0.0),
+    );
+}
+
+fn octets_of_grid(places: vec2<u32>) -> vec4<u32> {
+    return words_of_grid(vec4<u32>(places.xx, places.yy) * 2u + vec4<u32>(0u, 1u, 0u, 1u));
+}
+
+// f16 scale, for each eight columns nine bits that choose and seven signs, a byte of two scales for 32 columns: as IQ2_XXS.
+fn part_iq2_xs(begin: u32, part: u32) -> Part {
+    let words = vec2<u32>(word_at_byte(begin + 2u + part * 8u), word_at_byte(begin + 6u + part * 8u));
+    let octets = vec4<u32>(words.x & 0xffffu, words.x >> 16u, words.y & 0xffffu, words.y >> 16u);
+    let sevens = (octets >> vec4<u32>(9u)) << vec4<u32>(0u, 7u, 14u, 21u);
+    let signs = even_signs(sevens.x | sevens.y | sevens.z | sevens.w);
+    return part_of_octets(octets & vec4<u32>(511u), signs, quarter_scales(f16_at(begin), byte_at(begin + 66u + part)));
+}
+
+fn quarter_scales(d: f32, nibbles: u32) -> vec2<f32> {
+    return d * (vec2<f32>(f32(nibbles & 15u), f32(nibbles >> 4u)) + 0.5) * 0.25;
+}
+
+// f16 scale, 32 bytes that choose, 32 of signs, 8 of two more bits of each choice, 8 of scales as in IQ2_XS: as IQ2_XXS.
+fn part_iq2_s(begin: u32, part: u32) -> Part {
+    let high = (vec4<u32>(byte_at(begin + 66u + part)) << vec4<u32>(8u, 6u, 4u, 2u)) & vec4<u32>(0x300u);
+    let places = bytes_of(word_at_byte(begin + 2u + part * 4u)) | high;
+    let scales = quarter_scales(f16_at(begin), byte_at(begin + 74u + part));
+    return part_of_octets(places, word_at_byte(begin + 34u + part * 4u), scales);
+}
+
+// f16 scale, 32 bytes that choose eight of -1, 0 and 1 each, for each 32 columns three more bits of each choice, a scale, a sign:
+// d * (2 * s + 1) * (q +- 1/8).
+fn part_iq1_s(begin: u32, part: u32) -> Part {
+    let bits = half_at_byte(begin + 34u + part * 2u);
+    let high = ((vec4<u32>(bits) >> vec4<u32>(0u, 3u, 6u, 9u)) & vec4<u32>(7u)) << vec4<u32>(8u);
+    let places = bytes_of(word_at_byte(begin + 2u + part * 4u)) | high;
+    let scale = f16_at(begin) * f32(((bits >> 12u) & 7u) * 2u + 1u);
+    return part_of_eighths(places, vec4<u32>((bits >> 15u) & 1u), vec2<f32>(scale));
+}
+
+// Eight times -1, 0 and 1, and one more, or one less where `are_less` is 1: of each eight columns. The grid has 8 more than eight times
+// these, so that no byte is negative before the minimum is added.
+fn part_of_eighths(places: vec4<u32>, are_less: vec4<u32>, scales: vec2<f32>) -> Part {
+    let more = (vec4<u32>(1u) - are_less) * 0x02020202u;
+    let eighths = scales * 0.125;
+    return Part(
+        Sixteen(octets_of_grid(places.xy) + more.xxyy, eighths.x, -9.0 * eighths.x),
+        Sixteen(octets_of_grid(places.zw) + more.zzww, eighths.y, -9.0 * eighths.y),
+    );
+}
+
+// 32 bytes that choose as those of IQ1_S, four bits for each with three more and a sign, four times twelve bits of scales for sixteen
+// columns each and, above them, a quarter of their f16 scale: as IQ1_S.
+fn part_iq1_m(begin: u32, part: u32) -> Part {
+    let four_bits = vec4<u32>(half_at_byte(begin + 32u + part * 2u)) >> vec4<u32>(0u, 4u, 8u, 12u);
+    let places = bytes_of(word_at_byte(begin + part * 4u)) | ((four_bits & vec4<u32>(7u)) << vec4<u32>(8u));
+    let words = vec2<u32>(word_at_byte(begin + 48u), word_at_byte(begin + 52u));
+    let quarters = (vec4<u32>(words.xx, words.yy) >> vec4<u32>(12u, 28u, 12u, 28u)) & vec4<u32>(15u);
+    let d = decode_f16(quarters.x | (quarters.y << 4u) | (quarters.z << 8u) | (quarters.w << 12u)).x;
+    let packed = select(words.x, words.y, part > 3u) >> (part % 4u / 2u * 16u + part % 2u * 6u);
+    let scales = d * (vec2<f32>(f32(packed & 7u), f32((packed >> 3u) & 7u)) * 2.0 + 1.0);
+    return part_of_eighths(places, (four_bits >> vec4<u32>(3u)) & vec4<u32>(1u), scales);
 }

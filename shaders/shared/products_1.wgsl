@@ -2,6 +2,7 @@
 
 @group(0) @binding(0) var<uniform> params: array<Params, N_PRODUCTS>;
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
+@group(0) @binding(4) var<storage, read> grid: array<u32>;
 
 const N_PRODUCTS: u32 = 1u;
 

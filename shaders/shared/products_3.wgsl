@@ -4,6 +4,7 @@
 @group(0) @binding(3) var<storage, read_write> output_0: array<f32>;
 @group(0) @binding(4) var<storage, read_write> output_1: array<f32>;
 @group(0) @binding(5) var<storage, read_write> output_2: array<f32>;
+@group(0) @binding(6) var<storage, read> grid: array<u32>;
 
 const N_PRODUCTS: u32 = 3u;
 

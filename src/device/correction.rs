@@ -314,6 +314,6 @@ mod tests {
         let text = serde_json::to_string(&all).unwrap();
         assert!(text.contains(r#""decode.Q6_K":[{"factor":2.0,"waited":0.0,"at":1}]"#), "{text}");
         assert_eq!(serde_json::from_str::<Corrections>(&text).unwrap(), all);
-        assert!(serde_json::from_str::<Corrections>(r#"{"decode.IQ1_M":[]}"#).unwrap_err().to_string().contains("decode.IQ1_M"));
+        assert!(serde_json::from_str::<Corrections>(r#"{"decode.NVFP4":[]}"#).unwrap_err().to_string().contains("decode.NVFP4"));
     }
 }

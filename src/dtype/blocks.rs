@@ -3,6 +3,8 @@
 
 use half::f16;
 
+use super::grids;
+
 /// Values in a part of a block, as [`BlockLayout::unpack`] returns it.
 pub const PART_LEN: usize = 32;
 
@@ -263,4 +265,112 @@ pub(crate) const TQ2_0: BlockLayout = BlockLayout { len: 256, bytes: 66, scaling
 
 fn tq2_0(block: &[u8], part: usize) -> Block {
     Block::of_scale(half_at(block, 64), two_bits(block, part).map(|q| q.cast_signed() - 1))
+}
+
+pub(crate) const IQ3_XXS: BlockLayout = BlockLayout { len: 256, bytes: 98, scaling: Scaling::One, apart: 16, unpack: iq3_xxs };
+
+fn iq3_xxs(block: &[u8], part: usize) -> Block {
+    let indices = &block[2 + 8 * part..][..8];
+    let word = word_at(block, 66 + 4 * part);
+    let scale = half_at(block, 0) * (0.5 + (word >> 28) as f32) * 0.5;
+    Block::of_scale(scale, with_signs(even_signs(word), |quad| grids::IQ3_XXS[usize::from(indices[quad])]))
+}
+
+fn word_at(block: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|byte| block[offset + byte]))
+}
+
+/// Four magnitudes in a word, and a bit for each that is negative.
+fn with_signs(signs: u32, quad: impl Fn(usize) -> u32) -> [i8; PART_LEN] {
+    let quads: [u32; 8] = std::array::from_fn(quad);
+    std::array::from_fn(|k| {
+        let magnitude = quads[k / 4].to_le_bytes()[k % 4].cast_signed();
+        if signs >> k & 1 == 1 { -magnitude } else { magnitude }
+    })
+}
+
+/// A bit for each negative one of 32 values, of which seven of each eight are given in 28 bits: an even number of eight are negative.
+fn even_signs(sevens: u32) -> u32 {
+    (0..4).fold(0, |signs, octet| {
+        let seven = sevens >> (7 * octet) & 127;
+        signs | (seven | seven.count_ones() % 2 << 7) << (8 * octet)
+    })
+}
+
+pub(crate) const IQ3_S: BlockLayout = BlockLayout { len: 256, bytes: 110, scaling: Scaling::One, apart: 16, unpack: iq3_s };
+
+fn iq3_s(block: &[u8], part: usize) -> Block {
+    let (low, high) = (&block[2 + 8 * part..][..8], block[66 + part]);
+    let index = |quad: usize| usize::from(low[quad]) | usize::from(high >> quad & 1) << 8;
+    let scale = half_at(block, 0) * f32::from(1 + 2 * (block[106 + part / 2] >> (part % 2 * 4) & 15));
+    Block::of_scale(scale, with_signs(word_at(block, 74 + 4 * part), |quad| grids::IQ3_S[index(quad)]))
+}
+
+pub(crate) const IQ2_XXS: BlockLayout = BlockLayout { len: 256, bytes: 66, scaling: Scaling::One, apart: 16, unpack: iq2_xxs };
+
+fn iq2_xxs(block: &[u8], part: usize) -> Block {
+    let places = &block[2 + 8 * part..][..4];
+    let word = word_at(block, 6 + 8 * part);
+    let scale = half_at(block, 0) * (0.5 + (word >> 28) as f32) * 0.25;
+    Block::of_scale(scale, with_signs(even_signs(word), |quad| grids::IQ2_XXS[2 * usize::from(places[quad / 2]) + quad % 2]))
+}
+
+pub(crate) const IQ2_XS: BlockLayout = BlockLayout { len: 256, bytes: 74, scaling: Scaling::Two, apart: 16, unpack: iq2_xs };
+
+fn iq2_xs(block: &[u8], part: usize) -> Block {
+    let octet = |index: usize| u16_at(block, 2 + 8 * part + 2 * index);
+    let sevens = (0..4).fold(0, |sevens, index| sevens | u32::from(octet(index) >> 9) << (7 * index));
+    let values = with_signs(even_signs(sevens), |quad| grids::IQ2_XS[2 * usize::from(octet(quad / 2) & 511) + quad % 2]);
+    Block { values, scales: quarter_scales(half_at(block, 0), block[66 + part]), minimums: [0.0; 2] }
+}
+
+fn u16_at(block: &[u8], offset: usize) -> u16 {
+    u16::from_le_bytes([block[offset], block[offset + 1]])
+}
+
+/// The scales of both halves of a part of IQ2_XS or IQ2_S, whose nibbles these are.
+fn quarter_scales(d: f32, nibbles: u8) -> [f32; 2] {
+    [nibbles & 15, nibbles >> 4].map(|scale| d * (0.5 + f32::from(scale)) * 0.25)
+}
+
+pub(crate) const IQ2_S: BlockLayout = BlockLayout { len: 256, bytes: 82, scaling: Scaling::Two, apart: 16, unpack: iq2_s };
+
+fn iq2_s(block: &[u8], part: usize) -> Block {
+    let (low, high) = (&block[2 + 4 * part..][..4], block[66 + part]);
+    let place = |octet: usize| usize::from(low[octet]) | usize::from(high >> (2 * octet) & 3) << 8;
+    let values = with_signs(word_at(block, 34 + 4 * part), |quad| grids::IQ2_S[2 * place(quad / 2) + quad % 2]);
+    Block { values, scales: quarter_scales(half_at(block, 0), block[74 + part]), minimums: [0.0; 2] }
+}
+
+pub(crate) const IQ1_S: BlockLayout = BlockLayout { len: 256, bytes: 50, scaling: Scaling::One, apart: 16, unpack: iq1_s };
+
+fn iq1_s(block: &[u8], part: usize) -> Block {
+    let (low, high) = (&block[2 + 4 * part..][..4], u16_at(block, 34 + 2 * part));
+    let octet = |octet: usize| (low[octet], high >> (3 * octet) & 7, high >> 15 == 1);
+    Block::of_scale(half_at(block, 0) * f32::from(2 * (high >> 12 & 7) + 1) * 0.125, eighths(octet))
+}
+
+/// Eight times -1, 0 and 1, and one more, or one less. Of each eight values the low and the high bits of what chooses them, and whether one
+/// less.
+fn eighths(octet: impl Fn(usize) -> (u8, u16, bool)) -> [i8; PART_LEN] {
+    std::array::from_fn(|k| {
+        let (low, high, is_less) = octet(k / 8);
+        let place = usize::from(high) << 8 | usize::from(low);
+        let level = grids::IQ1[2 * place + k / 4 % 2].to_le_bytes()[k % 4].cast_signed();
+        level - if is_less { 9 } else { 7 }
+    })
+}
+
+pub(crate) const IQ1_M: BlockLayout = BlockLayout { len: 256, bytes: 56, scaling: Scaling::Two, apart: 16, unpack: iq1_m };
+
+fn iq1_m(block: &[u8], part: usize) -> Block {
+    let low = &block[4 * part..][..4];
+    let octet = |octet: usize| {
+        let four_bits = block[32 + 2 * part + octet / 2] >> (octet % 2 * 4) & 15;
+        (low[octet], u16::from(four_bits & 7), four_bits > 7)
+    };
+    let packed = |index: usize| u16_at(block, 48 + 2 * index);
+    let d = f16::from_bits((0..4).fold(0, |bits, index| bits | packed(index) >> 12 << (4 * index))).to_f32();
+    let scale = |half: usize| d * f32::from(2 * (packed(part / 2) >> (part % 2 * 6 + 3 * half) & 7) + 1) * 0.125;
+    Block { values: eighths(octet), scales: [scale(0), scale(1)], minimums: [0.0; 2] }
 }

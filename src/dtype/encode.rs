@@ -30,7 +30,9 @@ impl DType {
             DType::Q4K => k_quants::q4_k,
             DType::Q5K => k_quants::q5_k,
             DType::Q6K => k_quants::q6_k,
-            DType::Q3K | DType::Q2K | DType::IQ4NL | DType::IQ4XS | DType::TQ1_0 | DType::TQ2_0 => return None,
+            DType::Q3K | DType::Q2K | DType::IQ4NL | DType::IQ4XS => return None,
+            DType::TQ1_0 | DType::TQ2_0 | DType::IQ3XXS | DType::IQ3S | DType::IQ2XXS | DType::IQ2XS | DType::IQ2S => return None,
+            DType::IQ1S | DType::IQ1M => return None,
         })
     }
 

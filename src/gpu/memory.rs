@@ -140,26 +140,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::DoesNotFit`] over the budget, over the adapter's largest buffer, or where the driver has no memory left.
     pub async fn buffer(&self, label: &str, size: Bytes, usage: wgpu::BufferUsages, purpose: Purpose) -> Result<Buffer> {
-        let size = Bytes(size.0.max(1)).align_up(BUFFER_ALIGNMENT);
-        let does_not_fit = |available, advice: Advice| Error::DoesNotFit {
-            device: format!("{} ({label})", self.spec.device),
-            needed: size,
-            available,
-            advice,
-        };
-        if size > self.limits.max_buffer_bytes {
-            return Err(Error::ExceedsLimit {
-                device: format!("{} ({label})", self.spec.device),
-                needed: size,
-                available: self.limits.max_buffer_bytes,
-                advice: [Remedy::other("this is the adapter's largest buffer: the tensor must be cut into slices")].into(),
-            });
-        }
-        self.ledger.take(size, purpose).map_err(|left| {
-            let lower = |setting| Remedy::Lower(setting, None);
-            let raise = Remedy::RaiseBudget(self.spec.device.to_string());
-            does_not_fit(left, [raise, lower(Setting::CtxSize), lower(Setting::Lookahead)].into())
-        })?;
+        let size = self.counted(label, size, purpose)?;
         // Scopes nest: the inner one is popped first. Both are popped before the await, since a scope belongs to its thread.
         let memory_scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation_scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -173,9 +154,47 @@ impl Gpu {
             let free = self.ledger.budget().saturating_sub(self.ledger.total().in_use) + size;
             let because = "the budget has room but the driver has not".into();
             let remedies = vec![Remedy::LowerBudgetOfGpu, Remedy::other("close other programs")];
-            return Err(does_not_fit(free, Advice { because, remedies }));
+            return Err(self.does_not_fit(label, size, free, Advice { because, remedies }));
         }
         Ok(buffer)
+    }
+
+    /// A small buffer that holds `bytes`, a multiple of 16, from the beginning on: at once, so that a driver without memory for it says so
+    /// later ([`Gpu::check`]).
+    ///
+    /// # Errors
+    /// As [`Gpu::buffer`], but for the driver's own.
+    pub(super) fn filled_buffer(&self, label: &str, bytes: &[u8], usage: wgpu::BufferUsages, purpose: Purpose) -> Result<Buffer> {
+        let size = self.counted(label, Bytes(bytes.len() as u64), purpose)?;
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: size.0, usage, mapped_at_creation: true };
+        let buffer = Buffer { buffer: self.device.create_buffer(&descriptor), purpose, ledger: Arc::clone(&self.ledger) };
+        let invalid = |error| self.error(format!("buffer `{label}` of {size}: {error}"));
+        buffer.slice(..).get_mapped_range_mut().map_err(invalid)?.copy_from_slice(bytes);
+        buffer.unmap();
+        Ok(buffer)
+    }
+
+    /// Takes the bytes of a buffer out of the budget: `size`, rounded up.
+    fn counted(&self, label: &str, size: Bytes, purpose: Purpose) -> Result<Bytes> {
+        let size = Bytes(size.0.max(1)).align_up(BUFFER_ALIGNMENT);
+        if size > self.limits.max_buffer_bytes {
+            return Err(Error::ExceedsLimit {
+                device: format!("{} ({label})", self.spec.device),
+                needed: size,
+                available: self.limits.max_buffer_bytes,
+                advice: [Remedy::other("this is the adapter's largest buffer: the tensor must be cut into slices")].into(),
+            });
+        }
+        self.ledger.take(size, purpose).map_err(|left| {
+            let lower = |setting| Remedy::Lower(setting, None);
+            let raise = Remedy::RaiseBudget(self.spec.device.to_string());
+            self.does_not_fit(label, size, left, [raise, lower(Setting::CtxSize), lower(Setting::Lookahead)].into())
+        })?;
+        Ok(size)
+    }
+
+    fn does_not_fit(&self, label: &str, needed: Bytes, available: Bytes, advice: Advice) -> Error {
+        Error::DoesNotFit { device: format!("{} ({label})", self.spec.device), needed, available, advice }
     }
 }
 

@@ -9,6 +9,7 @@ mod memory;
 mod params;
 mod pipelines;
 mod readback;
+mod tables;
 mod write;
 
 use std::panic::AssertUnwindSafe;
@@ -55,6 +56,7 @@ pub struct Gpu {
     pipelines: pipelines::Pipelines,
     bind_groups: BindGroups,
     readback: Mutex<Option<Buffer>>,
+    tables: tables::Tables,
     errors: Arc<UncapturedErrors>,
 }
 
@@ -97,6 +99,7 @@ impl Gpu {
             pipelines: pipelines::Pipelines::new(&device, &adapter.get_info()),
             bind_groups: BindGroups::default(),
             readback: Mutex::new(None),
+            tables: tables::Tables::default(),
             ledger: Arc::new(Ledger::new(budget)),
             deadline: Arc::default(),
             device,

@@ -245,14 +245,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_refused_by_its_name_unless_the_whole_name_was_asked_for() {
-        for (model, names) in
-            [("o/n:IQ2_XXS", &["m-IQ2_XXS.gguf", "m-Q8_0.gguf"][..]), ("o/n", &["m.iq2_xxs.gguf"]), ("o/n", &["IQ2_XXS/m.gguf"])]
-        {
+        for (model, names) in [("o/n:Q1_0", &["m-Q1_0.gguf", "m-Q8_0.gguf"][..]), ("o/n", &["m.q1_0.gguf"]), ("o/n", &["Q1_0/m.gguf"])] {
             let error = choose(model, names).unwrap_err().to_string();
-            assert!(error.contains(&format!("{} is quantised as IQ2_XXS", names[0])) && error.contains("Q8_0"), "{error}");
+            assert!(error.contains(&format!("{} is quantised as Q1_0", names[0])) && error.contains("Q8_0"), "{error}");
         }
-        let asked_for = choose("o/n:m-IQ2_XXS.gguf", &["m-IQ2_XXS.gguf"]).unwrap();
-        assert!(doubt(&asked_for).unwrap().contains("IQ2_XXS"));
+        let asked_for = choose("o/n:m-Q1_0.gguf", &["m-Q1_0.gguf"]).unwrap();
+        assert!(doubt(&asked_for).unwrap().contains("Q1_0"));
         assert_eq!(doubt(&choose("o/n", &["m-Q8_0.gguf"]).unwrap()), None);
         assert_eq!(choose("o/n", &["model.gguf"]).unwrap().open, "model.gguf");
     }
@@ -268,8 +266,8 @@ mod tests {
         }
         assert!(!choose("o/n:Q4_1", &shuffled).unwrap().is_complete());
         assert!(holds_no_candidate(&parse_model_ref("o/n:Q8_0").unwrap(), &[names[1].to_owned()]));
-        let error = choose("o/n:IQ2_XXS", &["m-IQ2_XXS-00001-of-00002.gguf", "m-IQ2_XXS-00002-of-00002.gguf"]).unwrap_err().to_string();
-        assert!(error.contains("is quantised as IQ2_XXS"), "{error}");
+        let error = choose("o/n:Q1_0", &["m-Q1_0-00001-of-00002.gguf", "m-Q1_0-00002-of-00002.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("is quantised as Q1_0"), "{error}");
     }
 
     #[test]
@@ -296,8 +294,8 @@ mod tests {
 
     #[test]
     fn a_repository_without_a_model_says_what_it_has() {
-        let error = choose("o/n", &["a-IQ1_M.gguf", "b-IQ3_S.gguf"]).unwrap_err().to_string();
-        assert!(error.contains("a-IQ1_M.gguf, b-IQ3_S.gguf") && error.contains("Q8_0"), "{error}");
+        let error = choose("o/n", &["a-Q1_0.gguf", "b-Q4_0_4_4.gguf"]).unwrap_err().to_string();
+        assert!(error.contains("a-Q1_0.gguf, b-Q4_0_4_4.gguf") && error.contains("Q8_0"), "{error}");
         assert!(choose("o/n", &["README.md"]).unwrap_err().to_string().contains("neither"));
     }
 

@@ -15,6 +15,12 @@ pub(super) struct Quantisation(String);
 impl Quantisation {
     /// The dtype of most of its matrices, where that is one that can be read.
     pub fn dtype(&self) -> Option<DType> {
+        // Mixtures of one dtype whose name is longer.
+        match self.0.as_str() {
+            "IQ3_XS" | "IQ3_M" => return Some(DType::IQ3S),
+            "IQ2_M" => return Some(DType::IQ2S),
+            _ => {}
+        }
         let is_base = |dtype: &DType| {
             let base = dtype.to_string();
             self.0.strip_prefix(base.as_str()).is_some_and(|rest| rest.is_empty() || MIXTURES.contains(&rest))
@@ -96,7 +102,7 @@ mod tests {
         for dtype in DType::ALL {
             assert_eq!(quantisation_of(&format!("m-{dtype}.gguf")).and_then(|it| it.dtype()), Some(dtype));
         }
-        for name in ["m-IQ2_XXS.gguf", "m-Q4_0_4_4.gguf", "m-IQ3_S.gguf"] {
+        for name in ["m-Q4_0_4_4.gguf", "m-Q1_0.gguf"] {
             assert_eq!(quantisation_of(name).and_then(|it| it.dtype()), None, "{name}");
         }
         let order = dtypes_by_preference();

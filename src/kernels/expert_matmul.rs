@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchShape, Binding, EXPERT_MATMUL, dispatch, f32_bytes, fold, is_software, matmul, require};
+use super::{BatchShape, Binding, EXPERT_MATMUL, dispatch_of_matrix, f32_bytes, fold, is_software, matmul, require};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -117,7 +117,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
     let groups = u64::from(expert_rows.div_ceil(workgroup / lanes));
     let count = u64::from(n_tokens) * u64::from(n_used) * groups;
     require(gpu, stem, count <= u64::from(u32::MAX), "it has more workgroups than u32 counts")?;
-    dispatch(gpu, &EXPERT_MATMUL, &constants, params_buffer, &needed, fold(gpu, stem, count, 1)?)
+    dispatch_of_matrix(gpu, &EXPERT_MATMUL, &constants, params_buffer, (Some(dtype), &needed), fold(gpu, stem, count, 1)?)
 }
 
 /// CPU twin of `shaders/expert_matmul.wgsl`.

@@ -26,6 +26,7 @@ pub mod sum_experts;
 pub mod top_k;
 
 use crate::device::AdapterKind;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Access::{Read, Write};
 use crate::gpu::{Access, BUFFER_ALIGNMENT, Dispatch, Gpu, KernelSource};
@@ -148,9 +149,10 @@ macro_rules! products {
     };
 }
 
-const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write)];
-const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write)];
-const MATMUL_3: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write)];
+const MATMUL: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output", Write), ("grid", Read)];
+const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("grid", Read)];
+const MATMUL_3: &[(&str, Access)] =
+    &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write), ("grid", Read)];
 static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes");
 static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes");
 static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
@@ -242,7 +244,7 @@ static ROUTE: KernelSource =
 static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul",
     wgsl!("expert_matmul", "decode", "blocks", "bytes"),
-    &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write)],
+    &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
 );
 static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(
     "sum_experts",
@@ -285,6 +287,23 @@ fn dispatch(
     }
     let pipeline = gpu.pipeline(kernel, constants);
     Ok(Dispatch { bind_group: gpu.bind_group(kernel.stem, pipeline.layout(), parts), pipeline, workgroups })
+}
+
+/// As [`dispatch`], of a kernel that reads a matrix of this dtype, the first of the bindings, and whose last binding is the dtype's grid.
+fn dispatch_of_matrix(
+    gpu: &Gpu,
+    kernel: &'static KernelSource,
+    constants: &[(&'static str, f64)],
+    params_buffer: &wgpu::Buffer,
+    (dtype, bindings): (Option<DType>, &[Needed<'_>]),
+    workgroups: [u32; 3],
+) -> Result<Dispatch> {
+    let grid = dtype.and_then(DType::grid).map(|grid| gpu.table(grid)).transpose()?;
+    let mut bindings = bindings.to_vec();
+    // Where there is no grid, something must be bound all the same.
+    let stand_in = bindings.first().map(|(weight, _)| (*weight, 0));
+    bindings.extend(grid.as_ref().map(|grid| (Binding::whole(grid), grid.size())).or(stand_in));
+    dispatch(gpu, kernel, constants, params_buffer, &bindings, workgroups)
 }
 
 /// The size to bind, in whole quads of words: all of it that the adapter can bind, whatever is needed of it, so that forwards of any

@@ -18,7 +18,8 @@ const LEAST_POOL: Bytes = Bytes::mib(8);
 fn measured_as(dtype: DType) -> DType {
     match dtype {
         DType::Q5_0 | DType::Q5_1 | DType::Q5K | DType::IQ4NL | DType::IQ4XS | DType::MXFP4 => DType::Q6K,
-        DType::Q2K | DType::TQ1_0 | DType::TQ2_0 => DType::Q3K,
+        DType::Q2K | DType::TQ1_0 | DType::TQ2_0 | DType::IQ3XXS | DType::IQ3S => DType::Q3K,
+        DType::IQ2XXS | DType::IQ2XS | DType::IQ2S | DType::IQ1S | DType::IQ1M => DType::Q3K,
         other => other,
     }
 }

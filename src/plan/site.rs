@@ -1,7 +1,10 @@
 //! Site: the input of planning, prepared once for all plans that are tried. It has the model, the options, the devices that may compute
 //! (workers) with their limits and budgets, and every unit as it is cut where it is resident.
 
+use std::collections::BTreeSet;
+
 use crate::device::{Device, DeviceSpec, GpuLimits};
+use crate::dtype::DType;
 use crate::error::{Advice, Error, Remedy, Result, Setting};
 use crate::model::{Model, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
@@ -44,6 +47,8 @@ pub(super) struct Worker<'a> {
     pub(super) block_bytes: Vec<Bytes>,
     /// Norms and biases of each unit, which are resident wherever it is computed.
     pub(super) vector_bytes: Vec<Bytes>,
+    /// Grids of all dtypes of the model: a buffer each.
+    grid_bytes: Bytes,
 }
 
 impl<'a> Site<'a> {
@@ -192,6 +197,7 @@ impl<'a> Worker<'a> {
             budget: budget(spec, host, options),
             block_bytes: blocks.iter().map(|chunks| chunks.iter().map(|chunk| chunk.size_bytes).sum()).collect(),
             blocks,
+            grid_bytes: grid_bytes(catalog, matrices),
             vector_bytes: model.units.iter().map(|unit| unit.vectors().map(vector_bytes).sum()).collect(),
         })
     }
@@ -215,9 +221,12 @@ impl<'a> Worker<'a> {
         self.limits.max_binding_bytes.min(self.limits.max_buffer_bytes).min(HOST_BUFFER_MAX)
     }
 
-    /// Parameters of so many dispatches; the host needs none.
+    /// Parameters of so many dispatches, and the grids that they read; the host needs none.
     pub(super) fn params_bytes(&self, n_dispatches: usize) -> Bytes {
-        if self.is_gpu() { Bytes(PARAMS_BYTES * N_PARAMS_SETS).times(n_dispatches as u64) } else { Bytes::ZERO }
+        if n_dispatches == 0 || !self.is_gpu() {
+            return Bytes::ZERO;
+        }
+        Bytes(PARAMS_BYTES * N_PARAMS_SETS).times(n_dispatches as u64) + self.grid_bytes
     }
 
     /// How many times a slot's bytes the ring takes of device memory: slots, and staging buffers.
@@ -225,6 +234,12 @@ impl<'a> Worker<'a> {
         let copies = if self.is_gpu() && self.upload == UploadPath::Staged { 2 } else { 1 };
         n_slots as u64 * copies
     }
+}
+
+/// Of the grids that the blocks of `matrices` choose from.
+fn grid_bytes(catalog: &Catalog, matrices: &[TensorId]) -> Bytes {
+    let dtypes: BTreeSet<DType> = matrices.iter().map(|id| catalog[*id].dtype).collect();
+    dtypes.into_iter().filter_map(DType::grid).map(|grid| Bytes(size_of_val(grid) as u64)).sum()
 }
 
 /// Slices of `matrices` where none is larger than `max_slice`.

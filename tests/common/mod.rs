@@ -199,6 +199,13 @@ impl Random {
                         // An exponent: 6 times the power of two is 0.1 to 1.5.
                         block[0] = 121 + block[0] % 5;
                     }
+                    if dtype == DType::IQ1M {
+                        // A half in the upper four bits of four times two bytes.
+                        let [low, high] = half(self.float() / 16.0);
+                        for (place, bits) in [(49, low << 4), (51, low), (53, high << 4), (55, high)] {
+                            block[place] = block[place] & 15 | bits & 0xF0;
+                        }
+                    }
                     for (place, largest) in scale_places(dtype).iter().zip(largest) {
                         block[*place..place + 2].copy_from_slice(&half(self.float() / largest));
                     }
@@ -214,10 +221,11 @@ pub fn scale_places(dtype: DType) -> &'static [usize] {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => &[],
         DType::Q8_0 | DType::Q4_0 | DType::Q5_0 | DType::IQ4NL | DType::IQ4XS => &[0],
+        DType::IQ3XXS | DType::IQ3S | DType::IQ2XXS | DType::IQ2XS | DType::IQ2S | DType::IQ1S => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
         DType::Q6K => &[208],
         DType::Q3K => &[108],
-        DType::MXFP4 => &[],
+        DType::MXFP4 | DType::IQ1M => &[],
         DType::Q2K => &[80, 82],
         DType::TQ1_0 => &[52],
         DType::TQ2_0 => &[64],
@@ -241,5 +249,10 @@ fn largest_of(dtype: DType) -> [f32; 2] {
         DType::IQ4XS => [4096.0, 1.0],
         DType::MXFP4 | DType::TQ1_0 | DType::TQ2_0 => [1.0, 1.0],
         DType::Q2K => [32.0, 16.0],
+        DType::IQ3XXS => [512.0, 1.0],
+        DType::IQ3S => [512.0, 1.0],
+        DType::IQ2XXS | DType::IQ2XS | DType::IQ2S => [256.0, 1.0],
+        DType::IQ1S => [16.0, 1.0],
+        DType::IQ1M => [1.0, 1.0],
     }
 }

@@ -557,8 +557,8 @@ fn waits_are_reported_and_an_hour_is_not_waited_for() {
 #[test]
 fn what_does_not_run_is_not_fetched() {
     for (asked, files) in [
-        ("org/name:IQ2_XXS", &["m-IQ2_XXS.gguf", "m-Q8_0.gguf"][..]),
-        ("org/name", &["m-IQ2_XXS.gguf"]),
+        ("org/name:Q1_0", &["m-Q1_0.gguf", "m-Q8_0.gguf"][..]),
+        ("org/name", &["m-Q1_0.gguf"]),
         ("org/name:Q8_0", &["s-Q8_0-00001-of-00002.gguf"]),
     ] {
         let files: Vec<(&str, &[u8])> = files.iter().map(|name| (*name, &b"GGUF"[..])).collect();

@@ -74,7 +74,7 @@ fn descriptions_that_make_no_sense_are_refused_by_name() {
         ("/more", json!(1), "unknown field `more`"),
         ("/devices/0/speed", json!(1), "unknown field `speed`"),
         ("/devices/0/rates/matvec_f16", json!(1), "unknown field `matvec_f16`"),
-        ("/devices/0/rates/matvec", json!({ "IQ1_M": 1 }), "IQ1_M"),
+        ("/devices/0/rates/matvec", json!({ "NVFP4": 1 }), "NVFP4"),
         ("/devices/0/rates/matvec", json!({ "Q4_0": 0 }), "gpu:0: matvec.Q4_0 is 0"),
         ("/devices/0/rates/dispatch_secs", json!(-1e-6), "gpu:0: dispatch_secs is -0.000001"),
         ("/devices/2/rates/disk_read", json!("fast"), "invalid type"),

@@ -3,7 +3,7 @@
 use super::{Params, Products};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::kernels::{MATMUL_SUBGROUP, dispatch, fold, require};
+use crate::kernels::{MATMUL_SUBGROUP, dispatch_of_matrix, fold, require};
 
 /// Lanes of the subgroups that the shader is written for.
 pub const LANES: u32 = 8;
@@ -41,5 +41,5 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
     let rows = *ROWS.iter().rev().find(are_many).unwrap_or(&ROWS[0]);
     let constants = [&params.dtype_constants()[..], &[("ROWS", f64::from(rows)), ("TOKENS", f64::from(tokens))]].concat();
     let workgroups = fold(gpu, kernel.stem, products.n_groups(rows * LANES), token_groups)?;
-    dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
+    dispatch_of_matrix(gpu, kernel, &constants, params_buffer, (params.dtype(), &needed), workgroups)
 }

@@ -4,7 +4,7 @@ use super::Products;
 use crate::device::TileShape;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::kernels::{MATMUL_TILE, dispatch, fold, require};
+use crate::kernels::{MATMUL_TILE, dispatch_of_matrix, fold, require};
 
 /// Makes the dispatch; each row is whole quads of words, or of blocks.
 ///
@@ -25,5 +25,5 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>,
     let constants = [&params.dtype_constants()[..], &shape_constants].concat();
     let tiles = products.n_groups(shape.rows) * u64::from(params.n_tokens.div_ceil(shape.tokens));
     let workgroups = fold(gpu, kernel.stem, tiles, 1)?;
-    dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
+    dispatch_of_matrix(gpu, kernel, &constants, params_buffer, (params.dtype(), &needed), workgroups)
 }

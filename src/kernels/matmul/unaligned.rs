@@ -3,7 +3,7 @@
 use super::Products;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::kernels::{MATMUL_UNALIGNED, dispatch, fold, require};
+use crate::kernels::{MATMUL_UNALIGNED, dispatch_of_matrix, fold, require};
 
 /// `@workgroup_size` of the shader.
 const WORKGROUP: u32 = 64;
@@ -17,5 +17,5 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>)
     require(gpu, MATMUL_UNALIGNED.stem, products.params.len() == 1, "it computes one product alone")?;
     let params = products.common();
     let workgroups = fold(gpu, MATMUL_UNALIGNED.stem, u64::from(params.n_rows.div_ceil(WORKGROUP)), params.n_tokens)?;
-    dispatch(gpu, &MATMUL_UNALIGNED, &[("DTYPE", f64::from(params.dtype))], params_buffer, &needed, workgroups)
+    dispatch_of_matrix(gpu, &MATMUL_UNALIGNED, &[("DTYPE", f64::from(params.dtype))], params_buffer, (params.dtype(), &needed), workgroups)
 }

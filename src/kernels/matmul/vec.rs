@@ -5,7 +5,7 @@ use crate::device::RowShape;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::kernels::{MATMUL_VEC, dispatch, fold, require};
+use crate::kernels::{MATMUL_VEC, dispatch_of_matrix, fold, require};
 
 /// Most tokens that one invocation serves.
 const MAX_TOKENS: u32 = 4;
@@ -45,5 +45,5 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, products: &Products<'_>,
     let constants = [&params.dtype_constants()[..], &shape_constants].concat();
     let rows_per_workgroup = shape.workgroup / shape.lanes * shape.rows;
     let workgroups = fold(gpu, kernel.stem, products.n_groups(rows_per_workgroup), params.n_tokens.div_ceil(tokens))?;
-    dispatch(gpu, kernel, &constants, params_buffer, &needed, workgroups)
+    dispatch_of_matrix(gpu, kernel, &constants, params_buffer, (params.dtype(), &needed), workgroups)
 }

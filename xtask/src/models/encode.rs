@@ -1,5 +1,7 @@
 //! Values as stored bytes: as F32, F16 or BF16, and as ggml's blocks by its reference quantisation (`quantize_row_*_ref` of ggml-quants.c).
 
+mod grids;
+
 use std::str::FromStr;
 
 use half::{bf16, f16};
@@ -55,6 +57,20 @@ pub enum GgufType {
     TQ1_0,
     /// The same, four to a byte.
     TQ2_0,
+    /// 256 magnitudes, four to a byte that chooses from a grid, seven signs for eight, 4-bit scales for each 32.
+    IQ3XXS,
+    /// 256 magnitudes, four to nine bits that choose from a grid, signs, 4-bit scales for each 32.
+    IQ3S,
+    /// 256 magnitudes, eight to a byte that chooses from a grid, seven signs for eight, 4-bit scales for each 32.
+    IQ2XXS,
+    /// 256 magnitudes, eight to nine bits that choose from a grid, seven signs for eight, 4-bit scales for each sixteen.
+    IQ2XS,
+    /// 256 magnitudes, eight to ten bits that choose from a grid, signs, 4-bit scales for each sixteen.
+    IQ2S,
+    /// 256 times -1, 0 or 1, eight to eleven bits that choose from a grid, an eighth more or less, 3-bit scales for each 32.
+    IQ1S,
+    /// The same with an eighth for each eight, and 3-bit scales for each sixteen.
+    IQ1M,
 }
 
 impl Stored {
@@ -127,6 +143,13 @@ impl GgufType {
             GgufType::Q2K => 10,
             GgufType::TQ1_0 => 34,
             GgufType::TQ2_0 => 35,
+            GgufType::IQ3XXS => 18,
+            GgufType::IQ3S => 21,
+            GgufType::IQ2XXS => 16,
+            GgufType::IQ2XS => 17,
+            GgufType::IQ2S => 22,
+            GgufType::IQ1S => 19,
+            GgufType::IQ1M => 29,
         }
     }
 
@@ -151,6 +174,13 @@ impl GgufType {
             GgufType::Q2K => 10,
             GgufType::TQ1_0 => 36,
             GgufType::TQ2_0 => 37,
+            GgufType::IQ3XXS => 23,
+            GgufType::IQ3S => 26,
+            GgufType::IQ2XXS => 19,
+            GgufType::IQ2XS => 20,
+            GgufType::IQ2S => 28,
+            GgufType::IQ1S => 24,
+            GgufType::IQ1M => 31,
         }
     }
 
@@ -174,6 +204,13 @@ impl GgufType {
             GgufType::Q2K => (256, 84),
             GgufType::TQ1_0 => (256, 54),
             GgufType::TQ2_0 => (256, 66),
+            GgufType::IQ3XXS => (256, 98),
+            GgufType::IQ3S => (256, 110),
+            GgufType::IQ2XXS => (256, 66),
+            GgufType::IQ2XS => (256, 74),
+            GgufType::IQ2S => (256, 82),
+            GgufType::IQ1S => (256, 50),
+            GgufType::IQ1M => (256, 56),
         }
     }
 
@@ -198,6 +235,13 @@ impl GgufType {
             GgufType::Q2K => values.chunks_exact(256).for_each(|block| encode_q2_k(block, output)),
             GgufType::TQ1_0 => values.chunks_exact(256).for_each(|block| encode_tq1_0(block, output)),
             GgufType::TQ2_0 => values.chunks_exact(256).for_each(|block| encode_tq2_0(block, output)),
+            GgufType::IQ3XXS => values.chunks_exact(256).for_each(|block| grids::encode_iq3_xxs(block, output)),
+            GgufType::IQ3S => values.chunks_exact(256).for_each(|block| grids::encode_iq3_s(block, output)),
+            GgufType::IQ2XXS => values.chunks_exact(256).for_each(|block| grids::encode_iq2_xxs(block, output)),
+            GgufType::IQ2XS => values.chunks_exact(256).for_each(|block| grids::encode_iq2_xs(block, output)),
+            GgufType::IQ2S => values.chunks_exact(256).for_each(|block| grids::encode_iq2_s(block, output)),
+            GgufType::IQ1S => values.chunks_exact(256).for_each(|block| grids::encode_iq1_s(block, output)),
+            GgufType::IQ1M => values.chunks_exact(256).for_each(|block| grids::encode_iq1_m(block, output)),
         }
     }
 }
@@ -225,6 +269,13 @@ impl FromStr for GgufType {
             "q2_k" => GgufType::Q2K,
             "tq1_0" => GgufType::TQ1_0,
             "tq2_0" => GgufType::TQ2_0,
+            "iq3_xxs" => GgufType::IQ3XXS,
+            "iq3_s" => GgufType::IQ3S,
+            "iq2_xxs" => GgufType::IQ2XXS,
+            "iq2_xs" => GgufType::IQ2XS,
+            "iq2_s" => GgufType::IQ2S,
+            "iq1_s" => GgufType::IQ1S,
+            "iq1_m" => GgufType::IQ1M,
             _ => return Err(format!("--dtype {text} is not known in GGUF; write f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q6_k")),
         })
     }

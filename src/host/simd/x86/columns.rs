@@ -158,6 +158,25 @@ pub(super) fn or_where<const SET: bool>(columns: &mut ByteColumns, bits: &ByteCo
     }
 }
 
+/// Of each bit of 32-bit words, from the lowest on, a byte with all bits set, or none.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn spread_bits(words: __m256i) -> ByteColumns {
+    // Vector `i` has columns `4·i` to `4·i + 3`, whose bits are in the lower or the upper half of byte `i / 2`.
+    let mut spread = [words; 8];
+    for (byte, vectors) in spread.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        // Byte `byte` of each lane four times: the places in a 128-bit half where each lane begins, and `byte` further.
+        let begins = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C, 0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C);
+        let copied = _mm256_shuffle_epi8(words, _mm256_add_epi8(begins, _mm256_set1_epi8(byte as i8)));
+        *vectors = [copied, _mm256_srli_epi16(copied, 4)];
+    }
+    let of_column = _mm256_set1_epi32(0x0804_0201);
+    for bits in &mut spread {
+        *bits = _mm256_cmpeq_epi8(_mm256_and_si256(*bits, of_column), of_column);
+    }
+    spread
+}
+
 /// Bytes of even and of odd place as i16, without signs.
 #[target_feature(enable = "avx2")]
 #[inline]

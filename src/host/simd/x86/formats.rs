@@ -1,5 +1,6 @@
 //! Which dtypes have instructions of their own, and what one is made of: a file for each kind of them.
 
+mod grids;
 mod k_nibbles;
 mod sixteens;
 mod tables;
@@ -100,6 +101,13 @@ pub(super) const fn functions_of(dtype: DType) -> Option<Functions> {
         DType::MXFP4 => Functions::of::<tables::MXFP4>(),
         DType::TQ1_0 => Functions::of::<ternary::TQ1_0>(),
         DType::TQ2_0 => Functions::of::<ternary::TQ2_0>(),
+        DType::IQ3XXS => Functions::of::<grids::IQ3XXS>(),
+        DType::IQ3S => Functions::of::<grids::IQ3S>(),
+        DType::IQ2XXS => Functions::of::<grids::IQ2XXS>(),
+        DType::IQ2XS => Functions::of::<grids::IQ2XS>(),
+        DType::IQ2S => Functions::of::<grids::IQ2S>(),
+        DType::IQ1S => Functions::of::<grids::IQ1S>(),
+        DType::IQ1M => Functions::of::<grids::IQ1M>(),
         DType::F32 | DType::F16 | DType::BF16 => return None,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::columns::{Blocks, ByteColumns, half_pairs, nibbles, signed_pairs, unsigned_pairs};
+use super::super::columns::{Blocks, ByteColumns, half_pairs, nibbles, signed_pairs, spread_bits, unsigned_pairs};
 use super::super::sums::{Minimum, One};
 use super::{Format, Unpacked};
 use crate::dtype::{BlockLayout, blocks};
@@ -163,17 +163,7 @@ unsafe fn five_bits(blocks: &Blocks<'_>, offset: usize) -> ByteColumns {
     // SAFETY: the caller's promise.
     let (bits, bytes) = unsafe { (blocks.word(offset), blocks.sixteen(offset + 4)) };
     let mut integers = nibbles(bytes);
-    // Vector `i` has columns `4·i` to `4·i + 3`, whose bits are in the lower or the upper half of byte `i / 2`.
-    let mut spread = [bits; 8];
-    for (byte, vectors) in spread.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        // Byte `byte` of each lane four times: the places in a 128-bit half where each lane begins, and `byte` further.
-        let begins = _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C, 0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C);
-        let copied = _mm256_shuffle_epi8(bits, _mm256_add_epi8(begins, _mm256_set1_epi8(byte as i8)));
-        *vectors = [copied, _mm256_srli_epi16(copied, 4)];
-    }
-    let of_column = _mm256_set1_epi32(0x0804_0201);
-    for (integers, bits) in integers.iter_mut().zip(spread) {
-        let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, of_column), of_column);
+    for (integers, is_set) in integers.iter_mut().zip(spread_bits(bits)) {
         *integers = _mm256_or_si256(*integers, _mm256_and_si256(is_set, _mm256_set1_epi8(16)));
     }
     integers
