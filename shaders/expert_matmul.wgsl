@@ -4,7 +4,8 @@
 // params   one per dispatch
 // weight   [n_rows, n_columns] as stored (DTYPE), from row first_row of all experts' on; rows may begin at any byte that their dtype allows
 // input    [n_tokens, n_used, n_columns] f32, or [n_tokens, n_columns] where shares_input is not 0
-// routing  [n_tokens, 2, n_used] f32: numbers of experts, then their weights, which are not read
+// routing  [n_tokens, 2, n_used] f32: numbers of experts, then their weights, which are not read; without IS_CHOSEN anything, and the j-th
+//          expert of each token is j
 // slots    [n_experts] u32: the slot of each expert in weight, or NO_SLOT; read where IN_SLOTS alone
 // output   [n_tokens, n_used, expert_rows] f32
 // grid     see shared/blocks.wgsl
@@ -42,6 +43,7 @@ override APART: u32 = 16u;
 override LANES: u32 = 32u;     // a power of two
 override WORKGROUP: u32 = 64u; // a multiple of LANES, at most 64
 override IN_SLOTS: u32 = 0u;
+override IS_CHOSEN: u32 = 1u;
 
 const NO_SLOT: u32 = 0xffffffffu;
 
@@ -165,7 +167,10 @@ fn main(
     let lane = local % LANES;
     let expert_row = index % n_groups * rows_at_once + local / LANES;
     let token = choice / params.n_used;
-    let expert = u32(routing[token * 2u * params.n_used + choice % params.n_used]);
+    var expert = choice % params.n_used;
+    if IS_CHOSEN != 0u {
+        expert = u32(routing[token * 2u * params.n_used + expert]);
+    }
     var is_here = index / n_groups < n_choices && expert_row < params.expert_rows;
     var rows_begin = 0u;
     var row = expert_row;

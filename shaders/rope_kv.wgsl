@@ -5,10 +5,10 @@
 // cos_sin      [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
 // key          [n_tokens, n_kv_heads, head_size] f32
-// value        as key
+// value        as key; with HAS_VALUES alone
 // query        [n_tokens, n_heads, head_size] f32, read and written
 // key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
-// value_cache  as key_cache
+// value_cache  as key_cache; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per four values of a head: two pairs, which are whole words of a cache. What lies behind a head's first rotary_size
 // values stays as it is; with n_heads = 0 there are no queries to turn. The keys and values of a token outside
@@ -55,18 +55,22 @@ fn store(row: u32, place: Place, k: vec4<f32>, v: vec4<f32>) {
     if KV_F16 {
         key_cache[first / 2u] = pack2x16float(k.xy);
         key_cache[second / 2u] = pack2x16float(k.zw);
-        value_cache[first / 2u] = pack2x16float(v.xy);
-        value_cache[second / 2u] = pack2x16float(v.zw);
+        if HAS_VALUES {
+            value_cache[first / 2u] = pack2x16float(v.xy);
+            value_cache[second / 2u] = pack2x16float(v.zw);
+        }
         return;
     }
     key_cache[first] = bitcast<u32>(k.x);
     key_cache[first + 1u] = bitcast<u32>(k.y);
     key_cache[second] = bitcast<u32>(k.z);
     key_cache[second + 1u] = bitcast<u32>(k.w);
-    value_cache[first] = bitcast<u32>(v.x);
-    value_cache[first + 1u] = bitcast<u32>(v.y);
-    value_cache[second] = bitcast<u32>(v.z);
-    value_cache[second + 1u] = bitcast<u32>(v.w);
+    if HAS_VALUES {
+        value_cache[first] = bitcast<u32>(v.x);
+        value_cache[first + 1u] = bitcast<u32>(v.y);
+        value_cache[second] = bitcast<u32>(v.z);
+        value_cache[second + 1u] = bitcast<u32>(v.w);
+    }
 }
 
 @compute @workgroup_size(64)

@@ -5,11 +5,11 @@
 // cos_sin       [n_tokens, rotary_size / 2] of (cos, sin), made on the host for each token's position
 // tokens        [n_tokens] of (seq, position, kv_len, 0)
 // key           [n_tokens, n_kv_heads, head_size] f32
-// value         as key
+// value         as key; with HAS_VALUES alone
 // query         [n_tokens, n_heads, head_size] f32
 // rotated_query [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
 // key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 two to a word (KV_F16)
-// value_cache   as key_cache
+// value_cache   as key_cache; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
 // the cache are dropped.
@@ -79,13 +79,17 @@ fn value_at(begin: u32, i: u32) -> f32 {
 fn store(first: u32, k: vec2<f32>, v: vec2<f32>) {
     if KV_F16 {
         key_cache[first / 2u] = pack2x16float(k);
-        value_cache[first / 2u] = pack2x16float(v);
+        if HAS_VALUES {
+            value_cache[first / 2u] = pack2x16float(v);
+        }
         return;
     }
     key_cache[first] = bitcast<u32>(k.x);
     key_cache[first + 1u] = bitcast<u32>(k.y);
-    value_cache[first] = bitcast<u32>(v.x);
-    value_cache[first + 1u] = bitcast<u32>(v.y);
+    if HAS_VALUES {
+        value_cache[first] = bitcast<u32>(v.x);
+        value_cache[first + 1u] = bitcast<u32>(v.y);
+    }
 }
 
 @compute @workgroup_size(64)

@@ -12,5 +12,6 @@ struct Params {
 }
 
 override KV_F16: bool = false;
+override HAS_VALUES: bool = true;
 
 const HALVES: u32 = 0u;

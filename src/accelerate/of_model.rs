@@ -77,7 +77,11 @@ fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
         // `name:part` is rows of one stored matrix; its parts come one soon after the other.
         if let Some((whole, _)) = part.name.split_once(':') {
             if let Some(whole) = parameters.iter_mut().rfind(|other| other.name == whole) {
-                whole.shape[0] += part.shape[0];
+                // Parts may be wide otherwise than the matrix that they are of; as many values they have.
+                whole.shape = match whole.shape[1..] == part.shape[1..] {
+                    true => [&[whole.shape[0] + part.shape[0]][..], &part.shape[1..]].concat(),
+                    false => vec![whole.shape.iter().product::<u64>() + part.shape.iter().product::<u64>()],
+                };
                 continue;
             }
             part.name = whole.to_owned();

@@ -19,6 +19,7 @@ pub struct ExpertScratch {
 }
 
 /// The kernel `expert_matmul` by `simd`'s instructions: `weight` holds the rows as stored, of this dtype; `input` is packed in `packed`.
+/// Without `routing`, the experts of each token are all of them, in their order.
 ///
 /// # Panics
 /// Where the slices are shorter than `params` say: a bug of the caller.
@@ -26,7 +27,7 @@ pub fn multiply_experts(
     simd: &Simd,
     params: &Params,
     (dtype, weight): (DType, &[u8]),
-    [input, routing]: [&[f32]; 2],
+    (input, routing): (&[f32], Option<&[f32]>),
     output: &mut [f32],
     (packed, scratch): (&mut Input, &mut ExpertScratch),
 ) {
@@ -36,8 +37,13 @@ pub fn multiply_experts(
     let Some(row_bytes) = dtype.size_bytes(n_columns as u64).map(|bytes| bytes as usize) else { return };
     let ExpertScratch { slots, gathered, products } = scratch;
     slots.clear();
-    let chosen = routing.chunks_exact(2 * n_used).take(params.n_tokens as usize).flat_map(|token| &token[..n_used]);
-    slots.extend(chosen.zip(0..).map(|(expert, slot)| (*expert as u32, slot)));
+    match routing {
+        Some(routing) => {
+            let chosen = routing.chunks_exact(2 * n_used).take(params.n_tokens as usize).flat_map(|token| &token[..n_used]);
+            slots.extend(chosen.zip(0..).map(|(expert, slot)| (*expert as u32, slot)));
+        }
+        None => slots.extend((0..params.n_tokens * params.n_used).map(|slot| (slot % params.n_used, slot))),
+    }
     slots.sort_unstable();
     for slots in slots.chunk_by(|one, other| one.0 == other.0) {
         let begin = slots[0].0 as usize * expert_rows;

@@ -19,10 +19,10 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::model::Attention;
 
-/// Largest head; the shaders hold one in workgroup memory.
-pub const MAX_HEAD_SIZE: u32 = 512;
-/// Largest head of all variants but `Token`, which hold tiles of it there, or one in lanes.
-const MAX_SHARED_HEAD_SIZE: u32 = 256;
+/// Largest head; the shaders hold one in workgroup memory, or in lanes.
+pub const MAX_HEAD_SIZE: u32 = 1024;
+/// Largest head of the variants that hold several of them; wider ones, which all query heads share, are left to [`AttentionVariant::Token`].
+const MAX_SHARED_SIZE: u32 = 256;
 
 /// Params of every variant.
 #[repr(C)]
@@ -154,7 +154,7 @@ pub fn cut(params: &Params, n_cuts: usize) -> (Params, Vec<u32>) {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or the heads do not divide or are too large.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>, phase: Phase) -> Result<Vec<Dispatch>> {
     let variant = match (phase, is_software(gpu), subgroup::is_possible(gpu)) {
-        _ if params.head_size > MAX_SHARED_HEAD_SIZE => AttentionVariant::Token,
+        _ if params.head_size > MAX_SHARED_SIZE => AttentionVariant::Token,
         (Phase::Decode, true, true) => AttentionVariant::Subgroup,
         (Phase::Prefill, true, true) => AttentionVariant::SubgroupTile,
         (Phase::Prefill, false, _) => AttentionVariant::Tile,
@@ -178,7 +178,7 @@ pub fn prepare_as(
         require(
             gpu,
             "attention",
-            params.head_size <= MAX_SHARED_HEAD_SIZE,
+            params.head_size <= MAX_SHARED_SIZE,
             "heads of more than 256 values are attended token by token only",
         )?;
     }
@@ -195,12 +195,13 @@ pub fn prepare_as(
     Ok(vec![whole])
 }
 
-/// The variants that the adapter can run with heads of `head_size`.
+/// The variants that the adapter can run with heads of this size.
 pub fn variants(gpu: &Gpu, head_size: u32) -> Vec<AttentionVariant> {
-    if head_size > MAX_SHARED_HEAD_SIZE {
-        return vec![AttentionVariant::Token];
+    let mut variants = vec![AttentionVariant::Token];
+    if head_size > MAX_SHARED_SIZE {
+        return variants;
     }
-    let mut variants = vec![AttentionVariant::Token, AttentionVariant::Tile];
+    variants.push(AttentionVariant::Tile);
     if subgroup::is_possible(gpu) {
         variants.extend([AttentionVariant::Subgroup, AttentionVariant::SubgroupTile]);
     }
@@ -241,8 +242,9 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
     let in_word = checked_dtype(gpu, stem, kv_dtype, head_size)?;
     let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
     require(gpu, stem, heads_fit, "n_kv_heads does not divide n_heads")?;
-    let size_fits = (8..=MAX_HEAD_SIZE).contains(&head_size) && head_size.is_multiple_of(8);
-    require(gpu, stem, size_fits, "head_size must be a multiple of 8, at most 512")?;
+    let most = if stem == super::ATTENTION_TOKEN.stem { MAX_HEAD_SIZE } else { MAX_SHARED_SIZE };
+    let size_fits = (8..=most).contains(&head_size) && head_size.is_multiple_of(8);
+    require(gpu, stem, size_fits, "head_size must be a multiple of 8, and no larger than it holds")?;
     require(gpu, stem, n_tokens > 0 && n_seqs > 0 && kv_capacity > 0, "it is empty")?;
     let rows = f32_bytes(&[n_tokens, n_heads, head_size]);
     let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);

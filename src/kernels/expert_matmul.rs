@@ -1,5 +1,5 @@
 //! Products with the matrices of the experts that tokens have chosen: `output[t, j, r] = Σ_k weight[e·expert_rows + r, k] · input[t, j, k]`,
-//! e the `j`th expert of token t. The matrices of all experts are one; a slice of its rows gives what belongs to them and leaves the rest.
+//! e the `j`th expert of token t; where there is no choice, it is j, so that each head is multiplied by a matrix of its own. The matrices of all experts are one; a slice of its rows gives what belongs to them and leaves the rest.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,7 +7,7 @@ use super::{BatchShape, Binding, EXPERT_MATMUL, dispatch_of_matrix, f32_bytes, f
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::{ExpertMatMul, Value};
+use crate::model::{ExpertMatMul, HeadMatMul, Value};
 
 /// Params of the shader.
 #[repr(C)]
@@ -50,6 +50,21 @@ impl Params {
         }
     }
 
+    /// Those of the rows from `first_row` on, `n_rows` of them, of all heads' matrices.
+    pub fn of_heads(op: &HeadMatMul, [first_row, n_rows]: [u64; 2], batch: &BatchShape) -> Params {
+        Params {
+            n_rows: n_rows as u32,
+            n_columns: op.n_columns as u32,
+            n_tokens: batch.n_tokens,
+            n_used: op.n_heads as u32,
+            expert_rows: op.n_rows as u32,
+            first_row: first_row as u32,
+            shares_input: 0,
+            slot_bytes: 0,
+            matrix_begin: 0,
+        }
+    }
+
     /// The same with experts in slots of `slot_bytes`, in each of which the matrix begins at `matrix_begin`; both are multiples of 256.
     #[must_use]
     pub fn in_slots(self, slot_bytes: u32, matrix_begin: u32) -> Params {
@@ -74,8 +89,8 @@ pub struct Bindings<'a> {
     pub weight: Binding<'a>,
     /// `[n_tokens, n_used, n_columns]`, or `[n_tokens, n_columns]` where experts share it.
     pub input: Binding<'a>,
-    /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights.
-    pub routing: Binding<'a>,
+    /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights; `None`: there is no choice.
+    pub routing: Option<Binding<'a>>,
     /// Which slot has which expert, where they are in slots: `[n_experts]` u32, [`NO_SLOT`] of those that are elsewhere. What belongs to
     /// these is left as it is.
     pub slots: Option<Binding<'a>>,
@@ -105,14 +120,20 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
     let needed = [
         (bindings.weight, weight_bytes),
         (bindings.input, f32_bytes(&[params.n_inputs(), n_columns])),
-        (bindings.routing, f32_bytes(&[n_tokens, 2, n_used])),
-        // Where there are no slots, something must be bound all the same.
-        bindings.slots.map_or((bindings.routing, 0), |slots| (slots, f32_bytes(&[n_experts]))),
+        // Where there is no choice, or there are no slots, something must be bound all the same.
+        bindings.routing.map_or((bindings.input, 0), |routing| (routing, f32_bytes(&[n_tokens, 2, n_used]))),
+        bindings.slots.map_or((bindings.input, 0), |slots| (slots, f32_bytes(&[n_experts]))),
         (bindings.output, f32_bytes(&[n_tokens, n_used, expert_rows])),
     ];
     // Lanes that share a row read it side by side; a software adapter loads for each lane alone.
     let [lanes, workgroup] = if is_software(gpu) { [1, 8] } else { [32, 64] };
-    let shape = [("LANES", f64::from(lanes)), ("WORKGROUP", f64::from(workgroup)), ("IN_SLOTS", f64::from(u8::from(in_slots)))];
+    let switch = |is_on: bool| f64::from(u8::from(is_on));
+    let shape = [
+        ("LANES", f64::from(lanes)),
+        ("WORKGROUP", f64::from(workgroup)),
+        ("IN_SLOTS", switch(in_slots)),
+        ("IS_CHOSEN", switch(bindings.routing.is_some())),
+    ];
     let constants = [&of_dtype.dtype_constants()[..], &shape].concat();
     let groups = u64::from(expert_rows.div_ceil(workgroup / lanes));
     let count = u64::from(n_tokens) * u64::from(n_used) * groups;
@@ -124,13 +145,13 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
 ///
 /// # Panics
 /// Where the slices are shorter than `params` say: a bug of the caller.
-pub fn reference(params: &Params, dtype: DType, weight: &[u8], input: &[f32], routing: &[f32], output: &mut [f32]) {
+pub fn reference(params: &Params, dtype: DType, weight: &[u8], input: &[f32], routing: Option<&[f32]>, output: &mut [f32]) {
     let [n_rows, n_columns, n_used, expert_rows, first_row] =
         [params.n_rows, params.n_columns, params.n_used, params.expert_rows, params.first_row].map(|n| n as usize);
     let row_bytes = dtype.size_bytes(n_columns as u64).expect("whole blocks") as usize;
     let mut scratch = vec![0.0; n_columns];
     for (token, choice) in (0..params.n_tokens as usize).flat_map(|token| (0..n_used).map(move |choice| (token, choice))) {
-        let expert = routing[token * 2 * n_used + choice] as usize;
+        let expert = routing.map_or(choice, |routing| routing[token * 2 * n_used + choice] as usize);
         let input = &input[params.input_row(token, choice) * n_columns..][..n_columns];
         let output = &mut output[(token * n_used + choice) * expert_rows..][..expert_rows];
         for (row, value) in (expert * expert_rows..).zip(output) {

@@ -8,6 +8,7 @@ pub mod add_bias;
 pub mod add_expert_bias;
 pub mod attention;
 pub mod conv;
+pub mod copy_part;
 pub mod delta_rule;
 pub mod expert_matmul;
 pub mod gate_rows;
@@ -90,7 +91,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 34] = [
+pub static KERNELS: [&KernelSource; 35] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -113,6 +114,7 @@ pub static KERNELS: [&KernelSource; 34] = [
     &ATTENTION_COMBINE,
     &ATTENTION_COMPACT,
     &CONV,
+    &COPY_PART,
     &DELTA_RULE,
     &GLU,
     &MAP,
@@ -216,6 +218,7 @@ static CONV: KernelSource = row::<conv::Params>(
     wgsl!("conv", "items"),
     &[("tokens", Read), ("input", Read), ("weight", Read), ("bias", Read), ("state", Write), ("output", Write)],
 );
+static COPY_PART: KernelSource = row::<copy_part::Params>("copy_part", wgsl!("copy_part", "items"), &[("input", Read), ("output", Write)]);
 static DELTA_RULE: KernelSource = row::<delta_rule::Params>(
     "delta_rule",
     wgsl!("delta_rule", "items"),

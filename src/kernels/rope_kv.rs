@@ -106,13 +106,13 @@ pub struct Bindings<'a> {
     pub tokens: Binding<'a>,
     /// `[n_tokens, n_kv_heads, head_size]`, not rotated yet.
     pub key: Binding<'a>,
-    /// As `key`.
-    pub value: Binding<'a>,
+    /// As `key`; `None` where keys are the values as well.
+    pub value: Option<Binding<'a>>,
     /// `[n_tokens, n_heads, head_size]`, rotated in place.
     pub query: Binding<'a>,
     /// `[n_seqs, n_kv_heads, kv_capacity, head_size]` as [`KvDType`].
     pub key_cache: Binding<'a>,
-    /// As `key_cache`.
+    /// As `key_cache`; anything that may be written where there are no values.
     pub value_cache: Binding<'a>,
 }
 
@@ -131,13 +131,18 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
         (bindings.key, rows),
-        (bindings.value, rows),
+        (bindings.value.unwrap_or(bindings.key), rows),
         (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
         (bindings.key_cache, cache),
-        (bindings.value_cache, cache),
+        (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
     ];
     let workgroups = fold_items(gpu, ROPE_KV.stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), head_size / 4])?;
-    dispatch(gpu, &ROPE_KV, &[("KV_F16", f64::from(kv_dtype))], params_buffer, &needed, workgroups)
+    dispatch(gpu, &ROPE_KV, &[("KV_F16", f64::from(kv_dtype)), values_constant(bindings.value)], params_buffer, &needed, workgroups)
+}
+
+/// The override constant that says whether there are values besides keys.
+pub(super) fn values_constant(value: Option<Binding<'_>>) -> (&'static str, f64) {
+    ("HAS_VALUES", f64::from(u8::from(value.is_some())))
 }
 
 /// Values in a word of the cache.
@@ -157,7 +162,8 @@ pub struct Values<'a> {
     pub key: &'a mut [f32],
     /// Stored as it is.
     pub value: &'a [f32],
-    /// Keys and values; those of an f16 cache are rounded as the shader rounds them.
+    /// Keys and values; those of an f16 cache are rounded as the shader rounds them. Where keys are the values as well, that of these is
+    /// empty.
     pub caches: [&'a mut [f32]; 2],
 }
 
@@ -181,6 +187,8 @@ pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key
             let row = (t * n_kv_heads + head) * head_size;
             for i in 0..head_size {
                 key_cache[cached + i] = stored(key[row + i]);
+            }
+            for i in 0..if value_cache.is_empty() { 0 } else { head_size } {
                 value_cache[cached + i] = stored(value[row + i]);
             }
         }

@@ -1,7 +1,7 @@
 //! As `rope_kv`, for heads of any even size: queries, keys and values are written as heads of whole octets, which attention reads.
 //! Params are those of `rope_kv`, with the size of the heads as they are.
 
-use super::rope_kv::{Params, Token, Values, checked_dtype, store};
+use super::rope_kv::{Params, Token, Values, checked_dtype, store, values_constant};
 use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require, rope};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -23,15 +23,15 @@ pub struct Bindings<'a> {
     pub tokens: Binding<'a>,
     /// `[n_tokens, n_kv_heads, head_size]`, not rotated yet.
     pub key: Binding<'a>,
-    /// As `key`.
-    pub value: Binding<'a>,
+    /// As `key`; `None` where keys are the values as well.
+    pub value: Option<Binding<'a>>,
     /// `[n_tokens, n_heads, head_size]`, not rotated yet.
     pub query: Binding<'a>,
     /// The queries: `[n_tokens, n_heads, padded]`.
     pub rotated_query: Binding<'a>,
     /// `[n_seqs, n_kv_heads, kv_capacity, padded]` as [`super::rope_kv::KvDType`].
     pub key_cache: Binding<'a>,
-    /// As `key_cache`.
+    /// As `key_cache`; anything that may be written where there are no values.
     pub value_cache: Binding<'a>,
 }
 
@@ -52,14 +52,14 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
         (bindings.key, rows),
-        (bindings.value, rows),
+        (bindings.value.unwrap_or(bindings.key), rows),
         (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
         (bindings.rotated_query, f32_bytes(&[n_tokens, n_heads, padded])),
         (bindings.key_cache, cache),
-        (bindings.value_cache, cache),
+        (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
     ];
     let workgroups = fold_items(gpu, stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), padded / 2])?;
-    dispatch(gpu, &ROPE_KV_PADDED, &[("KV_F16", f64::from(kv_dtype))], params_buffer, &needed, workgroups)
+    dispatch(gpu, &ROPE_KV_PADDED, &[("KV_F16", f64::from(kv_dtype)), values_constant(bindings.value)], params_buffer, &needed, workgroups)
 }
 
 /// CPU twin of `shaders/rope_kv_padded.wgsl`: `values` are as in `rope_kv`, with padded caches; returns the padded queries.

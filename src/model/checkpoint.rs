@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::constants::{layer_scales, with_value_norms};
 use super::expert_tensors::with_experts;
+use super::latent_tensors::with_latent;
 use super::scaled_weights::with_scales;
 use super::{ModelConfig, config_gguf, config_json, families, gguf_names};
 use crate::error::{Error, Result};
@@ -139,6 +140,7 @@ impl Checkpoint {
         config.variant.layer_scales = layer_scales(&config, &catalog, &sources, &path)?;
         let catalog = with_value_norms(&config, catalog, &mut sources);
         let catalog = with_experts(&config, catalog, &mut sources, &[], &path)?;
+        let catalog = with_latent(&config, catalog, &mut sources, &path)?;
         let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources, true), &path)?;
         Ok(Checkpoint { path, format: Format::Gguf, catalog, config, metadata: Some(metadata), sources, unreadable: HashMap::new() })
     }
@@ -155,6 +157,7 @@ impl Checkpoint {
         let catalog = with_value_norms(&config, catalog, &mut sources);
         let catalog =
             with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &unreadable, &folder.to_string())?;
+        let catalog = with_latent(&config, catalog, &mut sources, &folder.to_string())?;
         let catalog = with_parts(&config, catalog, &folder)?;
         let mut checkpoint = Checkpoint {
             path: folder.to_string(),

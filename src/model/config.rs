@@ -101,6 +101,9 @@ pub struct Variant {
     /// Tokens see what stands behind them as well, and the normed hidden states are the result.
     #[serde(skip_serializing_if = "is_false")]
     pub sees_both_sides: bool,
+    /// How keys and values are compressed, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<Latent>,
     /// What some layers have in place of attention.
     pub recurrent: Option<Recurrent>,
     /// The experts that feed-forward parts consist of, in a mixture of them.
@@ -117,6 +120,22 @@ pub struct Heads {
     pub head_size: usize,
     /// Values are the keys as they are before their norm, so that they have no matrix.
     pub values_are_keys: bool,
+}
+
+/// Attention whose keys and values are made of one latent vector of each position, which is cached in their place: as the only key head,
+/// behind the values that turn. Queries are multiplied by what would make keys of it, and what attention gives by what would make values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Latent {
+    /// Width of what queries are made of, where they are compressed, too.
+    pub query_rank: Option<usize>,
+    /// Width of the latent vector.
+    pub rank: usize,
+    /// Values of a head's query and key that do not turn.
+    pub still_size: usize,
+    /// Those that turn; all heads share those of the key.
+    pub rotary_size: usize,
+    /// Values of a head's value.
+    pub value_size: usize,
 }
 
 /// Layers that keep a state of fixed size instead of keys and values.
@@ -191,6 +210,7 @@ impl Default for Variant {
             norms_values: false,
             layer_scales: None,
             sees_both_sides: false,
+            latent: None,
             recurrent: None,
             experts: None,
         }
@@ -235,6 +255,11 @@ impl ModelConfig {
     /// Values of a head that are rotated in layers that see everything.
     pub fn full_rotary_size(&self) -> usize {
         self.variant.full_heads.map_or(self.rotary_size(), |heads| heads.head_size)
+    }
+
+    /// Width of what all heads' attention gives together.
+    pub fn attended_size(&self) -> usize {
+        self.variant.latent.map_or_else(|| self.query_size(), |latent| self.n_heads * latent.value_size)
     }
 
     /// Values of a head that are rotated.

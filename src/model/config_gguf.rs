@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::families::Family;
 use super::gguf_names::translate;
 use super::limits::validate;
-use super::{ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
+use super::{Latent, ModelConfig, RopeConfig, RopePairing, RopeScaling, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::platform::ByteSource;
@@ -83,10 +83,34 @@ impl Keys<'_> {
 
     /// The same of families that may turn a part of each head only.
     pub(super) fn partly_rotary_decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<ModelConfig> {
-        let own = Keys { allows_partial_rotary: true, ..*self };
+        let own = Keys { free_sizes: &["rope.dimension_count"], ..*self };
         let config = own.decoder(family, pairs)?;
         let rotary_size = self.unsigned("rope.dimension_count")?.filter(|size| *size != config.head_size);
         Ok(ModelConfig { variant: Variant { rotary_size, ..Variant::default() }, ..config })
+    }
+
+    /// The same of families whose keys and values are compressed, and how they are. Heads are those of what is cached.
+    pub(super) fn latent_decoder(&self, family: &'static Family, pairs: RopePairing) -> Result<(ModelConfig, Latent)> {
+        let own = Keys { free_sizes: &["attention.value_length", "rope.dimension_count"], ..*self };
+        let config = own.decoder(family, pairs)?;
+        let size = |of_heads: &str, before: &str| match self.unsigned(of_heads)? {
+            Some(size) => Ok(size),
+            // Before there were two sizes of keys.
+            None => self.required(before),
+        };
+        let key_size = size("attention.key_length_mla", "attention.key_length")?;
+        let rotary_size = self.required("rope.dimension_count")?;
+        let Some(still_size) = key_size.checked_sub(rotary_size) else {
+            return Err(self.error(format!("{rotary_size} values of a key of {key_size} turn")));
+        };
+        let latent = Latent {
+            query_rank: self.unsigned("attention.q_lora_rank")?.filter(|rank| *rank > 0),
+            rank: self.required("attention.kv_lora_rank")?,
+            still_size,
+            rotary_size,
+            value_size: size("attention.value_length_mla", "attention.value_length")?,
+        };
+        Ok((config, latent))
     }
 
     /// The same of families of which some layers have no attention: no key and value heads.
@@ -143,7 +167,7 @@ fn head_size(keys: &Keys<'_>, hidden_size: usize, n_heads: usize) -> Result<usiz
         None => return Err(keys.error(format!("embedding_length {hidden_size} is not divisible by attention.head_count {n_heads}"))),
     };
     for key in ["attention.value_length", "rope.dimension_count"] {
-        if keys.allows_partial_rotary && key == "rope.dimension_count" {
+        if keys.free_sizes.contains(&key) {
             continue;
         }
         if let Some(other) = keys.unsigned(key)?.filter(|other| *other != head_size) {
@@ -239,7 +263,8 @@ pub(super) struct Keys<'a> {
     metadata: &'a Metadata,
     prefix: &'a str,
     catalog: &'a Catalog,
-    allows_partial_rotary: bool,
+    /// Keys of sizes that may be others than that of a head.
+    free_sizes: &'static [&'static str],
     /// Whether layers without attention have a 0 in lists.
     skips_zeros: bool,
     /// Whether a list whose numbers differ stands for its first one: its family looks at the others itself.
@@ -249,7 +274,7 @@ pub(super) struct Keys<'a> {
 impl<'a> Keys<'a> {
     pub(super) fn new(family: &'static Family, metadata: &'a Metadata, catalog: &'a Catalog) -> Result<Keys<'a>> {
         let prefix = metadata.string("general.architecture")?.unwrap_or_default();
-        Ok(Keys { family, metadata, prefix, catalog, allows_partial_rotary: false, skips_zeros: false, takes_first: false })
+        Ok(Keys { family, metadata, prefix, catalog, free_sizes: &[], skips_zeros: false, takes_first: false })
     }
 
     /// What the file calls the family.

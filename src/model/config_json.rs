@@ -168,6 +168,21 @@ impl Fields<'_> {
         self.float(KEY)
     }
 
+    /// What queries and keys are each multiplied by where YaRN stretches them and the config says by how much of the length.
+    pub(super) fn length_factor_of_scores(&self) -> Result<f64> {
+        let inner = match self.object("rope_scaling")? {
+            None => self.object("rope_parameters")?,
+            found => found,
+        };
+        let Some(inner) = inner else { return Ok(1.0) };
+        let kind = inner.string("rope_type")?.or(inner.string("type")?).unwrap_or("default");
+        let share = inner.float("mscale_all_dim")?.unwrap_or(0.0);
+        match inner.float("factor")? {
+            Some(factor) if kind != "default" && share != 0.0 => Ok(length_factor(factor, share)),
+            _ => Ok(1.0),
+        }
+    }
+
     fn activation(&self, (key, default): (&str, Activation)) -> Result<Activation> {
         match self.string(key)? {
             None => Ok(default),
@@ -308,6 +323,11 @@ fn rope_of(fields: &Fields<'_>, context_length: usize, default_theta: f64) -> Re
     Ok(RopeConfig { theta, pairs: RopePairing::NeoX, scaling })
 }
 
+/// What YaRN multiplies queries and keys by for a context that is `factor` times as long.
+fn length_factor(factor: f64, share: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 }
+}
+
 /// Positions before stretching, where the config says them.
 fn original_context(inner: &Fields<'_>, outer: &Fields<'_>) -> Result<Option<f64>> {
     const KEY: &str = "original_max_position_embeddings";
@@ -323,12 +343,11 @@ fn scaling_of(inner: &Fields<'_>, outer: &Fields<'_>, context_length: usize) -> 
         "yarn" => {
             let original = original_context(inner, outer)?.unwrap_or(context_length as f64);
             let factor = inner.float("factor")?.unwrap_or(context_length as f64 / original);
-            let length_factor = |share: f64| if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 };
             let shares = [inner.float("mscale")?, inner.float("mscale_all_dim")?].map(|share| share.filter(|share| *share != 0.0));
             let attention_factor = match (inner.float("attention_factor")?, shares) {
                 (Some(factor), _) => factor,
-                (None, [Some(share), Some(of_all)]) => length_factor(share) / length_factor(of_all),
-                (None, _) => length_factor(1.0),
+                (None, [Some(share), Some(of_all)]) => length_factor(factor, share) / length_factor(factor, of_all),
+                (None, _) => length_factor(factor, 1.0),
             };
             let turns = |key: &str, default: f64| Ok(inner.float(key)?.filter(|turns| *turns != 0.0).unwrap_or(default));
             Ok(RopeScaling::Yarn {

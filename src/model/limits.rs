@@ -54,6 +54,7 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
     check_variant(&config.variant, path)?;
     config.variant.full_heads.map_or(Ok(()), |heads| check_heads(heads, config, path))?;
     check_recurrent(config, path)?;
+    check_latent(config, path)?;
     config.variant.experts.as_ref().map_or(Ok(()), |experts| check_experts(experts, config, path))?;
     check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
     check_rope(&config.rope, config.full_rotary_size(), path)?;
@@ -108,6 +109,25 @@ fn check_recurrent(config: &ModelConfig, path: &str) -> Result<()> {
     if !n_value_heads.is_multiple_of(n_key_heads) {
         let reason = format!("linear attention's {n_value_heads} value heads cannot share {n_key_heads} key heads evenly");
         return Err(Error::invalid_file(path, reason));
+    }
+    Ok(())
+}
+
+fn check_latent(config: &ModelConfig, path: &str) -> Result<()> {
+    let Some(latent) = config.variant.latent else { return Ok(()) };
+    let sizes = [
+        ("rank of compressed queries", latent.query_rank.unwrap_or(1), MAX_SIZE),
+        ("rank of compressed keys and values", latent.rank, MAX_HEAD_SIZE),
+        ("number of a query's values that do not turn", latent.still_size, MAX_HEAD_SIZE),
+        ("number of a query's values that turn", latent.rotary_size, MAX_HEAD_SIZE),
+        ("size of a value's head", latent.value_size, MAX_HEAD_SIZE),
+    ];
+    if let Some((what, value, limit)) = sizes.into_iter().find(|(_, value, limit)| *value == 0 || value > limit) {
+        return Err(Error::invalid_file(path, format!("the {what} is {value}, it must be from 1 to {limit}")));
+    }
+    // Cannot overflow: all factors are bounded above.
+    if config.n_heads * (latent.still_size + latent.rotary_size).max(latent.value_size) > MAX_SIZE {
+        return Err(Error::invalid_file(path, format!("{} heads of compressed attention are absurdly wide", config.n_heads)));
     }
     Ok(())
 }

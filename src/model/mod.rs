@@ -11,6 +11,7 @@ mod expert_tensors;
 mod experts;
 pub mod families;
 mod gguf_names;
+mod latent_tensors;
 mod limits;
 mod op;
 mod packed_weights;
@@ -23,12 +24,12 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{Heads, ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
+pub use config::{Heads, Latent, ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
 pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
 pub use op::{
-    Activation, Attention, Conv, DeltaRule, ExpertGroups, ExpertMatMul, Function, LayerNorm, Op, RmsNorm, Rope, Route, Scores, State,
-    StateKind, StoreKv,
+    Activation, Attention, Conv, CopyPart, DeltaRule, ExpertGroups, ExpertMatMul, Function, HeadMatMul, LayerNorm, Op, RmsNorm, Rope,
+    Route, Scores, State, StateKind, StoreKv,
 };
 pub use to_gguf::{AsGguf, GgufTensor, Origin, as_gguf};
 pub use value::{Rows, Value, ValueId};

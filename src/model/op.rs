@@ -47,6 +47,10 @@ pub enum Op {
     StoreKv(StoreKv),
     /// Causal attention over a layer's cache.
     Attention(Attention),
+    /// Products of heads, each with a matrix of its own.
+    HeadMatMul(HeadMatMul),
+    /// Some values of each head go to some of another value.
+    CopyPart(CopyPart),
     /// Causal convolution over a sequence, each channel for itself.
     Conv(Conv),
     /// The gated delta rule over a sequence.
@@ -118,7 +122,9 @@ impl Op {
     /// The matrix whose rows may be sliced and streamed, of an operation that multiplies one.
     pub fn matrix(&self) -> Option<TensorId> {
         match self {
-            Op::MatMul { weight, .. } | Op::ExpertMatMul(ExpertMatMul { weight, .. }) => Some(*weight),
+            Op::MatMul { weight, .. } | Op::ExpertMatMul(ExpertMatMul { weight, .. }) | Op::HeadMatMul(HeadMatMul { weight, .. }) => {
+                Some(*weight)
+            }
             _ => None,
         }
     }
@@ -228,6 +234,41 @@ pub struct ExpertMatMul {
     pub n_columns: usize,
 }
 
+/// `output[t, h, r]` = Σₖ `weight[h, r, k]` · `input[t, h, k]`. The matrices of all heads are one behind the other, so that any rows of
+/// them are slices of one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct HeadMatMul {
+    /// `[n_tokens, n_heads, n_columns]`
+    pub input: ValueId,
+    /// `[n_heads · n_rows, n_columns]`
+    pub weight: TensorId,
+    /// `[n_tokens, n_heads, n_rows]`
+    pub output: ValueId,
+    /// Heads.
+    pub n_heads: usize,
+    /// Rows of a head's matrix.
+    pub n_rows: usize,
+    /// Its columns.
+    pub n_columns: usize,
+}
+
+/// `output[t, h, to + i]` = `input[t, h, from + i]`, for `len` values of each head.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CopyPart {
+    /// `[n_tokens, n_heads, …]`
+    pub input: ValueId,
+    /// `[n_tokens, n_heads, …]`
+    pub output: ValueId,
+    /// Heads of both.
+    pub n_heads: usize,
+    /// The first value that is read of each head.
+    pub from: usize,
+    /// The first value that is written of each head.
+    pub to: usize,
+    /// How many.
+    pub len: usize,
+}
+
 /// `output` = `input` over the root of its mean square, times `weight` + `weight_offset`; each group of a row is normed for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct RmsNorm {
@@ -296,12 +337,19 @@ pub struct StoreKv {
     pub layer: usize,
     /// `[n_tokens, n_kv_heads, head_size]`
     pub key: ValueId,
-    /// As `key`.
-    pub value: ValueId,
+    /// As `key`; `None`: keys are the values as well, and kept once.
+    pub value: Option<ValueId>,
     /// Key and value heads.
     pub n_kv_heads: usize,
     /// Values of a head; even.
     pub head_size: usize,
+}
+
+impl StoreKv {
+    /// Caches of a layer that are as large as its keys: those, and its values where they are others.
+    pub fn n_caches(&self) -> u64 {
+        1 + u64::from(self.value.is_some())
+    }
 }
 
 /// `output[t, c]` = `bias[c]` + Σₖ `weight[c, n_taps − 1 − k]` · `input[t − k, c]`, where `t − k` is the token `k` positions before `t` in its

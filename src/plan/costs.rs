@@ -121,7 +121,16 @@ impl DeviceCosts {
     /// rows of its experts only, which are spread evenly over all rows. The host reads each expert once for all tokens that take it; an
     /// adapter reads it for each of them.
     pub(crate) fn expert_secs(&self, op: &ExpertMatMul, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
-        let share = op.n_used as f64 / op.n_experts.max(1) as f64;
+        self.chosen_secs(op.n_used as f64 / op.n_experts.max(1) as f64, tensor, n_rows, n_tokens)
+    }
+
+    /// The same with `n_rows` rows of all heads' matrices, of which a token reads each.
+    pub(crate) fn head_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
+        self.chosen_secs(1.0, tensor, n_rows, n_tokens)
+    }
+
+    /// Of rows of which each token reads a share.
+    fn chosen_secs(&self, share: f64, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
         let n_products = share * n_tokens as f64;
         // Of tokens that choose independently, the share of experts that any takes.
         let n_read = if self.device == Device::Cpu { 1.0 - (1.0 - share).powf(n_tokens as f64) } else { n_products };
@@ -136,6 +145,7 @@ impl DeviceCosts {
         let n_tokens = |input| model.value(input).n_rows(workload.n_tokens, workload.n_logit_rows);
         match op {
             Op::ExpertMatMul(op) => self.expert_secs(op, tensor, n_rows, n_tokens(op.input)),
+            Op::HeadMatMul(op) => self.head_secs(tensor, n_rows, n_tokens(op.input)),
             Op::MatMul { input, .. } => self.product_secs(tensor, n_rows, n_tokens(*input)),
             _ => 0.0,
         }
@@ -151,6 +161,8 @@ impl DeviceCosts {
             | Op::LayerNorm(_)
             | Op::MatMul { .. }
             | Op::ExpertMatMul(_)
+            | Op::HeadMatMul(_)
+            | Op::CopyPart(_)
             | Op::Route(_)
             | Op::AddExpertBias { .. }
             | Op::SumExperts { .. }

@@ -70,7 +70,7 @@ mod tests {
     fn queries_and_keys_are_rotated_as_keys_are_stored_where_their_angles_are_the_same() {
         let [query, key, value] = [0, 1, 2].map(ValueId);
         let rope = |heads, table| Op::Rope(Rope { heads, n_heads: 1, head_size: 8, rotary_size: 8, pairs: RopePairing::NeoX, table });
-        let store = || Op::StoreKv(StoreKv { layer: 0, key, value, n_kv_heads: 1, head_size: 8 });
+        let store = || Op::StoreKv(StoreKv { layer: 0, key, value: Some(value), n_kv_heads: 1, head_size: 8 });
         let fused = |ops: &[Op]| (0..ops.len()).filter(|&op| is_fused(ops, op)).collect::<Vec<_>>();
         assert_eq!(fused(&[rope(query, 0), rope(key, 0), store()]), [0, 1]);
         assert!(fused(&[rope(query, 0), rope(key, 1), store()]).is_empty(), "other angles");

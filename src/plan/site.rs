@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::device::{Device, DeviceSpec, GpuLimits};
 use crate::dtype::DType;
 use crate::error::{Advice, Error, Remedy, Result, Setting};
-use crate::model::{Model, UnitKind};
+use crate::model::{Model, StoreKv, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{
     ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, state_bytes, unsupported_on_gpu, working_set,
@@ -83,7 +83,8 @@ impl<'a> Site<'a> {
 
     /// Bytes of the K and V caches and of the states of a unit, if it has any.
     pub(super) fn kv_bytes_of_unit(&self, worker: &Worker<'_>, unit: usize, ctx_size: usize) -> Bytes {
-        let of_layer = |layer| kv_buffer_bytes(layer, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(2);
+        let of_layer =
+            |layer: &StoreKv| kv_buffer_bytes(layer, self.kv_cache(worker), self.options.n_seqs, ctx_size).times(layer.n_caches());
         let unit = &self.model.units[unit];
         unit.cache().map_or(Bytes::ZERO, of_layer) + state_bytes(unit, self.options.n_seqs)
     }

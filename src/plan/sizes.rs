@@ -13,7 +13,7 @@ pub const TOP_K_MAX: usize = 64;
 pub const TOP_K_SEGMENT: usize = 2048;
 
 /// Largest head that the attention kernel has workgroup memory for; the kernel's bound.
-pub const HEAD_SIZE_MAX: usize = 512;
+pub const HEAD_SIZE_MAX: usize = 1024;
 /// Values that attention loads at once: an adapter's heads are padded to a multiple of so many; the kernel's bound.
 pub const HEAD_PADDING: usize = 8;
 
@@ -128,11 +128,12 @@ pub fn packed_input_bytes(model: &Model, n_tokens: usize) -> Bytes {
     blocks.max(tiles)
 }
 
-/// Bytes of what the host brings together for experts, of which all tokens may take the same one: inputs, outputs, and where both belong.
-/// `None` of a model without experts.
+/// Bytes of what the host brings together for experts, of which all tokens may take the same one: inputs, outputs, and where both belong;
+/// and likewise for heads. `None` of a model where neither has matrices of its own.
 pub fn expert_rows_bytes(model: &Model, n_tokens: usize) -> Option<Bytes> {
     let of_token = model.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| match op {
         Op::ExpertMatMul(op) => Some(Bytes((4 * (op.n_columns + op.n_rows) + 8 * op.n_used) as u64)),
+        Op::HeadMatMul(op) => Some(Bytes((4 * (op.n_columns + op.n_rows) + 8 * op.n_heads) as u64)),
         _ => None,
     });
     Some(of_token.max()?.times(n_tokens as u64))
@@ -204,9 +205,9 @@ pub fn largest_state_buffer_bytes(model: &Model, n_seqs: usize) -> Bytes {
     model.units.iter().flat_map(Unit::states).map(|state| state_buffer_bytes(&state, n_seqs)).max().unwrap_or_default()
 }
 
-/// Bytes of all K and V caches per position of one sequence.
+/// Bytes of all K and V caches per position of one sequence; a layer whose keys are its values as well has one.
 pub fn kv_bytes_per_position(model: &Model, cache: KvCache) -> Bytes {
-    model.caches().map(|layer| cache.position_bytes(layer)).sum::<Bytes>().times(2)
+    model.caches().map(|layer| cache.position_bytes(layer).times(layer.n_caches())).sum()
 }
 
 /// Why no adapter can compute this model, whatever its memory and limits: the kernels do not take heads of its shape. `None` where they

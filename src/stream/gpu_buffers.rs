@@ -28,8 +28,8 @@ pub(super) struct Buffers {
     /// Per chunk; `None` where it streams, or another device computes it.
     resident: Vec<Option<Buffer>>,
     vectors: HashMap<TensorId, Buffer>,
-    /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`.
-    kv_caches: Vec<Option<(Buffer, Buffer)>>,
+    /// K and V of each layer whose attention is computed here: `[n_seqs, n_kv_heads, ctx_size, padded head_size]`; no V where K is V as well.
+    kv_caches: Vec<Option<(Buffer, Option<Buffer>)>>,
     /// What layers keep of each sequence besides: `[n_seqs, …]`.
     states: HashMap<(usize, StateKind), Buffer>,
     working: Vec<(WorkingBuffer, Buffer)>,
@@ -73,7 +73,10 @@ impl Buffers {
             };
             let kv_bytes = kv_buffer_bytes(cache, KvCache::Gpu(plan.kv_dtype), plan.n_seqs, plan.ctx_size);
             let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
-            let values = gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
+            let values = match cache.value {
+                Some(_) => Some(gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?),
+                None => None,
+            };
             kv_caches.push(Some((keys, values)));
         }
         let mut states = HashMap::new();
@@ -117,10 +120,10 @@ impl Buffers {
         self.vectors.get(&id)
     }
 
-    /// K and V of a layer.
-    pub(super) fn kv_cache(&self, gpu: &Gpu, layer: usize) -> Result<(&Buffer, &Buffer)> {
+    /// K of a layer, and V where it is not the same.
+    pub(super) fn kv_cache(&self, gpu: &Gpu, layer: usize) -> Result<(&Buffer, Option<&Buffer>)> {
         let cache = self.kv_caches.get(layer).and_then(Option::as_ref);
-        cache.map(|(keys, values)| (keys, values)).ok_or_else(|| gpu.error(format!("there is no cache for layer {layer}")))
+        cache.map(|(keys, values)| (keys, values.as_ref())).ok_or_else(|| gpu.error(format!("there is no cache for layer {layer}")))
     }
 
     /// A state of a layer.

@@ -10,10 +10,10 @@ use crate::device::{Device, Phase};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
-    BatchShape, Binding, add, add_bias, add_expert_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu,
-    layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
+    BatchShape, Binding, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
+    glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
 };
-use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, StateKind, StoreKv, ValueId};
+use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, HeadMatMul, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{Chunk, DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
 use crate::stream::Store;
 use crate::stream::expert_cache::ExpertCache;
@@ -215,6 +215,7 @@ impl<'a> Maker<'a> {
             Fused::Op(op) => self.op(ops, *op, secs),
             Fused::Products(products) => self.products(products, block_bytes),
             Fused::Experts(op, slice) => self.experts(op, *slice),
+            Fused::Heads(op, slice) => self.heads(op, *slice),
         }
     }
 
@@ -248,6 +249,11 @@ impl<'a> Maker<'a> {
             Op::Attention(attention) => self.attention(&attention, secs)?,
             Op::Conv(conv) => self.conv(&conv)?,
             Op::DeltaRule(rule) => self.delta_rule(&rule)?,
+            Op::CopyPart(op) => {
+                let params = copy_part::Params::of(&op, [model.value(op.input), model.value(op.output)], batch);
+                let bindings = copy_part::Bindings { input: self.value(op.input)?, output: self.value(op.output)? };
+                Call::simple(params, move |arena, params| copy_part::prepare(gpu, arena, params, bindings))
+            }
             Op::Glu { activation, gate, up, output } => {
                 let params = glu::Params::of(model.value(gate), batch);
                 let bindings = glu::Bindings { gate: self.value(gate)?, up: self.value(up)?, output: self.value(output)? };
@@ -293,7 +299,7 @@ impl<'a> Maker<'a> {
                 Call::simple(params, move |arena, params| gate_rows::prepare(gpu, arena, params, bindings))
             }
             // The embedding is a step of the schedule, and products are fused with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul(_) => {
+            Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul(_) | Op::HeadMatMul(_) => {
                 return Err(self.gpu.error("an operation is in a place where it is not computed"));
             }
         })
@@ -364,7 +370,7 @@ impl<'a> Maker<'a> {
         let (input, routing, output) = (self.value(op.input)?, self.value(op.routing)?, self.value(op.output)?);
         Ok(Call::new(&params, move |arena, _| {
             let of_block = |[weight, slots]: [Binding<'_>; 2]| {
-                let bindings = expert_matmul::Bindings { weight, input, routing, slots: Some(slots), output };
+                let bindings = expert_matmul::Bindings { weight, input, routing: Some(routing), slots: Some(slots), output };
                 expert_matmul::prepare(gpu, arena, &params, dtype, bindings)
             };
             cache.bindings().map(of_block).collect()
@@ -373,9 +379,26 @@ impl<'a> Maker<'a> {
 
     /// Products with the chosen experts' rows that are in one slice.
     fn experts(&self, op: &ExpertMatMul, slice: Slice) -> Result<Call<'a>> {
-        let (gpu, dtype) = (self.gpu, self.catalog[slice.tensor].dtype);
         let params = expert_matmul::Params::of(op, self.model.value(op.input), [slice.first_row, slice.n_rows], &self.batch);
-        let (input, routing, output) = (self.value(op.input)?, self.value(op.routing)?, self.value(op.output)?);
+        self.matrices_of_each(params, [op.input, op.output], Some(op.routing), slice)
+    }
+
+    /// Products of heads with the rows of their matrices that are in one slice.
+    fn heads(&self, op: &HeadMatMul, slice: Slice) -> Result<Call<'a>> {
+        let params = expert_matmul::Params::of_heads(op, [slice.first_row, slice.n_rows], &self.batch);
+        self.matrices_of_each(params, [op.input, op.output], None, slice)
+    }
+
+    fn matrices_of_each(
+        &self,
+        params: expert_matmul::Params,
+        [input, output]: [ValueId; 2],
+        routing: Option<ValueId>,
+        slice: Slice,
+    ) -> Result<Call<'a>> {
+        let (gpu, dtype) = (self.gpu, self.catalog[slice.tensor].dtype);
+        let (input, output) = (self.value(input)?, self.value(output)?);
+        let routing = routing.map(|routing| self.value(routing)).transpose()?;
         Ok(Call::new(&params, move |arena, block| {
             let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
             let weight = Binding::part(block, slice.offset, slice.size_bytes);
@@ -398,8 +421,11 @@ impl<'a> Maker<'a> {
         let tokens = self.working(WorkingBuffer::Tokens)?;
         // Without a rotation, no angle is read.
         let cos_sin = query_rope.map_or(Ok(tokens), |rope| self.working(WorkingBuffer::CosSin { table: rope.table }))?;
-        let (key, value, query) = (self.value(store.key)?, self.value(store.value)?, self.value(reader.query)?);
-        let (key_cache, value_cache) = (Binding::whole(keys), Binding::whole(values));
+        let (key, query) = (self.value(store.key)?, self.value(reader.query)?);
+        let value = store.value.map(|value| self.value(value)).transpose()?;
+        // Where keys are the values as well, something must be bound all the same that nobody uses now.
+        let unused = self.working(WorkingBuffer::AttentionParts)?;
+        let (key_cache, value_cache) = (Binding::whole(keys), values.map_or(unused, |values| Binding::whole(values)));
         if !is_padded {
             let bindings = rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache };
             return Ok(Call::simple(params, move |arena, params| rope_kv::prepare(gpu, arena, params, bindings)));
@@ -425,7 +451,7 @@ impl<'a> Maker<'a> {
             query: if is_padded { attention_output } else { query },
             tokens: self.working(WorkingBuffer::Tokens)?,
             key_cache: Binding::whole(keys),
-            value_cache: Binding::whole(values),
+            value_cache: Binding::whole(values.unwrap_or(keys)),
             sinks: op.sinks.map(|sinks| self.vector(sinks)).transpose()?,
             parts: self.working(WorkingBuffer::AttentionParts)?,
             attention_output: if is_padded { query } else { attention_output },

@@ -3,7 +3,7 @@
 use crate::device::Phase;
 use crate::gpu::BUFFER_ALIGNMENT;
 use crate::kernels::{BatchShape, MAX_PRODUCTS, matmul};
-use crate::model::{ExpertMatMul, Model, Op, ValueId};
+use crate::model::{ExpertMatMul, HeadMatMul, Model, Op, ValueId};
 use crate::plan::{DeviceCosts, Slice, UnitWork, Work, is_fused};
 use crate::units::Bytes;
 use crate::weights::Catalog;
@@ -21,6 +21,8 @@ pub(super) enum Fused {
     Products(Vec<Product>),
     /// The rows of the experts' matrices that are in one slice.
     Experts(ExpertMatMul, Slice),
+    /// The rows of the heads' matrices that are in one slice.
+    Heads(HeadMatMul, Slice),
 }
 
 /// The rows of a matrix product that are in one slice.
@@ -58,8 +60,13 @@ pub(super) fn fuse(work: &UnitWork, slices: &[Slice], ops: &[Op], terms: &Terms<
             Work::Op(op) => fused.push(Fused::Op(op)),
             Work::Rows { op, slice } => {
                 let slice = *slices.get(slice)?;
-                if let Some(Op::ExpertMatMul(op)) = ops.get(op) {
-                    fused.push(Fused::Experts(*op, slice));
+                let of_its_own = match ops.get(op) {
+                    Some(Op::ExpertMatMul(op)) => Some(Fused::Experts(*op, slice)),
+                    Some(Op::HeadMatMul(op)) => Some(Fused::Heads(*op, slice)),
+                    _ => None,
+                };
+                if let Some(of_its_own) = of_its_own {
+                    fused.push(of_its_own);
                     continue;
                 }
                 let product = product(ops, op, slice, terms)?;
@@ -86,6 +93,7 @@ impl Terms<'_> {
             Fused::Experts(op, slice) => {
                 self.costs.expert_secs(op, &self.catalog[slice.tensor], slice.n_rows, self.batch.n_tokens as usize)
             }
+            Fused::Heads(_, slice) => self.costs.head_secs(&self.catalog[slice.tensor], slice.n_rows, self.batch.n_tokens as usize),
         };
         self.costs.dispatch_secs() + secs
     }

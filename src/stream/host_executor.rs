@@ -73,7 +73,8 @@ impl HostExecutor {
         }
         let kv_values = |layer: &StoreKv| (kv_buffer_bytes(layer, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
         let cache = |layer: Option<&StoreKv>| platform::zeroed(layer.map_or(0, kv_values), "keys and values of a layer");
-        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok((cache(layer)?, cache(layer)?)));
+        let has_values = |layer: &&StoreKv| layer.value.is_some();
+        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok((cache(layer)?, cache(layer.filter(has_values))?)));
         let kv_caches = caches.collect::<Result<_>>()?;
         let zeroed = |state: &State| platform::zeroed((state_buffer_bytes(state, plan.n_seqs).0 / 4) as usize, "the state of a layer");
         let states = states_of(model, &plan, DEVICE).into_iter().map(|state| Ok(((state.layer, state.kind), zeroed(&state)?)));
@@ -135,7 +136,14 @@ impl HostExecutor {
                                 products.clear();
                                 let (input, places) = (model.value(op.input), [slice.first_row, slice.n_rows]);
                                 let params = expert_matmul::Params::of(&op, input, places, &values.batch());
-                                values.multiply_experts(&op, &params, (tensor.dtype, rows));
+                                values.multiply_experts((op.input, Some(op.routing), op.output), &params, (tensor.dtype, rows));
+                                None
+                            }
+                            Op::HeadMatMul(op) => {
+                                values.multiply(&products);
+                                products.clear();
+                                let params = expert_matmul::Params::of_heads(&op, [slice.first_row, slice.n_rows], &values.batch());
+                                values.multiply_experts((op.input, None, op.output), &params, (tensor.dtype, rows));
                                 None
                             }
                             _ => None,

@@ -11,17 +11,17 @@ use crate::host::simd::simd;
 use crate::host::{self, ExpertScratch, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{
-    BatchShape, MAX_PRODUCTS, add_bias, add_expert_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, layer_norm,
-    matmul, rms_norm, rope, rope_kv, route, sum_experts,
+    BatchShape, MAX_PRODUCTS, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
+    layer_norm, matmul, rms_norm, rope, rope_kv, route, sum_experts,
 };
-use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, Model, Op, Rope, StateKind, StoreKv, ValueId};
+use crate::model::{Attention, Conv, DeltaRule, Model, Op, Rope, StateKind, StoreKv, ValueId};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
 pub(super) struct Values {
     pub(super) model: Arc<Model>,
     pub(super) values: HashMap<ValueId, Vec<f32>>,
-    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`.
+    /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`; V is empty where K is V as well.
     pub(super) kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
     /// What layers keep of each sequence besides: `[n_seqs, …]`.
     pub(super) states: HashMap<(usize, StateKind), Vec<f32>>,
@@ -113,16 +113,21 @@ impl Values {
         }
     }
 
-    /// Computes products with the chosen experts' rows of a slice, which are stored as `weight`.
-    pub(super) fn multiply_experts(&mut self, op: &ExpertMatMul, params: &expert_matmul::Params, weight: (DType, &[u8])) {
-        let mut result = self.take(op.output);
+    /// Computes products with the chosen experts' rows of a slice, which are stored as `weight`; without a choice, those of all of them.
+    pub(super) fn multiply_experts(
+        &mut self,
+        (input, routing, output): (ValueId, Option<ValueId>, ValueId),
+        params: &expert_matmul::Params,
+        weight: (DType, &[u8]),
+    ) {
+        let mut result = self.take(output);
         let mut scratch = std::mem::take(&mut self.experts);
         let mut packed = std::mem::take(&mut self.packed);
         packed.forget();
-        let (input, routing) = (self.get(op.input), self.get(op.routing));
-        host::multiply_experts(simd(), params, weight, [input, routing], &mut result, (&mut packed.input, &mut scratch));
+        let inputs = (self.get(input), routing.map(|routing| self.get(routing)));
+        host::multiply_experts(simd(), params, weight, inputs, &mut result, (&mut packed.input, &mut scratch));
         (self.experts, self.packed) = (scratch, packed);
-        self.put(op.output, result);
+        self.put(output, result);
     }
 
     pub(super) fn batch(&self) -> BatchShape {
@@ -162,6 +167,12 @@ impl Values {
             Op::Attention(attention) => self.attention(&attention, attention.sinks.map(vector)),
             Op::Conv(conv) => self.conv(&conv, vector(conv.weight), conv.bias.map(vector)),
             Op::DeltaRule(rule) => self.delta_rule(&rule, vector(rule.decay), vector(rule.bias)),
+            Op::CopyPart(op) => {
+                let mut result = self.take(op.output);
+                let params = copy_part::Params::of(&op, [model.value(op.input), model.value(op.output)], &batch);
+                copy_part::reference(&params, self.get(op.input), &mut result);
+                self.put(op.output, result);
+            }
             Op::Glu { activation, gate, up, output } => {
                 let mut result = self.take(output);
                 host::glu(activation, self.get(gate), self.get(up), &mut result);
@@ -207,7 +218,7 @@ impl Values {
                 self.put(target, result);
             }
             // The embedding is a step of the schedule, and products are computed with their rows.
-            Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul(_) => {}
+            Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul(_) | Op::HeadMatMul(_) => {}
         }
     }
 
@@ -220,7 +231,8 @@ impl Values {
     fn store_kv(&mut self, store: &StoreKv) {
         let params = rope_kv::Params::of(store, None, &self.batch());
         let mut caches = std::mem::take(&mut self.kv_caches[store.layer]);
-        rope_kv::store(&params, self.get(store.key), self.get(store.value), &self.tokens, [&mut caches.0, &mut caches.1]);
+        let value = store.value.map(|value| self.get(value)).unwrap_or_default();
+        rope_kv::store(&params, self.get(store.key), value, &self.tokens, [&mut caches.0, &mut caches.1]);
         self.kv_caches[store.layer] = caches;
     }
 
@@ -250,6 +262,7 @@ impl Values {
     fn attention(&mut self, op: &Attention, sinks: Option<&[f32]>) {
         let mut output = self.take(op.output);
         let (keys, values) = &self.kv_caches[op.layer];
+        let values = if values.is_empty() { keys } else { values };
         let params = attention::Params::of(op, &self.batch());
         host::attention(&params, self.get(op.query), &self.tokens, (keys, values), sinks, &mut output);
         self.put(op.output, output);

@@ -26,6 +26,13 @@ pub(crate) enum Order {
         /// Rows that each has of each part, such as queries, keys and values; 0 of those that there are not.
         parts: [u64; 4],
     },
+    /// The first rows of each head, transposed; the others are left out.
+    HeadsTransposed {
+        /// How many heads.
+        n_heads: u64,
+        /// How many rows of each.
+        n_rows: u64,
+    },
 }
 
 /// A matrix that a file has otherwise.
@@ -34,6 +41,8 @@ struct Rearranged {
     source: Arc<dyn ByteSource>,
     /// Where the file has it.
     stored: u64,
+    /// How many bytes of it the file has.
+    stored_size: Bytes,
     n_rows: u64,
     n_columns: u64,
     /// Bytes of a value, where values are stored one by one.
@@ -48,15 +57,20 @@ pub(crate) fn rearranged(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<
     let mut file = DerivedFile::default();
     for (tensor, order) in tensors {
         let Some(source) = sources.get(tensor.shard as usize) else { continue };
+        let (stored_size, width) = (tensor.size_bytes, tensor.size_bytes.0 / tensor.n_values().max(1));
         match (tensor.shape.as_mut_slice(), order) {
             ([n_rows, n_columns], Order::Transposed) => std::mem::swap(n_rows, n_columns),
+            ([n_all, n_columns], Order::HeadsTransposed { n_heads, n_rows }) if n_heads * n_rows <= *n_all => {
+                (*n_all, *n_columns) = (n_heads * *n_columns, n_rows);
+                tensor.size_bytes = Bytes(tensor.n_values() * width);
+            }
             ([n_rows, ..], Order::ByHeads { n_heads, parts }) if *n_rows > 0 && *n_rows == n_heads * parts.iter().sum::<u64>() => {}
             // The model will say that it has another shape.
             _ => continue,
         }
         let (n_rows, n_columns) = (tensor.shape[0], tensor.shape[1..].iter().product());
-        let (stored, size, width) = (tensor.offset, tensor.size_bytes, tensor.size_bytes.0 / tensor.n_values().max(1));
-        let (offset, _) = file.push(Rearranged { source: Arc::clone(source), stored, n_rows, n_columns, width, size, order });
+        let (stored, size) = (tensor.offset, tensor.size_bytes);
+        let (offset, _) = file.push(Rearranged { source: Arc::clone(source), stored, stored_size, n_rows, n_columns, width, size, order });
         (tensor.shard, tensor.offset) = (shard, offset);
     }
     (!file.is_empty()).then_some(file)
@@ -75,6 +89,7 @@ impl DerivedMatrix for Rearranged {
         match self.order {
             Order::Transposed => self.read_transposed(offset, buffer),
             Order::ByHeads { n_heads, parts } => self.read_heads(n_heads, parts, offset, buffer),
+            Order::HeadsTransposed { n_heads, .. } => self.read_heads_transposed(n_heads, offset, buffer),
         }
     }
 }
@@ -97,6 +112,28 @@ impl Rearranged {
             }
             begin += n_heads * part_bytes;
             in_head += part_bytes;
+        }
+        Ok(())
+    }
+
+    fn read_heads_transposed(&self, n_heads: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let (size, stored_size) = (Bytes(self.size.0 / n_heads), Bytes(self.stored_size.0 / n_heads));
+        let of_head = |head: u64| Rearranged {
+            source: Arc::clone(&self.source),
+            stored: self.stored + head * stored_size.0,
+            stored_size,
+            n_rows: self.n_rows / n_heads,
+            size,
+            order: Order::Transposed,
+            ..*self
+        };
+        let (mut at, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let within = at % size.0;
+            let (now, behind) = rest.split_at_mut((size.0 - within).min(rest.len() as u64) as usize);
+            of_head(at / size.0).read_transposed(within, now)?;
+            at += now.len() as u64;
+            rest = behind;
         }
         Ok(())
     }
@@ -165,6 +202,23 @@ mod tests {
         let heads = [0u8..8, 24..32, 8..12, 32..36, 12..24, 36..48];
         let expected: Vec<u8> = heads.into_iter().flatten().collect();
         for (begin, end) in [(0, 48), (3, 21), (8, 9)] {
+            let mut read = vec![0; end - begin];
+            file.read_at(begin as u64, &mut read).unwrap();
+            assert_eq!(read, expected[begin..end]);
+        }
+    }
+
+    #[test]
+    fn rows_of_heads_are_transposed_each_head_for_itself() {
+        // Two heads of three rows, the first two of which are asked for, with four columns of halves.
+        let source: Arc<dyn ByteSource> = Arc::new(Memory((0..48).collect()));
+        let mut tensor = matrix(DType::F16, [6, 4], 0);
+        let order = Order::HeadsTransposed { n_heads: 2, n_rows: 2 };
+        let file = rearranged(vec![(&mut tensor, order)], &[source], 1).unwrap();
+        assert_eq!((&tensor.shape, tensor.size_bytes), (&vec![8, 2], Bytes(32)));
+        let values = (0u8..2).flat_map(|head| (0..4).flat_map(move |column| (0..2).map(move |row| head * 24 + row * 8 + column * 2)));
+        let expected: Vec<u8> = values.flat_map(|first| [first, first + 1]).collect();
+        for (begin, end) in [(0, 32), (3, 21), (15, 17)] {
             let mut read = vec![0; end - begin];
             file.read_at(begin as u64, &mut read).unwrap();
             assert_eq!(read, expected[begin..end]);

@@ -6,8 +6,8 @@ use std::mem::offset_of;
 use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::{
-    KERNELS, add, add_bias, add_expert_bias, attention, conv, delta_rule, expert_matmul, gate_rows, gather_rows, glu, layer_norm, map,
-    matmul, rms_norm, rope, rope_kv, route, sum_experts, top_k,
+    KERNELS, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows, glu,
+    layer_norm, map, matmul, rms_norm, rope, rope_kv, route, sum_experts, top_k,
 };
 use wgpu::naga;
 
@@ -48,6 +48,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
             members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal)
         }
         "conv" => members!(conv: n_tokens, width, n_taps, n_seqs),
+        "copy_part" => members!(copy_part: n_heads, len, input_size, from, output_size, to),
         "delta_rule" => members!(delta_rule: n_tokens, n_seqs, n_key_heads, n_value_heads, key_size, value_size, is_tiled),
         "glu" => members!(glu: n_values),
         "map" => members!(map: n_values, number),

@@ -273,6 +273,25 @@ family_tests! {
     every_family_answers_as_transformers_does_5: 5
 }
 
+/// Where a config says another width of latent vectors than the tensors have, both numbers are named.
+#[test]
+fn latent_vectors_of_another_width_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let golden = format!("{}/tests/golden/families/deepseek_v3.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    golden.write(root.path(), "deepseek_v3");
+    let folder = root.path().join("deepseek_v3");
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    for (changed, numbers) in [("\"kv_lora_rank\":22", ["22", "20"]), ("\"v_head_dim\":11", ["150", "144"])] {
+        let (key, _) = changed.split_once(':').unwrap();
+        let (before, behind) = config.split_once(key).unwrap();
+        let behind = behind.split_once(',').unwrap().1;
+        std::fs::write(folder.join("config.json"), format!("{before}{changed},{behind}")).unwrap();
+        let refused = Checkpoint::open(&folder, IoMode::Pread).unwrap_err().to_string();
+        assert!(refused.contains("kv_b_proj") && numbers.iter().all(|number| refused.contains(number)), "{refused}");
+    }
+}
+
 /// What keeps states goes on in parts, beside other sequences, after it was cut short, and after a forward that was interrupted.
 #[test]
 fn recurrent_states_follow_their_sequence() {

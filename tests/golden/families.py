@@ -10,7 +10,7 @@ Of an encoder the last hidden state of the last token stands in place of logits,
 pools has embeddings, too: as sentence-transformers' modules Pooling, Dense and Normalize make them.
 
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
-1 added to the norms of Gemma and Nemotron, matrices of `Conv1D` transposed, those of all experts stacked, nibbles and
+1 added to the norms of Gemma and Nemotron, keys and values of latent vectors apart, those of keys transposed head by head, matrices of `Conv1D` transposed, those of all experts stacked, nibbles and
 scales of MXFP4 in blocks, vectors, learned positions, kinds of
 texts and routers in f32.
 """
@@ -59,7 +59,7 @@ def spread(name, shape, is_offset, is_transposed):
             return 0.0, 0.25
         return (0.0, 0.25) if is_offset and "linear_attn" not in name else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
-    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key", "Wqkv"])
+    is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key", "Wqkv", "q_b_proj", "kv_b_proj"])
     return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else -1])))
 
 
@@ -85,6 +85,9 @@ COMMON = {
 MIXTRAL = {"block_sparse_moe.gate": "ffn_gate_inp"}
 SHARED = {"mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
           "mlp.shared_experts.down_proj": "ffn_down_shexp"}
+DEEPSEEK = SHARED | {"self_attn.q_a_proj": "attn_q_a", "self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.q_b_proj": "attn_q_b",
+                     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+                     "self_attn.kv_b_proj": "attn_kv_b"}
 GLM4_MOE = SHARED | {"post_attention_layernorm": "post_attention_norm"}
 GPT_OSS = {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp"}
 GRANITE_MOE = {"block_sparse_moe.router.layer": "ffn_gate_inp"}
@@ -177,6 +180,36 @@ EXPERT_KEYS = {"expert_count": 7, "expert_used_count": 3}
 # One more that every token takes.
 SHARED_EXPERT = {"shared_expert_intermediate_size": 51}
 SHARED_EXPERT_KEYS = {"expert_feed_forward_length": 37, "expert_shared_feed_forward_length": 51}
+
+
+def latent_keys(config):
+    """What GGUF files say of compressed keys and values."""
+    rank, turns = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    lengths = {"attention.kv_lora_rank": rank, "attention.head_count_kv": 1, "attention.key_length": rank + turns,
+               "attention.value_length": rank, "attention.key_length_mla": config["qk_nope_head_dim"] + turns,
+               "attention.value_length_mla": config["v_head_dim"], "rope.dimension_count": turns}
+    return lengths | ({"attention.q_lora_rank": config["q_lora_rank"]} if config["q_lora_rank"] else {})
+
+
+def former_latent_keys(config):
+    """The same of files that have the matrices of keys and values as one."""
+    keys = {key: value for key, value in latent_keys(config).items() if not key.endswith("_mla")}
+    lengths = {"attention.key_length": config["qk_nope_head_dim"] + config["qk_rope_head_dim"], "attention.value_length": config["v_head_dim"]}
+    return keys | lengths | {"attention.head_count_kv": 6}
+
+
+# Latent heads of 28 values; and of 272, which GPUs have another kernel for; and of 32.
+NARROW = {"q_lora_rank": 33, "kv_lora_rank": 20, "qk_nope_head_dim": 14, "qk_rope_head_dim": 8, "v_head_dim": 10}
+WIDE = {"q_lora_rank": None, "kv_lora_rank": 264, "qk_nope_head_dim": 18, "qk_rope_head_dim": 8, "v_head_dim": 22}
+MIDDLE = {"q_lora_rank": 41, "kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
+DEEPSEEK_EXPERTS = {"n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 37, "n_group": 4, "topk_group": 2,
+                    "n_shared_experts": 2, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1, "num_key_value_heads": 6}
+DEEPSEEK_KEYS = {"expert_count": 12, "expert_used_count": 3, "expert_feed_forward_length": 37, "expert_shared_count": 2,
+                 "expert_group_count": 4, "expert_group_used_count": 2, "expert_weights_scale": 1.5, "leading_dense_block_count": 1}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0,
+        "mscale": 0.7, "mscale_all_dim": 0.7}
+YARN_KEYS = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 32,
+             "rope.scaling.yarn_log_multiplier": 0.07}
 
 # The numbers of E2M1 by their nibbles.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
@@ -413,6 +446,19 @@ CASES = [
                                           "first_k_dense_replace": 2, "norm_topk_prob": True, "sliding_window": None},
          EXPERT_KEYS | {"expert_feed_forward_length": 37, "expert_shared_count": 1, "expert_weights_norm": True,
                         "leading_dense_block_count": 2}, own=SHARED),
+    case("deepseek_v3", "deepseek_v3", "F32", SPLIT | NARROW | DEEPSEEK_EXPERTS,
+         DEEPSEEK_KEYS | latent_keys(NARROW) | {"expert_gating_func": 2, "expert_weights_norm": True}, arch="deepseek2", own=DEEPSEEK),
+    case("deepseek_v3-wide", "deepseek_v3", "BF16", SPLIT | WIDE | DEEPSEEK_EXPERTS | {"norm_topk_prob": False, "rope_parameters": YARN},
+         DEEPSEEK_KEYS | latent_keys(WIDE) | YARN_KEYS | {"expert_gating_func": 2}, arch="deepseek2", own=DEEPSEEK),
+    case("deepseek_v3-halves", "deepseek_v3", "F16", SPLIT | MIDDLE | DEEPSEEK_EXPERTS | {"rope_interleave": False, "attention_bias": True,
+                                                                                         "n_group": 1, "topk_group": 1}),
+    case("deepseek_v2", "deepseek_v2", "F16", SPLIT | MIDDLE | DEEPSEEK_EXPERTS | {"topk_method": "group_limited_greedy",
+                                                                                  "rope_parameters": YARN},
+         DEEPSEEK_KEYS | latent_keys(MIDDLE) | YARN_KEYS, arch="deepseek2", own=DEEPSEEK),
+    case("deepseek_v2-greedy", "deepseek_v2", "F32", SPLIT | WIDE | DEEPSEEK_EXPERTS | {"topk_method": "greedy", "n_group": None,
+                                                                                       "first_k_dense_replace": 2},
+         DEEPSEEK_KEYS | former_latent_keys(WIDE) | {"expert_group_count": 1, "expert_group_used_count": 1, "leading_dense_block_count": 2},
+         arch="deepseek2", own=DEEPSEEK),
     case("lfm2_moe", "lfm2_moe", "F16", SPLIT | EXPERTS | {"num_dense_layers": 1, "routed_scaling_factor": 1.5,
                                                           "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
          EXPERT_KEYS | {"attention.head_count_kv": [0, 3, 0, 3], "shortconv.l_cache": 3, "expert_feed_forward_length": 37,
@@ -454,6 +500,18 @@ def parts_of_heads(config, name):
     layer = name.split(".")[2]
     for part, of_part in [("attn_qkv", rows[0] + rows[1] + rows[2]), ("attn_gate", rows[3])]:
         yield {"name": f"blk.{layer}.{part}.weight", "from": name, "add": 0.0, "rows": [int(row) for row in of_part]}
+
+
+def latent_parts(config, name):
+    """The matrices of keys, transposed, and of values that a converter makes of that of both, head by head."""
+    still, n_values, n_heads = config.qk_nope_head_dim, config.v_head_dim, config.num_attention_heads
+    layer = name.split(".")[2]
+    begins = [head * (still + n_values) for head in range(n_heads)]
+    keys = [begin + row for begin in begins for row in range(still)]
+    values = [begin + still + row for begin in begins for row in range(n_values)]
+    part = {"from": name, "add": 0.0, "heads": n_heads}
+    return [part | {"name": f"blk.{layer}.attn_k_b.weight", "rows": keys, "transposed": True},
+            part | {"name": f"blk.{layer}.attn_v_b.weight", "rows": values}]
 
 
 def gguf_of(case, config, shapes):
@@ -509,6 +567,9 @@ def gguf_of(case, config, shapes):
         if bare:
             tensors.append({"name": f"blk.{name.split('.')[2]}.{bare}", "from": name, "add": 0.0, "negated_exp": bare == "ssm_a"}
                            | tiled(case, config, name, shapes[name]))
+            continue
+        if name.endswith("kv_b_proj.weight") and "attention.key_length_mla" in case["gguf"]:
+            tensors += latent_parts(config, name)
             continue
         if module in OUTER:
             gguf = OUTER[module]

@@ -1,7 +1,7 @@
 //! Attention of each token for itself, on any adapter. Params, bindings and reference are in `attention`.
 
 use super::{
-    Bindings, MAX_SHARED_HEAD_SIZE, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant,
+    Bindings, MAX_SHARED_SIZE, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant,
 };
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -14,7 +14,7 @@ use crate::kernels::{ATTENTION_TOKEN, dispatch, fold, is_software};
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ATTENTION_TOKEN.stem;
     let needed = needed(gpu, stem, params, bindings, Target::Parts)?;
-    let shape = if is_software(gpu) { software(params) } else { HARDWARE };
+    let shape = if is_software(gpu) { software(params) } else { hardware(params) };
     let [is_split, part_positions] = part_constants(params);
     let octets = params.head_size / 8;
     let constants = [
@@ -41,12 +41,22 @@ struct Shape {
     positions: u32,
 }
 
-/// A workgroup for each query head, for the most workgroups; their common keys meet in the hardware's cache.
-const HARDWARE: Shape = Shape { lanes: 64, heads: 1, positions: 1 };
+/// Octets of query heads whose queries and sums, 64 bytes each, leave workgroup memory for the rest.
+const MAX_OCTETS: u32 = 192;
+
+/// A workgroup for each query head, for the most workgroups; their common keys meet in the hardware's cache. Of wide heads, which are the
+/// keys of many query heads, so much is read that some of these share it.
+fn hardware(params: &Params) -> Shape {
+    let heads = if params.head_size > MAX_SHARED_SIZE { heads_together(params, most_heads(params)) } else { 1 };
+    Shape { lanes: 64, heads, positions: 1 }
+}
 
 /// Each load costs a software adapter dearly: a lane shares the keys it loads among query heads, the queries among positions.
 fn software(params: &Params) -> Shape {
-    // Workgroup memory holds the queries and the sums of all of them.
-    let most = if params.head_size > MAX_SHARED_HEAD_SIZE { 2 } else { 4 };
-    Shape { lanes: 8, heads: heads_together(params, most), positions: 4 }
+    Shape { lanes: 8, heads: heads_together(params, most_heads(params)), positions: 4 }
+}
+
+/// Query heads that fit into a workgroup's memory, 4 at most.
+fn most_heads(params: &Params) -> u32 {
+    (MAX_OCTETS / (params.head_size / 8).max(1)).clamp(1, 4)
 }

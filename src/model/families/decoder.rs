@@ -1,6 +1,7 @@
 //! The forward pass of Llama and of what is built like it as a list of operations, top to bottom. Families say by a [`Layout`] what
 //! their layers are made of, by a [`Variant`](crate::model::Variant) which numbers they have.
 
+mod latent;
 pub(super) mod recurrent;
 
 use super::experts::{self, ExpertIds, Router};
@@ -29,6 +30,8 @@ struct Ids {
     logits: ValueId,
     /// What the output of attention is gated by, where it is.
     output_gate: Option<ValueId>,
+    /// What attention over latent vectors works with.
+    latent: Option<latent::Ids>,
     /// What layers without attention work with.
     recurrent: Option<recurrent::Ids>,
     /// Those of experts, where there are any.
@@ -154,6 +157,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let has_head = !layout.is_encoder && !config.variant.sees_both_sides;
     let logits = declare(Value::of_logits("logits", width_if(has_head, config.vocab_size)));
     let output_gate = layout.output_gate.map(|_| declare(Value::of_tokens("gate of the attention output", config.query_size())));
+    let latent = config.variant.latent.as_ref().map(|latent| latent::declare(config, latent, &mut declare));
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
     let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
     let beside = config.variant.experts.as_ref().filter(|experts| experts.beside_plain);
@@ -163,7 +167,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
             declare(Value::of_tokens("router's input", hidden_size)),
         ]
     });
-    let ids = Ids { hidden, normed, heads, gate, up, activated, delta, last, last_normed, logits, output_gate, recurrent, experts, beside };
+    let ids = Ids { hidden, normed, heads, gate, up, activated, delta, last, last_normed, logits, output_gate, latent, recurrent, experts, beside };
     (values, ids)
 }
 
@@ -172,7 +176,8 @@ fn declare_heads(config: &ModelConfig, heads: Heads, declare: &mut dyn FnMut(Val
     let kv_size = n_kv_heads * head_size;
     let query = declare(Value::of_heads("queries", n_heads, head_size));
     let key = declare(Value::of_tokens("keys", kv_size));
-    let value = declare(Value::of_tokens("values", kv_size));
+    // Latent vectors are both keys and values.
+    let value = declare(Value::of_tokens("values", if config.variant.latent.is_some() { 0 } else { kv_size }));
     let attention = declare(Value::of_heads("attention output", n_heads, head_size));
     let plain = config.qk_norm.then(|| {
         let query = declare(Value::of_tokens("queries before their norm", n_heads * head_size));
@@ -293,6 +298,9 @@ impl Units<'_> {
 
     /// Queries, keys and values of `input`.
     fn project(&self, ops: &mut Vec<Op>, name: &str, layer: usize, input: ValueId) -> Result<()> {
+        if let (Some(latent), Some(of_latent)) = (&self.config.variant.latent, &self.ids.latent) {
+            return self.project_latent(ops, name, input, (latent, of_latent));
+        }
         let (config, layout, ids) = (self.config, self.layout, self.head_ids(layer));
         let Heads { n_kv_heads, head_size, values_are_keys } = config.heads_of(layer);
         let (hidden_size, query_size, kv_size) = (config.hidden_size, config.n_heads * head_size, n_kv_heads * head_size);
@@ -334,7 +342,8 @@ impl Units<'_> {
                 ops.push(Op::Rope(Rope { heads, n_heads, head_size, rotary_size, pairs, table }));
             }
         }
-        ops.push(Op::StoreKv(StoreKv { layer, key: ids.key, value: ids.value, n_kv_heads, head_size }));
+        let value = ids.latent.is_none().then_some(ids.value);
+        ops.push(Op::StoreKv(StoreKv { layer, key: ids.key, value, n_kv_heads, head_size }));
         let window = config.sliding_window.filter(|_| config.is_windowed(layer));
         let scale = config.variant.attention_scale.unwrap_or(1.0 / (head_size as f32).sqrt());
         let softcap = config.variant.attention_softcap;
@@ -353,15 +362,17 @@ impl Units<'_> {
             sinks,
         };
         ops.push(Op::Attention(attention));
-        let attended = match self.ids.output_gate {
+        let attended = match (self.ids.output_gate, &config.variant.latent, &self.ids.latent) {
             // Queries are not needed any more.
-            Some(gate) => {
+            (Some(gate), ..) => {
                 ops.push(Op::Glu { activation: Activation::Sigmoid, gate, up: ids.attention, output: ids.query });
                 ids.query
             }
-            None => ids.attention,
+            (None, Some(latent), Some(of_latent)) => self.values_of_latent(ops, name, (latent, of_latent))?,
+            (None, ..) => ids.attention,
         };
-        self.matrix(ops, name, layout.output, [hidden_size, query_size], [attended, self.ids.delta], config.attention_output_bias)?;
+        let attended_size = config.variant.latent.map_or(query_size, |latent| n_heads * latent.value_size);
+        self.matrix(ops, name, layout.output, [hidden_size, attended_size], [attended, self.ids.delta], config.attention_output_bias)?;
         self.add_delta(ops, layer, layout.after_attention, read)
     }
 

@@ -71,7 +71,7 @@ pub(super) fn of_deepseek_json(fields: &Fields<'_>, n_layers: usize, n_plain: us
 }
 
 /// Groups that are as good as their two best experts.
-fn groups_of(n_groups: usize, n_used: usize) -> Option<ExpertGroups> {
+pub(super) fn groups_of(n_groups: usize, n_used: usize) -> Option<ExpertGroups> {
     (n_groups != 1).then_some(ExpertGroups { n_groups, n_used, n_best: 2 })
 }
 

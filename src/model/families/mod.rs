@@ -4,6 +4,8 @@ mod arcee;
 mod bert;
 mod cohere;
 mod decoder;
+mod deepseek_v2;
+mod deepseek_v3;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
@@ -104,6 +106,8 @@ pub static FAMILIES: &[&Family] = &[
     &qwen3_next::FAMILY,
     &gemma4::FAMILY,
     &gemma4::MIXTURE,
+    &deepseek_v3::FAMILY,
+    &deepseek_v2::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.
@@ -261,6 +265,14 @@ pub fn by_name(name: &str) -> Option<&'static Family> {
     FAMILIES.iter().find(|family| family.name == name).copied()
 }
 
+/// Models with a `model_type` of their own that are of a family in all else.
+const OTHER_MODEL_TYPES: [(&str, &str); 1] = [("kimi_k2", "deepseek_v3")];
+
+/// The family whose models have this `model_type`.
+fn by_model_type(name: &str) -> Option<&'static Family> {
+    by_name(OTHER_MODEL_TYPES.iter().find(|(other, _)| *other == name).map_or(name, |(_, family)| family))
+}
+
 /// The family that config.json names by `model_type` or by `architectures`.
 ///
 /// # Errors
@@ -282,7 +294,7 @@ pub(super) fn of_json(fields: &Fields<'_>, hint: Hint<'_>) -> Result<&'static Fa
         return Err(unsupported("architecture", class));
     }
     match (named, by_class) {
-        (Some(name), _) => by_name(name).ok_or_else(|| unsupported("model_type", name)),
+        (Some(name), _) => by_model_type(name).ok_or_else(|| unsupported("model_type", name)),
         (None, Some(family)) => Ok(family),
         (None, None) => Err(fields.error("says neither model_type nor architectures")),
     }

@@ -157,6 +157,19 @@ fn attention_to_a_long_context_is_put_together_from_its_parts() {
     }
 }
 
+/// Such as latent vectors, which all query heads share.
+#[test]
+fn attention_takes_wide_heads() {
+    for gpu in gpus() {
+        assert_eq!(attention::variants(gpu, 264), [AttentionVariant::Token]);
+        for (heads, head_size, kv_len, n_tokens) in [([6, 1], 264, 40, 12), ([5, 1], 576, 300, 2), ([4, 2], 1024, 33, 3)] {
+            for kv_dtype in [rope_kv::KvDType::F32, rope_kv::KvDType::F16] {
+                Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, 0).check(gpu, kv_dtype);
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_serves_tokens_of_several_sequences_at_once() {
     for gpu in gpus() {

@@ -64,7 +64,8 @@ struct Product {
     dtype: DType,
     weight: Vec<u8>,
     input: Vec<f32>,
-    routing: Vec<f32>,
+    /// `None`: each token takes all experts, in their order.
+    routing: Option<Vec<f32>>,
 }
 
 impl Product {
@@ -93,7 +94,7 @@ impl Product {
         Product {
             params,
             dtype,
-            routing: routing.collect(),
+            routing: Some(routing.collect()),
             weight: random.weights(dtype, (n_rows * n_columns) as usize),
             input: random.floats((n_inputs * n_columns) as usize),
         }
@@ -120,19 +121,20 @@ impl Product {
 
     fn reference(&self) -> Vec<f32> {
         let mut output = vec![0.0; self.output_len()];
-        expert_matmul::reference(&self.params, self.dtype, &self.weight, &self.input, &self.routing, &mut output);
+        expert_matmul::reference(&self.params, self.dtype, &self.weight, &self.input, self.routing.as_deref(), &mut output);
         output
     }
 
     fn on_gpu(&self, gpu: &Gpu, slice_rows: u32) -> Vec<f32> {
-        let (input, routing) = (upload(gpu, "input", &self.input), upload(gpu, "routing", &self.routing));
+        let (input, routing) = (upload(gpu, "input", &self.input), self.routing.as_ref().map(|routing| upload(gpu, "routing", routing)));
         let result = poisoned(gpu, self.output_len());
         let slices = self.slices(slice_rows);
         let weights: Vec<_> = slices.iter().map(|slice| upload(gpu, "weight", self.rows(slice))).collect();
         run_all(gpu, &slices, |buffer, _| {
             let of = |(params, weight): (&expert_matmul::Params, &Buffer)| {
-                let [input, routing, output] = [&input, &routing, &result].map(|buffer| Binding::whole(buffer));
-                let bindings = expert_matmul::Bindings { weight: Binding::whole(weight), input, routing, slots: None, output };
+                let [weight, input, output] = [weight, &input, &result].map(|buffer| Binding::whole(buffer));
+                let routing = routing.as_ref().map(|routing| Binding::whole(routing));
+                let bindings = expert_matmul::Bindings { weight, input, routing, slots: None, output };
                 expert_matmul::prepare(gpu, buffer, params, self.dtype, bindings)
             };
             slices.iter().zip(&weights).map(of).collect()
@@ -145,7 +147,7 @@ impl Product {
         let (n_experts, expert_bytes) = (self.params.n_rows / self.params.expert_rows, self.params.expert_rows as usize * self.row_bytes());
         let slot_bytes = (matrix_begin as usize + expert_bytes + 1).next_multiple_of(256);
         let params = self.params.in_slots(slot_bytes as u32, matrix_begin);
-        let (input, routing) = (upload(gpu, "input", &self.input), upload(gpu, "routing", &self.routing));
+        let (input, routing) = (upload(gpu, "input", &self.input), upload(gpu, "routing", self.routing.as_ref().unwrap()));
         let result = poisoned(gpu, self.output_len());
         let of_buffer = |experts: &&[usize]| {
             let mut memory = vec![0xa5u8; slot_bytes * experts.len()];
@@ -162,7 +164,7 @@ impl Product {
             let of = |[weight, slots]: &[Buffer; 2]| {
                 let [weight, slots, input, routing, output] =
                     [weight, slots, &input, &routing, &result].map(|buffer| Binding::whole(buffer));
-                let bindings = expert_matmul::Bindings { weight, input, routing, slots: Some(slots), output };
+                let bindings = expert_matmul::Bindings { weight, input, routing: Some(routing), slots: Some(slots), output };
                 expert_matmul::prepare(gpu, buffer, &params, self.dtype, bindings)
             };
             buffers.iter().map(of).collect()
@@ -170,12 +172,25 @@ impl Product {
         output(gpu, &result, self.output_len())
     }
 
+    /// On the GPU and on the host against the reference.
+    fn check(&self, what: &str) {
+        let expected = self.reference();
+        for gpu in gpus() {
+            assert_close(&self.on_gpu(gpu, self.params.n_rows), &expected, SUM_TOLERANCE, what);
+        }
+        // Of a few products the largest may be small.
+        if expected.len() > 16 {
+            assert_close(&self.on_host(self.params.n_rows), &expected, HOST_TOLERANCE, &format!("{what} on the host"));
+        }
+    }
+
     fn on_host(&self, slice_rows: u32) -> Vec<f32> {
         let mut output = vec![POISON; self.output_len()];
         let (mut packed, mut scratch) = (Input::default(), ExpertScratch::default());
         for slice in self.slices(slice_rows) {
             let weight = (self.dtype, self.rows(&slice));
-            multiply_experts(simd::simd(), &slice, weight, [&self.input, &self.routing], &mut output, (&mut packed, &mut scratch));
+            let inputs = (&self.input[..], self.routing.as_deref());
+            multiply_experts(simd::simd(), &slice, weight, inputs, &mut output, (&mut packed, &mut scratch));
         }
         output
     }
@@ -187,15 +202,12 @@ fn products_with_experts_match_their_reference_for_every_dtype() {
         for (expert_rows, n_columns, n_tokens, shares_input) in [(1, 1, 1, true), (9, 33, 1, false), (13, 288, 5, true), (7, 300, 4, false)]
         {
             let product = Product::random(dtype, expert_rows, n_columns, n_tokens, shares_input);
-            let expected = product.reference();
-            let what = format!("{dtype}, experts of [{expert_rows}, {n_columns}] × {n_tokens}");
-            for gpu in gpus() {
-                assert_close(&product.on_gpu(gpu, product.params.n_rows), &expected, SUM_TOLERANCE, &what);
-            }
-            // Of a few products the largest may be small.
-            if expected.len() > 16 {
-                assert_close(&product.on_host(product.params.n_rows), &expected, HOST_TOLERANCE, &format!("{what} on the host"));
-            }
+            product.check(&format!("{dtype}, experts of [{expert_rows}, {n_columns}] × {n_tokens}"));
+            // Each head with a matrix of its own: of as many as a token takes.
+            let params = expert_matmul::Params { n_rows: 3 * expert_rows, shares_input: 0, ..product.params };
+            let input = Random(7).floats((n_tokens * 3 * product.params.n_columns) as usize);
+            Product { params, routing: None, input, ..product }
+                .check(&format!("{dtype}, heads of [{expert_rows}, {n_columns}] × {n_tokens}"));
         }
     }
 }
@@ -230,7 +242,7 @@ fn experts_in_slots_give_the_bits_of_the_whole() {
             let some = product.in_slots(gpu, &[&[1, 4]], 0);
             let rows = || some.chunks_exact(11).zip(whole.chunks_exact(11)).enumerate();
             for (index, (found, whole)) in rows() {
-                let expert = product.routing[index / n_used * 2 * n_used + index % n_used];
+                let expert = product.routing.as_ref().unwrap()[index / n_used * 2 * n_used + index % n_used];
                 let expected = if expert == 1.0 || expert == 4.0 { whole.to_vec() } else { vec![POISON; 11] };
                 assert_eq!(bits(found), bits(&expected), "{dtype}, expert {expert}");
             }

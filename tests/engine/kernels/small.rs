@@ -2,7 +2,8 @@
 
 use tierflow::gpu::Gpu;
 use tierflow::kernels::{
-    Binding, add, add_bias, attention, conv, delta_rule, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv, rope_kv_padded,
+    Binding, add, add_bias, attention, conv, copy_part, delta_rule, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv,
+    rope_kv_padded,
 };
 use tierflow::model::{Activation, Function, RopePairing};
 
@@ -167,7 +168,9 @@ fn rope_kv_turns_queries_and_keys_and_stores_only_the_tokens_rows() {
             (rope_kv::KvDType::F16, RopePairing::NeoX, [2, 1, 16, 0]),
             (rope_kv::KvDType::F32, RopePairing::NeoX, [0, 3, 16, 0]),
         ] {
-            RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]).check(gpu, &tokens);
+            let random = || RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
+            random().check(gpu, &tokens);
+            random().with_one_cache().check(gpu, &tokens);
         }
     }
 }
@@ -183,7 +186,8 @@ struct RopeKv {
     cos_sin: Vec<f32>,
     query: Vec<f32>,
     key: Vec<f32>,
-    value: Vec<f32>,
+    /// `None`: keys are the values as well.
+    value: Option<Vec<f32>>,
 }
 
 impl RopeKv {
@@ -204,7 +208,12 @@ impl RopeKv {
         let mut rows = |n_heads: u32| random.floats((params.n_tokens * n_heads * params.head_size) as usize);
         let [query, key, value] = [params.n_heads, params.n_kv_heads, params.n_kv_heads].map(&mut rows);
         let cos_sin = cos_sin_of(&mut random, params.n_tokens, params.rotary_size);
-        RopeKv { params, cos_sin, query, key, value }
+        RopeKv { params, cos_sin, query, key, value: Some(value) }
+    }
+
+    /// The same with keys that are the values as well.
+    fn with_one_cache(self) -> RopeKv {
+        RopeKv { value: None, ..self }
     }
 
     /// As `check`, with heads that are padded on their way.
@@ -214,20 +223,23 @@ impl RopeKv {
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
         let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * padded_size) as usize;
         let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
-        let expected =
-            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        let of_values = if self.value.is_some() { cached } else { 0 };
+        let value = self.value.as_deref().unwrap_or_default();
+        let caches = [keys.as_mut_slice(), &mut values[..of_values]];
+        let expected = rope_kv::Values { query: &mut query, key: &mut key, value, caches };
         let expected = rope_kv_padded::reference(params, &self.cos_sin, tokens, expected);
 
         let in_word = params.kv_dtype as usize + 1;
         let [query, table] = [upload(gpu, "query", &self.query), upload(gpu, "cos_sin", &self.cos_sin)];
-        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let [key, places] = [upload(gpu, "key", &self.key), upload(gpu, "tokens", tokens)];
+        let value = self.value.as_ref().map(|value| upload(gpu, "value", value));
         let rotated_query = poisoned(gpu, expected.len());
         let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
         let bindings = rope_kv_padded::Bindings {
             cos_sin: Binding::whole(&table),
             tokens: Binding::whole(&places),
             key: Binding::whole(&key),
-            value: Binding::whole(&value),
+            value: value.as_ref().map(|value| Binding::whole(value)),
             query: Binding::whole(&query),
             rotated_query: Binding::whole(&rotated_query),
             key_cache: Binding::whole(&caches[0]),
@@ -250,20 +262,23 @@ impl RopeKv {
         let (mut query, mut key) = (self.query.clone(), self.key.clone());
         let cached = (params.n_seqs * params.n_kv_heads * params.kv_capacity * params.head_size) as usize;
         let [mut keys, mut values] = [0, 1].map(|_| vec![POISON; cached]);
-        let expected =
-            rope_kv::Values { query: &mut query, key: &mut key, value: &self.value, caches: [keys.as_mut_slice(), values.as_mut_slice()] };
+        let of_values = if self.value.is_some() { cached } else { 0 };
+        let value = self.value.as_deref().unwrap_or_default();
+        let caches = [keys.as_mut_slice(), &mut values[..of_values]];
+        let expected = rope_kv::Values { query: &mut query, key: &mut key, value, caches };
         rope_kv::reference(params, &self.cos_sin, tokens, expected);
 
         let in_word = params.kv_dtype as usize + 1;
         let padded = [self.query.clone(), vec![POISON; GUARD]].concat();
         let [rotated_query, table] = [upload(gpu, "query", &padded), upload(gpu, "cos_sin", &self.cos_sin)];
-        let [key, value, places] = [upload(gpu, "key", &self.key), upload(gpu, "value", &self.value), upload(gpu, "tokens", tokens)];
+        let [key, places] = [upload(gpu, "key", &self.key), upload(gpu, "tokens", tokens)];
+        let value = self.value.as_ref().map(|value| upload(gpu, "value", value));
         let caches = [0, 1].map(|_| poisoned(gpu, cached / in_word));
         let bindings = rope_kv::Bindings {
             cos_sin: Binding::whole(&table),
             tokens: Binding::whole(&places),
             key: Binding::whole(&key),
-            value: Binding::whole(&value),
+            value: value.as_ref().map(|value| Binding::whole(value)),
             query: Binding::whole(&rotated_query),
             key_cache: Binding::whole(&caches[0]),
             value_cache: Binding::whole(&caches[1]),
@@ -302,8 +317,26 @@ fn heads_of_any_even_size_are_stored_padded_with_zeros() {
                 (rope_kv::KvDType::F32, RopePairing::Interleaved),
                 (rope_kv::KvDType::F16, RopePairing::Interleaved),
             ] {
-                RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]).check_padded(gpu, &tokens);
+                let random = || RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
+                random().check_padded(gpu, &tokens);
+                random().with_one_cache().check_padded(gpu, &tokens);
             }
+        }
+    }
+}
+
+#[test]
+fn parts_of_heads_are_copied_and_nothing_else() {
+    for gpu in gpus() {
+        for [n_heads, len, input_size, from, output_size, to] in [[1, 1, 1, 0, 1, 0], [35, 3, 7, 4, 12, 9], [6, 64, 72, 8, 64, 0]] {
+            let params = copy_part::Params { n_heads, len, input_size, from, output_size, to };
+            let mut random = Random(u64::from(input_size));
+            let [input, mut expected] = [input_size, output_size].map(|size| random.floats((n_heads * size) as usize));
+            let [on_gpu, result] = [upload(gpu, "input", &input), upload(gpu, "output", &[expected.clone(), vec![POISON; GUARD]].concat())];
+            copy_part::reference(&params, &input, &mut expected);
+            let bindings = copy_part::Bindings { input: Binding::whole(&on_gpu), output: Binding::whole(&result) };
+            run(gpu, &params, |buffer| copy_part::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(bits(&output(gpu, &result, expected.len())), bits(&expected), "{params:?}");
         }
     }
 }

@@ -69,7 +69,9 @@ struct GgufTensor {
     permuted_heads: Option<usize>,
     /// Heads of a matrix that has queries, keys and values of each; all queries become neighbours, and so on.
     heads_of_parts: Option<usize>,
-    /// Whether columns become rows.
+    /// Of how many heads it has a matrix each, where it has these one behind the other.
+    heads: Option<usize>,
+    /// Whether columns become rows; of each head for itself where there are several.
     #[serde(default)]
     transposed: bool,
     /// Which rows, or which columns, it is made of, where those are some of them or in another order.
@@ -218,6 +220,9 @@ impl Golden {
                 values = entry.rows.iter().flat_map(|row| &values[row * n_columns..][..n_columns]).copied().collect();
                 shape[0] = entry.rows.len();
             }
+            if let Some(n_heads) = entry.heads {
+                shape = vec![n_heads, shape[0] / n_heads, shape[1]];
+            }
             if shape[0] == 1 && shape.len() > 1 {
                 shape.remove(0);
             }
@@ -230,7 +235,8 @@ impl Golden {
             let dtype = if shape.len() == 1 || is_taps || is_kept { "F32" } else { &self.dtype };
             let [n_rows, n_columns] = [shape[0], shape.get(1).copied().unwrap_or(1)];
             if entry.transposed {
-                shape.reverse();
+                let n_outer = shape.len() - 2;
+                shape[n_outer..].reverse();
             }
             push_text(&mut file, &entry.name);
             file.extend((shape.len() as u32).to_le_bytes());
@@ -257,7 +263,13 @@ impl Golden {
                 let place = |index: usize| (index % n_heads * 3 + index / n_heads) * head_len;
                 values = (0..3 * n_heads).flat_map(|index| &values[place(index)..][..head_len]).copied().collect();
             }
-            if entry.transposed {
+            if let (true, Some(n_heads)) = (entry.transposed, entry.heads) {
+                let n_columns = shape[1];
+                let transposed = |head: &[f32]| -> Vec<f32> {
+                    (0..n_columns).flat_map(|column| head.iter().skip(column).step_by(n_columns)).copied().collect()
+                };
+                values = values.chunks_exact(values.len() / n_heads).flat_map(transposed).collect();
+            } else if entry.transposed {
                 values = (0..n_columns).flat_map(|column| values.iter().skip(column).step_by(n_columns)).copied().collect();
             }
             data.extend(encode(dtype, &values));
