@@ -72,6 +72,7 @@ fn bench_attention(kv_len: u32, n_tokens: u32) {
         kv_dtype: 0,
         softcap: 0.0,
         is_causal: 1,
+        in_chunks: 0,
     };
     let tokens: Vec<Token> = (kv_len - n_tokens..kv_len).map(|position| Token::new(0, position, position + 1)).collect();
     let cache = vec![0.25; (3 * kv_len * 64) as usize];

@@ -123,7 +123,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
 
     let params = rms_norm::Params { n_rows: 1, hidden_size: 576, epsilon: 1e-5, weight_offset: 0.0 };
     arena.push(gpu, &params)?;
-    let dispatch = rms_norm::prepare(gpu, arena.buffer(), &params, rms_norm::Bindings { input: read, weight: read, output: write })?;
+    let dispatch = rms_norm::prepare(gpu, arena.buffer(), &params, rms_norm::Bindings { input: read, weight: Some(read), output: write })?;
     report("rms_norm 576", time(gpu, &arena, &dispatch)?);
 
     arena.clear();
@@ -146,6 +146,7 @@ fn bench_others(gpu: &Gpu) -> Result<()> {
             kv_dtype: rope_kv::KvDType::F16 as u32,
             softcap: 0.0,
             is_causal: 1,
+            in_chunks: 0,
         };
         arena.push(gpu, &params)?;
         let tokens: Vec<rope_kv::Token> = (0..n_tokens).map(|t| rope_kv::Token::new(0, kv_len - n_tokens + t, kv_len)).collect();

@@ -1,4 +1,4 @@
-// output[h, to + i] = input[h, from + i], for len values of each head; what lies beside them stays as it is.
+// output[h, output_begin + i] = input[h, input_begin + i], for len values of each head; what lies beside them stays as it is.
 //
 // params  one per dispatch
 // input   [n_heads, input_size] f32
@@ -10,9 +10,9 @@ struct Params {
     n_heads: u32, // of all tokens
     len: u32,
     input_size: u32,
-    from: u32,
+    input_begin: u32,
     output_size: u32,
-    to: u32,
+    output_begin: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -27,5 +27,5 @@ fn main(invocation: Invocation) {
     }
     let head = index / params.len;
     let i = index % params.len;
-    output[head * params.output_size + params.to + i] = input[head * params.input_size + params.from + i];
+    output[head * params.output_size + params.output_begin + i] = input[head * params.input_size + params.input_begin + i];
 }

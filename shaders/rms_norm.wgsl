@@ -1,8 +1,9 @@
-// output[r, i] = input[r, i] / sqrt(mean over j of input[r, j]^2 + epsilon) * (weight[i] + weight_offset)
+// output[r, i] = input[r, i] / sqrt(mean over j of input[r, j]^2 + epsilon) * (weight[i] + weight_offset),
+// without HAS_WEIGHT without the last factor
 //
 // params  one per dispatch
 // input   [n_rows, hidden_size] f32
-// weight  [hidden_size] f32
+// weight  [hidden_size] f32; without HAS_WEIGHT anything
 // output  [n_rows, hidden_size] f32
 //
 // One workgroup per row.
@@ -13,6 +14,7 @@
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 override LANES: u32 = 64u; // a power of two, at most 64
+override HAS_WEIGHT: bool = true;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -34,6 +36,10 @@ fn main(
         return;
     }
     for (var i = lane; i < params.hidden_size; i += LANES) {
-        output[begin + i] = input[begin + i] * scale * (weight[i] + params.weight_offset);
+        var factor = 1.0;
+        if HAS_WEIGHT {
+            factor = weight[i] + params.weight_offset;
+        }
+        output[begin + i] = input[begin + i] * scale * factor;
     }
 }

@@ -16,6 +16,9 @@ fn sight_of(token_index: u32) -> Sight {
     if params.window > 0u && token.y + 1u > params.window {
         begin = token.y + 1u - params.window;
     }
+    if params.in_chunks != 0u {
+        begin = token.y / max(params.window, 1u) * params.window;
+    }
     var end = token.y + 1u;
     if params.is_causal == 0u {
         end = select(token.y + params.window, token.z, params.window == 0u);

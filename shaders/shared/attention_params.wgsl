@@ -12,4 +12,5 @@ struct Params {
     kv_dtype: u32, // KV_F16 of a pipeline says the same
     softcap: f32,  // with HAS_SOFTCAP each score x becomes softcap * tanh(x / softcap)
     is_causal: u32, // 0: a token sees positions behind its own as well
+    in_chunks: u32, // 1: a token sees the positions since the last multiple of the window
 }

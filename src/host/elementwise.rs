@@ -14,12 +14,16 @@ pub(super) const MIN_PARALLEL_VALUES: usize = 16_384;
 const LANES: usize = 16;
 
 /// Root-mean-square norm, as [`norm::reference`] has it up to the order of its sum.
-/// `input` and `output` are `[n_rows, hidden_size]`, `weight` `[hidden_size]`.
-pub fn rms_norm(params: &norm::Params, input: &[f32], weight: &[f32], output: &mut [f32]) {
+/// `input` and `output` are `[n_rows, hidden_size]`, `weight` `[hidden_size]`, if there is one.
+pub fn rms_norm(params: &norm::Params, input: &[f32], weight: Option<&[f32]>, output: &mut [f32]) {
     let hidden_size = params.hidden_size as usize;
     let n_values = params.n_rows as usize * hidden_size;
     in_parts(hidden_size, &mut output[..n_values], &input[..n_values], |output, input| {
         let scale = 1.0 / (sum_of_squares(input) / hidden_size as f32 + params.epsilon).sqrt();
+        let Some(weight) = weight else {
+            output.iter_mut().zip(input).for_each(|(output, input)| *output = input * scale);
+            return;
+        };
         for ((output, input), weight) in output.iter_mut().zip(input).zip(weight) {
             *output = input * scale * (weight + params.weight_offset);
         }
@@ -218,8 +222,8 @@ mod tests {
             let (input, other) = (values(n_rows * hidden_size, 0.13), values(n_rows * hidden_size, 0.41));
             let (mut output, mut expected) = (vec![f32::NAN; input.len()], vec![f32::NAN; input.len()]);
             let params = norm::Params { n_rows: n_rows as u32, hidden_size: hidden_size as u32, epsilon: 1e-5, weight_offset: 1.0 };
-            rms_norm(&params, &input, &other[..hidden_size], &mut output);
-            norm::reference(&params, &input, &other[..hidden_size], &mut expected);
+            rms_norm(&params, &input, Some(&other[..hidden_size]), &mut output);
+            norm::reference(&params, &input, Some(&other[..hidden_size]), &mut expected);
             assert_close(&output, &expected);
 
             for bias in [None, Some(&input[..hidden_size])] {

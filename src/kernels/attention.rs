@@ -50,6 +50,8 @@ pub struct Params {
     pub softcap: f32,
     /// 1: a token sees no position behind its own; 0: it sees those as well.
     pub is_causal: u32,
+    /// 1: windows are chunks, of which a token sees the positions since the last multiple of `window`.
+    pub in_chunks: u32,
 }
 
 impl Params {
@@ -67,6 +69,7 @@ impl Params {
             kv_dtype: batch.kv_dtype as u32,
             softcap: attention.softcap.unwrap_or(0.0),
             is_causal: u32::from(attention.is_causal),
+            in_chunks: u32::from(attention.in_chunks),
         }
     }
 }
@@ -175,12 +178,7 @@ pub fn prepare_as(
     variant: AttentionVariant,
 ) -> Result<Vec<Dispatch>> {
     if variant != AttentionVariant::Token {
-        require(
-            gpu,
-            "attention",
-            params.head_size <= MAX_SHARED_SIZE,
-            "heads of more than 256 values are attended token by token only",
-        )?;
+        require(gpu, "attention", params.head_size <= MAX_SHARED_SIZE, "heads of more than 256 values are attended token by token only")?;
     }
     let whole = match variant {
         AttentionVariant::Tile => tile::prepare(gpu, params_buffer, params, bindings)?,
@@ -294,7 +292,11 @@ pub fn visible(params: &Params, token: &Token) -> std::ops::Range<usize> {
         _ => token.position + 1,
     };
     let end = behind.min(token.kv_len).min(params.kv_capacity);
-    let begin = if params.window > 0 { (token.position + 1).saturating_sub(params.window) } else { 0 };
+    let begin = match (params.window, params.in_chunks) {
+        (0, _) => 0,
+        (window, 0) => (token.position + 1).saturating_sub(window),
+        (chunk, _) => token.position / chunk * chunk,
+    };
     begin as usize..end as usize
 }
 
@@ -367,6 +369,7 @@ mod tests {
             kv_dtype: 1,
             softcap: 0.0,
             is_causal: 1,
+            in_chunks: 0,
         }
     }
 

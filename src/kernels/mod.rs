@@ -25,6 +25,7 @@ pub mod rope_kv_padded;
 pub mod route;
 pub mod sum_experts;
 pub mod top_k;
+pub mod weigh_inputs;
 
 use crate::device::AdapterKind;
 use crate::dtype::DType;
@@ -91,7 +92,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 35] = [
+pub static KERNELS: [&KernelSource; 36] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -127,6 +128,7 @@ pub static KERNELS: [&KernelSource; 35] = [
     &SUM_EXPERTS,
     &GATE_ROWS,
     &ADD_EXPERT_BIAS,
+    &WEIGH_INPUTS,
 ];
 
 /// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
@@ -252,6 +254,11 @@ static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
 static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(
     "sum_experts",
     wgsl!("sum_experts", "expert_params", "items"),
+    &[("input", Read), ("routing", Read), ("output", Write)],
+);
+static WEIGH_INPUTS: KernelSource = row::<weigh_inputs::Params>(
+    "weigh_inputs",
+    wgsl!("weigh_inputs", "expert_params", "items"),
     &[("input", Read), ("routing", Read), ("output", Write)],
 );
 static GATE_ROWS: KernelSource =

@@ -55,6 +55,11 @@ impl ExpertParams {
         ExpertParams { n_tokens: batch.rows_of(output), n_used: routing.width as u32 / 2, width: output.width as u32 }
     }
 
+    /// Those of an operation with this routing that gives each of a token's experts a row of its own, as `input` has one for all.
+    pub fn of_inputs(routing: &Value, input: &Value, batch: &BatchShape) -> ExpertParams {
+        ExpertParams { n_tokens: batch.rows_of(input), n_used: routing.width as u32 / 2, width: input.width as u32 }
+    }
+
     /// Those of an operation with this routing that changes what each expert gives; a row of `target` has it of all experts of a token.
     pub fn of_each(routing: &Value, target: &Value, batch: &BatchShape) -> ExpertParams {
         let n_used = routing.width as u32 / 2;

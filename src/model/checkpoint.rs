@@ -354,6 +354,10 @@ fn with_rows(config: &ModelConfig, catalog: Catalog, sources: &mut Vec<Arc<dyn B
     let mut stored = (config.family.stored)(config);
     stored.retain(|stored| stored.is_so_in_gguf || !is_gguf);
     let order_of = |tensor: &TensorInfo| {
+        // A parameter that is no module's weight.
+        if let Some(bare) = stored.iter().find(|stored| tensor.name.ends_with(stored.suffix)) {
+            return bare.order;
+        }
         let (module, kind) = tensor.name.rsplit_once('.')?;
         let order = stored.iter().find(|stored| module.ends_with(stored.suffix))?.order?;
         // Biases have one dimension, in which there is nothing to transpose.

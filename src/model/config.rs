@@ -101,6 +101,11 @@ pub struct Variant {
     /// Tokens see what stands behind them as well, and the normed hidden states are the result.
     #[serde(skip_serializing_if = "is_false")]
     pub sees_both_sides: bool,
+    /// Whether windows are chunks: a token sees the positions since the last multiple of the window's size.
+    pub windows_are_chunks: bool,
+    /// What queries are multiplied by by their position, in layers that do not turn them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<Temperature>,
     /// How keys and values are compressed, where they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent: Option<Latent>,
@@ -120,6 +125,28 @@ pub struct Heads {
     pub head_size: usize,
     /// Values are the keys as they are before their norm, so that they have no matrix.
     pub values_are_keys: bool,
+}
+
+/// What queries are multiplied by, so that attention stays sharp in long contexts: `1 + scale · ln(1 + ⌊(position + 1) / length⌋)`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Temperature {
+    /// Positions up to which it is 1, and after which it grows.
+    pub length: f64,
+    /// How much it grows.
+    pub scale: f64,
+}
+
+impl Temperature {
+    /// That of a token at `position`.
+    pub fn of(&self, position: u32) -> f64 {
+        let n_lengths = ((f64::from(position) + 1.0) / self.length).floor();
+        n_lengths.ln_1p() * self.scale + 1.0
+    }
+
+    /// A table that turns nothing and multiplies `rotary_size` values by it.
+    pub(crate) fn table(self, rotary_size: usize) -> RopeTable {
+        RopeTable { inverse_frequencies: vec![0.0; rotary_size / 2], beyond: None, scale: 1.0, temperature: Some(self) }
+    }
 }
 
 /// Attention whose keys and values are made of one latent vector of each position, which is cached in their place: as the only key head,
@@ -210,6 +237,8 @@ impl Default for Variant {
             norms_values: false,
             layer_scales: None,
             sees_both_sides: false,
+            windows_are_chunks: false,
+            temperature: None,
             latent: None,
             recurrent: None,
             experts: None,
@@ -255,11 +284,6 @@ impl ModelConfig {
     /// Values of a head that are rotated in layers that see everything.
     pub fn full_rotary_size(&self) -> usize {
         self.variant.full_heads.map_or(self.rotary_size(), |heads| heads.head_size)
-    }
-
-    /// Width of what all heads' attention gives together.
-    pub fn attended_size(&self) -> usize {
-        self.variant.latent.map_or_else(|| self.query_size(), |latent| self.n_heads * latent.value_size)
     }
 
     /// Values of a head that are rotated.
@@ -387,6 +411,9 @@ pub struct RopeTable {
     pub beyond: Option<(usize, Vec<f32>)>,
     /// What cosines and sines are multiplied by.
     pub scale: f32,
+    /// What else they are multiplied by, by the position.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<Temperature>,
 }
 
 impl RopeTable {
@@ -412,7 +439,7 @@ impl RopeConfig {
             }
             _ => None,
         };
-        RopeTable { inverse_frequencies: self.inverse_frequencies(rotary_size), beyond, scale }
+        RopeTable { inverse_frequencies: self.inverse_frequencies(rotary_size), beyond, scale, temperature: None }
     }
 
     fn divided(&self, rotary_size: usize, factors: &[f32]) -> Vec<f32> {

@@ -30,6 +30,8 @@ pub struct Experts {
     pub normalises: bool,
     /// What they are multiplied by.
     pub scale: f32,
+    /// Whether what experts read is multiplied by the weights, and not what they give.
+    pub weighs_inputs: bool,
     /// Where a token's experts are of some groups only.
     pub groups: Option<ExpertGroups>,
     /// Whether they stand beside a plain feed-forward part, each with norms of its own, and the router norms what it reads and has a factor for
@@ -100,6 +102,7 @@ impl Experts {
             has_selection_bias: false,
             normalises: true,
             scale: 1.0,
+            weighs_inputs: false,
             groups: None,
             beside_plain: false,
             layers: None,

@@ -55,6 +55,11 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
     config.variant.full_heads.map_or(Ok(()), |heads| check_heads(heads, config, path))?;
     check_recurrent(config, path)?;
     check_latent(config, path)?;
+    if let Some(temperature) = config.variant.temperature {
+        let floats =
+            [("length of the temperature", temperature.length, MAX_FACTOR), ("scale of the temperature", temperature.scale, MAX_FACTOR)];
+        check_each(floats.into(), path)?;
+    }
     config.variant.experts.as_ref().map_or(Ok(()), |experts| check_experts(experts, config, path))?;
     check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
     check_rope(&config.rope, config.full_rotary_size(), path)?;

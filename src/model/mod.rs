@@ -24,7 +24,9 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::weights::TensorId;
 pub use checkpoint::{Checkpoint, Format};
-pub use config::{Heads, Latent, ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Variant};
+pub use config::{
+    Heads, Latent, ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Temperature, Variant,
+};
 pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
 pub use op::{
@@ -205,7 +207,7 @@ impl Unit {
         self.ops
             .iter()
             .flat_map(|op| match op {
-                Op::RmsNorm(norm) => [Some(norm.weight), None],
+                Op::RmsNorm(norm) => [norm.weight, None],
                 Op::LayerNorm(norm) => [Some(norm.weight), norm.bias],
                 Op::Conv(conv) => [Some(conv.weight), conv.bias],
                 Op::DeltaRule(rule) => [Some(rule.decay), Some(rule.bias)],

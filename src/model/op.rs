@@ -77,7 +77,16 @@ pub enum Op {
     Route(Route),
     /// Products with the matrices of the chosen experts.
     ExpertMatMul(ExpertMatMul),
-    /// `output[t, i]` = Σⱼ `weight[t, j]` · `input[t, j, i]`, with the weights that the experts were chosen by.
+    /// `output[t, j, i]` = `weight[t, j]` · `input[t, i]`, with the weights that the experts were chosen by.
+    WeighInputs {
+        /// `[n_tokens, width]`
+        input: ValueId,
+        /// As [`Route::routing`].
+        routing: ValueId,
+        /// `[n_tokens, n_used, width]`
+        output: ValueId,
+    },
+    /// `output[t, i]` = Σⱼ `weight[t, j]` · `input[t, j, i]`, with the weights that the experts were chosen by; or without any.
     SumExperts {
         /// `[n_tokens, n_used, width]`
         input: ValueId,
@@ -85,6 +94,8 @@ pub enum Op {
         routing: ValueId,
         /// `[n_tokens, width]`
         output: ValueId,
+        /// Whether there are weights.
+        is_weighted: bool,
     },
     /// `target[t, j, i]` += `bias[e, i]`, where e is the `j`th expert of token t.
     AddExpertBias {
@@ -269,13 +280,14 @@ pub struct CopyPart {
     pub len: usize,
 }
 
-/// `output` = `input` over the root of its mean square, times `weight` + `weight_offset`; each group of a row is normed for itself.
+/// `output` = `input` over the root of its mean square, times `weight` + `weight_offset` where there is a weight; each group of a row is
+/// normed for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct RmsNorm {
     /// What is normed.
     pub input: ValueId,
-    /// `[group_size]`
-    pub weight: TensorId,
+    /// `[group_size]`; `None` multiplies nothing.
+    pub weight: Option<TensorId>,
     /// The result, as wide as `input`.
     pub output: ValueId,
     /// Values that are normed together: those of a row, or of a head.
@@ -459,6 +471,8 @@ pub struct Attention {
     pub head_size: usize,
     /// A token sees the positions less than so many away; `None` sees all.
     pub window: Option<usize>,
+    /// Whether windows are chunks: a token sees the positions since the last multiple of `window`.
+    pub in_chunks: bool,
     /// Whether a token sees no position behind its own.
     pub is_causal: bool,
     /// What the products of query and key are multiplied by.

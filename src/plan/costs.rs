@@ -165,6 +165,7 @@ impl DeviceCosts {
             | Op::CopyPart(_)
             | Op::Route(_)
             | Op::AddExpertBias { .. }
+            | Op::WeighInputs { .. }
             | Op::SumExperts { .. }
             | Op::GateRows { .. }
             | Op::AddBias { .. }

@@ -46,6 +46,7 @@ mod tests {
             n_kv_heads: 1,
             head_size: 8,
             window: None,
+            in_chunks: false,
             is_causal: true,
             scale: 1.0,
             softcap: None,

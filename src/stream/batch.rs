@@ -216,9 +216,10 @@ pub(super) fn places(batch: &Batch) -> Vec<Token> {
 /// Cosine and sine of each token's angles by `table`, where caches have room for `ctx_size` positions: `[n_tokens, n_pairs, 2]`. Computed
 /// on the host in double precision, so that every executor rotates by the same values and large positions lose no precision.
 pub(super) fn cos_sin(batch: &Batch, table: &RopeTable, ctx_size: usize) -> Vec<f32> {
-    let (frequencies, scale) = (table.of_context(ctx_size), f64::from(table.scale));
+    let frequencies = table.of_context(ctx_size);
     let mut cos_sin = Vec::with_capacity(batch.tokens.len() * frequencies.len() * 2);
     for token in &batch.tokens {
+        let scale = f64::from(table.scale) * table.temperature.map_or(1.0, |temperature| temperature.of(token.position));
         for &frequency in frequencies {
             let angle = f64::from(token.position) * f64::from(frequency);
             cos_sin.extend([(angle.cos() * scale) as f32, (angle.sin() * scale) as f32]);

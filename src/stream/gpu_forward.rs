@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
     BatchShape, Binding, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
-    glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k,
+    glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, HeadMatMul, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{Chunk, DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
@@ -224,7 +224,7 @@ impl<'a> Maker<'a> {
         Ok(match ops[op] {
             Op::RmsNorm(norm) => {
                 let (input, output) = (self.value(norm.input)?, self.value(norm.output)?);
-                let bindings = rms_norm::Bindings { input, weight: self.vector(norm.weight)?, output };
+                let bindings = rms_norm::Bindings { input, weight: norm.weight.map(|weight| self.vector(weight)).transpose()?, output };
                 let params = rms_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, batch);
                 Call::simple(params, move |arena, params| rms_norm::prepare(gpu, arena, params, bindings))
             }
@@ -281,10 +281,16 @@ impl<'a> Maker<'a> {
                 let params = route::Params::of(&op, model.value(op.logits), batch);
                 Call::simple(params, move |arena, params| route::prepare(gpu, arena, params, bindings))
             }
-            Op::SumExperts { input, routing, output } => {
+            Op::WeighInputs { input, routing, output } => {
+                let params = weigh_inputs::Params::of_inputs(model.value(routing), model.value(input), batch);
+                let [input, routing, output] = [self.value(input)?, self.value(routing)?, self.value(output)?];
+                let bindings = weigh_inputs::Bindings { input, routing, output };
+                Call::simple(params, move |arena, params| weigh_inputs::prepare(gpu, arena, params, bindings))
+            }
+            Op::SumExperts { input, routing, output, is_weighted } => {
                 let params = sum_experts::Params::of_sum(model.value(routing), model.value(output), batch);
                 let [input, routing, output] = [self.value(input)?, self.value(routing)?, self.value(output)?];
-                let bindings = sum_experts::Bindings { input, routing, output };
+                let bindings = sum_experts::Bindings { input, routing: is_weighted.then_some(routing), output };
                 Call::simple(params, move |arena, params| sum_experts::prepare(gpu, arena, params, bindings))
             }
             Op::AddExpertBias { bias, routing, target } => {

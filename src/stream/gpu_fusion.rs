@@ -225,6 +225,7 @@ mod tests {
             n_kv_heads: n_heads,
             head_size,
             window: None,
+            in_chunks: false,
             is_causal: true,
             scale: 0.25,
             softcap: None,

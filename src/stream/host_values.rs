@@ -12,7 +12,7 @@ use crate::host::{self, ExpertScratch, Input, InputFormat, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{
     BatchShape, MAX_PRODUCTS, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
-    layer_norm, matmul, rms_norm, rope, rope_kv, route, sum_experts,
+    layer_norm, matmul, rms_norm, rope, rope_kv, route, sum_experts, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, Model, Op, Rope, StateKind, StoreKv, ValueId};
 use crate::weights::TensorId;
@@ -148,7 +148,7 @@ impl Values {
             Op::RmsNorm(norm) => {
                 let mut result = self.take(norm.output);
                 let params = rms_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, &batch);
-                host::rms_norm(&params, self.get(norm.input), vector(norm.weight), &mut result);
+                host::rms_norm(&params, self.get(norm.input), norm.weight.map(vector), &mut result);
                 self.put(norm.output, result);
             }
             Op::LayerNorm(norm) => {
@@ -200,10 +200,17 @@ impl Values {
                 route::reference(&params, self.get(route.logits), [route.bias, route.factors].map(|each| each.map(vector)), &mut result);
                 self.put(route.routing, result);
             }
-            Op::SumExperts { input, routing, output } => {
+            Op::WeighInputs { input, routing, output } => {
+                let mut result = self.take(output);
+                let params = weigh_inputs::Params::of_inputs(model.value(routing), model.value(input), &batch);
+                weigh_inputs::reference(&params, self.get(input), self.get(routing), &mut result);
+                self.put(output, result);
+            }
+            Op::SumExperts { input, routing, output, is_weighted } => {
                 let mut result = self.take(output);
                 let params = sum_experts::Params::of_sum(model.value(routing), model.value(output), &batch);
-                sum_experts::reference(&params, self.get(input), self.get(routing), &mut result);
+                let weights = is_weighted.then(|| self.get(routing));
+                sum_experts::reference(&params, self.get(input), weights, &mut result);
                 self.put(output, result);
             }
             Op::AddExpertBias { bias, routing, target } => {

@@ -64,11 +64,20 @@ pub(crate) fn rearranged(tensors: Vec<(&mut TensorInfo, Order)>, sources: &[Arc<
                 (*n_all, *n_columns) = (n_heads * *n_columns, n_rows);
                 tensor.size_bytes = Bytes(tensor.n_values() * width);
             }
+            ([n_found, n_rows, n_columns], Order::HeadsTransposed { n_heads, n_rows: n_expected })
+                if (*n_found, *n_rows) == (n_heads, n_expected) =>
+            {
+                std::mem::swap(n_rows, n_columns);
+            }
             ([n_rows, ..], Order::ByHeads { n_heads, parts }) if *n_rows > 0 && *n_rows == n_heads * parts.iter().sum::<u64>() => {}
             // The model will say that it has another shape.
             _ => continue,
         }
-        let (n_rows, n_columns) = (tensor.shape[0], tensor.shape[1..].iter().product());
+        let n_columns = match order {
+            Order::HeadsTransposed { n_rows, .. } => n_rows,
+            Order::Transposed | Order::ByHeads { .. } => tensor.shape[1..].iter().product(),
+        };
+        let n_rows = tensor.n_values() / n_columns.max(1);
         let (stored, size) = (tensor.offset, tensor.size_bytes);
         let (offset, _) = file.push(Rearranged { source: Arc::clone(source), stored, stored_size, n_rows, n_columns, width, size, order });
         (tensor.shard, tensor.offset) = (shard, offset);
@@ -206,6 +215,20 @@ mod tests {
             file.read_at(begin as u64, &mut read).unwrap();
             assert_eq!(read, expected[begin..end]);
         }
+    }
+
+    #[test]
+    fn matrices_of_experts_are_transposed_each_for_itself() {
+        // Two experts, each of two rows and three columns of halves.
+        let source: Arc<dyn ByteSource> = Arc::new(Memory((0..24).collect()));
+        let mut tensor = TensorInfo { shape: vec![2, 2, 3], ..matrix(DType::F16, [4, 3], 0) };
+        let order = Order::HeadsTransposed { n_heads: 2, n_rows: 2 };
+        let file = rearranged(vec![(&mut tensor, order)], &[source], 1).unwrap();
+        assert_eq!((&tensor.shape, tensor.size_bytes), (&vec![2, 3, 2], Bytes(24)));
+        let mut read = vec![0; 24];
+        file.read_at(0, &mut read).unwrap();
+        let first = [0u8, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11];
+        assert_eq!(read, [first, first.map(|byte| byte + 12)].concat());
     }
 
     #[test]

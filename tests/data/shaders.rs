@@ -7,7 +7,7 @@ use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
 use tierflow::kernels::{
     KERNELS, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows, glu,
-    layer_norm, map, matmul, rms_norm, rope, rope_kv, route, sum_experts, top_k,
+    layer_norm, map, matmul, rms_norm, rope, rope_kv, route, sum_experts, top_k, weigh_inputs,
 };
 use wgpu::naga;
 
@@ -45,10 +45,10 @@ fn rust_params(stem: &str) -> (usize, Members) {
         | "attention_subgroup_tile"
         | "attention_combine"
         | "attention_compact" => {
-            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal)
+            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal, in_chunks)
         }
         "conv" => members!(conv: n_tokens, width, n_taps, n_seqs),
-        "copy_part" => members!(copy_part: n_heads, len, input_size, from, output_size, to),
+        "copy_part" => members!(copy_part: n_heads, len, input_size, input_begin, output_size, output_begin),
         "delta_rule" => members!(delta_rule: n_tokens, n_seqs, n_key_heads, n_value_heads, key_size, value_size, is_tiled),
         "glu" => members!(glu: n_values),
         "map" => members!(map: n_values, number),
@@ -60,6 +60,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "expert_matmul" => {
             members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin)
         }
+        "weigh_inputs" => members!(weigh_inputs: n_tokens, n_used, width),
         "sum_experts" => members!(sum_experts: n_tokens, n_used, width),
         "add_expert_bias" => members!(add_expert_bias: n_tokens, n_used, width),
         "gate_rows" => members!(gate_rows: n_tokens, width),

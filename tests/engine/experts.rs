@@ -12,7 +12,7 @@ use crate::common;
 use crate::models::families;
 
 /// Families with mixtures of experts, of different shapes: biases, shared experts, layers without experts, 4-bit floats.
-const FAMILIES: [&str; 7] = ["mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "granitemoe", "gpt_oss", "deepseek_v3"];
+const FAMILIES: [&str; 8] = ["mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "granitemoe", "gpt_oss", "deepseek_v3", "llama4"];
 /// A prompt that takes several experts, then single tokens.
 const PARTS: [&[u32]; 4] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[12], &[13], &[12]];
 

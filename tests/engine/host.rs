@@ -284,6 +284,7 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
         kv_dtype: 0,
         softcap: 0.0,
         is_causal: 1,
+        in_chunks: 0,
     }
 }
 
@@ -294,10 +295,16 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, if t < 41 { 61 } else { 49 })).collect();
     let query = values(tokens.len() * 240, 3);
     let of_heads = [1.5, -3.0, 0.0, 60.0, -90.0, 0.4];
-    for (window, is_causal, sinks) in
-        [(0, 1, None), (7, 1, None), (0, 0, None), (7, 0, None), (0, 1, Some(&of_heads[..])), (7, 1, Some(&of_heads[..]))]
-    {
-        let params = attention::Params { is_causal, ..attention_params(tokens.len(), window) };
+    for (window, is_causal, sinks, in_chunks) in [
+        (0, 1, None, 0),
+        (7, 1, None, 0),
+        (0, 0, None, 0),
+        (7, 0, None, 0),
+        (0, 1, Some(&of_heads[..]), 0),
+        (7, 1, Some(&of_heads[..]), 0),
+        (7, 1, None, 1),
+    ] {
+        let params = attention::Params { is_causal, in_chunks, ..attention_params(tokens.len(), window) };
         let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
         host::attention(&params, &query, &tokens, (&keys, &cached), sinks, &mut attention_output);
         attention::reference(&params, &query, &tokens, (&keys, &cached), sinks, &mut expected);
@@ -308,7 +315,7 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
         );
         for t in [0, 1, 40, 41, 69] {
             let mut alone = vec![f32::NAN; 240];
-            let params = attention::Params { is_causal, ..attention_params(1, window) };
+            let params = attention::Params { is_causal, in_chunks, ..attention_params(1, window) };
             host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), sinks, &mut alone);
             assert_eq!(bits(&alone), bits(&attention_output[t * 240..][..240]), "token {t}, window {window}");
         }

@@ -10,7 +10,7 @@ Of an encoder the last hidden state of the last token stands in place of logits,
 pools has embeddings, too: as sentence-transformers' modules Pooling, Dense and Normalize make them.
 
 A GGUF file is laid out as llama.cpp's converter lays it out: its names, rows of queries and keys permuted where the family has it so, those of one part together,
-1 added to the norms of Gemma and Nemotron, keys and values of latent vectors apart, those of keys transposed head by head, matrices of `Conv1D` transposed, those of all experts stacked, nibbles and
+1 added to the norms of Gemma and Nemotron, keys and values of latent vectors apart, those of keys transposed head by head, matrices of `Conv1D` transposed, those of all experts stacked, those of Llama 4 turned, nibbles and
 scales of MXFP4 in blocks, vectors, learned positions, kinds of
 texts and routers in f32.
 """
@@ -59,6 +59,9 @@ def spread(name, shape, is_offset, is_transposed):
             return 0.0, 0.25
         return (0.0, 0.25) if is_offset and "linear_attn" not in name else (1.0, 0.25)
     # Queries and keys are large enough that attention looks at some positions more than at others.
+    if name.endswith((".experts.gate_up_proj", ".experts.down_proj")) and len(shape) == 3 and "feed_forward" in name:
+        # Rows are inputs.
+        return 0.0, float(np.float32(1.4 / np.sqrt(shape[1])))
     is_query_key = any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value", "self.query", "self.key", "Wqkv", "q_b_proj", "kv_b_proj"])
     return 0.0, float(np.float32((2.0 if is_query_key else 1.4) / np.sqrt(shape[0 if is_transposed else -1])))
 
@@ -88,6 +91,9 @@ SHARED = {"mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.
 DEEPSEEK = SHARED | {"self_attn.q_a_proj": "attn_q_a", "self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.q_b_proj": "attn_q_b",
                      "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
                      "self_attn.kv_b_proj": "attn_kv_b"}
+LLAMA4 = {"feed_forward.gate_proj": "ffn_gate", "feed_forward.up_proj": "ffn_up", "feed_forward.down_proj": "ffn_down",
+          "feed_forward.router": "ffn_gate_inp", "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp",
+          "feed_forward.shared_expert.up_proj": "ffn_up_shexp", "feed_forward.shared_expert.down_proj": "ffn_down_shexp"}
 GLM4_MOE = SHARED | {"post_attention_layernorm": "post_attention_norm"}
 GPT_OSS = {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp"}
 GRANITE_MOE = {"block_sparse_moe.router.layer": "ffn_gate_inp"}
@@ -246,7 +252,7 @@ def parts_of(case, name, shape):
         return [(name, shape, ...)]
     if case["kind"] == "ernie4_5_moe":
         name = name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")
-    if not module.endswith(".experts") or case["is_stacked"] or case["kind"] == "gpt_oss":
+    if not module.endswith(".experts") or case["is_stacked"] or case["kind"] in ["gpt_oss", "llama4", "llama4_text"]:
         return [(name, shape, ...)]
     gate, up, down = ["w1", "w3", "w2"] if case["kind"] in ["mixtral", "lfm2_moe"] else ["gate_proj", "up_proj", "down_proj"]
     n_experts, n_rows, n_columns = shape
@@ -270,6 +276,11 @@ def stacked_of(case, shapes):
                         yield {"name": f"blk.{layer}.ffn_{part}_exps.{kind}", "from": name, "every": [first, step]}
         elif name.endswith("experts.gate_up_proj") and case["kind"] == "gemma4_text":
             yield {"name": f"blk.{layer}.ffn_gate_up_exps.weight", "from": name}
+        elif name.endswith("feed_forward.experts.gate_up_proj"):
+            for half, part in enumerate(["gate", "up"]):
+                yield {"name": f"blk.{layer}.ffn_{part}_exps.weight", "from": name, "experts": n_experts, "turned": True, "half": half}
+        elif name.endswith("feed_forward.experts.down_proj"):
+            yield {"name": f"blk.{layer}.ffn_down_exps.weight", "from": name, "turned": True}
         elif module.endswith("input_linear") or name.endswith("experts.gate_up_proj"):
             for half, part in enumerate(["gate", "up"]):
                 yield {"name": f"blk.{layer}.ffn_{part}_exps.weight", "from": name, "experts": n_experts, "half": half}
@@ -459,6 +470,19 @@ CASES = [
                                                                                        "first_k_dense_replace": 2},
          DEEPSEEK_KEYS | former_latent_keys(WIDE) | {"expert_group_count": 1, "expert_group_used_count": 1, "leading_dense_block_count": 2},
          arch="deepseek2", own=DEEPSEEK),
+    case("llama4", "llama4_text", "BF16", SMALL | {"num_hidden_layers": 5, "intermediate_size": 37, "intermediate_size_mlp": 99,
+                                                   "num_local_experts": 5, "interleave_moe_layer_step": 2, "rope_theta": 5e5},
+         {"expert_count": 5, "expert_used_count": 1, "expert_feed_forward_length": 37, "interleave_moe_layer_step": 2,
+          "feed_forward_length": 99, "rope.freq_base": 5e5}, arch="llama4", own=LLAMA4),
+    case("llama4-chunks", "llama4_text", "F32", SMALL | {"head_dim": 24, "intermediate_size": 37, "intermediate_size_mlp": 51,
+                                                         "num_local_experts": 5, "num_experts_per_tok": 2, "moe_layers": [0, 3],
+                                                         "no_rope_layers": [1, 0, 1, 1], "attention_chunk_size": 7, "floor_scale": 5,
+                                                         "attn_scale": 0.3, "attention_bias": True}),
+    case("llama4-vision", "llama4", "F16", {"text_config": SMALL | {
+        "num_hidden_layers": 4, "intermediate_size": 37, "intermediate_size_mlp": 51, "num_local_experts": 3, "use_qk_norm": False,
+        "attn_temperature_tuning": False, "attention_chunk_size": 9, "no_rope_layers": [], **NO_TOKENS},
+        "vision_config": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2, "image_size": 16,
+                          "patch_size": 8, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}}),
     case("lfm2_moe", "lfm2_moe", "F16", SPLIT | EXPERTS | {"num_dense_layers": 1, "routed_scaling_factor": 1.5,
                                                           "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
          EXPERT_KEYS | {"attention.head_count_kv": [0, 3, 0, 3], "shortconv.l_cache": 3, "expert_feed_forward_length": 37,
@@ -695,10 +719,12 @@ def answer(case):
                 parameter[part] = torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float()
                 shapes[name] = shape
                 tensors.append({"name": name, "shape": shape, "base": base, "scale": scale})
-    assert is_encoder or tied == ("lm_head.weight" not in shapes), case["name"]
+    assert is_encoder or tied != any(name.endswith("lm_head.weight") for name in shapes), case["name"]
     cases = []
+    # As transformers has it, the whole of Llama 4 asks for a picture; its text model is a whole one itself.
+    text = model.language_model if case["kind"] == "llama4" else model
     for length in case["lengths"]:
-        prompt = prompt_of(case, model, config, length)
+        prompt = prompt_of(case, text, config, length)
         tokens, last_logits, margins = list(prompt), None, []
         if is_encoder:
             with torch.no_grad():
@@ -707,7 +733,7 @@ def answer(case):
             continue
         for _ in range(N_GREEDY):
             with torch.no_grad():
-                logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+                logits = text(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
             best = torch.topk(logits, 2).values
             margins.append(float(best[0] - best[1]))
             last_logits = logits if last_logits is None else last_logits

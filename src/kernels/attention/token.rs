@@ -1,8 +1,6 @@
 //! Attention of each token for itself, on any adapter. Params, bindings and reference are in `attention`.
 
-use super::{
-    Bindings, MAX_SHARED_SIZE, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant,
-};
+use super::{Bindings, MAX_SHARED_SIZE, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{ATTENTION_TOKEN, dispatch, fold, is_software};

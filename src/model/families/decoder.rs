@@ -64,6 +64,8 @@ pub(super) struct Layout {
     pub(super) after_ffn: Option<&'static str>,
     /// Where queries and keys are normed, whole rows are, not each head for itself.
     pub(super) norms_whole_rows: bool,
+    /// Whether such norms have no weights, and are in layers alone that turn queries and keys.
+    pub(super) norms_turned_only: bool,
     /// Queries, keys and values. `name:part` is a part of a matrix that holds several, [`Family::stored`](super::Family::stored).
     pub(super) projections: [&'static str; 3],
     /// What attention's output is multiplied by, through a sigmoid, where there is such a gate.
@@ -101,6 +103,7 @@ pub(super) const LLAMA: Layout = Layout {
     before_ffn: Some("post_attention_layernorm"),
     after_ffn: None,
     norms_whole_rows: false,
+    norms_turned_only: false,
     projections: ["q_proj", "k_proj", "v_proj"],
     output_gate: None,
     query_key_norms: ["q_norm", "k_norm"],
@@ -121,7 +124,8 @@ pub(super) const LLAMA: Layout = Layout {
 pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout) -> Result<Model> {
     let ropes = [&config.rope].into_iter().chain(&config.variant.local_rope).filter(|_| !config.variant.learns_positions);
     let rotary_sizes = [config.full_rotary_size(), config.rotary_size()];
-    let rope_tables = ropes.zip(rotary_sizes).map(|(rope, rotary_size)| rope.table(rotary_size)).collect();
+    let ropes = ropes.zip(rotary_sizes).map(|(rope, rotary_size)| rope.table(rotary_size));
+    let rope_tables = ropes.chain(config.variant.temperature.map(|temperature| temperature.table(config.head_size))).collect();
     let (values, ids) = declare(config, layout);
     let logits = match (layout.is_encoder, config.variant.sees_both_sides) {
         (true, _) => ids.last,
@@ -167,7 +171,23 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
             declare(Value::of_tokens("router's input", hidden_size)),
         ]
     });
-    let ids = Ids { hidden, normed, heads, gate, up, activated, delta, last, last_normed, logits, output_gate, latent, recurrent, experts, beside };
+    let ids = Ids {
+        hidden,
+        normed,
+        heads,
+        gate,
+        up,
+        activated,
+        delta,
+        last,
+        last_normed,
+        logits,
+        output_gate,
+        latent,
+        recurrent,
+        experts,
+        beside,
+    };
     (values, ids)
 }
 
@@ -304,7 +324,8 @@ impl Units<'_> {
         let (config, layout, ids) = (self.config, self.layout, self.head_ids(layer));
         let Heads { n_kv_heads, head_size, values_are_keys } = config.heads_of(layer);
         let (hidden_size, query_size, kv_size) = (config.hidden_size, config.n_heads * head_size, n_kv_heads * head_size);
-        let [query, key] = ids.plain.unwrap_or([ids.query, ids.key]);
+        let plain = ids.plain.filter(|_| !layout.norms_turned_only || config.is_rotated(layer));
+        let [query, key] = plain.unwrap_or([ids.query, ids.key]);
         let value = ids.plain_value.unwrap_or(ids.value);
         let [query_name, key_name, value_name] = layout.projections;
         let n_projected = if values_are_keys { 2 } else { 3 };
@@ -315,10 +336,16 @@ impl Units<'_> {
         for (part, output) in layout.output_gate.into_iter().zip(self.ids.output_gate) {
             self.matrix(ops, name, part, [query_size, hidden_size], [input, output], config.attention_bias)?;
         }
-        if ids.plain.is_some() {
+        if plain.is_some() {
             let [query_norm, key_norm] = layout.query_key_norms;
             for (part, input, output, row_size) in [(query_norm, query, ids.query, query_size), (key_norm, key, ids.key, kv_size)] {
                 let group_size = if layout.norms_whole_rows { row_size } else { head_size };
+                if layout.norms_turned_only {
+                    let epsilon = config.rms_norm_epsilon;
+                    // Without weights, it is the same before queries and keys are turned as behind.
+                    ops.push(Op::RmsNorm(RmsNorm { input, weight: None, output, group_size, epsilon, weight_offset: 0.0 }));
+                    continue;
+                }
                 ops.push(self.norm(&format!("{name}.{part}"), input, output, group_size)?);
             }
         }
@@ -342,7 +369,13 @@ impl Units<'_> {
                 ops.push(Op::Rope(Rope { heads, n_heads, head_size, rotary_size, pairs, table }));
             }
         }
-        let value = ids.latent.is_none().then_some(ids.value);
+        if let (Some(_), false) = (config.variant.temperature, config.is_rotated(layer)) {
+            // The last table turns nothing; there queries grow with their positions.
+            let table = 1 + usize::from(config.variant.local_rope.is_some());
+            let pairs = config.rope.pairs;
+            ops.push(Op::Rope(Rope { heads: ids.query, n_heads, head_size, rotary_size: head_size, pairs, table }));
+        }
+        let value = self.ids.latent.is_none().then_some(ids.value);
         ops.push(Op::StoreKv(StoreKv { layer, key: ids.key, value, n_kv_heads, head_size }));
         let window = config.sliding_window.filter(|_| config.is_windowed(layer));
         let scale = config.variant.attention_scale.unwrap_or(1.0 / (head_size as f32).sqrt());
@@ -356,6 +389,7 @@ impl Units<'_> {
             n_kv_heads,
             head_size,
             window,
+            in_chunks: config.variant.windows_are_chunks && window.is_some(),
             is_causal: !layout.is_encoder && !config.variant.sees_both_sides,
             scale,
             softcap,
@@ -414,7 +448,7 @@ impl Units<'_> {
         ops.push(norm("post_feedforward_layernorm_1", ids.delta, plain)?);
         let weight = (self.tensor)(&format!("{name}.router.scale"), &[hidden_size as u64])?;
         let (epsilon, group_size) = (config.rms_norm_epsilon, hidden_size);
-        ops.push(Op::RmsNorm(RmsNorm { input: ids.hidden, weight, output: router_input, group_size, epsilon, weight_offset: 0.0 }));
+        ops.push(Op::RmsNorm(RmsNorm { input: ids.hidden, weight: Some(weight), output: router_input, group_size, epsilon, weight_offset: 0.0 }));
         ops.push(norm("pre_feedforward_layernorm_2", ids.hidden, ids.normed)?);
         let router = Router { input: router_input, logit_scale: 1.0 / (hidden_size as f32).sqrt() };
         experts::push(ops, self.tensor, name, (config, experts), of_experts, [ids.normed, ids.delta], Some(router))?;
@@ -497,7 +531,7 @@ impl Units<'_> {
         let weight = vector("weight")?;
         let (epsilon, weight_offset) = (self.config.rms_norm_epsilon, self.config.variant.norm_weight_offset);
         Ok(match self.config.variant.norm {
-            NormKind::Rms => Op::RmsNorm(RmsNorm { input, weight, output, group_size, epsilon, weight_offset }),
+            NormKind::Rms => Op::RmsNorm(RmsNorm { input, weight: Some(weight), output, group_size, epsilon, weight_offset }),
             NormKind::Layer { has_bias } => {
                 let bias = if has_bias { Some(vector("bias")?) } else { None };
                 Op::LayerNorm(LayerNorm { input, weight, bias, output, group_size, epsilon, weight_offset })

@@ -11,6 +11,8 @@ pub(super) struct ExpertIds {
     /// What the router gives each expert.
     logits: ValueId,
     routing: ValueId,
+    /// What they read, where that is multiplied by their weights.
+    weighed: Option<ValueId>,
     gate: ValueId,
     up: ValueId,
     activated: ValueId,
@@ -36,6 +38,7 @@ pub(super) fn declare(experts: &Experts, hidden_size: usize, declare: &mut dyn F
     ExpertIds {
         logits: value("scores of the experts", experts.n_experts),
         routing: value("choice of experts", 2 * experts.n_used),
+        weighed: experts.weighs_inputs.then(|| value("weighed inputs of the experts", experts.n_used * hidden_size)),
         gate: value("gates of the experts", wide),
         up: value("up projections of the experts", wide),
         activated: value("gated up projections of the experts", wide),
@@ -98,14 +101,18 @@ pub(super) fn push(
         let add = || Ok(Op::AddExpertBias { bias: vector(&format!("{}.{bias}", names.experts), &[n_experts, width])?, routing, target });
         experts.has_bias.then(add).transpose()
     };
-    ops.extend([product(0, input, ids.gate)?, product(1, input, ids.up)?]);
+    let read = ids.weighed.unwrap_or(input);
+    if let Some(output) = ids.weighed {
+        ops.push(Op::WeighInputs { input, routing, output });
+    }
+    ops.extend([product(0, read, ids.gate)?, product(1, read, ids.up)?]);
     ops.extend(biased("gate_up_proj_bias:gate", experts.ffn_size, ids.gate)?);
     ops.extend(biased("gate_up_proj_bias:up", experts.ffn_size, ids.up)?);
     let activation = config.variant.activation;
     ops.push(Op::Glu { activation, gate: ids.gate, up: ids.up, output: ids.activated });
     ops.push(product(2, ids.activated, ids.outputs)?);
     ops.extend(biased("down_proj_bias", config.hidden_size, ids.outputs)?);
-    ops.push(Op::SumExperts { input: ids.outputs, routing, output });
+    ops.push(Op::SumExperts { input: ids.outputs, routing, output, is_weighted: ids.weighed.is_none() });
     let (Some(SharedExpert { ffn_size, .. }), Some(shared)) = (experts.shared, &ids.shared) else { return Ok(()) };
     let [module, factor] = names.shared;
     if let Some(value) = shared.factor {

@@ -25,6 +25,7 @@ mod internlm3;
 mod lfm2;
 mod lfm2_moe;
 mod llama;
+mod llama4;
 mod mistral;
 mod mixtral;
 mod nearest;
@@ -108,6 +109,7 @@ pub static FAMILIES: &[&Family] = &[
     &gemma4::MIXTURE,
     &deepseek_v3::FAMILY,
     &deepseek_v2::FAMILY,
+    &llama4::FAMILY,
 ];
 
 /// Finds a tensor of some name and shape, or says what is wrong with it.

@@ -437,6 +437,7 @@ fn no_plan_has_less_room_for_the_parts_of_attention_than_its_kernels_need() {
                 kv_dtype: 0,
                 softcap: 0.0,
                 is_causal: 1,
+                in_chunks: 0,
             };
             // A plan counts before it settles its context, which may become shorter.
             for n_positions in &capacities[index..] {
@@ -514,11 +515,11 @@ fn a_forward_takes_no_more_tokens_than_the_context_has_positions() {
 fn heads_that_no_kernel_holds_are_refused_before_anything_loads() {
     assert_eq!(sizes::HEAD_SIZE_MAX as u32, attention::MAX_HEAD_SIZE, "the kernel's own bound");
     assert_eq!(sizes::HEAD_PADDING as u32, rope_kv_padded::OCTET, "the kernel's own bound");
-    let config = ModelConfig { head_size: 258, ..models::config() };
+    let config = ModelConfig { head_size: 1026, ..models::config() };
     let (catalog, model) = models::model(&config, |_| DType::F16);
     let devices = models::devices(Bytes::gib(1), AdapterKind::Discrete, GpuLimits::default(), Bytes::gib(1));
     let error = plan(&catalog, &model, &devices, &PlanOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::UnsupportedOnGpu { .. }) && error.to_string().contains("258"), "{error}");
+    assert!(matches!(error, Error::UnsupportedOnGpu { .. }) && error.to_string().contains("1026"), "{error}");
     plan(&catalog, &model, &devices, &PlanOptions { compute_on: vec![Device::Cpu], ..PlanOptions::default() }).unwrap();
 }
 

@@ -31,6 +31,7 @@ impl Attention {
             kv_dtype: rope_kv::KvDType::F32 as u32,
             softcap: 0.0,
             is_causal: 1,
+            in_chunks: 0,
         };
         Attention {
             params,
@@ -153,6 +154,19 @@ fn attention_to_a_long_context_is_put_together_from_its_parts() {
             let attention = Attention::of_one_sequence([8, 1], 16, kv_len, n_tokens, window);
             assert!(attention::parts_bytes(&attention.params) > 0);
             attention.check(gpu, rope_kv::KvDType::F16);
+        }
+    }
+}
+
+#[test]
+fn attention_keeps_to_chunks() {
+    for gpu in gpus() {
+        for (heads, head_size, kv_len, n_tokens, window) in
+            [([4, 2], 64, 31, 31, 7), ([9, 3], 24, 70, 33, 64), ([8, 1], 16, 700, 2, 300), ([2, 1], 16, 5, 5, 9)]
+        {
+            let windowed = Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window);
+            let params = attention::Params { in_chunks: 1, ..windowed.params };
+            Attention { params, ..windowed }.check(gpu, rope_kv::KvDType::F32);
         }
     }
 }

@@ -4,7 +4,7 @@ use tierflow::dtype::DType;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::host::simd;
 use tierflow::host::{ExpertScratch, Input, multiply_experts};
-use tierflow::kernels::{Binding, add_expert_bias, expert_matmul, gate_rows, route, sum_experts};
+use tierflow::kernels::{Binding, add_expert_bias, expert_matmul, gate_rows, route, sum_experts, weigh_inputs};
 
 use super::{EXP_TOLERANCE, SUM_TOLERANCE};
 use crate::common::{POISON, Random, assert_close, bits, gpus, output, poisoned, run, run_all, upload};
@@ -259,12 +259,31 @@ fn sums_of_experts_match_their_reference() {
             let [input, routing] = [n_used * width, 2 * n_used].map(|len| random.floats((n_tokens * len) as usize));
             let len = (n_tokens * width) as usize;
             let mut expected = vec![0.0; len];
-            sum_experts::reference(&params, &input, &routing, &mut expected);
+            let is_weighted = n_used != 8;
+            sum_experts::reference(&params, &input, is_weighted.then_some(&routing[..]), &mut expected);
             let [input, routing, result] = [upload(gpu, "input", &input), upload(gpu, "routing", &routing), poisoned(gpu, len)];
             let [input, routing, output_] = [&input, &routing, &result].map(|buffer| Binding::whole(buffer));
-            let bindings = sum_experts::Bindings { input, routing, output: output_ };
+            let bindings = sum_experts::Bindings { input, routing: is_weighted.then_some(routing), output: output_ };
             run(gpu, &params, |buffer| sum_experts::prepare(gpu, buffer, &params, bindings));
             assert_close(&output(gpu, &result, len), &expected, SUM_TOLERANCE, &format!("{params:?}"));
+        }
+    }
+}
+
+#[test]
+fn inputs_are_weighed_for_each_expert() {
+    for gpu in gpus() {
+        for (n_tokens, n_used, width) in [(1, 1, 1), (3, 5, 67), (2, 8, 256)] {
+            let params = weigh_inputs::Params { n_tokens, n_used, width };
+            let mut random = Random(u64::from(width));
+            let [input, routing] = [width, 2 * n_used].map(|len| random.floats((n_tokens * len) as usize));
+            let mut expected = vec![0.0; (n_tokens * n_used * width) as usize];
+            weigh_inputs::reference(&params, &input, &routing, &mut expected);
+            let [input, routing, result] = [upload(gpu, "input", &input), upload(gpu, "routing", &routing), poisoned(gpu, expected.len())];
+            let [input, routing, output_] = [&input, &routing, &result].map(|buffer| Binding::whole(buffer));
+            let bindings = weigh_inputs::Bindings { input, routing, output: output_ };
+            run(gpu, &params, |buffer| weigh_inputs::prepare(gpu, buffer, &params, bindings));
+            assert_eq!(bits(&output(gpu, &result, expected.len())), bits(&expected), "{params:?}");
         }
     }
 }

@@ -63,6 +63,9 @@ struct GgufTensor {
     experts: usize,
     /// Of the rows of MXFP4, or of the values of a bias, the first and the step to the next.
     every: Option<[usize; 2]>,
+    /// Whether each expert's matrix is transposed first.
+    #[serde(default)]
+    turned: bool,
     /// Which half of each expert's rows it has, if not all of them.
     half: Option<usize>,
     /// Heads whose rows are permuted to interleaved pairs.
@@ -170,6 +173,14 @@ impl Golden {
         if let Some([first, step]) = entry.every {
             values = values.into_iter().skip(first).step_by(step).collect();
             shape[1] /= step;
+        }
+        if entry.turned {
+            let &[_, n_rows, n_columns] = shape.as_slice() else { panic!("{shape:?}") };
+            let turn = |matrix: &[f32]| -> Vec<f32> {
+                (0..n_columns).flat_map(|column| matrix.iter().skip(column).step_by(n_columns)).copied().collect()
+            };
+            values = values.chunks_exact(n_rows * n_columns).flat_map(turn).collect();
+            shape.swap(1, 2);
         }
         if let Some(half) = entry.half {
             let len = values.len() / entry.experts / 2;

@@ -103,6 +103,6 @@ impl Units<'_> {
 
     fn latent_norm(&self, module: &str, input: ValueId, output: ValueId, group_size: usize) -> Result<Op> {
         let weight = (self.tensor)(&format!("{module}.weight"), &[group_size as u64])?;
-        Ok(Op::RmsNorm(RmsNorm { input, weight, output, group_size, epsilon: EPSILON, weight_offset: 0.0 }))
+        Ok(Op::RmsNorm(RmsNorm { input, weight: Some(weight), output, group_size, epsilon: EPSILON, weight_offset: 0.0 }))
     }
 }

@@ -112,7 +112,7 @@ impl Units<'_> {
             value_size,
             is_tiled,
         }));
-        let weight = self.parameter(name, "norm.weight", &[value_size])?;
+        let weight = Some(self.parameter(name, "norm.weight", &[value_size])?);
         let epsilon = self.config.rms_norm_epsilon;
         // This norm's weights are stored themselves, whatever those of others are.
         ops.push(Op::RmsNorm(RmsNorm { input: output, weight, output: normed, group_size: value_size, epsilon, weight_offset: 0.0 }));
