@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, choose};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
-use crate::text::Sampler;
+use crate::text::{Pooling, Sampler};
 
 /// Most unread steps of a stream: its generation pauses until they are read.
 pub const MAX_UNREAD: usize = 64;
@@ -77,6 +77,8 @@ enum Command {
     Open(oneshot::Sender<Result<u32>>),
     Close(u32),
     Generate(Running),
+    /// Make an embedding.
+    Embed(Vec<u32>, Pooling, oneshot::Sender<Result<Vec<f32>>>),
     /// Look again: a stream that was full is not any more.
     Wake,
 }
@@ -112,6 +114,16 @@ impl EngineHandle {
         self.send(Command::Open(reply))?;
         let id = answer.await.map_err(|_| Error::EngineGone)??;
         Ok(Sequence { handle: self.clone(), id })
+    }
+
+    /// The embedding of `tokens`, as [`Engine::embed`] makes it. One is made at a time.
+    ///
+    /// # Errors
+    /// Those of [`Engine::embed`]; [`Error::EngineGone`].
+    pub async fn embed(&self, tokens: Vec<u32>, pooling: Pooling) -> Result<Vec<f32>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Embed(tokens, pooling, reply))?;
+        answer.await.map_err(|_| Error::EngineGone)?
     }
 
     fn send(&self, command: Command) -> Result<()> {
@@ -378,6 +390,12 @@ impl EngineThread {
             Command::Generate(running) => {
                 self.running.retain(|other| other.sequence != running.sequence);
                 self.running.push_back(running);
+            }
+            Command::Embed(tokens, pooling, reply) => {
+                // Where nobody waits any more, nothing is computed.
+                if !reply.is_canceled() {
+                    let _ = reply.send(platform::block_on(self.engine.embed(&tokens, pooling)));
+                }
             }
             Command::Wake => {}
         }

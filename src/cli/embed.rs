@@ -14,7 +14,7 @@ use crate::text::{EmbeddingSettings, Pooling, Written};
 use crate::units::Bytes;
 
 /// Rows of hidden states that one forward yields: an encoder reads all of a text at once.
-const ROWS_PER_FORWARD: usize = 512;
+pub(super) const ROWS_PER_FORWARD: usize = 512;
 
 /// Prints one embedding a line, its values divided by spaces, or JSON.
 ///

@@ -4,10 +4,12 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 
 use crate::cli::args::{Key, ModelSource, ServeArgs};
+use crate::cli::embed::ROWS_PER_FORWARD;
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_bar, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
 use crate::cli::terminal::{Visibility, note};
+use crate::engine::Prepared;
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::platform::asked_to_end;
@@ -25,16 +27,16 @@ const N_READERS: usize = 4;
 pub fn run(args: &ServeArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     let source = args.model.source()?;
-    let placement = Placement::of(&args.placement, PlanOptions { n_seqs: N_SEQS, ..PlanOptions::default() })?;
+    Placement::of(&args.placement, PlanOptions::default())?;
     check_origins(&args.cors)?;
     args.api_key.as_ref().map_or(Ok(()), check_key)?;
     // The port is taken before minutes of loading, not after.
     let listener = listen(args)?;
     let path = locate_or_fetch(&source, visibility)?;
-    let prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;
-    if !prepared.model.has_head() {
-        let reason = "is an encoder, which generates nothing; `tierflow embed` makes vectors with it";
-        return Err(Error::InvalidArgument { option: "MODEL".into(), reason: reason.into() });
+    let mut prepared = prepare(args, &path, args.embeddings)?;
+    // Of an encoder, that is known only now.
+    if !args.embeddings && !prepared.model.has_head() {
+        prepared = prepare(args, &path, true)?;
     }
     if !args.quiet {
         note_plan(&prepared.summary());
@@ -50,6 +52,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     // Requests that are being read have no client any more.
     runtime.shutdown_background();
     served
+}
+
+/// Plans the model for several sequences that generate, or for embeddings, one at a time and without the head.
+fn prepare(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> Result<Prepared> {
+    if makes_embeddings {
+        let options = PlanOptions { logit_rows: ROWS_PER_FORWARD, ..PlanOptions::default() };
+        let placement = Placement::of(&args.placement, options)?.of_one_sequence();
+        return pollster::block_on(placement.builder(path)?.without_head().text_first().prepare());
+    }
+    let placement = Placement::of(&args.placement, PlanOptions { n_seqs: N_SEQS, ..PlanOptions::default() })?;
+    pollster::block_on(placement.builder(path)?.text_first().prepare())
 }
 
 /// Ready when the server shall end. What follows ends the program at once.

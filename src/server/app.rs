@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ServerSettings;
+use super::embeddings::Embedder;
 use super::error::ApiError;
 use super::facts::Facts;
 use super::grammar::Vocabulary;
@@ -27,6 +28,8 @@ pub(super) struct App {
     pub(super) started: u64,
     pub(super) facts: Facts,
     pub(super) vocabulary: Vocabulary,
+    /// Where the engine makes embeddings instead of text.
+    pub(super) embedder: Option<Embedder>,
     /// Of all answers.
     pub(super) speculation: Speculation,
 }
@@ -40,6 +43,7 @@ impl App {
         Ok(App {
             facts,
             vocabulary: Vocabulary::default(),
+            embedder: Embedder::of(&engine)?,
             engine,
             pool,
             guard,

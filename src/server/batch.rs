@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::app::{App, new_id};
 use super::deliver::answer_whole;
+use super::embeddings::check_generates;
 use super::error::{ApiError, Dialect};
 use super::fields::Fields;
 use super::{ServerSettings, openai};
@@ -84,6 +85,7 @@ async fn answer(app: &Arc<App>, request: Value) -> std::result::Result<Value, Ap
     let url = fields.text("url")?.ok_or_else(|| ApiError::field("url", "is missing"))?;
     let body = fields.object("body")?.ok_or_else(|| ApiError::field("body", "is missing"))?;
     fields.finish()?;
+    check_generates(app)?;
     let reader = Arc::clone(app);
     let read = tokio::task::spawn_blocking(move || read(&reader, &url, body)).await;
     let (work, shape) = read.map_err(|_| ApiError::bug("reading the request failed"))??;

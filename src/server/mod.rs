@@ -12,6 +12,7 @@ mod body;
 mod call_grammar;
 mod connections;
 mod deliver;
+mod embeddings;
 mod error;
 mod facts;
 mod fields;

@@ -10,6 +10,7 @@ use http_body_util::LengthLimitError;
 
 use super::MAX_BODY_BYTES;
 use super::app::App;
+use super::embeddings::check_generates;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::pool::ending;
@@ -58,5 +59,6 @@ pub(super) async fn read_work<T: Send + 'static>(
     if app.pool.is_closed() {
         return Err(ending());
     }
+    check_generates(app)?;
     read(app, request, reader).await
 }

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use super::app::App;
 use super::error::ApiError;
 use super::guard::guarded;
-use super::{anthropic, llama_cpp, ollama, openai, pages, responses};
+use super::{anthropic, embeddings, llama_cpp, ollama, openai, pages, responses};
 
 /// All paths, behind the guard.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -28,6 +28,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(embeddings::openai))
         .route("/v1/responses", post(responses::create))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
@@ -36,6 +37,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/api/ps", get(ollama::ps))
         .route("/api/show", post(ollama::show))
         .route("/api/chat", post(ollama::chat))
+        .route("/api/embed", post(embeddings::ollama))
+        .route("/api/embeddings", post(embeddings::ollama_one))
         .route("/api/generate", post(ollama::generate))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)

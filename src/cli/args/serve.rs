@@ -33,6 +33,9 @@ pub struct ServeArgs {
     /// Name under which the model is asked for, instead of its file's
     #[arg(long, env = "TIERFLOW_ALIAS", value_name = "NAME")]
     pub alias: Option<String>,
+    /// Make embeddings instead of text, as models for embeddings do by themselves
+    #[arg(long, alias = "embedding", env = "TIERFLOW_EMBEDDINGS")]
+    pub embeddings: bool,
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,

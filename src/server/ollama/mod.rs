@@ -71,7 +71,10 @@ pub(super) async fn show(State(app): State<Arc<App>>, request: Request) -> Resul
     info.insert("general.parameter_count".into(), app.facts.n_parameters.into());
     let thinks = app.engine.text().reasoning_format().is_some();
     let calls = app.engine.chat_template().is_some_and(|template| ToolFormat::of(template).is_some());
-    let capabilities: Vec<&str> = ["completion"].into_iter().chain(calls.then_some("tools")).chain(thinks.then_some("thinking")).collect();
+    let capabilities: Vec<&str> = match app.embedder {
+        Some(_) => vec!["embedding"],
+        None => ["completion"].into_iter().chain(calls.then_some("tools")).chain(thinks.then_some("thinking")).collect(),
+    };
     Ok(ok(&json!({
         "modelfile": "", "parameters": "", "template": app.engine.chat_template().map(|template| template.source()).unwrap_or_default(),
         "details": details(&app), "model_info": info, "capabilities": capabilities, "modified_at": rfc3339(app.started),

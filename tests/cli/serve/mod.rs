@@ -1,6 +1,7 @@
 //! `tierflow serve`, asked over HTTP.
 
 pub mod client;
+mod embeddings;
 mod forms;
 mod openai;
 mod others;
