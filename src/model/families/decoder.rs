@@ -448,7 +448,14 @@ impl Units<'_> {
         ops.push(norm("post_feedforward_layernorm_1", ids.delta, plain)?);
         let weight = (self.tensor)(&format!("{name}.router.scale"), &[hidden_size as u64])?;
         let (epsilon, group_size) = (config.rms_norm_epsilon, hidden_size);
-        ops.push(Op::RmsNorm(RmsNorm { input: ids.hidden, weight: Some(weight), output: router_input, group_size, epsilon, weight_offset: 0.0 }));
+        ops.push(Op::RmsNorm(RmsNorm {
+            input: ids.hidden,
+            weight: Some(weight),
+            output: router_input,
+            group_size,
+            epsilon,
+            weight_offset: 0.0,
+        }));
         ops.push(norm("pre_feedforward_layernorm_2", ids.hidden, ids.normed)?);
         let router = Router { input: router_input, logit_scale: 1.0 / (hidden_size as f32).sqrt() };
         experts::push(ops, self.tensor, name, (config, experts), of_experts, [ids.normed, ids.delta], Some(router))?;
