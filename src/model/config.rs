@@ -102,6 +102,7 @@ pub struct Variant {
     #[serde(skip_serializing_if = "is_false")]
     pub sees_both_sides: bool,
     /// Whether windows are chunks: a token sees the positions since the last multiple of the window's size.
+    #[serde(skip_serializing_if = "is_false")]
     pub windows_are_chunks: bool,
     /// What queries are multiplied by by their position, in layers that do not turn them.
     #[serde(skip_serializing_if = "Option::is_none")]

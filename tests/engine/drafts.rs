@@ -175,10 +175,14 @@ fn tokens_are_those_of_plain_decoding() {
     let mut compare = |engine: &mut Engine, place: &str| {
         for (sampling, [n_drafted, n_accepted]) in SAMPLINGS.iter().zip(&mut totals) {
             let (n_tokens, speculations) = if *sampling == "greedy" { (40, &[FORCED, LONG, NGRAM][..]) } else { (20, &[FORCED, LONG][..]) };
-            let (expected, plain) = generated(engine, &prompt, sampler(sampling), at_most(n_tokens));
+            // Probabilities are the same to the bit, too.
+            let n_logprobs = (*sampling == "sampled from few").then_some(2);
+            let options = |speculation| GenerateOptions { n_logprobs, ..with(speculation, n_tokens) };
+            let (expected, plain) = generated(engine, &prompt, sampler(sampling), options(Speculation::default()));
+            assert!(expected.iter().all(|step| step.logprobs.is_some() == n_logprobs.is_some()));
             assert_eq!((plain.n_drafted, plain.forwards[0]), (0, n_tokens - 1));
             for &speculation in speculations {
-                let (found, drafts) = generated(engine, &prompt, sampler(sampling), with(speculation, n_tokens));
+                let (found, drafts) = generated(engine, &prompt, sampler(sampling), options(speculation));
                 assert_eq!(found, expected, "{sampling} with {speculation:?}, {place}");
                 assert_eq!(n_decoded(&drafts), n_tokens - 1, "each token comes of a forward or a draft: {drafts:?}");
                 *n_drafted += drafts.n_drafted;
