@@ -199,9 +199,9 @@ fn tokens_are_those_of_plain_decoding() {
         }
     }
     compare(&mut open_streaming_host(&model), "the host from disk");
-    let [greedy, _, few, penalised] = totals;
+    let [greedy, _, few, _] = totals;
     // Right and wrong drafts were tried.
-    assert!(greedy[1] > 0 && few[1] > 0 && few[1] < few[0] && penalised[1] < penalised[0], "{totals:?}");
+    assert!(greedy[1] > 0 && few[1] > 0 && few[1] < few[0], "{totals:?}");
 }
 
 #[test]
