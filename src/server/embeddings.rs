@@ -49,7 +49,7 @@ impl Embedder {
 }
 
 fn embedder(app: &App) -> std::result::Result<&Embedder, ApiError> {
-    let missing = || ApiError::invalid("this server generates; started with --embeddings, or with a model for embeddings, it makes them");
+    let missing = || ApiError::invalid("this server generates text; started for embeddings, or with a model for embeddings, it makes them");
     app.embedder.as_ref().ok_or_else(missing)
 }
 

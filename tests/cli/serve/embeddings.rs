@@ -66,5 +66,5 @@ fn what_cannot_be_embedded_is_refused() {
     }
     let generates = Server::start(&home, &model, &[]);
     let refused = generates.post("/v1/embeddings", &json!({ "input": "hello" }));
-    assert!(refused.status == 400 && refused.body.contains("--embeddings"), "{refused:?}");
+    assert!(refused.status == 400 && refused.body.contains("started for embeddings"), "{refused:?}");
 }
