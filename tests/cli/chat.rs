@@ -170,7 +170,7 @@ fn seeds_are_new_for_every_answer_unless_one_is_given() {
 fn settings_and_the_system_message_are_what_the_next_answer_is_made_with() {
     let home = Home::new();
     let mut terminal = chat(&home, &["-sys", "Be brief."]);
-    assert!(terminal.ask("/set parameter num_predict 2").contains("predict          2"));
+    assert!(terminal.ask("/set parameter num_predict 2").contains("predict           2"));
     assert!(terminal.ask("/set").contains("seed             new for every answer"));
     terminal.ask("/set verbose");
     let shown = terminal.ask("hello");
