@@ -166,3 +166,30 @@ fn the_server_tells_of_itself() {
     assert_eq!(text, "hello");
     assert!(server.get("/metrics").body.contains("# TYPE tierflow_prompt_tokens_total counter"));
 }
+
+#[test]
+fn a_browser_gets_a_page_and_what_it_reads_is_there() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["--api-key", "s3cret"]);
+    assert_eq!(server.get("/").body, "tierflow is running\n");
+    let page = server.ask("GET", "/", "Accept: text/html,*/*\r\n", "");
+    assert!(page.status == 200 && page.headers.contains("content-type: text/html"), "{page:?}");
+    assert!(page.headers.contains("content-security-policy: default-src 'none'"), "{}", page.headers);
+    assert!(page.body.starts_with("<!doctype html>") && !page.body.contains("http://") && !page.body.contains("https://"));
+    let get = |path: &str| server.ask("GET", path, "Authorization: Bearer s3cret\r\n", "");
+    let models = get("/v1/models").json();
+    assert!(models["data"][0]["id"].is_string() && models["data"][0]["context_length"].is_u64(), "{models}");
+    let plan = get("/plan").json();
+    let placements = plan["placements"].as_array().unwrap();
+    assert!(placements.iter().all(|unit| unit["execute_on"].is_string() && unit["stored_on"].is_array()), "{plan}");
+    let slots = get("/slots").json();
+    assert!(
+        slots["n_waiting"].is_u64() && slots["slots"][0]["is_processing"].is_boolean() && slots["slots"][0]["n_cached"].is_u64(),
+        "{slots}"
+    );
+    let metrics = get("/metrics").body;
+    for name in ["generated_tokens_total", "prompt_tokens_total{source=\"computed\"}", "prompt_tokens_total{source=\"cache\"}"] {
+        let name = format!("tierflow_{name}");
+        assert!(page.body.contains(&name) && metrics.contains(&format!("\n{name} ")), "{name}: {metrics}");
+    }
+}
