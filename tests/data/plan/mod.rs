@@ -4,7 +4,7 @@ mod experts;
 mod refusals;
 mod saved;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use proptest::test_runner::RngSeed;
@@ -225,6 +225,9 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     }
     if is_gpu {
         sum += 2 * 256 * (chunks().map(|chunk| chunk.n_steps() as u128).sum::<u128>() + 1);
+        // The lists that blocks of the model's dtypes choose from.
+        let dtypes: BTreeSet<DType> = model.units.iter().flat_map(|unit| unit.matrices()).map(|id| catalog[id].dtype).collect();
+        sum += dtypes.into_iter().filter_map(DType::grid).map(|grid| size_of_val(grid) as u128).sum::<u128>();
     }
     sum
 }
