@@ -88,10 +88,9 @@ impl<'a> Requests<'a> {
                 Ok(_) => {}
                 Err(error) => return Some(Err(Error::io("read", path.display(), error))),
             }
-            if !line.ends_with(b"\n") && line.len() == MAX_BODY_BYTES {
-                if let Err(error) = reader.skip_until(b'\n') {
-                    return Some(Err(Error::io("read", path.display(), error)));
-                }
+            let is_cut = !line.ends_with(b"\n") && line.len() == MAX_BODY_BYTES;
+            if is_cut && let Err(error) = reader.skip_until(b'\n') {
+                return Some(Err(Error::io("read", path.display(), error)));
             }
             Some(Ok(String::from_utf8_lossy(&line).trim().to_owned()))
         });

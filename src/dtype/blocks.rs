@@ -256,7 +256,7 @@ fn tq1_0(block: &[u8], part: usize) -> Block {
             (7, 1) => (block[48 + k % 4], k / 4 - 4),
             (_, half) => (block[32 + k % 16], 2 * (part - 5) + half),
         };
-        (u16::from(byte.wrapping_mul(TERNARY[digit])) * 3 >> 8) as i8 - 1
+        ((u16::from(byte.wrapping_mul(TERNARY[digit])) * 3) >> 8) as i8 - 1
     };
     Block::of_scale(half_at(block, 52), std::array::from_fn(value))
 }
@@ -293,7 +293,7 @@ fn with_signs(signs: u32, quad: impl Fn(usize) -> u32) -> [i8; PART_LEN] {
 fn even_signs(sevens: u32) -> u32 {
     (0..4).fold(0, |signs, octet| {
         let seven = sevens >> (7 * octet) & 127;
-        signs | (seven | seven.count_ones() % 2 << 7) << (8 * octet)
+        signs | (seven | ((seven.count_ones() % 2) << 7)) << (8 * octet)
     })
 }
 

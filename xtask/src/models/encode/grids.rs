@@ -85,7 +85,7 @@ fn even_signs(values: &[f32]) -> u32 {
     let seven = |octet: &[f32]| {
         let least = (0..8).min_by(|a, b| octet[*a].abs().total_cmp(&octet[*b].abs())).unwrap_or(0);
         let signs = signs(octet);
-        (if signs.count_ones() % 2 == 0 { signs } else { signs ^ 1 << least }) & 127
+        (if signs.count_ones().is_multiple_of(2) { signs } else { signs ^ 1 << least }) & 127
     };
     (0..).zip(values.chunks_exact(8)).fold(0, |bits, (octet, values)| bits | seven(values) << (7 * octet))
 }
