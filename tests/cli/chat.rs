@@ -171,7 +171,7 @@ fn settings_and_the_system_message_are_what_the_next_answer_is_made_with() {
     let home = Home::new();
     let mut terminal = chat(&home, &["-sys", "Be brief."]);
     assert!(terminal.ask("/set parameter num_predict 2").contains("predict           2"));
-    assert!(terminal.ask("/set").contains("seed             new for every answer"));
+    assert!(terminal.ask("/set").contains("seed              new for every answer"));
     terminal.ask("/set verbose");
     let shown = terminal.ask("hello");
     assert!(shown.contains("[ Prompt: "), "{shown}");
