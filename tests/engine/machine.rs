@@ -173,8 +173,16 @@ fn the_first_plan_for_an_adapter_measures_it_and_the_second_does_not() {
     assert!(rates.upload().is_some() && rates.readback.is_some() && rates.dispatch_secs.is_some());
     assert!(rates.submit_secs.is_some() && rates.round_trip_secs.is_some() && rates.shader_compile_secs.is_some());
 
-    home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
-    assert_eq!(kept(), rates, "the second plan measures nothing");
+    // A search for the fastest kernels that its time did not suffice for goes on with the next plan; nothing else is measured again.
+    let mut rates = rates;
+    for _ in 0..4 {
+        home.stdout(&["plan", &model, "--device", "gpu", "--no-measure=no"]);
+        let next = kept();
+        assert_eq!(Rates { variants: rates.variants.clone(), ..next.clone() }, rates, "the second plan measures nothing");
+        if std::mem::replace(&mut rates, next) == rates {
+            break;
+        }
+    }
 
     let other = home.gguf_model(GgufType::Q8_0);
     home.stdout(&["plan", &other, "--device", "gpu", "--no-measure=no"]);
