@@ -139,6 +139,20 @@ pub(super) fn bits_from<const SHIFT: i32>(bytes: &ByteColumns, mask: i8) -> Byte
     bits
 }
 
+/// For shifts by what is constant only once loops are unrolled.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn count(bits: usize) -> __m128i {
+    _mm_cvtsi32_si128(bits as i32)
+}
+
+/// Of each 32-bit word the bits from `begin` on that `mask` lets through.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn bits_of(words: __m256i, begin: usize, mask: i32) -> __m256i {
+    _mm256_and_si256(_mm256_srl_epi32(words, count(begin)), _mm256_set1_epi32(mask))
+}
+
 /// The low nibbles of each byte, or its high ones.
 #[target_feature(enable = "avx2")]
 #[inline]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::columns::{Blocks, ByteColumns, half_pairs, signed_pairs, spread_bits};
+use super::super::columns::{Blocks, ByteColumns, bits_of, count, half_pairs, signed_pairs, spread_bits};
 use super::super::sums::{One, Two};
 use super::{Format, Unpacked};
 use crate::dtype::{BlockLayout, blocks, grids};
@@ -74,7 +74,7 @@ impl Format for IQ3S {
         let ninth_bit = |quad: usize| _mm256_and_si256(_mm256_sll_epi32(high, count(8 - quad)), _mm256_set1_epi32(256));
         // SAFETY: nine bits are below 512.
         let magnitudes = unsafe { chosen(&grids::IQ3_S, |quad| _mm256_or_si256(byte_of(low[quad / 4], quad % 4), ninth_bit(quad))) };
-        let four_bits = _mm256_and_si256(_mm256_srl_epi32(scales, count(n % 2 * 4)), _mm256_set1_epi32(15));
+        let four_bits = bits_of(scales, n % 2 * 4, 15);
         (four_bits, with_signs(magnitudes, signs))
     }
 
@@ -136,10 +136,10 @@ impl Format for IQ2XS {
     unsafe fn load(blocks: &Blocks<'_>, n: usize) -> Scaled {
         // SAFETY: the caller's promise: of each of eight parts 8 bytes of choices and signs, and behind all of these 1 of scales.
         let (words, nibbles) = unsafe { ([blocks.word(2 + 8 * n), blocks.word(6 + 8 * n)], blocks.byte(66 + n)) };
-        let nine_bits = |octet: usize| _mm256_and_si256(_mm256_srl_epi32(words[octet / 2], count(octet % 2 * 16)), _mm256_set1_epi32(511));
+        let nine_bits = |octet: usize| bits_of(words[octet / 2], octet % 2 * 16, 511);
         let mut sevens = _mm256_setzero_si256();
         for octet in 0..4 {
-            let seven = _mm256_srl_epi32(_mm256_sll_epi32(words[octet / 2], count((1 - octet % 2) * 16)), count(25));
+            let seven = bits_of(words[octet / 2], octet % 2 * 16 + 9, 0x7F);
             sevens = _mm256_or_si256(sevens, _mm256_sll_epi32(seven, count(7 * octet)));
         }
         // SAFETY: nine bits are below 512.
@@ -149,8 +149,7 @@ impl Format for IQ2XS {
     #[target_feature(enable = "avx2")]
     #[inline]
     unsafe fn part<const J: usize>(scale: &__m256, (nibbles, integers): &Scaled, _n: usize) -> Unpacked {
-        let [first, last] = [_mm256_and_si256(*nibbles, _mm256_set1_epi32(15)), _mm256_srli_epi32(*nibbles, 4)];
-        Unpacked::of_two([with_half(*scale, first, 0.25), with_half(*scale, last, 0.25)], signed_pairs(integers))
+        of_halves(*scale, *nibbles, integers)
     }
 }
 
@@ -183,8 +182,7 @@ impl Format for IQ2S {
     #[target_feature(enable = "avx2")]
     #[inline]
     unsafe fn part<const J: usize>(scale: &__m256, (nibbles, integers): &Scaled, _n: usize) -> Unpacked {
-        let [first, last] = [_mm256_and_si256(*nibbles, _mm256_set1_epi32(15)), _mm256_srli_epi32(*nibbles, 4)];
-        Unpacked::of_two([with_half(*scale, first, 0.25), with_half(*scale, last, 0.25)], signed_pairs(integers))
+        of_halves(*scale, *nibbles, integers)
     }
 }
 
@@ -207,12 +205,9 @@ impl Format for IQ1S {
     unsafe fn load(blocks: &Blocks<'_>, n: usize) -> Scaled {
         // SAFETY: the caller's promise: of each of eight parts 4 bytes that choose, and 2 of more bits and a scale.
         let (low, high) = unsafe { (blocks.word(2 + 4 * n), sixteen_bits(blocks, 34 + 2 * n)) };
-        let three_bits = |octet: usize| _mm256_and_si256(_mm256_srl_epi32(high, count(3 * octet)), _mm256_set1_epi32(7));
-        // SAFETY: eleven bits are below 2048.
-        let levels =
-            unsafe { chosen_octets(&grids::IQ1, |octet| _mm256_or_si256(byte_of(low, octet), _mm256_slli_epi32(three_bits(octet), 8))) };
+        let levels = levels(low, |octet| bits_of(high, 3 * octet, 7));
         let is_less = _mm256_srai_epi32(_mm256_slli_epi32(high, 16), 31);
-        (_mm256_and_si256(_mm256_srli_epi32(high, 12), _mm256_set1_epi32(7)), eighths(levels, |_| is_less))
+        (bits_of(high, 12, 7), eighths(levels, |_| is_less))
     }
 
     #[target_feature(enable = "avx2")]
@@ -237,7 +232,7 @@ impl Format for IQ1M {
         // The upper four bits of each half, the last four of them uppermost.
         let mut bits = _mm256_setzero_si256();
         for (index, word) in words.into_iter().enumerate() {
-            let lower = _mm256_and_si256(_mm256_srli_epi32(word, 12), _mm256_set1_epi32(15));
+            let lower = bits_of(word, 12, 15);
             let both = _mm256_or_si256(lower, _mm256_slli_epi32(_mm256_srli_epi32(word, 28), 4));
             bits = _mm256_or_si256(bits, _mm256_sll_epi32(both, count(8 * index)));
         }
@@ -254,15 +249,11 @@ impl Format for IQ1M {
     #[target_feature(enable = "avx2")]
     #[inline]
     unsafe fn part<const J: usize>(scales: &Packed, [low, high]: &[__m256i; 2], n: usize) -> Unpacked {
-        let three_bits = |octet: usize| _mm256_and_si256(_mm256_srl_epi32(*high, count(4 * octet)), _mm256_set1_epi32(7));
-        // SAFETY: eleven bits are below 2048.
-        let levels =
-            unsafe { chosen_octets(&grids::IQ1, |octet| _mm256_or_si256(byte_of(*low, octet), _mm256_slli_epi32(three_bits(octet), 8))) };
+        let levels = levels(*low, |octet| bits_of(*high, 4 * octet, 7));
         let is_less = |octet: usize| _mm256_srai_epi32(_mm256_sll_epi32(*high, count(28 - 4 * octet)), 31);
-        let packed = _mm256_srl_epi32(scales.words[n / 4], count(n % 4 / 2 * 16 + n % 2 * 6));
-        let scale =
-            |shift: usize| of_eighths(scales.of_all, _mm256_and_si256(_mm256_srl_epi32(packed, count(shift)), _mm256_set1_epi32(7)));
-        Unpacked::of_two([scale(0), scale(3)], signed_pairs(&eighths(levels, is_less)))
+        let begin = n % 4 / 2 * 16 + n % 2 * 6;
+        let scale = |index: usize| of_eighths(scales.of_all, bits_of(scales.words[n / 4], begin + 3 * index, 7));
+        Unpacked::of_two([scale(0), scale(1)], signed_pairs(&eighths(levels, is_less)))
     }
 }
 
@@ -280,18 +271,27 @@ fn with_half(of_all: __m256, four_bits: __m256i, factor: f32) -> __m256 {
     _mm256_mul_ps(_mm256_mul_ps(of_all, scale), _mm256_set1_ps(factor))
 }
 
-/// For shifts by what is constant only once loops are unrolled.
+/// Integers whose sixteen first and last have a scale of their own, four bits each.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn count(bits: usize) -> __m128i {
-    _mm_cvtsi32_si128(bits as i32)
+fn of_halves(of_all: __m256, nibbles: __m256i, integers: &ByteColumns) -> Unpacked {
+    let scale = |half: usize| with_half(of_all, bits_of(nibbles, 4 * half, 15), 0.25);
+    Unpacked::of_two([scale(0), scale(1)], signed_pairs(integers))
+}
+
+/// What IQ1_S and IQ1_M choose from their grid, by a byte of `low` and three more bits of each octet.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn levels(low: __m256i, three_bits: impl Fn(usize) -> __m256i) -> ByteColumns {
+    // SAFETY: eleven bits are below 2048.
+    unsafe { chosen_octets(&grids::IQ1, |octet| _mm256_or_si256(byte_of(low, octet), _mm256_slli_epi32(three_bits(octet), 8))) }
 }
 
 /// This byte of each word.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn byte_of(words: __m256i, byte: usize) -> __m256i {
-    _mm256_and_si256(_mm256_srl_epi32(words, count(8 * byte)), _mm256_set1_epi32(0xFF))
+    bits_of(words, 8 * byte, 0xFF)
 }
 
 /// Of eight rows the words of a grid at these places: four columns in each vector.

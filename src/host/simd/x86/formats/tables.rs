@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::columns::{Blocks, ByteColumns, half_pairs, nibbles, signed_pairs};
+use super::super::columns::{Blocks, ByteColumns, bits_of, half_pairs, nibbles, signed_pairs};
 use super::super::sums::One;
 use super::{Format, Unpacked};
 use crate::dtype::{BlockLayout, blocks};
@@ -71,9 +71,7 @@ impl Format for IQ4XS {
     #[target_feature(enable = "avx2")]
     #[inline]
     unsafe fn part<const J: usize>(scales: &PartScales, bytes: &[__m256i; 4], n: usize) -> Unpacked {
-        let shifted = |bits: __m256i, by: usize| _mm256_srl_epi32(bits, _mm_cvtsi32_si128(by as i32));
-        let high = _mm256_and_si256(shifted(scales.high, 2 * n), _mm256_set1_epi32(3));
-        let low = _mm256_and_si256(shifted(scales.low, 4 * n), _mm256_set1_epi32(15));
+        let (high, low) = (bits_of(scales.high, 2 * n, 3), bits_of(scales.low, 4 * n, 15));
         let scale = _mm256_sub_epi32(_mm256_or_si256(_mm256_slli_epi32(high, 4), low), _mm256_set1_epi32(32));
         let scale = _mm256_mul_ps(scales.of_all, _mm256_cvtepi32_ps(scale));
         Unpacked::of_scale(scale, signed_pairs(&chosen(&blocks::IQ4, *bytes)))
