@@ -196,11 +196,7 @@ impl<'a> Beside<'a> {
     /// The values of a tensor, each of which is a number.
     pub(super) fn numbers(&self, tensor: &TensorInfo) -> Result<Vec<f32>> {
         let source = self.source(tensor.shard);
-        // Both are bounded by the file, which holds them.
-        let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, "the scales of a matrix")?;
-        source.read_at(tensor.offset, &mut bytes)?;
-        let mut numbers = platform::zeroed(tensor.n_values() as usize, "the scales of a matrix")?;
-        tensor.dtype.decode(&bytes, &mut numbers);
+        let numbers = tensor.values(source.as_ref())?;
         match numbers.iter().position(|number: &f32| !number.is_finite()) {
             None => Ok(numbers),
             Some(at) => Err(Error::invalid_file(source.path(), format!("scale {at} of tensor `{}` is {}", tensor.name, numbers[at]))),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::files::{self, MAX_CONFIG_BYTES, text_error};
 use crate::error::{Error, Result};
 use crate::model::Checkpoint;
-use crate::platform::{self, ByteSource, Folder, IoMode};
+use crate::platform::{ByteSource, Folder, IoMode};
 use crate::weights::{TensorInfo, folder};
 
 /// Widest input or output: that of no published model comes near.
@@ -132,9 +132,5 @@ impl Dense {
 fn values_of(tensor: &TensorInfo, sources: &[Arc<dyn ByteSource>], path: &str) -> Result<Vec<f32>> {
     let source = sources.get(tensor.shard as usize);
     let source = source.ok_or_else(|| Error::invalid_file(path, format!("has no shard {} for `{}`", tensor.shard, tensor.name)))?;
-    let mut bytes: Vec<u8> = platform::zeroed(tensor.size_bytes.0 as usize, "a layer of embeddings")?;
-    source.read_at(tensor.offset, &mut bytes)?;
-    let mut values: Vec<f32> = platform::zeroed(tensor.n_values() as usize, "a layer of embeddings")?;
-    tensor.dtype.decode(&bytes, &mut values);
-    Ok(values)
+    tensor.values(source.as_ref())
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use crate::dtype::DType;
+use crate::error::Result;
+use crate::platform::{self, ByteSource};
 use crate::units::Bytes;
 
 /// Index of a tensor in its [`Catalog`].
@@ -43,6 +45,18 @@ impl TensorInfo {
     /// Values in all.
     pub fn n_values(&self) -> u64 {
         self.shape.iter().product()
+    }
+
+    /// All values, decoded, of the file that has it. Its size is bounded by that file.
+    ///
+    /// # Errors
+    /// Those of reading, and where there is no memory for them.
+    pub(crate) fn values(&self, source: &dyn ByteSource) -> Result<Vec<f32>> {
+        let mut bytes: Vec<u8> = platform::zeroed(self.size_bytes.0 as usize, &self.name)?;
+        source.read_at(self.offset, &mut bytes)?;
+        let mut values = platform::zeroed(self.n_values() as usize, &self.name)?;
+        self.dtype.decode(&bytes, &mut values);
+        Ok(values)
     }
 
     /// Bytes of one row. Readers refuse tensors whose rows are no whole number of blocks, so this is exact.
