@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::constants::{layer_scales, with_value_norms};
+use super::constants::layer_scales;
 use super::expert_tensors::with_experts;
 use super::latent_tensors::with_latent;
 use super::scaled_weights::with_scales;
@@ -138,7 +138,6 @@ impl Checkpoint {
         let metadata = heads.swap_remove(0).metadata;
         let mut config = config_gguf::read_config(family, &metadata, &catalog, &sources)?;
         config.variant.layer_scales = layer_scales(&config, &catalog, &sources, &path)?;
-        let catalog = with_value_norms(&config, catalog, &mut sources);
         let catalog = with_experts(&config, catalog, &mut sources, &[], &path)?;
         let catalog = with_latent(&config, catalog, &mut sources, &path)?;
         let catalog = with_parts(&config, with_rows(&config, catalog, &mut sources, true), &path)?;
@@ -154,7 +153,6 @@ impl Checkpoint {
         let catalog = with_scales(config_json::quantization(&folder)?, catalog, &mut unreadable, &mut sources)?;
         let catalog = with_embedding(&config, with_base(&config, with_head(&config, with_taps(with_text(&config, catalog, &folder)))));
         config.variant.layer_scales = layer_scales(&config, &catalog, &sources, &folder.to_string())?;
-        let catalog = with_value_norms(&config, catalog, &mut sources);
         let catalog =
             with_experts(&config, with_rows(&config, catalog, &mut sources, false), &mut sources, &unreadable, &folder.to_string())?;
         let catalog = with_latent(&config, catalog, &mut sources, &folder.to_string())?;

@@ -340,17 +340,15 @@ impl Units<'_> {
             let [query_norm, key_norm] = layout.query_key_norms;
             for (part, input, output, row_size) in [(query_norm, query, ids.query, query_size), (key_norm, key, ids.key, kv_size)] {
                 let group_size = if layout.norms_whole_rows { row_size } else { head_size };
-                if layout.norms_turned_only {
-                    let epsilon = config.rms_norm_epsilon;
+                ops.push(match layout.norms_turned_only {
                     // Without weights, it is the same before queries and keys are turned as behind.
-                    ops.push(Op::RmsNorm(RmsNorm { input, weight: None, output, group_size, epsilon, weight_offset: 0.0 }));
-                    continue;
-                }
-                ops.push(self.norm(&format!("{name}.{part}"), input, output, group_size)?);
+                    true => self.norm_without_weight(input, output, group_size),
+                    false => self.norm(&format!("{name}.{part}"), input, output, group_size)?,
+                });
             }
         }
         if ids.plain_value.is_some() {
-            ops.push(self.norm(&format!("{name}.v_norm"), value, ids.value, head_size)?);
+            ops.push(self.norm_without_weight(value, ids.value, head_size));
         }
         Ok(())
     }
@@ -531,6 +529,11 @@ impl Units<'_> {
         }
         ops.push(Op::Add { input: delta, target: ids.hidden });
         Ok(())
+    }
+
+    fn norm_without_weight(&self, input: ValueId, output: ValueId, group_size: usize) -> Op {
+        let epsilon = self.config.rms_norm_epsilon;
+        Op::RmsNorm(RmsNorm { input, weight: None, output, group_size, epsilon, weight_offset: 0.0 })
     }
 
     fn norm(&self, module: &str, input: ValueId, output: ValueId, group_size: usize) -> Result<Op> {
