@@ -324,7 +324,7 @@ fn rope_of(fields: &Fields<'_>, context_length: usize, default_theta: f64) -> Re
 }
 
 /// What YaRN multiplies queries and keys by for a context that is `factor` times as long.
-fn length_factor(factor: f64, share: f64) -> f64 {
+pub(super) fn length_factor(factor: f64, share: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 }
 }
 

@@ -123,6 +123,19 @@ impl Experts {
         Ok(Experts::plain(n_experts, fields.unsigned("num_experts_per_tok")?.unwrap_or(n_used), ffn_size))
     }
 
+    /// The same with one more that every token takes, times a sigmoid of its own, as configs of Qwen's mixtures say; `ffn_size` where one
+    /// leaves it out.
+    pub(super) fn with_gated_of_json(self, fields: &Fields<'_>, ffn_size: usize) -> Result<Experts> {
+        let ffn_size = fields.unsigned("shared_expert_intermediate_size")?.unwrap_or(ffn_size);
+        Ok(Experts { shared: Some(SharedExpert { ffn_size, is_gated: true }), ..self })
+    }
+
+    /// As [`Experts::with_gated_of_json`], of files.
+    pub(super) fn with_gated_of_gguf(self, keys: &Keys<'_>) -> Result<Experts> {
+        let ffn_size = keys.required("expert_shared_feed_forward_length")?;
+        Ok(Experts { shared: Some(SharedExpert { ffn_size, is_gated: true }), ..self })
+    }
+
     /// What the metadata of most say.
     pub(super) fn of_gguf(keys: &Keys<'_>) -> Result<Experts> {
         let ffn_size = match keys.unsigned("expert_feed_forward_length")? {

@@ -7,7 +7,7 @@ use super::glm4_moe::{self, SHARED_EXPERTS};
 use super::{EXPERTS_AND_NORMS, Family, LLAMA_NAMES, Modules, deepseek_v2};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
-use crate::model::config_json::{Defaults, Fields};
+use crate::model::config_json::{self, Defaults, Fields};
 use crate::model::{ExpertGroups, Experts, Latent, ModelConfig, RopePairing, RopeScaling, Scores, Variant};
 
 pub(super) static FAMILY: Family = Family {
@@ -111,7 +111,7 @@ pub(super) fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     {
         // Cosines and sines are multiplied by nothing then, and the scores by the square.
         *attention_factor = 1.0;
-        length_factor = 0.1 * share * factor.max(1.0).ln() + 1.0;
+        length_factor = config_json::length_factor(*factor, share);
     }
     let config = with_latent(config, latent, RopePairing::Interleaved, length_factor);
     // Layers that predict further tokens are in files and do not run.

@@ -7,7 +7,7 @@ use super::{ATTENTION, EXPERTS_AND_NORMS, Family, LLAMA_NAMES, Modules};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
-use crate::model::{Experts, ModelConfig, RopePairing, SharedExpert, Variant};
+use crate::model::{Experts, ModelConfig, RopePairing, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen2_moe",
@@ -38,7 +38,7 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let defaults = Defaults { n_kv_heads: Some(16), context_length: 32_768, ..Defaults::default() };
     let config = fields.decoder(&FAMILY, &defaults)?;
     let experts = sparse_layers(fields, config.n_layers, Experts::of_json(fields, 4)?)?;
-    let shared = SharedExpert { ffn_size: fields.unsigned("shared_expert_intermediate_size")?.unwrap_or(5632), is_gated: true };
+    let experts = experts.with_gated_of_json(fields, 5632)?;
     let uses_window = fields.bool("use_sliding_window")?.unwrap_or(false);
     let window = fields.nullable("sliding_window", 4096)?.filter(|_| uses_window);
     // Every other layer, up to some layer.
@@ -49,8 +49,7 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
         }
         listed => listed.unwrap_or_default(),
     };
-    let variant =
-        Variant { experts: Some(Experts { shared: Some(shared), ..experts }), windowed_layers: window.map(|_| windowed), ..config.variant };
+    let variant = Variant { experts: Some(experts), windowed_layers: window.map(|_| windowed), ..config.variant };
     let attention_bias = fields.bool("qkv_bias")?.unwrap_or(true);
     Ok(ModelConfig { attention_bias, sliding_window: window, variant, ..config })
 }
@@ -58,7 +57,6 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let config = keys.decoder(&FAMILY, RopePairing::NeoX)?;
     let normalises = keys.bool("expert_weights_norm")?.unwrap_or(false);
-    let shared = SharedExpert { ffn_size: keys.required("expert_shared_feed_forward_length")?, is_gated: true };
-    let experts = Experts { shared: Some(shared), normalises, ..Experts::of_gguf(keys)? };
+    let experts = Experts { normalises, ..Experts::of_gguf(keys)?.with_gated_of_gguf(keys)? };
     Ok(ModelConfig { variant: Variant { experts: Some(experts), ..config.variant }, ..config })
 }

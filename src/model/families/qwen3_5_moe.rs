@@ -7,7 +7,7 @@ use super::{ATTENTION, EXPERTS_AND_NORMS, Family, LLAMA_NAMES, QUERY_KEY_NORMS, 
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::Fields;
-use crate::model::{Experts, ModelConfig, SharedExpert, Variant};
+use crate::model::{Experts, ModelConfig, Variant};
 
 pub(super) static FAMILY: Family = Family {
     name: "qwen3_5_moe_text",
@@ -28,14 +28,12 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     // No layer is without experts, so that configs know one width only.
     let fields = &fields.with_other_names(&[("intermediate_size", "moe_intermediate_size")]);
     let config = hybrid_of_json(fields, &FAMILY, 2)?;
-    let shared = SharedExpert { ffn_size: fields.unsigned("shared_expert_intermediate_size")?.unwrap_or(512), is_gated: true };
-    let experts = Experts { shared: Some(shared), ..Experts::of_json(fields, 8)? };
+    let experts = Experts::of_json(fields, 8)?.with_gated_of_json(fields, 512)?;
     Ok(ModelConfig { variant: Variant { experts: Some(experts), ..config.variant }, ..config })
 }
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let config = hybrid_of_gguf(keys, &FAMILY, true)?;
-    let shared = SharedExpert { ffn_size: keys.required("expert_shared_feed_forward_length")?, is_gated: true };
-    let experts = Experts { shared: Some(shared), ..Experts::of_gguf(keys)? };
+    let experts = Experts::of_gguf(keys)?.with_gated_of_gguf(keys)?;
     Ok(ModelConfig { variant: Variant { experts: Some(experts), ..config.variant }, ..config })
 }

@@ -9,7 +9,7 @@ use super::{ATTENTION, EXPERTS_AND_NORMS, Family, LLAMA_NAMES, QUERY_KEY_NORMS, 
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::Fields;
-use crate::model::{Experts, ModelConfig, Recurrent, RecurrentKind, SharedExpert, Variant};
+use crate::model::{Experts, ModelConfig, Recurrent, RecurrentKind, Variant};
 use crate::weights::Order;
 
 pub(super) static FAMILY: Family = Family {
@@ -81,14 +81,12 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = hybrid_of_json(fields, &FAMILY, 2)?;
     let experts = sparse_layers(fields, config.n_layers, Experts::of_json(fields, 10)?)?;
     let normalises = fields.bool("norm_topk_prob")?.unwrap_or(true);
-    let shared = SharedExpert { ffn_size: fields.unsigned("shared_expert_intermediate_size")?.unwrap_or(512), is_gated: true };
-    let experts = Experts { shared: Some(shared), normalises, ..experts };
+    let experts = Experts { normalises, ..experts.with_gated_of_json(fields, 512)? };
     Ok(ModelConfig { variant: Variant { experts: Some(experts), ..config.variant }, ..config })
 }
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let config = hybrid_of_gguf(keys, &FAMILY, false)?;
-    let shared = SharedExpert { ffn_size: keys.required("expert_shared_feed_forward_length")?, is_gated: true };
-    let experts = Experts { shared: Some(shared), ..Experts::of_gguf(keys)? };
+    let experts = Experts::of_gguf(keys)?.with_gated_of_gguf(keys)?;
     Ok(ModelConfig { variant: Variant { experts: Some(experts), ..config.variant }, ..config })
 }
