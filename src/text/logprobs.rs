@@ -1,5 +1,7 @@
 //! How likely a model found the token that came, and which others.
 
+use super::sampler::{Candidate, keep_top_k};
+
 /// Natural logarithms of the probabilities that a model gave, before any setting of the sampling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
@@ -16,15 +18,14 @@ impl TokenLogprobs {
         let sum: f64 = logits.iter().map(|logit| f64::from(logit - greatest).exp()).sum();
         let log_sum = f64::from(greatest) + sum.ln();
         let logprob = |id: u32| Some((f64::from(*logits.get(id as usize)?) - log_sum) as f32);
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let n_top = n_top.min(ids.len());
-        if n_top < ids.len() {
-            ids.select_nth_unstable_by(n_top, by_logit);
-            ids.truncate(n_top);
+        let mut likeliest: Vec<Candidate> = (0..).zip(logits).map(|(token, &logit)| Candidate { token, logit }).collect();
+        // All of them would be kept for 0.
+        if n_top == 0 {
+            likeliest.clear();
         }
-        ids.sort_unstable_by(by_logit);
-        Some(TokenLogprobs { logprob: logprob(token)?, top: ids.into_iter().filter_map(|id| Some((id, logprob(id)?))).collect() })
+        keep_top_k(&mut likeliest, u32::try_from(n_top).unwrap_or(u32::MAX));
+        let top = likeliest.iter().filter_map(|likely| Some((likely.token, logprob(likely.token)?))).collect();
+        Some(TokenLogprobs { logprob: logprob(token)?, top })
     }
 }
 

@@ -102,7 +102,7 @@ fn likeliest(candidates: &[Candidate]) -> Result<u32> {
 }
 
 /// Keeps the `k` likeliest (all for 0) and sorts them, likeliest first.
-fn keep_top_k(candidates: &mut Vec<Candidate>, k: u32) {
+pub(super) fn keep_top_k(candidates: &mut Vec<Candidate>, k: u32) {
     let k = if k == 0 { candidates.len() } else { k as usize };
     if k < candidates.len() {
         candidates.select_nth_unstable_by(k, by_logit);
