@@ -26,7 +26,7 @@ use crate::server::{BatchAnswer, MAX_BODY_BYTES, ServerSettings, answer_batch};
 pub fn run(args: &BatchArgs) -> Result<()> {
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
     let source = args.model.source()?;
-    let requests = Requests::open(&args.input)?;
+    let requests = Requests(&args.input);
     let n_requests = requests.count()?;
     let mut output = Output::open(&args.output, &args.input)?;
     if output.n_answers >= n_requests {
@@ -67,11 +67,6 @@ pub fn run(args: &BatchArgs) -> Result<()> {
 struct Requests<'a>(&'a Path);
 
 impl<'a> Requests<'a> {
-    fn open(path: &'a Path) -> Result<Requests<'a>> {
-        File::open(path).map_err(|error| Error::io("open", path.display(), error))?;
-        Ok(Requests(path))
-    }
-
     fn count(&self) -> Result<u64> {
         self.lines()?.try_fold(0, |n, line| line.map(|_| n + 1))
     }

@@ -7,7 +7,7 @@ use crate::cli::locate::locate;
 use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::prompt::{read_file, read_limited};
 use crate::cli::terminal::{Progress, Visibility, note, print, print_json};
-use crate::engine::{Engine, normalized};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::text::{EmbeddingSettings, Pooling, Written};
@@ -39,11 +39,9 @@ pub fn run(args: &EmbedArgs) -> Result<()> {
     let encoded = encoded.collect::<Result<Vec<Vec<u32>>>>()?;
     encoded.iter().try_for_each(|tokens| prepared.check_room(tokens.len()))?;
     let mut engine = load_with_bar(prepared, Visibility::Auto)?;
-    let finish = |pooled: Vec<f32>| {
-        let embedding = settings.project(pooled);
-        if is_normalized { normalized(embedding) } else { embedding }
-    };
-    let embeddings = embed(&mut engine, &texts, &encoded, pooling, &finish)?;
+    let embeddings = embed(&mut engine, &texts, &encoded, pooling, |engine, pooled| {
+        engine.prepared().finished_embedding(settings.project(pooled), is_normalized)
+    })?;
     if args.json {
         let of = |(tokens, embedding): (&Vec<u32>, &Vec<f32>)| serde_json::json!({ "n_tokens": tokens.len(), "embedding": embedding });
         return print_json(&serde_json::json!({
@@ -63,19 +61,15 @@ fn embed(
     texts: &[String],
     encoded: &[Vec<u32>],
     pooling: Pooling,
-    finish: &dyn Fn(Vec<f32>) -> Vec<f32>,
+    finish: impl Fn(&Engine, Vec<f32>) -> Result<Vec<f32>>,
 ) -> Result<Vec<Vec<f32>>> {
     let (bar, n_bytes) = (Progress::new(Visibility::Auto), texts.iter().map(String::len).sum::<usize>() as u64);
     let (mut embeddings, mut n_done) = (Vec::with_capacity(encoded.len()), 0);
     for (text, tokens) in texts.iter().zip(encoded) {
         bar.update("embedding", Bytes(n_done), Bytes(n_bytes));
         n_done += text.len() as u64;
-        let embedding = finish(pollster::block_on(engine.embed(tokens, pooling))?);
-        if let Some(value) = embedding.iter().find(|value| !value.is_finite()) {
-            let reason = format!("gives {value} in an embedding; its weights (or the GPU driver) are broken");
-            return Err(Error::invalid_file(&engine.prepared().checkpoint.path, reason));
-        }
-        embeddings.push(embedding);
+        let pooled = pollster::block_on(engine.embed(tokens, pooling))?;
+        embeddings.push(finish(engine, pooled)?);
     }
     bar.finish();
     Ok(embeddings)

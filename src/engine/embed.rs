@@ -1,6 +1,6 @@
 //! Texts as vectors, made of the hidden states that a model without its head gives.
 
-use super::Engine;
+use super::{Engine, Prepared};
 use crate::error::{Error, Result};
 use crate::stream::{Logits, LogitsRequest};
 use crate::text::Pooling;
@@ -36,6 +36,20 @@ impl Engine {
             .await?;
         let n_pooled = if pooling == Pooling::Cls { 1 } else { tokens.len() };
         Ok(sums.iter().map(|sum| (sum / n_pooled as f64) as f32).collect())
+    }
+}
+
+impl Prepared {
+    /// An embedding as it is given away: of numbers, and scaled to the length 1 where it is to be.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] where a value is no number.
+    pub fn finished_embedding(&self, embedding: Vec<f32>, is_normalized: bool) -> Result<Vec<f32>> {
+        if let Some(value) = embedding.iter().find(|value| !value.is_finite()) {
+            let reason = format!("gives {value} in an embedding; its weights (or the GPU driver) are broken");
+            return Err(Error::invalid_file(&self.checkpoint.path, reason));
+        }
+        Ok(if is_normalized { normalized(embedding) } else { embedding })
     }
 }
 

@@ -7,6 +7,7 @@ use super::ServerSettings;
 use super::embeddings::Embedder;
 use super::error::ApiError;
 use super::facts::Facts;
+use super::fields::Fields;
 use super::grammar::Vocabulary;
 use super::guard::Guard;
 use super::metrics::Metrics;
@@ -53,6 +54,13 @@ impl App {
             started: now(),
             speculation,
         })
+    }
+
+    /// The name in the field `model`, where there is one; refuses those of other models.
+    pub(super) fn read_model(&self, fields: &mut Fields) -> Result<Option<String>, ApiError> {
+        let name = fields.text("model")?;
+        name.as_ref().map_or(Ok(()), |name| self.check_model(name))?;
+        Ok(name)
     }
 
     /// Refuses names of other models. Ollama's clients add `:latest`.

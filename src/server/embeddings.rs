@@ -13,8 +13,8 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::pool::ending;
 use super::read::read;
-use crate::engine::normalized;
-use crate::error::{Error, Result};
+use super::work::{check_tokens, read_prompts};
+use crate::error::Result;
 use crate::handle::EngineHandle;
 use crate::text::{EmbeddingSettings, Pooling, Written};
 
@@ -61,39 +61,17 @@ pub(super) fn check_generates(app: &App) -> std::result::Result<(), ApiError> {
     }
 }
 
-/// The tokens of texts or of token lists, one or several, in the field `name`.
+/// The tokens of the texts in the field `name`.
 fn read_texts(app: &App, fields: &mut Fields, name: &str) -> std::result::Result<Vec<Vec<u32>>, ApiError> {
-    let wrong = || ApiError::field(name, "must be a text, a list of token ids, or a list of either");
     let prompt = embedder(app)?.settings.prompt(None)?;
-    let of_text = |text: &str| Ok::<_, ApiError>(app.engine.text().encode(&format!("{prompt}{text}"), Written::Plain)?);
-    let of_ids = |ids: &[Value]| ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect::<Option<Vec<u32>>>();
-    let of_one = |value: &Value| match value {
-        Value::String(text) => of_text(text),
-        Value::Array(ids) => of_ids(ids).ok_or_else(wrong),
-        _ => Err(wrong()),
-    };
-    let texts = match fields.value(name).ok_or_else(|| ApiError::field(name, "is missing"))? {
-        Value::Array(list) if list.len() > MAX_TEXTS => return Err(ApiError::field(name, format!("may be {MAX_TEXTS} texts at most"))),
-        Value::Array(list) if !list.iter().all(Value::is_number) => list.iter().map(of_one).collect::<std::result::Result<Vec<_>, _>>()?,
-        one => vec![of_one(&one)?],
-    };
-    let vocab_size = app.engine.config().vocab_size;
-    for tokens in &texts {
-        if tokens.is_empty() {
-            return Err(ApiError::field(name, "has an empty text"));
-        }
-        if let Some(&token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return Err(Error::TokenOutOfVocabulary { token, vocab_size }.into());
-        }
-        app.engine.prepared().check_room(tokens.len())?;
+    let texts = read_prompts(fields, (name, "texts"), MAX_TEXTS, |text| {
+        Ok(app.engine.text().encode(&format!("{prompt}{text}"), Written::Plain)?)
+    })?;
+    if texts.iter().any(Vec::is_empty) {
+        return Err(ApiError::field(name, "has an empty text"));
     }
+    texts.iter().try_for_each(|tokens| check_tokens(app, tokens))?;
     Ok(texts)
-}
-
-fn check_model(app: &App, fields: &mut Fields) -> std::result::Result<Option<String>, ApiError> {
-    let name = fields.text("model")?;
-    name.as_ref().map_or(Ok(()), |name| app.check_model(name))?;
-    Ok(name)
 }
 
 fn read_n_values(fields: &mut Fields) -> std::result::Result<Option<usize>, ApiError> {
@@ -111,21 +89,16 @@ async fn embed(app: &App, texts: &[Vec<u32>], n_values: Option<usize>) -> std::r
         if app.pool.is_closed() {
             return Err(ending());
         }
-        let mut embedding = settings.project(app.engine.embed(tokens.clone(), *pooling).await?);
+        let pooled = app.engine.embed(tokens.clone(), *pooling).await?;
+        let mut embedding = settings.project(pooled);
         if let Some(n_values) = n_values {
             if n_values > embedding.len() {
-                return Err(ApiError::field(
-                    "dimensions",
-                    format!("may be {} at most, the values of the model's embeddings", embedding.len()),
-                ));
+                let most = embedding.len();
+                return Err(ApiError::field("dimensions", format!("may be {most} at most, the values of the model's embeddings")));
             }
             embedding.truncate(n_values);
         }
-        if let Some(value) = embedding.iter().find(|value| !value.is_finite()) {
-            let reason = format!("gives {value} in an embedding; its weights (or the GPU driver) are broken");
-            return Err(Error::invalid_file(&app.engine.prepared().checkpoint.path, reason).into());
-        }
-        embeddings.push(if settings.normalize { normalized(embedding) } else { embedding });
+        embeddings.push(app.engine.prepared().finished_embedding(embedding, settings.normalize)?);
     }
     Ok(embeddings)
 }
@@ -137,7 +110,7 @@ fn n_tokens(texts: &[Vec<u32>]) -> usize {
 /// `/v1/embeddings`.
 pub(super) async fn openai(State(app): State<Arc<App>>, request: Request) -> std::result::Result<Response, ApiError> {
     let asked = read(&app, request, |app, fields| {
-        check_model(app, fields)?;
+        app.read_model(fields)?;
         let is_base64 = match fields.text("encoding_format")?.as_deref() {
             None | Some("float") => false,
             Some("base64") => true,
@@ -167,7 +140,7 @@ pub(super) async fn openai(State(app): State<Arc<App>>, request: Request) -> std
 pub(super) async fn ollama(State(app): State<Arc<App>>, request: Request) -> std::result::Result<Response, ApiError> {
     let begin = Instant::now();
     let asked = read(&app, request, |app, fields| {
-        let name = check_model(app, fields)?;
+        let name = app.read_model(fields)?;
         fields.only("truncate", |truncate| truncate == true, "is not supported; a text must fit the context")?;
         fields.ignore(&["keep_alive", "options"]);
         Ok((name, Asked { n_values: read_n_values(fields)?, texts: read_texts(app, fields, "input")?, is_base64: false }))
@@ -184,7 +157,7 @@ pub(super) async fn ollama(State(app): State<Arc<App>>, request: Request) -> std
 /// `/api/embeddings`, which older clients of Ollama ask.
 pub(super) async fn ollama_one(State(app): State<Arc<App>>, request: Request) -> std::result::Result<Response, ApiError> {
     let texts = read(&app, request, |app, fields| {
-        check_model(app, fields)?;
+        app.read_model(fields)?;
         fields.ignore(&["keep_alive", "options"]);
         read_texts(app, fields, "prompt")
     });

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::app::App;
 use super::call_grammar::CallGrammar;
 use super::error::ApiError;
+use super::fields::Fields;
 use crate::error::{Error, Result};
 use crate::text::{Candidate, Constraint, Tokenizer};
 
@@ -74,6 +75,24 @@ impl Grammar {
     /// Any object of JSON.
     pub(super) fn of_object(app: &App, name: &str) -> Result<Grammar, ApiError> {
         Grammar::of_schema(app, name, json!({ "type": "object" }))
+    }
+
+    /// What OpenAI's APIs call a format, the object `path` of a request; `schema` reads the schema with its name out of it.
+    pub(super) fn of_format(
+        app: &App,
+        format: &mut Fields,
+        path: &str,
+        schema: impl FnOnce(&mut Fields) -> Result<(&'static str, Value), ApiError>,
+    ) -> Result<Option<Grammar>, ApiError> {
+        match format.text("type")?.as_deref() {
+            Some("text") => Ok(None),
+            Some("json_object") => Grammar::of_object(app, path).map(Some),
+            Some("json_schema") => {
+                let (name, schema) = schema(format)?;
+                Grammar::of_schema(app, name, schema).map(Some)
+            }
+            _ => Err(ApiError::field(&format.name("type"), "must be text, json_object or json_schema")),
+        }
     }
 
     /// The rules for an answer.

@@ -54,13 +54,7 @@ impl Work {
         if prompts.len().saturating_mul(how.n_answers) > MAX_ANSWERS {
             return Err(ApiError::field("n", format!("asks for more than {MAX_ANSWERS} answers at once")));
         }
-        let vocab_size = app.engine.config().vocab_size;
-        for prompt in &prompts {
-            if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
-                return Err(crate::Error::TokenOutOfVocabulary { token, vocab_size }.into());
-            }
-            app.engine.prepared().check_room(prompt.len())?;
-        }
+        prompts.iter().try_for_each(|prompt| check_tokens(app, prompt))?;
         Ok(Work { prompts, how, splits_reasoning })
     }
 
@@ -118,6 +112,43 @@ impl How {
         let seed = seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(fresh_seed);
         let options = GenerateOptions { speculation: app.speculation, ..options };
         Ok(How { n_answers, sampling, seed, options, grammar: None, tools: None })
+    }
+}
+
+/// Checks that the model has these tokens, and room for them.
+pub(super) fn check_tokens(app: &App, tokens: &[u32]) -> Result<(), ApiError> {
+    let vocab_size = app.engine.config().vocab_size;
+    if let Some(&token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
+        return Err(crate::Error::TokenOutOfVocabulary { token, vocab_size }.into());
+    }
+    Ok(app.engine.prepared().check_room(tokens.len())?)
+}
+
+/// The field `name`: a text, which `encode` makes tokens of, a list of token ids, or a list of at most `most` of either, which are called
+/// `what`.
+pub(super) fn read_prompts(
+    fields: &mut Fields,
+    (name, what): (&str, &str),
+    most: usize,
+    encode: impl Fn(&str) -> Result<Vec<u32>, ApiError>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let wrong = || ApiError::field(name, "must be a text, a list of token ids, or a list of either");
+    let read_one = |prompt: &Value| match prompt {
+        Value::String(text) => encode(text),
+        Value::Array(ids) => {
+            let ids: Option<Vec<u32>> = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+            ids.ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    };
+    match fields.value(name).ok_or_else(|| ApiError::field(name, "is missing"))? {
+        Value::Array(list) if list.iter().any(|entry| entry.is_string() || entry.is_array()) => {
+            if list.len() > most {
+                return Err(ApiError::field(name, format!("may be {most} {what} at most")));
+            }
+            list.iter().map(read_one).collect()
+        }
+        one => Ok(vec![read_one(&one)?]),
     }
 }
 

@@ -5,13 +5,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::common::program::Home;
+use crate::serve::client::Server;
+use crate::serve::with;
 
 /// A request as OpenAI's batches have it.
 fn request(id: &str, more: &Value) -> Value {
-    let mut body = json!({ "messages": [{ "role": "user", "content": id }], "temperature": 0, "max_tokens": 8 });
-    for (name, value) in more.as_object().expect("an object") {
-        body[name] = value.clone();
-    }
+    let body = with(json!({ "messages": [{ "role": "user", "content": id }], "temperature": 0, "max_tokens": 8 }), more);
     json!({ "custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": body })
 }
 
@@ -51,7 +50,7 @@ fn answers_come_in_order_and_are_those_of_the_server() {
     let answers = answers(&output);
     let ids: Vec<&str> = answers.iter().map(|answer| answer["custom_id"].as_str().unwrap()).collect();
     assert_eq!(ids, requests.iter().map(|request| request["custom_id"].as_str().unwrap()).collect::<Vec<_>>());
-    let server = crate::serve::client::Server::start(&home, &model, &[]);
+    let server = Server::start(&home, &model, &[]);
     for (request, answer) in requests.iter().zip(&answers) {
         assert_eq!((&answer["response"]["status_code"], &answer["error"]), (&json!(200), &Value::Null));
         let expected = server.json("/v1/chat/completions", &request["body"]);

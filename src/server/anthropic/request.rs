@@ -33,9 +33,7 @@ pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, boo
 
 /// Reads what `/v1/messages` and `/v1/messages/count_tokens` both have: what makes the prompt, and the tools in it.
 pub(super) fn read_prompt(app: &App, fields: &mut Fields) -> Result<(Vec<u32>, Option<Tools>), ApiError> {
-    if let Some(name) = fields.text("model")? {
-        app.check_model(&name)?;
-    }
+    app.read_model(fields)?;
     let mut list = Vec::new();
     if let Some(system) = fields.value("system") {
         list.push(json!({ "role": "system", "content": text_of_content(system, "system")? }));

@@ -97,8 +97,7 @@ fn read_rest(
     fields: &mut Fields,
     encode: impl FnOnce(&App, serde_json::Map<String, Value>) -> Result<Option<Vec<u32>>, ApiError>,
 ) -> Result<Asked, ApiError> {
-    let name = fields.text("model")?;
-    name.as_ref().map_or(Ok(()), |name| app.check_model(name))?;
+    let name = app.read_model(fields)?;
     let is_streamed = fields.flag("stream")?.unwrap_or(true);
     let think = fields.value("think");
     let variables = match &think {

@@ -9,7 +9,7 @@ use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
 use crate::server::messages::{self, effort_variables, encode, read_messages};
 use crate::server::tools::Tools;
-use crate::server::work::{How, Work, checked_logprobs, read_logprobs};
+use crate::server::work::{How, MAX_ANSWERS, Work, checked_logprobs, read_logprobs, read_prompts};
 use crate::text::Written;
 
 /// A request for answers.
@@ -63,60 +63,28 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
 /// The form that `response_format` asks for.
 fn read_format(app: &App, format: Value) -> Result<Option<Grammar>, ApiError> {
     let mut format = Fields::of_value(format, "response_format")?;
-    let grammar = match format.text("type")?.as_deref() {
-        Some("text") => None,
-        Some("json_object") => Some(Grammar::of_object(app, "response_format")?),
-        Some("json_schema") => {
-            let schema = format.value("json_schema").ok_or_else(|| ApiError::field("response_format.json_schema", "is missing"))?;
-            let mut named = Fields::of_value(schema, "response_format.json_schema")?;
-            let schema = named.value("schema").unwrap_or_else(|| serde_json::json!({ "type": "object" }));
-            named.ignore(&["name", "description", "strict"]);
-            named.finish()?;
-            Some(Grammar::of_schema(app, "response_format.json_schema.schema", schema)?)
-        }
-        _ => return Err(ApiError::field("response_format.type", "must be text, json_object or json_schema")),
-    };
+    let grammar = Grammar::of_format(app, &mut format, "response_format", |format| {
+        let schema = format.value("json_schema").ok_or_else(|| ApiError::field("response_format.json_schema", "is missing"))?;
+        let mut named = Fields::of_value(schema, "response_format.json_schema")?;
+        let schema = named.value("schema").unwrap_or_else(|| serde_json::json!({ "type": "object" }));
+        named.ignore(&["name", "description", "strict"]);
+        named.finish()?;
+        Ok(("response_format.json_schema.schema", schema))
+    })?;
     format.finish()?;
     Ok(grammar)
 }
 
 /// Reads `/v1/completions`.
 pub(super) fn read_completion(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
-    let prompts = match fields.value("prompt") {
-        Some(prompt) => read_prompts(app, prompt)?,
-        None => return Err(ApiError::field("prompt", "is missing")),
-    };
+    let encode = |text: &str| Ok(app.engine.text().encode(text, Written::Parsed)?);
+    let prompts = read_prompts(fields, ("prompt", "prompts"), MAX_ANSWERS, encode)?;
     fields.only("suffix", is_nothing, "is not supported")?;
     fields.only("echo", is_nothing, "is not supported")?;
     let n_logprobs = fields.count("logprobs")?.map(|n_top| checked_logprobs("logprobs", n_top)).transpose()?;
     let mut common = Common::read(app, fields)?;
     common.how.options.n_logprobs = n_logprobs;
     common.asked(app, prompts, false)
-}
-
-/// A text, tokens, or a list of either.
-fn read_prompts(app: &App, prompt: Value) -> Result<Vec<Vec<u32>>, ApiError> {
-    match prompt {
-        Value::Array(list) if list.iter().any(|entry| entry.is_string() || entry.is_array()) => {
-            if list.len() > crate::server::work::MAX_ANSWERS {
-                return Err(ApiError::field("prompt", format!("may be {} prompts at most", crate::server::work::MAX_ANSWERS)));
-            }
-            list.into_iter().map(|entry| read_prompt(app, entry)).collect()
-        }
-        one => Ok(vec![read_prompt(app, one)?]),
-    }
-}
-
-fn read_prompt(app: &App, prompt: Value) -> Result<Vec<u32>, ApiError> {
-    let wrong = || ApiError::field("prompt", "must be a text, a list of token ids, or a list of either");
-    match prompt {
-        Value::String(text) => Ok(app.engine.text().encode(&text, Written::Parsed)?),
-        Value::Array(ids) => {
-            let ids: Option<Vec<u32>> = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
-            ids.ok_or_else(wrong)
-        }
-        _ => Err(wrong()),
-    }
 }
 
 /// What the chat template is told beside the messages: `reasoning_effort`, and vLLM's and llama.cpp's `chat_template_kwargs`.
@@ -138,9 +106,7 @@ struct Common {
 
 impl Common {
     fn read(app: &App, fields: &mut Fields) -> Result<Common, ApiError> {
-        if let Some(name) = fields.text("model")? {
-            app.check_model(&name)?;
-        }
+        app.read_model(fields)?;
         let is_streamed = fields.flag("stream")?.unwrap_or(false);
         let mut includes_usage = false;
         if let Some(options) = fields.value("stream_options") {

@@ -42,9 +42,7 @@ const HARMLESS: [&str; 8] =
 /// Reads `/v1/responses`.
 pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     let echo = fields.copies(&ECHOED);
-    if let Some(name) = fields.text("model")? {
-        app.check_model(&name)?;
-    }
+    app.read_model(fields)?;
     let instructions = fields.text("instructions")?.map(|text| json!({ "role": "system", "content": text }));
     let input = fields.value("input").ok_or_else(|| ApiError::field("input", "is missing"))?;
     let list: Vec<Value> = instructions.into_iter().chain(read_input(input)?).collect();
@@ -157,15 +155,10 @@ fn read_text(app: &App, fields: &mut Fields) -> Result<Option<Grammar>, ApiError
     let Some(format) = format else { return Ok(None) };
     let mut format = Fields::of_value(format, "text.format")?;
     format.ignore(&["name", "description", "strict"]);
-    let grammar = match format.text("type")?.as_deref() {
-        Some("text") => None,
-        Some("json_object") => Some(Grammar::of_object(app, "text.format")?),
-        Some("json_schema") => {
-            let schema = format.value("schema").ok_or_else(|| ApiError::field("text.format.schema", "is missing"))?;
-            Some(Grammar::of_schema(app, "text.format.schema", schema)?)
-        }
-        _ => return Err(ApiError::field("text.format.type", "must be text, json_object or json_schema")),
-    };
+    let grammar = Grammar::of_format(app, &mut format, "text.format", |format| {
+        let schema = format.value("schema").ok_or_else(|| ApiError::field("text.format.schema", "is missing"))?;
+        Ok(("text.format.schema", schema))
+    })?;
     format.finish()?;
     Ok(grammar)
 }

@@ -19,7 +19,7 @@ fn hello(max_tokens: u32) -> Value {
 }
 
 /// `object` with the fields of `more`.
-fn with(mut object: Value, more: &Value) -> Value {
+pub fn with(mut object: Value, more: &Value) -> Value {
     for (name, value) in more.as_object().expect("an object") {
         object[name] = value.clone();
     }
