@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tierflow::device::{Device, DeviceChoice, GpuLimits};
+use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::plan::{ExpertCachePlan, ExpertCacheRule, PlanOptions};
 use tierflow::stream::{ExpertStatistics, Logits, LogitsRequest};
@@ -18,7 +18,8 @@ const PARTS: [&[u32]; 4] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[12], &[13], 
 
 fn builder(folder: &Path, rule: ExpertCacheRule) -> EngineBuilder {
     let options = PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), expert_cache: rule, ..PlanOptions::default() };
-    Engine::builder(folder).plan_options(options).device(DeviceChoice::Gpu).text(TextFiles::Skip)
+    // Bits of several engines are compared: the fastest kernels may be others once more of them have been measured.
+    Engine::builder(folder).plan_options(options).device(DeviceChoice::Gpu).kernels(KernelChoice::Portable).text(TextFiles::Skip)
 }
 
 /// The bits of the logits after each part, and what the cache was asked for in each.

@@ -413,7 +413,11 @@ fn logits_are_bit_identical_wherever_the_weights_live() {
         let path = root.path().join(format!("{dtype:?}.gguf"));
         write_mixed_gguf(&path, &shape, 11, dtype).unwrap();
         let options = PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), ..PlanOptions::default() };
-        let builder = || Engine::builder(&path).plan_options(options.clone()).device(DeviceChoice::Gpu).text(TextFiles::Skip);
+        let builder = || {
+            let builder = Engine::builder(&path).plan_options(options.clone()).device(DeviceChoice::Gpu);
+            // The fastest kernels may be others once more of them have been measured.
+            builder.kernels(KernelChoice::Portable).text(TextFiles::Skip)
+        };
         let logits = |place: &dyn Fn(EngineBuilder) -> EngineBuilder| -> Vec<u32> {
             let mut engine = pollster::block_on(place(builder()).open()).unwrap();
             let mut session = engine.session();
@@ -507,7 +511,11 @@ fn odd_shapes_run_as_they_are_planned() {
             let refused = on_gpu().max_memory(Device::Gpu(0), Bytes::kib(1)).prepare();
             let Err(Error::DoesNotFit { needed: budget, .. }) = pollster::block_on(refused) else { panic!("1 KiB cannot do") };
             let streamed = logits("streamed", on_gpu().max_memory(Device::Gpu(0), budget).max_memory(Device::Cpu, Bytes::ZERO));
-            assert!(common::bits(&streamed) == common::bits(&resident), "{what} {kernels:?} streamed");
+            common::assert_close(&streamed, &host, LOGITS_TOLERANCE, &format!("{what} {kernels:?} streamed"));
+            // The fastest kernels may be others once more of them have been measured.
+            if kernels == KernelChoice::Portable {
+                assert!(common::bits(&streamed) == common::bits(&resident), "{what} streamed");
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tierflow::device::{Device, DeviceChoice, Rates};
+use tierflow::device::{Device, DeviceChoice, KernelChoice, Rates};
 use tierflow::dtype::DType;
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::{Error, Result};
@@ -75,7 +75,8 @@ pub fn has_gpu() -> bool {
 
 fn builder(model: &TestModel, executors: &[Device], options: PlanOptions) -> EngineBuilder {
     let builder = Engine::builder(&model.path).compute_on(executors.iter().copied()).virtual_gpus(2);
-    builder.text(TextFiles::Skip).plan_options(options)
+    // Bits of several engines are compared: the fastest kernels may be others once more of them have been measured.
+    builder.kernels(KernelChoice::Portable).text(TextFiles::Skip).plan_options(options)
 }
 
 pub fn open(model: &TestModel, executors: &[Device], options: PlanOptions) -> Result<Engine> {
