@@ -72,7 +72,8 @@ fn parameters(catalog: &Catalog, model: &Model) -> Vec<ParameterForm> {
     let used = model.units.iter().flat_map(|unit| unit.matrices().chain(unit.vectors()));
     let mut seen = HashSet::new();
     let mut parameters: Vec<ParameterForm> = Vec::new();
-    for id in model.embedding().into_iter().chain(model.positions()).chain(used).filter(|id| seen.insert(*id)) {
+    let tables = model.embeddings().map(|(table, _)| table);
+    for id in tables.chain(model.positions()).chain(used).filter(|id| seen.insert(*id)) {
         let mut part = parameter(id);
         // `name:part` is rows of one stored matrix; its parts come one soon after the other.
         if let Some((whole, _)) = part.name.split_once(':') {

@@ -116,7 +116,7 @@ impl<'a> Inspection<'a> {
 /// `None` where a matrix' rows are no whole number of the dtype's blocks.
 fn at_dtype(catalog: &Catalog, model: &Model, dtype: DType) -> Option<AtDType> {
     let mut tensors = catalog.tensors.clone();
-    for id in model.units.iter().flat_map(Unit::matrices).chain(model.embedding()) {
+    for id in model.units.iter().flat_map(Unit::matrices).chain(model.embeddings().map(|(table, _)| table)) {
         let tensor = &mut tensors[id.0 as usize];
         tensor.size_bytes = Bytes(dtype.size_bytes(tensor.n_columns())?.checked_mul(tensor.n_rows())?);
         tensor.dtype = dtype;

@@ -95,6 +95,15 @@ pub struct Variant {
     /// Values are normed, head by head.
     #[serde(skip_serializing_if = "is_false")]
     pub norms_values: bool,
+    /// Layers at the end without keys and values of their own: each reads those of the last layer of its kind before them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub n_kv_sharing_layers: usize,
+    /// Width of the feed-forward part of those layers, where it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing_ffn_size: Option<usize>,
+    /// Width of the embedding of tokens that each layer has of its own; 0: none has.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub layer_embedding_size: usize,
     /// What the residual stream is multiplied by behind each layer; `None`: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer_scales: Option<Vec<f32>>,
@@ -236,6 +245,9 @@ impl Default for Variant {
             rotated_layers: None,
             full_heads: None,
             norms_values: false,
+            n_kv_sharing_layers: 0,
+            sharing_ffn_size: None,
+            layer_embedding_size: 0,
             layer_scales: None,
             sees_both_sides: false,
             windows_are_chunks: false,
@@ -249,6 +261,10 @@ impl Default for Variant {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 /// What the norms of a model compute.
@@ -280,6 +296,23 @@ impl ModelConfig {
     pub fn heads_of(&self, layer: usize) -> Heads {
         let usual = Heads { n_kv_heads: self.n_kv_heads, head_size: self.head_size, values_are_keys: false };
         self.variant.full_heads.filter(|_| !self.is_windowed(layer)).unwrap_or(usual)
+    }
+
+    /// The layer whose keys and values a layer reads, of one that has none of its own.
+    pub fn kv_source(&self, layer: usize) -> Option<usize> {
+        let n_own = self.n_layers.saturating_sub(self.variant.n_kv_sharing_layers);
+        (layer >= n_own).then(|| (0..n_own).rev().find(|source| self.is_windowed(*source) == self.is_windowed(layer))).flatten()
+    }
+
+    /// Whether layers behind this one read its keys and values.
+    pub fn is_kv_source(&self, layer: usize) -> bool {
+        (0..self.n_layers).any(|reader| self.kv_source(reader) == Some(layer))
+    }
+
+    /// Width of a layer's feed-forward part.
+    pub fn ffn_size_of(&self, layer: usize) -> usize {
+        let is_sharing = layer >= self.n_layers.saturating_sub(self.variant.n_kv_sharing_layers);
+        self.variant.sharing_ffn_size.filter(|_| is_sharing).unwrap_or(self.ffn_size)
     }
 
     /// Values of a head that are rotated in layers that see everything.

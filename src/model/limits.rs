@@ -52,6 +52,7 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
         return Err(Error::invalid_file(path, reason));
     }
     check_variant(&config.variant, path)?;
+    check_sharing(config, path)?;
     config.variant.full_heads.map_or(Ok(()), |heads| check_heads(heads, config, path))?;
     check_recurrent(config, path)?;
     check_latent(config, path)?;
@@ -64,6 +65,27 @@ pub(super) fn validate(config: &ModelConfig, path: &str) -> Result<()> {
     check_each(vec![("epsilon of the norms", f64::from(config.rms_norm_epsilon), 1.0)], path)?;
     check_rope(&config.rope, config.full_rotary_size(), path)?;
     config.variant.local_rope.as_ref().map_or(Ok(()), |rope| check_rope(rope, rotary_size, path))
+}
+
+/// Layers that read the keys and values of others, and embeddings of layers.
+fn check_sharing(config: &ModelConfig, path: &str) -> Result<()> {
+    let Variant { n_kv_sharing_layers, sharing_ffn_size, layer_embedding_size, .. } = config.variant;
+    let invalid = |reason: String| Err(Error::invalid_file(path, reason));
+    let Some(n_own) = config.n_layers.checked_sub(n_kv_sharing_layers).filter(|n_own| *n_own > 0) else {
+        return invalid(format!("{n_kv_sharing_layers} of {} layers share keys and values of layers before them", config.n_layers));
+    };
+    if let Some(layer) = (n_own..config.n_layers).find(|layer| config.kv_source(*layer).is_none()) {
+        return invalid(format!("layer {layer} shares keys and values, but none of the {n_own} layers that have their own is of its kind"));
+    }
+    let ffn_size = sharing_ffn_size.unwrap_or(1);
+    if ffn_size == 0 || ffn_size > MAX_SIZE {
+        return invalid(format!("the feed-forward size of layers that share keys and values is {ffn_size}, it must be from 1 to {MAX_SIZE}"));
+    }
+    if layer_embedding_size.saturating_mul(config.n_layers) > MAX_SIZE {
+        let reason = format!("embeddings of {} layers with {layer_embedding_size} values each are absurdly wide", config.n_layers);
+        return invalid(reason);
+    }
+    Ok(())
 }
 
 /// Heads of layers that see everything, where they are others.

@@ -47,6 +47,8 @@ pub struct Model {
     pub rope_tables: Vec<RopeTable>,
     /// The residual stream, which goes from unit to unit. `[n_tokens, hidden_size]`
     pub hidden: ValueId,
+    /// What goes from unit to unit besides: first what is embedded, in the order of its tables, then what later units read of earlier ones.
+    pub carried: Vec<ValueId>,
     /// What the head gives: a number for every token of the vocabulary, `[n_rows, vocab_size]`; of a model [without its
     /// head](Model::without_head), what the head would read, `[n_rows, hidden_size]`.
     pub logits: ValueId,
@@ -161,14 +163,20 @@ impl Model {
         (0..).map(ValueId).zip(&self.values)
     }
 
-    /// The embedding matrix, `[vocab_size, hidden_size]`.
-    pub fn embedding(&self) -> Option<TensorId> {
-        self.embed().map(|(table, _)| table)
+    /// The values that one device passes on to the next: the residual stream, and what is carried with it.
+    pub fn passed_on(&self) -> impl Iterator<Item = ValueId> + '_ {
+        [self.hidden].into_iter().chain(self.carried.iter().copied())
     }
 
-    /// The embedding matrix and what its rows are multiplied by.
-    pub fn embed(&self) -> Option<(TensorId, f32)> {
-        self.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
+    /// The embedding matrix, `[vocab_size, hidden_size]`.
+    pub fn embedding(&self) -> Option<TensorId> {
+        self.embeddings().next().map(|(table, _)| table)
+    }
+
+    /// The matrices whose rows tokens name, the embedding first, and what their rows are multiplied by. They become the first of the
+    /// values that are [passed on](Model::passed_on), in the same order.
+    pub fn embeddings(&self) -> impl Iterator<Item = (TensorId, f32)> + '_ {
+        self.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| match op {
             Op::Embed { table, scale, .. } => Some((*table, *scale)),
             _ => None,
         })

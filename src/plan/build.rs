@@ -468,7 +468,7 @@ impl Build<'_> {
     fn unit_bytes(&self, unit: usize) -> Bytes {
         let Site { model, catalog, .. } = self.site;
         match model.units[unit].kind {
-            UnitKind::Embedding => model.embedding().map(|id| catalog[id].size_bytes).unwrap_or_default(),
+            UnitKind::Embedding => model.embeddings().map(|(table, _)| catalog[table].size_bytes).sum(),
             UnitKind::Head if model.config.tied_embeddings => Bytes::ZERO,
             _ => model.units[unit].matrices().map(|id| catalog[id].size_bytes).sum(),
         }
@@ -478,14 +478,12 @@ impl Build<'_> {
     /// so it is never stored on a GPU, and reading them from disk costs next to nothing: it takes host memory only where some is left
     /// (`room`), or where a tied head is stored there anyway.
     fn place_embedding(&self, room: Bytes) -> (Device, Bytes) {
-        let Some(embedding) = self.site.model.embedding() else { return (Device::Disk, Bytes::ZERO) };
-        let size_bytes = self.site.catalog[embedding].size_bytes;
         let head_device = self.placements.last().and_then(|head| head.stored_on.first());
-        let shared = self.site.model.config.tied_embeddings && head_device == Some(&Device::Cpu);
-        match (shared, size_bytes <= room) {
-            (true, _) => (Device::Cpu, Bytes::ZERO),
-            (false, true) => (Device::Cpu, size_bytes),
-            (false, false) => (Device::Disk, Bytes::ZERO),
+        let is_shared = self.site.model.config.tied_embeddings && head_device == Some(&Device::Cpu);
+        let own = self.site.model.embeddings().skip(usize::from(is_shared));
+        match own.map(|(table, _)| self.site.catalog[table].size_bytes).sum() {
+            size_bytes if size_bytes <= room => (Device::Cpu, size_bytes),
+            _ => (Device::Disk, Bytes::ZERO),
         }
     }
 }

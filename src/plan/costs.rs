@@ -296,7 +296,8 @@ impl MachineCosts {
     }
 }
 
-/// Bytes of the residual stream of a forward.
+/// Bytes of the residual stream of a forward, and of what goes with it from device to device.
 pub(super) fn hidden_bytes(model: &Model, workload: Workload) -> Bytes {
-    Bytes(model.value(model.hidden).width as u64 * 4).times(workload.n_tokens as u64)
+    let width: usize = model.passed_on().map(|id| model.value(id).width).sum();
+    Bytes(width as u64 * 4).times(workload.n_tokens as u64)
 }

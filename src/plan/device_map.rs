@@ -14,7 +14,7 @@ use crate::plan::refusal::Refusal;
 use crate::plan::site::Site;
 use crate::plan::{Placement, Plan, UnitPlan};
 use crate::units::Bytes;
-use crate::weights::Catalog;
+use crate::weights::{Catalog, TensorId};
 
 /// How many smaller and smaller budgets Accelerate is given, until its map leaves room for caches, activations and slots, which it does not
 /// count.
@@ -152,10 +152,13 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
                 names.norms.iter().for_each(|norm| map.insert(format!("{}.{layer}.{norm}", names.layers), executor));
             }
             UnitKind::Head => [names.norm].into_iter().chain(names.rotary).for_each(|name| map.insert(name.into(), executor)),
-            UnitKind::Embedding => names.positions.into_iter().for_each(|name| map.insert(name.into(), stored_on)),
+            UnitKind::Embedding => {
+                let others = model.embeddings().skip(1).map(|(table, _)| module_of(catalog, table));
+                names.positions.into_iter().chain(others).for_each(|name| map.insert(name.into(), stored_on));
+            }
         }
         if chunks.iter().all(|chunk| chunk.stored_on == planned.stored_on) {
-            insert_whole(&mut map, model, unit, planned, stored_on);
+            insert_whole(&mut map, catalog, model, (unit, planned), stored_on);
         } else {
             insert_parts(&mut map, unit, plan, catalog, planned.chunks.clone());
         }
@@ -166,8 +169,15 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
     }
 }
 
-/// One entry for a unit, or for each part of a whole layer: its norms are placed for themselves.
-fn insert_whole(map: &mut DeviceMap, model: &Model, unit: &Unit, planned: &UnitPlan, stored_on: DeviceKey) {
+/// The module of a tensor.
+fn module_of(catalog: &Catalog, tensor: TensorId) -> &str {
+    catalog[tensor].name.trim_end_matches(".weight")
+}
+
+/// One entry for a unit, or for each part of a whole layer: its norms are placed for themselves. Matrices that are in no part have their own.
+fn insert_whole(map: &mut DeviceMap, catalog: &Catalog, model: &Model, (unit, planned): (&Unit, &UnitPlan), stored_on: DeviceKey) {
+    let is_outside = |module: &&str| unit.kind.layer().is_some() && !module.starts_with(&planned.name);
+    unit.matrices().map(|id| module_of(catalog, id)).filter(is_outside).for_each(|module| map.insert(module.into(), stored_on));
     let names = &model.config.family.names;
     match unit.kind {
         UnitKind::Layer { .. } => {
@@ -181,7 +191,6 @@ fn insert_whole(map: &mut DeviceMap, model: &Model, unit: &Unit, planned: &UnitP
 fn insert_parts(map: &mut DeviceMap, unit: &Unit, plan: &Plan, catalog: &Catalog, chunks: std::ops::Range<usize>) {
     for id in unit.matrices() {
         let chunk = plan.chunks[chunks.clone()].iter().find(|chunk| chunk.slices.iter().any(|slice| slice.tensor == id));
-        let name = catalog[id].name.trim_end_matches(".weight");
-        map.insert(name.to_owned(), chunk.map_or(DeviceKey::Disk, |chunk| DeviceKey::from(chunk.stored_on)));
+        map.insert(module_of(catalog, id).to_owned(), chunk.map_or(DeviceKey::Disk, |chunk| DeviceKey::from(chunk.stored_on)));
     }
 }

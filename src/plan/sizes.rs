@@ -96,7 +96,8 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
     for (table, angles) in model.rope_tables.iter().enumerate() {
         buffers.push((WorkingBuffer::CosSin { table }, Bytes(angles.inverse_frequencies.len() as u64 * 8).times(n_tokens)));
     }
-    let mut readback = if role.passes_on { bytes_of(model.value(model.hidden)) } else { Bytes::ZERO };
+    let passed_on = model.passed_on().filter(|_| role.passes_on).map(|id| bytes_of(model.value(id)));
+    let mut readback = passed_on.max().unwrap_or_default();
     if role.computes_head {
         let top_k = Bytes((model.output_width().div_ceil(TOP_K_SEGMENT) * TOP_K_MAX * 8) as u64).times(n_rows);
         buffers.push((WorkingBuffer::SelectedRows, Bytes(4).times(n_rows)));

@@ -16,7 +16,7 @@ use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EAC
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, ExpertStatistics, Logits, LogitsRequest, Store, Trace, batch};
+use crate::stream::{Batch, Executor, ExpertStatistics, Logits, LogitsRequest, Store, Trace, batch, passed_on};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
@@ -186,6 +186,11 @@ impl GpuExecutor {
         Ok(())
     }
 
+    /// Tokens of the forward that is under way.
+    fn n_tokens(&self) -> usize {
+        self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens)
+    }
+
     fn record(&mut self, chunk: usize, slot: Option<usize>) -> Result<()> {
         let (made, _) = self.shapes.back().ok_or_else(|| self.gpu.error("a chunk was computed before its forward began"))?;
         let size_bytes = self.plan.chunks[chunk].size_bytes;
@@ -205,7 +210,7 @@ impl GpuExecutor {
         let first = expert_products(&self.plan.chunks[chunk], &model).next();
         let (routing, n_used) =
             first.map(|(op, _)| (op.routing, op.n_used)).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
-        let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);
+        let n_tokens = self.n_tokens();
         let bytes = self.read(WorkingBuffer::Value(routing), (n_tokens * 2 * n_used * 4) as u64).await?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
         let taken: BTreeSet<usize> =
@@ -286,7 +291,10 @@ impl Executor for GpuExecutor {
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        self.buffers.write(&self.gpu, WorkingBuffer::Value(self.model.hidden), bytemuck::cast_slice(hidden))
+        for (id, rows) in passed_on(&self.model, self.n_tokens(), hidden) {
+            self.buffers.write(&self.gpu, WorkingBuffer::Value(id), bytemuck::cast_slice(rows))?;
+        }
+        Ok(())
     }
 
     fn compute_resident(&mut self, chunk: usize) -> Result<()> {
@@ -337,10 +345,13 @@ impl Executor for GpuExecutor {
     }
 
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
-        let n_tokens = self.shapes.back().map_or(0, |(made, _)| made.shape.n_tokens);
-        let hidden = WorkingBuffer::Value(self.model.hidden);
-        let bytes = self.read(hidden, (n_tokens * self.model.config.hidden_size * 4) as u64).await?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        let mut hidden = Vec::new();
+        for id in self.model.passed_on().collect::<Vec<_>>() {
+            let size = self.n_tokens() * self.model.value(id).width * 4;
+            let bytes = self.read(WorkingBuffer::Value(id), size as u64).await?;
+            hidden.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&bytes));
+        }
+        Ok(hidden)
     }
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {

@@ -152,7 +152,7 @@ mod tests {
 
     fn model() -> Model {
         let values = vec![Value::of_tokens("any", 64); 7];
-        Model { config: config(), values, rope_tables: Vec::new(), hidden: HIDDEN, logits: HIDDEN, units: Vec::new() }
+        Model { config: config(), values, rope_tables: Vec::new(), hidden: HIDDEN, carried: Vec::new(), logits: HIDDEN, units: Vec::new() }
     }
 
     fn config() -> ModelConfig {

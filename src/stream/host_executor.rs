@@ -15,7 +15,7 @@ use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
 use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch};
+use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -204,9 +204,11 @@ impl Executor for HostExecutor {
     }
 
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()> {
-        let own = self.values.values.entry(self.model.hidden).or_default();
-        own.clear();
-        own.extend_from_slice(hidden);
+        for (id, rows) in passed_on(&self.model, self.values.tokens.len(), hidden) {
+            let own = self.values.values.entry(id).or_default();
+            own.clear();
+            own.extend_from_slice(rows);
+        }
         self.values.packed.forget();
         Ok(())
     }
@@ -238,7 +240,7 @@ impl Executor for HostExecutor {
     }
 
     async fn read_hidden(&mut self) -> Result<Vec<f32>> {
-        Ok(self.values.get(self.model.hidden).to_vec())
+        Ok(self.model.passed_on().flat_map(|id| self.values.get(id)).copied().collect())
     }
 
     async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {

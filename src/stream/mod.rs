@@ -20,6 +20,7 @@ mod uploader;
 
 use crate::error::{Error, Result};
 use crate::host;
+use crate::model::{Model, ValueId};
 use crate::plan::{Schedule, Step};
 use crate::platform::{self, Turns};
 pub use batch::{Batch, BatchToken, CachedPositions, Logits, LogitsRequest, MAX_TOKENS_TOGETHER};
@@ -35,6 +36,15 @@ pub use trace::{Lane, Span, Trace, TraceSummary};
 /// Asked before each step of a forward whether it shall end there.
 pub type Cancelled<'a> = dyn Fn() -> bool + Sync + 'a;
 
+/// The rows of each value that is passed on, of which `hidden` has one behind the other, as many as it has.
+fn passed_on<'a>(model: &'a Model, n_tokens: usize, mut hidden: &'a [f32]) -> impl Iterator<Item = (ValueId, &'a [f32])> {
+    model.passed_on().map_while(move |id| {
+        let (rows, behind) = hidden.split_at_checked(n_tokens * model.value(id).width).filter(|(rows, _)| !rows.is_empty())?;
+        hidden = behind;
+        Some((id, rows))
+    })
+}
+
 /// What a device that computes does for its share of a schedule.
 pub trait Executor {
     /// Begins forward number `forward`, counted from 0, with this batch.
@@ -43,7 +53,8 @@ pub trait Executor {
     /// Begins to bring a chunk from disk or host memory to the next slot of the ring; does not wait.
     fn upload(&mut self, chunk: usize) -> Result<()>;
 
-    /// Sets the residual stream, `[n_tokens, hidden_size]`.
+    /// Sets the residual stream and what is passed on with it: of each of [`Model::passed_on`] `[n_tokens, width]`, one behind the other.
+    /// Values that `hidden` ends before stay as they are.
     fn write_hidden(&mut self, hidden: &[f32]) -> Result<()>;
 
     /// Computes with a chunk that stays on this device.
@@ -58,7 +69,7 @@ pub trait Executor {
     /// Hands over what is recorded, so that the device computes while others do; does not wait.
     fn flush(&mut self) -> Result<()>;
 
-    /// The residual stream, once it is computed. `[n_tokens, hidden_size]`
+    /// The residual stream and what is passed on with it, once they are computed; as [`Executor::write_hidden`] has them.
     fn read_hidden(&mut self) -> impl Future<Output = Result<Vec<f32>>>;
 
     /// Brings the logits to the host, in the order in which the batch asks for them.

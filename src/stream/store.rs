@@ -28,20 +28,20 @@ pub struct Store {
     places: Vec<Option<Range<usize>>>,
     /// Per chunk: how it is read, where it is stored on disk.
     reads: Vec<Reads>,
-    embedding: Embedding,
-    /// What its rows are multiplied by.
-    embedding_scale: f32,
-    /// What is added to them by position, where positions are learned. Its rows are read from the file as they are needed: they are few.
+    /// The matrices whose rows tokens name, in the order of [`Model::embeddings`].
+    embeddings: Vec<Embedding>,
+    /// What is added to the first by position, where positions are learned. Its rows are read from the file as they are needed: they are few.
     positions: Option<TensorId>,
 }
 
-/// Where the embedding's rows are read.
+/// A matrix whose rows tokens name.
 #[derive(Debug)]
-enum Embedding {
-    /// In host memory, all rows.
-    HostResident(TensorId, Box<[u8]>),
-    /// In the file, from which a forward reads the few rows that it needs.
-    InFile(TensorId),
+struct Embedding {
+    table: TensorId,
+    /// What its rows are multiplied by.
+    scale: f32,
+    /// All rows, in host memory; otherwise they are in the file, from which a forward reads the few that it needs.
+    host_resident: Option<Box<[u8]>>,
 }
 
 impl Store {
@@ -68,11 +68,10 @@ impl Store {
             progress(chunk.stored_bytes());
             Ok(())
         })?;
-        let embedding = load_embedding(&checkpoint, model, &plan, progress)?;
-        let embedding_scale = model.embed().map_or(1.0, |(_, scale)| scale);
+        let embeddings = load_embeddings(&checkpoint, model, &plan, progress)?;
         let reads_of = |(index, chunk)| Reads::of(chunk, plan.executor(index), &checkpoint.catalog);
         let reads = plan.chunks.iter().enumerate().map(reads_of).collect();
-        Ok(Store { checkpoint, plan, host_memory, places, reads, embedding, embedding_scale, positions: model.positions() })
+        Ok(Store { checkpoint, plan, host_memory, places, reads, embeddings, positions: model.positions() })
     }
 
     /// The checkpoint whose bytes these are.
@@ -88,20 +87,17 @@ impl Store {
             Device::Disk => false,
         };
         let chunks: Bytes = (0..plan.chunks.len()).filter(is_read).map(|index| plan.chunks[index].stored_bytes()).sum();
-        let embedding = model.embedding().filter(|id| loads_embedding(checkpoint, model, plan, *id));
-        chunks + embedding.map_or(Bytes::ZERO, |id| checkpoint.catalog[id].size_bytes)
+        let embeddings = model.embeddings().filter(|(table, _)| loads_embedding(checkpoint, model, plan, *table));
+        chunks + embeddings.map(|(table, _)| checkpoint.catalog[table].size_bytes).sum()
     }
 
     /// Host-resident bytes: copied into memory, or mapped for as long as the model is open.
     pub fn host_bytes(&self) -> Bytes {
-        let embedding = match &self.embedding {
-            Embedding::HostResident(_, bytes) => bytes.len(),
-            Embedding::InFile(_) => 0,
-        };
+        let embeddings: usize = self.embeddings.iter().filter_map(|embedding| embedding.host_resident.as_ref()).map(|rows| rows.len()).sum();
         let own = self.host_memory.len();
         let is_mapped = |index: &usize| self.plan.stored_on(*index) == Device::Cpu && self.places[*index].is_none();
         let mapped: Bytes = (0..self.places.len()).filter(is_mapped).map(|index| self.plan.chunks[index].size_bytes).sum();
-        Bytes((own + embedding) as u64) + mapped
+        Bytes((own + embeddings) as u64) + mapped
     }
 
     /// The bytes of a chunk that was copied into host memory, laid out as its slices say.
@@ -164,34 +160,43 @@ impl Store {
     }
 
     /// Decodes the embedding rows of `tokens`, scaled, plus the rows of their positions where these are learned, into `output`,
-    /// `[n_tokens, hidden_size]`, in place of what was there.
+    /// `[n_tokens, hidden_size]`, in place of what was there; behind them the rows of what else is embedded, matrix by matrix.
     ///
     /// # Errors
     /// Those of reading; [`Error::TokenOutOfVocabulary`]; [`Error::ContextFull`] where no row was learned for a position.
     pub fn embed(&self, tokens: &[BatchToken], output: &mut Vec<f32>) -> Result<()> {
-        let id = match &self.embedding {
-            Embedding::HostResident(id, _) | Embedding::InFile(id) => *id,
-        };
-        let tensor = &self.checkpoint.catalog[id];
+        let width = |embedding: &Embedding| self.checkpoint.catalog[embedding.table].n_columns() as usize;
+        platform::resize(output, tokens.len() * self.embeddings.iter().map(width).sum::<usize>(), "embedded tokens")?;
+        let mut rest = &mut output[..];
+        for (index, embedding) in self.embeddings.iter().enumerate() {
+            let (rows, behind) = rest.split_at_mut(tokens.len() * width(embedding));
+            self.embed_by(embedding, tokens, self.positions.filter(|_| index == 0), rows)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// The same of one matrix, `[n_tokens, n_columns]`.
+    fn embed_by(&self, embedding: &Embedding, tokens: &[BatchToken], positions: Option<TensorId>, output: &mut [f32]) -> Result<()> {
+        let tensor = &self.checkpoint.catalog[embedding.table];
         let (row_bytes, width) = (tensor.row_bytes() as usize, tensor.n_columns() as usize);
-        platform::resize(output, tokens.len() * width, "embedded tokens")?;
         let mut row = platform::zeroed(row_bytes, "a row of the embedding")?;
         for (&BatchToken { token, position, .. }, values) in tokens.iter().zip(output.chunks_exact_mut(width)) {
             if u64::from(token) >= tensor.n_rows() {
                 return Err(Error::TokenOutOfVocabulary { token, vocab_size: tensor.n_rows() as usize });
             }
             let begin = token as usize * row_bytes;
-            match &self.embedding {
-                Embedding::HostResident(_, bytes) => tensor.dtype.decode(&bytes[begin..begin + row_bytes], values),
-                Embedding::InFile(_) => {
-                    self.checkpoint.read(id, begin as u64, &mut row)?;
+            match &embedding.host_resident {
+                Some(rows) => tensor.dtype.decode(&rows[begin..begin + row_bytes], values),
+                None => {
+                    self.checkpoint.read(embedding.table, begin as u64, &mut row)?;
                     tensor.dtype.decode(&row, values);
                 }
             }
-            if self.embedding_scale != 1.0 {
-                values.iter_mut().for_each(|value| *value *= self.embedding_scale);
+            if embedding.scale != 1.0 {
+                values.iter_mut().for_each(|value| *value *= embedding.scale);
             }
-            if let Some(positions) = self.positions {
+            if let Some(positions) = positions {
                 self.add_position(positions, position, values)?;
             }
         }
@@ -273,27 +278,30 @@ fn read_slices(checkpoint: &Checkpoint, chunk: &Chunk, block: &mut [u8]) -> Resu
     Ok(())
 }
 
-/// Whether the embedding is read into host memory for itself: it is stored there, the file is not mapped, and no tied head is
-/// host-resident.
-fn loads_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, id: TensorId) -> bool {
+/// Whether a matrix whose rows tokens name is read into host memory for itself: it is stored there, the file is not mapped, and it is no
+/// head that is host-resident.
+fn loads_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, table: TensorId) -> bool {
     let stored_on = plan.units.iter().zip(&model.units).find(|(_, unit)| unit.kind == UnitKind::Embedding).map(|(unit, _)| unit.stored_on);
-    let tied_head_is_host_resident = model.config.tied_embeddings && plan.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
-    stored_on == Some(Device::Cpu) && !tied_head_is_host_resident && checkpoint.view(id, 0, 1).is_none()
+    let is_head = model.config.tied_embeddings && model.embedding() == Some(table);
+    let is_host_resident = is_head && plan.units.last().is_some_and(|head| head.stored_on == Device::Cpu);
+    stored_on == Some(Device::Cpu) && !is_host_resident && checkpoint.view(table, 0, 1).is_none()
 }
 
 fn is_mapped(checkpoint: &Checkpoint, chunk: &Chunk) -> bool {
     chunk.slices.iter().all(|slice| checkpoint.view(slice.tensor, 0, 1).is_some())
 }
 
-fn load_embedding(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress: &dyn Fn(Bytes)) -> Result<Embedding> {
-    let id = model
-        .embedding()
-        .ok_or_else(|| Error::MissingTensor { path: checkpoint.path.clone(), tensor: model.config.family.names.embedding_weight() })?;
-    if !loads_embedding(checkpoint, model, plan, id) {
-        return Ok(Embedding::InFile(id));
-    }
-    let mut bytes = platform::zeroed(checkpoint.catalog[id].size_bytes.0 as usize, "the embedding")?.into_boxed_slice();
-    checkpoint.read(id, 0, &mut bytes)?;
-    progress(checkpoint.catalog[id].size_bytes);
-    Ok(Embedding::HostResident(id, bytes))
+fn load_embeddings(checkpoint: &Checkpoint, model: &Model, plan: &Plan, progress: &dyn Fn(Bytes)) -> Result<Vec<Embedding>> {
+    let load = |(table, scale)| {
+        let mut host_resident = None;
+        if loads_embedding(checkpoint, model, plan, table) {
+            let size_bytes = checkpoint.catalog[table].size_bytes;
+            let mut rows = platform::zeroed(size_bytes.0 as usize, "the embedding")?.into_boxed_slice();
+            checkpoint.read(table, 0, &mut rows)?;
+            progress(size_bytes);
+            host_resident = Some(rows);
+        }
+        Ok(Embedding { table, scale, host_resident })
+    };
+    model.embeddings().map(load).collect()
 }

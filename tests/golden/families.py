@@ -101,6 +101,7 @@ AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_la
 GEMMA = AFTER | {"pre_feedforward_layernorm": "ffn_norm"}
 GEMMA4_MOE = GEMMA | {"router.proj": "ffn_gate_inp", "post_feedforward_layernorm_1": "post_ffw_norm_1",
                       "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "post_feedforward_layernorm_2": "post_ffw_norm_2"}
+GEMMA4_SMALL = GEMMA | {"per_layer_input_gate": "inp_gate", "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm"}
 PHI3 = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 GPT2 = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up",
         "mlp.c_proj": "ffn_down"}
@@ -130,7 +131,8 @@ OUTER = {"emb_ln": "token_embd_norm", "model.embedding_norm": "token_embd_norm",
          "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
          "gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output",
          "model.final_layernorm": "output_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "transformer.wte": "token_embd",
-         "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm"}
+         "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm", "model.embed_tokens_per_layer": "per_layer_token_embd",
+         "model.per_layer_model_projection": "per_layer_model_proj", "model.per_layer_projection_norm": "per_layer_proj_norm"}
 # Matrices of `Conv1D`, whose rows are inputs.
 TRANSPOSED = ["c_attn.weight", "c_proj.weight", "c_fc.weight"]
 
@@ -157,6 +159,10 @@ GEMMA4_KEYS = {"attention.key_length": 36, "attention.value_length": 36, "rope.d
                "attention.value_length_swa": 20, "rope.dimension_count_swa": 20, "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4,
                "attention.sliding_window": 6, "attention.sliding_window_pattern": [True, True, False, True, False],
                "attention.shared_kv_layers": 0, "embedding_length_per_layer_input": 0, "final_logit_softcapping": 4.0}
+# The last three layers read keys and values of the last own one of their kind, which are not the same two.
+GEMMA4_SHARING = GEMMA4 | {"num_hidden_layers": 7, "num_kv_shared_layers": 3, "hidden_size_per_layer_input": 12,
+                           "vocab_size_per_layer_input": 261, "use_double_wide_mlp": True,
+                           "layer_types": [f"{kind}_attention" for kind in ["sliding", "sliding", "full", "sliding", "sliding", "full", "full"]]}
 
 # Heads of 32 values, of which a quarter turns.
 NEOX_SHAPE = {"vocab_size": 261, "hidden_size": 96, "intermediate_size": 99, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -329,6 +335,13 @@ CASES = [
     # As transformers writes the heads, and as published configs have them.
     case("gemma4-wide", "gemma4_text", "BF16", SMALL | GEMMA4 | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256,
                                                                  "global_head_dim": 512, "final_logit_softcapping": None}),
+    case("gemma4-small", "gemma4_text", "F32", SMALL | GEMMA4_SHARING | {"global_head_dim": 36, "num_key_value_heads": 2},
+         GEMMA4_KEYS | {"attention.sliding_window_pattern": [True, True, False, True, True, False, False], "attention.shared_kv_layers": 3,
+                        "embedding_length_per_layer_input": 12, "feed_forward_length": [99, 99, 99, 99, 198, 198, 198]},
+         arch="gemma4", own=GEMMA4_SMALL),
+    case("gemma4-small-narrow", "gemma4_text", "BF16", SMALL | GEMMA4_SHARING | {
+        "global_head_dim": 24, "num_attention_heads": 4, "num_key_value_heads": 1, "use_double_wide_mlp": False,
+        "hidden_size_per_layer_input": 20, "num_kv_shared_layers": 4}),
     case("gemma4_moe", "gemma4_text", "F32", SMALL | GEMMA4 | {
         "enable_moe_block": True, "num_experts": 7, "top_k_experts": 3, "moe_intermediate_size": 37, "global_head_dim": 36},
          EXPERT_KEYS | GEMMA4_KEYS | {"expert_feed_forward_length": 37}, arch="gemma4", own=GEMMA4_MOE, is_stacked=True),

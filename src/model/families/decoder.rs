@@ -2,13 +2,14 @@
 //! their layers are made of, by a [`Variant`](crate::model::Variant) which numbers they have.
 
 mod latent;
+mod layer_embeddings;
 pub(super) mod recurrent;
 
 use super::experts::{self, ExpertIds, Router};
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
-    Activation, Attention, Experts, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind,
+    Activation, Attention, CopyPart, Experts, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind,
     Value, ValueId,
 };
 use crate::weights::TensorId;
@@ -19,11 +20,8 @@ struct Ids {
     normed: ValueId,
     /// Those of heads; where layers that see everything have others, these come second.
     heads: Vec<HeadIds>,
-    /// The gate, where there is one.
-    gate: Option<ValueId>,
-    up: ValueId,
-    /// What the down projection reads: the gated up projection, or the up projection itself.
-    activated: ValueId,
+    /// Those of the feed-forward part; where layers that share keys and values have a wider one, its come second.
+    ffn: Vec<FfnIds>,
     delta: ValueId,
     last: ValueId,
     last_normed: ValueId,
@@ -34,6 +32,8 @@ struct Ids {
     latent: Option<latent::Ids>,
     /// What layers without attention work with.
     recurrent: Option<recurrent::Ids>,
+    /// What layers with embeddings of their own work with.
+    layer_embeddings: Option<layer_embeddings::Ids>,
     /// Those of experts, where there are any.
     experts: Option<ExpertIds>,
     /// What a plain feed-forward part beside experts gives, normed, and what their router reads.
@@ -50,6 +50,17 @@ struct HeadIds {
     plain: Option<[ValueId; 2]>,
     /// Values before their norm, where they are normed.
     plain_value: Option<ValueId>,
+    /// Keys before they turn, where other layers read them later.
+    kept: Option<ValueId>,
+}
+
+/// The values of a feed-forward part.
+struct FfnIds {
+    /// The gate, where there is one.
+    gate: Option<ValueId>,
+    up: ValueId,
+    /// What the down projection reads: the gated up projection, or the up projection itself.
+    activated: ValueId,
 }
 
 /// What the layers of a family are made of: norms and matrices by their names in a layer.
@@ -133,14 +144,17 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
         (false, false) => ids.logits,
     };
     let hidden = ids.hidden;
+    let embedded = ids.layer_embeddings.as_ref().map(|ids| ids.all);
+    let shared = ids.heads.iter().filter_map(|heads| Some([heads.kept?, heads.value])).flatten();
+    let carried = embedded.into_iter().chain(shared).collect();
     let units = Units { config, tensor, layout, names: &config.family.names, ids }.all()?;
-    Ok(Model { config: config.clone(), values, rope_tables, hidden, logits, units })
+    Ok(Model { config: config.clone(), values, rope_tables, hidden, carried, logits, units })
 }
 
 fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let hidden_size = config.hidden_size;
     let has_ffn = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none_or(|experts| experts.beside_plain));
-    let ffn_size = if has_ffn { config.ffn_size } else { 0 };
+    let ffn_sizes = [has_ffn.then_some(config.ffn_size).or(Some(0)), config.variant.sharing_ffn_size];
     let mut values = Vec::new();
     let mut declare = |value: Value| {
         values.push(value);
@@ -150,9 +164,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let normed = declare(Value::of_tokens("normed hidden state", hidden_size));
     let usual = Heads { n_kv_heads: config.n_kv_heads, head_size: config.head_size, values_are_keys: false };
     let heads = [usual].into_iter().chain(config.variant.full_heads).map(|heads| declare_heads(config, heads, &mut declare)).collect();
-    let gate = layout.gate.map(|_| declare(Value::of_tokens("gate", ffn_size)));
-    let up = declare(Value::of_tokens("up projection", ffn_size));
-    let activated = gate.map_or(up, |_| declare(Value::of_tokens("gated up projection", ffn_size)));
+    let ffn = ffn_sizes.into_iter().flatten().map(|size| declare_ffn(layout, size, &mut declare)).collect();
     let delta = declare(Value::of_tokens("output of a unit", hidden_size));
     let last = declare(Value::of_logits("last hidden states", hidden_size));
     // An encoder ends with its last hidden states, normed or not.
@@ -163,6 +175,8 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let output_gate = layout.output_gate.map(|_| declare(Value::of_tokens("gate of the attention output", config.query_size())));
     let latent = config.variant.latent.as_ref().map(|latent| latent::declare(config, latent, &mut declare));
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
+    let layer_embeddings =
+        Some(config).filter(|config| config.variant.layer_embedding_size > 0).map(|config| layer_embeddings::declare(config, &mut declare));
     let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
     let beside = config.variant.experts.as_ref().filter(|experts| experts.beside_plain);
     let beside = beside.map(|_| {
@@ -175,9 +189,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
         hidden,
         normed,
         heads,
-        gate,
-        up,
-        activated,
+        ffn,
         delta,
         last,
         last_normed,
@@ -185,6 +197,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
         output_gate,
         latent,
         recurrent,
+        layer_embeddings,
         experts,
         beside,
     };
@@ -207,7 +220,15 @@ fn declare_heads(config: &ModelConfig, heads: Heads, declare: &mut dyn FnMut(Val
         Some([_, key]) if values_are_keys => key,
         _ => declare(Value::of_tokens("values before their norm", kv_size)),
     });
-    HeadIds { query, key, value, attention, plain, plain_value }
+    let kept = (config.variant.n_kv_sharing_layers > 0).then(|| declare(Value::of_tokens("keys before they turn", kv_size)));
+    HeadIds { query, key, value, attention, plain, plain_value, kept }
+}
+
+fn declare_ffn(layout: &Layout, size: usize, declare: &mut dyn FnMut(Value) -> ValueId) -> FfnIds {
+    let gate = layout.gate.map(|_| declare(Value::of_tokens("gate", size)));
+    let up = declare(Value::of_tokens("up projection", size));
+    let activated = gate.map_or(up, |_| declare(Value::of_tokens("gated up projection", size)));
+    FfnIds { gate, up, activated }
 }
 
 struct Units<'a> {
@@ -227,7 +248,8 @@ impl Units<'_> {
         let positions = names.positions.filter(|_| config.variant.learns_positions);
         let positions = positions.map(|name| matrix(name, config.context_length)).transpose()?;
         let embed = Op::Embed { table, scale: config.variant.embedding_scale, positions, output: self.ids.hidden };
-        let mut units = vec![Unit { name: names.embedding.into(), kind: UnitKind::Embedding, ops: vec![embed] }];
+        let ops = [embed].into_iter().chain(self.embed_for_layers()?).collect();
+        let mut units = vec![Unit { name: names.embedding.into(), kind: UnitKind::Embedding, ops }];
         for layer in 0..config.n_layers {
             if config.variant.is_parallel {
                 units.push(self.layer(layer)?);
@@ -290,6 +312,7 @@ impl Units<'_> {
         let mut ops = Vec::new();
         let input = self.norm_before(&mut ops, layer, self.layout.before_ffn)?.unwrap_or(self.ids.hidden);
         self.transform(&mut ops, &name, layer, input)?;
+        self.add_layer_embedding(&mut ops, layer)?;
         if let Some(scale) = self.config.variant.layer_scales.as_ref().and_then(|scales| scales.get(layer)) {
             ops.push(Op::Map { function: Function::Scale(*scale), target: self.ids.hidden });
         }
@@ -325,10 +348,16 @@ impl Units<'_> {
         let Heads { n_kv_heads, head_size, values_are_keys } = config.heads_of(layer);
         let (hidden_size, query_size, kv_size) = (config.hidden_size, config.n_heads * head_size, n_kv_heads * head_size);
         let plain = ids.plain.filter(|_| !layout.norms_turned_only || config.is_rotated(layer));
-        let [query, key] = plain.unwrap_or([ids.query, ids.key]);
+        let shares = config.kv_source(layer).is_some();
+        let normed_key = ids.kept.filter(|_| config.is_kv_source(layer)).unwrap_or(ids.key);
+        let [query, key] = plain.unwrap_or([ids.query, normed_key]);
         let value = ids.plain_value.unwrap_or(ids.value);
         let [query_name, key_name, value_name] = layout.projections;
-        let n_projected = if values_are_keys { 2 } else { 3 };
+        let n_projected = match (shares, values_are_keys) {
+            (true, _) => 1,
+            (false, true) => 2,
+            (false, false) => 3,
+        };
         let projected = [(query_name, query_size, query), (key_name, kv_size, key), (value_name, kv_size, value)];
         for (part, n_rows, output) in projected.into_iter().take(n_projected) {
             self.matrix(ops, name, part, [n_rows, hidden_size], [input, output], config.attention_bias)?;
@@ -338,7 +367,8 @@ impl Units<'_> {
         }
         if plain.is_some() {
             let [query_norm, key_norm] = layout.query_key_norms;
-            for (part, input, output, row_size) in [(query_norm, query, ids.query, query_size), (key_norm, key, ids.key, kv_size)] {
+            let normed = [(query_norm, query, ids.query, query_size), (key_norm, key, normed_key, kv_size)];
+            for (part, input, output, row_size) in normed.into_iter().take(if shares { 1 } else { 2 }) {
                 let group_size = if layout.norms_whole_rows { row_size } else { head_size };
                 ops.push(match layout.norms_turned_only {
                     // Without weights, it is the same before queries and keys are turned as behind.
@@ -347,8 +377,11 @@ impl Units<'_> {
                 });
             }
         }
-        if ids.plain_value.is_some() {
+        if ids.plain_value.is_some() && !shares {
             ops.push(self.norm_without_weight(value, ids.value, head_size));
+        }
+        if let Some(kept) = ids.kept.filter(|_| shares || config.is_kv_source(layer)) {
+            ops.push(Op::CopyPart(CopyPart { input: kept, output: ids.key, n_heads: n_kv_heads, from: 0, to: 0, len: head_size }));
         }
         Ok(())
     }
@@ -416,20 +449,22 @@ impl Units<'_> {
             experts::push(ops, self.tensor, name, (config, experts), of_experts, [input, ids.delta], None)?;
             return self.add_delta(ops, layer, layout.after_ffn, ids.hidden);
         }
-        let ModelConfig { hidden_size, ffn_size, ffn_bias, .. } = *config;
-        for (part, output) in layout.gate.into_iter().zip(ids.gate).chain([(layout.up, ids.up)]) {
+        let ModelConfig { hidden_size, ffn_bias, .. } = *config;
+        let ffn_size = config.ffn_size_of(layer);
+        let of_ffn = &ids.ffn[usize::from(ids.ffn.len() > 1 && config.kv_source(layer).is_some())];
+        for (part, output) in layout.gate.into_iter().zip(of_ffn.gate).chain([(layout.up, of_ffn.up)]) {
             self.matrix(ops, name, part, [ffn_size, hidden_size], [input, output], ffn_bias)?;
         }
         let activation = config.variant.activation;
-        ops.push(match ids.gate {
-            Some(gate) => Op::Glu { activation, gate, up: ids.up, output: ids.activated },
-            None => Op::Map { function: Function::Activation(activation), target: ids.up },
+        ops.push(match of_ffn.gate {
+            Some(gate) => Op::Glu { activation, gate, up: of_ffn.up, output: of_ffn.activated },
+            None => Op::Map { function: Function::Activation(activation), target: of_ffn.up },
         });
         let (module, down) = match layout.down.strip_prefix('.') {
             Some(down) => (format!("{}.{layer}", self.names.layers), down),
             None => (name.to_owned(), layout.down),
         };
-        self.matrix(ops, &module, down, [hidden_size, ffn_size], [ids.activated, ids.delta], ffn_bias)?;
+        self.matrix(ops, &module, down, [hidden_size, ffn_size], [of_ffn.activated, ids.delta], ffn_bias)?;
         let delta = match experts {
             Some((experts, of_experts)) => self.add_experts(ops, name, layer, (experts, of_experts))?,
             None => ids.delta,
@@ -488,6 +523,9 @@ impl Units<'_> {
     /// where the layout has it so.
     fn embedded(&self, ops: &mut Vec<Op>, layer: usize) -> Result<ValueId> {
         let (layout, ids, hidden_size) = (self.layout, &self.ids, self.config.hidden_size);
+        if layer == 0 {
+            self.complete_layer_embeddings(ops)?;
+        }
         if let Some(table) = layout.token_types.filter(|_| layer == 0 && self.config.variant.n_token_types > 0) {
             let row = (self.tensor)(&format!("{table}.weight:first"), &[1, hidden_size as u64])?;
             ops.push(Op::AddBias { bias: row, target: ids.hidden });

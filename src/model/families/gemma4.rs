@@ -1,7 +1,7 @@
 //! Gemma 4, its language model: norms and windows of Gemma 3, values that are normed too, layers that see everything with heads of their
 //! own, whose keys may be their values, and a number that the residual stream is multiplied by behind each layer. The mixtures have experts
-//! beside the plain feed-forward part of each layer; their configs bear the same name. Defaults are those of transformers'
-//! `Gemma4TextConfig`.
+//! beside the plain feed-forward part of each layer; their configs bear the same name. In the small ones each layer has an embedding of its
+//! own, and the last layers read keys and values of earlier ones. Defaults are those of transformers' `Gemma4TextConfig`.
 
 use super::gemma2::{GGUF_NAMES_OF_NORMS, LAYOUT};
 use super::{Family, LLAMA_NAMES, Modules, all_but_every, decoder, llama};
@@ -36,7 +36,7 @@ pub(super) static MIXTURE: Family = Family {
 
 const DENSE: Family = Family {
     name: "gemma4_text",
-    models: "Gemma 4 (31B; text, also of models that see)",
+    models: "Gemma 4 (E2B, E4B, 31B; text, also of models that see)",
     classes: &["Gemma4ForCausalLM"],
     names: LLAMA_NAMES,
     gguf: &["gemma4"],
@@ -76,6 +76,12 @@ const GGUF_NAMES: &[(&str, &str)] = &[
     GGUF_NAMES_OF_NORMS[1],
     GGUF_NAMES_OF_NORMS[2],
     ("layer_output_scale.weight", "layer_scalar"),
+    ("per_layer_token_embd", "model.embed_tokens_per_layer"),
+    ("per_layer_model_proj", "model.per_layer_model_projection"),
+    ("per_layer_proj_norm", "model.per_layer_projection_norm"),
+    ("inp_gate", "per_layer_input_gate"),
+    ("proj", "per_layer_projection"),
+    ("post_norm", "post_per_layer_input_norm"),
     ("ffn_gate_inp", "router.proj"),
     ("ffn_gate_inp.scale", "router.scale"),
     ("ffn_gate_exps", "experts.gate_proj"),
@@ -130,6 +136,7 @@ fn from_json(fields: &Fields<'_>) -> Result<ModelConfig> {
     let window = fields.unsigned("sliding_window")?.unwrap_or(512);
     let rope = RopeConfig { theta, pairs: RopePairing::NeoX, scaling };
     let config = of_gemma4(ModelConfig { rope, sliding_window: Some(window), ..config }, heads, windowed, local, softcap);
+    let config = with_small_parts_of_json(fields, config)?;
     if !fields.bool("enable_moe_block")?.unwrap_or(false) {
         return Ok(config);
     }
@@ -147,19 +154,24 @@ fn with_experts(config: ModelConfig, experts: Experts) -> ModelConfig {
 /// What some models of this family have and tierflow lacks.
 fn refuse_others(fields: &Fields<'_>) -> Result<()> {
     let unsupported = |reason: String| Err(Error::UnsupportedModel { path: fields.path.to_owned(), reason });
-    match fields.unsigned("num_kv_shared_layers")?.unwrap_or(0) {
-        0 => {}
-        n => return unsupported(format!("num_kv_shared_layers {n} is not supported: layers that share keys and values")),
-    }
-    match fields.unsigned("hidden_size_per_layer_input")?.unwrap_or(256) {
-        0 => {}
-        n => return unsupported(format!("hidden_size_per_layer_input {n} is not supported: an embedding of each layer's own")),
-    }
     // Pictures may see both sides of them, texts do not.
     match fields.string("use_bidirectional_attention")?.filter(|kind| *kind != "vision") {
         Some(kind) => unsupported(format!("use_bidirectional_attention `{kind}` is not supported")),
         None => Ok(()),
     }
+}
+
+/// What the small models have: embeddings of layers, and layers that read keys and values of others.
+fn with_small_parts_of_json(fields: &Fields<'_>, config: ModelConfig) -> Result<ModelConfig> {
+    let layer_embedding_size = fields.unsigned("hidden_size_per_layer_input")?.unwrap_or(256);
+    if let Some(other) = fields.unsigned("vocab_size_per_layer_input")?.filter(|other| layer_embedding_size > 0 && *other != config.vocab_size) {
+        let reason = format!("vocab_size_per_layer_input is {other} where vocab_size is {}; only equal ones are supported", config.vocab_size);
+        return Err(Error::UnsupportedModel { path: fields.path.to_owned(), reason });
+    }
+    let n_kv_sharing_layers = fields.unsigned("num_kv_shared_layers")?.unwrap_or(0);
+    let is_wide = n_kv_sharing_layers > 0 && fields.bool("use_double_wide_mlp")?.unwrap_or(false);
+    let sharing_ffn_size = is_wide.then(|| config.ffn_size.saturating_mul(2));
+    Ok(ModelConfig { variant: Variant { n_kv_sharing_layers, sharing_ffn_size, layer_embedding_size, ..config.variant }, ..config })
 }
 
 /// The heads of layers that see everything: by keys of their own, or listed layer by layer as transformers 5 writes them.
@@ -213,14 +225,6 @@ fn proportional(fields: &Fields<'_>, parameters: Option<Fields<'_>>, head_size: 
 }
 
 fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
-    for (key, what) in [
-        ("attention.shared_kv_layers", "layers that share keys and values"),
-        ("embedding_length_per_layer_input", "an embedding of each layer's own"),
-    ] {
-        if let Some(n) = keys.unsigned(key)?.filter(|n| *n > 0) {
-            return Err(keys.unsupported(format!("{key} {n} is not supported: {what}")));
-        }
-    }
     // What the usual keys say is said of layers that see everything.
     let config = keys.two_sized_decoder(&FAMILY, RopePairing::NeoX)?;
     let windowed = match keys.bools("attention.sliding_window_pattern")? {
@@ -244,8 +248,16 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
     let theta = keys.float("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA);
     let local = RopeConfig { theta, pairs: RopePairing::NeoX, scaling: RopeScaling::None };
     let softcap = keys.float("final_logit_softcapping")?.map(|cap| cap as f32);
+    let n_kv_sharing_layers = keys.unsigned("attention.shared_kv_layers")?.unwrap_or(0);
+    let sharing_ffn_size = sharing_ffn_size(keys, &config, n_kv_sharing_layers)?;
     let rope = RopeConfig { theta: keys.float("rope.freq_base")?.unwrap_or(THETA), ..config.rope };
-    let variant = Variant { activation: Activation::GeluTanh, ..config.variant };
+    let variant = Variant {
+        activation: Activation::GeluTanh,
+        n_kv_sharing_layers,
+        sharing_ffn_size,
+        layer_embedding_size: keys.unsigned("embedding_length_per_layer_input")?.unwrap_or(0),
+        ..config.variant
+    };
     let config = of_gemma4(ModelConfig { n_kv_heads, head_size, rope, variant, ..config }, heads, windowed, local, softcap);
     Ok(match keys.unsigned("expert_count")?.filter(|n| *n > 0) {
         Some(n) => {
@@ -254,6 +266,22 @@ fn from_gguf(keys: &Keys<'_>) -> Result<ModelConfig> {
         }
         None => config,
     })
+}
+
+/// Width of the feed-forward part of layers that share keys and values, where files list widths of all layers and it is another.
+fn sharing_ffn_size(keys: &Keys<'_>, config: &ModelConfig, n_sharing: usize) -> Result<Option<usize>> {
+    let Some(listed) = keys.integers("feed_forward_length") else { return Ok(None) };
+    if listed.len() != config.n_layers {
+        return Err(keys.error(format!("feed_forward_length lists {} layers, the model has {}", listed.len(), config.n_layers)));
+    }
+    let n_own = config.n_layers.saturating_sub(n_sharing);
+    let sharing = listed.last().copied().filter(|_| n_sharing > 0).unwrap_or(config.ffn_size as i64);
+    let expected = |layer: usize| if layer < n_own { config.ffn_size as i64 } else { sharing };
+    if let Some((layer, size)) = listed.iter().enumerate().find(|(layer, size)| **size != expected(*layer)) {
+        return Err(keys.unsupported(format!("feed_forward_length is {size} in layer {layer} and {} in others of its kind", expected(layer))));
+    }
+    let is_other = |size: &usize| *size != config.ffn_size;
+    Ok(usize::try_from(sharing).ok().filter(is_other))
 }
 
 /// Key and value heads of layers with a window and of those that see everything.
