@@ -7,6 +7,9 @@
 //! gets bit for bit what it gets alone, and a long prompt holds the others up for one part of it at a time. Drafts of the sequences take
 //! what room is left.
 //!
+//! What a prompt has in common with the text of another sequence is copied from there. Where that one is still reading it, the prompt
+//! waits: many requests with one system prompt read it once.
+//!
 //! [`MAX_TOKENS_TOGETHER`]: crate::stream::MAX_TOKENS_TOGETHER
 
 use std::collections::VecDeque;
@@ -23,12 +26,15 @@ use futures_core::Stream;
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
-use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, choose};
+use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, choose, n_known};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::{Pooling, Sampler};
 
 /// Most unread steps of a stream: its generation pauses until they are read.
 pub const MAX_UNREAD: usize = 64;
+
+/// Fewer positions than so many are computed anew rather than copied from another sequence, or waited for.
+const MIN_COPIED: usize = 16;
 
 /// A loaded model on a thread of its own. Clones are handles of the same engine, which ends when the last handle, sequence and stream are
 /// gone.
@@ -401,24 +407,63 @@ impl EngineThread {
         }
     }
 
-    /// Begins the generations that were asked for.
+    /// Begins the generations that were asked for, but those that had better wait for another one to read what both have in common.
     fn begin(&mut self) {
-        for running in std::mem::take(&mut self.running) {
-            let Running { sequence, progress, listener } = running;
-            let begun = match progress {
-                Progress::Begun(begun) => Ok(begun),
-                Progress::Requested(request) => {
-                    let Request { prompt, sampler, options } = *request;
-                    let cached = &mut self.sequences[sequence as usize].tokens;
-                    GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)
-                        .map(|(state, due)| Box::new(Begun { state, due, draft: Vec::new(), prompt_is_reported: false }))
-                }
-            };
-            match begun {
-                Ok(begun) => self.running.push_back(Running { sequence, progress: Progress::Begun(begun), listener }),
+        let is_begun = |running: &Running| matches!(running.progress, Progress::Begun(_));
+        let (begun, requested): (VecDeque<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_begun);
+        self.running = begun;
+        for Running { sequence, progress, listener } in requested {
+            let Progress::Requested(request) = progress else { continue };
+            if self.is_being_read(sequence, &request.prompt) {
+                self.running.push_back(Running { sequence, progress: Progress::Requested(request), listener });
+                continue;
+            }
+            match self.begin_one(sequence, *request) {
+                Ok(begun) => self.running.push_back(Running { sequence, progress: Progress::Begun(Box::new(begun)), listener }),
                 Err(error) => listener.send(Err(error)),
             }
         }
+    }
+
+    fn begin_one(&mut self, sequence: u32, Request { prompt, sampler, options }: Request) -> Result<Begun> {
+        if let Some((from, n_tokens)) = self.copied_from(sequence, &prompt) {
+            self.sequences[sequence as usize].tokens.clear();
+            self.engine.copy_sequence(from, sequence, n_tokens)?;
+            self.sequences[sequence as usize].tokens.extend_from_slice(&prompt[..n_tokens]);
+        }
+        let cached = &mut self.sequences[sequence as usize].tokens;
+        let (state, due) = GenerationState::begin(&self.engine, sequence, cached, &prompt, sampler, options)?;
+        Ok(Begun { state, due, draft: Vec::new(), prompt_is_reported: false })
+    }
+
+    /// How many tokens of `prompt` are in the cache of a sequence.
+    fn n_cached(&self, sequence: u32, prompt: &[u32]) -> usize {
+        self.engine.n_reusable(sequence, n_known(&self.sequences[sequence as usize].tokens, prompt))
+    }
+
+    /// The sequence that has the most of `prompt` in its cache, and how many tokens of it, where it is worth copying them.
+    fn copied_from(&self, sequence: u32, prompt: &[u32]) -> Option<(u32, usize)> {
+        if self.engine.prepared().model.is_recurrent() {
+            return None;
+        }
+        let others = (0..self.sequences.len() as u32).filter(|other| *other != sequence);
+        let (from, n_tokens) = others.map(|other| (other, self.n_cached(other, prompt))).max_by_key(|(_, n_tokens)| *n_tokens)?;
+        (n_tokens >= self.n_cached(sequence, prompt) + MIN_COPIED).then_some((from, n_tokens))
+    }
+
+    /// Whether another sequence is reading more of `prompt` than any has in its cache.
+    fn is_being_read(&self, sequence: u32, prompt: &[u32]) -> bool {
+        if self.engine.prepared().model.is_recurrent() {
+            return false;
+        }
+        let n_cached = self.copied_from(sequence, prompt).map_or(self.n_cached(sequence, prompt), |(_, n_tokens)| n_tokens);
+        let is_read_by = |running: &Running| {
+            let tokens = &self.sequences[running.sequence as usize].tokens;
+            let n_alike = n_known(tokens, prompt);
+            let n_due = if n_alike == tokens.len() { n_known(running.due(), &prompt[n_alike..]) } else { 0 };
+            running.due().len() > 1 && running.listener.has_room() && n_alike + n_due >= n_cached + MIN_COPIED
+        };
+        self.running.iter().any(is_read_by)
     }
 
     /// Computes one part of the prompt whose turn it is.

@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
 }
 
 /// How many of the first tokens of `prompt` are `cached`.
-fn n_known(cached: &[u32], prompt: &[u32]) -> usize {
+pub(crate) fn n_known(cached: &[u32], prompt: &[u32]) -> usize {
     cached.iter().zip(prompt).take_while(|(a, b)| a == b).count()
 }
 

@@ -150,6 +150,35 @@ impl Engine {
         Ok(logits)
     }
 
+    /// Gives sequence `to` the first `n_tokens` positions of sequence `from` in place of its own: what two texts begin with is computed
+    /// once.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where so many positions of `from` are not cached or there is no such sequence, and of a model with
+    /// [recurrent states](crate::model::Model::is_recurrent), which are those after the last token alone; [`Error::Gpu`] and
+    /// [`Error::DeviceLost`] where a device fails.
+    pub fn copy_sequence(&mut self, from: u32, to: u32, n_tokens: usize) -> Result<()> {
+        let n_seqs = self.plan().n_seqs;
+        let invalid = |reason: String| Err(Error::InvalidArgument { option: Setting::NSeqs.into(), reason });
+        if let Some(sequence) = [from, to].into_iter().find(|sequence| *sequence as usize >= n_seqs) {
+            return invalid(format!("there is no sequence {sequence}, the plan provides for {n_seqs}"));
+        }
+        if self.model.prepared.model.is_recurrent() {
+            return invalid("the model has recurrent states, which cannot be copied up to a position".into());
+        }
+        let n_cached = self.cached.n_reusable(from, n_tokens);
+        if n_cached < n_tokens {
+            return invalid(format!("{n_tokens} positions of sequence {from} were to be copied, {n_cached} are cached"));
+        }
+        if from == to {
+            return Ok(());
+        }
+        self.cached.set(to, 0);
+        self.executors.copy_positions([from, to], n_tokens).map_err(|error| self.executors.cause_of(error))?;
+        self.cached.set(to, n_tokens);
+        Ok(())
+    }
+
     /// How many of the first `n_tokens` positions of a sequence need not be computed again: those that are cached; of a model with
     /// [recurrent states](crate::model::Model::is_recurrent) all, or none where its states are of another position.
     pub(crate) fn n_reusable(&self, sequence: u32, n_tokens: usize) -> usize {

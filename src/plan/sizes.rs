@@ -1,5 +1,7 @@
 //! Bytes that a forward needs besides weights. The executors allocate exactly these.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
@@ -164,9 +166,14 @@ pub enum KvCache {
 impl KvCache {
     /// Bytes of one layer's keys (or values) of one position.
     fn position_bytes(self, layer: &StoreKv) -> Bytes {
+        self.head_bytes(layer).times(layer.n_kv_heads as u64)
+    }
+
+    /// Bytes of one head of them.
+    pub fn head_bytes(self, layer: &StoreKv) -> Bytes {
         match self {
-            KvCache::Host => Bytes((layer.n_kv_heads * layer.head_size) as u64 * KvDType::F32.size_bytes()),
-            KvCache::Gpu(dtype) => Bytes((layer.n_kv_heads * padded(layer.head_size)) as u64 * dtype.size_bytes()),
+            KvCache::Host => Bytes(layer.head_size as u64 * KvDType::F32.size_bytes()),
+            KvCache::Gpu(dtype) => Bytes(padded(layer.head_size) as u64 * dtype.size_bytes()),
         }
     }
 }
@@ -184,6 +191,24 @@ fn padded_width(value: &Value) -> usize {
 /// Bytes of the K (or V) cache of one layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`, with padded heads on an adapter.
 pub fn kv_buffer_bytes(layer: &StoreKv, cache: KvCache, n_seqs: usize, ctx_size: usize) -> Bytes {
     cache.position_bytes(layer).times(ctx_size as u64).times(n_seqs as u64).align_up(256)
+}
+
+/// Where the first `n_positions` of a sequence's heads are in the K (or V) cache of one layer, and where those of another one: pairs of
+/// ranges of bytes.
+pub fn copied_ranges(
+    layer: &StoreKv,
+    cache: KvCache,
+    ctx_size: usize,
+    [from, to]: [u32; 2],
+    n_positions: usize,
+) -> impl Iterator<Item = (Range<u64>, u64)> {
+    let head = cache.head_bytes(layer).0;
+    let n_heads = layer.n_kv_heads as u64;
+    let begin = move |sequence: u32, index: u64| (u64::from(sequence) * n_heads + index) * ctx_size as u64 * head;
+    (0..n_heads).map(move |index| {
+        let first = begin(from, index);
+        (first..first + n_positions as u64 * head, begin(to, index))
+    })
 }
 
 /// Bytes of the largest K (or V) cache of all layers.

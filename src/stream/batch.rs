@@ -188,6 +188,13 @@ impl CachedPositions {
         Ok(())
     }
 
+    /// So many positions of a sequence are cached, however they came there.
+    pub fn set(&mut self, sequence: u32, n_positions: usize) {
+        if let Some(cached) = self.positions.get_mut(sequence as usize) {
+            *cached = n_positions;
+        }
+    }
+
     /// A forward begins: until it ends, its positions and all later ones count as not cached; of a recurrent model all of its sequences.
     pub fn begin(&mut self, batch: &Batch) {
         for token in &batch.tokens {

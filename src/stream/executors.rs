@@ -206,6 +206,16 @@ impl Executors {
         Ok(())
     }
 
+    /// Copies keys and values of the first of two sequences to the second.
+    ///
+    /// # Errors
+    /// Those of the devices.
+    pub fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
+        self.devices
+            .iter_mut()
+            .try_for_each(|(_, executor)| with_executor!(executor, executor => executor.copy_positions(sequences, n_positions)))
+    }
+
     /// Brings the result of the last executor to the host.
     pub(super) async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
         self.finish_last_stage(self.plan.chunks.len().saturating_sub(1), batch).await

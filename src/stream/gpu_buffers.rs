@@ -9,8 +9,8 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use crate::device::Device;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, ParamsArena, Purpose};
-use crate::model::{Model, StateKind};
-use crate::plan::sizes::{KvCache, N_PARAMS_SETS, kv_buffer_bytes, state_buffer_bytes, working_set};
+use crate::model::{Model, StateKind, StoreKv};
+use crate::plan::sizes::{KvCache, N_PARAMS_SETS, copied_ranges, kv_buffer_bytes, state_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::platform;
 use crate::stream::Store;
@@ -72,9 +72,10 @@ impl Buffers {
                 continue;
             };
             let kv_bytes = kv_buffer_bytes(cache, KvCache::Gpu(plan.kv_dtype), plan.n_seqs, plan.ctx_size);
-            let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?;
+            let usage = storage | wgpu::BufferUsages::COPY_SRC;
+            let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, usage, Purpose::KvCache).await?;
             let values = match cache.value {
-                Some(_) => Some(gpu.buffer(&format!("values of layer {layer}"), kv_bytes, storage, Purpose::KvCache).await?),
+                Some(_) => Some(gpu.buffer(&format!("values of layer {layer}"), kv_bytes, usage, Purpose::KvCache).await?),
                 None => None,
             };
             kv_caches.push(Some((keys, values)));
@@ -129,6 +130,26 @@ impl Buffers {
     /// A state of a layer.
     pub(super) fn state(&self, gpu: &Gpu, layer: usize, kind: StateKind) -> Result<&Buffer> {
         self.states.get(&(layer, kind)).ok_or_else(|| gpu.error(format!("there is no state for layer {layer}")))
+    }
+
+    /// Copies the first positions of the first of two sequences to the second; `caches` are those of each layer. They pass through a working
+    /// buffer, since no buffer can be copied to itself.
+    pub(super) fn copy_positions(&self, gpu: &Gpu, plan: &Plan, caches: &[Option<&StoreKv>], sequences: [u32; 2], n_positions: usize) {
+        let Some((_, through)) = self.working.iter().max_by_key(|(_, buffer)| buffer.size()) else { return };
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("copy of a sequence") });
+        for (cache, buffers) in caches.iter().zip(&self.kv_caches) {
+            let (Some(cache), Some((keys, values))) = (cache, buffers) else { continue };
+            for (source, target) in copied_ranges(cache, KvCache::Gpu(plan.kv_dtype), plan.ctx_size, sequences, n_positions) {
+                for begin in source.clone().step_by(through.size() as usize) {
+                    let len = through.size().min(source.end - begin);
+                    for buffer in [keys].into_iter().chain(values) {
+                        encoder.copy_buffer_to_buffer(buffer, begin, through, 0, len);
+                        encoder.copy_buffer_to_buffer(through, 0, buffer, target + begin - source.start, len);
+                    }
+                }
+            }
+        }
+        gpu.queue.submit([encoder.finish()]);
     }
 
     /// Writes the beginning of a working buffer; the queue keeps the order.

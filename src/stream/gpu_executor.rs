@@ -15,6 +15,7 @@ use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EACH_GROUP, Parts};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
+use crate::stream::store::caches_of;
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, ExpertStatistics, Logits, LogitsRequest, Store, Trace, batch, passed_on};
 use crate::units::Bytes;
@@ -359,6 +360,12 @@ impl Executor for GpuExecutor {
             self.submitter.dispatch(placed, None, self.forward)?;
         }
         self.logits(batch).await
+    }
+
+    fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
+        let caches = caches_of(&self.model, &self.plan, self.device);
+        self.buffers.copy_positions(&self.gpu, &self.plan, &caches, sequences, n_positions);
+        self.gpu.check()
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {

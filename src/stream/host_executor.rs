@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::{expert_matmul, matmul};
 use crate::model::{Model, Op, State, StoreKv};
-use crate::plan::sizes::{KvCache, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
+use crate::plan::sizes::{KvCache, copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
@@ -247,6 +247,19 @@ impl Executor for HostExecutor {
         let width = self.model.output_width();
         let logits = self.values.get(self.model.logits);
         Ok(logits.chunks_exact(width).take(batch.logits_for.len()).map(|row| select(row, batch.logits_request)).collect())
+    }
+
+    fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
+        for (cache, (keys, values)) in caches_of(&self.model, &self.plan, DEVICE).into_iter().zip(&mut self.values.kv_caches) {
+            let Some(cache) = cache else { continue };
+            for (source, target) in copied_ranges(cache, KvCache::Host, self.plan.ctx_size, sequences, n_positions) {
+                let (source, target) = (source.start as usize / 4..source.end as usize / 4, target as usize / 4);
+                for cached in [&mut *keys, &mut *values].into_iter().filter(|cached| !cached.is_empty()) {
+                    cached.copy_within(source.clone(), target);
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {

@@ -75,6 +75,9 @@ pub trait Executor {
     /// Brings the logits to the host, in the order in which the batch asks for them.
     fn readback(&mut self, batch: &Batch) -> impl Future<Output = Result<Vec<Logits>>>;
 
+    /// Copies the first `n_positions` keys and values of the first of two sequences to the second, between forwards.
+    fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()>;
+
     /// Forgets a forward that stopped midway: nothing is recorded any more and the ring is empty. What comes next is forward `forward`.
     fn recover(&mut self, forward: usize) -> impl Future<Output = Result<()>>;
 }

@@ -564,6 +564,68 @@ fn sequences_of_a_handle_live_side_by_side() {
     }
 }
 
+/// Tokens of `text` from position `begin` on, part by part; the bits of the last logits.
+fn read_on(engine: &mut Engine, sequence: u32, text: &[BatchToken], begin: usize) -> Vec<u32> {
+    let mut bits = Vec::new();
+    for part in text[begin..].chunks(8) {
+        let tokens: Vec<BatchToken> = part.iter().map(|token| BatchToken { sequence, ..*token }).collect();
+        let logits_for = vec![tokens.len() as u32 - 1];
+        bits = bits_of(engine, &Batch { tokens, logits_for, logits_request: LogitsRequest::All });
+    }
+    bits
+}
+
+#[test]
+fn positions_that_were_copied_give_the_bits_of_those_that_were_computed() {
+    for shape in shapes() {
+        let model = model_of(&shape);
+        for executors in executor_sets() {
+            for kv_dtype in [KvDType::F32, KvDType::F16] {
+                // More positions than any working buffer of an adapter has room for.
+                let options = PlanOptions { kv_dtype, ctx_size: Some(256), ubatch_size: Some(8), ..options() };
+                let mut engine = open(&model, executors, options).unwrap();
+                let (text, other) = (tokens(0, 213), tokens(1, 30));
+                read_on(&mut engine, 1, &text[..201], 0);
+                read_on(&mut engine, 2, &other, 0);
+                engine.copy_sequence(1, 2, 197).unwrap();
+                let found = read_on(&mut engine, 2, &text, 197);
+                assert!(found == read_on(&mut engine, 1, &text, 197), "{kv_dtype:?} on {executors:?}, {shape:?}");
+                // Sequences beside it are as they were.
+                read_on(&mut engine, 0, &other, 0);
+                assert!(read_on(&mut engine, 1, &tokens(0, 214), 213) == read_on(&mut engine, 2, &tokens(0, 214), 213));
+                for (from, to, n_tokens, expected) in
+                    [(0, 1, 31, "31 positions of sequence 0 were to be copied, 30 are cached"), (0, 3, 1, "there is no sequence 3")]
+                {
+                    let refused = engine.copy_sequence(from, to, n_tokens).unwrap_err().to_string();
+                    assert!(refused.contains(expected), "{refused}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_that_begin_alike_are_read_once_so_far() {
+    let model = test_model(None);
+    let prompt = |sequence: u32| ids(&[tokens(0, 40), tokens(sequence, 3 + sequence)].concat());
+    let prompts: Vec<Vec<u32>> = (1..4).map(prompt).collect();
+    for executors in executor_sets() {
+        let mut engine = open(&model, executors, PlanOptions { ubatch_size: Some(8), ..options() }).unwrap();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, 8)).collect();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let start = |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(8)).unwrap();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        let mut all = |stream: &mut TokenStream| -> Vec<u32> {
+            std::iter::from_fn(|| pollster::block_on(stream.next()).unwrap()).map(|step| step.token).collect()
+        };
+        let found: Vec<Vec<u32>> = streams.iter_mut().map(&mut all).collect();
+        assert_eq!(found, expected, "{executors:?}");
+        let n_read: Vec<usize> = streams.iter().map(TokenStream::n_prompt).collect();
+        assert_eq!(n_read, [44, 5, 6], "{executors:?}");
+    }
+}
+
 #[test]
 fn a_stream_that_is_dropped_or_cancelled_ends_and_the_next_is_whole() {
     let model = test_model(None);
