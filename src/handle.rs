@@ -410,8 +410,8 @@ impl EngineThread {
     /// Begins the generations that were asked for, but those that had better wait for another one to read what both have in common.
     fn begin(&mut self) {
         let is_begun = |running: &Running| matches!(running.progress, Progress::Begun(_));
-        let (begun, requested): (VecDeque<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_begun);
-        self.running = begun;
+        let (begun, requested): (Vec<Running>, Vec<Running>) = std::mem::take(&mut self.running).into_iter().partition(is_begun);
+        self.running = begun.into();
         for Running { sequence, progress, listener } in requested {
             let Progress::Requested(request) = progress else { continue };
             if self.is_being_read(sequence, &request.prompt) {
@@ -456,12 +456,14 @@ impl EngineThread {
         if self.engine.prepared().model.is_recurrent() {
             return false;
         }
-        let n_cached = self.copied_from(sequence, prompt).map_or(self.n_cached(sequence, prompt), |(_, n_tokens)| n_tokens);
+        let n_own = self.n_cached(sequence, prompt);
+        let n_cached = self.copied_from(sequence, prompt).map_or(n_own, |(_, n_tokens)| n_tokens);
         let is_read_by = |running: &Running| {
             let tokens = &self.sequences[running.sequence as usize].tokens;
             let n_alike = n_known(tokens, prompt);
             let n_due = if n_alike == tokens.len() { n_known(running.due(), &prompt[n_alike..]) } else { 0 };
-            running.due().len() > 1 && running.listener.has_room() && n_alike + n_due >= n_cached + MIN_COPIED
+            let is_worth_it = n_alike + n_due > n_cached && n_alike + n_due >= n_own + MIN_COPIED;
+            is_worth_it && running.due().len() > 1 && running.listener.has_room()
         };
         self.running.iter().any(is_read_by)
     }

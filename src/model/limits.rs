@@ -79,7 +79,9 @@ fn check_sharing(config: &ModelConfig, path: &str) -> Result<()> {
     }
     let ffn_size = sharing_ffn_size.unwrap_or(1);
     if ffn_size == 0 || ffn_size > MAX_SIZE {
-        return invalid(format!("the feed-forward size of layers that share keys and values is {ffn_size}, it must be from 1 to {MAX_SIZE}"));
+        return invalid(format!(
+            "the feed-forward size of layers that share keys and values is {ffn_size}, it must be from 1 to {MAX_SIZE}"
+        ));
     }
     if layer_embedding_size.saturating_mul(config.n_layers) > MAX_SIZE {
         let reason = format!("embeddings of {} layers with {layer_embedding_size} values each are absurdly wide", config.n_layers);

@@ -142,26 +142,19 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
     let mut map = DeviceMap::default();
     let names = &model.config.family.names;
     for (unit, planned) in model.units.iter().zip(&plan.units) {
-        let stored_on = DeviceKey::from(planned.stored_on);
-        let executor = DeviceKey::from(planned.execute_on);
-        let chunks = &plan.chunks[planned.chunks.clone()];
+        let (stored_on, executor) = (DeviceKey::from(planned.stored_on), DeviceKey::from(planned.execute_on));
         match unit.kind {
-            UnitKind::Attention { layer } => map.insert(format!("{}.{layer}.{}", names.layers, names.norms[0]), executor),
-            UnitKind::FeedForward { layer } => map.insert(format!("{}.{layer}.{}", names.layers, names.norms[1]), executor),
-            UnitKind::Layer { layer } => {
-                names.norms.iter().for_each(|norm| map.insert(format!("{}.{layer}.{norm}", names.layers), executor));
-            }
             UnitKind::Head => [names.norm].into_iter().chain(names.rotary).for_each(|name| map.insert(name.into(), executor)),
             UnitKind::Embedding => {
                 let others = model.embeddings().skip(1).map(|(table, _)| module_of(catalog, table));
                 names.positions.into_iter().chain(others).for_each(|name| map.insert(name.into(), stored_on));
             }
+            UnitKind::Attention { .. } | UnitKind::FeedForward { .. } | UnitKind::Layer { .. } => {}
         }
-        if chunks.iter().all(|chunk| chunk.stored_on == planned.stored_on) {
-            insert_whole(&mut map, catalog, model, (unit, planned), stored_on);
-        } else {
-            insert_parts(&mut map, unit, plan, catalog, planned.chunks.clone());
-        }
+        let is_whole = plan.chunks[planned.chunks.clone()].iter().all(|chunk| chunk.stored_on == planned.stored_on);
+        let parts = if is_whole { parts_of(unit, model) } else { Vec::new() };
+        parts.iter().for_each(|part| map.insert(part.clone(), stored_on));
+        insert_rest(&mut map, (unit, &parts), plan, catalog, planned);
     }
     match ModuleTree::of_model(catalog, model) {
         Ok(tree) => clean_device_map(&map.in_order_of(&tree)),
@@ -169,28 +162,33 @@ pub(super) fn export(plan: &Plan, catalog: &Catalog, model: &Model) -> DeviceMap
     }
 }
 
-/// The module of a tensor.
+/// The module of a tensor; of one that is called otherwise than `weight` or `bias`, the tensor itself.
 fn module_of(catalog: &Catalog, tensor: TensorId) -> &str {
-    catalog[tensor].name.trim_end_matches(".weight")
+    // `name:part` is a part of a tensor.
+    let name = catalog[tensor].name.split(':').next().unwrap_or_default();
+    name.strip_suffix(".weight").or(name.strip_suffix(".bias")).unwrap_or(name)
 }
 
-/// One entry for a unit, or for each part of a whole layer: its norms are placed for themselves. Matrices that are in no part have their own.
-fn insert_whole(map: &mut DeviceMap, catalog: &Catalog, model: &Model, (unit, planned): (&Unit, &UnitPlan), stored_on: DeviceKey) {
-    let is_outside = |module: &&str| unit.kind.layer().is_some() && !module.starts_with(&planned.name);
-    unit.matrices().map(|id| module_of(catalog, id)).filter(is_outside).for_each(|module| map.insert(module.into(), stored_on));
+/// The modules of a unit: itself, or the parts of a whole layer, whose norms are placed for themselves.
+fn parts_of(unit: &Unit, model: &Model) -> Vec<String> {
     let names = &model.config.family.names;
     match unit.kind {
-        UnitKind::Layer { .. } => {
-            [names.attention, names.ffn].iter().for_each(|part| map.insert(format!("{}.{part}", planned.name), stored_on));
-        }
-        _ => map.insert(planned.name.clone(), stored_on),
+        UnitKind::Layer { .. } => [names.attention, names.ffn].map(|part| format!("{}.{part}", unit.name)).into(),
+        _ => vec![unit.name.clone()],
     }
 }
 
-/// One entry for each matrix of a unit that is cut.
-fn insert_parts(map: &mut DeviceMap, unit: &Unit, plan: &Plan, catalog: &Catalog, chunks: std::ops::Range<usize>) {
-    for id in unit.matrices() {
-        let chunk = plan.chunks[chunks.clone()].iter().find(|chunk| chunk.slices.iter().any(|slice| slice.tensor == id));
+/// One entry for each tensor of a layer, or of a unit that is cut, that is in none of these modules; norms and biases are where the unit is computed.
+fn insert_rest(map: &mut DeviceMap, (unit, parts): (&Unit, &[String]), plan: &Plan, catalog: &Catalog, planned: &UnitPlan) {
+    let is_outside = |module: &str| {
+        let is_in = |part: &String| module.strip_prefix(part.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        (unit.kind.layer().is_some() || parts.is_empty()) && !parts.iter().any(is_in)
+    };
+    for id in unit.matrices().filter(|id| is_outside(module_of(catalog, *id))) {
+        let chunk = plan.chunks[planned.chunks.clone()].iter().find(|chunk| chunk.slices.iter().any(|slice| slice.tensor == id));
         map.insert(module_of(catalog, id).to_owned(), chunk.map_or(DeviceKey::Disk, |chunk| DeviceKey::from(chunk.stored_on)));
+    }
+    for id in unit.vectors().filter(|id| is_outside(module_of(catalog, *id))) {
+        map.insert(module_of(catalog, id).to_owned(), DeviceKey::from(planned.execute_on));
     }
 }

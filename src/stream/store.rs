@@ -93,7 +93,8 @@ impl Store {
 
     /// Host-resident bytes: copied into memory, or mapped for as long as the model is open.
     pub fn host_bytes(&self) -> Bytes {
-        let embeddings: usize = self.embeddings.iter().filter_map(|embedding| embedding.host_resident.as_ref()).map(|rows| rows.len()).sum();
+        let embeddings: usize =
+            self.embeddings.iter().filter_map(|embedding| embedding.host_resident.as_ref()).map(|rows| rows.len()).sum();
         let own = self.host_memory.len();
         let is_mapped = |index: &usize| self.plan.stored_on(*index) == Device::Cpu && self.places[*index].is_none();
         let mapped: Bytes = (0..self.places.len()).filter(is_mapped).map(|index| self.plan.chunks[index].size_bytes).sum();

@@ -11,11 +11,11 @@ use std::sync::atomic::AtomicBool;
 
 use crate::reference::Reference;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
-use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::engine::{Engine, EngineBuilder, Prepared, TextFiles};
 use tierflow::error::Error;
 use tierflow::model::{Checkpoint, Model};
 use tierflow::plan::sizes::{self, KvCache};
-use tierflow::plan::{KvDType, PlanOptions};
+use tierflow::plan::{KvDType, PlacementRule, PlanOptions, ResidentLayers};
 use tierflow::platform::IoMode;
 use tierflow::session::Session;
 use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
@@ -284,6 +284,41 @@ family_tests! {
     every_family_answers_as_transformers_does_3: 3,
     every_family_answers_as_transformers_does_4: 4,
     every_family_answers_as_transformers_does_5: 5
+}
+
+/// Keys and values that layers share, and the embeddings of layers, go from device to device wherever a model is cut.
+#[test]
+fn what_layers_share_goes_from_device_to_device() {
+    if common::gpus().is_empty() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let golden = format!("{}/tests/golden/families/gemma4-small.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    golden.write(root.path(), "gemma4-small");
+    let folder = root.path().join("gemma4-small");
+    let expected: Expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let (gpu, host) = (Device::Gpu(0), Device::Cpu);
+    for cut in [None, Some(1), Some(6), Some(9), Some(12), Some(15)] {
+        // Without a cut, devices take turns.
+        let is_on_host = |unit: usize| cut.map_or(unit.is_multiple_of(2), |cut| unit >= cut);
+        let device = |unit| if is_on_host(unit) { host } else { gpu };
+        let placements = common::placements(&folder, |unit, _| (device(unit), device(unit)));
+        let options = PlanOptions {
+            ctx_size: Some(expected.n_positions()),
+            placement: PlacementRule::Placed(placements),
+            resident_layers: ResidentLayers::Auto,
+            ..PlanOptions::default()
+        };
+        check(&folder, &expected, &format!("cut at {cut:?}"), |builder| builder.plan_options(options.clone()).compute_on([gpu, host]));
+    }
+    // A plan's device map says where every weight is, so that it gives the plan again.
+    let prepared = pollster::block_on(Engine::builder(&folder).text(TextFiles::Skip).device(DeviceChoice::Gpu).prepare()).unwrap();
+    let map_of = |prepared: &Prepared| prepared.plan.device_map(&prepared.checkpoint.catalog, &prepared.model);
+    let map = map_of(&prepared);
+    let again = PlanOptions { placement: PlacementRule::Given(map.clone()), ..PlanOptions::default() };
+    let again = pollster::block_on(Engine::builder(&folder).text(TextFiles::Skip).device(DeviceChoice::Gpu).plan_options(again).prepare());
+    assert_eq!(map_of(&again.unwrap()), map);
 }
 
 /// One latent vector of a position is cached for keys and values of all heads; where a config says another width of it than the tensors

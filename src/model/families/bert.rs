@@ -19,7 +19,6 @@ pub(super) static FAMILY: Family = Family {
         layers: "bert.encoder.layer",
         attention: "attention",
         ffn: "intermediate",
-        norms: ["attention.output.LayerNorm", "output.LayerNorm"],
         norm: "bert.pooler",
         norm_class: "{}Pooler",
         rotary: None,

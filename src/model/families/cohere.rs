@@ -12,7 +12,7 @@ pub(super) static FAMILY: Family = Family {
     name: "cohere",
     models: "Command R, Aya 23",
     classes: &["CohereForCausalLM"],
-    names: Names { norms: ["input_layernorm"; 2], norm_class: "{}LayerNorm", ..LLAMA_NAMES },
+    names: Names { norm_class: "{}LayerNorm", ..LLAMA_NAMES },
     gguf: &["command-r"],
     gguf_names: &[],
     from_json,

@@ -9,8 +9,8 @@ use super::experts::{self, ExpertIds, Router};
 use super::{Names, Tensors};
 use crate::error::Result;
 use crate::model::{
-    Activation, Attention, CopyPart, Experts, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit, UnitKind,
-    Value, ValueId,
+    Activation, Attention, CopyPart, Experts, Function, Heads, LayerNorm, Model, ModelConfig, NormKind, Op, RmsNorm, Rope, StoreKv, Unit,
+    UnitKind, Value, ValueId,
 };
 use crate::weights::TensorId;
 

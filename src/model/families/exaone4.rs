@@ -2,7 +2,7 @@
 //! heads of the layers that have one. Defaults are those of transformers' `Exaone4Config`.
 
 use super::decoder::{self, LLAMA, Layout};
-use super::{ATTENTION, Family, LLAMA_NAMES, Names, QUERY_KEY_NORMS, all_but_every, olmo2};
+use super::{ATTENTION, Family, LLAMA_NAMES, QUERY_KEY_NORMS, all_but_every, olmo2};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -12,7 +12,7 @@ pub(super) static FAMILY: Family = Family {
     name: "exaone4",
     models: "EXAONE 4",
     classes: &["Exaone4ForCausalLM"],
-    names: Names { norms: olmo2::NORMS, ..LLAMA_NAMES },
+    names: LLAMA_NAMES,
     gguf: &["exaone4"],
     gguf_names: olmo2::GGUF_NAMES,
     from_json,

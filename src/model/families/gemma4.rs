@@ -164,8 +164,11 @@ fn refuse_others(fields: &Fields<'_>) -> Result<()> {
 /// What the small models have: embeddings of layers, and layers that read keys and values of others.
 fn with_small_parts_of_json(fields: &Fields<'_>, config: ModelConfig) -> Result<ModelConfig> {
     let layer_embedding_size = fields.unsigned("hidden_size_per_layer_input")?.unwrap_or(256);
-    if let Some(other) = fields.unsigned("vocab_size_per_layer_input")?.filter(|other| layer_embedding_size > 0 && *other != config.vocab_size) {
-        let reason = format!("vocab_size_per_layer_input is {other} where vocab_size is {}; only equal ones are supported", config.vocab_size);
+    if let Some(other) =
+        fields.unsigned("vocab_size_per_layer_input")?.filter(|other| layer_embedding_size > 0 && *other != config.vocab_size)
+    {
+        let reason =
+            format!("vocab_size_per_layer_input is {other} where vocab_size is {}; only equal ones are supported", config.vocab_size);
         return Err(Error::UnsupportedModel { path: fields.path.to_owned(), reason });
     }
     let n_kv_sharing_layers = fields.unsigned("num_kv_shared_layers")?.unwrap_or(0);
@@ -278,7 +281,9 @@ fn sharing_ffn_size(keys: &Keys<'_>, config: &ModelConfig, n_sharing: usize) -> 
     let sharing = listed.last().copied().filter(|_| n_sharing > 0).unwrap_or(config.ffn_size as i64);
     let expected = |layer: usize| if layer < n_own { config.ffn_size as i64 } else { sharing };
     if let Some((layer, size)) = listed.iter().enumerate().find(|(layer, size)| **size != expected(*layer)) {
-        return Err(keys.unsupported(format!("feed_forward_length is {size} in layer {layer} and {} in others of its kind", expected(layer))));
+        return Err(
+            keys.unsupported(format!("feed_forward_length is {size} in layer {layer} and {} in others of its kind", expected(layer)))
+        );
     }
     let is_other = |size: &usize| *size != config.ffn_size;
     Ok(usize::try_from(sharing).ok().filter(is_other))

@@ -19,7 +19,6 @@ pub(super) static FAMILY: Family = Family {
         layers: "transformer.h",
         attention: "attn",
         ffn: "mlp",
-        norms: ["ln_1", "ln_2"],
         norm: "transformer.ln_f",
         norm_class: "LayerNorm",
         rotary: None,

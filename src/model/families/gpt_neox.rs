@@ -20,7 +20,6 @@ pub(super) static FAMILY: Family = Family {
         layers: "gpt_neox.layers",
         attention: "attention",
         ffn: "mlp",
-        norms: ["input_layernorm", "post_attention_layernorm"],
         norm: "gpt_neox.final_layer_norm",
         norm_class: "LayerNorm",
         rotary: Some("gpt_neox.rotary_emb"),

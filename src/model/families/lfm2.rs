@@ -16,7 +16,7 @@ pub(super) const DECODER: Family = Family {
     name: "lfm2",
     models: "LFM2 (dense)",
     classes: &["Lfm2ForCausalLM"],
-    names: Names { ffn: "feed_forward", norms: ["operator_norm", "ffn_norm"], norm: "model.embedding_norm", ..LLAMA_NAMES },
+    names: Names { ffn: "feed_forward", norm: "model.embedding_norm", ..LLAMA_NAMES },
     gguf: &["lfm2"],
     gguf_names: &GGUF_NAMES,
     from_json,

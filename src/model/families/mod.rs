@@ -161,8 +161,6 @@ pub struct Names {
     pub attention: &'static str,
     /// The feed-forward part of a layer.
     pub ffn: &'static str,
-    /// The norms before both parts, which go where their part is computed.
-    pub norms: [&'static str; 2],
     /// The last norm.
     pub norm: &'static str,
     /// Its class, in which `{}` stands for the prefix.
@@ -182,7 +180,6 @@ pub(super) const LLAMA_NAMES: Names = Names {
     layers: "model.layers",
     attention: "self_attn",
     ffn: "mlp",
-    norms: ["input_layernorm", "post_attention_layernorm"],
     norm: "model.norm",
     norm_class: "{}RMSNorm",
     rotary: Some("model.rotary_emb"),

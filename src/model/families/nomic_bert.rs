@@ -19,7 +19,6 @@ pub(super) static FAMILY: Family = Family {
         layers: "encoder.layers",
         attention: "attn",
         ffn: "mlp",
-        norms: ["norm1", "norm2"],
         norm: "pooler",
         norm_class: "{}Pooler",
         rotary: None,

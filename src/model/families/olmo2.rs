@@ -2,7 +2,7 @@
 //! `Olmo2Config`. Its GGUF files with a window hold OLMo 3.
 
 use super::decoder::{self, LLAMA, Layout};
-use super::{ATTENTION, Family, LLAMA_NAMES, Modules, Names, QUERY_KEY_NORMS, all_but_every, llama, olmo3};
+use super::{ATTENTION, Family, LLAMA_NAMES, Modules, QUERY_KEY_NORMS, all_but_every, llama, olmo3};
 use crate::error::Result;
 use crate::model::config_gguf::Keys;
 use crate::model::config_json::{Defaults, Fields};
@@ -15,7 +15,7 @@ pub(super) const DECODER: Family = Family {
     name: "olmo2",
     models: "OLMo 2",
     classes: &["Olmo2ForCausalLM"],
-    names: Names { norms: NORMS, ..LLAMA_NAMES },
+    names: LLAMA_NAMES,
     gguf: &["olmo2"],
     gguf_names: GGUF_NAMES,
     from_json,
@@ -25,9 +25,6 @@ pub(super) const DECODER: Family = Family {
     class_prefix: "Olmo2",
     layer_modules: &[ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD_AND_NORMS],
 };
-
-/// Those behind both parts.
-pub(super) const NORMS: [&str; 2] = ["post_attention_layernorm", "post_feedforward_layernorm"];
 
 pub(super) const GGUF_NAMES: &[(&str, &str)] =
     &[("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")];

@@ -12,7 +12,7 @@ pub(super) static FAMILY: Family = Family {
     name: "phi",
     models: "Phi-1, Phi-1.5, Phi-2",
     classes: &["PhiForCausalLM"],
-    names: Names { norms: ["input_layernorm"; 2], norm: "model.final_layernorm", norm_class: "LayerNorm", ..LLAMA_NAMES },
+    names: Names { norm: "model.final_layernorm", norm_class: "LayerNorm", ..LLAMA_NAMES },
     gguf: &["phi2"],
     gguf_names: &[("attn_output", "self_attn.dense"), ("ffn_up", "mlp.fc1"), ("ffn_down", "mlp.fc2")],
     from_json,
