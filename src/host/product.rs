@@ -11,7 +11,8 @@ use rayon::slice::ParallelSliceMut;
 use super::Operand;
 use crate::dtype::DType;
 use crate::host::simd::{
-    BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, Simd, TILE_TOKENS, TileColumn, TokenBlock, padded,
+    BLOCK_LEN, FLOAT_PANEL_ROWS, Floats, PANEL_ROWS, PanelBlock, PanelColumn, PanelProducts, Simd, TILE_TOKENS, TileColumn, TokenBlock,
+    padded,
 };
 use crate::kernels::matmul::Params;
 
@@ -19,7 +20,7 @@ use crate::kernels::matmul::Params;
 const TASKS_PER_THREAD: RangeInclusive<usize> = 4..=8;
 /// Stored bytes below which a task is not worth handing to another thread.
 const MIN_TASK_BYTES: usize = 16 << 10;
-/// Panels that stay in a core's second cache beside the tokens: half of what most cores have. One at least, whatever its size.
+/// Panels that stay in a core's second cache beside the tokens: half of what most cores have. As many at least as are multiplied at once.
 const UNPACKED_BYTES: usize = 128 << 10;
 /// Tokens that meet a panel before the next panel is loaded: a few tens of KiB; a multiple of what the instructions take at once.
 const TOKENS_AT_ONCE: usize = 24;
@@ -149,9 +150,10 @@ impl Product<'_> {
 
     fn many_blocks(&self, tokens: &[TokenBlock], first_row: usize, outputs: &mut [&mut [f32]], scratch: &mut Scratch) {
         let n_blocks = self.n_columns / BLOCK_LEN;
-        let panels_at_once = (UNPACKED_BYTES / (n_blocks * size_of::<PanelBlock>())).max(1);
+        let at_a_time = if self.simd.multiply_two_panels.is_some() { 2 } else { 1 };
+        let panels_at_once = (UNPACKED_BYTES / (n_blocks * size_of::<PanelBlock>())).max(1).next_multiple_of(at_a_time);
         let n_rows = outputs.first().map_or(0, |output| output.len());
-        let mut products = [[0.0; PANEL_ROWS]; TOKENS_AT_ONCE];
+        let mut products = [[[0.0; PANEL_ROWS]; TOKENS_AT_ONCE]; 2];
         for begin in (0..n_rows).step_by(panels_at_once * PANEL_ROWS) {
             let end = n_rows.min(begin + panels_at_once * PANEL_ROWS);
             scratch.blocks.resize((end - begin).div_ceil(PANEL_ROWS) * n_blocks, PanelBlock::ZERO);
@@ -159,10 +161,27 @@ impl Product<'_> {
                 (self.simd.unpack)(self.dtype, &self.rows(first_row + row), panel);
             }
             for (tokens, outputs) in tokens.chunks(TOKENS_AT_ONCE * n_blocks).zip(outputs.chunks_mut(TOKENS_AT_ONCE)) {
-                for (panel, row) in scratch.blocks.chunks_exact(n_blocks).zip((begin..end).step_by(PANEL_ROWS)) {
-                    let products = &mut products[..outputs.len()];
-                    (self.simd.multiply_panel)(self.dtype, panel, tokens, products);
-                    put(products, row, outputs);
+                for (panels, row) in scratch.blocks.chunks(2 * n_blocks).zip((begin..end).step_by(2 * PANEL_ROWS)) {
+                    let [first, last] = products.each_mut().map(|products| &mut products[..outputs.len()]);
+                    self.multiply_panels(panels, tokens, [&mut *first, &mut *last]);
+                    put(first, row, outputs);
+                    if panels.len() > n_blocks {
+                        put(last, row + PANEL_ROWS, outputs);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One panel or two of them.
+    fn multiply_panels(&self, panels: &[PanelBlock], tokens: &[TokenBlock], [first, last]: [&mut [PanelProducts]; 2]) {
+        let (panel, other) = panels.split_at(self.n_columns / BLOCK_LEN);
+        match self.simd.multiply_two_panels {
+            Some(multiply_two_panels) if !other.is_empty() => multiply_two_panels(self.dtype, [panel, other], tokens, [first, last]),
+            _ => {
+                (self.simd.multiply_panel)(self.dtype, panel, tokens, first);
+                if !other.is_empty() {
+                    (self.simd.multiply_panel)(self.dtype, other, tokens, last);
                 }
             }
         }

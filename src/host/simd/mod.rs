@@ -127,6 +127,9 @@ pub type PanelRows<'a> = [&'a [u8]; PANEL_ROWS];
 /// One product for each of eight rows.
 pub type PanelProducts = [f32; PANEL_ROWS];
 
+/// As [`Simd::multiply_panel`], of two panels of as many blocks, with products of as many tokens.
+pub type MultiplyTwoPanels = fn(DType, panels: [&[PanelBlock]; 2], tokens: &[TokenBlock], products: [&mut [PanelProducts]; 2]);
+
 /// The functions of one kind of processor. All panic where slices are not as long as they say, and those of
 /// blocks where the dtype has none.
 #[derive(Debug)]
@@ -139,6 +142,8 @@ pub struct Simd {
     pub unpack: fn(DType, &PanelRows<'_>, panel: &mut [PanelBlock]),
     /// A panel times tokens (`[n_tokens, n_columns / 32]`): `products` is `[n_tokens]`, as `multiply_rows` has them.
     pub multiply_panel: fn(DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [PanelProducts]),
+    /// Two panels, where that is faster than one after the other; `None` where it is not.
+    pub multiply_two_panels: Option<MultiplyTwoPanels>,
     /// Eight unquantised rows times one token (`[n_columns]`).
     pub dot_rows: fn(Floats, &PanelRows<'_>, token: &[f32]) -> PanelProducts,
     /// Decodes sixteen unquantised rows into the panel of `n_columns` columns.

@@ -9,8 +9,18 @@ use super::{
 use crate::dtype::BlockLayout;
 
 /// The functions of this file.
-pub(super) static SIMD: Simd =
-    Simd { name: "portable", multiply_rows, unpack, multiply_panel, dot_rows, arrange, multiply_tile, dots, weighted_sums };
+pub(super) static SIMD: Simd = Simd {
+    name: "portable",
+    multiply_rows,
+    unpack,
+    multiply_panel,
+    multiply_two_panels: None,
+    dot_rows,
+    arrange,
+    multiply_tile,
+    dots,
+    weighted_sums,
+};
 
 fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
     let layout = layout_of(dtype);

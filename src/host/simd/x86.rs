@@ -1,4 +1,4 @@
-//! x86-64: AVX2 with FMA and F16C, which nearly every processor since 2013 has.
+//! x86-64: AVX2 with FMA and F16C, which nearly every processor since 2013 has; where there is AVX-512 with VNNI, it multiplies prompts.
 
 mod blocks;
 mod columns;
@@ -6,6 +6,7 @@ mod floats;
 mod formats;
 mod sums;
 mod tiles;
+mod wide;
 
 use super::Simd;
 
@@ -14,6 +15,7 @@ static AVX2: Simd = Simd {
     multiply_rows: blocks::multiply_rows,
     unpack: blocks::unpack,
     multiply_panel: blocks::multiply_panel,
+    multiply_two_panels: None,
     dot_rows: floats::dot_rows,
     arrange: tiles::arrange,
     multiply_tile: tiles::multiply_tile,
@@ -21,8 +23,11 @@ static AVX2: Simd = Simd {
     weighted_sums: floats::weighted_sums,
 };
 
+static AVX512: Simd = Simd { name: "AVX-512", multiply_two_panels: Some(wide::multiply_two_panels), ..AVX2 };
+
 /// What this processor can run. Nobody else reaches the table, which is what makes its functions safe to call.
 pub(super) fn found() -> impl Iterator<Item = &'static Simd> {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-    avx2.then_some(&AVX2).into_iter()
+    let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
+    avx512.then_some(&AVX512).into_iter().chain(avx2.then_some(&AVX2))
 }

@@ -13,6 +13,7 @@ use super::super::{DType, MAX_FACTORS, N_PAIRS, PanelBlock, PanelProducts, Panel
 use super::blocks::{multiply_rows_of, unpack_of};
 use super::columns::Blocks;
 use super::sums::{Sum, multiply_panel};
+use super::wide;
 use crate::dtype::BlockLayout;
 
 /// A part of eight rows in registers: see [`PanelBlock`].
@@ -75,11 +76,17 @@ pub(super) struct Functions {
     pub(super) multiply_rows: unsafe fn(&PanelRows<'_>, &[TokenBlock]) -> PanelProducts,
     pub(super) unpack: unsafe fn(&PanelRows<'_>, &mut [PanelBlock]),
     pub(super) multiply_panel: unsafe fn(&[PanelBlock], &[TokenBlock], &mut [PanelProducts]),
+    pub(super) multiply_two_panels: unsafe fn([&[PanelBlock]; 2], &[TokenBlock], [&mut [PanelProducts]; 2]),
 }
 
 impl Functions {
     const fn of<F: Format>() -> Functions {
-        Functions { multiply_rows: multiply_rows_of::<F>, unpack: unpack_of::<F>, multiply_panel: multiply_panel::<F::Sum> }
+        Functions {
+            multiply_rows: multiply_rows_of::<F>,
+            unpack: unpack_of::<F>,
+            multiply_panel: multiply_panel::<F::Sum>,
+            multiply_two_panels: wide::multiply_two_panels_of::<F::Sum>,
+        }
     }
 }
 
