@@ -11,7 +11,7 @@ use crate::units::Bytes;
 
 /// Version of the file's format, of what its figures mean, and of the kernels that they were measured with. With a file of another
 /// version, everything is measured again.
-const VERSION: u32 = 9;
+const VERSION: u32 = 10;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct File {

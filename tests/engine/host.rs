@@ -131,9 +131,9 @@ fn the_extremes_of_integers_do_not_overflow() {
                 let signs = (0..n_columns).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect();
                 for input in [vec![1.0; n_columns], vec![-1.0; n_columns], signs] {
                     let expected = plain_block_product(dtype, &row, &token_blocks(&input, n_columns));
-                    for n_tokens in [1, 9] {
-                        let params = matmul::Params::new(dtype, 1, n_columns as u32, n_tokens);
-                        let output = product(simd, &params, &row, &input.repeat(n_tokens as usize));
+                    for (n_rows, n_tokens) in [(1, 1), (1, 9), (17, 30)] {
+                        let params = matmul::Params::new(dtype, n_rows, n_columns as u32, n_tokens);
+                        let output = product(simd, &params, &row.repeat(n_rows as usize), &input.repeat(n_tokens as usize));
                         assert!(output.iter().all(|value| value.to_bits() == expected.to_bits()), "{}, {dtype}, {byte:#x}", simd.name);
                     }
                 }
