@@ -76,8 +76,11 @@ pub(super) struct Functions {
     pub(super) multiply_rows: unsafe fn(&PanelRows<'_>, &[TokenBlock]) -> PanelProducts,
     pub(super) unpack: unsafe fn(&PanelRows<'_>, &mut [PanelBlock]),
     pub(super) multiply_panel: unsafe fn(&[PanelBlock], &[TokenBlock], &mut [PanelProducts]),
-    pub(super) multiply_two_panels: unsafe fn([&[PanelBlock]; 2], &[TokenBlock], [&mut [PanelProducts]; 2]),
+    pub(super) multiply_two_panels: MultiplyTwoPanels,
 }
+
+/// As [`Simd::multiply_two_panels`](super::super::Simd::multiply_two_panels), of one format.
+type MultiplyTwoPanels = unsafe fn([&[PanelBlock]; 2], &[TokenBlock], [&mut [PanelProducts]; 2]);
 
 impl Functions {
     const fn of<F: Format>() -> Functions {
