@@ -89,7 +89,7 @@ impl Block {
     }
 }
 
-fn half_at(block: &[u8], offset: usize) -> f32 {
+pub(crate) fn half_at(block: &[u8], offset: usize) -> f32 {
     f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
 }
 
@@ -127,8 +127,12 @@ fn q6_k(block: &[u8], part: usize) -> Block {
     let (n, j) = (part / 4, part % 4);
     let (low, high) = (&block[64 * n + 32 * (j % 2)..][..PART_LEN], &block[128 + 32 * n..][..PART_LEN]);
     let value = |l: usize| (low[l] >> (j / 2 * 4) & 15 | (high[l] >> (2 * j) & 3) << 4).cast_signed() - 32;
-    let scale = |half: usize| half_at(block, 208) * f32::from(block[192 + 2 * part + half].cast_signed());
-    Block { values: std::array::from_fn(value), scales: [scale(0), scale(1)], minimums: [0.0; 2] }
+    Block { values: std::array::from_fn(value), scales: scales_of_q6_k(block, part), minimums: [0.0; 2] }
+}
+
+pub(crate) fn scales_of_q6_k(block: &[u8], part: usize) -> [f32; 2] {
+    let scale = half_at(block, 208);
+    [0, 1].map(|half| scale * f32::from(block[192 + 2 * part + half].cast_signed()))
 }
 
 pub(crate) const Q5_0: BlockLayout = BlockLayout { len: 32, bytes: 22, scaling: Scaling::One, apart: 16, unpack: q5_0 };
@@ -158,7 +162,7 @@ fn q4_k(block: &[u8], part: usize) -> Block {
 }
 
 /// The scale and the minimum of a part of Q4_K or Q5_K: six bits each in the twelve bytes behind the two halves that they multiply.
-fn scale_and_minimum(block: &[u8], part: usize) -> (f32, f32) {
+pub(crate) fn scale_and_minimum(block: &[u8], part: usize) -> (f32, f32) {
     let packed = &block[4..16];
     let (scale, minimum) = if part < 4 {
         (packed[part] & 63, packed[part + 4] & 63)
@@ -230,7 +234,7 @@ fn mxfp4(block: &[u8], _part: usize) -> Block {
 }
 
 /// Half of the power of two that this biased exponent stands for; the two least halves are subnormal.
-fn half_of_power(exponent: u8) -> f32 {
+pub(crate) fn half_of_power(exponent: u8) -> f32 {
     f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { u32::from(exponent - 1) << 23 })
 }
 

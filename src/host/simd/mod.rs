@@ -23,6 +23,8 @@
 #[cfg(target_arch = "aarch64")]
 mod arm;
 mod portable;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -171,6 +173,8 @@ pub fn all() -> Vec<&'static Simd> {
     found.extend(x86::found());
     #[cfg(target_arch = "aarch64")]
     found.push(&arm::SIMD);
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    found.push(&wasm::SIMD);
     found.push(&portable::SIMD);
     found
 }

@@ -48,6 +48,28 @@ async function answerOf(url) {
   return answer;
 }
 
+test('the cpu answers all that the small model is known to answer', async () => {
+  const page = await open(browser);
+  const questions = goldens.map(({ prompt, new_ids }) => ({ content: prompt, max_tokens: new_ids.length }));
+  const answers = await page.evaluate(
+    async ({ url, questions }) => {
+      const { Engine } = await import(new URL('../index.js', location.href).href);
+      const engine = new Engine();
+      await engine.load(url, { device: 'cpu' });
+      const answers = [];
+      for (const { content, max_tokens } of questions) {
+        const { choices } = await engine.chat.completions.create({ messages: [{ role: 'user', content }], temperature: 0, max_tokens });
+        answers.push(choices[0].message.content);
+      }
+      return answers;
+    },
+    { url: model, questions },
+  );
+  assert.deepEqual(answers, goldens.map(({ text }) => text.replace(/<\|im_end\|>$/, '')));
+  assert.deepEqual(page.errors, []);
+  await page.close();
+});
+
 test('a chat with the small model: its text, its figures, its timeline', NOT_SHORT, async () => {
   const page = await open(browser);
   await chooseUrl(page, model);
