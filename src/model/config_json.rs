@@ -638,8 +638,14 @@ mod tests {
             (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"linear_key_head_dim":0}"#, "key heads is 0"),
             (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"full_attention_interval":0}"#, "full_attention_interval"),
             (r#"{"model_type":"qwen3_5_text","num_key_value_heads":2,"layer_types":["conv"]}"#, "layer_types"),
-            (r#"{"model_type":"gemma4_text"}"#, "hidden_size_per_layer_input 256"),
-            (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"num_kv_shared_layers":2}"#, "num_kv_shared_layers 2"),
+            (
+                r#"{"model_type":"gemma4_text","vocab_size_per_layer_input":321}"#,
+                "vocab_size_per_layer_input is 321 where vocab_size is 320",
+            ),
+            (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":4611686018427387904}"#, "absurdly wide"),
+            (r#"{"model_type":"gemma4_text","num_kv_shared_layers":4}"#, "4 of 4 layers share"),
+            (r#"{"model_type":"gemma4_text","num_kv_shared_layers":4611686018427387904}"#, "4611686018427387904 of 4 layers share"),
+            (r#"{"model_type":"gemma4_text","num_kv_shared_layers":2}"#, "layer 3 shares keys and values, but none of the 2 layers"),
             (r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"use_bidirectional_attention":"all"}"#, "`all`"),
             (
                 r#"{"model_type":"gemma4_text","hidden_size_per_layer_input":0,"per_layer_config":{"0":{"head_dim":8}}}"#,
