@@ -10,6 +10,8 @@
 //! What a prompt has in common with the text of another sequence is copied from there. Where that one is still reading it, the prompt
 //! waits: many requests with one system prompt read it once.
 //!
+//! Where an adapter is lost, the engine is opened again if it was said how, and generations under way read their texts once more.
+//!
 //! [`MAX_TOKENS_TOGETHER`]: crate::stream::MAX_TOKENS_TOGETHER
 
 use std::collections::VecDeque;
@@ -35,6 +37,9 @@ pub const MAX_UNREAD: usize = 64;
 
 /// Fewer positions than so many are computed anew rather than copied from another sequence, or waited for.
 const MIN_COPIED: usize = 16;
+
+/// After so many losses of an adapter without a forward between them, those whose forward it was get the error.
+const LOSSES_IN_A_ROW: usize = 2;
 
 /// A loaded model on a thread of its own. Clones are handles of the same engine, which ends when the last handle, sequence and stream are
 /// gone.
@@ -101,9 +106,23 @@ impl Engine {
     /// # Errors
     /// [`Error::Io`] where the system refuses a thread.
     pub fn spawn(self) -> Result<EngineHandle> {
+        self.spawn_with(None)
+    }
+
+    /// The same; after the loss of an adapter `reopen` opens the engine again, on its thread and once the lost one is gone, for as many
+    /// sequences. Generations under way go on where they were.
+    ///
+    /// # Errors
+    /// As of [`Engine::spawn`].
+    pub fn spawn_reopening(self, reopen: impl FnMut() -> Result<Engine> + Send + 'static) -> Result<EngineHandle> {
+        self.spawn_with(Some(Box::new(reopen)))
+    }
+
+    fn spawn_with(self, reopen: Option<Reopen>) -> Result<EngineHandle> {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
-        let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(move || EngineThread::new(self).run(&commands));
+        let run = move || EngineThread::new(self, reopen).run(&commands);
+        let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(run);
         thread.map_err(|source| Error::io("start", "the engine's thread", source))?;
         Ok(EngineHandle { commands: sender, model })
     }
@@ -250,9 +269,16 @@ impl Drop for TokenStream {
     }
 }
 
+/// Opens an engine again.
+type Reopen = Box<dyn FnMut() -> Result<Engine> + Send>;
+
 /// The engine's thread.
 struct EngineThread {
     engine: Engine,
+    reopen: Option<Reopen>,
+    /// Losses of an adapter since a forward went well. While there is one, nothing is computed before the engine is opened again.
+    n_losses: usize,
+    is_lost: bool,
     /// Per sequence of the plan.
     sequences: Vec<SequenceState>,
     /// In the order of their turns.
@@ -353,14 +379,20 @@ impl Running {
 }
 
 impl EngineThread {
-    fn new(engine: Engine) -> EngineThread {
-        let n_seqs = engine.plan().n_seqs;
-        EngineThread { engine, sequences: (0..n_seqs).map(|_| SequenceState::default()).collect(), running: VecDeque::new() }
+    fn new(engine: Engine, reopen: Option<Reopen>) -> EngineThread {
+        let sequences = (0..engine.plan().n_seqs).map(|_| SequenceState::default()).collect();
+        EngineThread { engine, reopen, n_losses: 0, is_lost: false, sequences, running: VecDeque::new() }
     }
 
     /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
     fn run(mut self, commands: &mpsc::Receiver<Command>) {
         loop {
+            if self.is_lost {
+                match self.reopened() {
+                    Some(reopened) => self = reopened,
+                    None => return,
+                }
+            }
             self.running.retain(|running| !running.listener.is_gone());
             if !self.running.iter().any(|running| running.listener.has_room()) {
                 match commands.recv() {
@@ -375,6 +407,51 @@ impl EngineThread {
             self.read_on();
             self.generate();
         }
+    }
+
+    /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
+    fn reopened(self) -> Option<EngineThread> {
+        let EngineThread { engine, reopen, n_losses, mut sequences, mut running, .. } = self;
+        // Two engines may have no room beside each other.
+        drop(engine);
+        let mut reopen = reopen?;
+        let is_whole = |engine: &Engine| engine.plan().n_seqs == sequences.len();
+        let reopened = reopen().and_then(|engine| match is_whole(&engine) {
+            true => Ok(engine),
+            false => Err(Error::internal("the engine was opened again with another number of sequences")),
+        });
+        let engine = match reopened {
+            Ok(engine) => engine,
+            Err(error) => {
+                tracing::error!("after the loss of an adapter the model cannot be opened again: {error}");
+                // An error is told once; the streams of the others end with the engine.
+                if let Some(running) = running.pop_front() {
+                    running.listener.send(Err(error));
+                }
+                return None;
+            }
+        };
+        tracing::warn!("an adapter was lost; the model is open again");
+        for running in &mut running {
+            if let Progress::Begun(begun) = &mut running.progress {
+                let read = std::mem::take(&mut sequences[running.sequence as usize].tokens);
+                begun.due.splice(0..0, read);
+                begun.draft.clear();
+            }
+        }
+        sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
+        Some(EngineThread { engine, reopen: Some(reopen), n_losses, is_lost: false, sequences, running })
+    }
+
+    /// Notes the loss of an adapter, where that is the error; whether the engine is opened again for it.
+    fn note_loss(&mut self, error: &Error) -> bool {
+        if self.reopen.is_none() || !matches!(error, Error::DeviceLost { .. }) {
+            return false;
+        }
+        self.is_lost = true;
+        self.n_losses += 1;
+        // What is lost with every forward would be lost forever.
+        self.n_losses < LOSSES_IN_A_ROW
     }
 
     fn execute(&mut self, command: Command) {
@@ -400,7 +477,9 @@ impl EngineThread {
             Command::Embed(tokens, pooling, reply) => {
                 // Where nobody waits any more, nothing is computed.
                 if !reply.is_canceled() {
-                    let _ = reply.send(platform::block_on(self.engine.embed(&tokens, pooling)));
+                    let embedding = platform::block_on(self.engine.embed(&tokens, pooling));
+                    embedding.as_ref().err().map(|error| self.note_loss(error));
+                    let _ = reply.send(embedding);
                 }
             }
             Command::Wake => {}
@@ -420,7 +499,10 @@ impl EngineThread {
             }
             match self.begin_one(sequence, *request) {
                 Ok(begun) => self.running.push_back(Running { sequence, progress: Progress::Begun(Box::new(begun)), listener }),
-                Err(error) => listener.send(Err(error)),
+                Err(error) => {
+                    self.note_loss(&error);
+                    listener.send(Err(error));
+                }
             }
         }
     }
@@ -513,8 +595,12 @@ impl EngineThread {
     /// Computes the first `n_tokens` that are due of each of `some` in one forward, and returns those that go on. Where a forward of several
     /// fails, each is tried alone, so that none ends with the error of another.
     fn compute(&mut self, some: Vec<Running>, n_tokens: usize) -> Vec<Running> {
+        if self.is_lost {
+            return some;
+        }
         match self.forward(&some, n_tokens) {
             Ok(logits) => {
+                self.n_losses = 0;
                 let mut logits = logits.into_iter();
                 let mut with_own = |running: Running| {
                     let own = logits.by_ref().take(1 + running.draft().len()).collect();
@@ -524,6 +610,12 @@ impl EngineThread {
             }
             // All of them were cancelled.
             Err(Error::Interrupted) => Vec::new(),
+            Err(error) if self.note_loss(&error) => some,
+            Err(Error::DeviceLost { adapter, reason }) => {
+                let error = || Error::DeviceLost { adapter: adapter.clone(), reason: reason.clone() };
+                some.iter().for_each(|running| running.listener.send(Err(error())));
+                Vec::new()
+            }
             Err(_) if some.len() > 1 => some.into_iter().flat_map(|running| self.compute(vec![running], n_tokens)).collect(),
             Err(error) => {
                 if let Some(alone) = some.first() {

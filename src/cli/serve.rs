@@ -9,7 +9,7 @@ use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_bar, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
 use crate::cli::terminal::{Visibility, note};
-use crate::engine::Prepared;
+use crate::engine::{Engine, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::platform::asked_to_end;
@@ -35,7 +35,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let path = locate_or_fetch(&source, visibility)?;
     let mut prepared = prepare(args, &path, args.embeddings)?;
     // Of an encoder, that is known only now.
-    if !args.embeddings && !prepared.model.has_head() {
+    let makes_embeddings = !prepared.model.has_head();
+    if makes_embeddings && !args.embeddings {
         prepared = prepare(args, &path, true)?;
     }
     if !args.quiet {
@@ -43,7 +44,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     }
     warn_of_vain_drafts(&prepared, &args.placement.drafts.speculation());
     let settings = settings_of(args, &source, &path);
-    let engine = load_with_bar(prepared, visibility)?.spawn()?;
+    let engine = load_with_bar(prepared, visibility)?.spawn_reopening(reopen(args, &path, makes_embeddings))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(N_READERS).build();
     let runtime = runtime.map_err(|error| Error::io("start", "the server's thread", error))?;
     let address = listener.local_addr().map_err(|error| Error::io("listen on", &args.host, error))?;
@@ -63,6 +64,12 @@ fn prepare(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> Result<Prep
     }
     let placement = Placement::of(&args.placement, PlanOptions { n_seqs: N_SEQS, ..PlanOptions::default() })?;
     pollster::block_on(placement.builder(path)?.text_first().prepare())
+}
+
+/// Opens the model again, where an adapter was lost.
+fn reopen(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> impl FnMut() -> Result<Engine> + Send + 'static {
+    let (args, path) = (args.clone(), path.to_owned());
+    move || load_with_bar(prepare(&args, &path, makes_embeddings)?, Visibility::Hidden)
 }
 
 /// Ready when the server shall end. What follows ends the program at once.

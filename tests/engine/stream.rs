@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -516,6 +516,58 @@ fn a_generation_whose_adapter_is_lost_ends_and_so_does_the_next() {
             assert!(matches!(error, Error::DeviceLost { .. }), "{error} on {executors:?}");
             drop((sequence, handle));
         });
+    }
+}
+
+/// Generations go on where they were once the engine is open again, and what is lost at every forward ends in an error.
+#[test]
+fn a_lost_adapter_is_opened_again_and_generations_go_on() {
+    if !has_gpu() {
+        return;
+    }
+    let model = Arc::new(test_model(None));
+    let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 4 + sequence))).collect();
+    let options = || PlanOptions { ctx_size: Some(128), ..options() };
+    for executors in executor_sets().into_iter().filter(|executors| executors[0] == GPU) {
+        let mut engine = open(&model, executors, options()).unwrap();
+        let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, MAX_UNREAD + 6)).collect();
+        let lose = engine.loss_of(GPU).expect("it computes");
+        let losses: Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>> = Arc::new(Mutex::new(vec![Box::new(lose)]));
+        let is_always_lost = Arc::new(AtomicBool::new(false));
+        let (known, is_lost_at_once, model) = (Arc::clone(&losses), Arc::clone(&is_always_lost), Arc::clone(&model));
+        let reopen = move || {
+            let engine = open(&model, executors, options())?;
+            let lose = engine.loss_of(GPU).expect("it computes");
+            if is_lost_at_once.load(Ordering::SeqCst) {
+                lose();
+            } else {
+                known.lock().unwrap().push(Box::new(lose));
+            }
+            Ok(engine)
+        };
+        let handle = engine.spawn_reopening(reopen).unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        let start =
+            |(sequence, prompt): (&mut Sequence, &Vec<u32>)| sequence.generate(prompt.clone(), greedy(), at_most(MAX_UNREAD + 6)).unwrap();
+        let first = |stream: &mut TokenStream| vec![pollster::block_on(stream.next()).unwrap().unwrap().token];
+        let rest = |stream: &mut TokenStream| -> Vec<u32> {
+            std::iter::from_fn(|| pollster::block_on(stream.next()).unwrap()).map(|step| step.token).collect()
+        };
+        let lose = || losses.lock().unwrap().pop().expect("it is open")();
+        let mut streams: Vec<TokenStream> = sequences.iter_mut().zip(&prompts).map(start).collect();
+        let mut found: Vec<Vec<u32>> = streams.iter_mut().map(first).collect();
+        // More tokens are to come than a stream holds unread, so that none of them has ended.
+        lose();
+        streams.iter_mut().zip(&mut found).for_each(|(stream, found)| found.extend(rest(stream)));
+        assert_eq!(found, expected, "{executors:?}");
+
+        is_always_lost.store(true, Ordering::SeqCst);
+        lose();
+        let mut stream = start((&mut sequences[0], &prompts[0]));
+        let error = pollster::block_on(stream.next()).unwrap_err();
+        assert!(matches!(error, Error::DeviceLost { .. }), "{error} on {executors:?}");
+        is_always_lost.store(false, Ordering::SeqCst);
+        assert_eq!(rest(&mut start((&mut sequences[0], &prompts[0]))), expected[0], "{executors:?}");
     }
 }
 
