@@ -519,6 +519,9 @@ fn a_generation_whose_adapter_is_lost_ends_and_so_does_the_next() {
     }
 }
 
+/// Takes an adapter away.
+type Lose = Box<dyn FnOnce() + Send>;
+
 /// Generations go on where they were once the engine is open again, and what is lost at every forward ends in an error.
 #[test]
 fn a_lost_adapter_is_opened_again_and_generations_go_on() {
@@ -532,7 +535,7 @@ fn a_lost_adapter_is_opened_again_and_generations_go_on() {
         let mut engine = open(&model, executors, options()).unwrap();
         let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| generated_alone(&mut engine, prompt, MAX_UNREAD + 6)).collect();
         let lose = engine.loss_of(GPU).expect("it computes");
-        let losses: Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>> = Arc::new(Mutex::new(vec![Box::new(lose)]));
+        let losses: Arc<Mutex<Vec<Lose>>> = Arc::new(Mutex::new(vec![Box::new(lose)]));
         let is_always_lost = Arc::new(AtomicBool::new(false));
         let (known, is_lost_at_once, model) = (Arc::clone(&losses), Arc::clone(&is_always_lost), Arc::clone(&model));
         let reopen = move || {
