@@ -13,7 +13,8 @@ const NOT_IN_BROWSERS = ['matmul_subgroup', 'attention_subgroup', 'attention_sub
 const FLOAT_DTYPES = [0, 1, 2];
 /** Values and bytes of a block, and how far apart values stand that share bytes, as `src/dtype/blocks.rs` has them. */
 const BLOCK_DTYPES = [[32, 34, 16], [32, 18, 16], [32, 20, 16], [256, 210, 32], [32, 22, 16], [32, 24, 16], [256, 144, 32],
-  [256, 176, 32], [256, 110, 32], [32, 18, 16], [256, 136, 16], [32, 17, 16], [256, 84, 32]];
+  [256, 176, 32], [256, 110, 32], [32, 18, 16], [256, 136, 16], [32, 17, 16], [256, 84, 32], [256, 54, 16], [256, 66, 32],
+  [256, 98, 16], [256, 110, 16], [256, 66, 16], [256, 74, 16], [256, 82, 16], [256, 50, 16], [256, 56, 16]];
 const DTYPES = [...FLOAT_DTYPES.map(() => [32, 0, 16]), ...BLOCK_DTYPES]
   .map(([BLOCK_LEN, BLOCK_BYTES, APART], DTYPE) => ({ DTYPE, BLOCK_LEN, BLOCK_BYTES, APART }));
 const BOOLS = [0, 1];
@@ -30,18 +31,19 @@ const VARIANTS = {
     { ROWS: 64, TOKENS: 64, LANE_ROWS: 8, LANE_TOKENS: 8, WORKGROUP: 64 },
     { ROWS: 16, TOKENS: 64, LANE_ROWS: 2, LANE_TOKENS: 2, WORKGROUP: 256 },
   ]),
-  expert_matmul: combined({ DTYPE: DTYPES, IN_SLOTS: [0, 1] }, [
+  expert_matmul: combined({ DTYPE: DTYPES, IN_SLOTS: [0, 1], IS_CHOSEN: [1, 1, 0] }, [
     { LANES: 1, WORKGROUP: 8 },
     { LANES: 32, WORKGROUP: 64 },
   ]),
-  route: combined({ LANES: [1, 64], HAS_BIAS: BOOLS }),
+  route: combined({ LANES: [1, 64], HAS_BIAS: BOOLS, HAS_FACTORS: BOOLS }),
+  sum_experts: combined({ IS_WEIGHTED: BOOLS }),
   conv: combined({ HAS_BIAS: BOOLS }),
   delta_rule: combined({ IS_LOG: BOOLS }),
   matmul_unaligned: combined({ DTYPE: FLOAT_DTYPES }),
-  rms_norm: combined({ LANES: [8, 64] }),
+  rms_norm: combined({ LANES: [8, 64], HAS_WEIGHT: BOOLS }),
   layer_norm: combined({ LANES: [8, 64], HAS_BIAS: BOOLS }),
-  rope_kv: combined({ KV_F16: BOOLS }),
-  rope_kv_padded: combined({ KV_F16: BOOLS }),
+  rope_kv: combined({ KV_F16: BOOLS, HAS_VALUES: BOOLS }),
+  rope_kv_padded: combined({ KV_F16: BOOLS, HAS_VALUES: [1, 0] }),
   attention_token: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
