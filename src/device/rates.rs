@@ -238,15 +238,23 @@ impl Rates {
 
 impl Rates {
     /// Typical figures of a device as a browser's worker reaches it: one thread computes, every call to the GPU crosses to
-    /// another process, and bytes are copied there once more.
+    /// another process, and bytes are copied there once more. Those of products with blocks are of Chromium on a Xeon.
     pub fn assumed_in_browser(device: Device, kind: Option<AdapterKind>) -> Rates {
         let native = Rates::assumed(device, kind);
+        let blocks = [
+            (DType::Q8_0, 2.3e9),
+            (DType::Q4_0, 1.7e9),
+            (DType::Q4_1, 1.6e9),
+            (DType::Q6K, 2.1e9),
+            (DType::Q4K, 1.5e9),
+            (DType::Q3K, 0.2e9),
+        ];
         match device {
             Device::Disk => native,
             Device::Cpu => Rates {
                 host_copy: Some(BytesPerSec(5e9)),
-                matvec: BTreeMap::from([(DType::F16, BytesPerSec(1e9))]),
-                matmul: BTreeMap::from([(DType::F16, 2e9)]),
+                matvec: blocks.into_iter().chain([(DType::F16, 1e9)]).map(|(dtype, rate)| (dtype, BytesPerSec(rate))).collect(),
+                matmul: blocks.into_iter().map(|(dtype, _)| (dtype, 30e9)).chain([(DType::F16, 2e9)]).collect(),
                 dispatch_secs: Some(1e-6),
                 ..native
             },
