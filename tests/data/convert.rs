@@ -13,7 +13,7 @@ use tierflow::text::{ChatTemplate, Special, Tokenizer};
 use tierflow::{DType, Result};
 use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf};
 
-use crate::families::Golden;
+use crate::families::{self, Golden};
 
 fn converted(model: &Path, out: &Path, file_type: &str) -> Result<Converted> {
     convert(model, out, ConvertOptions { file_type: file_type.parse()?, pure: false }, &mut |_, _| {})
@@ -65,12 +65,9 @@ const REFUSED: [(&str, &str); 6] = [
 #[test]
 fn folders_of_every_family_become_what_llama_cpps_converter_makes_of_them() {
     let root = tempfile::tempdir().unwrap();
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families");
     let mut n_alike = 0;
-    for entry in std::fs::read_dir(goldens).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        let golden: Golden = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (name, golden) in Golden::all() {
+        let name = name.as_str();
         golden.write(root.path(), name);
         let (folder, out) = (root.path().join(name), root.path().join(format!("{name}.gguf")));
         let outcome = converted(&folder, &out, &golden.dtype.to_lowercase());
@@ -260,10 +257,7 @@ fn other_vocabularies_are_written_as_gguf_files_have_them() {
 #[test]
 fn words_of_bert_are_marked_as_gguf_files_mark_them() {
     let root = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/bert.json");
-    let golden: Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    golden.write(root.path(), "bert");
-    let (folder, out) = (root.path().join("bert"), root.path().join("out.gguf"));
+    let (folder, out) = (families::written(root.path(), "bert"), root.path().join("out.gguf"));
     let specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
     let letters = || "abcdefghijklmnopqrstuvwxyz0123456789".chars().map(String::from);
     let words = ["hello", "world", "##s", "!", ","].map(str::to_owned);

@@ -152,7 +152,7 @@ fn tokens_of_mixtures_of_experts_are_too() {
     let (prompt, next): (Vec<_>, Vec<_>) =
         ((0..11).zip(1..).map(place).collect(), (11..).zip([12, 13, 12, 5, 30, 7, 1, 2]).map(place).collect());
     for family in ["mixtral", "gpt_oss"] {
-        let folder = golden_model(root.path(), family);
+        let folder = families::written(root.path(), family);
         let mut devices = vec![(DeviceChoice::Cpu, ExpertCacheRule::Never)];
         if has_gpu() {
             devices.extend([(DeviceChoice::Gpu, ExpertCacheRule::Never), (DeviceChoice::Gpu, ExpertCacheRule::Always)]);
@@ -421,19 +421,11 @@ fn nothing_is_drafted_where_there_is_no_room_for_it() {
     }
 }
 
-/// The folder of a golden model of `family` in `root`.
-fn golden_model(root: &std::path::Path, family: &str) -> std::path::PathBuf {
-    let golden = format!("{}/tests/golden/families/{family}.json", env!("CARGO_MANIFEST_DIR"));
-    let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    golden.write(root, family);
-    root.join(family)
-}
-
 #[test]
 fn a_model_with_recurrent_states_drafts_nothing() {
     let root = tempfile::tempdir().unwrap();
     let options = PlanOptions { ctx_size: Some(48), logit_rows: MAX_TOKENS_TOGETHER, ..PlanOptions::default() };
-    let builder = Engine::builder(golden_model(root.path(), "lfm2")).plan_options(options).device(DeviceChoice::Cpu);
+    let builder = Engine::builder(families::written(root.path(), "lfm2")).plan_options(options).device(DeviceChoice::Cpu);
     let mut engine = pollster::block_on(builder.text(TextFiles::Skip).open()).unwrap();
     assert!(engine.prepared().most_drafted().unwrap_err().contains("recurrent states"));
     let prompt = [1u32, 2, 3, 4, 1, 2, 3, 4, 1, 2];

@@ -104,9 +104,7 @@ fn streamed_embeddings_are_the_resident_ones() {
 fn embeddings_are_those_of_sentence_transformers_modules() {
     let root = tempfile::tempdir().unwrap();
     for (name, pooling, n_layers) in [("qwen3-embedding", Pooling::Last, 0), ("embedding_gemma", Pooling::Mean, 2)] {
-        let golden = format!("{}/tests/golden/families/{name}.json", env!("CARGO_MANIFEST_DIR"));
-        let golden: Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-        golden.write(root.path(), name);
+        Golden::of(name).write(root.path(), name);
         for folder in [root.path().join(name), root.path().join(format!("{name}-gguf"))] {
             let settings = EmbeddingSettings::open(&Checkpoint::open(&folder, IoMode::Pread).unwrap()).unwrap();
             assert_eq!((settings.pooling, settings.dense.len(), settings.normalize), (Some(pooling), n_layers, true), "{name}");
@@ -139,9 +137,7 @@ fn check_embeddings(folder: &Path, settings: &EmbeddingSettings) {
 #[test]
 fn layers_behind_the_pooling_must_fit() {
     let root = tempfile::tempdir().unwrap();
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families/embedding_gemma.json");
-    let golden: Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    golden.write(root.path(), "model");
+    Golden::of("embedding_gemma").write(root.path(), "model");
     let [first, second] = ["2_Dense", "3_Dense"].map(|layer| root.path().join("model").join(layer));
     let refused =
         || EmbeddingSettings::open(&Checkpoint::open(&root.path().join("model"), IoMode::Pread).unwrap()).unwrap_err().to_string();

@@ -52,10 +52,7 @@ fn answers_do_not_depend_on_what_the_cache_holds() {
     }
     let root = tempfile::tempdir().unwrap();
     for family in FAMILIES {
-        let golden = format!("{}/tests/golden/families/{family}.json", env!("CARGO_MANIFEST_DIR"));
-        let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-        golden.write(root.path(), family);
-        let folder = root.path().join(family);
+        let folder = families::written(root.path(), family);
         let (resident, none) = answers(family, builder(&folder, ExpertCacheRule::Never));
         assert!(none.iter().all(|statistics| *statistics == ExpertStatistics::default()), "{family}");
 

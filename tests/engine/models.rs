@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::reference::Reference;
+use families::Golden;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, Prepared, TextFiles};
 use tierflow::error::Error;
@@ -232,18 +233,6 @@ fn models_of_others_answer_as_they_say() {
     assert!(check_folders(Path::new(&root)) > 0, "TIERFLOW_TEST_MODELS holds no folder with an expected.json");
 }
 
-/// Golden answers, by their names in order.
-fn goldens() -> Vec<(String, families::Golden)> {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families"));
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    let golden = |path: std::path::PathBuf| {
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        (name, serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
-    };
-    paths.into_iter().map(golden).collect()
-}
-
 /// Tests of families that run side by side, each of every so many golden answers.
 const N_FAMILY_TESTS: usize = 6;
 
@@ -251,7 +240,7 @@ const N_FAMILY_TESTS: usize = 6;
 fn families_answer_as_transformers_does(number: usize) {
     let root = tempfile::tempdir().unwrap();
     let n_written: usize =
-        goldens().iter().skip(number).step_by(N_FAMILY_TESTS).map(|(name, golden)| golden.write(root.path(), name)).sum();
+        Golden::all().iter().skip(number).step_by(N_FAMILY_TESTS).map(|(name, golden)| golden.write(root.path(), name)).sum();
     assert_eq!(check_folders(root.path()), n_written);
 }
 
@@ -266,11 +255,11 @@ macro_rules! family_tests {
         fn each_family_has_a_golden_and_each_golden_a_test() {
             assert!([$($number),*].into_iter().eq(0..N_FAMILY_TESTS));
             let root = tempfile::tempdir().unwrap();
-            let family = |(name, golden): &(String, families::Golden)| {
+            let family = |(name, golden): &(String, Golden)| {
                 golden.write(root.path(), name);
                 Checkpoint::open(&root.path().join(name), IoMode::Pread).unwrap().config.family.name
             };
-            let found: std::collections::BTreeSet<&str> = goldens().iter().map(family).collect();
+            let found: std::collections::BTreeSet<&str> = Golden::all().iter().map(family).collect();
             let all: std::collections::BTreeSet<&str> = tierflow::model::families::FAMILIES.iter().map(|family| family.name).collect();
             assert_eq!(found, all);
         }
@@ -293,10 +282,7 @@ fn what_layers_share_goes_from_device_to_device() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
-    let golden = format!("{}/tests/golden/families/gemma4-small.json", env!("CARGO_MANIFEST_DIR"));
-    let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    golden.write(root.path(), "gemma4-small");
-    let folder = root.path().join("gemma4-small");
+    let folder = families::written(root.path(), "gemma4-small");
     let expected: Expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let (gpu, host) = (Device::Gpu(0), Device::Cpu);
     for cut in [None, Some(1), Some(6), Some(9), Some(12), Some(15)] {
@@ -326,10 +312,7 @@ fn what_layers_share_goes_from_device_to_device() {
 #[test]
 fn latent_vectors_are_cached_once_and_must_be_as_wide_as_the_tensors_say() {
     let root = tempfile::tempdir().unwrap();
-    let golden = format!("{}/tests/golden/families/deepseek_v3.json", env!("CARGO_MANIFEST_DIR"));
-    let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    golden.write(root.path(), "deepseek_v3");
-    let folder = root.path().join("deepseek_v3");
+    let folder = families::written(root.path(), "deepseek_v3");
     let checkpoint = Checkpoint::open(&folder, IoMode::Pread).unwrap();
     let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
     // 20 values and 8 that turn, in each of 4 layers; on GPUs 28 are padded to 32.
@@ -352,10 +335,7 @@ fn latent_vectors_are_cached_once_and_must_be_as_wide_as_the_tensors_say() {
 fn recurrent_states_follow_their_sequence() {
     let root = tempfile::tempdir().unwrap();
     for name in ["lfm2", "qwen3_5"] {
-        let golden = format!("{}/tests/golden/families/{name}.json", env!("CARGO_MANIFEST_DIR"));
-        let golden: families::Golden = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-        golden.write(root.path(), name);
-        let folder = root.path().join(name);
+        let folder = families::written(root.path(), name);
         let expected: Expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
         let cases: Vec<&Case> = expected.cases.iter().filter(|case| case.prompt.len() > 1).collect();
         for device in [DeviceChoice::Cpu, DeviceChoice::Gpu] {

@@ -1,7 +1,7 @@
 //! Small models of every family whose answers transformers gave (`tests/golden/families.py`): their weights are made from a hash, and
 //! stored as a folder and as llama.cpp's converter would.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -88,7 +88,29 @@ struct GgufTensor {
     add: f32,
 }
 
+/// Writes the golden model `name` into `root`, as a folder of that name and where it can as GGUF; the folder.
+pub fn written(root: &Path, name: &str) -> PathBuf {
+    Golden::of(name).write(root, name);
+    root.join(name)
+}
+
 impl Golden {
+    /// All of them with their names, in the order of these.
+    pub fn all() -> Vec<(String, Golden)> {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families"));
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        let name = |path: &PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+        paths.iter().map(name).map(|name| (name.clone(), Golden::of(&name))).collect()
+    }
+
+    /// That of this name.
+    pub fn of(name: &str) -> Golden {
+        let path = format!("{}/tests/golden/families/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let read = |path: &str| Ok::<_, Box<dyn std::error::Error>>(serde_json::from_slice(&std::fs::read(path)?)?);
+        read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
     /// Writes a folder, and where the case has a GGUF file a folder with that, each with the answers; returns how many.
     pub fn write(&self, root: &Path, name: &str) -> usize {
         let folder = root.join(name);
