@@ -4,7 +4,8 @@
 use std::arch::aarch64::*;
 
 use super::{
-    BLOCK_LEN, DType, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, Simd, TokenBlock, check_rows, check_tokens, layout_of, portable,
+    BLOCK_LEN, DType, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, Simd, TokenBlock, check_rows, layout_of, multiply_in_tiles,
+    portable,
 };
 
 /// The functions of this file.
@@ -32,20 +33,12 @@ fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f
 }
 
 fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
-    let (scaling, n_blocks) = (layout_of(dtype).scaling, panel.len());
-    check_tokens(tokens, n_blocks, products.len());
-    let (tiles, rest) = products.as_chunks_mut::<TILE>();
-    let n_tiled = tiles.len() * TILE;
-    let token_at = |token: usize| &tokens[token * n_blocks..][..n_blocks];
-    for (tile, products) in tiles.iter_mut().enumerate() {
-        let tokens = std::array::from_fn(|token| token_at(tile * TILE + token));
-        // SAFETY: as in `multiply_rows`.
-        *products = unsafe { add_blocks(scaling, panel, tokens, [[0.0; PANEL_ROWS]; TILE]) };
-    }
-    for (index, product) in rest.iter_mut().enumerate() {
-        // SAFETY: as in `multiply_rows`.
-        [*product] = unsafe { add_blocks(scaling, panel, [token_at(n_tiled + index)], [[0.0; PANEL_ROWS]]) };
-    }
+    let scaling = layout_of(dtype).scaling;
+    // SAFETY: as in `multiply_rows`.
+    let many = |tokens| unsafe { add_blocks(scaling, panel, tokens, [[0.0; PANEL_ROWS]; TILE]) };
+    // SAFETY: as in `multiply_rows`.
+    let one = |tokens| unsafe { add_blocks(scaling, panel, tokens, [[0.0; PANEL_ROWS]]) };
+    multiply_in_tiles::<TILE>(panel.len(), tokens, products, many, one);
 }
 
 /// `sums` and the products of all blocks, by the formula of the module's head. Each token has as many blocks as the panel.

@@ -203,6 +203,27 @@ fn check_tokens(tokens: &[TokenBlock], n_blocks: usize, n_tokens: usize) {
     assert!(tokens.len() >= n_blocks * n_tokens, "{} blocks are no {n_tokens} tokens of {n_blocks}", tokens.len());
 }
 
+/// A panel times tokens, `T` at a time and the rest one by one: `many` and `one` give the products of tokens of as many blocks as the panel.
+#[cfg(any(target_arch = "aarch64", all(target_arch = "wasm32", target_feature = "simd128")))]
+fn multiply_in_tiles<'t, const T: usize>(
+    n_blocks: usize,
+    tokens: &'t [TokenBlock],
+    products: &mut [PanelProducts],
+    many: impl Fn([&'t [TokenBlock]; T]) -> [PanelProducts; T],
+    one: impl Fn([&'t [TokenBlock]; 1]) -> [PanelProducts; 1],
+) {
+    check_tokens(tokens, n_blocks, products.len());
+    let (tiles, rest) = products.as_chunks_mut::<T>();
+    let n_tiled = tiles.len() * T;
+    let token_at = |token: usize| &tokens[token * n_blocks..][..n_blocks];
+    for (tile, products) in tiles.iter_mut().enumerate() {
+        *products = many(std::array::from_fn(|token| token_at(tile * T + token)));
+    }
+    for (index, product) in rest.iter_mut().enumerate() {
+        [*product] = one([token_at(n_tiled + index)]);
+    }
+}
+
 /// Refuses a panel that is none of `n_columns`.
 fn check_panel(panel: &[PanelColumn], n_columns: usize) {
     assert!(panel.len() == padded(n_columns), "{} columns are no panel of {n_columns}", panel.len());

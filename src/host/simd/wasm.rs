@@ -5,7 +5,9 @@ use std::arch::wasm32::*;
 
 mod parts;
 
-use super::{DType, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, Simd, TokenBlock, check_rows, check_tokens, layout_of, portable};
+use super::{
+    DType, N_PAIRS, PANEL_ROWS, PanelBlock, PanelRows, Scaling, Simd, TokenBlock, check_rows, layout_of, multiply_in_tiles, portable,
+};
 use crate::dtype::{BlockLayout, blocks};
 use parts::Part;
 
@@ -124,17 +126,9 @@ fn add_products(scaling: Scaling, factors: [v128; 4], dots: [v128; 2], scale: f3
 }
 
 fn multiply_panel(dtype: DType, panel: &[PanelBlock], tokens: &[TokenBlock], products: &mut [[f32; PANEL_ROWS]]) {
-    let (scaling, n_blocks) = (layout_of(dtype).scaling, panel.len());
-    check_tokens(tokens, n_blocks, products.len());
-    let (tiles, rest) = products.as_chunks_mut::<TILE>();
-    let n_tiled = tiles.len() * TILE;
-    let token_at = |token: usize| &tokens[token * n_blocks..][..n_blocks];
-    for (tile, products) in tiles.iter_mut().enumerate() {
-        *products = multiply_tile(scaling, panel, std::array::from_fn(|token| token_at(tile * TILE + token)));
-    }
-    for (index, product) in rest.iter_mut().enumerate() {
-        [*product] = multiply_tile(scaling, panel, [token_at(n_tiled + index)]);
-    }
+    let scaling = layout_of(dtype).scaling;
+    let many = |tokens| multiply_tile(scaling, panel, tokens);
+    multiply_in_tiles::<TILE>(panel.len(), tokens, products, many, |tokens| multiply_tile(scaling, panel, tokens));
 }
 
 /// A panel times as many blocks of each token.
