@@ -298,10 +298,15 @@ impl ModelConfig {
         self.variant.full_heads.filter(|_| !self.is_windowed(layer)).unwrap_or(usual)
     }
 
+    /// Whether a layer reads keys and values of one before it.
+    pub fn shares_kv(&self, layer: usize) -> bool {
+        layer >= self.n_layers.saturating_sub(self.variant.n_kv_sharing_layers)
+    }
+
     /// The layer whose keys and values a layer reads, of one that has none of its own.
     pub fn kv_source(&self, layer: usize) -> Option<usize> {
-        let n_own = self.n_layers.saturating_sub(self.variant.n_kv_sharing_layers);
-        (layer >= n_own).then(|| (0..n_own).rev().find(|source| self.is_windowed(*source) == self.is_windowed(layer))).flatten()
+        let is_source = |source: &usize| !self.shares_kv(*source) && self.is_windowed(*source) == self.is_windowed(layer);
+        self.shares_kv(layer).then(|| (0..layer).rev().find(is_source)).flatten()
     }
 
     /// Whether layers behind this one read its keys and values.
@@ -311,8 +316,7 @@ impl ModelConfig {
 
     /// Width of a layer's feed-forward part.
     pub fn ffn_size_of(&self, layer: usize) -> usize {
-        let is_sharing = layer >= self.n_layers.saturating_sub(self.variant.n_kv_sharing_layers);
-        self.variant.sharing_ffn_size.filter(|_| is_sharing).unwrap_or(self.ffn_size)
+        self.variant.sharing_ffn_size.filter(|_| self.shares_kv(layer)).unwrap_or(self.ffn_size)
     }
 
     /// Values of a head that are rotated in layers that see everything.

@@ -154,7 +154,7 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
 fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let hidden_size = config.hidden_size;
     let has_ffn = (0..config.n_layers).any(|layer| config.experts_of(layer).is_none_or(|experts| experts.beside_plain));
-    let ffn_sizes = [has_ffn.then_some(config.ffn_size).or(Some(0)), config.variant.sharing_ffn_size];
+    let ffn_sizes = [Some(if has_ffn { config.ffn_size } else { 0 }), config.variant.sharing_ffn_size];
     let mut values = Vec::new();
     let mut declare = |value: Value| {
         values.push(value);
@@ -175,8 +175,7 @@ fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {
     let output_gate = layout.output_gate.map(|_| declare(Value::of_tokens("gate of the attention output", config.query_size())));
     let latent = config.variant.latent.as_ref().map(|latent| latent::declare(config, latent, &mut declare));
     let recurrent = config.variant.recurrent.as_ref().map(|recurrent| recurrent::declare(config, recurrent.kind, &mut declare));
-    let layer_embeddings =
-        Some(config).filter(|config| config.variant.layer_embedding_size > 0).map(|config| layer_embeddings::declare(config, &mut declare));
+    let layer_embeddings = (config.variant.layer_embedding_size > 0).then(|| layer_embeddings::declare(config, &mut declare));
     let experts = config.variant.experts.as_ref().map(|experts| experts::declare(experts, hidden_size, &mut declare));
     let beside = config.variant.experts.as_ref().filter(|experts| experts.beside_plain);
     let beside = beside.map(|_| {
@@ -348,7 +347,7 @@ impl Units<'_> {
         let Heads { n_kv_heads, head_size, values_are_keys } = config.heads_of(layer);
         let (hidden_size, query_size, kv_size) = (config.hidden_size, config.n_heads * head_size, n_kv_heads * head_size);
         let plain = ids.plain.filter(|_| !layout.norms_turned_only || config.is_rotated(layer));
-        let shares = config.kv_source(layer).is_some();
+        let shares = config.shares_kv(layer);
         let normed_key = ids.kept.filter(|_| config.is_kv_source(layer)).unwrap_or(ids.key);
         let [query, key] = plain.unwrap_or([ids.query, normed_key]);
         let value = ids.plain_value.unwrap_or(ids.value);
@@ -451,7 +450,7 @@ impl Units<'_> {
         }
         let ModelConfig { hidden_size, ffn_bias, .. } = *config;
         let ffn_size = config.ffn_size_of(layer);
-        let of_ffn = &ids.ffn[usize::from(ids.ffn.len() > 1 && config.kv_source(layer).is_some())];
+        let of_ffn = &ids.ffn[usize::from(config.variant.sharing_ffn_size.is_some() && config.shares_kv(layer))];
         for (part, output) in layout.gate.into_iter().zip(of_ffn.gate).chain([(layout.up, of_ffn.up)]) {
             self.matrix(ops, name, part, [ffn_size, hidden_size], [input, output], ffn_bias)?;
         }
