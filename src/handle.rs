@@ -293,6 +293,15 @@ struct SequenceState {
     tokens: Vec<u32>,
 }
 
+/// How much of a prompt is cached.
+#[derive(Clone, Copy)]
+struct Known {
+    /// Tokens of it in the cache of its own sequence.
+    n_own: usize,
+    /// Another sequence and its tokens, where it has so many more that they are worth copying.
+    elsewhere: Option<(u32, usize)>,
+}
+
 /// A generation under way.
 struct Running {
     sequence: u32,
@@ -390,7 +399,7 @@ impl EngineThread {
             if self.is_lost {
                 match self.reopened() {
                     Some(reopened) => self = reopened,
-                    None => return,
+                    None => return refuse(commands),
                 }
             }
             self.running.retain(|running| !running.listener.is_gone());
@@ -424,10 +433,9 @@ impl EngineThread {
             Ok(engine) => engine,
             Err(error) => {
                 tracing::error!("after the loss of an adapter the model cannot be opened again: {error}");
-                // An error is told once; the streams of the others end with the engine.
-                if let Some(running) = running.pop_front() {
-                    running.listener.send(Err(error));
-                }
+                // An error is told once.
+                let mut error = Some(error);
+                running.iter().for_each(|running| running.listener.send(Err(error.take().unwrap_or(Error::EngineGone))));
                 return None;
             }
         };
@@ -478,7 +486,9 @@ impl EngineThread {
                 // Where nobody waits any more, nothing is computed.
                 if !reply.is_canceled() {
                     let embedding = platform::block_on(self.engine.embed(&tokens, pooling));
-                    embedding.as_ref().err().map(|error| self.note_loss(error));
+                    if let Err(error) = &embedding {
+                        self.note_loss(error);
+                    }
                     let _ = reply.send(embedding);
                 }
             }
@@ -493,11 +503,12 @@ impl EngineThread {
         self.running = begun.into();
         for Running { sequence, progress, listener } in requested {
             let Progress::Requested(request) = progress else { continue };
-            if self.is_being_read(sequence, &request.prompt) {
+            let known = self.known(sequence, &request.prompt);
+            if self.is_being_read(&request.prompt, known) {
                 self.running.push_back(Running { sequence, progress: Progress::Requested(request), listener });
                 continue;
             }
-            match self.begin_one(sequence, *request) {
+            match self.begin_one(sequence, known, *request) {
                 Ok(begun) => self.running.push_back(Running { sequence, progress: Progress::Begun(Box::new(begun)), listener }),
                 Err(error) => {
                     self.note_loss(&error);
@@ -507,8 +518,8 @@ impl EngineThread {
         }
     }
 
-    fn begin_one(&mut self, sequence: u32, Request { prompt, sampler, options }: Request) -> Result<Begun> {
-        if let Some((from, n_tokens)) = self.copied_from(sequence, &prompt) {
+    fn begin_one(&mut self, sequence: u32, known: Known, Request { prompt, sampler, options }: Request) -> Result<Begun> {
+        if let Some((from, n_tokens)) = known.elsewhere {
             self.sequences[sequence as usize].tokens.clear();
             self.engine.copy_sequence(from, sequence, n_tokens)?;
             self.sequences[sequence as usize].tokens.extend_from_slice(&prompt[..n_tokens]);
@@ -518,28 +529,22 @@ impl EngineThread {
         Ok(Begun { state, due, draft: Vec::new(), prompt_is_reported: false })
     }
 
-    /// How many tokens of `prompt` are in the cache of a sequence.
-    fn n_cached(&self, sequence: u32, prompt: &[u32]) -> usize {
-        self.engine.n_reusable(sequence, n_known(&self.sequences[sequence as usize].tokens, prompt))
-    }
-
-    /// The sequence that has the most of `prompt` in its cache, and how many tokens of it, where it is worth copying them.
-    fn copied_from(&self, sequence: u32, prompt: &[u32]) -> Option<(u32, usize)> {
-        if self.engine.prepared().model.is_recurrent() {
-            return None;
-        }
-        let others = (0..self.sequences.len() as u32).filter(|other| *other != sequence);
-        let (from, n_tokens) = others.map(|other| (other, self.n_cached(other, prompt))).max_by_key(|(_, n_tokens)| *n_tokens)?;
-        (n_tokens >= self.n_cached(sequence, prompt) + MIN_COPIED).then_some((from, n_tokens))
+    /// What is cached of a sequence's next prompt, there and elsewhere.
+    fn known(&self, sequence: u32, prompt: &[u32]) -> Known {
+        let n_cached = |sequence: u32| self.engine.n_reusable(sequence, n_known(&self.sequences[sequence as usize].tokens, prompt));
+        let n_own = n_cached(sequence);
+        // Recurrent states are those after the last token alone.
+        let others = (0..self.sequences.len() as u32).filter(|other| *other != sequence && !self.engine.prepared().model.is_recurrent());
+        let best = others.map(|other| (other, n_cached(other))).max_by_key(|(_, n_tokens)| *n_tokens);
+        Known { n_own, elsewhere: best.filter(|(_, n_tokens)| *n_tokens >= n_own + MIN_COPIED) }
     }
 
     /// Whether another sequence is reading more of `prompt` than any has in its cache.
-    fn is_being_read(&self, sequence: u32, prompt: &[u32]) -> bool {
+    fn is_being_read(&self, prompt: &[u32], Known { n_own, elsewhere }: Known) -> bool {
         if self.engine.prepared().model.is_recurrent() {
             return false;
         }
-        let n_own = self.n_cached(sequence, prompt);
-        let n_cached = self.copied_from(sequence, prompt).map_or(n_own, |(_, n_tokens)| n_tokens);
+        let n_cached = elsewhere.map_or(n_own, |(_, n_tokens)| n_tokens);
         let is_read_by = |running: &Running| {
             let tokens = &self.sequences[running.sequence as usize].tokens;
             let n_alike = n_known(tokens, prompt);
@@ -678,6 +683,19 @@ impl EngineThread {
                 begun.due.push(due);
                 return Some(running);
             }
+        }
+    }
+}
+
+/// Answers what is asked of an engine that is gone, until nobody can ask any more.
+fn refuse(commands: &mpsc::Receiver<Command>) {
+    for command in commands {
+        // Nobody may wait any more.
+        match command {
+            Command::Open(reply) => drop(reply.send(Err(Error::EngineGone))),
+            Command::Generate(running) => running.listener.send(Err(Error::EngineGone)),
+            Command::Embed(_, _, reply) => drop(reply.send(Err(Error::EngineGone))),
+            Command::Close(_) | Command::Wake => {}
         }
     }
 }

@@ -574,6 +574,29 @@ fn a_lost_adapter_is_opened_again_and_generations_go_on() {
     }
 }
 
+/// No answer is taken for a whole one where the engine cannot be opened again.
+#[test]
+fn generations_end_in_errors_where_an_engine_cannot_be_opened_again() {
+    if !has_gpu() {
+        return;
+    }
+    let model = test_model(None);
+    let engine = open(&model, &[GPU], PlanOptions { ctx_size: Some(128), ..options() }).unwrap();
+    let lose = engine.loss_of(GPU).expect("it computes");
+    let handle = engine.spawn_reopening(|| Err(Error::AllSequencesInUse { n_seqs: 0 })).unwrap();
+    let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+    let start = |sequence: &mut Sequence| sequence.generate(ids(&tokens(0, 4)), greedy(), at_most(MAX_UNREAD + 6)).unwrap();
+    let mut streams: Vec<TokenStream> = sequences.iter_mut().map(start).collect();
+    streams.iter_mut().for_each(|stream| drop(pollster::block_on(stream.next()).unwrap().expect("a first token")));
+    lose();
+    let ended = |stream: &mut TokenStream| std::iter::from_fn(|| pollster::block_on(stream.next()).transpose()).find_map(Result::err);
+    let errors: Vec<Error> = streams.iter_mut().map(|stream| ended(stream).expect("an error")).collect();
+    assert_eq!(errors.iter().filter(|error| matches!(error, Error::AllSequencesInUse { .. })).count(), 1, "{errors:?}");
+    assert_eq!(errors.iter().filter(|error| matches!(error, Error::EngineGone)).count(), 2, "{errors:?}");
+    assert!(matches!(ended(&mut start(&mut sequences[0])), Some(Error::EngineGone)));
+    assert!(matches!(pollster::block_on(handle.sequence()).err(), Some(Error::EngineGone)));
+}
+
 /// What a session of its own generates after `prompt`.
 fn generated_alone(engine: &mut Engine, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
     let mut session = engine.session();
