@@ -1,0 +1,25 @@
+"""tierflow runs language models that are larger than the GPU's memory, on any vendor's GPU.
+
+Names are imported when they are first used, so that the parts written in Python alone work without the native module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Which module has a name of this package.
+_HOMES: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOMES))
