@@ -9,7 +9,12 @@ import importlib
 from typing import Any
 
 # Which module has a name of this package.
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "Accelerator": ".accelerator",
+    "DataLoader": ".data",
+    "DataLoaderConfiguration": ".prepared",
+    "set_seed": ".seeds",
+}
 
 
 def __getattr__(name: str) -> Any:
