@@ -1,0 +1,116 @@
+"""A Ray cluster: one that exists, or one that is started here for as long as it is used.
+
+Ray waits long, or without end, for what is not there, so that addresses are tried before Ray is asked, and each wait here has a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import ClusterError, DistributedError, MissingPackageError, ObjectStoreFullError
+
+DEFAULT_TIMEOUT_SECS = 120.0
+
+
+def import_ray() -> Any:
+    """The ray package."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError("this needs Ray, which is not installed: pip install ray") from error
+    return ray
+
+
+@contextmanager
+def connected(
+    address: str | None, n_cpus: int, timeout: float = DEFAULT_TIMEOUT_SECS, object_store_memory: int = 256 << 20, **how: Any
+) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address` or in `RAY_ADDRESS`, or to one of this machine alone that ends with the block.
+
+    A connection that the program has already is used, and left as it is.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, **how}
+    try:
+        if address is None:
+            loopback = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            ray.init("local", num_cpus=n_cpus, object_store_memory=object_store_memory, **loopback, **quiet)
+        else:
+            check_reachable(address, timeout)
+            ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if isinstance(error, DistributedError):
+            raise
+        raise ClusterError(f"cannot connect to the Ray cluster {address or 'of this machine'}: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def check_reachable(address: str, timeout: float) -> None:
+    """Refuses an address where no Ray cluster answers, within the deadline."""
+    if address in ("auto", "local"):
+        return
+    is_client = address.startswith("ray://")
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+    started = time.monotonic()
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=min(timeout, 10.0)).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+    if not is_client:
+        check_health(address, timeout - (time.monotonic() - started))
+
+
+def check_health(address: str, timeout: float) -> None:
+    """Asks the cluster itself, in a process that can be ended: Ray's own call does not return where something else listens."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=max(timeout, 1.0))
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"what listens at {address} gave no answer within {timeout:.0f} s; is it a Ray cluster?") from error
+    if answer.returncode != 0:
+        lines = (answer.stderr or answer.stdout).strip().splitlines()
+        raise ClusterError(f"the Ray cluster at {address} is not healthy: {lines[-1] if lines else 'no reason given'}")
+
+
+@contextmanager
+def own_errors(what: str) -> Iterator[None]:
+    """Ray's exceptions as those of this package; `what` says what was under way."""
+    import ray.exceptions as failures
+
+    try:
+        yield
+    except failures.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, failures.ObjectStoreFullError | failures.OutOfDiskError):
+            raise store_full(what, cause) from error
+        if isinstance(cause, DistributedError):
+            raise cause from error
+        raise
+    except (failures.ObjectStoreFullError, failures.OutOfDiskError) as error:
+        raise store_full(what, error) from error
+    except failures.GetTimeoutError as error:
+        raise ClusterError(f"{what} took longer than its deadline") from error
+
+
+def store_full(what: str, error: Exception) -> ObjectStoreFullError:
+    reason = str(error).strip().splitlines()
+    return ObjectStoreFullError(
+        f"{what}: Ray's object store is full ({reason[0] if reason else type(error).__name__}); "
+        "make batches smaller, or the store larger (object_store_memory)"
+    )
