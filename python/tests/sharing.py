@@ -1,7 +1,9 @@
-"""What `conftest.py` takes from here: the flag `--long`, and one small Ray cluster on the loopback for those that need it."""
+"""What `conftest.py` takes from here: the flag `--long`, and one small Ray cluster of this machine for those that need it."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,5 +31,7 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     from tierflow.ray.cluster import connected
 
+    # Workers find the classes of tests, too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     with connected(None, 4, object_store_memory=128 << 20) as ray:
         yield ray

@@ -1,1 +1,6 @@
-"""tierflow on Ray: batch inference over data sets, and a service with replicas. Ray itself is needed (`pip install ray`)."""
+"""tierflow on Ray: batch inference over data sets, and a service with replicas. Ray itself is needed (`pip install "ray[data,serve]"`)."""
+
+from .cluster import own_errors
+from .predictor import BatchPredictor, predict
+
+__all__ = ["BatchPredictor", "own_errors", "predict"]

@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import ClusterError, DistributedError, MissingPackageError, ObjectStoreFullError
+from ..errors import (
+    ClusterError,
+    MissingPackageError,
+    ObjectStoreFullError,
+    TierflowError,
+    WorkerDiedError,
+)
 
 DEFAULT_TIMEOUT_SECS = 120.0
 
@@ -44,13 +50,13 @@ def connected(
     quiet = {"logging_level": "ERROR", "log_to_driver": False, **how}
     try:
         if address is None:
-            loopback = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            ray.init("local", num_cpus=n_cpus, object_store_memory=object_store_memory, **loopback, **quiet)
+            sizes = {"num_cpus": n_cpus, "object_store_memory": object_store_memory}
+            ray.init("local", include_dashboard=False, **sizes, **quiet)
         else:
             check_reachable(address, timeout)
             ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        if isinstance(error, DistributedError):
+        if isinstance(error, TierflowError):
             raise
         raise ClusterError(f"cannot connect to the Ray cluster {address or 'of this machine'}: {error}") from error
     try:
@@ -90,27 +96,48 @@ def check_health(address: str, timeout: float) -> None:
 
 @contextmanager
 def own_errors(what: str) -> Iterator[None]:
-    """Ray's exceptions as those of this package; `what` says what was under way."""
+    """Ray's exceptions as those of this package; `what` says what was under way.
+
+    Ray wraps what a worker raises, several times over; what this package raised there is raised here.
+    """
     import ray.exceptions as failures
 
     try:
         yield
-    except failures.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, failures.ObjectStoreFullError | failures.OutOfDiskError):
-            raise store_full(what, cause) from error
-        if isinstance(cause, DistributedError):
-            raise cause from error
+    except Exception as error:
+        chain = list(causes(error))
+        full = next((e for e in chain if isinstance(e, failures.ObjectStoreFullError | failures.OutOfDiskError)), None)
+        ours = next((e for e in chain if isinstance(e, TierflowError)), None)
+        if ours is not None and ours is not error:
+            raise ours from error
+        if full is not None:
+            raise store_full(what, full) from error
+        if any(isinstance(e, failures.GetTimeoutError) for e in chain):
+            raise ClusterError(f"{what} took longer than its deadline") from error
+        if died := [e for e in chain if isinstance(e, failures.RayActorError | failures.WorkerCrashedError | failures.OutOfMemoryError)]:
+            raise WorkerDiedError(f"{what}: {first_line(died[-1])}") from error
         raise
-    except (failures.ObjectStoreFullError, failures.OutOfDiskError) as error:
-        raise store_full(what, error) from error
-    except failures.GetTimeoutError as error:
-        raise ClusterError(f"{what} took longer than its deadline") from error
 
 
-def store_full(what: str, error: Exception) -> ObjectStoreFullError:
-    reason = str(error).strip().splitlines()
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised for, outermost first."""
+    seen: set[int] = set()
+    found: list[BaseException | None] = [error]
+    while found:
+        each = found.pop(0)
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            found += [getattr(each, "cause", None), each.__cause__]
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def store_full(what: str, error: BaseException) -> ObjectStoreFullError:
     return ObjectStoreFullError(
-        f"{what}: Ray's object store is full ({reason[0] if reason else type(error).__name__}); "
+        f"{what}: Ray's object store is full ({first_line(error)}); "
         "make batches smaller, or the store larger (object_store_memory)"
     )
