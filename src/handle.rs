@@ -90,8 +90,38 @@ enum Command {
     Generate(Running),
     /// Make an embedding.
     Embed(Vec<u32>, Pooling, oneshot::Sender<Result<Vec<f32>>>),
+    /// Give the logits of tokens.
+    Score(Scoring),
     /// Look again: a stream that was full is not any more.
     Wake,
+}
+
+/// Tokens whose logits are asked for.
+struct Scoring {
+    sequence: u32,
+    tokens: Vec<u32>,
+    positions: Positions,
+    each: Box<dyn FnMut(Vec<f32>) + Send>,
+    cancelled: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<()>>,
+}
+
+/// Positions of a text whose logits are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// Each of them. Those that one forward gives are [`PlanOptions::logit_rows`](crate::plan::PlanOptions::logit_rows).
+    All,
+    /// The last one.
+    Last,
+}
+
+/// Sets a flag when it is dropped.
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 struct Request {
@@ -151,6 +181,11 @@ impl EngineHandle {
         answer.await.map_err(|_| Error::EngineGone)?
     }
 
+    /// What is known of the model, for callers that outlive the handle.
+    pub fn model(&self) -> Arc<LoadedModel> {
+        Arc::clone(&self.model)
+    }
+
     fn send(&self, command: Command) -> Result<()> {
         self.commands.send(command).map_err(|_| Error::EngineGone)
     }
@@ -178,6 +213,20 @@ impl Sequence {
         let listener = Listener { steps: sender, cancelled: Arc::clone(&stream.cancelled), unread: Arc::clone(&stream.unread) };
         self.handle.send(Command::Generate(Running { sequence: self.id, progress, listener }))?;
         Ok(stream)
+    }
+
+    /// Calls `each`, on the engine's thread, with the logits after `positions` of `tokens`, in order. A generation that is still under way
+    /// on this sequence ends first; other sequences wait. Where the future is dropped, it ends before its next submission.
+    ///
+    /// # Errors
+    /// Those of [`Session::append`](crate::session::Session::append); [`Error::EngineGone`].
+    pub async fn logits(&mut self, tokens: Vec<u32>, positions: Positions, each: impl FnMut(Vec<f32>) + Send + 'static) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let _cancels = SetOnDrop(Arc::clone(&cancelled));
+        let scoring = Scoring { sequence: self.id, tokens, positions, each: Box::new(each), cancelled, reply };
+        self.handle.send(Command::Score(scoring))?;
+        answer.await.map_err(|_| Error::EngineGone)?
     }
 
     /// The engine that it is of.
@@ -492,8 +541,40 @@ impl EngineThread {
                     let _ = reply.send(embedding);
                 }
             }
+            Command::Score(scoring) => self.score(scoring),
             Command::Wake => {}
         }
+    }
+
+    /// Gives the logits of tokens; the sequence then holds these.
+    fn score(&mut self, Scoring { sequence, tokens, positions, mut each, cancelled, reply }: Scoring) {
+        self.running.retain(|running| running.sequence != sequence);
+        // Where nobody waits any more, nothing is computed.
+        if reply.is_canceled() {
+            return;
+        }
+        let cached = &mut self.sequences[sequence as usize].tokens;
+        cached.clear();
+        let computed = self.engine.session_of(sequence, Vec::new()).and_then(|mut session| {
+            session.cancel_with(cancelled);
+            match positions {
+                Positions::All => platform::block_on(session.append_scoring_all(&tokens, each))?,
+                Positions::Last => {
+                    if let Logits::All(logits) = platform::block_on(session.append(&tokens, LogitsRequest::All))? {
+                        each(logits);
+                    }
+                }
+            }
+            Ok(())
+        });
+        match &computed {
+            Ok(()) => *cached = tokens,
+            Err(error) => {
+                self.note_loss(error);
+            }
+        }
+        // Nobody may wait any more.
+        let _ = reply.send(computed);
     }
 
     /// Begins the generations that were asked for, but those that had better wait for another one to read what both have in common.
@@ -695,6 +776,7 @@ fn refuse(commands: &mpsc::Receiver<Command>) {
             Command::Open(reply) => drop(reply.send(Err(Error::EngineGone))),
             Command::Generate(running) => running.listener.send(Err(Error::EngineGone)),
             Command::Embed(_, _, reply) => drop(reply.send(Err(Error::EngineGone))),
+            Command::Score(scoring) => drop(scoring.reply.send(Err(Error::EngineGone))),
             Command::Close(_) | Command::Wake => {}
         }
     }

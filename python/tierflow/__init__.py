@@ -13,11 +13,24 @@ _HOMES: dict[str, str] = {
     "Accelerator": ".accelerator",
     "DataLoader": ".data",
     "DataLoaderConfiguration": ".prepared",
+    "Engine": ".engine",
+    "Llama": ".llama",
+    "Plan": ".plans",
+    "Stream": ".streams",
+    "TierflowError": ".errors",
+    "__version__": "._tierflow",
+    "devices": ".plans",
+    "plan": ".plans",
     "set_seed": ".seeds",
 }
 
+# Modules that may be used without an import of their own.
+_MODULES = frozenset({"accelerate", "errors", "launch", "ray"})
+
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -27,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOMES))
+    return sorted(set(globals()) | set(_HOMES) | _MODULES)

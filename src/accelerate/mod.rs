@@ -52,6 +52,6 @@ pub use max_memory::{BudgetSource, Budgets, get_max_memory};
 pub use mode::DeviceMapMode;
 pub use notice::{Notice, NoticeLevel};
 pub use size_strings::{SizeSpec, convert_file_size_to_int};
-pub use sizes::{LargestLayer, MaximumSizes, ModuleSizes, Retype, calculate_maximum_sizes};
+pub use sizes::{LargestLayer, MaximumSizes, ModuleSizes, Retype, calculate_maximum_sizes, maximum_sizes_as};
 pub use tree::{ModuleTree, NodeId, NodeKind, TensorForm};
 pub use tree_form::{BufferForm, ModuleForm, ParameterForm, TreeForm};

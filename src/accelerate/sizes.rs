@@ -38,7 +38,12 @@ pub struct MaximumSizes {
 
 /// The sizes of a model as it is stored (`calculate_maximum_sizes`).
 pub fn calculate_maximum_sizes(tree: &ModuleTree) -> MaximumSizes {
-    let sizes = ModuleSizes::new(tree, &Retype::default());
+    maximum_sizes_as(tree, &Retype::default())
+}
+
+/// The same of a model whose tensors are counted as `retype` says.
+pub fn maximum_sizes_as(tree: &ModuleTree, retype: &Retype) -> MaximumSizes {
+    let sizes = ModuleSizes::new(tree, retype);
     let whole = tree.whole_nodes(tree.no_split_modules());
     MaximumSizes { total: sizes.total(), largest_layer: LargestLayer::among(tree, &sizes, &whole, tree.top_level()) }
 }

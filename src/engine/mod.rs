@@ -34,12 +34,13 @@ pub use text::ModelText;
 
 /// A loaded model, ready to compute.
 pub struct Engine {
-    model: Arc<LoadedModel>,
     executors: Executors,
     cached: CachedPositions,
     /// Whether batches of these workloads, whole and in halves, are computed in halves.
     known_halves: HashMap<[Workload; 3], bool>,
     store: Arc<Store>,
+    /// Dropped last: who sees it gone knows that the memory is given back.
+    model: Arc<LoadedModel>,
 }
 
 /// Shapes of batches whose halves are known: more are asked for anew.

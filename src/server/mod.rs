@@ -19,6 +19,7 @@ mod fields;
 mod grammar;
 mod guard;
 mod llama_cpp;
+mod local;
 mod messages;
 mod metrics;
 mod ollama;
@@ -42,6 +43,7 @@ use crate::session::Speculation;
 use app::App;
 pub use batch::{BatchAnswer, answer_batch};
 pub use guard::ApiKey;
+pub use local::{LocalResponse, LocalServer};
 
 /// Longest body of a request, in bytes.
 pub const MAX_BODY_BYTES: usize = 8 << 20;

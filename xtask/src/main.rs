@@ -7,6 +7,7 @@ mod library;
 mod machine;
 mod model;
 mod picture;
+mod python;
 mod steps;
 mod test;
 mod web;
@@ -26,6 +27,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   web build     only build it
   web test [--short] [--long] [--large FOLDER] …
                 build it and test it in a browser; web/tests/run.mjs says which options there are
+  python        build the wheel of the Python package into target/python, and test it in an environment there
   bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
                 measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
                 installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         ["web", "build"] => web::build(),
         ["web", "test", ..] => web::test(&arguments[2..]),
         ["web", port] if port.parse::<u16>().is_ok() => web::serve(port),
+        ["python"] => python::run(),
         ["gpu-kit"] => kit::make(&steps::root().join(kit::FOLDER)),
         ["gpu-kit", folder] if !folder.starts_with('-') => kit::make(Path::new(folder)),
         ["gpu-report", folder] => kit::write_report(Path::new(folder), false),
