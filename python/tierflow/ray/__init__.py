@@ -2,5 +2,6 @@
 
 from .cluster import own_errors
 from .predictor import BatchPredictor, predict
+from .service import service
 
-__all__ = ["BatchPredictor", "own_errors", "predict"]
+__all__ = ["BatchPredictor", "own_errors", "predict", "service"]
