@@ -225,7 +225,7 @@ def test_budgets_have_one_spelling() -> None:
     assert budgets_of(None) == {}
 
 
-def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_machine_share_its_memory_and_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two engines of one machine would both plan with all of it; what the script says goes first."""
     monkeypatch.setattr("tierflow.claims.known_devices", lambda: [{"device": "cpu", "capacity": 1001}])
 
@@ -234,8 +234,11 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
 
     alone = {"device": "cpu", "kv_dtype": "f16"}
     assert options(SoloGroup()) == alone
-    assert in_processes(2, options) == [{**alone, "max_memory": {"cpu": 500}}] * 2
-    given = {"device": "cpu", "kv_dtype": "f32", "max_memory": {"cpu": "1GiB"}}
+    monkeypatch.setattr("os.cpu_count", lambda: 9)
+    assert in_processes(2, options) == [{**alone, "threads": 4, "max_memory": {"cpu": 500}}] * 2
+    monkeypatch.setenv("TIERFLOW_THREADS", "7")
+    assert options(SoloGroup()) == {**alone, "threads": 7}
+    given = {"device": "cpu", "kv_dtype": "f32", "threads": 1, "max_memory": {"cpu": "1GiB"}}
     assert in_processes(2, lambda group: options(group, **given)) == [given] * 2
 
 

@@ -137,10 +137,17 @@ def test_bad_options(argv: list[str], message: str) -> None:
 
 def test_two_workers_on_one_adapter_are_refused() -> None:
     with pytest.raises(errors.BudgetInUseError, match="names an adapter twice"):
-        run(parse(["--num-workers", "2", "--adapters", "1,1", "x.py"]))
+        run(parse(["--num-workers", "2", "--adapters", "1,1", __file__]))
 
 
 def test_several_workers_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(errors.MissingPackageError, match="pip install ray"):
-        run(parse(["--num-workers", "2", "x.py"]))
+        run(parse(["--num-workers", "2", __file__]))
+
+
+def test_files_that_are_not_there() -> None:
+    with pytest.raises(errors.UsageError, match="nothing.py: no such script"):
+        run(parse(["--num-workers", "2", "nothing.py"]))
+    with pytest.raises(errors.UsageError, match="--working-dir /no/where: no such folder"):
+        run(parse(["--working-dir", "/no/where", "x.py"]))

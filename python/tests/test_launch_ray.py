@@ -62,6 +62,7 @@ def test_the_first_failure_is_the_one_that_is_told(cluster: Any, tmp_path: Path,
     text = """
 import tierflow
 accelerator = tierflow.Accelerator(cpu=True)
+accelerator.wait_for_everyone()
 if accelerator.process_index == 1:
     raise KeyError("no such column")
 accelerator.gather_object([1])
@@ -150,6 +151,17 @@ def test_a_cluster_by_its_address(cluster: Any, tmp_path: Path) -> None:
     result = launched("--num-workers", "2", "--address", address, script(tmp_path, GATHER))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)[0] == list(range(11))
+
+
+@pytest.mark.long
+def test_a_folder_is_sent_to_the_machines(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    script(tmp_path, "import helper; print(helper.HERE)")
+    (tmp_path / "helper.py").write_text("import os; HERE = os.path.dirname(os.path.abspath(__file__))")
+    result = launched("--num-workers", "2", "--working-dir", str(tmp_path), "script.py")
+    assert result.returncode == 0, result.stderr
+    assert all("working_dir" in line and str(tmp_path) not in line for line in result.stdout.splitlines())
+    assert len(result.stdout.splitlines()) == 2
 
 
 @pytest.mark.long

@@ -45,17 +45,22 @@ def known_devices() -> list[dict[str, Any]]:
 
 
 def engine_options(accelerator: Accelerator, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of an engine on the accelerator's device, whose memory is claimed."""
+    """The options of an engine on the accelerator's device, whose memory is claimed; processes of one machine share its cores."""
     options = {"device": accelerator.device, **options}
     if accelerator.mixed_precision is not None:
         options.setdefault("kv_dtype", KV_DTYPES[accelerator.mixed_precision])
+    n_local = accelerator.num_local_processes
+    if threads := os.environ.get("TIERFLOW_THREADS"):
+        options.setdefault("threads", int(threads))
+    elif n_local > 1:
+        options.setdefault("threads", max(1, (os.cpu_count() or 1) // n_local))
     budgets = budgets_of(options.get("max_memory"))
     device = str(options["device"])
     if device.startswith("gpu:"):
         claim(device, shared=device in budgets)
-    if accelerator.num_local_processes > 1 and "cpu" not in budgets:
+    if n_local > 1 and "cpu" not in budgets:
         # Each process would plan with all free memory of the host.
-        budgets["cpu"] = host_memory() // accelerator.num_local_processes
+        budgets["cpu"] = host_memory() // n_local
         options["max_memory"] = budgets
     return options
 
@@ -121,7 +126,8 @@ def is_running(pid: int) -> bool:
 
 def claims_folder() -> Path:
     """A folder of this user alone."""
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"tierflow-{os.getuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = Path(runtime if os.path.isdir(runtime) else tempfile.gettempdir()) / f"tierflow-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise UsageError(f"{folder} belongs to another user; set XDG_RUNTIME_DIR to a folder of yours")

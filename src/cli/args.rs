@@ -88,6 +88,8 @@ pub enum Command {
     /// Compute the logits of given tokens, for checks
     #[command(hide = true)]
     Logits(LogitsArgs),
+    /// Run a Python script over one worker or several
+    Launch(LaunchArgs),
     /// Print a report to paste into a bug
     Doctor(DoctorArgs),
     /// Fetch a model from a Hugging Face hub into its standard cache
@@ -226,6 +228,14 @@ pub struct DevicesArgs {
     /// Where measured rates are kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+}
+
+/// `tierflow launch`, whose arguments the Python package reads
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// Options of `accelerate launch`, the script, and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
 }
 
 /// `tierflow doctor`

@@ -12,6 +12,7 @@ mod doctor;
 mod embed;
 pub mod familiar;
 mod inspect;
+mod launch;
 mod locate;
 mod logging;
 mod logits;
@@ -51,6 +52,10 @@ pub use terminal::tell_error;
 /// # Errors
 /// What is wrong with the config file, or what the subcommand failed at; [`crate::error::Error::exit_code`] is the process's.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(rest) = launch::arguments(&arguments) {
+        return launch::run(rest);
+    }
     let file = ConfigFile::load();
     let Read { command, verb, matches, notes } = Cli::read(arguments, file.as_ref().map_or(&BTreeMap::new(), ConfigFile::values));
     let verbosity = match &command {
@@ -85,6 +90,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Embed(args) => embed::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Launch(args) => launch::run(&args.arguments),
         Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Ls(args) => ls::run(&args),

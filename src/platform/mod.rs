@@ -19,6 +19,8 @@ pub(crate) mod limited;
 #[cfg(not(target_arch = "wasm32"))]
 mod mapping;
 mod pages;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+mod process;
 #[cfg(not(target_arch = "wasm32"))]
 mod process_limits;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
@@ -53,6 +55,8 @@ pub(crate) use host::{create_private_folder, state_folder};
 #[cfg(not(target_arch = "wasm32"))]
 pub use mapping::guard_maps;
 pub use pages::Pages;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub(crate) use process::run_instead;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub(crate) use signals::asked_to_end;
 pub use source::{ByteSource, IoMode, open_source};

@@ -30,6 +30,24 @@ fn tokens(ran: &Ran) -> (u64, Value) {
     (json["prompt_tokens"].as_u64().unwrap(), json["tokens"].clone())
 }
 
+/// The launcher of the Python package gets its arguments as they are, and its exit status is the program's.
+#[cfg(unix)]
+#[test]
+fn launch_is_the_launcher_of_the_python_package() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let home = Home::new();
+    let python = home.path("python");
+    std::fs::write(&python, "#!/bin/sh\n[ \"$1\" = -c ] && exit 0\necho \"$@\"\nexit 7\n").unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let arguments = ["launch", "--num_processes", "2", "-m", "job", "--help"];
+    let ran = with_variables(&home, &arguments, &[("TIERFLOW_PYTHON", python.to_str().unwrap())]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(7), "-m tierflow.launch --num_processes 2 -m job --help\n"));
+    let ran = with_variables(&home, &["launch", "job.py"], &[("TIERFLOW_PYTHON", "/no/such/python")]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("/no/such/python cannot import"), "{}", ran.stderr);
+}
+
 #[test]
 fn the_last_of_a_repeated_option_counts() {
     let home = Home::new();

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from ..distributed.channel import alone
-from ..errors import BudgetInUseError, WorkerDiedError
+from ..errors import BudgetInUseError, UsageError, WorkerDiedError
 from .options import Job
 from .process import WorkerProcess, how_it_ended
 
 
 def run(job: Job) -> None:
     """Runs a job, again where a worker dies and `--max-restarts` allows it."""
+    check_files(job)
     for attempt in range(job.max_restarts + 1):
         try:
             return run_alone(job, attempt) if job.n_workers == 1 and job.address is None else run_group(job, attempt)
@@ -19,6 +21,15 @@ def run(job: Job) -> None:
             if attempt == job.max_restarts:
                 raise
             print(f"tierflow launch: {error}\ntierflow launch: restart {attempt + 1} of {job.max_restarts}", file=sys.stderr)
+
+
+def check_files(job: Job) -> None:
+    """Refuses what is not there before anything is started; a script may be on the cluster's machines alone."""
+    if job.working_dir is not None and not Path(job.working_dir).is_dir():
+        raise UsageError(f"--working-dir {job.working_dir}: no such folder")
+    script = Path(job.working_dir or ".") / job.target
+    if not job.is_module and job.address is None and not script.is_file():
+        raise UsageError(f"{script}: no such script; --module takes the name of a module")
 
 
 def run_alone(job: Job, attempt: int) -> None:

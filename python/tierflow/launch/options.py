@@ -56,7 +56,7 @@ class Job:
         if self.mixed_precision is not None:
             variables["ACCELERATE_MIXED_PRECISION"] = self.mixed_precision
         if self.n_threads is not None:
-            variables["OMP_NUM_THREADS"] = self.n_threads
+            variables["OMP_NUM_THREADS"] = variables["TIERFLOW_THREADS"] = self.n_threads
         return {name: str(value) for name, value in variables.items()}
 
 
@@ -76,7 +76,7 @@ def parser() -> Parser:
     p.option("--cpu", action="store_true", help="compute on the host")
     p.option("--mixed-precision", choices=sorted(KV_DTYPES), help="of keys and values")
     p.option("--max-restarts", type=int, default=0, metavar="N", help="start all workers again if one dies, up to N times")
-    p.option("--num-cpu-threads-per-process", dest="n_threads", type=int, metavar="N", help="sets OMP_NUM_THREADS")
+    p.option("--num-cpu-threads-per-process", dest="n_threads", type=int, metavar="N", help="of each worker's engine")
     p.option("--working-dir", metavar="DIR", help="a folder that is sent to the machines of the cluster")
     p.option("--timeout", type=float, default=120.0, metavar="SECS", help="how long to wait for the cluster and for room on it")
     p.option("--object-store-memory", type=int, default=256 << 20, metavar="BYTES", help="of a cluster that is started here")

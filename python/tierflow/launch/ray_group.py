@@ -21,7 +21,7 @@ from .options import Job
 from .process import WorkerProcess, how_it_ended
 
 # How long the other workers have to end by themselves, and to say why, after one has died.
-LAST_WORDS_SECS = 3.0
+LAST_WORDS_SECS = 5.0
 
 # ("line", stream, text) as it comes, then ("ended", exit status, last lines).
 Event = tuple[str, Any, str]
@@ -75,7 +75,8 @@ class Worker:
 
 def run_on_ray(job: Job, attempt: int) -> None:
     """Runs a job over `job.n_workers` actors."""
-    with connected(job.address, job.n_workers, job.timeout, job.object_store_memory) as ray:
+    sent = {"runtime_env": {"working_dir": job.working_dir}} if job.working_dir is not None else {}
+    with connected(job.address, job.n_workers, job.timeout, job.object_store_memory, **sent) as ray:
         desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=2 * job.n_workers + 2).remote(job.n_workers)
         workers = start_workers(ray, job)
         try:
@@ -87,8 +88,7 @@ def run_on_ray(job: Job, attempt: int) -> None:
 
 def start_workers(ray: Any, job: Job) -> list[tuple[Any, str]]:
     """The actors with their machines, in order of ranks: those of one machine follow each other."""
-    environment = {"working_dir": job.working_dir} if job.working_dir else None
-    kind = ray.remote(Worker).options(num_cpus=1, max_concurrency=2, runtime_env=environment)
+    kind = ray.remote(Worker).options(num_cpus=1, max_concurrency=2)
     actors = [kind.remote() for _ in range(job.n_workers)]
     try:
         machines = ray.get([actor.machine.remote() for actor in actors], timeout=job.timeout)

@@ -31,9 +31,13 @@ pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) -> Res
         Command::Inspect(args) => (&mut args.model, None),
         Command::Tokenize(args) => (&mut args.model, None),
         Command::Convert(args) => (&mut args.model, None),
-        Command::Devices(_) | Command::Doctor(_) | Command::Pull(_) | Command::Ls(_) | Command::Config(_) | Command::Completions(_) => {
-            return Ok(());
-        }
+        Command::Launch(_)
+        | Command::Devices(_)
+        | Command::Doctor(_)
+        | Command::Pull(_)
+        | Command::Ls(_)
+        | Command::Config(_)
+        | Command::Completions(_) => return Ok(()),
     };
     overrule_model(model, matches, args_name_model(matches));
     placement.map_or(Ok(()), |placement| overrule_placement(placement, matches))
