@@ -185,3 +185,17 @@ with connected(None, 2, object_store_memory=80 << 20, _system_config=config) as 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
     assert "gathering: Ray's object store is full" in result.stdout, result.stderr[-2000:]
     assert "object_store_memory" in result.stdout
+
+
+def test_answers_are_those_of_the_engine(data: Any) -> None:
+    folder = os.environ.get("TIERFLOW_TEST_MODELS")
+    if not folder:
+        pytest.skip("TIERFLOW_TEST_MODELS is not set; `cargo xtask python` sets it")
+    from tierflow.engine import Engine
+
+    model, prompts, options = os.path.join(folder, "tiny"), ["one", "two", "three and more"], {"max_tokens": 8, "temperature": 0}
+    with Engine(model, device="cpu", ctx_size=64) as engine:
+        expected = [engine.generate(prompt, **options) for prompt in prompts]
+    how = {"options": options, "engine": {"ctx_size": 64}, "num_cpus": 0.5, "batch_size": 2}
+    answered = predict(rows(data, prompts), model, **how).take_all()
+    assert [row["answer"] for row in sorted(answered, key=lambda row: row["id"])] == expected
