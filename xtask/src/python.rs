@@ -9,8 +9,10 @@ use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf, write_hf
 use crate::steps::{self, Failure, Result, announce};
 use crate::{machine, model};
 
-/// What builds the wheel and runs its tests.
-const PACKAGES: [&str; 4] = ["maturin>=1.7,<2", "numpy>=1.24", "pytest>=8,<10", "tqdm>=4"];
+/// What builds the wheel.
+const BUILDER: &str = "maturin>=1.7,<2";
+/// What its tests need.
+const REQUIREMENTS: &str = "python/tests/requirements.txt";
 /// No wheel is larger.
 const MAX_BYTES: u64 = 25_000_000;
 /// The oldest Python that the package runs on.
@@ -41,10 +43,12 @@ pub fn check(model: &Path) -> Result<()> {
     steps::run(&mut command)
 }
 
-/// The python of an environment with [`PACKAGES`], which is made where it is missing.
+/// The python of an environment with [`BUILDER`] and [`REQUIREMENTS`], which is made where it is missing.
 fn environment(folder: &Path) -> Result<PathBuf> {
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    let (stamp, stamp_file) = (PACKAGES.join("\n"), folder.join("installed.txt"));
+    let requirements = steps::root().join(REQUIREMENTS);
+    let listed = fs::read_to_string(&requirements).map_err(|error| Failure::new(format!("cannot read {REQUIREMENTS}: {error}")))?;
+    let (stamp, stamp_file) = (format!("{BUILDER}\n{listed}"), folder.join("installed.txt"));
     if fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) && steps::succeeds(&python.to_string_lossy(), &["--version"]) {
         return Ok(python);
     }
@@ -55,7 +59,9 @@ fn environment(folder: &Path) -> Result<PathBuf> {
         machine::install(&["python3", "python3-venv"], &format!("python3 {}.{} or newer with its module venv", OLDEST.0, OLDEST.1))?;
         make(base().ok_or_else(|| Failure::new(format!("python3 is older than {}.{}", OLDEST.0, OLDEST.1)))?)?;
     }
-    steps::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES))?;
+    steps::run(
+        Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", BUILDER, "-r"]).arg(&requirements),
+    )?;
     fs::write(&stamp_file, stamp).map_err(|error| Failure::new(format!("cannot write {}: {error}", stamp_file.display())))?;
     Ok(python)
 }
