@@ -46,10 +46,14 @@ class ChannelGroup(Group):
     def _receive(self) -> None:
         while True:
             try:
-                self._answers.put(pickle.loads(self._connection.recv_bytes()))
+                answer = self._connection.recv_bytes()
             except (EOFError, OSError):
                 os.write(2, b"tierflow: the launcher of this worker is gone; the worker ends\n")
                 os._exit(1)
+            try:
+                self._answers.put(pickle.loads(answer))
+            except Exception as error:
+                self._answers.put(DistributedError(f"rank {self.rank}: the launcher's answer cannot be read: {error}"))
 
     def _exchange(self, turn: int, operation: str, value: Any) -> list[Any]:
         self._connection.send_bytes(pickle.dumps((turn, operation, pickle.dumps(value), self.timeout)))

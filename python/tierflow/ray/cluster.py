@@ -107,7 +107,8 @@ def own_errors(what: str) -> Iterator[None]:
     except Exception as error:
         chain = list(causes(error))
         full = next((e for e in chain if isinstance(e, failures.ObjectStoreFullError | failures.OutOfDiskError)), None)
-        ours = next((e for e in chain if isinstance(e, TierflowError)), None)
+        # Ray's own wrapper is an instance of what it wraps, too, and cannot be sent on.
+        ours = next((e for e in chain if isinstance(e, TierflowError) and not isinstance(e, failures.RayTaskError)), None)
         if ours is not None and ours is not error:
             raise ours from error
         if full is not None:
