@@ -21,7 +21,7 @@ from test_launch import is_running
 
 from tierflow import errors
 from tierflow.ray.server import Server
-from tierflow.ray.service import service
+from tierflow.ray.service import app, service
 
 PROGRAM = str(Path(__file__).parent / "served.py")
 
@@ -74,6 +74,13 @@ os.kill(os.getpid(), 9)
 def test_bad_numbers_of_replicas() -> None:
     with pytest.raises(errors.UsageError, match="expected 1 ≤ min_replicas ≤ max_replicas"):
         service("model", min_replicas=3, max_replicas=2)
+
+
+def test_options_of_a_command_line() -> None:
+    pytest.importorskip("ray.serve")
+    assert app({"model": "7b.gguf", "max_replicas": "2", "target_ongoing_requests": "1.5"}) is not None
+    with pytest.raises(errors.UsageError, match="max_replicas 0"):
+        app({"model": "7b.gguf", "max_replicas": "0"})
 
 
 @contextmanager

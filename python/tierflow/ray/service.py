@@ -133,5 +133,9 @@ def service(
 
 def app(options: dict[str, Any]) -> Any:
     """`service` for Ray's configuration files and `serve run tierflow.ray.service:app model=model.gguf`."""
-    numbers = {name: json.loads(value) if name != "model" and isinstance(value, str) and value[:1].isdigit() else value for name, value in options.items()}
-    return service(**numbers)
+    return service(**{name: value if name in ("model", "program") else number_of(value) for name, value in options.items()})
+
+
+def number_of(value: Any) -> Any:
+    """A number that a command line spells out; all else as it is."""
+    return json.loads(value) if isinstance(value, str) and value[:1].isdigit() else value
