@@ -32,3 +32,11 @@ export function duration(secs) {
 export function percent(share) {
   return `${(share * 100).toFixed(0)} %`;
 }
+
+/** `98362432` as `98 MB`: sizes as shops and disks have them, for what is not counted byte by byte. */
+export function size(value) {
+  const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
+  const step = Math.min(Math.floor(Math.log10(Math.max(value, 1)) / 3), units.length - 1);
+  const amount = value / 1000 ** step;
+  return `${step > 2 && amount < 100 ? amount.toFixed(1) : Math.round(amount)} ${units[step]}`;
+}

@@ -17,7 +17,8 @@ export class PlanView {
   #devices = [];
   #devicesText;
   #planned = null;
-  #isPlanning = false;
+  /** Until all wishes are planned. */
+  #planning = null;
   #isStale = false;
   #sayTimer = 0;
   #gpu;
@@ -74,15 +75,45 @@ export class PlanView {
     return this.refresh();
   }
 
-  /** Shows a model of which the headers were read. */
-  async show(source, inspection) {
+  /**
+   * Shows a model of which the headers were read.
+   * @param {{gpu?: number, cpu?: number, context?: number, kv?: string, device?: string}} [wishes] options that an address asks for; of
+   *   others the budgets stay as they are
+   */
+  async show(source, inspection, wishes = {}) {
     this.#source = source;
     byId('plan').hidden = false;
     if (this.#devices.length === 0) this.#setDevices(await this.#engine.devices());
     const longest = inspection.config.context_length;
     this.#context.setSteps([null, ...sizeSteps(128, longest).filter((step) => step !== null), longest]);
     this.#context.set(null);
+    this.#wish(wishes);
     await this.refresh();
+  }
+
+  /** Takes the options that an address asks for, and no others. */
+  async apply(wishes) {
+    this.#gpu.set(null);
+    this.#host.set(null);
+    this.#context.set(null);
+    byId('kv-dtype').value = '';
+    byId('device').value = 'auto';
+    this.#wish(wishes);
+    await this.refresh();
+  }
+
+  #wish({ gpu, cpu, context, kv, device }) {
+    if (gpu && !byId('gpu-budget').hidden) this.#gpu.set(gpu);
+    if (cpu) this.#host.set(cpu);
+    if (context) this.#context.set(context);
+    if (kv) byId('kv-dtype').value = kv;
+    if (device && [...byId('device').options].some(({ value }) => value === device)) byId('device').value = device;
+  }
+
+  /** What is chosen, as an address has it. */
+  get wishes() {
+    const wishes = { gpu: this.#gpu.value, cpu: this.#host.value, context: this.#context.value, kv: byId('kv-dtype').value, device: byId('device').value };
+    return Object.fromEntries(Object.entries(wishes).filter(([, value]) => value));
   }
 
   /** Shows nothing: no model is chosen. */
@@ -108,18 +139,20 @@ export class PlanView {
     await this.refresh();
   }
 
-  /** Plans anew. While a plan is made, only the latest wish is kept. */
+  /** Plans anew. While a plan is made, only the latest wish is kept; resolves once that is planned. */
   async refresh() {
     if (!this.#source) return;
     this.#isStale = true;
-    if (this.#isPlanning) return;
-    this.#isPlanning = true;
+    this.#planning ??= this.#planAll().finally(() => (this.#planning = null));
+    await this.#planning;
+  }
+
+  async #planAll() {
     byId('planned').ariaBusy = 'true';
     while (this.#isStale) {
       this.#isStale = false;
       await this.#planOnce();
     }
-    this.#isPlanning = false;
     byId('planned').ariaBusy = 'false';
   }
 

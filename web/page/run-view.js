@@ -1,8 +1,16 @@
-// Loading with progress and cancel, and the browser's storage.
+// Loading with progress and cancel, what the chosen model comes to, and the browser's storage.
 
 import { byId, element, showError } from './elements.js';
-import { bytes, duration, percent } from './format.js';
+import { bytes, duration, percent, size } from './format.js';
+import { groupsOf } from './hub-memory.js';
+import { fitInWords, memoryInWords } from './summary.js';
 import { executorsOf } from './tier-map.js';
+
+/** A chosen model as the package takes it. */
+export function sourceOf({ url, name, parts, files }, keep) {
+  if (parts) return parts.map((part) => ({ ...part, keep }));
+  return url ? { url, keep, name } : files;
+}
 
 export class RunView {
   #runner;
@@ -11,6 +19,7 @@ export class RunView {
   #onLoaded;
   #source = null;
   #cancel = null;
+  #loading = null;
   /** The models of the list as it is drawn. */
   #listed = '';
 
@@ -27,17 +36,32 @@ export class RunView {
     byId('cancel').addEventListener('click', () => this.#cancel?.abort());
     byId('unload').addEventListener('click', () => this.unload());
     byId('keep').addEventListener('change', () => this.#showFacts());
-    this.#listStored();
   }
 
-  /** Shows a model that can be loaded: `{files}` or `{url}`, and its size. */
+  /** The room that the browser's storage has left; `null` where it is not known. */
+  get freeBytes() {
+    return this.stored?.quota > 0 ? this.stored.quota - this.stored.usage : null;
+  }
+
+  /** Whether the chosen model is stored as a whole. */
+  get isStored() {
+    return this.#state() === 'whole';
+  }
+
+  /** Whether all files of a model of the hub are stored. */
+  isKept({ parts }) {
+    return parts.every((part) => this.stored?.models.some(({ url, complete }) => complete && url === part.url));
+  }
+
+  /** Shows a model that can be loaded: `{files}`, `{url}` or `{parts}`, and its size. */
   async show(source, inspection) {
     this.#source = { ...source, size: inspection.size_bytes, name: source.name };
     byId('run').hidden = false;
-    byId('keep-label').hidden = !source.url;
+    byId('keep-label').hidden = this.#urls().length === 0;
     showError(byId('run-error'));
     byId('run-said').textContent = '';
-    await this.#listStored();
+    this.planChanged(null);
+    await this.listStored();
     this.#showFacts();
   }
 
@@ -53,13 +77,21 @@ export class RunView {
   /** Follows the plan: what has none cannot be loaded. */
   planChanged(planned) {
     const isElsewhere = this.#plan.isForAnotherMachine;
+    byId('fit').textContent = planned && !isElsewhere ? fitInWords(planned) : '';
+    byId('memory-facts').textContent = planned && !isElsewhere ? memoryInWords(planned) : '';
     byId('load').disabled = !planned || !this.#source || isElsewhere || this.#cancel !== null;
     byId('load').title = isElsewhere ? 'The plan is for another machine' : '';
   }
 
-  async load() {
-    const keep = byId('keep').checked;
-    const source = this.#source.url ? { url: this.#source.url, keep, name: this.#source.name } : this.#source.files;
+  /** Loads what is chosen, or waits for the load that is under way; says whether it was loaded. */
+  load() {
+    return (this.#loading ??= this.#load().finally(() => (this.#loading = null)));
+  }
+
+  async #load() {
+    if (byId('load').disabled) return false;
+    const { name } = this.#source;
+    const source = sourceOf(this.#source, byId('keep').checked);
     const controller = (this.#cancel = new AbortController());
     const begin = performance.now();
     this.#onLoaded(null);
@@ -69,15 +101,17 @@ export class RunView {
       const loaded = await this.#runner.load(source, { ...this.#plan.options, signal: controller.signal, onProgress: (progress) => this.#progress(progress, begin) });
       byId('run-said').textContent = `Loaded in ${duration((performance.now() - begin) / 1000)}; ${executorsOf(loaded.plan)} will compute.`;
       this.#show('loaded');
-      this.#onLoaded(loaded);
+      this.#onLoaded({ ...loaded, name });
+      return true;
     } catch (error) {
       this.#show('idle');
       if (error.name === 'AbortError') byId('run-said').textContent = 'Cancelled. What was downloaded is kept, and goes on from there.';
       else this.showError(error);
+      return false;
     } finally {
       this.#cancel = null;
       this.planChanged(this.#plan.planned);
-      await this.#listStored();
+      await this.listStored();
       this.#showFacts();
     }
   }
@@ -140,57 +174,83 @@ export class RunView {
     byId('progress-text').textContent = `${verb}: ${bytes(done)}${total ? ` of ${bytes(total)} (${percent(done / total)})` : ''}${stage === 'download' ? left : ''}`;
   }
 
+  /** Addresses of the chosen model's files; none of files of this computer. */
+  #urls() {
+    const { url, parts = [] } = this.#source ?? {};
+    return url ? [url] : parts.map((part) => part.url);
+  }
+
+  /** What is stored of the chosen model. */
+  #state() {
+    const urls = this.#urls();
+    if (urls.length === 0) return 'file';
+    const there = this.#storedParts();
+    if (there.length === urls.length && there.every(({ complete }) => complete)) return 'whole';
+    return there.some(({ done }) => done > 0) ? 'part' : 'none';
+  }
+
+  #storedParts() {
+    const urls = this.#urls();
+    return (this.stored?.models ?? []).filter(({ url }) => urls.includes(url));
+  }
+
   #showFacts() {
     if (!this.#source) return;
-    const { name, size, url } = this.#source;
-    const stored = this.stored?.models.find((model) => model.url === url);
+    const { name, size: total } = this.#source;
+    const done = this.#storedParts().reduce((sum, part) => sum + part.done, 0);
     const where = {
       file: 'from your disk; nothing is copied',
       whole: 'stored in this browser',
-      part: `${bytes(stored?.done ?? 0)} of it stored; the download goes on from there`,
+      part: `${bytes(done)} of it stored; the download goes on from there`,
       none: byId('keep').checked ? 'not stored yet' : 'from the server, range by range',
     };
-    const state = !url ? 'file' : stored?.complete ? 'whole' : stored?.done ? 'part' : 'none';
-    byId('run-facts').textContent = `${name}, ${bytes(size)} of weights, ${where[state]}.`;
-    byId('load').textContent = state === 'none' && byId('keep').checked ? `Download ${bytes(size)} and load` : 'Load';
+    const state = this.#state();
+    byId('run-facts').textContent = `${name}, ${size(total)} of weights, ${where[state]}.`;
+    byId('load').textContent = state === 'none' && byId('keep').checked ? `Download ${size(total)} and load` : 'Load';
   }
 
-  async #listStored() {
+  /** Shows what is stored; yields the models that are whole. */
+  async listStored() {
     try {
       this.stored = await this.#planner.storage.list();
     } catch (error) {
       byId('storage-facts').textContent = error.message;
+      byId('storage').hidden = true;
       byId('keep').checked = false;
       byId('keep').disabled = true;
-      return;
+      return [];
     }
     const { models, usage, quota } = this.stored;
-    const share = quota > 0 ? `${bytes(usage)} used of ${bytes(quota)} that the browser allows.` : '';
-    byId('storage-facts').textContent = `${models.length === 0 ? 'No model is stored. ' : ''}${share}`;
+    const share = quota > 0 ? `${size(usage)} used of ${size(quota)} that the browser allows.` : '';
+    byId('storage-facts').textContent = `${models.length === 0 ? 'No model is stored yet. ' : ''}${share}`;
+    byId('storage').hidden = models.length === 0;
+    const whole = models.filter(({ complete }) => complete);
     // What has not changed is not drawn anew: a button that is just pressed, or has the focus, would be gone.
     const listed = JSON.stringify(models);
-    if (listed === this.#listed) return;
+    if (listed === this.#listed) return whole;
     this.#listed = listed;
-    byId('stored').replaceChildren(...models.map((model) => this.#storedItem(model)));
+    byId('stored').replaceChildren(...groupsOf(models).map((group) => this.#storedItem(group)));
+    return whole;
   }
 
-  #storedItem(model) {
-    const size = model.complete ? bytes(model.size) : `${bytes(model.done)}${model.size ? ` of ${bytes(model.size)}` : ''}, unfinished`;
-    const remove = element('button', { type: 'button', 'aria-label': `Delete ${model.name}`, onclick: () => this.#remove(model) }, 'Delete');
+  #storedItem(group) {
+    const { model, size: total, done, complete } = group;
+    const extent = complete ? size(total) : `${size(done)}${total ? ` of ${size(total)}` : ''}, unfinished`;
+    const remove = element('button', { type: 'button', 'aria-label': `Delete ${model.name}`, onclick: () => this.#remove(group) }, 'Delete');
     const use = element('button', { type: 'button', 'aria-label': `Use ${model.name}`, onclick: () => this.onUse?.(model) }, 'Use');
-    return element('li', {}, element('span', {}, `${model.name}, ${size}`), element('span', {}, use, ' ', remove));
+    return element('li', {}, element('span', {}, `${model.name}, ${extent}`), element('span', {}, use, ' ', remove));
   }
 
-  async #remove({ key, name, url }) {
-    if (!confirm(`Delete ${name} from this browser?`)) return;
+  async #remove({ model, keys, urls }) {
+    if (!confirm(`Delete ${model.name} from this browser?`)) return;
     showError(byId('run-error'));
-    if (this.#runner.loaded && this.#source?.url === url) this.unload();
+    if (this.#runner.loaded && this.#urls().some((url) => urls.includes(url))) this.unload();
     try {
-      await this.#planner.storage.remove(key);
+      for (const key of keys) await this.#planner.storage.remove(key);
     } catch (error) {
       this.showError(error);
     }
-    await this.#listStored();
+    await this.listStored();
     this.#showFacts();
   }
 }

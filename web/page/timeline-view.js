@@ -55,6 +55,7 @@ export class TimelineView {
     if (!drawn) return;
     const { picture, summary } = drawn;
     byId('timeline').hidden = false;
+    byId('open-activity').disabled = false;
     byId('lanes').replaceChildren(picture);
     byId('badge').textContent = `bound by ${summary.bound}`;
     const moving = summary.busy.fetch + summary.busy.upload;

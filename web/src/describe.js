@@ -65,10 +65,20 @@ export function nameOfUrl(url) {
   }
 }
 
+/** Whether an address is one of the hub's. */
+export function isHub({ hostname }) {
+  return /^(www\.)?(huggingface\.co|hf\.co)$/.test(hostname);
+}
+
+/** Which part of which split GGUF a file is; `null` of a whole one. */
+export function partOfSplit(path) {
+  const match = SPLIT.exec(path);
+  return match && { stem: `${path.slice(0, match.index)} of ${match[2]}`, index: Number(match[1]) };
+}
+
 /** The address of a file where that of the hub's page about it was given. */
-function fileOfHub(address) {
-  const isHub = /^(www\.)?(huggingface\.co|hf\.co)$/.test(address.hostname);
-  if (!isHub) return address;
+export function fileOfHub(address) {
+  if (!isHub(address)) return address;
   return new URL(address.href.replace(/^([^?#]*?\/)blob(\/)/, '$1resolve$2'));
 }
 

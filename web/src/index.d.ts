@@ -118,8 +118,12 @@ export interface Progress {
   total: number | null;
 }
 
-export interface LoadOptions extends PlanOptions {
+/** For whatever asks the worker: raised, it ends what is asked. */
+export interface Stoppable {
   signal?: AbortSignal;
+}
+
+export interface LoadOptions extends PlanOptions, Stoppable {
   onProgress?: (progress: Progress) => void;
 }
 
@@ -164,11 +168,12 @@ export interface ChatMessage {
   role: 'system' | 'developer' | 'user' | 'assistant' | (string & {});
   /** Parts become one text. */
   content: string | TextPart[];
+  /** What an assistant's message was preceded by; chat templates decide whether the model sees it again. */
+  reasoning_content?: string;
 }
 
-/** What is not known, or not supported yet, is refused by its name, with an `InvalidArgumentError`. */
-export interface ChatRequest {
-  messages: ChatMessage[];
+/** What chats and texts have in common. What is not known, or not supported yet, is refused by its name, with an `InvalidArgumentError`. */
+export interface AnswerRequest extends Stoppable {
   model?: string;
   stream?: boolean | null;
   stream_options?: { include_usage?: boolean } | null;
@@ -186,12 +191,35 @@ export interface ChatRequest {
   repeat_penalty?: number | null;
   /** How many of the latest tokens count as recent. */
   repeat_last_n?: number | null;
+  /** Subtracted from the logits of tokens that the answer has already. */
+  presence_penalty?: number | null;
+  /** The same, as often as it has them. */
+  frequency_penalty?: number | null;
+  /** Added to the logits of tokens, by their ids. */
+  logit_bias?: Record<string, number> | null;
   seed?: number | null;
   stop?: string | string[] | null;
+  /** Answers, made one after the other; with a seed, each has the next one. */
+  n?: number | null;
+}
+
+export interface ChatRequest extends AnswerRequest {
+  messages: ChatMessage[];
   /** The texts go to the model as they are, without its chat template. */
   raw?: boolean | null;
-  n?: 1 | null;
-  signal?: AbortSignal;
+  /** The last message, one of the assistant's, is how the answer begins; it is gone on with. */
+  continue_final_message?: boolean | null;
+  /** Whether to tell how likely each token was. */
+  logprobs?: boolean | null;
+  /** Of how many other tokens to tell the same. */
+  top_logprobs?: number | null;
+}
+
+export interface TextRequest extends AnswerRequest {
+  /** Goes to the model as it is. */
+  prompt: string;
+  /** How likely each token was, and so many others. */
+  logprobs?: number | null;
 }
 
 /** How far an answer has come, in tokens: first the prompt is read, then the answer is made. */
@@ -202,8 +230,7 @@ export interface AnswerProgress {
   total: number | null;
 }
 
-export interface AnswerOptions {
-  signal?: AbortSignal;
+export interface AnswerOptions extends Stoppable {
   onProgress?: (progress: AnswerProgress) => void;
 }
 
@@ -216,12 +243,30 @@ export interface Usage {
   extra: { prompt_secs: number; decode_secs: number; ttft_secs: number; tokens: number[] };
 }
 
+export interface TokenLogprob {
+  token: string;
+  logprob: number;
+  bytes: null;
+}
+
+export interface ChatLogprobs {
+  content: (TokenLogprob & { top_logprobs: TokenLogprob[] })[];
+}
+
+export type FinishReason = 'stop' | 'length';
+
 export interface ChatCompletion {
   id: string;
   object: 'chat.completion';
   created: number;
   model: string;
-  choices: { index: 0; message: { role: 'assistant'; content: string }; finish_reason: 'stop' | 'length'; logprobs: null }[];
+  /** `reasoning_content` is what a model thinks before it answers. */
+  choices: {
+    index: number;
+    message: { role: 'assistant'; content: string; reasoning_content?: string };
+    finish_reason: FinishReason;
+    logprobs: ChatLogprobs | null;
+  }[];
   usage: Usage;
 }
 
@@ -230,7 +275,12 @@ export interface ChatCompletionChunk {
   object: 'chat.completion.chunk';
   created: number;
   model: string;
-  choices: { index: 0; delta: { role?: 'assistant'; content?: string }; finish_reason: 'stop' | 'length' | null; logprobs: null }[];
+  choices: {
+    index: number;
+    delta: { role?: 'assistant'; content?: string; reasoning_content?: string };
+    finish_reason: FinishReason | null;
+    logprobs: ChatLogprobs | null;
+  }[];
   usage?: Usage;
 }
 
@@ -242,6 +292,67 @@ export interface Completions {
   create(body: ChatRequest, options?: AnswerOptions): Promise<ChatCompletion | ChatCompletionStream>;
 }
 
+export interface TextLogprobs {
+  tokens: string[];
+  token_logprobs: number[];
+  top_logprobs: Record<string, number>[];
+}
+
+export interface TextCompletion {
+  id: string;
+  object: 'text_completion';
+  created: number;
+  model: string;
+  choices: { index: number; text: string; finish_reason: FinishReason; logprobs: TextLogprobs | null }[];
+  usage: Usage;
+}
+
+export interface TextCompletionChunk {
+  id: string;
+  object: 'text_completion';
+  created: number;
+  model: string;
+  choices: { index: number; text: string; finish_reason: FinishReason | null; logprobs: TextLogprobs | null }[];
+  usage?: Usage;
+}
+
+export type TextCompletionStream = AsyncGenerator<TextCompletionChunk, void, void>;
+
+export interface TextCompletions {
+  create(body: TextRequest & { stream: true }, options?: AnswerOptions): Promise<TextCompletionStream>;
+  create(body: TextRequest & { stream?: false | null }, options?: AnswerOptions): Promise<TextCompletion>;
+  create(body: TextRequest, options?: AnswerOptions): Promise<TextCompletion | TextCompletionStream>;
+}
+
+/** A model as a repository of the hub has it. */
+export interface HubModel {
+  /** Such as `Q4_K_M`; `safetensors` where there is no GGUF. */
+  quant: string;
+  /** Bytes; `null` where the hub does not tell. */
+  size: number | null;
+  source: UrlSource[];
+}
+
+export interface HubOptions extends Stoppable {
+  /** Another hub than Hugging Face's, such as a mirror of it. */
+  hub?: string;
+}
+
+/**
+ * A model of the hub as a source: `org/name`, `org/name:Q4_K_M`, with `hf:` or the whole address before it, also that of a file's page.
+ * Of several quantisations the one that is asked for, or a usual one.
+ */
+export function fromHub(name: string, options?: HubOptions & { quant?: string; keep?: boolean }): Promise<ModelSource>;
+
+/** The models that a repository holds, what suits most first. */
+export function listHub(name: string, options?: HubOptions): Promise<{ repo: string; models: HubModel[] }>;
+
+/** What a text calls on the hub; `null` where it is no such name, but perhaps the address of a file elsewhere. */
+export function parseHubName(text: string): { repo: string; quant?: string; revision?: string; file?: string } | null;
+
+/** What the file at an address is called. */
+export function nameOfUrl(url: string | URL): string;
+
 /** Fetches and compiles the engine, once for all engines of the page; an engine does so by itself where it was not done. */
 export function init(overrides?: { wasm?: string | URL; worker?: string | URL }): Promise<void>;
 
@@ -249,11 +360,18 @@ export function init(overrides?: { wasm?: string | URL; worker?: string | URL })
 export class Engine {
   readonly loaded: Loaded | null;
   readonly chat: { readonly completions: Completions };
-  readonly storage: { list(): Promise<Stored>; remove(key: string): Promise<void> };
-  devices(): Promise<DeviceSpec[]>;
-  inspect(source: ModelSource): Promise<Inspection>;
+  /** Continues texts as they are. */
+  readonly completions: TextCompletions;
+  readonly storage: {
+    list(options?: Stoppable): Promise<Stored>;
+    remove(key: string, options?: Stoppable): Promise<void>;
+    /** Asks the browser to keep models when its disk is full; `load` does, where one is to be kept. */
+    persist(): Promise<boolean>;
+  };
+  devices(options?: Stoppable): Promise<DeviceSpec[]>;
+  inspect(source: ModelSource, options?: Stoppable): Promise<Inspection>;
   /** `devices` is the text of a devices file; the plan is then for that machine. */
-  plan(source: ModelSource, options?: PlanOptions, devices?: string): Promise<Planned>;
+  plan(source: ModelSource, options?: PlanOptions & Stoppable, devices?: string): Promise<Planned>;
   load(source: ModelSource, options?: LoadOptions): Promise<Loaded>;
   trace(nForwards?: number): Promise<Trace>;
   /** The text of a file for ui.perfetto.dev. */

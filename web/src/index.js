@@ -6,6 +6,8 @@ import { describeSources } from './describe.js';
 import { TierflowError, abortError } from './errors.js';
 
 export * from './errors.js';
+export { nameOfUrl } from './describe.js';
+export { fromHub, listHub, parseHubName } from './hub.js';
 export { checkWebGpu } from './webgpu.js';
 
 /** A load that is cancelled has nothing to lose: a worker that does not hear of it is ended after this time. */
@@ -74,19 +76,19 @@ export class Engine {
   #life = {};
 
   /** `engine.chat.completions.create(…)`. */
-  chat = {
-    completions: new Completions(
-      (request, options) => this.#call('generate', { request }, options),
-      () => this.#loaded?.name ?? '',
-    ),
-  };
+  chat = { completions: new Completions(...this.#answering()) };
+
+  /** `engine.completions.create({prompt: …})`: a text is continued as it is. */
+  completions = Completions.ofText(...this.#answering());
 
   /** Models kept in the browser's storage. */
   storage = {
     /** Every stored model, whole or in part, and what the storage holds. */
-    list: () => this.#call('stored'),
+    list: ({ signal } = {}) => this.#call('stored', {}, { signal }),
     /** Removes one by its `key`. */
-    remove: (key) => this.#call('removeStored', { key }),
+    remove: (key, { signal } = {}) => this.#call('removeStored', { key }, { signal }),
+    /** Asks the browser not to clear models away when its disk is full; resolves to whether it has agreed. */
+    persist: async () => (await globalThis.navigator?.storage?.persist?.().catch(() => false)) ?? false,
   };
 
   constructor() {
@@ -99,22 +101,22 @@ export class Engine {
   }
 
   /** The adapters, the host and the disk of this browser. Without WebGPU there is no adapter among them. */
-  devices() {
-    return this.#call('devices');
+  devices({ signal } = {}) {
+    return this.#call('devices', {}, { signal });
   }
 
   /** What a model is made of, from its headers alone. */
-  async inspect(source) {
-    return this.#call('inspect', { sources: describeSources(source) });
+  async inspect(source, { signal } = {}) {
+    return this.#call('inspect', { sources: describeSources(source) }, { signal });
   }
 
   /**
    * Where everything would live and how fast it should go; only headers are read.
-   * @param {object} [options] see `PlanOptions`
+   * @param {object} [options] see `PlanOptions`; also `signal`
    * @param {string} [devices] text of a devices file: the plan is then for that machine
    */
-  async plan(source, options = {}, devices = undefined) {
-    return this.#call('plan', { sources: describeSources(source), options, devices });
+  async plan(source, { signal, ...options } = {}, devices = undefined) {
+    return this.#call('plan', { sources: describeSources(source), options, devices }, { signal });
   }
 
   /**
@@ -125,7 +127,7 @@ export class Engine {
     const sources = describeSources(source);
     const life = this.#life;
     this.#loaded = null;
-    if (sources.some((part) => part.keep)) await navigator.storage?.persist?.().catch(() => false);
+    if (sources.some((part) => part.keep)) await this.storage.persist();
     const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
     this.#expectAlive(life);
     this.#loaded = { name: sources[0].name, plan };
@@ -157,6 +159,11 @@ export class Engine {
   // `using engine = new Engine()`, where the browser has it.
   static {
     if (Symbol.dispose) this.prototype[Symbol.dispose] = this.prototype.close;
+  }
+
+  /** What completions ask, and what the model is called. */
+  #answering() {
+    return [(request, options) => this.#call('generate', { request }, options), () => this.#loaded?.name ?? ''];
   }
 
   #forget() {

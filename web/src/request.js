@@ -8,6 +8,7 @@ const ROLES = { system: 'system', developer: 'system', user: 'user', assistant: 
 const NUMBER = { words: 'a number', isIt: Number.isFinite };
 const COUNT = { words: 'a whole number from 0 on', isIt: (value) => Number.isSafeInteger(value) && value >= 0 };
 const BOOLEAN = { words: 'true or false', isIt: (value) => typeof value === 'boolean' };
+const TEXT = { words: 'a text', isIt: (value) => typeof value === 'string' };
 const TEXTS = { words: 'a text or a list of texts', isIt: (value) => [value].flat().every((item) => typeof item === 'string') };
 
 /** What the engine has, by OpenAI's names and, where it has none, by llama.cpp's. */
@@ -20,25 +21,32 @@ const OPTIONS = {
   min_p: NUMBER,
   repeat_penalty: NUMBER,
   repeat_last_n: COUNT,
+  presence_penalty: NUMBER,
+  frequency_penalty: NUMBER,
+  logit_bias: { words: 'an object of numbers by token', isIt: isBias },
   seed: COUNT,
   stop: TEXTS,
   raw: BOOLEAN,
+  continue_final_message: BOOLEAN,
 };
 
+function isBias(value) {
+  const isToken = (name) => /^\d+$/.test(name);
+  return typeof value === 'object' && !Array.isArray(value) && Object.entries(value).every(([token, bias]) => isToken(token) && Number.isFinite(bias));
+}
+
 /** What is read on this side of the worker. */
-const OF_THE_CALL = ['messages', 'stream', 'stream_options', 'signal', 'model'];
+const OF_THE_CALL = ['messages', 'prompt', 'stream', 'stream_options', 'signal', 'model', 'n', 'logprobs', 'top_logprobs'];
+/** More answers than this are asked for by mistake. */
+const MAX_ANSWERS = 16;
+/** OpenAI's own limit of how many tokens are told beside each. */
+const MAX_LOGPROBS = 20;
 
 /** What a server keeps its books with; no answer depends on it. */
 const OF_SERVERS = ['user', 'metadata', 'store', 'service_tier', 'safety_identifier', 'prompt_cache_key'];
 
 /** What the engine has not, with the values that ask for nothing. */
 const NOT_THERE = {
-  n: [1],
-  presence_penalty: [0],
-  frequency_penalty: [0],
-  logit_bias: [{}],
-  logprobs: [false],
-  top_logprobs: [0],
   response_format: [{ type: 'text' }],
   modalities: [['text']],
   tools: [[]],
@@ -48,14 +56,51 @@ const NOT_THERE = {
   function_call: ['none', 'auto'],
 };
 
-/** The engine's request for a body in OpenAI's shape. */
+/** The engine's request for a chat in OpenAI's shape. */
 export function requestOf(body) {
   if (!Array.isArray(body.messages) || body.messages.length === 0) {
     throw invalid('messages', 'give at least one message, as [{role: "user", content: "…"}]');
   }
+  if (body.prompt !== undefined) throw invalid('prompt', 'belongs to engine.completions; a chat has messages');
+  return { messages: body.messages.map(messageOf), ...optionsOf(body), ...chatLogprobs(body) };
+}
+
+/** The engine's request for a text to continue, as OpenAI's older API has it. */
+export function textRequestOf(body) {
+  if (!TEXT.isIt(body.prompt)) throw invalid('prompt', `give ${TEXT.words} to continue, not ${JSON.stringify(body.prompt) ?? 'nothing'}`);
+  if (body.messages !== undefined) throw invalid('messages', 'belong to engine.chat.completions; here a prompt is continued');
+  const { logprobs } = body;
+  const isAsked = logprobs !== undefined && logprobs !== null;
+  if (isAsked) expectMost('logprobs', logprobs, MAX_LOGPROBS);
+  return { prompt: body.prompt, ...optionsOf(body), raw: true, ...(isAsked ? { logprobs } : {}) };
+}
+
+/** How many answers are wanted. */
+export function countOf({ n }) {
+  if (n === undefined || n === null) return 1;
+  if (n === 0) throw invalid('n', 'ask for at least one answer');
+  return expectMost('n', n, MAX_ANSWERS);
+}
+
+/** In a chat `logprobs` says whether, and `top_logprobs` of how many others beside each token. */
+function chatLogprobs({ logprobs, top_logprobs }) {
+  if (logprobs !== undefined && logprobs !== null && !BOOLEAN.isIt(logprobs)) throw invalid('logprobs', `give ${BOOLEAN.words}, not ${JSON.stringify(logprobs)}`);
+  if (top_logprobs !== undefined && top_logprobs !== null) {
+    expectMost('top_logprobs', top_logprobs, MAX_LOGPROBS);
+    if (!logprobs && top_logprobs > 0) throw invalid('top_logprobs', 'needs logprobs: true');
+  }
+  return logprobs ? { logprobs: top_logprobs ?? 0 } : {};
+}
+
+function expectMost(name, value, most) {
+  if (!COUNT.isIt(value) || value > most) throw invalid(name, `give a whole number up to ${most}, not ${JSON.stringify(value)}`);
+  return value;
+}
+
+function optionsOf(body) {
   const given = Object.entries(body).filter(([, value]) => value !== undefined && value !== null);
   const options = given.filter(([name, value]) => isOption(name, value));
-  const { max_completion_tokens, ...request } = { messages: body.messages.map(messageOf), ...Object.fromEntries(options) };
+  const { max_completion_tokens, ...request } = Object.fromEntries(options);
   if (max_completion_tokens !== undefined) request.max_tokens = max_completion_tokens;
   if (request.stop !== undefined) request.stop = [request.stop].flat();
   return request;
@@ -70,18 +115,13 @@ function isOption(name, value) {
     return true;
   }
   if (!(name in NOT_THERE)) throw invalid(name, `is not known; there are ${Object.keys(OPTIONS).join(', ')}`);
-  if (!NOT_THERE[name].some((neutral) => JSON.stringify(neutral) === JSON.stringify(value))) throw notThere(name);
+  if (!NOT_THERE[name].some((neutral) => JSON.stringify(neutral) === JSON.stringify(value))) throw invalid(name, 'is not supported yet; leave it out');
   return false;
-}
-
-function notThere(name) {
-  if (name === 'n') return invalid(name, 'one answer is made at a time; ask again for another');
-  return invalid(name, 'is not supported yet; leave it out');
 }
 
 /** A message as the engine takes it: texts in parts become one. */
 function messageOf(message) {
-  const { role, content, ...others } = message ?? {};
+  const { role, content, reasoning_content, ...others } = message ?? {};
   if (!Object.hasOwn(ROLES, role)) {
     throw invalid('messages', `each has a role (${Object.keys(ROLES).join(', ')}) and a content; one has the role \`${role}\``);
   }
@@ -89,7 +129,9 @@ function messageOf(message) {
   const more = Object.keys(others).find((name) => !isNothing(others[name]));
   if (more) throw invalid('messages', `a message has \`${more}\`, which is not supported yet; leave it out`);
   const parts = Array.isArray(content) ? content : [{ type: 'text', text: content }];
-  return { role: ROLES[role], content: parts.map(textOf).join('') };
+  const thought = isNothing(reasoning_content) ? {} : { reasoning_content };
+  if (thought.reasoning_content !== undefined && !TEXT.isIt(reasoning_content)) throw invalid('messages', 'a `reasoning_content` is a text');
+  return { role: ROLES[role], content: parts.map(textOf).join(''), ...thought };
 }
 
 function textOf(part) {

@@ -42,7 +42,7 @@ const answers = {
   async generate({ request }, call) {
     const engine = expectEngine();
     const read = (done, total) => call.step({ done, total });
-    const step = (token, text) => call.step({ token, text });
+    const step = (told) => call.step(JSON.parse(told));
     // Also before the first part of the prompt is read.
     call.signal.addEventListener('abort', () => engine.cancel());
     return JSON.parse(await engine.generate(JSON.stringify(request), read, step));

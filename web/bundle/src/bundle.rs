@@ -15,8 +15,14 @@ const TO_THE_PAGE: &str = r#"<!doctype html>
 </html>
 "#;
 
-/// Writes `web/dist` anew: `wasm/` with the bindings, the files of `web/src` beside it, those of `web/page` in `page/`, and
-/// a file that leads there.
+/// The licences, which whoever passes the package on must pass on, too.
+const LICENCES: [&str; 2] = ["LICENSE-MIT", "LICENSE-APACHE"];
+
+/// The script that opens the page without a network. It lies above all files that it keeps, since it is only asked for those below it.
+const SERVICE_WORKER: &str = "sw.js";
+
+/// Writes `web/dist` anew: `wasm/` with the bindings, the files of `web/src` beside it, those of `web/page` in `page/`,
+/// a file that leads there, the page's service worker with the list of them all, and the licences.
 ///
 /// # Errors
 /// In words: a file that cannot be read or written, or wasm that these bindings do not fit.
@@ -30,13 +36,50 @@ pub fn bundle(wasm: &Path, web: &Path) -> Result<(), String> {
             copy_folder(&from, &to)?;
         }
     }
+    for licence in LICENCES {
+        let from = web.join("..").join(licence);
+        fs::copy(&from, dist.join(licence)).map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
+    }
     let root = dist.join("index.html");
     fs::write(&root, TO_THE_PAGE).map_err(|error| format!("cannot write {}: {error}", root.display()))?;
     let mut bindgen = Bindgen::new();
     bindgen.input_path(wasm).out_name("tierflow").typescript(true).omit_default_module_path(false);
     bindgen.remove_name_section(true).remove_producers_section(true);
     let made = bindgen.web(true).and_then(|bindgen| bindgen.generate(dist.join("wasm")));
-    made.map_err(|error| format!("cannot bind {}: {error:#}", wasm.display()))
+    made.map_err(|error| format!("cannot bind {}: {error:#}", wasm.display()))?;
+    finish_service_worker(&dist)
+}
+
+/// Puts the service worker in its place, below a list of all files that the page may ask for.
+fn finish_service_worker(dist: &Path) -> Result<(), String> {
+    let (from, to) = (dist.join("page").join(SERVICE_WORKER), dist.join(SERVICE_WORKER));
+    if !from.exists() {
+        return Ok(());
+    }
+    let script = fs::read_to_string(&from).map_err(|error| format!("cannot read {}: {error}", from.display()))?;
+    fs::remove_file(&from).map_err(|error| format!("cannot remove {}: {error}", from.display()))?;
+    let mut files = vec!["./".to_owned(), "page/".to_owned()];
+    list_files(dist, "", &mut files)?;
+    files.retain(|file| !file.ends_with(".d.ts") && !LICENCES.contains(&file.as_str()));
+    files.sort();
+    let list: Vec<String> = files.iter().map(|file| format!("  '{file}',\n")).collect();
+    fs::write(&to, format!("const FILES = [\n{}];\n\n{script}", list.concat()))
+        .map_err(|error| format!("cannot write {}: {error}", to.display()))
+}
+
+/// Adds the paths of all files in `folder`, as addresses below it.
+fn list_files(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("cannot list {}: {error}", folder.display());
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        if path.is_dir() {
+            list_files(&path, &format!("{name}/"), files)?;
+        } else {
+            files.push(name);
+        }
+    }
+    Ok(())
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<(), String> {

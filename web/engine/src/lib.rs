@@ -7,6 +7,7 @@ mod fields;
 mod model;
 mod options;
 mod prompt;
+mod request;
 mod source;
 mod words;
 

@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after } from 'node:test';
@@ -97,6 +97,12 @@ const builds = {
   },
 };
 
+test('the package holds its licences and what it says of itself, and nothing of the page', () => {
+  const holds = (name) => existsSync(join(folder, 'node_modules/tierflow', name));
+  for (const name of ['README.md', 'dist/LICENSE-MIT', 'dist/LICENSE-APACHE', 'dist/index.d.ts', 'dist/wasm/tierflow_bg.wasm']) assert.ok(holds(name), name);
+  for (const name of ['dist/page', 'dist/sw.js', 'dist/index.html', 'tests', 'page']) assert.ok(!holds(name), name);
+});
+
 for (const [name, build] of Object.entries(builds)) {
   test(`built with ${name}, the package answers as it does by itself`, async () => {
     const out = join(folder, `with-${name}`);
@@ -109,7 +115,7 @@ test('the ten lines of the README, and what types are for, pass TypeScript', () 
   const [, lines] = /```js\n([^]*?)```/.exec(readme);
   writeFileSync(join(folder, 'lines.ts'), lines);
   writeFileSync(join(folder, 'more.ts'), `
-import { AbortError, Engine } from 'tierflow';
+import { AbortError, Engine, fromHub } from 'tierflow';
 export async function ask(role: string, stream: boolean): Promise<number | undefined> {
   using engine = new Engine();
   try {
@@ -121,7 +127,11 @@ export async function ask(role: string, stream: boolean): Promise<number | undef
     throw error;
   }
   // @ts-expect-error what there is not is no option
-  await engine.chat.completions.create({ messages: [], presence_penalty: 1 });
+  await engine.chat.completions.create({ messages: [], audio: 1 });
+  const source = await fromHub('org/name', { quant: 'Q4_K_M' });
+  await engine.load(source, { signal: AbortSignal.timeout(1000) });
+  const { choices } = await engine.completions.create({ prompt: 'Once', presence_penalty: 1, n: 2, logprobs: 1 });
+  console.log(choices[0]?.text, choices[0]?.logprobs?.tokens);
   return undefined;
 }
 `);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after } from 'node:test';
 
-import { chooseUrl, open, start } from '../support/browser.mjs';
+import { answered, chooseUrl, limitAnswers, loaded, open, send, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 /** A name for this machine that browsers do not trust as they do `localhost`. */
@@ -96,6 +96,39 @@ test('a long prompt is read in parts, whose progress is reported, and a signal e
   assert.ok(whole[0][1] > 0, 'what was read before the signal is not read again');
 });
 
+test('several answers, how likely tokens are, biases, and texts to continue', async () => {
+  const found = await inPage(async ({ Engine }, { tiny }) => {
+    const engine = new Engine();
+    await engine.load(tiny, { device: 'cpu', ctx_size: 256 });
+    const body = { messages: [{ role: 'user', content: 'Go on' }], temperature: 0, max_tokens: 3 };
+    const scored = await engine.chat.completions.create({ ...body, n: 2, logprobs: true, top_logprobs: 2 });
+    const [first] = scored.usage.extra.tokens;
+    const biased = await engine.chat.completions.create({ ...body, logit_bias: { [first]: -100 } });
+    const raw = await engine.chat.completions.create({ ...body, raw: true });
+    const text = await engine.completions.create({ prompt: 'Go on', temperature: 0, max_tokens: 3, logprobs: 1 });
+    const began = await engine.chat.completions.create({ ...body, messages: [...body.messages, { role: 'assistant', content: 'Well' }], continue_final_message: true });
+    const refused = await engine.chat.completions.create({ ...body, continue_final_message: true }).catch(({ name, option }) => [name, option]);
+    const stop = new AbortController();
+    stop.abort();
+    const aborted = await Promise.all([engine.plan(tiny, { signal: stop.signal }), engine.storage.list({ signal: stop.signal })].map((asked) => asked.catch(({ name }) => name)));
+    return { scored, first, biased: biased.usage.extra.tokens[0], raw: raw.choices[0].message.content, text, began: began.usage.completion_tokens, refused, aborted };
+  }, { tiny });
+  const [one, other] = found.scored.choices;
+  assert.deepEqual([one.message, one.index, other.index], [other.message, 0, 1]);
+  assert.equal(found.scored.usage.completion_tokens, one.logprobs.content.length + other.logprobs.content.length);
+  for (const { token, logprob, top_logprobs } of one.logprobs.content) {
+    assert.ok(logprob <= 0 && top_logprobs.length === 2, JSON.stringify(top_logprobs));
+    assert.deepEqual(top_logprobs[0], { token, logprob, bytes: null }, 'the likeliest is what comes');
+  }
+  assert.notEqual(found.biased, found.first);
+  const { text, logprobs } = found.text.choices[0];
+  assert.ok(text.length > 0 && text === found.raw, `${text} / ${found.raw}`);
+  assert.equal(logprobs.tokens.length, found.text.usage.completion_tokens);
+  assert.ok(found.began > 0);
+  assert.deepEqual(found.refused, ['InvalidArgumentError', 'continue_final_message']);
+  assert.deepEqual(found.aborted, ['AbortError', 'AbortError']);
+});
+
 test('an engine that is closed in the turn in which it loads leaves no worker, and can load again', async () => {
   // A page with no workers of its own.
   const page = await browser.context.newPage();
@@ -131,11 +164,10 @@ test('on plain http the page plans, loads and chats', async () => {
   await chooseUrl(page, `${address}/models/tiny.gguf`);
   await page.waitForSelector('#load:enabled');
   await page.click('#load');
-  await page.waitForSelector('#unload:not([hidden])');
-  await page.fill('#max-tokens', '4');
-  await page.fill('#prompt', 'Hello');
-  await page.press('#prompt', 'Enter');
-  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
+  await loaded(page);
+  await limitAnswers(page, 4);
+  await send(page, 'Hello');
+  await answered(page);
   assert.equal(await page.isVisible('#chat-error'), false);
   assert.match(await page.textContent('#messages .assistant .note'), /^Cut off after 4 tokens/);
   await page.close();

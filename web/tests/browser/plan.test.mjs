@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after } from 'node:test';
 
-import { MODEL, chooseFile, dropFile, figure, open, picture, planFor, start } from '../support/browser.mjs';
+import { MODEL, chooseFile, dropFile, figure, open, openPlan, picture, planFor, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 import { writeTinyFolder } from '../support/tiny-folder.mjs';
 
@@ -36,7 +36,7 @@ test('a dropped file gives a plan from its headers alone; budgets, map, rates an
   const page = await open(browser);
   browser.server.requests.length = 0;
   await dropFile(page, MODEL);
-  await planFor(page);
+  await planFor(page, undefined, { isClosed: false });
   assert.match(await page.textContent('#model-facts'), /134\.5 M parameters, 92\.1 MiB in 272 tensors.*30 layers/);
   const command = await page.textContent('#command');
   assert.match(command, /^tierflow run .*SmolLM2-135M-Instruct\.Q4_1\.gguf/);
@@ -70,7 +70,7 @@ test('a chosen folder of safetensors gives a plan', async () => {
   const page = await open(browser);
   writeTinyFolder(join(folder, 'tiny'));
   await page.setInputFiles('#folder', join(folder, 'tiny'));
-  await page.waitForSelector('#rates dd');
+  await page.waitForSelector('#load:enabled');
   assert.match(await page.textContent('#model-facts'), /2 layers, context 512/);
   assert.match(await page.textContent('#run-facts'), /^tiny, /);
   await page.close();
@@ -79,7 +79,7 @@ test('a chosen folder of safetensors gives a plan', async () => {
 test('the bars are to one scale and hold what the plan says', async () => {
   const page = await open(browser);
   await chooseFile(page, MODEL);
-  await planFor(page);
+  await planFor(page, undefined, { isClosed: false });
   const rows = await page.$$eval('#plan-table tbody tr', (list) => list.map((row) => [...row.children].map((cell) => cell.textContent)));
   assert.deepEqual(rows.map(([device]) => device), ['gpu:0', 'cpu', 'disk']);
   const widths = await page.$$eval('.tier .bar', (bars) =>
@@ -102,7 +102,7 @@ test('a devices file plans for another machine, on which nothing can be loaded',
     ],
   };
   await chooseFile(page, MODEL);
-  await page.waitForSelector('#rates dd');
+  await page.waitForSelector('#load:enabled');
   await dropFile(page, written('machine.json', JSON.stringify(other)));
   await page.waitForFunction(() => document.querySelector('#tiers').textContent.includes('Somebody’s GPU'));
   assert.equal(await page.isDisabled('#load'), true);
@@ -118,13 +118,13 @@ test('a devices file plans for another machine, on which nothing can be loaded',
 test('a budget that is too small says how much is needed, and one press takes it', async () => {
   const page = await open(browser);
   await chooseFile(page, MODEL);
-  await planFor(page);
+  await planFor(page, undefined, { isClosed: false });
   await page.fill('#gpu-budget .value input', '2 MiB');
   await page.press('#gpu-budget .value input', 'Enter');
   await page.waitForSelector('#plan-error button');
   assert.match(await page.textContent('#plan-error'), /does not fit gpu:0: needs at least/);
   assert.equal(await page.isDisabled('#load'), true);
-  await picture(page, 'web-does-not-fit', '#plan');
+  await picture(page, 'web-does-not-fit', '#plan-panel');
   await page.click('#plan-error button');
   await page.waitForSelector('#plan-error', { state: 'hidden' });
   assert.equal(await page.isDisabled('#load'), false);
@@ -142,10 +142,10 @@ test('files that are no models, or only the beginning of one, are refused with t
     await chooseFile(page, path);
     await page.waitForFunction((name) => document.querySelector('#model-error').textContent.includes(name), path.split('/').pop());
     assert.match(await page.textContent('#model-error'), words);
-    assert.equal(await page.isVisible('#plan'), false);
+    assert.equal(await page.$eval('#plan', (plan) => plan.hidden), true);
   }
   await chooseFile(page, MODEL);
-  await page.waitForSelector('#rates dd');
+  await page.waitForSelector('#load:enabled');
   assert.equal(await page.isVisible('#model-error'), false);
   assert.deepEqual(page.errors, []);
   await page.close();
@@ -156,11 +156,12 @@ test('without an adapter the page says which step failed, and plans all the same
   try {
     const page = await open(without);
     assert.match(await page.textContent('#webgpu'), /no adapter.*step that failed: requestAdapter/);
+    await page.click('#machine-short');
+    await picture(page, 'web-no-webgpu', '.hero', '#machine-details');
     await chooseFile(page, MODEL);
-    await page.waitForSelector('#rates dd');
+    await openPlan(page);
     const devices = await page.$$eval('.tier h3', (titles) => titles.map((title) => title.textContent.split(/\s/)[0]));
     assert.ok(devices.includes('cpu') && !devices.includes('gpu:0'), String(devices));
-    await picture(page, 'web-no-webgpu', 'header', '#model');
     const older = await without.context.newPage();
     await older.addInitScript(() => Object.defineProperty(Navigator.prototype, 'gpu', { value: undefined }));
     await older.goto(page.url());

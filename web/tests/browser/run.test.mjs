@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after } from 'node:test';
 
-import { BUDGET, MODEL, NOT_SHORT, TINY, ask, chooseFile, chooseUrl, figure, load, open, picture, planFor, start } from '../support/browser.mjs';
+import { BUDGET, MODEL, NOT_SHORT, TINY, answered, ask, chooseFile, chooseUrl, figure, lastText, limitAnswers, load, loaded, open, openModels, openPlan, picture, planFor, screen, send, start } from '../support/browser.mjs';
 import { before, test } from '../support/limited.mjs';
 
 /** How much of each golden is compared: a software adapter takes seconds for a token. `--long` compares all of it. */
@@ -73,7 +73,7 @@ test('the cpu answers all that the small model is known to answer', async () => 
 test('a chat with the small model: its text, its figures, its timeline', NOT_SHORT, async () => {
   const page = await open(browser);
   await chooseUrl(page, model);
-  await page.waitForSelector('#rates dd');
+  await openPlan(page);
   await page.fill('#host-budget .value input', String(HOST_BUDGET));
   await page.press('#host-budget .value input', 'Enter');
   await planFor(page);
@@ -84,7 +84,8 @@ test('a chat with the small model: its text, its figures, its timeline', NOT_SHO
   assert.match(await figure(page, '#speed', 'First token after'), /s$/);
   assert.notEqual(await figure(page, '#speed', 'Moved per token'), '0.000 GB');
   assert.match(await page.textContent('#badge'), /^bound by (disk|upload|compute)$/);
-  await picture(page, 'web-run', '#chat', '#timeline');
+  await page.click('#open-activity');
+  await screen(page, 'web-run');
   assert.deepEqual(page.errors, []);
   await page.close();
 });
@@ -95,7 +96,7 @@ function stopAfter(length) {
   const n = messages.children.length;
   const observer = new MutationObserver(() => {
     const isAnswer = messages.children.length === n + 2;
-    if (!isAnswer || messages.lastElementChild.lastChild.data.length <= length) return;
+    if (!isAnswer || messages.lastElementChild.message.content.length <= length) return;
     observer.disconnect();
     document.querySelector('#stop').click();
     globalThis.hasStopped = true;
@@ -105,13 +106,14 @@ function stopAfter(length) {
 
 /** Deletes a stored model by its button, and waits until it is gone. */
 async function deleteStored(page, name) {
+  await openModels(page);
   await page.click(`#stored button[aria-label="Delete ${name}"]`);
   const hasEnded = (name) => !document.querySelector('#stored').textContent.includes(name) || !document.querySelector('#run-error').hidden;
   await page.waitForFunction(hasEnded, name);
   assert.equal(await page.textContent('#run-error'), '');
 }
 
-test('load with progress, chat, stop, regenerate; after a reload the stored model is used, and can be deleted', async () => {
+test('load with progress, chat, stop, regenerate; a reload brings model, options and conversation back from what is stored', async () => {
   const page = await open(browser);
   const url = `${browser.server.address}/faulty/very-slow/tiny.gguf`;
   await chooseUrl(page, url);
@@ -122,25 +124,24 @@ test('load with progress, chat, stop, regenerate; after a reload the stored mode
   await steps;
   assert.equal(await ask(page, HELLO, TINY_TOKENS), tinyAnswer);
 
-  await page.fill('#max-tokens', '400');
-  await page.fill('#prompt', 'Write a long story.');
+  await limitAnswers(page, 400);
   await page.evaluate(stopAfter, 8);
-  await page.press('#prompt', 'Enter');
+  await send(page, 'Write a long story.');
   await page.waitForFunction(() => globalThis.hasStopped);
-  await page.waitForFunction(() => document.querySelector('#stop').disabled);
-  const stopped = await page.evaluate(() => document.querySelector('#messages article:last-child').lastChild.data);
-  await page.fill('#max-tokens', '5');
+  await answered(page);
+  const stopped = await lastText(page);
+  await limitAnswers(page, 5);
   await page.click('#regenerate');
-  await page.waitForFunction(() => document.querySelector('#stop').disabled);
-  const again = await page.evaluate(() => document.querySelector('#messages article:last-child').lastChild.data);
+  await answered(page);
+  const again = await lastText(page);
   assert.ok(again.length > 0 && stopped.startsWith(again), `${again} / ${stopped}`);
 
-  await page.reload();
   browser.server.requests.length = 0;
-  await chooseUrl(page, url);
-  await planFor(page);
+  await page.reload();
+  await loaded(page);
   assert.match(await page.textContent('#run-facts'), /stored in this browser/);
-  await load(page);
+  assert.match(await page.textContent('#command'), /--max-memory gpu:0=40MiB/, 'the options are those of before');
+  assert.equal(await lastText(page), again, 'what was said is there');
   const downloads = browser.server.requests.filter(({ path, method }) => path.endsWith('tiny.gguf') && method === 'GET');
   assert.deepEqual(downloads, [], 'nothing is downloaded a second time');
 
@@ -212,6 +213,7 @@ test('a local file runs from where it lies, and nothing is stored', async () => 
   await load(page);
   assert.equal(await ask(page, HELLO, TINY_TOKENS), tinyAnswer);
   assert.equal(await page.textContent('#storage-facts'), before);
+  await page.click('#open-activity');
   const [trace] = await Promise.all([page.waitForEvent('download'), page.click('#save-perfetto')]);
   const { traceEvents } = JSON.parse(readFileSync(await trace.path()));
   assert.ok(traceEvents.length > 0);
@@ -323,14 +325,16 @@ test('two tabs answer from one stored model, and neither takes it from the other
   const [first, second] = tabs;
   assert.equal(await ask(first, HELLO, TINY_TOKENS), tinyAnswer);
   assert.equal(await ask(second, HELLO, TINY_TOKENS), tinyAnswer);
+  await openModels(second);
   await second.click('#unload');
   second.on('dialog', (dialog) => dialog.accept());
   await second.click('#stored button[aria-label="Delete tiny-shared.gguf"]');
   await second.waitForSelector('#run-error:not([hidden])');
   assert.match(await second.textContent('#run-error'), /in use, here or in another tab/);
   await first.click('#regenerate');
-  await first.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
+  await answered(first);
   assert.equal(await first.isVisible('#chat-error'), false);
+  await openModels(first);
   await first.click('#unload');
   await deleteStored(second, 'tiny-shared.gguf');
   await Promise.all(tabs.map((page) => page.close()));
@@ -416,20 +420,19 @@ test('when the GPU is lost the text stays, and the model runs again with the sma
   const answer = await ask(page, question, TINY_TOKENS);
   const session = await browser.context.browser().newBrowserCDPSession();
   await session.send('Browser.crashGpuProcess');
-  await page.fill('#prompt', 'And then?');
-  await page.press('#prompt', 'Enter');
+  await send(page, 'And then?');
   await page.waitForSelector('#run-error button');
   assert.match(await page.textContent('#run-error'), /^The GPU was lost\. \w.*: the device was lost.*Load with a GPU budget of/);
   const said = await page.textContent('#messages');
   assert.ok(said.includes(answer) && said.includes('And then?'), `what was said stays: ${said}`);
-  await picture(page, 'web-gpu-lost', '#run', '#chat');
+  await picture(page, 'web-gpu-lost', '#chat');
 
   await page.click('#run-error button');
-  await page.waitForSelector('#unload:not([hidden])');
+  await page.waitForFunction(() => !document.querySelector('#unload').hidden);
   const [, budget] = /^(\d+(?:\.\d)?) MiB$/.exec(await page.inputValue('#gpu-budget .value input'));
   assert.ok(Number(budget) * 2 ** 20 < BUDGET, budget);
   assert.equal(await page.isVisible('#run-error'), false);
-  await page.click('#clear');
+  await page.click('#new-chat');
   assert.equal(await ask(page, question, TINY_TOKENS), answer);
   assert.deepEqual(page.errors, []);
   await page.close();

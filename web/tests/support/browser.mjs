@@ -37,9 +37,10 @@ const PICTURE_WIDTH = 600;
 
 /**
  * Starts a server and a browser with a profile of its own.
- * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}}} [options] `flags` are Chromium's
+ * @param {{webgpu?: boolean, flags?: string[], viewport?: {width: number, height: number}, serviceWorkers?: 'allow' | 'block'}} [options]
+ *   `flags` are Chromium's
  */
-export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 } } = {}) {
+export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 }, serviceWorkers = 'block' } = {}) {
   const server = await serve({ folder: DIST, model: MODEL, tiny: TINY, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
@@ -48,6 +49,7 @@ export async function start({ webgpu = true, flags = [], viewport = { width: 720
     headless: true,
     args: [...ARGUMENTS, ...(webgpu ? [WEBGPU] : []), ...flags],
     acceptDownloads: true,
+    serviceWorkers,
     viewport,
   });
   const pid = await pidOf(context.browser());
@@ -70,12 +72,12 @@ async function pidOf(browser) {
   return processInfo.find(({ type }) => type === 'browser').id;
 }
 
-/** A new page; what it reports as an error ends up in `page.errors`. */
-export async function open({ context, address }) {
+/** A new page, at what `hash` leads to; what it reports as an error ends up in `page.errors`. */
+export async function open({ context, address }, hash = '') {
   const page = await context.newPage();
   page.errors = [];
   page.on('pageerror', (error) => page.errors.push(String(error)));
-  await page.goto(new URL('/page/', address).href);
+  await page.goto(new URL(`/page/${hash}`, address).href);
   await page.waitForFunction(() => !document.querySelector('#webgpu').textContent.startsWith('Asking'));
   return page;
 }
@@ -103,29 +105,74 @@ export async function chooseUrl(page, url) {
   await page.click('#url-form button');
 }
 
-/** Sets the budget of the GPU, to compute on it although it is software, and waits for that plan. */
-export async function planFor(page, budget = BUDGET) {
+/** Opens the panel with the plan, once there is one. */
+export async function openPlan(page) {
   await page.waitForSelector('#rates dd', { state: 'attached' });
+  if (!(await page.isVisible('#plan-panel'))) await page.click('#open-plan');
+  await page.waitForSelector('#options');
+}
+
+/** Closes whatever panel is open: on a narrow page it takes the place of all else. */
+export async function closePanel(page) {
+  await page.click('.panel:not([hidden]) .close');
+}
+
+/** Shows the models and what can be done with them, in place of the chat. */
+export async function openModels(page) {
+  if (!(await page.isVisible('#start'))) await page.click('#open-models');
+}
+
+/** Sets the budget of the GPU, to compute on it although it is software, and waits for that plan. */
+export async function planFor(page, budget = BUDGET, { isClosed = true } = {}) {
+  await openPlan(page);
   await page.selectOption('#device', 'gpu:0');
   await page.fill('#gpu-budget .value input', String(budget));
   await page.press('#gpu-budget .value input', 'Enter');
   await page.waitForFunction((size) => document.querySelector('#tiers').textContent.includes(`of ${size}`), `${(budget / 2 ** 20).toFixed(1)} MiB`);
+  if (isClosed) await closePanel(page);
+}
+
+/** Waits until a model is loaded, or why it is not is said. */
+export async function loaded(page) {
+  await page.waitForFunction(() => !document.querySelector('#unload').hidden || !document.querySelector('#run-error').hidden);
 }
 
 /** Loads what is planned, and waits until it can be talked to. */
 export async function load(page) {
   await page.click('#load');
-  await page.waitForSelector('#unload:not([hidden]), #run-error:not([hidden])');
+  await loaded(page);
   if (await page.isVisible('#run-error')) throw new Error(await page.textContent('#run-error'));
+}
+
+/** Sets how long answers may be; they are made of the likeliest tokens, so that they are the same each time. */
+export async function limitAnswers(page, maxTokens) {
+  if (!(await page.isVisible('#chat-options'))) await page.click('#show-options');
+  await page.fill('#max-tokens', String(maxTokens));
+  await page.fill('#temperature', '0');
+}
+
+/** Writes a message and sends it. */
+export async function send(page, text) {
+  await page.fill('#prompt', text);
+  await page.press('#prompt', 'Enter');
+}
+
+/** Waits until no answer is under way, and there is one. */
+export async function answered(page) {
+  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
 }
 
 /** Sends a message, and waits for the answer's end. */
 export async function ask(page, text, maxTokens) {
-  await page.fill('#max-tokens', String(maxTokens));
-  await page.fill('#prompt', text);
-  await page.press('#prompt', 'Enter');
-  await page.waitForFunction(() => document.querySelector('#stop').disabled && document.querySelector('#messages .assistant'));
-  return page.evaluate(() => document.querySelector('#messages article:last-child').lastChild.data);
+  await limitAnswers(page, maxTokens);
+  await send(page, text);
+  await answered(page);
+  return lastText(page);
+}
+
+/** What the last message says, as the model wrote it. */
+export function lastText(page) {
+  return page.evaluate(() => document.querySelector('#messages article:last-child').message.content);
 }
 
 /** What the page shows under a term, such as `Decode`. */
@@ -150,5 +197,17 @@ export async function picture(page, name, ...sections) {
   const left = boxes[0].x - 8;
   const clip = { x: left, y: top, width: boxes[0].width + 16, height: bottom - top };
   await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true, clip });
+  await page.setViewportSize(viewport);
+}
+
+/** Saves what a screen of this size shows, if pictures were asked for. */
+export async function screen(page, name, size = { width: 1280, height: 800 }) {
+  const folder = process.env.TIERFLOW_WEB_PICTURES;
+  if (!folder) return;
+  mkdirSync(folder, { recursive: true });
+  const viewport = page.viewportSize();
+  await page.setViewportSize(size);
+  await page.waitForTimeout(300);
+  await page.screenshot({ path: join(folder, `${name}.png`) });
   await page.setViewportSize(viewport);
 }

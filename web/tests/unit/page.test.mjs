@@ -152,11 +152,11 @@ function completions() {
     for (const [token, text] of ['one ', 'two ', 'three'].entries()) {
       await new Promise((resolve) => setTimeout(resolve, 2));
       if (signal?.aborted) throw Object.assign(new DOMException('stopped', 'AbortError'), { partial: { n_prompt: 2, n_generated: token } });
-      onEvent({ token, text });
+      onEvent({ token, text, reasoning: '' });
     }
     return { text: 'one two three', finish_reason: 'length', n_prompt: 2, n_cached: 4, n_generated: 3, tokens: [0, 1, 2] };
   };
-  return { seen, create: new Completions(generate, () => 'tiny') };
+  return { seen, generate, create: new Completions(generate, () => 'tiny') };
 }
 
 const messages = [{ role: 'user', content: 'count' }];
@@ -196,23 +196,71 @@ test('a signal ends a stream with an AbortError that tells how far it came; leav
   assert.ok(other.seen.signal.aborted);
 });
 
+test('several answers have seeds of their own, and the prompt counts once', async () => {
+  const { seen, create } = completions();
+  const answer = await create.create({ messages, n: 3, seed: 5 });
+  assert.deepEqual(answer.choices.map(({ index }) => index), [0, 1, 2]);
+  assert.equal(seen.request.seed, 7);
+  assert.deepEqual([answer.usage.prompt_tokens, answer.usage.completion_tokens], [6, 9]);
+  const streamed = [];
+  for await (const { choices } of await create.create({ messages, n: 2, stream: true })) if (choices[0].finish_reason) streamed.push(choices[0].index);
+  assert.deepEqual(streamed, [0, 1]);
+});
+
+test('what is thought and how likely tokens are stand beside the answer, whole and streamed', async () => {
+  const scored = { token: 'b', logprob: -1, bytes: null, top_logprobs: [] };
+  const generate = async (request, { onEvent }) => {
+    onEvent({ done: 1, total: 2 });
+    onEvent({ token: 1, text: '', reasoning: 'a' });
+    onEvent({ token: 2, text: 'b', reasoning: '', logprobs: scored });
+    onEvent({ text: 'c', reasoning: '' });
+    return { text: 'bc', reasoning: 'a', finish_reason: 'stop', n_prompt: 1, n_generated: 2, tokens: [1, 2] };
+  };
+  const create = new Completions(generate, () => 'tiny');
+  const steps = [];
+  const { choices } = await create.create({ messages, logprobs: true }, { onProgress: ({ stage, done }) => steps.push([stage, done]) });
+  assert.deepEqual(choices[0].message, { role: 'assistant', content: 'bc', reasoning_content: 'a' });
+  assert.deepEqual(choices[0].logprobs, { content: [scored] });
+  assert.deepEqual(steps, [['prompt', 1], ['answer', 1], ['answer', 2]]);
+  const deltas = [];
+  for await (const { choices: [{ delta, logprobs }] } of await create.create({ messages, logprobs: true, stream: true })) deltas.push([delta, logprobs]);
+  assert.deepEqual(deltas.slice(1, -1), [[{ reasoning_content: 'a' }, null], [{ content: 'b' }, { content: [scored] }], [{ content: 'c' }, null]]);
+});
+
+test('a text is continued as it is, in the shape of OpenAI’s older API', async () => {
+  const { seen, generate } = completions();
+  const create = Completions.ofText(generate, () => 'tiny');
+  const answer = await create.create({ prompt: 'Once', max_tokens: 3, logprobs: 2 });
+  assert.deepEqual(seen.request, { prompt: 'Once', max_tokens: 3, raw: true, logprobs: 2 });
+  assert.deepEqual([answer.object, answer.choices[0].text], ['text_completion', 'one two three']);
+  const texts = [];
+  for await (const { choices } of await create.create({ prompt: 'Once', stream: true })) texts.push(choices[0].text);
+  assert.equal(texts.join(''), 'one two three');
+  for (const body of [{}, { prompt: ['a', 'b'] }, { prompt: 'a', messages }]) await assert.rejects(create.create(body), { name: 'InvalidArgumentError' });
+});
+
 test('requests that make no sense are refused with the field’s name', async () => {
   const { create } = completions();
   for (const body of [{}, { messages: [] }, { messages: [{ role: 'god', content: 'x' }] }, { messages: [{ role: 'user', content: 7 }] }]) {
     await assert.rejects(create.create(body), { name: 'InvalidArgumentError', message: /^messages: / });
   }
-  await assert.rejects(create.create({ messages, n: 2 }), { name: 'InvalidArgumentError', message: /^n: / });
+  for (const n of [0, 17, 1.5, '2']) await assert.rejects(create.create({ messages, n }), { name: 'InvalidArgumentError', message: /^n: / });
 });
 
 test('what the engine has is passed on; what it has not is refused by its name, unless it asks for nothing', async () => {
   const { seen, create } = completions();
-  const passed = { temperature: 0.5, top_k: 3, top_p: 0.9, min_p: 0.1, repeat_penalty: 1.2, repeat_last_n: 32, seed: 7, raw: true, stop: ['x', 'y'], max_tokens: 4 };
+  const passed = {
+    ...{ temperature: 0.5, top_k: 3, top_p: 0.9, min_p: 0.1, repeat_penalty: 1.2, repeat_last_n: 32, presence_penalty: 0.5, frequency_penalty: -1 },
+    ...{ logit_bias: { 5: -2 }, seed: 7, raw: true, continue_final_message: true, stop: ['x', 'y'], max_tokens: 4 },
+  };
   await create.create({ messages, ...passed });
   assert.deepEqual(seen.request, { messages, ...passed });
-  const nothing = { n: 1, presence_penalty: 0, frequency_penalty: 0, logit_bias: {}, tools: [], response_format: { type: 'text' }, logprobs: false, seed: null, user: 'me' };
+  const nothing = { n: 1, tools: [], response_format: { type: 'text' }, logprobs: false, seed: null, user: 'me' };
   await create.create({ messages, ...nothing });
   assert.deepEqual(seen.request, { messages });
-  const asked = { presence_penalty: 0.5, frequency_penalty: 1, logit_bias: { 5: 1 }, tools: [{}], response_format: { type: 'json_object' }, logprobs: true, temprature: 1, temperature: 'hot', max_tokens: -1, seed: 1.5, stop: [3], raw: 1 };
+  await create.create({ messages, logprobs: true, top_logprobs: 3 });
+  assert.deepEqual(seen.request, { messages, logprobs: 3 });
+  const asked = { presence_penalty: '1', logit_bias: { five: 1 }, tools: [{}], response_format: { type: 'json_object' }, logprobs: 5, top_logprobs: 21, prompt: 'x', temprature: 1, temperature: 'hot', max_tokens: -1, seed: 1.5, stop: [3], raw: 1 };
   for (const [option, value] of Object.entries(asked)) {
     await assert.rejects(create.create({ messages, [option]: value }), { name: 'InvalidArgumentError', option, message: new RegExp(`^${option}: `) });
   }
@@ -230,4 +278,14 @@ test('a content may be texts in parts; other parts and fields of messages are re
     [null, /undefined/],
   ];
   for (const [message, words] of refused) await assert.rejects(create.create({ messages: [message] }), { name: 'InvalidArgumentError', message: words });
+});
+
+test('the package is imported, and engines are made, where there is neither window nor worker', async () => {
+  const { Engine, checkWebGpu, fromHub } = await import('../../src/index.js');
+  const engine = new Engine();
+  assert.equal(engine.loaded, null);
+  engine.close();
+  assert.equal((await checkWebGpu()).ok, false);
+  assert.equal(await engine.storage.persist(), false);
+  assert.equal(typeof fromHub, 'function');
 });

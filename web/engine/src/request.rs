@@ -1,0 +1,139 @@
+//! What is asked of a loaded model, and the prompt that it becomes.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use tierflow::text::{ReasoningFormat, ReasoningSplitter, SamplingFlags, Special, Tokenizer};
+use tierflow::{ChatMessage, Engine, Error, SamplingSettings};
+
+use crate::error::invalid;
+use crate::fields::Fields;
+
+/// A mark that begins reasoning, with the white space behind it, has at most so many tokens.
+const MARK_TOKENS: usize = 12;
+
+/// What to answer, and how.
+#[derive(Debug)]
+pub struct Request {
+    /// A conversation.
+    messages: Option<Vec<ChatMessage>>,
+    /// A message of the user, or with `raw` a text to continue.
+    prompt: Option<String>,
+    /// The prompt goes to the model as it is.
+    raw: bool,
+    /// The last message is the beginning of the answer.
+    continue_final_message: bool,
+    pub max_tokens: Option<usize>,
+    flags: SamplingFlags,
+    pub seed: Option<u64>,
+    pub stop: Vec<String>,
+    /// Tells how likely each token was, and so many others.
+    pub logprobs: Option<usize>,
+}
+
+/// A prompt, and what tells reasoning from answer in what follows it.
+pub struct Asked {
+    pub prompt: Vec<u32>,
+    pub splitter: ReasoningSplitter,
+}
+
+impl Request {
+    pub fn read(text: &str) -> Result<Request, Error> {
+        let mut fields = Fields::of("request", text)?;
+        let (number, count) = ("a number", "a whole number from 0 on");
+        let flags = SamplingFlags {
+            temperature: fields.take("temperature", number)?,
+            top_k: fields.take("top_k", count)?,
+            top_p: fields.take("top_p", number)?,
+            min_p: fields.take("min_p", number)?,
+            repeat_penalty: fields.take("repeat_penalty", number)?,
+            repeat_last_n: fields.take("repeat_last_n", count)?,
+            presence_penalty: fields.take("presence_penalty", number)?,
+            frequency_penalty: fields.take("frequency_penalty", number)?,
+            logit_bias: fields.take::<BTreeMap<u32, f32>>("logit_bias", "numbers by token")?.unwrap_or_default(),
+            ..SamplingFlags::default()
+        };
+        let request = Request {
+            messages: fields.take("messages", "a list of messages, each with a role and a content")?,
+            prompt: fields.take("prompt", "a text")?,
+            raw: fields.take("raw", "true or false")?.unwrap_or_default(),
+            continue_final_message: fields.take("continue_final_message", "true or false")?.unwrap_or_default(),
+            max_tokens: fields.take("max_tokens", count)?,
+            flags,
+            seed: fields.take("seed", count)?,
+            stop: fields.take("stop", "a list of texts")?.unwrap_or_default(),
+            logprobs: fields.take("logprobs", count)?,
+        };
+        fields.finish()?;
+        // What the page makes of parts is one text.
+        let is_text = |message: &ChatMessage| message.fields().get("content").is_some_and(Value::is_string);
+        if !request.messages.iter().flatten().all(is_text) {
+            return Err(invalid("messages", "give a list of messages, each with a role and a content that is a text"));
+        }
+        Ok(request)
+    }
+
+    /// The model's own settings, over them what the request says.
+    pub fn sampling(&self, engine: &Engine) -> Result<SamplingSettings, Error> {
+        SamplingSettings::merged(engine.defaults(), &self.flags)
+    }
+
+    /// The tokens of what is asked: through the chat template, or as it is with `raw` or where the model has no template.
+    pub fn asked(&self, engine: &Engine) -> Result<Asked, Error> {
+        let messages = match (&self.messages, &self.prompt) {
+            (Some(messages), None) => messages.clone(),
+            (None, Some(prompt)) => vec![ChatMessage::new("user", prompt)],
+            _ => return Err(invalid("request", "needs either messages or a prompt")),
+        };
+        if self.raw || engine.chat_template().is_none() {
+            let texts: Vec<Cow<'_, str>> = messages.iter().map(ChatMessage::text).collect();
+            return Ok(Asked { prompt: engine.encode(&texts.join("\n"))?, splitter: ReasoningSplitter::new(None) });
+        }
+        if self.continue_final_message {
+            return continued(engine, &messages);
+        }
+        let prompt = engine.encode_chat(&messages)?;
+        Ok(Asked { splitter: engine.text().reasoning_splitter(&prompt), prompt })
+    }
+}
+
+/// The conversation before its last message, and behind it what that has of the answer so far: what was thought, and what was said.
+fn continued(engine: &Engine, messages: &[ChatMessage]) -> Result<Asked, Error> {
+    let refused = |reason: &str| Err(invalid("continue_final_message", reason));
+    let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role() == "assistant") else {
+        return refused("the last message is not one of the assistant's");
+    };
+    let Some(tokenizer) = engine.text().tokenizer() else { return refused("the model has no tokenizer") };
+    let thought = last.fields().get("reasoning_content").and_then(Value::as_str).unwrap_or_default();
+    let said = last.text();
+    let mut prompt = engine.encode_chat(before)?;
+    let (mut text, mut splitter) = (String::new(), ReasoningSplitter::new(None));
+    match engine.text().reasoning_format() {
+        Some(ReasoningFormat::Tags { begin, end }) => {
+            let is_open = has_opened(tokenizer, &prompt, begin);
+            if !is_open && !thought.is_empty() {
+                prompt.extend(tokenizer.encode(begin, Special::Leave)?);
+            }
+            if said.is_empty() {
+                splitter = engine.text().reasoning_splitter(&prompt);
+            }
+            text.push_str(thought);
+            if !said.is_empty() && (is_open || !thought.is_empty()) {
+                text.push_str(&format!("\n{end}\n\n"));
+            }
+        }
+        Some(ReasoningFormat::Channels) => return refused("an answer in channels cannot be gone on with; ask for it anew"),
+        None => {}
+    }
+    text.push_str(&said);
+    prompt.extend(tokenizer.encode(&text, Special::Leave)?);
+    Ok(Asked { prompt, splitter })
+}
+
+/// Whether the chat template has begun the reasoning already, at the end of `prompt`.
+fn has_opened(tokenizer: &Tokenizer, prompt: &[u32], begin: &str) -> bool {
+    let tail = &prompt[prompt.len().saturating_sub(MARK_TOKENS)..];
+    let is_token = tokenizer.token_id(begin).is_some_and(|mark| tail.contains(&mark));
+    is_token || tokenizer.decode(tail).trim_end().ends_with(begin)
+}
