@@ -32,6 +32,12 @@ impl Words for Arguments {
     }
 }
 
+/// The argument that sets what the library calls `field`.
+pub fn argument_of(field: &str) -> String {
+    let setting = Setting::ALL.iter().find(|setting| setting.field() == field);
+    setting.map_or_else(|| field.to_owned(), |setting| Arguments.setting(*setting))
+}
+
 /// The exception of an error.
 pub fn raised(error: &Error) -> PyErr {
     let (class, fields) = match error {

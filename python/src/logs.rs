@@ -12,6 +12,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use crate::errors;
+
 /// Lines that wait; the oldest of more are forgotten.
 const MAX_LINES: usize = 1000;
 
@@ -69,16 +71,23 @@ impl Subscriber for Queue {
     fn exit(&self, _: &Id) {}
 }
 
-/// The text of an event: `field=value` of what it carries, then its message.
+/// The text of an event: the argument that it is about and its value, whatever else it carries, then its message.
 #[derive(Default)]
 struct Text {
     message: String,
+    setting: String,
+    value: String,
     fields: String,
 }
 
 impl Text {
     fn whole(self) -> String {
-        if self.fields.is_empty() { self.message } else { format!("{}: {}", self.fields.trim_end(), self.message) }
+        let value = if self.value.is_empty() { String::new() } else { format!("={}", self.value) };
+        let before = format!("{}{value} {}", errors::argument_of(&self.setting), self.fields);
+        match before.trim() {
+            "" => self.message,
+            before => format!("{before}: {}", self.message),
+        }
     }
 }
 
@@ -87,6 +96,8 @@ impl Visit for Text {
         // Writing to a text does not fail.
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
+            "setting" => write!(self.setting, "{value:?}"),
+            "value" => write!(self.value, "{value:?}"),
             name => write!(self.fields, "{name}={value:?} "),
         };
     }

@@ -209,9 +209,9 @@ def _interrupted(work) -> float:
 def test_ctrl_c_ends_a_generation_and_the_session_goes_on(engine):
     """As in a notebook: an answer, one that is interrupted, and the next."""
     before = engine.generate(PROMPT, max_tokens=8, temperature=0)
-    assert _interrupted(lambda: engine.generate(PROMPT, max_tokens=480, ignore_eos=True)) < 2
+    assert _interrupted(lambda: engine.generate(PROMPT, max_tokens=480, ignore_eos=True)) < 5
     stream = engine.stream(PROMPT, max_tokens=480, ignore_eos=True)
-    assert _interrupted(lambda: [time.sleep(0) for _ in stream]) < 2
+    assert _interrupted(lambda: [time.sleep(0) for _ in stream]) < 5
     assert list(stream) == []
     assert _interrupted(lambda: [engine.logits(PROMPT * 40) for _ in range(100)]) < 10
     assert engine.generate(PROMPT, max_tokens=8, temperature=0) == before
@@ -265,22 +265,25 @@ def test_a_closed_engine_says_so(models):
 
 
 def test_closing_ends_what_other_threads_wait_for(models):
-    engine = tierflow.Engine(models / "tiny.gguf", device="cpu")
+    engine = tierflow.Engine(models / "tiny.gguf", device="cpu", ctx_size=256)
     failures = []
 
     def ask():
         try:
-            engine.generate("x", max_tokens=engine.ctx_size - 8, ignore_eos=True)
+            engine.generate("x", max_tokens=1)
         except errors.ClosedError as error:
             failures.append(error)
 
+    # Its only sequence is taken, so that the other thread waits.
+    stream = engine.stream("x", max_tokens=200, ignore_eos=True)
+    next(stream)
     asker = threading.Thread(target=ask)
     asker.start()
-    time.sleep(0.3)
+    asker.join(0.3)
+    assert asker.is_alive()
     engine.close()
-    asker.join(10)
-    assert not asker.is_alive()
-    assert len(failures) == 1, "the answer was made before the engine was closed"
+    asker.join(20)
+    assert not asker.is_alive() and len(failures) == 1
 
 
 FORKED = """
@@ -396,7 +399,7 @@ def test_log_lines_go_through_logging(models, caplog):
     with caplog.at_level(logging.DEBUG, logger="tierflow"):
         tierflow.Engine(models / "tiny.gguf", device="cpu", ctx_size=4096, measure=False).close()
     records = [record for record in caplog.records if record.name.startswith("tierflow.")]
-    assert any(record.levelno == logging.WARNING and "trained for" in record.getMessage() for record in records)
+    assert any(record.levelno == logging.WARNING and record.getMessage().startswith("ctx_size=4096: the model was trained") for record in records)
     assert any(record.levelno == logging.DEBUG for record in records)
     caplog.clear()
     with caplog.at_level(logging.ERROR, logger="tierflow"):

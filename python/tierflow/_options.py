@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Mapping, Union
+from typing import Any, Callable, Mapping, Union, cast
 
 from ._text import to_json, utf8
 from .errors import ArgumentError
@@ -124,21 +124,22 @@ def progress_of(hook: Progress) -> Callable[[int, int], Any] | None:
     """A function of bytes done and bytes in all."""
     if hook is None or hook is False:
         return None
+    bar: Any = hook
     if hook is True:
         from tqdm.auto import tqdm
 
-        hook = tqdm(unit="B", unit_scale=True, desc="tierflow")
-    update = getattr(hook, "update", None)
+        bar = tqdm(unit="B", unit_scale=True, desc="tierflow")
+    update = getattr(bar, "update", None)
     if update is None:
-        return hook
+        return cast(Callable[[int, int], Any], bar)
     last = [0, 0]
 
     def advance(done: int, total: int) -> None:
         if total != last[1]:
             # Another file, or the loading after it.
-            hook.total = total
-            if done < last[0] and callable(getattr(hook, "reset", None)):
-                hook.reset(total)
+            bar.total = total
+            if done < last[0] and callable(getattr(bar, "reset", None)):
+                bar.reset(total)
                 last[0] = 0
         update(done - last[0])
         last[:] = [done, total]

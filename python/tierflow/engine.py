@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Iterable, Mapping, Sequence, Union
+from typing import Any, Iterable, Mapping, Sequence, Union, cast
 
 import numpy as np
 
@@ -139,8 +139,8 @@ class Engine:
         """What `generate` gives, or for messages the text of what `chat` gives, in pieces as they come."""
         asked = {**how, "stream": True, "stream_options": {"include_usage": True}}
         if _is_messages(prompt):
-            return Stream(self, "/v1/chat/completions", self._chat_body(prompt, asked), text_of)
-        return Stream(self, "/v1/completions", self._prompt_body(prompt, asked), text_of)
+            return Stream(self, "/v1/chat/completions", self._chat_body(cast(Messages, prompt), asked), text_of)
+        return Stream(self, "/v1/completions", self._prompt_body(cast(Prompt, prompt), asked), text_of)
 
     async def agenerate(self, prompt: Prompt, **how: Any) -> str:
         """As `generate`, for `await`."""

@@ -27,7 +27,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   web build     only build it
   web test [--short] [--long] [--large FOLDER] …
                 build it and test it in a browser; web/tests/run.mjs says which options there are
-  python        build the wheel of the Python package into target/python, and test it in an environment there
+  python        build the wheel of the Python package into target/python, and test it and Haystack's components in an environment there
   bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
                 measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
                 installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's

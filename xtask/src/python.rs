@@ -1,4 +1,4 @@
-//! `cargo xtask python`: the wheel of the Python package, built, installed into an environment under `target/`, and tested there.
+//! `cargo xtask python`: the wheels of the Python packages, built, installed into an environment under `target/`, and tested there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use xtask::models::{GgufType, LlamaShape, Stored, write_gguf, write_hf, write_hf
 use crate::steps::{self, Failure, Result, announce};
 use crate::{machine, model};
 
-/// What builds the wheel.
-const BUILDER: &str = "maturin>=1.7,<2";
-/// What its tests need.
+/// What builds the wheels.
+const BUILDERS: [&str; 2] = ["maturin>=1.7,<2", "hatchling>=1.26,<2"];
+/// What their tests need.
 const REQUIREMENTS: &str = "python/tests/requirements.txt";
 /// No wheel is larger.
 const MAX_BYTES: u64 = 25_000_000;
@@ -25,30 +25,43 @@ pub fn run() -> Result<()> {
     check(&model::ensure()?)
 }
 
-/// Builds the wheel and tests it with `model`, beside the program as it is built.
+/// Builds the wheel and tests it with `model`, beside the program as it is built; then Haystack's components.
 pub fn check(model: &Path) -> Result<()> {
     let folder = steps::target().join("python");
     let python = environment(&folder.join("venv"))?;
     let wheel = build(&python, &folder.join("wheels"))?;
-    steps::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps"]).arg(&wheel))?;
+    install(&python, &wheel, &[])?;
+    // What it needs to be built is there.
+    install(&python, &steps::root().join("python/haystack"), &["--no-build-isolation"])?;
     let models = folder.join("models");
     make_models(&models).map_err(|error| Failure::new(format!("cannot write models into {}: {error}", models.display())))?;
-    let tests = steps::root().join("python/tests");
-    let mut command = Command::new(&python);
-    // From the tests' folder: in the package's, its sources would be imported, which lack the native module.
-    command.args(["-m", "pytest", "--quiet", "--strict-markers", "-p", "no:cacheprovider", "."]).current_dir(tests);
-    command.env("TIERFLOW_SMOLLM2", model).env("TIERFLOW_TEST_MODELS", &models).env("TIERFLOW_PROGRAM", steps::tierflow());
-    command.env("TIERFLOW_CACHE", steps::target().join("test-cache")).env("PYTHONDONTWRITEBYTECODE", "1");
-    machine::ensure_runtime_folder(&mut command);
-    steps::run(&mut command)
+    for tests in ["python/tests", "python/haystack/tests"] {
+        let mut command = Command::new(&python);
+        // From the tests' folder: in the package's, its sources would be imported, which lack the native module.
+        command.args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "."]).current_dir(steps::root().join(tests));
+        command.env("TIERFLOW_SMOLLM2", model).env("TIERFLOW_TEST_MODELS", &models).env("TIERFLOW_PROGRAM", steps::tierflow());
+        command.env("TIERFLOW_CACHE", steps::target().join("test-cache")).env("PYTHONDONTWRITEBYTECODE", "1");
+        // Haystack tells its makers who uses it, unless it is told not to.
+        command.env("HAYSTACK_TELEMETRY_ENABLED", "False");
+        machine::ensure_runtime_folder(&mut command);
+        steps::run(&mut command)?;
+    }
+    Ok(())
 }
 
-/// The python of an environment with [`BUILDER`] and [`REQUIREMENTS`], which is made where it is missing.
+/// Installs a wheel, or a folder with a package, in place of what was there.
+fn install(python: &Path, package: &Path, options: &[&str]) -> Result<()> {
+    let mut command = Command::new(python);
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--force-reinstall", "--no-deps"]).args(options);
+    steps::run(command.arg(package))
+}
+
+/// The python of an environment with [`BUILDERS`] and [`REQUIREMENTS`], which is made where it is missing.
 fn environment(folder: &Path) -> Result<PathBuf> {
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
     let requirements = steps::root().join(REQUIREMENTS);
     let listed = fs::read_to_string(&requirements).map_err(|error| Failure::new(format!("cannot read {REQUIREMENTS}: {error}")))?;
-    let (stamp, stamp_file) = (format!("{BUILDER}\n{listed}"), folder.join("installed.txt"));
+    let (stamp, stamp_file) = (format!("{}\n{listed}", BUILDERS.join("\n")), folder.join("installed.txt"));
     if fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) && steps::succeeds(&python.to_string_lossy(), &["--version"]) {
         return Ok(python);
     }
@@ -59,9 +72,9 @@ fn environment(folder: &Path) -> Result<PathBuf> {
         machine::install(&["python3", "python3-venv"], &format!("python3 {}.{} or newer with its module venv", OLDEST.0, OLDEST.1))?;
         make(base().ok_or_else(|| Failure::new(format!("python3 is older than {}.{}", OLDEST.0, OLDEST.1)))?)?;
     }
-    steps::run(
-        Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", BUILDER, "-r"]).arg(&requirements),
-    )?;
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(BUILDERS);
+    steps::run(pip.arg("-r").arg(&requirements))?;
     fs::write(&stamp_file, stamp).map_err(|error| Failure::new(format!("cannot write {}: {error}", stamp_file.display())))?;
     Ok(python)
 }
