@@ -9,7 +9,7 @@ use crate::cli::locate::locate;
 use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::plan_text::note_plan;
 use crate::cli::terminal::Visibility;
-use crate::cli::trace_file;
+use crate::cli::{expert_profile, trace_file};
 use crate::engine::{Engine, Prepared, TextFiles};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, Plan, PlanOptions};
@@ -111,6 +111,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         report.add_memory(engine.memory_use());
         if let Some(file) = &args.trace {
             trace_file::write(file, &engine)?;
+        }
+        if let Some(file) = &args.placement.expert_profile {
+            expert_profile::write(file, &engine)?;
         }
     }
     report.finish()

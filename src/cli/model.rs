@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, SpecTypeArg, UploadArg};
+use crate::cli::expert_profile;
 use crate::cli::terminal::{Progress, Visibility, note};
 use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
@@ -37,7 +38,7 @@ impl<'a> Placement<'a> {
             let saved = SavedPlan::from_json(&platform::read_text(file, PLAN_BYTES_MAX)?, &file.display().to_string())?;
             // A plan from a file holds everything that shapes it.
             let options = PlanOptions { saved: Some(Arc::new(saved)), ..PlanOptions::default() };
-            return Ok(Placement { args, options: with_purpose(args, options) });
+            return Ok(Placement { args, options: with_purpose(args, options)? });
         }
         if args.no_split.is_some() && matches!(args.device_map, DeviceMapArg::Auto | DeviceMapArg::File(_)) {
             let reason = "is for Accelerate's rules: add --device-map sequential, balanced or balanced_low_0".into();
@@ -69,6 +70,7 @@ impl<'a> Placement<'a> {
             n_slots: args.slots.map(|n_slots| n_slots as usize),
             lookahead: args.lookahead.map(|lookahead| lookahead as usize),
             expert_cache: args.expert_cache,
+            expert_misses: args.expert_misses,
             // Each drafted token has logits of its own, and so has the one that is due.
             logit_rows: match args.drafts.spec_type {
                 SpecTypeArg::None => options.logit_rows,
@@ -81,7 +83,7 @@ impl<'a> Placement<'a> {
             },
             ..options
         };
-        Ok(Placement { args, options: with_purpose(args, options) })
+        Ok(Placement { args, options: with_purpose(args, options)? })
     }
 
     /// The same for work with one sequence, whatever `--objective` and `--n-seqs` say.
@@ -128,16 +130,17 @@ impl<'a> Placement<'a> {
 }
 
 /// `options` for the memory that may be used and what it is used for.
-fn with_purpose(args: &PlacementArgs, options: PlanOptions) -> PlanOptions {
-    PlanOptions {
+fn with_purpose(args: &PlacementArgs, options: PlanOptions) -> Result<PlanOptions> {
+    Ok(PlanOptions {
         max_memory: args.max_memory.clone().unwrap_or_default().iter().collect(),
         objective: match args.objective {
             ObjectiveArg::Latency => Objective::Latency,
             ObjectiveArg::Throughput => Objective::Throughput,
         },
         mix: Mix { n_prompt: args.mix.n_prompt as usize, n_generated: args.mix.n_generate as usize },
+        expert_profile: args.expert_profile.as_deref().map(expert_profile::read).transpose()?.flatten().map(Arc::new),
         ..options
-    }
+    })
 }
 
 /// Starts the threads that were asked for, but no more than run at once: others would only wait for a core.

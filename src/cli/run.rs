@@ -16,7 +16,7 @@ use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
 use crate::cli::statistics::{Disturbance, Drafts, Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
-use crate::cli::{chat, trace_file};
+use crate::cli::{chat, expert_profile, trace_file};
 use crate::engine::{Engine, ModelText, Observed, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
@@ -127,7 +127,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         };
         chat::run(&mut engine, settings, options)?;
         // The last answer's: each begins a trace of its own.
-        return args.trace.as_deref().map_or(Ok(()), |file| trace_file::write(file, &engine));
+        return write_files(args, &engine);
     };
     let mut session = engine.session();
     let mut output = Output::stdout(shows_reasoning);
@@ -138,9 +138,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     if !args.json {
         output.end()?;
     }
-    if let Some(file) = &args.trace {
-        trace_file::write(file, &engine)?;
-    }
+    write_files(args, &engine)?;
     if args.json {
         print_json(&serde_json::json!({
             "schema": "tierflow.run/1",
@@ -288,6 +286,14 @@ fn encode_prompt(prepared: &mut Prepared, settings: &Settings, prompt: String, s
 
 /// A shorter prompt for a generation whose context is full, given the tokens generated so far; `None` where there is none.
 pub(super) type Shift<'a> = dyn FnMut(&Engine, usize) -> Result<Option<Vec<u32>>> + 'a;
+
+/// Writes what was asked for besides the answer.
+fn write_files(args: &RunArgs, engine: &Engine) -> Result<()> {
+    if let Some(file) = &args.trace {
+        trace_file::write(file, engine)?;
+    }
+    args.placement.expert_profile.as_deref().map_or(Ok(()), |file| expert_profile::write(file, engine))
+}
 
 /// Generates an answer to `tokens`; every part of it that is certain goes to `write` at once, and `shift` is asked where the context is full.
 pub(super) async fn answer(

@@ -145,6 +145,9 @@ impl Statistics {
         }
         if let Some(hit_rate) = self.experts.hit_rate() {
             line.push_str(&format!(" | {:.0} % of experts found", hit_rate * 100.0));
+            if let Some(share) = self.experts.host_share() {
+                line.push_str(&format!(", {:.0} % computed by the CPU", share * 100.0));
+            }
         }
         let fetched = decode(self.all.fetched, self.prompt.fetched);
         if fetched > Bytes::ZERO && self.n_decoded > 0 {

@@ -23,6 +23,8 @@ impl Words for Options {
             Setting::NSeqs => "n-seqs",
             Setting::KvDType => "kv-dtype",
             Setting::ExpertCache => "expert-cache",
+            Setting::ExpertMisses => "expert-misses",
+            Setting::ExpertProfile => "expert-profile",
             Setting::Slots => "slots",
             Setting::Lookahead => "lookahead",
             Setting::Upload => "upload",

@@ -46,6 +46,9 @@ impl Prepared {
         }
         let mut executors = Executors::new(Arc::clone(&self.plan), Arc::clone(&store), trace.clone(), devices);
         stream::prologue(&self.schedule, &mut executors)?;
+        if let Some(profile) = &self.options.expert_profile {
+            executors.warm_experts(profile)?;
+        }
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new() });
         Ok(Engine { model, executors, cached, known_halves: HashMap::new(), store })

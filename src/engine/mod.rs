@@ -8,7 +8,7 @@ mod load;
 mod prepare;
 mod text;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +19,9 @@ use crate::device::Device;
 use crate::error::{Error, Result, Setting};
 use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
-use crate::plan::{Plan, Workload};
+use crate::plan::{ExpertProfile, Plan, Workload, expert_shape};
 use crate::session::Session;
-use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, ExpertStatistics, Halves, Logits, Store, Trace};
+use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, ExpertStatistics, GpuExecutor, Halves, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
 pub use embed::normalized;
@@ -216,7 +216,38 @@ impl Engine {
 
     /// What the expert caches of all adapters were asked for so far.
     pub fn expert_statistics(&self) -> ExpertStatistics {
-        self.executors.devices().iter().filter_map(|(_, executor)| executor.expert_statistics()).sum()
+        self.expert_statistics_of_layers().into_iter().map(|(_, statistics)| statistics).sum()
+    }
+
+    /// The same of each layer whose experts pass through a cache, by the name of its unit, in order.
+    pub fn expert_statistics_of_layers(&self) -> Vec<(&str, ExpertStatistics)> {
+        let plan = self.plan();
+        let of_caches = self.executors.devices().iter().filter_map(|(_, executor)| executor.gpu());
+        let of_chunks: BTreeMap<usize, ExpertStatistics> = of_caches.flat_map(GpuExecutor::expert_statistics).collect();
+        let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.as_str();
+        of_chunks.into_iter().map(|(chunk, statistics)| (name(chunk), statistics)).collect()
+    }
+
+    /// Which experts tokens took so far, here and in the profile that it began with, of layers whose experts pass through a cache; `None`
+    /// where none do.
+    pub fn expert_profile(&self) -> Option<ExpertProfile> {
+        let (plan, model) = (self.plan(), &self.model.prepared.model);
+        let mut layers: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for (device, executor) in self.executors.devices() {
+            let Some(executor) = executor.gpu() else { continue };
+            for chunk in plan.cached_on(*device) {
+                let n_experts = expert_shape(&plan.chunks[chunk], model).map_or(0, |shape| shape.n_experts);
+                layers.insert(chunk, vec![0.0; n_experts]);
+            }
+            for ((chunk, expert), times) in executor.expert_times() {
+                if let Some(of_expert) = layers.get_mut(&chunk).and_then(|layer| layer.get_mut(expert)) {
+                    *of_expert = times;
+                }
+            }
+        }
+        let name = |chunk: usize| plan.units[plan.chunks[chunk].unit()].name.clone();
+        let named: BTreeMap<String, Vec<f64>> = layers.into_iter().map(|(chunk, times)| (name(chunk), times)).collect();
+        (!named.is_empty()).then(|| ExpertProfile::new(named))
     }
 
     /// Bind groups and pipelines that were made so far for each adapter that computes.
@@ -229,7 +260,8 @@ impl Engine {
     pub fn memory_use(&self) -> Vec<MemoryUse> {
         let plan = &self.model.prepared.plan;
         let of = |device: Device, peak: Bytes| MemoryUse { device, peak, budget: plan.device(device).and_then(|device| device.budget) };
-        let weights_on_host = |device: Device| if device == Device::Cpu { self.store.host_bytes() } else { Bytes::ZERO };
+        let beside: Bytes = self.executors.devices().iter().map(|(_, executor)| executor.peak_on_host()).sum();
+        let weights_on_host = |device: Device| if device == Device::Cpu { self.store.host_bytes() + beside } else { Bytes::ZERO };
         let mut list: Vec<MemoryUse> =
             self.executors.devices().iter().map(|(device, executor)| of(*device, executor.peak() + weights_on_host(*device))).collect();
         if list.iter().all(|memory| memory.device != Device::Cpu) {

@@ -37,6 +37,10 @@ pub enum Setting {
     KvDType,
     /// [`PlanOptions::expert_cache`](crate::plan::PlanOptions::expert_cache).
     ExpertCache,
+    /// [`PlanOptions::expert_misses`](crate::plan::PlanOptions::expert_misses).
+    ExpertMisses,
+    /// [`PlanOptions::expert_profile`](crate::plan::PlanOptions::expert_profile).
+    ExpertProfile,
     /// [`PlanOptions::n_slots`](crate::plan::PlanOptions::n_slots).
     Slots,
     /// [`PlanOptions::lookahead`](crate::plan::PlanOptions::lookahead).
@@ -123,6 +127,8 @@ impl Setting {
             Setting::NSeqs => "n_seqs",
             Setting::KvDType => "kv_dtype",
             Setting::ExpertCache => "expert_cache",
+            Setting::ExpertMisses => "expert_misses",
+            Setting::ExpertProfile => "expert_profile",
             Setting::Slots => "n_slots",
             Setting::Lookahead => "lookahead",
             Setting::Upload => "upload",

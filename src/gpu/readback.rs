@@ -33,9 +33,22 @@ impl Readback {
     /// # Errors
     /// Those of [`Gpu::buffer`] for the staging buffer, which is kept for the next readback; a range that leaves the buffer.
     pub async fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Readback> {
-        check_range(gpu, buffer, offset, len)?;
+        Readback::record_all(gpu, encoder, &[(buffer, offset, len)]).await
+    }
+
+    /// The same for several ranges, each a buffer, an offset and a length, whose bytes come one behind the other.
+    ///
+    /// # Errors
+    /// As of [`Readback::record`].
+    pub async fn record_all(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, ranges: &[(&wgpu::Buffer, u64, u64)]) -> Result<Readback> {
+        ranges.iter().try_for_each(|&(buffer, offset, len)| check_range(gpu, buffer, offset, len))?;
+        let len = ranges.iter().map(|(.., len)| len).sum();
         let staging = take_staging(gpu, Bytes(len)).await?;
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, len);
+        let mut end = 0;
+        for &(buffer, offset, len) in ranges {
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, end, len);
+            end += len;
+        }
         Ok(Readback { staging, len })
     }
 

@@ -3,11 +3,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchShape, Binding, EXPERT_MATMUL, dispatch_of_matrix, f32_bytes, fold, is_software, matmul, require};
+use super::{BatchShape, Binding, EXPERT_MATMUL, EXPERT_MATMUL_TILE, dispatch_of_matrix, f32_bytes, fold, is_software, matmul, require};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::model::{ExpertMatMul, HeadMatMul, Value};
+use crate::model::{ExpertMatMul, HeadMatMul, Value, share_experts};
 
 /// Params of the shader.
 #[repr(C)]
@@ -31,6 +31,8 @@ pub struct Params {
     pub slot_bytes: u32,
     /// Where the matrix begins in a slot, in bytes.
     pub matrix_begin: u32,
+    /// Experts of all slices.
+    pub n_experts: u32,
 }
 
 impl Params {
@@ -47,6 +49,7 @@ impl Params {
             shares_input: (input.width == op.n_columns).into(),
             slot_bytes: 0,
             matrix_begin: 0,
+            n_experts: op.n_experts as u32,
         }
     }
 
@@ -62,6 +65,7 @@ impl Params {
             shares_input: 0,
             slot_bytes: 0,
             matrix_begin: 0,
+            n_experts: op.n_heads as u32,
         }
     }
 
@@ -107,7 +111,9 @@ pub const NO_SLOT: u32 = u32::MAX;
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or a row is no whole number of blocks.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: DType, bindings: Bindings<'_>) -> Result<Dispatch> {
     let Params { n_rows, n_columns, n_tokens, n_used, expert_rows, .. } = *params;
-    let stem = EXPERT_MATMUL.stem;
+    let is_tiled = share_experts(n_tokens as usize, n_used as usize, params.n_experts as usize);
+    let source = if is_tiled { &EXPERT_MATMUL_TILE } else { &EXPERT_MATMUL };
+    let stem = source.stem;
     let of_dtype = matmul::Params::new(dtype, n_rows, n_columns, n_tokens);
     let row_bytes = of_dtype.row_bytes().unwrap_or(0);
     require(gpu, stem, row_bytes > 0 && n_rows > 0, "its rows are no whole number of blocks, or there are none")?;
@@ -125,23 +131,42 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, dtype: 
         bindings.slots.map_or((bindings.input, 0), |slots| (slots, f32_bytes(&[n_experts]))),
         (bindings.output, f32_bytes(&[n_tokens, n_used, expert_rows])),
     ];
-    // Lanes that share a row read it side by side; a software adapter loads for each lane alone.
-    let [lanes, workgroup] = if is_software(gpu) { [1, 8] } else { [32, 64] };
     let switch = |is_on: bool| f64::from(u8::from(is_on));
-    let shape = [
-        ("LANES", f64::from(lanes)),
-        ("WORKGROUP", f64::from(workgroup)),
-        ("IN_SLOTS", switch(in_slots)),
-        ("IS_CHOSEN", switch(bindings.routing.is_some())),
-    ];
-    let constants = [&of_dtype.dtype_constants()[..], &shape].concat();
-    let groups = u64::from(expert_rows.div_ceil(workgroup / lanes));
-    let count = u64::from(n_tokens) * u64::from(n_used) * groups;
-    require(gpu, stem, count <= u64::from(u32::MAX), "it has more workgroups than u32 counts")?;
-    dispatch_of_matrix(gpu, &EXPERT_MATMUL, &constants, params_buffer, (Some(dtype), &needed), fold(gpu, stem, count, 1)?)
+    let bound = [("IN_SLOTS", switch(in_slots)), ("IS_CHOSEN", switch(bindings.routing.is_some()))];
+    let of_kernel = if is_tiled { tile_constants(is_software(gpu)) } else { few_constants(is_software(gpu)) };
+    let constants = [&of_dtype.dtype_constants()[..], &bound, &of_kernel.constants].concat();
+    // Every choice of a token, or every expert of which the slice has rows, once for so many rows.
+    let n_choices = u64::from(n_tokens) * u64::from(n_used);
+    let last_row = u64::from(params.first_row) + u64::from(n_rows) - 1;
+    let n_experts_here = last_row / u64::from(expert_rows) - u64::from(params.first_row / expert_rows) + 1;
+    let count = if is_tiled { n_experts_here } else { n_choices } * u64::from(expert_rows.div_ceil(of_kernel.rows));
+    require(gpu, stem, count.max(n_choices) <= u64::from(u32::MAX), "it has more workgroups than u32 counts")?;
+    dispatch_of_matrix(gpu, source, &constants, params_buffer, (Some(dtype), &needed), fold(gpu, stem, count, 1)?)
 }
 
-/// CPU twin of `shaders/expert_matmul.wgsl`.
+/// How a kernel is cut.
+struct Shape {
+    constants: Vec<(&'static str, f64)>,
+    /// Rows of a workgroup.
+    rows: u32,
+}
+
+/// Lanes that share a row read it side by side; a software adapter loads for each lane alone.
+fn few_constants(is_software: bool) -> Shape {
+    let [lanes, workgroup] = if is_software { [1, 8] } else { [32, 64] };
+    Shape { constants: vec![("LANES", f64::from(lanes)), ("WORKGROUP", f64::from(workgroup))], rows: workgroup / lanes }
+}
+
+/// A software adapter computes eight lanes as one vector, for which barriers cost nothing.
+fn tile_constants(is_software: bool) -> Shape {
+    let [rows, tokens, lane_rows, lane_tokens] = if is_software { [8, 16, 4, 4] } else { [32, 32, 4, 4] };
+    let workgroup = rows / lane_rows * (tokens / lane_tokens);
+    let names = ["ROWS", "TOKENS", "LANE_ROWS", "LANE_TOKENS", "WORKGROUP"];
+    let values = [rows, tokens, lane_rows, lane_tokens, workgroup].map(f64::from);
+    Shape { constants: names.into_iter().zip(values).collect(), rows }
+}
+
+/// CPU twin of `shaders/expert_matmul.wgsl` and `shaders/expert_matmul_tile.wgsl`.
 ///
 /// # Panics
 /// Where the slices are shorter than `params` say: a bug of the caller.

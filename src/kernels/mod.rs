@@ -92,7 +92,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 36] = [
+pub static KERNELS: [&KernelSource; 37] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -125,6 +125,7 @@ pub static KERNELS: [&KernelSource; 36] = [
     &TOP_K,
     &ROUTE,
     &EXPERT_MATMUL,
+    &EXPERT_MATMUL_TILE,
     &SUM_EXPERTS,
     &GATE_ROWS,
     &ADD_EXPERT_BIAS,
@@ -248,7 +249,12 @@ static ROUTE: KernelSource =
     row::<route::Params>("route", wgsl!("route"), &[("logits", Read), ("bias", Read), ("factors", Read), ("routing", Write)]);
 static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul",
-    wgsl!("expert_matmul", "decode", "blocks", "bytes"),
+    wgsl!("expert_matmul", "decode", "blocks", "bytes", "expert_blocks"),
+    &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
+);
+static EXPERT_MATMUL_TILE: KernelSource = row::<expert_matmul::Params>(
+    "expert_matmul_tile",
+    wgsl!("expert_matmul_tile", "decode", "blocks", "bytes", "expert_blocks"),
     &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
 );
 static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(

@@ -29,6 +29,7 @@ pub use config::{
 };
 pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
+pub(crate) use op::share_experts;
 pub use op::{
     Activation, Attention, Conv, CopyPart, DeltaRule, ExpertGroups, ExpertMatMul, Function, HeadMatMul, LayerNorm, Op, RmsNorm, Rope,
     Route, Scores, State, StateKind, StoreKv,

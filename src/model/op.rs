@@ -223,6 +223,14 @@ pub struct ExpertGroups {
     pub n_best: usize,
 }
 
+/// Whether adapters multiply the tokens of one expert together, so that its rows are read once for them: where there are more than are
+/// multiplied one by one of dense products, and enough for each expert on the average.
+pub(crate) fn share_experts(n_tokens: usize, n_used: usize, n_experts: usize) -> bool {
+    const ONE_BY_ONE: usize = 8;
+    const LEAST_PER_EXPERT: usize = 4;
+    n_tokens > ONE_BY_ONE && n_tokens.saturating_mul(n_used) >= LEAST_PER_EXPERT.saturating_mul(n_experts)
+}
+
 /// `output[t, j, r]` = Σₖ `weight[e, r, k]` · `input[t, j, k]`, where e is the `j`th expert of token t. The matrices of all experts are
 /// one behind the other, so that any rows of them are slices of one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

@@ -8,6 +8,7 @@ use crate::error::{Advice, Error, Remedy, Setting};
 use crate::model::{Op, UnitKind};
 use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut, cut_evenly, n_dispatches_of, share_slots};
 use crate::plan::expert_cache::{ExpertCachePlan, expert_shape};
+use crate::plan::expert_misses::host_bytes;
 use crate::plan::file_layout::{SLICE_PADDING, lay_out_as_in_files, size_as_in_files};
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::Shape;
@@ -189,19 +190,21 @@ impl Build<'_> {
         if used.total() > self.budgets[worker] {
             return Err(Refusal::Budget);
         }
-        let expert_cache = self.expert_cache(own, &chunks, self.budgets[worker].saturating_sub(used.total()))?;
+        let expert_cache = self.expert_cache(own, units, &chunks, self.budgets[worker].saturating_sub(used.total()))?;
         used.expert_cache = expert_cache.map_or(Bytes::ZERO, |cache| cache.size_bytes());
         Ok(PartOutcome::Made(Part { worker, chunks, ring, expert_cache, used }))
     }
 
     /// The cache in `room` bytes for the experts of `chunks` that are cached, if any are.
-    fn expert_cache(&self, own: &Worker<'_>, chunks: &[Chunk], room: Bytes) -> Result<Option<ExpertCachePlan>, Refusal> {
+    fn expert_cache(&self, own: &Worker<'_>, units: &[usize], chunks: &[Chunk], room: Bytes) -> Result<Option<ExpertCachePlan>, Refusal> {
         let cached = chunks.iter().filter(|chunk| chunk.is_cached);
         let shapes: Vec<_> = cached.filter_map(|chunk| expert_shape(chunk, self.site.model)).collect();
         if shapes.is_empty() {
             return Ok(None);
         }
-        ExpertCachePlan::fitted(&shapes, &own.limits, room).map(Some).ok_or(Refusal::Budget)
+        let misses = units.iter().find_map(|&unit| self.placements[unit].expert_misses).unwrap_or_default();
+        let profile = self.site.options.expert_profile.as_deref();
+        ExpertCachePlan::fitted(&shapes, &own.limits, room, misses, profile).map(Some).ok_or(Refusal::Budget)
     }
 
     /// Cuts a worker's units for slots that its budget has room for, with parameters for its dispatches set aside.
@@ -288,8 +291,9 @@ impl Build<'_> {
     fn matrices_at(&self, unit: usize, is_wanted: impl Fn(Device) -> bool) -> impl Iterator<Item = Bytes> {
         let placement = &self.placements[unit];
         let matrices = self.site.model.units[unit].ops.iter().filter_map(|op| Some((op, op.matrix()?)));
-        let is_cached =
-            |op: &Op, stored_on: Device| placement.caches_experts && stored_on != placement.execute_on && matches!(op, Op::ExpertMatMul(_));
+        let is_cached = |op: &Op, stored_on: Device| {
+            placement.expert_misses.is_some() && stored_on != placement.execute_on && matches!(op, Op::ExpertMatMul(_))
+        };
         matrices
             .zip(&placement.stored_on)
             .filter(move |((op, _), stored_on)| is_wanted(**stored_on) && !is_cached(op, **stored_on))
@@ -324,7 +328,7 @@ impl Build<'_> {
         let mut all = Vec::with_capacity(units.len());
         for &unit in units {
             let stored_on = &self.placements[unit].stored_on;
-            let caches_experts = self.placements[unit].caches_experts;
+            let caches_experts = self.placements[unit].expert_misses.is_some();
             let how = Cut { catalog: self.site.catalog, limits: &own.limits, stored_on, executor: own.device, slot_bytes, caches_experts };
             all.extend(if self.is_resident(own, unit) {
                 own.blocks[unit].clone()
@@ -382,6 +386,11 @@ impl Build<'_> {
             parts.iter().filter(|part| site.workers[part.worker].device != Device::Cpu).map(host_resident_bytes).sum();
         let mut host_used = host_part.map(|part| part.used).unwrap_or_default();
         host_used.weights += for_adapters;
+        for part in parts.iter().filter(|part| part.expert_cache.is_some_and(|cache| cache.misses.go_to_host())) {
+            let of_misses = host_bytes(site.model, site.catalog, &part.chunks);
+            host_used.weights += of_misses.weights;
+            host_used.activations += of_misses.activations;
+        }
         if host_used.total() > host_budget {
             return Err(Refusal::Budget);
         }

@@ -365,8 +365,9 @@ pub(super) fn placements_of(plan: &Plan) -> Vec<Placement> {
                 }
             }
         }
-        let caches_experts = plan.chunks[unit.chunks.clone()].iter().any(|chunk| chunk.is_cached);
-        Placement { execute_on: unit.execute_on, stored_on, caches_experts }
+        let is_cached = plan.chunks[unit.chunks.clone()].iter().any(|chunk| chunk.is_cached);
+        let cache = plan.expert_cache(unit.execute_on).filter(|_| is_cached);
+        Placement { execute_on: unit.execute_on, stored_on, expert_misses: cache.map(|cache| cache.misses) }
     };
     plan.units.iter().enumerate().map(of_unit).collect()
 }

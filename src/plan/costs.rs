@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Phase, Rates};
 use crate::dtype::DType;
-use crate::model::{Attention, DeltaRule, ExpertMatMul, Model, Op, Unit};
+use crate::model::{Attention, DeltaRule, ExpertMatMul, Model, Op, Unit, share_experts};
 use crate::plan::UploadPath;
 use crate::plan::fusion::is_fused;
 use crate::plan::sizes::ATTENTION_PARTS_TOKENS;
@@ -118,22 +118,24 @@ impl DeviceCosts {
     }
 
     /// Seconds of the products of `n_tokens` with `n_rows` rows of all experts' matrices in `tensor`, besides what is fixed. A token reads the
-    /// rows of its experts only, which are spread evenly over all rows. The host reads each expert once for all tokens that take it; an
-    /// adapter reads it for each of them.
+    /// rows of its experts only, which are spread evenly over all rows. An expert is read once for all tokens
+    /// that take it; by an adapter, where they are few, for each of them.
     pub(crate) fn expert_secs(&self, op: &ExpertMatMul, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
-        self.chosen_secs(op.n_used as f64 / op.n_experts.max(1) as f64, tensor, n_rows, n_tokens)
+        self.chosen_secs([op.n_used, op.n_experts], tensor, n_rows, n_tokens)
     }
 
     /// The same with `n_rows` rows of all heads' matrices, of which a token reads each.
     pub(crate) fn head_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
-        self.chosen_secs(1.0, tensor, n_rows, n_tokens)
+        self.chosen_secs([1, 1], tensor, n_rows, n_tokens)
     }
 
-    /// Of rows of which each token reads a share.
-    fn chosen_secs(&self, share: f64, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
+    /// Of rows of so many experts, of which each token takes some.
+    fn chosen_secs(&self, [n_used, n_experts]: [usize; 2], tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
+        let share = n_used as f64 / n_experts.max(1) as f64;
         let n_products = share * n_tokens as f64;
         // Of tokens that choose independently, the share of experts that any takes.
-        let n_read = if self.device == Device::Cpu { 1.0 - (1.0 - share).powf(n_tokens as f64) } else { n_products };
+        let is_read_once = self.device == Device::Cpu || share_experts(n_tokens, n_used, n_experts);
+        let n_read = if is_read_once { 1.0 - (1.0 - share).powf(n_tokens as f64) } else { n_products };
         let (bytes, values) = (n_rows as f64 * tensor.row_bytes() as f64, n_rows as f64 * tensor.n_columns() as f64);
         let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| n_read * bytes / rate.0);
         let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| 2.0 * (n_products - n_read).max(0.0) * values / rate);

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::device::{Device, DeviceSpec, Origin};
 use crate::model::{Model, Op};
 use crate::plan::costs::{DeviceCosts, MachineCosts, Workload, hidden_bytes};
-use crate::plan::expert_cache::{cached_shapes, moved_bytes};
+use crate::plan::expert_cache::{cached_shapes, expert_products, missed_bytes};
 use crate::plan::schedule::{Schedule, Step};
 use crate::plan::{Chunk, Plan, UnitWork, UploadPath, Work};
 use crate::units::Bytes;
@@ -115,7 +115,7 @@ pub fn predict(plan: &Plan, catalog: &Catalog, model: &Model, devices: &[DeviceS
         fetch_secs: moving.iter().map(|cost| cost.fetch_secs).sum(),
         fetched_bytes: (0..plan.chunks.len())
             .filter(|&chunk| plan.stored_on(chunk) == Device::Disk)
-            .map(|chunk| moving[chunk].moved_bytes)
+            .map(|chunk| moving[chunk].fetched_bytes)
             .sum(),
         rates: origins.into_iter().reduce(Origin::and).unwrap_or_default(),
     }
@@ -150,27 +150,49 @@ impl<'a> Predictor<'a> {
         let cost = |(index, chunk): (usize, &Chunk)| {
             let device = self.plan.executor(index);
             let executor = self.executors.iter().position(|other| *other == device).unwrap_or(0); // All of them are listed.
-            let costs = self.machine.of(device);
-            let (upload, moved_bytes, uploaded_bytes) = match chunk.is_cached {
-                true => {
-                    let moved = moved_bytes(chunk, self.model, workload.n_tokens, hit_rates[executor]);
-                    (UploadPath::Written, moved, moved)
-                }
-                false => {
-                    let upload = self.plan.ring(device).map_or(UploadPath::Staged, |ring| ring.upload);
-                    (upload, chunk.stored_bytes(), chunk.size_bytes)
-                }
-            };
+            if chunk.is_cached {
+                return self.cached_cost(chunk, (executor, device), hit_rates[executor], workload);
+            }
+            let upload = self.plan.ring(device).map_or(UploadPath::Staged, |ring| ring.upload);
             ChunkCost {
                 executor,
                 compute_secs: chunk_secs(chunk, &self.machine, device, self.catalog, self.model, workload),
-                upload_secs: costs.upload_secs(uploaded_bytes, upload),
-                fetch_secs: if chunk.stored_on == Device::Disk { self.machine.disk().fetch_secs(moved_bytes) } else { 0.0 },
-                moved_bytes,
+                upload_secs: self.machine.of(device).upload_secs(chunk.size_bytes, upload),
+                fetch_secs: self.fetch_secs(chunk, chunk.stored_bytes()),
+                moved_bytes: chunk.stored_bytes(),
+                fetched_bytes: chunk.stored_bytes(),
+                host_secs: 0.0,
             }
         };
         let chunks = self.plan.chunks.iter().enumerate().map(cost).collect();
         PartCosts { chunks, transfer_bytes: transfer_bytes(self.model, workload) }
+    }
+
+    /// The costs of a chunk whose experts are cached, with this share of hits.
+    fn cached_cost(&self, chunk: &Chunk, (executor, device): (usize, Device), hit_rate: f64, workload: Workload) -> ChunkCost {
+        let costs = self.machine.of(device);
+        let missed = missed_bytes(chunk, self.model, workload.n_tokens, hit_rate);
+        let host_share = self.plan.expert_cache(device).map_or(0.0, |cache| cache.misses.host_share(workload.n_tokens));
+        let on_host = (1.0 - hit_rate) * host_share;
+        let experts_secs = |costs: &DeviceCosts| -> f64 {
+            let products = expert_products(chunk, self.model);
+            products.map(|(op, slice)| costs.expert_secs(op, &self.catalog[slice.tensor], slice.n_rows, workload.n_tokens)).sum()
+        };
+        let moved_bytes = Bytes((missed.0 as f64 * (1.0 - host_share)) as u64);
+        ChunkCost {
+            executor,
+            compute_secs: chunk_secs(chunk, &self.machine, device, self.catalog, self.model, workload) - on_host * experts_secs(costs),
+            upload_secs: costs.upload_secs(moved_bytes, UploadPath::Written),
+            fetch_secs: self.fetch_secs(chunk, missed),
+            moved_bytes,
+            fetched_bytes: missed,
+            host_secs: on_host * experts_secs(self.machine.of(Device::Cpu)),
+        }
+    }
+
+    /// Seconds to read so much of a chunk, where it is on disk.
+    fn fetch_secs(&self, chunk: &Chunk, bytes: Bytes) -> f64 {
+        if chunk.stored_on == Device::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 }
     }
 
     /// The share of a forward's experts that is expected to be in the expert cache of `device`.
@@ -229,8 +251,12 @@ pub(super) struct ChunkCost {
     pub(super) compute_secs: f64,
     pub(super) upload_secs: f64,
     pub(super) fetch_secs: f64,
-    /// Bytes of weights that are moved for it, of a chunk that is not resident.
+    /// Bytes of weights that are moved to its device for it, of a chunk that is not resident.
     pub(super) moved_bytes: Bytes,
+    /// Of a chunk that is on disk, bytes that are read.
+    pub(super) fetched_bytes: Bytes,
+    /// Seconds in which the host computes with experts that are left to it, beside the executor.
+    pub(super) host_secs: f64,
 }
 
 /// What it takes to compute a batch, or half of one.
@@ -414,7 +440,8 @@ impl<'a> DryRun<'a> {
         }
     }
 
-    /// What was recorded is computed before it is known which experts are needed; those that are missing are brought before any is used.
+    /// What was recorded is computed before it is known which experts are needed; those that are missing are brought before any is used,
+    /// while the host computes with those that are left to it.
     fn compute_cached(&mut self, chunk: usize) {
         let (now, disk_free, cost) = (self.now, self.disk_free, self.parts[0].chunks[chunk]);
         let request_secs = if cost.fetch_secs > 0.0 { self.machine.disk().request_secs() } else { 0.0 };
@@ -425,11 +452,14 @@ impl<'a> DryRun<'a> {
         let there = (own.upload_free.max(known) + cost.upload_secs).max(fetched);
         own.upload_free = there;
         self.stall_secs += there - known;
-        self.now = there;
+        let host_done = if cost.host_secs > 0.0 { fetched + cost.host_secs } else { there };
         if cost.fetch_secs > 0.0 {
             self.disk_free = fetched;
         }
         self.compute(0, chunk, there, false);
+        self.now = there.max(host_done);
+        let own = &mut self.devices[cost.executor];
+        own.compute_free = own.compute_free.max(host_done);
     }
 
     /// Transfers the residual stream of a part from one device to the next, or its result to the host.

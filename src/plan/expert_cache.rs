@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::device::{Device, GpuLimits};
 use crate::error::{Error, Result, Setting};
 use crate::model::{ExpertMatMul, Model, Op};
-use crate::plan::Plan;
 use crate::plan::chunks::{Chunk, SLICE_ALIGNMENT, Slice, Work};
+use crate::plan::{ExpertMisses, ExpertProfile, Plan};
 use crate::units::Bytes;
 
 /// How much more often than by chance experts are found, before it is known of a model: hits of a cache that has a share `f` of all experts
@@ -68,6 +68,8 @@ pub struct ExpertCachePlan {
     pub n_experts: usize,
     /// Of them, those that a token takes.
     pub n_used: usize,
+    /// Who computes with experts that are not in it.
+    pub misses: ExpertMisses,
 }
 
 /// One buffer of an expert cache.
@@ -82,20 +84,27 @@ pub struct ExpertCacheBlock {
 impl ExpertCachePlan {
     /// The largest cache in `room` bytes for the experts of these chunks; `None` where it cannot have all experts of one token at once, or
     /// where the limits do not allow a slot.
-    pub(super) fn fitted(shapes: &[ExpertShape], limits: &GpuLimits, room: Bytes) -> Option<ExpertCachePlan> {
+    pub(super) fn fitted(
+        shapes: &[ExpertShape],
+        limits: &GpuLimits,
+        room: Bytes,
+        misses: ExpertMisses,
+        profile: Option<&ExpertProfile>,
+    ) -> Option<ExpertCachePlan> {
         let slot_bytes = shapes.iter().map(|shape| shape.size_bytes).max()?;
         let most = limits.max_binding_bytes.min(limits.max_buffer_bytes).min(Bytes(u64::from(u32::MAX)));
         let block_slots = usize::try_from(most.0.checked_div(slot_bytes.0)?).ok()?;
         let n_experts = shapes.iter().map(|shape| shape.n_experts).sum();
         let table_bytes = Bytes(4 * shapes.iter().map(|shape| shape.n_experts).max()? as u64).align_up(SLICE_ALIGNMENT);
         let n_used = shapes.iter().map(|shape| shape.n_used).sum();
-        let of = |n_slots: usize| ExpertCachePlan { n_slots, slot_bytes, block_slots, table_bytes, n_experts, n_used };
+        let of = |n_slots: usize| ExpertCachePlan { n_slots, slot_bytes, block_slots, table_bytes, n_experts, n_used, misses };
         let block = of(block_slots).size_bytes();
         let (n_whole, rest) = (room.0.checked_div(block.0)?, room.0 % block.0);
         let n_more = rest.saturating_sub(table_bytes.0) / slot_bytes.0;
         let n_slots = usize::try_from(n_whole).ok()?.saturating_mul(block_slots).saturating_add(n_more as usize).min(n_experts);
         let least = shapes.iter().map(|shape| shape.n_used).max()?;
-        (block_slots > 0 && n_slots >= least).then(|| of(n_slots))
+        let hit_percent = misses.hit_percent.or_else(|| profile?.hit_percent(n_slots));
+        (block_slots > 0 && n_slots >= least).then(|| ExpertCachePlan { misses: ExpertMisses { hit_percent, ..misses }, ..of(n_slots) })
     }
 
     /// Bytes of all of it.
@@ -125,11 +134,14 @@ impl ExpertCachePlan {
         if n_taken > self.n_slots as f64 + 0.5 {
             return 0.0;
         }
-        1.0 - (1.0 - self.n_slots as f64 / self.n_experts as f64).powi(REUSE)
+        match self.misses.hit_percent {
+            Some(percent) => f64::from(percent) / 100.0,
+            None => 1.0 - (1.0 - self.n_slots as f64 / self.n_experts as f64).powi(REUSE),
+        }
     }
 
-    /// The share of a token's experts that is assumed to be in it.
-    pub fn assumed_hit_rate(&self) -> f64 {
+    /// The share of a token's experts that is expected to be in it, as runs before have shown it or as is assumed.
+    pub fn expected_hit_rate(&self) -> f64 {
         self.hit_rate(self.n_used as f64)
     }
 }
@@ -196,8 +208,8 @@ pub(super) fn routing_bytes(model: &Model, n_tokens: usize) -> Bytes {
     Bytes(routing.max().unwrap_or(0)).times(n_tokens as u64)
 }
 
-/// Bytes of a chunk's experts that a forward of `n_tokens` is expected to bring to the cache, with this share of hits.
-pub(super) fn moved_bytes(chunk: &Chunk, model: &Model, n_tokens: usize, hit_rate: f64) -> Bytes {
+/// Bytes of a chunk's experts that a forward of `n_tokens` is expected to miss in the cache, with this share of hits.
+pub(super) fn missed_bytes(chunk: &Chunk, model: &Model, n_tokens: usize, hit_rate: f64) -> Bytes {
     let Some(shape) = expert_shape(chunk, model) else { return Bytes::ZERO };
     let of_one: u64 = shape.matrices.iter().map(|(_, size_bytes)| size_bytes).sum();
     Bytes((shape.n_taken(n_tokens) * (1.0 - hit_rate) * of_one as f64) as u64)

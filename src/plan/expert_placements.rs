@@ -2,20 +2,21 @@
 
 use crate::device::Device;
 use crate::model::{Op, Unit};
-use crate::plan::Placement;
 use crate::plan::chunks::SLICE_ALIGNMENT;
 use crate::plan::site::Site;
+use crate::plan::{ExpertMisses, Placement};
 use crate::units::Bytes;
 
 /// Placements by which `worker` computes everything and has all but the experts, which pass through its cache. These are in host memory as
 /// far as `host_room` goes, and on disk. `None` of a model without experts.
 pub(super) fn cached(site: &Site<'_>, worker: usize, host_room: Bytes) -> Option<Vec<Placement>> {
     let device = site.workers[worker].device;
+    let misses = ExpertMisses::of(site, worker);
     let mut host = HostRoom { site, left: host_room };
     let placement = |unit: &Unit| {
         let stored = host.store(unit, is_of_experts);
         let stored_on = matrices(unit).map(|op| if is_of_experts(op) { stored } else { device });
-        Placement { execute_on: device, stored_on: stored_on.collect(), caches_experts: true }
+        Placement { execute_on: device, stored_on: stored_on.collect(), expert_misses: Some(misses) }
     };
     has_experts(site).then(|| with_embedding(site, placement))
 }

@@ -10,7 +10,9 @@ mod counts;
 mod device_map;
 mod dry_run;
 mod expert_cache;
+mod expert_misses;
 mod expert_placements;
+mod expert_profile;
 mod explain;
 mod file_layout;
 mod fusion;
@@ -44,6 +46,9 @@ pub(crate) use dry_run::n_to_share;
 pub use dry_run::{Bound, Busy, Prediction, halves_pay, predict};
 pub use expert_cache::{ExpertCacheBlock, ExpertCachePlan, ExpertCacheRule};
 pub(crate) use expert_cache::{ExpertShape, expert_products, expert_shape};
+pub use expert_misses::{ExpertMissRule, ExpertMisses};
+pub(crate) use expert_misses::{HOST_MISS_TOKENS, host_steps, host_vectors, values_of_experts};
+pub use expert_profile::ExpertProfile;
 pub use explain::{Alternative, Explanation, WithMore, explain};
 #[cfg(test)]
 pub(crate) use file_layout::samples;
@@ -56,7 +61,7 @@ pub use schedule::{Schedule, Stage, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};
 
 /// Version of the JSON of plans.
-pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/4";
+pub(crate) const PLAN_SCHEMA: &str = "tierflow.plan/5";
 
 /// Where every weight is stored, which device computes with it, and what memory that takes. An executor that allocates the vectors
 /// and KV caches of its units, [`sizes::working_set`] for its [`Plan::role`], parameters of [`Plan::n_dispatches`],
@@ -158,16 +163,16 @@ pub struct Placement {
     pub execute_on: Device,
     /// Where each of its matrices is stored, in the order of [`crate::model::Unit::matrices`]: `execute_on`, `cpu` or `disk`.
     pub stored_on: Vec<Device>,
-    /// Whether the matrices of experts that are not stored on `execute_on` do not stream whole: of them, only the experts that tokens take
-    /// are brought there, to its expert cache.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub caches_experts: bool,
+    /// Where it is set, the matrices of experts that are not stored on `execute_on` do not stream whole: of them, only experts that tokens
+    /// take are brought there, to its expert cache, and some that are missing may be left to the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_misses: Option<ExpertMisses>,
 }
 
 impl Placement {
     /// A placement in which all that is not stored on `execute_on` streams there.
     pub fn new(execute_on: Device, stored_on: Vec<Device>) -> Placement {
-        Placement { execute_on, stored_on, caches_experts: false }
+        Placement { execute_on, stored_on, expert_misses: None }
     }
 }
 

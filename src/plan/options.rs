@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::accelerate::{DeviceMap, DeviceMapMode};
 use crate::device::Device;
 use crate::error::{Error, Result, Setting};
-use crate::plan::{ExpertCacheRule, Placement, SavedPlan};
+use crate::plan::{ExpertCacheRule, ExpertMissRule, ExpertProfile, Placement, SavedPlan};
 use crate::units::Bytes;
 
 /// How the KV cache stores its numbers.
@@ -186,6 +186,10 @@ pub struct PlanOptions {
     pub resident_layers: ResidentLayers,
     /// Whether experts may pass through a cache on an adapter (`--expert-cache`).
     pub expert_cache: ExpertCacheRule,
+    /// Who computes with experts that are not in the cache (`--expert-misses`).
+    pub expert_misses: ExpertMissRule,
+    /// Which experts tokens took in runs before (`--expert-profile`); where it is open, what a cache finds is assumed.
+    pub expert_profile: Option<Arc<ExpertProfile>>,
     /// Slots of the ring (`--slots`); clamped to 1 to 64.
     pub n_slots: Option<usize>,
     /// How many chunks ahead of the computation uploads are started (`--lookahead`).
@@ -223,6 +227,8 @@ impl Default for PlanOptions {
             kv_dtype: KvDType::F16,
             resident_layers: ResidentLayers::Auto,
             expert_cache: ExpertCacheRule::Auto,
+            expert_misses: ExpertMissRule::Auto,
+            expert_profile: None,
             n_slots: None,
             lookahead: None,
             upload: None,

@@ -25,6 +25,9 @@ pub(super) const CTX_STEP: usize = 64;
 
 /// Makes the plan, shrinking what the user left open until it fits.
 pub(super) fn plan(catalog: &Catalog, model: &Model, devices: &[DeviceSpec], options: &PlanOptions) -> Result<Plan> {
+    if let Some(profile) = &options.expert_profile {
+        profile.check(model)?;
+    }
     let planner = Planner { catalog, model, devices, options };
     planner.plan_if_it_fits()?.ok_or_else(|| planner.refusal())
 }

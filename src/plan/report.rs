@@ -139,9 +139,14 @@ fn slots_of(device: &DevicePlan) -> String {
 /// The expert cache, or nothing.
 fn cache_of(device: &DevicePlan) -> String {
     let Some(cache) = &device.expert_cache else { return String::new() };
-    let (bytes, assumed) = (device.used.expert_cache, cache.assumed_hit_rate() * 100.0);
+    let (bytes, found) = (device.used.expert_cache, cache.expected_hit_rate() * 100.0);
+    let how = if cache.misses.hit_percent.is_some() { "expected" } else { "assumed" };
+    let on_host = match cache.misses.host_percent {
+        0 => String::new(),
+        percent => format!("; of the others, the host computes {percent} %"),
+    };
     format!(
-        "expert cache {bytes}: {} of {} experts, {assumed:.0} % of those that a token takes assumed there",
+        "expert cache {bytes}: {} of {} experts, {found:.0} % of those that a token takes {how} there{on_host}",
         cache.n_slots, cache.n_experts
     )
 }

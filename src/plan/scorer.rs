@@ -288,6 +288,8 @@ impl<'a> Scorer<'a> {
             upload_secs: self.machine.of(own.device).upload_secs(bytes, own.upload),
             fetch_secs: if unit.residency == Residency::Disk { self.machine.disk().fetch_secs(bytes) } else { 0.0 },
             moved_bytes: bytes,
+            fetched_bytes: bytes,
+            host_secs: 0.0,
         }
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Model, Op, Rows, State, StoreKv, Unit, Value, ValueId};
 use crate::plan::KvDType;
 use crate::plan::expert_cache::routing_bytes;
+use crate::plan::expert_misses::taken_bytes;
 use crate::units::Bytes;
 
 /// Most tokens that a GPU-side selection returns per row; the kernel's bound.
@@ -107,7 +108,7 @@ pub fn working_set(model: &Model, size: ForwardSize, role: Role) -> Vec<(Working
         readback = readback.max(bytes_of(model.value(model.logits))).max(top_k);
     }
     if !role.on_host {
-        readback = readback.max(routing_bytes(model, size.n_tokens));
+        readback = readback.max(routing_bytes(model, size.n_tokens)).max(taken_bytes(model, size.n_tokens));
     }
     buffers.push((WorkingBuffer::Readback, readback));
     if role.on_host {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, ObjectCounts};
-use crate::plan::Plan;
-use crate::stream::{Batch, Executor, ExpertStatistics, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
+use crate::plan::{ExpertProfile, Plan};
+use crate::stream::{Batch, Executor, GpuExecutor, HostExecutor, Lane, Logits, Span, Store, Trace};
 use crate::units::Bytes;
 
 /// The executors of all devices that compute a plan's chunks.
@@ -42,10 +42,18 @@ impl DeviceExecutor {
         }
     }
 
-    /// What its expert cache was asked for so far; `None` where it has none.
-    pub fn expert_statistics(&self) -> Option<ExpertStatistics> {
+    /// Most bytes of host memory that it ever held for a share of its work that the host computes.
+    pub fn peak_on_host(&self) -> Bytes {
         match self {
-            DeviceExecutor::Gpu(gpu) => gpu.expert_statistics(),
+            DeviceExecutor::Gpu(gpu) => gpu.peak_on_host(),
+            DeviceExecutor::Host(_) => Bytes::ZERO,
+        }
+    }
+
+    /// What computes on an adapter; `None` of the host.
+    pub fn gpu(&self) -> Option<&GpuExecutor> {
+        match self {
+            DeviceExecutor::Gpu(gpu) => Some(gpu),
             DeviceExecutor::Host(_) => None,
         }
     }
@@ -91,6 +99,22 @@ impl Executors {
     /// The cause of an error of one of them: the loss of an adapter, where one is lost.
     pub fn cause_of(&self, error: Error) -> Error {
         self.gpus().fold(error, |error, (_, gpu)| gpu.cause_of(error))
+    }
+
+    /// Brings the experts to each device's cache that `profile` says were taken most often.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapters.
+    pub fn warm_experts(&mut self, profile: &ExpertProfile) -> Result<()> {
+        for (device, executor) in &mut self.devices {
+            let DeviceExecutor::Gpu(gpu) = executor else { continue };
+            let of_chunk = |chunk: usize| {
+                let times = profile.times(&self.plan.units[self.plan.chunks[chunk].unit()].name);
+                times.iter().enumerate().map(move |(expert, times)| ((chunk, expert), *times))
+            };
+            gpu.warm_experts(self.plan.cached_on(*device).flat_map(of_chunk).collect())?;
+        }
+        Ok(())
     }
 
     /// Whether the host computes any of it.

@@ -1,8 +1,9 @@
 //! The expert cache of an adapter: buffers with slots for single experts of any layer. The experts that tokens take are looked up when the
-//! router has spoken; those that are missing are read from host memory or disk into the slots whose last use is longest ago.
+//! router has spoken; those that are missing are read from host memory or disk into the slots of experts that are worth least: that were
+//! asked for least often, where what was asked long ago counts little. So one odd prompt does not replace what is used every day.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::Serialize;
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Purpose};
 use crate::kernels::Binding;
 use crate::kernels::expert_matmul::NO_SLOT;
-use crate::plan::{ExpertCacheBlock, ExpertCachePlan, ExpertShape};
+use crate::plan::{ExpertCacheBlock, ExpertCachePlan, ExpertShape, HOST_MISS_TOKENS};
 use crate::stream::{Lane, Reserved, SlotPolicy, SlotPool, Span, Store, Trace};
 use crate::units::Bytes;
 
@@ -24,8 +25,10 @@ type Key = (usize, usize);
 pub struct ExpertStatistics {
     /// Experts that were asked for and were there.
     pub n_hits: u64,
-    /// Experts that were asked for and had to be brought.
+    /// Experts that were asked for and were not there.
     pub n_misses: u64,
+    /// Of these, experts that the host computed with.
+    pub n_on_host: u64,
     /// Bytes that were brought.
     pub uploaded: Bytes,
 }
@@ -37,6 +40,7 @@ impl ExpertStatistics {
         ExpertStatistics {
             n_hits: self.n_hits.saturating_sub(before.n_hits),
             n_misses: self.n_misses.saturating_sub(before.n_misses),
+            n_on_host: self.n_on_host.saturating_sub(before.n_on_host),
             uploaded: self.uploaded.saturating_sub(before.uploaded),
         }
     }
@@ -46,6 +50,11 @@ impl ExpertStatistics {
         let n_asked = self.n_hits + self.n_misses;
         (n_asked > 0).then(|| self.n_hits as f64 / n_asked as f64)
     }
+
+    /// The share of what was asked for that the host computed with; `None` where that was nothing.
+    pub fn host_share(&self) -> Option<f64> {
+        (self.n_on_host > 0).then(|| self.n_on_host as f64 / (self.n_hits + self.n_misses) as f64)
+    }
 }
 
 impl std::iter::Sum for ExpertStatistics {
@@ -53,6 +62,7 @@ impl std::iter::Sum for ExpertStatistics {
         all.fold(ExpertStatistics::default(), |sum, next| ExpertStatistics {
             n_hits: sum.n_hits + next.n_hits,
             n_misses: sum.n_misses + next.n_misses,
+            n_on_host: sum.n_on_host + next.n_on_host,
             uploaded: sum.uploaded + next.uploaded,
         })
     }
@@ -67,8 +77,34 @@ pub(super) struct ExpertCache {
     /// Slots that are pinned: those in use, and those that are being filled.
     in_use: Vec<usize>,
     filling: Vec<usize>,
-    statistics: ExpertStatistics,
+    /// What each expert that was asked for is worth.
+    worths: HashMap<Key, Worth>,
+    /// By chunk.
+    statistics: BTreeMap<usize, ExpertStatistics>,
     trace: Trace,
+}
+
+/// How often an expert was asked for, where each time counts twice as much as one [`HALF_LIFE`] forwards before: the binary logarithm of
+/// `Σ 2^(forward / HALF_LIFE)`. So it changes only when the expert is asked for, while others age beside it. (This is LRFU: Lee and
+/// others, "LRFU: a spectrum of policies that subsumes the least recently used and least frequently used policies", 2001.)
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Worth(f64);
+
+impl Worth {
+    /// Of what was never asked for.
+    const NONE: Worth = Worth(f64::NEG_INFINITY);
+
+    /// After one more time, in `forward`.
+    fn asked_in(self, forward: usize) -> Worth {
+        let now = forward as f64 / HALF_LIFE;
+        let (more, less) = (self.0.max(now), self.0.min(now));
+        Worth(more + (less - more).exp2().ln_1p() * std::f64::consts::LOG2_E)
+    }
+
+    /// Times that it was asked for, as they count in `forward`.
+    fn times(self, forward: usize) -> f64 {
+        (self.0 - forward as f64 / HALF_LIFE).exp2()
+    }
 }
 
 /// One buffer of slots, with the table that says which of a layer's experts are in it.
@@ -107,7 +143,8 @@ impl ExpertCache {
             blocks,
             in_use: Vec::new(),
             filling: Vec::new(),
-            statistics: ExpertStatistics::default(),
+            worths: HashMap::new(),
+            statistics: BTreeMap::new(),
             trace: trace.clone(),
         })
     }
@@ -122,8 +159,101 @@ impl ExpertCache {
         self.blocks.iter().map(|block| [Binding::whole(&block.memory), Binding::whole(&block.table)])
     }
 
-    pub(super) fn statistics(&self) -> ExpertStatistics {
-        self.statistics
+    /// What the cache was asked for so far, by chunk.
+    pub(super) fn statistics(&self) -> &BTreeMap<usize, ExpertStatistics> {
+        &self.statistics
+    }
+
+    fn statistics_of(&mut self, chunk: usize) -> &mut ExpertStatistics {
+        self.statistics.entry(chunk).or_default()
+    }
+
+    /// How often each expert that was asked for counts in `forward`, by chunk and number.
+    pub(super) fn times(&self, forward: usize) -> impl Iterator<Item = (Key, f64)> {
+        self.worths.iter().map(move |(key, worth)| (*key, worth.times(forward)))
+    }
+
+    /// Brings the experts that `times` says were taken most often, as many as there is room for, before the first forward.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    pub(super) fn warm(
+        &mut self,
+        gpu: &Gpu,
+        store: &Store,
+        shape_of: impl Fn(usize) -> Option<ExpertShape>,
+        mut times: Vec<(Key, f64)>,
+    ) -> Result<()> {
+        times.retain(|(_, times)| *times > 0.0);
+        times.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
+        self.worths.extend(times.iter().map(|(key, times)| (*key, Worth(times.log2()))));
+        let mut keys: Vec<Key> = times.iter().take(self.plan.n_slots).map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        for keys in keys.chunk_by(|one, other| one.0 == other.0) {
+            let Some(shape) = shape_of(keys[0].0) else { continue };
+            for some in keys.chunks(EXPERTS_AT_ONCE) {
+                let mut to_fill = Vec::new();
+                for &key in some {
+                    if let Some(Reserved::Miss(slot)) = self.pool.reserve(key) {
+                        self.pool.set_worth(slot, self.worth(&key).0);
+                        self.filling.push(slot);
+                        to_fill.push((key.1, slot));
+                    }
+                }
+                self.fill(gpu, store, Asked { chunk: keys[0].0, shape: &shape, forward: 0 }, &to_fill)?;
+                // What was written is kept until it is copied.
+                gpu.queue.submit([]);
+                gpu.wait(None)?;
+                self.release()?;
+            }
+        }
+        self.statistics.clear();
+        Ok(())
+    }
+
+    /// Counts that `wanted` are asked for, takes those out of it that are missing and that the plan leaves to the host, and returns them: the
+    /// ones that are worth least. None in a forward of more tokens than that is for.
+    pub(super) fn leave_to_host(&mut self, asked: Asked<'_>, n_tokens: usize, wanted: &mut BTreeSet<usize>) -> Vec<usize> {
+        let Asked { chunk, forward, .. } = asked;
+        for &expert in wanted.iter() {
+            let worth = self.worths.entry((chunk, expert)).or_insert(Worth::NONE);
+            *worth = worth.asked_in(forward);
+        }
+        if n_tokens > HOST_MISS_TOKENS || !self.plan.misses.go_to_host() {
+            return Vec::new();
+        }
+        let mut missing: Vec<usize> = wanted.iter().copied().filter(|expert| self.pool.slot_of(&(chunk, *expert)).is_none()).collect();
+        missing.sort_by(|one, other| self.worth(&(chunk, *other)).0.total_cmp(&self.worth(&(chunk, *one)).0));
+        let by_host = missing.split_off(self.plan.misses.n_uploaded(missing.len()));
+        by_host.iter().for_each(|expert| _ = wanted.remove(expert));
+        let statistics = self.statistics_of(chunk);
+        statistics.n_misses += by_host.len() as u64;
+        statistics.n_on_host += by_host.len() as u64;
+        by_host
+    }
+
+    /// Brings the expert that is worth most among those that the host computed with, for the next forwards, where a slot is free or holds one
+    /// that is worth clearly less.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(super) fn adopt(&mut self, gpu: &Gpu, store: &Store, asked: Asked<'_>, by_host: &[usize]) -> Result<()> {
+        let Asked { chunk, forward, .. } = asked;
+        let (Some(&best), Some(least)) = (by_host.first(), self.pool.least_worth()) else { return Ok(()) };
+        let worth = self.worth(&(chunk, best));
+        if worth.times(forward) < Worth(least).times(forward) + LEAST_GAIN {
+            return Ok(());
+        }
+        if let Some(Reserved::Miss(slot)) = self.pool.reserve((chunk, best)) {
+            self.pool.set_worth(slot, worth.0);
+            self.filling.push(slot);
+            self.fill(gpu, store, asked, &[(best, slot)])?;
+        }
+        self.release()
+    }
+
+    fn worth(&self, key: &Key) -> Worth {
+        self.worths.get(key).copied().unwrap_or(Worth::NONE)
     }
 
     /// Brings as many of `wanted`, the numbers of different experts, as there are slots for, and takes them out of it. They stay until
@@ -141,15 +271,17 @@ impl ExpertCache {
                 None => break,
                 Some(Reserved::Hit(slot)) => {
                     self.in_use.push(slot);
-                    self.statistics.n_hits += 1;
+                    self.statistics_of(asked.chunk).n_hits += 1;
                     slot
                 }
                 Some(Reserved::Miss(slot)) => {
+                    self.statistics_of(asked.chunk).n_misses += 1;
                     self.filling.push(slot);
                     to_fill.push((expert, slot));
                     slot
                 }
             };
+            self.pool.set_worth(slot, self.worth(&(asked.chunk, expert)).0);
             places.push((expert, slot));
             wanted.remove(&expert);
         }
@@ -194,8 +326,7 @@ impl ExpertCache {
                 self.write(gpu, slot, begin, part)?;
             }
             self.span(Lane::Upload, asked, start_secs, moved);
-            self.statistics.n_misses += some.len() as u64;
-            self.statistics.uploaded += moved;
+            self.statistics_of(asked.chunk).uploaded += moved;
             for (_, slot) in some {
                 self.pool.filled(*slot)?;
                 self.filling.retain(|other| other != slot);
@@ -240,7 +371,27 @@ impl ExpertCache {
     }
 }
 
+/// Forwards after which what was asked for counts half.
+const HALF_LIFE: f64 = 64.0;
+/// How much more often an expert must have been asked for to be brought in place of another one that is not needed now.
+const LEAST_GAIN: f64 = 0.5;
 /// Experts that are read before they are written to their slots.
 const EXPERTS_AT_ONCE: usize = 16;
 /// Bytes of a word: what is written to a buffer is a multiple of it.
 const WORD: usize = wgpu::COPY_BUFFER_ALIGNMENT as usize;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_long_ago_counts_little() {
+        let often_before = (0..8).fold(Worth::NONE, Worth::asked_in);
+        let once = |forward: usize| Worth::NONE.asked_in(forward);
+        assert!((once(8).times(8) - 1.0).abs() < 1e-9 && (once(0).times(HALF_LIFE as usize) - 0.5).abs() < 1e-9);
+        assert!(often_before.times(8) > 7.5 && often_before.times(8) < 8.0);
+        let much_later = 4 * HALF_LIFE as usize;
+        assert!(often_before.0 > once(8).0 && often_before.0 < once(much_later).0);
+        assert_eq!(Worth::NONE.times(0), 0.0);
+    }
+}

@@ -154,7 +154,12 @@ impl Buffers {
 
     /// Writes the beginning of a working buffer; the queue keeps the order.
     pub(super) fn write(&self, gpu: &Gpu, name: WorkingBuffer, bytes: &[u8]) -> Result<()> {
-        gpu.queue.write_buffer(self.working(gpu, name)?, 0, bytes);
+        self.write_at(gpu, name, 0, bytes)
+    }
+
+    /// Writes behind the first `begin` bytes of a working buffer; both lengths are multiples of 4.
+    pub(super) fn write_at(&self, gpu: &Gpu, name: WorkingBuffer, begin: u64, bytes: &[u8]) -> Result<()> {
+        gpu.queue.write_buffer(self.working(gpu, name)?, begin, bytes);
         Ok(())
     }
 

@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, Phase};
 use crate::error::Result;
-use crate::gpu::{Buffer, Gpu, ObjectCounts, ParamsArena, Readback};
+use crate::gpu::{Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::Model;
-use crate::plan::{Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, n_to_share};
+use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, n_to_share};
 use crate::stream::expert_cache::{Asked, ExpertCache};
 use crate::stream::gpu_buffers::Buffers;
 use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EACH_GROUP, Parts};
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
+use crate::stream::host_experts::{HostExperts, TokensOfExperts};
 use crate::stream::store::caches_of;
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, ExpertStatistics, Logits, LogitsRequest, Store, Trace, batch, passed_on};
+use crate::stream::{Batch, Executor, ExpertStatistics, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
@@ -35,12 +36,24 @@ pub struct GpuExecutor {
     /// Which forward is under way.
     forward: usize,
     submitter: Submitter,
+    trace: Trace,
     /// Slots that are free once the adapter is done with what is recorded.
     computed_from: Vec<usize>,
     uploader: Option<Uploader<GpuSlot>>,
     ring: Option<Ring>,
     expert_cache: Option<ExpertCache>,
+    /// What computes with experts that are missing in the cache and left to the host.
+    host_experts: Option<HostExperts>,
     gpu: Arc<Gpu>,
+}
+
+/// What the tokens of a forward take of a layer's experts.
+struct Taken {
+    experts: BTreeSet<usize>,
+    /// `[n_tokens, 2, n_used]`: numbers of experts, then their weights.
+    routing: Vec<f32>,
+    /// What they read, where the host may compute with some: `[n_tokens, width]`; else empty.
+    inputs: Vec<f32>,
 }
 
 impl GpuExecutor {
@@ -78,19 +91,26 @@ impl GpuExecutor {
             Some(cache) => Some(ExpertCache::new(&gpu, device, cache, &trace).await?),
             None => None,
         };
+        let model = Arc::new(model.clone());
+        let host_experts = match plan.expert_cache(device) {
+            Some(cache) if cache.misses.go_to_host() => Some(HostExperts::new(&model, &plan, &store, plan.cached_on(device))?),
+            _ => None,
+        };
         let mut executor = GpuExecutor {
             device,
-            model: Arc::new(model.clone()),
+            model,
             plan,
             store,
             buffers,
             shapes: VecDeque::new(),
             forward: 0,
             submitter,
+            trace: trace.clone(),
             computed_from: Vec::new(),
             uploader,
             ring,
             expert_cache,
+            host_experts,
             gpu,
         };
         let begin_secs = trace.now();
@@ -131,14 +151,34 @@ impl GpuExecutor {
         self.gpu.ledger.total().peak
     }
 
+    /// Most bytes of host memory that it ever held for experts that are left to the host.
+    pub fn peak_on_host(&self) -> Bytes {
+        self.host_experts.as_ref().map_or(Bytes::ZERO, HostExperts::peak)
+    }
+
     /// The adapter that it computes on.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// What the expert cache was asked for so far; `None` where there is none.
-    pub fn expert_statistics(&self) -> Option<ExpertStatistics> {
-        self.expert_cache.as_ref().map(ExpertCache::statistics)
+    /// What the expert cache was asked for so far, by chunk; nothing where there is none.
+    pub fn expert_statistics(&self) -> impl Iterator<Item = (usize, ExpertStatistics)> {
+        self.expert_cache.iter().flat_map(|cache| cache.statistics()).map(|(chunk, statistics)| (*chunk, *statistics))
+    }
+
+    /// How often each expert that passes through the cache was asked for, by chunk and number, where what was long ago counts less.
+    pub fn expert_times(&self) -> impl Iterator<Item = ((usize, usize), f64)> {
+        self.expert_cache.iter().flat_map(|cache| cache.times(self.forward))
+    }
+
+    /// Brings the experts to the cache that `times` says were taken most often, before the first forward.
+    ///
+    /// # Errors
+    /// Those of reading and of the adapter.
+    pub fn warm_experts(&mut self, times: Vec<((usize, usize), f64)>) -> Result<()> {
+        let Some(cache) = &mut self.expert_cache else { return Ok(()) };
+        let (plan, model) = (&self.plan, &self.model);
+        cache.warm(&self.gpu, &self.store, |chunk| expert_shape(&plan.chunks[chunk], model), times)
     }
 
     /// Bind groups and pipelines that were made so far.
@@ -206,20 +246,41 @@ impl GpuExecutor {
     }
 
     /// The experts of a chunk that the tokens of this forward take, once the router has spoken.
-    async fn experts_taken(&mut self, chunk: usize, n_experts: usize) -> Result<BTreeSet<usize>> {
+    async fn experts_taken(&mut self, chunk: usize, n_experts: usize) -> Result<Taken> {
         let model = Arc::clone(&self.model);
-        let first = expert_products(&self.plan.chunks[chunk], &model).next();
-        let (routing, n_used) =
-            first.map(|(op, _)| (op.routing, op.n_used)).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
+        let first = expert_products(&self.plan.chunks[chunk], &model).next().map(|(op, _)| *op);
+        let op = first.ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
         let n_tokens = self.n_tokens();
-        let bytes = self.read(WorkingBuffer::Value(routing), (n_tokens * 2 * n_used * 4) as u64).await?;
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        let taken: BTreeSet<usize> =
-            values.chunks_exact(2 * n_used).flat_map(|row| &row[..n_used]).map(|expert| *expert as usize).collect();
-        match taken.last() {
-            Some(last) if *last >= n_experts => Err(self.gpu.error(format!("expert {last} of {n_experts} was chosen"))),
-            _ => Ok(taken),
+        let n_chosen = n_tokens * 2 * op.n_used;
+        let mut wanted = vec![(WorkingBuffer::Value(op.routing), (n_chosen * 4) as u64)];
+        if self.host_experts.is_some() && n_tokens <= HOST_MISS_TOKENS {
+            wanted.push((WorkingBuffer::Value(op.input), (n_tokens * model.value(op.input).width * 4) as u64));
         }
+        let mut routing: Vec<f32> = bytemuck::pod_collect_to_vec(&self.read_all(&wanted).await?);
+        let inputs = routing.split_off(n_chosen);
+        let of_tokens = routing.chunks_exact(2 * op.n_used).flat_map(|row| &row[..op.n_used]);
+        let experts: BTreeSet<usize> = of_tokens.map(|expert| *expert as usize).collect();
+        match experts.last() {
+            Some(last) if *last >= n_experts => Err(self.gpu.error(format!("expert {last} of {n_experts} was chosen"))),
+            _ => Ok(Taken { experts, routing, inputs }),
+        }
+    }
+
+    /// Computes with experts that are left to the host and writes what they give where the adapter sums it up, which writes nothing there
+    /// itself.
+    fn compute_on_host(&mut self, chunk: usize, shape: &ExpertShape, experts: &[usize], taken: &Taken) -> Result<()> {
+        let start_secs = self.trace.now();
+        let host = self.host_experts.as_mut().ok_or_else(|| self.gpu.error("nothing computes experts on the host"))?;
+        let tokens = TokensOfExperts { routing: &taken.routing, inputs: &taken.inputs };
+        let computed = host.compute(&self.store, (chunk, shape), experts, &tokens)?;
+        for (row, values) in computed.rows {
+            let begin = (row * size_of_val(values)) as u64;
+            self.buffers.write_at(&self.gpu, WorkingBuffer::Value(computed.output), begin, bytemuck::cast_slice(values))?;
+        }
+        let (forward, end_secs) = (self.forward, self.trace.now());
+        let size_bytes = shape.size_bytes.times(experts.len() as u64);
+        self.trace.add(Span { lane: Lane::Compute, device: Device::Cpu, chunk: Some(chunk), forward, start_secs, end_secs, size_bytes });
+        Ok(())
     }
 
     /// Records the dispatches of a chunk whose experts are cached: [`OF_EACH_GROUP`] or [`OF_ALL`].
@@ -239,8 +300,14 @@ impl GpuExecutor {
 
     /// Submits what is recorded and brings the first `len` bytes of a working buffer, as they are then, to the host.
     async fn read(&mut self, name: WorkingBuffer, len: u64) -> Result<Vec<u8>> {
-        let buffer: &Buffer = self.buffers.working(&self.gpu, name)?;
-        let readback = Readback::record(&self.gpu, self.submitter.encoder(), buffer, 0, len).await?;
+        self.read_all(&[(name, len)]).await
+    }
+
+    /// The same of several buffers, one behind the other.
+    async fn read_all(&mut self, wanted: &[(WorkingBuffer, u64)]) -> Result<Vec<u8>> {
+        let range = |&(name, len): &(WorkingBuffer, u64)| Ok((&**self.buffers.working(&self.gpu, name)?, 0, len));
+        let ranges = wanted.iter().map(range).collect::<Result<Vec<(&wgpu::Buffer, u64, u64)>>>()?;
+        let readback = Readback::record_all(&self.gpu, self.submitter.encoder(), &ranges).await?;
         self.submit()?;
         let bytes = readback.bytes(&self.gpu).await?;
         self.gpu.check()?;
@@ -321,22 +388,37 @@ impl Executor for GpuExecutor {
 
     async fn compute_cached(&mut self, chunk: usize) -> Result<()> {
         let shape = expert_shape(&self.plan.chunks[chunk], &self.model).ok_or_else(|| self.gpu.error("a chunk of experts has none"))?;
-        let mut wanted = self.experts_taken(chunk, shape.n_experts).await?;
-        let uploaded = |cache: &Option<ExpertCache>| cache.as_ref().map_or(Bytes::ZERO, |cache| cache.statistics().uploaded);
+        let mut taken = self.experts_taken(chunk, shape.n_experts).await?;
+        let mut wanted = std::mem::take(&mut taken.experts);
+        let asked = Asked { chunk, shape: &shape, forward: self.forward };
+        let n_tokens = self.n_tokens();
+        let by_host = match &mut self.expert_cache {
+            Some(cache) => cache.leave_to_host(asked, n_tokens, &mut wanted),
+            None => Vec::new(),
+        };
+        let uploaded = |cache: &Option<ExpertCache>| {
+            cache.as_ref().and_then(|cache| cache.statistics().get(&chunk)).map_or(Bytes::ZERO, |statistics| statistics.uploaded)
+        };
         let before = uploaded(&self.expert_cache);
         while !wanted.is_empty() {
             let cache = self.expert_cache.as_mut().ok_or_else(|| self.gpu.error("there is no expert cache"))?;
-            cache.bring(&self.gpu, &self.store, Asked { chunk, shape: &shape, forward: self.forward }, &mut wanted)?;
+            cache.bring(&self.gpu, &self.store, asked, &mut wanted)?;
             self.record_cached(chunk, OF_EACH_GROUP)?;
-            // The next group's tables and slots are written before what is submitted after them.
-            if !wanted.is_empty() {
+            // The next group's tables and slots are written before what is submitted after them, and the adapter computes beside the host.
+            if !wanted.is_empty() || !by_host.is_empty() {
                 self.submit()?;
             }
             if let Some(cache) = &mut self.expert_cache {
                 cache.release()?;
             }
         }
+        if !by_host.is_empty() {
+            self.compute_on_host(chunk, &shape, &by_host, &taken)?;
+        }
         self.record_cached(chunk, OF_ALL)?;
+        if let Some(cache) = self.expert_cache.as_mut().filter(|_| !by_host.is_empty()) {
+            cache.adopt(&self.gpu, &self.store, asked, &by_host)?;
+        }
         self.submitter.end_chunk(uploaded(&self.expert_cache).saturating_sub(before));
         if self.submitter.is_due() { self.submit() } else { Ok(()) }
     }

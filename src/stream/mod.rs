@@ -12,6 +12,7 @@ mod gpu_ring;
 mod gpu_submit;
 mod halves;
 mod host_executor;
+mod host_experts;
 mod host_values;
 mod slot_pool;
 mod store;

@@ -1,7 +1,8 @@
 //! Slots by what they hold: which slot has a key, which ones are in use, and which one is filled next. Plain data: it knows neither
 //! memory nor devices, and waits for nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ pub enum SlotPolicy {
     /// became free first is filled first.
     Fifo,
     /// Least recently used, for what is asked for by its key: a slot holds its key until another key needs the slot. Free slots are
-    /// filled first, then the one whose last use ended first.
+    /// filled first, then the one that is worth least (see [`SlotPool::set_worth`]), and among equals the one whose last use ended first.
     Lru,
 }
 
@@ -36,8 +37,10 @@ pub struct SlotPool<Key> {
     slots: Vec<Slot<Key>>,
     /// Neither pinned nor with a key; the one that has been free for longest first.
     free: VecDeque<usize>,
-    /// Not pinned, with a key; the one whose last use ended first is first. Empty with [`SlotPolicy::Fifo`].
-    idle: VecDeque<usize>,
+    /// Not pinned, with a key; the one that is filled next is first. Empty with [`SlotPolicy::Fifo`].
+    idle: BTreeSet<Idle>,
+    /// Uses that have ended.
+    n_ended: u64,
     /// Empty with [`SlotPolicy::Fifo`], where two slots may have one key.
     slot_of: HashMap<Key, usize>,
 }
@@ -47,13 +50,51 @@ struct Slot<Key> {
     key: Option<Key>,
     is_filled: bool,
     n_pins: usize,
+    worth: f64,
+    /// Which of all uses that have ended its last one is.
+    last_use: u64,
+}
+
+/// An idle slot, in the order in which slots are filled.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    worth: f64,
+    last_use: u64,
+    index: usize,
+}
+
+impl Ord for Idle {
+    fn cmp(&self, other: &Idle) -> Ordering {
+        self.worth.total_cmp(&other.worth).then(self.last_use.cmp(&other.last_use)).then(self.index.cmp(&other.index))
+    }
+}
+
+impl PartialOrd for Idle {
+    fn partial_cmp(&self, other: &Idle) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Idle {
+    fn eq(&self, other: &Idle) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Idle {}
+
+impl<Key> Slot<Key> {
+    fn idle(&self, index: usize) -> Idle {
+        Idle { worth: self.worth, last_use: self.last_use, index }
+    }
 }
 
 impl<Key: Clone + Eq + Hash> SlotPool<Key> {
     /// `n_slots` slots, numbered from 0. Each is pinned until its first [`SlotPool::release`], which says that its memory is there.
     pub fn new(n_slots: usize, policy: SlotPolicy) -> SlotPool<Key> {
-        let slots = (0..n_slots).map(|_| Slot { key: None, is_filled: false, n_pins: 1 }).collect();
-        SlotPool { policy, slots, free: VecDeque::with_capacity(n_slots), idle: VecDeque::new(), slot_of: HashMap::new() }
+        let slots = (0..n_slots).map(|_| Slot { key: None, is_filled: false, n_pins: 1, worth: 0.0, last_use: 0 }).collect();
+        let free = VecDeque::with_capacity(n_slots);
+        SlotPool { policy, slots, free, idle: BTreeSet::new(), n_ended: 0, slot_of: HashMap::new() }
     }
 
     /// The slot for `key`, pinned once more; `None` where all slots are pinned for other uses.
@@ -62,21 +103,33 @@ impl<Key: Clone + Eq + Hash> SlotPool<Key> {
             let slot = self.slots.get_mut(index)?;
             slot.n_pins += 1;
             if slot.n_pins == 1 {
-                self.idle.retain(|&other| other != index);
+                self.idle.remove(&slot.idle(index));
             }
             return Some(Reserved::Hit(index));
         }
-        let index = self.free.pop_front().or_else(|| self.idle.pop_front())?;
+        let index = self.free.pop_front().or_else(|| self.idle.pop_first().map(|idle| idle.index))?;
         let slot = self.slots.get_mut(index)?;
         if self.policy == SlotPolicy::Lru {
             self.slot_of.insert(key.clone(), index);
         }
         let evicted = slot.key.replace(key);
-        (slot.is_filled, slot.n_pins) = (false, 1);
+        (slot.is_filled, slot.n_pins, slot.worth) = (false, 1, 0.0);
         if let Some(evicted) = evicted {
             self.slot_of.remove(&evicted);
         }
         Some(Reserved::Miss(index))
+    }
+
+    /// Says what the key of a pinned slot is worth from now on; nothing at first. Without effect on a slot that is not pinned.
+    pub fn set_worth(&mut self, index: usize, worth: f64) {
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.n_pins > 0) {
+            slot.worth = worth;
+        }
+    }
+
+    /// What the key is worth that would make room for another one; less than any where a slot is free, `None` where all are pinned.
+    pub fn least_worth(&self) -> Option<f64> {
+        if !self.free.is_empty() { Some(f64::NEG_INFINITY) } else { self.idle.first().map(|idle| idle.worth) }
     }
 
     /// A reserved slot is filled.
@@ -110,7 +163,7 @@ impl<Key: Clone + Eq + Hash> SlotPool<Key> {
     /// # Errors
     /// [`Error::Internal`] where nobody uses it, or where only who is filling it does.
     pub fn release(&mut self, index: usize) -> Result<()> {
-        let policy = self.policy;
+        let (policy, last_use) = (self.policy, self.n_ended);
         let slot = self.pinned(index)?;
         if slot.n_pins == 1 && slot.key.is_some() && !slot.is_filled {
             return Err(Error::internal(format!("slot {index} is released while it is being filled")));
@@ -122,10 +175,12 @@ impl<Key: Clone + Eq + Hash> SlotPool<Key> {
         if policy == SlotPolicy::Fifo {
             slot.key = None;
         }
-        if slot.key.is_none() {
-            self.free.push_back(index)
-        } else {
-            self.idle.push_back(index)
+        slot.last_use = last_use;
+        let idle = slot.key.is_some().then(|| slot.idle(index));
+        self.n_ended += 1;
+        match idle {
+            Some(idle) => _ = self.idle.insert(idle),
+            None => self.free.push_back(index),
         }
         Ok(())
     }
@@ -186,6 +241,28 @@ mod tests {
         pool.release(1).unwrap();
         assert_eq!((pool.reserve('a'), pool.reserve('b')), (Some(Miss(1)), None));
         assert_eq!(pool.key(1), None, "it is being filled");
+    }
+
+    #[test]
+    fn what_is_worth_least_makes_room() {
+        let mut pool = pool(2, SlotPolicy::Lru);
+        let mut use_worth = |key: u8, worth: f64| {
+            let reserved = pool.reserve(key).unwrap();
+            let (Miss(slot) | Hit(slot)) = reserved;
+            if let Miss(slot) = reserved {
+                pool.filled(slot).unwrap();
+            }
+            pool.set_worth(slot, worth);
+            pool.release(slot).unwrap();
+            (reserved, pool.least_worth())
+        };
+        assert_eq!(use_worth(1, 5.0), (Miss(0), Some(f64::NEG_INFINITY)), "a slot is free");
+        assert_eq!(use_worth(2, 3.0), (Miss(1), Some(3.0)));
+        assert_eq!(use_worth(3, 4.0), (Miss(1), Some(4.0)));
+        assert_eq!(use_worth(1, 1.0), (Hit(0), Some(1.0)));
+        assert_eq!(use_worth(4, 4.0), (Miss(0), Some(4.0)));
+        assert_eq!(use_worth(5, 0.0), (Miss(1), Some(0.0)), "among equals, the one whose last use ended first");
+        assert_eq!((pool.reserve(4), pool.reserve(5), pool.least_worth()), (Some(Hit(0)), Some(Hit(1)), None));
     }
 
     #[test]

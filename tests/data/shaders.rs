@@ -57,8 +57,8 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "gather_rows" => members!(gather_rows: n_rows, n_input_rows, width),
         "top_k" => members!(top_k: n_rows, vocab_size, k, n_segments),
         "route" => members!(route: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
-        "expert_matmul" => {
-            members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin)
+        "expert_matmul" | "expert_matmul_tile" => {
+            members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin, n_experts)
         }
         "weigh_inputs" => members!(weigh_inputs: n_tokens, n_used, width),
         "sum_experts" => members!(sum_experts: n_tokens, n_used, width),
@@ -186,7 +186,10 @@ fn no_shader_uses_what_is_known_to_fail() {
 
 #[test]
 fn shaders_know_dtypes_by_their_codes() {
-    for kernel in KERNELS.iter().filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup", "expert_matmul"].contains(&kernel.stem)) {
+    for kernel in KERNELS
+        .iter()
+        .filter(|kernel| ["matmul_vec", "matmul_tile", "matmul_subgroup", "expert_matmul", "expert_matmul_tile"].contains(&kernel.stem))
+    {
         for dtype in DType::ALL {
             let code = format!("const {dtype}: u32 = {}u;", matmul::dtype_code(dtype));
             assert!(kernel.wgsl.contains(&code), "{} lacks `{code}`", kernel.stem);

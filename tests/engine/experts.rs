@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice, GpuLimits, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
-use tierflow::plan::{ExpertCachePlan, ExpertCacheRule, PlanOptions};
+use tierflow::plan::{ExpertCachePlan, ExpertCacheRule, ExpertMisses, Placement, PlacementRule, PlanOptions};
 use tierflow::stream::{ExpertStatistics, Logits, LogitsRequest};
 use tierflow::units::Bytes;
+use xtask::models::{GgufType, LlamaShape, write_gguf};
 
 use crate::common;
-use crate::models::families;
+use crate::models::{LOGITS_TOLERANCE, families};
 
 /// Families with mixtures of experts, of different shapes: biases, shared experts, layers without experts, 4-bit floats.
 const FAMILIES: [&str; 8] = ["mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe", "granitemoe", "gpt_oss", "deepseek_v3", "llama4"];
@@ -92,5 +94,93 @@ fn answers_do_not_depend_on_what_the_cache_holds() {
         let limits = GpuLimits { max_binding_bytes: small, max_buffer_bytes: small, ..GpuLimits::default() };
         let (bits, _) = answers(family, builder(&folder, ExpertCacheRule::Always).limits(Some(limits)));
         assert_eq!(bits, resident, "{family} in several buffers");
+    }
+}
+
+/// The logits after each part.
+fn logits(what: &str, builder: EngineBuilder) -> (Vec<Vec<f32>>, ExpertStatistics) {
+    let mut engine = pollster::block_on(builder.open()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let (mut all, mut tokens) = (Vec::new(), Vec::new());
+    for part in PARTS {
+        let mut session = engine.resume(tokens.clone());
+        let Logits::All(logits) = pollster::block_on(session.append(part, LogitsRequest::All)).unwrap() else { panic!("{what}") };
+        tokens.extend_from_slice(part);
+        all.push(logits);
+    }
+    for memory in engine.memory_use() {
+        assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{what}: {memory:?}");
+        let used = engine.plan().device(memory.device).unwrap().used.total();
+        assert!(memory.peak <= used, "{what}: {memory:?}, planned {used}");
+    }
+    (all, engine.expert_statistics())
+}
+
+#[test]
+fn experts_that_are_left_to_the_host_give_its_logits() {
+    if common::gpus().is_empty() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    for family in FAMILIES {
+        let folder = families::written(root.path(), family);
+        let (resident, _) = logits(family, builder(&folder, ExpertCacheRule::Never));
+        let prepared = pollster::block_on(builder(&folder, ExpertCacheRule::Always).prepare()).unwrap();
+        let of_gpu = prepared.plan.device(Device::Gpu(0)).unwrap();
+        let (used, whole) = (of_gpu.used.total(), of_gpu.expert_cache.expect("a cache"));
+        let budget = budget_of(used, &whole, whole.n_experts / 2);
+        let written = prepared.plan.to_saved_json(&prepared.checkpoint.catalog, &prepared.model, &prepared.devices);
+        let placements: Vec<Placement> = serde_json::from_value(written["placements"].clone()).unwrap();
+        for (host_percent, from_disk) in [(100, false), (100, true), (60, false), (60, true)] {
+            let what = format!("{family}, {host_percent} % by the host{}", if from_disk { ", from disk" } else { "" });
+            // The same placements, where the host has its share of what is missing.
+            let sharing = |placement: &Placement| Placement {
+                expert_misses: placement.expert_misses.map(|_| ExpertMisses { host_percent, hit_percent: None }),
+                stored_on: placement
+                    .stored_on
+                    .iter()
+                    .map(|&device| if from_disk && device == Device::Cpu { Device::Disk } else { device })
+                    .collect(),
+                ..*placement
+            };
+            let placement = PlacementRule::Placed(placements.iter().map(sharing).collect());
+            let options = PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), placement, ..PlanOptions::default() };
+            let sharing = builder(&folder, ExpertCacheRule::Always).plan_options(options).max_memory(Device::Gpu(0), budget);
+            let (shared, statistics) = logits(&what, sharing);
+            assert!(statistics.n_on_host > 0 && statistics.n_on_host <= statistics.n_misses, "{what}: {statistics:?}");
+            for (own, expected) in shared.iter().zip(&resident) {
+                common::assert_close(own, expected, LOGITS_TOLERANCE, &what);
+            }
+        }
+    }
+}
+
+/// What the browser's test of a mixture of experts asks and expects.
+#[derive(Deserialize)]
+struct OfBrowser {
+    /// The chat's prompt.
+    prompt: Vec<u32>,
+    /// The answer.
+    tokens: Vec<u32>,
+}
+
+#[test]
+fn the_answer_that_the_browsers_test_expects_is_the_native_one() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/web/tests/support/experts.json");
+    let OfBrowser { prompt, tokens } = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("experts.gguf");
+    write_gguf(&file, &LlamaShape::small_experts(), 5, GgufType::Q8_0).unwrap();
+    let mut devices = vec![DeviceChoice::Cpu];
+    devices.extend(common::gpus().first().map(|_| DeviceChoice::Gpu));
+    for device in devices {
+        let mut engine = pollster::block_on(Engine::builder(&file).device(device.clone()).ctx_size(64).open()).unwrap();
+        let mut session = engine.session();
+        let (mut next, mut found) = (prompt.clone(), Vec::new());
+        while found.len() < tokens.len() {
+            let Logits::Top(top) = pollster::block_on(session.append(&next, LogitsRequest::TopK(1))).unwrap() else { panic!("{device:?}") };
+            found.push(top[0].0);
+            next = vec![top[0].0];
+        }
+        assert_eq!(found, tokens, "{device:?}");
     }
 }

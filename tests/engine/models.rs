@@ -26,7 +26,7 @@ use xtask::models::{Dtypes, Family, GgufType, LlamaShape, RopeScaling, Stored, w
 use crate::common;
 
 /// Logits may differ by this share of the largest magnitude: f32 against double precision.
-const LOGITS_TOLERANCE: f32 = 2e-3;
+pub const LOGITS_TOLERANCE: f32 = 2e-3;
 /// Tokens that the made cases continue by.
 const N_GREEDY: usize = 6;
 

@@ -68,8 +68,10 @@ fn run_tests(arguments: &[String]) -> Result<()> {
     if !has_tools(&folder) {
         steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
     }
-    let (model, tiny) = (model::ensure()?, tiny_model()?);
-    steps::run(runner(&node, arguments).arg("--model").arg(model).arg("--tiny").arg(tiny))
+    // One that answers at once, for tests that do not care what it says, and one with experts.
+    let (model, tiny) = (model::ensure()?, small_model("tiny.gguf", &LlamaShape::tiny(), 1)?);
+    let experts = small_model("experts.gguf", &LlamaShape::small_experts(), 5)?;
+    steps::run(runner(&node, arguments).arg("--model").arg(model).arg("--tiny").arg(tiny).arg("--experts").arg(experts))
 }
 
 /// Whether the tools in `folder` are those that its list names now: npm writes its own list once all are there.
@@ -90,11 +92,10 @@ fn runner(node: &Path, arguments: &[String]) -> Command {
     command
 }
 
-/// A model that answers at once, for tests that do not care what it says.
-fn tiny_model() -> Result<PathBuf> {
-    let path = steps::target().join("web-tests").join("tiny.gguf");
-    let written =
-        fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| write_gguf(&path, &LlamaShape::tiny(), 1, GgufType::Q8_0));
+/// A model with random weights, for tests.
+fn small_model(name: &str, shape: &LlamaShape, seed: u64) -> Result<PathBuf> {
+    let path = steps::target().join("web-tests").join(name);
+    let written = fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| write_gguf(&path, shape, seed, GgufType::Q8_0));
     written.map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
     Ok(path)
 }

@@ -18,14 +18,14 @@ const GROUPS: [(&str, &str); 7] = [
     (
         "Placement",
         "device n_gpu_layers threads devices objective mix device_map plan no_split strict n_seqs io lookahead slots upload \
-         n_cpu_moe cpu_moe expert_cache spec_type draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir measure tune",
+         n_cpu_moe cpu_moe expert_cache expert_misses expert_profile spec_type draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir measure tune",
     ),
 ];
 
 /// What `-h` leaves out.
 const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop \
                     ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
-                    slots upload n_cpu_moe cpu_moe expert_cache spec_type draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
+                    slots upload n_cpu_moe cpu_moe expert_cache expert_misses expert_profile spec_type draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
                     export_plan trace no_context_shift no_history think no_think hide_thinking alias cors queue embeddings";
 
 /// What the long help ends with.

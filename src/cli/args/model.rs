@@ -13,7 +13,7 @@ use super::{parse_or_default, parse_positive, parse_positive_or_default, parse_v
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
-use crate::plan::ExpertCacheRule;
+use crate::plan::{ExpertCacheRule, ExpertMissRule};
 use crate::units::Bytes;
 
 /// Which model.
@@ -178,6 +178,17 @@ pub struct PlacementArgs {
     /// Only the experts that tokens take are moved, and those that are used often stay.
     #[arg(long, env = "TIERFLOW_EXPERT_CACHE", value_name = "CHOICE", default_value = "auto")]
     pub expert_cache: ExpertCacheRule,
+    /// Who computes with experts that are not in the cache (auto, upload, host)
+    ///
+    /// upload: the GPU, once they are there; host: the CPU, from its own memory; auto: both at once, in shares that end together by the
+    /// measured rates. What the CPU computes is rounded differently, so that answers may differ a little with what happens to be cached.
+    #[arg(long, env = "TIERFLOW_EXPERT_MISSES", value_name = "CHOICE", default_value = "auto")]
+    pub expert_misses: ExpertMissRule,
+    /// Begin with the experts in the cache that this file says are taken often, and write to it which ones were
+    ///
+    /// The plan then says what the cache will find instead of assuming it. A file that is not there yet is made. A server reads it only.
+    #[arg(long, env = "TIERFLOW_EXPERT_PROFILE", value_name = "FILE.json", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub expert_profile: Option<PathBuf>,
     /// Slots of the ring on the GPU
     #[arg(long, env = "TIERFLOW_SLOTS", value_name = "N", value_parser = parse_positive)]
     pub slots: Option<u32>,

@@ -49,7 +49,7 @@ fn overrule_placement(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<
 }
 
 /// The options that shape a plan, all of which a plan from a file has settled.
-const SHAPING: [&str; 19] = [
+const SHAPING: [&str; 20] = [
     "device",
     "device_map",
     "no_split",
@@ -67,6 +67,7 @@ const SHAPING: [&str; 19] = [
     "slots",
     "upload",
     "expert_cache",
+    "expert_misses",
     "n_cpu_moe",
     "cpu_moe",
 ];

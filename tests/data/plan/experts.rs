@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tierflow::model::{Checkpoint, Model};
-use tierflow::plan::{ExpertCacheRule, SavedPlan, Schedule, Step, Workload, predict};
+use tierflow::plan::{ExpertCacheRule, ExpertMissRule, SavedPlan, Schedule, Step, Workload, predict};
 use tierflow::platform::IoMode;
 use xtask::models::{LlamaShape, Stored, write_hf_headers};
 
@@ -44,7 +44,7 @@ fn a_cache_fills_the_budget_that_all_else_leaves() {
         let decode = predict(&made, &checkpoint.catalog, &model, &devices, Workload::decode(16));
         let asked = cache.slot_bytes.0 * 24;
         let moved = decode.streamed_bytes.0 as f64 / asked as f64;
-        assert!((moved - (1.0 - cache.assumed_hit_rate())).abs() < 0.01, "{mib} MiB: {moved} of {asked} B");
+        assert!((moved - (1.0 - cache.expected_hit_rate())).abs() < 0.01, "{mib} MiB: {moved} of {asked} B");
 
         let json = made.to_saved_json(&checkpoint.catalog, &model, &devices).to_string();
         let saved = Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap()));
@@ -76,4 +76,46 @@ fn experts_are_where_options_say() {
     let placement = PlacementRule::ExpertsOnHost(1);
     let refused = make(PlanOptions { placement, ..options(Bytes::gib(1), ExpertCacheRule::Auto) }).unwrap_err().to_string();
     assert!(refused.contains("does not compute here"), "{refused}");
+}
+
+#[test]
+fn missing_experts_are_shared_out_by_the_rates() {
+    let (checkpoint, mut devices) = model();
+    let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
+    let both = vec![Device::Gpu(0), Device::Cpu];
+    let make = |devices: &[DeviceSpec], compute_on: &[Device], expert_misses: ExpertMissRule| {
+        let options = options(Bytes::mib(18), ExpertCacheRule::Always);
+        plan(&checkpoint.catalog, &model, devices, &PlanOptions { compute_on: compute_on.to_vec(), expert_misses, ..options }).unwrap()
+    };
+    let percent = |plan: &Plan| plan.expert_cache(Device::Gpu(0)).unwrap().misses.host_percent;
+    let used = |plan: &Plan| plan.device(Device::Cpu).unwrap().used.total();
+    let alone = make(&devices, &both[..1], ExpertMissRule::Auto);
+    assert_eq!(percent(&alone), 0, "the host does not compute here");
+    assert_eq!(percent(&make(&devices, &both, ExpertMissRule::Upload)), 0);
+    assert_eq!(percent(&make(&devices, &both[..1], ExpertMissRule::Host)), 100);
+
+    let mut before = 0;
+    for rate in [1.0e9, 8.0e9, 64.0e9] {
+        let host = devices.iter_mut().find(|spec| spec.device == Device::Cpu).unwrap();
+        host.rates.matvec.insert(DType::BF16, BytesPerSec(rate));
+        let made = make(&devices, &both, ExpertMissRule::Auto);
+        let (share, cache) = (percent(&made), made.expert_cache(Device::Gpu(0)).unwrap());
+        assert!(share > before && share < 100, "{rate}: the host has {share} %, and {before} % when it is slower");
+        before = share;
+        let decode = predict(&made, &checkpoint.catalog, &model, &devices, Workload::decode(16));
+        let asked = cache.slot_bytes.0 * 24;
+        let moved = decode.streamed_bytes.0 as f64 / asked as f64;
+        let expected = (1.0 - cache.expected_hit_rate()) * (1.0 - f64::from(share) / 100.0);
+        assert!((moved - expected).abs() < 0.01, "{rate}: {moved} of {asked} B, not {expected}");
+        let of_uploads = predict(&alone, &checkpoint.catalog, &model, &devices, Workload::decode(16));
+        assert!(decode.secs < of_uploads.secs, "{rate}: {} s, and {} s without the host", decode.secs, of_uploads.secs);
+        assert!(used(&made) > used(&alone), "what the host needs for it is counted");
+        let prompt = [&made, &alone].map(|plan| predict(plan, &checkpoint.catalog, &model, &devices, Workload::prefill(64)).streamed_bytes);
+        assert_eq!(prompt[0], prompt[1], "long prompts leave nothing to the host");
+
+        let json = made.to_saved_json(&checkpoint.catalog, &model, &devices).to_string();
+        let saved = Some(Arc::new(SavedPlan::from_json(&json, "plan.json").unwrap()));
+        let again = plan(&checkpoint.catalog, &model, &devices, &PlanOptions { saved, ..PlanOptions::default() }).unwrap();
+        assert_eq!(again, made, "{rate}");
+    }
 }

@@ -84,6 +84,7 @@ impl Product {
             shares_input,
             slot_bytes: 0,
             matrix_begin: 0,
+            n_experts,
         };
         let mut random = Random(u64::from(n_rows * 7919 + n_columns * 31 + n_tokens));
         let n_inputs = if shares_input == 1 { n_tokens } else { n_tokens * n_used };
@@ -199,7 +200,9 @@ impl Product {
 #[test]
 fn products_with_experts_match_their_reference_for_every_dtype() {
     for dtype in DType::ALL {
-        for (expert_rows, n_columns, n_tokens, shares_input) in [(1, 1, 1, true), (9, 33, 1, false), (13, 288, 5, true), (7, 300, 4, false)]
+        // Those of more than eight tokens meet their experts in tiles.
+        for (expert_rows, n_columns, n_tokens, shares_input) in
+            [(1, 1, 1, true), (9, 33, 1, false), (13, 288, 5, true), (7, 300, 4, false), (37, 288, 11, true), (5, 300, 67, false)]
         {
             let product = Product::random(dtype, expert_rows, n_columns, n_tokens, shares_input);
             product.check(&format!("{dtype}, experts of [{expert_rows}, {n_columns}] × {n_tokens}"));
@@ -213,15 +216,25 @@ fn products_with_experts_match_their_reference_for_every_dtype() {
 }
 
 #[test]
+fn experts_of_many_tokens_are_all_found() {
+    // More choices than a workgroup looks at before it multiplies those that it has found, and more of one expert than a tile has.
+    for (n_tokens, shares_input) in [(343, true), (700, false)] {
+        Product::random(DType::Q8_0, 9, 64, n_tokens, shares_input).check(&format!("{n_tokens} tokens"));
+    }
+}
+
+#[test]
 fn slices_of_experts_give_the_bits_of_the_whole() {
     for dtype in [DType::F16, DType::Q8_0, DType::Q6K] {
-        let product = Product::random(dtype, 11, 256, 3, true);
-        let on_host = product.on_host(product.params.n_rows);
-        for slice_rows in [1, 7, 11, 30] {
-            let what = format!("{dtype} in slices of {slice_rows}");
-            assert_eq!(bits(&product.on_host(slice_rows)), bits(&on_host), "{what} on the host");
-            for gpu in gpus() {
-                assert_eq!(bits(&product.on_gpu(gpu, slice_rows)), bits(&product.on_gpu(gpu, product.params.n_rows)), "{what}");
+        for n_tokens in [3, 20] {
+            let product = Product::random(dtype, 11, 256, n_tokens, true);
+            let on_host = product.on_host(product.params.n_rows);
+            for slice_rows in [1, 7, 11, 30] {
+                let what = format!("{dtype} in slices of {slice_rows}");
+                assert_eq!(bits(&product.on_host(slice_rows)), bits(&on_host), "{what} on the host");
+                for gpu in gpus() {
+                    assert_eq!(bits(&product.on_gpu(gpu, slice_rows)), bits(&product.on_gpu(gpu, product.params.n_rows)), "{what}");
+                }
             }
         }
     }
@@ -229,8 +242,8 @@ fn slices_of_experts_give_the_bits_of_the_whole() {
 
 #[test]
 fn experts_in_slots_give_the_bits_of_the_whole() {
-    for dtype in DType::ALL {
-        let product = Product::random(dtype, 11, 256, 3, true);
+    for (dtype, n_tokens) in DType::ALL.into_iter().flat_map(|dtype| [(dtype, 3), (dtype, 20)]) {
+        let product = Product::random(dtype, 11, 256, n_tokens, true);
         for gpu in gpus() {
             let whole = product.on_gpu(gpu, product.params.n_rows);
             for matrix_begin in [0, 512] {

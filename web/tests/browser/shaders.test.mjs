@@ -35,6 +35,10 @@ const VARIANTS = {
     { LANES: 1, WORKGROUP: 8 },
     { LANES: 32, WORKGROUP: 64 },
   ]),
+  expert_matmul_tile: combined({ DTYPE: DTYPES, IN_SLOTS: [0, 1], IS_CHOSEN: [1, 1, 0] }, [
+    { ROWS: 8, TOKENS: 16, LANE_ROWS: 4, LANE_TOKENS: 4, WORKGROUP: 8 },
+    { ROWS: 32, TOKENS: 32, LANE_ROWS: 4, LANE_TOKENS: 4, WORKGROUP: 64 },
+  ]),
   route: combined({ LANES: [1, 64], HAS_BIAS: BOOLS, HAS_FACTORS: BOOLS }),
   sum_experts: combined({ IS_WEIGHTED: BOOLS }),
   conv: combined({ HAS_BIAS: BOOLS }),

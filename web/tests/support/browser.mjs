@@ -25,6 +25,8 @@ const WEBGPU = '--enable-unsafe-webgpu';
 export const MODEL = process.env.TIERFLOW_WEB_MODEL;
 /** A model of some hundred kilobytes with random weights, for everything else. */
 export const TINY = process.env.TIERFLOW_WEB_TINY;
+/** A mixture of experts with random weights. */
+export const EXPERTS = process.env.TIERFLOW_WEB_EXPERTS;
 /** For tests that are left out of the short selection. */
 export const NOT_SHORT = { skip: process.env.TIERFLOW_WEB_SHORT ? 'left out by --short' : false };
 /** The budget of the tests, less than half of the model. */
@@ -41,7 +43,7 @@ const PICTURE_WIDTH = 600;
  *   `flags` are Chromium's
  */
 export async function start({ webgpu = true, flags = [], viewport = { width: 720, height: 900 }, serviceWorkers = 'block' } = {}) {
-  const server = await serve({ folder: DIST, model: MODEL, tiny: TINY, large: process.env.TIERFLOW_WEB_LARGE });
+  const server = await serve({ folder: DIST, model: MODEL, tiny: TINY, experts: EXPERTS, large: process.env.TIERFLOW_WEB_LARGE });
   const address = process.env.TIERFLOW_WEB_ADDRESS || server.address;
   const profile = mkdtempSync(join(tmpdir(), 'tierflow-browser-'));
   const context = await chromium.launchPersistentContext(profile, {

@@ -1,7 +1,7 @@
 // A static server with ranges for the tests, and the same files from servers that misbehave.
 //
 //   /…                   files of the served folder
-//   /models/NAME         a model: the tiny one where NAME begins with `tiny`, else the small one
+//   /models/NAME         a model: the tiny one where NAME begins with `tiny`, the mixture of experts where it begins with `experts`, else the small one
 //   /faulty/FAULT/NAME   such a model from a server with that fault
 //   /large/NAME          a file of the large model's folder
 
@@ -40,18 +40,18 @@ const ERRORS = {
 };
 
 /**
- * @param {{folder?: string, model: string, tiny?: string, large?: string, port?: number}} options `model` and `tiny` are the
+ * @param {{folder?: string, model: string, tiny?: string, experts?: string, large?: string, port?: number}} options `model`, `tiny` and `experts` are the
  *   files that `/models/` and `/faulty/` give, `large` is the folder of `/large/`
  * @returns {Promise<{address: string, requests: {method: string, path: string, range?: string}[], close: () => void}>}
  */
-export async function serve({ folder, model, tiny, large, port = 0 }) {
+export async function serve({ folder, model, tiny, experts, large, port = 0 }) {
   const requests = [];
   const states = new Map();
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
     requests.push({ method: request.method, path, range: request.headers.range });
     try {
-      answer(request, response, path, { files: { folder, model, tiny, large }, states });
+      answer(request, response, path, { files: { folder, model, tiny, experts, large }, states });
     } catch {
       response.writeHead(404, cors()).end('not found');
     }
@@ -73,8 +73,9 @@ function answer(request, response, path, { files, states }) {
   send(request, response, file, faulty ? ERRORS[faulty](right, states.get(path)) : right);
 }
 
-function fileOf(path, { folder, model, tiny, large }) {
+function fileOf(path, { folder, model, tiny, experts, large }) {
   const name = basename(path);
+  if (experts && path.startsWith('/models/experts')) return experts;
   if (/^\/(models|faulty)\//.test(path)) return tiny && name.startsWith('tiny') ? tiny : model;
   if (large && path.startsWith('/large/')) return join(large, name);
   return join(folder, normalize(path.endsWith('/') ? `${path}index.html` : path));
