@@ -28,7 +28,7 @@ use futures_core::Stream;
 use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
-use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, choose, n_known};
+use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, drafted, n_known};
 use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::{Pooling, Sampler};
 
@@ -431,7 +431,7 @@ impl Running {
         let Progress::Begun(begun) = &self.progress else { return Offer::default() };
         let mut offer = begun.state.offer(cached, model);
         // The token that is due gives a step as well.
-        offer.tokens.truncate(self.listener.room().saturating_sub(1));
+        offer.truncate(self.listener.room().saturating_sub(1));
         offer
     }
 }
@@ -667,13 +667,15 @@ impl EngineThread {
     }
 
     /// Chooses the drafts of generations that go into one forward.
-    fn draft(&self, ready: &mut [Running]) {
+    fn draft(&mut self, ready: &mut [Running]) {
         let offer = |running: &Running| running.offer(&self.sequences[running.sequence as usize].tokens, &self.engine);
-        let mut offers: Vec<Offer> = ready.iter().map(offer).collect();
-        choose(&mut offers, &self.engine);
-        for (running, offer) in ready.iter_mut().zip(offers) {
+        let offers: Vec<Offer> = ready.iter().map(offer).collect();
+        let place = |running: &Running| (running.sequence, self.sequences[running.sequence as usize].tokens.as_slice());
+        let places: Vec<(u32, &[u32])> = ready.iter().map(place).collect();
+        let drafts = platform::block_on(drafted(offers, &places, &mut self.engine));
+        for (running, draft) in ready.iter_mut().zip(drafts) {
             if let Progress::Begun(begun) = &mut running.progress {
-                begun.draft = offer.tokens;
+                begun.draft = draft;
             }
         }
     }

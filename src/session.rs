@@ -12,7 +12,7 @@ use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use crate::text::{Candidate, Detokenizer, LogitsNeeded, Sampler, StopStrings, TokenLogprobs};
 use draft::Drafts;
 pub use draft::{DraftSource, DraftStatistics, Speculation};
-pub(crate) use draft::{Offer, choose};
+pub(crate) use draft::{Offer, drafted};
 
 /// A sequence in the KV cache.
 pub struct Session<'a> {
@@ -232,9 +232,9 @@ impl Generation<'_, '_> {
     pub async fn next(&mut self) -> Result<Option<Generated>> {
         let Generation { session, state } = self;
         if let Some(due) = state.advance(&mut session.tokens) {
-            let mut offer = [state.offer(&session.tokens, session.engine)];
-            choose(&mut offer, session.engine);
-            let [Offer { tokens: draft, .. }] = offer;
+            let offer = state.offer(&session.tokens, session.engine);
+            let drafts = drafted(vec![offer], &[(session.sequence, session.tokens.as_slice())], session.engine).await;
+            let draft = drafts.into_iter().next().unwrap_or_default();
             let logits = session.append_with_draft(due, &draft, state.logits_request()).await?;
             state.take(draft, logits);
         }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cli::args::BatchArgs;
 use crate::cli::locate::locate_or_fetch;
-use crate::cli::model::{Placement, load_with_bar};
+use crate::cli::model::{Placement, load_with_draft, prepare_with_draft};
 use crate::cli::plan_text::note_plan;
 use crate::cli::serve::names_of;
 use crate::cli::terminal::{Visibility, note};
@@ -35,14 +35,15 @@ pub fn run(args: &BatchArgs) -> Result<()> {
     }
     let path = locate_or_fetch(&source, visibility)?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_many_sequences();
-    let prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;
+    let builder = || Ok(placement.clone().builder(&path)?.text_first());
+    let (prepared, draft) = prepare_with_draft(&args.placement, visibility, builder)?;
     if !args.quiet {
         note_plan(&prepared.summary());
     }
     let (model_name, other_names) = names_of(args.alias.as_deref(), &source, &path);
     let speculation = args.placement.drafts.speculation();
     let settings = ServerSettings { model_name, other_names, speculation, ..ServerSettings::default() };
-    let engine = load_with_bar(prepared, visibility)?.spawn()?;
+    let engine = load_with_draft(prepared, draft, visibility)?.spawn()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::io("start", "the batch's thread", error))?;
     let mut statistics = Statistics::new(n_requests, output.n_answers, visibility);

@@ -12,6 +12,7 @@ mod doctor;
 mod embed;
 mod expert_profile;
 pub mod familiar;
+mod form;
 mod inspect;
 mod launch;
 mod locate;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
-use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ObjectiveArg, PlacementArgs, SpecTypeArg, UploadArg};
+use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelSource, ObjectiveArg, PlacementArgs, UploadArg};
 use crate::cli::expert_profile;
+use crate::cli::locate::locate_or_fetch;
 use crate::cli::terminal::{Progress, Visibility, note};
 use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
@@ -16,6 +17,7 @@ use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, 
 use crate::platform::{self, IoMode};
 use crate::session::{DraftSource, Speculation};
 use crate::stream::MAX_TOKENS_TOGETHER;
+use crate::units::Bytes;
 
 /// The longest device map that is read.
 const MAP_BYTES_MAX: u64 = 64 << 20;
@@ -23,6 +25,7 @@ const MAP_BYTES_MAX: u64 = 64 << 20;
 const PLAN_BYTES_MAX: u64 = 256 << 20;
 
 /// Where a model goes, checked before one is looked for.
+#[derive(Clone)]
 pub struct Placement<'a> {
     args: &'a PlacementArgs,
     options: PlanOptions,
@@ -34,6 +37,7 @@ impl<'a> Placement<'a> {
     /// # Errors
     /// [`crate::error::Error::InvalidArgument`] for options that contradict each other; those of reading a device map or a plan.
     pub fn of(args: &'a PlacementArgs, options: PlanOptions) -> Result<Placement<'a>> {
+        args.drafts.check()?;
         if let Some(file) = &args.plan {
             let saved = SavedPlan::from_json(&platform::read_text(file, PLAN_BYTES_MAX)?, &file.display().to_string())?;
             // A plan from a file holds everything that shapes it.
@@ -72,9 +76,11 @@ impl<'a> Placement<'a> {
             expert_cache: args.expert_cache,
             expert_misses: args.expert_misses,
             // Each drafted token has logits of its own, and so has the one that is due.
-            logit_rows: match args.drafts.spec_type {
-                SpecTypeArg::None => options.logit_rows,
-                SpecTypeArg::NgramSimple => options.logit_rows.max(MAX_TOKENS_TOGETHER.min(args.drafts.draft_max as usize + 1)),
+            logit_rows: match args.drafts.speculation().source {
+                DraftSource::None => options.logit_rows,
+                DraftSource::NgramSimple | DraftSource::Model => {
+                    options.logit_rows.max(MAX_TOKENS_TOGETHER.min(args.drafts.draft_max as usize + 1))
+                }
             },
             upload: match args.upload {
                 UploadArg::Auto => None,
@@ -118,15 +124,68 @@ impl<'a> Placement<'a> {
                 ..defaults
             }
         });
-        let measure = if args.no_measure { Measure::Never } else { Measure::Quick };
         let builder = Engine::builder(model).device(args.device).io(io).limits(limits).plan_options(options);
-        let kernels = match args.kernels {
-            KernelsArg::Auto => KernelChoice::Auto,
-            KernelsArg::Portable => KernelChoice::Portable,
-        };
-        let builder = builder.measure(measure).kernels(kernels).virtual_gpus(args.virtual_gpus as usize);
-        Ok(builder.gpu_timeout(Duration::from_secs(args.gpu_timeout.into())))
+        Ok(with_machine(builder, args))
     }
+}
+
+/// `builder` for the machine as `args` describe it.
+fn with_machine(builder: EngineBuilder, args: &PlacementArgs) -> EngineBuilder {
+    let measure = if args.no_measure { Measure::Never } else { Measure::Quick };
+    let kernels = match args.kernels {
+        KernelsArg::Auto => KernelChoice::Auto,
+        KernelsArg::Portable => KernelChoice::Portable,
+    };
+    let builder = builder.measure(measure).kernels(kernels).virtual_gpus(args.virtual_gpus as usize);
+    builder.gpu_timeout(Duration::from_secs(args.gpu_timeout.into()))
+}
+
+/// Plans a model by `builder`, beside the model that drafts for it where there is one: that one is opened first, for as many sequences and
+/// no longer texts, and what it takes is left out of the budgets.
+///
+/// # Errors
+/// Those of planning both, and of opening the small one.
+pub fn prepare_with_draft(
+    args: &PlacementArgs,
+    visibility: Visibility,
+    builder: impl Fn() -> Result<EngineBuilder>,
+) -> Result<(Prepared, Option<Engine>)> {
+    let prepared = pollster::block_on(builder()?.prepare())?;
+    let Some(name) = &args.drafts.model_draft else { return Ok((prepared, None)) };
+    let path = locate_or_fetch(&ModelSource::Named(name.clone()), visibility)?;
+    let budgets = args.max_memory.clone().unwrap_or_default();
+    let draft = |ctx_size| {
+        let n_seqs = prepared.plan.n_seqs;
+        let options = PlanOptions { n_seqs, logit_rows: n_seqs, ctx_size, max_memory: budgets.iter().collect(), ..PlanOptions::default() };
+        let builder = Engine::builder(&path).device(args.drafts.device_draft).plan_options(options);
+        pollster::block_on(with_machine(builder, args).text_first().prepare())
+    };
+    let mut drafting = draft(None)?;
+    if drafting.plan.ctx_size > prepared.plan.ctx_size {
+        drafting = draft(Some(prepared.plan.ctx_size))?;
+    }
+    let draft = load_with_bar(drafting, visibility)?;
+    let mut builder = builder()?;
+    for (device, budget) in budgets.iter() {
+        let taken = draft.plan().device(device).map_or(Bytes::ZERO, |plan| plan.used.total());
+        builder = builder.max_memory(device, budget.saturating_sub(taken));
+    }
+    Ok((pollster::block_on(builder.prepare())?, Some(draft)))
+}
+
+/// Loads a model, and lets `draft` draft for it.
+///
+/// # Errors
+/// Those of loading; [`Error::InvalidArgument`] where the two do not fit each other.
+pub fn load_with_draft(prepared: Prepared, draft: Option<Engine>, visibility: Visibility) -> Result<Engine> {
+    let mut engine = load_with_bar(prepared, visibility)?;
+    if let Some(draft) = draft {
+        engine.draft_with(draft).map_err(|error| match error {
+            Error::InvalidArgument { reason, .. } => Error::InvalidArgument { option: "--model-draft".into(), reason },
+            error => error,
+        })?;
+    }
+    Ok(engine)
 }
 
 /// `options` for the memory that may be used and what it is used for.

@@ -9,8 +9,9 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use crate::cli::args::{GenerationArgs, RunArgs, Thinking};
+use crate::cli::form::FormWish;
 use crate::cli::locate::locate_or_fetch;
-use crate::cli::model::{Placement, load_with_bar, warn_of_vain_drafts};
+use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
 use crate::cli::output::Output;
 use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
@@ -21,6 +22,7 @@ use crate::engine::{Engine, ModelText, Observed, Prepared};
 use crate::error::{Error, Result};
 use crate::plan::{Forwards, PlanOptions};
 use crate::platform::{CoreTime, check_folder, waited_since};
+use crate::server::AnswerForm;
 use crate::session::{DraftSource, FinishReason, GenerateOptions, Session, Speculation};
 use crate::text::{
     ChatMessage, ChatTemplate, ModelDefaults, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
@@ -36,6 +38,8 @@ pub(super) struct Settings {
     /// `None` draws a new one for every answer.
     pub(super) seed: Option<u64>,
     pub(super) generate: GenerateOptions,
+    /// What answers are held to.
+    pub(super) form: Option<AnswerForm>,
     pub(super) raw: bool,
     /// Whether the model thinks before it answers; `None` leaves that to its chat template.
     pub(super) thinking: Option<Thinking>,
@@ -56,6 +60,7 @@ impl Settings {
             sampling: SamplingSettings::default(),
             seed: None,
             generate: GenerateOptions::default(),
+            form: None,
             raw: false,
             thinking: None,
             written: Written::Parsed,
@@ -100,7 +105,8 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         return Err(Error::InvalidArgument { option: "--json".into(), reason: "describes one answer, not a chat; give a prompt".into() });
     }
     let path = locate_or_fetch(&source, visibility)?;
-    let mut prepared = pollster::block_on(placement.builder(&path)?.text_first().prepare())?;
+    let builder = || Ok(placement.clone().builder(&path)?.text_first());
+    let (mut prepared, draft) = prepare_with_draft(&args.placement, visibility, builder)?;
     if !args.quiet {
         note_plan(&prepared.summary());
     }
@@ -110,7 +116,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
         Some(prompt) => Some(encode_prompt(&mut prepared, &settings, prompt, system.clone())?),
         None => None,
     };
-    let mut engine = load_with_bar(prepared, visibility)?;
+    let mut engine = load_with_draft(prepared, draft, visibility)?;
     if args.trace.is_some() {
         engine.trace().keep_many();
     }
@@ -165,6 +171,7 @@ struct Wishes {
     sampling: SamplingFlags,
     seed: Option<u64>,
     generate: GenerateOptions,
+    form: Option<FormWish>,
     raw: bool,
     thinking: Option<Thinking>,
     written: Written,
@@ -207,8 +214,14 @@ impl Wishes {
         if args.no_think && args.think.is_some_and(|thinking| thinking != Thinking::False) {
             return Err(invalid("--no-think", "says the opposite of --think; leave out one of them".into()));
         }
-        let thinking = if args.no_think { Some(Thinking::False) } else { args.think };
-        Ok(Wishes { sampling, seed, generate, raw: args.raw, thinking, written })
+        let form = FormWish::of(args)?;
+        let thinking = match args.think.filter(|thinking| *thinking != Thinking::False) {
+            Some(_) if form.is_some() => return Err(invalid("--think", "cannot be combined with a form of the answer".into())),
+            // What has a form is all answer.
+            None if args.no_think || form.is_some() => Some(Thinking::False),
+            _ => args.think,
+        };
+        Ok(Wishes { sampling, seed, generate, form, raw: args.raw, thinking, written })
     }
 
     /// Defaults, over them the model's own settings, over those the wishes. Nothing interrupts yet.
@@ -217,11 +230,12 @@ impl Wishes {
         if !self.raw && text.chat_template().is_none() {
             tracing::warn!("the model has no chat template: texts go to it as they are (--raw does so without this line)");
         }
-        let Wishes { sampling: flags, seed, generate, raw, thinking, written } = self;
-        if let Some(thinking) = thinking {
+        let Wishes { sampling: flags, seed, generate, form, raw, thinking, written } = self;
+        let form = form.map(|form| form.for_model(text)).transpose()?;
+        if let Some(thinking) = thinking.filter(|_| form.is_none()) {
             warn_of_deaf_template(text, raw, thinking);
         }
-        Ok(Settings { flags, sampling, seed, generate, raw, thinking, written, interrupted: Arc::default() })
+        Ok(Settings { flags, sampling, seed, generate, form, raw, thinking, written, interrupted: Arc::default() })
     }
 }
 
@@ -308,6 +322,10 @@ pub(super) async fn answer(
     session.cancel_with(Arc::clone(&settings.interrupted));
     let (begin, begin_cores) = (Instant::now(), CoreTime::now());
     let sampler = Sampler::new(settings.sampling.clone(), seed);
+    let sampler = match &settings.form {
+        Some(form) => sampler.constrained(form.constraint()?),
+        None => sampler,
+    };
     let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
     let (prompt_secs, prompt_waited) = (begin.elapsed().as_secs_f64(), waited_since(begin_cores));
     let after_prompt = generation.engine().trace().summary();
@@ -315,7 +333,7 @@ pub(super) async fn answer(
     let mut first_token_secs = None;
     let mut generated = Vec::new();
     let (mut text, mut reasoning) = (String::new(), String::new());
-    let mut splitter = match settings.raw {
+    let mut splitter = match settings.raw || settings.form.is_some() {
         true => ReasoningSplitter::new(None),
         false => generation.engine().text().reasoning_splitter(tokens),
     };

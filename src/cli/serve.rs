@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::cli::args::{Key, ModelSource, ServeArgs};
 use crate::cli::embed::ROWS_PER_FORWARD;
 use crate::cli::locate::locate_or_fetch;
-use crate::cli::model::{Placement, load_with_bar, warn_of_vain_drafts};
+use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
 use crate::cli::terminal::{Visibility, note};
 use crate::engine::{Engine, Prepared};
@@ -33,18 +33,18 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     // The port is taken before minutes of loading, not after.
     let listener = listen(args)?;
     let path = locate_or_fetch(&source, visibility)?;
-    let mut prepared = prepare(args, &path, args.embeddings)?;
+    let (mut prepared, mut draft) = prepare(args, &path, args.embeddings)?;
     // Of an encoder, that is known only now.
     let makes_embeddings = !prepared.model.has_head();
     if makes_embeddings && !args.embeddings {
-        prepared = prepare(args, &path, true)?;
+        (prepared, draft) = prepare(args, &path, true)?;
     }
     if !args.quiet {
         note_plan(&prepared.summary());
     }
     warn_of_vain_drafts(&prepared, &args.placement.drafts.speculation());
     let settings = settings_of(args, &source, &path);
-    let engine = load_with_bar(prepared, visibility)?.spawn_reopening(reopen(args, &path, makes_embeddings))?;
+    let engine = load_with_draft(prepared, draft, visibility)?.spawn_reopening(reopen(args, &path, makes_embeddings))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(N_READERS).build();
     let runtime = runtime.map_err(|error| Error::io("start", "the server's thread", error))?;
     let address = listener.local_addr().map_err(|error| Error::io("listen on", &args.host, error))?;
@@ -56,20 +56,23 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 }
 
 /// Plans the model for several sequences that generate, or for embeddings, one at a time and without the head.
-fn prepare(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> Result<Prepared> {
+fn prepare(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> Result<(Prepared, Option<Engine>)> {
     if makes_embeddings {
         let options = PlanOptions { logit_rows: ROWS_PER_FORWARD, ..PlanOptions::default() };
         let placement = Placement::of(&args.placement, options)?.of_one_sequence();
-        return pollster::block_on(placement.builder(path)?.without_head().text_first().prepare());
+        return Ok((pollster::block_on(placement.builder(path)?.without_head().text_first().prepare())?, None));
     }
     let placement = Placement::of(&args.placement, PlanOptions { n_seqs: N_SEQS, ..PlanOptions::default() })?;
-    pollster::block_on(placement.builder(path)?.text_first().prepare())
+    prepare_with_draft(&args.placement, Visibility::Hidden, || Ok(placement.clone().builder(path)?.text_first()))
 }
 
 /// Opens the model again, where an adapter was lost.
 fn reopen(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> impl FnMut() -> Result<Engine> + Send + 'static {
     let (args, path) = (args.clone(), path.to_owned());
-    move || load_with_bar(prepare(&args, &path, makes_embeddings)?, Visibility::Hidden)
+    move || {
+        let (prepared, draft) = prepare(&args, &path, makes_embeddings)?;
+        load_with_draft(prepared, draft, Visibility::Hidden)
+    }
 }
 
 /// Ready when the server shall end. What follows ends the program at once.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::device::Device;
+use crate::engine::draft_model::Timings;
 use crate::engine::{Engine, LoadedModel, ModelText, Prepared};
 use crate::error::{Error, Result, Setting};
 use crate::gpu::Gpu;
@@ -51,7 +52,7 @@ impl Prepared {
         }
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new() });
-        Ok(Engine { model, executors, cached, known_halves: HashMap::new(), store })
+        Ok(Engine { model, executors, cached, known_halves: HashMap::new(), store, draft: None, timings: Timings::default() })
     }
 
     /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.

@@ -1,5 +1,6 @@
 //! The public API: open a model, see its plan, run forwards. Prints nothing and never blocks.
 
+mod draft_model;
 mod drafts;
 mod embed;
 mod inspection;
@@ -20,10 +21,13 @@ use crate::error::{Error, Result, Setting};
 use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
 use crate::plan::{ExpertProfile, Plan, Workload, expert_shape};
+use crate::platform::clock::Instant;
 use crate::session::Session;
 use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, ExpertStatistics, GpuExecutor, Halves, Logits, Store, Trace};
 use crate::text::{ChatMessage, ChatTemplate, ModelDefaults, TemplateInput, Tokenizer, Written};
 use crate::units::Bytes;
+pub(crate) use draft_model::DraftWish;
+use draft_model::{DraftModel, Timings};
 pub use embed::normalized;
 pub use inspection::{AtDType, Inspection, Named, Needs};
 pub use learn::Observed;
@@ -39,6 +43,10 @@ pub struct Engine {
     /// Whether batches of these workloads, whole and in halves, are computed in halves.
     known_halves: HashMap<[Workload; 3], bool>,
     store: Arc<Store>,
+    /// What drafts for it.
+    draft: Option<Box<DraftModel>>,
+    /// Of forwards of few tokens, where something drafts.
+    timings: Timings,
     /// Dropped last: who sees it gone knows that the memory is given back.
     model: Arc<LoadedModel>,
 }
@@ -145,9 +153,13 @@ impl Engine {
         }
         self.cached.begin(batch);
         let halves = self.halves_that_pay(batch);
+        let begin = Instant::now();
         let logits = stream::forward(&self.model.prepared.schedule, &mut self.executors, batch, halves, cancelled).await;
         let logits = logits.map_err(|error| self.executors.cause_of(error))?;
         self.cached.end(batch);
+        if self.draft.is_some() {
+            self.timings.note(batch.tokens.len(), begin.elapsed().as_secs_f64());
+        }
         Ok(logits)
     }
 

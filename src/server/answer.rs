@@ -1,22 +1,26 @@
 //! One answer after the other to a request's work, on one sequence: its text as it comes, told apart from reasoning, and what it took.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::app::App;
 use super::error::ApiError;
+use super::grammar::Grammar;
 use super::pool::Lease;
 use super::scored::ScoredToken;
-use super::tools::Call;
+use super::tools::{Call, new_call_id};
 use super::work::{How, Work};
 use crate::handle::TokenStream;
 use crate::session::FinishReason;
-use crate::text::{ReasoningSplitter, Said, Sampler, Segment, ToolSplitter};
+use crate::text::{CallPiece, ReasoningSplitter, Said, Sampler, Segment, ToolSplitter};
 
 /// A sequence that answers.
 pub(super) struct Answering {
     app: Arc<App>,
     lease: Lease,
+    /// Whether calls that are held to a form are told before they are whole.
+    tells_pieces: bool,
     /// `None` before the first answer.
     current: Option<Current>,
 }
@@ -27,7 +31,9 @@ struct Current {
     splitter: ReasoningSplitter,
     /// Where the model may call.
     calls: Option<ToolSplitter>,
+    /// Calls that have begun, and the ids of those that are not whole.
     n_calls: usize,
+    open: VecDeque<String>,
     stops: Vec<String>,
     begin: Instant,
     first: Option<Instant>,
@@ -42,8 +48,20 @@ pub(super) struct Part {
     pub(super) text: String,
     /// What the model calls.
     pub(super) calls: Vec<Call>,
+    /// The same as it comes, in parts that are all there with the end of a call.
+    pub(super) pieces: Vec<Piece>,
     /// How likely its token was, where that was asked for and the token is of the answer.
     pub(super) scored: Option<ScoredToken>,
+}
+
+/// A part of a call.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Which call of the answer.
+    pub(super) index: usize,
+    /// Its id and its function's name, where it begins.
+    pub(super) begin: Option<(String, String)>,
+    pub(super) arguments: String,
 }
 
 /// Tokens of an answer.
@@ -102,11 +120,28 @@ impl Current {
         for said in said {
             match said {
                 Said::Text(text) => part.text.push_str(&text),
-                Said::Call(call) => part.calls.push(Call::new(call)),
+                Said::Call(call) => {
+                    let call = Call::new(call);
+                    part.pieces.push(self.piece(Some((call.id.clone(), call.name.clone())), call.arguments_text()));
+                    part.calls.push(call);
+                }
+                Said::Piece(CallPiece { name, arguments }) => {
+                    let begin = name.map(|name| (new_call_id(), name));
+                    self.open.extend(begin.iter().map(|(id, _)| id.clone()));
+                    part.pieces.push(self.piece(begin, arguments));
+                }
+                Said::Told(call) => {
+                    let id = self.open.pop_front().unwrap_or_else(new_call_id);
+                    part.calls.push(Call { id, ..Call::new(call) });
+                }
             }
         }
-        self.n_calls += part.calls.len();
         part
+    }
+
+    fn piece(&mut self, begin: Option<(String, String)>, arguments: String) -> Piece {
+        self.n_calls += usize::from(begin.is_some());
+        Piece { index: self.n_calls.saturating_sub(1), begin, arguments }
     }
 }
 
@@ -115,7 +150,12 @@ impl Answering {
     pub(super) async fn wait(app: &Arc<App>, work: &Work) -> Result<Answering, ApiError> {
         let first = work.prompts.first().map(Vec::as_slice).unwrap_or_default();
         let lease = app.pool.lease(first).await?;
-        Ok(Answering { app: Arc::clone(app), lease, current: None })
+        Ok(Answering { app: Arc::clone(app), lease, tells_pieces: false, current: None })
+    }
+
+    /// Tells calls as they come, where they are sure to become ones.
+    pub(super) fn tell_pieces(&mut self) {
+        self.tells_pieces = true;
     }
 
     /// Begins an answer.
@@ -128,7 +168,7 @@ impl Answering {
         };
         let sampler = Sampler::new(sampling.clone(), seed);
         let sampler = match grammar {
-            Some(grammar) => sampler.constrained(grammar.constraint()),
+            Some(grammar) => sampler.constrained(grammar.constraint()?),
             None => sampler,
         };
         let stream = self.lease.sequence()?.generate(prompt.to_vec(), sampler, options.clone())?;
@@ -137,8 +177,20 @@ impl Answering {
         let usage = Usage { n_prompt: prompt.len(), ..Usage::default() };
         let stops = options.stop.clone();
         let calls = tools.as_ref().map(|tools| ToolSplitter::new(tools.format, tools.list.clone(), self.app.engine.tokenizer()));
-        self.current =
-            Some(Current { stream, splitter, calls, n_calls: 0, stops, begin: Instant::now(), first: None, usage, has_ended: false });
+        let is_sure = self.tells_pieces && matches!(grammar, Some(Grammar::Calls(_)));
+        let calls = if is_sure { calls.map(ToolSplitter::telling_pieces) } else { calls };
+        self.current = Some(Current {
+            stream,
+            splitter,
+            calls,
+            n_calls: 0,
+            open: VecDeque::new(),
+            stops,
+            begin: Instant::now(),
+            first: None,
+            usage,
+            has_ended: false,
+        });
         Ok(())
     }
 
@@ -166,7 +218,8 @@ impl Answering {
             current.usage.n_reasoning += usize::from(is_thought);
             part.scored = if is_thought { None } else { ScoredToken::of(&self.app, step) };
         }
-        let is_over = step.is_none() && part.reasoning.is_empty() && part.text.is_empty() && part.calls.is_empty();
+        let is_over =
+            step.is_none() && part.reasoning.is_empty() && part.text.is_empty() && part.calls.is_empty() && part.pieces.is_empty();
         Ok((!is_over).then_some(part))
     }
 

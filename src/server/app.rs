@@ -8,7 +8,7 @@ use super::embeddings::Embedder;
 use super::error::ApiError;
 use super::facts::Facts;
 use super::fields::Fields;
-use super::grammar::Vocabulary;
+use super::forms::FormVocabulary;
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::pool::Pool;
@@ -28,7 +28,7 @@ pub(super) struct App {
     /// Seconds since 1970.
     pub(super) started: u64,
     pub(super) facts: Facts,
-    pub(super) vocabulary: Vocabulary,
+    pub(super) forms: FormVocabulary,
     /// Where the engine makes embeddings instead of text.
     pub(super) embedder: Option<Embedder>,
     /// Of all answers.
@@ -43,7 +43,7 @@ impl App {
         let facts = Facts::of(&engine);
         Ok(App {
             facts,
-            vocabulary: Vocabulary::default(),
+            forms: FormVocabulary::new(engine.tokenizer().cloned()),
             embedder: Embedder::of(&engine)?,
             engine,
             pool,

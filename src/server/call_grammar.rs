@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::app::App;
 use super::error::ApiError;
-use super::grammar::{copied, failed, keep_allowed, locked, matcher_of};
+use super::forms::{copied, failed, keep_allowed, locked};
+use super::grammar::fault_of;
 use super::tools::Tools;
 use crate::error::Result;
 use crate::text::{CallBody, Candidate, Constraint, Special, Tokenizer};
@@ -70,7 +71,8 @@ impl CallGrammar {
         let is_list = format.body != CallBody::Object;
         let schema = |with_parameters| schema_of(tools, format.keys(), is_list, with_parameters);
         // A schema that the grammar cannot follow is left to the model.
-        let body = matcher_of(app, "tools", schema(true)).or_else(|_| matcher_of(app, "tools", schema(false)))?;
+        let matcher = |with_parameters| app.forms.matcher_of_schema(schema(with_parameters));
+        let body = matcher(true).or_else(|_| matcher(false)).map_err(fault_of("tools"))?;
         let opening_text = format!("{}{}", format.begin, format.lead);
         let tokens = |text: &str| tokenizer.encode(text, Special::Leave).map(VecDeque::from);
         let closing = || {

@@ -62,6 +62,7 @@ pub(super) async fn deliver<S: Shape>(app: &Arc<App>, work: Work, is_streamed: b
     if !is_streamed {
         return Ok(ok(&told_whole(&mut answering, &work, shape).await?));
     }
+    answering.tell_pieces();
     let (pieces, response) = streamed(S::STREAM_TYPE);
     tokio::spawn(async move {
         let told = async {

@@ -1,80 +1,124 @@
-//! Answers of a given form: JSON, by a schema or by none, or calls of tools (`call_grammar`). Tokens that would leave the form are not drawn
-//! (llguidance).
+//! The forms of answers as requests ask for them.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
-use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use super::app::App;
 use super::call_grammar::CallGrammar;
 use super::error::ApiError;
-use super::fields::Fields;
-use crate::error::{Error, Result};
-use crate::text::{Candidate, Constraint, Tokenizer};
-
-/// The vocabulary as grammars read it; made when the first one is asked for.
-#[derive(Default)]
-pub(super) struct Vocabulary(OnceLock<Result<ParserFactory, String>>);
+use super::fields::{Fields, is_nothing};
+use super::forms::{AnswerForm, FormError};
+use crate::error::Result;
+use crate::text::{Constraint, Gbnf};
 
 /// What answers must be.
 pub(super) enum Grammar {
-    /// All of an answer has a form; this is its beginning.
-    Form(Mutex<Matcher>),
+    /// All of an answer has a form.
+    Form(AnswerForm),
     /// Calls in an answer have one.
     Calls(CallGrammar),
 }
 
-/// The form of one answer.
-struct Form(Mutex<Matcher>);
+/// Most texts that an answer may be one of.
+const MAX_CHOICES: usize = 10_000;
 
-/// How JSON is written: on one line, so that no answer is white space without end.
-const STYLE: [(&str, &str); 2] = [("item_separator", ", ?"), ("key_separator", ": ?")];
-/// Most of an error about a schema, which may repeat all of it.
-const MAX_REASON_CHARS: usize = 300;
-
-/// What llguidance takes for the beginning of a token that has no text.
-const SPECIAL: u8 = 0xff;
-
-impl Vocabulary {
-    fn factory(&self, tokenizer: &Tokenizer) -> std::result::Result<&ParserFactory, String> {
-        self.0.get_or_init(|| new_factory(tokenizer)).as_ref().map_err(Clone::clone)
+/// The fault of the field `name` of a request.
+pub(super) fn fault_of(name: &str) -> impl Fn(FormError) -> ApiError + '_ {
+    move |error| match error {
+        FormError::Unsupported(reason) => ApiError::unsupported(name, reason),
+        FormError::Wrong(reason) => ApiError::field(name, reason),
     }
-}
-
-fn new_factory(tokenizer: &Tokenizer) -> std::result::Result<ParserFactory, String> {
-    let vocab_size = u32::try_from(tokenizer.vocab_size()).map_err(|_| "the vocabulary is too large")?;
-    let ends = tokenizer.eos_tokens();
-    let first = *ends.first().ok_or("no token ends an answer")?;
-    let mut words = Vec::with_capacity(tokenizer.vocab_size());
-    for id in 0..vocab_size {
-        let bytes = tokenizer.bytes(id).ok_or("the tokenizer does not tell the bytes of its tokens")?;
-        words.push(match ends.contains(&id) {
-            true => [&[SPECIAL], format!("<end{id}>").as_bytes()].concat(),
-            // No text in UTF-8 has that byte.
-            false => bytes.strip_prefix(&[SPECIAL]).map_or(bytes, |_| &[]).to_vec(),
-        });
-    }
-    let trie = TokTrie::from(&TokRxInfo::new(vocab_size, first), &words).with_eos_tokens(ends);
-    let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-    let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
-    factory.quiet();
-    factory.limits_mut().verbose_errors = false;
-    Ok(factory)
 }
 
 impl Grammar {
     /// JSON that keeps to `schema`, the field `name` of a request.
     pub(super) fn of_schema(app: &App, name: &str, schema: Value) -> Result<Grammar, ApiError> {
-        Ok(Grammar::Form(Mutex::new(matcher_of(app, name, schema)?)))
+        app.forms.json(schema).map(Grammar::Form).map_err(fault_of(name))
     }
 
     /// Any object of JSON.
     pub(super) fn of_object(app: &App, name: &str) -> Result<Grammar, ApiError> {
         Grammar::of_schema(app, name, json!({ "type": "object" }))
+    }
+
+    /// A grammar in llama.cpp's form.
+    fn of_gbnf(app: &App, name: &str, text: &str) -> Result<Grammar, ApiError> {
+        let grammar = Gbnf::parse(text).map_err(|error| ApiError::field(name, error.to_string()))?;
+        app.forms.grammar(grammar).map(Grammar::Form).map_err(fault_of(name))
+    }
+
+    /// One of several texts.
+    fn of_choices(app: &App, name: &str, choices: &[String]) -> Result<Grammar, ApiError> {
+        if choices.is_empty() || choices.len() > MAX_CHOICES {
+            return Err(ApiError::field(name, format!("must be 1 to {MAX_CHOICES} texts")));
+        }
+        let literal = |text: &String| {
+            let escaped: String = text.chars().map(|char| format!("\\U{:08x}", char as u32)).collect();
+            format!("\"{escaped}\"")
+        };
+        let literals: Vec<String> = choices.iter().map(literal).collect();
+        Grammar::of_gbnf(app, name, &format!("root ::= {}", literals.join(" | ")))
+    }
+
+    /// The form that a request asks for in fields of its own: llama.cpp's, vLLM's and SGLang's.
+    pub(super) fn of_fields(app: &App, fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+        let mut found = Vec::new();
+        for (name, kind) in [
+            ("grammar", "grammar"),
+            ("ebnf", "grammar"),
+            ("guided_grammar", "grammar"),
+            ("regex", "regex"),
+            ("guided_regex", "regex"),
+            ("json_schema", "json"),
+            ("guided_json", "json"),
+            ("guided_choice", "choice"),
+        ] {
+            let path = fields.name(name);
+            found.extend(Grammar::of_field(app, fields, (name, kind), &path)?);
+        }
+        if let Some(outputs) = fields.value("structured_outputs") {
+            let mut outputs = Fields::of_value(outputs, "structured_outputs")?;
+            for kind in ["grammar", "regex", "json", "choice"] {
+                let path = outputs.name(kind);
+                found.extend(Grammar::of_field(app, &mut outputs, (kind, kind), &path)?);
+            }
+            if outputs.flag("json_object")? == Some(true) {
+                found.push(Grammar::of_object(app, "structured_outputs.json_object")?);
+            }
+            outputs.finish()?;
+        }
+        fields.ignore(&["guided_decoding_backend"]);
+        Grammar::one_of(found)
+    }
+
+    /// The one form of those that were asked for.
+    pub(super) fn one_of(mut found: Vec<Grammar>) -> Result<Option<Grammar>, ApiError> {
+        match found.len() {
+            0 | 1 => Ok(found.pop()),
+            _ => Err(ApiError::invalid("several fields ask for a form of the answer; leave out all but one")),
+        }
+    }
+
+    /// The form of the field `name`, called `path` in errors.
+    fn of_field(app: &App, fields: &mut Fields, (name, kind): (&str, &str), path: &str) -> Result<Option<Grammar>, ApiError> {
+        if kind == "choice" {
+            return fields.texts(name)?.map(|choices| Grammar::of_choices(app, path, &choices)).transpose();
+        }
+        if kind == "json" {
+            let Some(schema) = fields.value(name).filter(|schema| !is_nothing(schema) || schema.is_object()) else { return Ok(None) };
+            // vLLM and SGLang take schemas as texts, too.
+            let schema = match schema {
+                Value::String(text) => {
+                    serde_json::from_str(&text).map_err(|error| ApiError::field(path, format!("is no JSON: {error}")))?
+                }
+                schema => schema,
+            };
+            return Grammar::of_schema(app, path, schema).map(Some);
+        }
+        let Some(text) = fields.text(name)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+        match kind {
+            "regex" => app.forms.regex(&text).map(|form| Some(Grammar::Form(form))).map_err(fault_of(path)),
+            _ => Grammar::of_gbnf(app, path, &text).map(Some),
+        }
     }
 
     /// What OpenAI's APIs call a format, the object `path` of a request; `schema` reads the schema with its name out of it.
@@ -86,73 +130,29 @@ impl Grammar {
     ) -> Result<Option<Grammar>, ApiError> {
         match format.text("type")?.as_deref() {
             Some("text") => Ok(None),
-            Some("json_object") => Grammar::of_object(app, path).map(Some),
+            // With a schema, as llama.cpp's server has it.
+            Some("json_object") => match format.object("schema")? {
+                Some(schema) => Grammar::of_schema(app, &format.name("schema"), schema.into()).map(Some),
+                None => Grammar::of_object(app, path).map(Some),
+            },
             Some("json_schema") => {
                 let (name, schema) = schema(format)?;
                 Grammar::of_schema(app, name, schema).map(Some)
             }
-            _ => Err(ApiError::field(&format.name("type"), "must be text, json_object or json_schema")),
+            // Fireworks' word.
+            Some("grammar") => {
+                let text = format.text("grammar")?.ok_or_else(|| ApiError::field(&format.name("grammar"), "is missing"))?;
+                Grammar::of_gbnf(app, &format.name("grammar"), &text).map(Some)
+            }
+            _ => Err(ApiError::field(&format.name("type"), "must be text, json_object, json_schema or grammar")),
         }
     }
 
     /// The rules for an answer.
-    pub(super) fn constraint(&self) -> Box<dyn Constraint> {
+    pub(super) fn constraint(&self) -> Result<Box<dyn Constraint>> {
         match self {
-            Grammar::Form(matcher) => Box::new(Form(copied(matcher))),
-            Grammar::Calls(calls) => calls.constraint(),
+            Grammar::Form(form) => form.constraint(),
+            Grammar::Calls(calls) => Ok(calls.constraint()),
         }
     }
-}
-
-/// What follows text that keeps to `schema`, the field `name` of a request, or is said by it.
-pub(super) fn matcher_of(app: &App, name: &str, schema: Value) -> Result<Matcher, ApiError> {
-    let Value::Object(mut schema) = schema else { return Err(ApiError::field(name, "must be an object")) };
-    let mut style = json!({ "whitespace_flexible": false });
-    STYLE.iter().for_each(|(name, value)| style[name] = (*value).into());
-    schema.insert("x-guidance".to_owned(), style);
-    let tokenizer = app.engine.tokenizer().ok_or_else(|| ApiError::unsupported(name, "the model has no tokenizer"))?;
-    let factory = app.vocabulary.factory(tokenizer).map_err(|reason| ApiError::unsupported(name, reason))?;
-    let matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_json_schema(schema.into())));
-    match matcher.get_error() {
-        Some(reason) => Err(ApiError::field(name, reason.chars().take(MAX_REASON_CHARS).collect::<String>())),
-        None => Ok(matcher),
-    }
-}
-
-/// A matcher in the state of another one.
-pub(super) fn copied(matcher: &Mutex<Matcher>) -> Mutex<Matcher> {
-    Mutex::new(locked(matcher).deep_clone())
-}
-
-pub(super) fn locked(matcher: &Mutex<Matcher>) -> MutexGuard<'_, Matcher> {
-    matcher.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes away what may not come next.
-pub(super) fn keep_allowed(matcher: &Mutex<Matcher>, candidates: &mut Vec<Candidate>) -> Result<()> {
-    let allowed = locked(matcher).compute_mask_or_eos().map_err(failed)?;
-    candidates.retain(|candidate| allowed.is_allowed(candidate.token));
-    Ok(())
-}
-
-impl fmt::Debug for Form {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Form")
-    }
-}
-
-impl Constraint for Form {
-    fn keep_allowed(&mut self, candidates: &mut Vec<Candidate>) -> Result<()> {
-        keep_allowed(&self.0, candidates)
-    }
-
-    fn accept(&mut self, token: u32) -> Result<()> {
-        let mut matcher = locked(&self.0);
-        if matcher.is_stopped() { Ok(()) } else { matcher.consume_token(token).map_err(failed) }
-    }
-}
-
-pub(super) fn failed(error: impl fmt::Display) -> Error {
-    let reason: String = error.to_string().chars().take(MAX_REASON_CHARS).collect();
-    Error::InvalidArgument { option: "the answer's form".into(), reason: format!("cannot be kept: {reason}") }
 }

@@ -12,7 +12,7 @@ use super::app::App;
 use super::body::{data_event, ok};
 use super::deliver::{Shape, Whole, deliver};
 use super::error::{ApiError, Dialect};
-use super::fields::{Fields, is_nothing};
+use super::fields::Fields;
 use super::grammar::Grammar;
 use super::read::read_work;
 use super::scored::{LikelyToken, ScoredToken};
@@ -47,10 +47,9 @@ fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiEr
         ..GenerateOptions::default()
     };
     let (seed, is_streamed) = (fields.integer("seed")?, fields.flag("stream")?.unwrap_or(false));
-    fields.only("grammar", is_nothing, "is not supported")?;
     fields.ignore(&["cache_prompt", "id_slot", "n_keep"]);
     let mut how = How::checked(app, 1, &flags, seed, options)?;
-    how.grammar = fields.value("json_schema").map(|schema| Grammar::of_schema(app, "json_schema", schema)).transpose()?;
+    how.grammar = Grammar::of_fields(app, fields)?;
     let tokens = app.engine.text().encode(&prompt, Written::Parsed)?;
     Ok((Work::new(app, vec![tokens], how, false)?, is_streamed))
 }

@@ -16,6 +16,7 @@ mod embeddings;
 mod error;
 mod facts;
 mod fields;
+mod forms;
 mod grammar;
 mod guard;
 mod llama_cpp;
@@ -42,6 +43,7 @@ use crate::handle::EngineHandle;
 use crate::session::Speculation;
 use app::App;
 pub use batch::{BatchAnswer, answer_batch};
+pub use forms::{AnswerForm, FormError, FormVocabulary};
 pub use guard::ApiKey;
 pub use local::{LocalResponse, LocalServer};
 

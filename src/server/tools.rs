@@ -45,6 +45,11 @@ impl ToolChoice {
     }
 }
 
+/// An id for a call.
+pub(super) fn new_call_id() -> String {
+    format!("{:08x}{:x}", fresh_seed(), fresh_seed() % 16)
+}
+
 /// A call in an answer.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
@@ -56,8 +61,7 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(call: ToolCall) -> Call {
-        let id = format!("{:08x}{:x}", fresh_seed(), fresh_seed() % 16);
-        Call { id, name: call.name, arguments: call.arguments }
+        Call { id: new_call_id(), name: call.name, arguments: call.arguments }
     }
 
     /// Its arguments as a text of JSON.
@@ -65,13 +69,9 @@ impl Call {
         Value::Object(self.arguments.clone()).to_string()
     }
 
-    /// As OpenAI writes it, with its place among the calls of the answer where it is a part of a stream.
-    pub(super) fn to_json(&self, index: Option<usize>) -> Value {
-        let function = json!({ "name": self.name, "arguments": self.arguments_text() });
-        match index {
-            Some(index) => json!({ "index": index, "id": self.id, "type": "function", "function": function }),
-            None => json!({ "id": self.id, "type": "function", "function": function }),
-        }
+    /// As OpenAI writes it.
+    pub(super) fn to_json(&self) -> Value {
+        json!({ "id": self.id, "type": "function", "function": { "name": self.name, "arguments": self.arguments_text() } })
     }
 }
 

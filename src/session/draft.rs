@@ -5,11 +5,12 @@
 //! not count as cached.
 //!
 //! Drafts come from the context itself (prompt lookup): where its last tokens stand further ahead too, what followed them there is tried.
+//! Or a smaller model makes them ([`Engine::draft_with`]), whose time counts, too.
 //! How many tokens are tried depends on how often drafts were right lately, and on what the plan predicts of a forward with one more.
 
 use std::collections::VecDeque;
 
-use crate::engine::LoadedModel;
+use crate::engine::{DraftWish, Engine};
 use crate::stream::MAX_TOKENS_TOGETHER;
 
 /// How many of the last tokens are looked for in the context, the most first.
@@ -29,6 +30,8 @@ pub enum DraftSource {
     None,
     /// What followed the last tokens where they last stood in the context.
     NgramSimple,
+    /// What a smaller model finds likeliest, where the engine has one ([`Engine::draft_with`]).
+    Model,
 }
 
 /// Whether tokens are drafted. The plan must have room for their logits ([`PlanOptions::logit_rows`](crate::plan::PlanOptions::logit_rows)),
@@ -83,8 +86,12 @@ pub(super) struct Drafts {
 /// A draft that may go into a forward.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Offer {
-    /// Its tokens.
-    pub(crate) tokens: Vec<u32>,
+    /// The token that it comes behind.
+    due: u32,
+    /// Its tokens, where they are known.
+    tokens: Vec<u32>,
+    /// Tokens that a draft model may be asked for.
+    wanted: usize,
     /// The share of tokens that are expected to be right, where those before them are.
     chance: f64,
     /// Tokens that are tried whatever they cost.
@@ -103,12 +110,15 @@ impl Drafts {
         if source == DraftSource::None || most == 0 || most < least {
             return Offer::default();
         }
+        let chance = (self.right + N_ASSUMED / 2.0) / (self.tried + N_ASSUMED);
+        if source == DraftSource::Model {
+            return Offer { due, tokens: Vec::new(), wanted: most, chance, least };
+        }
         let mut tokens = lookup(&[cached, &[due]].concat(), most);
         if tokens.len() < least {
             tokens.clear();
         }
-        let chance = (self.right + N_ASSUMED / 2.0) / (self.tried + N_ASSUMED);
-        Offer { tokens, chance, least }
+        Offer { due, tokens, wanted: 0, chance, least }
     }
 
     /// A forward has computed `draft` behind the token that was due.
@@ -166,38 +176,70 @@ fn lookup(context: &[u32], most: usize) -> Vec<u32> {
     draft
 }
 
-/// Cuts drafts that go into one forward, each behind a token that is due, to what is worth its time by the plan's predictions.
-pub(crate) fn choose(offers: &mut [Offer], model: &LoadedModel) {
-    if offers.iter().any(|offer| !offer.tokens.is_empty()) {
-        share_out(offers, model.decode_secs());
+impl Offer {
+    fn n_tokens(&self) -> usize {
+        self.tokens.len().max(self.wanted)
+    }
+
+    /// Leaves at most `n_tokens`.
+    pub(crate) fn truncate(&mut self, n_tokens: usize) {
+        self.tokens.truncate(n_tokens);
+        self.wanted = self.wanted.min(n_tokens);
     }
 }
 
-/// As [`choose`]; `secs` are those of forwards of 1, 2, … tokens, as many as there may be. A token is taken where it is expected to bring
-/// more tokens per second than all before it do.
-fn share_out(offers: &mut [Offer], secs: &[f64]) {
+/// The drafts that go into one forward, each behind a token that is due: of what is offered for sequences with these tokens in their
+/// caches, as much as is worth its time, by the plan's predictions and what was measured.
+pub(crate) async fn drafted(mut offers: Vec<Offer>, places: &[(u32, &[u32])], engine: &mut Engine) -> Vec<Vec<u32>> {
+    let drafting = engine.drafting_secs();
+    if drafting.is_none() {
+        offers.iter_mut().for_each(|offer| offer.wanted = 0);
+    }
+    if offers.iter().any(|offer| offer.n_tokens() > 0) {
+        match drafting.filter(|_| offers.iter().any(|offer| offer.wanted > 0)) {
+            Some((draft_secs, secs)) => share_out(&mut offers, &secs, draft_secs),
+            None => share_out(&mut offers, engine.decode_secs(), 0.0),
+        }
+    }
+    let wishes: Vec<DraftWish<'_>> = offers
+        .iter()
+        .zip(places)
+        .filter(|(offer, _)| offer.wanted > 0)
+        .map(|(offer, (sequence, cached))| DraftWish { sequence: *sequence, cached, due: offer.due, most: offer.wanted })
+        .collect();
+    let mut made = if wishes.is_empty() { Vec::new() } else { engine.draft(&wishes).await }.into_iter();
+    offers.into_iter().map(|offer| if offer.wanted > 0 { made.next().unwrap_or_default() } else { offer.tokens }).collect()
+}
+
+/// Cuts offers; `secs` are those of forwards of 1, 2, … tokens, as many as there may be, and `draft_secs` those for each token that a draft
+/// model is asked for. A token is taken where it is expected to bring more tokens per second than all before it do.
+fn share_out(offers: &mut [Offer], secs: &[f64], draft_secs: f64) {
+    let cost_of = |offer: &Offer| if offer.wanted > 0 { draft_secs } else { 0.0 };
     let mut room = secs.len().saturating_sub(offers.len());
     let mut lengths = vec![0; offers.len()];
     for (length, offer) in lengths.iter_mut().zip(&*offers) {
-        *length = if offer.least <= room { offer.least.min(offer.tokens.len()) } else { 0 };
+        *length = if offer.least <= room { offer.least.min(offer.n_tokens()) } else { 0 };
         room -= *length;
     }
     let expected_of = |offer: &Offer, length: usize| (1..=length as i32).map(|n| offer.chance.powi(n)).sum::<f64>();
     let mut expected: f64 = offers.iter().zip(&lengths).map(|(offer, length)| 1.0 + expected_of(offer, *length)).sum();
     let mut n_tokens = offers.len() + lengths.iter().sum::<usize>();
+    let mut drafting: f64 = offers.iter().zip(&lengths).map(|(offer, length)| cost_of(offer) * *length as f64).sum();
     while let Some(&secs_with) = secs.get(n_tokens) {
-        let may_grow = |(index, offer): &(usize, &Offer)| lengths[*index] < offer.tokens.len() && lengths[*index] >= offer.least;
+        let may_grow = |(index, offer): &(usize, &Offer)| lengths[*index] < offer.n_tokens() && lengths[*index] >= offer.least;
         let gain_of = |(index, offer): (usize, &Offer)| (index, offer.chance.powi(lengths[index] as i32 + 1));
         let best = offers.iter().enumerate().filter(may_grow).map(gain_of).max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
-        let (Some((index, gain)), Some(secs_without)) = (best, n_tokens.checked_sub(1).map(|before| secs[before])) else { break };
-        if gain * secs_without <= expected * (secs_with - secs_without) {
+        let (Some((index, gain)), Some(secs_before)) = (best, n_tokens.checked_sub(1).map(|before| secs[before])) else { break };
+        let cost = cost_of(&offers[index]);
+        if gain * (secs_before + drafting) <= expected * (secs_with - secs_before + cost) {
             break;
         }
         lengths[index] += 1;
+        drafting += cost;
         expected += gain;
         n_tokens += 1;
     }
-    offers.iter_mut().zip(lengths).for_each(|(offer, length)| offer.tokens.truncate(length));
+    offers.iter_mut().zip(lengths).for_each(|(offer, length)| offer.truncate(length));
 }
 
 #[cfg(test)]
@@ -221,12 +263,12 @@ mod tests {
     }
 
     fn offer(n_tokens: u32, chance: f64, least: usize) -> Offer {
-        Offer { tokens: (0..n_tokens).collect(), chance, least }
+        Offer { tokens: (0..n_tokens).collect(), chance, least, ..Offer::default() }
     }
 
     fn lengths(mut offers: Vec<Offer>, secs: &[f64]) -> Vec<usize> {
-        share_out(&mut offers, secs);
-        offers.iter().map(|offer| offer.tokens.len()).collect()
+        share_out(&mut offers, secs, 0.0);
+        offers.iter().map(Offer::n_tokens).collect()
     }
 
     #[test]
@@ -245,6 +287,21 @@ mod tests {
         assert_eq!(lengths(vec![offer(7, 0.9, 2)], &streamed), [7]);
         assert_eq!(lengths(vec![offer(7, 0.9, 0)], &streamed[..4]), [3]);
         assert_eq!(lengths(vec![offer(7, 0.9, 4)], &streamed[..4]), [0], "the plan has no room for four");
+    }
+
+    #[test]
+    fn drafts_of_a_model_pay_for_its_time() {
+        let streamed: Vec<f64> = (0..8).map(|n| 1.0 + 0.01 * f64::from(n)).collect();
+        let length = |chance, draft_secs| {
+            let mut offers = [Offer { wanted: 7, chance, ..Offer::default() }];
+            share_out(&mut offers, &streamed, draft_secs);
+            offers[0].wanted
+        };
+        assert_eq!([length(0.9, 0.0), length(0.9, 0.1), length(0.9, 0.5)], [7, 7, 2]);
+        assert_eq!([length(0.5, 0.1), length(0.5, 0.6), length(0.9, 1.0), length(0.1, 0.1)], [2, 0, 0, 0]);
+        let mut forced = [Offer { wanted: 7, chance: 0.1, least: 3, ..Offer::default() }];
+        share_out(&mut forced, &streamed, 9.0);
+        assert_eq!(forced[0].wanted, 3);
     }
 
     #[test]

@@ -228,7 +228,6 @@ impl Tokenizer {
     }
 
     /// The bytes of one token inside a text: none for special tokens. `None` where only runs of tokens have a text.
-    #[cfg(feature = "server")]
     pub(crate) fn bytes(&self, id: u32) -> Option<&[u8]> {
         match self.pieces.as_ref() {
             Pieces::Bytes(table) => Some(table.bytes(id)),
@@ -239,6 +238,15 @@ impl Tokenizer {
     /// The id of a token as the vocabulary writes it.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.inner.token_to_id(text)
+    }
+
+    /// The first token that is another one in `other`, in words; `None` where both have the same. How many there are may differ: some
+    /// models have room for more than they have.
+    pub fn difference(&self, other: &Tokenizer) -> Option<String> {
+        let n_tokens = self.vocab_size.max(other.vocab_size) as u32;
+        let (id, [own, other]) = (0..n_tokens).map(|id| (id, [self, other].map(|own| own.token_text(id)))).find(|(_, [a, b])| a != b)?;
+        let named = |text: Option<String>| text.map_or("missing".to_owned(), |text| format!("`{}`", text.escape_debug()));
+        Some(format!("token {id} is {} there, and {} in the model", named(other), named(own)))
     }
 
     /// Whether a token is special: texts of tokens leave it out.

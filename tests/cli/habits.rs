@@ -114,12 +114,13 @@ fn flags_of_llama_cpp_are_obeyed_noted_or_called_unknown() {
             assert!(refusal.contains(&format!("unknown flag '{flag}'")), "{command} {flag}: {refusal}");
         }
     }
-    let draft = home.refusal(2, &["run", &model, "x", "-md", "small.gguf"]);
-    assert!(draft.contains("unknown flag '-md'") && draft.contains("--spec-type ngram-simple"), "{draft}");
+    let draft = home.refusal(2, &["run", &model, "x", "-ngld", "9"]);
+    assert!(draft.contains("unknown flag '-ngld'") && draft.contains("--device-draft"), "{draft}");
     for line in [
         &["run", &model, "x", "-n", "1", "--spec-type", "ngram-simple", "--draft", "16", "--draft-min", "0", "--spec-ngram-size-n", "12"],
         &["-m", &model, "-p", "x", "-n", "1", "-no-cnv", "-dev", "none"][..],
         &["run", "-m", &model, "x", "--gpu-layers", "0", "--max-tokens", "1"],
+        &["run", "-m", &model, "-md", &model, "-devd", "cpu", "-p", "x", "-n", "1", "-j", "{}"],
     ] {
         assert_eq!(home.run(line).code, Some(0), "{line:?}");
     }

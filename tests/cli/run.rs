@@ -11,7 +11,7 @@ use tierflow::machine::Measure;
 use tierflow::model::Checkpoint;
 use tierflow::platform::IoMode;
 use tierflow::text::{ChatMessage, TemplateInput, Tokenizer, Written};
-use xtask::models::GgufType;
+use xtask::models::{GgufType, LlamaShape, Stored, write_hf};
 
 use crate::common::program::{Home, Ran, devices, has_gpu, wait};
 
@@ -104,6 +104,69 @@ fn the_seed_decides_what_is_sampled() {
         // A random seed is reported, and it is the one that was used.
         let (tokens, seed) = sampled("-1");
         assert_eq!(sampled(&seed.to_string()).0, tokens, "{device}");
+    }
+}
+
+#[test]
+fn a_small_model_drafts_what_the_model_draws() {
+    let home = Home::new();
+    let (model, other) = (home.circling_model(), home.folder_model());
+    let count = |json: &Value, key: &str| json["statistics"]["drafts"][key].as_u64().unwrap();
+    for device in devices() {
+        for sampling in [&["--temp", "0"][..], &["--temp", "1", "-s", "3"]] {
+            let start = [&["-n", "40", "--ignore-eos", "--device", device], sampling].concat();
+            let plain = answer(&home, &model, &start);
+            for (draft, more) in [(&model, &["--draft-min", "3"][..]), (&other, &["--draft-min", "1"]), (&other, &[])] {
+                let found = answer(&home, &model, &[&start[..], &["-md", draft, "--max-memory", "cpu=200MiB"], more].concat());
+                assert_eq!((&found["tokens"], &found["text"]), (&plain["tokens"], &plain["text"]), "{sampling:?} on {device}");
+                assert_eq!(count(&found, "forwards") + count(&found, "accepted"), 39, "{found}");
+                assert!(sampling != ["--temp", "0"] || draft != &model || count(&found, "forwards") <= 10, "{found}");
+            }
+        }
+    }
+    let start = ["run", &model, "-p", "hello", "--device", "cpu", "--temp", "0", "-n", "40", "--ignore-eos", "--model-draft"];
+    let ran = home.run(&[&start[..], &[&model, "--draft-min", "2"]].concat());
+    assert!(ran.code == Some(0) && ran.stderr.contains(" tokens/forward, "), "{}", ran.stderr);
+    let more = home.path("more");
+    write_hf(&more, &LlamaShape { vocab_size: 352, ..LlamaShape::tiny() }, 1, Stored::BF16, 1).unwrap();
+    let refusal = home.refusal(2, &[&start[..], &[more.to_str().unwrap()]].concat());
+    assert!(refusal.contains("--model-draft") && refusal.contains("token 320 is"), "{refusal}");
+    let refusal = home.refusal(2, &[&start[..], &[&model, "--spec-type", "ngram-simple"]].concat());
+    assert!(refusal.contains("leave out one of them"), "{refusal}");
+}
+
+#[test]
+fn answers_keep_to_forms() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let hot = ["run", &model, "-p", "hello", "--temp", "1.5", "--top-k", "0", "--device", "cpu", "-n", "200"];
+    let said = |form: &[&str]| home.stdout(&[&hot[..], form].concat()).trim_end_matches('\n').to_owned();
+    let grammar = "root ::= (\"ab\" | [0-9]{3}) \"!\"";
+    let file = home.path("form.txt");
+    let file = file.to_str().unwrap();
+    for (form, text) in [("--grammar-file", grammar), ("-jf", "{\"enum\": [[1, true]]}")] {
+        std::fs::write(file, text).unwrap();
+        let given = if form == "-jf" { ["-j", text] } else { ["--grammar", text] };
+        for (seed, form) in [("1", &[form, file]), ("2", &given)] {
+            let said = said(&[&["-s", seed], &form[..]].concat());
+            let is_digits = |text: &str| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+            let fits =
+                said == "[1,true]" || said == "[1, true]" || said.strip_suffix('!').is_some_and(|text| text == "ab" || is_digits(text));
+            assert!(fits, "{said:?}");
+        }
+    }
+    let said = said(&["--regex", "(yes|no){2}"]);
+    assert!(["yesyes", "yesno", "noyes", "nono"].contains(&said.as_str()), "{said:?}");
+    for (form, words) in [
+        (&["--grammar", "root ::= a"][..], "line 1: there is no rule `a`"),
+        (&["-j", "{"], "--json-schema: is no JSON"),
+        (&["-j", "[]"], "must be an object"),
+        (&["--regex", "("], "--regex"),
+        (&["--regex", "a", "-j", "{}"], "cannot be used with"),
+        (&["--regex", "a", "--think"], "--think"),
+    ] {
+        let refusal = home.refusal(2, &[&hot[..], form].concat());
+        assert!(refusal.contains(words), "{form:?}: {refusal}");
     }
 }
 

@@ -433,3 +433,95 @@ fn a_model_with_recurrent_states_drafts_nothing() {
     let (found, drafts) = generated(&mut engine, &prompt, greedy(), with(LONG, 12));
     assert_eq!((found, drafts.n_drafted, drafts.forwards[0]), (expected, 0, 11));
 }
+
+/// As the costs say, and drafts of these lengths whatever they cost.
+const OF_MODEL: [Speculation; 3] = [
+    Speculation { source: DraftSource::Model, ..NGRAM },
+    Speculation { source: DraftSource::Model, ..FORCED },
+    Speculation { source: DraftSource::Model, ..LONG },
+];
+
+#[test]
+fn tokens_that_a_model_drafts_are_those_of_plain_decoding() {
+    let model = circling_model();
+    // The model itself is right wherever the likeliest token is drawn; another one hardly ever is.
+    let other = model_of(&LlamaShape { n_layers: 1, ..LlamaShape::tiny() });
+    let prompt = ids(&tokens(0, 30));
+    for executors in executor_sets() {
+        for (drafting, is_right) in [(&model, true), (&other, false)] {
+            for device in [Device::Cpu, GPU].into_iter().take(if executors[0] == GPU { 2 } else { 1 }) {
+                let plan = PlanOptions { ubatch_size: Some(16), ..plans()[1].clone() };
+                let draft = open(drafting, &[device], plan).unwrap();
+                let mut engine = open(&model, executors, plans()[0].clone()).unwrap();
+                engine.draft_with(draft).unwrap();
+                for sampling in SAMPLINGS {
+                    let place = format!("{sampling} on {executors:?}, drafts on {device}");
+                    let (expected, _) = generated(&mut engine, &prompt, sampler(sampling), at_most(25));
+                    for speculation in OF_MODEL {
+                        let (found, drafts) = generated(&mut engine, &prompt, sampler(sampling), with(speculation, 25));
+                        assert_eq!(found, expected, "{place} with {speculation:?}");
+                        assert_eq!(n_decoded(&drafts), 24, "{place}: {drafts:?}");
+                        if sampling == "greedy" && speculation.least > 0 {
+                            assert!(!is_right || drafts.n_accepted == drafts.n_drafted, "{place}: {drafts:?}");
+                            assert!(is_right || drafts.n_accepted < drafts.n_drafted, "{place}: {drafts:?}");
+                        }
+                        if sampling == "greedy" && is_right && speculation.least == MAX_TOKENS_TOGETHER - 1 {
+                            assert_eq!(drafts.n_forwards(), 3, "{place}: {drafts:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_drafts_for_sequences_beside_each_other_and_after_turns() {
+    let model = circling_model();
+    for executors in executor_sets() {
+        let mut engine = open(&model, executors, plans()[0].clone()).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..3).map(|sequence| ids(&tokens(sequence, 20 + sequence))).collect();
+        // The second turn goes back to the middle of the first one.
+        let second = |prompt: &Vec<u32>| [&prompt[..12], &[7, 8, 9]].concat();
+        let mut alone = |prompt: &Vec<u32>, sampling| -> Vec<u32> {
+            generated(&mut engine, prompt, sampler(sampling), at_most(24)).0.iter().map(|step| step.token).collect()
+        };
+        let expected: Vec<[Vec<u32>; 2]> =
+            prompts.iter().zip(SAMPLINGS).map(|(prompt, sampling)| [alone(prompt, sampling), alone(&second(prompt), sampling)]).collect();
+        engine.draft_with(open(&model, &[Device::Cpu], plans()[1].clone()).unwrap()).unwrap();
+        let handle = engine.spawn().unwrap();
+        let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
+        for turn in 0..2 {
+            let mut streams = Vec::new();
+            for (index, sequence) in sequences.iter_mut().enumerate() {
+                let prompt = if turn == 0 { prompts[index].clone() } else { second(&prompts[index]) };
+                streams.push(sequence.generate(prompt, sampler(SAMPLINGS[index]), with(OF_MODEL[1 + index % 2], 24)).unwrap());
+            }
+            for (index, stream) in streams.iter_mut().enumerate() {
+                assert_eq!(rest_of(stream), expected[index][turn], "sequence {index}, turn {turn} on {executors:?}");
+                assert!(stream.drafts().n_drafted > 0 && n_decoded(&stream.drafts()) == 23, "{:?}", stream.drafts());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_drafts_nothing() {
+    let model = circling_model();
+    let open_for = |model: &TestModel, n_seqs| open(model, &[Device::Cpu], PlanOptions { n_seqs, ..plans()[1].clone() }).unwrap();
+    let refusal = |draft: Engine| open_for(&model, 3).draft_with(draft).unwrap_err().to_string();
+    assert!(refusal(open_for(&model, 2)).contains("2 sequences"));
+    let more = model_of(&LlamaShape { vocab_size: 352, ..LlamaShape::tiny() });
+    assert!(refusal(open_for(&more, 3)).contains("352"), "of models without tokenizers, the numbers of tokens are compared");
+    // Where its context is full, the text goes on without it.
+    let prompt = ids(&tokens(0, 20));
+    let mut engine = open_for(&model, 3);
+    let (expected, _) = generated(&mut engine, &prompt, greedy(), at_most(40));
+    engine.draft_with(open(&model, &[Device::Cpu], PlanOptions { ctx_size: Some(32), ..plans()[1].clone() }).unwrap()).unwrap();
+    let (found, drafts) = generated(&mut engine, &prompt, greedy(), with(OF_MODEL[2], 40));
+    assert_eq!(found, expected);
+    assert!(drafts.n_accepted > 0 && drafts.forwards[0] > 20, "{drafts:?}");
+    // Without such a model, nothing is drafted.
+    let (found, drafts) = generated(&mut open_for(&model, 3), &prompt, greedy(), with(OF_MODEL[2], 40));
+    assert_eq!((found, drafts.n_drafted), (expected, 0));
+}

@@ -156,6 +156,21 @@ pub struct GenerationArgs {
     /// Text that ends the answer; may be given several times
     #[arg(long, alias = "reverse-prompt", env = "TIERFLOW_STOP", value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// Hold the answer to a grammar in llama.cpp's form (GBNF)
+    #[arg(long, env = "TIERFLOW_GRAMMAR", value_name = "GRAMMAR", group = "form")]
+    pub grammar: Option<String>,
+    /// File with the grammar
+    #[arg(long, env = "TIERFLOW_GRAMMAR_FILE", value_name = "FILE", group = "form")]
+    pub grammar_file: Option<PathBuf>,
+    /// Hold the answer to JSON that keeps to a schema; {} for any
+    #[arg(short = 'j', long, env = "TIERFLOW_JSON_SCHEMA", value_name = "SCHEMA", group = "form")]
+    pub json_schema: Option<String>,
+    /// File with the schema (-jf)
+    #[arg(long, env = "TIERFLOW_JSON_SCHEMA_FILE", value_name = "FILE", group = "form")]
+    pub json_schema_file: Option<PathBuf>,
+    /// Hold the answer to a regular expression, which describes all of it
+    #[arg(long, env = "TIERFLOW_REGEX", value_name = "REGEX", group = "form")]
+    pub regex: Option<String>,
     /// Let the model think before it answers; low, medium or high says how much
     ///
     /// Passed to the chat template as `enable_thinking` and `reasoning_effort`; without it, the template decides.

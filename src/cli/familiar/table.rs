@@ -1,14 +1,18 @@
 //! Options and commands of llama.cpp and ollama as tables: their names here, those without effect here, and what to use instead of others.
 
 /// Flags that have another name here. A flag that the subcommand itself has is not looked up.
-pub(super) const RENAMED: [(&str, &str); 27] = [
+pub(super) const RENAMED: [(&str, &str); 31] = [
     ("-a", "--alias"),
     ("-cmoe", "--cpu-moe"),
     ("-ncmoe", "--n-cpu-moe"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
+    ("-devd", "--device-draft"),
+    ("-md", "--model-draft"),
+    ("-hfd", "--model-draft"),
     ("-hf", "--hf-repo"),
+    ("-jf", "--json-schema-file"),
     ("-hff", "--hf-file"),
     ("-hfr", "--hf-repo"),
     ("-ngl", "--n-gpu-layers"),
@@ -83,7 +87,7 @@ pub(super) const IDLE: [Idle; 21] = [
 ];
 
 /// Flags that do not exist here, and what to use instead.
-pub(super) const ABSENT: [(&[&str], &str); 46] = [
+pub(super) const ABSENT: [(&[&str], &str); 45] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -110,13 +114,9 @@ pub(super) const ABSENT: [(&[&str], &str); 46] = [
     (&["-co", "--color", "--log-colors"], "NO_COLOR=1 turns colours off"),
     (&["-o", "--output-file"], "the answer alone goes to stdout: > FILE keeps it"),
     (&["-oe", "--output-err"], "the report goes to stdout: > FILE keeps it"),
-    (
-        &["-md", "--model-draft", "-hfd", "-ngld", "-td", "-devd"],
-        "no second model drafts; --spec-type ngram-simple drafts from the context",
-    ),
+    (&["-ngld", "-td", "-cd"], "--device-draft says where the small model of --model-draft is; its context is no longer than the model's"),
     (&["-mm", "--mmproj", "-mmu", "--image", "--audio", "--video"], "models of texts alone run"),
     (&["--lora", "--lora-scaled", "--control-vector"], "adapters do not run; merge them into the model"),
-    (&["-j", "--json-schema", "-jf", "--json-schema-file", "--grammar", "--grammar-file"], "answers cannot be constrained"),
     (
         &["--chat-template", "--chat-template-file", "--in-prefix", "--in-suffix", "--in-prefix-bos"],
         "the model's own template counts; --raw leaves it out",
@@ -145,7 +145,7 @@ pub(super) const ABSENT: [(&[&str], &str); 46] = [
     (&["--offload-folder", "--offload-dir"], "what fits nowhere is read from the model's own files"),
     (&["--override-kv"], "what the model's file says counts"),
     (&["--do-sample"], "--temp above 0 samples, --temp 0 takes the likeliest token"),
-    (&["--format"], "--json prints the answer as JSON; answers cannot be constrained"),
+    (&["--format"], "--json-schema '{}' holds the answer to JSON, or to a schema; --json prints it with statistics"),
     (&["--keepalive"], "a model is unloaded when the program ends"),
     (&["--host", "--port", "--api-key"], "they are of the server: tierflow serve MODEL"),
 ];

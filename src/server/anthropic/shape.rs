@@ -2,12 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::server::answer::{End, Part, Usage};
+use crate::server::answer::{End, Part, Piece, Usage};
 use crate::server::app::{App, new_id};
 use crate::server::body::named_event;
 use crate::server::deliver::{Shape, Whole};
 use crate::server::error::{ApiError, Dialect};
-use crate::server::tools::Call;
 use crate::session::FinishReason;
 
 /// One response.
@@ -26,6 +25,8 @@ pub(super) struct Anthropic {
 enum Block {
     Thinking,
     Text,
+    /// What a tool is called with.
+    Call,
 }
 
 impl Block {
@@ -33,6 +34,7 @@ impl Block {
         match self {
             Block::Thinking => json!({ "type": "thinking", "thinking": text, "signature": "" }),
             Block::Text => json!({ "type": "text", "text": text }),
+            Block::Call => tool_use("", "", json!({})),
         }
     }
 
@@ -40,13 +42,14 @@ impl Block {
         match self {
             Block::Thinking => json!({ "type": "thinking_delta", "thinking": text }),
             Block::Text => json!({ "type": "text_delta", "text": text }),
+            Block::Call => json!({ "type": "input_json_delta", "partial_json": text }),
         }
     }
 }
 
 /// A call as a block, with what it is called with or, where that comes later, nothing.
-fn block_of(call: &Call, input: Value) -> Value {
-    json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": input })
+fn tool_use(id: &str, name: &str, input: Value) -> Value {
+    json!({ "type": "tool_use", "id": id, "name": name, "input": input })
 }
 
 impl Anthropic {
@@ -75,15 +78,16 @@ impl Anthropic {
         events + &named_event("content_block_delta", json!({ "index": self.n_closed, "delta": block.delta(text) }))
     }
 
-    /// A call, in a block of its own.
-    fn call(&mut self, call: &Call) -> String {
-        let (before, index) = (self.close(), self.n_closed);
-        self.n_closed += 1;
-        let input = Value::Object(call.arguments.clone()).to_string();
-        before
-            + &named_event("content_block_start", json!({ "index": index, "content_block": block_of(call, json!({})) }))
-            + &named_event("content_block_delta", json!({ "index": index, "delta": { "type": "input_json_delta", "partial_json": input } }))
-            + &named_event("content_block_stop", json!({ "index": index }))
+    /// A part of a call, in a block of its own.
+    fn call(&mut self, Piece { begin, arguments, .. }: &Piece) -> String {
+        let mut events = String::new();
+        if let Some((id, name)) = begin {
+            events.push_str(&self.close());
+            self.block = Some(Block::Call);
+            let block = tool_use(id, name, json!({}));
+            events.push_str(&named_event("content_block_start", json!({ "index": self.n_closed, "content_block": block })));
+        }
+        events + &self.go_on(Block::Call, arguments)
     }
 
     /// Closes the block that is open.
@@ -107,7 +111,7 @@ impl Shape for Anthropic {
 
     fn part(&mut self, part: &Part) -> String {
         let said = self.go_on(Block::Thinking, &part.reasoning) + &self.go_on(Block::Text, &part.text);
-        part.calls.iter().fold(said, |said, call| said + &self.call(call))
+        part.pieces.iter().fold(said, |said, piece| said + &self.call(piece))
     }
 
     fn silence(&self) -> String {
@@ -131,7 +135,7 @@ impl Shape for Anthropic {
         let Some(answer) = answers.first() else { return self.message(Vec::new(), &Value::Null, &usage_of(usage)) };
         let blocks = [(Block::Thinking, &answer.reasoning), (Block::Text, &answer.text)];
         let content = blocks.into_iter().filter(|(_, text)| !text.is_empty()).map(|(block, text)| block.of(text));
-        let calls = answer.calls.iter().map(|call| block_of(call, call.arguments.clone().into()));
+        let calls = answer.calls.iter().map(|call| tool_use(&call.id, &call.name, call.arguments.clone().into()));
         let content = content.chain(calls).collect();
         self.message(content, &ended(&answer.end), &usage_of(usage))
     }

@@ -38,7 +38,7 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let list = fields.list("messages")?.ok_or_else(|| ApiError::field("messages", "is missing"))?;
     let messages = read_messages(app, list)?;
     let variables = template_variables(fields)?;
-    let grammar = fields.value("response_format").map(|format| read_format(app, format)).transpose()?.flatten();
+    let grammar = read_form(app, fields)?;
     let tools = Tools::read(app, fields)?;
     for name in ["functions", "web_search_options", "audio"] {
         fields.only(name, is_nothing, "is not supported")?;
@@ -50,7 +50,7 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let mut common = Common::read(app, fields)?;
     common.how.options.n_logprobs = n_logprobs;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
-    let form = if is_demanded { "tool_choice" } else { "response_format" };
+    let form = if is_demanded { "tool_choice" } else { "response_format or grammar" };
     let variables = if grammar.is_some() || is_demanded { messages::form_variables(app, variables, form)? } else { variables };
     common.how.grammar = grammar;
     // What has a form is all answer, even where the template has opened the reasoning.
@@ -58,6 +58,12 @@ pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiErro
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     common.how.offer(app, tools)?;
     common.asked(app, vec![prompt], splits_reasoning)
+}
+
+/// The form that a request asks for.
+fn read_form(app: &App, fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    let format = fields.value("response_format").map(|format| read_format(app, format)).transpose()?.flatten();
+    Grammar::one_of(format.into_iter().chain(Grammar::of_fields(app, fields)?).collect())
 }
 
 /// The form that `response_format` asks for.
@@ -82,8 +88,10 @@ pub(super) fn read_completion(app: &App, fields: &mut Fields) -> Result<Asked, A
     fields.only("suffix", is_nothing, "is not supported")?;
     fields.only("echo", is_nothing, "is not supported")?;
     let n_logprobs = fields.count("logprobs")?.map(|n_top| checked_logprobs("logprobs", n_top)).transpose()?;
+    let grammar = read_form(app, fields)?;
     let mut common = Common::read(app, fields)?;
     common.how.options.n_logprobs = n_logprobs;
+    common.how.grammar = grammar;
     common.asked(app, prompts, false)
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::server::answer::{End, Part, Usage};
+use crate::server::answer::{End, Part, Piece, Usage};
 use crate::server::app::{App, new_id, now};
 use crate::server::body::data_event;
 use crate::server::deliver::{Shape, Whole};
@@ -29,14 +29,12 @@ pub(in crate::server) struct OpenAi {
     index: usize,
     /// Characters of its tokens until now, where they are told.
     n_chars: usize,
-    /// Its calls until now.
-    n_calls: usize,
 }
 
 impl OpenAi {
     pub(super) fn new(app: &App, kind: Kind, includes_usage: bool) -> OpenAi {
         let id = new_id(if kind == Kind::Chat { "chatcmpl-" } else { "cmpl-" });
-        OpenAi { kind, id, created: now(), model: app.model_name.clone(), includes_usage, index: 0, n_chars: 0, n_calls: 0 }
+        OpenAi { kind, id, created: now(), model: app.model_name.clone(), includes_usage, index: 0, n_chars: 0 }
     }
 
     fn object(&self, is_chunk: bool, choices: Value) -> Value {
@@ -58,7 +56,7 @@ impl OpenAi {
         let content = if answer.calls.is_empty() || !answer.text.is_empty() { answer.text.as_str().into() } else { Value::Null };
         let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
         if !answer.calls.is_empty() {
-            message["tool_calls"] = answer.calls.iter().map(|call| call.to_json(None)).collect();
+            message["tool_calls"] = answer.calls.iter().map(|call| call.to_json()).collect();
         }
         if !answer.reasoning.is_empty() {
             message["reasoning_content"] = answer.reasoning.as_str().into();
@@ -93,7 +91,7 @@ impl Shape for OpenAi {
     const STREAM_TYPE: &'static str = "text/event-stream";
 
     fn begin(&mut self, index: usize, _n_prompt: usize) -> String {
-        (self.index, self.n_chars, self.n_calls) = (index, 0, 0);
+        (self.index, self.n_chars) = (index, 0);
         match self.kind {
             Kind::Chat => self.chunk(json!({ "role": "assistant", "content": "" }), Value::Null, None),
             Kind::Completion => String::new(),
@@ -113,9 +111,14 @@ impl Shape for OpenAi {
             chunks.push_str(&self.chunk(delta("content", &part.text), self.logprobs(&part.scored, self.n_chars), None));
             self.n_chars += part.scored.iter().map(|token| token.chosen.text().chars().count()).sum::<usize>();
         }
-        for call in &part.calls {
-            chunks.push_str(&self.chunk(json!({ "tool_calls": [call.to_json(Some(self.n_calls))] }), Value::Null, None));
-            self.n_calls += 1;
+        for Piece { index, begin, arguments } in &part.pieces {
+            let call = match begin {
+                Some((id, name)) => {
+                    json!({ "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
+                }
+                None => json!({ "index": index, "function": { "arguments": arguments } }),
+            };
+            chunks.push_str(&self.chunk(json!({ "tool_calls": [call] }), Value::Null, None));
         }
         chunks
     }

@@ -1,11 +1,13 @@
 //! Calls of tools, told apart from the answer in what a model writes. Knows how models write them, and calls nothing.
 
 mod parse;
+mod pieces;
 mod splitter;
 
 use serde_json::{Map, Value};
 
 use super::chat_template::ChatTemplate;
+pub use pieces::CallPiece;
 pub use splitter::{Said, ToolSplitter};
 
 /// A call that a model asks for.

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::parse::parse;
-use super::{PYTHON_TAG, ToolCall, ToolFormat};
+use super::pieces::{CallPiece, CallReader};
+use super::{CallBody, PYTHON_TAG, ToolCall, ToolFormat};
 use crate::text::Tokenizer;
 use crate::text::reasoning::begun;
 
@@ -14,6 +15,10 @@ pub enum Said {
     Text(String),
     /// A call of a tool.
     Call(ToolCall),
+    /// A part of a call ([`ToolSplitter::telling_pieces`]).
+    Piece(CallPiece),
+    /// A call all of whose parts came before.
+    Told(ToolCall),
 }
 
 /// Tells calls from answer in a stream of text. What looks like a call and is none stays text; white space around calls is in neither.
@@ -32,6 +37,9 @@ pub struct ToolSplitter {
     gap: String,
     /// Whether a call was the latest thing.
     is_after_call: bool,
+    /// Whether calls are told before they are whole, and the reader of those behind the latest mark.
+    tells_pieces: bool,
+    reader: Option<CallReader>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +59,16 @@ impl ToolSplitter {
             Some((tokenizer.token_id(mark).filter(|id| tokenizer.is_special(*id))?, mark))
         };
         let marks = format.marks().into_iter().filter_map(special).collect();
-        ToolSplitter { format, tools, marks, state: State::Begin, pending: String::new(), gap: String::new(), is_after_call: false }
+        let (pending, gap) = (String::new(), String::new());
+        ToolSplitter { format, tools, marks, state: State::Begin, pending, gap, is_after_call: false, tells_pieces: false, reader: None }
+    }
+
+    /// The same, telling calls before they are whole. It is for answers that are sure to have calls behind the marks of calls, and no more
+    /// text in those: what was told is not taken back. Formats that are no JSON are told whole.
+    #[must_use]
+    pub fn telling_pieces(mut self) -> ToolSplitter {
+        self.tells_pieces = matches!(self.format.body, CallBody::Object | CallBody::List | CallBody::Named);
+        self
     }
 
     /// The text of a token that is a mark and has none by itself; empty for all others.
@@ -101,6 +118,17 @@ impl ToolSplitter {
             }
             State::Text => self.step_in_text(said),
             State::Calls => {
+                // What a mark begins otherwise than it should is told whole.
+                let begins = |text: &str| text.starts_with(['{', '[']);
+                if self.tells_pieces && self.pending.strip_prefix(self.format.lead).is_some_and(begins) {
+                    let (keys, is_list) = (self.format.keys(), self.format.body != CallBody::Object);
+                    let reader = self.reader.get_or_insert_with(|| CallReader::new(keys, is_list));
+                    said.extend(reader.read(&self.pending).into_iter().map(Said::Piece));
+                    // A mark inside arguments ends nothing.
+                    if reader.n_begun > 0 && !reader.is_over {
+                        return false;
+                    }
+                }
                 let found = self.format.end.and_then(|end| Some((self.pending.find(end)?, end)));
                 let Some((at, end)) = found else { return false };
                 self.end_calls(at, at + end.len(), said);
@@ -130,9 +158,17 @@ impl ToolSplitter {
     /// The first `n_body` bytes of `pending` are calls; with the mark behind them they are `n_bytes`.
     fn end_calls(&mut self, n_body: usize, n_bytes: usize, said: &mut Vec<Said>) {
         let calls = parse(&self.format, &self.pending[..n_body], &self.tools);
+        let reader = self.reader.take();
+        let n_told = reader.as_ref().map_or(0, |reader| reader.n_whole);
         match calls {
+            None if reader.is_some_and(|reader| reader.n_begun > 0) => {
+                // What was told of it cannot be taken back.
+                self.pending.drain(..n_bytes);
+                self.is_after_call = true;
+            }
             Some(calls) => {
-                said.extend(calls.into_iter().map(Said::Call));
+                let told = |(index, call)| if index < n_told { Said::Told(call) } else { Said::Call(call) };
+                said.extend(calls.into_iter().enumerate().map(told));
                 self.pending.drain(..n_bytes);
                 self.is_after_call = true;
             }
@@ -171,7 +207,8 @@ mod tests {
         for part in said {
             match part {
                 Said::Text(part) => text.push_str(&part),
-                Said::Call(call) => names.push(call.name),
+                Said::Call(call) | Said::Told(call) => names.push(call.name),
+                Said::Piece(_) => {}
             }
         }
         (text, names)
@@ -201,6 +238,34 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn calls_are_told_before_they_are_whole() {
+        let call = |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"a\": \"</tool_call>\"}}}}\n</tool_call>");
+        let text = format!("So: {}\n{} Done", call("f"), call("g"));
+        for n in [1, 3, 1000] {
+            let mut splitter = ToolSplitter::new(HERMES, Vec::new(), None).telling_pieces();
+            let chars: Vec<char> = text.chars().collect();
+            let mut said: Vec<Said> = chars.chunks(n).flat_map(|part| splitter.push(&part.iter().collect::<String>())).collect();
+            said.extend(splitter.finish());
+            let mut told = String::new();
+            for part in &said {
+                match part {
+                    Said::Text(text) => told.push_str(text),
+                    Said::Piece(CallPiece { name: Some(name), arguments }) => told.push_str(&format!("[{name} {arguments}")),
+                    Said::Piece(piece) => told.push_str(&piece.arguments),
+                    Said::Told(call) => told.push_str(&format!(" {}]", call.arguments.len())),
+                    Said::Call(call) => panic!("{call:?} was told before"),
+                }
+            }
+            assert_eq!(told, "So:[f {\"a\": \"</tool_call>\"} 1][g {\"a\": \"</tool_call>\"} 1]Done", "by {n}");
+            assert!(n > 1 || said.iter().filter(|part| matches!(part, Said::Piece(_))).count() > 20);
+        }
+        // What ends in the midst of a call is no text.
+        let mut splitter = ToolSplitter::new(HERMES, Vec::new(), None).telling_pieces();
+        assert_eq!(splitter.push("<tool_call>{\"name\": \"f\", \"arguments\": {\"a\"").len(), 2);
+        assert_eq!(splitter.finish(), []);
     }
 
     proptest! {

@@ -81,3 +81,102 @@ fn what_is_no_schema_is_refused() {
         assert_eq!(reply.status, status, "{format}: {reply:?}");
     }
 }
+
+/// Moves and answers: a grammar of which every answer ends, with rules that call each other.
+const GRAMMAR: &str =
+    "root ::= \"1. \" move \" \" move \"\\n\" (\"2. \" move)?\nmove ::= [NBKQR]? [a-h] [1-8] | nest\nnest ::= \"(\" [あ-ん]{2} \")\"";
+
+fn is_move(text: &str) -> bool {
+    let inner = text.strip_prefix('(').and_then(|text| text.strip_suffix(')'));
+    match inner {
+        Some(inner) => inner.chars().count() == 2 && inner.chars().all(|char| ('あ'..='ん').contains(&char)),
+        None => {
+            let square = text.strip_prefix(['N', 'B', 'K', 'Q', 'R']).unwrap_or(text).as_bytes();
+            square.len() == 2 && (b'a'..=b'h').contains(&square[0]) && (b'1'..=b'8').contains(&square[1])
+        }
+    }
+}
+
+#[track_caller]
+fn assert_moves(text: &str) {
+    let (first, second) = text.split_once('\n').unwrap_or_else(|| panic!("{text:?}"));
+    let moves: Vec<&str> = first.strip_prefix("1. ").unwrap_or_else(|| panic!("{text:?}")).split(' ').collect();
+    assert!(moves.len() == 2 && moves.iter().all(|text| is_move(text)), "{text:?}");
+    assert!(second.is_empty() || second.strip_prefix("2. ").is_some_and(is_move), "{text:?}");
+}
+
+#[test]
+fn grammars_expressions_and_choices_are_kept() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["-c", "512"]);
+    let hot = json!({ "temperature": 1.5, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 3, "n": 8, "max_tokens": 200 });
+    let said = |path: &str, form: &Value| -> Vec<String> {
+        let asked = if path == "/v1/completions" { json!({ "prompt": "hello" }) } else { hello(200) };
+        let answer = server.json(path, &with(with(asked, &hot), form));
+        let text = |choice: &Value| {
+            assert_eq!(choice["finish_reason"], "stop", "{choice}");
+            choice["message"]["content"].as_str().or(choice["text"].as_str()).unwrap().to_owned()
+        };
+        answer["choices"].as_array().unwrap().iter().map(text).collect()
+    };
+    for form in [
+        json!({ "grammar": GRAMMAR }),
+        json!({ "guided_grammar": GRAMMAR }),
+        json!({ "ebnf": GRAMMAR }),
+        json!({ "structured_outputs": { "grammar": GRAMMAR } }),
+        json!({ "response_format": { "type": "grammar", "grammar": GRAMMAR } }),
+    ] {
+        for path in ["/v1/completions", "/v1/chat/completions"] {
+            said(path, &form).iter().for_each(|text| assert_moves(text));
+        }
+    }
+    for form in [json!({ "regex": "^[a-c]{3}-\\d+x|y$" }), json!({ "guided_regex": "[a-c]{3}-[0-9]+x|y" })] {
+        for text in said("/v1/completions", &form) {
+            let is_long = text.split_once('-').is_some_and(|(begin, end)| {
+                begin.len() == 3
+                    && begin.bytes().all(|byte| b"abc".contains(&byte))
+                    && end.strip_suffix('x').is_some_and(|end| !end.is_empty() && end.chars().all(char::is_numeric))
+            });
+            assert!(is_long || text == "y", "{text:?}");
+        }
+    }
+    let choices = ["yes", "no, \"never\"\n", "größer"];
+    let chosen = said("/v1/chat/completions", &json!({ "guided_choice": choices }));
+    assert!(chosen.iter().all(|text| choices.contains(&text.as_str())), "{chosen:?}");
+    let schema = json!({ "guided_json": schema() });
+    said("/v1/completions", &schema).iter().for_each(|text| assert_form(text));
+    let answer = server.json("/completion", &json!({ "prompt": "hello", "grammar": GRAMMAR, "n_predict": 200 }));
+    assert_moves(answer["content"].as_str().unwrap());
+    let asked = with(hello(200), &json!({ "grammar": GRAMMAR, "stream": true }));
+    let chunks = server.post("/v1/chat/completions", &asked).chunks();
+    assert_moves(&chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect::<String>());
+}
+
+#[test]
+fn what_is_no_form_is_refused_with_its_place() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &[]);
+    for (form, words) in [
+        (json!({ "grammar": "root ::= \"a\"\n\nb ::= c" }), "grammar: line 3: there is no rule `c`"),
+        (json!({ "grammar": 7 }), "grammar"),
+        (json!({ "grammar": "root ::= root \"a\" | \"b\"" }), "begins with itself"),
+        (json!({ "grammar": "root ::= [a-z]{10000}".repeat(2) }), "line 1"),
+        (json!({ "regex": "(" }), "regex"),
+        (json!({ "regex": "(?=a)b" }), "regex"),
+        (json!({ "regex": "[a-z]{1000}{1000}{1000}" }), "regex"),
+        (json!({ "regex": "(".repeat(30_000) }), "regex"),
+        (json!({ "guided_choice": [] }), "guided_choice"),
+        (json!({ "guided_choice": [1] }), "guided_choice"),
+        (json!({ "guided_json": "{" }), "guided_json"),
+        (json!({ "structured_outputs": { "xml": 1 } }), "structured_outputs.xml"),
+        (json!({ "response_format": { "type": "grammar" } }), "response_format.grammar"),
+        (json!({ "regex": "a", "grammar": "root ::= \"a\"" }), "leave out all but one"),
+    ] {
+        for path in ["/v1/chat/completions", "/v1/completions"] {
+            let asked = if path == "/v1/completions" { json!({ "prompt": "hello", "max_tokens": 2 }) } else { hello(2) };
+            let reply = server.post(path, &with(asked, &form));
+            assert!(reply.status == 400 && reply.body.contains(words), "{form}: {reply:?}");
+        }
+    }
+    assert_eq!(server.get("/health").status, 200);
+}
