@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::task::{Context, Poll};
 
 use futures_channel::mpsc as tokens;
@@ -47,7 +47,15 @@ const LOSSES_IN_A_ROW: usize = 2;
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     model: Arc<LoadedModel>,
+    end: EngineEnd,
 }
+
+/// The end of an engine's thread: its memory is free again.
+#[derive(Clone, Default)]
+pub struct EngineEnd(Arc<(Mutex<bool>, Condvar)>);
+
+/// Says so when it is dropped.
+struct Ending(EngineEnd);
 
 /// One of the plan's sequences, with a KV cache of its own, until it is dropped.
 pub struct Sequence {
@@ -151,10 +159,16 @@ impl Engine {
     fn spawn_with(self, reopen: Option<Reopen>) -> Result<EngineHandle> {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
-        let run = move || EngineThread::new(self, reopen).run(&commands);
+        let end = EngineEnd::default();
+        let ending = Ending(end.clone());
+        let run = move || {
+            // Dropped last, also where the thread panics.
+            let _ending = ending;
+            EngineThread::new(self, reopen).run(&commands);
+        };
         let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(run);
         thread.map_err(|source| Error::io("start", "the engine's thread", source))?;
-        Ok(EngineHandle { commands: sender, model })
+        Ok(EngineHandle { commands: sender, model, end })
     }
 }
 
@@ -186,8 +200,32 @@ impl EngineHandle {
         Arc::clone(&self.model)
     }
 
+    /// What tells of the engine's end, which comes some time after that of its last handle.
+    pub fn end(&self) -> EngineEnd {
+        self.end.clone()
+    }
+
     fn send(&self, command: Command) -> Result<()> {
         self.commands.send(command).map_err(|_| Error::EngineGone)
+    }
+}
+
+impl EngineEnd {
+    /// Waits for it.
+    pub fn wait(&self) {
+        let (has_ended, changed) = &*self.0;
+        let mut ended = has_ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            ended = changed.wait(ended).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let (has_ended, changed) = &*self.0.0;
+        *has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_all();
     }
 }
 

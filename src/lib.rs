@@ -71,7 +71,7 @@ pub use dtype::DType;
 pub use engine::{Engine, EngineBuilder, LoadProgress, LoadedModel, MemoryUse, ModelText, Prepared, TextFiles};
 pub use error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
-pub use handle::{EngineHandle, Positions, Sequence, TokenStream};
+pub use handle::{EngineEnd, EngineHandle, Positions, Sequence, TokenStream};
 pub use plan::{KvDType, Plan, PlanOptions};
 pub use session::{DraftSource, FinishReason, GenerateOptions, Generated, Generation, Session, Speculation};
 pub use text::{ChatMessage, Sampler, SamplingSettings, TemplateInput};

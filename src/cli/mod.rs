@@ -27,6 +27,7 @@ mod prompt;
 mod pull;
 mod run;
 mod serve;
+mod serve_many;
 mod similar;
 mod statistics;
 mod terminal;

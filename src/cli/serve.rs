@@ -8,6 +8,7 @@ use crate::cli::embed::ROWS_PER_FORWARD;
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
+use crate::cli::serve_many;
 use crate::cli::terminal::{Visibility, note};
 use crate::engine::{Engine, Prepared};
 use crate::error::{Error, Result};
@@ -18,41 +19,53 @@ use crate::server::{ApiKey, ServerSettings, serve};
 /// Sequences where no number was asked for: as many as llama.cpp's server has.
 const N_SEQS: usize = 4;
 /// Threads that read requests; their texts go through template and tokenizer there.
-const N_READERS: usize = 4;
+pub(super) const N_READERS: usize = 4;
 
 /// Serves until Ctrl-C or SIGTERM, then finishes the answers under way; a second Ctrl-C ends at once.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for an address that others reach without a key; those of listening, of planning and of loading.
 pub fn run(args: &ServeArgs) -> Result<()> {
+    if args.models_dir.is_some() || !args.more_models.is_empty() {
+        return serve_many::run(args);
+    }
     let visibility = if args.quiet { Visibility::Hidden } else { Visibility::Auto };
+    if args.keep_alive.is_some() {
+        let reason = "is of several models; the one that is served stays loaded".into();
+        return Err(Error::InvalidArgument { option: "--keep-alive".into(), reason });
+    }
     let source = args.model.source()?;
     Placement::of(&args.placement, PlanOptions::default())?;
-    check_origins(&args.cors)?;
-    args.api_key.as_ref().map_or(Ok(()), check_key)?;
-    // The port is taken before minutes of loading, not after.
-    let listener = listen(args)?;
+    let listener = checked_listener(args)?;
     let path = locate_or_fetch(&source, visibility)?;
-    let (mut prepared, mut draft) = prepare(args, &path, args.embeddings)?;
-    // Of an encoder, that is known only now.
-    let makes_embeddings = !prepared.model.has_head();
-    if makes_embeddings && !args.embeddings {
-        (prepared, draft) = prepare(args, &path, true)?;
-    }
+    let (prepared, draft, makes_embeddings) = prepare_any(args, &path)?;
     if !args.quiet {
         note_plan(&prepared.summary());
     }
     warn_of_vain_drafts(&prepared, &args.placement.drafts.speculation());
     let settings = settings_of(args, &source, &path);
     let engine = load_with_draft(prepared, draft, visibility)?.spawn_reopening(reopen(args, &path, makes_embeddings))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(N_READERS).build();
-    let runtime = runtime.map_err(|error| Error::io("start", "the server's thread", error))?;
+    let runtime = runtime(N_READERS)?;
     let address = listener.local_addr().map_err(|error| Error::io("listen on", &args.host, error))?;
     note(&format!("`{}` is served on http://{address}\n", settings.model_name));
     let served = runtime.block_on(serve(listener, engine, settings, stop(args.quiet)));
     // Requests that are being read have no client any more.
     runtime.shutdown_background();
     served
+}
+
+/// Checks who may ask, and listens.
+pub(super) fn checked_listener(args: &ServeArgs) -> Result<TcpListener> {
+    check_origins(&args.cors)?;
+    args.api_key.as_ref().map_or(Ok(()), check_key)?;
+    // The port is taken before minutes of loading, not after.
+    listen(args)
+}
+
+/// A runtime for a server, with so many threads beside its own.
+pub(super) fn runtime(n_threads: usize) -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(n_threads).build();
+    runtime.map_err(|error| Error::io("start", "the server's thread", error))
 }
 
 /// Plans the model for several sequences that generate, or for embeddings, one at a time and without the head.
@@ -66,8 +79,20 @@ fn prepare(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> Result<(Pre
     prepare_with_draft(&args.placement, Visibility::Hidden, || Ok(placement.clone().builder(path)?.text_first()))
 }
 
+/// Plans the model for what it is made for: whether that is embeddings stands at the end.
+pub(super) fn prepare_any(args: &ServeArgs, path: &Path) -> Result<(Prepared, Option<Engine>, bool)> {
+    let (prepared, draft) = prepare(args, path, args.embeddings)?;
+    // Of an encoder, that is known only now.
+    let makes_embeddings = !prepared.model.has_head();
+    if makes_embeddings && !args.embeddings {
+        let (prepared, draft) = prepare(args, path, true)?;
+        return Ok((prepared, draft, true));
+    }
+    Ok((prepared, draft, makes_embeddings))
+}
+
 /// Opens the model again, where an adapter was lost.
-fn reopen(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> impl FnMut() -> Result<Engine> + Send + 'static {
+pub(super) fn reopen(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> impl FnMut() -> Result<Engine> + Send + 'static {
     let (args, path) = (args.clone(), path.to_owned());
     move || {
         let (prepared, draft) = prepare(&args, &path, makes_embeddings)?;
@@ -76,7 +101,7 @@ fn reopen(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> impl FnMut()
 }
 
 /// Ready when the server shall end. What follows ends the program at once.
-async fn stop(is_quiet: bool) {
+pub(super) async fn stop(is_quiet: bool) {
     asked_to_end().await;
     if !is_quiet {
         note("ending: answers under way are finished; Ctrl-C ends at once\n");
@@ -140,13 +165,17 @@ fn check_origins(origins: &[String]) -> Result<()> {
 
 fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> ServerSettings {
     let (model_name, other_names) = names_of(args.alias.as_deref(), source, path);
+    ServerSettings { model_name, other_names, ..shared_settings(args) }
+}
+
+/// What a server is told of who may ask, and how.
+pub(super) fn shared_settings(args: &ServeArgs) -> ServerSettings {
     ServerSettings {
-        model_name,
-        other_names,
         api_key: args.api_key.clone().map(|key| ApiKey::new(key.0)),
         origins: args.cors.clone(),
         n_waiting: args.queue as usize,
         speculation: args.placement.drafts.speculation(),
+        ..ServerSettings::default()
     }
 }
 

@@ -9,7 +9,6 @@ use super::error::ApiError;
 use super::facts::Facts;
 use super::fields::Fields;
 use super::forms::FormVocabulary;
-use super::guard::Guard;
 use super::metrics::Metrics;
 use super::pool::Pool;
 use crate::error::Result;
@@ -21,8 +20,7 @@ use crate::text::{fresh_seed, strftime};
 pub(super) struct App {
     pub(super) engine: EngineHandle,
     pub(super) pool: Arc<Pool>,
-    pub(super) guard: Guard,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) model_name: String,
     other_names: Vec<String>,
     /// Seconds since 1970.
@@ -36,10 +34,9 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, is_local: bool) -> Result<App> {
-        let ServerSettings { model_name, other_names, api_key, origins, n_waiting, speculation } = settings;
+    pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, metrics: Arc<Metrics>) -> Result<App> {
+        let ServerSettings { model_name, other_names, n_waiting, speculation, .. } = settings;
         let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
-        let guard = Guard::new(api_key, origins, is_local);
         let facts = Facts::of(&engine);
         Ok(App {
             facts,
@@ -47,8 +44,7 @@ impl App {
             embedder: Embedder::of(&engine)?,
             engine,
             pool,
-            guard,
-            metrics: Metrics::default(),
+            metrics,
             model_name,
             other_names,
             started: now(),
@@ -63,15 +59,19 @@ impl App {
         Ok(name)
     }
 
-    /// Refuses names of other models. Ollama's clients add `:latest`.
+    /// Refuses names of other models.
     pub(super) fn check_model(&self, name: &str) -> Result<(), ApiError> {
-        let bare = name.strip_suffix(":latest").unwrap_or(name);
-        let is_known = [name, bare].iter().any(|name| *name == self.model_name || self.other_names.iter().any(|other| other == name));
-        match is_known {
+        match is_named(name, &self.model_name, &self.other_names) {
             true => Ok(()),
             false => Err(ApiError::no_model(name, &self.model_name)),
         }
     }
+}
+
+/// Whether that is a name of a model. Ollama's clients add `:latest`.
+pub(super) fn is_named(name: &str, model_name: &str, other_names: &[String]) -> bool {
+    let bare = name.strip_suffix(":latest").unwrap_or(name);
+    [name, bare].iter().any(|name| *name == model_name || other_names.iter().any(|other| other == name))
 }
 
 /// Seconds since 1970.

@@ -43,7 +43,7 @@ pub async fn answer_batch(
     mut write: impl FnMut(BatchAnswer) -> Result<()>,
 ) -> Result<()> {
     let n_at_once = engine.plan().n_seqs * LINES_PER_SEQUENCE;
-    let app = Arc::new(App::new(engine, ServerSettings { n_waiting: n_at_once, ..settings }, true).await?);
+    let app = Arc::new(App::new(engine, ServerSettings { n_waiting: n_at_once, ..settings }, Arc::default()).await?);
     let mut lines = lines.into_iter();
     let mut under_way = VecDeque::with_capacity(n_at_once);
     loop {

@@ -13,8 +13,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::MAX_CONNECTIONS;
-use super::app::App;
-use super::routes::router;
 
 /// Headers that are not here after that end the connection.
 const MAX_HEADER_TIME: Duration = Duration::from_secs(30);
@@ -25,17 +23,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// When all answers are made, clients have that long to take the rest of theirs.
 const MAX_FAREWELL: Duration = Duration::from_secs(10);
 
-/// Serves until `stop`, then until no answer is under way.
-pub(super) async fn serve(listener: TcpListener, app: &Arc<App>, stop: impl Future<Output = ()>) {
-    let router = router(Arc::clone(app));
+/// Serves until `drained` is ready: no more is wanted, and no answer is under way.
+pub(super) async fn serve(listener: TcpListener, router: Router, drained: impl Future<Output = ()>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (end, ended) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let drained = async {
-        stop.await;
-        app.pool.close();
-        app.pool.drained().await;
-    };
     tokio::pin!(drained);
     loop {
         let accepted = async {

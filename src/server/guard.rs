@@ -14,8 +14,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
-use super::app::App;
+use super::ServerSettings;
 use super::error::{ApiError, Dialect};
+use super::metrics::Metrics;
 
 /// A key that is never shown.
 #[derive(Clone)]
@@ -39,6 +40,12 @@ impl fmt::Debug for ApiKey {
     }
 }
 
+/// What all requests pass, whatever model they ask.
+pub(super) struct Gate {
+    pub(super) guard: Guard,
+    pub(super) metrics: Arc<Metrics>,
+}
+
 /// What requests are held to.
 pub(super) struct Guard {
     api_key: Option<ApiKey>,
@@ -49,8 +56,15 @@ pub(super) struct Guard {
 /// Paths that need no key: they tell nothing but that there is a server.
 const OPEN_PATHS: [&str; 2] = ["/", "/health"];
 
+impl Gate {
+    pub(super) fn new(settings: &ServerSettings, is_local: bool) -> Gate {
+        let guard = Guard::new(settings.api_key.clone(), settings.origins.clone(), is_local);
+        Gate { guard, metrics: Arc::default() }
+    }
+}
+
 impl Guard {
-    pub(super) fn new(api_key: Option<ApiKey>, origins: Vec<String>, is_local: bool) -> Guard {
+    fn new(api_key: Option<ApiKey>, origins: Vec<String>, is_local: bool) -> Guard {
         Guard { api_key, origins: origins.into_iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect(), is_local }
     }
 
@@ -104,22 +118,22 @@ fn names_this_machine(host: &str) -> bool {
 
 /// Lets a request through that may ask, and finishes every response: errors get their shape, pages of other origins what their browser
 /// wants to see.
-pub(super) async fn guarded(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn guarded(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let dialect = Dialect::of(request.uri().path());
-    let guard = &app.guard;
+    let guard = &gate.guard;
     let origin = match guard.check_host(request.headers()).and_then(|()| guard.check_origin(request.headers())) {
         Ok(origin) => origin,
-        Err(error) => return finished(&app, error.into_response(), dialect, None),
+        Err(error) => return finished(&gate, error.into_response(), dialect, None),
     };
     // Browsers ask before they send a request, without a key.
     if request.method() == Method::OPTIONS && origin.is_some() {
-        return finished(&app, preflight(request.headers()), dialect, origin);
+        return finished(&gate, preflight(request.headers()), dialect, origin);
     }
     let response = match guard.check_key(&request) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
-    finished(&app, response, dialect, origin)
+    finished(&gate, response, dialect, origin)
 }
 
 fn preflight(headers: &HeaderMap) -> Response {
@@ -132,12 +146,12 @@ fn preflight(headers: &HeaderMap) -> Response {
     response
 }
 
-fn finished(app: &App, response: Response, dialect: Dialect, origin: Option<HeaderValue>) -> Response {
+fn finished(gate: &Gate, response: Response, dialect: Dialect, origin: Option<HeaderValue>) -> Response {
     let mut response = match response.extensions().get::<ApiError>() {
         Some(error) => error.response(dialect),
         None => response,
     };
-    app.metrics.count_response(response.status());
+    gate.metrics.count_response(response.status());
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
     if let Some(origin) = origin {

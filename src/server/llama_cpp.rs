@@ -36,6 +36,7 @@ pub(super) async fn completion(State(app): State<Arc<App>>, request: Request) ->
 }
 
 fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiError> {
+    app.read_model(fields)?;
     let prompt = fields.text("prompt")?.ok_or_else(|| ApiError::field("prompt", "must be a text"))?;
     let flags = sampling_flags(app, fields)?;
     let max_tokens = fields.integer("n_predict")?.and_then(|most| usize::try_from(most).ok());

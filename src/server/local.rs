@@ -13,7 +13,7 @@ use hyper_util::service::TowerToHyperService;
 use super::ServerSettings;
 use super::app::App;
 use super::error::{ApiError, Dialect};
-use super::routes::router;
+use super::routes::routes;
 use crate::error::{Error, Result};
 use crate::handle::{EngineHandle, Positions};
 
@@ -36,8 +36,8 @@ impl LocalServer {
     /// # Errors
     /// [`Error::AllSequencesInUse`] where others have sequences of the engine.
     pub async fn new(engine: EngineHandle, settings: ServerSettings) -> Result<LocalServer> {
-        let app = Arc::new(App::new(engine, settings, true).await?);
-        Ok(LocalServer { service: TowerToHyperService::new(router(Arc::clone(&app))), app })
+        let app = Arc::new(App::new(engine, settings, Arc::default()).await?);
+        Ok(LocalServer { service: TowerToHyperService::new(routes().with_state(Arc::clone(&app))), app })
     }
 
     /// Posts `body`, JSON, to `path`. Where the future is dropped, the answer ends before its next submission.

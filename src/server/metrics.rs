@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::http::StatusCode;
 
 use super::answer::Usage;
-use super::pool::Pool;
 use crate::session::DraftStatistics;
 
 /// What was counted since the start.
@@ -55,8 +54,8 @@ impl Metrics {
         add(&self.n_rejected, drafts.n_drafted.saturating_sub(drafts.n_accepted));
     }
 
-    /// All of them as text.
-    pub(super) fn text(&self, pool: &Pool) -> String {
+    /// All of them as text, with the sequences that answer and the requests that wait for one.
+    pub(super) fn text(&self, n_leased: usize, n_waiting: usize) -> String {
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
             text.push_str(&format!("# HELP tierflow_{name} {help}\n# TYPE tierflow_{name} {kind}\n"));
@@ -80,8 +79,8 @@ impl Metrics {
         family("draft_tokens_total", "counter", "Tokens that were drafted, by whether they came.", &drafted);
         let answers = [("{end=\"whole\"}", read(&self.n_answered)), ("{end=\"abandoned\"}", read(&self.n_abandoned))];
         family("answers_total", "counter", "Answers that ended, by themselves or since the client left.", &answers);
-        family("sequences_in_use", "gauge", "Sequences that answer.", &[("", pool.n_leased() as u64)]);
-        family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", pool.n_waiting() as u64)]);
+        family("sequences_in_use", "gauge", "Sequences that answer.", &[("", n_leased as u64)]);
+        family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", n_waiting as u64)]);
         text
     }
 }

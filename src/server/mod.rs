@@ -1,8 +1,9 @@
-//! The HTTP server: one model, asked in the APIs of OpenAI, Anthropic, Ollama and llama.cpp. Knows no options and no files.
+//! The HTTP server: a model or several, asked in the APIs of OpenAI, Anthropic, Ollama and llama.cpp. Knows no options and no files.
 //!
 //! A request passes the guard (`guard`: key, host, origin), its body is read field by field (`fields`), which becomes work for one or
 //! several answers (`work`); the work waits for a sequence (`pool`), is generated (`answer`), and goes out in the API's shape, whole or
 //! as it comes (`deliver`, `body`). Each API has a module with its requests and its shape. Errors are one type, which knows the shapes of the APIs (`error`).
+//! Of several models (`models`), each has all that a server of one has, while it is loaded.
 
 mod answer;
 mod anthropic;
@@ -19,10 +20,12 @@ mod fields;
 mod forms;
 mod grammar;
 mod guard;
+mod keep_alive;
 mod llama_cpp;
 mod local;
 mod messages;
 mod metrics;
+mod models;
 mod ollama;
 mod openai;
 mod pages;
@@ -45,7 +48,10 @@ use app::App;
 pub use batch::{BatchAnswer, answer_batch};
 pub use forms::{AnswerForm, FormError, FormVocabulary};
 pub use guard::ApiKey;
+use guard::Gate;
+pub use keep_alive::KeepAlive;
 pub use local::{LocalResponse, LocalServer};
+pub use models::{LoadModel, ModelsSettings, Room, ServedModel, serve_models};
 
 /// Longest body of a request, in bytes.
 pub const MAX_BODY_BYTES: usize = 8 << 20;
@@ -77,11 +83,23 @@ pub struct ServerSettings {
 /// # Errors
 /// [`Error::Io`] where the listener cannot be used; [`Error::AllSequencesInUse`] where others have sequences of the engine.
 pub async fn serve(listener: TcpListener, engine: EngineHandle, settings: ServerSettings, stop: impl Future<Output = ()>) -> Result<()> {
+    let (listener, is_local) = opened(listener)?;
+    let gate = Arc::new(Gate::new(&settings, is_local));
+    let app = Arc::new(App::new(engine, settings, Arc::clone(&gate.metrics)).await?);
+    let router = routes::behind(gate, routes::routes().with_state(Arc::clone(&app)));
+    let drained = async {
+        stop.await;
+        app.pool.close();
+        app.pool.drained().await;
+    };
+    connections::serve(listener, router, drained).await;
+    Ok(())
+}
+
+/// The listener for tokio, and whether others than this machine reach it not.
+fn opened(listener: TcpListener) -> Result<(tokio::net::TcpListener, bool)> {
     let failed = |error| Error::io("listen on", "the server's address", error);
     let is_local = listener.local_addr().map_err(failed)?.ip().is_loopback();
     listener.set_nonblocking(true).map_err(failed)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    let app = Arc::new(App::new(engine, settings, is_local).await?);
-    connections::serve(listener, &app, stop).await;
-    Ok(())
+    Ok((tokio::net::TcpListener::from_std(listener).map_err(failed)?, is_local))
 }

@@ -19,11 +19,16 @@ use crate::text::{Special, Tokenizer};
 /// Most tokens that are made text at once.
 const MAX_TOKENS: usize = 1 << 20;
 
+/// The line for those that are no browsers.
+pub(super) async fn line() -> Response {
+    typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("tierflow is running\n"))
+}
+
 /// The page, for browsers; a line for others.
 pub(super) async fn index(headers: HeaderMap) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
     if !accepted.contains("text/html") {
-        return typed(StatusCode::OK, "text/plain; charset=utf-8", Body::from("tierflow is running\n"));
+        return line().await;
     }
     let mut page = typed(StatusCode::OK, "text/html; charset=utf-8", Body::from(include_str!("page.html")));
     // What the model writes is text to the page, and nothing comes from elsewhere.
@@ -39,7 +44,11 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiE
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(app.metrics.text(&app.pool)))
+    typed(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        Body::from(app.metrics.text(app.pool.n_leased(), app.pool.n_waiting())),
+    )
 }
 
 pub(super) async fn slots(State(app): State<Arc<App>>) -> Response {
@@ -60,6 +69,7 @@ fn tokenizer(app: &App) -> Result<&Tokenizer, ApiError> {
 /// special tokens, `with_pieces` adds the text of each.
 pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let tokens = read(&app, request, |app, fields: &mut Fields| {
+        app.read_model(fields)?;
         let text = fields.text("content")?.ok_or_else(|| ApiError::field("content", "is missing"))?;
         let special = if fields.flag("add_special")?.unwrap_or(false) { Special::Add } else { Special::Leave };
         let parses = fields.flag("parse_special")?.unwrap_or(true);
@@ -77,6 +87,7 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
 /// The text of `tokens`.
 pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let text = read(&app, request, |app, fields: &mut Fields| {
+        app.read_model(fields)?;
         let list = fields.list("tokens")?.ok_or_else(|| ApiError::field("tokens", "is missing"))?;
         if list.len() > MAX_TOKENS {
             return Err(ApiError::field("tokens", format!("may be {MAX_TOKENS} at most")));

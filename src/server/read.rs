@@ -18,7 +18,8 @@ use super::pool::ending;
 /// A body that is not here after that is given up.
 const MAX_BODY_TIME: Duration = Duration::from_secs(60);
 
-async fn body_of(request: Request) -> Result<Bytes, ApiError> {
+/// The body of a request.
+pub(super) async fn body_of(request: Request) -> Result<Bytes, ApiError> {
     let too_large =
         || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {MAX_BODY_BYTES} bytes, the most that is read"));
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());

@@ -9,11 +9,11 @@ use axum::routing::{get, post};
 
 use super::app::App;
 use super::error::ApiError;
-use super::guard::guarded;
+use super::guard::{Gate, guarded};
 use super::{anthropic, embeddings, llama_cpp, ollama, openai, pages, responses};
 
-/// All paths, behind the guard.
-pub(super) fn router(app: Arc<App>) -> Router {
+/// All paths of one model.
+pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(pages::index))
         .route("/health", get(pages::health))
@@ -42,16 +42,19 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/api/generate", post(ollama::generate))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
-        .with_state(Arc::clone(&app))
-        .layer(from_fn_with_state(app, guarded))
 }
 
-async fn no_path(uri: Uri) -> ApiError {
+/// Paths behind the guard.
+pub(super) fn behind(gate: Arc<Gate>, router: Router) -> Router {
+    router.layer(from_fn_with_state(gate, guarded))
+}
+
+pub(super) async fn no_path(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(100).collect();
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no path {path}"))
 }
 
-async fn no_method(method: Method, uri: Uri) -> ApiError {
+pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(100).collect();
     let method: String = method.as_str().chars().take(20).collect();
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is not for {method}"))

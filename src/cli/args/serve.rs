@@ -1,10 +1,13 @@
 //! The options of `tierflow serve`.
 
 use std::convert::Infallible;
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::model::{ModelArgs, PlacementArgs};
+use crate::server::KeepAlive;
 
 /// `tierflow serve`
 #[derive(Debug, Clone, Args)]
@@ -12,6 +15,15 @@ pub struct ServeArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Further models, each loaded when a request names it
+    #[arg(value_name = "MODEL")]
+    pub more_models: Vec<OsString>,
+    /// Folder whose models are served: its .gguf files and folders, each loaded when a request names it
+    #[arg(long, env = "TIERFLOW_MODELS_DIR", value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// How long one of several models stays loaded that nobody asks, as in 5m; -1 for ever [default: 5m]
+    #[arg(long, env = "TIERFLOW_KEEP_ALIVE", value_name = "TIME", allow_hyphen_values = true)]
+    pub keep_alive: Option<KeepAlive>,
     /// Address to listen on; any but this machine's own needs --api-key or --allow-remote
     #[arg(long, env = "TIERFLOW_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub host: String,

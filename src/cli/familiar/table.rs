@@ -146,7 +146,7 @@ pub(super) const ABSENT: [(&[&str], &str); 45] = [
     (&["--override-kv"], "what the model's file says counts"),
     (&["--do-sample"], "--temp above 0 samples, --temp 0 takes the likeliest token"),
     (&["--format"], "--json-schema '{}' holds the answer to JSON, or to a schema; --json prints it with statistics"),
-    (&["--keepalive"], "a model is unloaded when the program ends"),
+    (&["--keepalive"], "a model is unloaded when the program ends; of several, `serve` unloads those that --keep-alive says"),
     (&["--host", "--port", "--api-key"], "they are of the server: tierflow serve MODEL"),
 ];
 

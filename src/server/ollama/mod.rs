@@ -19,11 +19,11 @@ use request::Asked;
 use shape::{Kind, Ollama};
 
 /// Ollama's names have a tag.
-fn tagged(app: &App) -> String {
+pub(super) fn tagged(app: &App) -> String {
     if app.model_name.contains(':') { app.model_name.clone() } else { format!("{}:latest", app.model_name) }
 }
 
-fn details(app: &App) -> Value {
+pub(super) fn details(app: &App) -> Value {
     json!({
         "parent_model": "", "format": app.facts.format, "family": app.facts.family, "families": [app.facts.family],
         "parameter_size": app.facts.parameter_size(), "quantization_level": app.facts.dtype,
@@ -42,12 +42,15 @@ pub(super) async fn tags(State(app): State<Arc<App>>) -> Response {
     }] }))
 }
 
-/// The one model stays loaded: it expires in a time that clients take for never.
+/// A time that clients take for never.
+pub(super) const NEVER: &str = "2318-01-01T00:00:00Z";
+
+/// The one model stays loaded.
 pub(super) async fn ps(State(app): State<Arc<App>>) -> Response {
     let name = tagged(&app);
     ok(&json!({ "models": [{
         "name": name, "model": name, "size": app.facts.size_bytes, "digest": app.facts.digest, "details": details(&app),
-        "expires_at": "2318-01-01T00:00:00Z", "size_vram": app.facts.gpu_bytes, "context_length": app.engine.plan().ctx_size,
+        "expires_at": NEVER, "size_vram": app.facts.gpu_bytes, "context_length": app.engine.plan().ctx_size,
     }] }))
 }
 

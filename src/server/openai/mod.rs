@@ -30,7 +30,7 @@ pub(super) async fn model(State(app): State<Arc<App>>, Path(name): Path<String>)
 }
 
 /// With the fields of Anthropic's list, too, which has the same path.
-fn described(app: &App) -> Value {
+pub(super) fn described(app: &App) -> Value {
     let n_ctx = app.engine.plan().ctx_size;
     json!({
         "id": app.model_name, "object": "model", "created": app.started, "owned_by": "tierflow",

@@ -49,7 +49,13 @@ impl Server {
     /// Serves `model` on the host, on a free port.
     #[track_caller]
     pub fn start(home: &Home, model: &str, more: &[&str]) -> Server {
-        let arguments = [&["serve", model, "--device", "cpu", "--port", "0"], more].concat();
+        Server::start_with(home, &[&[model], more].concat())
+    }
+
+    /// The same with these arguments.
+    #[track_caller]
+    pub fn start_with(home: &Home, more: &[&str]) -> Server {
+        let arguments = [&["serve", "--device", "cpu", "--port", "0"], more].concat();
         let mut child = home.command(&arguments).spawn().expect("the program");
         let stderr = BufReader::new(child.stderr.take().expect("stderr"));
         let (sender, lines) = channel();
@@ -58,7 +64,7 @@ impl Server {
         let mut server = Server { child, address: ([0; 4], 0).into(), lines, report: String::new() };
         loop {
             let line = server.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no address ({error}): {}", server.report));
-            if let Some((_, address)) = line.split_once(" is served on http://") {
+            if let Some((_, address)) = line.split_once(" served on http://") {
                 server.address = address.parse().expect("an address");
                 return server;
             }

@@ -3,6 +3,7 @@
 pub mod client;
 mod embeddings;
 mod forms;
+mod models;
 mod openai;
 mod others;
 mod refusals;
