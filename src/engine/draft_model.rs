@@ -100,9 +100,15 @@ impl Engine {
     /// What the draft model drafts for each wish. A model that fails is given up, and drafts nothing any more.
     pub(crate) async fn draft(&mut self, wishes: &[DraftWish<'_>]) -> Vec<Vec<u32>> {
         let none = || wishes.iter().map(|_| Vec::new()).collect();
+        let vocab_size = self.config().vocab_size;
         let Some(draft) = &mut self.draft else { return none() };
         match draft.draft(wishes).await {
-            Ok(drafts) => drafts,
+            Ok(mut drafts) => {
+                // It may have room for tokens that this model has none for.
+                let n_known = |draft: &[u32]| draft.iter().take_while(|token| (**token as usize) < vocab_size).count();
+                drafts.iter_mut().for_each(|draft| draft.truncate(n_known(draft)));
+                drafts
+            }
             Err(error) => {
                 tracing::warn!("the draft model fails, and drafts no more: {error}");
                 self.draft = None;

@@ -297,7 +297,7 @@ mod tests {
             share_out(&mut offers, &streamed, draft_secs);
             offers[0].wanted
         };
-        assert_eq!([length(0.9, 0.0), length(0.9, 0.1), length(0.9, 0.5)], [7, 7, 2]);
+        assert_eq!([length(0.9, 0.0), length(0.9, 0.1), length(0.9, 0.5)], [7, 7, 3]);
         assert_eq!([length(0.5, 0.1), length(0.5, 0.6), length(0.9, 1.0), length(0.1, 0.1)], [2, 0, 0, 0]);
         let mut forced = [Offer { wanted: 7, chance: 0.1, least: 3, ..Offer::default() }];
         share_out(&mut forced, &streamed, 9.0);

@@ -55,7 +55,7 @@ fn the_last_of_a_repeated_option_counts() {
     let json =
         home.json("tierflow.run/1", &[&["run", &model, "-p", "x", "-n", "9"], &SHORT[..], &["-n", "2", "--n-predict", "3"]].concat());
     assert_eq!(json["tokens"].as_array().unwrap().len(), 3);
-    let json = home.json("tierflow.plan/4", &["plan", &model, "-c", "128", "-c", "256", "--device", "gpu:7", "--device", "cpu", "--json"]);
+    let json = home.json("tierflow.plan/5", &["plan", &model, "-c", "128", "-c", "256", "--device", "gpu:7", "--device", "cpu", "--json"]);
     assert!(json["plan"].to_string().contains("\"ctx_size\":256"));
     let twice = ["plan", &model, "--device", "cpu", "--max-memory", "cpu=1KiB", "--max-memory", "cpu=1GiB"];
     let ran = home.run(&twice);

@@ -149,7 +149,7 @@ fn maps_that_accelerate_takes_are_taken() {
     let (model, machine) = (home.gguf_model(GgufType::Q4_0), machine(&home, "1GiB", "1GiB"));
     for (what, map, expected) in taken() {
         let file = map_file(&home, map.as_bytes());
-        let plan = home.json("tierflow.plan/4", &["plan", &model, "--devices", &machine, "--device-map", &file, "--json"]);
+        let plan = home.json("tierflow.plan/5", &["plan", &model, "--devices", &machine, "--device-map", &file, "--json"]);
         let devices = ["model.layers.0.self_attn", "model.layers.3.self_attn"].map(|unit| stored_on(&plan, unit));
         assert_eq!(devices, expected, "{what}: {map}");
     }
@@ -176,7 +176,7 @@ fn maps_and_machines_come_in_the_encodings_of_shells() {
     for encode in [&utf16 as &dyn Fn(&str) -> Vec<u8>, &marked] {
         fs::write(&machine, encode(&described)).unwrap();
         let file = map_file(&home, &encode(&changed(&[], json!({}))));
-        let plan = home.json("tierflow.plan/4", &["plan", &model, "--devices", &machine, "--device-map", &file, "--json"]);
+        let plan = home.json("tierflow.plan/5", &["plan", &model, "--devices", &machine, "--device-map", &file, "--json"]);
         assert_eq!(stored_on(&plan, "model.layers.0.mlp"), "gpu:0");
     }
 }

@@ -24,7 +24,7 @@ fn a_plan_that_is_exported_comes_back() {
     let home = Home::new();
     let (model, machine, file) = (home.gguf_model(GgufType::Q4_0), machine(&home, "an adapter"), text(&home.path("plan.json")));
     let plan = |more: &[&str]| -> Value {
-        home.json("tierflow.plan/4", &[&["plan", &model, "--devices", &machine, "--json"], more].concat())["plan"].take()
+        home.json("tierflow.plan/5", &[&["plan", &model, "--devices", &machine, "--json"], more].concat())["plan"].take()
     };
     for shaping in [
         &["--device", "cpu"][..],

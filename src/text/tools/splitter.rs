@@ -120,16 +120,20 @@ impl ToolSplitter {
             State::Calls => {
                 // What a mark begins otherwise than it should is told whole.
                 let begins = |text: &str| text.starts_with(['{', '[']);
+                let mut n_told = 0;
                 if self.tells_pieces && self.pending.strip_prefix(self.format.lead).is_some_and(begins) {
                     let (keys, is_list) = (self.format.keys(), self.format.body != CallBody::Object);
                     let reader = self.reader.get_or_insert_with(|| CallReader::new(keys, is_list));
                     said.extend(reader.read(&self.pending).into_iter().map(Said::Piece));
                     // A mark inside arguments ends nothing.
-                    if reader.n_begun > 0 && !reader.is_over {
-                        return false;
+                    if reader.n_begun > 0 {
+                        if !reader.is_over {
+                            return false;
+                        }
+                        n_told = reader.n_read;
                     }
                 }
-                let found = self.format.end.and_then(|end| Some((self.pending.find(end)?, end)));
+                let found = self.format.end.and_then(|end| Some((n_told + self.pending[n_told..].find(end)?, end)));
                 let Some((at, end)) = found else { return false };
                 self.end_calls(at, at + end.len(), said);
                 true

@@ -158,7 +158,7 @@ fn the_server_tells_of_itself() {
     assert_eq!(server.get("/health").json()["status"], "ok");
     assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "tiny");
     let plan = server.get("/plan").json();
-    assert_eq!(plan["schema"], "tierflow.plan/4");
+    assert_eq!(plan["schema"], "tierflow.plan/5");
     assert_eq!(server.get("/slots").json()["slots"].as_array().unwrap().len(), 4);
     assert_eq!(server.get("/slots").json()["n_ctx"], 128);
     let pieces = server.json("/tokenize", &json!({ "content": "hello", "with_pieces": true }));

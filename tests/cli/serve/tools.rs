@@ -98,7 +98,7 @@ fn every_api_tells_calls_in_its_own_form() {
     assert!(parts.len() > 3, "{parts:?}");
     assert_painted(&serde_json::from_str(&parts.concat()).unwrap());
     // What is cut in the midst of a call is no text.
-    let cut = server.post("/v1/messages", &with(anthropic.clone(), &json!({ "stream": true, "max_tokens": 40 })));
+    let cut = server.post("/v1/messages", &with(anthropic.clone(), &json!({ "stream": true, "max_tokens": 64 })));
     let events: Vec<Value> = cut.events().into_iter().map(|event| serde_json::from_str(event).unwrap()).collect();
     assert!(events.iter().all(|event| event["delta"].get("text").is_none()), "{events:?}");
     assert!(events.iter().any(|event| event["delta"]["stop_reason"] == "max_tokens"), "{events:?}");
