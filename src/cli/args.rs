@@ -78,6 +78,7 @@ pub enum Command {
     /// Measure prefill and decode rates
     Bench(BenchArgs),
     /// Show the tokens of a text
+    #[command(hide = true)]
     Tokenize(TokenizeArgs),
     /// Make vectors of texts
     #[command(alias = "embedding")]

@@ -50,6 +50,9 @@ impl FromStr for KeepAlive {
             return KeepAlive::of_secs(secs).ok_or_else(wrong);
         }
         let (is_negative, mut rest) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        if rest.is_empty() {
+            return Err(wrong());
+        }
         let mut secs = 0.0;
         while !rest.is_empty() {
             let n_digits = rest.find(|char: char| !char.is_ascii_digit() && char != '.').ok_or_else(wrong)?;
@@ -60,7 +63,7 @@ impl FromStr for KeepAlive {
             secs += number * factor;
             rest = &rest[unit.len()..];
         }
-        KeepAlive::of_secs(if is_negative { -1.0 } else { secs }).filter(|_| !text.is_empty()).ok_or_else(wrong)
+        KeepAlive::of_secs(if is_negative { -1.0 } else { secs }).ok_or_else(wrong)
     }
 }
 

@@ -120,7 +120,7 @@ fn a_small_model_drafts_what_the_model_draws() {
                 let found = answer(&home, &model, &[&start[..], &["-md", draft, "--max-memory", "cpu=200MiB"], more].concat());
                 assert_eq!((&found["tokens"], &found["text"]), (&plain["tokens"], &plain["text"]), "{sampling:?} on {device}");
                 assert_eq!(count(&found, "forwards") + count(&found, "accepted"), 39, "{found}");
-                assert!(sampling != ["--temp", "0"] || draft != &model || count(&found, "forwards") <= 10, "{found}");
+                assert!(sampling != ["--temp", "0"] || draft != &model || count(&found, "forwards") <= 12, "{found}");
             }
         }
     }

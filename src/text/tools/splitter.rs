@@ -268,7 +268,7 @@ mod tests {
         }
         // What ends in the midst of a call is no text.
         let mut splitter = ToolSplitter::new(HERMES, Vec::new(), None).telling_pieces();
-        assert_eq!(splitter.push("<tool_call>{\"name\": \"f\", \"arguments\": {\"a\"").len(), 2);
+        assert_eq!(splitter.push("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\"").len(), 2);
         assert_eq!(splitter.finish(), []);
     }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Child;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ pub struct Server {
     pub child: Child,
     pub address: SocketAddr,
     /// What it writes to stderr after its address.
-    pub lines: Receiver<String>,
+    pub lines: Mutex<Receiver<String>>,
     /// What it wrote before.
     pub report: String,
 }
@@ -61,9 +62,14 @@ impl Server {
         let (sender, lines) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         // From here on it is ended and waited for, whatever comes.
-        let mut server = Server { child, address: ([0; 4], 0).into(), lines, report: String::new() };
+        let mut server = Server { child, address: ([0; 4], 0).into(), lines: Mutex::new(lines), report: String::new() };
         loop {
-            let line = server.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no address ({error}): {}", server.report));
+            let line = server
+                .lines
+                .get_mut()
+                .unwrap()
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|error| panic!("no address ({error}): {}", server.report));
             if let Some((_, address)) = line.split_once(" served on http://") {
                 server.address = address.parse().expect("an address");
                 return server;

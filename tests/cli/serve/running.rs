@@ -127,7 +127,7 @@ fn what_runs_is_finished_before_the_end() {
         let waiting = server.send("POST", "/v1/chat/completions", "", &hello(2).to_string());
         server.wait_for("tierflow_requests_waiting", 1);
         server.signal(signal);
-        assert!(server.lines.recv().unwrap().contains("ending"));
+        assert!(server.lines.lock().unwrap().recv().unwrap().contains("ending"));
         assert_eq!(server.get("/health").status, 503);
         let refused = server.post("/v1/chat/completions", &hello(2));
         assert_eq!((refused.status, Reply::read(waiting).status), (503, 503), "{refused:?}");
@@ -146,7 +146,7 @@ fn a_second_ctrl_c_ends_at_once() {
     let server = Server::start(&home, &home.larger_model(), &[]);
     let _stream = begun(&server);
     server.signal("INT");
-    assert!(server.lines.recv().unwrap().contains("ending"));
+    assert!(server.lines.lock().unwrap().recv().unwrap().contains("ending"));
     server.signal("INT");
     assert_eq!(server.end(), Some(130));
 }
