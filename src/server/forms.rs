@@ -24,7 +24,7 @@ pub struct AnswerForm(Form);
 
 enum Form {
     /// The beginning of an answer.
-    Matched(Mutex<Matcher>),
+    Matched(Box<Mutex<Matcher>>),
     Rules(Gbnf, Arc<TokenBytes>),
 }
 
@@ -67,7 +67,7 @@ impl FormVocabulary {
     /// # Errors
     /// Where it is no schema, or has what is not known.
     pub fn json(&self, schema: Value) -> std::result::Result<AnswerForm, FormError> {
-        self.matcher_of_schema(schema).map(|matcher| AnswerForm(Form::Matched(Mutex::new(matcher))))
+        self.matcher_of_schema(schema).map(|matcher| AnswerForm(Form::Matched(Box::new(Mutex::new(matcher)))))
     }
 
     /// Texts that all of `regex` describes, from their beginning to their end.
@@ -76,7 +76,7 @@ impl FormVocabulary {
     /// Where it is no regular expression, or looks around itself.
     pub fn regex(&self, regex: &str) -> std::result::Result<AnswerForm, FormError> {
         let matcher = self.matcher(TopLevelGrammar::from_regex(&whole(regex)?))?;
-        Ok(AnswerForm(Form::Matched(Mutex::new(matcher))))
+        Ok(AnswerForm(Form::Matched(Box::new(Mutex::new(matcher)))))
     }
 
     /// Texts that keep to `grammar`.

@@ -15,7 +15,7 @@ pub(super) enum Grammar {
     /// All of an answer has a form.
     Form(AnswerForm),
     /// Calls in an answer have one.
-    Calls(CallGrammar),
+    Calls(Box<CallGrammar>),
 }
 
 /// Most texts that an answer may be one of.

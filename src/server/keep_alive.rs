@@ -27,7 +27,7 @@ impl KeepAlive {
     fn of_secs(secs: f64) -> Option<KeepAlive> {
         match secs {
             _ if secs.is_nan() => None,
-            _ if secs < 0.0 || secs > MAX_SECS => Some(KeepAlive::Forever),
+            _ if !(0.0..=MAX_SECS).contains(&secs) => Some(KeepAlive::Forever),
             _ => Some(KeepAlive::For(Duration::from_secs_f64(secs))),
         }
     }

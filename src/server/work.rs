@@ -90,7 +90,7 @@ impl How {
             if self.grammar.is_some() {
                 return Err(ApiError::unsupported("tools", "cannot be combined with a form of the answer"));
             }
-            self.grammar = CallGrammar::new(app, tools)?.map(Grammar::Calls);
+            self.grammar = CallGrammar::new(app, tools)?.map(|calls| Grammar::Calls(Box::new(calls)));
         }
         self.tools = tools;
         Ok(())

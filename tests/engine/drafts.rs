@@ -491,7 +491,7 @@ fn a_model_drafts_for_sequences_beside_each_other_and_after_turns() {
         engine.draft_with(open(&model, &[Device::Cpu], plans()[1].clone()).unwrap()).unwrap();
         let handle = engine.spawn().unwrap();
         let mut sequences: Vec<Sequence> = (0..3).map(|_| pollster::block_on(handle.sequence()).unwrap()).collect();
-        for turn in 0..2 {
+        for turn in [0, 1] {
             let mut streams = Vec::new();
             for (index, sequence) in sequences.iter_mut().enumerate() {
                 let prompt = if turn == 0 { prompts[index].clone() } else { second(&prompts[index]) };

@@ -173,7 +173,7 @@ fn the_answer_that_the_browsers_test_expects_is_the_native_one() {
     let mut devices = vec![DeviceChoice::Cpu];
     devices.extend(common::gpus().first().map(|_| DeviceChoice::Gpu));
     for device in devices {
-        let mut engine = pollster::block_on(Engine::builder(&file).device(device.clone()).ctx_size(64).open()).unwrap();
+        let mut engine = pollster::block_on(Engine::builder(&file).device(device).ctx_size(64).open()).unwrap();
         let mut session = engine.session();
         let (mut next, mut found) = (prompt.clone(), Vec::new());
         while found.len() < tokens.len() {

@@ -92,10 +92,10 @@ impl Matcher {
         let mut ways = Vec::new();
         for &top in self.states[state as usize].iter().filter(|top| **top != WHOLE) {
             let (element, after) = self.places[top as usize];
-            if let Element::Byte(set) = self.rules.elements[element as usize] {
-                if self.rules.sets[set as usize].contains(byte) {
-                    ways.push((element + 1, after));
-                }
+            if let Element::Byte(set) = self.rules.elements[element as usize]
+                && self.rules.sets[set as usize].contains(byte)
+            {
+                ways.push((element + 1, after));
             }
         }
         let tops = self.tops(ways)?;
