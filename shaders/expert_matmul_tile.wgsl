@@ -126,8 +126,8 @@ fn row_of(expert_row: u32) -> u32 {
 }
 
 fn is_here(expert_row: u32) -> bool {
-    let is_in_slice = IN_SLOTS != 0u || expert * params.expert_rows + expert_row >= params.first_row && row_of(expert_row) < params.n_rows;
-    return expert_row < params.expert_rows && is_in_slice;
+    let is_in_slice = expert * params.expert_rows + expert_row >= params.first_row && row_of(expert_row) < params.n_rows;
+    return expert_row < params.expert_rows && (IN_SLOTS != 0u || is_in_slice);
 }
 
 // `n` choices from `first` on in the list, with the rows from `row_begin` on.
