@@ -16,19 +16,6 @@
 // LANES lanes share a row and WORKGROUP / LANES rows of one expert; groups of rows of a token's expert follow each other, then those of its
 // next expert. Which lane adds which products depends on n_columns alone.
 
-struct Params {
-    n_rows: u32, // of this slice
-    n_columns: u32,
-    n_tokens: u32,
-    n_used: u32,
-    expert_rows: u32,
-    first_row: u32,
-    shares_input: u32,
-    slot_bytes: u32,   // a multiple of 256, as matrix_begin is
-    matrix_begin: u32,
-    n_experts: u32, // of all slices
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> input: array<f32>;

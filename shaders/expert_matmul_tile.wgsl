@@ -5,19 +5,6 @@
 // a time: LANE_ROWS x LANE_TOKENS sums per invocation. Weights are decoded once for so many, into workgroup memory.
 // Every sum adds its products in the order of k, so that it depends neither on who else takes the expert nor on where the choice is listed.
 
-struct Params {
-    n_rows: u32, // of this slice
-    n_columns: u32,
-    n_tokens: u32,
-    n_used: u32,
-    expert_rows: u32,
-    first_row: u32,
-    shares_input: u32,
-    slot_bytes: u32,
-    matrix_begin: u32,
-    n_experts: u32, // of all slices
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> input: array<f32>;
@@ -38,28 +25,15 @@ override WORKGROUP: u32 = 64u; // ROWS / LANE_ROWS * (TOKENS / LANE_TOKENS)
 override IN_SLOTS: u32 = 0u;
 override IS_CHOSEN: u32 = 1u;
 
-const COLUMNS: u32 = 32u;      // of a tile
-const QUADS: u32 = 8u;         // COLUMNS / 4
 const LOOKS: u32 = 16u;        // choices that each invocation looks at before those that were found are multiplied
 const MAX_SUMS: u32 = 16u;     // LANE_ROWS * LANE_TOKENS
 
-var<workgroup> weight_tile: array<vec4<f32>, ROWS * QUADS>;        // [ROWS, QUADS]
-var<workgroup> input_tile: array<vec4<f32>, TOKENS * QUADS>;       // [TOKENS, QUADS]
 var<workgroup> list: array<u32, TOKENS + WORKGROUP * LOOKS>;       // choices of the expert, in any order
 var<workgroup> n_listed: atomic<u32>;
 var<workgroup> n_to_multiply: u32;                                 // n_listed, once all have looked
 
 var<private> rows_begin: u32; // byte of the row that is row 0 here
 var<private> expert: u32;
-
-// Where a quad of a tile lies. Lanes that read one quad of different rows find them in different banks.
-fn weight_place(row: u32, quad: u32) -> u32 {
-    return row * QUADS + (quad ^ (row / LANE_ROWS % QUADS));
-}
-
-fn input_place(token: u32, quad: u32) -> u32 {
-    return token * QUADS + (quad ^ (token / LANE_TOKENS % QUADS));
-}
 
 fn expert_of(choice: u32) -> u32 {
     let token = choice / params.n_used;
@@ -114,10 +88,6 @@ fn load_inputs(slot: u32, half: u32, choice: u32, block: u32) {
         }
         input_tile[input_place(slot, j)] = values;
     }
-}
-
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
 }
 
 // Rows are counted in this slice, or in the expert's slot.

@@ -22,23 +22,9 @@ override LANE_ROWS: u32 = 4u;  // 2 to 8
 override LANE_TOKENS: u32 = 4u;
 override WORKGROUP: u32 = 64u; // ROWS / LANE_ROWS * (TOKENS / LANE_TOKENS)
 
-const COLUMNS: u32 = 32u;      // of a tile
-const QUADS: u32 = 8u;         // COLUMNS / 4
 const MAX_SUMS: u32 = 64u;     // LANE_ROWS * LANE_TOKENS
 
 var<private> product: Params; // of the product that this workgroup computes a part of
-
-var<workgroup> weight_tile: array<vec4<f32>, ROWS * QUADS>;  // [ROWS, QUADS], quads in the order of weight_place
-var<workgroup> input_tile: array<vec4<f32>, TOKENS * QUADS>; // [TOKENS, QUADS], quads in the order of input_place
-
-// Where a quad of a tile lies. Lanes that read one quad of different rows find them in different banks.
-fn weight_place(row: u32, quad: u32) -> u32 {
-    return row * QUADS + (quad ^ (row / LANE_ROWS % QUADS));
-}
-
-fn input_place(token: u32, quad: u32) -> u32 {
-    return token * QUADS + (quad ^ (token / LANE_TOKENS % QUADS));
-}
 
 fn stored(word: u32) -> u32 {
     return weight[product.weight_begin * 64u + word];
@@ -152,10 +138,6 @@ fn load_inputs(slot: u32, half: u32, token: u32, block: u32) {
         }
         input_tile[input_place(slot, j)] = values;
     }
-}
-
-fn add_products(w: vec4<f32>, x: vec4<f32>, sum: f32) -> f32 {
-    return fma(w.w, x.w, fma(w.z, x.z, fma(w.y, x.y, fma(w.x, x.x, sum))));
 }
 
 @compute @workgroup_size(WORKGROUP)

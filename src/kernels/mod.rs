@@ -159,7 +159,7 @@ const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("outpu
 const MATMUL_3: &[(&str, Access)] =
     &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write), ("grid", Read)];
 static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes");
-static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes");
+static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes", "tile");
 static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
 static MATMUL_UNALIGNED: KernelSource =
     row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "matmul_params", "decode", "products_1"), MATMUL);
@@ -249,12 +249,12 @@ static ROUTE: KernelSource =
     row::<route::Params>("route", wgsl!("route"), &[("logits", Read), ("bias", Read), ("factors", Read), ("routing", Write)]);
 static EXPERT_MATMUL: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul",
-    wgsl!("expert_matmul", "decode", "blocks", "bytes", "expert_blocks"),
+    wgsl!("expert_matmul", "expert_matmul_params", "decode", "blocks", "bytes", "expert_blocks"),
     &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
 );
 static EXPERT_MATMUL_TILE: KernelSource = row::<expert_matmul::Params>(
     "expert_matmul_tile",
-    wgsl!("expert_matmul_tile", "decode", "blocks", "bytes", "expert_blocks"),
+    wgsl!("expert_matmul_tile", "expert_matmul_params", "decode", "blocks", "bytes", "expert_blocks", "tile"),
     &[("weight", Read), ("input", Read), ("routing", Read), ("slots", Read), ("output", Write), ("grid", Read)],
 );
 static SUM_EXPERTS: KernelSource = row::<sum_experts::Params>(

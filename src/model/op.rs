@@ -139,6 +139,14 @@ impl Op {
             _ => None,
         }
     }
+
+    /// The product with experts that it is, if it is one.
+    pub(crate) fn experts(&self) -> Option<&ExpertMatMul> {
+        match self {
+            Op::ExpertMatMul(op) => Some(op),
+            _ => None,
+        }
+    }
 }
 
 /// What the gate of a feed-forward part goes through, or its up projection where it has no gate.

@@ -171,10 +171,7 @@ impl ExpertShape {
 pub(crate) fn expert_products<'a>(chunk: &'a Chunk, model: &'a Model) -> impl Iterator<Item = (&'a ExpertMatMul, &'a Slice)> {
     let steps = chunk.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (of_unit.unit, step)));
     steps.filter_map(|(unit, step)| match *step {
-        Work::Rows { op, slice } => match model.units.get(unit)?.ops.get(op)? {
-            Op::ExpertMatMul(op) => Some((op, chunk.slices.get(slice)?)),
-            _ => None,
-        },
+        Work::Rows { op, slice } => model.units.get(unit)?.ops.get(op)?.experts().zip(chunk.slices.get(slice)),
         Work::Op(_) => None,
     })
 }

@@ -106,11 +106,10 @@ impl ExpertMisses {
 fn balanced_percent(site: &Site<'_>, worker: usize) -> u8 {
     let own = &site.workers[worker];
     let (adapter, host) = (DeviceCosts::new(own.spec), DeviceCosts::new(site.host));
-    let products = |op: &Op| if let Op::ExpertMatMul(op) = op { Some(*op) } else { None };
-    let unit = site.model.units.iter().find(|unit| unit.ops.iter().any(|op| products(op).is_some()));
+    let unit = site.model.units.iter().find(|unit| unit.ops.iter().any(|op| op.experts().is_some()));
     let mut secs = [0.0; 2];
-    for ExpertMatMul { weight, n_rows, .. } in unit.iter().flat_map(|unit| unit.ops.iter().filter_map(products)) {
-        let (tensor, n_rows) = (&site.catalog[weight], n_rows as u64);
+    for ExpertMatMul { weight, n_rows, .. } in unit.iter().flat_map(|unit| unit.ops.iter().filter_map(Op::experts)) {
+        let (tensor, n_rows) = (&site.catalog[*weight], *n_rows as u64);
         let size_bytes = Bytes(n_rows.saturating_mul(tensor.row_bytes()));
         secs[0] += adapter.upload_secs(size_bytes, UploadPath::Written) + adapter.product_secs(tensor, n_rows, 1);
         secs[1] += host.product_secs(tensor, n_rows, 1) + host.dispatch_secs();
@@ -127,7 +126,7 @@ fn balanced_percent(site: &Site<'_>, worker: usize) -> u8 {
 pub(crate) fn host_steps(chunk: &Chunk, model: &Model) -> impl Iterator<Item = (usize, Work)> {
     let steps: Vec<(usize, Work)> = chunk.work.iter().flat_map(|of_unit| of_unit.steps.iter().map(|step| (of_unit.unit, *step))).collect();
     let is_product = |(unit, step): &(usize, Work)| match *step {
-        Work::Rows { op, .. } => matches!(model.units[*unit].ops[op], Op::ExpertMatMul(_)),
+        Work::Rows { op, .. } => model.units[*unit].ops[op].experts().is_some(),
         Work::Op(_) => false,
     };
     let n_steps = steps.iter().rposition(is_product).map_or(0, |last| last + 1);
@@ -154,11 +153,8 @@ pub(crate) fn host_vectors(chunk: &Chunk, model: &Model) -> BTreeSet<TensorId> {
 /// Bytes that the host reads back to compute with experts that are left to it: which ones tokens take, and what these read.
 pub(super) fn taken_bytes(model: &Model, n_tokens: usize) -> Bytes {
     let n_tokens = n_tokens.min(HOST_MISS_TOKENS);
-    let inputs = model.units.iter().flat_map(|unit| &unit.ops).filter_map(|op| match op {
-        Op::ExpertMatMul(op) => Some(model.value(op.input).width as u64 * 4),
-        _ => None,
-    });
-    match inputs.max() {
+    let products = model.units.iter().flat_map(|unit| &unit.ops).filter_map(Op::experts);
+    match products.map(|op| model.value(op.input).width as u64 * 4).max() {
         Some(width) => routing_bytes(model, n_tokens) + Bytes(width).times(n_tokens as u64),
         None => Bytes::ZERO,
     }

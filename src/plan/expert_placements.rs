@@ -37,7 +37,7 @@ pub(super) fn on_host(site: &Site<'_>, worker: usize, n_layers: usize, host_room
 }
 
 fn is_of_experts(op: &Op) -> bool {
-    matches!(op, Op::ExpertMatMul(_))
+    op.experts().is_some()
 }
 
 fn has_experts(site: &Site<'_>) -> bool {

@@ -63,8 +63,10 @@ impl ExpertProfile {
     /// # Errors
     /// [`Error::InvalidArgument`] where it is of a model with other layers.
     pub(super) fn check(&self, model: &Model) -> Result<()> {
-        let n_experts = |op: &Op| if let Op::ExpertMatMul(op) = op { Some(op.n_experts) } else { None };
-        let of_model = |name: &str| model.units.iter().find(|unit| unit.name == name)?.ops.iter().find_map(n_experts);
+        let of_model = |name: &str| {
+            let unit = model.units.iter().find(|unit| unit.name == name)?;
+            unit.ops.iter().find_map(Op::experts).map(|op| op.n_experts)
+        };
         match self.layers.iter().find(|(name, times)| of_model(name) != Some(times.len())) {
             Some((name, times)) => {
                 let reason = format!("is of another model: {name:?} has {} experts there; leave it out, or name a new file", times.len());

@@ -12,7 +12,7 @@ use crate::model::{Model, Op, State, StoreKv};
 use crate::plan::sizes::{KvCache, copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
 use crate::plan::{Plan, Slice, Work};
 use crate::platform::{self, Pages};
-use crate::stream::host_values::{FusedProducts, PackedInput, Product, Values};
+use crate::stream::host_values::{FusedProducts, Product, Values};
 use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
 use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
@@ -90,19 +90,7 @@ impl HostExecutor {
             None => None,
         };
         let model = Arc::new(model.clone());
-        let values = Values {
-            model: Arc::clone(&model),
-            values: HashMap::new(),
-            kv_caches,
-            states,
-            tokens: Vec::new(),
-            cos_sin: Vec::new(),
-            selected_rows: Vec::new(),
-            n_seqs: plan.n_seqs,
-            ctx_size: plan.ctx_size,
-            packed: PackedInput::default(),
-            experts: host::ExpertScratch::default(),
-        };
+        let values = Values { kv_caches, states, ..Values::new(Arc::clone(&model), plan.n_seqs, plan.ctx_size) };
         Ok(HostExecutor { model, plan, store, trace, values, vectors, uploader, forward: 0, activations_peak: Bytes::ZERO })
     }
 

@@ -16,7 +16,7 @@ use crate::plan::sizes::{expert_rows_bytes, packed_input_bytes};
 use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, Work, expert_products, host_steps, host_vectors, values_of_experts};
 use crate::platform;
 use crate::stream::Store;
-use crate::stream::host_values::{PackedInput, Values};
+use crate::stream::host_values::Values;
 use crate::stream::store::read_vector;
 use crate::units::Bytes;
 use crate::weights::TensorId;
@@ -28,6 +28,8 @@ pub(super) struct HostExperts {
     values: Values,
     /// Biases between the products.
     vectors: HashMap<TensorId, Vec<f32>>,
+    /// Bytes of these, and of the products' scratch.
+    held: Bytes,
     peak: Bytes,
 }
 
@@ -53,21 +55,11 @@ impl HostExperts {
     pub(super) fn new(model: &Arc<Model>, plan: &Arc<Plan>, store: &Store, chunks: impl Iterator<Item = usize>) -> Result<HostExperts> {
         let ids: BTreeSet<TensorId> = chunks.flat_map(|chunk| host_vectors(&plan.chunks[chunk], model)).collect();
         let vectors = ids.into_iter().map(|id| Ok((id, read_vector(store.checkpoint(), id)?))).collect::<Result<HashMap<_, _>>>()?;
-        let values = Values {
-            model: Arc::clone(model),
-            values: HashMap::new(),
-            kv_caches: Vec::new(),
-            states: HashMap::new(),
-            tokens: Vec::new(),
-            cos_sin: Vec::new(),
-            selected_rows: Vec::new(),
-            n_seqs: plan.n_seqs,
-            ctx_size: plan.ctx_size,
-            packed: PackedInput::default(),
-            experts: host::ExpertScratch::default(),
-        };
-        let peak = Bytes(vectors.values().map(|vector| vector.len() as u64 * 4).sum());
-        Ok(HostExperts { model: Arc::clone(model), plan: Arc::clone(plan), values, vectors, peak })
+        let values = Values::new(Arc::clone(model), plan.n_seqs, plan.ctx_size);
+        let of_vectors = Bytes(vectors.values().map(|vector| vector.len() as u64 * 4).sum());
+        let scratch = packed_input_bytes(model, HOST_MISS_TOKENS) + expert_rows_bytes(model, HOST_MISS_TOKENS).unwrap_or_default();
+        let held = of_vectors + scratch;
+        Ok(HostExperts { model: Arc::clone(model), plan: Arc::clone(plan), values, vectors, held, peak: held })
     }
 
     /// Most bytes that it ever held, by its own count: what the plan promised.
@@ -131,7 +123,7 @@ impl HostExperts {
         let of_chunk = &self.plan.chunks[chunk];
         let Some((first, _)) = expert_products(of_chunk, &self.model).next() else { return Ok(()) };
         let n_tokens = tokens.routing.len() / (2 * first.n_used).max(1);
-        let mut held = Bytes::ZERO;
+        let mut held = self.held;
         for id in values_of_experts(of_chunk, &self.model) {
             let len = n_tokens * self.model.value(id).width;
             let own = self.values.values.entry(id).or_default();
@@ -146,10 +138,7 @@ impl HostExperts {
         self.values.packed.forget();
         self.values.tokens.clear();
         self.values.tokens.resize(n_tokens, Token::zeroed());
-        let vectors: u64 = self.vectors.values().map(|vector| vector.len() as u64 * 4).sum();
-        let scratch =
-            packed_input_bytes(&self.model, HOST_MISS_TOKENS) + expert_rows_bytes(&self.model, HOST_MISS_TOKENS).unwrap_or_default();
-        self.peak = self.peak.max(Bytes(vectors) + held + scratch);
+        self.peak = self.peak.max(held);
         Ok(())
     }
 }

@@ -81,6 +81,23 @@ impl Product<'_> {
 }
 
 impl Values {
+    /// Those of a model in so many sequences of so many positions, without caches and states.
+    pub(super) fn new(model: Arc<Model>, n_seqs: usize, ctx_size: usize) -> Values {
+        Values {
+            model,
+            values: HashMap::new(),
+            kv_caches: Vec::new(),
+            states: HashMap::new(),
+            tokens: Vec::new(),
+            cos_sin: Vec::new(),
+            selected_rows: Vec::new(),
+            n_seqs,
+            ctx_size,
+            packed: PackedInput::default(),
+            experts: ExpertScratch::default(),
+        }
+    }
+
     /// Takes a value out, so that others can be read meanwhile.
     fn take(&mut self, id: ValueId) -> Vec<f32> {
         self.values.get_mut(&id).map(std::mem::take).unwrap_or_default()

@@ -24,22 +24,30 @@ fn builder(folder: &Path, rule: ExpertCacheRule) -> EngineBuilder {
     Engine::builder(folder).plan_options(options).device(DeviceChoice::Gpu).kernels(KernelChoice::Portable).text(TextFiles::Skip)
 }
 
-/// The bits of the logits after each part, and what the cache was asked for in each.
-fn answers(what: &str, builder: EngineBuilder) -> (Vec<Vec<u32>>, Vec<ExpertStatistics>) {
+/// The logits after each part, and what the cache was asked for in each.
+fn logits(what: &str, builder: EngineBuilder) -> (Vec<Vec<f32>>, Vec<ExpertStatistics>) {
     let mut engine = pollster::block_on(builder.open()).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let (mut bits, mut statistics, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut all, mut statistics, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     for part in PARTS {
         let before = engine.expert_statistics();
         let mut session = engine.resume(tokens.clone());
         let Logits::All(logits) = pollster::block_on(session.append(part, LogitsRequest::All)).unwrap() else { panic!("{what}") };
         tokens.extend_from_slice(part);
-        bits.push(common::bits(&logits));
+        all.push(logits);
         statistics.push(engine.expert_statistics().since(&before));
     }
     for memory in engine.memory_use() {
         assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{what}: {memory:?}");
+        let used = engine.plan().device(memory.device).unwrap().used.total();
+        assert!(memory.peak <= used, "{what}: {memory:?}, planned {used}");
     }
-    (bits, statistics)
+    (all, statistics)
+}
+
+/// The bits of the logits after each part, and what the cache was asked for in each.
+fn answers(what: &str, builder: EngineBuilder) -> (Vec<Vec<u32>>, Vec<ExpertStatistics>) {
+    let (logits, statistics) = logits(what, builder);
+    (logits.iter().map(|logits| common::bits(logits)).collect(), statistics)
 }
 
 /// The budget with which the cache has room for `n_slots` experts, as of a plan with room for all.
@@ -97,24 +105,6 @@ fn answers_do_not_depend_on_what_the_cache_holds() {
     }
 }
 
-/// The logits after each part.
-fn logits(what: &str, builder: EngineBuilder) -> (Vec<Vec<f32>>, ExpertStatistics) {
-    let mut engine = pollster::block_on(builder.open()).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let (mut all, mut tokens) = (Vec::new(), Vec::new());
-    for part in PARTS {
-        let mut session = engine.resume(tokens.clone());
-        let Logits::All(logits) = pollster::block_on(session.append(part, LogitsRequest::All)).unwrap() else { panic!("{what}") };
-        tokens.extend_from_slice(part);
-        all.push(logits);
-    }
-    for memory in engine.memory_use() {
-        assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{what}: {memory:?}");
-        let used = engine.plan().device(memory.device).unwrap().used.total();
-        assert!(memory.peak <= used, "{what}: {memory:?}, planned {used}");
-    }
-    (all, engine.expert_statistics())
-}
-
 #[test]
 fn experts_that_are_left_to_the_host_give_its_logits() {
     if common::gpus().is_empty() {
@@ -146,6 +136,7 @@ fn experts_that_are_left_to_the_host_give_its_logits() {
             let options = PlanOptions { ctx_size: Some(32), ubatch_size: Some(16), placement, ..PlanOptions::default() };
             let sharing = builder(&folder, ExpertCacheRule::Always).plan_options(options).max_memory(Device::Gpu(0), budget);
             let (shared, statistics) = logits(&what, sharing);
+            let statistics: ExpertStatistics = statistics.into_iter().sum();
             assert!(statistics.n_on_host > 0 && statistics.n_on_host <= statistics.n_misses, "{what}: {statistics:?}");
             for (own, expected) in shared.iter().zip(&resident) {
                 common::assert_close(own, expected, LOGITS_TOLERANCE, &what);
