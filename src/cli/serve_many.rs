@@ -39,9 +39,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let listener = checked_listener(args)?;
     let found = find(args, visibility)?;
     let names: Vec<String> = found.iter().map(|(model, _)| format!("`{}`", model.name)).collect();
-    let (models, paths): (Vec<ServedModel>, Vec<PathBuf>) = found.into_iter().unzip();
     let of_loader = args.clone();
-    let load = move |index: usize, room: &Room| load(&of_loader, &paths[index], room);
+    let (models, paths): (Vec<ServedModel>, Vec<PathBuf>) = found.into_iter().unzip();
+    let notes: Vec<String> = names.iter().map(|name| format!("loading {name}\n")).collect();
+    let load = move |index: usize, room: &Room| load(&of_loader, &paths[index], &notes[index], room);
     let settings =
         ModelsSettings { models, load: Box::new(load), keep_alive: args.keep_alive.unwrap_or_default(), server: shared_settings(args) };
     // One more for loading.
@@ -120,8 +121,8 @@ fn served((name, other_names): (String, Vec<String>), path: &Path) -> ServedMode
     ServedModel { name, other_names, size_bytes: all.iter().map(std::fs::Metadata::len).sum(), modified }
 }
 
-/// Loads a model into what others leave of the budgets; `None` where it had better wait until there is more.
-fn load(args: &ServeArgs, path: &Path, room: &Room) -> Result<Option<EngineHandle>> {
+/// Loads a model, which begins with a note, into what others leave of the budgets; `None` where it had better wait until there is more.
+fn load(args: &ServeArgs, path: &Path, beginning: &str, room: &Room) -> Result<Option<EngineHandle>> {
     let mut args = args.clone();
     let budgets = args.placement.max_memory.clone().unwrap_or_default();
     let mut left = MaxMemory::default();
@@ -140,6 +141,7 @@ fn load(args: &ServeArgs, path: &Path, room: &Room) -> Result<Option<EngineHandl
         return Ok(None);
     }
     if !args.quiet {
+        note(beginning);
         note_plan(&prepared.summary());
     }
     let engine = load_with_draft(prepared, draft, Visibility::Hidden)?.spawn_reopening(reopen(&args, path, makes_embeddings))?;

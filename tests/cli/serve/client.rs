@@ -131,6 +131,18 @@ impl Server {
         reached.unwrap_or_else(|| panic!("{name} stays {} instead of {wanted}", self.metric(name)));
     }
 
+    /// Forgets what it wrote to stderr until now.
+    pub fn drain_lines(&self) {
+        self.lines.lock().unwrap().try_iter().for_each(drop);
+    }
+
+    /// Waits until it writes a line to stderr that has `wanted` in it.
+    #[track_caller]
+    pub fn wait_for_line(&self, wanted: &str) {
+        let lines = self.lines.lock().unwrap();
+        while !lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no `{wanted}` ({error})")).contains(wanted) {}
+    }
+
     /// Sends a signal of that name.
     #[cfg(unix)]
     pub fn signal(&self, name: &str) {

@@ -100,7 +100,10 @@ fn requests_wait_while_a_model_is_loaded() {
     // A client that leaves while its model is loaded ends nothing.
     server.json("/api/generate", &json!({ "model": "one", "keep_alive": 0 }));
     wait_until_loaded(&server, &["two:latest"]);
-    drop(server.send("POST", "/v1/chat/completions", "", &asked("one", &json!({})).to_string()));
+    server.drain_lines();
+    let client = server.send("POST", "/v1/chat/completions", "", &asked("one", &json!({})).to_string());
+    server.wait_for_line("loading `one`");
+    drop(client);
     wait_until_loaded(&server, &["one:latest", "two:latest"]);
     #[cfg(unix)]
     {
