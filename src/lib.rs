@@ -54,6 +54,7 @@ pub mod host;
 #[cfg(all(feature = "hub", not(target_arch = "wasm32")))]
 pub mod hub;
 pub mod kernels;
+pub mod lora;
 pub mod machine;
 pub mod model;
 pub mod plan;

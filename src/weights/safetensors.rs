@@ -47,7 +47,7 @@ pub(crate) struct Unreadable {
 
 /// The tensors of one file, in the order of their bytes.
 #[derive(Debug, Default)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// Those whose values can be used.
     pub tensors: Vec<TensorInfo>,
     /// The others, which are no error as long as the model does not need them.
@@ -55,7 +55,7 @@ pub(super) struct Header {
 }
 
 /// Reads and checks the header of `source`, the file number `shard` of its checkpoint.
-pub(super) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header> {
+pub(crate) fn read_header(source: &dyn ByteSource, shard: u32) -> Result<Header> {
     let invalid = |text: String| Error::invalid_file(source.path(), text);
     refuse_pointer(source)?;
     if source.len() < 8 {

@@ -8,6 +8,7 @@ mod families;
 mod haystack;
 mod hub;
 mod layers;
+mod lora;
 #[path = "../common/models.rs"]
 mod models;
 mod plan;

@@ -1,0 +1,44 @@
+//! Adapters of low rank (LoRA; Hu et al. 2021): a linear of a model that computes `W·x` computes `W·x + scaling · B·(A·x)` with one.
+//! Reads and writes them as PEFT does; knows no model.
+
+mod peft;
+mod settings;
+
+use std::collections::BTreeMap;
+
+pub use settings::{Settings, Targets};
+
+/// An adapter: what it adds to the linears of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    /// Where it was read, for messages.
+    pub path: String,
+    /// What `adapter_config.json` says.
+    pub settings: Settings,
+    /// By the names of the modules in transformers, such as `model.layers.0.self_attn.q_proj`.
+    pub linears: BTreeMap<String, LowRank>,
+}
+
+/// What an adapter adds to one linear.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRank {
+    /// Rows of `down`, columns of `up`.
+    pub rank: usize,
+    /// Values that the linear reads.
+    pub n_inputs: usize,
+    /// Values that it gives.
+    pub n_outputs: usize,
+    /// A, row by row: `[rank, n_inputs]`.
+    pub down: Vec<f32>,
+    /// B, row by row: `[n_outputs, rank]`.
+    pub up: Vec<f32>,
+    /// What B·A is multiplied by.
+    pub scaling: f32,
+}
+
+impl Adapter {
+    /// Values that it has in all.
+    pub fn n_values(&self) -> u64 {
+        self.linears.values().map(|linear| (linear.down.len() + linear.up.len()) as u64).sum()
+    }
+}

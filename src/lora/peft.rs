@@ -1,0 +1,208 @@
+//! The folder of an adapter as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`, in which the module `M` has
+//! `base_model.model.M.lora_A.weight` and `base_model.model.M.lora_B.weight`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, View};
+
+use super::{Adapter, LowRank, Settings};
+use crate::error::{Error, Result};
+use crate::platform::{self, ByteSource, Folder, IoMode};
+use crate::weights::{Header, TensorInfo, read_header};
+
+const CONFIG_NAME: &str = "adapter_config.json";
+const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+const PICKLED_NAME: &str = "adapter_model.bin";
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// What the names of all tensors begin with.
+const PREFIX: &str = "base_model.model.";
+
+/// One of the two matrices of a linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Down,
+    Up,
+}
+
+/// Both matrices of a linear, as far as they were found.
+type Halves<'t> = [Option<&'t TensorInfo>; 2];
+
+impl Adapter {
+    /// Reads the adapter in the folder `path`, or beside the file `path`.
+    ///
+    /// # Errors
+    /// Those of reading; [`Error::InvalidFile`] that names the field or the tensor; [`Error::UnsupportedModel`] of adapters that are more
+    /// than LoRA.
+    pub fn open(path: &Path) -> Result<Adapter> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Adapter::read(&Folder::from(if path.is_file() { parent } else { path }))
+    }
+
+    /// Reads the adapter whose files are `folder`.
+    ///
+    /// # Errors
+    /// As of [`Adapter::open`].
+    pub fn read(folder: &Folder) -> Result<Adapter> {
+        if !folder.contains(CONFIG_NAME) {
+            return Err(Error::invalid_file(folder, format!("holds no {CONFIG_NAME}; name the folder of a LoRA adapter")));
+        }
+        let settings = Settings::parse(&folder.path_of(CONFIG_NAME), &folder.read_small(CONFIG_NAME, MAX_CONFIG_BYTES)?)?;
+        if !folder.contains(WEIGHTS_NAME) {
+            let found = if folder.contains(PICKLED_NAME) { format!(" but {PICKLED_NAME}") } else { String::new() };
+            let reason = format!("holds no {WEIGHTS_NAME}{found}; save the adapter with safe_serialization=True");
+            return Err(Error::invalid_file(folder, reason));
+        }
+        let source = folder.open(WEIGHTS_NAME, IoMode::Pread)?;
+        let linears = read_linears(source.as_ref(), &settings)?;
+        Ok(Adapter { path: folder.to_string(), settings, linears })
+    }
+
+    /// Writes the adapter to `folder`, which is made where there is none: the weights first, each file whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file; [`Error::InvalidFile`] where a matrix or a scaling is not as the settings have it.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(WEIGHTS_NAME);
+        let mut tensors = Vec::new();
+        for (module, linear) in &self.linears {
+            let invalid = |reason: String| Error::invalid_file(path.display(), format!("`{module}`: {reason}"));
+            let (rank, scaling) = (self.settings.rank_of(module).map_err(invalid)?, self.settings.scaling_of(module).map_err(invalid)?);
+            if (rank, scaling) != (linear.rank, linear.scaling) {
+                let (found, scaled) = (linear.rank, linear.scaling);
+                return Err(invalid(format!("has rank {found} and scaling {scaled} where the settings say {rank} and {scaling}")));
+            }
+            let matrices =
+                [("lora_A", &linear.down, [linear.rank, linear.n_inputs]), ("lora_B", &linear.up, [linear.n_outputs, linear.rank])];
+            for (name, values, shape) in matrices {
+                if shape[0].checked_mul(shape[1]) != Some(values.len()) {
+                    return Err(invalid(format!("{name} has {} values where its shape is {shape:?}", values.len())));
+                }
+                tensors.push((format!("{PREFIX}{module}.{name}.weight"), Matrix { values, shape }));
+            }
+        }
+        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+        let bytes = safetensors::serialize(tensors, metadata).map_err(|error| Error::invalid_file(path.display(), error.to_string()))?;
+        platform::write_with_folder(&path, &bytes)?;
+        let config = serde_json::to_string_pretty(&self.settings.to_json()).map_err(|error| Error::internal(error.to_string()))?;
+        platform::write_with_folder(&folder.join(CONFIG_NAME), config.as_bytes())
+    }
+}
+
+/// A matrix that is written.
+struct Matrix<'a> {
+    values: &'a [f32],
+    shape: [usize; 2],
+}
+
+impl View for Matrix<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // The format is little-endian, and so is every target.
+        Cow::Borrowed(bytemuck::cast_slice(self.values))
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
+}
+
+fn read_linears(source: &dyn ByteSource, settings: &Settings) -> Result<BTreeMap<String, LowRank>> {
+    let invalid = |reason: String| Error::invalid_file(source.path(), reason);
+    let Header { tensors, unreadable } = read_header(source, 0)?;
+    if let Some(other) = unreadable.first() {
+        return Err(invalid(format!("tensor `{}` is stored as {}; supported are F32, F16 and BF16", other.name, other.dtype)));
+    }
+    let mut found: BTreeMap<&str, Halves<'_>> = BTreeMap::new();
+    for tensor in &tensors {
+        let (module, half) = parse_name(&tensor.name).map_err(|reason| invalid(format!("tensor `{}` {reason}", tensor.name)))?;
+        let slot = &mut found.entry(module).or_default()[half as usize];
+        if let Some(twin) = slot.replace(tensor) {
+            return Err(invalid(format!("tensors `{}` and `{}` are the same matrix", twin.name, tensor.name)));
+        }
+    }
+    if found.is_empty() {
+        return Err(invalid("holds no tensor".into()));
+    }
+    let linears = found.into_iter().map(|(module, halves)| {
+        let [Some(down), Some(up)] = halves else {
+            let missing = if halves[Half::Down as usize].is_none() { "lora_A" } else { "lora_B" };
+            return Err(invalid(format!("has no tensor `{PREFIX}{module}.{missing}.weight`")));
+        };
+        read_linear(source, settings, module, [down, up]).map(|linear| (module.to_owned(), linear))
+    });
+    linears.collect()
+}
+
+/// The module that a tensor belongs to, and which of its matrices it is; or why it is neither.
+fn parse_name(name: &str) -> Result<(&str, Half), &'static str> {
+    let Some(rest) = name.strip_prefix(PREFIX) else { return Err("is no adapter's, whose names begin with base_model.model.") };
+    if rest.contains("lora_magnitude_vector") {
+        return Err("belongs to DoRA, which is not supported; train plain LoRA, or merge it");
+    }
+    if rest.contains("lora_embedding_") {
+        return Err("adapts an embedding, which is not supported; leave the embedding out of target_modules");
+    }
+    for (word, half) in [(".lora_A", Half::Down), (".lora_B", Half::Up)] {
+        // What is not saved by PEFT may have the adapter's name in between.
+        if let Some((module, "weight" | "default.weight")) =
+            rest.rsplit_once(word).map(|(module, rest)| (module, rest.trim_start_matches('.')))
+            && !module.is_empty()
+        {
+            return Ok((module, half));
+        }
+    }
+    Err("is no lora_A.weight and no lora_B.weight, and nothing else is supported")
+}
+
+fn read_linear(source: &dyn ByteSource, settings: &Settings, module: &str, [down, up]: [&TensorInfo; 2]) -> Result<LowRank> {
+    let invalid = |reason: String| Error::invalid_file(source.path(), reason);
+    let ([rank, n_inputs], [n_outputs, columns]) = (sides(source, down)?, sides(source, up)?);
+    if rank != columns {
+        return Err(invalid(format!(
+            "tensors `{}` and `{}` have the shapes {:?} and {:?}: ranks differ",
+            down.name, up.name, down.shape, up.shape
+        )));
+    }
+    let expected = settings.rank_of(module).map_err(invalid)?;
+    if rank != expected {
+        return Err(invalid(format!("tensor `{}` has rank {rank} where {CONFIG_NAME} says {expected} (`r`, `rank_pattern`)", down.name)));
+    }
+    let scaling = settings.scaling_of(module).map_err(invalid)?;
+    Ok(LowRank { rank, n_inputs, n_outputs, down: read_values(source, down)?, up: read_values(source, up)?, scaling })
+}
+
+fn sides(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<[usize; 2]> {
+    let sides = match tensor.shape.as_slice() {
+        [rows, columns] => {
+            usize::try_from(*rows).ok().zip(usize::try_from(*columns).ok()).filter(|(rows, columns)| *rows > 0 && *columns > 0)
+        }
+        _ => None,
+    };
+    sides.map(<[usize; 2]>::from).ok_or_else(|| {
+        Error::invalid_file(source.path(), format!("tensor `{}` has the shape {:?}, which is no matrix", tensor.name, tensor.shape))
+    })
+}
+
+/// All values of a tensor; the header was checked against the file's length.
+fn read_values(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<Vec<f32>> {
+    let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, "a matrix of an adapter")?;
+    source.read_at(tensor.offset, &mut bytes)?;
+    let n_values = bytes.len() / tensor.dtype.block_bytes() as usize;
+    let mut values = platform::zeroed(n_values, "a matrix of an adapter")?;
+    tensor.dtype.decode(&bytes, &mut values);
+    match values.iter().position(|value: &f32| !value.is_finite()) {
+        Some(at) => {
+            Err(Error::invalid_file(source.path(), format!("tensor `{}` has {} as value {at}: training failed", tensor.name, values[at])))
+        }
+        None => Ok(values),
+    }
+}

@@ -1,0 +1,194 @@
+//! Adapters in PEFT's form: what is written is read, and what is wrong is named.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tierflow::lora::{Adapter, LowRank, Settings, Targets};
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+const CONFIG: &str = "adapter_config.json";
+const MODULE: &str = "model.layers.0.self_attn.q_proj";
+
+fn linear(settings: &Settings, module: &str, [n_inputs, n_outputs]: [usize; 2], seed: f32) -> LowRank {
+    let rank = settings.rank_of(module).unwrap();
+    let values = |n: usize| (0..n).map(|index| (index as f32 * 0.37 + seed).sin()).collect();
+    let scaling = settings.scaling_of(module).unwrap();
+    LowRank { rank, n_inputs, n_outputs, down: values(rank * n_inputs), up: values(n_outputs * rank), scaling }
+}
+
+fn adapter(settings: Settings) -> Adapter {
+    let of = |module: &str, sides| (module.to_owned(), linear(&settings, module, sides, module.len() as f32));
+    let linears = [of(MODULE, [12, 20]), of("model.layers.1.mlp.down_proj", [7, 12])].into();
+    Adapter { path: String::new(), settings, linears }
+}
+
+fn settings() -> Settings {
+    Settings::new(3, 6.0, vec!["q_proj".into(), "down_proj".into()])
+}
+
+/// Writes it to a new folder, whose config is then changed by `change`.
+fn written(adapter: &Adapter, change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter");
+    adapter.write(&path).unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(path.join(CONFIG)).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(path.join(CONFIG), config.to_string()).unwrap();
+    (folder, path)
+}
+
+fn refusal(path: &Path) -> String {
+    Adapter::open(path).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let patterned = Settings {
+        ranks: vec![("layers.1.mlp.down_proj".into(), 5)],
+        alphas: vec![("q_proj".into(), 1.5)],
+        uses_root: true,
+        base_model: Some("a/model".into()),
+        targets: Targets::Pattern(r".*\.(q_proj|down_proj)".into()),
+        dropout: 0.05,
+        ..settings()
+    };
+    for settings in [settings(), patterned] {
+        let adapter = adapter(settings);
+        let (_folder, path) = written(&adapter, |_| {});
+        for named in [path.clone(), path.join(CONFIG), path.join(WEIGHTS)] {
+            let read = Adapter::open(&named).unwrap();
+            assert_eq!((&read.settings, &read.linears), (&adapter.settings, &adapter.linears));
+        }
+        assert!(adapter.linears.keys().all(|module| adapter.settings.targets.include(module, "lm_head").unwrap()));
+    }
+}
+
+#[test]
+fn scalings_follow_patterns_as_in_peft() {
+    let settings = Settings {
+        ranks: vec![("q_proj".into(), 4), (r"layers\.[01]\.mlp\..*".into(), 16)],
+        alphas: vec![("^model.layers.0.self_attn.q_proj".into(), 2.0)],
+        ..settings()
+    };
+    assert_eq!(settings.rank_of(MODULE), Ok(4));
+    assert_eq!(settings.rank_of("model.layers.1.mlp.up_proj"), Ok(16));
+    assert_eq!(settings.rank_of("model.layers.2.mlp.up_proj"), Ok(3));
+    assert_eq!(settings.rank_of("model.layers.2.self_attn.xq_proj"), Ok(3), "a name ends behind a dot");
+    // `^` can match only where nothing stands before it.
+    assert_eq!(settings.scaling_of(MODULE), Ok(0.5));
+    assert_eq!(Settings { uses_root: true, ..settings }.scaling_of("model.layers.1.mlp.up_proj"), Ok(1.5));
+    let head = |targets: Targets| targets.include("lm_head", "lm_head").unwrap();
+    assert!(!head(Targets::Pattern("all-linear".into())) && head(Targets::Listed(vec!["lm_head".into()])));
+}
+
+#[test]
+fn kinds_that_are_more_than_lora_are_refused_by_name() {
+    let set = |name: &'static str, value: Value, expected: &str| {
+        let (_folder, path) = written(&adapter(settings()), |config| config[name] = value);
+        let text = refusal(&path);
+        assert!(text.contains(CONFIG) && text.contains(name) && text.contains(expected), "{text}");
+    };
+    set("peft_type", json!("IA3"), "LORA alone is supported");
+    set("peft_type", Value::Null, "peft_type");
+    set("use_dora", json!(true), "DoRA");
+    set("modules_to_save", json!(["lm_head"]), "replaced whole");
+    set("target_parameters", json!(["mlp.experts.gate_up_proj"]), "experts");
+    set("layer_replication", json!([[0, 1], [0, 1]]), "several times");
+    set("lora_bias", json!(true), "biases");
+    set("bias", json!("all"), "biases that were trained");
+    set("init_lora_weights", json!("pissa_niter_4"), "path_initial_model_for_weight_conversion");
+    set("r", json!("eight"), "invalid type");
+    set("r", json!(0), "must be from 1");
+    set("r", json!(-1), "invalid value");
+    set("r", Value::Null, "does not say `r`");
+    set("lora_alpha", json!("NaN"), "invalid type");
+    set("rank_pattern", json!({"q_proj": "x"}), "q_proj");
+    set("alpha_pattern", json!({"q_(proj": 3}), "no regular expression");
+    set("target_modules", json!(7), "invalid type");
+    set("target_modules", json!("(?=x)"), "no regular expression");
+    for (name, value) in
+        [("use_dora", json!(false)), ("modules_to_save", json!([])), ("rank_pattern", Value::Null), ("new_field", json!(1))]
+    {
+        let (_folder, path) = written(&adapter(settings()), |config| config[name] = value);
+        assert!(Adapter::open(&path).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn files_that_are_missing_or_of_other_kinds_are_named() {
+    let (folder, path) = written(&adapter(settings()), |_| {});
+    assert!(refusal(folder.path()).contains("holds no adapter_config.json"));
+    fs::rename(path.join(WEIGHTS), path.join("adapter_model.bin")).unwrap();
+    assert!(refusal(&path).contains("but adapter_model.bin; save the adapter with safe_serialization=True"));
+    let mut broken = adapter(settings());
+    broken.linears.get_mut(MODULE).unwrap().scaling = 3.0;
+    assert!(broken.write(&path).unwrap_err().to_string().contains("scaling 3 where the settings say 3 and 2"));
+    broken = adapter(settings());
+    broken.linears.get_mut(MODULE).unwrap().up.pop();
+    assert!(broken.write(&path).unwrap_err().to_string().contains("lora_B has 59 values"));
+}
+
+/// A file of these tensors, all F32 but for the dtype of the first, whose values are `value`.
+fn file(tensors: &[(&str, [usize; 2])], dtype: safetensors::Dtype, value: f32) -> Vec<u8> {
+    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, [rows, columns])| value.to_le_bytes().repeat(rows * columns)).collect();
+    let views = tensors.iter().zip(&data).enumerate().map(|(index, ((name, shape), data))| {
+        let dtype = if index == 0 { dtype } else { safetensors::Dtype::F32 };
+        (*name, safetensors::tensor::TensorView::new(dtype, shape.to_vec(), data).unwrap())
+    });
+    safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let (_folder, path) = written(&adapter(settings()), |_| {});
+    let refused = |tensors: &[(&str, [usize; 2])], expected: &str| {
+        fs::write(path.join(WEIGHTS), file(tensors, safetensors::Dtype::F32, 0.5)).unwrap();
+        let text = refusal(&path);
+        assert!(text.contains(WEIGHTS) && text.contains(expected), "{text}");
+    };
+    let (down, up) = ("base_model.model.m.lora_A.weight", "base_model.model.m.lora_B.weight");
+    refused(&[], "holds no tensor");
+    refused(&[(down, [3, 4])], "has no tensor `base_model.model.m.lora_B.weight`");
+    refused(&[(up, [4, 3])], "has no tensor `base_model.model.m.lora_A.weight`");
+    refused(&[(down, [3, 4]), (up, [4, 2])], "ranks differ");
+    refused(&[(down, [2, 4]), (up, [4, 2])], "has rank 2 where adapter_config.json says 3");
+    refused(&[(down, [3, 0]), (up, [4, 3])], "is no matrix");
+    refused(&[("m.lora_A.weight", [3, 4])], "begin with base_model.model.");
+    refused(&[("base_model.model.m.weight", [3, 4])], "nothing else is supported");
+    refused(&[("base_model.model..lora_A.weight", [3, 4])], "nothing else is supported");
+    refused(&[("base_model.model.m.lora_embedding_A", [3, 4])], "adapts an embedding");
+    refused(&[("base_model.model.m.lora_magnitude_vector", [3, 4])], "DoRA");
+    refused(&[(down, [3, 4]), ("base_model.model.m.lora_A.default.weight", [3, 4])], "are the same matrix");
+    for (dtype, value, expected) in
+        [(safetensors::Dtype::I32, 0.5, "stored as I32"), (safetensors::Dtype::F32, f32::NAN, "training failed")]
+    {
+        fs::write(path.join(WEIGHTS), file(&[(down, [3, 4]), (up, [4, 3])], dtype, value)).unwrap();
+        assert!(refusal(&path).contains(expected), "{}", refusal(&path));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the bytes are, reading returns.
+    #[test]
+    fn damaged_files_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        of_config in any::<bool>(),
+    ) {
+        let (_folder, path) = written(&adapter(settings()), |_| {});
+        let target = path.join(if of_config { CONFIG } else { WEIGHTS });
+        let mut bytes = fs::read(&target).unwrap();
+        // The header, where it is the tensors' file: their values may be anything.
+        let n_damaged = bytes.len().min(700);
+        changes.iter().for_each(|(at, value)| bytes[at.index(n_damaged)] = *value);
+        cut.iter().for_each(|at| bytes.truncate(at.index(bytes.len())));
+        fs::write(&target, &bytes).unwrap();
+        if let Err(error) = Adapter::open(&path) {
+            prop_assert!(error.to_string().contains("adapter"), "{error}");
+        }
+    }
+}
