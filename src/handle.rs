@@ -29,7 +29,7 @@ use crate::engine::{Engine, LoadedModel};
 use crate::error::{Error, Result};
 use crate::platform;
 use crate::session::{DraftStatistics, FinishReason, GenerateOptions, Generated, GenerationState, Offer, drafted, n_known};
-use crate::stream::{Batch, BatchToken, Logits, LogitsRequest};
+use crate::stream::{Batch, BatchToken, ExpertStatistics, Logits, LogitsRequest};
 use crate::text::{Pooling, Sampler};
 
 /// Most unread steps of a stream: its generation pauses until they are read.
@@ -47,6 +47,8 @@ const LOSSES_IN_A_ROW: usize = 2;
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     model: Arc<LoadedModel>,
+    /// As it was after the last forward.
+    experts: Arc<Mutex<ExpertStatistics>>,
     end: EngineEnd,
 }
 
@@ -100,6 +102,8 @@ enum Command {
     Embed(Vec<u32>, Pooling, oneshot::Sender<Result<Vec<f32>>>),
     /// Give the logits of tokens.
     Score(Scoring),
+    /// Tell something of the engine.
+    Ask(Box<dyn FnOnce(&Engine) + Send>),
     /// Look again: a stream that was full is not any more.
     Wake,
 }
@@ -159,16 +163,17 @@ impl Engine {
     fn spawn_with(self, reopen: Option<Reopen>) -> Result<EngineHandle> {
         let (sender, commands) = mpsc::channel();
         let model = self.model();
+        let experts = Arc::default();
         let end = EngineEnd::default();
-        let ending = Ending(end.clone());
+        let (ending, of_thread) = (Ending(end.clone()), Arc::clone(&experts));
         let run = move || {
             // Dropped last, also where the thread panics.
             let _ending = ending;
-            EngineThread::new(self, reopen).run(&commands);
+            EngineThread::new(self, reopen, of_thread).run(&commands);
         };
         let thread = std::thread::Builder::new().name("tierflow-engine".into()).spawn(run);
         thread.map_err(|source| Error::io("start", "the engine's thread", source))?;
-        Ok(EngineHandle { commands: sender, model, end })
+        Ok(EngineHandle { commands: sender, model, experts, end })
     }
 }
 
@@ -193,6 +198,21 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Embed(tokens, pooling, reply))?;
         answer.await.map_err(|_| Error::EngineGone)?
+    }
+
+    /// What `ask` finds out of the engine, between two forwards.
+    ///
+    /// # Errors
+    /// [`Error::EngineGone`].
+    pub async fn ask<T: Send + 'static>(&self, ask: impl FnOnce(&Engine) -> T + Send + 'static) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Ask(Box::new(move |engine| drop(reply.send(ask(engine))))))?;
+        answer.await.map_err(|_| Error::EngineGone)
+    }
+
+    /// What the expert caches of all adapters were asked for until the last forward; waits for nothing.
+    pub fn expert_statistics(&self) -> ExpertStatistics {
+        *self.experts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of the model, for callers that outlive the handle.
@@ -363,6 +383,8 @@ type Reopen = Box<dyn FnMut() -> Result<Engine> + Send>;
 struct EngineThread {
     engine: Engine,
     reopen: Option<Reopen>,
+    /// What handles tell of expert caches.
+    experts: Arc<Mutex<ExpertStatistics>>,
     /// Losses of an adapter since a forward went well. While there is one, nothing is computed before the engine is opened again.
     n_losses: usize,
     is_lost: bool,
@@ -475,9 +497,9 @@ impl Running {
 }
 
 impl EngineThread {
-    fn new(engine: Engine, reopen: Option<Reopen>) -> EngineThread {
+    fn new(engine: Engine, reopen: Option<Reopen>, experts: Arc<Mutex<ExpertStatistics>>) -> EngineThread {
         let sequences = (0..engine.plan().n_seqs).map(|_| SequenceState::default()).collect();
-        EngineThread { engine, reopen, n_losses: 0, is_lost: false, sequences, running: VecDeque::new() }
+        EngineThread { engine, reopen, experts, n_losses: 0, is_lost: false, sequences, running: VecDeque::new() }
     }
 
     /// Runs until the last handle is gone. Waits for commands while there is nothing to compute.
@@ -507,7 +529,7 @@ impl EngineThread {
 
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
     fn reopened(self) -> Option<EngineThread> {
-        let EngineThread { engine, reopen, n_losses, mut sequences, mut running, .. } = self;
+        let EngineThread { engine, reopen, experts, n_losses, mut sequences, mut running, .. } = self;
         // Two engines may have no room beside each other.
         drop(engine);
         let mut reopen = reopen?;
@@ -535,7 +557,7 @@ impl EngineThread {
             }
         }
         sequences.iter_mut().for_each(|sequence| sequence.tokens.clear());
-        Some(EngineThread { engine, reopen: Some(reopen), n_losses, is_lost: false, sequences, running })
+        Some(EngineThread { engine, reopen: Some(reopen), experts, n_losses, is_lost: false, sequences, running })
     }
 
     /// Notes the loss of an adapter, where that is the error; whether the engine is opened again for it.
@@ -580,6 +602,7 @@ impl EngineThread {
                 }
             }
             Command::Score(scoring) => self.score(scoring),
+            Command::Ask(ask) => ask(&self.engine),
             Command::Wake => {}
         }
     }
@@ -727,6 +750,7 @@ impl EngineThread {
         match self.forward(&some, n_tokens) {
             Ok(logits) => {
                 self.n_losses = 0;
+                *self.experts.lock().unwrap_or_else(PoisonError::into_inner) = self.engine.expert_statistics();
                 let mut logits = logits.into_iter();
                 let mut with_own = |running: Running| {
                     let own = logits.by_ref().take(1 + running.draft().len()).collect();
@@ -817,7 +841,7 @@ fn refuse(commands: &mpsc::Receiver<Command>) {
             Command::Generate(running) => running.listener.send(Err(Error::EngineGone)),
             Command::Embed(_, _, reply) => drop(reply.send(Err(Error::EngineGone))),
             Command::Score(scoring) => drop(scoring.reply.send(Err(Error::EngineGone))),
-            Command::Close(_) | Command::Wake => {}
+            Command::Ask(_) | Command::Close(_) | Command::Wake => {}
         }
     }
 }

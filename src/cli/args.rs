@@ -15,6 +15,7 @@ mod help;
 mod model;
 mod overrule;
 mod planning;
+mod sampling;
 mod serve;
 mod tokenize;
 mod variables;
@@ -41,6 +42,7 @@ pub use embed::EmbedArgs;
 pub use generation::{GenerationArgs, RunArgs, Thinking};
 pub use model::{CacheArgs, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelArgs, ModelSource, PlacementArgs, UploadArg};
 pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
+pub use sampling::SamplingArgs;
 pub use serve::{Key, ServeArgs};
 pub use tokenize::TokenizeArgs;
 pub use variables::blame_variable;
@@ -417,7 +419,7 @@ mod tests {
         assert_eq!((args.placement.ctx_size, args.generation.predict, args.generation.seed), (4096, -1, -1));
         assert_eq!((args.placement.ubatch_size, args.placement.batch_size, args.placement.threads), (Some(256), Some(512), Some(4)));
         assert_eq!(args.placement.kv_dtype().unwrap(), Some(KvDtypeArg::F16));
-        assert_eq!((args.generation.temp, args.generation.prompt.as_deref()), (Some(0.0), Some("hi")));
+        assert_eq!((args.generation.sampling.temp, args.generation.prompt.as_deref()), (Some(0.0), Some("hi")));
     }
 
     #[test]
@@ -469,7 +471,7 @@ mod tests {
     fn minus_one_is_the_default_where_llama_cpp_has_it_so() {
         let args = run("m -ngl -1 -c -1 --top-k -1 -n -1 -s -1 -t -1 -np -1 --repeat-last-n -1");
         assert_eq!((args.placement.n_gpu_layers, args.placement.ctx_size), (GpuLayers::Auto, 0));
-        assert_eq!((args.placement.threads, args.placement.n_seqs, args.generation.top_k), (Some(0), Some(0), Some(0)));
+        assert_eq!((args.placement.threads, args.placement.n_seqs, args.generation.sampling.top_k), (Some(0), Some(0), Some(0)));
         assert_eq!(run("m -ngl -2").placement.n_gpu_layers, GpuLayers::All);
         for line in ["-c -2", "-ngl -3", "--top-k -2", "-t x", "-np 0", "-b -1"] {
             assert!(read(&format!("run m {line}")).is_err(), "{line}");
@@ -480,9 +482,12 @@ mod tests {
     fn other_programs_names_of_options_are_read() {
         let args =
             run("m --gpu-layers 3 --temperature 0.5 --system-prompt s --max-tokens 7 --prompt-file f --top_k 5 --ctx_size=64 -r END");
-        assert_eq!((args.placement.n_gpu_layers, args.generation.temp, args.generation.predict), (GpuLayers::Count(3), Some(0.5), 7));
+        assert_eq!(
+            (args.placement.n_gpu_layers, args.generation.sampling.temp, args.generation.predict),
+            (GpuLayers::Count(3), Some(0.5), 7)
+        );
         assert_eq!((args.generation.system.as_deref(), args.generation.file), (Some("s"), Some("f".into())));
-        assert_eq!((args.generation.top_k, args.placement.ctx_size, args.generation.stop), (Some(5), 64, vec!["END".to_owned()]));
+        assert_eq!((args.generation.sampling.top_k, args.placement.ctx_size, args.generation.stop), (Some(5), 64, vec!["END".to_owned()]));
         assert_eq!(run("m --system-prompt-file f --no-mmap").placement.io, Some(IoArg::Pread));
     }
 

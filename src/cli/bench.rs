@@ -8,6 +8,7 @@ use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers, PlacementArgs, Placeme
 use crate::cli::locate::locate;
 use crate::cli::model::{Placement, load_with_bar};
 use crate::cli::plan_text::note_plan;
+use crate::cli::statistics::LayerExperts;
 use crate::cli::terminal::Visibility;
 use crate::cli::{expert_profile, trace_file};
 use crate::engine::{Engine, Prepared, TextFiles};
@@ -80,6 +81,8 @@ struct Measured {
     secs: Vec<f64>,
     /// What moved and computed during the last one.
     traced: TraceSummary,
+    /// What expert caches were asked for during the last one, by each layer.
+    experts: Vec<LayerExperts>,
 }
 
 /// Measures and prints.
@@ -104,8 +107,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             for &test in &tests {
                 let mut measured = || measure(&mut engine, test, args.tests.repetitions);
                 // Threads are started once; a list of numbers needs further ones.
-                let (secs, traced) = if threads.len() > 1 { platform::among_n_threads(n_threads, measured)? } else { measured() }?;
-                report.add(Row::new(&engine, &Measured { test, n_threads, n_gpu_layers, secs, traced }))?;
+                let (secs, traced, experts) = if threads.len() > 1 { platform::among_n_threads(n_threads, measured)? } else { measured() }?;
+                report.add(Row::new(&engine, &Measured { test, n_threads, n_gpu_layers, secs, traced, experts }))?;
             }
         }
         report.add_memory(engine.memory_use());
@@ -113,7 +116,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             trace_file::write(file, &engine)?;
         }
         if let Some(file) = &args.placement.expert_profile {
-            expert_profile::write(file, &engine)?;
+            expert_profile::write(file, engine.expert_profile().as_ref())?;
         }
     }
     report.finish()
@@ -201,15 +204,16 @@ fn thread_counts(asked: &[u32]) -> Vec<usize> {
 }
 
 /// Seconds of each of `n_runs` runs of `test`, after one that warms up, and what moved and computed during the last.
-fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, TraceSummary)> {
+fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, TraceSummary, Vec<LayerExperts>)> {
     let vocab_size = engine.config().vocab_size as u32;
     let tokens =
         |range: std::ops::Range<u32>| -> Vec<u32> { range.map(|index| (index.wrapping_mul(7919).wrapping_add(13)) % vocab_size).collect() };
-    let (mut secs, mut traced) = (Vec::new(), TraceSummary::default());
+    let (mut secs, mut traced, mut experts) = (Vec::new(), TraceSummary::default(), Vec::new());
     let (before, prompt, generated) = (tokens(0..test.n_depth), tokens(0..test.n_prompt), tokens(0..test.n_gen));
     for run in 0..=n_runs {
         append(engine, 0, &before)?;
         engine.trace().clear();
+        let experts_before = LayerExperts::of(engine);
         let begin = Instant::now();
         append(engine, test.n_depth, &prompt)?;
         for (position, token) in (test.n_depth + test.n_prompt..).zip(&generated) {
@@ -219,8 +223,9 @@ fn measure(engine: &mut Engine, test: Test, n_runs: u32) -> Result<(Vec<f64>, Tr
             secs.push(begin.elapsed().as_secs_f64());
         }
         traced = engine.trace().summary();
+        experts = LayerExperts::since(engine, &experts_before).0;
     }
-    Ok((secs, traced))
+    Ok((secs, traced, experts))
 }
 
 /// Most tokens of each sequence in one forward by `plan`.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::engine::Engine;
 use crate::error::Result;
 use crate::plan::ExpertProfile;
 use crate::platform::{self, write_atomically};
@@ -21,12 +20,12 @@ pub fn read(file: &Path) -> Result<Option<ExpertProfile>> {
     ExpertProfile::from_json(&platform::read_text(file, PROFILE_BYTES_MAX)?, &file.display().to_string()).map(Some)
 }
 
-/// Writes which experts tokens took, where any pass through a cache.
+/// Writes which experts tokens took, as the engine tells it, where any pass through a cache.
 ///
 /// # Errors
 /// Those of writing.
-pub fn write(file: &Path, engine: &Engine) -> Result<()> {
-    match engine.expert_profile() {
+pub fn write(file: &Path, profile: Option<&ExpertProfile>) -> Result<()> {
+    match profile {
         Some(profile) => write_atomically(file, profile.to_json().as_bytes()),
         None => {
             tracing::warn!("--expert-profile has no effect: no experts pass through a cache");

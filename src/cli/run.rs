@@ -15,7 +15,7 @@ use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_
 use crate::cli::output::Output;
 use crate::cli::plan_text::note_plan;
 use crate::cli::prompt::{read_prompt, read_system};
-use crate::cli::statistics::{Disturbance, Drafts, Predicted, Statistics};
+use crate::cli::statistics::{Disturbance, Drafts, LayerExperts, Predicted, Statistics};
 use crate::cli::terminal::{Visibility, is_closed_stdout, note, print_json};
 use crate::cli::{chat, expert_profile, trace_file};
 use crate::engine::{Engine, ModelText, Observed, Prepared};
@@ -25,8 +25,8 @@ use crate::platform::{CoreTime, check_folder, waited_since};
 use crate::server::AnswerForm;
 use crate::session::{DraftSource, FinishReason, GenerateOptions, Session, Speculation};
 use crate::text::{
-    ChatMessage, ChatTemplate, ModelDefaults, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings,
-    TemplateInput, Written, fresh_seed,
+    ChatMessage, ChatTemplate, ReasoningSplitter, Sampler, SamplingFlags, SamplingSettings, Segment, StopStrings, TemplateInput, Written,
+    fresh_seed,
 };
 
 /// What stays the same for all prompts of a run.
@@ -181,24 +181,7 @@ impl Wishes {
     fn of(args: &GenerationArgs, speculation: Speculation) -> Result<Wishes> {
         let invalid = |option: &str, reason: String| Error::InvalidArgument { option: option.into(), reason };
         let out_of_range = |option: &str, value: i64| invalid(option, format!("{value} is out of range; write -1 or more"));
-        let repeat_last_n = match args.repeat_last_n {
-            None => None,
-            Some(-1) => Some(u32::MAX),
-            Some(value) => Some(u32::try_from(value).map_err(|_| out_of_range("--repeat-last-n", value))?),
-        };
-        let sampling = SamplingFlags {
-            temperature: args.temp,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            repeat_penalty: args.repeat_penalty,
-            presence_penalty: args.presence_penalty,
-            frequency_penalty: args.frequency_penalty,
-            repeat_last_n,
-            logit_bias: args.logit_bias.iter().copied().collect(),
-            seed: None,
-        };
-        SamplingSettings::merged(&ModelDefaults::default(), &sampling)?;
+        let sampling = args.sampling.flags()?;
         StopStrings::new(args.stop.clone())?;
         let seed = match args.seed {
             -1 => None,
@@ -306,7 +289,7 @@ fn write_files(args: &RunArgs, engine: &Engine) -> Result<()> {
     if let Some(file) = &args.trace {
         trace_file::write(file, engine)?;
     }
-    args.placement.expert_profile.as_deref().map_or(Ok(()), |file| expert_profile::write(file, engine))
+    args.placement.expert_profile.as_deref().map_or(Ok(()), |file| expert_profile::write(file, engine.expert_profile().as_ref()))
 }
 
 /// Generates an answer to `tokens`; every part of it that is certain goes to `write` at once, and `shift` is asked where the context is full.
@@ -329,7 +312,7 @@ pub(super) async fn answer(
     let mut generation = session.generate(tokens, sampler, settings.generate.clone()).await?;
     let (prompt_secs, prompt_waited) = (begin.elapsed().as_secs_f64(), waited_since(begin_cores));
     let after_prompt = generation.engine().trace().summary();
-    let experts_before = generation.engine().expert_statistics();
+    let experts_before = LayerExperts::of(generation.engine());
     let mut first_token_secs = None;
     let mut generated = Vec::new();
     let (mut text, mut reasoning) = (String::new(), String::new());
@@ -384,6 +367,7 @@ pub(super) async fn answer(
     let decoded = Forwards::of_drafted_answer(tokens.len(), n_decoded, &drafts.forwards);
     let decoded = Observed { forwards: decoded, secs: decode_secs, waited: decode_waited };
     let expected = [&prompt, &decoded].map(|observed| (observed, engine.prepared().predict_all(&observed.forwards)));
+    let (experts_of_layers, experts) = LayerExperts::since(engine, &experts_before);
     let statistics = Statistics {
         n_prompt,
         prompt_secs,
@@ -393,7 +377,8 @@ pub(super) async fn answer(
         first_token_secs: first_token_secs.unwrap_or(prompt_secs),
         prompt: after_prompt,
         all: engine.trace().summary(),
-        experts: engine.expert_statistics().since(&experts_before),
+        experts,
+        experts_of_layers,
         drafts: (settings.generate.speculation.source != DraftSource::None).then(|| Drafts::of(&drafts, n_decoded)),
         predicted: Predicted::of(engine.prepared(), &expected),
         disturbance: Disturbance::of(&expected),

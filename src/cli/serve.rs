@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::cli::args::{Key, ModelSource, ServeArgs};
 use crate::cli::embed::ROWS_PER_FORWARD;
+use crate::cli::expert_profile;
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_draft, prepare_with_draft, warn_of_vain_drafts};
 use crate::cli::plan_text::note_plan;
@@ -43,12 +44,15 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         note_plan(&prepared.summary());
     }
     warn_of_vain_drafts(&prepared, &args.placement.drafts.speculation());
-    let settings = settings_of(args, &source, &path);
+    let settings = settings_of(args, &source, &path)?;
     let engine = load_with_draft(prepared, draft, visibility)?.spawn_reopening(reopen(args, &path, makes_embeddings))?;
     let runtime = runtime(N_READERS)?;
     let address = listener.local_addr().map_err(|error| Error::io("listen on", &args.host, error))?;
     note(&format!("`{}` is served on http://{address}\n", settings.model_name));
-    let served = runtime.block_on(serve(listener, engine, settings, stop(args.quiet)));
+    let served = runtime.block_on(serve(listener, engine.clone(), settings, stop(args.quiet)));
+    if let Some(file) = &args.placement.expert_profile {
+        expert_profile::write(file, runtime.block_on(engine.ask(Engine::expert_profile))?.as_ref())?;
+    }
     // Requests that are being read have no client any more.
     runtime.shutdown_background();
     served
@@ -58,6 +62,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 pub(super) fn checked_listener(args: &ServeArgs) -> Result<TcpListener> {
     check_origins(&args.cors)?;
     args.api_key.as_ref().map_or(Ok(()), check_key)?;
+    args.sampling.flags()?;
     // The port is taken before minutes of loading, not after.
     listen(args)
 }
@@ -163,20 +168,21 @@ fn check_origins(origins: &[String]) -> Result<()> {
     }
 }
 
-fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> ServerSettings {
+fn settings_of(args: &ServeArgs, source: &ModelSource, path: &Path) -> Result<ServerSettings> {
     let (model_name, other_names) = names_of(args.alias.as_deref(), source, path);
-    ServerSettings { model_name, other_names, ..shared_settings(args) }
+    Ok(ServerSettings { model_name, other_names, ..shared_settings(args)? })
 }
 
 /// What a server is told of who may ask, and how.
-pub(super) fn shared_settings(args: &ServeArgs) -> ServerSettings {
-    ServerSettings {
+pub(super) fn shared_settings(args: &ServeArgs) -> Result<ServerSettings> {
+    Ok(ServerSettings {
         api_key: args.api_key.clone().map(|key| ApiKey::new(key.0)),
         origins: args.cors.clone(),
         n_waiting: args.queue as usize,
+        sampling: args.sampling.flags()?,
         speculation: args.placement.drafts.speculation(),
         ..ServerSettings::default()
-    }
+    })
 }
 
 /// The name that a model is asked for by, and its other ones. It is called as it was asked for: by the alias, by its name on the hub, else

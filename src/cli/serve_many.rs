@@ -35,6 +35,9 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     if args.placement.drafts.model_draft.is_some() {
         return invalid("--model-draft", "drafts for one model, and several are served");
     }
+    if args.placement.expert_profile.is_some() {
+        return invalid("--expert-profile", "is of one model, and several are served");
+    }
     Placement::of(&args.placement, PlanOptions::default())?;
     let listener = checked_listener(args)?;
     let found = find(args, visibility)?;
@@ -44,7 +47,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let notes: Vec<String> = names.iter().map(|name| format!("loading {name}\n")).collect();
     let load = move |index: usize, room: &Room| load(&of_loader, &paths[index], &notes[index], room);
     let settings =
-        ModelsSettings { models, load: Box::new(load), keep_alive: args.keep_alive.unwrap_or_default(), server: shared_settings(args) };
+        ModelsSettings { models, load: Box::new(load), keep_alive: args.keep_alive.unwrap_or_default(), server: shared_settings(args)? };
     // One more for loading.
     let runtime = runtime(N_READERS + 1)?;
     let address = listener.local_addr().map_err(|error| Error::io("listen on", &args.host, error))?;

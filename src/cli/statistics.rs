@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::device::Origin;
-use crate::engine::{MemoryUse, Observed, Prepared};
+use crate::engine::{Engine, MemoryUse, Observed, Prepared};
 use crate::plan::Totals;
 use crate::session::DraftStatistics;
 use crate::stream::{ExpertStatistics, TraceSummary};
@@ -33,6 +33,9 @@ pub struct Statistics {
     pub all: TraceSummary,
     /// What expert caches were asked for while tokens were generated.
     pub experts: ExpertStatistics,
+    /// The same of each layer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts_of_layers: Vec<LayerExperts>,
     /// What drafts brought, where there were to be any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drafts: Option<Drafts>,
@@ -44,6 +47,40 @@ pub struct Statistics {
     /// Peak bytes per device beside the budgets; in JSON it stands beside the statistics.
     #[serde(skip)]
     pub memory: Vec<MemoryUse>,
+}
+
+/// What the expert cache was asked for by one layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerExperts {
+    /// The name of its unit.
+    layer: String,
+    #[serde(flatten)]
+    experts: ExpertStatistics,
+}
+
+impl LayerExperts {
+    /// Of each layer of `engine`, until now.
+    pub fn of(engine: &Engine) -> Vec<LayerExperts> {
+        let of_layers = engine.expert_statistics_of_layers().into_iter();
+        of_layers.map(|(layer, experts)| LayerExperts { layer: layer.to_owned(), experts }).collect()
+    }
+
+    /// Of all these layers together.
+    pub fn sum(of_layers: &[LayerExperts]) -> ExpertStatistics {
+        of_layers.iter().map(|of_layer| of_layer.experts).sum()
+    }
+
+    /// Of each layer of `engine`, since it had `before`, and of all of them.
+    pub fn since(engine: &Engine, before: &[LayerExperts]) -> (Vec<LayerExperts>, ExpertStatistics) {
+        let mut of_layers = LayerExperts::of(engine);
+        for LayerExperts { layer, experts } in &mut of_layers {
+            if let Some(before) = before.iter().find(|before| before.layer == *layer) {
+                *experts = experts.since(&before.experts);
+            }
+        }
+        let sum = LayerExperts::sum(&of_layers);
+        (of_layers, sum)
+    }
 }
 
 /// What drafts brought to an answer.

@@ -14,7 +14,7 @@ use super::pool::Pool;
 use crate::error::Result;
 use crate::handle::EngineHandle;
 use crate::session::Speculation;
-use crate::text::{fresh_seed, strftime};
+use crate::text::{SamplingFlags, fresh_seed, strftime};
 
 /// One server.
 pub(super) struct App {
@@ -29,13 +29,15 @@ pub(super) struct App {
     pub(super) forms: FormVocabulary,
     /// Where the engine makes embeddings instead of text.
     pub(super) embedder: Option<Embedder>,
+    /// How tokens are chosen where a request says nothing.
+    pub(super) sampling: SamplingFlags,
     /// Of all answers.
     pub(super) speculation: Speculation,
 }
 
 impl App {
     pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, metrics: Arc<Metrics>) -> Result<App> {
-        let ServerSettings { model_name, other_names, n_waiting, speculation, .. } = settings;
+        let ServerSettings { model_name, other_names, n_waiting, sampling, speculation, .. } = settings;
         let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
         let facts = Facts::of(&engine);
         Ok(App {
@@ -48,6 +50,7 @@ impl App {
             model_name,
             other_names,
             started: now(),
+            sampling,
             speculation,
         })
     }

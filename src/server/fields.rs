@@ -100,6 +100,11 @@ impl Fields {
         names.iter().for_each(|name| drop(self.value(name)));
     }
 
+    /// Takes all that is left, which changes nothing here.
+    pub(super) fn ignore_rest(&mut self) {
+        self.left.clear();
+    }
+
     /// Takes a field that may only say what is so anyway.
     pub(super) fn only(&mut self, name: &str, is_so: impl FnOnce(&Value) -> bool, reason: &str) -> Result<(), ApiError> {
         match self.value(name) {

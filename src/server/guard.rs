@@ -17,6 +17,7 @@ use subtle::ConstantTimeEq;
 use super::ServerSettings;
 use super::error::{ApiError, Dialect};
 use super::metrics::Metrics;
+use super::read::drain;
 
 /// A key that is never shown.
 #[derive(Clone)]
@@ -123,7 +124,10 @@ pub(super) async fn guarded(State(gate): State<Arc<Gate>>, request: Request, nex
     let guard = &gate.guard;
     let origin = match guard.check_host(request.headers()).and_then(|()| guard.check_origin(request.headers())) {
         Ok(origin) => origin,
-        Err(error) => return finished(&gate, error.into_response(), dialect, None),
+        Err(error) => {
+            drain(request.into_body()).await;
+            return finished(&gate, error.into_response(), dialect, None);
+        }
     };
     // Browsers ask before they send a request, without a key.
     if request.method() == Method::OPTIONS && origin.is_some() {
@@ -131,7 +135,10 @@ pub(super) async fn guarded(State(gate): State<Arc<Gate>>, request: Request, nex
     }
     let response = match guard.check_key(&request) {
         Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+        Err(error) => {
+            drain(request.into_body()).await;
+            error.into_response()
+        }
     };
     finished(&gate, response, dialect, origin)
 }

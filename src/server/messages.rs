@@ -68,7 +68,8 @@ fn text_of_part(part: Value, path: &str) -> Result<String, ApiError> {
         return Err(ApiError::unsupported(&fields.name("type"), format!("`{kind}` is not supported; the model reads text alone")));
     }
     let text = fields.text("text")?.ok_or_else(|| ApiError::field(&fields.name("text"), "is missing"))?;
-    fields.ignore(&["cache_control"]);
+    // Answers have these, and come back with a conversation.
+    fields.ignore(&["annotations", "cache_control", "citations", "logprobs"]);
     fields.finish()?;
     Ok(text)
 }

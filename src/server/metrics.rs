@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 
 use super::answer::Usage;
 use crate::session::DraftStatistics;
+use crate::stream::ExpertStatistics;
 
 /// What was counted since the start.
 #[derive(Debug, Default)]
@@ -54,8 +55,8 @@ impl Metrics {
         add(&self.n_rejected, drafts.n_drafted.saturating_sub(drafts.n_accepted));
     }
 
-    /// All of them as text, with the sequences that answer and the requests that wait for one.
-    pub(super) fn text(&self, n_leased: usize, n_waiting: usize) -> String {
+    /// All of them as text, with the sequences that answer, the requests that wait for one, and what expert caches were asked for.
+    pub(super) fn text(&self, n_leased: usize, n_waiting: usize, experts: &ExpertStatistics) -> String {
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
             text.push_str(&format!("# HELP tierflow_{name} {help}\n# TYPE tierflow_{name} {kind}\n"));
@@ -79,6 +80,15 @@ impl Metrics {
         family("draft_tokens_total", "counter", "Tokens that were drafted, by whether they came.", &drafted);
         let answers = [("{end=\"whole\"}", read(&self.n_answered)), ("{end=\"abandoned\"}", read(&self.n_abandoned))];
         family("answers_total", "counter", "Answers that ended, by themselves or since the client left.", &answers);
+        if experts.hit_rate().is_some() {
+            let found = [
+                ("{outcome=\"hit\"}", experts.n_hits),
+                ("{outcome=\"host\"}", experts.n_on_host),
+                ("{outcome=\"uploaded\"}", experts.n_misses.saturating_sub(experts.n_on_host)),
+            ];
+            family("experts_total", "counter", "Experts that tokens took: in the cache, computed by the host, or brought.", &found);
+            family("expert_bytes_total", "counter", "Bytes of experts that were brought.", &[("", experts.uploaded.0)]);
+        }
         family("sequences_in_use", "gauge", "Sequences that answer.", &[("", n_leased as u64)]);
         family("requests_waiting", "gauge", "Requests that wait for a sequence.", &[("", n_waiting as u64)]);
         text

@@ -44,6 +44,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::handle::EngineHandle;
 use crate::session::Speculation;
+use crate::text::SamplingFlags;
 use app::App;
 pub use batch::{BatchAnswer, answer_batch};
 pub use forms::{AnswerForm, FormError, FormVocabulary};
@@ -71,6 +72,8 @@ pub struct ServerSettings {
     pub origins: Vec<String>,
     /// Requests that may wait for a sequence; more are refused.
     pub n_waiting: usize,
+    /// How tokens are chosen where a request says nothing; what is missing here is as the model wants it.
+    pub sampling: SamplingFlags,
     /// Whether tokens of answers are drafted.
     pub speculation: Speculation,
 }

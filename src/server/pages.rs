@@ -47,7 +47,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     typed(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
-        Body::from(app.metrics.text(app.pool.n_leased(), app.pool.n_waiting())),
+        Body::from(app.metrics.text(app.pool.n_leased(), app.pool.n_waiting(), &app.engine.expert_statistics())),
     )
 }
 

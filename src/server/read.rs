@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use http_body_util::LengthLimitError;
@@ -17,6 +17,15 @@ use super::pool::ending;
 
 /// A body that is not here after that is given up.
 const MAX_BODY_TIME: Duration = Duration::from_secs(60);
+/// A body that nobody wants is given up after that.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(1);
+/// It is read where it is no longer.
+const MAX_DRAINED_BYTES: usize = 256 << 10;
+
+/// Reads a short body that nobody wants: a client that keeps its connection would find it closed at its next request.
+pub(super) async fn drain(body: Body) {
+    let _ = tokio::time::timeout(MAX_DRAIN_TIME, axum::body::to_bytes(body, MAX_DRAINED_BYTES)).await;
+}
 
 /// The body of a request.
 pub(super) async fn body_of(request: Request) -> Result<Bytes, ApiError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
@@ -10,6 +11,7 @@ use axum::routing::{get, post};
 use super::app::App;
 use super::error::ApiError;
 use super::guard::{Gate, guarded};
+use super::read::drain;
 use super::{anthropic, embeddings, llama_cpp, ollama, openai, pages, responses};
 
 /// All paths of one model.
@@ -49,12 +51,14 @@ pub(super) fn behind(gate: Arc<Gate>, router: Router) -> Router {
     router.layer(from_fn_with_state(gate, guarded))
 }
 
-pub(super) async fn no_path(uri: Uri) -> ApiError {
+pub(super) async fn no_path(uri: Uri, body: Body) -> ApiError {
+    drain(body).await;
     let path: String = uri.path().chars().take(100).collect();
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no path {path}"))
 }
 
-pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
+pub(super) async fn no_method(method: Method, uri: Uri, body: Body) -> ApiError {
+    drain(body).await;
     let path: String = uri.path().chars().take(100).collect();
     let method: String = method.as_str().chars().take(20).collect();
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is not for {method}"))

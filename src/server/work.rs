@@ -96,7 +96,7 @@ impl How {
         Ok(())
     }
 
-    /// Over the model's own settings those of the request, checked. A seed below 0 is a random one, as in llama.cpp.
+    /// Over the model's own settings those of the server, over them those of the request, checked. A seed below 0 is a random one, as in llama.cpp.
     pub(super) fn checked(
         app: &App,
         n_answers: usize,
@@ -104,7 +104,7 @@ impl How {
         seed: Option<i64>,
         options: GenerateOptions,
     ) -> Result<How, ApiError> {
-        let sampling = SamplingSettings::merged(app.engine.defaults(), flags)?;
+        let sampling = SamplingSettings::merged(app.engine.defaults(), &flags.or(&app.sampling))?;
         if options.stop.len() > MAX_STOPS || options.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
             return Err(ApiError::field("stop", format!("may be {MAX_STOPS} texts of {MAX_STOP_BYTES} bytes at most")));
         }

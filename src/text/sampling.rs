@@ -84,6 +84,26 @@ pub enum LogitsNeeded {
     All,
 }
 
+impl SamplingFlags {
+    /// These settings, and where they say nothing, those of `others`.
+    pub fn or(&self, others: &SamplingFlags) -> SamplingFlags {
+        let mut logit_bias = others.logit_bias.clone();
+        logit_bias.extend(&self.logit_bias);
+        SamplingFlags {
+            temperature: self.temperature.or(others.temperature),
+            top_k: self.top_k.or(others.top_k),
+            top_p: self.top_p.or(others.top_p),
+            min_p: self.min_p.or(others.min_p),
+            repeat_penalty: self.repeat_penalty.or(others.repeat_penalty),
+            presence_penalty: self.presence_penalty.or(others.presence_penalty),
+            frequency_penalty: self.frequency_penalty.or(others.frequency_penalty),
+            repeat_last_n: self.repeat_last_n.or(others.repeat_last_n),
+            logit_bias,
+            seed: self.seed.or(others.seed),
+        }
+    }
+}
+
 impl SamplingSettings {
     /// Always the likeliest token.
     pub fn greedy() -> SamplingSettings {

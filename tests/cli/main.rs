@@ -6,6 +6,7 @@ mod chat;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
+mod experts;
 mod files;
 mod habits;
 mod interruptions;

@@ -1,6 +1,7 @@
 //! `cargo xtask TASK`: what a developer, a newcomer and the checks run. Starts programs; the engine itself is not linked.
 
 mod bench;
+mod clients;
 mod demo;
 mod kit;
 mod library;
@@ -28,6 +29,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   web test [--short] [--long] [--large FOLDER] …
                 build it and test it in a browser; web/tests/run.mjs says which options there are
   python        build the wheel of the Python package into target/python, and test it and Haystack's components in an environment there
+  clients       test clients of the server's APIs, from npm and PyPI, against servers on the host and on the GPU
   bench --peers [--json FILE] [--rounds N] [--threads N] [--only TEXT] [--llama-venv DIR] [--accelerate-venv DIR]
                 measure tierflow beside llama.cpp (llama-cpp-python) and Accelerate, in turns, and print medians and ratios;
                 installs them under target/ where no environment is named; CMAKE_ARGS=-DGGML_VULKAN=on builds llama.cpp's
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         ["web", "test", ..] => web::test(&arguments[2..]),
         ["web", port] if port.parse::<u16>().is_ok() => web::serve(port),
         ["python"] => python::run(),
+        ["clients"] => clients::run(),
         ["gpu-kit"] => kit::make(&steps::root().join(kit::FOLDER)),
         ["gpu-kit", folder] if !folder.starts_with('-') => kit::make(Path::new(folder)),
         ["gpu-report", folder] => kit::write_report(Path::new(folder), false),

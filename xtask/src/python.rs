@@ -10,7 +10,7 @@ use crate::steps::{self, Failure, Result, announce};
 use crate::{machine, model};
 
 /// What builds the wheels.
-const BUILDERS: [&str; 2] = ["maturin>=1.7,<2", "hatchling>=1.26,<2"];
+const BUILDERS: &[&str] = &["maturin>=1.7,<2", "hatchling>=1.26,<2"];
 /// What their tests need.
 const REQUIREMENTS: &str = "python/tests/requirements.txt";
 /// No wheel is larger.
@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
 /// Builds the wheel and tests it with `model`, beside the program as it is built; then Haystack's components.
 pub fn check(model: &Path) -> Result<()> {
     let folder = steps::target().join("python");
-    let python = environment(&folder.join("venv"))?;
+    let python = environment(&folder.join("venv"), BUILDERS, REQUIREMENTS)?;
     let wheel = build(&python, &folder.join("wheels"))?;
     install(&python, &wheel, &[])?;
     // What it needs to be built is there.
@@ -56,12 +56,12 @@ fn install(python: &Path, package: &Path, options: &[&str]) -> Result<()> {
     steps::run(command.arg(package))
 }
 
-/// The python of an environment with [`BUILDERS`] and [`REQUIREMENTS`], which is made where it is missing.
-fn environment(folder: &Path) -> Result<PathBuf> {
+/// The python of an environment with `packages` and those that the file `requirements` lists, which is made where it is missing.
+pub fn environment(folder: &Path, packages: &[&str], requirements: &str) -> Result<PathBuf> {
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    let requirements = steps::root().join(REQUIREMENTS);
-    let listed = fs::read_to_string(&requirements).map_err(|error| Failure::new(format!("cannot read {REQUIREMENTS}: {error}")))?;
-    let (stamp, stamp_file) = (format!("{}\n{listed}", BUILDERS.join("\n")), folder.join("installed.txt"));
+    let list = steps::root().join(requirements);
+    let listed = fs::read_to_string(&list).map_err(|error| Failure::new(format!("cannot read {requirements}: {error}")))?;
+    let (stamp, stamp_file) = (format!("{}\n{listed}", packages.join("\n")), folder.join("installed.txt"));
     if fs::read_to_string(&stamp_file).is_ok_and(|found| found == stamp) && steps::succeeds(&python.to_string_lossy(), &["--version"]) {
         return Ok(python);
     }
@@ -73,8 +73,8 @@ fn environment(folder: &Path) -> Result<PathBuf> {
         make(base().ok_or_else(|| Failure::new(format!("python3 is older than {}.{}", OLDEST.0, OLDEST.1)))?)?;
     }
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(BUILDERS);
-    steps::run(pip.arg("-r").arg(&requirements))?;
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages);
+    steps::run(pip.arg("-r").arg(&list))?;
     fs::write(&stamp_file, stamp).map_err(|error| Failure::new(format!("cannot write {}: {error}", stamp_file.display())))?;
     Ok(python)
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::steps::{self, Outcome, Result, announce};
-use crate::{kit, library, machine, model, web};
+use crate::{clients, kit, library, machine, model, python, web};
 
 /// Runs the steps in order, fast ones first; the first that fails ends it with its exit code.
 pub fn run() -> Result<()> {
@@ -25,6 +25,8 @@ fn run_steps(summary: &mut Summary) -> Result<()> {
     summary.time("adapter", machine::ensure_adapter)?;
     let model = summary.time("model", model::ensure)?;
     summary.time("tests", || steps::run(&mut tests(&model)))?;
+    summary.time("clients", || clients::check(&model))?;
+    summary.time("python", || python::check(&model))?;
     summary.time_if_possible("gpu-kit", kit::rehearse)?;
     summary.time("web", web::check)?;
     summary.time_if_possible("browser", web::check_in_browser)

@@ -64,18 +64,20 @@ pub fn test(arguments: &[String]) -> Result<()> {
 /// Runs tests of what is built, with the tools and models that they need.
 fn run_tests(arguments: &[String]) -> Result<()> {
     let node = machine::ensure_node()?;
-    let folder = steps::root().join("web");
-    if !has_tools(&folder) {
-        steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))?;
-    }
+    ensure_packages(&steps::root().join("web"))?;
     // One that answers at once, for tests that do not care what it says, and one with experts.
     let (model, tiny) = (model::ensure()?, small_model("tiny.gguf", &LlamaShape::tiny(), 1)?);
     let experts = small_model("experts.gguf", &LlamaShape::small_experts(), 5)?;
     steps::run(runner(&node, arguments).arg("--model").arg(model).arg("--tiny").arg(tiny).arg("--experts").arg(experts))
 }
 
-/// Whether the tools in `folder` are those that its list names now: npm writes its own list once all are there.
-fn has_tools(folder: &Path) -> bool {
+/// Installs what the list of packages in `folder` names, where that is not there.
+pub fn ensure_packages(folder: &Path) -> Result<()> {
+    if has_packages(folder) { Ok(()) } else { steps::run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(folder)) }
+}
+
+/// Whether the packages in `folder` are those that its list names now: npm writes its own list once all are there.
+fn has_packages(folder: &Path) -> bool {
     let written = |name: &str| fs::metadata(folder.join(name)).and_then(|metadata| metadata.modified());
     matches!((written("package-lock.json"), written("node_modules/.package-lock.json")), (Ok(wanted), Ok(there)) if there >= wanted)
 }

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::chat::ChatArgs;
 use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
-use super::{parse_or_default, parse_whole};
+use super::parse_whole;
+use super::sampling::SamplingArgs;
 use crate::cli::familiar::names_a_model;
 use crate::error::Result;
 
@@ -67,14 +68,6 @@ impl RunArgs {
     }
 }
 
-/// A token and its bias, in llama.cpp's form.
-fn parse_bias(text: &str) -> std::result::Result<(u32, f32), String> {
-    let wrong = || "is no token id with a bias; write 15043+1, 15043-0.5 or 15043-inf".to_owned();
-    let at = text.find(['+', '-']).ok_or_else(wrong)?;
-    let (id, bias) = text.split_at(at);
-    Ok((id.parse().map_err(|_| wrong())?, bias.parse().map_err(|_| wrong())?))
-}
-
 /// Whether a model thinks before it answers, in ollama's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Thinking {
@@ -118,41 +111,9 @@ pub struct GenerationArgs {
     /// The random one is printed.
     #[arg(short, long, env = "TIERFLOW_SEED", default_value_t = -1, allow_negative_numbers = true, value_name = "N", value_parser = parse_whole)]
     pub seed: i64,
-    /// Temperature; 0 takes the likeliest [default: 0.8]
-    ///
-    /// Of every sampling option, the default is the model's own where it has one.
-    #[arg(long, alias = "temperature", env = "TIERFLOW_TEMP", value_name = "T", allow_negative_numbers = true)]
-    pub temp: Option<f32>,
-    /// Sample among the K likeliest tokens; 0 for all [default: 40]
-    ///
-    /// -1 means all, too. The default is the model's own where it has one.
-    #[arg(long, env = "TIERFLOW_TOP_K", value_name = "K", value_parser = parse_or_default, allow_negative_numbers = true)]
-    pub top_k: Option<u32>,
-    /// Sample among the likeliest tokens whose probabilities add up to this [default: 0.95]
-    ///
-    /// The default is the model's own where it has one.
-    #[arg(long, env = "TIERFLOW_TOP_P", value_name = "P", allow_negative_numbers = true)]
-    pub top_p: Option<f32>,
-    /// Sample among tokens at least this likely, relative to the likeliest [default: the model's, else 0.05]
-    #[arg(long, env = "TIERFLOW_MIN_P", value_name = "P", allow_negative_numbers = true)]
-    pub min_p: Option<f32>,
-    /// Divide the logits of repeated tokens by this [default: the model's, else 1]
-    #[arg(long, env = "TIERFLOW_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true)]
-    pub repeat_penalty: Option<f32>,
-    /// Take this from the logits of repeated tokens [default: 0]
-    #[arg(long, env = "TIERFLOW_PRESENCE_PENALTY", value_name = "X", allow_negative_numbers = true)]
-    pub presence_penalty: Option<f32>,
-    /// Take this from the logits of repeated tokens each time that they came [default: 0]
-    #[arg(long, env = "TIERFLOW_FREQUENCY_PENALTY", value_name = "X", allow_negative_numbers = true)]
-    pub frequency_penalty: Option<f32>,
-    /// Add to the logit of a token, as in 15043+1 or 15043-1; may be given several times
-    ///
-    /// -inf forbids the token. `tierflow tokenize` shows ids.
-    #[arg(short = 'l', long, env = "TIERFLOW_LOGIT_BIAS", value_name = "ID+X", value_parser = parse_bias)]
-    pub logit_bias: Vec<(u32, f32)>,
-    /// How many of the last tokens count as repeated; 0 none, -1 all [default: 64]
-    #[arg(long, env = "TIERFLOW_REPEAT_LAST_N", value_name = "N", allow_negative_numbers = true, value_parser = parse_whole)]
-    pub repeat_last_n: Option<i64>,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// Text that ends the answer; may be given several times
     #[arg(long, alias = "reverse-prompt", env = "TIERFLOW_STOP", value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,

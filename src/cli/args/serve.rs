@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::model::{ModelArgs, PlacementArgs};
+use super::sampling::SamplingArgs;
 use crate::server::KeepAlive;
 
 /// `tierflow serve`
@@ -48,6 +49,9 @@ pub struct ServeArgs {
     /// Make embeddings instead of text, as models for embeddings do by themselves
     #[arg(long, alias = "embedding", env = "TIERFLOW_EMBEDDINGS")]
     pub embeddings: bool,
+    /// How tokens are chosen where a request says nothing.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// Where it goes.
     #[command(flatten)]
     pub placement: PlacementArgs,

@@ -9,6 +9,7 @@ use textwrap::core::display_width;
 
 use super::Measured;
 use crate::cli::args::{BenchArgs, BenchOutput, GpuLayers};
+use crate::cli::statistics::LayerExperts;
 use crate::cli::terminal::{Stream, note, print, print_json, print_report};
 use crate::device::Device;
 use crate::engine::{Engine, MemoryUse};
@@ -58,10 +59,17 @@ pub(super) struct Row {
     stall_secs_per_forward: f64,
     /// What the slowest link alone would allow, in tokens per second; `None` where nothing streams.
     link_bound_ts: Option<f64>,
+    /// The share of the experts taken that the cache had; `None` where none pass through a cache.
+    expert_hit_rate: Option<f64>,
+    /// The share of them that the host computed with.
+    expert_host_share: Option<f64>,
+    /// What the expert cache was asked for during the last repetition, by each layer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    experts_of_layers: Vec<LayerExperts>,
 }
 
 /// The columns of comma-separated values: all that is one value.
-const CSV_COLUMNS: [&str; 28] = [
+const CSV_COLUMNS: [&str; 30] = [
     "model_filename",
     "model_type",
     "model_size",
@@ -90,12 +98,15 @@ const CSV_COLUMNS: [&str; 28] = [
     "overlapped",
     "stall_secs_per_forward",
     "link_bound_ts",
+    "expert_hit_rate",
+    "expert_host_share",
 ];
 
 impl Row {
     /// What was `measured` on `engine`.
     pub(super) fn new(engine: &Engine, measured: &Measured) -> Row {
-        let Measured { test, n_threads, n_gpu_layers, secs, traced } = measured;
+        let Measured { test, n_threads, n_gpu_layers, secs, traced, experts } = measured;
+        let all_experts = LayerExperts::sum(experts);
         let (config, prepared, plan) = (engine.config(), engine.prepared(), engine.plan());
         let forwards = test.forwards(plan);
         let predicted_secs: f64 = forwards.iter().map(|forwards| prepared.predict_all(forwards).secs).sum();
@@ -140,6 +151,9 @@ impl Row {
             overlapped: traced.overlapped,
             stall_secs_per_forward: traced.stall_secs / n_forwards as f64,
             link_bound_ts: (link_secs > 0.0).then(|| n_tokens / link_secs),
+            expert_hit_rate: all_experts.hit_rate(),
+            expert_host_share: all_experts.host_share(),
+            experts_of_layers: experts.clone(),
         }
     }
 }
@@ -228,9 +242,7 @@ impl Report {
                 let cells = self.columns.cells(&row);
                 let head = if is_first { Columns::head(&cells) } else { String::new() };
                 print(&format!("{head}{}", Columns::line(&cells)))?;
-                if self.columns.streams == Streams::Below {
-                    print_report(&Columns::below(&row))?;
-                }
+                print_report(&self.columns.below(&row))?;
             }
             BenchOutput::Csv => {
                 let head = if is_first { format!("{}\n", CSV_COLUMNS.join(",")) } else { String::new() };
@@ -278,16 +290,21 @@ impl Columns {
         Columns { streams: if fits || self.streams == Streams::Nowhere { self.streams } else { Streams::Below }, ..self }
     }
 
-    /// What streams, in a line below the row.
-    fn below(row: &Row) -> String {
+    /// What streams, where it has no columns, and what an expert cache had, in a line below the row.
+    fn below(self, row: &Row) -> String {
         let moved =
             |what: &str, bytes: Bytes, rate: BytesPerSec| (bytes > Bytes::ZERO).then(|| format!("{what} {bytes}/forward at {rate}"));
-        let parts = [
+        let streams = [
             moved("uploaded", row.uploaded_per_forward, row.upload_rate),
             moved("from disk", row.fetched_per_forward, row.fetch_rate),
             row.link_bound_ts.map(|bound| format!("{:.0} % overlapped · link bound {bound:.1} t/s", row.overlapped * 100.0)),
         ];
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let experts = [
+            row.expert_hit_rate.map(|rate| format!("{:.0} % of experts found", rate * 100.0)),
+            row.expert_host_share.map(|share| format!("{:.0} % computed by the CPU", share * 100.0)),
+        ];
+        let streams = streams.into_iter().filter(|_| self.streams == Streams::Below);
+        let parts: Vec<String> = streams.chain(experts).flatten().collect();
         if parts.is_empty() { String::new() } else { format!("  {}\n", parts.join(" · ")) }
     }
 

@@ -33,7 +33,8 @@ impl Block {
     fn of(self, text: &str) -> Value {
         match self {
             Block::Thinking => json!({ "type": "thinking", "thinking": text, "signature": "" }),
-            Block::Text => json!({ "type": "text", "text": text }),
+            // Specified to be a list or null, which some clients take for an error.
+            Block::Text => json!({ "type": "text", "text": text, "citations": [] }),
             Block::Call => tool_use("", "", json!({})),
         }
     }
@@ -49,7 +50,7 @@ impl Block {
 
 /// A call as a block, with what it is called with or, where that comes later, nothing.
 fn tool_use(id: &str, name: &str, input: Value) -> Value {
-    json!({ "type": "tool_use", "id": id, "name": name, "input": input })
+    json!({ "type": "tool_use", "id": id, "name": name, "input": input, "caller": { "type": "direct" } })
 }
 
 impl Anthropic {
@@ -60,7 +61,7 @@ impl Anthropic {
     fn message(&self, content: Vec<Value>, end: &Value, usage: &Value) -> Value {
         json!({
             "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
-            "stop_reason": end["stop_reason"], "stop_sequence": end["stop_sequence"], "usage": usage,
+            "stop_reason": end["stop_reason"], "stop_sequence": end["stop_sequence"], "stop_details": null, "container": null, "usage": usage,
         })
     }
 
@@ -148,12 +149,14 @@ fn ended(end: &End) -> Value {
         (FinishReason::Stop, Some(_)) => "stop_sequence",
         (FinishReason::Stop, None) => "end_turn",
     };
-    json!({ "stop_reason": reason, "stop_sequence": end.stop })
+    json!({ "stop_reason": reason, "stop_sequence": end.stop, "stop_details": null, "container": null })
 }
 
 fn usage_of(usage: &Usage) -> Value {
     json!({
-        "input_tokens": usage.n_prompt - usage.n_cached, "cache_creation_input_tokens": 0, "cache_read_input_tokens": usage.n_cached,
-        "output_tokens": usage.n_generated,
+        "input_tokens": usage.n_prompt - usage.n_cached, "cache_creation": null, "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.n_cached, "output_tokens": usage.n_generated,
+        "output_tokens_details": { "thinking_tokens": usage.n_reasoning }, "inference_geo": null, "server_tool_use": null,
+        "service_tier": "standard",
     })
 }

@@ -15,6 +15,7 @@ use crate::server::error::ApiError;
 use crate::server::keep_alive::KeepAlive;
 use crate::server::metrics::Metrics;
 use crate::server::pool::ending;
+use crate::stream::ExpertStatistics;
 use crate::units::Bytes;
 
 /// Between two looks at who is idle.
@@ -241,5 +242,10 @@ impl Models {
     pub(super) fn counts(&self) -> (usize, usize) {
         let apps = self.apps();
         (apps.iter().map(|app| app.pool.n_leased()).sum(), apps.iter().map(|app| app.pool.n_waiting()).sum())
+    }
+
+    /// What the expert caches of those that are loaded were asked for.
+    pub(super) fn experts(&self) -> ExpertStatistics {
+        self.apps().iter().map(|app| app.engine.expert_statistics()).sum()
     }
 }

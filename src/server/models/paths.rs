@@ -48,7 +48,8 @@ async fn health(State(models): State<Arc<Models>>) -> Result<Response, ApiError>
 
 async fn metrics(State(models): State<Arc<Models>>) -> Response {
     let (n_leased, n_waiting) = models.counts();
-    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(models.metrics.text(n_leased, n_waiting)))
+    let text = models.metrics.text(n_leased, n_waiting, &models.experts());
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Body::from(text))
 }
 
 async fn list(State(models): State<Arc<Models>>) -> Response {
@@ -162,7 +163,7 @@ async fn asked(models: Arc<Models>, of_models: Router<Arc<App>>, request: Reques
         }
         (Request::from_parts(parts, Body::from(body)), models.app(index, keep_alive).await?)
     } else {
-        return Ok(no_path(request.uri().clone()).await.into_response());
+        return Ok(no_path(request.uri().clone(), request.into_body()).await.into_response());
     };
     let answer = TowerToHyperService::new(of_models.with_state(app)).call(request).await;
     answer.map_err(|never| match never {})

@@ -1,4 +1,5 @@
-//! What requests of Ollama's API may say.
+//! What requests of Ollama's API may say. Fields and options that are not known are passed over, as in Ollama, whose clients send many that
+//! are of no account; those that would change the answer, and are known, are refused.
 
 use serde_json::Value;
 
@@ -20,26 +21,6 @@ pub(super) struct Asked {
     /// The model as it was asked for.
     pub(super) name: Option<String>,
 }
-
-/// Options of Ollama's engine that change no answer here.
-const HARMLESS_OPTIONS: [&str; 16] = [
-    "numa",
-    "num_batch",
-    "num_gpu",
-    "main_gpu",
-    "low_vram",
-    "f16_kv",
-    "logits_all",
-    "vocab_only",
-    "use_mmap",
-    "use_mlock",
-    "embedding_only",
-    "num_thread",
-    "num_keep",
-    "mirostat_tau",
-    "mirostat_eta",
-    "penalize_newline",
-];
 
 /// Reads `/api/chat`.
 pub(super) fn read_chat(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
@@ -114,7 +95,6 @@ fn read_rest(
     };
     let variables = if grammar.is_some() { form_variables(app, variables, "format")? } else { variables };
     let n_logprobs = read_logprobs(fields, "logprobs", "top_logprobs")?;
-    fields.ignore(&["keep_alive"]);
     let mut how = match fields.value("options") {
         Some(options) => read_options(app, Fields::of_value(options, "options")?)?,
         None => How::checked(app, 1, &SamplingFlags::default(), None, GenerateOptions::default())?,
@@ -123,6 +103,7 @@ fn read_rest(
     let splits_reasoning = grammar.is_none();
     how.grammar = grammar;
     how.options.n_logprobs = n_logprobs;
+    fields.ignore_rest();
     let work = encode(app, variables)?.map(|prompt| Work::new(app, vec![prompt], how, splits_reasoning)).transpose()?;
     Ok(Asked { work, is_streamed, name })
 }
@@ -161,7 +142,5 @@ fn read_options(app: &App, mut fields: Fields) -> Result<How, ApiError> {
     }
     let options = GenerateOptions { max_tokens, stop: fields.texts("stop")?.unwrap_or_default(), ..GenerateOptions::default() };
     let seed = fields.integer("seed")?;
-    fields.ignore(&HARMLESS_OPTIONS);
-    fields.finish()?;
     How::checked(app, 1, &flags, seed, options)
 }

@@ -54,7 +54,7 @@ impl OpenAi {
         }
         // Beside calls, no words are null.
         let content = if answer.calls.is_empty() || !answer.text.is_empty() { answer.text.as_str().into() } else { Value::Null };
-        let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+        let mut message = json!({ "role": "assistant", "content": content, "refusal": null, "annotations": [] });
         if !answer.calls.is_empty() {
             message["tool_calls"] = answer.calls.iter().map(|call| call.to_json()).collect();
         }

@@ -8,9 +8,9 @@ use crate::server::fields::{Fields, is_nothing};
 use crate::server::grammar::Grammar;
 use crate::server::messages::{effort_variables, encode, form_variables, read_messages};
 use crate::server::tools::{ToolChoice, Tools};
-use crate::server::work::{How, Work};
+use crate::server::work::{How, Work, sampling_flags};
 use crate::session::GenerateOptions;
-use crate::text::SamplingFlags;
+use crate::text::SamplingSettings;
 
 /// A request for an answer.
 pub(super) struct Asked {
@@ -26,12 +26,12 @@ const ECHOED: [&str; 11] = [
     "max_output_tokens",
     "metadata",
     "parallel_tool_calls",
+    "prompt_cache_key",
     "reasoning",
-    "temperature",
+    "safety_identifier",
     "text",
     "tool_choice",
     "tools",
-    "top_p",
     "user",
 ];
 
@@ -39,9 +39,12 @@ const ECHOED: [&str; 11] = [
 const HARMLESS: [&str; 8] =
     ["metadata", "user", "store", "include", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"];
 
+/// What a response says of a tool where the request said nothing.
+const TOOL_DEFAULTS: [&str; 3] = ["description", "parameters", "strict"];
+
 /// Reads `/v1/responses`.
 pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
-    let echo = fields.copies(&ECHOED);
+    let mut echo = fields.copies(&ECHOED);
     app.read_model(fields)?;
     let instructions = fields.text("instructions")?.map(|text| json!({ "role": "system", "content": text }));
     let input = fields.value("input").ok_or_else(|| ApiError::field("input", "is missing"))?;
@@ -54,7 +57,7 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     if grammar.is_some() || is_demanded {
         variables = form_variables(app, variables, if is_demanded { "tool_choice" } else { "text.format" })?;
     }
-    let flags = SamplingFlags { temperature: fields.number("temperature")?, top_p: fields.number("top_p")?, ..SamplingFlags::default() };
+    let flags = sampling_flags(app, fields)?;
     let max_tokens = fields.count("max_output_tokens")?.map(|most| most as usize);
     let is_streamed = fields.flag("stream")?.unwrap_or(false);
     for name in ["previous_response_id", "conversation", "prompt", "background", "top_logprobs", "max_tool_calls", "stream_options"] {
@@ -63,11 +66,31 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     fields.only("truncation", |how| how == "disabled", "is not supported")?;
     fields.ignore(&HARMLESS);
     let mut how = How::checked(app, 1, &flags, None, GenerateOptions { max_tokens, ..GenerateOptions::default() })?;
+    complete(&mut echo, &how.sampling);
     how.grammar = grammar;
     let splits_reasoning = how.grammar.is_none() && !is_demanded;
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     how.offer(app, tools)?;
     Ok(Asked { work: Work::new(app, vec![prompt], how, splits_reasoning)?, is_streamed, echo })
+}
+
+/// Adds to what is repeated how tokens are chosen, and what is missing in tools.
+fn complete(echo: &mut Map<String, Value>, sampling: &SamplingSettings) {
+    let numbers = [
+        ("temperature", sampling.temperature),
+        ("top_p", sampling.top_p),
+        ("presence_penalty", sampling.presence_penalty),
+        ("frequency_penalty", sampling.frequency_penalty),
+    ];
+    // As decimals, not as what the nearest f32 is in f64.
+    let decimal = |number: f32| number.to_string().parse().unwrap_or(f64::from(number));
+    echo.extend(numbers.map(|(name, number)| (name.to_owned(), decimal(number).into())));
+    let tools = echo.get_mut("tools").and_then(Value::as_array_mut).into_iter().flatten();
+    for tool in tools.filter_map(Value::as_object_mut) {
+        for name in TOOL_DEFAULTS {
+            tool.entry(name).or_insert(Value::Null);
+        }
+    }
 }
 
 /// The messages of `input`, a text or items, in the form of chat completions.

@@ -74,15 +74,21 @@ impl Responses {
 
     fn response(&self, status: &str, output: &[Value], usage: &Value) -> Value {
         let cut = if self.is_cut { json!({ "reason": "max_output_tokens" }) } else { Value::Null };
+        let completed = (status == "completed").then(now);
         let mut response = json!({
-            "id": self.id, "object": "response", "created_at": self.created, "status": status, "background": false, "error": null,
-            "incomplete_details": cut, "instructions": null, "max_output_tokens": null, "model": self.model, "output": output,
-            "parallel_tool_calls": true, "previous_response_id": null, "reasoning": { "effort": null, "summary": null }, "store": false,
-            "temperature": null, "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [], "top_p": null,
-            "truncation": "disabled", "usage": usage, "user": null, "metadata": {},
+            "id": self.id, "object": "response", "created_at": self.created, "completed_at": completed, "status": status,
+            "background": false, "error": null, "incomplete_details": cut, "instructions": null, "max_output_tokens": null,
+            "max_tool_calls": null, "model": self.model, "output": output, "parallel_tool_calls": true, "previous_response_id": null,
+            "prompt_cache_key": null, "reasoning": { "effort": null, "summary": null }, "safety_identifier": null,
+            "service_tier": "default", "store": false, "text": { "format": { "type": "text" } }, "tool_choice": "auto", "tools": [],
+            "top_logprobs": 0, "truncation": "disabled", "usage": usage, "user": null, "metadata": {},
         });
         for (name, value) in &self.echo {
-            response[name] = value.clone();
+            match (response.get_mut(name), value) {
+                // What the request leaves out of these stays as it is where nothing is said.
+                (Some(Value::Object(known)), Value::Object(said)) => known.extend(said.clone()),
+                _ => response[name] = value.clone(),
+            }
         }
         response
     }

@@ -15,7 +15,7 @@ mod tools;
 use serde_json::{Value, json};
 
 /// A greedy chat request of one message.
-fn hello(max_tokens: u32) -> Value {
+pub fn hello(max_tokens: u32) -> Value {
     json!({ "messages": [{ "role": "user", "content": "hello" }], "temperature": 0, "max_tokens": max_tokens })
 }
 

@@ -70,7 +70,7 @@ fn ollama_s_errors_are_one_text() {
     for (path, body, status, words) in [
         ("/api/chat", json!({ "model": "llama3.2", "messages": messages }), 404, "llama3.2"),
         ("/api/chat", json!({ "messages": messages, "options": { "num_ctx": 4096 } }), 400, "128"),
-        ("/api/chat", json!({ "messages": messages, "options": { "what": 1 } }), 400, "options.what"),
+        ("/api/chat", json!({ "messages": messages, "options": { "mirostat": 1 } }), 400, "options.mirostat"),
         ("/api/chat", json!({ "messages": messages, "format": "xml" }), 400, "format"),
         ("/api/chat", json!({ "messages": messages, "think": "much" }), 400, "think"),
         ("/api/chat", json!({ "messages": [{ "role": "user", "content": "x", "images": ["AAAA"] }] }), 400, "images"),
@@ -93,7 +93,7 @@ fn anthropic_s_messages_are_blocks() {
     let messages = json!([{ "role": "user", "content": [{ "type": "text", "text": "hello" }] }]);
     let asked = json!({ "model": "folder", "max_tokens": 8, "temperature": 0, "messages": messages, "metadata": { "user_id": "u" } });
     let answer = server.json("/v1/messages", &asked);
-    assert_eq!(answer["content"], json!([{ "type": "text", "text": text }]));
+    assert_eq!(answer["content"], json!([{ "type": "text", "text": text, "citations": [] }]));
     assert_eq!((answer["stop_reason"].as_str(), answer["usage"]["output_tokens"].as_u64()), (Some("max_tokens"), Some(8)));
     let counted = server.json("/v1/messages/count_tokens", &json!({ "model": "folder", "messages": messages }))["input_tokens"].clone();
     let usage = &answer["usage"];

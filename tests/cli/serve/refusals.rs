@@ -1,5 +1,8 @@
 //! What a server refuses: who may not ask, what it cannot do, what is no request.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 
 use super::client::{Reply, Server};
@@ -135,4 +138,38 @@ fn an_address_that_others_reach_needs_a_key_or_a_word() {
     assert!(home.refusal(2, &["serve", &model, "--cors", "app.example"]).contains("--cors"));
     assert!(home.refusal(2, &["serve", &model, "--host", "no.such.host.invalid"]).contains("--host"));
     assert!(!home.refusal(2, &["serve", &model, "--api-key", "a secret"]).contains("a secret"));
+}
+
+#[test]
+fn a_connection_stays_where_a_body_is_not_wanted() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.folder_model(), &["-c", "64", "--api-key", "secret"]);
+    let mut stream = server.connect();
+    let body = "x".repeat(200_000);
+    for (path, key, status) in [("/v1/nothing", "secret", 404), ("/v1/models", "secret", 405), ("/v1/completions", "wrong", 401)] {
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        let response = next_response(&mut stream);
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {response}");
+    }
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    assert!(next_response(&mut stream).starts_with("HTTP/1.1 200 "));
+}
+
+/// Head and body of a response whose length is told, on a connection that stays open.
+fn next_response(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} after {:?}", text(&bytes)));
+        bytes.push(byte[0]);
+    }
+    let head = text(&bytes).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length").parse().expect("a number");
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).expect("the body");
+    text(&bytes) + &text(&body)
 }

@@ -37,7 +37,7 @@ fn a_response_is_the_chats_answer() {
     assert_eq!(text(&response), expected);
     assert_eq!((&response["object"], &response["status"]), (&json!("response"), &json!("incomplete")));
     assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
-    assert_eq!((&response["temperature"], &response["metadata"]["a"], &response["store"]), (&json!(0), &json!("b"), &json!(false)));
+    assert_eq!((&response["temperature"], &response["metadata"]["a"], &response["store"]), (&json!(0.0), &json!("b"), &json!(false)));
     assert_eq!(response["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
     assert_eq!(response["usage"]["output_tokens"], 12);
     // The same as items, with instructions in place of a system message.
