@@ -1,23 +1,24 @@
 //! `tierflow convert`: a model as a GGUF file.
 
-use crate::cli::args::ConvertArgs;
+use crate::cli::args::{ConvertArgs, LoraArg};
 use crate::cli::locate::locate;
 use crate::cli::terminal::{Progress, Visibility, note, print_json, print_path};
-use crate::convert::{ConvertOptions, convert};
+use crate::convert::{ConvertOptions, convert_with};
 use crate::error::Result;
 use crate::units::listed;
 
 /// Writes the file that `args` name. Its path goes to stdout, all else to stderr.
 ///
 /// # Errors
-/// As [`convert`], and those of finding the model.
+/// As [`convert_with`], and those of finding the model.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let (source, out) = (args.source()?, args.out()?);
     crate::platform::check_folder(&out)?;
     let model = locate(&source, Visibility::Auto)?;
+    let loras = LoraArg::read(&args.merge_lora)?;
     let options = ConvertOptions { file_type: args.file_type, pure: args.pure };
     let bar = Progress::new(Visibility::Auto);
-    let outcome = convert(&model, &out, options, &mut |done, total| bar.update("converting", done, total));
+    let outcome = convert_with(&model, &loras, &out, options, &mut |done, total| bar.update("converting", done, total));
     bar.finish();
     let written = outcome?;
     if args.json {

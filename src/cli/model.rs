@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accelerate::{DeviceMap, DeviceMapMode};
-use crate::cli::args::{DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, ModelSource, ObjectiveArg, PlacementArgs, UploadArg};
+use crate::cli::args::{
+    DeviceMapArg, GpuLayers, IoArg, KernelsArg, KvDtypeArg, LoraArg, ModelSource, ObjectiveArg, PlacementArgs, UploadArg,
+};
 use crate::cli::expert_profile;
 use crate::cli::locate::locate_or_fetch;
 use crate::cli::terminal::{Progress, Visibility, note};
 use crate::device::{GpuLimits, KernelChoice};
 use crate::engine::{Engine, EngineBuilder, Prepared};
 use crate::error::{Error, Result};
+use crate::lora::Scaled;
 use crate::machine::Measure;
 use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
 use crate::platform::{self, IoMode};
@@ -107,7 +110,7 @@ impl<'a> Placement<'a> {
     /// An engine builder for `model`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] where the system gives no thread.
+    /// [`crate::error::Error::Io`] where the system gives no thread; those of reading adapters.
     pub fn builder(self, model: &Path) -> Result<EngineBuilder> {
         let Placement { args, options } = self;
         // 0 leaves the number to the machine.
@@ -125,7 +128,8 @@ impl<'a> Placement<'a> {
             }
         });
         let builder = Engine::builder(model).device(args.device).io(io).limits(limits).plan_options(options);
-        Ok(with_machine(builder, args))
+        let loras = LoraArg::read(&args.lora.lora)?.into_iter();
+        Ok(with_machine(loras.fold(builder, |builder, Scaled { adapter, scale }| builder.lora(adapter, scale)), args))
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::merge::merged;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::model::{Checkpoint, Format, Origin, as_gguf};
+use crate::lora::Scaled;
+use crate::model::{Checkpoint, Format, Origin, as_gguf, hugging_face_name};
 use crate::platform::ByteSource;
 use crate::text::text_keys;
 use crate::weights::{Catalog, MetaValue, NewTensor, TensorId, WrittenValue, gguf, written_pairs};
@@ -62,10 +64,10 @@ const OWN_KEYS: [&str; 3] = ["general.file_type", "general.quantization_version"
 const SPLIT_KEYS: &str = "split.";
 
 impl Input {
-    pub(super) fn new(checkpoint: Checkpoint) -> Result<Input> {
+    pub(super) fn new(checkpoint: Checkpoint, loras: &[Scaled]) -> Result<Input> {
         let mut input = match checkpoint.format {
-            Format::Gguf => Input::of_gguf(checkpoint)?,
-            Format::HuggingFace { .. } => Input::of_folder(checkpoint)?,
+            Format::Gguf => Input::of_gguf(checkpoint, loras)?,
+            Format::HuggingFace { .. } => Input::of_folder(checkpoint, loras)?,
         };
         // As llama.cpp orders them: rules count the layers in this order.
         input.tensors.sort_by(|a, b| (a.layer(), &a.name).cmp(&(b.layer(), &b.name)));
@@ -73,7 +75,7 @@ impl Input {
     }
 
     /// Under the file's own names, with its pairs byte for byte.
-    fn of_gguf(checkpoint: Checkpoint) -> Result<Input> {
+    fn of_gguf(mut checkpoint: Checkpoint, loras: &[Scaled]) -> Result<Input> {
         let mut heads = checkpoint.sources.iter().map(|part| gguf::Head::read(part.as_ref())).collect::<Result<Vec<_>>>()?;
         let catalog = gguf::join(&mut heads, &|name| name.to_owned())?;
         let metadata = heads.swap_remove(0).metadata;
@@ -94,11 +96,12 @@ impl Input {
             origin: Origin::Tensors { parts: vec![id], interleaved_heads: None, offset: 0.0 },
         });
         let tensors = tensors.collect();
+        let catalog = with_loras(&mut checkpoint, loras, catalog)?;
         let (path, sources) = (checkpoint.path, checkpoint.sources);
         Ok(Input { path, architecture, pairs, tensors, catalog, sources, n_layers, n_experts, notes: Vec::new() })
     }
 
-    fn of_folder(checkpoint: Checkpoint) -> Result<Input> {
+    fn of_folder(mut checkpoint: Checkpoint, loras: &[Scaled]) -> Result<Input> {
         let model = as_gguf(&checkpoint)?;
         let mut keys = model.keys;
         keys.push(("general.type".to_owned(), MetaValue::String("model".to_owned())));
@@ -121,16 +124,34 @@ impl Input {
             keeps_dtype: false,
             origin: tensor.origin,
         });
+        let tensors = tensors.collect();
+        let catalog = checkpoint.catalog.clone();
+        let catalog = with_loras(&mut checkpoint, loras, catalog)?;
         Ok(Input {
             architecture: model.architecture,
             pairs: keys.iter().map(|(key, value)| (key.clone(), WrittenValue::from(value))).collect(),
-            tensors: tensors.collect(),
+            tensors,
             n_layers: checkpoint.config.n_layers as u64,
             n_experts: 0,
             path: checkpoint.path,
-            catalog: checkpoint.catalog,
+            catalog,
             sources: checkpoint.sources,
             notes,
         })
     }
+}
+
+/// `catalog` with adapters merged into its matrices; that of a GGUF file has its own names.
+fn with_loras(checkpoint: &mut Checkpoint, loras: &[Scaled], catalog: Catalog) -> Result<Catalog> {
+    if loras.is_empty() {
+        return Ok(catalog);
+    }
+    let mut sources = checkpoint.sources.clone();
+    let name_of = |name: &str| match checkpoint.format {
+        Format::Gguf => hugging_face_name(name, checkpoint.config.family),
+        Format::HuggingFace { .. } => name.to_owned(),
+    };
+    let catalog = merged(checkpoint, loras, catalog, &mut sources, &name_of)?;
+    checkpoint.sources = sources;
+    Ok(catalog)
 }

@@ -2,6 +2,7 @@
 //! Tensors pass through a few rows at a time, so that memory does not grow with the model.
 
 mod input;
+mod merge;
 mod mix;
 mod rows;
 
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use crate::dtype::DType;
 use crate::error::{Argument, Error, Result};
+use crate::lora::Scaled;
 use crate::model::Checkpoint;
 use crate::platform::{self, IoMode};
 use crate::units::Bytes;
@@ -51,13 +53,27 @@ const QUANTIZATION_VERSION: u64 = 2;
 /// Those of reading the model; [`Error::InvalidArgument`] where `out` is one of the model's own files; [`Error::UnsupportedModel`] for what
 /// no GGUF file can hold; [`Error::InvalidFile`] for weights that are no numbers, or too large for the dtype; [`Error::Io`] naming `out`.
 pub fn convert(model: &Path, out: &Path, options: ConvertOptions, progress: &mut dyn FnMut(Bytes, Bytes)) -> Result<Converted> {
+    convert_with(model, &[], out, options, progress)
+}
+
+/// As [`convert`], with LoRA adapters that are merged into the model's matrices.
+///
+/// # Errors
+/// As [`convert`]; [`Error::InvalidFile`] of an adapter of another model.
+pub fn convert_with(
+    model: &Path,
+    loras: &[Scaled],
+    out: &Path,
+    options: ConvertOptions,
+    progress: &mut dyn FnMut(Bytes, Bytes),
+) -> Result<Converted> {
     let checkpoint = Checkpoint::open(model, IoMode::Pread)?;
     let own = checkpoint.sources.iter().find(|source| platform::is_same_file(Path::new(source.path()), out));
     if let Some(source) = own {
         let reason = format!("{} is a file of the model itself; name another file", source.path());
         return Err(Error::InvalidArgument { option: Argument::from("OUT.gguf"), reason });
     }
-    let input = Input::new(checkpoint)?;
+    let input = Input::new(checkpoint, loras)?;
     let dtypes = Chooser::new(&input, options).choose();
     let tensors: Vec<NewTensor> = input.tensors.iter().zip(&dtypes).map(|(tensor, dtype)| tensor.as_new(*dtype)).collect();
     let file = NewFile::new(&out.to_string_lossy(), &pairs(&input, options.file_type), &tensors)?;

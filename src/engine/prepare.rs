@@ -10,8 +10,9 @@ use crate::dtype::DType;
 use crate::engine::{Engine, ModelText};
 use crate::error::{Error, Result, Setting};
 use crate::gpu::{self, AdapterFound};
+use crate::lora::{self, Adapter, Scaled};
 use crate::machine::{self, Measure};
-use crate::model::{Checkpoint, Model, Unit};
+use crate::model::{Checkpoint, Model, Op, Unit};
 use crate::plan::{
     self, Explanation, Forecast, PlacementRule, Plan, PlanOptions, Prediction, ResidentLayers, Schedule, UploadPath, Workload,
 };
@@ -36,6 +37,7 @@ pub struct EngineBuilder {
     kernels: KernelChoice,
     machine: Option<Vec<DeviceSpec>>,
     gpu_timeout: Duration,
+    loras: Vec<Scaled>,
 }
 
 /// Where the model is.
@@ -90,6 +92,8 @@ pub struct Prepared {
     pub forecast: Forecast,
     /// What was asked of the plan.
     pub options: PlanOptions,
+    /// The LoRA adapters that are added to it.
+    pub loras: Vec<lora::Summary>,
     /// The adapters that compute.
     pub(super) adapters: Vec<AdapterFound>,
     /// Whether the machine that the plan is for is this one.
@@ -123,6 +127,7 @@ impl EngineBuilder {
             kernels: KernelChoice::default(),
             machine: None,
             gpu_timeout: gpu::GPU_TIMEOUT,
+            loras: Vec::new(),
         }
     }
 
@@ -236,6 +241,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Adds a LoRA adapter, which is multiplied by `scale` besides its own scaling; several are added up. Their matrices are resident wherever
+    /// the weights that they adapt are stored.
+    #[must_use]
+    pub fn lora(mut self, adapter: Arc<Adapter>, scale: f32) -> EngineBuilder {
+        self.loras.push(Scaled { adapter, scale });
+        self
+    }
+
     /// Reads headers, looks at the machine and plans. Nothing is loaded.
     ///
     /// # Errors
@@ -247,6 +260,11 @@ impl EngineBuilder {
         }
         let checkpoint = self.model.open(self.io)?;
         let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let loras = self.loras.iter().map(Scaled::summary).collect();
+        let (checkpoint, model) = match self.loras.as_slice() {
+            [] => (checkpoint, model),
+            scaled => lora::apply(&checkpoint, model, scaled).map(|(checkpoint, model)| (Arc::new(checkpoint), model))?,
+        };
         let model = if self.without_head { model.without_head() } else { model };
         let text = if self.text_first { Some(ModelText::open(&checkpoint, self.text)?) } else { None };
         let n_tensors = checkpoint.catalog.tensors.len();
@@ -303,6 +321,7 @@ impl EngineBuilder {
             model,
             devices,
             options,
+            loras,
             plan,
             schedule,
             forecast,
@@ -426,6 +445,8 @@ fn check_map(map: &DeviceMap, tree: &ModuleTree) -> Result<()> {
 /// The dtypes of the model's matrices.
 fn dtypes_of(model: &Model, catalog: &Catalog) -> Vec<DType> {
     let mut dtypes: Vec<DType> = model.units.iter().flat_map(Unit::matrices).map(|id| catalog[id].dtype).collect();
+    let has_lora = model.units.iter().flat_map(|unit| &unit.ops).any(|op| matches!(op, Op::LoraMatMul(_)));
+    dtypes.extend(has_lora.then_some(DType::F32));
     dtypes.sort_unstable();
     dtypes.dedup();
     dtypes
@@ -487,7 +508,8 @@ impl Prepared {
     pub fn summary(&self) -> String {
         let (config, plan) = (&self.model.config, &self.plan);
         let name = if config.name.is_empty() { &self.checkpoint.path } else { &config.name };
-        format!("{name}  {}  {}\n{plan}", self.checkpoint.catalog.size_bytes(), counted(config.n_layers, "layer"))
+        let loras: String = self.loras.iter().map(|lora| format!("{lora}\n")).collect();
+        format!("{name}  {}  {}\n{loras}{plan}", self.checkpoint.catalog.size_bytes(), counted(config.n_layers, "layer"))
     }
 
     /// The plan and all that it rests on, as `tierflow plan --json` prints it; [`SavedPlan::from_json`](plan::SavedPlan::from_json) reads it.
@@ -497,6 +519,9 @@ impl Prepared {
         json["explanation"] = serde_json::json!(explanation);
         json["schedule"] = serde_json::json!(self.schedule);
         json["device_specs"] = serde_json::json!(self.devices);
+        if !self.loras.is_empty() {
+            json["loras"] = serde_json::json!(self.loras);
+        }
         json
     }
 

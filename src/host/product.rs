@@ -1,4 +1,5 @@
-//! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored.
+//! Matrix products on all threads: `output[t, output_row_begin + r] = Σ_k weight[r, k] · input[t, k]`, weights as they are stored; or the
+//! product is added to the output.
 //!
 //! A thread takes a range of rows. For one token, and for a few where the rows are unquantised, eight rows at a time are read in
 //! place. For more, rows are brought into panels first, as many as stay in a core's cache, which then meet all tokens.
@@ -34,7 +35,8 @@ pub fn multiply(simd: &Simd, params: &Params, weight: &[u8], operand: Operand<'_
     let (Some(dtype), Some(row_bytes)) = (params.dtype(), params.row_bytes()) else { return };
     let [n_rows, n_columns, n_tokens] = [params.n_rows, params.n_columns, params.n_tokens].map(|n| n as usize);
     assert!(operand.holds(n_tokens, n_columns), "the operand is not {n_tokens} times {n_columns} values");
-    let product = Product { simd, dtype, weight, row_bytes: row_bytes as usize, n_rows, n_columns, operand };
+    let accumulates = params.accumulates != 0;
+    let product = Product { simd, dtype, weight, row_bytes: row_bytes as usize, n_rows, n_columns, operand, accumulates };
     let [stride, begin] = [params.output_stride, params.output_row_begin].map(|n| n as usize);
     let rows_per_task = product.rows_per_task();
     if n_tokens == 1 {
@@ -97,6 +99,7 @@ struct Product<'a> {
     n_rows: usize,
     n_columns: usize,
     operand: Operand<'a>,
+    accumulates: bool,
 }
 
 impl Product<'_> {
@@ -130,7 +133,7 @@ impl Product<'_> {
                 (Operand::Floats(token), Some(floats)) => (self.simd.dot_rows)(floats, &rows, &token[..self.n_columns]),
                 _ => self.refuse(),
             };
-            output.copy_from_slice(&products[..output.len()]);
+            self.put_row(&products, output);
         }
     }
 
@@ -164,12 +167,28 @@ impl Product<'_> {
                 for (panels, row) in scratch.blocks.chunks(2 * n_blocks).zip((begin..end).step_by(2 * PANEL_ROWS)) {
                     let [first, last] = products.each_mut().map(|products| &mut products[..outputs.len()]);
                     self.multiply_panels(panels, tokens, [&mut *first, &mut *last]);
-                    put(first, row, outputs);
+                    self.put(first, row, outputs);
                     if panels.len() > n_blocks {
-                        put(last, row + PANEL_ROWS, outputs);
+                        self.put(last, row + PANEL_ROWS, outputs);
                     }
                 }
             }
+        }
+    }
+
+    /// Gives each token its products of a panel whose first row is `row`; the panel may have rows behind the last.
+    fn put<const N: usize>(&self, products: &[[f32; N]], row: usize, outputs: &mut [&mut [f32]]) {
+        for (products, output) in products.iter().zip(outputs) {
+            let n_rows = N.min(output.len() - row);
+            self.put_row(products, &mut output[row..][..n_rows]);
+        }
+    }
+
+    /// Gives a token its products, or adds them.
+    fn put_row<const N: usize>(&self, products: &[f32; N], output: &mut [f32]) {
+        match self.accumulates {
+            true => output.iter_mut().zip(products).for_each(|(sum, product)| *sum += product),
+            false => output.copy_from_slice(&products[..output.len()]),
         }
     }
 
@@ -202,7 +221,7 @@ impl Product<'_> {
                 for (panel, row) in scratch.columns.chunks_exact(n_padded).zip((begin..end).step_by(FLOAT_PANEL_ROWS)) {
                     let products = &mut products[..outputs.len()];
                     (self.simd.multiply_tile)(panel, tile, products);
-                    put(products, row, outputs);
+                    self.put(products, row, outputs);
                 }
             }
         }
@@ -214,16 +233,8 @@ impl Product<'_> {
         for row in (0..n_rows).step_by(PANEL_ROWS) {
             let panel = self.rows(first_row + row);
             for (output, token) in outputs.iter_mut().zip(tokens.chunks_exact(self.n_columns)) {
-                put(&[(self.simd.dot_rows)(floats, &panel, token)], row, std::slice::from_mut(output));
+                self.put(&[(self.simd.dot_rows)(floats, &panel, token)], row, std::slice::from_mut(output));
             }
         }
-    }
-}
-
-/// Gives each token its products of a panel whose first row is `row`; the panel may have rows behind the last.
-fn put<const N: usize>(products: &[[f32; N]], row: usize, outputs: &mut [&mut [f32]]) {
-    for (products, output) in products.iter().zip(outputs) {
-        let n_rows = N.min(output.len() - row);
-        output[row..][..n_rows].copy_from_slice(&products[..n_rows]);
     }
 }

@@ -14,6 +14,7 @@ use crate::device::{MatMulVariant, Phase};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, KernelSource};
+use crate::model::LoraMatMul;
 use crate::weights::TensorInfo;
 
 /// Most tokens of a product that counts as one of decoding. For more of them, decoding the weights once for every four tokens costs
@@ -56,6 +57,12 @@ impl Params {
     pub fn of_rows(tensor: &TensorInfo, row_begin: u64, n_rows: u64, n_tokens: u32) -> Params {
         let whole = Params::new(tensor.dtype, tensor.n_rows() as u32, tensor.n_columns() as u32, n_tokens);
         whole.slice(row_begin as u32, n_rows as u32)
+    }
+
+    /// The matrix of a LoRA adapter.
+    pub fn of_lora(op: &LoraMatMul, n_tokens: u32) -> Params {
+        let whole = Params::new(DType::F32, op.n_rows as u32, op.n_columns as u32, n_tokens);
+        if op.accumulates { whole.accumulating() } else { whole }
     }
 
     /// The slice of `n_rows` rows from `row_begin` on of the weight that `self` describes.

@@ -1,11 +1,13 @@
 //! Adapters of low rank (LoRA; Hu et al. 2021): a linear of a model that computes `W·x` computes `W·x + scaling · B·(A·x)` with one.
-//! Reads and writes them as PEFT does; knows no model.
+//! Reads and writes them as PEFT does, and gives them to models.
 
+pub(crate) mod apply;
 mod peft;
 mod settings;
 
 use std::collections::BTreeMap;
 
+pub use apply::{Scaled, Summary, apply};
 pub use settings::{Settings, Targets};
 
 /// An adapter: what it adds to the linears of a model.

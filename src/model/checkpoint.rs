@@ -35,7 +35,7 @@ pub enum Format {
 }
 
 /// A model's files, its headers read and checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// What the user named, for messages.
     pub path: String,
@@ -220,6 +220,16 @@ impl Checkpoint {
         Ok(id)
     }
 
+    /// The same with one more file, whose tensors are numbered behind all others.
+    pub(crate) fn with_file(&self, source: impl ByteSource + 'static, tensors: Vec<TensorInfo>) -> Checkpoint {
+        let mut checkpoint = self.clone();
+        let Catalog { mut shards, tensors: mut all, .. } = checkpoint.catalog;
+        add_file(source, &mut shards, &mut checkpoint.sources);
+        all.extend(tensors);
+        checkpoint.catalog = Catalog::new(shards, all);
+        checkpoint
+    }
+
     /// Fills `buffer` with the tensor's stored bytes from `offset` on.
     pub fn read(&self, id: TensorId, offset: u64, buffer: &mut [u8]) -> Result<()> {
         match self.locate(id, offset, buffer.len() as u64) {
@@ -280,6 +290,11 @@ impl Checkpoint {
 const TEXT_MODELS: [(&str, &str); 3] =
     [("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")];
 
+/// What the text model calls a module of a checkpoint that has more.
+pub(crate) fn text_module(name: &str) -> Option<String> {
+    TEXT_MODELS.iter().find_map(|(prefix, own)| Some(format!("{own}{}", name.strip_prefix(prefix)?)))
+}
+
 /// The tensors of the text model alone, by their names in it, where the checkpoint holds a model that sees or hears, too.
 fn with_text(config: &ModelConfig, catalog: Catalog, path: impl std::fmt::Display) -> Catalog {
     let is_part = |tensor: &TensorInfo| TEXT_MODELS.iter().any(|(prefix, _)| tensor.name.starts_with(prefix));
@@ -291,8 +306,7 @@ fn with_text(config: &ModelConfig, catalog: Catalog, path: impl std::fmt::Displa
     let n_all = tensors.len();
     tensors.retain(|tensor| is_part(tensor) || tensor.name == head);
     for tensor in &mut tensors {
-        let renamed = TEXT_MODELS.iter().find_map(|(prefix, own)| Some(format!("{own}{}", tensor.name.strip_prefix(prefix)?)));
-        tensor.name = renamed.unwrap_or_else(|| std::mem::take(&mut tensor.name));
+        tensor.name = text_module(&tensor.name).unwrap_or_else(|| std::mem::take(&mut tensor.name));
     }
     let n_others = n_all - tensors.len();
     if n_others > 0 {

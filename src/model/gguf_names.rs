@@ -3,7 +3,7 @@
 use super::families::Family;
 
 /// `blk.3.attn_q.weight` becomes `model.layers.3.self_attn.q_proj.weight`, with the names that `family` has.
-pub(super) fn translate(name: &str, family: &Family) -> String {
+pub(crate) fn translate(name: &str, family: &Family) -> String {
     let Some((stem, kind)) = name.rsplit_once('.') else {
         return name.to_owned();
     };

@@ -13,6 +13,7 @@ pub mod families;
 mod gguf_names;
 mod latent_tensors;
 mod limits;
+mod linears;
 mod op;
 mod packed_weights;
 mod scaled_weights;
@@ -23,16 +24,19 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::weights::TensorId;
+pub(crate) use checkpoint::text_module;
 pub use checkpoint::{Checkpoint, Format};
 pub use config::{
     Heads, Latent, ModelConfig, NormKind, Recurrent, RecurrentKind, RopeConfig, RopePairing, RopeScaling, RopeTable, Temperature, Variant,
 };
 pub use experts::{ExpertNames, Experts, SharedExpert};
 pub use families::Family;
+pub(crate) use gguf_names::translate as hugging_face_name;
+pub use linears::{Linear, LinearPart};
 pub(crate) use op::share_experts;
 pub use op::{
-    Activation, Attention, Conv, CopyPart, DeltaRule, ExpertGroups, ExpertMatMul, Function, HeadMatMul, LayerNorm, Op, RmsNorm, Rope,
-    Route, Scores, State, StateKind, StoreKv,
+    Activation, Attention, Conv, CopyPart, DeltaRule, ExpertGroups, ExpertMatMul, Function, HeadMatMul, LayerNorm, LoraMatMul, Op, RmsNorm,
+    Rope, Route, Scores, State, StateKind, StoreKv,
 };
 pub use to_gguf::{AsGguf, GgufTensor, Origin, as_gguf};
 pub use value::{Rows, Value, ValueId};
@@ -211,7 +215,7 @@ impl Unit {
         self.ops.iter().filter_map(Op::state)
     }
 
-    /// Norm weights, biases and taps of convolutions: small, always resident where the unit is executed.
+    /// Norm weights, biases, taps of convolutions and the matrices of LoRA adapters: small, always resident where the unit is executed.
     pub fn vectors(&self) -> impl Iterator<Item = TensorId> + '_ {
         self.ops
             .iter()
@@ -222,6 +226,7 @@ impl Unit {
                 Op::DeltaRule(rule) => [Some(rule.decay), Some(rule.bias)],
                 Op::AddBias { bias, .. } => [Some(*bias), None],
                 Op::Route(route) => [route.bias, route.factors],
+                Op::LoraMatMul(op) => [Some(op.matrix), None],
                 Op::Attention(attention) => [attention.sinks, None],
                 Op::AddExpertBias { bias, .. } => [Some(*bias), None],
                 _ => [None, None],

@@ -49,6 +49,8 @@ pub enum Op {
     Attention(Attention),
     /// Products of heads, each with a matrix of its own.
     HeadMatMul(HeadMatMul),
+    /// A product with one of the matrices of a LoRA adapter.
+    LoraMatMul(LoraMatMul),
     /// Some values of each head go to some of another value.
     CopyPart(CopyPart),
     /// Causal convolution over a sequence, each channel for itself.
@@ -277,6 +279,24 @@ pub struct HeadMatMul {
     pub n_rows: usize,
     /// Its columns.
     pub n_columns: usize,
+}
+
+/// `output[t, r]` = Σₖ `matrix[r, k]` · `input[t, k]`, or that is added to `output`. The matrix is small, unquantised, and stays where its
+/// unit is computed, as vectors do.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LoraMatMul {
+    /// `[n_tokens, n_columns]`
+    pub input: ValueId,
+    /// `[n_rows, n_columns]`
+    pub matrix: TensorId,
+    /// `[n_tokens, n_rows]`
+    pub output: ValueId,
+    /// Rows of the matrix.
+    pub n_rows: usize,
+    /// Its columns.
+    pub n_columns: usize,
+    /// Whether the product is added to the output.
+    pub accumulates: bool,
 }
 
 /// `output[t, h, to + i]` = `input[t, h, from + i]`, for `len` values of each head.

@@ -154,6 +154,11 @@ impl Build<'_> {
         )?;
         let state = largest_state_buffer_bytes(site.model, site.options.n_seqs);
         check("the recurrent state of one layer", state, &[Remedy::Lower(Setting::NSeqs, None)])?;
+        let loras = self.units_of(worker).into_iter().flat_map(|unit| &site.model.units[unit].ops).filter_map(|op| match op {
+            Op::LoraMatMul(op) => Some(Bytes(4).times((op.n_rows * op.n_columns) as u64)),
+            _ => None,
+        });
+        check("a matrix of a LoRA adapter", loras.max().unwrap_or_default(), &[Remedy::Use(Setting::Device, "cpu".into())])?;
         let role = self.role(&self.units_of(worker));
         check("the activations of one forward", site.largest_working(shape.forward, role), &[Remedy::Lower(Setting::UbatchSize, None)])
     }

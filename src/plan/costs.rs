@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::device::{AdapterKind, Device, DeviceSpec, Origin, Phase, Rates};
 use crate::dtype::DType;
-use crate::model::{Attention, DeltaRule, ExpertMatMul, Model, Op, Unit, share_experts};
+use crate::model::{Attention, DeltaRule, ExpertMatMul, LoraMatMul, Model, Op, Unit, share_experts};
 use crate::plan::UploadPath;
 use crate::plan::fusion::is_fused;
 use crate::plan::sizes::ATTENTION_PARTS_TOKENS;
@@ -109,11 +109,15 @@ impl DeviceCosts {
     /// Seconds of one product of `n_rows` rows of `tensor` with `n_tokens` vectors, besides what is fixed: the weights are read once,
     /// and each further vector costs its arithmetic. With no vector, there is no product.
     pub(crate) fn product_secs(&self, tensor: &TensorInfo, n_rows: u64, n_tokens: usize) -> f64 {
-        let bytes = n_rows as f64 * tensor.row_bytes() as f64;
+        let (bytes, values) = (n_rows as f64 * tensor.row_bytes() as f64, n_rows as f64 * tensor.n_columns() as f64);
+        self.of_rows_secs(tensor.dtype, bytes, values, n_tokens)
+    }
+
+    /// The same of rows of so many bytes and values.
+    fn of_rows_secs(&self, dtype: DType, bytes: f64, values: f64, n_tokens: usize) -> f64 {
         let Some(n_more) = n_tokens.checked_sub(1) else { return 0.0 };
-        let flops = 2.0 * n_rows as f64 * tensor.n_columns() as f64 * n_more as f64;
-        let read = self.rates.matvec_of(tensor.dtype).map_or(0.0, |rate| bytes / rate.0);
-        let multiplied = self.rates.matmul_of(tensor.dtype).map_or(0.0, |rate| flops / rate);
+        let read = self.rates.matvec_of(dtype).map_or(0.0, |rate| bytes / rate.0);
+        let multiplied = self.rates.matmul_of(dtype).map_or(0.0, |rate| 2.0 * values * n_more as f64 / rate);
         read + multiplied
     }
 
@@ -153,9 +157,16 @@ impl DeviceCosts {
         }
     }
 
-    /// Seconds of an operation that reads no matrix, besides what is fixed: of all of them, attention and the delta rule alone take long.
-    pub(crate) fn op_secs(&self, op: &Op, workload: Workload) -> f64 {
+    /// Seconds of a product with a matrix of a LoRA adapter, besides what is fixed.
+    pub(crate) fn lora_secs(&self, op: &LoraMatMul, n_tokens: usize) -> f64 {
+        self.of_rows_secs(DType::F32, (op.n_rows * op.n_columns * 4) as f64, (op.n_rows * op.n_columns) as f64, n_tokens)
+    }
+
+    /// Seconds of an operation that reads no matrix of the model's, besides what is fixed: of all of them, attention, the delta rule and
+    /// LoRA adapters alone take long.
+    pub(crate) fn op_secs(&self, model: &Model, op: &Op, workload: Workload) -> f64 {
         match op {
+            Op::LoraMatMul(op) => self.lora_secs(op, model.value(op.input).n_rows(workload.n_tokens, workload.n_logit_rows)),
             Op::Attention(attention) => self.attention_secs(attention, workload.n_tokens, workload.position, workload.attention()),
             Op::DeltaRule(rule) => self.delta_rule_secs(rule, workload.n_tokens),
             Op::Embed { .. }
@@ -215,7 +226,7 @@ impl DeviceCosts {
                 let tensor = &catalog[weight];
                 self.fixed_secs(&unit.ops, index) + self.rows_secs(model, op, tensor, tensor.n_rows(), workload)
             }
-            (_, None) => self.fixed_secs(&unit.ops, index) + self.op_secs(op, workload),
+            (_, None) => self.fixed_secs(&unit.ops, index) + self.op_secs(model, op, workload),
         };
         unit.ops.iter().enumerate().map(of_op).sum()
     }

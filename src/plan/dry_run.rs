@@ -221,7 +221,7 @@ impl<'a> Predictor<'a> {
 fn chunk_secs(chunk: &Chunk, machine: &MachineCosts, device: Device, catalog: &Catalog, model: &Model, workload: Workload) -> f64 {
     let costs = machine.of(device);
     let step_secs = |ops: &[Op], index: usize, step: &Work| match *step {
-        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(&ops[op], workload),
+        Work::Op(op) => costs.fixed_secs(ops, op) + costs.op_secs(model, &ops[op], workload),
         Work::Rows { op, slice } => {
             let slice = &chunk.slices[slice];
             // Rows of one matrix are computed slice by slice, and operations of different chunks are never fused.

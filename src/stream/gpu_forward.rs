@@ -13,7 +13,7 @@ use crate::kernels::{
     BatchShape, Binding, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
     glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k, weigh_inputs,
 };
-use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, HeadMatMul, Model, Op, StateKind, StoreKv, ValueId};
+use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, HeadMatMul, LoraMatMul, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{Chunk, DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
 use crate::stream::Store;
 use crate::stream::expert_cache::ExpertCache;
@@ -299,6 +299,7 @@ impl<'a> Maker<'a> {
                 let bindings = add_expert_bias::Bindings { bias: self.vector(bias)?, routing, target_values };
                 Call::simple(params, move |arena, params| add_expert_bias::prepare(gpu, arena, params, bindings))
             }
+            Op::LoraMatMul(op) => self.lora(&op)?,
             Op::GateRows { gate, target } => {
                 let bindings = gate_rows::Bindings { gate: self.value(gate)?, target_values: self.value(target)? };
                 let params = gate_rows::Params::of(model.value(target), batch);
@@ -329,6 +330,16 @@ impl<'a> Maker<'a> {
             let block = block.ok_or_else(|| gpu.error("a matrix has neither a buffer nor a slot"))?;
             let weight = Binding::part(block, part.start, part.end - part.start);
             Ok(vec![matmul::prepare_products(gpu, arena, &matmul::Products { params: &params, weight, input, outputs: &outputs })?])
+        }))
+    }
+
+    /// A product with a matrix of a LoRA adapter, which has a buffer of its own.
+    fn lora(&self, op: &LoraMatMul) -> Result<Call<'a>> {
+        let gpu = self.gpu;
+        let params = matmul::Params::of_lora(op, self.batch.rows_of(self.model.value(op.input)));
+        let (weight, input, output) = (self.vector(op.matrix)?, self.value(op.input)?, self.value(op.output)?);
+        Ok(Call::new(&matmul::padded(&[params]), move |arena, _| {
+            Ok(vec![matmul::prepare(gpu, arena, &params, matmul::Bindings { weight, input, output })?])
         }))
     }
 

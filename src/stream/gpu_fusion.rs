@@ -86,6 +86,7 @@ impl Terms<'_> {
         let secs: f64 = match one {
             Fused::Op(op) => match &ops[*op] {
                 Op::Attention(op) => self.costs.attention_secs(op, self.batch.n_tokens as usize, self.n_positions, self.attention),
+                Op::LoraMatMul(op) => self.costs.lora_secs(op, self.batch.rows_of(self.model.value(op.input)) as usize),
                 Op::DeltaRule(rule) => self.costs.delta_rule_secs(rule, self.batch.n_tokens as usize),
                 _ => 0.0,
             },

@@ -236,6 +236,11 @@ impl Values {
                 add_expert_bias::reference(&params, vector(bias), self.get(routing), &mut result);
                 self.put(target, result);
             }
+            Op::LoraMatMul(op) => {
+                let params = matmul::Params::of_lora(&op, batch.rows_of(model.value(op.input)));
+                let product = Product { params, rows: bytemuck::cast_slice(vector(op.matrix)), input: op.input, output: op.output };
+                self.multiply(&FusedProducts::from_iter([product]));
+            }
             Op::GateRows { gate, target } => {
                 let mut result = self.take(target);
                 gate_rows::reference(&gate_rows::Params::of(model.value(target), &batch), self.get(gate), &mut result);

@@ -10,6 +10,7 @@ mod experts;
 mod files;
 mod habits;
 mod interruptions;
+mod lora;
 mod maps;
 mod plans;
 mod refusals;

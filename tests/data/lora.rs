@@ -2,10 +2,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tierflow::lora::{Adapter, LowRank, Settings, Targets};
+use tierflow::convert::{ConvertOptions, convert_with};
+use tierflow::device::DeviceChoice;
+use tierflow::engine::{Engine, TextFiles};
+use tierflow::lora::{Adapter, LowRank, Scaled, Settings, Targets};
+use tierflow::stream::{Logits, LogitsRequest};
+
+use crate::families;
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
@@ -191,4 +198,61 @@ proptest! {
             prop_assert!(error.to_string().contains("adapter"), "{error}");
         }
     }
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/lora").join(name)
+}
+
+/// The answer of the model on the host, with adapters or without.
+fn logits(model: &Path, loras: &[Scaled]) -> Vec<f32> {
+    let builder = Engine::builder(model).text(TextFiles::Skip).device(DeviceChoice::Cpu).ctx_size(16);
+    let builder = loras.iter().fold(builder, |builder, Scaled { adapter, scale }| builder.lora(Arc::clone(adapter), *scale));
+    let mut engine = pollster::block_on(builder.open()).unwrap_or_else(|error| panic!("{}: {error}", model.display()));
+    match pollster::block_on(engine.session().append(&[5, 9, 200, 17, 31], LogitsRequest::All)).unwrap() {
+        Logits::All(logits) => logits,
+        Logits::Top(_) => panic!("all logits"),
+    }
+}
+
+/// A model into which adapters were merged answers as the model with them: from folders and from GGUF files, whose rows may be in
+/// another order, and where one matrix holds several.
+#[test]
+fn merged_adapters_answer_as_adapters_do() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["llama", "llama-patterns", "gemma2", "phi3", "gpt2", "gpt_neox"] {
+        let base = name.split('-').next().unwrap();
+        let folder = families::written(root.path(), base);
+        let loras = [Scaled { adapter: Arc::new(Adapter::open(&golden(name)).unwrap()), scale: 0.75 }];
+        for model in [folder.clone(), root.path().join(format!("{base}-gguf"))] {
+            let out = root.path().join("merged.gguf");
+            let options = |file_type: &str| ConvertOptions { file_type: file_type.parse().unwrap(), pure: false };
+            convert_with(&model, &loras, &out, options("f32"), &mut |_, _| {}).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let (expected, plain) = (logits(&model, &loras), logits(&model, &[]));
+            let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let difference =
+                |other: &[f32]| expected.iter().zip(other).fold(0.0f32, |most, (one, other)| most.max((one - other).abs())) / largest;
+            let what = format!("{name} from {}", model.display());
+            assert!(difference(&logits(&out, &[])) < 2e-5, "{what}: {}", difference(&logits(&out, &[])));
+            assert!(difference(&plain) > 0.02, "{what}: the adapter does something");
+            convert_with(&model, &loras, &out, options("q8_0"), &mut |_, _| {}).unwrap();
+            assert!(difference(&logits(&out, &[])) < 0.05, "{what} in Q8_0: {}", difference(&logits(&out, &[])));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_merged_is_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    // The head of this one is its embedding.
+    let model = families::written(root.path(), "qwen2");
+    let settings = Settings::new(2, 2.0, vec!["lm_head".into()]);
+    let linears = [("lm_head".to_owned(), linear(&settings, "lm_head", [96, 261], 1.0))].into();
+    let adapter = Arc::new(Adapter { path: "an adapter".into(), settings, linears });
+    let loras = [Scaled { adapter, scale: 1.0 }];
+    let out = root.path().join("merged.gguf");
+    let options = ConvertOptions { file_type: "f32".parse().unwrap(), pure: false };
+    let refused = convert_with(&model, &loras, &out, options, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(refused.contains("lm_head") && refused.contains("run it with the adapter") && !out.exists(), "{refused}");
+    assert_ne!(logits(&model, &loras), logits(&model, &[]), "it runs");
 }

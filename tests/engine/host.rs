@@ -98,6 +98,26 @@ fn plain_block_product(dtype: DType, row: &[u8], token: &[simd::TokenBlock]) -> 
     sum
 }
 
+/// What is added is the product, bit for bit: to rows of zeros and to others, of one token, a few and many.
+#[test]
+fn products_that_are_added_have_the_bits_of_those_that_are_not() {
+    for simd in simd::all() {
+        for (dtype, n_columns) in [(DType::F32, 3), (DType::F32, 68), (DType::BF16, 40), (DType::Q8_0, 96)] {
+            for (n_rows, n_tokens) in [(1, 1), (21, 1), (13, 3), (37, 29)] {
+                let (weight, input) = (weight(dtype, n_rows, n_columns), values(n_tokens * n_columns, 3));
+                let params = matmul::Params::new(dtype, n_rows as u32, n_columns as u32, n_tokens as u32);
+                let plain = product(simd, &params, &weight, &input);
+                let before = values(plain.len(), 5);
+                let expected: Vec<f32> = plain.iter().zip(&before).map(|(product, before)| before + product).collect();
+                let mut sum = before;
+                let params = params.accumulating();
+                host::multiply(simd, &params, &weight, Input::default().prepare(&params, &input), &mut sum);
+                assert_eq!(bits(&sum), bits(&expected), "{dtype}, {n_rows} rows of {n_columns}, {n_tokens} tokens");
+            }
+        }
+    }
+}
+
 #[test]
 fn products_of_blocks_have_the_bits_of_the_plain_formula() {
     for simd in simd::all() {

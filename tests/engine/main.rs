@@ -10,6 +10,7 @@ mod golden;
 mod gpu;
 mod host;
 mod kernels;
+mod lora;
 mod machine;
 mod models;
 #[path = "../common/reference.rs"]

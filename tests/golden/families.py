@@ -701,18 +701,16 @@ def embedding_of(case, states):
     return torch.nn.functional.normalize(embedding, dim=0)
 
 
-def answer(case):
+def loaded(case):
+    """Config and model of a case with its weights; the shapes of its tensors by their names, and what the tests make them of."""
     pad = 0 if case["kind"] == "nomic_bert" else None
     config = AutoConfig.for_model(case["kind"], bos_token_id=None, eos_token_id=None, pad_token_id=pad, **case["config"])
     config._attn_implementation = config._experts_implementation = "eager"
-    sees_both_sides = bool(case["config"].get("use_bidirectional_attention"))
-    is_encoder = case["kind"] in ENCODERS or sees_both_sides
     if case["kind"] in ENCODERS:
         model = AutoModel.from_config(config, add_pooling_layer=False)
     else:
         model = (AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM).from_config(config)
     model = model.float().eval()
-    tied = config.tie_word_embeddings
     shapes, tensors = {}, []
     with torch.no_grad():
         biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar"))]
@@ -732,6 +730,14 @@ def answer(case):
                 parameter[part] = torch.from_numpy(values).view(shape).to(DTYPES[case["dtype"]]).float()
                 shapes[name] = shape
                 tensors.append({"name": name, "shape": shape, "base": base, "scale": scale})
+    return config, model, shapes, tensors
+
+
+def answer(case):
+    config, model, shapes, tensors = loaded(case)
+    sees_both_sides = bool(case["config"].get("use_bidirectional_attention"))
+    is_encoder = case["kind"] in ENCODERS or sees_both_sides
+    tied = config.tie_word_embeddings
     assert is_encoder or tied != any(name.endswith("lm_head.weight") for name in shapes), case["name"]
     cases = []
     # As transformers has it, the whole of Llama 4 asks for a picture; its text model is a whole one itself.

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
+use super::lora::LoraArg;
 use super::model::{ModelArgs, ModelSource, choose_source};
 use super::parse_value;
 use crate::convert::FileType;
@@ -28,6 +30,11 @@ pub struct ConvertArgs {
     /// Give all matrices one dtype, whatever llama.cpp's rules
     #[arg(long, env = "TIERFLOW_PURE")]
     pub pure: bool,
+    /// Merge a LoRA adapter into the matrices: a folder that PEFT wrote
+    ///
+    /// Several times for several. SCALE multiplies what it does.
+    #[arg(long, env = "TIERFLOW_MERGE_LORA", value_name = "DIR[=SCALE]", value_parser = OsStringValueParser::new().map(LoraArg::from))]
+    pub merge_lora: Vec<LoraArg>,
     /// Print what was written as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,

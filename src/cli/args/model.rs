@@ -8,6 +8,7 @@ use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, Args, ValueEnum};
 
 use super::drafts::DraftArgs;
+use super::lora::LoraArgs;
 use super::planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 use super::{parse_or_default, parse_positive, parse_positive_or_default, parse_value};
 use crate::device::{DeviceChoice, MaxMemory};
@@ -214,6 +215,9 @@ pub struct PlacementArgs {
         long, env = "TIERFLOW_VIRTUAL_GPUS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8)
     )]
     pub virtual_gpus: u32,
+    /// Which adapters.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Whether tokens are drafted.
     #[command(flatten)]
     pub drafts: DraftArgs,

@@ -55,8 +55,8 @@ impl Kind {
 impl Setting {
     /// Every setting, in the order of `--help`.
     pub(super) fn all() -> Vec<Setting> {
-        // A plan and a profile of experts are for one model, and no defaults.
-        let is_of_one_model = |arg: &Arg| ["plan", "expert_profile"].contains(&arg.get_id().as_str());
+        // A plan, a profile of experts and adapters are for one model, and no defaults.
+        let is_of_one_model = |arg: &Arg| ["plan", "expert_profile", "lora"].contains(&arg.get_id().as_str());
         options().filter(|arg| !arg.is_hide_set() && !is_of_one_model(arg)).map(|arg| Setting { arg }).collect()
     }
 

@@ -144,6 +144,10 @@ impl Rewriter<'_> {
             self.lists_devices = true;
             return Ok(());
         }
+        if name == "--lora-scaled" && find(self.subcommand, "--lora").is_some() {
+            self.scaled_adapters(value);
+            return Ok(());
+        }
         if let Some(arg) = find(self.subcommand, &name) {
             self.known(arg, &name, value);
             return Ok(());
@@ -173,6 +177,24 @@ impl Rewriter<'_> {
         let short = find(self.subcommand, &format!("-{first}")).filter(|arg| takes_value(arg));
         let hint = short.map(|_| format!("a value of -{first} is written apart: -{first} {}", &name[1 + first.len_utf8()..]));
         Err(self.unknown(&name, hint.as_deref()))
+    }
+
+    /// llama.cpp's `--lora-scaled FILE SCALE`, or of newer ones `FILE:SCALE,…`, as `--lora FILE=SCALE`.
+    fn scaled_adapters(&mut self, value: Option<&str>) {
+        let Some(value) = value.map(OsString::from).or_else(|| self.rest.next()) else {
+            return self.done.arguments.push("--lora".into());
+        };
+        let is_number = |text: &str| text.parse::<f32>().is_ok();
+        let pair =
+            |text: &'_ str| text.rsplit_once(':').filter(|(_, scale)| is_number(scale)).map(|(file, scale)| format!("{file}={scale}"));
+        let listed = value.to_str().and_then(|value| value.split(',').map(pair).collect::<Option<Vec<_>>>());
+        let scaled = listed.unwrap_or_default().into_iter().map(OsString::from).collect::<Vec<_>>();
+        let behind = if scaled.is_empty() { self.rest.next_if(|next| next.to_str().is_some_and(is_number)) } else { None };
+        let alone = scaled.is_empty().then(|| match behind {
+            Some(scale) => [value, "=".into(), scale].into_iter().collect(),
+            None => value,
+        });
+        self.done.arguments.extend(scaled.into_iter().chain(alone).flat_map(|adapter| ["--lora".into(), adapter]));
     }
 
     /// Takes over a flag that the subcommand has, called `name` there, with its value.
@@ -427,6 +449,20 @@ mod tests {
             (&["run", "m", "--ignore-eos=off", "--ignore-eos"], &["run", "m", "--ignore-eos"]),
             (&["run", "m", "--json=true", "-v=no"], &["run", "m", "--json"]),
             (&["run", "m", "--json=maybe"], &["run", "m", "--json=maybe"]),
+        ] {
+            becomes(line, expected);
+        }
+    }
+
+    #[test]
+    fn scaled_adapters_are_adapters_with_a_scale() {
+        for (line, expected) in [
+            (&["run", "m", "--lora-scaled", "a", "0.5", "p"][..], &["run", "m", "--lora", "a=0.5", "p"][..]),
+            (&["run", "m", "--lora-scaled", "a:0.5,b:2", "p"], &["run", "m", "--lora", "a=0.5", "--lora", "b=2", "p"]),
+            (&["run", "m", "--lora-scaled=a:0.5"], &["run", "m", "--lora", "a=0.5"]),
+            (&["run", "m", "--lora-scaled", "a", "p"], &["run", "m", "--lora", "a", "p"]),
+            (&["run", "m", "--lora", "a", "--lora=b=2"], &["run", "m", "--lora", "a", "--lora=b=2"]),
+            (&["run", "m", "--lora-scaled"], &["run", "m", "--lora"]),
         ] {
             becomes(line, expected);
         }

@@ -87,7 +87,7 @@ pub(super) const IDLE: [Idle; 21] = [
 ];
 
 /// Flags that do not exist here, and what to use instead.
-pub(super) const ABSENT: [(&[&str], &str); 45] = [
+pub(super) const ABSENT: [(&[&str], &str); 46] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -116,7 +116,8 @@ pub(super) const ABSENT: [(&[&str], &str); 45] = [
     (&["-oe", "--output-err"], "the report goes to stdout: > FILE keeps it"),
     (&["-ngld", "-td", "-cd"], "--device-draft says where the small model of --model-draft is; its context is no longer than the model's"),
     (&["-mm", "--mmproj", "-mmu", "--image", "--audio", "--video"], "models of texts alone run"),
-    (&["--lora", "--lora-scaled", "--control-vector"], "adapters do not run; merge them into the model"),
+    (&["--lora-init-without-apply"], "adapters count from the first request on; --lora DIR=0 leaves one out"),
+    (&["--control-vector", "--control-vector-scaled"], "control vectors do not run; --lora adds adapters"),
     (
         &["--chat-template", "--chat-template-file", "--in-prefix", "--in-suffix", "--in-prefix-bos"],
         "the model's own template counts; --raw leaves it out",

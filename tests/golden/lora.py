@@ -1,0 +1,96 @@
+"""Answers of small models with LoRA adapters by peft, for tests/engine/lora.rs: `python tests/golden/lora.py [CASE…]`.
+
+Writes tests/golden/lora/CASE/: the adapter as peft saves it, and expected.json with the name of the family's model that it is for
+(families.py) and its answers. Needs torch, transformers and peft; the tests need none of them.
+"""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+
+import families
+
+FOLDER = pathlib.Path(__file__).parent / "lora"
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ALL = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
+
+# The family's model, how the adapter is stored, and its config.
+CASES = {
+    "llama": ("llama", "F32", {"r": 4, "lora_alpha": 6, "target_modules": ALL, "layers_to_transform": [0, 3]}),
+    # Ranks that no kernel likes, a head, patterns.
+    "llama-patterns": ("llama", "BF16", {"r": 3, "lora_alpha": 5, "target_modules": r".*(\.1\..*_proj|lm_head)", "use_rslora": True,
+                                         "rank_pattern": {r"self_attn\.[qk]_proj": 5, "lm_head": 1}, "alpha_pattern": {"down_proj": 2}}),
+    "qwen2": ("qwen2", "F16", {"r": 8, "lora_alpha": 16, "target_modules": ALL, "layers_to_transform": [1]}),
+    "qwen3": ("qwen3", "BF16", {"r": 2, "lora_alpha": 4, "target_modules": ALL, "layers_to_transform": [0, 2]}),
+    "gemma2": ("gemma2", "F32", {"r": 2, "lora_alpha": 3, "target_modules": ATTENTION + ["down_proj"], "layers_to_transform": [0, 1]}),
+    "gemma3": ("gemma3", "F16", {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "gate_proj"]}),
+    "phi3": ("phi3", "F32", {"r": 3, "lora_alpha": 6, "target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+                             "layers_to_transform": [0, 3]}),
+    "gpt2": ("gpt2", "F32", {"r": 4, "lora_alpha": 4, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True,
+                             "layers_to_transform": [1], "layers_pattern": "h"}),
+    "gpt_neox": ("gpt_neox", "F32", {"r": 4, "lora_alpha": 8, "target_modules": ["query_key_value", "dense_4h_to_h"],
+                                     "layers_to_transform": [1, 2], "layers_pattern": "layers"}),
+    # Queries and their gates, head by head; what stands in place of attention.
+    "qwen3_5": ("qwen3_5", "F16", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj", "in_proj_qkv", "out_proj"]}),
+    # Two norms of one input.
+    "olmo2": ("olmo2", "BF16", {"r": 4, "lora_alpha": 8, "target_modules": ALL, "layers_to_transform": [2]}),
+}
+
+
+def fill(model):
+    """Gives the adapter values of which each counts; they are what the file's dtype can hold."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                scale = np.float32(1.2 / np.sqrt(parameter.shape[1]))
+                values = scale * families.uniform(name, parameter.numel())
+                parameter.copy_(torch.from_numpy(values).view(parameter.shape).to(families.DTYPES[model.stored]).float())
+
+
+def save(model, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    stored = {name: value.to(families.DTYPES[model.stored]).contiguous() for name, value in model.state_dict().items() if "lora_" in name}
+    model.save_pretrained(folder, state_dict=stored, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def answer(base, stored, config):
+    case = next(case for case in families.CASES if case["name"] == base)
+    of_model, model, _, _ = families.loaded(case)
+    prompts = [families.prompt_of(case, model, of_model, length) for length in case["lengths"]]
+
+    def logits(model):
+        with torch.no_grad():
+            return [model(torch.tensor([prompt]), use_cache=False).logits[0, -1].float() for prompt in prompts]
+
+    plain = logits(model)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+    model.stored = stored
+    fill(model)
+    adapted = logits(model)
+    cases = []
+    for prompt, before, after in zip(prompts, plain, adapted):
+        change = float((after - before).abs().max() / before.abs().max())
+        assert change > 0.05, f"{base}: the adapter changes nothing"
+        print(f"  {len(prompt)}: changes by {change:.3f}")
+        cases.append({"prompt": prompt, "last_logits": [float(f"{x:.6g}") for x in after.tolist()], "greedy": []})
+    return model, cases
+
+
+def main():
+    for name, (base, stored, config) in CASES.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        print(name)
+        model, cases = answer(base, stored, config)
+        save(model, FOLDER / name)
+        (FOLDER / name / "expected.json").write_text(json.dumps({"base": base, "cases": cases}, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
