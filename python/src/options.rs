@@ -10,7 +10,7 @@ use tierflow::device::{DeviceChoice, KernelChoice, MaxMemory};
 use tierflow::engine::{EngineBuilder, Prepared};
 use tierflow::hub::{self, HubConfig};
 use tierflow::machine::{Measure, read_devices_file};
-use tierflow::plan::{Context, ExpertCacheRule, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
+use tierflow::plan::{Context, ExpertCacheRule, HostLayers, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
 use tierflow::platform::{IoMode, block_on, start_threads};
 use tierflow::{Engine, Error, KvDType, Result};
 
@@ -138,7 +138,7 @@ impl Options {
     /// `auto` places by rates, the other words of Accelerate's by its rules, and an object is a map.
     fn placement(&self) -> Result<PlacementRule> {
         Ok(match (&self.device_map, self.n_cpu_moe) {
-            (_, Some(n_layers)) => PlacementRule::ExpertsOnHost(n_layers),
+            (_, Some(n_layers)) => PlacementRule::ExpertsOnHost(HostLayers::First(n_layers)),
             (Value::Null, None) => PlacementRule::Auto,
             (Value::String(rule), None) if rule == "auto" => PlacementRule::Auto,
             (Value::String(rule), None) => PlacementRule::Accelerate(rule.parse::<DeviceMapMode>()?),

@@ -59,7 +59,7 @@ impl<'a> Placement<'a> {
         let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();
         let options = PlanOptions {
             placement: match args.experts_on_host()? {
-                Some(n_layers) => PlacementRule::ExpertsOnHost(n_layers),
+                Some(layers) => PlacementRule::ExpertsOnHost(layers),
                 None => placement_rule(&args.device_map)?,
             },
             no_split: args.no_split.clone().map(|classes| classes.0),

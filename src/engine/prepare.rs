@@ -276,7 +276,7 @@ impl EngineBuilder {
         };
         let compute_on = match &self.compute_on {
             Some(devices) => checked(devices)?,
-            None => candidates(self.device, &named_adapters(&self.options)?, &specs)?,
+            None => with_host_for_experts(candidates(self.device, &named_adapters(&self.options)?, &specs)?, &self.options.placement),
         };
         let dtypes = dtypes_of(&model, &checkpoint.catalog);
         for found in adapters.iter_mut().filter(|found| compute_on.contains(&found.spec.device)) {
@@ -464,6 +464,14 @@ fn named_adapters(options: &PlanOptions) -> Result<Vec<Device>> {
     named.sort_unstable();
     named.dedup();
     Ok(named)
+}
+
+/// These devices, and the host where it is to compute experts beside them.
+fn with_host_for_experts(mut devices: Vec<Device>, placement: &PlacementRule) -> Vec<Device> {
+    if matches!(placement, PlacementRule::ExpertsOnHost(_)) && !devices.contains(&Device::Cpu) {
+        devices.push(Device::Cpu);
+    }
+    devices
 }
 
 /// The devices that may compute, in the order in which layers are given to them.

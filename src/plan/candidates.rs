@@ -23,7 +23,7 @@ use crate::plan::scorer::{ForwardKind, Scorer};
 use crate::plan::search::{EFFORT, Search};
 use crate::plan::shape::Shape;
 use crate::plan::site::Site;
-use crate::plan::{Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
+use crate::plan::{HostLayers, Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -58,7 +58,7 @@ pub(super) fn best(site: &Site<'_>) -> Result<Plan, Refusal> {
         }
         PlacementRule::Accelerate(mode) => device_map::along_mode(site, *mode, |map| of_map(site, map, &budgets))?,
         PlacementRule::Given(map) => of_map(site, map, &budgets)?,
-        PlacementRule::ExpertsOnHost(n_layers) => return experts_on_host(site, *n_layers, &budgets).map(|made| made.plan),
+        PlacementRule::ExpertsOnHost(layers) => return experts_on_host(site, layers, &budgets).map(|made| made.plan),
         PlacementRule::Placed(placements) => {
             check_placements(site, placements)?;
             return site.placed(placements, &budgets).map(|(_, plan)| plan);
@@ -114,14 +114,14 @@ fn caching(site: &Site<'_>, budgets: &[Bytes]) -> Vec<Candidate> {
     adapters(site).filter_map(of_adapter).collect()
 }
 
-/// The plan by which the host computes the experts of so many layers.
-fn experts_on_host(site: &Site<'_>, n_layers: usize, budgets: &[Bytes]) -> Result<Candidate, Refusal> {
+/// The plan by which the host computes the experts of `layers`.
+fn experts_on_host(site: &Site<'_>, layers: &HostLayers, budgets: &[Bytes]) -> Result<Candidate, Refusal> {
     let invalid = |reason: &str| Refusal::Limit(Error::InvalidArgument { option: Setting::Placement.into(), reason: reason.into() });
     if site.worker(Device::Cpu).is_none() {
         return Err(invalid("the host is to compute experts, and it does not compute here"));
     }
     let adapter = adapters(site).next().ok_or_else(|| invalid("only the host computes here, and it computes the experts already"))?;
-    let made = in_some_host_room(site, adapter, budgets, |room| expert_placements::on_host(site, adapter, n_layers, room))?;
+    let made = in_some_host_room(site, adapter, budgets, |room| expert_placements::on_host(site, adapter, layers, room))?;
     made.ok_or_else(|| invalid("the model has no experts"))
 }
 

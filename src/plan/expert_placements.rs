@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::model::{Op, Unit};
 use crate::plan::chunks::SLICE_ALIGNMENT;
 use crate::plan::site::Site;
-use crate::plan::{ExpertMisses, Placement};
+use crate::plan::{ExpertMisses, HostLayers, Placement};
 use crate::units::Bytes;
 
 /// Placements by which `worker` computes everything and has all but the experts, which pass through its cache. These are in host memory as
@@ -21,15 +21,19 @@ pub(super) fn cached(site: &Site<'_>, worker: usize, host_room: Bytes) -> Option
     has_experts(site).then(|| with_embedding(site, placement))
 }
 
-/// Placements by which the host computes the feed-forward parts of the first `n_layers` layers that have experts, and `worker` all else,
-/// which stays there. What the host computes is in host memory as far as `host_room` goes, and on disk. `None` of a model without experts.
-pub(super) fn on_host(site: &Site<'_>, worker: usize, n_layers: usize, host_room: Bytes) -> Option<Vec<Placement>> {
+/// Placements by which the host computes the feed-forward parts of `layers` that have experts, and `worker` all else, which stays there. What the host computes is in host memory as far as `host_room` goes, and on disk. `None` of a model without experts.
+pub(super) fn on_host(site: &Site<'_>, worker: usize, layers: &HostLayers, host_room: Bytes) -> Option<Vec<Placement>> {
     let device = site.workers[worker].device;
     let mut host = HostRoom { site, left: host_room };
-    let mut n_left = n_layers;
+    let mut n_before = 0;
     let placement = |unit: &Unit| {
-        let is_on_host = n_left > 0 && unit.ops.iter().any(is_of_experts);
-        n_left -= usize::from(is_on_host);
+        let has_experts = unit.ops.iter().any(is_of_experts);
+        let is_meant = match layers {
+            HostLayers::First(n_layers) => n_before < *n_layers,
+            HostLayers::Listed(layers) => unit.kind.layer().is_some_and(|layer| layers.contains(&layer)),
+        };
+        n_before += usize::from(has_experts);
+        let is_on_host = has_experts && is_meant;
         let (execute_on, stored) = if is_on_host { (Device::Cpu, host.store(unit, |_| true)) } else { (device, device) };
         Placement::new(execute_on, vec![stored; unit.matrices().count()])
     };

@@ -55,7 +55,7 @@ pub(crate) use file_layout::samples;
 pub use file_layout::{FILE_ALIGNMENT, FileRange, file_ranges};
 pub(crate) use fusion::{is_fused, rotated_by};
 pub use observe::{Forwards, Observation, Totals, corrected, main_dtype, observe};
-pub use options::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
+pub use options::{Context, HostLayers, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
 pub use saved::SavedPlan;
 pub use schedule::{Schedule, Stage, Step};
 pub use sizes::{ForwardSize, Role, WorkingBuffer};

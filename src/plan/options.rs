@@ -1,6 +1,6 @@
 //! The options of a plan. Plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -128,10 +128,19 @@ pub enum PlacementRule {
     Accelerate(DeviceMapMode),
     /// By this device map.
     Given(DeviceMap),
-    /// The host computes the feed-forward parts of so many layers with experts, from the first on; the first adapter has all else.
-    ExpertsOnHost(usize),
+    /// The host computes the feed-forward parts of these layers with experts; the first adapter has all else.
+    ExpertsOnHost(HostLayers),
     /// Exactly these placements, one per unit: who computes is given too.
     Placed(Vec<Placement>),
+}
+
+/// Layers whose experts the host computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostLayers {
+    /// So many of those with experts, from the first on.
+    First(usize),
+    /// Those of these numbers, as far as the model has them.
+    Listed(BTreeSet<usize>),
 }
 
 /// Whether weights may be stored on devices that were not named.

@@ -85,3 +85,24 @@ fn a_profile_is_of_one_model() {
     let refusal = home.refusal(2, &["serve", &one, &two, "--expert-profile", "profile.json"]);
     assert!(refusal.contains("--expert-profile"), "{refusal}");
 }
+
+#[test]
+fn layers_whose_experts_the_cpu_computes_are_named_as_in_llama_cpp() {
+    if !has_gpu() {
+        return;
+    }
+    let home = Home::new();
+    let (model, _) = cached(&home);
+    let on_cpu = |options: &[&str]| -> Vec<String> {
+        let plan =
+            home.json("tierflow.plan/5", &[&["plan", &model, "-c", "256", "--device", "gpu", "--no-measure", "--json"], options].concat());
+        let units = plan["plan"]["units"].as_array().unwrap().iter();
+        let on_cpu = units.filter(|unit| unit["execute_on"] == "cpu" && unit["kind"] != "embedding");
+        on_cpu.map(|unit| unit["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(on_cpu(&["-ot", r"blk\.([1-2])\..*exps=CPU"]), ["model.layers.1.mlp", "model.layers.2.mlp"]);
+    assert_eq!(on_cpu(&["-ot", r"blk\.[0-3]\.=GPU,exps=CPU"]), ["model.layers.4.mlp", "model.layers.5.mlp"]);
+    assert_eq!(on_cpu(&["--override-tensor", ".ffn_.*_exps.=CPU"]), on_cpu(&["--cpu-moe"]));
+    let refused = home.refusal(2, &["plan", &model, "-ot", "attn_q=CPU"]);
+    assert!(refused.contains("--override-tensor") && refused.contains("blk.0.attn_q.weight"), "{refused}");
+}

@@ -19,14 +19,14 @@ const GROUPS: [(&str, &str); 7] = [
     (
         "Placement",
         "device n_gpu_layers threads devices objective mix device_map plan no_split strict n_seqs io lookahead slots upload \
-         n_cpu_moe cpu_moe expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir measure tune",
+         n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir measure tune",
     ),
 ];
 
 /// What `-h` leaves out.
 const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop \
                     ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
-                    slots upload n_cpu_moe cpu_moe expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
+                    slots upload n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
                     export_plan trace no_context_shift no_history think no_think hide_thinking alias cors queue embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
 
 /// What the long help ends with.
@@ -64,7 +64,8 @@ pub(super) fn with_help(command: Command, length: Length) -> Command {
 fn placed(arg: Arg, length: Length) -> Arg {
     let id = arg.get_id().to_string();
     let is_among = |ids: &str| ids.split_whitespace().any(|among| among == id);
-    let arg = arg.hide_env(true).hide_short_help(is_among(RARE));
+    let is_rare = arg.is_hide_short_help_set() || is_among(RARE);
+    let arg = arg.hide_env(true).hide_short_help(is_rare);
     // Words without a flag are clap's own first group.
     if arg.is_positional() {
         return arg;

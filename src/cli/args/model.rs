@@ -9,12 +9,13 @@ use clap::{Arg, ArgAction, Args, ValueEnum};
 
 use super::drafts::DraftArgs;
 use super::lora::LoraArgs;
+use super::override_tensor::OverrideTensors;
 use super::planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 use super::{parse_or_default, parse_positive, parse_positive_or_default, parse_value};
 use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
-use crate::plan::{ExpertCacheRule, ExpertMissRule};
+use crate::plan::{ExpertCacheRule, ExpertMissRule, HostLayers};
 use crate::units::Bytes;
 
 /// Which model.
@@ -174,6 +175,11 @@ pub struct PlacementArgs {
     /// The CPU computes the experts of all layers (-cmoe)
     #[arg(long, env = "TIERFLOW_CPU_MOE")]
     pub cpu_moe: bool,
+    /// The CPU computes the experts whose names in GGUF files match, as in exps=CPU (-ot)
+    ///
+    /// REGEX=DEVICE, several after commas, of which the first that matches counts: `blk\.([0-9])\..*exps=CPU` means ten layers.
+    #[arg(long, env = "TIERFLOW_OVERRIDE_TENSOR", value_name = "REGEX=DEVICE", conflicts_with_all = ["n_cpu_moe", "cpu_moe"])]
+    pub override_tensor: Option<OverrideTensors>,
     /// Whether experts that do not fit the GPU pass through a cache there (auto, on, off)
     ///
     /// Only the experts that tokens take are moved, and those that are used often stay.
@@ -187,7 +193,7 @@ pub struct PlacementArgs {
     pub expert_misses: ExpertMissRule,
     /// Begin with the experts in the cache that this file says are taken often, and write to it which ones were
     ///
-    /// The plan then says what the cache will find instead of assuming it. A file that is not there yet is made. A server reads it only.
+    /// The plan then says what the cache will find instead of assuming it. A file that is not there yet is made. A server writes it when it ends.
     #[arg(long, env = "TIERFLOW_EXPERT_PROFILE", value_name = "FILE.json", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub expert_profile: Option<PathBuf>,
     /// Slots of the ring on the GPU
@@ -252,16 +258,21 @@ impl PlacementArgs {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] beside a rule of placement.
-    pub fn experts_on_host(&self) -> Result<Option<usize>> {
-        let asked = if self.cpu_moe { Some(usize::MAX) } else { self.n_cpu_moe.map(|n_layers| n_layers as usize) };
-        if asked.is_some() && self.device_map != DeviceMapArg::Auto {
-            let option = if self.cpu_moe { "--cpu-moe" } else { "--n-cpu-moe" };
-            return Err(Error::InvalidArgument {
-                option: option.into(),
-                reason: "is a placement of its own; leave --device-map out".into(),
-            });
+    pub fn experts_on_host(&self) -> Result<Option<HostLayers>> {
+        let invalid = |option: &str, reason: String| Error::InvalidArgument { option: option.into(), reason };
+        let (option, layers) = match (&self.override_tensor, self.cpu_moe, self.n_cpu_moe) {
+            (Some(names), ..) => {
+                let option = "--override-tensor";
+                (option, HostLayers::Listed(names.layers().map_err(|reason| invalid(option, reason))?))
+            }
+            (None, true, _) => ("--cpu-moe", HostLayers::First(usize::MAX)),
+            (None, false, Some(n_layers)) => ("--n-cpu-moe", HostLayers::First(n_layers as usize)),
+            (None, false, None) => return Ok(None),
+        };
+        if self.device_map != DeviceMapArg::Auto {
+            return Err(invalid(option, "is a placement of its own; leave --device-map out".into()));
         }
-        Ok(asked)
+        Ok(Some(layers))
     }
 }
 

@@ -49,7 +49,7 @@ fn overrule_placement(args: &mut PlacementArgs, matches: &ArgMatches) -> Result<
 }
 
 /// The options that shape a plan, all of which a plan from a file has settled.
-const SHAPING: [&str; 20] = [
+const SHAPING: [&str; 21] = [
     "device",
     "device_map",
     "no_split",
@@ -70,6 +70,7 @@ const SHAPING: [&str; 20] = [
     "expert_misses",
     "n_cpu_moe",
     "cpu_moe",
+    "override_tensor",
 ];
 
 /// A plan from a file wins over options that shape a plan if those come from a weaker source, and loses to those from a stronger one.

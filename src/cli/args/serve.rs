@@ -12,6 +12,7 @@ use crate::server::KeepAlive;
 
 /// `tierflow serve`
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg("temp", |temp| temp.hide_short_help(true)))]
 pub struct ServeArgs {
     /// Which model.
     #[command(flatten)]

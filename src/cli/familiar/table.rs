@@ -1,10 +1,11 @@
 //! Options and commands of llama.cpp and ollama as tables: their names here, those without effect here, and what to use instead of others.
 
 /// Flags that have another name here. A flag that the subcommand itself has is not looked up.
-pub(super) const RENAMED: [(&str, &str); 31] = [
+pub(super) const RENAMED: [(&str, &str); 32] = [
     ("-a", "--alias"),
     ("-cmoe", "--cpu-moe"),
     ("-ncmoe", "--n-cpu-moe"),
+    ("-ot", "--override-tensor"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
@@ -87,7 +88,7 @@ pub(super) const IDLE: [Idle; 21] = [
 ];
 
 /// Flags that do not exist here, and what to use instead.
-pub(super) const ABSENT: [(&[&str], &str); 46] = [
+pub(super) const ABSENT: [(&[&str], &str); 45] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -96,7 +97,6 @@ pub(super) const ABSENT: [(&[&str], &str); 46] = [
     (&["-sm", "--split-mode"], "layers are split among GPUs; --device gpu:0 takes one alone"),
     (&["-mg", "--main-gpu"], "--device gpu:N chooses the GPU"),
     (&["-nkvo", "--no-kv-offload"], "the KV cache lies where attention is computed; --max-memory bounds it"),
-    (&["-ot", "--override-tensor"], "--device-map FILE.json says where each part lives"),
     (&["-fitt", "--fit-target", "--gpu-memory-utilization"], "--max-memory gpu:0=6GiB says how much may be used"),
     (&["-fitc", "--fit-ctx"], "-c N demands a context of N positions"),
     (&["-lm", "--load-mode"], "--io mmap|pread says how weights are read"),

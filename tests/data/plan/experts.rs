@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tierflow::model::{Checkpoint, Model};
-use tierflow::plan::{ExpertCacheRule, ExpertMissRule, SavedPlan, Schedule, Step, Workload, predict};
+use tierflow::plan::{ExpertCacheRule, ExpertMissRule, HostLayers, SavedPlan, Schedule, Step, Workload, predict};
 use tierflow::platform::IoMode;
 use xtask::models::{LlamaShape, Stored, write_hf_headers};
 
@@ -65,7 +65,7 @@ fn experts_are_where_options_say() {
     assert!(auto.chunks.iter().all(|chunk| !chunk.is_cached), "all experts are resident where there is room");
 
     for n_layers in [0, 2, usize::MAX] {
-        let placement = PlacementRule::ExpertsOnHost(n_layers);
+        let placement = PlacementRule::ExpertsOnHost(HostLayers::First(n_layers));
         let made = make(PlanOptions { placement, compute_on: both.clone(), ..options(Bytes::gib(1), ExpertCacheRule::Auto) }).unwrap();
         let on_host = |unit: &&tierflow::plan::UnitPlan| unit.execute_on == Device::Cpu && unit.kind != UnitKind::Embedding;
         let kinds: Vec<UnitKind> = made.units.iter().filter(on_host).map(|unit| unit.kind).collect();
@@ -73,7 +73,7 @@ fn experts_are_where_options_say() {
         assert_eq!(kinds, expected);
         assert_eq!(made.streamed_bytes(), Bytes::ZERO);
     }
-    let placement = PlacementRule::ExpertsOnHost(1);
+    let placement = PlacementRule::ExpertsOnHost(HostLayers::First(1));
     let refused = make(PlanOptions { placement, ..options(Bytes::gib(1), ExpertCacheRule::Auto) }).unwrap_err().to_string();
     assert!(refused.contains("does not compute here"), "{refused}");
 }
