@@ -181,6 +181,11 @@ pub enum Error {
         /// Its logit.
         value: f32,
     },
+    /// In training, the loss or a gradient was not finite for several steps in a row.
+    TrainingDiverged {
+        /// The last of them, from 1 on.
+        step: u64,
+    },
     /// A hub or another server did not deliver.
     Network {
         /// What was asked for.
@@ -284,6 +289,11 @@ impl Error {
             Error::NotFinite { token, value } => {
                 format!("the model computed {value} as the logit of token {token}; its weights (or the GPU driver) are broken")
             }
+            Error::TrainingDiverged { step } => {
+                format!(
+                    "the loss or a gradient was not finite for three steps in a row, up to step {step}; the adapter stays as it was before"
+                )
+            }
             Error::Network { url, reason } => format!("{url}: {reason}"),
             Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),
             Error::EngineGone => "the engine has ended; load the model again".to_owned(),
@@ -310,6 +320,10 @@ impl Error {
                 [Remedy::other("run again"), Remedy::other("end what else uses it"), Remedy::Raise(Setting::GpuTimeout)].into()
             }
             Error::NotFinite { .. } => [Remedy::CompareWith(Setting::Device, "cpu".into())].into(),
+            Error::TrainingDiverged { .. } => {
+                [Remedy::other("lower the learning rate"), Remedy::other("let it rise over more steps"), Remedy::other("shorten gradients")]
+                    .into()
+            }
             Error::AllSequencesInUse { .. } => [Remedy::other("drop one"), Remedy::Raise(Setting::NSeqs)].into(),
             _ => Advice::default(),
         }

@@ -20,6 +20,7 @@ mod planning;
 mod sampling;
 mod serve;
 mod tokenize;
+mod train;
 mod variables;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,7 @@ pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use sampling::SamplingArgs;
 pub use serve::{Key, ServeArgs};
 pub use tokenize::TokenizeArgs;
+pub use train::TrainArgs;
 pub use variables::blame_variable;
 
 /// The whole command line.
@@ -89,6 +91,9 @@ pub enum Command {
     /// Make vectors of texts
     #[command(alias = "embedding")]
     Embed(EmbedArgs),
+    /// Teach a model the records of a file: an adapter beside it
+    #[command(alias = "finetune")]
+    Train(Box<TrainArgs>),
     /// Write a model as a GGUF file, quantised or not
     #[command(alias = "quantize")]
     Convert(ConvertArgs),

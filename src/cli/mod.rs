@@ -33,6 +33,7 @@ mod statistics;
 mod terminal;
 mod tokenize;
 mod trace_file;
+mod train;
 mod words;
 mod wrap;
 
@@ -65,6 +66,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Run(args) if args.quiet => Verbosity::Quiet,
         Command::Serve(args) if args.quiet => Verbosity::Quiet,
         Command::Batch(args) if args.quiet => Verbosity::Quiet,
+        Command::Train(args) if args.quiet => Verbosity::Quiet,
         Command::Run(args) if args.verbose => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
@@ -91,6 +93,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Embed(args) => embed::run(&args),
+        Command::Train(args) => train::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Launch(args) => launch::run(&args.arguments),

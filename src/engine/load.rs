@@ -64,7 +64,7 @@ impl Prepared {
         Ok(self.text.insert(text))
     }
 
-    fn take_text(&mut self) -> Result<ModelText> {
+    pub(crate) fn take_text(&mut self) -> Result<ModelText> {
         match self.text.take() {
             Some(text) => Ok(text),
             None => ModelText::open(&self.checkpoint, self.text_files),

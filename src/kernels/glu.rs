@@ -56,7 +56,7 @@ pub(super) fn code(activation: Activation) -> f64 {
 }
 
 /// CPU twin of `shaders/shared/activations.wgsl`.
-pub(super) fn activated(activation: Activation, x: f32) -> f32 {
+pub(crate) fn activated(activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {

@@ -15,7 +15,7 @@ use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, Product, Values};
 use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
+use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, passed_on};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -178,10 +178,7 @@ impl Executor for HostExecutor {
         }
         let scratch = packed_input_bytes(&self.model, n_tokens) + expert_rows_bytes(&self.model, n_tokens).unwrap_or_default();
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + scratch);
-        self.values.packed.forget();
-        self.values.tokens = batch::places(batch);
-        self.values.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table, self.values.ctx_size)).collect();
-        self.values.selected_rows.clone_from(&batch.logits_for);
+        self.values.begin(batch, self.plan.n_seqs, self.plan.ctx_size);
         self.forward = forward;
         Ok(())
     }

@@ -15,20 +15,21 @@ use crate::kernels::{
     layer_norm, matmul, rms_norm, rope, rope_kv, route, sum_experts, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, Model, Op, Rope, StateKind, StoreKv, ValueId};
+use crate::stream::{Batch, batch};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
-pub(super) struct Values {
+pub(crate) struct Values {
     pub(super) model: Arc<Model>,
-    pub(super) values: HashMap<ValueId, Vec<f32>>,
+    pub(crate) values: HashMap<ValueId, Vec<f32>>,
     /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`; V is empty where K is V as well.
     pub(super) kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
     /// What layers keep of each sequence besides: `[n_seqs, …]`.
     pub(super) states: HashMap<(usize, StateKind), Vec<f32>>,
-    pub(super) tokens: Vec<Token>,
+    pub(crate) tokens: Vec<Token>,
     /// By each of the model's rotary tables.
-    pub(super) cos_sin: Vec<Vec<f32>>,
-    pub(super) selected_rows: Vec<u32>,
+    pub(crate) cos_sin: Vec<Vec<f32>>,
+    pub(crate) selected_rows: Vec<u32>,
     pub(super) n_seqs: usize,
     pub(super) ctx_size: usize,
     pub(super) packed: PackedInput,
@@ -82,7 +83,7 @@ impl Product<'_> {
 
 impl Values {
     /// Those of a model in so many sequences of so many positions, without caches and states.
-    pub(super) fn new(model: Arc<Model>, n_seqs: usize, ctx_size: usize) -> Values {
+    pub(crate) fn new(model: Arc<Model>, n_seqs: usize, ctx_size: usize) -> Values {
         Values {
             model,
             values: HashMap::new(),
@@ -98,17 +99,26 @@ impl Values {
         }
     }
 
+    /// Begins a forward of `batch`, in so many sequences of so many positions.
+    pub(crate) fn begin(&mut self, batch: &Batch, n_seqs: usize, ctx_size: usize) {
+        (self.n_seqs, self.ctx_size) = (n_seqs, ctx_size);
+        self.packed.forget();
+        self.tokens = batch::places(batch);
+        self.cos_sin = self.model.rope_tables.iter().map(|table| batch::cos_sin(batch, table, ctx_size)).collect();
+        self.selected_rows.clone_from(&batch.logits_for);
+    }
+
     /// Takes a value out, so that others can be read meanwhile.
-    fn take(&mut self, id: ValueId) -> Vec<f32> {
+    pub(crate) fn take(&mut self, id: ValueId) -> Vec<f32> {
         self.values.get_mut(&id).map(std::mem::take).unwrap_or_default()
     }
 
-    fn put(&mut self, id: ValueId, numbers: Vec<f32>) {
+    pub(crate) fn put(&mut self, id: ValueId, numbers: Vec<f32>) {
         self.packed.of.take_if(|(of, _)| *of == id);
         self.values.insert(id, numbers);
     }
 
-    pub(super) fn get(&self, id: ValueId) -> &[f32] {
+    pub(crate) fn get(&self, id: ValueId) -> &[f32] {
         self.values.get(&id).map(Vec::as_slice).unwrap_or_default()
     }
 
@@ -147,7 +157,7 @@ impl Values {
         self.put(output, result);
     }
 
-    pub(super) fn batch(&self) -> BatchShape {
+    pub(crate) fn batch(&self) -> BatchShape {
         BatchShape {
             n_tokens: self.tokens.len() as u32,
             n_logit_rows: self.selected_rows.len() as u32,
@@ -158,7 +168,7 @@ impl Values {
     }
 
     /// Runs an operation that needs no matrix.
-    pub(super) fn run(&mut self, op: &Op, vectors: &HashMap<TensorId, Vec<f32>>) {
+    pub(crate) fn run(&mut self, op: &Op, vectors: &HashMap<TensorId, Vec<f32>>) {
         let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
         let (model, batch) = (Arc::clone(&self.model), self.batch());
         match *op {

@@ -13,9 +13,9 @@ mod gpu_submit;
 mod halves;
 mod host_executor;
 mod host_experts;
-mod host_values;
+pub(crate) mod host_values;
 mod slot_pool;
-mod store;
+pub(crate) mod store;
 mod trace;
 mod uploader;
 

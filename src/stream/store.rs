@@ -245,7 +245,7 @@ fn units_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> impl Iterator<
 ///
 /// # Errors
 /// Those of reading.
-pub(super) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>> {
+pub(crate) fn read_vector(checkpoint: &Checkpoint, id: TensorId) -> Result<Vec<f32>> {
     let tensor = &checkpoint.catalog[id];
     let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, &tensor.name)?;
     checkpoint.read(id, 0, &mut bytes)?;

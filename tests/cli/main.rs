@@ -19,5 +19,6 @@ mod run;
 mod serve;
 #[cfg(unix)]
 mod terminal;
+mod train;
 #[cfg(unix)]
 mod typing;

@@ -17,3 +17,4 @@ mod models;
 mod reference;
 mod sources;
 mod stream;
+mod train;

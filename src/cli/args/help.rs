@@ -5,11 +5,16 @@ use std::ffi::OsString;
 use clap::{Arg, ArgAction, Command};
 
 /// The groups of options by clap's names for them. Options in none of them are about the output; words stand before all groups.
-const GROUPS: [(&str, &str); 7] = [
+const GROUPS: [(&str, &str); 8] = [
     ("Model", "model_flag hf_repo hf_file revision force alias"),
     ("Server", "host port api_key allow_remote cors queue embeddings models_dir keep_alive"),
     ("Prompt", "prompt file stdin system system_file tokens raw think no_think hide_thinking no_special no_parse_special"),
     ("Tests", "n_prompt n_gen pg n_depth repetitions"),
+    (
+        "Training",
+        "data out epochs steps batch accumulate seq_len truncate train_on lora_r lora_alpha target dropout lr scheduler warmup optimizer \
+         weight_decay grad_clip eval_data eval_every save_every resume",
+    ),
     (
         "Sampling",
         "predict seed temp top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop ignore_eos \
@@ -27,7 +32,8 @@ const GROUPS: [(&str, &str); 7] = [
 const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop \
                     ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
                     slots upload n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
-                    export_plan trace no_context_shift no_history think no_think hide_thinking alias cors queue embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
+                    accumulate train_on lora_alpha dropout scheduler warmup optimizer weight_decay grad_clip \
+                    eval_data eval_every export_plan trace no_context_shift no_history think no_think hide_thinking alias cors queue embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
 
 /// What the long help ends with.
 const TWINS: &str = "Every option can be set in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\

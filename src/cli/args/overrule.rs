@@ -30,6 +30,7 @@ pub(super) fn drop_overruled(command: &mut Command, matches: &ArgMatches) -> Res
         Command::Logits(args) => (&mut args.model, Some(&mut args.placement)),
         Command::Inspect(args) => (&mut args.model, None),
         Command::Tokenize(args) => (&mut args.model, None),
+        Command::Train(args) => (&mut args.model, None),
         Command::Convert(args) => (&mut args.model, None),
         Command::Launch(_)
         | Command::Devices(_)

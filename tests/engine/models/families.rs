@@ -333,10 +333,7 @@ fn write_safetensors(folder: &Path, header: Map<String, Value>, data: &[u8]) {
 impl Tensor {
     /// As the script makes them, rounded to `dtype`.
     fn values(&self, dtype: &str) -> Vec<f32> {
-        let key = self.name.bytes().fold(0, |key, byte| mix(key ^ u64::from(byte)));
-        let value = |index: u64| {
-            let hash = mix(key.wrapping_add(index.wrapping_mul(GOLDEN)));
-            let uniform = (hash >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+        let value = |uniform: f32| {
             if self.is_bytes {
                 return self.base + ((uniform + 1.0) / 2.0 * self.scale).floor();
             }
@@ -347,8 +344,15 @@ impl Tensor {
                 _ => value,
             }
         };
-        (0..self.shape.iter().product::<usize>() as u64).map(value).collect()
+        uniform(&self.name, self.shape.iter().product()).into_iter().map(value).collect()
     }
+}
+
+/// Numbers from -1 to 1 that a name chooses.
+pub fn uniform(name: &str, n: usize) -> Vec<f32> {
+    let key = name.bytes().fold(0, |key, byte| mix(key ^ u64::from(byte)));
+    let hash = |index: u64| mix(key.wrapping_add(index.wrapping_mul(GOLDEN)));
+    (0..n as u64).map(|index| (hash(index) >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect()
 }
 
 /// Rows of a head from NeoX order (i, i + half) to interleaved pairs (`LlamaModel.permute` of llama.cpp's converter).

@@ -1,0 +1,185 @@
+//! The options of `tierflow train`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::model::{IoArg, ModelArgs};
+use super::{parse_positive, parse_value, parse_whole};
+use crate::device::MaxMemory;
+use crate::error::{Error, Result};
+use crate::train::{DataOptions, LoraOptions, OptimizerKind, Scheduler, TrainOn, TrainOptions};
+
+/// `tierflow train`
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// File with a JSON record a line: messages, text, or prompt and completion
+    #[arg(long, env = "TIERFLOW_DATA", value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// Folder for the adapter, the log and checkpoints
+    #[arg(short, long, env = "TIERFLOW_OUT", value_name = "DIR")]
+    pub out: PathBuf,
+    /// Times to go through the data
+    #[arg(long, env = "TIERFLOW_EPOCHS", value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    pub epochs: u32,
+    /// Steps in all, whatever --epochs says
+    #[arg(long, env = "TIERFLOW_STEPS", value_name = "N", value_parser = parse_positive)]
+    pub steps: Option<u32>,
+    /// Records that are computed together
+    #[arg(long, env = "TIERFLOW_BATCH", value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    pub batch: u32,
+    /// Batches of a step
+    #[arg(long, env = "TIERFLOW_ACCUMULATE", value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    pub accumulate: u32,
+    /// Tokens of a record, at most; longer ones are left out
+    #[arg(long, env = "TIERFLOW_SEQ_LEN", value_name = "N", default_value_t = 512, value_parser = parse_positive)]
+    pub seq_len: u32,
+    /// Cut longer records instead
+    #[arg(long, env = "TIERFLOW_TRUNCATE")]
+    pub truncate: bool,
+    /// What is learnt: answers, or all of a record
+    #[arg(long, env = "TIERFLOW_TRAIN_ON", value_name = "WHAT", default_value = "answers")]
+    pub train_on: TrainOnArg,
+    /// Rank of the adapter's matrices
+    #[arg(long, env = "TIERFLOW_LORA_R", value_name = "N", default_value_t = 16, value_parser = parse_positive)]
+    pub lora_r: u32,
+    /// What the adapter is multiplied by, times its rank
+    #[arg(long, env = "TIERFLOW_LORA_ALPHA", value_name = "ALPHA", default_value_t = 32.0)]
+    pub lora_alpha: f32,
+    /// Linear layers that get matrices, as in q_proj,v_proj; by default all but the head
+    #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
+    pub target: Vec<String>,
+    /// Share of the adapter's inputs that are zeroed
+    #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
+    pub dropout: f32,
+    /// Greatest learning rate
+    #[arg(long, env = "TIERFLOW_LR", value_name = "RATE", default_value_t = 2e-4)]
+    pub lr: f64,
+    /// How the learning rate changes behind its warm-up
+    #[arg(long, env = "TIERFLOW_SCHEDULER", value_name = "NAME", default_value = "linear")]
+    pub scheduler: SchedulerArg,
+    /// Steps in which the learning rate rises; below 1, their share of all
+    #[arg(long, env = "TIERFLOW_WARMUP", value_name = "N", default_value_t = 0.0)]
+    pub warmup: f64,
+    /// Optimiser
+    #[arg(long, env = "TIERFLOW_OPTIMIZER", value_name = "NAME", default_value = "adamw")]
+    pub optimizer: OptimizerArg,
+    /// Share of each value that is taken away, times the learning rate
+    #[arg(long, env = "TIERFLOW_WEIGHT_DECAY", value_name = "SHARE", default_value_t = 0.0)]
+    pub weight_decay: f32,
+    /// Length that gradients are shortened to; 0 leaves them
+    #[arg(long, env = "TIERFLOW_GRAD_CLIP", value_name = "LENGTH", default_value_t = 1.0)]
+    pub grad_clip: f64,
+    /// Chooses the first values, the order of the records and what is zeroed
+    #[arg(short, long, env = "TIERFLOW_SEED", value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = parse_whole)]
+    pub seed: i64,
+    /// Records that are not learnt, whose loss is shown
+    #[arg(long, env = "TIERFLOW_EVAL_DATA", value_name = "FILE.jsonl")]
+    pub eval_data: Option<PathBuf>,
+    /// Steps between two evaluations; by default one epoch's
+    #[arg(long, env = "TIERFLOW_EVAL_EVERY", value_name = "N", requires = "eval_data", value_parser = parse_positive)]
+    pub eval_every: Option<u32>,
+    /// Steps between two checkpoints
+    #[arg(long, env = "TIERFLOW_SAVE_EVERY", value_name = "N", value_parser = parse_positive)]
+    pub save_every: Option<u32>,
+    /// Go on from the latest checkpoint in the folder, if there is one
+    #[arg(long, env = "TIERFLOW_RESUME")]
+    pub resume: bool,
+    /// Memory to use, as in cpu=16GiB; layers without room are read from disk
+    #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
+    pub max_memory: Option<MaxMemory>,
+    /// Threads that compute
+    #[arg(short, long, env = "TIERFLOW_THREADS", value_name = "N", value_parser = parse_positive)]
+    pub threads: Option<u32>,
+    /// How weights are read from files
+    #[arg(long, env = "TIERFLOW_IO", value_name = "MODE")]
+    pub io: Option<IoArg>,
+    /// Print a line of JSON for each step
+    #[arg(long, env = "TIERFLOW_JSON")]
+    pub json: bool,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, env = "TIERFLOW_QUIET")]
+    pub quiet: bool,
+}
+
+/// What is learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrainOnArg {
+    /// Answers, completions, plain texts
+    Answers,
+    /// All of a record
+    All,
+}
+
+/// How the learning rate changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SchedulerArg {
+    /// Falls in a line
+    Linear,
+    /// Falls as half a cosine
+    Cosine,
+    /// Stays
+    Constant,
+}
+
+/// How gradients become steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerArg {
+    /// Adam with decoupled weight decay
+    Adamw,
+    /// Gradient descent with a momentum of 0.9
+    Sgd,
+}
+
+impl TrainArgs {
+    /// How records are read.
+    pub fn data_options(&self) -> DataOptions {
+        let train_on = match self.train_on {
+            TrainOnArg::Answers => TrainOn::Answers,
+            TrainOnArg::All => TrainOn::All,
+        };
+        DataOptions { train_on, seq_len: self.seq_len as usize, truncates: self.truncate }
+    }
+
+    /// How the model is trained; steps are not known before the data is.
+    pub fn options(&self) -> TrainOptions {
+        let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
+        TrainOptions {
+            lora: LoraOptions { rank: self.lora_r as usize, alpha: self.lora_alpha, targets, dropout: self.dropout },
+            optimizer: match self.optimizer {
+                OptimizerArg::Adamw => OptimizerKind::Adamw,
+                OptimizerArg::Sgd => OptimizerKind::Sgd,
+            },
+            learning_rate: self.lr,
+            scheduler: match self.scheduler {
+                SchedulerArg::Linear => Scheduler::Linear,
+                SchedulerArg::Cosine => Scheduler::Cosine,
+                SchedulerArg::Constant => Scheduler::Constant,
+            },
+            n_warmup: 0,
+            weight_decay: self.weight_decay,
+            grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
+            batch: self.batch as usize,
+            accumulate: self.accumulate as usize,
+            n_steps: 0,
+            seq_len: self.seq_len as usize,
+            seed: self.seed.cast_unsigned(),
+        }
+    }
+
+    /// Steps in all and those of the warm-up, of data that takes so many steps.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a warm-up that is none.
+    pub fn steps(&self, per_epoch: u64) -> Result<(u64, u64)> {
+        let n_steps = self.steps.map_or(per_epoch.saturating_mul(self.epochs.into()), u64::from);
+        if !(self.warmup.is_finite() && self.warmup >= 0.0) {
+            return Err(Error::InvalidArgument { option: "--warmup".into(), reason: format!("is {}; it is 0 or more", self.warmup) });
+        }
+        let n_warmup = if self.warmup < 1.0 { (self.warmup * n_steps as f64).ceil() } else { self.warmup };
+        Ok((n_steps, (n_warmup as u64).min(n_steps)))
+    }
+}

@@ -1,0 +1,221 @@
+//! What is trained: two small matrices beside each chosen linear layer (LoRA, Hu et al. 2021), whose product is added to its weight:
+//! `y = W·x + scale · B·(A·x)`.
+
+use std::collections::HashMap;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::dense::{add_sums, products, transposed};
+use crate::error::{Error, Result};
+use crate::model::{Checkpoint, Format, Model, Op, UnitKind};
+use crate::units::listed;
+use crate::weights::TensorId;
+
+/// Which layers get matrices, and of what size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraOptions {
+    /// Rows of A, columns of B.
+    pub rank: usize,
+    /// The product is scaled by `alpha / rank`.
+    pub alpha: f32,
+    /// Ends of the names of linear layers (`q_proj`, `mlp.up_proj`); none means all of the model's layers.
+    pub targets: Vec<String>,
+    /// Share of the inputs of A that are zeroed in training, from 0 to less than 1; the others grow by as much.
+    pub dropout: f32,
+}
+
+impl Default for LoraOptions {
+    fn default() -> LoraOptions {
+        LoraOptions { rank: 16, alpha: 32.0, targets: Vec::new(), dropout: 0.0 }
+    }
+}
+
+/// The two matrices of one linear layer; also their gradients, and what an optimiser keeps of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// The layer's name in a Hugging Face checkpoint: `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// Columns of the weight.
+    pub n_inputs: usize,
+    /// Rows of the weight.
+    pub n_outputs: usize,
+    /// `[rank, n_inputs]`
+    pub a: Vec<f32>,
+    /// `[n_outputs, rank]`
+    pub b: Vec<f32>,
+}
+
+/// All that is trained of a model.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// Rows of each A.
+    pub rank: usize,
+    /// The numerator of the scale.
+    pub alpha: f32,
+    /// Share of inputs that are zeroed in training.
+    pub dropout: f32,
+    /// In the order of the model's operations.
+    pub layers: Vec<Layer>,
+    /// For each row of a layer's weight the row that it is in transformers.
+    pub(super) rows: Vec<Vec<usize>>,
+    /// The layer of each weight.
+    by_weight: HashMap<TensorId, usize>,
+}
+
+/// A layer's inputs as the forward pass had them.
+#[derive(Debug)]
+pub(super) struct LoraRead {
+    /// Behind the dropout, `[n_tokens, n_inputs]`.
+    input: Vec<f32>,
+    /// `A·x`, `[n_tokens, rank]`.
+    inner: Vec<f32>,
+}
+
+impl Adapter {
+    /// A drawn as PEFT draws it (uniform in `±1/√n_inputs`), B zero: training begins with the model as it is.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where a size is not possible, or a target is no linear layer of the model.
+    pub fn new(checkpoint: &Checkpoint, model: &Model, options: &LoraOptions, seed: u64) -> Result<Adapter> {
+        let LoraOptions { rank, alpha, dropout, .. } = *options;
+        let invalid = |option: &str, reason: String| Err(Error::InvalidArgument { option: option.into(), reason });
+        if !(1..=4096).contains(&rank) {
+            return invalid("the rank of the adapter", format!("is {rank}; it is from 1 to 4096"));
+        }
+        if !(alpha.is_finite() && alpha > 0.0) {
+            return invalid("alpha of the adapter", format!("is {alpha}; it is above 0"));
+        }
+        if !(0.0..1.0).contains(&dropout) {
+            return invalid("dropout", format!("is {dropout}; it is from 0 to less than 1"));
+        }
+        let candidates = candidates(checkpoint, model);
+        check_targets(&candidates, &options.targets)?;
+        let is_wanted = |module: &str| options.targets.is_empty() || options.targets.iter().any(|target| is_called(module, target));
+        let linears = model.linears(&checkpoint.catalog, matches!(checkpoint.format, Format::Gguf));
+        let (mut layers, mut rows, mut by_weight) = (Vec::new(), Vec::new(), HashMap::new());
+        for (id, module) in candidates {
+            if by_weight.contains_key(&id) || module.contains(':') || !is_wanted(&module) {
+                continue;
+            }
+            let tensor = &checkpoint.catalog[id];
+            let (n_outputs, n_inputs) = (tensor.n_rows() as usize, tensor.n_columns() as usize);
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            random.set_stream(1 + layers.len() as u64);
+            let bound = 1.0 / (n_inputs as f32).sqrt();
+            let a = (0..rank * n_inputs).map(|_| (unit(&mut random) * 2.0 - 1.0) * bound).collect();
+            by_weight.insert(id, layers.len());
+            let part = linears.get(&module).and_then(|linear| linear.parts.first());
+            rows.push(part.map_or_else(|| (0..n_outputs).collect(), |part| part.rows.clone()));
+            layers.push(Layer { module, n_inputs, n_outputs, a, b: vec![0.0; n_outputs * rank] });
+        }
+        Ok(Adapter { rank, alpha, dropout, layers, rows, by_weight })
+    }
+
+    /// What the product of both matrices is multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// Zeros of the shape of what is trained.
+    pub(super) fn zeros(&self) -> Vec<Layer> {
+        let zeros = |layer: &Layer| Layer { a: vec![0.0; layer.a.len()], b: vec![0.0; layer.b.len()], ..layer.clone() };
+        self.layers.iter().map(zeros).collect()
+    }
+
+    /// Values that are trained.
+    pub fn n_values(&self) -> usize {
+        self.layers.iter().map(|layer| layer.a.len() + layer.b.len()).sum()
+    }
+
+    /// The layer beside a weight, if it has one.
+    pub(super) fn beside(&self, weight: TensorId) -> Option<usize> {
+        self.by_weight.get(&weight).copied()
+    }
+
+    /// Adds what the layer gives for `input`, `[n_tokens, n_inputs]`, to `output`, `[n_tokens, n_outputs]`. `draw` names the draw of the
+    /// dropout; none is without.
+    pub(super) fn add(&self, layer: usize, input: &[f32], output: &mut [f32], draw: Option<u64>) -> LoraRead {
+        let own = &self.layers[layer];
+        let mut input = input.to_vec();
+        self.drop_out(layer, &mut input, draw);
+        let inner = products(own.n_inputs, &own.a, &input);
+        let added = products(self.rank, &own.b, &inner);
+        let scale = self.scale();
+        output.iter_mut().zip(&added).for_each(|(output, added)| *output += scale * added);
+        LoraRead { input, inner }
+    }
+
+    /// From the gradient of the output, `[n_tokens, n_outputs]`: adds that of both matrices to `gradients` and that of the input to `into`.
+    pub(super) fn backward(
+        &self,
+        layer: usize,
+        read: &LoraRead,
+        upward: &[f32],
+        gradients: &mut Layer,
+        into: &mut [f32],
+        draw: Option<u64>,
+    ) {
+        let own = &self.layers[layer];
+        let scale = self.scale();
+        let scaled: Vec<f32> = upward.iter().map(|gradient| scale * gradient).collect();
+        add_sums(self.rank, &read.inner, &transposed(own.n_outputs, &scaled), &mut gradients.b);
+        let n_tokens = read.inner.len() / self.rank;
+        let mut of_inner = vec![0.0; n_tokens * self.rank];
+        add_sums(self.rank, &own.b, &scaled, &mut of_inner);
+        add_sums(own.n_inputs, &read.input, &transposed(self.rank, &of_inner), &mut gradients.a);
+        let mut of_input = vec![0.0; n_tokens * own.n_inputs];
+        add_sums(own.n_inputs, &own.a, &of_inner, &mut of_input);
+        self.drop_out(layer, &mut of_input, draw);
+        into.iter_mut().zip(&of_input).for_each(|(into, gradient)| *into += gradient);
+    }
+
+    /// Zeroes some values, always the same of one draw, and makes up for it by the others.
+    fn drop_out(&self, layer: usize, values: &mut [f32], draw: Option<u64>) {
+        let Some(draw) = draw.filter(|_| self.dropout > 0.0) else { return };
+        let mut random = ChaCha8Rng::seed_from_u64(draw);
+        random.set_stream(1 + layer as u64);
+        let keep = 1.0 / (1.0 - self.dropout);
+        values.iter_mut().for_each(|value| *value *= if unit(&mut random) < self.dropout { 0.0 } else { keep });
+    }
+}
+
+/// A number from 0 to less than 1.
+fn unit(random: &mut ChaCha8Rng) -> f32 {
+    (random.next_u32() >> 8) as f32 / (1u32 << 24) as f32
+}
+
+/// The linear layers of a model but its head, by weight and name.
+fn candidates(checkpoint: &Checkpoint, model: &Model) -> Vec<(TensorId, String)> {
+    let units = model.units.iter().filter(|unit| unit.kind != UnitKind::Head);
+    let weights = units.flat_map(|unit| &unit.ops).filter_map(|op| match op {
+        Op::MatMul { weight, .. } => Some(*weight),
+        _ => None,
+    });
+    weights.map(|id| (id, checkpoint.catalog[id].name.replacen(".weight", "", 1))).collect()
+}
+
+fn is_called(module: &str, target: &str) -> bool {
+    module == target || module.strip_suffix(target).is_some_and(|before| before.ends_with('.'))
+}
+
+fn check_targets(candidates: &[(TensorId, String)], targets: &[String]) -> Result<()> {
+    let mut leaves: Vec<&str> = candidates.iter().map(|(_, module)| module.rsplit('.').next().unwrap_or(module)).collect();
+    leaves.sort_unstable();
+    leaves.dedup();
+    leaves.retain(|leaf| !leaf.contains(':'));
+    let invalid = |reason: String| Err(Error::InvalidArgument { option: "target".into(), reason });
+    for target in targets {
+        if candidates.iter().any(|(_, module)| is_called(module, target)) {
+            continue;
+        }
+        if candidates.iter().any(|(_, module)| module.split_once(':').is_some_and(|(whole, _)| is_called(whole, target))) {
+            return invalid(format!("`{target}` holds several matrices in one, which is not trained; name others: {}", listed(&leaves)));
+        }
+        return invalid(format!("`{target}` is no linear layer of this model; it has {}", listed(&leaves)));
+    }
+    if leaves.is_empty() {
+        return invalid("none of the model's linear layers stands for itself, so that none can be trained".into());
+    }
+    Ok(())
+}

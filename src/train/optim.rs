@@ -1,0 +1,178 @@
+//! Optimisers and learning rates, by torch's and transformers' formulas.
+
+use serde::{Deserialize, Serialize};
+
+use super::adapter::Layer;
+
+/// How gradients become steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay (Loshchilov, Hutter 2019).
+    Adamw,
+    /// Stochastic gradient descent with a momentum of 0.9, its weight decay added to the gradient.
+    Sgd,
+}
+
+/// The learning rate over a run, behind its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduler {
+    /// Falls to zero in a line.
+    Linear,
+    /// Falls to zero as half a cosine.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// Decay rates of AdamW's means, and what is added to its denominator: torch's defaults.
+const BETAS: [f32; 2] = [0.9, 0.999];
+const EPSILON: f32 = 1e-8;
+const MOMENTUM: f32 = 0.9;
+
+impl Scheduler {
+    /// What the learning rate is multiplied by at step `step`, from 0 on, of `n_steps`, the first `n_warmup` of which rise from 0.
+    pub fn factor(self, step: u64, n_warmup: u64, n_steps: u64) -> f64 {
+        if step < n_warmup {
+            return step as f64 / n_warmup as f64;
+        }
+        let n_rest = n_steps.saturating_sub(n_warmup).max(1) as f64;
+        let done = (step - n_warmup) as f64 / n_rest;
+        match self {
+            Scheduler::Constant => 1.0,
+            Scheduler::Linear => (1.0 - done).max(0.0),
+            Scheduler::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * done).cos())).max(0.0),
+        }
+    }
+}
+
+/// Takes steps, and keeps what it needs from one to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Optimizer {
+    /// Its formula.
+    pub kind: OptimizerKind,
+    /// Share of each value that is taken away at a learning rate of 1.
+    pub weight_decay: f32,
+    /// Steps that were taken.
+    pub n_taken: u64,
+    /// Running means of gradients, or their momentum.
+    pub first: Vec<Layer>,
+    /// Running means of squared gradients; empty for [`OptimizerKind::Sgd`].
+    pub second: Vec<Layer>,
+}
+
+impl Optimizer {
+    /// One before its first step; `zeros` has the shape of what is trained.
+    pub(super) fn new(kind: OptimizerKind, weight_decay: f32, zeros: Vec<Layer>) -> Optimizer {
+        let second = if kind == OptimizerKind::Adamw { zeros.clone() } else { Vec::new() };
+        Optimizer { kind, weight_decay, n_taken: 0, first: zeros, second }
+    }
+
+    /// One step of `layers` against `gradients`.
+    pub(super) fn step(&mut self, layers: &mut [Layer], gradients: &[Layer], rate: f64) {
+        self.n_taken += 1;
+        for (index, (layer, gradient)) in layers.iter_mut().zip(gradients).enumerate() {
+            let (first, second) = (&mut self.first[index], self.second.get_mut(index));
+            let second = second.map_or((&mut [][..], &mut [][..]), |second| (&mut second.a[..], &mut second.b[..]));
+            let step = Step { kind: self.kind, decay: self.weight_decay, n_taken: self.n_taken, rate };
+            step.take(&mut layer.a, &gradient.a, &mut first.a, second.0);
+            step.take(&mut layer.b, &gradient.b, &mut first.b, second.1);
+        }
+    }
+}
+
+/// One step of some values.
+struct Step {
+    kind: OptimizerKind,
+    decay: f32,
+    n_taken: u64,
+    rate: f64,
+}
+
+impl Step {
+    fn take(&self, values: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let rate = self.rate as f32;
+        match self.kind {
+            OptimizerKind::Sgd => {
+                for ((value, gradient), momentum) in values.iter_mut().zip(gradients).zip(first) {
+                    let gradient = gradient + self.decay * *value;
+                    *momentum = if self.n_taken == 1 { gradient } else { MOMENTUM * *momentum + gradient };
+                    *value -= rate * *momentum;
+                }
+            }
+            OptimizerKind::Adamw => {
+                // A power beyond i32 is zero all the same.
+                let power = i32::try_from(self.n_taken).unwrap_or(i32::MAX);
+                let corrections = BETAS.map(|beta| 1.0 - f64::from(beta).powi(power));
+                let (step, root) = ((self.rate / corrections[0]) as f32, corrections[1].sqrt() as f32);
+                for (((value, gradient), first), second) in values.iter_mut().zip(gradients).zip(first).zip(second) {
+                    *value *= 1.0 - rate * self.decay;
+                    *first += (gradient - *first) * (1.0 - BETAS[0]);
+                    *second = *second * BETAS[1] + (1.0 - BETAS[1]) * gradient * gradient;
+                    *value -= step * *first / (second.sqrt() / root + EPSILON);
+                }
+            }
+        }
+    }
+}
+
+/// The length of all gradients together.
+pub(super) fn norm(gradients: &[Layer]) -> f64 {
+    let squares = |values: &[f32]| values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
+    gradients.iter().map(|layer| squares(&layer.a) + squares(&layer.b)).sum::<f64>().sqrt()
+}
+
+/// Shortens gradients of length `norm` to `most` where they are longer.
+pub(super) fn clip(gradients: &mut [Layer], norm: f64, most: f64) {
+    let factor = (most / (norm + 1e-6)).min(1.0) as f32;
+    if factor < 1.0 {
+        gradients.iter_mut().flat_map(|layer| layer.a.iter_mut().chain(&mut layer.b)).for_each(|value| *value *= factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_those_of_transformers() {
+        // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 2 of 10 steps.
+        let factors = |scheduler: Scheduler| [0, 1, 2, 6, 9].map(|step| scheduler.factor(step, 2, 10));
+        assert_eq!(factors(Scheduler::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]);
+        assert_eq!(factors(Scheduler::Linear), [0.0, 0.5, 1.0, 0.5, 0.125]);
+        let found = factors(Scheduler::Cosine);
+        let expected = [0.0, 0.5, 1.0, 0.5, 0.038_060_233_744_356_62];
+        assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-12), "{found:?}");
+        assert_eq!(Scheduler::Linear.factor(0, 0, 1), 1.0);
+    }
+
+    #[test]
+    fn steps_are_those_of_torch() {
+        let layer = |a: [f32; 2]| Layer { module: String::new(), n_inputs: 2, n_outputs: 0, a: a.to_vec(), b: Vec::new() };
+        // torch.optim.AdamW([1.0, -2.0], lr=0.1, weight_decay=0.01), SGD with momentum 0.9 likewise; gradients [0.5, -0.25], then [0.1, 0.3].
+        for (kind, expected) in [
+            (OptimizerKind::Adamw, [[0.899, -1.898], [0.817_796_95, -1.910_396_6]]),
+            (OptimizerKind::Sgd, [[0.949, -1.973], [0.892_151, -1.976_727]]),
+        ] {
+            let mut values = vec![layer([1.0, -2.0])];
+            let mut optimizer = Optimizer::new(kind, 0.01, vec![layer([0.0; 2])]);
+            for (gradient, expected) in [[0.5, -0.25], [0.1, 0.3]].into_iter().zip(expected) {
+                optimizer.step(&mut values, &[layer(gradient)], 0.1);
+                for (found, expected) in values[0].a.iter().zip(expected) {
+                    assert!((found - expected as f32).abs() < 2e-6, "{kind:?}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_gradients_are_shortened() {
+        let mut gradients = vec![Layer { module: String::new(), n_inputs: 1, n_outputs: 1, a: vec![3.0], b: vec![-4.0] }];
+        assert_eq!(norm(&gradients), 5.0);
+        clip(&mut gradients, 5.0, 10.0);
+        assert_eq!((gradients[0].a[0], gradients[0].b[0]), (3.0, -4.0));
+        clip(&mut gradients, 5.0, 1.0);
+        assert!((norm(&gradients) - 1.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,450 @@
+//! A batch forward through units and back: forward keeps what each unit has read, backward takes the units in reverse, computes each anew
+//! and carries the gradient of the residual stream through its operations.
+//!
+//! Operations change values in place or replace them, and the same value serves many units. So the gradient of a value that an operation
+//! replaces ends there: what was in it before has no part in what follows.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use super::adapter::{Adapter, Layer, LoraRead};
+use super::attention::Read;
+use super::vjp::{self, NormOf};
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::host;
+use crate::kernels::{attention, rope};
+use crate::model::{Function, Model, Op, StoreKv, Unit, UnitKind, ValueId};
+use crate::platform;
+use crate::stream::Batch;
+use crate::stream::host_values::Values;
+use crate::weights::TensorId;
+
+/// Who carries out the passes of training: this trait is what a loop needs of an executor.
+pub(super) trait Passes {
+    /// Embeds the tokens of a batch and begins a forward.
+    fn begin(&mut self, batch: &Batch, draw: Option<u64>) -> Result<()>;
+    /// Runs a unit; what it has read is kept where `keeps` says so.
+    fn forward(&mut self, unit: usize, keeps: bool) -> Result<()>;
+    /// The loss of a batch: the sum over its rows of minus the logarithm of `targets`' probabilities. With a factor, the gradient of the
+    /// loss times it becomes that of the residual stream.
+    fn loss(&mut self, targets: &[u32], gradient_of: Option<f32>) -> Result<f64>;
+    /// Carries the gradient of the residual stream back through a unit, and adds those of the adapter's matrices to `gradients`.
+    fn backward(&mut self, unit: usize, gradients: &mut [Layer]) -> Result<()>;
+}
+
+/// Passes on the host's cores.
+pub(super) struct HostPasses<'a> {
+    model: &'a Arc<Model>,
+    weights: &'a Weights,
+    adapter: &'a Adapter,
+    values: Values,
+    /// By unit: what it has read.
+    inputs: HashMap<usize, Vec<f32>>,
+    /// The gradients of values.
+    gradients: HashMap<ValueId, Vec<f32>>,
+    /// The draw of the dropout.
+    draw: Option<u64>,
+}
+
+/// What the backward pass of an operation needs of its forward.
+enum Kept {
+    Nothing,
+    Input(Vec<f32>),
+    Two(Vec<f32>, Vec<f32>),
+    Attention(Box<Read>),
+    Lora(LoraRead),
+}
+
+/// Refuses a model with operations whose gradients are not computed here.
+pub(super) fn check(model: &Model, path: &str) -> Result<()> {
+    let unsupported = |what: &str| {
+        let reason = format!("models of family `{}` are not trained here: {what}", model.config.family.name);
+        Err(Error::UnsupportedModel { path: path.to_owned(), reason })
+    };
+    if !model.has_head() || model.is_encoder() {
+        return unsupported("they predict no tokens");
+    }
+    if !model.carried.is_empty() {
+        return unsupported("their layers pass on more than the residual stream");
+    }
+    for op in model.units.iter().flat_map(|unit| &unit.ops) {
+        let reason = match op {
+            Op::Conv(_) => "they have convolutions",
+            Op::DeltaRule(_) => "they have the gated delta rule",
+            Op::HeadMatMul(_) | Op::CopyPart(_) | Op::StoreKv(StoreKv { value: None, .. }) => "they have latent attention",
+            Op::Route(_) | Op::ExpertMatMul(_) | Op::WeighInputs { .. } | Op::SumExperts { .. } | Op::AddExpertBias { .. } => {
+                "they are mixtures of experts"
+            }
+            Op::GateRows { .. } => "they gate rows",
+            Op::Glu { activation, .. } | Op::Map { function: Function::Activation(activation), .. }
+                if vjp::activation(*activation).is_none() =>
+            {
+                "their activation is clamped"
+            }
+            _ => continue,
+        };
+        return unsupported(reason);
+    }
+    Ok(())
+}
+
+impl<'a> HostPasses<'a> {
+    pub(super) fn new(model: &'a Arc<Model>, weights: &'a Weights, adapter: &'a Adapter) -> HostPasses<'a> {
+        let values = Values::new(Arc::clone(model), 1, 1);
+        HostPasses { model, weights, adapter, values, inputs: HashMap::new(), gradients: HashMap::new(), draw: None }
+    }
+
+    /// Runs the operations of a unit; with `keeps`, what their backward passes need.
+    fn run(&mut self, unit: &Unit, keeps: bool) -> Result<Vec<Kept>> {
+        let mut all = Vec::new();
+        let mut stored = None;
+        for op in &unit.ops {
+            let kept = match *op {
+                Op::MatMul { input, weight, output } => self.multiply(input, weight, output, keeps)?,
+                Op::StoreKv(store) => {
+                    stored = Some(store);
+                    Kept::Nothing
+                }
+                Op::Attention(ref op) => {
+                    let store = stored.ok_or_else(|| Error::internal("attention without keys"))?;
+                    let params = attention::Params::of(op, &self.values.batch());
+                    let sinks = op.sinks.and_then(|id| self.weights.vectors.get(&id)).cloned();
+                    let rows = [self.values.get(store.key), store.value.map_or(&[][..], |value| self.values.get(value))];
+                    let read = Read::new(params, self.values.get(op.query).to_vec(), rows, &self.values.tokens, sinks);
+                    let mut output = self.values.take(op.output);
+                    read.attend(&self.values.tokens, &mut output);
+                    self.values.put(op.output, output);
+                    if keeps { Kept::Attention(Box::new(read)) } else { Kept::Nothing }
+                }
+                ref op => {
+                    let kept = if keeps { self.read_by(op) } else { Kept::Nothing };
+                    self.values.run(op, &self.weights.vectors);
+                    kept
+                }
+            };
+            all.push(kept);
+        }
+        Ok(all)
+    }
+
+    fn read_by(&self, op: &Op) -> Kept {
+        let own = |id: ValueId| self.values.get(id).to_vec();
+        match op {
+            Op::RmsNorm(norm) => Kept::Input(own(norm.input)),
+            Op::LayerNorm(norm) => Kept::Input(own(norm.input)),
+            Op::Glu { gate, up, .. } => Kept::Two(own(*gate), own(*up)),
+            Op::Map { function: Function::Softcap(_) | Function::Activation(_), target } => Kept::Input(own(*target)),
+            _ => Kept::Nothing,
+        }
+    }
+
+    fn multiply(&mut self, input: ValueId, weight: TensorId, output: ValueId, keeps: bool) -> Result<Kept> {
+        let mut result = self.values.take(output);
+        let n_rows = self.weights.checkpoint().catalog[weight].n_rows();
+        self.weights.multiply(weight, [0, n_rows], self.values.get(input), &mut result)?;
+        let read = self.adapter.beside(weight).map(|layer| self.adapter.add(layer, self.values.get(input), &mut result, self.draw));
+        self.values.put(output, result);
+        Ok(read.filter(|_| keeps).map_or(Kept::Nothing, Kept::Lora))
+    }
+
+    /// The gradient of a value, which ends here.
+    fn end_of(&mut self, id: ValueId) -> Option<Vec<f32>> {
+        self.gradients.remove(&id)
+    }
+
+    /// The gradient of a value, to be added to: zeros where it has none.
+    fn gradient(&mut self, id: ValueId) -> &mut Vec<f32> {
+        let len = self.values.get(id).len();
+        self.gradients.entry(id).or_insert_with(|| vec![0.0; len])
+    }
+
+    fn add_gradient(&mut self, id: ValueId, added: Vec<f32>) {
+        match self.gradients.entry(id) {
+            Entry::Vacant(entry) => {
+                entry.insert(added);
+            }
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().iter_mut().zip(&added).for_each(|(own, added)| *own += added);
+            }
+        }
+    }
+
+    /// The vector-Jacobian product of one operation.
+    fn undo(&mut self, op: &Op, kept: Kept, gradients: &mut [Layer]) -> Result<()> {
+        let vectors = &self.weights.vectors;
+        let vector = |id: TensorId| vectors.get(&id).map(Vec::as_slice).unwrap_or_default();
+        match (op, kept) {
+            (Op::RmsNorm(norm), Kept::Input(input)) => {
+                let of = NormOf {
+                    weight: norm.weight.map(vector),
+                    weight_offset: norm.weight_offset,
+                    group_size: norm.group_size,
+                    epsilon: norm.epsilon,
+                };
+                if let Some(upward) = self.end_of(norm.output) {
+                    vjp::add_rms_norm(of, &input, &upward, self.gradient(norm.input));
+                }
+            }
+            (Op::LayerNorm(norm), Kept::Input(input)) => {
+                let of = NormOf {
+                    weight: Some(vector(norm.weight)),
+                    weight_offset: norm.weight_offset,
+                    group_size: norm.group_size,
+                    epsilon: norm.epsilon,
+                };
+                if let Some(upward) = self.end_of(norm.output) {
+                    vjp::add_layer_norm(of, &input, &upward, self.gradient(norm.input));
+                }
+            }
+            (&Op::MatMul { input, weight, output }, kept) => {
+                let Some(upward) = self.end_of(output) else { return Ok(()) };
+                let n_rows = self.weights.checkpoint().catalog[weight].n_rows();
+                let weights = self.weights;
+                weights.add_transposed(weight, [0, n_rows], &upward, self.gradient(input))?;
+                if let (Some(layer), Kept::Lora(read)) = (self.adapter.beside(weight), kept) {
+                    let (adapter, draw) = (self.adapter, self.draw);
+                    adapter.backward(layer, &read, &upward, &mut gradients[layer], self.gradient(input), draw);
+                }
+            }
+            (Op::Rope(turn), _) => {
+                let params = rope::Params::of(turn, &self.values.batch());
+                // The other way round; lengths change by the same factor.
+                let mut back = self.values.cos_sin[turn.table].clone();
+                back.iter_mut().skip(1).step_by(2).for_each(|sin| *sin = -*sin);
+                if let Some(gradient) = self.gradients.get_mut(&turn.heads) {
+                    host::rope(&params, &back, gradient);
+                }
+            }
+            (Op::Attention(op), Kept::Attention(read)) => {
+                let Some(upward) = self.end_of(op.output) else { return Ok(()) };
+                let found = read.backward(&self.values.tokens, &upward);
+                self.add_gradient(op.query, found.query);
+                let store = self.model.caches().find(|store| store.layer == op.layer).copied();
+                let store = store.ok_or_else(|| Error::internal("attention without keys"))?;
+                self.add_gradient(store.key, found.key);
+                if let Some(value) = store.value {
+                    self.add_gradient(value, found.value);
+                }
+            }
+            (&Op::Glu { activation, gate, up, output }, Kept::Two(of_gate, of_up)) => {
+                let function = vjp::activation(activation).ok_or_else(|| Error::internal("a clamped activation"))?;
+                if let Some(upward) = self.end_of(output) {
+                    let (of_gate, of_up) = vjp::glu(function, &of_gate, &of_up, &upward);
+                    self.add_gradient(gate, of_gate);
+                    self.add_gradient(up, of_up);
+                }
+            }
+            (&Op::Map { function, target }, kept) => {
+                let input = if let Kept::Input(input) = kept { input } else { Vec::new() };
+                if let Some(gradient) = self.gradients.get_mut(&target)
+                    && !vjp::map(function, &input, gradient)
+                {
+                    return Err(Error::internal("a clamped activation"));
+                }
+            }
+            (&Op::Add { input, target }, _) => {
+                if let Some(upward) = self.gradients.get(&target).cloned() {
+                    self.add_gradient(input, upward);
+                }
+            }
+            // What is added does not depend on what is trained, and keys and values are read where attention is.
+            (Op::AddBias { .. } | Op::StoreKv(_), _) => {}
+            (op, _) => return Err(Error::internal(format!("no gradient of {op:?}"))),
+        }
+        Ok(())
+    }
+
+    /// The head as it is read here: its product, what norms before it, and what each logit goes through.
+    fn head(&self) -> Result<Head<'a>> {
+        let unit = self.model.units.last().filter(|unit| unit.kind == UnitKind::Head);
+        let ops = unit.map(|unit| &unit.ops[..]).unwrap_or_default();
+        let product = ops.iter().position(|op| matches!(op, Op::MatMul { output, .. } if *output == self.model.logits));
+        let (before, rest) = ops.split_at(product.ok_or_else(|| Error::internal("a head without a product"))?);
+        let [Op::MatMul { input, weight, .. }, behind @ ..] = rest else { return Err(Error::internal("a head without a product")) };
+        Ok(Head { before, input: *input, weight: *weight, behind })
+    }
+}
+
+impl Passes for HostPasses<'_> {
+    fn begin(&mut self, batch: &Batch, draw: Option<u64>) -> Result<()> {
+        self.draw = draw;
+        self.inputs.clear();
+        self.gradients.clear();
+        let n_positions = batch.n_positions();
+        self.values.begin(batch, batch.sequences().len(), n_positions);
+        let (n_tokens, n_rows) = (batch.tokens.len(), batch.logits_for.len());
+        // Logits are computed some at a time.
+        for (id, value) in self.model.values().filter(|(id, value)| value.width > 0 && *id != self.model.logits) {
+            let len = value.n_rows(n_tokens, n_rows) * value.width;
+            platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
+        }
+        let mut hidden = self.values.take(self.model.hidden);
+        self.weights.store().embed(&batch.tokens, &mut hidden)?;
+        self.values.put(self.model.hidden, hidden);
+        Ok(())
+    }
+
+    fn forward(&mut self, unit: usize, keeps: bool) -> Result<()> {
+        if keeps {
+            self.inputs.insert(unit, self.values.get(self.model.hidden).to_vec());
+        }
+        self.run(&self.model.units[unit], false).map(|_| ())
+    }
+
+    fn loss(&mut self, targets: &[u32], gradient_of: Option<f32>) -> Result<f64> {
+        let head = self.head()?;
+        let before = Unit { name: String::new(), kind: UnitKind::Head, ops: head.before.to_vec() };
+        let kept = self.run(&before, gradient_of.is_some())?;
+        let logits = Logits { weights: self.weights, head: &head, input: self.values.get(head.input).to_vec(), targets };
+        let (loss, totals) = logits.loss()?;
+        let Some(factor) = gradient_of else { return Ok(loss) };
+        let of_input = logits.backward(&totals, factor)?;
+        self.gradients.insert(head.input, of_input);
+        for (op, kept) in before.ops.iter().zip(kept).rev() {
+            match op {
+                Op::GatherRows { input, output } => {
+                    let upward = self.end_of(*output).unwrap_or_default();
+                    let width = self.model.value(*input).width;
+                    let rows = self.values.selected_rows.clone();
+                    let gradient = self.gradient(*input);
+                    for (row, upward) in rows.iter().zip(upward.chunks_exact(width)) {
+                        let own = &mut gradient[*row as usize * width..][..width];
+                        own.iter_mut().zip(upward).for_each(|(own, upward)| *own += upward);
+                    }
+                }
+                op => self.undo(op, kept, &mut [])?,
+            }
+        }
+        Ok(loss)
+    }
+
+    fn backward(&mut self, unit: usize, gradients: &mut [Layer]) -> Result<()> {
+        let input = self.inputs.remove(&unit).ok_or_else(|| Error::internal("a unit was not kept"))?;
+        self.values.put(self.model.hidden, input);
+        let model = Arc::clone(self.model);
+        let unit = &model.units[unit];
+        let kept = self.run(unit, true)?;
+        for (op, kept) in unit.ops.iter().zip(kept).rev() {
+            self.undo(op, kept, gradients)?;
+        }
+        let hidden = self.model.hidden;
+        self.gradients.retain(|id, _| *id == hidden);
+        Ok(())
+    }
+}
+
+/// The parts of a head.
+struct Head<'a> {
+    before: &'a [Op],
+    input: ValueId,
+    weight: TensorId,
+    behind: &'a [Op],
+}
+
+/// Cross-entropy fused with the product of the head: logits are computed for a slice of the vocabulary at a time, once for their sum and
+/// once more for their gradient.
+struct Logits<'a> {
+    weights: &'a Weights,
+    head: &'a Head<'a>,
+    /// `[n_rows, hidden_size]`
+    input: Vec<f32>,
+    targets: &'a [u32],
+}
+
+/// Values of logits that are held at once.
+const LOGITS_AT_ONCE: usize = 4 << 20;
+
+/// Of one row: its greatest logit, and the sum of exponentials of the distances from it.
+#[derive(Clone, Copy)]
+struct Total {
+    most: f32,
+    sum: f64,
+}
+
+impl Logits<'_> {
+    fn vocab_size(&self) -> u64 {
+        self.weights.checkpoint().catalog[self.head.weight].n_rows()
+    }
+
+    /// Slices of the vocabulary: how many depends on the sizes alone.
+    fn slices(&self) -> impl Iterator<Item = [u64; 2]> + use<> {
+        let vocab_size = self.vocab_size();
+        let width = (LOGITS_AT_ONCE / self.targets.len().max(1)).clamp(256, 16_384);
+        (0..vocab_size).step_by(width).map(move |begin| [begin, vocab_size.min(begin + width as u64)])
+    }
+
+    /// Logits of a slice, `[n_rows, width]`, and the slopes by which they depend on the products.
+    fn of_slice(&self, slice: [u64; 2], slopes: Option<&mut Vec<f32>>) -> Result<Vec<f32>> {
+        let width = (slice[1] - slice[0]) as usize;
+        let mut logits = vec![0.0; self.targets.len() * width];
+        self.weights.multiply(self.head.weight, slice, &self.input, &mut logits)?;
+        let mut own = vec![1.0; if slopes.is_some() { logits.len() } else { 0 }];
+        for op in self.head.behind {
+            match op {
+                Op::AddBias { bias, .. } => {
+                    let bias = self.weights.vectors.get(bias).map(|bias| &bias[slice[0] as usize..slice[1] as usize]).unwrap_or_default();
+                    for row in logits.chunks_exact_mut(width) {
+                        row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+                    }
+                }
+                Op::Map { function, .. } => {
+                    if !own.is_empty() {
+                        vjp::map(*function, &logits, &mut own);
+                    }
+                    host::map(*function, &mut logits);
+                }
+                op => return Err(Error::internal(format!("no gradient of {op:?} of a head"))),
+            }
+        }
+        if let Some(slopes) = slopes {
+            *slopes = own;
+        }
+        Ok(logits)
+    }
+
+    /// The loss, and what the gradients of its rows are computed from.
+    fn loss(&self) -> Result<(f64, Vec<Total>)> {
+        let mut totals = vec![Total { most: f32::NEG_INFINITY, sum: 0.0 }; self.targets.len()];
+        let mut of_targets = vec![0.0f32; self.targets.len()];
+        for slice in self.slices() {
+            let width = (slice[1] - slice[0]) as usize;
+            let logits = self.of_slice(slice, None)?;
+            for (row, logits) in logits.chunks_exact(width).enumerate() {
+                let Total { most, sum } = totals[row];
+                // A NaN stays one.
+                let now = logits.iter().fold(most, |most, logit| if *logit > most || logit.is_nan() { *logit } else { most });
+                let added: f64 = logits.iter().map(|logit| f64::from((logit - now).exp())).sum();
+                let former = if most == f32::NEG_INFINITY { 0.0 } else { sum * f64::from(most - now).exp() };
+                totals[row] = Total { most: now, sum: former + added };
+                if let Some(logit) = u64::from(self.targets[row]).checked_sub(slice[0]).and_then(|at| logits.get(at as usize)) {
+                    of_targets[row] = *logit;
+                }
+            }
+        }
+        let rows = totals.iter().zip(&of_targets);
+        Ok((rows.map(|(total, logit)| f64::from(total.most) + total.sum.ln() - f64::from(*logit)).sum(), totals))
+    }
+
+    /// The gradient of `factor` times the loss with respect to what the product reads.
+    fn backward(&self, totals: &[Total], factor: f32) -> Result<Vec<f32>> {
+        let mut of_input = vec![0.0; self.input.len()];
+        let mut slopes = Vec::new();
+        for slice in self.slices() {
+            let width = (slice[1] - slice[0]) as usize;
+            let mut logits = self.of_slice(slice, Some(&mut slopes))?;
+            for (row, (logits, slopes)) in logits.chunks_exact_mut(width).zip(slopes.chunks_exact(width)).enumerate() {
+                let Total { most, sum } = totals[row];
+                let share = (1.0 / sum) as f32;
+                logits.iter_mut().for_each(|logit| *logit = (*logit - most).exp() * share);
+                if let Some(target) = u64::from(self.targets[row]).checked_sub(slice[0]).and_then(|at| logits.get_mut(at as usize)) {
+                    *target -= 1.0;
+                }
+                logits.iter_mut().zip(slopes).for_each(|(logit, slope)| *logit *= slope * factor);
+            }
+            self.weights.add_transposed(self.head.weight, slice, &logits, &mut of_input)?;
+        }
+        Ok(of_input)
+    }
+}

@@ -1,0 +1,414 @@
+//! The loop of training: batches forward and back, steps of the optimiser, what is kept between them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::adapter::{Adapter, Layer, LoraOptions};
+use super::data::{DataSet, Example};
+use super::optim::{self, Optimizer, OptimizerKind, Scheduler};
+use super::pass::{self, HostPasses, Passes};
+use super::saved;
+use super::weights::Weights;
+use crate::device::{Device, DeviceChoice};
+use crate::engine::{EngineBuilder, LoadProgress, ModelText};
+use crate::error::{Error, Remedy, Result, Setting};
+use crate::host;
+use crate::model::{Model, UnitKind};
+use crate::stream::{Batch, BatchToken, LogitsRequest, Store};
+use crate::units::Bytes;
+
+/// How a model is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainOptions {
+    /// What is trained.
+    pub lora: LoraOptions,
+    /// How gradients become steps.
+    pub optimizer: OptimizerKind,
+    /// The greatest learning rate.
+    pub learning_rate: f64,
+    /// How it changes.
+    pub scheduler: Scheduler,
+    /// Steps in which it rises.
+    pub n_warmup: u64,
+    /// Share of each value that is taken away at a learning rate of 1.
+    pub weight_decay: f32,
+    /// Length that gradients are shortened to; `None` leaves them.
+    pub grad_clip: Option<f64>,
+    /// Examples that are computed together.
+    pub batch: usize,
+    /// Batches of a step.
+    pub accumulate: usize,
+    /// Steps in all.
+    pub n_steps: u64,
+    /// Tokens of an example, at most.
+    pub seq_len: usize,
+    /// Chooses the first values of the adapter, the order of the examples and what dropout zeroes.
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            lora: LoraOptions::default(),
+            optimizer: OptimizerKind::Adamw,
+            learning_rate: 2e-4,
+            scheduler: Scheduler::Linear,
+            n_warmup: 0,
+            weight_decay: 0.0,
+            grad_clip: Some(1.0),
+            batch: 1,
+            accumulate: 1,
+            n_steps: 1,
+            seq_len: 512,
+            seed: 0,
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Which step, from 1 on.
+    pub step: u64,
+    /// How often the data was gone through, as a fraction.
+    pub epoch: f64,
+    /// The mean loss of the trained tokens, in nats; not a number where the step was skipped for it.
+    pub loss: f64,
+    /// The length of all gradients together, before they were shortened.
+    pub grad_norm: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Tokens that were computed.
+    pub n_tokens: usize,
+    /// Seconds that it took.
+    pub secs: f64,
+    /// Whether nothing was changed, since the loss or a gradient was not finite.
+    pub is_skipped: bool,
+}
+
+/// Steps in a row that may be skipped.
+const MOST_SKIPPED: u64 = 3;
+
+/// A model in training. Its own weights stay as they are; an adapter beside them is trained on the host.
+///
+/// ```no_run
+/// # async fn example() -> tierflow::Result<()> {
+/// use tierflow::Engine;
+/// use tierflow::train::{DataOptions, DataSet, TrainOn, TrainOptions, Trainer};
+///
+/// let options = TrainOptions { n_steps: 100, ..TrainOptions::default() };
+/// let mut trainer = Trainer::open(Engine::builder("model"), options, &|_| {}).await?;
+/// let records = DataOptions { train_on: TrainOn::Answers, seq_len: 512, truncates: false };
+/// let data = DataSet::read("facts.jsonl".as_ref(), trainer.text(), records)?;
+/// while let Some(report) = trainer.step(&data)? {
+///     println!("{} {}", report.step, report.loss);
+/// }
+/// trainer.save_adapter("adapter".as_ref())?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Trainer {
+    model: Arc<Model>,
+    weights: Weights,
+    text: ModelText,
+    options: TrainOptions,
+    adapter: Adapter,
+    optimizer: Optimizer,
+    progress: Progress,
+}
+
+/// How far training has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps that are done, skipped ones too.
+    pub n_done: u64,
+    /// Steps that were skipped.
+    pub n_skipped: u64,
+    /// Steps that were skipped one behind the other, up to now.
+    pub n_skipped_in_a_row: u64,
+}
+
+impl Trainer {
+    /// Opens a model for training on the host: `builder` says which one, and what it may use of the host's memory. Layers that have no room
+    /// there are read from disk twice in each batch.
+    ///
+    /// # Errors
+    /// Those of planning and reading; [`Error::UnsupportedModel`] where gradients of its operations are not computed;
+    /// [`Error::InvalidArgument`] for an option that is not possible; [`Error::DoesNotFit`].
+    pub async fn open(builder: EngineBuilder, options: TrainOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Trainer> {
+        check(&options)?;
+        let builder = builder.device(DeviceChoice::Cpu).ctx_size(options.seq_len);
+        let prepared = builder.clone().prepare().await?;
+        pass::check(&prepared.model, &prepared.checkpoint.path)?;
+        let adapter = Adapter::new(&prepared.checkpoint, &prepared.model, &options.lora, options.seed)?;
+        // What training needs besides is taken off the budget of the plan.
+        let mut prepared = match prepared.plan.device(Device::Cpu).and_then(|device| device.budget) {
+            None => prepared,
+            Some(budget) => {
+                let needed = bytes_needed(&prepared.model, &options, adapter.n_values());
+                let Some(rest) = budget.0.checked_sub(needed.0) else { return Err(no_room(needed, budget)) };
+                builder.max_memory(Device::Cpu, Bytes(rest)).prepare().await?
+            }
+        };
+        if options.seq_len > prepared.model.config.context_length {
+            let reason = format!("is {}; the model was made for {} positions", options.seq_len, prepared.model.config.context_length);
+            return Err(Error::InvalidArgument { option: "the length of sequences".into(), reason });
+        }
+        let text = prepared.take_text()?;
+        let total = Store::bytes_to_load(&prepared.checkpoint, &prepared.model, &prepared.plan);
+        let done = std::sync::atomic::AtomicU64::new(0);
+        let loaded = |bytes: Bytes| {
+            let done = done.fetch_add(bytes.0, std::sync::atomic::Ordering::Relaxed) + bytes.0;
+            progress(LoadProgress { done: Bytes(done), total });
+        };
+        let store = Store::load(Arc::clone(&prepared.checkpoint), &prepared.model, Arc::clone(&prepared.plan), &loaded)?;
+        let weights = Weights::new(&prepared.model, Arc::clone(&prepared.plan), Arc::new(store))?;
+        let optimizer = Optimizer::new(options.optimizer, options.weight_decay, adapter.zeros());
+        Ok(Trainer { model: Arc::new(prepared.model), weights, text, options, adapter, optimizer, progress: Progress::default() })
+    }
+
+    /// The model's tokenizer and chat template, which records are read with.
+    pub fn text(&self) -> &ModelText {
+        &self.text
+    }
+
+    /// What is trained.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// How it is trained.
+    pub fn options(&self) -> &TrainOptions {
+        &self.options
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Changes how many steps there are in all, once the size of the data is known.
+    pub fn set_steps(&mut self, n_steps: u64, n_warmup: u64) {
+        (self.options.n_steps, self.options.n_warmup) = (n_steps, n_warmup);
+    }
+
+    /// Steps that go through the data once.
+    pub fn steps_per_epoch(&self, data: &DataSet) -> u64 {
+        data.examples.len().div_ceil(self.options.batch * self.options.accumulate) as u64
+    }
+
+    /// The next step; `None` once all are done.
+    ///
+    /// # Errors
+    /// Those of reading weights; [`Error::TrainingDiverged`] where the loss was not finite for three steps in a row.
+    pub fn step(&mut self, data: &DataSet) -> Result<Option<StepReport>> {
+        if self.progress.n_done >= self.options.n_steps {
+            return Ok(None);
+        }
+        let (step, per_epoch) = (self.progress.n_done, self.steps_per_epoch(data).max(1));
+        let order = data.order(self.options.seed, step / per_epoch);
+        let at_once = self.options.batch * self.options.accumulate;
+        let chosen = order.chunks(at_once).nth((step % per_epoch) as usize).unwrap_or_default();
+        let examples: Vec<&Example> = chosen.iter().map(|index| &data.examples[*index]).collect();
+        let report = self.step_on(&examples)?;
+        Ok(Some(StepReport { epoch: (step + 1) as f64 / per_epoch as f64, ..report }))
+    }
+
+    /// The next step, on examples of the caller's choice.
+    ///
+    /// # Errors
+    /// As of [`Trainer::step`].
+    pub fn step_on(&mut self, examples: &[&Example]) -> Result<StepReport> {
+        let begin = Instant::now();
+        let step = self.progress.n_done;
+        let (loss, mut gradients) = self.gradients(examples)?;
+        let grad_norm = optim::norm(&gradients);
+        let factor = self.options.scheduler.factor(step, self.options.n_warmup, self.options.n_steps);
+        let learning_rate = self.options.learning_rate * factor;
+        let is_skipped = !(loss.is_finite() && grad_norm.is_finite());
+        self.progress.n_done += 1;
+        if is_skipped {
+            self.progress.n_skipped += 1;
+            self.progress.n_skipped_in_a_row += 1;
+            if self.progress.n_skipped_in_a_row >= MOST_SKIPPED {
+                return Err(Error::TrainingDiverged { step: step + 1 });
+            }
+        } else {
+            self.progress.n_skipped_in_a_row = 0;
+            if let Some(most) = self.options.grad_clip {
+                optim::clip(&mut gradients, grad_norm, most);
+            }
+            self.optimizer.step(&mut self.adapter.layers, &gradients, learning_rate);
+        }
+        let n_tokens = examples.iter().map(|example| example.tokens.len()).sum();
+        let secs = begin.elapsed().as_secs_f64();
+        Ok(StepReport { step: step + 1, epoch: 0.0, loss, grad_norm, learning_rate, n_tokens, secs, is_skipped })
+    }
+
+    /// The mean loss of the trained tokens of `examples`, and the gradients of the adapter's matrices.
+    ///
+    /// # Errors
+    /// Those of reading weights.
+    pub fn gradients(&self, examples: &[&Example]) -> Result<(f64, Vec<Layer>)> {
+        let n_trained: usize = examples.iter().map(|example| example.n_trained()).sum();
+        let factor = 1.0 / n_trained.max(1) as f32;
+        let mut gradients = self.adapter.zeros();
+        let units = self.trained_units();
+        let first = units.clone().find(|unit| self.is_adapted(*unit)).unwrap_or(units.end);
+        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+        let draws = self.options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(self.progress.n_done << 20);
+        let loss = host::among_threads(|| -> Result<f64> {
+            let mut loss = 0.0;
+            for (index, examples) in examples.chunks(at_once).enumerate() {
+                let (batch, targets) = batch_of(examples);
+                let mut passes = HostPasses::new(model, weights, adapter);
+                passes.begin(&batch, Some(draws.wrapping_add(index as u64)))?;
+                for unit in units.clone() {
+                    passes.forward(unit, unit >= first)?;
+                }
+                loss += passes.loss(&targets, Some(factor))?;
+                for unit in (first..units.end).rev() {
+                    passes.backward(unit, &mut gradients)?;
+                }
+            }
+            Ok(loss)
+        })?;
+        Ok((loss / n_trained.max(1) as f64, gradients))
+    }
+
+    /// The mean loss of the trained tokens of all examples, as the model predicts them now.
+    ///
+    /// # Errors
+    /// Those of reading weights.
+    pub fn evaluate(&self, data: &DataSet) -> Result<f64> {
+        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+        let units = self.trained_units();
+        host::among_threads(|| {
+            let examples: Vec<&Example> = data.examples.iter().collect();
+            let (mut loss, mut n_trained) = (0.0, 0);
+            for examples in examples.chunks(at_once) {
+                let (batch, targets) = batch_of(examples);
+                let mut passes = HostPasses::new(model, weights, adapter);
+                passes.begin(&batch, None)?;
+                for unit in units.clone() {
+                    passes.forward(unit, false)?;
+                }
+                loss += passes.loss(&targets, None)?;
+                n_trained += targets.len();
+            }
+            Ok(loss / n_trained.max(1) as f64)
+        })
+    }
+
+    /// The units between the embedding and the head.
+    fn trained_units(&self) -> std::ops::Range<usize> {
+        let end = self.model.units.iter().position(|unit| unit.kind == UnitKind::Head).unwrap_or(self.model.units.len());
+        1..end
+    }
+
+    fn is_adapted(&self, unit: usize) -> bool {
+        self.model.units[unit].matrices().any(|weight| self.adapter.beside(weight).is_some())
+    }
+
+    /// Begins with the values of an adapter in PEFT's form, of the same layers and rank.
+    ///
+    /// # Errors
+    /// Those of reading; [`Error::InvalidFile`] where it is of other layers.
+    pub fn begin_from(&mut self, folder: &Path) -> Result<()> {
+        saved::read_adapter(&mut self.adapter, folder)
+    }
+
+    /// Bytes of the model's matrices that are read from disk, each time anew.
+    pub fn bytes_on_disk(&self) -> Bytes {
+        self.weights.bytes_on_disk()
+    }
+
+    /// Writes the adapter in PEFT's form into a folder, which is made where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        saved::write_adapter(&self.adapter, &self.adapter.layers, self.weights.checkpoint(), folder)
+    }
+
+    /// Writes all that training goes on from into a folder below `folder`, in place of the former one, which stays until the new one is
+    /// whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn save_checkpoint(&self, folder: &Path) -> Result<()> {
+        let state = saved::State::of(&self.options, self.progress, self.optimizer.n_taken);
+        saved::write_checkpoint(&state, &self.adapter, &self.optimizer, self.weights.checkpoint(), folder)
+    }
+
+    /// Goes on from the latest checkpoint below `folder`; `false` where there is none. What follows has the same bits as if training had
+    /// never stopped.
+    ///
+    /// # Errors
+    /// Those of reading; [`Error::InvalidFile`] where it is of another adapter, or of other options than these.
+    pub fn resume(&mut self, folder: &Path) -> Result<bool> {
+        let own = saved::State::of(&self.options, self.progress, self.optimizer.n_taken);
+        let Some(found) = saved::read_checkpoint(&own, &mut self.adapter, &mut self.optimizer, folder)? else {
+            return Ok(false);
+        };
+        self.progress = found;
+        Ok(true)
+    }
+}
+
+fn no_room(needed: Bytes, available: Bytes) -> Error {
+    let remedies = [Remedy::other("train with shorter sequences or fewer examples at once"), Remedy::Raise(Setting::MaxMemory)];
+    Error::DoesNotFit { device: Device::Cpu.to_string(), needed, available, advice: remedies.into() }
+}
+
+/// Examples side by side, each a sequence, and the tokens that are predicted.
+fn batch_of(examples: &[&Example]) -> (Batch, Vec<u32>) {
+    let mut batch = Batch { logits_request: LogitsRequest::All, ..Batch::default() };
+    let mut targets = Vec::new();
+    for (sequence, example) in (0u32..).zip(examples) {
+        for (position, token) in (0u32..).zip(&example.tokens) {
+            if example.is_trained.get(position as usize + 1) == Some(&true) {
+                batch.logits_for.push(batch.tokens.len() as u32);
+                targets.push(example.tokens[position as usize + 1]);
+            }
+            batch.tokens.push(BatchToken { token: *token, sequence, position });
+        }
+    }
+    (batch, targets)
+}
+
+fn check(options: &TrainOptions) -> Result<()> {
+    let invalid = |option: &str, reason: String| Err(Error::InvalidArgument { option: option.into(), reason });
+    let TrainOptions { learning_rate, weight_decay, grad_clip, batch, accumulate, seq_len, .. } = *options;
+    if !(learning_rate.is_finite() && learning_rate > 0.0) {
+        return invalid("the learning rate", format!("is {learning_rate}; it is above 0"));
+    }
+    if !(weight_decay.is_finite() && weight_decay >= 0.0) {
+        return invalid("the weight decay", format!("is {weight_decay}; it is 0 or above"));
+    }
+    if grad_clip.is_some_and(|most| !(most.is_finite() && most > 0.0)) {
+        return invalid("the length that gradients are shortened to", "is above 0".into());
+    }
+    for (what, value) in [("examples at once", batch), ("batches of a step", accumulate)] {
+        if !(1..=1 << 16).contains(&value) {
+            return invalid(what, format!("are {value}; they are from 1 to 65536"));
+        }
+    }
+    if seq_len < 2 {
+        return invalid("the length of sequences", format!("is {seq_len}; it is 2 or more"));
+    }
+    Ok(())
+}
+
+/// What training holds besides the model's weights: what units have read, the operations of one unit with their gradients, logits of a slice,
+/// and the adapter with its gradients and the optimiser's means.
+fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize) -> Bytes {
+    let n_tokens = (options.batch * options.seq_len) as u64;
+    let widths: u64 = model.values().filter(|(id, _)| *id != model.logits).map(|(_, value)| value.width as u64).sum();
+    let kept = model.units.len() as u64 * model.config.hidden_size as u64;
+    // Values, what operations have kept of them and their gradients; a slice of logits and their slopes.
+    Bytes((n_tokens * (kept + 4 * widths) + n_values as u64 * 4 + (3 << 22)) * 4)
+}

@@ -1,0 +1,136 @@
+//! `tierflow train`: records in, an adapter out; also killed in the middle, and with records that are none.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::common::program::{Home, text, wait};
+
+/// Records in a file.
+fn data(home: &Home, name: &str, records: &[Value]) -> String {
+    let path = home.path(name);
+    std::fs::write(&path, records.iter().map(|record| format!("{record}\n")).collect::<String>()).unwrap();
+    text(&path)
+}
+
+fn facts() -> Vec<Value> {
+    ["a b", "b c", "c d", "d e", "e f", "f g"].map(|fact| json!({ "prompt": &fact[..1], "completion": &fact[1..] })).into()
+}
+
+fn adapter(out: &str) -> Vec<u8> {
+    std::fs::read(Path::new(out).join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_model_learns_what_it_is_told_and_the_log_says_how() {
+    let home = Home::new();
+    let (model, out) = (home.folder_model(), text(&home.path("out")));
+    let data = data(&home, "data.jsonl", &facts());
+    let arguments = ["train", &model, "--data", &data, "--out", &out, "--epochs", "8", "--batch", "2", "--accumulate", "3", "--lr", "2e-2"];
+    let ran =
+        home.run(&[&arguments[..], &["--eval-data", &data, "--eval-every", "4", "--scheduler", "cosine", "--warmup", "0.1"]].concat());
+    assert_eq!((ran.code, ran.stdout.trim()), (Some(0), out.as_str()), "{}", ran.stderr);
+    assert!(ran.stderr.contains("6 records train") && ran.stderr.contains("step 8: evaluation loss"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("8 steps in "), "{}", ran.stderr);
+    let log = std::fs::read_to_string(Path::new(&out).join("training.jsonl")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
+    let evaluations: Vec<f64> = lines.iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
+    assert_eq!((losses.len(), evaluations.len()), (8, 2));
+    assert!(losses[7] < 0.95 * losses[0] && evaluations[1] < evaluations[0], "{losses:?} {evaluations:?}");
+    assert!(std::fs::read_to_string(Path::new(&out).join("loss.svg")).unwrap().contains("<polyline"));
+    let config: Value = serde_json::from_slice(&std::fs::read(Path::new(&out).join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&json!("LORA"), &json!(16), &json!(32)));
+}
+
+#[test]
+fn a_run_that_was_killed_goes_on_to_the_same_adapter() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let [whole, killed] = ["whole", "killed"].map(|name| text(&home.path(name)));
+    let data = data(&home, "data.jsonl", &facts());
+    let common =
+        ["--data", &data, "--steps", "24", "--lora-r", "2", "--target", "q_proj", "--dropout", "0.1", "--save-every", "4", "--json"];
+    let line = |out: &str, more: &[&str]| -> Vec<String> {
+        let words = [&["train", &model, "--out", out][..], &common, more].concat();
+        words.into_iter().map(str::to_owned).collect()
+    };
+    let run = |out: &str, more: &[&str]| {
+        let words = line(out, more);
+        home.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let ran = run(&whole, &[]);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (Some(0), 24), "{}", ran.stderr);
+    let words = line(&killed, &[]);
+    let mut child = home.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    assert!(lines.by_ref().take(9).all(|line| line.is_ok()));
+    drop(lines);
+    child.kill().unwrap();
+    wait(child);
+    let ran = run(&killed, &["--resume"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    // The checkpoint of step 8 was there when the line of step 9 was read.
+    let first = ran.stdout.lines().next().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap());
+    assert!(first.is_none_or(|step| step > 8), "{first:?}");
+    assert_eq!(adapter(&whole), adapter(&killed));
+    let steps = |out: &str| -> Vec<u64> {
+        let log = std::fs::read_to_string(Path::new(out).join("training.jsonl")).unwrap();
+        log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!((steps(&whole), steps(&killed)), ((1..=24).collect(), (1..=24).collect()));
+    // With other options it is another run.
+    let refused = home.refusal(1, &["train", &model, "--out", &killed, "--data", &data, "--resume", "--lora-r", "1", "--target", "q_proj"]);
+    assert!(refused.contains("other options") && refused.contains("dropout"), "{refused}");
+}
+
+#[test]
+fn records_that_teach_nothing_are_named_by_their_lines() {
+    let home = Home::new();
+    let (model, out) = (home.folder_model(), text(&home.path("out")));
+    let good = json!({ "text": "abc" }).to_string();
+    let user = json!({ "role": "user", "content": "x" });
+    let cases = [
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        (r#"{"txt": "abc"}"#, "has none of `messages`"),
+        (r#"{"text": 3}"#, "`text` is not a text"),
+        (r#"{"prompt": "a"}"#, "`completion` is missing"),
+        (r#"{"prompt": "a", "completion": "  "}"#, "`completion` is empty"),
+        (&json!({ "messages": [user] }).to_string(), "no message of the role `assistant`"),
+        (&json!({ "messages": [user, { "role": "assistant", "content": "" }] }).to_string(), "message 2 is an empty answer"),
+        (&json!({ "messages": [{ "content": "x" }] }).to_string(), "`role`"),
+    ];
+    let path = text(&home.path("data.jsonl"));
+    for (line, reason) in cases {
+        std::fs::write(&path, format!("{good}\n\n{line}\n")).unwrap();
+        let refused = home.refusal(1, &["train", &model, "--data", &path, "--out", &out]);
+        assert!(refused.contains(reason) && refused.contains("data.jsonl: line 3: "), "{line}: {refused}");
+    }
+    std::fs::write(&path, "\n").unwrap();
+    assert!(home.refusal(1, &["train", &model, "--data", &path, "--out", &out]).contains("holds no record"));
+    let long = json!({ "text": "a ".repeat(100) }).to_string();
+    std::fs::write(&path, format!("{long}\n")).unwrap();
+    let refused = home.refusal(1, &["train", &model, "--data", &path, "--out", &out, "--seq-len", "16"]);
+    assert!(refused.contains("all of its 1 records have more than 16 tokens"), "{refused}");
+    std::fs::write(&path, format!("{long}\n{good}\n")).unwrap();
+    let ran = home.run(&["train", &model, "--data", &path, "--out", &out, "--seq-len", "16"]);
+    assert!(ran.code == Some(0) && ran.stderr.contains("1 record longer than 16 tokens left out"), "{}", ran.stderr);
+    let ran = home.run(&["train", &model, "--data", &path, "--out", &out, "--seq-len", "16", "--truncate"]);
+    assert!(ran.code == Some(0) && ran.stderr.contains("1 record cut to 16 tokens"), "{}", ran.stderr);
+}
+
+#[test]
+fn options_that_are_not_possible_are_named() {
+    let home = Home::new();
+    let (model, out) = (home.folder_model(), text(&home.path("out")));
+    let data = data(&home, "data.jsonl", &facts());
+    let refused = |code: i32, more: &[&str]| home.refusal(code, &[&["train", &model, "--data", &data, "--out", &out], more].concat());
+    assert!(refused(2, &["--lr=-1"]).contains("learning rate"));
+    assert!(refused(2, &["--target", "x_proj"]).contains("`x_proj` is no linear layer"));
+    assert!(refused(2, &["--warmup=-3"]).contains("--warmup"));
+    assert!(refused(2, &["--dropout", "1"]).contains("dropout"));
+    assert!(refused(3, &["--max-memory", "cpu=1KiB"]).contains("needs at least"));
+    assert!(refused(1, &["--data", "no-such-file"]).contains("no-such-file"));
+}

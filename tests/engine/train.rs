@@ -1,0 +1,271 @@
+//! Training against torch and peft (`tests/golden/training.py`), and against itself: on other threads, streamed from disk, killed and resumed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use tierflow::device::Device;
+use tierflow::engine::{Engine, EngineBuilder, TextFiles};
+use tierflow::error::Error;
+use tierflow::lora::{self, LowRank, Settings};
+use tierflow::machine::Measure;
+use tierflow::train::{DataSet, Example, Layer, LoraOptions, TrainOptions, Trainer};
+use tierflow::units::Bytes;
+
+use super::models::families;
+
+/// What the script wrote.
+#[derive(Deserialize)]
+struct Goldens {
+    cases: Vec<Case>,
+    curve: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    targets: Vec<String>,
+    loss: f64,
+    gradients: BTreeMap<String, Gradient>,
+}
+
+#[derive(Deserialize)]
+struct Gradient {
+    norm: f64,
+    largest: f64,
+    values: Vec<f64>,
+}
+
+/// Gradients may differ by this share of a matrix's largest.
+const TOLERANCE: f64 = 1e-4;
+const RANK: usize = 4;
+
+fn goldens() -> Goldens {
+    serde_json::from_str(include_str!("../golden/training.json")).unwrap()
+}
+
+/// A text of the script.
+fn text(number: usize, len: usize) -> Example {
+    let vocab_size = 261;
+    let tokens = (0..len).map(|i| ((37 * i + 11 * number * number + i * number) % vocab_size) as u32).collect();
+    let first = (len / 3).max(1);
+    Example { tokens, is_trained: (0..len).map(|i| i >= first).collect() }
+}
+
+fn options(targets: &[&str]) -> TrainOptions {
+    let targets = targets.iter().map(|target| (*target).to_owned()).collect();
+    let lora = LoraOptions { rank: RANK, alpha: 8.0, targets, dropout: 0.0 };
+    TrainOptions { lora, batch: 2, seq_len: 64, n_steps: 50, ..TrainOptions::default() }
+}
+
+fn builder(folder: &Path) -> EngineBuilder {
+    Engine::builder(folder).text(TextFiles::Skip).measure(Measure::Never)
+}
+
+fn open(builder: EngineBuilder, options: TrainOptions) -> Trainer {
+    pollster::block_on(Trainer::open(builder, options, &|_| {})).unwrap()
+}
+
+/// Gives a trainer the script's adapter, through a folder in PEFT's form.
+fn begin(trainer: &mut Trainer, folder: &Path, scale_of_b: f32) {
+    let mut settings = Settings::new(RANK, 8.0, vec!["q_proj".into()]);
+    settings.dropout = 0.0;
+    let linears = trainer.adapter().layers.iter().map(|layer| {
+        let Layer { module, n_inputs, n_outputs, a, b } = layer;
+        let scale_of_a = 1.0 / (*n_inputs as f32).sqrt();
+        let down = families::uniform(&format!("{module}.lora_A"), a.len()).into_iter().map(|x| x * scale_of_a).collect();
+        let up = families::uniform(&format!("{module}.lora_B"), b.len()).into_iter().map(|x| x * scale_of_b).collect();
+        (module.clone(), LowRank { rank: RANK, n_inputs: *n_inputs, n_outputs: *n_outputs, down, up, scaling: 2.0 })
+    });
+    lora::Adapter { path: String::new(), settings, linears: linears.collect() }.write(folder).unwrap();
+    trainer.begin_from(folder).unwrap();
+}
+
+fn check(name: &str, layers: &[Layer], expected: &BTreeMap<String, Gradient>) {
+    let mut found: BTreeMap<String, &[f32]> = BTreeMap::new();
+    for layer in layers {
+        found.insert(format!("{}.lora_A", layer.module), &layer.a);
+        found.insert(format!("{}.lora_B", layer.module), &layer.b);
+    }
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
+    for (matrix, expected) in expected {
+        let found = found[matrix];
+        let norm = found.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+        assert!((norm - expected.norm).abs() <= TOLERANCE * expected.norm, "{name} {matrix}: length {norm}, not {}", expected.norm);
+        let some = found.iter().step_by((found.len() / 8).max(1)).take(8);
+        for (index, (found, value)) in some.zip(&expected.values).enumerate() {
+            let off = (f64::from(*found) - value).abs();
+            assert!(off <= TOLERANCE * expected.largest, "{name} {matrix} {index}: {found}, not {value}, of {}", expected.largest);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_many_families_are_those_of_torch_and_peft() {
+    let root = tempfile::tempdir().unwrap();
+    for case in goldens().cases {
+        let folder = families::written(root.path(), &case.name);
+        let targets: Vec<&str> = case.targets.iter().map(String::as_str).collect();
+        let mut trainer = open(builder(&folder), options(&targets));
+        begin(&mut trainer, &root.path().join("adapter"), 0.1);
+        let texts = [text(0, 21), text(1, 9)];
+        // Side by side, and one behind the other.
+        let orders = [vec![&texts[0], &texts[1]], vec![&texts[1], &texts[0]]];
+        for examples in orders.iter().take(if case.name == "llama" { 2 } else { 1 }) {
+            let (loss, gradients) = trainer.gradients(examples).unwrap();
+            assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
+            check(&case.name, &gradients, &case.gradients);
+        }
+    }
+}
+
+#[test]
+fn the_gguf_file_of_a_model_trains_the_same_adapter_in_transformers_order() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let adapters = [folder, root.path().join("llama-gguf/model.gguf")].map(|model| {
+        let mut trainer = open(builder(&model), options(&["q_proj", "k_proj", "v_proj"]));
+        begin(&mut trainer, &root.path().join("adapter"), 0.1);
+        trainer.step_on(&[&text(0, 21)]).unwrap();
+        trainer.save_adapter(&root.path().join("trained")).unwrap();
+        lora::Adapter::open(&root.path().join("trained")).unwrap().linears
+    });
+    for (module, own) in &adapters[0] {
+        let other = &adapters[1][module];
+        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far(&own.down, &other.down) < 1e-5 && far(&own.up, &other.up) < 1e-5, "{module}");
+    }
+}
+
+#[test]
+fn fifty_steps_have_the_losses_of_peft() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let options = TrainOptions { learning_rate: 1e-2, n_warmup: 5, weight_decay: 0.01, batch: 1, accumulate: 2, ..options(&targets) };
+    let mut trainer = open(builder(&folder), options);
+    begin(&mut trainer, &root.path().join("adapter"), 0.0);
+    for (step, expected) in goldens().curve.into_iter().enumerate() {
+        let texts: Vec<Example> = (0..2).map(|i| (step * 2 + i * 5) % 12).map(|number| text(number, 6 + number)).collect();
+        let report = trainer.step_on(&texts.iter().collect::<Vec<_>>()).unwrap();
+        assert!((report.loss - expected).abs() < 1e-3, "step {step}: {}, not {expected}", report.loss);
+    }
+}
+
+fn data() -> DataSet {
+    DataSet { examples: (0..6).map(|number| text(number, 10 + 5 * number)).collect(), ..DataSet::default() }
+}
+
+/// The values of an adapter behind so many steps.
+fn trained(trainer: &mut Trainer, n_steps: u64) -> Vec<Layer> {
+    while trainer.progress().n_done < n_steps {
+        trainer.step(&data()).unwrap().unwrap();
+    }
+    trainer.adapter().layers.clone()
+}
+
+#[test]
+fn neither_threads_nor_places_of_weights_change_a_bit() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "qwen3");
+    let options = || TrainOptions { lora: LoraOptions { dropout: 0.1, ..options(&[]).lora }, learning_rate: 1e-2, ..options(&[]) };
+    let expected = trained(&mut open(builder(&folder), options()), 4);
+    let streamed = |budget: Bytes| pollster::block_on(Trainer::open(builder(&folder).max_memory(Device::Cpu, budget), options(), &|_| {}));
+    let Err(Error::DoesNotFit { needed, .. }) = streamed(Bytes(1)) else { panic!("one byte is no room") };
+    // Room for what training needs, and then for as little of the model as may be.
+    let mut budget = needed;
+    let mut from_disk = loop {
+        match streamed(budget) {
+            Ok(trainer) => break trainer,
+            Err(Error::DoesNotFit { needed, available, .. }) => budget = budget + Bytes(needed.0.saturating_sub(available.0).max(1)),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(from_disk.bytes_on_disk().0 > 0, "something streams");
+    assert!(trained(&mut from_disk, 4) == expected, "from disk");
+    let mut on_one = open(builder(&folder), options());
+    let on_one = tierflow::platform::among_n_threads(1, move || trained(&mut on_one, 4)).unwrap();
+    assert!(on_one == expected, "on one thread");
+    let other = TrainOptions { seed: 1, ..options() };
+    assert!(trained(&mut open(builder(&folder), other), 4) != expected, "the seed matters");
+}
+
+#[test]
+fn training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let checkpoints = root.path().join("checkpoints");
+    let options = || TrainOptions { lora: LoraOptions { dropout: 0.1, ..options(&["q_proj"]).lora }, n_warmup: 2, ..options(&["q_proj"]) };
+    let expected = trained(&mut open(builder(&folder), options()), 7);
+    let mut trainer = open(builder(&folder), options());
+    assert!(!trainer.resume(&checkpoints).unwrap(), "there is none");
+    for n_steps in [2, 4] {
+        trained(&mut trainer, n_steps);
+        trainer.save_checkpoint(&checkpoints).unwrap();
+    }
+    trained(&mut trainer, 5);
+    drop(trainer);
+    // What a run left that was killed while it wrote is not looked at.
+    std::fs::create_dir_all(checkpoints.join("step-000005.partial")).unwrap();
+    let mut trainer = open(builder(&folder), options());
+    assert!(trainer.resume(&checkpoints).unwrap());
+    assert_eq!(trainer.progress().n_done, 4);
+    assert!(trained(&mut trainer, 7) == expected);
+    let mut other = open(builder(&folder), TrainOptions { learning_rate: 1.0, ..options() });
+    let reported = other.resume(&checkpoints).unwrap_err().to_string();
+    assert!(reported.contains("learning_rate") && reported.contains("state.json"), "{reported}");
+    let mut other =
+        open(builder(&folder), TrainOptions { lora: LoraOptions { targets: vec!["k_proj".into()], ..options().lora }, ..options() });
+    let reported = other.resume(&checkpoints).unwrap_err().to_string();
+    assert!(reported.contains("another adapter") && reported.contains("k_proj"), "{reported}");
+}
+
+#[test]
+fn losses_that_are_no_numbers_are_skipped_until_there_are_three_in_a_row() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let mut trainer = open(builder(&folder), options(&["q_proj"]));
+    let mut broken = lora_of(&trainer);
+    broken.linears.values_mut().for_each(|linear| linear.up.fill(f32::MAX));
+    broken.write(&root.path().join("broken")).unwrap();
+    trainer.begin_from(&root.path().join("broken")).unwrap();
+    let before = trainer.adapter().layers.clone();
+    for _ in 0..2 {
+        let report = trainer.step_on(&[&text(0, 12)]).unwrap();
+        assert!(report.is_skipped && !report.loss.is_finite());
+    }
+    assert_eq!(trainer.progress().n_skipped, 2);
+    let error = trainer.step_on(&[&text(0, 12)]).unwrap_err();
+    assert!(matches!(error, Error::TrainingDiverged { step: 3 }) && error.to_string().contains("lower the learning rate"), "{error}");
+    assert_eq!(trainer.adapter().layers, before);
+}
+
+fn lora_of(trainer: &Trainer) -> lora::Adapter {
+    let folder = tempfile::tempdir().unwrap();
+    trainer.save_adapter(folder.path()).unwrap();
+    lora::Adapter::open(folder.path()).unwrap()
+}
+
+#[test]
+fn what_cannot_be_trained_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let refused = |name: &str, options: TrainOptions| {
+        let folder = families::written(root.path(), name);
+        let opened = pollster::block_on(Trainer::open(builder(&folder), options, &|_| {}));
+        opened.err().unwrap_or_else(|| panic!("{name} was opened")).to_string()
+    };
+    for (name, reason) in
+        [("mixtral", "mixtures of experts"), ("lfm2", "convolutions"), ("bert", "predict no tokens"), ("qwen3_5", "delta rule")]
+    {
+        let reported = refused(name, options(&[]));
+        assert!(reported.contains(reason) || reported.contains("convolutions"), "{name}: {reported}");
+    }
+    let reported = refused("llama", options(&["q_proj", "w_proj"]));
+    assert!(reported.contains("`w_proj`") && reported.contains("down_proj, gate_proj"), "{reported}");
+    let reported = refused("phi3", options(&["qkv_proj"]));
+    assert!(reported.contains("several matrices in one"), "{reported}");
+    let reported = refused("llama", TrainOptions { seq_len: 100_000, ..options(&[]) });
+    assert!(reported.contains("positions"), "{reported}");
+    let reported = refused("llama", TrainOptions { learning_rate: f64::NAN, ..options(&[]) });
+    assert!(reported.contains("learning rate"), "{reported}");
+}

@@ -1,0 +1,124 @@
+"""Losses and gradients of LoRA by torch and peft, for tests/engine/train.rs: `python tests/golden/training.py`.
+
+Writes tests/golden/training.json. Needs torch, transformers and peft; the tests need none of them: they make the same weights from the same
+hash as `families.py`, whose models these are, and the same adapters and tokens.
+
+Value i of matrix A of a module is `uniform(module + ".lora_A", i) / sqrt(inputs)`, of B `uniform(module + ".lora_B", i) * 0.1`; token i of text n
+is `(37 i + 11 n² + i n) mod vocabulary`, and the last two thirds of a text are trained. Of each gradient there are its length and eight of its
+values at equal steps, computed in double precision as far as transformers does.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import peft
+import torch
+import transformers
+from families import DTYPES, FOLDER, uniform
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TARGET = pathlib.Path(__file__).parent / "training.json"
+# Each with the modules that get matrices.
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CASES = {
+    "llama": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma2": LLAMA, "gemma3": LLAMA, "olmo2": LLAMA, "granite": LLAMA, "cohere": LLAMA,
+    "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"],
+    "starcoder2": ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"],
+    "nemotron": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+    # Queries, keys and values are one matrix there.
+    "phi3": ["o_proj", "down_proj"],
+}
+RANK, ALPHA = 4, 8
+LENGTHS = [21, 9]
+# The curve.
+N_STEPS, N_WARMUP, N_TEXTS, RATE, DECAY, CLIP = 50, 5, 12, 1e-2, 0.01, 1.0
+BATCH = 2
+
+
+def text(number, length, vocab_size):
+    return [(37 * i + 11 * number * number + i * number) % vocab_size for i in range(length)]
+
+
+def model_of(name, targets, b_scale):
+    case = json.loads((FOLDER / f"{name}.json").read_text())
+    config = AutoConfig.for_model(**case["config"])
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for tensor in case["tensors"]:
+            values = np.float32(tensor["base"]) + np.float32(tensor["scale"]) * uniform(tensor["name"], int(np.prod(tensor["shape"])))
+            parameters.pop(tensor["name"]).copy_(torch.from_numpy(values).view(tensor["shape"]).to(DTYPES[case["dtype"]]).double())
+    assert not parameters, list(parameters)
+    settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(model, settings).double()
+    trained = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            module, kind = name.removeprefix("base_model.model.").removesuffix(".default.weight").rsplit(".", 1)
+            scale = np.float32(1) / np.sqrt(np.float32(parameter.shape[1])) if kind == "lora_A" else np.float32(b_scale)
+            values = uniform(f"{module}.{kind}", parameter.numel()) * scale
+            parameter.copy_(torch.from_numpy(values).view(parameter.shape).double())
+            trained[f"{module}.{kind}"] = parameter
+    return model, trained, config
+
+
+def loss_of(model, tokens):
+    """The sum of the losses of a text's trained tokens, and how many there are."""
+    logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double()
+    first = max(1, len(tokens) // 3)
+    losses = torch.nn.functional.cross_entropy(logits[first - 1:-1], torch.tensor(tokens[first:]), reduction="sum")
+    return losses, len(tokens) - first
+
+
+def rounded(value):
+    return float(f"{float(value):.7g}")
+
+
+def gradients(name, targets):
+    model, trained, config = model_of(name, targets, 0.1)
+    parts = [loss_of(model, text(number, length, config.vocab_size)) for number, length in enumerate(LENGTHS)]
+    loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
+    loss.backward()
+    found = {}
+    for key, parameter in trained.items():
+        flat = parameter.grad.flatten()
+        step = max(1, flat.numel() // 8)
+        found[key] = {"norm": rounded(flat.norm()), "largest": rounded(flat.abs().max()), "values": [rounded(x) for x in flat[::step][:8]]}
+    print(f"{name}: loss {float(loss):.5f}, {len(found)} matrices")
+    return {"name": name, "targets": targets, "loss": rounded(loss), "gradients": found}
+
+
+def curve():
+    model, trained, config = model_of("llama", LLAMA, 0.0)
+    model = model.float()
+    optimizer = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=DECAY)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, N_WARMUP, N_STEPS)
+    losses = []
+    for step in range(N_STEPS):
+        numbers = [(step * BATCH + i * 5) % N_TEXTS for i in range(BATCH)]
+        texts = [text(number, 6 + number, config.vocab_size) for number in numbers]
+        parts = [loss_of(model, tokens) for tokens in texts]
+        loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(trained.values()), CLIP)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(rounded(loss))
+    print(f"curve: {losses[0]:.4f} … {losses[-1]:.4f}")
+    return losses
+
+
+def main():
+    torch.manual_seed(0)
+    found = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__,
+             "cases": [gradients(name, targets) for name, targets in CASES.items()], "curve": curve()}
+    TARGET.write_text(json.dumps(found, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
