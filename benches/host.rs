@@ -75,11 +75,11 @@ fn bench_attention(kv_len: u32, n_tokens: u32) {
         in_chunks: 0,
     };
     let tokens: Vec<Token> = (kv_len - n_tokens..kv_len).map(|position| Token::new(0, position, position + 1)).collect();
-    let cache = vec![0.25; (3 * kv_len * 64) as usize];
+    let cache = host::KvCache::Floats(vec![0.25; (3 * kv_len * 64) as usize]);
     let query = vec![0.5; (n_tokens * 9 * 64) as usize];
     let mut mixed = vec![0.0; query.len()];
     let secs = best(|| {
-        host::among_threads(|| host::attention(&params, &query, &tokens, (&cache, &cache), None, std::hint::black_box(&mut mixed)));
+        host::among_threads(|| host::attention(&params, &query, &tokens, [&cache, &cache], None, std::hint::black_box(&mut mixed)));
     });
     println!("attention of {n_tokens} at {kv_len} {:>10.1} µs", secs * 1e6);
 }

@@ -3,7 +3,7 @@
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KV_DTYPE says
 // value_cache  as key_cache
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32
@@ -21,9 +21,10 @@
 @group(0) @binding(5) var<storage, read> sinks: array<f32>;
 @group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
-override KV_F16: bool = false;
+override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
 override HAS_SOFTCAP: bool = false;
 override HAS_SINKS: bool = false;
+override OCTETS: u32 = 8u; // head_size / 8
 override SPLIT: u32 = 1u;  // lanes of a row: head_size / 32, rounded up
 override BLOCK: u32 = 16u; // at most MAX_BLOCK; BLOCK * head_size is at most 2048
 
@@ -40,37 +41,19 @@ fn sees(sight: Sight, position: u32) -> bool {
 
 // Loads the block of rows that begins at `row`; past `last_row` that one is repeated.
 fn load_keys(lane: u32, row: u32, last_row: u32) {
-    let n_octets = params.head_size / 8u;
-    for (var i = lane; i < BLOCK * n_octets; i += LANES) {
-        let index = min(row + i / n_octets, last_row) * n_octets + i % n_octets;
-        if KV_F16 {
-            store_halves(i, key_cache[index]);
-        } else {
-            store_floats(i, key_cache[index * 2u], key_cache[index * 2u + 1u]);
-        }
+    for (var i = lane; i < BLOCK * OCTETS; i += LANES) {
+        let octet = key_octet(min(row + i / OCTETS, last_row) * OCTETS + i % OCTETS);
+        tile[i * 2u] = octet.low;
+        tile[i * 2u + 1u] = octet.high;
     }
 }
 
 fn load_values(lane: u32, row: u32, last_row: u32) {
-    let n_octets = params.head_size / 8u;
-    for (var i = lane; i < BLOCK * n_octets; i += LANES) {
-        let index = min(row + i / n_octets, last_row) * n_octets + i % n_octets;
-        if KV_F16 {
-            store_halves(i, value_cache[index]);
-        } else {
-            store_floats(i, value_cache[index * 2u], value_cache[index * 2u + 1u]);
-        }
+    for (var i = lane; i < BLOCK * OCTETS; i += LANES) {
+        let octet = value_octet(min(row + i / OCTETS, last_row) * OCTETS + i % OCTETS);
+        tile[i * 2u] = octet.low;
+        tile[i * 2u + 1u] = octet.high;
     }
-}
-
-fn store_halves(octet: u32, words: vec4<u32>) {
-    tile[octet * 2u] = vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
-    tile[octet * 2u + 1u] = vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w));
-}
-
-fn store_floats(octet: u32, low: vec4<u32>, high: vec4<u32>) {
-    tile[octet * 2u] = bitcast<vec4<f32>>(low);
-    tile[octet * 2u + 1u] = bitcast<vec4<f32>>(high);
 }
 
 @compute @workgroup_size(LANES)

@@ -4,7 +4,7 @@
 // params       one per dispatch
 // query        [n_tokens, n_heads, head_size] f32
 // tokens       [n_tokens] of (seq, position, kv_len, 0)
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] as KV_DTYPE says
 // value_cache  as key_cache
 // sinks        [n_heads] f32: scores of nothing, which take a share and have no value (HAS_SINKS); else anything
 // attention_output [n_tokens, n_heads, head_size] f32; with IS_SPLIT the parts for attention_combine.wgsl instead:
@@ -22,7 +22,7 @@
 @group(0) @binding(5) var<storage, read> sinks: array<f32>;
 @group(0) @binding(6) var<storage, read_write> attention_output: array<vec4<f32>>;
 
-override KV_F16: bool = false;
+override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
 override HAS_SOFTCAP: bool = false;
 override HAS_SINKS: bool = false;
 override LANES: u32 = 64u;    // at most 64
@@ -41,17 +41,6 @@ var<workgroup> scaled_query: array<vec4<f32>, HEADS * OCTETS * 2>;   // [HEADS, 
 var<workgroup> sums: array<vec4<f32>, HEADS * SHARERS * OCTETS * 2>; // [HEADS, SHARERS, OCTETS, 2], each used by one lane only until the end
 var<workgroup> shares: array<f32, HEADS * LANES * POSITIONS>;        // [HEADS, block], exp(score - maximum)
 var<workgroup> of_lanes: array<f32, HEADS * LANES>;                  // [HEADS, LANES], each lane's maximum, at last its total
-
-fn octet_of_halves(words: vec4<u32>) -> Octet {
-    return Octet(
-        vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
-        vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
-    );
-}
-
-fn octet_of_floats(low: vec4<u32>, high: vec4<u32>) -> Octet {
-    return Octet(bitcast<vec4<f32>>(low), bitcast<vec4<f32>>(high));
-}
 
 // The scores of POSITIONS positions from `first` on, LANES apart; past `count` the last one is repeated.
 fn score(first: u32, row: u32, count: u32) -> array<f32, MAX_SCORES> {

@@ -7,7 +7,7 @@
 // key          [n_tokens, n_kv_heads, head_size] f32
 // value        as key; with HAS_VALUES alone
 // query        [n_tokens, n_heads, head_size] f32, read and written
-// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 two to a word (KV_F16)
+// key_cache    [n_seqs, n_kv_heads, kv_capacity, head_size] f32, or f16 (KV_DTYPE)
 // value_cache  as key_cache; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per four values of a head: two pairs, which are whole words of a cache. What lies behind a head's first rotary_size
@@ -22,6 +22,9 @@
 @group(0) @binding(5) var<storage, read_write> query: array<f32>;
 @group(0) @binding(6) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(7) var<storage, read_write> value_cache: array<u32>;
+
+override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override HAS_VALUES: bool = true;
 
 // Where in a head an invocation's four values lie: two at `first`, two at `second`.
 struct Place {
@@ -52,7 +55,7 @@ fn rotated(v: vec4<f32>, turns: vec4<f32>) -> vec4<f32> {
 fn store(row: u32, place: Place, k: vec4<f32>, v: vec4<f32>) {
     let first = row + place.first;
     let second = row + place.second;
-    if KV_F16 {
+    if KV_DTYPE == KV_F16 {
         key_cache[first / 2u] = pack2x16float(k.xy);
         key_cache[second / 2u] = pack2x16float(k.zw);
         if HAS_VALUES {

@@ -8,7 +8,7 @@
 // value         as key; with HAS_VALUES alone
 // query         [n_tokens, n_heads, head_size] f32
 // rotated_query [n_tokens, n_heads, padded] f32: the queries; `padded` is head_size, rounded up to a multiple of 8
-// key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 two to a word (KV_F16)
+// key_cache     [n_seqs, n_kv_heads, kv_capacity, padded] f32, or f16 (KV_DTYPE)
 // value_cache   as key_cache; without HAS_VALUES anything, since keys are the values as well
 //
 // One invocation per two values of a padded head, which are whole words of a cache. The keys and values of a token outside
@@ -24,32 +24,8 @@
 @group(0) @binding(7) var<storage, read_write> key_cache: array<u32>;
 @group(0) @binding(8) var<storage, read_write> value_cache: array<u32>;
 
-// What value `i` of a head turns with: its partner, and the sine's part of it.
-struct Turn {
-    partner: u32,
-    cosine: f32,
-    sine: f32,
-}
-
-fn turn_of(t: u32, i: u32) -> Turn {
-    if i >= params.rotary_size {
-        return Turn(i, 1.0, 0.0);
-    }
-    let n_pairs = params.rotary_size / 2u;
-    var pair = i / 2u;
-    var is_first = i % 2u == 0u;
-    var distance = 1u;
-    if params.pairing == HALVES {
-        pair = i % n_pairs;
-        is_first = i < n_pairs;
-        distance = n_pairs;
-    }
-    let angle = cos_sin[t * n_pairs + pair];
-    if is_first {
-        return Turn(i + distance, angle.x, -angle.y);
-    }
-    return Turn(i - distance, angle.x, angle.y);
-}
+override KV_DTYPE: u32 = 0u; // as kv_dtype of the params
+override HAS_VALUES: bool = true;
 
 // Value `i` of the head of queries that begins at `begin`; zero past its end.
 fn rotated_query_at(t: u32, begin: u32, i: u32) -> f32 {
@@ -77,7 +53,7 @@ fn value_at(begin: u32, i: u32) -> f32 {
 
 // Writes two values of a key and of a value, from value `first` of the caches on.
 fn store(first: u32, k: vec2<f32>, v: vec2<f32>) {
-    if KV_F16 {
+    if KV_DTYPE == KV_F16 {
         key_cache[first / 2u] = pack2x16float(k);
         if HAS_VALUES {
             value_cache[first / 2u] = pack2x16float(v);

@@ -1,12 +1,8 @@
 
 // Octets of the caches, and what a lane has of them, for adapters that load 64-bit words.
 
-fn octet_of_halves(words: vec2<u64>) -> Octet {
-    return Octet(halves(words.x), halves(words.y));
-}
-
-fn octet_of_floats(low: vec2<u64>, high: vec2<u64>) -> Octet {
-    return Octet(floats(low), floats(high));
+fn words_of(words: vec2<u64>) -> vec4<u32> {
+    return vec4<u32>(low(words.x), high(words.x), low(words.y), high(words.y));
 }
 
 // Octets that each lane loads of a row.

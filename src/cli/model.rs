@@ -54,6 +54,8 @@ impl<'a> Placement<'a> {
         let kv_dtype = match args.kv_dtype()? {
             None | Some(KvDtypeArg::F16) => KvDType::F16,
             Some(KvDtypeArg::F32) => KvDType::F32,
+            Some(KvDtypeArg::Q8_0) => KvDType::Q8_0,
+            Some(KvDtypeArg::Q4_0) => KvDType::Q4_0,
         };
         // --batch-size is what a user of llama.cpp sets to bound a prompt's memory; forwards are never larger.
         let ubatch_size = [args.batch_size, args.ubatch_size].into_iter().flatten().min();

@@ -89,7 +89,9 @@ impl<'a> Inspection<'a> {
         let stored = |unit: &Unit| -> Bytes { unit.matrices().map(|id| catalog[id].size_bytes).sum() };
         let largest_unit = model.units.iter().max_by_key(|unit| stored(unit));
         let largest_tensor = catalog.tensors.iter().max_by_key(|tensor| tensor.size_bytes);
-        let kv = [KvDType::F32, KvDType::F16].map(|dtype| (dtype.to_string(), kv_bytes_per_position(model, KvCache::Gpu(dtype))));
+        let fits = |dtype: &KvDType| model.caches().all(|layer| layer.head_size.is_multiple_of(dtype.block_len()));
+        let kv = KvDType::ALL.into_iter().filter(fits);
+        let kv = kv.map(|dtype| (dtype.to_string(), kv_bytes_per_position(model, KvCache::Gpu(dtype))));
         Inspection {
             schema: "tierflow.inspect/1",
             path: &checkpoint.path,
@@ -106,7 +108,7 @@ impl<'a> Inspection<'a> {
                 name: tensor.name.clone(),
                 size_bytes: tensor.size_bytes,
             }),
-            kv_bytes_per_token: kv.into(),
+            kv_bytes_per_token: kv.collect(),
             as_stored: needs(catalog, model),
             at_dtype: DType::ALL.iter().filter_map(|&dtype| at_dtype(catalog, model, dtype)).collect(),
         }

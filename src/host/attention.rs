@@ -1,8 +1,11 @@
 //! Attention on all threads: what `kernels::attention` defines, as two products over the cached positions.
 
+use std::ops::Range;
+
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use super::Cached;
 use super::elementwise::softcap;
 use super::exp::exp;
 use crate::host::simd::{Simd, simd};
@@ -11,6 +14,8 @@ use crate::kernels::rope_kv::Token;
 
 /// Consecutive tokens that share the loads of keys and values.
 const TOKENS_AT_ONCE: usize = 8;
+/// Positions whose keys or values are decoded at once.
+const POSITIONS_AT_ONCE: usize = 64;
 /// Products of query and key below which one thread does all: other threads would take as long to wake.
 const MIN_PARALLEL_PRODUCTS: usize = 16_384;
 /// Partial sums of a softmax.
@@ -18,19 +23,20 @@ const LANES: usize = 8;
 
 /// Attention of every token and head.
 ///
-/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, the caches `[n_seqs, n_kv_heads, kv_capacity, head_size]`, sinks `[n_heads]`.
-pub fn attention(
+/// `query` and `attention_output` are `[n_tokens, n_heads, head_size]`, the caches of keys and of values
+/// `[n_seqs, n_kv_heads, kv_capacity, head_size]`, sinks `[n_heads]`.
+pub fn attention<'a>(
     params: &Params,
     query: &[f32],
     tokens: &[Token],
-    caches: (&[f32], &[f32]),
+    caches: [impl Into<Cached<'a>>; 2],
     sinks: Option<&[f32]>,
     attention_output: &mut [f32],
 ) {
     let tokens = &tokens[..params.n_tokens as usize];
     let sizes = Sizes::new(params);
     let token_len = sizes.n_kv_heads * sizes.group_len();
-    let attention = Attention { simd: simd(), params, sizes, query, caches, sinks };
+    let attention = Attention { simd: simd(), params, sizes, query, caches: caches.map(Into::into), sinks };
     let attention_output = &mut attention_output[..tokens.len() * token_len];
     let n_products: usize = tokens.iter().map(|token| visible(params, token).len() * token_len).sum();
     if n_products <= MIN_PARALLEL_PRODUCTS {
@@ -83,6 +89,10 @@ struct Scratch {
     scores: Vec<f32>,
     /// As `query`.
     sums: Vec<f32>,
+    /// Of some positions, where keys and values are decoded: the cached rows, the scores and shares, and the sums.
+    rows: Vec<f32>,
+    some_scores: Vec<f32>,
+    some_sums: Vec<f32>,
 }
 
 /// What all threads know.
@@ -91,7 +101,7 @@ struct Attention<'a> {
     params: &'a Params,
     sizes: Sizes,
     query: &'a [f32],
-    caches: (&'a [f32], &'a [f32]),
+    caches: [Cached<'a>; 2],
     sinks: Option<&'a [f32]>,
 }
 
@@ -115,7 +125,7 @@ impl Attention<'_> {
 
     /// Tokens of one sequence with one key head, into `scratch.sums`.
     fn mix_group(&self, first: usize, tokens: &[Token], kv_head: usize, scratch: &mut Scratch) {
-        let Sizes { n_kv_heads, n_in_group, head_size } = self.sizes;
+        let Sizes { n_kv_heads, n_in_group, .. } = self.sizes;
         let group_len = self.sizes.group_len();
         scratch.query.clear();
         for token in first..first + tokens.len() {
@@ -131,9 +141,8 @@ impl Attention<'_> {
             return;
         }
         let first_row = tokens.first().map_or(0, |token| token.seq as usize * n_kv_heads + kv_head) * self.params.kv_capacity as usize;
-        let cached = (first_row + begin) * head_size..(first_row + end) * head_size;
         scratch.scores.resize(tokens.len() * n_in_group * (end - begin), 0.0);
-        (self.simd.dots)(head_size, &self.caches.0[cached.clone()], &scratch.query, &mut scratch.scores);
+        self.score(first_row, begin..end, scratch);
         for (scores, range) in scratch.scores.chunks_exact_mut(n_in_group * (end - begin)).zip(ranges()) {
             for (head, scores) in (kv_head * n_in_group..).zip(scores.chunks_exact_mut(end - begin)) {
                 let sink = self.sinks.map(|sinks| sinks[head]);
@@ -147,12 +156,63 @@ impl Attention<'_> {
                 }
             }
         }
-        (self.simd.weighted_sums)(head_size, &self.caches.1[cached], &scratch.scores, &mut scratch.sums);
+        self.sum(first_row, begin..end, scratch);
+    }
+
+    /// Products of each query and the keys at `positions`.
+    fn score(&self, first_row: usize, positions: Range<usize>, scratch: &mut Scratch) {
+        let (keys, head_size) = (self.caches[0], self.sizes.head_size);
+        let Scratch { query, scores, rows, some_scores, .. } = scratch;
+        for some in at_once(keys, &positions) {
+            let rows = keys.rows(head_size, first_row + some.start..first_row + some.end, rows);
+            if some == positions {
+                return (self.simd.dots)(head_size, rows, query, scores);
+            }
+            some_scores.resize(query.len() / head_size * some.len(), 0.0);
+            (self.simd.dots)(head_size, rows, query, some_scores);
+            for (scores, some_scores) in scores.chunks_exact_mut(positions.len()).zip(some_scores.chunks_exact(some.len())) {
+                scores[some.start - positions.start..][..some.len()].copy_from_slice(some_scores);
+            }
+        }
+    }
+
+    /// Sums of the values at `positions`, in the shares that scores have become.
+    fn sum(&self, first_row: usize, positions: Range<usize>, scratch: &mut Scratch) {
+        let (values, head_size) = (self.caches[1], self.sizes.head_size);
+        let Scratch { scores: shares, sums, rows, some_scores: some_shares, some_sums, .. } = scratch;
+        for some in at_once(values, &positions) {
+            let rows = values.rows(head_size, first_row + some.start..first_row + some.end, rows);
+            if some == positions && matches!(values, Cached::Floats(_)) {
+                return (self.simd.weighted_sums)(head_size, rows, shares, sums);
+            }
+            some_shares.clear();
+            for shares in shares.chunks_exact(positions.len()) {
+                some_shares.extend_from_slice(&shares[some.start - positions.start..][..some.len()]);
+            }
+            some_sums.resize(sums.len(), 0.0);
+            (self.simd.weighted_sums)(head_size, rows, some_shares, some_sums);
+            sums.iter_mut().zip(some_sums.iter()).for_each(|(sum, some)| *sum += some);
+        }
     }
 }
 
+/// The positions in the parts that are read at once: all of them, or, of blocks, as many decoded ones as a processor's nearest cache holds.
+/// Parts end at multiples of that, wherever the first begins, so that no sum depends on the tokens beside.
+fn at_once(cache: Cached<'_>, positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let most = match cache {
+        Cached::Floats(_) => usize::MAX,
+        Cached::Blocks(..) => POSITIONS_AT_ONCE,
+    };
+    let (mut begin, end) = (positions.start, positions.end);
+    std::iter::from_fn(move || {
+        let part = begin..(begin / most * most).saturating_add(most).min(end);
+        begin = part.end;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 /// Scores become shares: `softmax(scale · scores)` in the visible range, zero elsewhere. A sink is one more score, which is scaled already.
-fn shares(scores: &mut [f32], visible: std::ops::Range<usize>, scale: f32, sink: Option<f32>) {
+fn shares(scores: &mut [f32], visible: Range<usize>, scale: f32, sink: Option<f32>) {
     let (before, rest) = scores.split_at_mut(visible.start.min(scores.len()));
     let (seen, behind) = rest.split_at_mut(visible.len());
     before.fill(0.0);

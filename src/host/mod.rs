@@ -9,6 +9,7 @@ mod elementwise;
 mod exp;
 mod experts;
 mod input;
+mod kv_cache;
 mod product;
 mod quantise;
 pub mod simd;
@@ -18,6 +19,7 @@ pub use delta_rule::delta_rule;
 pub use elementwise::{add, glu, layer_norm, map, rms_norm, rope};
 pub use experts::{ExpertScratch, multiply_experts};
 pub use input::{Input, InputFormat, Operand};
+pub use kv_cache::{Cached, KvCache};
 pub use product::{Part, multiply, multiply_all};
 
 /// Runs `work` on one of the threads that the operations here spread over. They meet there without the two handovers that each

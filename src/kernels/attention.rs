@@ -12,7 +12,7 @@ pub mod token;
 use bytemuck::{Pod, Zeroable};
 
 use super::matmul::MAX_DECODE_TOKENS;
-use super::rope_kv::{Token, checked_dtype};
+use super::rope_kv::{Token, checked_dtype, dtype_constant};
 use super::{BatchShape, Binding, Needed, f32_bytes, is_software, require};
 use crate::device::Phase;
 use crate::error::Result;
@@ -223,6 +223,11 @@ pub fn parts_bytes(params: &Params) -> u64 {
     if parts > 1 { f32_bytes(&[params.n_tokens, params.n_heads, parts, params.head_size.saturating_add(4)]) } else { 0 }
 }
 
+/// Override constants of all variants that say how the caches lie in memory.
+pub(super) fn cache_constants(params: &Params) -> [(&'static str, f64); 2] {
+    [dtype_constant(params.kv_dtype), ("OCTETS", f64::from(params.head_size / 8))]
+}
+
 /// The override constant of all variants that says whether scores are capped.
 pub(super) fn softcap_constant(params: &Params) -> (&'static str, f64) {
     ("HAS_SOFTCAP", f64::from(u8::from(params.softcap > 0.0)))
@@ -237,7 +242,7 @@ pub(super) fn part_constants(params: &Params) -> [(&'static str, f64); 2] {
 /// The bindings of `params` with the bytes that they demand; what is written comes last.
 pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindings<'a>, target: Target) -> Result<[Needed<'a>; 6]> {
     let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, .. } = *params;
-    let in_word = checked_dtype(gpu, stem, kv_dtype, head_size)?;
+    let dtype = checked_dtype(gpu, stem, kv_dtype, head_size)?;
     let heads_fit = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
     require(gpu, stem, heads_fit, "n_kv_heads does not divide n_heads")?;
     let most = if stem == super::ATTENTION_TOKEN.stem { MAX_HEAD_SIZE } else { MAX_SHARED_SIZE };
@@ -245,7 +250,7 @@ pub(super) fn needed<'a>(gpu: &Gpu, stem: &str, params: &Params, bindings: Bindi
     require(gpu, stem, size_fits, "head_size must be a multiple of 8, and no larger than it holds")?;
     require(gpu, stem, n_tokens > 0 && n_seqs > 0 && kv_capacity > 0, "it is empty")?;
     let rows = f32_bytes(&[n_tokens, n_heads, head_size]);
-    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);
+    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
     Ok([
         (bindings.query, rows),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),

@@ -21,6 +21,7 @@ mod params;
 pub mod rms_norm;
 pub mod rope;
 pub mod rope_kv;
+pub mod rope_kv_blocks;
 pub mod rope_kv_padded;
 pub mod route;
 pub mod sum_experts;
@@ -92,7 +93,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 37] = [
+pub static KERNELS: [&KernelSource; 38] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -108,6 +109,7 @@ pub static KERNELS: [&KernelSource; 37] = [
     &ROPE,
     &ROPE_KV,
     &ROPE_KV_PADDED,
+    &ROPE_KV_BLOCKS,
     &ATTENTION_TOKEN,
     &ATTENTION_TILE,
     &ATTENTION_SUBGROUP,
@@ -171,14 +173,15 @@ static LAYER_NORM: KernelSource = row::<layer_norm::Params>(
     &[("input", Read), ("weight", Read), ("bias", Read), ("output", Write)],
 );
 static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope", "items"), &[("cos_sin", Read), ("heads", Write)]);
-static ROPE_KV: KernelSource = row::<rope_kv::Params>(
-    "rope_kv",
-    wgsl!("rope_kv", "rope_kv_params", "items"),
-    &[("cos_sin", Read), ("tokens", Read), ("key", Read), ("value", Read), ("query", Write), ("key_cache", Write), ("value_cache", Write)],
-);
+const ROPE_KV_BINDINGS: &[(&str, Access)] =
+    &[("cos_sin", Read), ("tokens", Read), ("key", Read), ("value", Read), ("query", Write), ("key_cache", Write), ("value_cache", Write)];
+static ROPE_KV: KernelSource =
+    row::<rope_kv::Params>("rope_kv", wgsl!("rope_kv", "rope_kv_params", "kv_dtypes", "items"), ROPE_KV_BINDINGS);
+static ROPE_KV_BLOCKS: KernelSource =
+    row::<rope_kv::Params>("rope_kv_blocks", wgsl!("rope_kv_blocks", "rope_kv_params", "kv_dtypes", "turns"), ROPE_KV_BINDINGS);
 static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
     "rope_kv_padded",
-    wgsl!("rope_kv_padded", "rope_kv_params", "items"),
+    wgsl!("rope_kv_padded", "rope_kv_params", "kv_dtypes", "turns", "items"),
     &[
         ("cos_sin", Read),
         ("tokens", Read),
@@ -192,18 +195,24 @@ static ROPE_KV_PADDED: KernelSource = row::<rope_kv::Params>(
 );
 const ATTENTION: &[(&str, Access)] =
     &[("query", Read), ("tokens", Read), ("key_cache", Read), ("value_cache", Read), ("sinks", Read), ("attention_output", Write)];
-static ATTENTION_TOKEN: KernelSource =
-    row::<attention::Params>("attention_token", wgsl!("attention_token", "attention_params", "attention", "octets"), ATTENTION);
-static ATTENTION_TILE: KernelSource =
-    row::<attention::Params>("attention_tile", wgsl!("attention_tile", "attention_params", "attention"), ATTENTION);
+static ATTENTION_TOKEN: KernelSource = row::<attention::Params>(
+    "attention_token",
+    wgsl!("attention_token", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_quads"),
+    ATTENTION,
+);
+static ATTENTION_TILE: KernelSource = row::<attention::Params>(
+    "attention_tile",
+    wgsl!("attention_tile", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_quads"),
+    ATTENTION,
+);
 static ATTENTION_SUBGROUP: KernelSource = row::<attention::Params>(
     "attention_subgroup",
-    wgsl!("attention_subgroup", "attention_params", "attention", "octets", "octets_of_words", "words"),
+    wgsl!("attention_subgroup", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_words", "words"),
     ATTENTION,
 );
 static ATTENTION_SUBGROUP_TILE: KernelSource = row::<attention::Params>(
     "attention_subgroup_tile",
-    wgsl!("attention_subgroup_tile", "attention_params", "attention", "octets", "octets_of_words", "words"),
+    wgsl!("attention_subgroup_tile", "attention_params", "attention", "kv_dtypes", "octets", "octets_of_words", "words"),
     ATTENTION,
 );
 static ATTENTION_COMBINE: KernelSource = row::<attention::Params>(

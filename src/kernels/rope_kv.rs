@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::rope;
 use super::{BatchShape, Binding, ROPE_KV, dispatch, f32_bytes, fold_items, require};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::model::{Rope, StoreKv};
@@ -17,14 +18,57 @@ pub enum KvDType {
     F32 = 0,
     /// Two bytes a value; `head_size` must be even.
     F16 = 1,
+    /// Blocks of 32 values, rounded as [`DType::Q8_0`]'s are; `head_size` must be whole blocks. `rope_kv_blocks` has the layout.
+    Q8_0 = 2,
+    /// As `Q8_0`, rounded as [`DType::Q4_0`]'s are.
+    Q4_0 = 3,
 }
 
 impl KvDType {
-    /// Bytes of one value.
-    pub const fn size_bytes(self) -> u64 {
+    /// The one that params mean.
+    pub fn of_params(kv_dtype: u32) -> Option<KvDType> {
+        [KvDType::F32, KvDType::F16, KvDType::Q8_0, KvDType::Q4_0].into_iter().find(|dtype| *dtype as u32 == kv_dtype)
+    }
+
+    /// What blocks of it are in files; `None` where it has none.
+    pub fn blocks(self) -> Option<DType> {
         match self {
-            KvDType::F32 => 4,
-            KvDType::F16 => 2,
+            KvDType::F32 | KvDType::F16 => None,
+            KvDType::Q8_0 => Some(DType::Q8_0),
+            KvDType::Q4_0 => Some(DType::Q4_0),
+        }
+    }
+
+    /// Words that a head's values take, and those that their scales take.
+    pub fn row_words(self, head_size: u32) -> [u32; 2] {
+        let scales = (head_size / 32).div_ceil(2);
+        match self {
+            KvDType::F32 => [head_size, 0],
+            KvDType::F16 => [head_size / 2, 0],
+            KvDType::Q8_0 => [head_size / 4, scales],
+            KvDType::Q4_0 => [head_size / 8, scales],
+        }
+    }
+
+    /// Bytes of a cache of `[n_seqs, n_kv_heads, kv_capacity, head_size]`.
+    pub(super) fn cache_bytes(self, rows: [u32; 3], head_size: u32) -> u64 {
+        let [values, scales] = self.row_words(head_size);
+        let [n_seqs, n_kv_heads, kv_capacity] = rows;
+        f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, values.saturating_add(scales)])
+    }
+
+    /// A head's values as the cache gives them back.
+    pub fn rounded(self, head: &[f32]) -> Vec<f32> {
+        match (self, self.blocks()) {
+            (_, Some(dtype)) => {
+                let mut bytes = vec![0; head.len() / dtype.block_len() as usize * dtype.block_bytes() as usize];
+                let mut values = vec![0.0; head.len()];
+                dtype.encode(head, &mut bytes);
+                dtype.decode(&bytes, &mut values);
+                values
+            }
+            (KvDType::F16, None) => head.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect(),
+            (_, None) => head.to_vec(),
         }
     }
 }
@@ -124,9 +168,10 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size } = *params;
     let is_whole = head_size.is_multiple_of(4) && rotary_size.is_multiple_of(4) && rotary_size <= head_size;
     require(gpu, ROPE_KV.stem, is_whole && pairing < 2, "head_size or rotary_size is no multiple of 4, or the pairing unknown")?;
-    let in_word = checked_dtype(gpu, ROPE_KV.stem, kv_dtype, head_size)?;
+    let dtype = checked_dtype(gpu, ROPE_KV.stem, kv_dtype, head_size)?;
+    require(gpu, ROPE_KV.stem, dtype.blocks().is_none(), "it stores no blocks")?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, head_size / in_word]);
+    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
     let needed = [
         (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
@@ -137,7 +182,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
     ];
     let workgroups = fold_items(gpu, ROPE_KV.stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), head_size / 4])?;
-    dispatch(gpu, &ROPE_KV, &[("KV_F16", f64::from(kv_dtype)), values_constant(bindings.value)], params_buffer, &needed, workgroups)
+    dispatch(gpu, &ROPE_KV, &[dtype_constant(kv_dtype), values_constant(bindings.value)], params_buffer, &needed, workgroups)
 }
 
 /// The override constant that says whether there are values besides keys.
@@ -145,12 +190,17 @@ pub(super) fn values_constant(value: Option<Binding<'_>>) -> (&'static str, f64)
     ("HAS_VALUES", f64::from(u8::from(value.is_some())))
 }
 
-/// Values in a word of the cache.
-pub(super) fn checked_dtype(gpu: &Gpu, stem: &str, kv_dtype: u32, head_size: u32) -> Result<u32> {
-    require(gpu, stem, kv_dtype <= KvDType::F16 as u32, "the cache's dtype is unknown")?;
-    let in_word = kv_dtype + 1;
-    require(gpu, stem, head_size.is_multiple_of(in_word), "head_size is odd, which an f16 cache cannot hold")?;
-    Ok(in_word)
+/// The override constant that says how caches store their values.
+pub(super) fn dtype_constant(kv_dtype: u32) -> (&'static str, f64) {
+    ("KV_DTYPE", f64::from(kv_dtype))
+}
+
+/// The dtype of the cache, which can hold heads of this size.
+pub(super) fn checked_dtype(gpu: &Gpu, stem: &str, kv_dtype: u32, head_size: u32) -> Result<KvDType> {
+    let dtype = KvDType::of_params(kv_dtype).ok_or_else(|| gpu.error(format!("kernel {stem}: the cache's dtype is unknown")))?;
+    let values = dtype.blocks().map_or(kv_dtype + 1, |dtype| dtype.block_len() as u32);
+    require(gpu, stem, head_size.is_multiple_of(values), "heads of this size are no whole words or blocks of the cache's dtype")?;
+    Ok(dtype)
 }
 
 /// What the CPU twin works on, in f32 throughout; shapes as in [`Bindings`].
@@ -162,7 +212,7 @@ pub struct Values<'a> {
     pub key: &'a mut [f32],
     /// Stored as it is.
     pub value: &'a [f32],
-    /// Keys and values; those of an f16 cache are rounded as the shader rounds them. Where keys are the values as well, that of these is
+    /// Keys and values; rounded as the shader rounds them. Where keys are the values as well, that of these is
     /// empty.
     pub caches: [&'a mut [f32]; 2],
 }
@@ -177,7 +227,7 @@ pub fn reference(params: &Params, cos_sin: &[f32], tokens: &[Token], values: Val
 /// The storing part alone, of keys that are rotated.
 pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key_cache, value_cache]: [&mut [f32]; 2]) {
     let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
-    let stored = |x: f32| if params.kv_dtype == KvDType::F16 as u32 { half::f16::from_f32(x).to_f32() } else { x };
+    let dtype = KvDType::of_params(params.kv_dtype).unwrap_or(KvDType::F32);
     for (t, token) in tokens.iter().enumerate().take(params.n_tokens as usize) {
         if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
             continue;
@@ -185,11 +235,9 @@ pub fn store(params: &Params, key: &[f32], value: &[f32], tokens: &[Token], [key
         for head in 0..n_kv_heads {
             let cached = ((token.seq as usize * n_kv_heads + head) * capacity + token.position as usize) * head_size;
             let row = (t * n_kv_heads + head) * head_size;
-            for i in 0..head_size {
-                key_cache[cached + i] = stored(key[row + i]);
-            }
-            for i in 0..if value_cache.is_empty() { 0 } else { head_size } {
-                value_cache[cached + i] = stored(value[row + i]);
+            key_cache[cached..][..head_size].copy_from_slice(&dtype.rounded(&key[row..][..head_size]));
+            if !value_cache.is_empty() {
+                value_cache[cached..][..head_size].copy_from_slice(&dtype.rounded(&value[row..][..head_size]));
             }
         }
     }

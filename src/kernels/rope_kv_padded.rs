@@ -1,7 +1,7 @@
 //! As `rope_kv`, for heads of any even size: queries, keys and values are written as heads of whole octets, which attention reads.
 //! Params are those of `rope_kv`, with the size of the heads as they are.
 
-use super::rope_kv::{Params, Token, Values, checked_dtype, store, values_constant};
+use super::rope_kv::{Params, Token, Values, checked_dtype, dtype_constant, store, values_constant};
 use super::{Binding, ROPE_KV_PADDED, dispatch, f32_bytes, fold_items, require, rope};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -45,9 +45,10 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let is_even = head_size.is_multiple_of(2) && rotary_size.is_multiple_of(2) && rotary_size <= head_size;
     require(gpu, stem, is_even && pairing < 2, "head_size or rotary_size is odd, or the pairing unknown")?;
     let padded = padded_size(head_size);
-    let in_word = checked_dtype(gpu, stem, kv_dtype, padded)?;
+    let dtype = checked_dtype(gpu, stem, kv_dtype, padded)?;
+    require(gpu, stem, dtype.blocks().is_none(), "it stores no blocks")?;
     let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let cache = f32_bytes(&[n_seqs, n_kv_heads, kv_capacity, padded / in_word]);
+    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], padded);
     let needed = [
         (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
         (bindings.tokens, f32_bytes(&[n_tokens, 4])),
@@ -59,7 +60,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
         (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
     ];
     let workgroups = fold_items(gpu, stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), padded / 2])?;
-    dispatch(gpu, &ROPE_KV_PADDED, &[("KV_F16", f64::from(kv_dtype)), values_constant(bindings.value)], params_buffer, &needed, workgroups)
+    dispatch(gpu, &ROPE_KV_PADDED, &[dtype_constant(kv_dtype), values_constant(bindings.value)], params_buffer, &needed, workgroups)
 }
 
 /// CPU twin of `shaders/rope_kv_padded.wgsl`: `values` are as in `rope_kv`, with padded caches; returns the padded queries.

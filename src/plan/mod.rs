@@ -279,7 +279,13 @@ impl Plan {
 
     /// How the KV caches of `device` store their numbers.
     pub fn kv_dtype_of(&self, device: Device) -> KvDType {
-        if device == Device::Cpu { KvDType::F32 } else { self.kv_dtype }
+        if device == Device::Cpu { self.kv_dtype.on_host() } else { self.kv_dtype }
+    }
+
+    /// How `device` keeps keys and values.
+    pub fn kv_cache_of(&self, device: Device) -> sizes::KvCache {
+        let dtype = self.kv_dtype_of(device);
+        if device == Device::Cpu { sizes::KvCache::Host(dtype) } else { sizes::KvCache::Gpu(dtype) }
     }
 
     /// What `device` does in a forward.

@@ -22,15 +22,41 @@ pub enum KvDType {
     F32,
     /// IEEE half: half the memory, rounded.
     F16,
+    /// Blocks of 32 numbers: 8 bits each and a scale.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Blocks of 32 numbers: 4 bits each and a scale.
+    #[serde(rename = "q4_0")]
+    Q4_0,
 }
 
 impl KvDType {
-    /// Bytes of one number.
-    pub fn size_bytes(self) -> u64 {
+    /// All of them.
+    pub const ALL: [KvDType; 4] = [KvDType::F32, KvDType::F16, KvDType::Q8_0, KvDType::Q4_0];
+
+    /// Numbers that are stored together; a head must have whole blocks.
+    pub fn block_len(self) -> usize {
         match self {
-            KvDType::F32 => 4,
-            KvDType::F16 => 2,
+            KvDType::F32 | KvDType::F16 => 1,
+            KvDType::Q8_0 | KvDType::Q4_0 => 32,
         }
+    }
+
+    /// Bytes of so many numbers, and of their scales.
+    pub fn row_bytes(self, n_numbers: usize) -> [u64; 2] {
+        let (n_numbers, n_blocks) = (n_numbers as u64, (n_numbers / 32) as u64);
+        match self {
+            KvDType::F32 => [4 * n_numbers, 0],
+            KvDType::F16 => [2 * n_numbers, 0],
+            KvDType::Q8_0 => [n_numbers, 2 * n_blocks],
+            KvDType::Q4_0 => [n_numbers / 2, 2 * n_blocks],
+        }
+    }
+
+    /// What the host stores in its place: half the memory would cost it more time than that saves.
+    #[must_use]
+    pub fn on_host(self) -> KvDType {
+        if self == KvDType::F16 { KvDType::F32 } else { self }
     }
 }
 
@@ -39,6 +65,8 @@ impl fmt::Display for KvDType {
         f.pad(match self {
             KvDType::F32 => "f32",
             KvDType::F16 => "f16",
+            KvDType::Q8_0 => "q8_0",
+            KvDType::Q4_0 => "q4_0",
         })
     }
 }
@@ -46,11 +74,10 @@ impl fmt::Display for KvDType {
 impl FromStr for KvDType {
     type Err = Error;
     fn from_str(text: &str) -> Result<KvDType> {
-        match text {
-            "f32" => Ok(KvDType::F32),
-            "f16" => Ok(KvDType::F16),
-            _ => Err(Error::InvalidArgument { option: Setting::KvDType.into(), reason: format!("`{text}` is neither f32 nor f16") }),
-        }
+        KvDType::ALL.into_iter().find(|dtype| dtype.to_string() == text).ok_or_else(|| Error::InvalidArgument {
+            option: Setting::KvDType.into(),
+            reason: format!("`{text}` is none of f32, f16, q8_0 and q4_0"),
+        })
     }
 }
 
@@ -189,7 +216,7 @@ pub struct PlanOptions {
     pub ubatch_size: Option<usize>,
     /// Positions of one forward whose logits may be asked for.
     pub logit_rows: usize,
-    /// How the KV cache stores its numbers (`--kv-dtype`).
+    /// How the KV cache stores its numbers (`--kv-dtype`); the host stores f16 as f32.
     pub kv_dtype: KvDType,
     /// How many layers may be resident (`-ngl`).
     pub resident_layers: ResidentLayers,

@@ -12,7 +12,7 @@ use crate::plan::greedy::Greedy;
 use crate::plan::refusal::Refusal;
 use crate::plan::shape::{N_TOKENS_BUSY, N_TOKENS_FEW, Shape, UBATCH_SIZE};
 use crate::plan::site::Site;
-use crate::plan::{Context, KvDType, Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill};
+use crate::plan::{Context, Objective, Placement, PlacementRule, Plan, PlanOptions, ResidentLayers, Spill};
 use crate::units::Bytes;
 use crate::weights::Catalog;
 
@@ -176,8 +176,7 @@ pub(super) fn check_placements(site: &Site<'_>, placements: &[Placement]) -> Res
 /// Options within their domains: a size of 0 leaves the choice to the planner.
 pub(super) fn settle(options: &PlanOptions) -> PlanOptions {
     PlanOptions {
-        // The host's caches are f32: there, half the memory would cost more time than it saves.
-        kv_dtype: if options.compute_on == [Device::Cpu] { KvDType::F32 } else { options.kv_dtype },
+        kv_dtype: if options.compute_on == [Device::Cpu] { options.kv_dtype.on_host() } else { options.kv_dtype },
         // Positions are u32 in batches and kernels.
         ctx_size: options.ctx_size.filter(|&size| size > 0).map(|size| size.min(u32::MAX as usize)),
         ubatch_size: options.ubatch_size.filter(|&size| size > 0),

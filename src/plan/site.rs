@@ -11,7 +11,7 @@ use crate::plan::chunks::{Chunk, Cut, SLICE_ALIGNMENT, cut};
 use crate::plan::sizes::{
     ForwardSize, KvCache, N_PARAMS_SETS, PARAMS_BYTES, Role, kv_buffer_bytes, state_bytes, unsupported_on_gpu, working_set,
 };
-use crate::plan::{Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
+use crate::plan::{KvDType, Plan, PlanOptions, ResidentLayers, Spill, UnitPlan, UploadPath};
 use crate::units::Bytes;
 use crate::weights::{Catalog, TensorId};
 
@@ -57,6 +57,7 @@ impl<'a> Site<'a> {
             find(devices, device)?;
         }
         let host = find(devices, Device::Cpu)?;
+        check_kv_dtype(model, options.kv_dtype)?;
         let matrices: Vec<TensorId> = model.units.iter().flat_map(|unit| unit.matrices()).collect();
         let (mut workers, mut refused) = (Vec::new(), None);
         for &device in &options.compute_on {
@@ -78,7 +79,7 @@ impl<'a> Site<'a> {
 
     /// How a worker keeps keys and values.
     pub(super) fn kv_cache(&self, worker: &Worker<'_>) -> KvCache {
-        if worker.is_gpu() { KvCache::Gpu(self.options.kv_dtype) } else { KvCache::Host }
+        if worker.is_gpu() { KvCache::Gpu(self.options.kv_dtype) } else { KvCache::Host(self.options.kv_dtype.on_host()) }
     }
 
     /// Bytes of the K and V caches and of the states of a unit, if it has any.
@@ -303,5 +304,18 @@ fn choose_upload(spec: &DeviceSpec, options: &PlanOptions) -> UploadPath {
         (None, Some(mapped), Some(staged)) if mapped > staged => UploadPath::Mapped,
         (None, None, None) if rates.upload_written.is_some() => UploadPath::Written,
         _ => UploadPath::Staged,
+    }
+}
+
+/// Refuses caches of blocks for heads that are no whole blocks.
+fn check_kv_dtype(model: &Model, kv_dtype: KvDType) -> Result<()> {
+    let block_len = kv_dtype.block_len();
+    match model.caches().find(|layer| !layer.head_size.is_multiple_of(block_len)) {
+        None => Ok(()),
+        Some(layer) => {
+            let reason =
+                format!("{kv_dtype} stores blocks of {block_len} numbers, and the model's heads have {}: take f16", layer.head_size);
+            Err(Error::InvalidArgument { option: Setting::KvDType.into(), reason })
+        }
     }
 }

@@ -158,9 +158,9 @@ pub fn attention_parts_bytes(model: &Model, size: ForwardSize) -> Bytes {
 /// How a device keeps keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvCache {
-    /// As f32, the heads as they are: on the host, half the memory would cost more time than it saves.
-    Host,
-    /// As this dtype, the heads padded.
+    /// In host memory, as this dtype, the heads as they are; blocks as files have them, each behind its scale.
+    Host(KvDType),
+    /// As this dtype, the heads padded; scales of blocks behind all values, each head's in whole words.
     Gpu(KvDType),
 }
 
@@ -172,9 +172,17 @@ impl KvCache {
 
     /// Bytes of one head of them.
     pub fn head_bytes(self, layer: &StoreKv) -> Bytes {
+        Bytes(self.planes(layer).into_iter().sum())
+    }
+
+    /// Bytes of one head of them in each part of a cache: a part has those of all positions.
+    fn planes(self, layer: &StoreKv) -> [u64; 2] {
         match self {
-            KvCache::Host => Bytes(layer.head_size as u64 * KvDType::F32.size_bytes()),
-            KvCache::Gpu(dtype) => Bytes(padded(layer.head_size) as u64 * dtype.size_bytes()),
+            KvCache::Host(dtype) => [dtype.row_bytes(layer.head_size).into_iter().sum(), 0],
+            KvCache::Gpu(dtype) => {
+                let [values, scales] = dtype.row_bytes(padded(layer.head_size));
+                [values, scales.next_multiple_of(4)]
+            }
         }
     }
 }
@@ -199,16 +207,30 @@ pub fn kv_buffer_bytes(layer: &StoreKv, cache: KvCache, n_seqs: usize, ctx_size:
 pub fn copied_ranges(
     layer: &StoreKv,
     cache: KvCache,
-    ctx_size: usize,
+    [n_seqs, ctx_size]: [usize; 2],
     [from, to]: [u32; 2],
     n_positions: usize,
 ) -> impl Iterator<Item = (Range<u64>, u64)> {
-    let head = cache.head_bytes(layer).0;
-    let n_heads = layer.n_kv_heads as u64;
-    let begin = move |sequence: u32, index: u64| (u64::from(sequence) * n_heads + index) * ctx_size as u64 * head;
-    (0..n_heads).map(move |index| {
-        let first = begin(from, index);
-        (first..first + n_positions as u64 * head, begin(to, index))
+    let ranges = [from, to].map(|sequence| position_ranges(layer, cache, [n_seqs, ctx_size], sequence, n_positions));
+    let [source, target] = ranges;
+    source.zip(target.map(|range| range.start))
+}
+
+/// Where the first `n_positions` of a sequence's heads are in the K (or V) cache of one layer: ranges of bytes.
+pub fn position_ranges(
+    layer: &StoreKv,
+    cache: KvCache,
+    [n_seqs, ctx_size]: [usize; 2],
+    sequence: u32,
+    n_positions: usize,
+) -> impl Iterator<Item = Range<u64>> + use<> {
+    let (n_heads, ctx_size, planes) = (layer.n_kv_heads as u64, ctx_size as u64, cache.planes(layer));
+    let begins = [0, n_seqs as u64 * n_heads * ctx_size * planes[0]];
+    begins.into_iter().zip(planes).filter(|(_, head)| *head > 0).flat_map(move |(begin, head)| {
+        (0..n_heads).map(move |index| {
+            let first = begin + (u64::from(sequence) * n_heads + index) * ctx_size * head;
+            first..first + n_positions as u64 * head
+        })
     })
 }
 
@@ -219,7 +241,7 @@ pub fn largest_kv_buffer_bytes(model: &Model, cache: KvCache, n_seqs: usize, ctx
 
 /// Bytes of a layer's state of all sequences, f32 on every device: `[n_seqs, n_values]`.
 pub fn state_buffer_bytes(state: &State, n_seqs: usize) -> Bytes {
-    Bytes(KvDType::F32.size_bytes()).times(state.n_values).times(n_seqs as u64).align_up(256)
+    Bytes(4).times(state.n_values).times(n_seqs as u64).align_up(256)
 }
 
 /// Bytes of the states of a unit.

@@ -71,7 +71,7 @@ impl Buffers {
                 kv_caches.push(None);
                 continue;
             };
-            let kv_bytes = kv_buffer_bytes(cache, KvCache::Gpu(plan.kv_dtype), plan.n_seqs, plan.ctx_size);
+            let kv_bytes = kv_buffer_bytes(cache, plan.kv_cache_of(device), plan.n_seqs, plan.ctx_size);
             let usage = storage | wgpu::BufferUsages::COPY_SRC;
             let keys = gpu.buffer(&format!("keys of layer {layer}"), kv_bytes, usage, Purpose::KvCache).await?;
             let values = match cache.value {
@@ -139,7 +139,8 @@ impl Buffers {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("copy of a sequence") });
         for (cache, buffers) in caches.iter().zip(&self.kv_caches) {
             let (Some(cache), Some((keys, values))) = (cache, buffers) else { continue };
-            for (source, target) in copied_ranges(cache, KvCache::Gpu(plan.kv_dtype), plan.ctx_size, sequences, n_positions) {
+            for (source, target) in copied_ranges(cache, KvCache::Gpu(plan.kv_dtype), [plan.n_seqs, plan.ctx_size], sequences, n_positions)
+            {
                 for begin in source.clone().step_by(through.size() as usize) {
                     let len = through.size().min(source.end - begin);
                     for buffer in [keys].into_iter().chain(values) {

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, ParamsArena};
 use crate::kernels::{
     BatchShape, Binding, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
-    glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_padded, route, sum_experts, top_k, weigh_inputs,
+    glu, layer_norm, map, matmul, rms_norm, rope, rope_kv, rope_kv_blocks, rope_kv_padded, route, sum_experts, top_k, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, ExpertMatMul, HeadMatMul, LoraMatMul, Model, Op, StateKind, StoreKv, ValueId};
 use crate::plan::{Chunk, DeviceCosts, KvDType, Plan, SUBMIT_SECS, Slice, WorkingBuffer, expert_shape, rotated_by};
@@ -113,6 +113,8 @@ impl ForwardDispatches {
             kv_dtype: match plan.kv_dtype {
                 KvDType::F32 => rope_kv::KvDType::F32,
                 KvDType::F16 => rope_kv::KvDType::F16,
+                KvDType::Q8_0 => rope_kv::KvDType::Q8_0,
+                KvDType::Q4_0 => rope_kv::KvDType::Q4_0,
             },
         };
         let (catalog, ForwardShape { n_positions, attention, .. }) = (&store.checkpoint().catalog, shape);
@@ -445,6 +447,9 @@ impl<'a> Maker<'a> {
         let (key_cache, value_cache) = (Binding::whole(keys), values.map_or(unused, |values| Binding::whole(values)));
         if !is_padded {
             let bindings = rope_kv::Bindings { cos_sin, tokens, key, value, query, key_cache, value_cache };
+            if self.batch.kv_dtype.blocks().is_some() {
+                return Ok(Call::simple(params, move |arena, params| rope_kv_blocks::prepare(gpu, arena, params, bindings)));
+            }
             return Ok(Call::simple(params, move |arena, params| rope_kv::prepare(gpu, arena, params, bindings)));
         }
         let (rotated_query, params) = (self.value(reader.output)?, rope_kv::Params { n_heads: reader.n_heads as u32, ..params });

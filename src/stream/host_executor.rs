@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::kernels::{expert_matmul, matmul};
 use crate::model::{Model, Op, State, StoreKv};
-use crate::plan::sizes::{KvCache, copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
-use crate::plan::{Plan, Slice, Work};
+use crate::plan::sizes::{copied_ranges, expert_rows_bytes, kv_buffer_bytes, packed_input_bytes, state_buffer_bytes};
+use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, Product, Values};
 use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
@@ -71,10 +72,21 @@ impl HostExecutor {
         for id in vectors_of(model, &plan, DEVICE) {
             vectors.insert(id, read_vector(store.checkpoint(), id)?);
         }
-        let kv_values = |layer: &StoreKv| (kv_buffer_bytes(layer, KvCache::Host, plan.n_seqs, plan.ctx_size).0 / 4) as usize;
-        let cache = |layer: Option<&StoreKv>| platform::zeroed(layer.map_or(0, kv_values), "keys and values of a layer");
+        let kv_bytes = |layer: &StoreKv| kv_buffer_bytes(layer, plan.kv_cache_of(DEVICE), plan.n_seqs, plan.ctx_size).0 as usize;
+        let blocks = match plan.kv_dtype_of(DEVICE) {
+            KvDType::Q8_0 => Some(DType::Q8_0),
+            KvDType::Q4_0 => Some(DType::Q4_0),
+            KvDType::F32 | KvDType::F16 => None,
+        };
+        let cache = |layer: Option<&StoreKv>| -> Result<host::KvCache> {
+            let (n_bytes, what) = (layer.map_or(0, kv_bytes), "keys and values of a layer");
+            Ok(match blocks {
+                Some(dtype) => host::KvCache::Blocks(dtype, platform::zeroed(n_bytes, what)?),
+                None => host::KvCache::Floats(platform::zeroed(n_bytes / 4, what)?),
+            })
+        };
         let has_values = |layer: &&StoreKv| layer.value.is_some();
-        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok((cache(layer)?, cache(layer.filter(has_values))?)));
+        let caches = caches_of(model, &plan, DEVICE).into_iter().map(|layer| Ok([cache(layer)?, cache(layer.filter(has_values))?]));
         let kv_caches = caches.collect::<Result<_>>()?;
         let zeroed = |state: &State| platform::zeroed((state_buffer_bytes(state, plan.n_seqs).0 / 4) as usize, "the state of a layer");
         let states = states_of(model, &plan, DEVICE).into_iter().map(|state| Ok(((state.layer, state.kind), zeroed(&state)?)));
@@ -158,7 +170,7 @@ impl HostExecutor {
     /// Bytes that this executor has allocated, besides the store, by its own count: what the plan promised.
     pub fn peak(&self) -> Bytes {
         let values = |values: &[f32]| Bytes(values.len() as u64 * 4);
-        let caches: Bytes = self.values.kv_caches.iter().map(|(keys, cached)| values(keys) + values(cached)).sum();
+        let caches: Bytes = self.values.kv_caches.iter().flatten().map(|cache| Bytes(cache.n_bytes() as u64)).sum();
         let states: Bytes = self.values.states.values().map(|state| values(state)).sum();
         let vectors: Bytes = self.vectors.values().map(|vector| values(vector)).sum();
         let ring = self.plan.ring(DEVICE).map_or(Bytes::ZERO, |ring| ring.slot_bytes.times(ring.n_slots as u64));
@@ -235,12 +247,12 @@ impl Executor for HostExecutor {
     }
 
     fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()> {
-        for (cache, (keys, values)) in caches_of(&self.model, &self.plan, DEVICE).into_iter().zip(&mut self.values.kv_caches) {
-            let Some(cache) = cache else { continue };
-            for (source, target) in copied_ranges(cache, KvCache::Host, self.plan.ctx_size, sequences, n_positions) {
-                let (source, target) = (source.start as usize / 4..source.end as usize / 4, target as usize / 4);
-                for cached in [&mut *keys, &mut *values].into_iter().filter(|cached| !cached.is_empty()) {
-                    cached.copy_within(source.clone(), target);
+        let (cache, shape) = (self.plan.kv_cache_of(DEVICE), [self.plan.n_seqs, self.plan.ctx_size]);
+        for (layer, cached) in caches_of(&self.model, &self.plan, DEVICE).into_iter().zip(&mut self.values.kv_caches) {
+            let Some(layer) = layer else { continue };
+            for (source, target) in copied_ranges(layer, cache, shape, sequences, n_positions) {
+                for cached in cached.iter_mut().filter(|cached| !cached.is_empty()) {
+                    cached.copy_within(source.start as usize..source.end as usize, target as usize);
                 }
             }
         }

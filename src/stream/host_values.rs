@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 
 use crate::dtype::DType;
 use crate::host::simd::simd;
-use crate::host::{self, ExpertScratch, Input, InputFormat, Operand, Part};
+use crate::host::{self, ExpertScratch, Input, InputFormat, KvCache, Operand, Part};
 use crate::kernels::rope_kv::Token;
 use crate::kernels::{
     BatchShape, MAX_PRODUCTS, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows,
@@ -23,7 +23,7 @@ pub(crate) struct Values {
     pub(super) model: Arc<Model>,
     pub(crate) values: HashMap<ValueId, Vec<f32>>,
     /// K and V of each layer: `[n_seqs, n_kv_heads, ctx_size, head_size]`; V is empty where K is V as well.
-    pub(super) kv_caches: Vec<(Vec<f32>, Vec<f32>)>,
+    pub(super) kv_caches: Vec<[KvCache; 2]>,
     /// What layers keep of each sequence besides: `[n_seqs, …]`.
     pub(super) states: HashMap<(usize, StateKind), Vec<f32>>,
     pub(crate) tokens: Vec<Token>,
@@ -270,8 +270,9 @@ impl Values {
     fn store_kv(&mut self, store: &StoreKv) {
         let params = rope_kv::Params::of(store, None, &self.batch());
         let mut caches = std::mem::take(&mut self.kv_caches[store.layer]);
-        let value = store.value.map(|value| self.get(value)).unwrap_or_default();
-        rope_kv::store(&params, self.get(store.key), value, &self.tokens, [&mut caches.0, &mut caches.1]);
+        for (cache, rows) in caches.iter_mut().zip([Some(store.key), store.value].into_iter().flatten()) {
+            cache.store(&params, self.get(rows), &self.tokens);
+        }
         self.kv_caches[store.layer] = caches;
     }
 
@@ -300,10 +301,10 @@ impl Values {
 
     fn attention(&mut self, op: &Attention, sinks: Option<&[f32]>) {
         let mut output = self.take(op.output);
-        let (keys, values) = &self.kv_caches[op.layer];
+        let [keys, values] = &self.kv_caches[op.layer];
         let values = if values.is_empty() { keys } else { values };
         let params = attention::Params::of(op, &self.batch());
-        host::attention(&params, self.get(op.query), &self.tokens, (keys, values), sinks, &mut output);
+        host::attention(&params, self.get(op.query), &self.tokens, [keys, values], sinks, &mut output);
         self.put(op.output, output);
     }
 }

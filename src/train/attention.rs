@@ -63,7 +63,7 @@ impl Read {
 
     /// Its output, `[n_tokens, n_heads, head_size]`.
     pub(super) fn attend(&self, tokens: &[Token], output: &mut [f32]) {
-        host::attention(&self.params, &self.query, tokens, (&self.keys, &self.values), self.sinks.as_deref(), output);
+        host::attention(&self.params, &self.query, tokens, [&self.keys, &self.values], self.sinks.as_deref(), output);
     }
 
     /// From the gradient of its output to those of what it reads. A sequence's tokens stand together, in the order of their positions.

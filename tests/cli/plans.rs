@@ -43,6 +43,35 @@ fn a_plan_that_is_exported_comes_back() {
 }
 
 #[test]
+fn a_plan_says_and_keeps_how_keys_and_values_are_stored() {
+    let home = Home::new();
+    let (model, machine, file) = (home.larger_model(), machine(&home, "an adapter"), text(&home.path("plan.json")));
+    let plan = |more: &[&str]| {
+        let shaping = ["plan", &model, "--devices", &machine, "-c", "512"];
+        let text = home.stdout(&[&shaping[..], more].concat());
+        (text, home.json("tierflow.plan/5", &[&shaping[..], &["--json", "--export-plan", &file], more].concat())["plan"].take())
+    };
+    // Six layers of two key heads of 64 numbers, whose scales take two bytes for each 32.
+    let n_heads = 6 * 2 * 2 * 512;
+    for (dtype, head_bytes) in [("f32", 256), ("f16", 128), ("q8_0", 68), ("q4_0", 36)] {
+        let (said, made) = plan(&["-ctk", dtype, "-ctv", dtype, "--device", "gpu"]);
+        assert!(said.contains(&format!("({dtype})")), "{said}");
+        let gpu = made["devices"].as_array().unwrap().iter().find(|row| row["device"] == "gpu:0").expect("the adapter");
+        assert_eq!(gpu["used"]["kv_cache"], n_heads * head_bytes, "{dtype}");
+        let again = home.json("tierflow.plan/5", &["plan", &model, "--devices", &machine, "--plan", &file, "--json"])["plan"].take();
+        assert_eq!(again, made, "{dtype}");
+    }
+    // The host stores f16 as f32, and blocks as they are.
+    for (dtype, stored) in [("f16", "f32"), ("q8_0", "q8_0"), ("q4_0", "q4_0")] {
+        let (said, made) = plan(&["--kv-dtype", dtype, "--device", "cpu"]);
+        assert!(said.contains(&format!("({stored})")) && made["kv_dtype"] == stored, "{said}");
+    }
+    let small = home.gguf_model(GgufType::Q4_0);
+    let refusal = home.refusal(2, &["plan", &small, "--devices", &machine, "-ctk", "q8_0"]);
+    assert!(refusal.contains("--kv-dtype") && refusal.contains("the model's heads have 16"), "{refusal}");
+}
+
+#[test]
 fn a_plan_runs_as_it_was_made() {
     let home = Home::new();
     let (model, file) = (home.gguf_model(GgufType::Q4_0), text(&home.path("plan.json")));

@@ -36,7 +36,7 @@ fn rust_params(stem: &str) -> (usize, Members) {
         "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon, weight_offset),
         "layer_norm" => members!(layer_norm: n_rows, hidden_size, epsilon, weight_offset),
         "rope" => members!(rope: n_tokens, n_heads, head_size, rotary_size, pairing),
-        "rope_kv" | "rope_kv_padded" => {
+        "rope_kv" | "rope_kv_padded" | "rope_kv_blocks" => {
             members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size)
         }
         "attention_token"

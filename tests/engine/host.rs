@@ -5,9 +5,9 @@ use crate::common::bits;
 use tierflow::DType;
 use tierflow::dtype::Scaling;
 use tierflow::host::simd::{self, Simd};
-use tierflow::host::{self, Input, Operand};
-use tierflow::kernels::rope_kv::Token;
-use tierflow::kernels::{attention, matmul};
+use tierflow::host::{self, Input, KvCache, Operand};
+use tierflow::kernels::rope_kv::{KvDType, Token};
+use tierflow::kernels::{attention, matmul, rope_kv};
 use xtask::models::GgufType;
 
 use crate::common;
@@ -311,6 +311,7 @@ fn attention_params(n_tokens: usize, window: u32) -> attention::Params {
 #[test]
 fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     let (keys, cached) = (values(2 * 2 * 90 * 40, 1), values(2 * 2 * 90 * 40, 2));
+    let [key_cache, value_cache] = [&keys, &cached].map(|values| KvCache::Floats(values.clone()));
     // Of one sequence the caches hold 61 positions, of the other one 49.
     let tokens: Vec<Token> = (0..70u32).map(|t| Token::new(u32::from(t >= 41), t % 41 + 20, if t < 41 { 61 } else { 49 })).collect();
     let query = values(tokens.len() * 240, 3);
@@ -326,7 +327,7 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
     ] {
         let params = attention::Params { is_causal, in_chunks, ..attention_params(tokens.len(), window) };
         let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
-        host::attention(&params, &query, &tokens, (&keys, &cached), sinks, &mut attention_output);
+        host::attention(&params, &query, &tokens, [&key_cache, &value_cache], sinks, &mut attention_output);
         attention::reference(&params, &query, &tokens, (&keys, &cached), sinks, &mut expected);
         assert!(
             worst(&attention_output, &expected) <= 4.0 * F32_TOLERANCE * largest(&expected),
@@ -336,8 +337,79 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
         for t in [0, 1, 40, 41, 69] {
             let mut alone = vec![f32::NAN; 240];
             let params = attention::Params { is_causal, in_chunks, ..attention_params(1, window) };
-            host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], (&keys, &cached), sinks, &mut alone);
+            host::attention(&params, &query[t * 240..][..240], &tokens[t..=t], [&key_cache, &value_cache], sinks, &mut alone);
             assert_eq!(bits(&alone), bits(&attention_output[t * 240..][..240]), "token {t}, window {window}");
+        }
+    }
+}
+
+#[test]
+fn attention_decodes_caches_of_blocks_with_the_same_bits_for_one_token_as_for_many() {
+    let sizes = |n_tokens: usize, window| attention::Params { head_size: 96, kv_capacity: 300, ..attention_params(n_tokens, window) };
+    let (n_rows, width) = (2 * 2 * 300, 6 * 96);
+    let tokens: Vec<Token> = (0..150u32).map(|t| Token::new(u32::from(t >= 90), t % 90 + 170, if t < 90 { 260 } else { 230 })).collect();
+    let query = values(tokens.len() * width, 3);
+    for kv_dtype in [KvDType::Q8_0, KvDType::Q4_0] {
+        let blocks = kv_dtype.blocks().unwrap();
+        let rows = [1, 2].map(|seed| values(n_rows * 96, seed));
+        // Stored position by position, as forwards do.
+        let caches = rows.each_ref().map(|rows| {
+            let mut cache = KvCache::Blocks(blocks, vec![0; n_rows * 3 * blocks.block_bytes() as usize]);
+            let of_position = |position: u32, seq: u32| {
+                let row = |head: usize| ((seq as usize * 2 + head) * 300 + position as usize) * 96;
+                let heads = [0, 1].map(|head| &rows[row(head)..][..96]).concat();
+                (heads, Token::new(seq, position, position + 1))
+            };
+            for (heads, token) in (0..2).flat_map(|seq| (0..300).map(move |position| of_position(position, seq))) {
+                let params = rope_kv::Params {
+                    n_tokens: 1,
+                    n_heads: 0,
+                    n_kv_heads: 2,
+                    head_size: 96,
+                    n_seqs: 2,
+                    kv_capacity: 300,
+                    kv_dtype: kv_dtype as u32,
+                    pairing: 0,
+                    rotary_size: 0,
+                };
+                cache.store(&params, &heads, &[token]);
+            }
+            cache
+        });
+        let seen = rows.each_ref().map(|rows| kv_dtype.rounded(rows));
+        for window in [0, 7, 100] {
+            let params = sizes(tokens.len(), window);
+            let (mut attention_output, mut expected) = (vec![f32::NAN; query.len()], vec![f32::NAN; query.len()]);
+            host::attention(&params, &query, &tokens, [&caches[0], &caches[1]], None, &mut attention_output);
+            attention::reference(&params, &query, &tokens, (&seen[0], &seen[1]), None, &mut expected);
+            let off = worst(&attention_output, &expected);
+            assert!(off <= 4.0 * F32_TOLERANCE * largest(&expected), "{kv_dtype:?}, window {window}: {off}");
+            for t in [0, 1, 63, 89, 90, 149] {
+                let mut alone = vec![f32::NAN; width];
+                host::attention(
+                    &sizes(1, window),
+                    &query[t * width..][..width],
+                    &tokens[t..=t],
+                    [&caches[0], &caches[1]],
+                    None,
+                    &mut alone,
+                );
+                assert_eq!(bits(&alone), bits(&attention_output[t * width..][..width]), "token {t}, window {window}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_are_decoded_alike_by_all_instructions() {
+    for dtype in [DType::Q8_0, DType::Q4_0] {
+        let stored = weight(dtype, 5, 96);
+        let mut expected = vec![0.0; 5 * 96];
+        dtype.decode(&stored, &mut expected);
+        for simd in simd::all() {
+            let mut found = vec![f32::NAN; 5 * 96];
+            (simd.decode)(dtype, &stored, &mut found);
+            assert_eq!(bits(&found), bits(&expected), "{dtype} with {}", simd.name);
         }
     }
 }
@@ -346,7 +418,7 @@ fn attention_is_that_of_the_reference_and_the_same_for_one_token_as_for_many() {
 fn a_token_that_sees_nothing_mixes_nothing() {
     let params = attention_params(1, 0);
     let mut attention_output = vec![f32::NAN; 240];
-    let caches = vec![1.0; 2 * 2 * 90 * 40];
-    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], (&caches, &caches), None, &mut attention_output);
+    let caches = KvCache::Floats(vec![1.0; 2 * 2 * 90 * 40]);
+    host::attention(&params, &[1.0; 240], &[Token::new(0, 3, 0)], [&caches, &caches], None, &mut attention_output);
     assert_eq!(attention_output, [0.0; 240]);
 }

@@ -317,7 +317,7 @@ fn latent_vectors_are_cached_once_and_must_be_as_wide_as_the_tensors_say() {
     let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape)).unwrap();
     // 20 values and 8 that turn, in each of 4 layers; on GPUs 28 are padded to 32.
     let position_bytes = |cache| sizes::kv_bytes_per_position(&model, cache);
-    assert_eq!(position_bytes(KvCache::Host), Bytes(4 * 28 * 4));
+    assert_eq!(position_bytes(KvCache::Host(KvDType::F32)), Bytes(4 * 28 * 4));
     assert_eq!(position_bytes(KvCache::Gpu(KvDType::F16)), Bytes(4 * 32 * 2));
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
     for (changed, numbers) in [("\"kv_lora_rank\":22", ["22", "20"]), ("\"v_head_dim\":11", ["150", "144"])] {

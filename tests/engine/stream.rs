@@ -653,12 +653,69 @@ fn read_on(engine: &mut Engine, sequence: u32, text: &[BatchToken], begin: usize
     bits
 }
 
+/// Heads of one block, and of three, whose scales fill no whole words.
+fn shapes_of_blocks() -> [LlamaShape; 2] {
+    let tiny = LlamaShape::tiny();
+    [
+        LlamaShape { head_size: 32, sliding_window: Some(70), ..tiny.clone() },
+        LlamaShape { head_size: 96, n_heads: 3, n_kv_heads: 1, ..tiny },
+    ]
+}
+
+const BLOCKS: [KvDType; 2] = [KvDType::Q8_0, KvDType::Q4_0];
+
+#[test]
+fn caches_of_blocks_give_the_same_bits_wherever_weights_are() {
+    for shape in shapes_of_blocks() {
+        let model = model_of(&shape);
+        for kv_dtype in BLOCKS {
+            let logits = |executors: &[Device], resident_layers: ResidentLayers| {
+                let options = PlanOptions { kv_dtype, ctx_size: Some(128), ubatch_size: Some(40), resident_layers, ..options() };
+                let mut engine = open(&model, executors, options).unwrap();
+                assert!(engine.plan().devices.iter().all(|row| engine.plan().kv_dtype_of(row.device) == kv_dtype));
+                let text = tokens(0, 101);
+                let found: Vec<Vec<f32>> = [&text[..40], &text[40..80], &text[80..100], &text[100..]]
+                    .into_iter()
+                    .map(|part| forward(&mut engine, part, &[part.len() - 1]).remove(0))
+                    .collect();
+                for memory in engine.memory_use() {
+                    assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{memory:?}");
+                }
+                found.concat()
+            };
+            let host = logits(&[Device::Cpu], ResidentLayers::Auto);
+            if !has_gpu() {
+                continue;
+            }
+            let resident = logits(&[GPU], ResidentLayers::All);
+            assert!(resident == logits(&[GPU], ResidentLayers::AtMost(0)), "{kv_dtype:?} streamed, {shape:?}");
+            assert!(resident == logits(&[GPU, OTHER], ResidentLayers::AtMost(1)), "{kv_dtype:?} on two, {shape:?}");
+            // A key that differs in its last bit may be rounded to the next integer: some do, of tens of thousands.
+            for found in [&resident, &logits(&[GPU, Device::Cpu], ResidentLayers::AtMost(1))] {
+                common::assert_close(found, &host, 2e-2, &format!("{kv_dtype:?} beside the host, {shape:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_that_are_no_whole_blocks_are_refused_by_name() {
+    let model = test_model(None);
+    for kv_dtype in BLOCKS {
+        for executors in executor_sets() {
+            let refused = open(&model, executors, PlanOptions { kv_dtype, ..options() }).err().expect("a refusal").to_string();
+            assert!(refused.contains(&format!("{kv_dtype} stores blocks of 32 numbers, and the model's heads have 16")), "{refused}");
+        }
+    }
+}
+
 #[test]
 fn positions_that_were_copied_give_the_bits_of_those_that_were_computed() {
-    for shape in shapes() {
+    let floats = shapes().into_iter().map(|shape| (shape, [KvDType::F32, KvDType::F16]));
+    for (shape, kv_dtypes) in floats.chain(shapes_of_blocks().into_iter().skip(1).map(|shape| (shape, BLOCKS))) {
         let model = model_of(&shape);
         for executors in executor_sets() {
-            for kv_dtype in [KvDType::F32, KvDType::F16] {
+            for kv_dtype in kv_dtypes {
                 // More positions than any working buffer of an adapter has room for.
                 let options = PlanOptions { kv_dtype, ctx_size: Some(256), ubatch_size: Some(8), ..options() };
                 let mut engine = open(&model, executors, options).unwrap();

@@ -25,7 +25,7 @@ export function readRoute(hash) {
     gpu: parseBytes(given.get('gpu') ?? '') ?? undefined,
     cpu: parseBytes(given.get('cpu') ?? '') ?? undefined,
     context: Number.isSafeInteger(context) && context > 0 ? context : undefined,
-    kv: ['f16', 'f32'].find((name) => name === given.get('kv')),
+    kv: ['f16', 'f32', 'q8_0', 'q4_0'].find((name) => name === given.get('kv')),
     device: DEVICE.test(given.get('device') ?? '') ? given.get('device') : undefined,
   };
   return defined(route);

@@ -22,7 +22,7 @@ export interface PlanOptions {
   /** Positions of the context; 0 takes the model's, less where the budgets demand it. */
   ctx_size?: number;
   /** How the KV cache stores its numbers. */
-  kv_dtype?: 'f16' | 'f32';
+  kv_dtype?: 'f16' | 'f32' | 'q8_0' | 'q4_0';
   /** Slots that streamed weights pass through. */
   slots?: number;
   /** Tokens of a prompt that go into one forward, at most. */
@@ -80,7 +80,7 @@ export interface Plan {
   ctx_size: number;
   ctx_size_model: number;
   n_seqs: number;
-  kv_dtype: 'f16' | 'f32';
+  kv_dtype: 'f16' | 'f32' | 'q8_0' | 'q4_0';
 }
 
 /** How long a forward should take, and what takes it. */

@@ -337,6 +337,12 @@ pub enum KvDtypeArg {
     F32,
     /// 2 bytes a number.
     F16,
+    /// 8 bits a number, and a scale for each 32.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits a number, and a scale for each 32.
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// Ways to read weights from files.

@@ -158,6 +158,8 @@ pub struct Simd {
     /// `sums[t, c] = Σ_r weights[t, r] · rows[r, c]`, row after row: `rows` `[n_rows, n_columns]`, `weights` `[n_tokens, n_rows]`,
     /// `sums` `[n_tokens, n_columns]`.
     pub weighted_sums: fn(n_columns: usize, rows: &[f32], weights: &[f32], sums: &mut [f32]),
+    /// Decodes whole blocks, as [`DType::decode`] does.
+    pub decode: fn(DType, blocks: &[u8], values: &mut [f32]),
 }
 
 /// The best functions that this processor has.

@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 
 use super::{
-    DType, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, N_PAIRS, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Scaling, Simd, TileColumn,
-    TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, column_places, factors_of, layout_of, place,
+    BLOCK_LEN, DType, FLOAT_PANEL_ROWS, Floats, LANE_ORDER, LANES, N_PAIRS, PANEL_ROWS, PanelBlock, PanelColumn, PanelRows, Scaling, Simd,
+    TileColumn, TokenBlock, check_matrices, check_panel, check_rows, check_tile, check_tokens, column_places, factors_of, layout_of, place,
 };
 use crate::dtype::BlockLayout;
 
@@ -20,6 +20,7 @@ pub(super) static SIMD: Simd = Simd {
     multiply_tile,
     dots,
     weighted_sums,
+    decode: decode_blocks,
 };
 
 fn multiply_rows(dtype: DType, rows: &PanelRows<'_>, token: &[TokenBlock]) -> [f32; PANEL_ROWS] {
@@ -155,6 +156,34 @@ fn dots(n_columns: usize, rows: &[f32], tokens: &[f32], products: &mut [f32]) {
         for (row, product) in rows.chunks_exact(n_columns).zip(products) {
             *product = dot(row.iter().copied(), token);
         }
+    }
+}
+
+/// To be compiled once for each kind of instructions: what is inlined takes those of its caller.
+#[inline(always)]
+pub(super) fn decode_blocks(dtype: DType, blocks: &[u8], values: &mut [f32]) {
+    let scale_of = |block: &[u8]| f16::from_le_bytes([block[0], block[1]]).to_f32();
+    let blocks_of_values = values.as_chunks_mut::<BLOCK_LEN>().0.iter_mut();
+    match dtype {
+        DType::Q8_0 => {
+            for (block, values) in blocks.as_chunks::<34>().0.iter().zip(blocks_of_values) {
+                let scale = scale_of(block);
+                for (value, byte) in values.iter_mut().zip(&block[2..]) {
+                    *value = scale * f32::from(byte.cast_signed());
+                }
+            }
+        }
+        DType::Q4_0 => {
+            for (block, values) in blocks.as_chunks::<18>().0.iter().zip(blocks_of_values) {
+                let scale = scale_of(block);
+                let (first, last) = values.split_at_mut(BLOCK_LEN / 2);
+                for ((first, last), byte) in first.iter_mut().zip(last).zip(&block[2..]) {
+                    *first = scale * f32::from((byte & 15).cast_signed() - 8);
+                    *last = scale * f32::from((byte >> 4).cast_signed() - 8);
+                }
+            }
+        }
+        _ => dtype.decode(blocks, values),
     }
 }
 

@@ -21,6 +21,7 @@ static AVX2: Simd = Simd {
     multiply_tile: tiles::multiply_tile,
     dots: floats::dots,
     weighted_sums: floats::weighted_sums,
+    decode: floats::decode,
 };
 
 static AVX512: Simd = Simd { name: "AVX-512", multiply_two_panels: Some(wide::multiply_two_panels), ..AVX2 };

@@ -1,6 +1,6 @@
 //! Attention of tiles of query rows that share keys and values, on any adapter. Params, bindings and reference are in `attention`.
 
-use super::{Bindings, Params, Target, needed, sinks_constant, softcap_constant};
+use super::{Bindings, Params, Target, cache_constants, needed, sinks_constant, softcap_constant};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{ATTENTION_TILE, dispatch, fold};
@@ -23,8 +23,9 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let needed = needed(gpu, stem, params, bindings, Target::Output)?;
     let split = params.head_size.div_ceil(LANE_VALUES);
     let block = (TILE_VALUES / params.head_size).min(MAX_BLOCK);
-    let kv_f16 = ("KV_F16", f64::from(params.kv_dtype));
-    let constants = [kv_f16, ("SPLIT", f64::from(split)), ("BLOCK", f64::from(block)), softcap_constant(params), sinks_constant(&bindings)];
+    let [kv_dtype, octets] = cache_constants(params);
+    let constants =
+        [kv_dtype, octets, ("SPLIT", f64::from(split)), ("BLOCK", f64::from(block)), softcap_constant(params), sinks_constant(&bindings)];
     let n_rows = u64::from(params.n_tokens) * u64::from(params.n_heads / params.n_kv_heads);
     let n_tiles = n_rows.div_ceil(u64::from(LANES / split));
     let workgroups = fold(gpu, stem, n_tiles * u64::from(params.n_kv_heads), 1)?;

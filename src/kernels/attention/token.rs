@@ -1,6 +1,9 @@
 //! Attention of each token for itself, on any adapter. Params, bindings and reference are in `attention`.
 
-use super::{Bindings, MAX_SHARED_SIZE, Params, Target, heads_together, n_parts, needed, part_constants, sinks_constant, softcap_constant};
+use super::{
+    Bindings, MAX_SHARED_SIZE, Params, Target, cache_constants, heads_together, n_parts, needed, part_constants, sinks_constant,
+    softcap_constant,
+};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{ATTENTION_TOKEN, dispatch, fold, is_software};
@@ -15,12 +18,13 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let shape = if is_software(gpu) { software(params) } else { hardware(params) };
     let [is_split, part_positions] = part_constants(params);
     let octets = params.head_size / 8;
+    let [kv_dtype, octets_of] = cache_constants(params);
     let constants = [
-        ("KV_F16", f64::from(params.kv_dtype)),
+        kv_dtype,
         ("LANES", f64::from(shape.lanes)),
         ("HEADS", f64::from(shape.heads)),
         ("POSITIONS", f64::from(shape.positions)),
-        ("OCTETS", f64::from(octets)),
+        octets_of,
         ("SHARERS", f64::from((shape.lanes / octets).max(1))),
         softcap_constant(params),
         sinks_constant(&bindings),

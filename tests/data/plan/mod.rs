@@ -96,7 +96,8 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
     let layers =
         prop_oneof![4 => Just(ResidentLayers::Auto), 1 => Just(ResidentLayers::All), 2 => (0usize..8).prop_map(ResidentLayers::AtMost)];
     let budgets = (budget.clone(), budget.clone(), budget);
-    (budgets, sizes, ring, layers, teams, any::<bool>()).prop_map(|((gpu, second, cpu), sizes, ring, resident_layers, compute_on, half)| {
+    let kv_dtypes = proptest::sample::select(KvDType::ALL.to_vec());
+    (budgets, sizes, ring, layers, teams, kv_dtypes).prop_map(|((gpu, second, cpu), sizes, ring, resident_layers, compute_on, kv_dtype)| {
         let mut max_memory = BTreeMap::new();
         max_memory.extend(gpu.map(|budget| (Device::Gpu(0), budget)));
         max_memory.extend(second.map(|budget| (Device::Gpu(1), budget)));
@@ -108,7 +109,7 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
             n_seqs: sizes.2,
             ubatch_size: sizes.1,
             logit_rows: sizes.3,
-            kv_dtype: if half { KvDType::F16 } else { KvDType::F32 },
+            kv_dtype,
             resident_layers,
             n_slots: ring.0,
             lookahead: ring.1,
@@ -134,7 +135,11 @@ fn cases() -> impl Strategy<Value = Case> {
             devices
         });
     let dtypes = proptest::collection::vec(proptest::sample::select(DType::ALL.to_vec()), 1..5);
-    (configs(), dtypes, devices, option_sets()).prop_map(|(config, dtypes, devices, options)| Case { config, dtypes, devices, options })
+    (configs(), dtypes, devices, option_sets()).prop_map(|(mut config, dtypes, devices, options)| {
+        // Other heads are refused.
+        config.head_size = config.head_size.next_multiple_of(options.kv_dtype.block_len());
+        Case { config, dtypes, devices, options }
+    })
 }
 
 /// Everything that holds of a plan that was made.
@@ -210,11 +215,13 @@ fn allocated(catalog: &Catalog, model: &Model, made: &Plan, device: Device) -> u
     let passes_on = (1..made.units.len() - 1).any(|unit| is_own(unit) && !is_own(unit + 1));
     let role = sizes::Role { computes_head: is_own(made.units.len() - 1), passes_on, on_host: device == Device::Cpu };
     sum += sizes::working_set(model, made.forward, role).iter().map(|(_, bytes)| u128::from(bytes.0)).sum::<u128>();
-    let kv_dtype = if is_gpu { made.kv_dtype } else { KvDType::F32 };
+    let kv_dtype = if is_gpu { made.kv_dtype } else { made.kv_dtype.on_host() };
     // Adapters hold heads of whole octets.
     let head_size = if is_gpu { model.config.head_size.next_multiple_of(8) } else { model.config.head_size };
-    let kv_size = model.config.n_kv_heads * head_size;
-    let kv = made.n_seqs as u128 * made.ctx_size as u128 * kv_size as u128 * u128::from(kv_dtype.size_bytes());
+    let [values, scales] = kv_dtype.row_bytes(head_size);
+    // Adapters hold a head's scales in whole words.
+    let head_bytes = values + if is_gpu { scales.next_multiple_of(4) } else { scales };
+    let kv = made.n_seqs as u128 * made.ctx_size as u128 * model.config.n_kv_heads as u128 * u128::from(head_bytes);
     let n_caches = units.iter().filter(|&&unit| matches!(model.units[unit].kind, UnitKind::Attention { .. })).count();
     sum += padded(kv) * 2 * n_caches as u128;
     let chunks = || made.chunks.iter().filter(|chunk| is_own(chunk.unit()));

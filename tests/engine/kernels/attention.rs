@@ -4,7 +4,7 @@ use tierflow::device::Phase;
 use tierflow::error::Result;
 use tierflow::gpu::{Buffer, Gpu};
 use tierflow::kernels::attention::AttentionVariant;
-use tierflow::kernels::{Binding, attention, rope_kv};
+use tierflow::kernels::{Binding, attention, rope_kv, rope_kv_blocks};
 
 use super::EXP_TOLERANCE;
 use crate::common::{Random, assert_close, bits, gpus, output, poisoned, run_with, upload};
@@ -44,14 +44,13 @@ impl Attention {
     fn check(&self, gpu: &Gpu, kv_dtype: rope_kv::KvDType) {
         let params = attention::Params { kv_dtype: kv_dtype as u32, ..self.params };
         let (query, caches) = self.random_values();
-        let halves = caches.each_ref().map(|cache| cache.iter().map(|&value| half::f16::from_f32(value)).collect::<Vec<_>>());
-        let is_f16 = kv_dtype == rope_kv::KvDType::F16;
-        let seen = if is_f16 { halves.each_ref().map(|cache| cache.iter().map(|value| value.to_f32()).collect()) } else { caches };
+        let seen = caches.each_ref().map(|cache| kv_dtype.rounded(cache));
         let mut expected = vec![0.0; query.len()];
         attention::reference(&params, &query, &self.tokens, (&seen[0], &seen[1]), self.sinks.as_deref(), &mut expected);
-        let on_gpu: [Buffer; 2] = std::array::from_fn(|which| match is_f16 {
-            true => upload(gpu, "cache", &halves[which]),
-            false => upload(gpu, "cache", &seen[which]),
+        let on_gpu = caches.each_ref().map(|cache| match kv_dtype {
+            rope_kv::KvDType::F32 => upload(gpu, "cache", cache),
+            rope_kv::KvDType::F16 => upload(gpu, "cache", &cache.iter().map(|&value| half::f16::from_f32(value)).collect::<Vec<_>>()),
+            _ => upload(gpu, "cache", &rope_kv_blocks::packed(kv_dtype, params.head_size, cache).expect("blocks")),
         });
         for variant in attention::variants(gpu, params.head_size) {
             let found = attend_in(1, gpu, &params, &self.tokens, (&query, self.sinks.as_deref()), &on_gpu, variant);
@@ -143,6 +142,28 @@ fn attention_matches_its_reference() {
         }
         Attention::of_one_sequence([8, 1], 96, 40, 2, 0).check(gpu, rope_kv::KvDType::F32);
         Attention::of_one_sequence([8, 2], 128, 40, 11, 0).check(gpu, rope_kv::KvDType::F16);
+    }
+}
+
+#[test]
+fn attention_decodes_caches_of_blocks() {
+    for gpu in gpus() {
+        for kv_dtype in [rope_kv::KvDType::Q8_0, rope_kv::KvDType::Q4_0] {
+            // Heads of one block, of an odd number and of many; alone, in tiles, and in parts.
+            for (heads, head_size, kv_len, n_tokens, window) in [
+                ([1, 1], 32, 1, 1, 0),
+                ([3, 1], 32, 33, 12, 7),
+                ([9, 3], 64, 33, 5, 0),
+                ([4, 2], 96, 70, 33, 0),
+                ([2, 2], 160, 29, 29, 3),
+                ([4, 1], 128, 700, 2, 0),
+                ([2, 2], 256, 257, 9, 64),
+                ([5, 1], 576, 300, 2, 0),
+                ([2, 1], 1024, 33, 12, 0),
+            ] {
+                Attention::of_one_sequence(heads, head_size, kv_len, n_tokens, window).check(gpu, kv_dtype);
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use tierflow::gpu::Gpu;
 use tierflow::kernels::{
     Binding, add, add_bias, attention, conv, copy_part, delta_rule, gather_rows, glu, layer_norm, map, rms_norm, rope, rope_kv,
-    rope_kv_padded,
+    rope_kv_blocks, rope_kv_padded,
 };
 use tierflow::model::{Activation, Function, RopePairing};
 
@@ -185,6 +185,13 @@ fn cos_sin_of(random: &mut Random, n_tokens: u32, rotary_size: u32) -> Vec<f32> 
     angles.iter().flat_map(|angle| [(angle * 3.0).cos(), (angle * 3.0).sin()]).collect()
 }
 
+/// By how much integers of two words of a cache differ, at most.
+fn steps_between(kv_dtype: rope_kv::KvDType, a: u32, b: u32) -> u32 {
+    let bits = if kv_dtype == rope_kv::KvDType::Q8_0 { 8 } else { 4 };
+    let integers = |word: u32| (0..32 / bits).map(move |k| ((word << (32 - bits * (k + 1))).cast_signed() >> (32 - bits)).cast_unsigned());
+    integers(a).zip(integers(b)).map(|(a, b)| a.cast_signed().abs_diff(b.cast_signed())).max().unwrap_or(0)
+}
+
 struct RopeKv {
     params: rope_kv::Params,
     cos_sin: Vec<f32>,
@@ -218,6 +225,64 @@ impl RopeKv {
     /// The same with keys that are the values as well.
     fn with_one_cache(self) -> RopeKv {
         RopeKv { value: None, ..self }
+    }
+
+    /// The same with a block of zeros and one of halves, which are rounded away from zero.
+    fn with_zeros(mut self) -> RopeKv {
+        let value = self.value.get_or_insert_default();
+        value[..32].fill(0.0);
+        value[self.params.head_size as usize - 32..][..32].iter_mut().zip(0..).for_each(|(value, i)| *value = (i - 16) as f32 * 0.5);
+        value[self.params.head_size as usize - 1] = -127.0;
+        self
+    }
+
+    /// As `check`, of caches of blocks: what is stored of values to the bit, of keys as far as they were rotated to the same bits.
+    fn check_blocks(&self, gpu: &Gpu, tokens: &[rope_kv::Token]) {
+        let params = &self.params;
+        let kv_dtype = rope_kv::KvDType::of_params(params.kv_dtype).expect("a dtype");
+        let (mut query, mut key) = (self.query.clone(), self.key.clone());
+        let n_rows = params.n_seqs * params.n_kv_heads * params.kv_capacity;
+        let nothing = || vec![0.0; (n_rows * params.head_size) as usize];
+        let [mut keys, mut values] = [nothing(), nothing()];
+        let caches = [keys.as_mut_slice(), if self.value.is_some() { &mut values } else { &mut [] }];
+        let value = self.value.as_deref().unwrap_or_default();
+        let plain = rope_kv::Params { kv_dtype: 0, ..*params };
+        rope_kv::reference(&plain, &self.cos_sin, tokens, rope_kv::Values { query: &mut query, key: &mut key, value, caches });
+        let expected = [&keys, &values].map(|rows| rope_kv_blocks::packed(kv_dtype, params.head_size, rows).expect("blocks"));
+
+        let [on_gpu, table] =
+            [upload(gpu, "query", &[self.query.clone(), vec![POISON; GUARD]].concat()), upload(gpu, "cos_sin", &self.cos_sin)];
+        let [key, places] = [upload(gpu, "key", &self.key), upload(gpu, "tokens", tokens)];
+        let value = self.value.as_ref().map(|value| upload(gpu, "value", value));
+        let empty = rope_kv_blocks::packed(kv_dtype, params.head_size, &nothing()).expect("blocks");
+        let caches = [0, 1].map(|_| upload(gpu, "cache", &[empty.clone(), vec![POISON.to_bits(); GUARD]].concat()));
+        let bindings = rope_kv::Bindings {
+            cos_sin: Binding::whole(&table),
+            tokens: Binding::whole(&places),
+            key: Binding::whole(&key),
+            value: value.as_ref().map(|value| Binding::whole(value)),
+            query: Binding::whole(&on_gpu),
+            key_cache: Binding::whole(&caches[0]),
+            value_cache: Binding::whole(&caches[1]),
+        };
+        run(gpu, params, |buffer| rope_kv_blocks::prepare(gpu, buffer, params, bindings));
+        assert_close(&output(gpu, &on_gpu, query.len()), &query, ROUNDING_TOLERANCE, &format!("queries of {params:?}"));
+        let [found_keys, found_values] = caches.each_ref().map(|cache| bits(&output(gpu, cache, empty.len())));
+        assert_eq!(found_values, expected[1], "values of {params:?}");
+        // A key that was rounded otherwise as it was rotated may become the next integer, and the farthest of a block may change its scale.
+        let n_values = (n_rows * kv_dtype.row_words(params.head_size)[0]) as usize;
+        let steps = found_keys.iter().zip(&expected[0]).take(n_values);
+        let steps = steps.map(|(found, expected)| steps_between(kv_dtype, *found, *expected)).collect::<Vec<u32>>();
+        assert!(steps.iter().all(|steps| *steps <= 1), "keys of {params:?}: {:?}", steps.iter().max());
+        assert!(steps.iter().sum::<u32>() <= 1 + keys.len() as u32 / 500, "keys of {params:?}: {}", steps.iter().sum::<u32>());
+        let scales = |words: &[u32]| -> Vec<f32> {
+            words[n_values..]
+                .iter()
+                .flat_map(|word| [*word as u16, (word >> 16) as u16])
+                .map(|half| half::f16::from_bits(half).to_f32())
+                .collect()
+        };
+        assert_close(&scales(&found_keys), &scales(&expected[0]), F16_TOLERANCE, &format!("scales of {params:?}"));
     }
 
     /// As `check`, with heads that are padded on their way.
@@ -297,6 +362,31 @@ impl RopeKv {
         assert_eq!(is_stored(&found_keys), is_stored(&keys), "keys of {params:?}");
         let stored = |keys: Vec<f32>| keys.into_iter().filter(|key| *key != POISON).collect::<Vec<f32>>();
         assert_close(&stored(found_keys), &stored(keys), tolerance, &format!("keys of {params:?}"));
+    }
+}
+
+#[test]
+fn blocks_are_stored_as_files_have_them() {
+    // The last two tokens lie outside the caches.
+    let places = [(0, 6), (1, 0), (1, 1), (2, 0), (0, 7)];
+    let tokens: Vec<rope_kv::Token> = places.map(|(seq, position)| rope_kv::Token::new(seq, position, position + 1)).into();
+    for gpu in gpus() {
+        for kv_dtype in [rope_kv::KvDType::Q8_0, rope_kv::KvDType::Q4_0] {
+            for (pairing, [n_heads, n_kv_heads, head_size, rotary_size]) in [
+                (RopePairing::NeoX, [5, 3, 32, 32]),
+                (RopePairing::NeoX, [9, 3, 64, 64]),
+                (RopePairing::Interleaved, [4, 2, 96, 96]),
+                (RopePairing::NeoX, [3, 3, 160, 40]),
+                (RopePairing::Interleaved, [2, 1, 576, 64]),
+                (RopePairing::NeoX, [2, 1, 1024, 0]),
+                (RopePairing::NeoX, [0, 3, 64, 0]),
+            ] {
+                let random = || RopeKv::random(kv_dtype, pairing, [n_heads, n_kv_heads, head_size, rotary_size]);
+                random().check_blocks(gpu, &tokens);
+                random().with_one_cache().check_blocks(gpu, &tokens);
+                random().with_zeros().check_blocks(gpu, &tokens);
+            }
+        }
     }
 }
 

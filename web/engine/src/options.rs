@@ -81,7 +81,7 @@ pub fn read(text: &str) -> Result<Options, Error> {
         device: fields.take("device", "auto, gpu, gpu:0 or cpu")?.unwrap_or_default(),
         max_memory: fields.take("max_memory", "bytes by device, as {\"gpu:0\": 268435456}")?.unwrap_or_default(),
         ctx_size: fields.take("ctx_size", count)?,
-        kv_dtype: fields.take("kv_dtype", "f16 or f32")?.unwrap_or_default(),
+        kv_dtype: fields.take("kv_dtype", "f32, f16, q8_0 or q4_0")?.unwrap_or_default(),
         slots: fields.take("slots", count)?,
         ubatch_size: fields.take("ubatch_size", count)?,
     };

@@ -46,17 +46,18 @@ const VARIANTS = {
   matmul_unaligned: combined({ DTYPE: FLOAT_DTYPES }),
   rms_norm: combined({ LANES: [8, 64], HAS_WEIGHT: BOOLS }),
   layer_norm: combined({ LANES: [8, 64], HAS_BIAS: BOOLS }),
-  rope_kv: combined({ KV_F16: BOOLS, HAS_VALUES: BOOLS }),
-  rope_kv_padded: combined({ KV_F16: BOOLS, HAS_VALUES: [1, 0] }),
-  attention_token: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
+  rope_kv: combined({ KV_DTYPE: [0, 1], HAS_VALUES: BOOLS }),
+  rope_kv_padded: combined({ KV_DTYPE: [0, 1], HAS_VALUES: [1, 0] }),
+  rope_kv_blocks: combined({ KV_DTYPE: [2, 3], HAS_VALUES: BOOLS, OCTETS: [8, 12] }),
+  attention_token: combined({ KV_DTYPE: [0, 1, 2, 3], HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS, IS_SPLIT: BOOLS, PART_POSITIONS: [64] }, [
     { LANES: 64, HEADS: 1, POSITIONS: 1, OCTETS: 16, SHARERS: 4 },
     ...[1, 2, 3, 4].map((HEADS) => ({ LANES: 8, HEADS, POSITIONS: 4, OCTETS: 8, SHARERS: 1 })),
   ]),
-  attention_tile: combined({ KV_F16: BOOLS, HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS }, [
-    { SPLIT: 1, BLOCK: 16 },
-    { SPLIT: 2, BLOCK: 16 },
-    { SPLIT: 4, BLOCK: 16 },
-    { SPLIT: 8, BLOCK: 8 },
+  attention_tile: combined({ KV_DTYPE: [0, 1, 2, 3], HAS_SOFTCAP: BOOLS, HAS_SINKS: BOOLS }, [
+    { OCTETS: 4, SPLIT: 1, BLOCK: 16 },
+    { OCTETS: 8, SPLIT: 2, BLOCK: 16 },
+    { OCTETS: 16, SPLIT: 4, BLOCK: 16 },
+    { OCTETS: 32, SPLIT: 8, BLOCK: 8 },
   ]),
   attention_combine: combined({ PART_POSITIONS: [64], HAS_SINKS: BOOLS }),
   attention_compact: combined({ HEAD_SIZE: [12] }),

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
+use super::super::portable::decode_blocks;
+use super::super::{DType, Floats, LANES, PANEL_ROWS, PanelRows, check_matrices, check_rows};
 use super::blocks::prefetch_line;
 use super::columns::lanes;
 
@@ -52,6 +53,16 @@ pub(super) fn weighted_sums(n_columns: usize, rows: &[f32], weights: &[f32], sum
     }
     // SAFETY: as in `dot_rows`.
     unsafe { weighted_sums_of(n_columns, rows, weights, sums) }
+}
+
+pub(super) fn decode(dtype: DType, blocks: &[u8], values: &mut [f32]) {
+    // SAFETY: as in `dot_rows`.
+    unsafe { decode_with_avx2(dtype, blocks, values) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_with_avx2(dtype: DType, blocks: &[u8], values: &mut [f32]) {
+    decode_blocks(dtype, blocks, values);
 }
 
 /// Eight values.

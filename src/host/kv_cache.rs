@@ -1,0 +1,110 @@
+//! Keys or values of a layer in host memory: as f32, or as blocks of 32 that share a scale, which attention decodes some positions at a time.
+
+use std::ops::Range;
+
+use super::simd::simd;
+use crate::dtype::DType;
+use crate::kernels::rope_kv::{Params, Token};
+
+/// Keys or values of a layer: rows of `[n_seqs, n_kv_heads, kv_capacity]`, each the values of a head.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KvCache {
+    /// As they are.
+    Floats(Vec<f32>),
+    /// As a file has blocks of this dtype.
+    Blocks(DType, Vec<u8>),
+}
+
+/// A cache that attention reads.
+#[derive(Debug, Clone, Copy)]
+pub enum Cached<'c> {
+    /// See [`KvCache::Floats`].
+    Floats(&'c [f32]),
+    /// See [`KvCache::Blocks`].
+    Blocks(DType, &'c [u8]),
+}
+
+impl<'c> From<&'c KvCache> for Cached<'c> {
+    fn from(cache: &'c KvCache) -> Cached<'c> {
+        match cache {
+            KvCache::Floats(values) => Cached::Floats(values),
+            KvCache::Blocks(dtype, blocks) => Cached::Blocks(*dtype, blocks),
+        }
+    }
+}
+
+impl<'c> From<&'c Vec<f32>> for Cached<'c> {
+    fn from(values: &'c Vec<f32>) -> Cached<'c> {
+        Cached::Floats(values)
+    }
+}
+
+impl Default for KvCache {
+    /// One that holds nothing, where keys are the values as well.
+    fn default() -> KvCache {
+        KvCache::Floats(Vec::new())
+    }
+}
+
+impl KvCache {
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.n_bytes() == 0
+    }
+
+    /// Bytes that it takes.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            KvCache::Floats(values) => values.len() * 4,
+            KvCache::Blocks(_, blocks) => blocks.len(),
+        }
+    }
+
+    /// Copies a range of its bytes, whole rows, to where it says.
+    pub fn copy_within(&mut self, source: Range<usize>, target: usize) {
+        match self {
+            KvCache::Floats(values) => values.copy_within(source.start / 4..source.end / 4, target / 4),
+            KvCache::Blocks(_, blocks) => blocks.copy_within(source, target),
+        }
+    }
+
+    /// Stores the heads of `rows`, `[n_tokens, n_kv_heads, head_size]`, where their tokens are in the cache; those outside are dropped.
+    pub fn store(&mut self, params: &Params, rows: &[f32], tokens: &[Token]) {
+        let [n_kv_heads, head_size, capacity] = [params.n_kv_heads, params.head_size, params.kv_capacity].map(|n| n as usize);
+        for (token, heads) in tokens.iter().zip(rows.chunks_exact(n_kv_heads * head_size)) {
+            if token.seq >= params.n_seqs || token.position >= params.kv_capacity {
+                continue;
+            }
+            for (head, values) in heads.chunks_exact(head_size).enumerate() {
+                let row = (token.seq as usize * n_kv_heads + head) * capacity + token.position as usize;
+                match self {
+                    KvCache::Floats(cached) => cached[row * head_size..][..head_size].copy_from_slice(values),
+                    KvCache::Blocks(dtype, cached) => {
+                        let row_bytes = bytes_of(*dtype, head_size);
+                        dtype.encode(values, &mut cached[row * row_bytes..][..row_bytes]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Cached<'_> {
+    /// Rows of so many values each; decoded into `decoded`, where they are blocks.
+    pub fn rows<'c>(&'c self, head_size: usize, rows: Range<usize>, decoded: &'c mut Vec<f32>) -> &'c [f32] {
+        match *self {
+            Cached::Floats(values) => &values[rows.start * head_size..rows.end * head_size],
+            Cached::Blocks(dtype, blocks) => {
+                let row_bytes = bytes_of(dtype, head_size);
+                decoded.resize(rows.len() * head_size, 0.0);
+                (simd().decode)(dtype, &blocks[rows.start * row_bytes..rows.end * row_bytes], decoded);
+                decoded
+            }
+        }
+    }
+}
+
+/// Bytes of a head's values, which are whole blocks.
+fn bytes_of(dtype: DType, head_size: usize) -> usize {
+    head_size / dtype.block_len() as usize * dtype.block_bytes() as usize
+}
