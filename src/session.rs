@@ -3,6 +3,7 @@
 mod draft;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -189,6 +190,27 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Writes the tokens, and what the cache keeps of them, to a file that [`Session::load`] reads: whole, or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; those of the devices.
+    pub async fn save(&mut self, file: &Path) -> Result<()> {
+        self.restore().await?;
+        self.engine.save_sequence(self.sequence, &self.tokens, file).await
+    }
+
+    /// Takes tokens and cache from such a file in place of its own: what comes next is computed with the same bits as behind the session
+    /// that was saved. After an error the session is empty.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] where the file is broken, or was saved with other weights, another dtype of the cache or other devices;
+    /// [`Error::Io`]; those of the devices.
+    pub async fn load(&mut self, file: &Path) -> Result<()> {
+        self.tokens.clear();
+        self.tokens = self.engine.load_sequence(self.sequence, file).await?;
+        Ok(())
+    }
+
     /// Refuses to cut a text of an encoder, whose tokens see what stands behind them.
     fn check_whole(&self, n_tokens: usize, most: usize) -> Result<()> {
         let is_whole = self.tokens.is_empty() && n_tokens <= most;
@@ -270,6 +292,27 @@ impl Generation<'_, '_> {
             self.session.append(&tokens[n_known..], LogitsRequest::TopK(1)).await?;
         }
         Ok(())
+    }
+
+    /// Makes room in a full context: the first `n_keep` tokens stay, half of those behind them leave, and what is left stands side by side.
+    /// Its keys and values are computed anew, as if nothing had been between, so that this is right for every family. Returns how many left.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] where none would leave; those of [`Session::append`], after which the generation cannot go on.
+    pub async fn drop_half(&mut self, n_keep: usize) -> Result<usize> {
+        let Generation { session, state } = self;
+        let n_tokens = session.tokens.len();
+        let n_keep = n_keep.min(n_tokens);
+        let n_dropped = (n_tokens - n_keep) / 2;
+        if n_dropped == 0 {
+            return Err(Error::ContextFull { needed: n_tokens + 2, available: session.engine.plan().ctx_size });
+        }
+        let behind = session.tokens.split_off(n_keep + n_dropped);
+        session.truncate(n_keep);
+        state.n_before = state.n_before.min(n_keep) + state.n_before.saturating_sub(n_keep + n_dropped);
+        state.drop_ahead();
+        session.append(&behind, LogitsRequest::TopK(1)).await?;
+        Ok(n_dropped)
     }
 
     /// The engine it runs on.

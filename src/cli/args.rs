@@ -5,6 +5,7 @@
 mod advice;
 mod batch;
 mod bench;
+mod cache_files;
 mod chat;
 mod config;
 mod convert;

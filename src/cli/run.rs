@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -78,6 +79,8 @@ pub(super) struct Answer {
     pub(super) finish: Option<FinishReason>,
     /// Why it ended before the model did.
     pub(super) cut: Option<String>,
+    /// Tokens that left a full context for it.
+    pub(super) n_dropped: usize,
     pub(super) seed: u64,
     pub(super) statistics: Statistics,
 }
@@ -99,7 +102,7 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     // Options that contradict each other are refused before a model is fetched or loaded.
     let wishes = Wishes::of(&args.generation, args.placement.drafts.speculation())?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_one_sequence();
-    args.trace.as_deref().map_or(Ok(()), check_folder)?;
+    args.trace.iter().map(PathBuf::as_path).chain(args.cache_files.saved()).try_for_each(check_folder)?;
     let (prompt, system) = (read_prompt(args)?, read_system(args)?);
     if prompt.is_none() && args.json {
         return Err(Error::InvalidArgument { option: "--json".into(), reason: "describes one answer, not a chat; give a prompt".into() });
@@ -123,6 +126,11 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
     let settings = Settings { interrupted: stopped_by_ctrl_c(), ..settings };
     // What is thought goes to stderr where stdout is no terminal.
     let shows_reasoning = !args.generation.hide_thinking && (!args.quiet || std::io::stdout().is_terminal());
+    let mut session = engine.session();
+    if let Some(file) = args.cache_files.loaded() {
+        pollster::block_on(session.load(file))?;
+        note_loaded(&session, file, args.quiet);
+    }
     let Some(tokens) = asked else {
         let options = chat::ChatOptions {
             system,
@@ -131,19 +139,23 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
             history: !args.chat.no_history,
             context_shift: !args.chat.no_context_shift,
         };
-        chat::run(&mut engine, settings, options)?;
+        save_cache(args, &mut chat::run(session, settings, options)?)?;
         // The last answer's: each begins a trace of its own.
         return write_files(args, &engine);
     };
-    let mut session = engine.session();
     let mut output = Output::stdout(shows_reasoning);
     output.begin(true);
     let mut write = |segment: &Segment| if args.json { Ok(()) } else { output.write_segment(segment) };
-    let answer =
-        pollster::block_on(answer(&mut session, &settings, &tokens, settings.seed_of_answer(0), &mut write, &mut |_, _| Ok(None)))?;
+    let n_keep = usize::try_from(args.chat.keep).map_or(tokens.len(), |n_keep| n_keep.min(tokens.len()));
+    let mut shift = |engine: &Engine, _| {
+        let may_leave = args.chat.context_shift && n_keep + 2 < engine.plan().ctx_size;
+        Ok(may_leave.then_some(Room::Half(n_keep)))
+    };
+    let answer = pollster::block_on(answer(&mut session, &settings, &tokens, settings.seed_of_answer(0), &mut write, &mut shift))?;
     if !args.json {
         output.end()?;
     }
+    save_cache(args, &mut session)?;
     write_files(args, &engine)?;
     if args.json {
         print_json(&serde_json::json!({
@@ -153,12 +165,16 @@ fn answer_or_chat(args: &RunArgs) -> Result<()> {
             "tokens": answer.tokens,
             "prompt_tokens": tokens.len(),
             "finish_reason": answer.finish,
+            "dropped_tokens": Some(answer.n_dropped).filter(|n_dropped| *n_dropped > 0),
             "seed": answer.seed,
             "statistics": answer.statistics,
             "memory": engine.memory_use(),
         }))?;
     } else if !args.quiet {
         answer.cut.iter().for_each(|cut| note(&format!("{cut}\n")));
+        if answer.n_dropped > 0 {
+            note(&format!("the context was full: {} tokens left it\n", answer.n_dropped));
+        }
         note(&format!("{}\n", answer.statistics.line(answer.seed)));
         note(&answer.statistics.prediction_line());
         note(&answer.statistics.memory_lines());
@@ -281,8 +297,30 @@ fn encode_prompt(prepared: &mut Prepared, settings: &Settings, prompt: String, s
     Ok(tokens)
 }
 
-/// A shorter prompt for a generation whose context is full, given the tokens generated so far; `None` where there is none.
-pub(super) type Shift<'a> = dyn FnMut(&Engine, usize) -> Result<Option<Vec<u32>>> + 'a;
+/// What makes room for a generation whose context is full.
+pub(super) enum Room {
+    /// A shorter prompt.
+    Prompt(Vec<u32>),
+    /// Half of what stands behind so many tokens leaves.
+    Half(usize),
+}
+
+/// Asked for room where the context is full, given the tokens generated so far; `None` where there is none.
+pub(super) type Shift<'a> = dyn FnMut(&Engine, usize) -> Result<Option<Room>> + 'a;
+
+/// Says what a session begins with.
+fn note_loaded(session: &Session<'_>, file: &Path, is_quiet: bool) {
+    if !is_quiet {
+        note(&format!("{} tokens of {} are cached\n", session.tokens().len(), file.display()));
+    }
+}
+
+/// Writes the session where it shall be kept, also after Ctrl-C: what was computed stays.
+fn save_cache(args: &RunArgs, session: &mut Session<'_>) -> Result<()> {
+    let Some(file) = args.cache_files.saved() else { return Ok(()) };
+    session.cancel_with(Arc::default());
+    pollster::block_on(session.save(file))
+}
 
 /// Writes what was asked for besides the answer.
 fn write_files(args: &RunArgs, engine: &Engine) -> Result<()> {
@@ -330,13 +368,17 @@ pub(super) async fn answer(
         })
     };
     let (decode_begin, decode_cores) = (Instant::now(), CoreTime::now());
-    let mut is_shifted = false;
+    let (mut is_shifted, mut n_dropped) = (false, 0);
     loop {
         if generation.is_context_full()
-            && let Some(prompt) = shift(generation.engine(), generation.n_generated())?
+            && let Some(room) = shift(generation.engine(), generation.n_generated())?
         {
             is_shifted = true;
-            match generation.shift(&prompt).await {
+            let shifted = match room {
+                Room::Prompt(prompt) => generation.shift(&prompt).await,
+                Room::Half(n_keep) => generation.drop_half(n_keep).await.map(|n_left| n_dropped += n_left),
+            };
+            match shifted {
                 Err(Error::Interrupted) => break,
                 shifted => shifted?,
             }
@@ -390,7 +432,7 @@ pub(super) async fn answer(
     }
     let cut =
         (finish == Some(FinishReason::Length)).then(|| cut_in_words(engine.plan().ctx_size, settings.generate.max_tokens, generated.len()));
-    Ok(Answer { text, reasoning, tokens: generated, finish, cut, seed, statistics })
+    Ok(Answer { text, reasoning, tokens: generated, finish, cut, n_dropped, seed, statistics })
 }
 
 /// Why an answer ended that the model did not end.

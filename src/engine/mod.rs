@@ -7,6 +7,7 @@ mod inspection;
 mod learn;
 mod load;
 mod prepare;
+mod sequence_file;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};

@@ -60,6 +60,14 @@ impl KvCache {
         }
     }
 
+    /// Its bytes.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            KvCache::Floats(values) => bytemuck::cast_slice_mut(values),
+            KvCache::Blocks(_, blocks) => blocks,
+        }
+    }
+
     /// Copies a range of its bytes, whole rows, to where it says.
     pub fn copy_within(&mut self, source: Range<usize>, target: usize) {
         match self {

@@ -240,6 +240,52 @@ impl Executors {
             .try_for_each(|(_, executor)| with_executor!(executor, executor => executor.copy_positions(sequences, n_positions)))
     }
 
+    /// What is kept of the first `n_positions` of a sequence, layer by layer: how it is stored, and its bytes.
+    pub fn kept_of_layers(&self, n_layers: usize, n_positions: usize) -> Vec<(usize, String, u64)> {
+        let of_layer = |layer: usize| {
+            let of_device = |(device, executor): &(Device, DeviceExecutor)| {
+                let ranges = with_executor!(executor, executor => executor.kept(layer, 0, n_positions));
+                let place = if *device == Device::Cpu { "the host" } else { "a GPU" };
+                let stored = format!("keys and values in {} on {place}", self.plan.kv_dtype_of(*device));
+                (!ranges.is_empty()).then(|| (layer, stored, ranges.iter().map(|(_, range)| range.end - range.start).sum()))
+            };
+            self.devices.iter().find_map(of_device)
+        };
+        (0..n_layers).filter_map(of_layer).collect()
+    }
+
+    /// The bytes of what is kept of a sequence in one layer.
+    ///
+    /// # Errors
+    /// Those of the devices.
+    pub async fn read_layer(&mut self, layer: usize, sequence: u32, n_positions: usize) -> Result<Vec<u8>> {
+        for (_, executor) in &mut self.devices {
+            with_executor!(executor, executor => {
+                let ranges = executor.kept(layer, sequence, n_positions);
+                if !ranges.is_empty() {
+                    return executor.read_kept(layer, &ranges).await;
+                }
+            });
+        }
+        Ok(Vec::new())
+    }
+
+    /// Puts back what [`Executors::read_layer`] gave.
+    ///
+    /// # Errors
+    /// Those of the devices.
+    pub fn write_layer(&mut self, layer: usize, sequence: u32, n_positions: usize, bytes: &[u8]) -> Result<()> {
+        for (_, executor) in &mut self.devices {
+            with_executor!(executor, executor => {
+                let ranges = executor.kept(layer, sequence, n_positions);
+                if !ranges.is_empty() {
+                    return executor.write_kept(layer, &ranges, bytes);
+                }
+            });
+        }
+        Ok(())
+    }
+
     /// Brings the result of the last executor to the host.
     pub(super) async fn readback(&mut self, batch: &Batch) -> Result<Vec<Logits>> {
         self.finish_last_stage(self.plan.chunks.len().saturating_sub(1), batch).await

@@ -13,8 +13,8 @@ use crate::model::{Model, StateKind, StoreKv};
 use crate::plan::sizes::{KvCache, N_PARAMS_SETS, copied_ranges, kv_buffer_bytes, state_buffer_bytes, working_set};
 use crate::plan::{Plan, WorkingBuffer};
 use crate::platform;
-use crate::stream::Store;
 use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
+use crate::stream::{Kept, Store};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -83,7 +83,8 @@ impl Buffers {
         let mut states = HashMap::new();
         for state in states_of(model, plan, device) {
             let (label, size) = (format!("state of layer {}", state.layer), state_buffer_bytes(&state, plan.n_seqs));
-            states.insert((state.layer, state.kind), gpu.buffer(&label, size, storage, Purpose::KvCache).await?);
+            let usage = storage | wgpu::BufferUsages::COPY_SRC;
+            states.insert((state.layer, state.kind), gpu.buffer(&label, size, usage, Purpose::KvCache).await?);
         }
         let mut working = Vec::new();
         for (name, size) in working_set(model, plan.forward, plan.role(device)) {
@@ -130,6 +131,16 @@ impl Buffers {
     /// A state of a layer.
     pub(super) fn state(&self, gpu: &Gpu, layer: usize, kind: StateKind) -> Result<&Buffer> {
         self.states.get(&(layer, kind)).ok_or_else(|| gpu.error(format!("there is no state for layer {layer}")))
+    }
+
+    /// The buffer of a part of what is kept of the sequences in a layer.
+    pub(super) fn kept(&self, gpu: &Gpu, layer: usize, part: Kept) -> Result<&Buffer> {
+        let nothing = || gpu.error(format!("there are no values for layer {layer}"));
+        match part {
+            Kept::Keys => Ok(self.kv_cache(gpu, layer)?.0),
+            Kept::Values => self.kv_cache(gpu, layer)?.1.ok_or_else(nothing),
+            Kept::State(kind) => self.state(gpu, layer, kind),
+        }
     }
 
     /// Copies the first positions of the first of two sequences to the second; `caches` are those of each layer. They pass through a working

@@ -2,13 +2,15 @@
 //! when the executor is made: decoding allocates nothing on the GPU.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::{AdapterKind, Device, Phase};
 use crate::error::Result;
-use crate::gpu::{Gpu, ObjectCounts, ParamsArena, Readback};
+use crate::gpu::{self, Gpu, ObjectCounts, ParamsArena, Readback};
 use crate::kernels::{attention, top_k};
 use crate::model::Model;
+use crate::plan::sizes::working_set;
 use crate::plan::{ExpertShape, HOST_MISS_TOKENS, Plan, UploadPath, WorkingBuffer, expert_products, expert_shape, n_to_share};
 use crate::stream::expert_cache::{Asked, ExpertCache};
 use crate::stream::gpu_buffers::Buffers;
@@ -16,13 +18,15 @@ use crate::stream::gpu_forward::{ForwardDispatches, ForwardShape, OF_ALL, OF_EAC
 use crate::stream::gpu_ring::{GpuSlot, Ring};
 use crate::stream::gpu_submit::Submitter;
 use crate::stream::host_experts::{HostExperts, TokensOfExperts};
-use crate::stream::store::caches_of;
+use crate::stream::store::{caches_of, kept_ranges};
 use crate::stream::uploader::{SlotMemory, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, ExpertStatistics, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
+use crate::stream::{Batch, Executor, ExpertStatistics, Kept, Lane, Logits, LogitsRequest, Span, Store, Trace, batch, passed_on};
 use crate::units::Bytes;
 
 /// Shapes of a forward whose dispatches are kept: one for prompts, one for decoding.
 const N_SHAPES: usize = 2;
+/// Bytes of a cache that the queue takes at once.
+const WRITE_BYTES: usize = 4 << 20;
 
 /// Computes its share of a plan on one adapter.
 pub struct GpuExecutor {
@@ -448,6 +452,38 @@ impl Executor for GpuExecutor {
         let caches = caches_of(&self.model, &self.plan, self.device);
         self.buffers.copy_positions(&self.gpu, &self.plan, &caches, sequences, n_positions);
         self.gpu.check()
+    }
+
+    fn kept(&self, layer: usize, sequence: u32, n_positions: usize) -> Vec<(Kept, Range<u64>)> {
+        kept_ranges(&self.model, &self.plan, self.device, layer, sequence, n_positions)
+    }
+
+    async fn read_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)]) -> Result<Vec<u8>> {
+        // No more at once than the plan has room for.
+        let planned = working_set(&self.model, self.plan.forward, self.plan.role(self.device));
+        let most = planned.iter().find(|(name, _)| *name == WorkingBuffer::Readback).map_or(256, |(_, bytes)| bytes.0.max(256));
+        let mut bytes = Vec::new();
+        for (part, range) in ranges {
+            for begin in range.clone().step_by(most as usize) {
+                let buffer = self.buffers.kept(&self.gpu, layer, *part)?;
+                bytes.extend(gpu::read(&self.gpu, buffer, begin, most.min(range.end - begin)).await?);
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn write_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)], mut bytes: &[u8]) -> Result<()> {
+        for (part, range) in ranges {
+            let (own, behind) = bytes.split_at((range.end - range.start) as usize);
+            let buffer = self.buffers.kept(&self.gpu, layer, *part)?;
+            for (begin, some) in (range.start..).step_by(WRITE_BYTES).zip(own.chunks(WRITE_BYTES)) {
+                self.gpu.queue.write_buffer(buffer, begin, some);
+            }
+            bytes = behind;
+        }
+        // What the queue copied of it is freed.
+        self.gpu.queue.submit([]);
+        self.gpu.wait(None)
     }
 
     async fn recover(&mut self, forward: usize) -> Result<()> {

@@ -2,6 +2,7 @@
 //! computes the layers that a plan leaves to the host beside one.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::device::Device;
@@ -14,9 +15,9 @@ use crate::plan::sizes::{copied_ranges, expert_rows_bytes, kv_buffer_bytes, pack
 use crate::plan::{KvDType, Plan, Slice, Work};
 use crate::platform::{self, Pages};
 use crate::stream::host_values::{FusedProducts, Product, Values};
-use crate::stream::store::{caches_of, read_vector, states_of, vectors_of};
+use crate::stream::store::{caches_of, kept_ranges, read_vector, states_of, vectors_of};
 use crate::stream::uploader::{SlotMemory, Slots, UploadWorkers, Uploader, upload_workers_gone};
-use crate::stream::{Batch, Executor, Lane, Logits, LogitsRequest, Span, Store, Trace, passed_on};
+use crate::stream::{Batch, Executor, Kept, Lane, Logits, LogitsRequest, Span, Store, Trace, passed_on};
 use crate::units::Bytes;
 use crate::weights::TensorId;
 
@@ -255,6 +256,27 @@ impl Executor for HostExecutor {
                     cached.copy_within(source.start as usize..source.end as usize, target as usize);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn kept(&self, layer: usize, sequence: u32, n_positions: usize) -> Vec<(Kept, Range<u64>)> {
+        kept_ranges(&self.model, &self.plan, DEVICE, layer, sequence, n_positions)
+    }
+
+    async fn read_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for (part, range) in ranges {
+            bytes.extend_from_slice(&self.values.kept(layer, *part)?[range.start as usize..range.end as usize]);
+        }
+        Ok(bytes)
+    }
+
+    fn write_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)], mut bytes: &[u8]) -> Result<()> {
+        for (part, range) in ranges {
+            let (own, behind) = bytes.split_at((range.end - range.start) as usize);
+            self.values.kept(layer, *part)?[range.start as usize..range.end as usize].copy_from_slice(own);
+            bytes = behind;
         }
         Ok(())
     }

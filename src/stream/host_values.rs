@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::host::simd::simd;
 use crate::host::{self, ExpertScratch, Input, InputFormat, KvCache, Operand, Part};
 use crate::kernels::rope_kv::Token;
@@ -15,7 +16,7 @@ use crate::kernels::{
     layer_norm, matmul, rms_norm, rope, rope_kv, route, sum_experts, weigh_inputs,
 };
 use crate::model::{Attention, Conv, DeltaRule, Model, Op, Rope, StateKind, StoreKv, ValueId};
-use crate::stream::{Batch, batch};
+use crate::stream::{Batch, Kept, batch};
 use crate::weights::TensorId;
 
 /// Everything that changes during a forward.
@@ -155,6 +156,16 @@ impl Values {
         host::multiply_experts(simd(), params, weight, inputs, &mut result, (&mut packed.input, &mut scratch));
         (self.experts, self.packed) = (scratch, packed);
         self.put(output, result);
+    }
+
+    /// The bytes of a part of what is kept of the sequences in a layer.
+    pub(super) fn kept(&mut self, layer: usize, part: Kept) -> Result<&mut [u8]> {
+        let found = match part {
+            Kept::Keys => self.kv_caches.get_mut(layer).map(|[keys, _]| keys.bytes_mut()),
+            Kept::Values => self.kv_caches.get_mut(layer).map(|[_, values]| values.bytes_mut()),
+            Kept::State(kind) => self.states.get_mut(&(layer, kind)).map(|state| bytemuck::cast_slice_mut(state)),
+        };
+        found.ok_or_else(|| Error::internal(format!("the host keeps nothing of layer {layer}")))
     }
 
     pub(crate) fn batch(&self) -> BatchShape {

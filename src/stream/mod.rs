@@ -19,6 +19,8 @@ pub(crate) mod store;
 mod trace;
 mod uploader;
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::host;
 use crate::model::{Model, ValueId};
@@ -31,7 +33,7 @@ pub use gpu_executor::GpuExecutor;
 pub use halves::Halves;
 pub use host_executor::HostExecutor;
 pub use slot_pool::{Reserved, SlotPolicy, SlotPool};
-pub use store::Store;
+pub use store::{Kept, Store};
 pub use trace::{Lane, Span, Trace, TraceSummary};
 
 /// Asked before each step of a forward whether it shall end there.
@@ -78,6 +80,15 @@ pub trait Executor {
 
     /// Copies the first `n_positions` keys and values of the first of two sequences to the second, between forwards.
     fn copy_positions(&mut self, sequences: [u32; 2], n_positions: usize) -> Result<()>;
+
+    /// Where it keeps what it keeps of the first `n_positions` of a sequence in a layer: ranges of bytes, none where others compute the layer.
+    fn kept(&self, layer: usize, sequence: u32, n_positions: usize) -> Vec<(Kept, Range<u64>)>;
+
+    /// The bytes of such ranges, one behind the other, between forwards.
+    fn read_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)]) -> impl Future<Output = Result<Vec<u8>>>;
+
+    /// Puts them back.
+    fn write_kept(&mut self, layer: usize, ranges: &[(Kept, Range<u64>)], bytes: &[u8]) -> Result<()>;
 
     /// Forgets a forward that stopped midway: nothing is recorded any more and the ring is empty. What comes next is forward `forward`.
     fn recover(&mut self, forward: usize) -> impl Future<Output = Result<()>>;

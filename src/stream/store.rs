@@ -9,7 +9,8 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Model, State, StoreKv, Unit, UnitKind};
+use crate::model::{Checkpoint, Model, State, StateKind, StoreKv, Unit, UnitKind};
+use crate::plan::sizes::position_ranges;
 use crate::plan::{Chunk, ExpertShape, Plan, Slice};
 use crate::platform::{self, DirectBuffer, Pages};
 use crate::stream::BatchToken;
@@ -235,6 +236,42 @@ pub(super) fn caches_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> Ve
 /// The states of the units that `device` computes.
 pub(super) fn states_of(model: &Model, plan: &Plan, device: Device) -> Vec<State> {
     units_of(model, plan, device).flat_map(Unit::states).collect()
+}
+
+/// A part of what is kept of the sequences in a layer: a buffer, or a vector of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Keys.
+    Keys,
+    /// Values, where keys are not the values as well.
+    Values,
+    /// A state.
+    State(StateKind),
+}
+
+/// Where `device` keeps what it keeps of the first `n_positions` of a sequence in a layer: ranges of bytes.
+pub(super) fn kept_ranges(
+    model: &Model,
+    plan: &Plan,
+    device: Device,
+    layer: usize,
+    sequence: u32,
+    n_positions: usize,
+) -> Vec<(Kept, Range<u64>)> {
+    let mut ranges = Vec::new();
+    for unit in units_of(model, plan, device) {
+        if let Some(cache) = unit.cache().filter(|cache| cache.layer == layer) {
+            let shape = [plan.n_seqs, plan.ctx_size];
+            for part in [Some(Kept::Keys), cache.value.map(|_| Kept::Values)].into_iter().flatten() {
+                ranges.extend(position_ranges(cache, plan.kv_cache_of(device), shape, sequence, n_positions).map(|range| (part, range)));
+            }
+        }
+        for state in unit.states().filter(|state| state.layer == layer) {
+            let (len, begin) = (state.n_values * 4, u64::from(sequence) * state.n_values * 4);
+            ranges.push((Kept::State(state.kind), begin..begin + len));
+        }
+    }
+    ranges
 }
 
 fn units_of<'a>(model: &'a Model, plan: &Plan, device: Device) -> impl Iterator<Item = &'a Unit> {

@@ -92,10 +92,10 @@ fn flags_of_llama_cpp_are_obeyed_noted_or_called_unknown() {
     let model = home.gguf_model(GgufType::F32);
     let start = [&["run", &model, "-p", "x"], &SHORT[..]].concat();
     let plain = tokens(&home.run(&start));
-    let idle = ["-fa", "on", "--mlock", "--no-mmap", "-cnv", "-st", "--jinja", "--no-warmup", "-tb", "2", "--keep", "0", "--no_warmup"];
+    let idle = ["-fa", "on", "--mlock", "--no-mmap", "-cnv", "-st", "--jinja", "--no-warmup", "-tb", "2", "--no_warmup"];
     let ran = home.run(&[&start[..], &idle].concat());
     assert_eq!(tokens(&ran), plain);
-    for flag in ["-fa", "--mlock", "-cnv", "-st", "--jinja", "--no-warmup", "-tb", "--keep"] {
+    for flag in ["-fa", "--mlock", "-cnv", "-st", "--jinja", "--no-warmup", "-tb"] {
         assert_eq!(ran.stderr.matches(&format!("{flag} changes nothing here")).count(), 1, "{flag}: {}", ran.stderr);
     }
     assert_eq!(home.run(&[&start[..], &idle, &["-q"]].concat()).stderr, "");

@@ -237,6 +237,7 @@ fn a_file_that_cannot_be_written_is_named() {
     for command in [
         &["logits", &model, "--tokens", "1", "--out", &nowhere][..],
         &["run", &model, "-p", "x", "-n", "1", "--trace", &nowhere],
+        &["run", &model, "-p", "x", "-n", "1", "--cache-save", &nowhere],
         &["bench", &model, "-p", "2", "-n", "1", "-r", "1", "--trace", &nowhere],
     ] {
         let ran = home.run(&[command, &["--device", "cpu"]].concat());

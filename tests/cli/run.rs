@@ -13,7 +13,7 @@ use tierflow::platform::IoMode;
 use tierflow::text::{ChatMessage, TemplateInput, Tokenizer, Written};
 use xtask::models::{GgufType, LlamaShape, Stored, write_hf};
 
-use crate::common::program::{Home, Ran, devices, has_gpu, wait};
+use crate::common::program::{Home, Ran, devices, has_gpu, text, wait};
 
 const GREEDY: [&str; 4] = ["--temp", "0", "-n", "12"];
 
@@ -369,4 +369,87 @@ fn options_come_from_the_environment_and_lose_to_the_command_line() {
     for arguments in [&["-m", &model, "hello"][..], &[&model, "hello"], &[&model, "-p", "hello"]] {
         assert_eq!(n_tokens(arguments, &[wrong, ("TIERFLOW_HF_REPO", "no/such"), ("TIERFLOW_PROMPT", "x")]), 3, "{arguments:?}");
     }
+}
+
+#[test]
+fn a_sequence_is_kept_from_one_run_to_the_next() {
+    let home = Home::new();
+    let model = home.larger_model();
+    for (device, dtype) in devices().into_iter().zip(["q8_0", "f16"]) {
+        let file = text(&home.path("sequence"));
+        let run = |prompt: &str, more: &[&str]| {
+            let settings = [
+                "--raw",
+                "--temp",
+                "0",
+                "-n",
+                "6",
+                "--ignore-eos",
+                "-c",
+                "512",
+                "--device",
+                device,
+                "-ctk",
+                dtype,
+                "-ctv",
+                dtype,
+                "--json",
+            ];
+            home.json("tierflow.run/1", &[&["run", &model, "-p", prompt], &settings[..], more].concat())
+        };
+        let begin = "hello world".repeat(9);
+        let first = run(&begin, &["--cache-save", &file]);
+        let computed = |json: &Value| json["statistics"]["n_prompt"].as_u64().unwrap();
+        let n_prompt = first["prompt_tokens"].as_u64().unwrap();
+        assert_eq!(computed(&first), n_prompt);
+        let longer = format!("{begin} and more");
+        let (plain, going_on) = (run(&longer, &[]), run(&longer, &["--cache-load", &file]));
+        assert_eq!(computed(&plain), computed(&going_on) + n_prompt, "what was kept is not computed again");
+        // llama.cpp's: read where it is there, and written.
+        std::fs::remove_file(&file).unwrap();
+        run(&begin, &["--prompt-cache", &file]);
+        assert_eq!(run(&longer, &["--prompt-cache", &file, "--prompt-cache-ro", "--prompt-cache-all"])["tokens"], going_on["tokens"]);
+        let other = home.run(&["run", &home.gguf_model(GgufType::F32), "-p", "x", "--device", device, "--cache-load", &file]);
+        assert!(other.code == Some(1) && other.stderr.contains("was saved with other weights"), "{other:?}");
+    }
+    let refusal = home.refusal(2, &["run", &model, "-p", "x", "--prompt-cache", "a", "--cache-save", "b"]);
+    assert!(refusal.contains("--cache-save"), "{refusal}");
+    let refusal = home.refusal(1, &["run", &model, "-p", "x", "--device", "cpu", "--cache-load", &text(&home.path("nothing"))]);
+    assert!(refusal.contains("nothing"), "{refusal}");
+}
+
+#[test]
+fn a_full_context_is_shifted_where_that_is_asked_for() {
+    let home = Home::new();
+    let model = home.folder_model();
+    let run = |more: &[&str]| {
+        answer(&home, &model, &[&["--raw", "--temp", "0", "--ignore-eos", "-c", "64", "-n", "150", "--device", "cpu"], more].concat())
+    };
+    let cut = run(&[]);
+    assert_eq!(cut["finish_reason"], "length");
+    assert!(cut["tokens"].as_array().unwrap().len() < 64 && cut["dropped_tokens"].is_null());
+    let shifted = run(&["--context-shift", "--keep", "-1"]);
+    assert_eq!(shifted["tokens"].as_array().unwrap().len(), 150);
+    assert!(shifted["dropped_tokens"].as_u64().unwrap() > 64, "{shifted}");
+    // Room is made before what would have been the last token.
+    let begin = |json: &Value| json["tokens"].as_array().unwrap()[..cut["tokens"].as_array().unwrap().len() - 1].to_vec();
+    assert_eq!(begin(&shifted), begin(&cut), "it begins alike");
+    let told = home.run(&[
+        "run",
+        &model,
+        "-p",
+        "hello",
+        "--raw",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "-c",
+        "64",
+        "-n",
+        "80",
+        "--context-shift",
+        "--device",
+        "cpu",
+    ]);
+    assert!(told.stderr.contains("the context was full: ") && told.stderr.contains("-n 80 allows no more tokens"), "{}", told.stderr);
 }

@@ -15,6 +15,7 @@ mod machine;
 mod models;
 #[path = "../common/reference.rs"]
 mod reference;
+mod sequences;
 mod sources;
 mod stream;
 mod train;

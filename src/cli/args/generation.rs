@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::cache_files::CacheFileArgs;
 use super::chat::ChatArgs;
 use super::model::{ModelArgs, ModelSource, PlacementArgs, choose_source};
 use super::parse_whole;
@@ -32,6 +33,9 @@ pub struct RunArgs {
     /// How a chat goes.
     #[command(flatten)]
     pub chat: ChatArgs,
+    /// What is kept for the next run.
+    #[command(flatten)]
+    pub cache_files: CacheFileArgs,
     /// Print one JSON object instead of the text
     ///
     /// With text and statistics.

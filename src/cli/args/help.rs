@@ -20,7 +20,7 @@ const GROUPS: [(&str, &str); 8] = [
         "predict seed temp top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop ignore_eos \
          grammar grammar_file json_schema json_schema_file regex",
     ),
-    ("Memory", "max_memory ctx_size no_context_shift fit kv_dtype batch_size ubatch_size"),
+    ("Memory", "max_memory ctx_size context_shift keep no_context_shift fit kv_dtype batch_size ubatch_size"),
     (
         "Placement",
         "device n_gpu_layers threads devices objective mix device_map plan no_split strict n_seqs io lookahead slots upload \
@@ -33,7 +33,7 @@ const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_sp
                     ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
                     slots upload n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
                     accumulate train_on lora_alpha dropout scheduler warmup optimizer weight_decay grad_clip \
-                    eval_data eval_every export_plan trace no_context_shift no_history think no_think hide_thinking alias cors queue embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
+                    eval_data eval_every export_plan trace cache_save cache_load context_shift keep no_context_shift no_history think no_think hide_thinking alias cors queue embeddings models_dir keep_alive grammar grammar_file json_schema json_schema_file regex";
 
 /// What the long help ends with.
 const TWINS: &str = "Every option can be set in the environment: --ctx-size is TIERFLOW_CTX_SIZE.\n\

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use crate::cli::output::Output;
-use crate::cli::run::{Settings, answer, encode_messages, warn_of_deaf_template};
+use crate::cli::run::{Room, Settings, answer, encode_messages, warn_of_deaf_template};
 use crate::cli::statistics::Statistics;
 use crate::cli::terminal::note;
 use crate::cli::words::text_of;
@@ -51,15 +51,15 @@ struct Chat<'a> {
     n_again: u64,
 }
 
-/// Reads messages and commands until `/bye` or the end of input.
+/// Reads messages and commands until `/bye` or the end of input, and returns the session.
 ///
 /// # Errors
 /// Those of the engine and of the terminal. What is wrong with a message or a command is reported, and the chat goes on.
-pub(super) fn run(engine: &mut Engine, settings: Settings, options: ChatOptions) -> Result<()> {
+pub(super) fn run<'a>(session: Session<'a>, settings: Settings, options: ChatOptions) -> Result<Session<'a>> {
     let output = Output::beside_editor(options.shows_reasoning)?;
     let mut editor = LineEditor::new(options.history)?;
     let mut chat = Chat {
-        session: engine.session(),
+        session,
         settings,
         manners: Manners { history: options.history, word_wrap: true, verbose: false },
         conversation: Conversation::new(options.system.filter(|text| !text.is_empty())),
@@ -82,7 +82,7 @@ pub(super) fn run(engine: &mut Engine, settings: Settings, options: ChatOptions)
             chat.obey(input)?;
         }
     }
-    Ok(())
+    Ok(chat.session)
 }
 
 impl Chat<'_> {
@@ -193,7 +193,7 @@ impl Chat<'_> {
             }
             *asked = shorter;
             *n_left += fitted.n_turns_left;
-            Ok(Some(fitted.tokens))
+            Ok(Some(Room::Prompt(fitted.tokens)))
         };
         output.begin(manners.word_wrap);
         let seed = settings.seed_of_answer(self.n_again);

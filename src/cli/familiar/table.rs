@@ -55,7 +55,7 @@ pub(super) struct Idle {
     pub(super) why: &'static str,
 }
 
-pub(super) const IDLE: [Idle; 21] = [
+pub(super) const IDLE: [Idle; 22] = [
     Idle { names: &["-fa", "--flash-attn"], takes: Takes::Switch, why: "attention is always computed that way" },
     Idle { names: &["-fit"], takes: Takes::Switch, why: "every plan fits; --fit asks for one in which nothing streams" },
     Idle { names: &["-cnv", "--conversation"], takes: Takes::Nothing, why: "without a prompt, a terminal starts a chat" },
@@ -64,11 +64,12 @@ pub(super) const IDLE: [Idle; 21] = [
     Idle { names: &["--warmup", "--no-warmup"], takes: Takes::Nothing, why: "nothing is computed before the prompt" },
     Idle { names: &["--mlock"], takes: Takes::Nothing, why: "weights in memory are not locked there" },
     Idle { names: &["-tb", "--threads-batch"], takes: Takes::Value, why: "--threads counts for prompts, too" },
-    Idle { names: &["--keep"], takes: Takes::Value, why: "the system message stays, and the oldest turns of a chat leave whole" },
-    Idle { names: &["--context-shift"], takes: Takes::Nothing, why: "a chat does that unless --no-context-shift forbids it" },
+    Idle { names: &["--keep"], takes: Takes::Value, why: "it is --context-shift's, which `run` has alone" },
+    Idle { names: &["--context-shift"], takes: Takes::Nothing, why: "an answer ends where its context is full; `run` alone shifts it" },
     Idle { names: &["--prio", "--prio-batch", "--poll", "--poll-batch"], takes: Takes::Value, why: "threads are the system's to order" },
     Idle { names: &["--perf", "--no-perf", "--show-timings"], takes: Takes::Nothing, why: "rates are always shown; -q leaves them out" },
     Idle { names: &["--display-prompt", "--no-display-prompt"], takes: Takes::Nothing, why: "a prompt is never printed" },
+    Idle { names: &["--prompt-cache-all"], takes: Takes::Nothing, why: "the answer is kept with the prompt" },
     Idle { names: &["--no-escape"], takes: Takes::Nothing, why: "prompts are always taken as they are" },
     Idle { names: &["--simple-io"], takes: Takes::Nothing, why: "off a terminal, text comes plain" },
     Idle { names: &["-kvo", "--kv-offload"], takes: Takes::Nothing, why: "the KV cache lies where attention is computed" },
@@ -88,7 +89,7 @@ pub(super) const IDLE: [Idle; 21] = [
 ];
 
 /// Flags that do not exist here, and what to use instead.
-pub(super) const ABSENT: [(&[&str], &str); 45] = [
+pub(super) const ABSENT: [(&[&str], &str); 44] = [
     (
         &["--modelfile", "--license", "--parameters"],
         "inspect shows what a model is made of; in a chat, /show parameters and /show template",
@@ -135,7 +136,6 @@ pub(super) const ABSENT: [(&[&str], &str); 45] = [
         "--think and --no-think; --hide-thinking prints the answer alone",
     ),
     (&["--insecure"], "HF_ENDPOINT names another hub, also one on plain http"),
-    (&["--prompt-cache"], "no state is kept between runs; a chat keeps it while it lasts"),
     (&["-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--numa"], "taskset and numactl bind a program to cores"),
     (&["--no-op-offload"], "--device cpu lets the host compute everything"),
     (&["--nowordwrap"], "words are wrapped on a terminal alone: | cat leaves lines whole"),

@@ -176,10 +176,13 @@ pub(super) fn decode_blocks(dtype: DType, blocks: &[u8], values: &mut [f32]) {
         DType::Q4_0 => {
             for (block, values) in blocks.as_chunks::<18>().0.iter().zip(blocks_of_values) {
                 let scale = scale_of(block);
+                // Two loops, which become vectors as one does not.
                 let (first, last) = values.split_at_mut(BLOCK_LEN / 2);
-                for ((first, last), byte) in first.iter_mut().zip(last).zip(&block[2..]) {
-                    *first = scale * f32::from((byte & 15).cast_signed() - 8);
-                    *last = scale * f32::from((byte >> 4).cast_signed() - 8);
+                for (value, byte) in first.iter_mut().zip(&block[2..]) {
+                    *value = scale * (f32::from(byte & 15) - 8.0);
+                }
+                for (value, byte) in last.iter_mut().zip(&block[2..]) {
+                    *value = scale * (f32::from(byte >> 4) - 8.0);
                 }
             }
         }
