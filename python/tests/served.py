@@ -4,8 +4,13 @@
 import json
 import os
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+# A stream goes on after each request for /go.
+GO = threading.Semaphore(0)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -19,6 +24,8 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(3)
         if self.path == "/slow":
             time.sleep(1)
+        if self.path == "/go":
+            GO.release()
         self.answer(404 if self.path == "/nothing" else 200, {"pid": os.getpid(), "path": self.path, "arguments": sys.argv[1:]})
 
     def do_POST(self):
@@ -33,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             piece = f"data: {i}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.flush()
-            time.sleep(0.3)
+            GO.acquire(timeout=60)
         self.wfile.write(b"0\r\n\r\n")
 
     def answer(self, status, value):

@@ -116,7 +116,15 @@ impl ApiError {
     }
 }
 
-/// The response gets its body where the API is known ([`super::guard::guarded`]).
+/// A response that is one of an error in the shape of `dialect`, where it has none yet.
+pub(super) fn shaped(response: Response, dialect: Dialect) -> Response {
+    match response.extensions().get::<ApiError>() {
+        Some(error) => error.response(dialect),
+        None => response,
+    }
+}
+
+/// The response gets its body where the API is known ([`shaped`]).
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use super::ServerSettings;
-use super::error::{ApiError, Dialect};
+use super::error::{ApiError, Dialect, shaped};
 use super::metrics::Metrics;
 use super::read::drain;
 
@@ -154,10 +154,7 @@ fn preflight(headers: &HeaderMap) -> Response {
 }
 
 fn finished(gate: &Gate, response: Response, dialect: Dialect, origin: Option<HeaderValue>) -> Response {
-    let mut response = match response.extensions().get::<ApiError>() {
-        Some(error) => error.response(dialect),
-        None => response,
-    };
+    let mut response = shaped(response, dialect);
     gate.metrics.count_response(response.status());
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));

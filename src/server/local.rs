@@ -6,13 +6,14 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{Method, header};
+use axum::response::IntoResponse;
 use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use super::ServerSettings;
 use super::app::App;
-use super::error::{ApiError, Dialect};
+use super::error::{ApiError, Dialect, shaped};
 use super::routes::routes;
 use crate::error::{Error, Result};
 use crate::handle::{EngineHandle, Positions};
@@ -43,11 +44,11 @@ impl LocalServer {
     /// Posts `body`, JSON, to `path`. Where the future is dropped, the answer ends before its next submission.
     pub async fn post(&self, path: &str, body: String) -> LocalResponse {
         let request = Request::builder().method(Method::POST).uri(path).header(header::HOST, "localhost").body(Body::from(body));
-        let refused = |error: ApiError| error.response(Dialect::of(path));
         let response = match request {
             Ok(request) => self.service.call(request).await.unwrap_or_else(|never| match never {}),
-            Err(error) => refused(ApiError::invalid(format!("the path cannot be asked for: {error}"))),
+            Err(error) => ApiError::invalid(format!("the path cannot be asked for: {error}")).into_response(),
         };
+        let response = shaped(response, Dialect::of(path));
         LocalResponse { status: response.status().as_u16(), body: response.into_body() }
     }
 

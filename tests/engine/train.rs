@@ -177,7 +177,7 @@ fn neither_threads_nor_places_of_weights_change_a_bit() {
     let mut from_disk = loop {
         match streamed(budget) {
             Ok(trainer) => break trainer,
-            Err(Error::DoesNotFit { needed, available, .. }) => budget = budget + Bytes(needed.0.saturating_sub(available.0).max(1)),
+            Err(Error::DoesNotFit { needed, available, .. }) => budget += Bytes(needed.0.saturating_sub(available.0).max(1)),
             Err(error) => panic!("{error}"),
         }
     };
