@@ -58,8 +58,8 @@ pub use variables::blame_variable;
 #[derive(Debug, Parser)]
 #[command(name = "tierflow", version, about, max_term_width = 80, arg_required_else_help = true)]
 #[command(args_override_self = true, disable_help_subcommand = true)]
-// Without clap's empty line below `about`, the commands fit a screen.
-#[command(help_template = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}")]
+// Without clap's empty lines below `about` and the usage, the commands fit a screen.
+#[command(help_template = "{about-with-newline}{usage-heading} {usage}\n{all-args}{after-help}")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

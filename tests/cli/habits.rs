@@ -383,6 +383,7 @@ fn help_fits_into_80_columns_and_the_short_one_a_screen() {
         "bench",
         "tokenize",
         "embed",
+        "train",
         "convert",
         "logits",
         "doctor",

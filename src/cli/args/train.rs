@@ -16,7 +16,9 @@ pub struct TrainArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// File with a JSON record a line: messages, text, or prompt and completion
+    /// File with a JSON record a line
+    ///
+    /// Each has messages, text, or prompt and completion.
     #[arg(long, env = "TIERFLOW_DATA", value_name = "FILE.jsonl")]
     pub data: PathBuf,
     /// Folder for the adapter, the log and checkpoints
@@ -49,7 +51,9 @@ pub struct TrainArgs {
     /// What the adapter is multiplied by, times its rank
     #[arg(long, env = "TIERFLOW_LORA_ALPHA", value_name = "ALPHA", default_value_t = 32.0)]
     pub lora_alpha: f32,
-    /// Linear layers that get matrices, as in q_proj,v_proj; by default all but the head
+    /// Linear layers that learn, as in q_proj,v_proj
+    ///
+    /// By default all but the head.
     #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
     pub target: Vec<String>,
     /// Share of the adapter's inputs that are zeroed
@@ -85,10 +89,12 @@ pub struct TrainArgs {
     /// Steps between two checkpoints
     #[arg(long, env = "TIERFLOW_SAVE_EVERY", value_name = "N", value_parser = parse_positive)]
     pub save_every: Option<u32>,
-    /// Go on from the latest checkpoint in the folder, if there is one
+    /// Go on from the latest checkpoint there, if any
     #[arg(long, env = "TIERFLOW_RESUME")]
     pub resume: bool,
-    /// Memory to use, as in cpu=16GiB; layers without room are read from disk
+    /// Memory to use, as in cpu=16GiB
+    ///
+    /// Layers without room are read from disk.
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
     /// Threads that compute
