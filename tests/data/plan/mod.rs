@@ -73,7 +73,7 @@ fn configs() -> impl Strategy<Value = ModelConfig> {
     })
 }
 
-fn option_sets() -> impl Strategy<Value = PlanOptions> {
+fn option_sets(kv_dtypes: impl Strategy<Value = KvDType>) -> impl Strategy<Value = PlanOptions> {
     let budget = prop_oneof![2 => (0u32..40).prop_map(|bits| Some(Bytes(1 << bits))), 6 => (10_000u64..4_000_000).prop_map(|n| Some(Bytes(n))), 1 => Just(None), 1 => Just(Some(Bytes(u64::MAX)))];
     let sizes = (
         prop_oneof![3 => Just(None), 3 => (0usize..600).prop_map(Some), 1 => Just(Some(1 << 31))],
@@ -96,7 +96,6 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
     let layers =
         prop_oneof![4 => Just(ResidentLayers::Auto), 1 => Just(ResidentLayers::All), 2 => (0usize..8).prop_map(ResidentLayers::AtMost)];
     let budgets = (budget.clone(), budget.clone(), budget);
-    let kv_dtypes = proptest::sample::select(KvDType::ALL.to_vec());
     (budgets, sizes, ring, layers, teams, kv_dtypes).prop_map(|((gpu, second, cpu), sizes, ring, resident_layers, compute_on, kv_dtype)| {
         let mut max_memory = BTreeMap::new();
         max_memory.extend(gpu.map(|budget| (Device::Gpu(0), budget)));
@@ -120,6 +119,10 @@ fn option_sets() -> impl Strategy<Value = PlanOptions> {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
+    cases_with(proptest::sample::select(KvDType::ALL.to_vec()))
+}
+
+fn cases_with(kv_dtypes: impl Strategy<Value = KvDType>) -> impl Strategy<Value = Case> {
     let limits = (12u32..28, 0u32..3).prop_map(|(bits, more)| GpuLimits {
         max_binding_bytes: Bytes((1 << bits) + 12),
         max_buffer_bytes: Bytes((1 << (bits + more)) + 100),
@@ -135,7 +138,7 @@ fn cases() -> impl Strategy<Value = Case> {
             devices
         });
     let dtypes = proptest::collection::vec(proptest::sample::select(DType::ALL.to_vec()), 1..5);
-    (configs(), dtypes, devices, option_sets()).prop_map(|(mut config, dtypes, devices, options)| {
+    (configs(), dtypes, devices, option_sets(kv_dtypes)).prop_map(|(mut config, dtypes, devices, options)| {
         // Other heads are refused.
         config.head_size = config.head_size.next_multiple_of(options.kv_dtype.block_len());
         Case { config, dtypes, devices, options }
@@ -374,12 +377,17 @@ fn a_slow_adapter_takes_so_few_tokens_at_a_time_that_no_watchdog_bites() {
     assert_eq!(n_tokens(0.1, Some(512)), 512, "as asked");
 }
 
+/// KV caches of floats.
+fn float_caches() -> impl Strategy<Value = KvDType> {
+    any::<bool>().prop_map(|half| if half { KvDType::F16 } else { KvDType::F32 })
+}
+
 proptest! {
     // Many plans each, and the same ones every time: a search may miss a case that another seed finds.
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
 
     #[test]
-    fn a_larger_budget_is_never_much_slower(case in cases(), budgets in proptest::collection::vec(10_000u64..2_000_000, 2..12)) {
+    fn a_larger_budget_is_never_much_slower(case in cases_with(float_caches()), budgets in proptest::collection::vec(10_000u64..2_000_000, 2..12)) {
         let (catalog, model) = case.model();
         let options = PlanOptions { ctx_size: Some(64), ubatch_size: Some(4), n_seqs: 1, logit_rows: 1, n_slots: Some(3), ..case.options.clone() };
         let case = Case { options, ..case };

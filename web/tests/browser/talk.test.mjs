@@ -181,6 +181,8 @@ test('a link leads to a model with its options; Back and Forward go between mode
   const page = await open(browser, `#model=${tiny}&context=256&device=cpu`);
   await page.waitForFunction(() => document.querySelector('#command').textContent.includes('--ctx-size 256'));
   assert.match(await page.textContent('#command'), /--device cpu/);
+  // It is stored since the tests before, and loads by itself; then the page shows the chat.
+  await page.waitForFunction(() => document.querySelector('#run-said').textContent.startsWith('Loaded'));
   await openModels(page);
   await chooseUrl(page, other);
   await page.waitForFunction(() => document.querySelector('#run-facts').textContent.includes('tiny-other'));
