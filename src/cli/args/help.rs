@@ -29,7 +29,7 @@ const GROUPS: [(&str, &str); 8] = [
 ];
 
 /// What `-h` leaves out.
-const RARE: &str = "model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop \
+const RARE: &str = "lora model_flag hf_repo hf_file system_file stdin raw no_parse_special seed top_k top_p min_p repeat_penalty presence_penalty frequency_penalty repeat_last_n logit_bias stop \
                     ignore_eos fit kv_dtype batch_size ubatch_size objective mix device_map plan no_split strict n_seqs threads io lookahead \
                     slots upload n_cpu_moe cpu_moe override_tensor expert_cache expert_misses expert_profile spec_type model_draft device_draft draft_max draft_min kernels no_measure gpu_timeout virtual_gpus cache_dir export_device_map \
                     steps truncate seq_len save_every accumulate train_on lora_alpha dropout scheduler warmup optimizer weight_decay grad_clip \
