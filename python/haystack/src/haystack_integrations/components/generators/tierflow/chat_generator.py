@@ -179,6 +179,14 @@ def _replies(answer: dict[str, Any]) -> list[ChatMessage]:
     return replies
 
 
+def _go_on(calls: dict[int, dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Adds a piece to the call that it belongs to: the first one has the name, later ones more of the arguments."""
+    call = calls.setdefault(piece["index"], {"function": {"name": "", "arguments": ""}})
+    call["id"] = piece.get("id") or call.get("id")
+    for name in ("name", "arguments"):
+        call["function"][name] += piece["function"].get(name) or ""
+
+
 class _Streamed:
     """Answers that come in chunks: what a callback is told of each, and the replies at the end."""
 
@@ -195,18 +203,22 @@ class _Streamed:
         pieces = []
         for choice in chunk["choices"]:
             kept = self._choices.setdefault(
-                choice["index"], {"index": choice["index"], "content": "", "reasoning": "", "tool_calls": [], "finish_reason": None}
+                choice["index"], {"index": choice["index"], "content": "", "reasoning": "", "tool_calls": {}, "finish_reason": None}
             )
             delta = choice["delta"]
             content, calls = delta.get("content") or "", delta.get("tool_calls") or []
             starts = bool(content) and not kept["content"]
             kept["content"] += content
             kept["reasoning"] += delta.get("reasoning_content") or ""
-            kept["tool_calls"] += calls
+            for call in calls:
+                _go_on(kept["tool_calls"], call)
             kept["finish_reason"] = choice["finish_reason"] or kept["finish_reason"]
             deltas = [
                 ToolCallDelta(
-                    index=call["index"], id=call["id"], tool_name=call["function"]["name"], arguments=call["function"]["arguments"]
+                    index=call["index"],
+                    id=call.get("id"),
+                    tool_name=call["function"].get("name"),
+                    arguments=call["function"].get("arguments"),
                 )
                 for call in calls
             ]
@@ -218,7 +230,7 @@ class _Streamed:
                     component_info=self._info,
                     index=deltas[0].index if deltas else 0 if content else None,
                     tool_calls=deltas or None,
-                    start=bool(deltas) or starts,
+                    start=starts or any(delta.tool_name for delta in deltas),
                     finish_reason=choice["finish_reason"],
                 )
             )
@@ -228,7 +240,7 @@ class _Streamed:
         replies = []
         for kept in self._choices.values():
             meta = {"model": self._model, "index": kept["index"], "finish_reason": kept["finish_reason"], "usage": self._usage}
-            calls = _calls(kept["tool_calls"])
+            calls = _calls(kept["tool_calls"].values())
             text = None if calls and not kept["content"] else kept["content"]
             replies.append(ChatMessage.from_assistant(text, meta=meta, tool_calls=calls or None, reasoning=kept["reasoning"] or None))
         return replies
