@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
 use crate::cli::args::BatchArgs;
@@ -13,7 +13,7 @@ use crate::cli::locate::locate_or_fetch;
 use crate::cli::model::{Placement, load_with_draft, prepare_with_draft};
 use crate::cli::plan_text::note_plan;
 use crate::cli::serve::names_of;
-use crate::cli::terminal::{Visibility, note};
+use crate::cli::terminal::{Visibility, note, progress_bar};
 use crate::error::{Error, Result};
 use crate::plan::PlanOptions;
 use crate::platform::asked_to_end;
@@ -155,13 +155,7 @@ struct Statistics {
 
 impl Statistics {
     fn new(n_requests: u64, n_before: u64, visibility: Visibility) -> Statistics {
-        // indicatif itself draws nothing where stderr is no terminal.
-        let target = if visibility == Visibility::Auto { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(n_requests), target).with_position(n_before);
-        let bar = match ProgressStyle::with_template("{pos}/{len} requests {wide_bar} {msg} {eta} left") {
-            Ok(style) => bar.with_style(style.progress_chars("██ ")),
-            Err(_) => bar,
-        };
+        let bar = progress_bar(visibility, "{pos}/{len} requests {wide_bar} {msg} {eta} left", n_requests, n_before);
         bar.reset_eta();
         Statistics { bar, begin: Instant::now(), n_answered: 0, n_errors: 0, n_tokens: 0 }
     }

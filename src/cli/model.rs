@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::lora::Scaled;
 use crate::machine::Measure;
 use crate::plan::{Context, KvDType, Mix, Objective, PlacementRule, PlanOptions, ResidentLayers, SavedPlan, Spill, UploadPath};
-use crate::platform::{self, IoMode};
+use crate::platform;
 use crate::session::{DraftSource, Speculation};
 use crate::stream::MAX_TOKENS_TOGETHER;
 use crate::units::Bytes;
@@ -117,10 +117,7 @@ impl<'a> Placement<'a> {
         let Placement { args, options } = self;
         // 0 leaves the number to the machine.
         start_threads(args.threads.filter(|n_threads| *n_threads > 0))?;
-        let io = match args.io {
-            None | Some(IoArg::Pread) => IoMode::Pread,
-            Some(IoArg::Mmap) => IoMode::Mmap,
-        };
+        let io = IoArg::mode(args.io);
         let limits = (args.limit_buffer.is_some() || args.limit_binding.is_some()).then(|| {
             let defaults = GpuLimits::default();
             GpuLimits {

@@ -13,6 +13,20 @@ use crate::cli::words::text_of;
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
+/// A bar on stderr that shows `done` of `total` as `template` has it, in indicatif's words.
+pub fn progress_bar(visibility: Visibility, template: &str, total: u64, done: u64) -> ProgressBar {
+    let target = match visibility {
+        // indicatif itself draws nothing where stderr is no terminal.
+        Visibility::Auto => ProgressDrawTarget::stderr(),
+        Visibility::Hidden => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target).with_position(done);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style.progress_chars("██ ")),
+        Err(_) => bar,
+    }
+}
+
 /// A bar of bytes on stderr: drawn on a terminal, silent on a pipe.
 pub struct Progress {
     visibility: Visibility,
@@ -27,17 +41,8 @@ impl Progress {
 
     /// A bar with all that its first frame shows: each setter of one that is shown draws it.
     fn bar(&self, name: &str, done: Bytes, total: Bytes) -> ProgressBar {
-        let target = match self.visibility {
-            // indicatif itself draws nothing where stderr is no terminal.
-            Visibility::Auto => ProgressDrawTarget::stderr(),
-            Visibility::Hidden => ProgressDrawTarget::hidden(),
-        };
-        let bar = ProgressBar::with_draw_target(Some(total.0), target).with_message(name.to_owned()).with_position(done.0);
         let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-        match ProgressStyle::with_template(template) {
-            Ok(style) => bar.with_style(style.progress_chars("██ ")),
-            Err(_) => bar,
-        }
+        progress_bar(self.visibility, template, total.0, done.0).with_message(name.to_owned())
     }
 
     /// Shows that `done` of `total` bytes of `name` are there.

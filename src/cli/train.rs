@@ -5,16 +5,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::args::{IoArg, TrainArgs};
 use crate::cli::locate::locate;
-use crate::cli::terminal::{Progress, Visibility, note, print, print_path};
+use crate::cli::terminal::{Progress, Visibility, note, print, print_path, progress_bar};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Measure;
-use crate::platform::{self, IoMode};
+use crate::platform;
 use crate::train::{DataSet, StepReport, Trainer, curve_svg};
 use crate::units::counted;
 
@@ -79,11 +79,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 }
 
 fn open(args: &TrainArgs, model: &Path, visibility: Visibility) -> Result<Trainer> {
-    let io = match args.io {
-        None | Some(IoArg::Pread) => IoMode::Pread,
-        Some(IoArg::Mmap) => IoMode::Mmap,
-    };
-    let mut builder = Engine::builder(model).io(io).measure(Measure::Never);
+    let mut builder = Engine::builder(model).io(IoArg::mode(args.io)).measure(Measure::Never);
     for (device, budget) in args.max_memory.iter().flat_map(|budgets| budgets.iter()) {
         builder = builder.max_memory(device, budget);
     }
@@ -117,13 +113,7 @@ struct Shown {
 
 impl Shown {
     fn new(visibility: Visibility, n_steps: u64, n_done: u64) -> Shown {
-        // indicatif itself draws nothing where stderr is no terminal.
-        let target = if visibility == Visibility::Auto { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(n_steps), target).with_position(n_done);
-        let bar = match ProgressStyle::with_template("step {pos}/{len} {wide_bar} {msg} {eta} left") {
-            Ok(style) => bar.with_style(style.progress_chars("██ ")),
-            Err(_) => bar,
-        };
+        let bar = progress_bar(visibility, "step {pos}/{len} {wide_bar} {msg} {eta} left", n_steps, n_done);
         bar.reset_eta();
         Shown { bar, begin: Instant::now() }
     }

@@ -48,7 +48,7 @@ impl Engine {
     /// Writes what is kept of `tokens`, which are cached as `sequence`, to a file, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`]; those of the devices; [`Error::InvalidArgument`] where the tokens are not cached.
+    /// [`Error::Io`]; those of the devices; [`Error::Internal`] where the tokens are not cached.
     pub(crate) async fn save_sequence(&mut self, sequence: u32, tokens: &[u32], path: &Path) -> Result<()> {
         if self.n_reusable(sequence, tokens.len()) < tokens.len() {
             return Err(Error::internal("a sequence was to be saved that is not cached"));

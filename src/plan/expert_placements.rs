@@ -21,7 +21,8 @@ pub(super) fn cached(site: &Site<'_>, worker: usize, host_room: Bytes) -> Option
     has_experts(site).then(|| with_embedding(site, placement))
 }
 
-/// Placements by which the host computes the feed-forward parts of `layers` that have experts, and `worker` all else, which stays there. What the host computes is in host memory as far as `host_room` goes, and on disk. `None` of a model without experts.
+/// Placements by which the host computes the feed-forward parts of `layers` that have experts, and `worker` all else, which stays there.
+/// What the host computes is in host memory as far as `host_room` goes, and on disk. `None` of a model without experts.
 pub(super) fn on_host(site: &Site<'_>, worker: usize, layers: &HostLayers, host_room: Bytes) -> Option<Vec<Placement>> {
     let device = site.workers[worker].device;
     let mut host = HostRoom { site, left: host_room };

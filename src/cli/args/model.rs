@@ -16,6 +16,7 @@ use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::hub::{ModelRef, parse_model_ref};
 use crate::plan::{ExpertCacheRule, ExpertMissRule, HostLayers};
+use crate::platform::IoMode;
 use crate::units::Bytes;
 
 /// Which model.
@@ -352,6 +353,16 @@ pub enum IoArg {
     Mmap,
     /// Through reads at positions.
     Pread,
+}
+
+impl IoArg {
+    /// What is asked for; reads where nothing is.
+    pub fn mode(asked: Option<IoArg>) -> IoMode {
+        match asked {
+            None | Some(IoArg::Pread) => IoMode::Pread,
+            Some(IoArg::Mmap) => IoMode::Mmap,
+        }
+    }
 }
 
 /// Kernels that adapters run.
