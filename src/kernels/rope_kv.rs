@@ -165,24 +165,32 @@ pub struct Bindings<'a> {
 /// # Errors
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or `head_size` is no multiple of 4.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size } = *params;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, kv_dtype, pairing, rotary_size, .. } = *params;
     let is_whole = head_size.is_multiple_of(4) && rotary_size.is_multiple_of(4) && rotary_size <= head_size;
     require(gpu, ROPE_KV.stem, is_whole && pairing < 2, "head_size or rotary_size is no multiple of 4, or the pairing unknown")?;
     let dtype = checked_dtype(gpu, ROPE_KV.stem, kv_dtype, head_size)?;
     require(gpu, ROPE_KV.stem, dtype.blocks().is_none(), "it stores no blocks")?;
-    let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
-    let needed = [
-        (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
-        (bindings.tokens, f32_bytes(&[n_tokens, 4])),
-        (bindings.key, rows),
-        (bindings.value.unwrap_or(bindings.key), rows),
-        (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
-        (bindings.key_cache, cache),
-        (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
-    ];
+    let needed = bindings.needed(params, dtype);
     let workgroups = fold_items(gpu, ROPE_KV.stem, &[n_tokens, n_heads.saturating_add(n_kv_heads), head_size / 4])?;
     dispatch(gpu, &ROPE_KV, &[dtype_constant(kv_dtype), values_constant(bindings.value)], params_buffer, &needed, workgroups)
+}
+
+impl<'a> Bindings<'a> {
+    /// The bindings in the shader's order, and the bytes that each must have.
+    pub(super) fn needed(self, params: &Params, dtype: KvDType) -> [(Binding<'a>, u64); 7] {
+        let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, rotary_size, .. } = *params;
+        let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
+        let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
+        [
+            (self.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
+            (self.tokens, f32_bytes(&[n_tokens, 4])),
+            (self.key, rows),
+            (self.value.unwrap_or(self.key), rows),
+            (self.query, f32_bytes(&[n_tokens, n_heads, head_size])),
+            (self.key_cache, cache),
+            (self.value_cache, if self.value.is_some() { cache } else { 4 }),
+        ]
+    }
 }
 
 /// The override constant that says whether there are values besides keys.

@@ -5,7 +5,7 @@
 //! whole words. Values of Q8_0 are bytes, those of Q4_0 nibbles, each eight of which follow each other from the lowest bits on.
 
 use super::rope_kv::{Bindings, KvDType, Params, checked_dtype, dtype_constant, values_constant};
-use super::{ROPE_KV_BLOCKS, dispatch, f32_bytes, fold, require};
+use super::{ROPE_KV_BLOCKS, dispatch, fold, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -18,28 +18,17 @@ const BLOCK_LEN: usize = 32;
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned, or the heads are no whole blocks.
 pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, bindings: Bindings<'_>) -> Result<Dispatch> {
     let stem = ROPE_KV_BLOCKS.stem;
-    let Params { n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size } = *params;
+    let Params { n_tokens, n_heads, n_kv_heads, head_size, kv_dtype, pairing, rotary_size, .. } = *params;
     let is_even = rotary_size.is_multiple_of(2) && rotary_size <= head_size;
     require(gpu, stem, is_even && pairing < 2, "rotary_size is odd, or the pairing unknown")?;
     let is_some = n_tokens > 0 && n_kv_heads > 0 && (32..=super::attention::MAX_HEAD_SIZE).contains(&head_size);
     require(gpu, stem, is_some, "it is empty, or its heads are too large")?;
     let dtype = checked_dtype(gpu, stem, kv_dtype, head_size)?;
     require(gpu, stem, dtype.blocks().is_some(), "it stores nothing but blocks")?;
-    let rows = f32_bytes(&[n_tokens, n_kv_heads, head_size]);
-    let cache = dtype.cache_bytes([n_seqs, n_kv_heads, kv_capacity], head_size);
-    let needed = [
-        (bindings.cos_sin, f32_bytes(&[n_tokens, rotary_size])),
-        (bindings.tokens, f32_bytes(&[n_tokens, 4])),
-        (bindings.key, rows),
-        (bindings.value.unwrap_or(bindings.key), rows),
-        (bindings.query, f32_bytes(&[n_tokens, n_heads, head_size])),
-        (bindings.key_cache, cache),
-        (bindings.value_cache, if bindings.value.is_some() { cache } else { 4 }),
-    ];
     let n_stored = u64::from(n_kv_heads) * if bindings.value.is_some() { 2 } else { 1 };
     let workgroups = fold(gpu, stem, u64::from(n_tokens) * (u64::from(n_heads) + n_stored), 1)?;
     let constants = [dtype_constant(kv_dtype), ("OCTETS", f64::from(head_size / 8)), values_constant(bindings.value)];
-    dispatch(gpu, &ROPE_KV_BLOCKS, &constants, params_buffer, &needed, workgroups)
+    dispatch(gpu, &ROPE_KV_BLOCKS, &constants, params_buffer, &bindings.needed(params, dtype), workgroups)
 }
 
 /// A cache of such rows as the shader lays it out; `None` of a dtype without blocks.
