@@ -194,17 +194,6 @@ mod tests {
     /// Of the largest magnitude: sums in another order, and an exponential function of two units of the last place.
     const TOLERANCE: f32 = 1e-6;
 
-    const ACTIVATIONS: [Activation; 8] = [
-        Activation::Silu,
-        Activation::GeluTanh,
-        Activation::Gelu,
-        Activation::Relu,
-        Activation::ReluSquared,
-        Activation::Identity,
-        Activation::Sigmoid,
-        Activation::ClampedSilu,
-    ];
-
     fn values(n: usize, step: f32) -> Vec<f32> {
         (0..n).map(|i| (i as f32 * step).sin() * 3.0).collect()
     }
@@ -233,12 +222,12 @@ mod tests {
                 assert_close(&output, &expected);
             }
 
-            for activation in ACTIVATIONS {
+            for activation in Activation::ALL {
                 glu(activation, &input, &other, &mut output);
                 gated::reference(&gated::Params { n_values: input.len() as u32 }, activation, &input, &other, &mut expected);
                 assert_close(&output, &expected);
             }
-            for function in [Function::Scale(0.3), Function::Softcap(2.0)].into_iter().chain(ACTIVATIONS.map(Function::Activation)) {
+            for function in [Function::Scale(0.3), Function::Softcap(2.0)].into_iter().chain(Activation::ALL.map(Function::Activation)) {
                 output.copy_from_slice(&input);
                 expected.copy_from_slice(&input);
                 map(function, &mut output);

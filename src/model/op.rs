@@ -174,6 +174,20 @@ pub enum Activation {
     Sigmoid,
 }
 
+impl Activation {
+    /// All of them.
+    pub const ALL: [Activation; 8] = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::Gelu,
+        Activation::Relu,
+        Activation::ReluSquared,
+        Activation::ClampedSilu,
+        Activation::Identity,
+        Activation::Sigmoid,
+    ];
+}
+
 /// A function of single values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::adapter::{Adapter, Layer, LoraRead};
@@ -21,20 +22,7 @@ use crate::stream::Batch;
 use crate::stream::host_values::Values;
 use crate::weights::TensorId;
 
-/// Who carries out the passes of training: this trait is what a loop needs of an executor.
-pub(super) trait Passes {
-    /// Embeds the tokens of a batch and begins a forward.
-    fn begin(&mut self, batch: &Batch, draw: Option<u64>) -> Result<()>;
-    /// Runs a unit; what it has read is kept where `keeps` says so.
-    fn forward(&mut self, unit: usize, keeps: bool) -> Result<()>;
-    /// The loss of a batch: the sum over its rows of minus the logarithm of `targets`' probabilities. With a factor, the gradient of the
-    /// loss times it becomes that of the residual stream.
-    fn loss(&mut self, targets: &[u32], gradient_of: Option<f32>) -> Result<f64>;
-    /// Carries the gradient of the residual stream back through a unit, and adds those of the adapter's matrices to `gradients`.
-    fn backward(&mut self, unit: usize, gradients: &mut [Layer]) -> Result<()>;
-}
-
-/// Passes on the host's cores.
+/// The passes of a batch, on the host's cores.
 pub(super) struct HostPasses<'a> {
     model: &'a Arc<Model>,
     weights: &'a Weights,
@@ -267,7 +255,20 @@ impl<'a> HostPasses<'a> {
     }
 }
 
-impl Passes for HostPasses<'_> {
+impl HostPasses<'_> {
+    /// Embeds the tokens of a batch and runs `units`; what those from `first_kept` on have read is kept for [`HostPasses::backward`]. `draw`
+    /// names the draw of the dropout; none is without.
+    pub(super) fn forward(&mut self, batch: &Batch, draw: Option<u64>, units: Range<usize>, first_kept: usize) -> Result<()> {
+        self.begin(batch, draw)?;
+        for unit in units {
+            if unit >= first_kept {
+                self.inputs.insert(unit, self.values.get(self.model.hidden).to_vec());
+            }
+            self.run(&self.model.units[unit], false)?;
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, batch: &Batch, draw: Option<u64>) -> Result<()> {
         self.draw = draw;
         self.inputs.clear();
@@ -286,14 +287,9 @@ impl Passes for HostPasses<'_> {
         Ok(())
     }
 
-    fn forward(&mut self, unit: usize, keeps: bool) -> Result<()> {
-        if keeps {
-            self.inputs.insert(unit, self.values.get(self.model.hidden).to_vec());
-        }
-        self.run(&self.model.units[unit], false).map(|_| ())
-    }
-
-    fn loss(&mut self, targets: &[u32], gradient_of: Option<f32>) -> Result<f64> {
+    /// The loss of the batch: the sum over its rows of minus the logarithm of `targets`' probabilities. With a factor, the gradient of the
+    /// loss times it becomes that of the residual stream.
+    pub(super) fn loss(&mut self, targets: &[u32], gradient_of: Option<f32>) -> Result<f64> {
         let head = self.head()?;
         let before = Unit { name: String::new(), kind: UnitKind::Head, ops: head.before.to_vec() };
         let kept = self.run(&before, gradient_of.is_some())?;
@@ -320,7 +316,8 @@ impl Passes for HostPasses<'_> {
         Ok(loss)
     }
 
-    fn backward(&mut self, unit: usize, gradients: &mut [Layer]) -> Result<()> {
+    /// Carries the gradient of the residual stream back through a unit, and adds those of the adapter's matrices to `gradients`.
+    pub(super) fn backward(&mut self, unit: usize, gradients: &mut [Layer]) -> Result<()> {
         let input = self.inputs.remove(&unit).ok_or_else(|| Error::internal("a unit was not kept"))?;
         self.values.put(self.model.hidden, input);
         let model = Arc::clone(self.model);

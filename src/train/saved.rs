@@ -97,22 +97,22 @@ pub(super) fn write_adapter(adapter: &Adapter, layers: &[Layer], checkpoint: &Ch
 
 /// Reads the values of `adapter` from a folder.
 pub(super) fn read_adapter(adapter: &mut Adapter, folder: &Path) -> Result<()> {
-    let shape = adapter.clone();
-    read_layers(&shape, &mut adapter.layers, folder)
+    let Adapter { rank, layers, rows, .. } = adapter;
+    read_layers(*rank, rows, layers, folder)
 }
 
 /// Reads what [`write_adapter`] wrote into `layers`.
-fn read_layers(adapter: &Adapter, layers: &mut [Layer], folder: &Path) -> Result<()> {
+fn read_layers(rank: usize, rows: &[Vec<usize>], layers: &mut [Layer], folder: &Path) -> Result<()> {
     let mut found = lora::Adapter::open(folder)?;
-    for (layer, rows) in layers.iter_mut().zip(&adapter.rows) {
+    for (layer, rows) in layers.iter_mut().zip(rows) {
         let other =
             || Error::invalid_file(folder.display(), format!("is of another adapter: `{}` is missing or of another shape", layer.module));
         let linear = found.linears.remove(&layer.module).ok_or_else(other)?;
-        if (linear.down.len(), linear.up.len(), linear.rank) != (layer.a.len(), layer.b.len(), adapter.rank) {
+        if (linear.down.len(), linear.up.len(), linear.rank) != (layer.a.len(), layer.b.len(), rank) {
             return Err(other());
         }
         layer.a = linear.down;
-        layer.b = for_model(&linear.up, rows, adapter.rank);
+        layer.b = for_model(&linear.up, rows, rank);
     }
     match found.linears.keys().next() {
         Some(module) => Err(Error::invalid_file(folder.display(), format!("is of another adapter: it has `{module}`"))),
@@ -192,9 +192,9 @@ pub(super) fn read_checkpoint(own: &State, adapter: &mut Adapter, optimizer: &mu
         return Err(Error::invalid_file(path.display(), reason));
     }
     read_adapter(adapter, &latest.join(ADAPTER_NAME))?;
-    read_layers(adapter, &mut optimizer.first, &latest.join(FIRST_NAME))?;
+    read_layers(adapter.rank, &adapter.rows, &mut optimizer.first, &latest.join(FIRST_NAME))?;
     if !optimizer.second.is_empty() {
-        read_layers(adapter, &mut optimizer.second, &latest.join(SECOND_NAME))?;
+        read_layers(adapter.rank, &adapter.rows, &mut optimizer.second, &latest.join(SECOND_NAME))?;
     }
     optimizer.n_taken = state.n_taken;
     Ok(Some(state.progress))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::adapter::{Adapter, Layer, LoraOptions};
 use super::data::{DataSet, Example};
 use super::optim::{self, Optimizer, OptimizerKind, Scheduler};
-use super::pass::{self, HostPasses, Passes};
+use super::pass::{self, HostPasses};
 use super::saved;
 use super::weights::Weights;
 use crate::device::{Device, DeviceChoice};
@@ -265,10 +265,7 @@ impl Trainer {
             for (index, examples) in examples.chunks(at_once).enumerate() {
                 let (batch, targets) = batch_of(examples);
                 let mut passes = HostPasses::new(model, weights, adapter);
-                passes.begin(&batch, Some(draws.wrapping_add(index as u64)))?;
-                for unit in units.clone() {
-                    passes.forward(unit, unit >= first)?;
-                }
+                passes.forward(&batch, Some(draws.wrapping_add(index as u64)), units.clone(), first)?;
                 loss += passes.loss(&targets, Some(factor))?;
                 for unit in (first..units.end).rev() {
                     passes.backward(unit, &mut gradients)?;
@@ -292,10 +289,7 @@ impl Trainer {
             for examples in examples.chunks(at_once) {
                 let (batch, targets) = batch_of(examples);
                 let mut passes = HostPasses::new(model, weights, adapter);
-                passes.begin(&batch, None)?;
-                for unit in units.clone() {
-                    passes.forward(unit, false)?;
-                }
+                passes.forward(&batch, None, units.clone(), units.end)?;
                 loss += passes.loss(&targets, None)?;
                 n_trained += targets.len();
             }

@@ -491,17 +491,6 @@ fn unpacked(words: &[f32], in_word: usize) -> Vec<f32> {
     words.iter().flat_map(value).collect()
 }
 
-const ACTIVATIONS: [Activation; 8] = [
-    Activation::GeluTanh,
-    Activation::Silu,
-    Activation::Gelu,
-    Activation::Relu,
-    Activation::ReluSquared,
-    Activation::Identity,
-    Activation::Sigmoid,
-    Activation::ClampedSilu,
-];
-
 #[test]
 fn elementwise_kernels_match_their_references() {
     for gpu in gpus() {
@@ -515,7 +504,7 @@ fn elementwise_kernels_match_their_references() {
 
             let params = glu::Params { n_values };
             let mut expected = vec![0.0; len];
-            for activation in ACTIVATIONS {
+            for activation in Activation::ALL {
                 glu::reference(&params, activation, &gate, &up, &mut expected);
                 let bindings = glu::Bindings { gate: Binding::whole(&gates), up: Binding::whole(&ups), output: Binding::whole(&result) };
                 run(gpu, &params, |buffer| glu::prepare(gpu, buffer, &params, activation, bindings));
@@ -523,7 +512,7 @@ fn elementwise_kernels_match_their_references() {
             }
             // Far beyond a cap, about it and below.
             let numbered = [(Function::Scale(-0.75), -0.75), (Function::Softcap(0.01), 0.01), (Function::Softcap(30.0), 30.0)];
-            let activations = ACTIVATIONS.map(|activation| (Function::Activation(activation), 0.0));
+            let activations = Activation::ALL.map(|activation| (Function::Activation(activation), 0.0));
             for (function, number) in numbered.into_iter().chain(activations) {
                 let mut expected = gate.clone();
                 map::reference(function, &mut expected);
