@@ -15,8 +15,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Measure;
 use crate::platform;
-use crate::train::{DataSet, StepReport, Trainer, curve_svg};
-use crate::units::counted;
+use crate::train::{DataSet, GpuUse, StepReport, Trainer, curve_svg};
+use crate::units::{Bytes, counted};
 
 /// Names in the folder that is written.
 const LOG_NAME: &str = "training.jsonl";
@@ -79,7 +79,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 }
 
 fn open(args: &TrainArgs, model: &Path, visibility: Visibility) -> Result<Trainer> {
-    let mut builder = Engine::builder(model).io(IoArg::mode(args.io)).measure(Measure::Never);
+    let mut builder = Engine::builder(model).device(args.device).io(IoArg::mode(args.io)).measure(Measure::Never);
     for (device, budget) in args.max_memory.iter().flat_map(|budgets| budgets.iter()) {
         builder = builder.max_memory(device, budget);
     }
@@ -98,6 +98,12 @@ fn introduction(trainer: &Trainer, data: &DataSet, resumed: bool) -> String {
     }
     if data.n_truncated > 0 {
         text.push_str(&format!("; {} cut to {} tokens", counted(data.n_truncated, "record"), trainer.options().seq_len));
+    }
+    if let Some(GpuUse { adapter, resident, streamed, .. }) = trainer.gpu_use() {
+        text.push_str(&format!("; {adapter} computes, with {resident} of the weights in its memory"));
+        if streamed > Bytes::ZERO {
+            text.push_str(&format!(" and {streamed} that stream"));
+        }
     }
     if resumed {
         text.push_str(&format!("; going on behind step {}", trainer.progress().n_done));

@@ -507,6 +507,11 @@ impl Prepared {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, workload)
     }
 
+    /// The first adapter that the plan computes with, and its budget.
+    pub(crate) fn first_adapter(&self) -> Option<(&AdapterFound, Bytes)> {
+        self.adapters.iter().find_map(|found| Some((found, self.plan.device(found.spec.device)?.budget?)))
+    }
+
     /// Whether the machine that the plan is for is this one.
     pub fn is_here(&self) -> bool {
         self.is_here

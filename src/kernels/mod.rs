@@ -7,6 +7,7 @@ pub mod add;
 pub mod add_bias;
 pub mod add_expert_bias;
 pub mod attention;
+pub mod back;
 pub mod conv;
 pub mod copy_part;
 pub mod delta_rule;
@@ -17,7 +18,7 @@ pub mod glu;
 pub mod layer_norm;
 pub mod map;
 pub mod matmul;
-mod params;
+pub(crate) mod params;
 pub mod rms_norm;
 pub mod rope;
 pub mod rope_kv;
@@ -93,7 +94,7 @@ impl<'a> Binding<'a> {
 /// The table of all kernels. Each shader's entry point is `main`; binding 0 is its `Params`; group 0 is the only group.
 /// WebGPU guarantees 8 storage buffers per stage: no row may have more.
 /// The variants of the matrix product have a row for each number of products in a dispatch.
-pub static KERNELS: [&KernelSource; 38] = [
+pub static KERNELS: [&KernelSource; 50] = [
     &MATMUL_VEC[0],
     &MATMUL_VEC[1],
     &MATMUL_VEC[2],
@@ -132,6 +133,18 @@ pub static KERNELS: [&KernelSource; 38] = [
     &GATE_ROWS,
     &ADD_EXPERT_BIAS,
     &WEIGH_INPUTS,
+    &MATMUL_BACK,
+    &ADD_OUTER,
+    &RMS_NORM_BACK,
+    &LAYER_NORM_BACK,
+    &GLU_BACK,
+    &MAP_BACK,
+    &SCATTER_ROWS,
+    &ATTENTION_DENSE,
+    &ATTENTION_BACK_QUERY,
+    &ATTENTION_BACK_KEYS,
+    &SOFTMAX_TOTALS,
+    &SOFTMAX_BACK,
 ];
 
 /// Source text of `shaders/<stem>.wgsl`, with the shared files named after it at its end.
@@ -161,15 +174,15 @@ const MATMUL_2: &[(&str, Access)] = &[("weight", Read), ("input", Read), ("outpu
 const MATMUL_3: &[(&str, Access)] =
     &[("weight", Read), ("input", Read), ("output_0", Write), ("output_1", Write), ("output_2", Write), ("grid", Read)];
 static MATMUL_VEC: [KernelSource; MAX_PRODUCTS] = products!("matmul_vec", "bytes");
-static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes", "tile");
+static MATMUL_TILE: [KernelSource; MAX_PRODUCTS] = products!("matmul_tile", "bytes", "weight_tile", "tile");
 static MATMUL_SUBGROUP: [KernelSource; MAX_PRODUCTS] = products!("matmul_subgroup", "words");
 static MATMUL_UNALIGNED: KernelSource =
     row::<matmul::Params>("matmul_unaligned", wgsl!("matmul_unaligned", "matmul_params", "decode", "products_1"), MATMUL);
 static RMS_NORM: KernelSource =
-    row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm", "norm"), &[("input", Read), ("weight", Read), ("output", Write)]);
+    row::<rms_norm::Params>("rms_norm", wgsl!("rms_norm", "norm", "lanes"), &[("input", Read), ("weight", Read), ("output", Write)]);
 static LAYER_NORM: KernelSource = row::<layer_norm::Params>(
     "layer_norm",
-    wgsl!("layer_norm", "norm"),
+    wgsl!("layer_norm", "norm", "lanes"),
     &[("input", Read), ("weight", Read), ("bias", Read), ("output", Write)],
 );
 static ROPE: KernelSource = row::<rope::Params>("rope", wgsl!("rope", "items"), &[("cos_sin", Read), ("heads", Write)]);
@@ -282,6 +295,72 @@ static ADD_EXPERT_BIAS: KernelSource = row::<add_expert_bias::Params>(
     "add_expert_bias",
     wgsl!("add_expert_bias", "expert_params", "items"),
     &[("bias", Read), ("routing", Read), ("target_values", Write)],
+);
+
+static MATMUL_BACK: KernelSource = row::<matmul::Params>(
+    "matmul_back",
+    wgsl!("matmul_back", "matmul_params", "decode", "blocks", "bytes", "weight_tile", "tile"),
+    &[("weight", Read), ("upward", Read), ("into", Write), ("grid", Read)],
+);
+static ADD_OUTER: KernelSource =
+    row::<back::products::OuterParams>("add_outer", wgsl!("add_outer", "items"), &[("left", Read), ("right", Read), ("into", Write)]);
+const NORM_BACK: &[(&str, Access)] = &[("input", Read), ("weight", Read), ("upward", Read), ("into", Write)];
+static RMS_NORM_BACK: KernelSource = row::<rms_norm::Params>("rms_norm_back", wgsl!("rms_norm_back", "norm", "lanes"), NORM_BACK);
+static LAYER_NORM_BACK: KernelSource = row::<layer_norm::Params>("layer_norm_back", wgsl!("layer_norm_back", "norm", "lanes"), NORM_BACK);
+static GLU_BACK: KernelSource = row::<glu::Params>(
+    "glu_back",
+    wgsl!("glu_back", "value_params", "activations", "slopes", "items"),
+    &[("gate", Read), ("up", Read), ("upward", Read), ("of_gate", Write), ("of_up", Write)],
+);
+static MAP_BACK: KernelSource =
+    row::<map::Params>("map_back", wgsl!("map_back", "activations", "slopes", "items"), &[("input", Read), ("gradient", Write)]);
+static SCATTER_ROWS: KernelSource = row::<back::values::ScatterParams>(
+    "scatter_rows",
+    wgsl!("scatter_rows", "items"),
+    &[("input", Read), ("row_indices", Read), ("into", Write)],
+);
+static ATTENTION_DENSE: KernelSource = row::<attention::Params>(
+    "attention_dense",
+    wgsl!("attention_dense", "attention_params", "attention_dense", "lanes"),
+    &[("query", Read), ("keys", Read), ("values", Read), ("runs", Read), ("sinks", Read), ("attention_output", Write), ("totals", Write)],
+);
+static ATTENTION_BACK_QUERY: KernelSource = row::<attention::Params>(
+    "attention_back_query",
+    wgsl!("attention_back_query", "attention_params", "attention_dense", "lanes"),
+    &[
+        ("query", Read),
+        ("keys", Read),
+        ("values", Read),
+        ("runs", Read),
+        ("attention_output", Read),
+        ("upward", Read),
+        ("of_query", Write),
+        ("totals", Write),
+    ],
+);
+static ATTENTION_BACK_KEYS: KernelSource = row::<attention::Params>(
+    "attention_back_keys",
+    wgsl!("attention_back_keys", "attention_params", "attention_dense"),
+    &[
+        ("query", Read),
+        ("keys", Read),
+        ("values", Read),
+        ("runs", Read),
+        ("totals", Read),
+        ("upward", Read),
+        ("of_keys", Write),
+        ("of_values", Write),
+    ],
+);
+static SOFTMAX_TOTALS: KernelSource = row::<back::loss::Params>(
+    "softmax_totals",
+    wgsl!("softmax_totals", "softmax", "lanes"),
+    &[("logits", Read), ("targets", Read), ("totals", Write)],
+);
+static SOFTMAX_BACK: KernelSource = row::<back::loss::Params>(
+    "softmax_back",
+    wgsl!("softmax_back", "softmax", "items"),
+    &[("targets", Read), ("totals", Read), ("logits", Write)],
 );
 
 const fn row<P>(stem: &'static str, wgsl: &'static str, bindings: &'static [(&'static str, Access)]) -> KernelSource {

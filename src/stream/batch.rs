@@ -222,7 +222,7 @@ pub(super) fn places(batch: &Batch) -> Vec<Token> {
 
 /// Cosine and sine of each token's angles by `table`, where caches have room for `ctx_size` positions: `[n_tokens, n_pairs, 2]`. Computed
 /// on the host in double precision, so that every executor rotates by the same values and large positions lose no precision.
-pub(super) fn cos_sin(batch: &Batch, table: &RopeTable, ctx_size: usize) -> Vec<f32> {
+pub(crate) fn cos_sin(batch: &Batch, table: &RopeTable, ctx_size: usize) -> Vec<f32> {
     let frequencies = table.of_context(ctx_size);
     let mut cos_sin = Vec::with_capacity(batch.tokens.len() * frequencies.len() * 2);
     for token in &batch.tokens {

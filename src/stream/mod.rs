@@ -1,6 +1,6 @@
 //! Streaming: the overlap loop, which walks a schedule, and the executors that carry out its steps.
 
-mod batch;
+pub(crate) mod batch;
 mod executors;
 mod expert_cache;
 mod fetch;

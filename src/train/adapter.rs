@@ -133,6 +133,11 @@ impl Adapter {
         self.by_weight.get(&weight).copied()
     }
 
+    /// The layer of each weight that has one.
+    pub(super) fn by_weight(&self) -> &HashMap<TensorId, usize> {
+        &self.by_weight
+    }
+
     /// Adds what the layer gives for `input`, `[n_tokens, n_inputs]`, to `output`, `[n_tokens, n_outputs]`. `draw` names the draw of the
     /// dropout; none is without.
     pub(super) fn add(&self, layer: usize, input: &[f32], output: &mut [f32], draw: Option<u64>) -> LoraRead {

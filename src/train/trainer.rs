@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::adapter::{Adapter, Layer, LoraOptions};
 use super::data::{DataSet, Example};
+use super::gpu::{GpuPasses, GpuUse, MostTokens};
 use super::optim::{self, Optimizer, OptimizerKind, Scheduler};
 use super::pass::{self, HostPasses};
 use super::saved;
@@ -17,6 +18,7 @@ use crate::engine::{EngineBuilder, LoadProgress, ModelText};
 use crate::error::{Error, Remedy, Result, Setting};
 use crate::host;
 use crate::model::{Model, UnitKind};
+use crate::platform;
 use crate::stream::{Batch, BatchToken, LogitsRequest, Store};
 use crate::units::Bytes;
 
@@ -92,7 +94,7 @@ pub struct StepReport {
 /// Steps in a row that may be skipped.
 const MOST_SKIPPED: u64 = 3;
 
-/// A model in training. Its own weights stay as they are; an adapter beside them is trained on the host.
+/// A model in training. Its own weights stay as they are; an adapter beside them is trained, on the host or by a GPU.
 ///
 /// ```no_run
 /// # async fn example() -> tierflow::Result<()> {
@@ -118,6 +120,8 @@ pub struct Trainer {
     adapter: Adapter,
     optimizer: Optimizer,
     progress: Progress,
+    /// What computes the passes, where the host does not.
+    gpu: Option<GpuPasses>,
 }
 
 /// How far training has come.
@@ -132,23 +136,27 @@ pub struct Progress {
 }
 
 impl Trainer {
-    /// Opens a model for training on the host: `builder` says which one, and what it may use of the host's memory. Layers that have no room
-    /// there are read from disk twice in each batch.
+    /// Opens a model for training: `builder` says which one, on which device, and what it may use of memory. Of a GPU that computes, the budget
+    /// holds as many weights as it has room for; the others stream from host memory, and layers that have no room there from disk, three times in
+    /// each batch. On the host, layers that have no room are read from disk as often.
     ///
     /// # Errors
     /// Those of planning and reading; [`Error::UnsupportedModel`] where gradients of its operations are not computed;
     /// [`Error::InvalidArgument`] for an option that is not possible; [`Error::DoesNotFit`].
     pub async fn open(builder: EngineBuilder, options: TrainOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Trainer> {
         check(&options)?;
-        let builder = builder.device(DeviceChoice::Cpu).ctx_size(options.seq_len);
+        let builder = builder.ctx_size(options.seq_len);
         let prepared = builder.clone().prepare().await?;
+        let adapter_chosen = prepared.first_adapter().map(|(found, budget)| (found.clone(), budget));
+        let builder = builder.device(DeviceChoice::Cpu);
+        let prepared = if adapter_chosen.is_some() { builder.clone().prepare().await? } else { prepared };
         pass::check(&prepared.model, &prepared.checkpoint.path)?;
         let adapter = Adapter::new(&prepared.checkpoint, &prepared.model, &options.lora, options.seed)?;
         // What training needs besides is taken off the budget of the plan.
         let mut prepared = match prepared.plan.device(Device::Cpu).and_then(|device| device.budget) {
             None => prepared,
             Some(budget) => {
-                let needed = bytes_needed(&prepared.model, &options, adapter.n_values());
+                let needed = bytes_needed(&prepared.model, &options, adapter.n_values(), adapter_chosen.is_none());
                 let Some(rest) = budget.0.checked_sub(needed.0) else { return Err(no_room(needed, budget)) };
                 builder.max_memory(Device::Cpu, Bytes(rest)).prepare().await?
             }
@@ -167,7 +175,15 @@ impl Trainer {
         let store = Store::load(Arc::clone(&prepared.checkpoint), &prepared.model, Arc::clone(&prepared.plan), &loaded)?;
         let weights = Weights::new(&prepared.model, Arc::clone(&prepared.plan), Arc::new(store))?;
         let optimizer = Optimizer::new(options.optimizer, options.weight_decay, adapter.zeros());
-        Ok(Trainer { model: Arc::new(prepared.model), weights, text, options, adapter, optimizer, progress: Progress::default() })
+        let model = Arc::new(prepared.model);
+        let gpu = match adapter_chosen {
+            None => None,
+            Some((found, budget)) => {
+                let most = MostTokens(options.batch * options.seq_len);
+                Some(GpuPasses::open(&found, budget, &model, &weights, &adapter, most).await?)
+            }
+        };
+        Ok(Trainer { model, weights, text, options, adapter, optimizer, progress: Progress::default(), gpu })
     }
 
     /// The model's tokenizer and chat template, which records are read with.
@@ -178,6 +194,11 @@ impl Trainer {
     /// What is trained.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
+    }
+
+    /// What is used of the GPU that computes; `None` where the host does.
+    pub fn gpu_use(&self) -> Option<GpuUse> {
+        self.gpu.as_ref().map(GpuPasses::gpu_use)
     }
 
     /// How it is trained.
@@ -252,13 +273,28 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of reading weights.
-    pub fn gradients(&self, examples: &[&Example]) -> Result<(f64, Vec<Layer>)> {
+    pub fn gradients(&mut self, examples: &[&Example]) -> Result<(f64, Vec<Layer>)> {
         let n_trained: usize = examples.iter().map(|example| example.n_trained()).sum();
         let factor = 1.0 / n_trained.max(1) as f32;
         let mut gradients = self.adapter.zeros();
         let units = self.trained_units();
         let first = units.clone().find(|unit| self.is_adapted(*unit)).unwrap_or(units.end);
         let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+        if let Some(gpu) = &mut self.gpu {
+            let (loss, gradients) = platform::block_on(async {
+                let mut loss = 0.0;
+                gpu.begin(adapter);
+                for examples in examples.chunks(at_once) {
+                    let (batch, targets) = batch_of(examples);
+                    gpu.forward(weights, &batch, units.clone(), first).await?;
+                    loss += gpu.loss(weights, &targets, Some(factor)).await?;
+                    (first..units.end).rev().try_for_each(|unit| gpu.backward(weights, unit))?;
+                }
+                gpu.add_gradients(adapter, &mut gradients).await?;
+                Ok((loss, gradients))
+            })?;
+            return Ok((loss / n_trained.max(1) as f64, gradients));
+        }
         let draws = self.options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(self.progress.n_done << 20);
         let loss = host::among_threads(|| -> Result<f64> {
             let mut loss = 0.0;
@@ -280,9 +316,23 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of reading weights.
-    pub fn evaluate(&self, data: &DataSet) -> Result<f64> {
-        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+    pub fn evaluate(&mut self, data: &DataSet) -> Result<f64> {
         let units = self.trained_units();
+        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+        if let Some(gpu) = &mut self.gpu {
+            return platform::block_on(async {
+                let examples: Vec<&Example> = data.examples.iter().collect();
+                let (mut loss, mut n_trained) = (0.0, 0);
+                gpu.begin(adapter);
+                for examples in examples.chunks(at_once) {
+                    let (batch, targets) = batch_of(examples);
+                    gpu.forward(weights, &batch, units.clone(), units.end).await?;
+                    loss += gpu.loss(weights, &targets, None).await?;
+                    n_trained += targets.len();
+                }
+                Ok(loss / n_trained.max(1) as f64)
+            });
+        }
         host::among_threads(|| {
             let examples: Vec<&Example> = data.examples.iter().collect();
             let (mut loss, mut n_trained) = (0.0, 0);
@@ -399,10 +449,13 @@ fn check(options: &TrainOptions) -> Result<()> {
 
 /// What training holds besides the model's weights: what units have read, the operations of one unit with their gradients, logits of a slice,
 /// and the adapter with its gradients and the optimiser's means.
-fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize) -> Bytes {
+fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize, on_host: bool) -> Bytes {
     let n_tokens = (options.batch * options.seq_len) as u64;
     let widths: u64 = model.values().filter(|(id, _)| *id != model.logits).map(|(_, value)| value.width as u64).sum();
     let kept = model.units.len() as u64 * model.config.hidden_size as u64;
+    if !on_host {
+        return Bytes((n_tokens * kept + n_values as u64 * 4) * 4);
+    }
     // Values, what operations have kept of them and their gradients; a slice of logits and their slopes.
     Bytes((n_tokens * (kept + 4 * widths) + n_values as u64 * 4 + (3 << 22)) * 4)
 }

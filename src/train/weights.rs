@@ -67,7 +67,7 @@ impl Weights {
     }
 
     /// Rows of a matrix as stored, as many as `n_rows` from `first` on.
-    fn rows(&self, id: TensorId, first: u64, n_rows: u64) -> Result<Cow<'_, [u8]>> {
+    pub(super) fn rows(&self, id: TensorId, first: u64, n_rows: u64) -> Result<Cow<'_, [u8]>> {
         let row_bytes = self.checkpoint().catalog[id].row_bytes();
         let holds = |slice: &Slice| slice.first_row <= first && first + n_rows <= slice.first_row + slice.n_rows;
         let places = self.places.get(&id).into_iter().flatten();

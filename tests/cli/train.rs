@@ -134,3 +134,25 @@ fn options_that_are_not_possible_are_named() {
     assert!(refused(3, &["--max-memory", "cpu=1KiB"]).contains("needs at least"));
     assert!(refused(1, &["--data", "no-such-file"]).contains("no-such-file"));
 }
+
+#[test]
+fn a_gpu_trains_an_adapter_within_its_budget() {
+    let home = Home::new();
+    let (model, out) = (home.folder_model(), text(&home.path("out")));
+    let data = data(&home, "data.jsonl", &facts());
+    let common = ["train", &model, "--data", &data, "--out", &out, "--steps", "6", "--batch", "6", "--seq-len", "16", "--lr", "2e-2"];
+    let losses = |more: &[&str]| -> Vec<f64> {
+        let ran = home.run(&[&common[..], &["--json"], more].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap()).collect()
+    };
+    let (on_host, on_gpu) = (losses(&["--device", "cpu"]), losses(&["--device", "gpu"]));
+    assert!(on_host.iter().zip(&on_gpu).all(|(host, gpu)| (host - gpu).abs() < 1e-3), "{on_host:?} {on_gpu:?}");
+    assert!(on_gpu[5] < 0.95 * on_gpu[0], "{on_gpu:?}");
+    let ran = home.run(&[&common[..], &["--device", "gpu"]].concat());
+    assert!(ran.code == Some(0) && ran.stderr.contains("computes, with "), "{}", ran.stderr);
+    let ran = home.run(&["run", &model, "-p", "a", "--lora", &out, "-n", "4", "--seed", "1"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let refused = home.refusal(2, &[&common[..], &["--device", "gpu", "--dropout", "0.1"]].concat());
+    assert!(refused.contains("is drawn on the host alone"), "{refused}");
+}

@@ -5,6 +5,9 @@ use std::mem::offset_of;
 
 use tierflow::DType;
 use tierflow::gpu::{Access, KernelSource};
+use tierflow::kernels::back::loss;
+use tierflow::kernels::back::products::OuterParams;
+use tierflow::kernels::back::values::ScatterParams;
 use tierflow::kernels::{
     KERNELS, add, add_bias, add_expert_bias, attention, conv, copy_part, delta_rule, expert_matmul, gate_rows, gather_rows, glu,
     layer_norm, map, matmul, rms_norm, rope, rope_kv, route, sum_experts, top_k, weigh_inputs,
@@ -22,48 +25,54 @@ const BEYOND_BASE: [&str; 3] = ["matmul_subgroup", "attention_subgroup", "attent
 type Members = Vec<(&'static str, usize)>;
 
 macro_rules! members {
-    ($module:ident: $($field:ident),+) => {
-        (size_of::<$module::Params>(), vec![$((stringify!($field), offset_of!($module::Params, $field))),+])
+    ($params:ty: $($field:ident),+) => {
+        (size_of::<$params>(), vec![$((stringify!($field), offset_of!($params, $field))),+])
     };
 }
 
 /// Size, and name and offset of each member, of the Rust side of `stem`.
 fn rust_params(stem: &str) -> (usize, Members) {
     match stem {
-        "matmul_vec" | "matmul_tile" | "matmul_subgroup" | "matmul_unaligned" => {
-            members!(matmul: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
+        "matmul_vec" | "matmul_tile" | "matmul_subgroup" | "matmul_unaligned" | "matmul_back" => {
+            members!(matmul::Params: n_rows, n_columns, n_tokens, output_stride, output_row_begin, dtype, weight_begin, accumulates)
         }
-        "rms_norm" => members!(rms_norm: n_rows, hidden_size, epsilon, weight_offset),
-        "layer_norm" => members!(layer_norm: n_rows, hidden_size, epsilon, weight_offset),
-        "rope" => members!(rope: n_tokens, n_heads, head_size, rotary_size, pairing),
+        "rms_norm" | "rms_norm_back" => members!(rms_norm::Params: n_rows, hidden_size, epsilon, weight_offset),
+        "layer_norm" | "layer_norm_back" => members!(layer_norm::Params: n_rows, hidden_size, epsilon, weight_offset),
+        "rope" => members!(rope::Params: n_tokens, n_heads, head_size, rotary_size, pairing),
         "rope_kv" | "rope_kv_padded" | "rope_kv_blocks" => {
-            members!(rope_kv: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size)
+            members!(rope_kv::Params: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, kv_dtype, pairing, rotary_size)
         }
         "attention_token"
         | "attention_tile"
         | "attention_subgroup"
         | "attention_subgroup_tile"
         | "attention_combine"
-        | "attention_compact" => {
-            members!(attention: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal, in_chunks)
+        | "attention_compact"
+        | "attention_dense"
+        | "attention_back_query"
+        | "attention_back_keys" => {
+            members!(attention::Params: n_tokens, n_heads, n_kv_heads, head_size, n_seqs, kv_capacity, window, scale, kv_dtype, softcap, is_causal, in_chunks)
         }
-        "conv" => members!(conv: n_tokens, width, n_taps, n_seqs),
-        "copy_part" => members!(copy_part: n_heads, len, input_size, input_begin, output_size, output_begin),
-        "delta_rule" => members!(delta_rule: n_tokens, n_seqs, n_key_heads, n_value_heads, key_size, value_size, is_tiled),
-        "glu" => members!(glu: n_values),
-        "map" => members!(map: n_values, number),
-        "add" => members!(add: n_values),
-        "add_bias" => members!(add_bias: n_tokens, width),
-        "gather_rows" => members!(gather_rows: n_rows, n_input_rows, width),
-        "top_k" => members!(top_k: n_rows, vocab_size, k, n_segments),
-        "route" => members!(route: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
+        "conv" => members!(conv::Params: n_tokens, width, n_taps, n_seqs),
+        "copy_part" => members!(copy_part::Params: n_heads, len, input_size, input_begin, output_size, output_begin),
+        "delta_rule" => members!(delta_rule::Params: n_tokens, n_seqs, n_key_heads, n_value_heads, key_size, value_size, is_tiled),
+        "glu" | "glu_back" => members!(glu::Params: n_values),
+        "map" | "map_back" => members!(map::Params: n_values, number),
+        "add" => members!(add::Params: n_values),
+        "add_bias" => members!(add_bias::Params: n_tokens, width),
+        "gather_rows" => members!(gather_rows::Params: n_rows, n_input_rows, width),
+        "top_k" => members!(top_k::Params: n_rows, vocab_size, k, n_segments),
+        "route" => members!(route::Params: n_tokens, n_experts, n_used, scores, n_groups, n_groups_used, n_best, normalises, scale),
         "expert_matmul" | "expert_matmul_tile" => {
-            members!(expert_matmul: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin, n_experts)
+            members!(expert_matmul::Params: n_rows, n_columns, n_tokens, n_used, expert_rows, first_row, shares_input, slot_bytes, matrix_begin, n_experts)
         }
-        "weigh_inputs" => members!(weigh_inputs: n_tokens, n_used, width),
-        "sum_experts" => members!(sum_experts: n_tokens, n_used, width),
-        "add_expert_bias" => members!(add_expert_bias: n_tokens, n_used, width),
-        "gate_rows" => members!(gate_rows: n_tokens, width),
+        "weigh_inputs" => members!(weigh_inputs::Params: n_tokens, n_used, width),
+        "sum_experts" => members!(sum_experts::Params: n_tokens, n_used, width),
+        "add_expert_bias" => members!(add_expert_bias::Params: n_tokens, n_used, width),
+        "gate_rows" => members!(gate_rows::Params: n_tokens, width),
+        "add_outer" => members!(OuterParams: n_tokens, n_rows, n_columns),
+        "scatter_rows" => members!(ScatterParams: n_rows, n_output_rows, width),
+        "softmax_totals" | "softmax_back" => members!(loss::Params: n_rows, width, first, factor, slope, cap),
         _ => panic!("{stem}: a new kernel needs a row here"),
     }
 }
@@ -109,7 +118,7 @@ fn params_lie_in_memory_as_rust_has_them() {
         assert_eq!(*span as usize, size, "{}", kernel.stem);
         // The matrix products bind an array of them, one for each output.
         let n_outputs = kernel.bindings.iter().filter(|(name, _)| name.starts_with("output")).count();
-        let n_params = if kernel.stem.starts_with("matmul") { n_outputs } else { 1 };
+        let n_params = if kernel.stem.starts_with("matmul") && n_outputs > 0 { n_outputs } else { 1 };
         assert_eq!(kernel.params_bytes, (size * n_params) as u64, "{}", kernel.stem);
         assert!(n_params == 1 || size.is_multiple_of(16), "{}: the stride of an array of uniforms", kernel.stem);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use tierflow::device::Device;
+use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::Error;
 use tierflow::lora::{self, LowRank, Settings};
@@ -119,6 +119,67 @@ fn gradients_of_many_families_are_those_of_torch_and_peft() {
     }
 }
 
+/// As [`builder`], on the adapter of the tests.
+fn on_gpu(folder: &Path) -> EngineBuilder {
+    crate::common::gpus();
+    builder(folder).device(DeviceChoice::GpuAt(0))
+}
+
+#[test]
+fn gradients_on_an_adapter_are_those_of_torch_and_peft() {
+    let root = tempfile::tempdir().unwrap();
+    for case in goldens().cases {
+        let folder = families::written(root.path(), &case.name);
+        let targets: Vec<&str> = case.targets.iter().map(String::as_str).collect();
+        let mut trainer = open(on_gpu(&folder), options(&targets));
+        begin(&mut trainer, &root.path().join("adapter"), 0.1);
+        let texts = [text(0, 21), text(1, 9)];
+        // A second batch finds nothing of the first one.
+        for _ in 0..2 {
+            let (loss, gradients) = trainer.gradients(&[&texts[0], &texts[1]]).unwrap();
+            assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
+            check(&case.name, &gradients, &case.gradients);
+        }
+    }
+}
+
+#[test]
+fn what_streams_through_an_adapter_changes_no_bit() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "qwen3");
+    let options = || TrainOptions { learning_rate: 1e-2, ..options(&["q_proj", "down_proj"]) };
+    let of = |mut trainer: Trainer| {
+        let layers = trained(&mut trainer, 3);
+        (layers, trainer.gpu_use().unwrap(), trainer.bytes_on_disk())
+    };
+    let (resident, whole, _) = of(open(on_gpu(&folder), options()));
+    assert_eq!(whole.streamed, Bytes::ZERO);
+    let tight = Bytes(whole.peak.0 - whole.resident.0 * 7 / 10);
+    let tightly = || on_gpu(&folder).max_memory(Device::Gpu(0), tight);
+    let (streamed, part, _) = of(open(tightly(), options()));
+    assert!(part.streamed.0 > part.resident.0 && part.peak <= tight, "{part:?}");
+    assert!(streamed == resident, "streamed weights gave other bits");
+    let (from_disk, part, on_disk) = of(in_little_host_memory(&tightly(), options()));
+    assert!(part.streamed > Bytes::ZERO && on_disk > Bytes::ZERO, "{part:?} {on_disk}");
+    assert!(from_disk == resident, "weights from disk gave other bits");
+}
+
+#[test]
+fn an_adapter_without_room_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let builder = on_gpu(&folder).max_memory(Device::Gpu(0), Bytes(1 << 20));
+    let refused = pollster::block_on(Trainer::open(builder, TrainOptions { seq_len: 64, batch: 64, ..options(&[]) }, &|_| {}));
+    let Err(Error::DoesNotFit { device, .. }) = refused else { panic!("{:?}", refused.err()) };
+    assert!(device.starts_with("gpu"), "{device}");
+}
+
+#[test]
+fn fifty_steps_on_an_adapter_have_the_losses_of_peft() {
+    let root = tempfile::tempdir().unwrap();
+    fifty_steps(on_gpu(&families::written(root.path(), "llama")), root.path());
+}
+
 #[test]
 fn the_gguf_file_of_a_model_trains_the_same_adapter_in_transformers_order() {
     let root = tempfile::tempdir().unwrap();
@@ -140,11 +201,14 @@ fn the_gguf_file_of_a_model_trains_the_same_adapter_in_transformers_order() {
 #[test]
 fn fifty_steps_have_the_losses_of_peft() {
     let root = tempfile::tempdir().unwrap();
-    let folder = families::written(root.path(), "llama");
+    fifty_steps(builder(&families::written(root.path(), "llama")), root.path());
+}
+
+fn fifty_steps(builder: EngineBuilder, root: &Path) {
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let options = TrainOptions { learning_rate: 1e-2, n_warmup: 5, weight_decay: 0.01, batch: 1, accumulate: 2, ..options(&targets) };
-    let mut trainer = open(builder(&folder), options);
-    begin(&mut trainer, &root.path().join("adapter"), 0.0);
+    let mut trainer = open(builder, options);
+    begin(&mut trainer, &root.join("adapter"), 0.0);
     for (step, expected) in goldens().curve.into_iter().enumerate() {
         let texts: Vec<Example> = (0..2).map(|i| (step * 2 + i * 5) % 12).map(|number| text(number, 6 + number)).collect();
         let report = trainer.step_on(&texts.iter().collect::<Vec<_>>()).unwrap();
@@ -164,23 +228,26 @@ fn trained(trainer: &mut Trainer, n_steps: u64) -> Vec<Layer> {
     trainer.adapter().layers.clone()
 }
 
+/// Opens it with room for what training needs of the host's memory, and for as little of the model as may be.
+fn in_little_host_memory(builder: &EngineBuilder, options: TrainOptions) -> Trainer {
+    let open = |budget: Bytes| pollster::block_on(Trainer::open(builder.clone().max_memory(Device::Cpu, budget), options.clone(), &|_| {}));
+    let mut budget = Bytes(1);
+    loop {
+        match open(budget) {
+            Ok(trainer) => break trainer,
+            Err(Error::DoesNotFit { needed, available, .. }) => budget += Bytes(needed.0.saturating_sub(available.0).max(1)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn neither_threads_nor_places_of_weights_change_a_bit() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "qwen3");
     let options = || TrainOptions { lora: LoraOptions { dropout: 0.1, ..options(&[]).lora }, learning_rate: 1e-2, ..options(&[]) };
     let expected = trained(&mut open(builder(&folder), options()), 4);
-    let streamed = |budget: Bytes| pollster::block_on(Trainer::open(builder(&folder).max_memory(Device::Cpu, budget), options(), &|_| {}));
-    let Err(Error::DoesNotFit { needed, .. }) = streamed(Bytes(1)) else { panic!("one byte is no room") };
-    // Room for what training needs, and then for as little of the model as may be.
-    let mut budget = needed;
-    let mut from_disk = loop {
-        match streamed(budget) {
-            Ok(trainer) => break trainer,
-            Err(Error::DoesNotFit { needed, available, .. }) => budget += Bytes(needed.0.saturating_sub(available.0).max(1)),
-            Err(error) => panic!("{error}"),
-        }
-    };
+    let mut from_disk = in_little_host_memory(&builder(&folder), options());
     assert!(from_disk.bytes_on_disk().0 > 0, "something streams");
     assert!(trained(&mut from_disk, 4) == expected, "from disk");
     let mut on_one = open(builder(&folder), options());

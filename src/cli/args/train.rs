@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::model::{IoArg, ModelArgs};
 use super::{parse_positive, parse_value, parse_whole};
-use crate::device::MaxMemory;
+use crate::device::{DeviceChoice, MaxMemory};
 use crate::error::{Error, Result};
 use crate::train::{DataOptions, LoraOptions, OptimizerKind, Scheduler, TrainOn, TrainOptions};
 
@@ -92,9 +92,14 @@ pub struct TrainArgs {
     /// Go on from the latest checkpoint there, if any
     #[arg(long, env = "TIERFLOW_RESUME")]
     pub resume: bool,
-    /// Memory to use, as in cpu=16GiB
+    /// What computes: auto, cpu, gpu, gpu:N
     ///
-    /// Layers without room are read from disk.
+    /// Or by vendor: cuda, cuda:N, xpu, mps. Also -dev.
+    #[arg(long, env = "TIERFLOW_DEVICE", default_value = "auto", value_parser = parse_value::<DeviceChoice>)]
+    pub device: DeviceChoice,
+    /// Memory to use, as in gpu=6GiB,cpu=16GiB
+    ///
+    /// Layers without room on the GPU stream from host memory, those without room there from disk.
     #[arg(long, env = "TIERFLOW_MAX_MEMORY", value_name = "SIZES", value_parser = parse_value::<MaxMemory>)]
     pub max_memory: Option<MaxMemory>,
     /// Threads that compute

@@ -1,6 +1,7 @@
 //! Every kernel on the adapter against its reference on the host, at odd sizes, under WebGPU's default limits.
 
 mod attention;
+mod back;
 mod experts;
 mod matmul;
 mod small;

@@ -1,0 +1,156 @@
+//! What is trained, beside the frozen matrices, and its gradients. Ranks are rounded up to multiples of 4, with zeros, since the faster kernels
+//! read rows as quads.
+
+use std::collections::HashMap;
+
+use super::MostTokens;
+use super::recorder::Recorder;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::{self, Buffer, Gpu, Purpose};
+use crate::kernels::back::products::{self, OuterBindings, OuterParams};
+use crate::kernels::{Binding, matmul};
+use crate::train::adapter::{Adapter, Layer};
+use crate::units::Bytes;
+use crate::weights::TensorId;
+
+/// One layer: A `[rank, n_inputs]` and B `[n_outputs, rank]`, B times the scale of the product, and their gradients.
+struct GpuLayer {
+    a: Buffer,
+    b: Buffer,
+    of_a: Buffer,
+    of_b: Buffer,
+    n_inputs: u32,
+    n_outputs: u32,
+}
+
+/// All layers.
+pub(super) struct GpuAdapter {
+    layers: Vec<GpuLayer>,
+    by_weight: HashMap<TensorId, usize>,
+    /// As the buffers have it.
+    rank: u32,
+    /// `A·x`, and the gradient of it: `[n_tokens, rank]`.
+    inner: Buffer,
+    of_inner: Buffer,
+}
+
+impl GpuAdapter {
+    pub(super) async fn new(gpu: &Gpu, trained: &Adapter, most: MostTokens) -> Result<GpuAdapter> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let make = |what: &'static str, len: usize| gpu.buffer(what, Bytes(len as u64 * 4).align_up(256), usage, Purpose::Activations);
+        let rank = trained.rank.next_multiple_of(4);
+        let mut layers = Vec::new();
+        for Layer { n_inputs, n_outputs, .. } in &trained.layers {
+            layers.push(GpuLayer {
+                a: make("A", rank * n_inputs).await?,
+                b: make("B", n_outputs * rank).await?,
+                of_a: make("gradient of A", rank * n_inputs).await?,
+                of_b: make("gradient of B", n_outputs * rank).await?,
+                n_inputs: *n_inputs as u32,
+                n_outputs: *n_outputs as u32,
+            });
+        }
+        let (inner, of_inner) = (make("A·x", most.0 * rank).await?, make("gradient of A·x", most.0 * rank).await?);
+        Ok(GpuAdapter { layers, by_weight: trained.by_weight().clone(), rank: rank as u32, inner, of_inner })
+    }
+
+    /// Bytes of the largest matrix, which is read back as a whole.
+    pub(super) fn largest_matrix(&self) -> Bytes {
+        Bytes(self.layers.iter().map(|layer| layer.of_a.size().max(layer.of_b.size())).max().unwrap_or(0))
+    }
+
+    /// Takes the values of `trained`; gradients are zero then.
+    pub(super) fn begin(&mut self, gpu: &Gpu, trained: &Adapter, recorder: &mut Recorder) {
+        recorder.submit(gpu);
+        let scale = trained.scale();
+        for (own, layer) in self.layers.iter().zip(&trained.layers) {
+            gpu.queue.write_buffer(&own.a, 0, bytemuck::cast_slice(&layer.a));
+            let mut b = vec![0.0f32; own.n_outputs as usize * self.rank as usize];
+            for (wide, row) in b.chunks_exact_mut(self.rank as usize).zip(layer.b.chunks_exact(trained.rank)) {
+                wide.iter_mut().zip(row).for_each(|(to, from)| *to = scale * from);
+            }
+            gpu.queue.write_buffer(&own.b, 0, bytemuck::cast_slice(&b));
+            recorder.clear(&own.of_a);
+            recorder.clear(&own.of_b);
+        }
+    }
+
+    /// Records what the layer beside `weight`, if there is one, adds to the output of its product.
+    pub(super) fn add(
+        &self,
+        gpu: &Gpu,
+        recorder: &mut Recorder,
+        weight: TensorId,
+        n_tokens: u32,
+        [input, output]: [Binding<'_>; 2],
+    ) -> Result<()> {
+        let Some(layer) = self.by_weight.get(&weight).map(|index| &self.layers[*index]) else { return Ok(()) };
+        self.record_inner(gpu, recorder, layer, n_tokens, input)?;
+        let params = self.of_b(layer, n_tokens).accumulating();
+        let bindings = matmul::Bindings { weight: Binding::whole(&layer.b), input: Binding::whole(&self.inner), output };
+        recorder.dispatch(gpu, &matmul::padded(&[params]), |arena| matmul::prepare(gpu, arena, &params, bindings))
+    }
+
+    fn record_inner(&self, gpu: &Gpu, recorder: &mut Recorder, layer: &GpuLayer, n_tokens: u32, input: Binding<'_>) -> Result<()> {
+        let params = self.of_a(layer, n_tokens);
+        let bindings = matmul::Bindings { weight: Binding::whole(&layer.a), input, output: Binding::whole(&self.inner) };
+        recorder.dispatch(gpu, &matmul::padded(&[params]), |arena| matmul::prepare(gpu, arena, &params, bindings))
+    }
+
+    fn of_a(&self, layer: &GpuLayer, n_tokens: u32) -> matmul::Params {
+        matmul::Params::new(DType::F32, self.rank, layer.n_inputs, n_tokens)
+    }
+
+    fn of_b(&self, layer: &GpuLayer, n_tokens: u32) -> matmul::Params {
+        matmul::Params::new(DType::F32, layer.n_outputs, self.rank, n_tokens)
+    }
+
+    /// Records the way back through the layer beside `weight`, if there is one: from the gradient of the output, `upward`, to those of both matrices and
+    /// that of what was read, `into`. `A·x` is computed again.
+    pub(super) fn backward(
+        &self,
+        gpu: &Gpu,
+        recorder: &mut Recorder,
+        weight: TensorId,
+        n_tokens: u32,
+        read: Binding<'_>,
+        [upward, into]: [Binding<'_>; 2],
+    ) -> Result<()> {
+        let Some(layer) = self.by_weight.get(&weight).map(|index| &self.layers[*index]) else { return Ok(()) };
+        self.record_inner(gpu, recorder, layer, n_tokens, read)?;
+        let (inner, of_inner) = (Binding::whole(&self.inner), Binding::whole(&self.of_inner));
+        let params = OuterParams { n_tokens, n_rows: layer.n_outputs, n_columns: self.rank };
+        let bindings = OuterBindings { left: upward, right: inner, into: Binding::whole(&layer.of_b) };
+        recorder.dispatch(gpu, &params, |arena| products::prepare_outer(gpu, arena, &params, bindings))?;
+
+        recorder.clear(&self.of_inner);
+        let params = self.of_b(layer, n_tokens);
+        let bindings = products::Bindings { weight: Binding::whole(&layer.b), upward, into: of_inner };
+        recorder.dispatch(gpu, &params, |arena| products::prepare(gpu, arena, &params, bindings))?;
+
+        let params = OuterParams { n_tokens, n_rows: self.rank, n_columns: layer.n_inputs };
+        let bindings = OuterBindings { left: of_inner, right: read, into: Binding::whole(&layer.of_a) };
+        recorder.dispatch(gpu, &params, |arena| products::prepare_outer(gpu, arena, &params, bindings))?;
+
+        let params = self.of_a(layer, n_tokens);
+        let bindings = products::Bindings { weight: Binding::whole(&layer.a), upward: of_inner, into };
+        recorder.dispatch(gpu, &params, |arena| products::prepare(gpu, arena, &params, bindings))
+    }
+
+    /// Adds the gradients that were summed up since [`GpuAdapter::begin`] to `into`.
+    pub(super) async fn add_gradients(&self, gpu: &Gpu, trained: &Adapter, into: &mut [Layer]) -> Result<()> {
+        let (scale, rank) = (trained.scale(), trained.rank);
+        for (own, layer) in self.layers.iter().zip(into) {
+            let of_a = gpu::read(gpu, &own.of_a, 0, layer.a.len() as u64 * 4).await?;
+            let of_a: Vec<f32> = bytemuck::pod_collect_to_vec(&of_a);
+            layer.a.iter_mut().zip(&of_a).for_each(|(into, own)| *into += own);
+            let of_b = gpu::read(gpu, &own.of_b, 0, u64::from(own.n_outputs) * u64::from(self.rank) * 4).await?;
+            let of_b: Vec<f32> = bytemuck::pod_collect_to_vec(&of_b);
+            for (row, wide) in layer.b.chunks_exact_mut(rank).zip(of_b.chunks_exact(self.rank as usize)) {
+                row.iter_mut().zip(wide).for_each(|(into, own)| *into += scale * own);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! The passes of a batch on an adapter. Kernels forward are those of inference, but attention's, which reads this batch's own keys and values; those
+//! back are in [`crate::kernels::back`].
+//!
+//! The adapter's budget holds the values of one unit and their gradients, the matrices that are trained with theirs, and as many frozen weights as
+//! then have room; the others stream through two slots, from wherever the host has them, while the adapter computes with the one before. What each
+//! unit has read is kept in host memory, and so is the optimiser's state. Which weights stream changes no bit: products are cut the same way.
+
+mod adapter;
+mod head;
+mod memory;
+mod recorder;
+mod unit;
+mod weights;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::adapter::GpuAdapter;
+use self::memory::Memory;
+use self::recorder::Recorder;
+use self::weights::GpuWeights;
+use super::adapter::{Adapter, Layer};
+use super::weights::Weights;
+use crate::error::{Error, Result};
+use crate::gpu::{self, AdapterFound, Gpu};
+use crate::kernels::BatchShape;
+use crate::kernels::rope_kv::KvDType;
+use crate::model::Model;
+use crate::stream::Batch;
+use crate::stream::batch::cos_sin;
+use crate::units::Bytes;
+
+/// What forward and backward passes need on one adapter, from one batch to the next.
+pub(super) struct GpuPasses {
+    gpu: Arc<Gpu>,
+    model: Arc<Model>,
+    recorder: Recorder,
+    memory: Memory,
+    weights: GpuWeights,
+    adapter: GpuAdapter,
+    /// By unit: what it has read.
+    inputs: HashMap<usize, Vec<f32>>,
+    batch: BatchShape,
+}
+
+/// What training uses of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuUse {
+    /// The GPU's name.
+    pub adapter: String,
+    /// What training may use of its memory.
+    pub budget: Bytes,
+    /// The most that was in use at once.
+    pub peak: Bytes,
+    /// Frozen matrices that stay there.
+    pub resident: Bytes,
+    /// Those that stream through it.
+    pub streamed: Bytes,
+}
+
+/// The largest batch that passes have room for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MostTokens(pub(super) usize);
+
+impl GpuPasses {
+    /// Opens the adapter with `budget` and gives it what is trained, and as many weights as there is room for.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]; [`Error::DoesNotFit`]; [`Error::InvalidArgument`] with dropout; those of reading.
+    pub(super) async fn open(
+        found: &AdapterFound,
+        budget: Bytes,
+        model: &Arc<Model>,
+        host: &Weights,
+        trained: &Adapter,
+        most: MostTokens,
+    ) -> Result<GpuPasses> {
+        if trained.dropout > 0.0 {
+            let reason = "is drawn on the host alone: train there, or without it".into();
+            return Err(Error::InvalidArgument { option: "dropout".into(), reason });
+        }
+        let gpu = Arc::new(Gpu::open(found, budget, None).await?);
+        gpu.keep_bind_groups();
+        let recorder = Recorder::new(&gpu).await?;
+        let memory = Memory::new(&gpu, model, host, most).await?;
+        let adapter = GpuAdapter::new(&gpu, trained, most).await?;
+        let readback = memory.largest_readback().max(adapter.largest_matrix());
+        let weights = GpuWeights::new(&gpu, model, host, readback).await?;
+        gpu.wait(None)?;
+        let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtype: KvDType::F32 };
+        Ok(GpuPasses { gpu, model: Arc::clone(model), recorder, memory, weights, adapter, inputs: HashMap::new(), batch })
+    }
+
+    /// What they use of the adapter.
+    pub(super) fn gpu_use(&self) -> GpuUse {
+        let [resident, streamed] = self.weights.bytes();
+        GpuUse { adapter: self.gpu.spec.title(), budget: self.gpu.ledger.budget(), peak: self.gpu.ledger.total().peak, resident, streamed }
+    }
+
+    /// Takes the values of what is trained; its gradients are zero then.
+    pub(super) fn begin(&mut self, trained: &Adapter) {
+        self.adapter.begin(&self.gpu, trained, &mut self.recorder);
+    }
+
+    /// Embeds the tokens of a batch and runs `units`; what those from `first_kept` on have read is kept for [`GpuPasses::backward`].
+    pub(super) async fn forward(&mut self, host: &Weights, batch: &Batch, units: Range<usize>, first_kept: usize) -> Result<()> {
+        self.inputs.clear();
+        self.memory.forget_gradients();
+        let (n_tokens, n_logit_rows) = (batch.tokens.len() as u32, batch.logits_for.len() as u32);
+        self.batch = BatchShape { n_tokens, n_logit_rows, ..self.batch };
+        let mut hidden = Vec::new();
+        host.store().embed(&batch.tokens, &mut hidden)?;
+        for (table, angles) in self.model.rope_tables.iter().enumerate() {
+            self.memory.write_angles(&self.gpu, table, cos_sin(batch, angles, batch.n_positions()));
+        }
+        self.memory.write_batch(&self.gpu, batch)?;
+        self.memory.write_value(&self.gpu, self.model.hidden, &hidden)?;
+        for unit in units.clone() {
+            if unit >= first_kept {
+                let input = if unit == units.start { std::mem::take(&mut hidden) } else { self.read_hidden(host, unit).await? };
+                self.inputs.insert(unit, input);
+            }
+            let model = Arc::clone(&self.model);
+            self.run(host, &model.units[unit].ops, None)?;
+            self.recorder.submit(&self.gpu);
+        }
+        self.gpu.check()
+    }
+
+    /// The residual stream as it is now. What unit `next` reads first is brought to its slot meanwhile.
+    async fn read_hidden(&mut self, host: &Weights, next: usize) -> Result<Vec<f32>> {
+        self.recorder.submit(&self.gpu);
+        self.weights.prefetch(&self.gpu, host, &mut self.recorder, self.model.units[next].matrices())?;
+        let hidden = self.memory.value(&self.gpu, self.model.hidden)?;
+        let len = u64::from(self.batch.n_tokens) * self.model.value(self.model.hidden).width as u64 * 4;
+        let bytes = gpu::read(&self.gpu, hidden, 0, len).await?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Carries the gradient of the residual stream back through a unit, and adds those of the trained matrices to what is kept of them.
+    pub(super) fn backward(&mut self, host: &Weights, unit: usize) -> Result<()> {
+        let input = self.inputs.remove(&unit).ok_or_else(|| Error::internal("a unit was not kept"))?;
+        self.recorder.submit(&self.gpu);
+        self.memory.write_value(&self.gpu, self.model.hidden, &input)?;
+        let model = Arc::clone(&self.model);
+        let ops = &model.units[unit].ops;
+        let kept = self.memory.kept_in(unit);
+        self.run(host, ops, Some(&kept))?;
+        for (index, op) in ops.iter().enumerate().rev() {
+            self.undo(host, index, op, &kept)?;
+        }
+        self.memory.forget_gradients_but(self.model.hidden);
+        self.recorder.submit(&self.gpu);
+        self.gpu.check()
+    }
+
+    /// Adds the gradients of what is trained to `into`.
+    pub(super) async fn add_gradients(&mut self, trained: &Adapter, into: &mut [Layer]) -> Result<()> {
+        self.recorder.submit(&self.gpu);
+        self.adapter.add_gradients(&self.gpu, trained, into).await
+    }
+}
