@@ -51,7 +51,7 @@ pub use planning::{DeviceMapArg, MixArg, NoSplitArg, ObjectiveArg};
 pub use sampling::SamplingArgs;
 pub use serve::{Key, ServeArgs};
 pub use tokenize::TokenizeArgs;
-pub use train::TrainArgs;
+pub use train::{TrainArgs, TrainShapeArgs};
 pub use variables::blame_variable;
 
 /// The whole command line.
@@ -296,6 +296,12 @@ pub struct PlanArgs {
     /// Print the steps of one forward too
     #[arg(long, env = "TIERFLOW_SCHEDULE")]
     pub schedule: bool,
+    /// Plan what `tierflow train` would take, instead of answers
+    #[arg(long, env = "TIERFLOW_TRAIN", conflicts_with_all = ["export_device_map", "export_plan", "schedule"])]
+    pub train: bool,
+    /// Of what sizes.
+    #[command(flatten)]
+    pub shape: TrainShapeArgs,
     /// Print plan and schedule as JSON
     #[arg(long, env = "TIERFLOW_JSON")]
     pub json: bool,

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::machine::read_devices_file;
 use crate::plan::PlanOptions;
 use crate::platform::write_atomically;
+use crate::train::Trainer;
 
 /// Prints the plan, and writes it and the device map where they are asked for.
 ///
@@ -22,6 +23,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let mut builder = placement.builder(&locate(&source, Visibility::Auto)?)?;
     if let Some(file) = &args.devices {
         builder = builder.machine(read_devices_file(file)?);
+    }
+    if args.train {
+        let plan = pollster::block_on(Trainer::plan(builder, &args.shape.options()))?;
+        return if args.json { print_json(&plan) } else { print_plan(&plan.report()) };
     }
     let prepared = pollster::block_on(builder.prepare())?;
     if let Some(file) = &args.export_device_map {

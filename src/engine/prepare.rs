@@ -507,9 +507,10 @@ impl Prepared {
         plan::predict(&self.plan, &self.checkpoint.catalog, &self.model, &self.devices, workload)
     }
 
-    /// The first adapter that the plan computes with, and its budget.
-    pub(crate) fn first_adapter(&self) -> Option<(&AdapterFound, Bytes)> {
-        self.adapters.iter().find_map(|found| Some((found, self.plan.device(found.spec.device)?.budget?)))
+    /// The adapter of a device that the plan computes with, where it is in this machine.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn adapter(&self, device: Device) -> Option<&AdapterFound> {
+        self.adapters.iter().find(|found| found.spec.device == device)
     }
 
     /// Whether the machine that the plan is for is this one.

@@ -10,10 +10,11 @@ use super::adapter::{Adapter, Layer, LoraOptions};
 use super::data::{DataSet, Example};
 use super::gpu::{GpuPasses, GpuUse, MostTokens};
 use super::optim::{self, Optimizer, OptimizerKind, Scheduler};
-use super::pass::{self, HostPasses};
+use super::pass::HostPasses;
+use super::planning::{Opening, TrainingPlan};
 use super::saved;
 use super::weights::Weights;
-use crate::device::{Device, DeviceChoice};
+use crate::device::Device;
 use crate::engine::{EngineBuilder, LoadProgress, ModelText};
 use crate::error::{Error, Remedy, Result, Setting};
 use crate::host;
@@ -144,27 +145,7 @@ impl Trainer {
     /// Those of planning and reading; [`Error::UnsupportedModel`] where gradients of its operations are not computed;
     /// [`Error::InvalidArgument`] for an option that is not possible; [`Error::DoesNotFit`].
     pub async fn open(builder: EngineBuilder, options: TrainOptions, progress: &(dyn Fn(LoadProgress) + Sync)) -> Result<Trainer> {
-        check(&options)?;
-        let builder = builder.ctx_size(options.seq_len);
-        let prepared = builder.clone().prepare().await?;
-        let adapter_chosen = prepared.first_adapter().map(|(found, budget)| (found.clone(), budget));
-        let builder = builder.device(DeviceChoice::Cpu);
-        let prepared = if adapter_chosen.is_some() { builder.clone().prepare().await? } else { prepared };
-        pass::check(&prepared.model, &prepared.checkpoint.path)?;
-        let adapter = Adapter::new(&prepared.checkpoint, &prepared.model, &options.lora, options.seed)?;
-        // What training needs besides is taken off the budget of the plan.
-        let mut prepared = match prepared.plan.device(Device::Cpu).and_then(|device| device.budget) {
-            None => prepared,
-            Some(budget) => {
-                let needed = bytes_needed(&prepared.model, &options, adapter.n_values(), adapter_chosen.is_none());
-                let Some(rest) = budget.0.checked_sub(needed.0) else { return Err(no_room(needed, budget)) };
-                builder.max_memory(Device::Cpu, Bytes(rest)).prepare().await?
-            }
-        };
-        if options.seq_len > prepared.model.config.context_length {
-            let reason = format!("is {}; the model was made for {} positions", options.seq_len, prepared.model.config.context_length);
-            return Err(Error::InvalidArgument { option: "the length of sequences".into(), reason });
-        }
+        let Opening { mut prepared, adapter, gpu, found, .. } = Opening::new(builder, &options).await?;
         let text = prepared.take_text()?;
         let total = Store::bytes_to_load(&prepared.checkpoint, &prepared.model, &prepared.plan);
         let done = std::sync::atomic::AtomicU64::new(0);
@@ -176,14 +157,22 @@ impl Trainer {
         let weights = Weights::new(&prepared.model, Arc::clone(&prepared.plan), Arc::new(store))?;
         let optimizer = Optimizer::new(options.optimizer, options.weight_decay, adapter.zeros());
         let model = Arc::new(prepared.model);
-        let gpu = match adapter_chosen {
+        let gpu = match gpu.zip(found) {
             None => None,
-            Some((found, budget)) => {
+            Some(((_, budget), found)) => {
                 let most = MostTokens(options.batch * options.seq_len);
                 Some(GpuPasses::open(&found, budget, &model, &weights, &adapter, most).await?)
             }
         };
         Ok(Trainer { model, weights, text, options, adapter, optimizer, progress: Progress::default(), gpu })
+    }
+
+    /// What training would take, as [`Trainer::open`] would do it.
+    ///
+    /// # Errors
+    /// As of [`Trainer::open`], but for those of reading weights.
+    pub async fn plan(builder: EngineBuilder, options: &TrainOptions) -> Result<TrainingPlan> {
+        Opening::new(builder, options).await?.plan(options)
     }
 
     /// The model's tokenizer and chat template, which records are read with.
@@ -403,7 +392,7 @@ impl Trainer {
     }
 }
 
-fn no_room(needed: Bytes, available: Bytes) -> Error {
+pub(super) fn no_room(needed: Bytes, available: Bytes) -> Error {
     let remedies = [Remedy::other("train with shorter sequences or fewer examples at once"), Remedy::Raise(Setting::MaxMemory)];
     Error::DoesNotFit { device: Device::Cpu.to_string(), needed, available, advice: remedies.into() }
 }
@@ -424,7 +413,7 @@ fn batch_of(examples: &[&Example]) -> (Batch, Vec<u32>) {
     (batch, targets)
 }
 
-fn check(options: &TrainOptions) -> Result<()> {
+pub(super) fn check(options: &TrainOptions) -> Result<()> {
     let invalid = |option: &str, reason: String| Err(Error::InvalidArgument { option: option.into(), reason });
     let TrainOptions { learning_rate, weight_decay, grad_clip, batch, accumulate, seq_len, .. } = *options;
     if !(learning_rate.is_finite() && learning_rate > 0.0) {
@@ -449,7 +438,7 @@ fn check(options: &TrainOptions) -> Result<()> {
 
 /// What training holds besides the model's weights: what units have read, the operations of one unit with their gradients, logits of a slice,
 /// and the adapter with its gradients and the optimiser's means.
-fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize, on_host: bool) -> Bytes {
+pub(super) fn bytes_needed(model: &Model, options: &TrainOptions, n_values: usize, on_host: bool) -> Bytes {
     let n_tokens = (options.batch * options.seq_len) as u64;
     let widths: u64 = model.values().filter(|(id, _)| *id != model.logits).map(|(_, value)| value.width as u64).sum();
     let kept = model.units.len() as u64 * model.config.hidden_size as u64;

@@ -153,6 +153,16 @@ fn a_gpu_trains_an_adapter_within_its_budget() {
     assert!(ran.code == Some(0) && ran.stderr.contains("computes, with "), "{}", ran.stderr);
     let ran = home.run(&["run", &model, "-p", "a", "--lora", &out, "-n", "4", "--seed", "1"]);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let sizes = ["plan", &model, "--train", "--device", "gpu", "--batch", "6", "--seq-len", "16", "--json"];
+    let planned: Value = serde_json::from_str(&home.run(&sizes).stdout).unwrap();
+    let of_gpu = &planned["devices"][0];
+    assert!(
+        of_gpu["device"] == "gpu:0" && of_gpu["weights"].as_u64() > Some(0) && planned["tokens_per_sec"].as_f64() > Some(0.0),
+        "{planned}"
+    );
+    let budget = of_gpu["training"].as_u64().unwrap() + of_gpu["weights"].as_u64().unwrap();
+    let ran = home.run(&[&common[..], &["--device", "gpu", "--max-memory", &format!("gpu={budget}B")]].concat());
+    assert!(ran.code == Some(0) && !ran.stderr.contains("that stream"), "{}", ran.stderr);
     let refused = home.refusal(2, &[&common[..], &["--device", "gpu", "--dropout", "0.1"]].concat());
     assert!(refused.contains("is drawn on the host alone"), "{refused}");
 }

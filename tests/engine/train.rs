@@ -154,10 +154,13 @@ fn what_streams_through_an_adapter_changes_no_bit() {
     };
     let (resident, whole, _) = of(open(on_gpu(&folder), options()));
     assert_eq!(whole.streamed, Bytes::ZERO);
+    let planned = pollster::block_on(Trainer::plan(on_gpu(&folder), &options())).unwrap();
+    assert_eq!(planned.devices[0].weights + planned.devices[0].training, whole.planned);
+    assert!(whole.peak <= whole.planned && whole.planned.0 - whole.peak.0 < 64 << 10, "{whole:?}");
     let tight = Bytes(whole.peak.0 - whole.resident.0 * 7 / 10);
     let tightly = || on_gpu(&folder).max_memory(Device::Gpu(0), tight);
     let (streamed, part, _) = of(open(tightly(), options()));
-    assert!(part.streamed.0 > part.resident.0 && part.peak <= tight, "{part:?}");
+    assert!(part.streamed.0 > part.resident.0 && part.peak <= part.planned && part.planned <= tight, "{part:?}");
     assert!(streamed == resident, "streamed weights gave other bits");
     let (from_disk, part, on_disk) = of(in_little_host_memory(&tightly(), options()));
     assert!(part.streamed > Bytes::ZERO && on_disk > Bytes::ZERO, "{part:?} {on_disk}");

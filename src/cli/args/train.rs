@@ -30,32 +30,21 @@ pub struct TrainArgs {
     /// Steps in all, whatever --epochs says
     #[arg(long, env = "TIERFLOW_STEPS", value_name = "N", value_parser = parse_positive)]
     pub steps: Option<u32>,
-    /// Records that are computed together
-    #[arg(long, env = "TIERFLOW_BATCH", value_name = "N", default_value_t = 1, value_parser = parse_positive)]
-    pub batch: u32,
+    /// What of it takes memory.
+    #[command(flatten)]
+    pub shape: TrainShapeArgs,
     /// Batches of a step
     #[arg(long, env = "TIERFLOW_ACCUMULATE", value_name = "N", default_value_t = 1, value_parser = parse_positive)]
     pub accumulate: u32,
-    /// Tokens of a record, at most; longer ones are left out
-    #[arg(long, env = "TIERFLOW_SEQ_LEN", value_name = "N", default_value_t = 512, value_parser = parse_positive)]
-    pub seq_len: u32,
     /// Cut longer records instead
     #[arg(long, env = "TIERFLOW_TRUNCATE")]
     pub truncate: bool,
     /// What is learnt: answers, or all of a record
     #[arg(long, env = "TIERFLOW_TRAIN_ON", value_name = "WHAT", default_value = "answers")]
     pub train_on: TrainOnArg,
-    /// Rank of the adapter's matrices
-    #[arg(long, env = "TIERFLOW_LORA_R", value_name = "N", default_value_t = 16, value_parser = parse_positive)]
-    pub lora_r: u32,
     /// What the adapter is multiplied by, times its rank
     #[arg(long, env = "TIERFLOW_LORA_ALPHA", value_name = "ALPHA", default_value_t = 32.0)]
     pub lora_alpha: f32,
-    /// Linear layers that learn, as in q_proj,v_proj
-    ///
-    /// By default all but the head.
-    #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
-    pub target: Vec<String>,
     /// Share of the adapter's inputs that are zeroed
     #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
     pub dropout: f32,
@@ -116,6 +105,34 @@ pub struct TrainArgs {
     pub quiet: bool,
 }
 
+/// What of training takes memory.
+#[derive(Debug, Clone, Args)]
+pub struct TrainShapeArgs {
+    /// Records that are computed together
+    #[arg(long, env = "TIERFLOW_BATCH", value_name = "N", default_value_t = 1, value_parser = parse_positive)]
+    pub batch: u32,
+    /// Tokens of a record, at most; longer ones are left out
+    #[arg(long, env = "TIERFLOW_SEQ_LEN", value_name = "N", default_value_t = 512, value_parser = parse_positive)]
+    pub seq_len: u32,
+    /// Rank of the adapter's matrices
+    #[arg(long, env = "TIERFLOW_LORA_R", value_name = "N", default_value_t = 16, value_parser = parse_positive)]
+    pub lora_r: u32,
+    /// Linear layers that learn, as in q_proj,v_proj
+    ///
+    /// By default all but the head.
+    #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
+    pub target: Vec<String>,
+}
+
+impl TrainShapeArgs {
+    /// Options of training with these sizes, all else as it is by default.
+    pub fn options(&self) -> TrainOptions {
+        let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
+        let lora = LoraOptions { rank: self.lora_r as usize, targets, ..LoraOptions::default() };
+        TrainOptions { lora, batch: self.batch as usize, seq_len: self.seq_len as usize, ..TrainOptions::default() }
+    }
+}
+
 /// What is learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TrainOnArg {
@@ -152,14 +169,14 @@ impl TrainArgs {
             TrainOnArg::Answers => TrainOn::Answers,
             TrainOnArg::All => TrainOn::All,
         };
-        DataOptions { train_on, seq_len: self.seq_len as usize, truncates: self.truncate }
+        DataOptions { train_on, seq_len: self.shape.seq_len as usize, truncates: self.truncate }
     }
 
     /// How the model is trained; steps are not known before the data is.
     pub fn options(&self) -> TrainOptions {
-        let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
+        let shape = self.shape.options();
         TrainOptions {
-            lora: LoraOptions { rank: self.lora_r as usize, alpha: self.lora_alpha, targets, dropout: self.dropout },
+            lora: LoraOptions { alpha: self.lora_alpha, dropout: self.dropout, ..shape.lora },
             optimizer: match self.optimizer {
                 OptimizerArg::Adamw => OptimizerKind::Adamw,
                 OptimizerArg::Sgd => OptimizerKind::Sgd,
@@ -173,10 +190,10 @@ impl TrainArgs {
             n_warmup: 0,
             weight_decay: self.weight_decay,
             grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
-            batch: self.batch as usize,
+            batch: shape.batch,
             accumulate: self.accumulate as usize,
             n_steps: 0,
-            seq_len: self.seq_len as usize,
+            seq_len: shape.seq_len,
             seed: self.seed.cast_unsigned(),
         }
     }

@@ -24,6 +24,30 @@ struct GpuLayer {
     n_outputs: u32,
 }
 
+fn padded_rank(trained: &Adapter) -> usize {
+    trained.rank.next_multiple_of(4)
+}
+
+/// Bytes of A and of B of a layer.
+fn matrices(trained: &Adapter, layer: &Layer) -> [Bytes; 2] {
+    [layer.n_inputs, layer.n_outputs].map(|n| Bytes((padded_rank(trained) * n * 4) as u64).align_up(256))
+}
+
+fn inner_bytes(trained: &Adapter, most: MostTokens) -> Bytes {
+    Bytes((most.0 * padded_rank(trained) * 4) as u64).align_up(256)
+}
+
+/// Bytes of the largest matrix, which is read back as a whole.
+pub(super) fn largest_matrix(trained: &Adapter) -> Bytes {
+    trained.layers.iter().flat_map(|layer| matrices(trained, layer)).max().unwrap_or_default()
+}
+
+/// Bytes of all buffers.
+pub(super) fn size_bytes(trained: &Adapter, most: MostTokens) -> Bytes {
+    let layers: Bytes = trained.layers.iter().flat_map(|layer| matrices(trained, layer)).sum();
+    layers.times(2) + inner_bytes(trained, most).times(2)
+}
+
 /// All layers.
 pub(super) struct GpuAdapter {
     layers: Vec<GpuLayer>,
@@ -38,26 +62,22 @@ pub(super) struct GpuAdapter {
 impl GpuAdapter {
     pub(super) async fn new(gpu: &Gpu, trained: &Adapter, most: MostTokens) -> Result<GpuAdapter> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let make = |what: &'static str, len: usize| gpu.buffer(what, Bytes(len as u64 * 4).align_up(256), usage, Purpose::Activations);
-        let rank = trained.rank.next_multiple_of(4);
+        let make = |what: &'static str, size: Bytes| gpu.buffer(what, size, usage, Purpose::Activations);
         let mut layers = Vec::new();
-        for Layer { n_inputs, n_outputs, .. } in &trained.layers {
+        for layer in &trained.layers {
+            let [of_a, of_b] = matrices(trained, layer);
             layers.push(GpuLayer {
-                a: make("A", rank * n_inputs).await?,
-                b: make("B", n_outputs * rank).await?,
-                of_a: make("gradient of A", rank * n_inputs).await?,
-                of_b: make("gradient of B", n_outputs * rank).await?,
-                n_inputs: *n_inputs as u32,
-                n_outputs: *n_outputs as u32,
+                a: make("A", of_a).await?,
+                b: make("B", of_b).await?,
+                of_a: make("gradient of A", of_a).await?,
+                of_b: make("gradient of B", of_b).await?,
+                n_inputs: layer.n_inputs as u32,
+                n_outputs: layer.n_outputs as u32,
             });
         }
-        let (inner, of_inner) = (make("A·x", most.0 * rank).await?, make("gradient of A·x", most.0 * rank).await?);
-        Ok(GpuAdapter { layers, by_weight: trained.by_weight().clone(), rank: rank as u32, inner, of_inner })
-    }
-
-    /// Bytes of the largest matrix, which is read back as a whole.
-    pub(super) fn largest_matrix(&self) -> Bytes {
-        Bytes(self.layers.iter().map(|layer| layer.of_a.size().max(layer.of_b.size())).max().unwrap_or(0))
+        let inner_bytes = inner_bytes(trained, most);
+        let (inner, of_inner) = (make("A·x", inner_bytes).await?, make("gradient of A·x", inner_bytes).await?);
+        Ok(GpuAdapter { layers, by_weight: trained.by_weight().clone(), rank: padded_rank(trained) as u32, inner, of_inner })
     }
 
     /// Takes the values of `trained`; gradients are zero then.

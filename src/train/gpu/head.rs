@@ -2,7 +2,7 @@
 //! more for their gradient.
 
 use super::GpuPasses;
-use super::memory::head_ops;
+use super::memory::{Holds, head_ops};
 use crate::error::{Error, Result};
 use crate::gpu;
 use crate::kernels::back::{loss, products};
@@ -57,22 +57,24 @@ impl GpuPasses {
         let kept = self.memory.kept_in_head();
         self.run(host, before, gradient_of.is_some().then_some(&kept))?;
         self.recorder.submit(&self.gpu);
-        self.gpu.queue.write_buffer(&self.memory.targets, 0, bytemuck::cast_slice(targets));
+        self.gpu.queue.write_buffer(self.memory.buffer(&self.gpu, Holds::Targets)?, 0, bytemuck::cast_slice(targets));
         let slices = self.slices(&product, gradient_of.unwrap_or(1.0))?;
         for slice in &slices {
             self.logits(host, &product, slice)?;
-            let bindings = [&self.memory.logits, &self.memory.targets, &self.memory.loss_totals].map(|buffer| Binding::whole(buffer));
             let (gpu, params) = (&self.gpu, &slice.params);
+            let bind = |holds| self.memory.bind(gpu, holds);
+            let bindings = [bind(Holds::Logits)?, bind(Holds::Targets)?, bind(Holds::LossTotals)?];
             self.recorder.dispatch(gpu, params, |arena| loss::prepare_totals(gpu, arena, params, bindings))?;
         }
         if gradient_of.is_some() {
             let into = self.memory.gradient(&self.gpu, &mut self.recorder, product.input)?;
             for slice in &slices {
                 let (rows, block) = self.logits(host, &product, slice)?;
-                let bindings = [&self.memory.targets, &self.memory.loss_totals, &self.memory.logits].map(|buffer| Binding::whole(buffer));
                 let (gpu, params) = (&self.gpu, &slice.params);
+                let bind = |holds| self.memory.bind(gpu, holds);
+                let bindings = [bind(Holds::Targets)?, bind(Holds::LossTotals)?, bind(Holds::Logits)?];
                 self.recorder.dispatch(gpu, params, |arena| loss::prepare_back(gpu, arena, params, bindings))?;
-                let (weight, upward) = (Binding::whole(&block), Binding::whole(&self.memory.logits));
+                let (weight, upward) = (Binding::whole(&block), bind(Holds::Logits)?);
                 let bindings = products::Bindings { weight, upward, into: Binding::whole(&into) };
                 self.recorder.dispatch(gpu, &rows, |arena| products::prepare(gpu, arena, &rows, bindings))?;
             }
@@ -82,7 +84,8 @@ impl GpuPasses {
             self.memory.forget_gradients_but(self.model.hidden);
         }
         self.recorder.submit(&self.gpu);
-        let bytes = gpu::read(&self.gpu, &self.memory.loss_totals, 0, (targets.len() * size_of::<loss::Totals>()) as u64).await?;
+        let totals = self.memory.buffer(&self.gpu, Holds::LossTotals)?;
+        let bytes = gpu::read(&self.gpu, totals, 0, (targets.len() * size_of::<loss::Totals>()) as u64).await?;
         let totals: Vec<loss::Totals> = bytemuck::pod_collect_to_vec(&bytes);
         let of_row = |[most, sum, of_target, _]: &loss::Totals| f64::from(*most) + f64::from(*sum).ln() - f64::from(*of_target);
         Ok(totals.iter().map(of_row).sum())
@@ -119,7 +122,7 @@ impl GpuPasses {
             weight_begin: (begin / matmul::WEIGHT_ALIGNMENT) as u32,
             ..of_part
         };
-        let (input, output) = (Binding::whole(memory.value(gpu, product.input)?), Binding::whole(&memory.logits));
+        let (input, output) = (memory.bind(gpu, Holds::Value(product.input))?, memory.bind(gpu, Holds::Logits)?);
         let bindings = matmul::Bindings { weight: Binding::whole(&block), input, output };
         recorder.dispatch(gpu, &matmul::padded(&[params]), |arena| matmul::prepare(gpu, arena, &params, bindings))?;
         for op in &product.behind {

@@ -1,6 +1,6 @@
 //! Buffers of values, of their gradients, and of copies of what an operation has read where a later one of its unit writes over it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::MostTokens;
 use super::recorder::Recorder;
@@ -11,7 +11,7 @@ use crate::model::{Function, Model, Op, StoreKv, ValueId};
 use crate::stream::Batch;
 use crate::train::weights::Weights;
 use crate::units::Bytes;
-use crate::weights::TensorId;
+use crate::weights::{Catalog, TensorId};
 
 /// An operation of a unit, and a value that it has read or given.
 pub(super) type KeptKey = (usize, ValueId);
@@ -21,33 +21,79 @@ const LOGITS_AT_ONCE: usize = 4 << 20;
 /// Tokens of the vocabulary whose logits are computed together, at most.
 const MOST_LOGITS_OF_ROW: usize = 16 << 10;
 
+/// What a buffer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Holds {
+    Value(ValueId),
+    /// The gradient of a value.
+    Gradient(ValueId),
+    /// A copy of what an operation has read or given.
+    Kept(KeptKey),
+    /// A norm weight or a bias.
+    Vector(TensorId),
+    /// Cosines and sines of a table; those that turn back.
+    Angles(usize, bool),
+    /// `[n_tokens, 2]`: first and end of each token's sequence.
+    Runs,
+    /// `[n_tokens, n_heads, 2]`
+    AttentionTotals,
+    /// `[n_rows]`: which tokens have logits.
+    Rows,
+    /// `[n_rows]`
+    Targets,
+    /// `[n_rows, 4]`
+    LossTotals,
+    /// `[n_rows, logits_at_once]`
+    Logits,
+}
+
 /// All of them, for batches up to a number of tokens.
 pub(super) struct Memory {
-    values: HashMap<ValueId, Buffer>,
-    gradients: HashMap<ValueId, Buffer>,
+    buffers: HashMap<Holds, Buffer>,
     /// Values that have a gradient now.
     has_gradient: HashSet<ValueId>,
-    kept: HashMap<KeptKey, Buffer>,
     /// By unit, the head last: what is copied.
     copied: Vec<BTreeSet<KeptKey>>,
-    vectors: HashMap<TensorId, Buffer>,
-    /// By table: angles forward, and those that turn back.
-    angles: Vec<[Buffer; 2]>,
-    /// `[n_tokens, 2]`: first and end of each token's sequence.
-    pub(super) runs: Buffer,
-    /// `[n_tokens, n_heads, 2]`
-    pub(super) attention_totals: Buffer,
-    /// `[n_rows]`
-    pub(super) rows: Buffer,
-    /// `[n_rows]`
-    pub(super) targets: Buffer,
-    /// `[n_rows, 4]`
-    pub(super) loss_totals: Buffer,
-    /// Tokens of the vocabulary whose logits are computed together: a multiple of 256.
+    /// Tokens of the vocabulary whose logits are computed together.
     pub(super) logits_at_once: u32,
-    /// `[n_rows, logits_at_once]`
-    pub(super) logits: Buffer,
-    largest_readback: Bytes,
+}
+
+/// The buffers that a model needs for so many tokens, in order, and their sizes. `catalog` has the sizes of vectors.
+pub(super) fn buffers(model: &Model, catalog: &Catalog, most: MostTokens) -> Vec<(Holds, Bytes)> {
+    let MostTokens(n_tokens) = most;
+    let mut all: Vec<(Holds, usize)> = Vec::new();
+    for (id, value) in model.values().filter(|(id, value)| value.width > 0 && *id != model.logits) {
+        all.extend([Holds::Value(id), Holds::Gradient(id)].map(|holds| (holds, n_tokens * value.width)));
+    }
+    let kept: BTreeSet<KeptKey> = copies(model).into_iter().flatten().collect();
+    all.extend(kept.into_iter().map(|key| (Holds::Kept(key), n_tokens * model.value(key.1).width)));
+    let vectors: BTreeSet<TensorId> = model.units.iter().flat_map(|unit| unit.vectors()).collect();
+    all.extend(vectors.into_iter().map(|id| (Holds::Vector(id), catalog[id].shape.iter().product::<u64>() as usize)));
+    for (index, table) in model.rope_tables.iter().enumerate() {
+        let n_pairs = table.of_context(1).len().max(table.of_context(usize::MAX).len());
+        all.extend([false, true].map(|is_back| (Holds::Angles(index, is_back), n_tokens * n_pairs * 2)));
+    }
+    let heads = model.units.iter().flat_map(|unit| &unit.ops).map(|op| if let Op::Attention(op) = op { op.n_heads } else { 1 });
+    let logits = n_tokens * logits_of_row(n_tokens).min(model.value(model.logits).width);
+    all.extend([
+        (Holds::Runs, n_tokens * 2),
+        (Holds::AttentionTotals, n_tokens * heads.max().unwrap_or(1) * 2),
+        (Holds::Rows, n_tokens),
+        (Holds::Targets, n_tokens),
+        (Holds::LossTotals, n_tokens * 4),
+        (Holds::Logits, logits),
+    ]);
+    all.into_iter().map(|(holds, len)| (holds, Bytes(len as u64 * 4).align_up(256))).collect()
+}
+
+/// Bytes that are read back at once, at most.
+pub(super) fn largest_readback(model: &Model, most: MostTokens) -> Bytes {
+    Bytes((most.0 * model.value(model.hidden).width.max(4) * 4) as u64)
+}
+
+/// By unit, and of the head before its product: what is copied.
+fn copies(model: &Model) -> Vec<BTreeSet<KeptKey>> {
+    model.units.iter().map(|unit| &unit.ops[..]).chain([head_ops(model)]).map(|ops| copied_of(model, ops)).collect()
 }
 
 /// The operations of a head before its product, as a unit of their own.
@@ -64,84 +110,44 @@ fn logits_of_row(n_rows: usize) -> usize {
 
 impl Memory {
     pub(super) async fn new(gpu: &Gpu, model: &Model, host: &Weights, most: MostTokens) -> Result<Memory> {
-        let MostTokens(n_tokens) = most;
-        let maker = Maker { gpu };
-        let (mut values, mut gradients) = (HashMap::new(), HashMap::new());
-        for (id, value) in model.values().filter(|(id, value)| value.width > 0 && *id != model.logits) {
-            let len = n_tokens * value.width;
-            values.insert(id, maker.make(value.name, len).await?);
-            gradients.insert(id, maker.make(value.name, len).await?);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let mut made = HashMap::new();
+        for (holds, size) in buffers(model, &host.checkpoint().catalog, most) {
+            let buffer = gpu.buffer(&format!("{holds:?}"), size, usage, Purpose::Activations).await?;
+            if let Holds::Vector(id) = holds {
+                let values = host.vectors.get(&id).ok_or_else(|| gpu.error("a norm weight or bias was not loaded"))?;
+                gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            }
+            made.insert(holds, buffer);
         }
-        let copied: Vec<BTreeSet<KeptKey>> =
-            model.units.iter().map(|unit| &unit.ops[..]).chain([head_ops(model)]).map(|ops| copied_of(model, ops)).collect();
-        let mut kept = HashMap::new();
-        for key in copied.iter().flatten().collect::<BTreeSet<_>>() {
-            kept.insert(*key, maker.make("kept", n_tokens * model.value(key.1).width).await?);
-        }
-        let mut vectors = HashMap::new();
-        for (id, values) in host.vectors.iter().collect::<BTreeMap<_, _>>() {
-            let buffer = maker.make("a norm weight or bias", values.len()).await?;
-            gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
-            vectors.insert(*id, buffer);
-        }
-        let mut angles = Vec::new();
-        for table in &model.rope_tables {
-            let len = n_tokens * table.of_context(1).len().max(table.of_context(usize::MAX).len()) * 2;
-            angles.push([maker.make("angles", len).await?, maker.make("angles back", len).await?]);
-        }
-        let n_heads = model.units.iter().flat_map(|unit| &unit.ops).map(|op| if let Op::Attention(op) = op { op.n_heads } else { 0 }).max();
-        let hidden = n_tokens * model.value(model.hidden).width;
-        Ok(Memory {
-            values,
-            gradients,
-            has_gradient: HashSet::new(),
-            kept,
-            copied,
-            vectors,
-            angles,
-            runs: maker.make("sequences", n_tokens * 2).await?,
-            attention_totals: maker.make("totals of attention", n_tokens * n_heads.unwrap_or(1) * 2).await?,
-            rows: maker.make("rows of logits", n_tokens).await?,
-            targets: maker.make("targets", n_tokens).await?,
-            loss_totals: maker.make("totals of the loss", n_tokens * 4).await?,
-            logits_at_once: logits_of_row(n_tokens) as u32,
-            logits: maker.make("logits", n_tokens * logits_of_row(n_tokens).min(model.value(model.logits).width)).await?,
-            largest_readback: Bytes((hidden.max(n_tokens * 4) * 4) as u64),
-        })
+        let logits_at_once = logits_of_row(most.0) as u32;
+        Ok(Memory { buffers: made, has_gradient: HashSet::new(), copied: copies(model), logits_at_once })
     }
 
-    /// Bytes that are read back at once.
-    pub(super) fn largest_readback(&self) -> Bytes {
-        self.largest_readback
+    pub(super) fn buffer(&self, gpu: &Gpu, holds: Holds) -> Result<&Buffer> {
+        self.buffers.get(&holds).ok_or_else(|| gpu.error(format!("there is no buffer for {holds:?}")))
+    }
+
+    pub(super) fn bind(&self, gpu: &Gpu, holds: Holds) -> Result<Binding<'_>> {
+        Ok(Binding::whole(self.buffer(gpu, holds)?))
     }
 
     pub(super) fn value(&self, gpu: &Gpu, id: ValueId) -> Result<&Buffer> {
-        self.values.get(&id).ok_or_else(|| gpu.error("a value has no buffer"))
+        self.buffer(gpu, Holds::Value(id))
     }
 
     pub(super) fn vector(&self, gpu: &Gpu, id: TensorId) -> Result<Binding<'_>> {
-        self.vectors.get(&id).map(|buffer| Binding::whole(buffer)).ok_or_else(|| gpu.error("a norm weight or bias was not loaded"))
-    }
-
-    /// Cosines and sines of a table: those forward, or those back.
-    pub(super) fn angles(&self, table: usize, is_back: bool) -> Binding<'_> {
-        Binding::whole(&self.angles[table][usize::from(is_back)])
+        self.bind(gpu, Holds::Vector(id))
     }
 
     /// What a value was for an operation, of a unit whose copies are `kept`.
     pub(super) fn kept(&self, gpu: &Gpu, kept: &BTreeSet<KeptKey>, key: KeptKey) -> Result<Binding<'_>> {
-        let copy = self.kept.get(&key).filter(|_| kept.contains(&key));
-        Ok(Binding::whole(match copy {
-            Some(copy) => copy,
-            None => self.value(gpu, key.1)?,
-        }))
+        self.bind(gpu, if kept.contains(&key) { Holds::Kept(key) } else { Holds::Value(key.1) })
     }
 
     /// Copies a value for an operation.
     pub(super) fn keep(&self, gpu: &Gpu, recorder: &mut Recorder, key: KeptKey, len: u64) -> Result<()> {
-        if let Some(copy) = self.kept.get(&key) {
-            recorder.copy(self.value(gpu, key.1)?, copy, len);
-        }
+        recorder.copy(self.value(gpu, key.1)?, self.buffer(gpu, Holds::Kept(key))?, len);
         Ok(())
     }
 
@@ -157,16 +163,16 @@ impl Memory {
 
     /// The gradient of a value, to be added to: zeros where it has none yet.
     pub(super) fn gradient(&mut self, gpu: &Gpu, recorder: &mut Recorder, id: ValueId) -> Result<wgpu::Buffer> {
-        let buffer = self.gradients.get(&id).ok_or_else(|| gpu.error("a value has no buffer for its gradient"))?;
+        let buffer = (**self.buffer(gpu, Holds::Gradient(id))?).clone();
         if self.has_gradient.insert(id) {
-            recorder.clear(buffer);
+            recorder.clear(&buffer);
         }
-        Ok((**buffer).clone())
+        Ok(buffer)
     }
 
     /// The gradient of a value, if it has one.
     pub(super) fn known_gradient(&self, id: ValueId) -> Option<wgpu::Buffer> {
-        self.gradients.get(&id).filter(|_| self.has_gradient.contains(&id)).map(|buffer| (**buffer).clone())
+        self.buffers.get(&Holds::Gradient(id)).filter(|_| self.has_gradient.contains(&id)).map(|buffer| (**buffer).clone())
     }
 
     /// The gradient of a value, which ends here.
@@ -190,15 +196,17 @@ impl Memory {
     }
 
     /// Writes a table's angles, and those that turn back; lengths change by the same factor either way.
-    pub(super) fn write_angles(&self, gpu: &Gpu, table: usize, mut cos_sin: Vec<f32>) {
-        gpu.queue.write_buffer(&self.angles[table][0], 0, bytemuck::cast_slice(&cos_sin));
+    pub(super) fn write_angles(&self, gpu: &Gpu, table: usize, mut cos_sin: Vec<f32>) -> Result<()> {
+        gpu.queue.write_buffer(self.buffer(gpu, Holds::Angles(table, false))?, 0, bytemuck::cast_slice(&cos_sin));
         cos_sin.iter_mut().skip(1).step_by(2).for_each(|sin| *sin = -*sin);
-        gpu.queue.write_buffer(&self.angles[table][1], 0, bytemuck::cast_slice(&cos_sin));
+        gpu.queue.write_buffer(self.buffer(gpu, Holds::Angles(table, true))?, 0, bytemuck::cast_slice(&cos_sin));
+        Ok(())
     }
 
     /// Writes where the sequences of a batch are, and its rows of logits.
     pub(super) fn write_batch(&self, gpu: &Gpu, batch: &Batch) -> Result<()> {
-        if batch.tokens.len() as u64 * 8 > self.runs.size() {
+        let of_runs = self.buffer(gpu, Holds::Runs)?;
+        if batch.tokens.len() as u64 * 8 > of_runs.size() {
             return Err(gpu.error(format!("a batch of {} tokens is larger than was planned", batch.tokens.len())));
         }
         let mut runs: Vec<[u32; 2]> = Vec::with_capacity(batch.tokens.len());
@@ -206,21 +214,9 @@ impl Memory {
             let begin = runs.len() as u32;
             runs.extend(run.iter().map(|_| [begin, begin + run.len() as u32]));
         }
-        gpu.queue.write_buffer(&self.runs, 0, bytemuck::cast_slice(&runs));
-        gpu.queue.write_buffer(&self.rows, 0, bytemuck::cast_slice(&batch.logits_for));
+        gpu.queue.write_buffer(of_runs, 0, bytemuck::cast_slice(&runs));
+        gpu.queue.write_buffer(self.buffer(gpu, Holds::Rows)?, 0, bytemuck::cast_slice(&batch.logits_for));
         Ok(())
-    }
-}
-
-/// Makes buffers of four-byte values.
-struct Maker<'a> {
-    gpu: &'a Gpu,
-}
-
-impl Maker<'_> {
-    async fn make(&self, label: &str, len: usize) -> Result<Buffer> {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        self.gpu.buffer(label, Bytes(len as u64 * 4).align_up(256), usage, Purpose::Activations).await
     }
 }
 

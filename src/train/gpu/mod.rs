@@ -8,6 +8,7 @@
 mod adapter;
 mod head;
 mod memory;
+mod placing;
 mod recorder;
 mod unit;
 mod weights;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use self::adapter::GpuAdapter;
 use self::memory::Memory;
+pub(super) use self::placing::GpuPlan;
 use self::recorder::Recorder;
 use self::weights::GpuWeights;
 use super::adapter::{Adapter, Layer};
@@ -39,6 +41,8 @@ pub(super) struct GpuPasses {
     memory: Memory,
     weights: GpuWeights,
     adapter: GpuAdapter,
+    /// Bytes of weights that stay and that stream; the most in use at once.
+    planned: ([Bytes; 2], Bytes),
     /// By unit: what it has read.
     inputs: HashMap<usize, Vec<f32>>,
     batch: BatchShape,
@@ -51,12 +55,19 @@ pub struct GpuUse {
     pub adapter: String,
     /// What training may use of its memory.
     pub budget: Bytes,
+    /// The most that the plan has in use at once.
+    pub planned: Bytes,
     /// The most that was in use at once.
     pub peak: Bytes,
     /// Frozen matrices that stay there.
     pub resident: Bytes,
     /// Those that stream through it.
     pub streamed: Bytes,
+}
+
+/// Bytes that are read back at once, at most.
+fn readback_bytes(model: &Model, trained: &Adapter, most: MostTokens) -> Bytes {
+    memory::largest_readback(model, most).max(adapter::largest_matrix(trained))
 }
 
 /// The largest batch that passes have room for.
@@ -82,20 +93,24 @@ impl GpuPasses {
         }
         let gpu = Arc::new(Gpu::open(found, budget, None).await?);
         gpu.keep_bind_groups();
+        let catalog = &host.checkpoint().catalog;
+        let limits = [budget, gpu.limits.max_binding_bytes];
+        let plan = GpuPlan::new(&gpu.spec.device.to_string(), limits, (model, catalog), trained, most)?;
+        let planned = (plan.weights(), plan.peak());
         let recorder = Recorder::new(&gpu).await?;
         let memory = Memory::new(&gpu, model, host, most).await?;
         let adapter = GpuAdapter::new(&gpu, trained, most).await?;
-        let readback = memory.largest_readback().max(adapter.largest_matrix());
-        let weights = GpuWeights::new(&gpu, model, host, readback).await?;
+        let weights = GpuWeights::new(&gpu, host, plan).await?;
         gpu.wait(None)?;
         let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtype: KvDType::F32 };
-        Ok(GpuPasses { gpu, model: Arc::clone(model), recorder, memory, weights, adapter, inputs: HashMap::new(), batch })
+        Ok(GpuPasses { gpu, model: Arc::clone(model), recorder, memory, weights, adapter, planned, inputs: HashMap::new(), batch })
     }
 
     /// What they use of the adapter.
     pub(super) fn gpu_use(&self) -> GpuUse {
-        let [resident, streamed] = self.weights.bytes();
-        GpuUse { adapter: self.gpu.spec.title(), budget: self.gpu.ledger.budget(), peak: self.gpu.ledger.total().peak, resident, streamed }
+        let ([resident, streamed], planned) = self.planned;
+        let (budget, peak) = (self.gpu.ledger.budget(), self.gpu.ledger.total().peak);
+        GpuUse { adapter: self.gpu.spec.title(), budget, planned, peak, resident, streamed }
     }
 
     /// Takes the values of what is trained; its gradients are zero then.
@@ -112,7 +127,7 @@ impl GpuPasses {
         let mut hidden = Vec::new();
         host.store().embed(&batch.tokens, &mut hidden)?;
         for (table, angles) in self.model.rope_tables.iter().enumerate() {
-            self.memory.write_angles(&self.gpu, table, cos_sin(batch, angles, batch.n_positions()));
+            self.memory.write_angles(&self.gpu, table, cos_sin(batch, angles, batch.n_positions()))?;
         }
         self.memory.write_batch(&self.gpu, batch)?;
         self.memory.write_value(&self.gpu, self.model.hidden, &hidden)?;

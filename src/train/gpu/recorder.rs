@@ -3,10 +3,16 @@
 use bytemuck::Pod;
 
 use crate::error::Result;
-use crate::gpu::{Dispatch, Gpu, ParamsArena};
+use crate::gpu::{Dispatch, Gpu, PARAMS_STRIDE, ParamsArena};
+use crate::units::Bytes;
 
 /// Dispatches of a submission.
 const MOST_DISPATCHES: usize = 256;
+
+/// Bytes of the recorder's own buffer.
+pub(super) fn size_bytes() -> Bytes {
+    Bytes(PARAMS_STRIDE).times(MOST_DISPATCHES as u64)
+}
 
 /// What an adapter is asked to do.
 enum Command {

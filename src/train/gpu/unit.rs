@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::GpuPasses;
-use super::memory::{KeptKey, keys_of, needed_back};
+use super::memory::{Holds, KeptKey, keys_of, needed_back};
 use crate::error::{Error, Result};
 use crate::kernels::back::{attention as back_attention, norms, products, values};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope};
@@ -42,7 +42,7 @@ impl GpuPasses {
 
     fn run_one(&mut self, host: &Weights, op: &Op) -> Result<()> {
         let GpuPasses { gpu, model, recorder, memory, batch, .. } = self;
-        let value = |id: ValueId| memory.value(gpu, id).map(|buffer| Binding::whole(buffer));
+        let value = |id: ValueId| memory.bind(gpu, Holds::Value(id));
         match *op {
             Op::RmsNorm(norm) => {
                 let params = rms_norm::Params::of(model.value(norm.input), norm.group_size, norm.epsilon, norm.weight_offset, batch);
@@ -65,7 +65,7 @@ impl GpuPasses {
             }
             Op::Rope(turn) => {
                 let params = rope::Params::of(&turn, batch);
-                let bindings = rope::Bindings { cos_sin: memory.angles(turn.table, false), heads: value(turn.heads)? };
+                let bindings = rope::Bindings { cos_sin: memory.bind(gpu, Holds::Angles(turn.table, false))?, heads: value(turn.heads)? };
                 recorder.dispatch(gpu, &params, |arena| rope::prepare(gpu, arena, &params, bindings))
             }
             // Keys and values are read where attention is.
@@ -87,7 +87,7 @@ impl GpuPasses {
             }
             Op::GatherRows { input, output } => {
                 let params = gather_rows::Params::of(model.value(input), batch);
-                let row_indices = Binding::whole(&memory.rows);
+                let row_indices = memory.bind(gpu, Holds::Rows)?;
                 let bindings = gather_rows::Bindings { input: value(input)?, row_indices, output: value(output)? };
                 recorder.dispatch(gpu, &params, |arena| gather_rows::prepare(gpu, arena, &params, bindings))
             }
@@ -97,7 +97,7 @@ impl GpuPasses {
 
     fn multiply(&mut self, host: &Weights, input: ValueId, weight: TensorId, output: ValueId) -> Result<()> {
         let GpuPasses { gpu, recorder, memory, weights, adapter, batch, .. } = self;
-        let (input, output) = (Binding::whole(memory.value(gpu, input)?), Binding::whole(memory.value(gpu, output)?));
+        let (input, output) = (memory.bind(gpu, Holds::Value(input))?, memory.bind(gpu, Holds::Value(output))?);
         for part in 0..weights.n_parts(weight) {
             let (params, block) = weights.part(gpu, host, recorder, weight, part, batch.n_tokens)?;
             let bindings = matmul::Bindings { weight: Binding::whole(&block), input, output };
@@ -109,15 +109,15 @@ impl GpuPasses {
     fn attend(&mut self, op: &Attention) -> Result<()> {
         let GpuPasses { gpu, model, recorder, memory, batch, .. } = self;
         let store = keys(model.caches(), op)?;
-        let value = |id: ValueId| memory.value(gpu, id).map(|buffer| Binding::whole(buffer));
+        let value = |id: ValueId| memory.bind(gpu, Holds::Value(id));
         let inputs = back_attention::Inputs {
             query: value(op.query)?,
             keys: value(store.key)?,
             values: value(values_of(&store)?)?,
-            runs: Binding::whole(&memory.runs),
+            runs: memory.bind(gpu, Holds::Runs)?,
         };
         let sinks = op.sinks.map(|sinks| memory.vector(gpu, sinks)).transpose()?;
-        let outputs = [value(op.output)?, Binding::whole(&memory.attention_totals)];
+        let outputs = [value(op.output)?, memory.bind(gpu, Holds::AttentionTotals)?];
         let params = attention::Params::of(op, batch);
         recorder.dispatch(gpu, &params, |arena| back_attention::prepare(gpu, arena, &params, inputs, sinks, outputs))
     }
@@ -130,7 +130,8 @@ impl GpuPasses {
             Op::Rope(turn) => {
                 let GpuPasses { gpu, recorder, memory, batch, .. } = self;
                 let Some(gradient) = memory.known_gradient(turn.heads) else { return Ok(()) };
-                let bindings = rope::Bindings { cos_sin: memory.angles(turn.table, true), heads: Binding::whole(&gradient) };
+                let bindings =
+                    rope::Bindings { cos_sin: memory.bind(gpu, Holds::Angles(turn.table, true))?, heads: Binding::whole(&gradient) };
                 let params = rope::Params::of(&turn, batch);
                 recorder.dispatch(gpu, &params, |arena| rope::prepare(gpu, arena, &params, bindings))
             }
@@ -173,7 +174,7 @@ impl GpuPasses {
                 let into = memory.gradient(gpu, recorder, input)?;
                 let width = model.value(input).width as u32;
                 let params = values::ScatterParams { n_rows: batch.n_logit_rows, n_output_rows: batch.n_tokens, width };
-                let bindings = [Binding::whole(&upward), Binding::whole(&memory.rows), Binding::whole(&into)];
+                let bindings = [Binding::whole(&upward), memory.bind(gpu, Holds::Rows)?, Binding::whole(&into)];
                 recorder.dispatch(gpu, &params, |arena| values::prepare_scatter(gpu, arena, &params, bindings))
             }
             // What is added does not depend on what is trained.
@@ -231,10 +232,10 @@ impl GpuPasses {
         let of_query = memory.gradient(gpu, recorder, op.query)?;
         let (of_keys, of_values) = (memory.gradient(gpu, recorder, store.key)?, memory.gradient(gpu, recorder, value_id)?);
         let read = |id: ValueId| memory.kept(gpu, kept, (index, id));
-        let runs = Binding::whole(&memory.runs);
+        let runs = memory.bind(gpu, Holds::Runs)?;
         let inputs = back_attention::Inputs { query: read(op.query)?, keys: read(store.key)?, values: read(value_id)?, runs };
         let (totals, params, upward) =
-            (Binding::whole(&memory.attention_totals), attention::Params::of(op, batch), Binding::whole(&upward));
+            (memory.bind(gpu, Holds::AttentionTotals)?, attention::Params::of(op, batch), Binding::whole(&upward));
         let own = [read(op.output)?, upward, Binding::whole(&of_query), totals];
         recorder.dispatch(gpu, &params, |arena| back_attention::prepare_query(gpu, arena, &params, inputs, own))?;
         let own = [totals, upward, Binding::whole(&of_keys), Binding::whole(&of_values)];

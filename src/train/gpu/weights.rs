@@ -2,23 +2,17 @@
 
 use std::collections::HashMap;
 
+use super::placing::{GpuPlan, PartPlan};
 use super::recorder::Recorder;
-use crate::error::{Error, Remedy, Result};
+use crate::error::Result;
 use crate::gpu::{Buffer, Gpu, Purpose, write};
 use crate::kernels::matmul;
-use crate::model::{Model, Op};
 use crate::train::weights::Weights;
-use crate::units::Bytes;
 use crate::weights::TensorId;
-
-/// Bytes of a part. It depends on nothing but the matrix, since sums over rows are cut where parts are.
-const PART_BYTES: u64 = 16 << 20;
 
 /// Some rows of a matrix.
 struct Part {
-    first_row: u64,
-    n_rows: u64,
-    size_bytes: Bytes,
+    plan: PartPlan,
     resident: Option<Buffer>,
 }
 
@@ -38,93 +32,31 @@ pub(super) struct GpuWeights {
     next: usize,
 }
 
-/// The products of the model, each once, in its order.
-fn products(model: &Model) -> Vec<TensorId> {
-    let mut all = Vec::new();
-    for op in model.units.iter().flat_map(|unit| &unit.ops) {
-        if let Op::MatMul { weight, .. } = op
-            && !all.contains(weight)
-        {
-            all.push(*weight);
-        }
-    }
-    all
-}
-
 impl GpuWeights {
-    /// Gives as many parts as there is room for a buffer of their own; `reserve` is left free of the budget.
-    pub(super) async fn new(gpu: &Gpu, model: &Model, host: &Weights, reserve: Bytes) -> Result<GpuWeights> {
+    /// Brings what stays.
+    pub(super) async fn new(gpu: &Gpu, host: &Weights, plan: GpuPlan) -> Result<GpuWeights> {
         let catalog = &host.checkpoint().catalog;
-        let mut matrices = HashMap::new();
-        let mut order = Vec::new();
-        for id in products(model) {
-            let tensor = &catalog[id];
-            let params = matmul::Params::of_rows(tensor, 0, tensor.n_rows(), 1);
-            let row_bytes = tensor.row_bytes().max(1);
-            // Slices of the head begin at multiples of 256 rows, whose bytes are aligned as bindings ask for.
-            let at_once = PART_BYTES.min(gpu.limits.max_binding_bytes.0) / row_bytes;
-            let at_once = if at_once >= 256 { at_once / 256 * 256 } else { at_once.max(1) };
-            let part = |first_row: u64| {
-                let n_rows = at_once.min(tensor.n_rows() - first_row);
-                Part { first_row, n_rows, size_bytes: Bytes(n_rows * row_bytes).align_up(256), resident: None }
-            };
-            let parts: Vec<Part> = (0..tensor.n_rows()).step_by(at_once as usize).map(part).collect();
-            order.extend((0..parts.len()).map(|part| (id, part)));
-            matrices.insert(id, (params, parts));
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let mut slots = Vec::new();
+        for size in plan.slot.into_iter().chain(plan.slot) {
+            slots.push(Slot { buffer: gpu.buffer("slot", size, usage, Purpose::Slots).await?, holds: None, used_by: None });
         }
-        let mut weights = GpuWeights { matrices, slots: Vec::new(), next: 0 };
-        weights.place(gpu, host, &order, reserve).await?;
-        Ok(weights)
-    }
-
-    /// Chooses what stays, the first ones first, and brings it.
-    async fn place(&mut self, gpu: &Gpu, host: &Weights, order: &[(TensorId, usize)], reserve: Bytes) -> Result<()> {
-        let free = gpu.ledger.budget().saturating_sub(gpu.ledger.total().in_use);
-        let size = |weights: &GpuWeights, (id, part): (TensorId, usize)| weights.matrices[&id].1[part].size_bytes;
-        let all: Bytes = order.iter().map(|key| size(self, *key)).sum();
-        let largest = order.iter().map(|key| size(self, *key)).max().unwrap_or_default();
-        let mut room = free.saturating_sub(reserve);
-        if all > room {
-            let slots = largest.times(2);
-            if slots > room {
-                let remedies = [
-                    Remedy::other("train with shorter sequences or fewer examples at once"),
-                    Remedy::RaiseBudget(gpu.spec.device.to_string()),
-                ];
-                let (needed, available) = (gpu.ledger.total().in_use + reserve + slots, gpu.ledger.budget());
-                return Err(Error::DoesNotFit { device: gpu.spec.device.to_string(), needed, available, advice: remedies.into() });
+        let mut matrices: HashMap<TensorId, (matmul::Params, Vec<Part>)> = HashMap::new();
+        for plan in plan.parts {
+            let tensor = &catalog[plan.matrix];
+            let mut resident = None;
+            if plan.is_resident {
+                let buffer = gpu.buffer(&tensor.name, plan.size_bytes, usage, Purpose::Weights).await?;
+                write(&gpu.queue, &buffer, 0, &host.rows(plan.matrix, plan.first_row, plan.n_rows)?);
+                // The queue's copies are freed as they arrive.
+                gpu.queue.submit([]);
+                gpu.wait(None)?;
+                resident = Some(buffer);
             }
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-            for _ in 0..2 {
-                let buffer = gpu.buffer("slot", largest, usage, Purpose::Slots).await?;
-                self.slots.push(Slot { buffer, holds: None, used_by: None });
-            }
-            room = room.saturating_sub(slots);
+            let whole = || (matmul::Params::of_rows(tensor, 0, tensor.n_rows(), 1), Vec::new());
+            matrices.entry(plan.matrix).or_insert_with(whole).1.push(Part { plan, resident });
         }
-        for &(id, index) in order {
-            let size_bytes = size(self, (id, index));
-            if size_bytes > room {
-                continue;
-            }
-            room = room.saturating_sub(size_bytes);
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-            let buffer = gpu.buffer(&host.checkpoint().catalog[id].name, size_bytes, usage, Purpose::Weights).await?;
-            if let Some((_, parts)) = self.matrices.get_mut(&id) {
-                let part = &mut parts[index];
-                write(&gpu.queue, &buffer, 0, &host.rows(id, part.first_row, part.n_rows)?);
-                part.resident = Some(buffer);
-            }
-            // The queue's copies are freed as they arrive.
-            gpu.queue.submit([]);
-            gpu.wait(None)?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of parts that stay, and of those that stream.
-    pub(super) fn bytes(&self) -> [Bytes; 2] {
-        let parts = || self.matrices.values().flat_map(|(_, parts)| parts);
-        [true, false].map(|stays| parts().filter(|part| part.resident.is_some() == stays).map(|part| part.size_bytes).sum())
+        Ok(GpuWeights { matrices, slots, next: 0 })
     }
 
     pub(super) fn n_parts(&self, id: TensorId) -> usize {
@@ -133,7 +65,7 @@ impl GpuWeights {
 
     /// Rows of a part.
     pub(super) fn n_rows(&self, id: TensorId, part: usize) -> u32 {
-        self.matrices.get(&id).and_then(|(_, parts)| parts.get(part)).map_or(0, |part| part.n_rows as u32)
+        self.matrices.get(&id).and_then(|(_, parts)| parts.get(part)).map_or(0, |part| part.plan.n_rows as u32)
     }
 
     /// A part, brought to a slot where it has no buffer of its own, and the params of its product.
@@ -147,9 +79,9 @@ impl GpuWeights {
         n_tokens: u32,
     ) -> Result<(matmul::Params, wgpu::Buffer)> {
         let (params, parts) = self.matrices.get(&id).ok_or_else(|| gpu.error("a matrix that no pass multiplies with"))?;
-        let part = &parts[index];
-        let params = matmul::Params { n_tokens, ..*params }.slice(part.first_row as u32, part.n_rows as u32);
-        let buffer = match &part.resident {
+        let Part { plan, resident } = &parts[index];
+        let params = matmul::Params { n_tokens, ..*params }.slice(plan.first_row as u32, plan.n_rows as u32);
+        let buffer = match resident {
             Some(buffer) => (**buffer).clone(),
             None => {
                 let slot = self.bring(gpu, host, recorder, (id, index))?;
@@ -194,9 +126,9 @@ impl GpuWeights {
             gpu.wait(Some(used_by))?;
         }
         let (_, parts) = self.matrices.get(&key.0).ok_or_else(|| gpu.error("a matrix that no pass multiplies with"))?;
-        let part = &parts[key.1];
+        let plan = &parts[key.1].plan;
         slot.holds = None;
-        write(&gpu.queue, &slot.buffer, 0, &host.rows(key.0, part.first_row, part.n_rows)?);
+        write(&gpu.queue, &slot.buffer, 0, &host.rows(key.0, plan.first_row, plan.n_rows)?);
         slot.holds = Some(key);
         Ok(index)
     }
