@@ -104,6 +104,8 @@ enum Command {
     Score(Scoring),
     /// Tell something of the engine.
     Ask(Box<dyn FnOnce(&Engine) + Send>),
+    /// Multiply LoRA adapters by these from now on.
+    Scale(u32, Vec<f32>),
     /// Look again: a stream that was full is not any more.
     Wake,
 }
@@ -271,6 +273,21 @@ impl Sequence {
         let listener = Listener { steps: sender, cancelled: Arc::clone(&stream.cancelled), unread: Arc::clone(&stream.unread) };
         self.handle.send(Command::Generate(Running { sequence: self.id, progress, listener }))?;
         Ok(stream)
+    }
+
+    /// Lets the sequence multiply LoRA adapters by these from its next generation on, as [`Engine::set_lora_scales`] does. A generation
+    /// that is still under way on it with others ends.
+    ///
+    /// # Errors
+    /// As of [`Engine::set_lora_scales`]; [`Error::EngineGone`].
+    pub fn set_lora_scales(&mut self, scales: Vec<f32>) -> Result<()> {
+        let prepared = self.handle.prepared();
+        let n_adapters = if prepared.model.lora_scales.is_some() { prepared.loras.len() } else { 0 };
+        if scales.len() != n_adapters || scales.iter().any(|scale| !scale.is_finite()) {
+            let reason = format!("must be {n_adapters} numbers, one for each adapter that sequences choose");
+            return Err(Error::InvalidArgument { option: "scales of LoRA adapters".into(), reason });
+        }
+        if scales.is_empty() { Ok(()) } else { self.handle.send(Command::Scale(self.id, scales)) }
     }
 
     /// Calls `each`, on the engine's thread, with the logits after `positions` of `tokens`, in order. A generation that is still under way
@@ -530,6 +547,7 @@ impl EngineThread {
     /// The same with an engine that was opened again; `None` where it cannot be, of which those who wait are told.
     fn reopened(self) -> Option<EngineThread> {
         let EngineThread { engine, reopen, experts, n_losses, mut sequences, mut running, .. } = self;
+        let scales: Vec<Vec<f32>> = (0..).take(sequences.len()).map(|sequence| engine.lora_scales(sequence).to_vec()).collect();
         // Two engines may have no room beside each other.
         drop(engine);
         let mut reopen = reopen?;
@@ -538,7 +556,7 @@ impl EngineThread {
             true => Ok(engine),
             false => Err(Error::internal("the engine was opened again with another number of sequences")),
         });
-        let engine = match reopened {
+        let mut engine = match reopened {
             Ok(engine) => engine,
             Err(error) => {
                 tracing::error!("after the loss of an adapter the model cannot be opened again: {error}");
@@ -548,6 +566,10 @@ impl EngineThread {
                 return None;
             }
         };
+        for (sequence, scales) in (0..).zip(&scales).filter(|(_, scales)| !scales.is_empty()) {
+            // They were those of an engine of the same adapters.
+            let _ = engine.set_lora_scales(sequence, scales);
+        }
         tracing::warn!("an adapter was lost; the model is open again");
         for running in &mut running {
             if let Progress::Begun(begun) = &mut running.progress {
@@ -603,6 +625,13 @@ impl EngineThread {
             }
             Command::Score(scoring) => self.score(scoring),
             Command::Ask(ask) => ask(&self.engine),
+            Command::Scale(sequence, scales) => {
+                // They were checked where they were given.
+                if self.engine.set_lora_scales(sequence, &scales).unwrap_or(false) {
+                    self.running.retain(|running| running.sequence != sequence);
+                    self.sequences[sequence as usize].tokens.clear();
+                }
+            }
             Command::Wake => {}
         }
     }
@@ -646,7 +675,7 @@ impl EngineThread {
         for Running { sequence, progress, listener } in requested {
             let Progress::Requested(request) = progress else { continue };
             let known = self.known(sequence, &request.prompt);
-            if self.is_being_read(&request.prompt, known) {
+            if self.is_being_read(sequence, &request.prompt, known) {
                 self.running.push_back(Running { sequence, progress: Progress::Requested(request), listener });
                 continue;
             }
@@ -676,13 +705,15 @@ impl EngineThread {
         let n_cached = |sequence: u32| self.engine.n_reusable(sequence, n_known(&self.sequences[sequence as usize].tokens, prompt));
         let n_own = n_cached(sequence);
         // Recurrent states are those after the last token alone.
-        let others = (0..self.sequences.len() as u32).filter(|other| *other != sequence && !self.engine.prepared().model.is_recurrent());
+        let is_alike = |other: u32| self.engine.lora_scales(other) == self.engine.lora_scales(sequence);
+        let others = (0..self.sequences.len() as u32)
+            .filter(|other| *other != sequence && is_alike(*other) && !self.engine.prepared().model.is_recurrent());
         let best = others.map(|other| (other, n_cached(other))).max_by_key(|(_, n_tokens)| *n_tokens);
         Known { n_own, elsewhere: best.filter(|(_, n_tokens)| *n_tokens >= n_own + MIN_COPIED) }
     }
 
-    /// Whether another sequence is reading more of `prompt` than any has in its cache.
-    fn is_being_read(&self, prompt: &[u32], Known { n_own, elsewhere }: Known) -> bool {
+    /// Whether another sequence that computes alike is reading more of `prompt` than any has in its cache.
+    fn is_being_read(&self, sequence: u32, prompt: &[u32], Known { n_own, elsewhere }: Known) -> bool {
         if self.engine.prepared().model.is_recurrent() {
             return false;
         }
@@ -692,7 +723,8 @@ impl EngineThread {
             let n_alike = n_known(tokens, prompt);
             let n_due = if n_alike == tokens.len() { n_known(running.due(), &prompt[n_alike..]) } else { 0 };
             let is_worth_it = n_alike + n_due > n_cached && n_alike + n_due >= n_own + MIN_COPIED;
-            is_worth_it && running.due().len() > 1 && running.listener.has_room()
+            let is_alike = self.engine.lora_scales(running.sequence) == self.engine.lora_scales(sequence);
+            is_alike && is_worth_it && running.due().len() > 1 && running.listener.has_room()
         };
         self.running.iter().any(is_read_by)
     }
@@ -841,7 +873,7 @@ fn refuse(commands: &mpsc::Receiver<Command>) {
             Command::Generate(running) => running.listener.send(Err(Error::EngineGone)),
             Command::Embed(_, _, reply) => drop(reply.send(Err(Error::EngineGone))),
             Command::Score(scoring) => drop(scoring.reply.send(Err(Error::EngineGone))),
-            Command::Ask(_) | Command::Close(_) | Command::Wake => {}
+            Command::Ask(_) | Command::Close(_) | Command::Scale(..) | Command::Wake => {}
         }
     }
 }

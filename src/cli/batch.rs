@@ -15,6 +15,7 @@ use crate::cli::plan_text::note_plan;
 use crate::cli::serve::names_of;
 use crate::cli::terminal::{Visibility, note, progress_bar};
 use crate::error::{Error, Result};
+use crate::lora::Scales;
 use crate::plan::PlanOptions;
 use crate::platform::asked_to_end;
 use crate::server::{BatchAnswer, MAX_BODY_BYTES, ServerSettings, answer_batch};
@@ -35,7 +36,7 @@ pub fn run(args: &BatchArgs) -> Result<()> {
     }
     let path = locate_or_fetch(&source, visibility)?;
     let placement = Placement::of(&args.placement, PlanOptions::default())?.of_many_sequences();
-    let builder = || Ok(placement.clone().builder(&path)?.text_first());
+    let builder = || Ok(placement.clone().builder(&path)?.lora_scales(Scales::Chosen).text_first());
     let (prepared, draft) = prepare_with_draft(&args.placement, visibility, builder)?;
     if !args.quiet {
         note_plan(&prepared.summary());

@@ -13,6 +13,7 @@ use crate::cli::serve_many;
 use crate::cli::terminal::{Visibility, note};
 use crate::engine::{Engine, Prepared};
 use crate::error::{Error, Result};
+use crate::lora::Scales;
 use crate::plan::PlanOptions;
 use crate::platform::asked_to_end;
 use crate::server::{ApiKey, ServerSettings, serve};
@@ -81,7 +82,9 @@ fn prepare(args: &ServeArgs, path: &Path, makes_embeddings: bool) -> Result<(Pre
         return Ok((pollster::block_on(placement.builder(path)?.without_head().text_first().prepare())?, None));
     }
     let placement = Placement::of(&args.placement, PlanOptions { n_seqs: N_SEQS, ..PlanOptions::default() })?;
-    prepare_with_draft(&args.placement, Visibility::Hidden, || Ok(placement.clone().builder(path)?.text_first()))
+    prepare_with_draft(&args.placement, Visibility::Hidden, || {
+        Ok(placement.clone().builder(path)?.lora_scales(Scales::Chosen).text_first())
+    })
 }
 
 /// Plans the model for what it is made for: whether that is embeddings stands at the end.

@@ -29,6 +29,9 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     if args.alias.is_some() {
         return invalid("--alias", "is a name for one model; several have those of their files");
     }
+    if !args.placement.lora.lora.is_empty() {
+        return invalid("--lora", "is of one model, and several are served");
+    }
     if args.placement.plan.is_some() {
         return invalid("--plan", "is of one model, and several are served");
     }

@@ -8,8 +8,8 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::lora::apply::{Scaled, found_in, linears_of, side_by_side, stacked};
-use crate::model::{Checkpoint, Linear, Model};
+use crate::lora::apply::{Scaled, found_in, is_gguf, linears_of, side_by_side, stacked};
+use crate::model::{Checkpoint, Linear, LinearPart, Model};
 use crate::platform::{self, ByteSource};
 use crate::weights::derived::{DerivedFile, DerivedMatrix};
 use crate::weights::{Catalog, add_file};
@@ -28,7 +28,7 @@ pub(super) fn merged(
 ) -> Result<Catalog> {
     let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
     let linears = linears_of(checkpoint, &model);
-    let found = found_in(&model, &linears, adapters)?;
+    let found = found_in(&model, &linears, adapters, is_gguf(checkpoint))?;
     let mut left: BTreeSet<&str> = found.keys().map(String::as_str).collect();
     let (mut file, Catalog { mut shards, mut tensors, .. }) = (DerivedFile::default(), catalog);
     let shard = shards.len() as u32;
@@ -39,7 +39,9 @@ pub(super) fn merged(
         let (Some(of_linear), Some(linear)) = (found.get(module), linears.get(module)) else { continue };
         let rows = rows_of(checkpoint, linear, module, part);
         let (n_rows, n_columns) = (tensor.n_rows(), tensor.n_columns());
-        let (Some(rows), Some(source)) = (rows.filter(|rows| rows.len() as u64 == n_rows), sources.get(tensor.shard as usize)) else {
+        let (Some([rows, gguf_rows]), Some(source)) =
+            (rows.filter(|[rows, _]| rows.len() as u64 == n_rows), sources.get(tensor.shard as usize))
+        else {
             continue;
         };
         let matrix = MergedMatrix {
@@ -49,9 +51,9 @@ pub(super) fn merged(
             row_bytes: tensor.row_bytes(),
             n_rows,
             n_columns: n_columns as usize,
-            rank: of_linear.iter().map(|(low_rank, _)| low_rank.rank).sum(),
+            rank: of_linear.iter().map(|adding| adding.low_rank.rank).sum(),
             down: stacked(of_linear).collect(),
-            up: side_by_side(of_linear, &rows).collect(),
+            up: side_by_side(of_linear, [&rows, &gguf_rows]).collect(),
         };
         left.remove(module);
         (tensor.offset, tensor.size_bytes) = file.push(matrix);
@@ -68,18 +70,19 @@ pub(super) fn merged(
     Ok(Catalog::new(shards, tensors))
 }
 
-/// The rows of a linear that a tensor has, or a part of it: without one, those of all parts as they follow each other in the file.
-fn rows_of(checkpoint: &Checkpoint, linear: &Linear, module: &str, part: Option<&str>) -> Option<Vec<usize>> {
+/// The rows of a linear that a tensor has, or a part of it, in transformers and in GGUF files: without one, those of all parts as they follow each other in the file.
+fn rows_of(checkpoint: &Checkpoint, linear: &Linear, module: &str, part: Option<&str>) -> Option<[Vec<usize>; 2]> {
     if part.is_some() || linear.parts.len() == 1 {
         let found = linear.parts.iter().find(|found| found.name.as_deref() == part)?;
-        return Some(found.rows.clone());
+        return Some([found.rows.clone(), found.gguf_rows.clone()]);
     }
     let by_offset = linear.parts.iter().map(|part| {
         let id = checkpoint.catalog.find(&format!("{module}.weight:{}", part.name.as_ref()?))?;
-        Some((checkpoint.catalog[id].offset, &part.rows))
+        Some((checkpoint.catalog[id].offset, part))
     });
-    let by_offset: BTreeMap<u64, &Vec<usize>> = by_offset.collect::<Option<_>>()?;
-    Some(by_offset.into_values().flatten().copied().collect())
+    let by_offset: BTreeMap<u64, &LinearPart> = by_offset.collect::<Option<_>>()?;
+    let all = |rows: fn(&LinearPart) -> &Vec<usize>| by_offset.values().flat_map(|part| rows(part)).copied().collect();
+    Some([all(|part| &part.rows), all(|part| &part.gguf_rows)])
 }
 
 /// A matrix with adapters.

@@ -41,6 +41,8 @@ impl Prepared {
         };
         let trace = Trace::default();
         let store = Arc::new(Store::load(Arc::clone(&self.checkpoint), &self.model, Arc::clone(&self.plan), &step)?);
+        let lora_scales = self.given_lora_scales();
+        store.set_lora_scales(lora_scales.clone());
         let mut devices = Vec::new();
         for device in self.plan.executors() {
             devices.push((device, self.open(device, &store, &trace, &step).await?));
@@ -52,7 +54,8 @@ impl Prepared {
         }
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
         let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new() });
-        Ok(Engine { model, executors, cached, known_halves: HashMap::new(), store, draft: None, timings: Timings::default() })
+        let known_halves = HashMap::new();
+        Ok(Engine { model, executors, cached, known_halves, store, lora_scales, draft: None, timings: Timings::default() })
     }
 
     /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.
@@ -69,6 +72,12 @@ impl Prepared {
             Some(text) => Ok(text),
             None => ModelText::open(&self.checkpoint, self.text_files),
         }
+    }
+
+    /// What each sequence multiplies LoRA adapters by unless it chooses; nothing where none does.
+    fn given_lora_scales(&self) -> Vec<Vec<f32>> {
+        let n_seqs = if self.model.lora_scales.is_some() { self.plan.n_seqs } else { 0 };
+        vec![self.loras.iter().map(|lora| lora.scale).collect(); n_seqs]
     }
 
     /// [`Error::ContextFull`] where the context has fewer than `needed` positions.

@@ -44,6 +44,8 @@ pub struct Engine {
     /// Whether batches of these workloads, whole and in halves, are computed in halves.
     known_halves: HashMap<[Workload; 3], bool>,
     store: Arc<Store>,
+    /// What each sequence multiplies LoRA adapters by, where sequences choose.
+    lora_scales: Vec<Vec<f32>>,
     /// What drafts for it.
     draft: Option<Box<DraftModel>>,
     /// Of forwards of few tokens, where something drafts.
@@ -180,6 +182,9 @@ impl Engine {
         if self.model.prepared.model.is_recurrent() {
             return invalid("the model has recurrent states, which cannot be copied up to a position".into());
         }
+        if self.lora_scales(from) != self.lora_scales(to) {
+            return invalid(format!("sequences {from} and {to} multiply LoRA adapters by other numbers"));
+        }
         let n_cached = self.cached.n_reusable(from, n_tokens);
         if n_cached < n_tokens {
             return invalid(format!("{n_tokens} positions of sequence {from} were to be copied, {n_cached} are cached"));
@@ -191,6 +196,37 @@ impl Engine {
         self.executors.copy_positions([from, to], n_tokens).map_err(|error| self.executors.cause_of(error))?;
         self.cached.set(to, n_tokens);
         Ok(())
+    }
+
+    /// What a sequence multiplies each LoRA adapter by; empty where sequences choose nothing.
+    pub fn lora_scales(&self, sequence: u32) -> &[f32] {
+        self.lora_scales.get(sequence as usize).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Lets a sequence multiply each LoRA adapter by these, in the order in which they were given
+    /// ([`EngineBuilder::lora_scales`]). Where they differ from those before, what was cached of it is computed again; whether they did.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where sequences choose nothing, of numbers of another length or that are none, and of a sequence that
+    /// is not there.
+    pub fn set_lora_scales(&mut self, sequence: u32, scales: &[f32]) -> Result<bool> {
+        let n_adapters = self.lora_scales.first().map_or(0, Vec::len);
+        let invalid = |reason: String| Err(Error::InvalidArgument { option: "scales of LoRA adapters".into(), reason });
+        if scales.len() != n_adapters || scales.iter().any(|scale| !scale.is_finite()) {
+            return invalid(format!("must be {n_adapters} numbers, one for each adapter that sequences choose"));
+        }
+        let n_seqs = self.lora_scales.len();
+        let Some(own) = self.lora_scales.get_mut(sequence as usize) else {
+            return invalid(format!("there is no sequence {sequence}, the plan provides for {n_seqs}"));
+        };
+        if own == scales {
+            return Ok(false);
+        }
+        own.clear();
+        own.extend_from_slice(scales);
+        self.cached.set(sequence, 0);
+        self.store.set_lora_scales(self.lora_scales.clone());
+        Ok(true)
     }
 
     /// How many of the first `n_tokens` positions of a sequence need not be computed again: those that are cached; of a model with

@@ -10,7 +10,7 @@ use crate::dtype::DType;
 use crate::engine::{Engine, ModelText};
 use crate::error::{Error, Result, Setting};
 use crate::gpu::{self, AdapterFound};
-use crate::lora::{self, Adapter, Scaled};
+use crate::lora::{self, Adapter, Scaled, Scales};
 use crate::machine::{self, Measure};
 use crate::model::{Checkpoint, Model, Op, Unit};
 use crate::plan::{
@@ -38,6 +38,7 @@ pub struct EngineBuilder {
     machine: Option<Vec<DeviceSpec>>,
     gpu_timeout: Duration,
     loras: Vec<Scaled>,
+    lora_scales: Scales,
 }
 
 /// Where the model is.
@@ -128,6 +129,7 @@ impl EngineBuilder {
             machine: None,
             gpu_timeout: gpu::GPU_TIMEOUT,
             loras: Vec::new(),
+            lora_scales: Scales::Fixed,
         }
     }
 
@@ -249,6 +251,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether sequences choose what LoRA adapters are multiplied by ([`Engine::set_lora_scales`]); by default they do not.
+    #[must_use]
+    pub fn lora_scales(mut self, scales: Scales) -> EngineBuilder {
+        self.lora_scales = scales;
+        self
+    }
+
     /// Reads headers, looks at the machine and plans. Nothing is loaded.
     ///
     /// # Errors
@@ -263,7 +272,7 @@ impl EngineBuilder {
         let loras = self.loras.iter().map(Scaled::summary).collect();
         let (checkpoint, model) = match self.loras.as_slice() {
             [] => (checkpoint, model),
-            scaled => lora::apply(&checkpoint, model, scaled).map(|(checkpoint, model)| (Arc::new(checkpoint), model))?,
+            scaled => lora::apply(&checkpoint, model, scaled, self.lora_scales).map(|(checkpoint, model)| (Arc::new(checkpoint), model))?,
         };
         let model = if self.without_head { model.without_head() } else { model };
         let text = if self.text_first { Some(ModelText::open(&checkpoint, self.text)?) } else { None };

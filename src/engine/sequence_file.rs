@@ -53,7 +53,7 @@ impl Engine {
         if self.n_reusable(sequence, tokens.len()) < tokens.len() {
             return Err(Error::internal("a sequence was to be saved that is not cached"));
         }
-        let header = self.header(tokens.len())?;
+        let header = self.header(sequence, tokens.len())?;
         let mut writer = Writer::default();
         writer.put(&MAGIC);
         let as_json = serde_json::to_vec(&header).map_err(|error| Error::internal(format!("the header of a cache's file: {error}")))?;
@@ -85,7 +85,7 @@ impl Engine {
         }
         let header: Header = serde_json::from_slice(&reader.take(len)?)
             .map_err(|error| reader.invalid(format!("has a header that cannot be read: {error}")))?;
-        self.check_header(&header, &reader)?;
+        self.check_header(sequence, &header, &reader)?;
         let n_bytes: u64 = header.layers.iter().map(|mark| mark.n_bytes).sum();
         let end = reader.at + 4 * header.n_tokens as u64 + n_bytes + CHECKSUM_BYTES;
         if source.len() != end {
@@ -110,24 +110,24 @@ impl Engine {
         Ok(tokens)
     }
 
-    /// That of a file with so many tokens.
-    fn header(&self, n_tokens: usize) -> Result<Header> {
+    /// That of a file with so many tokens of a sequence.
+    fn header(&self, sequence: u32, n_tokens: usize) -> Result<Header> {
         let layers = self.executors.kept_of_layers(self.config().n_layers, n_tokens);
         Ok(Header {
             model: self.config().name.clone(),
-            weights: weights_mark(&self.model.prepared)?,
+            weights: weights_mark(&self.model.prepared, self.lora_scales(sequence))?,
             ctx_size: self.plan().ctx_size,
             n_tokens,
             layers: layers.into_iter().map(|(layer, stored, n_bytes)| LayerMark { layer, stored, n_bytes }).collect(),
         })
     }
 
-    fn check_header(&self, found: &Header, reader: &Reader<'_>) -> Result<()> {
+    fn check_header(&self, sequence: u32, found: &Header, reader: &Reader<'_>) -> Result<()> {
         let ctx_size = self.plan().ctx_size;
         if found.n_tokens > ctx_size {
             return Err(reader.invalid(format!("holds {} tokens, and the context has {ctx_size} positions", found.n_tokens)));
         }
-        let own = self.header(found.n_tokens)?;
+        let own = self.header(sequence, found.n_tokens)?;
         if found.weights != own.weights {
             return Err(reader.invalid(format!("was saved with other weights: those of `{}`", found.model)));
         }
@@ -216,13 +216,14 @@ impl Checksum {
     }
 }
 
-/// What is the same of two models with the same weights, and the same adapters in the same strength, only.
-fn weights_mark(prepared: &Prepared) -> Result<String> {
+/// What is the same of two models with the same weights, and the same adapters in the same strength, only. Sequences that choose have
+/// `chosen`.
+fn weights_mark(prepared: &Prepared, chosen: &[f32]) -> Result<String> {
     let checkpoint = &prepared.checkpoint;
     let catalog = &checkpoint.catalog;
     let mut checksum = Checksum::default();
     let scales: Vec<f32> = prepared.loras.iter().map(|adapter| adapter.scale).collect();
-    checksum.add(bytemuck::cast_slice(&scales));
+    checksum.add(bytemuck::cast_slice(if chosen.is_empty() { &scales } else { chosen }));
     for tensor in &catalog.tensors {
         checksum.add(format!("{} {} {:?};", tensor.name, tensor.dtype, tensor.shape).as_bytes());
     }

@@ -2,12 +2,14 @@
 //! Reads and writes them as PEFT does, and gives them to models.
 
 pub(crate) mod apply;
+mod gguf;
+mod matrices;
 mod peft;
 mod settings;
 
 use std::collections::BTreeMap;
 
-pub use apply::{Scaled, Summary, apply};
+pub use apply::{Scaled, Scales, Summary, apply};
 pub use settings::{Settings, Targets};
 
 /// An adapter: what it adds to the linears of a model.
@@ -17,7 +19,8 @@ pub struct Adapter {
     pub path: String,
     /// What `adapter_config.json` says.
     pub settings: Settings,
-    /// By the names of the modules in transformers, such as `model.layers.0.self_attn.q_proj`.
+    /// By the names of the modules in transformers, such as `model.layers.0.self_attn.q_proj`; of an adapter in a GGUF file by those of
+    /// such files, `blk.0.attn_q`.
     pub linears: BTreeMap<String, LowRank>,
 }
 

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, View};
 
-use super::{Adapter, LowRank, Settings};
+use super::matrices::{Halves, linear_of};
+use super::{Adapter, LowRank, Settings, gguf};
 use crate::error::{Error, Result};
-use crate::platform::{self, ByteSource, Folder, IoMode};
+use crate::platform::{self, ByteSource, Folder, IoMode, open_source};
 use crate::weights::{Header, TensorInfo, read_header};
 
 const CONFIG_NAME: &str = "adapter_config.json";
@@ -26,16 +27,16 @@ enum Half {
     Up,
 }
 
-/// Both matrices of a linear, as far as they were found.
-type Halves<'t> = [Option<&'t TensorInfo>; 2];
-
 impl Adapter {
-    /// Reads the adapter in the folder `path`, or beside the file `path`.
+    /// Reads the adapter in the folder `path`, or beside the file `path`, or in a GGUF file.
     ///
     /// # Errors
     /// Those of reading; [`Error::InvalidFile`] that names the field or the tensor; [`Error::UnsupportedModel`] of adapters that are more
     /// than LoRA.
     pub fn open(path: &Path) -> Result<Adapter> {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return gguf::read(open_source(path, IoMode::Pread)?.as_ref());
+        }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Adapter::read(&Folder::from(if path.is_file() { parent } else { path }))
     }
@@ -163,46 +164,13 @@ fn parse_name(name: &str) -> Result<(&str, Half), &'static str> {
     Err("is no lora_A.weight and no lora_B.weight, and nothing else is supported")
 }
 
-fn read_linear(source: &dyn ByteSource, settings: &Settings, module: &str, [down, up]: [&TensorInfo; 2]) -> Result<LowRank> {
+fn read_linear(source: &dyn ByteSource, settings: &Settings, module: &str, halves: [&TensorInfo; 2]) -> Result<LowRank> {
     let invalid = |reason: String| Error::invalid_file(source.path(), reason);
-    let ([rank, n_inputs], [n_outputs, columns]) = (sides(source, down)?, sides(source, up)?);
-    if rank != columns {
-        return Err(invalid(format!(
-            "tensors `{}` and `{}` have the shapes {:?} and {:?}: ranks differ",
-            down.name, up.name, down.shape, up.shape
-        )));
+    let linear = linear_of(source, halves)?;
+    let (expected, scaling) = (settings.rank_of(module).map_err(invalid)?, settings.scaling_of(module).map_err(invalid)?);
+    if linear.rank != expected {
+        let (name, rank) = (&halves[0].name, linear.rank);
+        return Err(invalid(format!("tensor `{name}` has rank {rank} where {CONFIG_NAME} says {expected} (`r`, `rank_pattern`)")));
     }
-    let expected = settings.rank_of(module).map_err(invalid)?;
-    if rank != expected {
-        return Err(invalid(format!("tensor `{}` has rank {rank} where {CONFIG_NAME} says {expected} (`r`, `rank_pattern`)", down.name)));
-    }
-    let scaling = settings.scaling_of(module).map_err(invalid)?;
-    Ok(LowRank { rank, n_inputs, n_outputs, down: read_values(source, down)?, up: read_values(source, up)?, scaling })
-}
-
-fn sides(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<[usize; 2]> {
-    let sides = match tensor.shape.as_slice() {
-        [rows, columns] => {
-            usize::try_from(*rows).ok().zip(usize::try_from(*columns).ok()).filter(|(rows, columns)| *rows > 0 && *columns > 0)
-        }
-        _ => None,
-    };
-    sides.map(<[usize; 2]>::from).ok_or_else(|| {
-        Error::invalid_file(source.path(), format!("tensor `{}` has the shape {:?}, which is no matrix", tensor.name, tensor.shape))
-    })
-}
-
-/// All values of a tensor; the header was checked against the file's length.
-fn read_values(source: &dyn ByteSource, tensor: &TensorInfo) -> Result<Vec<f32>> {
-    let mut bytes = platform::zeroed(tensor.size_bytes.0 as usize, "a matrix of an adapter")?;
-    source.read_at(tensor.offset, &mut bytes)?;
-    let n_values = bytes.len() / tensor.dtype.block_bytes() as usize;
-    let mut values = platform::zeroed(n_values, "a matrix of an adapter")?;
-    tensor.dtype.decode(&bytes, &mut values);
-    match values.iter().position(|value: &f32| !value.is_finite()) {
-        Some(at) => {
-            Err(Error::invalid_file(source.path(), format!("tensor `{}` has {} as value {at}: training failed", tensor.name, values[at])))
-        }
-        None => Ok(values),
-    }
+    Ok(LowRank { scaling, ..linear })
 }

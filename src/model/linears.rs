@@ -25,6 +25,8 @@ pub struct LinearPart {
     pub name: Option<String>,
     /// For each of its rows the row of the linear that it is.
     pub rows: Vec<usize>,
+    /// The same of the linear's matrix as GGUF files have it.
+    pub gguf_rows: Vec<usize>,
 }
 
 impl Linear {
@@ -51,10 +53,10 @@ impl Model {
                 let is_head = unit.kind == UnitKind::Head && *output == self.logits;
                 let module = if is_head { Some(self.config.family.names.head) } else { whole.strip_suffix(".weight") };
                 let Some(module) = module.filter(|module| !(is_gguf && is_tiled(module))) else { continue };
-                let rows = rows_of(&self.config, module, part, tensor.n_rows() as usize, is_gguf);
+                let [rows, gguf_rows] = rows_of(&self.config, module, part, tensor.n_rows() as usize, is_gguf);
                 let n_inputs = tensor.n_columns() as usize;
                 let linear = linears.entry(module.to_owned()).or_insert_with(|| Linear { n_inputs, parts: Vec::new() });
-                linear.parts.push(LinearPart { unit: index, op, name: part.map(str::to_owned), rows });
+                linear.parts.push(LinearPart { unit: index, op, name: part.map(str::to_owned), rows, gguf_rows });
             }
         }
         linears
@@ -66,22 +68,26 @@ fn is_tiled(module: &str) -> bool {
     module.contains(".linear_attn.")
 }
 
-/// The rows of the linear that a product with `n_rows` rows computes.
-fn rows_of(config: &ModelConfig, module: &str, part: Option<&str>, n_rows: usize, is_gguf: bool) -> Vec<usize> {
+/// The rows of the linear that a product with `n_rows` rows computes, in transformers and in GGUF files.
+fn rows_of(config: &ModelConfig, module: &str, part: Option<&str>, n_rows: usize, is_gguf: bool) -> [Vec<usize>; 2] {
     if let Some(part) = part {
         let stored = (config.family.stored)(config);
         let whole = stored.iter().find(|stored| module.ends_with(stored.suffix));
         let Some((whole, index)) = whole.and_then(|whole| Some((whole, whole.parts.iter().position(|(name, _)| *name == part)?))) else {
-            return Vec::new();
+            return [Vec::new(), Vec::new()];
         };
         let before = whole.parts[..index].iter().map(|(_, n_rows)| n_rows).sum::<usize>();
+        let stacked: Vec<usize> = (before..before + n_rows).collect();
         return match whole.order {
             Some(Order::ByHeads { n_heads, parts }) => {
                 let [of_part, in_head, of_head] =
                     [parts[index], parts[..index].iter().sum(), parts.iter().sum()].map(|n_rows: u64| n_rows as usize);
-                (0..n_heads as usize).flat_map(|head| (0..of_part).map(move |row| head * of_head + in_head + row)).collect()
+                let of_head = |head: usize| (0..of_part).map(move |row| head * of_head + in_head + row);
+                let by_heads: Vec<usize> = (0..n_heads as usize).flat_map(of_head).collect();
+                let in_file = if whole.is_so_in_gguf { by_heads.clone() } else { stacked };
+                [by_heads, in_file]
             }
-            _ => (before..before + n_rows).collect(),
+            _ => [stacked.clone(), stacked],
         };
     }
     let projection = module.rsplit('.').next().unwrap_or_default();
@@ -91,12 +97,14 @@ fn rows_of(config: &ModelConfig, module: &str, part: Option<&str>, n_rows: usize
         "k_proj" => config.n_kv_heads,
         _ => 0,
     };
+    let in_file: Vec<usize> = (0..n_rows).collect();
     if !is_paired_otherwise || n_heads == 0 {
-        return (0..n_rows).collect();
+        return [in_file.clone(), in_file];
     }
     // The rows of both halves of a head are in turns.
     let head_size = n_rows / n_heads;
-    (0..n_rows).map(|row| row / head_size * head_size + row % head_size / 2 + row % 2 * (head_size / 2)).collect()
+    let paired = |row: usize| row / head_size * head_size + row % head_size / 2 + row % 2 * (head_size / 2);
+    [(0..n_rows).map(paired).collect(), in_file]
 }
 
 #[cfg(test)]

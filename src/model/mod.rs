@@ -57,6 +57,9 @@ pub struct Model {
     /// What the head gives: a number for every token of the vocabulary, `[n_rows, vocab_size]`; of a model [without its
     /// head](Model::without_head), what the head would read, `[n_rows, hidden_size]`.
     pub logits: ValueId,
+    /// What the sequence of each token multiplies each LoRA adapter by, `[n_tokens, n_adapters]`, of a model whose sequences choose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_scales: Option<ValueId>,
     /// The units: embedding first, then attention and feed-forward of every layer, together where they read the same, the head last.
     pub units: Vec<Unit>,
 }

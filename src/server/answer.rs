@@ -149,7 +149,7 @@ impl Answering {
     /// Waits for a sequence.
     pub(super) async fn wait(app: &Arc<App>, work: &Work) -> Result<Answering, ApiError> {
         let first = work.prompts.first().map(Vec::as_slice).unwrap_or_default();
-        let lease = app.pool.lease(first).await?;
+        let lease = app.pool.lease(first, &work.how.loras).await?;
         Ok(Answering { app: Arc::clone(app), lease, tells_pieces: false, current: None })
     }
 

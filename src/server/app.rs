@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
+
 use super::ServerSettings;
 use super::embeddings::Embedder;
 use super::error::ApiError;
 use super::facts::Facts;
 use super::fields::Fields;
 use super::forms::FormVocabulary;
+use super::loras::Loras;
 use super::metrics::Metrics;
 use super::pool::Pool;
 use crate::error::Result;
@@ -31,6 +34,8 @@ pub(super) struct App {
     pub(super) embedder: Option<Embedder>,
     /// How tokens are chosen where a request says nothing.
     pub(super) sampling: SamplingFlags,
+    /// LoRA adapters that requests choose.
+    pub(super) loras: Loras,
     /// Of all answers.
     pub(super) speculation: Speculation,
 }
@@ -38,12 +43,14 @@ pub(super) struct App {
 impl App {
     pub(super) async fn new(engine: EngineHandle, settings: ServerSettings, metrics: Arc<Metrics>) -> Result<App> {
         let ServerSettings { model_name, other_names, n_waiting, sampling, speculation, .. } = settings;
-        let pool = Arc::new(Pool::new(&engine, n_waiting).await?);
+        let loras = Loras::of(&engine);
+        let pool = Arc::new(Pool::new(&engine, n_waiting, &loras.defaults()).await?);
         let facts = Facts::of(&engine);
         Ok(App {
             facts,
             forms: FormVocabulary::new(engine.tokenizer().cloned()),
             embedder: Embedder::of(&engine)?,
+            loras,
             engine,
             pool,
             metrics,
@@ -62,12 +69,31 @@ impl App {
         Ok(name)
     }
 
-    /// Refuses names of other models.
+    /// Refuses names of other models. An adapter's name may stand behind the model's, or alone.
     pub(super) fn check_model(&self, name: &str) -> Result<(), ApiError> {
-        match is_named(name, &self.model_name, &self.other_names) {
+        match self.is_own(name) || self.adapter_named(name).is_some() {
             true => Ok(()),
             false => Err(ApiError::no_model(name, &self.model_name)),
         }
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        is_named(name, &self.model_name, &self.other_names)
+    }
+
+    /// The number of the LoRA adapter that a model's name names.
+    fn adapter_named(&self, name: &str) -> Option<usize> {
+        if self.is_own(name) { None } else { self.loras.named(name, |model| self.is_own(model)) }
+    }
+
+    /// What a request multiplies LoRA adapters by, as the field `lora` or the model's name says, which is not taken.
+    pub(super) fn read_loras(&self, fields: &mut Fields) -> Result<Vec<f32>, ApiError> {
+        if let Some(list) = fields.list("lora")? {
+            return self.loras.read_list(list, "lora");
+        }
+        let named = fields.copies(&["model"]);
+        let chosen = named.get("model").and_then(Value::as_str).and_then(|name| self.adapter_named(name));
+        Ok(chosen.map_or_else(|| self.loras.defaults(), |index| self.loras.alone(index)))
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) async fn completion(State(app): State<Arc<App>>, request: Request) ->
 }
 
 fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiError> {
+    let loras = app.read_loras(fields)?;
     app.read_model(fields)?;
     let prompt = fields.text("prompt")?.ok_or_else(|| ApiError::field("prompt", "must be a text"))?;
     let flags = sampling_flags(app, fields)?;
@@ -51,6 +52,7 @@ fn read_completion(app: &App, fields: &mut Fields) -> Result<(Work, bool), ApiEr
     fields.ignore(&["cache_prompt", "id_slot", "n_keep"]);
     let mut how = How::checked(app, 1, &flags, seed, options)?;
     how.grammar = Grammar::of_fields(app, fields)?;
+    how.loras = loras;
     let tokens = app.engine.text().encode(&prompt, Written::Parsed)?;
     Ok((Work::new(app, vec![tokens], how, false)?, is_streamed))
 }

@@ -58,7 +58,7 @@ impl LocalServer {
     /// Those of [`Sequence::logits`](crate::handle::Sequence::logits); [`Error::AllSequencesInUse`] where too many wait already.
     pub async fn logits(&self, tokens: Vec<u32>, positions: Positions, each: impl FnMut(Vec<f32>) + Send + 'static) -> Result<()> {
         let in_use = |_: ApiError| Error::AllSequencesInUse { n_seqs: self.app.engine.plan().n_seqs };
-        let mut lease = self.app.pool.lease(&tokens).await.map_err(in_use)?;
+        let mut lease = self.app.pool.lease(&tokens, &self.app.loras.defaults()).await.map_err(in_use)?;
         lease.tokens.clear();
         lease.sequence().map_err(in_use)?.logits(tokens, positions, each).await
     }

@@ -23,6 +23,7 @@ mod guard;
 mod keep_alive;
 mod llama_cpp;
 mod local;
+mod loras;
 mod messages;
 mod metrics;
 mod models;

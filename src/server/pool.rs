@@ -30,6 +30,8 @@ struct Slot {
     sequence: Option<Sequence>,
     /// What its cache holds, at most.
     tokens: Vec<u32>,
+    /// What it multiplies LoRA adapters by, where requests choose.
+    loras: Vec<f32>,
     /// Leases of the pool until its own last one: the smallest is that of longest ago.
     last_use: u64,
     n_uses: u64,
@@ -43,6 +45,8 @@ pub(super) struct Lease {
     sequence: Option<Sequence>,
     /// What the sequence holds when the lease ends.
     pub(super) tokens: Vec<u32>,
+    /// What it multiplies LoRA adapters by.
+    loras: Vec<f32>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -66,11 +70,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pool {
-    pub(super) async fn new(engine: &EngineHandle, n_waiting_max: usize) -> Result<Pool> {
+    /// All sequences of `engine`, which multiply LoRA adapters by `loras` as yet.
+    pub(super) async fn new(engine: &EngineHandle, n_waiting_max: usize, loras: &[f32]) -> Result<Pool> {
         let n_seqs = engine.plan().n_seqs;
         let mut slots = Vec::with_capacity(n_seqs);
         for _ in 0..n_seqs {
-            slots.push(Slot { sequence: Some(engine.sequence().await?), tokens: Vec::new(), last_use: 0, n_uses: 0 });
+            let sequence = Some(engine.sequence().await?);
+            slots.push(Slot { sequence, tokens: Vec::new(), loras: loras.to_vec(), last_use: 0, n_uses: 0 });
         }
         Ok(Pool {
             slots: Mutex::new(slots),
@@ -86,11 +92,12 @@ impl Pool {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a free sequence, in the order of coming, and takes the one that has the most of `prompt`.
+    /// Waits for a free sequence, in the order of coming, and takes the one that has the most of `prompt`, computed with LoRA adapters
+    /// multiplied by `loras`.
     ///
     /// # Errors
     /// Where too many wait already, or the server ends.
-    pub(super) async fn lease(self: &Arc<Pool>, prompt: &[u32]) -> Result<Lease, ApiError> {
+    pub(super) async fn lease(self: &Arc<Pool>, prompt: &[u32], loras: &[f32]) -> Result<Lease, ApiError> {
         let permit = match Arc::clone(&self.free).try_acquire_owned() {
             Ok(permit) => permit,
             Err(TryAcquireError::Closed) => return Err(ending()),
@@ -101,18 +108,24 @@ impl Pool {
         };
         let mut slots = self.slots();
         let n_uses = slots.iter().map(|slot| slot.last_use).max().unwrap_or_default() + 1;
-        let rank = |slot: &Slot| (self.n_shared(slot, prompt), std::cmp::Reverse(slot.last_use));
+        let n_shared = |slot: &Slot| if slot.loras == loras { self.n_shared(slot, prompt) } else { 0 };
+        let rank = |slot: &Slot| (n_shared(slot), std::cmp::Reverse(slot.last_use));
         let best = slots.iter_mut().enumerate().filter(|(_, slot)| slot.sequence.is_some()).max_by_key(|(_, slot)| rank(slot));
         let Some((index, slot)) = best else { return Err(ApiError::busy("all sequences are in use")) };
         (slot.last_use, slot.n_uses) = (n_uses, slot.n_uses + 1);
         self.n_leased.send_modify(|n_leased| *n_leased += 1);
-        Ok(Lease {
+        let mut lease = Lease {
             pool: Arc::clone(self),
             index,
             sequence: slot.sequence.take(),
             tokens: std::mem::take(&mut slot.tokens),
+            loras: std::mem::take(&mut slot.loras),
             _permit: permit,
-        })
+        };
+        // It comes back to them where it is dropped.
+        drop(slots);
+        lease.choose(loras)?;
+        Ok(lease)
     }
 
     /// Tokens of `prompt` that need not be computed on that sequence. 0 where most of its tokens would be lost: whoever they are of may
@@ -175,6 +188,16 @@ pub(super) fn ending() -> ApiError {
 }
 
 impl Lease {
+    /// Lets the sequence multiply LoRA adapters by these. What it holds counts no more, where they are others.
+    fn choose(&mut self, loras: &[f32]) -> Result<(), ApiError> {
+        if self.loras != loras {
+            self.tokens.clear();
+            self.sequence()?.set_lora_scales(loras.to_vec())?;
+            self.loras = loras.to_vec();
+        }
+        Ok(())
+    }
+
     /// The sequence.
     pub(super) fn sequence(&mut self) -> Result<&mut Sequence, ApiError> {
         self.sequence.as_mut().ok_or_else(ending)
@@ -185,6 +208,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(slot) = self.pool.slots().get_mut(self.index) {
             (slot.sequence, slot.tokens) = (self.sequence.take(), std::mem::take(&mut self.tokens));
+            slot.loras = std::mem::take(&mut self.loras);
         }
         self.pool.n_leased.send_modify(|n_leased| *n_leased -= 1);
     }

@@ -12,7 +12,7 @@ use super::app::App;
 use super::error::ApiError;
 use super::guard::{Gate, guarded};
 use super::read::drain;
-use super::{anthropic, embeddings, llama_cpp, ollama, openai, pages, responses};
+use super::{anthropic, embeddings, llama_cpp, loras, ollama, openai, pages, responses};
 
 /// All paths of one model.
 pub(super) fn routes() -> Router<Arc<App>> {
@@ -24,6 +24,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/plan", get(pages::plan))
         .route("/tokenize", post(pages::tokenize))
         .route("/detokenize", post(pages::detokenize))
+        .route("/lora-adapters", get(loras::list).post(loras::change))
         .route("/props", get(llama_cpp::props))
         .route("/completion", post(llama_cpp::completion))
         .route("/v1/models", get(openai::models))

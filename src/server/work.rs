@@ -30,6 +30,8 @@ pub(super) struct How {
     /// The first answer's; each further one has the next.
     pub(super) seed: u64,
     pub(super) options: GenerateOptions,
+    /// What LoRA adapters are multiplied by.
+    pub(super) loras: Vec<f32>,
     /// The form of answers, where they must have one.
     pub(super) grammar: Option<Grammar>,
     /// What the model may call.
@@ -111,7 +113,7 @@ impl How {
         StopStrings::new(options.stop.clone())?;
         let seed = seed.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(fresh_seed);
         let options = GenerateOptions { speculation: app.speculation, ..options };
-        Ok(How { n_answers, sampling, seed, options, grammar: None, tools: None })
+        Ok(How { n_answers, sampling, seed, options, loras: app.loras.defaults(), grammar: None, tools: None })
     }
 }
 

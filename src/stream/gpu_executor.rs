@@ -347,6 +347,10 @@ impl Executor for GpuExecutor {
         let n_positions = self.n_positions(attention, batch.n_positions());
         self.prepare(ForwardShape { n_tokens: batch.tokens.len(), n_rows, top_k, attention, n_positions })?;
         self.buffers.write(&self.gpu, WorkingBuffer::Tokens, bytemuck::cast_slice(&batch::places(batch)))?;
+        if let Some(id) = self.model.lora_scales {
+            let scales = self.store.lora_scales(&batch.tokens);
+            self.buffers.write(&self.gpu, WorkingBuffer::Value(id), bytemuck::cast_slice(&scales))?;
+        }
         for (table, angles) in self.model.rope_tables.iter().enumerate() {
             let cos_sin = batch::cos_sin(batch, angles, self.plan.ctx_size);
             self.buffers.write(&self.gpu, WorkingBuffer::CosSin { table }, bytemuck::cast_slice(&cos_sin))?;

@@ -153,7 +153,8 @@ mod tests {
 
     fn model() -> Model {
         let values = vec![Value::of_tokens("any", 64); 7];
-        Model { config: config(), values, rope_tables: Vec::new(), hidden: HIDDEN, carried: Vec::new(), logits: HIDDEN, units: Vec::new() }
+        let (rope_tables, carried, units) = (Vec::new(), Vec::new(), Vec::new());
+        Model { config: config(), values, rope_tables, hidden: HIDDEN, carried, logits: HIDDEN, lora_scales: None, units }
     }
 
     fn config() -> ModelConfig {

@@ -189,6 +189,9 @@ impl Executor for HostExecutor {
             platform::resize(self.values.values.entry(id).or_default(), len, "activations")?;
             n_values += len as u64;
         }
+        if let Some(id) = self.model.lora_scales {
+            self.values.values.insert(id, self.store.lora_scales(&batch.tokens));
+        }
         let scratch = packed_input_bytes(&self.model, n_tokens) + expert_rows_bytes(&self.model, n_tokens).unwrap_or_default();
         self.activations_peak = self.activations_peak.max(Bytes(n_values * 4) + scratch);
         self.values.begin(batch, self.plan.n_seqs, self.plan.ctx_size);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
@@ -33,6 +33,8 @@ pub struct Store {
     embeddings: Vec<Embedding>,
     /// What is added to the first by position, where positions are learned. Its rows are read from the file as they are needed: they are few.
     positions: Option<TensorId>,
+    /// What each sequence multiplies each LoRA adapter by, where sequences choose.
+    lora_scales: RwLock<Vec<Vec<f32>>>,
 }
 
 /// A matrix whose rows tokens name.
@@ -72,7 +74,8 @@ impl Store {
         let embeddings = load_embeddings(&checkpoint, model, &plan, progress)?;
         let reads_of = |(index, chunk)| Reads::of(chunk, plan.executor(index), &checkpoint.catalog);
         let reads = plan.chunks.iter().enumerate().map(reads_of).collect();
-        Ok(Store { checkpoint, plan, host_memory, places, reads, embeddings, positions: model.positions() })
+        let lora_scales = RwLock::default();
+        Ok(Store { checkpoint, plan, host_memory, places, reads, embeddings, positions: model.positions(), lora_scales })
     }
 
     /// The checkpoint whose bytes these are.
@@ -159,6 +162,17 @@ impl Store {
     /// Those of reading.
     pub(super) fn read_in_place(&self, read: &InPlaceRead, slot: &mut [u8]) -> Result<()> {
         self.checkpoint.read_into(read.shard, read.offset, &mut slot[read.block.clone()], read.len)
+    }
+
+    /// Sets what each sequence multiplies LoRA adapters by, from the next forward on.
+    pub fn set_lora_scales(&self, scales: Vec<Vec<f32>>) {
+        *self.lora_scales.write().unwrap_or_else(PoisonError::into_inner) = scales;
+    }
+
+    /// What the sequence of each of `tokens` multiplies LoRA adapters by, `[n_tokens, n_adapters]`.
+    pub(super) fn lora_scales(&self, tokens: &[BatchToken]) -> Vec<f32> {
+        let scales = self.lora_scales.read().unwrap_or_else(PoisonError::into_inner);
+        tokens.iter().filter_map(|token| scales.get(token.sequence as usize)).flatten().copied().collect()
     }
 
     /// Decodes the embedding rows of `tokens`, scaled, plus the rows of their positions where these are learned, into `output`,

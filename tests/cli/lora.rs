@@ -9,7 +9,7 @@ use xtask::models::{GgufType, LlamaShape};
 use crate::common::program::{Home, text};
 
 /// An adapter for the tiny models; what it adds grows with `factor`.
-fn adapter(home: &Home, name: &str, factor: f32) -> String {
+pub fn adapter(home: &Home, name: &str, factor: f32) -> String {
     let LlamaShape { hidden_size, ffn_size, .. } = LlamaShape::tiny();
     let settings = Settings::new(2, 4.0, vec!["up_proj".into()]);
     let values = |n: usize, scale: f32| (0..n).map(|index| (index as f32 * 0.7).sin() * scale).collect();
@@ -60,7 +60,7 @@ fn adapters_that_are_none_are_refused() {
     let home = Home::new();
     let model = home.gguf_model(GgufType::F32);
     let refused = home.refusal(1, &["run", &model, "-p", "x", "--lora", &model]);
-    assert!(refused.contains("holds no adapter_config.json"), "{refused}");
+    assert!(refused.contains("is no LoRA adapter"), "{refused}");
     let missing = text(&home.path("missing"));
     assert!(home.refusal(1, &["plan", &model, "--lora", &missing]).contains("missing"));
 }

@@ -198,6 +198,17 @@ proptest! {
             prop_assert!(error.to_string().contains("adapter"), "{error}");
         }
     }
+
+    #[test]
+    fn damaged_gguf_files_never_panic(changes in prop::collection::vec((0..4096usize, any::<u8>()), 1..6)) {
+        // Most of what can be wrong is in the header.
+        let mut bytes = fs::read(golden("llama").join("adapter.gguf")).unwrap();
+        changes.into_iter().for_each(|(at, byte)| bytes[at] = byte);
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("adapter.gguf");
+        fs::write(&file, bytes).unwrap();
+        let _ = Adapter::open(&file);
+    }
 }
 
 fn golden(name: &str) -> PathBuf {
@@ -255,4 +266,62 @@ fn what_cannot_be_merged_is_refused_by_name() {
     let refused = convert_with(&model, &loras, &out, options, &mut |_, _| {}).unwrap_err().to_string();
     assert!(refused.contains("lm_head") && refused.contains("run it with the adapter") && !out.exists(), "{refused}");
     assert_ne!(logits(&model, &loras), logits(&model, &[]), "it runs");
+}
+
+/// llama.cpp's file of an adapter (`tests/golden/lora.py`) does to the file of a model what PEFT's folder does.
+#[test]
+fn adapters_in_gguf_files_are_those_of_their_folders() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["llama", "phi3"] {
+        let folder = families::written(root.path(), name);
+        let model = root.path().join(format!("{name}-gguf"));
+        let [of_folder, of_file] = [golden(name), golden(name).join("adapter.gguf")].map(|path| Adapter::open(&path).unwrap());
+        let scaled = |adapter: &Adapter| [Scaled { adapter: Arc::new(adapter.clone()), scale: 1.0 }];
+        let expected = logits(&model, &scaled(&of_folder));
+        assert_ne!(expected, logits(&model, &[]));
+        assert_eq!(logits(&model, &scaled(&of_file)), expected, "{name}");
+        let merged = [&of_file, &of_folder].map(|adapter| {
+            let (out, options) = (root.path().join("merged.gguf"), ConvertOptions { file_type: "f32".parse().unwrap(), pure: false });
+            convert_with(&model, &scaled(adapter), &out, options, &mut |_, _| {}).unwrap();
+            fs::read(&out).unwrap()
+        });
+        assert!(merged[0] == merged[1], "{name}: merged, they are the same, too");
+        let builder = Engine::builder(&folder).text(TextFiles::Skip).device(DeviceChoice::Cpu).lora(Arc::new(of_file), 1.0);
+        let refused = pollster::block_on(builder.prepare()).err().unwrap().to_string();
+        assert!(refused.contains("adapter.gguf") && refused.contains("PEFT's folder"), "{refused}");
+    }
+}
+
+#[test]
+fn broken_gguf_files_of_adapters_are_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("adapter.gguf");
+    let good = fs::read(golden("llama").join("adapter.gguf")).unwrap();
+    // In place of the bytes behind the first `before`, so that nothing else moves.
+    let changed = |before: &[u8], by: &[u8]| {
+        let mut bytes = good.clone();
+        let at = good.windows(before.len()).position(|window| window == before).unwrap() + before.len();
+        bytes[at..at + by.len()].copy_from_slice(by);
+        fs::write(&file, bytes).unwrap();
+    };
+    // A key is followed by the code of its kind, and a text by its length.
+    changed(b"general.type\x08\0\0\0\x07\0\0\0\0\0\0\0", b"mmmodel");
+    assert!(refusal(&file).contains("`general.type` is not `adapter`"));
+    changed(b"adapter.type\x08\0\0\0\x04\0\0\0\0\0\0\0", b"loha");
+    assert!(refusal(&file).contains("`adapter.type` is not `lora`"));
+    changed(b"adapter.lora.alpha", &[4]);
+    assert!(refusal(&file).contains("adapter.lora.alpha"), "an integer");
+    changed(b"adapter.lora.alpha\x06\0\0\0", &f32::NAN.to_le_bytes());
+    assert!(refusal(&file).contains("adapter.lora.alpha"));
+    changed(b".weight.lora_", b"c");
+    assert!(refusal(&file).contains("is no .weight.lora_a and no .weight.lora_b"));
+    changed(b".weight.lora_", b"b");
+    assert!(Adapter::open(&file).is_err(), "one half is there twice");
+    for cut in (0..good.len()).step_by(good.len() / 97) {
+        fs::write(&file, &good[..cut]).unwrap();
+        assert!(Adapter::open(&file).is_err(), "cut at {cut}");
+    }
+    // As llama.cpp has it, no alpha means that the product counts as it is.
+    changed(b"adapter.lora.alpha\x06\0\0\0", &0.0f32.to_le_bytes());
+    assert!(Adapter::open(&file).unwrap().linears.values().all(|linear| linear.scaling == 1.0));
 }

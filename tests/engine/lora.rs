@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice, KernelChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
-use tierflow::lora::{Adapter, LowRank};
+use tierflow::lora::{Adapter, LowRank, Scales};
 use tierflow::model::Op;
 use tierflow::plan::{KvDType, PlacementRule, PlanOptions, ResidentLayers};
-use tierflow::stream::{Logits, LogitsRequest};
+use tierflow::stream::{Batch, BatchToken, Logits, LogitsRequest};
 use tierflow::units::Bytes;
 
 use crate::common;
@@ -200,4 +200,65 @@ fn adapters_of_other_models_are_refused_by_name() {
     let mut wide = llama();
     wide.linears.values_mut().for_each(|linear| linear.n_outputs += 1);
     assert!(refusal("llama", wide).contains("lora_B.weight` gives"));
+}
+
+/// Sequences that choose their adapters are, side by side, what engines with those adapters alone give; those that choose none have the
+/// bits of the model.
+#[test]
+fn sequences_choose_their_adapters() {
+    let root = tempfile::tempdir().unwrap();
+    let model = families::written(root.path(), "llama");
+    let adapters = ["llama", "llama-patterns"].map(|name| Arc::new(Adapter::open(&golden(name)).unwrap()));
+    let prompt: Vec<u32> = vec![3, 77, 200, 5, 118, 9, 41];
+    let choices = [[1.0, 0.0], [0.0, 0.5], [1.0, 0.5]];
+    for executors in executor_sets().into_iter().filter(|executors| executors.len() == 1 || executors.contains(&Device::Cpu)) {
+        let builder = builder(&model).compute_on(executors.iter().copied());
+        let with = |builder: EngineBuilder, scales: [f32; 2]| {
+            adapters.iter().zip(scales).fold(builder, |builder, (adapter, scale)| builder.lora(Arc::clone(adapter), scale))
+        };
+        let alone = choices.map(|scales| answers(with(builder.clone().plan_options(options()), scales), &[&prompt]).remove(0));
+        let plain = answers(builder.clone().plan_options(options()), &[&prompt]).remove(0);
+        let several = PlanOptions { n_seqs: 4, logit_rows: 4, ..options() };
+        let chosen = with(builder.plan_options(several).lora_scales(Scales::Chosen), [1.0, 0.5]);
+        let mut engine = pollster::block_on(chosen.open()).unwrap();
+        assert_eq!(engine.lora_scales(2), [1.0, 0.5], "as they were given");
+        for (sequence, scales) in (0..).zip(&choices) {
+            assert_eq!(engine.set_lora_scales(sequence, scales).unwrap(), sequence != 2);
+        }
+        assert!(engine.set_lora_scales(3, &[0.0, 0.0]).unwrap());
+        let n_tokens = prompt.len() as u32;
+        let of = |sequence: u32| (0..).zip(&prompt).map(move |(position, &token)| BatchToken { token, sequence, position });
+        let logits_for = (1..=3).map(|sequence| sequence * n_tokens - 1).collect();
+        let batch = Batch { tokens: (0..3).flat_map(of).collect(), logits_for, logits_request: LogitsRequest::All };
+        let together = pollster::block_on(engine.forward(&batch)).unwrap();
+        for (index, (found, expected)) in together.iter().zip(&alone).enumerate() {
+            let Logits::All(found) = found else { panic!("all logits") };
+            common::assert_close(found, expected, 1e-4, &format!("sequence {index} on {executors:?}"));
+        }
+        let mut answer = |sequence: u32| {
+            let mut session = engine.session_of(sequence, Vec::new()).unwrap();
+            let Logits::All(logits) = pollster::block_on(session.append(&prompt, LogitsRequest::All)).unwrap() else { panic!("all") };
+            logits
+        };
+        assert!(answer(3) == plain, "none on {executors:?}");
+        // What one computes is nothing for another that chose otherwise, nor for itself once it has chosen anew.
+        assert!(engine.copy_sequence(0, 1, 4).is_err() && engine.copy_sequence(0, 0, 4).is_ok());
+        assert!(engine.set_lora_scales(0, &choices[1]).unwrap());
+        assert!(engine.copy_sequence(0, 1, 4).is_err(), "nothing is cached any more");
+        assert!(engine.copy_sequence(1, 0, 4).is_ok());
+        // A file of a sequence is one for sequences that chose alike.
+        let (file, [read, other]) = (root.path().join("sequence"), [0, 2]);
+        let mut session = engine.session_of(1, prompt.clone()).unwrap();
+        pollster::block_on(session.save(&file)).unwrap();
+        let mut load = |sequence: u32| pollster::block_on(engine.session_of(sequence, Vec::new()).unwrap().load(&file));
+        assert!(load(other).unwrap_err().to_string().contains("was saved with other weights"));
+        load(read).unwrap();
+        for wrong in [&[1.0][..], &[1.0, f32::NAN], &[]] {
+            assert!(engine.set_lora_scales(0, wrong).is_err(), "{wrong:?}");
+        }
+        assert!(engine.set_lora_scales(4, &[1.0, 1.0]).is_err());
+        for memory in engine.memory_use() {
+            assert!(memory.budget.is_none_or(|budget| memory.peak <= budget), "{}", memory.device);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 """Answers of small models with LoRA adapters by peft, for tests/engine/lora.rs: `python tests/golden/lora.py [CASE…]`.
 
 Writes tests/golden/lora/CASE/: the adapter as peft saves it, and expected.json with the name of the family's model that it is for
-(families.py) and its answers. Needs torch, transformers and peft; the tests need none of them.
+(families.py) and its answers; of those in GGUF also adapter.gguf, laid out as llama.cpp's converter does it. Needs torch, transformers, peft
+and gguf; the tests need none of them.
 """
 
 import json
@@ -9,9 +10,11 @@ import pathlib
 import shutil
 import sys
 
+import gguf
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file
 
 import families
 
@@ -41,6 +44,9 @@ CASES = {
     "olmo2": ("olmo2", "BF16", {"r": 4, "lora_alpha": 8, "target_modules": ALL, "layers_to_transform": [2]}),
 }
 
+# Adapters that are also there as files of llama.cpp: the model's architecture, and heads of matrices that its converter permutes.
+GGUF = {"llama": (gguf.MODEL_ARCH.LLAMA, {"q_proj": 6, "k_proj": 3}), "phi3": (gguf.MODEL_ARCH.PHI3, {})}
+
 
 def fill(model):
     """Gives the adapter values of which each counts; they are what the file's dtype can hold."""
@@ -57,6 +63,26 @@ def save(model, folder):
     stored = {name: value.to(families.DTYPES[model.stored]).contiguous() for name, value in model.state_dict().items() if "lora_" in name}
     model.save_pretrained(folder, state_dict=stored, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def write_gguf(folder, architecture, permuted):
+    """The adapter in `folder` as a file for llama.cpp: rows of the halves of each head are in turns in matrices that are `permuted`."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    names = gguf.get_tensor_name_map(architecture, 64)
+    writer = gguf.GGUFWriter(folder / "adapter.gguf", gguf.MODEL_ARCH_NAMES[architecture])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, config["lora_alpha"])
+    for name, values in sorted(load_file(folder / "adapter_model.safetensors").items()):
+        module, half = name.removeprefix("base_model.model.").removesuffix(".weight").split(".lora_")
+        heads = permuted.get(module.rsplit(".", 1)[1])
+        if heads and half == "B":
+            values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names.get_name(module) + f".weight.lora_{half.lower()}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def answer(base, stored, config):
@@ -90,6 +116,8 @@ def main():
         model, cases = answer(base, stored, config)
         save(model, FOLDER / name)
         (FOLDER / name / "expected.json").write_text(json.dumps({"base": base, "cases": cases}, separators=(",", ":")) + "\n")
+        if name in GGUF:
+            write_gguf(FOLDER / name, *GGUF[name])
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ use crate::lora::{Adapter, Scaled};
 /// Which adapters.
 #[derive(Debug, Clone, Default, Args)]
 pub struct LoraArgs {
-    /// Add a LoRA adapter: a folder that PEFT wrote
+    /// Add a LoRA adapter: a folder that PEFT wrote, or llama.cpp's GGUF file
     ///
-    /// Several times for several, which are added up. SCALE multiplies what it does: 0.5 is half of it, and without it, it counts whole.
+    /// Several times for several, which are added up; requests to a server choose among them. SCALE multiplies what it does: 0.5 is half of it, and without it, it counts whole.
     #[arg(long, env = "TIERFLOW_LORA", value_name = "DIR[=SCALE]", value_parser = OsStringValueParser::new().map(LoraArg::from))]
     pub lora: Vec<LoraArg>,
 }

@@ -117,7 +117,7 @@ pub(super) const ABSENT: [(&[&str], &str); 44] = [
     (&["-oe", "--output-err"], "the report goes to stdout: > FILE keeps it"),
     (&["-ngld", "-td", "-cd"], "--device-draft says where the small model of --model-draft is; its context is no longer than the model's"),
     (&["-mm", "--mmproj", "-mmu", "--image", "--audio", "--video"], "models of texts alone run"),
-    (&["--lora-init-without-apply"], "adapters count from the first request on; --lora DIR=0 leaves one out"),
+    (&["--lora-init-without-apply"], "adapters count from the first request on; --lora DIR=0 leaves one out until a request asks for it"),
     (&["--control-vector", "--control-vector-scaled"], "control vectors do not run; --lora adds adapters"),
     (
         &["--chat-template", "--chat-template-file", "--in-prefix", "--in-suffix", "--in-prefix-bos"],

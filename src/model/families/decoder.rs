@@ -148,7 +148,7 @@ pub(super) fn model(config: &ModelConfig, tensor: &Tensors<'_>, layout: &Layout)
     let shared = ids.heads.iter().filter_map(|heads| Some([heads.kept?, heads.value])).flatten();
     let carried = embedded.into_iter().chain(shared).collect();
     let units = Units { config, tensor, layout, names: &config.family.names, ids }.all()?;
-    Ok(Model { config: config.clone(), values, rope_tables, hidden, carried, logits, units })
+    Ok(Model { config: config.clone(), values, rope_tables, hidden, carried, logits, lora_scales: None, units })
 }
 
 fn declare(config: &ModelConfig, layout: &Layout) -> (Vec<Value>, Ids) {

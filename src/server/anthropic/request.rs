@@ -25,6 +25,7 @@ pub(super) fn read_messages(app: &App, fields: &mut Fields) -> Result<(Work, boo
     fields.ignore(&["metadata", "service_tier", "inference_geo", "diagnostics"]);
     let options = GenerateOptions { max_tokens: Some(most as usize), stop, ..GenerateOptions::default() };
     let mut how = How::checked(app, 1, &flags, None, options)?;
+    how.loras = app.read_loras(fields)?;
     let (prompt, tools) = read_prompt(app, fields)?;
     let is_demanded = tools.as_ref().is_some_and(Tools::is_demanded);
     how.offer(app, tools)?;

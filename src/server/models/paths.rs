@@ -121,7 +121,7 @@ struct Wish {
     messages: Option<Value>,
 }
 
-/// Paths that have a model, and those of them that are asked without a body.
+/// Paths that have a model, whose body names it.
 const ASKED: [&str; 14] = [
     "/tokenize",
     "/detokenize",
@@ -138,7 +138,8 @@ const ASKED: [&str; 14] = [
     "/api/embeddings",
     "/api/generate",
 ];
-const LOOKED_AT: [&str; 3] = ["/props", "/slots", "/plan"];
+/// Those whose address names it.
+const LOOKED_AT: [&str; 4] = ["/props", "/slots", "/plan", "/lora-adapters"];
 
 async fn asked(models: Arc<Models>, of_models: Router<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let path = request.uri().path().to_owned();

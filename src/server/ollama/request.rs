@@ -78,6 +78,7 @@ fn read_rest(
     fields: &mut Fields,
     encode: impl FnOnce(&App, serde_json::Map<String, Value>) -> Result<Option<Vec<u32>>, ApiError>,
 ) -> Result<Asked, ApiError> {
+    let loras = app.read_loras(fields)?;
     let name = app.read_model(fields)?;
     let is_streamed = fields.flag("stream")?.unwrap_or(true);
     let think = fields.value("think");
@@ -102,6 +103,7 @@ fn read_rest(
     // What has a form is all answer.
     let splits_reasoning = grammar.is_none();
     how.grammar = grammar;
+    how.loras = loras;
     how.options.n_logprobs = n_logprobs;
     fields.ignore_rest();
     let work = encode(app, variables)?.map(|prompt| Work::new(app, vec![prompt], how, splits_reasoning)).transpose()?;

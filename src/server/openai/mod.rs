@@ -21,7 +21,14 @@ use shape::Kind;
 pub(super) use shape::OpenAi;
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
-    ok(&json!({ "object": "list", "data": [described(&app)] }))
+    let with_adapter = |name: &str| {
+        let mut described = described(&app);
+        described["id"] = format!("{}:{name}", app.model_name).into();
+        described["parent"] = app.model_name.as_str().into();
+        described
+    };
+    let all: Vec<Value> = std::iter::once(described(&app)).chain(app.loras.names().map(with_adapter)).collect();
+    ok(&json!({ "object": "list", "data": all }))
 }
 
 pub(super) async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {

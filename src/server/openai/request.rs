@@ -114,6 +114,7 @@ struct Common {
 
 impl Common {
     fn read(app: &App, fields: &mut Fields) -> Result<Common, ApiError> {
+        let loras = app.read_loras(fields)?;
         app.read_model(fields)?;
         let is_streamed = fields.flag("stream")?.unwrap_or(false);
         let mut includes_usage = false;
@@ -124,7 +125,7 @@ impl Common {
             options.finish()?;
         }
         fields.only("store", is_nothing, "nothing is stored here")?;
-        let how = How::read(app, fields)?;
+        let how = How { loras, ..How::read(app, fields)? };
         let n_answers = how.n_answers as u64;
         fields.only("best_of", |best_of| best_of.as_u64() == Some(n_answers), "must be n")?;
         fields.ignore(&HARMLESS);

@@ -45,6 +45,7 @@ const TOOL_DEFAULTS: [&str; 3] = ["description", "parameters", "strict"];
 /// Reads `/v1/responses`.
 pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     let mut echo = fields.copies(&ECHOED);
+    let loras = app.read_loras(fields)?;
     app.read_model(fields)?;
     let instructions = fields.text("instructions")?.map(|text| json!({ "role": "system", "content": text }));
     let input = fields.value("input").ok_or_else(|| ApiError::field("input", "is missing"))?;
@@ -68,6 +69,7 @@ pub(super) fn read(app: &App, fields: &mut Fields) -> Result<Asked, ApiError> {
     let mut how = How::checked(app, 1, &flags, None, GenerateOptions { max_tokens, ..GenerateOptions::default() })?;
     complete(&mut echo, &how.sampling);
     how.grammar = grammar;
+    how.loras = loras;
     let splits_reasoning = how.grammar.is_none() && !is_demanded;
     let prompt = encode(app, &messages, variables, tools.as_ref())?;
     how.offer(app, tools)?;

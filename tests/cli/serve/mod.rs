@@ -3,6 +3,7 @@
 pub mod client;
 mod embeddings;
 mod forms;
+mod loras;
 mod models;
 mod openai;
 mod others;
