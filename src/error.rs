@@ -186,6 +186,13 @@ pub enum Error {
         /// The last of them, from 1 on.
         step: u64,
     },
+    /// In training, a loss is not finite.
+    LossNotFinite {
+        /// The loss.
+        loss: f64,
+    },
+    /// In training, the sum of gradients of a step is not finite.
+    GradientNotFinite,
     /// A hub or another server did not deliver.
     Network {
         /// What was asked for.
@@ -289,6 +296,8 @@ impl Error {
             Error::NotFinite { token, value } => {
                 format!("the model computed {value} as the logit of token {token}; its weights (or the GPU driver) are broken")
             }
+            Error::LossNotFinite { loss } => format!("the loss is {loss}; its gradients were not added"),
+            Error::GradientNotFinite => "the gradients are not finite; no step was taken".to_owned(),
             Error::TrainingDiverged { step } => {
                 format!(
                     "the loss or a gradient was not finite for three steps in a row, up to step {step}; the adapter stays as it was before"
@@ -320,7 +329,7 @@ impl Error {
                 [Remedy::other("run again"), Remedy::other("end what else uses it"), Remedy::Raise(Setting::GpuTimeout)].into()
             }
             Error::NotFinite { .. } => [Remedy::CompareWith(Setting::Device, "cpu".into())].into(),
-            Error::TrainingDiverged { .. } => {
+            Error::TrainingDiverged { .. } | Error::LossNotFinite { .. } | Error::GradientNotFinite => {
                 [Remedy::other("lower the learning rate"), Remedy::other("let it rise over more steps"), Remedy::other("shorten gradients")]
                     .into()
             }

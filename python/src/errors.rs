@@ -62,6 +62,7 @@ pub fn raised(error: &Error) -> PyErr {
         Error::Network { url, .. } => ("NetworkError", json!({ "url": url })),
         Error::AllSequencesInUse { .. } => ("BusyError", json!({})),
         Error::EngineGone => ("ClosedError", json!({})),
+        Error::LossNotFinite { .. } | Error::GradientNotFinite => ("NotFiniteError", json!({})),
         Error::Interrupted => ("InterruptedError", json!({})),
         _ => ("EngineError", json!({})),
     };

@@ -1,4 +1,4 @@
-//! The native module of the Python package `tierflow`: engines, plans and Accelerate's rules, as the package's Python calls them.
+//! The native module of the Python package `tierflow`: engines, training, plans and Accelerate's rules, as the package's Python calls them.
 //!
 //! Options and results that are not numbers cross as JSON, and what Python's users see of them is made in `python/tierflow/`. Nothing here
 //! waits with the interpreter's lock held, and each wait looks for signals (`wait`). Threads of the engine never touch Python: their log
@@ -11,6 +11,7 @@ mod logs;
 mod options;
 mod plan;
 mod process;
+mod train;
 mod wait;
 
 use pyo3::prelude::*;
@@ -23,6 +24,8 @@ fn _tierflow(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
     module.add_class::<engine::Answer>()?;
     module.add_class::<accelerate::Tree>()?;
+    module.add_class::<train::Trainer>()?;
+    module.add_class::<train::Optimizer>()?;
     module.add_function(wrap_pyfunction!(plan::plan, module)?)?;
     module.add_function(wrap_pyfunction!(plan::devices, module)?)?;
     module.add_function(wrap_pyfunction!(accelerate::module_tree, module)?)?;

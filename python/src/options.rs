@@ -91,11 +91,7 @@ impl Options {
             "portable" => KernelChoice::Portable,
             other => return Err(invalid("kernels", format!("`{other}` is neither auto nor portable"))),
         };
-        let io = match self.io.as_str() {
-            "pread" => IoMode::Pread,
-            "mmap" => IoMode::Mmap,
-            other => return Err(invalid("io", format!("`{other}` is neither pread nor mmap"))),
-        };
+        let io = io_mode(&self.io)?;
         let resident_layers = match self.n_gpu_layers {
             None => ResidentLayers::Auto,
             Some(n_layers) => usize::try_from(n_layers).map_or(ResidentLayers::All, ResidentLayers::AtMost),
@@ -163,6 +159,15 @@ pub fn locate(name: &str, fetches: bool, progress: &Progress) -> Result<PathBuf>
         return Err(invalid("model", reason));
     }
     hub::pull(&config, &model, &mut |fetched| progress.note(fetched.done.0, fetched.total.0)).map(|pulled| pulled.path)
+}
+
+/// How weights are read.
+pub fn io_mode(word: &str) -> Result<IoMode> {
+    match word {
+        "pread" => Ok(IoMode::Pread),
+        "mmap" => Ok(IoMode::Mmap),
+        other => Err(invalid("io", format!("`{other}` is neither pread nor mmap"))),
+    }
 }
 
 /// A refusal of the argument `argument`.

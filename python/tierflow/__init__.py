@@ -15,17 +15,21 @@ _HOMES: dict[str, str] = {
     "DataLoaderConfiguration": ".prepared",
     "Engine": ".engine",
     "Llama": ".llama",
+    "LoraConfig": ".lora_model",
+    "LoraModel": ".lora_model",
     "Plan": ".plans",
     "Stream": ".streams",
     "TierflowError": ".errors",
     "__version__": "._tierflow",
     "devices": ".plans",
+    "get_peft_model": ".lora_model",
+    "pad_samples": ".token_batches",
     "plan": ".plans",
     "set_seed": ".seeds",
 }
 
 # Modules that may be used without an import of their own.
-_MODULES = frozenset({"accelerate", "errors", "launch", "ray"})
+_MODULES = frozenset({"accelerate", "errors", "launch", "optim", "ray"})
 
 
 def __getattr__(name: str) -> Any:

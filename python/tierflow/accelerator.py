@@ -1,4 +1,4 @@
-"""`Accelerator`: a script for inference or evaluation, as written for Accelerate, over one process or several."""
+"""`Accelerator`: a script for inference, evaluation or training, as written for Accelerate, over one process or several."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from .distributed import Group, collectives, current_group
 from .errors import UsageError
 from .prepared import DataLoaderConfiguration, PreparedLoader, prepare_loader
 from .splitting import split
+from .training import Training
 
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
 
-class Accelerator:
+class Accelerator(Training):
     """This process among those that `tierflow launch` started, and how data and results are shared between them.
 
     Everything works with one process, too, without a launcher.
@@ -35,6 +36,18 @@ class Accelerator:
     - `cpu` computes on the host, whatever adapters there are.
     - `mixed_precision` is the precision of keys and values of engines that it opens: `no` (f32), `fp16`, or `bf16` (f32, too); None leaves it to the engine. Weights are computed with as they are stored.
     - `timeout` is how many seconds a process waits for the others at most.
+    - `gradient_accumulation_steps` is how many batches make a step of an optimiser, where they are in `accumulate`.
+
+    In training, it prepares `tierflow.LoraModel`, optimisers of `tierflow.optim` and schedules:
+
+    ```python
+    model, optim, data = accelerator.prepare(model, optim, data)
+    for source, targets in data:
+        loss = model(source, targets).loss
+        accelerator.backward(loss)
+        optim.step()
+        optim.zero_grad()
+    ```
     """
 
     def __init__(
@@ -45,6 +58,7 @@ class Accelerator:
         dataloader_config: DataLoaderConfiguration | None = None,
         timeout: float | None = None,
         group: Group | None = None,
+        gradient_accumulation_steps: int = 1,
     ) -> None:
         mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
         if mixed_precision is not None and mixed_precision not in MIXED_PRECISIONS:
@@ -60,6 +74,7 @@ class Accelerator:
         self._device: str | None = None
         # The loaders that are being read, the innermost last.
         self._active: list[PreparedLoader] = []
+        self._begin_training(gradient_accumulation_steps)
 
     # Who this process is.
 
@@ -117,13 +132,17 @@ class Accelerator:
         return Engine(model, **engine_options(self, options))
 
     def prepare(self, *objects: Any) -> Any:
-        """Data loaders, ours or torch's, as loaders of this process's part; engines and all else as they are."""
-        prepared = tuple(self.prepare_data_loader(each) if is_loader(each) else each for each in objects)
+        """Data loaders, ours or torch's, as loaders of this process's part; models in training, whose adapters become those of the main
+        process, their optimisers and schedules; engines and all else as they are."""
+        prepared = self._prepare_training(tuple(self.prepare_data_loader(each) if is_loader(each) else each for each in objects))
         return prepared[0] if len(prepared) == 1 else prepared
 
     def prepare_data_loader(self, loader: Any) -> PreparedLoader:
         """A loader of this process's part of `loader`."""
-        return prepare_loader(loader, self._group, self._config, self._active)
+        prepared = prepare_loader(loader, self._group, self._config, self._active)
+        if prepared not in self._loaders:
+            self._loaders.append(prepared)
+        return prepared
 
     @contextmanager
     def split_between_processes(self, inputs: Any, apply_padding: bool = False) -> Iterator[Any]:
@@ -132,6 +151,9 @@ class Accelerator:
         `apply_padding` repeats the last item, so that all processes have as many.
         """
         yield split(inputs, self._group.rank, self._group.size, apply_padding)
+
+    def _schedule_steps(self) -> int:
+        return 1 if self._config.split_batches else self._group.size
 
     # Operations that all processes must call.
 

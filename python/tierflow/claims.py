@@ -49,19 +49,29 @@ def engine_options(accelerator: Accelerator, options: dict[str, Any]) -> dict[st
     options = {"device": accelerator.device, **options}
     if accelerator.mixed_precision is not None:
         options.setdefault("kv_dtype", KV_DTYPES[accelerator.mixed_precision])
-    n_local = accelerator.num_local_processes
-    if threads := os.environ.get("TIERFLOW_THREADS"):
-        options.setdefault("threads", int(threads))
-    elif n_local > 1:
-        options.setdefault("threads", max(1, (os.cpu_count() or 1) // n_local))
-    budgets = budgets_of(options.get("max_memory"))
+    return share_of_machine(accelerator._group, options)
+
+
+def training_options(group: Group, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model in training, which a process of a group opens without its accelerator."""
+    device = options["device"]
+    options = {**options, "device": choose_device(False, group) if device == "auto" else device}
+    return share_of_machine(group, options) if group.size > 1 else options
+
+
+def share_of_machine(group: Group, options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with this process's share of the cores and of the host's memory, where they do not say otherwise; its GPU is claimed."""
     device = str(options["device"])
     if device.startswith("gpu:"):
-        claim(device, shared=device in budgets)
-    if n_local > 1 and "cpu" not in budgets:
+        claim(device, shared=device in budgets_of(options.get("max_memory")))
+    if threads := os.environ.get("TIERFLOW_THREADS"):
+        options = {**options, "threads": options.get("threads") or int(threads)}
+    elif group.local_size > 1:
+        options = {**options, "threads": options.get("threads") or max(1, (os.cpu_count() or 1) // group.local_size)}
+    budgets = budgets_of(options.get("max_memory"))
+    if group.local_size > 1 and "cpu" not in budgets:
         # Each process would plan with all free memory of the host.
-        budgets["cpu"] = host_memory() // n_local
-        options["max_memory"] = budgets
+        options = {**options, "max_memory": {**budgets, "cpu": host_memory() // group.local_size}}
     return options
 
 

@@ -143,6 +143,10 @@ class DeviceLostError(DeviceError):
     """The adapter was taken away; the model must be opened again."""
 
 
+class NotFiniteError(EngineError, ArithmeticError):
+    """In training, a loss or the gradients of a step are not finite; nothing was changed."""
+
+
 class BusyError(EngineError, RuntimeError):
     """All sequences of the engine are in use."""
 

@@ -46,6 +46,18 @@ pub struct Layer {
     pub b: Vec<f32>,
 }
 
+impl Layer {
+    /// All values: A, then B.
+    pub fn values(&self) -> impl Iterator<Item = &f32> {
+        self.a.iter().chain(&self.b)
+    }
+
+    /// The same, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut f32> {
+        self.a.iter_mut().chain(&mut self.b)
+    }
+}
+
 /// All that is trained of a model.
 #[derive(Debug, Clone)]
 pub struct Adapter {

@@ -45,6 +45,27 @@ pub struct Example {
     pub is_trained: Vec<bool>,
 }
 
+/// Tokens, and what is to be predicted after them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// After each token the one that is to be predicted there, or `None` where nothing is trained.
+    pub targets: Vec<Option<u32>>,
+}
+
+impl From<&Example> for Sequence {
+    fn from(example: &Example) -> Sequence {
+        let next = example.tokens.iter().zip(&example.is_trained).skip(1).map(|(token, is_trained)| is_trained.then_some(*token));
+        Sequence { tokens: example.tokens.clone(), targets: next.chain([None]).take(example.tokens.len()).collect() }
+    }
+}
+
+/// Tokens that are to be predicted.
+pub(super) fn n_targets(sequences: &[Sequence]) -> usize {
+    sequences.iter().flat_map(|sequence| &sequence.targets).flatten().count()
+}
+
 /// The examples of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DataSet {

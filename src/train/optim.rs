@@ -10,7 +10,7 @@ use super::adapter::Layer;
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay (Loshchilov, Hutter 2019).
     Adamw,
-    /// Stochastic gradient descent with a momentum of 0.9, its weight decay added to the gradient.
+    /// Stochastic gradient descent with momentum, its weight decay added to the gradient.
     Sgd,
 }
 
@@ -29,6 +29,7 @@ pub enum Scheduler {
 /// Decay rates of AdamW's means, and what is added to its denominator: torch's defaults.
 const BETAS: [f32; 2] = [0.9, 0.999];
 const EPSILON: f32 = 1e-8;
+/// Share of SGD's former step that goes into the next.
 const MOMENTUM: f32 = 0.9;
 
 impl Scheduler {
@@ -54,6 +55,12 @@ pub struct Optimizer {
     pub kind: OptimizerKind,
     /// Share of each value that is taken away at a learning rate of 1.
     pub weight_decay: f32,
+    /// How much of the means stays at each step of AdamW: of gradients, of their squares. At first 0.9 and 0.999.
+    pub betas: [f32; 2],
+    /// What AdamW adds to its denominator, at first 1e-8.
+    pub epsilon: f32,
+    /// How much of the former step goes into the next one of SGD, at first 0.9.
+    pub momentum: f32,
     /// Steps that were taken.
     pub n_taken: u64,
     /// Running means of gradients, or their momentum.
@@ -66,16 +73,17 @@ impl Optimizer {
     /// One before its first step; `zeros` has the shape of what is trained.
     pub(super) fn new(kind: OptimizerKind, weight_decay: f32, zeros: Vec<Layer>) -> Optimizer {
         let second = if kind == OptimizerKind::Adamw { zeros.clone() } else { Vec::new() };
-        Optimizer { kind, weight_decay, n_taken: 0, first: zeros, second }
+        Optimizer { kind, weight_decay, betas: BETAS, epsilon: EPSILON, momentum: MOMENTUM, n_taken: 0, first: zeros, second }
     }
 
     /// One step of `layers` against `gradients`.
     pub(super) fn step(&mut self, layers: &mut [Layer], gradients: &[Layer], rate: f64) {
         self.n_taken += 1;
+        let Optimizer { kind, weight_decay: decay, betas, epsilon, momentum, n_taken, .. } = *self;
+        let step = Step { kind, decay, betas, epsilon, momentum, n_taken, rate };
         for (index, (layer, gradient)) in layers.iter_mut().zip(gradients).enumerate() {
             let (first, second) = (&mut self.first[index], self.second.get_mut(index));
             let second = second.map_or((&mut [][..], &mut [][..]), |second| (&mut second.a[..], &mut second.b[..]));
-            let step = Step { kind: self.kind, decay: self.weight_decay, n_taken: self.n_taken, rate };
             step.take(&mut layer.a, &gradient.a, &mut first.a, second.0);
             step.take(&mut layer.b, &gradient.b, &mut first.b, second.1);
         }
@@ -86,6 +94,9 @@ impl Optimizer {
 struct Step {
     kind: OptimizerKind,
     decay: f32,
+    betas: [f32; 2],
+    epsilon: f32,
+    momentum: f32,
     n_taken: u64,
     rate: f64,
 }
@@ -97,37 +108,55 @@ impl Step {
             OptimizerKind::Sgd => {
                 for ((value, gradient), momentum) in values.iter_mut().zip(gradients).zip(first) {
                     let gradient = gradient + self.decay * *value;
-                    *momentum = if self.n_taken == 1 { gradient } else { MOMENTUM * *momentum + gradient };
+                    *momentum = if self.n_taken == 1 { gradient } else { self.momentum * *momentum + gradient };
                     *value -= rate * *momentum;
                 }
             }
             OptimizerKind::Adamw => {
                 // A power beyond i32 is zero all the same.
                 let power = i32::try_from(self.n_taken).unwrap_or(i32::MAX);
-                let corrections = BETAS.map(|beta| 1.0 - f64::from(beta).powi(power));
+                let corrections = self.betas.map(|beta| 1.0 - f64::from(beta).powi(power));
                 let (step, root) = ((self.rate / corrections[0]) as f32, corrections[1].sqrt() as f32);
                 for (((value, gradient), first), second) in values.iter_mut().zip(gradients).zip(first).zip(second) {
                     *value *= 1.0 - rate * self.decay;
-                    *first += (gradient - *first) * (1.0 - BETAS[0]);
-                    *second = *second * BETAS[1] + (1.0 - BETAS[1]) * gradient * gradient;
-                    *value -= step * *first / (second.sqrt() / root + EPSILON);
+                    *first += (gradient - *first) * (1.0 - self.betas[0]);
+                    *second = *second * self.betas[1] + (1.0 - self.betas[1]) * gradient * gradient;
+                    *value -= step * *first / (second.sqrt() / root + self.epsilon);
                 }
             }
         }
     }
 }
 
-/// The length of all gradients together.
-pub(super) fn norm(gradients: &[Layer]) -> f64 {
-    let squares = |values: &[f32]| values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>();
-    gradients.iter().map(|layer| squares(&layer.a) + squares(&layer.b)).sum::<f64>().sqrt()
+/// The gradients of what is trained, or sums of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gradients {
+    /// By layers, in the shape of the adapter's.
+    pub layers: Vec<Layer>,
 }
 
-/// Shortens gradients of length `norm` to `most` where they are longer.
-pub(super) fn clip(gradients: &mut [Layer], norm: f64, most: f64) {
-    let factor = (most / (norm + 1e-6)).min(1.0) as f32;
-    if factor < 1.0 {
-        gradients.iter_mut().flat_map(|layer| layer.a.iter_mut().chain(&mut layer.b)).for_each(|value| *value *= factor);
+impl Gradients {
+    /// The length of all of them together.
+    pub fn norm(&self) -> f64 {
+        self.values().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+    }
+
+    /// Shortens gradients of length `norm` to `most` where they are longer.
+    pub fn clip(&mut self, norm: f64, most: f64) {
+        let factor = (most / (norm + 1e-6)).min(1.0) as f32;
+        if factor < 1.0 {
+            self.values_mut().for_each(|value| *value *= factor);
+        }
+    }
+
+    /// All values: of each layer A, then B.
+    pub fn values(&self) -> impl Iterator<Item = &f32> {
+        self.layers.iter().flat_map(Layer::values)
+    }
+
+    /// The same, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut f32> {
+        self.layers.iter_mut().flat_map(Layer::values_mut)
     }
 }
 
@@ -168,11 +197,12 @@ mod tests {
 
     #[test]
     fn long_gradients_are_shortened() {
-        let mut gradients = vec![Layer { module: String::new(), n_inputs: 1, n_outputs: 1, a: vec![3.0], b: vec![-4.0] }];
-        assert_eq!(norm(&gradients), 5.0);
-        clip(&mut gradients, 5.0, 10.0);
-        assert_eq!((gradients[0].a[0], gradients[0].b[0]), (3.0, -4.0));
-        clip(&mut gradients, 5.0, 1.0);
-        assert!((norm(&gradients) - 1.0).abs() < 1e-6);
+        let layer = Layer { module: String::new(), n_inputs: 1, n_outputs: 1, a: vec![3.0], b: vec![-4.0] };
+        let mut gradients = Gradients { layers: vec![layer] };
+        assert_eq!(gradients.norm(), 5.0);
+        gradients.clip(5.0, 10.0);
+        assert!(gradients.values().eq(&[3.0, -4.0]));
+        gradients.clip(5.0, 1.0);
+        assert!((gradients.norm() - 1.0).abs() < 1e-6);
     }
 }

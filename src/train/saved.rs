@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ const PREFIX: &str = "step-";
 /// What is being written.
 const PARTIAL: &str = ".partial";
 const STATE_NAME: &str = "state.json";
+const OPTIMIZER_SCHEMA: &str = "tierflow.optimizer/1";
 const FIRST_NAME: &str = "first";
 const SECOND_NAME: &str = "second";
 const ADAPTER_NAME: &str = "adapter";
@@ -132,6 +134,55 @@ fn for_model(b: &[f32], rows: &[usize], rank: usize) -> Vec<f32> {
     rows.iter().flat_map(|row| &b[row * rank..][..rank]).copied().collect()
 }
 
+/// Writes what an optimiser keeps of the adapter's matrices.
+fn write_means(optimizer: &Optimizer, adapter: &Adapter, checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    write_adapter(adapter, &optimizer.first, checkpoint, &folder.join(FIRST_NAME))?;
+    if optimizer.second.is_empty() { Ok(()) } else { write_adapter(adapter, &optimizer.second, checkpoint, &folder.join(SECOND_NAME)) }
+}
+
+/// Reads what [`write_means`] wrote.
+fn read_means(optimizer: &mut Optimizer, adapter: &Adapter, folder: &Path) -> Result<()> {
+    read_layers(adapter.rank, &adapter.rows, &mut optimizer.first, &folder.join(FIRST_NAME))?;
+    if optimizer.second.is_empty() {
+        return Ok(());
+    }
+    read_layers(adapter.rank, &adapter.rows, &mut optimizer.second, &folder.join(SECOND_NAME))
+}
+
+/// What an optimiser's folder says besides its tensors.
+#[derive(Debug, Serialize, Deserialize)]
+struct OptimizerState {
+    schema: String,
+    optimizer: OptimizerKind,
+    n_taken: u64,
+}
+
+/// Writes an optimiser into a folder.
+pub(super) fn write_optimizer(optimizer: &Optimizer, adapter: &Adapter, checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    write_means(optimizer, adapter, checkpoint, folder)?;
+    let state = OptimizerState { schema: OPTIMIZER_SCHEMA.into(), optimizer: optimizer.kind, n_taken: optimizer.n_taken };
+    let text = serde_json::to_string_pretty(&state).map_err(|error| Error::internal(error.to_string()))?;
+    platform::write_with_folder(&folder.join(STATE_NAME), text.as_bytes())
+}
+
+/// Reads what [`write_optimizer`] wrote; where that fails, `optimizer` stays as it is.
+pub(super) fn read_optimizer(optimizer: &mut Optimizer, adapter: &Adapter, folder: &Path) -> Result<()> {
+    let path = folder.join(STATE_NAME);
+    let state: OptimizerState = read_state(&path)?;
+    if (state.schema.as_str(), state.optimizer) != (OPTIMIZER_SCHEMA, optimizer.kind) {
+        return Err(Error::invalid_file(path.display(), format!("is of an optimiser of another kind: {:?}", state.optimizer)));
+    }
+    let mut read = optimizer.clone();
+    read_means(&mut read, adapter, folder)?;
+    *optimizer = Optimizer { n_taken: state.n_taken, ..read };
+    Ok(())
+}
+
+fn read_state<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).map_err(|error| Error::io("read", path.display(), error))?;
+    serde_json::from_slice(&text).map_err(|error| Error::invalid_file(path.display(), error.to_string()))
+}
+
 /// The checkpoints below a folder by their steps, the latest last.
 fn checkpoints(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(folder) {
@@ -162,10 +213,7 @@ pub(super) fn write_checkpoint(
     let partial = folder.join(format!("{PREFIX}{:06}{PARTIAL}", state.progress.n_done));
     remove(&partial)?;
     write_adapter(adapter, &adapter.layers, checkpoint, &partial.join(ADAPTER_NAME))?;
-    write_adapter(adapter, &optimizer.first, checkpoint, &partial.join(FIRST_NAME))?;
-    if !optimizer.second.is_empty() {
-        write_adapter(adapter, &optimizer.second, checkpoint, &partial.join(SECOND_NAME))?;
-    }
+    write_means(optimizer, adapter, checkpoint, &partial)?;
     let text = serde_json::to_string_pretty(state).map_err(|error| Error::internal(error.to_string()))?;
     platform::write_with_folder(&partial.join(STATE_NAME), text.as_bytes())?;
     remove(&target)?;
@@ -184,18 +232,14 @@ fn remove(folder: &Path) -> Result<()> {
 pub(super) fn read_checkpoint(own: &State, adapter: &mut Adapter, optimizer: &mut Optimizer, folder: &Path) -> Result<Option<Progress>> {
     let Some((_, latest)) = checkpoints(folder)?.pop() else { return Ok(None) };
     let path = latest.join(STATE_NAME);
-    let text = fs::read(&path).map_err(|error| Error::io("read", path.display(), error))?;
-    let state: State = serde_json::from_slice(&text).map_err(|error| Error::invalid_file(path.display(), error.to_string()))?;
+    let state: State = read_state(&path)?;
     let differences = own.differences(&state);
     if !differences.is_empty() {
         let reason = format!("is of a run with other options: {}; give the same, or begin anew in another folder", differences.join(", "));
         return Err(Error::invalid_file(path.display(), reason));
     }
     read_adapter(adapter, &latest.join(ADAPTER_NAME))?;
-    read_layers(adapter.rank, &adapter.rows, &mut optimizer.first, &latest.join(FIRST_NAME))?;
-    if !optimizer.second.is_empty() {
-        read_layers(adapter.rank, &adapter.rows, &mut optimizer.second, &latest.join(SECOND_NAME))?;
-    }
+    read_means(optimizer, adapter, &latest)?;
     optimizer.n_taken = state.n_taken;
     Ok(Some(state.progress))
 }

@@ -1,15 +1,16 @@
 //! The loop of training: batches forward and back, steps of the optimiser, what is kept between them.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::adapter::{Adapter, Layer, LoraOptions};
-use super::data::{DataSet, Example};
+use super::adapter::{Adapter, LoraOptions};
+use super::data::{DataSet, Example, Sequence, n_targets};
 use super::gpu::{GpuPasses, GpuUse, MostTokens};
-use super::optim::{self, Optimizer, OptimizerKind, Scheduler};
+use super::optim::{Gradients, Optimizer, OptimizerKind, Scheduler};
 use super::pass::HostPasses;
 use super::planning::{Opening, TrainingPlan};
 use super::saved;
@@ -114,13 +115,13 @@ const MOST_SKIPPED: u64 = 3;
 /// # }
 /// ```
 pub struct Trainer {
-    model: Arc<Model>,
-    weights: Weights,
+    pub(super) model: Arc<Model>,
+    pub(super) weights: Weights,
     text: ModelText,
     options: TrainOptions,
-    adapter: Adapter,
+    pub(super) adapter: Adapter,
     optimizer: Optimizer,
-    progress: Progress,
+    pub(super) progress: Progress,
     /// What computes the passes, where the host does not.
     gpu: Option<GpuPasses>,
 }
@@ -235,7 +236,7 @@ impl Trainer {
         let begin = Instant::now();
         let step = self.progress.n_done;
         let (loss, mut gradients) = self.gradients(examples)?;
-        let grad_norm = optim::norm(&gradients);
+        let grad_norm = gradients.norm();
         let factor = self.options.scheduler.factor(step, self.options.n_warmup, self.options.n_steps);
         let learning_rate = self.options.learning_rate * factor;
         let is_skipped = !(loss.is_finite() && grad_norm.is_finite());
@@ -249,9 +250,9 @@ impl Trainer {
         } else {
             self.progress.n_skipped_in_a_row = 0;
             if let Some(most) = self.options.grad_clip {
-                optim::clip(&mut gradients, grad_norm, most);
+                gradients.clip(grad_norm, most);
             }
-            self.optimizer.step(&mut self.adapter.layers, &gradients, learning_rate);
+            self.optimizer.step(&mut self.adapter.layers, &gradients.layers, learning_rate);
         }
         let n_tokens = examples.iter().map(|example| example.tokens.len()).sum();
         let secs = begin.elapsed().as_secs_f64();
@@ -262,43 +263,12 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of reading weights.
-    pub fn gradients(&mut self, examples: &[&Example]) -> Result<(f64, Vec<Layer>)> {
-        let n_trained: usize = examples.iter().map(|example| example.n_trained()).sum();
-        let factor = 1.0 / n_trained.max(1) as f32;
-        let mut gradients = self.adapter.zeros();
-        let units = self.trained_units();
-        let first = units.clone().find(|unit| self.is_adapted(*unit)).unwrap_or(units.end);
-        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
-        if let Some(gpu) = &mut self.gpu {
-            let (loss, gradients) = platform::block_on(async {
-                let mut loss = 0.0;
-                gpu.begin(adapter);
-                for examples in examples.chunks(at_once) {
-                    let (batch, targets) = batch_of(examples);
-                    gpu.forward(weights, &batch, units.clone(), first).await?;
-                    loss += gpu.loss(weights, &targets, Some(factor)).await?;
-                    (first..units.end).rev().try_for_each(|unit| gpu.backward(weights, unit))?;
-                }
-                gpu.add_gradients(adapter, &mut gradients).await?;
-                Ok((loss, gradients))
-            })?;
-            return Ok((loss / n_trained.max(1) as f64, gradients));
-        }
-        let draws = self.options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(self.progress.n_done << 20);
-        let loss = host::among_threads(|| -> Result<f64> {
-            let mut loss = 0.0;
-            for (index, examples) in examples.chunks(at_once).enumerate() {
-                let (batch, targets) = batch_of(examples);
-                let mut passes = HostPasses::new(model, weights, adapter);
-                passes.forward(&batch, Some(draws.wrapping_add(index as u64)), units.clone(), first)?;
-                loss += passes.loss(&targets, Some(factor))?;
-                for unit in (first..units.end).rev() {
-                    passes.backward(unit, &mut gradients)?;
-                }
-            }
-            Ok(loss)
-        })?;
-        Ok((loss / n_trained.max(1) as f64, gradients))
+    pub fn gradients(&mut self, examples: &[&Example]) -> Result<(f64, Gradients)> {
+        let sequences: Vec<Sequence> = examples.iter().map(|example| Sequence::from(*example)).collect();
+        let n_trained = n_targets(&sequences).max(1);
+        let mut gradients = self.no_gradients();
+        let loss = self.pass_over(&sequences, Some(self.draw(0)), Some((1.0 / n_trained as f32, &mut gradients)))?;
+        Ok((loss / n_trained as f64, gradients))
     }
 
     /// The mean loss of the trained tokens of all examples, as the model predicts them now.
@@ -306,38 +276,76 @@ impl Trainer {
     /// # Errors
     /// Those of reading weights.
     pub fn evaluate(&mut self, data: &DataSet) -> Result<f64> {
+        let sequences: Vec<Sequence> = data.examples.iter().map(Sequence::from).collect();
+        Ok(self.pass_over(&sequences, None, None)? / n_targets(&sequences).max(1) as f64)
+    }
+
+    /// The sum of the losses of all targets of `sequences`, of which some are computed at a time; with a factor, the gradients of the loss
+    /// times it are added to those that are given. `draw` names the first one's draw of the dropout; none is without.
+    pub(super) fn pass_over(&mut self, sequences: &[Sequence], draw: Option<u64>, gradients: Option<(f32, &mut Gradients)>) -> Result<f64> {
         let units = self.trained_units();
-        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
-        if let Some(gpu) = &mut self.gpu {
-            return platform::block_on(async {
-                let examples: Vec<&Example> = data.examples.iter().collect();
-                let (mut loss, mut n_trained) = (0.0, 0);
-                gpu.begin(adapter);
-                for examples in examples.chunks(at_once) {
-                    let (batch, targets) = batch_of(examples);
-                    gpu.forward(weights, &batch, units.clone(), units.end).await?;
-                    loss += gpu.loss(weights, &targets, None).await?;
-                    n_trained += targets.len();
-                }
-                Ok(loss / n_trained.max(1) as f64)
-            });
+        let first_kept = match &gradients {
+            Some(_) => units.clone().find(|unit| self.is_adapted(*unit)).unwrap_or(units.end),
+            None => units.end,
+        };
+        if self.gpu.is_some() {
+            return platform::block_on(self.pass_over_on_gpu(sequences, units, first_kept, gradients));
         }
+        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+        let mut gradients = gradients;
         host::among_threads(|| {
-            let examples: Vec<&Example> = data.examples.iter().collect();
-            let (mut loss, mut n_trained) = (0.0, 0);
-            for examples in examples.chunks(at_once) {
-                let (batch, targets) = batch_of(examples);
+            let mut loss = 0.0;
+            for (index, sequences) in sequences.chunks(at_once).enumerate() {
+                let (batch, targets) = batch_of(sequences);
                 let mut passes = HostPasses::new(model, weights, adapter);
-                passes.forward(&batch, None, units.clone(), units.end)?;
-                loss += passes.loss(&targets, None)?;
-                n_trained += targets.len();
+                passes.forward(&batch, draw.map(|draw| draw.wrapping_add(index as u64)), units.clone(), first_kept)?;
+                let of_batch = passes.loss(&targets, gradients.as_ref().map(|(factor, _)| *factor))?;
+                loss += of_batch;
+                let Some((_, gradients)) = gradients.as_mut().filter(|_| of_batch.is_finite()) else { continue };
+                for unit in (first_kept..units.end).rev() {
+                    passes.backward(unit, &mut gradients.layers)?;
+                }
             }
-            Ok(loss / n_trained.max(1) as f64)
+            Ok(loss)
         })
     }
 
+    /// The same where a GPU computes; there is no dropout.
+    async fn pass_over_on_gpu(
+        &mut self,
+        sequences: &[Sequence],
+        units: Range<usize>,
+        first_kept: usize,
+        gradients: Option<(f32, &mut Gradients)>,
+    ) -> Result<f64> {
+        let Trainer { weights, adapter, gpu: Some(gpu), options, .. } = self else {
+            return Err(Error::internal("no adapter computes"));
+        };
+        let factor = gradients.as_ref().map(|(factor, _)| *factor);
+        let mut loss = 0.0;
+        gpu.begin(adapter);
+        for sequences in sequences.chunks(options.batch) {
+            let (batch, targets) = batch_of(sequences);
+            gpu.forward(weights, &batch, units.clone(), first_kept).await?;
+            let of_batch = gpu.loss(weights, &targets, factor).await?;
+            loss += of_batch;
+            if factor.is_some() && of_batch.is_finite() {
+                (first_kept..units.end).rev().try_for_each(|unit| gpu.backward(weights, unit))?;
+            }
+        }
+        if let Some((_, gradients)) = gradients {
+            gpu.add_gradients(adapter, &mut gradients.layers).await?;
+        }
+        Ok(loss)
+    }
+
+    /// The name of the dropout's draw number `index` of the next step.
+    pub(super) fn draw(&self, index: u64) -> u64 {
+        self.options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(self.progress.n_done << 20).wrapping_add(index)
+    }
+
     /// The units between the embedding and the head.
-    fn trained_units(&self) -> std::ops::Range<usize> {
+    fn trained_units(&self) -> Range<usize> {
         let end = self.model.units.iter().position(|unit| unit.kind == UnitKind::Head).unwrap_or(self.model.units.len());
         1..end
     }
@@ -397,17 +405,17 @@ pub(super) fn no_room(needed: Bytes, available: Bytes) -> Error {
     Error::DoesNotFit { device: Device::Cpu.to_string(), needed, available, advice: remedies.into() }
 }
 
-/// Examples side by side, each a sequence, and the tokens that are predicted.
-fn batch_of(examples: &[&Example]) -> (Batch, Vec<u32>) {
+/// Sequences side by side, and the tokens that are predicted.
+fn batch_of(sequences: &[Sequence]) -> (Batch, Vec<u32>) {
     let mut batch = Batch { logits_request: LogitsRequest::All, ..Batch::default() };
     let mut targets = Vec::new();
-    for (sequence, example) in (0u32..).zip(examples) {
-        for (position, token) in (0u32..).zip(&example.tokens) {
-            if example.is_trained.get(position as usize + 1) == Some(&true) {
+    for (number, sequence) in (0u32..).zip(sequences) {
+        for ((position, token), target) in (0u32..).zip(&sequence.tokens).zip(&sequence.targets) {
+            if let Some(target) = target {
                 batch.logits_for.push(batch.tokens.len() as u32);
-                targets.push(example.tokens[position as usize + 1]);
+                targets.push(*target);
             }
-            batch.tokens.push(BatchToken { token: *token, sequence, position });
+            batch.tokens.push(BatchToken { token: *token, sequence: number, position });
         }
     }
     (batch, targets)

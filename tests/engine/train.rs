@@ -9,7 +9,7 @@ use tierflow::engine::{Engine, EngineBuilder, TextFiles};
 use tierflow::error::Error;
 use tierflow::lora::{self, LowRank, Settings};
 use tierflow::machine::Measure;
-use tierflow::train::{DataSet, Example, Layer, LoraOptions, TrainOptions, Trainer};
+use tierflow::train::{DataSet, Example, Layer, LoraOptions, LossOptions, OptimizerKind, Progress, Sequence, TrainOptions, Trainer};
 use tierflow::units::Bytes;
 
 use super::models::families;
@@ -114,7 +114,7 @@ fn gradients_of_many_families_are_those_of_torch_and_peft() {
         for examples in orders.iter().take(if case.name == "llama" { 2 } else { 1 }) {
             let (loss, gradients) = trainer.gradients(examples).unwrap();
             assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
-            check(&case.name, &gradients, &case.gradients);
+            check(&case.name, &gradients.layers, &case.gradients);
         }
     }
 }
@@ -138,7 +138,7 @@ fn gradients_on_an_adapter_are_those_of_torch_and_peft() {
         for _ in 0..2 {
             let (loss, gradients) = trainer.gradients(&[&texts[0], &texts[1]]).unwrap();
             assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
-            check(&case.name, &gradients, &case.gradients);
+            check(&case.name, &gradients.layers, &case.gradients);
         }
     }
 }
@@ -308,6 +308,119 @@ fn losses_that_are_no_numbers_are_skipped_until_there_are_three_in_a_row() {
     let error = trainer.step_on(&[&text(0, 12)]).unwrap_err();
     assert!(matches!(error, Error::TrainingDiverged { step: 3 }) && error.to_string().contains("lower the learning rate"), "{error}");
     assert_eq!(trainer.adapter().layers, before);
+}
+
+#[test]
+fn a_loop_of_ones_own_has_the_losses_and_the_bits_of_the_trainers() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    for kind in [OptimizerKind::Adamw, OptimizerKind::Sgd] {
+        let lora = LoraOptions { dropout: 0.1, ..options(&[]).lora };
+        let options = || TrainOptions { lora: lora.clone(), optimizer: kind, weight_decay: 0.01, accumulate: 2, ..options(&[]) };
+        let (mut own, mut other) = (open(builder(&folder), options()), open(builder(&folder), options()));
+        let mut optimizer = other.new_optimizer(kind, 0.01);
+        let mut gradients = other.no_gradients();
+        for step in 0..6 {
+            let examples: Vec<Example> = (0..4).map(|i| text(step + i, 9 + 4 * i)).collect();
+            let expected = own.step_on(&examples.iter().collect::<Vec<_>>()).unwrap();
+            let sequences: Vec<Sequence> = examples.iter().map(Sequence::from).collect();
+            let n_items = Some(sequences.iter().flat_map(|sequence| &sequence.targets).flatten().count());
+            let mut loss = 0.0;
+            // One call for each half of the step, with one draw of the dropout each.
+            for (draw, half) in (0u64..).zip(sequences.chunks(2)) {
+                let options = LossOptions { draw: Some(draw), n_items };
+                let read = other.loss(half, options).unwrap();
+                let before = gradients.clone();
+                let added = other.add_gradients(half, options, 1.0, &mut gradients).unwrap();
+                assert!(added == read && gradients != before, "a loss is the same with gradients");
+                loss += added;
+            }
+            assert!((loss - expected.loss).abs() < 1e-12, "step {step}: {loss}, not {}", expected.loss);
+            let norm = gradients.norm();
+            assert_eq!(norm, expected.grad_norm, "step {step}");
+            gradients.clip(norm, 1.0);
+            other.apply(&mut optimizer, &gradients, expected.learning_rate).unwrap();
+            gradients.values_mut().for_each(|value| *value = 0.0);
+            assert!(own.adapter().layers == other.adapter().layers, "step {step}");
+        }
+    }
+}
+
+#[test]
+fn an_optimizer_goes_on_from_its_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let sequences = [Sequence::from(&text(0, 21)), Sequence::from(&text(1, 9))];
+    let mut trainer = open(builder(&folder), options(&["q_proj"]));
+    let mut optimizer = trainer.new_optimizer(OptimizerKind::Adamw, 0.0);
+    let step = |trainer: &mut Trainer, optimizer: &mut _| {
+        let mut gradients = trainer.no_gradients();
+        trainer.add_gradients(&sequences, LossOptions::default(), 1.0, &mut gradients).unwrap();
+        trainer.apply(optimizer, &gradients, 1e-2).unwrap();
+    };
+    step(&mut trainer, &mut optimizer);
+    let [adapter, state] = ["adapter", "optimizer"].map(|name| root.path().join(name));
+    trainer.save_adapter(&adapter).unwrap();
+    trainer.save_optimizer(&optimizer, &state).unwrap();
+    step(&mut trainer, &mut optimizer);
+    let mut again = open(builder(&folder), options(&["q_proj"]));
+    again.begin_from(&adapter).unwrap();
+    again.set_progress(Progress { n_done: 1, ..Progress::default() });
+    let mut read = again.new_optimizer(OptimizerKind::Adamw, 0.0);
+    again.load_optimizer(&mut read, &state).unwrap();
+    step(&mut again, &mut read);
+    assert!(read == optimizer && again.adapter().layers == trainer.adapter().layers && again.progress() == trainer.progress());
+    let mut other = again.new_optimizer(OptimizerKind::Sgd, 0.0);
+    let reported = again.load_optimizer(&mut other, &state).unwrap_err().to_string();
+    assert!(reported.contains("another kind") && reported.contains("state.json"), "{reported}");
+    let elsewhere = open(builder(&folder), options(&["k_proj"]));
+    for (optimizer, what) in [(&mut read, "the optimiser"), (&mut elsewhere.new_optimizer(OptimizerKind::Adamw, 0.0), "first")] {
+        let reported = elsewhere.load_optimizer(optimizer, &state).unwrap_err().to_string();
+        assert!(reported.contains("another adapter") && reported.contains(what), "{reported}");
+    }
+}
+
+#[test]
+fn what_a_loop_may_not_do_is_refused_and_changes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "llama");
+    let mut trainer = open(builder(&folder), options(&["q_proj"]));
+    let good = Sequence::from(&text(0, 12));
+    let mut gradients = trainer.no_gradients();
+    trainer.add_gradients(&[good.clone()], LossOptions::default(), 1.0, &mut gradients).unwrap();
+    let added = gradients.clone();
+    let with = |change: &dyn Fn(&mut Sequence)| {
+        let mut sequence = good.clone();
+        change(&mut sequence);
+        sequence
+    };
+    let refused: [(Sequence, &str); 5] = [
+        (with(&|sequence| sequence.tokens[3] = 261), "token 261 is outside the vocabulary of 261"),
+        (with(&|sequence| sequence.targets[5] = Some(300)), "token 300 is outside the vocabulary"),
+        (with(&|sequence| sequence.targets.truncate(11)), "of sequence 1 are 11, its tokens 12"),
+        (with(&|sequence| sequence.targets.fill(None)), "no token would be trained"),
+        (Sequence::from(&text(0, 65)), "sequence 1 has 65 tokens"),
+    ];
+    for (sequence, reason) in refused {
+        let first = if reason.starts_with("no token") { sequence.clone() } else { good.clone() };
+        let error = trainer.add_gradients(&[first, sequence], LossOptions::default(), 1.0, &mut gradients).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    // The first of two parts is finite, the second is not: the sum stays as it was.
+    let values: Vec<f32> = trainer.adapter().layers.iter().flat_map(Layer::values).map(|_| f32::MAX).collect();
+    assert!(trainer.set_values(&values[1..]).unwrap_err().to_string().contains("this adapter has"));
+    trainer.set_values(&values).unwrap();
+    let before = trainer.adapter().layers.clone();
+    let error = trainer.add_gradients(&[good.clone()], LossOptions::default(), 1.0, &mut gradients).unwrap_err();
+    assert!(matches!(error, Error::LossNotFinite { .. }) && error.to_string().contains("lower the learning rate"), "{error}");
+    assert!(gradients == added);
+    let mut optimizer = trainer.new_optimizer(OptimizerKind::Adamw, 0.0);
+    gradients.values_mut().take(1).for_each(|value| *value = f32::NAN);
+    assert!(matches!(trainer.apply(&mut optimizer, &gradients, 1.0), Err(Error::GradientNotFinite)));
+    let other = open(builder(&folder), options(&["up_proj"]));
+    let error = trainer.apply(&mut other.new_optimizer(OptimizerKind::Adamw, 0.0), &added, 1.0).unwrap_err();
+    assert!(error.to_string().contains("is of another adapter"), "{error}");
+    assert!(trainer.adapter().layers == before && optimizer.n_taken == 0 && trainer.progress() == Progress::default());
 }
 
 fn lora_of(trainer: &Trainer) -> lora::Adapter {
