@@ -250,22 +250,13 @@ impl Trainer {
         self.run(py, move |open| Ok(Optimizer(Arc::new(Mutex::new(open.trainer.new_optimizer(kind, 0.0))))))
     }
 
-    /// A step against the gradients that were added up.
-    #[allow(clippy::too_many_arguments)]
-    fn step(
-        &self,
-        py: Python<'_>,
-        optimizer: &Optimizer,
-        rate: f64,
-        weight_decay: f32,
-        betas: [f32; 2],
-        epsilon: f32,
-        momentum: f32,
-    ) -> PyResult<()> {
+    /// A step against the gradients that were added up;
+    /// `settings` are weight decay, betas, epsilon and momentum.
+    fn step(&self, py: Python<'_>, optimizer: &Optimizer, rate: f64, settings: (f32, [f32; 2], f32, f32)) -> PyResult<()> {
         let optimizer = Arc::clone(&optimizer.0);
         self.run(py, move |open| {
             let mut optimizer = locked(&optimizer);
-            (optimizer.weight_decay, optimizer.betas, optimizer.epsilon, optimizer.momentum) = (weight_decay, betas, epsilon, momentum);
+            (optimizer.weight_decay, optimizer.betas, optimizer.epsilon, optimizer.momentum) = settings;
             open.trainer.apply(&mut optimizer, &open.gradients, rate)
         })
     }

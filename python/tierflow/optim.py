@@ -42,9 +42,10 @@ class Optimizer:
             return
         group = self._checked()
         first, second = group.get("betas", (0.9, 0.999))
-        numbers = (float(group[name]) if name in group else 0.0 for name in ("eps", "momentum"))
+        epsilon, momentum = (float(group.get(name, 0.0)) for name in ("eps", "momentum"))
+        settings = (float(group["weight_decay"]), (float(first), float(second)), epsilon, momentum)
         with self.model._changes():
-            self.model._native.step(self._native, float(group["lr"]), float(group["weight_decay"]), (float(first), float(second)), *numbers)
+            self.model._native.step(self._native, float(group["lr"]), settings)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Begins a new sum of gradients."""

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::slice::from_ref;
 
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice};
@@ -387,7 +388,7 @@ fn what_a_loop_may_not_do_is_refused_and_changes_nothing() {
     let mut trainer = open(builder(&folder), options(&["q_proj"]));
     let good = Sequence::from(&text(0, 12));
     let mut gradients = trainer.no_gradients();
-    trainer.add_gradients(&[good.clone()], LossOptions::default(), 1.0, &mut gradients).unwrap();
+    trainer.add_gradients(from_ref(&good), LossOptions::default(), 1.0, &mut gradients).unwrap();
     let added = gradients.clone();
     let with = |change: &dyn Fn(&mut Sequence)| {
         let mut sequence = good.clone();
@@ -411,7 +412,7 @@ fn what_a_loop_may_not_do_is_refused_and_changes_nothing() {
     assert!(trainer.set_values(&values[1..]).unwrap_err().to_string().contains("this adapter has"));
     trainer.set_values(&values).unwrap();
     let before = trainer.adapter().layers.clone();
-    let error = trainer.add_gradients(&[good.clone()], LossOptions::default(), 1.0, &mut gradients).unwrap_err();
+    let error = trainer.add_gradients(from_ref(&good), LossOptions::default(), 1.0, &mut gradients).unwrap_err();
     assert!(matches!(error, Error::LossNotFinite { .. }) && error.to_string().contains("lower the learning rate"), "{error}");
     assert!(gradients == added);
     let mut optimizer = trainer.new_optimizer(OptimizerKind::Adamw, 0.0);
