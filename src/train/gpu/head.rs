@@ -77,6 +77,7 @@ impl GpuPasses {
                 let (weight, upward) = (Binding::whole(&block), bind(Holds::Logits)?);
                 let bindings = products::Bindings { weight, upward, into: Binding::whole(&into) };
                 self.recorder.dispatch(gpu, &rows, |arena| products::prepare(gpu, arena, &rows, bindings))?;
+                self.recorder.count(gpu, &rows);
             }
             for (index, op) in before.iter().enumerate().rev() {
                 self.undo(host, index, op, &kept)?;
@@ -125,6 +126,7 @@ impl GpuPasses {
         let (input, output) = (memory.bind(gpu, Holds::Value(product.input))?, memory.bind(gpu, Holds::Logits)?);
         let bindings = matmul::Bindings { weight: Binding::whole(&block), input, output };
         recorder.dispatch(gpu, &matmul::padded(&[params]), |arena| matmul::prepare(gpu, arena, &params, bindings))?;
+        recorder.count(gpu, &params);
         for op in &product.behind {
             match *op {
                 Op::AddBias { bias, .. } => {

@@ -4,10 +4,14 @@ use bytemuck::Pod;
 
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, PARAMS_STRIDE, ParamsArena};
+use crate::kernels::matmul;
 use crate::units::Bytes;
 
 /// Dispatches of a submission.
 const MOST_DISPATCHES: usize = 256;
+
+/// Products and sums of a submission, about: 40 ms of an adapter that computes half of 10¹² in a second, so that no watchdog takes it for hung.
+const MOST_PRODUCTS: u64 = 10 << 30;
 
 /// Bytes of the recorder's own buffer.
 pub(super) fn size_bytes() -> Bytes {
@@ -27,12 +31,13 @@ enum Command {
 pub(super) struct Recorder {
     arena: ParamsArena,
     commands: Vec<Command>,
+    n_products: u64,
     last: Option<wgpu::SubmissionIndex>,
 }
 
 impl Recorder {
     pub(super) async fn new(gpu: &Gpu) -> Result<Recorder> {
-        Ok(Recorder { arena: ParamsArena::new(gpu, MOST_DISPATCHES).await?, commands: Vec::new(), last: None })
+        Ok(Recorder { arena: ParamsArena::new(gpu, MOST_DISPATCHES).await?, commands: Vec::new(), n_products: 0, last: None })
     }
 
     /// Records a dispatch, which `prepare` makes for the buffer of its params.
@@ -51,6 +56,14 @@ impl Recorder {
         Ok(())
     }
 
+    /// Counts a matrix product that was recorded, and submits once there is much to do.
+    pub(super) fn count(&mut self, gpu: &Gpu, params: &matmul::Params) {
+        self.n_products += u64::from(params.n_rows) * u64::from(params.n_columns) * u64::from(params.n_tokens);
+        if self.n_products >= MOST_PRODUCTS {
+            self.submit(gpu);
+        }
+    }
+
     /// Records the copy of the first `len` bytes.
     pub(super) fn copy(&mut self, from: &wgpu::Buffer, to: &wgpu::Buffer, len: u64) {
         self.commands.push(Command::Copy(from.clone(), to.clone(), len));
@@ -66,6 +79,7 @@ impl Recorder {
         if self.commands.is_empty() {
             return;
         }
+        self.n_products = 0;
         self.arena.upload(gpu);
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("training") });
         let mut commands = self.commands.drain(..).peekable();

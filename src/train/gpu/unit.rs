@@ -102,6 +102,7 @@ impl GpuPasses {
             let (params, block) = weights.part(gpu, host, recorder, weight, part, batch.n_tokens)?;
             let bindings = matmul::Bindings { weight: Binding::whole(&block), input, output };
             recorder.dispatch(gpu, &matmul::padded(&[params]), |arena| matmul::prepare(gpu, arena, &params, bindings))?;
+            recorder.count(gpu, &params);
         }
         adapter.add(gpu, recorder, weight, batch.n_tokens, [input, output])
     }
@@ -219,6 +220,7 @@ impl GpuPasses {
             let (params, block) = weights.part(gpu, host, recorder, weight, part, batch.n_tokens)?;
             let bindings = products::Bindings { weight: Binding::whole(&block), upward, into };
             recorder.dispatch(gpu, &params, |arena| products::prepare(gpu, arena, &params, bindings))?;
+            recorder.count(gpu, &params);
         }
         let read = memory.kept(gpu, kept, (index, input))?;
         adapter.backward(gpu, recorder, weight, batch.n_tokens, read, [upward, into])
