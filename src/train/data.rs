@@ -1,5 +1,6 @@
 //! What is trained on: lines of JSON become tokens, each with whether its prediction is trained.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -143,9 +144,37 @@ impl DataSet {
         self.examples.push(example);
     }
 
-    /// The order of the examples in epoch `epoch`, from 0 on.
-    pub fn order(&self, seed: u64, epoch: u64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.examples.len()).collect();
+    /// The examples in groups that are computed as one: each by itself, or, with `most_tokens`, as many together as have no more tokens. The longest come
+    /// first, each goes to the group that it fills best.
+    pub fn groups(&self, most_tokens: Option<usize>) -> Vec<Vec<usize>> {
+        let Some(most_tokens) = most_tokens else { return (0..self.examples.len()).map(|index| vec![index]).collect() };
+        let mut by_len: Vec<usize> = (0..self.examples.len()).collect();
+        by_len.sort_by_key(|index| std::cmp::Reverse(self.examples[*index].tokens.len()));
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        // Tokens that groups have room for, and which groups.
+        let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for index in by_len {
+            let len = self.examples[index].tokens.len();
+            let best = open.range(len..).next().map(|(room, _)| *room);
+            let (group, room) = match best.and_then(|room| Some((open.get_mut(&room)?.pop()?, room))) {
+                Some(found) => found,
+                None => {
+                    groups.push(Vec::new());
+                    (groups.len() - 1, most_tokens.max(len))
+                }
+            };
+            if let Some(room) = best.filter(|room| open[room].is_empty()) {
+                open.remove(&room);
+            }
+            groups[group].push(index);
+            open.entry(room - len).or_default().push(group);
+        }
+        groups
+    }
+
+    /// An order of `n` groups of examples in epoch `epoch`, from 0 on.
+    pub fn order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(u64::MAX - epoch);
         for last in (1..order.len()).rev() {
@@ -250,20 +279,30 @@ fn of_messages(
 mod tests {
     use super::*;
 
-    fn data(n: usize) -> DataSet {
-        let example = Example { tokens: vec![1, 2], is_trained: vec![false, true] };
-        DataSet { examples: vec![example; n], ..DataSet::default() }
-    }
-
     #[test]
     fn an_order_is_a_permutation_that_the_seed_and_the_epoch_choose() {
-        let data = data(50);
-        let order = data.order(7, 0);
+        let order = DataSet::order(50, 7, 0);
         let mut sorted = order.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
-        assert_eq!(order, data.order(7, 0));
-        assert!(order != data.order(7, 1) && order != data.order(8, 0) && order != sorted);
+        assert_eq!(order, DataSet::order(50, 7, 0));
+        assert!(order != DataSet::order(50, 7, 1) && order != DataSet::order(50, 8, 0) && order != sorted);
+    }
+
+    #[test]
+    fn groups_are_filled_and_hold_every_example_once() {
+        let lens = [5, 1, 9, 3, 3, 7, 2, 10, 4];
+        let examples = lens.map(|len| Example { tokens: vec![1; len], is_trained: vec![true; len] }).into();
+        let data = DataSet { examples, ..DataSet::default() };
+        assert_eq!(data.groups(None), (0..9).map(|index| vec![index]).collect::<Vec<_>>());
+        let groups = data.groups(Some(10));
+        let total = |group: &Vec<usize>| group.iter().map(|index| lens[*index]).sum::<usize>();
+        // 44 tokens do not go into four groups.
+        assert!(groups.len() == 5 && groups.iter().all(|group| total(group) <= 10), "{groups:?}");
+        let mut all = groups.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..9).collect::<Vec<_>>());
+        assert_eq!(data.groups(Some(4)).iter().map(total).max(), Some(10), "what is longer is alone");
     }
 
     #[test]

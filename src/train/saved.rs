@@ -41,6 +41,8 @@ pub(super) struct State {
     batch: usize,
     accumulate: usize,
     seq_len: usize,
+    #[serde(default)]
+    packs: bool,
     seed: u64,
     dropout: f32,
 }
@@ -61,6 +63,7 @@ impl State {
             batch: options.batch,
             accumulate: options.accumulate,
             seq_len: options.seq_len,
+            packs: options.packs,
             seed: options.seed,
             dropout: options.lora.dropout,
         }

@@ -49,6 +49,8 @@ pub struct TrainOptions {
     pub n_steps: u64,
     /// Tokens of an example, at most.
     pub seq_len: usize,
+    /// Whether short examples stand side by side, as many as have no more than `seq_len` tokens together; each attends to itself alone.
+    pub packs: bool,
     /// Chooses the first values of the adapter, the order of the examples and what dropout zeroes.
     pub seed: u64,
 }
@@ -67,6 +69,7 @@ impl Default for TrainOptions {
             accumulate: 1,
             n_steps: 1,
             seq_len: 512,
+            packs: false,
             seed: 0,
         }
     }
@@ -208,7 +211,12 @@ impl Trainer {
 
     /// Steps that go through the data once.
     pub fn steps_per_epoch(&self, data: &DataSet) -> u64 {
-        data.examples.len().div_ceil(self.options.batch * self.options.accumulate) as u64
+        self.groups(data).len().div_ceil(self.options.batch * self.options.accumulate) as u64
+    }
+
+    /// The examples that stand for one each.
+    fn groups(&self, data: &DataSet) -> Vec<Vec<usize>> {
+        data.groups(self.options.packs.then_some(self.options.seq_len))
     }
 
     /// The next step; `None` once all are done.
@@ -220,10 +228,11 @@ impl Trainer {
             return Ok(None);
         }
         let (step, per_epoch) = (self.progress.n_done, self.steps_per_epoch(data).max(1));
-        let order = data.order(self.options.seed, step / per_epoch);
+        let groups = self.groups(data);
+        let order = DataSet::order(groups.len(), self.options.seed, step / per_epoch);
         let at_once = self.options.batch * self.options.accumulate;
         let chosen = order.chunks(at_once).nth((step % per_epoch) as usize).unwrap_or_default();
-        let examples: Vec<&Example> = chosen.iter().map(|index| &data.examples[*index]).collect();
+        let examples: Vec<&Example> = chosen.iter().flat_map(|group| &groups[*group]).map(|index| &data.examples[*index]).collect();
         let report = self.step_on(&examples)?;
         Ok(Some(StepReport { epoch: (step + 1) as f64 / per_epoch as f64, ..report }))
     }
@@ -291,11 +300,11 @@ impl Trainer {
         if self.gpu.is_some() {
             return platform::block_on(self.pass_over_on_gpu(sequences, units, first_kept, gradients));
         }
-        let (model, weights, adapter, at_once) = (&self.model, &self.weights, &self.adapter, self.options.batch);
+        let (model, weights, adapter, batches) = (&self.model, &self.weights, &self.adapter, batches(&self.options, sequences));
         let mut gradients = gradients;
         host::among_threads(|| {
             let mut loss = 0.0;
-            for (index, sequences) in sequences.chunks(at_once).enumerate() {
+            for (index, sequences) in batches.into_iter().enumerate() {
                 let (batch, targets) = batch_of(sequences);
                 let mut passes = HostPasses::new(model, weights, adapter);
                 passes.forward(&batch, draw.map(|draw| draw.wrapping_add(index as u64)), units.clone(), first_kept)?;
@@ -324,7 +333,7 @@ impl Trainer {
         let factor = gradients.as_ref().map(|(factor, _)| *factor);
         let mut loss = 0.0;
         gpu.begin(adapter);
-        for sequences in sequences.chunks(options.batch) {
+        for sequences in batches(options, sequences) {
             let (batch, targets) = batch_of(sequences);
             gpu.forward(weights, &batch, units.clone(), first_kept).await?;
             let of_batch = gpu.loss(weights, &targets, factor).await?;
@@ -403,6 +412,26 @@ impl Trainer {
 pub(super) fn no_room(needed: Bytes, available: Bytes) -> Error {
     let remedies = [Remedy::other("train with shorter sequences or fewer examples at once"), Remedy::Raise(Setting::MaxMemory)];
     Error::DoesNotFit { device: Device::Cpu.to_string(), needed, available, advice: remedies.into() }
+}
+
+/// Sequences that are computed together, one behind the other: as many as were asked for, or, where they are packed, as have no more tokens than so many
+/// of full length.
+fn batches<'a>(options: &TrainOptions, sequences: &'a [Sequence]) -> Vec<&'a [Sequence]> {
+    if !options.packs {
+        return sequences.chunks(options.batch).collect();
+    }
+    let (mut all, mut rest) = (Vec::new(), sequences);
+    while !rest.is_empty() {
+        let ends = rest.iter().scan(0, |end, sequence| {
+            *end += sequence.tokens.len();
+            Some(*end)
+        });
+        let n = ends.take_while(|end| *end <= options.batch * options.seq_len).count().max(1);
+        let (batch, behind) = rest.split_at(n);
+        all.push(batch);
+        rest = behind;
+    }
+    all
 }
 
 /// Sequences side by side, and the tokens that are predicted.

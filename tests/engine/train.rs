@@ -246,6 +246,21 @@ fn in_little_host_memory(builder: &EngineBuilder, options: TrainOptions) -> Trai
 }
 
 #[test]
+fn packed_examples_train_as_those_side_by_side() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = families::written(root.path(), "qwen3");
+    let texts = [text(0, 21), text(1, 9), text(2, 30), text(3, 40)];
+    let texts: Vec<&Example> = texts.iter().collect();
+    let mut side_by_side = open(builder(&folder), TrainOptions { batch: 3, ..options(&[]) });
+    let mut packed = open(builder(&folder), TrainOptions { batch: 1, packs: true, ..options(&[]) });
+    // 60 of 64 tokens, and 40 that have no room beside them.
+    assert_eq!(packed.gradients(&texts).unwrap(), side_by_side.gradients(&texts).unwrap());
+    // 135 tokens of six examples, in three times 64.
+    assert_eq!((side_by_side.steps_per_epoch(&data()), packed.steps_per_epoch(&data())), (2, 3));
+    packed.step(&data()).unwrap().unwrap();
+}
+
+#[test]
 fn neither_threads_nor_places_of_weights_change_a_bit() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "qwen3");

@@ -39,6 +39,9 @@ pub struct TrainArgs {
     /// Cut longer records instead
     #[arg(long, env = "TIERFLOW_TRUNCATE")]
     pub truncate: bool,
+    /// Let short records stand side by side, as many as have no more than --seq-len tokens together
+    #[arg(long, env = "TIERFLOW_PACKING")]
+    pub packing: bool,
     /// What is learnt: answers, or all of a record
     #[arg(long, env = "TIERFLOW_TRAIN_ON", value_name = "WHAT", default_value = "answers")]
     pub train_on: TrainOnArg,
@@ -194,6 +197,7 @@ impl TrainArgs {
             accumulate: self.accumulate as usize,
             n_steps: 0,
             seq_len: shape.seq_len,
+            packs: self.packing,
             seed: self.seed.cast_unsigned(),
         }
     }
