@@ -1,6 +1,7 @@
 //! How a model is opened, as Python's arguments say it, and where it lies.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use tierflow::accelerate::{DeviceMap, DeviceMapMode};
 use tierflow::device::{DeviceChoice, KernelChoice, MaxMemory};
 use tierflow::engine::{EngineBuilder, Prepared};
 use tierflow::hub::{self, HubConfig};
+use tierflow::lora::{Adapter, Scales};
 use tierflow::machine::{Measure, read_devices_file};
 use tierflow::plan::{Context, ExpertCacheRule, HostLayers, PlacementRule, PlanOptions, ResidentLayers, Spill, UploadPath};
 use tierflow::platform::{IoMode, block_on, start_threads};
@@ -56,6 +58,8 @@ pub struct Options {
     pub fetch: bool,
     /// A file that describes the machine to plan for.
     machine: Option<PathBuf>,
+    /// Folders or GGUF files of LoRA adapters, and their scales.
+    lora: Vec<(PathBuf, f32)>,
 }
 
 impl Options {
@@ -70,7 +74,7 @@ impl Options {
         if self.embedding {
             return self.prepare_embedder(path);
         }
-        let prepared = block_on(self.builder(path, LOGIT_ROWS)?.text_first().prepare())?;
+        let prepared = block_on(self.builder(path, LOGIT_ROWS)?.lora_scales(Scales::Chosen).text_first().prepare())?;
         // Of an encoder, that is known only now.
         if prepared.model.has_head() { Ok(prepared) } else { self.prepare_embedder(path) }
     }
@@ -117,7 +121,7 @@ impl Options {
         };
         let timeout = Duration::try_from_secs_f64(self.gpu_timeout)
             .map_err(|_| invalid("gpu_timeout", format!("{} is no number of seconds", self.gpu_timeout)))?;
-        let builder = Engine::builder(path)
+        let mut builder = Engine::builder(path)
             .device(self.device.parse::<DeviceChoice>()?)
             .io(io)
             .plan_options(options)
@@ -125,6 +129,9 @@ impl Options {
             .kernels(kernels)
             .virtual_gpus(self.virtual_gpus)
             .gpu_timeout(timeout);
+        for (folder, scale) in &self.lora {
+            builder = builder.lora(Arc::new(Adapter::open(folder)?), *scale);
+        }
         match &self.machine {
             Some(file) => Ok(builder.machine(read_devices_file(file)?)),
             None => Ok(builder),

@@ -74,6 +74,53 @@ def test_scores_are_those_of_the_logits(engine):
     assert engine.score(tokens[:1]).shape == (0,)
 
 
+def write_adapter(folder, model, factor):
+    """A LoRA adapter of rank 2 for the feed-forward part of the first layer, as PEFT writes it."""
+    shape = json.loads((model / "config.json").read_text())
+    sides = {"lora_A": (2, shape["hidden_size"], 0.3), "lora_B": (shape["intermediate_size"], 2, factor)}
+    header, data = {}, b""
+    for name, (rows, columns, scale) in sides.items():
+        values = (np.sin(np.arange(rows * columns) * 0.7) * scale).astype("<f4").tobytes()
+        offsets = [len(data), len(data) + len(values)]
+        tensor = {"dtype": "F32", "shape": [rows, columns], "data_offsets": offsets}
+        header[f"base_model.model.model.layers.0.mlp.up_proj.{name}.weight"] = tensor
+        data += values
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    text = json.dumps(header).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return folder
+
+
+def test_adapters_are_the_programs(program, models, tmp_path):
+    tiny = models / "tiny"
+    one, other = write_adapter(tmp_path / "one", tiny, 0.5), write_adapter(tmp_path / "other", tiny, -0.8)
+    how = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+
+    def run(*loras):
+        options = ["--raw", "--temp", 0, "-n", 12, "--ignore-eos", "-c", 128, "--device", "cpu", "-p", PROMPT]
+        return program("run", tiny, *options, *(option for lora in loras for option in ("--lora", lora)))["text"]
+
+    expected = [run(), run(one), run(one, f"{other}=0.5"), run(f"{other}=2")]
+    assert len(set(expected)) == 4
+    with tierflow.Engine(tiny, device="cpu", ctx_size=128, lora=one) as engine:
+        assert engine.generate(PROMPT, **how) == expected[1]
+        assert pickle.loads(pickle.dumps(engine)).generate(PROMPT, **how) == expected[1]
+    with tierflow.Engine(tiny, device="cpu", ctx_size=128, lora={one: 1, other: 0.5}) as engine:
+        assert engine.generate(PROMPT, **how) == expected[2]
+        assert engine.generate(PROMPT, lora=[{"id": 1, "scale": 2}], **how) == expected[3]
+        assert engine.generate(PROMPT, lora=[], **how) == expected[0]
+        assert engine.generate(PROMPT, **how) == expected[2]
+        with pytest.raises(errors.ArgumentError, match="lora"):
+            engine.generate(PROMPT, lora=[{"id": 2, "scale": 1}], **how)
+    for wrong in [3, [3], [(one, "much")], {one: None}]:
+        with pytest.raises(errors.ArgumentError, match="lora"):
+            tierflow.Engine(tiny, device="cpu", lora=wrong)
+    with pytest.raises(errors.TierflowError, match="adapter_config.json"):
+        tierflow.Engine(tiny, device="cpu", lora=tiny)
+
+
 def test_embeddings_are_the_programs(program, models):
     tiny = models / "tiny.gguf"
     given = program("embed", tiny, "--device", "cpu", "-c", 128, "--pooling", "mean", "one text", "another")

@@ -40,6 +40,7 @@ _DEFAULTS: dict[str, Any] = {
     "embedding": False,
     "fetch": True,
     "machine": None,
+    "lora": None,
 }
 
 # Numbers that are counts, each with the least that it may be.
@@ -56,6 +57,7 @@ def options_of(model: str | os.PathLike[str], **given: Any) -> str:
     options["device"] = device_of(options["device"])
     options["max_memory"] = budgets_of(options["max_memory"])
     options["device_map"] = map_of(options["device_map"])
+    options["lora"] = loras_of(options["lora"])
     classes = options["no_split_module_classes"]
     options["no_split_module_classes"] = [classes] if isinstance(classes, str) else classes and list(classes)
     for name, least in _LEAST.items():
@@ -107,6 +109,20 @@ def budgets_of(max_memory: str | Mapping[Any, Budget] | None) -> str | None:
             raise ArgumentError(f"max_memory: {size!r} is no size for {device}; write bytes, or a text such as '4GiB'", argument="max_memory")
         budgets.append(f"{adapter_name(device)}={size}")
     return ",".join(budgets) or None
+
+
+def loras_of(lora: Any) -> list[list[Any]]:
+    """LoRA adapters as pairs of a path and a scale: one path, several, pairs, or a dict of paths and scales."""
+    if lora is None:
+        return []
+    if isinstance(lora, (str, bytes, os.PathLike)):
+        return [[utf8(os.fspath(lora), "lora"), 1.0]]
+    given = lora.items() if isinstance(lora, Mapping) else lora
+    try:
+        pairs = [(one, 1.0) if isinstance(one, (str, bytes, os.PathLike)) else tuple(one) for one in given]
+        return [[utf8(os.fspath(path), "lora"), float(scale)] for path, scale in pairs]
+    except (TypeError, ValueError):
+        raise ArgumentError(f"lora: must be paths of LoRA adapters, or pairs of a path and a scale, not {lora!r}", argument="lora") from None
 
 
 def map_of(device_map: Any) -> Any:

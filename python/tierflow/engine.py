@@ -25,7 +25,9 @@ class Engine:
     `model` is a folder with `config.json` and safetensors, a `.gguf` file, or the name of a model on the hub, which is fetched into its
     cache unless `fetch=False`. `device` computes (`auto`, `gpu`, `gpu:1`, `cpu`, `cuda:0`, `mps`), `device_map` says by which rule weights
     are placed, or where each module is, and `max_memory` what each device may give: `{0: "4GiB", "cpu": "16GiB"}`. `ctx_size=0` leaves the
-    length of the context to the plan. `n_seqs` answers are generated at the same time; others wait.
+    length of the context to the plan. `n_seqs` answers are generated at the same time; others wait. `lora` adds LoRA adapters:
+    a folder that PEFT wrote or a GGUF file of llama.cpp's, several, or a dict of them and their scales. What generates takes
+    `lora=[{"id": 0, "scale": 0.5}]` for others than those scales.
 
     An engine is closed by `close()`, at the end of a `with`, or when it is forgotten. It can be used by several threads, not in a fork of
     its process; pickled, it is opened anew where it is read.
@@ -40,6 +42,7 @@ class Engine:
         max_memory: str | Mapping[Any, Budget] | None = None,
         ctx_size: int = 0,
         n_seqs: int = 1,
+        lora: Any = None,
         embedding: bool = False,
         fetch: bool = True,
         progress: Progress = None,
@@ -51,6 +54,7 @@ class Engine:
             "max_memory": max_memory,
             "ctx_size": ctx_size,
             "n_seqs": n_seqs,
+            "lora": lora,
             "embedding": embedding,
             "fetch": fetch,
             **options,
