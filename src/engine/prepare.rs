@@ -517,8 +517,7 @@ impl Prepared {
     }
 
     /// The adapter of a device that the plan computes with, where it is in this machine.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub(crate) fn adapter(&self, device: Device) -> Option<&AdapterFound> {
+    pub fn adapter(&self, device: Device) -> Option<&AdapterFound> {
         self.adapters.iter().find(|found| found.spec.device == device)
     }
 
