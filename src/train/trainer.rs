@@ -306,6 +306,9 @@ impl Trainer {
             let mut loss = 0.0;
             for (index, sequences) in batches.into_iter().enumerate() {
                 let (batch, targets) = batch_of(sequences);
+                if targets.is_empty() {
+                    continue;
+                }
                 let mut passes = HostPasses::new(model, weights, adapter);
                 passes.forward(&batch, draw.map(|draw| draw.wrapping_add(index as u64)), units.clone(), first_kept)?;
                 let of_batch = passes.loss(&targets, gradients.as_ref().map(|(factor, _)| *factor))?;
@@ -335,6 +338,9 @@ impl Trainer {
         gpu.begin(adapter);
         for sequences in batches(options, sequences) {
             let (batch, targets) = batch_of(sequences);
+            if targets.is_empty() {
+                continue;
+            }
             gpu.forward(weights, &batch, units.clone(), first_kept).await?;
             let of_batch = gpu.loss(weights, &targets, factor).await?;
             loss += of_batch;
