@@ -90,7 +90,8 @@ fn main(
         sums[t] = vec4<f32>(0.0);
     }
 
-    for (var row_begin = 0u; row_begin < product.n_rows; row_begin += ROWS) {
+    // Bounds of loops with barriers come from what is the same for all lanes.
+    for (var row_begin = 0u; row_begin < params[0].n_rows; row_begin += ROWS) {
         for (var i = local; i < ROWS * 2u; i += 64u) {
             let row = min(row_begin + i / 2u, product.n_rows - 1u);
             if IN_QUADS {

@@ -62,6 +62,16 @@ const VARIANTS = {
   attention_combine: combined({ PART_POSITIONS: [64], HAS_SINKS: BOOLS }),
   attention_compact: combined({ HEAD_SIZE: [12] }),
   top_k: combined({ LANES: [8, 64] }),
+  matmul_back: [
+    ...combined({ DTYPE: DTYPES, IN_QUADS: [1] }, [{ ROWS: 32, TOKENS: 32, LANE_ROWS: 4, LANE_TOKENS: 4 }]),
+    ...combined({ DTYPE: DTYPES.slice(0, FLOAT_DTYPES.length), IN_QUADS: [0] }, [{ ROWS: 32, TOKENS: 32, LANE_ROWS: 4, LANE_TOKENS: 4 }]),
+  ],
+  rms_norm_back: combined({ LANES: [8, 64], HAS_WEIGHT: BOOLS }),
+  layer_norm_back: combined({ LANES: [8, 64] }),
+  glu_back: combined({ ACTIVATION: [0, 1, 2, 3, 4, 5, 6] }),
+  map_back: combined({ FUNCTION: [1, 2, 2, 2, 2, 2, 2, 2], ACTIVATION: [0, 0, 1, 2, 3, 4, 5, 6] }),
+  attention_dense: combined({ HAS_SINKS: BOOLS }),
+  softmax_totals: combined({ LANES: [8, 64] }),
   glu: combined({ ACTIVATION: [0, 1, 2, 3, 4, 5, 6, 7] }),
   map: combined({ FUNCTION: [0, 1, 2, 2, 2, 2, 2, 2, 2, 2], ACTIVATION: [0, 0, 0, 1, 2, 3, 4, 5, 6, 7] }),
 };
