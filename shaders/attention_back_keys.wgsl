@@ -56,15 +56,8 @@ fn main(
             if begin + lane < run.y {
                 let seen = seen_by(begin + lane);
                 if token >= seen.x && token < seen.y {
-                    let query_begin = query_place(begin + lane, head);
-                    let score = score_of(query_begin, key_begin);
-                    var d = 0.0;
-                    for (var i = 0u; i < params.head_size; i++) {
-                        d = fma(upward[query_begin + i], values[key_begin + i], d);
-                    }
-                    let total = totals[(begin + lane) * params.n_heads + head];
-                    let share = exp(score - total.x);
-                    weight = vec2<f32>(share, share * (d - total.y) * slope_of_score(score));
+                    let of_query = totals[(begin + lane) * params.n_heads + head];
+                    weight = weights_of(query_place(begin + lane, head), key_begin, of_query.x, of_query.y);
                 }
             }
             weights[lane] = weight;

@@ -56,13 +56,7 @@ fn main(
     for (var begin = seen.x; begin < seen.y; begin += LANES) {
         var weight = 0.0;
         if begin + lane < seen.y {
-            let place = key_place(begin + lane, kv_head);
-            let score = score_of(query_begin, place);
-            var d = 0.0;
-            for (var i = 0u; i < params.head_size; i++) {
-                d = fma(upward[query_begin + i], values[place + i], d);
-            }
-            weight = exp(score - total) * (d - level) * slope_of_score(score);
+            weight = weights_of(query_begin, key_place(begin + lane, kv_head), total, level).y;
         }
         weights[lane] = weight;
         workgroupBarrier(); // the weights are written

@@ -1,7 +1,7 @@
 //! Layer norm: `output[r, i] = (input[r, i] − m) / sqrt(mean_j (input[r, j] − m)² + epsilon) · (weight[i] + weight_offset) + bias[i]`,
 //! where `m` is the mean of row `r`.
 
-use super::{Binding, LAYER_NORM, dispatch, f32_bytes, fold, is_software, require};
+use super::{Binding, LAYER_NORM, dispatch, f32_bytes, fold, lanes_of_row, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -30,7 +30,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     // Where there is no bias, something must be bound all the same.
     let bias = bindings.bias.unwrap_or(bindings.weight);
     let needed = [(bindings.input, rows), (bindings.weight, row), (bias, row), (bindings.output, rows)];
-    let lanes = if is_software(gpu) { 8.0 } else { 64.0 };
+    let lanes = lanes_of_row(gpu);
     let constants = [("LANES", lanes), ("HAS_BIAS", f64::from(u8::from(bindings.bias.is_some())))];
     let workgroups = fold(gpu, LAYER_NORM.stem, u64::from(params.n_rows), 1)?;
     dispatch(gpu, &LAYER_NORM, &constants, params_buffer, &needed, workgroups)

@@ -326,7 +326,7 @@ static ATTENTION_DENSE: KernelSource = row::<attention::Params>(
 );
 static ATTENTION_BACK_QUERY: KernelSource = row::<attention::Params>(
     "attention_back_query",
-    wgsl!("attention_back_query", "attention_params", "attention_dense", "lanes"),
+    wgsl!("attention_back_query", "attention_params", "attention_dense", "attention_back", "lanes"),
     &[
         ("query", Read),
         ("keys", Read),
@@ -340,7 +340,7 @@ static ATTENTION_BACK_QUERY: KernelSource = row::<attention::Params>(
 );
 static ATTENTION_BACK_KEYS: KernelSource = row::<attention::Params>(
     "attention_back_keys",
-    wgsl!("attention_back_keys", "attention_params", "attention_dense"),
+    wgsl!("attention_back_keys", "attention_params", "attention_dense", "attention_back"),
     &[
         ("query", Read),
         ("keys", Read),
@@ -370,6 +370,11 @@ const fn row<P>(stem: &'static str, wgsl: &'static str, bindings: &'static [(&'s
 /// Whether the adapter is software, where few lanes with much work each beat many lanes that meet at barriers.
 fn is_software(gpu: &Gpu) -> bool {
     gpu.spec.kind == Some(AdapterKind::Software)
+}
+
+/// Lanes of a workgroup that computes one row: LANES of the shaders that say so.
+fn lanes_of_row(gpu: &Gpu) -> f64 {
+    if is_software(gpu) { 8.0 } else { 64.0 }
 }
 
 /// A binding and the bytes of it that the params demand.

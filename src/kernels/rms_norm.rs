@@ -1,7 +1,7 @@
 //! Root-mean-square norm: `output[r, i] = input[r, i] / sqrt(mean_j input[r, j]² + epsilon) · (weight[i] + weight_offset)`, without the
 //! last factor where there is no weight.
 
-use super::{Binding, RMS_NORM, dispatch, f32_bytes, fold, is_software, require};
+use super::{Binding, RMS_NORM, dispatch, f32_bytes, fold, lanes_of_row, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -29,7 +29,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     let weight = bindings.weight.map_or((bindings.input, 0), |weight| (weight, f32_bytes(&[params.hidden_size])));
     let needed = [(bindings.input, rows), weight, (bindings.output, rows)];
     let has_weight = f64::from(u8::from(bindings.weight.is_some()));
-    let lanes = if is_software(gpu) { 8.0 } else { 64.0 };
+    let lanes = lanes_of_row(gpu);
     let workgroups = fold(gpu, RMS_NORM.stem, u64::from(params.n_rows), 1)?;
     dispatch(gpu, &RMS_NORM, &[("LANES", lanes), ("HAS_WEIGHT", has_weight)], params_buffer, &needed, workgroups)
 }

@@ -7,7 +7,7 @@ use std::cmp::{Ordering, Reverse};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Binding, TOP_K, dispatch, f32_bytes, fold, is_software, require};
+use super::{Binding, TOP_K, dispatch, f32_bytes, fold, lanes_of_row, require};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 
@@ -73,7 +73,7 @@ pub fn prepare(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &Params, binding
     require(gpu, TOP_K.stem, params.n_rows > 0 && params.vocab_size > 0, "it is empty")?;
     require(gpu, TOP_K.stem, params.n_segments == params.vocab_size.div_ceil(SEGMENT), "n_segments does not follow from vocab_size")?;
     let needed = [(bindings.logits, f32_bytes(&[params.n_rows, params.vocab_size])), (bindings.candidates, params.candidates_bytes())];
-    let lanes = if is_software(gpu) { 8.0 } else { 64.0 };
+    let lanes = lanes_of_row(gpu);
     let workgroups = fold(gpu, TOP_K.stem, u64::from(params.n_rows) * u64::from(params.n_segments), 1)?;
     dispatch(gpu, &TOP_K, &[("LANES", lanes)], params_buffer, &needed, workgroups)
 }

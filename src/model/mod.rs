@@ -161,6 +161,11 @@ impl Model {
         &self.values[usize::from(id.0)]
     }
 
+    /// The keys and values of a layer, if it keeps some.
+    pub fn cache_of(&self, layer: usize) -> Option<&StoreKv> {
+        self.caches().find(|store| store.layer == layer)
+    }
+
     /// The cache of every layer, in their order, as the operations that fill them say. Each belongs to one unit.
     pub fn caches(&self) -> impl Iterator<Item = &StoreKv> {
         self.units.iter().filter_map(Unit::cache)

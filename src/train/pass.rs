@@ -209,7 +209,7 @@ impl<'a> HostPasses<'a> {
                 let Some(upward) = self.end_of(op.output) else { return Ok(()) };
                 let found = read.backward(&self.values.tokens, &upward);
                 self.add_gradient(op.query, found.query);
-                let store = self.model.caches().find(|store| store.layer == op.layer).copied();
+                let store = self.model.cache_of(op.layer).copied();
                 let store = store.ok_or_else(|| Error::internal("attention without keys"))?;
                 self.add_gradient(store.key, found.key);
                 if let Some(value) = store.value {

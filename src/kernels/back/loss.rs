@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::kernels::{Binding, SOFTMAX_BACK, SOFTMAX_TOTALS, dispatch, f32_bytes, fold, fold_items, is_software, require};
+use crate::kernels::{Binding, SOFTMAX_BACK, SOFTMAX_TOTALS, dispatch, f32_bytes, fold, fold_items, lanes_of_row, require};
 
 /// Params of both shaders.
 #[repr(C)]
@@ -41,7 +41,7 @@ pub fn prepare_totals(
     require(gpu, SOFTMAX_TOTALS.stem, params.n_rows > 0 && params.width > 0, "it is empty")?;
     let Params { n_rows, width, .. } = *params;
     let needed = [(logits, f32_bytes(&[n_rows, width])), (targets, f32_bytes(&[n_rows])), (totals, f32_bytes(&[n_rows, 4]))];
-    let lanes = if is_software(gpu) { 8.0 } else { 64.0 };
+    let lanes = lanes_of_row(gpu);
     let workgroups = fold(gpu, SOFTMAX_TOTALS.stem, u64::from(n_rows), 1)?;
     dispatch(gpu, &SOFTMAX_TOTALS, &[("LANES", lanes)], params_buffer, &needed, workgroups)
 }

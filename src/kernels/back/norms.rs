@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu, KernelSource};
 use crate::kernels::params::NormParams;
-use crate::kernels::{Binding, LAYER_NORM_BACK, RMS_NORM_BACK, dispatch, f32_bytes, fold, is_software, require};
+use crate::kernels::{Binding, LAYER_NORM_BACK, RMS_NORM_BACK, dispatch, f32_bytes, fold, lanes_of_row, require};
 
 /// Buffers of both shaders.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct Bindings<'a> {
 /// [`crate::error::Error::Gpu`] where a binding is too small, too large or misaligned.
 pub fn prepare_rms(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &NormParams, bindings: Bindings<'_>) -> Result<Dispatch> {
     let has_weight = f64::from(u8::from(bindings.weight.is_some()));
-    prepare(gpu, &RMS_NORM_BACK, &[("LANES", lanes(gpu)), ("HAS_WEIGHT", has_weight)], params_buffer, params, bindings)
+    prepare(gpu, &RMS_NORM_BACK, &[("LANES", lanes_of_row(gpu)), ("HAS_WEIGHT", has_weight)], params_buffer, params, bindings)
 }
 
 /// Makes the dispatch back through a layer norm.
@@ -33,11 +33,7 @@ pub fn prepare_rms(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &NormParams,
 /// As [`prepare_rms`]; where there is no weight.
 pub fn prepare_layer(gpu: &Gpu, params_buffer: &wgpu::Buffer, params: &NormParams, bindings: Bindings<'_>) -> Result<Dispatch> {
     require(gpu, LAYER_NORM_BACK.stem, bindings.weight.is_some(), "it has no weight")?;
-    prepare(gpu, &LAYER_NORM_BACK, &[("LANES", lanes(gpu))], params_buffer, params, bindings)
-}
-
-fn lanes(gpu: &Gpu) -> f64 {
-    if is_software(gpu) { 8.0 } else { 64.0 }
+    prepare(gpu, &LAYER_NORM_BACK, &[("LANES", lanes_of_row(gpu))], params_buffer, params, bindings)
 }
 
 fn prepare(

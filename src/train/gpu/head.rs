@@ -54,7 +54,7 @@ impl GpuPasses {
     pub(in crate::train) async fn loss(&mut self, host: &Weights, targets: &[u32], gradient_of: Option<f32>) -> Result<f64> {
         let model = std::sync::Arc::clone(&self.model);
         let (before, product) = (head_ops(&model), product_of(&model)?);
-        let kept = self.memory.kept_in_head();
+        let kept = self.memory.kept_in(model.units.len());
         self.run(host, before, gradient_of.is_some().then_some(&kept))?;
         self.recorder.submit(&self.gpu);
         self.gpu.queue.write_buffer(self.memory.buffer(&self.gpu, Holds::Targets)?, 0, bytemuck::cast_slice(targets));

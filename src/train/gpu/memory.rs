@@ -156,11 +156,6 @@ impl Memory {
         self.copied.get(unit).cloned().unwrap_or_default()
     }
 
-    /// As [`Memory::kept_in`], of the head.
-    pub(super) fn kept_in_head(&self) -> BTreeSet<KeptKey> {
-        self.copied.last().cloned().unwrap_or_default()
-    }
-
     /// The gradient of a value, to be added to: zeros where it has none yet.
     pub(super) fn gradient(&mut self, gpu: &Gpu, recorder: &mut Recorder, id: ValueId) -> Result<wgpu::Buffer> {
         let buffer = (**self.buffer(gpu, Holds::Gradient(id))?).clone();
@@ -263,5 +258,5 @@ fn copied_of(model: &Model, ops: &[Op]) -> BTreeSet<KeptKey> {
 /// The keys and values that attention reads.
 pub(super) fn keys_of<'a>(model: &'a Model, op: &Op) -> Option<&'a StoreKv> {
     let Op::Attention(attention) = op else { return None };
-    model.caches().find(|store| store.layer == attention.layer)
+    model.cache_of(attention.layer)
 }

@@ -7,7 +7,7 @@ use super::memory::{Holds, KeptKey, keys_of, needed_back};
 use crate::error::{Error, Result};
 use crate::kernels::back::{attention as back_attention, norms, products, values};
 use crate::kernels::{Binding, add, add_bias, attention, gather_rows, glu, layer_norm, map, matmul, rms_norm, rope};
-use crate::model::{Attention, Function, Op, StoreKv, ValueId};
+use crate::model::{Attention, Function, Model, Op, StoreKv, ValueId};
 use crate::train::weights::Weights;
 use crate::weights::TensorId;
 
@@ -109,7 +109,7 @@ impl GpuPasses {
 
     fn attend(&mut self, op: &Attention) -> Result<()> {
         let GpuPasses { gpu, model, recorder, memory, batch, .. } = self;
-        let store = keys(model.caches(), op)?;
+        let store = keys(model, op)?;
         let value = |id: ValueId| memory.bind(gpu, Holds::Value(id));
         let inputs = back_attention::Inputs {
             query: value(op.query)?,
@@ -228,7 +228,7 @@ impl GpuPasses {
 
     fn undo_attention(&mut self, index: usize, op: &Attention, kept: &BTreeSet<KeptKey>) -> Result<()> {
         let GpuPasses { gpu, model, recorder, memory, batch, .. } = self;
-        let store = keys(model.caches(), op)?;
+        let store = keys(model, op)?;
         let value_id = values_of(&store)?;
         let Some(upward) = memory.end_of(op.output) else { return Ok(()) };
         let of_query = memory.gradient(gpu, recorder, op.query)?;
@@ -245,8 +245,8 @@ impl GpuPasses {
     }
 }
 
-fn keys<'a>(mut caches: impl Iterator<Item = &'a StoreKv>, op: &Attention) -> Result<StoreKv> {
-    caches.find(|store| store.layer == op.layer).copied().ok_or_else(|| Error::internal("attention without keys"))
+fn keys(model: &Model, op: &Attention) -> Result<StoreKv> {
+    model.cache_of(op.layer).copied().ok_or_else(|| Error::internal("attention without keys"))
 }
 
 fn values_of(store: &StoreKv) -> Result<ValueId> {
