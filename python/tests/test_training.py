@@ -347,8 +347,8 @@ def test_a_gpu_trains_the_same(opened: Any) -> None:
     expected = trained(opened(), data, n_epochs=3)
     assert trained(model, data, n_epochs=3) == pytest.approx(expected, abs=1e-3)
     assert expected[-1] < expected[1]
-    with pytest.raises(errors.ArgumentError, match="drawn on the host alone"):
-        opened(device="gpu", lora={"lora_dropout": 0.1})
+    on_gpu, on_host = (trained(opened(device=device, batch_size=2, lora={"lora_dropout": 0.3}), data, n_epochs=3) for device in ("gpu", "cpu"))
+    assert on_gpu == pytest.approx(on_host, abs=1e-3) and on_host != pytest.approx(expected, abs=1e-3)
 
 
 def test_parameters_are_pefts(opened: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ class LoraModel:
     ```
 
     `model` is a folder, a `.gguf` file or a name on the hub, and `device` what computes, as of `tierflow.Engine`; weights that have no room
-    in `max_memory` stream through the GPU, or are read from disk. Dropout is drawn on the host alone (`device="cpu"`). `seq_len` is the longest sequence that it is called with, and `batch_size` how many sequences of a call are computed side by
+    in `max_memory` stream through the GPU, or are read from disk. `seq_len` is the longest sequence that it is called with, and `batch_size` how many sequences of a call are computed side by
     side; the others follow, and their gradients are added. `seed` chooses the first values of the adapter and what dropout zeroes. `adapter`
     is a folder in PEFT's form, of the same layers and rank, to go on from.
 

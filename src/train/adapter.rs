@@ -187,14 +187,18 @@ impl Adapter {
         into.iter_mut().zip(&of_input).for_each(|(into, gradient)| *into += gradient);
     }
 
-    /// Zeroes some values, always the same of one draw, and makes up for it by the others.
     fn drop_out(&self, layer: usize, values: &mut [f32], draw: Option<u64>) {
         let Some(draw) = draw.filter(|_| self.dropout > 0.0) else { return };
-        let mut random = ChaCha8Rng::seed_from_u64(draw);
-        random.set_stream(1 + layer as u64);
-        let keep = 1.0 / (1.0 - self.dropout);
-        values.iter_mut().for_each(|value| *value *= if unit(&mut random) < self.dropout { 0.0 } else { keep });
+        values.iter_mut().zip(mask(self.dropout, layer, draw)).for_each(|(value, factor)| *value *= factor);
     }
+}
+
+/// What the inputs of a layer are multiplied by: a share of them by zero, always the same of one draw, the others by what makes up for it.
+pub(super) fn mask(dropout: f32, layer: usize, draw: u64) -> impl Iterator<Item = f32> {
+    let mut random = ChaCha8Rng::seed_from_u64(draw);
+    random.set_stream(1 + layer as u64);
+    let keep = 1.0 / (1.0 - dropout);
+    std::iter::repeat_with(move || if unit(&mut random) < dropout { 0.0 } else { keep })
 }
 
 /// A number from 0 to less than 1.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::adapter::Adapter;
-use super::gpu::{GpuPlan, MostTokens};
+use super::gpu::{GpuPlan, MostTokens, mask_bytes};
 use super::pass;
 use super::trainer::{TrainOptions, bytes_needed, check, no_room};
 use crate::device::{Device, DeviceChoice, DeviceSpec, Origin};
@@ -85,17 +85,15 @@ impl Opening {
         };
         let prediction = chosen.predict(workload);
         let adapter = Adapter::new(&chosen.checkpoint, &chosen.model, &options.lora, options.seed)?;
-        let host_bytes = bytes_needed(&chosen.model, options, adapter.n_values(), gpu.is_none());
-        let host = builder.device(DeviceChoice::Cpu);
-        let prepared = if gpu.is_some() { host.clone().prepare().await? } else { chosen };
-        // What training needs besides is taken off the budget of the plan.
-        let prepared = match prepared.plan.device(Device::Cpu).and_then(|device| device.budget) {
-            None => prepared,
-            Some(budget) => {
-                let Some(rest) = budget.0.checked_sub(host_bytes.0) else { return Err(no_room(host_bytes, budget)) };
-                host.max_memory(Device::Cpu, Bytes(rest)).prepare().await?
-            }
-        };
+        let masks = if gpu.is_some() { mask_bytes(&chosen.model, &adapter, MostTokens(workload.n_tokens)) } else { Bytes::ZERO };
+        let host_bytes = bytes_needed(&chosen.model, options, adapter.n_values(), gpu.is_none()) + masks;
+        // What training needs besides is taken off the budget of the plan; a GPU that shares the host's memory has its part of it already.
+        let mut host = builder.device(DeviceChoice::Cpu);
+        if let Some(budget) = chosen.plan.device(Device::Cpu).and_then(|device| device.budget) {
+            let Some(rest) = budget.0.checked_sub(host_bytes.0) else { return Err(no_room(host_bytes, budget)) };
+            host = host.max_memory(Device::Cpu, Bytes(rest));
+        }
+        let prepared = host.prepare().await?;
         if options.seq_len > prepared.model.config.context_length {
             let reason = format!("is {}; the model was made for {} positions", options.seq_len, prepared.model.config.context_length);
             return Err(Error::InvalidArgument { option: "the length of sequences".into(), reason });

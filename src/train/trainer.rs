@@ -298,7 +298,7 @@ impl Trainer {
             None => units.end,
         };
         if self.gpu.is_some() {
-            return platform::block_on(self.pass_over_on_gpu(sequences, units, first_kept, gradients));
+            return platform::block_on(self.pass_over_on_gpu(sequences, draw, units, first_kept, gradients));
         }
         let (model, weights, adapter, batches) = (&self.model, &self.weights, &self.adapter, batches(&self.options, sequences));
         let mut gradients = gradients;
@@ -322,7 +322,7 @@ impl Trainer {
         })
     }
 
-    /// The same where a GPU computes; there is no dropout.
+    /// The same where a GPU computes.
     async fn pass_over_on_gpu(
         &mut self,
         sequences: &[Sequence],
@@ -333,6 +333,7 @@ impl Trainer {
         let Trainer { weights, adapter, gpu: Some(gpu), options, .. } = self else {
             return Err(Error::internal("no adapter computes"));
         };
+        draw: Option<u64>,
         let factor = gradients.as_ref().map(|(factor, _)| *factor);
         let mut loss = 0.0;
         gpu.begin(adapter);
@@ -341,7 +342,8 @@ impl Trainer {
             if targets.is_empty() {
                 continue;
             }
-            gpu.forward(weights, &batch, units.clone(), first_kept).await?;
+            let draw = draw.map(|draw| draw.wrapping_add(index as u64));
+            gpu.forward(weights, &batch, draw, units.clone(), first_kept).await?;
             let of_batch = gpu.loss(weights, &targets, factor).await?;
             loss += of_batch;
             if factor.is_some() && of_batch.is_finite() {

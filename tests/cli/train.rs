@@ -163,6 +163,9 @@ fn a_gpu_trains_an_adapter_within_its_budget() {
     let budget = of_gpu["training"].as_u64().unwrap() + of_gpu["weights"].as_u64().unwrap();
     let ran = home.run(&[&common[..], &["--device", "gpu", "--max-memory", &format!("gpu={budget}B")]].concat());
     assert!(ran.code == Some(0) && !ran.stderr.contains("that stream"), "{}", ran.stderr);
-    let refused = home.refusal(2, &[&common[..], &["--device", "gpu", "--dropout", "0.1"]].concat());
-    assert!(refused.contains("is drawn on the host alone"), "{refused}");
+    let dropping = |device: &str| losses(&["--device", device, "--dropout", "0.3", "--lr", "2e-3", "--steps", "3"]);
+    let (on_host, on_gpu) = (dropping("cpu"), dropping("gpu"));
+    assert!(on_host.iter().zip(&on_gpu).all(|(host, gpu)| (host - gpu).abs() < 1e-3), "{on_host:?} {on_gpu:?}");
+    let with_masks: Value = serde_json::from_str(&home.run(&[&sizes[..], &["--dropout", "0.3"]].concat()).stdout).unwrap();
+    assert!(with_masks["devices"][0]["training"].as_u64() > of_gpu["training"].as_u64(), "{with_masks}");
 }

@@ -146,15 +146,43 @@ fn gradients_on_an_adapter_are_those_of_torch_and_peft() {
 }
 
 #[test]
+fn an_adapter_drops_what_the_host_drops() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["llama", "phi"] {
+        let folder = families::written(root.path(), name);
+        let dropping = TrainOptions { lora: LoraOptions { dropout: 0.3, ..options(&[]).lora }, batch: 1, ..options(&[]) };
+        let [mut on_host, mut on_gpu] = [builder(&folder), on_gpu(&folder)].map(|builder| open(builder, dropping.clone()));
+        [&mut on_host, &mut on_gpu].into_iter().for_each(|trainer| begin(trainer, &root.path().join("adapter"), 0.1));
+        let texts = [text(0, 21), text(1, 9)];
+        let examples = [&texts[0], &texts[1]];
+        let ((loss, expected), (other, found)) = (on_host.gradients(&examples).unwrap(), on_gpu.gradients(&examples).unwrap());
+        assert!((loss - other).abs() < 1e-5 * loss, "{name}: {loss} {other}");
+        for (own, layer) in found.layers.iter().zip(&expected.layers) {
+            for (own, expected) in [(&own.a, &layer.a), (&own.b, &layer.b)] {
+                let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                let off = own.iter().zip(expected).map(|(own, expected)| (own - expected).abs()).fold(0.0, f32::max);
+                assert!(f64::from(off) <= TOLERANCE * f64::from(largest), "{name} {}: {off} of {largest}", layer.module);
+            }
+        }
+        let data = DataSet { examples: texts.into(), ..DataSet::default() };
+        let [without, beside] = [&mut on_host, &mut on_gpu].map(|trainer| trainer.evaluate(&data).unwrap());
+        assert!((without - beside).abs() < 1e-5 * without && (without - loss).abs() > 1e-4, "nothing is dropped there: {without} {beside}");
+    }
+}
+
+#[test]
 fn what_streams_through_an_adapter_changes_no_bit() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "qwen3");
-    let options = || TrainOptions { learning_rate: 1e-2, ..options(&["q_proj", "down_proj"]) };
+    let lora = || LoraOptions { dropout: 0.3, ..options(&["q_proj", "down_proj"]).lora };
+    let options = || TrainOptions { lora: lora(), learning_rate: 1e-2, ..options(&[]) };
     let of = |mut trainer: Trainer| {
         let layers = trained(&mut trainer, 3);
         (layers, trainer.gpu_use().unwrap(), trainer.bytes_on_disk())
     };
     let (resident, whole, _) = of(open(on_gpu(&folder), options()));
+    let without = TrainOptions { lora: LoraOptions { dropout: 0.0, ..options().lora }, ..options() };
+    assert!(trained(&mut open(on_gpu(&folder), without), 3) != resident, "nothing was dropped");
     assert_eq!(whole.streamed, Bytes::ZERO);
     let planned = pollster::block_on(Trainer::plan(on_gpu(&folder), &options())).unwrap();
     assert_eq!(planned.devices[0].weights + planned.devices[0].training, whole.planned);

@@ -48,9 +48,6 @@ pub struct TrainArgs {
     /// What the adapter is multiplied by, times its rank
     #[arg(long, env = "TIERFLOW_LORA_ALPHA", value_name = "ALPHA", default_value_t = 32.0)]
     pub lora_alpha: f32,
-    /// Share of the adapter's inputs that are zeroed
-    #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
-    pub dropout: f32,
     /// Greatest learning rate
     #[arg(long, env = "TIERFLOW_LR", value_name = "RATE", default_value_t = 2e-4)]
     pub lr: f64,
@@ -128,10 +125,13 @@ pub struct TrainShapeArgs {
 }
 
 impl TrainShapeArgs {
+    /// Share of the adapter's inputs that are zeroed
+    #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
+    pub dropout: f32,
     /// Options of training with these sizes, all else as it is by default.
     pub fn options(&self) -> TrainOptions {
         let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
-        let lora = LoraOptions { rank: self.lora_r as usize, targets, ..LoraOptions::default() };
+        let lora = LoraOptions { rank: self.lora_r as usize, targets, dropout: self.dropout, ..LoraOptions::default() };
         TrainOptions { lora, batch: self.batch as usize, seq_len: self.seq_len as usize, ..TrainOptions::default() }
     }
 }
@@ -179,7 +179,7 @@ impl TrainArgs {
     pub fn options(&self) -> TrainOptions {
         let shape = self.shape.options();
         TrainOptions {
-            lora: LoraOptions { alpha: self.lora_alpha, dropout: self.dropout, ..shape.lora },
+            lora: LoraOptions { alpha: self.lora_alpha, ..shape.lora },
             optimizer: match self.optimizer {
                 OptimizerArg::Adamw => OptimizerKind::Adamw,
                 OptimizerArg::Sgd => OptimizerKind::Sgd,

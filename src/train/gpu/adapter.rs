@@ -4,12 +4,14 @@
 use std::collections::HashMap;
 
 use super::MostTokens;
+use super::dropout::{self, GpuDropout};
 use super::recorder::Recorder;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{self, Buffer, Gpu, Purpose};
 use crate::kernels::back::products::{self, OuterBindings, OuterParams};
 use crate::kernels::{Binding, matmul};
+use crate::model::Model;
 use crate::train::adapter::{Adapter, Layer};
 use crate::units::Bytes;
 use crate::weights::TensorId;
@@ -43,9 +45,9 @@ pub(super) fn largest_matrix(trained: &Adapter) -> Bytes {
 }
 
 /// Bytes of all buffers.
-pub(super) fn size_bytes(trained: &Adapter, most: MostTokens) -> Bytes {
+pub(super) fn size_bytes(model: &Model, trained: &Adapter, most: MostTokens) -> Bytes {
     let layers: Bytes = trained.layers.iter().flat_map(|layer| matrices(trained, layer)).sum();
-    layers.times(2) + inner_bytes(trained, most).times(2)
+    layers.times(2) + inner_bytes(trained, most).times(2) + dropout::size_bytes(model, trained, most)
 }
 
 /// All layers.
@@ -57,10 +59,11 @@ pub(super) struct GpuAdapter {
     /// `A·x`, and the gradient of it: `[n_tokens, rank]`.
     inner: Buffer,
     of_inner: Buffer,
+    dropout: Option<GpuDropout>,
 }
 
 impl GpuAdapter {
-    pub(super) async fn new(gpu: &Gpu, trained: &Adapter, most: MostTokens) -> Result<GpuAdapter> {
+    pub(super) async fn new(gpu: &Gpu, model: &Model, trained: &Adapter, most: MostTokens) -> Result<GpuAdapter> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let make = |what: &'static str, size: Bytes| gpu.buffer(what, size, usage, Purpose::Activations);
         let mut layers = Vec::new();
@@ -77,7 +80,9 @@ impl GpuAdapter {
         }
         let inner_bytes = inner_bytes(trained, most);
         let (inner, of_inner) = (make("A·x", inner_bytes).await?, make("gradient of A·x", inner_bytes).await?);
-        Ok(GpuAdapter { layers, by_weight: trained.by_weight().clone(), rank: padded_rank(trained) as u32, inner, of_inner })
+        let (by_weight, rank) = (trained.by_weight().clone(), padded_rank(trained) as u32);
+        let dropout = GpuDropout::new(gpu, model, trained, most).await?;
+        Ok(GpuAdapter { layers, by_weight, rank, inner, of_inner, dropout })
     }
 
     /// Takes the values of `trained`; gradients are zero then.
@@ -96,6 +101,13 @@ impl GpuAdapter {
         }
     }
 
+    /// Draws what is dropped in a unit, which is computed next; `draw` names the draw, none is without.
+    pub(super) fn draw(&mut self, gpu: &Gpu, recorder: &mut Recorder, unit: usize, n_tokens: u32, draw: Option<u64>) {
+        if let Some(dropout) = &mut self.dropout {
+            dropout.draw(gpu, recorder, unit, n_tokens, draw);
+        }
+    }
+
     /// Records what the layer beside `weight`, if there is one, adds to the output of its product.
     pub(super) fn add(
         &self,
@@ -105,11 +117,18 @@ impl GpuAdapter {
         n_tokens: u32,
         [input, output]: [Binding<'_>; 2],
     ) -> Result<()> {
-        let Some(layer) = self.by_weight.get(&weight).map(|index| &self.layers[*index]) else { return Ok(()) };
+        let Some(index) = self.by_weight.get(&weight).copied() else { return Ok(()) };
+        let layer = &self.layers[index];
+        let input = self.dropped(gpu, recorder, index, n_tokens, input)?;
         self.record_inner(gpu, recorder, layer, n_tokens, input)?;
         let params = self.of_b(layer, n_tokens).accumulating();
         let bindings = matmul::Bindings { weight: Binding::whole(&layer.b), input: Binding::whole(&self.inner), output };
         recorder.dispatch(gpu, &matmul::padded(&[params]), |arena| matmul::prepare(gpu, arena, &params, bindings))
+    }
+
+    /// What a layer reads of `input`.
+    fn dropped<'a>(&'a self, gpu: &Gpu, recorder: &mut Recorder, layer: usize, n_tokens: u32, input: Binding<'a>) -> Result<Binding<'a>> {
+        self.dropout.as_ref().map_or(Ok(input), |dropout| dropout.apply(gpu, recorder, layer, n_tokens, input))
     }
 
     fn record_inner(&self, gpu: &Gpu, recorder: &mut Recorder, layer: &GpuLayer, n_tokens: u32, input: Binding<'_>) -> Result<()> {
@@ -137,7 +156,9 @@ impl GpuAdapter {
         read: Binding<'_>,
         [upward, into]: [Binding<'_>; 2],
     ) -> Result<()> {
-        let Some(layer) = self.by_weight.get(&weight).map(|index| &self.layers[*index]) else { return Ok(()) };
+        let Some(index) = self.by_weight.get(&weight).copied() else { return Ok(()) };
+        let layer = &self.layers[index];
+        let read = self.dropped(gpu, recorder, index, n_tokens, read)?;
         self.record_inner(gpu, recorder, layer, n_tokens, read)?;
         let (inner, of_inner) = (Binding::whole(&self.inner), Binding::whole(&self.of_inner));
         let params = OuterParams { n_tokens, n_rows: layer.n_outputs, n_columns: self.rank };
@@ -154,8 +175,10 @@ impl GpuAdapter {
         recorder.dispatch(gpu, &params, |arena| products::prepare_outer(gpu, arena, &params, bindings))?;
 
         let params = self.of_a(layer, n_tokens);
-        let bindings = products::Bindings { weight: Binding::whole(&layer.a), upward: of_inner, into };
-        recorder.dispatch(gpu, &params, |arena| products::prepare(gpu, arena, &params, bindings))
+        let of_read = self.dropout.as_ref().map_or(into, |dropout| dropout.gradient(recorder, index, into));
+        let bindings = products::Bindings { weight: Binding::whole(&layer.a), upward: of_inner, into: of_read };
+        recorder.dispatch(gpu, &params, |arena| products::prepare(gpu, arena, &params, bindings))?;
+        self.dropout.as_ref().map_or(Ok(()), |dropout| dropout.end(gpu, recorder, index, n_tokens, into))
     }
 
     /// Adds the gradients that were summed up since [`GpuAdapter::begin`] to `into`.

@@ -6,6 +6,7 @@
 //! unit has read is kept in host memory, and so is the optimiser's state. Which weights stream changes no bit: products are cut the same way.
 
 mod adapter;
+mod dropout;
 mod head;
 mod memory;
 mod placing;
@@ -18,6 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::adapter::GpuAdapter;
+pub(super) use self::dropout::mask_bytes;
 use self::memory::Memory;
 pub(super) use self::placing::GpuPlan;
 use self::recorder::Recorder;
@@ -46,6 +48,8 @@ pub(super) struct GpuPasses {
     /// By unit: what it has read.
     inputs: HashMap<usize, Vec<f32>>,
     batch: BatchShape,
+    /// The draw of the dropout.
+    draw: Option<u64>,
 }
 
 /// What training uses of a GPU.
@@ -78,7 +82,7 @@ impl GpuPasses {
     /// Opens the adapter with `budget` and gives it what is trained, and as many weights as there is room for.
     ///
     /// # Errors
-    /// [`Error::Gpu`]; [`Error::DoesNotFit`]; [`Error::InvalidArgument`] with dropout; those of reading.
+    /// [`Error::Gpu`]; [`Error::DoesNotFit`]; those of reading.
     pub(super) async fn open(
         found: &AdapterFound,
         budget: Bytes,
@@ -87,10 +91,6 @@ impl GpuPasses {
         trained: &Adapter,
         most: MostTokens,
     ) -> Result<GpuPasses> {
-        if trained.dropout > 0.0 {
-            let reason = "is drawn on the host alone: train there, or without it".into();
-            return Err(Error::InvalidArgument { option: "dropout".into(), reason });
-        }
         let gpu = Arc::new(Gpu::open(found, budget, None).await?);
         gpu.keep_bind_groups();
         let catalog = &host.checkpoint().catalog;
@@ -99,11 +99,22 @@ impl GpuPasses {
         let planned = (plan.weights(), plan.peak());
         let recorder = Recorder::new(&gpu).await?;
         let memory = Memory::new(&gpu, model, host, most).await?;
-        let adapter = GpuAdapter::new(&gpu, trained, most).await?;
+        let adapter = GpuAdapter::new(&gpu, model, trained, most).await?;
         let weights = GpuWeights::new(&gpu, host, plan).await?;
         gpu.wait(None)?;
         let batch = BatchShape { n_tokens: 0, n_logit_rows: 0, n_seqs: 1, kv_capacity: u32::MAX, kv_dtype: KvDType::F32 };
-        Ok(GpuPasses { gpu, model: Arc::clone(model), recorder, memory, weights, adapter, planned, inputs: HashMap::new(), batch })
+        Ok(GpuPasses {
+            gpu,
+            model: Arc::clone(model),
+            recorder,
+            memory,
+            weights,
+            adapter,
+            planned,
+            inputs: HashMap::new(),
+            batch,
+            draw: None,
+        })
     }
 
     /// What they use of the adapter.
@@ -118,8 +129,17 @@ impl GpuPasses {
         self.adapter.begin(&self.gpu, trained, &mut self.recorder);
     }
 
-    /// Embeds the tokens of a batch and runs `units`; what those from `first_kept` on have read is kept for [`GpuPasses::backward`].
-    pub(super) async fn forward(&mut self, host: &Weights, batch: &Batch, units: Range<usize>, first_kept: usize) -> Result<()> {
+    /// Embeds the tokens of a batch and runs `units`; what those from `first_kept` on have read is kept for [`GpuPasses::backward`]. `draw` names the
+    /// draw of the dropout; none is without.
+    pub(super) async fn forward(
+        &mut self,
+        host: &Weights,
+        batch: &Batch,
+        draw: Option<u64>,
+        units: Range<usize>,
+        first_kept: usize,
+    ) -> Result<()> {
+        self.draw = draw;
         self.inputs.clear();
         self.memory.forget_gradients();
         let (n_tokens, n_logit_rows) = (batch.tokens.len() as u32, batch.logits_for.len() as u32);
@@ -137,6 +157,7 @@ impl GpuPasses {
                 self.inputs.insert(unit, input);
             }
             let model = Arc::clone(&self.model);
+            self.adapter.draw(&self.gpu, &mut self.recorder, unit, n_tokens, draw);
             self.run(host, &model.units[unit].ops, None)?;
             self.recorder.submit(&self.gpu);
         }
@@ -161,6 +182,7 @@ impl GpuPasses {
         let model = Arc::clone(&self.model);
         let ops = &model.units[unit].ops;
         let kept = self.memory.kept_in(unit);
+        self.adapter.draw(&self.gpu, &mut self.recorder, unit, self.batch.n_tokens, self.draw);
         self.run(host, ops, Some(&kept))?;
         for (index, op) in ops.iter().enumerate().rev() {
             self.undo(host, index, op, &kept)?;

@@ -47,7 +47,7 @@ impl GpuPlan {
         most: MostTokens,
     ) -> Result<GpuPlan> {
         let buffers: Bytes = memory::buffers(model, catalog, most).into_iter().map(|(_, size)| size).sum();
-        let fixed = buffers + adapter::size_bytes(trained, most) + recorder::size_bytes() + readback_bytes(model, trained, most);
+        let fixed = buffers + adapter::size_bytes(model, trained, most) + recorder::size_bytes() + readback_bytes(model, trained, most);
         let mut plan = GpuPlan { parts: parts_of(model, catalog, max_binding), slot: None, fixed };
         let mut room = budget.saturating_sub(fixed);
         let (all, largest) = (plan.parts.iter().map(|part| part.size_bytes).sum::<Bytes>(), plan.largest_part());
