@@ -10,6 +10,7 @@ mod convert;
 mod devices;
 mod doctor;
 mod embed;
+mod event_file;
 mod expert_profile;
 pub mod familiar;
 mod form;

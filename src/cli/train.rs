@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::args::{IoArg, TrainArgs};
+use crate::cli::event_file::EventFile;
 use crate::cli::locate::locate;
 use crate::cli::terminal::{Progress, Visibility, note, print, print_path, progress_bar};
 use crate::engine::Engine;
@@ -50,11 +51,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     trainer.set_steps(n_steps, n_warmup);
     let checkpoints = args.out.join(CHECKPOINTS_NAME);
     let resumed = args.resume && trainer.resume(&checkpoints)?;
-    let mut log = Log::open(&args.out.join(LOG_NAME), if resumed { trainer.progress().n_done } else { 0 })?;
+    let n_done = trainer.progress().n_done;
+    let mut log = Log::open(&args.out.join(LOG_NAME), if resumed { n_done } else { 0 })?;
+    log.events = args.logging_dir.as_ref().map(|folder| EventFile::create(folder, n_done + 1)).transpose()?;
     if !args.quiet {
         note(&introduction(&trainer, &data, resumed));
     }
-    let shown = Shown::new(visibility, n_steps, trainer.progress().n_done);
+    let shown = Shown::new(visibility, n_steps, n_done);
     let eval_every = args.eval_every.map_or_else(|| trainer.steps_per_epoch(&data), u64::from);
     while let Some(report) = trainer.step(&data)? {
         let step = report.step;
@@ -125,8 +128,7 @@ impl Shown {
     }
 
     fn step(&self, report: &StepReport) {
-        let rate = report.n_tokens as f64 / report.secs.max(1e-9);
-        self.bar.set_message(format!("loss {:.4}, {rate:.1} tokens/s", report.loss));
+        self.bar.set_message(format!("loss {:.4}, {:.1} tokens/s", report.loss, report.tokens_per_sec()));
         self.bar.inc(1);
     }
 
@@ -155,6 +157,8 @@ impl Shown {
 struct Log {
     path: PathBuf,
     file: std::fs::File,
+    /// The same for TensorBoard.
+    events: Option<EventFile>,
     losses: Vec<(u64, f64)>,
     evaluations: Vec<(u64, f64)>,
     n_written: usize,
@@ -181,12 +185,15 @@ impl Log {
         }
         platform::write_atomically(path, &kept)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed("open"))?;
-        Ok(Log { path: path.to_owned(), file, losses, evaluations, n_written: 0, n_tokens: 0 })
+        Ok(Log { path: path.to_owned(), file, events: None, losses, evaluations, n_written: 0, n_tokens: 0 })
     }
 
     fn write(&mut self, line: Line, prints: bool) -> Result<()> {
         let text = serde_json::to_string(&line).map_err(|error| Error::internal(error.to_string()))? + "\n";
         self.file.write_all(text.as_bytes()).map_err(|error| Error::io("write", self.path.display(), error))?;
+        if let Some(events) = &mut self.events {
+            write_event(events, &line)?;
+        }
         match line {
             Line::Step(report) => {
                 self.losses.push((report.step, report.loss));
@@ -200,5 +207,22 @@ impl Log {
 
     fn curve(&self) -> String {
         curve_svg(&self.losses, &self.evaluations)
+    }
+}
+
+/// A line as TensorBoard shows it, under transformers' names.
+fn write_event(events: &mut EventFile, line: &Line) -> Result<()> {
+    match line {
+        Line::Step(report) => events.scalars(
+            report.step,
+            &[
+                ("train/loss", report.loss),
+                ("train/grad_norm", report.grad_norm),
+                ("train/learning_rate", report.learning_rate),
+                ("train/epoch", report.epoch),
+                ("train/tokens_per_second", report.tokens_per_sec()),
+            ],
+        ),
+        Line::Evaluation { step, eval_loss } => events.scalars(*step, &[("eval/loss", *eval_loss)]),
     }
 }

@@ -96,6 +96,13 @@ pub struct StepReport {
     pub is_skipped: bool,
 }
 
+impl StepReport {
+    /// Tokens that were computed in a second.
+    pub fn tokens_per_sec(&self) -> f64 {
+        self.n_tokens as f64 / self.secs.max(1e-9)
+    }
+}
+
 /// Steps in a row that may be skipped.
 const MOST_SKIPPED: u64 = 3;
 
@@ -326,6 +333,7 @@ impl Trainer {
     async fn pass_over_on_gpu(
         &mut self,
         sequences: &[Sequence],
+        draw: Option<u64>,
         units: Range<usize>,
         first_kept: usize,
         gradients: Option<(f32, &mut Gradients)>,
@@ -333,11 +341,10 @@ impl Trainer {
         let Trainer { weights, adapter, gpu: Some(gpu), options, .. } = self else {
             return Err(Error::internal("no adapter computes"));
         };
-        draw: Option<u64>,
         let factor = gradients.as_ref().map(|(factor, _)| *factor);
         let mut loss = 0.0;
         gpu.begin(adapter);
-        for sequences in batches(options, sequences) {
+        for (index, sequences) in batches(options, sequences).into_iter().enumerate() {
             let (batch, targets) = batch_of(sequences);
             if targets.is_empty() {
                 continue;

@@ -44,6 +44,109 @@ fn a_model_learns_what_it_is_told_and_the_log_says_how() {
     assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&json!("LORA"), &json!(16), &json!(32)));
 }
 
+/// The messages of an event file, whose checksums are computed bit by bit.
+fn records(path: &Path) -> Vec<Vec<u8>> {
+    let checksum = |bytes: &[u8]| -> [u8; 4] {
+        let mut crc = u32::MAX;
+        for bit in bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1)) {
+            crc = if crc & 1 == u32::from(bit) { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+        }
+        (!crc).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+    };
+    let (bytes, mut messages) = (std::fs::read(path).unwrap(), Vec::new());
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        let len = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        assert_eq!(rest[8..12], checksum(&rest[..8]));
+        assert_eq!(rest[12 + len..][..4], checksum(&rest[12..][..len]));
+        messages.push(rest[12..][..len].to_vec());
+        rest = &rest[16 + len..];
+    }
+    messages
+}
+
+/// The fields of a message of protocol buffers: their numbers, and their bytes or what stands for a number.
+fn fields(mut message: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let number = |message: &mut &[u8]| -> u64 {
+        let len = message.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        let (own, rest) = message.split_at(len);
+        *message = rest;
+        own.iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f))
+    };
+    let mut found = Vec::new();
+    while let Some(key) = (!message.is_empty()).then(|| number(&mut message)) {
+        let bytes = match key & 7 {
+            0 => number(&mut message).to_le_bytes().to_vec(),
+            kind => {
+                let len = if kind == 2 { number(&mut message) as usize } else { if kind == 1 { 8 } else { 4 } };
+                let (own, rest) = message.split_at(len);
+                message = rest;
+                own.to_vec()
+            }
+        };
+        found.push(((key >> 3) as u8, bytes));
+    }
+    found
+}
+
+/// The only event file in a folder: of each event its step, what it holds (a field's number) and its scalars.
+fn events(folder: &Path) -> Vec<(u64, u8, Vec<(String, f32)>)> {
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() == 1 && text(&files[0]).contains("events.out.tfevents."), "{files:?}");
+    let event = |message: Vec<u8>| {
+        let mut fields_of_event = fields(&message);
+        let (what, bytes) = fields_of_event.pop().unwrap();
+        assert_eq!(fields_of_event.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2]);
+        let step = u64::from_le_bytes(fields_of_event[1].1[..].try_into().unwrap());
+        let values = if what == 5 { fields(&bytes) } else { Vec::new() };
+        let scalar = |(_, value): (u8, Vec<u8>)| {
+            let [(1, tag), (2, number)] = &fields(&value)[..] else { panic!("{value:?}") };
+            (String::from_utf8(tag.clone()).unwrap(), f32::from_le_bytes(number[..].try_into().unwrap()))
+        };
+        (step, what, values.into_iter().map(scalar).collect())
+    };
+    records(&files[0]).into_iter().map(event).collect()
+}
+
+#[test]
+fn event_files_hold_what_the_log_holds() {
+    let home = Home::new();
+    let (model, out) = (home.folder_model(), text(&home.path("out")));
+    let data = data(&home, "data.jsonl", &facts());
+    let common = ["train", &model, "--data", &data, "--out", &out, "--target", "q_proj", "--eval-data", &data, "--eval-every", "2"];
+    let train = |steps: &str, folder: &Path, more: &[&str]| -> Vec<Value> {
+        let options = ["--epochs", "1", "--accumulate", steps, "--json", "--logging-dir", &text(folder)];
+        let ran = home.run(&[&common[..], &options, more].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (first, second) = (home.path("events"), home.path("more/events"));
+    let lines = train("2", &first, &[]);
+    let found = events(&first);
+    // A version, where it goes on, three steps and two evaluations.
+    assert_eq!(
+        found.iter().map(|(step, what, _)| (*step, *what)).collect::<Vec<_>>(),
+        [(0, 3), (1, 7), (1, 5), (2, 5), (2, 5), (3, 5), (3, 5)]
+    );
+    for (line, (step, _, scalars)) in lines.iter().zip(&found[2..]) {
+        assert_eq!(line["step"].as_u64(), Some(*step));
+        let expected = |name: &str| line[name].as_f64().unwrap() as f32;
+        if line["eval_loss"].is_null() {
+            let names = ["loss", "grad_norm", "learning_rate", "epoch"];
+            let expected: Vec<_> = names.iter().map(|name| (format!("train/{name}"), expected(name))).collect();
+            assert_eq!(scalars[..4], expected);
+            assert!(scalars[4].0 == "train/tokens_per_second" && scalars[4].1 > 0.0);
+        } else {
+            assert_eq!(scalars[..], [("eval/loss".to_owned(), expected("eval_loss"))]);
+        }
+    }
+    // A run that goes on says from which step.
+    train("2", &second, &["--resume"]);
+    assert_eq!(events(&second).iter().map(|(step, what, _)| (*step, *what)).collect::<Vec<_>>(), [(0, 3), (4, 7)]);
+    let refused = home.refusal(1, &[&common[..], &["--logging-dir", &data]].concat());
+    assert!(refused.contains("data.jsonl"), "{refused}");
+}
+
 #[test]
 fn a_run_that_was_killed_goes_on_to_the_same_adapter() {
     let home = Home::new();

@@ -81,6 +81,9 @@ pub struct TrainArgs {
     /// Go on from the latest checkpoint there, if any
     #[arg(long, env = "TIERFLOW_RESUME")]
     pub resume: bool,
+    /// Folder for TensorBoard's event files
+    #[arg(long, env = "TIERFLOW_LOGGING_DIR", value_name = "DIR")]
+    pub logging_dir: Option<PathBuf>,
     /// What computes: auto, cpu, gpu, gpu:N
     ///
     /// Or by vendor: cuda, cuda:N, xpu, mps. Also -dev.
@@ -122,12 +125,12 @@ pub struct TrainShapeArgs {
     /// By default all but the head.
     #[arg(long, env = "TIERFLOW_TARGET", value_name = "NAMES", value_delimiter = ',')]
     pub target: Vec<String>,
-}
-
-impl TrainShapeArgs {
     /// Share of the adapter's inputs that are zeroed
     #[arg(long, env = "TIERFLOW_DROPOUT", value_name = "SHARE", default_value_t = 0.0)]
     pub dropout: f32,
+}
+
+impl TrainShapeArgs {
     /// Options of training with these sizes, all else as it is by default.
     pub fn options(&self) -> TrainOptions {
         let targets = self.target.iter().filter(|target| !target.is_empty() && *target != "all-linear").cloned().collect();
