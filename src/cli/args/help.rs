@@ -65,15 +65,17 @@ pub(super) fn with_help(command: Command, length: Length) -> Command {
         let help = Arg::new("help").short('h').long("help").action(ArgAction::Help);
         let subcommand = subcommand.disable_help_flag(true).arg(help.help("Print help: -h the daily options, --help all"));
         let has_options = subcommand.get_arguments().any(|arg| arg.get_env().is_some());
-        let subcommand = with_help(subcommand.mut_args(|arg| placed(arg, length)), length);
+        let rare = RARE_IN.iter().find(|(name, _)| *name == subcommand.get_name()).map_or("", |(_, ids)| ids);
+        let subcommand = with_help(subcommand.mut_args(|arg| placed(arg, length, rare)), length);
         if has_options { subcommand.after_long_help(TWINS) } else { subcommand }
     })
 }
 
-fn placed(arg: Arg, length: Length) -> Arg {
+/// An option where the help of a command has it, `rare` being those that are so in this command.
+fn placed(arg: Arg, length: Length, rare: &str) -> Arg {
     let id = arg.get_id().to_string();
     let is_among = |ids: &str| ids.split_whitespace().any(|among| among == id);
-    let is_rare = arg.is_hide_short_help_set() || is_among(RARE);
+    let is_rare = arg.is_hide_short_help_set() || is_among(RARE) || is_among(rare);
     let arg = arg.hide_env(true).hide_short_help(is_rare);
     // Words without a flag are clap's own first group.
     if arg.is_positional() {
@@ -113,6 +115,10 @@ mod tests {
         let is_option = |id: &str| command.get_subcommands().flat_map(Command::get_arguments).any(|arg| arg.get_id() == id);
         for id in GROUPS.iter().flat_map(|(_, ids)| ids.split_whitespace()).chain(RARE.split_whitespace()) {
             assert!(is_option(id), "{id}");
+        }
+        for (name, ids) in RARE_IN {
+            let own = command.find_subcommand(name).unwrap();
+            assert!(ids.split_whitespace().all(|id| own.get_arguments().any(|arg| arg.get_id() == id)), "{name}: {ids}");
         }
     }
 }
