@@ -169,7 +169,8 @@ impl Trainer {
         self.run(py, |open| Ok(open.facts.clone()))
     }
 
-    /// The loss of a batch; nothing is changed.
+    /// The loss of a batch; with a factor, the gradients of it times the loss are added up.
+    #[pyo3(signature = (tokens, targets, draw, n_items, factor = None))]
     fn loss(
         &self,
         py: Python<'_>,
@@ -177,23 +178,13 @@ impl Trainer {
         targets: Vec<Vec<i64>>,
         draw: Option<u64>,
         n_items: Option<usize>,
+        factor: Option<f64>,
     ) -> PyResult<f64> {
-        let sequences = sequences(tokens, targets);
-        self.run(py, move |open| open.trainer.loss(&sequences, LossOptions { draw, n_items }))
-    }
-
-    /// The loss of a batch; the gradients of `factor` times it are added up.
-    fn backward(
-        &self,
-        py: Python<'_>,
-        tokens: Vec<Vec<u32>>,
-        targets: Vec<Vec<i64>>,
-        draw: Option<u64>,
-        n_items: Option<usize>,
-        factor: f64,
-    ) -> PyResult<f64> {
-        let sequences = sequences(tokens, targets);
-        self.run(py, move |open| open.trainer.add_gradients(&sequences, LossOptions { draw, n_items }, factor, &mut open.gradients))
+        let (sequences, options) = (sequences(tokens, targets), LossOptions { draw, n_items });
+        self.run(py, move |open| match factor {
+            None => open.trainer.loss(&sequences, options),
+            Some(factor) => open.trainer.add_gradients(&sequences, options, factor, &mut open.gradients),
+        })
     }
 
     /// The gradients that were added up, as numbers: of each layer A, then B.

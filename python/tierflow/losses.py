@@ -38,7 +38,7 @@ class Forward:
             raise UsageError("backward was called on this loss before; call the model again for a loss of its own")
         if self._version != self.model._version:
             raise UsageError("the adapter has changed since the model was called; call it again, and then backward before the optimiser's step")
-        self._value = self.model._native.backward(*self._arguments, factor)
+        self._value = self.model._native.loss(*self._arguments, factor)
         self.model._has_gradients = True
         self._is_done = True
 
