@@ -64,7 +64,6 @@ pub mod server;
 pub mod session;
 pub mod stream;
 pub mod text;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod train;
 pub mod units;
 pub mod weights;

@@ -182,8 +182,8 @@ impl Trainer {
     ) -> PyResult<f64> {
         let (sequences, options) = (sequences(tokens, targets), LossOptions { draw, n_items });
         self.run(py, move |open| match factor {
-            None => open.trainer.loss(&sequences, options),
-            Some(factor) => open.trainer.add_gradients(&sequences, options, factor, &mut open.gradients),
+            None => block_on(open.trainer.loss(&sequences, options)),
+            Some(factor) => block_on(open.trainer.add_gradients(&sequences, options, factor, &mut open.gradients)),
         })
     }
 

@@ -47,8 +47,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut trainer = open(args, &model, visibility)?;
     let data = DataSet::read(&args.data, trainer.text(), args.data_options())?;
     let eval = args.eval_data.as_ref().map(|path| DataSet::read(path, trainer.text(), args.data_options())).transpose()?;
-    let (n_steps, n_warmup) = args.steps(trainer.steps_per_epoch(&data))?;
-    trainer.set_steps(n_steps, n_warmup);
+    trainer.set_epochs(&data, args.epochs, args.steps, args.warmup)?;
+    let n_steps = trainer.options().n_steps;
     let checkpoints = args.out.join(CHECKPOINTS_NAME);
     let resumed = args.resume && trainer.resume(&checkpoints)?;
     let n_done = trainer.progress().n_done;
@@ -59,12 +59,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let shown = Shown::new(visibility, n_steps, n_done);
     let eval_every = args.eval_every.map_or_else(|| trainer.steps_per_epoch(&data), u64::from);
-    while let Some(report) = trainer.step(&data)? {
+    while let Some(report) = platform::block_on(trainer.step(&data))? {
         let step = report.step;
         shown.step(&report);
         log.write(Line::Step(report), args.json)?;
         if let Some(eval) = eval.as_ref().filter(|_| step % eval_every == 0 || step == n_steps) {
-            let eval_loss = trainer.evaluate(eval)?;
+            let eval_loss = platform::block_on(trainer.evaluate(eval))?;
             shown.evaluation(step, eval_loss, args.quiet);
             log.write(Line::Evaluation { step, eval_loss }, args.json)?;
         }

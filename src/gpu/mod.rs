@@ -172,6 +172,21 @@ impl Gpu {
         waited.map_err(|late| self.late(late))
     }
 
+    /// Waits until all that was submitted has run, in a browser too.
+    ///
+    /// # Errors
+    /// As of [`Gpu::wait`]; in a browser an error of the device.
+    pub async fn finish(&self) -> Result<()> {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        self.queue.on_submitted_work_done(move || {
+            // Nobody listens any more where the caller was dropped.
+            let _ = sender.send(());
+        });
+        self.wait(None)?;
+        receiver.await.map_err(|_| self.error("the end of its work was never told"))?;
+        self.check()
+    }
+
     /// The output of `work`, which waits for something that this adapter has to finish first.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, View};
 
@@ -34,7 +35,7 @@ impl Adapter {
     /// Those of reading; [`Error::InvalidFile`] that names the field or the tensor; [`Error::UnsupportedModel`] of adapters that are more
     /// than LoRA.
     pub fn open(path: &Path) -> Result<Adapter> {
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        if is_gguf(path) {
             return gguf::read(open_source(path, IoMode::Pread)?.as_ref());
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -60,12 +61,31 @@ impl Adapter {
         Ok(Adapter { path: folder.to_string(), settings, linears })
     }
 
+    /// Reads the adapter whose files are these: those of a folder, or one in the GGUF format.
+    ///
+    /// # Errors
+    /// As of [`Adapter::open`].
+    pub fn from_sources(sources: Vec<Arc<dyn ByteSource>>) -> Result<Adapter> {
+        match sources.as_slice() {
+            [one] if is_gguf(Path::new(one.path())) => gguf::read(one.as_ref()),
+            _ => Adapter::read(&Folder::Sources(sources)),
+        }
+    }
+
     /// Writes the adapter to `folder`, which is made where there is none: the weights first, each file whole or not at all.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file; [`Error::InvalidFile`] where a matrix or a scaling is not as the settings have it.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(WEIGHTS_NAME);
+        self.files()?.into_iter().try_for_each(|(name, bytes)| platform::write_with_folder(&folder.join(name), &bytes))
+    }
+
+    /// Names and bytes of the files that [`Adapter::write`] writes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] where a matrix or a scaling is not as the settings have it.
+    pub fn files(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
+        let path = Path::new(&self.path).join(WEIGHTS_NAME);
         let mut tensors = Vec::new();
         for (module, linear) in &self.linears {
             let invalid = |reason: String| Error::invalid_file(path.display(), format!("`{module}`: {reason}"));
@@ -85,10 +105,13 @@ impl Adapter {
         }
         let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
         let bytes = safetensors::serialize(tensors, metadata).map_err(|error| Error::invalid_file(path.display(), error.to_string()))?;
-        platform::write_with_folder(&path, &bytes)?;
         let config = serde_json::to_string_pretty(&self.settings.to_json()).map_err(|error| Error::internal(error.to_string()))?;
-        platform::write_with_folder(&folder.join(CONFIG_NAME), config.as_bytes())
+        Ok([(WEIGHTS_NAME, bytes), (CONFIG_NAME, config.into_bytes())])
     }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// A matrix that is written.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::engine::ModelText;
@@ -17,7 +18,8 @@ use crate::text::{ChatMessage, GenerationPrompt, Special, TemplateInput, Tokeniz
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 
 /// Which tokens' predictions are trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TrainOn {
     /// Those of answers: of an assistant's messages, of completions; of plain texts all.
     #[default]
@@ -102,20 +104,28 @@ impl DataSet {
     /// left.
     pub fn read(path: &Path, text: &ModelText, options: DataOptions) -> Result<DataSet> {
         let file = File::open(path).map_err(|error| Error::io("open", path.display(), error))?;
-        let (mut reader, mut data) = (BufReader::new(file), DataSet::default());
+        DataSet::of_lines(BufReader::new(file), &path.display().to_string(), text, options)
+    }
+
+    /// The same of lines that are not in a file; errors call them `name`.
+    ///
+    /// # Errors
+    /// As of [`DataSet::read`].
+    pub fn of_lines(mut reader: impl BufRead, name: &str, text: &ModelText, options: DataOptions) -> Result<DataSet> {
+        let mut data = DataSet::default();
         for number in 1.. {
             let mut line = Vec::new();
             let n_read = reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut line);
-            if n_read.map_err(|error| Error::io("read", path.display(), error))? == 0 {
+            if n_read.map_err(|error| Error::io("read", name, error))? == 0 {
                 break;
             }
             if line.len() as u64 == MAX_RECORD_BYTES {
-                return Err(at_line(path, number, "is longer than 64 MiB"));
+                return Err(at_line(name, number, "is longer than 64 MiB"));
             }
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let example = example(&line, text, options.train_on).map_err(|reason| at_line(path, number, &reason))?;
+            let example = example(&line, text, options.train_on).map_err(|reason| at_line(name, number, &reason))?;
             data.add(example, options);
         }
         if data.examples.is_empty() {
@@ -126,7 +136,7 @@ impl DataSet {
                     options.seq_len
                 ),
             };
-            return Err(Error::invalid_file(path.display(), reason));
+            return Err(Error::invalid_file(name, reason));
         }
         Ok(data)
     }
@@ -186,8 +196,8 @@ impl DataSet {
     }
 }
 
-fn at_line(path: &Path, number: u64, reason: &str) -> Error {
-    Error::invalid_file(path.display(), format!("line {number}: {reason}"))
+fn at_line(name: &str, number: u64, reason: &str) -> Error {
+    Error::invalid_file(name, format!("line {number}: {reason}"))
 }
 
 /// The example of a record, or what is wrong with it.

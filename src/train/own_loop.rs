@@ -35,22 +35,22 @@ impl Trainer {
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`], [`Error::InvalidArgument`] where there is nothing to predict or a sequence is too long; those of
     /// reading weights.
-    pub fn loss(&mut self, sequences: &[Sequence], options: LossOptions) -> Result<f64> {
+    pub async fn loss(&mut self, sequences: &[Sequence], options: LossOptions) -> Result<f64> {
         let n_items = self.check_sequences(sequences, options)?;
         let draw = options.draw.map(|index| self.draw(index));
-        Ok(self.pass_over(sequences, draw, None)? / n_items as f64)
+        Ok(self.pass_over(sequences, draw, None).await? / n_items as f64)
     }
 
     /// The loss of sequences; the gradients of `factor` times the loss are added to `into`, which stays as it is where this fails.
     ///
     /// # Errors
     /// As of [`Trainer::loss`]; [`Error::LossNotFinite`].
-    pub fn add_gradients(&mut self, sequences: &[Sequence], options: LossOptions, factor: f64, into: &mut Gradients) -> Result<f64> {
+    pub async fn add_gradients(&mut self, sequences: &[Sequence], options: LossOptions, factor: f64, into: &mut Gradients) -> Result<f64> {
         let n_items = self.check_sequences(sequences, options)?;
         let before = into.clone();
         let of_each = (factor / n_items as f64) as f32;
         let draw = options.draw.map(|index| self.draw(index));
-        let loss = self.pass_over(sequences, draw, Some((of_each, into)));
+        let loss = self.pass_over(sequences, draw, Some((of_each, into))).await;
         let loss = loss.and_then(|loss| if loss.is_finite() { Ok(loss) } else { Err(Error::LossNotFinite { loss }) });
         if loss.is_err() {
             *into = before;

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::adapter::{Adapter, Layer, LoraRead};
@@ -256,20 +255,18 @@ impl<'a> HostPasses<'a> {
 }
 
 impl HostPasses<'_> {
-    /// Embeds the tokens of a batch and runs `units`; what those from `first_kept` on have read is kept for [`HostPasses::backward`]. `draw`
-    /// names the draw of the dropout; none is without.
-    pub(super) fn forward(&mut self, batch: &Batch, draw: Option<u64>, units: Range<usize>, first_kept: usize) -> Result<()> {
-        self.begin(batch, draw)?;
-        for unit in units {
-            if unit >= first_kept {
-                self.inputs.insert(unit, self.values.get(self.model.hidden).to_vec());
-            }
-            self.run(&self.model.units[unit], false)?;
+    /// Runs a unit; with `keeps`, what it has read is kept for [`HostPasses::backward`].
+    pub(super) fn forward(&mut self, unit: usize, keeps: bool) -> Result<()> {
+        if keeps {
+            self.inputs.insert(unit, self.values.get(self.model.hidden).to_vec());
         }
+        let model = self.model;
+        self.run(&model.units[unit], false)?;
         Ok(())
     }
 
-    fn begin(&mut self, batch: &Batch, draw: Option<u64>) -> Result<()> {
+    /// Embeds the tokens of a batch. `draw` names the draw of the dropout; none is without.
+    pub(super) fn begin(&mut self, batch: &Batch, draw: Option<u64>) -> Result<()> {
         self.draw = draw;
         self.inputs.clear();
         self.gradients.clear();

@@ -83,6 +83,11 @@ impl State {
 
 /// Writes `layers`, of the shape of `adapter`, in PEFT's form.
 pub(super) fn write_adapter(adapter: &Adapter, layers: &[Layer], checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    adapter_of(adapter, layers, checkpoint, folder)?.write(folder)
+}
+
+/// `layers`, of the shape of `adapter`, as others know them; messages call it `path`.
+pub(super) fn adapter_of(adapter: &Adapter, layers: &[Layer], checkpoint: &Checkpoint, path: &Path) -> Result<lora::Adapter> {
     let mut targets: Vec<String> = layers.iter().map(|layer| layer.module.rsplit('.').next().unwrap_or_default().to_owned()).collect();
     targets.sort_unstable();
     targets.dedup();
@@ -97,7 +102,7 @@ pub(super) fn write_adapter(adapter: &Adapter, layers: &[Layer], checkpoint: &Ch
         Ok((layer.module.clone(), LowRank { rank, n_inputs, n_outputs, down, up, scaling }))
     });
     let linears = linears.collect::<Result<_>>()?;
-    lora::Adapter { path: folder.display().to_string(), settings, linears }.write(folder)
+    Ok(lora::Adapter { path: path.display().to_string(), settings, linears })
 }
 
 /// Reads the values of `adapter` from a folder.

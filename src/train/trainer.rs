@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,8 @@ use crate::engine::{EngineBuilder, LoadProgress, ModelText};
 use crate::error::{Error, Remedy, Result, Setting};
 use crate::host;
 use crate::model::{Model, UnitKind};
-use crate::platform;
+use crate::platform::Turns;
+use crate::platform::clock::Instant;
 use crate::stream::{Batch, BatchToken, LogitsRequest, Store};
 use crate::units::Bytes;
 
@@ -117,7 +118,7 @@ const MOST_SKIPPED: u64 = 3;
 /// let mut trainer = Trainer::open(Engine::builder("model"), options, &|_| {}).await?;
 /// let records = DataOptions { train_on: TrainOn::Answers, seq_len: 512, truncates: false };
 /// let data = DataSet::read("facts.jsonl".as_ref(), trainer.text(), records)?;
-/// while let Some(report) = trainer.step(&data)? {
+/// while let Some(report) = trainer.step(&data).await? {
 ///     println!("{} {}", report.step, report.loss);
 /// }
 /// trainer.save_adapter("adapter".as_ref())?;
@@ -134,6 +135,8 @@ pub struct Trainer {
     pub(super) progress: Progress,
     /// What computes the passes, where the host does not.
     gpu: Option<GpuPasses>,
+    /// Ends the passes.
+    is_cancelled: Arc<AtomicBool>,
 }
 
 /// How far training has come.
@@ -159,9 +162,9 @@ impl Trainer {
         let Opening { mut prepared, adapter, gpu, found, .. } = Opening::new(builder, &options).await?;
         let text = prepared.take_text()?;
         let total = Store::bytes_to_load(&prepared.checkpoint, &prepared.model, &prepared.plan);
-        let done = std::sync::atomic::AtomicU64::new(0);
+        let done = AtomicU64::new(0);
         let loaded = |bytes: Bytes| {
-            let done = done.fetch_add(bytes.0, std::sync::atomic::Ordering::Relaxed) + bytes.0;
+            let done = done.fetch_add(bytes.0, Ordering::Relaxed) + bytes.0;
             progress(LoadProgress { done: Bytes(done), total });
         };
         let store = Store::load(Arc::clone(&prepared.checkpoint), &prepared.model, Arc::clone(&prepared.plan), &loaded)?;
@@ -175,7 +178,8 @@ impl Trainer {
                 Some(GpuPasses::open(&found, budget, &model, &weights, &adapter, most).await?)
             }
         };
-        Ok(Trainer { model, weights, text, options, adapter, optimizer, progress: Progress::default(), gpu })
+        let (progress, is_cancelled) = (Progress::default(), Arc::default());
+        Ok(Trainer { model, weights, text, options, adapter, optimizer, progress, gpu, is_cancelled })
     }
 
     /// What training would take, as [`Trainer::open`] would do it.
@@ -216,6 +220,26 @@ impl Trainer {
         (self.options.n_steps, self.options.n_warmup) = (n_steps, n_warmup);
     }
 
+    /// The same for data that is gone through `epochs` times, unless `steps` says otherwise. Of `warmup` steps the learning rate rises; below 1 it is
+    /// their share of all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a warm-up that is none.
+    pub fn set_epochs(&mut self, data: &DataSet, epochs: u32, steps: Option<u32>, warmup: f64) -> Result<()> {
+        if !(warmup.is_finite() && warmup >= 0.0) {
+            return Err(Error::InvalidArgument { option: "the warm-up".into(), reason: format!("is {warmup}; it is 0 or more") });
+        }
+        let n_steps = steps.map_or_else(|| self.steps_per_epoch(data).saturating_mul(epochs.into()), u64::from);
+        let n_warmup = if warmup < 1.0 { (warmup * n_steps as f64).ceil() } else { warmup };
+        self.set_steps(n_steps, (n_warmup as u64).min(n_steps));
+        Ok(())
+    }
+
+    /// Ends what is computed before its next unit once `flag` is set, with [`Error::Interrupted`]; nothing that is trained changes then.
+    pub fn cancel_with(&mut self, flag: Arc<AtomicBool>) {
+        self.is_cancelled = flag;
+    }
+
     /// Steps that go through the data once.
     pub fn steps_per_epoch(&self, data: &DataSet) -> u64 {
         self.groups(data).len().div_ceil(self.options.batch * self.options.accumulate) as u64
@@ -230,7 +254,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of reading weights; [`Error::TrainingDiverged`] where the loss was not finite for three steps in a row.
-    pub fn step(&mut self, data: &DataSet) -> Result<Option<StepReport>> {
+    pub async fn step(&mut self, data: &DataSet) -> Result<Option<StepReport>> {
         if self.progress.n_done >= self.options.n_steps {
             return Ok(None);
         }
@@ -240,7 +264,7 @@ impl Trainer {
         let at_once = self.options.batch * self.options.accumulate;
         let chosen = order.chunks(at_once).nth((step % per_epoch) as usize).unwrap_or_default();
         let examples: Vec<&Example> = chosen.iter().flat_map(|group| &groups[*group]).map(|index| &data.examples[*index]).collect();
-        let report = self.step_on(&examples)?;
+        let report = self.step_on(&examples).await?;
         Ok(Some(StepReport { epoch: (step + 1) as f64 / per_epoch as f64, ..report }))
     }
 
@@ -248,10 +272,10 @@ impl Trainer {
     ///
     /// # Errors
     /// As of [`Trainer::step`].
-    pub fn step_on(&mut self, examples: &[&Example]) -> Result<StepReport> {
+    pub async fn step_on(&mut self, examples: &[&Example]) -> Result<StepReport> {
         let begin = Instant::now();
         let step = self.progress.n_done;
-        let (loss, mut gradients) = self.gradients(examples)?;
+        let (loss, mut gradients) = self.gradients(examples).await?;
         let grad_norm = gradients.norm();
         let factor = self.options.scheduler.factor(step, self.options.n_warmup, self.options.n_steps);
         let learning_rate = self.options.learning_rate * factor;
@@ -279,11 +303,11 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of reading weights.
-    pub fn gradients(&mut self, examples: &[&Example]) -> Result<(f64, Gradients)> {
+    pub async fn gradients(&mut self, examples: &[&Example]) -> Result<(f64, Gradients)> {
         let sequences: Vec<Sequence> = examples.iter().map(|example| Sequence::from(*example)).collect();
         let n_trained = n_targets(&sequences).max(1);
         let mut gradients = self.no_gradients();
-        let loss = self.pass_over(&sequences, Some(self.draw(0)), Some((1.0 / n_trained as f32, &mut gradients)))?;
+        let loss = self.pass_over(&sequences, Some(self.draw(0)), Some((1.0 / n_trained as f32, &mut gradients))).await?;
         Ok((loss / n_trained as f64, gradients))
     }
 
@@ -291,42 +315,51 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of reading weights.
-    pub fn evaluate(&mut self, data: &DataSet) -> Result<f64> {
+    pub async fn evaluate(&mut self, data: &DataSet) -> Result<f64> {
         let sequences: Vec<Sequence> = data.examples.iter().map(Sequence::from).collect();
-        Ok(self.pass_over(&sequences, None, None)? / n_targets(&sequences).max(1) as f64)
+        Ok(self.pass_over(&sequences, None, None).await? / n_targets(&sequences).max(1) as f64)
     }
 
     /// The sum of the losses of all targets of `sequences`, of which some are computed at a time; with a factor, the gradients of the loss
     /// times it are added to those that are given. `draw` names the first one's draw of the dropout; none is without.
-    pub(super) fn pass_over(&mut self, sequences: &[Sequence], draw: Option<u64>, gradients: Option<(f32, &mut Gradients)>) -> Result<f64> {
+    pub(super) async fn pass_over(
+        &mut self,
+        sequences: &[Sequence],
+        draw: Option<u64>,
+        gradients: Option<(f32, &mut Gradients)>,
+    ) -> Result<f64> {
         let units = self.trained_units();
         let first_kept = match &gradients {
             Some(_) => units.clone().find(|unit| self.is_adapted(*unit)).unwrap_or(units.end),
             None => units.end,
         };
         if self.gpu.is_some() {
-            return platform::block_on(self.pass_over_on_gpu(sequences, draw, units, first_kept, gradients));
+            return self.pass_over_on_gpu(sequences, draw, units, first_kept, gradients).await;
         }
-        let (model, weights, adapter, batches) = (&self.model, &self.weights, &self.adapter, batches(&self.options, sequences));
-        let mut gradients = gradients;
-        host::among_threads(|| {
-            let mut loss = 0.0;
-            for (index, sequences) in batches.into_iter().enumerate() {
-                let (batch, targets) = batch_of(sequences);
-                if targets.is_empty() {
-                    continue;
-                }
-                let mut passes = HostPasses::new(model, weights, adapter);
-                passes.forward(&batch, draw.map(|draw| draw.wrapping_add(index as u64)), units.clone(), first_kept)?;
-                let of_batch = passes.loss(&targets, gradients.as_ref().map(|(factor, _)| *factor))?;
-                loss += of_batch;
-                let Some((_, gradients)) = gradients.as_mut().filter(|_| of_batch.is_finite()) else { continue };
-                for unit in (first_kept..units.end).rev() {
-                    passes.backward(unit, &mut gradients.layers)?;
-                }
+        let Trainer { model, weights, adapter, options, is_cancelled, .. } = self;
+        let mut pauses = Pauses { is_cancelled, turns: Turns::new() };
+        let (mut gradients, mut loss) = (gradients, 0.0);
+        for (index, sequences) in batches(options, sequences).into_iter().enumerate() {
+            let (batch, targets) = batch_of(sequences);
+            if targets.is_empty() {
+                continue;
             }
-            Ok(loss)
-        })
+            let mut passes = HostPasses::new(model, weights, adapter);
+            passes.begin(&batch, draw.map(|draw| draw.wrapping_add(index as u64)))?;
+            for unit in units.clone() {
+                pauses.pause().await?;
+                host::among_threads(|| passes.forward(unit, unit >= first_kept))?;
+            }
+            let factor = gradients.as_ref().map(|(factor, _)| *factor);
+            let of_batch = host::among_threads(|| passes.loss(&targets, factor))?;
+            loss += of_batch;
+            let Some((_, gradients)) = gradients.as_mut().filter(|_| of_batch.is_finite()) else { continue };
+            for unit in (first_kept..units.end).rev() {
+                pauses.pause().await?;
+                host::among_threads(|| passes.backward(unit, &mut gradients.layers))?;
+            }
+        }
+        Ok(loss)
     }
 
     /// The same where a GPU computes.
@@ -338,9 +371,10 @@ impl Trainer {
         first_kept: usize,
         gradients: Option<(f32, &mut Gradients)>,
     ) -> Result<f64> {
-        let Trainer { weights, adapter, gpu: Some(gpu), options, .. } = self else {
+        let Trainer { weights, adapter, gpu: Some(gpu), options, is_cancelled, .. } = self else {
             return Err(Error::internal("no adapter computes"));
         };
+        let mut pauses = Pauses { is_cancelled, turns: Turns::new() };
         let factor = gradients.as_ref().map(|(factor, _)| *factor);
         let mut loss = 0.0;
         gpu.begin(adapter);
@@ -349,12 +383,18 @@ impl Trainer {
             if targets.is_empty() {
                 continue;
             }
-            let draw = draw.map(|draw| draw.wrapping_add(index as u64));
-            gpu.forward(weights, &batch, draw, units.clone(), first_kept).await?;
+            gpu.begin_batch(weights, &batch, draw.map(|draw| draw.wrapping_add(index as u64)))?;
+            for unit in units.clone() {
+                pauses.pause().await?;
+                gpu.forward(weights, unit, unit >= first_kept).await?;
+            }
             let of_batch = gpu.loss(weights, &targets, factor).await?;
             loss += of_batch;
             if factor.is_some() && of_batch.is_finite() {
-                (first_kept..units.end).rev().try_for_each(|unit| gpu.backward(weights, unit))?;
+                for unit in (first_kept..units.end).rev() {
+                    pauses.pause().await?;
+                    gpu.backward(weights, unit).await?;
+                }
             }
         }
         if let Some((_, gradients)) = gradients {
@@ -399,6 +439,14 @@ impl Trainer {
         saved::write_adapter(&self.adapter, &self.adapter.layers, self.weights.checkpoint(), folder)
     }
 
+    /// Names and bytes of the files that [`Trainer::save_adapter`] writes.
+    ///
+    /// # Errors
+    /// None that training as it is here can meet.
+    pub fn adapter_files(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
+        saved::adapter_of(&self.adapter, &self.adapter.layers, self.weights.checkpoint(), Path::new(""))?.files()
+    }
+
     /// Writes all that training goes on from into a folder below `folder`, in place of the former one, which stays until the new one is
     /// whole.
     ///
@@ -421,6 +469,19 @@ impl Trainer {
         };
         self.progress = found;
         Ok(true)
+    }
+}
+
+/// What happens between two units: messages are received where computing keeps them waiting, and whoever wants no more is heard.
+struct Pauses<'a> {
+    is_cancelled: &'a AtomicBool,
+    turns: Turns,
+}
+
+impl Pauses<'_> {
+    async fn pause(&mut self) -> Result<()> {
+        self.turns.give().await;
+        if self.is_cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }
 

@@ -232,7 +232,7 @@ fn options_that_are_not_possible_are_named() {
     let refused = |code: i32, more: &[&str]| home.refusal(code, &[&["train", &model, "--data", &data, "--out", &out], more].concat());
     assert!(refused(2, &["--lr=-1"]).contains("learning rate"));
     assert!(refused(2, &["--target", "x_proj"]).contains("`x_proj` is no linear layer"));
-    assert!(refused(2, &["--warmup=-3"]).contains("--warmup"));
+    assert!(refused(2, &["--warmup=-3"]).contains("the warm-up"));
     assert!(refused(2, &["--dropout", "1"]).contains("dropout"));
     assert!(refused(3, &["--max-memory", "cpu=1KiB"]).contains("needs at least"));
     assert!(refused(1, &["--data", "no-such-file"]).contains("no-such-file"));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::slice::from_ref;
 
+use pollster::block_on;
 use serde::Deserialize;
 use tierflow::device::{Device, DeviceChoice};
 use tierflow::engine::{Engine, EngineBuilder, TextFiles};
@@ -64,7 +65,7 @@ fn builder(folder: &Path) -> EngineBuilder {
 }
 
 fn open(builder: EngineBuilder, options: TrainOptions) -> Trainer {
-    pollster::block_on(Trainer::open(builder, options, &|_| {})).unwrap()
+    block_on(Trainer::open(builder, options, &|_| {})).unwrap()
 }
 
 /// Gives a trainer the script's adapter, through a folder in PEFT's form.
@@ -113,7 +114,7 @@ fn gradients_of_many_families_are_those_of_torch_and_peft() {
         // Side by side, and one behind the other.
         let orders = [vec![&texts[0], &texts[1]], vec![&texts[1], &texts[0]]];
         for examples in orders.iter().take(if case.name == "llama" { 2 } else { 1 }) {
-            let (loss, gradients) = trainer.gradients(examples).unwrap();
+            let (loss, gradients) = block_on(trainer.gradients(examples)).unwrap();
             assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
             check(&case.name, &gradients.layers, &case.gradients);
         }
@@ -138,7 +139,7 @@ fn gradients_on_an_adapter_are_those_of_torch_and_peft() {
         let mute = Example { is_trained: vec![false; 21], ..texts[0].clone() };
         // A second batch finds nothing of the first one, and one without targets adds nothing.
         for examples in [&[&texts[0], &texts[1]][..], &[&texts[0], &texts[1], &mute]] {
-            let (loss, gradients) = trainer.gradients(examples).unwrap();
+            let (loss, gradients) = block_on(trainer.gradients(examples)).unwrap();
             assert!((loss - case.loss).abs() < 1e-5 * case.loss, "{}: loss {loss}, not {}", case.name, case.loss);
             check(&case.name, &gradients.layers, &case.gradients);
         }
@@ -155,7 +156,8 @@ fn an_adapter_drops_what_the_host_drops() {
         [&mut on_host, &mut on_gpu].into_iter().for_each(|trainer| begin(trainer, &root.path().join("adapter"), 0.1));
         let texts = [text(0, 21), text(1, 9)];
         let examples = [&texts[0], &texts[1]];
-        let ((loss, expected), (other, found)) = (on_host.gradients(&examples).unwrap(), on_gpu.gradients(&examples).unwrap());
+        let ((loss, expected), (other, found)) =
+            (block_on(on_host.gradients(&examples)).unwrap(), block_on(on_gpu.gradients(&examples)).unwrap());
         assert!((loss - other).abs() < 1e-5 * loss, "{name}: {loss} {other}");
         for (own, layer) in found.layers.iter().zip(&expected.layers) {
             for (own, expected) in [(&own.a, &layer.a), (&own.b, &layer.b)] {
@@ -165,7 +167,7 @@ fn an_adapter_drops_what_the_host_drops() {
             }
         }
         let data = DataSet { examples: texts.into(), ..DataSet::default() };
-        let [without, beside] = [&mut on_host, &mut on_gpu].map(|trainer| trainer.evaluate(&data).unwrap());
+        let [without, beside] = [&mut on_host, &mut on_gpu].map(|trainer| block_on(trainer.evaluate(&data)).unwrap());
         assert!((without - beside).abs() < 1e-5 * without && (without - loss).abs() > 1e-4, "nothing is dropped there: {without} {beside}");
     }
 }
@@ -184,7 +186,7 @@ fn what_streams_through_an_adapter_changes_no_bit() {
     let without = TrainOptions { lora: LoraOptions { dropout: 0.0, ..options().lora }, ..options() };
     assert!(trained(&mut open(on_gpu(&folder), without), 3) != resident, "nothing was dropped");
     assert_eq!(whole.streamed, Bytes::ZERO);
-    let planned = pollster::block_on(Trainer::plan(on_gpu(&folder), &options())).unwrap();
+    let planned = block_on(Trainer::plan(on_gpu(&folder), &options())).unwrap();
     assert_eq!(planned.devices[0].weights + planned.devices[0].training, whole.planned);
     assert!(whole.peak <= whole.planned && whole.planned.0 - whole.peak.0 < 64 << 10, "{whole:?}");
     let tight = Bytes(whole.peak.0 - whole.resident.0 * 7 / 10);
@@ -202,7 +204,7 @@ fn an_adapter_without_room_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let folder = families::written(root.path(), "llama");
     let builder = on_gpu(&folder).max_memory(Device::Gpu(0), Bytes(1 << 20));
-    let refused = pollster::block_on(Trainer::open(builder, TrainOptions { seq_len: 64, batch: 64, ..options(&[]) }, &|_| {}));
+    let refused = block_on(Trainer::open(builder, TrainOptions { seq_len: 64, batch: 64, ..options(&[]) }, &|_| {}));
     let Err(Error::DoesNotFit { device, .. }) = refused else { panic!("{:?}", refused.err()) };
     assert!(device.starts_with("gpu"), "{device}");
 }
@@ -220,7 +222,7 @@ fn the_gguf_file_of_a_model_trains_the_same_adapter_in_transformers_order() {
     let adapters = [folder, root.path().join("llama-gguf/model.gguf")].map(|model| {
         let mut trainer = open(builder(&model), options(&["q_proj", "k_proj", "v_proj"]));
         begin(&mut trainer, &root.path().join("adapter"), 0.1);
-        trainer.step_on(&[&text(0, 21)]).unwrap();
+        block_on(trainer.step_on(&[&text(0, 21)])).unwrap();
         trainer.save_adapter(&root.path().join("trained")).unwrap();
         lora::Adapter::open(&root.path().join("trained")).unwrap().linears
     });
@@ -244,7 +246,7 @@ fn fifty_steps(builder: EngineBuilder, root: &Path) {
     begin(&mut trainer, &root.join("adapter"), 0.0);
     for (step, expected) in goldens().curve.into_iter().enumerate() {
         let texts: Vec<Example> = (0..2).map(|i| (step * 2 + i * 5) % 12).map(|number| text(number, 6 + number)).collect();
-        let report = trainer.step_on(&texts.iter().collect::<Vec<_>>()).unwrap();
+        let report = block_on(trainer.step_on(&texts.iter().collect::<Vec<_>>())).unwrap();
         assert!((report.loss - expected).abs() < 1e-3, "step {step}: {}, not {expected}", report.loss);
     }
 }
@@ -256,14 +258,14 @@ fn data() -> DataSet {
 /// The values of an adapter behind so many steps.
 fn trained(trainer: &mut Trainer, n_steps: u64) -> Vec<Layer> {
     while trainer.progress().n_done < n_steps {
-        trainer.step(&data()).unwrap().unwrap();
+        block_on(trainer.step(&data())).unwrap().unwrap();
     }
     trainer.adapter().layers.clone()
 }
 
 /// Opens it with room for what training needs of the host's memory, and for as little of the model as may be.
 fn in_little_host_memory(builder: &EngineBuilder, options: TrainOptions) -> Trainer {
-    let open = |budget: Bytes| pollster::block_on(Trainer::open(builder.clone().max_memory(Device::Cpu, budget), options.clone(), &|_| {}));
+    let open = |budget: Bytes| block_on(Trainer::open(builder.clone().max_memory(Device::Cpu, budget), options.clone(), &|_| {}));
     let mut budget = Bytes(1);
     loop {
         match open(budget) {
@@ -283,10 +285,10 @@ fn packed_examples_train_as_those_side_by_side() {
     let mut side_by_side = open(builder(&folder), TrainOptions { batch: 3, ..options(&[]) });
     let mut packed = open(builder(&folder), TrainOptions { batch: 1, packs: true, ..options(&[]) });
     // 60 of 64 tokens, and 40 that have no room beside them.
-    assert_eq!(packed.gradients(&texts).unwrap(), side_by_side.gradients(&texts).unwrap());
+    assert_eq!(block_on(packed.gradients(&texts)).unwrap(), block_on(side_by_side.gradients(&texts)).unwrap());
     // 135 tokens of six examples, in three times 64.
     assert_eq!((side_by_side.steps_per_epoch(&data()), packed.steps_per_epoch(&data())), (2, 3));
-    packed.step(&data()).unwrap().unwrap();
+    block_on(packed.step(&data())).unwrap().unwrap();
 }
 
 #[test]
@@ -346,11 +348,11 @@ fn losses_that_are_no_numbers_are_skipped_until_there_are_three_in_a_row() {
     trainer.begin_from(&root.path().join("broken")).unwrap();
     let before = trainer.adapter().layers.clone();
     for _ in 0..2 {
-        let report = trainer.step_on(&[&text(0, 12)]).unwrap();
+        let report = block_on(trainer.step_on(&[&text(0, 12)])).unwrap();
         assert!(report.is_skipped && !report.loss.is_finite());
     }
     assert_eq!(trainer.progress().n_skipped, 2);
-    let error = trainer.step_on(&[&text(0, 12)]).unwrap_err();
+    let error = block_on(trainer.step_on(&[&text(0, 12)])).unwrap_err();
     assert!(matches!(error, Error::TrainingDiverged { step: 3 }) && error.to_string().contains("lower the learning rate"), "{error}");
     assert_eq!(trainer.adapter().layers, before);
 }
@@ -367,16 +369,16 @@ fn a_loop_of_ones_own_has_the_losses_and_the_bits_of_the_trainers() {
         let mut gradients = other.no_gradients();
         for step in 0..6 {
             let examples: Vec<Example> = (0..4).map(|i| text(step + i, 9 + 4 * i)).collect();
-            let expected = own.step_on(&examples.iter().collect::<Vec<_>>()).unwrap();
+            let expected = block_on(own.step_on(&examples.iter().collect::<Vec<_>>())).unwrap();
             let sequences: Vec<Sequence> = examples.iter().map(Sequence::from).collect();
             let n_items = Some(sequences.iter().flat_map(|sequence| &sequence.targets).flatten().count());
             let mut loss = 0.0;
             // One call for each half of the step, with one draw of the dropout each.
             for (draw, half) in (0u64..).zip(sequences.chunks(2)) {
                 let options = LossOptions { draw: Some(draw), n_items };
-                let read = other.loss(half, options).unwrap();
+                let read = block_on(other.loss(half, options)).unwrap();
                 let before = gradients.clone();
-                let added = other.add_gradients(half, options, 1.0, &mut gradients).unwrap();
+                let added = block_on(other.add_gradients(half, options, 1.0, &mut gradients)).unwrap();
                 assert!(added == read && gradients != before, "a loss is the same with gradients");
                 loss += added;
             }
@@ -400,7 +402,7 @@ fn an_optimizer_goes_on_from_its_folder() {
     let mut optimizer = trainer.new_optimizer(OptimizerKind::Adamw, 0.0);
     let step = |trainer: &mut Trainer, optimizer: &mut _| {
         let mut gradients = trainer.no_gradients();
-        trainer.add_gradients(&sequences, LossOptions::default(), 1.0, &mut gradients).unwrap();
+        block_on(trainer.add_gradients(&sequences, LossOptions::default(), 1.0, &mut gradients)).unwrap();
         trainer.apply(optimizer, &gradients, 1e-2).unwrap();
     };
     step(&mut trainer, &mut optimizer);
@@ -432,7 +434,7 @@ fn what_a_loop_may_not_do_is_refused_and_changes_nothing() {
     let mut trainer = open(builder(&folder), options(&["q_proj"]));
     let good = Sequence::from(&text(0, 12));
     let mut gradients = trainer.no_gradients();
-    trainer.add_gradients(from_ref(&good), LossOptions::default(), 1.0, &mut gradients).unwrap();
+    block_on(trainer.add_gradients(from_ref(&good), LossOptions::default(), 1.0, &mut gradients)).unwrap();
     let added = gradients.clone();
     let with = |change: &dyn Fn(&mut Sequence)| {
         let mut sequence = good.clone();
@@ -448,7 +450,8 @@ fn what_a_loop_may_not_do_is_refused_and_changes_nothing() {
     ];
     for (sequence, reason) in refused {
         let first = if reason.starts_with("no token") { sequence.clone() } else { good.clone() };
-        let error = trainer.add_gradients(&[first, sequence], LossOptions::default(), 1.0, &mut gradients).unwrap_err().to_string();
+        let error =
+            block_on(trainer.add_gradients(&[first, sequence], LossOptions::default(), 1.0, &mut gradients)).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }
     // The first of two parts is finite, the second is not: the sum stays as it was.
@@ -456,7 +459,7 @@ fn what_a_loop_may_not_do_is_refused_and_changes_nothing() {
     assert!(trainer.set_values(&values[1..]).unwrap_err().to_string().contains("this adapter has"));
     trainer.set_values(&values).unwrap();
     let before = trainer.adapter().layers.clone();
-    let error = trainer.add_gradients(from_ref(&good), LossOptions::default(), 1.0, &mut gradients).unwrap_err();
+    let error = block_on(trainer.add_gradients(from_ref(&good), LossOptions::default(), 1.0, &mut gradients)).unwrap_err();
     assert!(matches!(error, Error::LossNotFinite { .. }) && error.to_string().contains("lower the learning rate"), "{error}");
     assert!(gradients == added);
     let mut optimizer = trainer.new_optimizer(OptimizerKind::Adamw, 0.0);
@@ -479,7 +482,7 @@ fn what_cannot_be_trained_is_named() {
     let root = tempfile::tempdir().unwrap();
     let refused = |name: &str, options: TrainOptions| {
         let folder = families::written(root.path(), name);
-        let opened = pollster::block_on(Trainer::open(builder(&folder), options, &|_| {}));
+        let opened = block_on(Trainer::open(builder(&folder), options, &|_| {}));
         opened.err().unwrap_or_else(|| panic!("{name} was opened")).to_string()
     };
     for (name, reason) in

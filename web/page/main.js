@@ -16,6 +16,7 @@ import { droppedFiles, isDevicesFile } from './pick.js';
 import { PlanView } from './plan-view.js';
 import { readRoute, writeRoute } from './route.js';
 import { RunView, sourceOf } from './run-view.js';
+import { TeachView } from './teach-view.js';
 import { TimelineView } from './timeline-view.js';
 
 /** A model that may lie beside the page; where it does not, the hub has it. */
@@ -60,6 +61,13 @@ const plan = new PlanView(planner, (planned) => {
   if (chosen) setRoute();
 });
 const run = new RunView({ runner, planner, plan, onLoaded: setLoaded });
+const teach = new TeachView({
+  runner,
+  source: async () => ((await isChosen()) ? run.source : null),
+  placement: () => ({ device: plan.options.device, max_memory: plan.options.max_memory }),
+  onBegin: () => run.gaveUp(),
+  onUse: (adapter) => run.loadWith(adapter),
+});
 const hub = new HubView({ planner, listHub, freeBytes: async () => (await run.listStored()) && run.freeBytes, onChoose: (model) => choose(model) });
 
 function setLoaded(loaded) {
@@ -185,10 +193,19 @@ async function chooseUrl(text, name, options) {
   return choose({ url, name: name ?? nameOfUrl(url) }, options);
 }
 
+/** Chooses the small model where none is chosen. Says whether one is. */
+async function isChosen() {
+  return chosen !== null || chooseText(trial.text);
+}
+
 /** Loads a model where none is loaded: the one that is chosen, or the small one. Says whether it could. */
 async function prepare() {
-  if (!chosen && !(await chooseText(trial.text))) return false;
-  return run.load();
+  if (teach.isBusy) {
+    openPanel('teach-panel');
+    byId('run-said').textContent = 'The model is learning; it can be asked once it is done, or stopped.';
+    return false;
+  }
+  return (await isChosen()) && run.load();
 }
 
 function startConversation() {

@@ -2,7 +2,7 @@
 
 import { byId } from './elements.js';
 
-const PANELS = { 'open-chats': 'chats-panel', 'open-plan': 'plan-panel', 'open-activity': 'activity-panel' };
+const PANELS = { 'open-chats': 'chats-panel', 'open-plan': 'plan-panel', 'open-activity': 'activity-panel', 'open-teach': 'teach-panel' };
 
 /** Lets the buttons open and close their panels, and the key Escape close them. */
 export function watchPanels() {

@@ -22,6 +22,8 @@ export class RunView {
   #loading = null;
   /** The models of the list as it is drawn. */
   #listed = '';
+  /** What the chosen model was taught: the files of an adapter; it is loaded with them. */
+  #adapter = null;
 
   /**
    * @param {{runner: object, planner: object, plan: object, onLoaded: (loaded: object | null) => void}} parts
@@ -53,8 +55,26 @@ export class RunView {
     return parts.every((part) => this.stored?.models.some(({ url, complete }) => complete && url === part.url));
   }
 
+  /** The chosen model as the package takes it; `null` where there is none, or its plan is for another machine. */
+  get source() {
+    return this.#source && !this.#plan.isForAnotherMachine ? sourceOf(this.#source, byId('keep').checked) : null;
+  }
+
+  /** Loads the chosen model with an adapter. */
+  loadWith(adapter) {
+    this.#adapter = adapter;
+    return this.load();
+  }
+
+  /** Nothing is loaded any more: something else has taken its place. */
+  gaveUp() {
+    this.#onLoaded(null);
+    this.#show('idle');
+  }
+
   /** Shows a model that can be loaded: `{files}`, `{url}` or `{parts}`, and its size. */
   async show(source, inspection) {
+    this.#adapter = null;
     this.#source = { ...source, size: inspection.size_bytes, name: source.name };
     byId('run').hidden = false;
     byId('keep-label').hidden = this.#urls().length === 0;
@@ -91,15 +111,16 @@ export class RunView {
   async #load() {
     if (byId('load').disabled) return false;
     const { name } = this.#source;
-    const source = sourceOf(this.#source, byId('keep').checked);
+    const { source } = this;
+    const taught = this.#adapter ? { adapter: this.#adapter } : {};
     const controller = (this.#cancel = new AbortController());
     const begin = performance.now();
     this.#onLoaded(null);
     this.#show('loading');
     showError(byId('run-error'));
     try {
-      const loaded = await this.#runner.load(source, { ...this.#plan.options, signal: controller.signal, onProgress: (progress) => this.#progress(progress, begin) });
-      byId('run-said').textContent = `Loaded in ${duration((performance.now() - begin) / 1000)}; ${executorsOf(loaded.plan)} will compute.`;
+      const loaded = await this.#runner.load(source, { ...this.#plan.options, ...taught, signal: controller.signal, onProgress: (progress) => this.#progress(progress, begin) });
+      byId('run-said').textContent = `Loaded${this.#adapter ? ' with what you taught it' : ''} in ${duration((performance.now() - begin) / 1000)}; ${executorsOf(loaded.plan)} will compute.`;
       this.#show('loaded');
       this.#onLoaded({ ...loaded, name });
       return true;

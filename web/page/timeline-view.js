@@ -1,6 +1,7 @@
 // The timeline of the last tokens while an answer is made, at a calm pace; its badge, and its two kinds of file.
 
 import { byId, saveAs } from './elements.js';
+import { drawExperts, expertsInWords, since } from './experts.js';
 import { duration, percent } from './format.js';
 import { coloursOf, drawTimeline } from './timeline.js';
 import { nameOf } from './tier-map.js';
@@ -13,6 +14,8 @@ export class TimelineView {
   #onMeasured;
   #plan = null;
   #spans = [];
+  /** What experts were asked for by the answer before, and up to now. */
+  #experts = { before: [], now: [] };
   #timer = 0;
   #isPaused = false;
 
@@ -30,12 +33,14 @@ export class TimelineView {
 
   setLoaded(loaded) {
     this.#plan = loaded?.plan ?? this.#plan;
+    this.#experts = { before: [], now: [] };
     byId('save-perfetto').disabled = !loaded;
   }
 
   /** Follows an answer for as long as it is made. */
   setBusy(isBusy) {
     clearInterval(this.#timer);
+    if (isBusy) this.#experts.before = this.#experts.now;
     if (isBusy) this.#timer = setInterval(() => this.#isPaused || this.#refresh(), EVERY_MS);
     else if (!this.#isPaused) this.#refresh();
   }
@@ -44,10 +49,21 @@ export class TimelineView {
     try {
       const { spans } = await this.#engine.trace(Number(byId('n-tokens').value));
       this.#spans = spans;
+      this.#experts.now = await this.#engine.experts();
     } catch {
       return; // Between two models there is nothing to draw.
     }
     this.#draw();
+    this.#drawExperts();
+  }
+
+  #drawExperts() {
+    const layers = since(this.#experts.now, this.#experts.before);
+    const words = expertsInWords(layers);
+    byId('experts').hidden = !words;
+    if (!words) return;
+    byId('experts-said').textContent = words;
+    byId('expert-layers').replaceChildren(drawExperts(layers, coloursOf()));
   }
 
   #draw() {

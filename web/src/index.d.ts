@@ -27,6 +27,10 @@ export interface PlanOptions {
   slots?: number;
   /** Tokens of a prompt that go into one forward, at most. */
   ubatch_size?: number;
+  /** Whether experts that do not fit pass through a cache; `auto`, by default, where that is predicted to be the fastest. */
+  expert_cache?: 'auto' | 'on' | 'off';
+  /** Who computes with experts that are not in the cache: both in shares that end together (`auto`), the adapter, or the host. */
+  expert_misses?: 'auto' | 'upload' | 'host';
 }
 
 export interface DeviceSpec {
@@ -125,6 +129,84 @@ export interface Stoppable {
 
 export interface LoadOptions extends PlanOptions, Stoppable {
   onProgress?: (progress: Progress) => void;
+  /** A LoRA adapter: `adapter_model.safetensors` and `adapter_config.json`, as `train` and PEFT have them, or a GGUF file of llama.cpp's. */
+  adapter?: File | Iterable<File>;
+  /** What it is multiplied by, besides its own scaling; 1 by default. */
+  lora_scale?: number;
+}
+
+/** A text that is learnt: of a chat or of a completion the answers, of a text all. */
+export type TrainingRecord = { messages: ChatMessage[] } | { prompt: string; completion: string } | { text: string };
+
+/** The options of `tierflow train`, by the same names and defaults. */
+export interface TrainOptions extends Stoppable {
+  device?: string;
+  max_memory?: Record<DeviceName, number>;
+  /** Times to go through the records; 1 by default. */
+  epochs?: number;
+  /** Steps in all, whatever `epochs` says. */
+  steps?: number;
+  /** Records that are computed together; 1 by default. */
+  batch?: number;
+  /** Batches of a step. */
+  accumulate?: number;
+  /** Tokens of a record, at most (512); longer ones are left out, or cut with `truncate`. */
+  seq_len?: number;
+  truncate?: boolean;
+  packing?: boolean;
+  train_on?: 'answers' | 'all';
+  /** The greatest learning rate; 0.0002 by default. */
+  lr?: number;
+  scheduler?: 'linear' | 'cosine' | 'constant';
+  warmup?: number;
+  optimizer?: 'adamw' | 'sgd';
+  weight_decay?: number;
+  grad_clip?: number;
+  lora_r?: number;
+  lora_alpha?: number;
+  /** Ends of the names of layers that learn, as `q_proj`; all by default. */
+  target?: string[];
+  dropout?: number;
+  seed?: number;
+  onProgress?: (progress: Progress | TrainingBegins) => void;
+  onStep?: (report: TrainingStep) => void;
+}
+
+/** What is trained, told before the first step. */
+export interface TrainingBegins extends TrainingSize {
+  stage: 'train';
+}
+
+export interface TrainingSize {
+  n_steps: number;
+  n_records: number;
+  /** Records that were left out, being too long. */
+  n_too_long: number;
+  n_truncated: number;
+  /** Values that are trained, beside so many layers. */
+  n_values: number;
+  n_layers: number;
+  /** The GPU that computes, with the bytes of weights that stay there and that stream; `null` where the cpu does. */
+  gpu: { name: string; resident: number; streamed: number } | null;
+}
+
+/** What a step did, as `tierflow train --json` prints it. */
+export interface TrainingStep {
+  step: number;
+  epoch: number;
+  /** `null` where the step was skipped, since it was no number. */
+  loss: number | null;
+  grad_norm: number | null;
+  learning_rate: number;
+  n_tokens: number;
+  secs: number;
+  is_skipped: boolean;
+}
+
+export interface Trained extends TrainingSize {
+  steps: TrainingStep[];
+  /** `adapter_model.safetensors` and `adapter_config.json`, as PEFT has them: for `load`, for `tierflow run --lora`, for PEFT. */
+  adapter: File[];
 }
 
 export interface Loaded {
@@ -143,6 +225,19 @@ export interface Trace {
     size_bytes: number;
   }[];
   [key: string]: unknown;
+}
+
+/** What the cached experts of a layer were asked for. */
+export interface LayerExperts {
+  name: string;
+  /** Experts that were there. */
+  n_hits: number;
+  /** Experts that were not. */
+  n_misses: number;
+  /** Of these, the ones that the host computed with. */
+  n_on_host: number;
+  /** Bytes that were brought. */
+  uploaded: number;
 }
 
 /** Bytes at the worst moment beside what was promised, and the memory that WebAssembly has taken. */
@@ -373,10 +468,14 @@ export class Engine {
   /** `devices` is the text of a devices file; the plan is then for that machine. */
   plan(source: ModelSource, options?: PlanOptions & Stoppable, devices?: string): Promise<Planned>;
   load(source: ModelSource, options?: LoadOptions): Promise<Loaded>;
+  /** Trains a LoRA adapter in this browser; what was loaded before is given up first. */
+  train(source: ModelSource, records: string | Iterable<TrainingRecord>, options?: TrainOptions): Promise<Trained>;
   trace(nForwards?: number): Promise<Trace>;
   /** The text of a file for ui.perfetto.dev. */
   perfetto(): Promise<string>;
   memory(): Promise<Memory>;
+  /** Of models whose experts pass through a cache; otherwise empty. */
+  experts(): Promise<LayerExperts[]>;
   /** Gives up the model and the GPU, and ends what is under way with an `AbortError`. The engine can be used again. */
   close(): void;
   /** `using engine = new Engine()` closes it, where the browser has `Symbol.dispose`. */
@@ -420,6 +519,8 @@ export class AbortError extends DOMException {
   readonly name: 'AbortError';
   /** How far an answer came that had begun. */
   readonly usage?: Usage;
+  /** What was learnt until training was stopped. */
+  readonly trained?: Trained;
 }
 /** The engine was asked to stop. */
 export class InterruptedError extends TierflowError {}

@@ -4,6 +4,7 @@ import { Completions } from './completions.js';
 import { Connection } from './connection.js';
 import { describeSources } from './describe.js';
 import { TierflowError, abortError } from './errors.js';
+import { describeAdapter, linesOf, trainedOf } from './training.js';
 
 export * from './errors.js';
 export { nameOfUrl } from './describe.js';
@@ -121,17 +122,40 @@ export class Engine {
 
   /**
    * Makes a model ready to answer. What was loaded before is given up first.
-   * @param {object} [options] those of `plan`, and `signal` and `onProgress({stage, done, total})`
+   * @param {object} [options] those of `plan`, and `signal` and `onProgress({stage, done, total})`; `adapter` are the files of a LoRA
+   *   adapter, which is multiplied by `lora_scale`
    */
-  async load(source, { signal, onProgress, ...options } = {}) {
+  async load(source, { signal, onProgress, adapter, ...options } = {}) {
     const sources = describeSources(source);
     const life = this.#life;
-    this.#loaded = null;
-    if (sources.some((part) => part.keep)) await this.storage.persist();
-    const plan = await this.#call('load', { sources, options }, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
+    const args = { sources, options, adapter: adapter ? describeAdapter(adapter) : [] };
+    await this.#giveUp(sources);
+    const plan = await this.#call('load', args, { signal, onEvent: onProgress, graceMs: LOAD_GRACE_MS }, life);
     this.#expectAlive(life);
     this.#loaded = { name: sources[0].name, plan };
     return this.#loaded;
+  }
+
+  /**
+   * Trains a LoRA adapter for a model, in this browser. What was loaded before is given up first.
+   * @param {string | Iterable<object>} records lines of JSON, or objects: `{messages}`, `{prompt, completion}` or `{text}`
+   * @param {object} [options] those of `tierflow train` by their names, see `TrainOptions`; also `signal`, `onProgress({stage, done, total})`
+   *   of loading and `onStep(report)`
+   * @returns {Promise<object>} the adapter's files and what each step did; a raised signal rejects with an `AbortError` that has the same as
+   *   `trained`, as far as it came
+   */
+  async train(source, records, { signal, onProgress, onStep, ...options } = {}) {
+    const sources = describeSources(source);
+    const life = this.#life;
+    const args = { sources, options, records: linesOf(records) };
+    await this.#giveUp(sources);
+    const onEvent = (event) => (event.stage === 'step' ? onStep : onProgress)?.(event);
+    try {
+      return trainedOf(await this.#call('train', args, { signal, onEvent }, life));
+    } catch (error) {
+      const { partial, ...others } = error;
+      throw partial ? Object.assign(abortError(error.message), others, { trained: trainedOf(partial) }) : error;
+    }
   }
 
   /** Spans of the last `nForwards` forwards, lane by lane, and their sums; also while an answer is made. */
@@ -142,6 +166,11 @@ export class Engine {
   /** All spans that are kept, as the text of a file for ui.perfetto.dev. */
   perfetto() {
     return this.#call('perfetto');
+  }
+
+  /** What the expert cache was asked for since the model was loaded, layer by layer; also while an answer is made. */
+  experts() {
+    return this.#call('experts');
   }
 
   /** Peak and budget of each device, and the bytes of the engine's own memory. */
@@ -159,6 +188,12 @@ export class Engine {
   // `using engine = new Engine()`, where the browser has it.
   static {
     if (Symbol.dispose) this.prototype[Symbol.dispose] = this.prototype.close;
+  }
+
+  /** What is loaded goes; what is to be kept of the next model asks the browser for its room. */
+  async #giveUp(sources) {
+    this.#loaded = null;
+    if (sources.some((part) => part.keep)) await this.storage.persist();
   }
 
   /** What completions ask, and what the model is called. */

@@ -39,6 +39,7 @@ const answers = {
     return JSON.parse(model.plan(JSON.stringify(options), devices));
   },
   load,
+  train,
   async generate({ request }, call) {
     const engine = expectEngine();
     const read = (done, total) => call.step({ done, total });
@@ -52,6 +53,7 @@ const answers = {
 const glances = {
   trace: ({ nForwards }) => JSON.parse(expectEngine().trace(nForwards)),
   perfetto: () => expectEngine().perfetto(),
+  experts: () => JSON.parse(expectEngine().experts()),
   memory: () => JSON.parse(expectEngine().memory()),
   stored: async () => (await Store.open()).list(),
   async removeStored({ key }) {
@@ -226,26 +228,70 @@ function takeReadError(error) {
 }
 
 /** Checks that the model fits, downloads what is to be kept, and only then takes memory. */
-async function load({ sources, options }, call) {
+async function load({ sources, options, adapter }, call) {
   unload();
   const request = JSON.stringify(options);
   await findDevices();
   (await open(sources, call)).plan(request, undefined);
-  const fresh = await download(sources, call);
-  const { parts, model } = await openModel(sources, 'run', call).catch((error) => forget(fresh, error));
-  const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
-  const progress = (done, total) => {
-    tell(done, total);
-    return !call.signal.aborted;
-  };
+  const { parts, model } = await fetchModel(sources, call);
   try {
-    running = { parts, model, engine: await model.load(request, progress) };
+    const files = adapter.map(({ name, file }) => guarded(new FileSource(name, file), call));
+    parts.push(...files);
+    running = { parts, model, engine: await model.load(request, files, loading(call)) };
   } catch (error) {
     model.free();
     parts.forEach((part) => part.close());
     throw error;
   }
   return JSON.parse(running.engine.plan()).plan;
+}
+
+/** Trains an adapter for a model, step by step; one that was stopped has what was learnt until then. */
+async function train({ sources, options, records }, call) {
+  unload();
+  await findDevices();
+  const { parts, model } = await fetchModel(sources, call);
+  let training = null;
+  try {
+    training = await model.train(JSON.stringify(options), records, loading(call));
+    call.signal.addEventListener('abort', () => training.cancel());
+    const described = JSON.parse(training.describe());
+    const steps = [];
+    if (await call.step({ stage: 'train', ...described })) await takeSteps(training, call, steps);
+    const [weightsName, weights, configName, config] = training.adapter();
+    return { ...described, steps, adapter: [{ name: weightsName, bytes: weights }, { name: configName, bytes: config }] };
+  } finally {
+    training?.free();
+    model.free();
+    parts.forEach((part) => part.close());
+  }
+}
+
+/** Takes steps until there are no more or nobody wants another, and notes them in `steps`. */
+async function takeSteps(training, call, steps) {
+  try {
+    for (let report = await training.step(); report !== undefined; report = await training.step()) {
+      steps.push(JSON.parse(report));
+      if (!(await call.step({ stage: 'step', ...steps.at(-1) }))) return;
+    }
+  } catch (error) {
+    if (error.name !== 'InterruptedError' || !call.signal.aborted) throw error;
+  }
+}
+
+/** Downloads the parts that are to be kept, and opens the model for more than its headers. */
+async function fetchModel(sources, call) {
+  const fresh = await download(sources, call);
+  return openModel(sources, 'run', call).catch((error) => forget(fresh, error));
+}
+
+/** A function that the engine tells how far it has loaded, and that says whether to go on. */
+function loading(call) {
+  const tell = seldom((done, total) => call.tell({ stage: 'load', done, total }));
+  return (done, total) => {
+    tell(done, total);
+    return !call.signal.aborted;
+  };
 }
 
 function unload() {

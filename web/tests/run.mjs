@@ -1,10 +1,11 @@
-// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--tiny FILE] [--experts FILE] [--chromium FILE]
-// [--unit] [--short] [--only TEXT]... [--long] [--large FOLDER] [--pictures]`.
+// All tests of the browser part: `node tests/run.mjs [--address URL] [--model FILE] [--tiny FILE] [--experts FILE] [--program FILE]
+// [--chromium FILE] [--unit] [--short] [--only TEXT]... [--long] [--large FOLDER] [--pictures]`.
 //
 // --address   where `web/dist` is served with the model at /models/; without it, it is served here
 // --model     SmolLM2-135M-Instruct.Q4_1.gguf; otherwise TIERFLOW_SMOLLM2, or the repository's cache
 // --tiny      a tiny model; otherwise the one that `cargo xtask make-model target/web-tests/tiny.gguf --gguf --dtype q8_0` writes
 // --experts   a small mixture of experts; otherwise the one of `cargo xtask make-model target/web-tests/experts.gguf --preset moe --gguf --dtype q8_0 --seed 5`
+// --program   the native program; otherwise the one that `cargo build --release` leaves
 // --chromium  the browser; otherwise /usr/bin/chromium
 // --unit      only the tests that need no browser
 // --short     leaves out most of what the small model says, of which a software adapter computes about a token in a second
@@ -28,6 +29,7 @@ const { values } = parseArgs({
     model: { type: 'string' },
     tiny: { type: 'string', default: join(web, '../target/web-tests/tiny.gguf') },
     experts: { type: 'string', default: join(web, '../target/web-tests/experts.gguf') },
+    program: { type: 'string', default: join(web, '../target/release/tierflow') },
     chromium: { type: 'string', default: '/usr/bin/chromium' },
     unit: { type: 'boolean', default: false },
     short: { type: 'boolean', default: false },
@@ -44,6 +46,7 @@ if (!values.unit) {
   need(model, 'fetch it with `cargo xtask fetch-model`, or name it with --model');
   need(values.tiny, 'write it with `cargo xtask make-model target/web-tests/tiny.gguf --gguf --dtype q8_0`');
   need(values.experts, 'write it with `cargo xtask make-model target/web-tests/experts.gguf --preset moe --gguf --dtype q8_0 --seed 5`');
+  need(values.program, 'build it with `cargo build --release`');
   const { devDependencies } = JSON.parse(readFileSync(join(web, 'package.json'), 'utf8'));
   for (const name of Object.keys(devDependencies)) need(join(web, 'node_modules', name), 'run `npm ci` in web/');
 }
@@ -61,6 +64,7 @@ const environment = {
   TIERFLOW_WEB_MODEL: model,
   TIERFLOW_WEB_TINY: resolve(values.tiny),
   TIERFLOW_WEB_EXPERTS: resolve(values.experts),
+  TIERFLOW_WEB_PROGRAM: resolve(values.program),
   TIERFLOW_WEB_CHROMIUM: values.chromium,
   TIERFLOW_WEB_SHORT: values.short ? '1' : '',
   TIERFLOW_WEB_LARGE: values.large ? resolve(values.large) : '',

@@ -68,7 +68,11 @@ fn run_tests(arguments: &[String]) -> Result<()> {
     // One that answers at once, for tests that do not care what it says, and one with experts.
     let (model, tiny) = (model::ensure()?, small_model("tiny.gguf", &LlamaShape::tiny(), 1)?);
     let experts = small_model("experts.gguf", &LlamaShape::small_experts(), 5)?;
-    steps::run(runner(&node, arguments).arg("--model").arg(model).arg("--tiny").arg(tiny).arg("--experts").arg(experts))
+    steps::run(&mut steps::cargo(&["build", "--release"]))?;
+    let files = [("--model", model), ("--tiny", tiny), ("--experts", experts), ("--program", steps::tierflow())];
+    let mut runner = runner(&node, arguments);
+    files.iter().for_each(|(name, path)| drop(runner.arg(name).arg(path)));
+    steps::run(&mut runner)
 }
 
 /// Installs what the list of packages in `folder` names, where that is not there.

@@ -7,7 +7,6 @@ use clap::{Args, ValueEnum};
 use super::model::{IoArg, ModelArgs};
 use super::{parse_positive, parse_value, parse_whole};
 use crate::device::{DeviceChoice, MaxMemory};
-use crate::error::{Error, Result};
 use crate::train::{DataOptions, LoraOptions, OptimizerKind, Scheduler, TrainOn, TrainOptions};
 
 /// `tierflow train`
@@ -203,18 +202,5 @@ impl TrainArgs {
             packs: self.packing,
             seed: self.seed.cast_unsigned(),
         }
-    }
-
-    /// Steps in all and those of the warm-up, of data that takes so many steps.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a warm-up that is none.
-    pub fn steps(&self, per_epoch: u64) -> Result<(u64, u64)> {
-        let n_steps = self.steps.map_or(per_epoch.saturating_mul(self.epochs.into()), u64::from);
-        if !(self.warmup.is_finite() && self.warmup >= 0.0) {
-            return Err(Error::InvalidArgument { option: "--warmup".into(), reason: format!("is {}; it is 0 or more", self.warmup) });
-        }
-        let n_warmup = if self.warmup < 1.0 { (self.warmup * n_steps as f64).ceil() } else { self.warmup };
-        Ok((n_steps, (n_warmup as u64).min(n_steps)))
     }
 }

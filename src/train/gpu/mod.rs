@@ -15,7 +15,6 @@ mod unit;
 mod weights;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use self::adapter::GpuAdapter;
@@ -31,6 +30,7 @@ use crate::gpu::{self, AdapterFound, Gpu};
 use crate::kernels::BatchShape;
 use crate::kernels::rope_kv::KvDType;
 use crate::model::Model;
+use crate::platform;
 use crate::stream::Batch;
 use crate::stream::batch::cos_sin;
 use crate::units::Bytes;
@@ -129,16 +129,8 @@ impl GpuPasses {
         self.adapter.begin(&self.gpu, trained, &mut self.recorder);
     }
 
-    /// Embeds the tokens of a batch and runs `units`; what those from `first_kept` on have read is kept for [`GpuPasses::backward`]. `draw` names the
-    /// draw of the dropout; none is without.
-    pub(super) async fn forward(
-        &mut self,
-        host: &Weights,
-        batch: &Batch,
-        draw: Option<u64>,
-        units: Range<usize>,
-        first_kept: usize,
-    ) -> Result<()> {
+    /// Embeds the tokens of a batch. `draw` names the draw of the dropout; none is without.
+    pub(super) fn begin_batch(&mut self, host: &Weights, batch: &Batch, draw: Option<u64>) -> Result<()> {
         self.draw = draw;
         self.inputs.clear();
         self.memory.forget_gradients();
@@ -150,16 +142,26 @@ impl GpuPasses {
             self.memory.write_angles(&self.gpu, table, cos_sin(batch, angles, batch.n_positions()))?;
         }
         self.memory.write_batch(&self.gpu, batch)?;
-        self.memory.write_value(&self.gpu, self.model.hidden, &hidden)?;
-        for unit in units.clone() {
-            if unit >= first_kept {
-                let input = if unit == units.start { std::mem::take(&mut hidden) } else { self.read_hidden(host, unit).await? };
-                self.inputs.insert(unit, input);
-            }
-            let model = Arc::clone(&self.model);
-            self.adapter.draw(&self.gpu, &mut self.recorder, unit, n_tokens, draw);
-            self.run(host, &model.units[unit].ops, None)?;
-            self.recorder.submit(&self.gpu);
+        self.memory.write_value(&self.gpu, self.model.hidden, &hidden)
+    }
+
+    /// Runs a unit; with `keeps`, what it has read is kept for [`GpuPasses::backward`].
+    pub(super) async fn forward(&mut self, host: &Weights, unit: usize, keeps: bool) -> Result<()> {
+        if keeps {
+            let input = self.read_hidden(host, unit).await?;
+            self.inputs.insert(unit, input);
+        }
+        let model = Arc::clone(&self.model);
+        self.adapter.draw(&self.gpu, &mut self.recorder, unit, self.batch.n_tokens, self.draw);
+        self.run(host, &model.units[unit].ops, None)?;
+        self.end_of_unit().await
+    }
+
+    /// Submits what was recorded. A browser is waited for, so that it holds no more than one unit's weights on their way.
+    async fn end_of_unit(&mut self) -> Result<()> {
+        self.recorder.submit(&self.gpu);
+        if !platform::MAY_BLOCK {
+            self.gpu.finish().await?;
         }
         self.gpu.check()
     }
@@ -175,7 +177,7 @@ impl GpuPasses {
     }
 
     /// Carries the gradient of the residual stream back through a unit, and adds those of the trained matrices to what is kept of them.
-    pub(super) fn backward(&mut self, host: &Weights, unit: usize) -> Result<()> {
+    pub(super) async fn backward(&mut self, host: &Weights, unit: usize) -> Result<()> {
         let input = self.inputs.remove(&unit).ok_or_else(|| Error::internal("a unit was not kept"))?;
         self.recorder.submit(&self.gpu);
         self.memory.write_value(&self.gpu, self.model.hidden, &input)?;
@@ -188,8 +190,7 @@ impl GpuPasses {
             self.undo(host, index, op, &kept)?;
         }
         self.memory.forget_gradients_but(self.model.hidden);
-        self.recorder.submit(&self.gpu);
-        self.gpu.check()
+        self.end_of_unit().await
     }
 
     /// Adds the gradients of what is trained to `into`.

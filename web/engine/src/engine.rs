@@ -8,7 +8,7 @@ use js_sys::Function;
 use serde_json::{Value, json};
 use tierflow::engine::MemoryUse;
 use tierflow::session::{FinishReason, GenerateOptions};
-use tierflow::stream::{Span, Trace};
+use tierflow::stream::{ExpertStatistics, Span, Trace};
 use tierflow::text::{ReasoningSplitter, Segment, fresh_seed};
 use tierflow::{Error, Generated, Sampler};
 use wasm_bindgen::prelude::*;
@@ -29,6 +29,8 @@ pub struct Engine {
     trace: Trace,
     chunk_names: Vec<String>,
     memory: RefCell<Vec<MemoryUse>>,
+    /// By layer what its cached experts were asked for, as JSON.
+    experts: RefCell<Value>,
     pace: Cell<Pace>,
     cancelled: Arc<AtomicBool>,
 }
@@ -44,6 +46,7 @@ impl Engine {
             trace: engine.trace().clone(),
             chunk_names: (0..made.chunks.len()).map(|chunk| made.chunk_name(chunk)).collect(),
             memory: RefCell::new(engine.memory_use()),
+            experts: RefCell::new(experts_of(&engine)),
             pace: Cell::new(Pace::new(&engine.prepared().forecast)),
             cancelled: Arc::default(),
             engine: RefCell::new(Some(engine)),
@@ -68,7 +71,7 @@ impl Engine {
         let mut engine = self.engine.take().ok_or_else(busy)?;
         self.cancelled.store(false, Ordering::Relaxed);
         let answer = self.answer(&mut engine, request, &on_part, &on_step).await;
-        self.note_memory(&engine);
+        self.note(&engine);
         self.engine.replace(Some(engine));
         Ok(error::json(&answer?)?)
     }
@@ -94,6 +97,12 @@ impl Engine {
     /// Peak bytes per device beside the budgets (`devices`), and the memory that WebAssembly has taken (`wasm_bytes`), as JSON.
     pub fn memory(&self) -> Result<String> {
         Ok(error::json(&json!({"devices": *self.memory.borrow(), "wasm_bytes": wasm_bytes()}))?)
+    }
+
+    /// What the expert cache was asked for since the model was loaded, layer by layer, as JSON: `name`, `n_hits`, `n_misses`, `n_on_host`,
+    /// `uploaded` (bytes). Nothing where there is no such cache.
+    pub fn experts(&self) -> Result<String> {
+        Ok(error::json(&*self.experts.borrow())?)
     }
 
     async fn answer(
@@ -126,7 +135,7 @@ impl Engine {
             while let Some(step) = generation.next().await? {
                 first_secs.get_or_insert_with(|| trace.now() - begin);
                 tokens.push(step.token);
-                self.note_memory(generation.engine());
+                self.note(generation.engine());
                 let told = said.step(generation.engine(), &step);
                 let goes_on = answer_of(on_step.call1(&JsValue::NULL, &told.to_string().into())).await;
                 if !goes_on || self.cancelled.load(Ordering::Relaxed) {
@@ -157,9 +166,20 @@ impl Engine {
         }))
     }
 
-    fn note_memory(&self, engine: &tierflow::Engine) {
+    /// Keeps what may be asked for while the engine is busy.
+    fn note(&self, engine: &tierflow::Engine) {
         self.memory.replace(engine.memory_use());
+        self.experts.replace(experts_of(engine));
     }
+}
+
+fn experts_of(engine: &tierflow::Engine) -> Value {
+    let layers = engine.expert_statistics_of_layers().into_iter();
+    layers
+        .map(|(name, ExpertStatistics { n_hits, n_misses, n_on_host, uploaded })| {
+            json!({"name": name, "n_hits": n_hits, "n_misses": n_misses, "n_on_host": n_on_host, "uploaded": uploaded})
+        })
+        .collect()
 }
 
 /// What was said so far: reasoning and answer apart.

@@ -9,6 +9,7 @@ mod options;
 mod prompt;
 mod request;
 mod source;
+mod training;
 mod words;
 
 use std::cell::RefCell;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use js_sys::Function;
 use tierflow::Error;
 use tierflow::engine::{Inspection, LoadProgress, Prepared};
+use tierflow::lora::Adapter;
 use tierflow::machine::parse_devices;
 use tierflow::model::Checkpoint;
 use wasm_bindgen::prelude::*;
@@ -14,6 +15,7 @@ use wasm_bindgen::prelude::*;
 use crate::engine::Engine;
 use crate::error::{Result, invalid, json};
 use crate::source::{Reading, Source, sources};
+use crate::training::Training;
 use crate::words::OfThisApi;
 use crate::{found_devices, options};
 
@@ -54,10 +56,15 @@ impl Model {
     }
 
     /// Loads what the plan holds in memory; `progress` is called with bytes done and bytes in all, and ends the load by returning false:
-    /// it fails with `InterruptedError` before anything more is read.
-    pub async fn load(&self, options: &str, progress: Function) -> Result<Engine> {
+    /// it fails with `InterruptedError` before anything more is read. `adapter` are the files of a LoRA adapter, or none.
+    pub async fn load(&self, options: &str, adapter: Vec<Source>, progress: Function) -> Result<Engine> {
         let options = options::read(options)?;
-        let prepared = options.builder(&self.checkpoint).prepare().await?;
+        let mut builder = options.builder(&self.checkpoint);
+        if !adapter.is_empty() {
+            let adapter = Adapter::from_sources(sources(adapter, &self.reading)?)?;
+            builder = builder.lora(Arc::new(adapter), options.lora_scale);
+        }
+        let prepared = builder.prepare().await?;
         let plan = json(&described(&prepared, &options))?;
         let progress = Progress { function: progress, reading: self.reading.clone() };
         let loaded = prepared.load(&|loaded| progress.tell(loaded)).await;
@@ -66,6 +73,18 @@ impl Model {
         // A load that was ended after its last read has an engine, which nobody wants.
         ended?;
         Ok(Engine::new(loaded?, plan))
+    }
+
+    /// Makes the model ready for training with `records`, lines of JSON. `options` (JSON) are those of `tierflow train` by their names;
+    /// `progress` is as in [`Model::load`].
+    pub async fn train(&self, options: &str, records: &str, progress: Function) -> Result<Training> {
+        let (options, training) = options::read_for_training(options)?;
+        let progress = Progress { function: progress, reading: self.reading.clone() };
+        let opened = Training::open(options.builder(&self.checkpoint), training, records, &|loaded| progress.tell(loaded)).await;
+        let ended = self.reading.check();
+        self.reading.allow();
+        ended?;
+        Ok(opened?)
     }
 }
 

@@ -1,15 +1,18 @@
 //! The options of a plan as JSON, and as the command line that asks for the same.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use tierflow::engine::EngineBuilder;
 use tierflow::model::Checkpoint;
+use tierflow::plan::{ExpertCacheRule, ExpertMissRule};
 use tierflow::{DeviceChoice, Engine, Error, KvDType, MaxMemory, PlanOptions};
 
 use crate::fields::Fields;
+use crate::training::TrainingOptions;
 
 /// What may be asked of a plan; what is absent is the planner's choice.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// Who computes: `auto`, `gpu`, `gpu:0` or `cpu`.
     device: DeviceChoice,
@@ -23,9 +26,35 @@ pub struct Options {
     slots: Option<usize>,
     /// Tokens of a forward, at most.
     ubatch_size: Option<usize>,
+    /// Whether experts pass through a cache, and who computes with those that are not in it.
+    expert_cache: ExpertCacheRule,
+    expert_misses: ExpertMissRule,
+    /// What an adapter is multiplied by, where one is loaded.
+    pub lora_scale: f32,
 }
 
 impl Options {
+    fn take(fields: &mut Fields) -> Result<Options, Error> {
+        let count = "a whole number";
+        let (device, max_memory) = Options::take_placement(fields)?;
+        Ok(Options {
+            device,
+            max_memory,
+            ctx_size: fields.take("ctx_size", count)?,
+            kv_dtype: fields.take("kv_dtype", "f32, f16, q8_0 or q4_0")?.unwrap_or_default(),
+            slots: fields.take("slots", count)?,
+            ubatch_size: fields.take("ubatch_size", count)?,
+            expert_cache: rule(fields.take("expert_cache", "auto, on or off")?)?,
+            expert_misses: rule(fields.take("expert_misses", "auto, upload or host")?)?,
+            lora_scale: fields.take("lora_scale", "a number")?.unwrap_or(1.0),
+        })
+    }
+
+    fn take_placement(fields: &mut Fields) -> Result<(DeviceChoice, MaxMemory), Error> {
+        let device = fields.take("device", "auto, gpu, gpu:0 or cpu")?.unwrap_or_default();
+        Ok((device, fields.take("max_memory", "bytes by device, as {\"gpu:0\": 268435456}")?.unwrap_or_default()))
+    }
+
     /// A builder that asks for this.
     pub fn builder(&self, checkpoint: &Arc<Checkpoint>) -> EngineBuilder {
         let options = PlanOptions {
@@ -34,6 +63,8 @@ impl Options {
             kv_dtype: self.kv_dtype,
             n_slots: self.slots,
             ubatch_size: self.ubatch_size,
+            expert_cache: self.expert_cache,
+            expert_misses: self.expert_misses,
             ..PlanOptions::default()
         };
         Engine::builder_of(Arc::clone(checkpoint)).device(self.device).plan_options(options)
@@ -60,8 +91,19 @@ impl Options {
         if let Some(ubatch_size) = self.ubatch_size {
             words.push(format!("--ubatch-size {ubatch_size}"));
         }
+        if self.expert_cache != ExpertCacheRule::default() {
+            words.push(format!("--expert-cache {}", self.expert_cache));
+        }
+        if self.expert_misses != ExpertMissRule::default() {
+            words.push(format!("--expert-misses {}", self.expert_misses));
+        }
         words.join(" ")
     }
+}
+
+/// What a word says; none is the planner's choice.
+fn rule<T: FromStr<Err = Error> + Default>(word: Option<String>) -> Result<T, Error> {
+    word.map_or_else(|| Ok(T::default()), |word| word.parse())
 }
 
 /// A word as a shell takes it.
@@ -76,15 +118,19 @@ fn quoted(word: &str) -> String {
 /// [`Error::InvalidArgument`] naming what cannot be read.
 pub fn read(text: &str) -> Result<Options, Error> {
     let mut fields = Fields::of("options", text)?;
-    let count = "a whole number";
-    let options = Options {
-        device: fields.take("device", "auto, gpu, gpu:0 or cpu")?.unwrap_or_default(),
-        max_memory: fields.take("max_memory", "bytes by device, as {\"gpu:0\": 268435456}")?.unwrap_or_default(),
-        ctx_size: fields.take("ctx_size", count)?,
-        kv_dtype: fields.take("kv_dtype", "f32, f16, q8_0 or q4_0")?.unwrap_or_default(),
-        slots: fields.take("slots", count)?,
-        ubatch_size: fields.take("ubatch_size", count)?,
-    };
+    let options = Options::take(&mut fields)?;
     fields.finish()?;
     Ok(options)
+}
+
+/// The same for training, which has options of its own besides.
+///
+/// # Errors
+/// As of [`read`].
+pub fn read_for_training(text: &str) -> Result<(Options, TrainingOptions), Error> {
+    let mut fields = Fields::of("options", text)?;
+    let (device, max_memory) = Options::take_placement(&mut fields)?;
+    let training = TrainingOptions::take(&mut fields)?;
+    fields.finish()?;
+    Ok((Options { device, max_memory, ..Options::default() }, training))
 }

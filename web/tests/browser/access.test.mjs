@@ -48,6 +48,9 @@ for (const colorScheme of ['light', 'dark']) {
     await page.click('#open-activity');
     await page.waitForSelector('#timeline:not([hidden])');
     assert.deepEqual(await violationsOn(page), []);
+    await page.click('#open-teach');
+    await page.click('#teach-panel summary');
+    assert.deepEqual(await violationsOn(page), []);
     await page.close();
   });
 }

@@ -27,6 +27,8 @@ export const MODEL = process.env.TIERFLOW_WEB_MODEL;
 export const TINY = process.env.TIERFLOW_WEB_TINY;
 /** A mixture of experts with random weights. */
 export const EXPERTS = process.env.TIERFLOW_WEB_EXPERTS;
+/** The native program, to compare with. */
+export const PROGRAM = process.env.TIERFLOW_WEB_PROGRAM;
 /** For tests that are left out of the short selection. */
 export const NOT_SHORT = { skip: process.env.TIERFLOW_WEB_SHORT ? 'left out by --short' : false };
 /** The budget of the tests, less than half of the model. */

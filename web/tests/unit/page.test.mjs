@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { recordsOf } from '../../page/examples.js';
 import { bytes, parseBytes } from '../../page/format.js';
 import { gaps, lastForwards, summarise, union } from '../../page/lanes.js';
 import { axisOf, blocksOf, sizeOn } from '../../page/tier-map.js';
@@ -20,6 +21,14 @@ test('sizes are read as they are written', () => {
   for (const text of ['', 'much', '-1', '1 MiB 2', '1e9']) assert.equal(parseBytes(text), null, text);
   assert.equal(bytes(40 * MIB), '40.0 MiB');
   assert.equal(parseBytes(bytes(40 * MIB)), 40 * MIB);
+});
+
+test('examples are blocks: a question and its answer, or a text; lines of JSON stay as they are', () => {
+  const chat = (question, answer) => ({ messages: [{ role: 'user', content: question }, { role: 'assistant', content: answer }] });
+  assert.deepEqual(recordsOf('Who?\nEdda.\n\n  \nHow high? \nForty\n  metres.\n \nIt stands alone.\n'), [chat('Who?', 'Edda.'), chat('How high?', 'Forty\n  metres.'), { text: 'It stands alone.' }]);
+  assert.deepEqual(recordsOf('A\r\nB\r\n\r\nC'), [chat('A', 'B'), { text: 'C' }]);
+  assert.equal(recordsOf('{"text": "x"}\n\n{"text": "y"}'), '{"text": "x"}\n\n{"text": "y"}');
+  assert.deepEqual(recordsOf(' \n\n'), []);
 });
 
 const span = (lane, start_secs, end_secs, forward = 0, size_bytes = 0) => ({ lane, start_secs, end_secs, forward, chunk: 0, size_bytes });
