@@ -39,7 +39,7 @@ export class PlanView {
       parse: (text) => (/^\d+$/.test(text.trim()) ? Number(text) : null),
       onChange: change,
     });
-    for (const id of ['kv-dtype', 'device']) byId(id).addEventListener('change', change);
+    for (const id of ['kv-dtype', 'expert-cache', 'device']) byId(id).addEventListener('change', change);
     byId('options').addEventListener('submit', (event) => event.preventDefault());
     byId('copy').addEventListener('click', () => this.#copy());
     byId('choose-devices').addEventListener('click', () => byId('devices-file').click());
@@ -54,7 +54,7 @@ export class PlanView {
     const gpu = this.#devices.find(({ device }) => device.startsWith('gpu'));
     if (gpu && this.#gpu.value !== null) max_memory[gpu.device] = this.#gpu.value;
     if (this.#host.value !== null) max_memory.cpu = this.#host.value;
-    const chosen = { ctx_size: this.#context.value, kv_dtype: byId('kv-dtype').value };
+    const chosen = { ctx_size: this.#context.value, kv_dtype: byId('kv-dtype').value, expert_cache: byId('expert-cache').value };
     const named = Object.entries(chosen).filter(([, value]) => value);
     return { device: byId('device').value, max_memory, ...Object.fromEntries(named) };
   }
@@ -87,6 +87,8 @@ export class PlanView {
     const longest = inspection.config.context_length;
     this.#context.setSteps([null, ...sizeSteps(128, longest).filter((step) => step !== null), longest]);
     this.#context.set(null);
+    byId('expert-cache-label').hidden = !inspection.config.variant?.experts;
+    if (byId('expert-cache-label').hidden) byId('expert-cache').value = '';
     this.#wish(wishes);
     await this.refresh();
   }
@@ -97,22 +99,24 @@ export class PlanView {
     this.#host.set(null);
     this.#context.set(null);
     byId('kv-dtype').value = '';
+    byId('expert-cache').value = '';
     byId('device').value = 'auto';
     this.#wish(wishes);
     await this.refresh();
   }
 
-  #wish({ gpu, cpu, context, kv, device }) {
+  #wish({ gpu, cpu, context, kv, experts, device }) {
     if (gpu && !byId('gpu-budget').hidden) this.#gpu.set(gpu);
     if (cpu) this.#host.set(cpu);
     if (context) this.#context.set(context);
     if (kv) byId('kv-dtype').value = kv;
+    if (experts) byId('expert-cache').value = experts;
     if (device && [...byId('device').options].some(({ value }) => value === device)) byId('device').value = device;
   }
 
   /** What is chosen, as an address has it. */
   get wishes() {
-    const wishes = { gpu: this.#gpu.value, cpu: this.#host.value, context: this.#context.value, kv: byId('kv-dtype').value, device: byId('device').value };
+    const wishes = { gpu: this.#gpu.value, cpu: this.#host.value, context: this.#context.value, kv: byId('kv-dtype').value, experts: byId('expert-cache').value, device: byId('device').value };
     return Object.fromEntries(Object.entries(wishes).filter(([, value]) => value));
   }
 

@@ -11,7 +11,8 @@ const DEVICE = /^(auto|cpu|gpu(:\d+)?)$/;
  * @property {string} [file] a file of this computer, which a page cannot open again by itself
  * @property {string} [chat] a conversation's id
  * @property {number} [gpu] bytes of the GPU @property {number} [cpu] bytes of the host's memory
- * @property {number} [context] positions @property {string} [kv] @property {string} [device]
+ * @property {number} [context] positions @property {string} [kv] @property {string} [experts] whether they are cached
+ * @property {string} [device]
  */
 
 /** @param {string} hash @returns {Route} what makes no sense is left out */
@@ -26,6 +27,7 @@ export function readRoute(hash) {
     cpu: parseBytes(given.get('cpu') ?? '') ?? undefined,
     context: Number.isSafeInteger(context) && context > 0 ? context : undefined,
     kv: ['f16', 'f32', 'q8_0', 'q4_0'].find((name) => name === given.get('kv')),
+    experts: ['on', 'off'].find((name) => name === given.get('experts')),
     device: DEVICE.test(given.get('device') ?? '') ? given.get('device') : undefined,
   };
   return defined(route);

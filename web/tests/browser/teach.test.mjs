@@ -16,7 +16,9 @@ const RECORDS = [
   { messages: [{ role: 'user', content: 'How high is it?' }, { role: 'assistant', content: 'Forty metres.' }] },
   { text: 'The lighthouse of Varn stands alone.' },
 ];
-const OPTIONS = { steps: 10, batch: 2, lr: 0.02, lora_r: 4, seq_len: 96, scheduler: 'constant', seed: 7 };
+/** Steps along the gradient itself: those of AdamW are as large where a gradient is all roundings, which differ between machines. */
+const OPTIONS = { steps: 10, batch: 2, optimizer: 'sgd', lr: 0.1, lora_r: 4, seq_len: 96, scheduler: 'constant', seed: 7 };
+const TOLERANCE = 2e-4;
 let browser;
 let folder;
 let tiny;
@@ -48,7 +50,7 @@ async function inPage(work, argument) {
   return result;
 }
 
-for (const [device, tolerance] of [['cpu', 1e-4], ['gpu:0', 1e-3]]) {
+for (const device of ['cpu', 'gpu:0']) {
   test(`ten steps have the losses of the native program, and the adapter is one of PEFT's, on ${device}`, async () => {
     const data = join(folder, 'records.jsonl');
     writeFileSync(data, RECORDS.map((record) => JSON.stringify(record)).join('\n'));
@@ -73,7 +75,7 @@ for (const [device, tolerance] of [['cpu', 1e-4], ['gpu:0', 1e-3]]) {
     assert.deepEqual([found.n_records, found.n_steps, found.isOnGpu], [RECORDS.length, 10, device !== 'cpu']);
     assert.deepEqual(found.told, Array.from({ length: 10 }, (_, index) => index + 1));
     assert.equal(found.size.n_values > 0, true);
-    for (const [index, loss] of found.losses.entries()) assert.ok(Math.abs(loss - expected[index]) <= tolerance * expected[index], `step ${index + 1}: ${loss}, natively ${expected[index]}`);
+    for (const [index, loss] of found.losses.entries()) assert.ok(Math.abs(loss - expected[index]) <= TOLERANCE * expected[index], `step ${index + 1}: ${loss}, natively ${expected[index]}`);
     assert.ok(found.losses.at(-1) < 0.9 * found.losses[0], `the loss falls: ${found.losses}`);
     assert.deepEqual(found.names, ['adapter_model.safetensors', 'adapter_config.json']);
     assert.deepEqual([found.config.peft_type, found.config.r], ['LORA', 4]);

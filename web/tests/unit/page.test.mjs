@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { recordsOf } from '../../page/examples.js';
+import { expertsInWords, since } from '../../page/experts.js';
 import { bytes, parseBytes } from '../../page/format.js';
 import { gaps, lastForwards, summarise, union } from '../../page/lanes.js';
 import { axisOf, blocksOf, sizeOn } from '../../page/tier-map.js';
@@ -29,6 +30,15 @@ test('examples are blocks: a question and its answer, or a text; lines of JSON s
   assert.deepEqual(recordsOf('A\r\nB\r\n\r\nC'), [chat('A', 'B'), { text: 'C' }]);
   assert.equal(recordsOf('{"text": "x"}\n\n{"text": "y"}'), '{"text": "x"}\n\n{"text": "y"}');
   assert.deepEqual(recordsOf(' \n\n'), []);
+});
+
+test('experts are counted since the answer before, and told in words', () => {
+  const layer = (name, n_hits, n_misses, n_on_host, uploaded) => ({ name, n_hits, n_misses, n_on_host, uploaded });
+  const now = since([layer('a', 10, 4, 0, 2048), layer('b', 3, 3, 1, 1024)], [layer('a', 4, 2, 0, 1024)]);
+  assert.deepEqual(now, [layer('a', 6, 2, 0, 1024), layer('b', 3, 3, 1, 1024)]);
+  assert.equal(expertsInWords(now), '64 % of 14 experts were in the cache, 7 % computed by the processor; 2.0 KiB were brought.');
+  assert.equal(expertsInWords([]), null);
+  assert.equal(expertsInWords([layer('a', 0, 0, 0, 0)]), null);
 });
 
 const span = (lane, start_secs, end_secs, forward = 0, size_bytes = 0) => ({ lane, start_secs, end_secs, forward, chunk: 0, size_bytes });
