@@ -200,6 +200,11 @@ pub enum Error {
         /// What happened instead, and what to do.
         reason: String,
     },
+    /// Another machine, which computes layers of the model, failed, or cannot be reached.
+    StageFailed {
+        /// Which layers, and what happened.
+        reason: String,
+    },
     /// All sequences that the plan provides for are in use.
     AllSequencesInUse {
         /// How many there are.
@@ -304,6 +309,7 @@ impl Error {
                 )
             }
             Error::Network { url, reason } => format!("{url}: {reason}"),
+            Error::StageFailed { reason } => format!("a later stage of the model failed: {reason}"),
             Error::AllSequencesInUse { n_seqs } => format!("all {n_seqs} sequences are in use"),
             Error::EngineGone => "the engine has ended; load the model again".to_owned(),
             Error::Interrupted => "interrupted".to_owned(),

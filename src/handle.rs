@@ -707,14 +707,14 @@ impl EngineThread {
         // Recurrent states are those after the last token alone.
         let is_alike = |other: u32| self.engine.lora_scales(other) == self.engine.lora_scales(sequence);
         let others = (0..self.sequences.len() as u32)
-            .filter(|other| *other != sequence && is_alike(*other) && !self.engine.prepared().model.is_recurrent());
+            .filter(|other| *other != sequence && is_alike(*other) && self.engine.can_copy_sequences().is_ok());
         let best = others.map(|other| (other, n_cached(other))).max_by_key(|(_, n_tokens)| *n_tokens);
         Known { n_own, elsewhere: best.filter(|(_, n_tokens)| *n_tokens >= n_own + MIN_COPIED) }
     }
 
     /// Whether another sequence that computes alike is reading more of `prompt` than any has in its cache.
     fn is_being_read(&self, sequence: u32, prompt: &[u32], Known { n_own, elsewhere }: Known) -> bool {
-        if self.engine.prepared().model.is_recurrent() {
+        if self.engine.can_copy_sequences().is_err() {
             return false;
         }
         let n_cached = elsewhere.map_or(n_own, |(_, n_tokens)| n_tokens);

@@ -140,7 +140,8 @@ impl<'a> Session<'a> {
     /// As of [`Session::append`].
     pub async fn append_scoring_all(&mut self, tokens: &[u32], mut each: impl FnMut(Vec<f32>)) -> Result<()> {
         self.check_room(tokens.len())?;
-        let n_rows_max = self.engine.plan().forward.n_logit_rows.min(self.engine.plan().forward.n_tokens);
+        let forward = self.engine.forward_size();
+        let n_rows_max = forward.n_logit_rows.min(forward.n_tokens);
         self.check_whole(tokens.len(), n_rows_max)?;
         self.restore().await?;
         for part in tokens.chunks(n_rows_max) {
@@ -353,7 +354,7 @@ impl GenerationState {
         mut sampler: Sampler,
         options: GenerateOptions,
     ) -> Result<(GenerationState, Vec<u32>)> {
-        if !engine.prepared().model.has_head() {
+        if !engine.gives_logits() {
             let reason = "has no head and generates nothing: the model is an encoder, or was opened without its head".into();
             return Err(Error::InvalidArgument { option: "engine".into(), reason });
         }

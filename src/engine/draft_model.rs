@@ -73,7 +73,7 @@ impl Engine {
         if draft.prepared().model.is_recurrent() {
             return invalid("has recurrent states, which cannot go back to before a wrong draft".into());
         }
-        if !draft.prepared().model.has_head() {
+        if !draft.gives_logits() {
             return invalid("has no head and generates nothing".into());
         }
         if draft.plan().n_seqs < self.plan().n_seqs {
@@ -177,7 +177,7 @@ impl DraftModel {
 
     /// How many sequences go into one forward with what is due of them.
     fn n_together(&self, under_way: &[&mut Drafting]) -> usize {
-        let forward = self.engine.plan().forward;
+        let forward = self.engine.forward_size();
         let most_due = under_way.iter().map(|drafting| drafting.due.len()).max().unwrap_or(1).max(1);
         (forward.n_tokens / most_due).min(forward.n_logit_rows).max(1)
     }

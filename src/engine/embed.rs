@@ -13,7 +13,8 @@ impl Engine {
     /// Those of [`Engine::forward`]; [`Error::InvalidArgument`] where there are no tokens, or the engine has its head.
     pub async fn embed(&mut self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>> {
         let invalid = |option: &str, reason: &str| Err(Error::InvalidArgument { option: option.into(), reason: reason.into() });
-        if self.prepared().model.has_head() {
+        self.check_whole()?;
+        if self.gives_logits() {
             return invalid("engine", "computes logits; open it with EngineBuilder::without_head");
         }
         if tokens.is_empty() {

@@ -53,9 +53,10 @@ impl Prepared {
             executors.warm_experts(profile)?;
         }
         let cached = CachedPositions::new(self.plan.n_seqs, self.model.is_recurrent());
-        let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new() });
+        let model = Arc::new(LoadedModel { prepared: self, trace, text, decode_secs: OnceLock::new(), later_rows: None });
         let known_halves = HashMap::new();
-        Ok(Engine { model, executors, cached, known_halves, store, lora_scales, draft: None, timings: Timings::default() })
+        let timings = Timings::default();
+        Ok(Engine { model, executors, cached, known_halves, store, lora_scales, draft: None, timings, later: None })
     }
 
     /// The model's tokenizer, chat template and generation settings, which are read once: here, or when the model is loaded.

@@ -4,10 +4,12 @@ mod draft_model;
 mod drafts;
 mod embed;
 mod inspection;
+mod later;
 mod learn;
 mod load;
 mod prepare;
 mod sequence_file;
+mod split;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +23,7 @@ use crate::device::Device;
 use crate::error::{Error, Result, Setting};
 use crate::gpu::ObjectCounts;
 use crate::model::{Checkpoint, ModelConfig};
-use crate::plan::{ExpertProfile, Plan, Workload, expert_shape};
+use crate::plan::{ExpertProfile, ForwardSize, Plan, Workload, expert_shape};
 use crate::platform::clock::Instant;
 use crate::session::Session;
 use crate::stream::{self, Batch, CachedPositions, Cancelled, Executors, ExpertStatistics, GpuExecutor, Halves, Logits, Store, Trace};
@@ -31,10 +33,12 @@ pub(crate) use draft_model::DraftWish;
 use draft_model::{DraftModel, Timings};
 pub use embed::normalized;
 pub use inspection::{AtDType, Inspection, Named, Needs};
+pub use later::{LaterLogits, LaterStages, StageRequest, StageRequests, batch_of_hidden, requests_to_later_stages};
 pub use learn::Observed;
 pub use load::LoadProgress;
 use prepare::ModelSource;
 pub use prepare::{EngineBuilder, Prepared, TextFiles};
+pub use split::{Link, Machine, Split, StagePlan, split};
 pub use text::ModelText;
 
 /// A loaded model, ready to compute.
@@ -50,6 +54,8 @@ pub struct Engine {
     draft: Option<Box<DraftModel>>,
     /// Of forwards of few tokens, where something drafts.
     timings: Timings,
+    /// What computes the layers behind its own, where it has the first stage of a model.
+    later: Option<Box<dyn LaterStages>>,
     /// Dropped last: who sees it gone knows that the memory is given back.
     model: Arc<LoadedModel>,
 }
@@ -64,6 +70,8 @@ pub struct LoadedModel {
     text: ModelText,
     /// Predicted once it is asked for.
     decode_secs: OnceLock<Vec<f64>>,
+    /// Whether later stages give the logits, and of how many positions at once.
+    later_rows: Option<usize>,
 }
 
 impl Deref for Engine {
@@ -148,22 +156,36 @@ impl Engine {
 
     /// As [`Engine::forward_unless`], with any condition.
     pub(crate) async fn forward_until(&mut self, batch: &Batch, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
-        batch.check(self.config(), self.plan())?;
+        self.check_begins_with_tokens()?;
+        self.forward_from(batch, None, cancelled).await
+    }
+
+    /// The logits of a batch, or what a stage gives of it. It begins with the batch's tokens, or with what is `given` for them.
+    async fn forward_from(&mut self, batch: &Batch, given: Option<&[f32]>, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
+        batch.check(self.config(), self.plan().ctx_size, self.plan().n_seqs, self.forward_size())?;
         self.cached.check(batch)?;
         if self.executors.is_midway() {
             let recovered = stream::recover(&self.model.prepared.schedule, &mut self.executors).await;
             recovered.map_err(|error| self.executors.cause_of(error))?;
         }
         self.cached.begin(batch);
-        let halves = self.halves_that_pay(batch);
         let begin = Instant::now();
-        let logits = stream::forward(&self.model.prepared.schedule, &mut self.executors, batch, halves, cancelled).await;
-        let logits = logits.map_err(|error| self.executors.cause_of(error))?;
+        let logits = match self.later {
+            None => self.compute(batch, given, cancelled).await?,
+            Some(_) => self.forward_through(batch, given, cancelled).await?,
+        };
         self.cached.end(batch);
         if self.draft.is_some() {
             self.timings.note(batch.tokens.len(), begin.elapsed().as_secs_f64());
         }
         Ok(logits)
+    }
+
+    /// What its own layers make of a batch.
+    async fn compute(&mut self, batch: &Batch, given: Option<&[f32]>, cancelled: &Cancelled<'_>) -> Result<Vec<Logits>> {
+        let halves = if given.is_none() { self.halves_that_pay(batch) } else { None };
+        let logits = stream::forward(&self.model.prepared.schedule, &mut self.executors, batch, given, halves, cancelled).await;
+        logits.map_err(|error| self.executors.cause_of(error))
     }
 
     /// Gives sequence `to` the first `n_tokens` positions of sequence `from` in place of its own: what two texts begin with is computed
@@ -179,9 +201,9 @@ impl Engine {
         if let Some(sequence) = [from, to].into_iter().find(|sequence| *sequence as usize >= n_seqs) {
             return invalid(format!("there is no sequence {sequence}, the plan provides for {n_seqs}"));
         }
-        if self.model.prepared.model.is_recurrent() {
-            return invalid("the model has recurrent states, which cannot be copied up to a position".into());
-        }
+        self.model
+            .can_copy_sequences()
+            .map_err(|reason| Error::InvalidArgument { option: Setting::NSeqs.into(), reason: reason.into() })?;
         if self.lora_scales(from) != self.lora_scales(to) {
             return invalid(format!("sequences {from} and {to} multiply LoRA adapters by other numbers"));
         }
@@ -329,6 +351,26 @@ impl LoadedModel {
     /// What was known before loading: model, devices, schedule.
     pub fn prepared(&self) -> &Prepared {
         &self.prepared
+    }
+
+    /// What one forward may ask for at most.
+    pub fn forward_size(&self) -> ForwardSize {
+        let own = self.prepared.plan.forward;
+        ForwardSize { n_logit_rows: self.later_rows.unwrap_or(own.n_logit_rows), ..own }
+    }
+
+    /// Whether its forwards give logits: its own, or those of later stages.
+    pub fn gives_logits(&self) -> bool {
+        self.later_rows.is_some() || self.prepared.model.has_head()
+    }
+
+    /// Whether what is cached of one sequence can be given to another, or why not.
+    pub(crate) fn can_copy_sequences(&self) -> std::result::Result<(), &'static str> {
+        match self.later_rows {
+            _ if self.prepared.model.is_recurrent() => Err("the model has recurrent states, which cannot be copied up to a position"),
+            Some(_) => Err("other machines keep a part of what is cached, which is not copied"),
+            None => Ok(()),
+        }
     }
 
     /// The model's sizes and settings.

@@ -1,5 +1,6 @@
 //! From a path to a plan: reads the headers, looks at the machine's devices, finds which may compute, and plans. Loads nothing.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +24,14 @@ use crate::weights::Catalog;
 /// What to open and how. Made by [`Engine::builder`].
 #[derive(Debug, Clone)]
 pub struct EngineBuilder {
-    model: ModelSource,
+    pub(super) model: ModelSource,
     device: DeviceChoice,
     io: IoMode,
     limits: Option<GpuLimits>,
     text: TextFiles,
     text_first: bool,
     without_head: bool,
+    layers: Option<Range<usize>>,
     options: PlanOptions,
     compute_on: Option<Vec<Device>>,
     n_virtual: usize,
@@ -121,6 +123,7 @@ impl EngineBuilder {
             text: TextFiles::default(),
             text_first: false,
             without_head: false,
+            layers: None,
             options: PlanOptions::default(),
             compute_on: None,
             n_virtual: 1,
@@ -188,6 +191,15 @@ impl EngineBuilder {
     #[must_use]
     pub fn without_head(mut self) -> EngineBuilder {
         self.without_head = true;
+        self
+    }
+
+    /// Opens a stage of the model: these layers alone, so that several machines together compute a model that none holds. Without the first
+    /// layer, forwards take hidden states ([`Engine::forward_hidden`]); without the last, they give them, unless later stages are [told
+    /// of](Engine::continue_with).
+    #[must_use]
+    pub fn layers(mut self, layers: Range<usize>) -> EngineBuilder {
+        self.layers = Some(layers);
         self
     }
 
@@ -262,22 +274,30 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// Those of reading headers, [`Error::NoGpu`] where an adapter is demanded that is not there, [`Error::DoesNotFit`].
-    pub async fn prepare(mut self) -> Result<Prepared> {
+    pub async fn prepare(self) -> Result<Prepared> {
+        let surveyed = self.survey().await?;
+        let plan = plan::plan(&surveyed.checkpoint.catalog, &surveyed.model, &surveyed.devices, &surveyed.options)?;
+        Ok(surveyed.with(plan))
+    }
+
+    /// The devices of this machine with their rates for the model, as a plan of it elsewhere may be told of them
+    /// ([`EngineBuilder::machine`]).
+    ///
+    /// # Errors
+    /// As of [`EngineBuilder::prepare`].
+    pub async fn devices(self) -> Result<Vec<DeviceSpec>> {
+        Ok(self.survey().await?.measured)
+    }
+
+    /// Reads headers and looks at the machine: all that a plan needs.
+    pub(super) async fn survey(mut self) -> Result<Surveyed> {
         platform::start_threads(None)?;
         if let Some(saved) = &self.options.saved {
             self.compute_on = Some(saved.executors());
         }
-        let checkpoint = self.model.open(self.io)?;
-        let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let (checkpoint, model) = self.open_model()?;
         let loras = self.loras.iter().map(Scaled::summary).collect();
-        let (checkpoint, model) = match self.loras.as_slice() {
-            [] => (checkpoint, model),
-            scaled => lora::apply(&checkpoint, model, scaled, self.lora_scales).map(|(checkpoint, model)| (Arc::new(checkpoint), model))?,
-        };
-        let model = if self.without_head { model.without_head() } else { model };
         let text = if self.text_first { Some(ModelText::open(&checkpoint, self.text)?) } else { None };
-        let n_tensors = checkpoint.catalog.tensors.len();
-        tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
         let mut adapters = self.adapters().await?;
         let specs: Vec<DeviceSpec> = match &self.machine {
             Some(devices) => devices.clone(),
@@ -301,39 +321,22 @@ impl EngineBuilder {
             found.spec.rates =
                 devices.iter().find(|spec| spec.device == found.spec.device).map_or_else(Rates::default, |spec| spec.rates.clone());
         }
-        let learns = self.machine.is_none() && self.is_usual();
-        let mut options = PlanOptions { compute_on, ..self.options };
-        if model.is_encoder() && options.ubatch_size.is_none() {
-            // Tokens see what stands behind them: all of a text goes into one forward.
-            options.ubatch_size = Some(options.ctx_size.unwrap_or(model.config.context_length));
-        }
-        if options.compute_on == [Device::Cpu] {
-            // Where no GPU computes, none has a part in the plan.
-            options.max_memory.retain(|device, _| *device == Device::Cpu);
-        }
+        let learns = self.machine.is_none() && self.is_usual() && model.is_whole();
+        let options = options_for(&model, PlanOptions { compute_on, ..self.options });
         warn_of_vain_options(&options, model.config.context_length);
         warn_of_large_budgets(&options, &devices);
         if let PlacementRule::Given(map) = &options.placement {
             check_map(map, &ModuleTree::of_model(&checkpoint.catalog, &model)?)?;
         }
-        let plan = plan::plan(&checkpoint.catalog, &model, &devices, &options)?;
-        let schedule = Schedule::new(&plan);
-        let executors = plan.executors();
-        tracing::debug!("{executors:?} compute; {} chunks in {} steps", plan.chunks.len(), schedule.steps.len());
-        let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
-        adapters.retain(|found| executors.contains(&found.spec.device));
         let is_here = self.machine.is_none();
         let path = self.model.path().map(Path::to_owned);
-        let (limits, gpu_timeout, text_files, plan) = (self.limits, self.gpu_timeout, self.text, Arc::new(plan));
-        Ok(Prepared {
+        let (limits, gpu_timeout, text_files) = (self.limits, self.gpu_timeout, self.text);
+        Ok(Surveyed {
             checkpoint,
             model,
             devices,
             options,
             loras,
-            plan,
-            schedule,
-            forecast,
             adapters,
             is_here,
             measured,
@@ -344,6 +347,24 @@ impl EngineBuilder {
             text_files,
             text,
         })
+    }
+
+    /// The model's headers, and what of it is to be computed: with LoRA adapters, without its head, with some layers.
+    fn open_model(&self) -> Result<(Arc<Checkpoint>, Model)> {
+        let checkpoint = self.model.open(self.io)?;
+        let n_tensors = checkpoint.catalog.tensors.len();
+        tracing::debug!("{}: {:?}, {n_tensors} tensors, {}", checkpoint.path, checkpoint.format, checkpoint.catalog.size_bytes());
+        let model = Model::new(&checkpoint.config, &|name, shape| checkpoint.expect(name, shape))?;
+        let (checkpoint, model) = match self.loras.as_slice() {
+            [] => (checkpoint, model),
+            scaled => lora::apply(&checkpoint, model, scaled, self.lora_scales).map(|(checkpoint, model)| (Arc::new(checkpoint), model))?,
+        };
+        let model = if self.without_head { model.without_head() } else { model };
+        let model = match &self.layers {
+            Some(layers) => model.stage(layers.clone())?,
+            None => model,
+        };
+        Ok((checkpoint, model))
     }
 
     /// Whether the kept rates apply to runs: no kernels or limits of the adapters are forbidden.
@@ -404,6 +425,72 @@ impl EngineBuilder {
     pub async fn open(self) -> Result<Engine> {
         self.prepare().await?.load(&|_| {}).await
     }
+}
+
+/// What is known of a model and a machine before it is planned.
+pub(super) struct Surveyed {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) model: Model,
+    pub(super) devices: Vec<DeviceSpec>,
+    pub(super) options: PlanOptions,
+    loras: Vec<lora::Summary>,
+    adapters: Vec<AdapterFound>,
+    is_here: bool,
+    measured: Vec<DeviceSpec>,
+    learns: bool,
+    path: Option<PathBuf>,
+    limits: Option<GpuLimits>,
+    gpu_timeout: Duration,
+    text_files: TextFiles,
+    text: Option<ModelText>,
+}
+
+impl Surveyed {
+    /// The same with its plan.
+    pub(super) fn with(self, plan: Plan) -> Prepared {
+        let Surveyed { checkpoint, model, devices, options, loras, mut adapters, is_here, measured, learns, .. } = self;
+        let Surveyed { path, limits, gpu_timeout, text_files, text, .. } = self;
+        let (schedule, executors) = (Schedule::new(&plan), plan.executors());
+        tracing::debug!("{executors:?} compute; {} chunks in {} steps", plan.chunks.len(), schedule.steps.len());
+        let forecast = plan::forecast(&plan, &checkpoint.catalog, &model, &devices, &options);
+        adapters.retain(|found| executors.contains(&found.spec.device));
+        Prepared {
+            checkpoint,
+            model,
+            devices,
+            plan: Arc::new(plan),
+            schedule,
+            forecast,
+            options,
+            loras,
+            adapters,
+            is_here,
+            measured,
+            learns,
+            path,
+            limits,
+            gpu_timeout,
+            text_files,
+            text,
+        }
+    }
+}
+
+/// What is asked of the planner, as far as the model says more of it.
+pub(super) fn options_for(model: &Model, mut options: PlanOptions) -> PlanOptions {
+    if model.is_encoder() && options.ubatch_size.is_none() {
+        // Tokens see what stands behind them: all of a text goes into one forward.
+        options.ubatch_size = Some(options.ctx_size.unwrap_or(model.config.context_length));
+    }
+    if model.gives_hidden() {
+        // The next stage needs those of all tokens.
+        options.logit_rows = usize::MAX;
+    }
+    if options.compute_on == [Device::Cpu] {
+        // Where no GPU computes, none has a part in the plan.
+        options.max_memory.retain(|device, _| *device == Device::Cpu);
+    }
+    options
 }
 
 /// Warns of options that will have no effect.

@@ -50,6 +50,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Io`]; those of the devices; [`Error::Internal`] where the tokens are not cached.
     pub(crate) async fn save_sequence(&mut self, sequence: u32, tokens: &[u32], path: &Path) -> Result<()> {
+        self.check_whole()?;
         if self.n_reusable(sequence, tokens.len()) < tokens.len() {
             return Err(Error::internal("a sequence was to be saved that is not cached"));
         }
@@ -74,6 +75,7 @@ impl Engine {
     /// # Errors
     /// [`Error::InvalidFile`] where the file is broken, or of another model, dtype or context; [`Error::Io`]; those of the devices.
     pub(crate) async fn load_sequence(&mut self, sequence: u32, path: &Path) -> Result<Vec<u32>> {
+        self.check_whole()?;
         let source = open_source(path, IoMode::Pread)?;
         let mut reader = Reader { source: &*source, at: 0, checksum: Checksum::default() };
         if reader.take(MAGIC.len() as u64)? != MAGIC {

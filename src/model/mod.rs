@@ -17,6 +17,7 @@ mod linears;
 mod op;
 mod packed_weights;
 mod scaled_weights;
+mod stage;
 mod to_gguf;
 mod value;
 
@@ -55,7 +56,8 @@ pub struct Model {
     /// What goes from unit to unit besides: first what is embedded, in the order of its tables, then what later units read of earlier ones.
     pub carried: Vec<ValueId>,
     /// What the head gives: a number for every token of the vocabulary, `[n_rows, vocab_size]`; of a model [without its
-    /// head](Model::without_head), what the head would read, `[n_rows, hidden_size]`.
+    /// head](Model::without_head), what the head would read, `[n_rows, hidden_size]`; of a [stage](Model::stage) before the last layer, its
+    /// residual stream.
     pub logits: ValueId,
     /// What the sequence of each token multiplies each LoRA adapter by, `[n_tokens, n_adapters]`, of a model whose sequences choose.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,7 +155,8 @@ impl Model {
 
     /// Whether it keeps states that only a sequence's next token or its first one can follow.
     pub fn is_recurrent(&self) -> bool {
-        self.units.iter().any(|unit| unit.states().next().is_some())
+        // Of a stage, layers elsewhere may keep them.
+        self.config.variant.recurrent.as_ref().is_some_and(|recurrent| recurrent.layers.contains(&true))
     }
 
     /// What value `id` is.

@@ -67,7 +67,8 @@ impl Assignment {
     /// The assignment of these placements; `None` where the matrices of one unit are stored in several places.
     pub(super) fn of(site: &Site<'_>, placements: &[Placement], n_slots: usize) -> Option<Assignment> {
         let unit = |placement: &Placement| {
-            let residency = match *placement.stored_on.first()? {
+            // What has no matrices is where it is computed.
+            let residency = match *placement.stored_on.first().unwrap_or(&placement.execute_on) {
                 stored_on if stored_on == placement.execute_on => Residency::Resident,
                 Device::Cpu => Residency::Host,
                 Device::Disk => Residency::Disk,

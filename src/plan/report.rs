@@ -110,7 +110,10 @@ impl Plan {
     }
 
     fn parts(&self, is_wanted: impl Fn(usize, &UnitPlan) -> bool) -> Parts {
-        let wanted = self.units.iter().enumerate().filter(|(index, unit)| is_wanted(*index, unit));
+        // The end of a stage, or of an encoder, is no head to speak of.
+        let is_empty = |unit: &UnitPlan| self.chunks[unit.chunks.clone()].iter().all(|chunk| chunk.slices.is_empty());
+        let named = self.units.iter().enumerate().filter(|(_, unit)| unit.kind != UnitKind::Head || !is_empty(unit));
+        let wanted = named.filter(|(index, unit)| is_wanted(*index, unit));
         Parts::of(&wanted.map(|(_, unit)| unit.kind).collect::<Vec<_>>())
     }
 }

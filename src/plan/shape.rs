@@ -57,7 +57,7 @@ impl Site<'_> {
         let ctx_limit = options.ctx_size.unwrap_or(self.model.config.context_length);
         let mut n_tokens = UBATCH_SIZE.min(ctx_limit).next_power_of_two();
         let is_too_large = |n_tokens: usize| {
-            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows, n_positions: ctx_limit };
+            let forward = ForwardSize { n_tokens, n_logit_rows: logit_rows.min(n_tokens), n_positions: ctx_limit };
             self.working_bytes(forward, Role::ALONE).0 > budget.0 / 8 || self.largest_working(forward, Role::ALONE) > largest_buffer
         };
         while n_tokens > N_TOKENS_FEW && is_too_large(n_tokens) {

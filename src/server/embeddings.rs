@@ -39,7 +39,7 @@ const MAX_TEXTS: usize = 2048;
 impl Embedder {
     /// That of an engine without its head; `None` of one that generates.
     pub(super) fn of(engine: &EngineHandle) -> Result<Option<Embedder>> {
-        if engine.prepared().model.has_head() {
+        if engine.gives_logits() {
             return Ok(None);
         }
         let settings = EmbeddingSettings::open(&engine.prepared().checkpoint)?;

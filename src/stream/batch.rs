@@ -5,7 +5,7 @@ use crate::kernels::matmul::MAX_DECODE_TOKENS;
 use crate::kernels::rope_kv::Token;
 use crate::model::{ModelConfig, RopeTable};
 use crate::plan::sizes::TOP_K_MAX;
-use crate::plan::{Plan, Workload};
+use crate::plan::{ForwardSize, Workload};
 
 /// Most tokens of a forward that takes the same kernels as a forward of one token: each is computed bit for bit as if it were alone.
 pub const MAX_TOKENS_TOGETHER: usize = MAX_DECODE_TOKENS as usize;
@@ -92,20 +92,20 @@ impl Batch {
         self.tokens.iter().map(|token| token.position as usize + 1).max().unwrap_or(0)
     }
 
-    /// Checks the batch against the sizes of the plan.
+    /// Checks the batch against the sizes of a plan: positions and number of sequences, and what a forward may ask for.
     ///
     /// # Errors
     /// [`Error::TokenOutOfVocabulary`], [`Error::ContextFull`], [`Error::InvalidArgument`].
-    pub fn check(&self, config: &ModelConfig, plan: &Plan) -> Result<()> {
+    pub fn check(&self, config: &ModelConfig, ctx_size: usize, n_seqs: usize, forward: ForwardSize) -> Result<()> {
         let over = |what: &str, n: usize, most: usize| Error::InvalidArgument {
             option: "batch".into(),
             reason: format!("{n} {what}, where the plan provides for 1 to {most}"),
         };
-        if self.tokens.is_empty() || self.tokens.len() > plan.forward.n_tokens {
-            return Err(over("tokens", self.tokens.len(), plan.forward.n_tokens));
+        if self.tokens.is_empty() || self.tokens.len() > forward.n_tokens {
+            return Err(over("tokens", self.tokens.len(), forward.n_tokens));
         }
-        if self.logits_for.is_empty() || self.logits_for.len() > plan.forward.n_logit_rows {
-            return Err(over("rows of logits", self.logits_for.len(), plan.forward.n_logit_rows));
+        if self.logits_for.is_empty() || self.logits_for.len() > forward.n_logit_rows {
+            return Err(over("rows of logits", self.logits_for.len(), forward.n_logit_rows));
         }
         if let Some(&row) = self.logits_for.iter().find(|row| **row as usize >= self.tokens.len()) {
             return Err(over("as an index of a token", row as usize, self.tokens.len()));
@@ -125,11 +125,11 @@ impl Batch {
             if token.token as usize >= config.vocab_size {
                 return Err(Error::TokenOutOfVocabulary { token: token.token, vocab_size: config.vocab_size });
             }
-            if token.position as usize >= plan.ctx_size {
-                return Err(Error::ContextFull { needed: token.position as usize + 1, available: plan.ctx_size });
+            if token.position as usize >= ctx_size {
+                return Err(Error::ContextFull { needed: token.position as usize + 1, available: ctx_size });
             }
-            if token.sequence as usize >= plan.n_seqs {
-                return Err(over("as a sequence", token.sequence as usize, plan.n_seqs));
+            if token.sequence as usize >= n_seqs {
+                return Err(over("as a sequence", token.sequence as usize, n_seqs));
             }
         }
         Ok(())

@@ -191,16 +191,18 @@ impl Executors {
         Ok(logits)
     }
 
-    /// Begins a forward on every executor and brings the batch's tokens, as vectors, to the first.
-    pub(super) fn embed(&mut self, batch: &Batch) -> Result<()> {
-        self.store.embed(&batch.tokens, &mut self.hidden)?;
+    /// Begins a forward on every executor and brings `given`, or else the batch's tokens as vectors, to the first.
+    pub(super) fn embed(&mut self, batch: &Batch, given: Option<&[f32]>) -> Result<()> {
+        if given.is_none() {
+            self.store.embed(&batch.tokens, &mut self.hidden)?;
+        }
         // What an executor refuses from here on leaves it in the middle.
         self.begin_forward();
         for (_, executor) in &mut self.devices {
             with_executor!(executor, executor => executor.begin(batch, self.n_forwards))?;
         }
         if let Some((_, first)) = self.devices.first_mut() {
-            with_executor!(first, executor => executor.write_hidden(&self.hidden))?;
+            with_executor!(first, executor => executor.write_hidden(given.unwrap_or(&self.hidden)))?;
         }
         Ok(())
     }

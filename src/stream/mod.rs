@@ -95,8 +95,9 @@ pub trait Executor {
 }
 
 /// The overlap loop: one forward over the schedule. Uploads only begin here; they run while devices compute. With `halves` of the
-/// batch, which [`halves_pay`](crate::plan::halves_pay) decides on, they are pipelined, so that devices compute at the same time. Once
-/// `cancelled` says so, it ends before its next step.
+/// batch, which [`halves_pay`](crate::plan::halves_pay) decides on, they are pipelined, so that devices compute at the same time. A whole
+/// batch begins with its tokens, or with the residual stream that is `given` for them. Once `cancelled` says so, it ends before its next
+/// step.
 ///
 /// # Errors
 /// Those of the executors, and [`Error::Interrupted`]. After an error, or where the future is dropped before its end, the rings have other
@@ -105,6 +106,7 @@ pub async fn forward(
     schedule: &Schedule,
     executors: &mut Executors,
     batch: &Batch,
+    given: Option<&[f32]>,
     mut halves: Option<Halves>,
     cancelled: &Cancelled<'_>,
 ) -> Result<Vec<Logits>> {
@@ -115,7 +117,7 @@ pub async fn forward(
     for steps in steps.chunk_by(|before, after| !waits(before) && !waits(after)) {
         check_cancelled(cancelled)?;
         match (steps[0], &mut halves) {
-            (Step::Embed, None) => executors.embed(batch)?,
+            (Step::Embed, None) => executors.embed(batch, given)?,
             (Step::Embed, Some(halves)) => halves.embed(executors)?,
             (Step::FetchUpload(_) | Step::Upload(_) | Step::ComputeResident(_), _) => {
                 for some in steps.chunks(STEPS_AT_ONCE) {

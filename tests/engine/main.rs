@@ -17,5 +17,6 @@ mod models;
 mod reference;
 mod sequences;
 mod sources;
+mod stages;
 mod stream;
 mod train;
